@@ -1,0 +1,168 @@
+"""What the journal says: one small value for each kind of entry. No I/O.
+
+Msgids are packed. An entry that cannot be read is Malformed, for the worker to put aside, and never an exception.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from imcore import msgid as msgids
+from imcore.streams.keys import RECORD_SEPARATOR, SEPARATOR
+
+Fields = dict[bytes, bytes]
+
+
+class Created(NamedTuple):
+    """A group was made."""
+
+    gid: str
+
+
+class Joined(NamedTuple):
+    """A membership began after `joined`."""
+
+    gid: str
+    uid: str
+    joined: int
+
+
+class Left(NamedTuple):
+    """The membership that had begun after `joined` ended with `left`."""
+
+    gid: str
+    uid: str
+    joined: int
+    left: int
+
+
+class Sent(NamedTuple):
+    """So many messages were stored, from `first` to `last`."""
+
+    gid: str
+    first: int
+    last: int
+    messages: int
+
+
+class Move(NamedTuple):
+    """The offsets of memberships that had begun after `joined` moved from `start` to `to`."""
+
+    joined: int
+    start: int
+    to: int
+    uids: tuple[str, ...]
+
+
+class Acked(NamedTuple):
+    """Offsets moved."""
+
+    gid: str
+    moves: tuple[Move, ...]
+
+
+class Confirmation(NamedTuple):
+    """A sender knows that so many have read a message."""
+
+    gid: str
+    msgid: int
+    read: int
+
+
+class Confirmed(NamedTuple):
+    """Senders have confirmed receipts."""
+
+    tallies: tuple[Confirmation, ...]
+
+
+class Malformed(NamedTuple):
+    """Not an entry that this program can read, and why."""
+
+    reason: str
+
+
+Event = Created | Joined | Left | Sent | Acked | Confirmed | Malformed
+
+
+class Entry(NamedTuple):
+    """An entry of a partition's journal. `of` is the id it had before it was a dead letter, '' if it never was one."""
+
+    partition: int
+    id: str
+    event: Event
+    of: str = ""
+
+    @property
+    def time_ms(self) -> int:
+        """When it happened, in ms since 1970."""
+        return int((self.of or self.id).partition("-")[0])
+
+    @property
+    def version(self) -> int:
+        """The packed id: what happened later in a partition has a higher one."""
+        return msgids.pack_id((self.of or self.id).encode())
+
+
+def read(partition: int, entry_id: bytes, fields: Fields | None) -> Entry:
+    """Return what an entry says; no fields: somebody deleted it after it was taken."""
+    text = entry_id.decode()
+    if fields is None:
+        return Entry(partition, text, Malformed("it was deleted from the journal"))
+    try:
+        of = fields.get(b"of", b"")
+        return Entry(partition, text, _KINDS[fields[b"kind"]](fields), of.decode() if of and msgids.pack_id(of) else "")
+    except (KeyError, ValueError) as error:
+        return Entry(partition, text, Malformed(f"it cannot be read: {error!r}"))
+
+
+def _created(fields: Fields) -> Event:
+    return Created(fields[b"gid"].decode())
+
+
+def _joined(fields: Fields) -> Event:
+    return Joined(fields[b"gid"].decode(), fields[b"uid"].decode(), int(fields[b"joined"]))
+
+
+def _left(fields: Fields) -> Event:
+    return Left(fields[b"gid"].decode(), fields[b"uid"].decode(), int(fields[b"joined"]), int(fields[b"left"]))
+
+
+def _sent(fields: Fields) -> Event:
+    first = last = msgids.pack_id(fields[b"first"])
+    if fields[b"last"] != fields[b"first"]:
+        last = msgids.pack_id(fields[b"last"])
+    messages = int(fields[b"n"])
+    if not (0 < first <= last and messages > 0):
+        raise ValueError("not a range of messages")
+    return Sent(fields[b"gid"].decode(), first, last, messages)
+
+
+def _acked(fields: Fields) -> Event:
+    records = fields[b"moves"].decode().split(RECORD_SEPARATOR)
+    return Acked(fields[b"gid"].decode(), tuple(map(_move, records)))
+
+
+def _move(record: str) -> Move:
+    joined, start, to, *uids = record.split(SEPARATOR)
+    if not uids:
+        raise ValueError("a move of nobody")
+    return Move(int(joined), int(start), int(to), tuple(uids))
+
+
+def _confirmed(fields: Fields) -> Event:
+    records = fields[b"tallies"].decode().split(RECORD_SEPARATOR)
+    return Confirmed(tuple(map(_confirmation, records)))
+
+
+def _confirmation(record: str) -> Confirmation:
+    gid, msgid, read = record.split(SEPARATOR)
+    return Confirmation(gid, int(msgid), int(read))
+
+
+_KINDS: dict[bytes, Callable[[Fields], Event]] = {
+    b"group": _created,
+    b"join": _joined,
+    b"leave": _left,
+    b"msg": _sent,
+    b"ack": _acked,
+    b"confirm": _confirmed,
+}

@@ -1,0 +1,285 @@
+"""The journals as one kind of worker sees them: take entries, confirm them, put aside what cannot be handled.
+
+The kind's name is that of its consumer group on every partition's journal. What has been taken and not confirmed stays
+open in Redis, under the name of the process that took it, whatever becomes of that process:
+
+    new --take--> open --done--> gone from sight
+                   |  `--failed, often--> dead letter
+                   `--its worker's lease ends--> claimed by another worker of the kind
+
+So each entry is handled at least once, by somebody; what is done with it must be safe to do again.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+
+from imcore.errors import ImError, RedisUnavailable, UnknownGroup
+from imcore.settings import Settings
+from imcore.streams import events, keys
+from imcore.streams import journal_calls as calls
+from imcore.streams.events import Entry
+from imcore.streams.link import Link
+
+log = logging.getLogger(__name__)
+
+LONGEST_BLOCK_MS = 5000
+"""Well below the client's socket timeout."""
+CLUSTER_BLOCK_MS = 50
+"""In a cluster one command waits for one partition only; the others are looked at when it ends."""
+LONGEST_REASON = 300
+
+
+class Lease:
+    """A process's sign of life, and with it the lowest free name of its kind: `persist-1`, `persist-2`, ...
+
+    Names are few and stable, so that consumers do not pile up in Redis. A process that did not renew its lease in time
+    counts as dead; if it lives after all and its name has gone to another one, it takes another name.
+    """
+
+    def __init__(self, link: Link, kind: str, lease_ms: int) -> None:
+        self._link = link
+        self._kind = kind
+        self._lease_ms = lease_ms
+        self._token = uuid.uuid4().hex
+        self._slot = 0
+        self._renew_at = 0.0
+
+    @property
+    def name(self) -> str:
+        """The name that goes with the lease, as long as it is held."""
+        return f"{self._kind}-{self._slot}"
+
+    def hold(self) -> bool:
+        """Take the lease, or renew it when a third of it is over; return whether the name is a new one."""
+        if self._slot and (time.monotonic() < self._renew_at or self._hold(self._slot)):
+            return False
+        if self._slot:
+            log.warning("%s was not heard of for too long, and its name has gone to another process", self.name)
+        self._slot = next(slot for slot in count(1) if self._hold(slot))
+        return True
+
+    def give_back(self) -> None:
+        """Let others have the name, and what is still open under it, at once."""
+        if self._slot:
+            self._link.run(calls.lease(self._kind, self._slot, self._token, 0))
+            self._slot = 0
+
+    def _hold(self, slot: int) -> bool:
+        self._renew_at = time.monotonic() + self._lease_ms / 3000
+        return self._link.run(calls.lease(self._kind, slot, self._token, self._lease_ms))
+
+
+class Journal:
+    """All journals, for one process of a kind of worker."""
+
+    def __init__(self, link: Link, kind: str, settings: Settings) -> None:
+        self._link = link
+        self._kind = kind
+        self._settings = settings
+        self._lease = Lease(link, kind, settings.lease_ms)
+        self._follows = False
+        self._open: dict[int, str] | None = None
+        """Up to where the entries open under our name have been taken, by partition; None: they are all taken."""
+        self._out = 0  # how many entries the caller has, and has not done
+        self._look_at = 0.0  # when to look for entries of dead workers
+        self._turn = 0
+        self._ends: list[str] | None = None
+
+    @property
+    def consumer(self) -> str:
+        """The name of this process among its kind."""
+        return self._lease.name
+
+    def take(self, *, block_ms: int | None = None) -> list[Entry]:
+        """Return entries to handle: first the open ones, then those of dead workers, then new ones.
+
+        Wait up to `block_ms` for new ones (0: not at all; None: as the settings say); no entry at all is a possible
+        answer. At most `batch_size` of each partition. May be called again before they are done.
+        """
+        with self._doubts():
+            self._hold()
+            if not self._follows:
+                self._follow()
+            if time.monotonic() >= self._look_at:
+                self._claim()
+                self._look_at = time.monotonic() + self._settings.lease_ms / 2000
+            wait_ms = self._settings.block_ms if block_ms is None else block_ms
+            entries = self._take_open() or self._take_new(wait_ms)
+            if not entries:
+                self._look_at = 0.0  # nothing else to do: look after the dead next
+            self._out += len(entries)
+            return entries
+
+    def done(self, entries: Sequence[Entry]) -> None:
+        """Confirm entries: no worker of this kind will see them again."""
+        ids: dict[int, list[str]] = {}
+        for entry in entries:
+            ids.setdefault(entry.partition, []).append(entry.id)
+        space = self._link.space
+        with self._doubts():
+            self._link.run_many([call for p, each in ids.items() for call in calls.done(space, p, self._kind, each)])
+            self._out -= len(entries)
+            self._hold()
+
+    def fail(self, entry: Entry, reason: str) -> bool:
+        """Say that an entry could not be handled. It will be taken again; after `max_deliveries` it is a dead letter.
+
+        Return whether it is out of the way. Counting, burying and confirming are one step in Redis.
+        """
+        reason = one_line(reason)
+        call = calls.fail(
+            self._link.space,
+            entry.partition,
+            self._kind,
+            entry.id,
+            reason=reason,
+            max_deliveries=self._settings.max_deliveries,
+        )
+        with self._doubts():
+            failure = self._link.run(call)
+        if failure.dead_id:
+            log.error("dead letter %d:%s of entry %s: %s", entry.partition, failure.dead_id, entry.id, reason)
+        elif failure.deliveries:
+            log.warning("entry %d:%s failed %d times: %s", entry.partition, entry.id, failure.deliveries, reason)
+            self.look_again()
+            return False
+        self._out -= 1
+        return True
+
+    def look_again(self) -> None:
+        """Take again what is open under our name: the caller has given up what it had in hand."""
+        self._open = {}
+        self._out = 0
+
+    def hold_on(self) -> None:
+        """Show a sign of life. `take` and `done` do so too."""
+        with self._doubts():
+            self._hold()
+
+    def drained(self) -> bool:
+        """Return whether all is done that was there when this was asked first, by whichever process of the kind."""
+        if self._ends is None:
+            self._ends = self._newest()
+        space = self._link.space
+        asked = [calls.undone(space, p, [self._kind], only=True) for p in range(space.partitions)]
+        begins = self._link.run_many(asked)
+        return all(_order(begin or "") > _order(end) for begin, end in zip(begins, self._ends, strict=True) if end)
+
+    def close(self) -> None:
+        """Give the name back: what is still open under it is for others to claim, at once."""
+        self._lease.give_back()
+
+    def _newest(self) -> list[str]:
+        found = self._link.read_many([("XREVRANGE", key, "+", "-", "COUNT", 1) for key in self._link.space.journals()])
+        return [entries[0][0].decode() if entries else "" for entries in found]
+
+    def _hold(self) -> None:
+        if self._lease.hold():
+            log.info("working as %s", self.consumer)
+            self.look_again()  # a former process of that name may have left entries open
+
+    def _follow(self) -> None:
+        space = self._link.space
+        self._link.run_many([calls.follow(space, p, self._kind) for p in range(space.partitions)])
+        self._follows = True
+
+    def _take_open(self) -> list[Entry]:
+        if self._open is None:
+            return []
+        entries = self._take(self._open)
+        self._open.update((entry.partition, entry.id) for entry in entries)
+        if not entries:
+            self._open = None
+        return entries
+
+    def _take_new(self, block_ms: int) -> list[Entry]:
+        """Return new entries of all partitions, waiting for the first one."""
+        partitions = range(self._link.space.partitions)
+        if block_ms and not self._link.is_cluster:
+            return self._block(partitions, block_ms)
+        entries = self._take(None)
+        if entries or not block_ms:
+            return entries
+        self._turn = (self._turn + 1) % len(partitions)
+        return self._block([self._turn], min(CLUSTER_BLOCK_MS, block_ms))
+
+    def _block(self, partitions: Sequence[int], block_ms: int) -> list[Entry]:
+        journals = {self._link.space.journal(p): p for p in partitions}
+        how = ("COUNT", self._settings.batch_size, "BLOCK", min(block_ms, LONGEST_BLOCK_MS))
+        streams = (*journals, *(calls.NEW for _ in journals))
+        found: list[tuple[bytes, list[calls.RawEntry]]] | None = self._link.once(
+            "XREADGROUP", "GROUP", self._kind, self.consumer, *how, "STREAMS", *streams
+        )
+        return [events.read(journals[key.decode()], *each) for key, raw in found or () for each in raw]
+
+    def _take(self, opened: dict[int, str] | None) -> list[Entry]:
+        """Return new entries, or, with the last ids of a former answer, the open ones after these."""
+        space, size = self._link.space, self._settings.batch_size
+        starts = [calls.NEW if opened is None else opened.get(p, calls.FIRST) for p in range(space.partitions)]
+        found = self._link.run_many(
+            [
+                calls.take(space, p, self._kind, self.consumer, start=start, count=size)
+                for p, start in enumerate(starts)
+            ],
+            repeatable=opened is not None,
+        )
+        return [events.read(p, *each) for p, raw in enumerate(found) for each in raw]
+
+    def _claim(self) -> None:
+        """Take over what dead workers of this kind have left open; and what is open again under our own name.
+
+        That was done, and Redis has lost it in a crash that this process has not noticed.
+        """
+        held = self._held()
+        left = [(p, name) for p, name in held if name != self.consumer]
+        if self._out <= 0 and len(left) < len(held):
+            self.look_again()
+        dead = self._without_lease({name for _, name in left})
+        space = self._link.space
+        claimed = self._link.run_many(
+            [calls.claim(space, p, self._kind, self.consumer, name) for p, name in left if name in dead]
+        )
+        if sum(claimed):
+            log.info("%s takes over %d entries left by %s", self.consumer, sum(claimed), " and ".join(sorted(dead)))
+            self.look_again()
+
+    def _held(self) -> list[tuple[int, str]]:
+        space = self._link.space
+        found = self._link.run_many([calls.holders(space, p, self._kind) for p in range(space.partitions)])
+        return [(p, name) for p, names in enumerate(found) for name in names]
+
+    def _without_lease(self, names: set[str]) -> set[str]:
+        leases = {name: key for name in names if (key := self._lease_of(name))}
+        lives = self._link.read_many([("EXISTS", key) for key in leases.values()])
+        return names - {name for name, alive in zip(leases, lives, strict=True) if alive}
+
+    def _lease_of(self, name: str) -> str | None:
+        kind, _, slot = name.rpartition("-")
+        return keys.lease(kind, int(slot)) if kind == self._kind and slot.isdecimal() else None
+
+    @contextmanager
+    def _doubts(self) -> Iterator[None]:
+        """After an error, ask Redis what is open; after Redis lost its data, begin again."""
+        try:
+            yield
+        except ImError as error:
+            self._follows = False
+            self.look_again()
+            if isinstance(error, UnknownGroup):  # so the link calls a missing consumer group, too
+                raise RedisUnavailable("Redis has lost the journals: they begin again") from error
+            raise
+
+
+def one_line(text: str) -> str:
+    """Return a reason as it may stand in a log and on a terminal: one line, no control characters, not too long."""
+    line = text.strip().partition("\n")[0]
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)[:LONGEST_REASON]
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    ms, _, n = entry_id.partition("-")
+    return int(ms or 0), int(n or 0)

@@ -1,0 +1,113 @@
+"""Calls of the workers: what they take from the journals and do with it. No I/O; see `imcore.streams.calls`."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from imcore.streams import keys
+from imcore.streams.calls import Call
+from imcore.streams.keys import Keyspace
+
+RawEntry = tuple[bytes, dict[bytes, bytes] | None]
+"""An entry of a journal: its id and fields. No fields: somebody has deleted it after it was taken."""
+
+NEW = ">"
+FIRST = "0"
+
+NO_LETTER = "NONE"
+NO_ENTRY = "EMPTY"
+
+MOST_IDS = 1000
+"""How many ids one call takes: Lua's stack ends at some thousands."""
+
+
+class Failure(NamedTuple):
+    """What became of an entry that could not be handled. No deliveries: somebody has done it meanwhile."""
+
+    deliveries: int
+    dead_id: str | None
+
+
+def follow(space: Keyspace, partition: int, kind: str) -> Call[bool]:
+    """Let a kind of worker see a journal from its first entry on; answers whether it is new there."""
+    return Call("im_follow", (space.journal(partition),), (kind,), bool, writes=True)
+
+
+def take(space: Keyspace, partition: int, kind: str, consumer: str, *, start: str, count: int) -> Call[list[RawEntry]]:
+    """Take entries without waiting: NEW ones, or those after an id (FIRST: all) that the consumer has open."""
+    return Call("im_take", (space.journal(partition),), (kind, consumer, start, count), _raw_entries, writes=True)
+
+
+def entries(space: Keyspace, partition: int, first: str, count: int) -> Call[list[RawEntry]]:
+    """Ask for the entries of a journal from `first` on (an id as XRANGE takes it), without taking them."""
+    return Call("im_entries", (space.journal(partition),), (first, "+", count), _raw_entries)
+
+
+def dead_letters(space: Keyspace, partition: int, first: str, last: str, count: int) -> Call[list[RawEntry]]:
+    """Ask for dead letters from `first` to `last` (ids as XRANGE takes them)."""
+    return Call("im_entries", (space.dead_letters(partition),), (first, last, count), _raw_entries)
+
+
+def done(space: Keyspace, partition: int, kind: str, ids: Sequence[str]) -> list[Call[int]]:
+    """Confirm that entries are handled; answers how many were still open."""
+    chunks = [ids[i : i + MOST_IDS] for i in range(0, len(ids), MOST_IDS)]
+    return [Call("im_done", (space.journal(partition),), (kind, *chunk), int, writes=True) for chunk in chunks]
+
+
+def holders(space: Keyspace, partition: int, kind: str) -> Call[list[str]]:
+    """Ask which consumers have entries open."""
+    return Call("im_holders", (space.journal(partition),), (kind,), lambda answer: [name.decode() for name in answer])
+
+
+def claim(space: Keyspace, partition: int, kind: str, consumer: str, dead: str) -> Call[int]:
+    """Give a consumer what a dead one has taken and not done; answers how many it got, MOST_IDS at most."""
+    return Call("im_claim", (space.journal(partition),), (kind, consumer, dead, MOST_IDS), int, writes=True)
+
+
+def fail(
+    space: Keyspace, partition: int, kind: str, entry_id: str, *, reason: str, max_deliveries: int
+) -> Call[Failure]:
+    """Say that an entry could not be handled; after so many deliveries it becomes a dead letter."""
+
+    def decode(answer: list[Any]) -> Failure:
+        return Failure(answer[0], answer[1].decode() or None)
+
+    both = (space.journal(partition), space.dead_letters(partition))
+    return Call("im_fail", both, (kind, entry_id, reason, max_deliveries), decode, writes=True)
+
+
+def requeue(space: Keyspace, partition: int, dead_id: str) -> Call[str]:
+    """Put a dead letter back as a new entry; answers its id, NO_LETTER or NO_ENTRY."""
+    both = (space.dead_letters(partition), space.journal(partition))
+    return Call("im_requeue", both, (dead_id,), bytes.decode, writes=True)
+
+
+def drop(space: Keyspace, partition: int, dead_id: str) -> Call[bool]:
+    """Forget a dead letter; answers whether it was there."""
+    return Call("im_drop", (space.dead_letters(partition),), (dead_id,), bool, writes=True)
+
+
+def lease(kind: str, slot: int, token: str, lease_ms: int) -> Call[bool]:
+    """Take or renew a sign of life, or give it back (0 ms); answers whether it is this process's own."""
+    return Call("im_lease", (keys.lease(kind, slot),), (token, lease_ms), bool, writes=True)
+
+
+def undone(space: Keyspace, partition: int, kinds: Sequence[str], *, only: bool) -> Call[str | None]:
+    """Ask where the entries begin that some kind of worker has not done: any kind, or `only` one of these.
+
+    None if one of these never began.
+    """
+    args: tuple[str | int, ...] = (int(only), *kinds)
+    return Call("im_undone", (space.journal(partition),), args, lambda answer: answer.decode() or None)
+
+
+def trim_journal(space: Keyspace, partition: int, kinds: Sequence[str]) -> Call[int]:
+    """Drop what every kind of worker has done, if these kinds have begun; answers how many entries."""
+    return Call("im_trim_journal", (space.journal(partition),), tuple(kinds), int, writes=True)
+
+
+def _raw_entries(answer: list[Any]) -> list[RawEntry]:
+    return [(entry_id, _fields(values)) for entry_id, values in answer]
+
+
+def _fields(values: list[bytes] | None) -> dict[bytes, bytes] | None:
+    return None if values is None else dict(zip(values[::2], values[1::2], strict=True))

@@ -1,0 +1,176 @@
+"""Every name in Redis. Nothing else in imcore, workers or cli spells one.
+
+A gid or uid always comes last in its key, after the hash tag `{p}` of the partition, so no text of a user can become
+the tag: Redis takes the first braces only.
+"""
+
+import re
+import zlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+DEFAULT_PARTITIONS = 8
+CONFIG = "im:config"
+
+SEPARATOR = "\x1f"
+"""Joins what makes up one name; `imcore.limits` keeps it out of uids and gids."""
+RECORD_SEPARATOR = "\x1e"
+
+
+@dataclass(frozen=True)
+class GroupKeys:
+    """The keys of one group. Kept between calls, with the tuples that the frequent ones take."""
+
+    gid: str
+    meta: str
+    stream: str
+    acked: str
+    joined: str
+    left: str
+    once_newer: str
+    once_older: str
+    uncounted: str
+    channel: str
+    inboxes: str
+    journal: str
+    groups: str
+    _partition: str
+    _own: str
+
+    @cached_property
+    def for_send(self) -> tuple[str, ...]:
+        """What `im_send` takes, before the lists of the senders."""
+        return (self.meta, self.stream, self.acked, self.joined, self.once_newer, self.once_older, self.journal)
+
+    @cached_property
+    def for_ack(self) -> tuple[str, ...]:
+        """What `im_ack` takes."""
+        return (self.meta, self.stream, self.acked, self.joined, self.journal)
+
+    @cached_property
+    def for_tally(self) -> tuple[str, ...]:
+        """What the functions that count readers take."""
+        return (self.meta, self.stream, self.acked, self.joined, self.left, self.uncounted)
+
+    def own(self, uid: str) -> str:
+        """The member's own messages past their offset, and perhaps some that it has passed since the last of them."""
+        return self._own + uid
+
+    def groups_of(self, uid: str) -> str:
+        """The groups of this partition that the user is a member of."""
+        return f"{self._partition}groups_of:{uid}"
+
+    def dirty(self, uid: str) -> str:
+        """The user's messages in this partition whose tallies changed and were not confirmed yet."""
+        return f"{self._partition}dirty:{uid}"
+
+    @property
+    def version(self) -> str:
+        """The counter that orders the changes of this partition."""
+        return f"{self._partition}version"
+
+
+class Keyspace:
+    """The names for data of so many partitions."""
+
+    def __init__(self, partitions: int) -> None:
+        self.partitions = partitions
+        self.group = lru_cache(maxsize=4096)(self._group)
+
+    def partition_of(self, name: str) -> int:
+        """Return the partition of a gid or, for what belongs to a user alone, of a uid."""
+        return zlib.crc32(name.encode()) % self.partitions
+
+    def _group(self, gid: str) -> GroupKeys:
+        tag = self._tag(self.partition_of(gid))
+        return GroupKeys(
+            gid=gid,
+            meta=f"{tag}meta:{gid}",
+            stream=f"{tag}stream:{gid}",
+            acked=f"{tag}acked:{gid}",
+            joined=f"{tag}joined:{gid}",
+            left=f"{tag}left:{gid}",
+            once_newer=f"{tag}once_newer:{gid}",
+            once_older=f"{tag}once_older:{gid}",
+            uncounted=f"{tag}uncounted:{gid}",
+            channel=f"{tag}push:{gid}",
+            inboxes=f"{tag}inbox:",
+            journal=f"{tag}journal",
+            groups=f"{tag}groups",
+            _partition=tag,
+            _own=f"{tag}own:{gid}{SEPARATOR}",
+        )
+
+    def groups_of(self, partition: int, uid: str) -> str:
+        """The groups of one partition that the user is a member of."""
+        return f"{self._tag(partition)}groups_of:{uid}"
+
+    def dirty(self, partition: int, uid: str) -> str:
+        """The user's messages in one partition whose tallies changed and were not confirmed yet."""
+        return f"{self._tag(partition)}dirty:{uid}"
+
+    def inboxes(self, uid: str) -> list[str]:
+        """The channels on which a user's live sessions hear of receipts and memberships, by partition."""
+        return [f"{self._tag(p)}inbox:{uid}" for p in range(self.partitions)]
+
+    def sessions(self, uid: str) -> str:
+        """The user's live sessions."""
+        return f"{self._tag(self.partition_of(uid))}sessions:{uid}"
+
+    def online(self, partition: int) -> str:
+        """The users of a partition who have a live session."""
+        return f"{self._tag(partition)}online"
+
+    def groups(self, partition: int) -> str:
+        """All groups of a partition."""
+        return f"{self._tag(partition)}groups"
+
+    def journal(self, partition: int) -> str:
+        """What happened in a partition, in order, for the workers."""
+        return f"{self._tag(partition)}journal"
+
+    def journals(self) -> list[str]:
+        """All journals, by partition."""
+        return [self.journal(p) for p in range(self.partitions)]
+
+    def dead_letters(self, partition: int) -> str:
+        """Journal entries that no worker could handle."""
+        return f"{self._tag(partition)}dead"
+
+    @staticmethod
+    def _tag(partition: int) -> str:
+        return f"im:{{{partition}}}:"
+
+
+KINDS = frozenset(
+    (
+        *("meta", "stream", "acked", "joined", "left", "once_newer", "once_older", "uncounted", "own", "groups"),
+        *("groups_of", "dirty", "version", "sessions", "online", "journal", "dead"),
+        *("marks", "shadow", "unfinished", "rebuilt"),
+        *("config", "lease"),
+    )
+)
+"""The kinds of all keys there are: the word after the partition, or after `im:` where there is none."""
+
+_KIND = re.compile(r"im:(?:\{[0-9]+\}:)?([a-z_]+)")
+
+
+def kind_of(key: str) -> str | None:
+    """Return of which of the KINDS a key is; None for a name that is none of ours."""
+    match = _KIND.match(key)
+    return match[1] if match and match[1] in KINDS else None
+
+
+def lease(kind: str, slot: int) -> str:
+    """The sign of life of one worker process."""
+    return f"im:lease:{kind}:{slot}"
+
+
+def span_key(uid: str, joined: int) -> str:
+    """The name of a closed span in the sorted sets."""
+    return f"{uid}{SEPARATOR}{joined}"
+
+
+def uid_of(span: str) -> str:
+    """The uid of a span key, open or closed."""
+    return span.partition(SEPARATOR)[0]

@@ -1,0 +1,316 @@
+"""The link to Redis: carries calls, and loads the function library."""
+
+import ssl
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from importlib import resources
+from typing import Any, TypeVar, cast
+
+import redis
+from hiredis import pack_command
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.cluster import RedisCluster
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.retry import Retry
+
+from imcore.errors import ConfigurationError, ImError, RedisUnavailable
+from imcore.streams import calls
+from imcore.streams.calls import Call
+from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
+from imcore.streams.redis_errors import LOST, address, driver_errors, translated
+
+T = TypeVar("T")
+Client = redis.Redis | RedisCluster
+Answers = Callable[[], list[T | ImError]]
+"""Waits for the answers of calls that are under way; a call that failed has its error in its place."""
+
+LIBRARY_VERSION = 2
+"""Raised with every change of the library; `lua/imcore.lua` holds the same number."""
+
+CHUNK = 500
+"""How many calls travel in one round trip."""
+
+_NOT_LOADED = "Function not found"
+
+
+def open_client(url: str, *, timeout_s: float | None = 10.0) -> Client:
+    """Return a client for a Redis URL; nothing is sent yet, but for a cluster, whose nodes are asked for.
+
+    The client itself repeats nothing: only `Link` knows which calls may be repeated.
+    Raise ConfigurationError for a URL that is none, RedisUnavailable if no node of a cluster answers.
+    """
+    scheme, separator, rest = url.partition("://")
+    plain = f"{scheme.removesuffix('+cluster')}{separator}{rest}"
+    try:
+        client = redis.Redis.from_url(plain, retry=Retry(NoBackoff(), 0), socket_timeout=timeout_s)
+        _check_options(client, address(url))
+        if scheme in {"redis+cluster", "rediss+cluster"}:
+            with driver_errors(url):
+                return RedisCluster.from_url(plain, socket_timeout=timeout_s)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{address(url)} is not a Redis URL: use redis://, rediss://, unix:// or redis+cluster://"
+        ) from error
+    return client
+
+
+def _check_options(client: redis.Redis, where: str) -> None:
+    """Raise ConfigurationError for an option of the URL that is unknown, wrong, or names a file that cannot be read."""
+    pool = client.connection_pool
+    try:
+        pool.connection_class(**pool.connection_kwargs)  # connects to nothing yet
+    except TypeError as error:
+        option = str(error).rpartition(" ")[2]
+        hint = ": TLS is for rediss://" if option.startswith("'ssl_") else ""
+        raise ConfigurationError(f"{where} does not take the option {option}{hint}") from error
+    except RedisError as error:
+        raise ConfigurationError(f"{where} has a wrong option: {error}") from error
+    if pool.connection_kwargs.get("decode_responses"):
+        raise ConfigurationError(f"{where} does not take the option 'decode_responses'")
+    _check_files(pool.connection_kwargs, where)
+
+
+def _check_files(options: Mapping[str, Any], where: str) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    loads = {
+        "ssl_ca_certs": context.load_verify_locations,
+        "ssl_certfile": lambda path: context.load_cert_chain(
+            path, options.get("ssl_keyfile"), options.get("ssl_password") or ""
+        ),
+    }
+    for option in loads.keys() & options.keys():
+        try:
+            loads[option](options[option])
+        except OSError as error:  # of TLS, too
+            reason = getattr(error, "reason", None) or error.strerror
+            raise ConfigurationError(
+                f"the file {options[option]} (option {option} of {where}) cannot be used: {reason}"
+            ) from error
+
+
+class Link:
+    """Calls Redis functions through a client, for data with its own partition count.
+
+    Not for use by several threads at once while the first call is under way; safe afterwards.
+    """
+
+    def __init__(self, client: Client, *, partitions: int | None = None, url: str = "") -> None:
+        self.client = client
+        self._execute_command: Callable[..., Any] = client.execute_command
+        self.address = address(url) if url else "Redis"
+        self.is_cluster = isinstance(client, RedisCluster)
+        self._wanted_partitions = partitions
+        self._fixed = False
+        self._retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), 3, supported_errors=LOST)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.client.close()
+
+    @cached_property
+    def space(self) -> Keyspace:
+        """The names of the data that is there, or of the data that the first write will begin.
+
+        Raise ConfigurationError if the partition count asked for is not the one that the data was created with.
+        """
+        self._check_library()
+        partitions = self.read("HGET", CONFIG, "partitions")
+        self._fixed = partitions is not None
+        return self._keyspace(int(partitions or self._wanted_partitions or DEFAULT_PARTITIONS))
+
+    def run(self, call: Call[T], *, repeatable: bool = True) -> T:
+        """Carry one call and return its answer.
+
+        `repeatable` says that a second run of a call whose answer got lost does no harm; then a lost connection is
+        tried again a few times. Raise the ImError that the answer stands for, or RedisUnavailable, RedisFull.
+        """
+        self._begin([call])
+
+        def attempt() -> Any:
+            return self._execute_command(*_command(call))
+
+        with driver_errors(self.address, call.gid):
+            try:
+                answer = self._attempt(attempt, repeatable)
+            except ResponseError as error:
+                if _NOT_LOADED not in str(error):
+                    raise
+                self._load()
+                answer = self._attempt(attempt, repeatable)
+        return call.decode(answer)
+
+    def run_many(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T]:
+        """Carry calls in as few round trips as possible and return their answers in order; raise the first error."""
+        results = self.gather(batch, repeatable=repeatable)
+        for result in results:
+            if isinstance(result, ImError):
+                raise result
+        return cast(list[T], results)
+
+    def gather(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T | ImError]:
+        """Carry calls in as few round trips as possible; a call that fails has its error in its place."""
+        self._begin(batch)
+        results: list[T | ImError] = []
+        for start in range(0, len(batch), CHUNK):
+            part = batch[start : start + CHUNK]
+            answers = self._pipeline(part, repeatable)
+            if any(isinstance(a, ResponseError) and _NOT_LOADED in str(a) for a in answers):
+                self._load()
+                answers = self._pipeline(part, repeatable)
+            results += [self._result(call, answer) for call, answer in zip(part, answers, strict=True)]
+        return results
+
+    def post(self, batch: Sequence[Call[T]]) -> Answers[T]:
+        """Send calls that may be repeated, and return what waits for their answers: they are carried out meanwhile.
+
+        Call what is returned, once, for it holds a connection: it returns what `gather` does. Over a cluster it is
+        `gather` that waits. Raise RedisUnavailable if they could not be sent; of errors in answers raise nothing.
+        """
+        self._begin(batch)
+        if self.is_cluster or not 0 < len(batch) <= CHUNK:
+            answers = self.gather(batch)
+            return lambda: answers
+        pool: Any = self.client.connection_pool  # type: ignore[union-attr]
+        with driver_errors(self.address):
+            connection = pool.get_connection()
+            try:
+                connection.send_packed_command([b"".join(pack_command(_command(call)) for call in batch)])
+            except BaseException:
+                connection.disconnect()
+                pool.release(connection)
+                raise
+        return lambda: self._posted(batch, pool, connection)
+
+    def _posted(self, batch: Sequence[Call[T]], pool: Any, connection: Any) -> list[T | ImError]:
+        try:
+            answers = [_answer(connection) for _ in batch]
+        except (RedisError, OSError) as error:
+            answers = [error] * len(batch)
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+        if any(isinstance(a, ResponseError) and _NOT_LOADED in str(a) for a in answers):
+            return self.gather(batch)
+        return [self._result(call, answer) for call, answer in zip(batch, answers, strict=True)]
+
+    def read(self, *command: str | int) -> Any:
+        """Run a plain command that only reads."""
+        with driver_errors(self.address):
+            return self._attempt(lambda: self._execute_command(*command), repeatable=True)
+
+    def once(self, *command: str | int) -> Any:
+        """Run a plain command that must not run twice unseen: after RedisUnavailable it is unknown whether it ran."""
+        with driver_errors(self.address):
+            return self._execute_command(*command)
+
+    def read_many(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+        """Run plain commands that only read, in one round trip."""
+        if not commands:
+            return []
+        with driver_errors(self.address):
+            return self._attempt(lambda: self._execute(commands, raise_errors=True), repeatable=True)
+
+    def _attempt(self, attempt: Callable[[], T], repeatable: bool) -> T:
+        return self._retry.call_with_retry(attempt, lambda _: None) if repeatable else attempt()
+
+    def _pipeline(self, part: Sequence[Call[Any]], repeatable: bool) -> list[Any]:
+        commands = [_command(call) for call in part]
+        with driver_errors(self.address):
+            return self._attempt(lambda: self._execute(commands, raise_errors=False), repeatable)
+
+    def _execute(self, commands: Sequence[tuple[Any, ...]], *, raise_errors: bool) -> list[Any]:
+        answers = self._over_cluster(commands) if self.is_cluster else self._over_connection(commands)
+        for answer in answers if raise_errors else ():
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    def _over_cluster(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        with self.client.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            return cast(list[Any], pipe.execute(raise_on_error=False))
+
+    def _over_connection(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Do what the driver's pipeline does, at a third of its cost for each command."""
+        pool: Any = self.client.connection_pool  # type: ignore[union-attr]
+        connection = pool.get_connection()
+        try:
+            connection.send_packed_command([b"".join(map(pack_command, commands))])
+            return [_answer(connection) for _ in commands]
+        except BaseException:  # Ctrl-C: answers that are still to come would be taken for those of the next call
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+
+    def _result(self, call: Call[T], answer: Any) -> T | ImError:
+        if isinstance(answer, Exception):
+            error = translated(answer, self.address, call.gid)
+            error.__cause__ = answer
+            return error
+        try:
+            return call.decode(answer)
+        except ImError as error:
+            return error
+
+    def _begin(self, batch: Sequence[Call[Any]]) -> None:
+        """Before the first write of all, fix the partition count, so that two first writers cannot differ."""
+        if self._fixed or not any(call.writes for call in batch):
+            return
+        partitions = self.space.partitions
+        if not self._fixed:
+            self._fixed = True
+            stands, _ = self.run(calls.init(partitions, uuid.uuid4().hex))
+            if stands != partitions:
+                self._fixed = False
+                del self.space
+                raise ConfigurationError(f"the data has just been created with {stands} partitions: try again")
+
+    def _keyspace(self, stands: int) -> Keyspace:
+        if self._wanted_partitions not in {None, stands}:
+            raise ConfigurationError(
+                f"the data was created with {stands} partitions, not {self._wanted_partitions}: "
+                f"set IM_PARTITIONS={stands}, or unset it"
+            )
+        return Keyspace(stands)
+
+    def _check_library(self) -> None:
+        try:
+            loaded = self.read("FCALL_RO", "im_version", 0)
+        except ImError as error:
+            if _NOT_LOADED not in str(error.__cause__):
+                raise
+            loaded = 0
+        if loaded > LIBRARY_VERSION:
+            raise ConfigurationError(
+                f"{self.address} holds the functions of a newer imcore (version {loaded}; this program has "
+                f"{LIBRARY_VERSION}): upgrade imcore"
+            )
+        if loaded < LIBRARY_VERSION:
+            self._load()
+
+    def _load(self) -> None:
+        code = resources.files("imcore.streams").joinpath("lua/imcore.lua").read_text(encoding="utf-8")
+        with driver_errors(self.address):
+            try:
+                self.client.function_load(code, replace=True)
+            except NoPermissionError as error:
+                raise RedisUnavailable(
+                    f"{self.address} has not the functions of this imcore, and this user may not load them: "
+                    "start a worker, which may"
+                ) from error
+
+
+def _command(call: Call[Any]) -> tuple[Any, ...]:
+    return ("FCALL" if call.writes else "FCALL_RO", call.function, len(call.keys), *call.keys, *call.args)
+
+
+def _answer(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error

@@ -1,0 +1,163 @@
+"""Calls that ask who has read what, and that tell senders. No I/O; see `imcore.streams.calls`."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from imcore import msgid as msgids
+from imcore.errors import ImError
+from imcore.streams import wire
+from imcore.streams.calls import Call, Value, problem
+from imcore.streams.keys import SEPARATOR, Keyspace, uid_of
+from imcore.values import Message, MessageTally, Receipt
+
+
+class Counts(NamedTuple):
+    """Read and unread of one message."""
+
+    read: int
+    unread: int
+
+
+class Page(NamedTuple):
+    """Tallies of messages, newest first. Messages up to `trimmed` (packed) are in SQL only."""
+
+    trimmed: int
+    tallies: list[MessageTally]
+
+
+class Names(NamedTuple):
+    """Who is behind a tally. `message` is None where it is trimmed; the sender of one that is not is in neither set."""
+
+    message: Message | None
+    read: set[str]
+    unread: set[str]
+
+
+class Segment(NamedTuple):
+    """Messages (packed) that offsets have moved over: after `after`, up to `until`. `only` is who, if one alone has."""
+
+    after: int
+    until: int
+    only: str
+
+
+class Change(NamedTuple):
+    """The new tally of a message (packed msgid)."""
+
+    sender_uid: str
+    msgid: int
+    read: int
+    unread: int
+
+
+class Changes(NamedTuple):
+    """Changed tallies. Messages up to `trimmed` are in SQL only; `next_after` is where the next page begins."""
+
+    trimmed: int
+    found: list[Change]
+    next_after: int | None
+
+
+class Mark(NamedTuple):
+    """A message (packed msgid) whose tally changed, and the version of that change."""
+
+    gid: str
+    msgid: int
+    version: int
+
+
+def tallies(space: Keyspace, gid: str, messages: Iterable[tuple[int, str, int | str]]) -> Call[list[Counts | ImError]]:
+    """Ask for tallies. Each message is (packed msgid, sender, the sender's span); sender and span may both be ''."""
+    k = space.group(gid)
+    wanted = list(messages)
+
+    def decode(answer: list[Any]) -> list[Counts | ImError]:
+        return [
+            problem(item, gid, msgid=message[0]) if isinstance(item, bytes) else Counts(*item)
+            for item, message in zip(answer, wanted, strict=True)
+        ]
+
+    args = tuple(value for message in wanted for value in message)
+    return Call("im_tally", k.for_tally, args, decode, gid)
+
+
+def status(space: Keyspace, gid: str, *, before: str, count: int) -> Call[Page]:
+    """Ask for the newest messages before an id ('+': the newest of all) with their tallies."""
+
+    def decode(answer: list[Any]) -> Page:
+        return Page(
+            int(answer[0]),
+            [MessageTally(wire.message(gid, entry), read, unread) for entry, read, unread in answer[1]],
+        )
+
+    return Call("im_status", space.group(gid).for_tally, (before, count), decode, gid)
+
+
+def names(space: Keyspace, gid: str, msgid: int) -> Call[Names]:
+    """Ask who has read a message and who has not."""
+
+    def decode(answer: Any) -> Names:
+        if isinstance(answer, bytes):
+            raise problem(answer, gid, msgid=msgid)
+        entry, acked, began_after, began_before, ended_before = answer
+        message = wire.message(gid, entry) if entry else None
+        read = set(acked).difference(began_after)
+        unread = set(began_before).difference(ended_before, read)
+        found = Names(message, _uids(read), _uids(unread))
+        if message:
+            found.read.discard(message.sender_uid)
+            found.unread.discard(message.sender_uid)
+        return found
+
+    return Call("im_readers", space.group(gid).for_tally, (msgid,), decode, gid)
+
+
+def changes(space: Keyspace, gid: str, segments: Sequence[Segment], count: int) -> Call[Changes]:
+    """Ask which messages' tallies moves of offsets have changed, at most `count` messages."""
+
+    def decode(answer: list[Any]) -> Changes:
+        trimmed, found, next_after = answer
+        return Changes(
+            int(trimmed),
+            [Change(sender.decode(), int(msgid), read, unread) for sender, msgid, read, unread in found],
+            int(next_after) if next_after else None,
+        )
+
+    args = tuple(value for segment in segments for value in segment)
+    return Call("im_changes", space.group(gid).for_tally, (count, *args), decode, gid)
+
+
+def tell(space: Keyspace, gid: str, sender_uid: str, changed: Sequence[Change]) -> Call[int]:
+    """Mark tallies as changed and push them to the sender; answers how many connections got them."""
+    k = space.group(gid)
+    args = tuple(value for change in changed for value in change[1:])
+    keys = (k.version, k.dirty(sender_uid))
+    return Call("im_tell", keys, (k.inboxes + sender_uid, gid, *args), int, gid, writes=True)
+
+
+def confirm(space: Keyspace, uid: str, receipts: Sequence[Receipt]) -> list[Call[int]]:
+    """Confirm receipts, one call a partition; answers how many were still marked."""
+    by_keys: dict[tuple[str, str], list[Value]] = {}
+    for receipt in receipts:
+        k = space.group(receipt.gid)
+        member = f"{receipt.gid}{SEPARATOR}{msgids.pack(receipt.msgid)}"
+        by_keys.setdefault((k.dirty(uid), k.journal), []).extend((member, receipt.version, receipt.read))
+    return [Call("im_confirm", keys, tuple(args), int, writes=True) for keys, args in by_keys.items()]
+
+
+def dirty(space: Keyspace, partition: int, uid: str, *, after: int, count: int) -> Call[list[Mark]]:
+    """Ask for a page of a user's messages whose tallies changed, in the order in which they last did."""
+
+    def decode(answer: list[Any]) -> list[Mark]:
+        return [_mark(member, version) for member, version in zip(answer[::2], answer[1::2], strict=True)]
+
+    return Call("im_dirty", (space.dirty(partition, uid),), (after, count), decode)
+
+
+def _uids(spans: Iterable[bytes]) -> set[str]:
+    return {uid_of(span.decode()) for span in spans}
+
+
+def _mark(member: bytes, version: bytes) -> Mark:
+    gid, _, msgid = member.decode().rpartition(SEPARATOR)
+    return Mark(gid, int(msgid), int(version))

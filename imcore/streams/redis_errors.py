@@ -1,0 +1,107 @@
+"""What the Redis driver raises, in our words: what is wrong, where, and what to do; and never a password."""
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    RedisClusterException,
+    RedisError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from imcore.errors import ConfigurationError, GroupExists, ImError, RedisFull, RedisUnavailable, UnknownGroup
+
+LOST = (RedisConnectionError, RedisTimeoutError, ClusterDownError, OSError)
+"""No answer came: what was asked may have happened or not."""
+
+_NO_RIGHT = ("ACL failure in script: ", "The user executing the script can't ")
+
+
+def address(url: str) -> str:
+    """Return a URL as it may be shown: without user, password and options, and nothing that may be a part of these."""
+    scheme, found, _ = url.partition("://")
+    if not found or not scheme.replace("+", "").isalnum():
+        return "the given text"
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return f"{scheme}://..."
+    # An @ behind the host: the password has a / ? or # in it, and what stands before that is no host.
+    is_path = scheme == "unix" and not parts.netloc
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}" and not is_path:
+        return f"{scheme}://..."
+    host = parts.hostname or ""
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}{port}{parts.path}"
+
+
+@contextmanager
+def driver_errors(where: str, gid: str = "") -> Iterator[None]:
+    """Translate what the Redis driver raises into an ImError, with the cause kept."""
+    try:
+        yield
+    except (RedisError, RedisClusterException, OSError) as error:
+        raise translated(error, where, gid) from error
+
+
+def translated(error: Exception, where: str, gid: str = "") -> ImError:
+    """Return what an error of the driver means, at this address and, if it is one, about this group."""
+    text = str(error)
+    where = address(where) if "://" in where else where
+    if isinstance(error, NoPermissionError) or text.startswith(_NO_RIGHT):
+        what = _first_line(text).removeprefix(_NO_RIGHT[0]).partition(" script:")[0]
+        return ConfigurationError(f"{where} refuses this: {what} (`im acl` prints the rights that are needed)")
+    if isinstance(error, AuthenticationError):
+        return ConfigurationError(f"{where} refuses this user or password: {_first_line(text)}")
+    if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
+        return RedisFull(f"{where} has no memory left (maxmemory): nothing was stored")
+    if isinstance(error, (*LOST, RedisClusterException)):
+        return _unavailable(error, where)
+    return _answered(text, where, gid)
+
+
+def _unavailable(error: Exception, where: str) -> ImError:
+    if isinstance(error, BusyLoadingError):
+        return RedisUnavailable(f"{where} is still loading its data: try again in a moment")
+    if tls := _tls_error(error):
+        return _untrusted(tls, where)
+    return RedisUnavailable(f"no answer from Redis at {where}: start it with `im up`, or set IM_REDIS_URL")
+
+
+def _answered(text: str, where: str, gid: str) -> ImError:
+    if text.startswith("NOGROUP"):
+        return UnknownGroup(f"there is no group {gid!r}")
+    if text.startswith("EXISTS"):
+        return GroupExists(f"group {gid!r} exists already, with other members: use `im group add` or `remove`")
+    if text.startswith("CLOCK"):
+        return ConfigurationError(f"the clock of {where} stands before 2020: set it")
+    if "unknown command" in text and ("FCALL" in text or "FUNCTION" in text):
+        return ConfigurationError(f"{where} is too old: imcore needs Redis 7.0 or Valkey 7.2, or newer")
+    return ImError(f"{where} answered: {_first_line(text)}")
+
+
+def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """Return the error of TLS that an error of the driver comes from, if it does."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _untrusted(error: ssl.SSLError, where: str) -> ImError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConfigurationError(
+            f"{where} is not trusted ({error.verify_message}): name the file of its authority, ?ssl_ca_certs=FILE"
+        )
+    return RedisUnavailable(f"no answer from Redis at {where} over TLS ({error.reason or 'it ended too early'})")
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else "nothing"

@@ -1,0 +1,36 @@
+"""Calls about live sessions: who is online. No I/O; see `imcore.streams.calls`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from imcore.errors import SessionExpired
+from imcore.streams.calls import Call
+from imcore.streams.keys import Keyspace
+
+
+def beat(space: Keyspace, uid: str, session: str, lives_ms: int, *, opens: bool) -> Call[int]:
+    """Open a session or keep it alive; answers when it expires, in ms of the server's clock."""
+    keys = (space.sessions(uid), space.online(space.partition_of(uid)))
+
+    def decode(answer: Any) -> int:
+        if isinstance(answer, bytes):
+            raise SessionExpired(f"a session of {uid!r} has expired: open a new one")
+        return int(answer)
+
+    return Call("im_beat", keys, (uid, session, lives_ms, int(opens)), decode, writes=True)
+
+
+def bye(space: Keyspace, uid: str, session: str) -> Call[int]:
+    """End a session; answers how many the user still has."""
+    keys = (space.sessions(uid), space.online(space.partition_of(uid)))
+    return Call("im_bye", keys, (uid, session), int, writes=True)
+
+
+def online(space: Keyspace, partition: int, uids: Sequence[str]) -> Call[list[bool]]:
+    """Ask which users, all of one partition, have a live session."""
+    return Call("im_online", (space.online(partition),), tuple(uids), lambda answer: [one == 1 for one in answer])
+
+
+def count_online(space: Keyspace, partition: int) -> Call[int]:
+    """Ask how many users of a partition have a live session."""
+    return Call("im_online", (space.online(partition),), (), lambda answer: int(answer[0]))
