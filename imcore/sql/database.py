@@ -1,0 +1,293 @@
+"""The SQL database: one class for SQLite and PostgreSQL alike.
+
+Errors of drivers become errors of `imcore.errors` here and nowhere else. An error that trying again can mend is
+DatabaseUnavailable; a row that will never be accepted is DatabaseRejected; both leave nothing of the batch behind.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import (
+    URL,
+    Connection,
+    Row,
+    Select,
+    and_,
+    column,
+    exists,
+    func,
+    inspect,
+    make_url,
+    select,
+    table,
+    text,
+    union_all,
+)
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from imcore import msgid as msgids
+from imcore.errors import ConfigurationError, DatabaseRejected, DatabaseUnavailable
+from imcore.sql.backend import Backend
+from imcore.sql.migrations import HEAD, VERSION_TABLE
+from imcore.sql.rows import Batch, MessageRow
+from imcore.sql.sqlite import SqliteBackend
+from imcore.sql.tables import GROUP_MSGS, META, OFFSET_MOVES, REACHES, longest, to_ms
+
+_SQLITE = "sqlite:///"
+_POSTGRES = {"postgresql", "postgres", "postgresql+psycopg"}
+
+
+class Database:
+    """The rows behind Redis. Threads may share one; a forked process opens its own."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    @classmethod
+    def connect(cls, url: str, *, data_dir: Path | None = None) -> Self:
+        """Return the database at `sqlite:///path` or `postgresql://...`, without any I/O yet.
+
+        A SQLite file in `data_dir` gets its folder made with it. Raise ConfigurationError for a URL of another kind.
+        """
+        return cls(_backend(url, data_dir))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Database {self.address}>"
+
+    @property
+    def address(self) -> str:
+        """The URL as people may see it: without a password."""
+        return self._backend.address
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._backend.engine.dispose()
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Yield a connection of SQLAlchemy in a transaction that is committed at the end; its errors are ImErrors."""
+        with self._translated(), self._backend.engine.begin() as connection:
+            yield connection
+
+    def upgrade(self) -> None:
+        """Bring the schema up to date; make what is not there. Several processes may do so at once.
+
+        Raise ConfigurationError if the place cannot be written, or a newer program has made the database.
+        """
+        with self._translated():
+            self._backend.create()
+        with self.connection() as connection:
+            self._backend.migrating(connection)
+            revision = _revision(connection)
+            _refuse_newer(self.address, revision)
+            if revision != HEAD:
+                _migrate(connection)
+
+    def check_version(self) -> None:
+        """Raise ConfigurationError unless the schema is the one that this program knows."""
+        with self.connection() as connection:
+            revision = _revision(connection)
+        _refuse_newer(self.address, revision)
+        if revision != HEAD:
+            state = f"is at version {revision}, this program needs {HEAD}" if revision else "has no tables yet"
+            raise ConfigurationError(f"the database {self.address} {state}: run im db upgrade")
+
+    def write(self, batch: Batch) -> None:
+        """Write all of the batch in one transaction, or nothing.
+
+        Batches may overlap, come again, come in any order and from several writers at once: the tables end up the same.
+        Raise DatabaseRejected if a row cannot be stored, whenever it is tried; DatabaseUnavailable if it may pass.
+        """
+        if not len(batch):
+            return
+        try:
+            with self._translated():
+                self._backend.write(batch.folded())
+        except (ValueError, OverflowError, TypeError) as error:
+            raise DatabaseRejected(f"a row cannot be stored: {error}") from error
+
+    def message(self, gid: str, msgid: int) -> MessageRow | None:
+        """Return one message."""
+        return self._first(_messages(gid).where(GROUP_MSGS.c.msgid == msgid))
+
+    def message_by_client_msgid(
+        self, gid: str, client_msgid: str, *, sender_uid: str | None = None
+    ) -> MessageRow | None:
+        """Return the message of the group that carries this client_msgid, of that sender if one is given.
+
+        The first one if there are more.
+        """
+        query = _messages(gid).where(GROUP_MSGS.c.client_msgid == client_msgid)
+        if sender_uid is not None:
+            query = query.where(GROUP_MSGS.c.sender_uid == sender_uid)
+        if self._backend.engine.dialect.name == "postgresql":
+            # The index holds this hash; the columns themselves tell a collision.
+            stored = func.hashtextextended(GROUP_MSGS.c.gid.concat(GROUP_MSGS.c.client_msgid), text("0"))
+            query = query.where(stored == func.hashtextextended(gid + client_msgid, text("0")))
+        # Not ordered in SQL: SQLite would then read the whole group in that order, to find the first one soon.
+        return min(self._all(query), key=attrgetter("msgid"), default=None)
+
+    def messages_after(
+        self, gid: str, after: int, *, until: int | None = None, limit: int | None = None
+    ) -> list[MessageRow]:
+        """Return the messages with after < msgid <= until, oldest first, the oldest `limit` of them."""
+        query = _messages(gid).where(GROUP_MSGS.c.msgid > after).order_by(GROUP_MSGS.c.msgid).limit(limit)
+        return self._all(query if until is None else query.where(GROUP_MSGS.c.msgid <= until))
+
+    def messages_before(self, gid: str, before: int, *, limit: int) -> list[MessageRow]:
+        """Return the newest `limit` messages with msgid < before, oldest first."""
+        query = _messages(gid).where(GROUP_MSGS.c.msgid < before).order_by(GROUP_MSGS.c.msgid.desc()).limit(limit)
+        return self._all(query)[::-1]
+
+    def count_from(self, gid: str, uid: str, *, after: int, until: int) -> int:
+        """Return how many messages with after < msgid <= until the user has sent."""
+        sent = and_(GROUP_MSGS.c.gid == gid, GROUP_MSGS.c.sender_uid == uid)
+        span = and_(GROUP_MSGS.c.msgid > after, GROUP_MSGS.c.msgid <= until)
+        with self.connection() as connection:
+            return connection.scalars(select(func.count()).select_from(GROUP_MSGS).where(sent, span)).one()
+
+    def read_times(self, gid: str, msgid: int) -> dict[str, int]:
+        """Return when each member of that time read the message: when their offset moved over it.
+
+        Milliseconds since 1970 by uid. A move lies within one span: it tells of no message outside.
+        """
+        c = OFFSET_MOVES.c
+        covering = union_all(
+            *(
+                select(c.entry, c.uids).where(
+                    c.gid == gid, c.reach == reach, c.msgid >= msgid, c.msgid < msgid + longest(reach), c.start < msgid
+                )
+                for reach in REACHES
+            )
+        )
+        found: dict[str, int] = {}
+        with self.connection() as connection:
+            for entry, uids in connection.execute(covering):
+                for uid in json.loads(uids):
+                    found[uid] = min(entry, found.get(uid, entry))
+        return {uid: msgids.time_ms(entry) for uid, entry in found.items()}
+
+    def meta(self, name: str) -> str | None:
+        """Return a fact about the data as a whole, None if it is not known."""
+        with self.connection() as connection:
+            return connection.scalar(select(META.c.value).where(META.c.name == name))
+
+    def set_meta(self, name: str, value: str) -> None:
+        """Set a fact about the data as a whole."""
+        statement = text(
+            """INSERT INTO imcore_meta (name, value) VALUES (:name, :value)
+            ON CONFLICT (name) DO UPDATE SET value = excluded.value"""
+        )
+        with self.connection() as connection:
+            connection.execute(statement, {"name": name, "value": value})
+
+    def _first(self, query: Select[Any]) -> MessageRow | None:
+        return next(iter(self._all(query.limit(1))), None)
+
+    def _all(self, query: Select[Any]) -> list[MessageRow]:
+        with self.connection() as connection:
+            return [_message_row(row) for row in connection.execute(query)]
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        backend = self._backend
+        try:
+            yield
+        except DBAPIError as error:
+            cause = error.orig if isinstance(error.orig, Exception) else error
+            raise backend.translate(cause) from error
+        except backend.driver_error as error:
+            raise backend.translate(error) from error
+        except PoolTimeout as error:
+            raise DatabaseUnavailable(f"no connection to {self.address} is free: close what is not needed") from error
+
+
+def _messages(gid: str) -> Select[Any]:
+    c = GROUP_MSGS.c
+    columns = (c.gid, c.msgid, c.seq, c.sender_uid, c.span, c.content, c.client_msgid, c.sent_at, c.recalls)
+    tombstone = GROUP_MSGS.alias()
+    recalled = exists().where(tombstone.c.gid == c.gid, tombstone.c.recalls == c.msgid)
+    return select(*columns, recalled.label("recalled")).where(c.gid == gid)
+
+
+def _message_row(row: Row[Any]) -> MessageRow:
+    return MessageRow(
+        gid=row.gid,
+        msgid=row.msgid,
+        seq=row.seq,
+        sender_uid=row.sender_uid,
+        span=row.span,
+        content="" if row.recalled else row.content,
+        client_msgid=row.client_msgid,
+        sent_at_ms=None if row.sent_at is None else to_ms(row.sent_at),
+        recalls=row.recalls,
+        recalled=bool(row.recalled),
+    )
+
+
+def _backend(url: str, data_dir: Path | None) -> Backend:
+    scheme, separator, _ = url.partition("://")
+    if url.startswith(_SQLITE):
+        # Taken as it stands, not as a URL: a path may hold any character.
+        return SqliteBackend(_sqlite_path(url.removeprefix(_SQLITE)), data_dir)
+    if scheme in _POSTGRES:
+        from imcore.sql.postgres import PostgresBackend  # noqa: PLC0415 (psycopg is loaded where it is used)
+
+        return PostgresBackend(_postgres_url(url))
+    # Without a scheme it may be anything, and is not shown.
+    kind = f"{scheme}://" if separator else "a URL without a scheme"
+    raise ConfigurationError(f"{kind} is no database of ours: set IM_DATABASE_URL to {_SQLITE}PATH or postgresql://...")
+
+
+def _sqlite_path(path: str) -> Path:
+    if path in {"", ":memory:"}:
+        raise ConfigurationError(f"a database must be a file: set IM_DATABASE_URL to {_SQLITE}PATH")
+    return Path(path)
+
+
+def _postgres_url(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        parsed = None
+    # An @ after the first one: part of a password, which must never be shown, would pass for the host's name.
+    if parsed is None or "@" in f"{parsed.host}{parsed.database}":
+        raise ConfigurationError(
+            "IM_DATABASE_URL is not valid: it looks like postgresql://user:password@host:5432/name, "
+            "with special characters in percent form (@ is %40)"
+        )
+    return parsed
+
+
+def _migrate(connection: Connection) -> None:
+    from imcore.sql.migrations import run  # noqa: PLC0415 (Alembic takes long to load, and is hardly ever needed)
+
+    run.upgrade(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    revision: str | None = connection.scalar(select(column("version_num")).select_from(table(VERSION_TABLE)))
+    return revision
+
+
+def _refuse_newer(address: str, revision: str | None) -> None:
+    if revision is not None and revision > HEAD:
+        raise ConfigurationError(
+            f"the database {address} is at version {revision}, newer than this program ({HEAD}): install a newer imcore"
+        )

@@ -1,0 +1,106 @@
+"""The PostgreSQL backend, through psycopg 3.
+
+Rows whose keys are hardly ever known are copied (COPY, binary). Where one is known after all, as when the entries of a
+dead worker come again, the transaction starts anew with INSERT ... ON CONFLICT from arrays, at about half the speed.
+"""
+
+from contextlib import closing, suppress
+from typing import Any, cast
+
+import psycopg
+from psycopg import errors
+from sqlalchemy import URL, Connection, Engine, create_engine, text
+
+from imcore import msgid as msgids
+from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseRejected, DatabaseUnavailable, ImError
+from imcore.sql.bulk import UPDATES, Target, by_target
+from imcore.sql.rows import Batch
+
+TRIES = 5
+"""How often a transaction starts anew that another one has thwarted."""
+ROWS_PER_INSERT = 1000
+
+_THWARTED = (errors.DeadlockDetected, errors.SerializationFailure)
+_MIGRATION_LOCK = 7_521_983_406_917_284_513
+"""Any number will do that no other program on the same database locks."""
+
+
+class PostgresBackend:
+    """One PostgreSQL database."""
+
+    driver_error: type[Exception] = psycopg.Error
+
+    def __init__(self, url: URL) -> None:
+        self.address = _shown(url)
+        # An unreachable server is an error within seconds; a connection that a restart has cut is found before use.
+        query = {"connect_timeout": "10", "application_name": "imcore", **url.query}
+        url = url.set(drivername="postgresql+psycopg", query=query)
+        self.engine: Engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
+
+    def create(self) -> None:
+        """Do nothing: who runs the server has made the database."""
+
+    def migrating(self, connection: Connection) -> None:
+        """Take the lock that every migration takes."""
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+
+    def write(self, batch: Batch) -> None:
+        """Write with COPY; with arrays where a key is, or turns out to be, known; again after a deadlock."""
+        # With a tombstone comes the message that it recalls, which is nearly always stored already.
+        may_copy = all(row.recalls is None for row in batch.messages)
+        with suppress(errors.UniqueViolation, *_THWARTED):
+            return self._write_once(batch, may_copy=may_copy)
+        for _ in range(TRIES - 2):
+            with suppress(*_THWARTED):
+                return self._write_once(batch, may_copy=False)
+        return self._write_once(batch, may_copy=False)
+
+    def translate(self, error: Exception) -> ImError:
+        """Return what an error of psycopg means."""
+        state = getattr(error, "sqlstate", None) or ""
+        reason = str(error).partition("\n")[0]  # the rest may quote what was written
+        if state[:2] in {"22", "23"} or isinstance(error, psycopg.DataError):
+            return DatabaseRejected(f"the database refused a row: {reason}")
+        if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn):
+            return DatabaseNotReady(f"the database {self.address} has not the tables of imcore: run im db upgrade")
+        if isinstance(error, psycopg.ProgrammingError):
+            return ConfigurationError(f"cannot use the database {self.address} ({reason}): set IM_DATABASE_URL")
+        return DatabaseUnavailable(
+            f"the database {self.address} cannot be used now ({reason}): see that it runs, or set IM_DATABASE_URL"
+        )
+
+    def _write_once(self, batch: Batch, *, may_copy: bool) -> None:
+        with closing(self.engine.raw_connection()) as pooled:
+            driver = cast("psycopg.Connection[Any]", pooled.driver_connection)
+            with driver.transaction(), driver.cursor() as cursor:
+                for target, rows in by_target(batch):
+                    write = _copy if may_copy and target.appends else _insert
+                    write(cursor, target, [target.values(row, msgids.from_ms) for row in rows])
+                for statement, rows_of in UPDATES:
+                    changes = rows_of(batch)
+                    if changes:
+                        cursor.executemany(statement.replace("?", "%s").encode(), changes)
+
+
+def _copy(cursor: psycopg.Cursor[Any], target: Target[Any], values: list[tuple[Any, ...]]) -> None:
+    with cursor.copy(f"COPY {target.table} ({target.names}) FROM STDIN (FORMAT BINARY)".encode()) as copy:
+        copy.set_types(list(target.columns.values()))
+        for value in values:
+            copy.write_row(value)
+
+
+def _insert(cursor: psycopg.Cursor[Any], target: Target[Any], values: list[tuple[Any, ...]]) -> None:
+    arrays = ", ".join(f"%b::{kind}[]" for kind in target.columns.values())
+    statement = f"""INSERT INTO {target.table} ({target.names}) SELECT * FROM unnest({arrays})
+        ON CONFLICT {target.on_conflict}"""  # noqa: S608 (our own names)
+    for start in range(0, len(values), ROWS_PER_INSERT):
+        columns = [list(column) for column in zip(*values[start : start + ROWS_PER_INSERT], strict=True)]
+        cursor.execute(statement.encode(), columns)
+
+
+def _shown(url: URL) -> str:
+    # Made of what is known to be harmless: a password can also stand in the query.
+    user = f"{url.username}@" if url.username else ""
+    host = url.host or url.query.get("host", "")
+    port = f":{url.port}" if url.port else ""
+    return f"postgresql://{user}{host if isinstance(host, str) else ','.join(host)}{port}/{url.database or ''}"

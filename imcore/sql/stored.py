@@ -1,0 +1,236 @@
+"""What SQL holds of groups, in order of key, little by little: for those who compare it with Redis or put it back."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Select, and_, delete, exists, func, literal, select, text, tuple_, union
+
+from imcore.sql.bulk import MARK
+from imcore.sql.database import Database
+from imcore.sql.rows import MessageRow, SpanRow
+from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS, META, OFFSET_MOVES, Stored, to_ms
+
+PAGE = 1000
+
+_GROUPS = Stored.metadata.tables["chat_groups"]
+
+
+class Head(NamedTuple):
+    """How many messages of a group there are, and from where to where. Zeros for a group without any."""
+
+    gid: str
+    messages: int = 0
+    last_seq: int = 0
+    oldest: int = 0
+    newest: int = 0
+
+
+class Light(NamedTuple):
+    """A message without what was said. `confirmed_read` is how many readers its sender knows of."""
+
+    gid: str
+    msgid: int
+    seq: int
+    sender_uid: str
+    recalls: int | None
+    confirmed_read: int
+
+
+def gids(database: Database) -> Iterator[str]:
+    """Yield the gids of all groups, in order."""
+    after = ""
+    while True:
+        query = select(_GROUPS.c.gid).where(_GROUPS.c.gid > after).order_by(_GROUPS.c.gid).limit(PAGE)
+        with database.connection() as connection:
+            page = list(connection.scalars(query))
+        yield from page
+        if len(page) < PAGE:
+            return
+        after = page[-1]
+
+
+def listed(database: Database, some: Sequence[str]) -> set[str]:
+    """Return those of some gids that are of groups."""
+    with database.connection() as connection:
+        return set(connection.scalars(select(_GROUPS.c.gid).where(_GROUPS.c.gid.in_(some))))
+
+
+def unlisted(database: Database) -> list[str]:
+    """Return the gids that messages and spans name, of groups that are none: a worker died over their first entries."""
+    known = exists().where(_GROUPS.c.gid == GROUP_SPANS.c.gid)
+    also_known = exists().where(_GROUPS.c.gid == GROUP_MSGS.c.gid)
+    query = union(
+        select(GROUP_SPANS.c.gid).where(~known).distinct(), select(GROUP_MSGS.c.gid).where(~also_known).distinct()
+    )
+    with database.connection() as connection:
+        return sorted(connection.scalars(query))
+
+
+def heads(database: Database, some: Sequence[str]) -> dict[str, Head]:
+    """Return the heads of some groups, which are given in order; those without messages too."""
+    c = GROUP_MSGS.c
+    found = {gid: Head(gid) for gid in some}
+    if some:
+        query = select(c.gid, *_head_columns()).where(c.gid.in_(some)).group_by(c.gid)
+        with database.connection() as connection:
+            found.update((row[0], Head(*row)) for row in connection.execute(query))
+    return found
+
+
+def head(database: Database, gid: str, *, until: int) -> Head:
+    """Return the head of a group as it was when the message `until` was the newest."""
+    c = GROUP_MSGS.c
+    query = select(*_head_columns()).where(c.gid == gid)
+    with database.connection() as connection:
+        return Head(gid, *(number or 0 for number in connection.execute(query.where(c.msgid <= until)).one()))
+
+
+def older_than(database: Database, gid: str, count: int) -> tuple[int, int] | None:
+    """Return msgid and seq of the newest message that is not among the newest so many; None if they are fewer."""
+    c = GROUP_MSGS.c
+    query = select(c.msgid, c.seq).where(c.gid == gid).order_by(c.msgid.desc()).offset(count).limit(1)
+    with database.connection() as connection:
+        row = connection.execute(query).first()
+        return (row[0], row[1]) if row else None
+
+
+def spans(database: Database, some: Sequence[str]) -> Iterator[SpanRow]:
+    """Yield the spans of some groups, in order of gid, uid and beginning."""
+    c = GROUP_SPANS.c
+    query = select(c.gid, c.uid, c.joined_msgid, c.left_msgid, c.changed, c.acked_msgid).where(c.gid.in_(some))
+    for row in _streamed(database, query.order_by(c.gid, c.uid, c.joined_msgid)):
+        yield SpanRow(*row)
+
+
+def messages(database: Database, some: Sequence[str], *, after: int, until: int | None = None) -> Iterator[MessageRow]:
+    """Yield the messages of some groups with after < msgid <= until, in order of gid and msgid."""
+    c = GROUP_MSGS.c
+    columns = (c.gid, c.msgid, c.seq, c.sender_uid, c.span, c.content, c.client_msgid, c.sent_at, c.recalls)
+    query = select(*columns).where(c.gid.in_(some), c.msgid > after).order_by(c.gid, c.msgid)
+    if until is not None:
+        query = query.where(c.msgid <= until)
+    for row in _streamed(database, query):
+        yield _message(row)
+
+
+def light(database: Database, some: Sequence[str], *, after: int = 0) -> Iterator[Light]:
+    """Yield the messages of some groups after a msgid, without what was said, in order of gid and msgid."""
+    c = GROUP_MSGS.c
+    columns = (c.gid, c.msgid, c.seq, c.sender_uid, c.recalls, c.confirmed_read)
+    query = select(*columns).where(c.gid.in_(some), c.msgid > after).order_by(c.gid, c.msgid)
+    for row in _streamed(database, query):
+        yield Light(*row)
+
+
+def own_unread(database: Database, some: Sequence[str], *, until: int | None = None) -> Iterator[tuple[str, str, int]]:
+    """Yield gid, uid and msgid of each message (up to `until`) that a member of some groups sent past their offset.
+
+    Recalled messages and tombstones are left out: they are never unread.
+    """
+    m, s = GROUP_MSGS.c, GROUP_SPANS.c
+    own = and_(s.gid == m.gid, s.uid == m.sender_uid, s.left_msgid.is_(None), s.acked_msgid < m.msgid)
+    lowest = select(func.min(s.acked_msgid)).where(s.gid.in_(some), s.left_msgid.is_(None)).scalar_subquery()
+    tombstone = GROUP_MSGS.alias()
+    recalled = exists().where(tombstone.c.gid == m.gid, tombstone.c.recalls == m.msgid)
+    query = select(m.gid, m.sender_uid, m.msgid).join_from(GROUP_MSGS, GROUP_SPANS, own)
+    query = query.where(m.gid.in_(some), m.msgid > lowest, m.recalls.is_(None), ~recalled).order_by(m.gid, m.msgid)
+    if until is not None:
+        query = query.where(m.msgid <= until)
+    for row in _streamed(database, query):
+        yield row[0], row[1], row[2]
+
+
+def recalls(database: Database, gid: str) -> Iterator[tuple[int, int]]:
+    """Yield each tombstone of a group with the message that it recalls (both packed)."""
+    c = GROUP_MSGS.c
+    for row in _streamed(database, select(c.msgid, c.recalls).where(c.gid == gid, c.recalls.is_not(None))):
+        yield row[0], row[1]
+
+
+def seqs(database: Database, gid: str, some: Iterable[int]) -> dict[int, int]:
+    """Return the seqs of some messages (packed) of a group, as far as they are stored."""
+    c = GROUP_MSGS.c
+    wanted = sorted(set(some))
+    found: dict[int, int] = {}
+    with database.connection() as connection:
+        for i in range(0, len(wanted), PAGE):
+            query = select(c.msgid, c.seq).where(c.gid == gid, c.msgid.in_(wanted[i : i + PAGE]))
+            found.update((row[0], row[1]) for row in connection.execute(query))
+    return found
+
+
+def with_client_msgid(database: Database, some: Sequence[str], *, after: int) -> Iterator[MessageRow]:
+    """Yield the messages of some groups after a msgid that carry a client_msgid, without what was said."""
+    c = GROUP_MSGS.c
+    said = literal("").label("content")
+    query = select(c.gid, c.msgid, c.seq, c.sender_uid, c.span, said, c.client_msgid, c.sent_at, c.recalls)
+    query = query.where(c.gid.in_(some), c.msgid > after, c.client_msgid.is_not(None))
+    for row in _streamed(database, query.order_by(c.gid, c.msgid)):
+        yield _message(row)
+
+
+def newest_change(database: Database) -> int:
+    """Return the highest id (packed) of a journal entry that any span tells of."""
+    with database.connection() as connection:
+        return connection.scalar(select(func.max(GROUP_SPANS.c.changed))) or 0
+
+
+def marks(database: Database) -> dict[tuple[int, str], int]:
+    """Return up to where each consumer of each partition's journal has stored: packed ids."""
+    with database.connection() as connection:
+        found = connection.execute(select(META.c.name, META.c.value).where(META.c.name.like(f"{MARK}:%")))
+        return {(int(name.split(":")[1]), name.split(":", 2)[2]): int(value) for name, value in found}
+
+
+def forget_moves(database: Database, before: int, limit: int) -> int:
+    """Delete at most so many rows of moves of offsets that are told by journal entries before this one (packed)."""
+    key = tuple(OFFSET_MOVES.primary_key)
+    some = select(*key).where(OFFSET_MOVES.c.entry < before).limit(limit)
+    with database.connection() as connection:
+        return connection.execute(delete(OFFSET_MOVES).where(tuple_(*key).in_(some))).rowcount
+
+
+def with_gaps(database: Database, some: Sequence[str]) -> list[str]:
+    """Return those of some groups whose seqs are not 1, 2, 3, ... in the order of the messages."""
+    c = GROUP_MSGS.c
+    place = func.row_number().over(partition_by=c.gid, order_by=c.msgid).label("place")
+    numbered = select(c.gid, c.seq, place).where(c.gid.in_(some)).subquery()
+    with database.connection() as connection:
+        query = select(numbered.c.gid).where(numbered.c.seq != numbered.c.place).distinct()
+        return sorted(connection.scalars(query))
+
+
+def close_gaps(database: Database, gid: str) -> int:
+    """Give the messages of a group the seqs 1, 2, 3, ... in their order; return how many have another one now."""
+    statement = text(
+        """UPDATE group_msgs SET seq = numbered.place
+        FROM (SELECT msgid, row_number() OVER (ORDER BY msgid) AS place FROM group_msgs WHERE gid = :gid) AS numbered
+        WHERE group_msgs.gid = :gid AND group_msgs.msgid = numbered.msgid AND group_msgs.seq <> numbered.place"""
+    )
+    with database.connection() as connection:
+        return connection.execute(statement, {"gid": gid}).rowcount
+
+
+def rewrite(database: Database, rows: Iterable[MessageRow]) -> None:
+    """Give messages the seq and the span that their rows say, in one transaction. Nothing else of them changes."""
+    statement = text("UPDATE group_msgs SET seq = :seq, span = :span WHERE gid = :gid AND msgid = :msgid")
+    values = [{"gid": row.gid, "msgid": row.msgid, "seq": row.seq, "span": row.span} for row in rows]
+    with database.connection() as connection:
+        connection.execute(statement, values)
+
+
+def _head_columns() -> tuple[Any, ...]:
+    c = GROUP_MSGS.c
+    return func.count(), func.max(c.seq), func.min(c.msgid), func.max(c.msgid)
+
+
+def _streamed(database: Database, query: Select[Any]) -> Iterator[Sequence[Any]]:
+    """Yield what a query finds, as it finds it: however much that is, a page of it is in memory."""
+    with database.connection() as connection:
+        yield from connection.execute(query, execution_options={"yield_per": PAGE})
+
+
+def _message(row: Sequence[Any]) -> MessageRow:
+    gid, msgid, seq, sender_uid, span, content, client_msgid, sent_at, recalls = row
+    sent_at_ms = None if sent_at is None else to_ms(sent_at)
+    return MessageRow(gid, msgid, seq, sender_uid, span, content, client_msgid, sent_at_ms, recalls)
