@@ -1,0 +1,88 @@
+"""Everything that can go wrong, in one tree.
+
+An error's docstring is its default message. Errors of drivers are translated at two seams only
+(`imcore.streams.redis_errors` for Redis, `imcore.sql.database` for SQL) and kept as `__cause__`.
+"""
+
+
+class ImError(Exception):
+    """Something went wrong."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+
+class InvalidInput(ImError):
+    """The input is not valid."""
+
+
+class UnknownGroup(ImError):
+    """There is no such group."""
+
+
+class GroupExists(ImError):
+    """The group exists already, with other members."""
+
+
+class NotMember(ImError):
+    """That user is not a member of the group."""
+
+
+class UnknownUser(ImError):
+    """There is no such user."""
+
+
+class NotSender(ImError):
+    """That message is not by that user."""
+
+
+class UnknownMessage(ImError):
+    """There is no such message in that group."""
+
+
+class UnknownDeadLetter(ImError):
+    """There is no such dead letter."""
+
+
+class SessionExpired(ImError):
+    """The session has expired: open a new one."""
+
+
+class LocalDatabaseError(ImError):
+    """The local database cannot be used."""
+
+
+class ConfigurationError(ImError):
+    """The settings cannot work together, or not with the data that is there."""
+
+
+class DatabaseNotReady(ConfigurationError):
+    """The database has no tables of imcore yet: run `im db upgrade`."""
+
+
+class RefusedError(ImError):
+    """Refused, because it would destroy something: repeat it with --yes if that is meant."""
+
+
+class TryAgain(ImError):
+    """The cause may pass: trying again can help."""
+
+
+class RedisUnavailable(TryAgain):
+    """Redis cannot be reached."""
+
+
+class RedisFull(TryAgain):
+    """Redis has no memory left: nothing was stored."""
+
+
+class DatabaseUnavailable(TryAgain):
+    """The database cannot be reached."""
+
+
+class DatabaseRejected(ImError):
+    """The database does not accept a row, and never will."""
+
+
+class EmbeddedServerError(ImError):
+    """The embedded server could not be started."""

@@ -1,0 +1,219 @@
+"""What was said and who has read it: Redis first, and SQL for what is trimmed there, as if it were one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
+
+from imcore import msgid as msgids
+from imcore.errors import DatabaseNotReady, DatabaseUnavailable, ImError, NotMember, UnknownMessage
+from imcore.sql.rows import MessageRow
+from imcore.streams import calls, receipt_calls, wire
+from imcore.streams.calls import Pulled
+from imcore.streams.keys import Keyspace
+from imcore.streams.link import Link
+from imcore.values import Message, MessageStatus, MessageTally, Reader, Unread
+
+if TYPE_CHECKING:
+    from imcore.sql.database import Database
+
+T = TypeVar("T")
+
+OpenDatabase = Callable[[], "Database"]
+"""Opens the database when it is first needed: most calls need Redis alone, and SQL's libraries take long to load."""
+
+PAGE = 500
+"""How many messages one call of Redis brings."""
+
+
+class History:
+    """Reads messages, tallies and positions. Never writes."""
+
+    def __init__(self, link: Link, database: "OpenDatabase | Database | None") -> None:
+        self._link = link
+        self._given = database
+
+    @cached_property
+    def _database(self) -> "Database | None":
+        return self._given() if callable(self._given) else self._given
+
+    @property
+    def database(self) -> "Database":
+        """The database, opened when it is first needed. Raise DatabaseUnavailable where there is none."""
+        if self._database is None:
+            raise DatabaseUnavailable("this needs the database: give its URL")
+        return self._database
+
+    def close(self) -> None:
+        """Give the connections back."""
+        if "_database" in vars(self) and self._database:
+            self._database.close()
+
+    @property
+    def _space(self) -> Keyspace:
+        return self._link.space
+
+    def message(self, gid: str, packed: int) -> Message | None:
+        """Return one message, or None if there is none of that id."""
+        msgid = msgids.unpack(packed)
+        found = self._link.run(calls.entries(self._space, gid, msgid, msgid, 1))
+        if found:
+            return wire.message(gid, found[0])
+        row = self._database.message(gid, packed) if self._database else None
+        return self._messages(gid, [row])[0] if row else None
+
+    def groups_of(self, uid: str) -> list[str]:
+        """Return the gids of a user's groups, in order."""
+        keys = [self._space.groups_of(partition, uid) for partition in range(self._space.partitions)]
+        found = self._link.read_many([("SMEMBERS", key) for key in keys])
+        return sorted(gid.decode() for gids in found for gid in gids)
+
+    def after_offset(self, gid: str, uid: str, *, limit: int | None) -> Iterator[Message]:
+        """Yield what a member has not acked, oldest first. Raise UnknownGroup, NotMember."""
+        return self.after(gid, uid, None, limit=limit)
+
+    def after(self, gid: str, uid: str, start: int | None, *, limit: int | None = None) -> Iterator[Message]:
+        """Yield what came after a message (packed), or after the member's offset, in their present membership."""
+        while limit is None or limit > 0:
+            count = PAGE if limit is None else min(limit, PAGE)
+            pulled = self._link.run(calls.pull(self._space, gid, uid, after=start, count=count))
+            page = self.with_trimmed(gid, pulled, count)
+            yield from page
+            if len(page) < count:
+                return
+            start = msgids.pack(page[-1].msgid)
+            limit = None if limit is None else limit - len(page)
+
+    def with_trimmed(self, gid: str, pulled: Pulled, count: int) -> list[Message]:
+        """Return what was pulled, with the messages before it that SQL alone still has; at most `count`."""
+        if pulled.start >= pulled.trimmed:
+            return pulled.messages
+        rows = self.database.messages_after(gid, pulled.start, until=pulled.trimmed, limit=count)
+        return [*self._messages(gid, rows), *pulled.messages][:count]
+
+    def _messages(self, gid: str, rows: Sequence[MessageRow]) -> list[Message]:
+        """Return messages that came from SQL. Redis knows of recalls that no worker has stored yet."""
+        if not rows:
+            return []
+        uncounted = self._link.read("ZMSCORE", self._space.group(gid).uncounted, *(row.msgid for row in rows))
+        return [
+            wire.message_of_row(row._replace(content="", recalled=True) if is_recalled and row.recalls is None else row)
+            for row, is_recalled in zip(rows, [score is not None for score in uncounted], strict=True)
+        ]
+
+    def unread(self, uid: str, gids: Sequence[str]) -> list[Unread]:
+        """Return the member's position in each group; a group that they left meanwhile is left out."""
+        return [found for found in self._positions([(gid, uid) for gid in gids]) if found]
+
+    def positions(self, gid: str, uids: Sequence[str]) -> list[Unread | None]:
+        """Return the position of each of a group's members; None for one who has left meanwhile."""
+        return self._positions([(gid, uid) for uid in uids])
+
+    def _positions(self, pairs: Sequence[tuple[str, str]]) -> list[Unread | None]:
+        found = self._link.gather([calls.position(self._space, gid, uid) for gid, uid in pairs])
+        return [
+            None if isinstance(position, NotMember) else self._unread(gid, raised(position))
+            for (gid, _), position in zip(pairs, found, strict=True)
+        ]
+
+    def _unread(self, gid: str, position: calls.Position) -> Unread:
+        seq = position.acked_seq
+        if seq is None:
+            seq = self._stored(gid, position.acked).seq
+        return Unread(
+            gid=gid,
+            unread=position.head_seq - seq - position.uncounted,
+            last_msgid=msgids.unpack_offset(position.last),
+            last_ack_msgid=msgids.unpack_offset(position.acked),
+        )
+
+    def newest(self, gid: str, *, limit: int) -> list[MessageTally]:
+        """Return the newest messages (0: all) with their tallies, oldest first. Raise UnknownGroup."""
+        found: list[MessageTally] = []
+        before = "+"
+        while not limit or len(found) < limit:
+            count = min(PAGE, limit - len(found)) if limit else PAGE
+            page = self._link.run(receipt_calls.status(self._space, gid, before=before, count=count))
+            found += page.tallies
+            if len(page.tallies) < count:
+                if page.trimmed:
+                    oldest = msgids.pack(found[-1].message.msgid) if found else page.trimmed + 1
+                    found += self._newest_trimmed(
+                        gid, min(oldest, page.trimmed + 1), limit - len(found) if limit else None
+                    )
+                break
+            before = f"({page.tallies[-1].message.msgid}"
+        return found[::-1]
+
+    def _newest_trimmed(self, gid: str, before: int, limit: int | None) -> Iterator[MessageTally]:
+        while limit is None or limit > 0:
+            rows = self.database.messages_before(gid, before, limit=PAGE if limit is None else min(PAGE, limit))
+            if not rows:
+                return
+            yield from reversed(self._tallied(gid, rows))
+            before = rows[0].msgid
+            limit = None if limit is None else limit - len(rows)
+
+    def _tallied(self, gid: str, rows: Sequence[MessageRow]) -> list[MessageTally]:
+        counts = self.counts_of_rows(gid, rows)
+        return [MessageTally(message, *count) for message, count in zip(self._messages(gid, rows), counts, strict=True)]
+
+    def counts_of_rows(self, gid: str, rows: Sequence[MessageRow]) -> list[receipt_calls.Counts]:
+        """Return read and unread of messages that came from SQL, whether Redis still has them or not."""
+        wanted = [(row.msgid, row.sender_uid, "" if row.span is None else row.span) for row in rows]
+        return [raised(count) for count in self._link.run(receipt_calls.tallies(self._space, gid, wanted))]
+
+    def status(self, gid: str, packed: int) -> MessageStatus:
+        """Return who has read a message, when, and who has not. Raise UnknownGroup, UnknownMessage."""
+        names = self._link.run(receipt_calls.names(self._space, gid, packed))
+        message = names.message or self._messages(gid, [self._stored(gid, packed)])[0]
+        read_at = self._read_times(gid, packed)
+        return MessageStatus(
+            message=message,
+            read_by=tuple(
+                Reader(uid, msgids.from_ms(read_at[uid]) if uid in read_at else None)
+                for uid in sorted(names.read - {message.sender_uid})
+            ),
+            unread_by=tuple(sorted(names.unread - {message.sender_uid})),
+        )
+
+    def _read_times(self, gid: str, packed: int) -> dict[str, int]:
+        """Return when each reader read it, as far as a worker has stored it: none, before any has run."""
+        try:
+            return self._database.read_times(gid, packed) if self._database else {}
+        except DatabaseNotReady:
+            return {}
+
+    def tallies(self, gid: str, messages: Sequence[int]) -> list[receipt_calls.Counts]:
+        """Return how many have read each message (packed) and how many have not. Raise UnknownGroup, UnknownMessage."""
+        found = self._link.run(receipt_calls.tallies(self._space, gid, [(message, "", "") for message in messages]))
+        trimmed = [
+            self._stored(gid, message)
+            for message, count in zip(messages, found, strict=True)
+            if isinstance(count, calls.Trimmed)
+        ]
+        from_sql = iter(self.counts_of_rows(gid, trimmed) if trimmed else ())
+        return [next(from_sql) if isinstance(count, calls.Trimmed) else raised(count) for count in found]
+
+    def seq_of(self, gid: str, packed: int) -> int:
+        """Return the seq that SQL knows of a message. Raise UnknownMessage."""
+        return self._stored(gid, packed).seq
+
+    def _stored(self, gid: str, packed: int) -> MessageRow:
+        row = self.database.message(gid, packed)
+        if row is None:
+            raise UnknownMessage(f"{msgids.unpack(packed)} is not a message of {gid!r}")
+        return row
+
+    def if_trimmed(self, gid: str, packed: int, attempt: Callable[[int | None], T]) -> T:
+        """Run an attempt on a message; where Redis has trimmed it, run it again with its seq from SQL."""
+        try:
+            return attempt(None)
+        except calls.Trimmed:
+            return attempt(self.seq_of(gid, packed))
+
+
+def raised(item: T | ImError) -> T:
+    """Return an item of an answer, or raise the error in its place."""
+    if isinstance(item, ImError):
+        raise item
+    return item

@@ -1,0 +1,131 @@
+"""What a uid, a gid, a content and a msgid may be. Everything from outside passes here before it goes anywhere.
+
+A value of another type than it should be is refused as a wrong value is: programs take these from requests unseen.
+"""
+
+import math
+import re
+import reprlib
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from imcore import msgid as msgids
+from imcore.errors import InvalidInput
+from imcore.values import Receipt
+
+T = TypeVar("T")
+
+MAX_NAME_BYTES = 128
+_EARLIEST_MS = msgids.to_ms(datetime(1, 1, 1, tzinfo=UTC))
+_LATEST_MS = msgids.to_ms(datetime(9999, 12, 31, tzinfo=UTC))
+
+# C0, DEL and C1, and the two separators that end a line: a name with one could move a terminal's cursor, and
+# the unit separator (0x1f) is what composed names are made with.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name`, a uid, gid or client_msgid, unchanged. Raise InvalidInput if it cannot be one."""
+    size = len(_utf8(name, what))
+    if size == 0:
+        raise InvalidInput(f"{what} is empty: give 1 to {MAX_NAME_BYTES} bytes")
+    if size > MAX_NAME_BYTES:
+        raise InvalidInput(f"{what} has {size} bytes: at most {MAX_NAME_BYTES} are allowed")
+    if _CONTROL.search(name):
+        raise InvalidInput(f"{what} {name!r} has a control character: leave it out")
+    return name
+
+
+def check_uids(uids: Iterable[str]) -> list[str]:
+    """Return the uids, each once, in their order. Raise InvalidInput if one cannot be a uid."""
+    if isinstance(uids, str):
+        raise InvalidInput("uids are a list: one text would be taken for a uid per letter")
+    if not isinstance(uids, Iterable):
+        raise InvalidInput(f"uids must be a list of texts; it is {reprlib.repr(uids)}")
+    return list(dict.fromkeys(check_name(uid, "uid") for uid in uids))
+
+
+def check_list(items: Iterable[T], what: str) -> list[T]:
+    """Return what there is in a list. Raise InvalidInput for what is none."""
+    if isinstance(items, str) or not isinstance(items, Iterable):
+        raise InvalidInput(f"{what} must be a list; it is {reprlib.repr(items)}")
+    return list(items)
+
+
+def check_content(content: str, max_bytes: int) -> str:
+    """Return `content` unchanged. Raise InvalidInput if it is empty, too long, not UTF-8 or holds a NUL."""
+    size = len(_utf8(content, "content"))
+    if size == 0:
+        raise InvalidInput("content is empty: write something")
+    if size > max_bytes:
+        raise InvalidInput(f"content has {size} bytes: at most {max_bytes} are allowed (IM_MAX_CONTENT_BYTES)")
+    if "\x00" in content:
+        raise InvalidInput("content has a NUL character, which PostgreSQL cannot store: leave it out")
+    return content
+
+
+def check_msgid(text: str) -> int:
+    """Return the packed form of a msgid. Raise InvalidInput if it is malformed."""
+    try:
+        return msgids.pack(text)
+    except (TypeError, ValueError):
+        raise InvalidInput(f"{reprlib.repr(text)} is not a msgid: it looks like 1767225600000-0") from None
+
+
+def check_receipt(receipt: Receipt) -> Receipt:
+    """Return a receipt unchanged. Raise InvalidInput for one that the system cannot have given out."""
+    check_name(receipt.gid, "gid")
+    check_msgid(receipt.msgid)
+    for count in (receipt.read, receipt.unread, receipt.version):
+        if not 0 <= count <= msgids.HIGHEST:
+            raise InvalidInput(f"a receipt of {reprlib.repr(receipt.msgid)} has the count {reprlib.repr(count)}")
+    return receipt
+
+
+def check_place(gid: str, msgid: int, seq: int) -> None:
+    """Raise InvalidInput for a place (packed msgid, seq) in a group that cannot be one."""
+    check_name(gid, "gid")
+    if not (0 <= msgid <= msgids.HIGHEST and 0 <= seq <= msgids.HIGHEST):
+        raise InvalidInput(f"the place {reprlib.repr((msgid, seq))} in {gid!r} cannot be one")
+
+
+def check_time(moment: datetime) -> int:
+    """Return a client's time in ms since 1970. Raise InvalidInput without a zone, or outside the years 1 to 9999."""
+    if not isinstance(moment, datetime):
+        raise InvalidInput(f"a time must be a datetime; it is {reprlib.repr(moment)}")
+    try:
+        ms = msgids.to_ms(moment)
+    except ValueError:
+        raise InvalidInput(f"the time {moment.isoformat()} has no zone: give one, such as +00:00") from None
+    return check_time_ms(ms)
+
+
+def check_time_ms(ms: int) -> int:
+    """Return ms since 1970 unchanged. Raise InvalidInput for what is none, or outside the years 1 to 9999."""
+    if not isinstance(ms, int) or not _EARLIEST_MS <= ms <= _LATEST_MS:
+        raise InvalidInput(f"the time {reprlib.repr(ms)} (ms since 1970) is not between the years 1 and 9999 in UTC")
+    return ms
+
+
+def check_limit(limit: int | None, *, lowest: int = 1) -> int | None:
+    """Return a limit unchanged. Raise InvalidInput for what is no whole number, or below the lowest."""
+    if limit is not None and (not isinstance(limit, int) or limit < lowest):
+        raise InvalidInput(f"a limit of {reprlib.repr(limit)} makes no sense: {lowest} is the lowest")
+    return limit
+
+
+def check_seconds(seconds: float, what: str) -> float:
+    """Return a time in seconds unchanged; it may be without end. Raise InvalidInput for what is none, or negative."""
+    if not isinstance(seconds, int | float) or math.isnan(seconds) or seconds < 0:
+        raise InvalidInput(f"{what} {reprlib.repr(seconds)} makes no sense: give seconds, 0 or more")
+    return seconds
+
+
+def _utf8(text: str, what: str) -> bytes:
+    if not isinstance(text, str):
+        raise InvalidInput(f"{what} must be a text; it is {reprlib.repr(text)}")
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{what} is not valid UTF-8") from None

@@ -1,0 +1,78 @@
+"""Message ids: the text form that people and Redis see, and the whole number that sorts the same way.
+
+A msgid is the id of its stream entry, `<ms>-<n>`: milliseconds of the server's clock since 1970, and a counter within
+the millisecond. Packed, it is one integer, `(ms - EPOCH_MS) << 13 | n`. It stays below 2**53 until the year 2054, so
+it is exact as a sorted-set score (a double), as a Lua number, as a JSON number and as a SQL BIGINT. 0 stands for
+"before the first message". `im_send` keeps n within 13 bits, by going on to the next millisecond when one is full.
+"""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+EPOCH_MS = 1_577_836_800_000
+"""2020-01-01T00:00:00Z. The Lua library holds the same number."""
+
+COUNTER_BITS = 13
+NONE = 0
+"""The packed offset of a member who has confirmed nothing, in a group that had no message when they joined."""
+
+_COUNTER_MASK = (1 << COUNTER_BITS) - 1
+HIGHEST = (1 << 53) - 1
+"""The highest packed msgid; the highest of all counts, too."""
+_TEXT = re.compile(r"([0-9]{1,15})-([0-9]{1,4})", re.ASCII)
+
+
+def pack(text: str) -> int:
+    """Return the packed form of `<ms>-<n>`. Raise ValueError for a text that `unpack` never gives."""
+    match = _TEXT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not a msgid: {text!r}")
+    packed = (int(match[1]) - EPOCH_MS) << COUNTER_BITS | int(match[2])
+    if not 0 < packed <= HIGHEST or unpack(packed) != text:
+        raise ValueError(f"not a msgid: {text!r}")
+    return packed
+
+
+def pack_id(entry_id: bytes) -> int:
+    """Return the packed form of an id that the server itself gave to an entry. Five times as fast as `pack`."""
+    ms, _, n = entry_id.partition(b"-")
+    return (int(ms) - EPOCH_MS << COUNTER_BITS) + int(n)
+
+
+def unpack(packed: int) -> str:
+    """Return the text form; `0-0` for 0, as Redis writes a position before the first entry."""
+    if packed == NONE:
+        return "0-0"
+    return f"{(packed >> COUNTER_BITS) + EPOCH_MS}-{packed & _COUNTER_MASK}"
+
+
+def unpack_offset(packed: int) -> str | None:
+    """Return the text form of an offset as people see it: None before the first message."""
+    return unpack(packed) if packed else None
+
+
+def time_ms(packed: int) -> int:
+    """Return when the server stored it, in milliseconds since 1970."""
+    return (packed >> COUNTER_BITS) + EPOCH_MS
+
+
+def time_of(text: str) -> datetime:
+    """Return when the server stored the message of this text form, in UTC."""
+    return from_ms(int(text.partition("-")[0]))
+
+
+def from_ms(ms: int) -> datetime:
+    """Return the UTC time of so many milliseconds since 1970, exact to the millisecond."""
+    return datetime.fromtimestamp(ms // 1000, UTC).replace(microsecond=ms % 1000 * 1000)
+
+
+def first_at(ms: int) -> int:
+    """Return the lowest packed msgid that a message stored at `ms` or later can have."""
+    return max(0, ms - EPOCH_MS) << COUNTER_BITS
+
+
+def to_ms(moment: datetime) -> int:
+    """Return the milliseconds since 1970 of an aware time, rounded down. Raise ValueError for a naive one."""
+    if moment.tzinfo is None:
+        raise ValueError("a time needs its zone")
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)

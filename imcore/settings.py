@@ -1,0 +1,127 @@
+"""Settings: one frozen value, read from the environment once; every option has its unit in its name."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from urllib.parse import quote
+
+from imcore.errors import ConfigurationError
+
+_DAY_MS = 24 * 60 * 60 * 1000
+_LONGEST_SOCKET_PATH = 100
+"""Unix socket paths end at 104 bytes on macOS and 108 on Linux; the server adds a few while it starts."""
+
+_MAY_BE_ZERO = {"receipt_window_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms"}
+_HIGHEST = {"partitions": 16_384, "max_content_bytes": 256 * 1024 * 1024}
+"""A cluster has so many slots; half of what Redis takes in one piece."""
+_HIGHEST_OF_ALL = 10**12
+"""31 years in milliseconds: a time added to now still is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Where things are, and how much of everything. Make it with `Settings.from_env`."""
+
+    data_dir: Path
+    redis_url: str = field(repr=False)  # these three may hold passwords
+    database_url: str = field(repr=False)
+    jobs_redis_url: str = field(repr=False)
+    partitions: int | None = None
+    """How many partitions new data gets; None takes what is there, or 8."""
+    max_content_bytes: int = 65_536
+    idempotency_ms: int = _DAY_MS
+    """For how long at least a repeated client_msgid is recognised."""
+    batch_size: int = 500
+    block_ms: int = 1000
+    lease_ms: int = 10_000
+    """A worker not heard of for so long is dead, and its entries are claimed."""
+    max_deliveries: int = 5
+    """After so many failures an entry becomes a dead letter."""
+    receipt_window_ms: int = 200
+    heartbeat_ms: int = 20_000
+    online_ms: int = 60_000
+    keep_messages: int = 10_000
+    """How many of the newest messages of a group `trim` leaves in Redis."""
+    keep_ms: int = 30 * _DAY_MS
+    """For how long `trim` leaves a message in Redis."""
+    keep_read_times_ms: int = 0
+    """For how long SQL keeps when messages were read; 0: for ever. Counts and names stay exact without."""
+    trim_every_ms: int = 60 * 60 * 1000
+    """How often the worker `jobs` trims; 0: never by itself."""
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: str | None) -> "Settings":
+        """Read `IM_*` of the environment; overrides that are not None win. An empty text stands for the default.
+
+        Raise ConfigurationError for a value that is not what its setting takes.
+        """
+        environ = os.environ if environ is None else environ
+        given = {f.name: environ.get(f"IM_{f.name.upper()}") for f in fields(cls)}
+        given.update({name: value for name, value in overrides.items() if value is not None})
+        given = {name: value for name, value in given.items() if value}
+        data_dir = _data_dir(given.pop("data_dir", None))
+        redis_url = given.pop("redis_url", None) or socket_url(socket_path(data_dir))
+        database_url = given.pop("database_url", None) or _sqlite_url(data_dir / "imcore.db")
+        jobs_redis_url = given.pop("jobs_redis_url", None) or redis_url
+        return cls(
+            data_dir=data_dir,
+            redis_url=redis_url,
+            database_url=database_url,
+            jobs_redis_url=jobs_redis_url,
+            **{name: _whole_number(name, value) for name, value in given.items() if value is not None},
+        )
+
+    @property
+    def embedded(self) -> bool:
+        """Whether Redis is the embedded server of the data directory."""
+        return self.redis_url == socket_url(socket_path(self.data_dir))
+
+
+def socket_path(data_dir: Path) -> Path:
+    """Return the embedded server's socket: in the data directory, or in a short folder where that path is too long."""
+    path = data_dir / "redis.sock"
+    if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
+        return path
+    digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
+    # Not TMPDIR: that may be long itself, and may differ between the shell of the server and that of its clients.
+    return Path("/tmp") / f"imcore-{os.getuid()}-{digest}" / "redis.sock"  # noqa: S108 (the server checks the folder)
+
+
+def socket_url(path: Path) -> str:
+    """Return the Redis URL of a unix socket."""
+    return f"unix://{quote(os.fsencode(path))}"
+
+
+def _data_dir(given: str | None) -> Path:
+    """Return the data directory as one absolute path, however it was spelled: the socket's name may follow from it."""
+    try:
+        path = Path(given or _user_data_dir()).expanduser().resolve()
+        str(path).encode()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, no home directory, NUL or not UTF-8
+        raise ConfigurationError(f"IM_DATA_DIR {given!r} is not a usable path: {error}") from error
+    return path
+
+
+def _sqlite_url(path: Path) -> str:
+    # '?' begins the URL's options; '%' is an escape to SQLAlchemy 2.1 and is none to 2.0.
+    if set("?%") & set(str(path)):
+        raise ConfigurationError(f"the database's path {path} has a '?' or '%' in it: use another data directory")
+    return f"sqlite:///{path}"
+
+
+def _user_data_dir() -> str:
+    import platformdirs  # noqa: PLC0415 (only where no data directory is given)
+
+    return platformdirs.user_data_dir("imcore", appauthor=False)
+
+
+def _whole_number(name: str, value: str) -> int:
+    lowest = 0 if name in _MAY_BE_ZERO else 1
+    highest = _HIGHEST.get(name, _HIGHEST_OF_ALL)
+    if not value.isascii() or not value.isdigit() or len(value) > 15 or not lowest <= int(value) <= highest:
+        raise ConfigurationError(
+            f"IM_{name.upper()} must be a whole number from {lowest} to {highest}; it is {value!r}"
+        )
+    return int(value)
