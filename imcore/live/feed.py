@@ -1,0 +1,68 @@
+"""What a live session knows of its groups, and what follows. No I/O: a front, sync or async, can stand on it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import dropwhile
+from typing import NamedTuple
+
+from imcore import msgid as msgids
+from imcore.streams.calls import Pulled
+from imcore.values import Message
+
+
+class Place(NamedTuple):
+    """Up to which message (packed msgid, seq) a client has a group already."""
+
+    msgid: int
+    seq: int
+
+
+@dataclass(eq=False, slots=True)
+class Feed:
+    """A place in one group, and how it goes forward.
+
+    `msgid` (packed) and `seq` are those of the newest message handed over; None means wherever the offset stands.
+    While it is `behind`, messages come from pulls and pushes are left alone, for the next pull brings them too.
+    """
+
+    gid: str
+    msgid: int | None = None
+    seq: int | None = None
+    behind: bool = True
+
+    def pushed(self, msgid: int, seq: int) -> bool:
+        """Take a pushed message; return whether it is the next one. A hole puts the feed behind."""
+        if self.behind or self.seq is None:
+            return False
+        if seq == self.seq + 1:
+            self.msgid, self.seq = msgid, seq
+            return True
+        self.behind = not self._has(msgid)
+        return False
+
+    def pulled(self, pulled: Pulled, page: Sequence[Message], *, full: bool) -> list[Message]:
+        """Take a page of a pull; return what is new in it. A page that is not full ends the being behind.
+
+        Where messages have come between those that were handed over, since Redis had lost them, begin again at the
+        offset: then `msgid` is None and nothing is new.
+        """
+        if self._has_missed(pulled, page):
+            self.msgid = self.seq = None
+            return []
+        new = list(dropwhile(lambda message: self._has(msgids.pack(message.msgid)), page))
+        if new:
+            self.msgid, self.seq = msgids.pack(new[-1].msgid), new[-1].seq
+        elif not full:
+            self.seq, self.msgid = pulled.head_seq, max(pulled.start, self.msgid or 0)
+        self.behind = full
+        return new
+
+    def _has_missed(self, pulled: Pulled, page: Sequence[Message]) -> bool:
+        """Return whether seqs have grown: more messages lie before the place of this feed than it knows of."""
+        if self.seq is None or pulled.start != self.msgid:
+            return False
+        return (page[0].seq - 1 if page else pulled.head_seq) > self.seq
+
+    def _has(self, msgid: int) -> bool:
+        # By msgid, which is never given twice: a server that lost its last second goes on with seqs that it had before.
+        return self.msgid is not None and msgid <= self.msgid
