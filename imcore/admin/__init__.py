@@ -1,0 +1,1 @@
+"""What operators do: check, rebuild, reconcile, trim, dead letters, figures, access rules."""

@@ -1,0 +1,132 @@
+"""`im check`: holds Redis against SQL, while the system runs, and mends what has one right answer.
+
+Every message, span, offset and index is compared, and every count of the messages in Redis is made anew from SQL. What
+is on its way through the journals is no difference: see `imcore.admin.pending`. In memory are the names of all groups,
+and of one group the members and the msgids; of all else a page.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from imcore import msgid as msgids
+from imcore.admin.audit_group import THERE, differences
+from imcore.admin.audit_messages import chunks
+from imcore.admin.mending import mend
+from imcore.admin.pending import KIND, undone
+from imcore.admin.reconcile import REBUILDING, marks_of, reconcile
+from imcore.admin.suspicion import MISSING, Suspicion
+from imcore.chat import Chat
+from imcore.errors import TryAgain
+from imcore.sql import stored
+from imcore.streams import keys
+
+AT_ONCE = 200
+"""How many groups are looked at within one window."""
+
+_MOST_WORKERS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What Redis and SQL do not agree on, and both sides. No gid: it is about the data as a whole.
+
+    `repaired`: it was so, and is no more.
+    """
+
+    gid: str
+    what: str
+    redis: str
+    sql: str
+    repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How many of the groups have been looked at."""
+
+    groups: int
+    of: int
+
+
+Progress = Callable[[Checked], None]
+
+
+def check(chat: Chat, *, repair: bool = False, on_progress: Progress | None = None) -> Iterator[Difference]:
+    """Yield every difference; with `repair`, those that could be mended are marked so.
+
+    What is mended: SQL gets what no journal tells any more, Redis gets what only SQL has, the further offset wins, and
+    what is derived is made anew. What is left: texts that differ, and messages that both have lost. Nothing is ever
+    dropped but names that are no member. Raise DatabaseUnavailable, RedisUnavailable.
+    """
+    yield from _dataset(chat)
+    yield from _unfinished(chat)
+    yield from _older(chat, repair)
+    yield from _backlog(chat)
+    gids = _gids(chat)
+    done = 0
+    for some in chunks(gids, AT_ONCE):
+        for gid, found in differences(chat, some).items():
+            yield from _mended(chat, gid, found) if repair and found else _differences(gid, found)
+        done += len(some)
+        if on_progress:
+            on_progress(Checked(done, len(gids)))
+
+
+def _gids(chat: Chat) -> list[str]:
+    link, space = chat.link, chat.link.space
+    found = link.read_many([("SMEMBERS", space.groups(p)) for p in range(space.partitions)])
+    in_redis = {gid.decode() for some in found for gid in some}
+    return sorted({*in_redis, *stored.gids(chat.database), *stored.unlisted(chat.database)})
+
+
+def _differences(gid: str, found: list[Suspicion]) -> Iterator[Difference]:
+    for suspicion in found:
+        yield Difference(gid, suspicion.what, suspicion.redis, suspicion.sql)
+
+
+def _mended(chat: Chat, gid: str, found: list[Suspicion]) -> Iterator[Difference]:
+    """Mend a group, look at it again, and say what became of each difference."""
+    try:
+        mend(chat, gid, since=min((s.msgid for s in found if s.depends == "message" and s.msgid), default=None))
+    except TryAgain:
+        yield from _differences(gid, found)
+        return
+    left = {suspicion.what: suspicion for suspicion in differences(chat, [gid])[gid]}
+    for difference in _differences(gid, found):
+        yield replace(difference, repaired=difference.what not in left)
+    known = {suspicion.what for suspicion in found}
+    yield from _differences(gid, [suspicion for what, suspicion in left.items() if what not in known])
+
+
+def _dataset(chat: Chat) -> Iterator[Difference]:
+    """Redis and SQL hold the same data, in as many partitions."""
+    for name in ("dataset", "partitions"):
+        here, there = chat.link.read("HGET", keys.CONFIG, name), chat.database.meta(name)
+        if there is not None and (here or b"").decode() != there:
+            yield Difference("", name, here.decode() if here else MISSING, there)
+
+
+def _unfinished(chat: Chat) -> Iterator[Difference]:
+    if chat.link.read("HGET", keys.CONFIG, REBUILDING):
+        yield Difference("", "rebuild", "not finished: repeat it", THERE)
+
+
+def _older(chat: Chat, repair: bool) -> Iterator[Difference]:
+    """Redis knows of all that was stored."""
+    behind = marks_of(chat).behind
+    for (partition, consumer), (here, there) in behind.items():
+        what = f"partition {partition}: stored by {consumer} up to"
+        yield Difference("", what, msgids.unpack(here), msgids.unpack(there), repaired=repair)
+    for partition in sorted({partition for partition, _ in behind}) if repair else ():
+        reconcile(chat, partition)
+
+
+def _backlog(chat: Chat) -> Iterator[Difference]:
+    """Where no worker runs that would store it, what is not stored is a difference."""
+    leases = [("EXISTS", keys.lease(KIND, slot)) for slot in range(1, _MOST_WORKERS + 1)]
+    if any(chat.link.read_many(leases)):
+        return
+    waiting = sum(1 for partition in range(chat.link.space.partitions) for _ in undone(chat.link, partition))
+    if waiting:
+        what = f"journal: no worker {KIND} runs"
+        yield Difference("", what, f"{waiting} entries", "not stored")

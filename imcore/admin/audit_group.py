@@ -1,0 +1,91 @@
+"""Whether whole groups are alike in Redis and in SQL, while the system runs."""
+
+from collections.abc import Iterator, Sequence
+
+from imcore.admin.audit_members import MemberAudit
+from imcore.admin.audit_messages import MessageAudit, Meta, metas_of
+from imcore.admin.pending import PAGE, Window
+from imcore.admin.suspicion import MISSING, Suspicion
+from imcore.chat import Chat
+from imcore.sql import stored
+from imcore.streams.restore_calls import NEVER
+
+ROUNDS = 10
+"""How often a group is looked at again where it has just changed."""
+
+THERE = "there"
+
+
+def differences(chat: Chat, gids: Sequence[str], *, recent: bool = False) -> dict[str, list[Suspicion]]:
+    """Return what differs in each of some groups, and is not explained by what happened while both sides were read.
+
+    With `recent`, messages older than the newest that SQL has are left out. What changes all the time is left out too.
+    """
+    found: dict[str, dict[str, Suspicion]] = {}
+    again = list(gids)
+    for _ in range(ROUNDS):
+        window = Window(chat, again)
+        seen = _Look(chat, window, again, recent=recent).suspicions()
+        touched = window.touched()
+        again = []
+        for gid, suspicions in seen.items():
+            sure = [suspicion for suspicion in suspicions if not suspicion.explained_by(touched[gid])]
+            found.setdefault(gid, {}).update((suspicion.what, suspicion) for suspicion in sure)
+            if len(sure) < len(suspicions):
+                again.append(gid)
+        if not again:
+            break
+    return {gid: list(suspicions.values()) for gid, suspicions in found.items()}
+
+
+class _Look:
+    """One look at some groups."""
+
+    def __init__(self, chat: Chat, window: Window, gids: Sequence[str], *, recent: bool) -> None:
+        self._chat = chat
+        self._link = chat.link
+        self._window = window
+        self._gids = gids
+        self._recent = recent
+
+    def suspicions(self) -> dict[str, list[Suspicion]]:
+        """Return what differs in each group, but for what is trimmed meanwhile."""
+        stored_gids = stored.listed(self._chat.database, self._gids)
+        keys = [self._link.space.group(gid) for gid in self._gids]
+        listed = self._link.read_many([("SISMEMBER", k.groups, k.gid) for k in keys])
+        metas = metas_of(self._link, self._gids)
+        found = {
+            gid: [*self._of_group(gid, metas[gid], gid in stored_gids, bool(is_listed))]
+            for gid, is_listed in zip(self._gids, listed, strict=True)
+        }
+        now = metas_of(self._link, self._gids)
+        return {gid: [s for s in each if not _trimmed(s, metas[gid], now[gid])] for gid, each in found.items()}
+
+    def _of_group(self, gid: str, meta: Meta, is_stored: bool, is_listed: bool) -> Iterator[Suspicion]:
+        pending = self._window.pending[gid]
+        if not meta.exists:
+            yield Suspicion("group", MISSING, THERE, "group")
+            return
+        if not is_stored and pending.created_ms is None:
+            yield Suspicion("group", THERE, MISSING, "group")
+        if not is_listed:
+            yield Suspicion("group in the list of all", MISSING, THERE, "group")
+        members = MemberAudit(self._chat, gid, pending)
+        if self._recent:
+            yield from MessageAudit(self._chat, gid, pending, after=self._before_newest(gid)).suspicions(meta)
+            yield from members.suspicions(meta, None)
+        else:
+            messages = MessageAudit(self._chat, gid, pending)
+            yield from messages.suspicions(meta)
+            yield from members.suspicions(meta, messages)
+
+    def _before_newest(self, gid: str) -> int:
+        """Return the message before the newest page that SQL has."""
+        newest = self._chat.database.messages_before(gid, NEVER, limit=PAGE)
+        return newest[0].msgid - 1 if newest else 0
+
+
+def _trimmed(suspicion: Suspicion, before: Meta, now: Meta) -> bool:
+    """Return whether a suspicion is about what has been trimmed meanwhile."""
+    concerned = suspicion.depends in {"head", "trim", "own"} or 0 < suspicion.msgid <= now.trimmed
+    return now.trimmed > before.trimmed and concerned

@@ -1,0 +1,181 @@
+"""Whether the spans of one group are alike in Redis and in SQL: who is a member since when, and has read how far."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from imcore import msgid as msgids
+from imcore.admin.audit_messages import MessageAudit, Meta, chunks
+from imcore.admin.merging import offset_of
+from imcore.admin.pending import Pending
+from imcore.admin.suspicion import MISSING, Suspicion, named, of_offset, of_span, short
+from imcore.chat import Chat
+from imcore.errors import ImError
+from imcore.sql import stored
+from imcore.sql.rows import SpanRow
+from imcore.streams.keys import SEPARATOR, GroupKeys, span_key
+from imcore.streams.link import CHUNK, Link
+
+
+class MemberAudit:
+    """Compares the spans of one group, with all that is indexed by them."""
+
+    def __init__(self, chat: Chat, gid: str, pending: Pending) -> None:
+        self._link: Link = chat.link
+        self._database = chat.database
+        self._gid = gid
+        self._pending = pending
+        self._keys = chat.link.space.group(gid)
+        self._followers: dict[str, int] = {}
+        self._known: set[str] = set()
+        self._closed = 0
+
+    def suspicions(self, meta: Meta, messages: MessageAudit | None) -> Iterator[Suspicion]:
+        """Yield what differs. Of `messages` all have been compared before; without them, own messages are left out."""
+        self._followers = followers(self._link, self._keys.stream)
+        own = self._own(meta, messages) if messages else None
+        rows = self._pending.applied(stored.spans(self._database, [self._gid]))
+        for chunk in chunks((row for row in rows if not is_empty(row)), CHUNK):
+            yield from self._spans(chunk, own)
+        yield from self._unknown()
+        if messages:
+            yield from self._uncounted(messages)
+
+    def _own(self, meta: Meta, messages: MessageAudit) -> dict[str, list[int]]:
+        """Return the own messages of all who may have some past their offset."""
+        found: dict[str, list[int]] = {}
+        if meta.trimmed:
+            for _, uid, msgid in stored.own_unread(self._database, [self._gid], until=meta.trimmed):
+                if msgid not in self._pending.recalled:
+                    found.setdefault(uid, []).append(msgid)
+        for uid, msgs in messages.own.items():
+            found.setdefault(uid, []).extend(msgid for msgid in msgs if msgid > meta.trimmed)
+        return found
+
+    def _spans(self, rows: Sequence[SpanRow], own: dict[str, list[int]] | None) -> Iterator[Suspicion]:
+        keys = [row.uid if row.left_msgid is None else span_key(row.uid, row.joined_msgid) for row in rows]
+        k = self._keys
+        members = [row.uid for row in rows if row.left_msgid is None]
+        found = self._link.read_many(
+            [
+                *(("ZMSCORE", z, *keys) for z in _sets(k)),
+                *(("SISMEMBER", k.groups_of(uid), self._gid) for uid in members),
+                *(("LRANGE", k.own(uid), 0, -1) for uid in members),
+            ]
+        )
+        scores, of_members = map(_scores, found[:3]), found[3:]
+        lists = dict(zip(members, zip(of_members, of_members[len(members) :], strict=False), strict=True))
+        self._known.update(keys)
+        self._closed += len(rows) - len(members)
+        for row, acked, joined, left in zip(rows, *scores, strict=True):
+            yield from self._span(row, acked, joined, left)
+            if row.left_msgid is None and acked is not None:
+                is_listed, own_list = lists[row.uid]
+                yield from self._member(row, acked, is_listed)
+                if own is not None:
+                    yield from self._own_list(row.uid, acked, own_list, own.get(row.uid, []))
+
+    def _span(self, row: SpanRow, acked: int | None, joined: int | None, left: int | None) -> Iterator[Suspicion]:
+        name = named(row.uid, row.joined_msgid)
+        if acked is None and joined is None:
+            yield self._suspect(row.uid, name, MISSING, of_span(row))
+            return
+        if acked != offset_of(row):
+            yield self._suspect(row.uid, f"offset in the {name}", of_offset(acked), of_offset(offset_of(row)))
+        if joined != row.joined_msgid:
+            yield self._suspect(row.uid, f"beginning of the {name}", of_offset(joined), of_offset(row.joined_msgid))
+        if left != row.left_msgid:
+            yield self._suspect(row.uid, f"end of the {name}", short(left), short(row.left_msgid))
+
+    def _member(self, row: SpanRow, acked: int, is_listed: Any) -> Iterator[Suspicion]:
+        uid = row.uid
+        follows = self._followers.pop(uid, None)
+        if follows != acked:
+            there = f"index at {of_offset(acked)}, SQL at {of_offset(row.acked_msgid)}"
+            yield self._suspect(uid, f"consumer group of {uid!r}", of_offset(follows), there)
+        if not is_listed:
+            yield self._suspect(uid, f"group among those of {uid!r}", MISSING, of_span(row))
+
+    def _own_list(self, uid: str, acked: int, held: list[bytes], own: list[int]) -> Iterator[Suspicion]:
+        past = [msgid for msgid in own if msgid > acked]
+        # Those that the offset has passed stay in the list until the next one comes.
+        held_past = [packed for packed in map(int, held) if packed > acked]
+        if held_past != past:
+            what = f"own messages of {uid!r} past the offset"
+            yield Suspicion(what, str(len(held_past)), str(len(past)), "own", uid=uid)
+
+    def _unknown(self) -> Iterator[Suspicion]:
+        """Yield what Redis has and SQL has not."""
+        for uid, offset in self._followers.items():
+            yield self._suspect(uid, f"consumer group of {uid!r}", of_offset(offset), MISSING)
+        everyone = len(self._known)
+        counts = self._link.read_many([("ZCARD", key) for key in _sets(self._keys)])
+        for key, count, known in zip(_sets(self._keys), counts, (everyone, everyone, self._closed), strict=True):
+            if count != known:
+                yield from self._strangers(key)
+
+    def _strangers(self, key: str) -> Iterator[Suspicion]:
+        for span, score in scan(self._link, key):
+            if span not in self._known:
+                uid, _, joined = span.partition(SEPARATOR)
+                name = named(uid, int(joined)) if joined else f"open span of {uid!r}"
+                yield self._suspect(uid, f"{name} in {_short_name(key)}", of_offset(score), MISSING)
+
+    def _uncounted(self, messages: MessageAudit) -> Iterator[Suspicion]:
+        """Recalled messages and tombstones are known as such."""
+        recalls = {**dict(stored.recalls(self._database, self._gid)), **messages.tombstones}
+        wanted = sorted({*recalls, *recalls.values()})
+        for chunk in chunks(wanted, CHUNK):
+            found = self._link.read("ZMSCORE", self._keys.uncounted, *chunk)
+            for msgid, score in zip(chunk, found, strict=True):
+                if score is None:
+                    what = f"recall of message {msgids.unpack(msgid)}"
+                    yield Suspicion(what, MISSING, "recalled", "message", msgid=msgid)
+        count = int(self._link.read("ZCARD", self._keys.uncounted))
+        if count > len(wanted):
+            yield Suspicion("recalled messages", str(count), str(len(wanted)), "head")
+
+    def _suspect(self, uid: str, what: str, redis: str, sql: str) -> Suspicion:
+        return Suspicion(what, redis, sql, "span", uid=uid)
+
+
+def followers(link: Link, stream: str) -> dict[str, int]:
+    """Return the consumer groups of a stream, and the packed id up to which each has read."""
+    try:
+        found = link.read("XINFO GROUPS", stream)
+    except ImError as error:
+        if "no such key" in str(error):  # a group without members and messages has no stream
+            return {}
+        raise
+    return {info["name"].decode(): _packed(info["last-delivered-id"]) for info in found}
+
+
+def scan(link: Link, key: str) -> Iterator[tuple[str, int]]:
+    """Yield the members of a sorted set with their scores; one may come twice."""
+    cursor = 0
+    while True:
+        cursor, page = link.read("ZSCAN", key, cursor, "COUNT", 1000)
+        for name, score in page:
+            yield name.decode(), int(score)
+        if int(cursor) == 0:
+            return
+
+
+def is_empty(row: SpanRow) -> bool:
+    """Return whether a span covers no message; Redis keeps none of these once they are closed."""
+    return row.left_msgid is not None and row.left_msgid <= row.joined_msgid
+
+
+def _packed(entry_id: bytes) -> int:
+    return 0 if entry_id == b"0-0" else msgids.pack_id(entry_id)
+
+
+def _sets(k: GroupKeys) -> tuple[str, str, str]:
+    return k.acked, k.joined, k.left
+
+
+def _short_name(key: str) -> str:
+    return key.split(":")[2]
+
+
+def _scores(found: Sequence[Any]) -> list[int | None]:
+    return [None if score is None else int(float(score)) for score in found]

@@ -1,0 +1,198 @@
+"""Whether the messages of one group are alike in Redis and in SQL: they, their order, the trim point, their tallies."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+from imcore import msgid as msgids
+from imcore.admin.counting import Counter, Told
+from imcore.admin.pending import PAGE, Pending, live_entries
+from imcore.admin.suspicion import MISSING, Suspicion, of_message, short
+from imcore.chat import Chat
+from imcore.errors import ImError
+from imcore.sql import stored
+from imcore.sql.database import Database
+from imcore.sql.rows import MessageRow
+from imcore.sql.stored import Head
+from imcore.streams import receipt_calls
+from imcore.streams.calls import Trimmed
+from imcore.streams.link import CHUNK, Link
+from imcore.streams.receipt_calls import Counts
+
+MOST_TALLIES = 20_000
+"""For how many messages the spans are gone through at once."""
+
+_FIELDS = ("seq", "sender_uid", "span", "content", "client_msgid", "sent_at_ms", "recalls")
+
+_EXTRA = 14
+"""Up to there an entry's values are those of any message."""
+
+T = TypeVar("T")
+
+
+class Meta(NamedTuple):
+    """What a group's hash says; None where it does not. Msgids are packed."""
+
+    seq: int | None
+    last: int | None
+    trimmed: int
+
+    @property
+    def exists(self) -> bool:
+        """Whether the group is there."""
+        return self.seq is not None
+
+
+def metas_of(link: Link, gids: Sequence[str]) -> dict[str, Meta]:
+    """Ask what the hashes of groups say."""
+    found = link.read_many([("HMGET", link.space.group(gid).meta, *Meta._fields) for gid in gids])
+    return {gid: _meta(values) for gid, values in zip(gids, found, strict=True)}
+
+
+def _meta(values: Sequence[bytes | None]) -> Meta:
+    seq, last, trimmed = (None if value is None else int(value) for value in values)
+    return Meta(seq, last, trimmed or 0)
+
+
+class MessageAudit:
+    """Compares the messages of one group. Afterwards `own` has those in Redis that count as unread, by sender."""
+
+    def __init__(self, chat: Chat, gid: str, pending: Pending, *, after: int | None = None) -> None:
+        """With `after`, the messages up to there are left out."""
+        self._link: Link = chat.link
+        self._database: Database = chat.database
+        self._gid = gid
+        self._pending = pending
+        self._after = after
+        self.own: dict[str, list[int]] = {}
+        self.tombstones: dict[int, int] = {}
+        """What recalls what, of the messages in Redis."""
+
+    def suspicions(self, meta: Meta) -> Iterator[Suspicion]:
+        """Yield what differs."""
+        first = "-" if self._after is None else f"({msgids.unpack(self._after)}"
+        entries = live_entries(self._link, self._gid, first=first)
+        below = stored.head(self._database, self._gid, until=meta.trimmed) if meta.trimmed else Head(self._gid)
+        before, some = None, []
+        for row, stored_row, values in self._pairs(meta, entries):
+            if row is None and stored_row is None:
+                yield self._suspect("message that cannot be read", short(values), MISSING, before)
+                continue
+            yield from self._compare(row, stored_row)
+            if row is None:
+                continue
+            yield from self._order(below, before, row)
+            before = row
+            self._note(row, values)
+            some.append(Told(row.msgid, row.sender_uid))
+            if len(some) == MOST_TALLIES:
+                yield from self._tallies(some)
+                some = []
+        yield from self._tallies(some)
+        yield from self._head(meta, below, before)
+
+    def _pairs(
+        self, meta: Meta, entries: Iterator[tuple[MessageRow | None, list[bytes]]]
+    ) -> Iterator[tuple[MessageRow | None, MessageRow | None, list[bytes]]]:
+        """Yield each message with its other side, in order; both None for an entry that cannot be read."""
+        after = meta.trimmed if self._after is None else max(self._after, meta.trimmed)
+        rows = stored_after(self._database, self._gid, after)
+        there = next(rows, None)
+        for row, values in entries:
+            if row is None:
+                yield None, None, values
+                continue
+            if row.msgid <= after:
+                yield row, self._database.message(self._gid, row.msgid), values
+                continue
+            while there is not None and there.msgid < row.msgid:
+                yield None, there, []
+                there = next(rows, None)
+            same = there is not None and there.msgid == row.msgid
+            yield row, there if same else None, values
+            there = next(rows, None) if same else there
+        while there is not None:
+            yield None, there, []
+            there = next(rows, None)
+
+    def _compare(self, row: MessageRow | None, there: MessageRow | None) -> Iterator[Suspicion]:
+        if row is None or there is None:
+            if row is None or not self._pending.covers(row.msgid):
+                yield self._suspect("message", of_message(row), of_message(there), row or there)
+            return
+        for field in _FIELDS:
+            here, stands = getattr(row, field), getattr(there, field)
+            if here != stands and not (field == "content" and row.msgid in self._pending.recalled):
+                yield self._suspect(f"{field} of message", short(here), short(stands), row)
+
+    def _order(self, below: Head, before: MessageRow | None, row: MessageRow) -> Iterator[Suspicion]:
+        """Seqs have no holes, and the first one follows the trim point."""
+        if before is None:
+            if self._after is None and (row.msgid <= below.newest or row.seq != below.last_seq + 1):
+                point = f"seq {below.last_seq} at {msgids.unpack(below.newest)}"
+                yield Suspicion("first message after the trim point", f"seq {row.seq}", point, "trim")
+        elif row.seq != before.seq + 1:
+            what = f"order of message {msgids.unpack(row.msgid)}"
+            # The one before it, because what lies between the two may just be trimmed.
+            yield Suspicion(what, f"seq {row.seq} after {before.seq}", "", "message", msgid=before.msgid)
+
+    def _head(self, meta: Meta, below: Head, newest: MessageRow | None) -> Iterator[Suspicion]:
+        seq, last = (newest.seq, newest.msgid) if newest else (below.last_seq, meta.trimmed)
+        if (self._after is None or newest) and (meta.seq, meta.last) != (seq, last):
+            here = f"seq {meta.seq} at {msgids.unpack(meta.last or 0)}"
+            yield Suspicion("newest message", here, f"seq {seq} at {msgids.unpack(last)}", "head")
+        if (below.messages, below.newest) != (below.last_seq, meta.trimmed):
+            there = f"{below.messages} up to {msgids.unpack(below.newest)} (seq {below.last_seq})"
+            yield Suspicion("trimmed messages", f"up to {msgids.unpack(meta.trimmed)}", there, "trim")
+
+    def _note(self, row: MessageRow, values: list[bytes]) -> None:
+        if row.recalls is not None:
+            self.tombstones[row.msgid] = row.recalls
+        elif b"recalled" not in values[_EXTRA:]:
+            self.own.setdefault(row.sender_uid, []).append(row.msgid)
+
+    def _tallies(self, some: list[Told]) -> Iterator[Suspicion]:
+        """Count who has read each message from SQL, and hold it against what Redis answers."""
+        if not some:
+            return
+        counter = Counter(some)
+        for span in self._pending.applied(stored.spans(self._database, [self._gid])):
+            counter.add(span)
+        counts = iter(counter.counts())
+        for chunk in chunks(some, CHUNK):
+            answers = self._link.run(
+                receipt_calls.tallies(self._link.space, self._gid, [(told.msgid, "", "") for told in chunk])
+            )
+            for told, answer, count in zip(chunk, answers, counts, strict=False):
+                if answer != count and not isinstance(answer, Trimmed):
+                    what = f"tally of {msgids.unpack(told.msgid)}"
+                    yield Suspicion(what, _of_tally(answer), _of_tally(count), "tally", msgid=told.msgid)
+
+    def _suspect(self, what: str, redis: str, sql: str, row: MessageRow | None) -> Suspicion:
+        msgid = row.msgid if row else 0
+        return Suspicion(f"{what} {msgids.unpack(msgid)}", redis, sql, "message", msgid=msgid)
+
+
+def stored_after(database: Database, gid: str, after: int) -> Iterator[MessageRow]:
+    """Yield what SQL has of a group after a message."""
+    while True:
+        page = database.messages_after(gid, after, limit=PAGE)
+        yield from page
+        if len(page) < PAGE:
+            return
+        after = page[-1].msgid
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items so many at a time."""
+    some: list[T] = []
+    for item in items:
+        some.append(item)
+        if len(some) == size:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+def _of_tally(tally: Counts | ImError) -> str:
+    return str(tally) if isinstance(tally, ImError) else f"{tally.read} read, {tally.unread} unread"

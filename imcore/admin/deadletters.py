@@ -1,0 +1,102 @@
+"""Dead letters: journal entries that a worker could not handle, however often it tried.
+
+Each keeps the entry's own fields, so it can go back into the journal once the cause is mended.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from imcore import msgid as msgids
+from imcore.chat import Chat
+from imcore.errors import InvalidInput, UnknownDeadLetter
+from imcore.streams import journal_calls
+
+PAGE = 500
+_ID = re.compile(r"(\d{1,5}):(\d{1,20}-\d{1,20})", re.ASCII)
+_OURS = "dead_"
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An entry that a kind of worker has put aside, after so many deliveries, for this reason.
+
+    `id` is unique over all partitions. `entry` is the id the entry had in the journal; `fields` is what it said.
+    """
+
+    id: str
+    worker: str
+    reason: str
+    entry: str
+    deliveries: int
+    time: datetime
+    fields: Mapping[str, str]
+
+
+def list_dead(chat: Chat) -> Iterator[DeadLetter]:
+    """Yield all dead letters, partition by partition, oldest first."""
+    link, space = chat.link, chat.link.space
+    for partition in range(space.partitions):
+        start = "-"
+        while page := link.run(journal_calls.dead_letters(space, partition, start, "+", PAGE)):
+            yield from (_letter(partition, raw) for raw in page)
+            start = f"({page[-1][0].decode()}"
+
+
+def show(chat: Chat, dead_id: str) -> DeadLetter:
+    """Return one dead letter. Raise InvalidInput for what is no id of one, UnknownDeadLetter."""
+    partition, entry_id = _split(chat, dead_id)
+    found = chat.link.run(journal_calls.dead_letters(chat.link.space, partition, entry_id, entry_id, 1))
+    if not found:
+        raise _unknown(dead_id)
+    return _letter(partition, found[0])
+
+
+def requeue(chat: Chat, dead_id: str) -> None:
+    """Put a dead letter back into the journal, in one step, for all workers to handle.
+
+    When it happened, and before what, stays as it was. Raise InvalidInput, UnknownDeadLetter.
+    """
+    partition, entry_id = _split(chat, dead_id)
+    # Not repeatable: after a lost answer, the second try would not find it any more.
+    answer = chat.link.run(journal_calls.requeue(chat.link.space, partition, entry_id), repeatable=False)
+    if answer == journal_calls.NO_LETTER:
+        raise _unknown(dead_id)
+    if answer == journal_calls.NO_ENTRY:
+        raise InvalidInput(f"nothing is left of the entry of dead letter {dead_id}: it can only be dropped")
+
+
+def drop(chat: Chat, dead_id: str) -> None:
+    """Forget a dead letter: what it tells of is never handled. Raise InvalidInput, UnknownDeadLetter."""
+    partition, entry_id = _split(chat, dead_id)
+    if not chat.link.run(journal_calls.drop(chat.link.space, partition, entry_id), repeatable=False):
+        raise _unknown(dead_id)
+
+
+def _split(chat: Chat, dead_id: str) -> tuple[int, str]:
+    match = _ID.fullmatch(dead_id) if isinstance(dead_id, str) else None
+    if match is None:
+        raise InvalidInput(f"{dead_id!r} is not the id of a dead letter: it looks like 3:1767225600000-0")
+    partition = int(match[1])
+    if partition >= chat.link.space.partitions:
+        raise _unknown(dead_id)
+    return partition, match[2]
+
+
+def _unknown(dead_id: str) -> UnknownDeadLetter:
+    return UnknownDeadLetter(f"there is no dead letter {dead_id}: `im dead list` shows them all")
+
+
+def _letter(partition: int, raw: journal_calls.RawEntry) -> DeadLetter:
+    entry_id = raw[0].decode()
+    texts = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in (raw[1] or {}).items()}
+    return DeadLetter(
+        id=f"{partition}:{entry_id}",
+        worker=texts.get(f"{_OURS}worker", ""),
+        reason=texts.get(f"{_OURS}reason", ""),
+        entry=texts.get(f"{_OURS}entry", ""),
+        deliveries=int(texts.get(f"{_OURS}deliveries", "0")),
+        time=msgids.time_of(entry_id),
+        fields={name: value for name, value in texts.items() if not name.startswith(_OURS)},
+    )

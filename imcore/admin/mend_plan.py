@@ -1,0 +1,208 @@
+"""What is to become of one group where Redis and SQL differ. No I/O: `imcore.admin.mending` carries it out."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from imcore import msgid as msgids
+from imcore.admin.audit_members import is_empty
+from imcore.admin.merging import Placed, Spans, as_known, covers, in_sequence, offset_of, settle
+from imcore.admin.pending import START
+from imcore.sql.rows import MessageRow, SpanRow
+from imcore.streams.keys import span_key
+from imcore.streams.restore_calls import NEVER, Passed, Seen, SpanOrder, Trim
+
+
+@dataclass(slots=True)
+class Live:
+    """What Redis has of a group beside its messages."""
+
+    rows: dict[str, list[SpanRow]]
+    keys: set[str]
+    """All span keys of any of the sorted sets, also those that make no span."""
+    opened: dict[str, int]
+    """Where each open span began."""
+    uncounted: set[int]
+    """Recalled messages and tombstones."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is to become of the messages after `base`, and of the spans. Msgids are packed."""
+
+    base: Trim
+    trim: Trim
+    seen: Seen
+    newest_live: int
+    newest_stored: int
+    live: Live
+    known: dict[tuple[str, int], int]
+    """The offsets that SQL knows, by uid and beginning."""
+    settled: dict[str, list[SpanRow]]
+    """The spans as they are where neither side contradicts the other."""
+    version: int
+    """What a row of SQL gets that is changed now: all that follows has a higher one."""
+    seq: int
+    newest: int
+    spans: dict[str, Spans] = field(default_factory=dict)
+    """The spans that are to be."""
+    is_laid_out: bool = False
+    lost: list[int] = field(default_factory=list)
+    before: dict[int, int] = field(default_factory=dict)
+    """The message before each lost one."""
+    rewritten: list[MessageRow] = field(default_factory=list)
+    once: list[MessageRow] = field(default_factory=list)
+    moved_senders: set[int] = field(default_factory=set)
+    """Messages with which their sender's offset has moved."""
+    senders: set[str] = field(default_factory=set)
+    added: int = 0
+    moved: int = 0
+
+    @property
+    def resets(self) -> bool:
+        """Whether offsets may have to go back, so that nothing that rests on the present ones may be stored."""
+        opened = self.live.opened.items()
+        return bool(self.lost) or any(uid in self.spans and began in self.spans[uid].void for uid, began in opened)
+
+    @property
+    def rows(self) -> Iterator[SpanRow]:
+        """The spans that are to be, without those that never were."""
+        return (row for each in self.spans.values() for row in each.rows if row.joined_msgid not in each.void)
+
+    def span_of(self, row: MessageRow) -> int | None:
+        """Return the span of a message's sender; None where neither side knows any more that they were a member.
+
+        Where the end of an earlier span is lost, and with it that they were none or had come back, it lies in that.
+        """
+        if not self.is_laid_out:
+            return row.span
+        spans = self.spans.get(row.sender_uid, Spans())
+        began = None if row.span is None else spans.void.get(row.span, row.span)
+        rows = [span for span in spans.rows if span.joined_msgid not in spans.void]
+        if any(span.joined_msgid == began for span in rows):
+            return began
+        return next((span.joined_msgid for span in rows if covers(span, row.msgid)), None)
+
+
+def lay_out(plan: Plan, messages: Iterable[Placed]) -> None:
+    """Settle which spans there are to be, from the messages with the spans that their senders had."""
+    last_own: dict[tuple[str, int | None], int] = {}
+    for row, _, _ in messages:
+        last_own[row.sender_uid, row.span] = row.msgid
+    for uid, rows in plan.settled.items():
+        spoke = partial(_spoke, last_own, uid)
+        plan.spans[uid] = in_sequence(rows, spoke, version=plan.version)
+    plan.is_laid_out = True
+
+
+def _spoke(last_own: dict[tuple[str, int | None], int], uid: str, joined: int) -> int:
+    return last_own.get((uid, joined), 0)
+
+
+def note(plan: Plan, placed: Placed) -> None:
+    """Take the next message."""
+    row, there, here = placed
+    if here is None:
+        plan.lost.append(row.msgid)
+        plan.before[row.msgid] = plan.newest
+    plan.senders.add(row.sender_uid)
+    if there is None:
+        plan.added += 1
+    elif (there.seq, there.span) != (row.seq, row.span):
+        plan.rewritten.append(row._replace(content=""))
+    if row.client_msgid and (here is None or here.seq != row.seq):
+        plan.once.append(row._replace(content=""))
+    plan.moved += (here or there or row).seq != row.seq
+    plan.newest, plan.seq = row.msgid, row.seq
+
+
+def place_of(row: MessageRow) -> tuple[int, int, str, int, str]:
+    """What two sides have to agree on for all before it to be alike. Content may be recalled."""
+    return row.msgid, row.seq, row.sender_uid, -1 if row.span is None else row.span, row.client_msgid or ""
+
+
+def settled(rows: Sequence[SpanRow], live: Live, *, version: int) -> dict[str, list[SpanRow]]:
+    """Return the spans that are to be, by uid, but for contradictions; `rows` SQL has, or the journal tells."""
+    there: dict[str, list[SpanRow]] = {}
+    for row in rows:
+        there.setdefault(row.uid, []).append(row)
+    return {
+        uid: settle(there.get(uid, []), as_known(there.get(uid, []), live.rows.get(uid, [])), version=version)
+        for uid in sorted({*there, *live.rows})
+    }
+
+
+def version_after(rows: Sequence[SpanRow], journal_end: str) -> int:
+    """Return a version above that of each row, and not above those of entries that the journal gets later."""
+    ended = 0 if journal_end == START else msgids.pack_id(journal_end.encode())
+    return max(ended, max((row.changed for row in rows), default=0) + 1)
+
+
+def passed(plan: Plan) -> Iterator[Passed]:
+    """Yield every span that Redis has, with the first lost message that it may have passed over."""
+    for uid, rows in plan.live.rows.items():
+        void = plan.spans[uid].void
+        here = {row.joined_msgid: row for row in rows}
+        for row in rows:
+            key = uid if row.left_msgid is None else span_key(uid, row.joined_msgid)
+            found = _passed(plan, key, row, row.joined_msgid)
+            began = void.get(row.joined_msgid)
+            if began is not None:
+                # It never was: the offset is that of the span that goes on.
+                found = _passed(plan, key, row, began)
+                stands = here.get(began)
+                back = found.known if stands is None else _offset_after(_passed(plan, key, stands, began), stands)
+                found = found._replace(lost=row.joined_msgid, back=back)
+            yield found
+
+
+def _passed(plan: Plan, key: str, row: SpanRow, began: int) -> Passed:
+    known = max(plan.known.get((row.uid, began), 0), began)
+    i = bisect_right(plan.lost, known)
+    lost = plan.lost[i] if i < len(plan.lost) else NEVER
+    return Passed(key, lost, max(known, plan.before.get(lost, 0)), began, known)
+
+
+def _offset(plan: Plan, row: SpanRow) -> int:
+    """Return what becomes of the offset of a span where offsets may have to go back."""
+    for stands in plan.live.rows.get(row.uid, ()):
+        if stands.joined_msgid == row.joined_msgid:
+            return _offset_after(_passed(plan, "", stands, row.joined_msgid), stands)
+    return max(plan.known.get((row.uid, row.joined_msgid), 0), row.joined_msgid)
+
+
+def _offset_after(found: Passed, row: SpanRow) -> int:
+    return found.back if row.acked_msgid >= found.lost else max(row.acked_msgid, found.known)
+
+
+def lowest_behind(plan: Plan) -> int | None:
+    """Return the lowest offset in Redis (packed) that is behind what SQL knows; None if none is."""
+    here = {(row.uid, row.joined_msgid): row.acked_msgid for rows in plan.live.rows.values() for row in rows}
+    found = ((here.get(span, span[1]), acked) for span, acked in plan.known.items())
+    return min((stands for stands, acked in found if stands < acked), default=None)
+
+
+def orders(plan: Plan) -> Iterator[SpanOrder]:
+    """Yield what is to be done about spans: all of them are asserted, and what is no span is dropped."""
+    opened = dict(plan.live.opened)
+    wanted = set()
+    for row in plan.rows:
+        uid, joined = row.uid, row.joined_msgid
+        seen = opened.get(uid)
+        acked = _offset(plan, row) if plan.resets else row.acked_msgid
+        if row.left_msgid is None:
+            wanted.add(uid)
+            yield SpanOrder("open", uid, joined, None, acked, None, seen)
+            continue
+        if not is_empty(row):
+            wanted.add(span_key(uid, joined))
+        if seen == joined:
+            wanted.add(uid)
+            del opened[uid]
+        elif is_empty(row):
+            continue
+        offset = offset_of(row._replace(acked_msgid=acked))
+        yield SpanOrder("close", uid, joined, row.left_msgid, offset, None, seen)
+    for key in sorted(plan.live.keys - wanted):
+        yield SpanOrder("drop", key)

@@ -1,0 +1,235 @@
+"""`im rebuild`: brings back from SQL what Redis has lost: all of it, or what it did not know yet when it was saved.
+
+Groups come back in bunches, each group first with its messages and then with its members. Where a group is there
+already, in an older state or with messages that came since, the two are merged instead (`imcore.admin.mending`):
+nothing that Redis has is dropped. What is done is noted in Redis, so a rebuild that was ended goes on where it stood.
+
+Back come groups, members and who has left, messages with their msgids and seqs (those that retention would keep; SQL
+has the others), offsets, own messages, recalls, client_msgids, and which tallies senders have not confirmed. Not back
+come sessions, which begin again by themselves, dead letters, and what no worker had stored.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
+
+from imcore import msgid as msgids
+from imcore.admin.audit_messages import chunks
+from imcore.admin.mending import id_above, mend, trim_point
+from imcore.admin.rebuild_bunch import Bunch, once_calls
+from imcore.admin.reconcile import REBUILDING
+from imcore.admin.unconfirmed import mark_unconfirmed
+from imcore.chat import Chat
+from imcore.errors import ConfigurationError, RefusedError, TryAgain
+from imcore.sql import stored
+from imcore.sql.rows import Batch, GroupRow, SpanRow
+from imcore.sql.stored import Head, Light
+from imcore.streams import journal_calls, keys, restore_calls
+from imcore.streams.keys import CONFIG, Keyspace
+from imcore.streams.restore_calls import Trim
+
+GROUPS = 200
+MESSAGES = 10_000
+"""A bunch has at most so many groups, and so many messages unless one group alone has more."""
+
+LEASE_MS = 5000
+_KIND = "rebuild"
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildSummary:
+    """What came back. `merged` counts the groups that were there already, `done_before` those of a rebuild that ended.
+
+    `receipts` are tallies that their senders have not confirmed, `renumbered` messages whose seq had to change because
+    others are lost for good.
+    """
+
+    groups: int = 0
+    messages: int = 0
+    members: int = 0
+    receipts: int = 0
+    merged: int = 0
+    done_before: int = 0
+    renumbered: int = 0
+
+
+Progress = Callable[[RebuildSummary], None]
+
+
+def rebuild(chat: Chat, *, yes: bool = False, on_progress: Progress | None = None) -> RebuildSummary:
+    """Bring back what SQL has; return what that was. `on_progress` gets the summary so far.
+
+    The Chat must not have been used before. Killed and started again, it goes on. Raise RefusedError if there are
+    groups in Redis and it is not said `yes`; ConfigurationError if Redis has them in another number of partitions;
+    TryAgain if another process is about it.
+    """
+    chat.database.check_version()
+    _begin(chat, yes)
+    token = uuid.uuid4().hex
+    _hold_lease(chat, token)
+    rebuilding = _Rebuild(chat)
+    try:
+        for _ in rebuilding.steps():
+            _lease(chat, token, LEASE_MS)
+            if on_progress:
+                on_progress(rebuilding.summary)
+        _end(chat)
+    finally:
+        _lease(chat, token, 0)
+    return rebuilding.summary
+
+
+def _begin(chat: Chat, yes: bool) -> None:
+    """Write down what data this is to be, before anything else is: where everything lies follows from it."""
+    link, database = chat.link, chat.database
+    found = link.read("HMGET", CONFIG, "partitions", "dataset", REBUILDING)
+    here, dataset, goes_on = (None if value is None else value.decode() for value in found)
+    partitions = database.meta("partitions") or here or str(chat.settings.partitions or keys.DEFAULT_PARTITIONS)
+    groups = _count_groups(chat, int(here or partitions))
+    if groups and here not in {None, partitions}:
+        raise ConfigurationError(
+            f"{link.address} holds groups in {here} partitions, and the database those of {partitions}: empty it first"
+        )
+    if groups and not goes_on and not yes:
+        raise RefusedError(
+            f"{link.address} holds {groups} groups: what the database has would be merged into them; "
+            "repeat it with --yes if that is meant"
+        )
+    dataset = database.meta("dataset") or dataset or uuid.uuid4().hex
+    link.once("HSET", CONFIG, "partitions", partitions, "dataset", dataset, REBUILDING, 1)
+    if link.space.partitions != int(partitions):
+        raise ConfigurationError(f"this connection was made for {link.space.partitions} partitions: open another one")
+    database.set_meta("partitions", partitions)
+    database.set_meta("dataset", dataset)
+
+
+def _count_groups(chat: Chat, partitions: int) -> int:
+    space = Keyspace(partitions)
+    return sum(chat.link.read_many([("SCARD", space.groups(p)) for p in range(partitions)]))
+
+
+def _end(chat: Chat) -> None:
+    """From now on workers may store again: Redis knows all that they have stored."""
+    link, space = chat.link, chat.link.space
+    for (partition, consumer), mark in stored.marks(chat.database).items():
+        link.run(restore_calls.marks(space, partition, {consumer: mark}))
+    link.once("HDEL", CONFIG, REBUILDING)
+    for partition in range(space.partitions):
+        link.once("UNLINK", restore_calls.rebuilt_of(space, partition))
+
+
+def _hold_lease(chat: Chat, token: str) -> None:
+    """Be the only one about it; one that was killed just now counts as alive for a moment."""
+    give_up = time.monotonic() + LEASE_MS / 1000 + 1
+    while not _lease(chat, token, LEASE_MS):
+        if time.monotonic() > give_up:
+            raise TryAgain("another process rebuilds Redis")
+        time.sleep(0.05)
+
+
+def _lease(chat: Chat, token: str, lease_ms: int) -> bool:
+    return chat.link.run(journal_calls.lease(_KIND, 1, token, lease_ms))
+
+
+class _Rebuild:
+    """A rebuild under way."""
+
+    def __init__(self, chat: Chat) -> None:
+        self._chat = chat
+        self._link = chat.link
+        self._database = chat.database
+        self._space = chat.link.space
+        self._cutoff = msgids.first_at(_now_ms() - chat.settings.keep_ms)
+        self._once_after = msgids.first_at(_now_ms() - chat.settings.idempotency_ms)
+        self.summary = RebuildSummary()
+
+    def steps(self) -> Iterator[None]:
+        """Bring back one bunch after the other."""
+        self._raise_journals()
+        now_ms = _now_ms()
+        self._database.write(Batch(groups=[GroupRow(gid, now_ms) for gid in stored.unlisted(self._database)]))
+        for some in chunks(stored.gids(self._database), GROUPS):
+            for fresh in self._bunches(some):
+                self._bring_back(fresh)
+                yield
+            yield
+
+    def _raise_journals(self) -> None:
+        """What happens from now on is to be later than what SQL knows, also where the clock stands behind."""
+        latest = max(stored.newest_change(self._database), *stored.marks(self._database).values(), 0)
+        partitions = range(self._space.partitions)
+        self._link.run_many([restore_calls.journal(self._space, p, id_above(latest)) for p in partitions])
+
+    def _bunches(self, gids: list[str]) -> Iterator[list[Head]]:
+        """Merge those of the groups that are there, pass over those that are done, and yield the others."""
+        rebuilt = [restore_calls.rebuilt_of(self._space, self._space.partition_of(gid)) for gid in gids]
+        done = self._link.read_many([("SISMEMBER", key, gid) for key, gid in zip(rebuilt, gids, strict=True)])
+        there = self._link.read_many([("EXISTS", self._space.group(gid).meta) for gid in gids])
+        heads = stored.heads(self._database, gids)
+        bunch: list[Head] = []
+        size = 0
+        for gid, is_done, is_there in zip(gids, done, there, strict=True):
+            head = heads[gid]
+            if is_done:
+                self._count(done_before=1)
+            elif is_there:
+                self._merge(gid)
+            elif head.messages > MESSAGES or self._is_trimmed(head):
+                yield [head]
+            elif size + head.messages > MESSAGES:
+                yield bunch
+                bunch, size = [head], head.messages
+            else:
+                bunch.append(head)
+                size += head.messages
+        if bunch:
+            yield bunch
+
+    def _is_trimmed(self, head: Head) -> bool:
+        return head.messages > self._chat.settings.keep_messages or 0 < head.oldest < self._cutoff
+
+    def _merge(self, gid: str) -> None:
+        mended = mend(self._chat, gid)
+        self._link.run_many(list(once_calls(self._chat, [gid], after=self._once_after)))
+        self._count(merged=1, messages=mended.restored, renumbered=mended.renumbered)
+        spans = list(stored.spans(self._database, [gid]))
+        self._mark_dirty(gid, stored.light(self._database, [gid]), spans)
+        self._note_done([gid])
+
+    def _bring_back(self, heads: Sequence[Head]) -> None:
+        """Bring back groups that are not there, and have no trim point unless it is one alone."""
+        gids = [head.gid for head in heads]
+        for gid in stored.with_gaps(self._database, gids):
+            self._count(renumbered=stored.close_gaps(self._database, gid))
+        trim = trim_point(self._chat, gids[0]) if len(gids) == 1 else Trim(0, 0)
+        bunch = Bunch(self._chat, gids, trim, once_after=self._once_after)
+        changed = bunch.bring_back()
+        for gid in changed:
+            self._merge(gid)
+        self._count(groups=len(gids) - len(changed), messages=bunch.messages, members=bunch.members)
+        lights = groupby(stored.light(self._database, gids), key=attrgetter("gid"))
+        for gid, each in lights:
+            self._mark_dirty(gid, each, bunch.spans.get(gid, []))
+        self._note_done(gids)
+
+    def _mark_dirty(self, gid: str, messages: Iterable[Light], spans: Sequence[SpanRow]) -> None:
+        self._count(receipts=sum(mark_unconfirmed(self._chat, gid, messages, spans).values()))
+
+    def _note_done(self, gids: Sequence[str]) -> None:
+        by_partition: dict[int, list[str]] = {}
+        for gid in gids:
+            by_partition.setdefault(self._space.partition_of(gid), []).append(gid)
+        for partition, some in by_partition.items():
+            self._link.once("SADD", restore_calls.rebuilt_of(self._space, partition), *some)
+
+    def _count(self, **more: int) -> None:
+        self.summary = replace(
+            self.summary, **{name: getattr(self.summary, name) + number for name, number in more.items()}
+        )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

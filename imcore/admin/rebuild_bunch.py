@@ -1,0 +1,145 @@
+"""Brings back groups that Redis does not have, many in few round trips. See `imcore.admin.rebuild`."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
+
+from imcore import msgid as msgids
+from imcore.admin.audit_members import is_empty
+from imcore.admin.audit_messages import chunks
+from imcore.admin.mending import id_above
+from imcore.admin.merging import offset_of
+from imcore.admin.pending import START, end_of
+from imcore.chat import Chat
+from imcore.sql import stored
+from imcore.sql.rows import SpanRow
+from imcore.streams import restore_calls
+from imcore.streams.calls import Call
+from imcore.streams.restore_calls import Seen, Shadow, SpanOrder, Text, Trim
+
+PAGE = 200
+"""How many messages, or spans, one call brings back: the server stands still meanwhile."""
+
+MOST_CALLS = 20
+"""How many calls travel together: their messages are in memory."""
+
+
+class Bunch:
+    """Groups that come back together. Only one that comes back alone may have a trim point."""
+
+    def __init__(self, chat: Chat, gids: Sequence[str], trim: Trim, *, once_after: int) -> None:
+        """Client_msgids come back of messages after `once_after` (packed)."""
+        self._chat = chat
+        self._link = chat.link
+        self._database = chat.database
+        self._space = chat.link.space
+        self._once_after = once_after
+        self._gids = gids
+        self._trim = trim
+        self._waiting: list[Call[int]] = []
+        self._newest = dict.fromkeys(gids, trim)
+        self._seqs: dict[tuple[str, int], int] = {}
+        self.spans: dict[str, list[SpanRow]] = {gid: [] for gid in gids}
+        self.messages = 0
+        self.members = 0
+
+    def bring_back(self) -> list[str]:
+        """Bring the groups back; return those that somebody has made meanwhile, or whose spans contradict each other.
+
+        First come the messages, in a stream beside; then, as one step, the group; then its members.
+        """
+        partitions = {self._space.partition_of(gid) for gid in self._gids}
+        ends = {partition: end_of(self._link, partition) for partition in partitions}
+        for span in stored.spans(self._database, self._gids):
+            self.spans[span.gid].append(span)
+        clear = [gid for gid in self._gids if not _has_double(self.spans[gid])]
+        self._add_messages()
+        answers = self._link.run_many([self._swap(gid, ends[self._space.partition_of(gid)]) for gid in clear])
+        done = [gid for gid, answer in zip(clear, answers, strict=True) if answer is not restore_calls.CHANGED]
+        for gid in done:
+            self._add_spans(gid)
+        self._add_rest(done)
+        self._flush()
+        return sorted(set(self._gids).difference(done))
+
+    def _add_messages(self) -> None:
+        offsets = {(gid, span.acked_msgid) for gid, spans in self.spans.items() for span in spans}
+        for gid in self._gids:
+            self._later(restore_calls.add(self._space.group(gid), [], anew=True))
+        rows = stored.messages(self._database, self._gids, after=self._trim.msgid)
+        for gid, each in groupby(rows, key=attrgetter("gid")):
+            for some in chunks(each, PAGE):
+                self._seqs.update(((gid, row.msgid), row.seq) for row in some if (gid, row.msgid) in offsets)
+                self._newest[gid] = Trim(some[-1].msgid, some[-1].seq)
+                self.messages += len(some)
+                self._later(restore_calls.add(self._space.group(gid), [Text(row) for row in some]))
+        self._flush()
+        if self._trim.msgid:
+            gid = self._gids[0]
+            below = (acked for _, acked in offsets if acked <= self._trim.msgid)
+            self._seqs.update(((gid, msgid), seq) for msgid, seq in stored.seqs(self._database, gid, below).items())
+
+    def _swap(self, gid: str, journal_end: str) -> Call[tuple[int, int] | None]:
+        newest, seq = self._newest[gid]
+        bounds = (max(span.joined_msgid, span.left_msgid or 0, span.acked_msgid) for span in self.spans[gid])
+        floor = max(bounds, default=0)
+        shadow = Shadow(msgids.unpack(newest), seq, id_above(floor) if floor > newest else START)
+        return restore_calls.swap(self._space.group(gid), Seen(journal_end, START), shadow, self._trim)
+
+    def _add_spans(self, gid: str) -> None:
+        k = self._space.group(gid)
+        for some in chunks((span for span in self.spans[gid] if not is_empty(span)), PAGE):
+            self.members += sum(1 for span in some if span.left_msgid is None)
+            self._later(restore_calls.spans(k, [self._order(span) for span in some], self._trim))
+
+    def _order(self, span: SpanRow) -> SpanOrder:
+        what = "open" if span.left_msgid is None else "close"
+        seq = 0 if span.acked_msgid == msgids.NONE else self._seqs.get((span.gid, span.acked_msgid))
+        return SpanOrder(what, span.uid, span.joined_msgid, span.left_msgid, offset_of(span), seq)
+
+    def _add_rest(self, gids: Sequence[str]) -> None:
+        """Bring back what goes beside: recalls, client_msgids, own messages past the offset."""
+        if not gids:
+            return
+        for call in once_calls(self._chat, gids, after=self._once_after):
+            self._later(call)
+        if self._trim.msgid:
+            self._add_recalls(gids[0])
+        own: dict[str, dict[str, list[int]]] = {}
+        for gid, uid, msgid in stored.own_unread(self._database, gids):
+            own.setdefault(gid, {}).setdefault(uid, []).append(msgid)
+        for gid, by_uid in own.items():
+            self._add_own(gid, by_uid)
+
+    def _add_recalls(self, gid: str) -> None:
+        recalled = sorted({msgid for pair in stored.recalls(self._database, gid) for msgid in pair})
+        for some in chunks(recalled, PAGE):
+            self._later(restore_calls.uncounted(self._space.group(gid), some))
+
+    def _add_own(self, gid: str, by_uid: dict[str, list[int]]) -> None:
+        """The stream tells the own messages after the trim point, in one step with the offset; the others are given."""
+        trimmed = {uid: [msgid for msgid in own if msgid <= self._trim.msgid] for uid, own in by_uid.items()}
+        for uids in chunks(by_uid, PAGE):
+            self._later(restore_calls.own(self._space.group(gid), uids, trimmed))
+
+    def _later(self, call: Call[int]) -> None:
+        self._waiting.append(call)
+        if len(self._waiting) == MOST_CALLS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._link.run_many(self._waiting)
+        self._waiting = []
+
+
+def once_calls(chat: Chat, gids: Sequence[str], *, after: int) -> Iterator[Call[int]]:
+    """Yield calls that bring back the client_msgids of messages after a msgid (packed)."""
+    known = stored.with_client_msgid(chat.database, gids, after=after)
+    for gid, each in groupby(known, key=attrgetter("gid")):
+        for some in chunks(each, PAGE):
+            yield restore_calls.once(chat.link.space.group(gid), some, chat.settings.idempotency_ms)
+
+
+def _has_double(spans: Iterable[SpanRow]) -> bool:
+    members = [span.uid for span in spans if span.left_msgid is None]
+    return len(members) != len(set(members))

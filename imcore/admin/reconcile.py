@@ -1,0 +1,233 @@
+"""A Redis that came back older than SQL: how it is noticed, and how the two become one again.
+
+A power cut may take the last second of what Redis had, and a replica that is made the master may have lagged. By then a
+worker may have stored what Redis has lost; and Redis goes on, with messages and members that SQL does not know.
+
+It is noticed by marks. Before a worker stores entries of a journal, it sets its mark in Redis to the last of them, and
+stores it in SQL with them; nobody else sets it. So Redis is never behind SQL with a mark, unless it has lost that mark,
+and with it perhaps the entries before it. That can be seen for as long as it is not mended, whatever is written to
+Redis since. Every storing looks at all marks of the partition, in the same step as it sets its own and sees that its
+entries are still there; and every worker looks at all marks at times, and after every error.
+
+It is mended group by group: see `imcore.admin.mending`. Until that is done, no worker stores anything of the partition;
+so SQL stays what it was when Redis fell behind it.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from imcore import msgid as msgids
+from imcore.admin.audit_group import differences
+from imcore.admin.audit_messages import chunks
+from imcore.admin.mending import id_above, mend, unfinished
+from imcore.admin.unconfirmed import mark_unconfirmed
+from imcore.chat import Chat
+from imcore.errors import RedisUnavailable, TryAgain
+from imcore.settings import Settings
+from imcore.sql import stored
+from imcore.sql.database import Database
+from imcore.sql.rows import MarkRow
+from imcore.streams import journal_calls, keys, restore_calls
+from imcore.streams.calls import Call
+from imcore.streams.events import Entry
+from imcore.streams.link import Link
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 100
+"""How many groups are looked at within one window."""
+
+HOLD_MS = 60_000
+"""For how long at most nobody stores anything after the process that mends has died."""
+
+REBUILDING = "rebuilding"
+"""The field of the configuration that is there while a rebuild is under way."""
+
+_KIND = "reconcile"
+
+_REASONS = {
+    "OLDER": "Redis is older than SQL: nothing is stored until the two are reconciled",
+    "GONE": "Redis has lost what was about to be stored: it is asked again what there is",
+    "HELD": "Redis and SQL are being reconciled: nothing is stored until that is done",
+    "MENDED": "Redis and SQL have been reconciled: it is asked again what there is to store",
+}
+"""Why nothing may be stored, by the answer to a mark."""
+
+Place = tuple[int, str]
+"""A partition, and the name of a consumer of its journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Up to where consumers have stored (packed ids), as SQL has it; and which Redis has less of, with both."""
+
+    stored: dict[Place, int] = field(default_factory=dict)
+    behind: dict[Place, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What was done: groups that had to be mended, messages that Redis got again, messages with another seq now."""
+
+    groups: int = 0
+    restored: int = 0
+    renumbered: int = 0
+
+
+def marks_of(chat: Chat) -> Marks:
+    """Compare the marks. Those of SQL are read first: those of Redis only ever go forward."""
+    link, space = chat.link, chat.link.space
+    there = stored.marks(chat.database)
+    places = list(there)
+    found = link.read_many([("HGET", restore_calls.marks_of(space, p), consumer) for p, consumer in places])
+    here = {place: int(mark or 0) for place, mark in zip(places, found, strict=True)}
+    return Marks(there, {place: (here[place], there[place]) for place in places if here[place] < there[place]})
+
+
+def reconcile(chat: Chat, partition: int) -> Reconciled:
+    """Give the groups of a partition what only SQL has; return what was done. Again: nothing is left to do.
+
+    Raise TryAgain if another process is about it.
+    """
+    token = uuid.uuid4().hex
+    if not _lease(chat, partition, token, HOLD_MS):
+        raise TryAgain(f"another process reconciles partition {partition} with SQL")
+    try:
+        return _reconcile(chat, partition, token)
+    finally:
+        chat.link.run(restore_calls.hold(chat.link.space, partition, 0))
+        _lease(chat, partition, token, 0)
+
+
+def _reconcile(chat: Chat, partition: int, token: str) -> Reconciled:
+    link, space, database = chat.link, chat.link.space, chat.database
+    marks = {consumer: mark for (p, consumer), mark in stored.marks(database).items() if p == partition}
+    link.run(restore_calls.hold(space, partition, HOLD_MS))
+    # What happens from now on is to be later than what SQL knows, also where the clock stands behind.
+    latest = max(stored.newest_change(database), *marks.values(), 0)
+    link.run(restore_calls.journal(space, partition, id_above(latest)))
+    done = Reconciled()
+    half_done = unfinished(chat, partition)
+    for some in chunks(_gids(chat, partition), AT_ONCE):
+        for gid, found in differences(chat, some, recent=True).items():
+            if found or gid in half_done:
+                done = _mended(chat, gid, done)
+        _lease(chat, partition, token, HOLD_MS)
+        link.run(restore_calls.hold(space, partition, HOLD_MS))
+    link.run(restore_calls.marks(space, partition, marks))
+    return done
+
+
+def _mended(chat: Chat, gid: str, done: Reconciled) -> Reconciled:
+    mended = mend(chat, gid)
+    if mended.behind is not None:
+        _tell_senders(chat, gid, mended.behind)
+    log.warning("group %r: %d lost messages are back, %d have another seq", gid, mended.restored, mended.renumbered)
+    return Reconciled(done.groups + 1, done.restored + mended.restored, done.renumbered + mended.renumbered)
+
+
+def _tell_senders(chat: Chat, gid: str, after: int) -> None:
+    """Let senders have the tallies that Redis had lost with the offsets: whether they were told, nobody knows."""
+    spans = list(stored.spans(chat.database, [gid]))
+    marked = mark_unconfirmed(chat, gid, stored.light(chat.database, [gid], after=after), spans)
+    k = chat.link.space.group(gid)
+    chat.link.run_many([restore_calls.again(k, some) for some in chunks(sorted(marked), AT_ONCE)])
+
+
+def _gids(chat: Chat, partition: int) -> Iterator[str]:
+    space = chat.link.space
+    here = {gid.decode() for gid in chat.link.read("SMEMBERS", space.groups(partition))}
+    for gid in stored.gids(chat.database):
+        if space.partition_of(gid) == partition:
+            here.discard(gid)
+            yield gid
+    yield from sorted(here)
+
+
+def _lease(chat: Chat, partition: int, token: str, lease_ms: int) -> bool:
+    return chat.link.run(journal_calls.lease(_KIND, partition + 1, token, lease_ms))
+
+
+class Watch:
+    """What the worker `persist` asks before it stores anything: whether Redis still has what SQL has."""
+
+    def __init__(self, link: Link, database: Database, settings: Settings) -> None:
+        self._chat = Chat(link, database, settings)
+        self._every_s = settings.lease_ms / 1000
+        self._mended: list[str] | None = None
+        self._look_at = 0.0
+        self._dataset: str | None = None
+
+    def look(self) -> bool:
+        """Look at all marks, if it is time to, and mend what is behind. Call it before entries are taken.
+
+        Return whether somebody has mended since the last look: what was taken before that may not be stored. Raise
+        RedisUnavailable, DatabaseUnavailable, TryAgain.
+        """
+        if time.monotonic() < self._look_at:
+            return False
+        self._adopt()
+        for partition in sorted({partition for partition, _ in marks_of(self._chat).behind}):
+            self._mend(partition)
+        before, self._mended = self._mended, self._states()
+        if self._dataset is not None:
+            self._look_at = time.monotonic() + self._every_s
+        return before is not None and before != self._mended
+
+    def doubt(self) -> None:
+        """Look at all marks next time: the connection was lost, or SQL did not answer."""
+        self._look_at = 0.0
+
+    def mark(self, consumer: str, entries: Sequence[Entry]) -> list[MarkRow]:
+        """Set the marks for entries that are about to be stored; return what has to be stored with them.
+
+        The marks of SQL are read first, so that nobody else can have stored anything since the entries were taken that
+        Redis has lost by now. Raise RedisUnavailable if they may not be stored.
+        """
+        newest = {entry.partition: entry for entry in sorted(entries, key=_packed)}
+        rows = [MarkRow(partition, consumer, _packed(entry)) for partition, entry in newest.items()]
+        there = stored.marks(self._chat.database)
+        answers = self._chat.link.run_many([self._call(row, newest[row.partition].id, there) for row in rows])
+        for answer in answers:
+            if answer != restore_calls.OK:
+                self.doubt()
+                raise RedisUnavailable(_REASONS[answer])
+        return rows
+
+    def _call(self, row: MarkRow, newest: str, there: dict[Place, int]) -> Call[str]:
+        known = {consumer: mark for (partition, consumer), mark in there.items() if partition == row.partition}
+        mended = self._mended[row.partition] if self._mended else ""
+        return restore_calls.mark(self._chat.link.space, row, newest, mended=mended, stored=known)
+
+    def _states(self) -> list[str]:
+        """Return what changes whenever somebody mends, of each partition."""
+        link, space = self._chat.link, self._chat.link.space
+        fields = [("HGET", restore_calls.marks_of(space, p), restore_calls.MENDED) for p in range(space.partitions)]
+        return [(state or b"").decode() for state in link.read_many(fields)]
+
+    def _mend(self, partition: int) -> None:
+        log.warning("partition %d: Redis is older than SQL; they are reconciled", partition)
+        done = reconcile(self._chat, partition)
+        log.warning("partition %d: %d groups mended, %d messages back", partition, done.groups, done.restored)
+
+    def _adopt(self) -> None:
+        """Hold the id of Redis' data against that of the data in SQL. Raise RedisUnavailable if it is another."""
+        link, database = self._chat.link, self._chat.database
+        partitions, dataset, rebuilding = link.read("HMGET", keys.CONFIG, "partitions", "dataset", REBUILDING)
+        if rebuilding:
+            raise RedisUnavailable("Redis is being rebuilt from SQL: nothing is stored until that is done")
+        if self._dataset is None:
+            self._dataset = database.meta("dataset")
+        if self._dataset is None and dataset:
+            self._dataset = dataset.decode()
+            database.set_meta("partitions", partitions.decode())
+            database.set_meta("dataset", self._dataset)
+        elif self._dataset is not None and (dataset or b"").decode() != self._dataset:
+            raise RedisUnavailable(f"{link.address} has lost the data that {database.address} has: run im rebuild")
+
+
+def _packed(entry: Entry) -> int:
+    return msgids.pack_id(entry.id.encode())

@@ -1,0 +1,186 @@
+"""Retention: drops from Redis what SQL has and nobody needs there any more, and from SQL, if it is wished, the times.
+
+A message goes from its group's stream when it is beyond the newest `keep_messages` or older than `keep_ms`; but only if
+SQL has it, and all messages before it, and no entry of the journal tells of it that some worker has not
+done. An entry of the journal goes when every kind of worker has done it and all before it. When messages were read is
+forgotten after `keep_read_times_ms`; how many and who have read them follows from the offsets, and stays exact.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from imcore import msgid as msgids
+from imcore.chat import Chat
+from imcore.limits import check_limit
+from imcore.sql import stored
+from imcore.sql.rows import MessageRow
+from imcore.streams import calls, events, journal_calls, wire
+from imcore.streams.events import Sent
+from imcore.streams.link import CHUNK
+from imcore.values import Group
+
+PAGE = 1000
+_MOVES_AT_ONCE = 5000
+
+_SAME = MessageRow._fields.index("content")
+"""Two rows that agree up to there are one message: the rest may be changed by a recall."""
+
+STORES = ("persist",)
+READS = ("persist", "receipts")
+"""The kinds of worker without which nothing is dropped: from streams, who stores them; from a journal, all who read it,
+whether they have begun or not. A kind of somebody else's counts once it has begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrimSummary:
+    """What was dropped: `entries` of the streams of so many `groups`, entries of the journals, rows of read times."""
+
+    groups: int = 0
+    entries: int = 0
+    journal_entries: int = 0
+    read_times: int = 0
+
+
+Progress = Callable[[TrimSummary], None]
+
+
+def trim(
+    chat: Chat,
+    *,
+    keep_messages: int | None = None,
+    keep_ms: int | None = None,
+    gid: str | None = None,
+    on_progress: Progress | None = None,
+) -> TrimSummary:
+    """Trim all streams and journals, or the stream of one group; return what was dropped.
+
+    What is kept is as the settings say, unless given. `on_progress` gets the summary so far. Interrupted, or run twice
+    at the same time, it does no harm. Raise UnknownGroup for a gid that is none, DatabaseUnavailable.
+    """
+    settings = chat.settings
+    check_limit(keep_messages, lowest=0)
+    check_limit(keep_ms, lowest=0)
+    keep_messages = settings.keep_messages if keep_messages is None else keep_messages
+    cutoff_ms = time.time_ns() // 1_000_000 - (settings.keep_ms if keep_ms is None else keep_ms)
+    # In this order: no entry that is not seen here tells of a message that is one of these groups' by now.
+    groups = [chat.group(gid)] if gid else list(chat.groups())
+    needed = _needed(chat)
+    summary = TrimSummary()
+    for i in range(0, len(groups), CHUNK):
+        limits = [_Limit(group, keep_messages, cutoff_ms, needed.get(group.gid)) for group in groups[i : i + CHUNK]]
+        for limit in _worth_a_look(chat, limits):
+            dropped = _trim_stream(chat, limit)
+            summary = replace(summary, groups=summary.groups + bool(dropped), entries=summary.entries + dropped)
+        if on_progress:
+            on_progress(summary)
+    if gid:
+        return summary
+    return replace(summary, journal_entries=_trim_journals(chat), read_times=_forget_read_times(chat))
+
+
+class _Limit:
+    """Up to where the messages of a group may go."""
+
+    def __init__(self, group: Group, keep_messages: int, cutoff_ms: int, needed: int | None) -> None:
+        self.gid = group.gid
+        self._seq = group.messages - keep_messages
+        self._cutoff_ms = cutoff_ms
+        last = msgids.pack(group.last_msgid) if group.last_msgid else 0
+        self._last = last if needed is None else min(last, needed - 1)
+
+    def lets_go(self, row: MessageRow) -> bool:
+        """Return whether this message may go, if SQL has it."""
+        is_old = row.seq <= self._seq or msgids.time_ms(row.msgid) <= self._cutoff_ms
+        return is_old and row.msgid <= self._last
+
+
+def _worth_a_look(chat: Chat, limits: Sequence[_Limit]) -> list[_Limit]:
+    """Return those of the groups whose first message in Redis may go: few, as a rule."""
+    space = chat.link.space
+    firsts = chat.link.run_many([calls.entries(space, limit.gid, "-", "+", 1) for limit in limits])
+    return [
+        limit
+        for limit, entries in zip(limits, firsts, strict=True)
+        if any(limit.lets_go(row) for row in _rows(limit.gid, entries))
+    ]
+
+
+def _trim_stream(chat: Chat, limit: _Limit) -> int:
+    bound = 0
+    for row in _stored(chat, limit.gid):
+        if not limit.lets_go(row):
+            break
+        bound = row.msgid
+    try:
+        return chat.link.run(calls.trim(chat.link.space, limit.gid, bound)) if bound else 0
+    except calls.Trimmed:
+        return 0  # somebody else was faster
+
+
+def _stored(chat: Chat, gid: str) -> Iterator[MessageRow]:
+    """Yield the messages of a stream, oldest first, up to the first one that SQL does not have."""
+    after = 0
+    while True:
+        entries = chat.link.run(calls.entries(chat.link.space, gid, msgids.unpack(after + 1), "+", PAGE))
+        in_redis = list(_rows(gid, entries))
+        if not in_redis:
+            return
+        first, last = in_redis[0].msgid, in_redis[-1].msgid
+        in_sql = chat.database.messages_after(gid, first - 1, until=last, limit=len(in_redis))
+        for here, there in zip(in_redis, in_sql, strict=False):
+            if here[:_SAME] != there[:_SAME]:
+                return
+            yield here
+        if not len(in_sql) == len(in_redis) == len(entries):
+            return
+        after = last
+
+
+def _rows(gid: str, entries: Sequence[wire.Entry]) -> Iterator[MessageRow]:
+    """Yield the messages of entries, up to the first one that cannot be read."""
+    for entry_id, values in entries:
+        try:
+            yield wire.message_row(gid, msgids.pack_id(entry_id), values)
+        except (IndexError, ValueError):
+            return
+
+
+def _needed(chat: Chat) -> dict[str, int]:
+    """Return the first message of each group that an entry, not done by some worker, tells of."""
+    needed: dict[str, int] = {}
+    for partition in range(chat.link.space.partitions):
+        for event in _undone(chat, partition):
+            needed[event.gid] = min(event.first, needed.get(event.gid, event.first))
+    return needed
+
+
+def _undone(chat: Chat, partition: int) -> Iterator[Sent]:
+    link, space = chat.link, chat.link.space
+    start = link.run(journal_calls.undone(space, partition, STORES, only=False)) or "-"
+    while True:
+        found = link.run(journal_calls.entries(space, partition, start, PAGE))
+        for entry_id, fields in found:
+            event = events.read(partition, entry_id, fields).event
+            if isinstance(event, Sent):
+                yield event
+        if len(found) < PAGE:
+            return
+        start = f"({found[-1][0].decode()}"
+
+
+def _forget_read_times(chat: Chat) -> int:
+    """Delete old moves of offsets, some at a time: writers go on in between."""
+    keep_ms = chat.settings.keep_read_times_ms
+    if not keep_ms:
+        return 0
+    before = msgids.first_at(time.time_ns() // 1_000_000 - keep_ms)
+    total = 0
+    while some := stored.forget_moves(chat.database, before, _MOVES_AT_ONCE):
+        total += some
+    return total
+
+
+def _trim_journals(chat: Chat) -> int:
+    space = chat.link.space
+    return sum(chat.link.run_many([journal_calls.trim_journal(space, p, READS) for p in range(space.partitions)]))
