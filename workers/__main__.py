@@ -1,0 +1,70 @@
+"""`python -m workers NAME [--burst]`: one worker process, with its settings in the environment.
+
+Exit codes: 0 ended by SIGTERM or SIGINT, or drained; 1 failed, with one line that says why; 2 wrong usage.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from imcore.errors import ImError
+from imcore.settings import Settings
+from workers.signals import Signals
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a worker; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m workers", description="One worker process in the foreground.")
+    parser.add_argument("name", choices=sorted(WORKERS), help="which worker")
+    parser.add_argument("--burst", action="store_true", help="do what is there, and exit")
+    given = parser.parse_args(arguments)
+    _log_to_stderr(given.name)
+    # A signal that comes while the rest is loaded is not lost.
+    with Signals() as signals:
+        try:
+            WORKERS[given.name](Settings.from_env(), signals, given.burst)
+        except ImError as error:
+            print(f"im worker {given.name}: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _persist(settings: Settings, signals: Signals, burst: bool) -> None:
+    from workers import persist, runner  # noqa: PLC0415 (only once the signals are handled, and only what is needed)
+
+    runner.run(persist.Persist, settings, signals, burst=burst)
+
+
+def _receipts(settings: Settings, signals: Signals, burst: bool) -> None:
+    from workers import receipts, runner  # noqa: PLC0415
+
+    runner.run(receipts.ReceiptsWorker, settings, signals, burst=burst, needs_sql=False)
+
+
+def _jobs(settings: Settings, signals: Signals, burst: bool) -> None:
+    from workers import jobs  # noqa: PLC0415
+
+    jobs.run(settings, signals, burst=burst)
+
+
+WORKERS: dict[str, Callable[[Settings, Signals, bool], None]] = {
+    "jobs": _jobs,
+    "persist": _persist,
+    "receipts": _receipts,
+}
+
+
+def _log_to_stderr(name: str) -> None:
+    formatter = logging.Formatter(f"%(asctime)s.%(msecs)03dZ %(levelname)s {name}: %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for chatty in ("alembic", "rq.worker", "rq.queue", "rq.job"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

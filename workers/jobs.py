@@ -1,0 +1,182 @@
+"""The worker `jobs`: what may take long, as jobs of rq. A job is named by its dotted path, here `workers.jobs.trim`.
+
+rq's own ways to repeat a job do not fit: its cron pickles, where this queue speaks JSON; its scheduler forks a process
+that outlives a killed worker, and polls every second. So each worker, when rq has it look after its registries,
+enqueues the job of the current period, under a name that only one of them can use (rq's `unique`).
+"""
+
+import logging
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from types import FrameType
+from typing import Any
+
+from redis import Redis
+from redis.client import PubSub, PubSubWorkerThread
+from redis.exceptions import RedisError
+from rq import Queue, SimpleWorker
+from rq.exceptions import DuplicateJobError, StopRequested
+from rq.serializers import JSONSerializer
+
+from imcore.admin import retention
+from imcore.chat import Chat
+from imcore.errors import ConfigurationError, ImError, RedisFull, TryAgain
+from imcore.settings import Settings
+from imcore.streams.journal import one_line
+from imcore.streams.link import open_client
+from imcore.streams.redis_errors import address, driver_errors
+from workers.runner import Patience
+from workers.signals import Signals, Stopped
+
+log = logging.getLogger(__name__)
+
+QUEUE = "imcore"
+TRIM = "workers.jobs.trim"
+
+LONGEST_JOB_S = 6 * 60 * 60
+LOOK_EVERY_S = 60
+"""How often a worker looks whether a job is due."""
+_THREAD_S = 5
+
+
+def trim() -> dict[str, int]:
+    """Trim as the settings say; return what was dropped."""
+    with Chat.connect(settings=Settings.from_env()) as chat:
+        summary = retention.trim(chat)
+    log.info(
+        "trimmed %d entries of %d groups, %d of the journals, %d rows of read times",
+        *(summary.entries, summary.groups, summary.journal_entries, summary.read_times),
+    )
+    return asdict(summary)
+
+
+def queue(connection: Redis) -> Queue:
+    """Return the queue that this worker works off."""
+    return Queue(QUEUE, connection=connection, serializer=JSONSerializer, default_timeout=LONGEST_JOB_S)
+
+
+def enqueue_due(jobs: Queue, every_ms: int, now_ms: int) -> bool:
+    """Enqueue the trim of the current period, unless that is done; return whether this call did it."""
+    period = now_ms // every_ms
+    keep_s = 2 * every_ms // 1000 + 1  # the job's name must be taken until the period is over
+    try:
+        jobs.enqueue(TRIM, job_id=f"trim-{period}", unique=True, result_ttl=keep_s, failure_ttl=keep_s)
+    except DuplicateJobError:
+        return False
+    return True
+
+
+class JobsWorker(SimpleWorker):
+    """An rq worker that runs a job in its own process: one with threads and connections had better not fork."""
+
+    def __init__(self, connection: Redis, signals: Signals, trim_every_ms: int, *, where: str = "") -> None:
+        self._where = where
+        self._signals = signals
+        self._trim_every_ms = trim_every_ms
+        self._unsubscribing = False
+        super().__init__(
+            [queue(connection)],
+            connection=connection,
+            serializer=JSONSerializer,
+            maintenance_interval=LOOK_EVERY_S,
+            worker_ttl=LOOK_EVERY_S + 15,  # rq stops waiting for a job 15 s before
+            log_job_description=False,
+        )
+
+    def register_birth(self) -> None:
+        """Be known to rq; that is, be able to work."""
+        super().register_birth()  # type: ignore[no-untyped-call]
+        log.info("started: Redis at %s", self._where)
+
+    def run_maintenance_tasks(self) -> None:
+        """Look after the registries, and enqueue what is due."""
+        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        if self._trim_every_ms:
+            enqueue_due(self.queues[0], self._trim_every_ms, time.time_ns() // 1_000_000)
+
+    def unsubscribe(self) -> None:
+        """End the thread that hears rq's commands. rq leaves it behind, trying for ever, where Redis is away."""
+        self._unsubscribing = True
+        thread = self.pubsub_thread
+        if thread:
+            thread.stop()  # first, or it would wait for the next subscription once this one is gone
+            try:
+                self.pubsub.unsubscribe()  # the answer to this ends its wait; then it closes the connection itself
+            finally:
+                thread.join(_THREAD_S)
+
+    def _pubsub_exception_handler(self, exc: Exception, pubsub: PubSub, pubsub_thread: PubSubWorkerThread) -> None:
+        # Its connection may be closed before it has ended: that is nothing to tell of.
+        if self._unsubscribing:
+            pubsub_thread.stop()
+        else:
+            super()._pubsub_exception_handler(exc, pubsub, pubsub_thread)
+
+    def _install_signal_handlers(self) -> None:
+        super()._install_signal_handlers()  # type: ignore[no-untyped-call]
+        # A signal that came before went to the handlers before, which rq knows nothing of.
+        self._stop_requested = self._signals.stopping
+
+    def request_stop(self, signum: Any, frame: FrameType | None) -> None:
+        """Stop, after the job in hand if there is one. rq's handler, which ends its wait for jobs, too."""
+        self._signals.ask(signum)
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
+
+
+def run(settings: Settings, signals: Signals, *, burst: bool) -> None:
+    """Work off jobs until a signal comes, or, in a burst, until none is left; then the job in hand is finished first.
+
+    Redis away is waited for, except in a burst. Raise ConfigurationError where rq cannot run.
+    """
+    patience = Patience(signals, ends=burst)
+    room = _Room()
+    logging.getLogger("rq.worker").addFilter(_without_traceback)
+    with suppress(Stopped):
+        patience.call(lambda: _work(settings, signals, burst, room))
+    log.info("ended")
+
+
+class _Room:
+    """Makes room in a Redis that is full: then no job can be enqueued that would do so."""
+
+    def __init__(self) -> None:
+        self._not_before = 0.0
+
+    def make(self) -> None:
+        """Trim now, unless that was tried a moment ago."""
+        if time.monotonic() < self._not_before:
+            return
+        self._not_before = time.monotonic() + LOOK_EVERY_S
+        try:
+            trim()
+        except ImError as error:
+            log.warning("Redis is full, and could not be trimmed: %s", error)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Say in one line what is no fault of the program. A filter of rq's log."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, RedisError | ImError):
+        record.msg, record.args, record.exc_info = f"{record.getMessage()}: {one_line(str(error))}", (), None
+    return True
+
+
+def _work(settings: Settings, signals: Signals, burst: bool, room: _Room) -> None:
+    url = settings.jobs_redis_url
+    connection = open_client(url)
+    if not isinstance(connection, Redis):
+        raise ConfigurationError("rq does not run on Redis Cluster: set IM_JOBS_REDIS_URL to a Redis that is none")
+    try:
+        with driver_errors(url), suppress(StopRequested):  # its handler may raise it at any point
+            # A burst does what is there: it adds nothing.
+            worker = JobsWorker(connection, signals, 0 if burst else settings.trim_every_ms, where=address(url))
+            worker.work(burst=burst, logging_level=None)
+    except RedisFull:
+        room.make()
+        raise
+    finally:
+        signals.handle()  # rq has put its own handlers there
+        connection.close()
+    if not burst and not signals.stopping:
+        raise TryAgain("the rq worker ended by itself")

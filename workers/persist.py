@@ -1,0 +1,171 @@
+"""The worker `persist`: what the journals tell becomes rows in SQL.
+
+    journals --take--> entries --fetch--> their messages --mark, fold--> rows --write, one transaction--> SQL
+                          `------------------------------ done, only then ------------------------------'
+
+Killed anywhere on the way, it leaves its entries open, and the next one handles them again: rows merge with themselves.
+"""
+
+from collections.abc import Sequence
+
+from imcore.admin.reconcile import Watch
+from imcore.errors import DatabaseRejected, DatabaseUnavailable, ImError
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.sql.rows import Batch, ConfirmRow, GroupRow, MarkRow, MoveRow, SpanRow
+from imcore.streams.events import Acked, Confirmed, Created, Entry, Joined, Left, Malformed, Sent
+from imcore.streams.journal import Journal
+from imcore.streams.link import Link
+from workers.fetch import Stored, Work, fetch
+
+KIND = "persist"
+
+MOST_ROWS = 5000
+"""About how many rows one transaction writes: one entry may tell of hundreds of messages, or of a thousand offsets."""
+
+Offsets = dict[tuple[str, int, tuple[str, ...]], int]
+"""The newest message that spans have acked: of one group (gid), one beginning (joined), and these uids, who stand
+together in most entries, as a gateway's sessions ack together. Msgids are packed."""
+
+
+class Persist:
+    """One process of it. Nothing is sent before the first step."""
+
+    def __init__(self, link: Link, database: Database, settings: Settings) -> None:
+        self._link = link
+        self._database = database
+        self._journal = Journal(link, KIND, settings)
+        self._watch = Watch(link, database, settings)
+        self._in_hand: list[Entry] = []
+
+    @property
+    def name(self) -> str:
+        """The name of this process among its kind, from the first step on."""
+        return self._journal.consumer
+
+    def step(self) -> int:
+        """Handle one batch, waiting a moment for one; return how many entries are out of the way.
+
+        A Redis that came back older than SQL is reconciled with it first. Raise DatabaseUnavailable, and what the link
+        raises: the entries stay open, and the next step goes on with them.
+        """
+        try:
+            return self._step()
+        except DatabaseUnavailable:
+            self._watch.doubt()
+            raise  # still in hand: taking them again would count as another delivery
+        except ImError:
+            self._watch.doubt()
+            self._let_go()
+            raise
+
+    def _step(self) -> int:
+        if self._in_hand:
+            self._journal.hold_on()
+        if self._watch.look():
+            self._let_go()
+        if not self._in_hand:
+            self._in_hand = self._journal.take()
+        batch = self._in_hand[: _batch_length(self._in_hand)]
+        handled = self._persist(batch) if batch else 0
+        del self._in_hand[: len(batch)]
+        return handled
+
+    def _let_go(self) -> None:
+        """Ask Redis anew what there is to store."""
+        self._in_hand = []
+        self._journal.look_again()
+
+    def drained(self) -> bool:
+        """Return whether all is done that was in the journals when this was asked first, by whichever process."""
+        return not self._in_hand and self._journal.drained()
+
+    def close(self) -> None:
+        """Let other processes have what is still open here, at once."""
+        self._journal.close()
+
+    def _persist(self, entries: Sequence[Entry]) -> int:
+        works = [Work(entry) for entry in entries]
+        fetch(self._link, self._database, works)
+        for work in works:
+            if isinstance(work.entry.event, Malformed):
+                work.problem = work.entry.event.reason
+        sound = [work for work in works if not work.problem]
+        if sound:
+            self._write(sound, self._watch.mark(self.name, [work.entry for work in sound]))
+        written = [work.entry for work in works if not work.problem]
+        self._journal.done(written)
+        return len(written) + sum(self._journal.fail(work.entry, work.problem) for work in works if work.problem)
+
+    def _write(self, works: Sequence[Work], marks: list[MarkRow]) -> None:
+        """Write what entries tell. Those that SQL refuses are found among the others by halving."""
+        try:
+            batch = fold(works)
+            batch.marks = marks
+            self._database.write(batch)
+        except DatabaseRejected as error:
+            if len(works) == 1:
+                works[0].problem = str(error)
+                return
+            middle = len(works) // 2
+            self._write(works[:middle], marks)
+            self._write(works[middle:], marks)
+
+
+def fold(works: Sequence[Work]) -> Batch:
+    """Return the rows that entries tell of."""
+    batch = Batch()
+    offsets: Offsets = {}
+    for work in works:
+        event = work.entry.event
+        if isinstance(event, Sent):
+            _fold_messages(work.messages, batch, offsets)
+        elif isinstance(event, Acked):
+            _fold_moves(event, work.entry.version, batch, offsets)
+        elif isinstance(event, Joined):
+            batch.spans.append(SpanRow(*event, left_msgid=None, changed=work.entry.version, acked_msgid=event.joined))
+        elif isinstance(event, Left):
+            batch.spans.append(SpanRow(*event, changed=work.entry.version, acked_msgid=event.joined))
+        elif isinstance(event, Confirmed):
+            batch.confirms += (ConfirmRow(*tally) for tally in event.tallies)
+        elif isinstance(event, Created):
+            batch.groups.append(GroupRow(event.gid, work.entry.time_ms))
+    for (gid, joined, uids), to in offsets.items():
+        batch.spans += (SpanRow(gid, uid, joined, None, 0, to) for uid in uids)
+    return batch
+
+
+def _fold_messages(messages: Sequence[Stored], batch: Batch, offsets: Offsets) -> None:
+    for row, moved_sender in messages:
+        batch.messages.append(row)
+        if moved_sender and row.span is not None:
+            # No MoveRow: nobody asks when the sender read their own message, and what came before it they had acked.
+            spans = (row.gid, row.span, (row.sender_uid,))
+            offsets[spans] = max(row.msgid, offsets.get(spans, 0))
+
+
+def _fold_moves(event: Acked, entry: int, batch: Batch, offsets: Offsets) -> None:
+    gid = event.gid
+    uids: dict[tuple[int, int], tuple[str, ...]] = {}
+    for joined, start, to, movers in event.moves:
+        uids[start, to] = uids.get((start, to), ()) + movers
+        spans = (gid, joined, movers)
+        offsets[spans] = max(to, offsets.get(spans, 0))
+    batch.moves += (MoveRow(gid, to, start, entry, movers) for (start, to), movers in uids.items())
+
+
+def _batch_length(entries: Sequence[Entry]) -> int:
+    """Return how many of the entries, one at least, make a transaction."""
+    rows = 0
+    known: set[tuple[str, int, tuple[str, ...]]] = set()
+    for length, entry in enumerate(entries):
+        event = entry.event
+        if isinstance(event, Acked):
+            offsets = {(event.gid, move.joined, move.uids) for move in event.moves} - known
+            known |= offsets
+            rows += len(event.moves) + sum(len(uids) for _, _, uids in offsets)
+        else:
+            rows += event.messages if isinstance(event, Sent) else 1
+        if rows > MOST_ROWS:
+            return length or 1
+    return len(entries)

@@ -1,0 +1,185 @@
+"""The worker `receipts`: tells senders who has read, in digests folded over a window.
+
+Offset moves are taken from the journals, heaped up for `receipt_window_ms`, and folded: each message concerned is
+tallied once, however many members have moved over it, and each sender is told once for each group. What was told is
+marked as changed until the sender confirms it, so a digest that nobody hears is not lost.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from imcore.errors import DatabaseUnavailable, ImError, TryAgain
+from imcore.history import History, raised
+from imcore.live.folding import segments
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.streams import receipt_calls
+from imcore.streams.events import Acked, Entry, Malformed, Move
+from imcore.streams.journal import Journal
+from imcore.streams.link import Link
+from imcore.streams.receipt_calls import Change, Segment
+
+log = logging.getLogger(__name__)
+
+PAGE = 1000
+"""How many messages one call looks at: the server stands still meanwhile."""
+
+LONGEST_DIGEST = 5000
+"""How many messages one digest names; more make several."""
+
+MOST_IN_WINDOW = 100_000
+"""How many entries one window takes; more are left for the next."""
+
+
+class ReceiptsWorker:
+    """Folds and tells. `step` does one window."""
+
+    kind = "receipts"
+
+    def __init__(self, link: Link, database: Database, settings: Settings) -> None:
+        self._link = link
+        self._database = database
+        self._history = History(link, database)
+        self._window_s = settings.receipt_window_ms / 1000
+        self._journal = Journal(link, self.kind, settings)
+        self._in_hand: list[Entry] = []
+
+    def step(self) -> int:
+        """Take a window of entries, tell the senders, confirm the entries; return how many are out of the way.
+
+        Raise DatabaseUnavailable, after all is told that needs Redis alone, and what the link raises: the next step
+        goes on with what is not told.
+        """
+        try:
+            entries = self._in_hand + self._window()
+            handled = len(entries)
+            failed = self._tell(_moves(entries))
+            self._in_hand = [entry for entry in entries if _waits(entry, failed)]
+            self._put_away([entry for entry in entries if not _waits(entry, failed)], failed)
+        except ImError:
+            self._in_hand = []
+            self._journal.look_again()
+            raise
+        if self._in_hand:
+            raise next(error for error in failed.values() if isinstance(error, DatabaseUnavailable))
+        return handled
+
+    def drained(self) -> bool:
+        """Return whether all is told that was in the journals when this was asked first."""
+        return self._journal.drained()
+
+    def close(self) -> None:
+        """Let another process have this one's name and what it left open."""
+        self._journal.close()
+
+    def _window(self) -> list[Entry]:
+        """Return what is there, and, if offsets have moved, what comes within the window after."""
+        if len(self._in_hand) >= MOST_IN_WINDOW:
+            self._journal.hold_on()
+            return []
+        entries = self._journal.take(block_ms=0 if self._in_hand else None)
+        if not self._window_s or not any(isinstance(entry.event, Acked) for entry in entries):
+            return entries
+        time.sleep(self._window_s)
+        while len(entries) < MOST_IN_WINDOW:
+            more = self._journal.take(block_ms=0)
+            if not more:
+                break
+            entries += more
+        return entries
+
+    def _put_away(self, entries: Sequence[Entry], failed: dict[str, ImError]) -> None:
+        done = []
+        for entry in entries:
+            event = entry.event
+            if isinstance(event, Malformed):
+                self._journal.fail(entry, event.reason)
+            elif isinstance(event, Acked) and event.gid in failed:
+                self._journal.fail(entry, str(failed[event.gid]))
+            else:
+                done.append(entry)
+        if done:
+            self._journal.done(done)
+
+    def _tell(self, moves: dict[str, list[Move]]) -> dict[str, ImError]:
+        """Tell every sender concerned; return the groups for which that is impossible, or has to wait, and why."""
+        failed: dict[str, ImError] = {}
+        digests = []
+        for gid, found in self._changes({gid: segments(each) for gid, each in moves.items()}).items():
+            if isinstance(found, ImError):
+                failed[gid] = found
+                continue
+            for sender_uid, changes in _by_sender(found).items():
+                for i in range(0, len(changes), LONGEST_DIGEST):
+                    some = changes[i : i + LONGEST_DIGEST]
+                    digests.append(receipt_calls.tell(self._link.space, gid, sender_uid, some))
+        self._link.run_many(digests)
+        return failed
+
+    def _changes(self, wanted: dict[str, list[Segment]]) -> dict[str, list[Change] | ImError]:
+        """Return the new tallies in each group, or why they cannot be had: SQL may be away. Raise TryAgain."""
+        found: dict[str, list[Change] | ImError] = {}
+        calls = [receipt_calls.changes(self._link.space, gid, each, PAGE) for gid, each in wanted.items()]
+        for (gid, each), answer in zip(wanted.items(), self._link.gather(calls), strict=True):
+            try:
+                found[gid] = self._rest(gid, each, raised(answer))
+            except ImError as error:
+                if isinstance(error, TryAgain) and not isinstance(error, DatabaseUnavailable):
+                    raise
+                found[gid] = error
+        return found
+
+    def _rest(self, gid: str, wanted: list[Segment], page: receipt_calls.Changes) -> list[Change]:
+        """Return a first page and the pages after it, each with what SQL alone has of it by now."""
+        found = self._trimmed(gid, wanted, page.trimmed) + page.found
+        while page.next_after is not None:
+            wanted = _after(wanted, page.next_after)
+            page = self._link.run(receipt_calls.changes(self._link.space, gid, wanted, PAGE))
+            found += self._trimmed(gid, wanted, page.trimmed) + page.found
+        return found
+
+    def _trimmed(self, gid: str, wanted: list[Segment], trimmed: int) -> list[Change]:
+        found: list[Change] = []
+        for segment in wanted:
+            start = segment.after
+            while start < min(segment.until, trimmed):
+                until = min(segment.until, trimmed)
+                rows = self._database.messages_after(gid, start, until=until, limit=PAGE)
+                counts = self._history.counts_of_rows(gid, rows)
+                found += [
+                    Change(row.sender_uid, row.msgid, *count)
+                    for row, count in zip(rows, counts, strict=True)
+                    if row.sender_uid != segment.only and row.recalls is None
+                ]
+                start = rows[-1].msgid if len(rows) == PAGE else until
+        return found
+
+
+def _moves(entries: Sequence[Entry]) -> dict[str, list[Move]]:
+    moves: dict[str, list[Move]] = {}
+    for entry in entries:
+        if isinstance(entry.event, Acked):
+            moves.setdefault(entry.event.gid, []).extend(entry.event.moves)
+    return moves
+
+
+def _waits(entry: Entry, failed: dict[str, ImError]) -> bool:
+    """Return whether an entry has to wait for SQL."""
+    return isinstance(entry.event, Acked) and isinstance(failed.get(entry.event.gid), DatabaseUnavailable)
+
+
+def _after(wanted: Sequence[Segment], position: int) -> list[Segment]:
+    """Return what is left of the segments after a message."""
+    return [
+        Segment(max(segment.after, position), segment.until, segment.only)
+        for segment in wanted
+        if segment.until > position
+    ]
+
+
+def _by_sender(changes: Sequence[Change]) -> dict[str, list[Change]]:
+    found: dict[str, list[Change]] = {}
+    for change in changes:
+        found.setdefault(change.sender_uid, []).append(change)
+    return found
