@@ -1,0 +1,97 @@
+"""The command group `im`: it imports a command when that command runs, and turns every error into one line."""
+
+import importlib
+import keyword
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from cli import output
+from cli.catalogue import COMMANDS, EXAMPLE, PURPOSE, help_text
+from cli.options import Group
+from imcore.errors import ImError, InvalidInput
+
+
+class Im(Group):
+    """The group whose commands `cli.catalogue` lists."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command of that name; None if there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module_name, _ = COMMANDS[cmd_name]
+        module = importlib.import_module(f"cli.commands.{module_name}")
+        command: click.Command = getattr(module, f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments name, or say which name is near."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            import difflib  # noqa: PLC0415 (only a mistake needs it)
+
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            raise click.UsageError(f"there is no command {name!r}" + "".join(f"; is it {n!r}?" for n in near), ctx)
+        return super().resolve_command(ctx, args)
+
+    def get_help(self, _ctx: click.Context) -> str:
+        """Return the same text that is printed when click is not even imported."""
+        return help_text().rstrip()
+
+    def main(self, args: Sequence[str] | None = None, *_: Any, **__: Any) -> NoReturn:
+        """Run the command and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted. An error is one line."""
+        output.exit_with(lambda: self._run(_own_arguments() if args is None else args))
+
+    def _run(self, args: Sequence[str]) -> int:
+        try:
+            # click returns the code of ctx.exit here; the commands themselves return nothing.
+            code: int | None = super().main(args, prog_name="im", standalone_mode=False)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            return error.exit_code
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else "im"
+            output.complain(f"{error.format_message().rstrip('.')} (see {path} --help)")
+            return error.exit_code
+        except click.Abort as error:
+            if isinstance(error.__cause__, KeyboardInterrupt):
+                return output.INTERRUPTED
+            raise ImError("nothing was done") from error
+        return code or output.DONE
+
+
+def _own_arguments() -> list[str]:
+    """Return the arguments of this process as the UTF-8 they are, whatever the locale took them for."""
+    arguments = []
+    for number, argument in enumerate(sys.argv[1:], 1):
+        try:
+            arguments.append(os.fsencode(argument).decode())
+        except UnicodeDecodeError:
+            raise InvalidInput(f"argument {number} is not valid UTF-8") from None
+    return arguments
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from importlib import metadata  # noqa: PLC0415 (it takes as long to import as click)
+
+        output.say(f"im {metadata.version('imcore')}")
+        ctx.exit()
+
+
+app = Im(
+    "im",
+    example=EXAMPLE,
+    help=PURPOSE,
+    params=[click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_print_version)],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)

@@ -1,0 +1,134 @@
+"""The people of the storm: a group of 200 of whom 40 recipients and the sender are online, as live sessions."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cli.bench.stack import Stack
+from imcore.chat import Chat
+from imcore.errors import ImError
+from imcore.history import raised
+from imcore.live.gateway import Gateway
+from imcore.live.rooms import Arrived, Event, Session
+from imcore.streams.calls import Draft
+
+MEMBERS = 200
+ONLINE = 40
+TEXT = "x" * 100
+"""What every message says: the length of a usual chat message."""
+
+HEARTBEAT_MS = 1000
+"""Where receipts are polled: the default, 20 s, would be nothing to wait for."""
+
+DEADLINE_S = 30
+_WAIT_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How the sessions live: acks of so many messages, receipts pushed or polled, one connection or one each."""
+
+    ack_every: int = 1
+    receipts: Literal["push", "poll"] = "push"
+    separate: bool = False
+
+
+@dataclass(slots=True)
+class Seen:
+    """When things happened, by seq (perf_counter): sent, at the last of the 40, and the sender knows 40/199."""
+
+    sent: dict[int, float] = field(default_factory=dict)
+    arrived: dict[int, float] = field(default_factory=dict)
+    known: dict[int, float] = field(default_factory=dict)
+    pushes: int = 0
+    digests: int = 0
+    _missing: dict[int, int] = field(default_factory=dict)
+    _seqs: dict[str, int] = field(default_factory=dict)
+
+    def send(self, msgid: str, seq: int, at: float) -> None:
+        """Note a message that was sent."""
+        self._seqs[msgid] = seq
+        self.sent[seq] = at
+
+    def take(self, event: Event, sender: Session, now: float) -> None:
+        """Note what a session was told."""
+        if isinstance(event, Arrived):
+            for session in event.sessions:
+                if session is not sender:
+                    self._arrive(event.message.seq, now)
+            return
+        self.digests += 1
+        for receipt in event.receipts:
+            if receipt.read == ONLINE and receipt.msgid in self._seqs:
+                self.known.setdefault(self._seqs[receipt.msgid], now)
+
+    def _arrive(self, seq: int, now: float) -> None:
+        self.pushes += 1
+        missing = self._missing.get(seq, ONLINE) - 1
+        self._missing[seq] = missing
+        if not missing:
+            self.arrived[seq] = now
+
+
+class Crowd:
+    """Live sessions, polled in turn by one thread."""
+
+    def __init__(self, chat: Chat, gid: str, gateways: Sequence[Gateway], sender: Session) -> None:
+        self.chat = chat
+        self.gid = gid
+        self.seen = Seen()
+        self._gateways = gateways
+        self._sender = sender
+        self._wait_s = _WAIT_S if len(gateways) == 1 else 0.0
+
+    def send(self, count: int) -> list[int]:
+        """Send so many messages, in one call; return their seqs."""
+        at = time.perf_counter()
+        sent = [raised(one) for one in self.chat.send_many(self.gid, [Draft(self._sender.uid, TEXT)] * count)]
+        for one in sent:
+            self.seen.send(one.msgid, one.seq, at)
+        return [one.seq for one in sent]
+
+    def poll(self) -> None:
+        """Ask every session's gateway once what came; what it brought before is confirmed by that."""
+        for gateway in self._gateways:
+            events = gateway.poll(self._wait_s)
+            now = time.perf_counter()
+            for event in events:
+                self.seen.take(event, self._sender, now)
+
+    def poll_until_in(self, seqs: Sequence[int], there: dict[int, float]) -> None:
+        """Poll until `there` has all of these messages. Raise ImError if that takes too long."""
+        give_up = time.perf_counter() + DEADLINE_S
+        while not all(seq in there for seq in seqs):
+            self.poll()
+            if time.perf_counter() > give_up:
+                missing = sum(seq not in there for seq in seqs)
+                raise ImError(f"{missing} of {len(seqs)} messages took longer than {DEADLINE_S} s")
+
+
+@contextmanager
+def open_crowd(stack: Stack, gid: str, mode: Mode) -> Iterator[Crowd]:
+    """Make the group, open the sessions, and let as many messages go round as make one ack, so that all stands."""
+    uids = [f"{gid}-{number}" for number in range(MEMBERS)]
+    with ExitStack() as open_things:
+        chat = open_things.enter_context(stack.chat())
+        chat.create_group(gid, uids)
+        if mode.receipts == "poll":
+            stack = stack.using(stack.settings.database_url, heartbeat_ms=HEARTBEAT_MS)
+        gateways = [_gateway(open_things, stack, mode) for _ in range(ONLINE + 1 if mode.separate else 1)]
+        sessions = [gateways[number % len(gateways)].open(uids[number]) for number in range(ONLINE + 1)]
+        crowd = Crowd(chat, gid, gateways, sessions[0])
+        first = crowd.send(mode.ack_every)
+        crowd.poll_until_in(first, crowd.seen.arrived)
+        yield crowd
+
+
+def _gateway(open_things: ExitStack, stack: Stack, mode: Mode) -> Gateway:
+    chat = open_things.enter_context(stack.chat())
+    # Not ended in order: the 40 goodbyes would take longer than what is measured, and the group is used no more.
+    gateway = chat.gateway(ack_every=mode.ack_every, receipts=mode.receipts)
+    open_things.callback(gateway.close, clean=False)
+    return gateway

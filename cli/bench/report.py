@@ -1,0 +1,76 @@
+"""What people see of figures: tables, bars, and what has changed since a saved run. No I/O."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from cli.bench.figures import COLUMNS, Figure, number, to_row
+from cli.output import Record
+
+_BAR_WIDTH = 40
+
+Medians = Mapping[tuple[str, str], float]
+"""What a saved run found, by benchmark and name of the figure."""
+
+
+class Table(NamedTuple):
+    """A table to show."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Record]
+
+
+def tables(figures: Sequence[Figure], before: Medians | None = None) -> Iterator[Table]:
+    """Yield the tables of a run; with the medians of another one, last what has changed since."""
+    for bench in dict.fromkeys(figure.bench for figure in figures):
+        mine = [figure for figure in figures if figure.bench == bench]
+        for title in dict.fromkeys(figure.table for figure in mine if figure.table):
+            yield _pivot(f"{bench}: {title}", [figure for figure in mine if figure.table == title])
+        listed = [figure for figure in mine if not figure.table or figure.aim]
+        if listed:
+            yield Table(bench, COLUMNS, [to_row(figure) for figure in listed])
+    if before is not None:
+        yield Table("compared", ("figure", "before", "now", "unit", "change"), list(_changes(figures, before)))
+
+
+def bars(figures: Sequence[Figure]) -> Iterator[str]:
+    """Yield the lines of a bar chart for each benchmark."""
+    for bench in dict.fromkeys(figure.bench for figure in figures if figure.charted):
+        charted = [figure for figure in figures if figure.bench == bench and figure.charted]
+        longest = max(figure.rounds.median for figure in charted)
+        width = max(len(figure.name) for figure in charted)
+        yield ""
+        yield f"{bench}, {charted[0].unit}"
+        for figure in charted:
+            yield f"  {figure.name.ljust(width)}  {_bar(figure.rounds.median / longest)} {number(figure.rounds.median)}"
+
+
+def _bar(share: float) -> str:
+    eighths = max(1, round(share * _BAR_WIDTH * 8))
+    return "█" * (eighths // 8) + "▏▎▍▌▋▊▉"[eighths % 8 - 1 : eighths % 8]
+
+
+def _pivot(title: str, figures: Sequence[Figure]) -> Table:
+    rows: dict[str, dict[str, object]] = {}
+    for figure in figures:
+        column = f"{figure.what}, {figure.unit}" if figure.unit else figure.what
+        rows.setdefault(figure.subject, {})[column] = number(figure.rounds.median)
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    return Table(
+        title,
+        ("", *columns),
+        [{"": subject, **{column: row.get(column, "") for column in columns}} for subject, row in rows.items()],
+    )
+
+
+def _changes(figures: Sequence[Figure], before: Medians) -> Iterator[Record]:
+    for figure in figures:
+        then, now = before.get((figure.bench, figure.name)), figure.rounds.median
+        if then is not None:
+            yield {
+                "figure": f"{figure.bench}: {figure.name}",
+                "before": number(then),
+                "now": number(now),
+                "unit": figure.unit,
+                "change": f"{now / then - 1:+.0%}" if then else "",
+            }

@@ -1,0 +1,72 @@
+"""What `im` has: its commands, each with the module it lives in, and the options they all take.
+
+`im --help` is written from this alone, without importing click or anything else, which would take longer than the rest.
+A unit test holds it against the commands themselves.
+"""
+
+PURPOSE = "Instant messages with read receipts: send, pull, ack, and who has read what."
+EXAMPLE = "im demo"
+
+# The option, what its value is called (None: it takes no value), and its help.
+SHARED_OPTIONS = (
+    ("--redis-url", "URL", "Redis or Valkey. [IM_REDIS_URL; default: the embedded server]"),
+    ("--database-url", "URL", "SQL database. [IM_DATABASE_URL; default: SQLite in the data directory]"),
+    ("--data-dir", "DIR", "Where data is kept. [IM_DATA_DIR; default: the user's data directory]"),
+    ("--json", None, "Print JSON Lines: one object a line, UTF-8."),
+)
+
+# Per section: the command, the module of `cli.commands` that it is in, and its short help.
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "Run": {
+        "up": ("up", "Run the embedded server and all workers, until Ctrl-C."),
+        "worker": ("worker", "Run one worker in the foreground."),
+        "demo": ("demo", "Play the whole story on a throw-away stack, and check it."),
+    },
+    "Chat": {
+        "group": ("group", "Create and list groups; add, remove and show members."),
+        "send": ("chat", "Send a message to a group."),
+        "dm": ("chat", "Send a message to one person."),
+        "pull": ("chat", "Show what a member has not acked, oldest first."),
+        "ack": ("chat", "Confirm everything up to a message."),
+        "unread": ("chat", "Count what a member has not read, per group."),
+        "status": ("chat", "Show how many have read each message, or who has read one."),
+        "recall": ("recall", "Withdraw a message: what it said is gone for good."),
+        "receipts": ("live", "Show tallies that changed since their sender confirmed them."),
+        "listen": ("live", "Run a live session until Ctrl-C."),
+        "log": ("live", "Show a user's local database, as chat."),
+        "import": ("import_", "Replay a file of chat events."),
+    },
+    "Operate": {
+        "stats": ("stats", "Show streams, backlogs, dead letters and who is online."),
+        "check": ("check", "Compare Redis with the SQL database."),
+        "dead": ("dead", "List, show, requeue and drop dead letters."),
+        "trim": ("trim", "Drop stream entries that are stored in SQL and old enough."),
+        "rebuild": ("rebuild", "Rebuild Redis from the SQL database."),
+        "acl": ("acl", "Print Redis ACL rules for gateways, workers and readers."),
+        "db": ("db", "Bring the SQL database up to date."),
+        "bench": ("bench", "Measure, each figure beside a yardstick from the same rounds."),
+    },
+}
+
+COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
+
+
+def help_text() -> str:
+    """Return what `im --help` prints."""
+    sections = {name: [(command, text) for command, (_, text) in table.items()] for name, table in SECTIONS.items()}
+    options = [(f"{flag} {metavar or ''}".rstrip(), text) for flag, metavar, text in SHARED_OPTIONS]
+    options += [("--version", "Print the version."), ("-h, --help", "Print this.")]
+    return "\n\n".join(
+        [
+            "Usage: im [OPTIONS] COMMAND [ARGS]...",
+            f"  {PURPOSE}",
+            *(_section(title, rows) for title, rows in sections.items()),
+            _section("Options (before or after the command)", options),
+            f"Example:\n  {EXAMPLE}\n\n`im COMMAND --help` says more, with an example.\n",
+        ]
+    )
+
+
+def _section(title: str, rows: list[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([f"{title}:", *(f"  {name.ljust(width)}  {text}" for name, text in rows)])

@@ -1,0 +1,122 @@
+"""The benchmarks: figures with their yardsticks, from one run."""
+
+import gc
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli import output
+from cli.bench.figures import Figure, to_record
+from cli.bench.report import Medians, bars, tables
+from cli.bench.svg import chart
+from cli.bench.timing import LEAST_ROUNDS, Plan, Progress
+from cli.options import Invocation, command, confirm, yes_option
+from cli.supervisor import Stopped, StopSignals
+from imcore.errors import RefusedError
+
+if TYPE_CHECKING:
+    from cli.bench.stack import Stack
+
+# Each benchmark, with the module of `cli.bench` that it is in: there it is called `run_` and its name.
+BENCHES = {
+    "storm": "storm",
+    "latency": "latency",
+    "send": "ops",
+    "ack": "ops",
+    "tally": "ops",
+    "persist": "persist",
+    "memory": "memory",
+    "steady": "steady",
+}
+ALL = "all"
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@command("bench", example="im bench storm --quick\nim bench all --out today.json\nim bench send --compare today.json")
+@click.argument("name", type=click.Choice([*BENCHES, ALL]))
+@click.option("--quick", is_flag=True, help="Measure less of everything, in half a minute: rough figures.")
+@click.option("--rounds", type=click.IntRange(min=LEAST_ROUNDS), default=LEAST_ROUNDS, help="How many rounds.")
+@click.option("--out", metavar="FILE", type=_FILE, help="Save the figures, and what they were measured on, as JSON.")
+@click.option("--compare", metavar="FILE", type=_FILE, help="Show what has changed since a saved run.")
+@click.option("--svg", metavar="FILE", type=_FILE, help="Draw the bars as a picture.")
+@yes_option
+def bench(run: Invocation, /, name: str, quick: bool, rounds: int, yes: bool, **files: Path | None) -> None:
+    """Measure, each figure beside a yardstick from the same rounds.
+
+    storm: a group of 200 with 40 online, beside the literal design; latency: a message to 40 sessions, and receipts
+    back, beside a bare PUBLISH; send, ack, tally: single operations beside raw commands; persist: into SQL, beside the
+    driver alone; memory: bytes; steady: a day in fast motion, hour by hour, and what it leaves behind.
+
+    Each figure is the median of the rounds. It runs on a throw-away server and database, or on those that are given:
+    there in a database number, schema or file of its own, which it removes at the end. One that holds data needs --yes.
+    """
+    from cli.bench import saved  # noqa: PLC0415 (the help need not wait for the drivers)
+    from cli.bench.stack import open_stack  # noqa: PLC0415
+
+    out, svg, compare = files["out"], files["svg"], files["compare"]
+    for file in filter(None, (out, svg)):
+        saved.check_writable(file)
+    before = saved.load(compare) if compare else None
+    plan = Plan(rounds, quick)
+    runs = list(map(_imported, BENCHES if name == ALL else [name]))
+    gc.freeze()  # as a gateway should: or each collection looks through all that the program has imported
+    try:
+        with StopSignals(), open_stack(run.settings(), partial(_allow, yes=yes)) as stack, _progress() as progress:
+            about = saved.machine(stack)
+            figures: list[Figure] = []
+            for each in runs:
+                stack.clear()
+                figures += each(stack, plan, progress)
+                if out:
+                    saved.save(out, about, plan, figures)  # each time, so that what comes after cannot spoil it
+    except Stopped:
+        raise KeyboardInterrupt from None
+    caption = saved.caption(about, plan)
+    if svg:
+        saved.write(svg, chart(figures, caption))
+    if run.json:
+        run.show([to_record(figure) for figure in figures], ())
+    else:
+        _show(run, figures, before, caption)
+
+
+def _imported(name: str) -> Callable[["Stack", Plan, Progress], list[Figure]]:
+    run: Callable[[Stack, Plan, Progress], list[Figure]]
+    run = getattr(importlib.import_module(f"cli.bench.{BENCHES[name]}"), f"run_{name}")
+    return run
+
+
+def _show(run: Invocation, figures: Sequence[Figure], before: Medians | None, caption: str) -> None:
+    for table in tables(figures, before):
+        output.say("", table.title)
+        run.show(table.rows, table.columns)
+    output.say(*bars(figures), "", caption)
+
+
+def _allow(reason: str, *, yes: bool) -> None:
+    if not yes and not output.is_terminal(sys.stdin):
+        raise RefusedError(f"{reason}: repeat it with --yes if that is meant")
+    confirm(f"{reason}. Go on?", yes=yes)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Say on stderr what is measured, where a person looks at it; elsewhere be quiet."""
+    if not output.is_terminal(sys.stderr):
+        yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415 (only a terminal needs rich)
+    from rich.progress import Progress as Bar  # noqa: PLC0415
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda what: bar.update(task, description=what)

@@ -1,0 +1,210 @@
+"""Sending, pulling, confirming, and asking who has read what."""
+
+import sys
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
+
+import click
+
+from cli import output
+from cli.local import client_of, no_local_option
+from cli.options import Invocation, command
+from cli.peers import Peers, peers_at
+from cli.records import (
+    ACK_COLUMNS,
+    LOG_COLUMNS,
+    MESSAGE_COLUMNS,
+    READER_COLUMNS,
+    TALLY_COLUMNS,
+    ack_record,
+    log_record,
+    message_record,
+    reader_records,
+    status_record,
+    tally_record,
+)
+from imcore.errors import InvalidInput, LocalDatabaseError
+from imcore.values import Message, MessageStatus
+
+if TYPE_CHECKING:
+    from imcore.chat import Chat
+
+_from_option = click.option("--from", "sender_uid", metavar="UID", required=True, help="Who sends it.")
+_client_msgid_option = click.option(
+    "--client-msgid", metavar="ID", help="Makes it safe to repeat: the same ID again stores nothing new."
+)
+_queue_option = click.option(
+    "--queue", is_flag=True, help="Put it in the outbox: if the server is away, it goes out once it is back."
+)
+_POSITIVE = click.IntRange(min=1)
+
+
+class _Sending(TypedDict):
+    sender_uid: str
+    client_msgid: str | None
+    queue: bool
+    no_local: bool
+
+
+class _Draft(NamedTuple):
+    content: str
+    gid: str | None = None
+    to_uid: str | None = None
+
+
+@command(
+    "send",
+    example="im send team 'Lunch at noon?' --from ann\nprintf 'two\\nlines' | im send team - --from ann",
+)
+@click.argument("gid")
+@click.argument("text")
+@_from_option
+@_client_msgid_option
+@_queue_option
+@no_local_option
+def send(run: Invocation, gid: str, text: str, **options: Unpack[_Sending]) -> None:
+    """Send a message to a group.
+
+    TEXT `-` reads the message from stdin, exactly as it is, a last line break included.
+    """
+    with run.chat() as chat:
+        _send(run, chat, _Draft(_content(text, chat.settings.max_content_bytes), gid=gid), options)
+
+
+@command("dm", example="im dm bob 'Hello, Bob' --from ann")
+@click.argument("uid")
+@click.argument("text")
+@_from_option
+@_client_msgid_option
+@_queue_option
+@no_local_option
+def dm(run: Invocation, uid: str, text: str, **options: Unpack[_Sending]) -> None:
+    """Send a message to one person.
+
+    TEXT `-` reads the message from stdin, exactly as it is, a last line break included.
+    """
+    with run.chat() as chat:
+        _send(run, chat, _Draft(_content(text, chat.settings.max_content_bytes), to_uid=uid), options)
+
+
+@command("pull", example="im pull bob\nim pull bob team --limit 50 --ack")
+@click.argument("uid")
+@click.argument("gid", required=False)
+@click.option("--limit", type=_POSITIVE, metavar="N", help="At most N messages of each group.")
+@click.option("--ack", "with_ack", is_flag=True, help="Confirm what was printed, once it was.")
+@no_local_option
+def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack: bool, no_local: bool) -> None:
+    """Show what a member has not acked, oldest first.
+
+    The member's own messages are included, so that there are no holes. Without GID: of all their groups, by gid.
+    As at a login, the user's local database is brought up to date: messages, receipts, and its outbox is sent.
+    """
+    with run.chat() as chat:
+        messages = chat.pull(uid, gid, limit=limit)
+        if not no_local and chat.groups_of(uid):
+            with client_of(run, chat, uid) as client:
+                client.sync()
+        run.show(map(peers_at(chat, uid).named, map(message_record, messages)), MESSAGE_COLUMNS)
+        output.flush()
+        if with_ack:
+            newest = {message.gid: message.msgid for message in messages}
+            for each, msgid in newest.items():
+                chat.ack(uid, each, msgid)
+
+
+@command("ack", example="im ack bob team\nim ack bob team 1767225600000-0")
+@click.argument("uid")
+@click.argument("gid")
+@click.argument("msgid", required=False)
+def ack(run: Invocation, uid: str, gid: str, msgid: str | None) -> None:
+    """Confirm everything up to a message.
+
+    Without MSGID: up to the newest. An older message than confirmed before changes nothing.
+    """
+    with run.chat() as chat:
+        run.show([ack_record(chat.ack(uid, gid, msgid))], ACK_COLUMNS)
+
+
+@command("unread", example="im unread bob")
+@click.argument("uid")
+def unread(run: Invocation, uid: str) -> None:
+    """Count what a member has not read, per group.
+
+    Groups where all is read are shown too, with 0. Own messages do not count.
+    """
+    with run.chat() as chat:
+        found = ({"gid": each.gid, "unread": each.unread} for each in chat.unread(uid))
+        run.show(map(peers_at(chat, uid).named, found), ("gid", "unread"))
+
+
+@command("status", example="im status team --limit 5\nim status team 1767225600000-0")
+@click.argument("gid")
+@click.argument("msgid", required=False)
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="The newest N messages (default 20; 0: all).")
+def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> None:
+    """Show how many have read each message, or who has read one.
+
+    Without MSGID: tallies of the newest messages, oldest first. With MSGID: the names, and when each of them read it.
+    """
+    if msgid is not None and limit is not None:
+        raise click.UsageError("--limit is for the tallies of a group: leave it out, or leave MSGID out")
+    with run.chat() as chat:
+        if msgid is None:
+            tallies = chat.status(gid, limit=20 if limit is None else limit)
+            run.show(map(tally_record, tallies), TALLY_COLUMNS)
+        else:
+            _show_status(run, chat.message_status(gid, msgid))
+
+
+def _send(run: Invocation, chat: "Chat", draft: _Draft, options: _Sending) -> None:
+    sender_uid, client_msgid = options["sender_uid"], options["client_msgid"]
+    if options["queue"]:
+        if client_msgid or options["no_local"]:
+            raise click.UsageError("--queue chooses the client_msgid itself and needs the local database")
+        _queue(run, chat, draft, sender_uid)
+        return
+    if draft.gid is not None:
+        message = chat.send(draft.gid, draft.content, sender_uid=sender_uid, client_msgid=client_msgid)
+    else:
+        message = chat.send_direct(draft.to_uid or "", draft.content, sender_uid=sender_uid, client_msgid=client_msgid)
+    _show_message(run, chat, message)
+    if not options["no_local"]:
+        try:
+            with client_of(run, chat, sender_uid) as client:
+                client.keep_sent(message)
+        except LocalDatabaseError as error:
+            output.complain(f"the message is stored, but {error}")
+
+
+def _queue(run: Invocation, chat: "Chat", draft: _Draft, sender_uid: str) -> None:
+    with client_of(run, chat, sender_uid) as client:
+        outgoing = client.queue(draft.content, gid=draft.gid, to_uid=draft.to_uid)
+        sent = {message.client_msgid: message for message in client.flush()}
+        if outgoing.client_msgid in sent:
+            _show_message(run, chat, sent[outgoing.client_msgid])
+        else:
+            peers = Peers(sender_uid, lambda _: filter(None, [draft.to_uid]))
+            run.show([peers.named(log_record(client.waits(outgoing)))], LOG_COLUMNS)
+
+
+def _show_message(run: Invocation, chat: "Chat", message: Message) -> None:
+    run.show([peers_at(chat, message.sender_uid).named(message_record(message))], MESSAGE_COLUMNS)
+
+
+def _show_status(run: Invocation, found: MessageStatus) -> None:
+    run.show([status_record(found)], TALLY_COLUMNS)
+    if not run.json:
+        output.say("")
+        run.show(reader_records(found), READER_COLUMNS)
+
+
+def _content(text: str, max_bytes: int) -> str:
+    """Return the text, or for `-` what stdin holds."""
+    if text != "-":
+        return text
+    data = sys.stdin.buffer.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise InvalidInput(f"content on stdin has more than {max_bytes} bytes, the limit (IM_MAX_CONTENT_BYTES)")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"content on stdin is not valid UTF-8: byte {error.start + 1} cannot be read") from None

@@ -1,0 +1,81 @@
+"""Dead letters: journal entries that a worker could not handle."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cli import output
+from cli.options import Group, Invocation, command, confirm, yes_option
+from cli.output import Record
+from cli.records import iso
+
+if TYPE_CHECKING:
+    from imcore.admin.deadletters import DeadLetter
+
+_COLUMNS = ("id", "time", "worker", "deliveries", "reason")
+
+
+@click.group("dead", cls=Group, example="im dead list\nim dead requeue 3:1767225600000-0")
+def dead() -> None:
+    """List, show, requeue and drop dead letters."""
+
+
+@command("list", of=dead, example="im dead list\nim dead list --json | jq -r .id | xargs im dead requeue")
+def list_(run: Invocation) -> None:
+    """List all dead letters."""
+    from imcore.admin import deadletters  # noqa: PLC0415 (the help need not wait for the drivers)
+
+    with run.chat() as chat:
+        run.show(map(_record, deadletters.list_dead(chat)), _COLUMNS)
+
+
+@command("show", of=dead, example="im dead show 3:1767225600000-0")
+@click.argument("dead_id", metavar="ID")
+def show(run: Invocation, dead_id: str) -> None:
+    """Show one dead letter, with what the entry said."""
+    from imcore.admin import deadletters  # noqa: PLC0415
+
+    with run.chat() as chat:
+        letter = deadletters.show(chat, dead_id)
+    run.show([_record(letter)], _COLUMNS)
+    if not run.json:
+        output.say("")
+        run.show([{"field": name, "value": value} for name, value in letter.fields.items()], ("field", "value"))
+
+
+@command("requeue", of=dead, example="im dead requeue 3:1767225600000-0")
+@click.argument("dead_ids", metavar="ID...", nargs=-1, required=True)
+def requeue(run: Invocation, dead_ids: tuple[str, ...]) -> None:
+    """Put dead letters back into the journal, for the workers to handle."""
+    from imcore.admin import deadletters  # noqa: PLC0415
+
+    with run.chat() as chat:
+        for dead_id in dead_ids:
+            deadletters.requeue(chat, dead_id)
+            run.show([{"id": dead_id, "requeued": True}], ("id", "requeued"))
+
+
+@command("drop", of=dead, example="im dead drop 3:1767225600000-0 --yes")
+@click.argument("dead_ids", metavar="ID...", nargs=-1, required=True)
+@yes_option
+def drop(run: Invocation, dead_ids: tuple[str, ...], yes: bool) -> None:
+    """Forget dead letters: what they tell of is never handled."""
+    from imcore.admin import deadletters  # noqa: PLC0415
+
+    confirm(f"Drop {', '.join(dead_ids)}? What they tell of is never handled.", yes=yes)
+    with run.chat() as chat:
+        for dead_id in dead_ids:
+            deadletters.drop(chat, dead_id)
+            run.show([{"id": dead_id, "dropped": True}], ("id", "dropped"))
+
+
+def _record(letter: "DeadLetter") -> Record:
+    return {
+        "id": letter.id,
+        "worker": letter.worker,
+        "reason": letter.reason,
+        "entry": letter.entry,
+        "deliveries": letter.deliveries,
+        "time": iso(letter.time),
+        "fields": dict(letter.fields),
+    }

@@ -1,0 +1,121 @@
+"""A live session, the receipts that wait, and a client's own database."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from cli import output
+from cli.local import no_local_option
+from cli.options import Invocation, NumberRange, command
+from cli.peers import Peers, peers_at
+from cli.records import (
+    LOG_COLUMNS,
+    MESSAGE_COLUMNS,
+    RECEIPT_COLUMNS,
+    event_record,
+    log_record,
+    readable,
+    receipt_record,
+)
+from cli.supervisor import Stopped, StopSignals
+from imcore.values import Message, Receipt
+
+if TYPE_CHECKING:
+    from imcore.live.localdb import LocalDatabase
+
+
+@command("listen", example="im listen bob\nim listen bob --ack-every 1 --json")
+@click.argument("uid")
+@click.option("--ack-every", type=click.IntRange(min=1), default=10, metavar="N", help="Ack after N messages. [10]")
+@click.option(
+    "--ack-interval", type=NumberRange(min=0), default=1.0, metavar="S", help="Ack after S seconds at most. [1]"
+)
+@click.option("--no-ack", is_flag=True, help="Only look: confirm nothing.")
+@click.option(
+    "--receipts",
+    type=click.Choice(["push", "poll"]),
+    default="push",
+    help="Learn who has read as it happens, or with each heartbeat. [push]",
+)
+def listen(run: Invocation, uid: str, ack_every: int, ack_interval: float, no_ack: bool, receipts: str) -> None:
+    """Run a live session until Ctrl-C.
+
+    It is online, shows what was not acked and then what comes, and the receipts of own messages. Everything is kept in
+    the user's local database (see `im log`), and what waits in its outbox is sent.
+    """
+    from imcore.client import Client  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
+
+    try:
+        with (
+            StopSignals() as signals,
+            run.chat() as chat,
+            _local_database(run, chat.known_user(uid), exclusive=True) as local,
+        ):
+            events = Client(chat, uid, local).live(
+                lambda: signals.asked,
+                ack_every=ack_every,
+                ack_interval_s=ack_interval,
+                acks=not no_ack,
+                receipts="push" if receipts == "push" else "poll",
+            )
+            signals.defer()
+            _show(run, events, peers_at(chat, uid))
+    except Stopped:
+        return
+
+
+@command("receipts", example="im receipts ann\nim receipts ann --ack")
+@click.argument("uid")
+@click.option("--ack", "with_ack", is_flag=True, help="Confirm what was printed, once it was.")
+@no_local_option
+def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
+    """Show tallies that changed since their sender confirmed them.
+
+    What is confirmed with --ack comes again when more people have read it; the user's local database keeps it. The
+    worker `receipts` must have run.
+    """
+    with run.chat() as chat:
+        found = chat.receipts(uid)
+        run.show(map(peers_at(chat, uid).named, map(receipt_record, found)), RECEIPT_COLUMNS)
+        output.flush()
+        if with_ack and found:
+            if not no_local:
+                with _local_database(run, uid) as local:
+                    local.take_receipts(found)
+            chat.confirm_receipts(uid, found)
+
+
+@command("log", example="im log bob\nim log bob team")
+@click.argument("uid")
+@click.argument("gid", required=False)
+def log(run: Invocation, uid: str, gid: str | None) -> None:
+    """Show a user's local database, as chat.
+
+    Own messages are `waiting`, `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
+    """
+    with _local_database(run, uid, read_only=True) as local:
+        lines = list(local.log(gid))
+        known = {line.sender_uid for line in lines} | {outgoing.to_uid or uid for outgoing in local.waiting()}
+    run.show(map(Peers(uid, lambda _: known).named, map(log_record, lines)), LOG_COLUMNS)
+
+
+def _local_database(run: Invocation, uid: str, *, exclusive: bool = False, read_only: bool = False) -> "LocalDatabase":
+    from imcore.live.localdb import LocalDatabase, path_of  # noqa: PLC0415 (it takes SQLite)
+
+    path = path_of(run.settings().data_dir, uid)
+    return LocalDatabase(path, uid, exclusive=exclusive, read_only=read_only)
+
+
+def _show(run: Invocation, events: Iterator[Message | Receipt], peers: Peers) -> None:
+    """Write each event as it comes."""
+    for event in events:
+        record = peers.named(event_record(event))
+        if run.json:
+            run.show([record], ())
+        elif isinstance(event, Message):
+            shown = readable(record)
+            output.say("  ".join(str(shown[column]) for column in MESSAGE_COLUMNS[1:]))
+        else:
+            output.say(f"{readable(record)['gid']}  {event.msgid}  read {event.read}/{event.read + event.unread}")
+        output.flush()

@@ -1,0 +1,35 @@
+"""Withdrawing a message."""
+
+import click
+
+from cli import output
+from cli.local import client_of, no_local_option
+from cli.options import Invocation, command, confirm, yes_option
+from cli.records import MESSAGE_COLUMNS, message_record
+from imcore.errors import LocalDatabaseError
+
+
+@command("recall", example="im recall team 1767225600000-0 --by ann --yes")
+@click.argument("gid")
+@click.argument("msgid")
+@click.option("--by", "by_uid", metavar="UID", required=True, help="Who withdraws it: its sender.")
+@click.option("--admin", is_flag=True, help="UID may withdraw what others have sent, and need not be a member.")
+@no_local_option
+@yes_option
+def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, no_local: bool, yes: bool) -> None:
+    """Withdraw a message: what it said is gone for good.
+
+    Its place stays, with who has read it, and it is unread for nobody. A tombstone goes to every member, and is
+    printed; for a message that is recalled already there is no second one, and the message is printed as it is now.
+    """
+    confirm(f"Recall message {msgid} of {gid}? What it says is gone for good.", yes=yes)
+    with run.chat() as chat:
+        message = chat.recall(gid, msgid, by=by_uid, admin=admin)
+        run.show([message_record(message)], MESSAGE_COLUMNS)
+        if no_local or admin:
+            return
+        try:
+            with client_of(run, chat, by_uid) as client:
+                client.keep_sent(message)
+        except LocalDatabaseError as error:
+            output.complain(f"the message is recalled, but {error}")

@@ -1,0 +1,37 @@
+"""Retention in Redis."""
+
+from dataclasses import asdict
+
+import click
+
+from cli.options import Invocation, NumberRange, command
+
+_COLUMNS = ("groups", "entries", "journal_entries", "read_times")
+
+
+@command("trim", example="im trim\nim trim --keep-messages 1000")
+@click.option(
+    "--keep-messages",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Keep the newest N messages of each group. [IM_KEEP_MESSAGES; default: 10000]",
+)
+@click.option(
+    "--keep-days",
+    type=NumberRange(min=0, max=100_000),
+    metavar="D",
+    help="Of these, keep what is younger than D days. [IM_KEEP_MS; default: 30 days]",
+)
+def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) -> None:
+    """Drop stream entries that are stored in SQL and old enough.
+
+    What is dropped from Redis is read from SQL when somebody asks for it: nothing gets lost. The journals' entries
+    that every kind of worker has handled are dropped too, and what SQL knows of when messages were read, where
+    IM_KEEP_READ_TIMES_MS says for how long.
+    """
+    from imcore.admin.retention import trim as trimmed  # noqa: PLC0415 (the help need not wait for the drivers)
+
+    keep_ms = None if keep_days is None else round(keep_days * 24 * 60 * 60 * 1000)
+    with run.chat() as chat:
+        summary = trimmed(chat, keep_messages=keep_messages, keep_ms=keep_ms)
+    run.show([asdict(summary)], _COLUMNS)

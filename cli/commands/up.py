@@ -1,0 +1,80 @@
+"""Everything at once: the embedded server, the database's schema, and all workers."""
+
+import signal
+from contextlib import ExitStack
+
+from cli import output, worker_command
+from cli.options import Invocation, command
+from cli.supervisor import STOP_S, Programs, Stopped, StopSignals
+from imcore.embedded import EmbeddedServer
+from imcore.errors import EmbeddedServerError, ImError
+from imcore.settings import Settings
+
+
+@command("up", example="im up\nim up --redis-url redis://localhost:6379 --database-url postgresql:///chat")
+def up(run: Invocation) -> None:
+    """Run the embedded server and all workers, until Ctrl-C.
+
+    With a Redis URL set, that server is used and none is started. The database's tables are made or brought up to
+    date first.
+    """
+    settings = run.settings()
+    try:
+        # Left in the opposite order: the workers finish what they have in hand while the server still answers.
+        with StopSignals() as signals, ExitStack() as stack:
+            server = _start_server(stack, settings)
+            _prepare(run, settings)
+            signals.defer()
+            programs = stack.enter_context(Programs(_pass_on))
+            _run_workers(programs, settings, signals, server)
+            _stop_workers(programs)
+    except Stopped:
+        output.say("im: stopped before the workers were started")
+
+
+def _start_server(stack: ExitStack, settings: Settings) -> EmbeddedServer | None:
+    if not settings.embedded:
+        return None
+    return stack.enter_context(EmbeddedServer(settings.data_dir))
+
+
+def _prepare(run: Invocation, settings: Settings) -> None:
+    """Make sure that both sides answer, and say where they are."""
+    from imcore.sql.database import Database  # noqa: PLC0415 (the help need not wait for the drivers)
+
+    with run.chat() as chat:
+        redis = chat.link.address
+        chat.link.space  # noqa: B018 (asks the server)
+    with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
+        database.upgrade()
+        sql = database.address
+    output.say(
+        f"im: Redis at {redis}" + " (embedded)" * settings.embedded,
+        f"im: SQL at {sql}",
+        f"im: starting the workers {', '.join(worker_command.NAMES)}; Ctrl-C ends all",
+    )
+    output.flush()
+
+
+def _run_workers(programs: Programs, settings: Settings, signals: StopSignals, server: EmbeddedServer | None) -> None:
+    environment = worker_command.environment_of(settings)
+    for name in worker_command.NAMES:
+        programs.start(name, worker_command.command_of(name), environment)
+    while not signals.asked:
+        programs.relay()
+        for name, code in programs.ended().items():
+            raise ImError(f"the worker {name} ended by itself (exit code {code}): see its last lines above")
+        if server and not server.running:
+            raise EmbeddedServerError(f"the embedded server ended by itself: see {server.data_dir / 'redis.log'}")
+
+
+def _stop_workers(programs: Programs) -> None:
+    for name, code in programs.stop().items():
+        if code == -signal.SIGKILL:
+            output.complain(f"the worker {name} did not end within {STOP_S} s and was killed: others take over from it")
+
+
+def _pass_on(name: str, line: str) -> None:
+    width = max(map(len, worker_command.NAMES))
+    output.say(f"{name:{width}} | {line}")
+    output.flush()

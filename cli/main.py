@@ -1,0 +1,30 @@
+"""The entry point `im`."""
+
+import sys
+
+from cli.catalogue import help_text
+
+
+def main() -> None:
+    """Run `im` with the arguments of this process, and exit."""
+    if sys.argv[1:] in (["-h"], ["--help"]) and _printed_help():
+        return
+    if any(argument.startswith(("--redis-url", "--database-url")) for argument in sys.argv):
+        from cli import passwords  # noqa: PLC0415 (it is needed where such an option is given)
+
+        passwords.hide(sys.argv[1:])
+    from cli.app import app  # noqa: PLC0415 (importing click takes twice as long as printing the help)
+
+    app.main()
+
+
+def _printed_help() -> bool:
+    try:
+        print(help_text(), end="", flush=True)
+    except OSError:
+        return False  # the usual way fails too, and says why
+    return True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""What all commands share: the options, taken before or after the command's name, and the way to the library."""
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+import click
+
+from cli import output
+from cli.catalogue import SHARED_OPTIONS
+from cli.records import readable
+from imcore.errors import RefusedError
+from imcore.settings import Settings
+
+if TYPE_CHECKING:
+    from imcore.chat import Chat
+
+P = ParamSpec("P")
+
+
+@dataclass(slots=True)
+class Invocation:
+    """One call of `im`: what the shared options said, wherever they stood; of two, the later counts."""
+
+    overrides: dict[str, str] = field(default_factory=dict)
+    json: bool = False
+
+    def settings(self) -> Settings:
+        """Return the settings of the environment and the options. Raise ConfigurationError if one makes no sense."""
+        return Settings.from_env(None, **self.overrides)
+
+    def chat(self) -> "Chat":
+        """Return a Chat on these settings, to be used in a `with`."""
+        from imcore.chat import Chat  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
+
+        settings = self.settings()
+        return Chat.connect(settings.redis_url, settings.database_url, settings=settings)
+
+    def show(self, records: Iterable[output.Record], columns: Sequence[str]) -> None:
+        """Write the records as JSON Lines, or these columns of them as a table."""
+        output.show(records if self.json else map(readable, records), columns, as_json=self.json)
+
+
+class NumberRange(click.FloatRange):
+    """A range of numbers. click's own takes NaN for a part of any range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number. Fail for what is none, or outside the range."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
+
+
+class Documented(click.Command):
+    """A command with the shared options, and with an example at the end of its help."""
+
+    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+        self.params += shared_options()
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """Return the option that prints the help, by our own means: click's know nothing of a full disk."""
+        option = super().get_help_option(ctx)
+        if option:
+            option.callback = _print_help
+        return option
+
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example; its lines are not wrapped, so that they can be copied."""
+        with formatter.section("Example"):
+            for line in self.example.splitlines():
+                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+class Command(Documented):
+    """One command."""
+
+
+class Group(Documented, click.Group):
+    """A group of commands."""
+
+
+def command(
+    name: str, *, example: str, of: click.Group | None = None
+) -> Callable[[Callable[Concatenate[Invocation, P], None]], Command]:
+    """Make the function a command of `im`, or of the group `of`; its first argument is the Invocation."""
+
+    def decorate(function: Callable[Concatenate[Invocation, P], None]) -> Command:
+        # click keeps the options that stand below the decorator on the function it is given.
+        passing = click.make_pass_decorator(Invocation, ensure=True)(function)
+        made = click.command(name, cls=Command, example=example)(passing)
+        if of is not None:
+            of.add_command(made)
+        return made
+
+    return decorate
+
+
+def shared_options() -> list[click.Parameter]:
+    """Return the options that every command takes. They speak to the Invocation, not to the command."""
+    return [
+        click.Option(
+            [flag],
+            metavar=metavar,
+            help=text,
+            is_flag=metavar is None,
+            default=None,
+            expose_value=False,
+            callback=_note,
+        )
+        for flag, metavar, text in SHARED_OPTIONS
+    ]
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something is destroyed. Raise RefusedError without a terminal, click.Abort if the answer is no."""
+    if yes:
+        return
+    if not output.is_terminal(sys.stdin):
+        raise RefusedError("there is no terminal to ask on: repeat it with --yes if it is meant")
+    click.confirm(output.safe(question), abort=True, err=True)
+
+
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def _print_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        output.say(*ctx.get_help().splitlines())
+        ctx.exit()
+
+
+def _note(ctx: click.Context, param: click.Parameter, value: str | bool | None) -> None:
+    invocation = ctx.ensure_object(Invocation)
+    if isinstance(value, str):
+        invocation.overrides[str(param.name)] = value
+    elif value:
+        invocation.json = True

@@ -1,0 +1,195 @@
+"""What reaches the terminal or the pipe, and how: nothing that people typed can colour, clear or move a terminal."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import TextIOWrapper
+from typing import NoReturn, TextIO
+
+from imcore.errors import ImError
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+"""Exit codes; wrong usage is 2, which click knows itself."""
+
+Record = Mapping[str, object]
+"""One line of `--json`, which is also one row of a table."""
+
+# Characters that act instead of being seen: controls (C0, DEL, C1), lone surrogates, line and paragraph separators,
+# and everything that Unicode calls a default ignorable code point (zero-width, bidirectional, tags, fillers, variation
+# selectors), with the annotation and hieroglyph controls.
+_ACTING = (
+    "\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U00013430-\U0001345f\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+# Where such a character belongs to what is seen: inside an emoji, in a keycap, in a flag, and between letters of the
+# scripts (Arabic to Sinhala) whose spelling needs joiners.
+_EMOJI = "\xa9\xae\u203c\u2049\u2100-\u27bf\u2900-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
+_SEEN = (
+    f"(?<=[{_EMOJI}0-9#*])[\ufe0e\ufe0f]"
+    f"|(?:(?<=[{_EMOJI}])|(?<=[{_EMOJI}]\ufe0f))\u200d(?=[{_EMOJI}])"
+    "|(?<=\U0001f3f4)[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,6}\U000e007f"
+    "|(?<=[\u0620-\u0dff])[\u200c\u200d](?=[\u0620-\u0dff])"
+)
+_ACTING_PATTERN = re.compile(f"(?P<seen>{_SEEN})|[{_ACTING}]")
+_PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):\S*@|(?<=[?&]password=)[^&\s]+", re.IGNORECASE)
+
+
+class OutputError(ImError):
+    """The output could not be written: what read it has gone, or there is no room."""
+
+
+def safe(text: str) -> str:
+    """Return `text` on one line and with nothing in it that acts on a terminal or hides.
+
+    A control character becomes its picture (a line break is `␊`), any other that acts becomes `<U+202E>`; whatever
+    is seen as it is, emoji and all scripts, stays. Applied twice it changes nothing more.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return _ACTING_PATTERN.sub(_picture, text)
+
+
+def redact(text: str) -> str:
+    """Return `text` with the password of each URL in it as `***`."""
+    return _PASSWORD.sub(lambda match: "***" if match[1] is None else f"{match[1]}:***@", text)
+
+
+def to_json(record: Record) -> str:
+    """Return the record as one line of JSON, readable as it is; what would act on a terminal is written `\\uXXXX`."""
+    return _ACTING_PATTERN.sub(_json_escape, json.dumps(record, ensure_ascii=False))
+
+
+def show(records: Iterable[Record], columns: Sequence[str], *, as_json: bool) -> None:
+    """Write the records: JSON Lines of all their keys, or these columns as a table (tab-separated for a pipe)."""
+    if as_json:
+        _write_lines(to_json(record) for record in records)
+    elif is_terminal(sys.stdout):
+        _write_table(records, columns)
+    else:
+        _write_lines(_plain(records, columns))
+
+
+def say(*lines: str) -> None:
+    """Write the lines to stdout."""
+    _write_lines(safe(line) for line in lines)
+
+
+def complain(text: str) -> None:
+    """Write one line to stderr, as every error and warning is: `im: ...`, without passwords."""
+    if sys.stderr is not None:
+        print(error_line(text), file=sys.stderr, flush=True)
+
+
+def error_line(text: str) -> str:
+    """Return the line for stderr that says this."""
+    return f"im: {safe(redact(' '.join(text.split())))}"
+
+
+def flush() -> None:
+    """Hand everything written so far to the reader. Raise OutputError if that fails."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _give_up_stdout(error)
+
+
+def exit_with(action: Callable[[], int]) -> NoReturn:
+    """Exit with the code that `action` returns, once all is written; with 1 and one line if it raises an ImError."""
+    use_utf8()
+    code = _one_line_errors(action)
+    sys.exit(_one_line_errors(lambda: _flushed(code)))
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person is looking at the stream."""
+    return stream is not None and stream.isatty()
+
+
+def use_utf8() -> None:
+    """Make stdout and stderr write UTF-8, whatever the locale and PYTHONIOENCODING say."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _one_line_errors(action: Callable[[], int]) -> int:
+    try:
+        return action()
+    except ImError as error:
+        complain(str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _flushed(code: int) -> int:
+    flush()
+    return code
+
+
+def _picture(match: re.Match[str]) -> str:
+    char = match[0]
+    if match["seen"]:
+        return char
+    if char < " ":
+        return chr(0x2400 + ord(char))
+    return "\u2421" if char == "\x7f" else f"<U+{ord(char):04X}>"
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    return match[0] if match["seen"] else json.dumps(match[0])[1:-1]
+
+
+def _plain(records: Iterable[Record], columns: Sequence[str]) -> list[str]:
+    rows = [[safe(_cell(record[column])) for column in columns] for record in records]
+    return ["\t".join(row) for row in [columns, *rows]]
+
+
+def _write_table(records: Iterable[Record], columns: Sequence[str]) -> None:
+    # rich takes longer to import than most commands take to run, and only a terminal needs it.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, header_style="bold cyan", pad_edge=False)
+    for column in columns:
+        table.add_column(Text(column), overflow="fold")
+    for record in records:
+        table.add_row(*(Text(safe(_cell(record[column]))) for column in columns))
+    try:
+        Console(file=_stdout(), markup=False, emoji=False, highlight=False).print(table)
+    except OSError as error:
+        _give_up_stdout(error)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _write_lines(lines: Iterable[str]) -> None:
+    stream = _stdout()
+    for line in lines:
+        try:
+            stream.write(line + "\n")
+        except OSError as error:
+            _give_up_stdout(error)
+
+
+def _stdout() -> TextIO:
+    if sys.stdout is None:
+        raise OutputError("the output could not be written: stdout is closed")
+    return sys.stdout
+
+
+def _give_up_stdout(error: OSError) -> NoReturn:
+    # What is left in the buffer would fail once more, with a traceback, when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise OutputError(f"the output could not be written: {error.strerror}") from error

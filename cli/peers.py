@@ -1,0 +1,45 @@
+"""Whom a user knows their one-to-one chats by: the other, instead of a gid that only programs can read."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from cli.output import Record
+from imcore.direct import is_direct, peer_of
+from imcore.errors import ImError
+
+if TYPE_CHECKING:
+    from imcore.chat import Chat
+
+
+class Peers:
+    """The one-to-one chats of one user."""
+
+    def __init__(self, uid: str, known: Callable[[str], Iterable[str]]) -> None:
+        """Take a function that returns who may be in the chat of a gid, for a gid that does not say it."""
+        self._uid = uid
+        self._known = known
+        self._found: dict[str, str | None] = {}
+
+    def named(self, record: Record) -> Record:
+        """Return the object of something in a group; if that is one-to-one, with the other as `peer`."""
+        peer = self._of(str(record["gid"]))
+        return record if peer is None else {**record, "peer": peer}
+
+    def _of(self, gid: str) -> str | None:
+        if not is_direct(gid):
+            return None
+        if self._found.get(gid) is None:  # who is not known now may be later
+            self._found[gid] = peer_of(gid, self._uid, self._known(gid))
+        return self._found[gid]
+
+
+def peers_at(chat: "Chat", uid: str) -> Peers:
+    """Return what the server knows: who the members are. While it is away a gid stays as it is."""
+
+    def members(gid: str) -> Iterator[str]:
+        try:
+            yield from (member.uid for member in chat.members(gid))
+        except ImError:
+            return
+
+    return Peers(uid, members)
