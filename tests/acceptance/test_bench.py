@@ -1,0 +1,221 @@
+"""`im bench` as a process: the shape of its figures, and what it leaves behind. Never how fast it is."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from cli.bench.literal_sql import open_store
+from cli.bench.sql import PostgresPlace
+from imcore.sql.database import Database
+from tests.deadline import wait_until
+from tests.postgres import require_postgres, running_postgres
+
+LONGEST_S = 300
+
+
+class Bench:
+    """Runs `im bench` on a server that is not its own, with SQLite files in a folder."""
+
+    def __init__(self, redis_url: str, folder: Path) -> None:
+        self.redis_url = redis_url
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "IM_REDIS_URL": redis_url,
+            "IM_DATABASE_URL": f"sqlite:///{folder}/theirs.db",
+            "IM_DATA_DIR": str(folder / "data"),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+
+    def command(self, *args: str) -> list[str]:
+        return [sys.executable, "-m", "cli.main", "bench", *args]
+
+    def run(self, *args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*args), capture_output=True, env=self.environment, check=False, timeout=LONGEST_S, text=True
+        )
+
+    def left_behind(self) -> tuple[dict[str, object], list[str], list[str]]:
+        """What is in the server's databases, its functions, and the files."""
+        with redis.Redis.from_url(self.redis_url) as client:
+            functions = [library[1].decode() for library in client.function_list()]
+            return client.info("keyspace"), functions, sorted(path.name for path in self.folder.iterdir())
+
+
+@pytest.fixture
+def bench(valkey: str, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(valkey, tmp_path)
+    yield bench
+    assert bench.left_behind()[1:] == ([], [])
+
+
+@pytest.fixture
+def client(bench: Bench) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(bench.redis_url) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "storm",
+            {
+                "one gateway, acks per message, receipts folded: cycles",
+                "one gateway, acks of 10, receipts folded: acks",
+            },
+        ),
+        (
+            "latency",
+            {"one gateway: from send to the last of 40, p50", "40 connections: from send to the last of 40, p99"},
+        ),
+        ("send", {"send, pipelined, 100,000 members", "raw XADD, pipelined, 200 members"}),
+        ("ack", {"ack, pipelined, 10,000 members"}),
+        ("tally", {"tally, pipelined, 100,000 members beside 200"}),
+        ("persist", {"journal entries into SQLite", "rows into SQLite"}),
+        ("memory", {"Redis, per member, 200 members", "Redis, per idle group of two"}),
+        ("steady", {"09 h: Redis", "08 h: SQL", "Redis memory: the next morning over hours 5 to 12"}),
+    ],
+)
+def test_every_benchmark_gives_figures_of_five_rounds_and_leaves_nothing(
+    bench: Bench, name: str, expected: set[str]
+) -> None:
+    result = bench.run(name, "--quick", "--json")
+
+    assert (result.returncode, result.stderr) == (0, "")
+    figures = {figure["figure"]: figure for figure in map(json.loads, result.stdout.splitlines())}
+    assert expected <= set(figures)
+    for figure in figures.values():
+        assert figure["bench"] == name
+        assert figure["low"] <= figure["median"] <= figure["high"]
+        assert len(figure["rounds"]) == 5
+        if figure["yardstick"]:
+            assert len(figure["yardstick"]["rounds"]) == 5
+    assert any(figure["ratio"] or figure["aim"] for figure in figures.values())
+    assert bench.left_behind()[0] == {}
+    if name == "storm":
+        _check_counts({key: figure["median"] for key, figure in figures.items()})
+
+
+def _check_counts(medians: dict[str, float]) -> None:
+    """These are counted, so whatever the speed of the machine they are the same."""
+    each, tenth = "one gateway, acks per message, receipts folded", "one gateway, acks of 10, receipts folded"
+    assert (medians[f"{each}: received"], medians[f"{each}: acks"]) == (40, 40)
+    assert (medians[f"{tenth}: received"], medians[f"{tenth}: acks"]) == (40, 4)
+    assert medians[f"{each}: SQL rows: message"] == medians[f"{tenth}: SQL rows: message"] == 1
+    assert medians[f"{each}: SQL rows: receipts"] == 0
+    assert medians[f"{each}: receipt frames in 200 ms"] <= 1.5
+    literal = "the literal design, 8 connections (beside a window of 200 ms)"
+    assert medians[f"{literal}: SQL rows: receipts"] == 199
+    assert medians[f"{literal}: receipt frames"] == 40
+
+
+def test_a_server_that_holds_data_is_refused_without_yes(bench: Bench, client: redis.Redis) -> None:
+    client.set("theirs", "precious")
+
+    result = bench.run("tally", "--quick")
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "--yes" in result.stderr
+    assert client.keys() == [b"theirs"]
+
+
+def test_with_yes_it_works_beside_that_data_and_never_touches_it(bench: Bench, client: redis.Redis) -> None:
+    client.set("theirs", "precious")
+    client.set("im:config", "theirs too")
+
+    result = bench.run("tally", "--quick", "--yes", "--json")
+
+    assert result.returncode == 0, result.stderr
+    assert client.mget("theirs", "im:config") == [b"precious", b"theirs too"]
+    assert list(bench.left_behind()[0]) == ["db0"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_interrupt_cleans_up(bench: Bench, client: redis.Redis, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        bench.command("storm", "--quick"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=bench.environment
+    )
+    with process:
+        wait_until(lambda: client.keys("im:*:stream:*"), timeout_s=60)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+
+    assert (process.returncode, out, err.strip()) == (130, b"", b"")
+    assert bench.left_behind()[0] == {}
+
+
+def test_a_run_is_saved_compared_with_and_drawn(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("saved")
+
+    first = bench.run("tally", "--quick", "--out", str(folder / "one.json"), "--svg", str(folder / "one.svg"))
+    second = bench.run("tally", "--quick", "--compare", str(folder / "one.json"))
+
+    assert (first.returncode, second.returncode) == (0, 0)
+    run = json.loads((folder / "one.json").read_text())
+    assert run["quick"]
+    assert {"date", "cpu", "cores", "python", "packages", "redis", "databases"} <= set(run["machine"])
+    assert (folder / "one.svg").read_text().startswith("<svg ")
+    assert "█" in first.stdout
+    assert "before\tnow" in second.stdout
+
+
+def test_a_file_to_compare_with_that_is_none_is_refused_before_the_run(
+    bench: Bench, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.mktemp("saved") / "none.json"
+    file.write_text("{}")
+
+    result = bench.run("tally", "--compare", str(file))
+
+    assert result.returncode == 1
+    assert "none.json" in result.stderr
+
+
+def test_on_a_postgres_that_holds_data_it_lives_in_schemas_of_its_own() -> None:
+    require_postgres()
+    with running_postgres() as server:
+        url = server.new_database()
+        place = PostgresPlace(url, "bench-1")
+        assert not place.holds_data()
+        with psycopg.connect(url) as theirs:
+            theirs.execute("CREATE TABLE group_msgs AS SELECT 'precious' AS content")
+        assert place.holds_data()
+
+        own_url = place.new()
+        with Database.connect(own_url) as database:
+            database.upgrade()
+            database.set_meta("name", "value")
+        assert place.bytes_of(own_url) > 0
+        place.drop_all()
+
+        with psycopg.connect(url) as theirs:
+            assert theirs.execute("SELECT content FROM group_msgs").fetchall() == [("precious",)]
+            assert theirs.execute("SELECT 1 FROM pg_namespace WHERE nspname LIKE 'bench%'").fetchall() == []
+
+
+def test_the_literal_design_on_postgres_stores_and_flips_receipts() -> None:
+    require_postgres()
+    with running_postgres() as server:
+        url = server.new_database()
+        store = open_store(url, "g")
+        store.create(["ann", "bob", "eve"])
+        first, second = (store.send("ann", "hi") for _ in range(2))
+        store.ack("bob", second)
+        store.ack("bob", first)
+        assert store.count_rows() == (2, 4)
+        store.close()
+
+        with psycopg.connect(url) as connection:
+            read = connection.execute("SELECT recv_uid, msgid FROM msg_acks WHERE if_ack ORDER BY 2").fetchall()
+            offsets = connection.execute("SELECT uid, last_ack_msgid FROM group_users ORDER BY 1").fetchall()
+        assert read == [("bob", first), ("bob", second)]
+        assert offsets == [("ann", 0), ("bob", second), ("eve", 0)]

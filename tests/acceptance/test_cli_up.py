@@ -1,0 +1,207 @@
+"""`im up`, `im worker` and `im demo` as processes: they work, end in order, and leave nothing behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.deadline import wait_until
+from tests.servers import require_server
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+
+
+class Stack:
+    """`im` on a data directory of its own, with the server that `im up` brings."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.environment = {**os.environ, "IM_DATA_DIR": str(data_dir), "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    @contextmanager
+    def running(self, *args: str) -> Iterator["subprocess.Popen[str]"]:
+        """A process of `im`, which is killed at the end if it still runs."""
+        with subprocess.Popen(
+            [sys.executable, "-m", "cli.main", *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def im(self, *args: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "cli.main", *args],
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            check=False,
+            timeout=60,
+        )
+
+    def is_stored(self) -> bool:
+        """Whether the worker `persist` has stored everything."""
+        found = self.im("stats", "--json")
+        assert (found.returncode, found.stderr) == (0, "")
+        workers = json.loads(found.stdout)["workers"]
+        return any(worker["worker"] == "persist" and worker["backlog"] == 0 for worker in workers)
+
+    def processes(self) -> dict[int, str]:
+        """The processes that belong to this data directory, with their command lines."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                environment, command = (folder / "environ").read_bytes(), (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if os.fsencode(self.data_dir) in environment + command and command:
+                found[int(folder.name)] = command.replace(b"\0", b" ").decode()
+        return found
+
+    def pid_of(self, worker: str) -> int:
+        """The process of a worker, once it is there."""
+        return wait_until(lambda: [pid for pid, line in self.processes().items() if f"-m workers {worker}" in line])[0]
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    require_server()
+    stack = Stack(tmp_path)
+    yield stack
+    try:
+        wait_until(lambda: not stack.processes())
+    finally:
+        for pid in stack.processes():
+            os.kill(pid, signal.SIGKILL)
+
+
+def read_lines(process: "subprocess.Popen[str]", count: int) -> list[str]:
+    assert process.stdout is not None
+    return [process.stdout.readline() for _ in range(count)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_up_serves_until_a_signal_and_ends_with_0(stack: Stack, number: signal.Signals) -> None:
+    with stack.running("up") as up:
+        said = read_lines(up, 3)
+        assert stack.im("group", "create", "team", "ann", "bob").returncode == 0
+        assert stack.im("send", "team", "hi", "--from", "ann").returncode == 0
+        wait_until(stack.is_stored, timeout_s=30)
+        assert stack.im("check").returncode == 0
+
+        up.send_signal(number)
+        _, err = up.communicate(timeout=30)
+
+    assert (up.returncode, err) == (0, "")
+    assert f"Redis at unix://{stack.data_dir}/redis.sock (embedded)" in said[0]
+    assert f"SQL at sqlite:///{stack.data_dir}/imcore.db" in said[1]
+    wait_until(lambda: not stack.processes())
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2, 3, 4, 5])
+def test_a_signal_while_up_is_starting_leaves_nothing_behind(stack: Stack, lines: int) -> None:
+    with stack.running("up") as up:
+        read_lines(up, lines)
+        up.send_signal(signal.SIGINT)
+        up.send_signal(signal.SIGTERM)
+        _, err = up.communicate(timeout=30)
+
+    assert up.returncode == 0 or lines == 0
+    assert "Traceback" not in err or lines == 0
+    wait_until(lambda: not stack.processes())
+
+
+@pytest.mark.parametrize("worker", ["persist", "receipts", "jobs"])
+def test_up_ends_with_1_and_says_which_worker_has_ended(stack: Stack, worker: str) -> None:
+    with stack.running("up") as up:
+        os.kill(stack.pid_of(worker), signal.SIGKILL)
+        _, err = up.communicate(timeout=30)
+
+    assert up.returncode == 1
+    assert err == f"im: the worker {worker} ended by itself (exit code -9): see its last lines above\n"
+    wait_until(lambda: not stack.processes())
+
+
+def test_up_ends_with_1_when_its_server_has_ended(stack: Stack) -> None:
+    with stack.running("up") as up:
+        read_lines(up, 3)
+        [server] = [pid for pid, line in stack.processes().items() if re.match(r"\S+/(valkey|redis)-server ", line)]
+        os.kill(server, signal.SIGKILL)
+        _, err = up.communicate(timeout=30)
+
+    assert up.returncode == 1
+    assert "the embedded server ended by itself" in err
+    wait_until(lambda: not stack.processes())
+
+
+def test_nothing_is_left_when_up_is_killed(stack: Stack) -> None:
+    with stack.running("up") as up:
+        stack.pid_of("persist")
+        up.kill()
+
+    wait_until(lambda: not stack.processes(), timeout_s=30)
+
+
+def test_a_second_up_on_the_same_data_is_refused(stack: Stack) -> None:
+    with stack.running("up") as up:
+        read_lines(up, 3)
+        second = stack.im("up")
+        up.terminate()
+        up.communicate(timeout=30)
+
+    assert (second.returncode, second.stdout) == (1, "")
+    assert re.fullmatch(r"im: the data directory .* is in use .*\n", second.stderr)
+    assert up.returncode == 0
+
+
+def test_up_without_its_redis_says_so_and_starts_nothing(stack: Stack) -> None:
+    result = stack.im("up", "--redis-url", "redis://ann:secret@127.0.0.1:1")
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(r"im: no answer from Redis at redis://127\.0\.0\.1:1.*\n", result.stderr)
+
+
+def test_worker_drains_what_is_there(stack: Stack, valkey: str) -> None:
+    stack.environment["IM_REDIS_URL"] = valkey
+    assert stack.im("group", "create", "team", "ann", "bob").returncode == 0
+    assert stack.im("send", "team", "hi", "--from", "ann").returncode == 0
+
+    assert stack.im("worker", "persist", "--burst").returncode == 0
+
+    assert stack.is_stored()
+    assert stack.im("check").returncode == 0
+
+
+def test_worker_ends_with_0_on_a_signal(stack: Stack, valkey: str) -> None:
+    stack.environment["IM_REDIS_URL"] = valkey
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with stack.running("worker", "persist") as worker:
+            assert worker.stderr is not None
+            while "working as" not in worker.stderr.readline():
+                assert worker.poll() is None
+            worker.send_signal(number)
+            worker.communicate(timeout=30)
+
+        assert worker.returncode == 0
+
+
+def test_the_demo_holds(stack: Stack) -> None:
+    stack.environment["TMPDIR"] = str(stack.data_dir)
+
+    result = stack.im("demo")
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.search(r"^All \d+ claims held", result.stdout, re.MULTILINE)
+    assert "BROKEN" not in result.stdout
+    assert not list(stack.data_dir.iterdir())

@@ -1,0 +1,370 @@
+"""Live sessions as real processes: everybody has everything once and in order, and every tally is right, whatever
+is killed and whenever."""
+
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+import redis
+
+from imcore import Chat
+from imcore.errors import LocalDatabaseError
+from imcore.live.localdb import LocalDatabase, path_of
+from imcore.settings import Settings
+from tests.acceptance.processes import END_S, Im, Listening, events_in
+from tests.deadline import wait_until
+from tests.processes import WorkerProcess
+from tests.servers import RunningServer, require_server, start_valkey
+
+UIDS = ["ann", "bob", "cyd"]
+GIDS = ["team", "群主"]
+ROUNDS = int(os.environ.get("IM_LIVE_ROUNDS", "8"))
+"""How many times something is killed; for a long run set IM_LIVE_ROUNDS."""
+SEED = int(os.environ.get("IM_LIVE_SEED", time.time_ns() % 1_000_000))
+
+
+class Stack:
+    """A server, the worker `receipts` and live sessions, any of which may be killed."""
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        require_server()
+        self.folder = folder
+        self.server: RunningServer = start_valkey(folder / "server")
+        self._settings = {"redis_url": self.server.url, "data_dir": folder, **settings}
+        self.im = Im(**self._settings)
+        self.chat = Chat.connect(settings=Settings.from_env({}, redis_url=self.server.url, data_dir=str(folder)))
+        self._running = ExitStack()
+
+    def listen(self, uid: str, *args: str) -> Listening:
+        """Start a live session, which is ended with the stack."""
+        return self._running.enter_context(Listening(self.im, self.folder / "sessions" / uid, uid, *args))
+
+    def work(self) -> WorkerProcess:
+        """Start the worker `receipts`, which is ended with the stack."""
+        settings = {**self._settings, "lease_ms": 500, "receipt_window_ms": 50}
+        return self._running.enter_context(WorkerProcess(self.folder / "workers", "receipts", **settings))  # type: ignore[arg-type]
+
+    def restart_server(self) -> None:
+        """Kill the server, and start it again on what it had written."""
+        self.server.kill()
+        self.server = start_valkey(self.folder / "server")
+
+    def kill_connections(self, chance: random.Random) -> None:
+        """Close some connections of the sessions and of the worker from the server's side."""
+        with closing(redis.Redis.from_url(self.server.url)) as client:
+            me = client.client_id()
+            for each in client.client_list():
+                if int(each["id"]) != me and chance.random() < 0.4:
+                    client.client_kill_filter(_id=int(each["id"]))
+
+    def log(self, uid: str) -> list[tuple[str, str | None, str, str | None]]:
+        """A user's local database, as it is now."""
+        path = path_of(self.folder, uid)
+        if not path.exists():
+            return []
+        with LocalDatabase(path, uid, read_only=True) as local:
+            return [(line.gid, line.msgid, line.content, line.state) for line in local.log()]
+
+    def close(self) -> None:
+        self._running.close()
+        self.chat.close()
+        self.server.stop()
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    stack = Stack(tmp_path)
+    yield stack
+    stack.close()
+
+
+class Talk:
+    """People who talk while their sessions, their connections, the worker and the server are killed."""
+
+    def __init__(self, stack: Stack, chance: random.Random) -> None:
+        self.stack, self.chance = stack, chance
+        self.said = 0
+        for gid in GIDS:
+            stack.chat.create_group(gid, [*UIDS, "eve"])
+        self.sessions = {uid: self.listen(uid) for uid in UIDS}
+        self.worker = stack.work()
+        wait_until(lambda: all(self.has_begun(uid) for uid in UIDS), timeout_s=END_S)
+
+    def listen(self, uid: str) -> Listening:
+        return self.stack.listen(uid, "--ack-every", "3", "--ack-interval", "0.1")
+
+    def has_begun(self, uid: str) -> bool:
+        path = path_of(self.stack.folder, uid)
+        try:
+            with LocalDatabase(path, uid, read_only=True) as local:
+                return len(local.places()) == len(GIDS)
+        except LocalDatabaseError:
+            return False
+
+    def go_on(self) -> None:
+        """Say something while something is killed."""
+        heard = self.heard
+        self.say()
+        dangers = {self.kill_a_session: 4, self.kill_the_worker: 2, self.kill_connections: 3, self.kill_the_server: 1}
+        [danger] = self.chance.choices(list(dangers), list(dangers.values()))
+        danger()
+        match self.chance.randrange(4):
+            case 0:
+                wait_until(lambda: self.heard != heard, timeout_s=END_S)
+            case 1:
+                self.settle()
+
+    def settle(self) -> None:
+        """Wait until everybody has everything, with the tallies of the server."""
+        wait_until(lambda: all(self.stack.log(uid) == due(self.stack.chat, uid) for uid in UIDS), timeout_s=END_S)
+
+    @property
+    def heard(self) -> int:
+        return sum(len(session.events) for session in self.sessions.values())
+
+    def say(self) -> None:
+        for _ in range(self.chance.randrange(1, 6)):
+            gid, uid = self.chance.choice(GIDS), self.chance.choice(UIDS)
+            self.stack.chat.send(gid, str(self.said), sender_uid=uid, client_msgid=str(self.said))
+            self.said += 1
+
+    def kill_a_session(self) -> None:
+        uid = self.chance.choice(UIDS)
+        self.sessions[uid].kill()
+        self.say()
+        self.sessions[uid] = self.listen(uid)
+
+    def kill_the_worker(self) -> None:
+        self.worker.kill()
+        self.say()
+        self.worker = self.stack.work()
+
+    def kill_connections(self) -> None:
+        self.stack.kill_connections(self.chance)
+        self.say()
+
+    def kill_the_server(self) -> None:
+        self.stack.restart_server()
+        self.say()
+
+
+def test_whatever_is_killed_everybody_has_everything_once_and_every_tally_is_right(stack: Stack) -> None:
+    # Given
+    print("IM_LIVE_SEED", SEED)
+    talk = Talk(stack, random.Random(SEED))
+    # When
+    for _ in range(ROUNDS):
+        talk.go_on()
+    # Then everybody has everything once, in order, and the tallies of the server
+    talk.settle()
+    assert sorted(int(text) for _, _, text, _ in stack.log("ann")) == list(range(talk.said))
+    for session in talk.sessions.values():
+        assert session.end() == 0
+        assert "Traceback" not in session.errors
+
+    # And so say the commands: all have read all, but for eve
+    statuses = [line for gid in sorted(GIDS) for line in stack.im.json("status", gid, "--limit", "0")]
+    assert {(line["read"], line["unread"]) for line in statuses} == {(2, 1)}
+    for uid in UIDS:
+        assert [(line["msgid"], line["state"]) for line in stack.im.json("log", uid)] == [
+            (line["msgid"], "read 2/3" if line["sender_uid"] == uid else None) for line in statuses
+        ]
+        outputs = (stack.folder / "sessions" / uid).glob("*.out")
+        events = [event for path in outputs for event in events_in(path) if event["event"] == "message"]
+        told = [(event["gid"], event["msgid"]) for event in events]
+        assert len(told) == len(set(told))
+
+
+def due(chat: Chat, uid: str) -> list[tuple[str, str | None, str, str | None]]:
+    """What a user has to have in the end, by the server."""
+    return [
+        (
+            gid,
+            each.message.msgid,
+            each.message.content,
+            f"read {each.read}/{each.read + each.unread}" if each.message.sender_uid == uid else None,
+        )
+        for gid in sorted(GIDS)
+        for each in chat.status(gid, limit=0)
+    ]
+
+
+# Presence.
+
+
+def is_online(stack: Stack, uid: str) -> bool:
+    return bool(stack.chat.online([uid]))
+
+
+def test_who_listens_is_online_and_who_was_killed_is_not_for_long(tmp_path: Path) -> None:
+    with closing(Stack(tmp_path, heartbeat_ms=300, online_ms=1500)) as stack:
+        stack.chat.create_group("team", ["ann", "bob"])
+        one = stack.listen("bob")
+        wait_until(lambda: is_online(stack, "bob"), timeout_s=END_S)
+        shown = {line["uid"]: line["online"] for line in stack.im.json("group", "show", "team")}
+        assert shown == {"ann": False, "bob": True}
+        one.kill()
+        wait_until(lambda: not is_online(stack, "bob"), timeout_s=END_S)
+
+
+def test_a_session_that_slept_until_it_expired_goes_on(tmp_path: Path) -> None:
+    with closing(Stack(tmp_path, heartbeat_ms=200, online_ms=600)) as stack:
+        stack.chat.create_group("team", ["ann", "bob"])
+        bob = stack.listen("bob")
+        wait_until(lambda: is_online(stack, "bob"), timeout_s=END_S)
+        # When
+        bob.send(signal.SIGSTOP)
+        wait_until(lambda: not is_online(stack, "bob"), timeout_s=END_S)
+        stack.chat.send("team", "hi", sender_uid="ann")
+        bob.send(signal.SIGCONT)
+        # Then
+        bob.wait_for(1)
+        wait_until(lambda: is_online(stack, "bob"), timeout_s=END_S)
+        assert bob.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_clean_end_acks_and_goes_offline_at_once(stack: Stack, number: signal.Signals) -> None:
+    stack.chat.create_group("team", ["ann", "bob"])
+    stack.chat.send("team", "hi", sender_uid="ann")
+    bob = stack.listen("bob", "--ack-interval", "3600")
+    bob.wait_for(1)
+    assert len(stack.chat.pull("bob")) == 1
+    assert bob.end(number) == 0
+    assert bob.errors == ""
+    assert stack.im.json("unread", "bob") == [{"gid": "team", "unread": 0}]
+    assert not is_online(stack, "bob")
+
+
+# Bad input.
+
+
+def test_what_cannot_listen_says_so_in_one_line_and_changes_nothing(stack: Stack) -> None:
+    # Given
+    im = stack.im
+    assert "'nobody' is in no group" in im.refusal("listen", "nobody")
+    assert not (stack.folder / "clients").exists()
+    stack.chat.create_group("team", ["ann", "bob"])
+    path = path_of(stack.folder, "bob")
+
+    # A session holds it
+    bob = stack.listen("bob")
+    wait_until(lambda: is_online(stack, "bob"), timeout_s=END_S)
+    assert "another session of 'bob' holds the local database" in im.refusal("listen", "bob")
+    assert bob.end() == 0
+
+    # It is newer than the program
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    assert "is of a newer imcore: upgrade imcore" in im.refusal("listen", "bob")
+    assert "is of a newer imcore: upgrade imcore" in im.refusal("log", "bob")
+
+    # It is damaged
+    path.write_bytes(b"this is no database" * 1000)
+    assert "is damaged: move it away" in im.refusal("listen", "bob")
+    assert "is damaged: move it away" in im.refusal("log", "bob")
+    assert path.read_bytes() == b"this is no database" * 1000
+
+    # And moved away, it is made anew
+    path.unlink()
+    bob = stack.listen("bob")
+    stack.chat.send("team", "hi", sender_uid="ann")
+    bob.wait_for(1)
+
+    # Without a server
+    stack.server.stop()
+    assert "no answer from Redis" in im.refusal("listen", "ann")
+    assert bob.runs
+    assert bob.end() == 0
+
+
+# The server goes away.
+
+
+def test_what_is_queued_while_the_server_is_away_goes_out_when_it_is_back(stack: Stack) -> None:
+    stack.chat.create_group("team", ["ann", "bob"])
+    bob = stack.listen("bob")
+    wait_until(lambda: is_online(stack, "bob"), timeout_s=END_S)
+    # When
+    stack.server.kill()
+    for text in ("one", "two"):
+        [line] = stack.im.json("send", "team", text, "--from", "bob", "--queue")
+        assert (line["content"], line["state"]) == (text, "waiting")
+    stack.server = start_valkey(stack.folder / "server")
+    # Then
+    wait_until(lambda: [state for *_, state in stack.log("bob")] == ["stored", "stored"], timeout_s=END_S)
+    assert [line["content"] for line in stack.im.json("pull", "ann")] == ["one", "two"]
+    assert bob.end() == 0
+    assert "Traceback" not in bob.errors
+
+
+# Receipts.
+
+
+def test_one_pull_shows_who_was_away_the_same_tallies(stack: Stack) -> None:
+    # Given ann, who listens, and bob, who does not
+    uids = ["u0", "u1", "u2"]
+    stack.chat.create_group("team", ["ann", "bob", *uids])
+    stack.work()
+    ann = stack.listen("ann", "--no-ack")
+    for number in range(2):
+        for uid in ("ann", "bob"):
+            stack.im.json("send", "team", f"{number} of {uid}", "--from", uid)
+        stack.chat.ack(uids[number], "team")
+    ann_has = ["read 2/4", "read 1/4"]
+    wait_until(lambda: [state for *_, state in stack.log("ann") if state] == ann_has, timeout_s=END_S)
+    # When
+    stack.im.json("pull", "bob")
+    # Then
+    assert [line["state"] for line in stack.im.json("log", "bob") if line["state"]] == ann_has
+    tallies = [(line["read"], line["unread"]) for line in stack.im.json("status", "team")]
+    assert tallies == [(2, 2)] * 2 + [(1, 3)] * 2
+    assert [event["read"] for event in ann.receipts][-1:] == [1]
+    assert [(line["read"], line["unread"]) for line in stack.im.json("receipts", "bob", "--ack")] == tallies[1::2]
+    assert stack.im.json("receipts", "bob") == []
+
+
+def test_receipts_with_the_heartbeat(tmp_path: Path) -> None:
+    with closing(Stack(tmp_path, heartbeat_ms=200)) as stack:
+        stack.chat.create_group("team", ["ann", "bob"])
+        stack.work()
+        ann = stack.listen("ann", "--receipts", "poll", "--ack-interval", "0.1")
+        stack.chat.send("team", "hi", sender_uid="ann")
+        stack.chat.ack("bob", "team")
+        wait_until(lambda: [(event["read"], event["unread"]) for event in ann.receipts] == [(1, 0)], timeout_s=END_S)
+        wait_until(lambda: stack.chat.receipts("ann") == [], timeout_s=END_S)
+        assert ann.end() == 0
+
+
+# One-to-one.
+
+
+def test_one_to_one_is_shown_by_the_name_of_the_other(stack: Stack) -> None:
+    # Given two who have never spoken
+    stack.work()
+    [first] = stack.im.json("dm", "bob", "hi", "--from", "ann")
+    bob, ann = stack.listen("bob"), stack.listen("ann")
+    bob.wait_for(1)
+    # When
+    stack.im.json("dm", "ann", "hello", "--from", "bob")
+    stack.im.json("dm", "ann", "note to self", "--from", "ann")
+    ann.wait_for(1)
+    wait_until(lambda: "read by all" in {state for *_, state in stack.log("ann")}, timeout_s=END_S)
+    # Then
+    assert {event["peer"] for event in bob.messages} == {"ann"}
+    assert {line["peer"] for line in stack.im.json("log", "bob")} == {"ann"}
+    assert {line["peer"] for line in stack.im.json("log", "ann")} == {"ann", "bob"}
+    assert {line["peer"] for line in stack.im.json("unread", "ann")} == {"ann", "bob"}
+    assert bob.end() == ann.end() == 0
+    stack.im.json("dm", "bob", "are you there?", "--from", "ann")
+    [line] = stack.im.json("pull", "bob")
+    assert (line["gid"], line["peer"], line["content"]) == (first["gid"], "ann", "are you there?")
+    assert "@ann" in stack.im.run("pull", "bob").stdout
+    assert "@ann" in stack.im.run("log", "bob").stdout
+    assert "dm:" not in stack.im.run("unread", "bob").stdout

@@ -1,0 +1,16 @@
+"""Waiting on a condition, with a deadline. Nothing else in the tests sleeps."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_until(condition: Callable[[], T], timeout_s: float = 10) -> T:
+    """Ask until the answer is true, and return it. Fail after `timeout_s`."""
+    give_up = time.monotonic() + timeout_s
+    while not (answer := condition()):
+        assert time.monotonic() < give_up, f"not so within {timeout_s} s: {condition!r}, last answer {answer!r}"
+        time.sleep(0.01)
+    return answer

@@ -1,0 +1,35 @@
+"""A link to Redis whose user is killed at one of its commands."""
+
+from typing import Any
+
+from imcore.streams.link import Link
+
+
+class KilledError(Exception):
+    """What SIGKILL is here."""
+
+
+class Dying(Link):
+    """A link whose user dies with one of the next commands: the server has run it, but nobody learns of that."""
+
+    left = 10**9
+
+    def run(self, call: Any, *, repeatable: bool = True) -> Any:
+        answer = super().run(call, repeatable=repeatable)
+        self._count()
+        return answer
+
+    def read(self, *command: Any) -> Any:
+        answer = super().read(*command)
+        self._count()
+        return answer
+
+    def _execute(self, commands: Any, *, raise_errors: bool) -> list[Any]:
+        answers = super()._execute(commands, raise_errors=raise_errors)
+        self._count()
+        return answers
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KilledError

@@ -1,0 +1,438 @@
+"""The rules that `im acl` prints, on a real server: each role can do all of its work, and nothing else."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis.exceptions import ResponseError
+from rq import Queue
+from rq.job import JobStatus
+from rq.serializers import JSONSerializer
+
+from imcore.admin import audit, deadletters, rebuild, retention
+from imcore.admin.acl import GATEWAY, PASSWORD, READER, ROLES, WORKER, Role
+from imcore.admin.stats import stats
+from imcore.chat import Chat
+from imcore.client import Client
+from imcore.errors import ConfigurationError, RedisUnavailable
+from imcore.importer import import_events
+from imcore.live.localdb import LocalDatabase, path_of
+from imcore.settings import Settings
+from imcore.streams.journal import Journal
+from imcore.streams.keys import lease
+from imcore.values import Receipt
+from tests.processes import WorkerProcess
+from tests.servers import RunningCluster, start_valkey
+from workers import jobs
+
+PASSPHRASE = "correct horse"
+DATABASE_NUMBER = 1
+"""Not the first one: choosing it takes a right, too."""
+
+ONLY_ON_A_CLUSTER = {"asking", "cluster|slots", "command"}
+OF_THE_TEST = {"config|resetstat", "acl|log", "info", "hello"}
+
+
+def with_password(role: Role) -> list[str]:
+    """The command that makes the user, with the password filled in."""
+    digest = hashlib.sha256(PASSPHRASE.encode()).hexdigest()
+    return role.set_user().replace(PASSWORD, f"#{digest}").split()
+
+
+@pytest.fixture
+def admin(valkey: str) -> Iterator["redis.Redis"]:
+    """A client that may do everything, on a server that has the users."""
+    with redis.Redis.from_url(f"{valkey}?db={DATABASE_NUMBER}", decode_responses=True) as client:
+        for role in ROLES.values():
+            client.execute_command(*with_password(role))
+        yield client
+        for role in ROLES.values():
+            client.acl_deluser(role.user)
+
+
+@pytest.fixture
+def settings(valkey: str, tmp_path: Path) -> Settings:
+    settings = Settings.from_env({}, redis_url=f"{valkey}?db={DATABASE_NUMBER}", data_dir=str(tmp_path))
+    return replace(settings, block_ms=20, max_deliveries=1)
+
+
+def as_user(settings: Settings, role: Role) -> Settings:
+    url = settings.redis_url.replace("unix://", f"unix://{role.user}:{PASSPHRASE}@")
+    return replace(settings, redis_url=url, jobs_redis_url=url)
+
+
+def connect(settings: Settings, role: Role) -> Chat:
+    return Chat.connect(settings=as_user(settings, role))
+
+
+def process(settings: Settings, name: str, *arguments: str) -> WorkerProcess:
+    """A worker, as the user that is made for it."""
+    mine = as_user(settings, WORKER)
+    urls = {each: getattr(mine, each) for each in ("redis_url", "jobs_redis_url", "database_url")}
+    return WorkerProcess(settings.data_dir / "processes", name, *arguments, **urls, max_deliveries=1, block_ms=20)
+
+
+def work_off(settings: Settings, *names: str) -> None:
+    for name in names:
+        with process(settings, name, "--burst") as burst:
+            assert burst.wait() == 0, burst.log
+
+
+class Watch:
+    """Sees which commands the server runs, in functions too, and whether it refuses any."""
+
+    def __init__(self, admin: "redis.Redis") -> None:
+        self._admin = admin
+        self.used: set[str] = set()
+        admin.acl_log_reset()
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        self._admin.config_resetstat()
+        yield
+        found = self._admin.info("commandstats")
+        ran = {name.removeprefix("cmdstat_") for name, each in found.items() if each["calls"]}
+        self.used |= ran - OF_THE_TEST
+        assert self._admin.acl_log() == []
+
+    def unused(self, role: Role) -> set[str]:
+        """What a role may do, but for the keys of rq, and has not done."""
+        rules = " ".join(role.rules).partition(" (~rq:*")[0].replace("(", "").replace(")", "").split()
+        allowed = {rule.removeprefix("+") for rule in rules if rule.startswith("+")}
+        return allowed - ONLY_ON_A_CLUSTER - self.used
+
+
+@pytest.fixture
+def watch(admin: "redis.Redis") -> Watch:
+    return Watch(admin)
+
+
+def talk(chat: Chat) -> None:
+    """Everything that users do, but for live sessions."""
+    chat.create_group("team", ["ann", "bob", "cy"])
+    chat.add_members("team", ["dan", "eve"])
+    first = chat.send("team", "one", sender_uid="ann", client_msgid="c")
+    others = [
+        chat.send("team", f"message {number}", sender_uid=uid, client_msgid=f"c{number}")
+        for number, uid in enumerate(["bob", "ann", "bob", "ann", "cy"])
+    ]
+    chat.ack("bob", "team", others[1].msgid)  # over the first of two that bob has sent himself
+    chat.send("team", "between", sender_uid="bob")
+    chat.ack("bob", "team")
+    chat.ack("ann", "team", first.msgid)
+    chat.send("team", "more", sender_uid="bob")
+    chat.recall("team", first.msgid, by="ann")
+    chat.remove_members("team", ["eve", "bob"])
+    sent = chat.send_direct("bob", "hello", sender_uid="ann")
+    chat.ack("bob", sent.gid)
+    import_events(
+        chat,
+        [b'{"type": "join", "gid": "other", "uid": "ann"}'],
+        on_error=lambda *_: pytest.fail("no such error"),
+        on_progress=lambda _: None,
+    )
+
+
+def look(chat: Chat) -> None:
+    """Everything that can be asked about the chat."""
+    for group in chat.groups():
+        assert list(chat.members(group.gid))
+        for tally in chat.status(group.gid, limit=0):
+            chat.message_status(group.gid, tally.message.msgid)
+    for uid in ("ann", "bob", "cy", "dan"):
+        chat.unread(uid)
+        chat.pull(uid)
+        chat.receipts(uid)
+
+
+def listen(chat: Chat, uid: str) -> None:
+    """Hear what a session has to say, until receipts come."""
+    heard: list[object] = []
+    with LocalDatabase(path_of(chat.settings.data_dir, uid), uid) as local:
+        live = Client(chat, uid, local).live(lambda: any(isinstance(each, Receipt) for each in heard))
+        heard.extend(live)
+    session = chat.begin_session(uid)
+    chat.heartbeat(uid, session)
+    chat.end_session(uid, session)
+
+
+def trim(settings: Settings) -> None:
+    """Let SQL alone have what was said, but for the newest message."""
+    work_off(settings, "persist", "receipts")
+    with connect(settings, WORKER) as chat:
+        retention.trim(chat, keep_messages=1)
+
+
+def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch) -> None:
+    # Given a worker that has been there
+    work_off(settings, "persist")
+
+    # When users talk, of whom some join in such a crowd that a millisecond has not ids for all
+    with watch.looking(), connect(replace(settings, idempotency_ms=20_000), GATEWAY) as chat:
+        talk(chat)
+        chat.create_group("crowd", [f"user{number}" for number in range(8300)])
+    with watch.looking(), connect(replace(settings, idempotency_ms=60_000), GATEWAY) as chat:
+        chat.send("team", "so much later that older client_msgids go", sender_uid="ann", client_msgid="d1")
+    trim(settings)
+
+    # And look, and listen
+    with watch.looking(), connect(settings, GATEWAY) as chat:
+        look(chat)
+        listen(chat, "ann")
+        chat.remove_members("team", ["dan"])
+
+    # Then they could, and every right was used
+    assert watch.unused(GATEWAY) == set()
+
+
+def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:
+    # Given talk, entries that say nothing, and workers that died with all of it in hand
+    work_off(settings, "persist")
+    with connect(settings, GATEWAY) as chat:
+        talk(chat)
+        space = chat.link.space
+        for _ in range(2):
+            admin.xadd(space.journal(0), {"kind": "nonsense"})
+    with connect(settings, WORKER) as chat:
+        first, second = (Journal(chat.link, "persist", settings) for _ in range(2))
+        first.hold_on()
+        second.take()
+    admin.delete(lease("persist", 1), lease("persist", 2))
+    admin.function_flush()
+
+    # When workers do their work, and an operator looks at it and puts away what they leave
+    with watch.looking():
+        work_off(settings, "persist", "receipts")
+        with connect(settings, WORKER) as chat:
+            first_letter, *letters = deadletters.list_dead(chat)
+            deadletters.requeue(chat, first_letter.id)
+            for letter in letters:
+                deadletters.drop(chat, letter.id)
+        trim(settings)
+        with connect(settings, WORKER) as chat:
+            look(chat)
+            assert stats(chat).workers
+
+    # And when they mend what the server has forgotten, or never should have known: a part of it
+    group = space.group("team")
+    admin.delete(group.acked, *admin.keys("im:*:own:*"))
+    admin.zadd(group.joined, {"eve": 0})
+    admin.zadd(group.acked, {"eve": 0})
+    with watch.looking(), connect(settings, WORKER) as chat:
+        assert any(difference.repaired for difference in audit.check(chat, repair=True))
+
+    # Or all of it
+    admin.flushdb()
+    with watch.looking(), connect(settings, WORKER) as chat:
+        rebuild.rebuild(chat)
+
+    # Then they could, and every right was used
+    assert watch.unused(WORKER) == set()
+
+
+def test_jobs_keep_to_their_keys(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:
+    # Given a job that fails
+    mine = as_user(settings, WORKER)
+    with closing(redis.Redis.from_url(mine.redis_url)) as connection:
+        queue = Queue(jobs.QUEUE, connection=connection, serializer=JSONSerializer)
+        failing = queue.enqueue("workers.jobs.no_such_job")
+
+        # When the worker enqueues another by itself, and does both
+        with watch.looking(), process(settings, "jobs") as worker:
+            worker.wait_for("trimmed 0 entries")
+            worker.wait_for("no_such_job")
+            assert worker.end() == 0
+
+        # Then nothing was refused
+        assert failing.get_status(refresh=True) == JobStatus.FAILED
+        assert "not permitted" not in worker.log
+    assert {str(key).partition(":")[0] for key in admin.keys("*")} <= {"rq", "im"}
+
+
+def test_a_reader_can_look_at_everything(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:
+    # Given talk, some of which is stored, some in the hand of a worker, and some of it only in Redis
+    work_off(settings, "persist")
+    with connect(settings, GATEWAY) as chat:
+        talk(chat)
+    trim(settings)
+    with connect(settings, GATEWAY) as chat:
+        chat.send("team", "in hand", sender_uid="ann")
+    with connect(settings, WORKER) as chat:
+        Journal(chat.link, "persist", settings).take()
+
+    # When a reader looks
+    with watch.looking(), connect(settings, READER) as chat:
+        look(chat)
+        assert stats(chat).workers
+        assert list(deadletters.list_dead(chat)) == []
+        list(audit.check(chat))
+
+    # Then they could, and every right was used
+    assert watch.unused(READER) == set()
+
+
+COMMON = [
+    *("FLUSHALL", "FLUSHDB", "CONFIG GET dir", "CONFIG SET maxmemory 1", "KEYS *", "SCAN 0", "RANDOMKEY", "DBSIZE"),
+    *("SHUTDOWN NOSAVE", "MONITOR", "CLIENT LIST", "CLIENT KILL TYPE normal", "REPLICAOF no one"),
+    *(
+        "ACL LIST",
+        "ACL SETUSER me on",
+        "FUNCTION FLUSH",
+        "FUNCTION DELETE imcore",
+        "SWAPDB 0 1",
+        "SAVE",
+        "BGREWRITEAOF",
+    ),
+    *("GET other", "SET other 1", "DEL other", "HGET other a", "XADD other * a b", "COPY {team}stream other"),
+    *("RENAME {team}stream other", "MIGRATE host 1 {team}stream 0 1", "DUMP {team}stream", "OBJECT FREQ {team}stream"),
+    *("SUBSCRIBE other", "PSUBSCRIBE im:*", "SPUBLISH other x", "SSUBSCRIBE other", "PUBLISH im:x y", "MODULE LIST"),
+    *("FCALL im_ack 1 other", "FCALL_RO im_range 2 other other - + 1", "SORT {team}stream", "LATENCY RESET"),
+]
+"""What nobody may. `{team}` stands for the beginning of a group's keys."""
+
+NOT_THE_CHAT = [
+    *("DEL {team}stream", "UNLINK {team}stream", "RENAME {team}stream {team}own", "DEL {team}acked", "DEL {odd}stream"),
+    *(
+        "XTRIM {team}stream MAXLEN 0",
+        "XDEL {team}stream 1-1",
+        "DEL im:config",
+        "HSETNX {team}meta a b",
+        "HDEL {team}meta seq",
+    ),
+    *("EXPIRE {team}stream 1", "SET {team}stream 1", "XACK {journal} persist 1-1", "XSETID {team}stream 9-9"),
+    *("FUNCTION LOAD REPLACE x", "GET rq:x", "SADD rq:queues x", "LPUSH rq:queue:imcore x", "EVAL return(1) 0"),
+    *("XREADGROUP GROUP persist me STREAMS {journal} >", "SSUBSCRIBE rq:x"),
+]
+
+REFUSED = {
+    WORKER: [*COMMON, "SSUBSCRIBE im:{0}:push:team", "SUBSCRIBE im:x", "RENAME im:config rq:x", "COPY rq:x im:config"],
+    GATEWAY: [*COMMON, *NOT_THE_CHAT],
+    READER: [
+        *(*COMMON, *NOT_THE_CHAT, "SSUBSCRIBE im:{0}:push:team", "XADD {team}stream * a b", "ZADD {team}acked 1 bob"),
+        *("FCALL im_ack 1 {team}meta", "HSET {team}meta seq 1", "SPUBLISH im:{0}:push:team x", "DEL {own}"),
+    ],
+}
+
+
+@pytest.mark.parametrize("role", ROLES.values(), ids=ROLES.keys())
+def test_what_a_role_must_not_do(settings: Settings, admin: "redis.Redis", role: Role) -> None:
+    # Given groups, one of a name that looks like the end of a key that may be deleted
+    work_off(settings, "persist")
+    odd = "x}:own:y"
+    with connect(settings, GATEWAY) as chat:
+        for gid in ("team", odd):
+            chat.create_group(gid, ["ann", "bob"])
+            chat.send(gid, "hi", sender_uid="ann")
+        keys = {gid: chat.link.space.group(gid) for gid in ("team", odd)}
+    beginnings = {gid: k.meta.removesuffix(f"meta:{gid}") for gid, k in keys.items()}
+    names = {
+        "{journal}": keys["team"].journal,
+        "{own}": keys["team"].own("bob"),
+        **{f"{{team}}{name}": f"{beginnings['team']}{name}:team" for name in ("stream", "meta", "acked", "own")},
+        "{odd}stream": keys[odd].stream,
+    }
+    before = dump(settings)
+
+    # When somebody with that role tries what is none of their business
+    with closing(redis.Redis.from_url(as_user(settings, role).redis_url)) as client:
+        answers = {line: answer_of(client, *(names.get(word, word) for word in line.split())) for line in REFUSED[role]}
+
+    # Then each is refused, for want of the right to do so
+    assert {line: answer for line, answer in answers.items() if "permission" not in answer} == {}
+
+    # And nothing has changed
+    assert dump(settings) == before
+
+
+def answer_of(client: "redis.Redis", *command: str) -> str:
+    try:
+        return f"answered {client.execute_command(*command)}"
+    except ResponseError as error:
+        return str(error)
+
+
+def dump(settings: Settings) -> dict[Any, Any]:
+    with closing(redis.Redis.from_url(settings.redis_url)) as client:
+        return {key: client.dump(key) for key in client.keys("*")}
+
+
+@pytest.mark.parametrize("role", [GATEWAY, READER], ids=["gateway", "reader"])
+def test_who_comes_before_any_worker_is_told_so(settings: Settings, admin: "redis.Redis", role: Role) -> None:
+    with connect(settings, role) as chat, pytest.raises(RedisUnavailable, match="start a worker") as refused:
+        chat.unread("ann")
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_not_allowed_is_one_line_that_says_what_to_do(settings: Settings, admin: "redis.Redis") -> None:
+    # Given a reader, and a gateway that somebody has taken a right from
+    work_off(settings, "persist")
+    with connect(settings, GATEWAY) as chat:
+        chat.create_group("team", ["ann"])
+    admin.execute_command("ACL", "SETUSER", GATEWAY.user, "-zscore")
+
+    # Then each is told which one, in functions and without
+    for role, right in ((READER, "fcall"), (GATEWAY, "zscore")):
+        with connect(settings, role) as chat, pytest.raises(ConfigurationError) as refused:
+            chat.send("team", "hi", sender_uid="ann")
+        assert f"User {role.user} has no permissions to run the '{right}' command" in str(refused.value)
+        assert "`im acl`" in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert PASSPHRASE not in str(refused.value)
+
+
+def test_as_printed_no_password_is_set(admin: "redis.Redis") -> None:
+    for role in ROLES.values():
+        with pytest.raises(ResponseError, match="password hash must be exactly 64 characters"):
+            admin.execute_command(*role.set_user().split())
+
+
+def test_the_lines_for_an_aclfile_are_the_same_rules(admin: "redis.Redis", tmp_path: Path) -> None:
+    # Given a server that has the users from a file
+    digest = hashlib.sha256(PASSPHRASE.encode()).hexdigest()
+    file = tmp_path / "users.acl"
+    file.write_text("".join(role.file_line().replace(PASSWORD, f"#{digest}") + "\n" for role in ROLES.values()))
+    server = start_valkey(tmp_path / "other", "--aclfile", str(file), appendonly=False)
+    try:
+        with closing(redis.Redis.from_url(server.url, decode_responses=True)) as other:
+            # Then they are what the commands make of them
+            for role in ROLES.values():
+                assert other.acl_getuser(role.user) == admin.acl_getuser(role.user)
+    finally:
+        server.stop()
+
+
+def test_on_a_cluster(cluster_servers: RunningCluster, cluster: str, tmp_path: Path) -> None:
+    # Given a cluster with the users
+    nodes = [redis.Redis.from_url(node.url) for node in cluster_servers.nodes]
+    try:
+        for node in nodes:
+            for role in ROLES.values():
+                node.execute_command(*with_password(role))
+            node.acl_log_reset()
+
+        # When workers, a gateway with a live session, and a reader do their work
+        settings = Settings.from_env({}, redis_url=cluster, data_dir=str(tmp_path))
+        urls = {
+            role: cluster.replace("://", f"://{role.user}:{PASSPHRASE.replace(' ', '%20')}@") for role in ROLES.values()
+        }
+        with Chat.connect(settings=replace(settings, redis_url=urls[WORKER])) as chat:
+            Journal(chat.link, "persist", settings).take(block_ms=0)
+        with Chat.connect(settings=replace(settings, redis_url=urls[GATEWAY])) as chat:
+            talk(chat)
+            with chat.listen("dan") as session:
+                assert next(iter(session))
+        with Chat.connect(settings=replace(settings, redis_url=urls[READER])) as chat:
+            assert stats(chat).groups == 3
+            assert chat.unread("cy")
+
+        # Then nothing was refused
+        assert [node.acl_log() for node in nodes] == [[], [], []]
+    finally:
+        for node in nodes:
+            node.acl_deluser(*(role.user for role in ROLES.values()))
+            node.close()

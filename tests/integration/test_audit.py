@@ -1,0 +1,389 @@
+"""`check` on a real server: it finds each kind of damage, mends it, and is not misled by what is on its way."""
+
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.admin.audit import check
+from imcore.admin.audit_messages import MessageAudit
+from imcore.admin.retention import trim
+from imcore.admin.suspicion import Suspicion
+from imcore.errors import NotMember, UnknownMessage
+from imcore.settings import Settings
+from imcore.streams import keys
+from imcore.streams.keys import SEPARATOR, GroupKeys
+from tests.deadline import wait_until
+from workers.persist import Persist
+from workers.receipts import ReceiptsWorker
+
+GID = "群 #1"
+UIDS = ("ann", "bob", "cy", "{dee}")
+MESSAGES = 30
+ROUNDS = int(os.environ.get("IM_CHECK_ROUNDS", "10"))
+"""How often all is checked while people use the system."""
+PAUSE_S = 0.003
+"""How long each of them waits between two steps: the machine is to do other things, too."""
+
+
+@pytest.fixture
+def chat(valkey: str, sqlite_url: str) -> Iterator[Chat]:
+    """A group with a history, all of it stored: who left and came back, who is behind, a recall, a trim point."""
+    with opened(valkey, sqlite_url) as chat:
+        chat.database.upgrade()
+        chat.create_group(GID, UIDS)
+        chat.create_group("other", UIDS[:2])
+        for number in range(MESSAGES):
+            said(chat, number)
+        chat.ack("bob", GID, nth(chat, 12))
+        chat.remove_members(GID, ["cy", "{dee}"])
+        said(chat, MESSAGES, "bob")
+        chat.add_members(GID, ["cy"])
+        said(chat, MESSAGES + 1, "bob")
+        said(chat, MESSAGES + 2, "cy")
+        chat.recall(GID, nth(chat, 25), by="ann", admin=True)
+        chat.send("other", "hello", sender_uid="ann")
+        persist(chat)
+        trim(chat, keep_messages=20)
+        yield chat
+
+
+def opened(valkey: str, database_url: str) -> Chat:
+    return Chat.connect(valkey, database_url, settings=replace(Settings.from_env({}), block_ms=0, partitions=2))
+
+
+def said(chat: Chat, number: int, sender: str = "") -> None:
+    chat.send(GID, f"message {number}", sender_uid=sender or UIDS[number % 3], client_msgid=f"c{number}")
+
+
+def nth(chat: Chat, number: int) -> str:
+    return chat.status(GID, limit=0)[number].message.msgid
+
+
+def persist(chat: Chat) -> None:
+    worker = Persist(chat.link, chat.database, chat.settings)
+    while worker.step():
+        pass
+    worker.close()
+
+
+def test_what_agrees_is_no_difference(chat: Chat) -> None:
+    assert list(check(chat)) == []
+
+
+def test_what_no_worker_stores_is_one_line(chat: Chat) -> None:
+    # Given a group of which SQL knows nothing, and changes in another one
+    chat.create_group("new", ["ann", "bob"])
+    said_first = chat.send("new", "first", sender_uid="ann")
+    chat.ack("bob", "new", said_first.msgid)
+    said(chat, 99)
+    chat.ack("ann", GID)
+    chat.recall(GID, nth(chat, 30), by="bob", admin=True)
+    chat.remove_members(GID, ["ann"])
+    # When, then
+    (found,) = check(chat, repair=True)
+    assert (found.gid, found.sql, found.repaired) == ("", "not stored", False)
+    # And once it is stored, nothing
+    persist(chat)
+    assert list(check(chat)) == []
+
+
+# Each kind of damage: what is done to Redis or to SQL, and something that the line about it says.
+
+Damage = Callable[[Chat, GroupKeys], object]
+
+
+def sql(statement: str, **values: object) -> Damage:
+    def damage(chat: Chat, _: GroupKeys) -> None:
+        with chat.database.connection() as connection:
+            newest = chat.group(GID).last_msgid
+            given = {"gid": GID, "newest": msgids.pack(newest or ""), **values}
+            names = {name: value for name, value in given.items() if f":{name}" in statement}
+            assert connection.execute(text(statement), names).rowcount
+
+    return damage
+
+
+def redis(command: str, key: str, *args: object) -> Damage:
+    def damage(chat: Chat, k: GroupKeys) -> None:
+        name = {"own": k.own("bob"), "groups_of": k.groups_of("bob")}.get(key) or getattr(k, key)
+        assert chat.link.client.execute_command(command, name, *args)
+
+    return damage
+
+
+def lose_message(chat: Chat, k: GroupKeys) -> None:
+    chat.link.client.xdel(k.stream, nth(chat, 20))
+
+
+def lose_newest_message(chat: Chat, k: GroupKeys) -> None:
+    chat.link.client.xdel(k.stream, nth(chat, -1))
+
+
+def lose_stream(chat: Chat, k: GroupKeys) -> None:
+    chat.link.client.delete(k.stream)
+
+
+def garbage(chat: Chat, k: GroupKeys) -> None:
+    chat.link.client.xadd(k.stream, {"nonsense": "1"})
+
+
+def back(chat: Chat, k: GroupKeys) -> None:
+    chat.link.client.xgroup_setid(k.stream, "bob", nth(chat, 11))
+
+
+def ahead(chat: Chat, k: GroupKeys) -> None:
+    chat.link.client.xgroup_setid(k.stream, "bob", nth(chat, 20))
+
+
+def index_ahead(chat: Chat, k: GroupKeys) -> None:
+    chat.link.client.zadd(k.acked, {"bob": msgids.pack(nth(chat, 20))})
+
+
+def closed_span(chat: Chat, k: GroupKeys) -> None:
+    (span,) = (name for name in chat.link.client.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
+    chat.link.client.zrem(k.left, span)
+
+
+DAMAGE: dict[str, tuple[Damage, str]] = {
+    "redis lost a message": (lose_message, "message"),
+    "redis lost the newest message": (lose_newest_message, "message"),
+    "redis lost a stream": (lose_stream, "message"),
+    "redis lost a group": (redis("DEL", "meta"), "group"),
+    "redis lost all of a group": (
+        lambda chat, k: chat.link.client.delete(k.meta, k.stream, k.acked, k.joined, k.left, k.uncounted),
+        "group",
+    ),
+    "redis lost a group's name": (redis("SREM", "groups", GID), "group in the list of all"),
+    "redis has an entry that is no message": (garbage, "cannot be read"),
+    "redis has a wrong head": (redis("HSET", "meta", "x", 1, "seq", 7, "last", 9), "newest message"),
+    "redis has the trim point too low": (redis("HSET", "meta", "x", 1, "trimmed", 0), "trim point"),
+    "redis lost an offset": (redis("ZREM", "acked", "bob"), "offset in the span of 'bob'"),
+    "redis lost a beginning": (redis("ZREM", "joined", "bob"), "beginning of the span of 'bob'"),
+    "redis lost an end": (closed_span, "end of the span of '{dee}'"),
+    "redis lost closed spans": (redis("DEL", "left"), "end of the span"),
+    "redis lost a consumer group": (redis("XGROUP DESTROY", "stream", "bob"), "consumer group of 'bob'"),
+    "a consumer group is behind": (back, "consumer group of 'bob'"),
+    "a consumer group is ahead": (ahead, "consumer group of 'bob'"),
+    "a consumer group too many": (redis("XGROUP CREATE", "stream", "eve", "0"), "consumer group of 'eve'"),
+    "the index is ahead": (index_ahead, "offset in the span of 'bob'"),
+    "the index has a stranger": (redis("ZADD", "acked", 0, "eve"), "open span of 'eve' in acked"),
+    "the index has a span too many": (redis("ZADD", "joined", 5, f"eve{SEPARATOR}5"), "span of 'eve'"),
+    "redis lost own messages": (redis("DEL", "own"), "own messages of 'bob'"),
+    "redis has an own message too many": (redis("RPUSH", "own", 1 << 52), "own messages of 'bob'"),
+    "redis lost a user's group": (redis("DEL", "groups_of"), "group among those of 'bob'"),
+    "redis lost a recall": (redis("DEL", "uncounted"), "recall of message"),
+    "redis has a recall too many": (redis("ZADD", "uncounted", 77, 77), "recalled messages"),
+    "sql lost a message": (sql("DELETE FROM group_msgs WHERE gid = :gid AND msgid = :newest"), "message"),
+    "sql lost the newest messages": (sql("DELETE FROM group_msgs WHERE gid = :gid AND seq > 15"), "message"),
+    "sql has another seq": (sql("UPDATE group_msgs SET seq = 99 WHERE gid = :gid AND msgid = :newest"), "seq of"),
+    "sql lost the group": (sql("DELETE FROM chat_groups WHERE gid = :gid"), "group"),
+    "sql lost a span": (sql("DELETE FROM group_spans WHERE gid = :gid AND uid = 'bob'"), "open span of 'bob'"),
+    "sql lost all spans": (sql("DELETE FROM group_spans WHERE gid = :gid"), "span of"),
+    "sql has an offset behind": (
+        sql("UPDATE group_spans SET acked_msgid = 0 WHERE gid = :gid AND uid = 'bob'"),
+        "offset in the span of 'bob'",
+    ),
+    "sql has an offset ahead": (
+        sql("UPDATE group_spans SET acked_msgid = :newest WHERE gid = :gid AND uid = 'bob'"),
+        "offset in the span of 'bob'",
+    ),
+    "sql has an end that did not come": (
+        sql("UPDATE group_spans SET left_msgid = :newest WHERE gid = :gid AND uid = 'bob'"),
+        "span of 'bob'",
+    ),
+    "sql has no end": (
+        sql("UPDATE group_spans SET left_msgid = NULL WHERE gid = :gid AND uid = '{dee}'"),
+        "span of '{dee}'",
+    ),
+}
+
+OFFSETS_MOVE = {"a consumer group is ahead", "the index is ahead", "sql has an offset ahead"}
+"""Here the further one wins, and that is another answer than before."""
+MEMBERS_GO = {"sql has an end that did not come"}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_each_damage_is_found_and_mended(chat: Chat, kind: str) -> None:
+    # Given
+    damage, says = DAMAGE[kind]
+    before = answers(chat)
+    damage(chat, chat.link.space.group(GID))
+    # When
+    found = list(check(chat))
+    # Then it says so, and looking has changed nothing
+    assert any(says in each.what for each in found), found
+    assert {each.gid for each in found} == {GID}
+    assert [(each.what, each.repaired) for each in check(chat)] == [(each.what, False) for each in found]
+    # When
+    mended = list(check(chat, repair=True))
+    # Then
+    assert [each for each in mended if not each.repaired] == []
+    assert list(check(chat)) == []
+    after = answers(chat)
+    for question in before if kind not in OFFSETS_MOVE | MEMBERS_GO else ["group"] if kind in OFFSETS_MOVE else []:
+        assert after[question] == before[question], question
+
+
+def test_what_has_no_one_answer_is_said_and_left(chat: Chat) -> None:
+    sql("UPDATE group_msgs SET content = 'forged' WHERE gid = :gid AND msgid = :newest")(
+        chat, chat.link.space.group(GID)
+    )
+    (found,) = check(chat, repair=True)
+    assert (found.what.split()[0], found.repaired) == ("content", False)
+    assert "forged" in found.sql
+
+
+def answers(chat: Chat) -> dict[str, object]:
+    """All that can be asked, of every message and everybody."""
+    messages = [tally.message.msgid for tally in chat.status(GID, limit=0)]
+    return {
+        "group": chat.group(GID),
+        "members": list(chat.members(GID)),
+        "pull": [chat.pull(uid) for uid in UIDS],
+        "unread": [chat.unread(uid) for uid in UIDS],
+        "tallies": chat.status(GID, limit=0),
+        "names": [chat.message_status(GID, msgid) for msgid in messages],
+    }
+
+
+def test_what_happens_meanwhile_is_no_difference(chat: Chat, valkey: str, sqlite_url: str) -> None:
+    """People talk, ack, come and go; the worker stores it; retention trims: and all the while `check` finds nothing."""
+    # Given
+    with Crowd(valkey, sqlite_url) as crowd:
+        for number in range(ROUNDS):
+            crowd.trims = number >= ROUNDS // 2
+            # When, then
+            found = list(check(chat))
+            assert found == []
+    persist(chat)
+    assert list(check(chat)) == []
+
+
+def test_damage_is_mended_while_all_goes_on(chat: Chat, valkey: str, sqlite_url: str) -> None:
+    # Given
+    k = chat.link.space.group(GID)
+    with Crowd(valkey, sqlite_url):
+        for damage in (lose_message, redis("ZREM", "acked", "bob"), redis("DEL", "left"), redis("DEL", "own")):
+            chat.remove_members(GID, ["bob"])
+            chat.add_members(GID, ["bob"])
+            said(chat, 0, "bob")
+            # When
+            with suppress(AssertionError):  # nothing was there to be lost
+                damage(chat, k)
+            # Then
+            assert [each for each in check(chat, repair=True) if not each.repaired] == []
+    persist(chat)
+    assert list(check(chat)) == []
+
+
+class Crowd:
+    """Threads that use the system for as long as they are let."""
+
+    def __init__(self, valkey: str, database_url: str) -> None:
+        self.trims = False
+        self._stop = threading.Event()
+        self._errors: list[BaseException] = []
+        tasks = (self._talk, self._ack, self._come_and_go, self._store, self._trim)
+        self._chats = [opened(valkey, database_url) for _ in tasks]
+        self._threads = [
+            threading.Thread(target=self._run, args=(task, chat)) for task, chat in zip(tasks, self._chats, strict=True)
+        ]
+
+    def __enter__(self) -> "Crowd":
+        for thread in self._threads:
+            thread.start()
+        client = self._chats[0].link.client
+        wait_until(lambda: client.exists(keys.lease("persist", 1)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        for chat in self._chats:
+            chat.close()
+        assert self._errors == []
+
+    def _run(self, task: Callable[[Chat, random.Random], object], chat: Chat) -> None:
+        try:
+            chance = random.Random(1)
+            while not self._stop.wait(PAUSE_S):
+                with suppress(NotMember, UnknownMessage):
+                    task(chat, chance)
+        except BaseException as error:  # for the test to see
+            self._errors.append(error)
+
+    def _talk(self, chat: Chat, chance: random.Random) -> None:
+        chat.send(chance.choice((GID, "other")), "talk", sender_uid=chance.choice(UIDS[:3]))
+
+    def _ack(self, chat: Chat, chance: random.Random) -> None:
+        gid = chance.choice((GID, "other"))
+        tallies = chat.status(gid, limit=5)
+        chat.ack(chance.choice(UIDS), gid, chance.choice(tallies).message.msgid if tallies else None)
+
+    def _come_and_go(self, chat: Chat, chance: random.Random) -> None:
+        uid = chance.choice(UIDS)
+        chance.choice((chat.add_members, chat.remove_members))("other", [uid])
+
+    def _store(self, chat: Chat, _: random.Random) -> None:
+        self._worker = getattr(self, "_worker", None) or Persist(chat.link, chat.database, chat.settings)
+        self._worker.step()
+        if self._stop.is_set():
+            self._worker.close()
+
+    def _trim(self, chat: Chat, chance: random.Random) -> None:
+        if self.trims:
+            trim(chat, keep_messages=chance.randrange(3, 30))
+
+
+def test_a_journal_that_is_trimmed_meanwhile_hides_nothing_that_happened(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given somebody who reads while both sides are read, and a trim before check asks what has happened meanwhile
+    tell(chat)
+    trim(chat)
+    tallies, acks = MessageAudit._tallies, iter([20, 25])
+
+    def meanwhile(self: MessageAudit, some: list[Any]) -> list[Suspicion]:
+        answer = list(tallies(self, some))
+        for number in islice(acks, 1):
+            chat.ack("ann", GID, nth(chat, number))
+            answer = list(tallies(self, some))
+            persist(chat)
+            tell(chat)
+            assert trim(chat).journal_entries
+        return answer
+
+    monkeypatch.setattr(MessageAudit, "_tallies", meanwhile)
+    # Then
+    assert list(check(chat)) == []
+
+
+def tell(chat: Chat) -> None:
+    worker = ReceiptsWorker(chat.link, chat.database, chat.settings)
+    while not worker.drained():
+        worker.step()
+    worker.close()
+
+
+def test_a_recall_of_a_trimmed_message_that_is_not_stored_yet_is_no_difference(chat: Chat) -> None:
+    # Given an own message past the offset, which is in SQL only
+    chat.create_group("team", ["ann", "bob"])
+    chat.send("team", "not read by ann", sender_uid="bob")
+    own = chat.send("team", "a slip", sender_uid="ann")
+    persist(chat)
+    trim(chat, keep_messages=0)
+    # When
+    chat.recall("team", own.msgid, by="ann")
+    # Then
+    assert [difference for difference in check(chat) if difference.gid == "team"] == []

@@ -1,0 +1,419 @@
+"""A client with its local database on a real server: kept once, in order, sent once, whatever breaks."""
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.client import Client
+from imcore.direct import gid_of
+from imcore.errors import ConfigurationError, RedisUnavailable
+from imcore.live.localdb import LocalDatabase, path_of
+from imcore.settings import Settings
+from imcore.streams import calls
+from imcore.streams.calls import Draft
+from imcore.values import Message, MessageTally, Receipt
+from tests.deadline import wait_until
+from tests.servers import start_valkey
+from workers.persist import Persist
+from workers.receipts import ReceiptsWorker
+
+MOST_S = 20.0
+SEEDS = int(os.environ.get("IM_LIVE_SEEDS", "2"))
+"""How many random histories are played; for a long run set IM_LIVE_SEEDS."""
+
+
+@pytest.fixture
+def settings(valkey: str, tmp_path: Path) -> Settings:
+    return replace(Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path)), receipt_window_ms=0, block_ms=10)
+
+
+@pytest.fixture
+def chat(settings: Settings) -> Iterator[Chat]:
+    with Chat.connect(settings=settings) as chat:
+        yield chat
+
+
+@pytest.fixture
+def other(settings: Settings) -> Iterator[Chat]:
+    """Another process's connection."""
+    with Chat.connect(settings=settings) as chat:
+        yield chat
+
+
+@pytest.fixture
+def local(settings: Settings) -> Iterator[LocalDatabase]:
+    with LocalDatabase(path_of(settings.data_dir, "bob"), "bob", exclusive=True) as local:
+        yield local
+
+
+@pytest.fixture
+def bob(chat: Chat, local: LocalDatabase) -> Client:
+    return Client(chat, "bob", local)
+
+
+def say(chat: Chat, *texts: str, gid: str = "team", sender: str = "ann") -> list[str]:
+    sent = chat.link.run(calls.send(chat.link.space, gid, [Draft(sender, text) for text in texts], 1000))
+    return [each.msgid for each in sent if isinstance(each, calls.Sent)]
+
+
+def listen(client: Client, until: Callable[[], object], **options: Any) -> list[Message | Receipt]:
+    """Run a session until the condition holds, as seen between two polls."""
+    give_up = time.monotonic() + MOST_S
+
+    def stopping() -> bool:
+        assert time.monotonic() < give_up, f"not so within {MOST_S} s"
+        return bool(until())
+
+    return list(client.live(stopping, **options))
+
+
+def texts(local: LocalDatabase, gid: str = "team") -> list[str]:
+    return [line.content for line in local.log(gid)]
+
+
+def states(local: LocalDatabase, gid: str = "team") -> list[str | None]:
+    return [line.state for line in local.log(gid)]
+
+
+def tell(chat: Chat) -> None:
+    """Have the worker `receipts` tell what is there."""
+    worker = ReceiptsWorker(chat.link, chat.database, chat.settings)
+    while not worker.drained():
+        worker.step()
+    worker.close()
+
+
+def store(chat: Chat) -> None:
+    """Have the worker `persist` store what is there."""
+    chat.database.upgrade()
+    worker = Persist(chat.link, chat.database, chat.settings)
+    while not worker.drained():
+        worker.step()
+    worker.close()
+
+
+# Receiving.
+
+
+def test_a_session_keeps_what_it_yields(bob: Client, local: LocalDatabase, chat: Chat) -> None:
+    chat.create_group("team", ["ann", "bob"])
+    say(chat, "1", "2")
+    found = listen(bob, lambda: len(texts(local)) == 2)
+    assert [each.content for each in found if isinstance(each, Message)] == texts(local) == ["1", "2"]
+    assert chat.pull("bob") == []
+
+
+def test_a_session_killed_before_it_acked_acks_when_it_comes_back(
+    bob: Client, local: LocalDatabase, chat: Chat
+) -> None:
+    # Given one that had three messages on its disk, and acked none of them
+    chat.create_group("team", ["ann", "bob"])
+    sent = say(chat, "1", "2", "3")
+    with closing(bob.live(lambda: False)) as events:
+        next(events)
+    assert texts(local) == ["1", "2", "3"]
+    assert len(chat.pull("bob")) == 3
+    # When
+    found = listen(bob, lambda: chat.pull("bob") == [], ack_interval_s=0.05)
+    # Then
+    assert found == []
+    assert texts(local) == ["1", "2", "3"]
+    tell(chat)
+    assert [(each.msgid, each.read) for each in chat.receipts("ann")] == [(each, 1) for each in sent]
+
+
+def test_a_session_notes_where_it_began_so_that_other_devices_take_nothing_from_it(
+    bob: Client, local: LocalDatabase, chat: Chat, other: Chat
+) -> None:
+    # Given a session in which nothing came
+    chat.create_group("team", ["ann", "bob"])
+    say(chat, "long ago")
+    chat.ack("bob", "team")
+    listen(bob, local.places)
+    # When another device sends, receives and acks
+    say(other, "1")
+    other.ack("bob", "team")
+    say(other, "2", sender="bob")
+    # Then
+    listen(bob, lambda: texts(local) == ["1", "2"])
+
+
+def test_a_login_brings_everything(bob: Client, local: LocalDatabase, chat: Chat) -> None:
+    # Given more than a page, some of it trimmed, and receipts
+    chat.create_group("team", ["ann", "bob"])
+    own = say(chat, "mine", sender="bob")
+    chat.ack("ann", "team")
+    sent = say(chat, *(str(number) for number in range(1200)))
+    store(chat)
+    tell(chat)
+    chat.link.run(calls.trim(chat.link.space, "team", msgids.pack(sent[700])))
+    local.keep_sent(chat.send("team", "mine too", sender_uid="bob"))
+    # When
+    bob.sync()
+    bob.sync()
+    # Then
+    assert texts(local) == [*(str(number) for number in range(1200)), "mine too"]
+    assert [(each.msgid, each.read) for each in chat.receipts("bob")] == [(own[0], 1)]
+    assert chat.unread("bob")[0].unread == 1200
+
+
+def test_a_login_passes_over_a_group_that_is_left_meanwhile(
+    bob: Client, local: LocalDatabase, chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for gid in ("a", "team"):
+        chat.create_group(gid, ["ann", "bob"])
+        say(chat, "hi", gid=gid)
+    groups_of = chat.groups_of
+
+    def then_leaves(uid: str) -> list[str]:
+        found = groups_of(uid)
+        other.remove_members("a", ["bob"])
+        return found
+
+    monkeypatch.setattr(chat, "groups_of", then_leaves)
+    bob.sync()
+    assert texts(local) == ["hi"]
+
+
+def test_who_was_away_keeps_the_same_tallies_as_who_was_there(
+    bob: Client, local: LocalDatabase, chat: Chat, other: Chat, settings: Settings
+) -> None:
+    # Given ann who is there, bob who is not
+    uids = [f"u{number}" for number in range(7)]
+    chat.create_group("team", ["ann", "bob", *uids])
+    with LocalDatabase(path_of(settings.data_dir, "ann"), "ann") as hers:
+        ann = Client(other, "ann", hers)
+        # When both have said the same, and others have read it
+        sent = []
+        for number in range(6):
+            sent += [chat.send("team", f"{number}", sender_uid=uid) for uid in ("ann", "bob")]
+            hers.keep_sent(sent[-2])
+            local.keep_sent(sent[-1])
+        read = ["read 7/8", "read 5/8", "read 5/8", "read 4/8", "read 1/8", "stored"]
+        for uid, number in zip(uids, (0, 0, 2, 3, 3, 3, 4), strict=True):
+            chat.ack(uid, "team", sent[2 * number + 1].msgid)
+        tell(chat)
+        listen(ann, lambda: [state for state in states(hers) if state] == read, acks=False)
+    bob.sync()
+    # Then
+    assert [state for state in states(local) if state] == read
+    assert [f"read {each.read}/{each.read + each.unread}" for each in chat.status("team") if each.read] == [
+        state for state in read if state != "stored" for _ in range(2)
+    ]
+
+
+class Killed(BaseException):
+    """The process ends here and now."""
+
+
+class Danger:
+    """Sessions that die between any two calls of Redis or of the local database."""
+
+    def __init__(self, chat: Chat, chance: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.chance = chance
+        self.odds = 0.0
+        for name in ("receive", "take_receipts", "keep_sent"):
+            monkeypatch.setattr(LocalDatabase, name, self.around(getattr(LocalDatabase, name)))
+        for name in ("run", "run_many", "gather"):
+            monkeypatch.setattr(chat.link, name, self.around(getattr(chat.link, name)))
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def dangerous(*args: Any, **kwargs: Any) -> Any:
+            self.perhaps()
+            result = call(*args, **kwargs)
+            self.perhaps()
+            return result
+
+        return dangerous
+
+    def perhaps(self) -> None:
+        if self.chance.random() < self.odds:
+            raise Killed
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_sessions_killed_at_random_moments(
+    settings: Settings, chat: Chat, other: Chat, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    chance = random.Random(seed)
+    danger = Danger(chat, chance, monkeypatch)
+    path = path_of(settings.data_dir, "bob")
+    gids, rounds, killed = ["team", "home"], 25, 0
+    for gid in gids:
+        other.create_group(gid, ["ann", "bob", "cyd"])
+
+    def session(until: Callable[[LocalDatabase], bool]) -> None:
+        with LocalDatabase(path, "bob", exclusive=True) as local:
+            listen(Client(chat, "bob", local), lambda: until(local), ack_every=2, ack_interval_s=0.02)
+
+    # When
+    for number in range(rounds):
+        for gid in gids:
+            say(other, *(f"{number}.{each}" for each in range(chance.randrange(4))), gid=gid)
+        with LocalDatabase(path, "bob") as local:
+            local.queue(chance.choice(gids), f"bob {number}")
+        danger.odds = 0.03
+        give_up = time.monotonic() + 0.3
+        try:
+            session(lambda _, give_up=give_up: time.monotonic() > give_up)
+        except Killed:
+            killed += 1
+        danger.odds = 0.0
+        other.ack("ann", chance.choice(gids))
+        tell(other)
+    for gid in gids:
+        other.ack("cyd", gid)
+    tell(other)
+    # Then
+    session(lambda local: all(lines_of(local, gid) == lines_at(other, gid) for gid in gids))
+    assert {each.unread for each in other.unread("bob")} == {0}
+    mine = [text for gid in gids for _, text, state in lines_at(other, gid) if state]
+    assert sorted(mine) == sorted(f"bob {number}" for number in range(rounds))
+    assert 5 < killed < rounds
+
+
+def lines_of(local: LocalDatabase, gid: str) -> list[tuple[str | None, str, str | None]]:
+    return [(line.msgid, line.content, line.state) for line in local.log(gid)]
+
+
+def lines_at(chat: Chat, gid: str) -> list[tuple[str | None, str, str | None]]:
+    """What bob has to have of a group in the end, by the server."""
+    return [
+        (each.message.msgid, each.message.content, state_of(each) if each.message.sender_uid == "bob" else None)
+        for each in chat.status(gid, limit=0)
+    ]
+
+
+def state_of(each: MessageTally) -> str:
+    if not each.read:
+        return "stored"
+    return f"read {each.read}/{each.read + each.unread}" if each.unread else "read by all"
+
+
+# Sending.
+
+
+def test_what_is_sent_while_the_server_is_away_goes_out_once_and_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "server"
+    server = start_valkey(folder)
+    settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path))
+    try:
+        with Chat.connect(settings=settings) as chat, LocalDatabase(tmp_path / "bob", "bob") as local:
+            chat.create_group("team", ["ann", "bob"])
+            bob = Client(chat, "bob", local)
+            server.kill()
+            # When
+            for number in range(5):
+                bob.queue(str(number), gid="team")
+            bob.queue("psst", to_uid="ann")
+            assert bob.flush() == []
+            assert states(local) == ["waiting"] * 5
+            server = start_valkey(folder)
+            # Then
+            found = listen(bob, lambda: not local.waiting())
+            assert found == []
+            assert [message.content for message in chat.pull("ann", "team")] == [str(number) for number in range(5)]
+            assert [message.content for message in chat.pull("ann", gid_of("ann", "bob"))] == ["psst"]
+            assert states(local) == ["stored"] * 5
+            assert bob.flush() == []
+    finally:
+        server.stop()
+
+
+def test_an_answer_that_never_came_sends_nothing_twice(
+    bob: Client, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat.create_group("team", ["ann", "bob"])
+    send = chat.send
+
+    def lost(*args: Any, **kwargs: Any) -> Message:
+        send(*args, **kwargs)
+        monkeypatch.setattr(chat, "send", send)
+        raise RedisUnavailable
+
+    monkeypatch.setattr(chat, "send", lost)
+    bob.queue("1", gid="team")
+    bob.queue("2", gid="team")
+    assert bob.flush() == []
+    assert [message.content for message in bob.flush()] == ["1", "2"]
+    assert texts(local) == ["1", "2"]
+    assert [message.content for message in chat.pull("ann")] == ["1", "2"]
+
+
+def test_only_a_message_that_is_to_blame_is_refused(
+    bob: Client, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    chat.create_group("team", ["ann", "bob"])
+    chat.create_group("theirs", ["ann"])
+    bob.queue("no member", gid="theirs")
+    bob.queue("no group", gid="nowhere")
+    bob.queue("fine", gid="team")
+    send = chat.send
+
+    def locked_out(*_: Any, **__: Any) -> Message:
+        raise ConfigurationError("Redis refuses this user or password")
+
+    # When
+    monkeypatch.setattr(chat, "send", locked_out)
+    assert bob.flush() == []
+    assert states(local) + states(local, "theirs") == ["waiting", "waiting"]
+    monkeypatch.setattr(chat, "send", send)
+    assert [message.content for message in bob.flush()] == ["fine"]
+    # Then
+    assert states(local) == ["stored"]
+    assert states(local, "theirs") == ["refused: 'bob' is not a member of 'theirs'"]
+    assert states(local, "nowhere") == ["refused: there is no group 'nowhere'"]
+
+
+# One-to-one.
+
+
+@pytest.mark.parametrize(
+    "uid",
+    ["ann", "bob", "a:b", "1:a", "#x[y]{z}", "群主", "ä" * 64, "x" * 128, "dm:1:a:b", "%_'\"\\"],
+    ids=lambda uid: uid[:9],
+)
+def test_one_to_one_with_anybody(
+    bob: Client, local: LocalDatabase, chat: Chat, other: Chat, settings: Settings, uid: str
+) -> None:
+    # Given
+    first = chat.send_direct(uid, "hello", sender_uid="bob")
+    gid = first.gid
+    assert gid == gid_of(uid, "bob")
+    assert {member.uid for member in chat.members(gid)} == {uid, "bob"}
+    # When the other one listens, answers, and reads
+    with LocalDatabase(path_of(settings.data_dir, "there"), uid) as theirs:
+        found = listen(Client(other, uid, theirs), lambda: texts(theirs, gid) or uid == "bob", ack_interval_s=0.01)
+        assert [each.content for each in found if isinstance(each, Message)] == ["hello"] * (uid != "bob")
+    other.send_direct("bob", "hello yourself", sender_uid=uid)
+    tell(other)
+    # Then
+    assert {each.gid: each.unread for each in chat.unread("bob")} == {gid: 0 if uid == "bob" else 1}
+    bob.sync()
+    if uid != "bob":
+        assert texts(local, gid) == ["hello yourself"]
+        assert [(each.read, each.unread) for each in chat.receipts("bob")] == [(1, 0)]
+
+
+def test_one_to_one_is_heard_from_the_first_word_on(chat: Chat, other: Chat, bob: Client, local: LocalDatabase) -> None:
+    # Given bob, who is live in another group, and has never spoken with ann
+    chat.create_group("team", ["bob", "cyd"])
+    with chat.listen("bob") as live:
+        assert live.poll(0.1) == []
+        # When
+        sent = [other.send_direct("bob", text, sender_uid="ann") for text in ("hi", "there")]
+        heard: list[Message | Receipt] = []
+        wait_until(lambda: heard.extend(live.poll(0.05)) or len(heard) == 2)
+    # Then
+    assert heard == sent

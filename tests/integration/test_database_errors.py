@@ -1,0 +1,149 @@
+"""What is wrong is said in our words: what to do about it, and never a password."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+
+from imcore.errors import ConfigurationError, DatabaseRejected, DatabaseUnavailable, ImError
+from imcore.sql.database import Database
+from imcore.sql.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
+
+PASSWORD = "s3cret"
+GOOD = MessageRow("g", 1 << 40, 1, "ann", 0, "good", None, None)
+BAD: dict[str, Batch] = {
+    "surrogate": Batch(messages=[GOOD._replace(msgid=7, seq=2, content="\ud800")]),
+    "no_content": Batch(messages=[GOOD._replace(msgid=7, seq=2, content=None)]),  # type: ignore[arg-type]
+    "too_large": Batch(messages=[GOOD._replace(msgid=7, seq=1 << 63)]),
+    "far_future": Batch(messages=[GOOD._replace(msgid=7, seq=2, sent_at_ms=1 << 60)]),
+    "far_past": Batch(groups=[GroupRow("g", -(1 << 60))]),
+    "surrogate_in_a_list": Batch(moves=[MoveRow("g", 7, 0, 1, ("\ud800",))]),
+    "span": Batch(spans=[SpanRow("g", "ann", 0, None, 1 << 63, 0)]),
+    "no_text": Batch(messages=[GOOD._replace(msgid=7, seq=2, content=object())]),  # type: ignore[arg-type]
+}
+
+
+class TestRejected:
+    @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+    def test_a_row_that_cannot_be_stored_and_all_with_it(self, database: Database, bad: Batch) -> None:
+        database.write(Batch(messages=[GOOD]))
+        bad = replace(bad, groups=[GroupRow("h", 1), *bad.groups])
+
+        with pytest.raises(DatabaseRejected) as caught:
+            database.write(bad)
+
+        assert "\n" not in str(caught.value)
+        assert caught.value.__cause__
+        with database.connection() as connection:
+            assert connection.exec_driver_sql("SELECT count(*) FROM chat_groups").scalar() == 0
+        database.write(Batch(groups=[GroupRow("h", 1)]))  # nothing is in the way afterwards
+
+    def test_nul_on_postgresql(self, postgres_url: str) -> None:
+        with Database.connect(postgres_url) as database:
+            database.upgrade()
+            with pytest.raises(DatabaseRejected):
+                database.write(Batch(messages=[GOOD._replace(content="a\x00b")]))
+
+    def test_trying_again_is_no_use(self) -> None:
+        assert not issubclass(DatabaseRejected, DatabaseUnavailable)
+
+
+class TestUnavailable:
+    def test_no_server(self) -> None:
+        url = f"postgresql://ann:{PASSWORD}@127.0.0.1:1/chat"
+        with Database.connect(url) as database, pytest.raises(DatabaseUnavailable) as caught:
+            database.check_version()
+
+        assert "postgresql://ann@127.0.0.1:1/chat" in str(caught.value)
+        assert "IM_DATABASE_URL" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_no_such_database(self, postgres_url: str) -> None:
+        with (
+            Database.connect(postgres_url.replace("/test_", "/no_")) as database,
+            pytest.raises(DatabaseUnavailable, match="does not exist"),
+        ):
+            database.write(Batch(groups=[GroupRow("g", 1)]))
+
+    def test_no_connection_is_free(self, sqlite_url: str) -> None:
+        with Database.connect(sqlite_url) as database, ExitStack() as held:
+            database.upgrade()
+            database._backend.engine.pool._timeout = 0.01  # type: ignore[attr-defined]
+            for _ in range(15):
+                held.enter_context(database.connection())
+            with pytest.raises(DatabaseUnavailable, match=r"no connection to sqlite:///.* is free"):
+                held.enter_context(database.connection())
+
+    def test_deadlocks_without_end(self, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def deadlock(*_: object) -> None:
+            raise psycopg.errors.DeadlockDetected("deadlock detected")
+
+        monkeypatch.setattr("imcore.sql.postgres._copy", deadlock)
+        monkeypatch.setattr("imcore.sql.postgres._insert", deadlock)
+        with Database.connect(postgres_url) as database, pytest.raises(DatabaseUnavailable, match="deadlock detected"):
+            database.write(Batch(messages=[GOOD]))
+
+
+class TestUrls:
+    @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+    def test_the_ways_to_name_postgresql(self, postgres_url: str, scheme: str) -> None:
+        with Database.connect(postgres_url.replace("postgresql", scheme, 1)) as database:
+            database.upgrade()
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            *("", "imcore.db", "sqlite://", "sqlite:///", "sqlite:///:memory:"),
+            *("mysql://ann:s3cret@host/db", "ann:s3cret@host/db", "postgresql:ann:s3cret@host/db"),
+        ],
+    )
+    def test_what_is_none_of_ours(self, url: str) -> None:
+        with pytest.raises(ConfigurationError, match="IM_DATABASE_URL") as caught:
+            Database.connect(url)
+        assert PASSWORD not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql://ann:s3cret@127.0.0.1:1/chat",
+            "postgresql://ann:@:1/chat?host=127.0.0.1&password=s3cret",
+            "postgresql://ann:s3cret@127.0.0.1:1/chat?no_such_option=1",
+            "postgresql://ann:s3cret@127.0.0.1:99999/chat",
+            "postgresql://ann:s3cret@127.0.0.1:port/chat",
+            "postgresql://ann:p@s3cret@127.0.0.1:1/chat",
+            "postgresql://a/nn:s3cret@127.0.0.1:1/chat",
+            "postgresql://ann:s3cret@[::1/chat",
+            "postgresql:///ann:s3cret@127.0.0.1:1/chat",
+        ],
+    )
+    def test_a_password_is_never_shown(self, url: str) -> None:
+        said: list[str] = []
+
+        with pytest.raises(ImError) as caught:
+            connect_and_upgrade(url, said)
+
+        said += [f"{error} {error!r}" for error in chain(caught.value)]
+        assert PASSWORD not in str(said)
+
+    def test_an_option_that_is_unknown(self) -> None:
+        with (
+            Database.connect("postgresql://127.0.0.1:1/chat?no_such_option=1") as database,
+            pytest.raises(ConfigurationError, match="no_such_option"),
+        ):
+            database.check_version()
+
+
+def connect_and_upgrade(url: str, said: list[str]) -> None:
+    with Database.connect(url) as database:
+        said += [repr(database), database.address]
+        database.upgrade()
+
+
+def chain(error: BaseException | None) -> Iterator[Any]:
+    """The error, and all that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,35 @@
+"""The link on a real server, whose answers take their time."""
+
+from typing import Any
+
+import pytest
+
+from imcore.streams import calls, link
+from imcore.streams.link import Link, open_client
+
+
+def interrupt(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_call_leaves_no_answer_for_the_next_one(valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Link(open_client(valkey), url=valkey)
+    with monkeypatch.context() as patch:
+        patch.setattr(link, "_answer", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            here.read_many([("BLPOP", "nothing", 1)])
+    assert here.read("PING") is True
+    here.close()
+
+
+def test_interrupted_waiting_leaves_no_answer_for_the_next_call(valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Link(open_client(valkey), url=valkey)
+    here.run(calls.init(here.space.partitions, "test"))
+    here.client.client_pause(500, all=False)
+    answers = here.post([calls.init(here.space.partitions, "test")])
+    with monkeypatch.context() as patch:
+        patch.setattr(link, "_answer", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            answers()
+    assert here.read("PING") is True
+    here.close()

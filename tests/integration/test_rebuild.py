@@ -1,0 +1,324 @@
+"""Redis from SQL: whatever the history was, every question is answered alike before and after.
+
+`IM_MODEL_EXAMPLES=500 pytest tests/integration/test_rebuild.py` plays that many histories, by chance.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import rule, run_state_machine_as_test
+from sqlalchemy import text
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.admin.audit import check
+from imcore.admin.rebuild import RebuildSummary, rebuild
+from imcore.errors import ConfigurationError, RedisUnavailable, RefusedError
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.streams.link import Link, open_client
+from imcore.values import Message
+from tests.dying import Dying, KilledError
+from tests.model.histories import one_of
+from tests.model.stored import STORING_STEPS, StoredHistories
+from tests.model.test_histories import PARTITIONS, played
+from workers.persist import Persist
+from workers.receipts import ReceiptsWorker
+
+GIDS = ("#ubuntu", "群主")
+UIDS = ("ann", "bob", "cy", "dee")
+HOUR = 3_600_000
+
+LOSING_STEPS = {
+    **STORING_STEPS,
+    "lose_all": (2, (st.integers(0, 4),)),
+    "lose_and_be_killed": (2, (st.integers(1, 30),)),
+}
+
+
+class LosingHistories(StoredHistories):
+    """Now and then Redis loses all it has, and is rebuilt."""
+
+    @rule(step=one_of(LOSING_STEPS))
+    def take(self, step: tuple[Any, ...]) -> None:
+        super().take(step)
+
+    def teardown(self) -> None:
+        try:
+            self.lose_all(10_000)
+            self.check()
+        finally:
+            super().teardown()
+
+    def new_worker(self) -> Persist:
+        return Persist(self.chat.link, self.chat.database, self.settings)
+
+    def lose_all(self, keep: int) -> None:
+        """Of each group so many messages come back into Redis; the others are trimmed."""
+        self.lose()
+        self.chat.settings = replace(self.chat.settings, keep_messages=keep)
+        rebuild(self.chat)
+        self.rebuilt()
+
+    def lose_and_be_killed(self, calls_left: int) -> None:
+        self.lose()
+        link = self.chat.link
+        dying = Dying(link.client, partitions=PARTITIONS)
+        dying.left = calls_left
+        self.chat.link = dying
+        try:
+            rebuild(self.chat)
+        except KilledError:
+            dying.left = 10**9
+            link.client.delete("im:lease:rebuild:1")
+            rebuild(self.chat, yes=True)  # killed at its very end, it has left whole data, over which it would ask
+        self.chat.link = link
+        self.rebuilt()
+
+    def lose(self) -> None:
+        """Senders are told who has read, and confirm a part of it; then Redis is emptied."""
+        receipts = ReceiptsWorker(self.chat.link, self.chat.database, replace(self.settings, receipt_window_ms=0))
+        while receipts.step():
+            pass
+        receipts.close()
+        for uid in self.model.uids():
+            self.chat.confirm_receipts(uid, self.chat.receipts(uid)[::2])
+        self.persist_all()
+        self.receipts = self.all_receipts()
+        self.chat.link.client.flushall()
+
+    def all_receipts(self) -> list[tuple[str, str, str, int, int]]:
+        """What is still to be confirmed, and by whom."""
+        receipts = ((uid, receipt) for uid in self.model.uids() for receipt in self.chat.receipts(uid))
+        return [(uid, r.gid, r.msgid, r.read, r.unread) for uid, r in receipts]
+
+    def rebuilt(self) -> None:
+        """Receipts wait as before, and a repeated send is known; all else is compared as after any other step."""
+        assert self.all_receipts() == self.receipts
+        for gid, group in self.model.groups.items():
+            for message in group.messages:
+                if message.client_msgid:
+                    resent = self.chat.send(gid, "?", sender_uid=message.sender_uid, client_msgid=message.client_msgid)
+                    assert resent.msgid == message.msgid
+        self.touched |= self.model.groups.keys()
+        self.workers = [self.new_worker() for _ in self.workers]
+
+
+@pytest.fixture
+def new_database(tmp_path: Path) -> Callable[[], Database]:
+    """Makes an empty database, each time: a copy, because migrations take their time."""
+    with Database.connect(f"sqlite:///{tmp_path / 'template.db'}") as template:
+        template.upgrade()
+        template.set_meta("partitions", str(PARTITIONS))
+    numbers = count()
+
+    def new() -> Database:
+        path = tmp_path / f"{next(numbers)}.db"
+        shutil.copy(tmp_path / "template.db", path)
+        return Database.connect(f"sqlite:///{path}")
+
+    return new
+
+
+@pytest.fixture
+def chat(valkey: str, database_url: str) -> Iterator[Chat]:
+    """A chat of which a part is read, by members who came and went."""
+    with opened(valkey, database_url) as chat:
+        chat.database.upgrade()
+        for gid in GIDS:
+            chat.create_group(gid, UIDS)
+            for number in range(20):
+                chat.send(gid, f"message {number}", sender_uid=UIDS[number % 3], client_msgid=f"c{number}")
+            chat.ack("bob", gid, chat.pull("bob", gid, limit=9)[-1].msgid)
+            chat.remove_members(gid, ["cy"])
+        persist(chat)
+        yield chat
+
+
+def opened(valkey: str, database_url: str, **changes: Any) -> Chat:
+    settings = replace(Settings.from_env({}), block_ms=0, partitions=PARTITIONS, **changes)
+    return Chat.connect(valkey, database_url, settings=settings)
+
+
+def persist(chat: Chat) -> None:
+    worker = Persist(chat.link, chat.database, chat.settings)
+    while worker.step():
+        pass
+    worker.close()
+
+
+def newest(chat: Chat, gid: str) -> Message:
+    return chat.status(gid, limit=1)[0].message
+
+
+def test_histories_in_which_redis_loses_all(valkey: str, new_database: Callable[[], Database]) -> None:
+    def open_chat() -> Chat:
+        client = open_client(valkey)
+        client.flushall()
+        return Chat(Link(client, partitions=PARTITIONS), new_database(), Settings.from_env({}))
+
+    run_state_machine_as_test(lambda: LosingHistories(open_chat), settings=played(15))
+
+
+def test_histories_in_which_a_cluster_loses_all(cluster: str, new_database: Callable[[], Database]) -> None:
+    def open_chat() -> Chat:
+        client = open_client(cluster)
+        client.flushall()
+        return Chat(Link(client, partitions=PARTITIONS), new_database(), Settings.from_env({}))
+
+    run_state_machine_as_test(lambda: LosingHistories(open_chat), settings=played(2))
+
+
+def test_sends_go_on_with_higher_ids_and_seqs_even_if_the_clock_stands_behind(chat: Chat) -> None:
+    # Given messages of a server whose clock stood an hour ahead
+    gid, other = GIDS
+    ahead = int(newest(chat, gid).msgid.partition("-")[0]) + HOUR
+    chat.link.client.execute_command("XSETID", chat.link.space.group(gid).stream, f"{ahead}-8190")
+    chat.link.client.execute_command("XSETID", chat.link.space.group(gid).journal, f"{ahead}-8190")
+    said = [chat.send(gid, "from the future", sender_uid="ann") for _ in range(3)]
+    chat.remove_members(gid, ["dee"])
+    persist(chat)
+    chat.link.client.flushall()
+    # When
+    rebuild(chat)
+    # Then
+    message = chat.send(gid, "now", sender_uid="ann")
+    assert (message.seq, chat.send(other, "now", sender_uid="ann").seq) == (said[-1].seq + 1, 21)
+    assert msgids.pack(message.msgid) > msgids.pack(said[-1].msgid)
+    # And what happens in the group is later than what SQL knows, too
+    chat.add_members(gid, ["dee"])
+    chat.remove_members(gid, ["bob"])
+    persist(chat)
+    assert list(check(chat)) == []
+    assert [member.uid for member in chat.members(gid)] == ["ann", "dee"]
+
+
+def test_a_client_msgid_is_still_known(chat: Chat) -> None:
+    before = chat.status(GIDS[0], limit=0)[3].message
+    chat.link.client.flushall()
+    rebuild(chat)
+    assert chat.send(GIDS[0], "again", sender_uid=before.sender_uid, client_msgid=before.client_msgid) == before
+
+
+def test_receipts_that_nobody_confirmed_come_again_and_the_others_do_not(chat: Chat) -> None:
+    # Given tallies that ann has been told: one she has confirmed, one that changed again after that
+    receipts = ReceiptsWorker(chat.link, chat.database, replace(chat.settings, receipt_window_ms=0))
+    receipts.step()
+    told = [receipt for receipt in chat.receipts("ann") if receipt.gid == GIDS[0]]
+    chat.confirm_receipts("ann", told[:2])
+    chat.ack("dee", GIDS[0], told[0].msgid)
+    while receipts.step():
+        pass
+    persist(chat)
+    before = chat.receipts("ann")
+    assert told[0].msgid in {receipt.msgid for receipt in before}
+    assert told[1].msgid not in {receipt.msgid for receipt in before if receipt.gid == GIDS[0]}
+    # When
+    chat.link.client.flushall()
+    summary = rebuild(chat)
+    # Then
+    after = chat.receipts("ann")
+    assert [replace(receipt, version=0) for receipt in after] == [replace(receipt, version=0) for receipt in before]
+    assert summary.receipts == sum(len(chat.receipts(uid)) for uid in UIDS)
+    # And confirming what was told before the loss does not confirm what came since
+    assert chat.confirm_receipts("ann", before) == 0
+    assert chat.confirm_receipts("ann", after) == len(after)
+
+
+def test_groups_that_are_there_are_left_alone_unless_it_is_said_yes(chat: Chat) -> None:
+    # Given a message that only Redis has
+    chat.send(GIDS[0], "not stored", sender_uid="ann")
+    # When, then
+    with pytest.raises(RefusedError, match="holds 2 groups"):
+        rebuild(chat)
+    summary = rebuild(chat, yes=True)
+    assert (summary.groups, summary.merged) == (0, 2)
+    assert newest(chat, GIDS[0]).content == "not stored"
+    persist(chat)
+    assert list(check(chat)) == []
+
+
+def test_a_group_that_was_begun_anew_meanwhile_keeps_both(chat: Chat) -> None:
+    # Given that all is lost, and people go on writing to each other
+    chat.send_direct("ann", "before", sender_uid="bob")
+    persist(chat)
+    chat.link.client.flushall()
+    gid = chat.send_direct("ann", "since", sender_uid="bob", client_msgid="c").gid
+    # When
+    rebuild(chat, yes=True)
+    # Then
+    assert [(message.content, message.seq) for message in chat.pull("ann", gid)] == [("before", 1), ("since", 2)]
+    assert chat.send_direct("ann", "since", sender_uid="bob", client_msgid="c").seq == 2
+    persist(chat)
+    assert list(check(chat)) == []
+
+
+def test_an_older_snapshot_is_brought_up_to_date(chat: Chat) -> None:
+    # Given Redis as it was, without what was stored since
+    client = chat.link.client
+    saved = {key: client.dump(key) for key in client.scan_iter()}
+    for number in range(5):
+        chat.send(GIDS[0], f"later {number}", sender_uid="bob")
+    chat.ack("ann", GIDS[0])
+    chat.add_members(GIDS[1], ["eve"])
+    persist(chat)
+    before = chat.status(GIDS[0], limit=0), chat.unread("ann"), list(chat.members(GIDS[1]))
+    client.flushall()
+    for key, value in saved.items():
+        client.restore(key, 0, value)
+    # When
+    rebuild(chat, yes=True)
+    # Then
+    assert (chat.status(GIDS[0], limit=0), chat.unread("ann"), list(chat.members(GIDS[1]))) == before
+    assert list(check(chat)) == []
+
+
+def test_seqs_have_no_holes_where_a_message_is_lost_for_good(chat: Chat) -> None:
+    # Given a message that neither side has any more
+    lost = chat.status(GIDS[0], limit=0)[7].message
+    with chat.database.connection() as connection:
+        statement = text("DELETE FROM group_msgs WHERE gid = :gid AND msgid = :msgid")
+        connection.execute(statement, {"gid": GIDS[0], "msgid": msgids.pack(lost.msgid)})
+    chat.link.client.flushall()
+    # When
+    summary = rebuild(chat)
+    # Then
+    assert summary.renumbered == 12
+    assert [tally.message.seq for tally in chat.status(GIDS[0], limit=0)] == list(range(1, 20))
+    assert list(check(chat)) == []
+
+
+def test_another_number_of_partitions_is_refused(chat: Chat, valkey: str, database_url: str) -> None:
+    # Given that somebody has begun anew on the empty server
+    chat.link.client.flushall()
+    with Chat.connect(valkey, database_url, settings=replace(Settings.from_env({}), partitions=5)) as other:
+        other.create_group("new", ["ann"])
+        # When, then
+        with pytest.raises(ConfigurationError, match="in 5 partitions"):
+            rebuild(other, yes=True)
+
+
+def test_nothing_is_stored_while_it_goes_on(chat: Chat) -> None:
+    # Given
+    chat.link.client.flushall()
+    worker = Persist(chat.link, chat.database, chat.settings)
+    refused: list[str] = []
+
+    def store(_: RebuildSummary) -> None:
+        try:
+            worker.step()
+        except RedisUnavailable as error:
+            refused.append(str(error))
+
+    # When, then
+    rebuild(chat, on_progress=store)
+    assert refused
+    assert set(refused) == {"Redis is being rebuilt from SQL: nothing is stored until that is done"}
+    assert worker.step() == 0
+    worker.close()

@@ -1,0 +1,122 @@
+"""Recalls on real servers: in both databases, and before the eyes of who is online."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imcore import msgid as msgids
+from imcore.admin import retention
+from imcore.chat import Chat
+from imcore.client import Client
+from imcore.live.localdb import LocalDatabase, path_of
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.values import Message, Receipt
+from tests.deadline import wait_until
+from workers.fetch import Work, fetch
+from workers.persist import Persist
+
+GID = "team"
+
+
+@pytest.fixture
+def chat(valkey: str, database: Database, tmp_path: Path) -> Iterator[Chat]:
+    """A group of ann, bob and cy, on each kind of database."""
+    settings = Settings.from_env({}, redis_url=valkey, database_url="sqlite:////nowhere", data_dir=str(tmp_path))
+    with Chat.connect(settings=settings) as chat:
+        chat.create_group(GID, ["ann", "bob", "cy"])
+        yield Chat(chat.link, database, settings)
+
+
+@pytest.fixture
+def worker(chat: Chat) -> Iterator[Persist]:
+    worker = Persist(chat.link, chat.database, chat.settings)
+    yield worker
+    worker.close()
+
+
+def drain(worker: Persist) -> None:
+    while not worker.drained():
+        worker.step()
+
+
+def contents(database: Database) -> list[str]:
+    with database.connection() as connection:
+        return list(connection.exec_driver_sql("SELECT content FROM group_msgs ORDER BY msgid").scalars())
+
+
+def acks(database: Database, msgid: str) -> dict[str, bool]:
+    """Who has read a message, as SQL alone tells it."""
+    query = f"SELECT recv_uid, if_ack FROM msg_acks WHERE gid = '{GID}' AND msgid = {msgids.pack(msgid)}"
+    with database.connection() as connection:
+        return {uid: bool(is_read) for uid, is_read in connection.exec_driver_sql(query)}
+
+
+def test_sql_loses_the_content_and_still_tells_who_has_read_it(chat: Chat, worker: Persist) -> None:
+    # Given two stored messages, which bob has read
+    messages = [chat.send(GID, text, sender_uid="ann") for text in ("regrettable", "fine")]
+    chat.ack("bob", GID)
+    drain(worker)
+    assert contents(chat.database) == ["regrettable", "fine"]
+
+    # When the first one is recalled, and cy reads on
+    chat.recall(GID, messages[0].msgid, by="ann")
+    chat.ack("cy", GID)
+    drain(Persist(chat.link, chat.database, chat.settings))
+
+    # Then its words are gone, and its receipts are not
+    assert contents(chat.database) == ["", "fine", ""]
+    assert acks(chat.database, messages[0].msgid) == {"bob": True, "cy": True}
+    retention.trim(chat, keep_messages=0)
+    assert [each.content for each in chat.pull("bob", GID)] == [""]
+    status = chat.message_status(GID, messages[0].msgid)
+    assert (status.message.recalled, status.message.content) == (True, "")
+    assert {reader.uid for reader in status.read_by if reader.read_at} == {"bob", "cy"}
+
+
+def test_a_tombstone_that_is_stored_before_its_message(chat: Chat, worker: Persist) -> None:
+    # Given a worker that has fetched a message, and is slow to store it
+    message = chat.send(GID, "regrettable", sender_uid="ann")
+    works = [Work(entry) for entry in worker._journal.take()]
+    fetch(chat.link, chat.database, works)
+
+    # When another one stores the recall first
+    chat.recall(GID, message.msgid, by="ann")
+    other = Persist(chat.link, chat.database, chat.settings)
+    assert other.step() == 1
+    other.close()
+    worker._write(works, [])
+
+    # Then what was said is not stored
+    assert contents(chat.database) == ["", ""]
+
+
+@pytest.mark.parametrize("acks_every", [1, 100])
+def test_who_is_online_loses_the_content_at_once(valkey: str, tmp_path: Path, acks_every: int) -> None:
+    # Given bob, online, who has a message in his local database
+    settings = Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))
+    with (
+        Chat.connect(settings=settings) as chat,
+        Chat.connect(settings=settings) as bobs,
+        LocalDatabase(path_of(tmp_path, "bob"), "bob", exclusive=True) as local,
+    ):
+        chat.create_group(GID, ["ann", "bob"])
+        heard: list[Message | Receipt] = []
+        stop = False
+        events = Client(bobs, "bob", local).live(lambda: stop, ack_every=acks_every)
+        message = chat.send(GID, "regrettable", sender_uid="ann")
+        heard.append(next(events))
+        assert [line.content for line in local.log()] == ["regrettable"]
+
+        # When it is recalled
+        tombstone = chat.recall(GID, message.msgid, by="ann")
+        heard.append(next(events))
+
+        # Then he is handed the tombstone, his local database is blank, and the tombstone is acked like any message
+        assert heard == [message, tombstone]
+        assert [(line.content, line.recalled) for line in local.log()] == [("", True)]
+        assert chat.unread("bob")[0].unread == 0
+        stop = True
+        assert list(events) == []
+        wait_until(lambda: chat.unread("bob")[0].last_ack_msgid == tombstone.msgid)

@@ -1,0 +1,271 @@
+"""Receipts to the sender on real servers, with the worker as a process: few, right, and none lost."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import inspect, text
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.live.gateway import Arrived, Gateway, Session, Told
+from imcore.live.localdb import LocalDatabase, path_of
+from imcore.settings import Settings
+from imcore.streams import calls
+from imcore.streams.calls import Draft
+from imcore.values import Receipt
+from tests.deadline import wait_until
+from tests.processes import WorkerProcess
+from workers.receipts import ReceiptsWorker
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+READERS = [f"u{number}" for number in range(40)]
+WINDOW_MS = 200
+MOST_S = 30.0
+
+
+on_both = pytest.mark.parametrize("settings", ["valkey", "cluster"], indirect=True)
+
+
+@pytest.fixture
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    url = request.getfixturevalue(getattr(request, "param", "valkey"))
+    return replace(Settings.from_env({}, redis_url=url, data_dir=str(tmp_path)), receipt_window_ms=WINDOW_MS)
+
+
+@pytest.fixture
+def chat(settings: Settings) -> Iterator[Chat]:
+    with Chat.connect(settings=settings) as chat:
+        yield chat
+
+
+def start(settings: Settings, name: str = "receipts", *arguments: str, **others: str | int) -> WorkerProcess:
+    own: dict[str, str | int] = {
+        "data_dir": str(settings.data_dir),
+        "redis_url": settings.redis_url,
+        "receipt_window_ms": settings.receipt_window_ms,
+        "lease_ms": 500,
+    }
+    return WorkerProcess(settings.data_dir / "workers", name, *arguments, **{**own, **others})
+
+
+@pytest.fixture
+def worker(settings: Settings) -> Iterator[WorkerProcess]:
+    with start(settings) as worker:
+        worker.wait_for("working as")
+        yield worker
+
+
+def burst(settings: Settings, name: str = "receipts") -> None:
+    with start(settings, name, "--burst") as worker:
+        assert worker.wait() == 0, worker.log
+
+
+def say(chat: Chat, count: int, *, gid: str = "team", sender: str = "ann") -> list[str]:
+    drafts = [Draft(sender, str(number)) for number in range(count)]
+    sent = chat.link.run(calls.send(chat.link.space, gid, drafts, 1000))
+    return [each.msgid for each in sent if isinstance(each, calls.Sent)]
+
+
+def read(chat: Chat, *uids: str, gid: str = "team", msgid: str | None = None) -> None:
+    packed = None if msgid is None else msgids.pack(msgid)
+    chat.link.run(calls.ack(chat.link.space, gid, [calls.Target(packed, uids)]))
+
+
+def live(chat: Chat, gid: str = "team") -> dict[str, tuple[int, int]]:
+    return {each.message.msgid: (each.read, each.unread) for each in chat.status(gid, limit=0)}
+
+
+class Sender:
+    """A sender's live session: the digests it got, and the newest tally of each message."""
+
+    def __init__(self, gateway: Gateway, uid: str = "ann") -> None:
+        self.gateway = gateway
+        self.session: Session = gateway.open(uid)
+        self.digests: list[tuple[Receipt, ...]] = []
+        self.others: dict[Session, int] = {}
+        self.until(lambda: self.session.entered)
+
+    @property
+    def tallies(self) -> dict[str, tuple[int, int]]:
+        return {each.msgid: (each.read, each.unread) for digest in self.digests for each in digest}
+
+    def poll(self, timeout_s: float = 0.05) -> None:
+        for event in self.gateway.poll(timeout_s):
+            if isinstance(event, Told) and self.session in event.sessions:
+                self.digests.append(event.receipts)
+            elif isinstance(event, Arrived):
+                for session in event.sessions:
+                    self.others[session] = self.others.get(session, 0) + 1
+
+    def until(self, condition: Callable[[], object]) -> None:
+        give_up = time.monotonic() + MOST_S
+        while not condition():
+            assert time.monotonic() < give_up, f"not so within {MOST_S} s; told {self.tallies}"
+            self.poll()
+
+    def settled(self) -> None:
+        """Wait until no digest has come for some windows."""
+        quiet_until = time.monotonic() + 4 * WINDOW_MS / 1000
+        while time.monotonic() < quiet_until:
+            before = len(self.digests)
+            self.poll()
+            if len(self.digests) > before:
+                quiet_until = time.monotonic() + 4 * WINDOW_MS / 1000
+
+
+@on_both
+def test_one_message_read_by_forty_in_a_window_makes_one_digest(chat: Chat, worker: WorkerProcess) -> None:
+    chat.create_group("team", ["ann", *READERS])
+    with chat.gateway() as gateway:
+        ann = Sender(gateway)
+        [message] = say(chat, 1)
+        for uid in READERS:
+            read(chat, uid)
+        ann.until(lambda: ann.tallies == {message: (40, 0)})
+        ann.settled()
+    assert [[(each.msgid, each.read, each.unread) for each in digest] for digest in ann.digests] == [[(message, 40, 0)]]
+
+
+def test_a_hundred_messages_read_by_forty_do_not_storm(chat: Chat, settings: Settings, worker: WorkerProcess) -> None:
+    # Given a group of 200 with 40 online
+    uids = READERS + [f"away{number}" for number in range(159)]
+    chat.create_group("team", ["ann", *uids])
+    with chat.gateway() as gateway:
+        readers = [gateway.open(uid) for uid in READERS]
+        ann = Sender(gateway)
+        began = time.monotonic()
+        # When
+        sent = []
+        for _ in range(100):
+            sent += say(chat, 1)
+            ann.poll(0)
+        ann.until(lambda: all(ann.others.get(session) == 100 for session in readers))
+        ann.until(lambda: ann.tallies == dict.fromkeys(sent, (40, 159)))
+        ann.settled()
+        windows = (time.monotonic() - began) / (WINDOW_MS / 1000)
+    # Then
+    assert len(moves(chat)) <= 400
+    assert 1 <= len(ann.digests) <= windows
+    assert ann.tallies == live(chat)
+    burst(settings, "persist")
+    assert rows(chat)["group_msgs"] == 100
+    assert rows(chat)["group_spans"] == 200
+    assert sum(rows(chat).values()) < 1000  # a row for each receipt would make 19,900
+
+
+def moves(chat: Chat) -> list[bytes]:
+    """The acks that moved an offset, as the journal tells them."""
+    found: list[bytes] = []
+    for key in chat.link.space.journals():
+        for _, fields in chat.link.read("XRANGE", key, "-", "+"):
+            found += fields[b"moves"].split(b"\x1e") if fields[b"kind"] == b"ack" else []
+    return [each for each in found if not each.startswith(b"ann\x1f")]
+
+
+def rows(chat: Chat) -> dict[str, int]:
+    with chat.database.connection() as connection:
+        names = inspect(connection).get_table_names()
+        return {name: connection.execute(text(f"SELECT count(*) FROM {name}")).scalar_one() for name in names}
+
+
+@on_both
+def test_who_was_offline_sees_what_who_was_online_saw(chat: Chat, settings: Settings, worker: WorkerProcess) -> None:
+    # Given ann who is online, and bob who is not, and who both talk
+    chat.create_group("team", ["ann", "bob", *READERS])
+    chat.create_group("home", ["ann", "bob", "cyd"])
+    with chat.gateway() as gateway:
+        ann = Sender(gateway)
+        hers = say(chat, 30)
+        his = say(chat, 30, sender="bob")
+        for uid in READERS[:10]:
+            read(chat, uid, msgid=his[4])
+        his_at_home = say(chat, 600, gid="home", sender="bob")
+        read(chat, "cyd", gid="home")
+        for uid in READERS[10:15]:
+            read(chat, uid)
+        chat.remove_members("team", [READERS[0]])
+        ann.until(lambda: {msgid: live(chat)[msgid] for msgid in hers}.items() <= ann.tallies.items())
+        ann.settled()
+    burst(settings)
+    # When bob comes, with an empty local database
+    with LocalDatabase(path_of(settings.data_dir, "bob"), "bob") as local:
+        local.take_receipts(chat.receipts("bob"))
+        # Then
+    found = {each.msgid: (each.read, each.unread) for each in chat.receipts("bob")}
+    everything = {**live(chat), **live(chat, "home")}
+    assert found == {msgid: everything[msgid] for msgid in his + his_at_home if everything[msgid][0]}
+    assert len(found) == 630
+
+
+def test_receipts_of_messages_that_redis_no_longer_has(chat: Chat, settings: Settings) -> None:
+    chat.create_group("team", ["ann", "bob", "cyd"])
+    sent = say(chat, 1500)
+    burst(settings, "persist")
+    chat.link.run(calls.trim(chat.link.space, "team", msgids.pack(sent[1200])))
+    chat.ack("bob", "team", sent[1400])
+    chat.ack("cyd", "team", sent[3])
+    burst(settings)
+    with chat.gateway() as gateway:
+        ann = Sender(gateway)
+        ann.until(lambda: len(ann.tallies) == 1401)
+    assert ann.tallies == {msgid: tally for msgid, tally in live(chat).items() if tally[0]}
+
+
+def test_a_worker_killed_again_and_again_leaves_no_tally_wrong(chat: Chat, settings: Settings) -> None:
+    chat.create_group("team", ["ann", *READERS])
+    with chat.gateway() as gateway:
+        ann = Sender(gateway)
+        sent = []
+        for number, uid in enumerate(READERS[:6]):
+            with start(settings, receipt_window_ms=20) as worker:
+                worker.wait_for("working as")
+                sent += say(chat, 3)
+                read(chat, uid)
+                told = len(ann.digests)
+                if number % 3:
+                    ann.until(lambda told=told: len(ann.digests) > told)
+        burst(settings)
+        ann.until(lambda: ann.tallies == live(chat))
+
+
+@on_both
+def test_two_workers_side_by_side_tell_all(chat: Chat, settings: Settings) -> None:
+    gids = [f"g{number}" for number in range(16)]
+    for gid in gids:
+        chat.create_group(gid, ["ann", *READERS])
+    with chat.gateway() as gateway, start(settings) as one, start(settings) as two:
+        ann = Sender(gateway)
+        for worker in (one, two):
+            worker.wait_for("working as")
+        for uid in READERS:
+            for gid in gids:
+                say(chat, 1, gid=gid)
+                read(chat, uid, gid=gid)
+            ann.poll(0)
+        everything = {msgid: tally for gid in gids for msgid, tally in live(chat, gid).items()}
+        ann.until(lambda: kept(ann) == everything)
+
+
+def kept(sender: Sender) -> dict[str, tuple[int, int]]:
+    """What a client keeps: of two tallies of a message the one with more readers, whichever came later."""
+    found: dict[str, tuple[int, int]] = {}
+    for digest in sender.digests:
+        for each in digest:
+            found[each.msgid] = max(found.get(each.msgid, (0, 0)), (each.read, each.unread))
+    return found
+
+
+def test_nothing_is_told_without_a_window_later_than_needed(chat: Chat, settings: Settings) -> None:
+    worker = ReceiptsWorker(chat.link, chat.database, replace(settings, receipt_window_ms=0, block_ms=10))
+    chat.create_group("team", ["ann", "bob"])
+    with chat.gateway() as gateway:
+        ann = Sender(gateway)
+        [message] = say(chat, 1)
+        read(chat, "bob")
+        wait_until(lambda: worker.step() and chat.receipts("ann"))
+        ann.until(lambda: ann.tallies == {message: (1, 0)})
+    worker.close()

@@ -1,0 +1,424 @@
+"""A Redis that comes back older than SQL, and goes on before anybody notices.
+
+Two lines of history follow one snapshot of Redis: what was lost, of which a worker has stored a part, and what happened
+since. `IM_RECONCILE_SEEDS=500 pytest tests/integration/test_reconcile.py` plays that many more of them.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.admin.audit import check
+from imcore.admin.reconcile import reconcile
+from imcore.errors import ImError, RedisUnavailable
+from imcore.live.feed import Place
+from imcore.live.gateway import Arrived, Gateway, Told
+from imcore.settings import Settings
+from imcore.streams import keys
+from tests.deadline import wait_until
+from tests.dying import Dying, KilledError
+from tests.model.stored import Dying as DyingDatabase
+from tests.model.stored import KilledError as KilledWorkerError
+from workers.persist import Persist
+
+SEEDS = range(int(os.environ.get("IM_RECONCILE_SEEDS", "12")))
+GIDS = ("#ubuntu", "群主")
+UIDS = ("ann", "bob", "cy", "dee", "[red]eve")
+HOUR = 3_600_000
+
+
+@dataclass
+class Snapshot:
+    """All keys of a server, as they were."""
+
+    keys: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, client: Any) -> "Snapshot":
+        return cls({key: (max(client.pttl(key), 0), client.dump(key)) for key in client.scan_iter()})
+
+    def restore(self, client: Any) -> None:
+        client.flushall()
+        for key, (ttl, value) in self.keys.items():
+            client.restore(key, ttl, value)
+
+
+@pytest.fixture
+def chat(valkey: str, sqlite_url: str) -> Iterator[Chat]:
+    settings = replace(Settings.from_env({}), block_ms=0, partitions=2, batch_size=5)
+    with Chat.connect(valkey, sqlite_url, settings=settings) as chat:
+        chat.database.upgrade()
+        yield chat
+
+
+class Story:
+    """Random steps by everybody, and what they were told."""
+
+    def __init__(self, chat: Chat, seed: int) -> None:
+        self.chat = chat
+        self.random = random.Random(seed)
+        self.said: dict[tuple[str, str], str] = {}
+        """Content by gid and msgid."""
+        self.pulled: set[tuple[str, str, str]] = set()
+        """Who has pulled what: gid, uid, msgid."""
+        self.number = 0
+
+    def begin(self) -> None:
+        for gid in GIDS:
+            self.chat.create_group(gid, UIDS[:3])
+        self.play(15)
+
+    def play(self, steps: int) -> None:
+        for _ in range(steps):
+            step = self.random.choice([self.send, self.send, self.send, self.ack, self.ack, self.join, self.leave])
+            with suppress(ImError):
+                step(self.random.choice(GIDS), self.random.choice(UIDS))
+
+    def send(self, gid: str, uid: str) -> None:
+        self.number += 1
+        content = f"{self.number} {self.random.random()}"
+        message = self.chat.send(gid, content, sender_uid=uid, client_msgid=f"c{self.number}{content}")
+        self.said[gid, message.msgid] = content
+
+    def ack(self, gid: str, uid: str) -> None:
+        pulled = self.chat.pull(uid, gid)
+        self.pulled.update((gid, uid, message.msgid) for message in pulled)
+        if pulled:
+            self.chat.ack(uid, gid, self.random.choice(pulled).msgid)
+
+    def join(self, gid: str, uid: str) -> None:
+        self.chat.add_members(gid, [uid])
+
+    def leave(self, gid: str, uid: str) -> None:
+        self.chat.remove_members(gid, [uid])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What SQL has."""
+
+    messages: dict[tuple[str, str], tuple[int, str]]
+    offsets: dict[tuple[str, str, int], int]
+    members: set[tuple[str, str, int]]
+
+
+def rows(chat: Chat) -> Rows:
+    with chat.database.connection() as connection:
+        messages = connection.execute(text("SELECT gid, msgid, seq, content FROM group_msgs")).all()
+        spans = connection.execute(
+            text("SELECT gid, uid, joined_msgid, left_msgid, acked_msgid FROM group_spans")
+        ).all()
+    return Rows(
+        {(gid, msgids.unpack(msgid)): (seq, content) for gid, msgid, seq, content in messages},
+        {(gid, uid, joined): acked for gid, uid, joined, _, acked in spans},
+        {(gid, uid, joined) for gid, uid, joined, left, _ in spans if left is None},
+    )
+
+
+def persist(chat: Chat, steps: int = 10_000) -> None:
+    """Let a worker handle so many batches, or all there is."""
+    worker = Persist(chat.link, chat.database, chat.settings)
+    while steps and worker.step():
+        steps -= 1
+    worker.close()
+
+
+def take_and_die(chat: Chat) -> None:
+    """Let a worker take a batch and die: others go on behind it, and SQL has holes."""
+    with suppress(KilledWorkerError):
+        Persist(chat.link, DyingDatabase(chat.database, committed=False), chat.settings).step()
+
+
+def shift_clock(chat: Chat, gid: str, ms: int) -> None:
+    """Let the stream of a group go on as if the clock had stood so much ahead."""
+    stream = chat.link.space.group(gid).stream
+    last = chat.link.client.xinfo_stream(stream)["last-generated-id"].decode()
+    moment, _, _ = last.partition("-")
+    chat.link.client.execute_command("XSETID", stream, f"{int(moment) + ms}-0")
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What SQL had when Redis came back older, and which messages Redis had not any more."""
+
+    before: Rows
+    messages: set[tuple[str, str]]
+
+
+def lose(chat: Chat, story: Story, clock: str) -> Lost:
+    """Play a history, of whose end a part is stored; then Redis loses it."""
+    story.begin()
+    persist(chat, story.random.randrange(5))
+    if clock == "the same id twice":
+        shift_clock(chat, GIDS[0], HOUR)
+    snapshot = Snapshot.of(chat.link.client)
+    if clock == "behind":
+        shift_clock(chat, GIDS[0], HOUR)
+    story.play(story.random.randrange(25))
+    if story.random.random() < 0.5:
+        take_and_die(chat)
+    persist(chat, story.random.randrange(8))
+    before = rows(chat)
+    snapshot.restore(chat.link.client)
+    there = {(gid, tally.message.msgid) for gid in GIDS for tally in chat.status(gid, limit=0)}
+    return Lost(before, before.messages.keys() - there)
+
+
+def assert_reconciled(chat: Chat, lost: Lost, since: Story) -> None:
+    """Nothing that was stored is gone, nor what was said since; and members get what they have missed."""
+    before, after = lost.before, rows(chat)
+    # What was stored is there, just so
+    for place, (_, content) in before.messages.items():
+        assert after.messages[place][1] == content
+    # And what was said since, too; under another msgid only if that was taken
+    contents = {content for _, content in after.messages.values()}
+    for place, content in since.said.items():
+        assert content in contents
+        assert after.messages[place][1] == content or place in before.messages
+    # And each has a msgid and a seq for itself, in one order, in Redis as in SQL
+    assert list(check(chat)) == []
+    for gid in GIDS:
+        of_group = sorted((msgids.pack(msgid), seq) for (g, msgid), (seq, _) in after.messages.items() if g == gid)
+        assert [seq for _, seq in of_group] == list(range(1, len(of_group) + 1))
+    # And no offset is behind what SQL knew
+    assert all(after.offsets[span] >= acked for span, acked in before.offsets.items() if span in after.members)
+    # And each member pulls what was lost, unless SQL knows that they had it
+    for gid, uid, joined in after.members & before.members:
+        passed = max(before.offsets[gid, uid, joined], joined)
+        missed = {msgid for g, msgid in lost.messages if g == gid and msgids.pack(msgid) > passed}
+        had = {msgid for g, u, msgid in since.pulled if (g, u) == (gid, uid)}
+        assert missed <= had | {message.msgid for message in chat.pull(uid, gid)}, (gid, uid)
+
+
+@pytest.mark.parametrize("clock", ["right", "behind", "the same id twice"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nothing_that_was_stored_is_lost(chat: Chat, seed: int, clock: str) -> None:
+    # Given
+    story, since = Story(chat, seed), Story(chat, seed + 1000)
+    lost = lose(chat, story, clock)
+    # When it goes on, and then a worker comes
+    since.number = 1000
+    since.play(story.random.randrange(25))
+    persist(chat)
+    # Then
+    assert_reconciled(chat, lost, since)
+    # And all goes on
+    story.play(20)
+    persist(chat)
+    assert list(check(chat)) == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_worker_that_dies_over_it_leaves_it_to_the_next(chat: Chat, seed: int) -> None:
+    # Given
+    story, since = Story(chat, seed), Story(chat, seed + 1000)
+    lost = lose(chat, story, "right")
+    since.number = 1000
+    since.play(story.random.randrange(25))
+    # When workers die over it, each one a little later, while people go on
+    link = chat.link
+    for calls_left in range(3, 60, story.random.randrange(4, 12)):
+        dying = Dying(link.client, partitions=2)
+        dying.left = calls_left
+        with suppress(KilledError):
+            Persist(dying, chat.database, chat.settings).step()
+        for name in link.client.scan_iter("im:lease:*"):
+            link.client.delete(name)
+        since.play(1)
+    persist(chat)
+    # Then
+    assert_reconciled(chat, lost, since)
+
+
+def test_nobody_stores_what_came_since_before_it_is_reconciled(chat: Chat) -> None:
+    # Given a worker that runs, while Redis comes back older and goes on
+    chat.create_group("g", ["ann", "bob"])
+    worker = Persist(chat.link, chat.database, chat.settings)
+    worker.step()
+    snapshot = Snapshot.of(chat.link.client)
+    first = chat.send("g", "lost and stored", sender_uid="ann")
+    worker.step()
+    snapshot.restore(chat.link.client)
+    second = chat.send("g", "said since", sender_uid="bob")
+    # When it takes the next entries, without having noticed anything
+    with pytest.raises(RedisUnavailable, match="older than SQL"):
+        worker.step()
+    # Then it has stored nothing of them
+    assert [row.content for row in chat.database.messages_after("g", 0)] == ["lost and stored"]
+    # And the next step reconciles the two, and stores the rest
+    while worker.step():
+        pass
+    assert [(row.content, row.seq) for row in chat.database.messages_after("g", 0)] == [
+        ("lost and stored", 1),
+        ("said since", 2),
+    ]
+    # And who was caught up with what Redis knew, and not with that, is not any more
+    assert [message.msgid for message in chat.pull("ann", "g")] == [second.msgid]
+    assert [message.msgid for message in chat.pull("bob", "g")] == [first.msgid, second.msgid]
+
+
+def test_a_redis_with_other_data_is_left_alone(chat: Chat) -> None:
+    # Given data of which SQL knows, and then a server that somebody has emptied, or another one
+    chat.create_group("g", ["ann", "bob"])
+    persist(chat)
+    chat.link.client.flushall()
+    # When, then
+    with pytest.raises(RedisUnavailable, match="run im rebuild"):
+        persist(chat)
+    assert chat.link.client.dbsize() == 0
+    # Given that somebody has begun anew on it
+    chat.link.client.hset(keys.CONFIG, mapping={"partitions": 2, "dataset": "another"})
+    with pytest.raises(RedisUnavailable, match="run im rebuild"):
+        persist(chat)
+
+
+def test_check_tells_of_it_and_repairs_it(chat: Chat) -> None:
+    # Given
+    chat.create_group("g", ["ann", "bob"])
+    persist(chat)
+    snapshot = Snapshot.of(chat.link.client)
+    chat.send("g", "lost and stored", sender_uid="ann")
+    persist(chat)
+    snapshot.restore(chat.link.client)
+    # When, then
+    assert any("stored by persist-1 up to" in difference.what for difference in check(chat))
+    assert all(difference.repaired for difference in check(chat, repair=True))
+    assert list(check(chat)) == []
+    assert [message.content for message in chat.pull("bob", "g")] == ["lost and stored"]
+
+
+def hears(gateway: Gateway, contents: list[str]) -> None:
+    """Poll until so much has been handed over, in this order."""
+    heard: list[str] = []
+
+    def all_heard() -> bool:
+        heard.extend(event.message.content for event in gateway.poll(0.02) if isinstance(event, Arrived))
+        return len(heard) >= len(contents)
+
+    wait_until(all_heard)
+    assert heard == contents
+
+
+def lost_one(chat: Chat) -> None:
+    """A message is stored and then lost by Redis, and people go on."""
+    chat.create_group("g", ["ann", "bob"])
+    persist(chat)
+    snapshot = Snapshot.of(chat.link.client)
+    chat.send("g", "lost", sender_uid="ann")
+    persist(chat)
+    snapshot.restore(chat.link.client)
+    chat.send("g", "since", sender_uid="ann")
+
+
+def test_a_live_session_hears_what_was_lost(chat: Chat) -> None:
+    lost_one(chat)
+    with chat.gateway(ack_every=1) as gateway:
+        gateway.open("bob")
+        hears(gateway, ["since"])
+        # When
+        persist(chat)
+        # Then it comes before what came after it, which comes again; and only then all is acked
+        hears(gateway, ["lost", "since"])
+        chat.send("g", "live", sender_uid="ann")
+        hears(gateway, ["live"])
+        wait_until(lambda: gateway.poll(0.02) == [] and chat.pull("bob", "g") == [])
+
+
+def test_a_client_that_was_away_gets_what_was_lost_before_its_own_place(chat: Chat) -> None:
+    # Given a client that has what was said since, and goes
+    lost_one(chat)
+    (since,) = chat.pull("bob", "g")
+    # When it comes back after the reconciliation, with its own place
+    persist(chat)
+    with chat.gateway(ack_every=1, ack_interval_s=0.01) as gateway:
+        gateway.open("bob", places={"g": Place(msgids.pack(since.msgid), since.seq)})
+        # Then
+        hears(gateway, ["lost", "since"])
+        wait_until(lambda: gateway.poll(0.02) == [] and chat.pull("bob", "g") == [])
+
+
+def test_a_sender_is_told_who_had_read_by_what_redis_has_lost(chat: Chat) -> None:
+    # Given an ack that is stored and lost, with what its sender was to be told; the sender is online
+    chat.create_group("g", ["ann", "bob"])
+    message = chat.send("g", "hi", sender_uid="ann")
+    persist(chat)
+    snapshot = Snapshot.of(chat.link.client)
+    chat.ack("bob", "g")
+    persist(chat)
+    snapshot.restore(chat.link.client)
+    with chat.gateway() as gateway:
+        gateway.open("ann")
+        assert chat.receipts("ann") == []
+        # When
+        persist(chat)
+        # Then
+        told = wait_until(lambda: [event for event in gateway.poll(0.02) if isinstance(event, Told)])
+        assert [(r.msgid, r.read, r.unread) for r in told[0].receipts] == [(message.msgid, 1, 0)]
+        assert [(r.msgid, r.read) for r in chat.receipts("ann")] == [(message.msgid, 1)]
+
+
+def test_what_another_worker_has_stored_keeps_one_from_storing_too(chat: Chat) -> None:
+    # Given two workers, of which the first one stores what Redis then loses
+    chat.create_group("g", ["ann", "bob"])
+    first, second = (Persist(chat.link, chat.database, chat.settings) for _ in range(2))
+    assert (first.step(), second.step()) == (3, 0)
+    snapshot = Snapshot.of(chat.link.client)
+    chat.send("g", "lost and stored", sender_uid="ann")
+    assert first.step() == 1
+    snapshot.restore(chat.link.client)
+    # When the second one takes what came since
+    chat.send("g", "since", sender_uid="bob")
+    chat.ack("bob", "g")
+    with pytest.raises(RedisUnavailable, match="older than SQL"):
+        second.step()
+    # Then it reconciles the two before it stores anything, and the first one goes on, too
+    assert second.step() == 1  # the ack is taken back: it would pass over what was lost
+    assert first.step() == 0
+    assert list(check(chat)) == []
+    assert [message.content for message in chat.pull("bob", "g")] == ["lost and stored", "since"]
+
+
+def test_what_redis_loses_while_a_worker_has_it_in_hand_is_not_stored(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a worker that has taken an ack, which Redis loses before it is stored
+    chat.create_group("g", ["ann", "bob"])
+    chat.send("g", "hi", sender_uid="ann")
+    worker = Persist(chat.link, chat.database, chat.settings)
+    worker.step()
+    snapshot = Snapshot.of(chat.link.client)
+    chat.ack("bob", "g")
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.persist.fetch", lambda *_: snapshot.restore(chat.link.client))
+        # When, then
+        with pytest.raises(RedisUnavailable, match="lost what was about to be stored"):
+            worker.step()
+    worker.step()
+    assert list(check(chat)) == []
+    assert [message.content for message in chat.pull("bob", "g")] == ["hi"]
+
+
+def test_what_was_taken_before_the_two_were_reconciled_is_not_stored_after(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a worker that has something in hand while another one reconciles
+    chat.create_group("g", ["ann", "bob"])
+    slow, fast = (Persist(chat.link, chat.database, chat.settings) for _ in range(2))
+    slow.step()
+    fast.step()
+    chat.send("g", "hi", sender_uid="ann")
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.persist.fetch", lambda *_: reconcile(chat, chat.link.space.partition_of("g")))
+        # When, then
+        with pytest.raises(RedisUnavailable, match="have been reconciled"):
+            slow.step()
+    assert slow.step() == 1
+    assert list(check(chat)) == []

@@ -1,0 +1,230 @@
+"""The SQL database away for a while: the chat goes on, the backlog shows, and the workers catch up by themselves."""
+
+import json
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli.app import app
+from imcore.admin import deadletters, retention
+from imcore.chat import Chat
+from imcore.errors import DatabaseUnavailable
+from imcore.settings import Settings
+from imcore.sql import sqlite
+from imcore.sql.database import Database
+from tests.deadline import wait_until
+from tests.postgres import PostgresServer, require_postgres
+from tests.processes import WorkerProcess
+from workers import runner
+from workers.persist import Persist
+from workers.receipts import ReceiptsWorker
+from workers.runner import Patience
+from workers.signals import Signals
+
+GID = "team"
+
+
+@pytest.fixture
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL of our own, to be stopped and started."""
+    require_postgres()
+    folder = Path(tempfile.mkdtemp(prefix="imcore-pg-"))
+    try:
+        server = PostgresServer(folder)
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def settings(valkey: str, tmp_path: Path) -> Settings:
+    return replace(Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path)), block_ms=50)
+
+
+def worker(settings: Settings, name: str = "persist", **others: int) -> WorkerProcess:
+    urls = {each: getattr(settings, each) for each in ("redis_url", "database_url", "block_ms")}
+    return WorkerProcess(settings.data_dir / "processes", name, **urls, **others)
+
+
+def backlog(settings: Settings) -> int:
+    """What `im stats` says that the worker `persist` has not done."""
+    where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
+    result = CliRunner().invoke(app, ["stats", "--json", *where], catch_exceptions=False)
+    assert (result.exit_code, result.stderr) == (0, "")
+    [found] = [each for each in json.loads(result.stdout)["workers"] if each["worker"] == "persist"]
+    return int(found["backlog"])
+
+
+def stored(database: Database) -> int:
+    return len(database.messages_after(GID, 0))
+
+
+def test_postgresql_stopped_and_started(settings: Settings, postgres: PostgresServer) -> None:
+    # Given workers that have done all there is
+    settings = replace(settings, database_url=postgres.new_database())
+    with (
+        Chat.connect(settings=settings) as chat,
+        worker(settings, max_deliveries=2) as persist,
+        worker(settings, "receipts") as receipts,
+    ):
+        persist.wait_for("working as")
+        receipts.wait_for("working as")
+        chat.create_group(GID, ["ann", "bob", "cy"])
+        chat.send(GID, "before", sender_uid="ann")
+        wait_until(lambda: backlog(settings) == 0)
+
+        # When the database is stopped
+        postgres.stop()
+
+        # Then people talk and read on, and are told who has read what
+        for number in range(50):
+            chat.send(GID, f"meanwhile {number}", sender_uid="ann")
+        newest = chat.pull("bob", GID)[-1].msgid
+        assert chat.ack("bob", GID).advanced
+        assert [each.unread for each in chat.unread("cy")] == [51]
+        assert (chat.tally(GID, newest).read, chat.tally(GID, newest).unread) == (1, 1)
+        wait_until(lambda: len(chat.receipts("ann")) == 51)
+        persist.wait_for("waiting: the database")
+
+        # And the backlog shows, and grows
+        first = backlog(settings)
+        assert first >= 51
+        chat.send(GID, "one more", sender_uid="cy")
+        assert backlog(settings) == first + 1
+
+        # And a worker that needs no database begins without it
+        with worker(settings, "receipts") as another:
+            another.wait_for("working as receipts-2")
+            assert another.end() == 0
+
+        # When it is back
+        postgres.start()
+
+        # Then the worker catches up by itself, and nothing is lost or put aside
+        wait_until(lambda: backlog(settings) == 0, timeout_s=30)
+        assert stored(chat.database) == 52
+        status = chat.message_status(GID, newest)
+        assert [(reader.uid, reader.read_at is not None) for reader in status.read_by] == [("bob", True)]
+        assert list(deadletters.list_dead(chat)) == []
+        assert (persist.end(), receipts.end()) == (0, 0)
+    assert persist.log.count("going on") == 1
+    assert "Traceback" not in persist.log + receipts.log
+
+
+def test_a_lock_that_is_held_on_sqlite(settings: Settings) -> None:
+    with Chat.connect(settings=settings) as chat, worker(settings) as persist:
+        persist.wait_for("working as")
+        chat.create_group(GID, ["ann", "bob"])
+        wait_until(lambda: backlog(settings) == 0)
+
+        # When somebody holds the database, and there is something to store
+        with closing(sqlite3.connect(settings.data_dir / "imcore.db", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            chat.send(GID, "meanwhile", sender_uid="ann")
+            assert chat.ack("bob", GID).advanced
+            assert backlog(settings) == 2
+            other.execute("ROLLBACK")
+
+        # Then it is stored as soon as they let go
+        wait_until(lambda: backlog(settings) == 0)
+        assert persist.end() == 0
+    assert "WARNING" not in persist.log
+
+
+def test_a_lock_that_is_held_for_long_costs_an_entry_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a lock that outlasts all patience of the driver, more often than an entry may be delivered
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 10)
+    settings = replace(settings, max_deliveries=2)
+    with Chat.connect(settings=settings) as chat:
+        chat.database.upgrade()
+        persist = Persist(chat.link, chat.database, settings)
+        chat.create_group(GID, ["ann", "bob"])
+        chat.send(GID, "meanwhile", sender_uid="ann")
+        with closing(sqlite3.connect(settings.data_dir / "imcore.db", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            for _ in range(5):
+                with pytest.raises(DatabaseUnavailable, match="database is locked"):
+                    persist.step()
+            other.execute("ROLLBACK")
+
+        # Then it is stored, and nothing is a dead letter
+        while not persist.drained():
+            persist.step()
+        persist.close()
+        assert stored(chat.database) == 1
+        assert list(deadletters.list_dead(chat)) == []
+
+
+def test_waits_grow_up_to_a_limit_and_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a server that is away for thirty tries
+    waits: list[float] = []
+    with Signals() as signals:
+        monkeypatch.setattr(signals, "wait", waits.append)
+        patience = Patience(signals)
+        answers = iter([*[DatabaseUnavailable()] * 30, None, DatabaseUnavailable(), None])
+
+        def attempt() -> None:
+            answer = next(answers)
+            if answer:
+                raise answer
+
+        # When it is waited for, twice
+        patience.call(attempt)
+        patience.call(attempt)
+
+    # Then each wait is up to twice as long as the one before, and none is longer than the limit
+    longest = [min(runner.LONGEST_WAIT_S, runner.FIRST_WAIT_S * 2**tries) for tries in range(30)]
+    assert all(limit / 2 <= wait <= limit for wait, limit in zip(waits, [*longest, runner.FIRST_WAIT_S], strict=True))
+    assert sum(waits) > 60
+
+
+def test_a_group_that_needs_the_database_holds_up_no_other(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given two groups, of which one is in SQL only
+    settings = replace(settings, receipt_window_ms=0, max_deliveries=2)
+    with Chat.connect(settings=settings) as chat:
+        chat.database.upgrade()
+        receipts = ReceiptsWorker(chat.link, chat.database, settings)
+        persist = Persist(chat.link, chat.database, settings)
+        sent = {}
+        for gid in ("old", "new"):
+            chat.create_group(gid, ["ann", "bob"])
+            sent[gid] = chat.send(gid, "hi", sender_uid="ann").msgid
+            for each in (persist, receipts):
+                while not each.drained():
+                    each.step()
+            retention.trim(chat, gid="old", keep_messages=0)
+
+        # When somebody reads both while the database is away
+        chat.ack("bob", "old")
+        chat.ack("bob", "new")
+        with monkeypatch.context() as away:
+            away.setattr(Database, "messages_after", refuse)
+            for _ in range(5):
+                with pytest.raises(DatabaseUnavailable):
+                    receipts.step()
+
+            # Then the sender hears of the one that Redis has
+            assert [each.msgid for each in chat.receipts("ann")] == [sent["new"]]
+
+        # And of the other one once the database is back
+        receipts.step()
+        assert {each.msgid for each in chat.receipts("ann")} == set(sent.values())
+        assert list(deadletters.list_dead(chat)) == []
+        for each in (persist, receipts):
+            each.close()
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise DatabaseUnavailable

@@ -1,0 +1,143 @@
+"""Redis over TLS: all works, and who is not trusted is refused. The wheel's server has no TLS: see `TlsProxy`."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+
+from imcore.chat import Chat
+from imcore.client import Client
+from imcore.errors import ConfigurationError, RedisUnavailable
+from imcore.live.localdb import LocalDatabase, path_of
+from imcore.settings import Settings
+from imcore.streams.link import open_client
+from imcore.values import Message
+from tests.deadline import wait_until
+from tests.processes import WorkerProcess
+from tests.servers import RunningServer
+from tests.tls_proxy import CERTIFICATES, TlsProxy
+
+AUTHORITY = CERTIFICATES / "ca.pem"
+PASSPHRASE = "correct-horse"
+
+
+@pytest.fixture
+def proxy(valkey_server: RunningServer, valkey: str) -> Iterator[TlsProxy]:
+    with TlsProxy(str(valkey_server.server.socket)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def settings(proxy: TlsProxy, tmp_path: Path) -> Settings:
+    url = f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={AUTHORITY}"
+    return Settings.from_env({}, redis_url=url, data_dir=str(tmp_path))
+
+
+def test_chat_and_workers(settings: Settings, proxy: TlsProxy) -> None:
+    # Given workers on an encrypted connection
+    urls = {name: getattr(settings, name) for name in ("redis_url", "database_url")}
+    folder = settings.data_dir / "processes"
+    with (
+        WorkerProcess(folder, "persist", **urls) as persist,
+        WorkerProcess(folder, "receipts", **urls) as receipts,
+        WorkerProcess(folder, "jobs", **urls) as jobs,
+        Chat.connect(settings=settings) as chat,
+    ):
+        # When bob listens, and ann sends much at once
+        chat.create_group("team", ["ann", "bob"])
+        texts = [f"{number}" + "x" * 60_000 for number in range(20)]
+        with Chat.connect(settings=settings) as bobs, closing(LocalDatabase(path_of(folder, "bob"), "bob")) as local:
+            heard: list[str] = []
+            live = Client(bobs, "bob", local).live(lambda: len(heard) == len(texts), ack_every=1)
+            chat.send("team", texts[0], sender_uid="ann")
+            for event in live:
+                assert isinstance(event, Message)
+                heard.append(event.content)
+                if len(heard) == 1:
+                    for text in texts[1:]:
+                        chat.send("team", text, sender_uid="ann")
+
+        # Then he has heard all of it, and the workers do their work
+        assert heard == texts
+        with chat.listen("ann") as anns:
+            assert next(iter(anns))
+        jobs.wait_for("trimmed")
+        persist.wait_for("working as")
+        wait_until(lambda: len(chat.database.messages_after("team", 0)) == len(texts), timeout_s=30)
+        assert [worker.end() for worker in (persist, receipts, jobs)] == [0, 0, 0]
+    assert proxy.connections >= 6
+    for worker in (persist, receipts, jobs):
+        assert "WARNING" not in worker.log
+
+
+def test_users_and_passwords(settings: Settings, valkey: str) -> None:
+    with redis.Redis.from_url(valkey) as admin:
+        admin.execute_command("ACL", "SETUSER", "ann", "reset", "on", f">{PASSPHRASE}", "~*", "&*", "+@all")
+        try:
+            url = settings.redis_url.replace("://", f"://ann:{PASSPHRASE}@")
+            with Chat.connect(settings=replace(settings, redis_url=url)) as chat:
+                assert chat.create_group("team").members == 0
+        finally:
+            admin.acl_deluser("ann")
+
+
+def test_a_server_that_is_not_trusted_is_refused(settings: Settings, proxy: TlsProxy) -> None:
+    for url in (
+        settings.redis_url.replace("ca.pem", "other-ca.pem"),
+        settings.redis_url.partition("?")[0],
+    ):
+        with (
+            Chat.connect(settings=replace(settings, redis_url=url)) as chat,
+            pytest.raises(ConfigurationError) as refused,
+        ):
+            chat.unread("ann")
+        assert str(refused.value).startswith(f"rediss://127.0.0.1:{proxy.port} is not trusted (")
+        assert "?ssl_ca_certs=FILE" in str(refused.value)
+
+
+def test_a_server_of_another_name_is_refused(
+    settings: Settings, proxy: TlsProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The certificate names 127.0.0.1 and localhost; this is another way to the same place.
+    url = settings.redis_url.replace("127.0.0.1", "127.1")
+    with Chat.connect(settings=replace(settings, redis_url=url)) as chat, pytest.raises(ConfigurationError) as refused:
+        chat.unread("ann")
+    assert "not trusted" in str(refused.value)
+
+
+def test_clients_that_have_to_show_a_certificate(valkey_server: RunningServer, valkey: str, settings: Settings) -> None:
+    with TlsProxy(str(valkey_server.server.socket), clients_show_certificates=True) as strict:
+        url = f"rediss://localhost:{strict.port}?ssl_ca_certs={AUTHORITY}"
+        shown = f"{url}&ssl_certfile={CERTIFICATES / 'client.pem'}&ssl_keyfile={CERTIFICATES / 'client.pem'}"
+        with Chat.connect(settings=replace(settings, redis_url=shown)) as chat:
+            assert chat.create_group("team").members == 0
+        with Chat.connect(settings=replace(settings, redis_url=url)) as chat, pytest.raises(RedisUnavailable):
+            chat.unread("ann")
+
+
+def test_without_tls_there_is_no_answer(settings: Settings, proxy: TlsProxy) -> None:
+    url = f"redis://127.0.0.1:{proxy.port}"
+    with Chat.connect(settings=replace(settings, redis_url=url)) as chat, pytest.raises(RedisUnavailable):
+        chat.unread("ann")
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("rediss://host?ssl_ca_certs=/nowhere.pem", r"the file /nowhere.pem \(option ssl_ca_certs of rediss://host\)"),
+        (f"rediss://host?ssl_ca_certs={__file__}", "NO_CERTIFICATE_OR_CRL_FOUND"),
+        (f"rediss://host?ssl_certfile={__file__}", "option ssl_certfile"),
+        ("rediss://host?ssl_cert_reqs=sometimes", "wrong option"),
+        ("redis://host?ssl_ca_certs=/nowhere.pem", "TLS is for rediss://"),
+        ("redis://host?colour=red", "does not take the option 'colour'"),
+        ("redis://host?decode_responses=true", "does not take the option 'decode_responses'"),
+        ("redis://host?socket_timeout=soon", "is not a Redis URL"),
+    ],
+)
+def test_options_that_cannot_be(url: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why) as refused:
+        open_client(url)
+    assert "\n" not in str(refused.value)

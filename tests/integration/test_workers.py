@@ -1,0 +1,429 @@
+"""The loops of the workers, as processes on a real server: signals, bursts, servers that go away and come back."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from rq import Queue
+from rq.serializers import JSONSerializer
+from sqlalchemy import text
+
+from imcore import Chat
+from imcore.admin import deadletters
+from imcore.admin.audit import check
+from imcore.admin.rebuild import rebuild
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.streams.calls import Draft, Target, ack, send
+from imcore.streams.events import Joined
+from imcore.streams.journal import CLUSTER_BLOCK_MS, Journal
+from imcore.streams.keys import lease
+from imcore.streams.link import Client, Link, open_client
+from tests.deadline import wait_until
+from tests.processes import WorkerProcess
+from tests.servers import RunningCluster, require_server, start_valkey
+from workers import jobs
+from workers.persist import KIND, Persist
+from workers.signals import Signals
+
+UIDS = [f"user{number}" for number in range(20)]
+
+
+@pytest.fixture
+def settings(valkey: str, tmp_path: Path) -> Settings:
+    return replace(Settings.from_env({}, data_dir=str(tmp_path), redis_url=valkey), block_ms=50, partitions=4)
+
+
+@pytest.fixture
+def chat(settings: Settings) -> Iterator[Chat]:
+    with Chat.connect(settings=settings) as chat:
+        yield chat
+
+
+def talk(chat: Chat, gid: str = "g", count: int = 100) -> None:
+    """Have a group of twenty say so much, and one of them ack it."""
+    chat.create_group(gid, UIDS)
+    for start in range(0, count, 100):
+        drafts = [Draft(UIDS[number % 20], f"{number}") for number in range(start, min(count, start + 100))]
+        chat.link.run(send(chat.link.space, gid, drafts, 1000))
+    chat.link.run(ack(chat.link.space, gid, [Target(None, [UIDS[0]])]))
+
+
+def count(database: Database, table: str = "group_msgs") -> int:
+    with database.connection() as connection:
+        found: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
+    return found
+
+
+def has(database: Database, messages: int) -> bool:
+    return count(database) == messages
+
+
+def open_entries(chat: Chat) -> int:
+    """How many entries workers have taken and not done."""
+    return sum(chat.link.client.xpending(key, KIND)["pending"] for key in chat.link.space.journals())
+
+
+def worker(settings: Settings, name: str = "persist", *arguments: str, **others: str | int) -> WorkerProcess:
+    same = {name: getattr(settings, name) or "" for name in ("redis_url", "database_url", "partitions")}
+    return WorkerProcess(settings.data_dir / "workers", name, *arguments, **{**same, **others})
+
+
+class TestBurst:
+    def test_it_stores_all_and_ends(self, chat: Chat, settings: Settings) -> None:
+        talk(chat, count=1000)
+        with worker(settings, "persist", "--burst") as burst:
+            assert burst.wait() == 0
+        assert count(chat.database) == 1000
+        assert open_entries(chat) == 0
+
+    def test_it_takes_over_what_the_dead_left(self, chat: Chat, settings: Settings) -> None:
+        # Given a worker that died with entries in hand
+        talk(chat)
+        dead = Journal(chat.link, KIND, settings)
+        assert dead.take()
+        chat.link.client.delete(lease(KIND, 1))
+
+        # Then a burst stores them too
+        with worker(settings, "persist", "--burst") as burst:
+            assert burst.wait() == 0
+        assert count(chat.database) == 100
+
+    def test_it_waits_for_what_others_have_in_hand(self, chat: Chat, settings: Settings) -> None:
+        # Given a living worker with entries in hand
+        chat.database.upgrade()
+        talk(chat)
+        other = Persist(chat.link, chat.database, settings)
+        other._in_hand = other._journal.take()
+
+        # When a burst has nothing left to do itself
+        with worker(settings, "persist", "--burst") as burst:
+            burst.wait_for("working as persist-2")
+            wait_until(lambda: consumers(chat) == {"persist-1", "persist-2"})
+            assert burst.runs
+
+            # Then it ends once the other has done its part
+            while other.step():
+                pass
+            assert burst.wait() == 0
+        assert count(chat.database) == 100
+
+    def test_without_a_server_it_says_so_in_one_line(self, settings: Settings) -> None:
+        nowhere = f"unix://{settings.data_dir}/nowhere.sock"
+        with worker(settings, "persist", "--burst", redis_url=nowhere) as burst:
+            assert burst.wait() == 1
+        [line] = [line for line in burst.log.splitlines() if not line.startswith("20")]
+        assert line.startswith("im worker persist: ")
+        assert "nowhere.sock" in line
+
+
+def consumers(chat: Chat) -> set[str]:
+    return {
+        info["name"].decode()
+        for key in chat.link.space.journals()
+        for info in chat.link.client.xinfo_consumers(key, KIND)
+    }
+
+
+class TestLoop:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_ends_it_cleanly(self, chat: Chat, settings: Settings, number: signal.Signals) -> None:
+        # Given a worker with nothing to do
+        with worker(settings, block_ms=1000) as idle:
+            idle.wait_for("working as persist-1")
+
+            # When it is asked to end, twice, as Ctrl-C does
+            idle.send(number)
+            assert idle.end(number) == 0
+
+        # Then its name is free, and it said so in plain lines
+        assert not chat.link.client.exists(lease(KIND, 1))
+        assert "Traceback" not in idle.log
+        assert idle.log.endswith("ended; 0 entries handled\n")
+
+    def test_a_signal_under_load_leaves_nothing_half_done(self, chat: Chat, settings: Settings) -> None:
+        # Given a worker in the middle of much to do
+        chat.database.upgrade()
+        for number in range(20):
+            talk(chat, f"g{number}", count=1000)
+        with worker(settings, batch_size=5) as busy:
+            wait_until(lambda: count(chat.database))
+
+            # When it is asked to end
+            assert busy.end() == 0
+
+        # Then it has done a part, and another one does the rest
+        done = count(chat.database)
+        with worker(settings, "persist", "--burst") as burst:
+            assert burst.wait() == 0
+        assert 0 < done <= count(chat.database) == 20_000
+        assert open_entries(chat) == 0
+
+    def test_messages_are_stored_as_they_come(self, chat: Chat, settings: Settings) -> None:
+        chat.database.upgrade()
+        with worker(settings):
+            for number in range(1, 6):
+                talk(chat, f"g{number}", count=1)
+                wait_until(partial(has, chat.database, number))
+
+    def test_an_idle_loop_does_not_spin(self, chat: Chat, settings: Settings) -> None:
+        # Given a worker with nothing to do
+        with worker(settings, block_ms=200) as idle:
+            idle.wait_for("working as")
+            server = chat.link.client
+
+            # Then five looks for new entries take about five waits
+            start, looks = time.monotonic(), reads(server)
+            wait_until(lambda: reads(server) >= looks + 5)
+            assert time.monotonic() - start > 4 * 0.2
+
+
+def reads(client: Client) -> int:
+    """How often a server was asked for new entries."""
+    calls: int = client.info("commandstats").get("cmdstat_xreadgroup", {}).get("calls", 0)
+    return calls
+
+
+class TestServersAway:
+    def test_redis_away_and_back(self, tmp_path: Path) -> None:
+        # Given a server of our own, and a worker that has stored something
+        require_server()
+        server = start_valkey(tmp_path / "valkey")
+        settings = Settings.from_env({}, data_dir=str(tmp_path), redis_url=server.url)
+        try:
+            with Chat.connect(settings=settings) as chat, worker(settings) as steady:
+                talk(chat, "g", count=10)
+                steady.wait_for("working as")
+                wait_until(lambda: count(chat.database) == 10)
+
+                # When the server crashes and comes back
+                server.kill()
+                steady.wait_for("waiting: no answer from Redis")
+                server = start_valkey(tmp_path / "valkey")
+                wait_until(chat.link.client.ping)
+                talk(chat, "h", count=10)
+
+                # Then the worker goes on by itself, and has said each thing once
+                wait_until(lambda: count(chat.database) == 20)
+                assert steady.end() == 0
+            assert steady.log.count("waiting:") == steady.log.count("going on") == 1
+        finally:
+            server.stop()
+
+    def test_sql_away_and_back(self, chat: Chat, settings: Settings, postgres_url: str) -> None:
+        # Given a database that lets nobody in
+        settings = replace(settings, database_url=postgres_url)
+        talk(chat, "g", count=10)
+        with Database.connect(postgres_url) as database, worker(settings) as steady:
+            steady.wait_for("working as")
+            wait_until(lambda: count(database) == 10)
+            database.close()
+            allow_connections(postgres_url, allowed=False)
+
+            # When there is something to store
+            talk(chat, "h", count=10)
+            steady.wait_for("waiting: the database")
+            assert open_entries(chat)
+
+            # Then it is stored once the database is back
+            allow_connections(postgres_url, allowed=True)
+            wait_until(lambda: count(database) == 20)
+            assert steady.end() == 0
+            assert not open_entries(chat)
+        assert "password" not in steady.log
+
+    def test_started_before_its_servers_it_waits_for_them(self, tmp_path: Path) -> None:
+        require_server()
+        folder = tmp_path / "valkey"
+        settings = Settings.from_env({}, data_dir=str(tmp_path), redis_url=f"unix://{folder}/redis.sock")
+        with worker(settings) as early:
+            early.wait_for("waiting: no answer from Redis")
+            server = start_valkey(folder)
+            try:
+                early.wait_for("working as persist-1")
+                assert early.end() == 0
+            finally:
+                server.stop()
+
+    def test_asked_to_end_while_it_waits_it_ends(self, settings: Settings) -> None:
+        with worker(settings, redis_url=f"unix://{settings.data_dir}/nowhere.sock") as waiting:
+            waiting.wait_for("waiting: no answer from Redis")
+            assert waiting.end() == 0
+
+    def test_what_waiting_does_not_mend_ends_it(self, chat: Chat, settings: Settings) -> None:
+        chat.create_group("g")
+        with worker(settings, partitions=99) as wrong:
+            assert wrong.wait() == 1
+        assert "IM_PARTITIONS=4" in wrong.log.splitlines()[-1]
+        assert "Traceback" not in wrong.log
+
+
+def allow_connections(url: str, *, allowed: bool) -> None:
+    name = url.split("/")[3].partition("?")[0]
+    with psycopg.connect(url.replace(name, "postgres"), autocommit=True) as connection:
+        connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS {allowed}')
+        if not allowed:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+
+
+class TestOnRealServers:
+    """What fakeredis does otherwise."""
+
+    def test_ten_thousand_joins_in_one_moment_have_ids_that_can_be_packed(self, chat: Chat, settings: Settings) -> None:
+        # Given more entries than the counter of one millisecond holds: the server's clock stands still in a function
+        chat.create_group("g", [f"user{number}" for number in range(10_000)])
+        journal = Journal(chat.link, KIND, replace(settings, batch_size=20_000))
+
+        # Then each has its own version, in their order
+        versions = [entry.version for entry in journal.take() if isinstance(entry.event, Joined)]
+        assert len(versions) == len(set(versions)) == 10_000
+        assert versions == sorted(versions)
+
+    def test_after_redis_lost_its_data_nothing_is_stored_until_it_is_rebuilt(
+        self, chat: Chat, settings: Settings
+    ) -> None:
+        chat.database.upgrade()
+        with worker(settings) as steady:
+            talk(chat, "g", count=1)
+            wait_until(lambda: count(chat.database) == 1)
+            # When all is lost, and people begin anew
+            chat.link.client.flushall()
+            talk(chat, "h", count=1)
+            # Then the worker says what to do, and goes on once that is done
+            steady.wait_for("run im rebuild")
+            assert count(chat.database) == 1
+            rebuild(chat, yes=True)
+            wait_until(lambda: count(chat.database) == 2)
+            assert steady.end() == 0
+        assert list(check(chat)) == []
+
+    def test_poison_becomes_a_dead_letter_and_blocks_nothing(self, chat: Chat, settings: Settings) -> None:
+        chat.database.upgrade()
+        chat.create_group("g", UIDS)
+        for _ in range(3):
+            chat.link.client.xadd(chat.link.space.group("g").journal, {"kind": "feast"})
+        with worker(settings, max_deliveries=2) as steady:
+            talk(chat, "g", count=10)
+            wait_until(lambda: count(chat.database) == 10)
+            wait_until(lambda: len(list(deadletters.list_dead(chat))) == 3)
+            assert steady.end() == 0
+        assert open_entries(chat) == 0
+
+    def test_persist_on_a_cluster(self, cluster: str, cluster_servers: RunningCluster, tmp_path: Path) -> None:
+        # Given a cluster, where no command reaches over partitions
+        settings = Settings.from_env({}, data_dir=str(tmp_path), redis_url=cluster)
+        client = open_client(cluster)
+        with Chat(Link(client, partitions=6), Database.connect(settings.database_url), settings) as chat:
+            for number in range(12):
+                talk(chat, f"g{number}", count=10)
+
+            # Then a worker stores what was there and what comes
+            with worker(settings, block_ms=1000) as steady:
+                steady.wait_for("working as")
+                wait_until(lambda: count(chat.database) == 120)
+                talk(chat, "late", count=10)
+                wait_until(lambda: count(chat.database) == 130)
+
+                # And is in no hurry when nothing comes: a round is one look at each of 6 partitions, and a wait at one
+                start, looks = time.monotonic(), all_reads(cluster_servers)
+                wait_until(lambda: all_reads(cluster_servers) >= looks + 10 * 7)
+                assert time.monotonic() - start > 8 * CLUSTER_BLOCK_MS / 1000
+                assert steady.end() == 0
+            with worker(settings, "persist", "--burst") as burst:
+                assert burst.wait() == 0
+
+
+def all_reads(cluster: RunningCluster) -> int:
+    total = 0
+    for node in cluster.nodes:
+        with closing(redis.Redis.from_url(node.url)) as client:
+            total += reads(client)
+    return total
+
+
+class TestJobs:
+    def test_trim_is_due_once_a_period(self, valkey: str) -> None:
+        with closing(redis.Redis.from_url(valkey)) as connection:
+            queue = jobs.queue(connection)
+            assert [jobs.enqueue_due(queue, 60_000, now_ms) for now_ms in (60_000, 60_001, 119_999, 120_000)] == [
+                *(True, False, False),
+                True,
+            ]
+            assert queue.job_ids == ["trim-1", "trim-2"]
+
+    def test_the_worker_trims_by_itself_and_ends_cleanly(self, chat: Chat, settings: Settings) -> None:
+        # Given something stored that need not be kept
+        talk(chat, count=100)
+        with worker(settings, "persist", "--burst") as burst:
+            assert burst.wait() == 0
+
+        # When the worker for jobs runs
+        with worker(settings, "jobs", keep_messages=10) as steady:
+            steady.wait_for("trimmed 90 entries of 1 groups")
+
+            # Then it has done that once, and ends when asked to
+            assert steady.end() == 0
+        assert steady.log.count("trimmed") == 1
+        assert "Traceback" not in steady.log
+        assert len(chat.status("g", limit=0)) == 100
+
+    def test_a_burst_works_off_the_queue_and_adds_nothing(self, chat: Chat, settings: Settings) -> None:
+        # Given a job that somebody has enqueued by name, as JSON
+        chat.database.upgrade()
+        with closing(redis.Redis.from_url(settings.redis_url)) as connection:
+            job = Queue(jobs.QUEUE, connection=connection, serializer=JSONSerializer).enqueue(jobs.TRIM)
+
+            # When the queue is worked off
+            with worker(settings, "jobs", "--burst") as burst:
+                assert burst.wait() == 0
+
+            # Then that is all that was done
+            assert job.return_value() == {"groups": 0, "entries": 0, "journal_entries": 0, "read_times": 0}
+        assert burst.log.count("trimmed") == 1
+
+    def test_a_burst_without_redis_says_so_in_one_line(self, settings: Settings) -> None:
+        nowhere = f"unix://{settings.data_dir}/nowhere.sock"
+        with worker(settings, "jobs", "--burst", jobs_redis_url=nowhere) as burst:
+            assert burst.wait() == 1
+        assert burst.log.splitlines()[-1].startswith("im worker jobs: no answer from Redis")
+
+    def test_asked_to_end_while_redis_is_away_it_ends(self, settings: Settings) -> None:
+        nowhere = f"unix://{settings.data_dir}/nowhere.sock"
+        with worker(settings, "jobs", jobs_redis_url=nowhere) as waiting:
+            waiting.wait_for("waiting:")
+            assert waiting.end() == 0
+
+    def test_a_cluster_is_refused(self, cluster: str, settings: Settings) -> None:
+        with worker(settings, "jobs", redis_url=cluster) as refused:
+            assert refused.wait() == 1
+        assert "IM_JOBS_REDIS_URL" in refused.log.splitlines()[-1]
+
+
+def test_an_unknown_worker_is_wrong_usage(settings: Settings) -> None:
+    with worker(settings, "sleeper") as wrong:
+        assert wrong.wait() == 2
+
+
+def test_no_thread_of_rq_is_left_behind_by_a_server_that_went_away(tmp_path: Path) -> None:
+    require_server()
+    server = start_valkey(tmp_path)
+    try:
+        with Signals() as signals, redis.Redis.from_url(server.url) as connection:
+            worker = jobs.JobsWorker(connection, signals, 0)
+            worker.subscribe()
+            # When
+            server.kill()
+            with pytest.raises(redis.ConnectionError):
+                worker.unsubscribe()
+            connection.close()
+            # Then
+            wait_until(lambda: not worker.pubsub_thread.is_alive())
+    finally:
+        server.stop()

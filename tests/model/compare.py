@@ -1,0 +1,131 @@
+"""Holds what the system says against what the model says: live from Redis, and again from SQL."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import text
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.sql.database import Database
+from imcore.values import Group, Member, Message, Tally, Unread
+from tests.model.reference import Model, ModelMessage
+
+
+def compare_all(chat: Chat, model: Model, *, every: int = 1) -> None:
+    """Everything that can be asked of the live system; of every so manieth message and user, if not of all."""
+    assert [group.gid for group in chat.groups()] == sorted(model.groups)
+    for gid, group in model.groups.items():
+        compare_group(chat, model, gid)
+        compare_offsets(chat, model, gid)
+        compare_names(chat, model, gid, group.messages[::-every])
+    for uid in model.uids()[::every]:
+        compare_user(chat, model, uid)
+
+
+def compare_group(chat: Chat, model: Model, gid: str) -> None:
+    """A group, its members with their offsets and unread counts, and the tally of every message."""
+    group = model.groups[gid]
+    uids = group.members()
+    assert chat.group(gid) == Group(gid, len(uids), group.newest, group.msgid(group.newest))
+    assert list(chat.members(gid)) == [
+        Member(gid, uid, group.msgid(group.current(uid).acked), model.unread(uid, gid), online=False) for uid in uids
+    ]
+    tallies = chat.status(gid, limit=0)
+    assert [same_form(tally.message) for tally in tallies] == group.messages
+    receipts = [group.receipts(message).values() for message in group.messages]
+    assert [(tally.read, tally.unread) for tally in tallies] == [(sum(r), len(r) - sum(r)) for r in receipts]
+
+
+def compare_offsets(chat: Chat, model: Model, gid: str) -> None:
+    """What any Redis tool sees: a consumer group for each member and no other, at the member's offset."""
+    group, stream = model.groups[gid], chat.link.space.group(gid).stream
+    found = chat.link.client.xinfo_groups(stream) if chat.link.client.exists(stream) else []
+    assert {info["name"].decode(): info["last-delivered-id"].decode() for info in found} == {
+        uid: group.msgid(group.current(uid).acked) or "0-0" for uid in group.members()
+    }
+
+
+def compare_names(chat: Chat, model: Model, gid: str, messages: Sequence[ModelMessage]) -> None:
+    """Who has read each message and who has not."""
+    group = model.groups[gid]
+    for message in messages:
+        receipts = group.receipts(message)
+        status = chat.message_status(gid, message.msgid)
+        assert same_form(status.message) == message
+        counts = Tally(gid, message.msgid, read=sum(receipts.values()), unread=len(receipts) - sum(receipts.values()))
+        assert chat.tally(gid, message.msgid) == counts
+        assert [reader.uid for reader in status.read_by] == sorted(uid for uid, read in receipts.items() if read)
+        assert list(status.unread_by) == sorted(uid for uid, read in receipts.items() if not read)
+
+
+def compare_read_times(chat: Chat, model: Model, gid: str, *, every: int = 1) -> None:
+    """When messages were read, once `persist` has stored all: one time for each ack, in the order of the acks."""
+    group = model.groups[gid]
+    times: list[tuple[int, datetime]] = []
+    for message in group.messages[::-every]:
+        by_ack = group.read_by_ack(message)
+        for reader in chat.message_status(gid, message.msgid).read_by:
+            assert reader.read_at is not None
+            assert reader.read_at >= msgids.time_of(message.msgid)
+            times.append((by_ack[reader.uid], reader.read_at))
+    of_ack = dict(times)
+    assert all(of_ack[ack] == time for ack, time in times)
+    assert sorted(of_ack.values()) == [of_ack[ack] for ack in sorted(of_ack)]
+
+
+def compare_user(chat: Chat, model: Model, uid: str) -> None:
+    """A user's groups, and what they have to pull and to read in them."""
+    gids = model.groups_of(uid)
+    assert chat.groups_of(uid) == gids
+    assert [same_form(message) for message in chat.pull(uid)] == [m for gid in gids for m in model.pull(uid, gid)]
+    groups = [model.groups[gid] for gid in gids]
+    assert chat.unread(uid) == [
+        Unread(gid, model.unread(uid, gid), group.msgid(group.newest), group.msgid(group.current(uid).acked))
+        for gid, group in zip(gids, groups, strict=True)
+    ]
+
+
+def compare_sql(database: Database, model: Model) -> None:
+    """The tables and views that other programs read, once `persist` has stored all that happened."""
+    with database.connection() as connection:
+        messages = connection.execute(text("SELECT gid, msgid, sender_uid, content FROM group_msgs"))
+        assert sorted(map(tuple, messages)) == sorted(
+            (gid, msgids.pack(m.msgid), m.sender_uid, m.content) for gid, g in model.groups.items() for m in g.messages
+        )
+        members = connection.execute(text("SELECT gid, uid, last_ack_msgid FROM group_users"))
+        assert sorted(map(tuple, members), key=str) == sorted(_members(model), key=str)
+        acks = connection.execute(text("SELECT gid, msgid, sender_uid, recv_uid, if_ack FROM msg_acks"))
+        # Lists, so that a receipt that is there twice is seen
+        assert sorted((*row[:4], bool(row[4])) for row in acks) == sorted(_receipts(model))
+
+
+def same_form(message: Message) -> ModelMessage:
+    """A message of the system in the model's form."""
+    return ModelMessage(
+        message.msgid,
+        message.seq,
+        message.sender_uid,
+        message.content,
+        message.client_msgid,
+        message.recalled,
+        message.recalls,
+    )
+
+
+def _members(model: Model) -> list[tuple[str, str, int | None]]:
+    found = []
+    for gid, group in model.groups.items():
+        for uid in group.members():
+            offset = group.msgid(group.current(uid).acked)
+            found.append((gid, uid, msgids.pack(offset) if offset else None))
+    return found
+
+
+def _receipts(model: Model) -> list[tuple[str, int, str, str, bool]]:
+    return [
+        (gid, msgids.pack(message.msgid), message.sender_uid, uid, read)
+        for gid, group in model.groups.items()
+        for message in group.messages
+        for uid, read in group.receipts(message).items()
+    ]

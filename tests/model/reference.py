@@ -1,0 +1,208 @@
+"""The whole system by brute force: every definition of the design as a loop, with nothing clever and nothing shared.
+
+A group is a list of messages and a list of spans; the seq of a message is its place in the list, from 1. Whatever is
+asked is found by looking at every pair of a message and a span. The one thing taken over from the system is the msgid,
+which only the server can give. `imcore.errors` is used for the names of refusals.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from imcore.errors import GroupExists, InvalidInput, NotMember, NotSender, UnknownGroup, UnknownMessage
+
+
+@dataclass
+class ModelMessage:
+    """A message, at its place in the group."""
+
+    msgid: str
+    seq: int
+    sender_uid: str
+    content: str
+    client_msgid: str | None
+    recalled: bool = False
+    recalls: str | None = None
+
+
+@dataclass
+class ModelSpan:
+    """A membership: the messages after `joined`, up to and with `left` (None: it goes on). `acked` is the offset.
+
+    `acked_by` tells for each seq which ack confirmed it, by the number of that ack.
+    """
+
+    uid: str
+    joined: int
+    left: int | None
+    acked: int
+    acked_by: dict[int, int] = field(default_factory=dict)
+
+    def covers(self, seq: int) -> bool:
+        """Whether the message was said while this membership lasted."""
+        return self.joined < seq and (self.left is None or seq <= self.left)
+
+
+@dataclass
+class ModelGroup:
+    """A group: all it ever was."""
+
+    messages: list[ModelMessage] = field(default_factory=list)
+    spans: list[ModelSpan] = field(default_factory=list)
+
+    @property
+    def newest(self) -> int:
+        """The seq of the newest message, 0 without one."""
+        return len(self.messages)
+
+    def members(self) -> list[str]:
+        """The uids of the current members, in their order."""
+        return sorted(span.uid for span in self.spans if span.left is None)
+
+    def current(self, uid: str) -> ModelSpan:
+        """The span of a current member."""
+        for span in self.spans:
+            if span.uid == uid and span.left is None:
+                return span
+        raise NotMember
+
+    def msgid(self, seq: int) -> str | None:
+        """The msgid of a seq; None for the position before the first message."""
+        return self.messages[seq - 1].msgid if seq else None
+
+    def with_msgid(self, msgid: str) -> ModelMessage:
+        """The message of that msgid."""
+        for message in self.messages:
+            if message.msgid == msgid:
+                return message
+        raise UnknownMessage
+
+    def with_client_msgid(self, client_msgid: str) -> ModelMessage | None:
+        """The message that carries that client_msgid, whoever sent it."""
+        for message in self.messages:
+            if message.client_msgid == client_msgid:
+                return message
+        return None
+
+    def receipts(self, message: ModelMessage) -> dict[str, bool]:
+        """For every recipient, whether they have read the message."""
+        return {
+            span.uid: span.acked >= message.seq
+            for span in self.spans
+            if span.covers(message.seq) and span.uid != message.sender_uid
+        }
+
+    def read_by_ack(self, message: ModelMessage) -> dict[str, int]:
+        """For everyone who has read the message, the number of the ack by which they did."""
+        return {
+            span.uid: span.acked_by[message.seq]
+            for span in self.spans
+            if span.covers(message.seq) and span.uid != message.sender_uid and span.acked >= message.seq
+        }
+
+
+@dataclass
+class Model:
+    """All groups. Methods raise what the system must raise, and then have changed nothing."""
+
+    groups: dict[str, ModelGroup] = field(default_factory=dict)
+    acks: int = 0
+
+    def group(self, gid: str) -> ModelGroup:
+        """The group, or UnknownGroup."""
+        if gid not in self.groups:
+            raise UnknownGroup
+        return self.groups[gid]
+
+    def create_group(self, gid: str, uids: Iterable[str] = ()) -> None:
+        """A new group; the same group again changes nothing."""
+        if gid in self.groups:
+            if self.groups[gid].members() != sorted(set(uids)):
+                raise GroupExists
+            return
+        self.groups[gid] = ModelGroup()
+        self.add_members(gid, uids)
+
+    def add_members(self, gid: str, uids: Iterable[str]) -> None:
+        """Whoever is not a member joins: nothing said before concerns this new span."""
+        group = self.group(gid)
+        for uid in uids:
+            if uid not in group.members():
+                group.spans.append(ModelSpan(uid, joined=group.newest, left=None, acked=group.newest))
+
+    def remove_members(self, gid: str, uids: Iterable[str]) -> None:
+        """Whoever is a member leaves, and keeps what they had read."""
+        group = self.group(gid)
+        for uid in uids:
+            if uid in group.members():
+                group.current(uid).left = group.newest
+
+    def stored(self, gid: str, uid: str, client_msgid: str | None) -> ModelMessage | None:
+        """The message that this send would only repeat: same group, sender and client_msgid."""
+        group = self.groups.get(gid, ModelGroup())
+        for message in group.messages:
+            if client_msgid is not None and (message.sender_uid, message.client_msgid) == (uid, client_msgid):
+                return message
+        return None
+
+    def send(self, gid: str, uid: str, content: str, client_msgid: str | None, msgid: str) -> ModelMessage:
+        """Store a message under the msgid that the system gave it."""
+        group = self.group(gid)
+        group.current(uid)
+        return self._append(group, ModelMessage(msgid, group.newest + 1, uid, content, client_msgid))
+
+    def check_recall(self, gid: str, msgid: str, by: str, *, admin: bool) -> bool:
+        """Whether there is still something to recall; raise what the recall must raise."""
+        message = self.group(gid).with_msgid(msgid)
+        if message.recalls:
+            raise InvalidInput
+        if not message.recalled and not admin and message.sender_uid != by:
+            raise NotSender
+        return not message.recalled
+
+    def recall(self, gid: str, msgid: str, by: str, tombstone: str) -> ModelMessage:
+        """Withdraw a message: a tombstone is said in its place, and neither counts as unread."""
+        group = self.group(gid)
+        message = group.with_msgid(msgid)
+        message.content, message.recalled = "", True
+        return self._append(group, ModelMessage(tombstone, group.newest + 1, by, "", None, recalls=msgid))
+
+    def _append(self, group: ModelGroup, message: ModelMessage) -> ModelMessage:
+        """Say something. A sender who was caught up stays caught up."""
+        caught_up = [
+            span
+            for span in group.spans
+            if span.uid == message.sender_uid and span.left is None and span.acked == group.newest
+        ]
+        group.messages.append(message)
+        for span in caught_up:
+            span.acked = message.seq
+        return message
+
+    def ack(self, gid: str, uid: str, msgid: str | None = None) -> tuple[str | None, bool]:
+        """Move the offset forward to a message of the group, or to the newest; say where it stands and if it moved."""
+        group = self.group(gid)
+        span = group.current(uid)
+        target = group.newest if msgid is None else group.with_msgid(msgid).seq
+        advanced = target > span.acked
+        self.acks += advanced
+        span.acked_by |= dict.fromkeys(range(span.acked + 1, target + 1), self.acks)
+        span.acked = max(span.acked, target)
+        return group.msgid(span.acked), advanced
+
+    def groups_of(self, uid: str) -> list[str]:
+        """The gids of the groups that the user is a member of, in their order."""
+        return sorted(gid for gid, group in self.groups.items() if uid in group.members())
+
+    def pull(self, uid: str, gid: str, limit: int | None = None) -> list[ModelMessage]:
+        """What the member has not acked, their own messages included, oldest first."""
+        group = self.group(gid)
+        span = group.current(uid)
+        return [m for m in group.messages if m.seq > span.acked and span.covers(m.seq)][:limit]
+
+    def unread(self, uid: str, gid: str) -> int:
+        """How many messages of others the member has not acked; no recalled ones, and no tombstones."""
+        return sum(not (m.sender_uid == uid or m.recalled or m.recalls) for m in self.pull(uid, gid))
+
+    def uids(self) -> list[str]:
+        """Everyone who was ever a member of a group."""
+        return sorted({span.uid for group in self.groups.values() for span in group.spans})

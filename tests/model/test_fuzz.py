@@ -1,0 +1,54 @@
+"""Everything public with random text, ids and orders: only ImErrors, never another error, never a change on error.
+
+As with the random histories, the calls are the same on every run. `IM_FUZZ_EXAMPLES=5000 pytest -k fuzz tests/model`
+plays that many others, by chance, and prints how to repeat one that fails.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import fakeredis
+from hypothesis.stateful import run_state_machine_as_test
+
+from imcore import Chat
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.streams.link import Client, Link, open_client
+from tests.model.entries import ELSEWHERE, entries
+from tests.model.fuzzing import Fuzzing, played
+
+PARTITIONS = 2
+
+
+def fuzzing(client: Client, folder: Path) -> Fuzzing:
+    settings = replace(Settings.from_env({}), partitions=PARTITIONS, online_ms=10**9, data_dir=folder)
+
+    def open_chat() -> Chat:
+        database = Database.connect(f"sqlite:///{folder / 'imcore.db'}")
+        return Chat(Link(client, partitions=PARTITIONS), database, settings)
+
+    return Fuzzing(open_chat, folder)
+
+
+def test_every_public_function_is_known_and_every_parameter_has_a_strategy() -> None:
+    titles = {entry.title for entry in entries()}
+
+    assert {"Chat.send", "Gateway.poll", "Client.queue", "LocalDatabase.log", "deadletters.drop"} <= titles
+    assert not titles & ELSEWHERE.keys()
+    assert all(entry.strategy(parameter).validate() is None for entry in entries() for parameter in entry.parameters)
+
+
+def test_random_calls_on_fakeredis(new_folder: Callable[[], Path]) -> None:
+    run_state_machine_as_test(
+        lambda: fuzzing(fakeredis.FakeRedis(server=fakeredis.FakeServer()), new_folder()), settings=played(80)
+    )
+
+
+def test_random_calls_on_valkey(valkey: str, new_folder: Callable[[], Path]) -> None:
+    def machine() -> Fuzzing:
+        client = open_client(valkey)
+        client.flushall()
+        return fuzzing(client, new_folder())
+
+    run_state_machine_as_test(machine, settings=played(40))

@@ -1,0 +1,143 @@
+"""Real servers for the tests: Valkey (or Redis) alone and as a cluster, ended by whoever started them."""
+
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+
+from imcore.embedded import EmbeddedServer, find_server
+from imcore.errors import EmbeddedServerError
+from tests.deadline import wait_until
+
+SLOTS = 16_384
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that answers on `url`, a unix socket."""
+
+    server: EmbeddedServer
+    pid: int
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    def flush(self) -> None:
+        """Empty it, functions included."""
+        with redis.Redis.from_url(self.url) as client:
+            client.flushall()
+            client.function_flush("SYNC")
+
+    def stop(self) -> None:
+        """End it; what an append-only file should hold is in it."""
+        self.server.stop()
+
+    def kill(self) -> None:
+        """End it as a crash would. What it wrote to disk is there for `start_valkey` on the same folder."""
+        if self.server.running:
+            os.kill(self.pid, signal.SIGKILL)
+        self.server.stop()
+
+
+@dataclass(frozen=True)
+class RunningCluster:
+    """A cluster, all slots owned, on loopback; each node has a unix socket too (`nodes[0].url`)."""
+
+    url: str
+    nodes: Sequence[RunningServer]
+
+    def flush(self) -> None:
+        """Empty every node, functions included."""
+        for node in self.nodes:
+            node.flush()
+
+    def stop(self) -> None:
+        """End every node."""
+        for node in self.nodes:
+            node.stop()
+
+
+def require_server() -> None:
+    """Skip the test where there is no server program; fail it in CI."""
+    try:
+        find_server()
+    except EmbeddedServerError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+def start_valkey(folder: Path, *args: str, appendonly: bool = True) -> RunningServer:
+    """Start a server with its data in `folder`; `args` are added to its command line, such as `--maxmemory 10mb`."""
+    server = EmbeddedServer(folder, appendonly=appendonly, options=args)
+    server.start()
+    assert server.pid is not None
+    return RunningServer(server, server.pid)
+
+
+def start_cluster(folder: Path, nodes: int = 3) -> RunningCluster:
+    """Start a cluster of so many nodes, without replicas, on ports that are free."""
+    started: list[RunningServer] = []
+    try:
+        ports = [free_ports(2) for _ in range(nodes)]
+        for number, (port, bus) in enumerate(ports):
+            started.append(_start_node(folder / f"node{number}", port, bus))
+        _join(started, ports)
+    except BaseException:
+        RunningCluster("", started).stop()
+        raise
+    return RunningCluster(f"redis+cluster://127.0.0.1:{ports[0][0]}", started)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of loopback that nobody listens on at this moment."""
+    listening = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [taken.getsockname()[1] for taken in listening]
+    finally:
+        for taken in listening:
+            taken.close()
+
+
+def _start_node(folder: Path, port: int, bus: int) -> RunningServer:
+    options = {
+        "port": port,
+        "bind": "127.0.0.1",
+        "cluster-enabled": "yes",
+        "cluster-port": bus,
+        "cluster-announce-ip": "127.0.0.1",
+        "cluster-node-timeout": 5000,
+    }
+    return start_valkey(
+        folder, *(part for name, value in options.items() for part in (f"--{name}", str(value))), appendonly=False
+    )
+
+
+def _join(nodes: Sequence[RunningServer], ports: Sequence[Sequence[int]]) -> None:
+    bounds = [SLOTS * i // len(nodes) for i in range(len(nodes) + 1)]
+    clients = [redis.Redis.from_url(node.url) for node in nodes]
+    try:
+        for number, client in enumerate(clients):
+            client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+            client.execute_command("CLUSTER ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
+        for port, bus in ports[1:]:
+            clients[0].execute_command("CLUSTER MEET", "127.0.0.1", port, bus)
+        wait_until(lambda: all(_is_whole(client, len(nodes)) for client in clients), timeout_s=30)
+    finally:
+        for client in clients:
+            client.close()
+
+
+def _is_whole(client: redis.Redis, nodes: int) -> bool:
+    info = client.execute_command("CLUSTER INFO")
+    return (info["cluster_state"], info["cluster_slots_ok"], info["cluster_known_nodes"]) == (
+        "ok",
+        str(SLOTS),
+        str(nodes),
+    )

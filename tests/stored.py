@@ -1,0 +1,56 @@
+"""Rows to store, and what is stored."""
+
+import json
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+from sqlalchemy import select
+
+from imcore import msgid as msgids
+from imcore.sql.database import Database
+from imcore.sql.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
+from imcore.sql.tables import Stored, to_ms
+
+FIRST_MS = 1_767_225_600_123
+
+
+def at(number: int) -> int:
+    """The packed msgid of message 1, 2, ...; 0 is before the first."""
+    return msgids.first_at(FIRST_MS + number * 1000) if number else msgids.NONE
+
+
+def message(number: int, gid: str = "g", **fields: Any) -> MessageRow:
+    """The message of that number and seq, by ann."""
+    return MessageRow(gid, at(number), number, "ann", 0, f"message {number}", None, None)._replace(**fields)
+
+
+def stored(database: Database) -> Batch:
+    """All rows of the tables in the form in which they were written, in order of key."""
+    with database.connection() as connection:
+        rows: dict[str, Sequence[Any]] = {
+            name: connection.execute(select(table).order_by(*table.primary_key)).all()
+            for name, table in Stored.metadata.tables.items()
+        }
+    return Batch(
+        groups=[GroupRow(row.gid, to_ms(row.created_at)) for row in rows["chat_groups"]],
+        messages=[
+            MessageRow(
+                *(row.gid, row.msgid, row.seq, row.sender_uid, row.span, row.content, row.client_msgid),
+                sent_at_ms=row.sent_at and to_ms(row.sent_at),
+            )
+            for row in rows["group_msgs"]
+        ],
+        spans=[SpanRow(*row) for row in rows["group_spans"]],
+        moves=[
+            MoveRow(row.gid, row.msgid, row.start, row.entry, tuple(json.loads(row.uids)))
+            for row in sorted(rows["offset_moves"], key=attrgetter("gid", "msgid", "start", "entry"))
+        ],
+    )
+
+
+def clear(database: Database) -> None:
+    """Remove all rows."""
+    with database.connection() as connection:
+        for table in Stored.metadata.tables.values():
+            connection.execute(table.delete())

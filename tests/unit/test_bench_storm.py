@@ -1,0 +1,90 @@
+"""What the storm counts, the literal design that it is held against, and where a benchmark may work."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from cli.bench.crowd import ONLINE, Seen
+from cli.bench.literal_sql import SqliteStore, open_store
+from cli.bench.sql import SqlitePlace
+from cli.bench.stack import with_number
+from imcore.live.rooms import Arrived, Audience, Session, Told
+from imcore.values import Message, Receipt
+
+SENDER = Session("sender")
+READERS = [Session(f"reader-{number}") for number in range(ONLINE)]
+MESSAGE = Message("g", "5-0", 7, "sender", "hi")
+
+
+def test_a_message_has_arrived_when_the_last_of_the_40_has_it() -> None:
+    seen = Seen()
+    seen.send("5-0", 7, 1.0)
+
+    seen.take(Arrived(Audience([SENDER, *READERS[:5]]), MESSAGE, 1), SENDER, 2.0)
+    for number, reader in enumerate(READERS[5:]):
+        assert 7 not in seen.arrived
+        seen.take(Arrived(Audience([reader]), MESSAGE, 1), SENDER, 3.0 + number)
+
+    assert seen.arrived == {7: 37.0}
+    assert seen.pushes == ONLINE  # the sender's own copy is not one of them
+
+
+def test_the_sender_knows_when_a_digest_says_40_of_a_message_of_this_run() -> None:
+    seen = Seen()
+    seen.send("5-0", 7, 1.0)
+
+    for at, msgid, read in ((2.0, "5-0", 39), (3.0, "4-0", 40), (4.0, "5-0", 40), (5.0, "5-0", 40)):
+        seen.take(Told(Audience([SENDER]), (Receipt("g", msgid, read, 199 - read, 1),)), SENDER, at)
+
+    assert seen.known == {7: 4.0}
+    assert seen.digests == 4
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SqliteStore:
+    store = open_store(SqlitePlace(tmp_path, "bench").new(), "g")
+    assert isinstance(store, SqliteStore)
+    store.create(["ann", "bob", "eve"])
+    return store
+
+
+def test_the_literal_design_stores_an_unread_receipt_for_each_recipient(store: SqliteStore, tmp_path: Path) -> None:
+    first, second, third = (store.send("ann", "hi") for _ in range(3))
+    assert store.count_rows() == (3, 6)
+
+    store.ack("bob", second)
+    store.ack("bob", first)  # an old ack changes nothing
+    store.ack("eve", third)
+    store.close()
+
+    with sqlite3.connect(tmp_path / "bench-0.db") as connection:
+        read = connection.execute("SELECT recv_uid, msgid FROM msg_acks WHERE if_ack ORDER BY 1, 2").fetchall()
+        offsets = connection.execute("SELECT uid, last_ack_msgid FROM group_users ORDER BY 1").fetchall()
+    assert read == [("bob", first), ("bob", second), ("eve", first), ("eve", second), ("eve", third)]
+    assert offsets == [("ann", 0), ("bob", second), ("eve", third)]
+
+
+def test_databases_that_were_made_are_removed_with_their_logs(tmp_path: Path) -> None:
+    (tmp_path / "theirs.db").write_text("precious")
+    place = SqlitePlace(tmp_path, "bench")
+    store = open_store(place.new(), "g")
+    store.create(["ann"])
+    assert place.bytes_of(f"sqlite:///{tmp_path / 'bench-0.db'}") > 0
+
+    place.drop_all()
+    store.close()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.db"]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://h:1", "redis://h:1?db=5"),
+        ("redis://h:1/2", "redis://h:1/2?db=5"),
+        ("unix:///s?db=1&password=p", "unix:///s?password=p&db=5"),
+    ],
+)
+def test_a_url_with_another_database_number(url: str, expected: str) -> None:
+    assert with_number(url, 5) == expected

@@ -1,0 +1,339 @@
+"""The chat commands against a real Chat on fakeredis: their JSON, their tables, and what is refused."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import fakeredis
+import pytest
+from click.testing import CliRunner, Result
+
+from cli import output
+from cli.app import app
+from cli.options import Invocation
+from imcore import msgid as msgids
+from imcore.chat import Chat
+from imcore.client import Client
+from imcore.settings import Settings
+from imcore.streams import receipt_calls
+from imcore.streams.link import Link
+from imcore.streams.receipt_calls import Change
+from imcore.values import Receipt
+
+MESSAGE_KEYS = ["gid", "msgid", "seq", "sender_uid", "time", "content", "client_msgid"]
+HOSTILE = "\x1b[2J[red]eve[/red]\n{0} 'x' \u202e群 👩\u200d💻 " + "x" * 3000
+
+
+@pytest.fixture(autouse=True)
+def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
+    """A Chat on an empty server, which every command gets; local databases are in a folder of the test's own."""
+    monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
+    settings = Settings.from_env({}, data_dir=str(tmp_path))
+    server = fakeredis.FakeServer()
+
+    def connect(_: Invocation | None = None) -> Chat:
+        return Chat(Link(fakeredis.FakeRedis(server=server)), None, settings)
+
+    monkeypatch.setattr(Invocation, "chat", connect)
+    with connect() as chat:
+        yield chat
+
+
+def im(*args: str, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(app, args, input=stdin, catch_exceptions=False)
+
+
+def lines(*args: str, stdin: str | bytes | None = None) -> list[dict[str, object]]:
+    result = im("--json", *args, stdin=stdin)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def refused(*args: str, stdin: str | bytes | None = None) -> str:
+    result = im(*args, stdin=stdin)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("im: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr.removeprefix("im: ").strip()
+
+
+def test_groups() -> None:
+    assert lines("group", "create", "#ubuntu", "ann", "bob") == [{"gid": "#ubuntu", "members": 2}]
+    assert lines("group", "create", "#ubuntu", "bob", "ann") == [{"gid": "#ubuntu", "members": 2}]
+    assert lines("group", "add", "#ubuntu", "cleo", "ann") == [{"gid": "#ubuntu", "members": 3}]
+    assert lines("group", "remove", "#ubuntu", "bob", "--yes") == [{"gid": "#ubuntu", "members": 2}]
+    [sent] = lines("send", "#ubuntu", "hi", "--from", "ann")
+
+    assert lines("group", "list") == [{"gid": "#ubuntu", "members": 2, "messages": 1, "last_msgid": sent["msgid"]}]
+    assert lines("group", "show", "#ubuntu") == [
+        {"gid": "#ubuntu", "uid": "ann", "last_ack_msgid": sent["msgid"], "unread": 0, "online": False},
+        {"gid": "#ubuntu", "uid": "cleo", "last_ack_msgid": None, "unread": 1, "online": False},
+    ]
+
+
+def test_the_life_of_a_message() -> None:
+    lines("group", "create", "team", "ann", "bob", "cleo")
+
+    [sent] = lines("send", "team", HOSTILE, "--from", "ann", "--client-msgid", "c1")
+    assert list(sent) == MESSAGE_KEYS
+    assert (sent["gid"], sent["seq"], sent["sender_uid"], sent["content"], sent["client_msgid"]) == (
+        "team", 1, "ann", HOSTILE, "c1",
+    )  # fmt: skip
+    assert lines("send", "team", "again", "--from", "ann", "--client-msgid", "c1") == [sent]
+
+    assert lines("pull", "bob", "team") == [sent]
+    assert lines("unread", "bob") == [{"gid": "team", "unread": 1}]
+    assert lines("ack", "bob", "team", str(sent["msgid"])) == [
+        {"gid": "team", "uid": "bob", "last_ack_msgid": sent["msgid"], "advanced": True}
+    ]
+    assert lines("ack", "bob", "team")[0]["advanced"] is False
+    assert lines("unread", "bob") == [{"gid": "team", "unread": 0}]
+    assert lines("pull", "bob") == []
+
+    assert lines("status", "team") == [{**sent, "read": 1, "unread": 1}]
+    assert lines("status", "team", str(sent["msgid"])) == [
+        {**sent, "read": 1, "unread": 1, "read_by": [{"uid": "bob", "read_at": None}], "unread_by": ["cleo"]}
+    ]
+
+
+def test_time_is_utc_with_milliseconds_and_that_of_the_msgid() -> None:
+    lines("group", "create", "team", "ann")
+
+    [sent] = lines("send", "team", "hi", "--from", "ann")
+
+    milliseconds = int(str(sent["msgid"]).partition("-")[0]) % 1000
+    assert str(sent["time"]).endswith(f".{milliseconds:03}Z")
+
+
+def test_one_to_one() -> None:
+    [sent] = lines("dm", "bob", "Hello", "--from", "ann")
+
+    assert list(sent) == [*MESSAGE_KEYS, "peer"]
+    assert (sent["gid"], sent["peer"]) == ("dm:3:ann:bob", "bob")
+    assert lines("pull", "bob") == [{**sent, "peer": "ann"}]
+    assert lines("unread", "bob") == [{"gid": "dm:3:ann:bob", "unread": 1, "peer": "ann"}]
+    assert [line["peer"] for line in lines("log", "bob")] == ["ann"]
+    assert "\t@ann\tann\tHello" in im("pull", "bob").stdout
+    assert "@ann\t1" in im("unread", "bob").stdout
+    assert im("log", "ann").stdout.splitlines()[1].startswith("@bob\t")
+
+
+def test_a_live_session_names_the_other_of_a_one_to_one_chat(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chat.create_group("team", ["ann", "bob"])
+    events = [
+        chat.send_direct("bob", "Hello", sender_uid="ann"),
+        Receipt("dm:3:ann:bob", "1767225600000-0", 1, 0, 1),
+        chat.send("team", "Hi", sender_uid="ann"),
+    ]
+    monkeypatch.setattr(Client, "live", lambda self, stopping, **options: iter(events))
+
+    assert [event.get("peer") for event in lines("listen", "bob")] == ["ann", "ann", None]
+    shown = [line.split("  ") for line in im("listen", "bob").stdout.splitlines()]
+    assert [line[-3:] for line in shown] == [
+        ["@ann", "ann", "Hello"],
+        ["@ann", "1767225600000-0", "read 1/1"],
+        ["team", "ann", "Hi"],
+    ]
+
+
+def test_one_to_one_where_the_gid_does_not_say_with_whom() -> None:
+    bob = "b" * 100
+    [sent] = lines("dm", bob, "Hello", "--from", "a" * 100)
+
+    assert str(sent["gid"]).startswith("dm#")
+    assert sent["peer"] == bob
+    assert [each["peer"] for each in lines("pull", bob)] == ["a" * 100]
+    # What nobody has answered yet is known to the server alone
+    assert "peer" not in lines("log", "a" * 100)[0]
+    lines("dm", "a" * 100, "Hello", "--from", bob)
+    lines("pull", "a" * 100)
+    assert [line["peer"] for line in lines("log", "a" * 100)] == [bob, bob]
+
+
+def test_content_from_stdin_is_taken_as_it_is() -> None:
+    lines("group", "create", "team", "ann")
+
+    assert lines("send", "team", "-", "--from", "ann", stdin="two\r\nlines\n群\n")[0]["content"] == "two\r\nlines\n群\n"
+    assert lines("dm", "bob", "-", "--from", "ann", stdin="hi")[0]["content"] == "hi"
+    assert refused("send", "team", "-", "--from", "ann", stdin=b"ab\xff") == (
+        "content on stdin is not valid UTF-8: byte 3 cannot be read"
+    )
+    assert "more than 65536 bytes" in refused("send", "team", "-", "--from", "ann", stdin=b"\xe7" * 65_537)
+    assert "content is empty" in refused("send", "team", "-", "--from", "ann", stdin="")
+
+
+def test_pull_with_ack_confirms_what_it_printed_and_no_more() -> None:
+    for gid in ("one", "two"):
+        lines("group", "create", gid, "ann", "bob")
+        for text in "abc":
+            lines("send", gid, text, "--from", "ann")
+
+    printed = lines("pull", "bob", "--limit", "2", "--ack")
+
+    assert [f"{each['gid']} {each['content']}" for each in printed] == ["one a", "one b", "two a", "two b"]
+    assert [each["content"] for each in lines("pull", "bob")] == ["c", "c"]
+
+
+def test_what_receipts_confirms_is_in_the_local_database(chat: Chat) -> None:
+    # Given
+    im("group", "create", "team", "ann", "bob", "cy")
+    msgid = str(lines("send", "team", "hi", "--from", "ann")[0]["msgid"])
+    chat.link.run(receipt_calls.tell(chat.link.space, "team", "ann", [Change("ann", msgids.pack(msgid), 1, 1)]))
+    im("receipts", "ann")
+    assert [line["state"] for line in lines("log", "ann")] == ["stored"]
+    im("ack", "bob", "team")
+    # When
+    told = {"gid": "team", "msgid": msgid, "read": 1, "unread": 1}
+    assert lines("receipts", "ann", "--ack") == [told]
+    # Then
+    assert [line["state"] for line in lines("log", "ann")] == ["read 1/2"]
+    assert lines("receipts", "ann") == []
+
+
+def test_pull_confirms_nothing_when_the_output_was_lost(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines("group", "create", "team", "ann", "bob")
+    lines("send", "team", "hi", "--from", "ann")
+
+    def lose() -> None:
+        raise output.OutputError("lost")
+
+    monkeypatch.setattr(output, "flush", lose)
+    result = im("pull", "bob", "--ack")
+
+    assert result.exit_code == 1
+    assert len(chat.pull("bob")) == 1
+
+
+def test_status_takes_a_limit_and_0_is_all() -> None:
+    lines("group", "create", "team", "ann")
+    for number in range(25):
+        lines("send", "team", str(number), "--from", "ann")
+
+    assert [each["content"] for each in lines("status", "team", "--limit", "2")] == ["23", "24"]
+    assert len(lines("status", "team")) == 20
+    assert len(lines("status", "team", "--limit", "0")) == 25
+    assert im("status", "team", "1767225600000-0", "--limit", "1").exit_code == 2
+
+
+def test_without_json_a_pipe_gets_plain_rows_that_cannot_act() -> None:
+    im("group", "create", "team", "ann", "bob")
+    sent = im("send", "team", HOSTILE, "--from", "ann").stdout.splitlines()
+    msgid = sent[1].split("\t")[0]
+
+    assert len(sent) == 2
+    assert "␛[2J[red]eve[/red]␊{0} 'x' <U+202E>群 👩\u200d💻 xxx" in sent[1]
+    assert im("status", "team", msgid).stdout.splitlines()[2:] == ["", "uid\tread\tread_at", "bob\tno\t-"]
+    assert im("unread", "bob").stdout == "gid\tunread\nteam\t1\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (["pull", "ann", "nowhere"], "there is no group 'nowhere'"),
+        (["status", "nowhere"], "there is no group 'nowhere'"),
+        (["group", "show", "nowhere"], "there is no group 'nowhere'"),
+        (["group", "add", "nowhere", "ann"], "there is no group 'nowhere'"),
+        (["send", "team", "hi", "--from", "eve"], "'eve' is not a member of 'team'"),
+        (["ack", "eve", "team"], "'eve' is not a member of 'team'"),
+        (["send", "team", "", "--from", "ann"], "content is empty"),
+        (["send", "team", "x" * 65_537, "--from", "ann"], "at most 65536"),
+        (["send", "", "hi", "--from", "ann"], "gid is empty"),
+        (["send", "team", "hi", "--from", "a\x1b[2Jb"], "control character"),
+        (["group", "create", "g" * 129], "at most 128"),
+        (["group", "create", "team", "ann"], "exists already"),
+        (["send", "team", "\udcff", "--from", "ann"], "not valid UTF-8"),
+        (["ack", "ann", "team", "soon"], "'soon' is not a msgid"),
+        (["ack", "ann", "team", "1767225600000-0"], "not been issued yet"),
+        (["status", "team", "0-0"], "is not a msgid"),
+    ],
+)
+def test_bad_input_is_one_line_and_1(args: list[str], why: str) -> None:
+    lines("group", "create", "team", "ann", "bob")
+
+    assert why in refused(*args)
+
+
+def test_an_ack_in_an_empty_group_does_nothing() -> None:
+    lines("group", "create", "team", "ann")
+
+    assert lines("ack", "ann", "team") == [{"gid": "team", "uid": "ann", "last_ack_msgid": None, "advanced": False}]
+
+
+def test_stats_count_everything_and_how_far_the_workers_are_behind(chat: Chat) -> None:
+    lines("group", "create", "team", "ann", "bob")
+    lines("send", "team", "hi", "--from", "ann")
+    space = chat.link.space
+    journal = space.journal(space.partition_of("team"))
+    written = chat.link.read("XLEN", journal)
+    chat.link.client.xgroup_create(journal, "persist", "0")
+    chat.link.client.xreadgroup("persist", "persist-1", {journal: ">"}, count=1)
+    chat.begin_session("ann")
+
+    [found] = lines("stats")
+
+    [worker] = found.pop("workers")  # type: ignore[misc]
+    assert worker.pop("lag_ms") >= 0
+    assert worker == {"worker": "persist", "backlog": written, "pending": 1}
+    assert found == {"groups": 1, "members": 2, "messages": 1, "online": 1, "journal": written, "dead_letters": 0}
+    assert im("stats").stdout.splitlines()[3] == "worker\tbacklog\tpending\tlag_ms"
+
+
+def test_stats_count_the_backlog_where_redis_has_lost_count(chat: Chat) -> None:
+    client, journal = chat.link.client, chat.link.space.journal(0)
+    ids = [client.xadd(journal, {"kind": "test"}) for _ in range(5)]
+    client.xgroup_create(journal, "persist", ids[0])
+    client.xdel(journal, ids[2])
+
+    [worker] = lines("stats")[0]["workers"]  # type: ignore[misc]
+
+    assert worker["backlog"] == 3
+
+
+@pytest.fixture
+def dead_id(chat: Chat) -> str:
+    """The id of a dead letter, whose entry says something hostile."""
+    space = chat.link.space
+    partition = space.partition_of("team")
+    dead = {"dead_worker": "persist", "dead_reason": "no \x1b[31mway", "dead_entry": "1-1", "dead_deliveries": "5"}
+    entry_id = chat.link.client.xadd(space.dead_letters(partition), dead | {"kind": "msg", "gid": "[red]\x1b[2J"})
+    return f"{partition}:{entry_id.decode()}"
+
+
+def test_dead_letters_are_listed_and_shown(dead_id: str) -> None:
+    expected = {
+        "id": dead_id,
+        "worker": "persist",
+        "reason": "no \x1b[31mway",
+        "entry": "1-1",
+        "deliveries": 5,
+        "fields": {"kind": "msg", "gid": "[red]\x1b[2J"},
+    }
+
+    [listed] = lines("dead", "list")
+
+    assert str(listed.pop("time")).endswith("Z")
+    assert listed == expected
+    assert lines("dead", "show", dead_id)[0]["fields"] == expected["fields"]
+    assert im("dead", "show", dead_id).stdout.endswith("field\tvalue\nkind\tmsg\ngid\t[red]␛[2J\n")
+
+
+def test_a_dead_letter_goes_back_into_the_journal(chat: Chat, dead_id: str) -> None:
+    assert lines("dead", "requeue", dead_id) == [{"id": dead_id, "requeued": True}]
+
+    assert lines("dead", "list") == []
+    journal = chat.link.space.journal(int(dead_id.partition(":")[0]))
+    assert chat.link.read("XLEN", journal) == 1
+    assert "there is no dead letter" in refused("dead", "requeue", dead_id)
+
+
+def test_a_dead_letter_is_dropped_only_if_that_is_meant(dead_id: str) -> None:
+    assert "--yes" in refused("dead", "drop", dead_id)
+    assert len(lines("dead", "list")) == 1
+
+    assert lines("dead", "drop", dead_id, "--yes") == [{"id": dead_id, "dropped": True}]
+
+    assert lines("dead", "list") == []
+    assert "there is no dead letter" in refused("dead", "drop", dead_id, "--yes")
+    assert "is not the id of a dead letter" in refused("dead", "show", "soon\x1b[2J")

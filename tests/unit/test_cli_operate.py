@@ -1,0 +1,187 @@
+"""The commands around the chat: import, check, stats, db."""
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.app import app
+from cli.options import Invocation
+from cli.progress import progress
+from imcore.admin.audit import Checked, Difference
+from imcore.admin.rebuild import RebuildSummary
+from imcore.admin.retention import TrimSummary
+from imcore.importer import ImportSummary
+
+
+@pytest.fixture(autouse=True)
+def _no_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(None))
+
+
+def im(*args: str, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(app, args, input=stdin, catch_exceptions=False)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The lines that an import was given; of those with `bad` it complains."""
+    lines: list[bytes] = []
+
+    def import_events(
+        _: object,
+        source: Iterable[bytes],
+        *,
+        on_error: Callable[[int, str], None],
+        on_progress: Callable[[int], None],
+    ) -> ImportSummary:
+        summary = ImportSummary()
+        for number, line in enumerate(source, 1):
+            lines.append(line)
+            on_progress(len(line))
+            if b"bad" in line:
+                summary.errors += 1
+                on_error(number, "not\x1b[31m valid")
+            else:
+                summary.messages += 1
+        return summary
+
+    monkeypatch.setattr("imcore.importer.import_events", import_events)
+    return lines
+
+
+def test_import_prints_its_summary(seen: list[bytes], tmp_path: Path) -> None:
+    file = tmp_path / "群 chat.jsonl"
+    file.write_bytes(b"one\ntwo")
+
+    result = im("import", str(file), "--json")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert json.loads(result.stdout) == {"messages": 2, "joins": 0, "leaves": 0, "acks": 0, "errors": 0}
+    assert seen == [b"one\n", b"two"]
+
+
+def test_import_reads_stdin(seen: list[bytes]) -> None:
+    assert im("import", "-", stdin=b"one\n\xff\n").exit_code == 0
+    assert seen == [b"one\n", b"\xff\n"]
+
+
+def test_import_reports_bad_lines_goes_on_and_ends_with_1(seen: list[bytes]) -> None:
+    result = im("import", "-", "--json", stdin="one\nbad\nthree\n")
+
+    assert result.exit_code == 1
+    assert result.stderr == "im: line 2: not␛[31m valid\n"
+    assert json.loads(result.stdout)["messages"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("nowhere\x1b[0m", "No such file or directory"), (".", "Is a directory"), ("a\0b", "null byte")]
+)
+def test_import_of_what_is_no_file(seen: list[bytes], name: str, why: str) -> None:
+    result = im("import", name)
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert why in result.stderr
+    assert "\x1b" not in result.stderr
+
+
+def test_progress_is_a_bar_where_a_person_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+
+    with progress("bytes") as shown:
+        shown.to(5, 10)
+        shown.complain("line 1: [red]:smile:[/red]\x1b[2J")
+
+    assert "5/10 bytes" in terminal.getvalue()
+    assert "im: line 1: [red]:smile:[/red]␛[2J" in terminal.getvalue()
+
+
+@pytest.fixture
+def differences(monkeypatch: pytest.MonkeyPatch) -> list[Difference]:
+    """What a check finds."""
+    found: list[Difference] = []
+
+    def check(_: object, *, repair: bool, on_progress: Callable[[Checked], None]) -> Iterator[Difference]:
+        on_progress(Checked(1, 2))
+        yield from (each if repair else replace(each, repaired=False) for each in found)
+
+    monkeypatch.setattr("imcore.admin.audit.check", check)
+    return found
+
+
+def test_check_without_a_difference_is_0(differences: list[Difference]) -> None:
+    result = im("check", "--json")
+
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_check_prints_each_difference_and_ends_with_1(differences: list[Difference]) -> None:
+    differences.append(Difference("team", "messages", "3", "2", repaired=True))
+
+    result = im("check", "--json")
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == {"gid": "team", "what": "messages", "redis": "3", "sql": "2"}
+    assert result.stderr == "im: differences between Redis and SQL: 1\n"
+
+
+@pytest.mark.parametrize(("left", "code"), [(0, 0), (1, 1)])
+def test_check_with_repair_is_0_if_all_was_mended(differences: list[Difference], left: int, code: int) -> None:
+    differences += [Difference("team", "messages", "3", "2", repaired=True)] * 2
+    differences += [Difference("team", "content", "a", "b")] * left
+
+    result = im("check", "--repair", "--json")
+
+    assert result.exit_code == code
+    assert [json.loads(line)["repaired"] for line in result.stdout.splitlines()] == [True, True] + [False] * left
+    assert result.stderr == f"im: differences between Redis and SQL: {2 + left}, 2 mended\n"
+
+
+def test_db_upgrade_makes_the_database(tmp_path: Path) -> None:
+    result = im("db", "upgrade", "--data-dir", str(tmp_path), "--json")
+
+    assert json.loads(result.stdout) == {"database": f"sqlite:///{tmp_path}/imcore.db", "status": "up to date"}
+    assert (tmp_path / "imcore.db").exists()
+
+
+def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, int | None]] = []
+
+    def trimmed(_: object, **limits: int | None) -> TrimSummary:
+        asked.append(limits)
+        return TrimSummary(groups=1, entries=20, journal_entries=3)
+
+    monkeypatch.setattr("imcore.admin.retention.trim", trimmed)
+
+    dropped = {"groups": 1, "entries": 20, "journal_entries": 3, "read_times": 0}
+    assert json.loads(im("trim", "--json").stdout) == dropped
+    assert im("trim", "--keep-messages", "0", "--keep-days", "0.5").exit_code == 0
+    assert asked == [{"keep_messages": None, "keep_ms": None}, {"keep_messages": 0, "keep_ms": 43_200_000}]
+
+
+def test_rebuild_is_done_only_if_it_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+
+    def rebuilt(chat: object, *, yes: bool, on_progress: Callable[[RebuildSummary], None]) -> RebuildSummary:
+        done.append(yes)
+        on_progress(RebuildSummary(groups=1))
+        return RebuildSummary(groups=2, messages=3)
+
+    monkeypatch.setattr("imcore.admin.rebuild.rebuild", rebuilt)
+
+    refused = im("rebuild")
+    assert (refused.exit_code, refused.stdout, len(done)) == (1, "", 0)
+    assert "--yes" in refused.stderr
+
+    agreed = im("rebuild", "--yes", "--json")
+    assert (agreed.exit_code, done) == (0, [True])
+    assert json.loads(agreed.stdout)["messages"] == 3

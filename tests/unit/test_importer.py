@@ -1,0 +1,302 @@
+"""Imports of events: what each type does, what is counted, and what becomes of lines that are not valid."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fakeredis
+import pytest
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.errors import DatabaseUnavailable
+from imcore.importer import import_events
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.sql.rows import Batch, MessageRow
+from imcore.streams.link import Link
+from tests.chat_data import made_up_lines
+from tests.model.compare import compare_all
+from tests.model.reference import Model
+from tests.model.replay import replay
+
+HELLO = {
+    "type": "message",
+    "time": "2004-12-25T09:14:00Z",
+    "gid": "#g",
+    "uid": "ann",
+    "content": "hi",
+    "client_msgid": "1",
+}
+BY_BOB = HELLO | {"uid": "bob", "client_msgid": "2"}
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Iterator[Chat]:
+    database = Database.connect(f"sqlite:///{tmp_path / 'im.db'}")
+    client = fakeredis.FakeRedis(server=fakeredis.FakeServer())
+    with Chat(Link(client), database, Settings.from_env({})) as chat:
+        yield chat
+
+
+def run(chat: Chat, *events: dict[str, Any] | bytes) -> dict[str, int]:
+    """Import valid events; return what of the summary is not 0."""
+    summary, errors = run_with_errors(chat, lines(events))
+    assert errors == []
+    return summary
+
+
+def run_with_errors(chat: Chat, given: Iterable[bytes]) -> tuple[dict[str, int], list[tuple[int, str]]]:
+    errors: list[tuple[int, str]] = []
+    summary = import_events(chat, given, on_error=lambda number, reason: errors.append((number, reason)))
+    return {name: count for name, count in asdict(summary).items() if count}, errors
+
+
+def lines(events: Iterable[dict[str, Any] | bytes]) -> list[bytes]:
+    return [event if isinstance(event, bytes) else json.dumps(event).encode() + b"\n" for event in events]
+
+
+def members(chat: Chat, gid: str = "#g") -> list[str]:
+    return [member.uid for member in chat.members(gid)]
+
+
+def contents(chat: Chat, gid: str = "#g") -> list[str]:
+    return [tally.message.content for tally in chat.status(gid, limit=0)]
+
+
+def event(type_: str, uid: str, **more: str) -> dict[str, Any]:
+    return {"type": type_, "gid": "#g", "uid": uid, **more}
+
+
+def test_a_message_of_a_stranger_makes_the_group_and_joins_them(chat: Chat) -> None:
+    assert run(chat, HELLO) == {"messages": 1, "joins": 1}
+
+    message = chat.status("#g")[0].message
+    assert (message.sender_uid, message.content, message.client_msgid) == ("ann", "hi", "1")
+    assert message.sent_at == datetime(2004, 12, 25, 9, 14, tzinfo=UTC)
+    assert message.time.year > 2020, "the server's own time"
+    assert members(chat) == ["ann"]
+
+
+@pytest.mark.parametrize("type_", ["join", "leave"])
+def test_a_first_event_of_any_type_makes_the_group(chat: Chat, type_: str) -> None:
+    run(chat, event(type_, "ann"))
+
+    assert chat.group("#g").members == (type_ == "join")
+
+
+def test_a_join_of_a_member_and_a_leave_of_a_stranger_do_nothing(chat: Chat) -> None:
+    assert run(chat, event("join", "ann"), event("join", "ann"), event("leave", "bob")) == {"joins": 1}
+    assert members(chat) == ["ann"]
+
+
+def test_a_rename_is_a_leave_and_a_join(chat: Chat) -> None:
+    chat.create_group("#g", ["ann", "bob"])
+
+    assert run(chat, event("rename", "ann", new_uid="anna")) == {"joins": 1, "leaves": 1}
+    assert run(chat, event("rename", "nobody", new_uid="bob")) == {}
+    assert run(chat, event("rename", "anna", new_uid="bob")) == {"leaves": 1}
+    assert members(chat) == ["bob"]
+
+
+def test_an_ack_confirms_up_to_the_message_that_it_names(chat: Chat) -> None:
+    run(chat, event("join", "bob"), HELLO, HELLO | {"client_msgid": "2"}, HELLO | {"client_msgid": "3"})
+
+    assert run(chat, event("ack", "bob", client_msgid="2")) == {"acks": 1}
+    assert run(chat, event("ack", "bob", client_msgid="1")) == {}
+    assert [unread.unread for unread in chat.unread("bob")] == [1]
+
+
+def test_an_ack_of_a_stranger_joins_them_first(chat: Chat) -> None:
+    run(chat, HELLO)
+
+    assert run(chat, event("ack", "bob", client_msgid="1")) == {"joins": 1}
+    status = chat.message_status("#g", chat.status("#g")[0].message.msgid)
+    assert (status.read_by, status.unread_by) == ((), ())
+
+
+def test_the_same_events_again_add_no_message_and_join_no_leaver_by_one(chat: Chat) -> None:
+    events = [HELLO, event("leave", "ann")]
+    run(chat, *events)
+
+    assert run(chat, *events) == {}
+    assert members(chat) == []
+    assert contents(chat) == ["hi"]
+
+
+def test_one_client_msgid_of_two_senders_is_two_messages(chat: Chat) -> None:
+    assert run(chat, HELLO, HELLO | {"uid": "bob"}, HELLO | {"gid": "#h"})["messages"] == 3
+    assert run(chat, HELLO, HELLO | {"uid": "bob"}, HELLO | {"gid": "#h"}) == {}
+
+
+def test_what_only_sql_remembers_is_not_stored_again(chat: Chat) -> None:
+    # Given two messages, of which Redis has forgotten the client_msgid: they are more than a day old
+    run(chat, HELLO, HELLO | {"uid": "bob"}, event("leave", "ann"))
+    in_sql(chat)
+    forget_client_msgids(chat)
+
+    # When the same comes again, and something new
+    assert run(chat, HELLO, HELLO | {"uid": "bob"}, BY_BOB) == {"messages": 1}
+    assert members(chat) == ["bob"]
+
+
+def test_a_run_of_more_than_a_day_knows_what_it_stored_itself(chat: Chat) -> None:
+    def come() -> Iterator[bytes]:
+        yield from lines([HELLO])
+        in_sql(chat)
+        forget_client_msgids(chat)
+        yield from lines([HELLO])
+
+    assert run_with_errors(chat, come()) == ({"messages": 1, "joins": 1}, [])
+
+
+def test_an_ack_may_name_a_message_that_only_sql_has(chat: Chat) -> None:
+    run(chat, event("join", "bob"), HELLO, BY_BOB | {"uid": "ann"})
+    in_sql(chat)
+    first, second = (tally.message.msgid for tally in chat.status("#g"))
+    chat.link.client.xdel(chat.link.space.group("#g").stream, second)
+
+    assert run(chat, event("ack", "bob", client_msgid="1")) == {"acks": 1}
+    assert chat.unread("bob")[0].last_ack_msgid == first
+
+
+def test_an_ack_may_name_a_message_that_sql_has_not_got_yet(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imcore.importer.PAGE", 2)
+    chat.create_group("#g", ["ann", "bob"])
+    stored = [chat.send("#g", "hi", sender_uid="ann", client_msgid=f"c{n}") for n in range(6)]
+
+    assert run(chat, event("ack", "bob", client_msgid="c4")) == {"acks": 1}
+    assert chat.unread("bob")[0].last_ack_msgid == stored[4].msgid
+
+
+def test_an_ack_finds_a_message_that_came_after_the_last_look(chat: Chat) -> None:
+    chat.create_group("#g", ["ann", "bob"])
+
+    def come() -> Iterator[bytes]:
+        chat.send("#g", "hi", sender_uid="ann", client_msgid="c1")
+        yield from lines([event("ack", "bob", client_msgid="c2")])
+        chat.send("#g", "hi", sender_uid="ann", client_msgid="c2")
+        yield from lines([event("ack", "bob", client_msgid="c2")])
+
+    summary, errors = run_with_errors(chat, come())
+
+    assert summary == {"acks": 1, "errors": 1}
+    assert errors == [(1, "no message of '#g' has the client_msgid 'c2'")]
+
+
+INVALID = {
+    b"no json\n": "the line is not JSON: Expecting value at character 1",
+    b"[1, 2]\n": "the line is not a JSON object",
+    b'"\xff"\n': "the line is not valid UTF-8",
+    b"[" * 100_000: "the line is not JSON: maximum recursion depth",
+    b'{"type": ' + b"1" * 5_000 + b"}": "the line is not JSON: ",
+    b"{}": "type must be one of message, join, leave, rename, ack; it is None",
+    b'{"type": []}': "type must be one of",
+    b'{"type": "message", "gid": "#g", "uid": "ann", "client_msgid": "1"}': "content is missing",
+    json.dumps(HELLO | {"content": ""}).encode(): "content is empty",
+    json.dumps(HELLO | {"content": "\ud800"}).encode(): "content is not valid UTF-8",
+    json.dumps(HELLO | {"content": "x" * 65_537}).encode(): "content has 65537 bytes",
+    json.dumps(HELLO | {"content": 7}).encode(): "content must be a text; it is 7",
+    json.dumps(HELLO | {"client_msgid": 1}).encode(): "client_msgid must be a text; it is 1",
+    json.dumps(HELLO | {"client_msgid": None}).encode(): "client_msgid must be a text; it is None",
+    json.dumps(HELLO | {"time": "yesterday"}).encode(): "time must be ISO 8601; it is 'yesterday'",
+    json.dumps(HELLO | {"time": 7}).encode(): "time must be ISO 8601; it is 7",
+    json.dumps(HELLO | {"time": "0001-01-01T00:00:00+14:00"}).encode(): "time must be ISO 8601",
+    json.dumps(HELLO | {"uid": "a\nb"}).encode(): "uid 'a\\nb' has a control character",
+    json.dumps(event("join", "x" * 129)).encode(): "uid has 129 bytes",
+    json.dumps(event("join", "ann") | {"gid": ""}).encode(): "gid is empty",
+    json.dumps(event("rename", "ann")).encode(): "new_uid is missing",
+    json.dumps(event("rename", "ann", new_uid="")).encode(): "new_uid is empty",
+    json.dumps(event("ack", "ann")).encode(): "client_msgid is missing",
+    json.dumps(event("ack", "ann", client_msgid="7")).encode(): "no message of '#g' has the client_msgid '7'",
+}
+
+
+@pytest.mark.parametrize("line", INVALID, ids=INVALID.values())
+def test_a_line_that_is_not_valid_is_reported_and_changes_nothing(chat: Chat, line: bytes) -> None:
+    summary, errors = run_with_errors(chat, [line])
+
+    assert summary == {"errors": 1}
+    assert [(number, reason[: len(INVALID[line])]) for number, reason in errors] == [(1, INVALID[line])]
+    assert len(errors[0][1]) < 300
+    assert list(chat.groups()) == []
+
+
+def test_the_rest_goes_on_after_a_line_that_is_not_valid(chat: Chat) -> None:
+    summary, errors = run_with_errors(chat, lines([HELLO, b"oh\n", b"\n", b"  \r\n", BY_BOB, b"no"]))
+
+    assert summary == {"messages": 2, "joins": 2, "errors": 2}
+    assert [number for number, _ in errors] == [2, 6]
+
+
+def test_keys_that_nobody_knows_are_ignored_and_a_time_is_not_needed(chat: Chat) -> None:
+    without_time = {name: value for name, value in HELLO.items() if name != "time"}
+
+    run(chat, without_time | {"lang": "en"}, event("leave", "ann", time="whenever", content=""))
+
+    assert chat.status("#g")[0].message.sent_at is None
+
+
+@pytest.mark.parametrize("time", ["2004-12-25T09:14:00.5", "2004-12-25T09:14:00.500Z", "2004-12-25T11:14:00.500+02:00"])
+def test_a_time_without_a_zone_is_utc(chat: Chat, time: str) -> None:
+    run(chat, HELLO | {"time": time})
+
+    assert chat.status("#g")[0].message.sent_at == datetime(2004, 12, 25, 9, 14, 0, 500_000, tzinfo=UTC)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(chat: Chat) -> None:
+    assert run(chat, b"\xef\xbb\xbf" + json.dumps(HELLO).encode() + b"\r\n") == {"messages": 1, "joins": 1}
+
+
+def test_progress_counts_the_bytes_of_every_line(chat: Chat) -> None:
+    given = [*lines([HELLO, event("join", "bob")]), b"\n", b"no"]
+    seen: list[int] = []
+
+    import_events(chat, given, on_error=lambda number, reason: None, on_progress=seen.append)
+
+    assert seen == [len(line) for line in given]
+
+
+def test_an_unreachable_server_ends_the_import_and_is_no_fault_of_the_line(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(chat.database, "messages_after", fail)
+
+    with pytest.raises(DatabaseUnavailable):
+        run_with_errors(chat, lines([HELLO]))
+
+
+def test_a_made_up_history_comes_out_as_the_model_has_it(chat: Chat) -> None:
+    given = made_up_lines()
+    run(chat, *given)
+    msgids = {group.gid: [tally.message.msgid for tally in chat.status(group.gid, limit=0)] for group in chat.groups()}
+
+    model = Model()
+    replay(model, map(json.loads, given), msgids)
+    compare_all(chat, model)
+
+    # And again, after which nobody has said more, but leavers who come and go again have new spans
+    assert "messages" not in run(chat, *given)
+    replay(model, map(json.loads, given), msgids)
+    compare_all(chat, model)
+
+
+def in_sql(chat: Chat) -> None:
+    """Store all messages in SQL, as the worker `persist` does."""
+    messages = [tally.message for group in chat.groups() for tally in chat.status(group.gid, limit=0)]
+    rows = [
+        MessageRow(m.gid, msgids.pack(m.msgid), m.seq, m.sender_uid, 0, m.content, m.client_msgid, None)
+        for m in messages
+    ]
+    chat.database.write(Batch(messages=rows))
+
+
+def forget_client_msgids(chat: Chat) -> None:
+    """Let more than a day go by for Redis."""
+    chat.link.client.delete(chat.link.space.group("#g").once_newer)

@@ -1,0 +1,442 @@
+"""The mechanics of the journals, on fakeredis: names, taking, confirming, failing, taking over."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import fakeredis
+import pytest
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.admin import deadletters
+from imcore.errors import ImError, InvalidInput, UnknownDeadLetter
+from imcore.settings import Settings
+from imcore.streams import journal_calls
+from imcore.streams.events import Acked, Created, Entry, Event, Joined, Left, Malformed, Move, Sent, read
+from imcore.streams.journal import LONGEST_REASON, Journal, Lease, one_line
+from imcore.streams.keys import lease
+from imcore.streams.link import Link
+
+KIND = "persist"
+SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, max_deliveries=3)
+
+
+@pytest.fixture
+def chat() -> Iterator[Chat]:
+    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
+    with Chat(link, None, SETTINGS) as chat:
+        yield chat
+
+
+@pytest.fixture
+def link(chat: Chat) -> Link:
+    return chat.link
+
+
+def journal(link: Link, **settings: Any) -> Journal:
+    return Journal(link, KIND, replace(SETTINGS, **settings))
+
+
+def taken(worker: Journal) -> list[Event]:
+    return [entry.event for entry in worker.take()]
+
+
+def dies(link: Link, worker: Journal) -> None:
+    """What becomes of a killed process: its lease runs out."""
+    link.client.delete(lease(KIND, int(worker.consumer.rpartition("-")[2])))
+
+
+def write(link: Link, partition: int = 0, **fields: str | bytes) -> str:
+    """Put an entry into a journal that no function of ours has written."""
+    client: Any = link.client
+    entry_id: bytes = client.xadd(link.space.journal(partition), fields)
+    return entry_id.decode()
+
+
+class TestEntries:
+    def test_every_kind_is_read(self, chat: Chat) -> None:
+        # Given a bit of everything, all in one partition
+        chat.create_group("g", ["ann", "bob"])
+        first = chat.send("g", "hello", sender_uid="ann")
+        chat.ack("bob", "g")
+        chat.remove_members("g", ["bob"])
+
+        # When it is taken
+        entries = journal(chat.link).take()
+
+        # Then it says so, with packed msgids
+        msgid = msgids.pack(first.msgid)
+        assert [entry.event for entry in entries] == [
+            Created("g"),
+            Joined("g", "ann", 0),
+            Joined("g", "bob", 0),
+            Sent("g", msgid, msgid, 1),
+            Acked("g", (Move(0, 0, msgid, ("bob",)),)),
+            Left("g", "bob", 0, msgid),
+        ]
+        assert all(entry.partition == chat.link.space.partition_of("g") for entry in entries)
+        assert [entry.version for entry in entries] == sorted({entry.version for entry in entries})
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {},
+            {b"kind": b"feast"},
+            {b"kind": b"join", b"gid": b"g"},
+            {b"kind": b"join", b"gid": b"g", b"uid": b"u", b"joined": b"soon"},
+            {b"kind": b"join", b"gid": b"\xff", b"uid": b"u", b"joined": b"0"},
+            {b"kind": b"msg", b"gid": b"g", b"first": b"5", b"last": b"", b"n": b"1"},
+            {b"kind": b"msg", b"gid": b"g", b"first": b"1767225600000-1", b"last": b"1767225600000-0", b"n": b"1"},
+            {b"kind": b"msg", b"gid": b"g", b"first": b"1767225600000-1", b"last": b"1767225600000-1", b"n": b"0"},
+            {b"kind": b"ack", b"gid": b"g", b"moves": b"only one field"},
+            {b"kind": b"group", b"gid": b"g", b"of": b"once upon a time"},
+        ],
+    )
+    def test_what_cannot_be_read_is_malformed(self, fields: dict[bytes, bytes]) -> None:
+        assert isinstance(read(0, b"1767225600000-0", fields).event, Malformed)
+
+    def test_a_deleted_entry_is_malformed(self) -> None:
+        assert read(0, b"1767225600000-0", None).event == Malformed("it was deleted from the journal")
+
+    def test_the_version_of_a_requeued_entry_is_its_first_one(self) -> None:
+        fields = {b"kind": b"group", b"gid": b"g", b"of": b"1767225600000-7"}
+        entry = read(0, b"1767225609999-0", fields)
+        assert (entry.version, entry.time_ms) == (msgids.pack("1767225600000-7"), 1767225600000)
+
+    def test_reasons_fit_in_one_line_of_a_terminal(self) -> None:
+        assert one_line("  broken\x1b[2J: é\t群\n  detail of a row") == "broken\ufffd[2J: é\ufffd群"
+        assert len(one_line("x" * 10_000)) == LONGEST_REASON
+
+
+class TestNames:
+    def test_the_lowest_free_name_is_taken(self, link: Link) -> None:
+        # Given three processes
+        leases = [Lease(link, KIND, 10_000) for _ in range(3)]
+        assert [each.hold() for each in leases] == [True, True, True]
+        assert [each.name for each in leases] == ["persist-1", "persist-2", "persist-3"]
+
+        # When the second one ends
+        leases[1].give_back()
+
+        # Then the next one gets its name
+        late = Lease(link, KIND, 10_000)
+        late.hold()
+        assert late.name == "persist-2"
+
+    def test_a_held_name_is_kept_and_its_lease_renewed(self, link: Link) -> None:
+        # Given a lease that is renewed each time, since a third of it is over at once
+        held = Lease(link, KIND, 2)
+        held.hold()
+        link.client.persist(lease(KIND, 1))
+
+        # When it is held on to
+        renewed = [held.hold() for _ in range(1000)]
+
+        # Then it is the same name, and it will run out again
+        assert not any(renewed)
+        assert held.name == "persist-1"
+        assert link.client.pttl(lease(KIND, 1)) != -1
+
+    def test_who_was_silent_for_too_long_takes_another_name(self, link: Link) -> None:
+        # Given a process whose lease has run out, and whose name another one has
+        silent, other = Lease(link, KIND, 1), Lease(link, KIND, 10_000)
+        silent.hold()
+        link.client.delete(lease(KIND, 1))
+        other.hold()
+
+        # When it comes back, as soon as it renews its lease
+        changed = any(silent.hold() for _ in range(100_000))
+
+        # Then the other one keeps the name
+        assert changed
+        assert (silent.name, other.name) == ("persist-2", "persist-1")
+
+    def test_another_ones_name_is_not_given_back(self, link: Link) -> None:
+        silent, other = Lease(link, KIND, 10_000), Lease(link, KIND, 10_000)
+        silent.hold()
+        link.client.delete(lease(KIND, 1))
+        other.hold()
+        silent.give_back()
+        assert link.client.exists(lease(KIND, 1))
+
+
+class TestTaking:
+    def test_entries_come_once_and_to_each_kind(self, chat: Chat) -> None:
+        # Given two workers of one kind and one of another
+        chat.create_group("g")
+        one, two, other = journal(chat.link), journal(chat.link), Journal(chat.link, "receipts", SETTINGS)
+
+        # Then the entry goes to one of the two, and to the other kind
+        assert [taken(one), taken(two), taken(other)] == [[Created("g")], [], [Created("g")]]
+
+    def test_nothing_is_skipped_that_was_there_before_the_first_worker(self, chat: Chat) -> None:
+        for gid in ("a", "b", "c", "d"):
+            chat.create_group(gid)
+        assert {event.gid for event in taken(journal(chat.link)) if isinstance(event, Created)} == {"a", "b", "c", "d"}
+
+    def test_at_most_so_many_of_a_partition_come_at_once(self, chat: Chat) -> None:
+        chat.create_group("g", ["ann", "bob", "cy"])
+        worker = journal(chat.link, batch_size=3)
+        assert [len(worker.take()) for _ in range(3)] == [3, 1, 0]
+
+    def test_open_entries_come_again_after_a_restart_under_the_same_name(self, chat: Chat) -> None:
+        # Given a process that took two pages and confirmed one entry
+        chat.create_group("g", ["ann", "bob", "cy"])
+        before = journal(chat.link, batch_size=2)
+        entries = before.take() + before.take()
+        before.done(entries[:1])
+        before.close()
+
+        # When one of the same name begins
+        after = journal(chat.link, batch_size=2)
+        again = after.take() + after.take()
+
+        # Then it gets the rest, page by page, and then nothing more
+        assert after.consumer == "persist-1"
+        assert again == entries[1:]
+        assert after.take() == []
+
+    def test_entries_in_hand_do_not_come_again(self, chat: Chat) -> None:
+        chat.create_group("g", ["ann", "bob", "cy"])
+        worker = journal(chat.link, batch_size=1)
+        assert len({entry.id for entry in [*worker.take(), *worker.take(), *worker.take(), *worker.take()]}) == 4
+
+    def test_a_dead_workers_entries_are_taken_over_at_once(self, chat: Chat) -> None:
+        # Given a worker with entries in hand, and a second one
+        chat.create_group("g", ["ann"])
+        dead, living = journal(chat.link), journal(chat.link)
+        entries = dead.take()
+        assert living.take() == []
+
+        # When the first one dies
+        dies(chat.link, dead)
+
+        # Then the second one has them with its next look
+        assert living.take() == entries
+        living.done(entries)
+        assert journal(chat.link).take() == []
+
+    def test_a_living_workers_entries_are_left_alone(self, chat: Chat) -> None:
+        chat.create_group("g")
+        slow, other = journal(chat.link), journal(chat.link)
+        assert taken(slow) == [Created("g")]
+        assert [other.take() for _ in range(3)] == [[], [], []]
+
+    def test_what_a_stranger_took_is_taken_over(self, chat: Chat) -> None:
+        # Given somebody who has read in the name of the workers
+        chat.create_group("g")
+        worker = journal(chat.link)
+        worker.done(worker.take())
+        chat.create_group("h")
+        for key in chat.link.space.journals():
+            chat.link.client.xreadgroup(KIND, "bob", {key: ">"})
+
+        # Then a worker has it when there is nothing else to do
+        assert worker.take() == []
+        assert taken(worker) == [Created("h")]
+
+    def test_done_twice_is_done_once(self, chat: Chat) -> None:
+        chat.create_group("g")
+        worker = journal(chat.link)
+        entries = worker.take()
+        worker.done(entries)
+        worker.done(entries)
+        worker.done([])
+        assert taken(journal(chat.link)) == []
+
+    def test_entries_by_the_thousand_are_confirmed(self, chat: Chat) -> None:
+        chat.create_group("g", [f"user{number}" for number in range(journal_calls.MOST_IDS + 1)])
+        worker = journal(chat.link, batch_size=5000)
+        worker.done(worker.take())
+        assert journal(chat.link).drained()
+
+    def test_after_redis_lost_everything_the_worker_begins_again(self, chat: Chat) -> None:
+        # Given a worker that runs, and a Redis that comes back empty
+        chat.create_group("g")
+        worker = journal(chat.link)
+        worker.done(worker.take())
+        chat.link.client.flushall()
+        chat.create_group("h")
+
+        # When it goes on, after one error
+        with pytest.raises(ImError):
+            worker.take()
+
+        # Then it has what is there now
+        assert taken(worker) == [Created("h")]
+
+
+class TestDrained:
+    def test_it_waits_for_what_others_have_in_hand(self, chat: Chat) -> None:
+        # Given another process with an entry in hand
+        chat.create_group("g")
+        other, mine = journal(chat.link), journal(chat.link)
+        entries = other.take()
+        assert not mine.drained()
+        assert mine.take() == []
+        assert not mine.drained()
+
+        # When that is done
+        other.done(entries)
+
+        # Then so is everything
+        assert mine.drained()
+
+    def test_what_comes_later_does_not_count(self, chat: Chat) -> None:
+        chat.create_group("g")
+        worker = journal(chat.link)
+        assert not worker.drained()
+        entries = worker.take()
+        chat.create_group("h")
+        worker.done(entries)
+        assert worker.drained()
+
+    def test_without_any_entry_it_is_so_at_once(self, link: Link) -> None:
+        assert journal(link).drained()
+
+
+class TestFailing:
+    def test_an_entry_that_keeps_failing_becomes_a_dead_letter(self, chat: Chat) -> None:
+        # Given an entry that nobody can read
+        write(chat.link, 1, kind="feast", gid="g", guest=b"\xff")
+        worker = journal(chat.link)
+
+        # When it is tried three times, which is all that the settings allow
+        [entry] = worker.take()
+        outcomes = [worker.fail(entry, "no such kind\nat all")]
+        for _ in range(2):
+            assert worker.take() == [entry]
+            outcomes.append(worker.fail(entry, "no such kind\nat all"))
+
+        # Then it is out of the way, and kept with all that is known
+        assert outcomes == [False, False, True]
+        assert worker.take() == []
+        assert worker.drained()
+        [letter] = deadletters.list_dead(chat)
+        assert letter.id.startswith("1:")
+        assert (letter.worker, letter.reason, letter.entry, letter.deliveries) == (KIND, "no such kind", entry.id, 3)
+        assert letter.fields == {"kind": "feast", "gid": "g", "guest": "\ufffd"}
+        assert deadletters.show(chat, letter.id) == letter
+
+    def test_a_failed_entry_blocks_nothing_behind_it(self, chat: Chat) -> None:
+        write(chat.link, 0, kind="feast")
+        chat.create_group("g")
+        worker = journal(chat.link, batch_size=1)
+        entries = worker.take()
+        seen = {type(entry.event) for entry in entries}
+        for entry in entries:
+            worker.fail(entry, "") if isinstance(entry.event, Malformed) else worker.done([entry])
+        for _ in range(3):
+            seen |= {type(event) for event in taken(worker)}
+        assert seen == {Malformed, Created}
+
+    def test_it_is_no_failure_if_somebody_else_has_done_it(self, chat: Chat) -> None:
+        chat.create_group("g")
+        worker = journal(chat.link, max_deliveries=1)
+        [entry] = worker.take()
+        worker.done([entry])
+        assert worker.fail(entry, "too late")
+        assert list(deadletters.list_dead(chat)) == []
+
+    def test_deliveries_to_dead_workers_count(self, chat: Chat) -> None:
+        # Given an entry that two workers took before they died
+        chat.create_group("g")
+        for _ in range(2):
+            worker = journal(chat.link)
+            [entry] = worker.take()
+            dies(chat.link, worker)
+
+        # Then the third delivery is the last one
+        worker = journal(chat.link)
+        assert worker.take() == [entry]
+        assert worker.fail(entry, "again")
+
+
+class TestDeadLetters:
+    @pytest.fixture
+    def dead_id(self, chat: Chat) -> str:
+        chat.create_group("g")
+        worker = journal(chat.link, max_deliveries=1)
+        [entry] = worker.take()
+        assert worker.fail(entry, "no room")
+        return next(deadletters.list_dead(chat)).id
+
+    def test_requeued_it_comes_again_as_what_it_was(self, chat: Chat, dead_id: str) -> None:
+        # When it is requeued
+        letter = deadletters.show(chat, dead_id)
+        deadletters.requeue(chat, dead_id)
+
+        # Then it is a new entry, that happened when it happened
+        worker = journal(chat.link, max_deliveries=1)
+        [entry] = worker.take()
+        assert entry == Entry(entry.partition, entry.id, Created("g"), of=letter.entry)
+        assert entry.id != letter.entry
+        assert list(deadletters.list_dead(chat)) == []
+
+        # And so it is when it has failed again
+        worker.fail(entry, "still no room")
+        deadletters.requeue(chat, next(deadletters.list_dead(chat)).id)
+        [third] = worker.take()
+        assert third.of == letter.entry
+
+    def test_dropped_it_is_gone(self, chat: Chat, dead_id: str) -> None:
+        deadletters.drop(chat, dead_id)
+        assert list(deadletters.list_dead(chat)) == []
+        assert journal(chat.link).take() == []
+
+    @pytest.mark.parametrize("act", [deadletters.show, deadletters.requeue, deadletters.drop])
+    @pytest.mark.parametrize("unknown", ["0:1767225600000-0", "99:1767225600000-0"])
+    def test_an_unknown_id_is_refused(self, chat: Chat, act: object, unknown: str) -> None:
+        assert callable(act)
+        with pytest.raises(UnknownDeadLetter, match=unknown):
+            act(chat, unknown)
+
+    @pytest.mark.parametrize("wrong", ["", "x", "1767225600000-0", "0:", "-1:1-1", "0:1-0\n", "\u0660:1-1", "0:-"])
+    def test_what_is_no_id_is_refused(self, chat: Chat, wrong: str) -> None:
+        with pytest.raises(InvalidInput):
+            deadletters.show(chat, wrong)
+
+    def test_a_letter_without_an_entry_can_only_be_dropped(self, chat: Chat) -> None:
+        # Given an entry that was deleted while a worker had it in hand
+        entry_id = write(chat.link, 0, kind="group", gid="g")
+        worker = journal(chat.link, max_deliveries=2)
+        worker.take()
+        chat.link.client.xdel(chat.link.space.journal(0), entry_id)
+        worker.look_again()
+        [entry] = worker.take()
+        assert worker.fail(entry, "gone")
+        [letter] = deadletters.list_dead(chat)
+        assert (letter.entry, letter.fields) == (entry_id, {})
+
+        # Then it cannot go back, and is not lost over it
+        with pytest.raises(InvalidInput, match="nothing is left"):
+            deadletters.requeue(chat, letter.id)
+        deadletters.drop(chat, letter.id)
+        assert list(deadletters.list_dead(chat)) == []
+
+    def test_many_are_listed_page_by_page(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(deadletters, "PAGE", 2)
+        worker = journal(chat.link, max_deliveries=1)
+        written = [(p, write(chat.link, p, kind="feast")) for p in (0, 1) for _ in range(5)]
+        for entry in worker.take():
+            worker.fail(entry, "")
+        assert [(int(each.id[0]), each.entry) for each in deadletters.list_dead(chat)] == written
+
+
+def test_what_was_done_and_is_open_again_under_our_name_is_taken_again(chat: Chat, link: Link) -> None:
+    # Given a worker that has done an entry
+    chat.create_group("g", ["ann"])
+    worker = journal(link)
+    entries = worker.take()
+    worker.done(entries)
+    assert worker.take() == []
+    # When Redis loses that, and the worker does not notice: its connection was only made anew
+    client: Any = link.client
+    for entry in entries:
+        journal_key = link.space.journal(entry.partition)
+        client.xclaim(journal_key, KIND, worker.consumer, 0, [entry.id], force=True)
+    # Then
+    assert worker.take() == entries
+    worker.done(entries)
+    assert worker.take() == []

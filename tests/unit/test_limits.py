@@ -1,0 +1,160 @@
+"""What may come in: every boundary, in bytes of UTF-8, and what is said about the rest."""
+
+import unicodedata
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from imcore import msgid
+from imcore.errors import InvalidInput
+from imcore.limits import MAX_NAME_BYTES, check_content, check_limit, check_msgid, check_name, check_time, check_uids
+
+ODD = [
+    "#ubuntu",
+    "{0}",
+    "{x}",
+    "a:b",
+    "a[b]c",
+    "[red]eve[/red]",
+    "o'neil",
+    "%s",
+    "50%",
+    "a_b",
+    "群主",
+    "👩‍👩‍👧",
+    "e\u0301",
+    " ",
+    "-x",
+    "\\",
+    "*?",
+]
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", [*ODD, "x", "x" * 128, "é" * 64, "群" * 42 + "ab", "👍" * 32])
+    def test_what_is_allowed_comes_back_unchanged(self, name: str) -> None:
+        assert check_name(name, "uid") == name
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("", "gid is empty: give 1 to 128 bytes"),
+            ("x" * 129, "gid has 129 bytes: at most 128 are allowed"),
+            ("é" * 64 + "x", "gid has 129 bytes: at most 128 are allowed"),
+            ("👍" * 33, "gid has 132 bytes: at most 128 are allowed"),
+            ("a\nb", r"gid 'a\nb' has a control character: leave it out"),
+            ("\x1b[2J", r"gid '\x1b[2J' has a control character: leave it out"),
+            ("a\u2028b", r"gid 'a\u2028b' has a control character: leave it out"),
+            ("a\ud800", "gid is not valid UTF-8"),
+            ("\udcff", "gid is not valid UTF-8"),
+        ],
+    )
+    def test_what_is_not_allowed_is_refused_in_one_printable_line(self, name: str, said: str) -> None:
+        with pytest.raises(InvalidInput) as refusal:
+            check_name(name, "gid")
+        assert str(refusal.value) == said
+        assert said.isprintable()
+
+    @given(st.text())
+    @example("x" * MAX_NAME_BYTES)
+    @example("\x7f")
+    @example("\x80")
+    @example("\x9f")
+    @example("\xa0")
+    def test_a_name_is_allowed_exactly_when_it_keeps_the_rules(self, name: str) -> None:
+        forbidden = any(unicodedata.category(letter) in {"Cc", "Cs", "Zl", "Zp"} for letter in name)
+        size = len(name.encode(errors="surrogatepass"))
+        assert is_allowed(name) == (1 <= size <= MAX_NAME_BYTES and not forbidden)
+
+    def test_every_control_character_is_refused(self) -> None:
+        controls = [chr(code) for code in range(0x300) if unicodedata.category(chr(code)) == "Cc"]
+        assert len(controls) == 65
+        assert [letter for letter in controls if is_allowed(f"a{letter}b")] == []
+
+
+class TestUids:
+    def test_each_counts_once_in_the_order_given(self) -> None:
+        assert check_uids(["b", "a", "b", "c", "a"]) == ["b", "a", "c"]
+        assert check_uids(iter(["x"])) == ["x"]
+        assert check_uids(()) == []
+
+    def test_one_bad_uid_refuses_all(self) -> None:
+        with pytest.raises(InvalidInput, match="uid is empty"):
+            check_uids(["a", ""])
+
+    def test_a_single_text_is_not_taken_for_its_letters(self) -> None:
+        with pytest.raises(InvalidInput, match="uids are a list"):
+            check_uids("bob")
+
+
+class TestContent:
+    @pytest.mark.parametrize("content", [*ODD, "a\r\nb\tc", "\x1b[31mred", "\x01", "\x7f\x85", "x" * 3000])
+    def test_what_is_allowed_comes_back_unchanged(self, content: str) -> None:
+        assert check_content(content, 65_536) == content
+
+    @pytest.mark.parametrize(("content", "size"), [("x" * 10, 10), ("é" * 5, 10), ("👍" * 2, 8)])
+    def test_the_limit_is_in_bytes_and_itself_allowed(self, content: str, size: int) -> None:
+        assert check_content(content, size) == content
+        with pytest.raises(InvalidInput, match=rf"content has {size} bytes: at most {size - 1} are allowed \(IM_MAX"):
+            check_content(content, size - 1)
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            ("", "content is empty: write something"),
+            ("a\x00b", "content has a NUL character, which PostgreSQL cannot store: leave it out"),
+            ("\ud83d", "content is not valid UTF-8"),
+        ],
+    )
+    def test_what_no_database_can_keep_is_refused(self, content: str, said: str) -> None:
+        with pytest.raises(InvalidInput) as refusal:
+            check_content(content, 65_536)
+        assert str(refusal.value) == said
+
+
+class TestMsgids:
+    def test_a_msgid_is_packed(self) -> None:
+        assert check_msgid("1767225600000-7") == msgid.pack("1767225600000-7")
+
+    @pytest.mark.parametrize("text", ["", "x", "0-0", "1767225600000", "1767225600000-8192", "\x1b[2J", "\ud800"])
+    def test_anything_else_is_refused_with_an_example(self, text: str) -> None:
+        with pytest.raises(InvalidInput, match=r" is not a msgid: it looks like 1767225600000-0$") as refusal:
+            check_msgid(text)
+        assert str(refusal.value).isprintable()
+
+    def test_a_long_text_is_not_repeated_whole(self) -> None:
+        with pytest.raises(InvalidInput) as refusal:
+            check_msgid("9" * 100_000)
+        assert len(str(refusal.value)) < 100
+
+
+def is_allowed(name: str) -> bool:
+    try:
+        return check_name(name, "uid") == name
+    except InvalidInput:
+        return False
+
+
+class TestTimesAndLimits:
+    @pytest.mark.parametrize(
+        "moment",
+        [
+            datetime(2026, 1, 1),  # noqa: DTZ001 (that is the fault)
+            datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14))),
+            datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-14))),
+        ],
+    )
+    def test_a_time_that_nobody_could_store_is_refused(self, moment: datetime) -> None:
+        with pytest.raises(InvalidInput, match="the time"):
+            check_time(moment)
+
+    def test_a_time_is_kept_to_the_millisecond(self) -> None:
+        assert check_time(datetime(1970, 1, 1, 0, 0, 1, 2999, tzinfo=UTC)) == 1002
+
+    def test_a_limit_below_the_lowest_is_refused(self) -> None:
+        assert check_limit(None) is None
+        assert check_limit(0, lowest=0) == 0
+        with pytest.raises(InvalidInput, match="1 is the lowest"):
+            check_limit(0)

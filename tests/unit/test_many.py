@@ -1,0 +1,102 @@
+"""Sends and acks of many: what the single ones do, in the same order."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import fakeredis
+import pytest
+
+from imcore import Chat, Draft
+from imcore.admin.retention import trim
+from imcore.errors import InvalidInput, NotMember, UnknownGroup, UnknownMessage
+from imcore.many import MESSAGES_PER_CALL
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.streams.link import Link
+from imcore.values import Ack, Message
+from workers.persist import Persist
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Iterator[Chat]:
+    settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0)
+    with Chat(Link(fakeredis.FakeRedis(), partitions=2), Database.connect(settings.database_url), settings) as chat:
+        yield chat
+
+
+def messages_of(chat: Chat, gid: str = "g") -> list[Message]:
+    return [each.message for each in chat.status(gid, limit=0)]
+
+
+def test_messages_are_stored_in_order_and_each_is_answered(chat: Chat) -> None:
+    # Given more messages than one call takes, one of them by a stranger
+    chat.create_group("g", ["ann", "bob"])
+    drafts = [Draft("ann", f"message {number}", f"c{number}", number) for number in range(2 * MESSAGES_PER_CALL)]
+    drafts[7] = Draft("eve", "let me in")
+
+    # When
+    sent = chat.send_many("g", drafts)
+
+    # Then
+    assert isinstance(sent.pop(7), NotMember)
+    assert sent == messages_of(chat)
+    assert [message.seq for message in sent if isinstance(message, Message)] == list(range(1, len(drafts)))
+
+
+def test_a_repeated_message_is_answered_as_it_was_stored(chat: Chat) -> None:
+    chat.create_group("g", ["ann"])
+    first = chat.send("g", "once", sender_uid="ann", client_msgid="1")
+    assert chat.send_many("g", [Draft("ann", "twice", "1"), Draft("ann", "new", "2")])[0] == first
+    assert [message.content for message in messages_of(chat)] == ["once", "new"]
+
+
+def test_acks_of_many_are_each_answered_as_alone(chat: Chat) -> None:
+    # Given
+    chat.create_group("g", ["ann", "bob", "cy"])
+    one, two = (chat.send("g", text, sender_uid="ann") for text in ("one", "two"))
+    chat.ack("cy", "g", two.msgid)
+
+    # When
+    never = "1767225600000-1"
+    acks = [("bob", one.msgid), ("eve", one.msgid), ("cy", one.msgid), ("bob", None), ("ann", never), ("eve", never)]
+    bob, eve, cy, again, ann, nobody = chat.ack_many("g", acks)
+
+    # Then
+    assert bob == Ack("g", "bob", one.msgid, advanced=True)
+    assert isinstance(eve, NotMember)
+    assert cy == Ack("g", "cy", two.msgid, advanced=False)
+    assert again == Ack("g", "bob", two.msgid, advanced=True)
+    assert isinstance(ann, UnknownMessage)
+    assert isinstance(nobody, NotMember)
+    assert [tally.read for tally in chat.status("g")] == [2, 2]
+
+
+def test_messages_that_redis_has_trimmed_can_be_acked(chat: Chat) -> None:
+    chat.create_group("g", ["ann", "bob", "cy"])
+    one, *_ = (chat.send("g", text, sender_uid="ann") for text in ("one", "two", "three"))
+    chat.database.upgrade()
+    worker = Persist(chat.link, chat.database, chat.settings)
+    while worker.step():
+        pass
+    worker.close()
+    assert trim(chat, keep_messages=1, keep_ms=0).entries == 3
+    assert chat.ack_many("g", [("bob", one.msgid), ("cy", one.msgid)]) == [
+        Ack("g", "bob", one.msgid, advanced=True),
+        Ack("g", "cy", one.msgid, advanced=True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "bad", [Draft("ann", ""), Draft("ann", "hi", "x" * 200), Draft("ann", "hi", "", 1 << 60), "hi"]
+)
+def test_nothing_is_stored_if_one_cannot_be(chat: Chat, bad: Draft) -> None:
+    chat.create_group("g", ["ann"])
+    with pytest.raises(InvalidInput):
+        chat.send_many("g", [Draft("ann", "good"), bad])
+    assert messages_of(chat) == []
+
+
+def test_an_unknown_group_is_each_ones_error(chat: Chat) -> None:
+    assert all(isinstance(each, UnknownGroup) for each in chat.send_many("none", [Draft("ann", "hi")] * 3))
+    assert all(isinstance(each, UnknownGroup) for each in chat.ack_many("none", [("ann", None), ("bob", None)]))

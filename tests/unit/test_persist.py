@@ -1,0 +1,493 @@
+"""The worker `persist`, step by step, on fakeredis and SQLite: what becomes of entries, and of those that fail."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fakeredis
+import pytest
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.admin import deadletters
+from imcore.errors import DatabaseUnavailable, ImError, RedisUnavailable
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.sql.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
+from imcore.streams import calls
+from imcore.streams.calls import Draft, Target
+from imcore.streams.journal import Journal
+from imcore.streams.keys import lease
+from imcore.streams.link import Link
+from tests.stored import stored
+from workers import fetch, persist
+from workers.persist import KIND, Persist
+
+UIDS = ["ann", "bob"]
+SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, max_deliveries=3)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "empty.db"
+    with Database.connect(f"sqlite:///{path}") as database:
+        database.upgrade()
+    return path
+
+
+@pytest.fixture
+def chat(template: Path, tmp_path: Path) -> Iterator[Chat]:
+    shutil.copy(template, tmp_path / "imcore.db")
+    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
+    with Chat(link, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), SETTINGS) as chat:
+        yield chat
+
+
+@pytest.fixture
+def worker(chat: Chat) -> Persist:
+    return Persist(chat.link, chat.database, SETTINGS)
+
+
+def raw(chat: Chat) -> Any:
+    """The driver's client: its types leave open what it answers."""
+    return chat.link.client
+
+
+def drain(worker: Persist) -> int:
+    """Step until all that is there now is out of the way; return how many entries that were."""
+    handled, now = 0, Journal(worker._link, KIND, SETTINGS)
+    while not now.drained():
+        handled += worker.step()
+    return handled
+
+
+def packed(*texts: str | None) -> list[int]:
+    return [msgids.pack(text) if text else 0 for text in texts]
+
+
+def journal_times(chat: Chat) -> dict[bytes, list[int]]:
+    """The packed ids of the journal's entries, by kind."""
+    times: dict[bytes, list[int]] = {}
+    for key in chat.link.space.journals():
+        for entry_id, fields in raw(chat).xrange(key):
+            times.setdefault(fields[b"kind"], []).append(msgids.pack_id(entry_id))
+    return times
+
+
+class TestRows:
+    def test_messages(self, chat: Chat, worker: Persist) -> None:
+        # Given two messages, one with all that a message can have
+        chat.create_group("g", ["ann", "bob"])
+        sent_at = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
+        one = chat.send("g", "o'neil 群主\n", sender_uid="bob", client_msgid="c1", sent_at=sent_at)
+        two = chat.send("g", "x" * 3000, sender_uid="ann")
+
+        # When they are stored
+        assert drain(worker) == 5
+
+        # Then every field is there
+        first, second = packed(one.msgid, two.msgid)
+        assert stored(chat.database).messages == [
+            MessageRow("g", first, 1, "bob", 0, "o'neil 群主\n", "c1", msgids.to_ms(sent_at)),
+            MessageRow("g", second, 2, "ann", 0, "x" * 3000, None, None),
+        ]
+
+    def test_groups_and_spans(self, chat: Chat, worker: Persist) -> None:
+        # Given one who stays, one who leaves, and one who leaves and comes back
+        chat.create_group("g", ["ann", "bob", "cy"])
+        one = chat.send("g", "one", sender_uid="ann")
+        chat.remove_members("g", ["bob", "cy"])
+        two = chat.send("g", "two", sender_uid="ann")
+        chat.add_members("g", ["cy"])
+
+        # When it is stored
+        drain(worker)
+
+        # Then each membership has a row, with the version of what was said of it last
+        times, (first, second) = journal_times(chat), packed(one.msgid, two.msgid)
+        rows = stored(chat.database)
+        assert rows.groups == [GroupRow("g", msgids.time_ms(times[b"group"][0]))]
+        assert rows.spans == [
+            SpanRow("g", "ann", 0, None, times[b"join"][0], second),
+            SpanRow("g", "bob", 0, first, times[b"leave"][0], 0),
+            SpanRow("g", "cy", 0, first, times[b"leave"][1], 0),
+            SpanRow("g", "cy", second, None, times[b"join"][3], second),
+        ]
+
+    def test_acks(self, chat: Chat, worker: Persist) -> None:
+        # Given two who acked, one of them twice, in one call and in another
+        chat.create_group("g", ["ann", "bob", "cy"])
+        one = chat.send("g", "one", sender_uid="ann")
+        chat.ack("bob", "g", one.msgid)
+        two = chat.send("g", "two", sender_uid="ann")
+        chat.link.run(calls.ack(chat.link.space, "g", [Target(None, ["bob", "cy"])]))
+
+        # When it is stored
+        drain(worker)
+
+        # Then each move has its row, and each span the last offset
+        first, second = packed(one.msgid, two.msgid)
+        early, late = journal_times(chat)[b"ack"]
+        rows = stored(chat.database)
+        assert rows.moves == [
+            MoveRow("g", first, 0, early, ("bob",)),
+            MoveRow("g", second, 0, late, ("cy",)),
+            MoveRow("g", second, first, late, ("bob",)),
+        ]
+        assert [(span.uid, span.acked_msgid) for span in rows.spans] == [
+            ("ann", second),
+            ("bob", second),
+            ("cy", second),
+        ]
+
+    def test_a_senders_offset_moves_without_an_ack_only_if_caught_up(self, chat: Chat, worker: Persist) -> None:
+        # Given ann, who is caught up, and bob, who has something to read
+        chat.create_group("g", ["ann", "bob"])
+        one = chat.send("g", "one", sender_uid="ann")
+        chat.send("g", "two", sender_uid="bob")
+
+        # When it is stored
+        drain(worker)
+
+        # Then only ann's offset has moved, which needs no time: she read nothing
+        rows = stored(chat.database)
+        assert [(span.uid, span.acked_msgid) for span in rows.spans] == [("ann", packed(one.msgid)[0]), ("bob", 0)]
+        assert rows.moves == []
+
+    def test_the_same_entries_again_change_nothing(self, chat: Chat, worker: Persist) -> None:
+        # Given what is stored
+        chat.create_group("g", ["ann", "bob"])
+        chat.send("g", "one", sender_uid="ann")
+        chat.ack("bob", "g")
+        chat.remove_members("g", ["bob"])
+        drain(worker)
+        before = stored(chat.database)
+
+        # When all workers forget that they have done it
+        for key in chat.link.space.journals():
+            raw(chat).xgroup_destroy(key, KIND)
+        drain(Persist(chat.link, chat.database, SETTINGS))
+
+        # Then nothing has changed
+        assert stored(chat.database) == before
+
+
+class TestFetching:
+    @pytest.mark.parametrize("page", [1, 2, 3, 100])
+    def test_ranges_are_read_page_by_page(
+        self, chat: Chat, worker: Persist, monkeypatch: pytest.MonkeyPatch, page: int
+    ) -> None:
+        # Given sends of several messages each, in two groups, and pages that are shorter or longer than they
+        monkeypatch.setattr(fetch, "PAGE", page)
+        for gid in ("g", "h"):
+            chat.create_group(gid, ["ann"])
+            for n in (1, 4, 2, 3):
+                drafts = [Draft("ann", f"{number} of {n}") for number in range(n)]
+                chat.link.run(calls.send(chat.link.space, gid, drafts, 1000))
+
+        # When they are stored
+        drain(worker)
+
+        # Then none is missing
+        assert [(row.gid, row.seq) for row in stored(chat.database).messages] == [
+            (gid, seq) for gid in ("g", "h") for seq in range(1, 11)
+        ]
+
+    def test_what_lies_between_the_ranges_is_left_to_others(self, chat: Chat, worker: Persist) -> None:
+        # Given two workers who share the entries of a group: every other one
+        chat.create_group("g", ["ann"])
+        drain(worker)
+        other = Persist(chat.link, chat.database, replace(SETTINGS, batch_size=1))
+        mine = Persist(chat.link, chat.database, replace(SETTINGS, batch_size=1))
+        steps = []
+        for number in range(6):
+            chat.send("g", f"{number}", sender_uid="ann")
+            steps.append((mine if number % 2 else other).step())
+        assert steps == [1] * 6
+        assert [row.seq for row in stored(chat.database).messages] == [1, 2, 3, 4, 5, 6]
+
+    def test_big_batches_are_cut(self, chat: Chat, worker: Persist, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given three sends of four messages, where a transaction takes five
+        monkeypatch.setattr(persist, "MOST_ROWS", 5)
+        chat.create_group("g", ["ann"])
+        drain(worker)
+        for _ in range(3):
+            chat.link.run(calls.send(chat.link.space, "g", [Draft("ann", "x")] * 4, 1000))
+
+        # Then each makes a transaction of its own
+        assert [worker.step() for _ in range(4)] == [1, 1, 1, 0]
+        assert len(stored(chat.database).messages) == 12
+
+    def test_acks_of_many_make_a_big_batch_and_those_of_the_same_again_do_not(
+        self, chat: Chat, worker: Persist, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given acks of three at once, in two groups, where a transaction takes five rows
+        monkeypatch.setattr(persist, "MOST_ROWS", 5)
+        readers = ["bob", "cy", "dora"]
+        for gid in ("g", "h"):
+            chat.create_group(gid, ["ann", *readers])
+        messages = [chat.send(gid, "x", sender_uid="ann") for gid in ("g", "g", "h")]
+        drain(worker)
+        for message in messages:
+            chat.ack_many(message.gid, [(uid, message.msgid) for uid in readers])
+
+        # Then a row for each move and one for each offset that has moved are counted
+        assert [worker.step() for _ in range(3)] == [2, 1, 0]
+
+    def test_trimmed_messages_are_not_missed_if_they_are_stored(self, chat: Chat, worker: Persist) -> None:
+        # Given a message that was stored and trimmed, and an entry that tells of it again
+        chat.create_group("g", ["ann"])
+        message = chat.send("g", "one", sender_uid="ann")
+        drain(worker)
+        chat.link.run(calls.trim(chat.link.space, "g", msgids.pack(message.msgid)))
+        tell_again(chat)
+
+        # Then it is simply done
+        assert drain(worker) == 1
+        assert list(deadletters.list_dead(chat)) == []
+
+
+class TestPoison:
+    @pytest.fixture
+    def poisoned(self, chat: Chat) -> Callable[[], None]:
+        """Puts an entry that cannot be stored between others that can."""
+
+        def poison() -> None:
+            chat.create_group("g", ["ann"])
+            chat.send("g", "before", sender_uid="ann")
+            write(chat, gid="g", first="1767225600000-0", last="1767225600000-1", n="2")
+            chat.send("g", "after", sender_uid="ann")
+
+        return poison
+
+    def test_lost_messages_make_a_dead_letter(self, chat: Chat, worker: Persist, poisoned: Callable[[], None]) -> None:
+        # When it is handled
+        poisoned()
+        assert drain(worker) == 5
+
+        # Then only that entry has become a dead letter, and what came after it is stored
+        [letter] = deadletters.list_dead(chat)
+        assert "only 0 are in Redis or SQL" in letter.reason
+        assert letter.deliveries == SETTINGS.max_deliveries
+        assert [row.content for row in stored(chat.database).messages] == ["before", "after"]
+
+    def test_it_blocks_nobody_meanwhile(self, chat: Chat, worker: Persist, poisoned: Callable[[], None]) -> None:
+        poisoned()
+        worker.step()
+        assert [row.content for row in stored(chat.database).messages] == ["before", "after"]
+        assert list(deadletters.list_dead(chat)) == []
+        assert not worker.drained()
+
+    def test_unreadable_messages_make_dead_letters(self, chat: Chat, worker: Persist) -> None:
+        # Given a message that is not UTF-8, and one that lacks half its fields, written by others
+        chat.create_group("g", ["ann"])
+        stream = chat.link.space.group("g").stream
+        whole = {"seq": 1, "uid": "ann", "span": 0, "cid": "", "sent": "", "up": 0, "text": b"\xff"}
+        for fields in (whole, {"seq": 2}):
+            msgid = raw(chat).xadd(stream, fields).decode()
+            write(chat, gid="g", first=msgid, last=msgid, n="1")
+        chat.send("g", "fine", sender_uid="ann")
+
+        # When they are handled
+        drain(worker)
+
+        # Then so are the others
+        assert ["cannot be read" in letter.reason for letter in deadletters.list_dead(chat)] == [True, True]
+        assert [row.content for row in stored(chat.database).messages] == ["fine"]
+
+    @pytest.mark.parametrize("place", [0, 3, 6])
+    def test_what_sql_refuses_is_found_among_the_others(self, chat: Chat, worker: Persist, place: int) -> None:
+        # Given a message that claims to be from the year 30,000,000, somewhere in a batch
+        chat.create_group("g", ["ann"])
+        stream = chat.link.space.group("g").stream
+        fields = {"seq": 99, "uid": "ann", "span": 0, "cid": "", "sent": 10**18, "up": 0, "text": "odd"}
+        for number in range(7):
+            if number == place:
+                msgid = raw(chat).xadd(stream, fields).decode()
+                write(chat, gid="g", first=msgid, last=msgid, n="1")
+            chat.send("g", f"{number}", sender_uid="ann")
+
+        # When the batch is handled
+        drain(worker)
+
+        # Then just that one is a dead letter
+        assert ["cannot be stored" in letter.reason for letter in deadletters.list_dead(chat)] == [True]
+        assert [row.content for row in stored(chat.database).messages] == [f"{number}" for number in range(7)]
+
+    def test_mended_and_requeued_it_is_stored(self, chat: Chat, worker: Persist) -> None:
+        # Given a join that SQL refused for a while, so that the leave after it is stored and it is not
+        chat.create_group("g")
+        drain(worker)
+        chat.add_members("g", ["ann"])
+        drain(Persist(chat.link, Refusing(chat.database), SETTINGS))
+        chat.remove_members("g", ["ann"])
+        drain(worker)
+        [letter] = deadletters.list_dead(chat)
+
+        # When it is requeued
+        deadletters.requeue(chat, letter.id)
+        drain(worker)
+
+        # Then the leave, which was later, still holds
+        assert [(span.uid, span.left_msgid) for span in stored(chat.database).spans] == [("ann", 0)]
+
+
+class TestServersAway:
+    def test_sql_away_and_back(self, chat: Chat) -> None:
+        # Given a database that is away when entries come, for longer than an entry may fail
+        database = Flaky(chat.database)
+        worker = Persist(chat.link, database, SETTINGS)
+        chat.create_group("g", ["ann"])
+        chat.send("g", "one", sender_uid="ann")
+        database.is_away = True
+        for _ in range(SETTINGS.max_deliveries + 1):
+            with pytest.raises(DatabaseUnavailable):
+                worker.step()
+
+        # When it comes back
+        database.is_away = False
+
+        # Then the worker goes on by itself, and that did not count as failures
+        assert deliveries(chat) == {1}
+        assert drain(worker) == 3
+        assert [row.content for row in stored(chat.database).messages] == ["one"]
+
+    def test_sql_away_halfway_through_what_was_taken(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given batches of one, and a database that goes away after the first
+        monkeypatch.setattr(persist, "MOST_ROWS", 1)
+        database = Flaky(chat.database)
+        worker = Persist(chat.link, database, SETTINGS)
+        chat.create_group("g", ["ann"])
+        assert worker.step() == 1
+        database.is_away = True
+        with pytest.raises(DatabaseUnavailable):
+            worker.step()
+        database.is_away = False
+
+        # Then the rest follows
+        assert drain(worker) == 1
+        assert len(stored(chat.database).spans) == 1
+
+    @pytest.mark.parametrize("failing", ["XREADGROUP", "XRANGE", "im_done"])
+    def test_redis_away_and_back(self, chat: Chat, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+        # Given a Redis that is away in the middle of a step
+        worker = Persist(chat.link, chat.database, SETTINGS)
+        worker.step()
+        chat.create_group("g", ["ann"])
+        chat.send("g", "one", sender_uid="ann")
+        with monkeypatch.context() as patch:
+            lose_answers(chat.link, patch, "im_take" if failing == "XREADGROUP" else failing)
+            with pytest.raises(RedisUnavailable):
+                worker.step()
+
+        # Then the worker finds what it had taken, and goes on
+        drain(worker)
+        assert [row.content for row in stored(chat.database).messages] == ["one"]
+        assert list(deadletters.list_dead(chat)) == []
+
+    def test_entries_left_by_a_worker_that_ended_are_for_others_at_once(self, chat: Chat) -> None:
+        # Given a worker that ended while SQL was away
+        database = Flaky(chat.database)
+        chat.create_group("g")
+        ending = Persist(chat.link, database, SETTINGS)
+        database.is_away = True
+        with pytest.raises(DatabaseUnavailable):
+            ending.step()
+        ending.close()
+        assert not raw(chat).exists(lease(KIND, 1))
+
+        # Then another one has what it left
+        assert drain(Persist(chat.link, chat.database, SETTINGS)) == 1
+
+    def test_a_worker_that_was_taken_for_dead_does_no_harm(self, chat: Chat) -> None:
+        # Given a worker that stands still with entries in hand, until another one has its name and has done its work
+        chat.create_group("g", UIDS)
+        chat.send("g", "one", sender_uid="ann")
+        slow = Persist(chat.link, chat.database, replace(SETTINGS, lease_ms=1))
+        slow._in_hand = slow._journal.take()
+        raw(chat).delete(lease(KIND, 1))
+        other = Persist(chat.link, chat.database, SETTINGS)
+        drain(other)
+        before = stored(chat.database)
+
+        # When it goes on
+        while slow.step():
+            pass
+
+        # Then it has another name, and has changed nothing
+        assert (other.name, slow.name) == ("persist-1", "persist-2")
+        assert stored(chat.database) == before
+
+    def test_a_database_that_cannot_be_used_is_no_fault_of_the_entries(self, chat: Chat, tmp_path: Path) -> None:
+        # Given a database without tables
+        empty = Database.connect(f"sqlite:///{tmp_path / 'empty.db'}")
+        worker = Persist(chat.link, empty, SETTINGS)
+        chat.create_group("g")
+
+        # Then that is said, however often it is tried, and no entry is put aside for it
+        for _ in range(SETTINGS.max_deliveries + 1):
+            with pytest.raises(ImError, match="im db upgrade"):
+                worker.step()
+        assert list(deadletters.list_dead(chat)) == []
+        worker.close()
+        assert drain(Persist(chat.link, chat.database, SETTINGS)) == 1
+
+
+class Flaky(Database):
+    """A database that can be away."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database._backend)
+        self.is_away = False
+
+    def write(self, batch: Batch) -> None:
+        if self.is_away:
+            raise DatabaseUnavailable
+        super().write(batch)
+
+
+class Refusing(Database):
+    """A database that refuses every row."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database._backend)
+
+    def write(self, batch: Batch) -> None:
+        super().write(Batch(messages=[MessageRow("g", 1, 1, "ann", 0, "\ud800", None, None)]))
+
+
+def write(chat: Chat, **fields: str) -> None:
+    """Put an entry of kind msg into the journal of group g."""
+    journal = chat.link.space.group("g").journal
+    raw(chat).xadd(journal, {"kind": "msg", **fields})
+
+
+def tell_again(chat: Chat) -> None:
+    """Put the last entry of kind msg into the journal once more."""
+    journal = chat.link.space.group("g").journal
+    fields = next(f for _, f in raw(chat).xrevrange(journal) if f[b"kind"] == b"msg")
+    raw(chat).xadd(journal, fields)
+
+
+def deliveries(chat: Chat) -> set[int]:
+    return {
+        pending["times_delivered"]
+        for key in chat.link.space.journals()
+        for pending in raw(chat).xpending_range(key, KIND, "-", "+", 100)
+    }
+
+
+def lose_answers(link: Link, patch: pytest.MonkeyPatch, word: str) -> None:
+    """Have Redis do every command that holds this word, and lose the answer."""
+    execute = link._execute
+
+    def losing(commands: list[tuple[object, ...]], *, raise_errors: bool) -> list[object]:
+        answers = execute(commands, raise_errors=raise_errors)
+        if any(word in command for command in commands):
+            raise RedisUnavailable
+        return answers
+
+    patch.setattr(link, "_execute", losing)

@@ -1,0 +1,457 @@
+"""Recalls on fakeredis and SQLite: what members, senders and the database see of a message that was withdrawn."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import fakeredis
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.app import app
+from cli.options import Invocation
+from imcore import msgid as msgids
+from imcore.admin import retention
+from imcore.chat import Chat
+from imcore.client import Client
+from imcore.errors import InvalidInput, NotSender, UnknownGroup, UnknownMessage
+from imcore.live.localdb import LocalDatabase, path_of
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.streams.link import Link
+from imcore.streams.wire import message_of_row
+from imcore.values import Message
+from workers.fetch import Work, fetch
+from workers.persist import Persist
+from workers.receipts import ReceiptsWorker
+
+GID = "team"
+NOT_YET = "2600000000000-0"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "empty.db"
+    with Database.connect(f"sqlite:///{path}") as database:
+        database.upgrade()
+    return path
+
+
+@pytest.fixture
+def chat(template: Path, tmp_path: Path) -> Iterator[Chat]:
+    """A group of ann, bob and cy."""
+    shutil.copy(template, tmp_path / "imcore.db")
+    settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0, receipt_window_ms=0)
+    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
+    with Chat(link, Database.connect(settings.database_url), settings) as chat:
+        chat.create_group(GID, ["ann", "bob", "cy"])
+        yield chat
+
+
+def run_workers(chat: Chat) -> None:
+    """Let both workers do all there is."""
+    for make in (Persist, ReceiptsWorker):
+        worker = make(chat.link, chat.database, chat.settings)
+        while worker.step():
+            pass
+        worker.close()
+
+
+def trim(chat: Chat) -> None:
+    """Let SQL alone have all messages so far."""
+    run_workers(chat)
+    retention.trim(chat, keep_messages=0)
+
+
+def unread(chat: Chat, uid: str) -> int:
+    return chat.unread(uid)[0].unread
+
+
+def counts(chat: Chat, msgid: str) -> tuple[int, int]:
+    tally = chat.tally(GID, msgid)
+    return tally.read, tally.unread
+
+
+@pytest.fixture(params=["in redis", "trimmed"])
+def settle(request: pytest.FixtureRequest, chat: Chat) -> Callable[[], None]:
+    """Make what was said so far a thing of Redis, or of SQL alone."""
+    return (lambda: trim(chat)) if request.param == "trimmed" else (lambda: None)
+
+
+def test_a_recalled_message_loses_its_content_and_is_followed_by_a_tombstone(
+    chat: Chat, settle: Callable[[], None]
+) -> None:
+    # Given two messages
+    first = chat.send(GID, "regrettable", sender_uid="ann", client_msgid="c1")
+    second = chat.send(GID, "fine", sender_uid="ann")
+    settle()
+
+    # When the first one is recalled
+    tombstone = chat.recall(GID, first.msgid, by="ann")
+
+    # Then members get all three, the first one without its content
+    assert (tombstone.seq, tombstone.sender_uid, tombstone.content) == (3, "ann", "")
+    assert tombstone.recalls == first.msgid
+    assert chat.pull("bob", GID) == [replace(first, content="", recalled=True), second, tombstone]
+    settle()
+    assert chat.pull("bob", GID) == [replace(first, content="", recalled=True), second, tombstone]
+    assert [each.message for each in chat.status(GID)] == chat.pull("bob", GID)
+    assert chat.message_status(GID, first.msgid).message.recalled
+
+
+def test_neither_it_nor_its_tombstone_is_unread(chat: Chat, settle: Callable[[], None]) -> None:
+    # Given a message that bob has not read and one that he has
+    messages = [chat.send(GID, text, sender_uid="ann") for text in ("read", "regrettable", "fine")]
+    chat.ack("bob", GID, messages[0].msgid)
+    settle()
+
+    # When both are recalled
+    for message in messages[:2]:
+        chat.recall(GID, message.msgid, by="ann")
+
+    # Then one is left, for those who have read some of it and for those who have not
+    assert [unread(chat, uid) for uid in ("ann", "bob", "cy")] == [0, 1, 1]
+    settle()
+    assert [unread(chat, uid) for uid in ("ann", "bob", "cy")] == [0, 1, 1]
+    chat.ack("bob", GID)
+    assert unread(chat, "bob") == 0
+
+
+def test_own_messages_are_left_out_once(chat: Chat, settle: Callable[[], None]) -> None:
+    # Given an own message past the sender's offset, which is not unread for them as it is
+    chat.send(GID, "before", sender_uid="bob")
+    own = chat.send(GID, "regrettable", sender_uid="ann")
+    assert unread(chat, "ann") == 1
+    settle()
+
+    # When it is recalled, by a sender who had not caught up
+    chat.recall(GID, own.msgid, by="ann")
+
+    # Then nothing is left out twice
+    assert [unread(chat, uid) for uid in ("ann", "bob", "cy")] == [1, 0, 1]
+    chat.send(GID, "after", sender_uid="cy")
+    assert [unread(chat, uid) for uid in ("ann", "bob", "cy")] == [2, 1, 1]
+
+
+def test_tallies_and_names_stay(chat: Chat, settle: Callable[[], None]) -> None:
+    # Given a message that bob has read
+    message = chat.send(GID, "regrettable", sender_uid="ann")
+    chat.ack("bob", GID)
+    settle()
+
+    # When it is recalled, and cy reads on
+    chat.recall(GID, message.msgid, by="ann")
+    assert counts(chat, message.msgid) == (1, 1)
+    chat.ack("cy", GID)
+    settle()
+
+    # Then all who have passed it count, and are named
+    assert counts(chat, message.msgid) == (2, 0)
+    status = chat.message_status(GID, message.msgid)
+    assert [reader.uid for reader in status.read_by] == ["bob", "cy"]
+
+
+def test_receipts_name_the_message_and_never_the_tombstone(chat: Chat, settle: Callable[[], None]) -> None:
+    # Given a recalled message and its tombstone, which ann and an administrator have sent
+    message = chat.send(GID, "regrettable", sender_uid="ann")
+    chat.recall(GID, message.msgid, by="cy", admin=True)
+    settle()
+
+    # When bob reads on
+    chat.ack("bob", GID)
+    run_workers(chat)
+
+    # Then the sender hears of the message alone
+    assert [(each.msgid, each.read, each.unread) for each in chat.receipts("ann")] == [(message.msgid, 1, 1)]
+    assert chat.receipts("cy") == []
+
+
+def test_a_second_recall_changes_nothing(chat: Chat, settle: Callable[[], None]) -> None:
+    message = chat.send(GID, "regrettable", sender_uid="ann")
+    tombstone = chat.recall(GID, message.msgid, by="ann")
+    settle()
+
+    for by in ("ann", "bob"):
+        assert chat.recall(GID, message.msgid, by=by) == replace(message, content="", recalled=True)
+    assert chat.group(GID).last_msgid == tombstone.msgid
+
+
+def test_who_may_not(chat: Chat, settle: Callable[[], None]) -> None:
+    message = chat.send(GID, "mine", sender_uid="ann")
+    tombstone = chat.recall(GID, chat.send(GID, "regrettable", sender_uid="ann").msgid, by="ann")
+    settle()
+
+    with pytest.raises(NotSender, match="is not by 'bob'"):
+        chat.recall(GID, message.msgid, by="bob")
+    with pytest.raises(NotSender):
+        chat.recall(GID, message.msgid, by="eve")
+    with pytest.raises(InvalidInput, match="is itself the recall"):
+        chat.recall(GID, tombstone.msgid, by="ann")
+    with pytest.raises(InvalidInput, match="is itself the recall"):
+        chat.recall(GID, tombstone.msgid, by="eve", admin=True)
+    with pytest.raises(UnknownMessage):
+        chat.recall(GID, NOT_YET, by="ann")
+    with pytest.raises(UnknownGroup):
+        chat.recall("nowhere", message.msgid, by="ann")
+    with pytest.raises(InvalidInput):
+        chat.recall(GID, "soon", by="ann")
+    assert chat.group(GID).last_msgid == tombstone.msgid
+
+
+def test_an_administrator_who_is_no_member(chat: Chat, settle: Callable[[], None]) -> None:
+    # Given messages of two members, and somebody from outside
+    messages = [chat.send(GID, "regrettable", sender_uid=uid) for uid in ("ann", "bob")]
+    settle()
+
+    # When the outsider recalls the first one
+    tombstone = chat.recall(GID, messages[0].msgid, by="root", admin=True)
+    settle()
+
+    # Then they are no member by it, and everybody else is a recipient of the tombstone
+    assert tombstone.sender_uid == "root"
+    assert chat.group(GID).members == 3
+    assert chat.groups_of("root") == []
+    assert counts(chat, tombstone.msgid) == (0, 3)
+    assert [unread(chat, uid) for uid in ("ann", "bob", "cy")] == [1, 0, 1]
+    chat.ack("cy", GID)
+    assert counts(chat, tombstone.msgid) == (1, 2)
+    assert [reader.uid for reader in chat.message_status(GID, tombstone.msgid).read_by] == ["cy"]
+
+
+def test_a_sender_who_has_left_may_still_recall(chat: Chat, settle: Callable[[], None]) -> None:
+    message = chat.send(GID, "regrettable", sender_uid="ann")
+    chat.remove_members(GID, ["ann"])
+    settle()
+
+    chat.recall(GID, message.msgid, by="ann")
+
+    assert chat.group(GID).members == 2
+    assert unread(chat, "bob") == 0
+
+
+def test_a_sender_who_was_caught_up_stays_so(chat: Chat) -> None:
+    message = chat.send(GID, "regrettable", sender_uid="ann")
+
+    tombstone = chat.recall(GID, message.msgid, by="ann")
+
+    assert chat.pull("ann", GID) == []
+    assert chat.unread("ann")[0].last_ack_msgid == tombstone.msgid
+
+
+def test_a_repeated_send_of_it_is_answered_without_the_content(chat: Chat, settle: Callable[[], None]) -> None:
+    message = chat.send(GID, "regrettable", sender_uid="ann", client_msgid="c1")
+    chat.recall(GID, message.msgid, by="ann")
+    settle()
+
+    again = chat.send(GID, "regrettable", sender_uid="ann", client_msgid="c1")
+
+    assert again == replace(message, content="", recalled=True)
+    assert chat.group(GID).messages == 2
+
+
+def test_a_newcomer_sees_nothing_of_it(chat: Chat) -> None:
+    message = chat.send(GID, "regrettable", sender_uid="ann")
+    chat.add_members(GID, ["dan"])
+
+    tombstone = chat.recall(GID, message.msgid, by="ann")
+
+    assert chat.pull("dan", GID) == [tombstone]
+    assert unread(chat, "dan") == 0
+
+
+def contents(database: Database) -> list[str]:
+    with database.connection() as connection:
+        return list(connection.exec_driver_sql("SELECT content FROM group_msgs ORDER BY msgid").scalars())
+
+
+def test_the_content_is_gone_from_sql(chat: Chat) -> None:
+    messages = [chat.send(GID, text, sender_uid="ann") for text in ("regrettable", "fine")]
+    run_workers(chat)
+    assert contents(chat.database) == ["regrettable", "fine"]
+
+    chat.recall(GID, messages[0].msgid, by="ann")
+    run_workers(chat)
+
+    assert contents(chat.database) == ["", "fine", ""]
+
+
+def test_a_tombstone_that_is_stored_before_its_message(chat: Chat) -> None:
+    # Given a worker that has fetched a message, and is slow to store it
+    chat.send(GID, "regrettable", sender_uid="ann", client_msgid="c1")
+    slow, fast = (Persist(chat.link, chat.database, chat.settings) for _ in range(2))
+    entries = slow._journal.take()
+    works = [Work(entry) for entry in entries]
+    fetch(chat.link, chat.database, works)
+
+    # When another one stores the recall of that message, and then the first one goes on
+    before = chat.pull("bob", GID)[0]
+    chat.recall(GID, before.msgid, by="ann")
+    assert fast.step() == 1
+    assert contents(chat.database) == ["", ""]
+    slow._write(works, [])
+
+    # Then the content is nowhere, and the message is there once, with all else
+    assert contents(chat.database) == ["", ""]
+    row = chat.database.message(GID, msgids.pack(before.msgid))
+    assert row
+    assert message_of_row(row) == replace(before, content="", recalled=True)
+
+
+def test_a_tombstone_of_a_message_that_redis_has_no_more(chat: Chat) -> None:
+    message = chat.send(GID, "regrettable", sender_uid="ann")
+    trim(chat)
+
+    chat.recall(GID, message.msgid, by="ann")
+    run_workers(chat)
+
+    assert contents(chat.database) == ["", ""]
+
+
+class TestLocalDatabase:
+    """What a member's own device keeps."""
+
+    @pytest.fixture
+    def local(self, tmp_path: Path) -> Iterator[LocalDatabase]:
+        with LocalDatabase(path_of(tmp_path, "bob"), "bob") as local:
+            yield local
+
+    def log(self, local: LocalDatabase) -> list[tuple[str, bool]]:
+        return [(line.content, line.recalled) for line in local.log()]
+
+    def test_a_message_that_was_received_before_is_blanked(self, chat: Chat, local: LocalDatabase) -> None:
+        messages = [chat.send(GID, text, sender_uid="ann") for text in ("regrettable", "fine")]
+        Client(chat, "bob", local).sync()
+        assert self.log(local) == [("regrettable", False), ("fine", False)]
+
+        chat.recall(GID, messages[0].msgid, by="ann")
+        Client(chat, "bob", local).sync()
+
+        assert self.log(local) == [("", True), ("fine", False)]
+
+    def test_a_message_that_comes_later_never_had_its_content(self, chat: Chat, local: LocalDatabase) -> None:
+        message = chat.send(GID, "regrettable", sender_uid="ann")
+        chat.recall(GID, message.msgid, by="ann")
+
+        Client(chat, "bob", local).sync()
+
+        assert self.log(local) == [("", True)]
+
+    def test_an_own_message_keeps_its_ticks(self, chat: Chat, local: LocalDatabase) -> None:
+        message = chat.send(GID, "regrettable", sender_uid="bob")
+        local.keep_sent(message)
+        local.keep_sent(chat.recall(GID, message.msgid, by="bob"))
+        chat.ack("ann", GID)
+        run_workers(chat)
+
+        Client(chat, "bob", local).sync()
+
+        assert [(line.recalled, line.state) for line in local.log()] == [(True, "read 1/2")]
+
+    def test_own_words_kept_after_the_tombstone_came_are_blank_too(self, chat: Chat, local: LocalDatabase) -> None:
+        # Given a client that hears of the recall before it has kept what it sent
+        message = chat.send(GID, "regrettable", sender_uid="bob")
+        tombstone = chat.recall(GID, message.msgid, by="bob")
+        local.receive([tombstone])
+
+        local.keep_sent(message)
+
+        assert self.log(local) == [("", True)]
+
+    def test_own_words_are_blanked_by_the_answer_to_a_second_recall(self, chat: Chat, local: LocalDatabase) -> None:
+        message = chat.send(GID, "regrettable", sender_uid="bob")
+        local.keep_sent(message)
+        chat.recall(GID, message.msgid, by="ann", admin=True)
+
+        local.keep_sent(chat.recall(GID, message.msgid, by="bob"))
+
+        assert self.log(local) == [("", True)]
+
+
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def _invocation(self, chat: Chat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(Invocation, "chat", lambda _: Chat(chat.link, chat.database, chat.settings))
+        monkeypatch.setattr(Chat, "close", lambda _: None)
+        monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
+
+    def im(self, *args: str) -> Result:
+        return CliRunner().invoke(app, args, catch_exceptions=False)
+
+    def lines(self, *args: str) -> list[dict[str, object]]:
+        result = self.im("--json", *args)
+        assert (result.exit_code, result.stderr) == (0, "")
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    @pytest.fixture
+    def message(self, chat: Chat) -> Message:
+        return chat.send(GID, "regrettable", sender_uid="ann")
+
+    def test_it_prints_the_tombstone(self, message: Message) -> None:
+        [tombstone] = self.lines("recall", GID, message.msgid, "--by", "ann", "--yes")
+
+        assert tombstone.pop("time")
+        assert tombstone.pop("msgid")
+        assert tombstone == {
+            "gid": GID,
+            "seq": 2,
+            "sender_uid": "ann",
+            "content": "",
+            "client_msgid": None,
+            "recalls": message.msgid,
+        }
+
+    def test_again_it_prints_the_message_as_it_is(self, message: Message) -> None:
+        self.lines("recall", GID, message.msgid, "--by", "ann", "--yes")
+
+        [again] = self.lines("recall", GID, message.msgid, "--by", "ann", "--yes")
+
+        assert (again["msgid"], again["content"], again["recalled"]) == (message.msgid, "", True)
+        assert "recalls" not in again
+
+    def test_the_local_database_of_who_recalls_is_blanked(self, chat: Chat) -> None:
+        [sent] = self.lines("send", GID, "regrettable", "--from", "ann")
+        assert [line["content"] for line in self.lines("log", "ann")] == ["regrettable"]
+
+        self.lines("recall", GID, str(sent["msgid"]), "--by", "ann", "--yes")
+
+        assert [(line["content"], line["recalled"]) for line in self.lines("log", "ann")] == [("", True)]
+
+    def test_without_a_terminal_it_has_to_be_meant(self, chat: Chat, message: Message) -> None:
+        result = self.im("recall", GID, message.msgid, "--by", "ann")
+
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "--yes" in result.stderr
+        assert chat.group(GID).messages == 1
+
+    def test_an_administrator(self, message: Message) -> None:
+        refused = self.im("recall", GID, message.msgid, "--by", "bob", "--yes")
+        assert refused.exit_code == 1
+        assert refused.stderr == f"im: {message.msgid} of 'team' is not by 'bob'\n"
+
+        assert self.lines("recall", GID, message.msgid, "--by", "bob", "--admin", "--yes")[0]["sender_uid"] == "bob"
+
+    def test_json_says_so_only_where_it_applies(self, chat: Chat, message: Message) -> None:
+        tombstone = chat.recall(GID, message.msgid, by="ann")
+        chat.send(GID, "fine", sender_uid="ann")
+
+        for command in (["pull", "bob"], ["status", GID]):
+            first, second, third = self.lines(*command)
+            assert (first["recalled"], first["content"]) == (True, "")
+            assert "recalls" not in first
+            assert (second["msgid"], second["recalls"]) == (tombstone.msgid, message.msgid)
+            assert "recalled" not in second
+            assert {"recalled", "recalls"}.isdisjoint(third)
+        assert self.lines("status", GID, message.msgid)[0]["recalled"] is True
+        first, second = self.lines("log", "bob")
+        assert (first["recalled"], "recalled" in second) == (True, False)
+
+    def test_tables_say_so_where_the_content_was(self, chat: Chat, message: Message) -> None:
+        chat.recall(GID, message.msgid, by="ann")
+        chat.send(GID, "fine", sender_uid="ann")
+        said = ["(recalled)", f"(recalls {message.msgid})", "fine"]
+
+        for command in (["pull", "bob"], ["status", GID]):
+            assert [row.split("\t")[-1] for row in self.im(*command).stdout.splitlines()[1:]] == said
+        assert [row.split("\t")[3] for row in self.im("log", "bob").stdout.splitlines()[1:]] == ["(recalled)", "fine"]

@@ -1,0 +1,76 @@
+"""What is shown of a Redis URL, and what is said of one that is wrong: no password, and no part of one."""
+
+import traceback
+from pathlib import Path
+
+import pytest
+
+from imcore.chat import Chat
+from imcore.errors import ConfigurationError, RedisUnavailable
+from imcore.settings import Settings
+from imcore.streams.link import Link, open_client
+from imcore.streams.redis_errors import address
+
+PASSWORD = "s3cret"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost", "redis://localhost"),
+        ("redis://ann:s3cret@host:6380/2?health_check_interval=5", "redis://host:6380/2"),
+        ("rediss://:s3cret@[::1]:6380", "rediss://[::1]:6380"),
+        ("redis+cluster://ann:s3@cret@host:7000", "redis+cluster://host:7000"),
+        ("unix:///run/redis.sock?password=s3cret", "unix:///run/redis.sock"),
+        ("unix://ann:s3cret@/run/redis.sock", "unix:///run/redis.sock"),
+        ("unix:///run/a@b.sock", "unix:///run/a@b.sock"),
+        ("redis://ann:s3/cret@host", "redis://..."),
+        ("redis://ann:12?s3cret@host", "redis://..."),
+        ("redis://:s3#cret@host:6379/0", "redis://..."),
+        ("unix://ann:s3/cret@/run/redis.sock", "unix://..."),
+        ("redis://ann:s3cret@host:port", "redis://..."),
+        ("redis://ann:s3cret@[::1", "redis://..."),
+        ("ann:s3cret@host", "the given text"),
+        ("redis:s3cret@host", "the given text"),
+        ("ann s3cret://host", "the given text"),
+    ],
+)
+def test_what_is_shown(url: str, shown: str) -> None:
+    assert address(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "localhost", "http://ann:s3cret@host", "ann:s3cret@host", "redis:ann:s3cret@host"),
+        *("redis://ann:s3/cret@host", "redis://ann:s3cret@host:port", "redis://ann:s3cret@[::1"),
+        *("redis://ann:s3cret@host:99999", "redis+cluster://ann:s3cret@host:99999", "redis+cluster://ann:s3cret@[::1"),
+        *("redis://ann:s3cret@host?colour=red", "redis+cluster://ann:s3cret@host?colour=red"),
+        *("redis://ann:s3cret@host?db=one", "redis://host?password=s3cret&colour=red"),
+    ],
+)
+def test_what_is_no_url_for_us_is_said_without_the_password(url: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        open_client(url)
+    assert PASSWORD not in f"{refused.value} {refused.value!r}"
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "rediss", "rediss+cluster"])
+def test_nobody_there_is_said_without_the_password(scheme: str) -> None:
+    url = f"{scheme}://ann:{PASSWORD}@127.0.0.1:1"
+
+    with pytest.raises(RedisUnavailable) as refused:
+        Link(open_client(url), url=url).read("PING")
+
+    assert str(refused.value).startswith(f"no answer from Redis at {scheme}://127.0.0.1:1: ")
+    assert PASSWORD not in "".join(traceback.format_exception(refused.value))
+
+
+def test_nothing_that_is_printed_for_debugging_has_a_password_in_it(tmp_path: Path) -> None:
+    redis_url, database_url = f"redis://ann:{PASSWORD}@127.0.0.1:1", f"postgresql://ann:{PASSWORD}@127.0.0.1:1/chat"
+    settings = Settings.from_env({}, redis_url=redis_url, database_url=database_url, data_dir=str(tmp_path))
+    with Chat.connect(settings=settings) as chat:
+        for thing in (settings, chat, chat.link, chat.history, chat.database, chat.gateway()):
+            assert PASSWORD not in f"{thing} {thing!r}"
+        assert PASSWORD not in chat.link.address

@@ -1,0 +1,136 @@
+"""What must be refused with one line and without a change: each found by random calls (tests/model/test_fuzz.py)."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fakeredis
+import pytest
+from click.testing import CliRunner
+
+from cli.app import app
+from imcore import Chat
+from imcore.admin import deadletters, retention
+from imcore.client import Client
+from imcore.direct import gid_of, peer_of
+from imcore.errors import ImError, InvalidInput, LocalDatabaseError
+from imcore.live.feed import Place
+from imcore.live.localdb import LocalDatabase, Outgoing
+from imcore.settings import Settings
+from imcore.streams.link import Link
+from imcore.values import Message, Receipt
+
+MSGID = "1767225600000-0"
+
+
+@pytest.fixture
+def chat() -> Iterator[Chat]:
+    """A Chat with one group; without a database."""
+    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
+    with Chat(link, None, Settings.from_env({})) as chat:
+        chat.create_group("team", ["ann", "bob"])
+        yield chat
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[LocalDatabase]:
+    with LocalDatabase(tmp_path / "ann.db", "ann") as local:
+        yield local
+
+
+WRONG: dict[str, Callable[[Any], object]] = {
+    "a uid that is no text": lambda chat: chat.groups_of(None),
+    "a gid that is no text": lambda chat: chat.group(7),
+    "uids that are no list": lambda chat: chat.add_members("team", None),
+    "uids that hold a list": lambda chat: chat.add_members("team", [["cleo"]]),
+    "uids of whom to know whether they are online": lambda chat: chat.online(["\ud800"]),
+    "a content that is no text": lambda chat: chat.send("team", b"hi", sender_uid="ann"),
+    "a msgid that is no text": lambda chat: chat.ack("ann", "team", 7),
+    "a time that is a text": lambda chat: chat.send("team", "hi", sender_uid="ann", sent_at="2004-12-25"),
+    "a limit that is a text": lambda chat: chat.pull("ann", limit="1"),
+    "a session that cannot be one": lambda chat: chat.heartbeat("ann", "\ud800"),
+    "a session to end that cannot be one": lambda chat: chat.end_session("ann", None),
+    "a receipt of no msgid": lambda chat: chat.confirm_receipts("ann", [Receipt("team", "x", 1, 0, 1)]),
+    "a receipt of a huge version": lambda chat: chat.confirm_receipts("ann", [Receipt("team", MSGID, 1, 0, 2**70)]),
+    "an id of a dead letter that is no text": lambda chat: deadletters.show(chat, None),
+    "a negative retention": lambda chat: retention.trim(chat, keep_messages=-1),
+    "a gateway that acks every 0 messages": lambda chat: chat.gateway(ack_every=0),
+    "a gateway that acks after no time": lambda chat: chat.gateway(ack_interval_s=float("nan")),
+    "a gateway that tells receipts otherwise": lambda chat: chat.gateway(receipts="sometimes"),
+    "a session of nobody": lambda chat: chat.gateway().open(""),
+    "a place beyond all messages": lambda chat: chat.gateway().open("ann", places={"team": Place(2**200, 1)}),
+    "a poll that would never end": lambda chat: chat.gateway().poll(float("nan")),
+    "more events given back than were returned": lambda chat: chat.gateway().give_back(1),
+}
+
+
+@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG.keys())
+def test_it_is_refused(chat: Chat, call: Callable[[Chat], object]) -> None:
+    with pytest.raises(InvalidInput):
+        call(chat)
+
+
+def test_a_direct_send_with_a_wrong_client_msgid_makes_no_chat(chat: Chat) -> None:
+    with pytest.raises(InvalidInput, match="client_msgid"):
+        chat.send_direct("bob", "hi", sender_uid="ann", client_msgid="")
+
+    assert [group.gid for group in chat.groups()] == ["team"]
+
+
+def test_a_limit_may_be_larger_than_any_count(chat: Chat) -> None:
+    assert chat.receipts("ann", limit=2**70) == []
+
+
+def test_a_gateway_without_sessions_can_be_polled(chat: Chat) -> None:
+    with chat.gateway() as gateway:
+        assert gateway.poll(0) == []
+
+
+def test_a_session_can_be_ended_twice(chat: Chat) -> None:
+    with chat.gateway() as gateway:
+        session = gateway.open("ann")
+        gateway.end(session)
+        gateway.end(session)
+
+    assert chat.online(["ann"]) == set()
+
+
+def test_no_gid_without_uids() -> None:
+    with pytest.raises(InvalidInput):
+        gid_of("ann", "\ud800")
+    assert peer_of("dm:\ud800", "ann", ["\ud800"]) is None
+    assert peer_of(f"dm:{'9' * 5000}:ann:bob", "ann") is None
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda local: local.queue("team", "\ud800"),
+        lambda local: local.note_place("team", Place(2**70, 1)),
+        lambda local: local.note_place("team", Place(b"text", 1)),
+        lambda local: local.receive([Message("team", MSGID, 1, "ann", "hi"), Message("team", "x", 2, "ann", "hi")]),
+        lambda local: local.take_receipts([Receipt("team", "x", 1, 1, 1)]),
+        lambda local: list(local.log(gid="\ud800")),
+    ],
+)
+def test_what_a_local_database_cannot_keep_does_not_damage_it(
+    local: LocalDatabase, keep: Callable[[LocalDatabase], object]
+) -> None:
+    with pytest.raises(ImError) as caught:
+        keep(local)
+
+    assert not isinstance(caught.value, LocalDatabaseError)
+    assert (list(local.log()), local.places(), local.waiting()) == ([], {}, [])
+
+
+def test_a_message_that_was_never_queued_here_does_not_wait(chat: Chat, local: LocalDatabase) -> None:
+    with pytest.raises(InvalidInput, match="not in this local database"):
+        Client(chat, "ann", local).waits(Outgoing(1, "team", None, "hi", "unknown"))
+
+
+@pytest.mark.parametrize("words", [["trim", "--keep-days", "nan"], ["listen", "ann", "--ack-interval", "nan"]])
+def test_nan_is_wrong_usage(words: list[str]) -> None:
+    result = CliRunner().invoke(app, words)
+
+    assert result.exit_code == 2
+    assert "'nan' is not a number" in result.stderr

@@ -1,0 +1,400 @@
+"""What `trim` drops and, above all, what it keeps, on fakeredis and SQLite."""
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fakeredis
+import pytest
+from sqlalchemy import text
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.admin import deadletters, retention
+from imcore.admin.retention import TrimSummary, trim
+from imcore.errors import UnknownGroup
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.sql.rows import Batch
+from imcore.streams.calls import Draft, send
+from imcore.streams.journal import Journal
+from imcore.streams.link import Link
+from imcore.values import Message, Reader, Tally
+from tests.deadline import wait_until
+from workers.persist import KIND, Persist
+
+SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, max_deliveries=2)
+DAY_MS = 24 * 60 * 60 * 1000
+UIDS = ["ann", "bob", "cy"]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "empty.db"
+    with Database.connect(f"sqlite:///{path}") as database:
+        database.upgrade()
+    return path
+
+
+@pytest.fixture
+def chat(template: Path, tmp_path: Path) -> Iterator[Chat]:
+    shutil.copy(template, tmp_path / "imcore.db")
+    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
+    with Chat(link, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), SETTINGS) as chat:
+        yield chat
+
+
+@pytest.fixture
+def persist(chat: Chat) -> Callable[[], None]:
+    """Stores all there is, as far as that is possible."""
+
+    def run() -> None:
+        worker, now = Persist(chat.link, chat.database, SETTINGS), Journal(chat.link, KIND, SETTINGS)
+        while not now.drained():
+            worker.step()
+        worker.close()
+
+    return run
+
+
+def raw(chat: Chat) -> Any:
+    """The driver's client: its types leave open what it answers."""
+    return chat.link.client
+
+
+def talk(chat: Chat, gid: str = "g", count: int = 10) -> list[Message]:
+    return [chat.send(gid, f"message {number}", sender_uid=UIDS[number % 3]) for number in range(count)]
+
+
+def said(chat: Chat, gid: str = "g") -> list[Message]:
+    return [tally.message for tally in chat.status(gid, limit=0)]
+
+
+def in_redis(chat: Chat, gid: str = "g") -> int:
+    length: int = raw(chat).xlen(chat.link.space.group(gid).stream)
+    return length
+
+
+def journal_length(chat: Chat) -> int:
+    return sum(raw(chat).xlen(key) for key in chat.link.space.journals())
+
+
+class TestStreams:
+    @pytest.fixture(autouse=True)
+    def group(self, chat: Chat) -> None:
+        chat.create_group("g", UIDS)
+
+    def test_the_newest_are_kept_and_nothing_is_missed(self, chat: Chat, persist: Callable[[], None]) -> None:
+        # Given ten messages, stored
+        messages = talk(chat)
+        before = chat.status("g", limit=0), [chat.pull(uid, "g") for uid in UIDS], chat.unread("ann")
+        persist()
+
+        # When all but the newest three go
+        summary = trim(chat, keep_messages=3)
+
+        # Then they do, and everything answers as before
+        assert (summary.groups, summary.entries) == (1, 7)
+        assert in_redis(chat) == 3
+        assert (chat.status("g", limit=0), [chat.pull(uid, "g") for uid in UIDS], chat.unread("ann")) == before
+        assert said(chat) == messages
+
+    @pytest.mark.parametrize(("keep_ms", "left"), [(0, 0), (DAY_MS, 10)])
+    def test_the_young_are_kept(self, chat: Chat, persist: Callable[[], None], keep_ms: int, left: int) -> None:
+        talk(chat)
+        persist()
+        trim(chat, keep_ms=keep_ms)
+        assert in_redis(chat) == left
+
+    def test_settings_say_what_is_kept(self, chat: Chat, persist: Callable[[], None]) -> None:
+        talk(chat)
+        persist()
+        chat.settings = replace(SETTINGS, keep_messages=4)
+        assert trim(chat).entries == 6
+
+    def test_what_is_not_stored_stays(self, chat: Chat, persist: Callable[[], None]) -> None:
+        # Given five messages that are stored and five that are not
+        talk(chat, count=5)
+        persist()
+        talk(chat, count=5)
+
+        # Then only the stored ones go
+        assert trim(chat, keep_messages=0).entries == 5
+        assert in_redis(chat) == 5
+
+    def test_nothing_goes_before_any_worker_has_run(self, chat: Chat) -> None:
+        talk(chat)
+        assert trim(chat, keep_messages=0, keep_ms=0) == TrimSummary()
+        assert in_redis(chat) == 10
+
+    def test_nothing_goes_past_a_message_that_sql_lacks(self, chat: Chat, persist: Callable[[], None]) -> None:
+        # Given a message in the middle that is not in SQL, though no worker has it before it
+        messages = talk(chat)
+        persist()
+        with chat.database.connection() as connection:
+            connection.execute(
+                text("DELETE FROM group_msgs WHERE msgid = :msgid"), {"msgid": msgids.pack(messages[6].msgid)}
+            )
+
+        # Then that one and what follows it stays
+        assert trim(chat, keep_messages=0).entries == 6
+        assert trim(chat, keep_messages=0).entries == 0
+        assert said(chat) == messages
+
+    def test_what_undone_entries_tell_of_stays(self, chat: Chat, persist: Callable[[], None]) -> None:
+        # Given messages that are stored, and another kind of worker that has the third to fifth of them in hand
+        other = Journal(chat.link, "other", SETTINGS)
+        talk(chat, count=2)
+        other.done(other.take())
+        talk(chat, count=3)
+        entries = other.take()
+        talk(chat, count=5)
+        persist()
+
+        # Then those stay, and all after them
+        assert trim(chat, keep_messages=0).entries == 2
+
+        # Until they are done
+        other.done(entries)
+        assert trim(chat, keep_messages=0).entries == 3
+
+    def test_one_group_alone(self, chat: Chat, persist: Callable[[], None]) -> None:
+        chat.create_group("h", UIDS)
+        talk(chat, "g")
+        talk(chat, "h")
+        persist()
+        before = journal_length(chat)
+        assert trim(chat, keep_messages=0, gid="h") == TrimSummary(groups=1, entries=10)
+        assert (in_redis(chat, "g"), in_redis(chat, "h"), journal_length(chat)) == (10, 0, before)
+
+    def test_an_unknown_group_is_refused(self, chat: Chat) -> None:
+        with pytest.raises(UnknownGroup):
+            trim(chat, gid="nobody's")
+
+    def test_page_by_page(self, chat: Chat, persist: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(retention, "PAGE", 3)
+        messages = talk(chat)
+        persist()
+        assert trim(chat, keep_messages=2).entries == 8
+        assert said(chat) == messages
+
+    def test_unreadable_messages_stay(self, chat: Chat, persist: Callable[[], None]) -> None:
+        talk(chat, count=2)
+        persist()
+        raw(chat).xadd(chat.link.space.group("g").stream, {"seq": "x"})
+        assert trim(chat, keep_ms=0).entries == 2
+        assert in_redis(chat) == 1
+        assert trim(chat, keep_ms=0).entries == 0
+
+    def test_progress_is_told(self, chat: Chat, persist: Callable[[], None]) -> None:
+        talk(chat)
+        persist()
+        told: list[TrimSummary] = []
+        summary = trim(chat, keep_messages=0, on_progress=told.append)
+        assert told == [replace(summary, journal_entries=0)]
+
+    def test_acks_of_what_is_trimmed_still_work(self, chat: Chat, persist: Callable[[], None]) -> None:
+        messages = talk(chat)
+        persist()
+        trim(chat, keep_messages=0)
+        assert chat.ack("bob", "g", messages[4].msgid).advanced
+        persist()
+        with chat.database.connection() as connection:
+            found = connection.execute(text("SELECT last_ack_msgid FROM group_users WHERE uid = 'bob'")).scalar_one()
+        assert found == msgids.pack(messages[4].msgid)
+
+
+def read_receipts(chat: Chat) -> None:
+    """Let the worker `receipts` have seen everything."""
+    journal = Journal(chat.link, "receipts", SETTINGS)
+    while entries := journal.take():
+        journal.done(entries)
+    journal.close()
+
+
+def test_read_times_are_forgotten_after_a_setting_and_nothing_else(chat: Chat, persist: Callable[[], None]) -> None:
+    # Given a message that bob has read, stored
+    chat.create_group("g", UIDS)
+    sent = chat.send("g", "hello", sender_uid="ann")
+    chat.ack("bob", "g")
+    persist()
+    before = chat.message_status("g", sent.msgid)
+    assert before.read_by[0].read_at
+
+    # When it is kept for a day, for ever, and for no time at all
+    for keep_ms, forgotten in ((DAY_MS, 0), (0, 0), (1, 1)):
+        wait_until(lambda: msgids.first_at(time.time_ns() // 1_000_000 - 1) > msgids.pack(sent.msgid))
+        chat.settings = replace(SETTINGS, keep_read_times_ms=keep_ms)
+        assert trim(chat).read_times == forgotten
+
+    # Then it is known who has read it, and no more when
+    after = chat.message_status("g", sent.msgid)
+    assert after == replace(before, read_by=(Reader("bob", None),))
+    assert chat.tally("g", sent.msgid) == Tally("g", sent.msgid, 1, 1)
+
+
+class TestJournals:
+    def test_what_all_have_done_goes(self, chat: Chat, persist: Callable[[], None]) -> None:
+        chat.create_group("g", UIDS)
+        persist()
+        read_receipts(chat)
+        assert trim(chat).journal_entries == 4
+        assert journal_length(chat) == 0
+
+    def test_what_a_worker_that_has_not_begun_will_want_stays(self, chat: Chat, persist: Callable[[], None]) -> None:
+        chat.create_group("g", UIDS)
+        persist()
+        assert trim(chat).journal_entries == 0
+
+    def test_what_one_kind_has_not_seen_or_not_done_stays(self, chat: Chat, persist: Callable[[], None]) -> None:
+        # Given another kind of worker that has one entry done, one in hand and two before it
+        other = Journal(chat.link, "other", replace(SETTINGS, batch_size=1))
+        chat.create_group("g", UIDS)
+        other.done(other.take())
+        other.take()
+        persist()
+        read_receipts(chat)
+
+        # Then what it has done goes, and no more
+        assert trim(chat).journal_entries == 1
+        assert journal_length(chat) == 3
+
+    def test_nothing_goes_before_persist_has_begun(self, chat: Chat) -> None:
+        other = Journal(chat.link, "other", SETTINGS)
+        chat.create_group("g", UIDS)
+        other.done(other.take())
+        read_receipts(chat)
+        assert trim(chat).journal_entries == 0
+        assert journal_length(chat) == 4
+
+    def test_dead_letters_can_go_back_after_it(self, chat: Chat, persist: Callable[[], None]) -> None:
+        # Given a dead letter whose entry is trimmed away
+        chat.create_group("g")
+        worker = Journal(chat.link, KIND, replace(SETTINGS, max_deliveries=1))
+        [entry] = worker.take()
+        worker.fail(entry, "")
+        worker.close()
+        read_receipts(chat)
+        assert trim(chat).journal_entries == 1
+
+        # Then it can be requeued all the same
+        deadletters.requeue(chat, next(deadletters.list_dead(chat)).id)
+        persist()
+        with chat.database.connection() as connection:
+            assert connection.execute(text("SELECT gid FROM chat_groups")).scalars().all() == ["g"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_ever_lost(
+    chat: Chat, persist: Callable[[], None], monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Whatever happens in whatever order: each message stays readable, and all that happened gets to SQL."""
+    monkeypatch.setattr(retention, "PAGE", 4)
+    history = _History(chat, random.Random(seed))
+    for _ in range(150):
+        history.step()
+        assert said(chat) == history.messages
+    history.end()
+    for letter in list(deadletters.list_dead(chat)):
+        deadletters.requeue(chat, letter.id)
+    persist()
+    history.end()
+    trim(chat, keep_messages=0)
+    assert said(chat) == history.messages
+    assert in_redis(chat) == 0
+    history.compare_sql()
+
+
+class _History:
+    """Random steps of members, of workers that fail now and then, and of `trim`."""
+
+    def __init__(self, chat: Chat, dice: random.Random) -> None:
+        self.chat = chat
+        self.dice = dice
+        self.messages: list[Message] = []
+        self.moves = 0
+        self.workers = [self.new_worker() for _ in range(2)]
+        self.other = Journal(chat.link, "other", replace(SETTINGS, batch_size=3))
+        chat.create_group("g", UIDS)
+
+    def new_worker(self) -> Persist:
+        database = _Whimsical(self.chat.database, self.dice)
+        return Persist(self.chat.link, database, replace(SETTINGS, batch_size=self.dice.randint(1, 4)))
+
+    def step(self) -> None:
+        kind = self.dice.choice(
+            [self.talk, self.talk, self.ack, self.ack, self.come_and_go, self.work, self.work, self.trim]
+        )
+        kind()
+
+    def talk(self) -> None:
+        uids = [member.uid for member in self.chat.members("g")]
+        drafts = (
+            [Draft(self.dice.choice(uids), f"said {number}") for number in range(self.dice.randint(1, 3))]
+            if uids
+            else []
+        )
+        if drafts:
+            self.chat.link.run(send(self.chat.link.space, "g", drafts, 1000))
+            self.messages += said(self.chat)[len(self.messages) :]
+
+    def ack(self) -> None:
+        members = [member.uid for member in self.chat.members("g")]
+        if members and self.messages:
+            ack = self.chat.ack(self.dice.choice(members), "g", self.dice.choice(self.messages).msgid)
+            self.moves += ack.advanced
+
+    def come_and_go(self) -> None:
+        uid = self.dice.choice(UIDS)
+        self.dice.choice([self.chat.add_members, self.chat.remove_members])("g", [uid])
+
+    def work(self) -> None:
+        what = self.dice.randrange(4)
+        if what == 0:
+            entries = self.other.take()
+            self.other.done([entry for entry in entries if self.dice.random() < 0.7])
+            self.other.look_again()
+        elif what == 1:
+            place = self.dice.randrange(2)
+            self.workers[place].close()
+            self.workers[place] = self.new_worker()
+        else:
+            self.dice.choice(self.workers).step()
+
+    def trim(self) -> None:
+        trim(self.chat, keep_messages=self.dice.randint(0, 5), keep_ms=self.dice.choice([0, DAY_MS]))
+
+    def end(self) -> None:
+        """The workers finish what they have in hand, and are gone."""
+        while entries := self.other.take():
+            self.other.done(entries)
+        for worker in self.workers:
+            worker.close()
+
+    def compare_sql(self) -> None:
+        with self.chat.database.connection() as connection:
+            seqs = connection.execute(text("SELECT seq FROM group_msgs ORDER BY msgid")).scalars().all()
+            moves = connection.execute(text("SELECT SUM(json_array_length(uids)) FROM offset_moves")).scalar_one() or 0
+            users = connection.execute(text("SELECT uid, last_ack_msgid FROM group_users ORDER BY uid")).all()
+        assert seqs == [message.seq for message in self.messages]
+        assert moves == self.moves
+        assert [(uid, msgids.unpack_offset(acked or 0)) for uid, acked in users] == [
+            (member.uid, member.last_ack_msgid) for member in self.chat.members("g")
+        ]
+
+
+class _Whimsical(Database):
+    """A database that refuses a batch now and then, for no reason."""
+
+    def __init__(self, database: Database, dice: random.Random) -> None:
+        super().__init__(database._backend)
+        self._dice = dice
+
+    def write(self, batch: Batch) -> None:
+        if self._dice.random() < 0.2:
+            batch = replace(batch, messages=[row._replace(content="\ud800") for row in batch.messages])
+        super().write(batch)
