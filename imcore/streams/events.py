@@ -4,6 +4,7 @@ Msgids are packed. An entry that cannot be read is Malformed, for the worker to 
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from imcore import msgid as msgids
@@ -128,9 +129,9 @@ def _left(fields: Fields) -> Event:
 
 def _sent(fields: Fields) -> Event:
     first = last = msgids.pack_id(fields[b"first"])
-    if fields[b"last"] != fields[b"first"]:
-        last = msgids.pack_id(fields[b"last"])
-    messages = int(fields[b"n"])
+    messages = 1
+    if b"last" in fields:  # it is left out where there is one message only
+        last, messages = msgids.pack_id(fields[b"last"]), int(fields[b"n"])
     if not (0 < first <= last and messages > 0):
         raise ValueError("not a range of messages")
     return Sent(fields[b"gid"].decode(), first, last, messages)
@@ -142,10 +143,14 @@ def _acked(fields: Fields) -> Event:
 
 
 def _move(record: str) -> Move:
-    joined, start, to, *uids = record.split(SEPARATOR)
-    if not uids:
-        raise ValueError("a move of nobody")
-    return Move(int(joined), int(start), int(to), tuple(uids))
+    joined, start, to, uids = record.split(SEPARATOR, 3)
+    return Move(int(joined), int(start), int(to), _names(uids))
+
+
+@lru_cache(maxsize=256)
+def _names(joined: str) -> tuple[str, ...]:
+    """Return the uids. Those of a gateway's sessions ack together, again and again."""
+    return tuple(joined.split(SEPARATOR))
 
 
 def _confirmed(fields: Fields) -> Event:

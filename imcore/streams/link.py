@@ -25,11 +25,14 @@ Client = redis.Redis | RedisCluster
 Answers = Callable[[], list[T | ImError]]
 """Waits for the answers of calls that are under way; a call that failed has its error in its place."""
 
-LIBRARY_VERSION = 2
+LIBRARY_VERSION = 3
 """Raised with every change of the library; `lua/imcore.lua` holds the same number."""
 
 CHUNK = 500
 """How many calls travel in one round trip."""
+
+PIECE = 50
+"""How many calls are sent at once: the server is at work on them while the next ones are packed."""
 
 _NOT_LOADED = "Function not found"
 
@@ -239,7 +242,8 @@ class Link:
         pool: Any = self.client.connection_pool  # type: ignore[union-attr]
         connection = pool.get_connection()
         try:
-            connection.send_packed_command([b"".join(map(pack_command, commands))])
+            for start in range(0, len(commands), PIECE):
+                connection.send_packed_command([b"".join(map(pack_command, commands[start : start + PIECE]))])
             return [_answer(connection) for _ in commands]
         except BaseException:  # Ctrl-C: answers that are still to come would be taken for those of the next call
             connection.disconnect()

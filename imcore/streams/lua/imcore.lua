@@ -25,14 +25,14 @@
 -- Errors answer with a code as their first word: NOGROUP, EXISTS, CLOCK. An item of a call for many that fails is
 -- answered by a code in its place (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others go on.
 
-local VERSION = 2
+local VERSION = 3
 local EPOCH_MS = 1577836800000
 local PER_MS = 8192
 local SEP = '\31'
 local RECORD = '\30'
 
 local function decimal(number)
-  return string.format('%.0f', number)
+  return string.format('%d', number)  -- half of what %.0f takes
 end
 
 local function parts_of(id)
@@ -49,6 +49,9 @@ end
 -- full (10,000 members at once, or a clock that was put back), go on to the next one.
 local function note(journal, ...)
   local id = redis.call('XADD', journal, '*', ...)
+  if string.find(id, '-', -4, true) then
+    return id  -- a counter of at most three digits
+  end
   local ms, n = parts_of(id)
   if n >= PER_MS then
     redis.call('XDEL', journal, id)
@@ -62,7 +65,7 @@ local function unpack_id(packed)
     return '0-0'
   end
   local n = packed % PER_MS
-  return string.format('%.0f-%d', (packed - n) / PER_MS + EPOCH_MS, n)
+  return string.format('%d-%d', (packed - n) / PER_MS + EPOCH_MS, n)
 end
 
 local function no_group()
@@ -78,18 +81,20 @@ local function member_count(acked, left)
   return redis.call('ZCARD', acked) - redis.call('ZCARD', left)
 end
 
--- The stream entry of a packed msgid, or nil and why not.
-local function find(stream, meta, packed, last)
-  if packed > last then
-    return nil, 'FUTURE'
-  end
+-- The stream entry of a packed msgid, or nil and why not: NOGROUP, FUTURE, TRIMMED or NOMSG.
+local function find(stream, meta, packed)
   local id = unpack_id(packed)
   local entry = redis.call('XRANGE', stream, id, id)[1]
   if entry then
     return entry
   end
-  local trimmed = tonumber(redis.call('HGET', meta, 'trimmed') or '0')
-  return nil, packed <= trimmed and 'TRIMMED' or 'NOMSG'
+  local head = redis.call('HMGET', meta, 'last', 'trimmed')
+  if not head[1] then
+    return nil, 'NOGROUP'
+  elseif packed > tonumber(head[1]) then
+    return nil, 'FUTURE'
+  end
+  return nil, packed <= tonumber(head[2] or '0') and 'TRIMMED' or 'NOMSG'
 end
 
 -- im_version: which version of this library the server holds.
@@ -318,21 +323,17 @@ local function send(keys, args)
   end
   if stored > 0 then
     redis.call('HSET', keys[1], 'seq', seq, 'last', decimal(last))
-    redis.call('XADD', keys[7], '*', 'kind', 'msg', 'gid', gid, 'first', first_id, 'last', last_id, 'n', stored)
+    if stored == 1 then
+      redis.call('XADD', keys[7], '*', 'kind', 'msg', 'gid', gid, 'first', first_id)
+    else
+      redis.call('XADD', keys[7], '*', 'kind', 'msg', 'gid', gid, 'first', first_id, 'last', last_id, 'n', stored)
+    end
   end
   return answers
 end
 
 -- Lua's stack ends at some thousands.
 local AT_ONCE = 1000
-
--- The score of each of some names, false where it has none.
-local function scores(key, names, first, last)
-  if first == last then
-    return {redis.call('ZSCORE', key, names[first])}
-  end
-  return redis.call('ZMSCORE', key, unpack(names, first, last))
-end
 
 -- The seq of the message that an ack names, or nil and the problem with it.
 local function seq_of(keys, packed, seq, head, last)
@@ -343,38 +344,44 @@ local function seq_of(keys, packed, seq, head, last)
   elseif seq ~= '' then
     return seq
   end
-  local entry, why = find(keys[2], keys[1], packed, last)
+  local entry, why = find(keys[2], keys[1], packed)
   return entry and entry[2][2], why
 end
 
--- Move the offsets of some members to a message, those that stand before it; to nowhere, if there is no such message.
--- Names who did not move in `unmoved`, and notes the moves by where they began.
-local function move(keys, args, first, last, zeroth, target, unmoved, moves)
-  local offsets = scores(keys[3], args, first, last)
-  local joined, scored, n = nil, {}, 0
+-- Move the offsets of some members to a message, those that stand before it. Without a seq there is no such message, and
+-- none moves. Names who did not move in `unmoved`, and notes the moves by where they began.
+local function move(keys, args, first, last, zeroth, packed, seq, unmoved, moves)
+  local stream, acked, text, id = keys[2], keys[3], unmoved[1], seq and unpack_id(packed)
+  local offsets = redis.call('ZMSCORE', acked, unpack(args, first, last))
+  local joined, scored, n = nil, {'ZADD', acked}, 2
+  local before, behind, since, record = nil, false, nil, nil
   for i, offset in ipairs(offsets) do
-    if not offset or target.packed <= tonumber(offset) then
-      if not (offset and target.problem) then
-        unmoved[#unmoved + 1] = first - zeroth + i - 1
-        unmoved[#unmoved + 1] = offset or 'NOTMEMBER'
-      end
-    else
+    if offset ~= before then  -- most stand where the one before them stands
+      before, behind, since = offset, seq and offset and packed > tonumber(offset), nil
+    end
+    if behind then
       local uid = args[first + i - 1]
-      joined = joined or scores(keys[4], args, first, last)
-      redis.call('XGROUP', 'SETID', keys[2], uid, target.id, 'ENTRIESREAD', target.seq)
-      scored[n + 1], scored[n + 2] = target.text, uid
+      joined = joined or redis.call('ZMSCORE', keys[4], unpack(args, first, last))
+      redis.call('XGROUP', 'SETID', stream, uid, id, 'ENTRIESREAD', seq)
+      scored[n + 1], scored[n + 2] = text, uid
       n = n + 2
-      local from = joined[i] .. SEP .. offset
-      local record = moves[from]
-      if not record then
-        record = {from, target.text}
-        moves[from], moves[#moves + 1] = record, record
+      if joined[i] ~= since then
+        since = joined[i]
+        local from = since .. SEP .. offset
+        record = moves[from]
+        if not record then
+          record = {from, text}
+          moves[from], moves[#moves + 1] = record, record
+        end
       end
       record[#record + 1] = uid
+    elseif seq or not offset then
+      unmoved[#unmoved + 1] = first - zeroth + i - 1
+      unmoved[#unmoved + 1] = offset or 'NOTMEMBER'
     end
   end
-  if n > 0 then
-    redis.call('ZADD', keys[3], unpack(scored))
+  if n > 2 then
+    redis.call(unpack(scored))
   end
 end
 
@@ -394,13 +401,9 @@ local function ack(keys, args)
     local packed = args[a] == '' and newest or tonumber(args[a])
     local seq, problem = seq_of(keys, packed, args[a + 1], head, newest)
     local first, last = a + 3, a + 2 + tonumber(args[a + 2])
-    local target = {packed = 0, problem = problem}
-    if not problem then
-      target = {packed = packed, text = decimal(packed), id = unpack_id(packed), seq = seq}
-    end
-    local unmoved, moves = {problem or target.text}, {}
+    local unmoved, moves = {problem or decimal(packed)}, {}
     for start = first, last, AT_ONCE do
-      move(keys, args, start, math.min(start + AT_ONCE - 1, last), first, target, unmoved, moves)
+      move(keys, args, start, math.min(start + AT_ONCE - 1, last), first, packed, seq, unmoved, moves)
     end
     answers[#answers + 1] = unmoved
     for _, record in ipairs(moves) do
@@ -425,7 +428,7 @@ local function recall(keys, args)
     return no_group()
   end
   local gid, uid, target, sender = args[1], args[3], args[4], args[5]
-  local entry, problem = find(keys[2], keys[1], tonumber(target), last)
+  local entry, problem = find(keys[2], keys[1], tonumber(target))
   if entry then
     sender = entry[2][4]
     if entry[2][15] then
@@ -453,7 +456,7 @@ local function recall(keys, args)
     redis.call('ZADD', keys[3], packed, uid)
     redis.call('XGROUP', 'SETID', keys[2], uid, id, 'ENTRIESREAD', seq + 1)
   end
-  note(keys[6], 'kind', 'msg', 'gid', gid, 'first', id, 'last', id, 'n', 1)
+  note(keys[6], 'kind', 'msg', 'gid', gid, 'first', id)
   redis.call('SPUBLISH', args[2], table.concat({'r', gid, id, seq + 1, uid, target}, SEP))
   return {id, seq + 1}
 end
@@ -540,25 +543,44 @@ local function unread(keys, args)
   return {head, decimal(last), offset, seq, not_counted}
 end
 
+-- What tallies have in common. All messages are within these two (packed); where nobody came or went between them, how many
+-- spans began before a message and how many ended before it is the same for all.
+local function tallying(keys, lowest, highest)
+  local common = {acked = keys[3], joined = keys[4], left = keys[5], spans = redis.call('ZCARD', keys[4]), offsets = {}}
+  local before = redis.call('ZCOUNT', keys[4], '-inf', '(' .. lowest)
+  local ended = redis.call('ZCOUNT', keys[5], '-inf', '(' .. lowest)
+  if lowest == highest or before == redis.call('ZCOUNT', keys[4], '-inf', '(' .. highest)
+      and ended == redis.call('ZCOUNT', keys[5], '-inf', '(' .. highest) then
+    common.before, common.ended = before, ended
+  end
+  return common
+end
+
+-- The offset of a sender within the span that they sent in; -1 where there is none.
+local function offset_in_span(common, sender, span)
+  local key = sender .. SEP .. span
+  local offset = common.offsets[key]
+  if not offset then
+    local is_open = redis.call('ZSCORE', common.joined, sender) == span
+    offset = tonumber(redis.call('ZSCORE', common.acked, is_open and sender or key) or '-1')
+    common.offsets[key] = offset
+  end
+  return offset
+end
+
 -- Read and unread of one message; the sender is a recipient in none of the counts (an admin who recalls has no span).
 --   read       = spans that have acked it - spans that began at or after it - the sender, if they have acked it
 --   recipients = spans that began before it - spans that ended before it - the sender
-local function tally(keys, message, sender, span)
-  local acked, joined, left = keys[3], keys[4], keys[5]
-  local read = redis.call('ZCOUNT', acked, message, '+inf') - redis.call('ZCOUNT', joined, message, '+inf')
-  local before = '(' .. message
-  local recipients = redis.call('ZCOUNT', joined, '-inf', before) - redis.call('ZCOUNT', left, '-inf', before)
-  if span == '' then
-    return read, recipients - read
-  end
-  recipients = recipients - 1
-  local key = sender
-  if redis.call('ZSCORE', joined, sender) ~= span then
-    key = sender .. SEP .. span
-  end
-  local offset = redis.call('ZSCORE', acked, key)
-  if offset and tonumber(offset) >= tonumber(message) then
-    read = read - 1
+local function tally(common, message, sender, span)
+  local before = common.before or redis.call('ZCOUNT', common.joined, '-inf', '(' .. message)
+  local ended = common.ended or redis.call('ZCOUNT', common.left, '-inf', '(' .. message)
+  local read = redis.call('ZCOUNT', common.acked, message, '+inf') - (common.spans - before)
+  local recipients = before - ended
+  if span ~= '' then
+    recipients = recipients - 1
+    if offset_in_span(common, sender, span) >= tonumber(message) then
+      read = read - 1
+    end
   end
   return read, recipients - read
 end
@@ -568,26 +590,27 @@ end
 -- last two '' to have them looked up.
 -- Answer: for each {read, unread}, or NOMSG, FUTURE, TRIMMED. Errors: NOGROUP.
 local function tally_many(keys, args)
-  local answers, head, last = {}, nil, nil
+  local answers, lowest, highest = {}, math.huge, 0
+  for i = 1, #args, 3 do
+    local packed = tonumber(args[i])
+    lowest, highest = math.min(lowest, packed), math.max(highest, packed)
+  end
+  local common = args[1] and tallying(keys, decimal(lowest), decimal(highest))
   for i = 1, #args, 3 do
     local message, sender, span, problem = args[i], args[i + 1], args[i + 2], nil
     if sender == '' then
-      if not head then
-        head, last = head_of(keys[1])
-      end
-      if not head then
-        return no_group()
-      end
-      local entry, why = find(keys[2], keys[1], tonumber(message), last)
+      local entry, why = find(keys[2], keys[1], tonumber(message))
       problem = why
       if entry then
         sender, span = entry[2][4], entry[2][6]
       end
     end
-    if problem then
+    if problem == 'NOGROUP' then
+      return no_group()
+    elseif problem then
       answers[#answers + 1] = problem
     else
-      local read, not_read = tally(keys, message, sender, span)
+      local read, not_read = tally(common, message, sender, span)
       answers[#answers + 1] = {read, not_read}
     end
   end
@@ -604,9 +627,13 @@ local function status(keys, args)
     return no_group()
   end
   local answers = {}
-  for _, entry in ipairs(seen(redis.call('XREVRANGE', keys[2], args[1], '-', 'COUNT', args[2]), keys[6])) do
-    local read, not_read = tally(keys, decimal(pack(entry[1])), entry[2][4], entry[2][6])
-    answers[#answers + 1] = {entry, read, not_read}
+  local entries = seen(redis.call('XREVRANGE', keys[2], args[1], '-', 'COUNT', args[2]), keys[6])
+  if #entries > 0 then
+    local common = tallying(keys, decimal(pack(entries[#entries][1])), decimal(pack(entries[1][1])))
+    for i, entry in ipairs(entries) do
+      local read, not_read = tally(common, decimal(pack(entry[1])), entry[2][4], entry[2][6])
+      answers[i] = {entry, read, not_read}
+    end
   end
   return {trimmed[2] or '0', answers}
 end
@@ -616,12 +643,10 @@ end
 -- Answer: {entry or '' if trimmed, acked it, began at or after it, began before it, ended before it}, or NOMSG, FUTURE.
 -- Errors: NOGROUP.
 local function readers(keys, args)
-  local head, last = head_of(keys[1])
-  if not head then
+  local entry, problem = find(keys[2], keys[1], tonumber(args[1]))
+  if problem == 'NOGROUP' then
     return no_group()
-  end
-  local entry, problem = find(keys[2], keys[1], tonumber(args[1]), last)
-  if not entry and problem ~= 'TRIMMED' then
+  elseif not entry and problem ~= 'TRIMMED' then
     return problem
   end
   local before = '(' .. args[1]
@@ -645,6 +670,7 @@ local function changes(keys, args)
     return no_group()
   end
   local room, answers, next_after = tonumber(args[1]), {}, ''
+  local common = args[2] and tallying(keys, decimal(tonumber(args[2]) + 1), args[#args - 1])
   for i = 2, #args, 3 do
     local first, final = '(' .. unpack_id(tonumber(args[i])), unpack_id(tonumber(args[i + 1]))
     local entries = redis.call('XRANGE', keys[2], first, final, 'COUNT', room)
@@ -652,7 +678,7 @@ local function changes(keys, args)
       local sender = entry[2][4]
       next_after = decimal(pack(entry[1]))
       if sender ~= args[i + 2] and entry[2][15] ~= 'recalls' then
-        local read, not_read = tally(keys, next_after, sender, entry[2][6])
+        local read, not_read = tally(common, next_after, sender, entry[2][6])
         answers[#answers + 1] = {sender, next_after, read, not_read}
       end
     end
@@ -758,13 +784,11 @@ end
 -- im_trim: drop the entries of a stream up to a message, which stays known as the trim point.
 -- Keys: meta, stream. Arguments: packed msgid. Answer: how many were dropped, or NOMSG, FUTURE, TRIMMED. Errors: NOGROUP.
 local function trim(keys, args)
-  local head, last = head_of(keys[1])
-  if not head then
-    return no_group()
-  end
   local packed = tonumber(args[1])
-  local entry, problem = find(keys[2], keys[1], packed, last)
-  if not entry then
+  local entry, problem = find(keys[2], keys[1], packed)
+  if problem == 'NOGROUP' then
+    return no_group()
+  elseif not entry then
     return problem
   end
   redis.call('HSET', keys[1], 'trimmed', args[1])
