@@ -6,6 +6,7 @@
 Killed anywhere on the way, it leaves its entries open, and the next one handles them again: rows merge with themselves.
 """
 
+import time
 from collections.abc import Sequence
 
 from imcore.admin.reconcile import Watch
@@ -23,6 +24,9 @@ KIND = "persist"
 MOST_ROWS = 5000
 """About how many rows one transaction writes: one entry may tell of hundreds of messages, or of a thousand offsets."""
 
+PACE_S = 0.02
+"""So far apart transactions begin, unless more waits than one takes: each costs both servers as much as a hundred rows."""
+
 Offsets = dict[tuple[str, int, tuple[str, ...]], int]
 """The newest message that spans have acked: of one group (gid), one beginning (joined), and these uids, who stand
 together in most entries, as a gateway's sessions ack together. Msgids are packed."""
@@ -36,7 +40,9 @@ class Persist:
         self._database = database
         self._journal = Journal(link, KIND, settings)
         self._watch = Watch(link, database, settings)
+        self._batch_size = settings.batch_size
         self._in_hand: list[Entry] = []
+        self._next = 0.0
 
     @property
     def name(self) -> str:
@@ -65,11 +71,17 @@ class Persist:
         if self._watch.look():
             self._let_go()
         if not self._in_hand:
-            self._in_hand = self._journal.take()
+            self._in_hand = self._take()
         batch = self._in_hand[: _batch_length(self._in_hand)]
         handled = self._persist(batch) if batch else 0
         del self._in_hand[: len(batch)]
         return handled
+
+    def _take(self) -> list[Entry]:
+        time.sleep(max(0.0, self._next - time.monotonic()))
+        entries = self._journal.take()
+        self._next = time.monotonic() + (PACE_S if len(entries) < self._batch_size else 0.0)
+        return entries
 
     def _let_go(self) -> None:
         """Ask Redis anew what there is to store."""
@@ -161,9 +173,10 @@ def _batch_length(entries: Sequence[Entry]) -> int:
     for length, entry in enumerate(entries):
         event = entry.event
         if isinstance(event, Acked):
-            offsets = {(event.gid, move.joined, move.uids) for move in event.moves} - known
-            known |= offsets
-            rows += len(event.moves) + sum(len(uids) for _, _, uids in offsets)
+            for joined, _, _, uids in event.moves:
+                before = len(known)
+                known.add((event.gid, joined, uids))
+                rows += 1 + len(uids) * (len(known) - before)
         else:
             rows += event.messages if isinstance(event, Sent) else 1
         if rows > MOST_ROWS:
