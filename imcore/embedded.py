@@ -32,6 +32,11 @@ STOP_S = 15
 """How long a server may take to write out what it has; then it is killed."""
 
 _PAUSE_S = 0.01
+
+_MALLOC = "glibc.malloc.tcache_count=100"
+"""The wheel's server has glibc's malloc, which keeps 7 freed pieces of a size at hand. With 100 a call of a function takes
+a tenth less time, and the server 3 MiB more at most. Others do not look at it."""
+
 _OLDEST = {"Valkey": (7, 2), "Redis": (7, 0)}
 _VERSION = re.compile(r"\b(Valkey|Redis) server v=(\d+)\.(\d+)")
 _LOG_PREFIX = re.compile(r"^\d+:\S+ .*? [.*#-] ")
@@ -149,7 +154,7 @@ class EmbeddedServer:
                 bufsize=0,
                 cwd=self.data_dir,
                 # A locale named but not installed, common over ssh, ends Redis from 7.2 on (valkey-io/valkey#3067).
-                env={**os.environ, "LC_ALL": "C"},
+                env={"GLIBC_TUNABLES": _MALLOC, **os.environ, "LC_ALL": "C"},
                 umask=0o077,
                 # The server holds the lock too: for as long as one that lost its owner is ending.
                 pass_fds=(lock,),
