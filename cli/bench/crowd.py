@@ -1,7 +1,7 @@
 """The people of the storm: a group of 200 of whom 40 recipients and the sender are online, as live sessions."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,6 +21,9 @@ TEXT = "x" * 100
 
 HEARTBEAT_MS = 1000
 """Where receipts are polled: the default, 20 s, would be nothing to wait for."""
+
+IN_FLIGHT = 20
+"""How many messages are under way at once, at most, whatever they go through."""
 
 DEADLINE_S = 30
 _WAIT_S = 0.05
@@ -99,14 +102,31 @@ class Crowd:
             for event in events:
                 self.seen.take(event, self._sender, now)
 
+    def send_when_free(self, most: int) -> list[int]:
+        """Send as many messages as may be under way, `most` at most; poll before, until one may. Return their seqs."""
+        self._poll_until(lambda: self._under_way() < IN_FLIGHT)
+        return self.send(min(most, IN_FLIGHT - self._under_way()))
+
     def poll_until_in(self, seqs: Sequence[int], there: dict[int, float]) -> None:
         """Poll until `there` has all of these messages. Raise ImError if that takes too long."""
+        missing = list(reversed(seqs))
+
+        def none_is_missing() -> bool:
+            while missing and missing[-1] in there:
+                missing.pop()
+            return not missing
+
+        self._poll_until(none_is_missing)
+
+    def _under_way(self) -> int:
+        return len(self.seen.sent) - len(self.seen.arrived)
+
+    def _poll_until(self, condition: Callable[[], bool]) -> None:
         give_up = time.perf_counter() + DEADLINE_S
-        while not all(seq in there for seq in seqs):
+        while not condition():
             self.poll()
             if time.perf_counter() > give_up:
-                missing = sum(seq not in there for seq in seqs)
-                raise ImError(f"{missing} of {len(seqs)} messages took longer than {DEADLINE_S} s")
+                raise ImError(f"{self._under_way()} messages under way took longer than {DEADLINE_S} s")
 
 
 @contextmanager

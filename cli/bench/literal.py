@@ -17,16 +17,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from cli.bench import counters
-from cli.bench.crowd import DEADLINE_S, MEMBERS, ONLINE, TEXT
+from cli.bench.crowd import DEADLINE_S, IN_FLIGHT, MEMBERS, ONLINE, TEXT
 from cli.bench.literal_sql import Store, open_store
 from cli.bench.stack import Stack
 from imcore.chat import Chat
 from imcore.errors import ImError
 from imcore.streams.link import Client
-
-_IN_FLIGHT = 8
-"""How many messages are under way at once where there are more connections than one."""
-
 
 @dataclass(slots=True)
 class Played:
@@ -187,7 +183,7 @@ def _side_by_side(literal: Literal, ears: _Ears, connections: int, messages: int
     try:
         sent = 0
         while len(ears.known) < messages:
-            while sent < messages and sent - len(ears.known) < _IN_FLIGHT:
+            while sent < messages and sent - len(ears.known) < IN_FLIGHT:
                 desks[sent % connections].tasks.put(None)
                 sent += 1
             msgid = ears.hear()

@@ -124,10 +124,8 @@ def _storm(crowd: Crowd, variant: Variant, workers: Workers) -> tuple[float, flo
     began = time.perf_counter()
     seqs: list[int] = []
     while len(seqs) < variant.messages:
-        # As many at a time as make one ack: so each session sends exactly one ack for each or each ten of them.
-        some = crowd.send(variant.mode.ack_every)
-        crowd.poll_until_in(some, crowd.seen.arrived)
-        seqs += some
+        seqs += crowd.send_when_free(variant.messages - len(seqs))
+        crowd.poll()
     crowd.poll_until_in(seqs, crowd.seen.known)
     workers.look_after()
     return began, max(crowd.seen.known.values()) - began
