@@ -34,8 +34,8 @@ STOP_S = 15
 _PAUSE_S = 0.01
 
 _MALLOC = "glibc.malloc.tcache_count=100"
-"""The wheel's server has glibc's malloc, which keeps 7 freed pieces of a size at hand. With 100 a call of a function takes
-a tenth less time, and the server 3 MiB more at most. Others do not look at it."""
+"""The wheel's server has glibc's malloc, which keeps 7 freed pieces of a size at hand. With 100 a call of a function
+takes a tenth less time, and the server 3 MiB more at most. Others do not look at it."""
 
 _OLDEST = {"Valkey": (7, 2), "Redis": (7, 0)}
 _VERSION = re.compile(r"\b(Valkey|Redis) server v=(\d+)\.(\d+)")

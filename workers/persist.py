@@ -25,7 +25,7 @@ MOST_ROWS = 5000
 """About how many rows one transaction writes: one entry may tell of hundreds of messages, or of a thousand offsets."""
 
 PACE_S = 0.02
-"""So far apart transactions begin, unless more waits than one takes: each costs both servers as much as a hundred rows."""
+"""So far apart transactions begin, unless more waits than one takes: each costs as much as some hundred rows."""
 
 Offsets = dict[tuple[str, int, tuple[str, ...]], int]
 """The newest message that spans have acked: of one group (gid), one beginning (joined), and these uids, who stand

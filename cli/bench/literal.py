@@ -24,6 +24,7 @@ from imcore.chat import Chat
 from imcore.errors import ImError
 from imcore.streams.link import Client
 
+
 @dataclass(slots=True)
 class Played:
     """What came of it."""
