@@ -1,6 +1,6 @@
 """Calls of the Redis functions, as values: what to send, how to read the answer. No I/O: any client can carry them.
 
-Each builder names one function of `lua/imcore.lua`, where its keys, arguments and answer are described.
+Each builder names one function of the library in `lua/`, where its keys, arguments and answer are described.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -26,7 +26,13 @@ Answers = Callable[[], list[T | ImError]]
 """Waits for the answers of calls that are under way; a call that failed has its error in its place."""
 
 LIBRARY_VERSION = 3
-"""Raised with every change of the library; `lua/imcore.lua` holds the same number."""
+"""Raised with every change of the library; `lua/base.lua` holds the same number."""
+
+_LIBRARY = (
+    *("base", "groups", "messages", "acks", "receipts", "sessions", "journals"),
+    *("restore_streams", "restore_members", "marks"),
+)
+"""The files of `lua/` that make up the library, in this order: each may use what stands before it."""
 
 CHUNK = 500
 """How many calls travel in one round trip."""
@@ -298,7 +304,8 @@ class Link:
             self._load()
 
     def _load(self) -> None:
-        code = resources.files("imcore.streams").joinpath("lua/imcore.lua").read_text(encoding="utf-8")
+        folder = resources.files("imcore.streams").joinpath("lua")
+        code = "\n".join(folder.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in _LIBRARY)
         with driver_errors(self.address):
             try:
                 self.client.function_load(code, replace=True)

@@ -1,4 +1,4 @@
-"""Calls that put back what Redis has lost. No I/O; see `imcore.streams.calls`, and the end of `lua/imcore.lua`."""
+"""Calls that put back what Redis has lost. No I/O; see `imcore.streams.calls`, and the last files of `lua/`."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple

@@ -1,0 +1,130 @@
+#!lua name=imcore
+
+-- The Redis functions of imcore: every step that must happen as one.
+--
+-- Units. A packed msgid is (ms - EPOCH_MS) * 8192 + n for the stream entry id `ms-n`: exact in a double, so it is a
+-- sorted-set score and a Lua number. It travels as decimal text. 0 is the position before the first message.
+--
+-- Keys of one group (all in the slot of its partition's hash tag):
+--   meta    hash    seq (of the newest message), last (its packed msgid), trimmed (packed, newest entry trimmed away)
+--   stream  stream  one entry a message, one consumer group a current member; its last-delivered-id is the offset
+--   acked   zset    span key -> packed offset
+--   joined  zset    span key -> newest message at the join
+--   left    zset    span key of a closed span -> newest message at the leave
+--   once    hash    uid SEP client_msgid -> "msgid seq"; two of them take turns, so that each entry lives long enough
+--   own     list    per member: packed, oldest first; those past their offset are own messages that are not unread for
+--                   them. What their offset has passed since is dropped when the next one comes.
+--   uncounted zset  packed msgids of recalled messages and of the tombstones that recall them: they are never unread
+-- Keys of one user in one partition:
+--   groups_of set   gids of that partition which they are a member of
+--   dirty   zset    gid SEP packed msgid -> version; their messages whose tallies changed and were not confirmed yet
+-- Keys of one user in the partition of their uid:
+--   sessions zset   session id -> when it expires (ms); `online`, of the partition: uid -> when their last session expires
+-- A span key is the uid while the span is open, and uid SEP joined once it is closed.
+--
+-- Errors answer with a code as their first word: NOGROUP, EXISTS, CLOCK. An item of a call for many that fails is
+-- answered by a code in its place (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others go on.
+
+local VERSION = 3
+local EPOCH_MS = 1577836800000
+local PER_MS = 8192
+local SEP = '\31'
+local RECORD = '\30'
+local READS = {'no-writes'}
+local WRITES_LITTLE = {'allow-oom'}
+
+-- Lua's stack ends at some thousands.
+local AT_ONCE = 1000
+
+local function decimal(number)
+  return string.format('%d', number)  -- half of what %.0f takes
+end
+
+local function parts_of(id)
+  local ms, n = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(n)
+end
+
+local function pack(id)
+  local ms, n = parts_of(id)
+  return (ms - EPOCH_MS) * PER_MS + n
+end
+
+local function unpack_id(packed)
+  if packed == 0 then
+    return '0-0'
+  end
+  local n = packed % PER_MS
+  return string.format('%d-%d', (packed - n) / PER_MS + EPOCH_MS, n)
+end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- Note in the journal what happened. An entry's id has to be packable like a msgid: when the counter of a millisecond is
+-- full (10,000 members at once, or a clock that was put back), go on to the next one.
+local function note(journal, ...)
+  local id = redis.call('XADD', journal, '*', ...)
+  if string.find(id, '-', -4, true) then
+    return id  -- a counter of at most three digits
+  end
+  local ms, n = parts_of(id)
+  if n >= PER_MS then
+    redis.call('XDEL', journal, id)
+    id = redis.call('XADD', journal, string.format('%.0f-0', ms + 1), ...)
+  end
+  return id
+end
+
+local function no_group()
+  return redis.error_reply('NOGROUP there is no such group')
+end
+
+local function head_of(meta)
+  local head = redis.call('HMGET', meta, 'seq', 'last')
+  return tonumber(head[1]), tonumber(head[2])
+end
+
+local function member_count(acked, left)
+  return redis.call('ZCARD', acked) - redis.call('ZCARD', left)
+end
+
+-- The stream entry of a packed msgid, or nil and why not: NOGROUP, FUTURE, TRIMMED or NOMSG.
+local function find(stream, meta, packed)
+  local id = unpack_id(packed)
+  local entry = redis.call('XRANGE', stream, id, id)[1]
+  if entry then
+    return entry
+  end
+  local head = redis.call('HMGET', meta, 'last', 'trimmed')
+  if not head[1] then
+    return nil, 'NOGROUP'
+  elseif packed > tonumber(head[1]) then
+    return nil, 'FUTURE'
+  end
+  return nil, packed <= tonumber(head[2] or '0') and 'TRIMMED' or 'NOMSG'
+end
+
+-- A user's live sessions listen on the inbox of every partition.
+local function tell(inboxes, uid, fields)
+  redis.call('SPUBLISH', inboxes .. uid, table.concat(fields, SEP))
+end
+
+-- im_version: which version of this library the server holds.
+-- Keys: none. Arguments: none. Answer: an integer.
+local function version()
+  return VERSION
+end
+
+-- im_init: fix how many partitions the data has, once.
+-- Keys: config. Arguments: partitions, dataset id for new data. Answer: {partitions, dataset id} as they stand.
+local function init(keys, args)
+  redis.call('HSETNX', keys[1], 'partitions', args[1])
+  redis.call('HSETNX', keys[1], 'dataset', args[2])
+  return redis.call('HMGET', keys[1], 'partitions', 'dataset')
+end
+
+redis.register_function{function_name = 'im_version', callback = version, flags = READS}
+redis.register_function{function_name = 'im_init', callback = init}

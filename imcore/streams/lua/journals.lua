@@ -1,0 +1,189 @@
+-- Journals, as workers take and confirm their entries; dead letters.
+
+-- Where the entries of a journal begin that some kind of worker has not done. All kinds that follow it count, or, with
+-- `only`, these. Returns nil if one of these has not begun.
+local function lowest_undone(journal, only, kinds)
+  local missing, lowest_ms, lowest_n = {}, nil, nil
+  for _, kind in ipairs(kinds) do
+    missing[kind] = true
+  end
+  if redis.call('EXISTS', journal) == 0 then
+    return nil
+  end
+  for _, fields in ipairs(redis.call('XINFO', 'GROUPS', journal)) do
+    local info = {}
+    for i = 1, #fields, 2 do
+      info[fields[i]] = fields[i + 1]
+    end
+    if missing[info.name] or not only then
+      missing[info.name] = nil
+      local ms, n = parts_of(info['last-delivered-id'])
+      n = n + 1
+      if info.pending > 0 then
+        ms, n = parts_of(redis.call('XPENDING', journal, info.name)[2])
+      end
+      if not lowest_ms or ms < lowest_ms or ms == lowest_ms and n < lowest_n then
+        lowest_ms, lowest_n = ms, n
+      end
+    end
+  end
+  if not lowest_ms or next(missing) then
+    return nil
+  end
+  return string.format('%.0f-%.0f', lowest_ms, lowest_n)
+end
+
+-- im_follow: let a kind of worker see a journal, from its first entry on. Again: nothing.
+-- Keys: journal. Arguments: kind. Answer: 1 if it is new.
+local function follow(keys, args)
+  local answer = redis.pcall('XGROUP', 'CREATE', keys[1], args[1], '0', 'MKSTREAM')
+  if not answer['err'] then
+    return 1
+  end
+  if string.find(tostring(answer['err']), 'BUSYGROUP', 1, true) then
+    return 0
+  end
+  return answer
+end
+
+-- im_take: entries of a journal for a consumer, without waiting.
+-- Keys: journal. Arguments: kind, consumer, '>' for new entries or, for those it has taken and not done, the id that
+-- they come after, count.
+-- Answer: entries; one that was taken and is no longer in the journal has no fields.
+local function take(keys, args)
+  local found = redis.call('XREADGROUP', 'GROUP', args[1], args[2], 'COUNT', args[4], 'STREAMS', keys[1], args[3])
+  if not found or not found[1] then
+    return {}
+  end
+  return type(found[1]) == 'table' and found[1][2] or found[2]  -- fakeredis answers {key, entries} without a list around
+end
+
+-- im_entries: entries of a journal or dead letters, oldest first, without taking them.
+-- Keys: either. Arguments: first id, last id (XRANGE forms), count. Answer: entries.
+local function entries(keys, args)
+  return redis.call('XRANGE', keys[1], args[1], args[2], 'COUNT', args[3])
+end
+
+-- im_done: entries are handled.
+-- Keys: journal. Arguments: kind, then the id of each. Answer: how many of them were still open.
+local function done(keys, args)
+  return redis.call('XACK', keys[1], unpack(args))
+end
+
+-- im_holders: which consumers have entries open.
+-- Keys: journal. Arguments: kind. Answer: their names.
+local function holders(keys, args)
+  local names = {}
+  for _, holder in ipairs(redis.call('XPENDING', keys[1], args[1])[4] or {}) do
+    names[#names + 1] = holder[1]
+  end
+  return names
+end
+
+-- im_claim: give a consumer what another one, which is dead, has taken and not done.
+-- Keys: journal. Arguments: kind, consumer, dead consumer, count. Answer: how many it got.
+local function claim(keys, args)
+  local ids = {}
+  for _, pending in ipairs(redis.call('XPENDING', keys[1], args[1], '-', '+', args[4], args[3])) do
+    ids[#ids + 1] = pending[1]
+  end
+  if #ids == 0 then
+    return 0
+  end
+  ids[#ids + 1] = 'JUSTID'
+  redis.call('XCLAIM', keys[1], args[1], args[2], 0, unpack(ids))
+  return #ids - 1
+end
+
+-- im_fail: an entry could not be handled. It stays open, and after so many deliveries becomes a dead letter.
+-- Keys: journal, dead letters. Arguments: kind, id, reason, deliveries.
+-- Answer: {deliveries so far, id of the dead letter or ''}; 0 deliveries if somebody has done it meanwhile.
+local function fail(keys, args)
+  local open = redis.call('XPENDING', keys[1], args[1], args[2], args[2], 1)[1]
+  if not open then
+    return {0, ''}
+  end
+  if open[4] < tonumber(args[4]) then
+    return {open[4], ''}
+  end
+  local entry = redis.call('XRANGE', keys[1], args[2], args[2])[1]
+  local fields = {'dead_worker', args[1], 'dead_reason', args[3], 'dead_entry', args[2], 'dead_deliveries', open[4]}
+  for _, field in ipairs(entry and entry[2] or {}) do
+    fields[#fields + 1] = field
+  end
+  local id = redis.call('XADD', keys[2], '*', unpack(fields))
+  redis.call('XACK', keys[1], args[1], args[2])
+  return {open[4], id}
+end
+
+-- im_requeue: put a dead letter back into the journal. The new entry says in `of` which one it was at first: when it
+-- happened, and before what, stays as it was.
+-- Keys: dead letters, journal. Arguments: id. Answer: id of the new entry, NONE if there is no such dead letter, or EMPTY
+-- if nothing is left of its entry.
+local function requeue(keys, args)
+  local letter = redis.call('XRANGE', keys[1], args[1], args[1])[1]
+  if not letter then
+    return 'NONE'
+  end
+  local fields, told = {unpack(letter[2], 9)}, false
+  if #fields == 0 then
+    return 'EMPTY'
+  end
+  for i = 1, #fields, 2 do
+    told = told or fields[i] == 'of'
+  end
+  if not told then
+    fields[#fields + 1] = 'of'
+    fields[#fields + 1] = letter[2][6]
+  end
+  redis.call('XDEL', keys[1], args[1])
+  return note(keys[2], unpack(fields))
+end
+
+-- im_drop: forget a dead letter.
+-- Keys: dead letters. Arguments: id. Answer: 1 if it was there.
+local function drop(keys, args)
+  return redis.call('XDEL', keys[1], args[1])
+end
+
+-- im_lease: the sign of life of a worker process; who holds it keeps it for so long, or gives it back.
+-- Keys: lease. Arguments: token of the process, ms (0: give it back). Answer: 1, or 0 if another process holds it.
+local function lease(keys, args)
+  local holder = redis.call('GET', keys[1])
+  if holder and holder ~= args[1] then
+    return 0
+  end
+  if args[2] == '0' then
+    redis.call('DEL', keys[1])
+  else
+    redis.call('SET', keys[1], args[1], 'PX', args[2])
+  end
+  return 1
+end
+
+-- im_undone: where the entries begin that some kind of worker has not done.
+-- Keys: journal. Arguments: 1 if only these kinds count, 0 if all that follow the journal, then each kind that must have
+-- begun. Answer: an id, or '' if one has not.
+local function undone(keys, args)
+  return lowest_undone(keys[1], args[1] == '1', {unpack(args, 2)}) or ''
+end
+
+-- im_trim_journal: drop the entries that every kind of worker has done.
+-- Keys: journal. Arguments: each kind that must have begun. Answer: how many were dropped.
+local function trim_journal(keys, args)
+  local lowest = lowest_undone(keys[1], false, args)
+  return lowest and redis.call('XTRIM', keys[1], 'MINID', lowest) or 0
+end
+
+redis.register_function{function_name = 'im_follow', callback = follow, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_take', callback = take, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_entries', callback = entries, flags = READS}
+redis.register_function{function_name = 'im_done', callback = done, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_holders', callback = holders, flags = READS}
+redis.register_function{function_name = 'im_claim', callback = claim, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_fail', callback = fail, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_requeue', callback = requeue, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_drop', callback = drop, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_lease', callback = lease, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_undone', callback = undone, flags = READS}
+redis.register_function{function_name = 'im_trim_journal', callback = trim_journal, flags = WRITES_LITTLE}

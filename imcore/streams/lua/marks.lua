@@ -1,0 +1,70 @@
+-- Marks: how far the worker `persist` has stored the journals, so that a Redis which has lost something shows it.
+
+-- im_restore_journal: let a journal give ids after this one from now on.
+-- Keys: journal. Arguments: id. Answer: the last id as it stands.
+local function restore_journal(keys, args)
+  raise_last_id(keys[1], args[1])
+  return last_id(keys[1])
+end
+
+-- The field of the marks that changes whenever somebody mends.
+local MENDED = SEP .. 'mended'
+
+-- im_restore_mark: a worker is about to store entries of a journal up to this one. Before that it says so here, and so
+-- Redis knows of everything that SQL has, unless Redis has lost what it knew.
+-- Keys: marks, journal. Arguments: consumer, id of the newest entry, that packed, the state of mending when the worker
+-- took the entries, then for each consumer that has stored anything: its name, packed id up to which it has.
+-- Answer: OK; or OLDER if Redis has lost what it knew, GONE if it has lost these entries, HELD while somebody mends, MENDED
+-- if somebody has mended since: nothing may be stored.
+local function restore_mark(keys, args)
+  local marks, consumer, packed = keys[1], args[1], args[3]
+  if tonumber(redis.call('HGET', marks, SEP) or '0') > now_ms() then
+    return 'HELD'
+  end
+  if (redis.call('HGET', marks, MENDED) or '') ~= args[4] then
+    return 'MENDED'
+  end
+  for i = 5, #args, 2 do
+    if tonumber(redis.call('HGET', marks, args[i]) or '0') < tonumber(args[i + 1]) then
+      return 'OLDER'
+    end
+  end
+  if not redis.call('XRANGE', keys[2], args[2], args[2])[1] then
+    return 'GONE'
+  end
+  if tonumber(redis.call('HGET', marks, consumer) or '0') < tonumber(packed) then
+    redis.call('HSET', marks, consumer, packed)
+  end
+  return 'OK'
+end
+
+-- im_restore_marks: set the marks of consumers (forward only), once Redis has again what SQL has.
+-- Keys: marks. Arguments: consumer and packed id of each. Answer: how many went forward.
+local function restore_marks(keys, args)
+  local count = 0
+  for i = 1, #args, 2 do
+    if tonumber(redis.call('HGET', keys[1], args[i]) or '0') < tonumber(args[i + 1]) then
+      redis.call('HSET', keys[1], args[i], args[i + 1])
+      count = count + 1
+    end
+  end
+  return count
+end
+
+-- im_restore_hold: let no worker store entries of this partition for so long, and none ever that it has taken before.
+-- Keys: marks. Arguments: ms (0: let them go on). Answer: until when (ms).
+local function restore_hold(keys, args)
+  if args[1] == '0' then
+    redis.call('HDEL', keys[1], SEP)
+    return 0
+  end
+  local now = now_ms()
+  local until_ms = now + tonumber(args[1])
+  redis.call('HSET', keys[1], SEP, decimal(until_ms), MENDED, decimal(now))
+  return until_ms
+end
+
+redis.register_function{function_name = 'im_restore_journal', callback = restore_journal}
+redis.register_function{function_name = 'im_restore_mark', callback = restore_mark, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_restore_marks', callback = restore_marks, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_restore_hold', callback = restore_hold, flags = WRITES_LITTLE}

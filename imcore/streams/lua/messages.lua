@@ -1,0 +1,214 @@
+-- Messages: sent, withdrawn, pulled, trimmed.
+
+-- Two tables of client_msgids take turns: the older one is dropped when the newer one is `once_ms` old.
+local function rotate_once(newer, older, once_ms)
+  local ttl = redis.call('PTTL', newer)
+  if ttl >= 0 and ttl <= once_ms then
+    redis.call('UNLINK', older)
+    redis.call('RENAME', newer, older)
+    ttl = -2
+  end
+  return ttl == -2
+end
+
+-- A sender as one call of im_send sees them, or nil if they are no member; `id` is set once their offset has moved.
+local function sender_of(senders, uid, keys)
+  local offset = redis.call('ZSCORE', keys[3], uid)
+  if offset then
+    senders[uid] = {offset = tonumber(offset), span = redis.call('ZSCORE', keys[4], uid)}
+  end
+  return senders[uid]
+end
+
+-- Note an own message past the offset, and forget those that the offset has passed.
+local function keep_own(own, packed, offset)
+  local oldest = redis.call('LINDEX', own, 0)
+  if oldest and tonumber(oldest) <= offset then
+    if tonumber(redis.call('LINDEX', own, -1)) <= offset then
+      redis.call('UNLINK', own)
+    end
+    while tonumber(redis.call('LINDEX', own, 0) or packed) <= offset do
+      redis.call('LPOP', own)
+    end
+  end
+  redis.call('RPUSH', own, decimal(packed))
+end
+
+-- im_send: store messages, tell every online member, and note them for the workers.
+-- A sender who was caught up stays caught up; otherwise the message waits in their `own` list.
+-- A client_msgid that the sender has used before stores nothing and is answered with the message it made.
+-- Keys: meta, stream, acked, joined, once newer, once older, journal, then the sender's own list for each message.
+-- Arguments: gid, push channel, once_ms, then for each message: uid, client_msgid or '', sent_at in ms or '', content.
+-- Answer: for each message {msgid, seq, 1 if it was known already}, or NOTMEMBER. Errors: NOGROUP.
+local function send(keys, args)
+  local seq, last = head_of(keys[1])
+  if not seq then
+    return no_group()
+  end
+  local gid, channel, once_ms = args[1], args[2], tonumber(args[3])
+  local answers, senders, first_id, last_id, stored = {}, {}, nil, nil, 0
+  local fresh_once = nil
+  for i = 8, #keys do
+    local a = 4 * (i - 7)
+    local uid, cid, sent, text = args[a], args[a + 1], args[a + 2], args[a + 3]
+    local known = nil
+    if cid ~= '' then
+      if fresh_once == nil then
+        fresh_once = rotate_once(keys[5], keys[6], once_ms)
+      end
+      local field = uid .. SEP .. cid
+      known = redis.call('HGET', keys[5], field) or redis.call('HGET', keys[6], field)
+    end
+    local sender = not known and (senders[uid] or sender_of(senders, uid, keys))
+    if known then
+      local id, number = string.match(known, '^(%S+) (%d+)$')
+      answers[i - 7] = {id, tonumber(number), 1}
+    elseif not sender then
+      answers[i - 7] = 'NOTMEMBER'
+    else
+      local caught_up = sender.offset == last
+      local id = last % PER_MS == PER_MS - 1 and unpack_id(last + 1) or '*'
+      seq = seq + 1
+      id = redis.call('XADD', keys[2], id, 'seq', seq, 'uid', uid, 'span', sender.span, 'cid', cid, 'sent', sent,
+        'up', caught_up and 1 or 0, 'text', text)
+      last = pack(id)
+      if caught_up then
+        sender.offset, sender.id, sender.seq = last, id, seq
+      else
+        keep_own(keys[i], last, sender.offset)
+      end
+      if cid ~= '' then
+        redis.call('HSET', keys[5], uid .. SEP .. cid, id .. ' ' .. seq)
+        if fresh_once then
+          redis.call('PEXPIRE', keys[5], 2 * once_ms)
+          fresh_once = false
+        end
+      end
+      redis.call('SPUBLISH', channel, table.concat({'m', gid, id, seq, uid, cid, sent, text}, SEP))
+      first_id, last_id, stored = first_id or id, id, stored + 1
+      answers[i - 7] = {id, seq, 0}
+    end
+  end
+  for uid, sender in pairs(senders) do
+    if sender.id then
+      redis.call('ZADD', keys[3], decimal(sender.offset), uid)
+      redis.call('XGROUP', 'SETID', keys[2], uid, sender.id, 'ENTRIESREAD', sender.seq)
+    end
+  end
+  if stored > 0 then
+    redis.call('HSET', keys[1], 'seq', seq, 'last', decimal(last))
+    if stored == 1 then
+      redis.call('XADD', keys[7], '*', 'kind', 'msg', 'gid', gid, 'first', first_id)
+    else
+      redis.call('XADD', keys[7], '*', 'kind', 'msg', 'gid', gid, 'first', first_id, 'last', last_id, 'n', stored)
+    end
+  end
+  return answers
+end
+
+-- im_recall: withdraw a message. A tombstone goes its way, through the stream to every member; the message keeps its seq,
+-- its receipts stay answerable, and neither of the two is unread for anyone.
+-- Keys: meta, stream, acked, joined, uncounted, journal, own of the message's sender. Arguments: gid, push channel, uid
+-- that recalls, packed msgid, the message's sender, 1 if the uid may recall what others have sent.
+-- Answer: {msgid of the tombstone, its seq}, or NOMSG, FUTURE, TRIMMED, NOTSENDER, RECALLED, TOMBSTONE. Errors: NOGROUP.
+local function recall(keys, args)
+  local seq, last = head_of(keys[1])
+  if not seq then
+    return no_group()
+  end
+  local gid, uid, target, sender = args[1], args[3], args[4], args[5]
+  local entry, problem = find(keys[2], keys[1], tonumber(target))
+  if entry then
+    sender = entry[2][4]
+    if entry[2][15] then
+      return 'TOMBSTONE'
+    end
+  elseif problem ~= 'TRIMMED' then
+    return problem
+  end
+  if redis.call('ZSCORE', keys[5], target) then
+    return 'RECALLED'
+  end
+  if uid ~= sender and args[6] ~= '1' then
+    return 'NOTSENDER'
+  end
+  local offset = tonumber(redis.call('ZSCORE', keys[3], uid))
+  local caught_up = offset == last
+  local id = last % PER_MS == PER_MS - 1 and unpack_id(last + 1) or '*'
+  id = redis.call('XADD', keys[2], id, 'seq', seq + 1, 'uid', uid, 'span', redis.call('ZSCORE', keys[4], uid) or '',
+    'cid', '', 'sent', '', 'up', caught_up and 1 or 0, 'text', '', 'recalls', target)
+  local packed = decimal(pack(id))
+  redis.call('HSET', keys[1], 'seq', seq + 1, 'last', packed)
+  redis.call('ZADD', keys[5], target, target, packed, packed)
+  redis.call('LREM', keys[7], 0, target)
+  if caught_up then
+    redis.call('ZADD', keys[3], packed, uid)
+    redis.call('XGROUP', 'SETID', keys[2], uid, id, 'ENTRIESREAD', seq + 1)
+  end
+  note(keys[6], 'kind', 'msg', 'gid', gid, 'first', id)
+  redis.call('SPUBLISH', args[2], table.concat({'r', gid, id, seq + 1, uid, target}, SEP))
+  return {id, seq + 1}
+end
+
+-- Entries as members may see them: of a recalled message the text is gone, and a field more says so. A tombstone has a
+-- field more that names what it recalls.
+local function seen(entries, uncounted)
+  if #entries == 0 or redis.call('EXISTS', uncounted) == 0 then
+    return entries
+  end
+  for _, entry in ipairs(entries) do
+    local values = entry[2]
+    if not values[15] and redis.call('ZSCORE', uncounted, decimal(pack(entry[1]))) then
+      values[14], values[15], values[16] = '', 'recalled', '1'
+    end
+  end
+  return entries
+end
+
+-- im_range: entries of a group's stream, oldest first.
+-- Keys: stream, uncounted. Arguments: first id, last id (XRANGE forms), count. Answer: entries.
+local function range(keys, args)
+  return seen(redis.call('XRANGE', keys[1], args[1], args[2], 'COUNT', args[3]), keys[2])
+end
+
+-- im_pull: what a member has not acked, oldest first.
+-- Keys: meta, stream, acked, joined, uncounted. Arguments: uid, packed msgid to start after or '' for the offset, count.
+-- A start before the member joined is moved up to there.
+-- Answer: {start, trimmed, seq of the newest, entries}; entries up to `trimmed` are in SQL only. Or NOTMEMBER. Errors: NOGROUP.
+local function pull(keys, args)
+  local meta = redis.call('HMGET', keys[1], 'seq', 'trimmed')
+  if not meta[1] then
+    return no_group()
+  end
+  local start = redis.call('ZSCORE', keys[3], args[1])
+  if not start then
+    return 'NOTMEMBER'
+  end
+  if args[2] ~= '' then
+    local joined = redis.call('ZSCORE', keys[4], args[1])
+    start = tonumber(joined) > tonumber(args[2]) and joined or args[2]
+  end
+  local after = '(' .. unpack_id(tonumber(start))
+  local entries = redis.call('XRANGE', keys[2], after, '+', 'COUNT', args[3])
+  return {start, meta[2] or '0', tonumber(meta[1]), seen(entries, keys[5])}
+end
+
+-- im_trim: drop the entries of a stream up to a message, which stays known as the trim point.
+-- Keys: meta, stream. Arguments: packed msgid. Answer: how many were dropped, or NOMSG, FUTURE, TRIMMED. Errors: NOGROUP.
+local function trim(keys, args)
+  local packed = tonumber(args[1])
+  local entry, problem = find(keys[2], keys[1], packed)
+  if problem == 'NOGROUP' then
+    return no_group()
+  elseif not entry then
+    return problem
+  end
+  redis.call('HSET', keys[1], 'trimmed', args[1])
+  return redis.call('XTRIM', keys[2], 'MINID', unpack_id(packed + 1))
+end
+
+redis.register_function{function_name = 'im_send', callback = send}
+redis.register_function{function_name = 'im_recall', callback = recall, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_range', callback = range, flags = READS}
+redis.register_function{function_name = 'im_pull', callback = pull, flags = READS}
+redis.register_function{function_name = 'im_trim', callback = trim, flags = WRITES_LITTLE}

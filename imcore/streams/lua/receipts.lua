@@ -1,0 +1,196 @@
+-- Receipts: who has read what, and what senders are told of it.
+
+-- What tallies have in common. All messages are within these two (packed); where nobody came or went between them, how many
+-- spans began before a message and how many ended before it is the same for all.
+local function tallying(keys, lowest, highest)
+  local common = {acked = keys[3], joined = keys[4], left = keys[5], spans = redis.call('ZCARD', keys[4]), offsets = {}}
+  local before = redis.call('ZCOUNT', keys[4], '-inf', '(' .. lowest)
+  local ended = redis.call('ZCOUNT', keys[5], '-inf', '(' .. lowest)
+  if lowest == highest or before == redis.call('ZCOUNT', keys[4], '-inf', '(' .. highest)
+      and ended == redis.call('ZCOUNT', keys[5], '-inf', '(' .. highest) then
+    common.before, common.ended = before, ended
+  end
+  return common
+end
+
+-- The offset of a sender within the span that they sent in; -1 where there is none.
+local function offset_in_span(common, sender, span)
+  local key = sender .. SEP .. span
+  local offset = common.offsets[key]
+  if not offset then
+    local is_open = redis.call('ZSCORE', common.joined, sender) == span
+    offset = tonumber(redis.call('ZSCORE', common.acked, is_open and sender or key) or '-1')
+    common.offsets[key] = offset
+  end
+  return offset
+end
+
+-- Read and unread of one message; the sender is a recipient in none of the counts (an admin who recalls has no span).
+--   read       = spans that have acked it - spans that began at or after it - the sender, if they have acked it
+--   recipients = spans that began before it - spans that ended before it - the sender
+local function tally(common, message, sender, span)
+  local before = common.before or redis.call('ZCOUNT', common.joined, '-inf', '(' .. message)
+  local ended = common.ended or redis.call('ZCOUNT', common.left, '-inf', '(' .. message)
+  local read = redis.call('ZCOUNT', common.acked, message, '+inf') - (common.spans - before)
+  local recipients = before - ended
+  if span ~= '' then
+    recipients = recipients - 1
+    if offset_in_span(common, sender, span) >= tonumber(message) then
+      read = read - 1
+    end
+  end
+  return read, recipients - read
+end
+
+-- im_tally: read and unread of messages.
+-- Keys: meta, stream, acked, joined, left. Arguments: for each message its packed msgid, sender and the sender's span; the
+-- last two '' to have them looked up.
+-- Answer: for each {read, unread}, or NOMSG, FUTURE, TRIMMED. Errors: NOGROUP.
+local function tally_many(keys, args)
+  local answers, lowest, highest = {}, math.huge, 0
+  for i = 1, #args, 3 do
+    local packed = tonumber(args[i])
+    lowest, highest = math.min(lowest, packed), math.max(highest, packed)
+  end
+  local common = args[1] and tallying(keys, decimal(lowest), decimal(highest))
+  for i = 1, #args, 3 do
+    local message, sender, span, problem = args[i], args[i + 1], args[i + 2], nil
+    if sender == '' then
+      local entry, why = find(keys[2], keys[1], tonumber(message))
+      problem = why
+      if entry then
+        sender, span = entry[2][4], entry[2][6]
+      end
+    end
+    if problem == 'NOGROUP' then
+      return no_group()
+    elseif problem then
+      answers[#answers + 1] = problem
+    else
+      local read, not_read = tally(common, message, sender, span)
+      answers[#answers + 1] = {read, not_read}
+    end
+  end
+  return answers
+end
+
+-- im_status: the newest messages in Redis with their tallies, newest first.
+-- Keys: meta, stream, acked, joined, left, uncounted. Arguments: id to start before (XREVRANGE form, '+' for the newest),
+-- count.
+-- Answer: {trimmed, {entry, read, unread} for each}. Errors: NOGROUP.
+local function status(keys, args)
+  local trimmed = redis.call('HMGET', keys[1], 'seq', 'trimmed')
+  if not trimmed[1] then
+    return no_group()
+  end
+  local answers = {}
+  local entries = seen(redis.call('XREVRANGE', keys[2], args[1], '-', 'COUNT', args[2]), keys[6])
+  if #entries > 0 then
+    local common = tallying(keys, decimal(pack(entries[#entries][1])), decimal(pack(entries[1][1])))
+    for i, entry in ipairs(entries) do
+      local read, not_read = tally(common, decimal(pack(entry[1])), entry[2][4], entry[2][6])
+      answers[i] = {entry, read, not_read}
+    end
+  end
+  return {trimmed[2] or '0', answers}
+end
+
+-- im_readers: the spans behind a tally, from which the caller takes the names.
+-- Keys: meta, stream, acked, joined, left, uncounted. Arguments: packed msgid.
+-- Answer: {entry or '' if trimmed, acked it, began at or after it, began before it, ended before it}, or NOMSG, FUTURE.
+-- Errors: NOGROUP.
+local function readers(keys, args)
+  local entry, problem = find(keys[2], keys[1], tonumber(args[1]))
+  if problem == 'NOGROUP' then
+    return no_group()
+  elseif not entry and problem ~= 'TRIMMED' then
+    return problem
+  end
+  local before = '(' .. args[1]
+  return {
+    entry and seen({entry}, keys[6])[1] or '',
+    redis.call('ZRANGEBYSCORE', keys[3], args[1], '+inf'),
+    redis.call('ZRANGEBYSCORE', keys[4], args[1], '+inf'),
+    redis.call('ZRANGEBYSCORE', keys[4], '-inf', before),
+    redis.call('ZRANGEBYSCORE', keys[5], '-inf', before),
+  }
+end
+
+-- im_changes: the tallies that moves of offsets have changed.
+-- Keys: meta, stream, acked, joined, left. Arguments: count, then segments: packed msgid it begins after, packed msgid it
+-- ends with, and the uid if one member alone has moved over it (whose own messages it does not change), else ''.
+-- Answer: {trimmed, {sender, packed msgid, read, unread} for each message, where the next call begins after or ''}.
+-- Messages up to `trimmed` are in SQL only. Errors: NOGROUP.
+local function changes(keys, args)
+  local meta = redis.call('HMGET', keys[1], 'seq', 'trimmed')
+  if not meta[1] then
+    return no_group()
+  end
+  local room, answers, next_after = tonumber(args[1]), {}, ''
+  local common = args[2] and tallying(keys, decimal(tonumber(args[2]) + 1), args[#args - 1])
+  for i = 2, #args, 3 do
+    local first, final = '(' .. unpack_id(tonumber(args[i])), unpack_id(tonumber(args[i + 1]))
+    local entries = redis.call('XRANGE', keys[2], first, final, 'COUNT', room)
+    for _, entry in ipairs(entries) do
+      local sender = entry[2][4]
+      next_after = decimal(pack(entry[1]))
+      if sender ~= args[i + 2] and entry[2][15] ~= 'recalls' then
+        local read, not_read = tally(common, next_after, sender, entry[2][6])
+        answers[#answers + 1] = {sender, next_after, read, not_read}
+      end
+    end
+    room = room - #entries
+    if room <= 0 then
+      return {meta[2] or '0', answers, next_after}
+    end
+  end
+  return {meta[2] or '0', answers, ''}
+end
+
+-- im_tell: mark messages as changed for their sender, and push one digest to the sender's live sessions.
+-- Each message gets a version of its own, from the one that the digest names upwards.
+-- Keys: version counter, dirty. Arguments: inbox channel, gid, then for each message its packed msgid, read, unread.
+-- Answer: how many connections got the digest.
+local function tell_sender(keys, args)
+  local count = (#args - 2) / 3
+  local version = redis.call('INCRBY', keys[1], decimal(count)) - count + 1
+  local digest = {'d', args[2], decimal(version)}
+  for i = 3, #args, 3 do
+    redis.call('ZADD', keys[2], decimal(version), args[2] .. SEP .. args[i])
+    digest[#digest + 1] = args[i] .. ' ' .. args[i + 1] .. ' ' .. args[i + 2]
+    version = version + 1
+  end
+  return redis.call('SPUBLISH', args[1], table.concat(digest, SEP))
+end
+
+-- im_confirm: the sender has taken over these tallies. A message that changed again since stays marked.
+-- The journal notes how many readers were confirmed: with that, SQL alone tells which tallies changed since.
+-- Keys: dirty, journal. Arguments: for each message: gid SEP packed msgid, version, read. Answer: how many are confirmed.
+local function confirm(keys, args)
+  local confirmed = {}
+  for i = 1, #args, 3 do
+    local version = redis.call('ZSCORE', keys[1], args[i])
+    if version and tonumber(version) <= tonumber(args[i + 1]) then
+      redis.call('ZREM', keys[1], args[i])
+      confirmed[#confirmed + 1] = args[i] .. SEP .. args[i + 2]
+    end
+  end
+  if #confirmed > 0 then
+    redis.call('XADD', keys[2], '*', 'kind', 'confirm', 'tallies', table.concat(confirmed, RECORD))
+  end
+  return #confirmed
+end
+
+-- im_dirty: a page of the messages whose tallies changed, in the order they last changed.
+-- Keys: dirty. Arguments: version to start after, count. Answer: {gid SEP packed msgid, version, ...}.
+local function dirty(keys, args)
+  return redis.call('ZRANGE', keys[1], '(' .. args[1], '+inf', 'BYSCORE', 'LIMIT', 0, args[2], 'WITHSCORES')
+end
+
+redis.register_function{function_name = 'im_tally', callback = tally_many, flags = READS}
+redis.register_function{function_name = 'im_status', callback = status, flags = READS}
+redis.register_function{function_name = 'im_readers', callback = readers, flags = READS}
+redis.register_function{function_name = 'im_changes', callback = changes, flags = READS}
+redis.register_function{function_name = 'im_tell', callback = tell_sender, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_confirm', callback = confirm, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_dirty', callback = dirty, flags = READS}
