@@ -1,6 +1,7 @@
 """What was said and who has read it: Redis first, and SQL for what is trimmed there, as if it were one."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -55,9 +56,9 @@ class History:
     def message(self, gid: str, packed: int) -> Message | None:
         """Return one message, or None if there is none of that id."""
         msgid = msgids.unpack(packed)
-        found = self._link.run(calls.entries(self._space, gid, msgid, msgid, 1))
-        if found:
-            return wire.message(gid, found[0])
+        for entry in self._link.run(calls.entries(self._space, gid, msgid, msgid, 1)):
+            with suppress(IndexError, ValueError):  # somebody has added by hand what is no message
+                return wire.message(gid, entry)
         row = self._database.message(gid, packed) if self._database else None
         return self._messages(gid, [row])[0] if row else None
 

@@ -121,7 +121,7 @@ local function unread(keys, args)
   else
     -- By the message after it: the one at the offset may be trimmed, or be one that a crash of the server took back.
     if packed >= tonumber(redis.call('HGET', keys[1], 'trimmed') or '0') then
-      local after = redis.call('XRANGE', keys[2], '(' .. unpack_id(packed), '+', 'COUNT', 1)[1]
+      local after = messages_in('XRANGE', keys[2], '(' .. unpack_id(packed), '+', 1)[1]
       seq = after and tonumber(after[2][2]) - 1 or head
     end
   end

@@ -91,11 +91,35 @@ local function member_count(acked, left)
   return redis.call('ZCARD', acked) - redis.call('ZCARD', left)
 end
 
+-- Whether an entry of a group's stream is a message: by hand anybody may add something else.
+local function is_message(entry)
+  local fields = entry[2]
+  return fields[1] == 'seq' and fields[13] == 'text'
+end
+
+-- Messages of a stream, at most so many, in the order of the command (XRANGE or XREVRANGE). What is none is passed over.
+local function messages_in(command, stream, from, to, count)
+  local found, n, room = {}, 0, tonumber(count)
+  while true do
+    local page = redis.call(command, stream, from, to, 'COUNT', room - n)
+    for _, entry in ipairs(page) do
+      if is_message(entry) then
+        n = n + 1
+        found[n] = entry
+      end
+    end
+    if n == room or #page == 0 then
+      return found
+    end
+    from = '(' .. page[#page][1]
+  end
+end
+
 -- The stream entry of a packed msgid, or nil and why not: NOGROUP, FUTURE, TRIMMED or NOMSG.
 local function find(stream, meta, packed)
   local id = unpack_id(packed)
   local entry = redis.call('XRANGE', stream, id, id)[1]
-  if entry then
+  if entry and is_message(entry) then
     return entry
   end
   local head = redis.call('HMGET', meta, 'last', 'trimmed')

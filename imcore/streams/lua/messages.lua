@@ -158,14 +158,14 @@ local function seen(entries, uncounted)
   end
   for _, entry in ipairs(entries) do
     local values = entry[2]
-    if not values[15] and redis.call('ZSCORE', uncounted, decimal(pack(entry[1]))) then
+    if is_message(entry) and not values[15] and redis.call('ZSCORE', uncounted, decimal(pack(entry[1]))) then
       values[14], values[15], values[16] = '', 'recalled', '1'
     end
   end
   return entries
 end
 
--- im_range: entries of a group's stream, oldest first.
+-- im_range: entries of a group's stream, oldest first, also what is no message.
 -- Keys: stream, uncounted. Arguments: first id, last id (XRANGE forms), count. Answer: entries.
 local function range(keys, args)
   return seen(redis.call('XRANGE', keys[1], args[1], args[2], 'COUNT', args[3]), keys[2])
@@ -189,7 +189,7 @@ local function pull(keys, args)
     start = tonumber(joined) > tonumber(args[2]) and joined or args[2]
   end
   local after = '(' .. unpack_id(tonumber(start))
-  local entries = redis.call('XRANGE', keys[2], after, '+', 'COUNT', args[3])
+  local entries = messages_in('XRANGE', keys[2], after, '+', args[3])
   return {start, meta[2] or '0', tonumber(meta[1]), seen(entries, keys[5])}
 end
 

@@ -84,7 +84,7 @@ local function status(keys, args)
     return no_group()
   end
   local answers = {}
-  local entries = seen(redis.call('XREVRANGE', keys[2], args[1], '-', 'COUNT', args[2]), keys[6])
+  local entries = seen(messages_in('XREVRANGE', keys[2], args[1], '-', args[2]), keys[6])
   if #entries > 0 then
     local common = tallying(keys, decimal(pack(entries[#entries][1])), decimal(pack(entries[1][1])))
     for i, entry in ipairs(entries) do
@@ -130,7 +130,7 @@ local function changes(keys, args)
   local common = args[2] and tallying(keys, decimal(tonumber(args[2]) + 1), args[#args - 1])
   for i = 2, #args, 3 do
     local first, final = '(' .. unpack_id(tonumber(args[i])), unpack_id(tonumber(args[i + 1]))
-    local entries = redis.call('XRANGE', keys[2], first, final, 'COUNT', room)
+    local entries = messages_in('XRANGE', keys[2], first, final, room)
     for _, entry in ipairs(entries) do
       local sender = entry[2][4]
       next_after = decimal(pack(entry[1]))

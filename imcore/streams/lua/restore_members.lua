@@ -11,8 +11,8 @@ end
 local function set_offset(stream, uid, offset, seq, trimmed)
   local id = unpack_id(offset)
   if seq == '' and offset >= trimmed then
-    local after = redis.call('XRANGE', stream, '(' .. id, '+', 'COUNT', 1)[1]
-    local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+    local after = messages_in('XRANGE', stream, '(' .. id, '+', 1)[1]
+    local newest = messages_in('XREVRANGE', stream, '+', '-', 1)[1]
     seq = after and tonumber(after[2][2]) - 1 or newest and newest[2][2] or ''
   end
   redis.pcall('XGROUP', 'CREATE', stream, uid, id)
