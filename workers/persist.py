@@ -104,7 +104,7 @@ class Persist:
                 work.problem = work.entry.event.reason
         sound = [work for work in works if not work.problem]
         if sound:
-            self._write(sound, self._watch.mark(self.name, [work.entry for work in sound]))
+            self._write(sound, self._watch.mark(self._journal.process, [work.entry for work in sound]))
         written = [work.entry for work in works if not work.problem]
         self._journal.done(written)
         return len(written) + sum(self._journal.fail(work.entry, work.problem) for work in works if work.problem)

@@ -26,7 +26,7 @@ _ASKING = (
 )
 """What every question about the chat takes."""
 
-_LOOKING_INTO_IT = ("lrange", "sismember", "xinfo|groups", "xlen", "xpending")
+_LOOKING_INTO_IT = ("hkeys", "lrange", "sismember", "xinfo|groups", "xlen", "xpending")
 """What `im stats`, `im dead` and `im check` take beside that."""
 
 _CHANGING = (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from imcore import msgid as msgids
-from imcore.admin.audit_group import THERE, differences
+from imcore.admin.audit_group import THERE, differences, oldest_of
 from imcore.admin.audit_messages import chunks
 from imcore.admin.mending import mend
 from imcore.admin.pending import KIND, undone
@@ -87,7 +87,7 @@ def _differences(gid: str, found: list[Suspicion]) -> Iterator[Difference]:
 def _mended(chat: Chat, gid: str, found: list[Suspicion]) -> Iterator[Difference]:
     """Mend a group, look at it again, and say what became of each difference."""
     try:
-        mend(chat, gid, since=min((s.msgid for s in found if s.depends == "message" and s.msgid), default=None))
+        mend(chat, gid, since=oldest_of(found))
     except TryAgain:
         yield from _differences(gid, found)
         return

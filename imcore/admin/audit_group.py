@@ -16,16 +16,17 @@ ROUNDS = 10
 THERE = "there"
 
 
-def differences(chat: Chat, gids: Sequence[str], *, recent: bool = False) -> dict[str, list[Suspicion]]:
+def differences(chat: Chat, gids: Sequence[str], *, after: int | None = None) -> dict[str, list[Suspicion]]:
     """Return what differs in each of some groups, and is not explained by what happened while both sides were read.
 
-    With `recent`, messages older than the newest that SQL has are left out. What changes all the time is left out too.
+    With `after` (packed), older messages are left out, but for the newest page that SQL has. What changes all the time
+    is left out too.
     """
     found: dict[str, dict[str, Suspicion]] = {}
     again = list(gids)
     for _ in range(ROUNDS):
         window = Window(chat, again)
-        seen = _Look(chat, window, again, recent=recent).suspicions()
+        seen = _Look(chat, window, again, after).suspicions()
         touched = window.touched()
         again = []
         for gid, suspicions in seen.items():
@@ -41,12 +42,12 @@ def differences(chat: Chat, gids: Sequence[str], *, recent: bool = False) -> dic
 class _Look:
     """One look at some groups."""
 
-    def __init__(self, chat: Chat, window: Window, gids: Sequence[str], *, recent: bool) -> None:
+    def __init__(self, chat: Chat, window: Window, gids: Sequence[str], after: int | None) -> None:
         self._chat = chat
         self._link = chat.link
         self._window = window
         self._gids = gids
-        self._recent = recent
+        self._after = after
 
     def suspicions(self) -> dict[str, list[Suspicion]]:
         """Return what differs in each group, but for what is trimmed meanwhile."""
@@ -64,25 +65,39 @@ class _Look:
     def _of_group(self, gid: str, meta: Meta, is_stored: bool, is_listed: bool) -> Iterator[Suspicion]:
         pending = self._window.pending[gid]
         if not meta.exists:
-            yield Suspicion("group", MISSING, THERE, "group")
+            if is_stored or self._has_rows(gid):
+                yield Suspicion("group", MISSING, THERE, "group")
+            elif is_listed:
+                yield Suspicion("name in the list of all groups", THERE, MISSING, "group")
             return
         if not is_stored and pending.created_ms is None:
             yield Suspicion("group", THERE, MISSING, "group")
         if not is_listed:
             yield Suspicion("group in the list of all", MISSING, THERE, "group")
         members = MemberAudit(self._chat, gid, pending)
-        if self._recent:
-            yield from MessageAudit(self._chat, gid, pending, after=self._before_newest(gid)).suspicions(meta)
-            yield from members.suspicions(meta, None)
-        else:
+        if self._after is None:
             messages = MessageAudit(self._chat, gid, pending)
             yield from messages.suspicions(meta)
             yield from members.suspicions(meta, messages)
+        else:
+            after = min(self._after, self._before_newest(gid))
+            yield from MessageAudit(self._chat, gid, pending, after=after).suspicions(meta)
+            yield from members.suspicions(meta, None)
+
+    def _has_rows(self, gid: str) -> bool:
+        """Return whether SQL has anything of a group that it does not list."""
+        database = self._chat.database
+        return bool(stored.head(database, gid, until=NEVER).messages) or any(stored.spans(database, [gid]))
 
     def _before_newest(self, gid: str) -> int:
         """Return the message before the newest page that SQL has."""
         newest = self._chat.database.messages_before(gid, NEVER, limit=PAGE)
         return newest[0].msgid - 1 if newest else 0
+
+
+def oldest_of(found: Sequence[Suspicion]) -> int | None:
+    """Return the oldest message (packed) that differs, None if none does."""
+    return min((s.msgid for s in found if s.depends == "message" and s.msgid), default=None)
 
 
 def _trimmed(suspicion: Suspicion, before: Meta, now: Meta) -> bool:

@@ -23,6 +23,10 @@ class Live:
     """All span keys of any of the sorted sets, also those that make no span."""
     opened: dict[str, int]
     """Where each open span began."""
+    followers: set[str]
+    """The consumer groups of the stream."""
+    beyond: dict[str, tuple[int, int]]
+    """Offsets of members that are no message's: what they are, and what they are taken for."""
     uncounted: set[int]
     """Recalled messages and tombstones."""
 
@@ -34,6 +38,7 @@ class Plan:
     base: Trim
     trim: Trim
     seen: Seen
+    journal_end: str
     newest_live: int
     newest_stored: int
     live: Live
@@ -48,6 +53,8 @@ class Plan:
     spans: dict[str, Spans] = field(default_factory=dict)
     """The spans that are to be."""
     is_laid_out: bool = False
+    stands: bool = True
+    """Whether the stream, and what is said of it, is as it is to be."""
     lost: list[int] = field(default_factory=list)
     before: dict[int, int] = field(default_factory=dict)
     """The message before each lost one."""
@@ -55,6 +62,8 @@ class Plan:
     once: list[MessageRow] = field(default_factory=list)
     moved_senders: set[int] = field(default_factory=set)
     """Messages with which their sender's offset has moved."""
+    foreign: dict[bytes, list[bytes]] = field(default_factory=dict)
+    """Entries that are no messages, by id."""
     senders: set[str] = field(default_factory=set)
     added: int = 0
     moved: int = 0
@@ -107,9 +116,10 @@ def note(plan: Plan, placed: Placed) -> None:
         plan.lost.append(row.msgid)
         plan.before[row.msgid] = plan.newest
     plan.senders.add(row.sender_uid)
+    plan.stands &= here is not None and place_of(here) == place_of(row)
     if there is None:
         plan.added += 1
-    elif (there.seq, there.span) != (row.seq, row.span):
+    elif (there.seq, there.span, there.recalls) != (row.seq, row.span, row.recalls):
         plan.rewritten.append(row._replace(content=""))
     if row.client_msgid and (here is None or here.seq != row.seq):
         plan.once.append(row._replace(content=""))
@@ -117,9 +127,10 @@ def note(plan: Plan, placed: Placed) -> None:
     plan.newest, plan.seq = row.msgid, row.seq
 
 
-def place_of(row: MessageRow) -> tuple[int, int, str, int, str]:
+def place_of(row: MessageRow) -> tuple[int, int, str, int, str, int]:
     """What two sides have to agree on for all before it to be alike. Content may be recalled."""
-    return row.msgid, row.seq, row.sender_uid, -1 if row.span is None else row.span, row.client_msgid or ""
+    span = -1 if row.span is None else row.span
+    return row.msgid, row.seq, row.sender_uid, span, row.client_msgid or "", row.recalls or 0
 
 
 def settled(rows: Sequence[SpanRow], live: Live, *, version: int) -> dict[str, list[SpanRow]]:
@@ -161,7 +172,7 @@ def _passed(plan: Plan, key: str, row: SpanRow, began: int) -> Passed:
     known = max(plan.known.get((row.uid, began), 0), began)
     i = bisect_right(plan.lost, known)
     lost = plan.lost[i] if i < len(plan.lost) else NEVER
-    return Passed(key, lost, max(known, plan.before.get(lost, 0)), began, known)
+    return Passed(key, row.joined_msgid, lost, max(known, plan.before.get(lost, 0)), began, known)
 
 
 def _offset(plan: Plan, row: SpanRow) -> int:
@@ -186,6 +197,8 @@ def lowest_behind(plan: Plan) -> int | None:
 def orders(plan: Plan) -> Iterator[SpanOrder]:
     """Yield what is to be done about spans: all of them are asserted, and what is no span is dropped."""
     opened = dict(plan.live.opened)
+    for uid, (stands, newest) in plan.live.beyond.items():
+        yield SpanOrder("back", uid, opened[uid], stands, newest, None, opened[uid])
     wanted = set()
     for row in plan.rows:
         uid, joined = row.uid, row.joined_msgid
@@ -205,4 +218,4 @@ def orders(plan: Plan) -> Iterator[SpanOrder]:
         offset = offset_of(row._replace(acked_msgid=acked))
         yield SpanOrder("close", uid, joined, row.left_msgid, offset, None, seen)
     for key in sorted(plan.live.keys - wanted):
-        yield SpanOrder("drop", key)
+        yield SpanOrder("drop", key, seen=plan.live.opened.get(key))

@@ -2,9 +2,11 @@
 
 Redis gets what only SQL has, and SQL what only Redis has; `imcore.admin.merging` says what comes of it.
 
-SQL is written first. Then a new stream is made beside the group's own and takes its place in one step, which looks
-whether anybody came or went meanwhile; then spans and own messages follow. Killed anywhere on the way, or run twice, it
-does no harm: done again, it finds the rest.
+Meanwhile no worker stores anything of the partition, and nobody else mends the group (`imcore.admin.claims`). SQL is
+written first. Then, where messages are not as they should be, a new stream is made beside the group's own and takes its
+place in one step; then spans and own messages follow. Killed anywhere on the way, or run twice, it does no harm: done
+again, it finds the rest. People go on all the time: messages that come meanwhile follow in the new stream, and where
+members come or go, the spans are looked at again.
 
 A message that Redis had lost may lie before the offset of a member who has read on since, without having got it. Such
 an offset goes back to before that message, unless SQL knows that it had passed it: the member pulls it with what
@@ -12,15 +14,17 @@ follows.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter
 
 from imcore import msgid as msgids
+from imcore.admin import claims
 from imcore.admin import pending as journals
 from imcore.admin.audit_members import followers, scan
 from imcore.admin.audit_messages import Meta, chunks, metas_of
+from imcore.admin.claims import Hold
 from imcore.admin.mend_plan import (
     Live,
     Plan,
@@ -38,16 +42,31 @@ from imcore.admin.pending import START, Window
 from imcore.chat import Chat
 from imcore.errors import TryAgain
 from imcore.sql import stored
-from imcore.sql.rows import Batch, GroupRow, MessageRow, SpanRow
+from imcore.sql.rows import Batch, GroupRow, MarkRow, MessageRow, SpanRow
 from imcore.streams import restore_calls, wire
-from imcore.streams.keys import SEPARATOR
+from imcore.streams.keys import SEPARATOR, uid_of
 from imcore.streams.link import CHUNK
-from imcore.streams.restore_calls import NEVER, Seen, Shadow, Text, Trim
+from imcore.streams.restore_calls import NEVER, Claim, Seen, Shadow, Text, Trim
 
 PAGE = 200
 """How many messages one call adds to a shadow, and how many spans one puts right: the server stands still meanwhile."""
 
 TRIES = 20
+
+MENDER = "mend"
+"""The name by which those who mend mark how far they have stored."""
+
+Whose = Container[str]
+
+
+class _Everybody:
+    """All users, whoever they are."""
+
+    def __contains__(self, uid: object) -> bool:
+        return True
+
+
+EVERYBODY: Whose = _Everybody()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +82,44 @@ class Mended:
     behind: int | None = None
 
 
-def mend(chat: Chat, gid: str, *, since: int | None = None) -> Mended:
+def mend(chat: Chat, gid: str, *, since: int | None = None, hold: Hold | None = None) -> Mended:
     """Make one group right; return what was done. Messages before `since` (packed), if it is given, are looked at too.
 
-    Raise TryAgain if members come and go too fast.
+    `hold` is the caller's on the partition, if it has one. Raise TryAgain if somebody else mends it all the time, or if
+    members come and go too fast.
     """
+    if hold is None:
+        with Hold(chat, chat.link.space.partition_of(gid), wait_s=claims.HOLD_MS / 1000 + 1) as own:
+            return mend(chat, gid, since=since, hold=own)
+    total, left = Mended(), EVERYBODY
     for _ in range(TRIES):
-        done = _Mending(chat, gid, since).attempt()
-        if done:
-            return done
-    raise TryAgain(f"the members of {gid!r} change too fast to mend it now")
+        hold.keep()
+        done, left = _attempt(chat, gid, since, hold, left)
+        total = _sum(total, done)
+        if not left:
+            return total
+    raise TryAgain(f"{gid!r} changes too fast to mend it now")
 
 
-def unfinished(chat: Chat, partition: int) -> set[str]:
-    """Return the groups of a partition whose mending has begun and not ended: they may not be as they should."""
-    found = chat.link.read("SMEMBERS", restore_calls.unfinished_of(chat.link.space, partition))
-    return {gid.decode() for gid in found}
+def _attempt(chat: Chat, gid: str, since: int | None, hold: Hold, whose: Whose) -> tuple[Mended, Whose]:
+    """Put the spans of some users right, and all else; return what was done, and whose spans are left."""
+    claim = claims.take(chat, [gid])[0]
+    left = whose
+    try:
+        done, left = _Mending(chat, claim, since, hold).attempt(whose)
+    finally:
+        claims.give_back(chat, [claim], done=not left)
+    return done, left
+
+
+def _sum(one: Mended, other: Mended) -> Mended:
+    lowest = [behind for behind in (one.behind, other.behind) if behind is not None]
+    return Mended(
+        one.restored + other.restored,
+        one.stored + other.stored,
+        one.renumbered + other.renumbered,
+        min(lowest, default=None),
+    )
 
 
 def trim_point(chat: Chat, gid: str) -> Trim:
@@ -93,48 +134,59 @@ def trim_point(chat: Chat, gid: str) -> Trim:
 class _Mending:
     """One attempt."""
 
-    def __init__(self, chat: Chat, gid: str, since: int | None) -> None:
+    def __init__(self, chat: Chat, claim: Claim, since: int | None, hold: Hold) -> None:
         self._chat = chat
         self._link = chat.link
         self._database = chat.database
-        self._gid = gid
+        self._claim = claim
+        self._k = claim.k
+        self._gid = gid = claim.k.gid
         self._since = since
-        self._k = chat.link.space.group(gid)
+        self._hold = hold
         self._window = Window(chat, [gid])
         self._pending = self._window.pending[gid]
 
-    def attempt(self) -> Mended | None:
-        """Return what was done, None if the group has changed meanwhile."""
+    def attempt(self, whose: Whose) -> tuple[Mended, Whose]:
+        """Return what was done, and whose spans are left, since they came or went meanwhile."""
         plan = self._plan()
-        self._note_unfinished("SADD")
+        if plan is None:
+            return Mended(), ()
+        self._mark(plan)
         self._write_spans(plan)
-        self._make_shadow(plan)
-        if not self._swap(plan) or not self._restore_spans(plan):
-            return None
-        self._restore_rest(plan)
-        self._note_unfinished("SREM")
-        return Mended(len(plan.lost), plan.added, plan.moved, lowest_behind(plan))
-
-    def _note_unfinished(self, command: str) -> None:
-        self._link.once(command, restore_calls.unfinished_of(self._link.space, self._partition), self._gid)
+        if plan.stands and not plan.resets:
+            self._store_messages(plan)
+        elif not self._swap(plan, self._make_shadow(plan)):
+            return Mended(), whose
+        done = Mended(len(plan.lost), plan.added, plan.moved, lowest_behind(plan))
+        left = self._restore_spans(plan, whose)
+        if not left:
+            self._restore_rest(plan)
+        return done, left
 
     # What is to be.
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> Plan | None:
+        """Return what is to be done, None for a name that is no group on either side."""
         # In this order: what SQL has by now and Redis does not have then, is lost.
         newest_stored = stored.head(self._database, self._gid, until=NEVER).newest
         live = self._live_spans()
         newest_live = self._newest()
         meta = metas_of(self._link, [self._gid])[self._gid]
-        base = self._base(meta)
         rows = list(stored.spans(self._database, [self._gid]))
+        is_listed = self._link.read("SISMEMBER", self._k.groups, self._gid)
+        if not (meta.exists or newest_live or newest_stored or rows or live.keys or self._is_known()):
+            self._link.once("SREM", self._k.groups, self._gid)
+            return None
         told = list(self._pending.applied(rows))
-        seen = Seen(self._window.opened_at(self._partition), msgids.unpack(newest_live))
-        version = version_after(told, seen.journal)
+        live = _bounded(live, told, max(newest_live, newest_stored))
+        base = self._base(meta)
+        journal_end = self._window.opened_at(self._partition)
+        version = version_after(told, journal_end)
         plan = Plan(
             base=base,
             trim=self._trim(meta, base),
-            seen=seen,
+            seen=Seen(msgids.unpack(newest_live), meta.trimmed if meta.exists else None),
+            journal_end=journal_end,
             newest_live=newest_live,
             newest_stored=newest_stored,
             live=live,
@@ -147,7 +199,12 @@ class _Mending:
         lay_out(plan, self._placed(plan))
         for placed in self._placed(plan):
             note(plan, placed)
+        is_whole = (meta.seq, meta.last, meta.trimmed) == (plan.seq, plan.newest, plan.trim.msgid)
+        plan.stands &= bool(is_listed) and is_whole and not plan.foreign and live.followers == live.opened.keys()
         return plan
+
+    def _is_known(self) -> bool:
+        return self._pending.created_ms is not None or bool(stored.listed(self._database, [self._gid]))
 
     @property
     def _partition(self) -> int:
@@ -201,8 +258,11 @@ class _Mending:
 
     def _live(self, plan: Plan, base: int, last: str) -> Iterator[MessageRow]:
         first = f"({msgids.unpack(base)}" if base else "-"
-        for row, moved_sender in journals.live(self._link, self._gid, first=first, last=last):
-            if moved_sender:
+        for entry_id, row, values in journals.raw_entries(self._link, self._gid, first=first, last=last):
+            if row is None:
+                plan.foreign[entry_id] = values
+                continue
+            if wire.moved_with_sender(values):
                 plan.moved_senders.add(row.msgid)
             yield row
 
@@ -217,9 +277,17 @@ class _Mending:
                 rows.setdefault(uid, []).append(SpanRow(self._gid, uid, began, left.get(key), 0, offset))
         opened = {key: began for key, began in joined.items() if SEPARATOR not in key}
         uncounted = {int(msgid) for msgid, _ in scan(self._link, self._k.uncounted)}
-        return Live(rows, {*acked, *joined, *left}, opened, uncounted)
+        return Live(rows, {*acked, *joined, *left}, opened, set(follow), {}, uncounted)
 
     # SQL first.
+
+    def _mark(self, plan: Plan) -> None:
+        """Mark in both how far is stored, before anything is: a Redis that loses it afterwards shows that."""
+        if plan.journal_end == START:
+            return
+        packed = msgids.pack_id(plan.journal_end.encode())
+        self._link.run(restore_calls.marks(self._link.space, self._partition, {MENDER: packed}))
+        self._database.write(Batch(marks=[MarkRow(self._partition, MENDER, packed)]))
 
     def _write_spans(self, plan: Plan) -> None:
         if plan.rewritten:
@@ -232,41 +300,71 @@ class _Mending:
             batch.groups.append(GroupRow(self._gid, self._pending.created_ms or time.time_ns() // 1_000_000))
         self._database.write(batch)
 
+    def _store_messages(self, plan: Plan) -> None:
+        """Put into SQL what only Redis has."""
+        for _ in self._stored(plan):
+            pass
+
+    def _stored(self, plan: Plan) -> Iterator[list[Placed]]:
+        """Yield the messages after the base, a page at a time, once SQL has them; recalled ones without their text."""
+        recalled = {msgid for _, msgid in stored.recalls(self._database, self._gid)}
+        for some in chunks(self._placed(plan), PAGE):
+            new = [placed.row for placed in some if placed.stored is None]
+            rows = [row._replace(content="") if row.msgid in recalled else row for row in new]
+            self._database.write(Batch(messages=rows))
+            self._hold.keep()
+            yield some
+
     # Then Redis.
 
-    def _make_shadow(self, plan: Plan) -> None:
-        """Put beside the stream what is to be in its place; and into SQL what only Redis has."""
-        if plan.trim == plan.base:
-            self._link.run(restore_calls.add(self._k, [], anew=True))
-        else:
-            self._copy(msgids.unpack(plan.base.msgid))
-        for some in chunks(self._placed(plan), PAGE):
-            self._database.write(Batch(messages=[placed.row for placed in some if placed.stored is None]))
+    def _make_shadow(self, plan: Plan) -> int:
+        """Put beside the stream what is to be in its place; return how many entries that are."""
+        entries = 0 if plan.trim == plan.base else self._copy(msgids.unpack(plan.base.msgid))
+        for some in self._stored(plan):
             texts = [Text(placed.row, up=self._moves_sender(plan, placed)) for placed in some]
-            self._link.run(restore_calls.add(self._k, texts))
+            self._link.run(restore_calls.add(self._claim, texts))
+            entries += len(some)
+        return entries
 
-    def _copy(self, last: str) -> None:
-        anew = True
-        while self._link.run(restore_calls.copy(self._k, first="0-1", last=last, count=PAGE, anew=anew)) == PAGE:
-            anew = False
+    def _copy(self, last: str) -> int:
+        before, entries = -1, 0
+        while before != entries:
+            before, entries = entries, self._link.run(restore_calls.copy(self._claim, last=last, count=PAGE))
+            self._hold.keep()
+        return entries
 
     def _moves_sender(self, plan: Plan, placed: Placed) -> bool:
         return placed.stored is None and not plan.resets and placed.row.msgid in plan.moved_senders
 
-    def _swap(self, plan: Plan) -> bool:
-        undone = journals.undone_from(self._link, self._partition) if plan.seen.journal != journals.START else None
+    def _swap(self, plan: Plan, entries: int) -> bool:
+        undone = journals.undone_from(self._link, self._partition) if plan.journal_end != START else None
         floor = max((max(row.joined_msgid, row.left_msgid or 0, row.acked_msgid) for row in plan.rows), default=0)
-        shadow = Shadow(msgids.unpack(plan.newest), plan.seq, id_above(floor) if floor > plan.newest else START)
-        call = restore_calls.swap(
-            self._k, plan.seen, shadow, plan.trim, undone=undone, passed=list(passed(plan)) if plan.resets else ()
+        shadow = Shadow(
+            entries, msgids.unpack(plan.newest), plan.seq, id_above(floor) if floor > plan.newest else START
         )
-        return self._link.run(call) is not restore_calls.CHANGED
-
-    def _restore_spans(self, plan: Plan) -> bool:
-        for some in chunks(orders(plan), PAGE):
-            if self._link.run(restore_calls.spans(self._k, some, plan.trim)):
-                return False
+        call = restore_calls.swap(
+            self._claim, plan.seen, shadow, plan.trim, undone=undone, passed=list(passed(plan)) if plan.resets else ()
+        )
+        if self._link.run(call) is restore_calls.CHANGED:
+            return False
+        self._put_aside(plan)
         return True
+
+    def _put_aside(self, plan: Plan) -> None:
+        """Keep as dead letters what was in the stream and is no message."""
+        why = ("dead_worker", "check", "dead_reason", f"no message, and stood in the stream of {self._gid!r}")
+        for entry_id, values in plan.foreign.items():
+            told = (*why, "dead_entry", entry_id.decode(), "dead_deliveries", "0")
+            self._link.once("XADD", self._link.space.dead_letters(self._partition), "*", *told, *values)
+
+    def _restore_spans(self, plan: Plan, whose: Whose) -> set[str]:
+        """Put spans right; return whose are not, since they came or went meanwhile."""
+        missed: set[str] = set()
+        for some in chunks((order for order in orders(plan) if uid_of(order.uid) in whose), PAGE):
+            numbers = self._link.run(restore_calls.spans(self._claim, some, plan.trim))
+            missed.update(uid_of(some[number].uid) for number in numbers)
+            self._hold.keep()
+        return missed
 
     def _restore_rest(self, plan: Plan) -> None:
         members = [row.uid for row in plan.rows if row.left_msgid is None]
@@ -276,7 +374,7 @@ class _Mending:
         owners = self._owners(members) | trimmed.keys() | plan.senders
         recalled = {msgid for pair in stored.recalls(self._database, self._gid) for msgid in pair}
         once_ms = self._chat.settings.idempotency_ms
-        strangers = plan.live.uncounted - recalled
+        strangers = [msgid for msgid in plan.live.uncounted - recalled if not self._is_message(msgid)]
         batch = [restore_calls.uncounted(self._k, some) for some in chunks(recalled, PAGE)]
         batch += [restore_calls.uncounted(self._k, some, drop=True) for some in chunks(strangers, PAGE)]
         batch += [restore_calls.own(self._k, some, trimmed) for some in chunks(sorted(owners), PAGE)]
@@ -285,10 +383,28 @@ class _Mending:
             batch += [restore_calls.again(self._k, some) for some in chunks(members, PAGE)]
         self._link.run_many(batch)
 
+    def _is_message(self, msgid: int) -> bool:
+        """Return whether there is such a message: then it stays recalled, whatever has become of the tombstone."""
+        return self._chat.history.message(self._gid, msgid) is not None
+
     def _owners(self, uids: Sequence[str]) -> set[str]:
         """Return who has own messages past the offset, as Redis has it."""
         lengths = [self._link.read_many([("LLEN", self._k.own(uid)) for uid in some]) for some in chunks(uids, CHUNK)]
         return {uid for uid, length in zip(uids, chain.from_iterable(lengths), strict=True) if length}
+
+
+def _bounded(live: Live, told: Sequence[SpanRow], newest: int) -> Live:
+    """Return what Redis has, without offsets beyond the newest message that the other side does not tell of."""
+    known = {(row.uid, row.joined_msgid): row.acked_msgid for row in told}
+    rows: dict[str, list[SpanRow]] = {}
+    beyond = {}
+    for uid, each in live.rows.items():
+        for row in each:
+            most = max(newest, row.joined_msgid, known.get((uid, row.joined_msgid), 0))
+            if row.acked_msgid > most and row.left_msgid is None:
+                beyond[uid] = row.acked_msgid, most
+            rows.setdefault(uid, []).append(row._replace(acked_msgid=min(row.acked_msgid, most)))
+    return replace(live, rows=rows, beyond=beyond)
 
 
 def id_above(packed: int) -> str:

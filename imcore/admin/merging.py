@@ -82,10 +82,15 @@ def place(
         if row is None:
             continue
         seq, msgid = seq + 1, row.msgid
-        yield Placed(row._replace(seq=seq, span=span_of(row)), stored, live)
+        yield Placed(row._replace(seq=seq, span=span_of(row), recalls=_recalls(live, stored)), stored, live)
     for live in again:
         seq, msgid = seq + 1, msgid + 1
         yield Placed(live._replace(msgid=msgid, seq=seq, span=span_of(live)), None, live)
+
+
+def _recalls(live: MessageRow | None, stored: MessageRow | None) -> int | None:
+    """Return what a message recalls, if either side knows it to be a tombstone."""
+    return next((row.recalls for row in (live, stored) if row and row.recalls is not None), None)
 
 
 def _is_same(one: MessageRow, other: MessageRow) -> bool:

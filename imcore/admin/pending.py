@@ -225,6 +225,21 @@ def live_entries(
         first = f"({page[-1][0].decode()}"
 
 
+def raw_entries(
+    link: Link, gid: str, *, first: str = "-", last: str = "+"
+) -> Iterator[tuple[bytes, MessageRow | None, list[bytes]]]:
+    """Yield the entries of a stream as they are, texts of recalled messages included; no row for what is no message."""
+    stream = link.space.group(gid).stream
+    while True:
+        page = link.read("XRANGE", stream, first, last, "COUNT", PAGE)
+        for entry_id, fields in page:
+            values = wire.values_of(fields)
+            yield entry_id, readable(gid, entry_id, values), values
+        if len(page) < PAGE:
+            return
+        first = f"({page[-1][0].decode()}"
+
+
 def readable(gid: str, entry_id: bytes, values: list[bytes]) -> MessageRow | None:
     """Return the message of an entry, None if it is none."""
     try:

@@ -118,7 +118,7 @@ def _end(chat: Chat) -> None:
         link.run(restore_calls.marks(space, partition, {consumer: mark}))
     link.once("HDEL", CONFIG, REBUILDING)
     for partition in range(space.partitions):
-        link.once("UNLINK", restore_calls.rebuilt_of(space, partition))
+        link.once("UNLINK", space.rebuilt(partition))
 
 
 def _hold_lease(chat: Chat, token: str) -> None:
@@ -165,7 +165,7 @@ class _Rebuild:
 
     def _bunches(self, gids: list[str]) -> Iterator[list[Head]]:
         """Merge those of the groups that are there, pass over those that are done, and yield the others."""
-        rebuilt = [restore_calls.rebuilt_of(self._space, self._space.partition_of(gid)) for gid in gids]
+        rebuilt = [self._space.rebuilt(self._space.partition_of(gid)) for gid in gids]
         done = self._link.read_many([("SISMEMBER", key, gid) for key, gid in zip(rebuilt, gids, strict=True)])
         there = self._link.read_many([("EXISTS", self._space.group(gid).meta) for gid in gids])
         heads = stored.heads(self._database, gids)
@@ -223,7 +223,7 @@ class _Rebuild:
         for gid in gids:
             by_partition.setdefault(self._space.partition_of(gid), []).append(gid)
         for partition, some in by_partition.items():
-            self._link.once("SADD", restore_calls.rebuilt_of(self._space, partition), *some)
+            self._link.once("SADD", self._space.rebuilt(partition), *some)
 
     def _count(self, **more: int) -> None:
         self.summary = replace(

@@ -3,19 +3,21 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
 from imcore import msgid as msgids
+from imcore.admin import claims
 from imcore.admin.audit_members import is_empty
 from imcore.admin.audit_messages import chunks
 from imcore.admin.mending import id_above
 from imcore.admin.merging import offset_of
-from imcore.admin.pending import START, end_of
+from imcore.admin.pending import START
 from imcore.chat import Chat
 from imcore.sql import stored
 from imcore.sql.rows import SpanRow
 from imcore.streams import restore_calls
 from imcore.streams.calls import Call
-from imcore.streams.restore_calls import Seen, Shadow, SpanOrder, Text, Trim
+from imcore.streams.restore_calls import Claim, Seen, Shadow, SpanOrder, Text, Trim
 
 PAGE = 200
 """How many messages, or spans, one call brings back: the server stands still meanwhile."""
@@ -36,61 +38,73 @@ class Bunch:
         self._once_after = once_after
         self._gids = gids
         self._trim = trim
-        self._waiting: list[Call[int]] = []
+        self._waiting: list[Call[Any]] = []
+        self._claims: dict[str, Claim] = {}
         self._newest = dict.fromkeys(gids, trim)
+        self._entries = dict.fromkeys(gids, 0)
+        self._missed: set[str] = set()
         self._seqs: dict[tuple[str, int], int] = {}
         self.spans: dict[str, list[SpanRow]] = {gid: [] for gid in gids}
         self.messages = 0
         self.members = 0
 
     def bring_back(self) -> list[str]:
-        """Bring the groups back; return those that somebody has made meanwhile, or whose spans contradict each other.
+        """Bring the groups back; return those that are not as they should be yet, to be mended one by one.
 
-        First come the messages, in a stream beside; then, as one step, the group; then its members.
+        These are groups that somebody has made meanwhile, or whose members came or went, or whose spans contradict each
+        other. First come the messages, in a stream beside; then, as one step, the group; then its members.
         """
-        partitions = {self._space.partition_of(gid) for gid in self._gids}
-        ends = {partition: end_of(self._link, partition) for partition in partitions}
+        taken = claims.take(self._chat, self._gids)
+        self._claims = {claim.k.gid: claim for claim in taken}
+        done: set[str] = set()
+        try:
+            done = self._bring_back() - self._missed
+        finally:
+            claims.give_back(self._chat, [claim for claim in taken if claim.k.gid in done], done=True)
+            claims.give_back(self._chat, [claim for claim in taken if claim.k.gid not in done], done=False)
+        return sorted(set(self._gids).difference(done))
+
+    def _bring_back(self) -> set[str]:
         for span in stored.spans(self._database, self._gids):
             self.spans[span.gid].append(span)
         clear = [gid for gid in self._gids if not _has_double(self.spans[gid])]
         self._add_messages()
-        answers = self._link.run_many([self._swap(gid, ends[self._space.partition_of(gid)]) for gid in clear])
+        answers = self._link.run_many([self._swap(gid) for gid in clear])
         done = [gid for gid, answer in zip(clear, answers, strict=True) if answer is not restore_calls.CHANGED]
         for gid in done:
             self._add_spans(gid)
         self._add_rest(done)
         self._flush()
-        return sorted(set(self._gids).difference(done))
+        return set(done)
 
     def _add_messages(self) -> None:
         offsets = {(gid, span.acked_msgid) for gid, spans in self.spans.items() for span in spans}
-        for gid in self._gids:
-            self._later(restore_calls.add(self._space.group(gid), [], anew=True))
         rows = stored.messages(self._database, self._gids, after=self._trim.msgid)
         for gid, each in groupby(rows, key=attrgetter("gid")):
             for some in chunks(each, PAGE):
                 self._seqs.update(((gid, row.msgid), row.seq) for row in some if (gid, row.msgid) in offsets)
                 self._newest[gid] = Trim(some[-1].msgid, some[-1].seq)
-                self.messages += len(some)
-                self._later(restore_calls.add(self._space.group(gid), [Text(row) for row in some]))
+                self._entries[gid] += len(some)
+                self._later(restore_calls.add(self._claims[gid], [Text(row) for row in some]))
         self._flush()
         if self._trim.msgid:
             gid = self._gids[0]
             below = (acked for _, acked in offsets if acked <= self._trim.msgid)
             self._seqs.update(((gid, msgid), seq) for msgid, seq in stored.seqs(self._database, gid, below).items())
 
-    def _swap(self, gid: str, journal_end: str) -> Call[tuple[int, int] | None]:
+    def _swap(self, gid: str) -> Call[tuple[int, int] | None]:
         newest, seq = self._newest[gid]
         bounds = (max(span.joined_msgid, span.left_msgid or 0, span.acked_msgid) for span in self.spans[gid])
         floor = max(bounds, default=0)
-        shadow = Shadow(msgids.unpack(newest), seq, id_above(floor) if floor > newest else START)
-        return restore_calls.swap(self._space.group(gid), Seen(journal_end, START), shadow, self._trim)
+        after = id_above(floor) if floor > newest else START
+        shadow = Shadow(self._entries[gid], msgids.unpack(newest), seq, after)
+        return restore_calls.swap(self._claims[gid], Seen(START, None), shadow, self._trim)
 
     def _add_spans(self, gid: str) -> None:
-        k = self._space.group(gid)
+        self.messages += self._entries[gid]
         for some in chunks((span for span in self.spans[gid] if not is_empty(span)), PAGE):
             self.members += sum(1 for span in some if span.left_msgid is None)
-            self._later(restore_calls.spans(k, [self._order(span) for span in some], self._trim))
+            self._later(restore_calls.spans(self._claims[gid], [self._order(span) for span in some], self._trim))
 
     def _order(self, span: SpanRow) -> SpanOrder:
         what = "open" if span.left_msgid is None else "close"
@@ -122,13 +136,16 @@ class Bunch:
         for uids in chunks(by_uid, PAGE):
             self._later(restore_calls.own(self._space.group(gid), uids, trimmed))
 
-    def _later(self, call: Call[int]) -> None:
+    def _later(self, call: Call[Any]) -> None:
         self._waiting.append(call)
         if len(self._waiting) == MOST_CALLS:
             self._flush()
 
     def _flush(self) -> None:
-        self._link.run_many(self._waiting)
+        answers = self._link.run_many(self._waiting)
+        for call, missed in zip(self._waiting, answers, strict=True):
+            if call.function == restore_calls.SPANS and missed:
+                self._missed.add(call.gid)
         self._waiting = []
 
 

@@ -15,14 +15,14 @@ so SQL stays what it was when Redis fell behind it.
 
 import logging
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from imcore import msgid as msgids
-from imcore.admin.audit_group import differences
+from imcore.admin.audit_group import differences, oldest_of
 from imcore.admin.audit_messages import chunks
-from imcore.admin.mending import id_above, mend, unfinished
+from imcore.admin.claims import Hold, unfinished
+from imcore.admin.mending import Mended, id_above, mend
 from imcore.admin.unconfirmed import mark_unconfirmed
 from imcore.chat import Chat
 from imcore.errors import RedisUnavailable, TryAgain
@@ -30,23 +30,22 @@ from imcore.settings import Settings
 from imcore.sql import stored
 from imcore.sql.database import Database
 from imcore.sql.rows import MarkRow
-from imcore.streams import journal_calls, keys, restore_calls
+from imcore.streams import keys, restore_calls
 from imcore.streams.calls import Call
 from imcore.streams.events import Entry
 from imcore.streams.link import Link
+from imcore.streams.restore_calls import NEVER
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 100
 """How many groups are looked at within one window."""
 
-HOLD_MS = 60_000
-"""For how long at most nobody stores anything after the process that mends has died."""
+RECENT_MS = 600_000
+"""So much older than the last entry of a batch that Redis has lost may what that batch has stored be."""
 
 REBUILDING = "rebuilding"
 """The field of the configuration that is there while a rebuild is under way."""
-
-_KIND = "reconcile"
 
 _REASONS = {
     "OLDER": "Redis is older than SQL: nothing is stored until the two are reconciled",
@@ -82,7 +81,7 @@ def marks_of(chat: Chat) -> Marks:
     link, space = chat.link, chat.link.space
     there = stored.marks(chat.database)
     places = list(there)
-    found = link.read_many([("HGET", restore_calls.marks_of(space, p), consumer) for p, consumer in places])
+    found = link.read_many([("HGET", space.marks(p), consumer) for p, consumer in places])
     here = {place: int(mark or 0) for place, mark in zip(places, found, strict=True)}
     return Marks(there, {place: (here[place], there[place]) for place in places if here[place] < there[place]})
 
@@ -92,37 +91,32 @@ def reconcile(chat: Chat, partition: int) -> Reconciled:
 
     Raise TryAgain if another process is about it.
     """
-    token = uuid.uuid4().hex
-    if not _lease(chat, partition, token, HOLD_MS):
-        raise TryAgain(f"another process reconciles partition {partition} with SQL")
-    try:
-        return _reconcile(chat, partition, token)
-    finally:
-        chat.link.run(restore_calls.hold(chat.link.space, partition, 0))
-        _lease(chat, partition, token, 0)
+    with Hold(chat, partition) as hold:
+        return _reconcile(chat, partition, hold)
 
 
-def _reconcile(chat: Chat, partition: int, token: str) -> Reconciled:
+def _reconcile(chat: Chat, partition: int, hold: Hold) -> Reconciled:
     link, space, database = chat.link, chat.link.space, chat.database
-    marks = {consumer: mark for (p, consumer), mark in stored.marks(database).items() if p == partition}
-    link.run(restore_calls.hold(space, partition, HOLD_MS))
+    found = marks_of(chat)
+    marks = {consumer: mark for (p, consumer), mark in found.stored.items() if p == partition}
+    lost = [there for (p, _), (_, there) in found.behind.items() if p == partition]
+    after = msgids.first_at(msgids.time_ms(min(lost)) - RECENT_MS) if lost else NEVER
     # What happens from now on is to be later than what SQL knows, also where the clock stands behind.
     latest = max(stored.newest_change(database), *marks.values(), 0)
     link.run(restore_calls.journal(space, partition, id_above(latest)))
+    link.run(restore_calls.raise_versions(space, partition))
     done = Reconciled()
     half_done = unfinished(chat, partition)
     for some in chunks(_gids(chat, partition), AT_ONCE):
-        for gid, found in differences(chat, some, recent=True).items():
-            if found or gid in half_done:
-                done = _mended(chat, gid, done)
-        _lease(chat, partition, token, HOLD_MS)
-        link.run(restore_calls.hold(space, partition, HOLD_MS))
+        for gid, each in differences(chat, some, after=after).items():
+            if each or gid in half_done:
+                done = _mended(chat, gid, done, mend(chat, gid, since=oldest_of(each), hold=hold))
+        hold.keep()
     link.run(restore_calls.marks(space, partition, marks))
     return done
 
 
-def _mended(chat: Chat, gid: str, done: Reconciled) -> Reconciled:
-    mended = mend(chat, gid)
+def _mended(chat: Chat, gid: str, done: Reconciled, mended: Mended) -> Reconciled:
     if mended.behind is not None:
         _tell_senders(chat, gid, mended.behind)
     log.warning("group %r: %d lost messages are back, %d have another seq", gid, mended.restored, mended.renumbered)
@@ -147,10 +141,6 @@ def _gids(chat: Chat, partition: int) -> Iterator[str]:
     yield from sorted(here)
 
 
-def _lease(chat: Chat, partition: int, token: str, lease_ms: int) -> bool:
-    return chat.link.run(journal_calls.lease(_KIND, partition + 1, token, lease_ms))
-
-
 class Watch:
     """What the worker `persist` asks before it stores anything: whether Redis still has what SQL has."""
 
@@ -160,18 +150,18 @@ class Watch:
         self._mended: list[str] | None = None
         self._look_at = 0.0
         self._dataset: str | None = None
+        self._heir = ""
 
     def look(self) -> bool:
-        """Look at all marks, if it is time to, and mend what is behind. Call it before entries are taken.
+        """Look at all marks, if it is time to; mend what is behind, and what somebody has begun to mend and died over.
 
-        Return whether somebody has mended since the last look: what was taken before that may not be stored. Raise
-        RedisUnavailable, DatabaseUnavailable, TryAgain.
+        Call it before entries are taken. Return whether somebody has mended since the last look: what was taken before
+        that may not be stored. Raise RedisUnavailable, DatabaseUnavailable, TryAgain.
         """
         if time.monotonic() < self._look_at:
             return False
         self._adopt()
-        for partition in sorted({partition for partition, _ in marks_of(self._chat).behind}):
-            self._mend(partition)
+        self._mend_all()
         before, self._mended = self._mended, self._states()
         if self._dataset is not None:
             self._look_at = time.monotonic() + self._every_s
@@ -181,21 +171,45 @@ class Watch:
         """Look at all marks next time: the connection was lost, or SQL did not answer."""
         self._look_at = 0.0
 
-    def mark(self, consumer: str, entries: Sequence[Entry]) -> list[MarkRow]:
+    def mark(self, process: str, entries: Sequence[Entry]) -> list[MarkRow]:
         """Set the marks for entries that are about to be stored; return what has to be stored with them.
 
         The marks of SQL are read first, so that nobody else can have stored anything since the entries were taken that
         Redis has lost by now. Raise RedisUnavailable if they may not be stored.
         """
         newest = {entry.partition: entry for entry in sorted(entries, key=_packed)}
-        rows = [MarkRow(partition, consumer, _packed(entry)) for partition, entry in newest.items()]
+        rows = [MarkRow(partition, process, _packed(entry)) for partition, entry in newest.items()]
         there = stored.marks(self._chat.database)
+        if self._heir != process:
+            self._inherit(process, there)
+            there = stored.marks(self._chat.database)
         answers = self._chat.link.run_many([self._call(row, newest[row.partition].id, there) for row in rows])
         for answer in answers:
             if answer != restore_calls.OK:
-                self.doubt()
-                raise RedisUnavailable(_REASONS[answer])
+                raise self._refused(answer)
         return rows
+
+    def _refused(self, answer: str) -> RedisUnavailable:
+        self.doubt()
+        return RedisUnavailable(_REASONS[answer])
+
+    def _inherit(self, process: str, there: dict[Place, int]) -> None:
+        """Take over the marks of those that had this name before: they are no more, and marks shall not pile up.
+
+        If one of them lives after all and stores something late, its mark is there again, and Redis has it not: that is
+        noticed as if Redis were older.
+        """
+        before: dict[int, dict[str, int]] = {}
+        for (partition, consumer), mark in there.items():
+            if _name_of(consumer) == _name_of(process):
+                before.setdefault(partition, {})[consumer] = mark
+        rows = [MarkRow(partition, process, max(marks.values())) for partition, marks in before.items()]
+        link, space = self._chat.link, self._chat.link.space
+        if not all(link.run_many([restore_calls.inherit(space, row, before[row.partition]) for row in rows])):
+            raise self._refused("OLDER")
+        stored.replace_marks(self._chat.database, rows, [(p, consumer) for p in before for consumer in before[p]])
+        link.run_many([restore_calls.forget(space, p, list(marks)) for p, marks in before.items()])
+        self._heir = process
 
     def _call(self, row: MarkRow, newest: str, there: dict[Place, int]) -> Call[str]:
         known = {consumer: mark for (partition, consumer), mark in there.items() if partition == row.partition}
@@ -205,11 +219,26 @@ class Watch:
     def _states(self) -> list[str]:
         """Return what changes whenever somebody mends, of each partition."""
         link, space = self._chat.link, self._chat.link.space
-        fields = [("HGET", restore_calls.marks_of(space, p), restore_calls.MENDED) for p in range(space.partitions)]
+        fields = [("HGET", space.marks(p), restore_calls.MENDED) for p in range(space.partitions)]
         return [(state or b"").decode() for state in link.read_many(fields)]
 
-    def _mend(self, partition: int) -> None:
-        log.warning("partition %d: Redis is older than SQL; they are reconciled", partition)
+    def _mend_all(self) -> None:
+        """Mend each partition that needs it; raise only then what went wrong with one that must not be stored now."""
+        behind = {partition for partition, _ in marks_of(self._chat).behind}
+        half_done = {p for p in range(self._chat.link.space.partitions) if unfinished(self._chat, p)}
+        problem = None
+        for partition in sorted(behind | half_done):
+            why = "Redis is older than SQL" if partition in behind else "somebody has died over mending it"
+            try:
+                self._mend(partition, why)
+            except TryAgain as error:
+                if partition in behind:
+                    problem = error
+        if problem:
+            raise problem
+
+    def _mend(self, partition: int, why: str) -> None:
+        log.warning("partition %d: %s; the two are reconciled", partition, why)
         done = reconcile(self._chat, partition)
         log.warning("partition %d: %d groups mended, %d messages back", partition, done.groups, done.restored)
 
@@ -227,6 +256,10 @@ class Watch:
             database.set_meta("dataset", self._dataset)
         elif self._dataset is not None and (dataset or b"").decode() != self._dataset:
             raise RedisUnavailable(f"{link.address} has lost the data that {database.address} has: run im rebuild")
+
+
+def _name_of(process: str) -> str:
+    return process.partition(".")[0]
 
 
 def _packed(entry: Entry) -> int:

@@ -91,7 +91,12 @@ def _json(uids: tuple[str, ...]) -> str:
 
 
 def _mark_values(row: MarkRow, _time: TimeForm) -> tuple[object, ...]:
-    return f"{MARK}:{row.partition}:{row.consumer}", str(row.entry)
+    return mark_name(row.partition, row.consumer), str(row.entry)
+
+
+def mark_name(partition: int, consumer: str) -> str:
+    """Return under which name a mark is kept."""
+    return f"{MARK}:{partition}:{consumer}"
 
 
 _GROUPS = Target(

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Select, and_, delete, exists, func, literal, select, text, tuple_, union
 
-from imcore.sql.bulk import MARK
+from imcore.sql.bulk import MARK, mark_name
 from imcore.sql.database import Database
-from imcore.sql.rows import MessageRow, SpanRow
+from imcore.sql.rows import MarkRow, MessageRow, SpanRow
 from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS, META, OFFSET_MOVES, Stored, to_ms
 
 PAGE = 1000
@@ -182,6 +182,18 @@ def marks(database: Database) -> dict[tuple[int, str], int]:
         return {(int(name.split(":")[1]), name.split(":", 2)[2]): int(value) for name, value in found}
 
 
+def replace_marks(database: Database, rows: Iterable[MarkRow], gone: Iterable[tuple[int, str]]) -> None:
+    """Store marks and drop others (partition and consumer of each), in one transaction."""
+    put = text(
+        "INSERT INTO imcore_meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = :value"
+    )
+    with database.connection() as connection:
+        for row in rows:
+            connection.execute(put, {"name": mark_name(row.partition, row.consumer), "value": str(row.entry)})
+        names = [mark_name(*place) for place in gone]
+        connection.execute(delete(META).where(META.c.name.in_(names)))
+
+
 def forget_moves(database: Database, before: int, limit: int) -> int:
     """Delete at most so many rows of moves of offsets that are told by journal entries before this one (packed)."""
     key = tuple(OFFSET_MOVES.primary_key)
@@ -212,9 +224,12 @@ def close_gaps(database: Database, gid: str) -> int:
 
 
 def rewrite(database: Database, rows: Iterable[MessageRow]) -> None:
-    """Give messages the seq and the span that their rows say, in one transaction. Nothing else of them changes."""
-    statement = text("UPDATE group_msgs SET seq = :seq, span = :span WHERE gid = :gid AND msgid = :msgid")
-    values = [{"gid": row.gid, "msgid": row.msgid, "seq": row.seq, "span": row.span} for row in rows]
+    """Give messages the seq, the span and the recall that their rows say, in one transaction. No text changes."""
+    statement = text(
+        "UPDATE group_msgs SET seq = :seq, span = :span, recalls = :recalls WHERE gid = :gid AND msgid = :msgid"
+    )
+    names = ("gid", "msgid", "seq", "span", "recalls")
+    values = [{name: getattr(row, name) for name in names} for row in rows]
     with database.connection() as connection:
         connection.execute(statement, values)
 

@@ -265,7 +265,7 @@ def trim(space: Keyspace, gid: str, msgid: int) -> Call[int]:
             raise problem(answer, gid, msgid=msgid)
         return int(answer)
 
-    return Call("im_trim", (k.meta, k.stream), (msgid,), decode, gid, writes=True)
+    return Call("im_trim", (k.meta, k.stream, k.mending), (gid, msgid), decode, gid, writes=True)
 
 
 def _group(gid: str) -> Callable[[list[Any]], Group]:

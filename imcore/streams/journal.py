@@ -53,6 +53,11 @@ class Lease:
         """The name that goes with the lease, as long as it is held."""
         return f"{self._kind}-{self._slot}"
 
+    @property
+    def process(self) -> str:
+        """What tells this process from others that had the name before, or will have it after."""
+        return f"{self.name}.{self._token[:12]}"
+
     def hold(self) -> bool:
         """Take the lease, or renew it when a third of it is over; return whether the name is a new one."""
         if self._slot and (time.monotonic() < self._renew_at or self._hold(self._slot)):
@@ -93,6 +98,11 @@ class Journal:
     def consumer(self) -> str:
         """The name of this process among its kind."""
         return self._lease.name
+
+    @property
+    def process(self) -> str:
+        """The same, and what tells this process from others that had the name before, or will have it after."""
+        return self._lease.process
 
     def take(self, *, block_ms: int | None = None) -> list[Entry]:
         """Return entries to handle: first the open ones, then those of dead workers, then new ones.

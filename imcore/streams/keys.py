@@ -34,6 +34,8 @@ class GroupKeys:
     inboxes: str
     journal: str
     groups: str
+    mending: str
+    shadow: str
     _partition: str
     _own: str
 
@@ -97,6 +99,8 @@ class Keyspace:
             inboxes=f"{tag}inbox:",
             journal=f"{tag}journal",
             groups=f"{tag}groups",
+            mending=f"{tag}mending",
+            shadow=f"{tag}shadow:{gid}",
             _partition=tag,
             _own=f"{tag}own:{gid}{SEPARATOR}",
         )
@@ -137,6 +141,22 @@ class Keyspace:
         """Journal entries that no worker could handle."""
         return f"{self._tag(partition)}dead"
 
+    def version(self, partition: int) -> str:
+        """The counter that orders the changes of tallies."""
+        return f"{self._tag(partition)}version"
+
+    def marks(self, partition: int) -> str:
+        """Up to where each process of the worker `persist` was about to store the journal."""
+        return f"{self._tag(partition)}marks"
+
+    def mending(self, partition: int) -> str:
+        """The groups that somebody mends, or has begun to: by gid, whose claim it is."""
+        return f"{self._tag(partition)}mending"
+
+    def rebuilt(self, partition: int) -> str:
+        """The groups that a rebuild under way has done."""
+        return f"{self._tag(partition)}rebuilt"
+
     @staticmethod
     def _tag(partition: int) -> str:
         return f"im:{{{partition}}}:"
@@ -146,7 +166,7 @@ KINDS = frozenset(
     (
         *("meta", "stream", "acked", "joined", "left", "once_newer", "once_older", "uncounted", "own", "groups"),
         *("groups_of", "dirty", "version", "sessions", "online", "journal", "dead"),
-        *("marks", "shadow", "unfinished", "rebuilt"),
+        *("marks", "shadow", "mending", "rebuilt"),
         *("config", "lease"),
     )
 )

@@ -210,7 +210,7 @@ class Link:
         with driver_errors(self.address):
             return self._attempt(lambda: self._execute_command(*command), repeatable=True)
 
-    def once(self, *command: str | int) -> Any:
+    def once(self, *command: str | bytes | int) -> Any:
         """Run a plain command that must not run twice unseen: after RedisUnavailable it is unknown whether it ran."""
         with driver_errors(self.address):
             return self._execute_command(*command)

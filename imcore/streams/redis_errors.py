@@ -17,7 +17,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from imcore.errors import ConfigurationError, GroupExists, ImError, RedisFull, RedisUnavailable, UnknownGroup
+from imcore.errors import ConfigurationError, GroupExists, ImError, RedisFull, RedisUnavailable, TryAgain, UnknownGroup
 
 LOST = (RedisConnectionError, RedisTimeoutError, ClusterDownError, OSError)
 """No answer came: what was asked may have happened or not."""
@@ -81,6 +81,8 @@ def _answered(text: str, where: str, gid: str) -> ImError:
         return UnknownGroup(f"there is no group {gid!r}")
     if text.startswith("EXISTS"):
         return GroupExists(f"group {gid!r} exists already, with other members: use `im group add` or `remove`")
+    if text.startswith("LOST"):
+        return TryAgain(f"another process mends {gid!r}")
     if text.startswith("CLOCK"):
         return ConfigurationError(f"the clock of {where} stands before 2020: set it")
     if "unknown command" in text and ("FCALL" in text or "FUNCTION" in text):

@@ -9,7 +9,7 @@ from imcore.streams.calls import Call, Value
 from imcore.streams.keys import SEPARATOR, GroupKeys, Keyspace
 
 CHANGED = None
-"""What `swap` answers where members came or went since the caller looked."""
+"""What `swap` answers where the stream is not as the caller has seen it."""
 
 OK = "OK"
 """What `mark` answers where entries may be stored."""
@@ -17,10 +17,11 @@ OK = "OK"
 MENDED = f"{SEPARATOR}mended"
 """The field of the marks that changes whenever somebody mends a partition."""
 
+SPANS = "im_restore_spans"
+"""The function of `spans`."""
+
 NEVER = (1 << 53) - 1
 """Above every packed msgid."""
-
-_JOURNAL = "journal"
 
 
 class Text(NamedTuple):
@@ -33,10 +34,12 @@ class Text(NamedTuple):
 class Passed(NamedTuple):
     """A span (by its key) that may have passed over missing messages, the first of which is `lost` (packed).
 
-    `back` is its offset before that, `joined` where it began, `known` the offset that SQL knows.
+    `here` is where it began as Redis has it, `back` its offset before that message, `joined` where it began as it is to
+    be, `known` the offset that SQL knows.
     """
 
     key: str
+    here: int
     lost: int
     back: int
     joined: int
@@ -51,22 +54,41 @@ class Trim(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What the caller of `swap` has seen: last id of the journal, newest id of the stream, both as text."""
+    """The stream as the caller of `swap` has seen it: newest id (text), trim point (packed; None: no such group)."""
 
-    journal: str
-    stream: str
+    newest: str
+    trimmed: int | None
 
 
 class Shadow(NamedTuple):
-    """What a shadow holds: its newest id (text) and seq, and the id (text) after which ids are to be given."""
+    """What a shadow holds: how many entries, its newest id (text) and seq; the id after which ids are to be given."""
 
+    entries: int
     newest: str
     seq: int
     floor: str
 
 
+class Claim(NamedTuple):
+    """Somebody's right to mend a group, until they stop: the token is that of one attempt."""
+
+    k: GroupKeys
+    token: str
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """What every call that needs the right takes first."""
+        return self.k.mending, self.k.shadow
+
+    @property
+    def args(self) -> tuple[str, str]:
+        """What goes with them."""
+        return self.k.gid, self.token
+
+
 class SpanOrder(NamedTuple):
-    """What is to be done about a span: `open` it, `close` it, or `drop` the key that stands in `uid`.
+    """What is to be done about a span: `open` it, `close` it, `drop` the key that stands in `uid`, or let its offset go
+    `back` if that stands at `left`.
 
     `seq` is that of its offset, where it is known. `seen` is where the uid's open span began when the caller looked.
     """
@@ -80,35 +102,27 @@ class SpanOrder(NamedTuple):
     seen: int | None = None
 
 
-def shadow_of(k: GroupKeys) -> str:
-    """The stream that is made beside a group's stream, to take its place."""
-    return f"{_tag(k.journal)}shadow:{k.gid}"
+def claim(claim: Claim) -> Call[bool]:
+    """Begin to mend a group; answers False while the claim of somebody else lives."""
+    return Call("im_restore_claim", claim.keys, claim.args, bool, claim.k.gid, writes=True)
 
 
-def marks_of(space: Keyspace, partition: int) -> str:
-    """The marks of a partition: up to where each consumer of the worker `persist` was about to store."""
-    return f"{_tag(space.journal(partition))}marks"
+def release(claim: Claim, *, done: bool) -> Call[bool]:
+    """Give a claim up; `done`: the group is mended to the end. Answers False if it was somebody else's by now."""
+    return Call("im_restore_release", claim.keys, (*claim.args, int(done)), bool, claim.k.gid, writes=True)
 
 
-def unfinished_of(space: Keyspace, partition: int) -> str:
-    """The groups of a partition that somebody has begun to mend."""
-    return f"{_tag(space.journal(partition))}unfinished"
+def copy(claim: Claim, *, last: str, count: int) -> Call[int]:
+    """Copy a page of a stream up to an id into its shadow; answers how many entries that has now."""
+    return Call(
+        "im_restore_copy", (*claim.keys, claim.k.stream), (*claim.args, last, count), int, claim.k.gid, writes=True
+    )
 
 
-def rebuilt_of(space: Keyspace, partition: int) -> str:
-    """The groups of a partition that a rebuild under way has done."""
-    return f"{_tag(space.journal(partition))}rebuilt"
-
-
-def copy(k: GroupKeys, *, first: str, last: str, count: int, anew: bool) -> Call[int]:
-    """Copy a page of a stream into its shadow; answers how many entries that were."""
-    return Call("im_restore_copy", (k.stream, shadow_of(k)), (first, last, count, int(anew)), int, k.gid, writes=True)
-
-
-def add(k: GroupKeys, texts: Iterable[Text], *, anew: bool = False) -> Call[int]:
-    """Add messages to a shadow; answers how many it did not have."""
-    args = [value for text in texts for value in _entry(text)]
-    return Call("im_restore_add", (shadow_of(k), k.uncounted), (int(anew), *args), int, k.gid, writes=True)
+def add(claim: Claim, texts: Iterable[Text]) -> Call[int]:
+    """Add messages to a shadow; answers how many entries it has now."""
+    args = (value for text in texts for value in _entry(text))
+    return Call("im_restore_add", (*claim.keys, claim.k.uncounted), (*claim.args, *args), int, claim.k.gid, writes=True)
 
 
 def _entry(text: Text) -> tuple[Value, ...]:
@@ -123,17 +137,18 @@ def uncounted(k: GroupKeys, messages: Sequence[int], *, drop: bool = False) -> C
 
 
 def swap(
-    k: GroupKeys, seen: Seen, shadow: Shadow, trim: Trim, *, undone: str | None = None, passed: Sequence[Passed] = ()
+    claim: Claim, seen: Seen, shadow: Shadow, trim: Trim, *, undone: str | None = None, passed: Sequence[Passed] = ()
 ) -> Call[tuple[int, int] | None]:
     """Let the shadow take the stream's place; answers seq and packed msgid of the newest message, or CHANGED.
 
     `passed` are all spans of the group, if messages were missing; `undone` is where the journal's entries begin that
     the worker `persist` has not done.
     """
-    keys = (k.meta, k.stream, shadow_of(k), k.acked, k.uncounted, k.journal, k.groups)
+    k = claim.k
     lost = min((span.lost for span in passed), default=NEVER)
     args: tuple[Value, ...] = (
-        *(k.gid, k.inboxes, *seen, shadow.newest, shadow.seq, *trim, shadow.floor),
+        *(*claim.args, seen.newest, "" if seen.trimmed is None else seen.trimmed),
+        *(shadow.entries, shadow.newest, shadow.seq, *trim, shadow.floor),
         *(undone or "", "" if lost == NEVER else lost),
         *(value for span in passed for value in span),
     )
@@ -141,15 +156,17 @@ def swap(
     def decode(answer: Any) -> tuple[int, int] | None:
         return CHANGED if isinstance(answer, bytes) else (int(answer[0]), int(answer[1]))
 
+    keys = (*claim.keys, k.meta, k.stream, k.acked, k.joined, k.journal, k.groups)
     return Call("im_restore_swap", keys, args, decode, k.gid, writes=True)
 
 
-def spans(k: GroupKeys, orders: Sequence[SpanOrder], trim: Trim) -> Call[int]:
-    """Make spans what they should be; answers about how many nothing was done, since members came or went."""
+def spans(claim: Claim, orders: Sequence[SpanOrder], trim: Trim) -> Call[list[int]]:
+    """Make spans what they should be; answers about which (their numbers) nothing was done: members came or went."""
+    k = claim.k
     own = (key for order in orders for key in (k.groups_of(order.uid), k.own(order.uid)))
-    args = tuple("" if value is None else value for order in orders for value in order)
-    keys = (k.stream, k.acked, k.joined, k.left, *own)
-    return Call("im_restore_spans", keys, (k.gid, k.inboxes, trim.msgid, *args), int, k.gid, writes=True)
+    args = ("" if value is None else value for order in orders for value in order)
+    keys = (k.mending, k.stream, k.acked, k.joined, k.left, *own)
+    return Call(SPANS, keys, (*claim.args, k.inboxes, trim.msgid, *args), list, k.gid, writes=True)
 
 
 def own(k: GroupKeys, uids: Sequence[str], trimmed: dict[str, list[int]]) -> Call[int]:
@@ -180,6 +197,11 @@ def dirty(k: GroupKeys, sender_uid: str, messages: Sequence[int]) -> Call[int]:
     return Call("im_restore_dirty", (k.version, k.dirty(sender_uid)), members, int, k.gid, writes=True)
 
 
+def raise_versions(space: Keyspace, partition: int) -> Call[int]:
+    """Let new versions of tallies be above all that were given before; answers where the counter stands."""
+    return Call("im_restore_versions", (space.version(partition),), (), int, writes=True)
+
+
 def journal(space: Keyspace, partition: int, floor: str) -> Call[str]:
     """Let a journal give ids after this one (text); answers the last one as it stands."""
     return Call("im_restore_journal", (space.journal(partition),), (floor,), bytes.decode, writes=True)
@@ -191,7 +213,7 @@ def mark(space: Keyspace, row: MarkRow, newest: str, *, mended: str, stored: dic
     `newest` is the id of the newest entry, as text; `mended` the state of mending when the entries were taken; `stored`
     up to where each consumer of the partition has stored (packed ids).
     """
-    keys = (marks_of(space, row.partition), space.journal(row.partition))
+    keys = (space.marks(row.partition), space.journal(row.partition))
     known = (value for pair in stored.items() for value in pair)
     args = (row.consumer, newest, row.entry, mended, *known)
     return Call("im_restore_mark", keys, args, bytes.decode, writes=True)
@@ -200,13 +222,21 @@ def mark(space: Keyspace, row: MarkRow, newest: str, *, mended: str, stored: dic
 def marks(space: Keyspace, partition: int, stored: dict[str, int]) -> Call[int]:
     """Set the marks of consumers."""
     args = tuple(value for pair in stored.items() for value in pair)
-    return Call("im_restore_marks", (marks_of(space, partition),), args, int, writes=True)
+    return Call("im_restore_marks", (space.marks(partition),), args, int, writes=True)
 
 
-def hold(space: Keyspace, partition: int, for_ms: int) -> Call[int]:
-    """Let no worker store entries of a partition for so long (0: let them go on)."""
-    return Call("im_restore_hold", (marks_of(space, partition),), (for_ms,), int, writes=True)
+def hold(space: Keyspace, partition: int, token: str, for_ms: int) -> Call[bool]:
+    """Let no worker store entries of a partition for so long (0: let them go on); False: somebody else does so."""
+    return Call("im_restore_hold", (space.marks(partition),), (token, for_ms), bool, writes=True)
 
 
-def _tag(journal_key: str) -> str:
-    return journal_key.removesuffix(_JOURNAL)
+def inherit(space: Keyspace, row: MarkRow, stored: dict[str, int]) -> Call[bool]:
+    """Let a process take over the marks of others that are no more; answers False if Redis has lost one of these."""
+    known = (value for pair in stored.items() for value in pair)
+    args = (row.consumer, row.entry, *known)
+    return Call("im_restore_inherit", (space.marks(row.partition),), args, bool, writes=True)
+
+
+def forget(space: Keyspace, partition: int, consumers: Sequence[str]) -> Call[int]:
+    """Drop the marks of consumers that are no more; answers how many."""
+    return Call("im_restore_forget", (space.marks(partition),), tuple(consumers), int, writes=True)

@@ -18,7 +18,7 @@ from imcore.admin.audit import check
 from imcore.admin.audit_messages import MessageAudit
 from imcore.admin.retention import trim
 from imcore.admin.suspicion import Suspicion
-from imcore.errors import NotMember, UnknownMessage
+from imcore.errors import NotMember, TryAgain, UnknownMessage
 from imcore.settings import Settings
 from imcore.streams import keys
 from imcore.streams.keys import SEPARATOR, GroupKeys
@@ -337,7 +337,8 @@ class Crowd:
 
     def _store(self, chat: Chat, _: random.Random) -> None:
         self._worker = getattr(self, "_worker", None) or Persist(chat.link, chat.database, chat.settings)
-        self._worker.step()
+        with suppress(TryAgain):  # somebody mends: a worker waits, and goes on
+            self._worker.step()
         if self._stop.is_set():
             self._worker.close()
 

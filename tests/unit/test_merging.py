@@ -171,10 +171,11 @@ def plan_of(spans: dict[str, list[SpanRow]], *, live: dict[str, list[SpanRow]] |
     plan = Plan(
         base=Trim(0, 0),
         trim=Trim(0, 0),
-        seen=Seen("0-0", "0-0"),
+        seen=Seen("0-0", 0),
+        journal_end="0-0",
         newest_live=0,
         newest_stored=0,
-        live=Live(live or {}, set(), {}, set()),
+        live=Live(live or {}, set(), {}, set(), {}, set()),
         known={},
         settled=spans,
         version=VERSION,

@@ -10,15 +10,21 @@ end
 -- The field of the marks that changes whenever somebody mends.
 local MENDED = SEP .. 'mended'
 
+-- Until when nobody may store (ms), and by whose token.
+local function held_until(marks)
+  local until_ms, holder = string.match(redis.call('HGET', marks, SEP) or '', '^(%d+) (%S+)$')
+  return tonumber(until_ms or '0'), holder
+end
+
 -- im_restore_mark: a worker is about to store entries of a journal up to this one. Before that it says so here, and so
 -- Redis knows of everything that SQL has, unless Redis has lost what it knew.
 -- Keys: marks, journal. Arguments: consumer, id of the newest entry, that packed, the state of mending when the worker
--- took the entries, then for each consumer that has stored anything: its name, packed id up to which it has.
+-- took the entries, then for each process that has stored anything: its name, packed id up to which it has.
 -- Answer: OK; or OLDER if Redis has lost what it knew, GONE if it has lost these entries, HELD while somebody mends, MENDED
 -- if somebody has mended since: nothing may be stored.
 local function restore_mark(keys, args)
   local marks, consumer, packed = keys[1], args[1], args[3]
-  if tonumber(redis.call('HGET', marks, SEP) or '0') > now_ms() then
+  if held_until(marks) > now_ms() then
     return 'HELD'
   end
   if (redis.call('HGET', marks, MENDED) or '') ~= args[4] then
@@ -52,19 +58,42 @@ local function restore_marks(keys, args)
 end
 
 -- im_restore_hold: let no worker store entries of this partition for so long, and none ever that it has taken before.
--- Keys: marks. Arguments: ms (0: let them go on). Answer: until when (ms).
+-- Keys: marks. Arguments: token of who holds it, ms (0: let them go on). Answer: 1, or 0 while somebody else holds it.
 local function restore_hold(keys, args)
-  if args[1] == '0' then
-    redis.call('HDEL', keys[1], SEP)
+  local now = now_ms()
+  local until_ms, holder = held_until(keys[1])
+  if holder ~= args[1] and until_ms > now then
     return 0
   end
-  local now = now_ms()
-  local until_ms = now + tonumber(args[1])
-  redis.call('HSET', keys[1], SEP, decimal(until_ms), MENDED, decimal(now))
-  return until_ms
+  if args[2] == '0' then
+    redis.call('HDEL', keys[1], SEP)
+  else
+    redis.call('HSET', keys[1], SEP, decimal(now + tonumber(args[2])) .. ' ' .. args[1], MENDED, decimal(now))
+  end
+  return 1
+end
+
+-- im_restore_inherit: a process takes over the marks of others that are no more, if Redis has not lost any of them.
+-- Keys: marks. Arguments: process, packed id of the newest of these marks, then each of them: process, packed id.
+-- Answer: 1, or 0 if Redis has lost one.
+local function restore_inherit(keys, args)
+  for i = 3, #args, 2 do
+    if tonumber(redis.call('HGET', keys[1], args[i]) or '0') < tonumber(args[i + 1]) then
+      return 0
+    end
+  end
+  restore_marks(keys, {args[1], args[2]})
+  return 1
+end
+
+-- im_restore_forget: drop the marks of processes that are no more. Keys: marks. Arguments: consumers. Answer: how many.
+local function restore_forget(keys, args)
+  return redis.call('HDEL', keys[1], unpack(args))
 end
 
 redis.register_function{function_name = 'im_restore_journal', callback = restore_journal}
 redis.register_function{function_name = 'im_restore_mark', callback = restore_mark, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_restore_marks', callback = restore_marks, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_restore_hold', callback = restore_hold, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_restore_inherit', callback = restore_inherit, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_restore_forget', callback = restore_forget, flags = WRITES_LITTLE}

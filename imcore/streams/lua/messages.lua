@@ -194,16 +194,21 @@ local function pull(keys, args)
 end
 
 -- im_trim: drop the entries of a stream up to a message, which stays known as the trim point.
--- Keys: meta, stream. Arguments: packed msgid. Answer: how many were dropped, or NOMSG, FUTURE, TRIMMED. Errors: NOGROUP.
+-- A group that somebody mends is left as it is.
+-- Keys: meta, stream, mending. Arguments: gid, packed msgid. Answer: how many were dropped, or NOMSG, FUTURE, TRIMMED.
+-- Errors: NOGROUP.
 local function trim(keys, args)
-  local packed = tonumber(args[1])
+  if redis.call('HGET', keys[3], args[1]) then
+    return 0
+  end
+  local packed = tonumber(args[2])
   local entry, problem = find(keys[2], keys[1], packed)
   if problem == 'NOGROUP' then
     return no_group()
   elseif not entry then
     return problem
   end
-  redis.call('HSET', keys[1], 'trimmed', args[1])
+  redis.call('HSET', keys[1], 'trimmed', args[2])
   return redis.call('XTRIM', keys[2], 'MINID', unpack_id(packed + 1))
 end
 

@@ -23,38 +23,47 @@ local function set_offset(stream, uid, offset, seq, trimmed)
   end
 end
 
--- im_restore_spans: make spans what they should be. Offsets go forward only.
--- Keys: stream, acked, joined, left, then groups_of and own of each span's uid.
--- Arguments: gid, start of the inbox channels, trim point, then for each span: what to do, uid, where it joined, where it
--- left, its offset and the seq of that (or ''), and where the uid's open span joined when the caller looked ('' if there was
--- none). What to do: `open` it, `close` it, or `drop` its key, which then stands for the uid.
--- Answer: how many members came or went meanwhile: nothing was done about these.
+-- im_restore_spans: make spans what they should be. Offsets go forward only, and not beyond the end of their span.
+-- Keys: mending, stream, acked, joined, left, then groups_of and own of each span's uid.
+-- Arguments: gid, token, start of the inbox channels, trim point, then for each span: what to do, uid, where it joined, where
+-- it left, its offset and the seq of that (or ''), and where the uid's open span joined when the caller looked ('' if there
+-- was none). What to do: `open` it, `close` it, `drop` its key, which then stands for the uid, or let its offset go `back`, if
+-- it still stands at what is given for the end: that was no message.
+-- Answer: the numbers (from 0 on) of the spans about which nothing was done, since members came or went. Errors: LOST.
 local function restore_spans(keys, args)
-  local stream, acked, joined, left = keys[1], keys[2], keys[3], keys[4]
-  local missed = 0
-  for i = 4, #args, 7 do
+  if not is_claimed(keys[1], args[1], args[2]) then
+    return lost_claim()
+  end
+  local stream, acked, joined, left = keys[2], keys[3], keys[4], keys[5]
+  local missed = {}
+  for i = 5, #args, 7 do
     local what, uid, from, to, offset, seq = args[i], args[i + 1], args[i + 2], args[i + 3], args[i + 4], args[i + 5]
-    local k = 5 + 2 * (i - 4) / 7
+    local k = 6 + 2 * (i - 5) / 7
     local began = redis.call('ZSCORE', joined, uid)
-    if what == 'drop' then
-      for z = 2, 4 do
+    local is_closed = string.find(uid, SEP, 1, true)
+    if not is_closed and (began or '') ~= args[i + 6] then
+      missed[#missed + 1] = (i - 5) / 7
+    elseif what == 'drop' then
+      for z = 3, 5 do
         redis.call('ZREM', keys[z], uid)
       end
-      if not string.find(uid, SEP, 1, true) then
+      if not is_closed then
         forget_member(stream, uid, keys[k], keys[k + 1], args[1])
       end
-    elseif (began or '') ~= args[i + 6] then
-      missed = missed + 1
+    elseif what == 'back' then
+      if redis.call('ZSCORE', acked, uid) == to then
+        redis.call('ZADD', acked, offset, uid)
+      end
     elseif what == 'open' then
       local is_new = not redis.call('ZSCORE', acked, uid)
       redis.call('ZADD', acked, 'GT', offset, uid)
       redis.call('ZADD', joined, from, uid)
       redis.call('ZREM', left, uid)
       local stands = redis.call('ZSCORE', acked, uid)
-      set_offset(stream, uid, tonumber(stands), stands == offset and seq or '', tonumber(args[3]))
+      set_offset(stream, uid, tonumber(stands), stands == offset and seq or '', tonumber(args[4]))
       redis.call('SADD', keys[k], args[1])
       if is_new then
-        tell(args[2], uid, {'j', args[1]})
+        tell(args[3], uid, {'j', args[1]})
       end
     else
       if began == from then
@@ -63,11 +72,12 @@ local function restore_spans(keys, args)
         redis.call('ZREM', acked, uid)
         redis.call('ZREM', joined, uid)
         forget_member(stream, uid, keys[k], keys[k + 1], args[1])
-        tell(args[2], uid, {'l', args[1]})
+        tell(args[3], uid, {'l', args[1]})
       end
       if tonumber(to) > tonumber(from) then
         local span = uid .. SEP .. from
-        redis.call('ZADD', acked, 'GT', offset, span)
+        local stands = tonumber(redis.call('ZSCORE', acked, span) or '0')
+        redis.call('ZADD', acked, decimal(math.min(math.max(stands, tonumber(offset)), tonumber(to))), span)
         redis.call('ZADD', joined, from, span)
         redis.call('ZADD', left, to, span)
       end
@@ -146,14 +156,21 @@ local function restore_once(keys, args)
   return added
 end
 
--- im_restore_dirty: mark messages as changed for their sender. New versions are above all that were given before: they
--- begin with the time, packed like a msgid.
--- Keys: version counter, dirty. Arguments: gid SEP packed msgid of each. Answer: how many were not marked.
-local function restore_dirty(keys, args)
-  local floor, added = (now_ms() - EPOCH_MS) * PER_MS, 0
+-- im_restore_versions: let new versions of tallies be above all that were given before: they begin with the time, packed like
+-- a msgid. Keys: version counter. Arguments: none. Answer: where it stands.
+local function restore_versions(keys)
+  local floor = (now_ms() - EPOCH_MS) * PER_MS
   if tonumber(redis.call('GET', keys[1]) or '0') < floor then
     redis.call('SET', keys[1], decimal(floor))
   end
+  return redis.call('GET', keys[1])
+end
+
+-- im_restore_dirty: mark messages as changed for their sender.
+-- Keys: version counter, dirty. Arguments: gid SEP packed msgid of each. Answer: how many were not marked.
+local function restore_dirty(keys, args)
+  local added = 0
+  restore_versions(keys)
   for _, message in ipairs(args) do
     if not redis.call('ZSCORE', keys[2], message) then
       redis.call('ZADD', keys[2], decimal(redis.call('INCR', keys[1])), message)
@@ -167,4 +184,5 @@ redis.register_function{function_name = 'im_restore_spans', callback = restore_s
 redis.register_function{function_name = 'im_restore_own', callback = restore_own}
 redis.register_function{function_name = 'im_restore_again', callback = restore_again, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_restore_once', callback = restore_once}
+redis.register_function{function_name = 'im_restore_versions', callback = restore_versions}
 redis.register_function{function_name = 'im_restore_dirty', callback = restore_dirty}

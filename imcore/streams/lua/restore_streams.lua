@@ -1,5 +1,53 @@
 -- Restoring: what `check --repair`, `rebuild` and the reconciliation of an older Redis need beside the rest. A stream takes
 -- entries at its end only; so where some are missing, a new stream is made beside it (the shadow) and takes its place.
+--
+-- Whoever mends a group claims it first, by a token of this one attempt. In the hash `mending` of its partition stands, by gid,
+-- "token expires", and behind it "seq last" once the shadow has taken the stream's place. Every step looks whether the claim
+-- is still its own, and renews it; who has lost it stops. Where somebody died the claim stays: the group may not be as it
+-- should be, and is not trimmed, until somebody has mended it to the end.
+
+local CLAIM_MS = 5000
+
+-- Whether the claim of a group is the caller's own.
+local function is_claimed(mending, gid, token)
+  local holder, rest = string.match(redis.call('HGET', mending, gid) or '', '^(%S+) %d+(.*)$')
+  if holder ~= token then
+    return false
+  end
+  redis.call('HSET', mending, gid, token .. ' ' .. decimal(now_ms() + CLAIM_MS) .. rest)
+  return true
+end
+
+local function lost_claim()
+  return redis.error_reply('LOST another process mends this group')
+end
+
+-- im_restore_claim: begin to mend a group. What is left of an earlier shadow goes.
+-- Keys: mending, shadow. Arguments: gid, token. Answer: 1, or 0 while the claim of somebody else lives.
+local function restore_claim(keys, args)
+  local holder, expires = string.match(redis.call('HGET', keys[1], args[1]) or '', '^(%S+) (%d+)')
+  if holder and holder ~= args[2] and tonumber(expires) > now_ms() then
+    return 0
+  end
+  redis.call('UNLINK', keys[2])
+  redis.call('HSET', keys[1], args[1], args[2] .. ' ' .. decimal(now_ms() + CLAIM_MS))
+  return 1
+end
+
+-- im_restore_release: give a claim up. Keys: mending, shadow. Arguments: gid, token, 1 if the group is mended to the end.
+-- Otherwise the next one may claim it at once. Answer: 1, or 0 if it was somebody else's by now.
+local function restore_release(keys, args)
+  if not is_claimed(keys[1], args[1], args[2]) then
+    return 0
+  end
+  redis.call('UNLINK', keys[2])
+  if args[3] == '1' then
+    redis.call('HDEL', keys[1], args[1])
+  else
+    redis.call('HSET', keys[1], args[1], args[2] .. ' 0')
+  end
+  return 1
+end
 
 local function last_id(stream)
   if redis.call('EXISTS', stream) == 0 then
@@ -39,34 +87,31 @@ local function raise_last_id(stream, id, added)
 end
 
 -- im_restore_copy: copy a page of a stream's entries into its shadow, after those that it has.
--- Keys: stream, shadow. Arguments: first and last id (inclusive), count, 1 if the shadow begins anew.
--- Answer: how many were copied.
+-- Keys: mending, shadow, stream. Arguments: gid, token, last id (inclusive), count.
+-- Answer: how many entries the shadow has now. Errors: LOST.
 local function restore_copy(keys, args)
-  if args[4] == '1' then
-    redis.call('UNLINK', keys[2])
+  if not is_claimed(keys[1], args[1], args[2]) then
+    return lost_claim()
   end
   local top = last_id(keys[2])
-  local first = is_after(args[1], top) and args[1] or '(' .. top
-  if is_after(top, args[2]) or top == args[2] then
-    return 0
+  if is_after(args[3], top) then
+    for _, entry in ipairs(redis.call('XRANGE', keys[3], '(' .. top, args[3], 'COUNT', args[4])) do
+      redis.call('XADD', keys[2], entry[1], unpack(entry[2]))
+    end
   end
-  local entries = redis.call('XRANGE', keys[1], first, args[2], 'COUNT', args[3])
-  for _, entry in ipairs(entries) do
-    redis.call('XADD', keys[2], entry[1], unpack(entry[2]))
-  end
-  return #entries
+  return redis.call('XLEN', keys[2])
 end
 
 -- im_restore_add: add messages to a shadow, after those that it has; what it has already is passed over.
--- Keys: shadow, uncounted. Arguments: 1 if the shadow begins anew, then for each message: msgid, seq, uid, span, client_msgid
--- or '', sent_at in ms or '', 1 if the sender's offset moved with it, content, packed msgid that it recalls or ''.
--- Answer: how many were added.
+-- Keys: mending, shadow, uncounted. Arguments: gid, token, then for each message: msgid, seq, uid, span, client_msgid or '',
+-- sent_at in ms or '', 1 if the sender's offset moved with it, content, packed msgid that it recalls or ''.
+-- Answer: how many entries the shadow has now. Errors: LOST.
 local function restore_add(keys, args)
-  if args[1] == '1' then
-    redis.call('UNLINK', keys[1])
+  if not is_claimed(keys[1], args[1], args[2]) then
+    return lost_claim()
   end
-  local top, added = last_id(keys[1]), 0
-  for i = 2, #args, 9 do
+  local top = last_id(keys[2])
+  for i = 3, #args, 9 do
     if is_after(args[i], top) then
       local fields = {'seq', args[i + 1], 'uid', args[i + 2], 'span', args[i + 3], 'cid', args[i + 4], 'sent', args[i + 5],
         'up', args[i + 6], 'text', args[i + 7]}
@@ -74,13 +119,12 @@ local function restore_add(keys, args)
       if recalls ~= '' then
         fields[15], fields[16] = 'recalls', recalls
         local packed = decimal(pack(args[i]))
-        redis.call('ZADD', keys[2], recalls, recalls, packed, packed)
+        redis.call('ZADD', keys[3], recalls, recalls, packed, packed)
       end
-      redis.call('XADD', keys[1], args[i], unpack(fields))
-      added = added + 1
+      redis.call('XADD', keys[2], args[i], unpack(fields))
     end
   end
-  return added
+  return redis.call('XLEN', keys[2])
 end
 
 -- im_restore_uncounted: recalled messages and tombstones are never unread.
@@ -130,15 +174,6 @@ local function withdraw_acks(journal, gid, undone, lost)
   end)
 end
 
--- Whether the journal tells, since an id, that members of a group came or went.
-local function has_changed(journal, since, gid)
-  local changed = false
-  each_entry(journal, '(' .. since, function(_, fields)
-    changed = changed or fields[4] == gid and fields[2] ~= 'msg' and fields[2] ~= 'ack'
-  end)
-  return changed
-end
-
 -- Give a shadow the consumer groups of the members, at their offsets.
 local function follow_offsets(shadow, acked, trimmed, trimmed_seq)
   local seqs = {['0'] = 0, [trimmed] = tonumber(trimmed_seq)}
@@ -160,22 +195,59 @@ local function follow_offsets(shadow, acked, trimmed, trimmed_seq)
   end
 end
 
+-- The key under which a span is found that was open when the caller looked, and began there: it may be closed by now, and
+-- another one of the same uid open.
+local function key_of_span(joined, span, began)
+  if string.find(span, SEP, 1, true) or redis.call('ZSCORE', joined, span) == began then
+    return span
+  end
+  return span .. SEP .. began
+end
+
+-- Let the offset of a span go back, if it has passed over a message that was missing. Returns it, nil if the span is gone.
+local function take_back(keys, span, began, lost, back)
+  local key = key_of_span(keys[6], span, began)
+  local offset = redis.call('ZSCORE', keys[5], key)
+  if offset and tonumber(offset) >= tonumber(lost) then
+    offset = back
+    redis.call('ZADD', keys[5], offset, key)
+  end
+  return offset
+end
+
 -- im_restore_swap: a shadow takes the place of a group's stream, and the group is there from now on, if it was not.
 -- Messages that came since the caller looked follow in the shadow, with seqs that go on from there. Offsets that have
 -- passed messages which were missing go back to before these, unless SQL knows better; the journal says where they are.
--- Keys: meta, stream, shadow, acked, uncounted, journal, groups.
--- Arguments: gid, start of the inbox channels, last id of the journal when the caller looked, newest id of the stream that it
--- saw, newest id of the shadow and its seq, trim point (packed) and its seq, id after which ids are given, where the
--- entries begin that `persist` has not done ('' if there are none), packed msgid of the first message that was missing ('' if
--- there is none), then, if there is one, for each span: span key, the first missing message that SQL does not know it to have
--- passed (or a higher number than any), its offset before that, where it joined, the offset that SQL knows.
--- Answer: {seq, packed msgid} of the newest, or CHANGED if members came or went meanwhile, or ids do not fit.
+-- Once done it is not done again: the same call is answered as the first time.
+-- Keys: mending, shadow, meta, stream, acked, joined, journal, groups.
+-- Arguments: gid, token, newest id of the stream and trim point (packed; '' for a group that was not there) as the caller saw
+-- them, how many entries the shadow has, its newest id and seq, trim point (packed) and its seq, id after which ids are given,
+-- where the entries begin that `persist` has not done ('' if there are none), packed msgid of the first message that was
+-- missing ('' if there is none), then, if there is one, for each span: span key, where it began, the first missing message
+-- that SQL does not know it to have passed (or a higher number than any), its offset before that, where it began as SQL and
+-- the journal are to have it, the offset that SQL knows.
+-- Answer: {seq, packed msgid} of the newest, or CHANGED if the stream is not as the caller saw it, or ids do not fit.
+-- Errors: LOST.
 local function restore_swap(keys, args)
-  local meta, stream, shadow, acked, journal = keys[1], keys[2], keys[3], keys[4], keys[6]
-  local gid, newest, seq, trimmed, trimmed_seq, lost = args[1], args[5], tonumber(args[6]), args[7], args[8], args[11]
-  local tail = redis.call('XRANGE', stream, '(' .. args[4], '+')
-  if has_changed(journal, args[3], gid) or tail[1] and not is_after(tail[1][1], newest) then
+  if not is_claimed(keys[1], args[1], args[2]) then
+    return lost_claim()
+  end
+  local done_seq, done_last = string.match(redis.call('HGET', keys[1], args[1]), '^%S+ %d+ (%d+) (%d+)$')
+  if done_seq then
+    return {tonumber(done_seq), done_last}
+  end
+  local shadow, meta, stream, acked, journal = keys[2], keys[3], keys[4], keys[5], keys[7]
+  local gid, newest, seq, trimmed, trimmed_seq, lost = args[1], args[6], tonumber(args[7]), args[8], args[9], args[12]
+  local head = redis.call('HMGET', meta, 'seq', 'trimmed')
+  local tail = redis.call('XRANGE', stream, '(' .. args[3], '+')
+  if (head[1] and (head[2] or '0') or '') ~= args[4] or redis.call('XLEN', shadow) ~= tonumber(args[5])
+      or tail[1] and not is_after(tail[1][1], newest) then
     return 'CHANGED'
+  end
+  for _, entry in ipairs(tail) do
+    if not is_message(entry) then
+      return 'CHANGED'
+    end
   end
   for _, entry in ipairs(tail) do
     local fields = entry[2]
@@ -184,33 +256,32 @@ local function restore_swap(keys, args)
     redis.call('XADD', shadow, newest, unpack(fields))
   end
   local moves = {}
-  for i = 12, #args, 5 do
-    local span, known = args[i], args[i + 4]
-    local offset = redis.call('ZSCORE', acked, span)
-    if offset and tonumber(offset) >= tonumber(args[i + 1]) then
-      offset = args[i + 2]
-      redis.call('ZADD', acked, offset, span)
-    end
-    if offset and tonumber(offset) > tonumber(known) then
-      moves[#moves + 1] = table.concat({args[i + 3], known, offset, string.match(span, '^[^' .. SEP .. ']+')}, SEP)
+  for i = 13, #args, 6 do
+    local offset = take_back(keys, args[i], args[i + 1], args[i + 2], args[i + 3])
+    if offset and tonumber(offset) > tonumber(args[i + 5]) then
+      local uid = string.match(args[i], '^[^' .. SEP .. ']+')
+      moves[#moves + 1] = table.concat({args[i + 4], args[i + 5], offset, uid}, SEP)
     end
   end
-  if lost ~= '' and args[10] ~= '' then
-    withdraw_acks(journal, gid, args[10], tonumber(lost))
+  if lost ~= '' and args[11] ~= '' then
+    withdraw_acks(journal, gid, args[11], tonumber(lost))
   end
   for first = 1, #moves, 1000 do
     local some = table.concat(moves, RECORD, first, math.min(first + 999, #moves))
     note(journal, 'kind', 'ack', 'gid', gid, 'moves', some)
   end
-  raise_last_id(shadow, args[9], seq)
+  raise_last_id(shadow, args[10], seq)
   follow_offsets(shadow, acked, trimmed, trimmed_seq)
   redis.call('RENAME', shadow, stream)
   local last = newest == '0-0' and '0' or decimal(pack(newest))
   redis.call('HSET', meta, 'seq', seq, 'last', last, 'trimmed', trimmed)
-  redis.call('SADD', keys[7], gid)
+  redis.call('SADD', keys[8], gid)
+  redis.call('HSET', keys[1], gid, table.concat({args[2], decimal(now_ms() + CLAIM_MS), seq, last}, ' '))
   return {seq, last}
 end
 
+redis.register_function{function_name = 'im_restore_claim', callback = restore_claim, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_restore_release', callback = restore_release, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_restore_copy', callback = restore_copy}
 redis.register_function{function_name = 'im_restore_add', callback = restore_add}
 redis.register_function{function_name = 'im_restore_uncounted', callback = restore_uncounted}

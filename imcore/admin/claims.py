@@ -1,0 +1,90 @@
+"""Who mends what: a hold on a partition keeps the workers from storing, a claim on a group keeps other menders off.
+
+Both end by themselves where their owner has died. Who has lost one while it stalled is told so at its next step, and
+stops: it has done nothing since that another one could not do again.
+"""
+
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from imcore.chat import Chat
+from imcore.errors import ImError, TryAgain
+from imcore.streams import restore_calls
+from imcore.streams.restore_calls import Claim
+
+HOLD_MS = 15_000
+"""For how long at most nobody stores anything after the process that mends has died."""
+
+CLAIM_S = 6.0
+"""For how long to wait for somebody else's claim: it ends 5 s after its owner has died (`lua/restore_streams.lua`)."""
+
+_PAUSE_S = 0.05
+
+
+class Hold:
+    """Keeps every worker from storing anything of a partition, while it is used in a `with`."""
+
+    def __init__(self, chat: Chat, partition: int, *, wait_s: float = 0.0) -> None:
+        """Wait so long where somebody else holds it."""
+        self._chat = chat
+        self._partition = partition
+        self._token = uuid.uuid4().hex
+        self._wait_s = wait_s
+        self._renew_at = 0.0
+
+    def __enter__(self) -> Self:
+        """Raise TryAgain if somebody else holds it."""
+        give_up = time.monotonic() + self._wait_s
+        while not self._renew(HOLD_MS):
+            if time.monotonic() > give_up:
+                raise TryAgain(f"another process mends partition {self._partition}")
+            time.sleep(_PAUSE_S)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with suppress(ImError):  # then it ends by itself
+            self._renew(0)
+
+    def keep(self) -> None:
+        """Go on holding it; call this now and then. Raise TryAgain if it is lost."""
+        if time.monotonic() >= self._renew_at and not self._renew(HOLD_MS):
+            raise TryAgain(f"another process has gone on with the mending of partition {self._partition}")
+
+    def _renew(self, for_ms: int) -> bool:
+        self._renew_at = time.monotonic() + HOLD_MS / 3000
+        call = restore_calls.hold(self._chat.link.space, self._partition, self._token, for_ms)
+        return self._chat.link.run(call)
+
+
+def take(chat: Chat, gids: Sequence[str]) -> list[Claim]:
+    """Claim groups, to mend them; wait for others who do. Raise TryAgain if they take too long."""
+    token = uuid.uuid4().hex
+    wanted = [Claim(chat.link.space.group(gid), token) for gid in gids]
+    missing = wanted
+    give_up = time.monotonic() + CLAIM_S
+    while missing := _missing(chat, missing):
+        if time.monotonic() > give_up:
+            give_back(chat, wanted, done=False)
+            raise TryAgain(f"another process mends {missing[0].k.gid!r}")
+        time.sleep(_PAUSE_S)
+    return wanted
+
+
+def give_back(chat: Chat, claims: Sequence[Claim], *, done: bool) -> None:
+    """Give claims up; `done`: the groups are mended to the end, else the next one begins again, at once."""
+    with suppress(ImError):  # then they end by themselves
+        chat.link.run_many([restore_calls.release(claim, done=done) for claim in claims])
+
+
+def _missing(chat: Chat, claims: Sequence[Claim]) -> list[Claim]:
+    answers = chat.link.run_many([restore_calls.claim(claim) for claim in claims])
+    return [claim for claim, is_mine in zip(claims, answers, strict=True) if not is_mine]
+
+
+def unfinished(chat: Chat, partition: int) -> set[str]:
+    """Return the groups of a partition whose mending has begun and not ended: they may not be as they should."""
+    return {gid.decode() for gid in chat.link.read("HKEYS", chat.link.space.mending(partition))}
