@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from imcore import msgid as msgids
-from imcore.admin.audit_group import THERE, differences, oldest_of
+from imcore.admin.audit_group import differences, oldest_of
 from imcore.admin.audit_messages import chunks
 from imcore.admin.mending import mend
 from imcore.admin.pending import KIND, undone
 from imcore.admin.reconcile import REBUILDING, marks_of, reconcile
-from imcore.admin.suspicion import MISSING, Suspicion
+from imcore.admin.suspicion import MISSING, THERE, Suspicion
 from imcore.chat import Chat
 from imcore.errors import TryAgain
 from imcore.sql import stored

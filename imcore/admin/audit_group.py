@@ -1,28 +1,47 @@
 """Whether whole groups are alike in Redis and in SQL, while the system runs."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from imcore.admin.audit_members import MemberAudit
 from imcore.admin.audit_messages import MessageAudit, Meta, metas_of
 from imcore.admin.pending import PAGE, Window
-from imcore.admin.suspicion import MISSING, Suspicion
+from imcore.admin.suspicion import MISSING, THERE, Suspicion
 from imcore.chat import Chat
+from imcore.errors import ConfigurationError, ImError, TryAgain
 from imcore.sql import stored
+from imcore.streams.journal import one_line
 from imcore.streams.restore_calls import NEVER
 
 ROUNDS = 10
 """How often a group is looked at again where it has just changed."""
 
-THERE = "there"
+
+_UNREADABLE = (ImError, ValueError, TypeError, IndexError, KeyError, OverflowError)
+"""What comes of data that somebody has written by hand."""
 
 
 def differences(chat: Chat, gids: Sequence[str], *, after: int | None = None) -> dict[str, list[Suspicion]]:
     """Return what differs in each of some groups, and is not explained by what happened while both sides were read.
 
-    With `after` (packed), older messages are left out, but for the newest page that SQL has. What changes all the time
-    is left out too.
+    With `after` (packed), older messages are left out, but for the newest page that SQL has. What differed each time
+    anew, in a group that changes all the time, is `unsure`. A group that cannot be read differs in that. Raise
+    RedisUnavailable, DatabaseUnavailable, ConfigurationError.
     """
-    found: dict[str, dict[str, Suspicion]] = {}
+    try:
+        return _differences(chat, gids, after)
+    except (TryAgain, ConfigurationError):
+        raise
+    except _UNREADABLE as error:
+        if len(gids) == 1:
+            return {gids[0]: [Suspicion("data", f"cannot be read: {one_line(str(error))}", "", "stored")]}
+    return {gid: found for one in gids for gid, found in differences(chat, [one], after=after).items()}
+
+
+def _differences(chat: Chat, gids: Sequence[str], after: int | None) -> dict[str, list[Suspicion]]:
+    found: dict[str, dict[str, Suspicion]] = {gid: {} for gid in gids}
+    doubtful: dict[str, Counter[Suspicion]] = {gid: Counter() for gid in gids}
     again = list(gids)
     for _ in range(ROUNDS):
         window = Window(chat, again)
@@ -30,12 +49,16 @@ def differences(chat: Chat, gids: Sequence[str], *, after: int | None = None) ->
         touched = window.touched()
         again = []
         for gid, suspicions in seen.items():
-            sure = [suspicion for suspicion in suspicions if not suspicion.explained_by(touched[gid])]
-            found.setdefault(gid, {}).update((suspicion.what, suspicion) for suspicion in sure)
-            if len(sure) < len(suspicions):
+            doubts = [suspicion for suspicion in suspicions if suspicion.explained_by(touched[gid])]
+            found[gid].update((each.what, each) for each in suspicions if each not in doubts)
+            doubtful[gid].update(doubts)
+            if doubts:
                 again.append(gid)
         if not again:
             break
+    for gid in again:
+        always = (replace(each, unsure=True) for each, times in doubtful[gid].items() if times == ROUNDS)
+        found[gid].update((each.what, each) for each in always if each.what not in found[gid])
     return {gid: list(suspicions.values()) for gid, suspicions in found.items()}
 
 

@@ -7,7 +7,7 @@ from imcore import msgid as msgids
 from imcore.admin.audit_messages import MessageAudit, Meta, chunks
 from imcore.admin.merging import offset_of
 from imcore.admin.pending import Pending
-from imcore.admin.suspicion import MISSING, Suspicion, named, of_offset, of_span, short
+from imcore.admin.suspicion import MISSING, THERE, Suspicion, named, of_offset, of_span, short
 from imcore.chat import Chat
 from imcore.errors import ImError
 from imcore.sql import stored
@@ -99,9 +99,15 @@ class MemberAudit:
         past = [msgid for msgid in own if msgid > acked]
         # Those that the offset has passed stay in the list until the next one comes.
         held_past = [packed for packed in map(int, held) if packed > acked]
-        if held_past != past:
-            what = f"own messages of {uid!r} past the offset"
-            yield Suspicion(what, str(len(held_past)), str(len(past)), "own", uid=uid)
+        if held_past == past:
+            return
+        for msgid in sorted(set(past).symmetric_difference(held_past)):
+            what = f"own message {msgids.unpack(msgid)} of {uid!r} past the offset"
+            here, there = (THERE if msgid in side else MISSING for side in (held_past, past))
+            yield Suspicion(what, here, there, "own", uid=uid, msgid=msgid)
+        if set(past) == set(held_past):
+            what = f"order of the own messages of {uid!r} past the offset"
+            yield Suspicion(what, short(held_past), short(past), "own", uid=uid, msgid=max(past))
 
     def _unknown(self) -> Iterator[Suspicion]:
         """Yield what Redis has and SQL has not."""
@@ -121,18 +127,19 @@ class MemberAudit:
                 yield self._suspect(uid, f"{name} in {_short_name(key)}", of_offset(score), MISSING)
 
     def _uncounted(self, messages: MessageAudit) -> Iterator[Suspicion]:
-        """Recalled messages and tombstones are known as such."""
+        """Recalled messages and tombstones are known as such, and no others."""
         recalls = {**dict(stored.recalls(self._database, self._gid)), **messages.tombstones}
-        wanted = sorted({*recalls, *recalls.values()})
-        for chunk in chunks(wanted, CHUNK):
-            found = self._link.read("ZMSCORE", self._keys.uncounted, *chunk)
-            for msgid, score in zip(chunk, found, strict=True):
-                if score is None:
-                    what = f"recall of message {msgids.unpack(msgid)}"
-                    yield Suspicion(what, MISSING, "recalled", "message", msgid=msgid)
-        count = int(self._link.read("ZCARD", self._keys.uncounted))
-        if count > len(wanted):
-            yield Suspicion("recalled messages", str(count), str(len(wanted)), "head")
+        wanted = {*recalls, *recalls.values()}
+        found = dict(scan(self._link, self._keys.uncounted))
+        known = {int(name) for name, score in found.items() if name == str(score)}
+        for msgid in sorted(wanted.symmetric_difference(known)):
+            here, there = ("recalled" if msgid in side else "not recalled" for side in (known, wanted))
+            yield Suspicion(f"recall of message {msgids.unpack(msgid)}", here, there, "message", msgid=msgid)
+        for name in sorted(found.keys() - map(str, known)):
+            yield Suspicion("score of a recalled message", f"{short(name)} at {found[name]}", MISSING, "stored")
+        for msgid in stored.recalled_with_text(self._database, self._gid):
+            what = f"text of recalled message {msgids.unpack(msgid)}"
+            yield Suspicion(what, MISSING, THERE, "stored")
 
     def _suspect(self, uid: str, what: str, redis: str, sql: str) -> Suspicion:
         return Suspicion(what, redis, sql, "span", uid=uid)

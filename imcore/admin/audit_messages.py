@@ -30,27 +30,23 @@ T = TypeVar("T")
 
 
 class Meta(NamedTuple):
-    """What a group's hash says; None where it does not. Msgids are packed."""
+    """What a group's hash says; None where that is no number. Msgids are packed. `exists`: whether it is there."""
 
     seq: int | None
     last: int | None
     trimmed: int
-
-    @property
-    def exists(self) -> bool:
-        """Whether the group is there."""
-        return self.seq is not None
+    exists: bool
 
 
 def metas_of(link: Link, gids: Sequence[str]) -> dict[str, Meta]:
     """Ask what the hashes of groups say."""
-    found = link.read_many([("HMGET", link.space.group(gid).meta, *Meta._fields) for gid in gids])
+    found = link.read_many([("HMGET", link.space.group(gid).meta, "seq", "last", "trimmed") for gid in gids])
     return {gid: _meta(values) for gid, values in zip(gids, found, strict=True)}
 
 
 def _meta(values: Sequence[bytes | None]) -> Meta:
-    seq, last, trimmed = (None if value is None else int(value) for value in values)
-    return Meta(seq, last, trimmed or 0)
+    seq, last, trimmed = (int(value) if value and value.isdigit() else None for value in values)
+    return Meta(seq, last, trimmed or 0, values[0] is not None)
 
 
 class MessageAudit:
@@ -143,6 +139,9 @@ class MessageAudit:
         if (below.messages, below.newest) != (below.last_seq, meta.trimmed):
             there = f"{below.messages} up to {msgids.unpack(below.newest)} (seq {below.last_seq})"
             yield Suspicion("trimmed messages", f"up to {msgids.unpack(meta.trimmed)}", there, "trim")
+        elif meta.trimmed and self._after is None:
+            for msgid in stored.out_of_order(self._database, self._gid, meta.trimmed):
+                yield Suspicion(f"place of message {msgids.unpack(msgid)}", MISSING, "another seq", "stored")
 
     def _note(self, row: MessageRow, values: list[bytes]) -> None:
         if row.recalls is not None:

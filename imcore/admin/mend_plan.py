@@ -75,6 +75,11 @@ class Plan:
         return bool(self.lost) or any(uid in self.spans and began in self.spans[uid].void for uid, began in opened)
 
     @property
+    def floor(self) -> int:
+        """The highest msgid that any span names: no message that comes later may have a lower one."""
+        return max((max(row.joined_msgid, row.left_msgid or 0, row.acked_msgid) for row in self.rows), default=0)
+
+    @property
     def rows(self) -> Iterator[SpanRow]:
         """The spans that are to be, without those that never were."""
         return (row for each in self.spans.values() for row in each.rows if row.joined_msgid not in each.void)

@@ -200,7 +200,8 @@ class _Mending:
         for placed in self._placed(plan):
             note(plan, placed)
         is_whole = (meta.seq, meta.last, meta.trimmed) == (plan.seq, plan.newest, plan.trim.msgid)
-        plan.stands &= bool(is_listed) and is_whole and not plan.foreign and live.followers == live.opened.keys()
+        is_followed = live.followers == live.opened.keys() and plan.floor <= plan.newest
+        plan.stands &= bool(is_listed) and is_whole and is_followed and not plan.foreign
         return plan
 
     def _is_known(self) -> bool:
@@ -338,10 +339,8 @@ class _Mending:
 
     def _swap(self, plan: Plan, entries: int) -> bool:
         undone = journals.undone_from(self._link, self._partition) if plan.journal_end != START else None
-        floor = max((max(row.joined_msgid, row.left_msgid or 0, row.acked_msgid) for row in plan.rows), default=0)
-        shadow = Shadow(
-            entries, msgids.unpack(plan.newest), plan.seq, id_above(floor) if floor > plan.newest else START
-        )
+        after = id_above(plan.floor) if plan.floor > plan.newest else START
+        shadow = Shadow(entries, msgids.unpack(plan.newest), plan.seq, after)
         call = restore_calls.swap(
             self._claim, plan.seen, shadow, plan.trim, undone=undone, passed=list(passed(plan)) if plan.resets else ()
         )
@@ -373,6 +372,7 @@ class _Mending:
             trimmed.setdefault(uid, []).extend([msgid] if msgid <= plan.trim.msgid else [])
         owners = self._owners(members) | trimmed.keys() | plan.senders
         recalled = {msgid for pair in stored.recalls(self._database, self._gid) for msgid in pair}
+        stored.take_texts_away(self._database, self._gid)
         once_ms = self._chat.settings.idempotency_ms
         strangers = [msgid for msgid in plan.live.uncounted - recalled if not self._is_message(msgid)]
         batch = [restore_calls.uncounted(self._k, some) for some in chunks(recalled, PAGE)]

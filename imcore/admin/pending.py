@@ -17,7 +17,7 @@ from imcore.chat import Chat
 from imcore.sql import stored
 from imcore.sql.rows import MessageRow, SpanRow, merged
 from imcore.streams import calls, events, journal_calls, wire
-from imcore.streams.events import Acked, Created, Entry, Joined, Left, Sent
+from imcore.streams.events import Acked, Created, Entry, Joined, Left, Move, Sent
 from imcore.streams.link import Link
 
 PAGE = 500
@@ -90,8 +90,10 @@ class Touched:
     created: bool = False
     first_sent: int | None = None
     uids: set[str] = field(default_factory=set)
+    members: set[str] = field(default_factory=set)
+    """Those of them who came or went."""
     recalled: set[int] = field(default_factory=set)
-    moves: list[tuple[int, int]] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
 
     def add(self, entry: Entry) -> None:
         """Take an entry of the window."""
@@ -102,9 +104,10 @@ class Touched:
             self.first_sent = min(event.first, self.first_sent or event.first)
         elif isinstance(event, Joined | Left):
             self.uids.add(event.uid)
+            self.members.add(event.uid)
         elif isinstance(event, Acked):
             self.uids.update(uid for move in event.moves for uid in move.uids)
-            self.moves += ((move.start, move.to) for move in event.moves)
+            self.moves += event.moves
 
     def add_message(self, sender_uid: str, recalls: int | None) -> None:
         """Take a message of the window."""
@@ -118,7 +121,12 @@ class Touched:
 
     def tally(self, msgid: int) -> bool:
         """Return whether somebody may have read a message."""
-        return self.message(msgid) or any(start < msgid <= to for start, to in self.moves)
+        return self.message(msgid) or any(move.start < msgid <= move.to for move in self.moves)
+
+    def own(self, uid: str, msgid: int) -> bool:
+        """Return whether it may have changed that an own message is past the offset of its sender, and counts."""
+        passed = any(move.start < msgid <= move.to and uid in move.uids for move in self.moves)
+        return passed or uid in self.members or self.message(msgid)
 
 
 class Window:

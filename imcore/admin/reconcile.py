@@ -82,7 +82,7 @@ def marks_of(chat: Chat) -> Marks:
     there = stored.marks(chat.database)
     places = list(there)
     found = link.read_many([("HGET", space.marks(p), consumer) for p, consumer in places])
-    here = {place: int(mark or 0) for place, mark in zip(places, found, strict=True)}
+    here = {place: int(mark) if mark and mark.isdigit() else 0 for place, mark in zip(places, found, strict=True)}
     return Marks(there, {place: (here[place], there[place]) for place in places if here[place] < there[place]})
 
 
@@ -109,7 +109,7 @@ def _reconcile(chat: Chat, partition: int, hold: Hold) -> Reconciled:
     half_done = unfinished(chat, partition)
     for some in chunks(_gids(chat, partition), AT_ONCE):
         for gid, each in differences(chat, some, after=after).items():
-            if each or gid in half_done:
+            if gid in half_done or not all(suspicion.unsure for suspicion in each):
                 done = _mended(chat, gid, done, mend(chat, gid, since=oldest_of(each), hold=hold))
         hold.keep()
     link.run(restore_calls.marks(space, partition, marks))

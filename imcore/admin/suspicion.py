@@ -8,9 +8,9 @@ from imcore import msgid as msgids
 from imcore.admin.pending import Touched
 from imcore.sql.rows import MessageRow, SpanRow
 
-MISSING = "missing"
+MISSING, THERE = "missing", "there"
 
-Depends = Literal["group", "head", "trim", "message", "tally", "span", "own"]
+Depends = Literal["group", "head", "trim", "message", "tally", "span", "own", "stored"]
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -18,7 +18,10 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """Both sides of what differs, as people see them, and what that depends on: at times a `uid` or packed `msgid`."""
+    """Both sides of what differs, as people see them, and what that depends on: at times a `uid` or packed `msgid`.
+
+    What is `stored` depends on nothing that goes on. `unsure`: it differed at every look, but what it depends on changed each time.
+    """
 
     what: str
     redis: str
@@ -26,23 +29,27 @@ class Suspicion:
     depends: Depends
     uid: str = ""
     msgid: int = 0
+    unsure: bool = False
 
     def explained_by(self, touched: Touched) -> bool:
         """Return whether it may come of what happened while the two sides were read."""
-        if touched.anything:
-            return True
+        if self.depends == "stored":
+            return False
+        return touched.anything or touched.created or self._touched_by(touched)
+
+    def _touched_by(self, touched: Touched) -> bool:
         match self.depends:
-            case "span" | "own":  # own messages may be recalled by somebody else
-                recalled = self.depends == "own" and bool(touched.recalled)
-                return touched.created or self.uid in touched.uids or recalled
+            case "span":
+                return self.uid in touched.uids
+            case "own":
+                return touched.own(self.uid, self.msgid)
             case "message":
-                return touched.created or touched.message(self.msgid)
+                return touched.message(self.msgid)
             case "tally":
-                return touched.created or touched.tally(self.msgid)
+                return touched.tally(self.msgid)
             case "head":
-                return touched.created or touched.first_sent is not None
-            case "group" | "trim":
-                return touched.created
+                return touched.first_sent is not None
+        return False
 
 
 def of_message(row: MessageRow | None) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, and_, delete, exists, func, literal, select, text, tuple_, union
+from sqlalchemy import Select, and_, delete, exists, func, literal, select, text, tuple_, union, update
 
 from imcore.sql.bulk import MARK, mark_name
 from imcore.sql.database import Database
@@ -145,6 +145,34 @@ def recalls(database: Database, gid: str) -> Iterator[tuple[int, int]]:
     c = GROUP_MSGS.c
     for row in _streamed(database, select(c.msgid, c.recalls).where(c.gid == gid, c.recalls.is_not(None))):
         yield row[0], row[1]
+
+
+def recalled_with_text(database: Database, gid: str) -> list[int]:
+    """Return the recalled messages (packed) of a group whose text is still there."""
+    m, tombstone = GROUP_MSGS.c, GROUP_MSGS.alias()
+    recalled = and_(tombstone.c.gid == m.gid, tombstone.c.recalls == m.msgid)
+    query = select(m.msgid).join_from(tombstone, GROUP_MSGS, recalled).where(m.gid == gid, m.content != "")
+    with database.connection() as connection:
+        return sorted(connection.scalars(query))
+
+
+def take_texts_away(database: Database, gid: str) -> None:
+    """Blank the recalled messages of a group."""
+    tombstone = GROUP_MSGS.alias()
+    recalled = select(tombstone.c.recalls).where(tombstone.c.gid == gid, tombstone.c.recalls.is_not(None))
+    c = GROUP_MSGS.c
+    with database.connection() as connection:
+        connection.execute(update(GROUP_MSGS).where(c.gid == gid, c.msgid.in_(recalled)).values(content=""))
+
+
+def out_of_order(database: Database, gid: str, until: int) -> list[int]:
+    """Return the messages (packed) of a group up to one whose seqs are not their places in it."""
+    c = GROUP_MSGS.c
+    place = func.row_number().over(order_by=c.msgid).label("place")
+    numbered = select(c.msgid, c.seq, place).where(c.gid == gid, c.msgid <= until).subquery()
+    query = select(numbered.c.msgid).where(numbered.c.seq != numbered.c.place).order_by(numbered.c.msgid)
+    with database.connection() as connection:
+        return list(connection.scalars(query.limit(PAGE)))
 
 
 def seqs(database: Database, gid: str, some: Iterable[int]) -> dict[int, int]:

@@ -78,7 +78,8 @@ local function leave_many(keys, args)
       redis.call('ZREM', joined, uid)
       if last > tonumber(from) then
         local span = uid .. SEP .. from
-        redis.call('ZADD', acked, offset, span)
+        -- A crash of both servers may have taken the message at the offset, and all after it.
+        redis.call('ZADD', acked, tonumber(offset) > last and decimal(last) or offset, span)
         redis.call('ZADD', joined, from, span)
         redis.call('ZADD', left, decimal(last), span)
       end
