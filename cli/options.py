@@ -121,7 +121,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not output.is_terminal(sys.stdin):
-        raise RefusedError("there is no terminal to ask on: repeat it with --yes if it is meant")
+        raise RefusedError(f"{question} There is no terminal to ask on: repeat it with --yes if it is meant")
     click.confirm(output.safe(question), abort=True, err=True)
 
 

@@ -4,14 +4,17 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import TextIOWrapper
+from itertools import islice
 from typing import NoReturn, TextIO
 
 from imcore.errors import ImError
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 """Exit codes; wrong usage is 2, which click knows itself."""
+
+ROWS_OF_TABLE = 1000
 
 Record = Mapping[str, object]
 """One line of `--json`, which is also one row of a table."""
@@ -67,7 +70,7 @@ def show(records: Iterable[Record], columns: Sequence[str], *, as_json: bool) ->
     if as_json:
         _write_lines(to_json(record) for record in records)
     elif is_terminal(sys.stdout):
-        _write_table(records, columns)
+        _write_tables(records, columns)
     else:
         _write_lines(_plain(records, columns))
 
@@ -144,9 +147,23 @@ def _json_escape(match: re.Match[str]) -> str:
     return match[0] if match["seen"] else json.dumps(match[0])[1:-1]
 
 
-def _plain(records: Iterable[Record], columns: Sequence[str]) -> list[str]:
-    rows = [[safe(_cell(record[column])) for column in columns] for record in records]
-    return ["\t".join(row) for row in [columns, *rows]]
+def _plain(records: Iterable[Record], columns: Sequence[str]) -> Iterator[str]:
+    rows = ("\t".join(safe(_cell(record[column])) for column in columns) for record in records)
+    first = list(islice(rows, 1))  # if there is an error instead, nothing is written
+    yield "\t".join(columns)
+    yield from first
+    yield from rows
+
+
+def _write_tables(records: Iterable[Record], columns: Sequence[str]) -> None:
+    """Write one table, or, where there are very many records, one after the other: not all are in memory."""
+    rest = iter(records)
+    some = list(islice(rest, ROWS_OF_TABLE))
+    while True:
+        _write_table(some, columns)
+        some = list(islice(rest, ROWS_OF_TABLE))
+        if not some:
+            return
 
 
 def _write_table(records: Iterable[Record], columns: Sequence[str]) -> None:

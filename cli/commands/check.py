@@ -1,5 +1,8 @@
 """Whether Redis and SQL say the same."""
 
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -21,18 +24,38 @@ def check(run: Invocation, repair: bool) -> None:
     """Compare Redis with the SQL database.
 
     Every count is computed anew. Each difference is a line; the exit code is 0 if there is none, or all were mended.
-    What a running worker `persist` is about to store is no difference.
+    What a running worker `persist` is about to store is no difference. What changes too fast to be compared is said on
+    stderr.
     """
     from imcore.admin.audit import check as differences_of  # noqa: PLC0415 (the help need not wait for the drivers)
 
+    counts: Counter[str] = Counter()
     with run.chat() as chat, progress("groups") as shown:
-        found = list(differences_of(chat, repair=repair, on_progress=lambda seen: shown.to(seen.groups, seen.of)))
-    run.show([_record(each, repair=repair) for each in found], (*_COLUMNS, "repaired") if repair else _COLUMNS)
-    left = sum(not each.repaired for each in found)
-    if found:
-        output.complain(f"differences between Redis and SQL: {len(found)}" + f", {len(found) - left} mended" * repair)
-    if left:
+        found = differences_of(chat, repair=repair, on_progress=lambda seen: shown.to(seen.groups, seen.of))
+        records = (_record(each, repair=repair) for each in _counted(found, counts, shown.complain))
+        run.show(records, (*_COLUMNS, "repaired") if repair else _COLUMNS)
+    if counts.total():
+        output.complain(
+            f"differences between Redis and SQL: {counts.total()}" + f", {counts['repaired']} mended" * repair
+        )
+    elif output.is_terminal(sys.stdout) and not run.json:
+        output.say("no difference")
+    if counts["left"]:
         click.get_current_context().exit(output.FAILED)
+
+
+def _counted(
+    found: Iterable["Difference"], counts: Counter[str], complain: Callable[[str], None]
+) -> Iterator["Difference"]:
+    """Count the differences as they go by; what may be none is only told."""
+    for each in found:
+        if each.unsure:
+            complain(
+                f"cannot be decided while it changes: {each.what} of {each.gid!r}: {each.redis}, in SQL {each.sql}"
+            )
+        else:
+            counts["repaired" if each.repaired else "left"] += 1
+            yield each
 
 
 def _record(difference: "Difference", *, repair: bool) -> Record:

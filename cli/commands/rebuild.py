@@ -2,23 +2,37 @@
 
 from dataclasses import asdict
 
+import click
+
 from cli.options import Invocation, command, confirm, yes_option
 from cli.progress import progress
 
 
 @command("rebuild", example="im rebuild\nim rebuild --yes")
+@click.option("--adopt", is_flag=True, help="Merge groups that Redis got after this system had lost it, too.")
 @yes_option
-def rebuild(run: Invocation, yes: bool) -> None:
+def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
     """Rebuild Redis from the SQL database.
 
     For a Redis that has lost its data. What the worker `persist` had not stored yet is not in SQL, and stays lost;
     groups that Redis has are merged. Interrupted, it can be started again.
     """
-    from imcore.admin.rebuild import rebuild as rebuilt  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.admin import rebuild as admin  # noqa: PLC0415 (the help need not wait for the drivers)
 
-    confirm("Rebuild Redis from SQL?", yes=yes)
-    with run.chat() as chat, progress("groups") as shown:
-        summary = asdict(
-            rebuilt(chat, yes=True, on_progress=lambda so_far: shown.to(so_far.groups + so_far.done_before, None))
+    with run.chat() as chat:
+        before = admin.look_before(chat)
+        confirm(
+            f"Rebuild Redis at {chat.link.address}, which holds {before.redis_groups} groups, from the "
+            f"{before.sql_groups} groups of {chat.database.address}?",
+            yes=yes,
         )
-    run.show([summary], tuple(summary))
+        with progress("groups") as shown:
+            summary = admin.rebuild(
+                chat,
+                yes=True,
+                adopt=adopt,
+                on_progress=lambda so_far: shown.to(
+                    so_far.groups + so_far.merged + so_far.done_before, before.sql_groups
+                ),
+            )
+    run.show([asdict(summary)], tuple(asdict(summary)))

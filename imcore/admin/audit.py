@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from imcore import msgid as msgids
-from imcore.admin.audit_group import differences, oldest_of
+from imcore.admin.audit_group import UNREADABLE, differences, oldest_of
 from imcore.admin.audit_messages import chunks
+from imcore.admin.audit_users import strange_listings
+from imcore.admin.claims import unfinished
 from imcore.admin.mending import mend
 from imcore.admin.pending import KIND, undone
 from imcore.admin.reconcile import REBUILDING, marks_of, reconcile
 from imcore.admin.suspicion import MISSING, THERE, Suspicion
 from imcore.chat import Chat
-from imcore.errors import TryAgain
+from imcore.errors import ConfigurationError, TryAgain
 from imcore.sql import stored
 from imcore.streams import keys
 
@@ -30,7 +32,7 @@ _MOST_WORKERS = 32
 class Difference:
     """What Redis and SQL do not agree on, and both sides. No gid: it is about the data as a whole.
 
-    `repaired`: it was so, and is no more.
+    `repaired`: it was so, and is no more. `unsure`: it may be none, since it is about what changes all the time.
     """
 
     gid: str
@@ -38,6 +40,7 @@ class Difference:
     redis: str
     sql: str
     repaired: bool = False
+    unsure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +59,32 @@ def check(chat: Chat, *, repair: bool = False, on_progress: Progress | None = No
 
     What is mended: SQL gets what no journal tells any more, Redis gets what only SQL has, the further offset wins, and
     what is derived is made anew. What is left: texts that differ, and messages that both have lost. Nothing is ever
-    dropped but names that are no member. Raise DatabaseUnavailable, RedisUnavailable.
+    dropped but names that are no member and no group. Where the two hold the data of different systems, that is the
+    only difference, and nothing is mended. Raise DatabaseUnavailable, RedisUnavailable.
     """
-    yield from _dataset(chat)
+    chat.database.check_version()
+    foreign = list(_dataset(chat))
+    yield from foreign
+    if foreign:
+        return
     yield from _unfinished(chat)
     yield from _older(chat, repair)
     yield from _backlog(chat)
     gids = _gids(chat)
     done = 0
     for some in chunks(gids, AT_ONCE):
+        half_done = {gid for p in {chat.link.space.partition_of(gid) for gid in some} for gid in unfinished(chat, p)}
         for gid, found in differences(chat, some).items():
-            yield from _mended(chat, gid, found) if repair and found else _differences(gid, found)
+            begun = [_BEGUN] if gid in half_done else []
+            yield from _of_group(chat, gid, [*begun, *found], repair)
         done += len(some)
         if on_progress:
             on_progress(Checked(done, len(gids)))
+    for gid, uid, removed in strange_listings(chat, repair=repair):
+        yield Difference(gid, f"group among those of {uid!r}", THERE, "not a member", repaired=removed)
+
+
+_BEGUN = Suspicion("mending", "begun and not ended", "", "stored")
 
 
 def _gids(chat: Chat) -> list[str]:
@@ -79,23 +94,27 @@ def _gids(chat: Chat) -> list[str]:
     return sorted({*in_redis, *stored.gids(chat.database), *stored.unlisted(chat.database)})
 
 
-def _differences(gid: str, found: list[Suspicion]) -> Iterator[Difference]:
-    for suspicion in found:
-        yield Difference(gid, suspicion.what, suspicion.redis, suspicion.sql)
-
-
-def _mended(chat: Chat, gid: str, found: list[Suspicion]) -> Iterator[Difference]:
-    """Mend a group, look at it again, and say what became of each difference."""
-    try:
-        mend(chat, gid, since=oldest_of(found))
-    except TryAgain:
+def _of_group(chat: Chat, gid: str, found: list[Suspicion], repair: bool) -> Iterator[Difference]:
+    if not repair or all(suspicion.unsure for suspicion in found):
         yield from _differences(gid, found)
         return
-    left = {suspicion.what: suspicion for suspicion in differences(chat, [gid])[gid]}
+    try:
+        mend(chat, gid, since=oldest_of(found))
+        left = {suspicion.what: suspicion for suspicion in differences(chat, [gid])[gid]}
+    except (TryAgain, ConfigurationError):
+        raise
+    except UNREADABLE:
+        yield from _differences(gid, found)
+        return
     for difference in _differences(gid, found):
         yield replace(difference, repaired=difference.what not in left)
     known = {suspicion.what for suspicion in found}
     yield from _differences(gid, [suspicion for what, suspicion in left.items() if what not in known])
+
+
+def _differences(gid: str, found: list[Suspicion]) -> Iterator[Difference]:
+    for suspicion in found:
+        yield Difference(gid, suspicion.what, suspicion.redis, suspicion.sql, unsure=suspicion.unsure)
 
 
 def _dataset(chat: Chat) -> Iterator[Difference]:

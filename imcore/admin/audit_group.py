@@ -18,7 +18,7 @@ ROUNDS = 10
 """How often a group is looked at again where it has just changed."""
 
 
-_UNREADABLE = (ImError, ValueError, TypeError, IndexError, KeyError, OverflowError)
+UNREADABLE = (ImError, ValueError, TypeError, IndexError, KeyError, OverflowError)
 """What comes of data that somebody has written by hand."""
 
 
@@ -33,7 +33,7 @@ def differences(chat: Chat, gids: Sequence[str], *, after: int | None = None) ->
         return _differences(chat, gids, after)
     except (TryAgain, ConfigurationError):
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         if len(gids) == 1:
             return {gids[0]: [Suspicion("data", f"cannot be read: {one_line(str(error))}", "", "stored")]}
     return {gid: found for one in gids for gid, found in differences(chat, [one], after=after).items()}

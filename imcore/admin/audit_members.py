@@ -14,6 +14,7 @@ from imcore.sql import stored
 from imcore.sql.rows import SpanRow
 from imcore.streams.keys import SEPARATOR, GroupKeys, span_key
 from imcore.streams.link import CHUNK, Link
+from imcore.streams.restore_calls import NEVER
 
 
 class MemberAudit:
@@ -162,7 +163,7 @@ def scan(link: Link, key: str) -> Iterator[tuple[str, int]]:
     while True:
         cursor, page = link.read("ZSCAN", key, cursor, "COUNT", 1000)
         for name, score in page:
-            yield name.decode(), int(score)
+            yield name.decode(), _whole(score)
         if int(cursor) == 0:
             return
 
@@ -185,4 +186,9 @@ def _short_name(key: str) -> str:
 
 
 def _scores(found: Sequence[Any]) -> list[int | None]:
-    return [None if score is None else int(float(score)) for score in found]
+    return [None if score is None else _whole(float(score)) for score in found]
+
+
+def _whole(score: float) -> int:
+    """Return a score as a packed msgid; by hand it may be anything."""
+    return int(min(max(score, 0), NEVER))

@@ -26,7 +26,7 @@ class Live:
     followers: set[str]
     """The consumer groups of the stream."""
     beyond: dict[str, tuple[int, int]]
-    """Offsets of members that are no message's: what they are, and what they are taken for."""
+    """Offsets (by span key) that are no message's: what they are, and what they are taken for."""
     uncounted: set[int]
     """Recalled messages and tombstones."""
 
@@ -202,8 +202,8 @@ def lowest_behind(plan: Plan) -> int | None:
 def orders(plan: Plan) -> Iterator[SpanOrder]:
     """Yield what is to be done about spans: all of them are asserted, and what is no span is dropped."""
     opened = dict(plan.live.opened)
-    for uid, (stands, newest) in plan.live.beyond.items():
-        yield SpanOrder("back", uid, opened[uid], stands, newest, None, opened[uid])
+    for key, (stands, told) in plan.live.beyond.items():
+        yield SpanOrder("back", key, 0, stands, told, None, opened.get(key))
     wanted = set()
     for row in plan.rows:
         uid, joined = row.uid, row.joined_msgid

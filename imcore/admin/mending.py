@@ -44,7 +44,7 @@ from imcore.errors import TryAgain
 from imcore.sql import stored
 from imcore.sql.rows import Batch, GroupRow, MarkRow, MessageRow, SpanRow
 from imcore.streams import restore_calls, wire
-from imcore.streams.keys import SEPARATOR, uid_of
+from imcore.streams.keys import SEPARATOR, span_key, uid_of
 from imcore.streams.link import CHUNK
 from imcore.streams.restore_calls import NEVER, Claim, Seen, Shadow, Text, Trim
 
@@ -394,16 +394,20 @@ class _Mending:
 
 
 def _bounded(live: Live, told: Sequence[SpanRow], newest: int) -> Live:
-    """Return what Redis has, without offsets beyond the newest message that the other side does not tell of."""
+    """Return what Redis has, but for offsets that can be no message's: beyond the newest of all, or beyond their span.
+
+    Instead of these stands what the other side tells, or that nothing was read.
+    """
     known = {(row.uid, row.joined_msgid): row.acked_msgid for row in told}
     rows: dict[str, list[SpanRow]] = {}
     beyond = {}
     for uid, each in live.rows.items():
         for row in each:
-            most = max(newest, row.joined_msgid, known.get((uid, row.joined_msgid), 0))
-            if row.acked_msgid > most and row.left_msgid is None:
-                beyond[uid] = row.acked_msgid, most
-            rows.setdefault(uid, []).append(row._replace(acked_msgid=min(row.acked_msgid, most)))
+            there = known.get((uid, row.joined_msgid), row.joined_msgid)
+            if row.acked_msgid > max(newest if row.left_msgid is None else row.left_msgid, there):
+                beyond[uid if row.left_msgid is None else span_key(uid, row.joined_msgid)] = row.acked_msgid, there
+                row = row._replace(acked_msgid=there)  # noqa: PLW2901 (it never stood there)
+            rows.setdefault(uid, []).append(row)
     return replace(live, rows=rows, beyond=beyond)
 
 

@@ -27,7 +27,7 @@ from imcore.errors import ConfigurationError, RefusedError, TryAgain
 from imcore.sql import stored
 from imcore.sql.rows import Batch, GroupRow, SpanRow
 from imcore.sql.stored import Head, Light
-from imcore.streams import journal_calls, keys, restore_calls
+from imcore.streams import calls, journal_calls, keys, restore_calls
 from imcore.streams.keys import CONFIG, Keyspace
 from imcore.streams.restore_calls import Trim
 
@@ -59,15 +59,62 @@ class RebuildSummary:
 Progress = Callable[[RebuildSummary], None]
 
 
-def rebuild(chat: Chat, *, yes: bool = False, on_progress: Progress | None = None) -> RebuildSummary:
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What there is before a rebuild: groups in Redis (some of a rebuild that `goes_on`) and in SQL, of which data.
+
+    `partitions` are those that the data has, or is to have.
+    """
+
+    redis_groups: int
+    sql_groups: int
+    partitions: int
+    redis_dataset: str | None
+    sql_dataset: str | None
+    goes_on: bool
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether Redis has groups of other data than SQL: of another system, or begun anew after all was lost."""
+        return (
+            bool(self.redis_groups)
+            and None not in {self.redis_dataset, self.sql_dataset}
+            and (self.redis_dataset != self.sql_dataset)
+        )
+
+
+def look_before(chat: Chat) -> Before:
+    """Return what there is. Raise ConfigurationError if Redis has groups in another number of partitions than SQL."""
+    chat.database.check_version()
+    link, database = chat.link, chat.database
+    found = link.read("HMGET", CONFIG, "partitions", "dataset", REBUILDING)
+    here, dataset, goes_on = (None if value is None else value.decode() for value in found)
+    partitions = database.meta("partitions") or here or str(chat.settings.partitions or keys.DEFAULT_PARTITIONS)
+    groups = _count_groups(chat, int(here or partitions))
+    if groups and here not in {None, partitions}:
+        raise ConfigurationError(
+            f"{link.address} holds groups in {here} partitions, and the database those of {partitions}: empty it first"
+        )
+    if chat.settings.partitions not in {None, int(partitions)}:
+        raise ConfigurationError(
+            f"the data has {partitions} partitions, not {chat.settings.partitions}: set IM_PARTITIONS={partitions}, "
+            "or unset it"
+        )
+    return Before(
+        groups, stored.count_groups(database), int(partitions), dataset, database.meta("dataset"), bool(goes_on)
+    )
+
+
+def rebuild(
+    chat: Chat, *, yes: bool = False, adopt: bool = False, on_progress: Progress | None = None
+) -> RebuildSummary:
     """Bring back what SQL has; return what that was. `on_progress` gets the summary so far.
 
     The Chat must not have been used before. Killed and started again, it goes on. Raise RefusedError if there are
-    groups in Redis and it is not said `yes`; ConfigurationError if Redis has them in another number of partitions;
-    TryAgain if another process is about it.
+    groups in Redis and it is not said `yes`, or if these are of other data and it is not said to `adopt` them;
+    ConfigurationError if Redis has them in another number of partitions; TryAgain if another process is about it.
     """
-    chat.database.check_version()
-    _begin(chat, yes)
+    _begin(chat, look_before(chat), yes, adopt)
     token = uuid.uuid4().hex
     _hold_lease(chat, token)
     rebuilding = _Rebuild(chat)
@@ -82,27 +129,25 @@ def rebuild(chat: Chat, *, yes: bool = False, on_progress: Progress | None = Non
     return rebuilding.summary
 
 
-def _begin(chat: Chat, yes: bool) -> None:
+def _begin(chat: Chat, before: Before, yes: bool, adopt: bool) -> None:
     """Write down what data this is to be, before anything else is: where everything lies follows from it."""
     link, database = chat.link, chat.database
-    found = link.read("HMGET", CONFIG, "partitions", "dataset", REBUILDING)
-    here, dataset, goes_on = (None if value is None else value.decode() for value in found)
-    partitions = database.meta("partitions") or here or str(chat.settings.partitions or keys.DEFAULT_PARTITIONS)
-    groups = _count_groups(chat, int(here or partitions))
-    if groups and here not in {None, partitions}:
-        raise ConfigurationError(
-            f"{link.address} holds groups in {here} partitions, and the database those of {partitions}: empty it first"
-        )
-    if groups and not goes_on and not yes:
+    if before.is_foreign and not adopt:
         raise RefusedError(
-            f"{link.address} holds {groups} groups: what the database has would be merged into them; "
+            f"{link.address} holds {before.redis_groups} groups of other data than {database.address}: empty it first, "
+            "or repeat it with --adopt if they were made after this system had lost its Redis"
+        )
+    if before.redis_groups and not before.goes_on and not yes:
+        raise RefusedError(
+            f"{link.address} holds {before.redis_groups} groups: what the database has would be merged into them; "
             "repeat it with --yes if that is meant"
         )
-    dataset = database.meta("dataset") or dataset or uuid.uuid4().hex
-    link.once("HSET", CONFIG, "partitions", partitions, "dataset", dataset, REBUILDING, 1)
-    if link.space.partitions != int(partitions):
+    link.run(calls.version())  # can it work at all?
+    dataset = before.sql_dataset or before.redis_dataset or uuid.uuid4().hex
+    link.once("HSET", CONFIG, "partitions", before.partitions, "dataset", dataset, REBUILDING, 1)
+    if link.space.partitions != before.partitions:
         raise ConfigurationError(f"this connection was made for {link.space.partitions} partitions: open another one")
-    database.set_meta("partitions", partitions)
+    database.set_meta("partitions", str(before.partitions))
     database.set_meta("dataset", dataset)
 
 

@@ -20,7 +20,8 @@ _SHORT.maxstring = _SHORT.maxother = 60
 class Suspicion:
     """Both sides of what differs, as people see them, and what that depends on: at times a `uid` or packed `msgid`.
 
-    What is `stored` depends on nothing that goes on. `unsure`: it differed at every look, but what it depends on changed each time.
+    What is `stored` depends on nothing that goes on. `unsure`: it differed at every look, but what it depends on
+    changed each time.
     """
 
     what: str

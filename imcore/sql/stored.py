@@ -49,6 +49,19 @@ def gids(database: Database) -> Iterator[str]:
         after = page[-1]
 
 
+def uids(database: Database) -> Iterator[str]:
+    """Yield all who have ever been a member of a group, in order."""
+    c = GROUP_SPANS.c
+    for row in _streamed(database, select(c.uid).distinct().order_by(c.uid)):
+        yield row[0]
+
+
+def count_groups(database: Database) -> int:
+    """Return how many groups there are."""
+    with database.connection() as connection:
+        return connection.scalars(select(func.count()).select_from(_GROUPS)).one()
+
+
 def listed(database: Database, some: Sequence[str]) -> set[str]:
     """Return those of some gids that are of groups."""
     with database.connection() as connection:

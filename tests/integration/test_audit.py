@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ from imcore import Chat
 from imcore import msgid as msgids
 from imcore.admin.audit import check
 from imcore.admin.audit_messages import MessageAudit
+from imcore.admin.rebuild import rebuild
 from imcore.admin.retention import trim
 from imcore.admin.suspicion import Suspicion
-from imcore.errors import NotMember, TryAgain, UnknownMessage
+from imcore.errors import NotMember, RefusedError, TryAgain, UnknownMessage
 from imcore.settings import Settings
+from imcore.sql.rows import Batch, GroupRow, SpanRow
 from imcore.streams import keys
 from imcore.streams.keys import SEPARATOR, GroupKeys
 from tests.deadline import wait_until
@@ -154,6 +157,20 @@ def closed_span(chat: Chat, k: GroupKeys) -> None:
     chat.link.client.zrem(k.left, span)
 
 
+def beyond_its_end(chat: Chat, k: GroupKeys) -> None:
+    (span,) = (name for name in chat.link.client.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
+    chat.link.client.zadd(k.acked, {span: 1 << 51})
+
+
+def recall_at_another_place(chat: Chat, k: GroupKeys) -> None:
+    (recalled, _) = chat.link.client.zrange(k.uncounted, 0, -1)
+    chat.link.client.zadd(k.uncounted, {recalled: 5})
+
+
+def listed_too_often(chat: Chat, k: GroupKeys) -> None:
+    chat.link.client.sadd(k.groups_of("{dee}"), GID)
+
+
 DAMAGE: dict[str, tuple[Damage, str]] = {
     "redis lost a message": (lose_message, "message"),
     "redis lost the newest message": (lose_newest_message, "message"),
@@ -178,11 +195,23 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "the index is ahead": (index_ahead, "offset in the span of 'bob'"),
     "the index has a stranger": (redis("ZADD", "acked", 0, "eve"), "open span of 'eve' in acked"),
     "the index has a span too many": (redis("ZADD", "joined", 5, f"eve{SEPARATOR}5"), "span of 'eve'"),
+    "the index goes beyond the end of a span": (beyond_its_end, "offset in the span of '{dee}'"),
+    "the index goes beyond all messages": (redis("ZADD", "acked", "CH", 1 << 52, "bob"), "offset in the span of 'bob'"),
+    "the index goes on for ever": (redis("ZADD", "acked", "CH", "inf", "bob"), "offset in the span of 'bob'"),
     "redis lost own messages": (redis("DEL", "own"), "of 'bob' past the offset"),
     "redis has an own message too many": (redis("RPUSH", "own", 1 << 52), "of 'bob' past the offset"),
+    "redis has an own message that is none": (redis("RPUSH", "own", "mine"), "data"),
+    "a user is listed under a group too many": (listed_too_often, "group among those of '{dee}'"),
     "redis lost a user's group": (redis("DEL", "groups_of"), "group among those of 'bob'"),
     "redis lost a recall": (redis("DEL", "uncounted"), "recall of message"),
     "redis has a recall too many": (redis("ZADD", "uncounted", 77, 77), "recall of message"),
+    "redis has a recall at another place": (recall_at_another_place, "score of a recalled message"),
+    "redis has a head that is no number": (redis("HSET", "meta", "x", 1, "seq", "many"), "newest message"),
+    "sql has what was recalled": (
+        sql("UPDATE group_msgs SET content = 'back' WHERE gid = :gid AND seq = 26"),
+        "text of recalled message",
+    ),
+    "sql lost what was recalled": (sql("UPDATE group_msgs SET recalls = NULL WHERE gid = :gid"), "recalls of message"),
     "sql lost a message": (sql("DELETE FROM group_msgs WHERE gid = :gid AND msgid = :newest"), "message"),
     "sql lost the newest messages": (sql("DELETE FROM group_msgs WHERE gid = :gid AND seq > 15"), "message"),
     "sql has another seq": (sql("UPDATE group_msgs SET seq = 99 WHERE gid = :gid AND msgid = :newest"), "seq of"),
@@ -232,6 +261,61 @@ def test_each_damage_is_found_and_mended(chat: Chat, kind: str) -> None:
     after = answers(chat)
     for question in before if kind not in OFFSETS_MOVE | MEMBERS_GO else ["group"] if kind in OFFSETS_MOVE else []:
         assert after[question] == before[question], question
+
+
+def test_the_data_of_another_system_is_left_alone(chat: Chat, valkey: str, tmp_path: Path) -> None:
+    # Given the database of another system, with a group of the same name
+    with opened(valkey, f"sqlite:///{tmp_path / 'other.db'}") as other:
+        other.database.upgrade()
+        other.database.set_meta("dataset", "another")
+        other.database.write(Batch(groups=[GroupRow(GID, 0)], spans=[SpanRow(GID, "mallory", 0, None, 1, 0)]))
+        before = answers(chat)
+        # When
+        (found,) = check(other, repair=True)
+        # Then
+        assert (found.what, found.sql, found.repaired) == ("dataset", "another", False)
+        with pytest.raises(RefusedError, match="--adopt"):
+            rebuild(other, yes=True)
+    assert answers(chat) == before
+    assert "mallory" not in {member.uid for member in chat.members(GID)}
+    assert list(check(chat)) == []
+    persist(chat)
+
+
+def test_seqs_that_are_wrong_below_the_trim_point_are_found(chat: Chat) -> None:
+    sql("UPDATE group_msgs SET seq = 5 - seq WHERE gid = :gid AND seq IN (2, 3)")(chat, chat.link.space.group(GID))
+    found = list(check(chat))
+    assert [each.what.split()[0] for each in found] == ["place", "place"]
+
+
+def test_a_group_that_cannot_be_read_hides_no_other(chat: Chat) -> None:
+    # Given one key of the wrong type, and damage elsewhere
+    k, other = chat.link.space.group(GID), chat.link.space.group("other")
+    chat.link.client.delete(other.acked)
+    chat.link.client.set(other.acked, "text")
+    chat.link.client.zrem(k.acked, "bob")
+    # When
+    found = list(check(chat, repair=True))
+    # Then
+    assert {(each.gid, each.repaired) for each in found} == {("other", False), (GID, True)}
+    assert any("WRONGTYPE" in each.redis for each in found)
+
+
+def test_damage_is_found_while_a_group_changes_all_the_time(chat: Chat, valkey: str, sqlite_url: str) -> None:
+    # Given, in a group where somebody speaks at every moment
+    k = chat.link.space.group(GID)
+    strange = msgids.pack(nth(chat, 15))
+    chat.link.client.zadd(k.uncounted, {str(strange): strange})
+    chat.add_members(GID, ["zoe"])
+    said(chat, 77)
+    chat.link.client.rpush(k.own("zoe"), msgids.pack(nth(chat, -1)))
+    persist(chat)
+    with Crowd(valkey, sqlite_url):
+        # When
+        found = {each.what for each in check(chat) if not each.unsure}
+    # Then
+    assert any(what.startswith("recall of message") for what in found)
+    assert any("of 'zoe' past the offset" in what for what in found)
 
 
 def test_what_has_no_one_answer_is_said_and_left(chat: Chat) -> None:

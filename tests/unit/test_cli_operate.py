@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,7 +16,7 @@ from cli.app import app
 from cli.options import Invocation
 from cli.progress import progress
 from imcore.admin.audit import Checked, Difference
-from imcore.admin.rebuild import RebuildSummary
+from imcore.admin.rebuild import Before, RebuildSummary
 from imcore.admin.retention import TrimSummary
 from imcore.importer import ImportSummary
 
@@ -171,17 +172,25 @@ def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rebuild_is_done_only_if_it_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[object] = []
 
-    def rebuilt(chat: object, *, yes: bool, on_progress: Callable[[RebuildSummary], None]) -> RebuildSummary:
-        done.append(yes)
+    def rebuilt(
+        chat: object, *, yes: bool, adopt: bool, on_progress: Callable[[RebuildSummary], None]
+    ) -> RebuildSummary:
+        done.append((yes, adopt))
         on_progress(RebuildSummary(groups=1))
         return RebuildSummary(groups=2, messages=3)
 
+    chat = SimpleNamespace(
+        link=SimpleNamespace(address="redis://here"), database=SimpleNamespace(address="sqlite:///db")
+    )
+    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(chat))
+    monkeypatch.setattr("imcore.admin.rebuild.look_before", lambda _: Before(7, 9, 8, "a", "a", False))
     monkeypatch.setattr("imcore.admin.rebuild.rebuild", rebuilt)
 
     refused = im("rebuild")
     assert (refused.exit_code, refused.stdout, len(done)) == (1, "", 0)
     assert "--yes" in refused.stderr
+    assert "redis://here, which holds 7 groups, from the 9 groups of sqlite:///db" in refused.stderr
 
     agreed = im("rebuild", "--yes", "--json")
-    assert (agreed.exit_code, done) == (0, [True])
+    assert (agreed.exit_code, done) == (0, [(True, False)])
     assert json.loads(agreed.stdout)["messages"] == 3

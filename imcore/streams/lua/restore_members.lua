@@ -28,7 +28,7 @@ end
 -- Arguments: gid, token, start of the inbox channels, trim point, then for each span: what to do, uid, where it joined, where
 -- it left, its offset and the seq of that (or ''), and where the uid's open span joined when the caller looked ('' if there
 -- was none). What to do: `open` it, `close` it, `drop` its key, which then stands for the uid, or let its offset go `back`, if
--- it still stands at what is given for the end: that was no message.
+-- it still stands as far as what is given for the end: that is no message.
 -- Answer: the numbers (from 0 on) of the spans about which nothing was done, since members came or went. Errors: LOST.
 local function restore_spans(keys, args)
   if not is_claimed(keys[1], args[1], args[2]) then
@@ -51,7 +51,7 @@ local function restore_spans(keys, args)
         forget_member(stream, uid, keys[k], keys[k + 1], args[1])
       end
     elseif what == 'back' then
-      if redis.call('ZSCORE', acked, uid) == to then
+      if tonumber(redis.call('ZSCORE', acked, uid) or '0') >= tonumber(to) then
         redis.call('ZADD', acked, offset, uid)
       end
     elseif what == 'open' then
