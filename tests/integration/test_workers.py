@@ -16,6 +16,7 @@ from rq.serializers import JSONSerializer
 from sqlalchemy import text
 
 from imcore import Chat
+from imcore import msgid as msgids
 from imcore.admin import deadletters
 from imcore.admin.audit import check
 from imcore.admin.rebuild import rebuild
@@ -427,3 +428,19 @@ def test_no_thread_of_rq_is_left_behind_by_a_server_that_went_away(tmp_path: Pat
             wait_until(lambda: not worker.pubsub_thread.is_alive())
     finally:
         server.stop()
+
+
+def test_entries_that_come_while_the_clock_is_put_back_can_be_told_apart(chat: Chat) -> None:
+    # Given a clock that stands an hour behind the newest entry, so that all are of one millisecond for an hour
+    chat.create_group("g", ["ann", "bob"])
+    journal = chat.link.space.group("g").journal
+    newest = chat.link.client.xinfo_stream(journal)["last-generated-id"].decode().partition("-")[0]
+    chat.link.client.execute_command("XSETID", journal, f"{int(newest) + 3_600_000}-8190")
+    # When
+    for number in range(3):
+        chat.send("g", f"message {number}", sender_uid="ann")
+        chat.ack("bob", "g")
+    # Then each has a number of its own, in order
+    packed = [msgids.pack_id(entry_id) for entry_id, _ in chat.link.client.xrange(journal)]
+    assert packed == sorted(set(packed))
+    assert all(msgids.pack_id(msgids.unpack(number).encode()) == number for number in packed)

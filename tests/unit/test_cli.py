@@ -201,7 +201,9 @@ def test_confirm_needs_yes_where_there_is_no_terminal() -> None:
     result = im("group", "remove", "team", "bob", stdin="y\n")
 
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "im: there is no terminal to ask on: repeat it with --yes if it is meant\n"
+    assert result.stderr == (
+        "im: Remove bob from team? There is no terminal to ask on: repeat it with --yes if it is meant\n"
+    )
 
 
 def test_confirm_asks_on_a_terminal(probe: list[object], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,9 +98,9 @@ local function send(keys, args)
   if stored > 0 then
     redis.call('HSET', keys[1], 'seq', seq, 'last', decimal(last))
     if stored == 1 then
-      redis.call('XADD', keys[7], '*', 'kind', 'msg', 'gid', gid, 'first', first_id)
+      note(keys[7], 'kind', 'msg', 'gid', gid, 'first', first_id)
     else
-      redis.call('XADD', keys[7], '*', 'kind', 'msg', 'gid', gid, 'first', first_id, 'last', last_id, 'n', stored)
+      note(keys[7], 'kind', 'msg', 'gid', gid, 'first', first_id, 'last', last_id, 'n', stored)
     end
   end
   return answers

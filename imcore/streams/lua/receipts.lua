@@ -176,7 +176,7 @@ local function confirm(keys, args)
     end
   end
   if #confirmed > 0 then
-    redis.call('XADD', keys[2], '*', 'kind', 'confirm', 'tallies', table.concat(confirmed, RECORD))
+    note(keys[2], 'kind', 'confirm', 'tallies', table.concat(confirmed, RECORD))
   end
   return #confirmed
 end
