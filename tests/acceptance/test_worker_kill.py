@@ -68,15 +68,16 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(
         assert list(deadletters.list_dead(chat)) == []
 
 
-def start(settings: Settings, *arguments: str) -> WorkerProcess:
+def start(settings: Settings, *arguments: str, batch_size: int = 2) -> WorkerProcess:
     """Start a worker with small batches, so that there are many moments to be killed at."""
     urls = {"redis_url": settings.redis_url, "database_url": settings.database_url}
-    return WorkerProcess(settings.data_dir / "workers", "persist", *arguments, batch_size=2, lease_ms=500, **urls)
+    how = {"batch_size": batch_size, "lease_ms": 500}
+    return WorkerProcess(settings.data_dir / "workers", "persist", *arguments, **how, **urls)
 
 
 def burst(settings: Settings) -> None:
     """Have all stored that is there."""
-    with start(settings, "--burst") as worker:
+    with start(settings, "--burst", batch_size=settings.batch_size) as worker:
         assert worker.wait() == 0, worker.log
 
 
