@@ -72,6 +72,10 @@ class RedisUnavailable(TryAgain):
     """Redis cannot be reached."""
 
 
+class RedisRefuses(TryAgain):
+    """Redis answers, but refuses this for now: nothing was changed."""
+
+
 class RedisFull(TryAgain):
     """Redis has no memory left: nothing was stored."""
 

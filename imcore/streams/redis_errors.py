@@ -9,18 +9,51 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
+    MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
+    ReadOnlyError,
     RedisClusterException,
     RedisError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from imcore.errors import ConfigurationError, GroupExists, ImError, RedisFull, RedisUnavailable, TryAgain, UnknownGroup
+from imcore.errors import (
+    ConfigurationError,
+    GroupExists,
+    ImError,
+    RedisFull,
+    RedisRefuses,
+    RedisUnavailable,
+    TryAgain,
+    UnknownGroup,
+)
 
 LOST = (RedisConnectionError, RedisTimeoutError, ClusterDownError, OSError)
 """No answer came: what was asked may have happened or not."""
+
+_REFUSALS = {
+    "LOADING": "is still loading its data: try again in a moment",
+    "READONLY": "is a replica by now and takes no writes: connect to the new primary",
+    "NOREPLICAS": "takes no writes while too few replicas follow it (min-replicas-to-write)",
+    "MISCONF": "takes no writes while it cannot save to its disk: look into its log",
+    "BUSY": "is busy with a script or function: wait, or end it (SCRIPT KILL, FUNCTION KILL)",
+    "MASTERDOWN": "is a replica that has lost its primary: wait for it, or for a failover",
+    "CLUSTERDOWN": "has slots that no node serves: wait for a failover, or mend the cluster",
+    "TRYAGAIN": "is moving a partition to another node: try again in a moment",
+}
+"""Why a server may refuse for a while, by the word that its answer begins with."""
+
+_STRIPPED = {
+    BusyLoadingError: "LOADING",
+    ReadOnlyError: "READONLY",
+    MasterDownError: "MASTERDOWN",
+    ClusterDownError: "CLUSTERDOWN",
+    TryAgainError: "TRYAGAIN",
+}
+"""Those whose word the driver takes away: it makes a class of it. A subclass stands before its base."""
 
 _NO_RIGHT = ("ACL failure in script: ", "The user executing the script can't ")
 
@@ -63,14 +96,20 @@ def translated(error: Exception, where: str, gid: str = "") -> ImError:
         return ConfigurationError(f"{where} refuses this user or password: {_first_line(text)}")
     if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
         return RedisFull(f"{where} has no memory left (maxmemory): nothing was stored")
+    if reason := _REFUSALS.get(_first_word(error)):
+        return RedisRefuses(f"{where} {reason}")
     if isinstance(error, (*LOST, RedisClusterException)):
         return _unavailable(error, where)
     return _answered(text, where, gid)
 
 
+def _first_word(error: Exception) -> str:
+    """Return what the server's answer began with."""
+    stripped = next((word for kind, word in _STRIPPED.items() if isinstance(error, kind)), None)
+    return stripped or str(error).partition(" ")[0]
+
+
 def _unavailable(error: Exception, where: str) -> ImError:
-    if isinstance(error, BusyLoadingError):
-        return RedisUnavailable(f"{where} is still loading its data: try again in a moment")
     if tls := _tls_error(error):
         return _untrusted(tls, where)
     return RedisUnavailable(f"no answer from Redis at {where}: start it with `im up`, or set IM_REDIS_URL")

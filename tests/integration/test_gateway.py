@@ -673,7 +673,7 @@ def test_acks_that_the_server_cannot_write_now_are_sent_again(chat: Chat, other:
         for node in nodes_of(other.link.client):
             node.config_set("min-replicas-to-write", 9)
         try:
-            with pytest.raises(ImError, match="NOREPLICAS"):
+            with pytest.raises(ImError, match="min-replicas-to-write"):
                 audience.settled()
         finally:
             for node in nodes_of(other.link.client):

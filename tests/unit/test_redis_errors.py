@@ -1,0 +1,50 @@
+"""What the server answers, in our words: passing trouble is of the branch TryAgain."""
+
+import pytest
+from hiredis import Reader
+from redis._parsers.base import BaseParser
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from imcore.errors import ImError, RedisFull, RedisRefuses, RedisUnavailable, TryAgain
+from imcore.streams.redis_errors import translated
+
+WHERE = "redis://host:6379"
+
+REFUSALS = {
+    "LOADING Redis is loading the dataset in memory": "still loading",
+    "READONLY You can't write against a read only replica.": "new primary",
+    "NOREPLICAS Not enough good replicas to write.": "min-replicas-to-write",
+    "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.": "its disk",
+    "BUSY Redis is busy running a script. You can only call FUNCTION KILL or SHUTDOWN NOSAVE.": "FUNCTION KILL",
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.": "lost its primary",
+    "CLUSTERDOWN Hash slot not served": "no node serves",
+    "TRYAGAIN Multiple keys request during rehashing of slot": "another node",
+}
+
+
+def answered(line: str) -> ImError:
+    """Return what an error of the server becomes, as the driver hands it over."""
+    reader = Reader(replyError=BaseParser.parse_error)
+    reader.feed(f"-{line}\r\n".encode())
+    return translated(reader.gets(), WHERE)
+
+
+@pytest.mark.parametrize(("line", "hint"), REFUSALS.items(), ids=[line.partition(" ")[0] for line in REFUSALS])
+def test_a_refusal_that_passes_says_what_is_wrong_and_may_be_tried_again(line: str, hint: str) -> None:
+    error = answered(line)
+
+    assert isinstance(error, RedisRefuses)
+    assert isinstance(error, TryAgain)
+    assert str(error).startswith(f"{WHERE} ")
+    assert hint in str(error)
+    assert "\n" not in str(error)
+
+
+def test_full_memory_and_no_answer_are_told_apart_from_refusals() -> None:
+    assert isinstance(answered("OOM command not allowed when used memory > 'maxmemory'."), RedisFull)
+    assert isinstance(translated(RedisConnectionError("Connection closed by server."), WHERE), RedisUnavailable)
+
+
+def test_what_does_not_pass_is_no_refusal() -> None:
+    for line in ("BUSYGROUP Consumer Group name already exists", "ERR Function 'im_send' failed", "WRONGTYPE of a key"):
+        assert not isinstance(answered(line), TryAgain)
