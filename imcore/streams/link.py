@@ -1,5 +1,6 @@
 """The link to Redis: carries calls, and loads the function library."""
 
+import socket
 import ssl
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ import redis
 from hiredis import pack_command
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.cluster import RedisCluster
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
 from imcore.errors import ConfigurationError, ImError, RedisUnavailable
@@ -42,6 +43,9 @@ PIECE = 50
 
 _NOT_LOADED = "Function not found"
 
+_PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""After so many seconds of silence a peer is probed, so often, so many times; by the names that systems have for it."""
+
 
 def open_client(url: str, *, timeout_s: float | None = 10.0) -> Client:
     """Return a client for a Redis URL; nothing is sent yet, but for a cluster, whose nodes are asked for.
@@ -51,17 +55,24 @@ def open_client(url: str, *, timeout_s: float | None = 10.0) -> Client:
     """
     scheme, separator, rest = url.partition("://")
     plain = f"{scheme.removesuffix('+cluster')}{separator}{rest}"
+    options: dict[str, Any] = {"socket_timeout": timeout_s, **({} if scheme == "unix" else _keepalive())}
     try:
-        client = redis.Redis.from_url(plain, retry=Retry(NoBackoff(), 0), socket_timeout=timeout_s)
+        client = redis.Redis.from_url(plain, retry=Retry(NoBackoff(), 0), **options)
         _check_options(client, address(url))
         if scheme in {"redis+cluster", "rediss+cluster"}:
             with driver_errors(url):
-                return RedisCluster.from_url(plain, socket_timeout=timeout_s)
+                return RedisCluster.from_url(plain, **options)
     except ValueError as error:
         raise ConfigurationError(
             f"{address(url)} is not a Redis URL: use redis://, rediss://, unix:// or redis+cluster://"
         ) from error
     return client
+
+
+def _keepalive() -> dict[str, Any]:
+    """Return what lets the system notice, within a minute, a peer that is gone without a word."""
+    probes = {getattr(socket, name): value for name, value in _PROBES.items() if hasattr(socket, name)}
+    return {"socket_keepalive": True, "socket_keepalive_options": probes}
 
 
 def _check_options(client: redis.Redis, where: str) -> None:
@@ -142,6 +153,9 @@ class Link:
         with driver_errors(self.address, call.gid):
             try:
                 answer = self._attempt(attempt, repeatable)
+            except ReadOnlyError:
+                self._connect_anew()
+                raise
             except ResponseError as error:
                 if _NOT_LOADED not in str(error):
                     raise
@@ -258,6 +272,8 @@ class Link:
             pool.release(connection)
 
     def _result(self, call: Call[T], answer: Any) -> T | ImError:
+        if isinstance(answer, ReadOnlyError):
+            self._connect_anew()
         if isinstance(answer, Exception):
             error = translated(answer, self.address, call.gid)
             error.__cause__ = answer
@@ -266,6 +282,11 @@ class Link:
             return call.decode(answer)
         except ImError as error:
             return error
+
+    def _connect_anew(self) -> None:
+        """Drop the connections to a primary that is one no more: its name may lead to the new one by now."""
+        if not isinstance(self.client, RedisCluster):
+            self.client.connection_pool.disconnect(inuse_connections=False)
 
     def _begin(self, batch: Sequence[Call[Any]]) -> None:
         """Before the first write of all, fix the partition count, so that two first writers cannot differ."""
