@@ -55,7 +55,7 @@ class Settings:
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: str | None) -> "Settings":
         """Read `IM_*` of the environment; overrides that are not None win. An empty text stands for the default.
 
-        Raise ConfigurationError for a value that is not what its setting takes.
+        Raise ConfigurationError for a value that is not what its setting takes, and for two that contradict each other.
         """
         environ = os.environ if environ is None else environ
         given = {f.name: environ.get(f"IM_{f.name.upper()}") for f in fields(cls)}
@@ -65,18 +65,28 @@ class Settings:
         redis_url = given.pop("redis_url", None) or socket_url(socket_path(data_dir))
         database_url = given.pop("database_url", None) or _sqlite_url(data_dir / "imcore.db")
         jobs_redis_url = given.pop("jobs_redis_url", None) or redis_url
-        return cls(
+        settings = cls(
             data_dir=data_dir,
             redis_url=redis_url,
             database_url=database_url,
             jobs_redis_url=jobs_redis_url,
             **{name: _whole_number(name, value) for name, value in given.items() if value is not None},
         )
+        _check_heartbeat(settings)
+        return settings
 
     @property
     def embedded(self) -> bool:
         """Whether Redis is the embedded server of the data directory."""
         return self.redis_url == socket_url(socket_path(self.data_dir))
+
+
+def _check_heartbeat(settings: Settings) -> None:
+    if settings.heartbeat_ms >= settings.online_ms:
+        raise ConfigurationError(
+            f"IM_HEARTBEAT_MS ({settings.heartbeat_ms}) must be less than IM_ONLINE_MS ({settings.online_ms}), "
+            "or sessions end between two heartbeats"
+        )
 
 
 def socket_path(data_dir: Path) -> Path:

@@ -26,7 +26,7 @@ Client = redis.Redis | RedisCluster
 Answers = Callable[[], list[T | ImError]]
 """Waits for the answers of calls that are under way; a call that failed has its error in its place."""
 
-LIBRARY_VERSION = 3
+LIBRARY_VERSION = 4
 """Raised with every change of the library; `lua/base.lua` holds the same number."""
 
 _LIBRARY = (

@@ -492,6 +492,26 @@ def test_a_short_lived_session_does_not_end_a_long_lived_one(chat: Chat) -> None
     assert chat.online(["bob"]) == {"bob"}
 
 
+def test_a_clock_that_is_put_right_leaves_nobody_online_who_was_killed(chat: Chat) -> None:
+    # Given a session whose beats were of a clock that stood an hour ahead
+    chat.create_group("team", ["ann", "bob"])
+    with short_lived(chat, heartbeat_ms=20, online_ms=200) as gateway:
+        bob = gateway.open("bob")
+        space = chat.link.space
+        ahead = (time.time() + 3600) * 1000
+        kept = {space.sessions("bob"): bob.sid, space.online(space.partition_of("bob")): "bob"}
+        for key, member in kept.items():
+            chat.link.once("ZADD", key, int(ahead), member)
+        # When it beats by the right one, and is killed
+        gateway.poll(0)
+        wait_until(
+            lambda: gateway.poll(0.02) == [] and chat.link.read("ZSCORE", space.sessions("bob"), bob.sid) < ahead
+        )
+        gateway.close(clean=False)
+        # Then
+        wait_until(lambda: chat.online(["bob"]) == set(), timeout_s=2)
+
+
 def test_a_session_that_has_expired_is_opened_again_and_has_missed_nothing(chat: Chat, other: Chat) -> None:
     # Given
     chat.create_group("team", ["ann", "bob"])

@@ -91,6 +91,12 @@ class TestNumbers:
             with pytest.raises(ConfigurationError, match=f"IM_{name.upper()} .* from 1 to .* it is '0'"):
                 Settings.from_env({}, **{name: "0"})
 
+    @pytest.mark.parametrize("online_ms", ["20000", "19999", "1"])
+    def test_a_session_must_not_end_between_two_heartbeats(self, online_ms: str) -> None:
+        assert Settings.from_env({}, online_ms="20001").online_ms == 20_001
+        with pytest.raises(ConfigurationError, match=r"^IM_HEARTBEAT_MS \(20000\) must be less than IM_ONLINE_MS"):
+            Settings.from_env({}, online_ms=online_ms)
+
     @pytest.mark.parametrize(
         ("name", "highest"), [("partitions", 16_384), ("max_content_bytes", 2**28), ("keep_ms", 10**12)]
     )

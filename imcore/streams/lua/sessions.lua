@@ -12,8 +12,10 @@ local function beat(keys, args)
   end
   local expires = now + tonumber(args[3])
   redis.call('ZADD', keys[1], expires, args[2])
-  redis.call('PEXPIREAT', keys[1], redis.call('ZREVRANGE', keys[1], 0, 0, 'WITHSCORES')[2])
-  redis.call('ZADD', keys[2], 'GT', expires, args[1])
+  -- The newest of those that live, also where it is before what was written: by a clock that has been put right since.
+  local newest = redis.call('ZREVRANGE', keys[1], 0, 0, 'WITHSCORES')[2]
+  redis.call('PEXPIREAT', keys[1], newest)
+  redis.call('ZADD', keys[2], newest, args[1])
   return expires
 end
 
