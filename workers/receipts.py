@@ -1,8 +1,9 @@
 """The worker `receipts`: tells senders who has read, in digests folded over a window.
 
 Offset moves are taken from the journals, heaped up for `receipt_window_ms`, and folded: each message concerned is
-tallied once, however many members have moved over it, and each sender is told once for each group. What was told is
-marked as changed until the sender confirms it, so a digest that nobody hears is not lost.
+tallied once, however many members have moved over it, and each sender is told once for each group. It is tallied,
+marked as changed and told in one step at the server: of two workers, none tells an older tally after a newer one. The
+mark stays until the sender confirms it, so a digest that nobody hears is not lost.
 """
 
 import logging
@@ -10,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from imcore.errors import DatabaseUnavailable, ImError, TryAgain
-from imcore.history import History, raised
+from imcore.history import raised
 from imcore.live.folding import segments
 from imcore.settings import Settings
 from imcore.sql.database import Database
@@ -25,8 +26,8 @@ log = logging.getLogger(__name__)
 PAGE = 1000
 """How many messages one call looks at: the server stands still meanwhile."""
 
-LONGEST_DIGEST = 5000
-"""How many messages one digest names; more make several."""
+LONGEST_DIGEST = 1000
+"""How many messages one digest names, all of which are tallied in one call; more make several."""
 
 MOST_IN_WINDOW = 100_000
 """How many entries one window takes; more are left for the next."""
@@ -40,7 +41,6 @@ class ReceiptsWorker:
     def __init__(self, link: Link, database: Database, settings: Settings) -> None:
         self._link = link
         self._database = database
-        self._history = History(link, database)
         self._window_s = settings.receipt_window_ms / 1000
         self._journal = Journal(link, self.kind, settings)
         self._in_hand: list[Entry] = []
@@ -118,7 +118,7 @@ class ReceiptsWorker:
         return failed
 
     def _changes(self, wanted: dict[str, list[Segment]]) -> dict[str, list[Change] | ImError]:
-        """Return the new tallies in each group, or why they cannot be had: SQL may be away. Raise TryAgain."""
+        """Return what has changed in each group, or why that cannot be had: SQL may be away. Raise TryAgain."""
         found: dict[str, list[Change] | ImError] = {}
         calls = [receipt_calls.changes(self._link.space, gid, each, PAGE) for gid, each in wanted.items()]
         for (gid, each), answer in zip(wanted.items(), self._link.gather(calls), strict=True):
@@ -146,10 +146,9 @@ class ReceiptsWorker:
             while start < min(segment.until, trimmed):
                 until = min(segment.until, trimmed)
                 rows = self._database.messages_after(gid, start, until=until, limit=PAGE)
-                counts = self._history.counts_of_rows(gid, rows)
                 found += [
-                    Change(row.sender_uid, row.msgid, *count)
-                    for row, count in zip(rows, counts, strict=True)
+                    Change(row.sender_uid, row.msgid, row.span)
+                    for row in rows
                     if row.sender_uid != segment.only and row.recalls is None
                 ]
                 start = rows[-1].msgid if len(rows) == PAGE else until

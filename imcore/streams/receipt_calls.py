@@ -42,16 +42,15 @@ class Segment(NamedTuple):
 
 
 class Change(NamedTuple):
-    """The new tally of a message (packed msgid)."""
+    """A message (packed msgid) whose tally changed, with its sender and the span that they sent it in, if any."""
 
     sender_uid: str
     msgid: int
-    read: int
-    unread: int
+    span: int | None
 
 
 class Changes(NamedTuple):
-    """Changed tallies. Messages up to `trimmed` are in SQL only; `next_after` is where the next page begins."""
+    """Messages whose tallies changed. Up to `trimmed` they are in SQL only; the next page begins after `next_after`."""
 
     trimmed: int
     found: list[Change]
@@ -113,26 +112,29 @@ def names(space: Keyspace, gid: str, msgid: int) -> Call[Names]:
 
 
 def changes(space: Keyspace, gid: str, segments: Sequence[Segment], count: int) -> Call[Changes]:
-    """Ask which messages' tallies moves of offsets have changed, at most `count` messages."""
+    """Ask of which messages moves of offsets have changed the tallies, looking at `count` messages at most."""
 
     def decode(answer: list[Any]) -> Changes:
         trimmed, found, next_after = answer
         return Changes(
             int(trimmed),
-            [Change(sender.decode(), int(msgid), read, unread) for sender, msgid, read, unread in found],
+            [Change(sender.decode(), int(msgid), int(span) if span else None) for sender, msgid, span in found],
             int(next_after) if next_after else None,
         )
 
+    k = space.group(gid)
     args = tuple(value for segment in segments for value in segment)
-    return Call("im_changes", space.group(gid).for_tally, (count, *args), decode, gid)
+    return Call("im_changes", (k.meta, k.stream), (count, *args), decode, gid)
 
 
 def tell(space: Keyspace, gid: str, sender_uid: str, changed: Sequence[Change]) -> Call[int]:
-    """Mark tallies as changed and push them to the sender; answers how many connections got them."""
+    """Mark a sender's messages, in order, as changed, and push their tallies; answers how many connections got them."""
     k = space.group(gid)
-    args = tuple(value for change in changed for value in change[1:])
-    keys = (k.version, k.dirty(sender_uid))
-    return Call("im_tell", keys, (k.inboxes + sender_uid, gid, *args), int, gid, writes=True)
+    args: list[Value] = [k.inboxes + sender_uid, gid, sender_uid]
+    for change in changed:
+        args += (change.msgid, "" if change.span is None else change.span)
+    keys = (k.meta, k.version, k.acked, k.joined, k.left, k.dirty(sender_uid))
+    return Call("im_tell", keys, tuple(args), int, gid, writes=True)
 
 
 def confirm(space: Keyspace, uid: str, receipts: Sequence[Receipt]) -> list[Call[int]]:

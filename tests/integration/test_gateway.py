@@ -138,9 +138,9 @@ def offset(chat: Chat, uid: str, gid: str = "team") -> str | None:
     return found.last_ack_msgid
 
 
-def tell(chat: Chat, message: Message, read: int, unread: int) -> None:
-    """Do what the worker `receipts` does once it has the new tally of a message."""
-    change = Change(message.sender_uid, msgids.pack(message.msgid), read, unread)
+def tell(chat: Chat, message: Message) -> None:
+    """Do what the worker `receipts` does once it knows that the tally of a message has changed."""
+    change = Change(message.sender_uid, msgids.pack(message.msgid), 0)
     chat.link.run(receipt_calls.tell(chat.link.space, message.gid, message.sender_uid, [change]))
 
 
@@ -203,7 +203,7 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
         found = asked(uid)
         if not told:
             told = True
-            tell(other, message, 1, 0)
+            tell(other, message)
         return found
 
     with chat.gateway() as gateway:
@@ -421,7 +421,7 @@ def test_what_was_taken_out_of_an_iterator_is_acked_and_the_rest_comes_again(cha
 def test_acks_of_nothing_without_acks(chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     say(chat, "1", "2", sender="bob")
-    tell(chat, say(chat, "3", sender="bob")[0], 1, 0)
+    tell(chat, say(chat, "3", sender="bob")[0])
     with chat.gateway(acks=False, ack_every=1) as gateway:
         audience = Audience(gateway)
         ann, bob = gateway.open("ann"), gateway.open("bob")
@@ -541,7 +541,7 @@ def test_a_heartbeat_of_an_expired_session_is_refused(chat: Chat, settings: Sett
             brief.heartbeat("bob", "never opened")
         assert brief.online(["bob"]) == set()
         session = brief.begin_session("bob")
-        tell(brief, say(brief, "1", sender="bob")[0], 0, 1)
+        tell(brief, say(brief, "1", sender="bob")[0])
         assert [(each.read, each.unread) for each in brief.heartbeat("bob", session)] == [(0, 1)]
         brief.end_session("bob", session)
         assert brief.online(["bob"]) == set()
@@ -564,7 +564,7 @@ def test_receipts_come_pushed_or_with_the_heartbeat(chat: Chat) -> None:
         # When
         [message] = say(chat, "hi")
         chat.ack("bob", "team")
-        tell(chat, message, 1, 0)
+        tell(chat, message)
         # Then
         one.until(lambda: one.receipts[here])
         two.until(lambda: two.receipts[there])
@@ -653,7 +653,7 @@ def test_a_receipt_told_while_the_connection_is_lost_comes_after_it(chat: Chat, 
         ann = gateway.open("ann")
         audience.settled()
         kill_connections(other.link.client, "pubsub")
-        tell(other, message, 1, 0)
+        tell(other, message)
         audience.until(lambda: audience.receipts[ann])
         assert (audience.receipts[ann][0].read, audience.receipts[ann][0].unread) == (1, 0)
 
@@ -725,7 +725,7 @@ def test_the_end_of_one_session_confirms_no_receipts_of_others(chat: Chat, other
         audience = Audience(gateway)
         ann, bob = gateway.open("ann"), gateway.open("bob")
         audience.settled()
-        tell(other, message, 1, 0)
+        tell(other, message)
         audience.until(lambda: audience.receipts[ann])
         # When
         gateway.end(bob)

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import inspect, text
@@ -230,6 +232,38 @@ def test_a_worker_killed_again_and_again_leaves_no_tally_wrong(chat: Chat, setti
                     ann.until(lambda told=told: len(ann.digests) > told)
         burst(settings)
         ann.until(lambda: ann.tallies == live(chat))
+
+
+@on_both
+def test_of_two_workers_none_tells_an_older_tally_last(
+    chat: Chat, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a worker that has seen that bob has read, and is slow to tell it
+    prompt = replace(settings, receipt_window_ms=0, block_ms=20)
+    slow, quick = (ReceiptsWorker(chat.link, chat.database, prompt) for _ in range(2))
+    chat.create_group("team", ["ann", "bob", "cyd", "dan"])
+    with closing(slow), closing(quick), chat.gateway() as gateway:
+        ann = Sender(gateway)
+        say(chat, 1)
+        while not quick.drained():
+            quick.step()
+        read(chat, "bob")
+        changes_of = slow._changes
+
+        def slowly(*args: Any) -> Any:
+            found = changes_of(*args)
+            monkeypatch.setattr(slow, "_changes", changes_of)
+            read(chat, "cyd", "dan")
+            wait_until(quick.step)  # which tells that all three have
+            return found
+
+        # When
+        monkeypatch.setattr(slow, "_changes", slowly)
+        wait_until(slow.step)
+        ann.settled()
+    # Then
+    assert len(ann.digests) == 2
+    assert [[(each.read, each.unread) for each in digest] for digest in ann.digests][-1] == [(3, 0)]
 
 
 @on_both

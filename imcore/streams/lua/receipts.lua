@@ -116,10 +116,10 @@ local function readers(keys, args)
   }
 end
 
--- im_changes: the tallies that moves of offsets have changed.
--- Keys: meta, stream, acked, joined, left. Arguments: count, then segments: packed msgid it begins after, packed msgid it
--- ends with, and the uid if one member alone has moved over it (whose own messages it does not change), else ''.
--- Answer: {trimmed, {sender, packed msgid, read, unread} for each message, where the next call begins after or ''}.
+-- im_changes: the messages whose tallies moves of offsets have changed.
+-- Keys: meta, stream. Arguments: count, then segments: packed msgid it begins after, packed msgid it ends with, and the uid
+-- if one member alone has moved over it (whose own messages it does not change), else ''.
+-- Answer: {trimmed, {sender, packed msgid, the sender's span} for each message, where the next call begins after or ''}.
 -- Messages up to `trimmed` are in SQL only. Errors: NOGROUP.
 local function changes(keys, args)
   local meta = redis.call('HMGET', keys[1], 'seq', 'trimmed')
@@ -127,7 +127,6 @@ local function changes(keys, args)
     return no_group()
   end
   local room, answers, next_after = tonumber(args[1]), {}, ''
-  local common = args[2] and tallying(keys, decimal(tonumber(args[2]) + 1), args[#args - 1])
   for i = 2, #args, 3 do
     local first, final = '(' .. unpack_id(tonumber(args[i])), unpack_id(tonumber(args[i + 1]))
     local entries = messages_in('XRANGE', keys[2], first, final, room)
@@ -135,8 +134,7 @@ local function changes(keys, args)
       local sender = entry[2][4]
       next_after = decimal(pack(entry[1]))
       if sender ~= args[i + 2] and entry[2][15] ~= 'recalls' then
-        local read, not_read = tally(common, next_after, sender, entry[2][6])
-        answers[#answers + 1] = {sender, next_after, read, not_read}
+        answers[#answers + 1] = {sender, next_after, entry[2][6]}
       end
     end
     room = room - #entries
@@ -147,17 +145,22 @@ local function changes(keys, args)
   return {meta[2] or '0', answers, ''}
 end
 
--- im_tell: mark messages as changed for their sender, and push one digest to the sender's live sessions.
+-- im_tell: mark messages as changed for their sender, and push one digest to the sender's live sessions, with the tallies
+-- as they are now: so a higher version never has an older tally, whoever tells.
 -- Each message gets a version of its own, from the one that the digest names upwards.
--- Keys: version counter, dirty. Arguments: inbox channel, gid, then for each message its packed msgid, read, unread.
--- Answer: how many connections got the digest.
+-- Keys: meta, version counter, acked, joined, left, dirty. Arguments: inbox channel, gid, sender, then for each message, in
+-- order, its packed msgid and the sender's span. Answer: how many connections got the digest. Errors: NOGROUP.
 local function tell_sender(keys, args)
-  local count = (#args - 2) / 3
-  local version = redis.call('INCRBY', keys[1], decimal(count)) - count + 1
-  local digest = {'d', args[2], decimal(version)}
-  for i = 3, #args, 3 do
-    redis.call('ZADD', keys[2], decimal(version), args[2] .. SEP .. args[i])
-    digest[#digest + 1] = args[i] .. ' ' .. args[i + 1] .. ' ' .. args[i + 2]
+  if redis.call('EXISTS', keys[1]) == 0 then
+    return no_group()
+  end
+  local gid, sender, count = args[2], args[3], (#args - 3) / 2
+  local version = redis.call('INCRBY', keys[2], decimal(count)) - count + 1
+  local digest, common = {'d', gid, decimal(version)}, tallying(keys, args[4], args[#args - 1])
+  for i = 4, #args, 2 do
+    local read, not_read = tally(common, args[i], sender, args[i + 1])
+    redis.call('ZADD', keys[6], decimal(version), gid .. SEP .. args[i])
+    digest[#digest + 1] = args[i] .. ' ' .. read .. ' ' .. not_read
     version = version + 1
   end
   return redis.call('SPUBLISH', args[1], table.concat(digest, SEP))
