@@ -7,9 +7,10 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from imcore.answering import OpenDatabase
 from imcore.direct import gid_of, members_of, refuse_direct
 from imcore.errors import ImError, InvalidInput, NotMember, RedisFull, UnknownMessage, UnknownUser
-from imcore.history import History, OpenDatabase, raised
+from imcore.history import History, raised
 from imcore.limits import check_content, check_limit, check_list, check_msgid, check_name, check_time, check_uids
 from imcore.live.feed import Place
 from imcore.live.gateway import Gateway
@@ -299,6 +300,16 @@ class Chat:
     def tally(self, gid: str, msgid: str) -> Tally:
         """Return how many have read a message and how many have not. Raise UnknownMessage."""
         return Tally(gid, msgid, *self.history.tallies(check_name(gid, "gid"), [check_msgid(msgid)])[0])
+
+    def tallies(self, gid: str, msgids: Iterable[str]) -> list[Tally]:
+        """Return how many have read each of a group's messages, and how many have not; what is none is left out.
+
+        However many they are, and also where Redis has trimmed them.
+        """
+        check_name(gid, "gid")
+        wanted = {check_msgid(msgid): msgid for msgid in check_list(msgids, "msgids")}
+        found = zip(wanted.values(), self.history.tallies_or_why(gid, list(wanted)), strict=True)
+        return [Tally(gid, msgid, *raised(counts)) for msgid, counts in found if not isinstance(counts, UnknownMessage)]
 
     def message_status(self, gid: str, msgid: str) -> MessageStatus:
         """Return who has read a message, and when, and who has not. Raise UnknownMessage."""

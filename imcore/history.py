@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from imcore import msgid as msgids
-from imcore.errors import DatabaseNotReady, DatabaseUnavailable, ImError, NotMember, UnknownMessage
+from imcore import reading
+from imcore.answering import Answering, OpenDatabase
+from imcore.errors import DatabaseNotReady, ImError, NotMember, UnknownMessage
 from imcore.sql.rows import MessageRow
 from imcore.streams import calls, receipt_calls, wire
-from imcore.streams.calls import Pulled
 from imcore.streams.keys import Keyspace
 from imcore.streams.link import Link
+from imcore.streams.receipt_calls import Counts
 from imcore.values import Message, MessageStatus, MessageTally, Reader, Unread
 
 if TYPE_CHECKING:
@@ -19,10 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OpenDatabase = Callable[[], "Database"]
-"""Opens the database when it is first needed: most calls need Redis alone, and SQL's libraries take long to load."""
-
-PAGE = 500
+PAGE = reading.PAGE
 """How many messages one call of Redis brings."""
 
 
@@ -31,23 +29,20 @@ class History:
 
     def __init__(self, link: Link, database: "OpenDatabase | Database | None") -> None:
         self._link = link
-        self._given = database
-
-    @cached_property
-    def _database(self) -> "Database | None":
-        return self._given() if callable(self._given) else self._given
+        self.answering = Answering(link, database)
 
     @property
     def database(self) -> "Database":
         """The database, opened when it is first needed. Raise DatabaseUnavailable where there is none."""
-        if self._database is None:
-            raise DatabaseUnavailable("this needs the database: give its URL")
-        return self._database
+        return self.answering.database
+
+    @property
+    def _database(self) -> "Database | None":
+        return self.answering.database_if_any
 
     def close(self) -> None:
         """Give the connections back."""
-        if "_database" in vars(self) and self._database:
-            self._database.close()
+        self.answering.close()
 
     @property
     def _space(self) -> Keyspace:
@@ -64,9 +59,7 @@ class History:
 
     def groups_of(self, uid: str) -> list[str]:
         """Return the gids of a user's groups, in order."""
-        keys = [self._space.groups_of(partition, uid) for partition in range(self._space.partitions)]
-        found = self._link.read_many([("SMEMBERS", key) for key in keys])
-        return sorted(gid.decode() for gids in found for gid in gids)
+        return self.answering.run(reading.groups_of(self._space, [uid]))[uid]
 
     def after_offset(self, gid: str, uid: str, *, limit: int | None) -> Iterator[Message]:
         """Yield what a member has not acked, oldest first. Raise UnknownGroup, NotMember."""
@@ -76,30 +69,16 @@ class History:
         """Yield what came after a message (packed), or after the member's offset, in their present membership."""
         while limit is None or limit > 0:
             count = PAGE if limit is None else min(limit, PAGE)
-            pulled = self._link.run(calls.pull(self._space, gid, uid, after=start, count=count))
-            page = self.with_trimmed(gid, pulled, count)
-            yield from page
-            if len(page) < count:
+            call = calls.pull(self._space, gid, [uid], after=start, count=count, most_bytes=reading.PAGE_BYTES)
+            page = self.answering.run(reading.page(self._space, gid, self._link.run(call), count))
+            yield from page.messages
+            if not page.more:
                 return
-            start = msgids.pack(page[-1].msgid)
-            limit = None if limit is None else limit - len(page)
-
-    def with_trimmed(self, gid: str, pulled: Pulled, count: int) -> list[Message]:
-        """Return what was pulled, with the messages before it that SQL alone still has; at most `count`."""
-        if pulled.start >= pulled.trimmed:
-            return pulled.messages
-        rows = self.database.messages_after(gid, pulled.start, until=pulled.trimmed, limit=count)
-        return [*self._messages(gid, rows), *pulled.messages][:count]
+            start = msgids.pack(page.messages[-1].msgid)
+            limit = None if limit is None else limit - len(page.messages)
 
     def _messages(self, gid: str, rows: Sequence[MessageRow]) -> list[Message]:
-        """Return messages that came from SQL. Redis knows of recalls that no worker has stored yet."""
-        if not rows:
-            return []
-        uncounted = self._link.read("ZMSCORE", self._space.group(gid).uncounted, *(row.msgid for row in rows))
-        return [
-            wire.message_of_row(row._replace(content="", recalled=True) if is_recalled and row.recalls is None else row)
-            for row, is_recalled in zip(rows, [score is not None for score in uncounted], strict=True)
-        ]
+        return self.answering.run(reading.messages(self._space, gid, rows))
 
     def unread(self, uid: str, gids: Sequence[str]) -> list[Unread]:
         """Return the member's position in each group; a group that they left meanwhile is left out."""
@@ -157,13 +136,11 @@ class History:
             limit = None if limit is None else limit - len(rows)
 
     def _tallied(self, gid: str, rows: Sequence[MessageRow]) -> list[MessageTally]:
-        counts = self.counts_of_rows(gid, rows)
-        return [MessageTally(message, *count) for message, count in zip(self._messages(gid, rows), counts, strict=True)]
-
-    def counts_of_rows(self, gid: str, rows: Sequence[MessageRow]) -> list[receipt_calls.Counts]:
-        """Return read and unread of messages that came from SQL, whether Redis still has them or not."""
-        wanted = [(row.msgid, row.sender_uid, "" if row.span is None else row.span) for row in rows]
-        return [raised(count) for count in self._link.run(receipt_calls.tallies(self._space, gid, wanted))]
+        counts = self.answering.run(reading.counts_of_rows(self._space, gid, rows))
+        return [
+            MessageTally(message, *raised(counts[gid, row.msgid]))
+            for row, message in zip(rows, self._messages(gid, rows), strict=True)
+        ]
 
     def status(self, gid: str, packed: int) -> MessageStatus:
         """Return who has read a message, when, and who has not. Raise UnknownGroup, UnknownMessage."""
@@ -186,16 +163,14 @@ class History:
         except DatabaseNotReady:
             return {}
 
-    def tallies(self, gid: str, messages: Sequence[int]) -> list[receipt_calls.Counts]:
+    def tallies(self, gid: str, messages: Sequence[int]) -> list[Counts]:
         """Return how many have read each message (packed) and how many have not. Raise UnknownGroup, UnknownMessage."""
-        found = self._link.run(receipt_calls.tallies(self._space, gid, [(message, "", "") for message in messages]))
-        trimmed = [
-            self._stored(gid, message)
-            for message, count in zip(messages, found, strict=True)
-            if isinstance(count, calls.Trimmed)
-        ]
-        from_sql = iter(self.counts_of_rows(gid, trimmed) if trimmed else ())
-        return [next(from_sql) if isinstance(count, calls.Trimmed) else raised(count) for count in found]
+        return [raised(count) for count in self.tallies_or_why(gid, messages)]
+
+    def tallies_or_why(self, gid: str, messages: Sequence[int]) -> list[Counts | ImError]:
+        """Return the tally of each message (packed), or why it cannot be had."""
+        found = self.answering.run(reading.tallies(self._space, {gid: messages}))
+        return [found[gid, message] for message in messages]
 
     def seq_of(self, gid: str, packed: int) -> int:
         """Return the seq that SQL knows of a message. Raise UnknownMessage."""

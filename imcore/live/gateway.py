@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from imcore import msgid as msgids
+from imcore import reading
 from imcore.errors import (
     DatabaseUnavailable,
     ImError,
@@ -24,7 +25,7 @@ from imcore.errors import (
     SessionExpired,
     UnknownGroup,
 )
-from imcore.history import PAGE, History
+from imcore.history import History
 from imcore.limits import check_name, check_place, check_seconds
 from imcore.live.acking import Acking
 from imcore.live.acks import AckBook
@@ -32,6 +33,7 @@ from imcore.live.channels import Channels
 from imcore.live.feed import Feed, Place
 from imcore.live.rooms import Arrived, Audience, Event, Room, Session, Told
 from imcore.live.subscription import Heard
+from imcore.reading import PAGE, PAGE_BYTES
 from imcore.receipts import Receipts
 from imcore.settings import Settings
 from imcore.streams import calls, session_calls, wire
@@ -287,7 +289,9 @@ class Gateway:
     def _catch_up(self) -> None:
         some = list(self._behind)[:_CATCH_UP_AT_ONCE]
         batch = [
-            calls.pull(self._link.space, gid, session.uid, after=session.feeds[gid].msgid, count=PAGE)
+            calls.pull(
+                self._link.space, gid, [session.uid], after=session.feeds[gid].msgid, count=PAGE, most_bytes=PAGE_BYTES
+            )
             for session, gid in some
         ]
         for (session, gid), answer in zip(some, self._link.gather(batch), strict=True):
@@ -308,8 +312,8 @@ class Gateway:
         self._postponed[session, gid] = time.monotonic() + _LONGEST_WAIT_S
 
     def _pulled(self, session: Session, feed: Feed, pulled: calls.Pulled) -> None:
-        page = self._history.with_trimmed(feed.gid, pulled, PAGE)
-        new = feed.pulled(pulled, page, full=len(page) == PAGE)
+        page = self._history.answering.run(reading.page(self._link.space, feed.gid, pulled, PAGE))
+        new = feed.pulled(pulled, page.messages, full=page.more)
         if feed.msgid is None:
             self._begin_again(session, feed.gid)
             return

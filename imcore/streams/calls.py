@@ -17,7 +17,10 @@ Value = str | bytes | int
 
 
 class Call(NamedTuple, Generic[T_co]):
-    """One call of a Redis function. `gid` is the group that an error of the whole call is about."""
+    """One call of a Redis function; without one, `args` are a plain command that only reads.
+
+    `gid` is the group that an error of the whole call is about.
+    """
 
     function: str
     keys: tuple[str, ...]
@@ -25,6 +28,13 @@ class Call(NamedTuple, Generic[T_co]):
     decode: Callable[[Any], T_co]
     gid: str = ""
     writes: bool = False
+
+
+def words(call: Call[Any]) -> tuple[Any, ...]:
+    """Return a call as the command that is sent."""
+    if not call.function:
+        return call.args
+    return ("FCALL" if call.writes else "FCALL_RO", call.function, len(call.keys), *call.keys, *call.args)
 
 
 MembersCall = Callable[[Keyspace, str, Sequence[str]], Call[Group]]
@@ -78,12 +88,18 @@ class Acked(NamedTuple):
 
 
 class Pulled(NamedTuple):
-    """Messages after `start` (packed) of a group that stands at `head_seq`. Those up to `trimmed` are in SQL only."""
+    """Messages after `start` (packed) of a group that stands at `head_seq`. Those up to `trimmed` are in SQL only.
+
+    With `more`, Redis has others after these. Who is `apart` may not be handed them: is no member, or joined after some
+    later position.
+    """
 
     start: int
     trimmed: int
     head_seq: int
     messages: list[Message]
+    more: bool = False
+    apart: Mapping[str, int | NotMember] = {}
 
 
 class Position(NamedTuple):
@@ -191,7 +207,7 @@ def ack(space: Keyspace, gid: str, targets: Sequence[Target]) -> Call[list[Acked
             Acked(
                 gid,
                 int(item[0]) if item[0].isdigit() else problem(item[0], gid, msgid=target.msgid),
-                _unmoved(gid, target.uids, item),
+                _apart(gid, target.uids, item[1:]),
             )
             for item, target in zip(answer, targets, strict=True)
         ]
@@ -199,10 +215,11 @@ def ack(space: Keyspace, gid: str, targets: Sequence[Target]) -> Call[list[Acked
     return Call("im_ack", space.group(gid).for_ack, tuple(args), decode, gid, writes=True)
 
 
-def _unmoved(gid: str, uids: Sequence[str], item: list[Any]) -> dict[str, int | NotMember]:
+def _apart(gid: str, uids: Sequence[str], numbers: list[Any]) -> dict[str, int | NotMember]:
+    """Return what is said of some of the uids, by their numbers: a position, or that they are no members."""
     return {
         uids[number]: NotMember(f"{uids[number]!r} is not a member of {gid!r}") if at == b"NOTMEMBER" else int(at)
-        for number, at in zip(item[1::2], item[2::2], strict=True)
+        for number, at in zip(numbers[::2], numbers[1::2], strict=True)
     }
 
 
@@ -228,19 +245,44 @@ def entries(space: Keyspace, gid: str, first: str, last: str, count: int) -> Cal
     return Call("im_range", (k.stream, k.uncounted), (first, last, count), list, gid)
 
 
-def pull(space: Keyspace, gid: str, uid: str, *, after: int | None, count: int) -> Call[Pulled]:
-    """Ask for what a member has not acked, from their offset or from a later start."""
+def pull(
+    space: Keyspace, gid: str, uids: Sequence[str], *, after: int | None, count: int, most_bytes: int
+) -> Call[Pulled]:
+    """Ask for what members have not acked: after a position that they share, or after the offset of one.
+
+    At most so many messages, and so many bytes of text but for the first one.
+    """
     k = space.group(gid)
 
     def decode(answer: Any) -> Pulled:
         if isinstance(answer, bytes):
-            raise problem(answer, gid, uid=uid)
-        start, trimmed, head_seq, found = answer
-        return Pulled(int(start), int(trimmed), head_seq, [wire.message(gid, entry) for entry in found])
+            raise problem(answer, gid, uid=uids[0])
+        start, trimmed, head_seq, more, found, apart = answer
+        messages = [wire.message(gid, entry) for entry in found]
+        return Pulled(int(start), int(trimmed), head_seq, messages, more == 1, _apart(gid, uids, apart))
 
-    return Call(
-        "im_pull", (k.meta, k.stream, k.acked, k.joined, k.uncounted), (uid, _or_empty(after), count), decode, gid
-    )
+    args: list[Value] = [_or_empty(after), count, most_bytes, *uids]
+    return Call("im_pull", (k.meta, k.stream, k.acked, k.joined, k.uncounted), tuple(args), decode, gid)
+
+
+def standing(space: Keyspace, gid: str, uid: str) -> list[Call[int | None]]:
+    """Ask for the offset of a member, and after which message they joined; None for one who is none."""
+    k = space.group(gid)
+    return [Call("", (), ("ZSCORE", key, uid), _score, gid) for key in (k.acked, k.joined)]
+
+
+def groups_of(space: Keyspace, uid: str) -> list[Call[list[str]]]:
+    """Ask for a user's groups, in each partition."""
+    return [
+        Call("", (), ("SMEMBERS", space.groups_of(partition, uid)), lambda found: [gid.decode() for gid in found])
+        for partition in range(space.partitions)
+    ]
+
+
+def uncounted(space: Keyspace, gid: str, messages: Sequence[int]) -> Call[list[bool]]:
+    """Ask which messages (packed) are recalled, or are the tombstones of others."""
+    command: tuple[Value, ...] = ("ZMSCORE", space.group(gid).uncounted, *messages)
+    return Call("", (), command, lambda scores: [score is not None for score in scores], gid)
 
 
 def position(space: Keyspace, gid: str, uid: str) -> Call[Position]:
@@ -274,6 +316,10 @@ def _group(gid: str) -> Callable[[list[Any]], Group]:
         return Group(gid, members, messages, msgids.unpack_offset(int(last)))
 
     return decode
+
+
+def _score(answer: Any) -> int | None:
+    return None if answer is None else int(float(answer))  # by the driver's protocol it is a text or a number
 
 
 def _or_empty(number: int | None) -> Value:

@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from imcore.errors import ConfigurationError, ImError, RedisUnavailable
 from imcore.streams import calls
-from imcore.streams.calls import Call
+from imcore.streams.calls import Call, words
 from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
 from imcore.streams.redis_errors import LOST, address, driver_errors, translated
 
@@ -148,7 +148,7 @@ class Link:
         self._begin([call])
 
         def attempt() -> Any:
-            return self._execute_command(*_command(call))
+            return self._execute_command(*words(call))
 
         with driver_errors(self.address, call.gid):
             try:
@@ -198,7 +198,7 @@ class Link:
         with driver_errors(self.address):
             connection = pool.get_connection()
             try:
-                connection.send_packed_command([b"".join(pack_command(_command(call)) for call in batch)])
+                connection.send_packed_command([b"".join(pack_command(words(call)) for call in batch)])
             except BaseException:
                 connection.disconnect()
                 pool.release(connection)
@@ -240,7 +240,7 @@ class Link:
         return self._retry.call_with_retry(attempt, lambda _: None) if repeatable else attempt()
 
     def _pipeline(self, part: Sequence[Call[Any]], repeatable: bool) -> list[Any]:
-        commands = [_command(call) for call in part]
+        commands = [words(call) for call in part]
         with driver_errors(self.address):
             return self._attempt(lambda: self._execute(commands, raise_errors=False), repeatable)
 
@@ -335,10 +335,6 @@ class Link:
                     f"{self.address} has not the functions of this imcore, and this user may not load them: "
                     "start a worker, which may"
                 ) from error
-
-
-def _command(call: Call[Any]) -> tuple[Any, ...]:
-    return ("FCALL" if call.writes else "FCALL_RO", call.function, len(call.keys), *call.keys, *call.args)
 
 
 def _answer(connection: Any) -> Any:

@@ -17,6 +17,7 @@ from redis.cluster import RedisCluster
 from redis.crc import key_slot
 
 from imcore import msgid as msgids
+from imcore import reading
 from imcore.chat import Chat
 from imcore.errors import DatabaseUnavailable, ImError, RedisUnavailable, SessionExpired, UnknownUser
 from imcore.live.feed import Place
@@ -498,10 +499,10 @@ def test_a_clock_that_is_put_right_leaves_nobody_online_who_was_killed(chat: Cha
     with short_lived(chat, heartbeat_ms=20, online_ms=200) as gateway:
         bob = gateway.open("bob")
         space = chat.link.space
-        ahead = (time.time() + 3600) * 1000
+        ahead = int(time.time() + 3600) * 1000
         kept = {space.sessions("bob"): bob.sid, space.online(space.partition_of("bob")): "bob"}
         for key, member in kept.items():
-            chat.link.once("ZADD", key, int(ahead), member)
+            chat.link.once("ZADD", key, ahead, member)
         # When it beats by the right one, and is killed
         gateway.poll(0)
         wait_until(
@@ -1014,15 +1015,15 @@ def test_one_who_needs_a_database_that_is_away_does_not_hold_up_the_others(
     # Given bob, whose missed messages are in SQL only
     chat.create_group("team", ["ann", "bob"])
     chat.create_group("home", ["ann", "cyd"])
-    with_trimmed = chat.history.with_trimmed
+    page = reading.page
     monkeypatch.setattr("imcore.live.gateway._LONGEST_WAIT_S", 0.3)
 
-    def away(gid: str, *args: Any) -> list[Message]:
+    def away(space: Any, gid: str, *args: Any) -> Any:
         if gid == "team":
             raise DatabaseUnavailable
-        return with_trimmed(gid, *args)
+        return page(space, gid, *args)
 
-    monkeypatch.setattr(chat.history, "with_trimmed", away)
+    monkeypatch.setattr(reading, "page", away)
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         bob, cyd = gateway.open("bob"), gateway.open("cyd")
@@ -1033,7 +1034,7 @@ def test_one_who_needs_a_database_that_is_away_does_not_hold_up_the_others(
             audience.until(lambda n=number: len(audience.heard(cyd, "home")) == n)
         assert audience.heard(bob) == []
         # Then
-        monkeypatch.setattr(chat.history, "with_trimmed", with_trimmed)
+        monkeypatch.setattr(reading, "page", page)
         audience.until(lambda: audience.heard(bob) == ["1", "2", "3"])
 
 

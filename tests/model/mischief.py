@@ -109,6 +109,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
         st.lists(wrong_types, max_size=2),
     ),
     "msgid": msgids,
+    "msgids": odd(st.lists(msgids, max_size=4), texts, wrong_types),
     "limit": limits,
     "session": sessions,
     "receipts": receipts,

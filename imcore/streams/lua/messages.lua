@@ -1,5 +1,8 @@
 -- Messages: sent, withdrawn, pulled, trimmed.
 
+-- Before their size is known, so many messages are read at once.
+local FIRST_PAGE = 16
+
 -- Two tables of client_msgids take turns: the older one is dropped when the newer one is `once_ms` old.
 local function rotate_once(newer, older, once_ms)
   local ttl = redis.call('PTTL', newer)
@@ -171,26 +174,81 @@ local function range(keys, args)
   return seen(redis.call('XRANGE', keys[1], args[1], args[2], 'COUNT', args[3]), keys[2])
 end
 
--- im_pull: what a member has not acked, oldest first.
--- Keys: meta, stream, acked, joined, uncounted. Arguments: uid, packed msgid to start after or '' for the offset, count.
--- A start before the member joined is moved up to there.
--- Answer: {start, trimmed, seq of the newest, entries}; entries up to `trimmed` are in SQL only. Or NOTMEMBER. Errors: NOGROUP.
+-- Messages after a position, oldest first: at most so many, and so many bytes of text, but one in any case.
+local function messages_within(stream, after, count, bytes)
+  local found, n, room, page_size = {}, 0, bytes, math.min(count, FIRST_PAGE)
+  while true do
+    local page = redis.call('XRANGE', stream, after, '+', 'COUNT', page_size)
+    for _, entry in ipairs(page) do
+      if is_message(entry) then
+        room = room - #entry[2][14]
+        if n == count or (room < 0 and n > 0) then
+          return found
+        end
+        n = n + 1
+        found[n] = entry
+      end
+    end
+    if #page < page_size or n == count then
+      return found
+    end
+    after = '(' .. page[#page][1]
+    -- As many as there is room for, if they go on like this: what is read in vain has to be small.
+    local fit = n == 0 and FIRST_PAGE or math.floor(n * room / (bytes - room + 1))
+    page_size = math.max(1, math.min(count - n, fit, AT_ONCE))
+  end
+end
+
+-- Who of some members may not be handed what comes after a position to all alike: their numbers, each with NOTMEMBER, or
+-- with the later position after which they joined.
+local function apart_of(joined, args, first, start)
+  local apart = {}
+  for from = first, #args, AT_ONCE do
+    local scores = redis.call('ZMSCORE', joined, unpack(args, from, math.min(from + AT_ONCE - 1, #args)))
+    for i, score in ipairs(scores) do
+      if not score or tonumber(score) > start then
+        apart[#apart + 1] = from - first + i - 1
+        apart[#apart + 1] = score or 'NOTMEMBER'
+      end
+    end
+  end
+  return apart
+end
+
+-- im_pull: what members have not acked, oldest first.
+-- Keys: meta, stream, acked, joined, uncounted. Arguments: packed msgid to start after or '' for the first uid's offset; at
+-- most so many messages; at most so many bytes of text, but one message in any case; then the uids that all start there.
+-- For one uid alone, a start before they joined is moved up to there.
+-- Answer: {start, trimmed, seq of the newest, 1 if Redis has more after these else 0, entries, {number of a uid from 0 on,
+-- and NOTMEMBER or the packed msgid after which they joined, for each who may not be handed all of that}}; entries up to
+-- `trimmed` are in SQL only. For one uid alone NOTMEMBER. Errors: NOGROUP.
 local function pull(keys, args)
-  local meta = redis.call('HMGET', keys[1], 'seq', 'trimmed')
+  local meta = redis.call('HMGET', keys[1], 'seq', 'trimmed', 'last')
   if not meta[1] then
     return no_group()
   end
-  local start = redis.call('ZSCORE', keys[3], args[1])
-  if not start then
-    return 'NOTMEMBER'
+  local start, apart = args[1], {}
+  if #args == 4 then
+    local joined = redis.call('ZSCORE', keys[4], args[4])
+    if not joined then
+      return 'NOTMEMBER'
+    elseif start == '' then
+      start = redis.call('ZSCORE', keys[3], args[4])
+    elseif tonumber(joined) > tonumber(start) then
+      start = joined
+    end
+  else
+    apart = apart_of(keys[4], args, 4, tonumber(start))
   end
-  if args[2] ~= '' then
-    local joined = redis.call('ZSCORE', keys[4], args[1])
-    start = tonumber(joined) > tonumber(args[2]) and joined or args[2]
+  local entries, count = {}, tonumber(args[2])
+  if tonumber(start) < tonumber(meta[2] or '0') then
+    count = math.min(count, FIRST_PAGE)  -- there may be so many in SQL that these are asked for again
   end
-  local after = '(' .. unpack_id(tonumber(start))
-  local entries = messages_in('XRANGE', keys[2], after, '+', args[3])
-  return {start, meta[2] or '0', tonumber(meta[1]), seen(entries, keys[5])}
+  if #apart < 2 * (#args - 3) then
+    entries = messages_within(keys[2], '(' .. unpack_id(tonumber(start)), count, tonumber(args[3]))
+  end
+  local more = entries[1] and pack(entries[#entries][1]) < tonumber(meta[3]) and 1 or 0
+  return {start, meta[2] or '0', tonumber(meta[1]), more, seen(entries, keys[5]), apart}
 end
 
 -- im_trim: drop the entries of a stream up to a message, which stays known as the trim point.

@@ -1,0 +1,197 @@
+"""What is read of messages, tallies and marks, as questions: Redis first, and SQL for what is trimmed there. No I/O."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from imcore import msgid as msgids
+from imcore.asking import Asking, ask, ask_all, ask_sql
+from imcore.errors import ImError, UnknownGroup, UnknownMessage
+from imcore.sql.rows import MessageRow
+from imcore.streams import calls, receipt_calls, wire
+from imcore.streams.calls import Call, Pulled
+from imcore.streams.keys import Keyspace
+from imcore.streams.receipt_calls import Counts, Mark
+from imcore.values import Message, Receipt
+
+PAGE = 500
+"""How many messages one call of Redis brings, or tallies, at most."""
+
+PAGE_BYTES = 4 << 20
+"""How many bytes of text one pull brings, at most."""
+
+SQL_PAGE = 100
+"""How many messages SQL brings at once for a pull: there nobody counts bytes."""
+
+
+class Page(NamedTuple):
+    """Messages in order; with `more`, others come after them."""
+
+    messages: list[Message]
+    more: bool
+
+
+def groups_of(space: Keyspace, uids: Sequence[str]) -> Asking[dict[str, list[str]]]:
+    """Return the gids of the groups of each user, in order."""
+    found = iter((yield from ask_all([call for uid in uids for call in calls.groups_of(space, uid)])))
+    return {uid: sorted(gid for _ in range(space.partitions) for gid in next(found)) for uid in uids}
+
+
+def page(space: Keyspace, gid: str, pulled: Pulled, most: int) -> Asking[Page]:
+    """Return what was pulled, with the messages before it that SQL alone still has; at most so many."""
+    if pulled.start >= pulled.trimmed:
+        return Page(pulled.messages, pulled.more)
+    limit = min(most, SQL_PAGE)
+    rows = yield from ask_sql(
+        lambda database: database.messages_after(gid, pulled.start, until=pulled.trimmed, limit=limit)
+    )
+    trimmed = yield from messages(space, gid, rows)
+    if len(rows) == limit:
+        return Page(trimmed, more=True)
+    found = [*trimmed, *pulled.messages]
+    return Page(found[:most], pulled.more or len(found) > most)
+
+
+def messages(space: Keyspace, gid: str, rows: Sequence[MessageRow]) -> Asking[list[Message]]:
+    """Return messages that came from SQL. Redis knows of recalls that no worker has stored yet."""
+    if not rows:
+        return []
+    [recalled] = yield from ask_all([calls.uncounted(space, gid, [row.msgid for row in rows])])
+    return [
+        wire.message_of_row(row._replace(content="", recalled=True) if is_recalled and row.recalls is None else row)
+        for row, is_recalled in zip(rows, recalled, strict=True)
+    ]
+
+
+Messages = Mapping[str, Sequence[int]]
+"""Msgids (packed) by gid."""
+Tallies = dict[tuple[str, int], Counts | ImError]
+"""By gid and msgid, read and unread, or why they cannot be had: UnknownGroup, UnknownMessage, or what SQL raises."""
+
+
+def tallies(space: Keyspace, wanted: Messages) -> Asking[Tallies]:
+    """Return how many have read each message and how many have not."""
+    found = yield from _counted(space, {gid: [(msgid, "", "") for msgid in some] for gid, some in wanted.items()})
+    for gid, some in wanted.items():
+        trimmed = [msgid for msgid in some if isinstance(found[gid, msgid], calls.Trimmed)]
+        if trimmed:
+            found.update((yield from _trimmed_tallies(space, gid, trimmed)))
+    return found
+
+
+def _trimmed_tallies(space: Keyspace, gid: str, trimmed: Sequence[int]) -> Asking[Tallies]:
+    """Return the tallies of messages that SQL alone still has: Redis counts them, too, once their senders are known."""
+    try:
+        rows = yield from ask_sql(lambda database: database.messages(gid, trimmed))
+    except ImError as error:
+        return {(gid, msgid): error for msgid in trimmed}
+    unknown: Tallies = {
+        (gid, msgid): UnknownMessage(f"{msgids.unpack(msgid)} is not a message of {gid!r}") for msgid in trimmed
+    }
+    return unknown | (yield from counts_of_rows(space, gid, list(rows.values())))
+
+
+def counts_of_rows(space: Keyspace, gid: str, rows: Iterable[MessageRow]) -> Asking[Tallies]:
+    """Return the tallies of messages that came from SQL, whether Redis still has them or not."""
+    return (yield from _counted(space, {gid: [_named(row) for row in rows]}))
+
+
+def _named(row: MessageRow) -> tuple[int, str, int | str]:
+    return row.msgid, row.sender_uid, "" if row.span is None else row.span
+
+
+def _counted(space: Keyspace, wanted: Mapping[str, Sequence[tuple[int, str, int | str]]]) -> Asking[Tallies]:
+    parts = [(gid, some[at : at + PAGE]) for gid, some in wanted.items() for at in range(0, len(some), PAGE)]
+    answers = yield from ask([receipt_calls.tallies(space, gid, part) for gid, part in parts])
+    found: Tallies = {}
+    for (gid, part), answer in zip(parts, answers, strict=True):
+        if isinstance(answer, ImError) and not isinstance(answer, UnknownGroup):
+            raise answer
+        each = [answer] * len(part) if isinstance(answer, ImError) else answer
+        found.update(((gid, message[0]), count) for message, count in zip(part, each, strict=True))
+    return found
+
+
+# What waits for senders.
+
+
+@dataclass(slots=True)
+class Cursor:
+    """How far the marks of a user are read: by partition, up to which version; a partition that is done is left out."""
+
+    uid: str
+    after: dict[int, int]
+
+    @classmethod
+    def of(cls, space: Keyspace, uid: str) -> "Cursor":
+        """Return where to begin."""
+        return cls(uid, dict.fromkeys(range(space.partitions), 0))
+
+    def calls(self, space: Keyspace, count: int) -> list[Call[list[Mark]]]:
+        """Ask for the next marks, so many of each partition."""
+        return [
+            receipt_calls.dirty(space, partition, self.uid, after=after, count=count)
+            for partition, after in self.after.items()
+        ]
+
+    def read(self, pages: Sequence[list[Mark]], count: int) -> list[Mark]:
+        """Go forward over what was asked for; return it."""
+        read = list(zip(self.after, pages, strict=True))
+        self.after = {partition: page[-1].version for partition, page in read if len(page) == count}
+        return [mark for _, page in read for mark in page]
+
+
+def marks(space: Keyspace, cursors: Sequence[Cursor], count: int) -> Asking[list[list[Mark]]]:
+    """Return the next messages of each user whose tallies changed, and move the cursors over them."""
+    batches = [cursor.calls(space, count) for cursor in cursors]
+    pages = iter((yield from ask_all([call for batch in batches for call in batch])))
+    return [cursor.read([next(pages) for _ in batch], count) for cursor, batch in zip(cursors, batches, strict=True)]
+
+
+def receipts(space: Keyspace, marked: Sequence[Sequence[Mark]]) -> Asking[list[list[Receipt] | ImError]]:
+    """Return what is to be told of marked messages, by gid and age, or what keeps SQL from answering.
+
+    A mark of what is unknown by now tells nothing.
+    """
+    wanted: dict[str, list[int]] = {}
+    for mark in (mark for some in marked for mark in some):
+        wanted.setdefault(mark.gid, []).append(mark.msgid)
+    found = yield from tallies(space, wanted)
+    return [_receipts(found, some) for some in marked]
+
+
+def _receipts(found: Tallies, marked: Sequence[Mark]) -> list[Receipt] | ImError:
+    told: list[Receipt] = []
+    for mark in sorted(marked, key=lambda mark: (mark.gid, mark.msgid)):
+        count = found[mark.gid, mark.msgid]
+        if isinstance(count, Counts):
+            told.append(Receipt(mark.gid, msgids.unpack(mark.msgid), *count, mark.version))
+        elif not isinstance(count, UnknownGroup | UnknownMessage):
+            return count
+    return told
+
+
+def pending(space: Keyspace, uid: str, limit: int | None) -> Asking[list[Receipt]]:
+    """Return what waits for a sender, by gid and age. Raise what SQL raises."""
+    cursor = Cursor.of(space, uid)
+    marked: list[Mark] = []
+    while cursor.after and (limit is None or len(marked) < limit):
+        marked += (yield from marks(space, [cursor], PAGE))[0]
+    [told] = yield from receipts(space, [marked[:limit]])
+    if isinstance(told, ImError):
+        raise told
+    return told
+
+
+def confirmed(space: Keyspace, receipts: Mapping[str, Sequence[Receipt]]) -> Asking[list[int | ImError]]:
+    """Confirm receipts of users; return how many had still been marked, in each of several calls."""
+    return (
+        yield from ask(
+            [
+                call
+                for uid, some in receipts.items()
+                for at in range(0, len(some), PAGE)
+                for call in receipt_calls.confirm(space, uid, some[at : at + PAGE])
+            ]
+        )
+    )

@@ -1,0 +1,243 @@
+"""Pulls and tallies on fakeredis and SQLite: bounded, and as few questions to SQL as can be."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import fakeredis
+import pytest
+from sqlalchemy import event
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.asking import AskSql, Question
+from imcore.errors import DatabaseUnavailable, NotMember, UnknownGroup
+from imcore.reading import PAGE, SQL_PAGE
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.streams import calls, receipt_calls
+from imcore.streams.calls import Draft, Pulled
+from imcore.streams.link import Link
+from imcore.streams.receipt_calls import Change
+from imcore.values import Message
+from workers.persist import Persist
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "empty.db"
+    with Database.connect(f"sqlite:///{path}") as database:
+        database.upgrade()
+    return path
+
+
+@pytest.fixture
+def chat(template: Path, tmp_path: Path) -> Iterator[Chat]:
+    shutil.copy(template, tmp_path / "imcore.db")
+    settings = Settings.from_env({}, data_dir="/nowhere")
+    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
+    with Chat(link, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), settings) as chat:
+        chat.create_group("team", ["ann", "bob", "cyd"])
+        yield chat
+
+
+def say(chat: Chat, *texts: str, gid: str = "team") -> list[Message]:
+    return [chat.send(gid, text, sender_uid="ann") for text in texts]
+
+
+def say_many(chat: Chat, count: int, gid: str = "team") -> list[str]:
+    drafts = [Draft("ann", str(number)) for number in range(count)]
+    sent = chat.link.run(calls.send(chat.link.space, gid, drafts, 1000))
+    return [each.msgid for each in sent if isinstance(each, calls.Sent)]
+
+
+def pull(chat: Chat, *uids: str, after: int | None = 0, count: int = PAGE, most_bytes: int = 1 << 20) -> Pulled:
+    return chat.link.run(calls.pull(chat.link.space, "team", uids, after=after, count=count, most_bytes=most_bytes))
+
+
+def trim(chat: Chat, msgid: str, gid: str = "team") -> None:
+    persist = Persist(chat.link, chat.database, chat.settings)
+    while persist.step():
+        pass
+    chat.link.run(calls.trim(chat.link.space, gid, msgids.pack(msgid)))
+
+
+@pytest.fixture
+def statements(chat: Chat) -> list[str]:
+    """The SELECTs that go to SQL."""
+    found: list[str] = []
+    engine = chat.database._backend.engine
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        found.append(statement)
+
+    return found
+
+
+# Pulls.
+
+
+@pytest.mark.parametrize(("most_bytes", "expected"), [(1, 1), (10, 1), (19, 1), (20, 2), (299, 29), (10**6, 40)])
+def test_a_pull_brings_no_more_bytes_than_asked_for_but_one_message(chat: Chat, most_bytes: int, expected: int) -> None:
+    sent = say(chat, *(f"{number:010}" for number in range(40)))
+
+    pulled = pull(chat, "bob", most_bytes=most_bytes)
+
+    assert pulled.messages == sent[:expected]
+    assert pulled.more == (expected < 40)
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 39, 40, 41])
+def test_a_pull_says_whether_there_is_more(chat: Chat, count: int) -> None:
+    sent = say(chat, *map(str, range(40)))
+
+    pulled = pull(chat, "bob", count=count)
+
+    assert pulled.messages == sent[:count]
+    assert pulled.more == (count < 40)
+
+
+def test_texts_of_many_sizes_come_all_and_in_order(chat: Chat) -> None:
+    sizes = [5, 1, 3000, 2, 1, 1, 9000, 4, 60_000, 1, 1] * 5
+    sent = say(chat, *("x" * size for size in sizes))
+    after, found = 0, []
+    while True:
+        pulled = pull(chat, "bob", after=after, most_bytes=10_000)
+        assert sum(len(message.content) for message in pulled.messages) <= 10_000 or len(pulled.messages) == 1
+        found += pulled.messages
+        if not pulled.more:
+            break
+        after = msgids.pack(found[-1].msgid)
+    assert found == sent
+
+
+def test_members_at_one_place_share_a_pull_but_for_those_who_may_not(chat: Chat) -> None:
+    # Given one who joined later, and one who is no member
+    sent = say(chat, "1", "2")
+    chat.add_members("team", ["dan"])
+    sent += say(chat, "3")
+    # When
+    pulled = pull(chat, "bob", "dan", "eve", "cyd")
+    # Then
+    assert pulled.messages == sent
+    assert pulled.apart.keys() == {"dan", "eve"}
+    assert pulled.apart["dan"] == msgids.pack(sent[1].msgid)
+    assert isinstance(pulled.apart["eve"], NotMember)
+    assert pull(chat, "dan", "eve").messages == []  # nobody there may have them
+
+
+def test_more_members_than_lua_takes_at_once_share_a_pull(chat: Chat) -> None:
+    uids = [f"u{number}" for number in range(2500)]
+    for at in range(0, 2500, 500):
+        chat.add_members("team", uids[at : at + 500])
+    sent = say(chat, "hi")
+    chat.remove_members("team", [uids[0], uids[1000], uids[2499]])
+
+    pulled = pull(chat, *uids, after=0)
+
+    assert pulled.messages == sent
+    assert {uid for uid, why in pulled.apart.items() if isinstance(why, NotMember)} == {"u0", "u1000", "u2499"}
+
+
+def test_what_is_trimmed_comes_in_pages_of_its_own(chat: Chat, statements: list[str]) -> None:
+    sent = say_many(chat, 3 * SQL_PAGE + 50)
+    trim(chat, sent[2 * SQL_PAGE - 1])
+    statements.clear()
+
+    assert [message.msgid for message in chat.pull("bob", "team")] == sent
+    assert len(statements) == 2
+
+
+# Tallies.
+
+
+def read_by(chat: Chat, *uids: str, msgid: str | None = None) -> None:
+    for uid in uids:
+        chat.ack(uid, "team", msgid)
+
+
+def test_tallies_of_many_are_asked_for_in_few_questions(chat: Chat, statements: list[str]) -> None:
+    # Given more than a page, most of it trimmed
+    sent = say_many(chat, PAGE + 100)
+    read_by(chat, "bob", msgid=sent[300])
+    trim(chat, sent[PAGE])
+    statements.clear()
+    # When
+    found = chat.tallies("team", sent)
+    # Then
+    assert [(each.msgid, each.read, each.unread) for each in found] == [
+        (msgid, int(at <= 300), 2 - int(at <= 300)) for at, msgid in enumerate(sent)
+    ]
+    assert len(statements) == 1
+
+
+def test_tallies_leave_out_what_is_no_message_of_the_group(chat: Chat) -> None:
+    first, second = say(chat, "1", "2")
+    trim(chat, first.msgid)
+    unknown = ["1577836900000-0", msgids.unpack(msgids.pack(second.msgid) + 1)]
+
+    assert [each.msgid for each in chat.tallies("team", [*unknown, second.msgid, first.msgid])] == [
+        second.msgid,
+        first.msgid,
+    ]
+    assert chat.tallies("team", []) == []
+    with pytest.raises(UnknownGroup):
+        chat.tallies("nowhere", [first.msgid])
+
+
+# What waits for senders.
+
+
+def mark(chat: Chat, gid: str, sent: Sequence[str]) -> None:
+    changed = [Change("ann", msgids.pack(msgid), 0) for msgid in sent]
+    chat.link.run(receipt_calls.tell(chat.link.space, gid, "ann", changed))
+
+
+def test_receipts_of_trimmed_messages_take_one_question_a_group(chat: Chat, statements: list[str]) -> None:
+    gids = ["a", "b", "c"]
+    for gid in gids:
+        chat.create_group(gid, ["ann", "bob"])
+        sent = say_many(chat, 200, gid)
+        mark(chat, gid, sent)
+        trim(chat, sent[-1], gid)
+    statements.clear()
+
+    assert len(chat.receipts("ann")) == 600
+    assert len(statements) == 3
+
+
+def test_a_mark_of_what_is_gone_does_not_keep_the_others_back(chat: Chat) -> None:
+    # Given marks of a message that nobody has, and of a group that is gone
+    [message] = say(chat, "1")
+    chat.create_group("gone", ["ann", "bob"])
+    mark(chat, "gone", say_many(chat, 1, "gone"))
+    mark(chat, "team", ["1577836900000-0", message.msgid])
+    gone = chat.link.space.group("gone")
+    chat.link.client.delete(gone.meta, gone.stream)
+
+    assert [each.msgid for each in chat.receipts("ann")] == [message.msgid]
+
+
+def test_sql_is_asked_only_where_it_is_needed(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given SQL that is away
+    sent = say(chat, "1", "2")
+    mark(chat, "team", [each.msgid for each in sent])
+    answer = chat.history.answering.answer
+
+    def away(question: Question) -> Any:
+        if isinstance(question, AskSql):
+            raise DatabaseUnavailable
+        return answer(question)
+
+    # Then what is in Redis is answered, and what is not raises
+    monkeypatch.setattr(chat.history.answering, "answer", away)
+    assert len(chat.receipts("ann")) == len(chat.tallies("team", [sent[0].msgid, sent[1].msgid])) == 2
+    monkeypatch.undo()
+    trim(chat, sent[0].msgid)
+    monkeypatch.setattr(chat.history.answering, "answer", away)
+    with pytest.raises(DatabaseUnavailable):
+        chat.receipts("ann")
+    with pytest.raises(DatabaseUnavailable):
+        chat.tallies("team", [sent[0].msgid])
