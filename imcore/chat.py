@@ -5,15 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 from imcore.answering import OpenDatabase
 from imcore.direct import gid_of, members_of, refuse_direct
 from imcore.errors import ImError, InvalidInput, NotMember, RedisFull, UnknownMessage, UnknownUser
 from imcore.history import History, raised
 from imcore.limits import check_content, check_limit, check_list, check_msgid, check_name, check_time, check_uids
-from imcore.live.feed import Place
-from imcore.live.gateway import Gateway
+from imcore.live.gateway import Acks, Gateway, HowTold
 from imcore.live.listener import Listener
 from imcore.many import Many
 from imcore.receipts import Receipts
@@ -331,8 +330,8 @@ class Chat:
         *,
         ack_every: int = 10,
         ack_interval_s: float = 1.0,
-        acks: bool = True,
-        receipts: Literal["push", "poll"] = "push",
+        acks: Acks = "auto",
+        receipts: HowTold = "push",
     ) -> Gateway:
         """Return a gateway: the live sessions of many users over one connection."""
         return Gateway(
@@ -349,20 +348,21 @@ class Chat:
         self,
         uid: str,
         *,
-        places: Mapping[str, Place] | None = None,
+        places: Mapping[str, str] | None = None,
+        since_join: bool = False,
         ack_every: int = 10,
         ack_interval_s: float = 1.0,
-        acks: bool = True,
-        receipts: Literal["push", "poll"] = "push",
+        acks: Acks = "auto",
+        receipts: HowTold = "push",
     ) -> Listener:
         """Begin a live session and return it, to be used in a `with`: an iterator of Message and Receipt.
 
-        It begins with what was not acked (or, where the client says so, after its own `places`), then goes live.
-        Raise UnknownUser for one who is in no group.
+        It begins with what was not acked, and with what came after the client's own `places` (see `Gateway.open`); then
+        it goes live. Raise UnknownUser for one who is in no group.
         """
         self.known_user(uid)
         gateway = self.gateway(ack_every=ack_every, ack_interval_s=ack_interval_s, acks=acks, receipts=receipts)
-        return Listener(gateway, uid, places=places)
+        return Listener(gateway, uid, places=places, since_join=since_join)
 
     def begin_session(self, uid: str) -> str:
         """Begin a session that lives without pushes, by heartbeats; return its id. The user is online from now on."""

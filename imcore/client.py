@@ -6,11 +6,12 @@ from contextlib import suppress
 from itertools import islice
 from typing import Literal
 
+from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.direct import gid_of
 from imcore.errors import ImError, InvalidInput, NotMember, RefusedError, UnknownGroup
 from imcore.history import PAGE
-from imcore.limits import check_content, check_name
+from imcore.limits import check_content, check_name, check_places
 from imcore.live.feed import Place
 from imcore.live.localdb import LocalDatabase, Outgoing
 from imcore.values import LogLine, Message, Receipt
@@ -109,10 +110,10 @@ class Client:
         """
         listener = self._chat.listen(
             self._uid,
-            places=self._local.places(),
+            places={gid: msgids.unpack(place.msgid) for gid, place in self._local.places().items()},
             ack_every=ack_every,
             ack_interval_s=ack_interval_s,
-            acks=acks,
+            acks="auto" if acks else "off",
             receipts=receipts,
         )
         with listener:
@@ -130,8 +131,8 @@ class Client:
             self._local.take_receipts(told)
         return [*new, *told]
 
-    def _note_beginnings(self, places: Mapping[str, Place]) -> None:
+    def _note_beginnings(self, places: Mapping[str, str]) -> None:
         """Note where a group begins here, while nothing has come in it: another device may ack what comes next."""
         for gid in places.keys() - self._begun:
-            self._local.note_place(gid, places[gid])
+            self._local.note_place(gid, Place(check_places({gid: places[gid]})[gid], 0))
             self._begun.add(gid)

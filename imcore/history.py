@@ -70,7 +70,7 @@ class History:
         while limit is None or limit > 0:
             count = PAGE if limit is None else min(limit, PAGE)
             call = calls.pull(self._space, gid, [uid], after=start, count=count, most_bytes=reading.PAGE_BYTES)
-            page = self.answering.run(reading.page(self._space, gid, self._link.run(call), count))
+            page = raised(self.answering.run(reading.page(self._space, gid, self._link.run(call), count)))
             yield from page.messages
             if not page.more:
                 return

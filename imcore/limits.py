@@ -6,7 +6,7 @@ A value of another type than it should be is refused as a wrong value is: progra
 import math
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from imcore.values import Receipt
 T = TypeVar("T")
 
 MAX_NAME_BYTES = 128
+_BEFORE_THE_FIRST = msgids.unpack(msgids.NONE)
 _EARLIEST_MS = msgids.to_ms(datetime(1, 1, 1, tzinfo=UTC))
 _LATEST_MS = msgids.to_ms(datetime(9999, 12, 31, tzinfo=UTC))
 
@@ -83,11 +84,24 @@ def check_receipt(receipt: Receipt) -> Receipt:
     return receipt
 
 
-def check_place(gid: str, msgid: int, seq: int) -> None:
-    """Raise InvalidInput for a place (packed msgid, seq) in a group that cannot be one."""
-    check_name(gid, "gid")
-    if not (0 <= msgid <= msgids.HIGHEST and 0 <= seq <= msgids.HIGHEST):
-        raise InvalidInput(f"the place {reprlib.repr((msgid, seq))} in {gid!r} cannot be one")
+def check_receipts(receipts: Iterable[Receipt]) -> list[Receipt]:
+    """Return receipts unchanged. Raise InvalidInput for one that is none, or that cannot have been given out."""
+    found = check_list(receipts, "receipts")
+    for receipt in found:
+        if not isinstance(receipt, Receipt):
+            raise InvalidInput(f"each must be a Receipt; one is {reprlib.repr(receipt)}")
+        check_receipt(receipt)
+    return found
+
+
+def check_places(places: Mapping[str, str] | None) -> dict[str, int]:
+    """Return packed msgids by gid. Raise InvalidInput for what is no place: of a gid, the text of a msgid."""
+    if not isinstance(places or {}, Mapping):
+        raise InvalidInput(f"places must be msgids by gid; it is {reprlib.repr(places)}")
+    return {
+        check_name(gid, "gid"): msgids.NONE if msgid == _BEFORE_THE_FIRST else check_msgid(msgid)
+        for gid, msgid in (places or {}).items()
+    }
 
 
 def check_time(moment: datetime) -> int:

@@ -37,14 +37,20 @@ def groups_of(space: Keyspace, uids: Sequence[str]) -> Asking[dict[str, list[str
     return {uid: sorted(gid for _ in range(space.partitions) for gid in next(found)) for uid in uids}
 
 
-def page(space: Keyspace, gid: str, pulled: Pulled, most: int) -> Asking[Page]:
-    """Return what was pulled, with the messages before it that SQL alone still has; at most so many."""
+def page(space: Keyspace, gid: str, pulled: Pulled, most: int) -> Asking[Page | ImError]:
+    """Return what was pulled, with the messages before it that SQL alone still has; at most so many.
+
+    Where SQL does not answer, return why.
+    """
     if pulled.start >= pulled.trimmed:
         return Page(pulled.messages, pulled.more)
     limit = min(most, SQL_PAGE)
-    rows = yield from ask_sql(
-        lambda database: database.messages_after(gid, pulled.start, until=pulled.trimmed, limit=limit)
-    )
+    try:
+        rows = yield from ask_sql(
+            lambda database: database.messages_after(gid, pulled.start, until=pulled.trimmed, limit=limit)
+        )
+    except ImError as error:
+        return error
     trimmed = yield from messages(space, gid, rows)
     if len(rows) == limit:
         return Page(trimmed, more=True)

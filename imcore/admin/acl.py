@@ -35,7 +35,9 @@ _CHANGING = (
 )
 """What whoever changes anything takes."""
 
-_CHATTING = (*("lpop", "lrem", "pexpireat", "pttl", "ssubscribe", "sunsubscribe", "zremrangebyscore", "zrevrange"),)
+_CHATTING = (
+    *("lpop", "lrem", "pexpireat", "ping", "pttl", "ssubscribe", "sunsubscribe", "zremrangebyscore", "zrevrange"),
+)
 """What messages, acks and live sessions take beside that."""
 
 _WORKING = (

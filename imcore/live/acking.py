@@ -1,81 +1,108 @@
-"""Sends the acks of a gateway's sessions, and does not wait for the answers."""
+"""Sends the acks of a gateway's sessions, and does not wait for the answers. No I/O."""
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import cast
+from typing import Any, NamedTuple, cast
 
+from imcore.asking import Asking, Collect, Post, ask_all, ask_sql
 from imcore.errors import ImError, UnknownGroup
 from imcore.live.acks import AckBook, Waiting, split, targets
+from imcore.live.parts import Clock
 from imcore.live.rooms import Session
 from imcore.streams import calls
-from imcore.streams.link import Answers, Link
+from imcore.streams.calls import Acked, Target, Trimmed
+from imcore.streams.keys import Keyspace
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Posted:
+class _Posted(NamedTuple):
     """Acks that were sent, and whose answers have not been read yet."""
 
     waiting: list[Waiting]
-    answers: Answers[list[calls.Acked]]
+    batch: list[tuple[str, list[Target]]]
+    ticket: Any
 
 
 class Acking:
-    """What is owed is in the `book`. What cannot be sent, or whose answers get lost, is put back there."""
+    """A part. What is owed is in the `book`. What cannot be sent, or whose answers get lost, is put back there."""
 
-    def __init__(self, link: Link, book: AckBook) -> None:
+    def __init__(self, space: Keyspace, book: AckBook, clock: Clock) -> None:
         self.book = book
-        self._link = link
+        self._space = space
+        self._clock = clock
         self._posted: _Posted | None = None
 
-    def send_due(self, now: float) -> None:
-        """Send what is due. Raise what the link raises, and for the acks that were sent before."""
-        self._send(self.book.take_due(now))
+    def due(self) -> float:
+        """Return when the next ack is: at once while there are answers to read, which takes next to no time."""
+        return 0.0 if self._posted else self.book.next_due()
 
-    def send_of(self, sessions: Collection[Session]) -> None:
-        """Send all that these sessions owe, and wait for the answers. Raise as `send_due`."""
-        self._send(self.book.take_of(sessions))
-        self.read_answers()
+    def go_on(self) -> Asking[None]:
+        """Send what is due, or read what became of what was sent."""
+        if self.book.next_due() <= self._clock():
+            yield from self._send(self.book.take_due(self._clock()))
+        else:
+            yield from self.read_answers()
 
-    def read_answers(self) -> None:
+    def send_of(self, sessions: Collection[Session]) -> Asking[None]:
+        """Send all that these sessions owe, and wait for the answers."""
+        yield from self._send(self.book.take_of(sessions))
+        yield from self.read_answers()
+
+    def read_answers(self) -> Asking[None]:
         """Read what became of the acks that were sent. Raise the first error of what could not be written now."""
         if self._posted is None:
             return
         posted, self._posted = self._posted, None
-        answers = posted.answers()
-        if failed := next((answer for answer in answers if _has_failed(answer)), None):
+        try:
+            answers: list[list[Acked] | ImError] = yield Collect(posted.ticket)
+            if failed := next((answer for answer in answers if _has_failed(answer)), None):
+                raise cast(ImError, failed)
+        except BaseException:
             self.book.put_back(posted.waiting)
-            raise cast(ImError, failed)
-        for answer in answers:
-            for refused in _refused(answer):
-                log.warning("an ack was refused: %s", refused)
+            raise
+        for (gid, part), answer in zip(posted.batch, answers, strict=True):
+            yield from self._look_into(gid, part, answer)
 
-    def close(self) -> None:
-        """Give the connection back on which answers are awaited, whatever they are."""
+    def abandon(self) -> Asking[None]:
+        """Give back what waits for answers, whatever they are."""
         posted, self._posted = self._posted, None
         if posted:
-            posted.answers()
+            yield Collect(posted.ticket)
 
-    def _send(self, waiting: list[Waiting]) -> None:
+    def _send(self, waiting: list[Waiting]) -> Asking[None]:
         try:
-            self.read_answers()
-            space = self._link.space
-            batch = [calls.ack(space, gid, part) for gid, some in targets(waiting).items() for part in split(some)]
-            self._posted = _Posted(waiting, self._link.post(batch))
-        except ImError:
+            yield from self.read_answers()
+            batch = [(gid, part) for gid, some in targets(waiting).items() for part in split(some)]
+            if batch:
+                ticket = yield Post([calls.ack(self._space, gid, part) for gid, part in batch])
+                self._posted = _Posted(waiting, batch, ticket)
+        except BaseException:
             self.book.put_back(waiting)
             raise
 
+    def _look_into(self, gid: str, part: list[Target], answer: list[Acked] | ImError) -> Asking[None]:
+        """Say what was refused. That somebody has left meanwhile is nothing wrong."""
+        if isinstance(answer, ImError):
+            log.warning("an ack was refused: %s", answer)
+            return
+        for target, acked in zip(part, answer, strict=True):
+            if isinstance(acked.target, Trimmed):
+                yield from self._ack_trimmed(gid, target)
+            elif isinstance(acked.target, ImError):
+                log.warning("an ack was refused: %s", acked.target)
 
-def _has_failed(answer: list[calls.Acked] | ImError) -> bool:
+    def _ack_trimmed(self, gid: str, target: Target) -> Asking[None]:
+        """Ack with its seq a message that SQL alone still has. Where that fails, the next ack makes up for it."""
+        msgid = target.msgid or 0
+        try:
+            rows = yield from ask_sql(lambda database: database.messages(gid, [msgid]))
+            if msgid in rows:
+                yield from ask_all([calls.ack(self._space, gid, [target._replace(seq=rows[msgid].seq)])])
+        except ImError as error:
+            log.warning("an ack has to wait for the next one: %s", error)
+
+
+def _has_failed(answer: list[Acked] | ImError) -> bool:
     """Return whether acks were not carried out; where the group is gone there is nothing to ack."""
     return isinstance(answer, ImError) and not isinstance(answer, UnknownGroup)
-
-
-def _refused(answer: list[calls.Acked] | ImError) -> list[ImError]:
-    """Return what is wrong with acks. That somebody has left meanwhile is nothing wrong."""
-    if isinstance(answer, ImError):
-        return [answer]
-    return [each.target for each in answer if isinstance(each.target, ImError)]

@@ -1,11 +1,12 @@
 """What sessions have received and not acked yet. No I/O."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from imcore.live.feed import Place
-from imcore.live.rooms import Arrived, Audience, Session
+from imcore.live.rooms import Audience, Session
 from imcore.streams.calls import Target
 
 UIDS_PER_CALL = 1000
@@ -14,13 +15,27 @@ UIDS_PER_CALL = 1000
 
 @dataclass(eq=False, slots=True)
 class Waiting:
-    """An ack that an audience owes, of so many messages of a group. `due` is of the monotonic clock, in seconds."""
+    """An ack that an audience owes, of so many messages of a group, but for those who have `gone`.
+
+    `due` is of the monotonic clock, in seconds.
+    """
 
     gid: str
     audience: Audience
     place: Place
     due: float
     messages: int = 0
+    taken: bool = False
+    gone: set[Session] = field(default_factory=set)
+
+    @property
+    def uids(self) -> tuple[str, ...]:
+        """Who acks."""
+        return (self.audience.without(self.gone) if self.gone else self.audience).uids
+
+    def of(self, sessions: Collection[Session]) -> frozenset[Session]:
+        """Return those of the sessions that owe it."""
+        return self.audience.members.intersection(sessions) - self.gone
 
 
 class AckBook:
@@ -29,62 +44,75 @@ class AckBook:
     def __init__(self, every: int, interval_s: float) -> None:
         self._every = every
         self._interval_s = interval_s
-        self._waiting: dict[tuple[str, Audience], Waiting] = {}
+        self._waiting: dict[str, dict[Audience, Waiting]] = {}
+        self._in_order: deque[Waiting] = deque()
         self._full: list[Waiting] = []
 
-    def received(self, arrived: Arrived, now: float) -> None:
-        """Note that an audience has received a message."""
-        audience, message, msgid = arrived
-        waiting = self._wait(message.gid, audience, Place(msgid, message.seq), now)
+    def received(self, gid: str, audience: Audience, place: Place, now: float) -> None:
+        """Note that an audience has received a message, and so all before it."""
+        waiting = self._waiting.setdefault(gid, {}).get(audience)
+        if waiting is None:
+            waiting = Waiting(gid, audience, place, now + self._interval_s)
+            self._waiting[gid][audience] = waiting
+            self._in_order.append(waiting)
+        elif place.msgid > waiting.place.msgid:
+            waiting.place = place
         waiting.messages += 1
         if waiting.messages >= self._every:
-            self._full.append(self._waiting.pop((message.gid, audience)))
-
-    def resume(self, gid: str, session: Session, place: Place, now: float) -> None:
-        """Note what a former session of this client has received, and perhaps not acked."""
-        self._wait(gid, Audience([session]), place, now)
+            self._take(waiting)
+            self._full.append(waiting)
 
     def next_due(self) -> float:
         """Return when the next ack is due; `inf` if none waits."""
         if self._full:
             return 0.0
-        return next((waiting.due for waiting in self._waiting.values()), math.inf)
+        self._pass_over_taken()
+        return self._in_order[0].due if self._in_order else math.inf
 
     def take_due(self, now: float) -> list[Waiting]:
         """Take out what is due."""
         taken, self._full = self._full, []
-        for key, waiting in list(self._waiting.items()):
-            if waiting.due > now:
-                break
-            taken.append(self._waiting.pop(key))
+        self._pass_over_taken()
+        while self._in_order and self._in_order[0].due <= now:
+            taken.append(self._take(self._in_order[0]))
+            self._pass_over_taken()
         return taken
 
     def take_of(self, sessions: Collection[Session]) -> list[Waiting]:
         """Take out what these sessions owe, and nobody else's part of it."""
-        taken = []
-        for waiting in [*self._full, *self._waiting.values()]:
-            mine = [session for session in waiting.audience.sessions if session in sessions]
-            if mine:
-                taken.append(Waiting(waiting.gid, Audience(mine), waiting.place, waiting.due))
-                waiting.audience = waiting.audience.without(mine)
-        return taken
+        removed = self._remove(sessions, {gid for session in sessions for gid in session.gids})
+        return [Waiting(waiting.gid, Audience(mine), waiting.place, waiting.due) for waiting, mine in removed]
 
-    def forget(self, gid: str, session: Session) -> None:
-        """Drop what a session owes of a group: it is to receive that again."""
-        for waiting in [*self._full, *self._waiting.values()]:
-            if waiting.gid == gid and session in waiting.audience.sessions:
-                waiting.audience = waiting.audience.without([session])
+    def forget(self, sessions: Collection[Session], gid: str | None = None) -> None:
+        """Drop what sessions owe, of one group or of all: they have not received that, or are to receive it again."""
+        self._remove(sessions, {gid} if gid else {gid for session in sessions for gid in session.gids})
 
     def put_back(self, taken: Iterable[Waiting]) -> None:
         """Put back what could not be sent: it is due."""
         self._full += taken
 
-    def _wait(self, gid: str, audience: Audience, place: Place, now: float) -> Waiting:
-        waiting = self._waiting.get((gid, audience))
-        if waiting is None:
-            waiting = self._waiting[gid, audience] = Waiting(gid, audience, place, now + self._interval_s)
-        waiting.place = place
+    def _remove(self, sessions: Collection[Session], gids: Collection[str]) -> list[tuple[Waiting, frozenset[Session]]]:
+        """Take sessions out of what they owe; return it, each time with those of them who did."""
+        owed = [waiting for waiting in self._full if waiting.gid in gids]
+        owed += [waiting for gid in gids for waiting in self._waiting.get(gid, {}).values()]
+        removed = [(waiting, mine) for waiting in owed if (mine := waiting.of(sessions))]
+        for waiting, mine in removed:
+            waiting.gone |= mine
+            if not waiting.taken and len(waiting.gone) == len(waiting.audience.sessions):
+                self._take(waiting)
+        return removed
+
+    def _take(self, waiting: Waiting) -> Waiting:
+        waiting.taken = True
+        of_group = self._waiting[waiting.gid]
+        del of_group[waiting.audience]
+        if not of_group:
+            del self._waiting[waiting.gid]
         return waiting
+
+    def _pass_over_taken(self) -> None:
+        while self._in_order and self._in_order[0].taken:
+            self._in_order.popleft()
 
 
 def split(acks: Iterable[Target]) -> Iterator[list[Target]]:
@@ -104,9 +132,15 @@ def split(acks: Iterable[Target]) -> Iterator[list[Target]]:
 
 
 def targets(waiting: Iterable[Waiting]) -> dict[str, list[Target]]:
-    """Return the acks by group, so that those of one group travel in one call."""
-    found: dict[str, list[Target]] = {}
+    """Return the acks by group, so that those of one group travel in one call, and each message once for all."""
+    found: dict[str, dict[int, list[Waiting]]] = {}
     for each in waiting:
-        if each.audience.sessions:
-            found.setdefault(each.gid, []).append(Target(each.place.msgid, each.audience.uids, each.place.seq))
-    return found
+        if each.uids:
+            found.setdefault(each.gid, {}).setdefault(each.place.msgid, []).append(each)
+    return {gid: [_target(same) for same in of_group.values()] for gid, of_group in found.items()}
+
+
+def _target(same: Sequence[Waiting]) -> Target:
+    seqs = (each.place.seq for each in same if each.place.seq is not None)
+    uids = same[0].uids if len(same) == 1 else tuple(dict.fromkeys(uid for each in same for uid in each.uids))
+    return Target(same[0].place.msgid, uids, next(seqs, None))

@@ -1,28 +1,29 @@
-"""What a live session knows of its groups, and what follows. No I/O: a front, sync or async, can stand on it."""
+"""What a live session knows of its groups, and what follows. No I/O."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import dropwhile
 from typing import NamedTuple
 
 from imcore import msgid as msgids
+from imcore.reading import Page
 from imcore.streams.calls import Pulled
 from imcore.values import Message
 
 
 class Place(NamedTuple):
-    """Up to which message (packed msgid, seq) a client has a group already."""
+    """A position in a group: after which message (packed msgid), and its seq where that is known."""
 
     msgid: int
-    seq: int
+    seq: int | None = None
 
 
 @dataclass(eq=False, slots=True)
 class Feed:
     """A place in one group, and how it goes forward.
 
-    `msgid` (packed) and `seq` are those of the newest message handed over; None means wherever the offset stands.
-    While it is `behind`, messages come from pulls and pushes are left alone, for the next pull brings them too.
+    `msgid` (packed) and `seq` are those of the newest message handed over; without a msgid it is wherever the offset
+    stands, and the seq is found by the first pull. While it is `behind`, messages come from pulls and pushes are left
+    alone, for the next pull brings them too.
     """
 
     gid: str
@@ -40,8 +41,8 @@ class Feed:
         self.behind = not self._has(msgid)
         return False
 
-    def pulled(self, pulled: Pulled, page: Sequence[Message], *, full: bool) -> list[Message]:
-        """Take a page of a pull; return what is new in it. A page that is not full ends the being behind.
+    def pulled(self, pulled: Pulled, page: Page) -> list[Message]:
+        """Take a page of a pull; return what is new in it. A page after which there is no more ends the being behind.
 
         Where messages have come between those that were handed over, since Redis had lost them, begin again at the
         offset: then `msgid` is None and nothing is new.
@@ -49,19 +50,19 @@ class Feed:
         if self._has_missed(pulled, page):
             self.msgid = self.seq = None
             return []
-        new = list(dropwhile(lambda message: self._has(msgids.pack(message.msgid)), page))
+        new = list(dropwhile(lambda message: self._has(msgids.pack(message.msgid)), page.messages))
         if new:
             self.msgid, self.seq = msgids.pack(new[-1].msgid), new[-1].seq
-        elif not full:
+        elif not page.more:
             self.seq, self.msgid = pulled.head_seq, max(pulled.start, self.msgid or 0)
-        self.behind = full
+        self.behind = page.more
         return new
 
-    def _has_missed(self, pulled: Pulled, page: Sequence[Message]) -> bool:
+    def _has_missed(self, pulled: Pulled, page: Page) -> bool:
         """Return whether seqs have grown: more messages lie before the place of this feed than it knows of."""
         if self.seq is None or pulled.start != self.msgid:
             return False
-        return (page[0].seq - 1 if page else pulled.head_seq) > self.seq
+        return (page.messages[0].seq - 1 if page.messages else pulled.head_seq) > self.seq
 
     def _has(self, msgid: int) -> bool:
         # By msgid, which is never given twice: a server that lost its last second goes on with seqs that it had before.

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
-from imcore.live.feed import Place
+from imcore import msgid as msgids
 from imcore.live.gateway import Gateway
 from imcore.live.rooms import Arrived, Event
 from imcore.values import Message, Receipt
@@ -16,10 +16,12 @@ class Listener:
     Leaving it normally acks what was handed over; leaving it by an error does not, so that the messages come again.
     """
 
-    def __init__(self, gateway: Gateway, uid: str, *, places: Mapping[str, Place] | None = None) -> None:
-        """Begin the session. Raise RedisUnavailable."""
+    def __init__(
+        self, gateway: Gateway, uid: str, *, places: Mapping[str, str] | None = None, since_join: bool = False
+    ) -> None:
+        """Begin the session, as `Gateway.open` does."""
         self._gateway = gateway
-        self.session = gateway.open(uid, places=places)
+        self.session = gateway.open(uid, places=places, since_join=since_join)
         self._unseen = 0
 
     def __enter__(self) -> Self:
@@ -46,12 +48,24 @@ class Listener:
         """Return what came, after waiting at most so long for the first; it counts as received then, as yielded."""
         return [item for event in self._poll(timeout_s) for item in _items(event)]
 
-    def places(self) -> dict[str, Place]:
-        """Return up to which message each group has been returned; one that is being caught up with is left out."""
+    @property
+    def reconnects(self) -> int:
+        """How often the subscription was made anew. A client that wants each tally exact asks for them again then.
+
+        Receipts that were told while it was lost come by themselves, unless another session of the user has confirmed
+        them meanwhile.
+        """
+        return self.session.reconnects
+
+    def places(self) -> dict[str, str]:
+        """Return up to which message (msgid) each group has been returned, for `places` of the next session.
+
+        It is `0-0` where there is none yet; a group that is being caught up with is left out.
+        """
         return {
-            gid: Place(feed.msgid, feed.seq)
+            gid: msgids.unpack(feed.msgid)
             for gid, feed in self.session.feeds.items()
-            if not feed.behind and feed.msgid is not None and feed.seq is not None
+            if not feed.behind and feed.msgid is not None
         }
 
     def _poll(self, timeout_s: float) -> list[Event]:

@@ -1,32 +1,51 @@
 """Who follows a group in one process, and what a pushed message means for them. No I/O.
 
 Sessions that stand at the same place of a group share one feed, and one event tells all of them: so a message costs
-much the same for one session of a group and for a thousand.
+much the same for one session of a group and for a thousand, and so does a pull.
 """
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from imcore import msgid as msgids
 from imcore.live.feed import Feed, Place
+from imcore.reading import Page
+from imcore.streams.calls import Pulled
 from imcore.values import Message, Receipt
+
+MOST_AT_A_PULL = 1000
+"""How many sessions one pull is for, at most: the server looks at the rights of each."""
 
 
 @dataclass(eq=False, slots=True)
 class Session:
-    """One live client of a user. `feeds` has its place in each group; those at the same place share it.
+    """One live client of a user, `uid`; `sid` names it to the server.
 
-    `resumed` are places that its former self may not have acked.
+    `entered`: it hears of everything, for what came before that has been asked for. `reconnects`: how often it has been
+    entered anew since, after the subscription was lost; what was pushed in between it has been told by asking.
     """
 
     uid: str
     sid: str = field(default_factory=lambda: uuid.uuid4().hex)
-    feeds: dict[str, Feed] = field(default_factory=dict)
-    former: dict[str, Feed] = field(default_factory=dict)
-    resumed: dict[str, Place] = field(default_factory=dict)
     entered: bool = False
+    reconnects: int = 0
+    feeds: dict[str, Feed] = field(default_factory=dict)
+    """Its place in each group that it follows; those at the same place share it."""
+    former: dict[str, Place] = field(default_factory=dict)
+    """Where it goes on in groups that it does not follow now."""
+    alone: "Audience" = field(init=False, repr=False)
+    """The audience of this session and no other."""
+
+    def __post_init__(self) -> None:
+        self.alone = Audience([self])
+
+    @property
+    def gids(self) -> set[str]:
+        """The groups in which it was handed something, perhaps."""
+        return self.feeds.keys() | self.former.keys()
 
 
 class Audience:
@@ -36,13 +55,20 @@ class Audience:
         self.sessions = tuple(sessions)
 
     @cached_property
+    def members(self) -> frozenset[Session]:
+        """The sessions, to look one up."""
+        return frozenset(self.sessions)
+
+    @cached_property
     def uids(self) -> tuple[str, ...]:
         """Whose sessions they are."""
         return tuple(dict.fromkeys(session.uid for session in self.sessions))
 
-    def without(self, sessions: Iterable[Session]) -> "Audience":
+    def without(self, sessions: Collection[Session]) -> "Audience":
         """Return the others."""
-        gone = set(sessions)
+        if self.members.isdisjoint(sessions):
+            return self
+        gone = frozenset(sessions)
         return Audience(session for session in self.sessions if session not in gone)
 
 
@@ -61,7 +87,7 @@ class Arrived(NamedTuple):
 
 
 class Told(NamedTuple):
-    """A user is told new tallies of their messages, in all their sessions here."""
+    """A user is told new tallies of their messages, in sessions of theirs."""
 
     audience: Audience
     receipts: tuple[Receipt, ...]
@@ -76,67 +102,30 @@ Event = Arrived | Told
 
 
 class Room:
-    """The sessions that follow one group."""
+    """The sessions that follow one group. Their feeds change here only, so that those at one place are found.
+
+    It `stands` once its channel is listened to: what is sent from then on is pushed.
+    """
 
     def __init__(self, gid: str) -> None:
         self.gid = gid
+        self.stands = False
         self._sessions: dict[Feed, dict[Session, None]] = {}
+        self._live: dict[Feed, None] = {}
+        self._at: dict[tuple[int | None, int | None, bool], Feed] = {}
         self._audiences: dict[Feed, Audience] = {}
 
-    def __len__(self) -> int:
-        return sum(map(len, self._sessions.values()))
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody follows it."""
+        return not self._sessions
 
-    def __iter__(self) -> Iterator[Session]:
-        for sessions in list(self._sessions.values()):
-            yield from list(sessions)
+    def __iter__(self) -> Iterator[Feed]:
+        yield from list(self._sessions)
 
-    def enter(self, session: Session, feed: Feed) -> None:
-        """Let a session follow, from a feed that nobody else has."""
-        session.feeds[self.gid] = feed
-        self._sessions[feed] = {session: None}
-
-    def leave(self, session: Session) -> Feed:
-        """Let a session follow no more; return its place."""
-        feed = session.feeds.pop(self.gid)
-        sessions = self._sessions[feed]
-        del sessions[session]
-        self._audiences.pop(feed, None)
-        if not sessions:
-            del self._sessions[feed]
-            return feed
-        return Feed(self.gid, feed.msgid, feed.seq, feed.behind)
-
-    def fall_behind(self, session: Session) -> None:
-        """Let a session go on by itself: it has to pull, with the rights that it has."""
-        if len(self._sessions[session.feeds[self.gid]]) > 1:
-            self.enter(session, self.leave(session))
-        session.feeds[self.gid].behind = True
-
-    def pushed(self, message: Message, msgid: int) -> tuple[list[Arrived], list[Session]]:
-        """Take a pushed message; return for whom it is the next one, and who has fallen behind."""
-        arrived: list[Arrived] = []
-        behind: list[Session] = []
-        for feed in list(self._sessions):
-            was_behind = feed.behind
-            if feed.pushed(msgid, message.seq):
-                arrived.append(Arrived(self.audience(feed), message, msgid))
-            elif feed.behind and not was_behind:
-                behind += self._sessions[feed]
-        for session in behind:
-            self.fall_behind(session)
-        if len(self._sessions) > 1:
-            self.gather()
-        return arrived, behind
-
-    def gather(self) -> None:
-        """Let sessions share a feed that have come to the same place."""
-        first: dict[tuple[int | None, int | None], Feed] = {}
-        for feed in list(self._sessions):
-            if feed.behind:
-                continue
-            shared = first.setdefault((feed.msgid, feed.seq), feed)
-            if shared is not feed:
-                self._merge(feed, shared)
+    def sessions(self, feed: Feed) -> list[Session]:
+        """Return who shares a feed: nobody, once it has gone up in another."""
+        return list(self._sessions.get(feed, ()))
 
     def audience(self, feed: Feed) -> Audience:
         """Return who shares a feed: the same as before, while nobody comes or goes."""
@@ -144,9 +133,100 @@ class Room:
             self._audiences[feed] = Audience(self._sessions[feed])
         return self._audiences[feed]
 
-    def _merge(self, feed: Feed, into: Feed) -> None:
-        for session in self._sessions[feed]:
-            session.feeds[self.gid] = into
-        self._sessions[into] |= self._sessions.pop(feed)
+    def enter(self, session: Session, place: Place | None) -> Feed:
+        """Let a session follow from a place on, or from wherever its offset stands. It is behind."""
+        feed = Feed(self.gid, *(place or ()))
+        session.feeds[self.gid] = feed
+        self._sessions[feed] = {session: None}
+        return self._settle(feed)
+
+    def leave(self, session: Session) -> Place | None:
+        """Let a session follow no more; return its place, if it has one."""
+        feed = session.feeds.pop(self.gid)
         self._audiences.pop(feed, None)
-        self._audiences.pop(into, None)
+        del self._sessions[feed][session]
+        if not self._sessions[feed]:
+            self._unsettle(feed)
+            del self._sessions[feed]
+        return None if feed.msgid is None else Place(feed.msgid, feed.seq)
+
+    def fall_behind(self, feed: Feed) -> list[Feed]:
+        """Let those who share a feed pull; return their feeds now, none of more than one pull may be for."""
+        self._unsettle(feed)
+        feed.behind = True
+        return list(dict.fromkeys(self._settle(part) for part in [feed, *self._split(feed)]))
+
+    def pushed(self, message: Message, msgid: int) -> tuple[list[Arrived], list[Feed]]:
+        """Take a pushed message; return for whom it is the next one, and which feeds have fallen behind."""
+        arrived: list[Arrived] = []
+        behind: list[Feed] = []
+        for feed in list(self._live):
+            if feed not in self._live:
+                continue  # gone up in another
+            self._unsettle(feed)
+            if feed.pushed(msgid, message.seq):
+                arrived.append(Arrived(self.audience(feed), message, msgid))
+            if feed.behind:
+                behind += self.fall_behind(feed)
+            else:
+                self._settle(feed)
+        return arrived, behind
+
+    def pulled(self, feed: Feed, pulled: Pulled, page: Page) -> tuple[list[Arrived], Feed]:
+        """Take what those who share a feed have pulled; return it, and the feed that they share now.
+
+        If that has no msgid, each has to begin again at the offset.
+        """
+        audience = self.audience(feed)
+        self._unsettle(feed)
+        new = feed.pulled(pulled, page)
+        return [Arrived(audience, message, msgids.pack(message.msgid)) for message in new], self._settle(feed)
+
+    def _settle(self, feed: Feed) -> Feed:
+        """Note where a feed is; let it share with those who are there. Return the feed that they have then."""
+        if feed.msgid is None:
+            return feed  # each has an offset of their own
+        if not feed.behind:
+            self._live[feed] = None
+        there = self._at.setdefault(_place(feed), feed)
+        if there is feed:
+            return feed
+        if feed.behind and len(self._sessions[feed]) + len(self._sessions[there]) > MOST_AT_A_PULL:
+            self._at[_place(feed)] = feed
+            return feed
+        return self._merge(feed, there)
+
+    def _unsettle(self, feed: Feed) -> None:
+        self._live.pop(feed, None)
+        if self._at.get(_place(feed)) is feed:
+            del self._at[_place(feed)]
+
+    def _merge(self, feed: Feed, there: Feed) -> Feed:
+        fewer, more = sorted((feed, there), key=lambda each: len(self._sessions[each]))
+        self._unsettle(fewer)
+        self._move(self.sessions(fewer), fewer, more)
+        self._at[_place(more)] = more
+        return more
+
+    def _split(self, feed: Feed) -> Iterator[Feed]:
+        """Yield new feeds at the same place for those who are too many for one pull."""
+        sessions = self.sessions(feed)
+        for start in range(MOST_AT_A_PULL, len(sessions), MOST_AT_A_PULL):
+            part = Feed(self.gid, feed.msgid, feed.seq)
+            self._sessions[part] = {}
+            self._move(sessions[start : start + MOST_AT_A_PULL], feed, part)
+            yield part
+
+    def _move(self, sessions: Iterable[Session], feed: Feed, to: Feed) -> None:
+        for session in sessions:
+            session.feeds[self.gid] = to
+            del self._sessions[feed][session]
+            self._sessions[to][session] = None
+        self._audiences.pop(feed, None)
+        self._audiences.pop(to, None)
+        if not self._sessions[feed]:
+            del self._sessions[feed]
+
+
+def _place(feed: Feed) -> tuple[int | None, int | None, bool]:
+    return feed.msgid, feed.seq, feed.behind

@@ -6,26 +6,20 @@ when a node gives a channel away. Here all of these are one thing: RedisUnavaila
 
 import select
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from redis.cluster import RedisCluster
 
 from imcore.errors import ConfigurationError, ImError, RedisUnavailable
+from imcore.live.core import ANSWERED, PUSHED, Heard
 from imcore.streams.link import Link
 from imcore.streams.redis_errors import driver_errors
 
 _CHUNK = 500
 _MOST_AT_ONCE = 1000
-
-
-class Heard(NamedTuple):
-    """What came on a channel; `data` is None for the news that the subscription stands."""
-
-    channel: str
-    data: bytes | None
 
 
 class Subscription:
@@ -36,25 +30,31 @@ class Subscription:
         self._where = link.address
         self._client = link.client
         self._connections: dict[str, Any] = {}
-        self._leaving: Counter[str] = Counter()
+        self._silent: set[str] | None = None
         if link.is_cluster:
             # Asked for a key of each slot, the client learns which node has it now.
             link.read_many([("EXISTS", key) for key in link.space.journals()])
 
-    def add(self, channels: Iterable[str]) -> None:
-        """Begin to hear channels. What is published after the news of it has been read is heard."""
-        self._send("SSUBSCRIBE", channels)
+    def change(self, drop: Sequence[str], add: Sequence[str]) -> None:
+        """Stop hearing channels, and begin to hear others: what is published after the news of it has been read."""
+        self._send("SUNSUBSCRIBE", drop)
+        self._send("SSUBSCRIBE", add)
 
-    def remove(self, channels: Iterable[str]) -> None:
-        """Stop hearing channels."""
-        names = list(channels)
-        self._leaving.update(names)
-        self._send("SUNSUBSCRIBE", names)
+    def ping(self) -> None:
+        """Ask each connection for a sign of life: whatever it brings next is one."""
+        with self._errors():
+            for connection in self._connections.values():
+                connection.send_command("PING", check_health=False)
+        self._silent = set(self._connections)
 
     def read(self, timeout_s: float) -> list[Heard]:
         """Return what came, after waiting at most so long for the first."""
         with self._errors():
-            return [heard for connection in self._readable(timeout_s) for heard in self._drain(connection)]
+            heard = [each for name in self._readable(timeout_s) for each in self._drain(name)]
+        if self._silent is not None and not self._silent:
+            self._silent = None
+            heard.append(Heard(ANSWERED))
+        return heard
 
     def close(self) -> None:
         """End the connections."""
@@ -66,7 +66,7 @@ class Subscription:
             for names in self._by_slot(channels):
                 connection = self._connection_of(names[0])
                 for i in range(0, len(names), _CHUNK):
-                    connection.send_command(command, *names[i : i + _CHUNK])
+                    connection.send_command(command, *names[i : i + _CHUNK], check_health=False)
 
     def _by_slot(self, channels: Iterable[str]) -> Iterable[Sequence[str]]:
         if not isinstance(self._client, RedisCluster):
@@ -89,33 +89,28 @@ class Subscription:
             self._connections[name].connect()
         return self._connections[name]
 
-    def _readable(self, timeout_s: float) -> list[Any]:
+    def _readable(self, timeout_s: float) -> list[str]:
         timeout_s = max(0.0, timeout_s)
         connections = list(self._connections.values())
         if not connections:
             time.sleep(timeout_s)
         elif len(connections) == 1:
-            return connections if connections[0].can_read(timeout_s) else []
+            return list(self._connections) if connections[0].can_read(timeout_s) else []
         elif not any(connection.can_read(0) for connection in connections):
             select.select([connection._sock for connection in connections], [], [], timeout_s)
-        return [connection for connection in connections if connection.can_read(0)]
+        return [name for name, connection in self._connections.items() if connection.can_read(0)]
 
-    def _drain(self, connection: Any) -> Iterator[Heard]:
+    def _drain(self, name: str) -> Iterator[Heard]:
+        connection = self._connections[name]
         for _ in range(_MOST_AT_ONCE):
-            kind, channel, data = connection.read_response(push_request=True)
-            if kind == b"smessage":
-                yield Heard(channel.decode(), data)
-            elif kind == b"ssubscribe":
-                yield Heard(channel.decode(), None)
-            else:
-                self._left(channel.decode())
+            answer = connection.read_response(push_request=True)
+            if self._silent:
+                self._silent.discard(name)
+            if isinstance(answer, list) and answer[0] != ANSWERED:  # a PING is answered by a text, or by a list
+                kind, channel, data = answer
+                yield Heard(kind, channel.decode(), data if kind == PUSHED else b"")
             if not connection.can_read(0):
                 return
-
-    def _left(self, channel: str) -> None:
-        if not self._leaving[channel]:
-            raise RedisUnavailable(f"{self._where} has given a partition to another node: looking where it is")
-        self._leaving[channel] -= 1
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -21,11 +21,13 @@ from imcore.chat import Chat
 from imcore.client import Client
 from imcore.errors import ConfigurationError, RedisUnavailable
 from imcore.importer import import_events
+from imcore.live.gateway import Gateway
 from imcore.live.localdb import LocalDatabase, path_of
 from imcore.settings import Settings
 from imcore.streams.journal import Journal
 from imcore.streams.keys import lease
 from imcore.values import Receipt
+from tests.deadline import wait_until
 from tests.processes import WorkerProcess
 from tests.servers import RunningCluster, start_valkey
 from workers import jobs
@@ -161,6 +163,15 @@ def listen(chat: Chat, uid: str) -> None:
     chat.end_session(uid, session)
 
 
+def serve(chat: Chat) -> None:
+    """Hold sessions over some heartbeats, and end one while the others go on."""
+    with Gateway(chat.link, chat.history, replace(chat.settings, heartbeat_ms=20)) as gateway:
+        one, other = gateway.open("ann"), gateway.open("cy")
+        wait_until(lambda: gateway.poll(0.05) == [] and one.entered and other.entered)
+        gateway.end(one)
+        assert gateway.poll(0.05) == []
+
+
 def trim(settings: Settings) -> None:
     """Let SQL alone have what was said, but for the newest message."""
     work_off(settings, "persist", "receipts")
@@ -184,6 +195,7 @@ def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch) -> None:
     with watch.looking(), connect(settings, GATEWAY) as chat:
         look(chat)
         listen(chat, "ann")
+        serve(chat)
         chat.remove_members("team", ["dan"])
 
     # Then they could, and every right was used

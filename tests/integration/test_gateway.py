@@ -6,7 +6,7 @@ import random
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,29 @@ from redis.crc import key_slot
 
 from imcore import msgid as msgids
 from imcore import reading
+from imcore.asking import Asking, AskSql, Question
 from imcore.chat import Chat
-from imcore.errors import DatabaseUnavailable, ImError, RedisUnavailable, SessionExpired, UnknownUser
-from imcore.live.feed import Place
+from imcore.errors import (
+    ConfigurationError,
+    DatabaseNotReady,
+    DatabaseRejected,
+    DatabaseUnavailable,
+    ImError,
+    RedisUnavailable,
+    SessionExpired,
+    UnknownUser,
+)
 from imcore.live.gateway import Gateway
 from imcore.live.rooms import Arrived, Event, Session
 from imcore.settings import Settings
 from imcore.streams import calls, receipt_calls
-from imcore.streams.keys import SEPARATOR
+from imcore.streams.keys import SEPARATOR, Keyspace
 from imcore.streams.link import Client
 from imcore.streams.receipt_calls import Change
 from imcore.values import Message, Receipt
 from tests.deadline import wait_until
 from tests.servers import RunningCluster, start_valkey
+from workers.persist import Persist
 
 # The driver forgets sockets of a cluster's nodes when one of them has failed.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -167,27 +177,29 @@ def test_a_session_begins_with_what_was_not_acked_and_goes_on_live(chat: Chat) -
 def test_a_group_joined_in_the_moment_a_session_begins_is_not_missed(
     chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a user who joins right after the session has asked for their groups
+    # Given a user who joins right after the session has asked for their groups, at its beginning and again
     chat.create_group("old", ["ann", "bob"])
-    asked = chat.history.groups_of
+    asked = reading.groups_of
 
-    def then_joins(uid: str) -> list[str]:
-        found = asked(uid)
-        if not any(group.gid == "team" for group in other.groups()):
-            other.create_group("team", ["bob", "ann"])
+    def then_joins(space: Keyspace, uids: Sequence[str]) -> Asking[dict[str, list[str]]]:
+        found = yield from asked(space, uids)
+        if joins:
+            other.create_group(joins.pop(), ["bob", "ann"])
         return found
 
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         gateway.open("ann")
         audience.settled()
-        monkeypatch.setattr(chat.history, "groups_of", then_joins)
+        joins = ["team", "news"]
+        monkeypatch.setattr(reading, "groups_of", then_joins)
         # When
         bob = gateway.open("bob")
-        audience.poll()
-        say(other, "hi")
+        audience.until(lambda: not joins)
+        for gid in ("team", "news"):
+            say(other, "hi", gid=gid)
         # Then
-        audience.until(lambda: audience.heard(bob) == ["hi"])
+        audience.until(lambda: audience.heard(bob) == ["hi"] and audience.heard(bob, "news") == ["hi"])
 
 
 def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
@@ -196,12 +208,12 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
     # Given a digest right after the session has asked what waits
     chat.create_group("team", ["ann", "bob"])
     [message] = say(chat, "hi")
-    asked = chat.history.groups_of
+    asked = reading.marks
     told = False
 
-    def then_told(uid: str) -> list[str]:
+    def then_told(*args: Any) -> Asking[Any]:
         nonlocal told
-        found = asked(uid)
+        found = yield from asked(*args)
         if not told:
             told = True
             tell(other, message)
@@ -209,7 +221,7 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
 
     with chat.gateway() as gateway:
         audience = Audience(gateway)
-        monkeypatch.setattr(chat.history, "groups_of", then_told)
+        monkeypatch.setattr(reading, "marks", then_told)
         # When
         ann = gateway.open("ann")
         # Then
@@ -223,19 +235,18 @@ def test_nobody_who_is_in_no_group_listens(chat: Chat) -> None:
     assert chat.online(["eve"]) == set()
 
 
-def test_a_client_goes_on_after_its_own_place_and_what_it_has_is_acked(chat: Chat) -> None:
-    # Given a client that was killed after it had kept three messages and before it acked them
+def test_what_is_not_acked_comes_again_whatever_the_client_has(chat: Chat) -> None:
+    # Given a client that was killed after it had kept three messages, one of which it had acked
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1", "2", "3")
-    place = Place(msgids.pack(sent[2].msgid), 3)
+    chat.ack("bob", "team", sent[0].msgid)
     # When
     with chat.gateway(ack_interval_s=0.05) as gateway:
         audience = Audience(gateway)
-        bob = gateway.open("bob", places={"team": place, "left long ago": place})
+        bob = gateway.open("bob", places={"team": sent[2].msgid, "left long ago": sent[1].msgid})
         # Then
+        audience.until(lambda: audience.heard(bob) == ["2", "3"])
         audience.until(lambda: offset(chat, "bob") == sent[2].msgid)
-        say(chat, "4")
-        audience.until(lambda: audience.heard(bob) == ["4"])
 
 
 def test_a_client_that_is_behind_what_another_device_has_acked_gets_what_it_lacks(chat: Chat) -> None:
@@ -244,8 +255,63 @@ def test_a_client_that_is_behind_what_another_device_has_acked_gets_what_it_lack
     chat.ack("bob", "team")
     with chat.gateway() as gateway:
         audience = Audience(gateway)
-        bob = gateway.open("bob", places={"team": Place(msgids.pack(sent[0].msgid), 1)})
-        audience.until(lambda: audience.heard(bob) == ["2", "3"])
+        bob = gateway.open("bob", places={"team": sent[0].msgid})
+        begun = gateway.open("bob", places={"team": "0-0"})
+        audience.until(lambda: audience.heard(bob) == ["2", "3"] and audience.heard(begun) == ["1", "2", "3"])
+
+
+def test_a_place_that_lies_beyond_all_messages_acks_nothing(chat: Chat) -> None:
+    # Given a client whose place is of another server, or of one that has lost its last second since
+    chat.create_group("team", ["ann", "bob"])
+    sent = say(chat, "1")
+    beyond = msgids.unpack(msgids.pack(sent[0].msgid) + (5000 << msgids.COUNTER_BITS))
+    # When
+    with chat.gateway(ack_interval_s=0.02) as gateway:
+        audience = Audience(gateway)
+        bob = gateway.open("bob", places={"team": beyond})
+        # Then
+        audience.until(lambda: audience.heard(bob) == ["1"])
+        sent += say(chat, "2")
+        audience.until(lambda: audience.heard(bob) == ["1", "2"])
+        audience.until(lambda: offset(chat, "bob") == sent[1].msgid)
+
+
+def test_a_device_that_had_a_database_begins_new_groups_where_the_user_joined(chat: Chat) -> None:
+    # Given groups that another device has read to the end, of which this one has a place in one
+    chat.create_group("team", ["ann", "bob"])
+    chat.create_group("news", ["ann"])
+    kept = say(chat, "1", "2")
+    say(chat, "before", gid="news")
+    chat.add_members("news", ["bob"])
+    say(chat, "a", "b", gid="news")
+    chat.ack("bob", "team")
+    chat.ack("bob", "news")
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        # When
+        known = gateway.open("bob", places={"team": kept[0].msgid}, since_join=True)
+        fresh = gateway.open("bob")
+        # Then
+        audience.until(lambda: audience.heard(known) == ["2"] and audience.heard(known, "news") == ["a", "b"])
+        audience.settled()
+        assert audience.messages[fresh] == []
+
+
+def test_the_offset_counts_as_of_the_opening(chat: Chat, other: Chat) -> None:
+    # Given a session that is opened, and another one of the same user that acks before it polls
+    chat.create_group("team", ["ann", "bob"])
+    with chat.gateway() as slow, other.gateway(ack_every=1) as quick:
+        there = Audience(quick)
+        bobs = quick.open("bob")
+        there.settled()
+        bob = slow.open("bob")
+        # When
+        say(other, "in between")
+        there.until(lambda: there.heard(bobs) == ["in between"])
+        there.until(lambda: [each.unread for each in other.unread("bob")] == [0])
+        # Then
+        here = Audience(slow)
+        here.until(lambda: here.heard(bob) == ["in between"])
 
 
 # Many sessions.
@@ -327,7 +393,7 @@ def test_who_joins_is_heard_and_who_leaves_is_not(chat: Chat) -> None:
 def test_who_leaves_and_comes_back_unseen_gets_nothing_twice(chat: Chat, other: Chat) -> None:
     # Given a session that is behind, and the news of its membership still on the way
     chat.create_group("team", ["ann", "bob"])
-    with chat.gateway(acks=False) as gateway:
+    with chat.gateway(acks="off") as gateway:
         audience = Audience(gateway)
         bob = gateway.open("bob")
         audience.settled()
@@ -338,7 +404,9 @@ def test_who_leaves_and_comes_back_unseen_gets_nothing_twice(chat: Chat, other: 
         other.add_members("team", ["bob"])
         say(other, "2")
         # When it pulls first, and hears afterwards
-        gateway._behind[bob, "team"] = None
+        core = gateway._core
+        core._following.fall_behind(core._channels.open_room("team"))
+        gateway._run(core.go_on())
         audience.until(lambda: len(audience.heard(bob)) >= 2)
         audience.settled()
         # Then
@@ -423,7 +491,7 @@ def test_acks_of_nothing_without_acks(chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     say(chat, "1", "2", sender="bob")
     tell(chat, say(chat, "3", sender="bob")[0])
-    with chat.gateway(acks=False, ack_every=1) as gateway:
+    with chat.gateway(acks="off", ack_every=1) as gateway:
         audience = Audience(gateway)
         ann, bob = gateway.open("ann"), gateway.open("bob")
         audience.until(lambda: len(audience.heard(ann)) == 3 and audience.receipts[bob])
@@ -557,7 +625,7 @@ def test_receipts_come_pushed_or_with_the_heartbeat(chat: Chat) -> None:
     polling = Gateway(
         chat.link, chat.history, replace(chat.settings, heartbeat_ms=300), receipts="poll", ack_interval_s=0.05
     )
-    with chat.gateway(acks=False) as pushing, polling:
+    with chat.gateway(acks="off") as pushing, polling:
         one, two = Audience(pushing), Audience(polling)
         here, there = pushing.open("ann"), polling.open("ann")
         one.settled()
@@ -683,24 +751,42 @@ def test_acks_that_are_due_while_answers_of_others_get_lost_are_sent_too(chat: C
         audience.until(lambda: offset(other, "bob", "two") == second.msgid)
 
 
-def test_acks_that_the_server_cannot_write_now_are_sent_again(chat: Chat, other: Chat) -> None:
+def subscriptions(client: Client) -> set[str]:
+    return {each["id"] for node in nodes_of(client) for each in node.client_list(_type="pubsub")}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("min-replicas-to-write", 9), ("maxmemory", 1)], ids=["too few replicas", "full"]
+)
+def test_what_the_server_refuses_for_a_while_is_done_later_and_all_else_goes_on(
+    chat: Chat, other: Chat, setting: str, value: int
+) -> None:
+    # Given acks that are due, in an event and on the way
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway(ack_every=1) as gateway:
         audience = Audience(gateway)
         bob = gateway.open("bob")
-        [message] = say(other, "1")
+        audience.settled()
+        say(other, "1")
         audience.until(lambda: audience.heard(bob) == ["1"])
-        # When
+        [message] = say(other, "2")
+        before = subscriptions(other.link.client)
+        # When the server takes no writes
         for node in nodes_of(other.link.client):
-            node.config_set("min-replicas-to-write", 9)
+            node.config_set(setting, value)
         try:
-            with pytest.raises(ImError, match="min-replicas-to-write"):
-                audience.settled()
+            audience.until(lambda: audience.heard(bob) == ["1", "2"])
+            audience.settled()
+            gateway._core._beating.soon()
+            audience.settled()
         finally:
             for node in nodes_of(other.link.client):
-                node.config_set("min-replicas-to-write", 0)
-        # Then
+                node.config_set(setting, 0)
+        # Then nothing is lost, and the subscription is the same
         audience.until(lambda: offset(other, "bob") == message.msgid)
+        say(other, "3")
+        audience.until(lambda: audience.heard(bob) == ["1", "2", "3"])
+        assert subscriptions(other.link.client) == before
 
 
 def test_a_gateway_may_be_closed_again_with_acks_under_way(chat: Chat, other: Chat) -> None:
@@ -803,12 +889,11 @@ def test_a_gap_that_nobody_told_of_is_filled(chat: Chat, other: Chat, monkeypatc
         audience = Audience(gateway)
         bob = gateway.open("bob")
         audience.settled()
-        deliver = gateway._deliver
-        monkeypatch.setattr(gateway, "_deliver", lambda *_: None)
-        say(other, "1", "2")
-        audience.settled()
+        with monkeypatch.context() as patch:
+            patch.setattr(gateway._core._following, "pushed", lambda *_: None)
+            say(other, "1", "2")
+            audience.settled()
         # When
-        monkeypatch.setattr(gateway, "_deliver", deliver)
         say(other, "3")
         # Then
         audience.until(lambda: audience.heard(bob) == ["1", "2", "3"])
@@ -1009,33 +1094,50 @@ def test_a_lost_server_is_not_asked_all_the_time(folder: Path, tmp_path: Path) -
             assert time.process_time() - before < 0.5
 
 
-def test_one_who_needs_a_database_that_is_away_does_not_hold_up_the_others(
-    chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
+def trim(chat: Chat, message: Message) -> None:
+    """Leave messages up to this one to SQL."""
+    chat.database.upgrade()
+    worker = Persist(chat.link, chat.database, chat.settings)
+    while not worker.drained():
+        worker.step()
+    worker.close()
+    chat.link.run(calls.trim(chat.link.space, message.gid, msgids.pack(message.msgid)))
+
+
+@pytest.mark.parametrize("trouble", [DatabaseUnavailable, DatabaseNotReady, ConfigurationError, DatabaseRejected])
+def test_who_needs_a_database_that_is_away_does_not_hold_up_the_others(
+    chat: Chat, other: Chat, trouble: type[ImError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given bob, whose missed messages are in SQL only
-    chat.create_group("team", ["ann", "bob"])
+    # Given bob, whose missed messages are in SQL only, and ann, whose messages were read and are there, too
+    chat.create_group("team", ["ann", "bob", "dan"])
     chat.create_group("home", ["ann", "cyd"])
-    page = reading.page
-    monkeypatch.setattr("imcore.live.gateway._LONGEST_WAIT_S", 0.3)
+    sent = say(chat, "1", "2", "3")
+    chat.ack("dan", "team")
+    tell(chat, sent[0])
+    trim(chat, sent[1])
+    answer = chat.history.answering.answer
 
-    def away(space: Any, gid: str, *args: Any) -> Any:
-        if gid == "team":
-            raise DatabaseUnavailable
-        return page(space, gid, *args)
+    def away(question: Question) -> Any:
+        if isinstance(question, AskSql):
+            raise trouble
+        return answer(question)
 
-    monkeypatch.setattr(reading, "page", away)
+    monkeypatch.setattr(chat.history.answering, "answer", away)
+    for name in ("following", "telling"):
+        monkeypatch.setattr(f"imcore.live.{name}.LONGEST_WAIT_S", 0.2)
     with chat.gateway() as gateway:
         audience = Audience(gateway)
-        bob, cyd = gateway.open("bob"), gateway.open("cyd")
+        ann, bob, cyd = (gateway.open(uid) for uid in ("ann", "bob", "cyd"))
         # When
         for number in range(1, 4):
-            say(other, str(number))
             say(other, str(number), gid="home")
-            audience.until(lambda n=number: len(audience.heard(cyd, "home")) == n)
+            audience.until(lambda n=number: len(audience.heard(cyd, "home")) == len(audience.heard(ann, "home")) == n)
         assert audience.heard(bob) == []
+        assert audience.receipts[ann] == []
         # Then
-        monkeypatch.setattr(reading, "page", page)
+        monkeypatch.setattr(chat.history.answering, "answer", answer)
         audience.until(lambda: audience.heard(bob) == ["1", "2", "3"])
+        audience.until(lambda: [(each.msgid, each.read) for each in audience.receipts[ann]] == [(sent[0].msgid, 1)])
 
 
 def test_an_end_while_the_subscription_is_lost_still_acks_and_goes_offline(chat: Chat, other: Chat) -> None:

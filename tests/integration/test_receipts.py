@@ -12,8 +12,9 @@ from sqlalchemy import inspect, text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.live.gateway import Arrived, Gateway, Session, Told
+from imcore.live.gateway import Gateway
 from imcore.live.localdb import LocalDatabase, path_of
+from imcore.live.rooms import Arrived, Session, Told
 from imcore.settings import Settings
 from imcore.streams import calls
 from imcore.streams.calls import Draft

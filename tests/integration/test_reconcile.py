@@ -19,8 +19,8 @@ from imcore import msgid as msgids
 from imcore.admin.audit import check
 from imcore.admin.reconcile import reconcile
 from imcore.errors import ImError, RedisUnavailable
-from imcore.live.feed import Place
-from imcore.live.gateway import Arrived, Gateway, Told
+from imcore.live.gateway import Gateway
+from imcore.live.rooms import Arrived, Told
 from imcore.settings import Settings
 from imcore.streams import keys
 from tests.deadline import wait_until
@@ -349,7 +349,7 @@ def test_a_client_that_was_away_gets_what_was_lost_before_its_own_place(chat: Ch
     # When it comes back after the reconciliation, with its own place
     persist(chat)
     with chat.gateway(ack_every=1, ack_interval_s=0.01) as gateway:
-        gateway.open("bob", places={"g": Place(msgids.pack(since.msgid), since.seq)})
+        gateway.open("bob", places={"g": since.msgid})
         # Then
         hears(gateway, ["lost", "since"])
         wait_until(lambda: gateway.poll(0.02) == [] and chat.pull("bob", "g") == [])

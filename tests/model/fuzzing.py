@@ -17,9 +17,10 @@ from imcore.admin.audit import check
 from imcore.admin.deadletters import DeadLetter, list_dead
 from imcore.client import Client
 from imcore.errors import ImError
-from imcore.live.gateway import Gateway, Session
+from imcore.live.gateway import Gateway
 from imcore.live.listener import Listener
 from imcore.live.localdb import LocalDatabase, Outgoing, path_of
+from imcore.live.rooms import Session
 from imcore.values import Message, Receipt
 from tests.model.entries import Entry, entries
 from tests.model.fingerprint import Fingerprint, fingerprint
@@ -79,7 +80,7 @@ class Fuzzing(RuleBasedStateMachine):
         self.files = (path, folder / "imcore.db")
         self.owners = {
             "Chat": self.chat,
-            "Gateway": self.chat.gateway(ack_every=2, ack_interval_s=0.0),
+            "Gateway": self.chat.gateway(ack_every=2, ack_interval_s=0.0, acks="client"),
             "Client": Client(self.chat, UIDS[0], self.local),
             "LocalDatabase": self.local,
         }

@@ -78,10 +78,10 @@ intervals = odd(
     st.sampled_from([0.0, 1.0]), st.sampled_from([-1.0, float("nan"), float("inf"), 1e300, -float("inf"), None, "1"])
 )
 places = odd(
-    st.none() | st.dictionaries(st.sampled_from(GIDS), st.builds(Place, st.integers(0, 2**53), st.integers(0, 9))),
-    st.dictionaries(st.sampled_from(ODD[:-1]), st.builds(Place, st.integers(), st.integers()), max_size=2),
-    st.just({GIDS[0]: Place(-1, 0)}),
-    st.just({GIDS[0]: Place(2**200, 2**200)}),
+    st.none() | st.dictionaries(st.sampled_from(GIDS), st.sampled_from(["0-0", *MSGIDS])),
+    st.dictionaries(st.sampled_from(ODD[:-1]), msgids, max_size=2),
+    st.dictionaries(st.sampled_from(GIDS), msgids, max_size=2),
+    wrong_types,
 )
 receipts = odd(
     st.lists(known("receipt"), max_size=3),
@@ -119,6 +119,8 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "ack_every": odd(st.integers(1, 3), st.sampled_from([0, -1, 2**70, None, "1", 1.5])),
     "ack_interval_s": intervals,
     "acks": st.booleans(),
+    "since_join": st.booleans(),
+    "clean": st.booleans(),
     "timeout_s": odd(seconds, st.sampled_from([float("nan"), -float("inf")])),
     "count": st.sampled_from([0, 1, 1]) | st.sampled_from([2**70, -(2**70)]),
     "message": messages,
@@ -138,12 +140,15 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
 }
 """By the parameter's name, which means the same wherever it stands."""
 
+_how_acked = odd(st.sampled_from(["auto", "client", "off"]), texts, wrong_types)
 _how_told = odd(st.sampled_from(["push", "poll"]), texts, wrong_types)
 OF_ONE_ENTRY: dict[str, st.SearchStrategy[Any]] = {
     "Gateway.session": known("session"),
     "Chat.ack_many.acks": odd(
         st.lists(st.tuples(uids, st.none() | msgids).map(list), max_size=4), st.lists(wrong_types, max_size=2)
     ),
+    "Chat.gateway.acks": _how_acked,
+    "Chat.listen.acks": _how_acked,
     "Chat.gateway.receipts": _how_told,
     "Chat.listen.receipts": _how_told,
     "Client.live.receipts": _how_told,

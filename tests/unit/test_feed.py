@@ -7,6 +7,7 @@ import pytest
 
 from imcore import msgid as msgids
 from imcore.live.feed import Feed
+from imcore.reading import Page
 from imcore.streams.calls import Pulled
 from imcore.values import Message
 
@@ -22,7 +23,8 @@ def pull(feed: Feed, stored: list[Message], offset: int, count: int) -> list[Mes
     start = feed.msgid if feed.msgid is not None else offset
     later = [m for m in stored if msgids.pack(m.msgid) > start]
     page = later[:count]
-    return feed.pulled(Pulled(start, 0, len(stored), page), page, full=len(page) == count)
+    more = len(page) < len(later)
+    return feed.pulled(Pulled(start, 0, len(stored), page, more), Page(page, more))
 
 
 @pytest.mark.parametrize("seed", range(200))

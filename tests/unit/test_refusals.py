@@ -16,6 +16,7 @@ from imcore.direct import gid_of, peer_of
 from imcore.errors import ImError, InvalidInput, LocalDatabaseError
 from imcore.live.feed import Place
 from imcore.live.localdb import LocalDatabase, Outgoing
+from imcore.live.rooms import Session
 from imcore.settings import Settings
 from imcore.streams.link import Link
 from imcore.values import Message, Receipt
@@ -58,7 +59,13 @@ WRONG: dict[str, Callable[[Any], object]] = {
     "a gateway that acks after no time": lambda chat: chat.gateway(ack_interval_s=float("nan")),
     "a gateway that tells receipts otherwise": lambda chat: chat.gateway(receipts="sometimes"),
     "a session of nobody": lambda chat: chat.gateway().open(""),
-    "a place beyond all messages": lambda chat: chat.gateway().open("ann", places={"team": Place(2**200, 1)}),
+    "a place beyond all messages": lambda chat: chat.gateway().open("ann", places={"team": f"{2**200}-0"}),
+    "places that are no msgids by gid": lambda chat: chat.gateway().open("ann", places=["team"]),
+    "acks that mean nothing": lambda chat: chat.gateway(acks=True),
+    "a message that no client receives": lambda chat: chat.gateway().received(Session("ann"), "team", MSGID),
+    "receipts that no client knows": lambda chat: chat.gateway().confirm_receipts(Session("ann"), []),
+    "a received msgid that is none": lambda chat: chat.gateway(acks="client").received(Session("ann"), "team", "x"),
+    "known receipts that are none": lambda chat: chat.gateway(acks="client").confirm_receipts(Session("ann"), [7]),
     "a poll that would never end": lambda chat: chat.gateway().poll(float("nan")),
     "more events given back than were returned": lambda chat: chat.gateway().give_back(1),
 }

@@ -6,36 +6,31 @@ from collections import defaultdict
 import pytest
 
 from imcore import msgid as msgids
+from imcore.live import rooms
 from imcore.live.acks import UIDS_PER_CALL, AckBook, Waiting, split, targets
-from imcore.live.feed import Feed, Place
+from imcore.live.feed import Place
 from imcore.live.rooms import Arrived, Audience, Room, Session
+from imcore.reading import Page
 from imcore.streams.calls import Pulled, Target
 from imcore.values import Message
 
 BASE = msgids.EPOCH_MS + 1000
 
 
-def message(seq: int, gid: str = "g") -> Message:
-    return Message(gid, f"{BASE + seq}-0", seq, "ann", f"message {seq}")
+def message(seq: int) -> Message:
+    return Message("g", f"{BASE + seq}-0", seq, "ann", f"message {seq}")
 
 
 def packed(seq: int) -> int:
     return msgids.pack(message(seq).msgid)
 
 
-def arrived(audience: Audience, seq: int, gid: str = "g") -> Arrived:
-    return Arrived(audience, message(seq, gid), packed(seq))
-
-
-def pull(session: Session, stored: list[Message], count: int) -> list[Message]:
-    """Answer a session's pull as the server does: from its place, or from the first message on."""
-    feed = session.feeds["g"]
-    page = [m for m in stored if msgids.pack(m.msgid) > (feed.msgid or 0)][:count]
-    return feed.pulled(Pulled(feed.msgid or 0, 0, len(stored), page), page, full=len(page) == count)
+def place(seq: int) -> Place:
+    return Place(packed(seq), seq)
 
 
 class Story:
-    """A group that goes on while sessions come and go, lose pushes, and pull by themselves."""
+    """A group that goes on while sessions come and go, lose pushes, and pull, each place by itself."""
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
@@ -49,14 +44,17 @@ class Story:
         self.stored.append(message(len(self.stored) + 1))
         self.in_flight.append(self.stored[-1])
 
+    def take(self, events: list[Arrived]) -> None:
+        for event in events:
+            for session in event.sessions:
+                self.got[session].append(event.message.seq)
+
     def hear(self) -> None:
         if self.in_flight:
             pushed = self.in_flight.pop(0)
             events, behind = self.room.pushed(pushed, msgids.pack(pushed.msgid))
-            for event in events:
-                for session in event.sessions:
-                    self.got[session].append(event.message.seq)
-            assert all(session.feeds["g"].behind for session in behind)
+            self.take(events)
+            assert all(feed.behind for feed in behind)
 
     def lose(self) -> None:
         if self.in_flight and self.dice.random() < 0.2:
@@ -69,49 +67,80 @@ class Story:
     def come(self) -> None:
         if len(self.here) < 8:
             self.here.append(Session("u"))
-            self.room.enter(self.here[-1], Feed("g"))
+            self.room.enter(self.here[-1], Place(0))
 
     def go(self) -> None:
         if len(self.here) > 3:
             gone = self.here.pop(self.dice.randrange(len(self.here)))
-            assert self.room.leave(gone).seq in {None, 0, *self.got[gone][-1:]}
+            left = self.room.leave(gone)
+            assert left
+            assert left.seq in {None, 0, *self.got[gone][-1:]}
 
     def fall_behind(self) -> None:
         if self.here and self.dice.random() < 0.3:
-            self.room.fall_behind(self.dice.choice(self.here))
+            self.room.fall_behind(self.dice.choice(self.here).feeds["g"])
 
     def catch_up(self, session: Session, count: int) -> None:
-        if session.feeds["g"].behind:
-            self.got[session] += [m.seq for m in pull(session, self.stored, count)]
-            self.room.gather()
+        """Answer a pull as the server does: from the place on, or from the first message."""
+        feed = session.feeds["g"]
+        if feed.behind:
+            later = [m for m in self.stored if msgids.pack(m.msgid) > (feed.msgid or 0)]
+            page, more = later[:count], count < len(later)
+            events, _ = self.room.pulled(
+                feed, Pulled(feed.msgid or 0, 0, len(self.stored), page, more), Page(page, more)
+            )
+            self.take(events)
+
+    def check(self) -> None:
+        """Every session is in one feed of the room, and no two that have caught up are at the same place."""
+        found = [(session, feed) for feed in self.room for session in self.room.sessions(feed)]
+        assert sorted(id(session) for session, _ in found) == sorted(map(id, self.here))
+        assert all(session.feeds["g"] is feed for session, feed in found)
+        places = [(feed.msgid, feed.seq) for feed in self.room if not feed.behind]
+        assert len(places) == len(set(places))
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_whoever_shares_a_feed_is_handed_every_message_once_and_in_order(seed: int) -> None:
+@pytest.mark.parametrize("most", [2, 1000])
+@pytest.mark.parametrize("seed", range(60))
+def test_whoever_shares_a_feed_is_handed_every_message_once_and_in_order(
+    seed: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given
+    monkeypatch.setattr(rooms, "MOST_AT_A_PULL", most)
     story = Story(seed)
     steps = [story.send, story.hear, story.send, story.hear, story.lose, story.pull, story.pull]
     # When
     for _ in range(120):
         story.dice.choice([*steps, story.come, story.go, story.fall_behind])()
+        story.check()
     while story.in_flight:
         story.hear()
+    for feed in story.room:
+        story.room.fall_behind(feed)
+    assert all(len(story.room.sessions(feed)) <= most for feed in story.room)
     for session in story.here:
-        story.room.fall_behind(session)
         while session.feeds["g"].behind:
             story.catch_up(session, 3)
     # Then
     assert all(story.got[session] == [m.seq for m in story.stored] for session in story.here)
-    assert sorted(map(id, story.room)) == sorted(map(id, story.here))
     assert len({id(session.feeds["g"]) for session in story.here}) <= 1
+    for session in list(story.here):
+        story.room.leave(session)
+    assert story.room.is_empty
+
+
+def caught_up(count: int) -> tuple[Room, list[Session]]:
+    room, sessions = Room("g"), [Session(f"u{number}") for number in range(count)]
+    for session in sessions:
+        room.enter(session, Place(0))
+    for feed in room:
+        room.pulled(feed, Pulled(0, 0, 0, []), Page([], more=False))
+    return room, sessions
 
 
 def test_one_event_tells_all_who_are_at_one_place() -> None:
-    # Given a thousand sessions that have caught up
-    room, sessions = Room("g"), [Session(f"u{number}") for number in range(1000)]
-    for session in sessions:
-        room.enter(session, Feed("g", 0, 0, behind=False))
-    room.gather()
+    # Given more sessions that have caught up than one pull is for
+    room, sessions = caught_up(2500)
 
     # When messages come
     first, _ = room.pushed(message(1), packed(1))
@@ -122,21 +151,60 @@ def test_one_event_tells_all_who_are_at_one_place() -> None:
     assert first[0].audience is second[0].audience
 
 
+def test_those_who_fall_behind_together_pull_together_but_not_too_many() -> None:
+    room, sessions = caught_up(2500)
+
+    _, behind = room.pushed(message(3), packed(3))
+
+    assert [len(room.sessions(feed)) for feed in behind] == [1000, 1000, 500]
+    assert {session for feed in behind for session in room.sessions(feed)} == set(sessions)
+
+
+def test_whoever_begins_again_does_so_alone() -> None:
+    room, (one, two, _) = caught_up(3)
+    for session in (one, two):
+        room.leave(session)
+        room.enter(session, None)
+
+    assert one.feeds["g"] is not two.feeds["g"]
+    assert room.leave(one) is None
+
+
 def test_acks_are_due_by_count_or_by_time_and_name_the_newest_of_each_group() -> None:
     # Given two who have received two messages of one group, and one of another
     book, both = AckBook(3, 1.0), Audience([Session("ann"), Session("bob"), Session("bob")])
-    for each in (arrived(both, 1), arrived(both, 2), arrived(both, 7, "h")):
-        book.received(each, 10.0)
+    for gid, seq in (("g", 1), ("g", 2), ("h", 7)):
+        book.received(gid, both, place(seq), 10.0)
     assert book.take_due(10.9) == []
     assert book.next_due() == 11.0
 
     # When a third one comes
-    book.received(arrived(both, 3), 10.5)
+    book.received("g", both, place(3), 10.5)
 
     # Then that group is due at once, the other one in time
     assert targets(book.take_due(10.5)) == {"g": [Target(packed(3), ("ann", "bob"), 3)]}
     assert targets(book.take_due(11.0)) == {"h": [Target(packed(7), ("ann", "bob"), 7)]}
     assert book.next_due() == float("inf")
+
+
+def test_acks_of_one_message_are_one_target() -> None:
+    # Given clients that say one by one what they have received, of which one names its seq
+    book = AckBook(10, 1.0)
+    for number, uid in enumerate(("ann", "bob", "bob", "cy")):
+        book.received("g", Session(uid).alone, place(4) if number == 2 else Place(packed(4)), 0.0)
+    book.received("g", Session("dan").alone, place(3), 0.0)
+
+    assert targets(book.take_due(1.0)) == {
+        "g": [Target(packed(4), ("ann", "bob", "cy"), 4), Target(packed(3), ("dan",), 3)]
+    }
+
+
+def test_an_older_message_takes_nothing_back() -> None:
+    book, ann = AckBook(10, 1.0), Session("ann")
+    for seq in (4, 2):
+        book.received("g", ann.alone, place(seq), 0.0)
+
+    assert targets(book.take_due(1.0)) == {"g": [Target(packed(4), ("ann",), 4)]}
 
 
 def test_no_call_acks_for_more_than_so_many() -> None:
@@ -155,34 +223,51 @@ def test_no_call_acks_for_more_than_so_many() -> None:
     assert flat == [(target.msgid, uid) for target in acks for uid in target.uids]
 
 
+def told(book: AckBook, *sessions: Session) -> None:
+    """These owe an ack of one group, and one of a full batch of another."""
+    both = Audience(sessions)
+    for gid, seq in (("g", 1), ("h", 1), ("h", 2)):
+        book.received(gid, both, place(seq), 0.0)
+    for session in sessions:
+        session.former = {"g": place(1), "h": place(2)}
+
+
 def test_a_session_that_ends_takes_its_part_of_what_is_owed_with_it() -> None:
-    # Given two who owe an ack of one group, and one of a full batch of another
+    # Given two who owe acks
     ann, bob = Session("ann"), Session("bob")
-    book, both = AckBook(2, 1.0), Audience([ann, bob])
-    for each in (arrived(both, 1), arrived(both, 1, "h"), arrived(both, 2, "h")):
-        book.received(each, 0.0)
+    book = AckBook(2, 1.0)
+    told(book, ann, bob)
 
     # When one ends
     mine = targets(book.take_of([ann]))
 
     # Then the other one's acks are still due, also with what comes next
     assert mine == {"g": [Target(packed(1), ("ann",), 1)], "h": [Target(packed(2), ("ann",), 2)]}
-    book.received(arrived(both, 2), 0.5)
-    assert targets(book.take_due(0.5)) == {
-        "g": [Target(packed(2), ("bob",), 2)],
+    book.received("g", Audience([bob]), place(2), 0.5)
+    assert targets(book.take_due(1.5)) == {
+        "g": [Target(packed(1), ("bob",), 1), Target(packed(2), ("bob",), 2)],
         "h": [Target(packed(2), ("bob",), 2)],
     }
 
 
+def test_what_a_session_owes_can_be_forgotten_and_be_owed_again() -> None:
+    ann, bob = Session("ann"), Session("bob")
+    book = AckBook(2, 1.0)
+    told(book, ann, bob)
+    book.received("g", ann.alone, place(1), 0.0)
+
+    book.forget([ann], "g")
+    book.forget([bob])
+    book.received("g", ann.alone, place(2), 0.0)
+
+    assert targets(book.take_due(1.0)) == {
+        "h": [Target(packed(2), ("ann",), 2)],
+        "g": [Target(packed(2), ("ann",), 2)],
+    }
+
+
 def test_what_could_not_be_sent_is_due_again() -> None:
-    book, waiting = AckBook(10, 1.0), Waiting("g", Audience([Session("ann")]), Place(packed(4), 4), 5.0)
+    book, waiting = AckBook(10, 1.0), Waiting("g", Audience([Session("ann")]), place(4), 5.0)
     book.put_back([waiting])
     assert book.next_due() == 0.0
     assert book.take_due(0.0) == [waiting]
-
-
-def test_a_place_of_a_former_session_is_acked_in_time() -> None:
-    book, session = AckBook(1, 1.0), Session("ann")
-    book.resume("g", session, Place(packed(4), 4), 1.0)
-    assert book.take_due(1.5) == []
-    assert targets(book.take_due(2.0)) == {"g": [Target(packed(4), ("ann",), 4)]}

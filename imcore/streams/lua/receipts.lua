@@ -157,11 +157,17 @@ local function tell_sender(keys, args)
   local gid, sender, count = args[2], args[3], (#args - 3) / 2
   local version = redis.call('INCRBY', keys[2], decimal(count)) - count + 1
   local digest, common = {'d', gid, decimal(version)}, tallying(keys, args[4], args[#args - 1])
+  local marks, n = {'ZADD', keys[6]}, 2
   for i = 4, #args, 2 do
     local read, not_read = tally(common, args[i], sender, args[i + 1])
-    redis.call('ZADD', keys[6], decimal(version), gid .. SEP .. args[i])
     digest[#digest + 1] = args[i] .. ' ' .. read .. ' ' .. not_read
+    marks[n + 1], marks[n + 2] = decimal(version), gid .. SEP .. args[i]
+    n = n + 2
     version = version + 1
+    if n > AT_ONCE or i + 2 > #args then
+      redis.call(unpack(marks, 1, n))
+      n = 2
+    end
   end
   return redis.call('SPUBLISH', args[1], table.concat(digest, SEP))
 end

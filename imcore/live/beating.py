@@ -1,0 +1,65 @@
+"""Keeps sessions alive at the server. No I/O."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from imcore.asking import Asking, ask, ask_all
+from imcore.errors import ImError, SessionExpired, TryAgain
+from imcore.live.parts import Clock
+from imcore.live.rooms import Session
+from imcore.live.telling import Telling
+from imcore.settings import Settings
+from imcore.streams import session_calls
+from imcore.streams.calls import Call
+from imcore.streams.keys import Keyspace
+
+
+class Beating:
+    """A part. With each heartbeat, expired sessions are opened again; where receipts are polled, they are asked for."""
+
+    def __init__(
+        self, space: Keyspace, settings: Settings, sessions: Mapping[str, Session], telling: Telling, clock: Clock
+    ) -> None:
+        self._space = space
+        self._online_ms = settings.online_ms
+        self._every_s = settings.heartbeat_ms / 1000
+        self._sessions = sessions
+        self._telling = telling
+        self._clock = clock
+        self._next = clock() + self._every_s
+        self.polls_receipts = False
+
+    def beat(self, session: Session, *, opens: bool) -> Call[int]:
+        """Return the call that keeps a session alive, or opens it."""
+        return session_calls.beat(self._space, session.uid, session.sid, self._online_ms, opens=opens)
+
+    def soon(self) -> None:
+        """Sessions may have expired meanwhile."""
+        self._next = 0.0
+
+    def due(self) -> float:
+        """Return when the next heartbeat is."""
+        return self._next if self._sessions else math.inf
+
+    def go_on(self) -> Asking[None]:
+        """Keep all alive."""
+        sessions = list(self._sessions.values())
+        self._next = self._clock() + self._every_s
+        try:
+            yield from self._keep_alive(sessions)
+        except TryAgain:
+            self.soon()
+            raise
+        self._telling.turn()
+        if self.polls_receipts:
+            self._telling.want(sessions)
+
+    def _keep_alive(self, sessions: Sequence[Session]) -> Asking[None]:
+        answers = yield from ask([self.beat(session, opens=False) for session in sessions])
+        expired = []
+        for session, answer in zip(sessions, answers, strict=True):
+            if isinstance(answer, SessionExpired):
+                expired.append(session)
+            elif isinstance(answer, ImError):
+                raise answer
+        yield from ask_all([self.beat(session, opens=True) for session in expired])

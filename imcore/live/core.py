@@ -1,0 +1,260 @@
+"""What decides in a gateway: the live sessions of many users, without any I/O.
+
+Whoever drives it answers its questions (`imcore.asking`), tells it what is heard, and asks for its events. The driver
+`imcore.live.gateway` does so synchronously; an asyncio one needs no other core. Calls must not overlap, and what has
+come is to be heard before `go_on` and `end`, or an ack could pass over a message that came before it:
+
+    core.settle()                 # the events that were taken are received
+    core.hear(what has come)
+    answered(core.go_on(), ...)   # then wait, but not beyond core.due(), for something to hear
+    events = core.take()
+
+Each session is handed every message of its user's groups once and in order: first what was missed, then what is pushed;
+a hole in the seqs and a lost subscription are mended by pulling, and an expired session is opened again.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from imcore import reading
+from imcore.asking import Asking, ask, ask_all
+from imcore.errors import RedisUnavailable, TryAgain
+from imcore.live.acking import Acking
+from imcore.live.acks import AckBook
+from imcore.live.beating import Beating
+from imcore.live.channels import Channels, Inbox
+from imcore.live.confirming import Confirming
+from imcore.live.entering import Entering
+from imcore.live.feed import Place
+from imcore.live.following import Following
+from imcore.live.handover import Handover
+from imcore.live.listening import Listening
+from imcore.live.parts import Clock, Parts
+from imcore.live.rooms import Arrived, Event, Room, Session
+from imcore.live.telling import Telling
+from imcore.live.todo import Todo
+from imcore.settings import Settings
+from imcore.streams import calls, session_calls, wire
+from imcore.streams.calls import Call
+from imcore.streams.keys import Keyspace
+from imcore.values import Receipt
+
+ADDED, DROPPED, PUSHED, ANSWERED = b"ssubscribe", b"sunsubscribe", b"smessage", b"pong"
+
+
+class Heard(NamedTuple):
+    """What came on a subscription: ADDED or DROPPED a channel, PUSHED data on it; or all have ANSWERED a Ping."""
+
+    kind: bytes
+    channel: str = ""
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How sessions ack and are told. See `Gateway`."""
+
+    ack_every: int = 10
+    ack_interval_s: float = 1.0
+    acks: Literal["auto", "client", "off"] = "auto"
+    receipts: Literal["push", "poll"] = "push"
+
+
+class Core:
+    """Sessions that share a subscription."""
+
+    def __init__(self, space: Keyspace, settings: Settings, manner: Manner, clock: Clock) -> None:
+        """`clock` tells the time in seconds, and never goes back."""
+        self._space = space
+        self._manner = manner
+        self._clock = clock
+        self._sessions: dict[str, Session] = {}
+        self._handover = Handover()
+        self._to_enter: Todo[Session] = Todo()
+        self._channels = Channels(space)
+        book = AckBook(manner.ack_every, manner.ack_interval_s)
+        self._acking = Acking(space, book, clock)
+        self._confirming = Confirming(space, manner.ack_interval_s, clock)
+        self._telling = Telling(space, self._handover, clock)
+        self._following = Following(space, self._channels, self._handover, book, self._to_enter, clock)
+        self._beating = Beating(space, settings, self._sessions, self._telling, clock)
+        self._beating.polls_receipts = manner.receipts == "poll"
+        self._listening = Listening(self._channels, settings.heartbeat_ms / 1000, self._telling.forget_versions, clock)
+        entering = Entering(space, self._to_enter, self._following, self._telling, clock)
+        # The channels last: what the others follow by then goes out at once.
+        self._parts = Parts(
+            [
+                *(self._beating, self._acking, self._confirming),
+                *(entering, self._following, self._telling, self._listening),
+            ],
+            clock,
+        )
+
+    # Sessions.
+
+    @property
+    def sessions(self) -> Collection[Session]:
+        """All that were opened and not ended."""
+        return self._sessions.values()
+
+    def open(self, uid: str, places: Mapping[str, int], *, since_join: bool) -> Asking[Session]:
+        """Begin a session. See `Gateway.open`; a place is a packed msgid."""
+        session = Session(uid)
+        gids = (yield from reading.groups_of(self._space, [uid]))[uid]
+        standing = [call for gid in gids for call in calls.standing(self._space, gid, uid)]
+        batch: list[Call[int | None]] = [*standing, self._beating.beat(session, opens=True)]
+        *found, _ = yield from ask_all(batch)
+        for gid, offset, joined in zip(gids, found[::2], found[1::2], strict=True):
+            if offset is not None and joined is not None:  # who has not left meanwhile
+                otherwise = joined if since_join else offset
+                session.former[gid] = Place(min(places[gid], offset) if gid in places else otherwise)
+        self._sessions[session.sid] = session
+        if self._channels.open_inbox(session).stands:
+            self._to_enter.add([session])
+        for gid in list(session.former):
+            self._following.follow(session, gid)
+        return session
+
+    def end(self, sessions: Sequence[Session], *, clean: bool) -> Asking[None]:
+        """End sessions. See `Gateway.end`."""
+        ending = [session for session in sessions if session.sid in self._sessions]
+        byes = [session_calls.bye(self._space, session.uid, session.sid) for session in ending]
+        if clean:
+            if self._manner.acks == "auto":
+                self._receive(self._handover.settle_of(ending))
+            yield from self._acking.send_of(ending)
+            yield from self._confirming.send_of({session.uid for session in ending})
+            yield from ask_all(byes)
+        else:
+            with suppress(TryAgain):  # the server ends it by itself in time
+                yield from ask(byes)
+            if self._manner.acks == "auto":
+                self._acking.book.forget(ending)
+        for session in ending:
+            self._forget(session)
+        self._handover.end(ending)
+
+    def _forget(self, session: Session) -> None:
+        del self._sessions[session.sid]
+        self._channels.close_inbox(session)
+        self._to_enter.discard(session)
+        self._telling.forget(session)
+        for gid in list(session.feeds):
+            self._following.unfollow(session, gid)
+
+    def abandon(self) -> Asking[None]:
+        """End nothing in order: only give back what still waits for answers."""
+        yield from self._acking.abandon()
+
+    # What clients say.
+
+    def received(self, session: Session, gid: str, msgid: int) -> None:
+        """A client has received a message (packed msgid). See `Gateway.received`."""
+        feed = session.feeds.get(gid)
+        place = session.former.get(gid) if feed is None else Place(feed.msgid or 0, feed.seq)
+        if session.sid in self._sessions and place and msgid <= place.msgid:
+            received = place if msgid == place.msgid else Place(msgid)
+            self._acking.book.received(gid, session.alone, received, self._clock())
+
+    def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
+        """A client knows what its user was told. See `Gateway.confirm_receipts`."""
+        if session.sid in self._sessions:
+            self._confirming.known(session.uid, receipts)
+
+    def settle(self) -> None:
+        """Note that the events which were taken last are received."""
+        settled = self._handover.settle()
+        if self._manner.acks == "auto":
+            self._receive(settled)
+
+    def _receive(self, events: Iterable[Event]) -> None:
+        now = self._clock()
+        for event in events:
+            if isinstance(event, Arrived):
+                message = event.message
+                self._acking.book.received(message.gid, event.audience, Place(event.msgid, message.seq), now)
+            else:
+                self._confirming.known(event.sessions[0].uid, event.receipts)
+
+    # Events.
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there are events to take."""
+        return bool(self._handover.ready)
+
+    def take(self) -> list[Event]:
+        """Return the events that are ready, in order."""
+        return self._handover.take()
+
+    @property
+    def taken(self) -> int:
+        """How many events were taken last and are not settled."""
+        return self._handover.count_in_hand
+
+    def give_back(self, count: int) -> None:
+        """Take back the last so many events that were taken: they are ready again."""
+        self._handover.give_back(count)
+
+    # Going on.
+
+    def due(self) -> float:
+        """Return when to go on, if nothing is heard before."""
+        return self._parts.due()
+
+    def go_on(self) -> Asking[None]:
+        """Do what is due. What Redis or the database cannot do now is done later."""
+        yield from self._parts.go_on()
+
+    def lost(self, error: RedisUnavailable) -> None:
+        """The subscription has ended. Another one is opened in time, and what was missed is pulled."""
+        self._listening.lost()
+        self._parts.wait(self._listening, error)
+        self._beating.soon()
+
+    def hear(self, heard: Iterable[Heard]) -> None:
+        """Take what came on the subscription."""
+        for kind, channel, data in heard:
+            if kind == PUSHED:
+                self._pushed(channel, data)
+            elif kind == ADDED:
+                self._added(channel)
+            elif kind == DROPPED:
+                self._dropped(channel)
+            elif kind == ANSWERED:
+                self._listening.answered()
+
+    def _added(self, channel: str) -> None:
+        """Ask only once a channel stands: what happens from then on is pushed, so nothing falls in between."""
+        of = self._channels.added(channel)
+        if isinstance(of, Room):
+            self._following.fall_behind(of)
+        elif of:
+            self._to_enter.add(of.sessions)
+
+    def _dropped(self, channel: str) -> None:
+        if not self._channels.dropped(channel):
+            self.lost(RedisUnavailable("a partition has been given to another node: looking where it is"))
+
+    def _pushed(self, channel: str, data: bytes) -> None:
+        of = self._channels.at(channel)
+        kind, fields = wire.push(data)
+        if isinstance(of, Room) and kind in _MESSAGES:
+            self._following.pushed(of, *_MESSAGES[kind](fields))
+        elif isinstance(of, Inbox) and kind == b"d":
+            if self._manner.receipts == "push":
+                self._telling.pushed(of, wire.pushed_receipts(fields))
+        elif isinstance(of, Inbox):
+            self._membership(kind, fields, of)
+
+    def _membership(self, kind: bytes, fields: list[bytes], inbox: Inbox) -> None:
+        gid = fields[0].decode()
+        for session in list(inbox.sessions):
+            if fields[1:]:
+                self._following.begin_again(session, gid)
+            (self._following.follow if kind == b"j" else self._following.unfollow)(session, gid)
+
+
+_MESSAGES = {b"m": wire.pushed_message, b"r": wire.pushed_recall}

@@ -1,0 +1,68 @@
+"""Keeps a subscription: opens it anew when it is lost, says what it listens to, looks whether it lives. No I/O."""
+
+import math
+from collections.abc import Callable
+
+from imcore.asking import Asking, Listen, Ping, Resubscribe
+from imcore.errors import RedisUnavailable
+from imcore.live.channels import Channels
+from imcore.live.parts import Clock
+
+
+class Listening:
+    """A part. With every heartbeat it sends a PING; without an answer by the next one the subscription is lost."""
+
+    def __init__(self, channels: Channels, every_s: float, on_anew: Callable[[], None], clock: Clock) -> None:
+        """`on_anew` is called when a new subscription begins."""
+        self._channels = channels
+        self._every_s = every_s
+        self._on_anew = on_anew
+        self._clock = clock
+        self._is_open = False
+        self._next_ping = math.inf
+        self._silent = False
+
+    def lost(self) -> None:
+        """The subscription is lost: pushes may be, too."""
+        self._is_open = False
+
+    def answered(self) -> None:
+        """The server has answered the last PING."""
+        self._silent = False
+
+    def due(self) -> float:
+        """Return when there is something to do: now, where channels have to change and may."""
+        if not self._is_open:
+            return math.inf if self._channels.is_empty else 0.0
+        return 0.0 if self._channels.has_changes() else self._next_ping
+
+    def go_on(self) -> Asking[None]:
+        """Do it. After any error it is unknown what is listened to: then all begins anew."""
+        try:
+            yield from self._listen()
+        except BaseException:
+            self.lost()
+            raise
+
+    def _listen(self) -> Asking[None]:
+        if not self._is_open:
+            yield Listen()
+            self._begin()
+        if self._next_ping <= self._clock():
+            yield from self._ping()
+        if self._channels.has_changes():
+            yield Resubscribe(*self._channels.changes())
+
+    def _begin(self) -> None:
+        self._is_open = True
+        self._silent = False
+        self._next_ping = self._clock() + self._every_s
+        self._channels.begin_anew()
+        self._on_anew()
+
+    def _ping(self) -> Asking[None]:
+        if self._silent:
+            raise RedisUnavailable("the subscription is silent: opening another")
+        yield Ping()
+        self._silent = True
+        self._next_ping = self._clock() + self._every_s

@@ -1,0 +1,131 @@
+"""Tells senders who has read: what is pushed, and what waited for them, page by page. No I/O."""
+
+from collections.abc import Iterable, Sequence
+
+from imcore import reading
+from imcore.asking import Asking
+from imcore.errors import ImError
+from imcore.live.channels import Inbox
+from imcore.live.handover import Handover
+from imcore.live.parts import LONGEST_WAIT_S, Clock, Trouble
+from imcore.live.rooms import Audience, Session, Told
+from imcore.live.todo import Todo
+from imcore.reading import Cursor
+from imcore.streams.keys import Keyspace
+from imcore.values import Receipt
+
+AT_ONCE = 32
+"""For how many sessions is asked at once."""
+
+PAGE = 100
+"""How many receipts of a partition are asked for at once for each of them."""
+
+LONGEST = 500
+"""How many receipts one event has at most."""
+
+
+class _Versions:
+    """Which changes a session was told when it asked, of late."""
+
+    def __init__(self) -> None:
+        self._newer: dict[tuple[str, str], int] = {}
+        self._older: dict[tuple[str, str], int] = {}
+
+    def is_news(self, receipt: Receipt) -> bool:
+        """Return whether a receipt is of a later change than what was told of that message."""
+        key = receipt.gid, receipt.msgid
+        return receipt.version > max(self._newer.get(key, 0), self._older.get(key, 0))
+
+    def note(self, receipts: Iterable[Receipt]) -> None:
+        """Note that receipts are told."""
+        self._newer.update(((receipt.gid, receipt.msgid), receipt.version) for receipt in receipts)
+
+    def turn(self) -> bool:
+        """Forget what was noted before the last turn; return whether anything is left."""
+        self._older, self._newer = self._newer, {}
+        return bool(self._older)
+
+
+class Telling:
+    """A part. Asks for the receipts that wait for sessions, and drops what they have been told meanwhile.
+
+    A push names versions, too; one that was under way while a session asked is older than what it was told.
+    """
+
+    def __init__(self, space: Keyspace, handover: Handover, clock: Clock) -> None:
+        self._space = space
+        self._handover = handover
+        self._clock = clock
+        self._trouble = Trouble("receipts of some have", clock)
+        self._todo: Todo[Session] = Todo()
+        self._cursors: dict[Session, Cursor] = {}
+        self._told: dict[Session, _Versions] = {}
+
+    def want(self, sessions: Iterable[Session]) -> None:
+        """Let sessions be told what waits for them."""
+        for session in sessions:
+            self._cursors[session] = Cursor.of(self._space, session.uid)
+            self._todo.add([session])
+
+    def forget(self, session: Session) -> None:
+        """A session has ended, or the versions that it was told mean nothing any more."""
+        self._todo.discard(session)
+        self._cursors.pop(session, None)
+        self._told.pop(session, None)
+
+    def forget_versions(self) -> None:
+        """The server may be another one, and count from below again."""
+        self._told.clear()
+
+    def turn(self) -> None:
+        """What was told by asking before the last turn has overtaken no push that is still under way."""
+        self._told = {session: versions for session, versions in self._told.items() if versions.turn()}
+
+    def pushed(self, inbox: Inbox, receipts: Sequence[Receipt]) -> None:
+        """Tell a user what was pushed."""
+        asked = [session for session in inbox.sessions if session in self._told]
+        for session in asked:
+            self._tell([session], [each for each in receipts if self._told[session].is_news(each)])
+        self._tell([session for session in inbox.sessions if session not in self._told], receipts)
+
+    def due(self) -> float:
+        """Return when somebody is to be told something."""
+        return self._todo.due()
+
+    def go_on(self) -> Asking[None]:
+        """Tell some sessions the next page of what waits for them."""
+        some = self._todo.take(AT_ONCE, self._clock())
+        try:
+            marked = yield from reading.marks(self._space, [self._cursors[session] for session in some], PAGE)
+            found = yield from reading.receipts(self._space, marked)
+        except BaseException:
+            self.want(some)  # from the beginning: the cursors may have moved on
+            raise
+        for session, receipts in zip(some, found, strict=True):
+            if isinstance(receipts, ImError):
+                self._postpone(session, receipts)
+            else:
+                self._go_on(session, receipts)
+
+    def _go_on(self, session: Session, receipts: list[Receipt]) -> None:
+        if receipts:
+            versions = self._told.setdefault(session, _Versions())
+            self._tell([session], [receipt for receipt in receipts if versions.is_news(receipt)])
+            versions.note(receipts)
+        if self._cursors[session].after:
+            self._todo.add([session])
+        else:
+            del self._cursors[session]
+
+    def _postpone(self, session: Session, error: ImError) -> None:
+        """Let the others go on: only receipts of what is trimmed in Redis need the database."""
+        self._trouble.note(error)
+        self.want([session])
+        self._todo.postpone(session, self._clock() + LONGEST_WAIT_S)
+
+    def _tell(self, sessions: Sequence[Session], receipts: Sequence[Receipt]) -> None:
+        audience = sessions[0].alone if len(sessions) == 1 else Audience(sessions)
+        if sessions:
+            self._handover.ready += [
+                Told(audience, tuple(receipts[at : at + LONGEST])) for at in range(0, len(receipts), LONGEST)
+            ]
