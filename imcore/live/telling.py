@@ -1,6 +1,7 @@
 """Tells senders who has read: what is pushed, and what waited for them, page by page. No I/O."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from imcore import reading
 from imcore.asking import Asking
@@ -95,24 +96,26 @@ class Telling:
     def go_on(self) -> Asking[None]:
         """Tell some sessions the next page of what waits for them."""
         some = self._todo.take(AT_ONCE, self._clock())
+        cursors = [replace(self._cursors[session]) for session in some]
         try:
-            marked = yield from reading.marks(self._space, [self._cursors[session] for session in some], PAGE)
+            marked = yield from reading.marks(self._space, cursors, PAGE)
             found = yield from reading.receipts(self._space, marked)
         except BaseException:
-            self.want(some)  # from the beginning: the cursors may have moved on
+            self._todo.add(some)
             raise
-        for session, receipts in zip(some, found, strict=True):
+        for session, cursor, receipts in zip(some, cursors, found, strict=True):
             if isinstance(receipts, ImError):
                 self._postpone(session, receipts)
             else:
-                self._go_on(session, receipts)
+                self._go_on(session, cursor, receipts)
 
-    def _go_on(self, session: Session, receipts: list[Receipt]) -> None:
+    def _go_on(self, session: Session, cursor: Cursor, receipts: list[Receipt]) -> None:
         if receipts:
             versions = self._told.setdefault(session, _Versions())
             self._tell([session], [receipt for receipt in receipts if versions.is_news(receipt)])
             versions.note(receipts)
-        if self._cursors[session].after:
+        if cursor.after:
+            self._cursors[session] = cursor
             self._todo.add([session])
         else:
             del self._cursors[session]
@@ -120,7 +123,6 @@ class Telling:
     def _postpone(self, session: Session, error: ImError) -> None:
         """Let the others go on: only receipts of what is trimmed in Redis need the database."""
         self._trouble.note(error)
-        self.want([session])
         self._todo.postpone(session, self._clock() + LONGEST_WAIT_S)
 
     def _tell(self, sessions: Sequence[Session], receipts: Sequence[Receipt]) -> None:

@@ -1,0 +1,107 @@
+"""Parts wait by themselves when they are refused, and all together when nobody answers."""
+
+import math
+
+import pytest
+
+from imcore.asking import Asking, answered
+from imcore.errors import ConfigurationError, DatabaseUnavailable, ImError, RedisFull, RedisRefuses, RedisUnavailable
+from imcore.live.parts import LONGEST_WAIT_S, Parts, Trouble
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Doing:
+    """A part that is always due, unless it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.error: ImError | None = None
+        self.next = 0.0
+
+    def due(self) -> float:
+        return self.next
+
+    def go_on(self) -> Asking[None]:
+        if self.error:
+            raise self.error
+        self.done += 1
+        yield from ()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.mark.parametrize("error", [RedisRefuses, RedisFull])
+def test_one_that_is_refused_does_not_stop_the_others(clock: Clock, error: type[ImError]) -> None:
+    refused, other = Doing(), Doing()
+    parts = Parts([refused, other], clock)
+    refused.error = error("not now")
+    for _ in range(3):
+        answered(parts.go_on(), print)
+    refused.error = None
+    answered(parts.go_on(), print)
+    assert (refused.done, other.done) == (0, 4)
+    clock.now += 0.1
+    answered(parts.go_on(), print)
+    assert (refused.done, other.done) == (1, 5)
+
+
+def test_where_nobody_answers_nobody_is_asked_for_longer_and_longer(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given
+    first, second = Doing(), Doing()
+    parts = Parts([first, second], clock)
+    first.error = second.error = RedisUnavailable("nobody there")
+    waits = []
+    # When
+    for _ in range(12):
+        answered(parts.go_on(), print)
+        waits.append(parts.due() - clock.now)
+        clock.now += waits[-1]
+    # Then
+    assert waits[0] == pytest.approx(0.05)
+    assert waits == sorted(waits)
+    assert waits[-1] == pytest.approx(LONGEST_WAIT_S)
+    assert len(caplog.records) <= 2
+    # And once somebody does, all go on
+    first.error = second.error = None
+    answered(parts.go_on(), print)
+    assert first.done == 1
+    clock.now += LONGEST_WAIT_S
+    answered(parts.go_on(), print)
+    assert second.done >= 1
+    assert parts.due() <= clock.now
+
+
+def test_what_waiting_does_not_mend_is_raised(clock: Clock) -> None:
+    part = Doing()
+    part.error = ConfigurationError("no right")
+    with pytest.raises(ConfigurationError):
+        answered(Parts([part], clock).go_on(), print)
+
+
+def test_the_next_one_due_is_told(clock: Clock) -> None:
+    soon, never = Doing(), Doing()
+    soon.next, never.next = 107.0, math.inf
+    parts = Parts([never, soon], clock)
+    assert parts.due() == 107.0
+    answered(parts.go_on(), print)
+    assert soon.done == never.done == 0
+
+
+def test_trouble_is_said_now_and_then(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    trouble = Trouble("some have", clock)
+    for _ in range(100):
+        trouble.note(DatabaseUnavailable("away"))
+        clock.now += 1
+    assert [record.message for record in caplog.records] == ["some have to wait: away"] * 2

@@ -1,0 +1,257 @@
+"""What senders are told, on fakeredis: each change once to each session, the newest last, in bounded pieces."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import fakeredis
+import pytest
+
+from imcore import Chat, Receipt, Session
+from imcore import msgid as msgids
+from imcore.asking import Ask, Question
+from imcore.errors import RedisRefuses, RedisUnavailable
+from imcore.live import confirming, telling
+from imcore.live.channels import Inbox
+from imcore.live.confirming import Confirming
+from imcore.live.handover import Handover
+from imcore.live.rooms import Told
+from imcore.live.telling import LONGEST, Telling
+from imcore.settings import Settings
+from imcore.streams import calls, receipt_calls
+from imcore.streams.calls import Draft
+from imcore.streams.link import Link
+from imcore.streams.receipt_calls import Change
+
+
+class Sender:
+    """The sessions of ann, who has said something in a group of three."""
+
+    def __init__(self, chat: Chat, sessions: int = 1) -> None:
+        self.chat = chat
+        self.handover = Handover()
+        self.telling = Telling(chat.link.space, self.handover, lambda: 0.0)
+        self.sessions = [Session("ann") for _ in range(sessions)]
+        self.inbox = Inbox("ann", 0, dict.fromkeys(self.sessions))
+
+    def say(self, count: int, gid: str = "team") -> list[str]:
+        drafts = [Draft("ann", "hi")] * count
+        sent = self.chat.link.run(calls.send(self.chat.link.space, gid, drafts, 1000))
+        return [each.msgid for each in sent if isinstance(each, calls.Sent)]
+
+    def mark(self, sent: Sequence[str], gid: str = "team") -> None:
+        """Let the worker mark these as changed."""
+        changed = [Change("ann", msgids.pack(msgid), 0) for msgid in sent]
+        self.chat.link.run(receipt_calls.tell(self.chat.link.space, gid, "ann", changed))
+
+    def ask(self, *sessions: Session) -> list[Told]:
+        """Let sessions ask for all that waits."""
+        self.telling.want(sessions or self.sessions)
+        while self.telling.due() <= 0.0:
+            self.chat.history.answering.run(self.telling.go_on())
+        return self.taken()
+
+    def push(self, *receipts: Receipt) -> list[Told]:
+        self.telling.pushed(self.inbox, receipts)
+        return self.taken()
+
+    def taken(self) -> list[Told]:
+        return [event for event in self.handover.take() if isinstance(event, Told)]
+
+
+@pytest.fixture
+def chat() -> Iterator[Chat]:
+    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=4)
+    with Chat(link, None, Settings.from_env({}, data_dir="/nowhere")) as chat:
+        for gid in ("team", "home"):
+            chat.create_group(gid, ["ann", "bob", "cy"])
+        yield chat
+
+
+@pytest.fixture
+def ann(chat: Chat) -> Sender:
+    return Sender(chat)
+
+
+def receipts_of(events: Sequence[Told]) -> list[tuple[str, int]]:
+    return [(each.msgid, each.read) for event in events for each in event.receipts]
+
+
+def test_however_much_waits_it_comes_once_in_pieces(ann: Sender, chat: Chat) -> None:
+    # Given more than several pages in two groups
+    sent = ann.say(1100)
+    at_home = ann.say(250, "home")
+    ann.mark(sent)
+    ann.mark(at_home, "home")
+    # When
+    events = ann.ask()
+    # Then
+    assert sorted(receipts_of(events)) == sorted((msgid, 0) for msgid in [*sent, *at_home])
+    assert max(len(event.receipts) for event in events) <= LONGEST
+    assert {event.sessions for event in events} == {(ann.sessions[0],)}
+
+
+def test_a_very_long_digest_is_told_in_several_events(ann: Sender) -> None:
+    sent = ann.say(2 * LONGEST + 1)
+    receipts = [Receipt("team", msgid, 1, 1, number) for number, msgid in enumerate(sent, 1)]
+
+    events = ann.push(*receipts)
+
+    assert [len(event.receipts) for event in events] == [LONGEST, LONGEST, 1]
+    assert [receipt for event in events for receipt in event.receipts] == receipts
+
+
+def test_a_push_that_was_overtaken_by_asking_is_dropped(ann: Sender, chat: Chat) -> None:
+    # Given a digest on its way, and a newer one after which the session asks
+    [message] = ann.say(1)
+    ann.mark([message])
+    older = chat.receipts("ann")[0]
+    chat.ack("bob", "team")
+    ann.mark([message])
+    assert receipts_of(ann.ask()) == [(message, 1)]
+    newer = chat.receipts("ann")[0]
+    # Then
+    assert ann.push(older, newer) == []
+    ann.telling.turn()
+    assert ann.push(older) == []
+    # And a later one is not
+    chat.ack("cy", "team")
+    ann.mark([message])
+    assert receipts_of(ann.push(*chat.receipts("ann"))) == [(message, 2)]
+
+
+def test_what_was_told_is_remembered_for_two_heartbeats_only(ann: Sender) -> None:
+    [message] = ann.say(1)
+    ann.mark([message])
+    ann.ask()
+    for _ in range(2):
+        ann.telling.turn()
+    assert ann.telling._told == {}
+
+
+def test_asking_again_and_again_tells_only_what_has_changed(ann: Sender, chat: Chat) -> None:
+    first, second = ann.say(2)
+    ann.mark([first, second])
+    assert len(receipts_of(ann.ask())) == 2
+    for _ in range(3):
+        ann.telling.turn()
+        assert ann.ask() == []
+    chat.ack("bob", "team", first)
+    ann.mark([first])
+    ann.telling.turn()
+    assert receipts_of(ann.ask()) == [(first, 1)]
+
+
+def test_every_session_is_told_by_itself(chat: Chat) -> None:
+    # Given two sessions, one of which has been told
+    ann = Sender(chat, sessions=2)
+    one, other = ann.sessions
+    sent = ann.say(2)
+    ann.mark(sent)
+    assert {event.sessions for event in ann.ask(one)} == {(one,)}
+    # Then the other one still is
+    assert [(event.sessions, len(event.receipts)) for event in ann.ask(other)] == [((other,), 2)]
+    # And a push goes to both
+    chat.ack("bob", "team")
+    ann.mark(sent)
+    told = ann.push(*chat.receipts("ann"))
+    assert {session for event in told for session in event.sessions} == {one, other}
+
+
+def test_another_server_counts_versions_anew(ann: Sender, chat: Chat) -> None:
+    [message] = ann.say(1)
+    for _ in range(3):
+        ann.mark([message])
+    ann.ask()
+    ann.telling.forget_versions()
+    assert receipts_of(ann.push(Receipt("team", message, 2, 0, 1))) == [(message, 2)]
+
+
+def test_after_an_error_all_that_waits_is_still_told(ann: Sender, chat: Chat) -> None:
+    sent = ann.say(250)
+    ann.mark(sent)
+    answer = chat.history.answering.answer
+    failing = itertools.cycle([False, False, True])
+
+    def sometimes(question: Question) -> Any:
+        if next(failing):
+            raise RedisUnavailable
+        return answer(question)
+
+    ann.telling.want(ann.sessions)
+    chat.history.answering.answer = sometimes  # type: ignore[method-assign]
+    for _ in range(50):
+        try:
+            chat.history.answering.run(ann.telling.go_on())
+        except RedisUnavailable:
+            continue
+    assert ann.telling.due() > 0
+    assert sorted(receipts_of(ann.taken())) == sorted((msgid, 0) for msgid in sent)
+
+
+# Confirming.
+
+
+def test_receipts_are_confirmed_in_bounded_calls(ann: Sender, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a sender who was told very much
+    sent = ann.say(1300)
+    ann.mark(sent)
+    known = Confirming(chat.link.space, 1.0, lambda: 0.0)
+    monkeypatch.setattr(confirming, "MOST_AT_ONCE", 1200)
+    for event in ann.ask():
+        known.known("ann", event.receipts)
+    asked: list[int] = []
+    answer = chat.history.answering.answer
+
+    def counting(question: Question) -> Any:
+        if isinstance(question, Ask):
+            asked.extend(len(call.args) // 3 for call in question.calls if call.function == "im_confirm")
+        return answer(question)
+
+    monkeypatch.setattr(chat.history.answering, "answer", counting)
+    # When
+    assert known.due() == 1.0
+    chat.history.answering.run(known.go_on())
+    assert sum(asked) == 1200
+    chat.history.answering.run(known.go_on())
+    # Then
+    assert max(asked) <= 500
+    assert sum(asked) == 1300
+    assert chat.receipts("ann") == []
+    assert known.due() > 1e9
+
+
+def test_of_two_receipts_of_a_message_the_newer_one_is_confirmed(ann: Sender, chat: Chat) -> None:
+    [message] = ann.say(1)
+    ann.mark([message])
+    older = chat.receipts("ann")
+    ann.mark([message])
+    known = Confirming(chat.link.space, 1.0, lambda: 0.0)
+    known.known("ann", chat.receipts("ann"))
+    known.known("ann", older)
+
+    chat.history.answering.run(known.go_on())
+
+    assert chat.receipts("ann") == []
+
+
+def test_what_could_not_be_confirmed_is_confirmed_later(
+    ann: Sender, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann.mark(ann.say(3))
+    known = Confirming(chat.link.space, 1.0, lambda: 0.0)
+    known.known("ann", chat.receipts("ann"))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            chat.history.answering, "answer", lambda question: [RedisRefuses("not now")] * len(question.calls)
+        )
+        with pytest.raises(RedisRefuses):
+            chat.history.answering.run(known.go_on())
+    assert known.due() == 1.0
+    chat.history.answering.run(known.go_on())
+    assert chat.receipts("ann") == []
+
+
+def test_pages_are_small_enough_that_no_step_takes_long() -> None:
+    partitions = 8
+    assert telling.AT_ONCE * telling.PAGE * partitions <= 30_000
