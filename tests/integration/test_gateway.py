@@ -5,15 +5,13 @@ import os
 import random
 import shutil
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
-from redis.cluster import RedisCluster
 from redis.crc import key_slot
 
 from imcore import msgid as msgids
@@ -31,59 +29,18 @@ from imcore.errors import (
     UnknownUser,
 )
 from imcore.live.gateway import Gateway
-from imcore.live.rooms import Arrived, Event, Session
 from imcore.settings import Settings
-from imcore.streams import calls, receipt_calls
+from imcore.streams import calls
 from imcore.streams.keys import SEPARATOR, Keyspace
-from imcore.streams.link import Client
-from imcore.streams.receipt_calls import Change
-from imcore.values import Message, Receipt
 from tests.deadline import wait_until
+from tests.live import MOST_S, Audience, kill_connections, nodes_of, offset, say, subscriptions, tell, trim
 from tests.servers import RunningCluster, start_valkey
-from workers.persist import Persist
 
 # The driver forgets sockets of a cluster's nodes when one of them has failed.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
-MOST_S = 20.0
 SEEDS = int(os.environ.get("IM_LIVE_SEEDS", "3"))
 """How many random histories are played on each kind of server; for a long run set IM_LIVE_SEEDS."""
-
-
-class Audience:
-    """A gateway, and what each of its sessions was handed over."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self.gateway = gateway
-        self.messages: dict[Session, list[Message]] = defaultdict(list)
-        self.receipts: dict[Session, list[Receipt]] = defaultdict(list)
-        self.digests: dict[Session, int] = defaultdict(int)
-
-    def poll(self, timeout_s: float = 0.02) -> list[Event]:
-        events = self.gateway.poll(timeout_s)
-        for event in events:
-            for session in event.sessions:
-                if isinstance(event, Arrived):
-                    self.messages[session].append(event.message)
-                else:
-                    self.digests[session] += 1
-                    self.receipts[session] += event.receipts
-        return events
-
-    def heard(self, session: Session, gid: str = "team") -> list[str]:
-        return [message.content for message in self.messages[session] if message.gid == gid]
-
-    def until(self, condition: Callable[[], object], timeout_s: float = MOST_S) -> None:
-        """Poll until the condition holds."""
-        give_up = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < give_up, f"not so within {timeout_s} s"
-            self.poll()
-
-    def settled(self) -> None:
-        """Poll until nothing more comes."""
-        while self.poll(0.1):
-            pass
 
 
 @pytest.fixture(params=["valkey", "cluster"])
@@ -116,43 +73,6 @@ def short_lived(chat: Chat, *, heartbeat_ms: int = 20_000, online_ms: int = 60_0
     """A gateway with other times than usual."""
     settings = replace(chat.settings, heartbeat_ms=heartbeat_ms, online_ms=online_ms)
     return Gateway(chat.link, chat.history, settings)
-
-
-def nodes_of(client: Client) -> list[Any]:
-    if isinstance(client, RedisCluster):
-        return [client.get_redis_connection(node) for node in client.get_primaries()]
-    return [client]
-
-
-def kill_connections(client: Client, kind: str, chance: random.Random | None = None) -> int:
-    """Close connections of a kind (`pubsub`, `normal`) from the server's side; each with one half if by chance."""
-    killed = 0
-    for node in nodes_of(client):
-        me = node.client_id()
-        for each in node.client_list(_type=kind):
-            if int(each["id"]) != me and (chance is None or chance.random() < 0.5):
-                killed += node.client_kill_filter(_id=int(each["id"]))
-    return killed
-
-
-def calls_of(client: Client, function: str) -> int:
-    """How often the server ran a plain command or FCALL."""
-    return sum(node.info("commandstats").get(f"cmdstat_{function}", {"calls": 0})["calls"] for node in nodes_of(client))
-
-
-def say(chat: Chat, *texts: str, gid: str = "team", sender: str = "ann") -> list[Message]:
-    return [chat.send(gid, text, sender_uid=sender) for text in texts]
-
-
-def offset(chat: Chat, uid: str, gid: str = "team") -> str | None:
-    [found] = [member for member in chat.members(gid) if member.uid == uid]
-    return found.last_ack_msgid
-
-
-def tell(chat: Chat, message: Message) -> None:
-    """Do what the worker `receipts` does once it knows that the tally of a message has changed."""
-    change = Change(message.sender_uid, msgids.pack(message.msgid), 0)
-    chat.link.run(receipt_calls.tell(chat.link.space, message.gid, message.sender_uid, [change]))
 
 
 # A session's beginning.
@@ -751,10 +671,6 @@ def test_acks_that_are_due_while_answers_of_others_get_lost_are_sent_too(chat: C
         audience.until(lambda: offset(other, "bob", "two") == second.msgid)
 
 
-def subscriptions(client: Client) -> set[str]:
-    return {each["id"] for node in nodes_of(client) for each in node.client_list(_type="pubsub")}
-
-
 @pytest.mark.parametrize(
     ("setting", "value"), [("min-replicas-to-write", 9), ("maxmemory", 1)], ids=["too few replicas", "full"]
 )
@@ -1092,16 +1008,6 @@ def test_a_lost_server_is_not_asked_all_the_time(folder: Path, tmp_path: Path) -
             for _ in range(10):
                 assert audience.poll(0.1) == []
             assert time.process_time() - before < 0.5
-
-
-def trim(chat: Chat, message: Message) -> None:
-    """Leave messages up to this one to SQL."""
-    chat.database.upgrade()
-    worker = Persist(chat.link, chat.database, chat.settings)
-    while not worker.drained():
-        worker.step()
-    worker.close()
-    chat.link.run(calls.trim(chat.link.space, message.gid, msgids.pack(message.msgid)))
 
 
 @pytest.mark.parametrize("trouble", [DatabaseUnavailable, DatabaseNotReady, ConfigurationError, DatabaseRejected])

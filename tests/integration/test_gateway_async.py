@@ -76,7 +76,8 @@ class AsyncGateway:
 
     async def poll(self, timeout_s: float) -> list[Any]:
         deadline = time.monotonic() + timeout_s
-        self._core.settle()
+        async with self._lock:
+            self._core.settle()
         while True:
             await self._run(self._core.go_on())
             if not self._core.is_ready:
@@ -256,7 +257,7 @@ def test_the_whole_story_under_asyncio(chat: Chat) -> None:
         work_off(chat, ReceiptsWorker)
         await audience.until(lambda: [audience.read[ann].get(each.msgid) for each in sent] == [1] * 4)
         await audience.until(lambda: chat.receipts("ann") == [])
-        assert bob.reconnects == 1
+        await audience.until(lambda: bob.reconnects == 1)
         assert chat.online(["ann", "bob"]) == {"ann", "bob"}
         await gateway.close()
         assert chat.online(["ann", "bob"]) == set()

@@ -1,0 +1,100 @@
+"""Live sessions in tests: what each was handed over, and what happens around them."""
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from redis.cluster import RedisCluster
+
+from imcore import Arrived, Chat, Event, Gateway, Message, Receipt, Session
+from imcore import msgid as msgids
+from imcore.streams import calls, receipt_calls
+from imcore.streams.link import Client
+from imcore.streams.receipt_calls import Change
+from workers.persist import Persist
+
+MOST_S = 20.0
+
+
+class Audience:
+    """A gateway, and what each of its sessions was handed over."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.messages: dict[Session, list[Message]] = defaultdict(list)
+        self.receipts: dict[Session, list[Receipt]] = defaultdict(list)
+        self.digests: dict[Session, int] = defaultdict(int)
+
+    def poll(self, timeout_s: float = 0.02) -> list[Event]:
+        events = self.gateway.poll(timeout_s)
+        for event in events:
+            for session in event.sessions:
+                if isinstance(event, Arrived):
+                    self.messages[session].append(event.message)
+                else:
+                    self.digests[session] += 1
+                    self.receipts[session] += event.receipts
+        return events
+
+    def heard(self, session: Session, gid: str = "team") -> list[str]:
+        return [message.content for message in self.messages[session] if message.gid == gid]
+
+    def until(self, condition: Callable[[], object], timeout_s: float = MOST_S) -> None:
+        """Poll until the condition holds."""
+        give_up = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < give_up, f"not so within {timeout_s} s"
+            self.poll()
+
+    def settled(self) -> None:
+        """Poll until nothing more comes."""
+        while self.poll(0.1):
+            pass
+
+
+def nodes_of(client: Client) -> list[Any]:
+    if isinstance(client, RedisCluster):
+        return [client.get_redis_connection(node) for node in client.get_primaries()]
+    return [client]
+
+
+def kill_connections(client: Client, kind: str, chance: random.Random | None = None) -> int:
+    """Close connections of a kind (`pubsub`, `normal`) from the server's side; each with one half if by chance."""
+    killed = 0
+    for node in nodes_of(client):
+        me = node.client_id()
+        for each in node.client_list(_type=kind):
+            if int(each["id"]) != me and (chance is None or chance.random() < 0.5):
+                killed += node.client_kill_filter(_id=int(each["id"]))
+    return killed
+
+
+def subscriptions(client: Client) -> set[str]:
+    return {each["id"] for node in nodes_of(client) for each in node.client_list(_type="pubsub")}
+
+
+def say(chat: Chat, *texts: str, gid: str = "team", sender: str = "ann") -> list[Message]:
+    return [chat.send(gid, text, sender_uid=sender) for text in texts]
+
+
+def offset(chat: Chat, uid: str, gid: str = "team") -> str | None:
+    [found] = [member for member in chat.members(gid) if member.uid == uid]
+    return found.last_ack_msgid
+
+
+def tell(chat: Chat, message: Message) -> None:
+    """Do what the worker `receipts` does once it knows that the tally of a message has changed."""
+    change = Change(message.sender_uid, msgids.pack(message.msgid), 0)
+    chat.link.run(receipt_calls.tell(chat.link.space, message.gid, message.sender_uid, [change]))
+
+
+def trim(chat: Chat, message: Message) -> None:
+    """Leave messages up to this one to SQL."""
+    chat.database.upgrade()
+    worker = Persist(chat.link, chat.database, chat.settings)
+    while not worker.drained():
+        worker.step()
+    worker.close()
+    chat.link.run(calls.trim(chat.link.space, message.gid, msgids.pack(message.msgid)))
