@@ -62,7 +62,8 @@ class Acking:
             self.book.put_back(posted.waiting)
             raise
         for (gid, part), answer in zip(posted.batch, answers, strict=True):
-            yield from self._look_into(gid, part, answer)
+            for target in _trimmed(part, answer):
+                yield from self._ack_trimmed(gid, target)
 
     def abandon(self) -> Asking[None]:
         """Give back what waits for answers, whatever they are."""
@@ -81,17 +82,6 @@ class Acking:
             self.book.put_back(waiting)
             raise
 
-    def _look_into(self, gid: str, part: list[Target], answer: list[Acked] | ImError) -> Asking[None]:
-        """Say what was refused. That somebody has left meanwhile is nothing wrong."""
-        if isinstance(answer, ImError):
-            log.warning("an ack was refused: %s", answer)
-            return
-        for target, acked in zip(part, answer, strict=True):
-            if isinstance(acked.target, Trimmed):
-                yield from self._ack_trimmed(gid, target)
-            elif isinstance(acked.target, ImError):
-                log.warning("an ack was refused: %s", acked.target)
-
     def _ack_trimmed(self, gid: str, target: Target) -> Asking[None]:
         """Ack with its seq a message that SQL alone still has. Where that fails, the next ack makes up for it."""
         msgid = target.msgid or 0
@@ -106,3 +96,17 @@ class Acking:
 def _has_failed(answer: list[Acked] | ImError) -> bool:
     """Return whether acks were not carried out; where the group is gone there is nothing to ack."""
     return isinstance(answer, ImError) and not isinstance(answer, UnknownGroup)
+
+
+def _trimmed(part: list[Target], answer: list[Acked] | ImError) -> list[Target]:
+    """Return the targets that SQL alone still has; say what was refused. That somebody has left is nothing wrong."""
+    if isinstance(answer, ImError):
+        log.warning("an ack was refused: %s", answer)
+        return []
+    found = []
+    for target, acked in zip(part, answer, strict=True):
+        if isinstance(acked.target, Trimmed):
+            found.append(target)
+        elif isinstance(acked.target, ImError):
+            log.warning("an ack was refused: %s", acked.target)
+    return found

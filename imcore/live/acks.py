@@ -3,11 +3,13 @@
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from imcore.live.feed import Place
 from imcore.live.rooms import Audience, Session
 from imcore.streams.calls import Target
+
+_NONE: dict[Audience, "Waiting"] = {}
 
 UIDS_PER_CALL = 1000
 """So many acks take the server some two milliseconds."""
@@ -26,7 +28,7 @@ class Waiting:
     due: float
     messages: int = 0
     taken: bool = False
-    gone: set[Session] = field(default_factory=set)
+    gone: frozenset[Session] = frozenset()
 
     @property
     def uids(self) -> tuple[str, ...]:
@@ -50,17 +52,17 @@ class AckBook:
 
     def received(self, gid: str, audience: Audience, place: Place, now: float) -> None:
         """Note that an audience has received a message, and so all before it."""
-        waiting = self._waiting.setdefault(gid, {}).get(audience)
+        waiting = self._waiting.get(gid, _NONE).get(audience)
         if waiting is None:
-            waiting = Waiting(gid, audience, place, now + self._interval_s)
-            self._waiting[gid][audience] = waiting
-            self._in_order.append(waiting)
+            waiting = Waiting(gid, audience, place, now + self._interval_s, taken=self._every == 1)
+            if not waiting.taken:
+                self._waiting.setdefault(gid, {})[audience] = waiting
+                self._in_order.append(waiting)
         elif place.msgid > waiting.place.msgid:
             waiting.place = place
         waiting.messages += 1
         if waiting.messages >= self._every:
-            self._take(waiting)
-            self._full.append(waiting)
+            self._full.append(waiting if waiting.taken else self._take(waiting))
 
     def next_due(self) -> float:
         """Return when the next ack is due; `inf` if none waits."""
@@ -120,8 +122,7 @@ def split(acks: Iterable[Target]) -> Iterator[list[Target]]:
     part: list[Target] = []
     room = UIDS_PER_CALL
     for target in acks:
-        for start in range(0, len(target.uids), UIDS_PER_CALL):
-            some = target._replace(uids=target.uids[start : start + UIDS_PER_CALL])
+        for some in [target] if len(target.uids) <= UIDS_PER_CALL else _pieces(target):
             if len(some.uids) > room:
                 yield part
                 part, room = [], UIDS_PER_CALL
@@ -131,16 +132,24 @@ def split(acks: Iterable[Target]) -> Iterator[list[Target]]:
         yield part
 
 
+def _pieces(target: Target) -> Iterator[Target]:
+    for start in range(0, len(target.uids), UIDS_PER_CALL):
+        yield target._replace(uids=target.uids[start : start + UIDS_PER_CALL])
+
+
 def targets(waiting: Iterable[Waiting]) -> dict[str, list[Target]]:
     """Return the acks by group, so that those of one group travel in one call, and each message once for all."""
     found: dict[str, dict[int, list[Waiting]]] = {}
     for each in waiting:
-        if each.uids:
-            found.setdefault(each.gid, {}).setdefault(each.place.msgid, []).append(each)
-    return {gid: [_target(same) for same in of_group.values()] for gid, of_group in found.items()}
+        found.setdefault(each.gid, {}).setdefault(each.place.msgid, []).append(each)
+    return {
+        gid: [target for same in of_group.values() if (target := _target(same)).uids] for gid, of_group in found.items()
+    }
 
 
 def _target(same: Sequence[Waiting]) -> Target:
+    if len(same) == 1:
+        return Target(same[0].place.msgid, same[0].uids, same[0].place.seq)
     seqs = (each.place.seq for each in same if each.place.seq is not None)
-    uids = same[0].uids if len(same) == 1 else tuple(dict.fromkeys(uid for each in same for uid in each.uids))
+    uids = tuple(dict.fromkeys(uid for each in same for uid in each.uids))
     return Target(same[0].place.msgid, uids, next(seqs, None))

@@ -86,7 +86,8 @@ class Following:
         """Take a message that was pushed."""
         arrived, behind = room.pushed(message, msgid)
         self._handover.ready += arrived
-        self._behind.add(behind)
+        if behind:
+            self._behind.add(behind)
 
     def fall_behind(self, room: Room) -> None:
         """Let all who follow a group pull: pushes may have been missed, and from now on none is."""

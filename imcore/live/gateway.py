@@ -163,13 +163,13 @@ class Gateway:
             return []
         deadline = time.monotonic() + timeout_s
         self._core.settle()
-        while True:
-            self._hear(0.0)
-            self._run(self._core.go_on())
+        self._hear(0.0)
+        self._run(self._core.go_on())
+        while not self._core.is_ready and (now := time.monotonic()) < deadline:
+            self._hear(min(deadline, self._core.due()) - now)
             if not self._core.is_ready:
-                self._hear(min(deadline, self._core.due()) - time.monotonic())
-            if self._core.is_ready or time.monotonic() >= deadline:
-                return self._core.take()
+                self._run(self._core.go_on())
+        return self._core.take()
 
     def give_back(self, count: int) -> None:
         """Take back the last so many events of the last `poll`: not received, they are returned by the next one.

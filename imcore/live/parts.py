@@ -63,8 +63,11 @@ class Parts:
 
     def go_on(self) -> Asking[None]:
         """Let all go on that are due, in their order; after no answer from Redis all of them wait."""
+        now = self._clock()
         for part, pause in self._parts.items():
-            if max(self._all.until, pause.until, part.due()) > self._clock():
+            if self._all.until > now:
+                return
+            if pause.until > now or part.due() > now:
                 continue
             try:
                 yield from part.go_on()
@@ -75,6 +78,7 @@ class Parts:
             else:
                 pause.over()
                 self._all.over()
+            now = self._clock()
 
     def wait(self, part: Part, error: TryAgain) -> None:
         """Let a part wait that has failed."""

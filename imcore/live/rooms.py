@@ -112,7 +112,7 @@ class Room:
         self.stands = False
         self._sessions: dict[Feed, dict[Session, None]] = {}
         self._live: dict[Feed, None] = {}
-        self._at: dict[tuple[int | None, int | None, bool], Feed] = {}
+        self._behind_at: dict[tuple[int | None, int | None], Feed] = {}
         self._audiences: dict[Feed, Audience] = {}
 
     @property
@@ -161,14 +161,12 @@ class Room:
         arrived: list[Arrived] = []
         behind: list[Feed] = []
         for feed in list(self._live):
-            if feed not in self._live:
-                continue  # gone up in another
-            self._unsettle(feed)
             if feed.pushed(msgid, message.seq):
                 arrived.append(Arrived(self.audience(feed), message, msgid))
-            if feed.behind:
+            elif feed.behind:
                 behind += self.fall_behind(feed)
-            else:
+        for feed in list(self._live) if len(self._live) > 1 else ():
+            if feed in self._live:
                 self._settle(feed)
         return arrived, behind
 
@@ -184,29 +182,30 @@ class Room:
 
     def _settle(self, feed: Feed) -> Feed:
         """Note where a feed is; let it share with those who are there. Return the feed that they have then."""
-        if feed.msgid is None:
-            return feed  # each has an offset of their own
         if not feed.behind:
             self._live[feed] = None
-        there = self._at.setdefault(_place(feed), feed)
+            there = next(each for each in self._live if (each.msgid, each.seq) == (feed.msgid, feed.seq))
+        elif feed.msgid is None:
+            return feed  # each has an offset of their own
+        else:
+            there = self._behind_at.setdefault((feed.msgid, feed.seq), feed)
         if there is feed:
             return feed
         if feed.behind and len(self._sessions[feed]) + len(self._sessions[there]) > MOST_AT_A_PULL:
-            self._at[_place(feed)] = feed
+            self._behind_at[feed.msgid, feed.seq] = feed
             return feed
         return self._merge(feed, there)
 
     def _unsettle(self, feed: Feed) -> None:
         self._live.pop(feed, None)
-        if self._at.get(_place(feed)) is feed:
-            del self._at[_place(feed)]
+        if self._behind_at.get((feed.msgid, feed.seq)) is feed:
+            del self._behind_at[feed.msgid, feed.seq]
 
     def _merge(self, feed: Feed, there: Feed) -> Feed:
         fewer, more = sorted((feed, there), key=lambda each: len(self._sessions[each]))
         self._unsettle(fewer)
         self._move(self.sessions(fewer), fewer, more)
-        self._at[_place(more)] = more
-        return more
+        return self._settle(more)
 
     def _split(self, feed: Feed) -> Iterator[Feed]:
         """Yield new feeds at the same place for those who are too many for one pull."""
@@ -226,7 +225,3 @@ class Room:
         self._audiences.pop(to, None)
         if not self._sessions[feed]:
             del self._sessions[feed]
-
-
-def _place(feed: Feed) -> tuple[int | None, int | None, bool]:
-    return feed.msgid, feed.seq, feed.behind

@@ -47,4 +47,6 @@ class Todo(Generic[T]):
 
     def due(self) -> float:
         """Return when there is something to do; `inf` if there is nothing."""
-        return 0.0 if self._now else next(iter(self._later.values()), math.inf)
+        if self._now:
+            return 0.0
+        return next(iter(self._later.values())) if self._later else math.inf

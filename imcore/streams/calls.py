@@ -207,7 +207,7 @@ def ack(space: Keyspace, gid: str, targets: Sequence[Target]) -> Call[list[Acked
             Acked(
                 gid,
                 int(item[0]) if item[0].isdigit() else problem(item[0], gid, msgid=target.msgid),
-                _apart(gid, target.uids, item[1:]),
+                _apart(gid, target.uids, item[1:]) if len(item) > 1 else {},
             )
             for item, target in zip(answer, targets, strict=True)
         ]
