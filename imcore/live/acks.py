@@ -41,11 +41,15 @@ class Waiting:
 
 
 class AckBook:
-    """Acks are due after `every` messages of a group or after `interval_s`, whichever is first."""
+    """Acks are due after `every` messages of a group or after `interval_s`, whichever is first.
+
+    What is due a quarter of that later goes with it: clients that receive one message say so one after the other.
+    """
 
     def __init__(self, every: int, interval_s: float) -> None:
         self._every = every
         self._interval_s = interval_s
+        self._slack_s = interval_s / 4
         self._waiting: dict[str, dict[Audience, Waiting]] = {}
         self._in_order: deque[Waiting] = deque()
         self._full: list[Waiting] = []
@@ -75,7 +79,8 @@ class AckBook:
         """Take out what is due."""
         taken, self._full = self._full, []
         self._pass_over_taken()
-        while self._in_order and self._in_order[0].due <= now:
+        until = now + self._slack_s if self._in_order and self._in_order[0].due <= now else now
+        while self._in_order and self._in_order[0].due <= until:
             taken.append(self._take(self._in_order[0]))
             self._pass_over_taken()
         return taken

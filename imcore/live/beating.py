@@ -1,4 +1,4 @@
-"""Keeps sessions alive at the server. No I/O."""
+"""Keeps sessions alive at the server, and takes leave of those that were given up. No I/O."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,23 +27,44 @@ class Beating:
         self._telling = telling
         self._clock = clock
         self._next = clock() + self._every_s
+        self._given_up: list[Session] = []
         self.polls_receipts = False
 
     def beat(self, session: Session, *, opens: bool) -> Call[int]:
         """Return the call that keeps a session alive, or opens it."""
         return session_calls.beat(self._space, session.uid, session.sid, self._online_ms, opens=opens)
 
+    def bye(self, sessions: Sequence[Session]) -> Asking[None]:
+        """End sessions at the server, and those that were given up."""
+        given_up, self._given_up = self._given_up, []
+        try:
+            ending = [*given_up, *sessions]
+            yield from ask_all([session_calls.bye(self._space, session.uid, session.sid) for session in ending])
+        except TryAgain:
+            self._given_up = given_up
+            raise
+
+    def give_up(self, sessions: Sequence[Session]) -> None:
+        """End sessions at the server as soon as it answers; they end by themselves in time."""
+        self._given_up += sessions
+
     def soon(self) -> None:
         """Sessions may have expired meanwhile."""
         self._next = 0.0
 
     def due(self) -> float:
-        """Return when the next heartbeat is."""
+        """Return when the next heartbeat is, or the next goodbye."""
+        if self._given_up:
+            return 0.0
         return self._next if self._sessions else math.inf
 
     def go_on(self) -> Asking[None]:
-        """Keep all alive."""
-        sessions = list(self._sessions.values())
+        """Say goodbye for those that were given up, and keep the others alive."""
+        yield from self.bye([])
+        if self._sessions and self._next <= self._clock():
+            yield from self._beat(list(self._sessions.values()))
+
+    def _beat(self, sessions: Sequence[Session]) -> Asking[None]:
         self._next = self._clock() + self._every_s
         try:
             yield from self._keep_alive(sessions)

@@ -14,13 +14,12 @@ a hole in the seqs and a lost subscription are mended by pulling, and an expired
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from imcore import reading
-from imcore.asking import Asking, ask, ask_all
-from imcore.errors import RedisUnavailable, TryAgain
+from imcore.asking import Asking, ask_all
+from imcore.errors import RedisUnavailable
 from imcore.live.acking import Acking
 from imcore.live.acks import AckBook
 from imcore.live.beating import Beating
@@ -36,7 +35,7 @@ from imcore.live.rooms import Arrived, Event, Room, Session
 from imcore.live.telling import Telling
 from imcore.live.todo import Todo
 from imcore.settings import Settings
-from imcore.streams import calls, session_calls, wire
+from imcore.streams import calls, wire
 from imcore.streams.calls import Call
 from imcore.streams.keys import Keyspace
 from imcore.values import Receipt
@@ -117,32 +116,33 @@ class Core:
             self._following.follow(session, gid)
         return session
 
-    def end(self, sessions: Sequence[Session], *, clean: bool) -> Asking[None]:
-        """End sessions. See `Gateway.end`."""
+    def end(self, sessions: Sequence[Session]) -> Asking[None]:
+        """End sessions in order. See `Gateway.end`."""
         ending = [session for session in sessions if session.sid in self._sessions]
-        byes = [session_calls.bye(self._space, session.uid, session.sid) for session in ending]
-        if clean:
-            if self._manner.acks == "auto":
-                self._receive(self._handover.settle_of(ending))
-            yield from self._acking.send_of(ending)
-            yield from self._confirming.send_of({session.uid for session in ending})
-            yield from ask_all(byes)
-        else:
-            with suppress(TryAgain):  # the server ends it by itself in time
-                yield from ask(byes)
-            if self._manner.acks == "auto":
-                self._acking.book.forget(ending)
-        for session in ending:
-            self._forget(session)
-        self._handover.end(ending)
+        if self._manner.acks == "auto":
+            self._receive(self._handover.settle_of(ending))
+        yield from self._acking.send_of(ending)
+        yield from self._confirming.send_of({session.uid for session in ending})
+        yield from self._beating.bye(ending)
+        self._forget(ending)
 
-    def _forget(self, session: Session) -> None:
-        del self._sessions[session.sid]
-        self._channels.close_inbox(session)
-        self._to_enter.discard(session)
-        self._telling.forget(session)
-        for gid in list(session.feeds):
-            self._following.unfollow(session, gid)
+    def give_up(self, sessions: Sequence[Session]) -> None:
+        """End sessions whose clients are gone. See `Gateway.end`, not clean."""
+        ending = [session for session in sessions if session.sid in self._sessions]
+        if self._manner.acks == "auto":
+            self._acking.book.forget(ending)
+        self._beating.give_up(ending)
+        self._forget(ending)
+
+    def _forget(self, ending: Sequence[Session]) -> None:
+        self._handover.end(ending)
+        for session in ending:
+            del self._sessions[session.sid]
+            self._channels.close_inbox(session)
+            self._to_enter.discard(session)
+            self._telling.forget(session)
+            for gid in list(session.feeds):
+                self._following.unfollow(session, gid)
 
     def abandon(self) -> Asking[None]:
         """End nothing in order: only give back what still waits for answers."""

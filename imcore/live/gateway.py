@@ -100,22 +100,27 @@ class Gateway:
     def end(self, session: Session, *, clean: bool = True) -> None:
         """End one session; the user is offline if it was the last one.
 
-        What was handed over to it is acked before (with `acks="client"` what was received); then it may raise TryAgain,
-        and the session goes on. Not clean, as where a socket is found dead: nothing is acked that the client has not
-        said, so it comes again to the user's next session. A session that has ended already is passed over.
+        What was handed over to it is acked before (with `acks="client"` what was received). Raise TryAgain if that is
+        impossible now: then the session goes on. Not clean, as where a socket is found dead: nothing is acked that the
+        client has not said, so it comes again to the user's next session; it ends at once, at the server with the next
+        `poll`, and raises nothing. A session that has ended already is passed over.
         """
-        self._end([session], clean=clean)
+        if not self._begun:
+            return
+        if clean:
+            self._end([session])
+        else:
+            self._core.give_up([session])
 
-    def _end(self, sessions: Collection[Session], *, clean: bool) -> None:
-        if self._begun:
-            self._hear(0.0)
-            self._run(self._core.end(list(sessions), clean=clean))
+    def _end(self, sessions: Collection[Session]) -> None:
+        self._hear(0.0)
+        self._run(self._core.end(list(sessions)))
 
     def close(self, *, clean: bool = True) -> None:
         """End all sessions. Not clean: as if the process had been killed, so nothing more is acked."""
         try:
             if clean and self._begun:
-                self._end(self._core.sessions, clean=True)
+                self._end(self._core.sessions)
         except TryAgain as error:
             log.warning("%s; what was not acked comes again", error)
         finally:

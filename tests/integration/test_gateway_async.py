@@ -86,7 +86,7 @@ class AsyncGateway:
                 return self._core.take()
 
     async def close(self) -> None:
-        await self._run(self._core.end(list(self._core.sessions), clean=True))
+        await self._run(self._core.end(list(self._core.sessions)))
         await self._unsubscribe()
 
     async def _run(self, asking: Asking[Any]) -> Any:

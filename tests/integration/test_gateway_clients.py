@@ -68,8 +68,8 @@ def test_a_dead_socket_acks_nothing_and_the_others_do(chat: Chat, other: Chat) -
         audience.until(lambda: audience.heard(bob) == audience.heard(cyd) == ["1", "2"])
         # When the socket of one is found dead as it is written to
         gateway.end(bob, clean=False)
-        assert chat.online(["bob", "cyd"]) == {"cyd"}
         audience.settled()
+        assert chat.online(["bob", "cyd"]) == {"cyd"}
     # Then
     assert read_by(chat, first) == read_by(chat, second) == ["cyd"]
     assert [message.content for message in chat.pull("bob")] == ["1", "2"]
@@ -123,12 +123,14 @@ def test_an_end_that_is_not_clean_needs_no_server(chat: Chat, other: Chat) -> No
             with pytest.raises(TryAgain):
                 gateway.end(cyd)  # which would have to ack
             gateway.end(bob, clean=False)
+            audience.settled()
         finally:
             other.link.client.config_set("min-replicas-to-write", 0)
         # Then one goes on, and the other one is gone
         [later] = say(other, "2")
         audience.until(lambda: audience.heard(cyd) == ["1", "2"])
         assert audience.heard(bob) == ["1"]
+        audience.until(lambda: chat.online(["bob"]) == set())
     assert read_by(chat, message) == read_by(chat, later) == ["cyd"]
 
 

@@ -21,8 +21,15 @@ def test_what_is_no_name_is_said_so() -> None:
 
 
 def test_nothing_is_loaded_before_it_is_asked_for() -> None:
-    code = "import sys, imcore; print([name for name in ('redis', 'sqlalchemy', 'imcore.chat') if name in sys.modules])"
+    assert not loaded_by("imcore") & {"redis", "sqlalchemy", "imcore.chat"}
 
+
+def test_what_decides_in_a_gateway_loads_nothing_that_does_io() -> None:
+    assert not loaded_by("imcore.live.core") & {"redis", "hiredis", "sqlalchemy", "socket", "select", "asyncio"}
+
+
+def loaded_by(module: str) -> set[str]:
+    """What is loaded once a module is."""
+    code = f"import sys, {module}; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert found.stdout.strip() == "[]"
+    return set(found.stdout.split())

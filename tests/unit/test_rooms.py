@@ -199,6 +199,16 @@ def test_acks_of_one_message_are_one_target() -> None:
     }
 
 
+def test_what_is_due_soon_goes_with_what_is_due() -> None:
+    book = AckBook(10, 1.0)
+    for number, at in enumerate((0.0, 0.1, 0.24, 0.26)):
+        book.received("g", Session(f"u{number}").alone, place(4), at)
+
+    assert book.take_due(0.99) == []
+    assert targets(book.take_due(1.0)) == {"g": [Target(packed(4), ("u0", "u1", "u2"), 4)]}
+    assert targets(book.take_due(1.26)) == {"g": [Target(packed(4), ("u3",), 4)]}
+
+
 def test_an_older_message_takes_nothing_back() -> None:
     book, ann = AckBook(10, 1.0), Session("ann")
     for seq in (4, 2):
