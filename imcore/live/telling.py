@@ -21,7 +21,7 @@ AT_ONCE = 32
 PAGE = 100
 """How many receipts of a partition are asked for at once for each of them."""
 
-LONGEST = 2000
+LONGEST = 4000
 """How many receipts one event has at most."""
 
 
