@@ -1,4 +1,4 @@
-"""What short commands do to the local database of the user they act for."""
+"""The local database of the user that a command acts for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,22 +6,41 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli import output
 from cli.options import Invocation
+from imcore.errors import LocalDatabaseError
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
     from imcore.client import Client
+    from imcore.live.localdb import LocalDatabase
+    from imcore.values import Message
 
 no_local_option = click.option(
     "--no-local", is_flag=True, help="Leave the user's local database on this machine alone (see `im log`)."
 )
 
 
+def local_database(run: Invocation, uid: str, *, exclusive: bool = False, read_only: bool = False) -> "LocalDatabase":
+    """Open a user's local database. Raise LocalDatabaseError."""
+    from imcore.live.localdb import LocalDatabase, path_of  # noqa: PLC0415 (it takes SQLite)
+
+    return LocalDatabase(path_of(run.settings().data_dir, uid), uid, exclusive=exclusive, read_only=read_only)
+
+
 @contextmanager
 def client_of(run: Invocation, chat: "Chat", uid: str) -> Iterator["Client"]:
     """Open a user's local database for a moment; a live session may hold it meanwhile. Raise LocalDatabaseError."""
     from imcore.client import Client  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
-    from imcore.live.localdb import LocalDatabase, path_of  # noqa: PLC0415
 
-    with LocalDatabase(path_of(run.settings().data_dir, uid), uid) as local:
+    with local_database(run, uid) as local:
         yield Client(chat, uid, local)
+
+
+def keep_sent(run: Invocation, chat: "Chat", uid: str, message: "Message") -> None:
+    """Keep what a user has sent; where that cannot be, say that it is sent all the same."""
+    try:
+        with client_of(run, chat, uid) as client:
+            client.keep([message])
+    except LocalDatabaseError as error:
+        output.complain(f"{message.msgid} is stored, but {error}")

@@ -1,7 +1,7 @@
 """A user's client on one device: a live session, a local database and an outbox, kept in step."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import Literal
@@ -9,11 +9,20 @@ from typing import Literal
 from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.direct import gid_of
-from imcore.errors import ImError, InvalidInput, NotMember, RefusedError, UnknownGroup
-from imcore.history import PAGE
+from imcore.errors import (
+    ConfigurationError,
+    ImError,
+    InvalidInput,
+    NotMember,
+    RefusedError,
+    TryAgain,
+    UnknownGroup,
+)
+from imcore.history import raised
 from imcore.limits import check_content, check_name, check_places
-from imcore.live.feed import Place
-from imcore.live.localdb import LocalDatabase, Outgoing
+from imcore.live.listener import Listener
+from imcore.live.localdb import PAGE, LocalDatabase, Outgoing
+from imcore.streams import calls
 from imcore.values import LogLine, Message, Receipt
 
 log = logging.getLogger(__name__)
@@ -28,7 +37,6 @@ class Client:
         self._chat = chat
         self._uid = uid
         self._local = local
-        self._begun: set[str] = set()
 
     def queue(self, content: str, *, gid: str | None = None, to_uid: str | None = None) -> Outgoing:
         """Put a message into the outbox: to a group, or one-to-one. It goes out once, after those before it.
@@ -42,7 +50,13 @@ class Client:
 
     def flush(self) -> list[Message]:
         """Send what waits in the outbox, in order. Stop, and leave the rest, when the server cannot take it now."""
-        sent = []
+        sent: list[Message] = []
+        try:
+            if self._local.waiting():
+                self._begin()
+        except (TryAgain, ConfigurationError) as error:
+            log.info("the outbox waits: %s", error)
+            return sent
         for outgoing in self._local.waiting():
             try:
                 message = self._send(outgoing)
@@ -53,7 +67,7 @@ class Client:
             except ImError as error:  # away, full, its password changed: nothing that this message is to blame for
                 log.info("the outbox waits: %s", error)
                 break
-            self._local.keep_sent(message, outgoing)
+            self.keep([message])
             sent.append(message)
         return sent
 
@@ -69,7 +83,7 @@ class Client:
 
         Raise RefusedError if it never will, InvalidInput for a message that is not here.
         """
-        lines = (line for line in self._local.log() if line.client_msgid == outgoing.client_msgid)
+        lines = (line for line in self._local.log(outgoing.gid) if line.client_msgid == outgoing.client_msgid)
         line = next(lines, None)
         if line is None:
             raise InvalidInput("the message is not in this local database")
@@ -77,23 +91,43 @@ class Client:
             raise RefusedError(f"the message was not sent and is {line.state}")
         return line
 
-    def keep_sent(self, message: Message) -> None:
-        """Keep an own message that was sent past the outbox."""
-        self._local.keep_sent(message)
+    def keep(self, items: Iterable[Message | Receipt]) -> None:
+        """Keep what the server has answered to calls of the Chat itself: own messages, what was pulled, receipts."""
+        self._local.keep(items)
 
     def sync(self) -> None:
-        """Bring the local database up to date, as at a login: messages after what is here, receipts, the outbox."""
-        self.flush()
-        places = self._local.places()
-        for gid in self._chat.groups_of(self._uid):
-            with suppress(NotMember):  # who has left meanwhile
-                self._receive_after(gid, places.get(gid))
-        self._local.take_receipts(self._chat.receipts(self._uid))
+        """Bring the local database up to date, as at a login: messages after what is here, the outbox, tallies.
 
-    def _receive_after(self, gid: str, place: Place | None) -> None:
-        messages = self._chat.history.after(gid, self._uid, place.msgid if place else None)
-        while page := list(islice(messages, PAGE)):
-            self._local.receive(page)
+        On a database that has never been used so, a group begins after the user's offset, otherwise where they joined.
+        """
+        self._begin()
+        gids = self._chat.groups_of(self._uid)
+        for page in self._pages(gids):
+            self._local.keep(page, {page[-1].gid: page[-1].msgid})
+        self.flush()
+        self._local.keep(self._chat.receipts(self._uid))
+
+    def _begin(self) -> None:
+        """Note where each group begins here, before anything that is done here can move an offset."""
+        if self._local.begun:
+            return
+        space, gids = self._chat.link.space, self._chat.groups_of(self._uid)
+        found = self._chat.link.gather([calls.position(space, gid, self._uid) for gid in gids])
+        offsets = {
+            gid: raised(position).acked
+            for gid, position in zip(gids, found, strict=True)
+            if not isinstance(position, (NotMember, UnknownGroup))  # who has left meanwhile
+        }
+        self._local.begin({gid: msgids.unpack(offset) for gid, offset in offsets.items() if offset})
+
+    def _pages(self, gids: Iterable[str]) -> Iterator[list[Message]]:
+        """Pull what these groups have after what is here, a page at a time."""
+        places = check_places(self._local.places())
+        for gid in gids:
+            messages = self._chat.history.after(gid, self._uid, places.get(gid, msgids.NONE))
+            with suppress(NotMember, UnknownGroup):  # who has left meanwhile, or has never been there
+                while page := list(islice(messages, PAGE)):
+                    yield page
 
     def live(
         self,
@@ -101,38 +135,38 @@ class Client:
         *,
         ack_every: int = 10,
         ack_interval_s: float = 1.0,
-        acks: bool = True,
+        acks: Literal["auto", "off"] = "auto",
         receipts: Literal["push", "poll"] = "push",
     ) -> Iterator[Message | Receipt]:
-        """Yield what is new here, as it comes, until `stopping()`. It is in the local database before it is yielded.
+        """Yield all that a session hands over, as it comes, until `stopping()`.
 
-        The outbox is sent as soon as the server is there. Raise UnknownUser for one who is in no group.
+        It is in the local database before it is yielded, and is acked only afterwards: what was yielded and not acked,
+        because this was killed or left by an error, comes again in the next session. The outbox is sent as soon as the
+        server is there. Raise UnknownUser for one who is in no group.
         """
-        listener = self._chat.listen(
-            self._uid,
-            places={gid: msgids.unpack(place.msgid) for gid, place in self._local.places().items()},
-            ack_every=ack_every,
-            ack_interval_s=ack_interval_s,
-            acks="auto" if acks else "off",
-            receipts=receipts,
-        )
-        with listener:
-            while not stopping():
-                self.flush()
-                new = self._keep(listener.poll(_POLL_S))
-                self._note_beginnings(listener.places())
-                yield from new
 
-    def _keep(self, items: list[Message | Receipt]) -> list[Message | Receipt]:
-        messages = [item for item in items if isinstance(item, Message)]
-        told = [item for item in items if isinstance(item, Receipt)]
-        new = self._local.receive(messages) if messages else []
-        if told:
-            self._local.take_receipts(told)
-        return [*new, *told]
+        def begin() -> Listener:
+            self._begin()
+            return self._chat.listen(
+                self._uid,
+                places=self._local.places(),
+                since_join=True,
+                ack_every=ack_every,
+                ack_interval_s=ack_interval_s,
+                acks=acks,
+                receipts=receipts,
+            )
 
-    def _note_beginnings(self, places: Mapping[str, str]) -> None:
-        """Note where a group begins here, while nothing has come in it: another device may ack what comes next."""
-        for gid in places.keys() - self._begun:
-            self._local.note_place(gid, Place(check_places({gid: places[gid]})[gid], 0))
-            self._begun.add(gid)
+        with begin() as listener:
+            yield from self._events(listener, stopping)
+
+    def _events(self, listener: Listener, stopping: Callable[[], bool]) -> Iterator[Message | Receipt]:
+        shown: dict[str, str] = {}
+        while not stopping():
+            self.flush()
+            items = listener.poll(_POLL_S)
+            # A place moves once all before it was shown: who was killed first shows it when they come back.
+            self._local.keep(items, shown)
+            shown = {item.gid: item.msgid for item in items if isinstance(item, Message)}
+            yield from items
+        self._local.keep((), shown)

@@ -1,12 +1,13 @@
 """Sending, pulling, confirming, and asking who has read what."""
 
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
 import click
 
 from cli import output
-from cli.local import client_of, no_local_option
+from cli.local import client_of, keep_sent, local_database, no_local_option
 from cli.options import Invocation, command
 from cli.peers import Peers, peers_at
 from cli.records import (
@@ -22,7 +23,7 @@ from cli.records import (
     status_record,
     tally_record,
 )
-from imcore.errors import InvalidInput, LocalDatabaseError
+from imcore.errors import InvalidInput
 from imcore.values import Message, MessageStatus
 
 if TYPE_CHECKING:
@@ -98,11 +99,13 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
     The member's own messages are included, so that there are no holes. Without GID: of all their groups, by gid.
     As at a login, the user's local database is brought up to date: messages, receipts, and its outbox is sent.
     """
-    with run.chat() as chat:
+    with run.chat() as chat, ExitStack() as stack:
+        keeps = not no_local and chat.groups_of(uid)
+        client = stack.enter_context(client_of(run, chat, uid)) if keeps else None
         messages = chat.pull(uid, gid, limit=limit)
-        if not no_local and chat.groups_of(uid):
-            with client_of(run, chat, uid) as client:
-                client.sync()
+        if client:
+            client.keep(messages)
+            client.sync()
         run.show(map(peers_at(chat, uid).named, map(message_record, messages)), MESSAGE_COLUMNS)
         output.flush()
         if with_ack:
@@ -156,27 +159,30 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
 
 
 def _send(run: Invocation, chat: "Chat", draft: _Draft, options: _Sending) -> None:
-    sender_uid, client_msgid = options["sender_uid"], options["client_msgid"]
     if options["queue"]:
-        if client_msgid or options["no_local"]:
+        if options["client_msgid"] or options["no_local"]:
             raise click.UsageError("--queue chooses the client_msgid itself and needs the local database")
-        _queue(run, chat, draft, sender_uid)
-        return
-    if draft.gid is not None:
-        message = chat.send(draft.gid, draft.content, sender_uid=sender_uid, client_msgid=client_msgid)
+        _queue(run, chat, draft, options["sender_uid"])
+    elif options["no_local"]:
+        _show_message(run, chat, _sent(chat, draft, options))
     else:
-        message = chat.send_direct(draft.to_uid or "", draft.content, sender_uid=sender_uid, client_msgid=client_msgid)
-    _show_message(run, chat, message)
-    if not options["no_local"]:
-        try:
-            with client_of(run, chat, sender_uid) as client:
-                client.keep_sent(message)
-        except LocalDatabaseError as error:
-            output.complain(f"the message is stored, but {error}")
+        message = _sent(chat, draft, options)
+        _show_message(run, chat, message)
+        keep_sent(run, chat, message.sender_uid, message)
+
+
+def _sent(chat: "Chat", draft: _Draft, options: _Sending) -> Message:
+    uid, client_msgid = options["sender_uid"], options["client_msgid"]
+    if draft.gid is not None:
+        return chat.send(draft.gid, draft.content, sender_uid=uid, client_msgid=client_msgid)
+    return chat.send_direct(draft.to_uid or "", draft.content, sender_uid=uid, client_msgid=client_msgid)
 
 
 def _queue(run: Invocation, chat: "Chat", draft: _Draft, sender_uid: str) -> None:
-    with client_of(run, chat, sender_uid) as client:
+    from imcore.client import Client  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
+
+    with local_database(run, sender_uid) as local:
+        client = Client(chat, sender_uid, local)
         outgoing = client.queue(draft.content, gid=draft.gid, to_uid=draft.to_uid)
         sent = {message.client_msgid: message for message in client.flush()}
         if outgoing.client_msgid in sent:

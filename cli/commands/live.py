@@ -1,12 +1,12 @@
 """A live session, the receipts that wait, and a client's own database."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
 
 import click
 
 from cli import output
-from cli.local import no_local_option
+from cli.local import client_of, local_database, no_local_option
 from cli.options import Invocation, NumberRange, command
 from cli.peers import Peers, peers_at
 from cli.records import (
@@ -20,9 +20,6 @@ from cli.records import (
 )
 from cli.supervisor import Stopped, StopSignals
 from imcore.values import Message, Receipt
-
-if TYPE_CHECKING:
-    from imcore.live.localdb import LocalDatabase
 
 
 @command("listen", example="im listen bob\nim listen bob --ack-every 1 --json")
@@ -41,8 +38,9 @@ if TYPE_CHECKING:
 def listen(run: Invocation, uid: str, ack_every: int, ack_interval: float, no_ack: bool, receipts: str) -> None:
     """Run a live session until Ctrl-C.
 
-    It is online, shows what was not acked and then what comes, and the receipts of own messages. Everything is kept in
-    the user's local database (see `im log`), and what waits in its outbox is sent.
+    It is online, shows what was not acked and then what comes, own messages included, and the receipts of own messages.
+    What is acked has been shown. Everything is kept in the user's local database (see `im log`), and what waits in its
+    outbox is sent.
     """
     from imcore.client import Client  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
@@ -50,13 +48,13 @@ def listen(run: Invocation, uid: str, ack_every: int, ack_interval: float, no_ac
         with (
             StopSignals() as signals,
             run.chat() as chat,
-            _local_database(run, chat.known_user(uid), exclusive=True) as local,
+            local_database(run, chat.known_user(uid), exclusive=True) as local,
         ):
             events = Client(chat, uid, local).live(
                 lambda: signals.asked,
                 ack_every=ack_every,
                 ack_interval_s=ack_interval,
-                acks=not no_ack,
+                acks="off" if no_ack else "auto",
                 receipts="push" if receipts == "push" else "poll",
             )
             signals.defer()
@@ -75,14 +73,15 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
     What is confirmed with --ack comes again when more people have read it; the user's local database keeps it. The
     worker `receipts` must have run.
     """
-    with run.chat() as chat:
+    with run.chat() as chat, ExitStack() as stack:
         found = chat.receipts(uid)
+        keeps = with_ack and not no_local and found
+        client = stack.enter_context(client_of(run, chat, uid)) if keeps else None
         run.show(map(peers_at(chat, uid).named, map(receipt_record, found)), RECEIPT_COLUMNS)
         output.flush()
-        if with_ack and found:
-            if not no_local:
-                with _local_database(run, uid) as local:
-                    local.take_receipts(found)
+        if client:
+            client.keep(found)
+        if with_ack:
             chat.confirm_receipts(uid, found)
 
 
@@ -92,19 +91,12 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
 def log(run: Invocation, uid: str, gid: str | None) -> None:
     """Show a user's local database, as chat.
 
-    Own messages are `waiting`, `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
+    Own messages are `waiting`, `refused`, `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
     """
-    with _local_database(run, uid, read_only=True) as local:
+    with local_database(run, uid, read_only=True) as local:
         lines = list(local.log(gid))
         known = {line.sender_uid for line in lines} | {outgoing.to_uid or uid for outgoing in local.waiting()}
     run.show(map(Peers(uid, lambda _: known).named, map(log_record, lines)), LOG_COLUMNS)
-
-
-def _local_database(run: Invocation, uid: str, *, exclusive: bool = False, read_only: bool = False) -> "LocalDatabase":
-    from imcore.live.localdb import LocalDatabase, path_of  # noqa: PLC0415 (it takes SQLite)
-
-    path = path_of(run.settings().data_dir, uid)
-    return LocalDatabase(path, uid, exclusive=exclusive, read_only=read_only)
 
 
 def _show(run: Invocation, events: Iterator[Message | Receipt], peers: Peers) -> None:

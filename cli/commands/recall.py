@@ -2,11 +2,9 @@
 
 import click
 
-from cli import output
-from cli.local import client_of, no_local_option
+from cli.local import keep_sent, no_local_option
 from cli.options import Invocation, command, confirm, yes_option
 from cli.records import MESSAGE_COLUMNS, message_record
-from imcore.errors import LocalDatabaseError
 
 
 @command("recall", example="im recall team 1767225600000-0 --by ann --yes")
@@ -24,12 +22,8 @@ def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, n
     """
     confirm(f"Recall message {msgid} of {gid}? What it says is gone for good.", yes=yes)
     with run.chat() as chat:
+        keeps = not no_local and not admin
         message = chat.recall(gid, msgid, by=by_uid, admin=admin)
         run.show([message_record(message)], MESSAGE_COLUMNS)
-        if no_local or admin:
-            return
-        try:
-            with client_of(run, chat, by_uid) as client:
-                client.keep_sent(message)
-        except LocalDatabaseError as error:
-            output.complain(f"the message is recalled, but {error}")
+        if keeps:
+            keep_sent(run, chat, by_uid, message)

@@ -73,11 +73,11 @@ class _Act:
         unacked = 0
         self._say("hello", HOST)
         # What they write before their sessions have begun counts as read, and need not come to them.
-        self.wait(lambda: all(self.printed(uid) for uid in PROCESSES))
+        self.wait(lambda: all(self.printed(uid)[0] for uid in PROCESSES))
         for seq in range(2, MESSAGES + 1):
             self._say(f"message {seq}", ABSENT if seq % 2 else SENDER)
             if seq == KILLED_AFTER:
-                self.wait(lambda: self.printed(KILLED) == self.msgids)
+                self.wait(lambda: self.printed(KILLED) == [self.msgids])
                 self.sessions.kill(KILLED)
                 unacked = len(self.chat.pull(KILLED, GID))
             if seq == BACK_AFTER:
@@ -88,9 +88,9 @@ class _Act:
         self.messages.append(self.chat.send(GID, content, sender_uid=sender_uid))
         self._go_on(0)
 
-    def printed(self, uid: str) -> list[str]:
-        """Return the messages that a user's processes have printed."""
-        return [message["msgid"] for message in self.sessions.messages(uid, GID)]
+    def printed(self, uid: str) -> list[list[str]]:
+        """Return the messages that each of a user's sessions, one after the other, has printed."""
+        return [[message["msgid"] for message in messages] for messages in self.sessions.messages(uid, GID)]
 
     def kept(self, uid: str) -> dict[str | None, str | None]:
         """Return the messages in a user's local database, in its order, and the state of own ones: `im log`."""
@@ -125,16 +125,20 @@ class _Act:
 
 def _claim_messages(claims: Claims, act: _Act, unacked: int) -> None:
     msgids = act.msgids
-    came = act.wait(lambda: all(len(act.printed(uid)) >= MESSAGES for uid in PROCESSES))
+    came = act.wait(lambda: all(act.printed(uid)[-1][-1:] == msgids[-1:] for uid in PROCESSES))
     came = came and act.wait(lambda: all(len(arrived) >= MESSAGES for arrived in act.arrived.values()))
+    first, second = act.printed(KILLED)
+    others = [*act.arrived.values(), *(act.printed(uid)[0] for uid in PROCESSES if uid != KILLED)]
     claims.hold(
-        came and all(arrived == msgids for arrived in [*act.arrived.values(), *map(act.printed, PROCESSES)]),
-        f"each of {len(act.arrived) + len(PROCESSES)} sessions was handed every message, once and in order",
+        came and all(arrived == msgids for arrived in others),
+        f"each of {len(others)} sessions was handed every message, once and in order",
     )
+    again = msgids[KILLED_AFTER - unacked :]
     claims.hold(
-        list(act.kept(KILLED)) == msgids,
-        f"{KILLED}, killed with {unacked} messages not acked, has all {MESSAGES} in the local database, each once",
+        first == msgids[:KILLED_AFTER] and second[-len(again) :] == again,
+        f"{KILLED}, killed with {unacked} messages not acked, was shown these again, and then what came meanwhile",
     )
+    claims.hold(list(act.kept(KILLED)) == msgids, f"{KILLED} has all {MESSAGES} in the local database, each once")
 
 
 def _claim_receipts(claims: Claims, act: _Act) -> None:
@@ -166,7 +170,7 @@ def _claim_one_to_one(claims: Claims, act: _Act) -> None:
 
 
 def _heard(act: _Act, uid: str, gid: str) -> list[tuple[str, str]]:
-    return [(message["content"], message["peer"]) for message in act.sessions.messages(uid, gid)]
+    return [(message["content"], message["peer"]) for message in act.sessions.messages(uid, gid)[-1]]
 
 
 def _claim_absent(claims: Claims, act: _Act) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import chain
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,7 +23,7 @@ class Sessions:
         self._environment = environment
         self._log = log
         self._programs = Programs(self._heard)
-        self._events: dict[str, list[dict[str, Any]]] = {}
+        self._events: dict[str, list[list[dict[str, Any]]]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -32,7 +33,7 @@ class Sessions:
 
     def start(self, uid: str) -> None:
         """Begin a user's session."""
-        self._events.setdefault(uid, [])
+        self._events.setdefault(uid, []).append([])
         arguments = ("listen", uid, "--json", "--ack-interval", str(_ACK_INTERVAL_S))
         self._programs.start(uid, _im(*arguments), self._environment)
 
@@ -50,13 +51,14 @@ class Sessions:
         for uid, code in self._programs.ended().items():
             raise ImError(f"the session of {uid} ended by itself (exit code {code})")
 
-    def messages(self, uid: str, gid: str) -> list[dict[str, Any]]:
-        """Return the messages of a group that a user's sessions have printed, in that order."""
-        return [event for event in self._of(uid, gid) if event["event"] == "message"]
+    def messages(self, uid: str, gid: str) -> list[list[dict[str, Any]]]:
+        """Return the messages of a group that each of a user's sessions, one after the other, has printed."""
+        return [[event for event in events if event["event"] == "message"] for events in self._of(uid, gid)]
 
     def receipts(self, uid: str, gid: str) -> list[tuple[str, tuple[int, int]]]:
         """Return the receipts that a user's sessions have printed, in that order: msgid, how many have and have not."""
-        return [(e["msgid"], (e["read"], e["unread"])) for e in self._of(uid, gid) if e["event"] == "receipt"]
+        events = chain.from_iterable(self._of(uid, gid))
+        return [(e["msgid"], (e["read"], e["unread"])) for e in events if e["event"] == "receipt"]
 
     def run(self, *arguments: str) -> None:
         """Run one short command of `im`. Raise ImError if it fails."""
@@ -73,12 +75,12 @@ class Sessions:
             why = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
             raise ImError(f"`im {' '.join(arguments)}` failed: {why}")
 
-    def _of(self, uid: str, gid: str) -> list[dict[str, Any]]:
-        return [event for event in self._events[uid] if event["gid"] == gid]
+    def _of(self, uid: str, gid: str) -> list[list[dict[str, Any]]]:
+        return [[event for event in events if event["gid"] == gid] for events in self._events[uid]]
 
     def _heard(self, uid: str, line: str) -> None:
         if line.startswith("{"):
-            self._events[uid].append(json.loads(line))
+            self._events[uid][-1].append(json.loads(line))
         else:
             self._log.append(f"{uid} | {line}")
 

@@ -13,21 +13,23 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 
 from imcore import msgid as msgids
 from imcore.errors import InvalidInput, LocalDatabaseError
-from imcore.limits import check_msgid, check_name, check_time
-from imcore.live.feed import Place
+from imcore.limits import check_msgid, check_name, check_places, check_time
 from imcore.values import LogLine, Message, Receipt
 
-SCHEMA_VERSION = 1
+PAGE = 500
+"""How many messages are taken in one step."""
+
+SCHEMA_VERSION = 2
 
 _APPLICATION_ID = 0x696D6372
 _SCHEMA = """
-CREATE TABLE owner (uid TEXT NOT NULL) STRICT;
+CREATE TABLE owner (uid TEXT NOT NULL, begun INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE messages (
     gid TEXT NOT NULL, msgid INTEGER NOT NULL, seq INTEGER NOT NULL, sender_uid TEXT NOT NULL, content TEXT NOT NULL,
     client_msgid TEXT, sent_at_ms INTEGER, recalls INTEGER, PRIMARY KEY (gid, msgid)
@@ -36,7 +38,7 @@ CREATE INDEX tombstones ON messages (gid, recalls) WHERE recalls IS NOT NULL;
 CREATE TABLE tallies (
     gid TEXT NOT NULL, msgid INTEGER NOT NULL, read INTEGER NOT NULL, unread INTEGER NOT NULL, PRIMARY KEY (gid, msgid)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE places (gid TEXT PRIMARY KEY, msgid INTEGER NOT NULL, seq INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE places (gid TEXT PRIMARY KEY, msgid INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, gid TEXT NOT NULL, to_uid TEXT, content TEXT NOT NULL,
     client_msgid TEXT NOT NULL UNIQUE, written_ms INTEGER NOT NULL, refused TEXT
@@ -48,6 +50,13 @@ _INSERT = """
 INSERT INTO messages VALUES (?1, ?2, ?3, ?4,
     CASE WHEN EXISTS (SELECT 1 FROM messages WHERE gid = ?1 AND recalls = ?2) THEN '' ELSE ?5 END, ?6, ?7, ?8)
 ON CONFLICT DO NOTHING
+"""
+_TELL = """
+INSERT INTO tallies VALUES (?, ?, ?, ?) ON CONFLICT (gid, msgid)
+DO UPDATE SET read = excluded.read, unread = excluded.unread WHERE excluded.read >= read
+"""
+_ADVANCE = """
+INSERT INTO places VALUES (?, ?) ON CONFLICT (gid) DO UPDATE SET msgid = excluded.msgid WHERE excluded.msgid > msgid
 """
 _LOG = """
 SELECT m.gid, m.msgid, m.sender_uid, m.content, m.client_msgid, t.read, t.unread
@@ -88,7 +97,7 @@ class LocalDatabase:
     def __init__(self, path: Path, uid: str, *, exclusive: bool = False, read_only: bool = False) -> None:
         """Open it, and make it if there is none and it may be written.
 
-        Raise LocalDatabaseError if another session holds it, or if it is damaged, of a newer version, of another user,
+        Raise LocalDatabaseError if another session holds it, or if it is damaged, of another version, of another user,
         or in a place that cannot be written.
         """
         self.path = path
@@ -120,36 +129,41 @@ class LocalDatabase:
         self._connection.close()
         self._release()
 
-    def places(self) -> dict[str, Place]:
-        """Return up to which message each group is here without holes."""
-        return {gid: Place(msgid, seq) for gid, msgid, seq in self._rows("SELECT gid, msgid, seq FROM places")}
+    @property
+    def begun(self) -> bool:
+        """Whether `begin` was called: a group that has no place here was joined since."""
+        return self._rows("SELECT begun FROM owner") == [(1,)]
 
-    def receive(self, messages: Iterable[Message]) -> list[Message]:
-        """Keep messages that a session handed over, each group's in order; return those that are new here."""
+    def begin(self, places: Mapping[str, str]) -> None:
+        """Note where each of the user's groups begins here. Once is enough: afterwards this does nothing."""
+        rows = check_places(places).items()
         with self._transaction() as connection:
-            return [message for message in messages if self._keep(connection, message)]
+            if connection.execute("UPDATE owner SET begun = 1 WHERE begun = 0").rowcount:
+                connection.executemany(_ADVANCE, rows)
 
-    def note_place(self, gid: str, place: Place) -> None:
-        """Note that a group is here up to a message (forward only)."""
-        with self._transaction() as connection:
-            _advance(connection, gid, place)
+    def places(self) -> dict[str, str]:
+        """Return up to which message (its msgid) each group is here without holes."""
+        return {gid: msgids.unpack(msgid) for gid, msgid in self._rows("SELECT gid, msgid FROM places")}
 
-    def keep_sent(self, message: Message, outgoing: Outgoing | None = None) -> None:
-        """Keep an own message that the server has stored; it leaves the outbox in the same step."""
-        with self._transaction() as connection:
-            _insert(connection, message)
-            if outgoing:
-                connection.execute("DELETE FROM outbox WHERE id = ?", (outgoing.number,))
+    def keep(self, items: Iterable[Message | Receipt], places: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Keep messages, and tallies of own ones, in one step; and up to where groups are here without holes now.
 
-    def take_receipts(self, receipts: Iterable[Receipt]) -> None:
-        """Keep the tallies of own messages; how many have read one never goes down."""
-        rows = [(r.gid, check_msgid(r.msgid), r.read, r.unread) for r in receipts]
-        with self._transaction() as connection:
-            connection.executemany(
-                "INSERT INTO tallies VALUES (?, ?, ?, ?) ON CONFLICT (gid, msgid)"
-                " DO UPDATE SET read = excluded.read, unread = excluded.unread WHERE excluded.read >= read",
-                rows,
-            )
+        What is here already stays as it is; how many have read a message never goes down, nor does a place.
+        """
+        messages: list[Message] = []
+        tallies: list[tuple[str, int, int, int]] = []
+        for item in items:
+            if isinstance(item, Message):
+                messages.append(item)
+            else:
+                tallies.append((item.gid, check_msgid(item.msgid), item.read, item.unread))
+        rows = check_places(places).items()
+        if messages or tallies or rows:
+            with self._transaction() as connection:
+                for message in messages:
+                    self._insert(connection, message)
+                connection.executemany(_TELL, tallies)
+                connection.executemany(_ADVANCE, rows)
 
     def queue(self, gid: str, content: str, *, to_uid: str | None = None) -> Outgoing:
         """Put a message into the outbox, behind those that wait there."""
@@ -174,15 +188,16 @@ class LocalDatabase:
     def log(self, gid: str | None = None) -> Iterator[LogLine]:
         """Yield the chat as this client knows it: by group, oldest first, then what waits in the outbox."""
         yield from (self._line(*row) for row in self._rows(_LOG, {"gid": gid}))
-        yield from (_unsent(self.uid, *row) for row in self._rows(_OUTBOX, {"gid": gid}))
+        yield from (self._unsent(*row) for row in self._rows(_OUTBOX, {"gid": gid}))
 
     def _line(
         self, gid: str, msgid: int, sender_uid: str, content: str, client_msgid: str | None, *tally: int
     ) -> LogLine:
+        text = msgids.unpack(msgid)
         return LogLine(
             gid=gid,
-            msgid=msgids.unpack(msgid),
-            time=msgids.from_ms(msgids.time_ms(msgid)),
+            msgid=text,
+            time=msgids.time_of(text),
             sender_uid=sender_uid,
             content=content,
             client_msgid=client_msgid,
@@ -190,9 +205,22 @@ class LocalDatabase:
             recalled=not content,  # which else is never empty
         )
 
-    def _keep(self, connection: sqlite3.Connection, message: Message) -> bool:
-        _advance(connection, message.gid, Place(check_msgid(message.msgid), message.seq))
-        return _insert(connection, message)
+    def _unsent(self, gid: str, content: str, client_msgid: str, written_ms: int, refused: str | None) -> LogLine:
+        state = "waiting" if refused is None else f"refused: {refused}"
+        return LogLine(gid, None, msgids.from_ms(written_ms), self.uid, content, client_msgid, state)
+
+    def _insert(self, connection: sqlite3.Connection, message: Message) -> None:
+        msgid = check_msgid(message.msgid)
+        sent_at_ms = None if message.sent_at is None else check_time(message.sent_at)
+        recalls = None if message.recalls is None else check_msgid(message.recalls)
+        key, said = (message.gid, msgid), (message.seq, message.sender_uid, message.content, message.client_msgid)
+        connection.execute(_INSERT, (*key, *said, sent_at_ms, recalls))
+        if recalls is not None or message.recalled:
+            withdrawn = (message.gid, msgid if recalls is None else recalls)
+            connection.execute("UPDATE messages SET content = '' WHERE gid = ? AND msgid = ?", withdrawn)
+        if message.sender_uid == self.uid and recalls is None:
+            sent = (message.gid, message.client_msgid)
+            connection.execute("DELETE FROM outbox WHERE gid = ? AND client_msgid = ?", sent)
 
     def _rows(self, sql: str, values: Mapping[str, object] | tuple[()] = ()) -> list[Any]:
         with self._readable():
@@ -276,7 +304,7 @@ class LocalDatabase:
             raise LocalDatabaseError(f"{self.path} is a database of something else: give another path")
         for statement in _SCHEMA.split(";"):
             connection.execute(statement)
-        connection.execute("INSERT INTO owner VALUES (?)", (self.uid,))
+        connection.execute("INSERT INTO owner (uid) VALUES (?)", (self.uid,))
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -295,43 +323,7 @@ class LocalDatabase:
             self._lock = None
 
 
-def _insert(connection: sqlite3.Connection, message: Message) -> bool:
-    sent_at_ms = None if message.sent_at is None else check_time(message.sent_at)
-    recalls = None if message.recalls is None else check_msgid(message.recalls)
-    cursor = connection.execute(
-        _INSERT,
-        (
-            message.gid,
-            check_msgid(message.msgid),
-            message.seq,
-            message.sender_uid,
-            message.content,
-            message.client_msgid,
-            sent_at_ms,
-            recalls,
-        ),
-    )
-    new = cursor.rowcount == 1
-    if recalls is not None or message.recalled:
-        withdrawn = check_msgid(message.msgid) if recalls is None else recalls
-        connection.execute("UPDATE messages SET content = '' WHERE gid = ? AND msgid = ?", (message.gid, withdrawn))
-    return new
-
-
-def _advance(connection: sqlite3.Connection, gid: str, place: Place) -> None:
-    connection.execute(
-        "INSERT INTO places VALUES (?, ?, ?) ON CONFLICT (gid)"
-        " DO UPDATE SET msgid = excluded.msgid, seq = excluded.seq WHERE excluded.msgid > msgid",
-        (gid, *place),
-    )
-
-
 def _state(read: int | None, unread: int | None) -> str:
     if not read:
         return "stored"
-    return "read by all" if not unread else f"read {read}/{read + (unread or 0)}"
-
-
-def _unsent(uid: str, gid: str, content: str, client_msgid: str, written_ms: int, refused: str | None) -> LogLine:
-    state = "waiting" if refused is None else f"refused: {refused}"
-    return LogLine(gid, None, msgids.from_ms(written_ms), uid, content, client_msgid, state)
+    return "read by all" if not unread else f"read {read}/{read + unread}"

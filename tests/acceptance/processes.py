@@ -39,6 +39,17 @@ class Im:
             timeout=END_S,
         )
 
+    def start(self, *args: str) -> "subprocess.Popen[str]":
+        """Start a command; what it writes can be read."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "cli.main", *args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+        )
+
     def json(self, *args: str) -> list[Line]:
         """Run a command that has to succeed; return what it prints."""
         result = self.run("--json", *args)

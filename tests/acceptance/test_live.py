@@ -1,6 +1,7 @@
 """Live sessions as real processes: everybody has everything once and in order, and every tally is right, whatever
 is killed and whenever."""
 
+import json
 import os
 import random
 import signal
@@ -64,12 +65,12 @@ class Stack:
                     client.client_kill_filter(_id=int(each["id"]))
 
     def log(self, uid: str) -> list[tuple[str, str | None, str, str | None]]:
-        """A user's local database, as it is now."""
-        path = path_of(self.folder, uid)
-        if not path.exists():
+        """A user's local database, as it is now, if it is there already."""
+        try:
+            with LocalDatabase(path_of(self.folder, uid), uid, read_only=True) as local:
+                return [(line.gid, line.msgid, line.content, line.state) for line in local.log()]
+        except LocalDatabaseError:
             return []
-        with LocalDatabase(path, uid, read_only=True) as local:
-            return [(line.gid, line.msgid, line.content, line.state) for line in local.log()]
 
     def close(self) -> None:
         self._running.close()
@@ -103,7 +104,7 @@ class Talk:
         path = path_of(self.stack.folder, uid)
         try:
             with LocalDatabase(path, uid, read_only=True) as local:
-                return len(local.places()) == len(GIDS)
+                return local.begun
         except LocalDatabaseError:
             return False
 
@@ -175,10 +176,15 @@ def test_whatever_is_killed_everybody_has_everything_once_and_every_tally_is_rig
         assert [(line["msgid"], line["state"]) for line in stack.im.json("log", uid)] == [
             (line["msgid"], "read 2/3" if line["sender_uid"] == uid else None) for line in statuses
         ]
-        outputs = (stack.folder / "sessions" / uid).glob("*.out")
-        events = [event for path in outputs for event in events_in(path) if event["event"] == "message"]
-        told = [(event["gid"], event["msgid"]) for event in events]
-        assert len(told) == len(set(told))
+        # And so was it shown: by each session once and in order, and nothing is missing
+        shown = set()
+        for path in (stack.folder / "sessions" / uid).glob("*.out"):
+            told = [(event["gid"], event["msgid"]) for event in events_in(path) if event["event"] == "message"]
+            for gid in GIDS:
+                msgids = [(len(msgid), msgid) for where, msgid in told if where == gid]
+                assert msgids == sorted(set(msgids))
+            shown.update(told)
+        assert shown == {(line["gid"], line["msgid"]) for line in statuses}
 
 
 def due(chat: Chat, uid: str) -> list[tuple[str, str | None, str, str | None]]:
@@ -240,6 +246,51 @@ def test_a_clean_end_acks_and_goes_offline_at_once(stack: Stack, number: signal.
     assert bob.errors == ""
     assert stack.im.json("unread", "bob") == [{"gid": "team", "unread": 0}]
     assert not is_online(stack, "bob")
+
+
+# What is shown.
+
+
+def test_what_was_stored_before_it_was_shown_is_shown_and_only_then_acked(stack: Stack) -> None:
+    # Given what a pull has stored, beyond what it has printed
+    stack.chat.create_group("team", ["ann", "bob"])
+    for number in range(3):
+        stack.chat.send("team", str(number), sender_uid="ann")
+    assert len(stack.im.json("pull", "bob", "--limit", "1")) == 1
+    assert len(stack.log("bob")) == 3
+    # When
+    looking = stack.listen("bob", "--no-ack")
+    looking.wait_for(3)
+    assert looking.end() == 0
+    bob = stack.listen("bob")
+    bob.wait_for(3)
+    # Then
+    assert [line["content"] for line in bob.messages] == ["0", "1", "2"]
+    assert bob.end() == 0
+    assert stack.im.json("unread", "bob") == [{"gid": "team", "unread": 0}]
+    again = stack.listen("bob")
+    wait_until(lambda: is_online(stack, "bob"), timeout_s=END_S)
+    assert again.end() == 0
+    assert again.messages == []
+
+
+def test_what_could_not_be_written_is_not_acked(stack: Stack) -> None:
+    # Given more than fits into a pipe
+    stack.chat.create_group("team", ["ann", "bob"])
+    for number in range(5):
+        stack.chat.send("team", f"{number}" + "x" * 60_000, sender_uid="ann")
+    # When its reader goes away after the first line
+    process = stack.im.start("listen", "bob", "--json", "--ack-every", "1", "--ack-interval", "0")
+    assert process.stdout
+    first = json.loads(process.stdout.readline())
+    process.stdout.close()
+    # Then
+    assert process.wait(END_S) == 1
+    assert process.stderr
+    assert process.stderr.read() == "im: the output could not be written: Broken pipe\n"
+    process.stderr.close()
+    assert first["content"][0] == "0"
+    assert [line["content"][0] for line in stack.im.json("pull", "bob")][-4:] == ["1", "2", "3", "4"]
 
 
 # Bad input.

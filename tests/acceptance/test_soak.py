@@ -100,6 +100,7 @@ def test_whatever_is_killed_nothing_is_lost_or_there_twice_and_every_count_is_ri
         observer.raise_faults()
     assert soak.im.json("check") == []
     end_all(soak)
+    all_was_shown(soak, groups)
     assert soak.im.json("check") == []
     assert any(is_trimmed(soak, gid) for gid in gids)
     compare(soak, groups)
@@ -224,12 +225,19 @@ def end_all(soak: Soak) -> None:
         soak.parts.remove(part)
     for path in [*soak.folder.glob("*/*.log"), *soak.folder.glob("sessions/*/*.err")]:
         assert "Traceback" not in path.read_text(), path.read_text()
+
+
+def all_was_shown(soak: Soak, groups: dict[str, ModelGroup]) -> None:
+    """Each session has shown messages once and in order, and all sessions of a listener together all there are."""
     for number in range(len(soak.listeners)):
-        paths = sorted((soak.folder / "sessions" / str(number)).glob("*.out"), key=lambda path: int(path.stem))
-        events = [event for path in paths for event in events_in(path) if event["event"] == "message"]
-        for scene in soak.scenes:
-            seqs = [event["seq"] for event in events if event["gid"] == scene.gid]
-            assert seqs == sorted(set(seqs)), "a session has shown a message twice, or out of order"
+        shown: dict[str, set[int]] = {gid: set() for gid in groups}
+        for path in (soak.folder / "sessions" / str(number)).glob("*.out"):
+            events = [event for event in events_in(path) if event["event"] == "message"]
+            for gid in groups:
+                seqs = [event["seq"] for event in events if event["gid"] == gid]
+                assert seqs == sorted(set(seqs)), "a session has shown a message twice, or out of order"
+                shown[gid].update(seqs)
+        assert shown == {gid: set(range(1, group.newest + 1)) for gid, group in groups.items()}
 
 
 def compare(soak: Soak, groups: dict[str, ModelGroup]) -> None:
@@ -266,7 +274,7 @@ def is_trimmed(soak: Soak, gid: str) -> bool:
 def has_begun(soak: Soak, uid: str) -> bool:
     try:
         with LocalDatabase(path_of(soak.folder, uid), uid, read_only=True) as local:
-            return len(local.places()) == len(soak.scenes)
+            return local.begun
     except LocalDatabaseError:
         return False
 

@@ -3,7 +3,7 @@
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from imcore import msgid as msgids
 from imcore.client import Client
 from imcore.direct import gid_of
 from imcore.errors import ConfigurationError, RedisUnavailable
-from imcore.live.localdb import LocalDatabase, path_of
+from imcore.live.localdb import PAGE, LocalDatabase, path_of
 from imcore.settings import Settings
 from imcore.streams import calls
 from imcore.streams.calls import Draft
@@ -65,15 +65,25 @@ def say(chat: Chat, *texts: str, gid: str = "team", sender: str = "ann") -> list
     return [each.msgid for each in sent if isinstance(each, calls.Sent)]
 
 
-def listen(client: Client, until: Callable[[], object], **options: Any) -> list[Message | Receipt]:
-    """Run a session until the condition holds, as seen between two polls."""
+def listen(
+    client: Client, until: Callable[[], object] | int, into: list[Message | Receipt] | None = None, **options: Any
+) -> list[Message | Receipt]:
+    """Run a session until the condition holds, as seen between two polls, or until so many messages were yielded."""
     give_up = time.monotonic() + MOST_S
+    found = [] if into is None else into
 
     def stopping() -> bool:
         assert time.monotonic() < give_up, f"not so within {MOST_S} s"
-        return bool(until())
+        return len(said(found)) >= until if isinstance(until, int) else bool(until())
 
-    return list(client.live(stopping, **options))
+    for event in client.live(stopping, **options):
+        found.append(event)
+    return found
+
+
+def said(found: list[Message | Receipt]) -> list[str]:
+    """The contents of the messages among what a session has yielded."""
+    return [each.content for each in found if isinstance(each, Message)]
 
 
 def texts(local: LocalDatabase, gid: str = "team") -> list[str]:
@@ -112,10 +122,10 @@ def test_a_session_keeps_what_it_yields(bob: Client, local: LocalDatabase, chat:
     assert chat.pull("bob") == []
 
 
-def test_a_session_killed_before_it_acked_acks_when_it_comes_back(
+def test_a_session_killed_before_it_acked_yields_and_acks_when_it_comes_back(
     bob: Client, local: LocalDatabase, chat: Chat
 ) -> None:
-    # Given one that had three messages on its disk, and acked none of them
+    # Given one that had three messages on its disk, and had yielded one of them
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1", "2", "3")
     with closing(bob.live(lambda: False)) as events:
@@ -125,29 +135,119 @@ def test_a_session_killed_before_it_acked_acks_when_it_comes_back(
     # When
     found = listen(bob, lambda: chat.pull("bob") == [], ack_interval_s=0.05)
     # Then
-    assert found == []
-    assert texts(local) == ["1", "2", "3"]
+    assert said(found) == texts(local) == ["1", "2", "3"]
     tell(chat)
     assert [(each.msgid, each.read) for each in chat.receipts("ann")] == [(each, 1) for each in sent]
 
 
-def test_a_session_notes_where_it_began_so_that_other_devices_take_nothing_from_it(
+def test_what_is_acked_was_yielded_whatever_the_local_database_has(
+    bob: Client, local: LocalDatabase, chat: Chat
+) -> None:
+    # Given a login, and a session that only looked
+    for gid in ("team", "home"):
+        chat.create_group(gid, ["ann", "bob"])
+        say(chat, "1", "2", gid=gid)
+    bob.sync()
+    assert said(listen(bob, 4, acks="off")) == ["1", "2"] * 2
+    assert {each.unread for each in chat.unread("bob")} == {2}
+    # When
+    found = listen(bob, lambda: {each.unread for each in chat.unread("bob")} == {0}, ack_every=1)
+    # Then
+    assert said(found) == ["1", "2"] * 2
+    assert texts(local) == texts(local, "home") == ["1", "2"]
+
+
+def test_what_could_not_be_shown_is_not_acked(bob: Client, chat: Chat) -> None:
+    # Given a reader that goes away after the first line
+    chat.create_group("team", ["ann", "bob"])
+    say(chat, "1", "2", "3")
+    with closing(bob.live(lambda: False, ack_every=1)) as events:
+        next(events)
+    # Then
+    assert [each.content for each in chat.pull("bob")] == ["1", "2", "3"]
+
+
+def test_own_messages_are_yielded_whoever_has_sent_them(
     bob: Client, local: LocalDatabase, chat: Chat, other: Chat
 ) -> None:
-    # Given a session in which nothing came
+    # Given bob, who is live, and something of his that waits
+    chat.create_group("team", ["ann", "bob"])
+    bob.queue("waited", gid="team")
+    bob.queue("psst", to_uid="ann")
+
+    def meanwhile() -> bool:
+        if not sent and not local.waiting():
+            sent.append(chat.send("team", "of this device", sender_uid="bob"))
+            bob.keep([sent[0]])
+            sent.append(other.send("team", "of another one", sender_uid="bob"))
+        return len(said(found)) == 4
+
+    # When
+    sent: list[Message] = []
+    found: list[Message | Receipt] = []
+    listen(bob, meanwhile, found)
+    # Then
+    assert sorted(said(found)) == sorted(["waited", "psst", "of this device", "of another one"])
+    assert [text for text in said(found) if text != "psst"] == texts(local)
+
+
+# A second device.
+
+
+@pytest.mark.parametrize("by", ["sync", "live"])
+def test_another_device_takes_nothing_from_one_that_was_used_before(
+    bob: Client, local: LocalDatabase, chat: Chat, other: Chat, by: str
+) -> None:
+    # Given a device that was used, while nothing came
+    for gid in ("team", "home"):
+        chat.create_group(gid, ["ann", "bob"])
+        say(chat, "long ago", gid=gid)
+        chat.ack("bob", gid)
+    bob.sync()
+    # When another one receives, acks and sends, in groups old and new
+    for gid in ("team", "new"):
+        other.create_group(gid, ["ann", "bob"])
+        say(other, "1", gid=gid)
+        other.ack("bob", gid)
+        other.send(gid, "2", sender_uid="bob")
+    first = other.send_direct("ann", "hi", sender_uid="bob")
+    # Then
+    if by == "sync":
+        bob.sync()
+    else:
+        found = listen(bob, 5)
+        assert sorted(said(found)) == ["1", "1", "2", "2", "hi"]
+    assert [texts(local, gid) for gid in ("team", "new", "home", first.gid)] == [["1", "2"], ["1", "2"], [], ["hi"]]
+
+
+def test_a_fresh_device_begins_at_the_offset(bob: Client, local: LocalDatabase, chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     say(chat, "long ago")
     chat.ack("bob", "team")
-    listen(bob, local.places)
-    # When another device sends, receives and acks
+    say(chat, "1")
+    bob.keep([chat.send("team", "mine", sender_uid="bob")])
+    bob.sync()
+    assert texts(local) == ["1", "mine"]
+
+
+def test_who_was_never_in_a_group_and_then_is_gets_it_from_the_join_on(
+    bob: Client, local: LocalDatabase, chat: Chat, other: Chat
+) -> None:
+    chat.create_group("elsewhere", ["ann"])
+    bob.sync()
+    other.create_group("team", ["ann", "bob"])
     say(other, "1")
     other.ack("bob", "team")
-    say(other, "2", sender="bob")
-    # Then
-    listen(bob, lambda: texts(local) == ["1", "2"])
+    bob.sync()
+    assert texts(local) == ["1"]
 
 
-def test_a_login_brings_everything(bob: Client, local: LocalDatabase, chat: Chat) -> None:
+# At a login.
+
+
+def test_a_login_brings_everything_by_the_page(
+    bob: Client, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given more than a page, some of it trimmed, and receipts
     chat.create_group("team", ["ann", "bob"])
     own = say(chat, "mine", sender="bob")
@@ -156,11 +256,21 @@ def test_a_login_brings_everything(bob: Client, local: LocalDatabase, chat: Chat
     store(chat)
     tell(chat)
     chat.link.run(calls.trim(chat.link.space, "team", msgids.pack(sent[700])))
-    local.keep_sent(chat.send("team", "mine too", sender_uid="bob"))
+    local.keep([chat.send("team", "mine too", sender_uid="bob")])
+    pages: list[int] = []
+    keep = local.keep
+
+    def count(items: Iterable[Message | Receipt], *places: Any) -> None:
+        found = list(items)
+        pages.append(len(found))
+        keep(found, *places)
+
+    monkeypatch.setattr(local, "keep", count)
     # When
     bob.sync()
     bob.sync()
     # Then
+    assert max(pages) == PAGE
     assert texts(local) == [*(str(number) for number in range(1200)), "mine too"]
     assert [(each.msgid, each.read) for each in chat.receipts("bob")] == [(own[0], 1)]
     assert chat.unread("bob")[0].unread == 1200
@@ -196,13 +306,13 @@ def test_who_was_away_keeps_the_same_tallies_as_who_was_there(
         sent = []
         for number in range(6):
             sent += [chat.send("team", f"{number}", sender_uid=uid) for uid in ("ann", "bob")]
-            hers.keep_sent(sent[-2])
-            local.keep_sent(sent[-1])
+            hers.keep([sent[-2]])
+            local.keep([sent[-1]])
         read = ["read 7/8", "read 5/8", "read 5/8", "read 4/8", "read 1/8", "stored"]
         for uid, number in zip(uids, (0, 0, 2, 3, 3, 3, 4), strict=True):
             chat.ack(uid, "team", sent[2 * number + 1].msgid)
         tell(chat)
-        listen(ann, lambda: [state for state in states(hers) if state] == read, acks=False)
+        listen(ann, lambda: [state for state in states(hers) if state] == read, acks="off")
     bob.sync()
     # Then
     assert [state for state in states(local) if state] == read
@@ -221,7 +331,7 @@ class Danger:
     def __init__(self, chat: Chat, chance: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
         self.chance = chance
         self.odds = 0.0
-        for name in ("receive", "take_receipts", "keep_sent"):
+        for name in ("keep", "begin"):
             monkeypatch.setattr(LocalDatabase, name, self.around(getattr(LocalDatabase, name)))
         for name in ("run", "run_many", "gather"):
             monkeypatch.setattr(chat.link, name, self.around(getattr(chat.link, name)))
@@ -249,12 +359,14 @@ def test_sessions_killed_at_random_moments(
     danger = Danger(chat, chance, monkeypatch)
     path = path_of(settings.data_dir, "bob")
     gids, rounds, killed = ["team", "home"], 25, 0
+    shown: list[list[Message | Receipt]] = []
     for gid in gids:
         other.create_group(gid, ["ann", "bob", "cyd"])
 
     def session(until: Callable[[LocalDatabase], bool]) -> None:
         with LocalDatabase(path, "bob", exclusive=True) as local:
-            listen(Client(chat, "bob", local), lambda: until(local), ack_every=2, ack_interval_s=0.02)
+            shown.append([])
+            listen(Client(chat, "bob", local), lambda: until(local), shown[-1], ack_every=2, ack_interval_s=0.02)
 
     # When
     for number in range(rounds):
@@ -274,9 +386,18 @@ def test_sessions_killed_at_random_moments(
     for gid in gids:
         other.ack("cyd", gid)
     tell(other)
-    # Then
-    session(lambda local: all(lines_of(local, gid) == lines_at(other, gid) for gid in gids))
-    assert {each.unread for each in other.unread("bob")} == {0}
+    # Then he has everything, and all that he has acked was shown, by each session in order
+    session(
+        lambda local: (
+            all(lines_of(local, gid) == lines_at(other, gid) for gid in gids)
+            and {each.unread for each in other.unread("bob")} == {0}
+        )
+    )
+    for gid in gids:
+        messages = [[each for each in one if isinstance(each, Message) and each.gid == gid] for one in shown]
+        for one in messages:
+            assert [each.seq for each in one] == sorted({each.seq for each in one})
+        assert {each.msgid for one in messages for each in one} == {msgid for msgid, *_ in lines_at(other, gid)}
     mine = [text for gid in gids for _, text, state in lines_at(other, gid) if state]
     assert sorted(mine) == sorted(f"bob {number}" for number in range(rounds))
     assert 5 < killed < rounds
@@ -311,6 +432,7 @@ def test_what_is_sent_while_the_server_is_away_goes_out_once_and_in_order(tmp_pa
         with Chat.connect(settings=settings) as chat, LocalDatabase(tmp_path / "bob", "bob") as local:
             chat.create_group("team", ["ann", "bob"])
             bob = Client(chat, "bob", local)
+            chat.link.client.waitaof(1, 0, 5000)
             server.kill()
             # When
             for number in range(5):
@@ -320,8 +442,8 @@ def test_what_is_sent_while_the_server_is_away_goes_out_once_and_in_order(tmp_pa
             assert states(local) == ["waiting"] * 5
             server = start_valkey(folder)
             # Then
-            found = listen(bob, lambda: not local.waiting())
-            assert found == []
+            found = listen(bob, 6)
+            assert [text for text in said(found) if text != "psst"] == list(map(str, range(5)))
             assert [message.content for message in chat.pull("ann", "team")] == [str(number) for number in range(5)]
             assert [message.content for message in chat.pull("ann", gid_of("ann", "bob"))] == ["psst"]
             assert states(local) == ["stored"] * 5

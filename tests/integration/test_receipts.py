@@ -196,7 +196,7 @@ def test_who_was_offline_sees_what_who_was_online_saw(chat: Chat, settings: Sett
     burst(settings)
     # When bob comes, with an empty local database
     with LocalDatabase(path_of(settings.data_dir, "bob"), "bob") as local:
-        local.take_receipts(chat.receipts("bob"))
+        local.keep(chat.receipts("bob"))
         # Then
     found = {each.msgid: (each.read, each.unread) for each in chat.receipts("bob")}
     everything = {**live(chat), **live(chat, "home")}

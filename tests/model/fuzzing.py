@@ -115,6 +115,7 @@ class Fuzzing(RuleBasedStateMachine):
         self.work_receipts()
         self.remember(list(list_dead(self.chat)))
         self.given_out["sid"] = [self.chat.begin_session(UIDS[0])]
+        Client(self.chat, UIDS[0], self.local).sync()
 
     @rule(step=step())
     def take(self, step: tuple[Entry | str, dict[str, Any]]) -> None:

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from imcore.direct import gid_of
 from imcore.limits import MAX_NAME_BYTES
-from imcore.live.feed import Place
 from imcore.streams.calls import Draft
 from imcore.values import Message, Receipt
 
@@ -114,17 +113,14 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "session": sessions,
     "receipts": receipts,
     "places": places,
-    "place": st.builds(Place, st.integers(0, 2**53), st.integers(0, 9))
-    | st.builds(Place, st.integers(), st.integers()),
+    "since_join": st.booleans(),
     "ack_every": odd(st.integers(1, 3), st.sampled_from([0, -1, 2**70, None, "1", 1.5])),
     "ack_interval_s": intervals,
-    "acks": st.booleans(),
-    "since_join": st.booleans(),
     "clean": st.booleans(),
     "timeout_s": odd(seconds, st.sampled_from([float("nan"), -float("inf")])),
     "count": st.sampled_from([0, 1, 1]) | st.sampled_from([2**70, -(2**70)]),
     "message": messages,
-    "messages": st.lists(messages, max_size=3),
+    "items": odd(st.lists(messages, max_size=3), st.lists(known("receipt"), max_size=3)),
     "outgoing": known("outgoing"),
     "reason": texts,
     "stopping": st.just(lambda: True),
@@ -149,6 +145,7 @@ OF_ONE_ENTRY: dict[str, st.SearchStrategy[Any]] = {
     ),
     "Chat.gateway.acks": _how_acked,
     "Chat.listen.acks": _how_acked,
+    "Client.live.acks": _how_acked,
     "Chat.gateway.receipts": _how_told,
     "Chat.listen.receipts": _how_told,
     "Client.live.receipts": _how_told,
@@ -167,6 +164,8 @@ def resolved(value: Any, lookup: Lookup) -> Any:
         return lookup(value)
     if isinstance(value, list):
         return [resolved(each, lookup) for each in value]
+    if isinstance(value, dict):
+        return {name: resolved(each, lookup) for name, each in value.items()}
     if isinstance(value, Receipt | Message):
         changed = {name: resolved(getattr(value, name), lookup) for name in ("gid", "msgid")}
         return type(value)(**{**{name: getattr(value, name) for name in value.__slots__}, **changed})

@@ -14,6 +14,7 @@ from cli.options import Invocation
 from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.client import Client
+from imcore.live.localdb import LocalDatabase, path_of
 from imcore.settings import Settings
 from imcore.streams import receipt_calls
 from imcore.streams.link import Link
@@ -174,6 +175,19 @@ def test_pull_with_ack_confirms_what_it_printed_and_no_more() -> None:
 
     assert [f"{each['gid']} {each['content']}" for each in printed] == ["one a", "one b", "two a", "two b"]
     assert [each["content"] for each in lines("pull", "bob")] == ["c", "c"]
+
+
+def test_what_a_pull_prints_is_in_the_local_database(chat: Chat, tmp_path: Path) -> None:
+    # Given a message that came back after a power cut, before what the local database has
+    chat.create_group("team", ["ann", "bob"])
+    back, kept = (chat.send("team", text, sender_uid="ann") for text in ("back", "kept"))
+    with LocalDatabase(path_of(tmp_path, "bob"), "bob") as local:
+        local.begin({})
+        local.keep([kept], {"team": kept.msgid})
+    # When
+    assert [line["msgid"] for line in lines("pull", "bob", "--ack")] == [back.msgid, kept.msgid]
+    # Then
+    assert [line["content"] for line in lines("log", "bob")] == ["back", "kept"]
 
 
 def test_what_receipts_confirms_is_in_the_local_database(chat: Chat) -> None:

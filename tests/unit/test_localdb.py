@@ -1,13 +1,13 @@
 import os
 import sqlite3
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from imcore import msgid as msgids
 from imcore.errors import LocalDatabaseError
-from imcore.live.feed import Place
 from imcore.live.localdb import LocalDatabase, path_of
 from imcore.values import Message, Receipt
 
@@ -25,42 +25,49 @@ def local(tmp_path: Path):
 
 
 def test_a_message_is_kept_once(local: LocalDatabase) -> None:
-    assert local.receive([message(1), message(2)]) == [message(1), message(2)]
-    assert local.receive([message(2), message(3)]) == [message(3)]
+    local.keep([message(1), message(2)])
+    local.keep([message(2), message(3)])
     assert [line.content for line in local.log()] == ["words 1", "words 2", "words 3"]
 
 
-def test_places_move_forward_only_and_own_sent_messages_do_not_move_them(local: LocalDatabase) -> None:
+def test_places_move_forward_only_and_only_if_told_to(local: LocalDatabase) -> None:
     # Given
-    local.receive([message(1), message(2)])
+    local.keep([message(1), message(2)], {"g": message(2).msgid})
     # When
-    local.keep_sent(message(9, sender="bob"))
-    local.receive([message(1)])
+    local.keep([message(9, sender="bob")])
+    local.keep([], {"g": message(1).msgid})
     # Then
-    assert local.places() == {"g": Place(msgids.pack(message(2).msgid), 2)}
+    assert local.places() == {"g": message(2).msgid}
+
+
+def test_where_groups_begin_is_noted_once(local: LocalDatabase) -> None:
+    assert not local.begun
+    local.begin({"g": message(4).msgid})
+    local.begin({"g": message(9).msgid, "h": message(9).msgid})
+    assert (local.begun, local.places()) == (True, {"g": message(4).msgid})
 
 
 def test_own_messages_show_how_far_they_have_come(local: LocalDatabase) -> None:
     # Given
     for seq in range(1, 4):
-        local.keep_sent(message(seq, sender="bob"))
+        local.keep([message(seq, sender="bob")])
     local.queue("g", "still here")
     # When
-    local.take_receipts([Receipt("g", message(1).msgid, 3, 4, 1), Receipt("g", message(2).msgid, 7, 0, 2)])
+    local.keep([Receipt("g", message(1).msgid, 3, 4, 1), Receipt("g", message(2).msgid, 7, 0, 2)])
     # Then
     assert [line.state for line in local.log("g")] == ["read 3/7", "read by all", "stored", "waiting"]
 
 
 def test_a_late_digest_takes_no_reader_away(local: LocalDatabase) -> None:
-    local.keep_sent(message(1, sender="bob"))
-    local.take_receipts([Receipt("g", message(1).msgid, 3, 1, 2)])
-    local.take_receipts([Receipt("g", message(1).msgid, 2, 2, 1)])
+    local.keep([message(1, sender="bob")])
+    local.keep([Receipt("g", message(1).msgid, 3, 1, 2)])
+    local.keep([Receipt("g", message(1).msgid, 2, 2, 1)])
     assert [line.state for line in local.log()] == ["read 3/4"]
 
 
 def test_a_receipt_may_come_before_its_message(local: LocalDatabase) -> None:
-    local.take_receipts([Receipt("g", message(1).msgid, 1, 0, 1)])
-    local.keep_sent(message(1, sender="bob"))
+    local.keep([Receipt("g", message(1).msgid, 1, 0, 1)])
+    local.keep([message(1, sender="bob")])
     assert [line.state for line in local.log()] == ["read by all"]
 
 
@@ -68,7 +75,7 @@ def test_the_outbox_keeps_its_order_until_the_server_has_it(local: LocalDatabase
     # Given
     first, second, third = (local.queue("g", text) for text in ("one", "two", "three"))
     # When
-    local.keep_sent(message(1, sender="bob"), first)
+    local.keep([replace(message(1, sender="bob"), client_msgid=first.client_msgid)])
     local.refuse(second, "not a member")
     # Then
     assert local.waiting() == [third]
@@ -84,7 +91,7 @@ def test_a_second_session_is_refused_but_a_short_command_is_not(local: LocalData
     with pytest.raises(LocalDatabaseError, match="another session of 'bob' holds"):
         LocalDatabase(local.path, "bob", exclusive=True)
     with LocalDatabase(local.path, "bob") as beside:
-        beside.keep_sent(message(1, sender="bob"))
+        beside.keep([message(1, sender="bob")])
     with LocalDatabase(local.path, "bob", read_only=True) as reading:
         assert len(list(reading.log())) == 1
 

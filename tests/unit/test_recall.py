@@ -340,8 +340,8 @@ class TestLocalDatabase:
 
     def test_an_own_message_keeps_its_ticks(self, chat: Chat, local: LocalDatabase) -> None:
         message = chat.send(GID, "regrettable", sender_uid="bob")
-        local.keep_sent(message)
-        local.keep_sent(chat.recall(GID, message.msgid, by="bob"))
+        local.keep([message])
+        local.keep([chat.recall(GID, message.msgid, by="bob")])
         chat.ack("ann", GID)
         run_workers(chat)
 
@@ -353,18 +353,18 @@ class TestLocalDatabase:
         # Given a client that hears of the recall before it has kept what it sent
         message = chat.send(GID, "regrettable", sender_uid="bob")
         tombstone = chat.recall(GID, message.msgid, by="bob")
-        local.receive([tombstone])
+        local.keep([tombstone])
 
-        local.keep_sent(message)
+        local.keep([message])
 
         assert self.log(local) == [("", True)]
 
     def test_own_words_are_blanked_by_the_answer_to_a_second_recall(self, chat: Chat, local: LocalDatabase) -> None:
         message = chat.send(GID, "regrettable", sender_uid="bob")
-        local.keep_sent(message)
+        local.keep([message])
         chat.recall(GID, message.msgid, by="ann", admin=True)
 
-        local.keep_sent(chat.recall(GID, message.msgid, by="bob"))
+        local.keep([chat.recall(GID, message.msgid, by="bob")])
 
         assert self.log(local) == [("", True)]
 

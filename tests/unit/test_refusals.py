@@ -14,7 +14,6 @@ from imcore.admin import deadletters, retention
 from imcore.client import Client
 from imcore.direct import gid_of, peer_of
 from imcore.errors import ImError, InvalidInput, LocalDatabaseError
-from imcore.live.feed import Place
 from imcore.live.localdb import LocalDatabase, Outgoing
 from imcore.live.rooms import Session
 from imcore.settings import Settings
@@ -113,10 +112,11 @@ def test_no_gid_without_uids() -> None:
     "keep",
     [
         lambda local: local.queue("team", "\ud800"),
-        lambda local: local.note_place("team", Place(2**70, 1)),
-        lambda local: local.note_place("team", Place(b"text", 1)),
-        lambda local: local.receive([Message("team", MSGID, 1, "ann", "hi"), Message("team", "x", 2, "ann", "hi")]),
-        lambda local: local.take_receipts([Receipt("team", "x", 1, 1, 1)]),
+        lambda local: local.begin({"team": "x"}),
+        lambda local: local.begin({"team": b"bytes"}),
+        lambda local: local.keep([Message("team", MSGID, 1, "ann", "hi"), Message("team", "x", 2, "ann", "hi")]),
+        lambda local: local.keep([Message("team", MSGID, 2**70, "ann", "hi")]),
+        lambda local: local.keep([Receipt("team", "x", 1, 1, 1)]),
         lambda local: list(local.log(gid="\ud800")),
     ],
 )
@@ -127,7 +127,7 @@ def test_what_a_local_database_cannot_keep_does_not_damage_it(
         keep(local)
 
     assert not isinstance(caught.value, LocalDatabaseError)
-    assert (list(local.log()), local.places(), local.waiting()) == ([], {}, [])
+    assert (list(local.log()), local.places(), local.waiting(), local.begun) == ([], {}, [], False)
 
 
 def test_a_message_that_was_never_queued_here_does_not_wait(chat: Chat, local: LocalDatabase) -> None:
