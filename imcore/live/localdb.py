@@ -4,31 +4,26 @@ Each message is kept once, by (gid, msgid). A commit is on the disk (synchronous
 received, so an ack never covers a message that a power cut takes back.
 """
 
-import fcntl
 import hashlib
-import os
 import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, NamedTuple, Self
-from urllib.parse import quote
+from types import MappingProxyType, NoneType, TracebackType
+from typing import NamedTuple, Self
 
 from imcore import msgid as msgids
-from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.limits import check_msgid, check_name, check_places, check_time
+from imcore.live.localfile import LocalFile, Schema
 from imcore.values import LogLine, Message, Receipt
 
 PAGE = 500
 """How many messages are taken in one step."""
 
-SCHEMA_VERSION = 2
-
-_APPLICATION_ID = 0x696D6372
-_SCHEMA = """
+SCHEMA = Schema(
+    2,
+    """
 CREATE TABLE owner (uid TEXT NOT NULL, begun INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE messages (
     gid TEXT NOT NULL, msgid INTEGER NOT NULL, seq INTEGER NOT NULL, sender_uid TEXT NOT NULL, content TEXT NOT NULL,
@@ -43,7 +38,8 @@ CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, gid TEXT NOT NULL, to_uid TEXT, content TEXT NOT NULL,
     client_msgid TEXT NOT NULL UNIQUE, written_ms INTEGER NOT NULL, refused TEXT
 ) STRICT;
-"""
+""",
+)
 
 # What a user has sent may be kept after the tombstone has come.
 _INSERT = """
@@ -66,6 +62,9 @@ WHERE m.recalls IS NULL AND (:gid IS NULL OR m.gid = :gid) ORDER BY m.gid, m.msg
 _OUTBOX = """
 SELECT gid, content, client_msgid, written_ms, refused FROM outbox WHERE :gid IS NULL OR gid = :gid ORDER BY id
 """
+_TEXT_OR_NONE, _NUMBER_OR_NONE = (str, NoneType), (int, NoneType)
+_LINE = (str, int, str, str, _TEXT_OR_NONE, _NUMBER_OR_NONE, _NUMBER_OR_NONE)
+_UNSENT = (str, str, str, int, _TEXT_OR_NONE)
 
 
 class Outgoing(NamedTuple):
@@ -102,19 +101,7 @@ class LocalDatabase:
         """
         self.path = path
         self.uid = uid
-        self._lock: int | None = None
-        try:
-            if not read_only:
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if exclusive:
-                self._hold()
-            self._connection = self._open_to_read() if read_only else self._open()
-        except OSError as error:
-            self._release()
-            raise LocalDatabaseError(f"the local database {path} cannot be used: {error.strerror}") from error
-        except LocalDatabaseError:
-            self._release()
-            raise
+        self._file = LocalFile(path, uid, SCHEMA, exclusive=exclusive, read_only=read_only)
 
     def __enter__(self) -> Self:
         return self
@@ -126,24 +113,24 @@ class LocalDatabase:
 
     def close(self) -> None:
         """Close it, and let another session have it."""
-        self._connection.close()
-        self._release()
+        self._file.close()
 
     @property
     def begun(self) -> bool:
         """Whether `begin` was called: a group that has no place here was joined since."""
-        return self._rows("SELECT begun FROM owner") == [(1,)]
+        return self._column("SELECT begun FROM owner", int) == [1]
 
     def begin(self, places: Mapping[str, str]) -> None:
         """Note where each of the user's groups begins here. Once is enough: afterwards this does nothing."""
         rows = check_places(places).items()
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             if connection.execute("UPDATE owner SET begun = 1 WHERE begun = 0").rowcount:
                 connection.executemany(_ADVANCE, rows)
 
     def places(self) -> dict[str, str]:
         """Return up to which message (its msgid) each group is here without holes."""
-        return {gid: msgids.unpack(msgid) for gid, msgid in self._rows("SELECT gid, msgid FROM places")}
+        rows = list(self._file.rows("SELECT gid, msgid FROM places", (str, int)))
+        return {gid: self._unpacked(msgid, lowest=msgids.NONE) for gid, msgid in rows}
 
     def keep(self, items: Iterable[Message | Receipt], places: Mapping[str, str] = MappingProxyType({})) -> None:
         """Keep messages, and tallies of own ones, in one step; and up to where groups are here without holes now.
@@ -159,7 +146,7 @@ class LocalDatabase:
                 tallies.append((item.gid, check_msgid(item.msgid), item.read, item.unread))
         rows = check_places(places).items()
         if messages or tallies or rows:
-            with self._transaction() as connection:
+            with self._file.transaction() as connection:
                 for message in messages:
                     self._insert(connection, message)
                 connection.executemany(_TELL, tallies)
@@ -168,7 +155,7 @@ class LocalDatabase:
     def queue(self, gid: str, content: str, *, to_uid: str | None = None) -> Outgoing:
         """Put a message into the outbox, behind those that wait there."""
         client_msgid = uuid.uuid4().hex
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             cursor = connection.execute(
                 "INSERT INTO outbox (gid, to_uid, content, client_msgid, written_ms) VALUES (?, ?, ?, ?, ?)",
                 (gid, to_uid, content, client_msgid, time.time_ns() // 1_000_000),
@@ -178,22 +165,22 @@ class LocalDatabase:
     def waiting(self) -> list[Outgoing]:
         """Return what waits to be sent, in order."""
         sql = "SELECT id, gid, to_uid, content, client_msgid FROM outbox WHERE refused IS NULL ORDER BY id"
-        return [Outgoing(*row) for row in self._rows(sql)]
+        return [Outgoing(*row) for row in self._file.rows(sql, (int, str, _TEXT_OR_NONE, str, str))]
 
     def refuse(self, outgoing: Outgoing, reason: str) -> None:
         """Note that the server will never take a message, so that those behind it can go out."""
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             connection.execute("UPDATE outbox SET refused = ? WHERE id = ?", (reason, outgoing.number))
 
     def log(self, gid: str | None = None) -> Iterator[LogLine]:
         """Yield the chat as this client knows it: by group, oldest first, then what waits in the outbox."""
-        yield from (self._line(*row) for row in self._rows(_LOG, {"gid": gid}))
-        yield from (self._unsent(*row) for row in self._rows(_OUTBOX, {"gid": gid}))
+        yield from (self._line(*row) for row in self._file.rows(_LOG, _LINE, {"gid": gid}))
+        yield from (self._unsent(*row) for row in self._file.rows(_OUTBOX, _UNSENT, {"gid": gid}))
 
     def _line(
         self, gid: str, msgid: int, sender_uid: str, content: str, client_msgid: str | None, *tally: int
     ) -> LogLine:
-        text = msgids.unpack(msgid)
+        text = self._unpacked(msgid)
         return LogLine(
             gid=gid,
             msgid=text,
@@ -207,7 +194,19 @@ class LocalDatabase:
 
     def _unsent(self, gid: str, content: str, client_msgid: str, written_ms: int, refused: str | None) -> LogLine:
         state = "waiting" if refused is None else f"refused: {refused}"
-        return LogLine(gid, None, msgids.from_ms(written_ms), self.uid, content, client_msgid, state)
+        try:
+            written = msgids.from_ms(written_ms)
+        except (OverflowError, ValueError) as error:
+            raise self._file.damaged() from error
+        return LogLine(gid, None, written, self.uid, content, client_msgid, state)
+
+    def _unpacked(self, msgid: int, lowest: int = 1) -> str:
+        if not lowest <= msgid <= msgids.HIGHEST:
+            raise self._file.damaged()
+        return msgids.unpack(msgid)
+
+    def _column(self, sql: str, kind: type | tuple[type, ...]) -> list[str | int | None]:
+        return [value for (value,) in self._file.rows(sql, (kind,))]
 
     def _insert(self, connection: sqlite3.Connection, message: Message) -> None:
         msgid = check_msgid(message.msgid)
@@ -221,106 +220,6 @@ class LocalDatabase:
         if message.sender_uid == self.uid and recalls is None:
             sent = (message.gid, message.client_msgid)
             connection.execute("DELETE FROM outbox WHERE gid = ? AND client_msgid = ?", sent)
-
-    def _rows(self, sql: str, values: Mapping[str, object] | tuple[()] = ()) -> list[Any]:
-        with self._readable():
-            return self._connection.execute(sql, values).fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._readable():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
-
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        try:
-            yield
-        except (UnicodeEncodeError, OverflowError, sqlite3.IntegrityError, sqlite3.ProgrammingError) as error:
-            raise InvalidInput(f"the local database cannot keep this: {error}") from error
-        except sqlite3.OperationalError as error:
-            raise LocalDatabaseError(f"the local database {self.path} cannot be used now: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise self._damaged() from error
-
-    def _missing(self) -> LocalDatabaseError:
-        return LocalDatabaseError(f"{self.uid!r} has no local database here: `im listen` or `im pull` makes it")
-
-    def _damaged(self) -> LocalDatabaseError:
-        return LocalDatabaseError(
-            f"the local database {self.path} is damaged: move it away, and what is not acked will be pulled again"
-        )
-
-    def _open(self) -> sqlite3.Connection:
-        if not self.path.exists():
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-        with self._readable():
-            connection = sqlite3.connect(self.path, timeout=10.0, isolation_level=None)
-            try:
-                self._prepare(connection)
-            except BaseException:
-                connection.close()
-                raise
-        return connection
-
-    def _open_to_read(self) -> sqlite3.Connection:
-        if not self.path.exists():
-            raise self._missing()
-        with self._readable():
-            connection = sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro", uri=True, isolation_level=None)
-            try:
-                self._check(connection)
-            except BaseException:
-                connection.close()
-                raise
-        return connection
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        connection.execute("BEGIN IMMEDIATE")
-        if connection.execute("PRAGMA user_version").fetchone() == (0,):
-            self._create(connection)
-        self._check(connection)
-        connection.execute("COMMIT")
-        connection.execute("PRAGMA journal_mode = WAL")  # not before the check: a file that is not ours stays as it was
-        connection.execute("PRAGMA synchronous = FULL")
-
-    def _check(self, connection: sqlite3.Connection) -> None:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            raise self._missing()
-        if version > SCHEMA_VERSION:
-            raise LocalDatabaseError(f"the local database {self.path} is of a newer imcore: upgrade imcore")
-        (uid,) = connection.execute("SELECT uid FROM owner").fetchone()
-        if uid != self.uid:
-            raise LocalDatabaseError(f"the local database {self.path} belongs to {uid!r}, not to {self.uid!r}")
-
-    def _create(self, connection: sqlite3.Connection) -> None:
-        if connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
-            raise LocalDatabaseError(f"{self.path} is a database of something else: give another path")
-        for statement in _SCHEMA.split(";"):
-            connection.execute(statement)
-        connection.execute("INSERT INTO owner (uid) VALUES (?)", (self.uid,))
-        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-    def _hold(self) -> None:
-        self._lock = os.open(self.path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LocalDatabaseError(
-                f"another session of {self.uid!r} holds the local database {self.path}: end it, or give another path"
-            ) from None
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
 
 def _state(read: int | None, unread: int | None) -> str:

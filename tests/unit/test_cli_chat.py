@@ -220,6 +220,18 @@ def test_pull_confirms_nothing_when_the_output_was_lost(chat: Chat, monkeypatch:
     assert len(chat.pull("bob")) == 1
 
 
+def test_a_local_database_that_cannot_be_written_says_what_to_do(chat: Chat, tmp_path: Path) -> None:
+    lines("group", "create", "team", "ann", "bob")
+    (tmp_path / "clients").write_text("a file, where a folder must be")
+
+    for words in (["pull", "ann"], ["listen", "ann"], ["send", "team", "hi", "--from", "ann", "--queue"]):
+        line = refused(*words)
+        assert "cannot be used now" in line
+        assert "IM_DATA_DIR" in line
+        assert "--no-local" in line
+    assert lines("pull", "ann", "--no-local") == []
+
+
 def test_status_takes_a_limit_and_0_is_all() -> None:
     lines("group", "create", "team", "ann")
     for number in range(25):

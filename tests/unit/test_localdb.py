@@ -1,13 +1,17 @@
 import os
+import random
 import sqlite3
 import stat
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from imcore import msgid as msgids
-from imcore.errors import LocalDatabaseError
+from imcore.direct import gid_of
+from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.live.localdb import LocalDatabase, path_of
 from imcore.values import Message, Receipt
 
@@ -121,6 +125,8 @@ def test_what_cannot_be_used_is_refused_with_one_line(tmp_path: Path) -> None:
 
     assert "damaged" in refused(b"not a database at all, by any means" * 100)
     assert "newer imcore" in refused(version=99)
+    assert "older imcore" in refused(version=1)
+    assert "damaged" in refused(version=-1)
     assert "belongs to 'bob'" in refused(uid="eve")
 
 
@@ -165,3 +171,137 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "clients").write_text("a file, where a folder must be")
     with pytest.raises(LocalDatabaseError, match="cannot be used"):
         LocalDatabase(path_of(tmp_path, "bob"), "bob", exclusive=True)
+
+
+# Damage.
+
+FUZZ = int(os.environ.get("IM_FUZZ_EXAMPLES", "150"))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file with something in every table."""
+    path = tmp_path_factory.mktemp("sound") / "db"
+    with LocalDatabase(path, "ann") as local:
+        local.begin({"g": message(1).msgid})
+        local.keep(message(seq, sender="ann" if seq % 2 else "bob") for seq in range(1, 400))
+        local.keep(Receipt("g", message(seq).msgid, 1, 2, seq) for seq in range(1, 400, 2))
+        local.keep([replace(message(400, sender="ann"), content="", recalls=message(1).msgid)])
+        local.refuse(local.queue("g", "one"), "no member")
+        local.queue(gid_of("ann", "b" * 128), "two", to_uid="b" * 128)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    return path.read_bytes()
+
+
+def use(path: Path) -> None:
+    """Do everything that can be done with it."""
+    with LocalDatabase(path, "ann", read_only=True) as local:
+        list(local.log())
+    with LocalDatabase(path, "ann", exclusive=True) as local:
+        assert local.begun in (True, False)
+        assert all(isinstance(each, str) for each in local.places().values())
+        list(local.log("g"))
+        local.keep([*map(message, range(395, 405)), Receipt("g", message(3).msgid, 3, 0, 1)], {"g": message(404).msgid})
+        local.keep([message(9, sender="ann")])
+        local.refuse(local.queue("g", "three"), "no")
+        assert all(isinstance(each.content, str) for each in local.waiting())
+        local.begin({"h": message(1).msgid})
+
+
+def damaged(sound: bytes, chance: random.Random) -> bytes:
+    """The file with some bytes changed, a page lost, or its end missing."""
+    data = bytearray(sound)
+    page = 4096 * chance.randrange(len(data) // 4096)
+    match chance.randrange(4):
+        case 0:
+            for _ in range(chance.choice([1, 5, 50])):
+                data[chance.randrange(len(data))] = chance.randrange(256)
+        case 1:
+            data[page : page + 4096] = chance.choice([bytes(4096), chance.randbytes(4096)])
+        case 2:
+            del data[chance.randrange(len(data)) :]
+        case 3:
+            data[page + chance.randrange(100)] = chance.randrange(256)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_damage_ends_in_a_traceback(sound: bytes, tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    for number in range(FUZZ // 10):
+        path = tmp_path / f"{number}.db"
+        path.write_bytes(damaged(sound, chance))
+        with suppress(LocalDatabaseError, InvalidInput):
+            use(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM owner",
+        "INSERT INTO owner (uid) VALUES ('eve')",
+        "DROP TABLE outbox",
+        "DROP TABLE messages",
+        "UPDATE messages SET content = CAST(x'ff41' AS TEXT)",
+        "UPDATE messages SET msgid = msgid - 9000000000000000000",
+        "UPDATE messages SET msgid = msgid + 9000000000000000000",
+        "UPDATE places SET msgid = -1",
+        "UPDATE outbox SET written_ms = 9000000000000000000",
+        "UPDATE outbox SET content = CAST(x'ff41' AS TEXT)",
+        "DROP TABLE owner; CREATE TABLE owner (uid, begun); INSERT INTO owner VALUES (7, 1)",
+        "DROP TABLE owner; CREATE TABLE owner (uid, begun); INSERT INTO owner VALUES ('ann', x'00')",
+        "DROP TABLE outbox; CREATE TABLE outbox (id, gid, to_uid, content, client_msgid, written_ms, refused);"
+        " INSERT INTO outbox VALUES (1, 'g', NULL, 7, 'c', 1, NULL)",
+    ],
+)
+def test_damage_is_one_line_that_says_so(sound: bytes, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "db"
+    path.write_bytes(sound)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(damage)
+    with pytest.raises(LocalDatabaseError, match="is damaged: move it away") as error:
+        use(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_commit_that_fails_is_taken_back_and_the_next_one_works(local: LocalDatabase) -> None:
+    # Given a disk with room for a little more
+    local.keep([message(1)])
+    connection = local._file._connection
+    [pages] = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages + 1}")
+    # When
+    with pytest.raises(LocalDatabaseError, match=r"cannot be used now: .*full.*IM_DATA_DIR.*--no-local"):
+        local.keep(replace(message(seq), content="x" * 60_000) for seq in range(2, 9))
+    connection.execute(f"PRAGMA max_page_count = {pages + 1000}")
+    # Then
+    local.keep([message(2)])
+    assert [line.content for line in local.log()] == ["words 1", "words 2"]
+
+
+def test_a_failing_commit_itself_is_taken_back(local: LocalDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    connection = local._file._connection
+
+    class Full:
+        """A connection whose next COMMIT finds the disk full."""
+
+        in_transaction = property(lambda self: connection.in_transaction)
+
+        def __getattr__(self, name: str) -> Callable[..., object]:
+            return getattr(connection, name)
+
+        def execute(self, sql: str, *values: object) -> object:
+            if sql == "COMMIT":
+                monkeypatch.undo()
+                raise sqlite3.OperationalError("database or disk is full")
+            return connection.execute(sql, *values)
+
+    monkeypatch.setattr(local._file, "_connection", Full())
+    # When
+    with pytest.raises(LocalDatabaseError):
+        local.keep([message(1)])
+    # Then
+    local.keep([message(2)])
+    assert [line.content for line in local.log()] == ["words 2"]

@@ -1,0 +1,210 @@
+"""The SQLite file of a local database: who may open it, whole steps, sound rows, and one line for whatever is wrong.
+
+The file is anybody's to break: a disk, an editor, another program. So what is read is checked before it is used.
+"""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from imcore.errors import InvalidInput, LocalDatabaseError
+
+_APPLICATION_ID = 0x696D6372
+_ROWS_AT_ONCE = 500
+_PASSING = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT),
+    *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
+    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_PROTOCOL),
+}
+"""What is no fault of the file. SQLite says so of a missing table too, and of a text that is not UTF-8: these are."""
+_WAYS_OUT = "free it, set IM_DATA_DIR to another folder, or leave it out (--no-local)"
+
+Values = Mapping[str, object] | Sequence[object]
+Types = tuple[Any, ...]
+"""Of the columns of a row, as `isinstance` takes them."""
+
+
+class Schema(NamedTuple):
+    """What a file has to hold: these tables, of this version. `owner` is the first of them, and has a column `uid`."""
+
+    version: int
+    statements: str
+
+
+class LocalFile:
+    """One connection to the file of one user's local database.
+
+    Every method raises LocalDatabaseError where the file cannot be used, InvalidInput for values that cannot be kept;
+    then nothing has changed.
+    """
+
+    def __init__(
+        self, path: Path, uid: str, schema: Schema, *, exclusive: bool = False, read_only: bool = False
+    ) -> None:
+        """Open it, and make it if there is none and it may be written.
+
+        Raise LocalDatabaseError if another session holds it, or if it is damaged, of another version, of another user,
+        or in a place that cannot be written.
+        """
+        self.path = path
+        self._uid = uid
+        self._schema = schema
+        self._lock: int | None = None
+        try:
+            if not read_only:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if exclusive:
+                self._hold()
+            self._connection = self._open_to_read() if read_only else self._open()
+        except OSError as error:
+            self._release()
+            raise self._unusable(error.strerror or str(error)) from error
+        except BaseException:
+            self._release()
+            raise
+
+    def close(self) -> None:
+        """Close it, and let another session have it."""
+        self._connection.close()
+        self._release()
+
+    def rows(self, sql: str, types: Types, values: Values = ()) -> Iterator[Any]:
+        """Yield the rows of a query bit by bit, each with a value of its type in every column."""
+        with self.guard():
+            cursor = self._connection.execute(sql, values)
+        while True:
+            with self.guard():
+                page = [self._sound(row, types) for row in cursor.fetchmany(_ROWS_AT_ONCE)]
+            if not page:
+                return
+            yield from page
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Make one step of what is done in the `with`: all of it, or nothing where anything is raised."""
+        with self.guard():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")  # which fails where the disk is full
+            except BaseException:
+                if self._connection.in_transaction:  # SQLite may have gone back by itself
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Translate what SQLite raises."""
+        try:
+            yield
+        except UnicodeDecodeError as error:  # of SQLite's own words, which quote the file
+            raise self.damaged() from error
+        except (UnicodeEncodeError, OverflowError, sqlite3.IntegrityError, sqlite3.ProgrammingError) as error:
+            raise InvalidInput(f"the local database cannot keep this: {error}") from error
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _PASSING:
+                raise self._unusable(str(error)) from error
+            raise self.damaged() from error
+
+    def damaged(self) -> LocalDatabaseError:
+        """Return the error that says so."""
+        return LocalDatabaseError(
+            f"the local database {self.path} is damaged: move it away, and what is not acked will be pulled again"
+        )
+
+    def _unusable(self, why: str) -> LocalDatabaseError:
+        return LocalDatabaseError(f"the local database {self.path} cannot be used now: {why}; {_WAYS_OUT}")
+
+    def _missing(self) -> LocalDatabaseError:
+        return LocalDatabaseError(f"{self._uid!r} has no local database here: `im listen` or `im pull` makes it")
+
+    def _sound(self, row: Sequence[object], types: Types) -> Sequence[object]:
+        if not all(map(isinstance, row, types)):
+            raise self.damaged()
+        return row
+
+    def _open(self) -> sqlite3.Connection:
+        if not self.path.exists():
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        return self._connected(str(self.path), self._prepare, timeout=10.0)
+
+    def _open_to_read(self) -> sqlite3.Connection:
+        if not self.path.exists():
+            raise self._missing()
+        return self._connected(f"file:{quote(str(self.path))}?mode=ro", self._check, uri=True)
+
+    def _connected(self, name: str, prepare: Any, **options: Any) -> sqlite3.Connection:
+        with self.guard():
+            connection: sqlite3.Connection = sqlite3.connect(name, isolation_level=None, **options)
+            try:
+                prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        if connection.execute("PRAGMA user_version").fetchone() == (0,):
+            self._create(connection)
+        self._check(connection)
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA journal_mode = WAL")  # not before the check: a file that is not ours stays as it was
+        connection.execute("PRAGMA synchronous = FULL")
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            raise self._missing()
+        if connection.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
+            raise self._foreign()
+        if version > self._schema.version:
+            raise LocalDatabaseError(f"the local database {self.path} is of a newer imcore: upgrade imcore")
+        if version < 0:
+            raise self.damaged()
+        if version < self._schema.version:
+            raise LocalDatabaseError(
+                f"the local database {self.path} is of an older imcore: move it away, and what is not acked will be "
+                "pulled again"
+            )
+        self._check_owner(connection.execute("SELECT uid FROM owner").fetchall())
+
+    def _check_owner(self, owners: Sequence[tuple[object]]) -> None:
+        if len(owners) != 1 or not isinstance(owners[0][0], str):
+            raise self.damaged()
+        if owners[0][0] != self._uid:
+            raise LocalDatabaseError(
+                f"the local database {self.path} belongs to {owners[0][0]!r}, not to {self._uid!r}"
+            )
+
+    def _create(self, connection: sqlite3.Connection) -> None:
+        if connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
+            raise self._foreign()
+        for statement in self._schema.statements.split(";"):
+            connection.execute(statement)
+        connection.execute("INSERT INTO owner (uid) VALUES (?)", (self._uid,))
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {self._schema.version}")
+
+    def _foreign(self) -> LocalDatabaseError:
+        return LocalDatabaseError(f"{self.path} is a database of something else: set IM_DATA_DIR to another folder")
+
+    def _hold(self) -> None:
+        self._lock = os.open(self.path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LocalDatabaseError(
+                f"another session of {self._uid!r} holds the local database {self.path}: end it, set IM_DATA_DIR to "
+                "another folder, or leave it out (--no-local)"
+            ) from None
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
