@@ -30,11 +30,28 @@ def local_database(run: Invocation, uid: str, *, exclusive: bool = False, read_o
 
 @contextmanager
 def client_of(run: Invocation, chat: "Chat", uid: str) -> Iterator["Client"]:
-    """Open a user's local database for a moment; a live session may hold it meanwhile. Raise LocalDatabaseError."""
+    """Open a user's local database for a moment; a live session may hold it meanwhile.
+
+    Raise LocalDatabaseError, also where the server has other data than it was made with.
+    """
     from imcore.client import Client  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
     with local_database(run, uid) as local:
-        yield Client(chat, uid, local)
+        client = Client(chat, uid, local)
+        client.meet()
+        yield client
+
+
+@contextmanager
+def client_if_any(run: Invocation, chat: "Chat", uid: str) -> Iterator["Client | None"]:
+    """Open a user's local database as `client_of` does, if there is one: nothing is made for who may be nobody."""
+    from imcore.live.localdb import path_of  # noqa: PLC0415
+
+    if not path_of(run.settings().data_dir, uid).exists():
+        yield None
+        return
+    with client_of(run, chat, uid) as client:
+        yield client
 
 
 def keep_sent(run: Invocation, chat: "Chat", uid: str, message: "Message") -> None:

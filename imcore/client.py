@@ -1,10 +1,11 @@
 """A user's client on one device: a live session, a local database and an outbox, kept in step."""
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import Literal
+from typing import Literal, TypeVar
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
@@ -23,7 +24,10 @@ from imcore.limits import check_content, check_name, check_places
 from imcore.live.listener import Listener
 from imcore.live.localdb import PAGE, LocalDatabase, Outgoing
 from imcore.streams import calls
+from imcore.streams.keys import CONFIG
 from imcore.values import LogLine, Message, Receipt
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +35,24 @@ _POLL_S = 0.25
 
 
 class Client:
-    """Joins a Chat and a LocalDatabase. Raises what these raise."""
+    """Joins a Chat and a LocalDatabase. Raises what these raise.
+
+    A local database is for the data of one server: where that has other data, whatever asks it raises
+    LocalDatabaseError, and has done nothing.
+    """
 
     def __init__(self, chat: Chat, uid: str, local: LocalDatabase) -> None:
         self._chat = chat
         self._uid = uid
         self._local = local
+        self._has_met = False
+
+    def meet(self) -> None:
+        """Make sure that the server has the data that the local database was made with."""
+        if not self._has_met:
+            dataset = self._chat.link.read("HGET", CONFIG, "dataset")
+            self._local.bind(None if dataset is None else dataset.decode(), self._chat.link.address)
+            self._has_met = dataset is not None
 
     def queue(self, content: str, *, gid: str | None = None, to_uid: str | None = None) -> Outgoing:
         """Put a message into the outbox: to a group, or one-to-one. It goes out once, after those before it.
@@ -52,6 +68,7 @@ class Client:
         """Send what waits in the outbox, in order. Stop, and leave the rest, when the server cannot take it now."""
         sent: list[Message] = []
         try:
+            self.meet()
             if self._local.waiting():
                 self._begin()
         except (TryAgain, ConfigurationError) as error:
@@ -93,6 +110,8 @@ class Client:
 
     def keep(self, items: Iterable[Message | Receipt]) -> None:
         """Keep what the server has answered to calls of the Chat itself: own messages, what was pulled, receipts."""
+        with suppress(TryAgain):  # as it has answered just now, it is the one that was met
+            self.meet()
         self._local.keep(items)
 
     def sync(self) -> None:
@@ -100,6 +119,7 @@ class Client:
 
         On a database that has never been used so, a group begins after the user's offset, otherwise where they joined.
         """
+        self.meet()
         self._begin()
         gids = self._chat.groups_of(self._uid)
         for page in self._pages(gids):
@@ -146,6 +166,7 @@ class Client:
         """
 
         def begin() -> Listener:
+            self.meet()
             self._begin()
             return self._chat.listen(
                 self._uid,
@@ -157,16 +178,39 @@ class Client:
                 receipts=receipts,
             )
 
-        with begin() as listener:
+        with suppress(_Stopped), begin() as listener:
             yield from self._events(listener, stopping)
 
     def _events(self, listener: Listener, stopping: Callable[[], bool]) -> Iterator[Message | Receipt]:
         shown: dict[str, str] = {}
+        connection = None
         while not stopping():
             self.flush()
             items = listener.poll(_POLL_S)
+            if listener.session.entered and listener.reconnects != connection:
+                # Nobody knows to what.
+                connection, self._has_met = listener.reconnects, False
+                when_there(self.meet, stopping)
             # A place moves once all before it was shown: who was killed first shows it when they come back.
             self._local.keep(items, shown)
             shown = {item.gid: item.msgid for item in items if isinstance(item, Message)}
             yield from items
         self._local.keep((), shown)
+
+
+def when_there(attempt: Callable[[], T], stopping: Callable[[], bool]) -> T:
+    """Return what the attempt returns, once the server is there; say once that it is not."""
+    said = False
+    while not stopping():
+        try:
+            return attempt()
+        except TryAgain as error:
+            if not said:
+                log.warning("%s; waiting for it", error)
+            said = True
+            time.sleep(_POLL_S)
+    raise _Stopped
+
+
+class _Stopped(Exception):
+    """It was to stop before the server was there."""

@@ -1,13 +1,13 @@
 """Sending, pulling, confirming, and asking who has read what."""
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
 import click
 
 from cli import output
-from cli.local import client_of, keep_sent, local_database, no_local_option
+from cli.local import client_if_any, client_of, keep_sent, local_database, no_local_option
 from cli.options import Invocation, command
 from cli.peers import Peers, peers_at
 from cli.records import (
@@ -23,7 +23,7 @@ from cli.records import (
     status_record,
     tally_record,
 )
-from imcore.errors import InvalidInput
+from imcore.errors import InvalidInput, TryAgain
 from imcore.values import Message, MessageStatus
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ def _send(run: Invocation, chat: "Chat", draft: _Draft, options: _Sending) -> No
     elif options["no_local"]:
         _show_message(run, chat, _sent(chat, draft, options))
     else:
-        message = _sent(chat, draft, options)
+        with client_if_any(run, chat, options["sender_uid"]):  # not of other data than the server's
+            message = _sent(chat, draft, options)
         _show_message(run, chat, message)
         keep_sent(run, chat, message.sender_uid, message)
 
@@ -183,6 +184,8 @@ def _queue(run: Invocation, chat: "Chat", draft: _Draft, sender_uid: str) -> Non
 
     with local_database(run, sender_uid) as local:
         client = Client(chat, sender_uid, local)
+        with suppress(TryAgain):
+            client.meet()
         outgoing = client.queue(draft.content, gid=draft.gid, to_uid=draft.to_uid)
         sent = {message.client_msgid: message for message in client.flush()}
         if outgoing.client_msgid in sent:

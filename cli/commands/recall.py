@@ -1,8 +1,10 @@
 """Withdrawing a message."""
 
+from contextlib import nullcontext
+
 import click
 
-from cli.local import keep_sent, no_local_option
+from cli.local import client_if_any, keep_sent, no_local_option
 from cli.options import Invocation, command, confirm, yes_option
 from cli.records import MESSAGE_COLUMNS, message_record
 
@@ -23,7 +25,8 @@ def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, n
     confirm(f"Recall message {msgid} of {gid}? What it says is gone for good.", yes=yes)
     with run.chat() as chat:
         keeps = not no_local and not admin
-        message = chat.recall(gid, msgid, by=by_uid, admin=admin)
+        with client_if_any(run, chat, by_uid) if keeps else nullcontext():  # not of other data than the server's
+            message = chat.recall(gid, msgid, by=by_uid, admin=admin)
         run.show([message_record(message)], MESSAGE_COLUMNS)
         if keeps:
             keep_sent(run, chat, by_uid, message)

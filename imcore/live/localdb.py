@@ -14,6 +14,7 @@ from types import MappingProxyType, NoneType, TracebackType
 from typing import NamedTuple, Self
 
 from imcore import msgid as msgids
+from imcore.errors import LocalDatabaseError
 from imcore.limits import check_msgid, check_name, check_places, check_time
 from imcore.live.localfile import LocalFile, Schema
 from imcore.values import LogLine, Message, Receipt
@@ -24,7 +25,7 @@ PAGE = 500
 SCHEMA = Schema(
     2,
     """
-CREATE TABLE owner (uid TEXT NOT NULL, begun INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE TABLE owner (uid TEXT NOT NULL, dataset TEXT, begun INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE messages (
     gid TEXT NOT NULL, msgid INTEGER NOT NULL, seq INTEGER NOT NULL, sender_uid TEXT NOT NULL, content TEXT NOT NULL,
     client_msgid TEXT, sent_at_ms INTEGER, recalls INTEGER, PRIMARY KEY (gid, msgid)
@@ -114,6 +115,23 @@ class LocalDatabase:
     def close(self) -> None:
         """Close it, and let another session have it."""
         self._file.close()
+
+    def bind(self, dataset: str | None, server: str) -> None:
+        """Make sure that this server has the data that is kept here; the first that has any data binds it.
+
+        Raise LocalDatabaseError if it has other data, or none any more: the msgids here mean nothing there.
+        """
+        sql = "SELECT dataset FROM owner"
+        [bound] = self._column(sql, _TEXT_OR_NONE)
+        if bound is None and dataset is not None:
+            with self._file.transaction() as connection:
+                connection.execute("UPDATE owner SET dataset = ? WHERE dataset IS NULL", (dataset,))
+            [bound] = self._column(sql, _TEXT_OR_NONE)
+        if bound != dataset:
+            raise LocalDatabaseError(
+                f"the local database {self.path} was made with other data than {server} has: set IM_REDIS_URL to where "
+                "that is (or bring it back with `im rebuild`), set IM_DATA_DIR to another folder, or use --no-local"
+            )
 
     @property
     def begun(self) -> bool:

@@ -15,11 +15,12 @@ from imcore import Chat
 from imcore import msgid as msgids
 from imcore.client import Client
 from imcore.direct import gid_of
-from imcore.errors import ConfigurationError, RedisUnavailable
+from imcore.errors import ConfigurationError, LocalDatabaseError, RedisUnavailable
 from imcore.live.localdb import PAGE, LocalDatabase, path_of
 from imcore.settings import Settings
 from imcore.streams import calls
 from imcore.streams.calls import Draft
+from imcore.streams.keys import CONFIG
 from imcore.values import Message, MessageTally, Receipt
 from tests.deadline import wait_until
 from tests.servers import start_valkey
@@ -240,6 +241,50 @@ def test_who_was_never_in_a_group_and_then_is_gets_it_from_the_join_on(
     other.ack("bob", "team")
     bob.sync()
     assert texts(local) == ["1"]
+
+
+# Whose data it is.
+
+
+def test_a_server_that_comes_back_with_other_data_ends_the_session(
+    bob: Client, local: LocalDatabase, chat: Chat, other: Chat
+) -> None:
+    # Given a session, and a message that it has not acked
+    chat.create_group("team", ["ann", "bob"])
+    changed: list[int] = []
+
+    def meanwhile() -> bool:
+        if not changed and other.link.client.client_list(_type="pubsub"):
+            other.link.client.hset(CONFIG, "dataset", "another")
+            changed.append(other.link.client.client_kill_filter(_type="pubsub"))
+            say(other, "of another world")
+        return False
+
+    # When
+    with pytest.raises(LocalDatabaseError, match="was made with other data"):
+        listen(bob, meanwhile)
+    # Then
+    assert len(chat.pull("bob")) == 1
+
+
+def test_the_first_server_with_data_is_the_one(bob: Client, local: LocalDatabase, chat: Chat) -> None:
+    bob.queue("written before there was anything", to_uid="ann")
+    assert [message.content for message in bob.flush()] == ["written before there was anything"]
+    chat.link.client.hset(CONFIG, "dataset", "another")
+    with pytest.raises(LocalDatabaseError, match="was made with other data"):
+        Client(chat, "bob", local).sync()
+
+
+def test_a_server_that_has_lost_its_data_is_not_asked_to_take_the_outbox(
+    bob: Client, local: LocalDatabase, chat: Chat
+) -> None:
+    chat.create_group("team", ["ann", "bob"])
+    bob.sync()
+    bob.queue("hi", gid="team")
+    chat.link.client.flushall()
+    with pytest.raises(LocalDatabaseError, match="im rebuild"):
+        Client(chat, "bob", local).flush()
+    assert states(local) == ["waiting"]
 
 
 # At a login.

@@ -21,6 +21,7 @@ from imcore.live.gateway import Gateway
 from imcore.live.listener import Listener
 from imcore.live.localdb import LocalDatabase, Outgoing, path_of
 from imcore.live.rooms import Session
+from imcore.streams.keys import CONFIG
 from imcore.values import Message, Receipt
 from tests.model.entries import Entry, entries
 from tests.model.fingerprint import Fingerprint, fingerprint
@@ -40,6 +41,7 @@ _NOTHING: dict[str, Callable[[], Any]] = {
     "receipt": lambda: Receipt(GIDS[0], _OLD, 1, 1, 1),
     "session": lambda: Session(UIDS[0]),
     "outgoing": lambda: Outgoing(0, GIDS[0], None, "hi", "none"),
+    "dataset": lambda: "none",
 }
 """What stands for what was given out before, while there is nothing: wrong, but of the right form."""
 
@@ -115,6 +117,7 @@ class Fuzzing(RuleBasedStateMachine):
         self.work_receipts()
         self.remember(list(list_dead(self.chat)))
         self.given_out["sid"] = [self.chat.begin_session(UIDS[0])]
+        self.given_out["dataset"] = [self.chat.link.read("HGET", CONFIG, "dataset").decode()]
         Client(self.chat, UIDS[0], self.local).sync()
 
     @rule(step=step())

@@ -121,6 +121,8 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "count": st.sampled_from([0, 1, 1]) | st.sampled_from([2**70, -(2**70)]),
     "message": messages,
     "items": odd(st.lists(messages, max_size=3), st.lists(known("receipt"), max_size=3)),
+    "dataset": odd(known("dataset"), st.none() | texts),
+    "server": texts,
     "outgoing": known("outgoing"),
     "reason": texts,
     "stopping": st.just(lambda: True),

@@ -17,6 +17,7 @@ from imcore.client import Client
 from imcore.live.localdb import LocalDatabase, path_of
 from imcore.settings import Settings
 from imcore.streams import receipt_calls
+from imcore.streams.keys import CONFIG
 from imcore.streams.link import Link
 from imcore.streams.receipt_calls import Change
 from imcore.values import Receipt
@@ -218,6 +219,39 @@ def test_pull_confirms_nothing_when_the_output_was_lost(chat: Chat, monkeypatch:
 
     assert result.exit_code == 1
     assert len(chat.pull("bob")) == 1
+
+
+# Whose data it is.
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pull", "ann"],
+        ["pull", "ann", "--ack"],
+        ["send", "team", "hi", "--from", "ann"],
+        ["send", "team", "hi", "--from", "ann", "--queue"],
+        ["dm", "bob", "hi", "--from", "ann"],
+        ["receipts", "ann", "--ack"],
+        ["listen", "ann"],
+    ],
+)
+def test_a_local_database_of_other_data_is_refused_before_anything_is_done(
+    chat: Chat, tmp_path: Path, words: list[str]
+) -> None:
+    # Given a local database that was made with the data that was here before
+    lines("group", "create", "team", "ann", "bob")
+    [sent] = lines("send", "team", "mine", "--from", "ann")
+    chat.link.client.hset(CONFIG, "dataset", "another")
+    lines("send", "team", "theirs", "--from", "bob")
+    change = [Change("ann", msgids.pack(str(sent["msgid"])), 0)]
+    chat.link.run(receipt_calls.tell(chat.link.space, "team", "ann", change))
+    before = (lines("log", "ann"), chat.unread("ann"), chat.receipts("ann"), chat.status("team"))
+    # When
+    assert "was made with other data than Redis has: set IM_REDIS_URL" in refused(*words)
+    # Then
+    assert (lines("log", "ann"), chat.unread("ann"), chat.receipts("ann"), chat.status("team")) == before
+    assert [line["content"] for line in lines("pull", "ann", "--no-local")] == ["theirs"]
 
 
 def test_a_local_database_that_cannot_be_written_says_what_to_do(chat: Chat, tmp_path: Path) -> None:

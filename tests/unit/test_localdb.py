@@ -86,6 +86,17 @@ def test_the_outbox_keeps_its_order_until_the_server_has_it(local: LocalDatabase
     assert [line.state for line in local.log()] == ["stored", "refused: not a member", "waiting"]
 
 
+def test_a_database_is_for_the_data_of_one_server(local: LocalDatabase) -> None:
+    local.bind(None, "there")
+    local.bind("one", "there")
+    local.bind("one", "there")
+    for other in ("another", None):
+        with pytest.raises(LocalDatabaseError, match="other data than there has") as error:
+            local.bind(other, "there")
+        assert "IM_REDIS_URL" in str(error.value)
+        assert "IM_DATA_DIR" in str(error.value)
+
+
 def test_it_is_private(local: LocalDatabase) -> None:
     assert stat.S_IMODE(local.path.stat().st_mode) == 0o600
     assert stat.S_IMODE(local.path.parent.stat().st_mode) == 0o700
@@ -183,6 +194,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A file with something in every table."""
     path = tmp_path_factory.mktemp("sound") / "db"
     with LocalDatabase(path, "ann") as local:
+        local.bind("data", "there")
         local.begin({"g": message(1).msgid})
         local.keep(message(seq, sender="ann" if seq % 2 else "bob") for seq in range(1, 400))
         local.keep(Receipt("g", message(seq).msgid, 1, 2, seq) for seq in range(1, 400, 2))
@@ -199,6 +211,7 @@ def use(path: Path) -> None:
     with LocalDatabase(path, "ann", read_only=True) as local:
         list(local.log())
     with LocalDatabase(path, "ann", exclusive=True) as local:
+        local.bind("data", "there")
         assert local.begun in (True, False)
         assert all(isinstance(each, str) for each in local.places().values())
         list(local.log("g"))
@@ -249,8 +262,8 @@ def test_no_damage_ends_in_a_traceback(sound: bytes, tmp_path: Path, seed: int) 
         "UPDATE places SET msgid = -1",
         "UPDATE outbox SET written_ms = 9000000000000000000",
         "UPDATE outbox SET content = CAST(x'ff41' AS TEXT)",
-        "DROP TABLE owner; CREATE TABLE owner (uid, begun); INSERT INTO owner VALUES (7, 1)",
-        "DROP TABLE owner; CREATE TABLE owner (uid, begun); INSERT INTO owner VALUES ('ann', x'00')",
+        "DROP TABLE owner; CREATE TABLE owner (uid, dataset, begun); INSERT INTO owner VALUES (7, 'data', 1)",
+        "DROP TABLE owner; CREATE TABLE owner (uid, dataset, begun); INSERT INTO owner VALUES ('ann', x'00', 1)",
         "DROP TABLE outbox; CREATE TABLE outbox (id, gid, to_uid, content, client_msgid, written_ms, refused);"
         " INSERT INTO outbox VALUES (1, 'g', NULL, 7, 'c', 1, NULL)",
     ],
