@@ -23,6 +23,7 @@ from imcore.history import raised
 from imcore.limits import check_content, check_name, check_places
 from imcore.live.listener import Listener
 from imcore.live.localdb import PAGE, LocalDatabase, Outgoing
+from imcore.own_tallies import OwnTallies
 from imcore.streams import calls
 from imcore.streams.keys import CONFIG
 from imcore.values import LogLine, Message, Receipt
@@ -45,6 +46,7 @@ class Client:
         self._chat = chat
         self._uid = uid
         self._local = local
+        self._tallies = OwnTallies(chat, local)
         self._has_met = False
 
     def meet(self) -> None:
@@ -125,7 +127,9 @@ class Client:
         for page in self._pages(gids):
             self._local.keep(page, {page[-1].gid: page[-1].msgid})
         self.flush()
-        self._local.keep(self._chat.receipts(self._uid))
+        self._tallies.begin()
+        while not self._tallies.done:
+            self._tallies.step()
 
     def _begin(self) -> None:
         """Note where each group begins here, before anything that is done here can move an offset."""
@@ -183,19 +187,33 @@ class Client:
 
     def _events(self, listener: Listener, stopping: Callable[[], bool]) -> Iterator[Message | Receipt]:
         shown: dict[str, str] = {}
-        connection = None
+        connection, is_idle = None, True
         while not stopping():
             self.flush()
-            items = listener.poll(_POLL_S)
+            items = listener.poll(_POLL_S if is_idle else 0.0)
             if listener.session.entered and listener.reconnects != connection:
-                # Nobody knows to what.
+                # Nobody knows to what, and what was told before it was heard.
                 connection, self._has_met = listener.reconnects, False
                 when_there(self.meet, stopping)
+                self._tallies.begin()
             # A place moves once all before it was shown: who was killed first shows it when they come back.
             self._local.keep(items, shown)
             shown = {item.gid: item.msgid for item in items if isinstance(item, Message)}
             yield from items
+            is_idle = self._have_asked(items)
         self._local.keep((), shown)
+
+    def _have_asked(self, items: Iterable[Message | Receipt]) -> bool:
+        """Ask for the tallies of own messages that have come, and for a page of others; return whether that was all."""
+        try:
+            own = [item for item in items if isinstance(item, Message) and item.sender_uid == self._uid]
+            self._tallies.ask([message for message in own if message.recalls is None])
+            if not self._tallies.done:
+                self._tallies.step()
+        except TryAgain:
+            self._tallies.begin()
+            return True
+        return self._tallies.done
 
 
 def when_there(attempt: Callable[[], T], stopping: Callable[[], bool]) -> T:

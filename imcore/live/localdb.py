@@ -17,11 +17,12 @@ from imcore import msgid as msgids
 from imcore.errors import LocalDatabaseError
 from imcore.limits import check_msgid, check_name, check_places, check_time
 from imcore.live.localfile import LocalFile, Schema
-from imcore.values import LogLine, Message, Receipt
+from imcore.values import LogLine, Message, Receipt, Tally
 
 PAGE = 500
 """How many messages are taken in one step."""
 
+# Every message of the owner has a row in `tallies`: `unread` is NULL until anybody has asked, and 0 at the end.
 SCHEMA = Schema(
     2,
     """
@@ -32,8 +33,9 @@ CREATE TABLE messages (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tombstones ON messages (gid, recalls) WHERE recalls IS NOT NULL;
 CREATE TABLE tallies (
-    gid TEXT NOT NULL, msgid INTEGER NOT NULL, read INTEGER NOT NULL, unread INTEGER NOT NULL, PRIMARY KEY (gid, msgid)
+    gid TEXT NOT NULL, msgid INTEGER NOT NULL, read INTEGER NOT NULL, unread INTEGER, PRIMARY KEY (gid, msgid)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX unsettled ON tallies (msgid, gid) WHERE unread IS NOT 0;
 CREATE TABLE places (gid TEXT PRIMARY KEY, msgid INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, gid TEXT NOT NULL, to_uid TEXT, content TEXT NOT NULL,
@@ -63,6 +65,11 @@ WHERE m.recalls IS NULL AND (:gid IS NULL OR m.gid = :gid) ORDER BY m.gid, m.msg
 _OUTBOX = """
 SELECT gid, content, client_msgid, written_ms, refused FROM outbox WHERE :gid IS NULL OR gid = :gid ORDER BY id
 """
+_UNSETTLED = f"""
+SELECT gid, msgid, read, unread FROM tallies WHERE unread IS NOT 0 AND (msgid, gid) < (?, ?)
+ORDER BY msgid DESC, gid DESC LIMIT {PAGE}
+"""  # noqa: S608 (the number is ours)
+
 _TEXT_OR_NONE, _NUMBER_OR_NONE = (str, NoneType), (int, NoneType)
 _LINE = (str, int, str, str, _TEXT_OR_NONE, _NUMBER_OR_NONE, _NUMBER_OR_NONE)
 _UNSENT = (str, str, str, int, _TEXT_OR_NONE)
@@ -76,6 +83,15 @@ class Outgoing(NamedTuple):
     to_uid: str | None
     content: str
     client_msgid: str
+
+
+class Unsettled(NamedTuple):
+    """An own message that is not known to be read by all, and its tally as far as it is known."""
+
+    gid: str
+    msgid: str
+    read: int
+    unread: int | None
 
 
 def path_of(data_dir: Path, uid: str) -> Path:
@@ -150,7 +166,9 @@ class LocalDatabase:
         rows = list(self._file.rows("SELECT gid, msgid FROM places", (str, int)))
         return {gid: self._unpacked(msgid, lowest=msgids.NONE) for gid, msgid in rows}
 
-    def keep(self, items: Iterable[Message | Receipt], places: Mapping[str, str] = MappingProxyType({})) -> None:
+    def keep(
+        self, items: Iterable[Message | Receipt | Tally], places: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Keep messages, and tallies of own ones, in one step; and up to where groups are here without holes now.
 
         What is here already stays as it is; how many have read a message never goes down, nor does a place.
@@ -169,6 +187,12 @@ class LocalDatabase:
                     self._insert(connection, message)
                 connection.executemany(_TELL, tallies)
                 connection.executemany(_ADVANCE, rows)
+
+    def unsettled(self, before: Unsettled | None = None) -> list[Unsettled]:
+        """Return a page of the own messages that are not known to be read by all, newest first, after one of them."""
+        start = (msgids.HIGHEST + 1, "") if before is None else (check_msgid(before.msgid), before.gid)
+        rows = self._file.rows(_UNSETTLED, (str, int, int, _NUMBER_OR_NONE), start)
+        return [Unsettled(gid, self._unpacked(msgid), *tally) for gid, msgid, *tally in rows]
 
     def queue(self, gid: str, content: str, *, to_uid: str | None = None) -> Outgoing:
         """Put a message into the outbox, behind those that wait there."""
@@ -236,6 +260,7 @@ class LocalDatabase:
             withdrawn = (message.gid, msgid if recalls is None else recalls)
             connection.execute("UPDATE messages SET content = '' WHERE gid = ? AND msgid = ?", withdrawn)
         if message.sender_uid == self.uid and recalls is None:
+            connection.execute("INSERT INTO tallies VALUES (?, ?, 0, NULL) ON CONFLICT DO NOTHING", key)
             sent = (message.gid, message.client_msgid)
             connection.execute("DELETE FROM outbox WHERE gid = ? AND client_msgid = ?", sent)
 

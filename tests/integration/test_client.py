@@ -17,11 +17,12 @@ from imcore.client import Client
 from imcore.direct import gid_of
 from imcore.errors import ConfigurationError, LocalDatabaseError, RedisUnavailable
 from imcore.live.localdb import PAGE, LocalDatabase, path_of
+from imcore.own_tallies import OwnTallies
 from imcore.settings import Settings
 from imcore.streams import calls
 from imcore.streams.calls import Draft
 from imcore.streams.keys import CONFIG
-from imcore.values import Message, MessageTally, Receipt
+from imcore.values import Message, MessageTally, Receipt, Tally
 from tests.deadline import wait_until
 from tests.servers import start_valkey
 from workers.persist import Persist
@@ -195,6 +196,13 @@ def test_own_messages_are_yielded_whoever_has_sent_them(
 # A second device.
 
 
+@pytest.fixture
+def elsewhere(settings: Settings) -> Iterator[LocalDatabase]:
+    """Bob's local database on another device."""
+    with LocalDatabase(settings.data_dir / "elsewhere", "bob") as local:
+        yield local
+
+
 @pytest.mark.parametrize("by", ["sync", "live"])
 def test_another_device_takes_nothing_from_one_that_was_used_before(
     bob: Client, local: LocalDatabase, chat: Chat, other: Chat, by: str
@@ -241,6 +249,108 @@ def test_who_was_never_in_a_group_and_then_is_gets_it_from_the_join_on(
     other.ack("bob", "team")
     bob.sync()
     assert texts(local) == ["1"]
+
+
+def test_every_device_has_the_tallies_of_the_server(
+    bob: Client, local: LocalDatabase, elsewhere: LocalDatabase, chat: Chat, other: Chat
+) -> None:
+    # Given two devices with the same messages
+    chat.create_group("team", ["ann", "bob", "cyd"])
+    mine = [chat.send("team", str(number), sender_uid="bob") for number in range(3)]
+    for device in (local, elsewhere):
+        device.keep(mine)
+    # When one of them is told of what was read, and confirms it
+    chat.ack("ann", "team", mine[1].msgid)
+    tell(chat)
+    listen(bob, lambda: states(local) == ["read 1/2", "read 1/2", "stored"] and not other.receipts("bob"))
+    chat.ack("cyd", "team", mine[0].msgid)
+    tell(chat)
+    chat.confirm_receipts("bob", chat.receipts("bob"))
+    # Then the other one knows it too, at its login, and so does the first in its next session
+    Client(other, "bob", elsewhere).sync()
+    assert states(elsewhere) == ["read by all", "read 1/2", "stored"]
+    listen(bob, lambda: states(local) == states(elsewhere))
+
+
+def test_own_messages_that_come_with_their_receipts_long_confirmed_are_asked_for(
+    bob: Client, local: LocalDatabase, chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given what another device has sent, and been told of, since this one was used
+    chat.create_group("team", ["ann", "bob"])
+    bob.sync()
+    say(other, *map(str, range(3)), sender="bob")
+    other.ack("ann", "team")
+    tell(other)
+    other.confirm_receipts("bob", other.receipts("bob"))
+    # When they come after all that was here before was asked for
+    monkeypatch.setattr(OwnTallies, "step", lambda tallies: setattr(tallies, "done", True))
+    listen(bob, 3)
+    # Then
+    assert states(local) == ["read by all"] * 3
+
+
+def test_tallies_are_asked_for_by_the_page(
+    bob: Client, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    chat.create_group("team", ["ann", "bob"])
+    bob.sync()
+    sent = say(chat, *map(str, range(2 * PAGE)), sender="bob")
+    bob.sync()
+    local.keep([Tally("team", sent[-1], 1, 0)])
+    asked: list[int] = []
+    tallies = chat.tallies
+
+    def ask(gid: str, msgids: list[str]) -> list[Tally]:
+        asked.append(len(msgids))
+        return tallies(gid, msgids)
+
+    monkeypatch.setattr(chat, "tallies", ask)
+    # When
+    chat.ack("ann", "team")
+    for _ in range(2):
+        bob.sync()
+    # Then
+    assert asked == [PAGE, PAGE - 1]
+    assert set(states(local)) == {"read by all"}
+
+
+def test_what_the_server_has_lost_or_cannot_reach_does_not_hide_the_other_tallies(
+    bob: Client, local: LocalDatabase, chat: Chat
+) -> None:
+    # Given
+    chat.create_group("team", ["ann", "bob"])
+    kept = [chat.send("team", str(number), sender_uid="bob") for number in range(3)]
+    lost = replace(kept[0], msgid="1767225600000-0", content="lost")
+    for message in (lost, *kept, replace(lost, gid="gone")):
+        bob.keep([message])
+    # When
+    chat.ack("ann", "team")
+    bob.sync()
+    # Then
+    assert texts(local) == ["lost", "0", "1", "2"]
+    assert states(local) == ["stored", *["read by all"] * 3]
+
+
+def test_a_reconnect_brings_the_tallies_that_were_told_meanwhile(
+    bob: Client, local: LocalDatabase, chat: Chat, other: Chat
+) -> None:
+    # Given bob, who is live
+    chat.create_group("team", ["ann", "bob"])
+    bob.keep([chat.send("team", "hi", sender_uid="bob")])
+    told: list[int] = []
+
+    def meanwhile() -> bool:
+        if not told and other.link.client.client_list(_type="pubsub"):
+            # When it was read, told and confirmed while his connection was lost
+            other.ack("ann", "team")
+            tell(other)
+            other.confirm_receipts("bob", other.receipts("bob"))
+            told.append(other.link.client.client_kill_filter(_type="pubsub"))
+        return states(local) == ["read by all"]
+
+    # Then
+    listen(bob, meanwhile)
 
 
 # Whose data it is.

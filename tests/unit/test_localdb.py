@@ -12,8 +12,8 @@ import pytest
 from imcore import msgid as msgids
 from imcore.direct import gid_of
 from imcore.errors import InvalidInput, LocalDatabaseError
-from imcore.live.localdb import LocalDatabase, path_of
-from imcore.values import Message, Receipt
+from imcore.live.localdb import PAGE, LocalDatabase, Unsettled, path_of
+from imcore.values import Message, Receipt, Tally
 
 BASE = msgids.EPOCH_MS + 1000
 
@@ -84,6 +84,23 @@ def test_the_outbox_keeps_its_order_until_the_server_has_it(local: LocalDatabase
     # Then
     assert local.waiting() == [third]
     assert [line.state for line in local.log()] == ["stored", "refused: not a member", "waiting"]
+
+
+def test_own_messages_that_all_have_not_read_are_listed_newest_first_by_the_page(local: LocalDatabase) -> None:
+    # Given
+    for seq in range(1, PAGE + 4):
+        local.keep([message(seq, sender="bob", gid=f"g{seq % 2}")])
+    local.keep([message(1, gid="theirs")])
+    local.keep([replace(message(PAGE + 4, sender="bob"), content="", recalls=message(1).msgid)])
+    # When
+    local.keep([Tally("g0", message(PAGE + 2).msgid, 3, 0), Tally("g1", message(PAGE + 3).msgid, 2, 1)])
+    first = local.unsettled()
+    second = local.unsettled(first[-1])
+    # Then
+    assert first[0] == Unsettled("g1", message(PAGE + 3).msgid, 2, 1)
+    assert first[1] == Unsettled("g1", message(PAGE + 1).msgid, 0, None)
+    assert [each.msgid for each in second] == [message(2).msgid, message(1).msgid]
+    assert local.unsettled(second[-1]) == []
 
 
 def test_a_database_is_for_the_data_of_one_server(local: LocalDatabase) -> None:
@@ -214,8 +231,11 @@ def use(path: Path) -> None:
         local.bind("data", "there")
         assert local.begun in (True, False)
         assert all(isinstance(each, str) for each in local.places().values())
+        last = None
+        while page := local.unsettled(last):
+            last = page[-1]
         list(local.log("g"))
-        local.keep([*map(message, range(395, 405)), Receipt("g", message(3).msgid, 3, 0, 1)], {"g": message(404).msgid})
+        local.keep([*map(message, range(395, 405)), Tally("g", message(3).msgid, 3, 0)], {"g": message(404).msgid})
         local.keep([message(9, sender="ann")])
         local.refuse(local.queue("g", "three"), "no")
         assert all(isinstance(each.content, str) for each in local.waiting())
@@ -260,6 +280,7 @@ def test_no_damage_ends_in_a_traceback(sound: bytes, tmp_path: Path, seed: int) 
         "UPDATE messages SET msgid = msgid - 9000000000000000000",
         "UPDATE messages SET msgid = msgid + 9000000000000000000",
         "UPDATE places SET msgid = -1",
+        "UPDATE tallies SET msgid = 0 WHERE msgid = (SELECT MAX(msgid) FROM tallies)",
         "UPDATE outbox SET written_ms = 9000000000000000000",
         "UPDATE outbox SET content = CAST(x'ff41' AS TEXT)",
         "DROP TABLE owner; CREATE TABLE owner (uid, dataset, begun); INSERT INTO owner VALUES (7, 'data', 1)",
