@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
@@ -15,6 +15,7 @@ from imcore.errors import (
     ImError,
     InvalidInput,
     NotMember,
+    RedisUnavailable,
     RefusedError,
     TryAgain,
     UnknownGroup,
@@ -35,6 +36,15 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.25
 
 
+class Flushed(NamedTuple):
+    """What became of an outbox: what was sent, and what the server will never take, with the reasons."""
+
+    sent: list[Message]
+    refused: list[tuple[Outgoing, str]]
+    stopped_by: ImError | None = None
+    """Why the rest still waits."""
+
+
 class Client:
     """Joins a Chat and a LocalDatabase. Raises what these raise.
 
@@ -48,6 +58,7 @@ class Client:
         self._local = local
         self._tallies = OwnTallies(chat, local)
         self._has_met = False
+        self._trouble = ""
 
     def meet(self) -> None:
         """Make sure that the server has the data that the local database was made with."""
@@ -66,29 +77,38 @@ class Client:
             gid = gid_of(check_name(to_uid, "uid"), self._uid)
         return self._local.queue(check_name(gid or "", "gid"), content, to_uid=to_uid)
 
-    def flush(self) -> list[Message]:
-        """Send what waits in the outbox, in order. Stop, and leave the rest, when the server cannot take it now."""
-        sent: list[Message] = []
+    def flush(self) -> Flushed:
+        """Send what waits in the outbox, in order. Stop, and leave the rest, when the server cannot take it now.
+
+        What may have gone out before, and was not heard of, is looked for first: it does not go out again.
+        """
         try:
             self.meet()
             if self._local.waiting():
                 self._begin()
+                self._find_sent(self._local.attempt())
         except (TryAgain, ConfigurationError) as error:
-            log.info("the outbox waits: %s", error)
-            return sent
+            return Flushed([], [], error)
+        return self._send_waiting()
+
+    def _find_sent(self, gids: Iterable[str]) -> None:
+        for page in self._pages(gids):
+            self._local.keep(message for message in page if message.sender_uid == self._uid)
+
+    def _send_waiting(self) -> Flushed:
+        flushed = Flushed([], [])
         for outgoing in self._local.waiting():
             try:
                 message = self._send(outgoing)
-            except (InvalidInput, NotMember, UnknownGroup) as error:
-                log.warning("the server will not take a message of the outbox: %s", error)
+            except (TryAgain, ConfigurationError) as error:  # nothing that this message is to blame for
+                return flushed._replace(stopped_by=error)
+            except ImError as error:
                 self._local.refuse(outgoing, str(error))
-                continue
-            except ImError as error:  # away, full, its password changed: nothing that this message is to blame for
-                log.info("the outbox waits: %s", error)
-                break
-            self.keep([message])
-            sent.append(message)
-        return sent
+                flushed.refused.append((outgoing, str(error)))
+            else:
+                self.keep([message])
+                flushed.sent.append(message)
+        return flushed
 
     def _send(self, outgoing: Outgoing) -> Message:
         if outgoing.to_uid is not None:
@@ -116,7 +136,7 @@ class Client:
             self.meet()
         self._local.keep(items)
 
-    def sync(self) -> None:
+    def sync(self) -> Flushed:
         """Bring the local database up to date, as at a login: messages after what is here, the outbox, tallies.
 
         On a database that has never been used so, a group begins after the user's offset, otherwise where they joined.
@@ -126,10 +146,12 @@ class Client:
         gids = self._chat.groups_of(self._uid)
         for page in self._pages(gids):
             self._local.keep(page, {page[-1].gid: page[-1].msgid})
-        self.flush()
+        self._local.attempt()
+        flushed = self._send_waiting()
         self._tallies.begin()
         while not self._tallies.done:
             self._tallies.step()
+        return flushed
 
     def _begin(self) -> None:
         """Note where each group begins here, before anything that is done here can move an offset."""
@@ -189,7 +211,7 @@ class Client:
         shown: dict[str, str] = {}
         connection, is_idle = None, True
         while not stopping():
-            self.flush()
+            self._flush_on_the_way()
             items = listener.poll(_POLL_S if is_idle else 0.0)
             if listener.session.entered and listener.reconnects != connection:
                 # Nobody knows to what, and what was told before it was heard.
@@ -202,6 +224,15 @@ class Client:
             yield from items
             is_idle = self._have_asked(items)
         self._local.keep((), shown)
+
+    def _flush_on_the_way(self) -> None:
+        flushed = self.flush()
+        for _, reason in flushed.refused:
+            log.warning("a message that waited in the outbox was refused: %s", reason)
+        trouble = "" if isinstance(flushed.stopped_by, RedisUnavailable) else str(flushed.stopped_by or "")
+        if trouble and trouble != self._trouble:
+            log.warning("the outbox waits: %s", trouble)
+        self._trouble = trouble
 
     def _have_asked(self, items: Iterable[Message | Receipt]) -> bool:
         """Ask for the tallies of own messages that have come, and for a page of others; return whether that was all."""

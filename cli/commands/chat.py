@@ -28,13 +28,15 @@ from imcore.values import Message, MessageStatus
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
+    from imcore.client import Flushed
+    from imcore.live.localdb import Outgoing
 
 _from_option = click.option("--from", "sender_uid", metavar="UID", required=True, help="Who sends it.")
 _client_msgid_option = click.option(
     "--client-msgid", metavar="ID", help="Makes it safe to repeat: the same ID again stores nothing new."
 )
 _queue_option = click.option(
-    "--queue", is_flag=True, help="Put it in the outbox: if the server is away, it goes out once it is back."
+    "--queue", is_flag=True, help="If the server is away, let it wait in the outbox until it is back."
 )
 _POSITIVE = click.IntRange(min=1)
 
@@ -105,7 +107,7 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
         messages = chat.pull(uid, gid, limit=limit)
         if client:
             client.keep(messages)
-            client.sync()
+            _complain_of_refused(client.sync())
         run.show(map(peers_at(chat, uid).named, map(message_record, messages)), MESSAGE_COLUMNS)
         output.flush()
         if with_ack:
@@ -166,8 +168,8 @@ def _send(run: Invocation, chat: "Chat", draft: _Draft, options: _Sending) -> No
     elif options["no_local"]:
         _show_message(run, chat, _sent(chat, draft, options))
     else:
-        with client_if_any(run, chat, options["sender_uid"]):  # not of other data than the server's
-            message = _sent(chat, draft, options)
+        _send_what_waits(run, chat, options["sender_uid"])
+        message = _sent(chat, draft, options)
         _show_message(run, chat, message)
         keep_sent(run, chat, message.sender_uid, message)
 
@@ -179,6 +181,17 @@ def _sent(chat: "Chat", draft: _Draft, options: _Sending) -> Message:
     return chat.send_direct(draft.to_uid or "", draft.content, sender_uid=uid, client_msgid=client_msgid)
 
 
+def _send_what_waits(run: Invocation, chat: "Chat", uid: str) -> None:
+    """Send what was written before. Raise TryAgain if that has to go on waiting: nothing may overtake it."""
+    with client_if_any(run, chat, uid) as client:
+        if client is None:
+            return
+        flushed = client.flush()
+        _complain_of_refused(flushed)
+        if flushed.stopped_by:
+            raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
+
+
 def _queue(run: Invocation, chat: "Chat", draft: _Draft, sender_uid: str) -> None:
     from imcore.client import Client  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
@@ -187,12 +200,20 @@ def _queue(run: Invocation, chat: "Chat", draft: _Draft, sender_uid: str) -> Non
         with suppress(TryAgain):
             client.meet()
         outgoing = client.queue(draft.content, gid=draft.gid, to_uid=draft.to_uid)
-        sent = {message.client_msgid: message for message in client.flush()}
+        flushed = client.flush()
+        _complain_of_refused(flushed, besides=outgoing)
+        sent = {message.client_msgid: message for message in flushed.sent}
         if outgoing.client_msgid in sent:
             _show_message(run, chat, sent[outgoing.client_msgid])
         else:
             peers = Peers(sender_uid, lambda _: filter(None, [draft.to_uid]))
             run.show([peers.named(log_record(client.waits(outgoing)))], LOG_COLUMNS)
+
+
+def _complain_of_refused(flushed: "Flushed", besides: "Outgoing | None" = None) -> None:
+    for outgoing, reason in flushed.refused:
+        if outgoing != besides:
+            output.complain(f"a message that waited in the outbox was refused (see `im log`): {reason}")
 
 
 def _show_message(run: Invocation, chat: "Chat", message: Message) -> None:

@@ -39,7 +39,7 @@ CREATE INDEX unsettled ON tallies (msgid, gid) WHERE unread IS NOT 0;
 CREATE TABLE places (gid TEXT PRIMARY KEY, msgid INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, gid TEXT NOT NULL, to_uid TEXT, content TEXT NOT NULL,
-    client_msgid TEXT NOT NULL UNIQUE, written_ms INTEGER NOT NULL, refused TEXT
+    client_msgid TEXT NOT NULL UNIQUE, written_ms INTEGER NOT NULL, tried INTEGER NOT NULL DEFAULT 0, refused TEXT
 ) STRICT;
 """,
 )
@@ -208,6 +208,14 @@ class LocalDatabase:
         """Return what waits to be sent, in order."""
         sql = "SELECT id, gid, to_uid, content, client_msgid FROM outbox WHERE refused IS NULL ORDER BY id"
         return [Outgoing(*row) for row in self._file.rows(sql, (int, str, _TEXT_OR_NONE, str, str))]
+
+    def attempt(self) -> set[str]:
+        """Note that what waits is about to be sent; return the groups of what may have been sent before, unheard of."""
+        rows = list(self._file.rows("SELECT DISTINCT gid, tried FROM outbox WHERE refused IS NULL", (str, int)))
+        if not all(tried for _, tried in rows):
+            with self._file.transaction() as connection:
+                connection.execute("UPDATE outbox SET tried = 1 WHERE refused IS NULL")
+        return {gid for gid, tried in rows if tried}
 
     def refuse(self, outgoing: Outgoing, reason: str) -> None:
         """Note that the server will never take a message, so that those behind it can go out."""

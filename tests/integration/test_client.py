@@ -15,7 +15,7 @@ from imcore import Chat
 from imcore import msgid as msgids
 from imcore.client import Client
 from imcore.direct import gid_of
-from imcore.errors import ConfigurationError, LocalDatabaseError, RedisUnavailable
+from imcore.errors import ConfigurationError, ImError, LocalDatabaseError, RedisUnavailable
 from imcore.live.localdb import PAGE, LocalDatabase, path_of
 from imcore.own_tallies import OwnTallies
 from imcore.settings import Settings
@@ -379,7 +379,7 @@ def test_a_server_that_comes_back_with_other_data_ends_the_session(
 
 def test_the_first_server_with_data_is_the_one(bob: Client, local: LocalDatabase, chat: Chat) -> None:
     bob.queue("written before there was anything", to_uid="ann")
-    assert [message.content for message in bob.flush()] == ["written before there was anything"]
+    assert [message.content for message in bob.flush().sent] == ["written before there was anything"]
     chat.link.client.hset(CONFIG, "dataset", "another")
     with pytest.raises(LocalDatabaseError, match="was made with other data"):
         Client(chat, "bob", local).sync()
@@ -486,7 +486,7 @@ class Danger:
     def __init__(self, chat: Chat, chance: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
         self.chance = chance
         self.odds = 0.0
-        for name in ("keep", "begin"):
+        for name in ("keep", "begin", "attempt"):
             monkeypatch.setattr(LocalDatabase, name, self.around(getattr(LocalDatabase, name)))
         for name in ("run", "run_many", "gather"):
             monkeypatch.setattr(chat.link, name, self.around(getattr(chat.link, name)))
@@ -593,7 +593,7 @@ def test_what_is_sent_while_the_server_is_away_goes_out_once_and_in_order(tmp_pa
             for number in range(5):
                 bob.queue(str(number), gid="team")
             bob.queue("psst", to_uid="ann")
-            assert bob.flush() == []
+            assert isinstance(bob.flush().stopped_by, RedisUnavailable)
             assert states(local) == ["waiting"] * 5
             server = start_valkey(folder)
             # Then
@@ -602,7 +602,7 @@ def test_what_is_sent_while_the_server_is_away_goes_out_once_and_in_order(tmp_pa
             assert [message.content for message in chat.pull("ann", "team")] == [str(number) for number in range(5)]
             assert [message.content for message in chat.pull("ann", gid_of("ann", "bob"))] == ["psst"]
             assert states(local) == ["stored"] * 5
-            assert bob.flush() == []
+            assert bob.flush() == ([], [], None)
     finally:
         server.stop()
 
@@ -621,9 +621,12 @@ def test_an_answer_that_never_came_sends_nothing_twice(
     monkeypatch.setattr(chat, "send", lost)
     bob.queue("1", gid="team")
     bob.queue("2", gid="team")
-    assert bob.flush() == []
-    assert [message.content for message in bob.flush()] == ["1", "2"]
+    assert bob.flush().sent == []
+    assert states(local) == ["waiting", "waiting"]
+    # It is not sent again, even if the server has forgotten that it was: it is pulled
+    assert [message.content for message in bob.flush().sent] == ["2"]
     assert texts(local) == ["1", "2"]
+    assert states(local) == ["stored", "stored"]
     assert [message.content for message in chat.pull("ann")] == ["1", "2"]
 
 
@@ -635,20 +638,28 @@ def test_only_a_message_that_is_to_blame_is_refused(
     chat.create_group("theirs", ["ann"])
     bob.queue("no member", gid="theirs")
     bob.queue("no group", gid="nowhere")
+    bob.queue("strange", gid="team")
     bob.queue("fine", gid="team")
     send = chat.send
 
     def locked_out(*_: Any, **__: Any) -> Message:
         raise ConfigurationError("Redis refuses this user or password")
 
+    def odd(gid: str, content: str, **options: Any) -> Message:
+        if content == "strange":
+            raise ImError("it answered: ERR")
+        return send(gid, content, **options)
+
     # When
     monkeypatch.setattr(chat, "send", locked_out)
-    assert bob.flush() == []
-    assert states(local) + states(local, "theirs") == ["waiting", "waiting"]
-    monkeypatch.setattr(chat, "send", send)
-    assert [message.content for message in bob.flush()] == ["fine"]
+    assert isinstance(bob.flush().stopped_by, ConfigurationError)
+    assert {line.state for line in local.log()} == {"waiting"}
+    monkeypatch.setattr(chat, "send", odd)
+    flushed = bob.flush()
     # Then
-    assert states(local) == ["stored"]
+    assert [message.content for message in flushed.sent] == ["fine"]
+    assert [outgoing.content for outgoing, _ in flushed.refused] == ["no member", "no group", "strange"]
+    assert states(local) == ["stored", "refused: it answered: ERR"]
     assert states(local, "theirs") == ["refused: 'bob' is not a member of 'theirs'"]
     assert states(local, "nowhere") == ["refused: there is no group 'nowhere'"]
 

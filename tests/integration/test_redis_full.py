@@ -139,15 +139,15 @@ class TestRefused:
         with LocalDatabase(path_of(tmp_path, "ann"), "ann") as local:
             client = Client(chat, "ann", local)
             client.queue("sooner or later", gid=GID)
-            assert client.flush() == []
+            assert isinstance(client.flush().stopped_by, RedisFull)
             assert [line.state for line in local.log()] == ["waiting"]
 
             # When there is room again
             admin.config_set("maxmemory", NO_LIMIT)
 
             # Then it goes out, once
-            assert [message.content for message in client.flush()] == ["sooner or later"]
-            assert client.flush() == []
+            assert [message.content for message in client.flush().sent] == ["sooner or later"]
+            assert client.flush().sent == []
         assert chat.group(GID).messages == 21
 
 

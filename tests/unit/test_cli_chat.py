@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fakeredis
 import pytest
@@ -14,13 +15,14 @@ from cli.options import Invocation
 from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.client import Client
+from imcore.errors import RedisFull, RedisUnavailable
 from imcore.live.localdb import LocalDatabase, path_of
 from imcore.settings import Settings
 from imcore.streams import receipt_calls
 from imcore.streams.keys import CONFIG
 from imcore.streams.link import Link
 from imcore.streams.receipt_calls import Change
-from imcore.values import Receipt
+from imcore.values import Message, Receipt
 
 MESSAGE_KEYS = ["gid", "msgid", "seq", "sender_uid", "time", "content", "client_msgid"]
 HOSTILE = "\x1b[2J[red]eve[/red]\n{0} 'x' \u202e群 👩\u200d💻 " + "x" * 3000
@@ -219,6 +221,74 @@ def test_pull_confirms_nothing_when_the_output_was_lost(chat: Chat, monkeypatch:
 
     assert result.exit_code == 1
     assert len(chat.pull("bob")) == 1
+
+
+# The outbox.
+
+
+def wait_in_the_outbox(*texts: str, gid: str = "team") -> None:
+    """Write something that the server cannot take now."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chat, "send", _refuse)
+        for text in texts:
+            [line] = lines("send", gid, text, "--from", "ann", "--queue")
+            assert line["state"] == "waiting"
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise RedisUnavailable("no answer from Redis at nowhere")
+
+
+def test_what_is_sent_does_not_overtake_what_waits(chat: Chat) -> None:
+    # Given
+    lines("group", "create", "team", "ann", "bob")
+    wait_in_the_outbox("one", "two")
+    # When
+    [third] = lines("send", "team", "three", "--from", "ann")
+    # Then
+    assert third["content"] == "three"
+    assert [each.content for each in chat.pull("bob")] == ["one", "two", "three"]
+    assert [(line["content"], line["state"]) for line in lines("log", "ann")] == [
+        (text, "stored") for text in ("one", "two", "three")
+    ]
+
+
+def test_where_what_waits_cannot_go_out_nothing_else_does(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines("group", "create", "team", "ann", "bob")
+    wait_in_the_outbox("one")
+    send = Chat.send
+
+    def full(self: Chat, gid: str, content: str, **options: Any) -> Message:
+        if content == "one":
+            raise RedisFull("nowhere has no memory left")
+        return send(self, gid, content, **options)
+
+    monkeypatch.setattr(Chat, "send", full)
+
+    assert refused("send", "team", "two", "--from", "ann") == (
+        "not sent, since what waits in the outbox comes first: nowhere has no memory left"
+    )
+    assert chat.pull("bob") == []
+    assert lines("send", "team", "two", "--from", "ann", "--no-local")[0]["content"] == "two"
+
+
+def test_what_will_never_be_taken_is_said_in_one_line_and_shown_in_the_log(chat: Chat) -> None:
+    # Given
+    lines("group", "create", "team", "ann", "bob")
+    lines("group", "create", "theirs", "bob")
+    reason = "'ann' is not a member of 'theirs'"
+    # When
+    assert refused("send", "theirs", "mine?", "--from", "ann", "--queue") == (
+        f"the message was not sent and is refused: {reason}"
+    )
+    # Then
+    assert [(line["content"], line["state"]) for line in lines("log", "ann")] == [("mine?", f"refused: {reason}")]
+    wait_in_the_outbox("no", gid="theirs")
+    wait_in_the_outbox("yes")
+    result = im("send", "team", "too", "--from", "ann")
+    assert result.stderr == f"im: a message that waited in the outbox was refused (see `im log`): {reason}\n"
+    assert [each.content for each in chat.pull("bob", "team")] == ["yes", "too"]
+    assert im("pull", "ann").stderr == ""
 
 
 # Whose data it is.

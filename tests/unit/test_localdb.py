@@ -86,6 +86,32 @@ def test_the_outbox_keeps_its_order_until_the_server_has_it(local: LocalDatabase
     assert [line.state for line in local.log()] == ["stored", "refused: not a member", "waiting"]
 
 
+def test_what_is_about_to_be_sent_may_have_been_sent_before_from_then_on(local: LocalDatabase) -> None:
+    refused = local.queue("r", "one")
+    local.queue("g", "two")
+    assert local.attempt() == set()
+    local.refuse(refused, "no member")
+    local.queue("h", "three")
+    assert local.attempt() == {"g"}
+    assert local.attempt() == {"g", "h"}
+
+
+def test_what_comes_back_waits_no_longer(local: LocalDatabase) -> None:
+    # Given two in the outbox, of which one was refused: an earlier attempt was stored, and its answer got lost
+    sent, refused = local.queue("g", "sent"), local.queue("g", "refused")
+    local.refuse(refused, "not a member")
+    others = local.queue("h", "another group")
+    # When another device brings them
+    local.keep(
+        replace(message(seq, sender="bob"), content=each.content, client_msgid=each.client_msgid)
+        for seq, each in enumerate((sent, refused), 1)
+    )
+    local.keep([replace(message(3), client_msgid=others.client_msgid)])
+    # Then
+    assert [(line.content, line.state) for line in local.log("g")][:2] == [("sent", "stored"), ("refused", "stored")]
+    assert local.waiting() == [others]
+
+
 def test_own_messages_that_all_have_not_read_are_listed_newest_first_by_the_page(local: LocalDatabase) -> None:
     # Given
     for seq in range(1, PAGE + 4):
@@ -235,6 +261,7 @@ def use(path: Path) -> None:
         while page := local.unsettled(last):
             last = page[-1]
         list(local.log("g"))
+        assert local.attempt() <= {"g", gid_of("ann", "b" * 128)}
         local.keep([*map(message, range(395, 405)), Tally("g", message(3).msgid, 3, 0)], {"g": message(404).msgid})
         local.keep([message(9, sender="ann")])
         local.refuse(local.queue("g", "three"), "no")
@@ -285,8 +312,8 @@ def test_no_damage_ends_in_a_traceback(sound: bytes, tmp_path: Path, seed: int) 
         "UPDATE outbox SET content = CAST(x'ff41' AS TEXT)",
         "DROP TABLE owner; CREATE TABLE owner (uid, dataset, begun); INSERT INTO owner VALUES (7, 'data', 1)",
         "DROP TABLE owner; CREATE TABLE owner (uid, dataset, begun); INSERT INTO owner VALUES ('ann', x'00', 1)",
-        "DROP TABLE outbox; CREATE TABLE outbox (id, gid, to_uid, content, client_msgid, written_ms, refused);"
-        " INSERT INTO outbox VALUES (1, 'g', NULL, 7, 'c', 1, NULL)",
+        "DROP TABLE outbox; CREATE TABLE outbox (id, gid, to_uid, content, client_msgid, written_ms, tried, refused);"
+        " INSERT INTO outbox VALUES (1, 'g', NULL, 7, 'c', 1, 0, NULL)",
     ],
 )
 def test_damage_is_one_line_that_says_so(sound: bytes, tmp_path: Path, damage: str) -> None:
