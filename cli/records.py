@@ -36,9 +36,12 @@ def message_record(message: Message) -> Record:
 
 
 def readable(record: Record) -> Record:
-    """Return an object as a table shows it: a one-to-one chat by the other's name, and what has no content says why."""
+    """Return an object as a table shows it: a one-to-one chat by the other's name, and what has no content says why.
+
+    No group can be called `dm:bob`: gids that begin so are kept for one-to-one chats.
+    """
     if record.get("peer") is not None:
-        record = {**record, "gid": f"@{record['peer']}"}
+        record = {**record, "gid": f"dm:{record['peer']}"}
     if record.get("recalls"):
         return {**record, "content": f"(recalls {record['recalls']})"}
     return {**record, "content": "(recalled)"} if record.get("recalled") else record

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
-from imcore.direct import gid_of
+from imcore.direct import gid_of, is_direct, peer_of
 from imcore.errors import (
     ConfigurationError,
     ImError,
@@ -134,7 +134,9 @@ class Client:
         """Keep what the server has answered to calls of the Chat itself: own messages, what was pulled, receipts."""
         with suppress(TryAgain):  # as it has answered just now, it is the one that was met
             self.meet()
-        self._local.keep(items)
+        kept = list(items)
+        self._local.keep(kept)
+        self._learn_peers({item.gid for item in kept})
 
     def sync(self) -> Flushed:
         """Bring the local database up to date, as at a login: messages after what is here, the outbox, tallies.
@@ -146,6 +148,7 @@ class Client:
         gids = self._chat.groups_of(self._uid)
         for page in self._pages(gids):
             self._local.keep(page, {page[-1].gid: page[-1].msgid})
+        self._learn_peers(gids)
         self._local.attempt()
         flushed = self._send_waiting()
         self._tallies.begin()
@@ -174,6 +177,14 @@ class Client:
             with suppress(NotMember, UnknownGroup):  # who has left meanwhile, or has never been there
                 while page := list(islice(messages, PAGE)):
                     yield page
+
+    def _learn_peers(self, gids: Iterable[str]) -> None:
+        """Ask with whom the one-to-one chats are whose gid does not say it."""
+        hidden = {gid for gid in gids if is_direct(gid) and peer_of(gid, self._uid) is None}
+        for gid in hidden.difference(self._local.peers() if hidden else ()):
+            with suppress(TryAgain, UnknownGroup):  # a name is not worth it: it is asked for again
+                for member in self._chat.members(gid):
+                    self._local.note_peer(gid, member.uid)
 
     def live(
         self,
@@ -221,6 +232,7 @@ class Client:
             # A place moves once all before it was shown: who was killed first shows it when they come back.
             self._local.keep(items, shown)
             shown = {item.gid: item.msgid for item in items if isinstance(item, Message)}
+            self._learn_peers(shown)
             yield from items
             is_idle = self._have_asked(items)
         self._local.keep((), shown)

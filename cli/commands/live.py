@@ -94,9 +94,9 @@ def log(run: Invocation, uid: str, gid: str | None) -> None:
     Own messages are `waiting`, `refused`, `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
     """
     with local_database(run, uid, read_only=True) as local:
-        lines = list(local.log(gid))
-        known = {line.sender_uid for line in lines} | {outgoing.to_uid or uid for outgoing in local.waiting()}
-    run.show(map(Peers(uid, lambda _: known).named, map(log_record, lines)), LOG_COLUMNS)
+        peers = local.peers()
+        named = Peers(uid, lambda gid: filter(None, [peers.get(gid)])).named
+        run.show(map(named, map(log_record, local.log(gid))), LOG_COLUMNS)
 
 
 def _show(run: Invocation, events: Iterator[Message | Receipt], peers: Peers) -> None:

@@ -165,7 +165,7 @@ def _claim_one_to_one(claims: Claims, act: _Act) -> None:
     told = act.wait(lambda: dict(act.sessions.receipts(SENDER, gid)) == {question.msgid: (1, 0)})
     claims.hold(
         asked and answered and told,
-        f"one-to-one: {FRIEND} hears from @{SENDER}, answers, and {SENDER} is told that {FRIEND} has read it",
+        f"one-to-one: {FRIEND} hears from {SENDER}, answers, and {SENDER} is told that {FRIEND} has read it",
     )
 
 

@@ -14,6 +14,7 @@ from types import MappingProxyType, NoneType, TracebackType
 from typing import NamedTuple, Self
 
 from imcore import msgid as msgids
+from imcore.direct import is_direct, peer_of
 from imcore.errors import LocalDatabaseError
 from imcore.limits import check_msgid, check_name, check_places, check_time
 from imcore.live.localfile import LocalFile, Schema
@@ -37,6 +38,7 @@ CREATE TABLE tallies (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX unsettled ON tallies (msgid, gid) WHERE unread IS NOT 0;
 CREATE TABLE places (gid TEXT PRIMARY KEY, msgid INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE peers (gid TEXT PRIMARY KEY, uid TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, gid TEXT NOT NULL, to_uid TEXT, content TEXT NOT NULL,
     client_msgid TEXT NOT NULL UNIQUE, written_ms INTEGER NOT NULL, tried INTEGER NOT NULL DEFAULT 0, refused TEXT
@@ -198,6 +200,8 @@ class LocalDatabase:
         """Put a message into the outbox, behind those that wait there."""
         client_msgid = uuid.uuid4().hex
         with self._file.transaction() as connection:
+            if to_uid is not None:
+                self._note_peer(connection, gid, to_uid)
             cursor = connection.execute(
                 "INSERT INTO outbox (gid, to_uid, content, client_msgid, written_ms) VALUES (?, ?, ?, ?, ?)",
                 (gid, to_uid, content, client_msgid, time.time_ns() // 1_000_000),
@@ -221,6 +225,15 @@ class LocalDatabase:
         """Note that the server will never take a message, so that those behind it can go out."""
         with self._file.transaction() as connection:
             connection.execute("UPDATE outbox SET refused = ? WHERE id = ?", (reason, outgoing.number))
+
+    def peers(self) -> dict[str, str]:
+        """Return who the other is in each one-to-one chat whose gid does not say it, as far as that is known here."""
+        return dict(self._file.rows("SELECT gid, uid FROM peers", (str, str)))
+
+    def note_peer(self, gid: str, uid: str) -> None:
+        """Note who the other is in a one-to-one chat. Where the gid says that itself, this does nothing."""
+        with self._file.transaction() as connection:
+            self._note_peer(connection, gid, uid)
 
     def log(self, gid: str | None = None) -> Iterator[LogLine]:
         """Yield the chat as this client knows it: by group, oldest first, then what waits in the outbox."""
@@ -267,10 +280,17 @@ class LocalDatabase:
         if recalls is not None or message.recalled:
             withdrawn = (message.gid, msgid if recalls is None else recalls)
             connection.execute("UPDATE messages SET content = '' WHERE gid = ? AND msgid = ?", withdrawn)
-        if message.sender_uid == self.uid and recalls is None:
+        if message.sender_uid != self.uid:
+            self._note_peer(connection, message.gid, message.sender_uid)
+        elif recalls is None:
             connection.execute("INSERT INTO tallies VALUES (?, ?, 0, NULL) ON CONFLICT DO NOTHING", key)
             sent = (message.gid, message.client_msgid)
             connection.execute("DELETE FROM outbox WHERE gid = ? AND client_msgid = ?", sent)
+
+    def _note_peer(self, connection: sqlite3.Connection, gid: str, uid: str) -> None:
+        hidden = is_direct(check_name(gid, "gid")) and peer_of(gid, self.uid) is None
+        if hidden and peer_of(gid, self.uid, [uid]) is not None:
+            connection.execute("INSERT INTO peers VALUES (?, ?) ON CONFLICT DO NOTHING", (gid, uid))
 
 
 def _state(read: int | None, unread: int | None) -> str:

@@ -416,6 +416,6 @@ def test_one_to_one_is_shown_by_the_name_of_the_other(stack: Stack) -> None:
     stack.im.json("dm", "bob", "are you there?", "--from", "ann")
     [line] = stack.im.json("pull", "bob")
     assert (line["gid"], line["peer"], line["content"]) == (first["gid"], "ann", "are you there?")
-    assert "@ann" in stack.im.run("pull", "bob").stdout
-    assert "@ann" in stack.im.run("log", "bob").stdout
-    assert "dm:" not in stack.im.run("unread", "bob").stdout
+    assert "\tdm:ann\t" in stack.im.run("pull", "bob").stdout
+    assert "\ndm:ann\t" in stack.im.run("log", "bob").stdout
+    assert "\ndm:ann\t" in stack.im.run("unread", "bob").stdout

@@ -117,9 +117,17 @@ def test_one_to_one() -> None:
     assert lines("pull", "bob") == [{**sent, "peer": "ann"}]
     assert lines("unread", "bob") == [{"gid": "dm:3:ann:bob", "unread": 1, "peer": "ann"}]
     assert [line["peer"] for line in lines("log", "bob")] == ["ann"]
-    assert "\t@ann\tann\tHello" in im("pull", "bob").stdout
-    assert "@ann\t1" in im("unread", "bob").stdout
-    assert im("log", "ann").stdout.splitlines()[1].startswith("@bob\t")
+    assert "\tdm:ann\tann\tHello" in im("pull", "bob").stdout
+    assert "dm:ann\t1" in im("unread", "bob").stdout
+    assert im("log", "ann").stdout.splitlines()[1].startswith("dm:bob\t")
+
+
+def test_a_table_shows_nobody_as_a_group_could_be_called() -> None:
+    lines("dm", "bob", "Hello", "--from", "ann")
+
+    shown = im("unread", "bob").stdout.splitlines()[1].partition("\t")[0]
+
+    assert "is kept for one-to-one chats" in refused("group", "create", shown, "ann", "bob")
 
 
 def test_a_live_session_names_the_other_of_a_one_to_one_chat(
@@ -136,8 +144,8 @@ def test_a_live_session_names_the_other_of_a_one_to_one_chat(
     assert [event.get("peer") for event in lines("listen", "bob")] == ["ann", "ann", None]
     shown = [line.split("  ") for line in im("listen", "bob").stdout.splitlines()]
     assert [line[-3:] for line in shown] == [
-        ["@ann", "ann", "Hello"],
-        ["@ann", "1767225600000-0", "read 1/1"],
+        ["dm:ann", "ann", "Hello"],
+        ["dm:ann", "1767225600000-0", "read 1/1"],
         ["team", "ann", "Hi"],
     ]
 
@@ -149,11 +157,11 @@ def test_one_to_one_where_the_gid_does_not_say_with_whom() -> None:
     assert str(sent["gid"]).startswith("dm#")
     assert sent["peer"] == bob
     assert [each["peer"] for each in lines("pull", bob)] == ["a" * 100]
-    # What nobody has answered yet is known to the server alone
-    assert "peer" not in lines("log", "a" * 100)[0]
-    lines("dm", "a" * 100, "Hello", "--from", bob)
-    lines("pull", "a" * 100)
-    assert [line["peer"] for line in lines("log", "a" * 100)] == [bob, bob]
+    # Also where nobody has answered yet
+    assert [line["peer"] for line in lines("log", "a" * 100)] == [bob]
+    assert im("log", "a" * 100).stdout.splitlines()[1].startswith(f"dm:{bob}\t")
+    # And to whom it is new
+    assert [line["peer"] for line in lines("log", bob)] == ["a" * 100]
 
 
 def test_content_from_stdin_is_taken_as_it_is() -> None:

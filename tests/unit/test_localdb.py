@@ -140,6 +140,20 @@ def test_a_database_is_for_the_data_of_one_server(local: LocalDatabase) -> None:
         assert "IM_DATA_DIR" in str(error.value)
 
 
+def test_who_the_other_is_is_kept_where_the_gid_does_not_say_it(local: LocalDatabase) -> None:
+    # Given
+    ann, cy, eve = "a" * 128, "c" * 128, "e" * 128
+    silent, asked, written = (gid_of("bob", uid) for uid in (ann, cy, eve))
+    # When
+    local.note_peer(silent, ann)
+    local.queue(asked, "hi", to_uid=cy)
+    local.keep([message(1, gid=written, sender=eve), message(2, gid=written, sender="an administrator")])
+    local.note_peer(gid_of("bob", "dan"), "dan")
+    local.note_peer("g", "dan")
+    # Then
+    assert local.peers() == {silent: ann, asked: cy, written: eve}
+
+
 def test_it_is_private(local: LocalDatabase) -> None:
     assert stat.S_IMODE(local.path.stat().st_mode) == 0o600
     assert stat.S_IMODE(local.path.parent.stat().st_mode) == 0o700
@@ -256,14 +270,15 @@ def use(path: Path) -> None:
     with LocalDatabase(path, "ann", exclusive=True) as local:
         local.bind("data", "there")
         assert local.begun in (True, False)
-        assert all(isinstance(each, str) for each in local.places().values())
+        assert all(isinstance(each, str) for each in [*local.places().values(), *local.peers().values()])
         last = None
         while page := local.unsettled(last):
             last = page[-1]
         list(local.log("g"))
-        assert local.attempt() <= {"g", gid_of("ann", "b" * 128)}
+        assert local.attempt() <= {"g", *local.peers()}
         local.keep([*map(message, range(395, 405)), Tally("g", message(3).msgid, 3, 0)], {"g": message(404).msgid})
         local.keep([message(9, sender="ann")])
+        local.note_peer(gid_of("ann", "c" * 128), "c" * 128)
         local.refuse(local.queue("g", "three"), "no")
         assert all(isinstance(each.content, str) for each in local.waiting())
         local.begin({"h": message(1).msgid})
