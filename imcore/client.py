@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypedDict, TypeVar, Unpack
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
@@ -195,7 +195,7 @@ class Client:
         acks: Literal["auto", "off"] = "auto",
         receipts: Literal["push", "poll"] = "push",
     ) -> Iterator[Message | Receipt]:
-        """Yield all that a session hands over, as it comes, until `stopping()`.
+        """Yield all that a session hands over, as it comes, until `stopping()`; wait for the server where it is away.
 
         It is in the local database before it is yielded, and is acked only afterwards: what was yielded and not acked,
         because this was killed or left by an error, comes again in the next session. The outbox is sent as soon as the
@@ -215,7 +215,7 @@ class Client:
                 receipts=receipts,
             )
 
-        with suppress(_Stopped), begin() as listener:
+        with suppress(_Stopped), when_there(begin, stopping) as listener:
             yield from self._events(listener, stopping)
 
     def _events(self, listener: Listener, stopping: Callable[[], bool]) -> Iterator[Message | Receipt]:
@@ -257,6 +257,27 @@ class Client:
             self._tallies.begin()
             return True
         return self._tallies.done
+
+
+class SessionOptions(TypedDict, total=False):
+    """How a live session acks and is told: see `Client.live`."""
+
+    ack_every: int
+    ack_interval_s: float
+    acks: Literal["auto", "off"]
+    receipts: Literal["push", "poll"]
+
+
+def watch(
+    chat: Chat, uid: str, stopping: Callable[[], bool], **options: Unpack[SessionOptions]
+) -> Iterator[Message | Receipt]:
+    """Yield what a session without a local database hands over, from the user's offset on, until `stopping()`.
+
+    What was yielded is acked only afterwards. Raise UnknownUser for one who is in no group.
+    """
+    with suppress(_Stopped), when_there(lambda: chat.listen(uid, **options), stopping) as listener:
+        while not stopping():
+            yield from listener.poll(_POLL_S)
 
 
 def when_there(attempt: Callable[[], T], stopping: Callable[[], bool]) -> T:

@@ -1,7 +1,9 @@
 """A live session, the receipts that wait, and a client's own database."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+import logging
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast
 
 import click
 
@@ -21,6 +23,24 @@ from cli.records import (
 from cli.supervisor import Stopped, StopSignals
 from imcore.values import Message, Receipt
 
+if TYPE_CHECKING:
+    from imcore.chat import Chat
+
+
+class _Complaints(logging.Handler):
+    """What the library warns of is said as all errors are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        output.complain(record.getMessage())
+
+
+class _Listening(TypedDict):
+    ack_every: int
+    ack_interval: float
+    no_ack: bool
+    receipts: str
+    no_local: bool
+
 
 @command("listen", example="im listen bob\nim listen bob --ack-every 1 --json")
 @click.argument("uid")
@@ -35,32 +55,55 @@ from imcore.values import Message, Receipt
     default="push",
     help="Learn who has read as it happens, or with each heartbeat. [push]",
 )
-def listen(run: Invocation, uid: str, ack_every: int, ack_interval: float, no_ack: bool, receipts: str) -> None:
+@no_local_option
+def listen(run: Invocation, uid: str, **options: Unpack[_Listening]) -> None:
     """Run a live session until Ctrl-C.
 
     It is online, shows what was not acked and then what comes, own messages included, and the receipts of own messages.
     What is acked has been shown. Everything is kept in the user's local database (see `im log`), and what waits in its
-    outbox is sent.
+    outbox is sent. While the server is away it waits.
     """
-    from imcore.client import Client  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
+    from imcore.client import when_there  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
+    logging.basicConfig(level=logging.WARNING, handlers=[_Complaints()])
     try:
         with (
             StopSignals() as signals,
-            run.chat() as chat,
-            local_database(run, chat.known_user(uid), exclusive=True) as local,
+            when_there(lambda: _chat_of(run, uid), lambda: False) as chat,
+            closing(_events(run, chat, uid, lambda: signals.asked, options)) as events,
         ):
-            events = Client(chat, uid, local).live(
-                lambda: signals.asked,
-                ack_every=ack_every,
-                ack_interval_s=ack_interval,
-                acks="off" if no_ack else "auto",
-                receipts="push" if receipts == "push" else "poll",
-            )
             signals.defer()
             _show(run, events, peers_at(chat, uid))
     except Stopped:
         return
+
+
+def _chat_of(run: Invocation, uid: str) -> "Chat":
+    chat = run.chat()
+    try:
+        chat.known_user(uid)
+    except BaseException:
+        chat.close()
+        raise
+    return chat
+
+
+def _events(
+    run: Invocation, chat: "Chat", uid: str, stopping: Callable[[], bool], options: _Listening
+) -> Generator[Message | Receipt]:
+    from imcore.client import Client, SessionOptions, watch  # noqa: PLC0415
+
+    given = SessionOptions(
+        ack_every=options["ack_every"],
+        ack_interval_s=options["ack_interval"],
+        acks="off" if options["no_ack"] else "auto",
+        receipts=cast(Literal["push", "poll"], options["receipts"]),
+    )
+    if options["no_local"]:
+        yield from watch(chat, uid, stopping, **given)
+        return
+    with local_database(run, uid, exclusive=True) as local:
+        yield from Client(chat, uid, local).live(stopping, **given)
 
 
 @command("receipts", example="im receipts ann\nim receipts ann --ack")

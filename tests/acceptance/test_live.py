@@ -293,6 +293,16 @@ def test_what_could_not_be_written_is_not_acked(stack: Stack) -> None:
     assert [line["content"][0] for line in stack.im.json("pull", "bob")][-4:] == ["1", "2", "3", "4"]
 
 
+def test_a_session_without_a_local_database(stack: Stack) -> None:
+    stack.chat.create_group("team", ["ann", "bob"])
+    stack.chat.send("team", "hi", sender_uid="ann")
+    bob = stack.listen("bob", "--no-local")
+    bob.wait_for(1)
+    assert bob.end() == 0
+    assert stack.im.json("unread", "bob") == [{"gid": "team", "unread": 0}]
+    assert not (stack.folder / "clients").exists()
+
+
 # Bad input.
 
 
@@ -328,14 +338,40 @@ def test_what_cannot_listen_says_so_in_one_line_and_changes_nothing(stack: Stack
     stack.chat.send("team", "hi", sender_uid="ann")
     bob.wait_for(1)
 
-    # Without a server
-    stack.server.stop()
-    assert "no answer from Redis" in im.refusal("listen", "ann")
-    assert bob.runs
+    # Nobody is anybody once there is a server
+    stack.server.kill()
+    nobody = stack.listen("nobody")
+    wait_until(lambda: nobody.errors, timeout_s=END_S)
+    assert (nobody.runs, bob.runs) == (True, True)
+    stack.server = start_valkey(stack.folder / "server")
+    wait_until(lambda: not nobody.runs, timeout_s=END_S)
+    first, second = nobody.errors.splitlines()
+    assert first.startswith("im: no answer from Redis at ")
+    assert second.startswith("im: 'nobody' is in no group")
+    assert not path_of(stack.folder, "nobody").exists()
     assert bob.end() == 0
 
 
 # The server goes away.
+
+
+def test_one_that_starts_before_the_server_waits_for_it(stack: Stack) -> None:
+    # Given
+    stack.chat.create_group("team", ["ann", "bob"])
+    stack.server.kill()
+    bob, ann = stack.listen("bob"), stack.listen("ann", "--no-local")
+    wait_until(lambda: bob.errors and ann.errors, timeout_s=END_S)
+    assert ann.end() == 0
+    # When
+    stack.server = start_valkey(stack.folder / "server")
+    stack.chat.send("team", "hi", sender_uid="ann")
+    # Then
+    bob.wait_for(1)
+    assert bob.end() == 0
+    for session in (bob, ann):
+        [line] = session.errors.splitlines()
+        assert line.startswith("im: no answer from Redis at ")
+        assert line.endswith("; waiting for it")
 
 
 def test_what_is_queued_while_the_server_is_away_goes_out_when_it_is_back(stack: Stack) -> None:

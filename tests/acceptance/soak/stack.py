@@ -26,7 +26,6 @@ KEEP_MESSAGES = 100
 _WORKERS = ("persist", "persist", "receipts", "receipts", "jobs")
 _REWRITE = ("--auto-aof-rewrite-min-size", "256kb", "--auto-aof-rewrite-percentage", "50")
 """The append-only file is written anew all the time, so that kills strike that too."""
-_NO_SERVER = "im: no answer from Redis"
 
 
 class Process(Protocol):
@@ -120,9 +119,9 @@ class Soak:
         """Bring back what was killed long enough ago. Nothing else may have ended by itself."""
         for part in self.parts:
             if part.back_at is None and not part.process.runs:
-                self._may_have_ended(part)
-                part.back_at = 0.0
-            if part.back_at is not None and part.back_at <= time.monotonic() and self._can_start(part):
+                log = part.process.errors if isinstance(part.process, Listening) else getattr(part.process, "log", "")
+                raise AssertionError(f"{part.name} ended by itself: {log}")
+            if part.back_at is not None and part.back_at <= time.monotonic():
                 part.process, part.back_at = part.start(), None
 
     def of_kind(self, *kinds: str) -> list[Part]:
@@ -143,17 +142,6 @@ class Soak:
     def _add(self, kind: str, name: str, start: Callable[[], Process]) -> Process:
         self.parts.append(Part(kind, name, start, start()))
         return self.parts[-1].process
-
-    def _may_have_ended(self, part: Part) -> None:
-        """A session that begins while there is no server says so, and ends; whoever started it does so again."""
-        process = part.process
-        if isinstance(process, Listening):
-            assert process.errors.startswith(_NO_SERVER), process.errors
-            return
-        raise AssertionError(f"{part.name} ended by itself: {getattr(process, 'log', '')}")
-
-    def _can_start(self, part: Part) -> bool:
-        return part.kind != "session" or self.parts[0].process.runs
 
     def _work(self, name: str) -> WorkerProcess:
         return WorkerProcess(self.folder / "workers", name, **self._environment)
