@@ -48,6 +48,9 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 
+ENDED_BY_SIGNALS = {"up", "worker", "listen"}
+"""What runs until SIGINT or SIGTERM ends it in order."""
+
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
@@ -65,6 +68,18 @@ def help_text() -> str:
             f"Example:\n  {EXAMPLE}\n\n`im COMMAND --help` says more, with an example.\n",
         ]
     )
+
+
+def command_in(arguments: list[str]) -> str | None:
+    """Return which command these arguments of `im` are for: the first that is no option and no option's value."""
+    with_value = {flag for flag, metavar, _ in SHARED_OPTIONS if metavar}
+    words = iter(arguments)
+    for word in words:
+        if word in with_value:
+            next(words, None)
+        elif not word.startswith("-"):
+            return word
+    return None
 
 
 def _section(title: str, rows: list[tuple[str, str]]) -> str:

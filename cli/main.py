@@ -2,11 +2,13 @@
 
 import sys
 
-from cli.catalogue import help_text
+from cli.catalogue import ENDED_BY_SIGNALS, command_in, help_text
 
 
 def main() -> None:
     """Run `im` with the arguments of this process, and exit."""
+    if command_in(sys.argv[1:]) in ENDED_BY_SIGNALS:
+        _hold_signals()
     if sys.argv[1:] in (["-h"], ["--help"]) and _printed_help():
         return
     if any(argument.startswith(("--redis-url", "--database-url")) for argument in sys.argv):
@@ -16,6 +18,13 @@ def main() -> None:
     from cli.app import app  # noqa: PLC0415 (importing click takes twice as long as printing the help)
 
     app.main()
+
+
+def _hold_signals() -> None:
+    """Let signals wait until the command can end in order: it says when, and importing it takes a while."""
+    import signal  # noqa: PLC0415 (most commands need it not)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
 def _printed_help() -> bool:

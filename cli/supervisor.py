@@ -45,7 +45,8 @@ class StopSignals:
     """SIGINT, SIGTERM and SIGHUP, while this is entered.
 
     The first one raises Stopped, as Ctrl-C does everywhere; after `defer()` it only sets `asked`, for code that must
-    not be cut in two. Further ones do nothing, so that the orderly end is not cut short.
+    not be cut in two. Further ones do nothing, so that the orderly end is not cut short. What was held back before
+    (`cli.main`) comes now, and what comes after the end is held back again.
 
     Python only reports what is raised within a finalizer, and goes on: a Stopped that is lost so is raised again.
     """
@@ -55,6 +56,7 @@ class StopSignals:
         self._deferred = False
         self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self._report = sys.unraisablehook
+        self._held: set[signal.Signals | int] = set()
 
     def __enter__(self) -> Self:
         for number in _SIGNALS:
@@ -65,9 +67,16 @@ class StopSignals:
                 signal.signal(number, self._note)
         self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._raise)
         self._report, sys.unraisablehook = sys.unraisablehook, self._raise_again
+        self._held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        except Stopped:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._held)
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook = self._report
         for number, before in self._before.items():

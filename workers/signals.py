@@ -29,6 +29,7 @@ class Signals:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         self.handle()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._former)  # `im worker` holds them back until somebody listens
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -248,6 +248,32 @@ def test_a_clean_end_acks_and_goes_offline_at_once(stack: Stack, number: signal.
     assert not is_online(stack, "bob")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells which signals a process holds back")
+@pytest.mark.parametrize("words", [["listen", "bob"], ["worker", "receipts"], ["up"]], ids=lambda words: words[0])
+def test_a_signal_that_comes_while_the_program_is_loaded_ends_it_in_order(
+    tmp_path: Path, words: list[str], number: signal.Signals
+) -> None:
+    # Given signals at any moment from when the program can know of them; what it does then is to wait for a server
+    require_server()
+    im = Im(data_dir=tmp_path)
+    for delay_s in (0, 0.02, 0.05, 0.1, 0.2):
+        process = im.start(*words)
+        wait_until(lambda: holds(process.pid, number) or process.poll() is not None, timeout_s=END_S)  # noqa: B023
+        time.sleep(delay_s)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=END_S)
+        assert process.returncode == 0, err
+        assert "Traceback" not in out + err
+
+
+def holds(pid: int, number: signal.Signals) -> bool:
+    """Whether a process holds back a signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [mask] = [int(line.split()[1], 16) for line in lines if line.startswith("SigBlk:")]
+    return bool(mask >> number - 1 & 1)
+
+
 # What is shown.
 
 
