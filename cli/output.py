@@ -100,6 +100,12 @@ def flush() -> None:
         _give_up_stdout(error)
 
 
+def drop() -> None:
+    """Write nothing any more: what is left in the buffer would fail, or wait, once more when the interpreter ends."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def exit_with(action: Callable[[], int]) -> NoReturn:
     """Exit with the code that `action` returns, once all is written; with 1 and one line if it raises an ImError."""
     use_utf8()
@@ -207,6 +213,5 @@ def _stdout() -> TextIO:
 
 
 def _give_up_stdout(error: OSError) -> NoReturn:
-    # What is left in the buffer would fail once more, with a traceback, when the interpreter ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    drop()
     raise OutputError(f"the output could not be written: {error.strerror}") from error

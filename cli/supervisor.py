@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import IO, Self, cast
@@ -26,6 +26,7 @@ STOP_S = 10
 
 _TICK_S = 0.1
 _AGAIN_S = 0.01
+_PATIENCE_S = 1.0
 _CHUNK_BYTES = 65_536
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -53,7 +54,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.asked = False
-        self._deferred = False
+        self._deferred = self._waits = False
         self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self._report = sys.unraisablehook
         self._held: set[signal.Signals | int] = set()
@@ -86,13 +87,26 @@ class StopSignals:
         """From here on, only note a signal in `asked`."""
         self._deferred = True
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Wait for something in the `with` that may never come, such as a reader: raise Stopped there all the same,
+        some time after a signal.
+        """
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         first, self.asked = not self.asked, True
-        if first:
+        if first and self._deferred:
+            signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S, _PATIENCE_S)
+        elif first:
             self._raise(number, frame)
 
     def _raise(self, _number: int, _frame: FrameType | None) -> None:
-        if not self._deferred:
+        if self._waits or not self._deferred:
             raise Stopped
 
     def _raise_again(self, lost: "sys.UnraisableHookArgs") -> None:

@@ -73,9 +73,9 @@ def listen(run: Invocation, uid: str, **options: Unpack[_Listening]) -> None:
             closing(_events(run, chat, uid, lambda: signals.asked, options)) as events,
         ):
             signals.defer()
-            _show(run, events, peers_at(chat, uid))
+            _show(run, events, peers_at(chat, uid), signals)
     except Stopped:
-        return
+        output.drop()  # nobody reads it
 
 
 def _chat_of(run: Invocation, uid: str) -> "Chat":
@@ -142,15 +142,19 @@ def log(run: Invocation, uid: str, gid: str | None) -> None:
         run.show(map(named, map(log_record, local.log(gid))), LOG_COLUMNS)
 
 
-def _show(run: Invocation, events: Iterator[Message | Receipt], peers: Peers) -> None:
+def _show(run: Invocation, events: Iterator[Message | Receipt], peers: Peers, signals: StopSignals) -> None:
     """Write each event as it comes."""
     for event in events:
         record = peers.named(event_record(event))
-        if run.json:
-            run.show([record], ())
-        elif isinstance(event, Message):
-            shown = readable(record)
-            output.say("  ".join(str(shown[column]) for column in MESSAGE_COLUMNS[1:]))
-        else:
-            output.say(f"{readable(record)['gid']}  {event.msgid}  read {event.read}/{event.read + event.unread}")
-        output.flush()
+        with signals.waiting():
+            if run.json:
+                run.show([record], ())
+            else:
+                output.say(_line(event, readable(record)))
+            output.flush()
+
+
+def _line(event: Message | Receipt, record: output.Record) -> str:
+    if isinstance(event, Message):
+        return "  ".join(str(record[column]) for column in MESSAGE_COLUMNS[1:])
+    return f"{record['gid']}  {event.msgid}  read {event.read}/{event.read + event.unread}"

@@ -319,6 +319,21 @@ def test_what_could_not_be_written_is_not_acked(stack: Stack) -> None:
     assert [line["content"][0] for line in stack.im.json("pull", "bob")][-4:] == ["1", "2", "3", "4"]
 
 
+def test_a_reader_who_has_stopped_reading_holds_nobody_up(stack: Stack) -> None:
+    # Given more than fits into a pipe
+    stack.chat.create_group("team", ["ann", "bob"])
+    for number in range(5):
+        stack.chat.send("team", f"{number}" + "x" * 60_000, sender_uid="ann")
+    process = stack.im.start("listen", "bob", "--json")
+    wait_until(lambda: len(stack.log("bob")) == 5, timeout_s=END_S)
+    # When nobody reads it
+    process.terminate()
+    assert process.wait(END_S) == 0
+    # Then
+    assert process.communicate()[1] == ""
+    assert len(stack.im.json("pull", "bob")) == 5
+
+
 def test_a_session_without_a_local_database(stack: Stack) -> None:
     stack.chat.create_group("team", ["ann", "bob"])
     stack.chat.send("team", "hi", sender_uid="ann")

@@ -186,3 +186,18 @@ def test_a_signal_that_was_held_back_comes_once_somebody_listens_and_a_late_one_
             pass
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_what_may_wait_for_ever_is_cut_off_some_time_after_a_signal_even_if_signals_are_deferred() -> None:
+    reader, writer = os.pipe()
+    began = time.monotonic()
+    with StopSignals() as signals:
+        signals.defer()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.asked
+        with pytest.raises(Stopped), signals.waiting():
+            os.write(writer, bytes(1_000_000))
+        time.sleep(1.2)
+    assert time.monotonic() - began < 10
+    os.close(reader)
+    os.close(writer)
