@@ -84,6 +84,11 @@ class JobsWorker(SimpleWorker):
             log_job_description=False,
         )
 
+    def _set_ip_address(self, _connection: Redis) -> None:
+        # rq asks the server, and the driver cannot read the answer where the socket's path has a space or `=` in it, as
+        # the default data directory of macOS has.
+        self.ip_address = "unknown"
+
     def register_birth(self) -> None:
         """Be known to rq; that is, be able to work."""
         super().register_birth()  # type: ignore[no-untyped-call]

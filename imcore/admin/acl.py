@@ -48,7 +48,7 @@ _OF_RQ = (
     *("~rq:*", "&rq:*"),
     *("+@hash", "+@list", "+@set", "+@sortedset", "+@stream", "+@string", "+@pubsub", "+@transaction", "-@dangerous"),
     *("+del", "+exists", "+expire", "+expireat", "+persist", "+pexpire", "+ttl", "+type", "+unlink"),
-    *("+eval", "+evalsha", "+script|exists", "+script|load", "+client|info", "+client|setname", "+info"),
+    *("+eval", "+evalsha", "+script|exists", "+script|load", "+info"),
 )
 """Jobs. They are another program's keys, of all kinds: kept to these, it may use whatever is not dangerous."""
 
