@@ -73,10 +73,12 @@ class GroupKeys:
 
 
 class Keyspace:
-    """The names for data of so many partitions."""
+    """The names for data of so many partitions, in the database of that number on its server."""
 
-    def __init__(self, partitions: int) -> None:
+    def __init__(self, partitions: int, *, database: int = 0) -> None:
         self.partitions = partitions
+        # A key belongs to a database of the server, a channel to all of them.
+        self._channels = f"{database}:" if database else ""
         self.group = lru_cache(maxsize=4096)(self._group)
 
     def partition_of(self, name: str) -> int:
@@ -95,8 +97,8 @@ class Keyspace:
             once_newer=f"{tag}once_newer:{gid}",
             once_older=f"{tag}once_older:{gid}",
             uncounted=f"{tag}uncounted:{gid}",
-            channel=f"{tag}push:{gid}",
-            inboxes=f"{tag}inbox:",
+            channel=f"{tag}{self._channels}push:{gid}",
+            inboxes=self._inboxes(tag),
             journal=f"{tag}journal",
             groups=f"{tag}groups",
             mending=f"{tag}mending",
@@ -115,7 +117,10 @@ class Keyspace:
 
     def inboxes(self, uid: str) -> list[str]:
         """The channels on which a user's live sessions hear of receipts and memberships, by partition."""
-        return [f"{self._tag(p)}inbox:{uid}" for p in range(self.partitions)]
+        return [f"{self._inboxes(self._tag(p))}{uid}" for p in range(self.partitions)]
+
+    def _inboxes(self, tag: str) -> str:
+        return f"{tag}{self._channels}inbox:"
 
     def sessions(self, uid: str) -> str:
         """The user's live sessions."""

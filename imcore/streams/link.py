@@ -286,7 +286,7 @@ class Link:
                 f"the data was created with {stands} partitions, not {self._wanted_partitions}: "
                 f"set IM_PARTITIONS={stands}, or unset it"
             )
-        return Keyspace(stands)
+        return Keyspace(stands, database=_database_of(self.client))
 
     def _check_library(self) -> None:
         try:
@@ -314,6 +314,11 @@ class Link:
                     f"{self.address} has not the functions of this imcore, and this user may not load them: "
                     "start a worker, which may"
                 ) from error
+
+
+def _database_of(client: Client) -> int:
+    """Return the number of the database that a client works on: a cluster has one only."""
+    return 0 if isinstance(client, RedisCluster) else int(client.connection_pool.connection_kwargs.get("db") or 0)
 
 
 def _command(call: Call[Any]) -> tuple[Any, ...]:
