@@ -3,12 +3,12 @@
 import ssl
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from importlib import resources
 from typing import Any, TypeVar, cast
 
 import redis
-from hiredis import pack_command
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.cluster import RedisCluster
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
@@ -17,6 +17,7 @@ from redis.retry import Retry
 from imcore.errors import ConfigurationError, ImError, RedisUnavailable
 from imcore.streams import calls
 from imcore.streams.calls import Call
+from imcore.streams.carriage import Command, UnderWay, look_around, over_cluster
 from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
 from imcore.streams.redis_errors import LOST, address, driver_errors, translated
 
@@ -37,9 +38,6 @@ _LIBRARY = (
 CHUNK = 500
 """How many calls travel in one round trip."""
 
-PIECE = 50
-"""How many calls are sent at once: the server is at work on them while the next ones are packed."""
-
 _NOT_LOADED = "Function not found"
 
 
@@ -56,7 +54,7 @@ def open_client(url: str, *, timeout_s: float | None = 10.0) -> Client:
         _check_options(client, address(url))
         if scheme in {"redis+cluster", "rediss+cluster"}:
             with driver_errors(url):
-                return RedisCluster.from_url(plain, socket_timeout=timeout_s)
+                return RedisCluster.from_url(plain, retry=Retry(NoBackoff(), 0), socket_timeout=timeout_s)
     except ValueError as error:
         raise ConfigurationError(
             f"{address(url)} is not a Redis URL: use redis://, rediss://, unix:// or redis+cluster://"
@@ -137,13 +135,13 @@ class Link:
         self._begin([call])
 
         def attempt() -> Any:
-            return self._execute_command(*_command(call))
+            return self._carry(_command(call))
 
         with driver_errors(self.address, call.gid):
             try:
                 answer = self._attempt(attempt, repeatable)
             except ResponseError as error:
-                if _NOT_LOADED not in str(error):
+                if not _is_missing(error):
                     raise
                 self._load()
                 answer = self._attempt(attempt, repeatable)
@@ -164,7 +162,7 @@ class Link:
         for start in range(0, len(batch), CHUNK):
             part = batch[start : start + CHUNK]
             answers = self._pipeline(part, repeatable)
-            if any(isinstance(a, ResponseError) and _NOT_LOADED in str(a) for a in answers):
+            if any(map(_is_missing, answers)):
                 self._load()
                 answers = self._pipeline(part, repeatable)
             results += [self._result(call, answer) for call, answer in zip(part, answers, strict=True)]
@@ -180,28 +178,17 @@ class Link:
         if self.is_cluster or not 0 < len(batch) <= CHUNK:
             answers = self.gather(batch)
             return lambda: answers
-        pool: Any = self.client.connection_pool  # type: ignore[union-attr]
         with driver_errors(self.address):
-            connection = pool.get_connection()
-            try:
-                connection.send_packed_command([b"".join(pack_command(_command(call)) for call in batch)])
-            except BaseException:
-                connection.disconnect()
-                pool.release(connection)
-                raise
-        return lambda: self._posted(batch, pool, connection)
+            under_way = UnderWay(self.client, list(map(_command, batch)))
+        return lambda: self._posted(batch, under_way)
 
-    def _posted(self, batch: Sequence[Call[T]], pool: Any, connection: Any) -> list[T | ImError]:
+    def _posted(self, batch: Sequence[Call[T]], under_way: UnderWay) -> list[T | ImError]:
+        answers: list[Any]
         try:
-            answers = [_answer(connection) for _ in batch]
+            answers = under_way.answers()
         except (RedisError, OSError) as error:
             answers = [error] * len(batch)
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
-        if any(isinstance(a, ResponseError) and _NOT_LOADED in str(a) for a in answers):
+        if any(map(_is_missing, answers)):
             return self.gather(batch)
         return [self._result(call, answer) for call, answer in zip(batch, answers, strict=True)]
 
@@ -213,49 +200,65 @@ class Link:
     def once(self, *command: str | bytes | int) -> Any:
         """Run a plain command that must not run twice unseen: after RedisUnavailable it is unknown whether it ran."""
         with driver_errors(self.address):
-            return self._execute_command(*command)
+            try:
+                return self._execute_command(*command)
+            except LOST as error:
+                self._look_around(error)
+                raise
 
     def read_many(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
         """Run plain commands that only read, in one round trip."""
         if not commands:
             return []
         with driver_errors(self.address):
-            return self._attempt(lambda: self._execute(commands, raise_errors=True), repeatable=True)
-
-    def _attempt(self, attempt: Callable[[], T], repeatable: bool) -> T:
-        return self._retry.call_with_retry(attempt, lambda _: None) if repeatable else attempt()
-
-    def _pipeline(self, part: Sequence[Call[Any]], repeatable: bool) -> list[Any]:
-        commands = [_command(call) for call in part]
-        with driver_errors(self.address):
-            return self._attempt(lambda: self._execute(commands, raise_errors=False), repeatable)
-
-    def _execute(self, commands: Sequence[tuple[Any, ...]], *, raise_errors: bool) -> list[Any]:
-        answers = self._over_cluster(commands) if self.is_cluster else self._over_connection(commands)
-        for answer in answers if raise_errors else ():
-            if isinstance(answer, Exception):
-                raise answer
+            answers = self._execute(commands, repeatable=True)
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
         return answers
 
-    def _over_cluster(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        with self.client.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)
-            return cast(list[Any], pipe.execute(raise_on_error=False))
+    def _attempt(self, attempt: Callable[[], T], repeatable: bool) -> T:
+        return self._retry.call_with_retry(attempt, self._look_around) if repeatable else attempt()
 
-    def _over_connection(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Do what the driver's pipeline does, at a third of its cost for each command."""
-        pool: Any = self.client.connection_pool  # type: ignore[union-attr]
-        connection = pool.get_connection()
-        try:
-            for start in range(0, len(commands), PIECE):
-                connection.send_packed_command([b"".join(map(pack_command, commands[start : start + PIECE]))])
-            return [_answer(connection) for _ in commands]
-        except BaseException:  # Ctrl-C: answers that are still to come would be taken for those of the next call
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
+    def _look_around(self, _lost: Exception) -> None:
+        if isinstance(self.client, RedisCluster):
+            look_around(self.client)
+
+    def _carry(self, command: Command) -> Any:
+        if not isinstance(self.client, RedisCluster):
+            return self._execute_command(*command)
+        [answer] = over_cluster(self.client, [command])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _pipeline(self, part: Sequence[Call[Any]], repeatable: bool) -> list[Any]:
+        with driver_errors(self.address):
+            return self._execute(list(map(_command, part)), repeatable=repeatable)
+
+    def _execute(self, commands: Sequence[Command], *, repeatable: bool) -> list[Any]:
+        """Return the answers, each error of a server in its place. Raise what the driver raises for a lost connection.
+
+        Over a cluster, where some nodes may have answered, that stands in its place, too.
+        """
+        if isinstance(self.client, RedisCluster):
+            return self._over_cluster(self.client, commands, repeatable)
+        return self._attempt(lambda: UnderWay(self.client, commands).answers(), repeatable)
+
+    def _over_cluster(self, client: RedisCluster, commands: Sequence[Command], repeatable: bool) -> list[Any]:
+        answers: list[Any] = [None] * len(commands)
+        left = list(range(len(commands)))
+
+        def attempt() -> None:
+            for number, answer in zip(left, over_cluster(client, [commands[n] for n in left]), strict=True):
+                answers[number] = answer
+            left[:] = [number for number in left if isinstance(answers[number], LOST)]
+            if left:
+                raise answers[left[0]]
+
+        with suppress(*LOST):
+            self._attempt(attempt, repeatable)
+        return answers
 
     def _result(self, call: Call[T], answer: Any) -> T | ImError:
         if isinstance(answer, Exception):
@@ -321,12 +324,10 @@ def _database_of(client: Client) -> int:
     return 0 if isinstance(client, RedisCluster) else int(client.connection_pool.connection_kwargs.get("db") or 0)
 
 
-def _command(call: Call[Any]) -> tuple[Any, ...]:
+def _command(call: Call[Any]) -> Command:
     return ("FCALL" if call.writes else "FCALL_RO", call.function, len(call.keys), *call.keys, *call.args)
 
 
-def _answer(connection: Any) -> Any:
-    try:
-        return connection.read_response()
-    except ResponseError as error:
-        return error
+def _is_missing(answer: Any) -> bool:
+    """Whether it is the error of a server that has not the functions."""
+    return isinstance(answer, ResponseError) and _NOT_LOADED in str(answer)

@@ -13,13 +13,14 @@ from redis.exceptions import (
     OutOfMemoryError,
     RedisClusterException,
     RedisError,
+    SlotNotCoveredError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imcore.errors import ConfigurationError, GroupExists, ImError, RedisFull, RedisUnavailable, TryAgain, UnknownGroup
 
-LOST = (RedisConnectionError, RedisTimeoutError, ClusterDownError, OSError)
+LOST = (RedisConnectionError, RedisTimeoutError, ClusterDownError, SlotNotCoveredError, OSError)
 """No answer came: what was asked may have happened or not."""
 
 _NO_RIGHT = ("ACL failure in script: ", "The user executing the script can't ")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 from redis.cluster import RedisCluster
 from redis.crc import key_slot
 
@@ -29,7 +28,7 @@ from imcore.streams.link import Client
 from imcore.streams.receipt_calls import Change
 from imcore.values import Message, Receipt
 from tests.deadline import wait_until
-from tests.servers import RunningCluster, start_valkey
+from tests.servers import RunningCluster, move_slot, start_valkey
 
 # The driver forgets sockets of a cluster's nodes when one of them has failed.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -831,31 +830,6 @@ def test_a_partition_that_moves_to_another_node_is_followed(
             # Then
             audience.until(lambda: audience.heard(bob) == ["1", "2", "3", "4"])
         assert [each.unread for each in other.unread("bob")] == [0]
-
-
-def move_slot(servers: RunningCluster, slot: int, target: int | None = None) -> int:
-    """Move a slot of the cluster to a node, the next one if none is given; return which one had it."""
-    nodes = [Redis.from_url(node.url) for node in servers.nodes]
-    try:
-        ids = [node.execute_command("CLUSTER MYID") for node in nodes]
-        source = next(at for at, node in enumerate(nodes) if owns(node, slot))
-        target = (source + 1) % len(nodes) if target is None else target
-        nodes[target].execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[source])
-        nodes[source].execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[target])
-        port = nodes[target].config_get("port")["port"]
-        while keys := nodes[source].execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
-            nodes[source].execute_command("MIGRATE", "127.0.0.1", port, "", 0, 5000, "KEYS", *keys)
-        for node in (nodes[target], nodes[source], *nodes):
-            node.execute_command("CLUSTER SETSLOT", slot, "NODE", ids[target])
-    finally:
-        for node in nodes:
-            node.close()
-    return source
-
-
-def owns(node: Redis, slot: int) -> bool:
-    [mine] = [info["slots"] for info in node.execute_command("CLUSTER NODES").values() if "myself" in info["flags"]]
-    return any(int(ends[0]) <= slot <= int(ends[-1]) for ends in mine)
 
 
 # What breaks at the server.

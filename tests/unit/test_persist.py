@@ -484,8 +484,8 @@ def lose_answers(link: Link, patch: pytest.MonkeyPatch, word: str) -> None:
     """Have Redis do every command that holds this word, and lose the answer."""
     execute = link._execute
 
-    def losing(commands: list[tuple[object, ...]], *, raise_errors: bool) -> list[object]:
-        answers = execute(commands, raise_errors=raise_errors)
+    def losing(commands: list[tuple[object, ...]], *, repeatable: bool) -> list[object]:
+        answers = execute(commands, repeatable=repeatable)
         if any(word in command for command in commands):
             raise RedisUnavailable
         return answers
