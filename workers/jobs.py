@@ -43,6 +43,7 @@ _THREAD_S = 5
 def trim() -> dict[str, int]:
     """Trim as the settings say; return what was dropped."""
     with Chat.connect(settings=Settings.from_env()) as chat:
+        chat.link.upgrade()
         summary = retention.trim(chat)
     log.info(
         "trimmed %d entries of %d groups, %d of the journals, %d rows of read times",

@@ -118,6 +118,7 @@ def _opened(make: Maker, settings: Settings, needs_sql: bool) -> Iterator[Worker
         closing(Link(open_client(settings.redis_url), partitions=settings.partitions, url=settings.redis_url)) as link,
         Database.connect(settings.database_url, data_dir=settings.data_dir) as database,
     ):
+        link.upgrade()
         if needs_sql:
             database.upgrade()
         log.info("started: Redis at %s, SQL at %s", link.address, database.address)

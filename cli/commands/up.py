@@ -44,7 +44,7 @@ def _prepare(run: Invocation, settings: Settings) -> None:
 
     with run.chat() as chat:
         redis = chat.link.address
-        chat.link.space  # noqa: B018 (asks the server)
+        chat.link.upgrade()
     with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
         database.upgrade()
         sql = database.address

@@ -22,7 +22,7 @@ ROWS_PER_INSERT = 1000
 
 _THWARTED = (errors.DeadlockDetected, errors.SerializationFailure)
 _OF_A_ROW = {"22", "23", "54"}
-"""Classes of errors that come of what is written: data exceptions, broken constraints, limits such as an index row's."""
+"""Classes of errors that come of what is written: data, broken constraints, limits such as that of an index row."""
 _MIGRATION_LOCK = 7_521_983_406_917_284_513
 """Any number will do that no other program on the same database locks."""
 

@@ -1,24 +1,24 @@
-"""The link to Redis: carries calls, and loads the function library."""
+"""The link to Redis: carries calls, and sees to it that the functions are there."""
 
 import ssl
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from importlib import resources
 from typing import Any, TypeVar, cast
 
 import redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.cluster import RedisCluster
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from imcore.errors import ConfigurationError, ImError, RedisUnavailable
+from imcore.errors import ConfigurationError, ImError
 from imcore.streams import calls
 from imcore.streams.calls import Call
 from imcore.streams.carriage import Command, UnderWay, look_around, over_cluster
 from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
+from imcore.streams.library import NOT_LOADED, Library
 from imcore.streams.redis_errors import LOST, address, driver_errors, translated
 
 T = TypeVar("T")
@@ -26,19 +26,8 @@ Client = redis.Redis | RedisCluster
 Answers = Callable[[], list[T | ImError]]
 """Waits for the answers of calls that are under way; a call that failed has its error in its place."""
 
-LIBRARY_VERSION = 3
-"""Raised with every change of the library; `lua/base.lua` holds the same number."""
-
-_LIBRARY = (
-    *("base", "groups", "messages", "acks", "receipts", "sessions", "journals"),
-    *("restore_streams", "restore_members", "marks"),
-)
-"""The files of `lua/` that make up the library, in this order: each may use what stands before it."""
-
 CHUNK = 500
 """How many calls travel in one round trip."""
-
-_NOT_LOADED = "Function not found"
 
 
 def open_client(url: str, *, timeout_s: float | None = 10.0) -> Client:
@@ -99,7 +88,8 @@ def _check_files(options: Mapping[str, Any], where: str) -> None:
 class Link:
     """Calls Redis functions through a client, for data with its own partition count.
 
-    Not for use by several threads at once while the first call is under way; safe afterwards.
+    It never loads functions for a call that only reads; see `imcore.streams.library`. Not for use by several threads at
+    once while the first call is under way; safe afterwards.
     """
 
     def __init__(self, client: Client, *, partitions: int | None = None, url: str = "") -> None:
@@ -107,6 +97,8 @@ class Link:
         self._execute_command: Callable[..., Any] = client.execute_command
         self.address = address(url) if url else "Redis"
         self.is_cluster = isinstance(client, RedisCluster)
+        self._library = Library(client, self.address)
+        self._has_functions = False
         self._wanted_partitions = partitions
         self._fixed = False
         self._retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), 3, supported_errors=LOST)
@@ -115,14 +107,23 @@ class Link:
         """Give the connections back."""
         self.client.close()
 
+    def upgrade(self) -> None:
+        """Load the functions of this program where there are none or older ones, now and whenever they are missing.
+
+        For workers, and for operators who mean it: others may use the older ones. Raise ConfigurationError for newer
+        ones, RedisUnavailable.
+        """
+        self._library.upgrades = True
+        self._has_functions = False
+        self.require_functions(writes=True)
+
     @cached_property
     def space(self) -> Keyspace:
         """The names of the data that is there, or of the data that the first write will begin.
 
         Raise ConfigurationError if the partition count asked for is not the one that the data was created with.
         """
-        self._check_library()
-        partitions = self.read("HGET", CONFIG, "partitions")
+        [partitions] = self.glance([("HGET", CONFIG, "partitions")])
         self._fixed = partitions is not None
         return self._keyspace(int(partitions or self._wanted_partitions or DEFAULT_PARTITIONS))
 
@@ -143,7 +144,7 @@ class Link:
             except ResponseError as error:
                 if not _is_missing(error):
                     raise
-                self._load()
+                self._load_again([call])
                 answer = self._attempt(attempt, repeatable)
         return call.decode(answer)
 
@@ -163,7 +164,7 @@ class Link:
             part = batch[start : start + CHUNK]
             answers = self._pipeline(part, repeatable)
             if any(map(_is_missing, answers)):
-                self._load()
+                self._load_again(part)
                 answers = self._pipeline(part, repeatable)
             results += [self._result(call, answer) for call, answer in zip(part, answers, strict=True)]
         return results
@@ -194,6 +195,7 @@ class Link:
 
     def read(self, *command: str | int) -> Any:
         """Run a plain command that only reads."""
+        self.require_functions(writes=False)
         with driver_errors(self.address):
             return self._attempt(lambda: self._execute_command(*command), repeatable=True)
 
@@ -210,6 +212,11 @@ class Link:
         """Run plain commands that only read, in one round trip."""
         if not commands:
             return []
+        self.require_functions(writes=False)
+        return self.glance(commands)
+
+    def glance(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+        """Do as `read_many` does, whatever functions are there: to see what there is before they are loaded."""
         with driver_errors(self.address):
             answers = self._execute(commands, repeatable=True)
             for answer in answers:
@@ -272,7 +279,11 @@ class Link:
 
     def _begin(self, batch: Sequence[Call[Any]]) -> None:
         """Before the first write of all, fix the partition count, so that two first writers cannot differ."""
-        if self._fixed or not any(call.writes for call in batch):
+        if self._fixed and self._has_functions:
+            return
+        writes = any(call.writes for call in batch)
+        self.require_functions(writes=writes)
+        if self._fixed or not writes:
             return
         partitions = self.space.partitions
         if not self._fixed:
@@ -291,32 +302,20 @@ class Link:
             )
         return Keyspace(stands, database=_database_of(self.client))
 
-    def _check_library(self) -> None:
-        try:
-            loaded = self.read("FCALL_RO", "im_version", 0)
-        except ImError as error:
-            if _NOT_LOADED not in str(error.__cause__):
-                raise
-            loaded = 0
-        if loaded > LIBRARY_VERSION:
-            raise ConfigurationError(
-                f"{self.address} holds the functions of a newer imcore (version {loaded}; this program has "
-                f"{LIBRARY_VERSION}): upgrade imcore"
-            )
-        if loaded < LIBRARY_VERSION:
-            self._load()
+    def require_functions(self, *, writes: bool) -> None:
+        """Make sure that the functions are there, as every call does; who `writes` loads them where there are none.
 
-    def _load(self) -> None:
-        folder = resources.files("imcore.streams").joinpath("lua")
-        code = "\n".join(folder.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in _LIBRARY)
-        with driver_errors(self.address):
-            try:
-                self.client.function_load(code, replace=True)
-            except NoPermissionError as error:
-                raise RedisUnavailable(
-                    f"{self.address} has not the functions of this imcore, and this user may not load them: "
-                    "start a worker, which may"
-                ) from error
+        Raise RedisUnavailable, ConfigurationError.
+        """
+        if not self._has_functions:
+            with driver_errors(self.address):
+                self._attempt(lambda: self._library.require(writes=writes), repeatable=True)
+            self._has_functions = True
+
+    def _load_again(self, batch: Sequence[Call[Any]]) -> None:
+        """The server has lost the functions."""
+        self._has_functions = False
+        self.require_functions(writes=any(call.writes for call in batch))
 
 
 def _database_of(client: Client) -> int:
@@ -330,4 +329,4 @@ def _command(call: Call[Any]) -> Command:
 
 def _is_missing(answer: Any) -> bool:
     """Whether it is the error of a server that has not the functions."""
-    return isinstance(answer, ResponseError) and _NOT_LOADED in str(answer)
+    return isinstance(answer, ResponseError) and NOT_LOADED in str(answer)

@@ -248,6 +248,7 @@ def test_a_clean_end_acks_and_goes_offline_at_once(stack: Stack, number: signal.
 def test_what_cannot_listen_says_so_in_one_line_and_changes_nothing(stack: Stack) -> None:
     # Given
     im = stack.im
+    stack.chat.link.upgrade()
     assert "'nobody' is in no group" in im.refusal("listen", "nobody")
     assert not (stack.folder / "clients").exists()
     stack.chat.create_group("team", ["ann", "bob"])

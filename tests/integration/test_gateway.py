@@ -216,6 +216,7 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
 
 
 def test_nobody_who_is_in_no_group_listens(chat: Chat) -> None:
+    chat.create_group("team", ["ann"])
     with pytest.raises(UnknownUser, match="'eve' is in no group"):
         chat.listen("eve")
     assert chat.online(["eve"]) == set()

@@ -14,6 +14,7 @@ def interrupt(*_: Any) -> Any:
 
 def test_an_interrupted_call_leaves_no_answer_for_the_next_one(valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
     here = Link(open_client(valkey), url=valkey)
+    here.upgrade()
     with monkeypatch.context() as patch:
         patch.setattr(carriage, "_answer", interrupt)
         with pytest.raises(KeyboardInterrupt):

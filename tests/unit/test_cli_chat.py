@@ -26,7 +26,7 @@ HOSTILE = "\x1b[2J[red]eve[/red]\n{0} 'x' \u202e群 👩\u200d💻 " + "x" * 300
 
 @pytest.fixture(autouse=True)
 def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
-    """A Chat on an empty server, which every command gets; local databases are in a folder of the test's own."""
+    """A Chat where a worker has been, which every command gets; local databases are in a folder of the test's own."""
     monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
     settings = Settings.from_env({}, data_dir=str(tmp_path))
     server = fakeredis.FakeServer()
@@ -36,6 +36,7 @@ def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
 
     monkeypatch.setattr(Invocation, "chat", connect)
     with connect() as chat:
+        chat.link.upgrade()
         yield chat
 
 

@@ -26,6 +26,7 @@ SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, max_d
 def chat() -> Iterator[Chat]:
     link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
     with Chat(link, None, SETTINGS) as chat:
+        chat.link.upgrade()
         yield chat
 
 
@@ -131,7 +132,7 @@ class TestNames:
         link.client.persist(lease(KIND, 1))
 
         # When it is held on to
-        renewed = [held.hold() for _ in range(1000)]
+        renewed = [held.hold() for _ in range(50_000)]
 
         # Then it is the same name, and it will run out again
         assert not any(renewed)

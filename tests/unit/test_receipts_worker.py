@@ -43,6 +43,7 @@ def chat(template: Path, tmp_path: Path) -> Iterator[Chat]:
     shutil.copy(template, tmp_path / "imcore.db")
     link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
     with Chat(link, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), SETTINGS) as chat:
+        chat.link.upgrade()
         yield chat
 
 
