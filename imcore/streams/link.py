@@ -45,10 +45,17 @@ def open_client(url: str, *, timeout_s: float | None = 10.0) -> Client:
             with driver_errors(url):
                 return RedisCluster.from_url(plain, retry=Retry(NoBackoff(), 0), socket_timeout=timeout_s)
     except ValueError as error:
-        raise ConfigurationError(
-            f"{address(url)} is not a Redis URL: use redis://, rediss://, unix:// or redis+cluster://"
-        ) from error
+        raise ConfigurationError(f"{address(url)} is {_wrong_with(scheme)}") from error
     return client
+
+
+def _wrong_with(scheme: str) -> str:
+    if scheme.removesuffix("+cluster") in {"redis", "rediss", "unix"}:
+        return (
+            "not valid: it looks like redis://user:password@host:6379/0, "
+            "with special characters in percent form (@ is %40)"
+        )
+    return "not a Redis URL: use redis://, rediss://, unix:// or redis+cluster://"
 
 
 def _check_options(client: redis.Redis, where: str) -> None:

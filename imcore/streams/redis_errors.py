@@ -23,6 +23,7 @@ from imcore.errors import ConfigurationError, GroupExists, ImError, RedisFull, R
 LOST = (RedisConnectionError, RedisTimeoutError, ClusterDownError, SlotNotCoveredError, OSError)
 """No answer came: what was asked may have happened or not."""
 
+_NO_PASSWORD = ("Authentication required", "already authenticated")
 _NO_RIGHT = ("ACL failure in script: ", "The user executing the script can't ")
 
 
@@ -55,13 +56,15 @@ def driver_errors(where: str, gid: str = "") -> Iterator[None]:
 
 def translated(error: Exception, where: str, gid: str = "") -> ImError:
     """Return what an error of the driver means, at this address and, if it is one, about this group."""
+    if isinstance(error, RedisClusterException) and isinstance(error.__cause__, RedisError | RedisClusterException):
+        error = error.__cause__  # why no node could be asked
     text = str(error)
     where = address(where) if "://" in where else where
     if isinstance(error, NoPermissionError) or text.startswith(_NO_RIGHT):
         what = _first_line(text).removeprefix(_NO_RIGHT[0]).partition(" script:")[0]
         return ConfigurationError(f"{where} refuses this: {what} (`im acl` prints the rights that are needed)")
     if isinstance(error, AuthenticationError):
-        return ConfigurationError(f"{where} refuses this user or password: {_first_line(text)}")
+        return _no_entry(text, where)
     if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
         return RedisFull(f"{where} has no memory left (maxmemory): nothing was stored")
     if isinstance(error, (*LOST, RedisClusterException)):
@@ -69,7 +72,17 @@ def translated(error: Exception, where: str, gid: str = "") -> ImError:
     return _answered(text, where, gid)
 
 
+def _no_entry(text: str, where: str) -> ImError:
+    if any(words in text for words in _NO_PASSWORD):
+        return ConfigurationError(f"{where} wants a password: set IM_REDIS_URL to redis://USER:PASSWORD@HOST")
+    return ConfigurationError(
+        f"{where} refuses this user or password ({_first_line(text).rstrip('.')}): set IM_REDIS_URL"
+    )
+
+
 def _unavailable(error: Exception, where: str) -> ImError:
+    if "Cluster mode is not enabled" in str(error):
+        return ConfigurationError(f"{where} is a single server, no cluster: use redis:// or rediss://")
     if isinstance(error, BusyLoadingError):
         return RedisUnavailable(f"{where} is still loading its data: try again in a moment")
     if tls := _tls_error(error):
@@ -86,7 +99,7 @@ def _answered(text: str, where: str, gid: str) -> ImError:
         return TryAgain(f"another process mends {gid!r}")
     if text.startswith("CLOCK"):
         return ConfigurationError(f"the clock of {where} stands before 2020: set it")
-    if "unknown command" in text and ("FCALL" in text or "FUNCTION" in text):
+    if text.startswith("unknown command"):  # of ours each is known since then
         return ConfigurationError(f"{where} is too old: imcore needs Redis 7.0 or Valkey 7.2, or newer")
     return ImError(f"{where} answered: {_first_line(text)}")
 

@@ -10,12 +10,12 @@ import redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imcore.chat import Chat
-from imcore.errors import RedisUnavailable
+from imcore.errors import ConfigurationError, RedisUnavailable
 from imcore.streams import carriage
 from imcore.streams.calls import Draft
 from imcore.streams.link import Link, open_client
 from tests.deadline import wait_until
-from tests.servers import RunningCluster, add_replica, move_slot, start_cluster
+from tests.servers import RunningCluster, add_replica, free_ports, move_slot, start_cluster, start_valkey
 
 # The driver forgets sockets of a cluster's nodes when one of them has failed.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -120,3 +120,21 @@ def test_a_replica_that_takes_over_is_gone_on_with(tmp_path: Path) -> None:
     finally:
         replica.stop()
         servers.stop()
+
+
+def test_what_is_wrong_with_a_cluster_is_said(tmp_path: Path) -> None:
+    # Given a single server
+    [port] = free_ports(1)
+    server = start_valkey(tmp_path, "--port", str(port), "--bind", "127.0.0.1", appendonly=False)
+    try:
+        with pytest.raises(ConfigurationError, match="is a single server, no cluster"):
+            open_client(f"redis+cluster://127.0.0.1:{port}")
+
+        # Or one that wants a password
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("requirepass", "s3cret")
+        for user, said in (("", "wants a password"), (":wrong@", "refuses this user or password")):
+            with pytest.raises(ConfigurationError, match=said):
+                open_client(f"redis+cluster://{user}127.0.0.1:{port}")
+    finally:
+        server.stop()

@@ -10,6 +10,7 @@ from imcore.errors import ConfigurationError, RedisUnavailable
 from imcore.settings import Settings
 from imcore.streams.link import Link, open_client
 from imcore.streams.redis_errors import address
+from tests.fake_server import Answer, answering
 
 PASSWORD = "s3cret"
 
@@ -54,6 +55,57 @@ def test_what_is_no_url_for_us_is_said_without_the_password(url: str) -> None:
         open_client(url)
     assert PASSWORD not in f"{refused.value} {refused.value!r}"
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["redis://localhost:abc", "redis+cluster://localhost:99999", "redis://a:s3/cret@host"])
+def test_a_url_that_is_nearly_one_gets_an_example(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"is not valid: it looks like redis://.* percent form \(@ is %40\)$"):
+        open_client(url)
+
+
+def unknown(command: list[bytes]) -> bytes:
+    return b"-ERR unknown command `%s`, with args beginning with: \r\n" % command[0]
+
+
+def redis_5(command: list[bytes]) -> bytes:
+    return {b"SELECT": b"+OK\r\n", b"HGET": b"$-1\r\n"}.get(command[0].upper()) or unknown(command)
+
+
+def redis_6(command: list[bytes]) -> bytes:
+    hello = b"%3\r\n+server\r\n+redis\r\n+version\r\n+6.2.14\r\n+proto\r\n:3\r\n"
+    return hello if command[0].upper() == b"HELLO" else redis_5(command)
+
+
+def without_functions(command: list[bytes]) -> bytes:
+    return unknown(command) if command[0].upper() == b"FUNCTION" else redis_6(command)
+
+
+@pytest.mark.parametrize("answer", [redis_5, redis_6, without_functions])
+def test_a_server_that_is_too_old(tmp_path: Path, answer: Answer) -> None:
+    url = f"unix://{tmp_path / 'old.sock'}"
+    with answering(tmp_path / "old.sock", answer), Chat.connect(url) as chat:
+        for act in (lambda: chat.create_group("team"), lambda: chat.unread("ann")):
+            with pytest.raises(ConfigurationError, match=r"is too old: .* Redis 7\.0 or Valkey 7\.2, or newer$"):
+                act()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("NOAUTH Authentication required.", "wants a password: set IM_REDIS_URL to redis://USER:PASSWORD@HOST"),
+        ("NOAUTH HELLO must be called with the client already authenticated, otherwise ...", "wants a password: "),
+        ("WRONGPASS invalid username-password pair or user is disabled.", r"refuses this .* \(.*\): set IM_REDIS_URL$"),
+    ],
+)
+def test_a_password_that_is_missing_or_wrong(tmp_path: Path, answer: str, said: str) -> None:
+    path = tmp_path / "s.sock"
+    with (
+        answering(path, lambda _: f"-{answer}\r\n".encode()),
+        Chat.connect(f"unix://ann:{PASSWORD}@{path}") as chat,
+        pytest.raises(ConfigurationError, match=said) as refused,
+    ):
+        chat.unread("ann")
+    assert PASSWORD not in str(refused.value)
 
 
 @pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "rediss", "rediss+cluster"])
