@@ -24,6 +24,7 @@ from typing import Self
 
 from imcore.errors import ConfigurationError, EmbeddedServerError
 from imcore.settings import socket_path, socket_url
+from imcore.socket_folder import make_private
 
 START_S = 30
 """How long a starting server may stay silent. One that is loading its data is not silent."""
@@ -115,7 +116,7 @@ class EmbeddedServer:
         try:
             self._lock = _lock(self.data_dir)
             if self._short_folder:
-                _make_private(self._short_folder)
+                make_private(self._short_folder)
             _clear_socket(self.socket)
             log_start = self._launch(program, self._lock)
             self._wait_until_ready(timeout_s, log_start)
@@ -286,17 +287,6 @@ def _is_alive(pid: str) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _make_private(folder: Path) -> None:
-    """Make the folder, in a place that everybody can write to, and make sure that it is ours alone."""
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise EmbeddedServerError(f"the socket's folder {folder} cannot be made: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) != 0o700:
-        raise EmbeddedServerError(f"{folder} is not a folder of this user alone (mode 0700): remove it")
 
 
 def _clear_socket(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from imcore.errors import ConfigurationError
+from imcore.socket_folder import short_folder
 
 _DAY_MS = 24 * 60 * 60 * 1000
 _LONGEST_SOCKET_PATH = 100
@@ -85,8 +86,7 @@ def socket_path(data_dir: Path) -> Path:
     if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
         return path
     digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
-    # Not TMPDIR: that may be long itself, and may differ between the shell of the server and that of its clients.
-    return Path("/tmp") / f"imcore-{os.getuid()}-{digest}" / "redis.sock"  # noqa: S108 (the server checks the folder)
+    return short_folder(digest) / "redis.sock"
 
 
 def socket_url(path: Path) -> str:

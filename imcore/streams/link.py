@@ -14,6 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from imcore.errors import ConfigurationError, ImError
+from imcore.socket_folder import check_socket
 from imcore.streams import calls
 from imcore.streams.calls import Call
 from imcore.streams.carriage import Command, UnderWay, look_around, over_cluster
@@ -40,6 +41,8 @@ def open_client(url: str, *, timeout_s: float | None = 10.0) -> Client:
     plain = f"{scheme.removesuffix('+cluster')}{separator}{rest}"
     try:
         client = redis.Redis.from_url(plain, retry=Retry(NoBackoff(), 0), socket_timeout=timeout_s)
+        if scheme == "unix":
+            client.connection_pool.connection_class = _SocketConnection
         _check_options(client, address(url))
         if scheme in {"redis+cluster", "rediss+cluster"}:
             with driver_errors(url):
@@ -47,6 +50,12 @@ def open_client(url: str, *, timeout_s: float | None = 10.0) -> Client:
     except ValueError as error:
         raise ConfigurationError(f"{address(url)} is {_wrong_with(scheme)}") from error
     return client
+
+
+class _SocketConnection(redis.UnixDomainSocketConnection):
+    def _connect(self) -> Any:
+        check_socket(self.path)
+        return super()._connect()  # type: ignore[no-untyped-call]
 
 
 def _wrong_with(scheme: str) -> str:

@@ -1,13 +1,16 @@
 """What is shown of a Redis URL, and what is said of one that is wrong: no password, and no part of one."""
 
+import os
+import shutil
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, RedisUnavailable
-from imcore.settings import Settings
+from imcore.settings import Settings, socket_path, socket_url
 from imcore.streams.link import Link, open_client
 from imcore.streams.redis_errors import address
 from tests.fake_server import Answer, answering
@@ -126,3 +129,40 @@ def test_nothing_that_is_printed_for_debugging_has_a_password_in_it(tmp_path: Pa
         for thing in (settings, chat, chat.link, chat.history, chat.database, chat.gateway()):
             assert PASSWORD not in f"{thing} {thing!r}"
         assert PASSWORD not in chat.link.address
+
+
+@pytest.fixture(params=["open", "link", "foreign"])
+def trap(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """The short folder of a data directory, made by somebody else."""
+    folder = socket_path(tmp_path / ("long" * 30)).parent
+    if request.param == "link":
+        (tmp_path / "trap").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "trap")
+    else:
+        folder.mkdir(mode=0o700)
+    if request.param == "open":
+        folder.chmod(0o755)
+    if request.param == "foreign":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a folder away")
+        os.chown(folder, 65534, 65534)
+    yield folder
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
+
+
+def test_a_server_in_a_folder_that_somebody_else_has_made_is_not_spoken_to(trap: Path) -> None:
+    heard: list[list[bytes]] = []
+
+    def answer(command: list[bytes]) -> bytes:
+        heard.append(command)
+        return b"+OK\r\n"
+
+    url = socket_url(trap / "redis.sock")
+    with answering(trap / "redis.sock", answer), Chat.connect(url) as chat:
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match=r"is not a folder of the user \d+ alone"):
+                chat.create_group("team")
+    assert heard == []
