@@ -23,6 +23,7 @@ from imcore.admin import retention
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError, RedisFull, TryAgain
 from imcore.settings import Settings
+from imcore.sql.database import Database
 from imcore.streams.journal import one_line
 from imcore.streams.link import open_client
 from imcore.streams.redis_errors import address, driver_errors
@@ -169,6 +170,8 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 
 def _work(settings: Settings, signals: Signals, burst: bool, room: _Room) -> None:
+    with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
+        database.refuse_newer()
     url = settings.jobs_redis_url
     connection = open_client(url)
     if not isinstance(connection, Redis):

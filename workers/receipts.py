@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from imcore.errors import DatabaseUnavailable, ImError, TryAgain
+from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseUnavailable, ImError, TryAgain
 from imcore.history import History, raised
 from imcore.live.folding import segments
 from imcore.settings import Settings
@@ -118,14 +118,18 @@ class ReceiptsWorker:
         return failed
 
     def _changes(self, wanted: dict[str, list[Segment]]) -> dict[str, list[Change] | ImError]:
-        """Return the new tallies in each group, or why they cannot be had: SQL may be away. Raise TryAgain."""
+        """Return the new tallies in each group, or why they cannot be had: SQL may be away.
+
+        Raise TryAgain, ConfigurationError.
+        """
         found: dict[str, list[Change] | ImError] = {}
         calls = [receipt_calls.changes(self._link.space, gid, each, PAGE) for gid, each in wanted.items()]
         for (gid, each), answer in zip(wanted.items(), self._link.gather(calls), strict=True):
             try:
                 found[gid] = self._rest(gid, each, raised(answer))
             except ImError as error:
-                if isinstance(error, TryAgain) and not isinstance(error, DatabaseUnavailable):
+                of_all = isinstance(error, TryAgain | ConfigurationError)
+                if of_all and not isinstance(error, DatabaseUnavailable | DatabaseNotReady):
                     raise
                 found[gid] = error
         return found

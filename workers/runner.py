@@ -121,6 +121,8 @@ def _opened(make: Maker, settings: Settings, needs_sql: bool) -> Iterator[Worker
         link.upgrade()
         if needs_sql:
             database.upgrade()
+        else:
+            database.refuse_newer()
         log.info("started: Redis at %s, SQL at %s", link.address, database.address)
         worker = make(link, database, settings)
         try:

@@ -8,10 +8,12 @@ forgotten after `keep_read_times_ms`; how many and who have read them follows fr
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
+from imcore.errors import DatabaseUnavailable
 from imcore.limits import check_limit
 from imcore.sql import stored
 from imcore.sql.rows import MessageRow
@@ -58,6 +60,8 @@ def trim(
     What is kept is as the settings say, unless given. `on_progress` gets the summary so far. Interrupted, or run twice
     at the same time, it does no harm. Raise UnknownGroup for a gid that is none, DatabaseUnavailable.
     """
+    with suppress(DatabaseUnavailable):  # journals can be trimmed without
+        chat.database.refuse_newer()
     settings = chat.settings
     check_limit(keep_messages, lowest=0)
     check_limit(keep_ms, lowest=0)
