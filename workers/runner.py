@@ -105,6 +105,7 @@ def run(make: Maker, settings: Settings, signals: Signals, *, burst: bool, needs
             # What is loaded by now stays. Out of the collector's sight it costs a busy worker a quarter less time.
             gc.collect()
             gc.freeze()
+            handled += patience.call(worker.step)  # a burst too: there is more to see than entries
             while not (burst and patience.call(worker.drained)):
                 handled += patience.call(worker.step)
     except Stopped:
