@@ -39,7 +39,7 @@ _CHATTING = (*("lpop", "lrem", "pexpireat", "pttl", "ssubscribe", "sunsubscribe"
 """What messages, acks and live sessions take beside that."""
 
 _WORKING = (
-    *("function|load", "get", "set", "incr", "incrby", "hdel", "hsetnx", "del", "unlink", "rename", "scard"),
+    *("function|load", "get", "set", "incr", "incrby", "hdel", "hincrby", "hsetnx", "del", "unlink", "rename", "scard"),
     *("xack", "xclaim", "xdel", "xinfo|stream", "xreadgroup", "xsetid", "xtrim"),
 )
 """What journals, digests, retention and the mending of lost data take beside all that."""

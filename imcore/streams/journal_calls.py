@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from imcore.streams import keys
+from imcore.streams import keys as names
 from imcore.streams.calls import Call
 from imcore.streams.keys import Keyspace
 
@@ -21,9 +21,9 @@ MOST_IDS = 1000
 
 
 class Failure(NamedTuple):
-    """What became of an entry that could not be handled. No deliveries: somebody has done it meanwhile."""
+    """How often an entry could not be handled; 0: somebody has done it meanwhile."""
 
-    deliveries: int
+    failures: int
     dead_id: str | None
 
 
@@ -50,7 +50,8 @@ def dead_letters(space: Keyspace, partition: int, first: str, last: str, count: 
 def done(space: Keyspace, partition: int, kind: str, ids: Sequence[str]) -> list[Call[int]]:
     """Confirm that entries are handled; answers how many were still open."""
     chunks = [ids[i : i + MOST_IDS] for i in range(0, len(ids), MOST_IDS)]
-    return [Call("im_done", (space.journal(partition),), (kind, *chunk), int, writes=True) for chunk in chunks]
+    both = (space.journal(partition), space.failures(partition))
+    return [Call("im_done", both, (kind, *chunk), int, writes=True) for chunk in chunks]
 
 
 def holders(space: Keyspace, partition: int, kind: str) -> Call[list[str]]:
@@ -63,20 +64,18 @@ def claim(space: Keyspace, partition: int, kind: str, consumer: str, dead: str) 
     return Call("im_claim", (space.journal(partition),), (kind, consumer, dead, MOST_IDS), int, writes=True)
 
 
-def fail(
-    space: Keyspace, partition: int, kind: str, entry_id: str, *, reason: str, max_deliveries: int
-) -> Call[Failure]:
-    """Say that an entry could not be handled; after so many deliveries it becomes a dead letter."""
+def fail(space: Keyspace, partition: int, kind: str, entry_id: str, *, reason: str, max_failures: int) -> Call[Failure]:
+    """Say that an entry could not be handled; the last of so many times makes it a dead letter."""
 
     def decode(answer: list[Any]) -> Failure:
         return Failure(answer[0], answer[1].decode() or None)
 
-    both = (space.journal(partition), space.dead_letters(partition))
-    return Call("im_fail", both, (kind, entry_id, reason, max_deliveries), decode, writes=True)
+    keys = (space.journal(partition), space.dead_letters(partition), space.failures(partition))
+    return Call("im_fail", keys, (kind, entry_id, reason, max_failures), decode, writes=True)
 
 
 def requeue(space: Keyspace, partition: int, dead_id: str) -> Call[str]:
-    """Put a dead letter back as a new entry; answers its id, NO_LETTER or NO_ENTRY."""
+    """Put a dead letter back, for the kind of worker that failed; answers the new id, NO_LETTER or NO_ENTRY."""
     both = (space.dead_letters(partition), space.journal(partition))
     return Call("im_requeue", both, (dead_id,), bytes.decode, writes=True)
 
@@ -88,7 +87,7 @@ def drop(space: Keyspace, partition: int, dead_id: str) -> Call[bool]:
 
 def lease(kind: str, slot: int, token: str, lease_ms: int) -> Call[bool]:
     """Take or renew a sign of life, or give it back (0 ms); answers whether it is this process's own."""
-    return Call("im_lease", (keys.lease(kind, slot),), (token, lease_ms), bool, writes=True)
+    return Call("im_lease", (names.lease(kind, slot),), (token, lease_ms), bool, writes=True)
 
 
 def undone(space: Keyspace, partition: int, kinds: Sequence[str], *, only: bool) -> Call[str | None]:
@@ -102,7 +101,8 @@ def undone(space: Keyspace, partition: int, kinds: Sequence[str], *, only: bool)
 
 def trim_journal(space: Keyspace, partition: int, kinds: Sequence[str]) -> Call[int]:
     """Drop what every kind of worker has done, if these kinds have begun; answers how many entries."""
-    return Call("im_trim_journal", (space.journal(partition),), tuple(kinds), int, writes=True)
+    both = (space.journal(partition), space.failures(partition))
+    return Call("im_trim_journal", both, tuple(kinds), int, writes=True)
 
 
 def _raw_entries(answer: list[Any]) -> list[RawEntry]:

@@ -146,6 +146,10 @@ class Keyspace:
         """Journal entries that no worker could handle."""
         return f"{self._tag(partition)}dead"
 
+    def failures(self, partition: int) -> str:
+        """How often entries of a journal have failed that are not done: by kind of worker and id."""
+        return f"{self._tag(partition)}failures"
+
     def version(self, partition: int) -> str:
         """The counter that orders the changes of tallies."""
         return f"{self._tag(partition)}version"
@@ -170,7 +174,7 @@ class Keyspace:
 KINDS = frozenset(
     (
         *("meta", "stream", "acked", "joined", "left", "once_newer", "once_older", "uncounted", "own", "groups"),
-        *("groups_of", "dirty", "version", "sessions", "online", "journal", "dead"),
+        *("groups_of", "dirty", "version", "sessions", "online", "journal", "dead", "failures"),
         *("marks", "shadow", "mending", "rebuilt"),
         *("config", "lease"),
     )

@@ -120,8 +120,12 @@ class Link:
         self._retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), 3, supported_errors=LOST)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self.client.close()
+        if isinstance(self.client, RedisCluster):  # which leaves those to its nodes open
+            for node in self.client.get_nodes():
+                if node.redis_connection:
+                    node.redis_connection.connection_pool.disconnect()
 
     def upgrade(self) -> None:
         """Load the functions of this program where there are none or older ones, now and whenever they are missing.

@@ -27,7 +27,7 @@ from workers import fetch, persist
 from workers.persist import KIND, Persist
 
 UIDS = ["ann", "bob"]
-SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, max_deliveries=3)
+SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chat(template: Path, tmp_path: Path) -> Iterator[Chat]:
     """A group of ann, bob and cy."""
     shutil.copy(template, tmp_path / "imcore.db")
-    settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0, receipt_window_ms=0)
+    settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0, retry_ms=0, receipt_window_ms=0)
     link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
     with Chat(link, Database.connect(settings.database_url), settings) as chat:
         chat.create_group(GID, ["ann", "bob", "cy"])

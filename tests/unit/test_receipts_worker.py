@@ -27,7 +27,9 @@ from workers.persist import Persist
 from workers.receipts import ReceiptsWorker
 
 KIND = ReceiptsWorker.kind
-SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, max_deliveries=3, receipt_window_ms=0)
+SETTINGS = replace(
+    Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3, receipt_window_ms=0
+)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from imcore.values import Message, Reader, Tally
 from tests.deadline import wait_until
 from workers.persist import KIND, Persist
 
-SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, max_deliveries=2)
+SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=2)
 DAY_MS = 24 * 60 * 60 * 1000
 UIDS = ["ann", "bob", "cy"]
 
