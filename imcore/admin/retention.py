@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from imcore import msgid as msgids
+from imcore.admin.stats import worker_stats
 from imcore.chat import Chat
 from imcore.errors import DatabaseUnavailable
 from imcore.limits import check_limit
@@ -81,6 +82,15 @@ def trim(
     if gid:
         return summary
     return replace(summary, journal_entries=_trim_journals(chat), read_times=_forget_read_times(chat))
+
+
+def held_up(chat: Chat) -> str | None:
+    """Return why the journals keep what they have, if that is for want of a kind of worker: which one, in words."""
+    kept = sum(chat.link.read_many([("XLEN", journal) for journal in chat.link.space.journals()]))
+    backlogs = {worker.worker: worker.backlog for worker in worker_stats(chat.link)}
+    reasons = [f"the worker {kind} has never run" for kind in READS if kind not in backlogs]
+    reasons += [f"the worker {kind} is {behind} entries behind" for kind, behind in backlogs.items() if behind]
+    return f"the journals keep {kept} entries: {', '.join(reasons)}" if kept and reasons else None
 
 
 class _Limit:

@@ -60,7 +60,7 @@ def stats(chat: Chat) -> Stats:
         online=sum(link.run_many([session_calls.count_online(space, p) for p in _partitions(space)])),
         journal=sum(lengths[::2]),
         dead_letters=sum(lengths[1::2]),
-        workers=tuple(_workers(link, space)),
+        workers=worker_stats(link),
     )
 
 
@@ -70,6 +70,11 @@ def _partitions(space: Keyspace) -> range:
 
 def _streams(space: Keyspace, partition: int) -> tuple[str, str]:
     return space.journal(partition), space.dead_letters(partition)
+
+
+def worker_stats(link: Link) -> tuple[WorkerStats, ...]:
+    """Return how far each kind of worker is behind, of those that have begun."""
+    return tuple(_workers(link, link.space))
 
 
 def _workers(link: Link, space: Keyspace) -> Iterator[WorkerStats]:

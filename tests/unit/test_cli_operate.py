@@ -172,6 +172,16 @@ def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [{"keep_messages": None, "keep_ms": None}, {"keep_messages": 0, "keep_ms": 43_200_000}]
 
 
+def test_trim_says_why_the_journals_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imcore.admin.retention.trim", lambda *_, **__: TrimSummary())
+    monkeypatch.setattr("imcore.admin.retention.held_up", lambda _: "the journals keep 4 entries: so it is")
+
+    result = im("trim", "--json")
+
+    assert json.loads(result.stdout)["journal_entries"] == 0
+    assert (result.exit_code, result.stderr) == (0, "im: the journals keep 4 entries: so it is\n")
+
+
 def test_rebuild_is_done_only_if_it_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[object] = []
 

@@ -272,6 +272,21 @@ class TestJournals:
         assert trim(chat).journal_entries == 0
         assert journal_length(chat) == 4
 
+    def test_why_they_keep_what_they_have_is_said(self, chat: Chat, persist: Callable[[], None]) -> None:
+        assert retention.held_up(chat) is None
+        chat.create_group("g", UIDS)
+        assert retention.held_up(chat) == (
+            "the journals keep 4 entries: the worker persist has never run, the worker receipts has never run"
+        )
+        persist()
+        assert retention.held_up(chat) == "the journals keep 4 entries: the worker receipts has never run"
+        read_receipts(chat)
+        assert retention.held_up(chat) is None
+        trim(chat)
+        chat.create_group("h", ["ann"])
+        read_receipts(chat)
+        assert retention.held_up(chat) == "the journals keep 2 entries: the worker persist is 2 entries behind"
+
     def test_dead_letters_can_go_back_after_it(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given a dead letter whose entry is trimmed away
         chat.create_group("g")
