@@ -56,7 +56,8 @@ def show(chat: Chat, dead_id: str) -> DeadLetter:
 def requeue(chat: Chat, dead_id: str) -> None:
     """Put a dead letter back into the journal, in one step, for the kind of worker that failed.
 
-    When it happened, and before what, stays as it was; the other kinds pass over it. Raise InvalidInput, UnknownDeadLetter.
+    When it happened, and before what, stays as it was; the other kinds pass over it. Raise InvalidInput,
+    UnknownDeadLetter.
     """
     partition, entry_id = _split(chat, dead_id)
     # Not repeatable: after a lost answer, the second try would not find it any more.

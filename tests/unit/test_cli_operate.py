@@ -19,7 +19,7 @@ from cli.progress import progress
 from imcore.admin.audit import Checked, Difference
 from imcore.admin.rebuild import Before, RebuildSummary
 from imcore.admin.retention import TrimSummary
-from imcore.importer import ImportSummary
+from imcore.importer import ImportSummary, parse
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
     monkeypatch.setattr("imcore.importer.import_events", import_events)
     return lines
+
+
+def test_the_help_of_import_shows_every_form_and_each_is_valid() -> None:
+    shown = [line.strip() for line in im("import", "--help").stdout.splitlines() if line.strip().startswith("{")]
+
+    events = [parse(line.encode(), max_content_bytes=1000) for line in shown]
+
+    assert [event.type for event in events] == ["message", "join", "leave", "rename", "ack"]
 
 
 def test_import_prints_its_summary(seen: list[bytes], tmp_path: Path) -> None:

@@ -455,3 +455,11 @@ class TestCommand:
         for command in (["pull", "bob"], ["status", GID]):
             assert [row.split("\t")[-1] for row in self.im(*command).stdout.splitlines()[1:]] == said
         assert [row.split("\t")[3] for row in self.im("log", "bob").stdout.splitlines()[1:]] == ["(recalled)", "fine"]
+
+
+def test_what_is_unknown_is_unknown_before_any_worker_has_run(chat: Chat, tmp_path: Path) -> None:
+    with Chat(chat.link, Database.connect(f"sqlite:///{tmp_path / 'none.db'}"), chat.settings) as early:
+        with pytest.raises(UnknownGroup):
+            early.recall("no such group", "1767225600000-0", by="ann")
+        with pytest.raises(UnknownMessage):
+            early.recall(GID, "1767225600000-0", by="ann")
