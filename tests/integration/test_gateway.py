@@ -923,7 +923,8 @@ def test_a_session_may_be_opened_while_the_server_is_away_only_by_waiting(folder
             server.stop()
 
 
-def test_who_stops_reading_is_cut_off_and_goes_on_by_pulling(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [10_000, 20_000])
+def test_who_stops_reading_is_cut_off_and_goes_on_by_pulling(folder: Path, tmp_path: Path, length: int) -> None:
     # Given a server that keeps little for a subscriber who does not read
     server = start_valkey(folder, "--client-output-buffer-limit", "pubsub 256kb 0 0", appendonly=False)
     settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path))
@@ -935,7 +936,7 @@ def test_who_stops_reading_is_cut_off_and_goes_on_by_pulling(folder: Path, tmp_p
                 bob = gateway.open("bob")
                 audience.settled()
                 # When
-                texts = [str(number) + "x" * 10_000 for number in range(200)]
+                texts = [str(number) + "x" * length for number in range(200)]
                 say(other, *texts)
                 wait_until(lambda: not other.link.client.client_list(_type="pubsub"))
                 # Then
