@@ -117,6 +117,25 @@ def test_up_serves_until_a_signal_and_ends_with_0(stack: Stack, number: signal.S
     wait_until(lambda: not stack.processes())
 
 
+def test_up_as_json_has_nothing_else_on_stdout(stack: Stack) -> None:
+    with stack.running("up", "--json") as up:
+        started = json.loads(read_lines(up, 1)[0])
+        wait_until(stack.is_stored, timeout_s=30)
+        up.terminate()
+        out, err = up.communicate(timeout=30)
+
+    assert up.returncode == 0
+    assert started == {
+        "event": "started",
+        "redis": f"unix://{stack.data_dir}/redis.sock",
+        "database": f"sqlite:///{stack.data_dir}/imcore.db",
+        "workers": ["persist", "receipts", "jobs"],
+    }
+    assert [json.loads(line) for line in out.splitlines()] == [{"event": "stopped"}]
+    assert "im: starting the workers persist" in err
+    assert re.search(r"^persist  \| .* working as persist-1$", err, re.MULTILINE)
+
+
 @pytest.mark.parametrize("lines", [0, 1, 2, 3, 4, 5])
 def test_a_signal_while_up_is_starting_leaves_nothing_behind(stack: Stack, lines: int) -> None:
     with stack.running("up") as up:
@@ -233,3 +252,13 @@ def test_the_demo_holds(stack: Stack) -> None:
     assert re.search(r"^All \d+ claims held", result.stdout, re.MULTILINE)
     assert "BROKEN" not in result.stdout
     assert not list(folder.iterdir())
+
+
+def test_the_demo_as_json_has_nothing_else_on_stdout(stack: Stack) -> None:
+    result = stack.im("--json", "demo")
+
+    claims = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.returncode == 0
+    assert {tuple(claim) for claim in claims} == {("what", "held", "details")}
+    assert all(claim["held"] for claim in claims)
+    assert f"All {len(claims)} claims held" in result.stderr
