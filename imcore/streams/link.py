@@ -1,8 +1,7 @@
 """The link to Redis: carries calls, and sees to it that the functions are there."""
 
-import ssl
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, TypeVar, cast
@@ -14,8 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from imcore.errors import ConfigurationError, ImError
-from imcore.socket_folder import check_socket
-from imcore.streams import calls
+from imcore.streams import calls, urls
 from imcore.streams.calls import Call
 from imcore.streams.carriage import Command, UnderWay, look_around, over_cluster
 from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
@@ -37,68 +35,11 @@ def open_client(url: str, *, timeout_s: float | None = 10.0) -> Client:
     The client itself repeats nothing: only `Link` knows which calls may be repeated.
     Raise ConfigurationError for a URL that is none, RedisUnavailable if no node of a cluster answers.
     """
-    scheme, separator, rest = url.partition("://")
-    plain = f"{scheme.removesuffix('+cluster')}{separator}{rest}"
-    try:
-        client = redis.Redis.from_url(plain, retry=Retry(NoBackoff(), 0), socket_timeout=timeout_s)
-        if scheme == "unix":
-            client.connection_pool.connection_class = _SocketConnection
-        _check_options(client, address(url))
-        if scheme in {"redis+cluster", "rediss+cluster"}:
-            with driver_errors(url):
-                return RedisCluster.from_url(plain, retry=Retry(NoBackoff(), 0), socket_timeout=timeout_s)
-    except ValueError as error:
-        raise ConfigurationError(f"{address(url)} is {_wrong_with(scheme)}") from error
-    return client
-
-
-class _SocketConnection(redis.UnixDomainSocketConnection):
-    def _connect(self) -> Any:
-        check_socket(self.path)
-        return super()._connect()  # type: ignore[no-untyped-call]
-
-
-def _wrong_with(scheme: str) -> str:
-    if scheme.removesuffix("+cluster") in {"redis", "rediss", "unix"}:
-        return (
-            "not valid: it looks like redis://user:password@host:6379/0, "
-            "with special characters in percent form (@ is %40)"
-        )
-    return "not a Redis URL: use redis://, rediss://, unix:// or redis+cluster://"
-
-
-def _check_options(client: redis.Redis, where: str) -> None:
-    """Raise ConfigurationError for an option of the URL that is unknown, wrong, or names a file that cannot be read."""
-    pool = client.connection_pool
-    try:
-        pool.connection_class(**pool.connection_kwargs)  # connects to nothing yet
-    except TypeError as error:
-        option = str(error).rpartition(" ")[2]
-        hint = ": TLS is for rediss://" if option.startswith("'ssl_") else ""
-        raise ConfigurationError(f"{where} does not take the option {option}{hint}") from error
-    except RedisError as error:
-        raise ConfigurationError(f"{where} has a wrong option: {error}") from error
-    if pool.connection_kwargs.get("decode_responses"):
-        raise ConfigurationError(f"{where} does not take the option 'decode_responses'")
-    _check_files(pool.connection_kwargs, where)
-
-
-def _check_files(options: Mapping[str, Any], where: str) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    loads = {
-        "ssl_ca_certs": context.load_verify_locations,
-        "ssl_certfile": lambda path: context.load_cert_chain(
-            path, options.get("ssl_keyfile"), options.get("ssl_password") or ""
-        ),
-    }
-    for option in loads.keys() & options.keys():
-        try:
-            loads[option](options[option])
-        except OSError as error:  # of TLS, too
-            reason = getattr(error, "reason", None) or error.strerror
-            raise ConfigurationError(
-                f"the file {options[option]} (option {option} of {where}) cannot be used: {reason}"
-            ) from error
+    client = urls.client_of(url, timeout_s)
+    if not urls.is_cluster(url):
+        return client
+    with driver_errors(url):
+        return RedisCluster.from_url(urls.plain(url), retry=Retry(NoBackoff(), 0), socket_timeout=timeout_s)
 
 
 class Link:

@@ -15,6 +15,7 @@ from cli.app import app
 from imcore.admin.rebuild import rebuild
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, RedisUnavailable
+from imcore.sql.database import Database
 from imcore.streams import calls, library
 from imcore.streams.link import Link, open_client
 from tests.processes import WorkerProcess
@@ -57,6 +58,8 @@ def connect(valkey: str) -> Iterator[Callable[[], Link]]:
 def im(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     monkeypatch.setenv("IM_REDIS_URL", valkey)
     monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
+    with Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}") as database:
+        database.upgrade()
     return lambda *args: CliRunner().invoke(app, args, catch_exceptions=False)
 
 
