@@ -87,7 +87,7 @@ def trim(
 def held_up(chat: Chat) -> str | None:
     """Return why the journals keep what they have, if that is for want of a kind of worker: which one, in words."""
     kept = sum(chat.link.read_many([("XLEN", journal) for journal in chat.link.space.journals()]))
-    backlogs = {worker.worker: worker.backlog for worker in worker_stats(chat.link)}
+    backlogs = {worker.worker: worker.backlog for worker in worker_stats(chat)}
     reasons = [f"the worker {kind} has never run" for kind in READS if kind not in backlogs]
     reasons += [f"the worker {kind} is {behind} entries behind" for kind, behind in backlogs.items() if behind]
     return f"the journals keep {kept} entries: {', '.join(reasons)}" if kept and reasons else None

@@ -60,7 +60,7 @@ def stats(chat: Chat) -> Stats:
         online=sum(link.run_many([session_calls.count_online(space, p) for p in _partitions(space)])),
         journal=sum(lengths[::2]),
         dead_letters=sum(lengths[1::2]),
-        workers=worker_stats(link),
+        workers=worker_stats(chat),
     )
 
 
@@ -72,9 +72,9 @@ def _streams(space: Keyspace, partition: int) -> tuple[str, str]:
     return space.journal(partition), space.dead_letters(partition)
 
 
-def worker_stats(link: Link) -> tuple[WorkerStats, ...]:
+def worker_stats(chat: Chat) -> tuple[WorkerStats, ...]:
     """Return how far each kind of worker is behind, of those that have begun."""
-    return tuple(_workers(link, link.space))
+    return tuple(_workers(chat.link, chat.link.space))
 
 
 def _workers(link: Link, space: Keyspace) -> Iterator[WorkerStats]:

@@ -5,7 +5,7 @@ what got no answer, which may have happened.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -102,7 +102,7 @@ def _at_their_nodes(client: RedisCluster, commands: Sequence[Command]) -> list[A
     answers: list[Any] = [None] * len(commands)
     with ExitStack() as stack:
         flights = []
-        for node, numbers in _by_node(client, commands, answers).items():
+        for node, numbers in _by_node(client, commands, answers):
             try:
                 flight = UnderWay(client.get_redis_connection(node), [commands[number] for number in numbers])
             except LOST as error:
@@ -118,17 +118,17 @@ def _at_their_nodes(client: RedisCluster, commands: Sequence[Command]) -> list[A
     return answers
 
 
-def _by_node(client: RedisCluster, commands: Sequence[Command], answers: list[Any]) -> dict[Any, list[int]]:
-    """Return the numbers of the commands for each node; where no node is known, the answer is the error."""
-    found: dict[Any, list[int]] = {}
+def _by_node(client: RedisCluster, commands: Sequence[Command], answers: list[Any]) -> Iterable[tuple[Any, list[int]]]:
+    """Return each node with the numbers of its commands; where no node is known, the answer is the error."""
+    found: dict[str, tuple[Any, list[int]]] = {}
     for number, command in enumerate(commands):
         try:
             node = client.get_node_from_key(_key_of(command))
         except SlotNotCoveredError as error:
             answers[number] = error
         else:
-            found.setdefault(node, []).append(number)
-    return found
+            found.setdefault(node.name, (node, []))[1].append(number)
+    return found.values()
 
 
 def _key_of(command: Command) -> str:
