@@ -25,6 +25,7 @@ from imcore.errors import ConfigurationError, ImError, RedisFull, TryAgain
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.journal import one_line
+from imcore.streams.keys import QUEUE
 from imcore.streams.link import open_client
 from imcore.streams.redis_errors import address, driver_errors
 from workers.runner import Patience
@@ -32,7 +33,6 @@ from workers.signals import Signals, Stopped
 
 log = logging.getLogger(__name__)
 
-QUEUE = "imcore"
 TRIM = "workers.jobs.trim"
 
 LONGEST_JOB_S = 6 * 60 * 60

@@ -12,7 +12,7 @@ from cli.demo.claims import Claims
 from cli.demo.sessions import Sessions
 from cli.supervisor import Programs, StopSignals
 from imcore.admin.audit import check
-from imcore.admin.stats import stats
+from imcore.admin.lag import worker_stats
 from imcore.chat import Chat
 from imcore.embedded import EmbeddedServer
 from imcore.errors import ImError
@@ -89,4 +89,4 @@ def _wait_until_stored(chat: Chat, workers: Programs) -> None:
 
 
 def _is_stored(chat: Chat) -> bool:
-    return any(worker.worker == "persist" and not worker.backlog for worker in stats(chat).workers)
+    return any(worker.worker == "persist" and not worker.backlog for worker in worker_stats(chat))

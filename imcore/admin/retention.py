@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from imcore import msgid as msgids
-from imcore.admin.stats import worker_stats
+from imcore.admin.lag import worker_stats
 from imcore.chat import Chat
 from imcore.errors import DatabaseUnavailable
 from imcore.limits import check_limit

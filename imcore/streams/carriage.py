@@ -30,6 +30,8 @@ PIECE = 50
 
 _NOT_TAKEN = (AskError, TryAgainError)
 """Answers of a node that has not the keys of a command (a MovedError is an AskError), and did nothing."""
+_KEY_AT = {"FCALL": 3, "FCALL_RO": 3, "MEMORY": 2}
+"""Where the first key of a command stands; of others it follows the name."""
 _MOST_HOPS = 16
 _TRY_AGAIN_S = 0.05
 
@@ -133,7 +135,7 @@ def _by_node(client: RedisCluster, commands: Sequence[Command], answers: list[An
 
 def _key_of(command: Command) -> str:
     """Return a key of a command. All of its keys are in one slot."""
-    key: str = command[3] if command[0] in {"FCALL", "FCALL_RO"} else command[1]
+    key: str = command[_KEY_AT.get(command[0], 1)]
     return key
 
 

@@ -14,7 +14,7 @@ So each entry is handled at least once, by somebody; what is done with it must b
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import NamedTuple
@@ -135,10 +135,10 @@ class Journal:
             self._out += len(entries)
             return entries
 
-    def done(self, entries: Sequence[Entry]) -> None:
-        """Confirm entries: no worker of this kind will see them again."""
+    def done(self, entries: Sequence[Entry], storms: Mapping[int, calls.Storm] | None = None) -> None:
+        """Confirm entries: no worker of this kind will see them again. `storms`: what that came to, by partition."""
         with self._doubts():
-            self._confirm(entries)
+            self._confirm(entries, storms or {})
             self._out -= len(entries)
             self._hold()
 
@@ -236,15 +236,17 @@ class Journal:
         """Return the entries that are for this kind of worker; the others it has done, or they are dead letters."""
         others = [entry for entry in entries if entry.kind not in {"", self._kind}]
         if others:
-            self._confirm(others)
+            self._confirm(others, {})
         return [entry for entry in entries if entry.kind in {"", self._kind}]
 
-    def _confirm(self, entries: Sequence[Entry]) -> None:
+    def _confirm(self, entries: Sequence[Entry], storms: Mapping[int, calls.Storm]) -> None:
         ids: dict[int, list[str]] = {}
         for entry in entries:
             ids.setdefault(entry.partition, []).append(entry.id)
         space = self._link.space
-        self._link.run_many([call for p, each in ids.items() for call in calls.done(space, p, self._kind, each)])
+        self._link.run_many(
+            [call for p, each in ids.items() for call in calls.done(space, p, self._kind, each, storms.get(p))]
+        )
 
     def _block(self, partitions: Sequence[int], block_ms: int) -> list[Entry]:
         journals = {self._link.space.journal(p): p for p in partitions}

@@ -1,6 +1,6 @@
 """Calls of the workers: what they take from the journals and do with it. No I/O; see `imcore.streams.calls`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from imcore.streams import keys as names
@@ -27,6 +27,29 @@ class Failure(NamedTuple):
     dead_id: str | None
 
 
+class Storm(NamedTuple):
+    """What telling senders of some entries came to.
+
+    So many `acks` (moves of an offset) stood for so many `receipts` (one recipient, one message), and were told in so
+    many `digests`. `seconds` has the messages and the acks of each second (since 1970).
+    """
+
+    acks: int
+    receipts: int
+    digests: int
+    seconds: Mapping[int, tuple[int, int]]
+
+
+class Counted(NamedTuple):
+    """What was counted of all storms of a partition; and how many messages and acks there were lately."""
+
+    acks: int
+    receipts: int
+    digests: int
+    messages_lately: int
+    acks_lately: int
+
+
 def follow(space: Keyspace, partition: int, kind: str) -> Call[bool]:
     """Let a kind of worker see a journal from its first entry on; answers whether it is new there."""
     return Call("im_follow", (space.journal(partition),), (kind,), bool, writes=True)
@@ -47,11 +70,20 @@ def dead_letters(space: Keyspace, partition: int, first: str, last: str, count: 
     return Call("im_entries", (space.dead_letters(partition),), (first, last, count), _raw_entries)
 
 
-def done(space: Keyspace, partition: int, kind: str, ids: Sequence[str]) -> list[Call[int]]:
-    """Confirm that entries are handled; answers how many were still open."""
+def done(space: Keyspace, partition: int, kind: str, ids: Sequence[str], storm: Storm | None = None) -> list[Call[int]]:
+    """Confirm that entries are handled, and what that came to; answers how many were still open."""
+    keys = (space.journal(partition), space.failures(partition), space.storm(partition))
+    counted = () if storm is None else (*storm[:3], *_flat(storm.seconds))
     chunks = [ids[i : i + MOST_IDS] for i in range(0, len(ids), MOST_IDS)]
-    both = (space.journal(partition), space.failures(partition))
-    return [Call("im_done", both, (kind, *chunk), int, writes=True) for chunk in chunks]
+    return [
+        Call("im_done", keys, (kind, len(chunk), *chunk, *(counted if number == 0 else ())), int, writes=True)
+        for number, chunk in enumerate(chunks)
+    ]
+
+
+def storm(space: Keyspace, partition: int, *, seconds: int) -> Call[Counted]:
+    """Ask what was counted of storms, and in the last so many seconds."""
+    return Call("im_storm", (space.storm(partition),), (seconds,), lambda answer: Counted(*answer))
 
 
 def holders(space: Keyspace, partition: int, kind: str) -> Call[list[str]]:
@@ -103,6 +135,10 @@ def trim_journal(space: Keyspace, partition: int, kinds: Sequence[str]) -> Call[
     """Drop what every kind of worker has done, if these kinds have begun; answers how many entries."""
     both = (space.journal(partition), space.failures(partition))
     return Call("im_trim_journal", both, tuple(kinds), int, writes=True)
+
+
+def _flat(seconds: Mapping[int, tuple[int, int]]) -> Iterator[int]:
+    return (value for second, (messages, acks) in seconds.items() for value in (second, messages, acks))
 
 
 def _raw_entries(answer: list[Any]) -> list[RawEntry]:

@@ -12,6 +12,11 @@ from functools import cached_property, lru_cache
 DEFAULT_PARTITIONS = 8
 CONFIG = "im:config"
 
+QUEUE = "imcore"
+"""The queue of rq that the worker `jobs` works off."""
+RQ_QUEUED, RQ_RUNNING, RQ_FAILED = f"rq:queue:{QUEUE}", f"rq:wip:{QUEUE}", f"rq:failed:{QUEUE}"
+"""A list and two sorted sets of rq's: the jobs that wait, are under way, have failed."""
+
 SEPARATOR = "\x1f"
 """Joins what makes up one name; `imcore.limits` keeps it out of uids and gids."""
 RECORD_SEPARATOR = "\x1e"
@@ -150,6 +155,10 @@ class Keyspace:
         """How often entries of a journal have failed that are not done: by kind of worker and id."""
         return f"{self._tag(partition)}failures"
 
+    def storm(self, partition: int) -> str:
+        """How many acks there were, what they came to, and how many in each of the last seconds."""
+        return f"{self._tag(partition)}storm"
+
     def version(self, partition: int) -> str:
         """The counter that orders the changes of tallies."""
         return f"{self._tag(partition)}version"
@@ -174,7 +183,7 @@ class Keyspace:
 KINDS = frozenset(
     (
         *("meta", "stream", "acked", "joined", "left", "once_newer", "once_older", "uncounted", "own", "groups"),
-        *("groups_of", "dirty", "version", "sessions", "online", "journal", "dead", "failures"),
+        *("groups_of", "dirty", "version", "sessions", "online", "journal", "dead", "failures", "storm"),
         *("marks", "shadow", "mending", "rebuilt"),
         *("config", "lease"),
     )

@@ -16,7 +16,7 @@ VERSION = 4
 NOT_LOADED = "Function not found"
 
 _FILES = (
-    *("base", "groups", "messages", "acks", "receipts", "sessions", "journals"),
+    *("base", "groups", "messages", "acks", "receipts", "sessions", "storm", "journals"),
     *("restore_streams", "restore_members", "marks"),
 )
 """The files of `lua/` that make up the library, in this order: each may use what stands before it."""

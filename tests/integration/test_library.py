@@ -26,6 +26,7 @@ READS = [
     *(
         "status team 1767225600000-0",
         "stats",
+        "stats --online",
         "dead list",
         "dead show 0:1767225600000-0",
         "listen bob",

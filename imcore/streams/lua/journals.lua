@@ -65,17 +65,23 @@ local function entries(keys, args)
   return redis.call('XRANGE', keys[1], args[1], args[2], 'COUNT', args[3])
 end
 
--- im_done: entries are handled.
--- Keys: journal, failures. Arguments: kind, then the id of each. Answer: how many of them were still open.
+-- im_done: entries are handled. Who has told senders of them says what that came to, unless others have done them all.
+-- Keys: journal, failures, storm. Arguments: kind, how many ids follow, these, and perhaps what `count_storm` takes.
+-- Answer: how many of them were still open.
 local function done(keys, args)
+  local last = 2 + tonumber(args[2])
   if redis.call('EXISTS', keys[2]) == 1 then
     local fields = {}
-    for i = 2, #args do
-      fields[i - 1] = args[1] .. SEP .. args[i]
+    for i = 3, last do
+      fields[i - 2] = args[1] .. SEP .. args[i]
     end
     redis.call('HDEL', keys[2], unpack(fields))
   end
-  return redis.call('XACK', keys[1], unpack(args))
+  local count = redis.call('XACK', keys[1], args[1], unpack(args, 3, last))
+  if args[last + 1] and count > 0 then
+    count_storm(keys[3], args, last + 1)
+  end
+  return count
 end
 
 -- im_holders: which consumers have entries open.
