@@ -35,7 +35,7 @@ PASSPHRASE = "correct horse"
 DATABASE_NUMBER = 1
 """Not the first one: choosing it takes a right, too."""
 
-ONLY_ON_A_CLUSTER = {"asking", "cluster|slots", "command"}
+ONLY_ON_A_CLUSTER = {"cluster|slots"}
 OF_THE_TEST = {"config|resetstat", "acl|log", "info", "hello"}
 END = "that-was-all"
 
@@ -130,7 +130,7 @@ class Watch:
     def unused(self, role: Role) -> set[str]:
         """What a role may do, but for the keys of rq, and has not done."""
         rules = " ".join(role.rules).partition(" (~rq:*")[0].replace("(", "").replace(")", "").split()
-        allowed = {rule.removeprefix("+") for rule in rules if rule.startswith("+")}
+        allowed = {rule.removeprefix("+") for rule in rules if rule.startswith("+") and not rule.startswith("+@")}
         return allowed - ONLY_ON_A_CLUSTER - self.used
 
 
