@@ -16,8 +16,8 @@ from imcore.settings import Settings
 def up(run: Invocation) -> None:
     """Run the embedded server and all workers, until Ctrl-C.
 
-    With a Redis URL set, that server is used and none is started. The database's tables are made or brought up to
-    date first. With --json stdout gets an object once the workers start, and one when they have ended.
+    With a Redis URL set, that server is used and none is started. The database's tables and the functions in Redis are
+    made or brought up to date first. With --json stdout gets an object once the workers start, and one when they ended.
     """
     settings = run.settings()
     try:
