@@ -80,6 +80,12 @@ def say(*lines: str) -> None:
     _write_lines(safe(line) for line in lines)
 
 
+def remark(*lines: str) -> None:
+    """Write the lines to stderr: what a person may want to know while a program reads stdout."""
+    if sys.stderr is not None:
+        print(*map(safe, lines), sep="\n", file=sys.stderr, flush=True)
+
+
 def complain(text: str) -> None:
     """Write one line to stderr, as every error and warning is: `im: ...`, without passwords."""
     if sys.stderr is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from imcore.answering import OpenDatabase
 from imcore.direct import gid_of, members_of, refuse_direct
-from imcore.errors import ImError, InvalidInput, NotMember, RedisFull, UnknownMessage, UnknownUser
+from imcore.errors import DatabaseNotReady, ImError, InvalidInput, NotMember, RedisFull, UnknownMessage, UnknownUser
 from imcore.history import History, raised
 from imcore.limits import check_content, check_limit, check_list, check_msgid, check_name, check_time, check_uids
 from imcore.live.gateway import Acks, Gateway, HowTold
@@ -127,12 +127,13 @@ class Chat:
     def groups(self) -> Iterator[Group]:
         """Yield all groups, by gid."""
         space = self.link.space
-        found = [
-            gid.decode()
-            for partition in range(space.partitions)
-            for gid in self._scan("SSCAN", space.groups(partition))
-        ]
-        found.sort()
+        found = sorted(
+            {  # a scan may bring some of them twice
+                gid.decode()
+                for partition in range(space.partitions)
+                for gid in self._scan("SSCAN", space.groups(partition))
+            }
+        )
         for i in range(0, len(found), CHUNK):
             yield from self.link.run_many([calls.group(space, gid) for gid in found[i : i + CHUNK]])
 
@@ -223,7 +224,7 @@ class Chat:
         """
         check_name(by, "uid")
         packed = check_msgid(msgid)
-        message = self.history.message(check_name(gid, "gid"), packed)
+        message = self._message(check_name(gid, "gid"), packed)
         if message is None:
             self.group(gid)
             raise UnknownMessage(f"{msgid} is not a message of {gid!r}")
@@ -234,6 +235,12 @@ class Chat:
         if tombstone is None:
             return replace(message, content="", recalled=True)
         return Message(gid, tombstone.msgid, tombstone.seq, by, "", recalls=msgid)
+
+    def _message(self, gid: str, packed: int) -> Message | None:
+        try:
+            return self.history.message(gid, packed)
+        except DatabaseNotReady:  # so nothing is stored there, and Redis has not got it
+            return None
 
     def send_direct(self, uid: str, content: str, *, sender_uid: str, client_msgid: str | None = None) -> Message:
         """Send one-to-one. The chat of the two (or with oneself) is made on first use, with the gid `direct.gid_of`."""

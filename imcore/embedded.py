@@ -24,6 +24,7 @@ from typing import Self
 
 from imcore.errors import ConfigurationError, EmbeddedServerError
 from imcore.settings import socket_path, socket_url
+from imcore.socket_folder import make_private
 
 START_S = 30
 """How long a starting server may stay silent. One that is loading its data is not silent."""
@@ -36,6 +37,10 @@ _PAUSE_S = 0.01
 _MALLOC = "glibc.malloc.tcache_count=100"
 """The wheel's server has glibc's malloc, which keeps 7 freed pieces of a size at hand. With 100 a call of a function
 takes a tenth less time, and the server 3 MiB more at most. Others do not look at it."""
+
+_COUNT_PUSHES = b"CONFIG SET min-string-size-avoid-copy-reply 1048576\r\n"
+"""Valkey 9 keeps no copy of a push of 16 KiB or more that waits for a subscriber, and does not count it. So one who
+stops reading would never be cut off, whatever `client-output-buffer-limit` says. Others do not know it, and refuse."""
 
 _OLDEST = {"Valkey": (7, 2), "Redis": (7, 0)}
 _VERSION = re.compile(r"\b(Valkey|Redis) server v=(\d+)\.(\d+)")
@@ -115,10 +120,11 @@ class EmbeddedServer:
         try:
             self._lock = _lock(self.data_dir)
             if self._short_folder:
-                _make_private(self._short_folder)
+                make_private(self._short_folder)
             _clear_socket(self.socket)
             log_start = self._launch(program, self._lock)
             self._wait_until_ready(timeout_s, log_start)
+            _ask(self.socket, _COUNT_PUSHES)
         except OSError as error:
             self.stop()
             raise EmbeddedServerError(f"the embedded server cannot be started: {error}") from error
@@ -164,7 +170,7 @@ class EmbeddedServer:
 
     def _wait_until_ready(self, timeout_s: float, log_start: int) -> None:
         give_up = time.monotonic() + timeout_s
-        while (answer := _ping(self.socket)) != b"+PONG\r\n":
+        while (answer := _ask(self.socket, b"PING\r\n")) != b"+PONG\r\n":
             if not self.running:
                 reason = _last_line(self.data_dir / "redis.log", log_start)
                 raise EmbeddedServerError(f"the embedded server ended while it started: {reason}")
@@ -288,17 +294,6 @@ def _is_alive(pid: str) -> bool:
     return True
 
 
-def _make_private(folder: Path) -> None:
-    """Make the folder, in a place that everybody can write to, and make sure that it is ours alone."""
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise EmbeddedServerError(f"the socket's folder {folder} cannot be made: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) != 0o700:
-        raise EmbeddedServerError(f"{folder} is not a folder of this user alone (mode 0700): remove it")
-
-
 def _clear_socket(path: Path) -> None:
     """Remove what a killed server left. Raise EmbeddedServerError if it is anything else."""
     try:
@@ -317,12 +312,12 @@ def _clear_socket(path: Path) -> None:
     raise EmbeddedServerError(f"another server answers on {path}: end that one first")
 
 
-def _ping(path: Path) -> bytes:
-    """Return the first bytes of the answer; none when nobody answers (yet)."""
+def _ask(path: Path, command: bytes) -> bytes:
+    """Return the first bytes of the answer to a line; none when nobody answers (yet)."""
     with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
         client.settimeout(1)
         client.connect(str(path))
-        client.sendall(b"PING\r\n")
+        client.sendall(command)
         return client.recv(64)
     return b""
 

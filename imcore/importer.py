@@ -84,7 +84,8 @@ def import_events(
 
 
 def _make_ready(chat: Chat) -> None:
-    """An import may well be the first of all: then the tables are not there yet, in which it looks for messages."""
+    """An import may well be the first of all: then the functions and the tables are not there, in which it looks."""
+    chat.link.require_functions(writes=True)
     try:
         chat.database.check_version()
     except ConfigurationError:

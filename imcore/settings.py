@@ -8,12 +8,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from imcore.errors import ConfigurationError
+from imcore.socket_folder import short_folder
 
 _DAY_MS = 24 * 60 * 60 * 1000
 _LONGEST_SOCKET_PATH = 100
 """Unix socket paths end at 104 bytes on macOS and 108 on Linux; the server adds a few while it starts."""
 
-_MAY_BE_ZERO = {"receipt_window_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms"}
+_MAY_BE_ZERO = {"receipt_window_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms", "retry_ms"}
 _HIGHEST = {"partitions": 16_384, "max_content_bytes": 256 * 1024 * 1024}
 """A cluster has so many slots; half of what Redis takes in one piece."""
 _HIGHEST_OF_ALL = 10**12
@@ -38,7 +39,9 @@ class Settings:
     lease_ms: int = 10_000
     """A worker not heard of for so long is dead, and its entries are claimed."""
     max_deliveries: int = 5
-    """After so many failures an entry becomes a dead letter."""
+    """An entry that fails so often becomes a dead letter."""
+    retry_ms: int = 200
+    """For how long an entry that failed waits before it is tried again; after each more failure twice as long."""
     receipt_window_ms: int = 200
     heartbeat_ms: int = 20_000
     online_ms: int = 60_000
@@ -95,8 +98,7 @@ def socket_path(data_dir: Path) -> Path:
     if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
         return path
     digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
-    # Not TMPDIR: that may be long itself, and may differ between the shell of the server and that of its clients.
-    return Path("/tmp") / f"imcore-{os.getuid()}-{digest}" / "redis.sock"  # noqa: S108 (the server checks the folder)
+    return short_folder(digest) / "redis.sock"
 
 
 def socket_url(path: Path) -> str:

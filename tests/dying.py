@@ -24,8 +24,8 @@ class Dying(Link):
         self._count()
         return answer
 
-    def _execute(self, commands: Any, *, raise_errors: bool) -> list[Any]:
-        answers = super()._execute(commands, raise_errors=raise_errors)
+    def _execute(self, commands: Any, *, repeatable: bool) -> list[Any]:
+        answers = super()._execute(commands, repeatable=repeatable)
         self._count()
         return answers
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,3 +141,56 @@ def _is_whole(client: redis.Redis, nodes: int) -> bool:
         str(SLOTS),
         str(nodes),
     )
+
+
+def add_replica(cluster: RunningCluster, folder: Path) -> RunningServer:
+    """Start a replica of the cluster's first node, and wait until it has its data and clients are told of it."""
+    [(port, bus)] = [free_ports(2)]
+    replica = _start_node(folder, port, bus)
+    try:
+        with redis.Redis.from_url(cluster.nodes[0].url) as first, redis.Redis.from_url(replica.url) as client:
+            client.execute_command("CLUSTER MEET", "127.0.0.1", first.config_get("port")["port"], _bus_of(first))
+            wait_until(lambda: _is_whole(client, len(cluster.nodes) + 1), timeout_s=30)
+            first.config_set("repl-diskless-sync-delay", 0)
+            client.execute_command("CLUSTER REPLICATE", first.execute_command("CLUSTER MYID"))
+            wait_until(lambda: client.info("replication").get("master_link_status") == "up", timeout_s=30)
+            wait_until(lambda: all(len(slots) > 3 for slots in first.execute_command("CLUSTER SLOTS")), timeout_s=30)
+    except BaseException:
+        replica.stop()
+        raise
+    return replica
+
+
+def _bus_of(node: redis.Redis) -> int:
+    return int(node.config_get("cluster-port")["cluster-port"])
+
+
+def move_slot(
+    servers: RunningCluster, slot: int, target: int | None = None, *, meanwhile: Callable[[], object] = lambda: None
+) -> int:
+    """Move a slot of the cluster to a node, the next one if none is given; return which one had it.
+
+    `meanwhile` is called when the keys are there already, and the slot is not.
+    """
+    nodes = [redis.Redis.from_url(node.url) for node in servers.nodes]
+    try:
+        ids = [node.execute_command("CLUSTER MYID") for node in nodes]
+        source = next(at for at, node in enumerate(nodes) if _owns(node, slot))
+        target = (source + 1) % len(nodes) if target is None else target
+        nodes[target].execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[source])
+        nodes[source].execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[target])
+        port = nodes[target].config_get("port")["port"]
+        while keys := nodes[source].execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
+            nodes[source].execute_command("MIGRATE", "127.0.0.1", port, "", 0, 5000, "KEYS", *keys)
+        meanwhile()
+        for node in (nodes[target], nodes[source], *nodes):
+            node.execute_command("CLUSTER SETSLOT", slot, "NODE", ids[target])
+    finally:
+        for node in nodes:
+            node.close()
+    return source
+
+
+def _owns(node: redis.Redis, slot: int) -> bool:
+    [mine] = [info["slots"] for info in node.execute_command("CLUSTER NODES").values() if "myself" in info["flags"]]
+    return any(int(ends[0]) <= slot <= int(ends[-1]) for ends in mine)

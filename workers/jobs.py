@@ -23,7 +23,9 @@ from imcore.admin import retention
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError, RedisFull, TryAgain
 from imcore.settings import Settings
+from imcore.sql.database import Database
 from imcore.streams.journal import one_line
+from imcore.streams.keys import QUEUE
 from imcore.streams.link import open_client
 from imcore.streams.redis_errors import address, driver_errors
 from workers.runner import Patience
@@ -31,7 +33,6 @@ from workers.signals import Signals, Stopped
 
 log = logging.getLogger(__name__)
 
-QUEUE = "imcore"
 TRIM = "workers.jobs.trim"
 
 LONGEST_JOB_S = 6 * 60 * 60
@@ -43,6 +44,7 @@ _THREAD_S = 5
 def trim() -> dict[str, int]:
     """Trim as the settings say; return what was dropped."""
     with Chat.connect(settings=Settings.from_env()) as chat:
+        chat.link.upgrade()
         summary = retention.trim(chat)
     log.info(
         "trimmed %d entries of %d groups, %d of the journals, %d rows of read times",
@@ -83,6 +85,11 @@ class JobsWorker(SimpleWorker):
             worker_ttl=LOOK_EVERY_S + 15,  # rq stops waiting for a job 15 s before
             log_job_description=False,
         )
+
+    def _set_ip_address(self, _connection: Redis) -> None:
+        # rq asks the server, and the driver cannot read the answer where the socket's path has a space or `=` in it, as
+        # the default data directory of macOS has.
+        self.ip_address = "unknown"
 
     def register_birth(self) -> None:
         """Be known to rq; that is, be able to work."""
@@ -163,6 +170,8 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 
 def _work(settings: Settings, signals: Signals, burst: bool, room: _Room) -> None:
+    with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
+        database.refuse_newer()
     url = settings.jobs_redis_url
     connection = open_client(url)
     if not isinstance(connection, Redis):

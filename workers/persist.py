@@ -59,7 +59,7 @@ class Persist:
             return self._step()
         except DatabaseUnavailable:
             self._watch.doubt()
-            raise  # still in hand: taking them again would count as another delivery
+            raise  # still in hand: they need not be taken again
         except ImError:
             self._watch.doubt()
             self._let_go()

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from imcore.errors import DatabaseUnavailable, ImError, TryAgain
+from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseUnavailable, ImError, TryAgain
 from imcore.history import raised
 from imcore.live.folding import segments
 from imcore.settings import Settings
@@ -20,6 +20,7 @@ from imcore.streams.events import Acked, Entry, Malformed, Move
 from imcore.streams.journal import Journal
 from imcore.streams.link import Link
 from imcore.streams.receipt_calls import Change, Segment
+from workers.storm import Told
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class ReceiptsWorker:
         self._window_s = settings.receipt_window_ms / 1000
         self._journal = Journal(link, self.kind, settings)
         self._in_hand: list[Entry] = []
+        self._told = Told()
 
     def step(self) -> int:
         """Take a window of entries, tell the senders, confirm the entries; return how many are out of the way.
@@ -52,6 +54,7 @@ class ReceiptsWorker:
         goes on with what is not told.
         """
         try:
+            self._told = Told()
             entries = self._in_hand + self._window()
             handled = len(entries)
             failed = self._tell(_moves(entries))
@@ -100,7 +103,7 @@ class ReceiptsWorker:
             else:
                 done.append(entry)
         if done:
-            self._journal.done(done)
+            self._journal.done(done, self._told.of(done))
 
     def _tell(self, moves: dict[str, list[Move]]) -> dict[str, ImError]:
         """Tell every sender concerned; return the groups for which that is impossible, or has to wait, and why."""
@@ -114,18 +117,23 @@ class ReceiptsWorker:
                 for i in range(0, len(changes), LONGEST_DIGEST):
                     some = changes[i : i + LONGEST_DIGEST]
                     digests.append(receipt_calls.tell(self._link.space, gid, sender_uid, some))
+                    self._told.digest(gid, sender_uid, some)
         self._link.run_many(digests)
         return failed
 
     def _changes(self, wanted: dict[str, list[Segment]]) -> dict[str, list[Change] | ImError]:
-        """Return what has changed in each group, or why that cannot be had: SQL may be away. Raise TryAgain."""
+        """Return the new tallies in each group, or why they cannot be had: SQL may be away.
+
+        Raise TryAgain, ConfigurationError.
+        """
         found: dict[str, list[Change] | ImError] = {}
         calls = [receipt_calls.changes(self._link.space, gid, each, PAGE) for gid, each in wanted.items()]
         for (gid, each), answer in zip(wanted.items(), self._link.gather(calls), strict=True):
             try:
                 found[gid] = self._rest(gid, each, raised(answer))
             except ImError as error:
-                if isinstance(error, TryAgain) and not isinstance(error, DatabaseUnavailable):
+                of_all = isinstance(error, TryAgain | ConfigurationError)
+                if of_all and not isinstance(error, DatabaseUnavailable | DatabaseNotReady):
                     raise
                 found[gid] = error
         return found

@@ -105,6 +105,7 @@ def run(make: Maker, settings: Settings, signals: Signals, *, burst: bool, needs
             # What is loaded by now stays. Out of the collector's sight it costs a busy worker a quarter less time.
             gc.collect()
             gc.freeze()
+            handled += patience.call(worker.step)  # a burst too: there is more to see than entries
             while not (burst and patience.call(worker.drained)):
                 handled += patience.call(worker.step)
     except Stopped:
@@ -118,8 +119,11 @@ def _opened(make: Maker, settings: Settings, needs_sql: bool) -> Iterator[Worker
         closing(Link(open_client(settings.redis_url), partitions=settings.partitions, url=settings.redis_url)) as link,
         Database.connect(settings.database_url, data_dir=settings.data_dir) as database,
     ):
+        link.upgrade()
         if needs_sql:
             database.upgrade()
+        else:
+            database.refuse_newer()
         log.info("started: Redis at %s, SQL at %s", link.address, database.address)
         worker = make(link, database, settings)
         try:

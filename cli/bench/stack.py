@@ -23,7 +23,8 @@ from imcore.embedded import EmbeddedServer
 from imcore.errors import ImError, RefusedError
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.link import LIBRARY_VERSION, open_client
+from imcore.streams import library
+from imcore.streams.link import open_client
 from imcore.streams.redis_errors import address, driver_errors
 
 CLAIM = "im:bench"
@@ -90,7 +91,10 @@ def open_stack(settings: Settings, allow: Allow) -> Iterator[Stack]:
         redis_url = stack.enter_context(_redis(settings, folder, allow))
         places = _places(stack, settings, folder, name, allow)
         own = replace(settings, redis_url=redis_url, jobs_redis_url=redis_url, data_dir=folder, partitions=None)
-        yield Stack(name, own, places)
+        made = Stack(name, own, places)
+        with made.chat() as chat:
+            chat.link.require_functions(writes=True)  # some begin by reading
+        yield made
 
 
 def _redis(settings: Settings, folder: Path, allow: Allow) -> Any:
@@ -126,9 +130,9 @@ def _has_library(client: redis.Redis, where: str) -> bool:
         return False
     call: Callable[..., Any] = client.execute_command
     loaded = call("FCALL_RO", "im_version", 0)
-    if loaded != LIBRARY_VERSION:
+    if loaded != library.VERSION:
         raise RefusedError(
-            f"{where} holds the functions of another imcore (version {loaded}, this is {LIBRARY_VERSION}), "
+            f"{where} holds the functions of another imcore (version {loaded}, this is {library.VERSION}), "
             "and somebody may use them: a benchmark does not replace them"
         )
     return True

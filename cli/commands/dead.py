@@ -46,7 +46,7 @@ def show(run: Invocation, dead_id: str) -> None:
 @command("requeue", of=dead, example="im dead requeue 3:1767225600000-0")
 @click.argument("dead_ids", metavar="ID...", nargs=-1, required=True)
 def requeue(run: Invocation, dead_ids: tuple[str, ...]) -> None:
-    """Put dead letters back into the journal, for the workers to handle."""
+    """Put dead letters back into the journal, each for the kind of worker that failed."""
     from imcore.admin import deadletters  # noqa: PLC0415
 
     with run.chat() as chat:

@@ -2,32 +2,31 @@
 
 import time
 
-from cli import output
-from cli.demo.claims import Claims, chapter
+from cli.demo.claims import Claims
 from cli.options import Invocation, command
 from cli.supervisor import Stopped
 from imcore.errors import ImError
 
 
 @command("demo", example="im demo")
-def demo(run: Invocation) -> None:  # noqa: ARG001 (it takes the shared options and needs none: it brings its own stack)
+def demo(run: Invocation) -> None:
     """Play the whole story on a throw-away stack, and check it.
 
     A group of 200, 40 of them online; 100 messages, acked in batches; one who leaves and one who comes. Then live
     sessions, one of them killed, receipts, a one-to-one chat, and a sender who was offline. The server, the database,
     the workers and the sessions are real, in a temporary directory; your own data is not touched. Every claim that is
-    printed is checked; the exit code is 0 only if all of them hold.
+    printed is checked; the exit code is 0 only if all of them hold. With --json each is an object.
     """
     from cli.demo import stack  # noqa: PLC0415 (the help need not wait for the drivers)
 
     began = time.monotonic()
-    claims = Claims()
+    claims = Claims(as_json=run.json)
     log: list[str] = []
     try:
         stack.play(claims, log)
     except Stopped:
         raise ImError("the demo was stopped before its end") from None
     except ImError:
-        chapter("What the workers and the sessions said:", *log)
+        claims.chapter("What the workers and the sessions said:", *log)
         raise
-    output.say("", f"All {claims.made} claims held, in {time.monotonic() - began:.1f} s.")
+    claims.tell("", f"All {claims.made} claims held, in {time.monotonic() - began:.1f} s.")

@@ -22,8 +22,18 @@ _COLUMNS = ("messages", "joins", "leaves", "acks", "errors")
 def import_(run: Invocation, file: str) -> None:
     """Replay a file of chat events.
 
-    FILE has one JSON object a line, of "type" message, join, leave, rename or ack; `-` reads stdin. A line that is not
-    valid is reported and passed over. The same file again stores no message twice.
+    FILE has one JSON object a line; `-` reads stdin. A line that is not valid is reported and passed over. The same
+    file again stores no message twice. A message may have a "time" (ISO 8601); other keys are ignored:
+
+    \b
+    {"type": "message", "gid": "team", "uid": "ann", "content": "Hi", "client_msgid": "17"}
+    {"type": "join", "gid": "team", "uid": "bob"}
+    {"type": "leave", "gid": "team", "uid": "bob"}
+    {"type": "rename", "gid": "team", "uid": "bob", "new_uid": "rob"}
+    {"type": "ack", "gid": "team", "uid": "rob", "client_msgid": "17"}
+
+    An ack confirms all up to the message that carries its client_msgid. Who sends or acks and is no member joins first;
+    the first event of a group makes it.
     """
     from imcore.importer import import_events  # noqa: PLC0415 (the help need not wait for the drivers)
 

@@ -1,26 +1,51 @@
 """The state of the whole system."""
 
 from dataclasses import asdict
+from typing import Any
+
+import click
 
 from cli import output
 from cli.options import Invocation, command
 
 _COLUMNS = ("groups", "members", "messages", "online", "journal", "dead_letters")
 _WORKER_COLUMNS = ("worker", "backlog", "pending", "lag_ms")
+_JOB_COLUMNS = ("queued", "running", "failed")
+_STREAM_COLUMNS = ("kind", "streams", "entries", "bytes")
+_STORM_COLUMNS = ("acks", "receipts", "digests", "receipts_per_digest", "messages_per_s", "acks_per_s")
 
 
-@command("stats", example="im stats\nim stats --json | jq .workers")
-def stats(run: Invocation) -> None:
+@command("stats", example="im stats\nim stats --json | jq .workers\nim stats --online")
+@click.option("--online", is_flag=True, help="Name those who are online, too.")
+def stats(run: Invocation, online: bool) -> None:
     """Show streams, backlogs, dead letters and who is online.
 
     A worker's backlog is what it has not done yet, its lag the age of the oldest of that; pending is what a process
-    has in hand.
+    has in hand. Jobs are shown where their Redis answers. Bytes are an estimate. Of the storm of receipts: so many acks
+    stood for so many receipts (one recipient, one message), told to senders in so many digests, as far as the worker
+    `receipts` has come; messages and acks a second are those of the last 10.
     """
-    from imcore.admin.stats import stats as stats_of  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.admin import stats as admin  # noqa: PLC0415 (the help need not wait for the drivers)
 
     with run.chat() as chat:
-        record = asdict(stats_of(chat))
+        record = asdict(admin.stats(chat))
+        if online:
+            record["online_uids"] = list(admin.online_uids(chat))
     run.show([record], _COLUMNS)
     if not run.json:
-        output.say("")
-        run.show(record["workers"], _WORKER_COLUMNS)
+        _show_rest(run, record)
+
+
+def _show_rest(run: Invocation, record: dict[str, Any]) -> None:
+    jobs = [record["jobs"]] if record["jobs"] else []
+    tables = [
+        (record["workers"], _WORKER_COLUMNS),
+        (jobs, _JOB_COLUMNS),
+        (record["streams"], _STREAM_COLUMNS),
+        ([record["storm"]], _STORM_COLUMNS),
+        ([{"online": uid} for uid in record.get("online_uids", ())], ("online",)),
+    ]
+    for rows, columns in tables:
+        if rows or columns == _WORKER_COLUMNS:
+            output.say("")
+            run.show(rows, columns)

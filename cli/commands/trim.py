@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import click
 
+from cli import output
 from cli.options import Invocation, NumberRange, command
 
 _COLUMNS = ("groups", "entries", "journal_entries", "read_times")
@@ -29,9 +30,12 @@ def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) ->
     that every kind of worker has handled are dropped too, and what SQL knows of when messages were read, where
     IM_KEEP_READ_TIMES_MS says for how long.
     """
-    from imcore.admin.retention import trim as trimmed  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.admin import retention  # noqa: PLC0415 (the help need not wait for the drivers)
 
     keep_ms = None if keep_days is None else round(keep_days * 24 * 60 * 60 * 1000)
     with run.chat() as chat:
-        summary = trimmed(chat, keep_messages=keep_messages, keep_ms=keep_ms)
+        summary = retention.trim(chat, keep_messages=keep_messages, keep_ms=keep_ms)
+        why_not = None if summary.journal_entries else retention.held_up(chat)
     run.show([asdict(summary)], _COLUMNS)
+    if why_not:
+        output.complain(why_not)

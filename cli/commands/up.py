@@ -2,6 +2,7 @@
 
 import signal
 from contextlib import ExitStack
+from functools import partial
 
 from cli import output, worker_command
 from cli.options import Invocation, command
@@ -15,8 +16,8 @@ from imcore.settings import Settings
 def up(run: Invocation) -> None:
     """Run the embedded server and all workers, until Ctrl-C.
 
-    With a Redis URL set, that server is used and none is started. The database's tables are made or brought up to
-    date first.
+    With a Redis URL set, that server is used and none is started. The database's tables and the functions in Redis are
+    made or brought up to date first. With --json stdout gets an object once the workers start, and one when they ended.
     """
     settings = run.settings()
     try:
@@ -25,11 +26,13 @@ def up(run: Invocation) -> None:
             server = _start_server(stack, settings)
             _prepare(run, settings)
             signals.defer()
-            programs = stack.enter_context(Programs(_pass_on))
+            programs = stack.enter_context(Programs(partial(_pass_on, run)))
             _run_workers(programs, settings, signals, server)
             _stop_workers(programs)
     except Stopped:
-        output.say("im: stopped before the workers were started")
+        _say(run, {"event": "stopped"}, "im: stopped before the workers were started")
+    else:
+        _say(run, {"event": "stopped"})
 
 
 def _start_server(stack: ExitStack, settings: Settings) -> EmbeddedServer | None:
@@ -44,16 +47,17 @@ def _prepare(run: Invocation, settings: Settings) -> None:
 
     with run.chat() as chat:
         redis = chat.link.address
-        chat.link.space  # noqa: B018 (asks the server)
+        chat.link.upgrade()
     with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
         database.upgrade()
         sql = database.address
-    output.say(
+    _say(
+        run,
+        {"event": "started", "redis": redis, "database": sql, "workers": worker_command.NAMES},
         f"im: Redis at {redis}" + " (embedded)" * settings.embedded,
         f"im: SQL at {sql}",
         f"im: starting the workers {', '.join(worker_command.NAMES)}; Ctrl-C ends all",
     )
-    output.flush()
 
 
 def _run_workers(programs: Programs, settings: Settings, signals: StopSignals, server: EmbeddedServer | None) -> None:
@@ -74,7 +78,16 @@ def _stop_workers(programs: Programs) -> None:
             output.complain(f"the worker {name} did not end within {STOP_S} s and was killed: others take over from it")
 
 
-def _pass_on(name: str, line: str) -> None:
+def _pass_on(run: Invocation, name: str, line: str) -> None:
     width = max(map(len, worker_command.NAMES))
-    output.say(f"{name:{width}} | {line}")
+    _say(run, None, f"{name:{width}} | {line}")
+
+
+def _say(run: Invocation, record: output.Record | None, *lines: str) -> None:
+    """Say it to a person; or, as JSON, the record to the program that reads stdout, and the rest on stderr."""
+    if run.json:
+        run.show([record] if record else [], ())
+        output.remark(*lines)
+    else:
+        output.say(*lines)
     output.flush()

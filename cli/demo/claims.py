@@ -4,24 +4,37 @@ from cli import output
 
 
 class Claims:
-    """Counts the claims that were made, and those that did not hold."""
+    """Tells the story, and counts the claims that were made, and those that did not hold.
 
-    def __init__(self) -> None:
+    As JSON a claim is an object of `what`, `held` and `details` on stdout; all else goes to stderr.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
         self.made = 0
         self.broken = 0
+        self._as_json = as_json
 
     def hold(self, holds: bool, claim: str, *details: str) -> None:
         """Print a claim, and whether it holds."""
         self.made += 1
         self.broken += not holds
-        output.say(f"  {'ok    ' if holds else 'BROKEN'} {claim}", *map(_indented, details))
+        if self._as_json:
+            output.show([{"what": claim, "held": holds, "details": details}], (), as_json=True)
+        else:
+            output.say(f"  {'ok    ' if holds else 'BROKEN'} {claim}", *map(_indented, details))
         output.flush()
 
+    def chapter(self, title: str, *lines: str) -> None:
+        """Print what comes next."""
+        self.tell("", title, *map(_indented, lines))
 
-def chapter(title: str, *lines: str) -> None:
-    """Print what comes next."""
-    output.say("", title, *map(_indented, lines))
-    output.flush()
+    def tell(self, *lines: str) -> None:
+        """Print what is no claim."""
+        if self._as_json:
+            output.remark(*lines)
+        else:
+            output.say(*lines)
+            output.flush()
 
 
 def _indented(line: str) -> str:

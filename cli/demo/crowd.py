@@ -3,7 +3,7 @@
 from sqlalchemy import TextClause, text
 
 from cli.demo import story
-from cli.demo.claims import Claims, chapter
+from cli.demo.claims import Claims
 from cli.demo.story import Played
 from imcore import msgid as msgids
 from imcore.chat import Chat
@@ -16,9 +16,9 @@ _STORED_TALLIES = text(
 )
 
 
-def introduce() -> None:
+def introduce(claims: Claims) -> None:
     """Say who will do what."""
-    chapter(
+    claims.chapter(
         f"A group of {len(story.MEMBERS)}, {len(story.ONLINE)} of them online; {story.MESSAGES} messages",
         f"after message {story.TURNING_POINT} {story.LEAVER} leaves and {story.NEWCOMER!r} joins",
         f"{story.LATE_READER} comes by later, and reads {story.LATE_READ}",

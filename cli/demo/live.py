@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cli.demo import story
-from cli.demo.claims import Claims, chapter
+from cli.demo.claims import Claims
 from cli.demo.sessions import Sessions
 from imcore.chat import Chat
 from imcore.direct import gid_of
@@ -36,7 +36,7 @@ def begin(chat: Chat, sessions: Sessions) -> None:
 
 def tell(claims: Claims, chat: Chat, sessions: Sessions) -> None:
     """Let it happen, and claim what came of it."""
-    chapter(
+    claims.chapter(
         f"Live: {', '.join(PROCESSES)}, each with a process (`im listen`), beside a gateway of {len(story.ONLINE)}",
         f"{HOST} says hello, {SENDER} and {ABSENT} write {MESSAGES - 1} messages; {ABSENT} is never online",
         f"{KILLED}'s process is killed (SIGKILL) after message {KILLED_AFTER}, and started again after {BACK_AFTER}",

@@ -8,11 +8,11 @@ from contextlib import ExitStack
 
 from cli import worker_command
 from cli.demo import crowd, live, story
-from cli.demo.claims import Claims, chapter
+from cli.demo.claims import Claims
 from cli.demo.sessions import Sessions
 from cli.supervisor import Programs, StopSignals
 from imcore.admin.audit import check
-from imcore.admin.stats import stats
+from imcore.admin.lag import worker_stats
 from imcore.chat import Chat
 from imcore.embedded import EmbeddedServer
 from imcore.errors import ImError
@@ -32,7 +32,7 @@ def play(claims: Claims, log: list[str]) -> None:
         server = stack.enter_context(EmbeddedServer(settings.data_dir))
         workers = stack.enter_context(Programs(lambda name, line: log.append(f"{name} | {line}")))
         with Chat.connect(settings=settings) as chat:
-            _start(chat, server, workers, environment)
+            _start(claims, chat, server, workers, environment)
             with Sessions(environment, log) as sessions:
                 _tell(claims, chat, workers, sessions)
         codes = workers.stop()
@@ -47,11 +47,13 @@ def _environment(settings: Settings) -> Mapping[str, str]:
     return worker_command.environment_of(settings, others)
 
 
-def _start(chat: Chat, server: EmbeddedServer, workers: Programs, environment: Mapping[str, str]) -> None:
+def _start(
+    claims: Claims, chat: Chat, server: EmbeddedServer, workers: Programs, environment: Mapping[str, str]
+) -> None:
     chat.database.upgrade()
     for name in worker_command.NAMES:
         workers.start(name, worker_command.command_of(name), environment)
-    chapter(
+    claims.chapter(
         f"A throw-away stack in {chat.settings.data_dir}",
         f"server {chat.link.address} (process {server.pid})",
         f"database {chat.database.address}",
@@ -61,17 +63,17 @@ def _start(chat: Chat, server: EmbeddedServer, workers: Programs, environment: M
 
 def _tell(claims: Claims, chat: Chat, workers: Programs, sessions: Sessions) -> None:
     live.begin(chat, sessions)  # they take a moment to start
-    crowd.introduce()
+    crowd.introduce(claims)
     played = story.play(chat)
     crowd.claim_delivery(claims, played)
-    chapter("Who has read what, live from Redis, before any worker has to have run")
+    claims.chapter("Who has read what, live from Redis, before any worker has to have run")
     crowd.claim_tallies(claims, chat, played)
     live.tell(claims, chat, sessions)
     _wait_until_stored(chat, workers)
-    chapter("The group of 200 from SQL, where the worker `persist` has stored it")
+    claims.chapter("The group of 200 from SQL, where the worker `persist` has stored it")
     crowd.claim_storage(claims, chat)
     crowd.claim_sql(claims, chat, played)
-    chapter("im check: Redis against SQL, every count anew")
+    claims.chapter("im check: Redis against SQL, every count anew")
     differences = list(check(chat))
     claims.hold(not differences, f"no difference {differences[:3] or ''}".rstrip())
 
@@ -87,4 +89,4 @@ def _wait_until_stored(chat: Chat, workers: Programs) -> None:
 
 
 def _is_stored(chat: Chat) -> bool:
-    return any(worker.worker == "persist" and not worker.backlog for worker in stats(chat).workers)
+    return any(worker.worker == "persist" and not worker.backlog for worker in worker_stats(chat))

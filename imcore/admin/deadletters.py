@@ -20,7 +20,7 @@ _OURS = "dead_"
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """An entry that a kind of worker has put aside, after so many deliveries, for this reason.
+    """An entry that a kind of worker has put aside, after it failed so often (`deliveries`), for this reason.
 
     `id` is unique over all partitions. `entry` is the id the entry had in the journal; `fields` is what it said.
     """
@@ -54,9 +54,10 @@ def show(chat: Chat, dead_id: str) -> DeadLetter:
 
 
 def requeue(chat: Chat, dead_id: str) -> None:
-    """Put a dead letter back into the journal, in one step, for all workers to handle.
+    """Put a dead letter back into the journal, in one step, for the kind of worker that failed.
 
-    When it happened, and before what, stays as it was. Raise InvalidInput, UnknownDeadLetter.
+    When it happened, and before what, stays as it was; the other kinds pass over it. Raise InvalidInput,
+    UnknownDeadLetter.
     """
     partition, entry_id = _split(chat, dead_id)
     # Not repeatable: after a lost answer, the second try would not find it any more.

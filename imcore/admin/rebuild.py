@@ -27,7 +27,7 @@ from imcore.errors import ConfigurationError, RefusedError, TryAgain
 from imcore.sql import stored
 from imcore.sql.rows import Batch, GroupRow, SpanRow
 from imcore.sql.stored import Head, Light
-from imcore.streams import calls, journal_calls, keys, restore_calls
+from imcore.streams import journal_calls, keys, restore_calls
 from imcore.streams.keys import CONFIG, Keyspace
 from imcore.streams.restore_calls import Trim
 
@@ -87,7 +87,7 @@ def look_before(chat: Chat) -> Before:
     """Return what there is. Raise ConfigurationError if Redis has groups in another number of partitions than SQL."""
     chat.database.check_version()
     link, database = chat.link, chat.database
-    found = link.read("HMGET", CONFIG, "partitions", "dataset", REBUILDING)
+    [found] = link.glance([("HMGET", CONFIG, "partitions", "dataset", REBUILDING)])
     here, dataset, goes_on = (None if value is None else value.decode() for value in found)
     partitions = database.meta("partitions") or here or str(chat.settings.partitions or keys.DEFAULT_PARTITIONS)
     groups = _count_groups(chat, int(here or partitions))
@@ -142,7 +142,7 @@ def _begin(chat: Chat, before: Before, yes: bool, adopt: bool) -> None:
             f"{link.address} holds {before.redis_groups} groups: what the database has would be merged into them; "
             "repeat it with --yes if that is meant"
         )
-    link.run(calls.version())  # can it work at all?
+    link.upgrade()  # can it work at all?
     dataset = before.sql_dataset or before.redis_dataset or uuid.uuid4().hex
     link.once("HSET", CONFIG, "partitions", before.partitions, "dataset", dataset, REBUILDING, 1)
     if link.space.partitions != before.partitions:
@@ -153,7 +153,7 @@ def _begin(chat: Chat, before: Before, yes: bool, adopt: bool) -> None:
 
 def _count_groups(chat: Chat, partitions: int) -> int:
     space = Keyspace(partitions)
-    return sum(chat.link.read_many([("SCARD", space.groups(p)) for p in range(partitions)]))
+    return sum(chat.link.glance([("SCARD", space.groups(p)) for p in range(partitions)]))
 
 
 def _end(chat: Chat) -> None:

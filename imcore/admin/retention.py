@@ -8,10 +8,13 @@ forgotten after `keep_read_times_ms`; how many and who have read them follows fr
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from imcore import msgid as msgids
+from imcore.admin.lag import worker_stats
 from imcore.chat import Chat
+from imcore.errors import DatabaseUnavailable
 from imcore.limits import check_limit
 from imcore.sql import stored
 from imcore.sql.rows import MessageRow
@@ -58,6 +61,8 @@ def trim(
     What is kept is as the settings say, unless given. `on_progress` gets the summary so far. Interrupted, or run twice
     at the same time, it does no harm. Raise UnknownGroup for a gid that is none, DatabaseUnavailable.
     """
+    with suppress(DatabaseUnavailable):  # journals can be trimmed without
+        chat.database.refuse_newer()
     settings = chat.settings
     check_limit(keep_messages, lowest=0)
     check_limit(keep_ms, lowest=0)
@@ -77,6 +82,15 @@ def trim(
     if gid:
         return summary
     return replace(summary, journal_entries=_trim_journals(chat), read_times=_forget_read_times(chat))
+
+
+def held_up(chat: Chat) -> str | None:
+    """Return why the journals keep what they have, if that is for want of a kind of worker: which one, in words."""
+    kept = sum(chat.link.read_many([("XLEN", journal) for journal in chat.link.space.journals()]))
+    backlogs = {worker.worker: worker.backlog for worker in worker_stats(chat)}
+    reasons = [f"the worker {kind} has never run" for kind in READS if kind not in backlogs]
+    reasons += [f"the worker {kind} is {behind} entries behind" for kind, behind in backlogs.items() if behind]
+    return f"the journals keep {kept} entries: {', '.join(reasons)}" if kept and reasons else None
 
 
 class _Limit:

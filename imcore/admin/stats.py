@@ -1,33 +1,68 @@
 """What an operator asks first: how much there is, who is online, how far the workers are behind. Only reads."""
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
+from imcore.admin.lag import WorkerStats, worker_stats
 from imcore.chat import Chat
-from imcore.streams import session_calls
-from imcore.streams.keys import Keyspace
-from imcore.streams.link import CHUNK, Link
+from imcore.errors import ConfigurationError, ImError
+from imcore.settings import Settings
+from imcore.streams import journal_calls, keys, session_calls, urls
+from imcore.streams.link import CHUNK, Link, open_client
+from imcore.streams.redis_errors import driver_errors
+from imcore.values import Group
+
+LATELY_S = 10
+"""Over how many seconds what happens a second is averaged."""
+
+_WEIGHED = 100
+_MOST_MEMBERS = 2000
+"""So many streams are weighed, of groups with so few members: it takes the server 0.1 us for each of them."""
+_JOBS_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerStats:
-    """How far one kind of worker is behind, over all partitions.
+class StreamStats:
+    """All streams of a kind. `bytes` are about what they take of Redis's memory, None where it does not say."""
 
-    `backlog` counts the journal entries that it has not done; `pending` are those of them that some process has in
-    hand. `lag_ms` is the age of the oldest of them by this machine's clock; 0 when nothing waits.
+    kind: str
+    streams: int
+    entries: int
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobStats:
+    """The queue of the worker `jobs`: how many wait, are under way, have failed."""
+
+    queued: int
+    running: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class StormStats:
+    """How acks became receipts, since the data is in this Redis, as far as the worker `receipts` has come.
+
+    So many `acks` (moves of an offset) stood for so many `receipts` (one recipient, one message), of which senders were
+    told in so many `digests`; and the rates of late, over LATELY_S.
     """
 
-    worker: str
-    backlog: int
-    pending: int
-    lag_ms: int
+    acks: int
+    receipts: int
+    digests: int
+    receipts_per_digest: float | None
+    messages_per_s: float
+    acks_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The whole system at about one moment. `journal` counts the entries that are kept, done or not."""
+    """The whole system at about one moment. `journal` counts the entries that are kept, done or not.
+
+    `jobs` is None where their Redis does not answer.
+    """
 
     groups: int
     members: int
@@ -36,85 +71,91 @@ class Stats:
     journal: int
     dead_letters: int
     workers: tuple[WorkerStats, ...]
-
-
-@dataclass(slots=True)
-class _Behind:
-    """One consumer group on one journal."""
-
-    worker: str
-    backlog: int
-    pending: int
-    oldest_ms: int | None
+    jobs: JobStats | None
+    streams: tuple[StreamStats, ...]
+    storm: StormStats
 
 
 def stats(chat: Chat) -> Stats:
     """Count everything. Takes longer with the number of groups, not with that of messages."""
     link, space = chat.link, chat.link.space
     groups = list(chat.groups())
-    lengths = link.read_many([("XLEN", key) for p in _partitions(space) for key in _streams(space, p)])
+    partitions = range(space.partitions)
+    journals, dead_letters = (
+        link.read_many([("XLEN", key(p)) for p in partitions]) for key in (space.journal, space.dead_letters)
+    )
     return Stats(
         groups=len(groups),
         members=sum(group.members for group in groups),
         messages=sum(group.messages for group in groups),
-        online=sum(link.run_many([session_calls.count_online(space, p) for p in _partitions(space)])),
-        journal=sum(lengths[::2]),
-        dead_letters=sum(lengths[1::2]),
-        workers=tuple(_workers(link, space)),
+        online=sum(link.run_many([session_calls.count_online(space, p) for p in partitions])),
+        journal=sum(journals),
+        dead_letters=sum(dead_letters),
+        workers=worker_stats(chat),
+        jobs=_jobs(chat.settings),
+        streams=(_group_streams(link, groups), _journals(link, journals)),
+        storm=_storm(link),
     )
 
 
-def _partitions(space: Keyspace) -> range:
-    return range(space.partitions)
+def online_uids(chat: Chat) -> Iterator[str]:
+    """Yield who has a live session."""
+    link, space = chat.link, chat.link.space
+    for partition in range(space.partitions):
+        offset = 0
+        while page := link.run(session_calls.online_uids(space, partition, offset=offset, count=CHUNK)):
+            yield from page
+            offset += len(page)
 
 
-def _streams(space: Keyspace, partition: int) -> tuple[str, str]:
-    return space.journal(partition), space.dead_letters(partition)
+def _group_streams(link: Link, groups: Sequence[Group]) -> StreamStats:
+    """Weigh some streams, and take the others for the same by entry."""
+    names = [link.space.group(group.gid).stream for group in groups]
+    lengths = link.read_many([("XLEN", name) for name in names])
+    small = [i for i, group in enumerate(groups) if group.members <= _MOST_MEMBERS and lengths[i]]
+    chosen = sorted(small, key=lambda i: -lengths[i])[:_WEIGHED]
+    weight, weighed = _weigh(link, [names[i] for i in chosen]), sum(lengths[i] for i in chosen)
+    entries = sum(lengths)
+    known = weight is not None and (weighed or not entries)
+    return StreamStats(
+        "groups", len(groups), entries, round((weight or 0) * entries / (weighed or 1)) if known else None
+    )
 
 
-def _workers(link: Link, space: Keyspace) -> Iterator[WorkerStats]:
-    behind = [_behind(link, journal, info) for journal in _journals(link, space) for info in _groups(link, journal)]
-    now_ms = time.time_ns() // 1_000_000
-    for worker in sorted({each.worker for each in behind}):
-        mine = [each for each in behind if each.worker == worker]
-        oldest_ms = min((each.oldest_ms for each in mine if each.oldest_ms is not None), default=now_ms)
-        yield WorkerStats(
-            worker=worker,
-            backlog=sum(each.backlog for each in mine),
-            pending=sum(each.pending for each in mine),
-            lag_ms=max(0, now_ms - oldest_ms),
-        )
+def _journals(link: Link, lengths: Sequence[int]) -> StreamStats:
+    names = [name for name, length in zip(link.space.journals(), lengths, strict=True) if length]
+    return StreamStats("journals", len(lengths), sum(lengths), _weigh(link, names))
 
 
-def _journals(link: Link, space: Keyspace) -> list[str]:
-    journals = space.journals()
-    there = link.read_many([("EXISTS", journal) for journal in journals])
-    return [journal for journal, exists in zip(journals, there, strict=True) if exists]
+def _weigh(link: Link, names: Sequence[str]) -> int | None:
+    """Return about how much memory keys take; None where a server or a role does not know how."""
+    try:
+        return sum(found or 0 for found in link.read_many([("MEMORY", "USAGE", name) for name in names]))
+    except ConfigurationError:
+        return None
 
 
-def _groups(link: Link, journal: str) -> list[dict[str, Any]]:
-    groups: list[dict[str, Any]] = link.read("XINFO GROUPS", journal)
-    return groups
+def _jobs(settings: Settings) -> JobStats | None:
+    """Ask rq's keys, not rq: its own way of counting tidies up, which is to write."""
+    url = settings.jobs_redis_url
+    if urls.is_cluster(url):
+        return None  # rq does not run there
+    try:
+        with driver_errors(url), closing(open_client(url, timeout_s=_JOBS_TIMEOUT_S)) as client:
+            return JobStats(client.llen(keys.RQ_QUEUED), client.zcard(keys.RQ_RUNNING), client.zcard(keys.RQ_FAILED))
+    except ImError:
+        return None
 
 
-def _behind(link: Link, journal: str, info: dict[str, Any]) -> _Behind:
-    worker, pending, read_up_to = info["name"].decode(), info["pending"], info["last-delivered-id"].decode()
-    unread = link.read("XRANGE", journal, f"({read_up_to}", "+", "COUNT", 1)
-    oldest = [entry_id for entry_id, _ in unread]
-    if pending and (lowest := link.read("XPENDING", journal, worker)["min"]):  # none, if all was done just now
-        oldest.append(lowest)
-    # Redis knows no lag any more once an entry was deleted out of the middle.
-    lag = _count_after(link, journal, read_up_to) if info["lag"] is None else info["lag"]
-    return _Behind(worker, lag + pending, pending, min((_ms(each) for each in oldest), default=None))
-
-
-def _count_after(link: Link, journal: str, last: str) -> int:
-    count = 0
-    while page := link.read("XRANGE", journal, f"({last}", "+", "COUNT", CHUNK):
-        count += len(page)
-        last = page[-1][0].decode()
-    return count
-
-
-def _ms(entry_id: bytes) -> int:
-    return int(entry_id.partition(b"-")[0])
+def _storm(link: Link) -> StormStats:
+    space = link.space
+    calls = [journal_calls.storm(space, p, seconds=LATELY_S) for p in range(space.partitions)]
+    acks, receipts, digests, messages_lately, acks_lately = map(sum, zip(*link.run_many(calls), strict=True))
+    return StormStats(
+        acks=acks,
+        receipts=receipts,
+        digests=digests,
+        receipts_per_digest=round(receipts / digests, 1) if digests else None,
+        messages_per_s=messages_lately / LATELY_S,
+        acks_per_s=acks_lately / LATELY_S,
+    )

@@ -6,7 +6,7 @@ DatabaseUnavailable; a row that will never be accepted is DatabaseRejected; both
 
 import json
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +32,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from imcore import msgid as msgids
-from imcore.errors import ConfigurationError, DatabaseRejected, DatabaseUnavailable
+from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseRejected, DatabaseUnavailable
 from imcore.sql.backend import Backend
 from imcore.sql.migrations import HEAD, VERSION_TABLE
 from imcore.sql.rows import Batch, MessageRow
@@ -46,10 +46,14 @@ _POSTGRES = {"postgresql", "postgres", "postgresql+psycopg"}
 
 
 class Database:
-    """The rows behind Redis. Threads may share one; a forked process opens its own."""
+    """The rows behind Redis. Threads may share one; a forked process opens its own.
+
+    When it is first used it is refused (ConfigurationError) if a newer program has made it.
+    """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._is_known = False
 
     @classmethod
     def connect(cls, url: str, *, data_dir: Path | None = None) -> Self:
@@ -82,8 +86,14 @@ class Database:
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         """Yield a connection of SQLAlchemy in a transaction that is committed at the end; its errors are ImErrors."""
+        self._know()
         with self._translated(), self._backend.engine.begin() as connection:
             yield connection
+
+    def refuse_newer(self) -> None:
+        """Raise ConfigurationError if a newer program has made the database, as far as that can be seen now."""
+        with suppress(DatabaseUnavailable, DatabaseNotReady):
+            self._know()
 
     def upgrade(self) -> None:
         """Bring the schema up to date; make what is not there. Several processes may do so at once.
@@ -95,7 +105,7 @@ class Database:
         with self.connection() as connection:
             self._backend.migrating(connection)
             revision = _revision(connection)
-            _refuse_newer(self.address, revision)
+            _refuse_newer(self.address, revision)  # it may have become so while others had the lock
             if revision != HEAD:
                 _migrate(connection)
 
@@ -116,6 +126,7 @@ class Database:
         """
         if not len(batch):
             return
+        self._know()
         try:
             with self._translated():
                 self._backend.write(batch.folded())
@@ -205,6 +216,13 @@ class Database:
         )
         with self.connection() as connection:
             connection.execute(statement, {"name": name, "value": value})
+
+    def _know(self) -> None:
+        if self._is_known:
+            return
+        with self._translated(), self._backend.engine.connect() as connection:
+            _refuse_newer(self.address, _revision(connection))
+        self._is_known = True
 
     def _first(self, query: Select[Any]) -> MessageRow | None:
         return next(iter(self._all(query.limit(1))), None)

@@ -21,6 +21,8 @@ TRIES = 5
 ROWS_PER_INSERT = 1000
 
 _THWARTED = (errors.DeadlockDetected, errors.SerializationFailure)
+_OF_A_ROW = {"22", "23", "54"}
+"""Classes of errors that come of what is written: data, broken constraints, limits such as that of an index row."""
 _MIGRATION_LOCK = 7_521_983_406_917_284_513
 """Any number will do that no other program on the same database locks."""
 
@@ -59,7 +61,7 @@ class PostgresBackend:
         """Return what an error of psycopg means."""
         state = getattr(error, "sqlstate", None) or ""
         reason = str(error).partition("\n")[0]  # the rest may quote what was written
-        if state[:2] in {"22", "23"} or isinstance(error, psycopg.DataError):
+        if state[:2] in _OF_A_ROW or isinstance(error, psycopg.DataError):
             return DatabaseRejected(f"the database refused a row: {reason}")
         if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn):
             return DatabaseNotReady(f"the database {self.address} has not the tables of imcore: run im db upgrade")

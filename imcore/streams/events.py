@@ -85,12 +85,17 @@ Event = Created | Joined | Left | Sent | Acked | Confirmed | Malformed
 
 
 class Entry(NamedTuple):
-    """An entry of a partition's journal. `of` is the id it had before it was a dead letter, '' if it never was one."""
+    """An entry of a partition's journal.
+
+    One that has been a dead letter says in `of` which id it had before, and in `kind` which kind of worker it is for;
+    else these are ''.
+    """
 
     partition: int
     id: str
     event: Event
     of: str = ""
+    kind: str = ""
 
     @property
     def time_ms(self) -> int:
@@ -108,11 +113,13 @@ def read(partition: int, entry_id: bytes, fields: Fields | None) -> Entry:
     text = entry_id.decode()
     if fields is None:
         return Entry(partition, text, Malformed("it was deleted from the journal"))
+    kind = fields.get(b"for", b"").decode(errors="replace")
     try:
         of = fields.get(b"of", b"")
-        return Entry(partition, text, _KINDS[fields[b"kind"]](fields), of.decode() if of and msgids.pack_id(of) else "")
+        of_text = of.decode() if of and msgids.pack_id(of) else ""
+        return Entry(partition, text, _KINDS[fields[b"kind"]](fields), of_text, kind)
     except (KeyError, ValueError) as error:
-        return Entry(partition, text, Malformed(f"it cannot be read: {error!r}"))
+        return Entry(partition, text, Malformed(f"it cannot be read: {error!r}"), kind=kind)
 
 
 def _created(fields: Fields) -> Event:

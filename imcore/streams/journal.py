@@ -4,7 +4,8 @@ The kind's name is that of its consumer group on every partition's journal. What
 open in Redis, under the name of the process that took it, whatever becomes of that process:
 
     new --take--> open --done--> gone from sight
-                   |  `--failed, often--> dead letter
+                   |  |`--failed--> open, and taken again after a while
+                   |  `---failed too often--> dead letter
                    `--its worker's lease ends--> claimed by another worker of the kind
 
 So each entry is handled at least once, by somebody; what is done with it must be safe to do again.
@@ -13,9 +14,10 @@ So each entry is handled at least once, by somebody; what is done with it must b
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
+from typing import NamedTuple
 
 from imcore.errors import ImError, RedisUnavailable, UnknownGroup
 from imcore.settings import Settings
@@ -78,6 +80,13 @@ class Lease:
         return self._link.run(calls.lease(self._kind, slot, self._token, self._lease_ms))
 
 
+class _Failed(NamedTuple):
+    """An entry that could not be handled, and when to try again (of the monotonic clock)."""
+
+    entry: Entry
+    again_at: float
+
+
 class Journal:
     """All journals, for one process of a kind of worker."""
 
@@ -90,6 +99,8 @@ class Journal:
         self._open: dict[int, str] | None = None
         """Up to where the entries open under our name have been taken, by partition; None: they are all taken."""
         self._out = 0  # how many entries the caller has, and has not done
+        self._failed: dict[tuple[int, str], _Failed] = {}
+        """What has failed, is open under our name, and is to be taken again; by partition and id."""
         self._look_at = 0.0  # when to look for entries of dead workers
         self._turn = 0
         self._ends: list[str] | None = None
@@ -105,10 +116,10 @@ class Journal:
         return self._lease.process
 
     def take(self, *, block_ms: int | None = None) -> list[Entry]:
-        """Return entries to handle: first the open ones, then those of dead workers, then new ones.
+        """Return entries to handle: the open ones and those of dead workers; then those that failed, and new ones.
 
         Wait up to `block_ms` for new ones (0: not at all; None: as the settings say); no entry at all is a possible
-        answer. At most `batch_size` of each partition. May be called again before they are done.
+        answer. At most `batch_size` new ones of each partition. May be called again before they are done.
         """
         with self._doubts():
             self._hold()
@@ -118,47 +129,42 @@ class Journal:
                 self._claim()
                 self._look_at = time.monotonic() + self._settings.lease_ms / 2000
             wait_ms = self._settings.block_ms if block_ms is None else block_ms
-            entries = self._take_open() or self._take_new(wait_ms)
+            entries = self._take_open() or self._take_next(wait_ms)
             if not entries:
                 self._look_at = 0.0  # nothing else to do: look after the dead next
             self._out += len(entries)
             return entries
 
-    def done(self, entries: Sequence[Entry]) -> None:
-        """Confirm entries: no worker of this kind will see them again."""
-        ids: dict[int, list[str]] = {}
-        for entry in entries:
-            ids.setdefault(entry.partition, []).append(entry.id)
-        space = self._link.space
+    def done(self, entries: Sequence[Entry], storms: Mapping[int, calls.Storm] | None = None) -> None:
+        """Confirm entries: no worker of this kind will see them again. `storms`: what that came to, by partition."""
         with self._doubts():
-            self._link.run_many([call for p, each in ids.items() for call in calls.done(space, p, self._kind, each)])
+            self._confirm(entries, storms or {})
             self._out -= len(entries)
             self._hold()
 
     def fail(self, entry: Entry, reason: str) -> bool:
-        """Say that an entry could not be handled. It will be taken again; after `max_deliveries` it is a dead letter.
+        """Say that an entry could not be handled. It is taken again in a while; too often, and it is a dead letter.
 
-        Return whether it is out of the way. Counting, burying and confirming are one step in Redis.
+        Return whether it is out of the way. Counting, burying and confirming are one step in Redis, where the count
+        outlives this process; the wait does not.
         """
         reason = one_line(reason)
-        call = calls.fail(
-            self._link.space,
-            entry.partition,
-            self._kind,
-            entry.id,
-            reason=reason,
-            max_deliveries=self._settings.max_deliveries,
-        )
-        with self._doubts():
-            failure = self._link.run(call)
+        failure = self._count_failure(entry, reason)
+        self._out -= 1
         if failure.dead_id:
             log.error("dead letter %d:%s of entry %s: %s", entry.partition, failure.dead_id, entry.id, reason)
-        elif failure.deliveries:
-            log.warning("entry %d:%s failed %d times: %s", entry.partition, entry.id, failure.deliveries, reason)
-            self.look_again()
+        elif failure.failures:
+            wait_s = self._settings.retry_ms * 2 ** (failure.failures - 1) / 1000
+            self._failed[entry.partition, entry.id] = _Failed(entry, time.monotonic() + wait_s)
+            log.warning("entry %d:%s failed %d times: %s", entry.partition, entry.id, failure.failures, reason)
             return False
-        self._out -= 1
         return True
+
+    def _count_failure(self, entry: Entry, reason: str) -> calls.Failure:
+        most = self._settings.max_deliveries
+        call = calls.fail(self._link.space, entry.partition, self._kind, entry.id, reason=reason, max_failures=most)
+        with self._doubts():
+            return self._link.run(call, repeatable=False)  # or one failure might count twice
 
     def look_again(self) -> None:
         """Take again what is open under our name: the caller has given up what it had in hand."""
@@ -190,6 +196,7 @@ class Journal:
     def _hold(self) -> None:
         if self._lease.hold():
             log.info("working as %s", self.consumer)
+            self._failed.clear()  # others have what was open under a former name
             self.look_again()  # a former process of that name may have left entries open
 
     def _follow(self) -> None:
@@ -204,7 +211,15 @@ class Journal:
         self._open.update((entry.partition, entry.id) for entry in entries)
         if not entries:
             self._open = None
-        return entries
+        return self._for_us([entry for entry in entries if (entry.partition, entry.id) not in self._failed])
+
+    def _take_next(self, block_ms: int) -> list[Entry]:
+        """Return what has waited long enough since it failed, and new entries, waiting for the first of both."""
+        now = time.monotonic()
+        due = [key for key, failed in self._failed.items() if failed.again_at <= now]
+        again = [self._failed.pop(key).entry for key in due]
+        next_ms = min((1 + int((failed.again_at - now) * 1000) for failed in self._failed.values()), default=block_ms)
+        return again + self._for_us(self._take_new(0 if again else min(block_ms, next_ms)))
 
     def _take_new(self, block_ms: int) -> list[Entry]:
         """Return new entries of all partitions, waiting for the first one."""
@@ -216,6 +231,22 @@ class Journal:
             return entries
         self._turn = (self._turn + 1) % len(partitions)
         return self._block([self._turn], min(CLUSTER_BLOCK_MS, block_ms))
+
+    def _for_us(self, entries: list[Entry]) -> list[Entry]:
+        """Return the entries that are for this kind of worker; the others it has done, or they are dead letters."""
+        others = [entry for entry in entries if entry.kind not in {"", self._kind}]
+        if others:
+            self._confirm(others, {})
+        return [entry for entry in entries if entry.kind in {"", self._kind}]
+
+    def _confirm(self, entries: Sequence[Entry], storms: Mapping[int, calls.Storm]) -> None:
+        ids: dict[int, list[str]] = {}
+        for entry in entries:
+            ids.setdefault(entry.partition, []).append(entry.id)
+        space = self._link.space
+        self._link.run_many(
+            [call for p, each in ids.items() for call in calls.done(space, p, self._kind, each, storms.get(p))]
+        )
 
     def _block(self, partitions: Sequence[int], block_ms: int) -> list[Entry]:
         journals = {self._link.space.journal(p): p for p in partitions}
@@ -246,7 +277,7 @@ class Journal:
         """
         held = self._held()
         left = [(p, name) for p, name in held if name != self.consumer]
-        if self._out <= 0 and len(left) < len(held):
+        if self._out <= 0 and not self._failed and len(left) < len(held):
             self.look_again()
         dead = self._without_lease({name for _, name in left})
         space = self._link.space
@@ -280,6 +311,7 @@ class Journal:
             self._follows = False
             self.look_again()
             if isinstance(error, UnknownGroup):  # so the link calls a missing consumer group, too
+                self._failed.clear()
                 raise RedisUnavailable("Redis has lost the journals: they begin again") from error
             raise
 

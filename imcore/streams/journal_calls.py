@@ -1,9 +1,9 @@
 """Calls of the workers: what they take from the journals and do with it. No I/O; see `imcore.streams.calls`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from imcore.streams import keys
+from imcore.streams import keys as names
 from imcore.streams.calls import Call
 from imcore.streams.keys import Keyspace
 
@@ -21,10 +21,33 @@ MOST_IDS = 1000
 
 
 class Failure(NamedTuple):
-    """What became of an entry that could not be handled. No deliveries: somebody has done it meanwhile."""
+    """How often an entry could not be handled; 0: somebody has done it meanwhile."""
 
-    deliveries: int
+    failures: int
     dead_id: str | None
+
+
+class Storm(NamedTuple):
+    """What telling senders of some entries came to.
+
+    So many `acks` (moves of an offset) stood for so many `receipts` (one recipient, one message), and were told in so
+    many `digests`. `seconds` has the messages and the acks of each second (since 1970).
+    """
+
+    acks: int
+    receipts: int
+    digests: int
+    seconds: Mapping[int, tuple[int, int]]
+
+
+class Counted(NamedTuple):
+    """What was counted of all storms of a partition; and how many messages and acks there were lately."""
+
+    acks: int
+    receipts: int
+    digests: int
+    messages_lately: int
+    acks_lately: int
 
 
 def follow(space: Keyspace, partition: int, kind: str) -> Call[bool]:
@@ -47,10 +70,20 @@ def dead_letters(space: Keyspace, partition: int, first: str, last: str, count: 
     return Call("im_entries", (space.dead_letters(partition),), (first, last, count), _raw_entries)
 
 
-def done(space: Keyspace, partition: int, kind: str, ids: Sequence[str]) -> list[Call[int]]:
-    """Confirm that entries are handled; answers how many were still open."""
+def done(space: Keyspace, partition: int, kind: str, ids: Sequence[str], storm: Storm | None = None) -> list[Call[int]]:
+    """Confirm that entries are handled, and what that came to; answers how many were still open."""
+    keys = (space.journal(partition), space.failures(partition), space.storm(partition))
+    counted = () if storm is None else (*storm[:3], *_flat(storm.seconds))
     chunks = [ids[i : i + MOST_IDS] for i in range(0, len(ids), MOST_IDS)]
-    return [Call("im_done", (space.journal(partition),), (kind, *chunk), int, writes=True) for chunk in chunks]
+    return [
+        Call("im_done", keys, (kind, len(chunk), *chunk, *(counted if number == 0 else ())), int, writes=True)
+        for number, chunk in enumerate(chunks)
+    ]
+
+
+def storm(space: Keyspace, partition: int, *, seconds: int) -> Call[Counted]:
+    """Ask what was counted of storms, and in the last so many seconds."""
+    return Call("im_storm", (space.storm(partition),), (seconds,), lambda answer: Counted(*answer))
 
 
 def holders(space: Keyspace, partition: int, kind: str) -> Call[list[str]]:
@@ -63,20 +96,18 @@ def claim(space: Keyspace, partition: int, kind: str, consumer: str, dead: str) 
     return Call("im_claim", (space.journal(partition),), (kind, consumer, dead, MOST_IDS), int, writes=True)
 
 
-def fail(
-    space: Keyspace, partition: int, kind: str, entry_id: str, *, reason: str, max_deliveries: int
-) -> Call[Failure]:
-    """Say that an entry could not be handled; after so many deliveries it becomes a dead letter."""
+def fail(space: Keyspace, partition: int, kind: str, entry_id: str, *, reason: str, max_failures: int) -> Call[Failure]:
+    """Say that an entry could not be handled; the last of so many times makes it a dead letter."""
 
     def decode(answer: list[Any]) -> Failure:
         return Failure(answer[0], answer[1].decode() or None)
 
-    both = (space.journal(partition), space.dead_letters(partition))
-    return Call("im_fail", both, (kind, entry_id, reason, max_deliveries), decode, writes=True)
+    keys = (space.journal(partition), space.dead_letters(partition), space.failures(partition))
+    return Call("im_fail", keys, (kind, entry_id, reason, max_failures), decode, writes=True)
 
 
 def requeue(space: Keyspace, partition: int, dead_id: str) -> Call[str]:
-    """Put a dead letter back as a new entry; answers its id, NO_LETTER or NO_ENTRY."""
+    """Put a dead letter back, for the kind of worker that failed; answers the new id, NO_LETTER or NO_ENTRY."""
     both = (space.dead_letters(partition), space.journal(partition))
     return Call("im_requeue", both, (dead_id,), bytes.decode, writes=True)
 
@@ -88,7 +119,7 @@ def drop(space: Keyspace, partition: int, dead_id: str) -> Call[bool]:
 
 def lease(kind: str, slot: int, token: str, lease_ms: int) -> Call[bool]:
     """Take or renew a sign of life, or give it back (0 ms); answers whether it is this process's own."""
-    return Call("im_lease", (keys.lease(kind, slot),), (token, lease_ms), bool, writes=True)
+    return Call("im_lease", (names.lease(kind, slot),), (token, lease_ms), bool, writes=True)
 
 
 def undone(space: Keyspace, partition: int, kinds: Sequence[str], *, only: bool) -> Call[str | None]:
@@ -102,7 +133,12 @@ def undone(space: Keyspace, partition: int, kinds: Sequence[str], *, only: bool)
 
 def trim_journal(space: Keyspace, partition: int, kinds: Sequence[str]) -> Call[int]:
     """Drop what every kind of worker has done, if these kinds have begun; answers how many entries."""
-    return Call("im_trim_journal", (space.journal(partition),), tuple(kinds), int, writes=True)
+    both = (space.journal(partition), space.failures(partition))
+    return Call("im_trim_journal", both, tuple(kinds), int, writes=True)
+
+
+def _flat(seconds: Mapping[int, tuple[int, int]]) -> Iterator[int]:
+    return (value for second, (messages, acks) in seconds.items() for value in (second, messages, acks))
 
 
 def _raw_entries(answer: list[Any]) -> list[RawEntry]:

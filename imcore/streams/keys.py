@@ -12,6 +12,11 @@ from functools import cached_property, lru_cache
 DEFAULT_PARTITIONS = 8
 CONFIG = "im:config"
 
+QUEUE = "imcore"
+"""The queue of rq that the worker `jobs` works off."""
+RQ_QUEUED, RQ_RUNNING, RQ_FAILED = f"rq:queue:{QUEUE}", f"rq:wip:{QUEUE}", f"rq:failed:{QUEUE}"
+"""A list and two sorted sets of rq's: the jobs that wait, are under way, have failed."""
+
 SEPARATOR = "\x1f"
 """Joins what makes up one name; `imcore.limits` keeps it out of uids and gids."""
 RECORD_SEPARATOR = "\x1e"
@@ -73,10 +78,12 @@ class GroupKeys:
 
 
 class Keyspace:
-    """The names for data of so many partitions."""
+    """The names for data of so many partitions, in the database of that number on its server."""
 
-    def __init__(self, partitions: int) -> None:
+    def __init__(self, partitions: int, *, database: int = 0) -> None:
         self.partitions = partitions
+        # A key belongs to a database of the server, a channel to all of them.
+        self._channels = f"{database}:" if database else ""
         self.group = lru_cache(maxsize=4096)(self._group)
 
     def partition_of(self, name: str) -> int:
@@ -95,8 +102,8 @@ class Keyspace:
             once_newer=f"{tag}once_newer:{gid}",
             once_older=f"{tag}once_older:{gid}",
             uncounted=f"{tag}uncounted:{gid}",
-            channel=f"{tag}push:{gid}",
-            inboxes=f"{tag}inbox:",
+            channel=f"{tag}{self._channels}push:{gid}",
+            inboxes=self._inboxes(tag),
             journal=f"{tag}journal",
             groups=f"{tag}groups",
             mending=f"{tag}mending",
@@ -115,7 +122,10 @@ class Keyspace:
 
     def inboxes(self, uid: str) -> list[str]:
         """The channels on which a user's live sessions hear of receipts and memberships, by partition."""
-        return [f"{self._tag(p)}inbox:{uid}" for p in range(self.partitions)]
+        return [f"{self._inboxes(self._tag(p))}{uid}" for p in range(self.partitions)]
+
+    def _inboxes(self, tag: str) -> str:
+        return f"{tag}{self._channels}inbox:"
 
     def sessions(self, uid: str) -> str:
         """The user's live sessions."""
@@ -141,6 +151,14 @@ class Keyspace:
         """Journal entries that no worker could handle."""
         return f"{self._tag(partition)}dead"
 
+    def failures(self, partition: int) -> str:
+        """How often entries of a journal have failed that are not done: by kind of worker and id."""
+        return f"{self._tag(partition)}failures"
+
+    def storm(self, partition: int) -> str:
+        """How many acks there were, what they came to, and how many in each of the last seconds."""
+        return f"{self._tag(partition)}storm"
+
     def version(self, partition: int) -> str:
         """The counter that orders the changes of tallies."""
         return f"{self._tag(partition)}version"
@@ -165,7 +183,7 @@ class Keyspace:
 KINDS = frozenset(
     (
         *("meta", "stream", "acked", "joined", "left", "once_newer", "once_older", "uncounted", "own", "groups"),
-        *("groups_of", "dirty", "version", "sessions", "online", "journal", "dead"),
+        *("groups_of", "dirty", "version", "sessions", "online", "journal", "dead", "failures", "storm"),
         *("marks", "shadow", "mending", "rebuilt"),
         *("config", "lease"),
     )

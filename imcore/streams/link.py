@@ -1,24 +1,23 @@
-"""The link to Redis: carries calls, and loads the function library."""
+"""The link to Redis: carries calls, and sees to it that the functions are there."""
 
-import socket
-import ssl
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
-from importlib import resources
 from typing import Any, TypeVar, cast
 
 import redis
-from hiredis import pack_command
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.cluster import RedisCluster
-from redis.exceptions import NoPermissionError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
-from imcore.errors import ConfigurationError, ImError, RedisUnavailable
-from imcore.streams import calls
+from imcore.errors import ConfigurationError, ImError
+from imcore.streams import calls, urls
 from imcore.streams.calls import Call, words
+from imcore.streams.carriage import Command, UnderWay, look_around, over_cluster
 from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
+from imcore.streams.library import NOT_LOADED, Library
 from imcore.streams.redis_errors import LOST, address, driver_errors, translated
 
 T = TypeVar("T")
@@ -26,25 +25,8 @@ Client = redis.Redis | RedisCluster
 Answers = Callable[[], list[T | ImError]]
 """Waits for the answers of calls that are under way; a call that failed has its error in its place."""
 
-LIBRARY_VERSION = 4
-"""Raised with every change of the library; `lua/base.lua` holds the same number."""
-
-_LIBRARY = (
-    *("base", "groups", "messages", "acks", "receipts", "sessions", "journals"),
-    *("restore_streams", "restore_members", "marks"),
-)
-"""The files of `lua/` that make up the library, in this order: each may use what stands before it."""
-
 CHUNK = 500
 """How many calls travel in one round trip."""
-
-PIECE = 50
-"""How many calls are sent at once: the server is at work on them while the next ones are packed."""
-
-_NOT_LOADED = "Function not found"
-
-_PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
-"""After so many seconds of silence a peer is probed, so often, so many times; by the names that systems have for it."""
 
 
 def open_client(url: str, *, timeout_s: float | None = 10.0) -> Client:
@@ -53,66 +35,18 @@ def open_client(url: str, *, timeout_s: float | None = 10.0) -> Client:
     The client itself repeats nothing: only `Link` knows which calls may be repeated.
     Raise ConfigurationError for a URL that is none, RedisUnavailable if no node of a cluster answers.
     """
-    scheme, separator, rest = url.partition("://")
-    plain = f"{scheme.removesuffix('+cluster')}{separator}{rest}"
-    options: dict[str, Any] = {"socket_timeout": timeout_s, **({} if scheme == "unix" else _keepalive())}
-    try:
-        client = redis.Redis.from_url(plain, retry=Retry(NoBackoff(), 0), **options)
-        _check_options(client, address(url))
-        if scheme in {"redis+cluster", "rediss+cluster"}:
-            with driver_errors(url):
-                return RedisCluster.from_url(plain, **options)
-    except ValueError as error:
-        raise ConfigurationError(
-            f"{address(url)} is not a Redis URL: use redis://, rediss://, unix:// or redis+cluster://"
-        ) from error
-    return client
-
-
-def _keepalive() -> dict[str, Any]:
-    """Return what lets the system notice, within a minute, a peer that is gone without a word."""
-    probes = {getattr(socket, name): value for name, value in _PROBES.items() if hasattr(socket, name)}
-    return {"socket_keepalive": True, "socket_keepalive_options": probes}
-
-
-def _check_options(client: redis.Redis, where: str) -> None:
-    """Raise ConfigurationError for an option of the URL that is unknown, wrong, or names a file that cannot be read."""
-    pool = client.connection_pool
-    try:
-        pool.connection_class(**pool.connection_kwargs)  # connects to nothing yet
-    except TypeError as error:
-        option = str(error).rpartition(" ")[2]
-        hint = ": TLS is for rediss://" if option.startswith("'ssl_") else ""
-        raise ConfigurationError(f"{where} does not take the option {option}{hint}") from error
-    except RedisError as error:
-        raise ConfigurationError(f"{where} has a wrong option: {error}") from error
-    if pool.connection_kwargs.get("decode_responses"):
-        raise ConfigurationError(f"{where} does not take the option 'decode_responses'")
-    _check_files(pool.connection_kwargs, where)
-
-
-def _check_files(options: Mapping[str, Any], where: str) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    loads = {
-        "ssl_ca_certs": context.load_verify_locations,
-        "ssl_certfile": lambda path: context.load_cert_chain(
-            path, options.get("ssl_keyfile"), options.get("ssl_password") or ""
-        ),
-    }
-    for option in loads.keys() & options.keys():
-        try:
-            loads[option](options[option])
-        except OSError as error:  # of TLS, too
-            reason = getattr(error, "reason", None) or error.strerror
-            raise ConfigurationError(
-                f"the file {options[option]} (option {option} of {where}) cannot be used: {reason}"
-            ) from error
+    client = urls.client_of(url, timeout_s)
+    if not urls.is_cluster(url):
+        return client
+    with driver_errors(url):
+        return RedisCluster.from_url(urls.plain(url), retry=Retry(NoBackoff(), 0), **urls.options(url, timeout_s))
 
 
 class Link:
     """Calls Redis functions through a client, for data with its own partition count.
 
-    Not for use by several threads at once while the first call is under way; safe afterwards.
+    It never loads functions for a call that only reads; see `imcore.streams.library`. Not for use by several threads at
+    once while the first call is under way; safe afterwards.
     """
 
     def __init__(self, client: Client, *, partitions: int | None = None, url: str = "") -> None:
@@ -120,13 +54,29 @@ class Link:
         self._execute_command: Callable[..., Any] = client.execute_command
         self.address = address(url) if url else "Redis"
         self.is_cluster = isinstance(client, RedisCluster)
+        self._library = Library(client, self.address)
+        self._has_functions = False
         self._wanted_partitions = partitions
         self._fixed = False
         self._retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), 3, supported_errors=LOST)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self.client.close()
+        if isinstance(self.client, RedisCluster):  # which leaves those to its nodes open
+            for node in self.client.get_nodes():
+                if node.redis_connection:
+                    node.redis_connection.connection_pool.disconnect()
+
+    def upgrade(self) -> None:
+        """Load the functions of this program where there are none or older ones, now and whenever they are missing.
+
+        For workers, and for operators who mean it: others may use the older ones. Raise ConfigurationError for newer
+        ones, RedisUnavailable.
+        """
+        self._library.upgrades = True
+        self._has_functions = False
+        self.require_functions(writes=True)
 
     @cached_property
     def space(self) -> Keyspace:
@@ -134,8 +84,7 @@ class Link:
 
         Raise ConfigurationError if the partition count asked for is not the one that the data was created with.
         """
-        self._check_library()
-        partitions = self.read("HGET", CONFIG, "partitions")
+        [partitions] = self.glance([("HGET", CONFIG, "partitions")])
         self._fixed = partitions is not None
         return self._keyspace(int(partitions or self._wanted_partitions or DEFAULT_PARTITIONS))
 
@@ -148,7 +97,7 @@ class Link:
         self._begin([call])
 
         def attempt() -> Any:
-            return self._execute_command(*words(call))
+            return self._carry(words(call))
 
         with driver_errors(self.address, call.gid):
             try:
@@ -157,9 +106,9 @@ class Link:
                 self._connect_anew()
                 raise
             except ResponseError as error:
-                if _NOT_LOADED not in str(error):
+                if not _is_missing(error):
                     raise
-                self._load()
+                self._load_again([call])
                 answer = self._attempt(attempt, repeatable)
         return call.decode(answer)
 
@@ -178,8 +127,8 @@ class Link:
         for start in range(0, len(batch), CHUNK):
             part = batch[start : start + CHUNK]
             answers = self._pipeline(part, repeatable)
-            if any(isinstance(a, ResponseError) and _NOT_LOADED in str(a) for a in answers):
-                self._load()
+            if any(map(_is_missing, answers)):
+                self._load_again(part)
                 answers = self._pipeline(part, repeatable)
             results += [self._result(call, answer) for call, answer in zip(part, answers, strict=True)]
         return results
@@ -194,82 +143,93 @@ class Link:
         if self.is_cluster or not 0 < len(batch) <= CHUNK:
             answers = self.gather(batch)
             return lambda: answers
-        pool: Any = self.client.connection_pool  # type: ignore[union-attr]
         with driver_errors(self.address):
-            connection = pool.get_connection()
-            try:
-                connection.send_packed_command([b"".join(pack_command(words(call)) for call in batch)])
-            except BaseException:
-                connection.disconnect()
-                pool.release(connection)
-                raise
-        return lambda: self._posted(batch, pool, connection)
+            under_way = UnderWay(self.client, list(map(words, batch)))
+        return lambda: self._posted(batch, under_way)
 
-    def _posted(self, batch: Sequence[Call[T]], pool: Any, connection: Any) -> list[T | ImError]:
+    def _posted(self, batch: Sequence[Call[T]], under_way: UnderWay) -> list[T | ImError]:
+        answers: list[Any]
         try:
-            answers = [_answer(connection) for _ in batch]
+            answers = under_way.answers()
         except (RedisError, OSError) as error:
             answers = [error] * len(batch)
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
-        if any(isinstance(a, ResponseError) and _NOT_LOADED in str(a) for a in answers):
+        if any(map(_is_missing, answers)):
             return self.gather(batch)
         return [self._result(call, answer) for call, answer in zip(batch, answers, strict=True)]
 
     def read(self, *command: str | int) -> Any:
         """Run a plain command that only reads."""
+        self.require_functions(writes=False)
         with driver_errors(self.address):
             return self._attempt(lambda: self._execute_command(*command), repeatable=True)
 
     def once(self, *command: str | bytes | int) -> Any:
         """Run a plain command that must not run twice unseen: after RedisUnavailable it is unknown whether it ran."""
         with driver_errors(self.address):
-            return self._execute_command(*command)
+            try:
+                return self._execute_command(*command)
+            except LOST as error:
+                self._look_around(error)
+                raise
 
     def read_many(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
         """Run plain commands that only read, in one round trip."""
         if not commands:
             return []
+        self.require_functions(writes=False)
+        return self.glance(commands)
+
+    def glance(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+        """Do as `read_many` does, whatever functions are there: to see what there is before they are loaded."""
         with driver_errors(self.address):
-            return self._attempt(lambda: self._execute(commands, raise_errors=True), repeatable=True)
-
-    def _attempt(self, attempt: Callable[[], T], repeatable: bool) -> T:
-        return self._retry.call_with_retry(attempt, lambda _: None) if repeatable else attempt()
-
-    def _pipeline(self, part: Sequence[Call[Any]], repeatable: bool) -> list[Any]:
-        commands = [words(call) for call in part]
-        with driver_errors(self.address):
-            return self._attempt(lambda: self._execute(commands, raise_errors=False), repeatable)
-
-    def _execute(self, commands: Sequence[tuple[Any, ...]], *, raise_errors: bool) -> list[Any]:
-        answers = self._over_cluster(commands) if self.is_cluster else self._over_connection(commands)
-        for answer in answers if raise_errors else ():
-            if isinstance(answer, Exception):
-                raise answer
+            answers = self._execute(commands, repeatable=True)
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
         return answers
 
-    def _over_cluster(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        with self.client.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)
-            return cast(list[Any], pipe.execute(raise_on_error=False))
+    def _attempt(self, attempt: Callable[[], T], repeatable: bool) -> T:
+        return self._retry.call_with_retry(attempt, self._look_around) if repeatable else attempt()
 
-    def _over_connection(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Do what the driver's pipeline does, at a third of its cost for each command."""
-        pool: Any = self.client.connection_pool  # type: ignore[union-attr]
-        connection = pool.get_connection()
-        try:
-            for start in range(0, len(commands), PIECE):
-                connection.send_packed_command([b"".join(map(pack_command, commands[start : start + PIECE]))])
-            return [_answer(connection) for _ in commands]
-        except BaseException:  # Ctrl-C: answers that are still to come would be taken for those of the next call
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
+    def _look_around(self, _lost: Exception) -> None:
+        if isinstance(self.client, RedisCluster):
+            look_around(self.client)
+
+    def _carry(self, command: Command) -> Any:
+        if not isinstance(self.client, RedisCluster):
+            return self._execute_command(*command)
+        [answer] = over_cluster(self.client, [command])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _pipeline(self, part: Sequence[Call[Any]], repeatable: bool) -> list[Any]:
+        with driver_errors(self.address):
+            return self._execute(list(map(words, part)), repeatable=repeatable)
+
+    def _execute(self, commands: Sequence[Command], *, repeatable: bool) -> list[Any]:
+        """Return the answers, each error of a server in its place. Raise what the driver raises for a lost connection.
+
+        Over a cluster, where some nodes may have answered, that stands in its place, too.
+        """
+        if isinstance(self.client, RedisCluster):
+            return self._over_cluster(self.client, commands, repeatable)
+        return self._attempt(lambda: UnderWay(self.client, commands).answers(), repeatable)
+
+    def _over_cluster(self, client: RedisCluster, commands: Sequence[Command], repeatable: bool) -> list[Any]:
+        answers: list[Any] = [None] * len(commands)
+        left = list(range(len(commands)))
+
+        def attempt() -> None:
+            for number, answer in zip(left, over_cluster(client, [commands[n] for n in left]), strict=True):
+                answers[number] = answer
+            left[:] = [number for number in left if isinstance(answers[number], LOST)]
+            if left:
+                raise answers[left[0]]
+
+        with suppress(*LOST):
+            self._attempt(attempt, repeatable)
+        return answers
 
     def _result(self, call: Call[T], answer: Any) -> T | ImError:
         if isinstance(answer, ReadOnlyError):
@@ -290,7 +250,11 @@ class Link:
 
     def _begin(self, batch: Sequence[Call[Any]]) -> None:
         """Before the first write of all, fix the partition count, so that two first writers cannot differ."""
-        if self._fixed or not any(call.writes for call in batch):
+        if self._fixed and self._has_functions:
+            return
+        writes = any(call.writes for call in batch)
+        self.require_functions(writes=writes)
+        if self._fixed or not writes:
             return
         partitions = self.space.partitions
         if not self._fixed:
@@ -307,38 +271,29 @@ class Link:
                 f"the data was created with {stands} partitions, not {self._wanted_partitions}: "
                 f"set IM_PARTITIONS={stands}, or unset it"
             )
-        return Keyspace(stands)
+        return Keyspace(stands, database=_database_of(self.client))
 
-    def _check_library(self) -> None:
-        try:
-            loaded = self.read("FCALL_RO", "im_version", 0)
-        except ImError as error:
-            if _NOT_LOADED not in str(error.__cause__):
-                raise
-            loaded = 0
-        if loaded > LIBRARY_VERSION:
-            raise ConfigurationError(
-                f"{self.address} holds the functions of a newer imcore (version {loaded}; this program has "
-                f"{LIBRARY_VERSION}): upgrade imcore"
-            )
-        if loaded < LIBRARY_VERSION:
-            self._load()
+    def require_functions(self, *, writes: bool) -> None:
+        """Make sure that the functions are there, as every call does; who `writes` loads them where there are none.
 
-    def _load(self) -> None:
-        folder = resources.files("imcore.streams").joinpath("lua")
-        code = "\n".join(folder.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in _LIBRARY)
-        with driver_errors(self.address):
-            try:
-                self.client.function_load(code, replace=True)
-            except NoPermissionError as error:
-                raise RedisUnavailable(
-                    f"{self.address} has not the functions of this imcore, and this user may not load them: "
-                    "start a worker, which may"
-                ) from error
+        Raise RedisUnavailable, ConfigurationError.
+        """
+        if not self._has_functions:
+            with driver_errors(self.address):
+                self._attempt(lambda: self._library.require(writes=writes), repeatable=True)
+            self._has_functions = True
+
+    def _load_again(self, batch: Sequence[Call[Any]]) -> None:
+        """The server has lost the functions."""
+        self._has_functions = False
+        self.require_functions(writes=any(call.writes for call in batch))
 
 
-def _answer(connection: Any) -> Any:
-    try:
-        return connection.read_response()
-    except ResponseError as error:
-        return error
+def _database_of(client: Client) -> int:
+    """Return the number of the database that a client works on: a cluster has one only."""
+    return 0 if isinstance(client, RedisCluster) else int(client.connection_pool.connection_kwargs.get("db") or 0)
+
+
+def _is_missing(answer: Any) -> bool:
+    """Whether it is the error of a server that has not the functions."""
+    return isinstance(answer, ResponseError) and NOT_LOADED in str(answer)

@@ -15,6 +15,7 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisClusterException,
     RedisError,
+    SlotNotCoveredError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -31,7 +32,7 @@ from imcore.errors import (
     UnknownGroup,
 )
 
-LOST = (RedisConnectionError, RedisTimeoutError, ClusterDownError, OSError)
+LOST = (RedisConnectionError, RedisTimeoutError, ClusterDownError, SlotNotCoveredError, OSError)
 """No answer came: what was asked may have happened or not."""
 
 _REFUSALS = {
@@ -55,6 +56,7 @@ _STRIPPED = {
 }
 """Those whose word the driver takes away: it makes a class of it. A subclass stands before its base."""
 
+_NO_PASSWORD = ("Authentication required", "already authenticated")
 _NO_RIGHT = ("ACL failure in script: ", "The user executing the script can't ")
 
 
@@ -87,13 +89,15 @@ def driver_errors(where: str, gid: str = "") -> Iterator[None]:
 
 def translated(error: Exception, where: str, gid: str = "") -> ImError:
     """Return what an error of the driver means, at this address and, if it is one, about this group."""
+    if isinstance(error, RedisClusterException) and isinstance(error.__cause__, RedisError | RedisClusterException):
+        error = error.__cause__  # why no node could be asked
     text = str(error)
     where = address(where) if "://" in where else where
     if isinstance(error, NoPermissionError) or text.startswith(_NO_RIGHT):
         what = _first_line(text).removeprefix(_NO_RIGHT[0]).partition(" script:")[0]
         return ConfigurationError(f"{where} refuses this: {what} (`im acl` prints the rights that are needed)")
     if isinstance(error, AuthenticationError):
-        return ConfigurationError(f"{where} refuses this user or password: {_first_line(text)}")
+        return _no_entry(text, where)
     if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
         return RedisFull(f"{where} has no memory left (maxmemory): nothing was stored")
     if reason := _REFUSALS.get(_first_word(error)):
@@ -109,7 +113,17 @@ def _first_word(error: Exception) -> str:
     return stripped or str(error).partition(" ")[0]
 
 
+def _no_entry(text: str, where: str) -> ImError:
+    if any(words in text for words in _NO_PASSWORD):
+        return ConfigurationError(f"{where} wants a password: set IM_REDIS_URL to redis://USER:PASSWORD@HOST")
+    return ConfigurationError(
+        f"{where} refuses this user or password ({_first_line(text).rstrip('.')}): set IM_REDIS_URL"
+    )
+
+
 def _unavailable(error: Exception, where: str) -> ImError:
+    if "Cluster mode is not enabled" in str(error):
+        return ConfigurationError(f"{where} is a single server, no cluster: use redis:// or rediss://")
     if tls := _tls_error(error):
         return _untrusted(tls, where)
     return RedisUnavailable(f"no answer from Redis at {where}: start it with `im up`, or set IM_REDIS_URL")
@@ -124,7 +138,7 @@ def _answered(text: str, where: str, gid: str) -> ImError:
         return TryAgain(f"another process mends {gid!r}")
     if text.startswith("CLOCK"):
         return ConfigurationError(f"the clock of {where} stands before 2020: set it")
-    if "unknown command" in text and ("FCALL" in text or "FUNCTION" in text):
+    if text.startswith("unknown command"):  # of ours each is known since then
         return ConfigurationError(f"{where} is too old: imcore needs Redis 7.0 or Valkey 7.2, or newer")
     return ImError(f"{where} answered: {_first_line(text)}")
 

@@ -34,3 +34,9 @@ def online(space: Keyspace, partition: int, uids: Sequence[str]) -> Call[list[bo
 def count_online(space: Keyspace, partition: int) -> Call[int]:
     """Ask how many users of a partition have a live session."""
     return Call("im_online", (space.online(partition),), (), lambda answer: int(answer[0]))
+
+
+def online_uids(space: Keyspace, partition: int, *, offset: int, count: int) -> Call[list[str]]:
+    """Ask for a page of the users of a partition who have a live session."""
+    args = (offset, count)
+    return Call("im_online_uids", (space.online(partition),), args, lambda answer: [uid.decode() for uid in answer])

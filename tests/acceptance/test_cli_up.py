@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import redis
 
+from imcore.settings import socket_path, socket_url
 from tests.deadline import wait_until
 from tests.servers import require_server
 
@@ -56,6 +58,12 @@ class Stack:
         assert (found.returncode, found.stderr) == (0, "")
         workers = json.loads(found.stdout)["workers"]
         return any(worker["worker"] == "persist" and worker["backlog"] == 0 for worker in workers)
+
+    def is_working(self) -> bool:
+        """Whether all workers have begun; of `jobs` rq tells."""
+        with redis.Redis.from_url(socket_url(socket_path(self.data_dir))) as client, suppress(redis.ConnectionError):
+            return bool(client.scard("rq:workers")) and len(client.keys("im:lease:*")) == 2
+        return False
 
     def processes(self) -> dict[int, str]:
         """The processes that belong to this data directory, with their command lines."""
@@ -107,6 +115,25 @@ def test_up_serves_until_a_signal_and_ends_with_0(stack: Stack, number: signal.S
     assert f"Redis at unix://{stack.data_dir}/redis.sock (embedded)" in said[0]
     assert f"SQL at sqlite:///{stack.data_dir}/imcore.db" in said[1]
     wait_until(lambda: not stack.processes())
+
+
+def test_up_as_json_has_nothing_else_on_stdout(stack: Stack) -> None:
+    with stack.running("up", "--json") as up:
+        started = json.loads(read_lines(up, 1)[0])
+        wait_until(stack.is_stored, timeout_s=30)
+        up.terminate()
+        out, err = up.communicate(timeout=30)
+
+    assert up.returncode == 0
+    assert started == {
+        "event": "started",
+        "redis": f"unix://{stack.data_dir}/redis.sock",
+        "database": f"sqlite:///{stack.data_dir}/imcore.db",
+        "workers": ["persist", "receipts", "jobs"],
+    }
+    assert [json.loads(line) for line in out.splitlines()] == [{"event": "stopped"}]
+    assert "im: starting the workers persist" in err
+    assert re.search(r"^persist  \| .* working as persist-1$", err, re.MULTILINE)
 
 
 @pytest.mark.parametrize("lines", [0, 1, 2, 3, 4, 5])
@@ -165,6 +192,24 @@ def test_a_second_up_on_the_same_data_is_refused(stack: Stack) -> None:
     assert up.returncode == 0
 
 
+def test_a_path_with_a_space_and_more_is_a_path_like_others(tmp_path: Path) -> None:
+    # Given a data directory with a space, as macOS has it by default, and worse, and the socket in it
+    require_server()
+    stack = Stack(tmp_path / "a=b c")
+    assert socket_path(stack.data_dir).parent == stack.data_dir
+
+    # When everything runs on it
+    with stack.running("up") as up:
+        wait_until(stack.is_working, timeout_s=30)
+        up.terminate()
+        said, err = up.communicate(timeout=30)
+
+    # Then it runs until it is ended
+    assert (up.returncode, err) == (0, "")
+    assert "Traceback" not in said
+    wait_until(lambda: not stack.processes())
+
+
 def test_up_without_its_redis_says_so_and_starts_nothing(stack: Stack) -> None:
     result = stack.im("up", "--redis-url", "redis://ann:secret@127.0.0.1:1")
 
@@ -197,11 +242,23 @@ def test_worker_ends_with_0_on_a_signal(stack: Stack, valkey: str) -> None:
 
 
 def test_the_demo_holds(stack: Stack) -> None:
-    stack.environment["TMPDIR"] = str(stack.data_dir)
+    folder = stack.data_dir / "a=b c"
+    folder.mkdir()
+    stack.environment["TMPDIR"] = str(folder)
 
     result = stack.im("demo")
 
     assert (result.returncode, result.stderr) == (0, "")
     assert re.search(r"^All \d+ claims held", result.stdout, re.MULTILINE)
     assert "BROKEN" not in result.stdout
-    assert not list(stack.data_dir.iterdir())
+    assert not list(folder.iterdir())
+
+
+def test_the_demo_as_json_has_nothing_else_on_stdout(stack: Stack) -> None:
+    result = stack.im("--json", "demo")
+
+    claims = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.returncode == 0
+    assert {tuple(claim) for claim in claims} == {("what", "held", "details")}
+    assert all(claim["held"] for claim in claims)
+    assert f"All {len(claims)} claims held" in result.stderr

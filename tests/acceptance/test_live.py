@@ -350,6 +350,7 @@ def test_a_session_without_a_local_database(stack: Stack) -> None:
 def test_what_cannot_listen_says_so_in_one_line_and_changes_nothing(stack: Stack) -> None:
     # Given
     im = stack.im
+    stack.chat.link.upgrade()
     assert "'nobody' is in no group" in im.refusal("listen", "nobody")
     assert not (stack.folder / "clients").exists()
     stack.chat.create_group("team", ["ann", "bob"])

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from imcore.live.gateway import Gateway
 from imcore.live.localdb import LocalDatabase, path_of
 from imcore.settings import Settings
 from imcore.streams.journal import Journal
-from imcore.streams.keys import lease
+from imcore.streams.keys import KINDS, kind_of, lease
 from imcore.values import Receipt
 from tests.deadline import wait_until
 from tests.processes import WorkerProcess
@@ -36,8 +37,9 @@ PASSPHRASE = "correct horse"
 DATABASE_NUMBER = 1
 """Not the first one: choosing it takes a right, too."""
 
-ONLY_ON_A_CLUSTER = {"asking", "cluster|slots", "command"}
+ONLY_ON_A_CLUSTER = {"cluster|slots"}
 OF_THE_TEST = {"config|resetstat", "acl|log", "info", "hello"}
+END = "that-was-all"
 
 
 def with_password(role: Role) -> list[str]:
@@ -102,11 +104,48 @@ class Watch:
         self.used |= ran - OF_THE_TEST
         assert self._admin.acl_log() == []
 
+    @contextmanager
+    def listing(self) -> Iterator[set[tuple[str, str]]]:
+        """Look closely: gather which commands functions run, and on which kinds of keys."""
+        found: set[tuple[str, str]] = set()
+        pool = self._admin.connection_pool
+        where = {**pool.connection_kwargs, "socket_timeout": None}
+        with redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **where)).monitor() as monitor:
+            reader = Thread(target=self._gather, args=(monitor, found), daemon=True)
+            reader.start()
+            try:
+                yield found
+            finally:
+                self._admin.echo(END)
+                reader.join(10)
+
+    def _gather(self, monitor: Any, found: set[tuple[str, str]]) -> None:
+        for heard in monitor.listen():
+            words = heard["command"].split()
+            if words == ["ECHO", END]:
+                return
+            if heard["client_type"] == "lua":
+                name = "|".join(words[:2]) if words[0] == "XGROUP" else words[0]
+                keys = [word for word in words[1:4] if word.startswith("im:{")][: 2 if name == "RENAME" else 1]
+                found.update((name.lower(), kind_of(key) or "") for key in keys)
+
     def unused(self, role: Role) -> set[str]:
         """What a role may do, but for the keys of rq, and has not done."""
         rules = " ".join(role.rules).partition(" (~rq:*")[0].replace("(", "").replace(")", "").split()
-        allowed = {rule.removeprefix("+") for rule in rules if rule.startswith("+")}
+        allowed = {rule.removeprefix("+") for rule in rules if rule.startswith("+") and not rule.startswith("+@")}
         return allowed - ONLY_ON_A_CLUSTER - self.used
+
+
+def kinds_of_rights(role: Role) -> set[tuple[str, str]]:
+    """The commands that a role may run on some kinds of keys only, with each of these; but for FCALL."""
+    selectors = [rule.strip("()").split() for rule in role.rules if rule.startswith("(~im:{")]
+    return {
+        (right[1:], kind_of(key.lstrip("~").replace("?", "0")) or key)
+        for words in selectors
+        for right in words
+        for key in words
+        if right.startswith("+") and right != "+fcall" and key.startswith("~")
+    }
 
 
 @pytest.fixture
@@ -127,6 +166,7 @@ def talk(chat: Chat) -> None:
     chat.send("team", "between", sender_uid="bob")
     chat.ack("bob", "team")
     chat.ack("ann", "team", first.msgid)
+    chat.send("team", "by another", sender_uid="cy")
     chat.send("team", "more", sender_uid="bob")
     chat.recall("team", first.msgid, by="ann")
     chat.remove_members("team", ["eve", "bob"])
@@ -184,22 +224,24 @@ def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch) -> None:
     work_off(settings, "persist")
 
     # When users talk, of whom some join in such a crowd that a millisecond has not ids for all
-    with watch.looking(), connect(replace(settings, idempotency_ms=20_000), GATEWAY) as chat:
-        talk(chat)
-        chat.create_group("crowd", [f"user{number}" for number in range(8300)])
-    with watch.looking(), connect(replace(settings, idempotency_ms=60_000), GATEWAY) as chat:
-        chat.send("team", "so much later that older client_msgids go", sender_uid="ann", client_msgid="d1")
-    trim(settings)
+    with watch.listing() as ran:
+        with watch.looking(), connect(replace(settings, idempotency_ms=20_000), GATEWAY) as chat:
+            talk(chat)
+            chat.create_group("crowd", [f"user{number}" for number in range(8300)])
+        with watch.looking(), connect(replace(settings, idempotency_ms=60_000), GATEWAY) as chat:
+            chat.send("team", "so much later that older client_msgids go", sender_uid="ann", client_msgid="d1")
 
-    # And look, and listen
-    with watch.looking(), connect(settings, GATEWAY) as chat:
-        look(chat)
-        listen(chat, "ann")
-        serve(chat)
-        chat.remove_members("team", ["dan"])
+        # And look, and listen
+        trim(settings)
+        with watch.looking(), connect(settings, GATEWAY) as chat:
+            look(chat)
+            listen(chat, "ann")
+            serve(chat)
+            chat.remove_members("team", ["dan"])
 
-    # Then they could, and every right was used
+    # Then they could, and every right was used, on each kind of key for which there is one
     assert watch.unused(GATEWAY) == set()
+    assert kinds_of_rights(GATEWAY) - ran == set()
 
 
 def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:
@@ -309,20 +351,57 @@ COMMON = [
 
 NOT_THE_CHAT = [
     *("DEL {team}stream", "UNLINK {team}stream", "RENAME {team}stream {team}own", "DEL {team}acked", "DEL {odd}stream"),
+    *("XTRIM {team}stream MAXLEN 0", "XDEL {team}stream 1-1", "DEL im:config", "HSETNX {team}meta a b"),
+    *("HDEL {team}meta seq", "EXPIRE {team}stream 1", "SET {team}stream 1", "XACK {journal} persist 1-1"),
+    *("XSETID {team}stream 9-9", "PEXPIRE {team}stream 1", "PEXPIRE {team}meta 1", "PEXPIRE {journal} 1"),
+    *("PEXPIREAT {team}acked 1", "RENAME {team}meta {team}once_older", "RENAME {team}once_newer {team}meta"),
+    *("HSET im:config rebuilding 1", "HSET im:config partitions 99", "HSETNX im:config rebuilding 1"),
+    *("HSET {p}marks persist-1 9007199254740000", "HSET {p}mending team me", "HSET {p}failures a 9"),
+    *("HSET {p}storm acks 9", "SET {p}version 9", "INCR {p}version", "SADD {p}rebuilt team", "SREM {p}groups team"),
+    *("XGROUP DESTROY {journal} persist", "XGROUP CREATE {journal} evil 0", "XGROUP SETID {journal} persist $"),
     *(
-        "XTRIM {team}stream MAXLEN 0",
-        "XDEL {team}stream 1-1",
-        "DEL im:config",
-        "HSETNX {team}meta a b",
-        "HDEL {team}meta seq",
+        "XADD {p}dead * a b",
+        "XDEL {p}dead 1-1",
+        "ZREM {team}left ann",
+        "ZREM {team}joined:x ann",
+        "ZREM {team}uncounted 1",
     ),
-    *("EXPIRE {team}stream 1", "SET {team}stream 1", "XACK {journal} persist 1-1", "XSETID {team}stream 9-9"),
+    *("SET im:lease:persist:1 me", "DEL im:lease:persist:1", "LPOP {journal}", "COPY {team}meta {team}own"),
+    *("FCALL im_restore_hold 1 {p}marks me 1000000000000", "FCALL im_restore_marks 1 {p}marks persist-1 9"),
+    *("FCALL im_restore_forget 1 {p}marks persist-1", "FCALL im_restore_journal 1 {journal} 99999999999999-0"),
+    *("FCALL im_restore_versions 1 {p}version", "FCALL im_restore_claim 1 {p}mending team me 1000"),
+    *("FCALL im_trim 3 {team}meta {team}stream {p}mending team 9", "FCALL im_trim_journal 2 {journal} {p}failures"),
+    *("FCALL im_take 1 {journal} persist evil > 10", "FCALL im_done 3 {journal} {p}failures {p}storm persist 1 1-1"),
+    *("FCALL im_claim 1 {journal} persist evil persist-1 10", "FCALL im_follow 1 {journal} evil"),
+    *("FCALL im_fail 3 {journal} {p}dead {p}failures persist 1-1 no 1", "FCALL im_drop 1 {p}dead 1-1"),
+    *("FCALL im_requeue 2 {p}dead {journal} 1-1", "FCALL im_lease 1 im:lease:persist:1 me 1000"),
+    *("FCALL im_init 1 im:config 99 other", "FCALL im_tell 2 {p}version im:{0}:dirty:ann x team"),
     *("FUNCTION LOAD REPLACE x", "GET rq:x", "SADD rq:queues x", "LPUSH rq:queue:imcore x", "EVAL return(1) 0"),
-    *("XREADGROUP GROUP persist me STREAMS {journal} >", "SSUBSCRIBE rq:x"),
+    *("XREADGROUP GROUP persist me STREAMS {journal} >", "SSUBSCRIBE rq:x", "GET im:lease:persist:1"),
+]
+
+NOT_FOR_WORKERS = [
+    *("SSUBSCRIBE im:{0}:push:team", "SUBSCRIBE im:x", "RENAME im:config rq:x", "COPY rq:x im:config"),
+    *(
+        "SET im:config x",
+        "SET {team}stream x",
+        "DEL {team}stream",
+        "UNLINK {team}meta",
+        "DEL {journal}",
+        "DEL im:config",
+    ),
+    *("RENAME {team}stream {team}own", "RENAME {team}own {team}stream", "PEXPIRE {team}stream 1", "EXPIRE {journal} 1"),
+    *(
+        "PEXPIREAT {team}acked 1",
+        "GETDEL {team}meta",
+        "GETEX {p}version PX 1",
+        "SETEX im:config 1 x",
+        "RESTORE {p}dead 0 x",
+    ),
 ]
 
 REFUSED = {
-    WORKER: [*COMMON, "SSUBSCRIBE im:{0}:push:team", "SUBSCRIBE im:x", "RENAME im:config rq:x", "COPY rq:x im:config"],
+    WORKER: [*COMMON, *NOT_FOR_WORKERS],
     GATEWAY: [*COMMON, *NOT_THE_CHAT],
     READER: [
         *(*COMMON, *NOT_THE_CHAT, "SSUBSCRIBE im:{0}:push:team", "XADD {team}stream * a b", "ZADD {team}acked 1 bob"),
@@ -345,7 +424,8 @@ def test_what_a_role_must_not_do(settings: Settings, admin: "redis.Redis", role:
     names = {
         "{journal}": keys["team"].journal,
         "{own}": keys["team"].own("bob"),
-        **{f"{{team}}{name}": f"{beginnings['team']}{name}:team" for name in ("stream", "meta", "acked", "own")},
+        **{f"{{team}}{kind}": f"{beginnings['team']}{kind}:team" for kind in KINDS},
+        **{f"{{p}}{kind}": f"{beginnings['team']}{kind}" for kind in KINDS},
         "{odd}stream": keys[odd].stream,
     }
     before = dump(settings)

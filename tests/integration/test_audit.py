@@ -61,7 +61,9 @@ def chat(valkey: str, sqlite_url: str) -> Iterator[Chat]:
 
 
 def opened(valkey: str, database_url: str) -> Chat:
-    return Chat.connect(valkey, database_url, settings=replace(Settings.from_env({}), block_ms=0, partitions=2))
+    return Chat.connect(
+        valkey, database_url, settings=replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=2)
+    )
 
 
 def said(chat: Chat, number: int, sender: str = "") -> None:

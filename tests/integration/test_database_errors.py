@@ -1,5 +1,6 @@
 """What is wrong is said in our words: what to do about it, and never a password."""
 
+import random
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -46,6 +47,15 @@ class TestRejected:
             database.upgrade()
             with pytest.raises(DatabaseRejected):
                 database.write(Batch(messages=[GOOD._replace(content="a\x00b")]))
+
+    @pytest.mark.parametrize("copies", [True, False], ids=["copied", "inserted"])
+    def test_a_name_too_long_for_an_index_on_postgresql(self, postgres_url: str, copies: bool) -> None:
+        name = random.Random(7).randbytes(10_000).hex()  # so that it cannot be compressed
+        with Database.connect(postgres_url) as database:
+            database.upgrade()
+            rows = Batch(messages=[GOOD._replace(gid=name)]) if copies else Batch(groups=[GroupRow(name, 1)])
+            with pytest.raises(DatabaseRejected, match="maximum size"):
+                database.write(rows)
 
     def test_trying_again_is_no_use(self) -> None:
         assert not issubclass(DatabaseRejected, DatabaseUnavailable)

@@ -217,7 +217,7 @@ class TestLife:
         answers = iter([b"", *[b"-LOADING Valkey is loading\r\n"] * 100, b"+PONG\r\n"])
         seconds = count(step=20)
         clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda _: None)
-        monkeypatch.setattr(embedded, "_ping", lambda _: next(answers))
+        monkeypatch.setattr(embedded, "_ask", lambda *_: next(answers, b""))
         monkeypatch.setattr(embedded, "time", clock)
         with EmbeddedServer(tmp_path) as server:
             assert server.running

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 from redis.crc import key_slot
 
 from imcore import msgid as msgids
@@ -34,7 +33,7 @@ from imcore.streams import calls
 from imcore.streams.keys import SEPARATOR, Keyspace
 from tests.deadline import wait_until
 from tests.live import MOST_S, Audience, kill_connections, nodes_of, offset, say, subscriptions, tell, trim
-from tests.servers import RunningCluster, start_valkey
+from tests.servers import RunningCluster, move_slot, start_valkey
 
 # The driver forgets sockets of a cluster's nodes when one of them has failed.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -150,6 +149,7 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
 
 
 def test_nobody_who_is_in_no_group_listens(chat: Chat) -> None:
+    chat.create_group("team", ["ann"])
     with pytest.raises(UnknownUser, match="'eve' is in no group"):
         chat.listen("eve")
     assert chat.online(["eve"]) == set()
@@ -855,31 +855,6 @@ def test_a_partition_that_moves_to_another_node_is_followed(
         assert [each.unread for each in other.unread("bob")] == [0]
 
 
-def move_slot(servers: RunningCluster, slot: int, target: int | None = None) -> int:
-    """Move a slot of the cluster to a node, the next one if none is given; return which one had it."""
-    nodes = [Redis.from_url(node.url) for node in servers.nodes]
-    try:
-        ids = [node.execute_command("CLUSTER MYID") for node in nodes]
-        source = next(at for at, node in enumerate(nodes) if owns(node, slot))
-        target = (source + 1) % len(nodes) if target is None else target
-        nodes[target].execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[source])
-        nodes[source].execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[target])
-        port = nodes[target].config_get("port")["port"]
-        while keys := nodes[source].execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
-            nodes[source].execute_command("MIGRATE", "127.0.0.1", port, "", 0, 5000, "KEYS", *keys)
-        for node in (nodes[target], nodes[source], *nodes):
-            node.execute_command("CLUSTER SETSLOT", slot, "NODE", ids[target])
-    finally:
-        for node in nodes:
-            node.close()
-    return source
-
-
-def owns(node: Redis, slot: int) -> bool:
-    [mine] = [info["slots"] for info in node.execute_command("CLUSTER NODES").values() if "myself" in info["flags"]]
-    return any(int(ends[0]) <= slot <= int(ends[-1]) for ends in mine)
-
-
 # What breaks at the server.
 
 
@@ -970,7 +945,8 @@ def test_a_session_may_be_opened_while_the_server_is_away_only_by_waiting(folder
             server.stop()
 
 
-def test_who_stops_reading_is_cut_off_and_goes_on_by_pulling(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [10_000, 20_000])
+def test_who_stops_reading_is_cut_off_and_goes_on_by_pulling(folder: Path, tmp_path: Path, length: int) -> None:
     # Given a server that keeps little for a subscriber who does not read
     server = start_valkey(folder, "--client-output-buffer-limit", "pubsub 256kb 0 0", appendonly=False)
     settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path))
@@ -982,7 +958,7 @@ def test_who_stops_reading_is_cut_off_and_goes_on_by_pulling(folder: Path, tmp_p
                 bob = gateway.open("bob")
                 audience.settled()
                 # When
-                texts = [str(number) + "x" * 10_000 for number in range(200)]
+                texts = [str(number) + "x" * length for number in range(200)]
                 say(other, *texts)
                 wait_until(lambda: not other.link.client.client_list(_type="pubsub"))
                 # Then

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from imcore.streams import calls, link
+from imcore.streams import calls, carriage
 from imcore.streams.link import Link, open_client
 
 
@@ -14,8 +14,9 @@ def interrupt(*_: Any) -> Any:
 
 def test_an_interrupted_call_leaves_no_answer_for_the_next_one(valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
     here = Link(open_client(valkey), url=valkey)
+    here.upgrade()
     with monkeypatch.context() as patch:
-        patch.setattr(link, "_answer", interrupt)
+        patch.setattr(carriage, "_answer", interrupt)
         with pytest.raises(KeyboardInterrupt):
             here.read_many([("BLPOP", "nothing", 1)])
     assert here.read("PING") is True
@@ -28,7 +29,7 @@ def test_interrupted_waiting_leaves_no_answer_for_the_next_call(valkey: str, mon
     here.client.client_pause(500, all=False)
     answers = here.post([calls.init(here.space.partitions, "test")])
     with monkeypatch.context() as patch:
-        patch.setattr(link, "_answer", interrupt)
+        patch.setattr(carriage, "_answer", interrupt)
         with pytest.raises(KeyboardInterrupt):
             answers()
     assert here.read("PING") is True

@@ -252,7 +252,7 @@ def power(tmp_path: Path) -> Iterator[Power]:
 
 @pytest.fixture
 def chat(power: Power, sqlite_url: str) -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}), block_ms=0, partitions=PARTITIONS, batch_size=4)
+    settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=PARTITIONS, batch_size=4)
     with Chat.connect(power.url, sqlite_url, settings=settings) as chat:
         chat.database.upgrade()
         yield chat

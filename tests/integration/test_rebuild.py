@@ -142,7 +142,7 @@ def chat(valkey: str, database_url: str) -> Iterator[Chat]:
 
 
 def opened(valkey: str, database_url: str, **changes: Any) -> Chat:
-    settings = replace(Settings.from_env({}), block_ms=0, partitions=PARTITIONS, **changes)
+    settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=PARTITIONS, **changes)
     return Chat.connect(valkey, database_url, settings=settings)
 
 

@@ -53,7 +53,7 @@ class Snapshot:
 
 @pytest.fixture
 def chat(valkey: str, sqlite_url: str) -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}), block_ms=0, partitions=2, batch_size=5)
+    settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=2, batch_size=5)
     with Chat.connect(valkey, sqlite_url, settings=settings) as chat:
         chat.database.upgrade()
         yield chat

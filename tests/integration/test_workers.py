@@ -116,6 +116,32 @@ class TestBurst:
             assert burst.wait() == 0
         assert count(chat.database) == 100
 
+    def test_it_ends_only_when_what_failed_is_done_or_dead(self, chat: Chat, settings: Settings) -> None:
+        # Given an entry that nobody can handle, and some behind it
+        chat.create_group("g", UIDS)
+        chat.link.client.xadd(chat.link.space.group("g").journal, {"kind": "feast"})
+        talk(chat, "g", count=10)
+
+        # When a burst tries it, after waits of 50, 100 and 200 ms: longer than it waits for new entries
+        began = time.monotonic()
+        with worker(settings, "persist", "--burst", retry_ms=50, max_deliveries=4) as burst:
+            assert burst.wait() == 0
+
+        # Then all is out of the way
+        assert time.monotonic() - began > 0.35
+        assert count(chat.database) == 10
+        assert [letter.deliveries for letter in deadletters.list_dead(chat)] == [4]
+        assert open_entries(chat) == 0
+
+    def test_it_notices_a_redis_that_has_lost_all(self, chat: Chat, settings: Settings) -> None:
+        talk(chat)
+        with worker(settings, "persist", "--burst") as burst:
+            assert burst.wait() == 0
+        chat.link.client.flushall()
+        with worker(settings, "persist", "--burst") as burst:
+            assert burst.wait() == 1
+        assert "run im rebuild" in burst.log.splitlines()[-1]
+
     def test_without_a_server_it_says_so_in_one_line(self, settings: Settings) -> None:
         nowhere = f"unix://{settings.data_dir}/nowhere.sock"
         with worker(settings, "persist", "--burst", redis_url=nowhere) as burst:
@@ -314,6 +340,7 @@ class TestOnRealServers:
             talk(chat, "g", count=10)
             wait_until(lambda: count(chat.database) == 10)
             wait_until(lambda: len(list(deadletters.list_dead(chat))) == 3)
+            assert steady.log.count("failed 1 times") == 3
             assert steady.end() == 0
         assert open_entries(chat) == 0
 

@@ -86,7 +86,7 @@ class Fuzzing(RuleBasedStateMachine):
             "Client": Client(self.chat, UIDS[0], self.local),
             "LocalDatabase": self.local,
         }
-        settings = replace(self.chat.settings, block_ms=0, receipt_window_ms=0, max_deliveries=1)
+        settings = replace(self.chat.settings, block_ms=0, retry_ms=0, receipt_window_ms=0, max_deliveries=1)
         self.persist = Persist(self.chat.link, self.chat.database, settings)
         self.receipts = ReceiptsWorker(self.chat.link, self.chat.database, settings)
         self.given_out: dict[str, list[Any]] = {"chat": [self.chat]}

@@ -38,7 +38,7 @@ class StoredHistories(Histories):
     def __init__(self, open_chat: Callable[[], Chat]) -> None:
         super().__init__(open_chat)
         # Few entries a batch, so that there are many batches; and no wait: the server counts in 0.1 s
-        self.settings = replace(self.chat.settings, batch_size=4, block_ms=0)
+        self.settings = replace(self.chat.settings, batch_size=4, block_ms=0, retry_ms=0)
         self.workers = [self.new_worker() for _ in range(WORKERS)]
 
     def teardown(self) -> None:

@@ -45,6 +45,13 @@ def test_a_reader_writes_nothing_and_a_gateway_deletes_nothing_but_what_is_liste
     assert not any(rule in {"allcommands", "+@all", "~*", "&*"} for role in ROLES.values() for rule in role.rules)
 
 
+def test_no_rule_names_what_the_oldest_server_does_not_know() -> None:
+    newer_than_redis_7_0 = ("client|setinfo", "client|no-touch", "waitaof", "cluster|myshardid", "cluster|links")
+    assert not [
+        rule for role in ROLES.values() for rule in role.rules if any(name in rule for name in newer_than_redis_7_0)
+    ]
+
+
 def test_an_unknown_role_is_wrong_usage() -> None:
     result = im("everything")
 

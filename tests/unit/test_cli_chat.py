@@ -30,7 +30,7 @@ HOSTILE = "\x1b[2J[red]eve[/red]\n{0} 'x' \u202e群 👩\u200d💻 " + "x" * 300
 
 @pytest.fixture(autouse=True)
 def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
-    """A Chat on an empty server, which every command gets; local databases are in a folder of the test's own."""
+    """A Chat where a worker has been, which every command gets; local databases are in a folder of the test's own."""
     monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
     settings = Settings.from_env({}, data_dir=str(tmp_path))
     server = fakeredis.FakeServer()
@@ -40,6 +40,7 @@ def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
 
     monkeypatch.setattr(Invocation, "chat", connect)
     with connect() as chat:
+        chat.link.upgrade()
         yield chat
 
 
@@ -414,8 +415,42 @@ def test_stats_count_everything_and_how_far_the_workers_are_behind(chat: Chat) -
     [worker] = found.pop("workers")  # type: ignore[misc]
     assert worker.pop("lag_ms") >= 0
     assert worker == {"worker": "persist", "backlog": written, "pending": 1}
-    assert found == {"groups": 1, "members": 2, "messages": 1, "online": 1, "journal": written, "dead_letters": 0}
+    assert found.pop("storm") == {
+        "acks": 0,
+        "receipts": 0,
+        "digests": 0,
+        "receipts_per_digest": None,
+        "messages_per_s": 0.0,
+        "acks_per_s": 0.0,
+    }
+    assert found.pop("streams") == [
+        {"kind": "groups", "streams": 1, "entries": 1, "bytes": None},
+        {"kind": "journals", "streams": 8, "entries": written, "bytes": None},
+    ]
+    assert found == {
+        "groups": 1,
+        "members": 2,
+        "messages": 1,
+        "online": 1,
+        "journal": written,
+        "dead_letters": 0,
+        "jobs": None,
+    }
     assert im("stats").stdout.splitlines()[3] == "worker\tbacklog\tpending\tlag_ms"
+    assert "ann" not in im("stats").stdout
+
+
+def test_stats_name_who_is_online_if_that_is_asked_for(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imcore.admin.stats.CHUNK", 2)
+    uids = [f"user{number}" for number in range(30)]
+    lines("group", "create", "team", *uids)
+    for uid in uids[:20]:
+        chat.begin_session(uid)
+
+    [found] = lines("stats", "--online")
+
+    assert sorted(found["online_uids"]) == sorted(uids[:20])  # type: ignore[arg-type, type-var]
+    assert set(uids) & set(im("stats", "--online").stdout.splitlines()) == set(uids[:20])
 
 
 def test_stats_count_the_backlog_where_redis_has_lost_count(chat: Chat) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from cli.progress import progress
 from imcore.admin.audit import Checked, Difference
 from imcore.admin.rebuild import Before, RebuildSummary
 from imcore.admin.retention import TrimSummary
-from imcore.importer import ImportSummary
+from imcore.importer import ImportSummary, parse
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
     monkeypatch.setattr("imcore.importer.import_events", import_events)
     return lines
+
+
+def test_the_help_of_import_shows_every_form_and_each_is_valid() -> None:
+    shown = [line.strip() for line in im("import", "--help").stdout.splitlines() if line.strip().startswith("{")]
+
+    events = [parse(line.encode(), max_content_bytes=1000) for line in shown]
+
+    assert [event.type for event in events] == ["message", "join", "leave", "rename", "ack"]
 
 
 def test_import_prints_its_summary(seen: list[bytes], tmp_path: Path) -> None:
@@ -150,7 +159,9 @@ def test_check_with_repair_is_0_if_all_was_mended(differences: list[Difference],
 def test_db_upgrade_makes_the_database(tmp_path: Path) -> None:
     result = im("db", "upgrade", "--data-dir", str(tmp_path), "--json")
 
-    assert json.loads(result.stdout) == {"database": f"sqlite:///{tmp_path}/imcore.db", "status": "up to date"}
+    done = {"database": f"sqlite:///{tmp_path}/imcore.db", "redis": None, "status": "up to date"}
+    assert (result.exit_code, json.loads(result.stdout)) == (0, done)
+    assert re.fullmatch(r"im: the functions in Redis are as they were: no answer from Redis at .*\n", result.stderr)
     assert (tmp_path / "imcore.db").exists()
 
 
@@ -167,6 +178,16 @@ def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(im("trim", "--json").stdout) == dropped
     assert im("trim", "--keep-messages", "0", "--keep-days", "0.5").exit_code == 0
     assert asked == [{"keep_messages": None, "keep_ms": None}, {"keep_messages": 0, "keep_ms": 43_200_000}]
+
+
+def test_trim_says_why_the_journals_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imcore.admin.retention.trim", lambda *_, **__: TrimSummary())
+    monkeypatch.setattr("imcore.admin.retention.held_up", lambda _: "the journals keep 4 entries: so it is")
+
+    result = im("trim", "--json")
+
+    assert json.loads(result.stdout)["journal_entries"] == 0
+    assert (result.exit_code, result.stderr) == (0, "im: the journals keep 4 entries: so it is\n")
 
 
 def test_rebuild_is_done_only_if_it_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from workers.receipts import ReceiptsWorker
 
 @pytest.fixture
 def chat() -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}), block_ms=0, partitions=1, receipt_window_ms=0)
+    settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=1, receipt_window_ms=0)
     with Chat(Link(fakeredis.FakeRedis(), partitions=1), None, settings) as chat:
         chat.create_group("g", ["ann", "bob"])
         yield chat

@@ -12,7 +12,7 @@ import pytest
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.errors import DatabaseUnavailable
+from imcore.errors import DatabaseUnavailable, RedisUnavailable
 from imcore.importer import import_events
 from imcore.settings import Settings
 from imcore.sql.database import Database
@@ -300,3 +300,13 @@ def in_sql(chat: Chat) -> None:
 def forget_client_msgids(chat: Chat) -> None:
     """Let more than a day go by for Redis."""
     chat.link.client.delete(chat.link.space.group("#g").once_newer)
+
+
+@pytest.mark.parametrize("events", [[], [b""], [b"no event"]])
+def test_without_redis_nothing_can_be_imported_not_even_nothing(tmp_path: Path, events: list[bytes]) -> None:
+    with (
+        Chat.connect(f"unix://{tmp_path / 'none.sock'}", f"sqlite:///{tmp_path / 'im.db'}") as chat,
+        pytest.raises(RedisUnavailable),
+    ):
+        run_with_errors(chat, events)
+    assert not (tmp_path / "im.db").exists()

@@ -19,13 +19,14 @@ from imcore.streams.keys import lease
 from imcore.streams.link import Link
 
 KIND = "persist"
-SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, max_deliveries=3)
+SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)
 
 
 @pytest.fixture
 def chat() -> Iterator[Chat]:
     link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
     with Chat(link, None, SETTINGS) as chat:
+        chat.link.upgrade()
         yield chat
 
 
@@ -131,7 +132,7 @@ class TestNames:
         link.client.persist(lease(KIND, 1))
 
         # When it is held on to
-        renewed = [held.hold() for _ in range(1000)]
+        renewed = [held.hold() for _ in range(50_000)]
 
         # Then it is the same name, and it will run out again
         assert not any(renewed)
@@ -339,18 +340,107 @@ class TestFailing:
         assert worker.fail(entry, "too late")
         assert list(deadletters.list_dead(chat)) == []
 
-    def test_deliveries_to_dead_workers_count(self, chat: Chat) -> None:
-        # Given an entry that two workers took before they died
+    def test_failures_outlive_the_worker_and_deliveries_are_none(self, chat: Chat) -> None:
+        # Given an entry that failed with a worker that died, and that has been taken often
         chat.create_group("g")
-        for _ in range(2):
-            worker = journal(chat.link)
-            [entry] = worker.take()
-            dies(chat.link, worker)
+        first = journal(chat.link)
+        [entry] = first.take()
+        first.fail(entry, "")
+        dies(chat.link, first)
+        second = journal(chat.link)
+        for _ in range(10):
+            assert second.take() == [entry]
+            second.look_again()
 
-        # Then the third delivery is the last one
+        # Then that counts as the one failure that it was
+        assert not second.fail(entry, "again")
+        [entry] = second.take()
+        assert second.fail(entry, "and again")
+        [letter] = deadletters.list_dead(chat)
+        assert letter.deliveries == 3
+
+    @pytest.mark.parametrize("ends", ["done", "dead"])
+    def test_nothing_is_left_of_failures(self, chat: Chat, ends: str) -> None:
+        chat.create_group("g", ["ann"])
         worker = journal(chat.link)
-        assert worker.take() == [entry]
-        assert worker.fail(entry, "again")
+        entries = worker.take()
+        for entry in entries:
+            worker.fail(entry, "")
+        failures = chat.link.space.failures(entries[0].partition)
+        assert chat.link.client.hlen(failures) == len(entries) == 2
+        if ends == "done":
+            worker.done(worker.take())
+        else:
+            for _ in range(2):
+                for entry in worker.take():
+                    worker.fail(entry, "")
+        assert not chat.link.client.exists(failures)
+
+    def test_nor_of_those_of_an_entry_that_somebody_has_put_away_by_hand(self, chat: Chat) -> None:
+        chat.create_group("g", ["ann"])
+        worker = journal(chat.link)
+        put_away, failed = worker.take()
+        for entry in (put_away, failed):
+            worker.fail(entry, "")
+        space, partition = chat.link.space, failed.partition
+        chat.link.client.xack(space.journal(partition), KIND, put_away.id)
+        chat.link.run(journal_calls.trim_journal(space, partition, [KIND]))
+        assert chat.link.client.hkeys(space.failures(partition)) == [f"{KIND}\x1f{failed.id}".encode()]
+
+    def test_a_failed_entry_waits_longer_each_time_and_what_stands_behind_goes_on(
+        self, chat: Chat, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given an entry that failed
+        clock = Clock(monkeypatch)
+        chat.create_group("bad")
+        worker = journal(chat.link, retry_ms=200, lease_ms=10**9)
+        [bad] = worker.take()
+        worker.fail(bad, "")
+
+        # Then others come meanwhile, and it comes after 0.2 s, and then after 0.4 s
+        chat.create_group("good")
+        [good] = worker.take()
+        assert good.event == Created("good")
+        worker.done([good])
+        for wait_s in (0.2, 0.4):
+            clock.now += wait_s - 0.01
+            assert worker.take() == []
+            assert not worker.drained()
+            worker.look_again()  # as after an error
+            assert worker.take() == []
+            clock.now += 0.02
+            assert worker.take() == [bad]
+            outcome = worker.fail(bad, "")
+        assert outcome
+        assert worker.drained()
+
+    def test_who_has_a_new_name_leaves_what_waits_to_others(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given a worker with an entry that waits, whose name has gone to another one
+        clock = Clock(monkeypatch)
+        chat.create_group("g")
+        silent = journal(chat.link, retry_ms=200, lease_ms=1000)
+        [entry] = silent.take()
+        silent.fail(entry, "")
+        dies(chat.link, silent)
+        other = journal(chat.link)
+        assert other.take() == [entry]
+
+        # When it comes back
+        clock.now += 10
+        assert silent.take() == []
+
+        # Then the other one alone has the entry
+        assert silent.consumer != other.consumer
+        other.done([entry])
+        assert silent.take() == []
+
+
+class Clock:
+    """The time that journals go by."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("imcore.streams.journal.time.monotonic", lambda: self.now)
 
 
 class TestDeadLetters:
@@ -370,7 +460,7 @@ class TestDeadLetters:
         # Then it is a new entry, that happened when it happened
         worker = journal(chat.link, max_deliveries=1)
         [entry] = worker.take()
-        assert entry == Entry(entry.partition, entry.id, Created("g"), of=letter.entry)
+        assert entry == Entry(entry.partition, entry.id, Created("g"), of=letter.entry, kind=KIND)
         assert entry.id != letter.entry
         assert list(deadletters.list_dead(chat)) == []
 
@@ -379,6 +469,32 @@ class TestDeadLetters:
         deadletters.requeue(chat, next(deadletters.list_dead(chat)).id)
         [third] = worker.take()
         assert third.of == letter.entry
+
+    @pytest.mark.parametrize("kind", ["feast", "group"])
+    def test_requeued_it_is_for_the_kind_that_failed(self, chat: Chat, kind: str) -> None:
+        # Given an entry that no kind of worker can handle
+        write(chat.link, 0, kind=kind)
+        kinds = ["persist", "receipts"]
+        workers = {kind: Journal(chat.link, kind, replace(SETTINGS, max_deliveries=1)) for kind in kinds}
+        for worker in workers.values():
+            for entry in worker.take():
+                worker.fail(entry, "bad")
+        letters = {letter.worker: letter.id for letter in deadletters.list_dead(chat)}
+        assert list(letters) == kinds
+
+        # When one letter is requeued, again and again
+        for _ in range(3):
+            deadletters.requeue(chat, letters["receipts"])
+            assert workers["persist"].take() == []
+            assert workers["persist"].drained()
+            [entry] = workers["receipts"].take()
+            assert workers["receipts"].fail(entry, "still bad")
+            letters = {letter.worker: letter.id for letter in deadletters.list_dead(chat)}
+
+        # Then there are as many letters as before, and they say the same
+        assert list(letters) == kinds
+        assert deadletters.show(chat, letters["receipts"]).fields["kind"] == kind
+        assert len(list(deadletters.list_dead(chat))) == 2
 
     def test_dropped_it_is_gone(self, chat: Chat, dead_id: str) -> None:
         deadletters.drop(chat, dead_id)
@@ -400,7 +516,7 @@ class TestDeadLetters:
     def test_a_letter_without_an_entry_can_only_be_dropped(self, chat: Chat) -> None:
         # Given an entry that was deleted while a worker had it in hand
         entry_id = write(chat.link, 0, kind="group", gid="g")
-        worker = journal(chat.link, max_deliveries=2)
+        worker = journal(chat.link, max_deliveries=1)
         worker.take()
         chat.link.client.xdel(chat.link.space.journal(0), entry_id)
         worker.look_again()

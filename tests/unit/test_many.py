@@ -20,7 +20,7 @@ from workers.persist import Persist
 
 @pytest.fixture
 def chat(tmp_path: Path) -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0)
+    settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0, retry_ms=0)
     with Chat(Link(fakeredis.FakeRedis(), partitions=2), Database.connect(settings.database_url), settings) as chat:
         yield chat
 

@@ -27,7 +27,7 @@ from workers import fetch, persist
 from workers.persist import KIND, Persist
 
 UIDS = ["ann", "bob"]
-SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, max_deliveries=3)
+SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,7 @@ def chat(template: Path, tmp_path: Path) -> Iterator[Chat]:
     shutil.copy(template, tmp_path / "imcore.db")
     link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
     with Chat(link, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), SETTINGS) as chat:
+        chat.link.upgrade()
         yield chat
 
 
@@ -484,8 +485,8 @@ def lose_answers(link: Link, patch: pytest.MonkeyPatch, word: str) -> None:
     """Have Redis do every command that holds this word, and lose the answer."""
     execute = link._execute
 
-    def losing(commands: list[tuple[object, ...]], *, raise_errors: bool) -> list[object]:
-        answers = execute(commands, raise_errors=raise_errors)
+    def losing(commands: list[tuple[object, ...]], *, repeatable: bool) -> list[object]:
+        answers = execute(commands, repeatable=repeatable)
         if any(word in command for command in commands):
             raise RedisUnavailable
         return answers

@@ -43,7 +43,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chat(template: Path, tmp_path: Path) -> Iterator[Chat]:
     """A group of ann, bob and cy."""
     shutil.copy(template, tmp_path / "imcore.db")
-    settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0, receipt_window_ms=0)
+    settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0, retry_ms=0, receipt_window_ms=0)
     link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
     with Chat(link, Database.connect(settings.database_url), settings) as chat:
         chat.create_group(GID, ["ann", "bob", "cy"])
@@ -455,3 +455,11 @@ class TestCommand:
         for command in (["pull", "bob"], ["status", GID]):
             assert [row.split("\t")[-1] for row in self.im(*command).stdout.splitlines()[1:]] == said
         assert [row.split("\t")[3] for row in self.im("log", "bob").stdout.splitlines()[1:]] == ["(recalled)", "fine"]
+
+
+def test_what_is_unknown_is_unknown_before_any_worker_has_run(chat: Chat, tmp_path: Path) -> None:
+    with Chat(chat.link, Database.connect(f"sqlite:///{tmp_path / 'none.db'}"), chat.settings) as early:
+        with pytest.raises(UnknownGroup):
+            early.recall("no such group", "1767225600000-0", by="ann")
+        with pytest.raises(UnknownMessage):
+            early.recall(GID, "1767225600000-0", by="ann")

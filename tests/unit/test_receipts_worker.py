@@ -27,7 +27,9 @@ from workers.persist import Persist
 from workers.receipts import ReceiptsWorker
 
 KIND = ReceiptsWorker.kind
-SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, max_deliveries=3, receipt_window_ms=0)
+SETTINGS = replace(
+    Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3, receipt_window_ms=0
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,7 @@ def chat(template: Path, tmp_path: Path) -> Iterator[Chat]:
     shutil.copy(template, tmp_path / "imcore.db")
     link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
     with Chat(link, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), SETTINGS) as chat:
+        chat.link.upgrade()
         yield chat
 
 

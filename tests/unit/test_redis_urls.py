@@ -1,15 +1,19 @@
 """What is shown of a Redis URL, and what is said of one that is wrong: no password, and no part of one."""
 
+import os
+import shutil
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, RedisUnavailable
-from imcore.settings import Settings
+from imcore.settings import Settings, socket_path, socket_url
 from imcore.streams.link import Link, open_client
 from imcore.streams.redis_errors import address
+from tests.fake_server import Answer, answering
 
 PASSWORD = "s3cret"
 
@@ -56,6 +60,57 @@ def test_what_is_no_url_for_us_is_said_without_the_password(url: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("url", ["redis://localhost:abc", "redis+cluster://localhost:99999", "redis://a:s3/cret@host"])
+def test_a_url_that_is_nearly_one_gets_an_example(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"is not valid: it looks like redis://.* percent form \(@ is %40\)$"):
+        open_client(url)
+
+
+def unknown(command: list[bytes]) -> bytes:
+    return b"-ERR unknown command `%s`, with args beginning with: \r\n" % command[0]
+
+
+def redis_5(command: list[bytes]) -> bytes:
+    return {b"SELECT": b"+OK\r\n", b"HGET": b"$-1\r\n"}.get(command[0].upper()) or unknown(command)
+
+
+def redis_6(command: list[bytes]) -> bytes:
+    hello = b"%3\r\n+server\r\n+redis\r\n+version\r\n+6.2.14\r\n+proto\r\n:3\r\n"
+    return hello if command[0].upper() == b"HELLO" else redis_5(command)
+
+
+def without_functions(command: list[bytes]) -> bytes:
+    return unknown(command) if command[0].upper() == b"FUNCTION" else redis_6(command)
+
+
+@pytest.mark.parametrize("answer", [redis_5, redis_6, without_functions])
+def test_a_server_that_is_too_old(tmp_path: Path, answer: Answer) -> None:
+    url = f"unix://{tmp_path / 'old.sock'}"
+    with answering(tmp_path / "old.sock", answer), Chat.connect(url) as chat:
+        for act in (lambda: chat.create_group("team"), lambda: chat.unread("ann")):
+            with pytest.raises(ConfigurationError, match=r"is too old: .* Redis 7\.0 or Valkey 7\.2, or newer$"):
+                act()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("NOAUTH Authentication required.", "wants a password: set IM_REDIS_URL to redis://USER:PASSWORD@HOST"),
+        ("NOAUTH HELLO must be called with the client already authenticated, otherwise ...", "wants a password: "),
+        ("WRONGPASS invalid username-password pair or user is disabled.", r"refuses this .* \(.*\): set IM_REDIS_URL$"),
+    ],
+)
+def test_a_password_that_is_missing_or_wrong(tmp_path: Path, answer: str, said: str) -> None:
+    path = tmp_path / "s.sock"
+    with (
+        answering(path, lambda _: f"-{answer}\r\n".encode()),
+        Chat.connect(f"unix://ann:{PASSWORD}@{path}") as chat,
+        pytest.raises(ConfigurationError, match=said) as refused,
+    ):
+        chat.unread("ann")
+    assert PASSWORD not in str(refused.value)
+
+
 @pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "rediss", "rediss+cluster"])
 def test_nobody_there_is_said_without_the_password(scheme: str) -> None:
     url = f"{scheme}://ann:{PASSWORD}@127.0.0.1:1"
@@ -74,3 +129,40 @@ def test_nothing_that_is_printed_for_debugging_has_a_password_in_it(tmp_path: Pa
         for thing in (settings, chat, chat.link, chat.history, chat.database, chat.gateway()):
             assert PASSWORD not in f"{thing} {thing!r}"
         assert PASSWORD not in chat.link.address
+
+
+@pytest.fixture(params=["open", "link", "foreign"])
+def trap(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """The short folder of a data directory, made by somebody else."""
+    folder = socket_path(tmp_path / ("long" * 30)).parent
+    if request.param == "link":
+        (tmp_path / "trap").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "trap")
+    else:
+        folder.mkdir(mode=0o700)
+    if request.param == "open":
+        folder.chmod(0o755)
+    if request.param == "foreign":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a folder away")
+        os.chown(folder, 65534, 65534)
+    yield folder
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
+
+
+def test_a_server_in_a_folder_that_somebody_else_has_made_is_not_spoken_to(trap: Path) -> None:
+    heard: list[list[bytes]] = []
+
+    def answer(command: list[bytes]) -> bytes:
+        heard.append(command)
+        return b"+OK\r\n"
+
+    url = socket_url(trap / "redis.sock")
+    with answering(trap / "redis.sock", answer), Chat.connect(url) as chat:
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match=r"is not a folder of the user \d+ alone"):
+                chat.create_group("team")
+    assert heard == []

@@ -141,3 +141,9 @@ def test_nan_is_wrong_usage(words: list[str]) -> None:
 
     assert result.exit_code == 2
     assert "'nan' is not a number" in result.stderr
+
+
+def test_a_group_that_a_scan_brings_twice_is_listed_once(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = chat._scan
+    monkeypatch.setattr(chat, "_scan", lambda *args: scan(*args) * 2)
+    assert [group.gid for group in chat.groups()] == ["team"]

@@ -27,7 +27,7 @@ from imcore.values import Message, Reader, Tally
 from tests.deadline import wait_until
 from workers.persist import KIND, Persist
 
-SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, max_deliveries=2)
+SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=2)
 DAY_MS = 24 * 60 * 60 * 1000
 UIDS = ["ann", "bob", "cy"]
 
@@ -45,6 +45,7 @@ def chat(template: Path, tmp_path: Path) -> Iterator[Chat]:
     shutil.copy(template, tmp_path / "imcore.db")
     link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
     with Chat(link, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), SETTINGS) as chat:
+        chat.link.upgrade()
         yield chat
 
 
@@ -270,6 +271,21 @@ class TestJournals:
         read_receipts(chat)
         assert trim(chat).journal_entries == 0
         assert journal_length(chat) == 4
+
+    def test_why_they_keep_what_they_have_is_said(self, chat: Chat, persist: Callable[[], None]) -> None:
+        assert retention.held_up(chat) is None
+        chat.create_group("g", UIDS)
+        assert retention.held_up(chat) == (
+            "the journals keep 4 entries: the worker persist has never run, the worker receipts has never run"
+        )
+        persist()
+        assert retention.held_up(chat) == "the journals keep 4 entries: the worker receipts has never run"
+        read_receipts(chat)
+        assert retention.held_up(chat) is None
+        trim(chat)
+        chat.create_group("h", ["ann"])
+        read_receipts(chat)
+        assert retention.held_up(chat) == "the journals keep 2 entries: the worker persist is 2 entries behind"
 
     def test_dead_letters_can_go_back_after_it(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given a dead letter whose entry is trimmed away

@@ -85,7 +85,9 @@ class TestNumbers:
 
     @pytest.mark.parametrize("name", NUMBERS)
     def test_zero_is_taken_only_where_it_means_something(self, name: str) -> None:
-        if name in {"receipt_window_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms"}:
+        if name in {
+            *("receipt_window_ms", "retry_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms")
+        }:
             assert getattr(Settings.from_env({}, **{name: "0"}), name) == 0
         else:
             with pytest.raises(ConfigurationError, match=f"IM_{name.upper()} .* from 1 to .* it is '0'"):

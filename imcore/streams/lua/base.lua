@@ -45,6 +45,12 @@ local function parts_of(id)
   return tonumber(ms), tonumber(n)
 end
 
+local function is_after(one, other)
+  local ms, n = parts_of(one)
+  local other_ms, other_n = parts_of(other)
+  return ms > other_ms or ms == other_ms and n > other_n
+end
+
 local function pack(id)
   local ms, n = parts_of(id)
   return (ms - EPOCH_MS) * PER_MS + n

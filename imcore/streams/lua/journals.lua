@@ -1,4 +1,5 @@
--- Journals, as workers take and confirm their entries; dead letters.
+-- Journals, as workers take and confirm their entries; dead letters. How often an entry has failed that is not done stands in
+-- the hash `failures` of its partition, by kind SEP id.
 
 -- Where the entries of a journal begin that some kind of worker has not done. All kinds that follow it count, or, with
 -- `only`, these. Returns nil if one of these has not begun.
@@ -64,10 +65,23 @@ local function entries(keys, args)
   return redis.call('XRANGE', keys[1], args[1], args[2], 'COUNT', args[3])
 end
 
--- im_done: entries are handled.
--- Keys: journal. Arguments: kind, then the id of each. Answer: how many of them were still open.
+-- im_done: entries are handled. Who has told senders of them says what that came to, unless others have done them all.
+-- Keys: journal, failures, storm. Arguments: kind, how many ids follow, these, and perhaps what `count_storm` takes.
+-- Answer: how many of them were still open.
 local function done(keys, args)
-  return redis.call('XACK', keys[1], unpack(args))
+  local last = 2 + tonumber(args[2])
+  if redis.call('EXISTS', keys[2]) == 1 then
+    local fields = {}
+    for i = 3, last do
+      fields[i - 2] = args[1] .. SEP .. args[i]
+    end
+    redis.call('HDEL', keys[2], unpack(fields))
+  end
+  local count = redis.call('XACK', keys[1], args[1], unpack(args, 3, last))
+  if args[last + 1] and count > 0 then
+    count_storm(keys[3], args, last + 1)
+  end
+  return count
 end
 
 -- im_holders: which consumers have entries open.
@@ -95,29 +109,32 @@ local function claim(keys, args)
   return #ids - 1
 end
 
--- im_fail: an entry could not be handled. It stays open, and after so many deliveries becomes a dead letter.
--- Keys: journal, dead letters. Arguments: kind, id, reason, deliveries.
--- Answer: {deliveries so far, id of the dead letter or ''}; 0 deliveries if somebody has done it meanwhile.
+-- im_fail: an entry could not be handled. It stays open, and the last of so many failures makes it a dead letter.
+-- Keys: journal, dead letters, failures. Arguments: kind, id, reason, how many failures.
+-- Answer: {failures so far, id of the dead letter or ''}; 0 failures if somebody has done it meanwhile.
 local function fail(keys, args)
-  local open = redis.call('XPENDING', keys[1], args[1], args[2], args[2], 1)[1]
-  if not open then
+  if not redis.call('XPENDING', keys[1], args[1], args[2], args[2], 1)[1] then
     return {0, ''}
   end
-  if open[4] < tonumber(args[4]) then
-    return {open[4], ''}
+  local field = args[1] .. SEP .. args[2]
+  local failures = redis.call('HINCRBY', keys[3], field, 1)
+  if failures < tonumber(args[4]) then
+    return {failures, ''}
   end
   local entry = redis.call('XRANGE', keys[1], args[2], args[2])[1]
-  local fields = {'dead_worker', args[1], 'dead_reason', args[3], 'dead_entry', args[2], 'dead_deliveries', open[4]}
-  for _, field in ipairs(entry and entry[2] or {}) do
-    fields[#fields + 1] = field
+  local fields = {'dead_worker', args[1], 'dead_reason', args[3], 'dead_entry', args[2], 'dead_deliveries', failures}
+  for _, each in ipairs(entry and entry[2] or {}) do
+    fields[#fields + 1] = each
   end
   local id = redis.call('XADD', keys[2], '*', unpack(fields))
+  redis.call('HDEL', keys[3], field)
   redis.call('XACK', keys[1], args[1], args[2])
-  return {open[4], id}
+  return {failures, id}
 end
 
 -- im_requeue: put a dead letter back into the journal. The new entry says in `of` which one it was at first: when it
--- happened, and before what, stays as it was.
+-- happened, and before what, stays as it was; and in `for` which kind of worker it is for: the others have done it, or have
+-- a letter of their own.
 -- Keys: dead letters, journal. Arguments: id. Answer: id of the new entry, NONE if there is no such dead letter, or EMPTY
 -- if nothing is left of its entry.
 local function requeue(keys, args)
@@ -125,17 +142,20 @@ local function requeue(keys, args)
   if not letter then
     return 'NONE'
   end
-  local fields, told = {unpack(letter[2], 9)}, false
-  if #fields == 0 then
+  local said, fields, of = letter[2], {}, letter[2][6]
+  if #said <= 8 then
     return 'EMPTY'
   end
-  for i = 1, #fields, 2 do
-    told = told or fields[i] == 'of'
+  for i = 9, #said, 2 do
+    if said[i] == 'of' then
+      of = said[i + 1]
+    elseif said[i] ~= 'for' then
+      fields[#fields + 1] = said[i]
+      fields[#fields + 1] = said[i + 1]
+    end
   end
-  if not told then
-    fields[#fields + 1] = 'of'
-    fields[#fields + 1] = letter[2][6]
-  end
+  local n = #fields
+  fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = 'of', of, 'for', said[2]
   redis.call('XDEL', keys[1], args[1])
   return note(keys[2], unpack(fields))
 end
@@ -168,11 +188,20 @@ local function undone(keys, args)
   return lowest_undone(keys[1], args[1] == '1', {unpack(args, 2)}) or ''
 end
 
--- im_trim_journal: drop the entries that every kind of worker has done.
--- Keys: journal. Arguments: each kind that must have begun. Answer: how many were dropped.
+-- im_trim_journal: drop the entries that every kind of worker has done, and what is left of their failures: an entry that
+-- somebody has deleted by hand leaves some.
+-- Keys: journal, failures. Arguments: each kind that must have begun. Answer: how many were dropped.
 local function trim_journal(keys, args)
   local lowest = lowest_undone(keys[1], false, args)
-  return lowest and redis.call('XTRIM', keys[1], 'MINID', lowest) or 0
+  if not lowest then
+    return 0
+  end
+  for _, field in ipairs(redis.call('HKEYS', keys[2])) do
+    if is_after(lowest, string.match(field, '[^' .. SEP .. ']+$')) then
+      redis.call('HDEL', keys[2], field)
+    end
+  end
+  return redis.call('XTRIM', keys[1], 'MINID', lowest)
 end
 
 redis.register_function{function_name = 'im_follow', callback = follow, flags = WRITES_LITTLE}

@@ -61,12 +61,6 @@ local function last_id(stream)
   end
 end
 
-local function is_after(one, other)
-  local ms, n = parts_of(one)
-  local other_ms, other_n = parts_of(other)
-  return ms > other_ms or ms == other_ms and n > other_n
-end
-
 -- Make the stream, if it is not there, and let it give ids after this one from now on. `added` is how many entries it has
 -- had, as far as lags are counted from it.
 local function raise_last_id(stream, id, added)

@@ -48,6 +48,13 @@ local function online(keys, args)
   return answers
 end
 
+-- im_online_uids: who has a live session, a page of them.
+-- Keys: online. Arguments: how many to pass over, count. Answer: uids, in the order in which their sessions expire.
+local function online_uids(keys, args)
+  return redis.call('ZRANGEBYSCORE', keys[1], '(' .. now_ms(), '+inf', 'LIMIT', args[1], args[2])
+end
+
 redis.register_function{function_name = 'im_beat', callback = beat, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_bye', callback = bye, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_online', callback = online, flags = READS}
+redis.register_function{function_name = 'im_online_uids', callback = online_uids, flags = READS}

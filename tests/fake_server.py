@@ -1,0 +1,55 @@
+"""A server that answers as it is told, on a unix socket: for what no server at hand does."""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import BinaryIO
+
+Answer = Callable[[list[bytes]], bytes]
+"""Returns the answer to a command, as it goes over the wire."""
+
+
+@contextmanager
+def answering(path: Path, answer: Answer) -> Iterator[None]:
+    """Answer on the socket, each connection in a thread of its own."""
+    connections: list[socket.socket] = []
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                connections.append(connection)
+                Thread(target=_serve, args=(connection, answer), daemon=True).start()
+
+        listening = Thread(target=accept, daemon=True)
+        listening.start()
+        try:
+            yield
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            listening.join()
+            for connection in connections:
+                connection.close()
+
+
+def _serve(connection: socket.socket, answer: Answer) -> None:
+    with connection.makefile("rb") as stream:
+        while command := _command(stream):
+            try:
+                connection.sendall(answer(command))
+            except OSError:
+                return
+
+
+def _command(stream: BinaryIO) -> list[bytes]:
+    try:
+        return [stream.read(int(stream.readline()[1:]) + 2)[:-2] for _ in range(int(stream.readline()[1:] or 0))]
+    except (OSError, ValueError):
+        return []

@@ -1,0 +1,47 @@
+"""Two systems on one server, each in a database of its own: neither hears the other."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from imcore.chat import Chat
+from imcore.live.gateway import Gateway
+from imcore.live.rooms import Arrived
+from tests.deadline import wait_until
+
+
+@pytest.fixture
+def chats(valkey: str) -> Iterator[tuple[Chat, Chat]]:
+    """The same group of the same people in both."""
+    with ExitStack() as stack:
+        here, there = (stack.enter_context(Chat.connect(f"{valkey}?db={number}")) for number in (0, 5))
+        for chat in (here, there):
+            chat.create_group("team", ["ann", "bob"])
+        yield here, there
+
+
+def heard(gateway: Gateway) -> list[str]:
+    return [event.message.content for event in gateway.poll(0.2) if isinstance(event, Arrived)]
+
+
+@pytest.mark.parametrize("other_way", [False, True])
+def test_sessions_hear_their_own_database_only(chats: tuple[Chat, Chat], other_way: bool) -> None:
+    here, there = reversed(chats) if other_way else chats
+    with here.gateway() as gateway:
+        # Given a session that has begun
+        session = gateway.open("bob")
+        wait_until(lambda: gateway.poll(0.01) == [] and "team" in session.feeds and not session.feeds["team"].behind)
+
+        # When something is said in the other database, and bob is removed there
+        there.send("team", "not for here", sender_uid="ann")
+        there.remove_members("team", ["bob"])
+        there.create_group("more", ["bob"])
+
+        # Then nothing of it is heard
+        assert heard(gateway) == []
+        assert list(session.feeds) == ["team"]
+
+        # And what is said here is
+        here.send("team", "for here", sender_uid="ann")
+        assert wait_until(lambda: heard(gateway)) == ["for here"]

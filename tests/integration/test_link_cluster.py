@@ -1,0 +1,140 @@
+"""The link over a cluster: what is sent is sent once, wherever the keys are, and whoever has them by now."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from imcore.chat import Chat
+from imcore.errors import ConfigurationError, RedisUnavailable
+from imcore.streams import carriage
+from imcore.streams.calls import Draft
+from imcore.streams.link import Link, open_client
+from tests.deadline import wait_until
+from tests.servers import RunningCluster, add_replica, free_ports, move_slot, start_cluster, start_valkey
+
+# The driver forgets sockets of a cluster's nodes when one of them has failed.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@pytest.fixture
+def chat(cluster: str) -> Iterator[Chat]:
+    with Chat.connect(cluster) as chat:
+        chat.create_group("team", ["ann", "bob"])
+        yield chat
+
+
+def contents(chat: Chat, gid: str = "team") -> list[str]:
+    return [tally.message.content for tally in chat.status(gid, limit=0)]
+
+
+def lose_next_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one answer get lost, after the server has done what was asked."""
+    lost: list[Any] = []
+    read = carriage._answer
+
+    def losing(connection: Any) -> Any:
+        answer = read(connection)
+        if not lost:
+            lost.append(answer)
+            raise RedisTimeoutError("Timeout reading from socket")
+        return answer
+
+    monkeypatch.setattr(carriage, "_answer", losing)
+
+
+class TestALostAnswer:
+    def test_of_a_send_that_may_not_be_repeated(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        with monkeypatch.context() as patch:
+            lose_next_answer(patch)
+            with pytest.raises(RedisUnavailable):
+                chat.send("team", "once", sender_uid="ann")
+        assert contents(chat) == ["once"]
+
+    def test_of_several_that_may_not_be_repeated(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        with monkeypatch.context() as patch:
+            lose_next_answer(patch)
+            answers = chat.send_many("team", [Draft("ann", "once"), Draft("bob", "too")])
+        assert {type(answer) for answer in answers} == {RedisUnavailable}
+        assert contents(chat) == ["once", "too"]
+
+    def test_of_what_may_be_repeated(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        for client_msgid in ("1", "2"):
+            with monkeypatch.context() as patch:
+                lose_next_answer(patch)
+                if client_msgid == "1":
+                    chat.send("team", client_msgid, sender_uid="ann", client_msgid=client_msgid)
+                else:
+                    chat.send_many("team", [Draft("ann", client_msgid, client_msgid)])
+        assert contents(chat) == ["1", "2"]
+
+
+def test_what_is_elsewhere_by_now_is_found(chat: Chat, cluster_servers: RunningCluster) -> None:
+    # Given a client that knows where everything is, and a slot that moves
+    chat.send("team", "1", sender_uid="ann")
+    stream = chat.link.space.group("team").stream
+    slot = chat.link.client.keyslot(stream)
+    lengths: list[int] = []
+    former = move_slot(
+        cluster_servers, slot, meanwhile=lambda: lengths.extend(chat.link.read_many([("XLEN", stream)] * 2))
+    )
+    assert lengths == [1, 1]
+    try:
+        # Then what is sent, by itself or with others, comes once
+        chat.send_many("team", [Draft("ann", "2"), Draft("bob", "3")])
+        chat.send("team", "4", sender_uid="ann")
+        assert contents(chat) == ["1", "2", "3", "4"]
+        assert [each.unread for each in chat.unread("bob")] == [3]
+    finally:
+        move_slot(cluster_servers, slot, former)
+
+
+def test_a_replica_that_takes_over_is_gone_on_with(tmp_path: Path) -> None:
+    # Given a primary with a replica
+    servers = start_cluster(tmp_path / "cluster", 1)
+    replica = add_replica(servers, tmp_path / "replica")
+    try:
+        with closing(Link(open_client(servers.url), url=servers.url)) as link:
+            chat = Chat(link, None)
+            chat.create_group("team", ["ann"])
+            chat.send("team", "before", sender_uid="ann")
+            with redis.Redis.from_url(replica.url) as client:
+                with redis.Redis.from_url(servers.nodes[0].url) as primary:
+                    assert primary.wait(1, 5000) == 1
+
+                # When the primary dies, and the replica takes over
+                servers.nodes[0].kill()
+                with pytest.raises(RedisUnavailable):
+                    chat.send("team", "meanwhile", sender_uid="ann")
+                client.execute_command("CLUSTER FAILOVER TAKEOVER")
+                wait_until(lambda: client.info("replication")["role"] == "master")
+
+            # Then the client finds it
+            chat.send("team", "after", sender_uid="ann", client_msgid="c")
+            chat.send_many("team", [Draft("ann", "at last")])
+            assert contents(chat) == ["before", "after", "at last"]
+    finally:
+        replica.stop()
+        servers.stop()
+
+
+def test_what_is_wrong_with_a_cluster_is_said(tmp_path: Path) -> None:
+    # Given a single server
+    [port] = free_ports(1)
+    server = start_valkey(tmp_path, "--port", str(port), "--bind", "127.0.0.1", appendonly=False)
+    try:
+        with pytest.raises(ConfigurationError, match="is a single server, no cluster"):
+            open_client(f"redis+cluster://127.0.0.1:{port}")
+
+        # Or one that wants a password
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("requirepass", "s3cret")
+        for user, said in (("", "wants a password"), (":wrong@", "refuses this user or password")):
+            with pytest.raises(ConfigurationError, match=said):
+                open_client(f"redis+cluster://{user}127.0.0.1:{port}")
+    finally:
+        server.stop()

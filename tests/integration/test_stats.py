@@ -1,0 +1,106 @@
+"""What `im stats` says, on real servers."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from rq.job import JobStatus
+
+from imcore.admin.stats import JobStats, stats
+from imcore.chat import Chat
+from imcore.settings import Settings
+from tests.processes import WorkerProcess
+from workers import jobs
+
+
+@pytest.fixture(params=["valkey", "cluster"])
+def chat(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chat]:
+    url = request.getfixturevalue(request.param)
+    with Chat.connect(settings=Settings.from_env({}, redis_url=url, data_dir=str(tmp_path))) as chat:
+        yield chat
+
+
+def work_off(settings: Settings, name: str) -> None:
+    with WorkerProcess(settings.data_dir / "workers", name, "--burst", redis_url=settings.redis_url) as worker:
+        assert worker.wait() == 0, worker.log
+
+
+def test_streams_and_the_storm(chat: Chat) -> None:
+    # Given a group of 50 in which 20 messages were said, and acked by ten in two goes
+    uids = [f"user{number}" for number in range(50)]
+    chat.create_group("team", uids)
+    for half in range(2):
+        for number in range(10):
+            last = chat.send("team", "x" * 1000, sender_uid=uids[number])
+        for uid in uids[10:20]:
+            chat.ack(uid, "team", last.msgid)
+        work_off(chat.settings, "receipts")
+        assert stats(chat).storm.acks == 10 * (half + 1)
+
+    # Then
+    found = stats(chat)
+    assert (found.storm.receipts, found.storm.digests, found.storm.receipts_per_digest) == (200, 20, 10.0)
+    groups, journals = found.streams
+    assert (groups.kind, groups.streams, groups.entries) == ("groups", 1, 20)
+    assert 20_000 < (groups.bytes or 0) < 60_000
+    assert (journals.kind, journals.streams, journals.entries) == ("journals", 8, found.journal)
+    assert (journals.bytes or 0) > 20 * 50
+
+
+def test_bytes_of_many_streams_are_estimated_from_some(valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Chat.connect(valkey) as chat:
+        for number in range(20):
+            chat.create_group(f"g{number}", ["ann"])
+            for _ in range(20):
+                chat.send(f"g{number}", "x" * 500, sender_uid="ann")
+        all_of_them = stats(chat).streams[0].bytes
+        monkeypatch.setattr("imcore.admin.stats._WEIGHED", 5)
+        some = stats(chat).streams[0].bytes
+        assert all_of_them
+        assert some == pytest.approx(all_of_them, rel=0.1)
+
+
+def test_jobs(valkey: str, tmp_path: Path) -> None:
+    settings = Settings.from_env({}, redis_url=valkey, jobs_redis_url=f"{valkey}?db=3", data_dir=str(tmp_path))
+    with Chat.connect(settings=settings) as chat, closing(redis.Redis.from_url(settings.jobs_redis_url)) as client:
+        chat.create_group("team")
+        assert stats(chat).jobs == JobStats(0, 0, 0)
+
+        # Given a job that has failed, and two that wait
+        queue = jobs.queue(client)
+        failing = queue.enqueue("workers.jobs.no_such_job")
+        with WorkerProcess(tmp_path, "jobs", "--burst", redis_url=valkey, jobs_redis_url=settings.jobs_redis_url) as w:
+            assert w.wait() == 0, w.log
+        assert failing.get_status(refresh=True) == JobStatus.FAILED
+        queue.enqueue(jobs.TRIM)
+        queue.enqueue(jobs.TRIM)
+        before = dump(client)
+
+        # Then they are counted, and nothing is changed
+        assert stats(chat).jobs == JobStats(queued=2, running=0, failed=1)
+        assert dump(client) == before
+
+    # And where nobody answers there is nothing to count
+    with Chat.connect(settings=replace(settings, jobs_redis_url="redis://127.0.0.1:1")) as chat:
+        assert stats(chat).jobs is None
+
+
+def test_a_cluster_has_no_jobs(cluster: str) -> None:
+    with Chat.connect(settings=Settings.from_env({}, redis_url=cluster)) as chat:
+        chat.create_group("team")
+        assert stats(chat).jobs is None
+
+
+def dump(client: Any) -> dict[bytes, bytes]:
+    return {key: client.dump(key) for key in client.keys("rq:*") if not key.startswith(b"rq:worker")}
+
+
+def test_of_nothing_at_all_there_is_nothing(valkey: str, tmp_path: Path) -> None:
+    with Chat.connect(settings=Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))) as chat:
+        chat.link.upgrade()
+        found = stats(chat)
+    assert (found.groups, [each.bytes for each in found.streams]) == (0, [0, 0])

@@ -1,0 +1,159 @@
+"""The figures of the storm: every ack and every receipt counted once, whatever happens to the worker."""
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fakeredis
+import pytest
+
+from imcore import Chat
+from imcore.admin import stats
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.streams import journal_calls, receipt_calls
+from imcore.streams.journal import Journal
+from imcore.streams.journal_calls import Counted, Storm
+from imcore.streams.keys import lease
+from imcore.streams.link import Link
+from workers.receipts import ReceiptsWorker
+
+SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, receipt_window_ms=0)
+UIDS = [f"user{number}" for number in range(8)]
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Iterator[Chat]:
+    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
+    with Chat(link, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), SETTINGS) as chat:
+        chat.link.upgrade()
+        yield chat
+
+
+@pytest.fixture
+def digests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """To whom digests went."""
+    sent: list[str] = []
+    tell = receipt_calls.tell
+
+    def note(space: Any, gid: str, sender_uid: str, changed: Any) -> Any:
+        sent.append(sender_uid)
+        return tell(space, gid, sender_uid, changed)
+
+    monkeypatch.setattr(receipt_calls, "tell", note)
+    return sent
+
+
+def worker(chat: Chat) -> ReceiptsWorker:
+    return ReceiptsWorker(chat.link, chat.database, SETTINGS)
+
+
+def drain(working: ReceiptsWorker, chat: Chat) -> None:
+    now = Journal(chat.link, "receipts", SETTINGS)
+    while not now.drained():
+        working.step()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_acks_receipts_and_digests_are_those_that_there_were(chat: Chat, digests: list[str], seed: int) -> None:
+    # Given a history of acks, with members who come and go, and a worker that takes it in pieces
+    chance = random.Random(seed)
+    working = worker(chat)
+    gids = ["a", "b", "c"]
+    for gid in gids:
+        chat.create_group(gid, UIDS)
+    acks = 0
+    for _ in range(300):
+        gid, uid = chance.choice(gids), chance.choice(UIDS)
+        what = chance.random()
+        member = any(each.uid == uid for each in chat.members(gid))
+        if what < 0.05:
+            (chat.remove_members if member else chat.add_members)(gid, [uid])
+        elif member and what < 0.5:
+            chat.send(gid, "hi", sender_uid=uid)
+        elif member:
+            waiting = chat.pull(uid, gid, limit=chance.randrange(1, 9))
+            acks += bool(waiting) and chat.ack(uid, gid, waiting[-1].msgid).advanced
+        if chance.random() < 0.1:
+            working.step()
+    drain(working, chat)
+
+    # Then every ack is counted, and every read message of every recipient
+    found = stats.stats(chat).storm
+    assert found.acks == acks
+    assert found.receipts == sum(tally.read for gid in gids for tally in chat.status(gid, limit=0))
+    assert found.digests == len(digests)
+    assert found.receipts_per_digest == round(found.receipts / len(digests), 1)
+
+
+def test_what_a_killed_worker_has_told_and_not_confirmed_counts_once(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat.create_group("team", UIDS)
+    chat.send("team", "hi", sender_uid=UIDS[0])
+    for uid in UIDS[1:]:
+        chat.ack(uid, "team")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "done", killed)
+        with pytest.raises(Killed):
+            worker(chat).step()
+    chat.link.client.delete(lease("receipts", 1))  # as it does by itself in time
+    drain(worker(chat), chat)
+
+    found = stats.stats(chat).storm
+    assert (found.acks, found.receipts, found.digests) == (7, 7, 1)
+
+
+def count(chat: Chat, seconds: dict[int, tuple[int, int]], *, acks: int = 0) -> None:
+    """Confirm an entry, and say that it came to this."""
+    chat.create_group("team")
+    space = chat.link.space
+    journal = Journal(chat.link, "receipts", SETTINGS)
+    chat.link.client.xadd(space.journal(0), {"kind": "nonsense"})
+    for entry in journal.take():
+        journal.done([entry], {0: Storm(acks, 0, 0, seconds)} if entry.partition == 0 else None)
+    journal.close()
+
+
+def counted(chat: Chat, seconds: int = 10) -> Counted:
+    return chat.link.run(journal_calls.storm(chat.link.space, 0, seconds=seconds))
+
+
+def test_rates_are_of_the_last_whole_seconds(chat: Chat) -> None:
+    # Given what happened in some seconds, told in pieces
+    now = int(time.time())
+    count(chat, {now - 5: (20, 40), now - 4: (1, 1), now - 40: (1000, 1000)}, acks=3)
+    count(chat, {now - 5: (5, 0), now: (1000, 1000), now + 5: (1000, 1000)}, acks=4)
+
+    # Then those before and after do not count
+    assert counted(chat) == Counted(7, 0, 0, 26, 41)
+    assert counted(chat, 50).messages_lately == 1026
+
+
+def test_a_second_long_ago_does_not_take_the_place_of_a_later_one(chat: Chat) -> None:
+    now = int(time.time())
+    count(chat, {now - 5: (20, 40)})
+    count(chat, {now - 5 - 64: (1, 1)})
+    assert counted(chat)[3:] == (20, 40)
+    count(chat, {now - 5 + 64: (1, 1)})
+    assert counted(chat)[3:] == (0, 0)
+
+
+def test_what_others_have_done_is_counted_by_them(chat: Chat) -> None:
+    chat.create_group("team", UIDS)
+    mine = Journal(chat.link, "receipts", SETTINGS)
+    entries = mine.take()
+    storm = {entry.partition: Storm(1, 1, 1, {}) for entry in entries}
+    mine.done(entries, storm)
+    mine.done(entries, storm)
+    assert stats.stats(chat).storm.acks == 1
