@@ -416,6 +416,22 @@ def test_one_that_starts_before_the_server_waits_for_it(stack: Stack) -> None:
         assert line.endswith("; waiting for it")
 
 
+def test_one_that_starts_before_the_functions_are_there_waits_for_them(stack: Stack) -> None:
+    # Given
+    stack.chat.create_group("team", ["ann", "bob"])
+    stack.chat.link.once("FUNCTION FLUSH", "SYNC")
+    bob = stack.listen("bob")
+    wait_until(lambda: bob.errors, timeout_s=END_S)
+    # When
+    stack.chat.send("team", "hi", sender_uid="ann")
+    # Then
+    bob.wait_for(1)
+    assert bob.end() == 0
+    [line] = bob.errors.splitlines()
+    assert "has no functions of imcore: start a worker" in line
+    assert line.endswith("; waiting for it")
+
+
 def test_what_is_queued_while_the_server_is_away_goes_out_when_it_is_back(stack: Stack) -> None:
     stack.chat.create_group("team", ["ann", "bob"])
     bob = stack.listen("bob")

@@ -29,9 +29,9 @@ READS = [
         "stats --online",
         "dead list",
         "dead show 0:1767225600000-0",
-        "listen bob",
+        "check",
+        "trim",
     ),
-    *("check", "trim"),
 ]
 
 
