@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Self
 
 from imcore.answering import OpenDatabase
 from imcore.direct import gid_of, members_of, refuse_direct
-from imcore.errors import DatabaseNotReady, ImError, InvalidInput, NotMember, RedisFull, UnknownMessage, UnknownUser
+from imcore.errors import (
+    DatabaseNotReady,
+    ImError,
+    InvalidInput,
+    NotMember,
+    RedisFull,
+    UnknownGroup,
+    UnknownMessage,
+    UnknownUser,
+)
 from imcore.history import History, raised
 from imcore.limits import check_content, check_limit, check_list, check_msgid, check_name, check_time, check_uids
 from imcore.live.gateway import Acks, Gateway, HowTold
@@ -266,7 +275,7 @@ class Chat:
     def _pull_if_member(self, gid: str, uid: str, limit: int | None) -> list[Message]:
         try:
             return list(self.history.after_offset(gid, uid, limit=limit))
-        except NotMember:
+        except (NotMember, UnknownGroup):
             return []
 
     def groups_of(self, uid: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from imcore import msgid as msgids
 from imcore import reading
 from imcore.answering import Answering, OpenDatabase
-from imcore.errors import DatabaseNotReady, ImError, NotMember, UnknownMessage
+from imcore.errors import DatabaseNotReady, ImError, NotMember, UnknownGroup, UnknownMessage
 from imcore.sql.rows import MessageRow
 from imcore.streams import calls, receipt_calls, wire
 from imcore.streams.keys import Keyspace
@@ -81,17 +81,18 @@ class History:
         return self.answering.run(reading.messages(self._space, gid, rows))
 
     def unread(self, uid: str, gids: Sequence[str]) -> list[Unread]:
-        """Return the member's position in each group; a group that they left meanwhile is left out."""
-        return [found for found in self._positions([(gid, uid) for gid in gids]) if found]
+        """Return the member's position in each group; one that they left meanwhile, or that is none, is left out."""
+        found = self._positions([(gid, uid) for gid in gids], NotMember, UnknownGroup)
+        return [position for position in found if position]
 
     def positions(self, gid: str, uids: Sequence[str]) -> list[Unread | None]:
         """Return the position of each of a group's members; None for one who has left meanwhile."""
-        return self._positions([(gid, uid) for uid in uids])
+        return self._positions([(gid, uid) for uid in uids], NotMember)
 
-    def _positions(self, pairs: Sequence[tuple[str, str]]) -> list[Unread | None]:
+    def _positions(self, pairs: Sequence[tuple[str, str]], *none_for: type[ImError]) -> list[Unread | None]:
         found = self._link.gather([calls.position(self._space, gid, uid) for gid, uid in pairs])
         return [
-            None if isinstance(position, NotMember) else self._unread(gid, raised(position))
+            None if isinstance(position, none_for) else self._unread(gid, raised(position))
             for (gid, _), position in zip(pairs, found, strict=True)
         ]
 

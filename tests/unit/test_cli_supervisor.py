@@ -177,10 +177,10 @@ def test_of_signals_that_are_ignored_only_a_hangup_stays_so(number: signal.Signa
 def test_a_signal_that_was_held_back_comes_once_somebody_listens_and_a_late_one_is_held_back_again() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Stopped), StopSignals():
             pass
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert signal.sigpending() == {signal.SIGTERM}
         with pytest.raises(Stopped), StopSignals():
             pass

@@ -1,0 +1,49 @@
+"""A name or mark of what is not there, left behind by whatever damage, hides nothing of the rest."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import fakeredis
+import pytest
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.settings import Settings
+from imcore.streams import restore_calls
+from imcore.streams.link import Link
+from workers.receipts import ReceiptsWorker
+
+
+@pytest.fixture
+def chat() -> Iterator[Chat]:
+    settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=1, receipt_window_ms=0)
+    with Chat(Link(fakeredis.FakeRedis(), partitions=1), None, settings) as chat:
+        chat.create_group("team", ["ann", "bob"])
+        yield chat
+
+
+def test_a_group_that_is_none_in_a_users_list(chat: Chat) -> None:
+    # Given
+    chat.link.client.sadd(chat.link.space.groups_of(0, "bob"), "gone")
+    sent = chat.send("team", "hi", sender_uid="ann").msgid
+    # When, then
+    assert [message.msgid for message in chat.pull("bob")] == [sent]
+    assert [(position.gid, position.unread) for position in chat.unread("bob")] == [("team", 1)]
+    with chat.listen("bob") as listener:
+        assert [message.msgid for message in listener.poll(0.01)] == [sent]
+
+
+def test_a_mark_of_a_message_that_is_none(chat: Chat) -> None:
+    # Given
+    sent = chat.send("team", "hi", sender_uid="ann").msgid
+    chat.ack("bob", "team")
+    worker = ReceiptsWorker(chat.link, None, chat.settings)  # type: ignore[arg-type]
+    while worker.step():
+        pass
+    [receipt] = chat.receipts("ann")
+    for gid, message in (("gone", msgids.pack(sent)), ("team", msgids.pack(sent) + 1), ("team", msgids.pack(sent) - 1)):
+        chat.link.run(restore_calls.dirty(chat.link.space.group(gid), "ann", [message]))
+    # When, then
+    assert chat.receipts("ann") == [receipt]
+    with chat.listen("ann") as listener:
+        assert receipt in list(listener.poll(0.01))
