@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from cli.app import app
 from tests.deadline import wait_until
 from tests.postgres import PostgresServer, require_postgres, running_postgres
-from tests.processes import WorkerProcess
+from tests.processes import PythonProcess, WorkerProcess
 
 SECRET = "hunter2"
 PASSWORD = f"{SECRET}%40horse"
@@ -32,7 +32,7 @@ COMMANDS = [
     *("send team hi --from ann", "send team hi --from ann --queue", "dm bob hi --from ann", "pull bob", "ack bob team"),
     *("unread bob", "status team", f"status team {MSGID}", f"recall team {MSGID} --by ann --yes", "receipts ann --ack"),
     *("log ann", "import events.jsonl", "stats", "check", "check --repair", "trim", "rebuild --yes", "acl"),
-    *("db upgrade", "dead list", "dead show 0:1-1", "dead requeue 0:1-1", "dead drop 0:1-1 --yes", "listen nobody"),
+    *("db upgrade", "dead list", "dead show 0:1-1", "dead requeue 0:1-1", "dead drop 0:1-1 --yes"),
 ]
 
 
@@ -141,6 +141,19 @@ def test_commands(
         if result.exit_code:
             assert result.stderr.splitlines()[-1].startswith("im: "), command
     assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize(("to_redis", "to_sql"), PAIRS)
+def test_a_live_session(
+    redis_urls: dict[str, str], sql_urls: dict[str, str], tmp_path: Path, to_redis: str, to_sql: str
+) -> None:
+    urls = {"redis_url": redis_urls[to_redis], "database_url": sql_urls[to_sql]}
+    with PythonProcess(tmp_path, "cli.main", "listen", "nobody", **urls) as session:  # waits for a server that is away
+        wait_until(lambda: session.log or not session.runs, timeout_s=30)
+        if session.runs:
+            session.end()
+    assert session.log.startswith("im: ")
+    assert SECRET not in session.log
 
 
 def test_the_refusing_server_was_really_told_the_password(sql_urls: dict[str, str], refusing: StrictPostgres) -> None:
