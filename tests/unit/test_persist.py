@@ -1,13 +1,11 @@
 """The worker `persist`, step by step, on fakeredis and SQLite: what becomes of entries, and of those that fail."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import fakeredis
 import pytest
 
 from imcore import Chat
@@ -30,19 +28,9 @@ UIDS = ["ann", "bob"]
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "empty.db"
-    with Database.connect(f"sqlite:///{path}") as database:
-        database.upgrade()
-    return path
-
-
 @pytest.fixture
-def chat(template: Path, tmp_path: Path) -> Iterator[Chat]:
-    shutil.copy(template, tmp_path / "imcore.db")
-    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(link, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), SETTINGS) as chat:
+def chat(link: Link, database: Database) -> Iterator[Chat]:
+    with Chat(link, database, SETTINGS) as chat:
         chat.link.upgrade()
         yield chat
 

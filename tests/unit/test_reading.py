@@ -1,11 +1,8 @@
 """Pulls and tallies on fakeredis and SQLite: bounded, and as few questions to SQL as can be."""
 
-import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import fakeredis
 import pytest
 from sqlalchemy import event
 
@@ -24,20 +21,10 @@ from imcore.values import Message
 from workers.persist import Persist
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "empty.db"
-    with Database.connect(f"sqlite:///{path}") as database:
-        database.upgrade()
-    return path
-
-
 @pytest.fixture
-def chat(template: Path, tmp_path: Path) -> Iterator[Chat]:
-    shutil.copy(template, tmp_path / "imcore.db")
+def chat(link: Link, database: Database) -> Iterator[Chat]:
     settings = Settings.from_env({}, data_dir="/nowhere")
-    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(link, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), settings) as chat:
+    with Chat(link, database, settings) as chat:
         chat.create_group("team", ["ann", "bob", "cyd"])
         yield chat
 

@@ -1,12 +1,10 @@
 """Recalls on fakeredis and SQLite: what members, senders and the database see of a message that was withdrawn."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import fakeredis
 import pytest
 from click.testing import CliRunner, Result
 
@@ -31,21 +29,11 @@ GID = "team"
 NOT_YET = "2600000000000-0"
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "empty.db"
-    with Database.connect(f"sqlite:///{path}") as database:
-        database.upgrade()
-    return path
-
-
 @pytest.fixture
-def chat(template: Path, tmp_path: Path) -> Iterator[Chat]:
+def chat(link: Link, database: Database, tmp_path: Path) -> Iterator[Chat]:
     """A group of ann, bob and cy."""
-    shutil.copy(template, tmp_path / "imcore.db")
     settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0, retry_ms=0, receipt_window_ms=0)
-    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(link, Database.connect(settings.database_url), settings) as chat:
+    with Chat(link, database, settings) as chat:
         chat.create_group(GID, ["ann", "bob", "cy"])
         yield chat
 

@@ -1,14 +1,11 @@
 """What `trim` drops and, above all, what it keeps, on fakeredis and SQLite."""
 
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import fakeredis
 import pytest
 from sqlalchemy import text
 
@@ -32,19 +29,9 @@ DAY_MS = 24 * 60 * 60 * 1000
 UIDS = ["ann", "bob", "cy"]
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "empty.db"
-    with Database.connect(f"sqlite:///{path}") as database:
-        database.upgrade()
-    return path
-
-
 @pytest.fixture
-def chat(template: Path, tmp_path: Path) -> Iterator[Chat]:
-    shutil.copy(template, tmp_path / "imcore.db")
-    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(link, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), SETTINGS) as chat:
+def chat(link: Link, database: Database) -> Iterator[Chat]:
+    with Chat(link, database, SETTINGS) as chat:
         chat.link.upgrade()
         yield chat
 
