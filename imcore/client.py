@@ -63,7 +63,7 @@ class Client:
     def meet(self) -> None:
         """Make sure that the server has the data that the local database was made with."""
         if not self._has_met:
-            dataset = self._chat.link.read("HGET", CONFIG, "dataset")
+            [dataset] = self._chat.link.glance([("HGET", CONFIG, "dataset")])
             self._local.bind(None if dataset is None else dataset.decode(), self._chat.link.address)
             self._has_met = dataset is not None
 
@@ -85,6 +85,7 @@ class Client:
         try:
             self.meet()
             if self._local.waiting():
+                self._chat.link.require_functions(writes=True)
                 self._begin()
                 self._find_sent(self._local.attempt())
         except (TryAgain, ConfigurationError) as error:
