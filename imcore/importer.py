@@ -2,8 +2,9 @@
 
 import json
 import reprlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ T = TypeVar("T")
 
 _NAMES = {"message": ("client_msgid",), "join": (), "leave": (), "rename": ("new_uid",), "ack": ("client_msgid",)}
 """The types of events, and the names that each needs besides gid and uid."""
+
+_MOST_WAITING = 10_000
 
 _BOM = b"\xef\xbb\xbf"
 """Some editors begin a file with it."""
@@ -60,26 +63,27 @@ def import_events(
 ) -> ImportSummary:
     """Replay events, one JSON object a line, in their order.
 
-    A message that is stored already (same gid, sender and client_msgid) does nothing at all, however long ago it was.
-    Otherwise the sender of a message or ack who is no member joins first, and a first event makes its group. A line
-    that is not valid changes nothing: `on_error` gets its number, from 1, and the reason, and the rest goes on. Blank
-    lines are passed over. `on_progress` gets the bytes of each line that is done.
+    A message that is stored already (same gid, sender and client_msgid) does nothing at all, however long ago it was;
+    nor does what stands before it in its group, as that was done before it was stored. So the same import again changes
+    nothing, and one that was broken off goes on where it ended. (What stands behind the last message of a group may or
+    may not have been done: then only who is a member in the end counts.) Otherwise the sender of a message or ack who
+    is no member joins first, and a first event makes its group.
+
+    A line that is not valid changes nothing: `on_error` gets its number, from 1, and the reason, and the rest goes on.
+    Blank lines are passed over. `on_progress` gets the bytes of each line.
 
     Raise ConfigurationError for a database that cannot be used, RedisUnavailable, RedisFull or DatabaseUnavailable if
     that is so: then the same import can be run again. Where others change the same groups at the same time, all of it
     holds but the count of joins and leaves.
     """
     _make_ready(chat)
-    run = _Import(chat)
+    run = _Import(chat, on_error)
     for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                run.apply(parse(line.removeprefix(_BOM), max_content_bytes=chat.settings.max_content_bytes))
-        except (InvalidInput, UnknownMessage, UnknownGroup, NotMember) as error:
-            run.summary.errors += 1
-            on_error(number, str(error))
+        if line.strip():
+            run.take(number, line.removeprefix(_BOM))
         if on_progress:
             on_progress(len(line))
+    run.end()
     return run.summary
 
 
@@ -143,31 +147,68 @@ def _time(value: Any) -> datetime | None:
 class _Import:
     """One run: applies events, and sums up."""
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: Chat, on_error: Callable[[int, str], None]) -> None:
         self.summary = ImportSummary()
         self._chat = chat
+        self._on_error = on_error
         self._stored = _StoredMessages(chat)
         self._members: dict[str, int] = {}
+        self._waiting: dict[str, list[_Line]] = {}
+        self._again: set[str] = set()
+        self._mentioned: set[tuple[str, str, str]] = set()
 
-    def apply(self, event: Event) -> None:
-        match event.type:
-            case "message":
+    def take(self, number: int, line: bytes) -> None:
+        """Apply the event of a line, or let it wait for the next message of its group."""
+        with self._reported(number):
+            event = parse(line, max_content_bytes=self._chat.settings.max_content_bytes)
+            if event.type == "message":
                 self._message(event)
-            case "ack":
-                self._ack(event)
-            case "join":
-                self._join(event.gid, event.uid)
-            case "leave":
-                self._leave(event.gid, event.uid)
-            case "rename":
-                self._leave(event.gid, event.uid)
-                self._join(event.gid, event.new_uid)
+            else:
+                self._wait(number, event)
+
+    def end(self) -> None:
+        """Apply what still waits."""
+        for gid, waiting in self._waiting.items():
+            self._apply(_outcome(waiting) if gid in self._again else waiting)
+
+    def _wait(self, number: int, event: Event) -> None:
+        waiting = self._waiting.setdefault(event.gid, [])
+        if event.type == "rename":
+            waiting.append((number, replace(event, type="leave")))
+            event = replace(event, type="join", uid=event.new_uid)
+        waiting.append((number, event))
+        if len(waiting) >= _MOST_WAITING:
+            self._apply(self._waiting.pop(event.gid))
+
+    def _apply(self, waiting: Iterable["_Line"]) -> None:
+        for number, event in waiting:
+            with self._reported(number):
+                if event.type == "ack":
+                    self._ack(event)
+                else:
+                    (self._join if event.type == "join" else self._leave)(event.gid, event.uid)
+
+    @contextmanager
+    def _reported(self, number: int) -> Iterator[None]:
+        try:
+            yield
+        except (InvalidInput, UnknownMessage, UnknownGroup, NotMember) as error:
+            self.summary.errors += 1
+            self._on_error(number, str(error))
 
     def _message(self, event: Event) -> None:
-        if self._stored.in_sql(event):
+        key = event.gid, event.uid, event.client_msgid
+        is_first = key not in self._mentioned
+        self._mentioned.add(key)
+        if self._stored.has(event):
+            if is_first:  # stored by an earlier run, and not before what waits
+                self._waiting.pop(event.gid, None)
+                self._again.add(event.gid)
             return
+        self._again.discard(event.gid)
+        self._apply(self._waiting.pop(event.gid, ()))
         sent = self._as_member(event, lambda: self._send(event))
-        self._stored.remember(event.gid, event.client_msgid, sent.msgid)
+        self._stored.remember(event.gid, event.uid, event.client_msgid, sent.msgid)
         self.summary.messages += not sent.repeated
 
     def _send(self, event: Event) -> Sent:
@@ -209,18 +250,32 @@ class _Import:
         return self._members[gid]
 
 
+_Line = tuple[int, Event]
+"""An event with the number of its line."""
+
+
+def _outcome(waiting: Sequence[_Line]) -> list[_Line]:
+    """Return what is left of events if of each user only the last coming or going counts, and what they acked since."""
+    last = {event.uid: at for at, (_, event) in enumerate(waiting) if event.type != "ack"}
+    return [line for at, line in enumerate(waiting) if at >= last.get(line[1].uid, 0)]
+
+
 class _StoredMessages:
     """Finds stored messages by their client_msgid. What this run stored or has once looked through is remembered."""
 
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
         self._msgids: dict[tuple[str, str], str] = {}
+        self._senders: set[tuple[str, str, str]] = set()
         self._looked_through: dict[str, str] = {}
         self._new: dict[str, bool] = {}
 
-    def in_sql(self, event: Event) -> bool:
-        """Whether SQL holds this very message: Redis knows a client_msgid for a day only."""
-        if self._is_new(event.gid) and (event.gid, event.client_msgid) not in self._msgids:
+    def has(self, event: Event) -> bool:
+        """Whether this very message is stored: Redis knows a client_msgid for a day only."""
+        is_new = self._is_new(event.gid)
+        if (event.gid, event.client_msgid, event.uid) in self._senders:
+            return True
+        if is_new and (event.gid, event.client_msgid) not in self._msgids:
             return False
         row = self._chat.database.message_by_client_msgid(event.gid, event.client_msgid, sender_uid=event.uid)
         return row is not None
@@ -229,10 +284,13 @@ class _StoredMessages:
         """Whether SQL had nothing of the group as the run came to it. What came since is known here or in Redis."""
         if gid not in self._new:
             self._new[gid] = not self._chat.database.messages_after(gid, msgids.NONE, limit=1)
+            self._look_through(gid)
         return self._new[gid]
 
-    def remember(self, gid: str, client_msgid: str, msgid: str) -> None:
+    def remember(self, gid: str, sender_uid: str, client_msgid: str, msgid: str) -> None:
+        """Note a message."""
         self._msgids.setdefault((gid, client_msgid), msgid)
+        self._senders.add((gid, client_msgid, sender_uid))
 
     def msgid(self, gid: str, client_msgid: str) -> str:
         """The msgid of the message that carries a client_msgid. Raise UnknownMessage."""
@@ -258,6 +316,6 @@ class _StoredMessages:
             for message in (wire.message(gid, entry) for entry in page):
                 self._looked_through[gid] = message.msgid
                 if message.client_msgid:
-                    self.remember(gid, message.client_msgid, message.msgid)
+                    self.remember(gid, message.sender_uid, message.client_msgid, message.msgid)
             if len(page) < PAGE:
                 return

@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], timeout_s: float = 10) -> T:
+def wait_until(condition: Callable[[], T], timeout_s: float = 30) -> T:
     """Ask until the answer is true, and return it. Fail after `timeout_s`."""
     give_up = time.monotonic() + timeout_s
     while not (answer := condition()):
