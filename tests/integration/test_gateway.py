@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import resource
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -596,6 +597,31 @@ def test_waiting_costs_no_processor_time(chat: Chat) -> None:
         before = time.process_time()
         audience.poll(1.0)
         assert time.process_time() - before < 0.3
+
+
+@pytest.fixture
+def crowd() -> Iterator[None]:
+    """A process in which descriptors below 1024 are taken, as by the sockets of many users."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    while taken[-1] < 1024:
+        taken.append(os.dup(taken[0]))
+    yield
+    for descriptor in taken:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("crowd")
+def test_a_gateway_may_have_the_sockets_of_many_users(chat: Chat, other: Chat) -> None:
+    chat.create_group("team", ["ann", "bob"])
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob = gateway.open("bob")
+        audience.settled()
+        say(other, "1")
+        audience.until(lambda: audience.heard(bob) == ["1"])
 
 
 # What breaks.
