@@ -24,6 +24,7 @@ from imcore.errors import (
     DatabaseRejected,
     DatabaseUnavailable,
     ImError,
+    RedisRefuses,
     RedisUnavailable,
     SessionExpired,
     UnknownUser,
@@ -879,6 +880,37 @@ def test_a_partition_that_moves_to_another_node_is_followed(
             # Then
             audience.until(lambda: audience.heard(bob) == ["1", "2", "3", "4"])
         assert [each.unread for each in other.unread("bob")] == [0]
+
+
+def test_a_group_that_is_refused_does_not_hold_up_the_others(
+    chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given two groups, of which one is in a partition that moves
+    for gid in ("a", "b"):
+        chat.create_group(gid, ["ann", "bob"])
+        say(other, *map(str, range(1200)), gid=gid)
+    gather = chat.link.gather
+
+    def refusing(batch: Sequence[calls.Call[Any]], **options: bool) -> list[Any]:
+        answers = gather(batch, **options)
+        refused = RedisRefuses("moves")
+        return [
+            refused if (call.gid, call.function) == ("a", "im_pull") else answer
+            for call, answer in zip(batch, answers, strict=True)
+        ]
+
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        with monkeypatch.context() as patch:
+            patch.setattr(chat.link, "gather", refusing)
+            # When
+            bob = gateway.open("bob")
+            begun = time.monotonic()
+            # Then
+            audience.until(lambda: len(audience.heard(bob, "b")) == 1200)
+            assert time.monotonic() - begun < 2
+            assert audience.heard(bob, "a") == []
+        audience.until(lambda: audience.heard(bob, "a") == audience.heard(bob, "b"))
 
 
 # What breaks at the server.
