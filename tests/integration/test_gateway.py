@@ -29,6 +29,7 @@ from imcore.errors import (
     SessionExpired,
     UnknownUser,
 )
+from imcore.live.core import DROPPED, Heard
 from imcore.live.gateway import Gateway
 from imcore.settings import Settings
 from imcore.streams import calls
@@ -880,6 +881,18 @@ def test_a_partition_that_moves_to_another_node_is_followed(
             # Then
             audience.until(lambda: audience.heard(bob) == ["1", "2", "3", "4"])
         assert [each.unread for each in other.unread("bob")] == [0]
+
+
+def test_a_node_that_gives_many_channels_away_is_not_waited_for_longer(chat: Chat, other: Chat) -> None:
+    chat.create_group("team", ["ann", "bob"])
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob = gateway.open("bob")
+        audience.settled()
+        gateway._core.hear(Heard(DROPPED, f"channel {number}") for number in range(100))
+        begun = time.monotonic()
+        audience.until(lambda: bob.reconnects)
+        assert time.monotonic() - begun < 1
 
 
 def test_a_group_that_is_refused_does_not_hold_up_the_others(
