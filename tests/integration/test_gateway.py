@@ -6,7 +6,7 @@ import random
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -895,6 +895,21 @@ def test_a_node_that_gives_many_channels_away_is_not_waited_for_longer(chat: Cha
         assert time.monotonic() - begun < 1
 
 
+def refusing(chat: Chat, gid: str, function: str) -> Callable[..., list[Any]]:
+    """What takes the place of `gather` while the partition of a group moves to another node."""
+    gather = chat.link.gather
+
+    def refuse(batch: Sequence[calls.Call[Any]], **options: bool) -> list[Any]:
+        answers = gather(batch, **options)
+        refused = RedisRefuses("moves")
+        return [
+            refused if (call.gid, call.function) == (gid, function) else answer
+            for call, answer in zip(batch, answers, strict=True)
+        ]
+
+    return refuse
+
+
 def test_a_group_that_is_refused_does_not_hold_up_the_others(
     chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -902,20 +917,10 @@ def test_a_group_that_is_refused_does_not_hold_up_the_others(
     for gid in ("a", "b"):
         chat.create_group(gid, ["ann", "bob"])
         say(other, *map(str, range(1200)), gid=gid)
-    gather = chat.link.gather
-
-    def refusing(batch: Sequence[calls.Call[Any]], **options: bool) -> list[Any]:
-        answers = gather(batch, **options)
-        refused = RedisRefuses("moves")
-        return [
-            refused if (call.gid, call.function) == ("a", "im_pull") else answer
-            for call, answer in zip(batch, answers, strict=True)
-        ]
-
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         with monkeypatch.context() as patch:
-            patch.setattr(chat.link, "gather", refusing)
+            patch.setattr(chat.link, "gather", refusing(chat, "a", "im_pull"))
             # When
             bob = gateway.open("bob")
             begun = time.monotonic()
@@ -924,6 +929,27 @@ def test_a_group_that_is_refused_does_not_hold_up_the_others(
             assert time.monotonic() - begun < 2
             assert audience.heard(bob, "a") == []
         audience.until(lambda: audience.heard(bob, "a") == audience.heard(bob, "b"))
+
+
+def test_tallies_that_are_refused_do_not_hold_up_the_receipts_of_others(
+    chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given two with receipts that wait
+    for gid, sender in (("a", "ann"), ("b", "bob")):
+        chat.create_group(gid, ["ann", "bob"])
+        tell(other, *say(other, "1", gid=gid, sender=sender))
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        with monkeypatch.context() as patch:
+            patch.setattr(chat.link, "gather", refusing(chat, "a", "im_tally"))
+            # When
+            ann, bob = gateway.open("ann"), gateway.open("bob")
+            # Then
+            audience.until(lambda: audience.receipts[bob], timeout_s=2)
+            assert not audience.receipts[ann]
+            with pytest.raises(RedisRefuses):
+                chat.tallies("a", [message.msgid for message in chat.pull("bob", "a")])
+        audience.until(lambda: audience.receipts[ann])
 
 
 # What breaks at the server.
