@@ -117,7 +117,10 @@ class Gateway:
         self._run(self._core.end(list(sessions)))
 
     def close(self, *, clean: bool = True) -> None:
-        """End all sessions. Not clean: as if the process had been killed, so nothing more is acked."""
+        """End all sessions. Not clean: as if the process had been killed, so nothing more is acked.
+
+        Sessions that are opened afterwards begin anew.
+        """
         try:
             if clean and self._begun:
                 self._end(self._core.sessions)
@@ -125,7 +128,9 @@ class Gateway:
             log.warning("%s; what was not acked comes again", error)
         finally:
             if self._begun:
-                self._run(self._core.abandon())
+                core = self._core
+                del self._core  # nothing of it is left to be ended once more
+                self._run(core.abandon())
             self._unsubscribe()
 
     def received(self, session: Session, gid: str, msgid: str) -> None:

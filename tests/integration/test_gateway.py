@@ -748,6 +748,26 @@ def test_a_gateway_may_be_closed_again_with_acks_under_way(chat: Chat, other: Ch
     assert time.monotonic() - begun < 5  # it did not wait for an answer that has been read
 
 
+def test_what_was_closed_as_if_killed_acks_nothing_when_it_is_left(chat: Chat, other: Chat) -> None:
+    chat.create_group("team", ["ann", "bob"])
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        gateway.open("bob")
+        audience.settled()
+        say(other, "1")
+        assert gateway.poll(MOST_S)
+        # When
+        gateway.close(clean=False)
+        # Then it has no sessions, but may have others
+        other.create_group("home", ["ann", "bob"])
+        assert gateway.poll(0.2) == []
+        ann = gateway.open("ann")
+        audience.settled()
+        [message] = say(other, "2", sender="bob")
+        audience.until(lambda: audience.heard(ann) == ["2"])
+    assert (offset(other, "bob"), offset(other, "ann")) == (None, message.msgid)
+
+
 def test_the_end_of_one_session_confirms_no_receipts_of_others(chat: Chat, other: Chat) -> None:
     # Given receipts of one that are at hand but not written to them yet
     chat.create_group("team", ["ann", "bob"])
