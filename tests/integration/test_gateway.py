@@ -1139,6 +1139,41 @@ def test_who_needs_a_database_that_is_away_does_not_hold_up_the_others(
         audience.until(lambda: [(each.msgid, each.read) for each in audience.receipts[ann]] == [(sent[0].msgid, 1)])
 
 
+def test_a_database_that_is_silent_is_not_waited_for_all_the_time(
+    chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given bob, whose missed messages are in SQL only, in several groups
+    for gid in ("a", "b", "c"):
+        chat.create_group(gid, ["ann", "bob"])
+        trim(chat, say(chat, "1", "2", gid=gid)[0])
+    chat.create_group("home", ["ann", "cyd"])
+    answer = chat.history.answering.answer
+    asked = []
+
+    def silent(question: Question) -> Any:
+        if isinstance(question, AskSql):
+            asked.append(question)
+            time.sleep(0.5)
+            raise DatabaseUnavailable
+        return answer(question)
+
+    monkeypatch.setattr("imcore.live.following.LONGEST_WAIT_S", 0.1)
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob, cyd = (gateway.open(uid) for uid in ("bob", "cyd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(chat.history.answering, "answer", silent)
+            # When
+            audience.until(lambda: asked)
+            for number in range(1, 6):
+                say(other, str(number), gid="home")
+                audience.until(lambda n=number: len(audience.heard(cyd, "home")) == n)
+                audience.poll(0.1)
+        # Then
+        assert len(asked) == 1
+        audience.until(lambda: all(audience.heard(bob, gid) == ["1", "2"] for gid in ("a", "b", "c")))
+
+
 def test_an_end_while_the_subscription_is_lost_still_acks_and_goes_offline(chat: Chat, other: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     [message] = say(other, "1")
