@@ -83,8 +83,11 @@ class Client:
         What may have gone out before, and was not heard of, is looked for first: it does not go out again.
         """
         try:
+            waits = bool(self._local.waiting())
+            if waits:
+                self._chat.link.require_functions(writes=True)  # as a send does: what comes before it only reads
             self.meet()
-            if self._local.waiting():
+            if waits:
                 self._begin()
                 self._find_sent(self._local.attempt())
         except (TryAgain, ConfigurationError) as error:
