@@ -85,7 +85,7 @@ class Client:
         try:
             self.meet()
             if self._local.waiting():
-                self._chat.link.require_functions(writes=True)
+                self._chat.link.require_functions(writes=True)  # as a send does: what comes before it only reads
                 self._begin()
                 self._find_sent(self._local.attempt())
         except (TryAgain, ConfigurationError) as error:

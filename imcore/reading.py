@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from imcore import msgid as msgids
 from imcore.asking import Asking, ask, ask_all, ask_sql
-from imcore.errors import ImError, UnknownGroup, UnknownMessage
+from imcore.errors import ImError, RedisRefuses, UnknownGroup, UnknownMessage
 from imcore.sql.rows import MessageRow
 from imcore.streams import calls, receipt_calls, wire
 from imcore.streams.calls import Call, Pulled
@@ -72,7 +72,8 @@ def messages(space: Keyspace, gid: str, rows: Sequence[MessageRow]) -> Asking[li
 Messages = Mapping[str, Sequence[int]]
 """Msgids (packed) by gid."""
 Tallies = dict[tuple[str, int], Counts | ImError]
-"""By gid and msgid, read and unread, or why they cannot be had: UnknownGroup, UnknownMessage, or what SQL raises."""
+"""By gid and msgid, read and unread, or why they cannot be had: UnknownGroup, UnknownMessage, RedisRefuses (while their
+partition moves to another node), or what SQL raises."""
 
 
 def tallies(space: Keyspace, wanted: Messages) -> Asking[Tallies]:
@@ -111,7 +112,7 @@ def _counted(space: Keyspace, wanted: Mapping[str, Sequence[tuple[int, str, int 
     answers = yield from ask([receipt_calls.tallies(space, gid, part) for gid, part in parts])
     found: Tallies = {}
     for (gid, part), answer in zip(parts, answers, strict=True):
-        if isinstance(answer, ImError) and not isinstance(answer, UnknownGroup):
+        if isinstance(answer, ImError) and not isinstance(answer, UnknownGroup | RedisRefuses):
             raise answer
         each = [answer] * len(part) if isinstance(answer, ImError) else answer
         found.update(((gid, message[0]), count) for message, count in zip(part, each, strict=True))
@@ -155,7 +156,7 @@ def marks(space: Keyspace, cursors: Sequence[Cursor], count: int) -> Asking[list
 
 
 def receipts(space: Keyspace, marked: Sequence[Sequence[Mark]]) -> Asking[list[list[Receipt] | ImError]]:
-    """Return what is to be told of marked messages, by gid and age, or what keeps SQL from answering.
+    """Return what is to be told of marked messages, by gid and age, or what keeps SQL or a partition from answering.
 
     A mark of what is unknown by now tells nothing.
     """

@@ -88,7 +88,9 @@ class AckBook:
     def take_of(self, sessions: Collection[Session]) -> list[Waiting]:
         """Take out what these sessions owe, and nobody else's part of it."""
         removed = self._remove(sessions, {gid for session in sessions for gid in session.gids})
-        return [Waiting(waiting.gid, Audience(mine), waiting.place, waiting.due) for waiting, mine in removed]
+        return [
+            Waiting(waiting.gid, Audience(mine), waiting.place, waiting.due, taken=True) for waiting, mine in removed
+        ]
 
     def forget(self, sessions: Collection[Session], gid: str | None = None) -> None:
         """Drop what sessions owe, of one group or of all: they have not received that, or are to receive it again."""

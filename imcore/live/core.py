@@ -210,9 +210,10 @@ class Core:
 
     def lost(self, error: RedisUnavailable) -> None:
         """The subscription has ended. Another one is opened in time, and what was missed is pulled."""
-        self._listening.lost()
-        self._parts.wait(self._listening, error)
-        self._beating.soon()
+        if self._listening.is_open:  # a node that gives channels away says so of each
+            self._listening.lost()
+            self._parts.wait(self._listening, error)
+            self._beating.soon()
 
     def hear(self, heard: Iterable[Heard]) -> None:
         """Take what came on the subscription."""

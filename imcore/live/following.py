@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from imcore import reading
 from imcore.asking import Asking, ask
-from imcore.errors import ImError, NotMember, UnknownGroup
+from imcore.errors import ImError, NotMember, RedisRefuses, UnknownGroup
 from imcore.live.acks import AckBook
 from imcore.live.channels import Channels
 from imcore.live.feed import Feed, Place
@@ -130,6 +130,9 @@ class Following:
         if isinstance(answer, NotMember | UnknownGroup):
             self._set_apart(room, feed, dict.fromkeys(room.audience(feed).uids, answer))
             return 0
+        if isinstance(answer, RedisRefuses):  # one partition, while it moves to another node
+            self._postpone(feed, answer)
+            return 0
         if isinstance(answer, ImError):
             raise answer
         self._set_apart(room, feed, answer.apart)
@@ -159,6 +162,6 @@ class Following:
                 self._behind.add([room.enter(session, Place(apart))])
 
     def _postpone(self, feed: Feed, error: ImError) -> None:
-        """Let the others go on: only what is trimmed in Redis needs the database."""
+        """Let the others go on: only what is trimmed in Redis needs the database, and other groups are elsewhere."""
         self._trouble.note(error)
         self._behind.postpone(feed, self._clock() + LONGEST_WAIT_S)

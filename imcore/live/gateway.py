@@ -13,8 +13,8 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from imcore.asking import Asking, Listen, Ping, Question, Resubscribe, answered
-from imcore.errors import InvalidInput, RedisUnavailable, TryAgain
+from imcore.asking import Asking, AskSql, Listen, Ping, Question, Resubscribe, answered
+from imcore.errors import DatabaseUnavailable, InvalidInput, RedisUnavailable, TryAgain
 from imcore.history import History
 from imcore.limits import check_msgid, check_name, check_places, check_receipts, check_seconds
 from imcore.live.core import Core, Manner
@@ -30,6 +30,9 @@ T = TypeVar("T")
 
 _LONGEST_WAIT_S = 3600.0
 """Systems do not wait for ever at once."""
+
+_TIMES_AS_LONG = 5
+"""After a database was waited for in vain it is left alone for so many times as long."""
 
 Acks = Literal["auto", "client", "off"]
 HowTold = Literal["push", "poll"]
@@ -66,6 +69,7 @@ class Gateway:
         self._manner = Manner(ack_every, ack_interval_s, acks, receipts)
         self._answering = history.answering
         self._subscription: Subscription | None = None
+        self._sql_trouble, self._no_sql_until = "", 0.0
 
     @cached_property
     def _core(self) -> Core:
@@ -117,7 +121,10 @@ class Gateway:
         self._run(self._core.end(list(sessions)))
 
     def close(self, *, clean: bool = True) -> None:
-        """End all sessions. Not clean: as if the process had been killed, so nothing more is acked."""
+        """End all sessions. Not clean: as if the process had been killed, so nothing more is acked.
+
+        Sessions that are opened afterwards begin anew.
+        """
         try:
             if clean and self._begun:
                 self._end(self._core.sessions)
@@ -125,7 +132,9 @@ class Gateway:
             log.warning("%s; what was not acked comes again", error)
         finally:
             if self._begun:
-                self._run(self._core.abandon())
+                core = self._core
+                del self._core  # nothing of it is left to be ended once more
+                self._run(core.abandon())
             self._unsubscribe()
 
     def received(self, session: Session, gid: str, msgid: str) -> None:
@@ -201,9 +210,23 @@ class Gateway:
                 self._subscription.change(drop, add)
             case Ping() if self._subscription:
                 self._subscription.ping()
+            case AskSql():
+                return self._ask_sql(question)
             case _:
                 return self._answering.answer(question)
         return None
+
+    def _ask_sql(self, question: AskSql) -> Any:
+        """Ask the database. While it is silent, each attempt takes seconds, and all wait for it: so there are few."""
+        begun = time.monotonic()
+        if begun < self._no_sql_until:
+            raise DatabaseUnavailable(self._sql_trouble)
+        try:
+            return self._answering.answer(question)
+        except DatabaseUnavailable as error:
+            now = time.monotonic()
+            self._sql_trouble, self._no_sql_until = str(error), now + _TIMES_AS_LONG * (now - begun)
+            raise
 
     def _hear(self, timeout_s: float) -> None:
         """Tell the core what came on the subscription, after waiting at most so long for the first."""

@@ -18,13 +18,14 @@ class Listening:
         self._every_s = every_s
         self._on_anew = on_anew
         self._clock = clock
-        self._is_open = False
+        self.is_open = False
+        """Whether there is a subscription, as far as is known."""
         self._next_ping = math.inf
         self._silent = False
 
     def lost(self) -> None:
         """The subscription is lost: pushes may be, too."""
-        self._is_open = False
+        self.is_open = False
 
     def answered(self) -> None:
         """The server has answered the last PING."""
@@ -32,7 +33,7 @@ class Listening:
 
     def due(self) -> float:
         """Return when there is something to do: now, where channels have to change and may."""
-        if not self._is_open:
+        if not self.is_open:
             return math.inf if self._channels.is_empty else 0.0
         return 0.0 if self._channels.has_changes() else self._next_ping
 
@@ -45,7 +46,7 @@ class Listening:
             raise
 
     def _listen(self) -> Asking[None]:
-        if not self._is_open:
+        if not self.is_open:
             yield Listen()
             self._begin()
         if self._next_ping <= self._clock():
@@ -54,7 +55,7 @@ class Listening:
             yield Resubscribe(*self._channels.changes())
 
     def _begin(self) -> None:
-        self._is_open = True
+        self.is_open = True
         self._silent = False
         self._next_ping = self._clock() + self._every_s
         self._channels.begin_anew()

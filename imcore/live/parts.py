@@ -56,6 +56,7 @@ class Parts:
         self._parts = {part: _Pause() for part in parts}
         self._all = _Pause()
         self._clock = clock
+        self._said = ""
 
     def due(self) -> float:
         """Return when a part is due next."""
@@ -78,11 +79,13 @@ class Parts:
             else:
                 pause.over()
                 self._all.over()
+                self._said = ""
             now = self._clock()
 
     def wait(self, part: Part, error: TryAgain) -> None:
-        """Let a part wait that has failed."""
-        if self._parts[part].begin(self._clock()):
+        """Let a part wait that has failed. What has been said is not said again before one succeeds."""
+        if self._parts[part].begin(self._clock()) and str(error) != self._said:
+            self._said = str(error)
             log.warning("%s; trying again", error)
 
 

@@ -97,7 +97,10 @@ class Subscription:
         elif len(connections) == 1:
             return list(self._connections) if connections[0].can_read(timeout_s) else []
         elif not any(connection.can_read(0) for connection in connections):
-            select.select([connection._sock for connection in connections], [], [], timeout_s)
+            waiting = select.poll()  # select() takes no descriptor from 1024 on: a gateway has many sockets
+            for connection in connections:
+                waiting.register(connection._sock, select.POLLIN)
+            waiting.poll(timeout_s * 1000)
         return [name for name, connection in self._connections.items() if connection.can_read(0)]
 
     def _drain(self, name: str) -> Iterator[Heard]:

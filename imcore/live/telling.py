@@ -121,7 +121,7 @@ class Telling:
             del self._cursors[session]
 
     def _postpone(self, session: Session, error: ImError) -> None:
-        """Let the others go on: only receipts of what is trimmed in Redis need the database."""
+        """Let the others go on: only receipts of what is trimmed in Redis need the database, or a partition moves."""
         self._trouble.note(error)
         self._todo.postpone(session, self._clock() + LONGEST_WAIT_S)
 

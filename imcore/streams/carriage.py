@@ -32,8 +32,9 @@ _NOT_TAKEN = (AskError, TryAgainError)
 """Answers of a node that has not the keys of a command (a MovedError is an AskError), and did nothing."""
 _KEY_AT = {"FCALL": 3, "FCALL_RO": 3, "MEMORY": 2}
 """Where the first key of a command stands; of others it follows the name."""
-_MOST_HOPS = 16
-_TRY_AGAIN_S = 0.05
+_FEW_HOPS = 4
+_MOST_WAITS = 16
+_WAIT_S = 0.05
 
 
 class UnderWay:
@@ -79,15 +80,24 @@ class UnderWay:
 def over_cluster(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
     """Carry commands to the nodes that have their keys; return the answers, each error in its place.
 
-    What a node has not taken, since its keys are elsewhere by now, goes there. What got no answer is not sent again;
-    the client then asks anew where which keys are.
+    What a node has not taken, since its keys are elsewhere by now, goes there; where the nodes need time for that, all
+    commands together wait a moment at most, and those that are not taken then have a TryAgainError. What got no answer
+    is not sent again; the client then asks anew where which keys are.
     """
     answers = _at_their_nodes(client, commands)
+    waits = _MOST_WAITS
     for number, command in enumerate(commands):
-        hops = _MOST_HOPS
-        while isinstance(answers[number], _NOT_TAKEN) and hops:
+        hops = 0
+        while isinstance(answers[number], _NOT_TAKEN):
+            if isinstance(answers[number], TryAgainError) or hops >= _FEW_HOPS:  # each of two nodes names the other
+                if not waits:
+                    break
+                waits -= 1
+                time.sleep(_WAIT_S)
             answers[number] = _elsewhere(client, command, answers[number])
-            hops -= 1
+            hops += 1
+        if isinstance(answers[number], AskError):
+            answers[number] = TryAgainError(str(answers[number]))
     if any(isinstance(answer, LOST) for answer in answers):
         look_around(client)
     return answers
@@ -152,8 +162,6 @@ def _elsewhere(client: RedisCluster, command: Command, refusal: ResponseError) -
             node = _learn(client, refusal)
         elif isinstance(refusal, AskError):
             commands, node = [("ASKING",), command], client.get_node(refusal.host, refusal.port)
-        else:
-            time.sleep(_TRY_AGAIN_S)  # some of its keys are here and some are there
         node = node or client.get_node_from_key(_key_of(command))
         return UnderWay(client.get_redis_connection(node), commands).answers()[-1]
     except (*LOST, RedisClusterException) as error:

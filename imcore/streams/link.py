@@ -1,5 +1,6 @@
 """The link to Redis: carries calls, and sees to it that the functions are there."""
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,6 +28,9 @@ Answers = Callable[[], list[T | ImError]]
 
 CHUNK = 500
 """How many calls travel in one round trip."""
+
+PATIENCE_S = 15.0
+"""What has failed after so long is not tried again: once more is enough where the server itself is silent."""
 
 
 def open_client(url: str, *, timeout_s: float | None = 10.0) -> Client:
@@ -92,7 +96,8 @@ class Link:
         """Carry one call and return its answer.
 
         `repeatable` says that a second run of a call whose answer got lost does no harm; then a lost connection is
-        tried again a few times. Raise the ImError that the answer stands for, or RedisUnavailable, RedisFull.
+        tried again a few times, as long as there is PATIENCE_S. Raise the ImError that the answer stands for, or
+        RedisUnavailable, RedisFull.
         """
         self._begin([call])
 
@@ -189,7 +194,16 @@ class Link:
         return answers
 
     def _attempt(self, attempt: Callable[[], T], repeatable: bool) -> T:
-        return self._retry.call_with_retry(attempt, self._look_around) if repeatable else attempt()
+        if not repeatable:
+            return attempt()
+        give_up = time.monotonic() + PATIENCE_S
+
+        def failed(lost: Exception) -> None:
+            self._look_around(lost)
+            if time.monotonic() > give_up:
+                raise lost
+
+        return self._retry.call_with_retry(attempt, failed)
 
     def _look_around(self, _lost: Exception) -> None:
         if isinstance(self.client, RedisCluster):

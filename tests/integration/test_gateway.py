@@ -3,9 +3,10 @@
 import gc
 import os
 import random
+import resource
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from imcore.errors import (
     DatabaseRejected,
     DatabaseUnavailable,
     ImError,
+    RedisRefuses,
     RedisUnavailable,
     SessionExpired,
     UnknownUser,
 )
+from imcore.live.core import DROPPED, Heard
 from imcore.live.gateway import Gateway
 from imcore.settings import Settings
 from imcore.streams import calls
@@ -598,6 +601,31 @@ def test_waiting_costs_no_processor_time(chat: Chat) -> None:
         assert time.process_time() - before < 0.3
 
 
+@pytest.fixture
+def crowd() -> Iterator[None]:
+    """A process in which descriptors below 1024 are taken, as by the sockets of many users."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    while taken[-1] < 1024:
+        taken.append(os.dup(taken[0]))
+    yield
+    for descriptor in taken:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("crowd")
+def test_a_gateway_may_have_the_sockets_of_many_users(chat: Chat, other: Chat) -> None:
+    chat.create_group("team", ["ann", "bob"])
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob = gateway.open("bob")
+        audience.settled()
+        say(other, "1")
+        audience.until(lambda: audience.heard(bob) == ["1"])
+
+
 # What breaks.
 
 
@@ -718,6 +746,26 @@ def test_a_gateway_may_be_closed_again_with_acks_under_way(chat: Chat, other: Ch
         gateway.close(clean=False)
         begun = time.monotonic()
     assert time.monotonic() - begun < 5  # it did not wait for an answer that has been read
+
+
+def test_what_was_closed_as_if_killed_acks_nothing_when_it_is_left(chat: Chat, other: Chat) -> None:
+    chat.create_group("team", ["ann", "bob"])
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        gateway.open("bob")
+        audience.settled()
+        say(other, "1")
+        assert gateway.poll(MOST_S)
+        # When
+        gateway.close(clean=False)
+        # Then it has no sessions, but may have others
+        other.create_group("home", ["ann", "bob"])
+        assert gateway.poll(0.2) == []
+        ann = gateway.open("ann")
+        audience.settled()
+        [message] = say(other, "2", sender="bob")
+        audience.until(lambda: audience.heard(ann) == ["2"])
+    assert (offset(other, "bob"), offset(other, "ann")) == (None, message.msgid)
 
 
 def test_the_end_of_one_session_confirms_no_receipts_of_others(chat: Chat, other: Chat) -> None:
@@ -853,6 +901,75 @@ def test_a_partition_that_moves_to_another_node_is_followed(
             # Then
             audience.until(lambda: audience.heard(bob) == ["1", "2", "3", "4"])
         assert [each.unread for each in other.unread("bob")] == [0]
+
+
+def test_a_node_that_gives_many_channels_away_is_not_waited_for_longer(chat: Chat, other: Chat) -> None:
+    chat.create_group("team", ["ann", "bob"])
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob = gateway.open("bob")
+        audience.settled()
+        gateway._core.hear(Heard(DROPPED, f"channel {number}") for number in range(100))
+        begun = time.monotonic()
+        audience.until(lambda: bob.reconnects)
+        assert time.monotonic() - begun < 1
+
+
+def refusing(chat: Chat, gid: str, function: str) -> Callable[..., list[Any]]:
+    """What takes the place of `gather` while the partition of a group moves to another node."""
+    gather = chat.link.gather
+
+    def refuse(batch: Sequence[calls.Call[Any]], **options: bool) -> list[Any]:
+        answers = gather(batch, **options)
+        refused = RedisRefuses("moves")
+        return [
+            refused if (call.gid, call.function) == (gid, function) else answer
+            for call, answer in zip(batch, answers, strict=True)
+        ]
+
+    return refuse
+
+
+def test_a_group_that_is_refused_does_not_hold_up_the_others(
+    chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given two groups, of which one is in a partition that moves
+    for gid in ("a", "b"):
+        chat.create_group(gid, ["ann", "bob"])
+        say(other, *map(str, range(1200)), gid=gid)
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        with monkeypatch.context() as patch:
+            patch.setattr(chat.link, "gather", refusing(chat, "a", "im_pull"))
+            # When
+            bob = gateway.open("bob")
+            begun = time.monotonic()
+            # Then
+            audience.until(lambda: len(audience.heard(bob, "b")) == 1200)
+            assert time.monotonic() - begun < 2
+            assert audience.heard(bob, "a") == []
+        audience.until(lambda: audience.heard(bob, "a") == audience.heard(bob, "b"))
+
+
+def test_tallies_that_are_refused_do_not_hold_up_the_receipts_of_others(
+    chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given two with receipts that wait
+    for gid, sender in (("a", "ann"), ("b", "bob")):
+        chat.create_group(gid, ["ann", "bob"])
+        tell(other, *say(other, "1", gid=gid, sender=sender))
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        with monkeypatch.context() as patch:
+            patch.setattr(chat.link, "gather", refusing(chat, "a", "im_tally"))
+            # When
+            ann, bob = gateway.open("ann"), gateway.open("bob")
+            # Then
+            audience.until(lambda: audience.receipts[bob], timeout_s=2)
+            assert not audience.receipts[ann]
+            with pytest.raises(RedisRefuses):
+                chat.tallies("a", [message.msgid for message in chat.pull("bob", "a")])
+        audience.until(lambda: audience.receipts[ann])
 
 
 # What breaks at the server.
@@ -1020,6 +1137,41 @@ def test_who_needs_a_database_that_is_away_does_not_hold_up_the_others(
         monkeypatch.setattr(chat.history.answering, "answer", answer)
         audience.until(lambda: audience.heard(bob) == ["1", "2", "3"])
         audience.until(lambda: [(each.msgid, each.read) for each in audience.receipts[ann]] == [(sent[0].msgid, 1)])
+
+
+def test_a_database_that_is_silent_is_not_waited_for_all_the_time(
+    chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given bob, whose missed messages are in SQL only, in several groups
+    for gid in ("a", "b", "c"):
+        chat.create_group(gid, ["ann", "bob"])
+        trim(chat, say(chat, "1", "2", gid=gid)[0])
+    chat.create_group("home", ["ann", "cyd"])
+    answer = chat.history.answering.answer
+    asked = []
+
+    def silent(question: Question) -> Any:
+        if isinstance(question, AskSql):
+            asked.append(question)
+            time.sleep(0.5)
+            raise DatabaseUnavailable
+        return answer(question)
+
+    monkeypatch.setattr("imcore.live.following.LONGEST_WAIT_S", 0.1)
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob, cyd = (gateway.open(uid) for uid in ("bob", "cyd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(chat.history.answering, "answer", silent)
+            # When
+            audience.until(lambda: asked)
+            for number in range(1, 6):
+                say(other, str(number), gid="home")
+                audience.until(lambda n=number: len(audience.heard(cyd, "home")) == n)
+                audience.poll(0.1)
+        # Then
+        assert len(asked) == 1
+        audience.until(lambda: all(audience.heard(bob, gid) == ["1", "2"] for gid in ("a", "b", "c")))
 
 
 def test_an_end_while_the_subscription_is_lost_still_acks_and_goes_offline(chat: Chat, other: Chat) -> None:

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from imcore.streams import calls, carriage
+from imcore.errors import RedisUnavailable
+from imcore.streams import calls, carriage, link
 from imcore.streams.link import Link, open_client
 
 
@@ -33,4 +34,21 @@ def test_interrupted_waiting_leaves_no_answer_for_the_next_call(valkey: str, mon
         with pytest.raises(KeyboardInterrupt):
             answers()
     assert here.read("PING") is True
+    here.close()
+
+
+def test_a_silent_server_is_not_waited_for_many_times(valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a server that takes commands, and answers none
+    here = Link(open_client(valkey, timeout_s=0.2), url=valkey)
+    here.upgrade()
+    asked = []
+    carry = here._execute_command
+    monkeypatch.setattr(here, "_execute_command", lambda *command: asked.append(command) or carry(*command))
+    monkeypatch.setattr(link, "PATIENCE_S", 0.3)
+    here.client.client_pause(1500)
+    # When
+    with pytest.raises(RedisUnavailable):
+        here.read("GET", "nothing")
+    # Then
+    assert 1 <= len(asked) <= 2
     here.close()

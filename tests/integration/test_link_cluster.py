@@ -1,5 +1,6 @@
 """The link over a cluster: what is sent is sent once, wherever the keys are, and whoever has them by now."""
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -7,11 +8,12 @@ from typing import Any
 
 import pytest
 import redis
+from redis.exceptions import MovedError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imcore.chat import Chat
-from imcore.errors import ConfigurationError, RedisUnavailable
-from imcore.streams import carriage
+from imcore.errors import ConfigurationError, RedisRefuses, RedisUnavailable
+from imcore.streams import carriage, session_calls
 from imcore.streams.calls import Draft
 from imcore.streams.link import Link, open_client
 from tests.deadline import wait_until
@@ -91,6 +93,50 @@ def test_what_is_elsewhere_by_now_is_found(chat: Chat, cluster_servers: RunningC
         assert [each.unread for each in chat.unread("bob")] == [3]
     finally:
         move_slot(cluster_servers, slot, former)
+
+
+def test_what_the_nodes_need_time_for_is_not_waited_for_by_each_of_many(
+    chat: Chat, cluster_servers: RunningCluster
+) -> None:
+    # Given calls for a slot that is under way: of their keys, some are to be made where the others are not
+    space = chat.link.space
+    key = space.online(space.partition_of("ann"))
+    uids = [uid for uid in map(str, range(800)) if space.online(space.partition_of(uid)) == key]
+    beats = [session_calls.beat(space, uid, "s", 60_000, opens=True) for uid in uids]
+    answers: list[Any] = []
+    took: list[float] = []
+
+    def ask() -> None:
+        begun = time.monotonic()
+        answers.extend(chat.link.gather(beats))
+        took.append(time.monotonic() - begun)
+
+    # When
+    slot = chat.link.client.keyslot(key)
+    former = move_slot(cluster_servers, slot, meanwhile=ask)
+    move_slot(cluster_servers, slot, former)
+
+    # Then all are refused for now, soon
+    assert len(uids) > 50
+    assert {type(answer) for answer in answers} == {RedisRefuses}
+    assert took[0] < 5
+
+
+def test_what_no_node_says_to_have_is_to_be_tried_again(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given nodes that do not agree yet who has a slot
+    slot = chat.link.client.keyslot(chat.link.space.group("team").stream)
+    read = carriage._answer
+
+    def elsewhere(connection: Any) -> MovedError:
+        read(connection)
+        return MovedError(f"{slot} {connection.host}:{connection.port}")
+
+    # When, then
+    with monkeypatch.context() as patch:
+        patch.setattr(carriage, "_answer", elsewhere)
+        with pytest.raises(RedisRefuses, match="another node"):
+            chat.status("team")
+    assert contents(chat) == []
 
 
 def test_a_replica_that_takes_over_is_gone_on_with(tmp_path: Path) -> None:

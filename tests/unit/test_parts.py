@@ -83,6 +83,25 @@ def test_where_nobody_answers_nobody_is_asked_for_longer_and_longer(
     assert parts.due() <= clock.now
 
 
+def test_that_nobody_answers_is_said_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = Doing(), Doing()
+    parts = Parts([first, second], clock)
+    for _ in range(2):
+        # When one has lost its connection, and another one gets no answer either
+        first.error = RedisUnavailable("nobody there")
+        parts.wait(second, first.error)
+        answered(parts.go_on(), print)
+        # Then
+        assert len(caplog.records) == 1
+        # And it is said again once all was well meanwhile
+        caplog.clear()
+        first.error = None
+        clock.now += LONGEST_WAIT_S
+        answered(parts.go_on(), print)
+        assert first.done
+        clock.now += LONGEST_WAIT_S
+
+
 def test_what_waiting_does_not_mend_is_raised(clock: Clock) -> None:
     part = Doing()
     part.error = ConfigurationError("no right")

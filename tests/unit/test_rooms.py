@@ -281,3 +281,20 @@ def test_what_could_not_be_sent_is_due_again() -> None:
     book.put_back([waiting])
     assert book.next_due() == 0.0
     assert book.take_due(0.0) == [waiting]
+
+
+def test_an_end_that_failed_may_be_tried_again_and_be_given_up() -> None:
+    # Given one who could not end, for their acks could not be sent
+    ann = Session("ann")
+    book = AckBook(2, 1.0)
+    told(book, ann)
+    book.put_back(book.take_of([ann]))
+
+    # When that is tried again, then the same is owed
+    again = book.take_of([ann])
+    assert targets(again) == {"g": [Target(packed(1), ("ann",), 1)], "h": [Target(packed(2), ("ann",), 2)]}
+
+    # And when that is in vain, too, and is given up, then nothing is
+    book.put_back(again)
+    book.forget([ann])
+    assert not any(targets(book.take_due(5.0)).values())
