@@ -83,7 +83,11 @@ def marks_of(chat: Chat) -> Marks:
     places = list(there)
     found = link.read_many([("HGET", space.marks(p), consumer) for p, consumer in places])
     here = {place: int(mark) if mark and mark.isdigit() else 0 for place, mark in zip(places, found, strict=True)}
-    return Marks(there, {place: (here[place], there[place]) for place in places if here[place] < there[place]})
+    behind = {place: (here[place], there[place]) for place in places if here[place] < there[place]}
+    if behind:  # a process that has taken some over meanwhile has let SQL forget them, and then Redis
+        now = stored.marks(chat.database)
+        behind = {place: sides for place, sides in behind.items() if place in now}
+    return Marks(there, behind)
 
 
 def reconcile(chat: Chat, partition: int) -> Reconciled:

@@ -22,6 +22,8 @@ from imcore.errors import ImError, RedisUnavailable
 from imcore.live.gateway import Gateway
 from imcore.live.rooms import Arrived, Told
 from imcore.settings import Settings
+from imcore.sql import stored
+from imcore.sql.database import Database
 from imcore.streams import keys
 from tests.deadline import wait_until
 from tests.dying import Dying, KilledError
@@ -303,6 +305,27 @@ def test_check_tells_of_it_and_repairs_it(chat: Chat) -> None:
     assert all(difference.repaired for difference in check(chat, repair=True))
     assert list(check(chat)) == []
     assert [message.content for message in chat.pull("bob", "g")] == ["lost and stored"]
+
+
+def test_a_worker_that_takes_over_marks_meanwhile_is_no_difference(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given marks of a worker that has ended, which the next one of its name takes over as somebody looks at them
+    chat.create_group("g", ["ann", "bob"])
+    persist(chat)
+    chat.send("g", "hi", sender_uid="ann")
+    marks = stored.marks
+    looked: list[str] = []
+
+    def marks_and_then_an_heir(database: Database) -> dict[tuple[int, str], int]:
+        found = marks(database)
+        if not looked:
+            looked.append("once")
+            persist(chat)
+        return found
+
+    monkeypatch.setattr(stored, "marks", marks_and_then_an_heir)
+    # When, then
+    assert list(check(chat)) == []
+    assert looked
 
 
 def hears(gateway: Gateway, contents: list[str]) -> None:
