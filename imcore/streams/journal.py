@@ -81,9 +81,12 @@ class Lease:
 
 
 class _Failed(NamedTuple):
-    """An entry that could not be handled, and when to try again (of the monotonic clock)."""
+    """An entry that could not be handled, and when to try again (of the monotonic clock).
 
-    entry: Entry
+    None: Redis is to be asked first whether it still has it.
+    """
+
+    entry: Entry | None
     again_at: float
 
 
@@ -170,6 +173,7 @@ class Journal:
         """Take again what is open under our name: the caller has given up what it had in hand."""
         self._open = {}
         self._out = 0
+        self._failed = {key: failed._replace(entry=None) for key, failed in self._failed.items()}
 
     def hold_on(self) -> None:
         """Show a sign of life. `take` and `done` do so too."""
@@ -205,19 +209,29 @@ class Journal:
         self._follows = True
 
     def _take_open(self) -> list[Entry]:
-        if self._open is None:
-            return []
-        entries = self._take(self._open)
-        self._open.update((entry.partition, entry.id) for entry in entries)
-        if not entries:
-            self._open = None
-        return self._for_us([entry for entry in entries if (entry.partition, entry.id) not in self._failed])
+        while self._open is not None:
+            entries = self._take(self._open)
+            self._open.update((entry.partition, entry.id) for entry in entries)
+            if not entries:
+                self._open = None
+                self._failed = {key: failed for key, failed in self._failed.items() if failed.entry}
+            if found := self._for_us([entry for entry in entries if not self._waits(entry)]):
+                return found
+        return []
+
+    def _waits(self, entry: Entry) -> bool:
+        """Return whether an entry that is open has failed, and waits; if so, Redis still has it."""
+        key = entry.partition, entry.id
+        if key not in self._failed:
+            return False
+        self._failed[key] = self._failed[key]._replace(entry=entry)
+        return True
 
     def _take_next(self, block_ms: int) -> list[Entry]:
         """Return what has waited long enough since it failed, and new entries, waiting for the first of both."""
         now = time.monotonic()
         due = [key for key, failed in self._failed.items() if failed.again_at <= now]
-        again = [self._failed.pop(key).entry for key in due]
+        again = [entry for key in due if (entry := self._failed.pop(key).entry)]
         next_ms = min((1 + int((failed.again_at - now) * 1000) for failed in self._failed.values()), default=block_ms)
         return again + self._for_us(self._take_new(0 if again else min(block_ms, next_ms)))
 
