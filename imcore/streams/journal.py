@@ -60,6 +60,11 @@ class Lease:
         """What tells this process from others that had the name before, or will have it after."""
         return f"{self.name}.{self._token[:12]}"
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether this process has a name."""
+        return bool(self._slot)
+
     def hold(self) -> bool:
         """Take the lease, or renew it when a third of it is over; return whether the name is a new one."""
         if self._slot and (time.monotonic() < self._renew_at or self._hold(self._slot)):
@@ -176,7 +181,9 @@ class Journal:
         self._failed = {key: failed._replace(entry=None) for key, failed in self._failed.items()}
 
     def hold_on(self) -> None:
-        """Show a sign of life. `take` and `done` do so too."""
+        """Show a sign of life, from the first `take` on. `take` and `done` do so too."""
+        if not self._lease.is_taken:
+            return
         with self._doubts():
             self._hold()
 
