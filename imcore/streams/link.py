@@ -127,9 +127,12 @@ class Link:
         for start in range(0, len(batch), CHUNK):
             part = batch[start : start + CHUNK]
             answers = self._pipeline(part, repeatable)
-            if any(map(_is_missing, answers)):
+            missing = [number for number, answer in enumerate(answers) if _is_missing(answer)]
+            if missing:  # at one node of a cluster, or until somebody else loaded them: the other calls are done
                 self._load_again(part)
-                answers = self._pipeline(part, repeatable)
+                again = self._pipeline([part[number] for number in missing], repeatable)
+                for number, answer in zip(missing, again, strict=True):
+                    answers[number] = answer
             results += [self._result(call, answer) for call, answer in zip(part, answers, strict=True)]
         return results
 
