@@ -57,6 +57,8 @@ class Link:
         self._library = Library(client, self.address)
         self._has_functions = False
         self._wanted_partitions = partitions
+        self.new_partitions = DEFAULT_PARTITIONS
+        """How many partitions data gets that is not there yet, if nobody wants another number."""
         self._fixed = False
         self._retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), 3, supported_errors=LOST)
 
@@ -86,7 +88,7 @@ class Link:
         """
         [partitions] = self.glance([("HGET", CONFIG, "partitions")])
         self._fixed = partitions is not None
-        return self._keyspace(int(partitions or self._wanted_partitions or DEFAULT_PARTITIONS))
+        return self._keyspace(int(partitions or self._wanted_partitions or self.new_partitions))
 
     def run(self, call: Call[T], *, repeatable: bool = True) -> T:
         """Carry one call and return its answer.
