@@ -123,6 +123,11 @@ class Journal:
         """The same, and what tells this process from others that had the name before, or will have it after."""
         return self._lease.process
 
+    @property
+    def is_working(self) -> bool:
+        """Whether this process has a name: from the first `take` on."""
+        return self._lease.is_taken
+
     def take(self, *, block_ms: int | None = None) -> list[Entry]:
         """Return entries to handle: the open ones and those of dead workers; then those that failed, and new ones.
 
@@ -181,9 +186,7 @@ class Journal:
         self._failed = {key: failed._replace(entry=None) for key, failed in self._failed.items()}
 
     def hold_on(self) -> None:
-        """Show a sign of life, from the first `take` on. `take` and `done` do so too."""
-        if not self._lease.is_taken:
-            return
+        """Show a sign of life. `take` and `done` do so too."""
         with self._doubts():
             self._hold()
 
