@@ -43,7 +43,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "trim": ("trim", "Drop stream entries that are stored in SQL and old enough."),
         "rebuild": ("rebuild", "Rebuild Redis from the SQL database."),
         "acl": ("acl", "Print Redis ACL rules for gateways, workers and readers."),
-        "db": ("db", "Bring the SQL database up to date."),
+        "db": ("db", "Bring the SQL database and the functions in Redis up to date."),
         "bench": ("bench", "Measure, each figure beside a yardstick from the same rounds."),
     },
 }

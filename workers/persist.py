@@ -66,8 +66,8 @@ class Persist:
             raise
 
     def _step(self) -> int:
-        if self._in_hand:
-            self._journal.hold_on()
+        if self._journal.is_working:
+            self._journal.hold_on()  # also with nothing in hand, while nothing may be taken: who waits is not dead
         if self._watch.look():
             self._let_go()
         if not self._in_hand:

@@ -33,6 +33,9 @@ LONGEST_DIGEST = 4000
 MOST_IN_WINDOW = 100_000
 """How many entries one window takes; more are left for the next."""
 
+_SQL_AWAY = (DatabaseUnavailable, DatabaseNotReady)
+"""Why what Redis alone can tell is told, and the rest waits."""
+
 
 class ReceiptsWorker:
     """Folds and tells. `step` does one window."""
@@ -65,7 +68,8 @@ class ReceiptsWorker:
             self._journal.look_again()
             raise
         if self._in_hand:
-            raise next(error for error in failed.values() if isinstance(error, DatabaseUnavailable))
+            why = next(error for error in failed.values() if isinstance(error, _SQL_AWAY))
+            raise DatabaseUnavailable(str(why)) from why  # waiting helps, also where there are no tables yet
         return handled
 
     def drained(self) -> bool:
@@ -133,7 +137,7 @@ class ReceiptsWorker:
                 found[gid] = self._rest(gid, each, raised(answer))
             except ImError as error:
                 of_all = isinstance(error, TryAgain | ConfigurationError)
-                if of_all and not isinstance(error, DatabaseUnavailable | DatabaseNotReady):
+                if of_all and not isinstance(error, _SQL_AWAY):
                     raise
                 found[gid] = error
         return found
@@ -173,7 +177,7 @@ def _moves(entries: Sequence[Entry]) -> dict[str, list[Move]]:
 
 def _waits(entry: Entry, failed: dict[str, ImError]) -> bool:
     """Return whether an entry has to wait for SQL."""
-    return isinstance(entry.event, Acked) and isinstance(failed.get(entry.event.gid), DatabaseUnavailable)
+    return isinstance(entry.event, Acked) and isinstance(failed.get(entry.event.gid), _SQL_AWAY)
 
 
 def _after(wanted: Sequence[Segment], position: int) -> list[Segment]:

@@ -124,6 +124,7 @@ def _opened(make: Maker, settings: Settings, needs_sql: bool) -> Iterator[Worker
             database.upgrade()
         else:
             database.refuse_newer()
+        link.new_partitions = database.partitions() or link.new_partitions
         log.info("started: Redis at %s, SQL at %s", link.address, database.address)
         worker = make(link, database, settings)
         try:

@@ -14,7 +14,7 @@ _COLUMNS = ("database", "redis", "status")
 
 @click.group("db", cls=Group, example="im db upgrade")
 def db() -> None:
-    """Bring the SQL database up to date."""
+    """Bring the SQL database and the functions in Redis up to date."""
 
 
 @command("upgrade", of=db, example="im db upgrade --database-url postgresql:///chat")

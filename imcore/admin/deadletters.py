@@ -17,6 +17,9 @@ PAGE = 500
 _ID = re.compile(r"(\d{1,5}):(\d{1,20}-\d{1,20})", re.ASCII)
 _OURS = "dead_"
 
+CHECK = "check"
+"""Who has put aside what stood in a group's stream and is no message: that is for no worker."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
@@ -56,9 +59,11 @@ def show(chat: Chat, dead_id: str) -> DeadLetter:
 def requeue(chat: Chat, dead_id: str) -> None:
     """Put a dead letter back into the journal, in one step, for the kind of worker that failed.
 
-    When it happened, and before what, stays as it was; the other kinds pass over it. Raise InvalidInput,
-    UnknownDeadLetter.
+    When it happened, and before what, stays as it was; the other kinds pass over it. Raise InvalidInput, also for what
+    never was in the journal; UnknownDeadLetter.
     """
+    if show(chat, dead_id).worker == CHECK:
+        raise InvalidInput(f"dead letter {dead_id} is of no worker, but of im check: it can only be dropped")
     partition, entry_id = _split(chat, dead_id)
     # Not repeatable: after a lost answer, the second try would not find it any more.
     answer = chat.link.run(journal_calls.requeue(chat.link.space, partition, entry_id), repeatable=False)

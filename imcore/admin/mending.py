@@ -25,6 +25,7 @@ from imcore.admin import pending as journals
 from imcore.admin.audit_members import followers, scan
 from imcore.admin.audit_messages import Meta, chunks, metas_of
 from imcore.admin.claims import Hold
+from imcore.admin.deadletters import CHECK
 from imcore.admin.mend_plan import (
     Live,
     Plan,
@@ -351,7 +352,7 @@ class _Mending:
 
     def _put_aside(self, plan: Plan) -> None:
         """Keep as dead letters what was in the stream and is no message."""
-        why = ("dead_worker", "check", "dead_reason", f"no message, and stood in the stream of {self._gid!r}")
+        why = ("dead_worker", CHECK, "dead_reason", f"no message, and stood in the stream of {self._gid!r}")
         for entry_id, values in plan.foreign.items():
             told = (*why, "dead_entry", entry_id.decode(), "dead_deliveries", "0")
             self._link.once("XADD", self._link.space.dead_letters(self._partition), "*", *told, *values)

@@ -47,8 +47,9 @@ RECENT_MS = 600_000
 REBUILDING = "rebuilding"
 """The field of the configuration that is there while a rebuild is under way."""
 
+_OLDER = "OLDER"
 _REASONS = {
-    "OLDER": "Redis is older than SQL: nothing is stored until the two are reconciled",
+    _OLDER: "Redis is older than SQL: nothing is stored until the two are reconciled",
     "GONE": "Redis has lost what was about to be stored: it is asked again what there is",
     "HELD": "Redis and SQL are being reconciled: nothing is stored until that is done",
     "MENDED": "Redis and SQL have been reconciled: it is asked again what there is to store",
@@ -83,7 +84,11 @@ def marks_of(chat: Chat) -> Marks:
     places = list(there)
     found = link.read_many([("HGET", space.marks(p), consumer) for p, consumer in places])
     here = {place: int(mark) if mark and mark.isdigit() else 0 for place, mark in zip(places, found, strict=True)}
-    return Marks(there, {place: (here[place], there[place]) for place in places if here[place] < there[place]})
+    behind = {place: (here[place], there[place]) for place in places if here[place] < there[place]}
+    if behind:  # a process that has taken some over meanwhile has let SQL forget them, and then Redis
+        now = stored.marks(chat.database)
+        behind = {place: sides for place, sides in behind.items() if place in now}
+    return Marks(there, behind)
 
 
 def reconcile(chat: Chat, partition: int) -> Reconciled:
@@ -184,6 +189,8 @@ class Watch:
             self._inherit(process, there)
             there = stored.marks(self._chat.database)
         answers = self._chat.link.run_many([self._call(row, newest[row.partition].id, there) for row in rows])
+        if _OLDER in answers and not marks_of(self._chat).behind:
+            return self.mark(process, entries)  # a new process has taken over some of these marks meanwhile
         for answer in answers:
             if answer != restore_calls.OK:
                 raise self._refused(answer)
@@ -206,7 +213,7 @@ class Watch:
         rows = [MarkRow(partition, process, max(marks.values())) for partition, marks in before.items()]
         link, space = self._chat.link, self._chat.link.space
         if not all(link.run_many([restore_calls.inherit(space, row, before[row.partition]) for row in rows])):
-            raise self._refused("OLDER")
+            raise self._refused(_OLDER)
         stored.replace_marks(self._chat.database, rows, [(p, consumer) for p in before for consumer in before[p]])
         link.run_many([restore_calls.forget(space, p, list(marks)) for p, marks in before.items()])
         self._heir = process

@@ -63,6 +63,7 @@ def trim(
     """
     with suppress(DatabaseUnavailable):  # journals can be trimmed without
         chat.database.refuse_newer()
+        chat.link.new_partitions = chat.database.partitions() or chat.link.new_partitions
     settings = chat.settings
     check_limit(keep_messages, lowest=0)
     check_limit(keep_ms, lowest=0)

@@ -208,6 +208,12 @@ class Database:
         with self.connection() as connection:
             return connection.scalar(select(META.c.value).where(META.c.name == name))
 
+    def partitions(self) -> int | None:
+        """Return how many partitions the data has, None if that is not known, or cannot be seen now."""
+        with suppress(DatabaseUnavailable, DatabaseNotReady):
+            return int(self.meta("partitions") or 0) or None
+        return None
+
     def set_meta(self, name: str, value: str) -> None:
         """Set a fact about the data as a whole."""
         statement = text(

@@ -60,6 +60,11 @@ class Lease:
         """What tells this process from others that had the name before, or will have it after."""
         return f"{self.name}.{self._token[:12]}"
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether this process has a name."""
+        return bool(self._slot)
+
     def hold(self) -> bool:
         """Take the lease, or renew it when a third of it is over; return whether the name is a new one."""
         if self._slot and (time.monotonic() < self._renew_at or self._hold(self._slot)):
@@ -81,9 +86,12 @@ class Lease:
 
 
 class _Failed(NamedTuple):
-    """An entry that could not be handled, and when to try again (of the monotonic clock)."""
+    """An entry that could not be handled, and when to try again (of the monotonic clock).
 
-    entry: Entry
+    None: Redis is to be asked first whether it still has it.
+    """
+
+    entry: Entry | None
     again_at: float
 
 
@@ -114,6 +122,11 @@ class Journal:
     def process(self) -> str:
         """The same, and what tells this process from others that had the name before, or will have it after."""
         return self._lease.process
+
+    @property
+    def is_working(self) -> bool:
+        """Whether this process has a name: from the first `take` on."""
+        return self._lease.is_taken
 
     def take(self, *, block_ms: int | None = None) -> list[Entry]:
         """Return entries to handle: the open ones and those of dead workers; then those that failed, and new ones.
@@ -170,6 +183,7 @@ class Journal:
         """Take again what is open under our name: the caller has given up what it had in hand."""
         self._open = {}
         self._out = 0
+        self._failed = {key: failed._replace(entry=None) for key, failed in self._failed.items()}
 
     def hold_on(self) -> None:
         """Show a sign of life. `take` and `done` do so too."""
@@ -205,19 +219,29 @@ class Journal:
         self._follows = True
 
     def _take_open(self) -> list[Entry]:
-        if self._open is None:
-            return []
-        entries = self._take(self._open)
-        self._open.update((entry.partition, entry.id) for entry in entries)
-        if not entries:
-            self._open = None
-        return self._for_us([entry for entry in entries if (entry.partition, entry.id) not in self._failed])
+        while self._open is not None:
+            entries = self._take(self._open)
+            self._open.update((entry.partition, entry.id) for entry in entries)
+            if not entries:
+                self._open = None
+                self._failed = {key: failed for key, failed in self._failed.items() if failed.entry}
+            if found := self._for_us([entry for entry in entries if not self._waits(entry)]):
+                return found
+        return []
+
+    def _waits(self, entry: Entry) -> bool:
+        """Return whether an entry that is open has failed, and waits; if so, Redis still has it."""
+        key = entry.partition, entry.id
+        if key not in self._failed:
+            return False
+        self._failed[key] = self._failed[key]._replace(entry=entry)
+        return True
 
     def _take_next(self, block_ms: int) -> list[Entry]:
         """Return what has waited long enough since it failed, and new entries, waiting for the first of both."""
         now = time.monotonic()
         due = [key for key, failed in self._failed.items() if failed.again_at <= now]
-        again = [self._failed.pop(key).entry for key in due]
+        again = [entry for key in due if (entry := self._failed.pop(key).entry)]
         next_ms = min((1 + int((failed.again_at - now) * 1000) for failed in self._failed.values()), default=block_ms)
         return again + self._for_us(self._take_new(0 if again else min(block_ms, next_ms)))
 

@@ -61,6 +61,8 @@ class Link:
         self._library = Library(client, self.address)
         self._has_functions = False
         self._wanted_partitions = partitions
+        self.new_partitions = DEFAULT_PARTITIONS
+        """How many partitions data gets that is not there yet, if nobody wants another number."""
         self._fixed = False
         self._retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), 3, supported_errors=LOST)
 
@@ -90,7 +92,7 @@ class Link:
         """
         [partitions] = self.glance([("HGET", CONFIG, "partitions")])
         self._fixed = partitions is not None
-        return self._keyspace(int(partitions or self._wanted_partitions or DEFAULT_PARTITIONS))
+        return self._keyspace(int(partitions or self._wanted_partitions or self.new_partitions))
 
     def run(self, call: Call[T], *, repeatable: bool = True) -> T:
         """Carry one call and return its answer.
@@ -132,9 +134,12 @@ class Link:
         for start in range(0, len(batch), CHUNK):
             part = batch[start : start + CHUNK]
             answers = self._pipeline(part, repeatable)
-            if any(map(_is_missing, answers)):
+            missing = [number for number, answer in enumerate(answers) if _is_missing(answer)]
+            if missing:  # at one node of a cluster, or until somebody else loaded them: the other calls are done
                 self._load_again(part)
-                answers = self._pipeline(part, repeatable)
+                again = self._pipeline([part[number] for number in missing], repeatable)
+                for number, answer in zip(missing, again, strict=True):
+                    answers[number] = answer
             results += [self._result(call, answer) for call, answer in zip(part, answers, strict=True)]
         return results
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
@@ -53,6 +54,7 @@ _STRIPPED = {
     MasterDownError: "MASTERDOWN",
     ClusterDownError: "CLUSTERDOWN",
     TryAgainError: "TRYAGAIN",
+    AskError: "TRYAGAIN",  # and MovedError, which is one
 }
 """Those whose word the driver takes away: it makes a class of it. A subclass stands before its base."""
 
@@ -101,7 +103,7 @@ def translated(error: Exception, where: str, gid: str = "") -> ImError:
     if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
         return RedisFull(f"{where} has no memory left (maxmemory): nothing was stored")
     if reason := _REFUSALS.get(_first_word(error)):
-        return RedisRefuses(f"{where} {reason}")
+        return _refused(error, reason, where)
     if isinstance(error, (*LOST, RedisClusterException)):
         return _unavailable(error, where)
     return _answered(text, where, gid)
@@ -111,6 +113,12 @@ def _first_word(error: Exception) -> str:
     """Return what the server's answer began with."""
     stripped = next((word for kind, word in _STRIPPED.items() if isinstance(error, kind)), None)
     return stripped or str(error).partition(" ")[0]
+
+
+def _refused(error: Exception, reason: str, where: str) -> ImError:
+    if isinstance(error, AskError) and "+cluster://" not in where:
+        return ConfigurationError(f"{where} is a node of a cluster: use redis+cluster:// or rediss+cluster://")
+    return RedisRefuses(f"{where} {reason}")
 
 
 def _no_entry(text: str, where: str) -> ImError:

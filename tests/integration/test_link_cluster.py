@@ -14,7 +14,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, RedisRefuses, RedisUnavailable
 from imcore.streams import carriage, session_calls
-from imcore.streams.calls import Draft
+from imcore.streams.calls import Draft, send
 from imcore.streams.link import Link, open_client
 from tests.deadline import wait_until
 from tests.servers import RunningCluster, add_replica, free_ports, move_slot, start_cluster, start_valkey
@@ -73,6 +73,22 @@ class TestALostAnswer:
                 else:
                     chat.send_many("team", [Draft("ann", client_msgid, client_msgid)])
         assert contents(chat) == ["1", "2"]
+
+
+def test_a_node_without_functions_lets_nothing_happen_twice_at_the_others(chat: Chat) -> None:
+    # Given groups at several nodes, of which one has lost the functions
+    gids = [f"g{number}" for number in range(12)]
+    space, client = chat.link.space, chat.link.client
+    nodes = {gid: client.get_node_from_key(space.group(gid).stream).name for gid in gids}
+    assert len(set(nodes.values())) > 1
+    for gid in gids:
+        chat.create_group(gid, ["ann"])
+    lost = nodes[gids[0]]
+    client.execute_command("FUNCTION FLUSH", target_nodes=client.get_node(node_name=lost))
+    # When
+    chat.link.run_many([send(space, gid, [Draft("ann", "once")], 1000) for gid in gids], repeatable=False)
+    # Then
+    assert [contents(chat, gid) for gid in gids] == [["once"]] * len(gids)
 
 
 def test_what_is_elsewhere_by_now_is_found(chat: Chat, cluster_servers: RunningCluster) -> None:

@@ -20,7 +20,7 @@ from imcore.admin.mending import mend
 from imcore.admin.rebuild import rebuild
 from imcore.admin.reconcile import marks_of
 from imcore.admin.retention import trim
-from imcore.errors import ImError, TryAgain
+from imcore.errors import ImError, InvalidInput, TryAgain
 from imcore.settings import Settings
 from imcore.sql.rows import Batch
 from imcore.streams.keys import SEPARATOR, GroupKeys
@@ -387,6 +387,10 @@ def test_what_is_no_message_is_put_aside(chat: Chat) -> None:
     assert (letter.entry, dict(letter.fields)) == (entry_id.decode(), {"nonsense": "1"})
     assert GID in letter.reason
     assert_whole(chat, 60)
+    # It never was in the journal, where every worker would pass over it
+    with pytest.raises(InvalidInput, match="can only be dropped"):
+        deadletters.requeue(chat, letter.id)
+    assert list(deadletters.list_dead(chat)) == [letter]
 
 
 def test_an_offset_at_a_message_that_both_have_lost_counts_on(chat: Chat) -> None:

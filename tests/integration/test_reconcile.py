@@ -22,6 +22,8 @@ from imcore.errors import ImError, RedisUnavailable
 from imcore.live.gateway import Gateway
 from imcore.live.rooms import Arrived, Told
 from imcore.settings import Settings
+from imcore.sql import stored
+from imcore.sql.database import Database
 from imcore.streams import keys
 from tests.deadline import wait_until
 from tests.dying import Dying, KilledError
@@ -303,6 +305,47 @@ def test_check_tells_of_it_and_repairs_it(chat: Chat) -> None:
     assert all(difference.repaired for difference in check(chat, repair=True))
     assert list(check(chat)) == []
     assert [message.content for message in chat.pull("bob", "g")] == ["lost and stored"]
+
+
+@pytest.fixture
+def heir(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Once something is in the list: who reads the marks next does so just before a worker takes over some of them."""
+    marks = stored.marks
+    senders: list[str] = []
+
+    def marks_and_then_an_heir(database: Database) -> dict[tuple[int, str], int]:
+        found = marks(database)
+        if senders:
+            chat.send("g", "meanwhile", sender_uid=senders.pop())
+            persist(chat)
+        return found
+
+    monkeypatch.setattr(stored, "marks", marks_and_then_an_heir)
+    return senders
+
+
+def test_marks_that_a_worker_takes_over_meanwhile_are_no_difference(chat: Chat, heir: list[str]) -> None:
+    chat.create_group("g", ["ann", "bob"])
+    persist(chat)
+    heir.append("ann")
+    assert list(check(chat)) == []
+    assert not heir
+
+
+def test_marks_that_a_worker_takes_over_meanwhile_keep_no_other_from_storing(chat: Chat, heir: list[str]) -> None:
+    # Given a worker, and one that has ended
+    chat.create_group("g", ["ann", "bob"])
+    worker = Persist(chat.link, chat.database, chat.settings)
+    worker.step()
+    chat.send("g", "hi", sender_uid="ann")
+    persist(chat)
+    # When it is about to store
+    chat.send("g", "there", sender_uid="ann")
+    heir.append("ann")
+    # Then
+    assert worker.step() == 1
+    assert not heir
+    assert list(check(chat)) == []
 
 
 def hears(gateway: Gateway, contents: list[str]) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin import deadletters
+from imcore.admin import deadletters, retention
 from imcore.admin.audit import check
 from imcore.admin.rebuild import rebuild
 from imcore.settings import Settings
@@ -25,7 +25,7 @@ from imcore.sql.database import Database
 from imcore.streams.calls import Draft, Target, ack, send
 from imcore.streams.events import Joined
 from imcore.streams.journal import CLUSTER_BLOCK_MS, Journal
-from imcore.streams.keys import lease
+from imcore.streams.keys import CONFIG, lease
 from imcore.streams.link import Client, Link, open_client
 from tests.deadline import wait_until
 from tests.processes import WorkerProcess
@@ -84,6 +84,23 @@ class TestBurst:
             assert burst.wait() == 0
         assert count(chat.database) == 1000
         assert open_entries(chat) == 0
+
+    @pytest.mark.parametrize("name", ["persist", "receipts", "trim"])
+    def test_a_redis_that_has_lost_all_is_begun_as_the_data_was(
+        self, chat: Chat, settings: Settings, name: str
+    ) -> None:
+        # Given data of 4 partitions, which only SQL has by now, and one whom nobody has told of it
+        chat.database.upgrade()
+        chat.database.set_meta("partitions", "4")
+        if name == "trim":
+            with Chat.connect(settings=replace(settings, partitions=None)) as other:
+                other.link.upgrade()
+                retention.trim(other)
+        else:
+            with worker(settings, name, "--burst", partitions="") as burst:
+                assert burst.wait() == 0
+        # Then a rebuild will not change it under those who are there already
+        assert chat.link.client.hget(CONFIG, "partitions") == b"4"
 
     def test_it_takes_over_what_the_dead_left(self, chat: Chat, settings: Settings) -> None:
         # Given a worker that died with entries in hand

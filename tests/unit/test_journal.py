@@ -332,6 +332,22 @@ class TestFailing:
             seen |= {type(event) for event in taken(worker)}
         assert seen == {Malformed, Created}
 
+    def test_what_failed_and_is_lost_since_is_not_taken_again(self, chat: Chat) -> None:
+        # Given two entries that failed, of which a crash of the server takes one back
+        for _ in range(2):
+            write(chat.link, 0, kind="feast")
+        worker = journal(chat.link)
+        kept, lost = worker.take()
+        for entry in (kept, lost):
+            worker.fail(entry, "")
+        chat.link.client.xack(chat.link.space.journal(0), KIND, lost.id)
+        chat.link.client.xdel(chat.link.space.journal(0), lost.id)
+        # When the worker has met an error
+        worker.look_again()
+        # Then
+        assert worker.take() == [kept]
+        assert worker.take() == []
+
     def test_it_is_no_failure_if_somebody_else_has_done_it(self, chat: Chat) -> None:
         chat.create_group("g")
         worker = journal(chat.link, max_deliveries=1)

@@ -1,10 +1,12 @@
 """The worker `persist`, step by step, on fakeredis and SQLite: what becomes of entries, and of those that fail."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -20,6 +22,7 @@ from imcore.streams.calls import Draft, Target
 from imcore.streams.journal import Journal
 from imcore.streams.keys import lease
 from imcore.streams.link import Link
+from tests.deadline import wait_until
 from tests.stored import stored
 from workers import fetch, persist
 from workers.persist import KIND, Persist
@@ -359,6 +362,24 @@ class TestServersAway:
         # Then the rest follows
         assert drain(worker) == 1
         assert len(stored(chat.database).spans) == 1
+
+    def test_a_worker_that_waits_for_sql_with_nothing_in_hand_is_not_taken_for_dead(
+        self, chat: Chat, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given an idle worker whose lease is over by now
+        worker = Persist(chat.link, chat.database, replace(SETTINGS, lease_ms=3))
+        worker.step()
+        raw(chat).delete(lease(KIND, 1))
+        wait_until(lambda: time.monotonic() > worker._journal._lease._renew_at)
+        worker._journal._lease._lease_ms = 60_000
+        # When it looks into a database that is away
+        worker._watch.doubt()
+        with monkeypatch.context() as patch:
+            patch.setattr(Database, "connection", Mock(side_effect=DatabaseUnavailable))
+            with pytest.raises(DatabaseUnavailable):
+                worker.step()
+        # Then
+        assert raw(chat).exists(lease(KIND, 1))
 
     @pytest.mark.parametrize("failing", ["XREADGROUP", "XRANGE", "im_done"])
     def test_redis_away_and_back(self, chat: Chat, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:

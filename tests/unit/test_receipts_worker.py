@@ -10,7 +10,7 @@ import pytest
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.admin import deadletters
-from imcore.errors import DatabaseUnavailable, RedisUnavailable
+from imcore.errors import DatabaseNotReady, DatabaseUnavailable, ImError, RedisUnavailable
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import calls, receipt_calls
@@ -270,8 +270,9 @@ def test_an_answer_that_never_came_is_asked_for_again(
     assert told(chat.receipts("ann")) == [(message, 1, 0)]
 
 
+@pytest.mark.parametrize("why", [DatabaseUnavailable, DatabaseNotReady])
 def test_a_database_that_is_away_is_waited_for(
-    chat: Chat, worker: ReceiptsWorker, monkeypatch: pytest.MonkeyPatch
+    chat: Chat, worker: ReceiptsWorker, monkeypatch: pytest.MonkeyPatch, why: type[ImError]
 ) -> None:
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, 2)
@@ -280,7 +281,7 @@ def test_a_database_that_is_away_is_waited_for(
     messages_after = Database.messages_after
 
     def away(*_: Any, **__: Any) -> Any:
-        raise DatabaseUnavailable
+        raise why
 
     monkeypatch.setattr(Database, "messages_after", away)
     for _ in range(5):

@@ -5,7 +5,7 @@ from hiredis import Reader
 from redis._parsers.base import BaseParser
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from imcore.errors import ImError, RedisFull, RedisRefuses, RedisUnavailable, TryAgain
+from imcore.errors import ConfigurationError, ImError, RedisFull, RedisRefuses, RedisUnavailable, TryAgain
 from imcore.streams.redis_errors import translated
 
 WHERE = "redis://host:6379"
@@ -22,11 +22,11 @@ REFUSALS = {
 }
 
 
-def answered(line: str) -> ImError:
+def answered(line: str, where: str = WHERE) -> ImError:
     """Return what an error of the server becomes, as the driver hands it over."""
     reader = Reader(replyError=BaseParser.parse_error)
     reader.feed(f"-{line}\r\n".encode())
-    return translated(reader.gets(), WHERE)
+    return translated(reader.gets(), where)
 
 
 @pytest.mark.parametrize(("line", "hint"), REFUSALS.items(), ids=[line.partition(" ")[0] for line in REFUSALS])
@@ -48,3 +48,16 @@ def test_full_memory_and_no_answer_are_told_apart_from_refusals() -> None:
 def test_what_does_not_pass_is_no_refusal() -> None:
     for line in ("BUSYGROUP Consumer Group name already exists", "ERR Function 'im_send' failed", "WRONGTYPE of a key"):
         assert not isinstance(answered(line), TryAgain)
+
+
+@pytest.mark.parametrize("line", ["MOVED 6539 127.0.0.1:7001", "ASK 6539 127.0.0.1:7001"])
+def test_a_node_of_a_cluster_that_was_taken_for_a_single_server_is_called_one(line: str) -> None:
+    error = answered(line)
+
+    assert isinstance(error, ConfigurationError)
+    assert str(error) == f"{WHERE} is a node of a cluster: use redis+cluster:// or rediss+cluster://"
+
+
+@pytest.mark.parametrize("line", ["MOVED 6539 127.0.0.1:7001", "ASK 6539 127.0.0.1:7001"])
+def test_a_cluster_whose_nodes_send_a_command_to_and_fro_may_be_tried_again(line: str) -> None:
+    assert isinstance(answered(line, "redis+cluster://host:6379"), RedisRefuses)
