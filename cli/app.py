@@ -64,7 +64,7 @@ class Im(Group):
             return error.exit_code
         except click.Abort as error:
             if isinstance(error.__cause__, KeyboardInterrupt):
-                return output.INTERRUPTED
+                return output.interrupted()
             raise ImError("nothing was done") from error
         return code or output.DONE
 

@@ -16,6 +16,9 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 ROWS_OF_TABLE = 1000
 
+_IN_ONE_PIECE = {"msgid", "last_msgid", "last_ack_msgid", "time", "read_at"}
+"""The columns of a table that are not broken into two lines, however narrow the terminal is."""
+
 Record = Mapping[str, object]
 """One line of `--json`, which is also one row of a table."""
 
@@ -119,6 +122,12 @@ def exit_with(action: Callable[[], int]) -> NoReturn:
     sys.exit(_one_line_errors(lambda: _flushed(code)))
 
 
+def interrupted() -> int:
+    """Say that somebody has broken the command off; return the exit code."""
+    complain("interrupted")
+    return INTERRUPTED
+
+
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether a person is looking at the stream."""
     return stream is not None and stream.isatty()
@@ -138,7 +147,7 @@ def _one_line_errors(action: Callable[[], int]) -> int:
         complain(str(error))
         return FAILED
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return interrupted()
 
 
 def _flushed(code: int) -> int:
@@ -186,7 +195,7 @@ def _write_table(records: Iterable[Record], columns: Sequence[str]) -> None:
 
     table = Table(box=None, header_style="bold cyan", pad_edge=False)
     for column in columns:
-        table.add_column(Text(column), overflow="fold")
+        table.add_column(Text(column), overflow="fold", no_wrap=column in _IN_ONE_PIECE)
     for record in records:
         table.add_row(*(Text(safe(_cell(record[column]))) for column in columns))
     try:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from cli.output import Record
-from imcore.direct import is_direct, peer_of
+from cli.records import SHOWN
+from imcore.direct import gid_of, is_direct, peer_of
 from imcore.errors import ImError
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ class Peers:
         if self._found.get(gid) is None:  # who is not known now may be later
             self._found[gid] = peer_of(gid, self._uid, self._known(gid))
         return self._found[gid]
+
+
+def chat_called(gid: str, uid: str) -> str:
+    """Return the gid of what a user may call as tables show it: `dm:bob` for the chat with bob. Raise InvalidInput."""
+    peer = gid.removeprefix(SHOWN)
+    return gid if peer == gid or peer_of(gid, uid) is not None else gid_of(peer, uid)
 
 
 def peers_at(chat: "Chat", uid: str) -> Peers:

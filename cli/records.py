@@ -12,6 +12,9 @@ MEMBER_COLUMNS = ("uid", "last_ack_msgid", "unread", "online")
 ACK_COLUMNS = ("gid", "uid", "last_ack_msgid", "advanced")
 READER_COLUMNS = ("uid", "read", "read_at")
 RECEIPT_COLUMNS = ("gid", "msgid", "read", "unread")
+SHOWN = "dm:"
+"""What the name of the other stands behind in a table, instead of a gid that only programs can read."""
+
 LOG_COLUMNS = ("gid", "time", "sender_uid", "content", "state")
 
 
@@ -41,7 +44,7 @@ def readable(record: Record) -> Record:
     No group can be called `dm:bob`: gids that begin so are kept for one-to-one chats.
     """
     if record.get("peer") is not None:
-        record = {**record, "gid": f"dm:{record['peer']}"}
+        record = {**record, "gid": f"{SHOWN}{record['peer']}"}
     if record.get("recalls"):
         return {**record, "content": f"(recalls {record['recalls']})"}
     return {**record, "content": "(recalled)"} if record.get("recalled") else record

@@ -144,6 +144,10 @@ def _time(value: Any) -> datetime | None:
         raise InvalidInput(f"time must be ISO 8601; it is {reprlib.repr(value)}") from None
 
 
+_Line = tuple[int, Event]
+"""An event with the number of its line."""
+
+
 class _Import:
     """One run: applies events, and sums up."""
 
@@ -155,6 +159,9 @@ class _Import:
         self._members: dict[str, int] = {}
         self._waiting: dict[str, list[_Line]] = {}
         self._again: set[str] = set()
+        """The groups of which an earlier run has stored messages of these."""
+        self._beyond: set[str] = set()
+        """The groups in which this run has gone beyond what earlier ones have done: there nothing has to wait."""
         self._mentioned: set[tuple[str, str, str]] = set()
 
     def take(self, number: int, line: bytes) -> None:
@@ -164,23 +171,26 @@ class _Import:
             if event.type == "message":
                 self._message(event)
             else:
-                self._wait(number, event)
+                self._other(number, event)
 
     def end(self) -> None:
         """Apply what still waits."""
         for gid, waiting in self._waiting.items():
             self._apply(_outcome(waiting) if gid in self._again else waiting)
 
-    def _wait(self, number: int, event: Event) -> None:
-        waiting = self._waiting.setdefault(event.gid, [])
+    def _other(self, number: int, event: Event) -> None:
+        lines = [(number, event)]
         if event.type == "rename":
-            waiting.append((number, replace(event, type="leave")))
-            event = replace(event, type="join", uid=event.new_uid)
-        waiting.append((number, event))
+            lines = [(number, replace(event, type="leave")), (number, replace(event, type="join", uid=event.new_uid))]
+        if event.gid in self._beyond or self._stored.is_empty(event.gid):
+            self._apply(lines)
+            return
+        waiting = self._waiting.setdefault(event.gid, [])
+        waiting += lines
         if len(waiting) >= _MOST_WAITING:
             self._apply(self._waiting.pop(event.gid))
 
-    def _apply(self, waiting: Iterable["_Line"]) -> None:
+    def _apply(self, waiting: Iterable[_Line]) -> None:
         for number, event in waiting:
             with self._reported(number):
                 if event.type == "ack":
@@ -201,11 +211,12 @@ class _Import:
         is_first = key not in self._mentioned
         self._mentioned.add(key)
         if self._stored.has(event):
-            if is_first:  # stored by an earlier run, and not before what waits
+            if is_first:  # so an earlier run has stored it, and done what stands before it
                 self._waiting.pop(event.gid, None)
                 self._again.add(event.gid)
+                self._beyond.discard(event.gid)
             return
-        self._again.discard(event.gid)
+        self._beyond.add(event.gid)
         self._apply(self._waiting.pop(event.gid, ()))
         sent = self._as_member(event, lambda: self._send(event))
         self._stored.remember(event.gid, event.uid, event.client_msgid, sent.msgid)
@@ -250,10 +261,6 @@ class _Import:
         return self._members[gid]
 
 
-_Line = tuple[int, Event]
-"""An event with the number of its line."""
-
-
 def _outcome(waiting: Sequence[_Line]) -> list[_Line]:
     """Return what is left of events if of each user only the last coming or going counts, and what they acked since."""
     last = {event.uid: at for at, (_, event) in enumerate(waiting) if event.type != "ack"}
@@ -269,6 +276,7 @@ class _StoredMessages:
         self._senders: set[tuple[str, str, str]] = set()
         self._looked_through: dict[str, str] = {}
         self._new: dict[str, bool] = {}
+        self._empty: dict[str, bool] = {}
 
     def has(self, event: Event) -> bool:
         """Whether this very message is stored: Redis knows a client_msgid for a day only."""
@@ -280,11 +288,17 @@ class _StoredMessages:
         row = self._chat.database.message_by_client_msgid(event.gid, event.client_msgid, sender_uid=event.uid)
         return row is not None
 
+    def is_empty(self, gid: str) -> bool:
+        """Whether the group had no messages as the run came to it."""
+        self._is_new(gid)
+        return self._empty[gid]
+
     def _is_new(self, gid: str) -> bool:
         """Whether SQL had nothing of the group as the run came to it. What came since is known here or in Redis."""
         if gid not in self._new:
             self._new[gid] = not self._chat.database.messages_after(gid, msgids.NONE, limit=1)
             self._look_through(gid)
+            self._empty[gid] = self._new[gid] and gid not in self._looked_through
         return self._new[gid]
 
     def remember(self, gid: str, sender_uid: str, client_msgid: str, msgid: str) -> None:

@@ -9,7 +9,7 @@ import click
 from cli import output
 from cli.local import client_if_any, client_of, keep_sent, local_database, no_local_option
 from cli.options import Invocation, command
-from cli.peers import Peers, peers_at
+from cli.peers import Peers, chat_called, peers_at
 from cli.records import (
     ACK_COLUMNS,
     LOG_COLUMNS,
@@ -101,6 +101,7 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
     The member's own messages are included, so that there are no holes. Without GID: of all their groups, by gid.
     As at a login, the user's local database is brought up to date: messages, receipts, and its outbox is sent.
     """
+    gid = gid and chat_called(gid, uid)
     with run.chat() as chat, ExitStack() as stack:
         keeps = not no_local and chat.groups_of(uid)
         client = stack.enter_context(client_of(run, chat, uid)) if keeps else None
@@ -126,7 +127,7 @@ def ack(run: Invocation, uid: str, gid: str, msgid: str | None) -> None:
     Without MSGID: up to the newest. An older message than confirmed before changes nothing.
     """
     with run.chat() as chat:
-        run.show([ack_record(chat.ack(uid, gid, msgid))], ACK_COLUMNS)
+        run.show([ack_record(chat.ack(uid, chat_called(gid, uid), msgid))], ACK_COLUMNS)
 
 
 @command("unread", example="im unread bob")

@@ -1,6 +1,5 @@
 """Whether Redis and SQL say the same."""
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -38,8 +37,8 @@ def check(run: Invocation, repair: bool) -> None:
         output.complain(
             f"differences between Redis and SQL: {counts.total()}" + f", {counts['repaired']} mended" * repair
         )
-    elif output.is_terminal(sys.stdout) and not run.json:
-        output.say("no difference")
+    elif not run.json:
+        output.remark("no difference")
     if counts["left"]:
         click.get_current_context().exit(output.FAILED)
 

@@ -10,7 +10,7 @@ import click
 from cli import output
 from cli.local import client_of, local_database, no_local_option
 from cli.options import Invocation, NumberRange, command
-from cli.peers import Peers, peers_at
+from cli.peers import Peers, chat_called, peers_at
 from cli.records import (
     LOG_COLUMNS,
     MESSAGE_COLUMNS,
@@ -139,7 +139,7 @@ def log(run: Invocation, uid: str, gid: str | None) -> None:
     with local_database(run, uid, read_only=True) as local:
         peers = local.peers()
         named = Peers(uid, lambda gid: filter(None, [peers.get(gid)])).named
-        run.show(map(named, map(log_record, local.log(gid))), LOG_COLUMNS)
+        run.show(map(named, map(log_record, local.log(gid and chat_called(gid, uid)))), LOG_COLUMNS)
 
 
 def _show(run: Invocation, events: Iterator[Message | Receipt], peers: Peers, signals: StopSignals) -> None:
@@ -156,5 +156,5 @@ def _show(run: Invocation, events: Iterator[Message | Receipt], peers: Peers, si
 
 def _line(event: Message | Receipt, record: output.Record) -> str:
     if isinstance(event, Message):
-        return "  ".join(str(record[column]) for column in MESSAGE_COLUMNS[1:])
+        return "  ".join(str(record[column]) for column in MESSAGE_COLUMNS)
     return f"{record['gid']}  {event.msgid}  read {event.read}/{event.read + event.unread}"

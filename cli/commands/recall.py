@@ -6,6 +6,7 @@ import click
 
 from cli.local import client_if_any, keep_sent, no_local_option
 from cli.options import Invocation, command, confirm, yes_option
+from cli.peers import chat_called
 from cli.records import MESSAGE_COLUMNS, message_record
 
 
@@ -19,14 +20,14 @@ from cli.records import MESSAGE_COLUMNS, message_record
 def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, no_local: bool, yes: bool) -> None:
     """Withdraw a message: what it said is gone for good.
 
-    Its place stays, with who has read it, and it is unread for nobody. A tombstone goes to every member, and is
+    Its place stays, with who has read it, and no `im unread` counts it. A tombstone goes to every member, and is
     printed; for a message that is recalled already there is no second one, and the message is printed as it is now.
     """
     confirm(f"Recall message {msgid} of {gid}? What it says is gone for good.", yes=yes)
     with run.chat() as chat:
         keeps = not no_local and not admin
         with client_if_any(run, chat, by_uid) if keeps else nullcontext():  # not of other data than the server's
-            message = chat.recall(gid, msgid, by=by_uid, admin=admin)
+            message = chat.recall(chat_called(gid, by_uid), msgid, by=by_uid, admin=admin)
         run.show([message_record(message)], MESSAGE_COLUMNS)
         if keeps:
             keep_sent(run, chat, by_uid, message)
