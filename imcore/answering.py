@@ -5,7 +5,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from imcore.asking import Ask, Asking, AskSql, Collect, Post, Question, answered
-from imcore.errors import DatabaseUnavailable
+from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseUnavailable
+from imcore.streams.keys import CONFIG
 from imcore.streams.link import Link
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Answering:
     def __init__(self, link: Link, database: "OpenDatabase | Database | None") -> None:
         self.link = link
         self._given = database
+        self._is_archive = False
 
     @cached_property
     def database_if_any(self) -> "Database | None":
@@ -35,6 +37,29 @@ class Answering:
         if self.database_if_any is None:
             raise DatabaseUnavailable("this needs the database: give its URL")
         return self.database_if_any
+
+    @property
+    def archive(self) -> "Database":
+        """The database, for what Redis has trimmed: it must be the one that has this data.
+
+        Raise DatabaseNotReady or ConfigurationError if it is not, or what the database and the link raise.
+        """
+        if not self._is_archive:
+            self._look_whose_it_is()
+            self._is_archive = True
+        return self.database
+
+    def _look_whose_it_is(self) -> None:
+        here, there = self.link.read("HGET", CONFIG, "dataset"), self.database.meta("dataset")
+        if there is None:
+            raise DatabaseNotReady(
+                f"{self.database.address} holds nothing of this system yet: is IM_DATABASE_URL right?"
+            )
+        if (here or b"").decode() != there:
+            raise ConfigurationError(
+                f"{self.database.address} holds the data of another system than {self.link.address}: "
+                "set IM_DATABASE_URL or IM_REDIS_URL"
+            )
 
     def close(self) -> None:
         """Give the database's connections back."""
@@ -51,7 +76,7 @@ class Answering:
             case Ask(calls):
                 return self.link.gather(calls)
             case AskSql(query):
-                return query(self.database)
+                return query(self.archive)
             case Post(calls):
                 return self.link.post(calls)
             case Collect(posted):

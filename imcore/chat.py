@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Self
 from imcore.answering import OpenDatabase
 from imcore.direct import gid_of, members_of, refuse_direct
 from imcore.errors import (
-    DatabaseNotReady,
     ImError,
     InvalidInput,
     NotMember,
@@ -233,7 +232,7 @@ class Chat:
         """
         check_name(by, "uid")
         packed = check_msgid(msgid)
-        message = self._message(check_name(gid, "gid"), packed)
+        message = self.history.message(check_name(gid, "gid"), packed)
         if message is None:
             self.group(gid)
             raise UnknownMessage(f"{msgid} is not a message of {gid!r}")
@@ -244,12 +243,6 @@ class Chat:
         if tombstone is None:
             return replace(message, content="", recalled=True)
         return Message(gid, tombstone.msgid, tombstone.seq, by, "", recalls=msgid)
-
-    def _message(self, gid: str, packed: int) -> Message | None:
-        try:
-            return self.history.message(gid, packed)
-        except DatabaseNotReady:  # so nothing is stored there, and Redis has not got it
-            return None
 
     def send_direct(self, uid: str, content: str, *, sender_uid: str, client_msgid: str | None = None) -> Message:
         """Send one-to-one. The chat of the two (or with oneself) is made on first use, with the gid `direct.gid_of`."""

@@ -54,8 +54,14 @@ class History:
         for entry in self._link.run(calls.entries(self._space, gid, msgid, msgid, 1)):
             with suppress(IndexError, ValueError):  # somebody has added by hand what is no message
                 return wire.message(gid, entry)
-        row = self._database.message(gid, packed) if self._database else None
+        if self._database is None or packed > self._trimmed(gid):
+            return None
+        row = self.answering.archive.message(gid, packed)
         return self._messages(gid, [row])[0] if row else None
+
+    def _trimmed(self, gid: str) -> int:
+        """Return up to which message (packed) only SQL has the group."""
+        return int(self._link.read("HGET", self._space.group(gid).meta, "trimmed") or 0)
 
     def groups_of(self, uid: str) -> list[str]:
         """Return the gids of a user's groups, in order."""
@@ -101,7 +107,9 @@ class History:
         if (
             seq is None
         ):  # of the newest message up to there: a crash of both servers may have taken the one at the offset
-            seq = max((row.seq for row in self.database.messages_before(gid, position.acked + 1, limit=1)), default=0)
+            seq = max(
+                (row.seq for row in self.answering.archive.messages_before(gid, position.acked + 1, limit=1)), default=0
+            )
         return Unread(
             gid=gid,
             unread=position.head_seq - seq - position.uncounted,
@@ -129,7 +137,9 @@ class History:
 
     def _newest_trimmed(self, gid: str, before: int, limit: int | None) -> Iterator[MessageTally]:
         while limit is None or limit > 0:
-            rows = self.database.messages_before(gid, before, limit=PAGE if limit is None else min(PAGE, limit))
+            rows = self.answering.archive.messages_before(
+                gid, before, limit=PAGE if limit is None else min(PAGE, limit)
+            )
             if not rows:
                 return
             yield from reversed(self._tallied(gid, rows))
@@ -178,7 +188,7 @@ class History:
         return self._stored(gid, packed).seq
 
     def _stored(self, gid: str, packed: int) -> MessageRow:
-        row = self.database.message(gid, packed)
+        row = self.answering.archive.message(gid, packed)
         if row is None:
             raise UnknownMessage(f"{msgids.unpack(packed)} is not a message of {gid!r}")
         return row

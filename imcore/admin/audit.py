@@ -15,7 +15,7 @@ from imcore.admin.audit_users import strange_listings
 from imcore.admin.claims import unfinished
 from imcore.admin.mending import mend
 from imcore.admin.pending import KIND, undone
-from imcore.admin.reconcile import REBUILDING, marks_of, reconcile
+from imcore.admin.reconcile import REBUILDING, bind, marks_of, reconcile
 from imcore.admin.suspicion import MISSING, THERE, Suspicion
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, TryAgain
@@ -67,6 +67,8 @@ def check(chat: Chat, *, repair: bool = False, on_progress: Progress | None = No
     yield from foreign
     if foreign:
         return
+    if repair:
+        _bind(chat)
     yield from _unfinished(chat)
     yield from _older(chat, repair)
     yield from _backlog(chat)
@@ -123,6 +125,13 @@ def _dataset(chat: Chat) -> Iterator[Difference]:
         here, there = chat.link.read("HGET", keys.CONFIG, name), chat.database.meta(name)
         if there is not None and (here or b"").decode() != there:
             yield Difference("", name, here.decode() if here else MISSING, there)
+
+
+def _bind(chat: Chat) -> None:
+    """Let an empty database be the one of this data: it gets all that Redis has."""
+    partitions, dataset = chat.link.read("HMGET", keys.CONFIG, "partitions", "dataset")
+    if dataset and chat.database.meta("dataset") is None:
+        bind(chat.database, partitions.decode(), dataset.decode())
 
 
 def _unfinished(chat: Chat) -> Iterator[Difference]:

@@ -25,7 +25,7 @@ from imcore.admin.claims import Hold, unfinished
 from imcore.admin.mending import Mended, id_above, mend
 from imcore.admin.unconfirmed import mark_unconfirmed
 from imcore.chat import Chat
-from imcore.errors import RedisUnavailable, TryAgain
+from imcore.errors import DatabaseUnavailable, RedisUnavailable, TryAgain
 from imcore.settings import Settings
 from imcore.sql import stored
 from imcore.sql.database import Database
@@ -258,11 +258,27 @@ class Watch:
         if self._dataset is None:
             self._dataset = database.meta("dataset")
         if self._dataset is None and dataset:
+            if _has_stored(link):
+                raise DatabaseUnavailable(
+                    f"{database.address} is empty, though much of {link.address} has been stored: set IM_DATABASE_URL; "
+                    "or, if that database is lost, run im check --repair"
+                )
             self._dataset = dataset.decode()
-            database.set_meta("partitions", partitions.decode())
-            database.set_meta("dataset", self._dataset)
+            bind(database, partitions.decode(), self._dataset)
         elif self._dataset is not None and (dataset or b"").decode() != self._dataset:
             raise RedisUnavailable(f"{link.address} has lost the data that {database.address} has: run im rebuild")
+
+
+def bind(database: Database, partitions: str, dataset: str) -> None:
+    """Note in SQL whose data it holds from now on."""
+    database.set_meta("partitions", partitions)
+    database.set_meta("dataset", dataset)
+
+
+def _has_stored(link: Link) -> bool:
+    """Whether any worker has ever stored something that Redis holds."""
+    marks = link.read_many([("HKEYS", link.space.marks(p)) for p in range(link.space.partitions)])
+    return any(not name.startswith(keys.SEPARATOR.encode()) for names in marks for name in names)
 
 
 def _name_of(process: str) -> str:

@@ -284,6 +284,20 @@ def test_the_data_of_another_system_is_left_alone(chat: Chat, valkey: str, tmp_p
     persist(chat)
 
 
+def test_a_new_database_in_place_of_one_that_is_lost_is_filled(chat: Chat, valkey: str, tmp_path: Path) -> None:
+    with opened(valkey, f"sqlite:///{tmp_path / 'new.db'}") as other:
+        other.database.upgrade()
+        said(other, 99)
+        # When
+        list(check(other, repair=True))
+        # Then it has what Redis has, and the workers go on with it
+        said(other, 100)
+        persist(other)
+        rows = other.database.messages_after(GID, 0)
+        assert [row.content for row in rows][-2:] == ["message 99", "message 100"]
+        assert len(rows) == 22
+
+
 def test_seqs_that_are_wrong_below_the_trim_point_are_found(chat: Chat) -> None:
     sql("UPDATE group_msgs SET seq = 5 - seq WHERE gid = :gid AND seq IN (2, 3)")(chat, chat.link.space.group(GID))
     found = list(check(chat))

@@ -11,6 +11,7 @@ from imcore import msgid as msgids
 from imcore.settings import Settings
 from imcore.streams import restore_calls
 from imcore.streams.link import Link
+from tests.deadline import wait_until
 from workers.receipts import ReceiptsWorker
 
 
@@ -30,7 +31,7 @@ def test_a_group_that_is_none_in_a_users_list(chat: Chat) -> None:
     assert [message.msgid for message in chat.pull("bob")] == [sent]
     assert [(position.gid, position.unread) for position in chat.unread("bob")] == [("team", 1)]
     with chat.listen("bob") as listener:
-        assert [message.msgid for message in listener.poll(0.01)] == [sent]
+        wait_until(lambda: [message.msgid for message in listener.poll(0.01)] == [sent])
 
 
 def test_a_mark_of_a_message_that_is_none(chat: Chat) -> None:
@@ -46,4 +47,4 @@ def test_a_mark_of_a_message_that_is_none(chat: Chat) -> None:
     # When, then
     assert chat.receipts("ann") == [receipt]
     with chat.listen("ann") as listener:
-        assert receipt in list(listener.poll(0.01))
+        wait_until(lambda: receipt in listener.poll(0.01))

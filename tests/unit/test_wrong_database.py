@@ -1,0 +1,83 @@
+"""A forgotten IM_DATABASE_URL: a database that is not the one of the data in Redis is neither believed nor written."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseUnavailable
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.streams import calls
+from imcore.streams.link import Link
+from workers.persist import Persist
+
+SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0)
+
+
+@pytest.fixture
+def msgid(link: Link, database: Database) -> str:
+    """The second of three messages; Redis has the last one only."""
+    with Chat(link, database, SETTINGS) as chat:
+        chat.create_group("team", ["ann", "bob"])
+        sent = [chat.send("team", text, sender_uid="ann").msgid for text in "abc"]
+        persist = Persist(link, database, SETTINGS)
+        while persist.step():
+            pass
+        persist.close()
+        link.run(calls.trim(link.space, "team", msgids.pack(sent[1])))
+        return sent[1]
+
+
+@pytest.fixture
+def wrong(link: Link, tmp_path: Path) -> Iterator[Chat]:
+    """The same Redis, with a new database."""
+    with Database.connect(f"sqlite:///{tmp_path / 'wrong.db'}") as database:
+        database.upgrade()
+        yield Chat(link, database, SETTINGS)
+
+
+QUESTIONS: dict[str, Callable[[Chat, str], object]] = {
+    "pull": lambda chat, _: chat.pull("bob"),
+    "status": lambda chat, _: chat.status("team"),
+    "tally": lambda chat, msgid: chat.tally("team", msgid),
+    "names": lambda chat, msgid: chat.message_status("team", msgid),
+    "ack": lambda chat, msgid: chat.ack("bob", "team", msgid),
+    "recall": lambda chat, msgid: chat.recall("team", msgid, by="ann"),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_what_redis_has_trimmed_is_not_looked_for_there(wrong: Chat, msgid: str, question: str) -> None:
+    with pytest.raises(DatabaseNotReady, match="holds nothing of this system yet"):
+        QUESTIONS[question](wrong, msgid)
+    # And not where there is something else either
+    wrong.database.set_meta("dataset", "another")
+    with pytest.raises(ConfigurationError, match="holds the data of another system"):
+        QUESTIONS[question](wrong, msgid)
+
+
+def test_nor_in_one_that_is_not_there(link: Link, msgid: str, tmp_path: Path) -> None:
+    chat = Chat(link, Database.connect(f"sqlite:///{tmp_path / 'none.db'}"), SETTINGS)
+    for question in QUESTIONS.values():
+        with pytest.raises(DatabaseNotReady):
+            question(chat, msgid)
+
+
+def test_the_worker_stores_nothing_in_it(wrong: Chat, database: Database, msgid: str) -> None:
+    # Given
+    newest = wrong.send("team", "d", sender_uid="bob").msgid
+    # When
+    with pytest.raises(DatabaseUnavailable, match="set IM_DATABASE_URL"):
+        Persist(wrong.link, wrong.database, SETTINGS).step()
+    # Then
+    assert wrong.database.meta("dataset") is None
+    assert wrong.database.messages_after("team", 0) == []
+    # And the right one gets it all
+    persist = Persist(wrong.link, database, SETTINGS)
+    while persist.step():
+        pass
+    assert [row.msgid for row in database.messages_after("team", msgids.pack(msgid))][-1] == msgids.pack(newest)
