@@ -228,7 +228,11 @@ class Client:
             if listener.session.entered and listener.reconnects != connection:
                 # Nobody knows to what, and what was told before it was heard.
                 connection, self._has_met = listener.reconnects, False
-                when_there(self.meet, stopping)
+                try:
+                    when_there(self.meet, stopping)
+                except _Stopped:
+                    listener.take_back()
+                    break
                 self._tallies.begin()
             # A place moves once all before it was shown: who was killed first shows it when they come back.
             self._local.keep(items, shown)

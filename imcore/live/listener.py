@@ -23,6 +23,7 @@ class Listener:
         self._gateway = gateway
         self.session = gateway.open(uid, places=places, since_join=since_join)
         self._unseen = 0
+        self._polled = 0
 
     def __enter__(self) -> Self:
         return self
@@ -30,7 +31,7 @@ class Listener:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._take_back()
+        self._take_back_unseen()
         self._gateway.close(clean=kind is None)
 
     def __iter__(self) -> Iterator[Message | Receipt]:
@@ -46,7 +47,14 @@ class Listener:
 
     def poll(self, timeout_s: float) -> list[Message | Receipt]:
         """Return what came, after waiting at most so long for the first; it counts as received then, as yielded."""
-        return [item for event in self._poll(timeout_s) for item in _items(event)]
+        events = self._poll(timeout_s)
+        self._polled = len(events)
+        return [item for event in events for item in _items(event)]
+
+    def take_back(self) -> None:
+        """Take back what the last `poll` returned: it was not shown, and does not count as received."""
+        self._gateway.give_back(self._polled)
+        self._polled = 0
 
     @property
     def reconnects(self) -> int:
@@ -69,10 +77,11 @@ class Listener:
         }
 
     def _poll(self, timeout_s: float) -> list[Event]:
-        self._take_back()
+        self._take_back_unseen()
+        self._polled = 0
         return self._gateway.poll(timeout_s)
 
-    def _take_back(self) -> None:
+    def _take_back_unseen(self) -> None:
         """Nobody saw what an iteration that was broken off has not yielded."""
         self._gateway.give_back(self._unseen)
         self._unseen = 0

@@ -353,6 +353,21 @@ def test_a_reconnect_brings_the_tallies_that_were_told_meanwhile(
     listen(bob, meanwhile)
 
 
+@pytest.mark.parametrize("looks", range(10))
+def test_a_session_that_is_to_end_is_over_and_has_acked_what_it_yielded(
+    bob: Client, chat: Chat, other: Chat, looks: int
+) -> None:
+    # Given one that is asked to end the so many-th time that it looks whether it is
+    chat.create_group("team", ["ann", "bob"])
+    say(other, "hi")
+    answers = iter([False] * looks)
+    # When
+    found = list(bob.live(lambda: next(answers, True)))
+    # Then
+    assert [member.online for member in other.members("team")] == [False, False]
+    assert [position.unread for position in other.unread("bob")] == [1 - len(found)]
+
+
 # Whose data it is.
 
 
