@@ -149,7 +149,7 @@ def test_an_interrupt_cleans_up(bench: Bench, client: redis.Redis, number: signa
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
 
-    assert (process.returncode, out, err.strip()) == (130, b"", b"")
+    assert (process.returncode, out, err.strip()) == (130, b"", b"im: interrupted")
     assert bench.left_behind()[0] == {}
 
 
