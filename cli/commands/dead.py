@@ -20,7 +20,7 @@ def dead() -> None:
     """List, show, requeue and drop dead letters."""
 
 
-@command("list", of=dead, example="im dead list\nim dead list --json | jq -r .id | xargs im dead requeue")
+@command("list", of=dead, example="im dead list\nim dead list --json | jq -r .id | xargs -r im dead requeue")
 def list_(run: Invocation) -> None:
     """List all dead letters."""
     from imcore.admin import deadletters  # noqa: PLC0415 (the help need not wait for the drivers)

@@ -200,8 +200,8 @@ class LocalFile:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LocalDatabaseError(
-                f"another session of {self._uid!r} holds the local database {self.path}: end it, set IM_DATA_DIR to "
-                "another folder, or leave it out (--no-local)"
+                f"another session of {self._uid!r} holds the local database {self.path}: end it, or leave it out "
+                "(--no-local); another device has another IM_DATA_DIR, with IM_REDIS_URL and IM_DATABASE_URL set"
             ) from None
 
     def _release(self) -> None:

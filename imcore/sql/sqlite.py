@@ -73,7 +73,7 @@ class SqliteBackend:
         """Return what an error of sqlite3 means."""
         code = _code(error)
         if code == sqlite3.SQLITE_CANTOPEN and not os.path.exists(self._path):
-            return DatabaseNotReady(f"there is no database {self._path} yet: run im db upgrade")
+            return DatabaseNotReady(f"there is no database {self._path} yet: run im db upgrade, or set IM_DATABASE_URL")
         if "no such table" in str(error) or "no such column" in str(error):
             return DatabaseNotReady(f"the database {self._path} has not the tables of imcore: run im db upgrade")
         if code in _NOT_USABLE:

@@ -22,6 +22,10 @@ class Socket:
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
         self.is_broken = False
+        self.closed = ""
+
+    def close(self, why: str) -> None:
+        self.closed = why
 
     def send(self, said: dict[str, Any]) -> None:
         if self.is_broken:
@@ -30,7 +34,7 @@ class Socket:
 
     @property
     def texts(self) -> list[str]:
-        return [said["text"] for said in self.sent if "text" in said]
+        return [said["content"] for said in self.sent if "content" in said]
 
 
 @pytest.fixture
@@ -89,6 +93,17 @@ def test_people_come_talk_and_go(chat: Chat) -> None:
     assert told == ["bob"]
     assert chat.online(["ann", "bob", "cy"]) == set()
     assert chat.pull("cy") == []
+
+
+def test_one_who_cannot_be_is_sent_away_alone(chat: Chat) -> None:
+    chat.create_group("team", ["ann"])
+    ann, nobody = Socket(), Socket()
+    news: queue.Queue[tuple[Socket, str | None]] = queue.Queue()
+    news.put((nobody, ""))
+    news.put((ann, "ann"))
+    chat.send("team", "hello", sender_uid="ann")
+    example()["serve"](chat, news, lambda: chat.online(["ann"]) == {"ann"})
+    assert nobody.closed.startswith("uid is empty")
 
 
 def test_receipts_are_told(chat: Chat) -> None:
