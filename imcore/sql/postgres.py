@@ -20,6 +20,15 @@ TRIES = 5
 """How often a transaction starts anew that another one has thwarted."""
 ROWS_PER_INSERT = 1000
 
+_PATIENCE = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+"""After how long a server that is gone without a word is an error: seconds, the last one in milliseconds."""
+
 _THWARTED = (errors.DeadlockDetected, errors.SerializationFailure)
 _OF_A_ROW = {"22", "23", "54"}
 """Classes of errors that come of what is written: data, broken constraints, limits such as that of an index row."""
@@ -35,7 +44,7 @@ class PostgresBackend:
     def __init__(self, url: URL) -> None:
         self.address = _shown(url)
         # An unreachable server is an error within seconds; a connection that a restart has cut is found before use.
-        query = {"connect_timeout": "10", "application_name": "imcore", **url.query}
+        query = {"application_name": "imcore", **_PATIENCE, **url.query}
         url = url.set(drivername="postgresql+psycopg", query=query)
         self.engine: Engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
 
