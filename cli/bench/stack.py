@@ -18,12 +18,13 @@ from redis.exceptions import RedisError, ResponseError
 
 from cli.bench.postgres import programs_folder, running_postgres
 from cli.bench.sql import Place, PostgresPlace, SqlitePlace
+from imcore.admin.reconcile import bind
 from imcore.chat import Chat
 from imcore.embedded import EmbeddedServer
 from imcore.errors import ImError, RefusedError
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import library
+from imcore.streams import calls, library
 from imcore.streams.link import open_client
 from imcore.streams.redis_errors import address, driver_errors
 
@@ -66,10 +67,12 @@ class Stack:
         return replace(self, settings=settings)
 
     def tables(self, place: Place | None = None) -> str:
-        """Make a database with the tables of imcore, and return its URL; it goes with the stack."""
+        """Make a database with the tables of imcore, for what Redis has now; return its URL. It goes with the stack."""
         url = (place or self.place).new()
-        with Database.connect(url) as database:
+        with Database.connect(url) as database, self.chat() as chat:
             database.upgrade()
+            partitions, dataset = chat.link.run(calls.init(chat.link.space.partitions, uuid.uuid4().hex))
+            bind(database, str(partitions), dataset)
         return url
 
     def clear(self) -> None:

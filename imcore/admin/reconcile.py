@@ -182,6 +182,8 @@ class Watch:
         The marks of SQL are read first, so that nobody else can have stored anything since the entries were taken that
         Redis has lost by now. Raise RedisUnavailable if they may not be stored.
         """
+        if self._dataset is None:
+            self._adopt()  # the data has begun since the last look
         newest = {entry.partition: entry for entry in sorted(entries, key=_packed)}
         rows = [MarkRow(partition, process, _packed(entry)) for partition, entry in newest.items()]
         there = stored.marks(self._chat.database)
