@@ -58,18 +58,17 @@ class Seen:
     def take(self, event: Event, sender: Session, now: float) -> None:
         """Note what a session was told."""
         if isinstance(event, Arrived):
-            for session in event.sessions:
-                if session is not sender:
-                    self._arrive(event.message.seq, now)
+            others = len(event.sessions) - (sender in event.audience.members)
+            self._arrive(event.message.seq, others, now)
             return
         self.digests += 1
         for receipt in event.receipts:
             if receipt.read == ONLINE and receipt.msgid in self._seqs:
                 self.known.setdefault(self._seqs[receipt.msgid], now)
 
-    def _arrive(self, seq: int, now: float) -> None:
-        self.pushes += 1
-        missing = self._missing.get(seq, ONLINE) - 1
+    def _arrive(self, seq: int, sessions: int, now: float) -> None:
+        self.pushes += sessions
+        missing = self._missing.get(seq, ONLINE) - sessions
         self._missing[seq] = missing
         if not missing:
             self.arrived[seq] = now
