@@ -113,6 +113,12 @@ class JobsWorker(SimpleWorker):
             finally:
                 thread.join(_THREAD_S)
 
+    def leave(self) -> None:
+        """Let that thread end, where rq did not come to `unsubscribe`: its connection is about to be closed."""
+        self._unsubscribing = True
+        if self.pubsub_thread:
+            self.pubsub_thread.stop()
+
     def _pubsub_exception_handler(self, exc: Exception, pubsub: PubSub, pubsub_thread: PubSubWorkerThread) -> None:
         # Its connection may be closed before it has ended: that is nothing to tell of.
         if self._unsubscribing:
@@ -176,6 +182,7 @@ def _work(settings: Settings, signals: Signals, burst: bool, room: _Room) -> Non
     connection = open_client(url)
     if not isinstance(connection, Redis):
         raise ConfigurationError("rq does not run on Redis Cluster: set IM_JOBS_REDIS_URL to a Redis that is none")
+    worker = None
     try:
         with driver_errors(url), suppress(StopRequested):  # its handler may raise it at any point
             # A burst does what is there: it adds nothing.
@@ -186,6 +193,8 @@ def _work(settings: Settings, signals: Signals, burst: bool, room: _Room) -> Non
         raise
     finally:
         signals.handle()  # rq has put its own handlers there
+        if worker:
+            worker.leave()
         connection.close()
     if not burst and not signals.stopping:
         raise TryAgain("the rq worker ended by itself")

@@ -1,6 +1,7 @@
 """The loops of the workers, as processes on a real server: signals, bursts, servers that go away and come back."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -456,20 +457,28 @@ def test_an_unknown_worker_is_wrong_usage(settings: Settings) -> None:
         assert wrong.wait() == 2
 
 
-def test_no_thread_of_rq_is_left_behind_by_a_server_that_went_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize("comes_to_unsubscribe", [True, False])
+def test_no_thread_of_rq_is_left_behind_by_a_server_that_went_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_to_unsubscribe: bool
+) -> None:
     require_server()
     server = start_valkey(tmp_path)
+    died: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
     try:
         with Signals() as signals, redis.Redis.from_url(server.url) as connection:
             worker = jobs.JobsWorker(connection, signals, 0)
             worker.subscribe()
             # When
             server.kill()
-            with pytest.raises(redis.ConnectionError):
-                worker.unsubscribe()
+            if comes_to_unsubscribe:
+                with pytest.raises(redis.ConnectionError):
+                    worker.unsubscribe()
+            worker.leave()
             connection.close()
-            # Then
+            # Then it ends, and has nothing to tell
             wait_until(lambda: not worker.pubsub_thread.is_alive())
+            assert died == []
     finally:
         server.stop()
 
