@@ -51,14 +51,14 @@ class Answering:
 
     def _look_whose_it_is(self) -> None:
         here, there = self.link.read("HGET", CONFIG, "dataset"), self.database.meta("dataset")
+        where, redis = self.database.address, self.link.address
         if there is None:
-            raise DatabaseNotReady(
-                f"{self.database.address} holds nothing of this system yet: is IM_DATABASE_URL right?"
-            )
-        if (here or b"").decode() != there:
+            raise DatabaseNotReady(f"{where} holds nothing of this system yet: is IM_DATABASE_URL right?")
+        if here is None:
+            raise ConfigurationError(f"{redis} has lost the data that {where} has: run im rebuild")
+        if here.decode() != there:
             raise ConfigurationError(
-                f"{self.database.address} holds the data of another system than {self.link.address}: "
-                "set IM_DATABASE_URL or IM_REDIS_URL"
+                f"{where} holds the data of another system than {redis}: set IM_DATABASE_URL or IM_REDIS_URL"
             )
 
     def close(self) -> None:

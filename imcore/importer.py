@@ -3,14 +3,22 @@
 import json
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
-from imcore.errors import ConfigurationError, GroupExists, InvalidInput, NotMember, UnknownGroup, UnknownMessage
+from imcore.errors import (
+    ConfigurationError,
+    DatabaseNotReady,
+    GroupExists,
+    InvalidInput,
+    NotMember,
+    UnknownGroup,
+    UnknownMessage,
+)
 from imcore.history import PAGE, raised
 from imcore.limits import check_content, check_name
 from imcore.streams import calls, wire
@@ -94,6 +102,8 @@ def _make_ready(chat: Chat) -> None:
         chat.database.check_version()
     except ConfigurationError:
         chat.database.upgrade()
+    with suppress(DatabaseNotReady):
+        _ = chat.history.answering.archive  # or what is stored already would be looked for in another system's data
 
 
 def parse(line: bytes, *, max_content_bytes: int) -> Event:

@@ -9,6 +9,7 @@ import pytest
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseUnavailable
+from imcore.importer import import_events
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import calls
@@ -58,6 +59,17 @@ def test_what_redis_has_trimmed_is_not_looked_for_there(wrong: Chat, msgid: str,
     wrong.database.set_meta("dataset", "another")
     with pytest.raises(ConfigurationError, match="holds the data of another system"):
         QUESTIONS[question](wrong, msgid)
+
+
+def test_nothing_is_imported_beside_the_data_of_another_system(wrong: Chat, msgid: str) -> None:
+    wrong.database.set_meta("dataset", "another")
+    with pytest.raises(ConfigurationError, match="holds the data of another system"):
+        import_events(wrong, [b'{"type": "join", "gid": "team", "uid": "cy"}'], on_error=lambda *_: None)
+    # And nothing at all where Redis has lost what SQL has
+    wrong.link.client.flushall()
+    with pytest.raises(ConfigurationError, match="run im rebuild"):
+        import_events(wrong, [b'{"type": "join", "gid": "team", "uid": "cy"}'], on_error=lambda *_: None)
+    assert list(wrong.groups()) == []
 
 
 def test_nor_in_one_that_is_not_there(link: Link, msgid: str, tmp_path: Path) -> None:
