@@ -1,6 +1,7 @@
 """Sending, pulling, confirming, and asking who has read what."""
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
@@ -103,7 +104,10 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
     """
     gid = gid and chat_called(gid, uid)
     with run.chat() as chat, ExitStack() as stack:
-        keeps = not no_local and chat.groups_of(uid)
+        gids = chat.groups_of(uid)
+        if gid is None:
+            _remark_if_none(uid, gids)
+        keeps = not no_local and gids
         client = stack.enter_context(client_of(run, chat, uid)) if keeps else None
         messages = chat.pull(uid, gid, limit=limit)
         if client:
@@ -138,7 +142,8 @@ def unread(run: Invocation, uid: str) -> None:
     Groups where all is read are shown too, with 0. Own messages do not count.
     """
     with run.chat() as chat:
-        found = ({"gid": each.gid, "unread": each.unread} for each in chat.unread(uid))
+        found = [{"gid": each.gid, "unread": each.unread} for each in chat.unread(uid)]
+        _remark_if_none(uid, found)
         run.show(map(peers_at(chat, uid).named, found), ("gid", "unread"))
 
 
@@ -159,6 +164,12 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
             run.show(map(tally_record, tallies), TALLY_COLUMNS)
         else:
             _show_status(run, chat.message_status(gid, msgid))
+
+
+def _remark_if_none(uid: str, groups: Sequence[object]) -> None:
+    """Say that a user is in no group: the name may be mistyped."""
+    if not groups:
+        output.remark(f"{uid!r} is in no group")
 
 
 def _send(run: Invocation, chat: "Chat", draft: _Draft, options: _Sending) -> None:

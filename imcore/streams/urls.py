@@ -4,6 +4,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -46,6 +47,7 @@ def client_of(url: str, timeout_s: float | None) -> redis.Redis:
     """
     scheme = url.partition("://")[0]
     try:
+        _check_number(url)
         client = redis.Redis.from_url(plain(url), retry=Retry(NoBackoff(), 0), **options(url, timeout_s))
         if scheme == "unix":
             client.connection_pool.connection_class = _SocketConnection
@@ -53,6 +55,14 @@ def client_of(url: str, timeout_s: float | None) -> redis.Redis:
     except ValueError as error:
         raise ConfigurationError(f"{address(url)} is {_wrong_with(scheme)}") from error
     return client
+
+
+def _check_number(url: str) -> None:
+    """Raise ValueError for a path that is no database number: the driver would pass over it."""
+    parts = urlsplit(url)
+    number = parts.path.strip("/")
+    if parts.scheme != "unix" and number and not (number.isascii() and number.isdecimal()):
+        raise ValueError(f"{number!r} is no number of a database")
 
 
 class _SocketConnection(redis.UnixDomainSocketConnection):

@@ -367,6 +367,21 @@ def test_without_json_a_pipe_gets_plain_rows_that_cannot_act() -> None:
     assert im("unread", "bob").stdout == "gid\tunread\nteam\t1\n"
 
 
+@pytest.mark.parametrize("command", ["pull", "unread"])
+def test_of_one_who_is_in_no_group_it_is_said_so(command: str) -> None:
+    result = im(command, "nobody")
+    assert (result.exit_code, result.stderr) == (0, "'nobody' is in no group\n")
+
+
+def test_a_one_to_one_chat_may_be_called_as_tables_show_it() -> None:
+    [sent] = lines("dm", "bob", "hi", "--from", "ann")
+    assert [message["content"] for message in lines("pull", "bob", "dm:ann")] == ["hi"]
+    assert lines("ack", "bob", "dm:ann")[0]["gid"] == sent["gid"]
+    assert [line["state"] for line in lines("log", "ann", "dm:bob")] == ["stored"]
+    assert lines("recall", "dm:bob", str(sent["msgid"]), "--by", "ann", "--yes")[0]["recalls"] == sent["msgid"]
+    assert lines("pull", "bob", str(sent["gid"])) == lines("pull", "bob", "dm:ann")
+
+
 @pytest.mark.parametrize(
     ("args", "why"),
     [

@@ -60,7 +60,13 @@ def test_what_is_no_url_for_us_is_said_without_the_password(url: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("url", ["redis://localhost:abc", "redis+cluster://localhost:99999", "redis://a:s3/cret@host"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://localhost:abc", "redis+cluster://localhost:99999", "redis://a:s3/cret@host"),
+        *("redis://localhost/chat", "rediss://localhost/1/2", "redis+cluster://localhost/²"),
+    ],
+)
 def test_a_url_that_is_nearly_one_gets_an_example(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"is not valid: it looks like redis://.* percent form \(@ is %40\)$"):
         open_client(url)
