@@ -1,9 +1,12 @@
 """Imports of events: what each type does, what is counted, and what becomes of lines that are not valid."""
 
 import json
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +38,22 @@ BY_BOB = HELLO | {"uid": "bob", "client_msgid": "2"}
 
 
 @pytest.fixture
-def chat(tmp_path: Path) -> Iterator[Chat]:
-    database = Database.connect(f"sqlite:///{tmp_path / 'im.db'}")
-    client = fakeredis.FakeRedis(server=fakeredis.FakeServer())
-    with Chat(Link(client), database, Settings.from_env({})) as chat:
-        yield chat
+def new_chat(tmp_path: Path) -> Iterator[Callable[[], Chat]]:
+    """Makes a system of its own, each time."""
+    with ExitStack() as chats:
+        number = count()
+
+        def new() -> Chat:
+            database = Database.connect(f"sqlite:///{tmp_path / f'{next(number)}.db'}")
+            client = fakeredis.FakeRedis(server=fakeredis.FakeServer())
+            return chats.enter_context(Chat(Link(client), database, Settings.from_env({})))
+
+        yield new
+
+
+@pytest.fixture
+def chat(new_chat: Callable[[], Chat]) -> Chat:
+    return new_chat()
 
 
 def run(chat: Chat, *events: dict[str, Any] | bytes) -> dict[str, int]:
@@ -159,6 +173,58 @@ def test_an_import_that_was_broken_off_goes_on_where_it_ended(chat: Chat, until:
     assert members(chat) == ["ann", "bob"]
     tallies = [(tally.read, tally.unread) for tally in chat.status("#g", limit=0)]
     assert tallies == [(0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_random_file_comes_out_alike_wherever_it_was_broken_off(
+    chat: Chat, new_chat: Callable[[], Chat], seed: int
+) -> None:
+    # Given
+    chance = random.Random(seed)
+    events = random_events(chance)
+    run_with_errors(chat, lines(events))
+    found = seen(chat)
+    # When, then
+    run_with_errors(chat, lines(events))
+    assert seen(chat) == found
+    broken_off = new_chat()
+    run_with_errors(broken_off, lines(events[: chance.randint(0, len(events))]))
+    run_with_errors(broken_off, lines(events))
+    assert seen(broken_off) == found
+
+
+def random_events(chance: random.Random) -> list[dict[str, Any]]:
+    """People who come, go, are renamed, say something, say it again, and ack."""
+    events: list[dict[str, Any]] = []
+    said: list[dict[str, Any]] = []
+    for number in range(chance.randint(3, 25)):
+        uid = chance.choice("abcd")
+        kind = chance.choice(["message", "message", "join", "leave", "rename", "again", "ack", "ack"])
+        if kind == "message":
+            said.append(HELLO | {"uid": uid, "content": str(number), "client_msgid": str(number)})
+            events.append(said[-1])
+        elif kind == "again" and said:
+            events.append(chance.choice(said))
+        elif kind == "ack" and said:
+            events.append(event("ack", uid, client_msgid=chance.choice(said)["client_msgid"]))
+        elif kind in {"join", "leave"}:
+            events.append(event(kind, uid))
+        elif kind == "rename":
+            events.append(event("rename", uid, new_uid=chance.choice("abcd")))
+    return events
+
+
+def seen(chat: Chat) -> object:
+    """What can be told of the group, but for msgids, which no two imports share."""
+    if not list(chat.groups()):
+        return None
+    said = [tally.message for tally in chat.status("#g", limit=0)]
+    text = {message.msgid: message.content for message in said}
+    statuses = [chat.message_status("#g", message.msgid) for message in said]
+    return (
+        [(text[s.message.msgid], [reader.uid for reader in s.read_by], s.unread_by) for s in statuses],
+        [(m.uid, text.get(m.last_ack_msgid or ""), m.unread) for m in chat.members("#g")],
+    )
 
 
 def test_one_client_msgid_of_two_senders_is_two_messages(chat: Chat) -> None:
