@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from imcore.answering import OpenDatabase
 from imcore.direct import gid_of, members_of, refuse_direct
-from imcore.errors import (
-    ImError,
-    InvalidInput,
-    NotMember,
-    RedisFull,
-    UnknownGroup,
-    UnknownMessage,
-    UnknownUser,
-)
+from imcore.errors import ImError, InvalidInput, NotMember, RedisFull, UnknownGroup, UnknownMessage, UnknownUser
 from imcore.history import History, raised
 from imcore.limits import check_content, check_limit, check_list, check_msgid, check_name, check_time, check_uids
 from imcore.live.gateway import Acks, Gateway, HowTold

@@ -18,7 +18,6 @@ from redis.exceptions import RedisError, ResponseError
 
 from cli.bench.postgres import programs_folder, running_postgres
 from cli.bench.sql import Place, PostgresPlace, SqlitePlace
-from imcore.admin.reconcile import bind
 from imcore.chat import Chat
 from imcore.embedded import EmbeddedServer
 from imcore.errors import ImError, RefusedError
@@ -72,7 +71,7 @@ class Stack:
         with Database.connect(url) as database, self.chat() as chat:
             database.upgrade()
             partitions, dataset = chat.link.run(calls.init(chat.link.space.partitions, uuid.uuid4().hex))
-            bind(database, str(partitions), dataset)
+            database.bind(partitions, dataset)
         return url
 
     def clear(self) -> None:

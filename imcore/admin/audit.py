@@ -15,7 +15,7 @@ from imcore.admin.audit_users import strange_listings
 from imcore.admin.claims import unfinished
 from imcore.admin.mending import mend
 from imcore.admin.pending import KIND, undone
-from imcore.admin.reconcile import REBUILDING, bind, marks_of, reconcile
+from imcore.admin.reconcile import REBUILDING, marks_of, reconcile
 from imcore.admin.suspicion import MISSING, THERE, Suspicion
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, TryAgain
@@ -131,7 +131,7 @@ def _bind(chat: Chat) -> None:
     """Let an empty database be the one of this data: it gets all that Redis has."""
     partitions, dataset = chat.link.read("HMGET", keys.CONFIG, "partitions", "dataset")
     if dataset and chat.database.meta("dataset") is None:
-        bind(chat.database, partitions.decode(), dataset.decode())
+        chat.database.bind(int(partitions), dataset.decode())
 
 
 def _unfinished(chat: Chat) -> Iterator[Difference]:

@@ -147,8 +147,7 @@ def _begin(chat: Chat, before: Before, yes: bool, adopt: bool) -> None:
     link.once("HSET", CONFIG, "partitions", before.partitions, "dataset", dataset, REBUILDING, 1)
     if link.space.partitions != before.partitions:
         raise ConfigurationError(f"this connection was made for {link.space.partitions} partitions: open another one")
-    database.set_meta("partitions", str(before.partitions))
-    database.set_meta("dataset", dataset)
+    database.bind(before.partitions, dataset)
 
 
 def _count_groups(chat: Chat, partitions: int) -> int:

@@ -266,15 +266,9 @@ class Watch:
                     "or, if that database is lost, run im check --repair"
                 )
             self._dataset = dataset.decode()
-            bind(database, partitions.decode(), self._dataset)
+            database.bind(int(partitions), self._dataset)
         elif self._dataset is not None and (dataset or b"").decode() != self._dataset:
             raise RedisUnavailable(f"{link.address} has lost the data that {database.address} has: run im rebuild")
-
-
-def bind(database: Database, partitions: str, dataset: str) -> None:
-    """Note in SQL whose data it holds from now on."""
-    database.set_meta("partitions", partitions)
-    database.set_meta("dataset", dataset)
 
 
 def _has_stored(link: Link) -> bool:

@@ -15,7 +15,6 @@ Clock = Callable[[], float]
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 2.0
 
-
 _SILENCE_S = 60.0
 """What goes on is said again after so long."""
 

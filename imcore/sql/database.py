@@ -223,6 +223,11 @@ class Database:
         with self.connection() as connection:
             connection.execute(statement, {"name": name, "value": value})
 
+    def bind(self, partitions: int, dataset: str) -> None:
+        """Note whose data this holds from now on, and in how many partitions."""
+        self.set_meta("partitions", str(partitions))
+        self.set_meta("dataset", dataset)
+
     def _know(self) -> None:
         if self._is_known:
             return
