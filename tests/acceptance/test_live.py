@@ -98,7 +98,7 @@ class Talk:
         wait_until(lambda: all(self.has_begun(uid) for uid in UIDS), timeout_s=END_S)
 
     def listen(self, uid: str) -> Listening:
-        return self.stack.listen(uid, "--ack-every", "3", "--ack-interval", "0.1")
+        return self.stack.listen(uid, "--ack-every", "3", "--ack-interval", self.chance.choice(["0.1", "1"]))
 
     def has_begun(self, uid: str) -> bool:
         path = path_of(self.stack.folder, uid)
@@ -124,6 +124,9 @@ class Talk:
     def settle(self) -> None:
         """Wait until everybody has everything, with the tallies of the server."""
         wait_until(lambda: all(self.stack.log(uid) == due(self.stack.chat, uid) for uid in UIDS), timeout_s=END_S)
+
+    def has_read_all(self, uid: str) -> bool:
+        return not any(each.unread for each in self.stack.chat.unread(uid))
 
     @property
     def heard(self) -> int:
@@ -162,7 +165,8 @@ def test_whatever_is_killed_everybody_has_everything_once_and_every_tally_is_rig
     # When
     for _ in range(ROUNDS):
         talk.go_on()
-    # Then everybody has everything once, in order, and the tallies of the server
+    # Then everybody has everything once, in order, and the tallies of the server once all is read
+    wait_until(lambda: all(talk.has_read_all(uid) for uid in UIDS), timeout_s=END_S)
     talk.settle()
     assert sorted(int(text) for _, _, text, _ in stack.log("ann")) == list(range(talk.said))
     for session in talk.sessions.values():
