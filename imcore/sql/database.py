@@ -307,8 +307,8 @@ def _postgres_url(url: str) -> URL:
     # An @ after the first one: part of a password, which must never be shown, would pass for the host's name.
     if parsed is None or "@" in f"{parsed.host}{parsed.database}":
         raise ConfigurationError(
-            "IM_DATABASE_URL is not valid: it looks like postgresql://user:password@host:5432/name, "
-            "with special characters in percent form (@ is %40)"
+            "IM_DATABASE_URL is not valid: it looks like postgresql://host:5432/name, with user:password@ before the "
+            "host where that is needed, and special characters in percent form (@ is %40)"
         )
     return parsed
 

@@ -74,8 +74,8 @@ class _SocketConnection(redis.UnixDomainSocketConnection):
 def _wrong_with(scheme: str) -> str:
     if scheme.removesuffix(_CLUSTER) in {"redis", "rediss", "unix"}:
         return (
-            "not valid: it looks like redis://user:password@host:6379/0, "
-            "with special characters in percent form (@ is %40)"
+            "not valid: it looks like redis://host:6379/0, with user:password@ before the host where that is needed, "
+            "and special characters in percent form (@ is %40)"
         )
     return "not a Redis URL: use redis://, rediss://, unix:// or redis+cluster://"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.output import redact
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, RedisUnavailable
 from imcore.settings import Settings, socket_path, socket_url
@@ -68,8 +69,11 @@ def test_what_is_no_url_for_us_is_said_without_the_password(url: str) -> None:
     ],
 )
 def test_a_url_that_is_nearly_one_gets_an_example(url: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"is not valid: it looks like redis://.* percent form \(@ is %40\)$"):
+    with pytest.raises(
+        ConfigurationError, match=r"is not valid: it looks like redis://.* percent form \(@ is %40\)$"
+    ) as refused:
         open_client(url)
+    assert redact(str(refused.value)) == str(refused.value)  # an example is no secret
 
 
 def unknown(command: list[bytes]) -> bytes:
