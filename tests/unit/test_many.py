@@ -1,5 +1,6 @@
 """Sends and acks of many: what the single ones do, in the same order."""
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,77 @@ def test_a_repeated_message_is_answered_as_it_was_stored(chat: Chat) -> None:
     first = chat.send("g", "once", sender_uid="ann", client_msgid="1")
     assert chat.send_many("g", [Draft("ann", "twice", "1"), Draft("ann", "new", "2")])[0] == first
     assert [message.content for message in messages_of(chat)] == ["once", "new"]
+
+
+def test_a_message_twice_in_one_call_is_stored_once(chat: Chat) -> None:
+    chat.create_group("g", ["ann", "bob"])
+    drafts = [Draft("ann", "one", "1"), Draft("bob", "another's", "1"), Draft("ann", "two", "1"), Draft("ann", "one")]
+    one, anothers, again, unnamed = chat.send_many("g", drafts)
+    assert one == again
+    assert [each.content for each in messages_of(chat)] == ["one", "another's", "one"]
+    assert [one, anothers, unnamed] == messages_of(chat)
+
+
+def test_a_client_msgid_is_known_for_as_long_as_is_promised_and_not_for_ever(chat: Chat) -> None:
+    def wait(ms: int) -> None:
+        for key in (keys.once_newer, keys.once_older):
+            left = chat.link.client.pttl(key)
+            if left > 0:
+                chat.link.client.pexpire(key, max(1, left - ms))
+
+    # Given
+    chat.create_group("g", ["ann"])
+    keys = chat.link.space.group("g")
+    day = chat.settings.idempotency_ms
+    first = chat.send("g", "first", sender_uid="ann", client_msgid="1")
+    # When its table is old enough, another one takes its turn
+    wait(day - 60_000)
+    second = chat.send("g", "second", sender_uid="ann", client_msgid="2")
+    wait(60_000)
+    third = chat.send("g", "third", sender_uid="ann", client_msgid="3")
+    # Then all are known still
+    again = [Draft("ann", "again", each) for each in ("1", "2", "3")]
+    assert chat.send_many("g", again) == [first, second, third]
+    # And what is older than twice that is not
+    wait(day)
+    assert chat.send("g", "third", sender_uid="ann", client_msgid="3") == third
+    chat.send("g", "fourth", sender_uid="ann", client_msgid="4")
+    assert chat.send("g", "first anew", sender_uid="ann", client_msgid="1") != first
+    assert 0 < chat.link.client.pttl(keys.once_newer) <= 2 * day
+    assert 0 < chat.link.client.pttl(keys.once_older) <= 2 * day
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tallies_of_many_are_those_of_each_alone(chat: Chat, seed: int) -> None:
+    # Given people who come and go, write and read
+    chance = random.Random(seed)
+    uids = [f"u{number}" for number in range(8)]
+    chat.create_group("g", uids)
+    for _ in range(200):
+        uid = chance.choice(uids)
+        here = [member.uid for member in chat.members("g")]
+        match chance.randrange(8):
+            case 0 if len(here) > 2 and uid in here:
+                chat.remove_members("g", [uid])
+            case 1:
+                chat.add_members("g", [uid])
+            case 2 | 3 if uid in here and (unread := chat.pull(uid)):
+                chat.ack(uid, "g", chance.choice(unread).msgid)
+            case _:
+                chat.send("g", "hi", sender_uid=chance.choice(here))
+    msgids = [message.msgid for message in messages_of(chat)]
+    alone = [chat.tally("g", msgid) for msgid in msgids]
+    assert len({tally.read for tally in alone}) > 2
+    # When
+    shuffled = chance.sample(msgids, len(msgids))
+    some = sorted(chance.sample(msgids, 7), key=msgids.index)
+    # Then
+    assert chat.tallies("g", msgids) == alone
+    assert chat.tallies("g", shuffled) == [alone[msgids.index(msgid)] for msgid in shuffled]
+    assert chat.tallies("g", some) == [alone[msgids.index(msgid)] for msgid in some]
+    assert [(each.read, each.unread) for each in chat.status("g", limit=0)] == [
+        (tally.read, tally.unread) for tally in alone
+    ]
 
 
 def test_acks_of_many_are_each_answered_as_alone(chat: Chat) -> None:

@@ -25,7 +25,7 @@
 -- Errors answer with a code as their first word: NOGROUP, EXISTS, CLOCK. An item of a call for many that fails is
 -- answered by a code in its place (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others go on.
 
-local VERSION = 4
+local VERSION = 5
 local EPOCH_MS = 1577836800000
 local PER_MS = 8192
 local SEP = '\31'

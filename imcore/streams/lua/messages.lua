@@ -14,6 +14,37 @@ local function rotate_once(newer, older, once_ms)
   return ttl == -2
 end
 
+-- What the client_msgids of drafts, which are the arguments from the fourth on, have made before: by field (uid SEP
+-- client_msgid), "msgid seq". And whether the newer table is to be begun.
+local function made_before(newer, older, once_ms, args)
+  local fields, made = {}, {}
+  for a = 4, #args, 4 do
+    if args[a + 1] ~= '' then
+      fields[#fields + 1] = args[a] .. SEP .. args[a + 1]
+    end
+  end
+  local is_fresh = #fields > 0 and rotate_once(newer, older, once_ms)
+  for first = 1, #fields, AT_ONCE do
+    local last = math.min(first + AT_ONCE - 1, #fields)
+    local new = redis.call('HMGET', newer, unpack(fields, first, last))
+    local old = redis.call('HMGET', older, unpack(fields, first, last))
+    for i = 1, #new do
+      made[fields[first + i - 1]] = new[i] or old[i]
+    end
+  end
+  return made, is_fresh
+end
+
+-- Keep what client_msgids have made now: fields and values in turn.
+local function keep_made(newer, made, is_fresh, once_ms)
+  for first = 1, #made, AT_ONCE do
+    redis.call('HSET', newer, unpack(made, first, math.min(first + AT_ONCE - 1, #made)))
+  end
+  if is_fresh and made[1] then
+    redis.call('PEXPIRE', newer, 2 * once_ms)
+  end
+end
+
 -- A sender as one call of im_send sees them, or nil if they are no member; `id` is set once their offset has moved.
 local function sender_of(senders, uid, keys)
   local offset = redis.call('ZSCORE', keys[3], uid)
@@ -50,18 +81,13 @@ local function send(keys, args)
   end
   local gid, channel, once_ms = args[1], args[2], tonumber(args[3])
   local answers, senders, first_id, last_id, stored = {}, {}, nil, nil, 0
-  local fresh_once = nil
+  local made, is_fresh = made_before(keys[5], keys[6], once_ms, args)
+  local news = {}
   for i = 8, #keys do
     local a = 4 * (i - 7)
     local uid, cid, sent, text = args[a], args[a + 1], args[a + 2], args[a + 3]
-    local known = nil
-    if cid ~= '' then
-      if fresh_once == nil then
-        fresh_once = rotate_once(keys[5], keys[6], once_ms)
-      end
-      local field = uid .. SEP .. cid
-      known = redis.call('HGET', keys[5], field) or redis.call('HGET', keys[6], field)
-    end
+    local field = cid ~= '' and uid .. SEP .. cid
+    local known = field and made[field]
     local sender = not known and (senders[uid] or sender_of(senders, uid, keys))
     if known then
       local id, number = string.match(known, '^(%S+) (%d+)$')
@@ -80,12 +106,9 @@ local function send(keys, args)
       else
         keep_own(keys[i], last, sender.offset)
       end
-      if cid ~= '' then
-        redis.call('HSET', keys[5], uid .. SEP .. cid, id .. ' ' .. seq)
-        if fresh_once then
-          redis.call('PEXPIRE', keys[5], 2 * once_ms)
-          fresh_once = false
-        end
+      if field then
+        made[field] = id .. ' ' .. seq
+        news[#news + 1], news[#news + 2] = field, made[field]
       end
       redis.call('SPUBLISH', channel, table.concat({'m', gid, id, seq, uid, cid, sent, text}, SEP))
       first_id, last_id, stored = first_id or id, id, stored + 1
@@ -98,6 +121,7 @@ local function send(keys, args)
       redis.call('XGROUP', 'SETID', keys[2], uid, sender.id, 'ENTRIESREAD', sender.seq)
     end
   end
+  keep_made(keys[5], news, is_fresh, once_ms)
   if stored > 0 then
     redis.call('HSET', keys[1], 'seq', seq, 'last', decimal(last))
     if stored == 1 then
