@@ -1,15 +1,48 @@
 -- Receipts: who has read what, and what senders are told of it.
 
--- What tallies have in common. All messages are within these two (packed); where nobody came or went between them, how many
--- spans began before a message and how many ended before it is the same for all.
-local function tallying(keys, lowest, highest)
-  local common = {acked = keys[3], joined = keys[4], left = keys[5], spans = redis.call('ZCARD', keys[4]), offsets = {}}
+local function is_before(one, other)
+  return tonumber(one) < tonumber(other)
+end
+
+-- How many spans have acked each message from one to another, which are counted. The later, the fewer: where it is the
+-- same on both sides, it is the same between.
+local function count_between(acked, messages, low, high, counts)
+  local count = counts[messages[low]]
+  if count == counts[messages[high]] then
+    for i = low + 1, high - 1 do
+      counts[messages[i]] = count
+    end
+  elseif high - low > 1 then
+    local middle = math.floor((low + high) / 2)
+    counts[messages[middle]] = redis.call('ZCOUNT', acked, messages[middle], '+inf')
+    count_between(acked, messages, low, middle, counts)
+    count_between(acked, messages, middle, high, counts)
+  end
+end
+
+-- What the tallies of some messages (packed, as decimals; one at least) are made of. Where nobody came or went between
+-- them, how many spans began before a message and how many ended before it is the same for all.
+local function tallying(keys, messages)
+  for i = 2, #messages do
+    if is_before(messages[i], messages[i - 1]) then
+      table.sort(messages, is_before)
+      break
+    end
+  end
+  local lowest, highest = messages[1], messages[#messages]
+  local common = {joined = keys[4], left = keys[5], acked = keys[3], spans = redis.call('ZCARD', keys[4]), offsets = {}}
   local before = redis.call('ZCOUNT', keys[4], '-inf', '(' .. lowest)
   local ended = redis.call('ZCOUNT', keys[5], '-inf', '(' .. lowest)
+  local counts = {[lowest] = redis.call('ZCOUNT', keys[3], lowest, '+inf')}
+  if lowest ~= highest then
+    counts[highest] = redis.call('ZCOUNT', keys[3], highest, '+inf')
+    count_between(keys[3], messages, 1, #messages, counts)
+  end
   if lowest == highest or before == redis.call('ZCOUNT', keys[4], '-inf', '(' .. highest)
       and ended == redis.call('ZCOUNT', keys[5], '-inf', '(' .. highest) then
     common.before, common.ended = before, ended
   end
+  common.counts = counts
   return common
 end
 
@@ -31,7 +64,7 @@ end
 local function tally(common, message, sender, span)
   local before = common.before or redis.call('ZCOUNT', common.joined, '-inf', '(' .. message)
   local ended = common.ended or redis.call('ZCOUNT', common.left, '-inf', '(' .. message)
-  local read = redis.call('ZCOUNT', common.acked, message, '+inf') - (common.spans - before)
+  local read = common.counts[message] - (common.spans - before)
   local recipients = before - ended
   if span ~= '' then
     recipients = recipients - 1
@@ -47,12 +80,11 @@ end
 -- last two '' to have them looked up.
 -- Answer: for each {read, unread}, or NOMSG, FUTURE, TRIMMED. Errors: NOGROUP.
 local function tally_many(keys, args)
-  local answers, lowest, highest = {}, math.huge, 0
+  local answers, messages = {}, {}
   for i = 1, #args, 3 do
-    local packed = tonumber(args[i])
-    lowest, highest = math.min(lowest, packed), math.max(highest, packed)
+    messages[#messages + 1] = args[i]
   end
-  local common = args[1] and tallying(keys, decimal(lowest), decimal(highest))
+  local common = args[1] and tallying(keys, messages)
   for i = 1, #args, 3 do
     local message, sender, span, problem = args[i], args[i + 1], args[i + 2], nil
     if sender == '' then
@@ -86,9 +118,13 @@ local function status(keys, args)
   local answers = {}
   local entries = seen(messages_in('XREVRANGE', keys[2], args[1], '-', args[2]), keys[6])
   if #entries > 0 then
-    local common = tallying(keys, decimal(pack(entries[#entries][1])), decimal(pack(entries[1][1])))
+    local messages = {}
     for i, entry in ipairs(entries) do
-      local read, not_read = tally(common, decimal(pack(entry[1])), entry[2][4], entry[2][6])
+      messages[#entries + 1 - i] = decimal(pack(entry[1]))
+    end
+    local common = tallying(keys, messages)
+    for i, entry in ipairs(entries) do
+      local read, not_read = tally(common, messages[#entries + 1 - i], entry[2][4], entry[2][6])
       answers[i] = {entry, read, not_read}
     end
   end
@@ -156,7 +192,11 @@ local function tell_sender(keys, args)
   end
   local gid, sender, count = args[2], args[3], (#args - 3) / 2
   local version = redis.call('INCRBY', keys[2], decimal(count)) - count + 1
-  local digest, common = {'d', gid, decimal(version)}, tallying(keys, args[4], args[#args - 1])
+  local messages = {}
+  for i = 4, #args, 2 do
+    messages[#messages + 1] = args[i]
+  end
+  local digest, common = {'d', gid, decimal(version)}, tallying(keys, messages)
   local marks, n = {'ZADD', keys[6]}, 2
   for i = 4, #args, 2 do
     local read, not_read = tally(common, args[i], sender, args[i + 1])
@@ -176,12 +216,23 @@ end
 -- The journal notes how many readers were confirmed: with that, SQL alone tells which tallies changed since.
 -- Keys: dirty, journal. Arguments: for each message: gid SEP packed msgid, version, read. Answer: how many are confirmed.
 local function confirm(keys, args)
-  local confirmed = {}
+  local marks, gone, confirmed = {}, {}, {}
   for i = 1, #args, 3 do
-    local version = redis.call('ZSCORE', keys[1], args[i])
-    if version and tonumber(version) <= tonumber(args[i + 1]) then
-      redis.call('ZREM', keys[1], args[i])
-      confirmed[#confirmed + 1] = args[i] .. SEP .. args[i + 2]
+    marks[#marks + 1] = args[i]
+  end
+  for first = 1, #marks, AT_ONCE do
+    local versions = redis.call('ZMSCORE', keys[1], unpack(marks, first, math.min(first + AT_ONCE - 1, #marks)))
+    local told = {'ZREM', keys[1]}
+    for i, version in ipairs(versions) do
+      local a = 3 * (first + i) - 5
+      if version and tonumber(version) <= tonumber(args[a + 1]) and not gone[args[a]] then
+        gone[args[a]] = true
+        told[#told + 1] = args[a]
+        confirmed[#confirmed + 1] = args[a] .. SEP .. args[a + 2]
+      end
+    end
+    if told[3] then
+      redis.call(unpack(told))
     end
   end
   if #confirmed > 0 then
