@@ -24,8 +24,9 @@ KIND = "persist"
 MOST_ROWS = 5000
 """About how many rows one transaction writes: one entry may tell of hundreds of messages, or of a thousand offsets."""
 
-PACE_S = 0.02
-"""So far apart transactions begin, unless more waits than one takes: each costs as much as some hundred rows."""
+PACE_S = 0.1
+"""So far apart transactions begin, unless more waits than one takes: each costs as much as some hundred rows, and the
+offset of a member who has acked many times meanwhile is written once."""
 
 Offsets = dict[tuple[str, int, tuple[str, ...]], int]
 """The newest message that spans have acked: of one group (gid), one beginning (joined), and these uids, who stand
