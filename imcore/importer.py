@@ -71,11 +71,12 @@ def import_events(
 ) -> ImportSummary:
     """Replay events, one JSON object a line, in their order.
 
-    A message that is stored already (same gid, sender and client_msgid) does nothing at all, however long ago it was;
-    nor does what stands before it in its group, as that was done before it was stored. So the same import again changes
-    nothing, and one that was broken off goes on where it ended. (What stands behind the last message of a group may or
-    may not have been done: then only who is a member in the end counts.) Otherwise the sender of a message or ack who
-    is no member joins first, and a first event makes its group.
+    A message that is stored already (same gid, sender and client_msgid) does nothing at all, however long ago it was.
+    What stands before it in its group was done before it was stored: of that, only who was a member in the end is seen
+    to again. So the same import again changes nothing, unless others have changed who is a member meanwhile, and one
+    that was broken off goes on where it ended. (What stands behind the last message of a group may or may not have been
+    done: then, too, only who is a member in the end counts.) Otherwise the sender of a message or ack who is no member
+    joins first, and a first event makes its group.
 
     A line that is not valid changes nothing: `on_error` gets its number, from 1, and the reason, and the rest goes on.
     Blank lines are passed over. `on_progress` gets the bytes of each line.
@@ -170,6 +171,8 @@ class _Import:
         self._waiting: dict[str, list[_Line]] = {}
         self._again: set[str] = set()
         """The groups of which an earlier run has stored messages of these."""
+        self._passed: dict[str, dict[str, _Line]] = {}
+        """What earlier runs have done: in each group, the last that made a user a member or ended that."""
         self._beyond: set[str] = set()
         """The groups in which this run has gone beyond what earlier ones have done: there nothing has to wait."""
         self._mentioned: set[tuple[str, str, str]] = set()
@@ -185,8 +188,9 @@ class _Import:
 
     def end(self) -> None:
         """Apply what still waits."""
-        for gid, waiting in self._waiting.items():
-            self._apply(_outcome(waiting) if gid in self._again else waiting)
+        for gid in self._passed.keys() | self._waiting.keys():
+            waiting = self._waiting.pop(gid, [])
+            self._go_on(gid, _outcome(waiting) if gid in self._again else waiting)
 
     def _other(self, number: int, event: Event) -> None:
         lines = [(number, event)]
@@ -198,7 +202,25 @@ class _Import:
         waiting = self._waiting.setdefault(event.gid, [])
         waiting += lines
         if len(waiting) >= _MOST_WAITING:
-            self._apply(self._waiting.pop(event.gid))
+            self._go_on(event.gid, self._waiting.pop(event.gid))
+
+    def _go_on(self, gid: str, waiting: Sequence[_Line]) -> None:
+        """Apply what waits, and see to those of whom it says nothing."""
+        uids = {event.uid for _, event in waiting}
+        passed = self._passed.pop(gid, {})
+        self._apply(line for uid, line in passed.items() if uid not in uids)
+        self._apply(waiting)
+
+    def _pass(self, event: Event) -> None:
+        """Apply nothing of what waits, since an earlier run has stored this message behind it; note how it ends."""
+        passed = self._passed.setdefault(event.gid, {})
+        for number, each in self._waiting.pop(event.gid, ()):
+            with self._reported(number):
+                if each.type == "ack":
+                    self._stored.msgid(each.gid, each.client_msgid)
+                passed[each.uid] = (number, each if each.type == "leave" else replace(each, type="join"))
+        if event.uid in passed and passed[event.uid][1].type == "leave":
+            del passed[event.uid]  # by sending they have joined again
 
     def _apply(self, waiting: Iterable[_Line]) -> None:
         for number, event in waiting:
@@ -222,12 +244,12 @@ class _Import:
         self._mentioned.add(key)
         if self._stored.has(event):
             if is_first:  # so an earlier run has stored it, and done what stands before it
-                self._waiting.pop(event.gid, None)
+                self._pass(event)
                 self._again.add(event.gid)
                 self._beyond.discard(event.gid)
             return
         self._beyond.add(event.gid)
-        self._apply(self._waiting.pop(event.gid, ()))
+        self._go_on(event.gid, self._waiting.pop(event.gid, ()))
         sent = self._as_member(event, lambda: self._send(event))
         self._stored.remember(event.gid, event.uid, event.client_msgid, sent.msgid)
         self.summary.messages += not sent.repeated

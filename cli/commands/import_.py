@@ -23,8 +23,8 @@ def import_(run: Invocation, file: str) -> None:
     """Replay a file of chat events.
 
     FILE has one JSON object a line; `-` reads stdin. A line that is not valid is reported and passed over. The same
-    file again changes nothing, and one that was interrupted goes on where it ended. A message may have a "time" (ISO
-    8601); other keys are ignored:
+    file again adds no message, and one that was interrupted goes on where it ended; who has come or gone since is a
+    member again, or is none, as the file ends. A message may have a "time" (ISO 8601); other keys are ignored:
 
     \b
     {"type": "message", "gid": "team", "uid": "ann", "content": "Hi", "client_msgid": "17"}

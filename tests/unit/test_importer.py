@@ -157,6 +157,32 @@ def test_the_same_events_again_leave_those_alone_who_left_and_came_back(chat: Ch
     assert [unread.unread for unread in chat.unread("bob")] == [1]
 
 
+def test_the_same_events_again_let_those_come_and_go_again_who_have_gone_or_come_since(chat: Chat) -> None:
+    # Given
+    acks = [event("ack", uid, client_msgid="1") for uid in ("cy", "dan")]
+    comings = [event("join", "bob"), HELLO, *acks, event("leave", "dan"), event("join", "eve"), event("leave", "eve")]
+    events = [*comings, HELLO | {"uid": "eve", "client_msgid": "2"}, event("rename", "cy", new_uid="cyd")]
+    run(chat, *events, HELLO | {"client_msgid": "3"})
+    # When
+    chat.remove_members("#g", ["bob", "cyd", "eve"])
+    chat.add_members("#g", ["cy", "dan", "fay"])
+    # Then, but for whom the file does not speak of, or only by what is stored
+    assert run(chat, *events) == {"joins": 2, "leaves": 2}
+    assert members(chat) == ["ann", "bob", "cyd", "fay"]
+    # And where it goes on
+    chat.remove_members("#g", ["bob"])
+    assert run(chat, *events, HELLO | {"client_msgid": "4"}) == {"messages": 1, "joins": 1}
+    assert members(chat) == ["ann", "bob", "cyd", "fay"]
+
+
+def test_what_is_not_valid_is_not_valid_again(chat: Chat) -> None:
+    events = lines([HELLO, event("ack", "ann", client_msgid="nope"), event("join", "ann"), HELLO | BY_BOB])
+    first, errors = run_with_errors(chat, events)
+    assert [number for number, _ in errors] == [2]
+    second, again = run_with_errors(chat, events)
+    assert (again, second) == (errors, {"errors": first["errors"]})
+
+
 @pytest.mark.parametrize("until", range(1, 9))
 def test_an_import_that_was_broken_off_goes_on_where_it_ended(chat: Chat, until: int) -> None:
     # Given
