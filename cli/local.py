@@ -12,8 +12,8 @@ from imcore.errors import LocalDatabaseError
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
-    from imcore.client import Client
-    from imcore.live.localdb import LocalDatabase
+    from imcore.client import Client, Flushed
+    from imcore.live.localdb import LocalDatabase, Outgoing
     from imcore.values import Message
 
 no_local_option = click.option(
@@ -52,6 +52,26 @@ def client_if_any(run: Invocation, chat: "Chat", uid: str) -> Iterator["Client |
         return
     with client_of(run, chat, uid) as client:
         yield client
+
+
+def sync_outside(run: Invocation, chat: "Chat", uid: str) -> None:
+    """Do for a user who is in no group what a login does: their first message may wait, or the last tallies.
+
+    Raise why what waits has to go on waiting.
+    """
+    with client_if_any(run, chat, uid) as client:
+        if client:
+            flushed = client.sync()
+            complain_of_refused(flushed)
+            if flushed.stopped_by:
+                raise flushed.stopped_by
+
+
+def complain_of_refused(flushed: "Flushed", besides: "Outgoing | None" = None) -> None:
+    """Say which messages that waited in the outbox will never be sent."""
+    for outgoing, reason in flushed.refused:
+        if outgoing != besides:
+            output.complain(f"a message that waited in the outbox was refused (see `im log`): {reason}")
 
 
 def keep_sent(run: Invocation, chat: "Chat", uid: str, message: "Message") -> None:

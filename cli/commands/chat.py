@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 import click
 
 from cli import output
-from cli.local import client_if_any, client_of, keep_sent, local_database, no_local_option
+from cli.local import (
+    client_if_any,
+    client_of,
+    complain_of_refused,
+    keep_sent,
+    local_database,
+    no_local_option,
+)
 from cli.options import Invocation, command
 from cli.peers import Peers, chat_called, peers_at
 from cli.records import (
@@ -29,8 +36,6 @@ from imcore.values import Message, MessageStatus
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
-    from imcore.client import Flushed
-    from imcore.live.localdb import Outgoing
 
 _from_option = click.option("--from", "sender_uid", metavar="UID", required=True, help="Who sends it.")
 _client_msgid_option = click.option(
@@ -104,15 +109,15 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
     """
     gid = gid and chat_called(gid, uid)
     with run.chat() as chat, ExitStack() as stack:
-        gids = chat.groups_of(uid)
-        if gid is None:
-            _remark_if_none(uid, gids)
-        keeps = not no_local and gids
-        client = stack.enter_context(client_of(run, chat, uid)) if keeps else None
+        is_known = bool(chat.groups_of(uid))
+        opened = client_of if is_known else client_if_any  # who is nobody's name may be mistyped
+        client = None if no_local else stack.enter_context(opened(run, chat, uid))
         messages = chat.pull(uid, gid, limit=limit)
         if client:
             client.keep(messages)
-            _complain_of_refused(client.sync())
+            complain_of_refused(client.sync())
+        if gid is None and not is_known:
+            _remark_if_none(uid, chat.groups_of(uid))
         run.show(map(peers_at(chat, uid).named, map(message_record, messages)), MESSAGE_COLUMNS)
         output.flush()
         if with_ack:
@@ -199,7 +204,7 @@ def _send_what_waits(run: Invocation, chat: "Chat", uid: str) -> None:
         if client is None:
             return
         flushed = client.flush()
-        _complain_of_refused(flushed)
+        complain_of_refused(flushed)
         if flushed.stopped_by:
             raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
 
@@ -213,19 +218,13 @@ def _queue(run: Invocation, chat: "Chat", draft: _Draft, sender_uid: str) -> Non
             client.meet()
         outgoing = client.queue(draft.content, gid=draft.gid, to_uid=draft.to_uid)
         flushed = client.flush()
-        _complain_of_refused(flushed, besides=outgoing)
+        complain_of_refused(flushed, besides=outgoing)
         sent = {message.client_msgid: message for message in flushed.sent}
         if outgoing.client_msgid in sent:
             _show_message(run, chat, sent[outgoing.client_msgid])
         else:
             peers = Peers(sender_uid, lambda _: filter(None, [draft.to_uid]))
             run.show([peers.named(log_record(client.waits(outgoing)))], LOG_COLUMNS)
-
-
-def _complain_of_refused(flushed: "Flushed", besides: "Outgoing | None" = None) -> None:
-    for outgoing, reason in flushed.refused:
-        if outgoing != besides:
-            output.complain(f"a message that waited in the outbox was refused (see `im log`): {reason}")
 
 
 def _show_message(run: Invocation, chat: "Chat", message: Message) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast
 import click
 
 from cli import output
-from cli.local import client_of, local_database, no_local_option
+from cli.local import client_of, local_database, no_local_option, sync_outside
 from cli.options import Invocation, NumberRange, command
 from cli.peers import Peers, chat_called, peers_at
 from cli.records import (
@@ -69,7 +69,7 @@ def listen(run: Invocation, uid: str, **options: Unpack[_Listening]) -> None:
     try:
         with (
             StopSignals() as signals,
-            when_there(lambda: _chat_of(run, uid), lambda: False) as chat,
+            when_there(lambda: _chat_of(run, uid, options["no_local"]), lambda: False) as chat,
             closing(_events(run, chat, uid, lambda: signals.asked, options)) as events,
         ):
             signals.defer()
@@ -78,9 +78,11 @@ def listen(run: Invocation, uid: str, **options: Unpack[_Listening]) -> None:
         output.drop()  # nobody reads it
 
 
-def _chat_of(run: Invocation, uid: str) -> "Chat":
+def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":
     chat = run.chat()
     try:
+        if not no_local and not chat.groups_of(uid):
+            sync_outside(run, chat, uid)
         chat.known_user(uid)
     except BaseException:
         chat.close()

@@ -453,6 +453,23 @@ def test_what_is_queued_while_the_server_is_away_goes_out_when_it_is_back(stack:
     assert "Traceback" not in bob.errors
 
 
+def test_the_first_message_of_one_who_is_in_no_group_goes_out_with_a_session(stack: Stack) -> None:
+    # Given
+    stack.chat.create_group("team", ["bob"])
+    stack.server.kill()
+    [line] = stack.im.json("dm", "bob", "hello", "--from", "ann", "--queue")
+    assert line["state"] == "waiting"
+    ann = stack.listen("ann")
+    wait_until(lambda: ann.errors, timeout_s=END_S)
+    # When
+    stack.server = start_valkey(stack.folder / "server")
+    # Then
+    wait_until(lambda: is_online(stack, "ann"), timeout_s=END_S)
+    assert [line["content"] for line in stack.im.json("pull", "bob")] == ["hello"]
+    assert ann.end() == 0
+    assert [state for *_, state in stack.log("ann")] == ["stored"]
+
+
 # Receipts.
 
 

@@ -248,6 +248,28 @@ def _refuse(*_: object, **__: object) -> None:
     raise RedisUnavailable("no answer from Redis at nowhere")
 
 
+def test_the_first_message_of_one_who_is_in_no_group_goes_out_with_a_pull(chat: Chat) -> None:
+    # Given
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chat, "send_direct", _refuse)
+        lines("dm", "bob", "hello", "--from", "ann", "--queue")
+    # When
+    assert lines("pull", "ann") == []
+    # Then
+    assert [each.content for each in chat.pull("bob")] == ["hello"]
+    assert [line["state"] for line in lines("log", "ann")] == ["stored"]
+
+
+def test_who_is_no_member_any_more_learns_by_a_pull_who_has_read(chat: Chat) -> None:
+    lines("group", "create", "team", "ann", "bob")
+    lines("send", "team", "hi", "--from", "ann")
+    chat.ack("bob", "team")
+    lines("group", "remove", "team", "ann", "--yes")
+    result = im("pull", "ann")
+    assert (result.exit_code, result.stderr) == (0, "'ann' is in no group\n")
+    assert [line["state"] for line in lines("log", "ann")] == ["read by all"]
+
+
 def test_what_is_sent_does_not_overtake_what_waits(chat: Chat) -> None:
     # Given
     lines("group", "create", "team", "ann", "bob")
