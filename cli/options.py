@@ -4,14 +4,14 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any, BinaryIO, Concatenate, ParamSpec
 
 import click
 
 from cli import output
 from cli.catalogue import SHARED_OPTIONS
 from cli.records import readable
-from imcore.errors import RefusedError
+from imcore.errors import InvalidInput, RefusedError
 from imcore.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,14 +33,23 @@ class Invocation:
 
     def chat(self) -> "Chat":
         """Return a Chat on these settings, to be used in a `with`."""
-        from imcore.chat import Chat  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
+        from cli.complaints import complain_of_warnings  # noqa: PLC0415 (the help of a command need not wait for these)
+        from imcore.chat import Chat  # noqa: PLC0415
 
+        complain_of_warnings()
         settings = self.settings()
         return Chat.connect(settings.redis_url, settings.database_url, settings=settings)
 
     def show(self, records: Iterable[output.Record], columns: Sequence[str]) -> None:
         """Write the records as JSON Lines, or these columns of them as a table."""
         output.show(records if self.json else map(readable, records), columns, as_json=self.json)
+
+
+def standard_input() -> BinaryIO:
+    """Return stdin, as bytes. Raise InvalidInput where there is none."""
+    if sys.stdin is None:
+        raise InvalidInput("stdin is closed: there is nothing to read")
+    return sys.stdin.buffer
 
 
 class NumberRange(click.FloatRange):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from cli.output import Record
 from cli.records import SHOWN
-from imcore.direct import gid_of, is_direct, peer_of
+from imcore.direct import gid_of, is_direct, pair_of, peer_of
 from imcore.errors import ImError
 
 if TYPE_CHECKING:
@@ -36,8 +36,14 @@ class Peers:
 
 def chat_called(gid: str, uid: str) -> str:
     """Return the gid of what a user may call as tables show it: `dm:bob` for the chat with bob. Raise InvalidInput."""
-    peer = gid.removeprefix(SHOWN)
-    return gid if peer == gid or peer_of(gid, uid) is not None else gid_of(peer, uid)
+    peer = peer_called(gid)
+    return gid if peer is None else gid_of(peer, uid)
+
+
+def peer_called(gid: str) -> str | None:
+    """Return with whom the chat is that a user calls `dm:bob`, as tables show it; None for what is a gid."""
+    is_called = gid.startswith(SHOWN) and pair_of(gid) is None
+    return gid.removeprefix(SHOWN) if is_called else None
 
 
 def peers_at(chat: "Chat", uid: str) -> Peers:

@@ -1,5 +1,6 @@
 """Chat: groups, messages, acks, and who has read what. The public API."""
 
+import reprlib
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +10,16 @@ from typing import TYPE_CHECKING, Self
 
 from imcore.answering import OpenDatabase
 from imcore.direct import gid_of, members_of, refuse_direct
-from imcore.errors import ImError, InvalidInput, NotMember, RedisFull, UnknownGroup, UnknownMessage, UnknownUser
+from imcore.errors import (
+    ConfigurationError,
+    ImError,
+    InvalidInput,
+    NotMember,
+    RedisFull,
+    UnknownGroup,
+    UnknownMessage,
+    UnknownUser,
+)
 from imcore.history import History, raised
 from imcore.limits import check_content, check_limit, check_list, check_msgid, check_name, check_time, check_uids
 from imcore.live.gateway import Acks, Gateway, HowTold
@@ -55,6 +65,9 @@ class Chat:
 
         Nothing is sent before the first call. Raise ConfigurationError for a URL that is none.
         """
+        for url in (redis_url, database_url):
+            if not isinstance(url, str | None):
+                raise ConfigurationError(f"a URL must be a text; it is {reprlib.repr(url)}")
         settings = settings or Settings.from_env()
         settings = replace(
             settings,
@@ -312,7 +325,10 @@ class Chat:
         return [Tally(gid, msgid, *raised(counts)) for msgid, counts in found if not isinstance(counts, UnknownMessage)]
 
     def message_status(self, gid: str, msgid: str) -> MessageStatus:
-        """Return who has read a message, and when, and who has not. Raise UnknownMessage."""
+        """Return who has read a message, and when, and who has not. Raise UnknownMessage.
+
+        While the database cannot tell when, that is None for all, and the reason is logged as a warning.
+        """
         return self.history.status(check_name(gid, "gid"), check_msgid(msgid))
 
     def receipts(self, uid: str, *, limit: int | None = None) -> list[Receipt]:

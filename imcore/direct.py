@@ -36,12 +36,19 @@ def peer_of(gid: str, uid: str, known: Iterable[str] = ()) -> str | None:
     """
     if gid.startswith(_HASHED):
         return next((other for other in known if _gid_of(uid, other) == gid), None)
+    first, second = pair_of(gid) or ("", "")
+    if uid not in {first, second}:
+        return None
+    return second if first == uid else first
+
+
+def pair_of(gid: str) -> tuple[str, str] | None:
+    """Return between whom the one-to-one chat of a gid is; None for one that does not say it, or is no such gid."""
     length, _, pair = gid.removeprefix(_PLAIN).partition(":")
     if not gid.startswith(_PLAIN) or not (length.isascii() and length.isdecimal() and len(length) <= _MOST_DIGITS):
         return None
     first, second = pair[: int(length)], pair[int(length) + 1 :]
-    other = second if first == uid else first
-    return other if _gid_of(uid, other) == gid else None
+    return (first, second) if _gid_of(first, second) == gid else None
 
 
 def is_direct(gid: str) -> bool:

@@ -1,5 +1,6 @@
 """What was said and who has read it: Redis first, and SQL for what is trimmed there, as if it were one."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -7,7 +8,15 @@ from typing import TYPE_CHECKING, TypeVar
 from imcore import msgid as msgids
 from imcore import reading
 from imcore.answering import Answering, OpenDatabase
-from imcore.errors import DatabaseNotReady, ImError, NotMember, UnknownGroup, UnknownMessage
+from imcore.errors import (
+    ConfigurationError,
+    DatabaseNotReady,
+    DatabaseUnavailable,
+    ImError,
+    NotMember,
+    UnknownGroup,
+    UnknownMessage,
+)
 from imcore.sql.rows import MessageRow
 from imcore.streams import calls, receipt_calls, wire
 from imcore.streams.keys import Keyspace
@@ -19,6 +28,8 @@ if TYPE_CHECKING:
     from imcore.sql.database import Database
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 PAGE = reading.PAGE
 """How many messages one call of Redis brings."""
@@ -168,11 +179,17 @@ class History:
         )
 
     def _read_times(self, gid: str, packed: int) -> dict[str, int]:
-        """Return when each reader read it, as far as a worker has stored it: none, before any has run."""
+        """Return when each reader read it, as far as a worker has stored it: none, before any has run.
+
+        Where that cannot be told, who has read it can all the same.
+        """
         try:
-            return self._database.read_times(gid, packed) if self._database else {}
+            return self.answering.archive.read_times(gid, packed) if self._database else {}
         except DatabaseNotReady:
-            return {}
+            pass
+        except (DatabaseUnavailable, ConfigurationError) as error:
+            log.warning("when each has read it cannot be told now: %s", error)
+        return {}
 
     def tallies(self, gid: str, messages: Sequence[int]) -> list[Counts]:
         """Return how many have read each message (packed) and how many have not. Raise UnknownGroup, UnknownMessage."""

@@ -74,24 +74,22 @@ def check_msgid(text: str) -> int:
         raise InvalidInput(f"{reprlib.repr(text)} is not a msgid: it looks like 1767225600000-0") from None
 
 
-def check_receipt(receipt: Receipt) -> Receipt:
-    """Return a receipt unchanged. Raise InvalidInput for one that the system cannot have given out."""
-    check_name(receipt.gid, "gid")
-    check_msgid(receipt.msgid)
-    for count in (receipt.read, receipt.unread, receipt.version):
-        if not 0 <= count <= msgids.HIGHEST:
-            raise InvalidInput(f"a receipt of {reprlib.repr(receipt.msgid)} has the count {reprlib.repr(count)}")
-    return receipt
-
-
 def check_receipts(receipts: Iterable[Receipt]) -> list[Receipt]:
     """Return receipts unchanged. Raise InvalidInput for one that is none, or that cannot have been given out."""
     found = check_list(receipts, "receipts")
     for receipt in found:
         if not isinstance(receipt, Receipt):
             raise InvalidInput(f"each must be a Receipt; one is {reprlib.repr(receipt)}")
-        check_receipt(receipt)
+        _check_receipt(receipt)
     return found
+
+
+def _check_receipt(receipt: Receipt) -> None:
+    check_name(receipt.gid, "gid")
+    check_msgid(receipt.msgid)
+    for count in (receipt.read, receipt.unread, receipt.version):
+        if not isinstance(count, int) or not 0 <= count <= msgids.HIGHEST:
+            raise InvalidInput(f"a receipt of {reprlib.repr(receipt.msgid)} has the count {reprlib.repr(count)}")
 
 
 def check_places(places: Mapping[str, str] | None) -> dict[str, int]:
@@ -124,7 +122,7 @@ def check_time_ms(ms: int) -> int:
 
 def check_limit(limit: int | None, *, lowest: int = 1) -> int | None:
     """Return a limit unchanged. Raise InvalidInput for what is no whole number, or below the lowest."""
-    if limit is not None and (not isinstance(limit, int) or limit < lowest):
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < lowest):
         raise InvalidInput(f"a limit of {reprlib.repr(limit)} makes no sense: {lowest} is the lowest")
     return limit
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from imcore import reading
 from imcore.history import History, raised
-from imcore.limits import check_receipt
+from imcore.limits import check_receipts
 from imcore.streams.link import Link
 from imcore.values import Receipt
 
@@ -22,6 +22,5 @@ class Receipts:
 
     def confirm(self, uid: str, receipts: Sequence[Receipt]) -> int:
         """Confirm receipts; return how many of them had still been marked. Raise InvalidInput."""
-        for receipt in receipts:
-            check_receipt(receipt)
-        return sum(map(raised, self._answering.run(reading.confirmed(self._link.space, {uid: receipts}))))
+        known = check_receipts(receipts)
+        return sum(map(raised, self._answering.run(reading.confirmed(self._link.space, {uid: known}))))

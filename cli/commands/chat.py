@@ -1,6 +1,5 @@
 """Sending, pulling, confirming, and asking who has read what."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
@@ -16,8 +15,8 @@ from cli.local import (
     local_database,
     no_local_option,
 )
-from cli.options import Invocation, command
-from cli.peers import Peers, chat_called, peers_at
+from cli.options import Invocation, command, standard_input
+from cli.peers import Peers, chat_called, peer_called, peers_at
 from cli.records import (
     ACK_COLUMNS,
     LOG_COLUMNS,
@@ -76,7 +75,9 @@ def send(run: Invocation, gid: str, text: str, **options: Unpack[_Sending]) -> N
     TEXT `-` reads the message from stdin, exactly as it is, a last line break included.
     """
     with run.chat() as chat:
-        _send(run, chat, _Draft(_content(text, chat.settings.max_content_bytes), gid=gid), options)
+        content = _content(text, chat.settings.max_content_bytes)
+        peer = peer_called(gid)
+        _send(run, chat, _Draft(content, gid=gid) if peer is None else _Draft(content, to_uid=peer), options)
 
 
 @command("dm", example="im dm bob 'Hello, Bob' --from ann")
@@ -187,8 +188,8 @@ def _send(run: Invocation, chat: "Chat", draft: _Draft, options: _Sending) -> No
     else:
         _send_what_waits(run, chat, options["sender_uid"])
         message = _sent(chat, draft, options)
-        _show_message(run, chat, message)
         keep_sent(run, chat, message.sender_uid, message)
+        _show_message(run, chat, message)
 
 
 def _sent(chat: "Chat", draft: _Draft, options: _Sending) -> Message:
@@ -228,7 +229,11 @@ def _queue(run: Invocation, chat: "Chat", draft: _Draft, sender_uid: str) -> Non
 
 
 def _show_message(run: Invocation, chat: "Chat", message: Message) -> None:
-    run.show([peers_at(chat, message.sender_uid).named(message_record(message))], MESSAGE_COLUMNS)
+    try:
+        run.show([peers_at(chat, message.sender_uid).named(message_record(message))], MESSAGE_COLUMNS)
+        output.flush()
+    except output.OutputError as error:
+        raise output.OutputError(f"{message.msgid} is stored, but {error}") from error
 
 
 def _show_status(run: Invocation, found: MessageStatus) -> None:
@@ -242,7 +247,7 @@ def _content(text: str, max_bytes: int) -> str:
     """Return the text, or for `-` what stdin holds."""
     if text != "-":
         return text
-    data = sys.stdin.buffer.read(max_bytes + 1)
+    data = standard_input().read(max_bytes + 1)
     if len(data) > max_bytes:
         raise InvalidInput(f"content on stdin has more than {max_bytes} bytes, the limit (IM_MAX_CONTENT_BYTES)")
     try:

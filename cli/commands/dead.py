@@ -1,5 +1,6 @@
 """Dead letters: journal entries that a worker could not handle."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -50,9 +51,7 @@ def requeue(run: Invocation, dead_ids: tuple[str, ...]) -> None:
     from imcore.admin import deadletters  # noqa: PLC0415
 
     with run.chat() as chat:
-        for dead_id in dead_ids:
-            deadletters.requeue(chat, dead_id)
-            run.show([{"id": dead_id, "requeued": True}], ("id", "requeued"))
+        _each(run, dead_ids, lambda dead_id: deadletters.requeue(chat, dead_id), "requeued")
 
 
 @command("drop", of=dead, example="im dead drop 3:1767225600000-0 --yes")
@@ -64,9 +63,19 @@ def drop(run: Invocation, dead_ids: tuple[str, ...], yes: bool) -> None:
 
     confirm(f"Drop {', '.join(dead_ids)}? What they tell of is never handled.", yes=yes)
     with run.chat() as chat:
+        _each(run, dead_ids, lambda dead_id: deadletters.drop(chat, dead_id), "dropped")
+
+
+def _each(run: Invocation, dead_ids: Sequence[str], action: Callable[[str], None], name: str) -> None:
+    """Do it to each of them, and show those to which it was done."""
+    done: list[Record] = []
+    try:
         for dead_id in dead_ids:
-            deadletters.drop(chat, dead_id)
-            run.show([{"id": dead_id, "dropped": True}], ("id", "dropped"))
+            action(dead_id)
+            done.append({"id": dead_id, name: True})
+    finally:
+        if done:
+            run.show(done, ("id", name))
 
 
 def _record(letter: "DeadLetter") -> Record:

@@ -2,7 +2,6 @@
 
 import os
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import BinaryIO
@@ -10,7 +9,7 @@ from typing import BinaryIO
 import click
 
 from cli import output
-from cli.options import Invocation, command
+from cli.options import Invocation, command, standard_input
 from cli.progress import Progress, progress
 from imcore.errors import InvalidInput
 
@@ -67,7 +66,7 @@ class _Read:
 
 def _opened(file: str) -> AbstractContextManager[BinaryIO]:
     if file == "-":
-        return nullcontext(sys.stdin.buffer)
+        return nullcontext(standard_input())
     try:
         return open(file, "rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

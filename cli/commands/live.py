@@ -1,8 +1,8 @@
 """A live session, the receipts that wait, and a client's own database."""
 
-import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast
 
 import click
@@ -21,17 +21,11 @@ from cli.records import (
     receipt_record,
 )
 from cli.supervisor import Stopped, StopSignals
+from imcore.limits import check_name
 from imcore.values import Message, Receipt
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
-
-
-class _Complaints(logging.Handler):
-    """What the library warns of is said as all errors are."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        output.complain(record.getMessage())
 
 
 class _Listening(TypedDict):
@@ -65,7 +59,6 @@ def listen(run: Invocation, uid: str, **options: Unpack[_Listening]) -> None:
     """
     from imcore.client import when_there  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
-    logging.basicConfig(level=logging.WARNING, handlers=[_Complaints()])
     try:
         with (
             StopSignals() as signals,
@@ -138,10 +131,15 @@ def log(run: Invocation, uid: str, gid: str | None) -> None:
 
     Own messages are `waiting`, `refused`, `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
     """
+    gid = gid if gid is None else chat_called(check_name(gid, "gid"), uid)
     with local_database(run, uid, read_only=True) as local:
         peers = local.peers()
         named = Peers(uid, lambda gid: filter(None, [peers.get(gid)])).named
-        run.show(map(named, map(log_record, local.log(gid and chat_called(gid, uid)))), LOG_COLUMNS)
+        lines = local.log(gid)
+        first = list(islice(lines, 1))
+        if gid and not first:
+            output.remark(f"nothing of {gid!r} is here")
+        run.show(map(named, map(log_record, chain(first, lines))), LOG_COLUMNS)
 
 
 def _show(run: Invocation, events: Iterator[Message | Receipt], peers: Peers, signals: StopSignals) -> None:

@@ -7,6 +7,7 @@ between gets it again.
 
 import logging
 import math
+import reprlib
 import time
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
@@ -170,8 +171,8 @@ class Gateway:
         alone while that is away. Raise InvalidInput for a time that is none, ConfigurationError for what waiting does
         not mend, such as a missing right.
         """
-        if math.isnan(timeout_s):
-            raise InvalidInput("timeout_s is not a number: this would wait for ever")
+        if not isinstance(timeout_s, int | float) or math.isnan(timeout_s):
+            raise InvalidInput(f"timeout_s must be seconds; it is {reprlib.repr(timeout_s)}")
         if not self._begun:
             self._hear(timeout_s)
             return []

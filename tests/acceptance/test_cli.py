@@ -110,6 +110,17 @@ def test_pull_confirms_nothing_when_stdout_is_closed(im: Im) -> None:
     assert len(im.json("pull", "bob")) == 1
 
 
+@pytest.mark.parametrize(
+    "words", [("send", "team", "-", "--from", "ann"), ("dm", "bob", "-", "--from", "ann"), ("import", "-")]
+)
+def test_a_closed_stdin_is_one_line(im: Im, words: tuple[str, ...]) -> None:
+    result = subprocess.run(
+        ["/bin/sh", "-c", '"$@" <&-', "sh", *im.command(*words)], capture_output=True, env=im.environment, check=False
+    )
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert result.stderr == b"im: stdin is closed: there is nothing to read\n"
+
+
 def test_a_reader_that_goes_away_is_one_line(im: Im) -> None:
     for _ in range(3):
         im.run("send", "team", "x" * 60_000, "--from", "ann")

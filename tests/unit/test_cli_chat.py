@@ -218,6 +218,21 @@ def test_what_receipts_confirms_is_in_the_local_database(chat: Chat) -> None:
     assert lines("receipts", "ann") == []
 
 
+def test_what_is_stored_is_said_when_the_output_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines("group", "create", "team", "ann", "bob")
+
+    def lose() -> None:
+        patch.undo()
+        raise output.OutputError("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "flush", lose)
+        result = im("send", "team", "hi", "--from", "ann")
+
+    [line] = lines("log", "ann")
+    assert (result.exit_code, result.stderr) == (1, f"im: {line['msgid']} is stored, but lost\n")
+
+
 def test_pull_confirms_nothing_when_the_output_was_lost(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     lines("group", "create", "team", "ann", "bob")
     lines("send", "team", "hi", "--from", "ann")
@@ -395,9 +410,19 @@ def test_of_one_who_is_in_no_group_it_is_said_so(command: str) -> None:
     assert (result.exit_code, result.stderr) == (0, "'nobody' is in no group\n")
 
 
+def test_of_what_a_local_database_does_not_have_it_is_said_so() -> None:
+    lines("group", "create", "team", "ann", "bob")
+    lines("send", "team", "hi", "--from", "ann")
+    result = im("log", "ann", "taem")
+    assert (result.exit_code, result.stderr) == (0, "nothing of 'taem' is here\n")
+    assert refused("log", "ann", "") == "gid is empty: give 1 to 128 bytes"
+
+
 def test_a_one_to_one_chat_may_be_called_as_tables_show_it() -> None:
     [sent] = lines("dm", "bob", "hi", "--from", "ann")
     assert [message["content"] for message in lines("pull", "bob", "dm:ann")] == ["hi"]
+    assert lines("send", "dm:ann", "hello", "--from", "cy")[0]["gid"] == "dm:3:ann:cy"
+    assert refused("pull", "cy", str(sent["gid"])) == f"'cy' is not a member of {sent['gid']!r}"
     assert lines("ack", "bob", "dm:ann")[0]["gid"] == sent["gid"]
     assert [line["state"] for line in lines("log", "ann", "dm:bob")] == ["stored"]
     assert lines("recall", "dm:bob", str(sent["msgid"]), "--by", "ann", "--yes")[0]["recalls"] == sent["msgid"]
@@ -547,3 +572,14 @@ def test_a_dead_letter_is_dropped_only_if_that_is_meant(dead_id: str) -> None:
     assert lines("dead", "list") == []
     assert "there is no dead letter" in refused("dead", "drop", dead_id, "--yes")
     assert "is not the id of a dead letter" in refused("dead", "show", "soon\x1b[2J")
+
+
+def test_of_many_dead_letters_those_are_shown_that_were_handled(chat: Chat, dead_id: str) -> None:
+    partition, _, first = dead_id.partition(":")
+    letters = chat.link.space.dead_letters(int(partition))
+    [(_, fields)] = chat.link.client.xrange(letters)
+    second = f"{partition}:{chat.link.client.xadd(letters, fields).decode()}"
+    result = im("dead", "drop", dead_id, second, "0:1-1", "--yes")
+    assert result.exit_code == 1
+    assert result.stdout == f"id\tdropped\n{partition}:{first}\tyes\n{second}\tyes\n"
+    assert "there is no dead letter" in result.stderr

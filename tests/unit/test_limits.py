@@ -2,6 +2,7 @@
 
 import unicodedata
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -9,7 +10,17 @@ from hypothesis import strategies as st
 
 from imcore import msgid
 from imcore.errors import InvalidInput
-from imcore.limits import MAX_NAME_BYTES, check_content, check_limit, check_msgid, check_name, check_time, check_uids
+from imcore.limits import (
+    MAX_NAME_BYTES,
+    check_content,
+    check_limit,
+    check_msgid,
+    check_name,
+    check_receipts,
+    check_time,
+    check_uids,
+)
+from imcore.values import Receipt
 
 ODD = [
     "#ubuntu",
@@ -158,3 +169,15 @@ class TestTimesAndLimits:
         assert check_limit(0, lowest=0) == 0
         with pytest.raises(InvalidInput, match="1 is the lowest"):
             check_limit(0)
+
+    @pytest.mark.parametrize("limit", [True, 1.5, "2", [3]])
+    def test_a_limit_that_is_no_whole_number_is_refused(self, limit: Any) -> None:
+        with pytest.raises(InvalidInput, match="makes no sense"):
+            check_limit(limit)
+
+    @pytest.mark.parametrize(
+        "receipts", [5, None, "abc", [5], [Receipt("g", "1767225600000-0", "many", 1, 1)], [Receipt(1, 2, 3, 4, 5)]]
+    )
+    def test_what_is_no_receipt_is_refused(self, receipts: Any) -> None:
+        with pytest.raises(InvalidInput):
+            check_receipts(receipts)

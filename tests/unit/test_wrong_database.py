@@ -61,6 +61,38 @@ def test_what_redis_has_trimmed_is_not_looked_for_there(wrong: Chat, msgid: str,
         QUESTIONS[question](wrong, msgid)
 
 
+def test_when_it_was_read_is_not_taken_from_there(
+    link: Link, database: Database, msgid: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given
+    chat = Chat(link, database, SETTINGS)
+    newest = chat.send("team", "d", sender_uid="bob").msgid
+    chat.ack("ann", "team", newest)
+    persist = Persist(link, database, SETTINGS)
+    while persist.step():
+        pass
+    [ann] = chat.message_status("team", newest).read_by
+    assert ann.read_at
+    # When the same is in the database of another system
+    database.set_meta("dataset", "another")
+    [ann] = Chat(link, database, SETTINGS).message_status("team", newest).read_by
+    # Then who has read it is told all the same
+    assert (ann.uid, ann.read_at) == ("ann", None)
+    assert "when each has read it cannot be told now" in caplog.text
+
+
+def test_who_has_read_is_told_while_the_database_is_away(
+    link: Link, database: Database, msgid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise DatabaseUnavailable("it is away")
+
+    chat = Chat(link, database, SETTINGS)
+    newest = chat.send("team", "d", sender_uid="ann").msgid
+    monkeypatch.setattr(Database, "meta", away)
+    assert chat.message_status("team", newest).unread_by == ("bob",)
+
+
 def test_nothing_is_imported_beside_the_data_of_another_system(wrong: Chat, msgid: str) -> None:
     wrong.database.set_meta("dataset", "another")
     with pytest.raises(ConfigurationError, match="holds the data of another system"):
