@@ -74,8 +74,11 @@ def require_server() -> None:
 
 
 def start_valkey(folder: Path, *args: str, appendonly: bool = True) -> RunningServer:
-    """Start a server with its data in `folder`; `args` are added to its command line, such as `--maxmemory 10mb`."""
-    server = EmbeddedServer(folder, appendonly=appendonly, options=args)
+    """Start a server with its data in `folder`; `args` are added to its command line, such as `--maxmemory 10mb`.
+
+    It leaves syncing to the system: with `everysec` it holds writes back where a disk is slow, and a kill loses them.
+    """
+    server = EmbeddedServer(folder, appendonly=appendonly, appendfsync="no", options=args)
     server.start()
     assert server.pid is not None
     return RunningServer(server, server.pid)
