@@ -263,7 +263,7 @@ class TestServersAway:
             server.stop()
 
     def test_sql_away_and_back(self, chat: Chat, settings: Settings, postgres_url: str) -> None:
-        # Given a database that lets nobody in, and a worker that does not look into it before there is something to store
+        # Given a database that lets nobody in, and a worker that looks into it only when there is something to store
         settings = replace(settings, database_url=postgres_url)
         talk(chat, "g", count=10)
         with Database.connect(postgres_url) as database, worker(settings, lease_ms=600_000) as steady:
