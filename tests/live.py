@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from redis.cluster import RedisCluster
 
 from imcore import Arrived, Chat, Event, Gateway, Message, Receipt, Session
@@ -44,14 +45,33 @@ class Audience:
     def until(self, condition: Callable[[], object], timeout_s: float = MOST_S) -> None:
         """Poll until the condition holds."""
         give_up = time.monotonic() + timeout_s
+        is_late = False
         while not condition():
-            assert time.monotonic() < give_up, f"not so within {timeout_s} s"
+            assert not is_late, f"not so within {timeout_s} s"
+            is_late = time.monotonic() >= give_up
             self.poll()
 
     def settled(self) -> None:
-        """Poll until nothing more comes."""
+        """Poll until every session has entered and caught up, and nothing more comes."""
+        self.until(lambda: all(map(_is_there, self.gateway._core.sessions)))
         while self.poll(0.1):
             pass
+
+
+def _is_there(session: Session) -> bool:
+    return session.entered and not any(feed.behind for feed in session.feeds.values())
+
+
+class Clock:
+    """The time as a gateway sees it that is opened from now on: it goes on as it does, and jumps when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monotonic, self._ahead_s = time.monotonic, 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + self._ahead_s)
+
+    def jump(self, seconds: float) -> None:
+        """Let so much time be over."""
+        self._ahead_s += seconds
 
 
 def nodes_of(client: Client) -> list[Any]:

@@ -1,9 +1,11 @@
 """Real servers for the tests: Valkey (or Redis) alone and as a cluster, ended by whoever started them."""
 
 import os
+import random
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +76,11 @@ def require_server() -> None:
 
 
 def start_valkey(folder: Path, *args: str, appendonly: bool = True) -> RunningServer:
-    """Start a server with its data in `folder`; `args` are added to its command line, such as `--maxmemory 10mb`."""
-    server = EmbeddedServer(folder, appendonly=appendonly, options=args)
+    """Start a server with its data in `folder`; `args` are added to its command line, such as `--maxmemory 10mb`.
+
+    It leaves syncing to the system: with `everysec` it holds writes back where a disk is slow, and a kill loses them.
+    """
+    server = EmbeddedServer(folder, appendonly=appendonly, appendfsync="no", options=args)
     server.start()
     assert server.pid is not None
     return RunningServer(server, server.pid)
@@ -85,7 +90,8 @@ def start_cluster(folder: Path, nodes: int = 3) -> RunningCluster:
     """Start a cluster of so many nodes, without replicas, on ports that are free."""
     started: list[RunningServer] = []
     try:
-        ports = [free_ports(2) for _ in range(nodes)]
+        free = iter(free_ports(2 * nodes))
+        ports = list(zip(free, free, strict=True))
         for number, (port, bus) in enumerate(ports):
             started.append(_start_node(folder / f"node{number}", port, bus))
         _join(started, ports)
@@ -96,13 +102,16 @@ def start_cluster(folder: Path, nodes: int = 3) -> RunningCluster:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of loopback that nobody listens on at this moment."""
-    listening = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [taken.getsockname()[1] for taken in listening]
-    finally:
-        for taken in listening:
-            taken.close()
+    """Return ports of loopback that nobody listens on at this moment, and that the system gives to nobody by itself."""
+    chance = random.SystemRandom()  # other processes look for ports, too
+    found: list[int] = []
+    with ExitStack() as taken:
+        while len(found) < count:
+            port = chance.randrange(10_000, 32_768)
+            with suppress(OSError):
+                taken.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+    return found
 
 
 def _start_node(folder: Path, port: int, bus: int) -> RunningServer:
@@ -112,7 +121,7 @@ def _start_node(folder: Path, port: int, bus: int) -> RunningServer:
         "cluster-enabled": "yes",
         "cluster-port": bus,
         "cluster-announce-ip": "127.0.0.1",
-        "cluster-node-timeout": 5000,
+        "cluster-node-timeout": 60_000,  # one that is halted for some seconds has not failed
     }
     return start_valkey(
         folder, *(part for name, value in options.items() for part in (f"--{name}", str(value))), appendonly=False

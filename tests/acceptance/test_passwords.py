@@ -60,7 +60,7 @@ class StrictPostgres:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with closing(connection):
+            with closing(connection), suppress(OSError):  # who connects may be ended meanwhile
                 self._refuse(connection)
 
     def _refuse(self, connection: socket.socket) -> None:
@@ -186,7 +186,7 @@ def said_enough(worker: WorkerProcess) -> bool:
 
 def command_line(pid: int) -> str:
     """What the list of processes shows of it; nothing once it has ended."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/cmdline").read_text()
     return ""
 
@@ -195,8 +195,9 @@ def family(pid: int) -> Iterator[int]:
     """A process, and all that it has started."""
     yield pid
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            yield from family(int(child))
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread may end meanwhile
+            for child in children.read_text().split():
+                yield from family(int(child))
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")

@@ -1,8 +1,10 @@
 """Two workers side by side, killed and started again at random moments: no row is lost, none is there twice."""
 
 import json
+import os
 import random
 import re
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.processes import WorkerProcess
 from workers.persist import KIND
 
 KILLS = 6
+SEED = int(os.environ.get("IM_KILL_SEED", time.time_ns() % 1_000_000))
 GIDS = [f"g{number}" for number in range(10)]
 UIDS = [f"user{number}" for number in range(8)]
 
@@ -39,7 +42,8 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(
     # Given two workers at work, and people who talk all the time
     database_url = request.getfixturevalue("postgres_url") if kind == "postgresql" else None
     settings = Settings.from_env({}, data_dir=str(tmp_path), redis_url=valkey, database_url=database_url)
-    dice = random.Random()
+    print("IM_KILL_SEED", SEED)
+    dice = random.Random(SEED)
     with Chat.connect(settings=settings) as chat:
         talk = _Talk(chat, dice)
         burst(settings)

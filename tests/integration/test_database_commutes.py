@@ -83,11 +83,12 @@ def test_a_deadlock_is_survived(postgres_url: str) -> None:
         psycopg.connect(postgres_url, autocommit=True) as watching,
         ThreadPoolExecutor(1) as thread,
     ):
-        # Given a writer that has the first of two rows, and waits for someone who has the second one
+        # Given a writer with the first of two rows, who waits for someone with the second; it looks for a deadlock once
+        watching.execute(f"ALTER DATABASE {watching.info.dbname} SET deadlock_timeout = '6s'")
         database.upgrade()
         spans = [SpanRow("g", "ann", 0, None, 1, 0), SpanRow("g", "bob", 0, None, 1, 0)]
         database.write(Batch(spans=spans))
-        other.execute("SET deadlock_timeout = '1h'")  # so that it is the writer who finds out
+        other.execute("SET deadlock_timeout = '1min'")  # so that it is the writer who finds out
         other.execute("UPDATE group_spans SET changed = changed WHERE uid = 'bob'")
         acks = [span._replace(acked_msgid=at(1)) for span in spans]
         writing = thread.submit(database.write, Batch(spans=acks))

@@ -35,7 +35,7 @@ from imcore.settings import Settings
 from imcore.streams import calls
 from imcore.streams.keys import SEPARATOR, Keyspace
 from tests.deadline import wait_until
-from tests.live import MOST_S, Audience, kill_connections, nodes_of, offset, say, subscriptions, tell, trim
+from tests.live import MOST_S, Audience, Clock, kill_connections, nodes_of, offset, say, subscriptions, tell, trim
 from tests.servers import RunningCluster, move_slot, start_valkey
 
 # The driver forgets sockets of a cluster's nodes when one of them has failed.
@@ -463,11 +463,13 @@ def test_a_user_is_online_while_any_session_lives(chat: Chat) -> None:
 
 def test_a_killed_session_ends_by_itself(chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
-    gateway = short_lived(chat, online_ms=200)
-    gateway.open("bob")
-    gateway.close(clean=False)
-    assert chat.online(["bob"]) == {"bob"}
-    wait_until(lambda: chat.online(["bob"]) == set())
+    for uid, online_ms in (("ann", 60_000), ("bob", 200)):
+        gateway = short_lived(chat, online_ms=online_ms)
+        gateway.open(uid)
+        gateway.close(clean=False)
+    # It was not ended by the kill, but is by the time
+    assert chat.online(["ann"]) == {"ann"}
+    wait_until(lambda: chat.online(["ann", "bob"]) == {"ann"})
 
 
 def test_a_short_lived_session_does_not_end_a_long_lived_one(chat: Chat) -> None:
@@ -496,12 +498,16 @@ def test_a_clock_that_is_put_right_leaves_nobody_online_who_was_killed(chat: Cha
             chat.link.once("ZADD", key, ahead, member)
         # When it beats by the right one, and is killed
         gateway.poll(0)
-        wait_until(
-            lambda: gateway.poll(0.02) == [] and chat.link.read("ZSCORE", space.sessions("bob"), bob.sid) < ahead
-        )
+
+        def is_put_right() -> bool:
+            gateway.poll(0.02)
+            ends = chat.link.read("ZSCORE", space.sessions("bob"), bob.sid)
+            return ends is not None and ends < ahead  # none: it has expired, and is opened again
+
+        wait_until(is_put_right)
         gateway.close(clean=False)
         # Then
-        wait_until(lambda: chat.online(["bob"]) == set(), timeout_s=2)
+        wait_until(lambda: chat.online(["bob"]) == set())
 
 
 def test_a_session_that_has_expired_is_opened_again_and_has_missed_nothing(chat: Chat, other: Chat) -> None:
@@ -523,20 +529,20 @@ def test_a_session_that_has_expired_is_opened_again_and_has_missed_nothing(chat:
 
 def test_a_heartbeat_of_an_expired_session_is_refused(chat: Chat, settings: Settings) -> None:
     chat.create_group("team", ["ann", "bob"])
-    with Chat(chat.link, None, replace(settings, online_ms=50)) as brief:
-        session = brief.begin_session("bob")
-        assert brief.online(["bob"]) == {"bob"}
-        wait_until(lambda: brief.online(["bob"]) == set())
-        with pytest.raises(SessionExpired, match="open a new one"):
-            brief.heartbeat("bob", session)
-        with pytest.raises(SessionExpired):
-            brief.heartbeat("bob", "never opened")
-        assert brief.online(["bob"]) == set()
-        session = brief.begin_session("bob")
-        tell(brief, say(brief, "1", sender="bob")[0])
-        assert [(each.read, each.unread) for each in brief.heartbeat("bob", session)] == [(0, 1)]
-        brief.end_session("bob", session)
-        assert brief.online(["bob"]) == set()
+    brief = Chat(chat.link, None, replace(settings, online_ms=50))
+    session = brief.begin_session("bob")
+    wait_until(lambda: brief.online(["bob"]) == set())
+    with pytest.raises(SessionExpired, match="open a new one"):
+        brief.heartbeat("bob", session)
+    with pytest.raises(SessionExpired):
+        brief.heartbeat("bob", "never opened")
+    assert brief.online(["bob"]) == set()
+    session = chat.begin_session("bob")
+    assert chat.online(["bob"]) == {"bob"}
+    tell(chat, say(chat, "1", sender="bob")[0])
+    assert [(each.read, each.unread) for each in chat.heartbeat("bob", session)] == [(0, 1)]
+    chat.end_session("bob", session)
+    assert chat.online(["bob"]) == set()
 
 
 # Receipts.
@@ -578,16 +584,16 @@ def test_a_message_is_there_at_once_wherever_its_partition_is(chat: Chat, other:
         audience = Audience(gateway)
         bob = gateway.open("bob")
         audience.settled()
-        # When, each while the gateway waits for as long as ten seconds
+        # When, each while the gateway waits for as long as a minute
         took = []
         for gid in gids:
             message = say(other, gid, gid=gid)[0]
             began = time.monotonic()
-            events = audience.poll(10)
+            events = audience.poll(60)
             took.append(time.monotonic() - began)
             assert [(event.sessions, getattr(event, "message", None)) for event in events] == [((bob,), message)]
     # Then
-    assert max(took) < 5
+    assert max(took) < 30
 
 
 def test_waiting_costs_no_processor_time(chat: Chat) -> None:
@@ -733,9 +739,11 @@ def test_what_the_server_refuses_for_a_while_is_done_later_and_all_else_goes_on(
         assert subscriptions(other.link.client) == before
 
 
-def test_a_gateway_may_be_closed_again_with_acks_under_way(chat: Chat, other: Chat) -> None:
-    chat.create_group("team", ["ann", "bob"])
-    with chat.gateway(ack_every=1) as gateway:
+def test_a_gateway_may_be_closed_again_with_acks_under_way(other: Chat, settings: Settings) -> None:
+    # Given a driver that would wait for a minute
+    other.create_group("team", ["ann", "bob"])
+    patient = replace(settings, redis_url=f"{settings.redis_url}?socket_timeout=60")
+    with Chat.connect(settings=patient) as chat, chat.gateway(ack_every=1) as gateway:
         audience = Audience(gateway)
         bob = gateway.open("bob")
         audience.settled()
@@ -744,8 +752,11 @@ def test_a_gateway_may_be_closed_again_with_acks_under_way(chat: Chat, other: Ch
             audience.poll(MOST_S)
         assert audience.heard(bob) == ["1", "2"]
         gateway.close(clean=False)
+        # When
         begun = time.monotonic()
-    assert time.monotonic() - begun < 5  # it did not wait for an answer that has been read
+        gateway.close()
+        # Then it does not wait for an answer that has been read
+        assert time.monotonic() - begun < 30
 
 
 def test_what_was_closed_as_if_killed_acks_nothing_when_it_is_left(chat: Chat, other: Chat) -> None:
@@ -903,16 +914,17 @@ def test_a_partition_that_moves_to_another_node_is_followed(
         assert [each.unread for each in other.unread("bob")] == [0]
 
 
-def test_a_node_that_gives_many_channels_away_is_not_waited_for_longer(chat: Chat, other: Chat) -> None:
+def test_a_node_that_gives_many_channels_away_is_not_waited_for_longer(
+    chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imcore.live.parts.LONGEST_WAIT_S", 3600)
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         bob = gateway.open("bob")
         audience.settled()
         gateway._core.hear(Heard(DROPPED, f"channel {number}") for number in range(100))
-        begun = time.monotonic()
         audience.until(lambda: bob.reconnects)
-        assert time.monotonic() - begun < 1
 
 
 def refusing(chat: Chat, gid: str, function: str) -> Callable[..., list[Any]]:
@@ -933,7 +945,9 @@ def refusing(chat: Chat, gid: str, function: str) -> Callable[..., list[Any]]:
 def test_a_group_that_is_refused_does_not_hold_up_the_others(
     chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given two groups, of which one is in a partition that moves
+    # Given two groups, of which one is in a partition that moves, and is not asked for again for an hour
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr("imcore.live.following.LONGEST_WAIT_S", 3600)
     for gid in ("a", "b"):
         chat.create_group(gid, ["ann", "bob"])
         say(other, *map(str, range(1200)), gid=gid)
@@ -943,18 +957,19 @@ def test_a_group_that_is_refused_does_not_hold_up_the_others(
             patch.setattr(chat.link, "gather", refusing(chat, "a", "im_pull"))
             # When
             bob = gateway.open("bob")
-            begun = time.monotonic()
             # Then
             audience.until(lambda: len(audience.heard(bob, "b")) == 1200)
-            assert time.monotonic() - begun < 2
             assert audience.heard(bob, "a") == []
+        clock.jump(3600)
         audience.until(lambda: audience.heard(bob, "a") == audience.heard(bob, "b"))
 
 
 def test_tallies_that_are_refused_do_not_hold_up_the_receipts_of_others(
     chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given two with receipts that wait
+    # Given two with receipts that wait, of whom one is asked for again in an hour only
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr("imcore.live.telling.LONGEST_WAIT_S", 3600)
     for gid, sender in (("a", "ann"), ("b", "bob")):
         chat.create_group(gid, ["ann", "bob"])
         tell(other, *say(other, "1", gid=gid, sender=sender))
@@ -965,10 +980,11 @@ def test_tallies_that_are_refused_do_not_hold_up_the_receipts_of_others(
             # When
             ann, bob = gateway.open("ann"), gateway.open("bob")
             # Then
-            audience.until(lambda: audience.receipts[bob], timeout_s=2)
+            audience.until(lambda: audience.receipts[bob])
             assert not audience.receipts[ann]
             with pytest.raises(RedisRefuses):
                 chat.tallies("a", [message.msgid for message in chat.pull("bob", "a")])
+        clock.jump(3600)
         audience.until(lambda: audience.receipts[ann])
 
 
@@ -1164,13 +1180,14 @@ def test_a_database_that_is_silent_is_not_waited_for_all_the_time(
         with monkeypatch.context() as patch:
             patch.setattr(chat.history.answering, "answer", silent)
             # When
+            begun = time.monotonic()
             audience.until(lambda: asked)
             for number in range(1, 6):
                 say(other, str(number), gid="home")
                 audience.until(lambda n=number: len(audience.heard(cyd, "home")) == n)
                 audience.poll(0.1)
-        # Then
-        assert len(asked) == 1
+        # Then it was asked again after five times as long only, if so much time has passed
+        assert len(asked) <= 1 + (time.monotonic() - begun) / 2.5
         audience.until(lambda: all(audience.heard(bob, gid) == ["1", "2"] for gid in ("a", "b", "c")))
 
 

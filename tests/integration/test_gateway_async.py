@@ -257,7 +257,7 @@ def test_the_whole_story_under_asyncio(chat: Chat) -> None:
         work_off(chat, ReceiptsWorker)
         await audience.until(lambda: [audience.read[ann].get(each.msgid) for each in sent] == [1] * 4)
         await audience.until(lambda: chat.receipts("ann") == [])
-        await audience.until(lambda: bob.reconnects == 1)
+        await audience.until(lambda: bob.reconnects)  # more often where the server once took longer than a heartbeat
         assert chat.online(["ann", "bob"]) == {"ann", "bob"}
         await gateway.close()
         assert chat.online(["ann", "bob"]) == set()

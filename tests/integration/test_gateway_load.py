@@ -3,7 +3,6 @@
 import socket
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from imcore import Arrived, Chat
 from imcore.asking import Ask, AskSql, Post, Question
 from imcore.history import raised
 from imcore.live import following
-from imcore.live.gateway import Gateway
 from imcore.settings import Settings
 from imcore.streams.calls import Draft
-from tests.live import Audience, kill_connections, say, subscriptions, tell, trim
+from tests.live import Audience, Clock, kill_connections, say, subscriptions, tell, trim
 from tests.servers import start_valkey
 from tests.silent_proxy import SilentProxy
 
@@ -63,26 +61,35 @@ def asked(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Asked:
     return Asked(chat, monkeypatch)
 
 
-def often(chat: Chat, heartbeat_ms: int = 100) -> Gateway:
-    """A gateway whose heartbeats are frequent."""
-    return Gateway(chat.link, chat.history, replace(chat.settings, heartbeat_ms=heartbeat_ms))
+HEARTBEAT_S = 20
+"""By the clock that jumps: however slow the machine is, an answer comes before the next heartbeat."""
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
 # Connections that die without a word.
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_a_subscription_that_falls_silent_is_opened_anew(valkey: str, tmp_path: Path, protocol: int) -> None:
+def test_a_subscription_that_falls_silent_is_opened_anew(
+    valkey: str, tmp_path: Path, clock: Clock, protocol: int
+) -> None:
     with SilentProxy(tmp_path / "proxy.sock", valkey) as proxy, Chat.connect(valkey) as other:
         other.create_group("team", ["ann", "bob"])
-        settings = Settings.from_env({}, redis_url=f"{proxy.url}?protocol={protocol}&socket_timeout=0.3")
-        with Chat.connect(settings=settings) as chat, often(chat) as gateway:
+        settings = Settings.from_env({}, redis_url=f"{proxy.url}?protocol={protocol}&socket_timeout=3")
+        with Chat.connect(settings=settings) as chat, chat.gateway() as gateway:
             audience = Audience(gateway)
             bob = gateway.open("bob")
             audience.settled()
             # When
             assert proxy.fall_silent()
             say(other, "1")
+            for _ in range(2):
+                clock.jump(HEARTBEAT_S)
+                audience.poll()
             # Then
             audience.until(lambda: audience.heard(bob) == ["1"])
             say(other, "2")
@@ -93,30 +100,32 @@ def test_a_subscription_that_falls_silent_is_opened_anew(valkey: str, tmp_path: 
 @pytest.mark.parametrize("server", ["valkey", "cluster"])
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_a_subscription_that_lives_is_kept(
-    request: pytest.FixtureRequest, server: str, protocol: int, tmp_path: Path
+    request: pytest.FixtureRequest, server: str, protocol: int, tmp_path: Path, clock: Clock
 ) -> None:
     url = f"{request.getfixturevalue(server)}?protocol={protocol}"
     with Chat.connect(settings=Settings.from_env({}, redis_url=url, data_dir=str(tmp_path))) as chat:
         for gid in ("team", "home", "news"):
             chat.create_group(gid, ["ann", "bob"])
-        with often(chat, 30) as gateway:
+        with chat.gateway() as gateway:
             audience = Audience(gateway)
             bob = gateway.open("bob")
             audience.settled()
             before = subscriptions(chat.link.client)
             for number in range(12):
                 say(chat, str(number), gid=("team", "home", "news")[number % 3])
-                audience.poll(0.04)
+                clock.jump(HEARTBEAT_S)
+                audience.poll()
+                audience.until(lambda: not gateway._core._listening._silent)
             audience.until(lambda: len(audience.messages[bob]) == 12)
             assert subscriptions(chat.link.client) == before
             assert bob.reconnects == 0
 
 
-def test_one_silent_node_of_a_cluster_is_noticed(cluster: str, tmp_path: Path) -> None:
+def test_one_silent_node_of_a_cluster_is_noticed(cluster: str, tmp_path: Path, clock: Clock) -> None:
     # Given a connection to one node that brings nothing, and takes all that is written
     with Chat.connect(settings=Settings.from_env({}, redis_url=cluster, data_dir=str(tmp_path))) as chat:
         chat.create_group("team", ["ann", "bob"])
-        with often(chat) as gateway:
+        with chat.gateway() as gateway:
             audience = Audience(gateway)
             bob = gateway.open("bob")
             audience.settled()
@@ -130,6 +139,9 @@ def test_one_silent_node_of_a_cluster_is_noticed(cluster: str, tmp_path: Path) -
                 connection._sock = connection._parser._sock = here
                 # When
                 say(chat, "1")
+                for _ in range(2):
+                    clock.jump(HEARTBEAT_S)
+                    audience.poll()
                 # Then
                 audience.until(lambda: audience.heard(bob) == ["1"])
             audience.until(lambda: bob.reconnects == 1)
@@ -285,8 +297,8 @@ def test_nothing_of_sessions_that_came_and_went_is_left(chat: Chat) -> None:
             audience.poll(0)
         audience.settled()
         core = gateway._core
+        audience.until(lambda: core._channels._dropping + core._channels._adding == {})
         assert len(core._channels._at) == chat.link.space.partitions + 1
-        assert core._channels._dropping + core._channels._adding == {}
         assert core._telling._cursors == {}
         assert len(list(core._channels.rooms())) == 1
         assert core._acking.book.take_due(1e12) == []

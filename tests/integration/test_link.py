@@ -1,5 +1,7 @@
 """The link on a real server, whose answers take their time."""
 
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from imcore.errors import RedisUnavailable
 from imcore.streams import calls, carriage, link
 from imcore.streams.link import Link, open_client
+from tests.servers import RunningServer
 
 
 def interrupt(*_: Any) -> Any:
@@ -37,18 +40,24 @@ def test_interrupted_waiting_leaves_no_answer_for_the_next_call(valkey: str, mon
     here.close()
 
 
-def test_a_silent_server_is_not_waited_for_many_times(valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_is_not_waited_for_many_times(
+    valkey: str, valkey_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a server that takes commands, and answers none
+    Link(open_client(valkey), url=valkey).upgrade()
     here = Link(open_client(valkey, timeout_s=0.2), url=valkey)
-    here.upgrade()
+    monkeypatch.setattr(here, "_has_functions", True)
     asked = []
     carry = here._execute_command
     monkeypatch.setattr(here, "_execute_command", lambda *command: asked.append(command) or carry(*command))
     monkeypatch.setattr(link, "PATIENCE_S", 0.3)
-    here.client.client_pause(1500)
+    os.kill(valkey_server.pid, signal.SIGSTOP)
     # When
-    with pytest.raises(RedisUnavailable):
-        here.read("GET", "nothing")
+    try:
+        with pytest.raises(RedisUnavailable):
+            here.read("GET", "nothing")
+    finally:
+        os.kill(valkey_server.pid, signal.SIGCONT)
     # Then
     assert 1 <= len(asked) <= 2
     here.close()

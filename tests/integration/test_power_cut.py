@@ -233,7 +233,7 @@ class Power:
         self._server.stop()
 
     def _start(self) -> None:
-        self._server = start_valkey(self._folder, "--aof-load-truncated", "yes", "--appendfsync", "no")
+        self._server = start_valkey(self._folder, "--aof-load-truncated", "yes")
 
     @property
     def _log(self) -> Path:

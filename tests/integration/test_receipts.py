@@ -126,11 +126,15 @@ def test_one_message_read_by_forty_in_a_window_makes_one_digest(chat: Chat, work
     with chat.gateway() as gateway:
         ann = Sender(gateway)
         [message] = say(chat, 1)
+        began = time.monotonic()
         for uid in READERS:
             read(chat, uid)
         ann.until(lambda: ann.tallies == {message: (40, 0)})
+        windows = (time.monotonic() - began) / (WINDOW_MS / 1000)
         ann.settled()
-    assert [[(each.msgid, each.read, each.unread) for each in digest] for digest in ann.digests] == [[(message, 40, 0)]]
+    # Then it is one, unless this took so long that there were more windows
+    assert 1 <= len(ann.digests) <= windows
+    assert [(each.msgid, each.read, each.unread) for each in ann.digests[-1]] == [(message, 40, 0)]
 
 
 def test_a_hundred_messages_read_by_forty_do_not_storm(chat: Chat, settings: Settings, worker: WorkerProcess) -> None:

@@ -116,10 +116,10 @@ class TestBurst:
         assert count(chat.database) == 100
 
     def test_it_waits_for_what_others_have_in_hand(self, chat: Chat, settings: Settings) -> None:
-        # Given a living worker with entries in hand
+        # Given a living worker with entries in hand, which is not heard of while the burst starts
         chat.database.upgrade()
         talk(chat)
-        other = Persist(chat.link, chat.database, settings)
+        other = Persist(chat.link, chat.database, replace(settings, lease_ms=600_000))
         other._in_hand = other._journal.take()
 
         # When a burst has nothing left to do itself
@@ -263,10 +263,10 @@ class TestServersAway:
             server.stop()
 
     def test_sql_away_and_back(self, chat: Chat, settings: Settings, postgres_url: str) -> None:
-        # Given a database that lets nobody in
+        # Given a database that lets nobody in, and a worker that looks into it only when there is something to store
         settings = replace(settings, database_url=postgres_url)
         talk(chat, "g", count=10)
-        with Database.connect(postgres_url) as database, worker(settings) as steady:
+        with Database.connect(postgres_url) as database, worker(settings, lease_ms=600_000) as steady:
             steady.wait_for("working as")
             wait_until(lambda: count(database) == 10)
             database.close()
@@ -410,8 +410,8 @@ class TestJobs:
         with worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
 
-        # When the worker for jobs runs
-        with worker(settings, "jobs", keep_messages=10) as steady:
+        # When the worker for jobs runs, all the time within one period
+        with worker(settings, "jobs", keep_messages=10, trim_every_ms=10**12) as steady:
             steady.wait_for("trimmed 90 entries of 1 groups")
 
             # Then it has done that once, and ends when asked to

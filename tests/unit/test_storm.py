@@ -129,9 +129,16 @@ def counted(chat: Chat, seconds: int = 10) -> Counted:
     return chat.link.run(journal_calls.storm(chat.link.space, 0, seconds=seconds))
 
 
-def test_rates_are_of_the_last_whole_seconds(chat: Chat) -> None:
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A second that does not end while the test runs, at the server neither."""
+    second = int(time.time())
+    monkeypatch.setattr(time, "time", lambda: second + 0.5)
+    return second
+
+
+def test_rates_are_of_the_last_whole_seconds(chat: Chat, now: int) -> None:
     # Given what happened in some seconds, told in pieces
-    now = int(time.time())
     count(chat, {now - 5: (20, 40), now - 4: (1, 1), now - 40: (1000, 1000)}, acks=3)
     count(chat, {now - 5: (5, 0), now: (1000, 1000), now + 5: (1000, 1000)}, acks=4)
 
@@ -140,8 +147,7 @@ def test_rates_are_of_the_last_whole_seconds(chat: Chat) -> None:
     assert counted(chat, 50).messages_lately == 1026
 
 
-def test_a_second_long_ago_does_not_take_the_place_of_a_later_one(chat: Chat) -> None:
-    now = int(time.time())
+def test_a_second_long_ago_does_not_take_the_place_of_a_later_one(chat: Chat, now: int) -> None:
     count(chat, {now - 5: (20, 40)})
     count(chat, {now - 5 - 64: (1, 1)})
     assert counted(chat)[3:] == (20, 40)
