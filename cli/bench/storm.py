@@ -51,12 +51,12 @@ def _variants(plan: Plan) -> Mapping[int, list[Variant]]:
     """Return the variants by the window that the worker `receipts` has for them."""
     # Long beside the window, which each storm waits out once more at its end.
     one, many = plan.size(20_000, 4000), plan.size(60_000, 12_000)
-    few, some = plan.size(200, 20), plan.size(400, 100)
+    few = plan.size(400, 100)
     folded = [
         Variant("one gateway, acks per message, receipts folded", Mode(), one, Aim(">=", 20), folds=True),
         Variant("one gateway, acks of 10, receipts folded", Mode(10), many, Aim(">=", 100), folds=True),
         Variant("40 connections, acks per message, receipts folded", Mode(separate=True), few, folds=True),
-        Variant("40 connections, acks of 10, receipts folded", Mode(10, separate=True), some, folds=True),
+        Variant("40 connections, acks of 10, receipts folded", Mode(10, separate=True), few, folds=True),
     ]
     pushed = [replace(v, name=v.name.replace("folded", "pushed"), aim=None, folds=False) for v in folded]
     polled = [
