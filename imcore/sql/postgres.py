@@ -4,12 +4,13 @@ Rows whose keys are hardly ever known are copied (COPY, binary). Where one is kn
 dead worker come again, the transaction starts anew with INSERT ... ON CONFLICT from arrays, at about half the speed.
 """
 
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import psycopg
 from psycopg import errors
-from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseRejected, DatabaseUnavailable, ImError
@@ -47,6 +48,7 @@ class PostgresBackend:
         query = {"application_name": "imcore", **_PATIENCE, **url.query}
         url = url.set(drivername="postgresql+psycopg", query=query)
         self.engine: Engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
+        event.listen(self.engine, "do_connect", _connect)
 
     def create(self) -> None:
         """Do nothing: who runs the server has made the database."""
@@ -81,16 +83,46 @@ class PostgresBackend:
         )
 
     def _write_once(self, batch: Batch, *, may_copy: bool) -> None:
-        with closing(self.engine.raw_connection()) as pooled:
-            driver = cast("psycopg.Connection[Any]", pooled.driver_connection)
-            with driver.transaction(), driver.cursor() as cursor:
-                for target, rows in by_target(batch):
-                    write = _copy if may_copy and target.appends else _insert
-                    write(cursor, target, [target.values(row, msgids.from_ms) for row in rows])
-                for statement, rows_of in UPDATES:
-                    changes = rows_of(batch)
-                    if changes:
-                        cursor.executemany(statement.replace("?", "%s").encode(), changes)
+        with self._lent() as driver, driver.transaction(), driver.cursor() as cursor:
+            for target, rows in by_target(batch):
+                write = _copy if may_copy and target.appends else _insert
+                write(cursor, target, [target.values(row, msgids.from_ms) for row in rows])
+            for statement, rows_of in UPDATES:
+                changes = rows_of(batch)
+                if changes:
+                    cursor.executemany(statement.replace("?", "%s").encode(), changes)
+
+    @contextmanager
+    def _lent(self) -> Iterator["psycopg.Connection[Any]"]:
+        """Lend a connection of the pool, which gets it back if it can be used again."""
+        pooled = self.engine.raw_connection()
+        driver = cast("psycopg.Connection[Any]", pooled.driver_connection)
+        try:
+            yield driver
+        finally:
+            if driver.closed:
+                pooled.invalidate()
+            pooled.close()
+
+
+class _Connection(psycopg.Connection[Any]):
+    """One that is closed where a wait for the server is broken off: the answer is still to come, so nobody can use it.
+
+    Else the clean-up would ask the server once more, in vain, or wait for it again.
+    """
+
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().wait(*args, **kwargs)
+        except Exception:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+
+def _connect(_dialect: Any, _record: Any, args: Any, options: Any) -> _Connection:
+    return _Connection.connect(*args, **options)
 
 
 def _copy(cursor: psycopg.Cursor[Any], target: Target[Any], values: list[tuple[Any, ...]]) -> None:
