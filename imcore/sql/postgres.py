@@ -30,6 +30,12 @@ _PATIENCE = {
 }
 """After how long a server that is gone without a word is an error: seconds, the last one in milliseconds."""
 
+LOCK_TIMEOUT_MS = 10_000
+"""For how long a statement waits for a lock that somebody else has."""
+
+# Not as an option of the connection, which a pooler such as PgBouncer may refuse. Who has set a limit keeps it.
+_LIMIT_LOCKS = "SELECT set_config('lock_timeout', %s, false) WHERE current_setting('lock_timeout') = '0'"
+
 _THWARTED = (errors.DeadlockDetected, errors.SerializationFailure)
 _OF_A_ROW = {"22", "23", "54"}
 """Classes of errors that come of what is written: data, broken constraints, limits such as that of an index row."""
@@ -76,6 +82,11 @@ class PostgresBackend:
             return DatabaseRejected(f"the database refused a row: {reason}")
         if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn):
             return DatabaseNotReady(f"the database {self.address} has not the tables of imcore: run im db upgrade")
+        if isinstance(error, errors.LockNotAvailable):
+            return DatabaseUnavailable(
+                f"the database {self.address} cannot be used now: somebody has had a lock on it for too long (see "
+                "pg_locks and pg_stat_activity)"
+            )
         if isinstance(error, psycopg.ProgrammingError):
             return ConfigurationError(f"cannot use the database {self.address} ({reason}): set IM_DATABASE_URL")
         return DatabaseUnavailable(
@@ -122,7 +133,15 @@ class _Connection(psycopg.Connection[Any]):
 
 
 def _connect(_dialect: Any, _record: Any, args: Any, options: Any) -> _Connection:
-    return _Connection.connect(*args, **options)
+    connection = _Connection.connect(*args, **options)
+    try:
+        connection.autocommit = True
+        connection.execute(_LIMIT_LOCKS, (str(LOCK_TIMEOUT_MS),))
+        connection.autocommit = False
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _copy(cursor: psycopg.Cursor[Any], target: Target[Any], values: list[tuple[Any, ...]]) -> None:
