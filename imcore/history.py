@@ -115,12 +115,10 @@ class History:
 
     def _unread(self, gid: str, position: calls.Position) -> Unread:
         seq = position.acked_seq
-        if (
-            seq is None
-        ):  # of the newest message up to there: a crash of both servers may have taken the one at the offset
-            seq = max(
-                (row.seq for row in self.answering.archive.messages_before(gid, position.acked + 1, limit=1)), default=0
-            )
+        if seq is None:
+            # Of the newest message up to there: a crash of both servers may have taken the one at the offset.
+            known = self.answering.archive.messages_before(gid, position.acked + 1, limit=1)
+            seq = max((row.seq for row in known), default=0)
         return Unread(
             gid=gid,
             unread=position.head_seq - seq - position.uncounted,

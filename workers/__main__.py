@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from imcore.errors import ImError
 from imcore.settings import Settings
-from workers.signals import Signals
+from workers.signals import Signals, Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,12 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     _log_to_stderr(given.name)
     # A signal that comes while the rest is loaded is not lost.
-    with Signals() as signals:
-        try:
+    try:
+        with Signals() as signals:
             WORKERS[given.name](Settings.from_env(), signals, given.burst)
-        except ImError as error:
-            print(f"im worker {given.name}: {error}", file=sys.stderr)
-            return 1
+    except ImError as error:
+        print(f"im worker {given.name}: {error}", file=sys.stderr)
+        return 1
+    except Stopped:  # the patience with it ended while it did
+        pass
     return 0
 
 

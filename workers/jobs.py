@@ -17,6 +17,7 @@ from redis.client import PubSub, PubSubWorkerThread
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
 from rq.exceptions import DuplicateJobError, StopRequested
+from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from imcore.admin import retention
@@ -126,6 +127,11 @@ class JobsWorker(SimpleWorker):
         else:
             super()._pubsub_exception_handler(exc, pubsub, pubsub_thread)
 
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        """Say what went wrong with a job, unless it is the one that was in hand when this worker was to end."""
+        if not isinstance(exc_info[1], Stopped):
+            super().handle_exception(job, *exc_info)
+
     def _install_signal_handlers(self) -> None:
         super()._install_signal_handlers()  # type: ignore[no-untyped-call]
         # A signal that came before went to the handlers before, which rq knows nothing of.
@@ -138,8 +144,9 @@ class JobsWorker(SimpleWorker):
 
 
 def run(settings: Settings, signals: Signals, *, burst: bool) -> None:
-    """Work off jobs until a signal comes, or, in a burst, until none is left; then the job in hand is finished first.
+    """Work off jobs until a signal comes, or, in a burst, until none is left.
 
+    After a signal the job in hand may end, for a while: cut short, it has failed, and the next trim does what is left.
     Redis away is waited for, except in a burst. Raise ConfigurationError where rq cannot run.
     """
     patience = Patience(signals, ends=burst)
@@ -170,7 +177,7 @@ class _Room:
 def _without_traceback(record: logging.LogRecord) -> bool:
     """Say in one line what is no fault of the program. A filter of rq's log."""
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, RedisError | ImError):
+    if isinstance(error, RedisError | ImError | Stopped):
         record.msg, record.args, record.exc_info = f"{record.getMessage()}: {one_line(str(error))}", (), None
     return True
 

@@ -45,7 +45,7 @@ class Patience:
     """Repeats what fails because a server is away, with growing waits, and says so once."""
 
     def __init__(self, signals: Signals, *, ends: bool = False) -> None:
-        """With `ends`, the first failure is raised instead."""
+        """With `ends`, the first failure is raised instead, unless a signal has come before it."""
         self._signals = signals
         self._ends = ends
         self._trouble = ""
@@ -62,7 +62,7 @@ class Patience:
             except ConfigurationError:
                 raise
             except ImError as error:
-                if self._ends:
+                if self._ends and not self._signals.stopping:
                     raise
                 self._wait(one_line(str(error)))
             else:
@@ -92,8 +92,8 @@ def run(make: Maker, settings: Settings, signals: Signals, *, burst: bool, needs
     server that is away is waited for, except in a burst, which raises what went wrong. Raise ConfigurationError.
     A worker that `needs_sql` begins by bringing the database up to date; another one begins without.
 
-    The order of the end: no new batch is begun; the one in hand is finished, or left open if a server is away; the name
-    is given back, so that others can take over at once what is open; the connections are closed.
+    The order of the end: no new batch is begun; the one in hand is finished, or left open if a server is away, or lets
+    it hang; the name is given back, so that others can take over at once what is open; the connections are closed.
     """
     if burst:
         settings = replace(settings, block_ms=min(settings.block_ms, BURST_BLOCK_MS))

@@ -20,12 +20,12 @@ from cli.bench.postgres import programs_folder, running_postgres
 from cli.bench.sql import Place, PostgresPlace, SqlitePlace
 from imcore.chat import Chat
 from imcore.embedded import EmbeddedServer
-from imcore.errors import ImError, RefusedError
+from imcore.errors import ImError, RefusedError, TryAgain
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import calls, library
 from imcore.streams.link import open_client
-from imcore.streams.redis_errors import address, driver_errors
+from imcore.streams.redis_errors import address, driver_errors, translated
 
 CLAIM = "im:bench"
 """Marks a database number as taken, for other benchmarks that look for one."""
@@ -111,7 +111,7 @@ def _embedded(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def _own_database(url: str, allow: Allow) -> Iterator[str]:
-    """Claim an empty database number of a server that was given. Raise RefusedError if that cannot be."""
+    """Claim an empty database number of a server that was given. Raise RefusedError if that cannot be, or TryAgain."""
     where = address(url)
     with driver_errors(where), open_client(url) as client:
         if isinstance(client, RedisCluster):
@@ -145,11 +145,15 @@ def _claim(client: redis.Redis, url: str, where: str) -> str:
     numbers = [first, *(number for number in reversed(range(_DATABASES)) if number != first)]
     for number in numbers:
         own_url = with_number(url, number)
-        with suppress(ResponseError), open_client(own_url) as own:  # a number that the server does not have
-            if not own.dbsize() and own.set(CLAIM, 1, nx=True, ex=_CLAIM_S):
-                if own.dbsize() == 1:
-                    return own_url
-                own.delete(CLAIM)
+        try:
+            with open_client(own_url) as own:
+                if not own.dbsize() and own.set(CLAIM, 1, nx=True, ex=_CLAIM_S):
+                    if own.dbsize() == 1:
+                        return own_url
+                    own.delete(CLAIM)
+        except ResponseError as error:
+            if isinstance(translated(error, where), TryAgain):  # it is not the number: memory is full, for one
+                raise
     raise RefusedError(f"{where} has no database number that is empty: a benchmark needs one")
 
 

@@ -16,7 +16,8 @@ def worker(run: Invocation, name: str, burst: bool) -> None:
     """Run one worker in the foreground.
 
     `persist` stores what happened in the SQL database, `receipts` tells senders who has read, `jobs` does what may take
-    long. Any number of each may run. Ctrl-C and SIGTERM end one after the batch in hand.
+    long. Any number of each may run. Ctrl-C and SIGTERM end one after the batch in hand; what hangs is left to the next
+    one after 7 s.
     """
     environment = worker_command.environment_of(run.settings())
     output.flush()

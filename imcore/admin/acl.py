@@ -45,7 +45,6 @@ _OF_USERS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("groups", "groups_of"): ("sadd",),
     ("groups_of",): ("srem",),
     ("own",): ("rpush", "lpop", "lrem", "del", "unlink"),
-    ("once_newer", "once_older"): ("rename",),
     ("once_older",): ("unlink",),
     ("once_newer",): ("pexpire",),
 }
@@ -66,11 +65,10 @@ _WORKING = (
 
 _REPLACING: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("own", "rebuilt", "shadow"): ("del", "unlink"),
-    ("shadow", "stream"): ("rename",),
     ("once_newer",): ("pexpire",),
     ("version",): ("set",),
 }
-"""What makes an end of a whole key, or puts another in its place: a worker may do that to some kinds only."""
+"""What makes an end of a whole key: a worker may do that to some kinds only."""
 
 _LEASES = ("~im:lease:*", "+set", "+del")
 
@@ -111,10 +109,10 @@ def _allowed(*commands: Iterable[str]) -> Iterator[str]:
     return (f"+{command}" for some in commands for command in some)
 
 
-def _keys_of(kinds: Iterable[str]) -> Iterator[str]:
+def _keys_of(kinds: Iterable[str], right: str = "~") -> Iterator[str]:
     # One ? a digit: a * would reach over the closing brace into a gid. The server tries short ones first.
     names = [kind if kind in _HAVE_NAMES else f"{kind}:*" for kind in kinds]
-    return (f"~im:{{{'?' * width}}}:{name}" for width in range(1, _WIDEST_TAG + 1) for name in names)
+    return (f"{right}im:{{{'?' * width}}}:{name}" for width in range(1, _WIDEST_TAG + 1) for name in names)
 
 
 def _selector(*rules: Iterable[str]) -> str:
@@ -123,6 +121,11 @@ def _selector(*rules: Iterable[str]) -> str:
 
 def _selectors(rights: Mapping[tuple[str, ...], tuple[str, ...]]) -> Iterator[str]:
     return (_selector(_keys_of(kinds), _allowed(commands)) for kinds, commands in rights.items())
+
+
+def _renaming(source: str, destination: str) -> str:
+    """Return the selector for RENAME, which reads and writes its source and only writes its destination: one way."""
+    return _selector(_keys_of([source], "%RW~"), _keys_of([destination], "%W~"), _allowed(("rename",)))
 
 
 READER = Role(
@@ -140,6 +143,7 @@ GATEWAY = Role(
         *("%R~im:*", "&im:*", *_CONNECTING, *_allowed(_ASKING, _CHATTING)),
         _selector(_keys_of(_KEYS_OF_USERS), _allowed(("fcall",))),
         *_selectors(_OF_USERS),
+        _renaming("once_newer", "once_older"),
     ),
 )
 """Talks for users: groups, messages, acks, receipts, live sessions, `im import`."""
@@ -150,6 +154,7 @@ WORKER = Role(
         *("~im:*", "&im:*", *_CONNECTING, *_allowed(_ASKING, _LOOKING_INTO_IT, _CHANGING, _WORKING)),
         _selector(_LEASES),
         *_selectors(_REPLACING),
+        _renaming("shadow", "stream"),
         _selector(_OF_RQ),
     ),
 )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from imcore.errors import InvalidInput, LocalDatabaseError
+from imcore.folders import make_private
 
 _APPLICATION_ID = 0x696D6372
 _ROWS_AT_ONCE = 500
@@ -57,7 +58,7 @@ class LocalFile:
         self._lock: int | None = None
         try:
             if not read_only:
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                make_private(path.parent, path.parent.parent)  # in the data directory
             if exclusive:
                 self._hold()
             self._connection = self._open_to_read() if read_only else self._open()

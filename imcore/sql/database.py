@@ -2,9 +2,11 @@
 
 Errors of drivers become errors of `imcore.errors` here and nowhere else. An error that trying again can mend is
 DatabaseUnavailable; a row that will never be accepted is DatabaseRejected; both leave nothing of the batch behind.
+What breaks a call off, as Ctrl-C does, is no error, and none of the driver's clean-up can take its place.
 """
 
 import json
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from operator import attrgetter
@@ -32,7 +34,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from imcore import msgid as msgids
-from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseRejected, DatabaseUnavailable
+from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseRejected, DatabaseUnavailable, ImError
 from imcore.sql.backend import Backend
 from imcore.sql.migrations import HEAD, VERSION_TABLE
 from imcore.sql.rows import Batch, MessageRow
@@ -244,16 +246,31 @@ class Database:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        backend = self._backend
+        before = sys.exception()
         try:
             yield
-        except DBAPIError as error:
-            cause = error.orig if isinstance(error.orig, Exception) else error
-            raise backend.translate(cause) from error
-        except backend.driver_error as error:
-            raise backend.translate(error) from error
-        except PoolTimeout as error:
-            raise DatabaseUnavailable(f"no connection to {self.address} is free: close what is not needed") from error
+        except Exception as error:
+            if stop := _broken_off(error, before):
+                raise stop from None
+            if meaning := self._meaning(error):
+                raise meaning from error
+            raise
+
+    def _meaning(self, error: Exception) -> ImError | None:
+        if isinstance(error, PoolTimeout):
+            return DatabaseUnavailable(f"no connection to {self.address} is free: close what is not needed")
+        if isinstance(error, DBAPIError):
+            return self._backend.translate(error.orig if isinstance(error.orig, Exception) else error)
+        return self._backend.translate(error) if isinstance(error, self._backend.driver_error) else None
+
+
+def _broken_off(error: BaseException | None, before: BaseException | None) -> BaseException | None:
+    """Return what has broken off that which ended in an error, if anything has since `before` was handled."""
+    while error is not None and error is not before:
+        if not isinstance(error, Exception):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _messages(gid: str) -> Select[Any]:

@@ -4,12 +4,13 @@ Rows whose keys are hardly ever known are copied (COPY, binary). Where one is kn
 dead worker come again, the transaction starts anew with INSERT ... ON CONFLICT from arrays, at about half the speed.
 """
 
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import psycopg
 from psycopg import errors
-from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseRejected, DatabaseUnavailable, ImError
@@ -29,6 +30,12 @@ _PATIENCE = {
 }
 """After how long a server that is gone without a word is an error: seconds, the last one in milliseconds."""
 
+LOCK_TIMEOUT_MS = 10_000
+"""For how long a statement waits for a lock that somebody else has."""
+
+# Not as an option of the connection, which a pooler such as PgBouncer may refuse. Who has set a limit keeps it.
+_LIMIT_LOCKS = "SELECT set_config('lock_timeout', %s, false) WHERE current_setting('lock_timeout') = '0'"
+
 _THWARTED = (errors.DeadlockDetected, errors.SerializationFailure)
 _OF_A_ROW = {"22", "23", "54"}
 """Classes of errors that come of what is written: data, broken constraints, limits such as that of an index row."""
@@ -47,6 +54,7 @@ class PostgresBackend:
         query = {"application_name": "imcore", **_PATIENCE, **url.query}
         url = url.set(drivername="postgresql+psycopg", query=query)
         self.engine: Engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
+        event.listen(self.engine, "do_connect", _connect)
 
     def create(self) -> None:
         """Do nothing: who runs the server has made the database."""
@@ -74,6 +82,11 @@ class PostgresBackend:
             return DatabaseRejected(f"the database refused a row: {reason}")
         if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn):
             return DatabaseNotReady(f"the database {self.address} has not the tables of imcore: run im db upgrade")
+        if isinstance(error, errors.LockNotAvailable):
+            return DatabaseUnavailable(
+                f"the database {self.address} cannot be used now: somebody has had a lock on it for too long (see "
+                "pg_locks and pg_stat_activity)"
+            )
         if isinstance(error, psycopg.ProgrammingError):
             return ConfigurationError(f"cannot use the database {self.address} ({reason}): set IM_DATABASE_URL")
         return DatabaseUnavailable(
@@ -81,16 +94,54 @@ class PostgresBackend:
         )
 
     def _write_once(self, batch: Batch, *, may_copy: bool) -> None:
-        with closing(self.engine.raw_connection()) as pooled:
-            driver = cast("psycopg.Connection[Any]", pooled.driver_connection)
-            with driver.transaction(), driver.cursor() as cursor:
-                for target, rows in by_target(batch):
-                    write = _copy if may_copy and target.appends else _insert
-                    write(cursor, target, [target.values(row, msgids.from_ms) for row in rows])
-                for statement, rows_of in UPDATES:
-                    changes = rows_of(batch)
-                    if changes:
-                        cursor.executemany(statement.replace("?", "%s").encode(), changes)
+        with self._lent() as driver, driver.transaction(), driver.cursor() as cursor:
+            for target, rows in by_target(batch):
+                write = _copy if may_copy and target.appends else _insert
+                write(cursor, target, [target.values(row, msgids.from_ms) for row in rows])
+            for statement, rows_of in UPDATES:
+                changes = rows_of(batch)
+                if changes:
+                    cursor.executemany(statement.replace("?", "%s").encode(), changes)
+
+    @contextmanager
+    def _lent(self) -> Iterator["psycopg.Connection[Any]"]:
+        """Lend a connection of the pool, which gets it back if it can be used again."""
+        pooled = self.engine.raw_connection()
+        driver = cast("psycopg.Connection[Any]", pooled.driver_connection)
+        try:
+            yield driver
+        finally:
+            if driver.closed:
+                pooled.invalidate()
+            pooled.close()
+
+
+class _Connection(psycopg.Connection[Any]):
+    """One that is closed where a wait for the server is broken off: the answer is still to come, so nobody can use it.
+
+    Else the clean-up would ask the server once more, in vain, or wait for it again.
+    """
+
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().wait(*args, **kwargs)
+        except Exception:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+
+def _connect(_dialect: Any, _record: Any, args: Any, options: Any) -> _Connection:
+    connection = _Connection.connect(*args, **options)
+    try:
+        connection.autocommit = True
+        connection.execute(_LIMIT_LOCKS, (str(LOCK_TIMEOUT_MS),))
+        connection.autocommit = False
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _copy(cursor: psycopg.Cursor[Any], target: Target[Any], values: list[tuple[Any, ...]]) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from sqlalchemy import Connection, Engine, QueuePool, create_engine
 
 from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseRejected, DatabaseUnavailable, ImError
+from imcore.folders import make_private
 from imcore.sql.bulk import UPDATES, Target, by_target
 from imcore.sql.rows import Batch
 from imcore.sql.tables import to_iso
@@ -104,8 +105,7 @@ class SqliteBackend:
 
     def _make_folder(self) -> None:
         if self._data_dir is not None and self._path.is_relative_to(self._data_dir.absolute()):
-            self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self._path.parent, self._data_dir.absolute())
 
 
 def _code(error: Exception) -> int:

@@ -138,13 +138,13 @@ class Watch:
 
 def kinds_of_rights(role: Role) -> set[tuple[str, str]]:
     """The commands that a role may run on some kinds of keys only, with each of these; but for FCALL."""
-    selectors = [rule.strip("()").split() for rule in role.rules if rule.startswith("(~im:{")]
+    selectors = [rule.strip("()").split() for rule in role.rules if rule.startswith("(") and "im:{" in rule]
     return {
-        (right[1:], kind_of(key.lstrip("~").replace("?", "0")) or key)
+        (right[1:], kind_of(key.partition("~")[2].replace("?", "0")) or key)
         for words in selectors
         for right in words
         for key in words
-        if right.startswith("+") and right != "+fcall" and key.startswith("~")
+        if right.startswith("+") and right != "+fcall" and "~" in key
     }
 
 
@@ -355,6 +355,7 @@ NOT_THE_CHAT = [
     *("HDEL {team}meta seq", "EXPIRE {team}stream 1", "SET {team}stream 1", "XACK {journal} persist 1-1"),
     *("XSETID {team}stream 9-9", "PEXPIRE {team}stream 1", "PEXPIRE {team}meta 1", "PEXPIRE {journal} 1"),
     *("PEXPIREAT {team}acked 1", "RENAME {team}meta {team}once_older", "RENAME {team}once_newer {team}meta"),
+    *("RENAME {team}once_older {team}once_newer", "RENAME {team}shadow {team}stream"),
     *("HSET im:config rebuilding 1", "HSET im:config partitions 99", "HSETNX im:config rebuilding 1"),
     *("HSET {p}marks persist-1 9007199254740000", "HSET {p}mending team me", "HSET {p}failures a 9"),
     *("HSET {p}storm acks 9", "SET {p}version 9", "INCR {p}version", "SADD {p}rebuilt team", "SREM {p}groups team"),
@@ -390,6 +391,8 @@ NOT_FOR_WORKERS = [
         "DEL {journal}",
         "DEL im:config",
     ),
+    *("RENAME {team}stream {team}shadow", "RENAME {team}stream {team}stream", "RENAME {team}once_newer {team}shadow"),
+    *("RENAME {team}shadow {team}meta", "RENAMENX {team}stream {team}shadow", "COPY {team}stream {team}shadow"),
     *("RENAME {team}stream {team}own", "RENAME {team}own {team}stream", "PEXPIRE {team}stream 1", "EXPIRE {journal} 1"),
     *(
         "PEXPIREAT {team}acked 1",

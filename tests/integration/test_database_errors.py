@@ -1,12 +1,16 @@
 """What is wrong is said in our words: what to do about it, and never a password."""
 
+import logging
 import random
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from typing import Any
 
 import psycopg
+import psycopg.waiting
 import pytest
 
 from imcore.errors import ConfigurationError, DatabaseRejected, DatabaseUnavailable, ImError
@@ -15,6 +19,7 @@ from imcore.sql.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
 
 PASSWORD = "s3cret"
 GOOD = MessageRow("g", 1 << 40, 1, "ann", 0, "good", None, None)
+SPAN = SpanRow("g", "ann", 0, None, 1, 0)
 BAD: dict[str, Batch] = {
     "surrogate": Batch(messages=[GOOD._replace(msgid=7, seq=2, content="\ud800")]),
     "no_content": Batch(messages=[GOOD._replace(msgid=7, seq=2, content=None)]),  # type: ignore[arg-type]
@@ -95,6 +100,80 @@ class TestUnavailable:
         monkeypatch.setattr("imcore.sql.postgres._insert", deadlock)
         with Database.connect(postgres_url) as database, pytest.raises(DatabaseUnavailable, match="deadlock detected"):
             database.write(Batch(messages=[GOOD]))
+
+
+class Stop(BaseException):
+    """What a signal raises."""
+
+
+def break_off(number: int, monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> bool:
+    """Break the action off in its wait of that number, as a signal does; return whether it has come so far."""
+    waits = count()
+    broken_off: list[int] = []
+    waiting = psycopg.waiting.wait
+
+    def wait(gen: Any, *args: Any, **kwargs: Any) -> Any:
+        if next(waits) != number:
+            return waiting(gen, *args, **kwargs)
+        try:
+            next(gen)  # it is asked, and has not answered
+        except StopIteration as done:  # there was nothing to wait for
+            return done.value
+        broken_off.append(number)
+        raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(psycopg.waiting, "wait", wait)
+        with suppress(Stop):
+            action()
+            assert not broken_off
+    return next(waits) > number
+
+
+class TestBrokenOff:
+    @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+    @pytest.mark.parametrize(
+        "action",
+        [
+            lambda database: database.messages_after("g", 0),
+            lambda database: database.write(Batch(messages=[GOOD], groups=[GroupRow("g", 1)], spans=[SPAN])),
+            lambda database: database.upgrade(),
+        ],
+        ids=["read", "write", "upgrade"],
+    )
+    def test_no_wait_loses_the_stop(
+        self,
+        postgres_url: str,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        action: Callable[[Database], object],
+        first: bool,
+    ) -> None:
+        with Database.connect(postgres_url) as prepared:
+            prepared.upgrade()
+
+        # When it is broken off wherever it waits for the server
+        for number in count():
+            with Database.connect(postgres_url) as database:
+                if not first:
+                    database.check_version()
+                goes_on = break_off(number, monkeypatch, partial(action, database))
+
+                # Then it stops, says nothing, and the next one finds a sound connection
+                assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+                action(database)
+                assert len(database.messages_after("g", 0)) <= 1
+            if not goes_on:
+                break
+        assert number > 2
+
+    def test_while_something_is_stopped_an_error_is_an_error(self) -> None:
+        with Database.connect("postgresql://127.0.0.1:1/chat") as database:
+            try:
+                raise Stop
+            except Stop:
+                with pytest.raises(DatabaseUnavailable):
+                    database.check_version()
 
 
 class TestUrls:

@@ -179,6 +179,18 @@ class TestSqliteFile:
         files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in data_dir.iterdir()}
         assert files == dict.fromkeys(["imcore.db", "imcore.db-wal", "imcore.db-shm"], 0o600)
 
+    def test_so_is_each_folder_on_the_way_to_it(self, data_dir: Path) -> None:
+        path = data_dir / "some" / "where" / "chat.db"
+        before = os.umask(0o022)
+        try:
+            with Database.connect(f"sqlite:///{path}", data_dir=data_dir) as database:
+                database.upgrade()
+        finally:
+            os.umask(before)
+
+        modes = [stat.S_IMODE(folder.stat().st_mode) for folder in list(path.parents)[:4]]
+        assert modes == [0o700, 0o700, 0o700, 0o755]
+
     def test_a_commit_outlives_a_power_cut(self, database: Database) -> None:
         database.upgrade()
 

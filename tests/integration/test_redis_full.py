@@ -298,3 +298,11 @@ class TestRoom:
         assert jobs.log.index("trimmed 10") < jobs.log.index("started")
         assert "Traceback" not in jobs.log
         assert chat.send(GID, "at last", sender_uid="ann").seq == 1021
+
+
+def test_a_benchmark_says_that_there_is_no_memory(chat: Chat, settings: Settings) -> None:
+    result = CliRunner().invoke(app, ["bench", "tally", "--quick", "--yes", "--redis-url", settings.redis_url])
+
+    assert result.exit_code == 1
+    [line] = result.stderr.splitlines()
+    assert "has no memory left (maxmemory)" in line

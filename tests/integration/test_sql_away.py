@@ -5,10 +5,11 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 import pytest
 from click.testing import CliRunner
 
@@ -17,6 +18,7 @@ from imcore.admin import deadletters, retention
 from imcore.chat import Chat
 from imcore.errors import DatabaseUnavailable
 from imcore.settings import Settings
+from imcore.sql import postgres as postgres_backend
 from imcore.sql import sqlite
 from imcore.sql.database import Database
 from tests.deadline import wait_until
@@ -141,23 +143,35 @@ def test_a_lock_that_is_held_on_sqlite(settings: Settings) -> None:
     assert "WARNING" not in persist.log
 
 
+@contextmanager
+def locked(database_url: str) -> Iterator[None]:
+    """Hold the database, so that nobody else can write."""
+    if database_url.startswith("sqlite"):
+        with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            yield
+    else:
+        with closing(psycopg.connect(database_url)) as holder:
+            holder.execute("LOCK TABLE group_msgs, group_spans, chat_groups, offset_moves IN ACCESS EXCLUSIVE MODE")
+            yield
+
+
 def test_a_lock_that_is_held_for_long_costs_an_entry_nothing(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a lock that outlasts all patience of the driver, more often than an entry may be delivered
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 10)
-    settings = replace(settings, max_deliveries=2)
+    monkeypatch.setattr(postgres_backend, "LOCK_TIMEOUT_MS", 10)
+    settings = replace(settings, max_deliveries=2, database_url=database_url)
     with Chat.connect(settings=settings) as chat:
         chat.database.upgrade()
         persist = Persist(chat.link, chat.database, settings)
         chat.create_group(GID, ["ann", "bob"])
         chat.send(GID, "meanwhile", sender_uid="ann")
-        with closing(sqlite3.connect(settings.data_dir / "imcore.db", isolation_level=None)) as other:
-            other.execute("BEGIN EXCLUSIVE")
+        with locked(database_url):
             for _ in range(5):
-                with pytest.raises(DatabaseUnavailable, match="database is locked"):
+                with pytest.raises(DatabaseUnavailable, match=r"database is locked|lock .* for too long"):
                     persist.step()
-            other.execute("ROLLBACK")
 
         # Then it is stored, and nothing is a dead letter
         while not persist.drained():
@@ -165,6 +179,13 @@ def test_a_lock_that_is_held_for_long_costs_an_entry_nothing(
         persist.close()
         assert stored(chat.database) == 1
         assert list(deadletters.list_dead(chat)) == []
+
+
+def test_a_limit_for_locks_that_somebody_has_set_is_kept(postgres_url: str) -> None:
+    name = f"{postgres_url}&options=-c%20lock_timeout%3D1min"
+    for url, limit in ((postgres_url, "10s"), (name, "1min")):
+        with Database.connect(url) as database, database.connection() as connection:
+            assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == limit
 
 
 def test_waits_grow_up_to_a_limit_and_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """The loops of the workers, as processes on a real server: signals, bursts, servers that go away and come back."""
 
+import logging
+import os
 import signal
 import threading
 import time
@@ -8,14 +10,17 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import psycopg
 import pytest
 import redis
 from rq import Queue
+from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 from sqlalchemy import text
 
+from cli.supervisor import STOP_S
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.admin import deadletters, retention
@@ -29,7 +34,7 @@ from imcore.streams.journal import CLUSTER_BLOCK_MS, Journal
 from imcore.streams.keys import CONFIG, lease
 from imcore.streams.link import Client, Link, open_client
 from tests.deadline import wait_until
-from tests.processes import WorkerProcess
+from tests.processes import END_S, PythonProcess, WorkerProcess
 from tests.servers import RunningCluster, require_server, start_valkey
 from workers import jobs
 from workers.persist import KIND, Persist
@@ -210,6 +215,60 @@ class TestLoop:
             assert burst.wait() == 0
         assert 0 < done <= count(chat.database) == 20_000
         assert open_entries(chat) == 0
+
+    @pytest.mark.parametrize("arguments", [[], ["--burst"]], ids=["loop", "burst"])
+    def test_a_signal_while_the_database_hangs_ends_it_soon(
+        self, chat: Chat, settings: Settings, postgres_url: str, arguments: list[str]
+    ) -> None:
+        # Given a worker that waits for somebody's lock
+        settings = replace(settings, database_url=postgres_url)
+        with worker(settings, "persist", "--burst") as burst:
+            assert burst.wait() == 0
+        talk(chat, count=10)
+        with (
+            closing(psycopg.connect(postgres_url)) as holder,
+            Database.connect(postgres_url) as database,
+            worker(settings, "persist", *arguments) as stuck,
+        ):
+            holder.execute("LOCK TABLE group_msgs, group_spans, chat_groups IN ACCESS EXCLUSIVE MODE")
+            wait_until(lambda: wait_for_locks(postgres_url))
+
+            # When it is asked to end, and again
+            stuck.send(signal.SIGTERM)
+            began = time.monotonic()
+            assert stuck.end() == 0
+
+            # Then it ends before `im up` would kill it, says what becomes of its entries, and nothing else
+            assert time.monotonic() - began < STOP_S
+            assert "what is in hand stays open for the next worker" in stuck.log
+            assert "Traceback" not in stuck.log
+            assert all(" persist: " in line for line in stuck.log.splitlines())
+            assert not chat.link.client.exists(lease(KIND, 1))
+            assert open_entries(chat)
+
+            # And the next one stores them
+            holder.rollback()
+            with worker(settings, "persist", "--burst") as burst:
+                assert burst.wait() == 0
+            assert count(database) == 10
+        assert open_entries(chat) == 0
+
+    def test_it_ends_too_where_closing_hangs(self, chat: Chat, settings: Settings) -> None:
+        # Given a worker that neither ends a step nor closes
+        chat.database.upgrade()
+        with PythonProcess(
+            settings.data_dir / "workers",
+            "tests.hanging",
+            "hanging",
+            redis_url=settings.redis_url,
+            database_url=settings.database_url,
+            partitions=4,
+        ) as hanging:
+            hanging.wait_for("in a step")
+            # When
+            assert hanging.end() == 0
+        # Then
+        assert hanging.log.splitlines()[-1] == "closing hangs, too: leaving without it"
 
     def test_messages_are_stored_as_they_come(self, chat: Chat, settings: Settings) -> None:
         chat.database.upgrade()
@@ -394,7 +453,50 @@ def all_reads(cluster: RunningCluster) -> int:
     return total
 
 
+def wait_for_locks(url: str) -> int:
+    """How many wait for a lock in a database."""
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(url) as connection:
+        [found] = connection.execute(asked).fetchone() or (0,)
+    return int(found)
+
+
 class TestJobs:
+    def test_a_job_that_hangs_is_cut_short_by_a_signal(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # Given a worker whose job hangs, after one that did not
+        for name in ("redis_url", "database_url", "data_dir"):
+            monkeypatch.setenv(f"IM_{name.upper()}", str(getattr(settings, name)))
+        monkeypatch.setattr("workers.signals.PATIENCE_S", 0.1)
+        began = threading.Event()
+
+        def hang(_chat: Chat) -> NoReturn:
+            began.set()
+            while True:
+                time.sleep(0.01)  # a signal may come in any thread, and ends no longer one in this
+
+        def ask() -> None:
+            began.wait(END_S)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        with closing(redis.Redis.from_url(settings.redis_url)) as connection:
+            first = jobs.queue(connection).enqueue("time.time")
+            monkeypatch.setattr(retention, "trim", hang)
+
+            # When it is asked to end
+            with Signals() as signals:
+                asking = threading.Thread(target=ask)
+                asking.start()
+                jobs.run(settings, signals, burst=False)
+                asking.join()
+
+            # Then it ends, and keeps no job to itself
+            assert first.get_status() == JobStatus.FINISHED
+            assert not jobs.JobsWorker.all(connection)
+            assert len(jobs.queue(connection).failed_job_registry) == 1
+        assert [record for record in caplog.records if record.levelno > logging.WARNING] == []
+
     def test_trim_is_due_once_a_period(self, valkey: str) -> None:
         with closing(redis.Redis.from_url(valkey)) as connection:
             queue = jobs.queue(connection)

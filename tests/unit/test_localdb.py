@@ -159,6 +159,16 @@ def test_it_is_private(local: LocalDatabase) -> None:
     assert stat.S_IMODE(local.path.parent.stat().st_mode) == 0o700
 
 
+def test_a_data_directory_that_it_makes_is_private_and_what_that_is_in_is_not(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with LocalDatabase(path_of(tmp_path / "share" / "imcore", "bob"), "bob") as local:
+            folders = [local.path.parent, *local.path.parent.parents][:3]
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700, 0o700, 0o755]
+
+
 def test_a_second_session_is_refused_but_a_short_command_is_not(local: LocalDatabase) -> None:
     with pytest.raises(LocalDatabaseError, match="another session of 'bob' holds"):
         LocalDatabase(local.path, "bob", exclusive=True)

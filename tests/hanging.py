@@ -1,0 +1,33 @@
+"""A worker that neither ends a step nor closes: `python -m tests.hanging NAME`."""
+
+import logging
+import time
+from typing import Any, NoReturn
+
+from imcore.settings import Settings
+from workers import runner, signals
+
+
+class Hanging:
+    """What hangs is whatever it was made of."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def step(self) -> NoReturn:
+        logging.info("in a step")
+        self.close()
+
+    def drained(self) -> bool:
+        return False
+
+    def close(self) -> NoReturn:
+        while True:
+            time.sleep(60)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    signals.PATIENCE_S = 0.1
+    with signals.Signals() as caught:
+        runner.run(Hanging, Settings.from_env(), caught, burst=False)
