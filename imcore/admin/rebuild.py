@@ -25,6 +25,7 @@ from imcore.admin.unconfirmed import mark_unconfirmed
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, RefusedError, TryAgain
 from imcore.sql import stored
+from imcore.sql.database import Database
 from imcore.sql.rows import Batch, GroupRow, SpanRow
 from imcore.sql.stored import Head, Light
 from imcore.streams import journal_calls, keys, restore_calls
@@ -101,7 +102,7 @@ def look_before(chat: Chat) -> Before:
             "or unset it"
         )
     return Before(
-        groups, stored.count_groups(database), int(partitions), dataset, database.meta("dataset"), bool(goes_on)
+        groups, _count_stored(database), int(partitions), dataset, database.meta("dataset"), bool(goes_on)
     )
 
 
@@ -111,7 +112,8 @@ def rebuild(
     """Bring back what SQL has; return what that was. `on_progress` gets the summary so far.
 
     The Chat must not have been used before. Killed and started again, it goes on. Raise RefusedError if there are
-    groups in Redis and it is not said `yes`, or if these are of other data and it is not said to `adopt` them;
+    groups in Redis and none in SQL, whatever is said; if there are some and it is not said `yes`; or if these are of
+    other data and it is not said to `adopt` them;
     ConfigurationError if Redis has them in another number of partitions; TryAgain if another process is about it.
     """
     _begin(chat, look_before(chat), yes, adopt)
@@ -132,6 +134,11 @@ def rebuild(
 def _begin(chat: Chat, before: Before, yes: bool, adopt: bool) -> None:
     """Write down what data this is to be, before anything else is: where everything lies follows from it."""
     link, database = chat.link, chat.database
+    if before.redis_groups and not before.sql_groups:
+        raise RefusedError(
+            f"{database.address} is empty, though {link.address} holds {before.redis_groups} groups: set "
+            "IM_DATABASE_URL; or, if that database is lost, run im check --repair"
+        )
     if before.is_foreign and not adopt:
         raise RefusedError(
             f"{link.address} holds {before.redis_groups} groups of other data than {database.address}: empty it first, "
@@ -153,6 +160,10 @@ def _begin(chat: Chat, before: Before, yes: bool, adopt: bool) -> None:
 def _count_groups(chat: Chat, partitions: int) -> int:
     space = Keyspace(partitions)
     return sum(chat.link.glance([("SCARD", space.groups(p)) for p in range(partitions)]))
+
+
+def _count_stored(database: Database) -> int:
+    return stored.count_groups(database) + len(stored.unlisted(database))
 
 
 def _end(chat: Chat) -> None:

@@ -19,9 +19,10 @@ from imcore import Chat
 from imcore import msgid as msgids
 from imcore.admin.audit import check
 from imcore.admin.rebuild import RebuildSummary, rebuild
-from imcore.errors import ConfigurationError, RedisUnavailable, RefusedError
+from imcore.errors import ConfigurationError, DatabaseUnavailable, RedisUnavailable, RefusedError
 from imcore.settings import Settings
 from imcore.sql.database import Database
+from imcore.streams.keys import CONFIG
 from imcore.streams.link import Link, open_client
 from imcore.values import Message
 from tests.dying import Dying, KilledError
@@ -322,3 +323,19 @@ def test_nothing_is_stored_while_it_goes_on(chat: Chat) -> None:
     assert set(refused) == {"Redis is being rebuilt from SQL: nothing is stored until that is done"}
     assert worker.step() == 0
     worker.close()
+
+
+def test_an_empty_database_takes_no_redis_for_its_own(chat: Chat, valkey: str, tmp_path: Path) -> None:
+    # Given a forgotten IM_DATABASE_URL
+    with opened(valkey, f"sqlite:///{tmp_path / 'empty.db'}") as forgotten:
+        forgotten.database.upgrade()
+        config = chat.link.client.hgetall(CONFIG)
+        # When, then
+        for adopt in (False, True):
+            with pytest.raises(RefusedError, match=r"is empty, though .* holds 2 groups: set IM_DATABASE_URL"):
+                rebuild(forgotten, yes=True, adopt=adopt)
+        # And it belongs to no data, and Redis waits for no rebuild
+        assert forgotten.database.meta("dataset") is None
+        assert chat.link.client.hgetall(CONFIG) == config
+        with pytest.raises(DatabaseUnavailable, match="set IM_DATABASE_URL"):
+            persist(forgotten)
