@@ -101,9 +101,7 @@ def look_before(chat: Chat) -> Before:
             f"the data has {partitions} partitions, not {chat.settings.partitions}: set IM_PARTITIONS={partitions}, "
             "or unset it"
         )
-    return Before(
-        groups, _count_stored(database), int(partitions), dataset, database.meta("dataset"), bool(goes_on)
-    )
+    return Before(groups, _count_stored(database), int(partitions), dataset, database.meta("dataset"), bool(goes_on))
 
 
 def rebuild(
@@ -141,8 +139,9 @@ def _begin(chat: Chat, before: Before, yes: bool, adopt: bool) -> None:
         )
     if before.is_foreign and not adopt:
         raise RefusedError(
-            f"{link.address} holds {before.redis_groups} groups of other data than {database.address}: empty it first, "
-            "or repeat it with --adopt if they were made after this system had lost its Redis"
+            f"{link.address} holds {before.redis_groups} groups of other data than {database.address}: set "
+            "IM_DATABASE_URL or IM_REDIS_URL if one is wrong; if these groups were made after this system had lost its "
+            "Redis, repeat it with --adopt"
         )
     if before.redis_groups and not before.goes_on and not yes:
         raise RefusedError(
