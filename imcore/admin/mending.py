@@ -270,16 +270,16 @@ class _Mending:
 
     def _live_spans(self) -> Live:
         acked, joined, left = (dict(scan(self._link, z)) for z in (self._k.acked, self._k.joined, self._k.left))
-        follow = followers(self._link, self._k.stream)
         rows: dict[str, list[SpanRow]] = {}
         for key, began in joined.items():
             uid, _, closed = key.partition(SEPARATOR)
             if key in acked and bool(closed) == (key in left) and (not closed or int(closed) == began):
-                offset = acked[key] if closed else max(acked[key], follow.get(key, 0))
-                rows.setdefault(uid, []).append(SpanRow(self._gid, uid, began, left.get(key), 0, offset))
+                # The consumer group moves with the index in one step: where it stands elsewhere, somebody has set it.
+                rows.setdefault(uid, []).append(SpanRow(self._gid, uid, began, left.get(key), 0, acked[key]))
         opened = {key: began for key, began in joined.items() if SEPARATOR not in key}
         uncounted = {int(msgid) for msgid, _ in scan(self._link, self._k.uncounted)}
-        return Live(rows, {*acked, *joined, *left}, opened, set(follow), {}, uncounted)
+        follow = set(followers(self._link, self._k.stream))
+        return Live(rows, {*acked, *joined, *left}, opened, follow, {}, uncounted)
 
     # SQL first.
 

@@ -16,6 +16,7 @@ from sqlalchemy import text
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.admin.audit import check
+from imcore.admin.audit_members import followers
 from imcore.admin.audit_messages import MessageAudit
 from imcore.admin.rebuild import rebuild
 from imcore.admin.retention import trim
@@ -150,6 +151,10 @@ def ahead(chat: Chat, k: GroupKeys) -> None:
     chat.link.client.xgroup_setid(k.stream, "bob", nth(chat, 20))
 
 
+def stray_reader(chat: Chat, k: GroupKeys) -> None:
+    assert chat.link.client.xreadgroup("bob", "device", {k.stream: ">"})
+
+
 def index_ahead(chat: Chat, k: GroupKeys) -> None:
     chat.link.client.zadd(k.acked, {"bob": msgids.pack(nth(chat, 20))})
 
@@ -193,6 +198,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "redis lost a consumer group": (redis("XGROUP DESTROY", "stream", "bob"), "consumer group of 'bob'"),
     "a consumer group is behind": (back, "consumer group of 'bob'"),
     "a consumer group is ahead": (ahead, "consumer group of 'bob'"),
+    "a consumer group was read from": (stray_reader, "consumer group of 'bob'"),
     "a consumer group too many": (redis("XGROUP CREATE", "stream", "eve", "0"), "consumer group of 'eve'"),
     "the index is ahead": (index_ahead, "offset in the span of 'bob'"),
     "the index has a stranger": (redis("ZADD", "acked", 0, "eve"), "open span of 'eve' in acked"),
@@ -238,7 +244,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
 }
 
-OFFSETS_MOVE = {"a consumer group is ahead", "the index is ahead", "sql has an offset ahead"}
+OFFSETS_MOVE = {"the index is ahead", "sql has an offset ahead"}
 """Here the further one wins, and that is another answer than before."""
 MEMBERS_GO = {"sql has an end that did not come"}
 
@@ -263,6 +269,10 @@ def test_each_damage_is_found_and_mended(chat: Chat, kind: str) -> None:
     after = answers(chat)
     for question in before if kind not in OFFSETS_MOVE | MEMBERS_GO else ["group"] if kind in OFFSETS_MOVE else []:
         assert after[question] == before[question], question
+    # And the consumer groups stand where the index does
+    k = chat.link.space.group(GID)
+    acked = {uid: int(score) for uid, score in chat.link.client.zscan_iter(k.acked) if SEPARATOR.encode() not in uid}
+    assert followers(chat.link, k.stream) == {uid.decode(): score for uid, score in acked.items()}
 
 
 def test_the_data_of_another_system_is_left_alone(chat: Chat, valkey: str, tmp_path: Path) -> None:
