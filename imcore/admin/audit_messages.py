@@ -69,9 +69,10 @@ class MessageAudit:
         entries = live_entries(self._link, self._gid, first=first)
         below = stored.head(self._database, self._gid, until=meta.trimmed) if meta.trimmed else Head(self._gid)
         before, some = None, []
-        for row, stored_row, values in self._pairs(meta, entries):
+        for entry_id, row, stored_row, values in self._pairs(meta, entries):
             if row is None and stored_row is None:
-                yield self._suspect("message that cannot be read", short(values), MISSING, before)
+                what = f"message {entry_id.decode()} that cannot be read"
+                yield Suspicion(what, short(values), MISSING, "message", msgid=msgids.pack_id(entry_id))
                 continue
             yield from self._compare(row, stored_row)
             if row is None:
@@ -87,27 +88,27 @@ class MessageAudit:
         yield from self._head(meta, below, before)
 
     def _pairs(
-        self, meta: Meta, entries: Iterator[tuple[MessageRow | None, list[bytes]]]
-    ) -> Iterator[tuple[MessageRow | None, MessageRow | None, list[bytes]]]:
+        self, meta: Meta, entries: Iterator[tuple[bytes, MessageRow | None, list[bytes]]]
+    ) -> Iterator[tuple[bytes, MessageRow | None, MessageRow | None, list[bytes]]]:
         """Yield each message with its other side, in order; both None for an entry that cannot be read."""
         after = meta.trimmed if self._after is None else max(self._after, meta.trimmed)
         rows = stored_after(self._database, self._gid, after)
         there = next(rows, None)
-        for row, values in entries:
+        for entry_id, row, values in entries:
             if row is None:
-                yield None, None, values
+                yield entry_id, None, None, values
                 continue
             if row.msgid <= after:
-                yield row, self._database.message(self._gid, row.msgid), values
+                yield entry_id, row, self._database.message(self._gid, row.msgid), values
                 continue
             while there is not None and there.msgid < row.msgid:
-                yield None, there, []
+                yield b"", None, there, []
                 there = next(rows, None)
             same = there is not None and there.msgid == row.msgid
-            yield row, there if same else None, values
+            yield entry_id, row, there if same else None, values
             there = next(rows, None) if same else there
         while there is not None:
-            yield None, there, []
+            yield b"", None, there, []
             there = next(rows, None)
 
     def _compare(self, row: MessageRow | None, there: MessageRow | None) -> Iterator[Suspicion]:

@@ -308,6 +308,13 @@ def test_a_new_database_in_place_of_one_that_is_lost_is_filled(chat: Chat, valke
         assert len(rows) == 22
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_entry_that_is_no_message_is_named_by_its_own_id(chat: Chat, number: int) -> None:
+    stream = chat.link.space.group(GID).stream
+    ids = [chat.link.client.xadd(stream, {"nonsense": "1"}).decode() for _ in range(number)]
+    assert [each.what for each in check(chat)] == [f"message {entry_id} that cannot be read" for entry_id in ids]
+
+
 def test_seqs_that_are_wrong_below_the_trim_point_are_found(chat: Chat) -> None:
     sql("UPDATE group_msgs SET seq = 5 - seq WHERE gid = :gid AND seq IN (2, 3)")(chat, chat.link.space.group(GID))
     found = list(check(chat))
