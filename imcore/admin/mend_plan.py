@@ -7,11 +7,14 @@ from functools import partial
 
 from imcore import msgid as msgids
 from imcore.admin.audit_members import is_empty
-from imcore.admin.merging import Placed, Spans, as_known, covers, in_sequence, offset_of, settle
+from imcore.admin.merging import Placed, Spans, as_known, covers, in_sequence, is_void, offset_of, settle
 from imcore.admin.pending import START
 from imcore.sql.rows import MessageRow, SpanRow
 from imcore.streams.keys import span_key
 from imcore.streams.restore_calls import NEVER, Passed, Seen, SpanOrder, Trim
+
+Span = tuple[str, int | None]
+"""A span by its uid and beginning; None: where that is not known."""
 
 
 @dataclass(slots=True)
@@ -99,9 +102,12 @@ class Plan:
         return next((span.joined_msgid for span in rows if covers(span, row.msgid)), None)
 
 
-def lay_out(plan: Plan, messages: Iterable[Placed]) -> None:
-    """Settle which spans there are to be, from the messages with the spans that their senders had."""
-    last_own: dict[tuple[str, int | None], int] = {}
+def lay_out(plan: Plan, messages: Iterable[Placed], said: dict[Span, int]) -> None:
+    """Settle which spans there are to be, from the messages with the spans that their senders had.
+
+    `said` are the newest ones up to the base, as far as they matter, by the sender's span.
+    """
+    last_own = dict(said)
     for row, _, _ in messages:
         last_own[row.sender_uid, row.span] = row.msgid
     for uid, rows in plan.settled.items():
@@ -110,7 +116,23 @@ def lay_out(plan: Plan, messages: Iterable[Placed]) -> None:
     plan.is_laid_out = True
 
 
-def _spoke(last_own: dict[tuple[str, int | None], int], uid: str, joined: int) -> int:
+def ended(plan: Plan, rows: Iterable[SpanRow]) -> dict[Span, int]:
+    """Return the spans that are to be closed, and their ends, where SQL (whose `rows` are given) or Redis has another.
+
+    What was said in these may have come after that.
+    """
+    there = {(row.uid, row.joined_msgid): row.left_msgid for row in rows}
+    here = {(row.uid, row.joined_msgid): row.left_msgid for rows in plan.live.rows.values() for row in rows}
+    closed = {
+        (row.uid, row.joined_msgid): row.left_msgid
+        for rows in plan.settled.values()
+        for row in rows
+        if row.left_msgid is not None and not is_void(row)
+    }
+    return {span: left for span, left in closed.items() if not there.get(span) == here.get(span) == left}
+
+
+def _spoke(last_own: dict[Span, int], uid: str, joined: int) -> int:
     return last_own.get((uid, joined), 0)
 
 

@@ -29,6 +29,8 @@ from imcore.admin.deadletters import CHECK
 from imcore.admin.mend_plan import (
     Live,
     Plan,
+    Span,
+    ended,
     lay_out,
     lowest_behind,
     note,
@@ -197,13 +199,20 @@ class _Mending:
             seq=base.seq,
             newest=base.msgid,
         )
-        lay_out(plan, self._placed(plan))
+        lay_out(plan, self._placed(plan), self._said(plan, told))
         for placed in self._placed(plan):
             note(plan, placed)
         is_whole = (meta.seq, meta.last, meta.trimmed) == (plan.seq, plan.newest, plan.trim.msgid)
         is_followed = live.followers == live.opened.keys() and plan.floor <= plan.newest
         plan.stands &= bool(is_listed) and is_whole and is_followed and not plan.foreign
         return plan
+
+    def _said(self, plan: Plan, told: Sequence[SpanRow]) -> dict[Span, int]:
+        """Return the newest message (packed) up to the base in each span of which the two sides have another end."""
+        spans = ended(plan, told)
+        uids = sorted({uid for uid, _ in spans})
+        after = min(spans.values(), default=NEVER)
+        return stored.newest_own(self._database, self._gid, uids, after=after, until=plan.base.msgid)
 
     def _is_known(self) -> bool:
         return self._pending.created_ms is not None or bool(stored.listed(self._database, [self._gid]))

@@ -153,6 +153,20 @@ def own_unread(database: Database, some: Sequence[str], *, until: int | None = N
         yield row[0], row[1], row[2]
 
 
+def newest_own(
+    database: Database, gid: str, some: Sequence[str], *, after: int, until: int
+) -> dict[tuple[str, int | None], int]:
+    """Return the newest message (packed) with after < msgid <= until by some users of a group, by uid and span."""
+    c = GROUP_MSGS.c
+    query = select(c.sender_uid, c.span, func.max(c.msgid)).where(c.gid == gid, c.msgid > after, c.msgid <= until)
+    found: dict[tuple[str, int | None], int] = {}
+    with database.connection() as connection:
+        for i in range(0, len(some), PAGE):
+            page = query.where(c.sender_uid.in_(some[i : i + PAGE])).group_by(c.sender_uid, c.span)
+            found.update(((row[0], row[1]), row[2]) for row in connection.execute(page))
+    return found
+
+
 def recalls(database: Database, gid: str) -> Iterator[tuple[int, int]]:
     """Yield each tombstone of a group with the message that it recalls (both packed)."""
     c = GROUP_MSGS.c

@@ -23,6 +23,7 @@ from imcore.admin.retention import trim
 from imcore.admin.suspicion import Suspicion
 from imcore.errors import NotMember, RefusedError, TryAgain, UnknownMessage
 from imcore.settings import Settings
+from imcore.sql import stored
 from imcore.sql.rows import Batch, GroupRow, SpanRow
 from imcore.streams import keys
 from imcore.streams.keys import SEPARATOR, GroupKeys
@@ -313,6 +314,54 @@ def test_an_entry_that_is_no_message_is_named_by_its_own_id(chat: Chat, number: 
     stream = chat.link.space.group(GID).stream
     ids = [chat.link.client.xadd(stream, {"nonsense": "1"}).decode() for _ in range(number)]
     assert [each.what for each in check(chat)] == [f"message {entry_id} that cannot be read" for entry_id in ids]
+
+
+def close_before_the_last_word(chat: Chat) -> str:
+    """Close the span of bob by hand in SQL, before something that he says; return the id of that."""
+    before = nth(chat, -1)
+    last_word = chat.send(GID, "one more thing", sender_uid="bob").msgid
+    for number in range(3):
+        said(chat, 50 + number, "ann")
+    persist(chat)
+    sql("UPDATE group_spans SET left_msgid = :left WHERE gid = :gid AND uid = 'bob'", left=msgids.pack(before))(
+        chat, chat.link.space.group(GID)
+    )
+    return last_word
+
+
+@pytest.mark.parametrize("has_redis_lost_it", [False, True])
+def test_a_span_goes_on_to_the_last_that_was_said_in_it(chat: Chat, has_redis_lost_it: bool) -> None:
+    # Given
+    last_word = close_before_the_last_word(chat)
+    # When
+    if has_redis_lost_it:
+        chat.link.client.flushall()
+        rebuild(chat)
+    else:
+        assert [each for each in check(chat, repair=True) if not each.repaired] == []
+    # Then
+    assert list(check(chat)) == []
+    newest = {message.msgid for message in (tally.message for tally in chat.status(GID, limit=3))}
+    assert all("bob" not in chat.message_status(GID, msgid).unread_by for msgid in newest)
+    with chat.database.connection() as connection:
+        ends = connection.scalars(
+            text("SELECT left_msgid FROM group_spans WHERE gid = :gid AND uid = 'bob'"), {"gid": GID}
+        )
+        assert list(ends) == [msgids.pack(last_word)]
+
+
+def test_so_it_does_where_both_sides_have_the_wrong_end(chat: Chat) -> None:
+    # Given
+    close_before_the_last_word(chat)
+    with pytest.MonkeyPatch.context() as as_it_was:
+        as_it_was.setattr(stored, "newest_own", lambda *_, **__: {})
+        list(check(chat, repair=True))
+    assert {each.what.split()[0] for each in check(chat)} == {"tally"}
+    # When
+    mended = list(check(chat, repair=True))
+    # Then
+    assert [each for each in mended if not each.repaired] == []
+    assert list(check(chat)) == []
 
 
 def test_seqs_that_are_wrong_below_the_trim_point_are_found(chat: Chat) -> None:

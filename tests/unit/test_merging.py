@@ -182,7 +182,7 @@ def plan_of(spans: dict[str, list[SpanRow]], *, live: dict[str, list[SpanRow]] |
         seq=0,
         newest=0,
     )
-    lay_out(plan, [])
+    lay_out(plan, [], {})
     return plan
 
 
