@@ -1,9 +1,11 @@
 """Whether the spans of one group are alike in Redis and in SQL: who is a member since when, and has read how far."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from imcore import msgid as msgids
+from imcore.admin import offsets
 from imcore.admin.audit_messages import MessageAudit, Meta, chunks
 from imcore.admin.merging import offset_of
 from imcore.admin.pending import Pending
@@ -15,6 +17,8 @@ from imcore.sql.rows import SpanRow
 from imcore.streams.keys import SEPARATOR, GroupKeys, span_key
 from imcore.streams.link import CHUNK, Link
 from imcore.streams.restore_calls import NEVER
+
+NO_MESSAGE = "no message can have that id"
 
 
 class MemberAudit:
@@ -29,10 +33,13 @@ class MemberAudit:
         self._followers: dict[str, int] = {}
         self._known: set[str] = set()
         self._closed = 0
+        self._soon = offsets.highest(0)
+        self._last = 0
 
     def suspicions(self, meta: Meta, messages: MessageAudit | None) -> Iterator[Suspicion]:
         """Yield what differs. Of `messages` all have been compared before; without them, own messages are left out."""
         self._followers = followers(self._link, self._keys.stream)
+        self._last = meta.last or 0
         own = self._own(meta, messages) if messages else None
         rows = self._pending.applied(stored.spans(self._database, [self._gid]))
         for chunk in chunks((row for row in rows if not is_empty(row)), CHUNK):
@@ -80,8 +87,9 @@ class MemberAudit:
         if acked is None and joined is None:
             yield self._suspect(row.uid, name, MISSING, of_span(row))
             return
-        if acked != offset_of(row):
-            yield self._suspect(row.uid, f"offset in the {name}", of_offset(acked), of_offset(offset_of(row)))
+        stands = row.acked_msgid if self._is_impossible(row.acked_msgid) else offset_of(row)
+        if acked != stands or stands != offset_of(row) or self._is_impossible(stands):
+            yield self._suspect(row.uid, f"offset in the {name}", self._of_offset(acked), self._of_offset(stands))
         if joined != row.joined_msgid:
             yield self._suspect(row.uid, f"beginning of the {name}", of_offset(joined), of_offset(row.joined_msgid))
         if left != row.left_msgid:
@@ -92,7 +100,7 @@ class MemberAudit:
         follows = self._followers.pop(uid, None)
         if follows != acked:
             there = f"index at {of_offset(acked)}, SQL at {of_offset(row.acked_msgid)}"
-            yield self._suspect(uid, f"consumer group of {uid!r}", of_offset(follows), there)
+            yield self._suspect(uid, f"consumer group of {uid!r}", self._of_offset(follows), there)
         if not is_listed:
             yield self._suspect(uid, f"group among those of {uid!r}", MISSING, of_span(row))
 
@@ -141,6 +149,18 @@ class MemberAudit:
         for msgid in stored.recalled_with_text(self._database, self._gid):
             what = f"text of recalled message {msgids.unpack(msgid)}"
             yield Suspicion(what, MISSING, THERE, "stored")
+
+    def _is_impossible(self, offset: int | None) -> bool:
+        return offset is not None and offset > self._soon and offset > offsets.highest(self._newest)
+
+    @cached_property
+    def _newest(self) -> int:
+        """The newest message: hardly ever asked for."""
+        there = self._database.messages_before(self._gid, NEVER, limit=1)
+        return max(self._last, *(row.msgid for row in there))
+
+    def _of_offset(self, offset: int | None) -> str:
+        return of_offset(offset) + f": {NO_MESSAGE}" * self._is_impossible(offset)
 
     def _suspect(self, uid: str, what: str, redis: str, sql: str) -> Suspicion:
         return Suspicion(what, redis, sql, "span", uid=uid)
@@ -191,4 +211,5 @@ def _scores(found: Sequence[Any]) -> list[int | None]:
 
 def _whole(score: float) -> int:
     """Return a score as a packed msgid; by hand it may be anything."""
-    return int(min(max(score, 0), NEVER))
+    score = max(score, 0.0)
+    return int(score) if score <= msgids.HIGHEST and score.is_integer() else msgids.IMPOSSIBLE

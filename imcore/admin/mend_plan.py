@@ -49,6 +49,8 @@ class Plan:
     """The offsets that SQL knows, by uid and beginning."""
     settled: dict[str, list[SpanRow]]
     """The spans as they are where neither side contradicts the other."""
+    lowered: list[SpanRow]
+    """What SQL gets in place of offsets that no message can have."""
     version: int
     """What a row of SQL gets that is changed now: all that follows has a higher one."""
     seq: int

@@ -20,7 +20,7 @@ from itertools import chain
 from operator import attrgetter
 
 from imcore import msgid as msgids
-from imcore.admin import claims
+from imcore.admin import claims, offsets
 from imcore.admin import pending as journals
 from imcore.admin.audit_members import followers, scan
 from imcore.admin.audit_messages import Meta, chunks, metas_of
@@ -180,8 +180,10 @@ class _Mending:
         if not (meta.exists or newest_live or newest_stored or rows or live.keys or self._is_known()):
             self._link.once("SREM", self._k.groups, self._gid)
             return None
-        told = list(self._pending.applied(rows))
-        live = _bounded(live, told, max(newest_live, newest_stored))
+        newest = max(newest_live, newest_stored)
+        sound = offsets.possible(rows, newest, chain.from_iterable(live.rows.values()))
+        told = offsets.possible(self._pending.applied(sound), newest, sound)
+        live = _bounded(live, told, newest)
         base = self._base(meta)
         journal_end = self._window.opened_at(self._partition)
         version = version_after(told, journal_end)
@@ -193,7 +195,8 @@ class _Mending:
             newest_live=newest_live,
             newest_stored=newest_stored,
             live=live,
-            known={(row.uid, row.joined_msgid): row.acked_msgid for row in rows},
+            known={(row.uid, row.joined_msgid): row.acked_msgid for row in sound},
+            lowered=[row for row, there in zip(sound, rows, strict=True) if row != there],
             settled=settled(told, live, version=version),
             version=version,
             seq=base.seq,
@@ -282,6 +285,8 @@ class _Mending:
         rows: dict[str, list[SpanRow]] = {}
         for key, began in joined.items():
             uid, _, closed = key.partition(SEPARATOR)
+            if max(began, left.get(key, 0)) > msgids.HIGHEST:
+                continue  # as if it was not there
             if key in acked and bool(closed) == (key in left) and (not closed or int(closed) == began):
                 # The consumer group moves with the index in one step: where it stands elsewhere, somebody has set it.
                 rows.setdefault(uid, []).append(SpanRow(self._gid, uid, began, left.get(key), 0, acked[key]))
@@ -301,6 +306,8 @@ class _Mending:
         self._database.write(Batch(marks=[MarkRow(self._partition, MENDER, packed)]))
 
     def _write_spans(self, plan: Plan) -> None:
+        if plan.lowered:
+            offsets.lower(self._database, self._gid, plan.lowered, max(plan.newest_live, plan.newest_stored))
         if plan.rewritten:
             stored.rewrite(self._database, plan.rewritten)
         rows = [row for each in plan.spans.values() for row in each.rows]

@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import Any
 
 from imcore import msgid as msgids
-from imcore.admin import claims
+from imcore.admin import claims, offsets
 from imcore.admin.audit_members import is_empty
 from imcore.admin.audit_messages import chunks
 from imcore.admin.mending import id_above
@@ -72,6 +72,8 @@ class Bunch:
             self.spans[span.gid].append(span)
         self._add_messages()
         clear = [gid for gid in self._gids if not (gid in self._outlived or _has_double(self.spans[gid]))]
+        for gid in self._gids:
+            self._lower_offsets(gid)
         answers = self._link.run_many([self._swap(gid) for gid in clear])
         done = [gid for gid, answer in zip(clear, answers, strict=True) if answer is not restore_calls.CHANGED]
         for gid in done:
@@ -102,6 +104,13 @@ class Bunch:
             gid = self._gids[0]
             below = (acked for _, acked in offsets if acked <= self._trim.msgid)
             self._seqs.update(((gid, msgid), seq) for msgid, seq in stored.seqs(self._database, gid, below).items())
+
+    def _lower_offsets(self, gid: str) -> None:
+        there, newest = self.spans[gid], self._newest[gid].msgid
+        self.spans[gid] = offsets.possible(there, newest)
+        lowered = [span for span, stands in zip(self.spans[gid], there, strict=True) if span != stands]
+        if lowered:
+            offsets.lower(self._database, gid, lowered, newest)
 
     def _swap(self, gid: str) -> Call[tuple[int, int] | None]:
         newest, seq = self._newest[gid]

@@ -60,7 +60,9 @@ def of_message(row: MessageRow | None) -> str:
 
 def of_offset(msgid: int | None) -> str:
     """Describe an offset."""
-    return MISSING if msgid is None else msgids.unpack(msgid)
+    if msgid is None:
+        return MISSING
+    return msgids.unpack(msgid) if msgid <= msgids.HIGHEST else "no msgid"
 
 
 def of_span(row: SpanRow | None) -> str:
@@ -68,7 +70,7 @@ def of_span(row: SpanRow | None) -> str:
     if row is None:
         return MISSING
     end = "open" if row.left_msgid is None else f"left at {msgids.unpack(row.left_msgid)}"
-    return f"{end}, offset {msgids.unpack(row.acked_msgid)}"
+    return f"{end}, offset {of_offset(row.acked_msgid)}"
 
 
 def short(value: object) -> str:

@@ -3,8 +3,25 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, and_, delete, exists, func, literal, select, text, tuple_, union, update
+from sqlalchemy import (
+    BigInteger,
+    Select,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+    union,
+    update,
+)
 
+from imcore import msgid as msgids
 from imcore.sql.bulk import MARK, mark_name
 from imcore.sql.database import Database
 from imcore.sql.rows import MarkRow, MessageRow, SpanRow
@@ -111,8 +128,22 @@ def spans(database: Database, some: Sequence[str]) -> Iterator[SpanRow]:
     """Yield the spans of some groups, in order of gid, uid and beginning."""
     c = GROUP_SPANS.c
     query = select(c.gid, c.uid, c.joined_msgid, c.left_msgid, c.changed, c.acked_msgid).where(c.gid.in_(some))
-    for row in _streamed(database, query.order_by(c.gid, c.uid, c.joined_msgid)):
-        yield SpanRow(*row)
+    for gid, uid, joined, left, changed, acked in _streamed(database, query.order_by(c.gid, c.uid, c.joined_msgid)):
+        # SQLite takes anything by hand.
+        yield SpanRow(gid, uid, joined, left, changed, acked if isinstance(acked, int) else msgids.IMPOSSIBLE)
+
+
+def lower_offsets(database: Database, rows: Iterable[SpanRow], *, above: int) -> None:
+    """Set the offsets of spans, where they are above one (packed) or no whole number, in one transaction."""
+    c = GROUP_SPANS.c
+    key = and_(c.gid == bindparam("of_gid"), c.uid == bindparam("of_uid"), c.joined_msgid == bindparam("joined"))
+    impossible = or_(c.acked_msgid > above, c.acked_msgid != cast(c.acked_msgid, BigInteger))
+    statement = update(GROUP_SPANS).where(key, impossible).values(acked_msgid=bindparam("offset"))
+    values = [
+        {"of_gid": row.gid, "of_uid": row.uid, "joined": row.joined_msgid, "offset": row.acked_msgid} for row in rows
+    ]
+    with database.connection() as connection:
+        connection.execute(statement, values)
 
 
 def messages(database: Database, some: Sequence[str], *, after: int, until: int | None = None) -> Iterator[MessageRow]:

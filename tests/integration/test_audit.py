@@ -207,6 +207,8 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "the index goes beyond the end of a span": (beyond_its_end, "offset in the span of '{dee}'"),
     "the index goes beyond all messages": (redis("ZADD", "acked", "CH", 1 << 52, "bob"), "offset in the span of 'bob'"),
     "the index goes on for ever": (redis("ZADD", "acked", "CH", "inf", "bob"), "offset in the span of 'bob'"),
+    "the index is beyond all numbers": (redis("ZADD", "acked", "CH", 9e18, "bob"), "offset in the span of 'bob'"),
+    "the index is no whole number": (redis("ZADD", "acked", "CH", 2**50 + 0.5, "bob"), "offset in the span of 'bob'"),
     "redis lost own messages": (redis("DEL", "own"), "of 'bob' past the offset"),
     "redis has an own message too many": (redis("RPUSH", "own", 1 << 52), "of 'bob' past the offset"),
     "redis has an own message that is none": (redis("RPUSH", "own", "mine"), "data"),
@@ -234,6 +236,22 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "sql has an offset ahead": (
         sql("UPDATE group_spans SET acked_msgid = :newest WHERE gid = :gid AND uid = 'bob'"),
         "offset in the span of 'bob'",
+    ),
+    "sql has an offset beyond all numbers": (
+        sql("UPDATE group_spans SET acked_msgid = 9000000000000000000 WHERE gid = :gid AND uid = 'bob'"),
+        "offset in the span of 'bob'",
+    ),
+    "sql has an offset of another day": (
+        sql("UPDATE group_spans SET acked_msgid = :newest + 1000000000000 WHERE gid = :gid AND uid = 'bob'"),
+        "offset in the span of 'bob'",
+    ),
+    "sql has an offset that is no number": (
+        sql("UPDATE group_spans SET acked_msgid = 'many' WHERE gid = :gid AND uid = 'bob'"),
+        "offset in the span of 'bob'",
+    ),
+    "sql has an offset of another day in a closed span": (
+        sql("UPDATE group_spans SET acked_msgid = :newest + 1000000000000 WHERE gid = :gid AND uid = '{dee}'"),
+        "offset in the span of '{dee}'",
     ),
     "sql has an end that did not come": (
         sql("UPDATE group_spans SET left_msgid = :newest WHERE gid = :gid AND uid = 'bob'"),
@@ -314,6 +332,36 @@ def test_an_entry_that_is_no_message_is_named_by_its_own_id(chat: Chat, number: 
     stream = chat.link.space.group(GID).stream
     ids = [chat.link.client.xadd(stream, {"nonsense": "1"}).decode() for _ in range(number)]
     assert [each.what for each in check(chat)] == [f"message {entry_id} that cannot be read" for entry_id in ids]
+
+
+IMPOSSIBLE = ("9000000000000000000", ":newest + 1000000000000", "'many'")
+"""Offsets that no message can have, as SQL takes them."""
+
+
+@pytest.mark.parametrize("offset", IMPOSSIBLE)
+def test_where_no_message_can_have_either_offset_the_newest_one_counts(chat: Chat, offset: str) -> None:
+    # Given
+    k = chat.link.space.group(GID)
+    sql(f"UPDATE group_spans SET acked_msgid = {offset} WHERE gid = :gid AND uid = 'bob'")(chat, k)
+    chat.link.client.zadd(k.acked, {"bob": float("inf")})
+    # When
+    (found,) = (each for each in check(chat, repair=True) if each.what.startswith("offset"))
+    # Then
+    assert all(side.endswith(": no message can have that id") for side in (found.redis, found.sql))
+    assert found.repaired
+    assert list(check(chat)) == []
+    newest = chat.group(GID).last_msgid
+    assert {member.uid: member.last_ack_msgid for member in chat.members(GID)}["bob"] == newest
+
+
+def test_what_redis_and_sql_agree_on_is_told_if_no_message_can_have_it(chat: Chat) -> None:
+    k = chat.link.space.group(GID)
+    offset = msgids.pack(nth(chat, -1)) + 1_000_000_000_000
+    chat.link.client.zadd(k.acked, {"bob": offset})
+    chat.link.client.xgroup_setid(k.stream, "bob", msgids.unpack(offset))
+    sql("UPDATE group_spans SET acked_msgid = :offset WHERE gid = :gid AND uid = 'bob'", offset=offset)(chat, k)
+    (found,) = check(chat)
+    assert found.redis == found.sql == f"{msgids.unpack(offset)}: no message can have that id"
 
 
 def close_before_the_last_word(chat: Chat) -> str:

@@ -6,6 +6,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -339,3 +340,29 @@ def test_an_empty_database_takes_no_redis_for_its_own(chat: Chat, valkey: str, t
         assert chat.link.client.hgetall(CONFIG) == config
         with pytest.raises(DatabaseUnavailable, match="set IM_DATABASE_URL"):
             persist(forgotten)
+
+
+@pytest.mark.parametrize("ahead", [1 << 62, 1_000_000_000_000])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_offset_that_no_message_can_have_does_not_come_back(
+    chat: Chat, caplog: pytest.LogCaptureFixture, ahead: int, is_there: bool
+) -> None:
+    # Given one, of a member whom Redis may still have
+    gid, before = GIDS[0], newest(chat, GIDS[0])
+    stands = {member.uid: member.last_ack_msgid for member in chat.members(gid)}["bob"]
+    instead = stands if is_there else before.msgid
+    with chat.database.connection() as connection:
+        statement = text("UPDATE group_spans SET acked_msgid = acked_msgid + :ahead WHERE gid = :gid AND uid = 'bob'")
+        connection.execute(statement, {"ahead": ahead, "gid": gid})
+    if not is_there:
+        chat.link.client.flushall()
+    # When
+    rebuild(chat, yes=True)
+    # Then it is said, and ids go on as before
+    assert [record.getMessage() for record in caplog.records if "no message can have" in record.getMessage()] == [
+        f"group {gid!r}: SQL had offsets that no message can have; now have 'bob' {instead}"
+    ]
+    assert msgids.time_of(chat.send(gid, "after", sender_uid="ann").msgid) - msgids.time_of(before.msgid) < timedelta(1)
+    persist(chat)
+    assert list(check(chat)) == []
+    assert {member.uid: member.last_ack_msgid for member in chat.members(gid)}["bob"] == instead

@@ -178,6 +178,7 @@ def plan_of(spans: dict[str, list[SpanRow]], *, live: dict[str, list[SpanRow]] |
         live=Live(live or {}, set(), {}, set(), {}, set()),
         known={},
         settled=spans,
+        lowered=[],
         version=VERSION,
         seq=0,
         newest=0,
