@@ -19,7 +19,7 @@ from imcore.admin.reconcile import REBUILDING, marks_of, reconcile
 from imcore.admin.suspicion import MISSING, THERE, Suspicion
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, TryAgain
-from imcore.sql import stored
+from imcore.sql import corrections, stored
 from imcore.streams import keys
 
 AT_ONCE = 200
@@ -101,6 +101,7 @@ def _of_group(chat: Chat, gid: str, found: list[Suspicion], repair: bool) -> Ite
         yield from _differences(gid, found)
         return
     try:
+        corrections.correct_times(chat.database, gid)
         mend(chat, gid, since=oldest_of(found))
         left = {suspicion.what: suspicion for suspicion in differences(chat, [gid])[gid]}
     except (TryAgain, ConfigurationError):

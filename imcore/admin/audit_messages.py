@@ -9,10 +9,11 @@ from imcore.admin.pending import PAGE, Pending, live_entries
 from imcore.admin.suspicion import MISSING, Suspicion, of_message, short
 from imcore.chat import Chat
 from imcore.errors import ImError
-from imcore.sql import stored
+from imcore.sql import corrections, stored
 from imcore.sql.database import Database
 from imcore.sql.rows import MessageRow
 from imcore.sql.stored import Head
+from imcore.sql.tables import to_iso
 from imcore.streams import receipt_calls
 from imcore.streams.calls import Trimmed
 from imcore.streams.link import CHUNK, Link
@@ -86,6 +87,10 @@ class MessageAudit:
                 some = []
         yield from self._tallies(some)
         yield from self._head(meta, below, before)
+        if self._after is None:
+            for msgid, time in corrections.wrong_times(self._database, self._gid):
+                what = f"time of message {msgids.unpack(msgid)}"
+                yield Suspicion(what, to_iso(msgids.time_ms(msgid)), time, "stored")
 
     def _pairs(
         self, meta: Meta, entries: Iterator[tuple[bytes, MessageRow | None, list[bytes]]]

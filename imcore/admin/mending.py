@@ -44,7 +44,7 @@ from imcore.admin.merging import Placed, paired, place
 from imcore.admin.pending import START, Window
 from imcore.chat import Chat
 from imcore.errors import TryAgain
-from imcore.sql import stored
+from imcore.sql import corrections, stored
 from imcore.sql.rows import Batch, GroupRow, MarkRow, MessageRow, SpanRow
 from imcore.streams import restore_calls, wire
 from imcore.streams.keys import SEPARATOR, span_key, uid_of
@@ -309,7 +309,7 @@ class _Mending:
         if plan.lowered:
             offsets.lower(self._database, self._gid, plan.lowered, max(plan.newest_live, plan.newest_stored))
         if plan.rewritten:
-            stored.rewrite(self._database, plan.rewritten)
+            corrections.rewrite(self._database, plan.rewritten)
         rows = [row for each in plan.spans.values() for row in each.rows]
         if plan.resets:  # which offsets stand is clear only once the shadow is in place: the journal will tell
             rows = [row._replace(acked_msgid=row.joined_msgid) for row in rows]
@@ -389,7 +389,7 @@ class _Mending:
             trimmed.setdefault(uid, []).extend([msgid] if msgid <= plan.trim.msgid else [])
         owners = self._owners(members) | trimmed.keys() | plan.senders
         recalled = {msgid for pair in stored.recalls(self._database, self._gid) for msgid in pair}
-        stored.take_texts_away(self._database, self._gid)
+        corrections.take_texts_away(self._database, self._gid)
         once_ms = self._chat.settings.idempotency_ms
         strangers = [msgid for msgid in plan.live.uncounted - recalled if not self._is_message(msgid)]
         batch = [restore_calls.uncounted(self._k, some) for some in chunks(recalled, PAGE)]

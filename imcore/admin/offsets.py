@@ -11,7 +11,7 @@ from itertools import islice
 
 from imcore import msgid as msgids
 from imcore.admin.merging import offset_of
-from imcore.sql import stored
+from imcore.sql import corrections
 from imcore.sql.database import Database
 from imcore.sql.rows import SpanRow
 
@@ -44,7 +44,7 @@ def _with(row: SpanRow, offset: int) -> SpanRow:
 
 def lower(database: Database, gid: str, rows: Sequence[SpanRow], newest: int) -> None:
     """Set in SQL the offsets of spans to what the rows say, where they cannot be."""
-    stored.lower_offsets(database, rows, above=highest(newest))
+    corrections.lower_offsets(database, rows, above=highest(newest))
     said = ", ".join(f"{row.uid!r} {msgids.unpack(row.acked_msgid)}" for row in islice(rows, MOST_NAMES))
     more = f" and {len(rows) - MOST_NAMES} more" if len(rows) > MOST_NAMES else ""
     log.warning("group %r: SQL had offsets that no message can have; now have %s%s", gid, said, more)

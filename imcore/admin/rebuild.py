@@ -24,7 +24,7 @@ from imcore.admin.reconcile import REBUILDING
 from imcore.admin.unconfirmed import mark_unconfirmed
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, RefusedError, TryAgain
-from imcore.sql import stored
+from imcore.sql import corrections, stored
 from imcore.sql.database import Database
 from imcore.sql.rows import Batch, GroupRow, SpanRow
 from imcore.sql.stored import Head, Light
@@ -257,7 +257,7 @@ class _Rebuild:
         """Bring back groups that are not there, and have no trim point unless it is one alone."""
         gids = [head.gid for head in heads]
         for gid in stored.with_gaps(self._database, gids):
-            self._count(renumbered=stored.close_gaps(self._database, gid))
+            self._count(renumbered=corrections.close_gaps(self._database, gid))
         trim = trim_point(self._chat, gids[0]) if len(gids) == 1 else Trim(0, 0)
         bunch = Bunch(self._chat, gids, trim, once_after=self._once_after)
         changed = bunch.bring_back()

@@ -4,21 +4,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    BigInteger,
     Select,
     and_,
-    bindparam,
-    cast,
     delete,
     exists,
     func,
     literal,
-    or_,
     select,
     text,
     tuple_,
     union,
-    update,
 )
 
 from imcore import msgid as msgids
@@ -133,19 +128,6 @@ def spans(database: Database, some: Sequence[str]) -> Iterator[SpanRow]:
         yield SpanRow(gid, uid, joined, left, changed, acked if isinstance(acked, int) else msgids.IMPOSSIBLE)
 
 
-def lower_offsets(database: Database, rows: Iterable[SpanRow], *, above: int) -> None:
-    """Set the offsets of spans, where they are above one (packed) or no whole number, in one transaction."""
-    c = GROUP_SPANS.c
-    key = and_(c.gid == bindparam("of_gid"), c.uid == bindparam("of_uid"), c.joined_msgid == bindparam("joined"))
-    impossible = or_(c.acked_msgid > above, c.acked_msgid != cast(c.acked_msgid, BigInteger))
-    statement = update(GROUP_SPANS).where(key, impossible).values(acked_msgid=bindparam("offset"))
-    values = [
-        {"of_gid": row.gid, "of_uid": row.uid, "joined": row.joined_msgid, "offset": row.acked_msgid} for row in rows
-    ]
-    with database.connection() as connection:
-        connection.execute(statement, values)
-
-
 def messages(database: Database, some: Sequence[str], *, after: int, until: int | None = None) -> Iterator[MessageRow]:
     """Yield the messages of some groups with after < msgid <= until, in order of gid and msgid."""
     c = GROUP_MSGS.c
@@ -212,15 +194,6 @@ def recalled_with_text(database: Database, gid: str) -> list[int]:
     query = select(m.msgid).join_from(tombstone, GROUP_MSGS, recalled).where(m.gid == gid, m.content != "")
     with database.connection() as connection:
         return sorted(connection.scalars(query))
-
-
-def take_texts_away(database: Database, gid: str) -> None:
-    """Blank the recalled messages of a group."""
-    tombstone = GROUP_MSGS.alias()
-    recalled = select(tombstone.c.recalls).where(tombstone.c.gid == gid, tombstone.c.recalls.is_not(None))
-    c = GROUP_MSGS.c
-    with database.connection() as connection:
-        connection.execute(update(GROUP_MSGS).where(c.gid == gid, c.msgid.in_(recalled)).values(content=""))
 
 
 def out_of_order(database: Database, gid: str, until: int) -> list[int]:
@@ -296,28 +269,6 @@ def with_gaps(database: Database, some: Sequence[str]) -> list[str]:
     with database.connection() as connection:
         query = select(numbered.c.gid).where(numbered.c.seq != numbered.c.place).distinct()
         return sorted(connection.scalars(query))
-
-
-def close_gaps(database: Database, gid: str) -> int:
-    """Give the messages of a group the seqs 1, 2, 3, ... in their order; return how many have another one now."""
-    statement = text(
-        """UPDATE group_msgs SET seq = numbered.place
-        FROM (SELECT msgid, row_number() OVER (ORDER BY msgid) AS place FROM group_msgs WHERE gid = :gid) AS numbered
-        WHERE group_msgs.gid = :gid AND group_msgs.msgid = numbered.msgid AND group_msgs.seq <> numbered.place"""
-    )
-    with database.connection() as connection:
-        return connection.execute(statement, {"gid": gid}).rowcount
-
-
-def rewrite(database: Database, rows: Iterable[MessageRow]) -> None:
-    """Give messages the seq, the span and the recall that their rows say, in one transaction. No text changes."""
-    statement = text(
-        "UPDATE group_msgs SET seq = :seq, span = :span, recalls = :recalls WHERE gid = :gid AND msgid = :msgid"
-    )
-    names = ("gid", "msgid", "seq", "span", "recalls")
-    values = [{name: getattr(row, name) for name in names} for row in rows]
-    with database.connection() as connection:
-        connection.execute(statement, values)
 
 
 def _head_columns() -> tuple[Any, ...]:

@@ -327,6 +327,28 @@ def test_a_new_database_in_place_of_one_that_is_lost_is_filled(chat: Chat, valke
         assert len(rows) == 22
 
 
+def test_the_time_of_a_message_is_that_of_its_msgid(valkey: str, database_url: str) -> None:
+    with opened(valkey, database_url) as chat:
+        # Given
+        chat.database.upgrade()
+        chat.create_group(GID, UIDS)
+        for number in range(MESSAGES):
+            said(chat, number)
+        persist(chat)
+        assert list(check(chat)) == []
+        sql("UPDATE group_msgs SET time = '2020-01-02T03:04:05.678Z' WHERE gid = :gid AND seq = 5")(
+            chat, chat.link.space.group(GID)
+        )
+        # When
+        (found,) = check(chat, repair=True)
+        # Then
+        message = chat.status(GID, limit=0)[4].message
+        assert found.what == f"time of message {message.msgid}"
+        assert found.redis == f"{message.time:%Y-%m-%dT%H:%M:%S}.{message.time.microsecond // 1000:03}Z"
+        assert (found.sql, found.repaired) == ("2020-01-02T03:04:05.678Z", True)
+        assert list(check(chat)) == []
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_an_entry_that_is_no_message_is_named_by_its_own_id(chat: Chat, number: int) -> None:
     stream = chat.link.space.group(GID).stream
