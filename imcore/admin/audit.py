@@ -16,7 +16,7 @@ from imcore.admin.claims import unfinished
 from imcore.admin.mending import mend
 from imcore.admin.pending import KIND, undone
 from imcore.admin.reconcile import REBUILDING, marks_of, reconcile
-from imcore.admin.suspicion import MISSING, THERE, Suspicion
+from imcore.admin.suspicion import MISSING, NOTHING, THERE, Suspicion
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, TryAgain
 from imcore.sql import corrections, stored
@@ -86,7 +86,7 @@ def check(chat: Chat, *, repair: bool = False, on_progress: Progress | None = No
         yield Difference(gid, f"group among those of {uid!r}", THERE, "not a member", repaired=removed)
 
 
-_BEGUN = Suspicion("mending", "begun and not ended", "", "stored")
+_BEGUN = Suspicion("mending", "begun and not ended", "nothing of it", "stored")
 
 
 def _gids(chat: Chat) -> list[str]:
@@ -145,7 +145,7 @@ def _older(chat: Chat, repair: bool) -> Iterator[Difference]:
     behind = marks_of(chat).behind
     for (partition, consumer), (here, there) in behind.items():
         what = f"partition {partition}: stored by {consumer} up to"
-        yield Difference("", what, msgids.unpack(here), msgids.unpack(there), repaired=repair)
+        yield Difference("", what, msgids.unpack(here) if here else NOTHING, msgids.unpack(there), repaired=repair)
     for partition in sorted({partition for partition, _ in behind}) if repair else ():
         reconcile(chat, partition)
 
@@ -158,4 +158,4 @@ def _backlog(chat: Chat) -> Iterator[Difference]:
     waiting = sum(1 for partition in range(chat.link.space.partitions) for _ in undone(chat.link, partition))
     if waiting:
         what = f"journal: no worker {KIND} runs"
-        yield Difference("", what, f"{waiting} entries", "not stored")
+        yield Difference("", what, f"{waiting} {'entry' if waiting == 1 else 'entries'}", "not stored")

@@ -35,7 +35,7 @@ def differences(chat: Chat, gids: Sequence[str], *, after: int | None = None) ->
         raise
     except UNREADABLE as error:
         if len(gids) == 1:
-            return {gids[0]: [Suspicion("data", f"cannot be read: {one_line(str(error))}", "", "stored")]}
+            return {gids[0]: [Suspicion("data", f"cannot be read: {one_line(str(error))}", "not compared", "stored")]}
     return {gid: found for one in gids for gid, found in differences(chat, [one], after=after).items()}
 
 

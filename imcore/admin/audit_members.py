@@ -9,7 +9,7 @@ from imcore.admin import offsets
 from imcore.admin.audit_messages import MessageAudit, Meta, chunks
 from imcore.admin.merging import offset_of
 from imcore.admin.pending import Pending
-from imcore.admin.suspicion import MISSING, THERE, Suspicion, named, of_offset, of_span, short
+from imcore.admin.suspicion import MISSING, THERE, Suspicion, named, of_end, of_offset, of_span, short
 from imcore.chat import Chat
 from imcore.errors import ImError
 from imcore.sql import stored
@@ -93,7 +93,7 @@ class MemberAudit:
         if joined != row.joined_msgid:
             yield self._suspect(row.uid, f"beginning of the {name}", of_offset(joined), of_offset(row.joined_msgid))
         if left != row.left_msgid:
-            yield self._suspect(row.uid, f"end of the {name}", short(left), short(row.left_msgid))
+            yield self._suspect(row.uid, f"end of the {name}", of_end(left), of_end(row.left_msgid))
 
     def _member(self, row: SpanRow, acked: int, is_listed: Any) -> Iterator[Suspicion]:
         uid = row.uid
@@ -116,7 +116,7 @@ class MemberAudit:
             yield Suspicion(what, here, there, "own", uid=uid, msgid=msgid)
         if set(past) == set(held_past):
             what = f"order of the own messages of {uid!r} past the offset"
-            yield Suspicion(what, short(held_past), short(past), "own", uid=uid, msgid=max(past))
+            yield Suspicion(what, _listed(held_past), _listed(past), "own", uid=uid, msgid=max(past))
 
     def _unknown(self) -> Iterator[Suspicion]:
         """Yield what Redis has and SQL has not."""
@@ -145,7 +145,9 @@ class MemberAudit:
             here, there = ("recalled" if msgid in side else "not recalled" for side in (known, wanted))
             yield Suspicion(f"recall of message {msgids.unpack(msgid)}", here, there, "message", msgid=msgid)
         for name in sorted(found.keys() - map(str, known)):
-            yield Suspicion("score of a recalled message", f"{short(name)} at {found[name]}", MISSING, "stored")
+            packed = int(name) if name.isdecimal() else msgids.IMPOSSIBLE
+            what = f"score of a recalled message {of_offset(packed) if packed <= msgids.HIGHEST else short(name)}"
+            yield Suspicion(what, of_offset(found[name]), of_offset(packed if packed in wanted else None), "stored")
         for msgid in stored.recalled_with_text(self._database, self._gid):
             what = f"text of recalled message {msgids.unpack(msgid)}"
             yield Suspicion(what, MISSING, THERE, "stored")
@@ -164,6 +166,10 @@ class MemberAudit:
 
     def _suspect(self, uid: str, what: str, redis: str, sql: str) -> Suspicion:
         return Suspicion(what, redis, sql, "span", uid=uid)
+
+
+def _listed(some: Sequence[int]) -> str:
+    return short(" ".join(map(of_offset, some)))
 
 
 def followers(link: Link, stream: str) -> dict[str, int]:

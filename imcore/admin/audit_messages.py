@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 from imcore import msgid as msgids
 from imcore.admin.counting import Counter, Told
 from imcore.admin.pending import PAGE, Pending, live_entries
-from imcore.admin.suspicion import MISSING, Suspicion, of_message, short
+from imcore.admin.suspicion import MISSING, NOTHING, Suspicion, of_field, of_message, of_offset, of_place, short
 from imcore.chat import Chat
 from imcore.errors import ImError
 from imcore.sql import corrections, stored
@@ -73,12 +73,13 @@ class MessageAudit:
         for entry_id, row, stored_row, values in self._pairs(meta, entries):
             if row is None and stored_row is None:
                 what = f"message {entry_id.decode()} that cannot be read"
-                yield Suspicion(what, short(values), MISSING, "message", msgid=msgids.pack_id(entry_id))
+                said = short(b" ".join(values).decode(errors="replace"))
+                yield Suspicion(what, f"no message: {said}", MISSING, "message", msgid=msgids.pack_id(entry_id))
                 continue
             yield from self._compare(row, stored_row)
             if row is None:
                 continue
-            yield from self._order(below, before, row)
+            yield from self._order(below, before, row, stored_row)
             before = row
             self._note(row, values)
             some.append(Told(row.msgid, row.sender_uid))
@@ -124,30 +125,32 @@ class MessageAudit:
         for field in _FIELDS:
             here, stands = getattr(row, field), getattr(there, field)
             if here != stands and not (field == "content" and row.msgid in self._pending.recalled):
-                yield self._suspect(f"{field} of message", short(here), short(stands), row)
+                yield self._suspect(f"{field} of message", of_field(field, here), of_field(field, stands), row)
 
-    def _order(self, below: Head, before: MessageRow | None, row: MessageRow) -> Iterator[Suspicion]:
+    def _order(
+        self, below: Head, before: MessageRow | None, row: MessageRow, there: MessageRow | None
+    ) -> Iterator[Suspicion]:
         """Seqs have no holes, and the first one follows the trim point."""
         if before is None:
             if self._after is None and (row.msgid <= below.newest or row.seq != below.last_seq + 1):
-                point = f"seq {below.last_seq} at {msgids.unpack(below.newest)}"
-                yield Suspicion("first message after the trim point", f"seq {row.seq}", point, "trim")
+                here, point = of_place(row.seq, row.msgid), f"trimmed up to {of_place(below.last_seq, below.newest)}"
+                yield Suspicion("first message after the trim point", here, point, "trim")
         elif row.seq != before.seq + 1:
             what = f"order of message {msgids.unpack(row.msgid)}"
             # The one before it, because what lies between the two may just be trimmed.
-            yield Suspicion(what, f"seq {row.seq} after {before.seq}", "", "message", msgid=before.msgid)
+            here = f"seq {row.seq} after seq {before.seq}"
+            yield Suspicion(what, here, of_message(there), "message", msgid=before.msgid)
 
     def _head(self, meta: Meta, below: Head, newest: MessageRow | None) -> Iterator[Suspicion]:
         seq, last = (newest.seq, newest.msgid) if newest else (below.last_seq, meta.trimmed)
         if (self._after is None or newest) and (meta.seq, meta.last) != (seq, last):
-            here = f"seq {meta.seq} at {msgids.unpack(meta.last or 0)}"
-            yield Suspicion("newest message", here, f"seq {seq} at {msgids.unpack(last)}", "head")
+            yield Suspicion("newest message", of_place(meta.seq, meta.last), of_place(seq, last), "head")
         if (below.messages, below.newest) != (below.last_seq, meta.trimmed):
-            there = f"{below.messages} up to {msgids.unpack(below.newest)} (seq {below.last_seq})"
-            yield Suspicion("trimmed messages", f"up to {msgids.unpack(meta.trimmed)}", there, "trim")
+            there = f"{below.messages} up to {of_place(below.last_seq, below.newest)}" if below.messages else NOTHING
+            yield Suspicion("trimmed messages", f"up to {of_offset(meta.trimmed)}", there, "trim")
         elif meta.trimmed and self._after is None:
             for msgid in stored.out_of_order(self._database, self._gid, meta.trimmed):
-                yield Suspicion(f"place of message {msgids.unpack(msgid)}", MISSING, "another seq", "stored")
+                yield Suspicion(f"place of message {msgids.unpack(msgid)}", "trimmed", "another seq", "stored")
 
     def _note(self, row: MessageRow, values: list[bytes]) -> None:
         if row.recalls is not None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -179,6 +180,15 @@ def listed_too_often(chat: Chat, k: GroupKeys) -> None:
     chat.link.client.sadd(k.groups_of("{dee}"), GID)
 
 
+def own_in_disorder(chat: Chat, k: GroupKeys) -> None:
+    client, key = chat.link.client, k.own("bob")
+    client.rpush(key, client.lpop(key))
+
+
+def claimed(chat: Chat, k: GroupKeys) -> None:
+    chat.link.client.hset(k.mending, GID, "somebody 0")
+
+
 DAMAGE: dict[str, tuple[Damage, str]] = {
     "redis lost a message": (lose_message, "message"),
     "redis lost the newest message": (lose_newest_message, "message"),
@@ -225,6 +235,12 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "sql lost what was recalled": (sql("UPDATE group_msgs SET recalls = NULL WHERE gid = :gid"), "recalls of message"),
     "sql lost a message": (sql("DELETE FROM group_msgs WHERE gid = :gid AND msgid = :newest"), "message"),
     "sql lost the newest messages": (sql("DELETE FROM group_msgs WHERE gid = :gid AND seq > 15"), "message"),
+    "own messages are out of order": (own_in_disorder, "order of the own messages of 'bob'"),
+    "sql has another sender's span": (
+        sql("UPDATE group_msgs SET span = NULL WHERE gid = :gid AND msgid = :newest"),
+        "span of message",
+    ),
+    "somebody died over mending it": (claimed, "mending"),
     "sql has another seq": (sql("UPDATE group_msgs SET seq = 99 WHERE gid = :gid AND msgid = :newest"), "seq of"),
     "sql lost the group": (sql("DELETE FROM chat_groups WHERE gid = :gid"), "group"),
     "sql lost a span": (sql("DELETE FROM group_spans WHERE gid = :gid AND uid = 'bob'"), "open span of 'bob'"),
@@ -263,6 +279,12 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
 }
 
+
+def is_readable(side: str) -> bool:
+    """Return whether a side says something, in words and msgids."""
+    return bool(side) and "None" not in side and not re.search(r"(?<![-.\d])\d{14,}(?![-\d])", side)
+
+
 OFFSETS_MOVE = {"the index is ahead", "sql has an offset ahead"}
 """Here the further one wins, and that is another answer than before."""
 MEMBERS_GO = {"sql has an end that did not come"}
@@ -279,6 +301,7 @@ def test_each_damage_is_found_and_mended(chat: Chat, kind: str) -> None:
     # Then it says so, and looking has changed nothing
     assert any(says in each.what for each in found), found
     assert {each.gid for each in found} == {GID}
+    assert [each for each in found for side in (each.redis, each.sql) if not is_readable(side)] == []
     assert [(each.what, each.repaired) for each in check(chat)] == [(each.what, False) for each in found]
     # When
     mended = list(check(chat, repair=True))
@@ -354,6 +377,22 @@ def test_an_entry_that_is_no_message_is_named_by_its_own_id(chat: Chat, number: 
     stream = chat.link.space.group(GID).stream
     ids = [chat.link.client.xadd(stream, {"nonsense": "1"}).decode() for _ in range(number)]
     assert [each.what for each in check(chat)] == [f"message {entry_id} that cannot be read" for entry_id in ids]
+
+
+def test_what_both_sides_have_lost_shows_in_the_order(chat: Chat) -> None:
+    # Given
+    k = chat.link.space.group(GID)
+    lost, after = nth(chat, 20), nth(chat, 21)
+    chat.link.client.xdel(k.stream, lost)
+    sql("DELETE FROM group_msgs WHERE gid = :gid AND msgid = :lost", lost=msgids.pack(lost))(chat, k)
+    # When
+    (found,) = check(chat)
+    # Then
+    assert (found.what, found.redis, found.sql) == (
+        f"order of message {after}",
+        "seq 22 after seq 20",
+        "seq 22 by 'ann'",
+    )
 
 
 IMPOSSIBLE = ("9000000000000000000", ":newest + 1000000000000", "'many'")
