@@ -58,9 +58,10 @@ def check(chat: Chat, *, repair: bool = False, on_progress: Progress | None = No
     """Yield every difference; with `repair`, those that could be mended are marked so.
 
     What is mended: SQL gets what no journal tells any more, Redis gets what only SQL has, the further offset wins
-    (never one that no message can have), and what is derived is made anew. What is left: texts that differ, and messages that both have lost. Nothing is ever
-    dropped but names that are no member and no group. Where the two hold the data of different systems, that is the
-    only difference, and nothing is mended. Raise DatabaseUnavailable, RedisUnavailable.
+    (never one that no message can have), and what is derived is made anew. What is left: texts that differ, and
+    messages that both have lost. Nothing is ever dropped but names that are no member and no group. Where the two hold
+    the data of different systems, that is the only difference, and nothing is mended. Raise DatabaseUnavailable,
+    RedisUnavailable.
     """
     chat.database.check_version()
     foreign = list(_dataset(chat))

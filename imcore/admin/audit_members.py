@@ -92,8 +92,8 @@ class MemberAudit:
             yield self._suspect(row.uid, f"offset in the {name}", self._of_offset(acked), self._of_offset(stands))
         if joined != row.joined_msgid:
             yield self._suspect(row.uid, f"beginning of the {name}", of_offset(joined), of_offset(row.joined_msgid))
-        if left != row.left_msgid:
-            yield self._suspect(row.uid, f"end of the {name}", of_end(left), of_end(row.left_msgid))
+        if left != row.left_msgid or self._is_impossible(left):
+            yield self._suspect(row.uid, f"end of the {name}", self._of_end(left), self._of_end(row.left_msgid))
 
     def _member(self, row: SpanRow, acked: int, is_listed: Any) -> Iterator[Suspicion]:
         uid = row.uid
@@ -163,6 +163,9 @@ class MemberAudit:
 
     def _of_offset(self, offset: int | None) -> str:
         return of_offset(offset) + f": {NO_MESSAGE}" * self._is_impossible(offset)
+
+    def _of_end(self, left: int | None) -> str:
+        return of_end(left) + f": {NO_MESSAGE}" * self._is_impossible(left)
 
     def _suspect(self, uid: str, what: str, redis: str, sql: str) -> Suspicion:
         return Suspicion(what, redis, sql, "span", uid=uid)

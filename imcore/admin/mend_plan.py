@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from imcore import msgid as msgids
@@ -160,6 +160,27 @@ def place_of(row: MessageRow) -> tuple[int, int, str, int, str, int]:
     """What two sides have to agree on for all before it to be alike. Content may be recalled."""
     span = -1 if row.span is None else row.span
     return row.msgid, row.seq, row.sender_uid, span, row.client_msgid or "", row.recalls or 0
+
+
+def bounded(live: Live, told: Sequence[SpanRow], newest: int, *, bound: int) -> Live:
+    """Return what Redis has, but for offsets that can be no message's: beyond the newest of all, or beyond their span.
+
+    Instead of these stands what the other side tells, or that nothing was read. Spans that begin or end beyond
+    `bound` are as if they were not there.
+    """
+    known = {(row.uid, row.joined_msgid): row.acked_msgid for row in told}
+    rows: dict[str, list[SpanRow]] = {}
+    beyond = {}
+    for uid, each in live.rows.items():
+        for row in each:
+            if max(row.joined_msgid, row.left_msgid or 0) > bound:
+                continue
+            there = known.get((uid, row.joined_msgid), row.joined_msgid)
+            if row.acked_msgid > max(newest if row.left_msgid is None else row.left_msgid, there):
+                beyond[uid if row.left_msgid is None else span_key(uid, row.joined_msgid)] = row.acked_msgid, there
+                row = row._replace(acked_msgid=there)  # noqa: PLW2901 (it never stood there)
+            rows.setdefault(uid, []).append(row)
+    return replace(live, rows=rows, beyond=beyond)
 
 
 def settled(rows: Sequence[SpanRow], live: Live, *, version: int) -> dict[str, list[SpanRow]]:

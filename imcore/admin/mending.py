@@ -15,7 +15,7 @@ follows.
 
 import time
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 
@@ -30,6 +30,7 @@ from imcore.admin.mend_plan import (
     Live,
     Plan,
     Span,
+    bounded,
     ended,
     lay_out,
     lowest_behind,
@@ -47,7 +48,7 @@ from imcore.errors import TryAgain
 from imcore.sql import corrections, stored
 from imcore.sql.rows import Batch, GroupRow, MarkRow, MessageRow, SpanRow
 from imcore.streams import restore_calls, wire
-from imcore.streams.keys import SEPARATOR, span_key, uid_of
+from imcore.streams.keys import SEPARATOR, uid_of
 from imcore.streams.link import CHUNK
 from imcore.streams.restore_calls import NEVER, Claim, Seen, Shadow, Text, Trim
 
@@ -183,7 +184,7 @@ class _Mending:
         newest = max(newest_live, newest_stored)
         sound = offsets.possible(rows, newest, chain.from_iterable(live.rows.values()))
         told = offsets.possible(self._pending.applied(sound), newest, sound)
-        live = _bounded(live, told, newest)
+        live = bounded(live, told, newest, bound=offsets.highest(newest))
         base = self._base(meta)
         journal_end = self._window.opened_at(self._partition)
         version = version_after(told, journal_end)
@@ -285,8 +286,6 @@ class _Mending:
         rows: dict[str, list[SpanRow]] = {}
         for key, began in joined.items():
             uid, _, closed = key.partition(SEPARATOR)
-            if max(began, left.get(key, 0)) > msgids.HIGHEST:
-                continue  # as if it was not there
             if key in acked and bool(closed) == (key in left) and (not closed or int(closed) == began):
                 # The consumer group moves with the index in one step: where it stands elsewhere, somebody has set it.
                 rows.setdefault(uid, []).append(SpanRow(self._gid, uid, began, left.get(key), 0, acked[key]))
@@ -408,24 +407,6 @@ class _Mending:
         """Return who has own messages past the offset, as Redis has it."""
         lengths = [self._link.read_many([("LLEN", self._k.own(uid)) for uid in some]) for some in chunks(uids, CHUNK)]
         return {uid for uid, length in zip(uids, chain.from_iterable(lengths), strict=True) if length}
-
-
-def _bounded(live: Live, told: Sequence[SpanRow], newest: int) -> Live:
-    """Return what Redis has, but for offsets that can be no message's: beyond the newest of all, or beyond their span.
-
-    Instead of these stands what the other side tells, or that nothing was read.
-    """
-    known = {(row.uid, row.joined_msgid): row.acked_msgid for row in told}
-    rows: dict[str, list[SpanRow]] = {}
-    beyond = {}
-    for uid, each in live.rows.items():
-        for row in each:
-            there = known.get((uid, row.joined_msgid), row.joined_msgid)
-            if row.acked_msgid > max(newest if row.left_msgid is None else row.left_msgid, there):
-                beyond[uid if row.left_msgid is None else span_key(uid, row.joined_msgid)] = row.acked_msgid, there
-                row = row._replace(acked_msgid=there)  # noqa: PLW2901 (it never stood there)
-            rows.setdefault(uid, []).append(row)
-    return replace(live, rows=rows, beyond=beyond)
 
 
 def id_above(packed: int) -> str:

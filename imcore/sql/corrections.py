@@ -30,17 +30,24 @@ _TIMES = {
 }
 
 
-def lower_offsets(database: Database, rows: Iterable[SpanRow], *, above: int) -> None:
-    """Set the offsets of spans, where they are above one (packed) or no whole number, in one transaction."""
+def lower_spans(database: Database, rows: Iterable[SpanRow], *, above: int) -> None:
+    """Set offsets and ends of spans, where they are above one msgid (packed) or no whole number, in one transaction."""
     c = GROUP_SPANS.c
     key = and_(c.gid == bindparam("of_gid"), c.uid == bindparam("of_uid"), c.joined_msgid == bindparam("joined"))
-    impossible = or_(c.acked_msgid > above, c.acked_msgid != cast(c.acked_msgid, BigInteger))
-    statement = update(GROUP_SPANS).where(key, impossible).values(acked_msgid=bindparam("offset"))
     values = [
-        {"of_gid": row.gid, "of_uid": row.uid, "joined": row.joined_msgid, "offset": row.acked_msgid} for row in rows
+        {
+            "of_gid": row.gid,
+            "of_uid": row.uid,
+            "joined": row.joined_msgid,
+            "acked": row.acked_msgid,
+            "left": row.left_msgid,
+        }
+        for row in rows
     ]
     with database.connection() as connection:
-        connection.execute(statement, values)
+        for column, name in ((c.acked_msgid, "acked"), (c.left_msgid, "left")):
+            impossible = or_(column > above, column != cast(column, BigInteger))
+            connection.execute(update(GROUP_SPANS).where(key, impossible).values({column: bindparam(name)}), values)
 
 
 def take_texts_away(database: Database, gid: str) -> None:

@@ -124,8 +124,7 @@ def spans(database: Database, some: Sequence[str]) -> Iterator[SpanRow]:
     c = GROUP_SPANS.c
     query = select(c.gid, c.uid, c.joined_msgid, c.left_msgid, c.changed, c.acked_msgid).where(c.gid.in_(some))
     for gid, uid, joined, left, changed, acked in _streamed(database, query.order_by(c.gid, c.uid, c.joined_msgid)):
-        # SQLite takes anything by hand.
-        yield SpanRow(gid, uid, joined, left, changed, acked if isinstance(acked, int) else msgids.IMPOSSIBLE)
+        yield SpanRow(gid, uid, joined, left if left is None else _whole(left), changed, _whole(acked))
 
 
 def messages(database: Database, some: Sequence[str], *, after: int, until: int | None = None) -> Iterator[MessageRow]:
@@ -269,6 +268,11 @@ def with_gaps(database: Database, some: Sequence[str]) -> list[str]:
     with database.connection() as connection:
         query = select(numbered.c.gid).where(numbered.c.seq != numbered.c.place).distinct()
         return sorted(connection.scalars(query))
+
+
+def _whole(value: object) -> int:
+    """Return a packed msgid; by hand, SQLite takes anything."""
+    return value if isinstance(value, int) else msgids.IMPOSSIBLE
 
 
 def _head_columns() -> tuple[Any, ...]:

@@ -171,6 +171,20 @@ def beyond_its_end(chat: Chat, k: GroupKeys) -> None:
     chat.link.client.zadd(k.acked, {span: 1 << 51})
 
 
+def end_beyond(chat: Chat, k: GroupKeys) -> None:
+    (span,) = (name for name in chat.link.client.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
+    chat.link.client.zadd(k.left, {span: 9e18})
+
+
+def end_of_another_day(chat: Chat, k: GroupKeys) -> None:
+    (span,) = (name for name in chat.link.client.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
+    chat.link.client.zincrby(k.left, 1_000_000_000_000, span)
+
+
+def begun_another_day(chat: Chat, k: GroupKeys) -> None:
+    chat.link.client.zadd(k.joined, {"bob": msgids.pack(nth(chat, -1)) + 1_000_000_000_000})
+
+
 def recall_at_another_place(chat: Chat, k: GroupKeys) -> None:
     (recalled, _) = chat.link.client.zrange(k.uncounted, 0, -1)
     chat.link.client.zadd(k.uncounted, {recalled: 5})
@@ -219,6 +233,13 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "the index goes on for ever": (redis("ZADD", "acked", "CH", "inf", "bob"), "offset in the span of 'bob'"),
     "the index is beyond all numbers": (redis("ZADD", "acked", "CH", 9e18, "bob"), "offset in the span of 'bob'"),
     "the index is no whole number": (redis("ZADD", "acked", "CH", 2**50 + 0.5, "bob"), "offset in the span of 'bob'"),
+    "a beginning is beyond all numbers": (
+        redis("ZADD", "joined", "CH", 9e18, "bob"),
+        "beginning of the span of 'bob'",
+    ),
+    "an end is beyond all numbers": (end_beyond, "end of the span of '{dee}'"),
+    "an end is of another day": (end_of_another_day, "end of the span of '{dee}'"),
+    "a beginning is of another day": (begun_another_day, "beginning of the span of 'bob'"),
     "redis lost own messages": (redis("DEL", "own"), "of 'bob' past the offset"),
     "redis has an own message too many": (redis("RPUSH", "own", 1 << 52), "of 'bob' past the offset"),
     "redis has an own message that is none": (redis("RPUSH", "own", "mine"), "data"),
@@ -272,6 +293,14 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "sql has an end that did not come": (
         sql("UPDATE group_spans SET left_msgid = :newest WHERE gid = :gid AND uid = 'bob'"),
         "span of 'bob'",
+    ),
+    "sql has an end that no message can have": (
+        sql("UPDATE group_spans SET left_msgid = 9000000000000000000 WHERE gid = :gid AND uid = '{dee}'"),
+        "end of the span of '{dee}'",
+    ),
+    "sql has an end that is no number": (
+        sql("UPDATE group_spans SET left_msgid = 'long ago' WHERE gid = :gid AND uid = '{dee}'"),
+        "end of the span of '{dee}'",
     ),
     "sql has no end": (
         sql("UPDATE group_spans SET left_msgid = NULL WHERE gid = :gid AND uid = '{dee}'"),

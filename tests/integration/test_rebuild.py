@@ -360,7 +360,7 @@ def test_an_offset_that_no_message_can_have_does_not_come_back(
     rebuild(chat, yes=True)
     # Then it is said, and ids go on as before
     assert [record.getMessage() for record in caplog.records if "no message can have" in record.getMessage()] == [
-        f"group {gid!r}: SQL had offsets that no message can have; now have 'bob' {instead}"
+        f"group {gid!r}: SQL had offsets or ends that no message can have; now: 'bob' open, offset {instead}"
     ]
     assert msgids.time_of(chat.send(gid, "after", sender_uid="ann").msgid) - msgids.time_of(before.msgid) < timedelta(1)
     persist(chat)

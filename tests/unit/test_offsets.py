@@ -34,6 +34,12 @@ def test_in_its_place_stands_what_redis_has_or_the_newest_message() -> None:
     assert [row.acked_msgid for row in offsets.possible(rows, 9, live)] == [7, 9, 8, 11, rows[-1].acked_msgid]
 
 
+def test_so_it_does_in_place_of_an_end() -> None:
+    rows = [span("ann", 7, left=at(30)), span("bob", at(30), left=at(30)), span("cy", 7, left=msgids.IMPOSSIBLE)]
+    live = [span("ann", 7, left=8), span("bob", 6)]
+    assert offsets.possible(rows, 9, live) == [span("ann", 7, left=8), span("bob", 6, left=9), span("cy", 7, left=9)]
+
+
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("number", ["9000000000000000000", str(msgids.IMPOSSIBLE), "1e9", "inf"])
 def test_an_entry_with_such_a_position_is_malformed(place: int, number: str) -> None:
