@@ -55,7 +55,10 @@ class Answering:
         if there is None:
             raise DatabaseNotReady(f"{where} holds nothing of this system yet: is IM_DATABASE_URL right?")
         if here is None:
-            raise ConfigurationError(f"{redis} has lost the data that {where} has: run im rebuild")
+            raise ConfigurationError(
+                f"{redis} does not have the data that {where} has: set IM_DATABASE_URL or IM_REDIS_URL if one is "
+                "wrong; if Redis has lost its data, run im rebuild"
+            )
         if here.decode() != there:
             raise ConfigurationError(
                 f"{where} holds the data of another system than {redis}: set IM_DATABASE_URL or IM_REDIS_URL"

@@ -19,6 +19,8 @@ NONE = 0
 _COUNTER_MASK = (1 << COUNTER_BITS) - 1
 HIGHEST = (1 << 53) - 1
 """The highest packed msgid; the highest of all counts, too."""
+IMPOSSIBLE = HIGHEST + 1
+"""What is read in place of a number, written by hand, that is no packed msgid."""
 _TEXT = re.compile(r"([0-9]{1,15})-([0-9]{1,4})", re.ASCII)
 
 

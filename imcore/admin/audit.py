@@ -16,10 +16,10 @@ from imcore.admin.claims import unfinished
 from imcore.admin.mending import mend
 from imcore.admin.pending import KIND, undone
 from imcore.admin.reconcile import REBUILDING, marks_of, reconcile
-from imcore.admin.suspicion import MISSING, THERE, Suspicion
+from imcore.admin.suspicion import MISSING, NOTHING, THERE, Suspicion
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, TryAgain
-from imcore.sql import stored
+from imcore.sql import corrections, stored
 from imcore.streams import keys
 
 AT_ONCE = 200
@@ -57,10 +57,11 @@ Progress = Callable[[Checked], None]
 def check(chat: Chat, *, repair: bool = False, on_progress: Progress | None = None) -> Iterator[Difference]:
     """Yield every difference; with `repair`, those that could be mended are marked so.
 
-    What is mended: SQL gets what no journal tells any more, Redis gets what only SQL has, the further offset wins, and
-    what is derived is made anew. What is left: texts that differ, and messages that both have lost. Nothing is ever
-    dropped but names that are no member and no group. Where the two hold the data of different systems, that is the
-    only difference, and nothing is mended. Raise DatabaseUnavailable, RedisUnavailable.
+    What is mended: SQL gets what no journal tells any more, Redis gets what only SQL has, the further offset wins
+    (never one that no message can have), and what is derived is made anew. What is left: texts that differ, and
+    messages that both have lost. Nothing is ever dropped but names that are no member and no group. Where the two hold
+    the data of different systems, that is the only difference, and nothing is mended. Raise DatabaseUnavailable,
+    RedisUnavailable.
     """
     chat.database.check_version()
     foreign = list(_dataset(chat))
@@ -86,7 +87,7 @@ def check(chat: Chat, *, repair: bool = False, on_progress: Progress | None = No
         yield Difference(gid, f"group among those of {uid!r}", THERE, "not a member", repaired=removed)
 
 
-_BEGUN = Suspicion("mending", "begun and not ended", "", "stored")
+_BEGUN = Suspicion("mending", "begun and not ended", "nothing of it", "stored")
 
 
 def _gids(chat: Chat) -> list[str]:
@@ -101,6 +102,7 @@ def _of_group(chat: Chat, gid: str, found: list[Suspicion], repair: bool) -> Ite
         yield from _differences(gid, found)
         return
     try:
+        corrections.correct_times(chat.database, gid)
         mend(chat, gid, since=oldest_of(found))
         left = {suspicion.what: suspicion for suspicion in differences(chat, [gid])[gid]}
     except (TryAgain, ConfigurationError):
@@ -144,7 +146,7 @@ def _older(chat: Chat, repair: bool) -> Iterator[Difference]:
     behind = marks_of(chat).behind
     for (partition, consumer), (here, there) in behind.items():
         what = f"partition {partition}: stored by {consumer} up to"
-        yield Difference("", what, msgids.unpack(here), msgids.unpack(there), repaired=repair)
+        yield Difference("", what, msgids.unpack(here) if here else NOTHING, msgids.unpack(there), repaired=repair)
     for partition in sorted({partition for partition, _ in behind}) if repair else ():
         reconcile(chat, partition)
 
@@ -157,4 +159,4 @@ def _backlog(chat: Chat) -> Iterator[Difference]:
     waiting = sum(1 for partition in range(chat.link.space.partitions) for _ in undone(chat.link, partition))
     if waiting:
         what = f"journal: no worker {KIND} runs"
-        yield Difference("", what, f"{waiting} entries", "not stored")
+        yield Difference("", what, f"{waiting} {'entry' if waiting == 1 else 'entries'}", "not stored")

@@ -35,7 +35,7 @@ def differences(chat: Chat, gids: Sequence[str], *, after: int | None = None) ->
         raise
     except UNREADABLE as error:
         if len(gids) == 1:
-            return {gids[0]: [Suspicion("data", f"cannot be read: {one_line(str(error))}", "", "stored")]}
+            return {gids[0]: [Suspicion("data", f"cannot be read: {one_line(str(error))}", "not compared", "stored")]}
     return {gid: found for one in gids for gid, found in differences(chat, [one], after=after).items()}
 
 
@@ -119,8 +119,12 @@ class _Look:
 
 
 def oldest_of(found: Sequence[Suspicion]) -> int | None:
-    """Return the oldest message (packed) that differs, None if none does."""
-    return min((s.msgid for s in found if s.depends == "message" and s.msgid), default=None)
+    """Return the oldest message (packed) that differs, None if none does.
+
+    If tallies alone do, one of these: what was said then tells which span has the wrong end on both sides.
+    """
+    about = {"message"} if any(s.depends != "tally" for s in found) else {"tally"}
+    return min((s.msgid for s in found if s.depends in about and s.msgid), default=None)
 
 
 def _trimmed(suspicion: Suspicion, before: Meta, now: Meta) -> bool:

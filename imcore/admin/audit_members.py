@@ -1,13 +1,15 @@
 """Whether the spans of one group are alike in Redis and in SQL: who is a member since when, and has read how far."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from imcore import msgid as msgids
+from imcore.admin import offsets
 from imcore.admin.audit_messages import MessageAudit, Meta, chunks
 from imcore.admin.merging import offset_of
 from imcore.admin.pending import Pending
-from imcore.admin.suspicion import MISSING, THERE, Suspicion, named, of_offset, of_span, short
+from imcore.admin.suspicion import MISSING, THERE, Suspicion, named, of_end, of_offset, of_span, short
 from imcore.chat import Chat
 from imcore.errors import ImError
 from imcore.sql import stored
@@ -15,6 +17,8 @@ from imcore.sql.rows import SpanRow
 from imcore.streams.keys import SEPARATOR, GroupKeys, span_key
 from imcore.streams.link import CHUNK, Link
 from imcore.streams.restore_calls import NEVER
+
+NO_MESSAGE = "no message can have that id"
 
 
 class MemberAudit:
@@ -29,10 +33,13 @@ class MemberAudit:
         self._followers: dict[str, int] = {}
         self._known: set[str] = set()
         self._closed = 0
+        self._soon = offsets.highest(0)
+        self._last = 0
 
     def suspicions(self, meta: Meta, messages: MessageAudit | None) -> Iterator[Suspicion]:
         """Yield what differs. Of `messages` all have been compared before; without them, own messages are left out."""
         self._followers = followers(self._link, self._keys.stream)
+        self._last = meta.last or 0
         own = self._own(meta, messages) if messages else None
         rows = self._pending.applied(stored.spans(self._database, [self._gid]))
         for chunk in chunks((row for row in rows if not is_empty(row)), CHUNK):
@@ -80,19 +87,20 @@ class MemberAudit:
         if acked is None and joined is None:
             yield self._suspect(row.uid, name, MISSING, of_span(row))
             return
-        if acked != offset_of(row):
-            yield self._suspect(row.uid, f"offset in the {name}", of_offset(acked), of_offset(offset_of(row)))
+        stands = row.acked_msgid if self._is_impossible(row.acked_msgid) else offset_of(row)
+        if acked != stands or stands != offset_of(row) or self._is_impossible(stands):
+            yield self._suspect(row.uid, f"offset in the {name}", self._of_offset(acked), self._of_offset(stands))
         if joined != row.joined_msgid:
             yield self._suspect(row.uid, f"beginning of the {name}", of_offset(joined), of_offset(row.joined_msgid))
-        if left != row.left_msgid:
-            yield self._suspect(row.uid, f"end of the {name}", short(left), short(row.left_msgid))
+        if left != row.left_msgid or self._is_impossible(left):
+            yield self._suspect(row.uid, f"end of the {name}", self._of_end(left), self._of_end(row.left_msgid))
 
     def _member(self, row: SpanRow, acked: int, is_listed: Any) -> Iterator[Suspicion]:
         uid = row.uid
         follows = self._followers.pop(uid, None)
         if follows != acked:
             there = f"index at {of_offset(acked)}, SQL at {of_offset(row.acked_msgid)}"
-            yield self._suspect(uid, f"consumer group of {uid!r}", of_offset(follows), there)
+            yield self._suspect(uid, f"consumer group of {uid!r}", self._of_offset(follows), there)
         if not is_listed:
             yield self._suspect(uid, f"group among those of {uid!r}", MISSING, of_span(row))
 
@@ -108,7 +116,7 @@ class MemberAudit:
             yield Suspicion(what, here, there, "own", uid=uid, msgid=msgid)
         if set(past) == set(held_past):
             what = f"order of the own messages of {uid!r} past the offset"
-            yield Suspicion(what, short(held_past), short(past), "own", uid=uid, msgid=max(past))
+            yield Suspicion(what, _listed(held_past), _listed(past), "own", uid=uid, msgid=max(past))
 
     def _unknown(self) -> Iterator[Suspicion]:
         """Yield what Redis has and SQL has not."""
@@ -137,13 +145,34 @@ class MemberAudit:
             here, there = ("recalled" if msgid in side else "not recalled" for side in (known, wanted))
             yield Suspicion(f"recall of message {msgids.unpack(msgid)}", here, there, "message", msgid=msgid)
         for name in sorted(found.keys() - map(str, known)):
-            yield Suspicion("score of a recalled message", f"{short(name)} at {found[name]}", MISSING, "stored")
+            packed = int(name) if name.isdecimal() else msgids.IMPOSSIBLE
+            what = f"score of a recalled message {of_offset(packed) if packed <= msgids.HIGHEST else short(name)}"
+            yield Suspicion(what, of_offset(found[name]), of_offset(packed if packed in wanted else None), "stored")
         for msgid in stored.recalled_with_text(self._database, self._gid):
             what = f"text of recalled message {msgids.unpack(msgid)}"
             yield Suspicion(what, MISSING, THERE, "stored")
 
+    def _is_impossible(self, offset: int | None) -> bool:
+        return offset is not None and offset > self._soon and offset > offsets.highest(self._newest)
+
+    @cached_property
+    def _newest(self) -> int:
+        """The newest message: hardly ever asked for."""
+        there = self._database.messages_before(self._gid, NEVER, limit=1)
+        return max(self._last, *(row.msgid for row in there))
+
+    def _of_offset(self, offset: int | None) -> str:
+        return of_offset(offset) + f": {NO_MESSAGE}" * self._is_impossible(offset)
+
+    def _of_end(self, left: int | None) -> str:
+        return of_end(left) + f": {NO_MESSAGE}" * self._is_impossible(left)
+
     def _suspect(self, uid: str, what: str, redis: str, sql: str) -> Suspicion:
         return Suspicion(what, redis, sql, "span", uid=uid)
+
+
+def _listed(some: Sequence[int]) -> str:
+    return short(" ".join(map(of_offset, some)))
 
 
 def followers(link: Link, stream: str) -> dict[str, int]:
@@ -191,4 +220,5 @@ def _scores(found: Sequence[Any]) -> list[int | None]:
 
 def _whole(score: float) -> int:
     """Return a score as a packed msgid; by hand it may be anything."""
-    return int(min(max(score, 0), NEVER))
+    score = max(score, 0.0)
+    return int(score) if score <= msgids.HIGHEST and score.is_integer() else msgids.IMPOSSIBLE

@@ -6,13 +6,14 @@ from typing import NamedTuple, TypeVar
 from imcore import msgid as msgids
 from imcore.admin.counting import Counter, Told
 from imcore.admin.pending import PAGE, Pending, live_entries
-from imcore.admin.suspicion import MISSING, Suspicion, of_message, short
+from imcore.admin.suspicion import MISSING, NOTHING, Suspicion, of_field, of_message, of_offset, of_place, short
 from imcore.chat import Chat
 from imcore.errors import ImError
-from imcore.sql import stored
+from imcore.sql import corrections, stored
 from imcore.sql.database import Database
 from imcore.sql.rows import MessageRow
 from imcore.sql.stored import Head
+from imcore.sql.tables import to_iso
 from imcore.streams import receipt_calls
 from imcore.streams.calls import Trimmed
 from imcore.streams.link import CHUNK, Link
@@ -69,14 +70,16 @@ class MessageAudit:
         entries = live_entries(self._link, self._gid, first=first)
         below = stored.head(self._database, self._gid, until=meta.trimmed) if meta.trimmed else Head(self._gid)
         before, some = None, []
-        for row, stored_row, values in self._pairs(meta, entries):
+        for entry_id, row, stored_row, values in self._pairs(meta, entries):
             if row is None and stored_row is None:
-                yield self._suspect("message that cannot be read", short(values), MISSING, before)
+                what = f"message {entry_id.decode()} that cannot be read"
+                said = short(b" ".join(values).decode(errors="replace"))
+                yield Suspicion(what, f"no message: {said}", MISSING, "message", msgid=msgids.pack_id(entry_id))
                 continue
             yield from self._compare(row, stored_row)
             if row is None:
                 continue
-            yield from self._order(below, before, row)
+            yield from self._order(below, before, row, stored_row)
             before = row
             self._note(row, values)
             some.append(Told(row.msgid, row.sender_uid))
@@ -85,29 +88,33 @@ class MessageAudit:
                 some = []
         yield from self._tallies(some)
         yield from self._head(meta, below, before)
+        if self._after is None:
+            for msgid, time in corrections.wrong_times(self._database, self._gid):
+                what = f"time of message {msgids.unpack(msgid)}"
+                yield Suspicion(what, to_iso(msgids.time_ms(msgid)), time, "stored")
 
     def _pairs(
-        self, meta: Meta, entries: Iterator[tuple[MessageRow | None, list[bytes]]]
-    ) -> Iterator[tuple[MessageRow | None, MessageRow | None, list[bytes]]]:
+        self, meta: Meta, entries: Iterator[tuple[bytes, MessageRow | None, list[bytes]]]
+    ) -> Iterator[tuple[bytes, MessageRow | None, MessageRow | None, list[bytes]]]:
         """Yield each message with its other side, in order; both None for an entry that cannot be read."""
         after = meta.trimmed if self._after is None else max(self._after, meta.trimmed)
         rows = stored_after(self._database, self._gid, after)
         there = next(rows, None)
-        for row, values in entries:
+        for entry_id, row, values in entries:
             if row is None:
-                yield None, None, values
+                yield entry_id, None, None, values
                 continue
             if row.msgid <= after:
-                yield row, self._database.message(self._gid, row.msgid), values
+                yield entry_id, row, self._database.message(self._gid, row.msgid), values
                 continue
             while there is not None and there.msgid < row.msgid:
-                yield None, there, []
+                yield b"", None, there, []
                 there = next(rows, None)
             same = there is not None and there.msgid == row.msgid
-            yield row, there if same else None, values
+            yield entry_id, row, there if same else None, values
             there = next(rows, None) if same else there
         while there is not None:
-            yield None, there, []
+            yield b"", None, there, []
             there = next(rows, None)
 
     def _compare(self, row: MessageRow | None, there: MessageRow | None) -> Iterator[Suspicion]:
@@ -118,30 +125,32 @@ class MessageAudit:
         for field in _FIELDS:
             here, stands = getattr(row, field), getattr(there, field)
             if here != stands and not (field == "content" and row.msgid in self._pending.recalled):
-                yield self._suspect(f"{field} of message", short(here), short(stands), row)
+                yield self._suspect(f"{field} of message", of_field(field, here), of_field(field, stands), row)
 
-    def _order(self, below: Head, before: MessageRow | None, row: MessageRow) -> Iterator[Suspicion]:
+    def _order(
+        self, below: Head, before: MessageRow | None, row: MessageRow, there: MessageRow | None
+    ) -> Iterator[Suspicion]:
         """Seqs have no holes, and the first one follows the trim point."""
         if before is None:
             if self._after is None and (row.msgid <= below.newest or row.seq != below.last_seq + 1):
-                point = f"seq {below.last_seq} at {msgids.unpack(below.newest)}"
-                yield Suspicion("first message after the trim point", f"seq {row.seq}", point, "trim")
+                here, point = of_place(row.seq, row.msgid), f"trimmed up to {of_place(below.last_seq, below.newest)}"
+                yield Suspicion("first message after the trim point", here, point, "trim")
         elif row.seq != before.seq + 1:
             what = f"order of message {msgids.unpack(row.msgid)}"
             # The one before it, because what lies between the two may just be trimmed.
-            yield Suspicion(what, f"seq {row.seq} after {before.seq}", "", "message", msgid=before.msgid)
+            here = f"seq {row.seq} after seq {before.seq}"
+            yield Suspicion(what, here, of_message(there), "message", msgid=before.msgid)
 
     def _head(self, meta: Meta, below: Head, newest: MessageRow | None) -> Iterator[Suspicion]:
         seq, last = (newest.seq, newest.msgid) if newest else (below.last_seq, meta.trimmed)
         if (self._after is None or newest) and (meta.seq, meta.last) != (seq, last):
-            here = f"seq {meta.seq} at {msgids.unpack(meta.last or 0)}"
-            yield Suspicion("newest message", here, f"seq {seq} at {msgids.unpack(last)}", "head")
+            yield Suspicion("newest message", of_place(meta.seq, meta.last), of_place(seq, last), "head")
         if (below.messages, below.newest) != (below.last_seq, meta.trimmed):
-            there = f"{below.messages} up to {msgids.unpack(below.newest)} (seq {below.last_seq})"
-            yield Suspicion("trimmed messages", f"up to {msgids.unpack(meta.trimmed)}", there, "trim")
+            there = f"{below.messages} up to {of_place(below.last_seq, below.newest)}" if below.messages else NOTHING
+            yield Suspicion("trimmed messages", f"up to {of_offset(meta.trimmed)}", there, "trim")
         elif meta.trimmed and self._after is None:
             for msgid in stored.out_of_order(self._database, self._gid, meta.trimmed):
-                yield Suspicion(f"place of message {msgids.unpack(msgid)}", MISSING, "another seq", "stored")
+                yield Suspicion(f"place of message {msgids.unpack(msgid)}", "trimmed", "another seq", "stored")
 
     def _note(self, row: MessageRow, values: list[bytes]) -> None:
         if row.recalls is not None:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from imcore.admin.audit_messages import chunks
 from imcore.chat import Chat
-from imcore.errors import NotMember, UnknownGroup
 from imcore.sql import stored
 from imcore.streams import calls
 
@@ -30,10 +29,10 @@ def strange_listings(chat: Chat, *, repair: bool) -> Iterator[Listing]:
         sets = [(uid, space.groups_of(p, uid)) for uid in uids for p in range(space.partitions)]
         found = link.read_many([("SMEMBERS", key) for _, key in sets])
         pairs = [(gid.decode(), uid, key) for (uid, key), gids in zip(sets, found, strict=True) for gid in gids]
-        positions = link.gather([calls.position(space, gid, uid) for gid, uid, _ in pairs])
-        for (gid, uid, key), position in zip(pairs, positions, strict=True):
-            # What else may be wrong with a group is told by who looks at that.
-            if isinstance(position, NotMember | UnknownGroup) and _is_strange(chat, gid, uid, key):
+        answers = link.gather([calls.is_member(space, gid, uid) for gid, uid, _ in pairs])
+        for (gid, uid, key), is_member in zip(pairs, answers, strict=True):
+            # It may be an error: what else may be wrong with a group is told by who looks at that.
+            if is_member is False and _is_strange(chat, gid, uid, key):
                 yield Listing(gid, uid, repair and bool(link.once("SREM", key, gid)))
 
 

@@ -2,16 +2,19 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from imcore import msgid as msgids
 from imcore.admin.audit_members import is_empty
-from imcore.admin.merging import Placed, Spans, as_known, covers, in_sequence, offset_of, settle
+from imcore.admin.merging import Placed, Spans, as_known, covers, in_sequence, is_void, offset_of, settle
 from imcore.admin.pending import START
 from imcore.sql.rows import MessageRow, SpanRow
 from imcore.streams.keys import span_key
 from imcore.streams.restore_calls import NEVER, Passed, Seen, SpanOrder, Trim
+
+Span = tuple[str, int | None]
+"""A span by its uid and beginning; None: where that is not known."""
 
 
 @dataclass(slots=True)
@@ -46,6 +49,8 @@ class Plan:
     """The offsets that SQL knows, by uid and beginning."""
     settled: dict[str, list[SpanRow]]
     """The spans as they are where neither side contradicts the other."""
+    lowered: list[SpanRow]
+    """What SQL gets in place of offsets that no message can have."""
     version: int
     """What a row of SQL gets that is changed now: all that follows has a higher one."""
     seq: int
@@ -99,9 +104,12 @@ class Plan:
         return next((span.joined_msgid for span in rows if covers(span, row.msgid)), None)
 
 
-def lay_out(plan: Plan, messages: Iterable[Placed]) -> None:
-    """Settle which spans there are to be, from the messages with the spans that their senders had."""
-    last_own: dict[tuple[str, int | None], int] = {}
+def lay_out(plan: Plan, messages: Iterable[Placed], said: dict[Span, int]) -> None:
+    """Settle which spans there are to be, from the messages with the spans that their senders had.
+
+    `said` are the newest ones up to the base, as far as they matter, by the sender's span.
+    """
+    last_own = dict(said)
     for row, _, _ in messages:
         last_own[row.sender_uid, row.span] = row.msgid
     for uid, rows in plan.settled.items():
@@ -110,7 +118,23 @@ def lay_out(plan: Plan, messages: Iterable[Placed]) -> None:
     plan.is_laid_out = True
 
 
-def _spoke(last_own: dict[tuple[str, int | None], int], uid: str, joined: int) -> int:
+def ended(plan: Plan, rows: Iterable[SpanRow]) -> dict[Span, int]:
+    """Return the spans that are to be closed, and their ends, where SQL (whose `rows` are given) or Redis has another.
+
+    What was said in these may have come after that.
+    """
+    there = {(row.uid, row.joined_msgid): row.left_msgid for row in rows}
+    here = {(row.uid, row.joined_msgid): row.left_msgid for rows in plan.live.rows.values() for row in rows}
+    closed = {
+        (row.uid, row.joined_msgid): row.left_msgid
+        for rows in plan.settled.values()
+        for row in rows
+        if row.left_msgid is not None and not is_void(row)
+    }
+    return {span: left for span, left in closed.items() if not there.get(span) == here.get(span) == left}
+
+
+def _spoke(last_own: dict[Span, int], uid: str, joined: int) -> int:
     return last_own.get((uid, joined), 0)
 
 
@@ -136,6 +160,27 @@ def place_of(row: MessageRow) -> tuple[int, int, str, int, str, int]:
     """What two sides have to agree on for all before it to be alike. Content may be recalled."""
     span = -1 if row.span is None else row.span
     return row.msgid, row.seq, row.sender_uid, span, row.client_msgid or "", row.recalls or 0
+
+
+def bounded(live: Live, told: Sequence[SpanRow], newest: int, *, bound: int) -> Live:
+    """Return what Redis has, but for offsets that can be no message's: beyond the newest of all, or beyond their span.
+
+    Instead of these stands what the other side tells, or that nothing was read. Spans that begin or end beyond
+    `bound` are as if they were not there.
+    """
+    known = {(row.uid, row.joined_msgid): row.acked_msgid for row in told}
+    rows: dict[str, list[SpanRow]] = {}
+    beyond = {}
+    for uid, each in live.rows.items():
+        for row in each:
+            if max(row.joined_msgid, row.left_msgid or 0) > bound:
+                continue
+            there = known.get((uid, row.joined_msgid), row.joined_msgid)
+            if row.acked_msgid > max(newest if row.left_msgid is None else row.left_msgid, there):
+                beyond[uid if row.left_msgid is None else span_key(uid, row.joined_msgid)] = row.acked_msgid, there
+                row = row._replace(acked_msgid=there)  # noqa: PLW2901 (it never stood there)
+            rows.setdefault(uid, []).append(row)
+    return replace(live, rows=rows, beyond=beyond)
 
 
 def settled(rows: Sequence[SpanRow], live: Live, *, version: int) -> dict[str, list[SpanRow]]:

@@ -15,12 +15,12 @@ follows.
 
 import time
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 
 from imcore import msgid as msgids
-from imcore.admin import claims
+from imcore.admin import claims, offsets
 from imcore.admin import pending as journals
 from imcore.admin.audit_members import followers, scan
 from imcore.admin.audit_messages import Meta, chunks, metas_of
@@ -29,6 +29,9 @@ from imcore.admin.deadletters import CHECK
 from imcore.admin.mend_plan import (
     Live,
     Plan,
+    Span,
+    bounded,
+    ended,
     lay_out,
     lowest_behind,
     note,
@@ -42,10 +45,10 @@ from imcore.admin.merging import Placed, paired, place
 from imcore.admin.pending import START, Window
 from imcore.chat import Chat
 from imcore.errors import TryAgain
-from imcore.sql import stored
+from imcore.sql import corrections, stored
 from imcore.sql.rows import Batch, GroupRow, MarkRow, MessageRow, SpanRow
 from imcore.streams import restore_calls, wire
-from imcore.streams.keys import SEPARATOR, span_key, uid_of
+from imcore.streams.keys import SEPARATOR, uid_of
 from imcore.streams.link import CHUNK
 from imcore.streams.restore_calls import NEVER, Claim, Seen, Shadow, Text, Trim
 
@@ -178,8 +181,10 @@ class _Mending:
         if not (meta.exists or newest_live or newest_stored or rows or live.keys or self._is_known()):
             self._link.once("SREM", self._k.groups, self._gid)
             return None
-        told = list(self._pending.applied(rows))
-        live = _bounded(live, told, max(newest_live, newest_stored))
+        newest = max(newest_live, newest_stored)
+        sound = offsets.possible(rows, newest, chain.from_iterable(live.rows.values()))
+        told = offsets.possible(self._pending.applied(sound), newest, sound)
+        live = bounded(live, told, newest, bound=offsets.highest(newest))
         base = self._base(meta)
         journal_end = self._window.opened_at(self._partition)
         version = version_after(told, journal_end)
@@ -191,19 +196,27 @@ class _Mending:
             newest_live=newest_live,
             newest_stored=newest_stored,
             live=live,
-            known={(row.uid, row.joined_msgid): row.acked_msgid for row in rows},
+            known={(row.uid, row.joined_msgid): row.acked_msgid for row in sound},
+            lowered=[row for row, there in zip(sound, rows, strict=True) if row != there],
             settled=settled(told, live, version=version),
             version=version,
             seq=base.seq,
             newest=base.msgid,
         )
-        lay_out(plan, self._placed(plan))
+        lay_out(plan, self._placed(plan), self._said(plan, told))
         for placed in self._placed(plan):
             note(plan, placed)
         is_whole = (meta.seq, meta.last, meta.trimmed) == (plan.seq, plan.newest, plan.trim.msgid)
         is_followed = live.followers == live.opened.keys() and plan.floor <= plan.newest
         plan.stands &= bool(is_listed) and is_whole and is_followed and not plan.foreign
         return plan
+
+    def _said(self, plan: Plan, told: Sequence[SpanRow]) -> dict[Span, int]:
+        """Return the newest message (packed) up to the base in each span of which the two sides have another end."""
+        spans = ended(plan, told)
+        uids = sorted({uid for uid, _ in spans})
+        after = min(spans.values(), default=NEVER)
+        return stored.newest_own(self._database, self._gid, uids, after=after, until=plan.base.msgid)
 
     def _is_known(self) -> bool:
         return self._pending.created_ms is not None or bool(stored.listed(self._database, [self._gid]))
@@ -270,16 +283,16 @@ class _Mending:
 
     def _live_spans(self) -> Live:
         acked, joined, left = (dict(scan(self._link, z)) for z in (self._k.acked, self._k.joined, self._k.left))
-        follow = followers(self._link, self._k.stream)
         rows: dict[str, list[SpanRow]] = {}
         for key, began in joined.items():
             uid, _, closed = key.partition(SEPARATOR)
             if key in acked and bool(closed) == (key in left) and (not closed or int(closed) == began):
-                offset = acked[key] if closed else max(acked[key], follow.get(key, 0))
-                rows.setdefault(uid, []).append(SpanRow(self._gid, uid, began, left.get(key), 0, offset))
+                # The consumer group moves with the index in one step: where it stands elsewhere, somebody has set it.
+                rows.setdefault(uid, []).append(SpanRow(self._gid, uid, began, left.get(key), 0, acked[key]))
         opened = {key: began for key, began in joined.items() if SEPARATOR not in key}
         uncounted = {int(msgid) for msgid, _ in scan(self._link, self._k.uncounted)}
-        return Live(rows, {*acked, *joined, *left}, opened, set(follow), {}, uncounted)
+        follow = set(followers(self._link, self._k.stream))
+        return Live(rows, {*acked, *joined, *left}, opened, follow, {}, uncounted)
 
     # SQL first.
 
@@ -292,8 +305,10 @@ class _Mending:
         self._database.write(Batch(marks=[MarkRow(self._partition, MENDER, packed)]))
 
     def _write_spans(self, plan: Plan) -> None:
+        if plan.lowered:
+            offsets.lower(self._database, self._gid, plan.lowered, max(plan.newest_live, plan.newest_stored))
         if plan.rewritten:
-            stored.rewrite(self._database, plan.rewritten)
+            corrections.rewrite(self._database, plan.rewritten)
         rows = [row for each in plan.spans.values() for row in each.rows]
         if plan.resets:  # which offsets stand is clear only once the shadow is in place: the journal will tell
             rows = [row._replace(acked_msgid=row.joined_msgid) for row in rows]
@@ -373,7 +388,7 @@ class _Mending:
             trimmed.setdefault(uid, []).extend([msgid] if msgid <= plan.trim.msgid else [])
         owners = self._owners(members) | trimmed.keys() | plan.senders
         recalled = {msgid for pair in stored.recalls(self._database, self._gid) for msgid in pair}
-        stored.take_texts_away(self._database, self._gid)
+        corrections.take_texts_away(self._database, self._gid)
         once_ms = self._chat.settings.idempotency_ms
         strangers = [msgid for msgid in plan.live.uncounted - recalled if not self._is_message(msgid)]
         batch = [restore_calls.uncounted(self._k, some) for some in chunks(recalled, PAGE)]
@@ -392,24 +407,6 @@ class _Mending:
         """Return who has own messages past the offset, as Redis has it."""
         lengths = [self._link.read_many([("LLEN", self._k.own(uid)) for uid in some]) for some in chunks(uids, CHUNK)]
         return {uid for uid, length in zip(uids, chain.from_iterable(lengths), strict=True) if length}
-
-
-def _bounded(live: Live, told: Sequence[SpanRow], newest: int) -> Live:
-    """Return what Redis has, but for offsets that can be no message's: beyond the newest of all, or beyond their span.
-
-    Instead of these stands what the other side tells, or that nothing was read.
-    """
-    known = {(row.uid, row.joined_msgid): row.acked_msgid for row in told}
-    rows: dict[str, list[SpanRow]] = {}
-    beyond = {}
-    for uid, each in live.rows.items():
-        for row in each:
-            there = known.get((uid, row.joined_msgid), row.joined_msgid)
-            if row.acked_msgid > max(newest if row.left_msgid is None else row.left_msgid, there):
-                beyond[uid if row.left_msgid is None else span_key(uid, row.joined_msgid)] = row.acked_msgid, there
-                row = row._replace(acked_msgid=there)  # noqa: PLW2901 (it never stood there)
-            rows.setdefault(uid, []).append(row)
-    return replace(live, rows=rows, beyond=beyond)
 
 
 def id_above(packed: int) -> str:

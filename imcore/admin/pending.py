@@ -215,19 +215,19 @@ def entries(link: Link, partition: int, first: str) -> Iterator[Entry]:
 
 def live(link: Link, gid: str, *, first: str = "-", last: str = "+") -> Iterator[tuple[MessageRow, bool]]:
     """Yield the messages of a stream that can be read, and whether each one's sender moved with it."""
-    for row, values in live_entries(link, gid, first=first, last=last):
+    for _, row, values in live_entries(link, gid, first=first, last=last):
         if row:
             yield row, wire.moved_with_sender(values)
 
 
 def live_entries(
     link: Link, gid: str, *, first: str = "-", last: str = "+"
-) -> Iterator[tuple[MessageRow | None, list[bytes]]]:
-    """Yield the messages of a stream as members see them, oldest first; None for one that cannot be read."""
+) -> Iterator[tuple[bytes, MessageRow | None, list[bytes]]]:
+    """Yield the entries of a stream as members see them, oldest first; no row for what is no message."""
     while True:
         page = link.run(calls.entries(link.space, gid, first, last, PAGE))
         for entry_id, values in page:
-            yield readable(gid, entry_id, values), values
+            yield entry_id, readable(gid, entry_id, values), values
         if len(page) < PAGE:
             return
         first = f"({page[-1][0].decode()}"

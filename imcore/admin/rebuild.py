@@ -24,7 +24,8 @@ from imcore.admin.reconcile import REBUILDING
 from imcore.admin.unconfirmed import mark_unconfirmed
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, RefusedError, TryAgain
-from imcore.sql import stored
+from imcore.sql import corrections, stored
+from imcore.sql.database import Database
 from imcore.sql.rows import Batch, GroupRow, SpanRow
 from imcore.sql.stored import Head, Light
 from imcore.streams import journal_calls, keys, restore_calls
@@ -100,9 +101,7 @@ def look_before(chat: Chat) -> Before:
             f"the data has {partitions} partitions, not {chat.settings.partitions}: set IM_PARTITIONS={partitions}, "
             "or unset it"
         )
-    return Before(
-        groups, stored.count_groups(database), int(partitions), dataset, database.meta("dataset"), bool(goes_on)
-    )
+    return Before(groups, _count_stored(database), int(partitions), dataset, database.meta("dataset"), bool(goes_on))
 
 
 def rebuild(
@@ -111,7 +110,8 @@ def rebuild(
     """Bring back what SQL has; return what that was. `on_progress` gets the summary so far.
 
     The Chat must not have been used before. Killed and started again, it goes on. Raise RefusedError if there are
-    groups in Redis and it is not said `yes`, or if these are of other data and it is not said to `adopt` them;
+    groups in Redis and none in SQL, whatever is said; if there are some and it is not said `yes`; or if these are of
+    other data and it is not said to `adopt` them;
     ConfigurationError if Redis has them in another number of partitions; TryAgain if another process is about it.
     """
     _begin(chat, look_before(chat), yes, adopt)
@@ -132,10 +132,16 @@ def rebuild(
 def _begin(chat: Chat, before: Before, yes: bool, adopt: bool) -> None:
     """Write down what data this is to be, before anything else is: where everything lies follows from it."""
     link, database = chat.link, chat.database
+    if before.redis_groups and not before.sql_groups:
+        raise RefusedError(
+            f"{database.address} is empty, though {link.address} holds {before.redis_groups} groups: set "
+            "IM_DATABASE_URL; or, if that database is lost, run im check --repair"
+        )
     if before.is_foreign and not adopt:
         raise RefusedError(
-            f"{link.address} holds {before.redis_groups} groups of other data than {database.address}: empty it first, "
-            "or repeat it with --adopt if they were made after this system had lost its Redis"
+            f"{link.address} holds {before.redis_groups} groups of other data than {database.address}: set "
+            "IM_DATABASE_URL or IM_REDIS_URL if one is wrong; if these groups were made after this system had lost its "
+            "Redis, repeat it with --adopt"
         )
     if before.redis_groups and not before.goes_on and not yes:
         raise RefusedError(
@@ -153,6 +159,10 @@ def _begin(chat: Chat, before: Before, yes: bool, adopt: bool) -> None:
 def _count_groups(chat: Chat, partitions: int) -> int:
     space = Keyspace(partitions)
     return sum(chat.link.glance([("SCARD", space.groups(p)) for p in range(partitions)]))
+
+
+def _count_stored(database: Database) -> int:
+    return stored.count_groups(database) + len(stored.unlisted(database))
 
 
 def _end(chat: Chat) -> None:
@@ -247,7 +257,7 @@ class _Rebuild:
         """Bring back groups that are not there, and have no trim point unless it is one alone."""
         gids = [head.gid for head in heads]
         for gid in stored.with_gaps(self._database, gids):
-            self._count(renumbered=stored.close_gaps(self._database, gid))
+            self._count(renumbered=corrections.close_gaps(self._database, gid))
         trim = trim_point(self._chat, gids[0]) if len(gids) == 1 else Trim(0, 0)
         bunch = Bunch(self._chat, gids, trim, once_after=self._once_after)
         changed = bunch.bring_back()

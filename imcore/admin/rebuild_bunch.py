@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import Any
 
 from imcore import msgid as msgids
-from imcore.admin import claims
+from imcore.admin import claims, offsets
 from imcore.admin.audit_members import is_empty
 from imcore.admin.audit_messages import chunks
 from imcore.admin.mending import id_above
@@ -17,7 +17,7 @@ from imcore.sql import stored
 from imcore.sql.rows import SpanRow
 from imcore.streams import restore_calls
 from imcore.streams.calls import Call
-from imcore.streams.restore_calls import Claim, Seen, Shadow, SpanOrder, Text, Trim
+from imcore.streams.restore_calls import NEVER, Claim, Seen, Shadow, SpanOrder, Text, Trim
 
 PAGE = 200
 """How many messages, or spans, one call brings back: the server stands still meanwhile."""
@@ -43,6 +43,8 @@ class Bunch:
         self._newest = dict.fromkeys(gids, trim)
         self._entries = dict.fromkeys(gids, 0)
         self._missed: set[str] = set()
+        self._outlived: set[str] = set()
+        """Groups in which somebody said something in a span after its end."""
         self._seqs: dict[tuple[str, int], int] = {}
         self.spans: dict[str, list[SpanRow]] = {gid: [] for gid in gids}
         self.messages = 0
@@ -52,7 +54,8 @@ class Bunch:
         """Bring the groups back; return those that are not as they should be yet, to be mended one by one.
 
         These are groups that somebody has made meanwhile, or whose members came or went, or whose spans contradict each
-        other. First come the messages, in a stream beside; then, as one step, the group; then its members.
+        other or what was said in them. First come the messages, in a stream beside; then, as one step, the group; then
+        its members.
         """
         taken = claims.take(self._chat, self._gids)
         self._claims = {claim.k.gid: claim for claim in taken}
@@ -67,8 +70,10 @@ class Bunch:
     def _bring_back(self) -> set[str]:
         for span in stored.spans(self._database, self._gids):
             self.spans[span.gid].append(span)
-        clear = [gid for gid in self._gids if not _has_double(self.spans[gid])]
         self._add_messages()
+        clear = [gid for gid in self._gids if not (gid in self._outlived or _has_double(self.spans[gid]))]
+        for gid in self._gids:
+            self._lower_offsets(gid)
         answers = self._link.run_many([self._swap(gid) for gid in clear])
         done = [gid for gid, answer in zip(clear, answers, strict=True) if answer is not restore_calls.CHANGED]
         for gid in done:
@@ -79,10 +84,18 @@ class Bunch:
 
     def _add_messages(self) -> None:
         offsets = {(gid, span.acked_msgid) for gid, spans in self.spans.items() for span in spans}
+        ends: dict[tuple[str, str, int | None], int] = {
+            (gid, span.uid, span.joined_msgid): span.left_msgid
+            for gid, spans in self.spans.items()
+            for span in spans
+            if span.left_msgid is not None
+        }
         rows = stored.messages(self._database, self._gids, after=self._trim.msgid)
         for gid, each in groupby(rows, key=attrgetter("gid")):
             for some in chunks(each, PAGE):
                 self._seqs.update(((gid, row.msgid), row.seq) for row in some if (gid, row.msgid) in offsets)
+                if any(row.msgid > ends.get((gid, row.sender_uid, row.span), NEVER) for row in some):
+                    self._outlived.add(gid)
                 self._newest[gid] = Trim(some[-1].msgid, some[-1].seq)
                 self._entries[gid] += len(some)
                 self._later(restore_calls.add(self._claims[gid], [Text(row) for row in some]))
@@ -91,6 +104,13 @@ class Bunch:
             gid = self._gids[0]
             below = (acked for _, acked in offsets if acked <= self._trim.msgid)
             self._seqs.update(((gid, msgid), seq) for msgid, seq in stored.seqs(self._database, gid, below).items())
+
+    def _lower_offsets(self, gid: str) -> None:
+        there, newest = self.spans[gid], self._newest[gid].msgid
+        self.spans[gid] = offsets.possible(there, newest)
+        lowered = [span for span, stands in zip(self.spans[gid], there, strict=True) if span != stands]
+        if lowered:
+            offsets.lower(self._database, gid, lowered, newest)
 
     def _swap(self, gid: str) -> Call[tuple[int, int] | None]:
         newest, seq = self._newest[gid]

@@ -268,7 +268,10 @@ class Watch:
             self._dataset = dataset.decode()
             database.bind(int(partitions), self._dataset)
         elif self._dataset is not None and (dataset or b"").decode() != self._dataset:
-            raise RedisUnavailable(f"{link.address} has lost the data that {database.address} has: run im rebuild")
+            raise RedisUnavailable(
+                f"{link.address} does not have the data that {database.address} has: set IM_DATABASE_URL or "
+                "IM_REDIS_URL if one is wrong; if Redis has lost its data, run im rebuild"
+            )
 
 
 def _has_stored(link: Link) -> bool:

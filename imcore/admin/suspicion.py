@@ -7,8 +7,9 @@ from typing import Literal
 from imcore import msgid as msgids
 from imcore.admin.pending import Touched
 from imcore.sql.rows import MessageRow, SpanRow
+from imcore.sql.tables import to_iso
 
-MISSING, THERE = "missing", "there"
+MISSING, THERE, NOTHING = "missing", "there", "nothing"
 
 Depends = Literal["group", "head", "trim", "message", "tally", "span", "own", "stored"]
 
@@ -60,15 +61,51 @@ def of_message(row: MessageRow | None) -> str:
 
 def of_offset(msgid: int | None) -> str:
     """Describe an offset."""
-    return MISSING if msgid is None else msgids.unpack(msgid)
+    if msgid is None:
+        return MISSING
+    return msgids.unpack(msgid) if msgid <= msgids.HIGHEST else "no msgid"
+
+
+def of_end(left: int | None) -> str:
+    """Describe the end of a span."""
+    return "open" if left is None else f"left at {of_offset(left)}"
+
+
+def of_place(seq: int | None, msgid: int | None) -> str:
+    """Describe a place in a group: that of a message, or before all."""
+    if (seq, msgid) == (0, 0):
+        return "before the first message"
+    return f"seq {_number(seq)} at {'no msgid' if msgid is None else of_offset(msgid)}"
+
+
+def _number(number: int | None) -> str:
+    return "that is no number" if number is None else str(number)
+
+
+def of_field(name: str, value: str | int | None) -> str:
+    """Describe a field of a message."""
+    if value is None:
+        return NOTHING
+    match name, value:
+        case (("span" | "recalls"), int()):
+            return of_offset(value)
+        case "sent_at_ms", int():
+            return _iso(value)
+    return short(value)
+
+
+def _iso(ms: int) -> str:
+    try:
+        return to_iso(ms)
+    except ValueError:
+        return "no time"
 
 
 def of_span(row: SpanRow | None) -> str:
     """Describe a span."""
     if row is None:
         return MISSING
-    end = "open" if row.left_msgid is None else f"left at {msgids.unpack(row.left_msgid)}"
-    return f"{end}, offset {msgids.unpack(row.acked_msgid)}"
+    return f"{of_end(row.left_msgid)}, offset {of_offset(row.acked_msgid)}"
 
 
 def short(value: object) -> str:

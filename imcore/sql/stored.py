@@ -3,8 +3,20 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, and_, delete, exists, func, literal, select, text, tuple_, union, update
+from sqlalchemy import (
+    Select,
+    and_,
+    delete,
+    exists,
+    func,
+    literal,
+    select,
+    text,
+    tuple_,
+    union,
+)
 
+from imcore import msgid as msgids
 from imcore.sql.bulk import MARK, mark_name
 from imcore.sql.database import Database
 from imcore.sql.rows import MarkRow, MessageRow, SpanRow
@@ -111,8 +123,8 @@ def spans(database: Database, some: Sequence[str]) -> Iterator[SpanRow]:
     """Yield the spans of some groups, in order of gid, uid and beginning."""
     c = GROUP_SPANS.c
     query = select(c.gid, c.uid, c.joined_msgid, c.left_msgid, c.changed, c.acked_msgid).where(c.gid.in_(some))
-    for row in _streamed(database, query.order_by(c.gid, c.uid, c.joined_msgid)):
-        yield SpanRow(*row)
+    for gid, uid, joined, left, changed, acked in _streamed(database, query.order_by(c.gid, c.uid, c.joined_msgid)):
+        yield SpanRow(gid, uid, joined, left if left is None else _whole(left), changed, _whole(acked))
 
 
 def messages(database: Database, some: Sequence[str], *, after: int, until: int | None = None) -> Iterator[MessageRow]:
@@ -153,6 +165,20 @@ def own_unread(database: Database, some: Sequence[str], *, until: int | None = N
         yield row[0], row[1], row[2]
 
 
+def newest_own(
+    database: Database, gid: str, some: Sequence[str], *, after: int, until: int
+) -> dict[tuple[str, int | None], int]:
+    """Return the newest message (packed) with after < msgid <= until by some users of a group, by uid and span."""
+    c = GROUP_MSGS.c
+    query = select(c.sender_uid, c.span, func.max(c.msgid)).where(c.gid == gid, c.msgid > after, c.msgid <= until)
+    found: dict[tuple[str, int | None], int] = {}
+    with database.connection() as connection:
+        for i in range(0, len(some), PAGE):
+            page = query.where(c.sender_uid.in_(some[i : i + PAGE])).group_by(c.sender_uid, c.span)
+            found.update(((row[0], row[1]), row[2]) for row in connection.execute(page))
+    return found
+
+
 def recalls(database: Database, gid: str) -> Iterator[tuple[int, int]]:
     """Yield each tombstone of a group with the message that it recalls (both packed)."""
     c = GROUP_MSGS.c
@@ -167,15 +193,6 @@ def recalled_with_text(database: Database, gid: str) -> list[int]:
     query = select(m.msgid).join_from(tombstone, GROUP_MSGS, recalled).where(m.gid == gid, m.content != "")
     with database.connection() as connection:
         return sorted(connection.scalars(query))
-
-
-def take_texts_away(database: Database, gid: str) -> None:
-    """Blank the recalled messages of a group."""
-    tombstone = GROUP_MSGS.alias()
-    recalled = select(tombstone.c.recalls).where(tombstone.c.gid == gid, tombstone.c.recalls.is_not(None))
-    c = GROUP_MSGS.c
-    with database.connection() as connection:
-        connection.execute(update(GROUP_MSGS).where(c.gid == gid, c.msgid.in_(recalled)).values(content=""))
 
 
 def out_of_order(database: Database, gid: str, until: int) -> list[int]:
@@ -253,26 +270,9 @@ def with_gaps(database: Database, some: Sequence[str]) -> list[str]:
         return sorted(connection.scalars(query))
 
 
-def close_gaps(database: Database, gid: str) -> int:
-    """Give the messages of a group the seqs 1, 2, 3, ... in their order; return how many have another one now."""
-    statement = text(
-        """UPDATE group_msgs SET seq = numbered.place
-        FROM (SELECT msgid, row_number() OVER (ORDER BY msgid) AS place FROM group_msgs WHERE gid = :gid) AS numbered
-        WHERE group_msgs.gid = :gid AND group_msgs.msgid = numbered.msgid AND group_msgs.seq <> numbered.place"""
-    )
-    with database.connection() as connection:
-        return connection.execute(statement, {"gid": gid}).rowcount
-
-
-def rewrite(database: Database, rows: Iterable[MessageRow]) -> None:
-    """Give messages the seq, the span and the recall that their rows say, in one transaction. No text changes."""
-    statement = text(
-        "UPDATE group_msgs SET seq = :seq, span = :span, recalls = :recalls WHERE gid = :gid AND msgid = :msgid"
-    )
-    names = ("gid", "msgid", "seq", "span", "recalls")
-    values = [{name: getattr(row, name) for name in names} for row in rows]
-    with database.connection() as connection:
-        connection.execute(statement, values)
+def _whole(value: object) -> int:
+    """Return a packed msgid; by hand, SQLite takes anything."""
+    return value if isinstance(value, int) else msgids.IMPOSSIBLE
 
 
 def _head_columns() -> tuple[Any, ...]:

@@ -271,6 +271,11 @@ def standing(space: Keyspace, gid: str, uid: str) -> list[Call[int | None]]:
     return [Call("", (), ("ZSCORE", key, uid), _score, gid) for key in (k.acked, k.joined)]
 
 
+def is_member(space: Keyspace, gid: str, uid: str) -> Call[bool]:
+    """Ask whether somebody is a member, wherever their offset is."""
+    return Call("", (), ("ZSCORE", space.group(gid).acked, uid), lambda score: score is not None, gid)
+
+
 def groups_of(space: Keyspace, uid: str) -> list[Call[list[str]]]:
     """Ask for a user's groups, in each partition."""
     return [

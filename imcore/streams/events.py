@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from imcore import msgid as msgids
+from imcore.msgid import HIGHEST
 from imcore.streams.keys import RECORD_SEPARATOR, SEPARATOR
 
 Fields = dict[bytes, bytes]
@@ -127,11 +128,20 @@ def _created(fields: Fields) -> Event:
 
 
 def _joined(fields: Fields) -> Event:
-    return Joined(fields[b"gid"].decode(), fields[b"uid"].decode(), int(fields[b"joined"]))
+    return Joined(fields[b"gid"].decode(), fields[b"uid"].decode(), _position(fields[b"joined"]))
 
 
 def _left(fields: Fields) -> Event:
-    return Left(fields[b"gid"].decode(), fields[b"uid"].decode(), int(fields[b"joined"]), int(fields[b"left"]))
+    return Left(
+        fields[b"gid"].decode(), fields[b"uid"].decode(), _position(fields[b"joined"]), _position(fields[b"left"])
+    )
+
+
+def _position(text: bytes) -> int:
+    packed = int(text)
+    if packed > HIGHEST:
+        raise ValueError("no message can have such an id")
+    return packed
 
 
 def _sent(fields: Fields) -> Event:
@@ -139,7 +149,7 @@ def _sent(fields: Fields) -> Event:
     messages = 1
     if b"last" in fields:  # it is left out where there is one message only
         last, messages = msgids.pack_id(fields[b"last"]), int(fields[b"n"])
-    if not (0 < first <= last and messages > 0):
+    if not (0 < first <= last <= HIGHEST and messages > 0):
         raise ValueError("not a range of messages")
     return Sent(fields[b"gid"].decode(), first, last, messages)
 
@@ -150,8 +160,11 @@ def _acked(fields: Fields) -> Event:
 
 
 def _move(record: str) -> Move:
-    joined, start, to, uids = record.split(SEPARATOR, 3)
-    return Move(int(joined), int(start), int(to), _names(uids))
+    began, came, went, uids = record.split(SEPARATOR, 3)
+    joined, start, to = int(began), int(came), int(went)
+    if to > HIGHEST or start > HIGHEST or joined > HIGHEST:
+        raise ValueError("no message can have such an id")
+    return Move(joined, start, to, _names(uids))
 
 
 @lru_cache(maxsize=256)

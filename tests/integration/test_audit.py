@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,12 +17,14 @@ from sqlalchemy import text
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.admin.audit import check
+from imcore.admin.audit_members import followers
 from imcore.admin.audit_messages import MessageAudit
 from imcore.admin.rebuild import rebuild
 from imcore.admin.retention import trim
 from imcore.admin.suspicion import Suspicion
 from imcore.errors import NotMember, RefusedError, TryAgain, UnknownMessage
 from imcore.settings import Settings
+from imcore.sql import stored
 from imcore.sql.rows import Batch, GroupRow, SpanRow
 from imcore.streams import keys
 from imcore.streams.keys import SEPARATOR, GroupKeys
@@ -150,6 +153,10 @@ def ahead(chat: Chat, k: GroupKeys) -> None:
     chat.link.client.xgroup_setid(k.stream, "bob", nth(chat, 20))
 
 
+def stray_reader(chat: Chat, k: GroupKeys) -> None:
+    assert chat.link.client.xreadgroup("bob", "device", {k.stream: ">"})
+
+
 def index_ahead(chat: Chat, k: GroupKeys) -> None:
     chat.link.client.zadd(k.acked, {"bob": msgids.pack(nth(chat, 20))})
 
@@ -164,6 +171,20 @@ def beyond_its_end(chat: Chat, k: GroupKeys) -> None:
     chat.link.client.zadd(k.acked, {span: 1 << 51})
 
 
+def end_beyond(chat: Chat, k: GroupKeys) -> None:
+    (span,) = (name for name in chat.link.client.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
+    chat.link.client.zadd(k.left, {span: 9e18})
+
+
+def end_of_another_day(chat: Chat, k: GroupKeys) -> None:
+    (span,) = (name for name in chat.link.client.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
+    chat.link.client.zincrby(k.left, 1_000_000_000_000, span)
+
+
+def begun_another_day(chat: Chat, k: GroupKeys) -> None:
+    chat.link.client.zadd(k.joined, {"bob": msgids.pack(nth(chat, -1)) + 1_000_000_000_000})
+
+
 def recall_at_another_place(chat: Chat, k: GroupKeys) -> None:
     (recalled, _) = chat.link.client.zrange(k.uncounted, 0, -1)
     chat.link.client.zadd(k.uncounted, {recalled: 5})
@@ -171,6 +192,15 @@ def recall_at_another_place(chat: Chat, k: GroupKeys) -> None:
 
 def listed_too_often(chat: Chat, k: GroupKeys) -> None:
     chat.link.client.sadd(k.groups_of("{dee}"), GID)
+
+
+def own_in_disorder(chat: Chat, k: GroupKeys) -> None:
+    client, key = chat.link.client, k.own("bob")
+    client.rpush(key, client.lpop(key))
+
+
+def claimed(chat: Chat, k: GroupKeys) -> None:
+    chat.link.client.hset(k.mending, GID, "somebody 0")
 
 
 DAMAGE: dict[str, tuple[Damage, str]] = {
@@ -193,6 +223,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "redis lost a consumer group": (redis("XGROUP DESTROY", "stream", "bob"), "consumer group of 'bob'"),
     "a consumer group is behind": (back, "consumer group of 'bob'"),
     "a consumer group is ahead": (ahead, "consumer group of 'bob'"),
+    "a consumer group was read from": (stray_reader, "consumer group of 'bob'"),
     "a consumer group too many": (redis("XGROUP CREATE", "stream", "eve", "0"), "consumer group of 'eve'"),
     "the index is ahead": (index_ahead, "offset in the span of 'bob'"),
     "the index has a stranger": (redis("ZADD", "acked", 0, "eve"), "open span of 'eve' in acked"),
@@ -200,6 +231,15 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "the index goes beyond the end of a span": (beyond_its_end, "offset in the span of '{dee}'"),
     "the index goes beyond all messages": (redis("ZADD", "acked", "CH", 1 << 52, "bob"), "offset in the span of 'bob'"),
     "the index goes on for ever": (redis("ZADD", "acked", "CH", "inf", "bob"), "offset in the span of 'bob'"),
+    "the index is beyond all numbers": (redis("ZADD", "acked", "CH", 9e18, "bob"), "offset in the span of 'bob'"),
+    "the index is no whole number": (redis("ZADD", "acked", "CH", 2**50 + 0.5, "bob"), "offset in the span of 'bob'"),
+    "a beginning is beyond all numbers": (
+        redis("ZADD", "joined", "CH", 9e18, "bob"),
+        "beginning of the span of 'bob'",
+    ),
+    "an end is beyond all numbers": (end_beyond, "end of the span of '{dee}'"),
+    "an end is of another day": (end_of_another_day, "end of the span of '{dee}'"),
+    "a beginning is of another day": (begun_another_day, "beginning of the span of 'bob'"),
     "redis lost own messages": (redis("DEL", "own"), "of 'bob' past the offset"),
     "redis has an own message too many": (redis("RPUSH", "own", 1 << 52), "of 'bob' past the offset"),
     "redis has an own message that is none": (redis("RPUSH", "own", "mine"), "data"),
@@ -216,6 +256,12 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "sql lost what was recalled": (sql("UPDATE group_msgs SET recalls = NULL WHERE gid = :gid"), "recalls of message"),
     "sql lost a message": (sql("DELETE FROM group_msgs WHERE gid = :gid AND msgid = :newest"), "message"),
     "sql lost the newest messages": (sql("DELETE FROM group_msgs WHERE gid = :gid AND seq > 15"), "message"),
+    "own messages are out of order": (own_in_disorder, "order of the own messages of 'bob'"),
+    "sql has another sender's span": (
+        sql("UPDATE group_msgs SET span = NULL WHERE gid = :gid AND msgid = :newest"),
+        "span of message",
+    ),
+    "somebody died over mending it": (claimed, "mending"),
     "sql has another seq": (sql("UPDATE group_msgs SET seq = 99 WHERE gid = :gid AND msgid = :newest"), "seq of"),
     "sql lost the group": (sql("DELETE FROM chat_groups WHERE gid = :gid"), "group"),
     "sql lost a span": (sql("DELETE FROM group_spans WHERE gid = :gid AND uid = 'bob'"), "open span of 'bob'"),
@@ -228,9 +274,33 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         sql("UPDATE group_spans SET acked_msgid = :newest WHERE gid = :gid AND uid = 'bob'"),
         "offset in the span of 'bob'",
     ),
+    "sql has an offset beyond all numbers": (
+        sql("UPDATE group_spans SET acked_msgid = 9000000000000000000 WHERE gid = :gid AND uid = 'bob'"),
+        "offset in the span of 'bob'",
+    ),
+    "sql has an offset of another day": (
+        sql("UPDATE group_spans SET acked_msgid = :newest + 1000000000000 WHERE gid = :gid AND uid = 'bob'"),
+        "offset in the span of 'bob'",
+    ),
+    "sql has an offset that is no number": (
+        sql("UPDATE group_spans SET acked_msgid = 'many' WHERE gid = :gid AND uid = 'bob'"),
+        "offset in the span of 'bob'",
+    ),
+    "sql has an offset of another day in a closed span": (
+        sql("UPDATE group_spans SET acked_msgid = :newest + 1000000000000 WHERE gid = :gid AND uid = '{dee}'"),
+        "offset in the span of '{dee}'",
+    ),
     "sql has an end that did not come": (
         sql("UPDATE group_spans SET left_msgid = :newest WHERE gid = :gid AND uid = 'bob'"),
         "span of 'bob'",
+    ),
+    "sql has an end that no message can have": (
+        sql("UPDATE group_spans SET left_msgid = 9000000000000000000 WHERE gid = :gid AND uid = '{dee}'"),
+        "end of the span of '{dee}'",
+    ),
+    "sql has an end that is no number": (
+        sql("UPDATE group_spans SET left_msgid = 'long ago' WHERE gid = :gid AND uid = '{dee}'"),
+        "end of the span of '{dee}'",
     ),
     "sql has no end": (
         sql("UPDATE group_spans SET left_msgid = NULL WHERE gid = :gid AND uid = '{dee}'"),
@@ -238,7 +308,13 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
 }
 
-OFFSETS_MOVE = {"a consumer group is ahead", "the index is ahead", "sql has an offset ahead"}
+
+def is_readable(side: str) -> bool:
+    """Return whether a side says something, in words and msgids."""
+    return bool(side) and "None" not in side and not re.search(r"(?<![-.\d])\d{14,}(?![-\d])", side)
+
+
+OFFSETS_MOVE = {"the index is ahead", "sql has an offset ahead"}
 """Here the further one wins, and that is another answer than before."""
 MEMBERS_GO = {"sql has an end that did not come"}
 
@@ -254,6 +330,7 @@ def test_each_damage_is_found_and_mended(chat: Chat, kind: str) -> None:
     # Then it says so, and looking has changed nothing
     assert any(says in each.what for each in found), found
     assert {each.gid for each in found} == {GID}
+    assert [each for each in found for side in (each.redis, each.sql) if not is_readable(side)] == []
     assert [(each.what, each.repaired) for each in check(chat)] == [(each.what, False) for each in found]
     # When
     mended = list(check(chat, repair=True))
@@ -263,6 +340,10 @@ def test_each_damage_is_found_and_mended(chat: Chat, kind: str) -> None:
     after = answers(chat)
     for question in before if kind not in OFFSETS_MOVE | MEMBERS_GO else ["group"] if kind in OFFSETS_MOVE else []:
         assert after[question] == before[question], question
+    # And the consumer groups stand where the index does
+    k = chat.link.space.group(GID)
+    acked = {uid: int(score) for uid, score in chat.link.client.zscan_iter(k.acked) if SEPARATOR.encode() not in uid}
+    assert followers(chat.link, k.stream) == {uid.decode(): score for uid, score in acked.items()}
 
 
 def test_the_data_of_another_system_is_left_alone(chat: Chat, valkey: str, tmp_path: Path) -> None:
@@ -276,7 +357,7 @@ def test_the_data_of_another_system_is_left_alone(chat: Chat, valkey: str, tmp_p
         (found,) = check(other, repair=True)
         # Then
         assert (found.what, found.sql, found.repaired) == ("dataset", "another", False)
-        with pytest.raises(RefusedError, match="--adopt"):
+        with pytest.raises(RefusedError, match=r"set IM_DATABASE_URL or IM_REDIS_URL if .* --adopt"):
             rebuild(other, yes=True)
     assert answers(chat) == before
     assert "mallory" not in {member.uid for member in chat.members(GID)}
@@ -296,6 +377,129 @@ def test_a_new_database_in_place_of_one_that_is_lost_is_filled(chat: Chat, valke
         rows = other.database.messages_after(GID, 0)
         assert [row.content for row in rows][-2:] == ["message 99", "message 100"]
         assert len(rows) == 22
+
+
+def test_the_time_of_a_message_is_that_of_its_msgid(valkey: str, database_url: str) -> None:
+    with opened(valkey, database_url) as chat:
+        # Given
+        chat.database.upgrade()
+        chat.create_group(GID, UIDS)
+        for number in range(MESSAGES):
+            said(chat, number)
+        persist(chat)
+        assert list(check(chat)) == []
+        sql("UPDATE group_msgs SET time = '2020-01-02T03:04:05.678Z' WHERE gid = :gid AND seq = 5")(
+            chat, chat.link.space.group(GID)
+        )
+        # When
+        (found,) = check(chat, repair=True)
+        # Then
+        message = chat.status(GID, limit=0)[4].message
+        assert found.what == f"time of message {message.msgid}"
+        assert found.redis == f"{message.time:%Y-%m-%dT%H:%M:%S}.{message.time.microsecond // 1000:03}Z"
+        assert (found.sql, found.repaired) == ("2020-01-02T03:04:05.678Z", True)
+        assert list(check(chat)) == []
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_entry_that_is_no_message_is_named_by_its_own_id(chat: Chat, number: int) -> None:
+    stream = chat.link.space.group(GID).stream
+    ids = [chat.link.client.xadd(stream, {"nonsense": "1"}).decode() for _ in range(number)]
+    assert [each.what for each in check(chat)] == [f"message {entry_id} that cannot be read" for entry_id in ids]
+
+
+def test_what_both_sides_have_lost_shows_in_the_order(chat: Chat) -> None:
+    # Given
+    k = chat.link.space.group(GID)
+    lost, after = nth(chat, 20), nth(chat, 21)
+    chat.link.client.xdel(k.stream, lost)
+    sql("DELETE FROM group_msgs WHERE gid = :gid AND msgid = :lost", lost=msgids.pack(lost))(chat, k)
+    # When
+    (found,) = check(chat)
+    # Then
+    assert (found.what, found.redis, found.sql) == (
+        f"order of message {after}",
+        "seq 22 after seq 20",
+        "seq 22 by 'ann'",
+    )
+
+
+IMPOSSIBLE = ("9000000000000000000", ":newest + 1000000000000", "'many'")
+"""Offsets that no message can have, as SQL takes them."""
+
+
+@pytest.mark.parametrize("offset", IMPOSSIBLE)
+def test_where_no_message_can_have_either_offset_the_newest_one_counts(chat: Chat, offset: str) -> None:
+    # Given
+    k = chat.link.space.group(GID)
+    sql(f"UPDATE group_spans SET acked_msgid = {offset} WHERE gid = :gid AND uid = 'bob'")(chat, k)
+    chat.link.client.zadd(k.acked, {"bob": float("inf")})
+    # When
+    (found,) = (each for each in check(chat, repair=True) if each.what.startswith("offset"))
+    # Then
+    assert all(side.endswith(": no message can have that id") for side in (found.redis, found.sql))
+    assert found.repaired
+    assert list(check(chat)) == []
+    newest = chat.group(GID).last_msgid
+    assert {member.uid: member.last_ack_msgid for member in chat.members(GID)}["bob"] == newest
+
+
+def test_what_redis_and_sql_agree_on_is_told_if_no_message_can_have_it(chat: Chat) -> None:
+    k = chat.link.space.group(GID)
+    offset = msgids.pack(nth(chat, -1)) + 1_000_000_000_000
+    chat.link.client.zadd(k.acked, {"bob": offset})
+    chat.link.client.xgroup_setid(k.stream, "bob", msgids.unpack(offset))
+    sql("UPDATE group_spans SET acked_msgid = :offset WHERE gid = :gid AND uid = 'bob'", offset=offset)(chat, k)
+    (found,) = check(chat)
+    assert found.redis == found.sql == f"{msgids.unpack(offset)}: no message can have that id"
+
+
+def close_before_the_last_word(chat: Chat) -> str:
+    """Close the span of bob by hand in SQL, before something that he says; return the id of that."""
+    before = nth(chat, -1)
+    last_word = chat.send(GID, "one more thing", sender_uid="bob").msgid
+    for number in range(3):
+        said(chat, 50 + number, "ann")
+    persist(chat)
+    sql("UPDATE group_spans SET left_msgid = :left WHERE gid = :gid AND uid = 'bob'", left=msgids.pack(before))(
+        chat, chat.link.space.group(GID)
+    )
+    return last_word
+
+
+@pytest.mark.parametrize("has_redis_lost_it", [False, True])
+def test_a_span_goes_on_to_the_last_that_was_said_in_it(chat: Chat, has_redis_lost_it: bool) -> None:
+    # Given
+    last_word = close_before_the_last_word(chat)
+    # When
+    if has_redis_lost_it:
+        chat.link.client.flushall()
+        rebuild(chat)
+    else:
+        assert [each for each in check(chat, repair=True) if not each.repaired] == []
+    # Then
+    assert list(check(chat)) == []
+    newest = {message.msgid for message in (tally.message for tally in chat.status(GID, limit=3))}
+    assert all("bob" not in chat.message_status(GID, msgid).unread_by for msgid in newest)
+    with chat.database.connection() as connection:
+        ends = connection.scalars(
+            text("SELECT left_msgid FROM group_spans WHERE gid = :gid AND uid = 'bob'"), {"gid": GID}
+        )
+        assert list(ends) == [msgids.pack(last_word)]
+
+
+def test_so_it_does_where_both_sides_have_the_wrong_end(chat: Chat) -> None:
+    # Given
+    close_before_the_last_word(chat)
+    with pytest.MonkeyPatch.context() as as_it_was:
+        as_it_was.setattr(stored, "newest_own", lambda *_, **__: {})
+        list(check(chat, repair=True))
+    assert {each.what.split()[0] for each in check(chat)} == {"tally"}
+    # When
+    mended = list(check(chat, repair=True))
+    # Then
+    assert [each for each in mended if not each.repaired] == []
+    assert list(check(chat)) == []
 
 
 def test_seqs_that_are_wrong_below_the_trim_point_are_found(chat: Chat) -> None:

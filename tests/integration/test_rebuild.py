@@ -6,6 +6,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from imcore import Chat
 from imcore import msgid as msgids
 from imcore.admin.audit import check
 from imcore.admin.rebuild import RebuildSummary, rebuild
-from imcore.errors import ConfigurationError, RedisUnavailable, RefusedError
+from imcore.errors import ConfigurationError, DatabaseUnavailable, RedisUnavailable, RefusedError
 from imcore.settings import Settings
 from imcore.sql.database import Database
+from imcore.streams.keys import CONFIG
 from imcore.streams.link import Link, open_client
 from imcore.values import Message
 from tests.dying import Dying, KilledError
@@ -322,3 +324,45 @@ def test_nothing_is_stored_while_it_goes_on(chat: Chat) -> None:
     assert set(refused) == {"Redis is being rebuilt from SQL: nothing is stored until that is done"}
     assert worker.step() == 0
     worker.close()
+
+
+def test_an_empty_database_takes_no_redis_for_its_own(chat: Chat, valkey: str, tmp_path: Path) -> None:
+    # Given a forgotten IM_DATABASE_URL
+    with opened(valkey, f"sqlite:///{tmp_path / 'empty.db'}") as forgotten:
+        forgotten.database.upgrade()
+        config = chat.link.client.hgetall(CONFIG)
+        # When, then
+        for adopt in (False, True):
+            with pytest.raises(RefusedError, match=r"is empty, though .* holds 2 groups: set IM_DATABASE_URL"):
+                rebuild(forgotten, yes=True, adopt=adopt)
+        # And it belongs to no data, and Redis waits for no rebuild
+        assert forgotten.database.meta("dataset") is None
+        assert chat.link.client.hgetall(CONFIG) == config
+        with pytest.raises(DatabaseUnavailable, match="set IM_DATABASE_URL"):
+            persist(forgotten)
+
+
+@pytest.mark.parametrize("ahead", [1 << 62, 1_000_000_000_000])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_offset_that_no_message_can_have_does_not_come_back(
+    chat: Chat, caplog: pytest.LogCaptureFixture, ahead: int, is_there: bool
+) -> None:
+    # Given one, of a member whom Redis may still have
+    gid, before = GIDS[0], newest(chat, GIDS[0])
+    stands = {member.uid: member.last_ack_msgid for member in chat.members(gid)}["bob"]
+    instead = stands if is_there else before.msgid
+    with chat.database.connection() as connection:
+        statement = text("UPDATE group_spans SET acked_msgid = acked_msgid + :ahead WHERE gid = :gid AND uid = 'bob'")
+        connection.execute(statement, {"ahead": ahead, "gid": gid})
+    if not is_there:
+        chat.link.client.flushall()
+    # When
+    rebuild(chat, yes=True)
+    # Then it is said, and ids go on as before
+    assert [record.getMessage() for record in caplog.records if "no message can have" in record.getMessage()] == [
+        f"group {gid!r}: SQL had offsets or ends that no message can have; now: 'bob' open, offset {instead}"
+    ]
+    assert msgids.time_of(chat.send(gid, "after", sender_uid="ann").msgid) - msgids.time_of(before.msgid) < timedelta(1)
+    persist(chat)
+    assert list(check(chat)) == []
+    assert {member.uid: member.last_ack_msgid for member in chat.members(gid)}["bob"] == instead

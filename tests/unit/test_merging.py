@@ -178,11 +178,12 @@ def plan_of(spans: dict[str, list[SpanRow]], *, live: dict[str, list[SpanRow]] |
         live=Live(live or {}, set(), {}, set(), {}, set()),
         known={},
         settled=spans,
+        lowered=[],
         version=VERSION,
         seq=0,
         newest=0,
     )
-    lay_out(plan, [])
+    lay_out(plan, [], {})
     return plan
 
 

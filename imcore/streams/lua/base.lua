@@ -28,6 +28,7 @@
 local VERSION = 5
 local EPOCH_MS = 1577836800000
 local PER_MS = 8192
+local HIGHEST = 9007199254740991  -- of all packed msgids
 local SEP = '\31'
 local RECORD = '\30'
 local READS = {'no-writes'}

@@ -23,6 +23,15 @@ local function set_offset(stream, uid, offset, seq, trimmed)
   end
 end
 
+-- A score as the caller sees it: what is no packed msgid, since somebody has written it by hand, is one above all.
+local function seen_score(score)
+  local number = score and math.max(tonumber(score), 0)
+  if number and (number > HIGHEST or number ~= math.floor(number)) then
+    number = HIGHEST + 1
+  end
+  return number and decimal(number)
+end
+
 -- im_restore_spans: make spans what they should be. Offsets go forward only, and not beyond the end of their span.
 -- Keys: mending, stream, acked, joined, left, then groups_of and own of each span's uid.
 -- Arguments: gid, token, start of the inbox channels, trim point, then for each span: what to do, uid, where it joined, where
@@ -39,7 +48,7 @@ local function restore_spans(keys, args)
   for i = 5, #args, 7 do
     local what, uid, from, to, offset, seq = args[i], args[i + 1], args[i + 2], args[i + 3], args[i + 4], args[i + 5]
     local k = 6 + 2 * (i - 5) / 7
-    local began = redis.call('ZSCORE', joined, uid)
+    local began = seen_score(redis.call('ZSCORE', joined, uid))
     local is_closed = string.find(uid, SEP, 1, true)
     if not is_closed and (began or '') ~= args[i + 6] then
       missed[#missed + 1] = (i - 5) / 7

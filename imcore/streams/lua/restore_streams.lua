@@ -175,7 +175,7 @@ local function follow_offsets(shadow, acked, trimmed, trimmed_seq)
   for i = 1, #found, 2 do
     local uid, offset = found[i], found[i + 1]
     if not string.find(uid, SEP, 1, true) then
-      local id = unpack_id(tonumber(offset))
+      local id = unpack_id(math.min(tonumber(offset), HIGHEST))  -- by hand it may be anything
       if not seqs[offset] then
         local entry = redis.call('XRANGE', shadow, id, id)[1]
         seqs[offset] = entry and tonumber(entry[2][2])
