@@ -9,7 +9,6 @@ from imcore import msgid as msgids
 from imcore import reading
 from imcore.answering import Answering, OpenDatabase
 from imcore.errors import (
-    ConfigurationError,
     DatabaseNotReady,
     DatabaseUnavailable,
     ImError,
@@ -179,13 +178,13 @@ class History:
     def _read_times(self, gid: str, packed: int) -> dict[str, int]:
         """Return when each reader read it, as far as a worker has stored it: none, before any has run.
 
-        Where that cannot be told, who has read it can all the same.
+        While the database is away, who has read it is told all the same.
         """
         try:
             return self.answering.archive.read_times(gid, packed) if self._database else {}
         except DatabaseNotReady:
             pass
-        except (DatabaseUnavailable, ConfigurationError) as error:
+        except DatabaseUnavailable as error:
             log.warning("when each has read it cannot be told now: %s", error)
         return {}
 
