@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 PAGE = 1000
 """How many messages one call looks at: the server stands still meanwhile."""
 
-LONGEST_DIGEST = 4000
+LONGEST_DIGEST = 10_000
 """How many messages one digest names, all of which are tallied in one call; more make several."""
 
 MOST_IN_WINDOW = 100_000
