@@ -22,8 +22,8 @@ TEXT = "x" * 100
 HEARTBEAT_MS = 1000
 """Where receipts are polled: the default, 20 s, would be nothing to wait for."""
 
-IN_FLIGHT = 64
-"""How many messages are under way at once, at most, whatever they go through: with few, cores wait for each other."""
+IN_FLIGHT = 20
+"""How many messages are under way at once, at most, whatever they go through."""
 
 DEADLINE_S = 30
 _WAIT_S = 0.05

@@ -21,8 +21,8 @@ AT_ONCE = 32
 PAGE = 100
 """How many receipts of a partition are asked for at once for each of them."""
 
-LONGEST = 4000
-"""How many receipts one event has at most."""
+LONGEST = 10_000
+"""How many receipts one event has at most: as many as one digest."""
 
 
 class _Versions:
