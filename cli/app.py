@@ -63,7 +63,7 @@ class Im(Group):
             output.complain(f"{error.format_message().rstrip('.')} (see {path} --help)")
             return error.exit_code
         except click.Abort as error:
-            if isinstance(error.__cause__, KeyboardInterrupt):
+            if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
                 return output.interrupted()
             raise ImError("nothing was done") from error
         return code or output.DONE

@@ -165,7 +165,7 @@ class History:
         """Return who has read a message, when, and who has not. Raise UnknownGroup, UnknownMessage."""
         names = self._link.run(receipt_calls.names(self._space, gid, packed))
         message = names.message or self._messages(gid, [self._stored(gid, packed)])[0]
-        read_at = self._read_times(gid, packed)
+        read_at = self._read_times(gid, packed) if names.read else {}
         return MessageStatus(
             message=message,
             read_by=tuple(
@@ -176,15 +176,13 @@ class History:
         )
 
     def _read_times(self, gid: str, packed: int) -> dict[str, int]:
-        """Return when each reader read it, as far as a worker has stored it: none, before any has run.
+        """Return when each reader read it, as far as a worker has stored it.
 
-        While the database is away, who has read it is told all the same.
+        While the database is away or not there yet, who has read it is told all the same.
         """
         try:
             return self.answering.archive.read_times(gid, packed) if self._database else {}
-        except DatabaseNotReady:
-            pass
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, DatabaseNotReady) as error:
             log.warning("when each has read it cannot be told now: %s", error)
         return {}
 

@@ -1,6 +1,5 @@
 """Sending, pulling, confirming, and asking who has read what."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
@@ -16,7 +15,7 @@ from cli.local import (
     no_local_option,
 )
 from cli.options import Invocation, command, standard_input
-from cli.peers import Peers, chat_called, peer_called, peers_at
+from cli.peers import Peers, chat_called, peer_called, peers_at, remark_if_none
 from cli.records import (
     ACK_COLUMNS,
     LOG_COLUMNS,
@@ -41,7 +40,9 @@ _client_msgid_option = click.option(
     "--client-msgid", metavar="ID", help="Makes it safe to repeat: the same ID again stores nothing new."
 )
 _queue_option = click.option(
-    "--queue", is_flag=True, help="If the server is away, let it wait in the outbox until it is back."
+    "--queue",
+    is_flag=True,
+    help="If the server is away, let it wait in the outbox: the next session, pull or send sends it.",
 )
 _POSITIVE = click.IntRange(min=1)
 
@@ -118,7 +119,7 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
             client.keep(messages)
             complain_of_refused(client.sync())
         if gid is None and not is_known:
-            _remark_if_none(uid, chat.groups_of(uid))
+            remark_if_none(uid, chat.groups_of(uid))
         run.show(map(peers_at(chat, uid).named, map(message_record, messages)), MESSAGE_COLUMNS)
         output.flush()
         if with_ack:
@@ -137,7 +138,8 @@ def ack(run: Invocation, uid: str, gid: str, msgid: str | None) -> None:
     Without MSGID: up to the newest. An older message than confirmed before changes nothing.
     """
     with run.chat() as chat:
-        run.show([ack_record(chat.ack(uid, chat_called(gid, uid), msgid))], ACK_COLUMNS)
+        acked = chat.ack(uid, chat_called(gid, uid), msgid)
+        run.show([peers_at(chat, uid).named(ack_record(acked))], ACK_COLUMNS)
 
 
 @command("unread", example="im unread bob")
@@ -149,7 +151,7 @@ def unread(run: Invocation, uid: str) -> None:
     """
     with run.chat() as chat:
         found = [{"gid": each.gid, "unread": each.unread} for each in chat.unread(uid)]
-        _remark_if_none(uid, found)
+        remark_if_none(uid, found)
         run.show(map(peers_at(chat, uid).named, found), ("gid", "unread"))
 
 
@@ -164,18 +166,14 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
     """
     if msgid is not None and limit is not None:
         raise click.UsageError("--limit is for the tallies of a group: leave it out, or leave MSGID out")
+    if peer_called(gid) is not None:
+        raise InvalidInput(f"{gid!r} is what one of two calls their chat: its gid is in `im group list`")
     with run.chat() as chat:
         if msgid is None:
             tallies = chat.status(gid, limit=20 if limit is None else limit)
             run.show(map(tally_record, tallies), TALLY_COLUMNS)
         else:
             _show_status(run, chat.message_status(gid, msgid))
-
-
-def _remark_if_none(uid: str, groups: Sequence[object]) -> None:
-    """Say that a user is in no group: the name may be mistyped."""
-    if not groups:
-        output.remark(f"{uid!r} is in no group")
 
 
 def _send(run: Invocation, chat: "Chat", draft: _Draft, options: _Sending) -> None:

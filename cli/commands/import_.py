@@ -23,7 +23,8 @@ def import_(run: Invocation, file: str) -> None:
 
     FILE has one JSON object a line; `-` reads stdin. A line that is not valid is reported and passed over. The same
     file again adds no message, and one that was interrupted goes on where it ended; who has come or gone since is a
-    member again, or is none, as the file ends. A message may have a "time" (ISO 8601); other keys are ignored:
+    member again, or is none, as the file ends. A message needs a client_msgid, and may have a "time" (ISO 8601), which
+    SQL keeps as its sent_at; other keys are ignored:
 
     \b
     {"type": "message", "gid": "team", "uid": "ann", "content": "Hi", "client_msgid": "17"}

@@ -10,7 +10,7 @@ import click
 from cli import output
 from cli.local import client_of, local_database, no_local_option, sync_outside
 from cli.options import Invocation, NumberRange, command
-from cli.peers import Peers, chat_called, peers_at
+from cli.peers import Peers, chat_called, peers_at, remark_if_none
 from cli.records import (
     LOG_COLUMNS,
     MESSAGE_COLUMNS,
@@ -113,6 +113,7 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
     """
     with run.chat() as chat, ExitStack() as stack:
         found = chat.receipts(uid)
+        remark_if_none(uid, found or chat.groups_of(uid))
         keeps = with_ack and not no_local and found
         client = stack.enter_context(client_of(run, chat, uid)) if keeps else None
         run.show(map(peers_at(chat, uid).named, map(receipt_record, found)), RECEIPT_COLUMNS)

@@ -200,6 +200,22 @@ def test_what_destroys_asks_on_a_terminal(im: Im) -> None:
     assert len(im.json("group", "show", "team")) == 1
 
 
+def test_an_interrupt_at_a_question_does_nothing_and_ends_with_130(im: Im) -> None:
+    command = im.command("group", "remove", "team", "bob")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(command[0], command, im.environment)
+    said = b""
+    while b"[y/N]" not in said:
+        said += os.read(terminal, 1000)
+    os.kill(pid, signal.SIGINT)
+    said += b"".join(_read_all(terminal))
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    assert b"im: interrupted" in said
+    assert len(im.json("group", "show", "team")) == 2
+
+
 def test_a_bar_on_the_terminal_leaves_the_output_in_its_pipe(im: Im, tmp_path: Path) -> None:
     file = tmp_path / "chat.jsonl"
     file.write_bytes(b'{"type": "join", "gid": "team", "uid": "cleo"}\nnot json\n')

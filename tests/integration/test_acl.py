@@ -219,6 +219,17 @@ def trim(settings: Settings) -> None:
         retention.trim(chat, keep_messages=1)
 
 
+def test_a_recall_that_a_role_may_not_make_changes_nothing(settings: Settings) -> None:
+    work_off(settings, "persist")
+    with connect(settings, GATEWAY) as chat:
+        chat.create_group("team", ["ann", "bob"])
+        sent = [chat.send("team", text, sender_uid="ann").msgid for text in ("one", "two")]
+    with connect(settings, WORKER) as chat:
+        with pytest.raises(ConfigurationError, match="im acl"):
+            chat.recall("team", sent[0], by="ann")
+        assert [each.message.content for each in chat.status("team")] == ["one", "two"]
+
+
 def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch) -> None:
     # Given a worker that has been there
     work_off(settings, "persist")

@@ -117,4 +117,4 @@ def test_receipts_are_told(chat: Chat) -> None:
     wait_until(worker.step)
     worker.close()
 
-    example()["serve"](chat, news, lambda: {"read": {message.msgid: 1}} in ann.sent)
+    example()["serve"](chat, news, lambda: {"read": [("team", message.msgid, 1)]} in ann.sent)

@@ -404,7 +404,7 @@ def test_without_json_a_pipe_gets_plain_rows_that_cannot_act() -> None:
     assert im("unread", "bob").stdout == "gid\tunread\nteam\t1\n"
 
 
-@pytest.mark.parametrize("command", ["pull", "unread"])
+@pytest.mark.parametrize("command", ["pull", "unread", "receipts"])
 def test_of_one_who_is_in_no_group_it_is_said_so(command: str) -> None:
     result = im(command, "nobody")
     assert (result.exit_code, result.stderr) == (0, "'nobody' is in no group\n")
@@ -423,6 +423,8 @@ def test_a_one_to_one_chat_may_be_called_as_tables_show_it() -> None:
     assert [message["content"] for message in lines("pull", "bob", "dm:ann")] == ["hi"]
     assert lines("send", "dm:ann", "hello", "--from", "cy")[0]["gid"] == "dm:3:ann:cy"
     assert refused("pull", "cy", str(sent["gid"])) == f"'cy' is not a member of {sent['gid']!r}"
+    assert "its gid is in `im group list`" in refused("status", "dm:bob")
+    assert lines("ack", "ann", "dm:bob")[0]["peer"] == "bob"
     assert lines("ack", "bob", "dm:ann")[0]["gid"] == sent["gid"]
     assert [line["state"] for line in lines("log", "ann", "dm:bob")] == ["stored"]
     assert lines("recall", "dm:bob", str(sent["msgid"]), "--by", "ann", "--yes")[0]["recalls"] == sent["msgid"]

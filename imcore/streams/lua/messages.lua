@@ -159,6 +159,7 @@ local function recall(keys, args)
   if uid ~= sender and args[6] ~= '1' then
     return 'NOTSENDER'
   end
+  redis.call('LREM', keys[7], 0, target)  -- first, as not every role may do that
   local offset = tonumber(redis.call('ZSCORE', keys[3], uid))
   local caught_up = offset == last
   local id = last % PER_MS == PER_MS - 1 and unpack_id(last + 1) or '*'
@@ -167,7 +168,6 @@ local function recall(keys, args)
   local packed = decimal(pack(id))
   redis.call('HSET', keys[1], 'seq', seq + 1, 'last', packed)
   redis.call('ZADD', keys[5], target, target, packed, packed)
-  redis.call('LREM', keys[7], 0, target)
   if caught_up then
     redis.call('ZADD', keys[3], packed, uid)
     redis.call('XGROUP', 'SETID', keys[2], uid, id, 'ENTRIESREAD', seq + 1)
