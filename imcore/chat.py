@@ -327,7 +327,7 @@ class Chat:
     def message_status(self, gid: str, msgid: str) -> MessageStatus:
         """Return who has read a message, and when, and who has not. Raise UnknownMessage.
 
-        While the database is away or not there yet, the times are None, and why is logged as a warning.
+        The times are None before a worker has stored any, and while the database is away, which is logged as a warning.
         """
         return self.history.status(check_name(gid, "gid"), check_msgid(msgid))
 

@@ -176,13 +176,15 @@ class History:
         )
 
     def _read_times(self, gid: str, packed: int) -> dict[str, int]:
-        """Return when each reader read it, as far as a worker has stored it.
+        """Return when each reader read it, as far as a worker has stored it: none, before any has run.
 
-        While the database is away or not there yet, who has read it is told all the same.
+        While the database is away, who has read it is told all the same.
         """
         try:
             return self.answering.archive.read_times(gid, packed) if self._database else {}
-        except (DatabaseUnavailable, DatabaseNotReady) as error:
+        except DatabaseNotReady:
+            pass
+        except DatabaseUnavailable as error:
             log.warning("when each has read it cannot be told now: %s", error)
         return {}
 

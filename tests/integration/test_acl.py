@@ -219,6 +219,7 @@ def trim(settings: Settings) -> None:
         retention.trim(chat, keep_messages=1)
 
 
+@pytest.mark.usefixtures("admin")
 def test_a_recall_that_a_role_may_not_make_changes_nothing(settings: Settings) -> None:
     work_off(settings, "persist")
     with connect(settings, GATEWAY) as chat:

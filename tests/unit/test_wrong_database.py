@@ -92,17 +92,6 @@ def test_who_has_read_is_told_while_the_database_is_away(
     assert "when each has read it cannot be told now: it is away" in caplog.text
 
 
-def test_who_has_read_is_told_where_there_is_no_database(
-    link: Link, msgid: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    chat = Chat(link, Database.connect(f"sqlite:///{tmp_path / 'none.db'}"), SETTINGS)
-    newest = chat.send("team", "d", sender_uid="ann").msgid
-    chat.ack("bob", "team", newest)
-    [bob] = chat.message_status("team", newest).read_by
-    assert (bob.uid, bob.read_at) == ("bob", None)
-    assert "when each has read it cannot be told now: there is no database" in caplog.text
-
-
 def test_nothing_is_imported_beside_the_data_of_another_system(wrong: Chat, msgid: str) -> None:
     wrong.database.set_meta("dataset", "another")
     with pytest.raises(ConfigurationError, match="holds the data of another system"):
