@@ -154,13 +154,27 @@ def test_an_interrupt_ends_an_ordinary_command_with_130(im: Im) -> None:
     assert b"Traceback" not in said
 
 
-def on_a_terminal(command: Sequence[str | bytes], environment: dict[str, str], typed: bytes = b"") -> tuple[int, str]:
-    """Run a program on a terminal of its own; return its exit code and all that stood there."""
+def on_a_terminal(
+    command: Sequence[str | bytes],
+    environment: dict[str, str],
+    typed: bytes = b"",
+    *,
+    interrupt_at: bytes | None = None,
+) -> tuple[int, str]:
+    """Run a program on a terminal of its own; return its exit code and all that stood there.
+
+    It is interrupted once a text stands there.
+    """
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(command[0], command, environment)
     os.write(terminal, typed)
-    said = b"".join(_read_all(terminal))
+    said = b""
+    for data in _read_all(terminal):
+        said += data
+        if interrupt_at and interrupt_at in said:
+            os.kill(pid, signal.SIGINT)
+            interrupt_at = None
     os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.decode()
 
@@ -201,18 +215,9 @@ def test_what_destroys_asks_on_a_terminal(im: Im) -> None:
 
 
 def test_an_interrupt_at_a_question_does_nothing_and_ends_with_130(im: Im) -> None:
-    command = im.command("group", "remove", "team", "bob")
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execve(command[0], command, im.environment)
-    said = b""
-    while b"[y/N]" not in said:
-        said += os.read(terminal, 1000)
-    os.kill(pid, signal.SIGINT)
-    said += b"".join(_read_all(terminal))
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
-    assert b"im: interrupted" in said
+    code, said = on_a_terminal(im.command("group", "remove", "team", "bob"), im.environment, interrupt_at=b"[y/N]")
+    assert code == 130
+    assert "im: interrupted" in said
     assert len(im.json("group", "show", "team")) == 2
 
 
