@@ -50,7 +50,7 @@ def caption(about: Record, plan: Plan) -> str:
 def check_writable(path: Path) -> None:
     """Raise InvalidInput if a file cannot be written there: better now than after minutes."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InvalidInput(f"{path} cannot be written")
+        raise InvalidInput(f"{path} cannot be written: give a file in a folder that is there, and yours")
 
 
 def save(path: Path, about: Record, plan: Plan, figures: Sequence[Figure]) -> None:
