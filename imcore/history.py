@@ -183,10 +183,10 @@ class History:
         try:
             return self.answering.archive.read_times(gid, packed) if self._database else {}
         except DatabaseNotReady:
-            pass
+            return {}
         except DatabaseUnavailable as error:
             log.warning("when each has read it cannot be told now: %s", error)
-        return {}
+            return {}
 
     def tallies(self, gid: str, messages: Sequence[int]) -> list[Counts]:
         """Return how many have read each message (packed) and how many have not. Raise UnknownGroup, UnknownMessage."""

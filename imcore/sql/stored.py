@@ -3,18 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    Select,
-    and_,
-    delete,
-    exists,
-    func,
-    literal,
-    select,
-    text,
-    tuple_,
-    union,
-)
+from sqlalchemy import Select, and_, delete, exists, func, literal, select, text, tuple_, union
 
 from imcore import msgid as msgids
 from imcore.sql.bulk import MARK, mark_name
