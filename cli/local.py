@@ -8,6 +8,8 @@ import click
 
 from cli import output
 from cli.options import Invocation
+from cli.peers import peers_at
+from cli.records import MESSAGE_COLUMNS, message_record
 from imcore.errors import LocalDatabaseError
 
 if TYPE_CHECKING:
@@ -81,3 +83,12 @@ def keep_sent(run: Invocation, chat: "Chat", uid: str, message: "Message") -> No
             client.keep([message])
     except LocalDatabaseError as error:
         output.complain(f"{message.msgid} is stored, but {error}")
+
+
+def show_stored(run: Invocation, chat: "Chat", uid: str, message: "Message") -> None:
+    """Show what a user has stored at the server. Where that cannot be, say that it is stored all the same."""
+    try:
+        run.show([peers_at(chat, uid).named(message_record(message))], MESSAGE_COLUMNS)
+        output.flush()
+    except output.OutputError as error:
+        raise output.OutputError(f"{message.msgid} is stored, but {error}") from error

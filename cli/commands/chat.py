@@ -13,6 +13,7 @@ from cli.local import (
     keep_sent,
     local_database,
     no_local_option,
+    show_stored,
 )
 from cli.options import Invocation, command, standard_input
 from cli.peers import Peers, chat_called, peer_called, peers_at, remark_if_none
@@ -166,8 +167,8 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
     """
     if msgid is not None and limit is not None:
         raise click.UsageError("--limit is for the tallies of a group: leave it out, or leave MSGID out")
-    if peer_called(gid) is not None:
-        raise InvalidInput(f"{gid!r} is what one of two calls their chat: its gid is in `im group list`")
+    if (peer := peer_called(gid)) is not None:
+        raise InvalidInput(f"{gid!r} does not say whose chat with {peer!r} is meant: its gid is in `im group list`")
     with run.chat() as chat:
         if msgid is None:
             tallies = chat.status(gid, limit=20 if limit is None else limit)
@@ -182,12 +183,12 @@ def _send(run: Invocation, chat: "Chat", draft: _Draft, options: _Sending) -> No
             raise click.UsageError("--queue chooses the client_msgid itself and needs the local database")
         _queue(run, chat, draft, options["sender_uid"])
     elif options["no_local"]:
-        _show_message(run, chat, _sent(chat, draft, options))
+        show_stored(run, chat, options["sender_uid"], _sent(chat, draft, options))
     else:
         _send_what_waits(run, chat, options["sender_uid"])
         message = _sent(chat, draft, options)
         keep_sent(run, chat, message.sender_uid, message)
-        _show_message(run, chat, message)
+        show_stored(run, chat, message.sender_uid, message)
 
 
 def _sent(chat: "Chat", draft: _Draft, options: _Sending) -> Message:
@@ -220,18 +221,10 @@ def _queue(run: Invocation, chat: "Chat", draft: _Draft, sender_uid: str) -> Non
         complain_of_refused(flushed, besides=outgoing)
         sent = {message.client_msgid: message for message in flushed.sent}
         if outgoing.client_msgid in sent:
-            _show_message(run, chat, sent[outgoing.client_msgid])
+            show_stored(run, chat, sender_uid, sent[outgoing.client_msgid])
         else:
             peers = Peers(sender_uid, lambda _: filter(None, [draft.to_uid]))
             run.show([peers.named(log_record(client.waits(outgoing)))], LOG_COLUMNS)
-
-
-def _show_message(run: Invocation, chat: "Chat", message: Message) -> None:
-    try:
-        run.show([peers_at(chat, message.sender_uid).named(message_record(message))], MESSAGE_COLUMNS)
-        output.flush()
-    except output.OutputError as error:
-        raise output.OutputError(f"{message.msgid} is stored, but {error}") from error
 
 
 def _show_status(run: Invocation, found: MessageStatus) -> None:

@@ -4,10 +4,9 @@ from contextlib import nullcontext
 
 import click
 
-from cli.local import client_if_any, keep_sent, no_local_option
+from cli.local import client_if_any, keep_sent, no_local_option, show_stored
 from cli.options import Invocation, command, confirm, yes_option
-from cli.peers import chat_called, peers_at
-from cli.records import MESSAGE_COLUMNS, message_record
+from cli.peers import chat_called
 
 
 @command("recall", example="im recall team 1767225600000-0 --by ann --yes")
@@ -28,6 +27,6 @@ def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, n
         keeps = not no_local and not admin
         with client_if_any(run, chat, by_uid) if keeps else nullcontext():  # not of other data than the server's
             message = chat.recall(chat_called(gid, by_uid), msgid, by=by_uid, admin=admin)
-        run.show([peers_at(chat, by_uid).named(message_record(message))], MESSAGE_COLUMNS)
         if keeps:
             keep_sent(run, chat, by_uid, message)
+        show_stored(run, chat, by_uid, message)
