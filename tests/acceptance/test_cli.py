@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from tests.deadline import wait_until
 
+INTERRUPT_AGAIN_S = 3
 HOSTILE = "\x1b[2J[red]eve[/red]\n\u202e{0} 群主 o'neil 👩\u200d💻 " + "x" * 3000
 
 
@@ -159,11 +161,11 @@ def on_a_terminal(
     environment: dict[str, str],
     typed: bytes = b"",
     *,
-    interrupt_at: bytes | None = None,
+    interrupt_at: bytes = b"",
 ) -> tuple[int, str]:
     """Run a program on a terminal of its own; return its exit code and all that stood there.
 
-    It is interrupted once a text stands there.
+    It is interrupted once a text stands there, if one is given.
     """
     pid, terminal = pty.fork()
     if pid == 0:
@@ -173,10 +175,18 @@ def on_a_terminal(
     for data in _read_all(terminal):
         said += data
         if interrupt_at and interrupt_at in said:
-            os.kill(pid, signal.SIGINT)
-            interrupt_at = None
+            _interrupt(pid, terminal)
+            interrupt_at = b""
     os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.decode()
+
+
+def _interrupt(pid: int, terminal: int) -> None:
+    """Interrupt until something comes of it: one that comes as readline begins waits there for the next key."""
+    is_heard = False
+    while not is_heard:
+        os.kill(pid, signal.SIGINT)
+        is_heard = bool(select.select([terminal], [], [], INTERRUPT_AGAIN_S)[0])
 
 
 def _read_all(terminal: int) -> Iterator[bytes]:
