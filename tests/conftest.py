@@ -7,11 +7,19 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from tests import apt
 from tests.servers import RunningCluster, RunningServer, require_server, start_cluster, start_valkey
 
 # A shared machine is slow now and then: that is no fault of the code.
 hypothesis.settings.register_profile("imcore", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("imcore")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that this machine cannot run."""
+    if missing := apt.missing():
+        tests = ", ".join(f"{program.tests} (apt-get install {program.package})" for program in missing)
+        terminalreporter.write_line(f"not run here: {tests}")
 
 
 @pytest.fixture(scope="session", autouse=True)
