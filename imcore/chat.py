@@ -8,12 +8,12 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from imcore import creation
 from imcore.answering import OpenDatabase
 from imcore.direct import gid_of, members_of, refuse_direct
 from imcore.errors import (
     ConfigurationError,
     ImError,
-    InvalidInput,
     NotMember,
     RedisFull,
     UnknownGroup,
@@ -35,9 +35,6 @@ from imcore.values import Ack, Group, Member, Message, MessageStatus, MessageTal
 
 if TYPE_CHECKING:
     from imcore.sql.database import Database
-
-MOST_AT_CREATION = 10_000
-"""How many members `create_group` takes: it is one step at the server, which stands still meanwhile."""
 
 
 class Chat:
@@ -98,18 +95,17 @@ class Chat:
     def create_group(self, gid: str, uids: Iterable[str] = ()) -> Group:
         """Make a group. The same group with the same members again changes nothing.
 
-        Raise GroupExists if there is one of that gid with other members.
+        More than 100 come in steps of so many; nobody sees the group before the last of them, and the same call again
+        goes on where a process has died. Raise GroupExists if there is one of that gid with other members,
+        GroupUnderWay if another process is creating one.
         """
         refuse_direct(check_name(gid, "gid"))
-        members = check_uids(uids)
-        if len(members) > MOST_AT_CREATION:
-            raise InvalidInput(f"a group begins with at most {MOST_AT_CREATION} members: add the others afterwards")
-        return self.link.run(calls.create_group(self.link.space, gid, members))
+        return creation.create(self.link, gid, check_uids(uids))
 
     def add_members(self, gid: str, uids: Iterable[str]) -> Group:
         """Add members, who begin after the newest message. Who is a member already stays as they are.
 
-        More than 500 are added in steps of so many. Raise RedisFull, which says how many are in.
+        More than 100 are added in steps of so many. Raise RedisFull, which says how many are in.
         """
         return self._in_chunks(calls.add_members, gid, uids)
 
@@ -122,9 +118,9 @@ class Chat:
         members = check_uids(uids)
         if not members:
             return self.group(gid)
-        for done in range(0, len(members), CHUNK):
+        for done in range(0, len(members), creation.STEP):
             try:
-                group = self.link.run(build(self.link.space, gid, members[done : done + CHUNK]))
+                group = self.link.run(build(self.link.space, gid, members[done : done + creation.STEP]))
             except RedisFull as error:
                 if not done:
                     raise
@@ -256,7 +252,7 @@ class Chat:
         check_content(content, self.settings.max_content_bytes)
         if client_msgid is not None:
             check_name(client_msgid, "client_msgid")
-        self.link.run(calls.create_group(self.link.space, gid, members_of(uid, sender_uid)))
+        creation.create(self.link, gid, members_of(uid, sender_uid))
         return self.send(gid, content, sender_uid=sender_uid, client_msgid=client_msgid)
 
     def pull(self, uid: str, gid: str | None = None, *, limit: int | None = None) -> list[Message]:

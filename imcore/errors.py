@@ -68,6 +68,14 @@ class TryAgain(ImError):
     """The cause may pass: trying again can help."""
 
 
+class GroupUnderWay(TryAgain):
+    """Another process creates the group."""
+
+
+class GroupAbandoned(GroupUnderWay):
+    """A process has died over the creation of the group."""
+
+
 class RedisUnavailable(TryAgain):
     """Redis cannot be reached."""
 

@@ -20,7 +20,7 @@ from imcore.sql.rows import MessageRow
 from imcore.streams import calls, receipt_calls, wire
 from imcore.streams.keys import Keyspace
 from imcore.streams.link import Link
-from imcore.streams.receipt_calls import Counts
+from imcore.streams.receipt_calls import Counts, Gone, Names
 from imcore.values import Message, MessageStatus, MessageTally, Reader, Unread
 
 if TYPE_CHECKING:
@@ -32,6 +32,12 @@ log = logging.getLogger(__name__)
 
 PAGE = reading.PAGE
 """How many messages one call of Redis brings."""
+
+NAMES = 1000
+"""About how many names one call of Redis brings."""
+
+_TALLIES = 200
+"""How many messages one call of Redis brings with their tallies."""
 
 
 class History:
@@ -130,10 +136,11 @@ class History:
         found: list[MessageTally] = []
         before = "+"
         while not limit or len(found) < limit:
-            count = min(PAGE, limit - len(found)) if limit else PAGE
-            page = self._link.run(receipt_calls.status(self._space, gid, before=before, count=count))
+            count = min(_TALLIES, limit - len(found)) if limit else _TALLIES
+            call = receipt_calls.status(self._space, gid, before=before, count=count, most_bytes=reading.PAGE_BYTES)
+            page = self._link.run(call)
             found += page.tallies
-            if len(page.tallies) < count:
+            if not page.more:
                 if page.trimmed:
                     oldest = msgids.pack(found[-1].message.msgid) if found else page.trimmed + 1
                     found += self._newest_trimmed(
@@ -162,18 +169,46 @@ class History:
         ]
 
     def status(self, gid: str, packed: int) -> MessageStatus:
-        """Return who has read a message, when, and who has not. Raise UnknownGroup, UnknownMessage."""
-        names = self._link.run(receipt_calls.names(self._space, gid, packed))
+        """Return who has read a message, when, and who has not. Raise UnknownGroup, UnknownMessage.
+
+        In a large group the names come page by page: each member counts as they stood when their page came.
+        """
+        names = self._names(gid, packed)
         message = names.message or self._messages(gid, [self._stored(gid, packed)])[0]
-        read_at = self._read_times(gid, packed) if names.read else {}
+        read, unread = (uids - {message.sender_uid} for uids in (names.read, names.unread - names.read))
+        read_at = self._read_times(gid, packed) if read else {}
         return MessageStatus(
             message=message,
             read_by=tuple(
-                Reader(uid, msgids.from_ms(read_at[uid]) if uid in read_at else None)
-                for uid in sorted(names.read - {message.sender_uid})
+                Reader(uid, msgids.from_ms(read_at[uid]) if uid in read_at else None) for uid in sorted(read)
             ),
-            unread_by=tuple(sorted(names.unread - {message.sender_uid})),
+            unread_by=tuple(sorted(unread)),
         )
+
+    def _names(self, gid: str, packed: int) -> Names:
+        """Return the names behind a tally, all pages of them; who read it between two pages may be on both sides."""
+        first = names = self._link.run(receipt_calls.names(self._space, gid, packed, cursor="0", count=NAMES))
+        read, unread = names.read, names.unread
+        while names.cursor != "0":
+            names = self._link.run(receipt_calls.names(self._space, gid, packed, cursor=names.cursor, count=NAMES))
+            read |= names.read
+            unread |= names.unread
+        if names is not first:
+            for gone in self._names_gone(gid, packed, first.newest):
+                read |= gone.read
+                unread |= gone.unread
+        return first._replace(read=read, unread=unread)
+
+    def _names_gone(self, gid: str, packed: int, since: int) -> Iterator[Gone]:
+        """Yield who has left while the pages came: their spans have other names since, and may be on none of them."""
+        offset = 0
+        while True:
+            call = receipt_calls.names_gone(self._space, gid, packed, since=since, offset=offset, count=NAMES)
+            gone = self._link.run(call)
+            yield gone
+            if gone.looked_at < NAMES:
+                return
+            offset += gone.looked_at
 
     def _read_times(self, gid: str, packed: int) -> dict[str, int]:
         """Return when each reader read it, as far as a worker has stored it: none, before any has run.

@@ -17,8 +17,8 @@ from imcore.values import Message, Receipt
 PAGE = 500
 """How many messages one call of Redis brings, or tallies, at most."""
 
-PAGE_BYTES = 4 << 20
-"""How many bytes of text one pull brings, at most."""
+PAGE_BYTES = 1 << 20
+"""How many bytes of text one pull brings, or tallies come with, at most: so many take the server some milliseconds."""
 
 SQL_PAGE = 100
 """How many messages SQL brings at once for a pull: there nobody counts bytes."""
@@ -33,8 +33,13 @@ class Page(NamedTuple):
 
 def groups_of(space: Keyspace, uids: Sequence[str]) -> Asking[dict[str, list[str]]]:
     """Return the gids of the groups of each user, in order."""
-    found = iter((yield from ask_all([call for uid in uids for call in calls.groups_of(space, uid)])))
-    return {uid: sorted(gid for _ in range(space.partitions) for gid in next(found)) for uid in uids}
+    # Asked last what is being created: what has been made meanwhile counts.
+    batch = [*(call for uid in uids for call in calls.groups_of(space, uid)), *calls.being_created(space)]
+    answers = yield from ask_all(batch)
+    found = iter(answers)
+    listed = {uid: [gid for _ in range(space.partitions) for gid in next(found)] for uid in uids}
+    hidden = {gid for some in found for gid in some}
+    return {uid: sorted(set(gids) - hidden) for uid, gids in listed.items()}
 
 
 def page(space: Keyspace, gid: str, pulled: Pulled, most: int) -> Asking[Page | ImError]:

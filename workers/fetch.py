@@ -5,10 +5,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from imcore import msgid as msgids
+from imcore.creation import first_members
 from imcore.sql.database import Database
 from imcore.sql.rows import MessageRow
 from imcore.streams import wire
-from imcore.streams.events import Entry, Sent
+from imcore.streams.events import Created, Entry, Sent
 from imcore.streams.link import Link
 
 PAGE = 1000
@@ -24,11 +25,13 @@ class Work:
 
     entry: Entry
     messages: list[Stored] = field(default_factory=list)
+    members: list[str] = field(default_factory=list)
+    """With whom the group was created that the entry tells of."""
     problem: str | None = None
 
 
 def fetch(link: Link, database: Database, works: Sequence[Work]) -> None:
-    """Give each work its messages. It is no problem if Redis has trimmed some that SQL has."""
+    """Give each work its messages and members. It is no problem if Redis has trimmed messages that SQL has."""
     streams = [_Stream(gid, each) for gid, each in _by_group(works).items()]
     while streams:
         pages = link.read_many([stream.next_page(link) for stream in streams])
@@ -37,6 +40,8 @@ def fetch(link: Link, database: Database, works: Sequence[Work]) -> None:
         streams = [stream for stream in streams if stream.waiting]
     for work in works:
         event = work.entry.event
+        if isinstance(event, Created):
+            work.members = sorted(set(first_members(link, event.gid)))
         if isinstance(event, Sent) and len(work.messages) < event.messages and not work.problem:
             work.problem = _missing(database, event, work.messages)
     _fetch_recalled(link, works)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from imcore.admin.reconcile import Watch
 from imcore.errors import DatabaseRejected, DatabaseUnavailable, ImError
+from imcore.msgid import NONE
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.sql.rows import Batch, ConfirmRow, GroupRow, MarkRow, MoveRow, SpanRow
@@ -143,6 +144,8 @@ def fold(works: Sequence[Work]) -> Batch:
             batch.confirms += (ConfirmRow(*tally) for tally in event.tallies)
         elif isinstance(event, Created):
             batch.groups.append(GroupRow(event.gid, work.entry.time_ms))
+            spans = (SpanRow(event.gid, uid, NONE, None, work.entry.version, NONE) for uid in work.members)
+            batch.spans += spans
     for (gid, joined, uids), to in offsets.items():
         batch.spans += (SpanRow(gid, uid, joined, None, 0, to) for uid in uids)
     return batch

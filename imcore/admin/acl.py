@@ -22,31 +22,43 @@ _CONNECTING = ("+@connection", "-@dangerous", "+cluster|slots")
 """What a driver says and asks first. By category: Redis 7.0 refuses rules that name CLIENT SETINFO, which is newer."""
 
 _ASKING = (
-    *("fcall_ro", "time", "exists", "hget", "hmget", "lindex", "llen", "smembers", "sscan", "xrange", "xrevrange"),
+    *("fcall_ro", "time", "exists", "hget", "hkeys", "hmget", "lindex", "llen", "smembers", "sscan"),
+    *("xrange", "xrevrange"),
     *("zcard", "zcount", "zmscore", "zrange", "zrangebyscore", "zscan", "zscore"),
 )
 """What every question about the chat takes."""
 
-_LOOKING_INTO_IT = ("hkeys", "lrange", "memory|usage", "sismember", "xinfo|groups", "xlen", "xpending")
+_LOOKING_INTO_IT = (
+    "get",
+    "lrange",
+    "memory|usage",
+    "pttl",
+    "sismember",
+    "xinfo|consumers",
+    "xinfo|groups",
+    "xlen",
+    "xpending",
+)
 """What `im stats`, `im dead` and `im check` take beside that."""
 
-_CHATTING = ("pttl", "zrevrange", "spublish", "ssubscribe", "sunsubscribe")
+_CHATTING = ("hgetall", "spublish", "ssubscribe", "sunsubscribe")
 """What messages, acks and live sessions take beside the questions, and changes nothing that is kept."""
 
 _OF_USERS: Mapping[tuple[str, ...], tuple[str, ...]] = {
-    ("meta", "once_newer"): ("hset",),
+    ("meta", "once_newer", "once_older", "sessions", "creating", "untold"): ("hset",),
+    ("sessions", "creating", "untold"): ("hdel",),
     ("stream",): ("xgroup|create", "xgroup|destroy", "xgroup|setid"),
     ("stream", "journal"): ("xadd",),
     ("journal",): ("xdel",),  # an entry whose id cannot be packed: another one takes its place
-    ("acked", "joined", "left", "uncounted", "sessions", "online"): ("zadd",),
-    ("acked", "joined", "dirty", "sessions", "online"): ("zrem",),
-    ("sessions", "online"): ("zremrangebyscore",),
+    ("acked", "joined", "left", "uncounted", "online"): ("zadd",),
+    ("acked", "joined", "dirty", "online"): ("zrem",),
+    ("online",): ("zremrangebyscore",),
+    ("online_ms",): ("get", "set"),
     ("sessions",): ("pexpireat",),
     ("groups", "groups_of"): ("sadd",),
     ("groups_of",): ("srem",),
     ("own",): ("rpush", "lpop", "lrem", "del", "unlink"),
     ("once_older",): ("unlink",),
-    ("once_newer",): ("pexpire",),
 }
 """What the functions that users' calls go to may do, to which kinds of keys."""
 
@@ -58,19 +70,19 @@ _CHANGING = (
     *("zadd", "zrem"),
 )
 _WORKING = (
-    *("function|load", "get", "incr", "incrby", "hdel", "hincrby", "hsetnx", "scard"),
-    *("xack", "xclaim", "xdel", "xinfo|stream", "xreadgroup", "xsetid", "xtrim"),
+    *("function|load", "incr", "incrby", "hdel", "hincrby", "hsetnx", "scard"),
+    *("xack", "xclaim", "xdel", "xinfo|stream", "xreadgroup", "xsetid", "xtrim", "zremrangebyscore"),
 )
 """What journals, digests, retention and the mending of lost data take beside all that."""
 
 _REPLACING: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("own", "rebuilt", "shadow"): ("del", "unlink"),
-    ("once_newer",): ("pexpire",),
+    ("once_older",): ("unlink",),
     ("version",): ("set",),
 }
 """What makes an end of a whole key: a worker may do that to some kinds only."""
 
-_LEASES = ("~im:lease:*", "+set", "+del")
+_LEASES = ("~im:lease:*", "+set", "+del", "+pexpire")
 
 _OF_RQ = (
     *("~rq:*", "&rq:*"),
@@ -80,7 +92,7 @@ _OF_RQ = (
 )
 """Jobs. They are another program's keys, of all kinds: kept to these, it may use whatever is not dangerous."""
 
-_HAVE_NAMES = {"journal", "groups", "online", "version", "rebuilt"}
+_HAVE_NAMES = {"journal", "groups", "online", "online_ms", "version", "rebuilt", "creating", "untold"}
 """The kinds of which a partition has one key; the keys of others go on with a gid or uid."""
 
 
@@ -155,6 +167,7 @@ WORKER = Role(
         _selector(_LEASES),
         *_selectors(_REPLACING),
         _renaming("shadow", "stream"),
+        _renaming("once_newer", "once_older"),
         _selector(_OF_RQ),
     ),
 )

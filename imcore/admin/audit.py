@@ -13,9 +13,10 @@ from imcore.admin.audit_group import UNREADABLE, differences, oldest_of
 from imcore.admin.audit_messages import chunks
 from imcore.admin.audit_users import strange_listings
 from imcore.admin.claims import unfinished
+from imcore.admin.holders import lives, silent_holders
 from imcore.admin.mending import mend
 from imcore.admin.pending import KIND, undone
-from imcore.admin.reconcile import REBUILDING, marks_of, reconcile
+from imcore.admin.reconcile import end_rebuild, marks_of, reconcile
 from imcore.admin.suspicion import MISSING, NOTHING, THERE, Suspicion
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, TryAgain
@@ -70,9 +71,10 @@ def check(chat: Chat, *, repair: bool = False, on_progress: Progress | None = No
         return
     if repair:
         _bind(chat)
-    yield from _unfinished(chat)
+    yield from _rebuild_under_way(chat)
     yield from _older(chat, repair)
     yield from _backlog(chat)
+    yield from _silent(chat)
     gids = _gids(chat)
     done = 0
     for some in chunks(gids, AT_ONCE):
@@ -85,6 +87,7 @@ def check(chat: Chat, *, repair: bool = False, on_progress: Progress | None = No
             on_progress(Checked(done, len(gids)))
     for gid, uid, removed in strange_listings(chat, repair=repair):
         yield Difference(gid, f"group among those of {uid!r}", THERE, "not a member", repaired=removed)
+    yield from _rebuild_broken_off(chat, repair)
 
 
 _BEGUN = Suspicion("mending", "begun and not ended", "nothing of it", "stored")
@@ -136,9 +139,17 @@ def _bind(chat: Chat) -> None:
         chat.database.bind(int(partitions), dataset.decode())
 
 
-def _unfinished(chat: Chat) -> Iterator[Difference]:
-    if chat.link.read("HGET", keys.CONFIG, REBUILDING):
-        yield Difference("", "rebuild", "not finished: repeat it", THERE)
+def _rebuild_under_way(chat: Chat) -> Iterator[Difference]:
+    if chat.link.read("HGET", keys.CONFIG, keys.REBUILDING) and lives(chat.link, keys.REBUILD, [1]):
+        yield Difference("", "rebuild", "under way: wait for its end", THERE)
+
+
+def _rebuild_broken_off(chat: Chat, repair: bool) -> Iterator[Difference]:
+    """What a rebuild has left that was killed or has failed is mended by now, if anything is to be."""
+    if chat.link.read("HGET", keys.CONFIG, keys.REBUILDING) and not lives(chat.link, keys.REBUILD, [1]):
+        if repair:
+            end_rebuild(chat)
+        yield Difference("", "rebuild", "broken off: the next worker persist ends it", THERE, repaired=repair)
 
 
 def _older(chat: Chat, repair: bool) -> Iterator[Difference]:
@@ -153,10 +164,22 @@ def _older(chat: Chat, repair: bool) -> Iterator[Difference]:
 
 def _backlog(chat: Chat) -> Iterator[Difference]:
     """Where no worker runs that would store it, what is not stored is a difference."""
-    leases = [("EXISTS", keys.lease(KIND, slot)) for slot in range(1, _MOST_WORKERS + 1)]
-    if any(chat.link.read_many(leases)):
+    if lives(chat.link, KIND, range(1, _MOST_WORKERS + 1)):
         return
     waiting = sum(1 for partition in range(chat.link.space.partitions) for _ in undone(chat.link, partition))
     if waiting:
-        what = f"journal: no worker {KIND} runs"
-        yield Difference("", what, f"{waiting} {'entry' if waiting == 1 else 'entries'}", "not stored")
+        yield Difference("", f"journal: no worker {KIND} runs", _entries(waiting), "not stored")
+
+
+def _silent(chat: Chat) -> Iterator[Difference]:
+    """What a process has in hand that is heard of no more, and nobody has taken over."""
+    for holder in silent_holders(chat.link, chat.settings):
+        since = "" if holder.silent_ms is None else f" for {holder.silent_ms // 1000} s"
+        what = f"journal: {holder.process} is silent{since}"
+        yield Difference(
+            "", what, f"{_entries(holder.entries)} in its hand", "not stored" if holder.worker == KIND else "not told"
+        )
+
+
+def _entries(count: int) -> str:
+    return f"{count} {'entry' if count == 1 else 'entries'}"

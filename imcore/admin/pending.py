@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
+from imcore.creation import first_members
 from imcore.sql import stored
 from imcore.sql.rows import MessageRow, SpanRow, merged
 from imcore.streams import calls, events, journal_calls, wire
@@ -36,6 +37,8 @@ class Pending:
 
     entries: int = 0
     created_ms: int | None = None
+    created: int | None = None
+    """The version of the entry that tells of its creation."""
     sent_from: int | None = None
     recalled: set[int] = field(default_factory=set)
     spans: dict[tuple[str, int], SpanRow] = field(default_factory=dict)
@@ -45,7 +48,7 @@ class Pending:
         self.entries += 1
         event = entry.event
         if isinstance(event, Created):
-            self.created_ms = entry.time_ms
+            self.created_ms, self.created = entry.time_ms, entry.version
         elif isinstance(event, Sent):
             self.sent_from = min(event.first, self.sent_from or event.first)
         elif isinstance(event, Joined):
@@ -56,6 +59,10 @@ class Pending:
             for move in event.moves:
                 for uid in move.uids:
                     self._merge(SpanRow(event.gid, uid, move.joined, None, 0, move.to))
+
+    def add_first_member(self, gid: str, uid: str) -> None:
+        """Take one with whom the group was created, as an entry tells that is not done."""
+        self._merge(SpanRow(gid, uid, msgids.NONE, None, self.created or 0, msgids.NONE))
 
     def add_message(self, row: MessageRow, *, moved_sender: bool) -> None:
         """Take a message from `sent_from` on."""
@@ -145,6 +152,8 @@ class Window:
                 for gid in self._concerned(entry):
                     self.pending[gid].add(entry)
         for gid, pending in self.pending.items():
+            for uid in first_members(link, gid) if pending.created is not None else ():
+                pending.add_first_member(gid, uid)
             if pending.sent_from is not None:
                 for row, moved_sender in live(link, gid, first=msgids.unpack(pending.sent_from)):
                     pending.add_message(row, moved_sender=moved_sender)

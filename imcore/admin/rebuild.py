@@ -12,24 +12,29 @@ come sessions, which begin again by themselves, dead letters, and what no worker
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
+from threading import Event, Thread
+from types import TracebackType
+from typing import Self
 
 from imcore import msgid as msgids
 from imcore.admin.audit_messages import chunks
 from imcore.admin.mending import id_above, mend, trim_point
 from imcore.admin.rebuild_bunch import Bunch, once_calls
-from imcore.admin.reconcile import REBUILDING
+from imcore.admin.reconcile import end_rebuild
 from imcore.admin.unconfirmed import mark_unconfirmed
 from imcore.chat import Chat
-from imcore.errors import ConfigurationError, RefusedError, TryAgain
+from imcore.errors import ConfigurationError, ImError, RefusedError, TryAgain
 from imcore.sql import corrections, stored
 from imcore.sql.database import Database
 from imcore.sql.rows import Batch, GroupRow, SpanRow
 from imcore.sql.stored import Head, Light
 from imcore.streams import journal_calls, keys, restore_calls
-from imcore.streams.keys import CONFIG, Keyspace
+from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, Keyspace
+from imcore.streams.link import Link
 from imcore.streams.restore_calls import Trim
 
 GROUPS = 200
@@ -37,7 +42,6 @@ MESSAGES = 10_000
 """A bunch has at most so many groups, and so many messages unless one group alone has more."""
 
 LEASE_MS = 5000
-_KIND = "rebuild"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,23 +118,21 @@ def rebuild(
     other data and it is not said to `adopt` them;
     ConfigurationError if Redis has them in another number of partitions; TryAgain if another process is about it.
     """
-    _begin(chat, look_before(chat), yes, adopt)
-    token = uuid.uuid4().hex
-    _hold_lease(chat, token)
-    rebuilding = _Rebuild(chat)
-    try:
+    before = look_before(chat)
+    _refuse(chat, before, yes, adopt)
+    chat.link.upgrade()  # can it work at all?
+    _begin(chat, before)
+    with _Lease(chat.link):
+        chat.link.once("HSET", CONFIG, REBUILDING, 1)
+        rebuilding = _Rebuild(chat)
         for _ in rebuilding.steps():
-            _lease(chat, token, LEASE_MS)
             if on_progress:
                 on_progress(rebuilding.summary)
         _end(chat)
-    finally:
-        _lease(chat, token, 0)
     return rebuilding.summary
 
 
-def _begin(chat: Chat, before: Before, yes: bool, adopt: bool) -> None:
-    """Write down what data this is to be, before anything else is: where everything lies follows from it."""
+def _refuse(chat: Chat, before: Before, yes: bool, adopt: bool) -> None:
     link, database = chat.link, chat.database
     if before.redis_groups and not before.sql_groups:
         raise RefusedError(
@@ -148,12 +150,19 @@ def _begin(chat: Chat, before: Before, yes: bool, adopt: bool) -> None:
             f"{link.address} holds {before.redis_groups} groups: what the database has would be merged into them; "
             "repeat it with --yes if that is meant"
         )
-    link.upgrade()  # can it work at all?
+
+
+def _begin(chat: Chat, before: Before) -> None:
+    """Write down what data this is to be, before anything else is: where everything lies follows from it.
+
+    In SQL first: if that cannot be written, nothing has begun.
+    """
+    link = chat.link
     dataset = before.sql_dataset or before.redis_dataset or uuid.uuid4().hex
-    link.once("HSET", CONFIG, "partitions", before.partitions, "dataset", dataset, REBUILDING, 1)
+    chat.database.bind(before.partitions, dataset)
+    link.once("HSET", CONFIG, "partitions", before.partitions, "dataset", dataset)
     if link.space.partitions != before.partitions:
         raise ConfigurationError(f"this connection was made for {link.space.partitions} partitions: open another one")
-    database.bind(before.partitions, dataset)
 
 
 def _count_groups(chat: Chat, partitions: int) -> int:
@@ -170,22 +179,45 @@ def _end(chat: Chat) -> None:
     link, space = chat.link, chat.link.space
     for (partition, consumer), mark in stored.marks(chat.database).items():
         link.run(restore_calls.marks(space, partition, {consumer: mark}))
-    link.once("HDEL", CONFIG, REBUILDING)
-    for partition in range(space.partitions):
-        link.once("UNLINK", space.rebuilt(partition))
+    end_rebuild(chat)
 
 
-def _hold_lease(chat: Chat, token: str) -> None:
-    """Be the only one about it; one that was killed just now counts as alive for a moment."""
-    give_up = time.monotonic() + LEASE_MS / 1000 + 1
-    while not _lease(chat, token, LEASE_MS):
-        if time.monotonic() > give_up:
-            raise TryAgain("another process rebuilds Redis")
-        time.sleep(0.05)
+class _Lease:
+    """The right to rebuild, of one process: workers store nothing while it is used in a `with`.
 
+    A thread renews it, since one group may take longer than it lasts. Where the process dies, or the rebuild fails, the
+    next worker goes on: it reconciles what is left.
+    """
 
-def _lease(chat: Chat, token: str, lease_ms: int) -> bool:
-    return chat.link.run(journal_calls.lease(_KIND, 1, token, lease_ms))
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._token = uuid.uuid4().hex
+        self._ended = Event()
+        self._renewing = Thread(target=self._renew, daemon=True)
+
+    def __enter__(self) -> Self:
+        """Raise TryAgain if another process has it; one that was killed just now counts as alive for a moment."""
+        give_up = time.monotonic() + LEASE_MS / 1000 + 1
+        while not self._hold(LEASE_MS):
+            if time.monotonic() > give_up:
+                raise TryAgain("another process rebuilds Redis")
+            time.sleep(0.05)
+        self._renewing.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        self._renewing.join()
+        with suppress(ImError):  # then it ends by itself
+            self._hold(0)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(LEASE_MS / 3000):
+            with suppress(Exception):  # whatever it is, the rebuild itself finds out
+                self._hold(LEASE_MS)
+
+    def _hold(self, lease_ms: int) -> bool:
+        return self._link.run(journal_calls.lease(REBUILD, 1, self._token, lease_ms))
 
 
 class _Rebuild:

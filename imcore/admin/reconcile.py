@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from imcore import msgid as msgids
+from imcore.admin import left_behind
 from imcore.admin.audit_group import differences, oldest_of
 from imcore.admin.audit_messages import chunks
 from imcore.admin.claims import Hold, unfinished
@@ -30,7 +31,7 @@ from imcore.settings import Settings
 from imcore.sql import stored
 from imcore.sql.database import Database
 from imcore.sql.rows import MarkRow
-from imcore.streams import keys, restore_calls
+from imcore.streams import journal_calls, keys, restore_calls
 from imcore.streams.calls import Call
 from imcore.streams.events import Entry
 from imcore.streams.link import Link
@@ -43,9 +44,6 @@ AT_ONCE = 100
 
 RECENT_MS = 600_000
 """So much older than the last entry of a batch that Redis has lost may what that batch has stored be."""
-
-REBUILDING = "rebuilding"
-"""The field of the configuration that is there while a rebuild is under way."""
 
 _OLDER = "OLDER"
 _REASONS = {
@@ -146,6 +144,19 @@ def _gids(chat: Chat, partition: int) -> Iterator[str]:
     yield from sorted(here)
 
 
+def is_rebuilding(chat: Chat) -> bool:
+    """Return whether a process is rebuilding Redis: no worker stores anything meanwhile."""
+    return chat.link.run(journal_calls.is_held(keys.REBUILD, 1))
+
+
+def end_rebuild(chat: Chat) -> None:
+    """Note that no rebuild is under way any more: Redis has all that SQL has."""
+    link, space = chat.link, chat.link.space
+    link.once("HDEL", keys.CONFIG, keys.REBUILDING)
+    for partition in range(space.partitions):
+        link.once("UNLINK", space.rebuilt(partition))
+
+
 class Watch:
     """What the worker `persist` asks before it stores anything: whether Redis still has what SQL has."""
 
@@ -156,9 +167,11 @@ class Watch:
         self._look_at = 0.0
         self._dataset: str | None = None
         self._heir = ""
+        self._broken_off = False
+        """Whether a rebuild was begun, and its process is no more."""
 
     def look(self) -> bool:
-        """Look at all marks, if it is time to; mend what is behind, and what somebody has begun to mend and died over.
+        """Look at all marks, if it is time to; mend what is behind, and end what somebody has begun and died over.
 
         Call it before entries are taken. Return whether somebody has mended since the last look: what was taken before
         that may not be stored. Raise RedisUnavailable, DatabaseUnavailable, TryAgain.
@@ -167,6 +180,10 @@ class Watch:
             return False
         self._adopt()
         self._mend_all()
+        if self._broken_off:
+            end_rebuild(self._chat)
+            log.warning("the rebuild that was broken off is ended: what it left is reconciled")
+        left_behind.settle(self._chat.link)
         before, self._mended = self._mended, self._states()
         if self._dataset is not None:
             self._look_at = time.monotonic() + self._every_s
@@ -254,9 +271,12 @@ class Watch:
     def _adopt(self) -> None:
         """Hold the id of Redis' data against that of the data in SQL. Raise RedisUnavailable if it is another."""
         link, database = self._chat.link, self._chat.database
-        partitions, dataset, rebuilding = link.read("HMGET", keys.CONFIG, "partitions", "dataset", REBUILDING)
-        if rebuilding:
+        partitions, dataset, rebuilding = link.read("HMGET", keys.CONFIG, "partitions", "dataset", keys.REBUILDING)
+        self._broken_off = bool(rebuilding) and not is_rebuilding(self._chat)
+        if rebuilding and not self._broken_off:
             raise RedisUnavailable("Redis is being rebuilt from SQL: nothing is stored until that is done")
+        if self._broken_off:
+            log.warning("a rebuild of Redis was broken off: what it left is reconciled now, group by group")
         if self._dataset is None:
             self._dataset = database.meta("dataset")
         if self._dataset is None and dataset:

@@ -25,6 +25,7 @@ from imcore.values import Group
 
 PAGE = 1000
 _MOVES_AT_ONCE = 5000
+_TRIM_AT_ONCE = 10_000
 
 _SAME = MessageRow._fields.index("content")
 """Two rows that agree up to there are one message: the rest may be changed by a recall."""
@@ -78,6 +79,7 @@ def trim(
         for limit in _worth_a_look(chat, limits):
             dropped = _trim_stream(chat, limit)
             summary = replace(summary, groups=summary.groups + bool(dropped), entries=summary.entries + dropped)
+        chat.link.run_many([calls.rotate_once(chat.link.space, limit.gid) for limit in limits])
         if on_progress:
             on_progress(summary)
     if gid:
@@ -90,8 +92,12 @@ def held_up(chat: Chat) -> str | None:
     kept = sum(chat.link.read_many([("XLEN", journal) for journal in chat.link.space.journals()]))
     backlogs = {worker.worker: worker.backlog for worker in worker_stats(chat)}
     reasons = [f"the worker {kind} has never run" for kind in READS if kind not in backlogs]
-    reasons += [f"the worker {kind} is {behind} entries behind" for kind, behind in backlogs.items() if behind]
-    return f"the journals keep {kept} entries: {', '.join(reasons)}" if kept and reasons else None
+    reasons += [f"the worker {kind} is {_entries(behind)} behind" for kind, behind in backlogs.items() if behind]
+    return f"the journals keep {_entries(kept)}: {', '.join(reasons)}" if kept and reasons else None
+
+
+def _entries(count: int) -> str:
+    return f"{count} {'entry' if count == 1 else 'entries'}"
 
 
 class _Limit:
@@ -122,13 +128,21 @@ def _worth_a_look(chat: Chat, limits: Sequence[_Limit]) -> list[_Limit]:
 
 
 def _trim_stream(chat: Chat, limit: _Limit) -> int:
-    bound = 0
+    """Trim a stream, so many messages in a call: the server stands still meanwhile."""
+    bound = dropped = waiting = 0
     for row in _stored(chat, limit.gid):
         if not limit.lets_go(row):
             break
-        bound = row.msgid
+        bound, waiting = row.msgid, waiting + 1
+        if waiting == _TRIM_AT_ONCE:
+            dropped += _trim_up_to(chat, limit.gid, bound)
+            bound = waiting = 0
+    return dropped + (_trim_up_to(chat, limit.gid, bound) if bound else 0)
+
+
+def _trim_up_to(chat: Chat, gid: str, bound: int) -> int:
     try:
-        return chat.link.run(calls.trim(chat.link.space, limit.gid, bound)) if bound else 0
+        return chat.link.run(calls.trim(chat.link.space, gid, bound))
     except calls.Trimmed:
         return 0  # somebody else was faster
 
@@ -185,11 +199,14 @@ def _undone(chat: Chat, partition: int) -> Iterator[Sent]:
 
 
 def _forget_read_times(chat: Chat) -> int:
-    """Delete old moves of offsets, some at a time: writers go on in between."""
+    """Delete old moves of offsets, some at a time: writers go on in between.
+
+    They are gone for good: of two clocks that which stands behind counts.
+    """
     keep_ms = chat.settings.keep_read_times_ms
     if not keep_ms:
         return 0
-    before = msgids.first_at(time.time_ns() // 1_000_000 - keep_ms)
+    before = msgids.first_at(min(time.time_ns() // 1_000_000, chat.link.run(calls.server_ms())) - keep_ms)
     total = 0
     while some := stored.forget_moves(chat.database, before, _MOVES_AT_ONCE):
         total += some
@@ -197,5 +214,11 @@ def _forget_read_times(chat: Chat) -> int:
 
 
 def _trim_journals(chat: Chat) -> int:
-    space = chat.link.space
-    return sum(chat.link.run_many([journal_calls.trim_journal(space, p, READS) for p in range(space.partitions)]))
+    return sum(_trim_journal(chat, partition) for partition in range(chat.link.space.partitions))
+
+
+def _trim_journal(chat: Chat, partition: int) -> int:
+    total = 0
+    while dropped := chat.link.run(journal_calls.trim_journal(chat.link.space, partition, READS)):
+        total += dropped
+    return total

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from imcore.admin.holders import SilentHolder, lives, silent_holders
 from imcore.admin.lag import WorkerStats, worker_stats
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError
@@ -74,6 +75,10 @@ class Stats:
     jobs: JobStats | None
     streams: tuple[StreamStats, ...]
     storm: StormStats
+    silent: tuple[SilentHolder, ...]
+    """Processes that have entries in hand and are heard of no more."""
+    rebuild: str | None
+    """`under way` or `broken off`, if one has begun and not ended: what has to wait for it is not stored."""
 
 
 def stats(chat: Chat) -> Stats:
@@ -95,7 +100,15 @@ def stats(chat: Chat) -> Stats:
         jobs=_jobs(chat.settings),
         streams=(_group_streams(link, groups), _journals(link, journals)),
         storm=_storm(link),
+        silent=silent_holders(link, chat.settings),
+        rebuild=_rebuild(link),
     )
+
+
+def _rebuild(link: Link) -> str | None:
+    if not link.read("HGET", keys.CONFIG, keys.REBUILDING):
+        return None
+    return "under way" if lives(link, keys.REBUILD, [1]) else "broken off"
 
 
 def online_uids(chat: Chat) -> Iterator[str]:

@@ -147,10 +147,15 @@ def version() -> Call[int]:
     return Call("im_version", (), (), int)
 
 
+def server_ms() -> Call[int]:
+    """Ask what the server's clock shows, in ms since 1970."""
+    return Call("im_time", (CONFIG,), (), int)
+
+
 def create_group(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
-    """Make a group."""
+    """Make a group, in one step. See `imcore.streams.creation_calls` for one with many members."""
     k = space.group(gid)
-    keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, k.groups, *map(k.groups_of, uids))
+    keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, k.groups, k.creating, *map(k.groups_of, uids))
     return Call("im_create", keys, (gid, k.inboxes, *uids), _group(gid), gid, writes=True)
 
 
@@ -284,6 +289,14 @@ def groups_of(space: Keyspace, uid: str) -> list[Call[list[str]]]:
     ]
 
 
+def being_created(space: Keyspace) -> list[Call[list[str]]]:
+    """Ask which groups are being created, in each partition: they are not there yet."""
+    return [
+        Call("", (), ("HKEYS", space.creating(partition)), lambda found: [gid.decode() for gid in found])
+        for partition in range(space.partitions)
+    ]
+
+
 def uncounted(space: Keyspace, gid: str, messages: Sequence[int]) -> Call[list[bool]]:
     """Ask which messages (packed) are recalled, or are the tombstones of others."""
     command: tuple[Value, ...] = ("ZMSCORE", space.group(gid).uncounted, *messages)
@@ -301,6 +314,12 @@ def position(space: Keyspace, gid: str, uid: str) -> Call[Position]:
         return Position(int(head_seq), int(last), int(acked), None if acked_seq == b"" else int(acked_seq), uncounted)
 
     return Call("im_unread", (k.meta, k.stream, k.acked, k.own(uid), k.uncounted), (uid,), decode, gid)
+
+
+def rotate_once(space: Keyspace, gid: str) -> Call[int]:
+    """Let the client_msgids of a group go that count no more; answers how many tables are left."""
+    k = space.group(gid)
+    return Call("im_rotate_once", (k.once_newer, k.once_older), (), int, gid, writes=True)
 
 
 def trim(space: Keyspace, gid: str, msgid: int) -> Call[int]:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from imcore.errors import ImError, RedisUnavailable, UnknownGroup
 from imcore.settings import Settings
-from imcore.streams import events, keys
+from imcore.streams import events
 from imcore.streams import journal_calls as calls
 from imcore.streams.events import Entry
 from imcore.streams.link import Link
@@ -318,13 +318,13 @@ class Journal:
         return [(p, name) for p, names in enumerate(found) for name in names]
 
     def _without_lease(self, names: set[str]) -> set[str]:
-        leases = {name: key for name in names if (key := self._lease_of(name))}
-        lives = self._link.read_many([("EXISTS", key) for key in leases.values()])
-        return names - {name for name, alive in zip(leases, lives, strict=True) if alive}
+        slots = {name: slot for name in names if (slot := self._slot_of(name))}
+        lives = self._link.run_many([calls.is_held(self._kind, slot) for slot in slots.values()])
+        return names - {name for name, alive in zip(slots, lives, strict=True) if alive}
 
-    def _lease_of(self, name: str) -> str | None:
+    def _slot_of(self, name: str) -> int | None:
         kind, _, slot = name.rpartition("-")
-        return keys.lease(kind, int(slot)) if kind == self._kind and slot.isdecimal() else None
+        return int(slot) if kind == self._kind and slot.isdecimal() else None
 
     @contextmanager
     def _doubts(self) -> Iterator[None]:

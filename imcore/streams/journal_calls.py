@@ -122,6 +122,11 @@ def lease(kind: str, slot: int, token: str, lease_ms: int) -> Call[bool]:
     return Call("im_lease", (names.lease(kind, slot),), (token, lease_ms), bool, writes=True)
 
 
+def is_held(kind: str, slot: int) -> Call[bool]:
+    """Ask whether some process holds a lease; an end that is further ahead than its length is cut back."""
+    return Call("im_is_held", (names.lease(kind, slot),), (), bool, writes=True)
+
+
 def undone(space: Keyspace, partition: int, kinds: Sequence[str], *, only: bool) -> Call[str | None]:
     """Ask where the entries begin that some kind of worker has not done: any kind, or `only` one of these.
 
@@ -132,7 +137,10 @@ def undone(space: Keyspace, partition: int, kinds: Sequence[str], *, only: bool)
 
 
 def trim_journal(space: Keyspace, partition: int, kinds: Sequence[str]) -> Call[int]:
-    """Drop what every kind of worker has done, if these kinds have begun; answers how many entries."""
+    """Drop what every kind of worker has done, if these kinds have begun: some of it; answers how many entries.
+
+    0 if there is nothing left to drop.
+    """
     both = (space.journal(partition), space.failures(partition))
     return Call("im_trim_journal", both, tuple(kinds), int, writes=True)
 

@@ -11,6 +11,10 @@ from functools import cached_property, lru_cache
 
 DEFAULT_PARTITIONS = 8
 CONFIG = "im:config"
+REBUILDING = "rebuilding"
+"""The field of it that is there from the beginning of a rebuild to its end, however that comes."""
+REBUILD = "rebuild"
+"""The kind of the lease that a process holds while it rebuilds."""
 
 QUEUE = "imcore"
 """The queue of rq that the worker `jobs` works off."""
@@ -40,6 +44,8 @@ class GroupKeys:
     journal: str
     groups: str
     mending: str
+    creating: str
+    untold: str
     shadow: str
     _partition: str
     _own: str
@@ -107,6 +113,8 @@ class Keyspace:
             journal=f"{tag}journal",
             groups=f"{tag}groups",
             mending=f"{tag}mending",
+            creating=f"{tag}creating",
+            untold=f"{tag}untold",
             shadow=f"{tag}shadow:{gid}",
             _partition=tag,
             _own=f"{tag}own:{gid}{SEPARATOR}",
@@ -134,6 +142,18 @@ class Keyspace:
     def online(self, partition: int) -> str:
         """The users of a partition who have a live session."""
         return f"{self._tag(partition)}online"
+
+    def online_ms(self, partition: int) -> str:
+        """The greatest length of any session of a partition's users."""
+        return f"{self._tag(partition)}online_ms"
+
+    def creating(self, partition: int) -> str:
+        """The groups of a partition that somebody creates in steps, or has begun to: they are not there yet."""
+        return f"{self._tag(partition)}creating"
+
+    def untold(self, partition: int) -> str:
+        """The groups of a partition that were created in steps, and whose members may not have been told."""
+        return f"{self._tag(partition)}untold"
 
     def groups(self, partition: int) -> str:
         """All groups of a partition."""
@@ -183,8 +203,8 @@ class Keyspace:
 KINDS = frozenset(
     (
         *("meta", "stream", "acked", "joined", "left", "once_newer", "once_older", "uncounted", "own", "groups"),
-        *("groups_of", "dirty", "version", "sessions", "online", "journal", "dead", "failures", "storm"),
-        *("marks", "shadow", "mending", "rebuilt"),
+        *("groups_of", "dirty", "version", "sessions", "online", "online_ms", "journal", "dead", "failures", "storm"),
+        *("marks", "shadow", "mending", "rebuilt", "creating", "untold"),
         *("config", "lease"),
     )
 )

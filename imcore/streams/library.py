@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from imcore.errors import ConfigurationError, RedisUnavailable
 
-VERSION = 5
+VERSION = 6
 """Raised with every change of the functions; `lua/base.lua` holds the same number."""
 
 NOT_LOADED = "Function not found"

@@ -19,18 +19,35 @@ class Counts(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Tallies of messages, newest first. Messages up to `trimmed` (packed) are in SQL only."""
+    """Tallies of messages, newest first; with `more`, Redis has others before these.
+
+    Messages up to `trimmed` (packed) are in SQL only.
+    """
 
     trimmed: int
     tallies: list[MessageTally]
+    more: bool
 
 
 class Names(NamedTuple):
-    """Who is behind a tally. `message` is None where it is trimmed; the sender of one that is not is in neither set."""
+    """A page of those who are behind a tally, the sender perhaps among them. `message` is None where it is trimmed.
+
+    The next page begins at `cursor`; it is '0' after the last one. `newest` is the group's newest message (packed).
+    """
 
     message: Message | None
+    cursor: str
     read: set[str]
     unread: set[str]
+    newest: int
+
+
+class Gone(NamedTuple):
+    """Those behind a tally whose memberships have ended since, a page of them; `looked_at`: how many ended."""
+
+    read: set[str]
+    unread: set[str]
+    looked_at: int
 
 
 class Segment(NamedTuple):
@@ -80,35 +97,43 @@ def tallies(space: Keyspace, gid: str, messages: Iterable[tuple[int, str, int | 
     return Call("im_tally", k.for_tally, args, decode, gid)
 
 
-def status(space: Keyspace, gid: str, *, before: str, count: int) -> Call[Page]:
-    """Ask for the newest messages before an id ('+': the newest of all) with their tallies."""
+def status(space: Keyspace, gid: str, *, before: str, count: int, most_bytes: int) -> Call[Page]:
+    """Ask for the newest messages before an id ('+': the newest of all) with their tallies.
+
+    At most so many messages, and so many bytes of text but for the first one.
+    """
 
     def decode(answer: list[Any]) -> Page:
         return Page(
             int(answer[0]),
             [MessageTally(wire.message(gid, entry), read, unread) for entry, read, unread in answer[1]],
+            answer[2] == 1,
         )
 
-    return Call("im_status", space.group(gid).for_tally, (before, count), decode, gid)
+    return Call("im_status", space.group(gid).for_tally, (before, count, most_bytes), decode, gid)
 
 
-def names(space: Keyspace, gid: str, msgid: int) -> Call[Names]:
-    """Ask who has read a message and who has not."""
+def names(space: Keyspace, gid: str, msgid: int, *, cursor: str, count: int) -> Call[Names]:
+    """Ask who has read a message and who has not, about so many of them."""
 
     def decode(answer: Any) -> Names:
         if isinstance(answer, bytes):
             raise problem(answer, gid, msgid=msgid)
-        entry, acked, began_after, began_before, ended_before = answer
+        entry, next_cursor, read, unread, newest = answer
         message = wire.message(gid, entry) if entry else None
-        read = set(acked).difference(began_after)
-        unread = set(began_before).difference(ended_before, read)
-        found = Names(message, _uids(read), _uids(unread))
-        if message:
-            found.read.discard(message.sender_uid)
-            found.unread.discard(message.sender_uid)
-        return found
+        return Names(message, next_cursor.decode(), _uids(read), _uids(unread), int(newest))
 
-    return Call("im_readers", space.group(gid).for_tally, (msgid,), decode, gid)
+    return Call("im_readers", space.group(gid).for_tally, (msgid, cursor, count), decode, gid)
+
+
+def names_gone(space: Keyspace, gid: str, msgid: int, *, since: int, offset: int, count: int) -> Call[Gone]:
+    """Ask the same of those whose memberships have ended since a message (packed) was the newest."""
+
+    def decode(answer: Any) -> Gone:
+        read, unread, looked_at = answer
+        return Gone(_uids(read), _uids(unread), looked_at)
+
+    return Call("im_readers_left", space.group(gid).for_tally, (msgid, since, offset, count), decode, gid)
 
 
 def changes(space: Keyspace, gid: str, segments: Sequence[Segment], count: int) -> Call[Changes]:

@@ -1,7 +1,7 @@
 """What the Redis driver raises, in our words: what is wrong, where, and what to do; and never a password."""
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -24,7 +24,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imcore.errors import (
     ConfigurationError,
+    GroupAbandoned,
     GroupExists,
+    GroupUnderWay,
     ImError,
     RedisFull,
     RedisRefuses,
@@ -137,15 +139,24 @@ def _unavailable(error: Exception, where: str) -> ImError:
     return RedisUnavailable(f"no answer from Redis at {where}: start it with `im up`, or set IM_REDIS_URL")
 
 
+_CODES: dict[str, Callable[[str, str], ImError]] = {
+    "NOGROUP": lambda _, gid: UnknownGroup(f"there is no group {gid!r}"),
+    "EXISTS": lambda _, gid: GroupExists(
+        f"group {gid!r} exists already, with other members: use `im group add` or `remove`"
+    ),
+    "CREATING": lambda _, gid: GroupUnderWay(f"another process creates group {gid!r}: try again in a moment"),
+    "ABANDONED": lambda _, gid: GroupAbandoned(
+        f"a process has died over the creation of group {gid!r}: create it again"
+    ),
+    "LOST": lambda _, gid: TryAgain(f"another process mends {gid!r}"),
+    "CLOCK": lambda where, _: ConfigurationError(f"the clock of {where} stands before 2020: set it"),
+}
+"""What our functions answer, by the first word: of an address and a group."""
+
+
 def _answered(text: str, where: str, gid: str) -> ImError:
-    if text.startswith("NOGROUP"):
-        return UnknownGroup(f"there is no group {gid!r}")
-    if text.startswith("EXISTS"):
-        return GroupExists(f"group {gid!r} exists already, with other members: use `im group add` or `remove`")
-    if text.startswith("LOST"):
-        return TryAgain(f"another process mends {gid!r}")
-    if text.startswith("CLOCK"):
-        return ConfigurationError(f"the clock of {where} stands before 2020: set it")
+    if error := _CODES.get(text.partition(" ")[0]):
+        return error(where, gid)
     if text.startswith("unknown command"):  # of ours each is known since then
         return ConfigurationError(f"{where} is too old: imcore needs Redis 7.0 or Valkey 7.2, or newer")
     return ImError(f"{where} answered: {_first_line(text)}")

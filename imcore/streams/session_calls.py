@@ -10,7 +10,8 @@ from imcore.streams.keys import Keyspace
 
 def beat(space: Keyspace, uid: str, session: str, lives_ms: int, *, opens: bool) -> Call[int]:
     """Open a session or keep it alive; answers when it expires, in ms of the server's clock."""
-    keys = (space.sessions(uid), space.online(space.partition_of(uid)))
+    partition = space.partition_of(uid)
+    keys = (space.sessions(uid), space.online(partition), space.online_ms(partition))
 
     def decode(answer: Any) -> int:
         if isinstance(answer, bytes):
@@ -24,6 +25,11 @@ def bye(space: Keyspace, uid: str, session: str) -> Call[int]:
     """End a session; answers how many the user still has."""
     keys = (space.sessions(uid), space.online(space.partition_of(uid)))
     return Call("im_bye", keys, (uid, session), int, writes=True)
+
+
+def settle(space: Keyspace, partition: int) -> Call[int]:
+    """Let nobody of a partition be online for as long as the clock was wrong; answers how many are online."""
+    return Call("im_settle_online", (space.online(partition), space.online_ms(partition)), (), int, writes=True)
 
 
 def online(space: Keyspace, partition: int, uids: Sequence[str]) -> Call[list[bool]]:

@@ -5,6 +5,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import count
@@ -14,16 +15,17 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.admin.audit import check
 from imcore.admin.rebuild import RebuildSummary, rebuild
+from imcore.admin.stats import stats
 from imcore.errors import ConfigurationError, DatabaseUnavailable, RedisUnavailable, RefusedError
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.keys import CONFIG
+from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, lease
 from imcore.streams.link import Link, open_client
 from imcore.values import Message
 from tests.dying import Dying, KilledError
@@ -41,6 +43,7 @@ LOSING_STEPS = {
     **STORING_STEPS,
     "lose_all": (2, (st.integers(0, 4),)),
     "lose_and_be_killed": (2, (st.integers(1, 30),)),
+    "lose_and_leave_it_to_a_worker": (2, (st.integers(1, 30),)),
 }
 
 
@@ -70,18 +73,41 @@ class LosingHistories(StoredHistories):
 
     def lose_and_be_killed(self, calls_left: int) -> None:
         self.lose()
+        with self.killed_after(calls_left) as was_killed:
+            rebuild(self.chat)
+        if was_killed:
+            rebuild(self.chat, yes=True)  # killed at its very end, it has left whole data, over which it would ask
+        self.rebuilt()
+
+    def lose_and_leave_it_to_a_worker(self, calls_left: int) -> None:
+        """Nobody repeats a rebuild that was killed."""
+        self.lose()
+        with self.killed_after(calls_left):
+            rebuild(self.chat)
+        if self.chat.link.client.exists(CONFIG):
+            worker = self.new_worker()
+            worker.step()
+            worker.close()
+            assert not self.chat.link.client.hexists(CONFIG, REBUILDING)
+        else:
+            rebuild(self.chat)
+        self.rebuilt()
+
+    @contextmanager
+    def killed_after(self, calls: int) -> Iterator[list[KilledError]]:
+        """Kill what is done in the `with` after so many calls, if it takes so many; its lease ends then."""
         link = self.chat.link
         dying = Dying(link.client, partitions=PARTITIONS)
-        dying.left = calls_left
+        dying.left = calls
         self.chat.link = dying
+        killed: list[KilledError] = []
         try:
-            rebuild(self.chat)
-        except KilledError:
-            dying.left = 10**9
-            link.client.delete("im:lease:rebuild:1")
-            rebuild(self.chat, yes=True)  # killed at its very end, it has left whole data, over which it would ask
+            yield killed
+        except KilledError as error:
+            killed.append(error)
+        dying.left = 10**9
+        link.client.delete(lease(REBUILD, 1))
         self.chat.link = link
-        self.rebuilt()
 
     def lose(self) -> None:
         """Senders are told who has read, and confirm a part of it; then Redis is emptied."""
@@ -324,6 +350,71 @@ def test_nothing_is_stored_while_it_goes_on(chat: Chat) -> None:
     assert set(refused) == {"Redis is being rebuilt from SQL: nothing is stored until that is done"}
     assert worker.step() == 0
     worker.close()
+
+
+@pytest.mark.parametrize("left", range(1, 34, 4))
+def test_on_sound_data_one_that_is_killed_anywhere_stops_no_storing(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    # Given a sound system, in which some entries are not stored yet
+    sent = [chat.send(gid, "before", sender_uid="ann") for gid in GIDS]
+    # When a rebuild is killed, and the system goes on
+    dying = Dying(chat.link.client, partitions=PARTITIONS)
+    with monkeypatch.context() as patch:
+        patch.setattr(chat, "link", dying)
+        dying.left = left
+        with suppress(KilledError):
+            rebuild(chat, yes=True)
+        dying.left = 10**9
+    chat.link.client.delete(lease(REBUILD, 1))
+    sent += [chat.send(gid, "after", sender_uid="dee") for gid in GIDS]
+    persist(chat)
+    # Then all is stored
+    assert [chat.database.messages(message.gid, [msgids.pack(message.msgid)]) for message in sent].count({}) == 0
+    assert list(check(chat)) == []
+
+
+@pytest.mark.parametrize("fails_at", range(0, 24, 3))
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_one_that_sql_breaks_off_stops_no_storing(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails_at: int, is_lost: bool
+) -> None:
+    # Given a database that fails at one of its transactions
+    database, left = chat.database, [fails_at]
+    whole = Database.connection
+
+    @contextmanager
+    def failing(database: Database) -> Iterator[Connection]:
+        left[0] -= 1
+        if left[0] < 0:
+            raise DatabaseUnavailable("the database is read-only")
+        with whole(database) as connection:
+            yield connection
+
+    if is_lost:
+        chat.link.client.flushall()
+    # When Redis is rebuilt
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "connection", failing)
+        try:
+            rebuild(chat, yes=True)
+        except DatabaseUnavailable:
+            has_failed = True
+        else:
+            has_failed = False
+    # Then a worker brings it to its end, and says so if it had begun
+    has_begun = chat.link.client.hexists(CONFIG, REBUILDING)
+    assert has_failed or not has_begun
+    assert stats(chat).rebuild == ("broken off" if has_begun else None)
+    if is_lost and not has_begun:
+        rebuild(chat, yes=True)
+    if is_lost:
+        persist(chat)
+    sent = [chat.send(gid, "after", sender_uid="dee") for gid in GIDS]
+    persist(chat)
+    assert ("a rebuild of Redis was broken off" in caplog.text) == has_begun
+    assert all(database.messages(message.gid, [msgids.pack(message.msgid)]) for message in sent)
+    assert list(check(chat)) == []
 
 
 def test_an_empty_database_takes_no_redis_for_its_own(chat: Chat, valkey: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import redis
 from click.testing import CliRunner
 
 from cli.app import app
+from imcore import creation
 from imcore.admin import deadletters, retention
 from imcore.admin.stats import stats
 from imcore.chat import Chat
@@ -224,23 +225,38 @@ def fill_with_what_is_stored(chat: Chat, settings: Settings, admin: "redis.Redis
 class TestRoom:
     """The server looks at its memory when a function begins, and not again: a function is done whole, or not begun."""
 
-    def test_one_that_began_in_time_is_done_whole(self, chat: Chat, admin: "redis.Redis") -> None:
+    def test_a_step_that_began_in_time_is_done_whole(self, chat: Chat, admin: "redis.Redis") -> None:
         # Given room for a small part of what is to be made
-        limit = used_memory(admin) + 1_500_000
+        uids = [f"user{number}".ljust(100, "x") for number in range(creation.STEP)]
+        limit = used_memory(admin) + 60_000
         admin.config_set("maxmemory", limit)
 
         # When it is made
-        assert chat.create_group("crowd", [f"user{number}" for number in range(10_000)]).members == 10_000
+        assert chat.add_members(GID, uids).members == 4 + len(uids)
 
         # Then the server went over its limit in the middle of it, and it is all there, and told to the workers
         assert used_memory(admin) > limit
-        assert len(list(chat.members("crowd"))) == 10_000
-        journal = chat.link.space.group("crowd").journal
-        entries: Any = admin.xrange(journal)
-        joined = [fields for _, fields in entries if fields[b"kind"] == b"join"]
-        assert sum(fields[b"gid"] == b"crowd" for fields in joined) == 10_000
+        assert {member.uid for member in chat.members(GID)} >= set(uids)
+        entries: Any = admin.xrange(chat.link.space.group(GID).journal)
+        assert {fields[b"uid"].decode() for _, fields in entries if fields[b"kind"] == b"join"} >= set(uids)
         with pytest.raises(RedisFull):
-            chat.send("crowd", "hi", sender_uid="user1")
+            chat.send(GID, "hi", sender_uid="ann")
+
+    def test_a_group_for_which_there_is_no_room_is_not_there_by_half(self, chat: Chat, admin: "redis.Redis") -> None:
+        # Given room for some of the steps in which a large group is created
+        uids = [f"user{number}" for number in range(10_000)]
+        admin.config_set("maxmemory", used_memory(admin) + 500_000)
+
+        # When it is created
+        with pytest.raises(RedisFull):
+            chat.create_group("crowd", uids)
+
+        # Then nobody sees any of it, and once there is room it can be repeated
+        assert "crowd" not in {group.gid for group in chat.groups()}
+        assert chat.groups_of("user0") == []
+        admin.config_set("maxmemory", NO_LIMIT)
+        assert chat.create_group("crowd", uids).members == 10_000
+        assert len(list(chat.members("crowd"))) == 10_000
 
     def test_of_very_many_new_members_it_is_said_how_many_are_in(self, chat: Chat, admin: "redis.Redis") -> None:
         # Given room for some steps

@@ -58,7 +58,8 @@ def write(link: Link, partition: int = 0, **fields: str | bytes) -> str:
 class TestEntries:
     def test_every_kind_is_read(self, chat: Chat) -> None:
         # Given a bit of everything, all in one partition
-        chat.create_group("g", ["ann", "bob"])
+        chat.create_group("g", ["ann"])
+        chat.add_members("g", ["bob"])
         first = chat.send("g", "hello", sender_uid="ann")
         chat.ack("bob", "g")
         chat.remove_members("g", ["bob"])
@@ -70,7 +71,6 @@ class TestEntries:
         msgid = msgids.pack(first.msgid)
         assert [entry.event for entry in entries] == [
             Created("g"),
-            Joined("g", "ann", 0),
             Joined("g", "bob", 0),
             Sent("g", msgid, msgid, 1),
             Acked("g", (Move(0, 0, msgid, ("bob",)),)),
@@ -177,13 +177,15 @@ class TestTaking:
         assert {event.gid for event in taken(journal(chat.link)) if isinstance(event, Created)} == {"a", "b", "c", "d"}
 
     def test_at_most_so_many_of_a_partition_come_at_once(self, chat: Chat) -> None:
-        chat.create_group("g", ["ann", "bob", "cy"])
+        chat.create_group("g")
+        chat.add_members("g", ["ann", "bob", "cy"])
         worker = journal(chat.link, batch_size=3)
         assert [len(worker.take()) for _ in range(3)] == [3, 1, 0]
 
     def test_open_entries_come_again_after_a_restart_under_the_same_name(self, chat: Chat) -> None:
         # Given a process that took two pages and confirmed one entry
-        chat.create_group("g", ["ann", "bob", "cy"])
+        chat.create_group("g")
+        chat.add_members("g", ["ann", "bob", "cy"])
         before = journal(chat.link, batch_size=2)
         entries = before.take() + before.take()
         before.done(entries[:1])
@@ -199,7 +201,8 @@ class TestTaking:
         assert after.take() == []
 
     def test_entries_in_hand_do_not_come_again(self, chat: Chat) -> None:
-        chat.create_group("g", ["ann", "bob", "cy"])
+        chat.create_group("g")
+        chat.add_members("g", ["ann", "bob", "cy"])
         worker = journal(chat.link, batch_size=1)
         assert len({entry.id for entry in [*worker.take(), *worker.take(), *worker.take(), *worker.take()]}) == 4
 
@@ -377,7 +380,8 @@ class TestFailing:
 
     @pytest.mark.parametrize("ends", ["done", "dead"])
     def test_nothing_is_left_of_failures(self, chat: Chat, ends: str) -> None:
-        chat.create_group("g", ["ann"])
+        chat.create_group("g")
+        chat.add_members("g", ["ann"])
         worker = journal(chat.link)
         entries = worker.take()
         for entry in entries:
@@ -393,7 +397,8 @@ class TestFailing:
         assert not chat.link.client.exists(failures)
 
     def test_nor_of_those_of_an_entry_that_somebody_has_put_away_by_hand(self, chat: Chat) -> None:
-        chat.create_group("g", ["ann"])
+        chat.create_group("g")
+        chat.add_members("g", ["ann"])
         worker = journal(chat.link)
         put_away, failed = worker.take()
         for entry in (put_away, failed):

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from sqlalchemy import text
@@ -225,23 +226,43 @@ def test_read_times_are_forgotten_after_a_setting_and_nothing_else(chat: Chat, p
     assert chat.tally("g", sent.msgid) == Tally("g", sent.msgid, 1, 1)
 
 
+def test_when_they_were_read_is_not_forgotten_by_a_clock_that_stands_ahead(
+    chat: Chat, persist: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a machine whose clock is a month ahead of the server's
+    chat.create_group("g", UIDS)
+    sent = chat.send("g", "hi", sender_uid="ann")
+    chat.ack("bob", "g")
+    persist()
+    ahead = time.time_ns() + 30 * DAY_MS * 1_000_000
+    monkeypatch.setattr(retention, "time", Mock(time_ns=lambda: ahead))
+    chat.settings = replace(SETTINGS, keep_read_times_ms=DAY_MS)
+    # When it trims
+    assert trim(chat).read_times == 0
+    # Then
+    assert chat.message_status("g", sent.msgid).read_by[0].read_at
+
+
 class TestJournals:
     def test_what_all_have_done_goes(self, chat: Chat, persist: Callable[[], None]) -> None:
-        chat.create_group("g", UIDS)
+        chat.create_group("g")
+        chat.add_members("g", UIDS)
         persist()
         read_receipts(chat)
         assert trim(chat).journal_entries == 4
         assert journal_length(chat) == 0
 
     def test_what_a_worker_that_has_not_begun_will_want_stays(self, chat: Chat, persist: Callable[[], None]) -> None:
-        chat.create_group("g", UIDS)
+        chat.create_group("g")
+        chat.add_members("g", UIDS)
         persist()
         assert trim(chat).journal_entries == 0
 
     def test_what_one_kind_has_not_seen_or_not_done_stays(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given another kind of worker that has one entry done, one in hand and two before it
         other = Journal(chat.link, "other", replace(SETTINGS, batch_size=1))
-        chat.create_group("g", UIDS)
+        chat.create_group("g")
+        chat.add_members("g", UIDS)
         other.done(other.take())
         other.take()
         persist()
@@ -253,7 +274,8 @@ class TestJournals:
 
     def test_nothing_goes_before_persist_has_begun(self, chat: Chat) -> None:
         other = Journal(chat.link, "other", SETTINGS)
-        chat.create_group("g", UIDS)
+        chat.create_group("g")
+        chat.add_members("g", UIDS)
         other.done(other.take())
         read_receipts(chat)
         assert trim(chat).journal_entries == 0
@@ -261,7 +283,8 @@ class TestJournals:
 
     def test_why_they_keep_what_they_have_is_said(self, chat: Chat, persist: Callable[[], None]) -> None:
         assert retention.held_up(chat) is None
-        chat.create_group("g", UIDS)
+        chat.create_group("g")
+        chat.add_members("g", UIDS)
         assert retention.held_up(chat) == (
             "the journals keep 4 entries: the worker persist has never run, the worker receipts has never run"
         )
@@ -272,7 +295,7 @@ class TestJournals:
         trim(chat)
         chat.create_group("h", ["ann"])
         read_receipts(chat)
-        assert retention.held_up(chat) == "the journals keep 2 entries: the worker persist is 2 entries behind"
+        assert retention.held_up(chat) == "the journals keep 1 entry: the worker persist is 1 entry behind"
 
     def test_dead_letters_can_go_back_after_it(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given a dead letter whose entry is trimmed away
@@ -322,7 +345,8 @@ class _History:
         self.moves = 0
         self.workers = [self.new_worker() for _ in range(2)]
         self.other = Journal(chat.link, "other", replace(SETTINGS, batch_size=3))
-        chat.create_group("g", UIDS)
+        chat.create_group("g")
+        chat.add_members("g", UIDS)
 
     def new_worker(self) -> Persist:
         database = _Whimsical(self.chat.database, self.dice)

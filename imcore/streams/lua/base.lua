@@ -11,7 +11,8 @@
 --   acked   zset    span key -> packed offset
 --   joined  zset    span key -> newest message at the join
 --   left    zset    span key of a closed span -> newest message at the leave
---   once    hash    uid SEP client_msgid -> "msgid seq"; two of them take turns, so that each entry lives long enough
+--   once    hash    uid SEP client_msgid -> "msgid seq", and SEP -> "since length" (ms); two of them take turns, so that each entry
+--                   lives long enough. They have no time to live: a server that evicts keys with one would forget what was sent.
 --   own     list    per member: packed, oldest first; those past their offset are own messages that are not unread for
 --                   them. What their offset has passed since is dropped when the next one comes.
 --   uncounted zset  packed msgids of recalled messages and of the tombstones that recall them: they are never unread
@@ -19,13 +20,22 @@
 --   groups_of set   gids of that partition which they are a member of
 --   dirty   zset    gid SEP packed msgid -> version; their messages whose tallies changed and were not confirmed yet
 -- Keys of one user in the partition of their uid:
---   sessions zset   session id -> when it expires (ms); `online`, of the partition: uid -> when their last session expires
+--   sessions hash   session id -> "end length" (ms)
+-- Keys of one partition, beside its journal:
+--   online   zset   uid -> when their last session ends (ms)
+--   online_ms string the greatest length of any session
+--   creating hash   gid -> "token end length" of a group that is being created in steps, and is not there for anybody yet
+--   untold   hash   the same, once the group is there, until all its members are told
 -- A span key is the uid while the span is open, and uid SEP joined once it is closed.
 --
--- Errors answer with a code as their first word: NOGROUP, EXISTS, CLOCK. An item of a call for many that fails is
+-- Ends. A lease, a hold, a claim, a session and a creation end at a time of the server's clock (ms), which is kept with the length that
+-- it was set with. An end that is further ahead than its length was set before the clock was put back: whoever looks at it cuts it
+-- back to that length from now. Nothing ends early by that, and nothing lives on for as long as the clock was wrong.
+--
+-- Errors answer with a code as their first word: NOGROUP, EXISTS, CREATING, ABANDONED, CLOCK. An item of a call for many that fails is
 -- answered by a code in its place (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others go on.
 
-local VERSION = 5
+local VERSION = 6
 local EPOCH_MS = 1577836800000
 local PER_MS = 8192
 local HIGHEST = 9007199254740991  -- of all packed msgids
@@ -68,6 +78,11 @@ end
 local function now_ms()
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- An end as it counts now: not further ahead than its length.
+local function end_from(now, ends, length)
+  return math.min(tonumber(ends), now + tonumber(length))
 end
 
 -- Note in the journal what happened. An entry's id has to be packable like a msgid: when the counter of a millisecond is
@@ -157,5 +172,11 @@ local function init(keys, args)
   return redis.call('HMGET', keys[1], 'partitions', 'dataset')
 end
 
+-- im_time: what the server's clock shows. Keys: any one, to say which node. Arguments: none. Answer: ms since 1970.
+local function time()
+  return now_ms()
+end
+
 redis.register_function{function_name = 'im_version', callback = version, flags = READS}
+redis.register_function{function_name = 'im_time', callback = time, flags = READS}
 redis.register_function{function_name = 'im_init', callback = init}

@@ -1,6 +1,8 @@
 -- Journals, as workers take and confirm their entries; dead letters. How often an entry has failed that is not done stands in
 -- the hash `failures` of its partition, by kind SEP id.
 
+local TRIM_AT_ONCE = 10000
+
 -- Where the entries of a journal begin that some kind of worker has not done. All kinds that follow it count, or, with
 -- `only`, these. Returns nil if one of these has not begun.
 local function lowest_undone(journal, only, kinds)
@@ -166,19 +168,36 @@ local function drop(keys, args)
   return redis.call('XDEL', keys[1], args[1])
 end
 
+-- Who holds a lease ("token length"), nil if nobody does. One without an end is of nobody's making, and ends, too.
+local function holder_of(lease)
+  local holder, length = string.match(redis.call('GET', lease) or '', '^(%S+) (%d+)$')
+  if holder then
+    local left = redis.call('PTTL', lease)
+    if left < 0 or left > tonumber(length) then
+      redis.call('PEXPIRE', lease, length)
+    end
+  end
+  return holder
+end
+
 -- im_lease: the sign of life of a worker process; who holds it keeps it for so long, or gives it back.
 -- Keys: lease. Arguments: token of the process, ms (0: give it back). Answer: 1, or 0 if another process holds it.
 local function lease(keys, args)
-  local holder = redis.call('GET', keys[1])
+  local holder = holder_of(keys[1])
   if holder and holder ~= args[1] then
     return 0
   end
   if args[2] == '0' then
     redis.call('DEL', keys[1])
   else
-    redis.call('SET', keys[1], args[1], 'PX', args[2])
+    redis.call('SET', keys[1], args[1] .. ' ' .. args[2], 'PX', args[2])
   end
   return 1
+end
+
+-- im_is_held: whether some process holds a lease. Keys: lease. Arguments: none. Answer: 1 or 0.
+local function is_held(keys)
+  return holder_of(keys[1]) and 1 or 0
 end
 
 -- im_undone: where the entries begin that some kind of worker has not done.
@@ -189,8 +208,8 @@ local function undone(keys, args)
 end
 
 -- im_trim_journal: drop the entries that every kind of worker has done, and what is left of their failures: an entry that
--- somebody has deleted by hand leaves some.
--- Keys: journal, failures. Arguments: each kind that must have begun. Answer: how many were dropped.
+-- somebody has deleted by hand leaves some. The server stands still meanwhile: more than TRIM_AT_ONCE entries take more than one call.
+-- Keys: journal, failures. Arguments: each kind that must have begun. Answer: how many were dropped; 0 if none is left to drop.
 local function trim_journal(keys, args)
   local lowest = lowest_undone(keys[1], false, args)
   if not lowest then
@@ -201,7 +220,8 @@ local function trim_journal(keys, args)
       redis.call('HDEL', keys[2], field)
     end
   end
-  return redis.call('XTRIM', keys[1], 'MINID', lowest)
+  local dropped = redis.call('XTRIM', keys[1], 'MINID', '~', lowest, 'LIMIT', TRIM_AT_ONCE)
+  return dropped > 0 and dropped or redis.call('XTRIM', keys[1], 'MINID', lowest)
 end
 
 redis.register_function{function_name = 'im_follow', callback = follow, flags = WRITES_LITTLE}
@@ -214,5 +234,6 @@ redis.register_function{function_name = 'im_fail', callback = fail, flags = WRIT
 redis.register_function{function_name = 'im_requeue', callback = requeue, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_drop', callback = drop, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_lease', callback = lease, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_is_held', callback = is_held, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_undone', callback = undone, flags = READS}
 redis.register_function{function_name = 'im_trim_journal', callback = trim_journal, flags = WRITES_LITTLE}

@@ -11,9 +11,16 @@ end
 local MENDED = SEP .. 'mended'
 
 -- Until when nobody may store (ms), and by whose token.
-local function held_until(marks)
-  local until_ms, holder = string.match(redis.call('HGET', marks, SEP) or '', '^(%d+) (%S+)$')
-  return tonumber(until_ms or '0'), holder
+local function held_until(marks, now)
+  local ends, holder, length = string.match(redis.call('HGET', marks, SEP) or '', '^(%d+) (%S+) (%d+)$')
+  if not ends then
+    return 0
+  end
+  local cut = end_from(now, ends, length)
+  if cut < tonumber(ends) then
+    redis.call('HSET', marks, SEP, table.concat({decimal(cut), holder, length}, ' '))
+  end
+  return cut, holder
 end
 
 -- im_restore_mark: a worker is about to store entries of a journal up to this one. Before that it says so here, and so
@@ -24,7 +31,8 @@ end
 -- if somebody has mended since: nothing may be stored.
 local function restore_mark(keys, args)
   local marks, consumer, packed = keys[1], args[1], args[3]
-  if held_until(marks) > now_ms() then
+  local now = now_ms()
+  if held_until(marks, now) > now then
     return 'HELD'
   end
   if (redis.call('HGET', marks, MENDED) or '') ~= args[4] then
@@ -61,14 +69,15 @@ end
 -- Keys: marks. Arguments: token of who holds it, ms (0: let them go on). Answer: 1, or 0 while somebody else holds it.
 local function restore_hold(keys, args)
   local now = now_ms()
-  local until_ms, holder = held_until(keys[1])
-  if holder ~= args[1] and until_ms > now then
+  local ends, holder = held_until(keys[1], now)
+  if holder ~= args[1] and ends > now then
     return 0
   end
   if args[2] == '0' then
     redis.call('HDEL', keys[1], SEP)
   else
-    redis.call('HSET', keys[1], SEP, decimal(now + tonumber(args[2])) .. ' ' .. args[1], MENDED, decimal(now))
+    local held = table.concat({decimal(now + tonumber(args[2])), args[1], args[2]}, ' ')
+    redis.call('HSET', keys[1], SEP, held, MENDED, decimal(now) .. ' ' .. args[1])  -- the same time may come twice
   end
   return 1
 end

@@ -3,27 +3,60 @@
 -- Before their size is known, so many messages are read at once.
 local FIRST_PAGE = 16
 
--- Two tables of client_msgids take turns: the older one is dropped when the newer one is `once_ms` old.
-local function rotate_once(newer, older, once_ms)
-  local ttl = redis.call('PTTL', newer)
-  if ttl >= 0 and ttl <= once_ms then
-    redis.call('UNLINK', older)
-    redis.call('RENAME', newer, older)
-    ttl = -2
+-- Since when a table of client_msgids is the newer or the older of the two, and for how long what is in it counts (ms); nil if it is not
+-- there. One that is still to come was begun before the clock was put back: it is one of now, and so never lives shorter than that.
+local function age_of_once(once, now)
+  local since, length = string.match(redis.call('HGET', once, SEP) or '', '^(%d+) (%d+)$')
+  if not since then
+    return redis.call('EXISTS', once) == 1 and 0 or nil, 0
+  elseif tonumber(since) > now then
+    redis.call('HSET', once, SEP, decimal(now) .. ' ' .. length)
+    since = now
   end
-  return ttl == -2
+  return now - since, tonumber(length)
+end
+
+-- Two tables of client_msgids take turns: once the newer one is as old as what is in it counts, it becomes the older one, as soon as
+-- the one before it is as old, too, and dropped. Whatever was noted in the newer one counts from then on for as long again.
+-- Returns what age_of_once says of the newer one then.
+local function rotate_once(newer, older, now)
+  local age, length = age_of_once(newer, now)
+  if age and age < length then
+    return age, length
+  end
+  local older_age, older_length = age_of_once(older, now)
+  if older_age and older_age >= older_length then
+    redis.call('UNLINK', older)
+    older_age = nil
+  end
+  if age and not older_age then
+    redis.call('RENAME', newer, older)
+    redis.call('HSET', older, SEP, decimal(now) .. ' ' .. decimal(length))
+    age = nil
+  end
+  return age, length
+end
+
+-- Begin the newer table, whose age is given, if it is not there, and let what is in it count for `once_ms` at least.
+local function begin_once(newer, once_ms, now, age, length)
+  if not age or length < once_ms then
+    redis.call('HSET', newer, SEP, decimal(now - (age or 0)) .. ' ' .. decimal(once_ms))
+  end
 end
 
 -- What the client_msgids of drafts, which are the arguments from the fourth on, have made before: by field (uid SEP
--- client_msgid), "msgid seq". And whether the newer table is to be begun.
-local function made_before(newer, older, once_ms, args)
-  local fields, made = {}, {}
+-- client_msgid), "msgid seq". And what keep_made wants to know of the newer table.
+local function made_before(newer, older, args)
+  local fields, made, once = {}, {}, {}
   for a = 4, #args, 4 do
     if args[a + 1] ~= '' then
       fields[#fields + 1] = args[a] .. SEP .. args[a + 1]
     end
   end
-  local is_fresh = #fields > 0 and rotate_once(newer, older, once_ms)
+  if #fields > 0 then
+    once.now = now_ms()
+    once.age, once.length = rotate_once(newer, older, once.now)
+  end
   for first = 1, #fields, AT_ONCE do
     local last = math.min(first + AT_ONCE - 1, #fields)
     local new = redis.call('HMGET', newer, unpack(fields, first, last))
@@ -32,16 +65,16 @@ local function made_before(newer, older, once_ms, args)
       made[fields[first + i - 1]] = new[i] or old[i]
     end
   end
-  return made, is_fresh
+  return made, once
 end
 
 -- Keep what client_msgids have made now: fields and values in turn.
-local function keep_made(newer, made, is_fresh, once_ms)
+local function keep_made(newer, made, once_ms, once)
+  if made[1] then
+    begin_once(newer, once_ms, once.now, once.age, once.length)
+  end
   for first = 1, #made, AT_ONCE do
     redis.call('HSET', newer, unpack(made, first, math.min(first + AT_ONCE - 1, #made)))
-  end
-  if is_fresh and made[1] then
-    redis.call('PEXPIRE', newer, 2 * once_ms)
   end
 end
 
@@ -81,7 +114,7 @@ local function send(keys, args)
   end
   local gid, channel, once_ms = args[1], args[2], tonumber(args[3])
   local answers, senders, first_id, last_id, stored = {}, {}, nil, nil, 0
-  local made, is_fresh = made_before(keys[5], keys[6], once_ms, args)
+  local made, once = made_before(keys[5], keys[6], args)
   local news = {}
   for i = 8, #keys do
     local a = 4 * (i - 7)
@@ -121,7 +154,7 @@ local function send(keys, args)
       redis.call('XGROUP', 'SETID', keys[2], uid, sender.id, 'ENTRIESREAD', sender.seq)
     end
   end
-  keep_made(keys[5], news, is_fresh, once_ms)
+  keep_made(keys[5], news, once_ms, once)
   if stored > 0 then
     redis.call('HSET', keys[1], 'seq', seq, 'last', decimal(last))
     if stored == 1 then
@@ -131,6 +164,13 @@ local function send(keys, args)
     end
   end
   return answers
+end
+
+-- im_rotate_once: let client_msgids go that count no more, also of a group in which nobody says anything.
+-- Keys: once newer, once older. Arguments: none. Answer: how many tables are left.
+local function rotate(keys)
+  rotate_once(keys[1], keys[2], now_ms())
+  return redis.call('EXISTS', keys[1], keys[2])
 end
 
 -- im_recall: withdraw a message. A tombstone goes its way, through the stream to every member; the message keeps its seq,
@@ -198,25 +238,26 @@ local function range(keys, args)
   return seen(redis.call('XRANGE', keys[1], args[1], args[2], 'COUNT', args[3]), keys[2])
 end
 
--- Messages after a position, oldest first: at most so many, and so many bytes of text, but one in any case.
-local function messages_within(stream, after, count, bytes)
+-- Messages from a position on, in the order of the command (XRANGE or XREVRANGE): at most so many, and so many bytes of text, but one in
+-- any case. And whether others come after these.
+local function messages_within(command, stream, from, to, count, bytes)
   local found, n, room, page_size = {}, 0, bytes, math.min(count, FIRST_PAGE)
   while true do
-    local page = redis.call('XRANGE', stream, after, '+', 'COUNT', page_size)
+    local page = redis.call(command, stream, from, to, 'COUNT', page_size)
     for _, entry in ipairs(page) do
       if is_message(entry) then
         room = room - #entry[2][14]
         if n == count or (room < 0 and n > 0) then
-          return found
+          return found, true
         end
         n = n + 1
         found[n] = entry
       end
     end
     if #page < page_size or n == count then
-      return found
+      return found, n == count
     end
-    after = '(' .. page[#page][1]
+    from = '(' .. page[#page][1]
     -- As many as there is room for, if they go on like this: what is read in vain has to be small.
     local fit = n == 0 and FIRST_PAGE or math.floor(n * room / (bytes - room + 1))
     page_size = math.max(1, math.min(count - n, fit, AT_ONCE))
@@ -269,7 +310,8 @@ local function pull(keys, args)
     count = math.min(count, FIRST_PAGE)  -- there may be so many in SQL that these are asked for again
   end
   if #apart < 2 * (#args - 3) then
-    entries = messages_within(keys[2], '(' .. unpack_id(tonumber(start)), count, tonumber(args[3]))
+    local after = '(' .. unpack_id(tonumber(start))
+    entries = messages_within('XRANGE', keys[2], after, '+', count, tonumber(args[3]))
   end
   local more = entries[1] and pack(entries[#entries][1]) < tonumber(meta[3]) and 1 or 0
   return {start, meta[2] or '0', tonumber(meta[1]), more, seen(entries, keys[5]), apart}
@@ -295,6 +337,7 @@ local function trim(keys, args)
 end
 
 redis.register_function{function_name = 'im_send', callback = send}
+redis.register_function{function_name = 'im_rotate_once', callback = rotate, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_recall', callback = recall, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_range', callback = range, flags = READS}
 redis.register_function{function_name = 'im_pull', callback = pull, flags = READS}

@@ -107,17 +107,17 @@ local function tally_many(keys, args)
 end
 
 -- im_status: the newest messages in Redis with their tallies, newest first.
--- Keys: meta, stream, acked, joined, left, uncounted. Arguments: id to start before (XREVRANGE form, '+' for the newest),
--- count.
--- Answer: {trimmed, {entry, read, unread} for each}. Errors: NOGROUP.
+-- Keys: meta, stream, acked, joined, left, uncounted. Arguments: id to start before (XREVRANGE form, '+' for the newest); at most so
+-- many messages; at most so many bytes of text, but one message in any case.
+-- Answer: {trimmed, {entry, read, unread} for each, 1 if Redis has more before these else 0}. Errors: NOGROUP.
 local function status(keys, args)
   local trimmed = redis.call('HMGET', keys[1], 'seq', 'trimmed')
   if not trimmed[1] then
     return no_group()
   end
   local answers = {}
-  local entries = seen(messages_in('XREVRANGE', keys[2], args[1], '-', args[2]), keys[6])
-  if #entries > 0 then
+  local entries, more = messages_within('XREVRANGE', keys[2], args[1], '-', tonumber(args[2]), tonumber(args[3]))
+  if #seen(entries, keys[6]) > 0 then
     local messages = {}
     for i, entry in ipairs(entries) do
       messages[#entries + 1 - i] = decimal(pack(entry[1]))
@@ -128,28 +128,65 @@ local function status(keys, args)
       answers[i] = {entry, read, not_read}
     end
   end
-  return {trimmed[2] or '0', answers}
+  return {trimmed[2] or '0', answers, more and 1 or 0}
 end
 
--- im_readers: the spans behind a tally, from which the caller takes the names.
--- Keys: meta, stream, acked, joined, left, uncounted. Arguments: packed msgid.
--- Answer: {entry or '' if trimmed, acked it, began at or after it, began before it, ended before it}, or NOMSG, FUTURE.
--- Errors: NOGROUP.
+-- Put spans, some of those that began before a message, to those that have read it or to those that have not. One that ended before the
+-- message, or is no more, is of neither.
+local function sort_spans(keys, message, spans, read, unread)
+  for first = 1, #spans, AT_ONCE do
+    local last = math.min(first + AT_ONCE - 1, #spans)
+    local acked = redis.call('ZMSCORE', keys[3], unpack(spans, first, last))
+    local left = redis.call('ZMSCORE', keys[5], unpack(spans, first, last))
+    for i = 1, #acked do
+      if acked[i] and tonumber(acked[i]) >= message then
+        read[#read + 1] = spans[first + i - 1]
+      elseif acked[i] and (not left[i] or tonumber(left[i]) >= message) then
+        unread[#unread + 1] = spans[first + i - 1]
+      end
+    end
+  end
+end
+
+-- im_readers: the spans behind a tally, a page of them, from which the caller takes the names.
+-- Keys: meta, stream, acked, joined, left, uncounted. Arguments: packed msgid, cursor ('0' at first), about how many.
+-- Answer: {entry or '' if trimmed, cursor of the next page or '0', spans that have read it, spans that have not, packed msgid of the
+-- newest message}, or NOMSG, FUTURE. Errors: NOGROUP.
 local function readers(keys, args)
-  local entry, problem = find(keys[2], keys[1], tonumber(args[1]))
+  local message = tonumber(args[1])
+  local entry, problem = find(keys[2], keys[1], message)
   if problem == 'NOGROUP' then
     return no_group()
   elseif not entry and problem ~= 'TRIMMED' then
     return problem
   end
-  local before = '(' .. args[1]
-  return {
-    entry and seen({entry}, keys[6])[1] or '',
-    redis.call('ZRANGEBYSCORE', keys[3], args[1], '+inf'),
-    redis.call('ZRANGEBYSCORE', keys[4], args[1], '+inf'),
-    redis.call('ZRANGEBYSCORE', keys[4], '-inf', before),
-    redis.call('ZRANGEBYSCORE', keys[5], '-inf', before),
-  }
+  local page = redis.call('ZSCAN', keys[4], args[2], 'COUNT', args[3])
+  local spans, read, unread = {}, {}, {}
+  for i = 1, #page[2], 2 do
+    if tonumber(page[2][i + 1]) < message then
+      spans[#spans + 1] = page[2][i]
+    end
+  end
+  sort_spans(keys, message, spans, read, unread)
+  return {entry and seen({entry}, keys[6])[1] or '', page[1], read, unread, redis.call('HGET', keys[1], 'last')}
+end
+
+-- im_readers_left: the same of spans that have ended since the newest message was this one: their names have changed meanwhile.
+-- Keys: meta, stream, acked, joined, left, uncounted. Arguments: packed msgid, packed msgid of the newest, how many to pass over, count.
+-- Answer: {spans that have read it, spans that have not, how many were looked at}.
+local function readers_left(keys, args)
+  local ended = redis.call('ZRANGEBYSCORE', keys[5], args[2], '+inf', 'LIMIT', args[3], args[4])
+  local spans, read, unread = {}, {}, {}
+  for first = 1, #ended, AT_ONCE do
+    local last = math.min(first + AT_ONCE - 1, #ended)
+    for i, joined in ipairs(redis.call('ZMSCORE', keys[4], unpack(ended, first, last))) do
+      if joined and tonumber(joined) < tonumber(args[1]) then
+        spans[#spans + 1] = ended[first + i - 1]
+      end
+    end
+  end
+  sort_spans(keys, tonumber(args[1]), spans, read, unread)
+  return {read, unread, #ended}
 end
 
 -- im_changes: the messages whose tallies moves of offsets have changed.
@@ -250,6 +287,7 @@ end
 redis.register_function{function_name = 'im_tally', callback = tally_many, flags = READS}
 redis.register_function{function_name = 'im_status', callback = status, flags = READS}
 redis.register_function{function_name = 'im_readers', callback = readers, flags = READS}
+redis.register_function{function_name = 'im_readers_left', callback = readers_left, flags = READS}
 redis.register_function{function_name = 'im_changes', callback = changes, flags = READS}
 redis.register_function{function_name = 'im_tell', callback = tell_sender, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_confirm', callback = confirm, flags = WRITES_LITTLE}

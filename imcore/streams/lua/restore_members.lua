@@ -154,13 +154,12 @@ end
 -- Keys: once newer. Arguments: once_ms, 1 if what is known is wrong, then for each: uid SEP client_msgid, msgid, seq.
 -- Answer: how many were not known.
 local function restore_once(keys, args)
-  local added, is_new = 0, redis.call('EXISTS', keys[1]) == 0
+  local added = 0
+  local now = now_ms()
+  begin_once(keys[1], tonumber(args[1]), now, age_of_once(keys[1], now))
   for i = 3, #args, 3 do
     local value = args[i + 1] .. ' ' .. args[i + 2]
     added = added + redis.call(args[2] == '1' and 'HSET' or 'HSETNX', keys[1], args[i], value)
-  end
-  if is_new then
-    redis.call('PEXPIRE', keys[1], 2 * tonumber(args[1]))
   end
   return added
 end

@@ -2,7 +2,7 @@
 -- entries at its end only; so where some are missing, a new stream is made beside it (the shadow) and takes its place.
 --
 -- Whoever mends a group claims it first, by a token of this one attempt. In the hash `mending` of its partition stands, by gid,
--- "token expires", and behind it "seq last" once the shadow has taken the stream's place. Every step looks whether the claim
+-- "token end", and behind it "seq last" once the shadow has taken the stream's place. Every step looks whether the claim
 -- is still its own, and renews it; who has lost it stops. Where somebody died the claim stays: the group may not be as it
 -- should be, and is not trimmed, until somebody has mended it to the end.
 
@@ -25,12 +25,17 @@ end
 -- im_restore_claim: begin to mend a group. What is left of an earlier shadow goes.
 -- Keys: mending, shadow. Arguments: gid, token. Answer: 1, or 0 while the claim of somebody else lives.
 local function restore_claim(keys, args)
-  local holder, expires = string.match(redis.call('HGET', keys[1], args[1]) or '', '^(%S+) (%d+)')
-  if holder and holder ~= args[2] and tonumber(expires) > now_ms() then
+  local now = now_ms()
+  local holder, ends, rest = string.match(redis.call('HGET', keys[1], args[1]) or '', '^(%S+) (%d+)(.*)$')
+  if holder and holder ~= args[2] and tonumber(ends) > now then
+    local cut = end_from(now, ends, CLAIM_MS)
+    if cut < tonumber(ends) then
+      redis.call('HSET', keys[1], args[1], holder .. ' ' .. decimal(cut) .. rest)
+    end
     return 0
   end
   redis.call('UNLINK', keys[2])
-  redis.call('HSET', keys[1], args[1], args[2] .. ' ' .. decimal(now_ms() + CLAIM_MS))
+  redis.call('HSET', keys[1], args[1], args[2] .. ' ' .. decimal(now + CLAIM_MS))
   return 1
 end
 

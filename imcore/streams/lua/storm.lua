@@ -12,6 +12,7 @@ end
 
 -- Add what the arguments say from `a` on: acks, receipts, digests, then for each second: it, messages, acks.
 local function count_storm(storm, args, a)
+  local latest = math.floor(now_ms() / 1000)
   for i, name in ipairs({'acks', 'receipts', 'digests'}) do
     redis.call('HINCRBY', storm, name, args[a + i - 1])
   end
@@ -21,7 +22,7 @@ local function count_storm(storm, args, a)
     if at == second then
       messages, acks = messages + messages_before, acks + acks_before
     end
-    if at <= second then  -- else this is long ago
+    if at <= second or at > latest then  -- else this is long ago; what is still to come was counted by a clock that stood ahead
       redis.call('HSET', storm, tostring(second % RING), string.format('%d %d %d', second, messages, acks))
     end
   end

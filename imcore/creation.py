@@ -1,0 +1,119 @@
+"""Creates a group with its first members: whole to everybody else, however many they are, and however often killed.
+
+No call holds the server for long, so many members come in steps, and nobody sees the group before the last of them. The
+same creation again goes on where it ended. One that was given up is undone by whoever needs the gid, or by a worker.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from imcore.errors import GroupAbandoned, GroupExists, GroupUnderWay
+from imcore.streams import calls, creation_calls
+from imcore.streams.creation_calls import LOST
+from imcore.streams.keys import uid_of
+from imcore.streams.link import Link
+from imcore.values import Group
+
+STEP = 100
+"""How many members one call adds or takes away: so many take the server some milliseconds."""
+
+TOLD_AT_ONCE = 500
+_PAGE = 1000
+_PATIENCE_S = 12.0
+"""For how long to wait for another process that creates the group: 10 s after it has died it is out of the way."""
+_PAUSE_S = 0.05
+
+
+def create(link: Link, gid: str, uids: Sequence[str]) -> Group:
+    """Create a group; the same group with the same members again changes nothing.
+
+    Raise GroupExists if there is one with other members, GroupUnderWay if another process creates it all the time.
+    """
+    make = _create_at_once if len(uids) <= STEP else _create_in_steps
+    give_up = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return make(link, gid, uids)
+        except GroupAbandoned:
+            undo(link, gid)
+        except GroupUnderWay:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(_PAUSE_S)
+
+
+def _create_at_once(link: Link, gid: str, uids: Sequence[str]) -> Group:
+    return link.run(calls.create_group(link.space, gid, uids))
+
+
+def _create_in_steps(link: Link, gid: str, uids: Sequence[str]) -> Group:
+    space, token = link.space, _token(uids)
+    begun = link.run(creation_calls.begin(space, gid, token))
+    if begun:
+        if begun.group.members != len(uids) or not _are_members(link, gid, uids):
+            raise GroupExists(f"group {gid!r} exists already, with other members: use `im group add` or `remove`")
+        if begun.is_untold:
+            tell(link, gid, uids)
+        return begun.group
+    for some in _steps(uids, STEP):
+        _go_on(gid, link.run(creation_calls.add(space, gid, token, some)))
+    _go_on(gid, link.run(creation_calls.end(space, gid, token, len(uids))))
+    tell(link, gid, uids)
+    return Group(gid, len(uids), 0, None)
+
+
+def _go_on(gid: str, answer: int | None) -> None:
+    if answer is LOST:
+        raise GroupUnderWay(f"another process creates group {gid!r}: try again in a moment")
+
+
+def _token(uids: Sequence[str]) -> str:
+    """Return the name of a creation: the same for the same members, whoever creates the group."""
+    digest = hashlib.sha256()
+    for uid in sorted(uids):
+        digest.update(uid.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _are_members(link: Link, gid: str, uids: Sequence[str]) -> bool:
+    key = link.space.group(gid).acked
+    found = (link.read("ZMSCORE", key, *some) for some in _steps(uids, _PAGE))
+    return None not in chain.from_iterable(found)
+
+
+def tell(link: Link, gid: str, uids: Sequence[str]) -> None:
+    """Tell the live sessions of a group's first members that they are in it."""
+    pages = list(_steps(uids, TOLD_AT_ONCE)) or [[]]
+    for number, some in enumerate(pages, 1):
+        link.run(creation_calls.tell(link.space, gid, some, is_last=number == len(pages)))
+
+
+def undo(link: Link, gid: str) -> bool:
+    """Take away what is left of a creation that was given up; return whether that was done, or it goes on after all."""
+    acked = link.space.group(gid).acked
+    while True:
+        uids = [uid.decode() for uid in link.read("ZRANGE", acked, 0, STEP - 1)]
+        if not link.run(creation_calls.undo(link.space, gid, uids)):
+            return False
+        if not uids:
+            return True
+
+
+def first_members(link: Link, gid: str) -> Iterator[str]:
+    """Yield who has joined a group before its first message; one may come twice.
+
+    The journal does not name those with whom a group was created. Whoever has left meanwhile may be missing here: an
+    entry of the journal tells of each of these.
+    """
+    cursor = 0
+    while True:
+        cursor, page = link.read("ZSCAN", link.space.group(gid).joined, cursor, "COUNT", _PAGE)
+        yield from (uid_of(span.decode()) for span, score in page if float(score) == 0)
+        if int(cursor) == 0:
+            return
+
+
+def _steps(uids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (uids[at : at + size] for at in range(0, len(uids), size))

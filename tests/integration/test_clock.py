@@ -1,0 +1,217 @@
+"""A server whose clock stands a day ahead for a while, and is put right: what began then ends as if it began now.
+
+The clock is libfaketime's, which a file tells what to show. See `tests.apt`.
+"""
+
+import os
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+
+from imcore import Chat
+from imcore.admin import audit, claims, left_behind
+from imcore.admin.stats import stats
+from imcore.embedded import find_server
+from imcore.errors import TryAgain
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.streams import creation_calls, journal_calls
+from imcore.streams.journal import Journal
+from tests.apt import FAKETIME
+from tests.deadline import wait_until
+from tests.processes import WorkerProcess
+
+SHORT_MS = 1500
+"""As long as leases and sessions are where a test may choose it."""
+
+
+class Clock:
+    """What the server's clock shows."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.put_ahead(0)
+
+    def put_ahead(self, days: int) -> None:
+        """Let it show a time so many days ahead, from now on."""
+        self._file.write_text(f"{days * 86_400:+d}")
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> Clock:
+    return Clock(tmp_path / "clock")
+
+
+@pytest.fixture
+def url(tmp_path: Path, clock: Clock) -> Iterator[str]:
+    """The URL of a server with that clock, from its beginning."""
+    socket = tmp_path / "redis.sock"
+    faked = {
+        "LD_PRELOAD": str(FAKETIME.needed),
+        "FAKETIME_TIMESTAMP_FILE": str(tmp_path / "clock"),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    options = ("--port", "0", "--unixsocket", str(socket), "--dir", str(tmp_path), "--save", "", "--appendonly", "no")
+    server = subprocess.Popen(
+        [find_server(), *options], stdout=subprocess.DEVNULL, env={**os.environ, **faked, "LC_ALL": "C"}
+    )
+    try:
+        with closing(redis.Redis(unix_socket_path=str(socket))) as client:
+            wait_until(lambda: _answers(client))
+        yield f"unix://{socket}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _answers(client: "redis.Redis") -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+@pytest.fixture
+def settings(url: str, tmp_path: Path) -> Settings:
+    database = f"sqlite:///{tmp_path / 'imcore.db'}"
+    made = Settings.from_env({}, redis_url=url, database_url=database, data_dir=str(tmp_path))
+    with Database.connect(database) as there:
+        there.upgrade()
+    return replace(made, lease_ms=SHORT_MS, online_ms=SHORT_MS, heartbeat_ms=SHORT_MS // 3)
+
+
+@pytest.fixture
+def chat(settings: Settings) -> Iterator[Chat]:
+    with Chat.connect(settings=settings) as chat:
+        yield chat
+
+
+@contextmanager
+def nobody_else_writes(path: Path) -> Iterator[None]:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+def test_entries_of_a_worker_that_died_then_are_stored(
+    chat: Chat, settings: Settings, clock: Clock, tmp_path: Path
+) -> None:
+    # Given a worker that is killed with entries in hand, while the clock stands a day ahead
+    clock.put_ahead(1)
+    chat.create_group("team", ["ann", "bob"])
+    given = {"redis_url": settings.redis_url, "database_url": settings.database_url, "lease_ms": SHORT_MS}
+    with WorkerProcess(tmp_path / "first", "persist", **given) as first:
+        first.wait_for("working as persist-1")
+        wait_until(lambda: [worker.backlog for worker in stats(chat).workers] == [0])
+        with nobody_else_writes(tmp_path / "imcore.db"):
+            chat.send("team", "one", sender_uid="ann")
+            wait_until(lambda: sum(worker.pending for worker in stats(chat).workers))
+            first.kill()
+    # When the clock is put right
+    clock.put_ahead(0)
+    # Then that is told
+    [holder] = stats(chat).silent
+    assert (holder.process, holder.entries, holder.silent_ms) == ("persist-1", 1, None)
+    assert "persist-1 is silent" in " ".join(each.what for each in audit.check(chat))
+    # And the next worker takes over
+    with WorkerProcess(tmp_path / "second", "persist", **given) as second:
+        chat.send("team", "two", sender_uid="ann")
+        wait_until(lambda: {row.content for row in chat.database.messages_after("team", 0)} == {"one", "two"})
+        wait_until(lambda: list(audit.check(chat)) == [])
+        assert second.end() == 0
+
+
+def test_what_began_then_ends_as_if_it_began_now(chat: Chat, clock: Clock) -> None:
+    # Given what processes have begun, and died over, while the clock stood a day ahead
+    link, space = chat.link, chat.link.space
+    clock.put_ahead(1)
+    chat.create_group("team", ["ann", "bob"])
+    chat.begin_session("ann")
+    assert link.run(journal_calls.lease("persist", 1, "dead", SHORT_MS))
+    claims.take(chat, ["team"])
+    claims.Hold(chat, 0).__enter__()
+    partition = space.partition_of("new")
+    assert link.run(creation_calls.begin(space, "new", "dead")) is None
+
+    def is_free() -> dict[str, bool]:
+        return {
+            "lease": not link.run(journal_calls.is_held("persist", 1)),
+            "claim": _can(lambda: claims.take(chat, ["team"])),
+            "hold": _can(lambda: claims.Hold(chat, 0).__enter__()),
+            "creation": link.run(creation_calls.given_up(space, partition)) == ["new"],
+            "session": chat.online(["ann"]) == set(),
+        }
+
+    # When the clock is put right, and workers look at it
+    clock.put_ahead(0)
+    left_behind.settle(link)
+    # Then nothing of it has ended at once
+    assert not link.run(journal_calls.lease("persist", 1, "other", SHORT_MS))
+    assert chat.online(["ann"]) == {"ann"}
+    assert link.run(creation_calls.given_up(space, partition)) == []
+    # And all of it ends soon
+    ended: set[str] = set()
+
+    def all_ended() -> bool:
+        free = is_free()
+        ended.update(name for name, is_over in free.items() if is_over)
+        return ended == free.keys()
+
+    wait_until(all_ended, timeout_s=60)
+
+
+def _can(attempt: Callable[[], object]) -> bool:
+    try:
+        attempt()
+    except TryAgain:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("days", [1, 30])
+def test_client_msgids_are_known_before_meanwhile_and_after(chat: Chat, clock: Clock, days: int) -> None:
+    # Given messages that are sent before the clock goes wrong, meanwhile and after
+    chat.create_group("team", ["ann", "bob"])
+    sent = []
+    for number, ahead in enumerate((0, days, 0)):
+        clock.put_ahead(ahead)
+        sent.append(chat.send("team", f"message {number}", sender_uid="ann", client_msgid=str(number)))
+    # When all are sent again
+    again = [chat.send("team", "again", sender_uid="ann", client_msgid=str(number)) for number in range(3)]
+    # Then each is known
+    assert again == sent
+
+
+def test_sessions_that_live_outlive_a_clock_that_is_put_back(chat: Chat, clock: Clock) -> None:
+    # Given a gateway with a session
+    chat.create_group("team", ["ann", "bob"])
+    with chat.gateway() as gateway:
+        session = gateway.open("bob")
+        wait_until(lambda: gateway.poll(0.05) == [] and session.entered)
+        for days in (1, 0):
+            # When the clock jumps, forward and back
+            clock.put_ahead(days)
+            sent = chat.send("team", f"{days} days ahead", sender_uid="ann")
+            # Then it is told, and online, as soon as it has beaten once more
+            events = wait_until(lambda: gateway.poll(0.05))
+            assert [event.message.msgid for event in events] == [sent.msgid]
+            wait_until(lambda: gateway.poll(0.05) == [] and chat.online(["bob"]))
+
+
+def test_a_worker_whose_name_is_held_for_days_takes_another(chat: Chat, settings: Settings, clock: Clock) -> None:
+    clock.put_ahead(1)
+    chat.create_group("team")
+    assert chat.link.run(journal_calls.lease("persist", 1, "dead", SHORT_MS))
+    clock.put_ahead(0)
+    journal = Journal(chat.link, "persist", replace(settings, block_ms=0))
+    assert len(journal.take()) == 1
+    assert journal.consumer == "persist-2"
+    wait_until(lambda: not chat.link.run(journal_calls.is_held("persist", 1)), timeout_s=60)

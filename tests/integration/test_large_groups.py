@@ -1,0 +1,216 @@
+"""Groups of so many that no call may take them at once: what comes in steps is whole all the same."""
+
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imcore import Chat, Draft, creation, history, reading
+from imcore.admin import audit, left_behind, retention
+from imcore.errors import GroupExists
+from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.streams import creation_calls, keys
+from imcore.streams.calls import Call
+from imcore.streams.link import Link
+from tests.deadline import wait_until
+from tests.processes import PythonProcess
+from workers.persist import Persist
+from workers.receipts import ReceiptsWorker
+
+GID = "crowd"
+UIDS = [f"user{number:04}" for number in range(600)]
+
+
+@pytest.fixture
+def settings(valkey: str, tmp_path: Path) -> Settings:
+    database = f"sqlite:///{tmp_path / 'imcore.db'}"
+    with Database.connect(database) as there:
+        there.upgrade()
+    made = Settings.from_env({}, redis_url=valkey, database_url=database, data_dir=str(tmp_path))
+    return replace(made, block_ms=1, receipt_window_ms=0, partitions=2)
+
+
+@pytest.fixture
+def chat(settings: Settings) -> Iterator[Chat]:
+    with Chat.connect(settings=settings) as chat:
+        yield chat
+
+
+def store(chat: Chat) -> None:
+    """Let the workers do all that there is."""
+    for make in (Persist, ReceiptsWorker):
+        worker = make(chat.link, chat.database, chat.settings)
+        while worker.step():
+            pass
+        worker.close()
+
+
+class Watched(Link):
+    """A link that tells of each call before it goes out."""
+
+    def run(self, call: Call[Any], *, repeatable: bool = True) -> Any:
+        self.on_call(call)
+        return super().run(call, repeatable=repeatable)
+
+    def on_call(self, call: Call[Any]) -> None:
+        """Do nothing."""
+
+
+class TestNames:
+    @pytest.mark.parametrize("seed", range(4))
+    def test_each_recipient_is_on_one_side_whoever_reads_comes_and_goes_meanwhile(
+        self, chat: Chat, monkeypatch: pytest.MonkeyPatch, seed: int
+    ) -> None:
+        # Given a message in a large group, which some have read
+        chance = random.Random(seed)
+        monkeypatch.setattr(history, "NAMES", 20)
+        chat.create_group(GID, UIDS)
+        chat.remove_members(GID, UIDS[:3])
+        sent = chat.send(GID, "hi", sender_uid=UIDS[-1])
+        recipients = set(UIDS[3:-1])
+        early = set(chance.sample(sorted(recipients), 100))
+        chat.ack_many(GID, [(uid, sent.msgid) for uid in early])
+        late: set[str] = set()
+        other = Chat(Link(chat.link.client, partitions=2), None, chat.settings)
+
+        def meanwhile(call: Call[Any]) -> None:
+            """Between two pages some read it, some leave, some of them come back, and strangers join."""
+            if call.function == "im_readers":
+                readers = chance.sample(sorted(recipients), 10)
+                acked = other.ack_many(GID, [(uid, sent.msgid) for uid in readers])
+                late.update(uid for uid, ack in zip(readers, acked, strict=True) if not isinstance(ack, Exception))
+                gone = chance.sample(sorted(recipients), 5)
+                other.remove_members(GID, gone)
+                other.add_members(GID, [*gone[:2], f"stranger{chance.random()}"])
+                if chance.random() < 0.3:
+                    other.send(GID, "another", sender_uid=UIDS[-1])
+
+        # When it is asked who has read it, page by page
+        watched = Watched(chat.link.client, partitions=2)
+        monkeypatch.setattr(watched, "on_call", meanwhile)
+        status = Chat(watched, None, chat.settings).message_status(GID, sent.msgid)
+
+        # Then each recipient is named once; who had read it before has, and who never did has not
+        read, unread = {reader.uid for reader in status.read_by}, set(status.unread_by)
+        assert Counter([*(reader.uid for reader in status.read_by), *status.unread_by]).most_common(1)[0][1] == 1
+        assert read | unread == recipients
+        assert early <= read <= early | late
+
+    def test_a_page_has_about_as_many_as_it_may(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        chat.create_group(GID, UIDS)
+        sent = chat.send(GID, "hi", sender_uid=UIDS[0])
+        watched = Watched(chat.link.client, partitions=2)
+        asked: list[Call[Any]] = []
+        monkeypatch.setattr(watched, "on_call", asked.append)
+        monkeypatch.setattr(history, "NAMES", 100)
+        status = Chat(watched, None, chat.settings).message_status(GID, sent.msgid)
+        assert len(status.unread_by) == len(UIDS) - 1
+        assert sum(call.function == "im_readers" for call in asked) >= 3
+
+
+class TestStatus:
+    def test_long_texts_come_in_pages(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given texts of which a page holds a few
+        monkeypatch.setattr(reading, "PAGE_BYTES", 25_000)
+        chat.create_group("g", ["ann", "bob"])
+        sizes = [10_000, 1, 30_000, 10_000, 10_000, 40_000, 40_000, 1, 1, 10_000] * 3
+        sent = [chat.send("g", "x" * size, sender_uid="ann") for size in sizes]
+        # Then all of them come, in order, however many are asked for
+        for limit in (0, 1, 2, 7, 29, 30, 31):
+            found = [tally.message for tally in chat.status("g", limit=limit)]
+            assert found == (sent[-limit:] if limit else sent)
+        # And also where the oldest are in SQL only
+        store(chat)
+        retention.trim(chat, keep_messages=11)
+        for limit in (0, 5, 11, 12, 30):
+            found = [tally.message for tally in chat.status("g", limit=limit)]
+            assert found == (sent[-limit:] if limit else sent)
+
+
+class TestTrim:
+    def test_in_steps_it_is_as_at_once(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(retention, "_TRIM_AT_ONCE", 7)
+        chat.create_group("g", ["ann", "bob"])
+        sent = chat.send_many("g", [Draft("ann", f"message {number}") for number in range(50)])
+        store(chat)
+        assert retention.trim(chat, keep_messages=3).entries == 47
+        assert chat.pull("bob", "g") == sent
+        assert len(chat.link.read("XRANGE", chat.link.space.group("g").stream, "-", "+")) == 3
+
+
+class TestCreation:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_killed_at_any_moment_it_is_whole_or_not_there(
+        self, chat: Chat, settings: Settings, seed: int, tmp_path: Path
+    ) -> None:
+        chance = random.Random(seed)
+        chat.create_group("small", ["ann"])
+        members, killed = 3000, 0
+        uids = [f"user{number:04}" for number in range(members)]
+        for number in range(4):
+            # Given a process that is killed as it creates a group
+            gid = f"crowd{number}"
+            at = chance.randrange(members)
+            creating = PythonProcess(
+                tmp_path, "cli.main", "group", "create", gid, *uids, redis_url=settings.redis_url, partitions=2
+            )
+            acked = chat.link.space.group(gid).acked
+            with creating:
+                wait_until(lambda key=acked, at=at, it=creating: _has(chat, key, at) or not it.runs)
+                killed += creating.end(signal.SIGKILL) == -signal.SIGKILL
+            # Then nobody sees any of it, or all of it
+            there = {group.gid: group.members for group in chat.groups()}
+            assert there.get(gid, members) == members
+            assert (gid in chat.groups_of("user0000")) == (gid in there)
+            # And repeated, it is complete
+            assert chat.create_group(gid, uids).members == members
+            assert [member.uid for member in chat.members(gid)] == uids
+        assert killed
+        store(chat)
+        assert list(audit.check(chat)) == []
+
+    def test_what_is_left_of_one_that_nobody_repeats_goes(self, chat: Chat, settings: Settings) -> None:
+        # Given creations that are given up, one before the group is there and one after
+        space, token = chat.link.space, creation._token(UIDS)
+        for gid in ("half", "untold"):
+            chat.link.run(creation_calls.begin(space, gid, token))
+            for start in range(0, len(UIDS) if gid == "untold" else 300, creation.STEP):
+                chat.link.run(creation_calls.add(space, gid, token, UIDS[start : start + creation.STEP]))
+        chat.link.run(creation_calls.end(space, "untold", token, len(UIDS)))
+        for key in (space.creating(space.partition_of("half")), space.untold(space.partition_of("untold"))):
+            for gid, _ in chat.link.client.hgetall(key).items():
+                chat.link.client.hset(key, gid, f"{token} 1 1")
+        # When a worker looks
+        with chat.gateway() as gateway:
+            session = gateway.open(UIDS[0])
+            gateway.poll(0)
+            store(chat)
+            # Then one is gone, and of the other all are told
+            assert [group.gid for group in chat.groups()] == ["untold"]
+            assert chat.groups_of(UIDS[0]) == ["untold"]
+            sent = chat.send("untold", "hi", sender_uid=UIDS[1])
+            wait_until(lambda: [e for e in gateway.poll(0.05) if getattr(e, "message", None) == sent])
+            assert session.entered
+        store(chat)
+        assert list(audit.check(chat)) == []
+        kinds = Counter(keys.kind_of(key.decode()) for key in chat.link.client.keys("im:*"))
+        assert not {"creating", "untold"} & kinds.keys()
+
+    def test_another_group_of_that_gid_is_another(self, chat: Chat) -> None:
+        chat.create_group(GID, UIDS)
+        for others in (UIDS[:-1], [*UIDS[:-1], "stranger"], [*UIDS, "stranger"], UIDS[:3]):
+            with pytest.raises(GroupExists):
+                chat.create_group(GID, others)
+        assert chat.create_group(GID, UIDS[::-1]).members == len(UIDS)
+        left_behind.settle(chat.link)
+        assert chat.group(GID).members == len(UIDS)
+
+
+def _has(chat: Chat, key: str, count: int) -> bool:
+    return int(chat.link.client.zcard(key)) >= count

@@ -1,0 +1,308 @@
+"""Ends that a server's clock has set while it stood ahead: whoever looks cuts them back to their length from now."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import fakeredis
+import pytest
+
+from imcore import Chat, creation
+from imcore.admin import holders, left_behind
+from imcore.errors import UnknownGroup
+from imcore.settings import Settings
+from imcore.streams import calls, creation_calls, journal_calls, keys, restore_calls, session_calls
+from imcore.streams.journal_calls import Storm
+from imcore.streams.keys import SEPARATOR
+from imcore.streams.link import Link
+from imcore.streams.restore_calls import Claim
+
+DAY_MS = 24 * 60 * 60 * 1000
+LENGTH_MS = 20_000
+SLACK_MS = 5_000
+"""A machine that stalls may take so long between two lines of a test."""
+
+
+@pytest.fixture
+def chat() -> Iterator[Chat]:
+    settings = replace(Settings.from_env({}), partitions=1, online_ms=LENGTH_MS)
+    with Chat(Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=1), None, settings) as chat:
+        chat.create_group("team", ["ann", "bob"])
+        yield chat
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def raw(chat: Chat) -> Any:
+    return chat.link.client
+
+
+@dataclass(frozen=True)
+class End:
+    """One kind of end: how it comes to be, how it looks a day later than it should, who looks, and where it is then."""
+
+    begin: Callable[[Chat], object]
+    put_off: Callable[[Chat], object]
+    look: Callable[[Chat], object]
+    read: Callable[[Chat], float]
+    length_ms: int = LENGTH_MS
+
+
+def _claim(chat: Chat, token: str) -> Claim:
+    return Claim(chat.link.space.group("team"), token)
+
+
+def _put_off_field(key: str, field: str, at: int) -> Callable[[Chat], object]:
+    """Add a day to the time at a place of a field's words."""
+
+    def put_off(chat: Chat) -> object:
+        words = raw(chat).hget(key, field).decode().split(" ")
+        words[at] = str(int(words[at]) + DAY_MS)
+        return raw(chat).hset(key, field, " ".join(words))
+
+    return put_off
+
+
+def _read_field(key: str, field: str, at: int) -> Callable[[Chat], float]:
+    return lambda chat: float(raw(chat).hget(key, field).split(b" ")[at])
+
+
+LEASE = keys.lease("persist", 1)
+SPACE = keys.Keyspace(1)
+TOKEN = "a" * 64
+
+ENDS = {
+    "lease, as another worker looks for a name": End(
+        lambda chat: chat.link.run(journal_calls.lease("persist", 1, "dead", LENGTH_MS)),
+        lambda chat: raw(chat).pexpire(LEASE, DAY_MS),
+        lambda chat: chat.link.run(journal_calls.lease("persist", 1, "other", LENGTH_MS)),
+        lambda chat: now_ms() + raw(chat).pttl(LEASE),
+    ),
+    "lease, as another worker looks for the dead": End(
+        lambda chat: chat.link.run(journal_calls.lease("persist", 1, "dead", LENGTH_MS)),
+        lambda chat: raw(chat).persist(LEASE),
+        lambda chat: chat.link.run(journal_calls.is_held("persist", 1)),
+        lambda chat: now_ms() + raw(chat).pttl(LEASE),
+    ),
+    "hold, as another one mends": End(
+        lambda chat: chat.link.run(restore_calls.hold(SPACE, 0, "dead", LENGTH_MS)),
+        _put_off_field(SPACE.marks(0), SEPARATOR, 0),
+        lambda chat: chat.link.run(restore_calls.hold(SPACE, 0, "other", LENGTH_MS)),
+        _read_field(SPACE.marks(0), SEPARATOR, 0),
+    ),
+    "claim of a group": End(
+        lambda chat: chat.link.run(restore_calls.claim(_claim(chat, "dead"))),
+        _put_off_field(SPACE.mending(0), "team", 1),
+        lambda chat: chat.link.run(restore_calls.claim(_claim(chat, "other"))),
+        _read_field(SPACE.mending(0), "team", 1),
+        5_000,
+    ),
+    "creation of a group": End(
+        lambda chat: chat.link.run(creation_calls.begin(SPACE, "new", TOKEN)),
+        _put_off_field(SPACE.creating(0), "new", 1),
+        lambda chat: chat.link.run(creation_calls.given_up(SPACE, 0)),
+        _read_field(SPACE.creating(0), "new", 1),
+        10_000,
+    ),
+    "session, as its user opens another": End(
+        lambda chat: raw(chat).hset(SPACE.sessions("ann"), "dead", f"{now_ms() + LENGTH_MS} {LENGTH_MS}"),
+        _put_off_field(SPACE.sessions("ann"), "dead", 0),
+        lambda chat: chat.begin_session("ann"),
+        _read_field(SPACE.sessions("ann"), "dead", 0),
+    ),
+    "who is online, as anybody's session beats": End(
+        lambda chat: chat.begin_session("ann"),
+        lambda chat: raw(chat).zadd(SPACE.online(0), {"ann": now_ms() + DAY_MS}),
+        lambda chat: chat.begin_session("bob"),
+        lambda chat: float(raw(chat).zscore(SPACE.online(0), "ann")),
+    ),
+    "who is online, as nobody's does": End(
+        lambda chat: chat.begin_session("ann"),
+        lambda chat: raw(chat).zadd(SPACE.online(0), {"ann": now_ms() + DAY_MS}),
+        lambda chat: left_behind.settle(chat.link),
+        lambda chat: float(raw(chat).zscore(SPACE.online(0), "ann")),
+    ),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+def test_an_end_is_cut_back_to_its_length_and_not_dropped(chat: Chat, end: End) -> None:
+    # Given an end that was set while the clock stood a day ahead
+    end.begin(chat)
+    end.put_off(chat)
+    # When somebody looks at it
+    before = now_ms()
+    end.look(chat)
+    # Then it is as far ahead as it would be if it had been set now
+    assert before + end.length_ms - SLACK_MS <= end.read(chat) <= now_ms() + end.length_ms
+    # And looking at it once more does not put it off
+    cut = end.read(chat)
+    end.look(chat)
+    assert end.read(chat) <= cut + SLACK_MS / 10
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+def test_an_end_that_is_not_too_far_ahead_stays(chat: Chat, end: End) -> None:
+    end.begin(chat)
+    if raw(chat).exists(LEASE):
+        raw(chat).pexpire(LEASE, end.length_ms)  # in the way of PERSIST in `put_off`
+    before = end.read(chat)
+    end.look(chat)
+    assert abs(end.read(chat) - before) <= SLACK_MS / 10
+
+
+def test_a_session_that_was_opened_for_longer_is_not_cut_back_by_one_that_was_not(chat: Chat) -> None:
+    # Given sessions of two processes with settings of their own
+    chat.link.run(session_calls.beat(chat.link.space, "ann", "long", 10 * LENGTH_MS, opens=True))
+    long_end = float(raw(chat).hget(SPACE.sessions("ann"), "long").split()[0])
+    # When the other one beats
+    chat.link.run(session_calls.beat(chat.link.space, "ann", "short", LENGTH_MS, opens=True))
+    # Then each lives for as long as it was given
+    assert float(raw(chat).hget(SPACE.sessions("ann"), "long").split()[0]) == long_end
+    assert float(raw(chat).zscore(SPACE.online(0), "ann")) == long_end
+
+
+@pytest.mark.parametrize("days", [-3, -1, 1, 3])
+def test_a_client_msgid_lives_for_as_long_as_is_promised_however_the_clock_goes(chat: Chat, days: int) -> None:
+    """The clock goes wrong between two sends and right again before the third: it is as if its tables were put off."""
+    # Given a message, and another by a clock that is days off
+    first = chat.send("team", "one", sender_uid="ann", client_msgid="1")
+    once = chat.link.space.group("team")
+    for shift in (days, -days):
+        for table in (once.once_newer, once.once_older):
+            if said := raw(chat).hget(table, SEPARATOR):
+                since, length = map(int, said.split())
+                raw(chat).hset(table, SEPARATOR, f"{since - shift * DAY_MS} {length}")
+        if shift == days:
+            second = chat.send("team", "two", sender_uid="ann", client_msgid="2")
+    # When both are sent again
+    again = [chat.send("team", "again", sender_uid="ann", client_msgid=each) for each in ("1", "2")]
+    # Then they are known
+    assert again == [first, second]
+    # And the newer table does not count from a time that is still to come
+    said = raw(chat).hget(once.once_newer, SEPARATOR) or b"0"
+    assert int(said.split()[0]) <= now_ms()
+
+
+def test_a_longer_promise_holds_for_what_a_table_of_a_shorter_one_gets(chat: Chat) -> None:
+    # Given a table that a process with a shorter setting has begun
+    space = chat.link.space
+    short = calls.send(space, "team", [calls.Draft("ann", "short", "1")], 1_000)
+    chat.link.run(short)
+    # When one with a longer setting sends
+    chat.link.run(calls.send(space, "team", [calls.Draft("ann", "long", "2")], DAY_MS))
+    # Then what is in the table counts for that long
+    assert raw(chat).hget(space.group("team").once_newer, SEPARATOR).endswith(f" {DAY_MS}".encode())
+
+
+def test_acks_a_second_are_counted_again_after_the_clock_was_put_back(chat: Chat) -> None:
+    # Given a second that was counted by a clock which stood ahead, in the place of the second that is now
+    space, now_s = chat.link.space, int(time.time())
+    for second in range(now_s - 5, now_s + 60):
+        raw(chat).hset(space.storm(0), str(second % 64), f"{second + 64 * 1350} 7 7")
+    # When acks are counted now
+    chat.link.run(journal_calls.follow(space, 0, "receipts"))
+    [(entry, _), *_] = chat.link.run(journal_calls.take(space, 0, "receipts", "receipts-1", start=">", count=1))
+    [done] = journal_calls.done(space, 0, "receipts", [entry.decode()], Storm(3, 3, 1, {now_s - 3: (1, 3)}))
+    chat.link.run(done)
+    # Then they are there
+    assert chat.link.run(journal_calls.storm(space, 0, seconds=10))[3:] == (1, 3)
+
+
+class TestSilentHolders:
+    @pytest.fixture
+    def in_hand(self, chat: Chat) -> None:
+        """An entry in the hand of a worker that has died."""
+        chat.link.run(journal_calls.follow(SPACE, 0, "persist"))
+        chat.link.run(journal_calls.take(SPACE, 0, "persist", "persist-1", start=">", count=10))
+
+    def find(self, chat: Chat, lease_ms: int) -> list[tuple[str, int]]:
+        found = holders.silent_holders(chat.link, replace(chat.settings, lease_ms=lease_ms))
+        return [(holder.process, holder.entries) for holder in found]
+
+    @pytest.mark.usefixtures("in_hand")
+    def test_one_whose_lease_ends_later_than_any_that_it_can_have_taken(self, chat: Chat) -> None:
+        chat.link.run(journal_calls.lease("persist", 1, "dead", LENGTH_MS))
+        assert self.find(chat, LENGTH_MS) == []
+        raw(chat).pexpire(LEASE, DAY_MS)
+        assert self.find(chat, LENGTH_MS) == [("persist-1", 1)]
+        assert not holders.lives(chat.link, "persist", [1])
+
+    @pytest.mark.usefixtures("in_hand")
+    def test_one_that_was_not_heard_of_for_two_leases(self, chat: Chat) -> None:
+        assert self.find(chat, DAY_MS) == []
+        raw(chat).xgroup_createconsumer(SPACE.journal(0), "persist", "persist-2")  # it holds nothing
+        assert self.find(chat, 0) in ([("persist-1", 1)], [])  # the server counts whole milliseconds
+
+
+UIDS = [f"u{number}" for number in range(2 * creation.STEP + 7)]
+
+
+class TestCreations:
+    def half(self, chat: Chat, *, token: str | None = None) -> None:
+        """Create a group by half."""
+        token = token or creation._token(UIDS)
+        chat.link.run(creation_calls.begin(SPACE, "crowd", token))
+        chat.link.run(creation_calls.add(SPACE, "crowd", token, UIDS[: creation.STEP]))
+
+    def let_die(self, chat: Chat) -> None:
+        for key in (SPACE.creating(0), SPACE.untold(0)):
+            if said := raw(chat).hget(key, "crowd"):
+                token, _, length = said.decode().split()
+                raw(chat).hset(key, "crowd", f"{token} 0 {length}")
+
+    def test_a_group_is_there_whole_or_not_at_all(self, chat: Chat) -> None:
+        before = set(raw(chat).keys("*"))
+        self.half(chat)
+        assert [group.gid for group in chat.groups()] == ["team"]
+        assert chat.groups_of("u0") == []
+        assert (chat.unread("u0"), chat.pull("u0")) == ([], [])
+        for ask in (chat.group, lambda gid: list(chat.members(gid)), chat.status):
+            with pytest.raises(UnknownGroup):
+                ask("crowd")
+        # And nothing is left of one that is given up, but for an empty stream
+        self.let_die(chat)
+        left_behind.settle(chat.link)
+        assert set(raw(chat).keys("*")) - before == {SPACE.group("crowd").stream.encode()}
+
+    def test_the_same_creation_again_completes_it(self, chat: Chat) -> None:
+        self.half(chat)
+        group = chat.create_group("crowd", UIDS)
+        assert (group.members, chat.group("crowd").members) == (len(UIDS), len(UIDS))
+        assert [member.uid for member in chat.members("crowd")] == sorted(UIDS)
+        assert chat.groups_of("u0") == ["crowd"]
+        assert not raw(chat).exists(SPACE.creating(0), SPACE.untold(0))
+
+    @pytest.mark.parametrize("uids", [["zoe"], [f"v{number}" for number in range(creation.STEP + 1)]])
+    def test_another_creation_does_not_mix_with_one_that_was_given_up(self, chat: Chat, uids: list[str]) -> None:
+        self.half(chat)
+        self.let_die(chat)
+        assert chat.create_group("crowd", uids).members == len(uids)
+        assert [member.uid for member in chat.members("crowd")] == sorted(uids)
+        assert chat.groups_of("u0") == []
+
+    def test_members_of_one_that_died_before_it_told_them_are_told(self, chat: Chat) -> None:
+        # Given a creation whose process dies once the group is there
+        token = creation._token(UIDS)
+        chat.link.run(creation_calls.begin(SPACE, "crowd", token))
+        for start in range(0, len(UIDS), creation.STEP):
+            chat.link.run(creation_calls.add(SPACE, "crowd", token, UIDS[start : start + creation.STEP]))
+        chat.link.run(creation_calls.end(SPACE, "crowd", token, len(UIDS)))
+        assert chat.link.run(creation_calls.untold(SPACE, 0)) == []
+        self.let_die(chat)
+        # When a worker sees to it, or somebody repeats it
+        assert chat.link.run(creation_calls.untold(SPACE, 0)) == ["crowd"]
+        left_behind.settle(chat.link)
+        # Then nobody has to be told any more
+        assert not raw(chat).exists(SPACE.untold(0))
+
+    def test_a_process_that_stalled_does_not_go_on_where_it_was(self, chat: Chat) -> None:
+        self.half(chat)
+        self.let_die(chat)
+        left_behind.settle(chat.link)
+        token = creation._token(UIDS)
+        assert chat.link.run(creation_calls.add(SPACE, "crowd", token, UIDS[-1:])) is creation_calls.LOST
+        assert chat.link.run(creation_calls.end(SPACE, "crowd", token, 1)) is creation_calls.LOST
