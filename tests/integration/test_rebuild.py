@@ -4,10 +4,12 @@
 """
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,10 @@ def persist(chat: Chat) -> None:
     worker.close()
 
 
+def _later(now_ns: Callable[[], int], ms: int) -> int:
+    return now_ns() + ms * 1_000_000
+
+
 def newest(chat: Chat, gid: str) -> Message:
     return chat.status(gid, limit=1)[0].message
 
@@ -227,9 +233,11 @@ def test_sends_go_on_with_higher_ids_and_seqs_even_if_the_clock_stands_behind(ch
     assert [member.uid for member in chat.members(gid)] == ["ann", "dee"]
 
 
-def test_a_client_msgid_is_still_known(chat: Chat) -> None:
+@pytest.mark.parametrize("ahead_ms", [0, 48 * HOUR])
+def test_a_client_msgid_is_still_known(chat: Chat, monkeypatch: pytest.MonkeyPatch, ahead_ms: int) -> None:
     before = chat.status(GIDS[0], limit=0)[3].message
     chat.link.client.flushall()
+    monkeypatch.setattr("imcore.admin.rebuild.time.time_ns", partial(_later, time.time_ns, ahead_ms))
     rebuild(chat)
     assert chat.send(GIDS[0], "again", sender_uid=before.sender_uid, client_msgid=before.client_msgid) == before
 
