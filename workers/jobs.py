@@ -186,7 +186,7 @@ def _work(settings: Settings, signals: Signals, burst: bool, room: _Room) -> Non
     with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
         database.refuse_newer()
     url = settings.jobs_redis_url
-    connection = open_client(url)
+    connection = open_client(url, block_ms=settings.block_ms)
     if not isinstance(connection, Redis):
         raise ConfigurationError("rq does not run on Redis Cluster: set IM_JOBS_REDIS_URL to a Redis that is none")
     worker = None

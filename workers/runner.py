@@ -12,7 +12,7 @@ from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.journal import one_line
-from imcore.streams.link import Link, open_client
+from imcore.streams.link import Link
 from workers.signals import Signals, Stopped
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def run(make: Maker, settings: Settings, signals: Signals, *, burst: bool, needs
 @contextmanager
 def _opened(make: Maker, settings: Settings, needs_sql: bool) -> Iterator[Worker]:
     with (
-        closing(Link(open_client(settings.redis_url), partitions=settings.partitions, url=settings.redis_url)) as link,
+        closing(Link.connect(settings)) as link,
         Database.connect(settings.database_url, data_dir=settings.data_dir) as database,
     ):
         link.upgrade()

@@ -35,10 +35,10 @@ def upgrade(run: Invocation) -> None:
 
 def _upgrade_functions(settings: Settings) -> str | None:
     """Return where they are up to date now; None if that cannot be done."""
-    from imcore.streams.link import Link, open_client  # noqa: PLC0415
+    from imcore.streams.link import Link  # noqa: PLC0415
 
     try:
-        with closing(Link(open_client(settings.redis_url), url=settings.redis_url)) as link:
+        with closing(Link.connect(settings)) as link:
             link.upgrade()
     except RedisUnavailable as error:
         output.complain(f"the functions in Redis are as they were: {error}")

@@ -140,8 +140,9 @@ def _jobs(settings: Settings) -> JobStats | None:
     url = settings.jobs_redis_url
     if urls.is_cluster(url):
         return None  # rq does not run there
+    jobs = open_client(url, timeout_s=_JOBS_TIMEOUT_S, block_ms=settings.block_ms)
     try:
-        with driver_errors(url), closing(open_client(url, timeout_s=_JOBS_TIMEOUT_S)) as client:
+        with driver_errors(url), closing(jobs) as client:
             return JobStats(client.llen(keys.RQ_QUEUED), client.zcard(keys.RQ_RUNNING), client.zcard(keys.RQ_FAILED))
     except ImError:
         return None

@@ -5,16 +5,18 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import redis
-from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.backoff import ExponentialBackoff
 from redis.cluster import RedisCluster
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
 from imcore.errors import ConfigurationError, ImError
+from imcore.settings import Settings
 from imcore.streams import calls, urls
+from imcore.streams.answers import plain
 from imcore.streams.calls import Call, words
 from imcore.streams.carriage import Command, UnderWay, look_around, over_cluster
 from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
@@ -33,17 +35,14 @@ PATIENCE_S = 15.0
 """What has failed after so long is not tried again: once more is enough where the server itself is silent."""
 
 
-def open_client(url: str, *, timeout_s: float | None = 10.0) -> Client:
+def open_client(url: str, *, timeout_s: float | None = 10.0, block_ms: int = 1000) -> Client:
     """Return a client for a Redis URL; nothing is sent yet, but for a cluster, whose nodes are asked for.
 
-    The client itself repeats nothing: only `Link` knows which calls may be repeated.
+    The client itself repeats nothing: only `Link` knows which calls may be repeated. `timeout_s` is for a URL that does
+    not say how long to wait for an answer; one that does is checked against `block_ms`, the setting IM_BLOCK_MS.
     Raise ConfigurationError for a URL that is none, RedisUnavailable if no node of a cluster answers.
     """
-    client = urls.client_of(url, timeout_s)
-    if not urls.is_cluster(url):
-        return client
-    with driver_errors(url):
-        return RedisCluster.from_url(urls.plain(url), retry=Retry(NoBackoff(), 0), **urls.options(url, timeout_s))
+    return urls.client_of(url, timeout_s, block_ms)
 
 
 class Link:
@@ -65,6 +64,12 @@ class Link:
         """How many partitions data gets that is not there yet, if nobody wants another number."""
         self._fixed = False
         self._retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), 3, supported_errors=LOST)
+
+    @classmethod
+    def connect(cls, settings: Settings) -> Self:
+        """Return a link to the Redis of the settings. Raise what `open_client` raises."""
+        client = open_client(settings.redis_url, block_ms=settings.block_ms)
+        return cls(client, partitions=settings.partitions, url=settings.redis_url)
 
     def close(self) -> None:
         """Close the connections."""
@@ -171,13 +176,14 @@ class Link:
         """Run a plain command that only reads."""
         self.require_functions(writes=False)
         with driver_errors(self.address):
-            return self._attempt(lambda: self._execute_command(*command), repeatable=True)
+            answer = self._attempt(lambda: self._execute_command(*command), repeatable=True)
+        return plain(str(command[0]), answer)
 
     def once(self, *command: str | bytes | int) -> Any:
         """Run a plain command that must not run twice unseen: after RedisUnavailable it is unknown whether it ran."""
         with driver_errors(self.address):
             try:
-                return self._execute_command(*command)
+                return plain(str(command[0]), self._execute_command(*command))
             except LOST as error:
                 self._look_around(error)
                 raise
