@@ -14,9 +14,12 @@ _DAY_MS = 24 * 60 * 60 * 1000
 _LONGEST_SOCKET_PATH = 100
 """Unix socket paths end at 104 bytes on macOS and 108 on Linux; the server adds a few while it starts."""
 
-_MAY_BE_ZERO = {"receipt_window_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms", "retry_ms"}
-_HIGHEST = {"partitions": 16_384, "max_content_bytes": 256 * 1024 * 1024}
-"""A cluster has so many slots; half of what Redis takes in one piece."""
+_MAY_BE_ZERO = {
+    *("receipt_window_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms", "retry_ms"),
+    "allow_eviction",
+}
+_HIGHEST = {"partitions": 16_384, "max_content_bytes": 256 * 1024 * 1024, "allow_eviction": 1}
+"""A cluster has so many slots; half of what Redis takes in one piece; 1 is yes."""
 _HIGHEST_OF_ALL = 10**12
 """31 years in milliseconds: a time added to now still is one."""
 
@@ -53,6 +56,8 @@ class Settings:
     """For how long SQL keeps when messages were read; 0: for ever. Counts and names stay exact without."""
     trim_every_ms: int = 60 * 60 * 1000
     """How often the worker `jobs` trims; 0: never by itself."""
+    allow_eviction: int = 0
+    """1: work also on a Redis that drops groups and messages when its memory is full."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: str | None) -> "Settings":

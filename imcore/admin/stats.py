@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from imcore.admin.lag import WorkerStats, worker_stats
+from imcore.admin.server_settings import ServerSettings, all_servers
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
@@ -61,7 +62,7 @@ class StormStats:
 class Stats:
     """The whole system at about one moment. `journal` counts the entries that are kept, done or not.
 
-    `jobs` is None where their Redis does not answer.
+    `jobs` is None where their Redis does not answer; then `servers` has not their server either.
     """
 
     groups: int
@@ -74,6 +75,7 @@ class Stats:
     jobs: JobStats | None
     streams: tuple[StreamStats, ...]
     storm: StormStats
+    servers: tuple[ServerSettings, ...]
 
 
 def stats(chat: Chat) -> Stats:
@@ -95,6 +97,7 @@ def stats(chat: Chat) -> Stats:
         jobs=_jobs(chat.settings),
         streams=(_group_streams(link, groups), _journals(link, journals)),
         storm=_storm(link),
+        servers=all_servers(link, chat.settings),
     )
 
 

@@ -9,6 +9,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import NoPermissionError, ResponseError
 
 from imcore.errors import ConfigurationError, RedisUnavailable
+from imcore.streams.server_info import servers_of
 
 VERSION = 5
 """Raised with every change of the functions; `lua/base.lua` holds the same number."""
@@ -64,9 +65,24 @@ class Library:
         try:
             return int(self._client.execute_command("FCALL_RO", "im_version", 0, **node))
         except ResponseError as error:
-            if NOT_LOADED not in str(error):
-                raise
-            return 0
+            if NOT_LOADED in str(error):
+                return 0
+            if "unknown command" in str(error):
+                self._refuse_stranger(error)
+            raise
+
+    def _refuse_stranger(self, error: ResponseError) -> None:
+        """Say what a server is that does not know functions, unless it is just too old."""
+        info = next(servers_of(self._client))
+        if info.is_sentinel:
+            raise ConfigurationError(
+                f"{self._where} is a Sentinel: set IM_REDIS_URL to the primary that it watches"
+            ) from error
+        if info.version and not info.is_too_old:
+            raise ConfigurationError(
+                f"{self._where} is {info.server} {info.version}, but does not know FCALL_RO: "
+                "allow that command there (rename-command), or use a server without a proxy before it"
+            ) from error
 
     def _check_may_load(self, found: int, writes: bool) -> None:
         if self.upgrades or (writes and not found):

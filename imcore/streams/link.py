@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import count
 from typing import Any, Self, TypeVar, cast
 
 import redis
@@ -13,7 +14,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
-from imcore.errors import ConfigurationError, ImError
+from imcore.errors import ConfigurationError, ImError, UnknownGroup
 from imcore.settings import Settings
 from imcore.streams import calls, urls
 from imcore.streams.answers import plain
@@ -88,6 +89,33 @@ class Link:
         self._library.upgrades = True
         self._has_functions = False
         self.require_functions(writes=True)
+        self.require_writes()
+
+    def require_writes(self) -> None:
+        """Make sure that the server takes writes, every primary of a cluster: whatever is to write begins with this.
+
+        Else it would succeed where nothing has to be written, having looked at a replica only. The calls change
+        nothing. Raise RedisRefuses with what keeps the server from taking writes, RedisUnavailable.
+        """
+        [partitions] = self.glance([("HGET", CONFIG, "partitions")])
+        space = Keyspace(int(partitions or 1))
+        nothing = [calls.ack(space, gid, []) for gid in self._places(space)]
+        for call, answer in zip(nothing, self._pipeline(nothing, repeatable=True), strict=True):
+            error = None if _is_missing(answer) else self._result(call, answer)
+            if isinstance(error, ImError) and not isinstance(error, UnknownGroup):
+                raise error
+
+    def _places(self, space: Keyspace) -> list[str]:
+        """Return gids, of groups or not, whose keys are at the server, or one at each primary of a cluster."""
+        gids = (str(number) for number in count())
+        if not isinstance(self.client, RedisCluster):
+            return [next(gids)]
+        primaries = {self.client.get_node_from_key(journal).name for journal in space.journals()}
+        found: dict[str, str] = {}
+        while len(found) < len(primaries):
+            gid = next(gids)
+            found.setdefault(self.client.get_node_from_key(space.group(gid).meta).name, gid)
+        return list(found.values())
 
     @cached_property
     def space(self) -> Keyspace:
