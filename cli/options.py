@@ -31,25 +31,14 @@ class Invocation:
         """Return the settings of the environment and the options. Raise ConfigurationError if one makes no sense."""
         return Settings.from_env(None, **self.overrides)
 
-    def chat(self, *, writes: bool = False) -> "Chat":
-        """Return a Chat on these settings, to be used in a `with`.
-
-        For a command that `writes` make sure that the server takes writes, also where there will be nothing to write.
-        Raise RedisRefuses if it does not.
-        """
+    def chat(self) -> "Chat":
+        """Return a Chat on these settings, to be used in a `with`."""
         from cli.complaints import complain_of_warnings  # noqa: PLC0415 (the help of a command need not wait for these)
         from imcore.chat import Chat  # noqa: PLC0415
 
         complain_of_warnings()
         settings = self.settings()
-        chat = Chat.connect(settings.redis_url, settings.database_url, settings=settings)
-        try:
-            if writes:
-                chat.link.require_writes()
-        except BaseException:
-            chat.close()
-            raise
-        return chat
+        return Chat.connect(settings.redis_url, settings.database_url, settings=settings)
 
     def show(self, records: Iterable[output.Record], columns: Sequence[str]) -> None:
         """Write the records as JSON Lines, or these columns of them as a table."""

@@ -111,7 +111,9 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
     As at a login, the user's local database is brought up to date: messages, receipts, and its outbox is sent.
     """
     gid = gid and chat_called(gid, uid)
-    with run.chat(writes=with_ack) as chat, ExitStack() as stack:
+    with run.chat() as chat, ExitStack() as stack:
+        if with_ack:
+            chat.link.require_writes()
         is_known = bool(chat.groups_of(uid))
         opened = client_of if is_known else client_if_any  # who is nobody's name may be mistyped
         client = None if no_local else stack.enter_context(opened(run, chat, uid))
@@ -138,7 +140,7 @@ def ack(run: Invocation, uid: str, gid: str, msgid: str | None) -> None:
 
     Without MSGID: up to the newest. An older message than confirmed before changes nothing.
     """
-    with run.chat(writes=True) as chat:
+    with run.chat() as chat:
         acked = chat.ack(uid, chat_called(gid, uid), msgid)
         run.show([peers_at(chat, uid).named(ack_record(acked))], ACK_COLUMNS)
 

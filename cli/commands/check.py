@@ -30,7 +30,7 @@ def check(run: Invocation, repair: bool) -> None:
     from imcore.admin.audit import check as differences_of  # noqa: PLC0415
 
     counts: Counter[str] = Counter()
-    with run.chat(writes=repair) as chat, progress("groups") as shown:
+    with run.chat() as chat, progress("groups") as shown:
         if warning := server_settings.warning_of(server_settings.all_servers(chat.link, chat.settings)):
             shown.complain(warning)
         found = differences_of(chat, repair=repair, on_progress=lambda seen: shown.to(seen.groups, seen.of))

@@ -50,7 +50,7 @@ def requeue(run: Invocation, dead_ids: tuple[str, ...]) -> None:
     """Put dead letters back into the journal, each for the kind of worker that failed."""
     from imcore.admin import deadletters  # noqa: PLC0415
 
-    with run.chat(writes=True) as chat:
+    with run.chat() as chat:
         _each(run, dead_ids, lambda dead_id: deadletters.requeue(chat, dead_id), "requeued")
 
 
@@ -62,7 +62,7 @@ def drop(run: Invocation, dead_ids: tuple[str, ...], yes: bool) -> None:
     from imcore.admin import deadletters  # noqa: PLC0415
 
     confirm(f"Drop {', '.join(dead_ids)}? What they tell of is never handled.", yes=yes)
-    with run.chat(writes=True) as chat:
+    with run.chat() as chat:
         _each(run, dead_ids, lambda dead_id: deadletters.drop(chat, dead_id), "dropped")
 
 

@@ -19,7 +19,7 @@ def group() -> None:
 @click.argument("uids", metavar="[UID]...", nargs=-1)
 def create(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
     """Create a group. The same group with the same members again changes nothing."""
-    with run.chat(writes=True) as chat:
+    with run.chat() as chat:
         _show_count(run, chat.create_group(gid, uids))
 
 
@@ -28,7 +28,7 @@ def create(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
 @click.argument("uids", metavar="UID...", nargs=-1, required=True)
 def add(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
     """Let users join a group. Who is a member already stays as they are."""
-    with run.chat(writes=True) as chat:
+    with run.chat() as chat:
         _show_count(run, chat.add_members(gid, uids))
 
 
@@ -39,7 +39,7 @@ def add(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
 def remove(run: Invocation, gid: str, uids: tuple[str, ...], yes: bool) -> None:
     """Let members leave a group. What they had read stays read."""
     confirm(f"Remove {', '.join(uids)} from {gid}?", yes=yes)
-    with run.chat(writes=True) as chat:
+    with run.chat() as chat:
         _show_count(run, chat.remove_members(gid, uids))
 
 

@@ -38,7 +38,7 @@ def import_(run: Invocation, file: str) -> None:
     """
     from imcore.importer import import_events  # noqa: PLC0415 (the help need not wait for the drivers)
 
-    with _opened(file) as source, run.chat(writes=True) as chat, progress("bytes") as shown:
+    with _opened(file) as source, run.chat() as chat, progress("bytes") as shown:
         read = _Read(_size(source), shown)
         summary = import_events(
             chat,

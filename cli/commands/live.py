@@ -111,7 +111,9 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
     What is confirmed with --ack comes again when more people have read it; the user's local database keeps it. The
     worker `receipts` must have run.
     """
-    with run.chat(writes=with_ack) as chat, ExitStack() as stack:
+    with run.chat() as chat, ExitStack() as stack:
+        if with_ack:
+            chat.link.require_writes()
         found = chat.receipts(uid)
         remark_if_none(uid, found or chat.groups_of(uid))
         keeps = with_ack and not no_local and found

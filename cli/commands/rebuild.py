@@ -19,7 +19,7 @@ def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
     """
     from imcore.admin import rebuild as admin  # noqa: PLC0415 (the help need not wait for the drivers)
 
-    with run.chat(writes=True) as chat:
+    with run.chat() as chat:
         before = admin.look_before(chat)
         confirm(
             f"Rebuild Redis at {chat.link.address}, which holds {before.redis_groups} groups, from the "

@@ -23,7 +23,7 @@ def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, n
     printed; for a message that is recalled already there is no second one, and the message is printed as it is now.
     """
     confirm(f"Recall message {msgid} of {gid}? What it says is gone for good.", yes=yes)
-    with run.chat(writes=True) as chat:
+    with run.chat() as chat:
         keeps = not no_local and not admin
         with client_if_any(run, chat, by_uid) if keeps else nullcontext():  # not of other data than the server's
             message = chat.recall(chat_called(gid, by_uid), msgid, by=by_uid, admin=admin)

@@ -33,7 +33,7 @@ def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) ->
     from imcore.admin import retention  # noqa: PLC0415 (the help need not wait for the drivers)
 
     keep_ms = None if keep_days is None else round(keep_days * 24 * 60 * 60 * 1000)
-    with run.chat(writes=True) as chat:
+    with run.chat() as chat:
         summary = retention.trim(chat, keep_messages=keep_messages, keep_ms=keep_ms)
         why_not = None if summary.journal_entries else retention.held_up(chat)
     run.show([asdict(summary)], _COLUMNS)

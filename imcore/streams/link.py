@@ -232,6 +232,19 @@ class Link:
                     raise answer
         return answers
 
+    def time_ms(self, key: str) -> int:
+        """Return the clock of the server that has a key, in ms since 1970."""
+
+        def ask() -> tuple[int, int]:
+            if isinstance(self.client, RedisCluster):
+                node = self.client.get_node_from_key(key)
+                return self.client.get_redis_connection(node).time()
+            return self.client.time()
+
+        with driver_errors(self.address):
+            seconds, micros = self._attempt(ask, repeatable=True)
+        return seconds * 1000 + micros // 1000
+
     def _attempt(self, attempt: Callable[[], T], repeatable: bool) -> T:
         if not repeatable:
             return attempt()
