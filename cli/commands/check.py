@@ -31,11 +31,11 @@ def check(run: Invocation, repair: bool) -> None:
 
     counts: Counter[str] = Counter()
     with run.chat() as chat, progress("groups") as shown:
-        if warning := server_settings.warning_of(server_settings.all_servers(chat.link, chat.settings)):
-            shown.complain(warning)
         found = differences_of(chat, repair=repair, on_progress=lambda seen: shown.to(seen.groups, seen.of))
         records = (_record(each, repair=repair) for each in _counted(found, counts, shown.complain))
         run.show(records, (*_COLUMNS, "repaired") if repair else _COLUMNS)
+        if warning := server_settings.warning_of(server_settings.all_servers(chat.link, chat.settings)):
+            shown.complain(warning)
     if counts.total():
         output.complain(
             f"differences between Redis and SQL: {counts.total()}" + f", {counts['repaired']} mended" * repair

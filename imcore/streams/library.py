@@ -8,7 +8,7 @@ import redis
 from redis.cluster import RedisCluster
 from redis.exceptions import NoPermissionError, ResponseError
 
-from imcore.errors import ConfigurationError, RedisUnavailable
+from imcore.errors import ConfigurationError, RedisRefuses, RedisUnavailable
 from imcore.streams.server_info import servers_of
 
 VERSION = 5
@@ -22,6 +22,7 @@ _FILES = (
 )
 """The files of `lua/` that make up the library, in this order: each may use what stands before it."""
 
+_MOST_TRIES = 5
 _LOADED_BY_ANOTHER = "already exists"
 _WHAT_TO_DO = "start a worker of this imcore, or run `im db upgrade`"
 
@@ -41,12 +42,17 @@ class Library:
     def require(self, *, writes: bool) -> None:
         """Make sure that the functions of this program are there.
 
-        Raise RedisUnavailable if they are missing or older and may not be loaded, ConfigurationError if newer ones are.
+        Raise RedisUnavailable if they are missing or older and may not be loaded, ConfigurationError if newer ones are,
+        RedisRefuses if they do not stay.
         """
         for node in list(self._nodes()):
+            tries = 0
             while (found := self._version(node)) < VERSION:
                 self._check_may_load(found, writes)
-                self._load(node, replace=found > 0)
+                tries += 1
+                if tries > _MOST_TRIES:
+                    raise RedisRefuses(f"{self._where} loses the functions of imcore as soon as they are loaded")
+                self._load(node, replace=found > 0, is_last=tries == _MOST_TRIES)
             if found > VERSION:
                 raise ConfigurationError(
                     f"{self._where} holds the functions of a newer imcore (version {found}; this program has "
@@ -90,7 +96,7 @@ class Library:
         what = f"the functions of an older imcore (version {found}; this program needs {VERSION})"
         raise RedisUnavailable(f"{self._where} has {what if found else 'no functions of imcore'}: {_WHAT_TO_DO}")
 
-    def _load(self, node: dict[str, Any], *, replace: bool) -> None:
+    def _load(self, node: dict[str, Any], *, replace: bool, is_last: bool) -> None:
         folder = resources.files("imcore.streams").joinpath("lua")
         code = "\n".join(folder.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in _FILES)
         try:
@@ -100,5 +106,5 @@ class Library:
                 f"{self._where} has not the functions of this imcore, and this user may not load them: {_WHAT_TO_DO}"
             ) from error
         except ResponseError as error:
-            if _LOADED_BY_ANOTHER not in str(error) or not self._version(node):
+            if _LOADED_BY_ANOTHER not in str(error) or is_last:
                 raise

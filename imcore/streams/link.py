@@ -150,7 +150,7 @@ class Link:
                     raise
                 self._load_again([call])
                 answer = self._attempt(attempt, repeatable)
-        return call.decode(answer)
+        return self._decoded(call, answer)
 
     def run_many(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T]:
         """Carry calls in as few round trips as possible and return their answers in order; raise the first error."""
@@ -305,9 +305,17 @@ class Link:
             error.__cause__ = answer
             return error
         try:
-            return call.decode(answer)
+            return self._decoded(call, answer)
         except ImError as error:
             return error
+
+    def _decoded(self, call: Call[T], answer: Any) -> T:
+        """Return what an answer means. Raise ImError for an error in its place, and for what somebody wrote by hand."""
+        try:
+            return call.decode(answer)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            about = f" about {call.gid!r}" if call.gid else ""
+            raise ImError(f"{self.address} holds what cannot be read{about} ({call.function}): {error!r}") from error
 
     def _connect_anew(self) -> None:
         """Drop the connections to a primary that is one no more: its name may lead to the new one by now."""

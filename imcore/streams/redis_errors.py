@@ -85,6 +85,14 @@ _SAYINGS = (
         RedisRefuses,
         "has lost the functions of imcore: the next call brings them back, try again",
     ),
+    *(
+        _Saying(
+            part,
+            ConfigurationError,
+            "cannot take the functions of imcore: one of that name already exists, of somebody else (FUNCTION LIST)",
+        )
+        for part in ("Library 'imcore' already exists", "Function im_")
+    ),
     _Saying("FUNCTION KILL", RedisRefuses, "was told to end a function that took long (FUNCTION KILL): try again"),
     _Saying("LDAP service", RedisRefuses, "cannot ask its LDAP service who this user is: try again in a moment"),
     _Saying(
