@@ -73,12 +73,16 @@ class Library:
         except ResponseError as error:
             if NOT_LOADED in str(error):
                 return 0
-            if "unknown command" in str(error):
-                self._refuse_stranger(error)
+            self.refuse_stranger(error)
             raise
 
-    def _refuse_stranger(self, error: ResponseError) -> None:
-        """Say what a server is that does not know functions, unless it is just too old."""
+    def refuse_stranger(self, error: Exception) -> None:
+        """Say what a server is that does not know a command of ours, unless it is just too old.
+
+        Raise ConfigurationError; do nothing for another error.
+        """
+        if "unknown command" not in str(error):
+            return
         info = next(servers_of(self._client))
         if info.is_sentinel:
             raise ConfigurationError(
@@ -86,7 +90,7 @@ class Library:
             ) from error
         if info.version and not info.is_too_old:
             raise ConfigurationError(
-                f"{self._where} is {info.server} {info.version}, but does not know FCALL_RO: "
+                f"{self._where} is {info.server} {info.version}, but has an {_first_part(error)}: "
                 "allow that command there (rename-command), or use a server without a proxy before it"
             ) from error
 
@@ -108,3 +112,8 @@ class Library:
         except ResponseError as error:
             if _LOADED_BY_ANOTHER not in str(error) or is_last:
                 raise
+
+
+def _first_part(error: Exception) -> str:
+    """Return which command is not known, without its arguments."""
+    return str(error).partition(",")[0]

@@ -229,6 +229,7 @@ class Link:
             answers = self._execute(commands, repeatable=True)
             for answer in answers:
                 if isinstance(answer, Exception):
+                    self._library.refuse_stranger(answer)
                     raise answer
         return answers
 

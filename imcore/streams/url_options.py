@@ -194,8 +194,9 @@ def _check_together(found: Mapping[str, Any], where: str) -> None:
 
 def _check_timeout(socket_timeout: float | None, where: str, block_ms: int) -> None:
     waits_ms = min(block_ms, LONGEST_BLOCK_MS)
-    if socket_timeout is not None and socket_timeout * 1000 < waits_ms + _SLACK_MS:
+    shortest = (waits_ms + _SLACK_MS) / 1000
+    if socket_timeout is not None and socket_timeout < shortest:
         raise ConfigurationError(
             f"{where} has a wrong option: socket_timeout={socket_timeout:g} is too short, since workers wait up to "
-            f"{waits_ms} ms for an answer (IM_BLOCK_MS): it must be at least {(waits_ms + _SLACK_MS) / 1000:g}"
+            f"{waits_ms} ms for an answer (IM_BLOCK_MS): it must be at least {shortest:g}"
         )

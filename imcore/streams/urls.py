@@ -47,8 +47,8 @@ def client_of(url: str, timeout_s: float | None, block_ms: int) -> redis.Redis |
     try:
         options = {**_patience(scheme, timeout_s), **_checked_options(url, where, block_ms)}
         place = _place(url)
-    except ValueError as error:
-        raise ConfigurationError(f"{where} is {_wrong_with(scheme)}") from error
+    except ValueError:  # its text may be a part of a password
+        raise ConfigurationError(f"{where} is {_wrong_with(scheme)}") from None
     _check_files(options, where)
     options["connection_class"] = _CONNECTIONS[scheme]
     retry = Retry(NoBackoff(), 0)
