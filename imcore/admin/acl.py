@@ -27,7 +27,7 @@ _ASKING = (
 )
 """What every question about the chat takes."""
 
-_LOOKING_INTO_IT = ("hkeys", "lrange", "memory|usage", "sismember", "xinfo|groups", "xlen", "xpending")
+_LOOKING_INTO_IT = ("hkeys", "info", "lrange", "memory|usage", "sismember", "xinfo|groups", "xlen", "xpending")
 """What `im stats`, `im dead` and `im check` take beside that."""
 
 _CHATTING = ("pttl", "zrevrange", "spublish", "ssubscribe", "sunsubscribe")

@@ -5,11 +5,12 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from imcore.admin.acl import ROLES
 from imcore.errors import ConfigurationError, TryAgain
 from imcore.settings import Settings
-from imcore.streams.link import Link, open_client
+from imcore.streams.link import Client, Link, open_client
 from imcore.streams.redis_errors import address, driver_errors
-from imcore.streams.server_info import OLDEST, ServerInfo, servers_of
+from imcore.streams.server_info import OLDEST, ServerInfo, servers_of, user_of
 
 _TIMEOUT_S = 2.0
 _COUNTED_BYTES = 1_048_576
@@ -47,7 +48,7 @@ class ServerSettings:
 def chat_servers(link: Link) -> list[ServerSettings]:
     """Look at the server of a link, or at each primary of its cluster. Raise RedisUnavailable."""
     with driver_errors(link.address):
-        found = list(servers_of(link.client))
+        found = list(servers_of(link.client, asks_config=_may_ask(link.client)))
     return [_settings_of("chat", info.node or link.address, info, _of_chat(info)) for info in found]
 
 
@@ -55,7 +56,7 @@ def jobs_servers(settings: Settings) -> list[ServerSettings]:
     """Look at the server of the jobs. Raise ConfigurationError for a URL that is none, RedisUnavailable."""
     url = settings.jobs_redis_url
     with closing(open_client(url, timeout_s=_TIMEOUT_S, block_ms=settings.block_ms)) as client, driver_errors(url):
-        found = list(servers_of(client))
+        found = list(servers_of(client, asks_config=_may_ask(client)))
     return [_settings_of("jobs", address(url), info, _of_jobs(info)) for info in found]
 
 
@@ -93,6 +94,11 @@ def refuse_eviction(servers: Sequence[ServerSettings], settings: Settings) -> No
                 f"{server.maxmemory_policy}, maxmemory {server.maxmemory}): set maxmemory-policy noeviction there, or "
                 "IM_ALLOW_EVICTION=1 if that may be"
             )
+
+
+def _may_ask(client: Client) -> bool:
+    """Return whether a client may have the right to CONFIG GET: the roles of `im acl` are known to have none."""
+    return user_of(client) not in {role.user for role in ROLES.values()}
 
 
 def _settings_of(

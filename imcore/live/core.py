@@ -269,8 +269,10 @@ class Core:
         elif isinstance(of, Inbox) and kind == b"d":
             if self._manner.receipts == "push":
                 self._telling.pushed(of, wire.pushed_receipts(fields))
-        elif isinstance(of, Inbox):
+        elif isinstance(of, Inbox) and kind in _MEMBERSHIPS:
             self._membership(kind, fields, of)
+        elif of:
+            raise ValueError(f"a push of the kind {kind!r}")
 
     def _membership(self, kind: bytes, fields: list[bytes], inbox: Inbox) -> None:
         gid = fields[0].decode()
@@ -280,4 +282,5 @@ class Core:
             (self._following.follow if kind == b"j" else self._following.unfollow)(session, gid)
 
 
+_MEMBERSHIPS = {b"j", b"l"}
 _MESSAGES = {b"m": wire.pushed_message, b"r": wire.pushed_recall}

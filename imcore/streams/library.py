@@ -83,7 +83,7 @@ class Library:
         """
         if "unknown command" not in str(error):
             return
-        info = next(servers_of(self._client))
+        info = next(servers_of(self._client, asks_config=False))
         if info.is_sentinel:
             raise ConfigurationError(
                 f"{self._where} is a Sentinel: set IM_REDIS_URL to the primary that it watches"

@@ -47,22 +47,33 @@ class ServerInfo:
         return self.version is not None and _numbers(self.version) < OLDEST[self.server or "Redis"]
 
 
-def servers_of(client: "redis.Redis | RedisCluster") -> Iterator[ServerInfo]:
+def servers_of(client: "redis.Redis | RedisCluster", *, asks_config: bool = True) -> Iterator[ServerInfo]:
     """Ask a server, or each primary of a cluster, what it says of itself. Raise what the driver raises.
 
-    What a user has no right to ask is not known: that is no error.
+    What a user has no right to ask is not known: that is no error. But the server logs it, so leave out CONFIG GET for
+    one who is known to have no right to it.
     """
     if not isinstance(client, RedisCluster):
-        yield info_of(client)
+        yield _info_of(client, "", asks_config)
         return
     for node in client.get_primaries():
-        yield info_of(client.get_redis_connection(node), node.name)
+        yield _info_of(client.get_redis_connection(node), node.name, asks_config)
 
 
-def info_of(client: redis.Redis, node: str = "") -> ServerInfo:
-    """Ask one server. See `servers_of`."""
+def user_of(client: "redis.Redis | RedisCluster") -> str | None:
+    """Return as whom a client connects, None for the default user."""
+    kwargs = (
+        client.nodes_manager.connection_kwargs
+        if isinstance(client, RedisCluster)
+        else client.connection_pool.connection_kwargs
+    )
+    user: str | None = kwargs.get("username")
+    return user
+
+
+def _info_of(client: redis.Redis, node: str, asks_config: bool) -> ServerInfo:
     info = _answer(client, "INFO")
-    config = _answer(client, "CONFIG GET", *_ASKED)
+    config = _answer(client, "CONFIG GET", *_ASKED) if asks_config else {}
     server = None if not info else "Valkey" if "valkey_version" in info else "Redis"
     uncounted = config.get(_ASKED[3])
     return ServerInfo(
