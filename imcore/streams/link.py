@@ -5,7 +5,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
-from itertools import count
 from typing import Any, Self, TypeVar, cast
 
 import redis
@@ -22,6 +21,7 @@ from imcore.streams.calls import Call, words
 from imcore.streams.carriage import Command, UnderWay, look_around, over_cluster
 from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
 from imcore.streams.library import NOT_LOADED, Library
+from imcore.streams.probe import writes_of_nothing
 from imcore.streams.redis_errors import LOST, address, driver_errors, translated
 
 T = TypeVar("T")
@@ -98,24 +98,11 @@ class Link:
         nothing. Raise RedisRefuses with what keeps the server from taking writes, RedisUnavailable.
         """
         [partitions] = self.glance([("HGET", CONFIG, "partitions")])
-        space = Keyspace(int(partitions or 1))
-        nothing = [calls.ack(space, gid, []) for gid in self._places(space)]
+        nothing = writes_of_nothing(self.client, int(partitions or 1))
         for call, answer in zip(nothing, self._pipeline(nothing, repeatable=True), strict=True):
             error = None if _is_missing(answer) else self._result(call, answer)
             if isinstance(error, ImError) and not isinstance(error, UnknownGroup):
                 raise error
-
-    def _places(self, space: Keyspace) -> list[str]:
-        """Return gids, of groups or not, whose keys are at the server, or one at each primary of a cluster."""
-        gids = (str(number) for number in count())
-        if not isinstance(self.client, RedisCluster):
-            return [next(gids)]
-        primaries = {self.client.get_node_from_key(journal).name for journal in space.journals()}
-        found: dict[str, str] = {}
-        while len(found) < len(primaries):
-            gid = next(gids)
-            found.setdefault(self.client.get_node_from_key(space.group(gid).meta).name, gid)
-        return list(found.values())
 
     @cached_property
     def space(self) -> Keyspace:
@@ -222,6 +209,15 @@ class Link:
             return []
         self.require_functions(writes=False)
         return self.glance(commands)
+
+    def read_each(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+        """Do as `read_many` does; a command that fails has its ImError in its place."""
+        if not commands:
+            return []
+        self.require_functions(writes=False)
+        with driver_errors(self.address):
+            answers = self._execute(commands, repeatable=True)
+        return [translated(answer, self.address) if isinstance(answer, Exception) else answer for answer in answers]
 
     def glance(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
         """Do as `read_many` does, whatever functions are there: to see what there is before they are loaded."""
