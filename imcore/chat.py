@@ -30,7 +30,7 @@ from imcore.settings import Settings
 from imcore.streams import calls, session_calls
 from imcore.streams.calls import Draft, Target
 from imcore.streams.keys import SEPARATOR
-from imcore.streams.link import CHUNK, Link, open_client
+from imcore.streams.link import CHUNK, Link
 from imcore.values import Ack, Group, Member, Message, MessageStatus, MessageTally, Receipt, Tally, Unread
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ class Chat:
             redis_url=redis_url or settings.redis_url,
             database_url=database_url or settings.database_url,
         )
-        link = Link(open_client(settings.redis_url), partitions=settings.partitions, url=settings.redis_url)
-        return cls(link, _opener(settings), settings)
+        return cls(Link.connect(settings), _opener(settings), settings)
 
     def close(self) -> None:
         """Give all connections back."""

@@ -98,3 +98,11 @@ class DatabaseRejected(ImError):
 
 class EmbeddedServerError(ImError):
     """The embedded server could not be started."""
+
+
+def concerns_all(error: ImError) -> bool:
+    """Whether what went wrong with one call of Redis goes wrong with all others, too: it is away, full, or refuses us.
+
+    What else a server answers is about the group, user or partition that was asked for: the others can go on.
+    """
+    return isinstance(error, RedisUnavailable | RedisFull | ConfigurationError)

@@ -99,6 +99,7 @@ def import_events(
 def _make_ready(chat: Chat) -> None:
     """An import may well be the first of all: then the functions and the tables are not there, in which it looks."""
     chat.link.require_functions(writes=True)
+    chat.link.require_writes()
     try:
         chat.database.check_version()
     except ConfigurationError:

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from imcore import msgid as msgids
 from imcore.asking import Asking, ask, ask_all, ask_sql
-from imcore.errors import ImError, RedisRefuses, UnknownGroup, UnknownMessage
+from imcore.errors import ConfigurationError, ImError, TryAgain, UnknownGroup, UnknownMessage, concerns_all
 from imcore.sql.rows import MessageRow
 from imcore.streams import calls, receipt_calls, wire
 from imcore.streams.calls import Call, Pulled
 from imcore.streams.keys import Keyspace
 from imcore.streams.receipt_calls import Counts, Mark
 from imcore.values import Message, Receipt
+
+T = TypeVar("T")
 
 PAGE = 500
 """How many messages one call of Redis brings, or tallies, at most."""
@@ -33,13 +35,42 @@ class Page(NamedTuple):
 
 def groups_of(space: Keyspace, uids: Sequence[str]) -> Asking[dict[str, list[str]]]:
     """Return the gids of the groups of each user, in order."""
+    found = yield from groups_or_why(space, uids)
+    return {uid: _raised(gids) for uid, gids in found.items()}
+
+
+def groups_or_why(space: Keyspace, uids: Sequence[str]) -> Asking[dict[str, list[str] | ImError]]:
+    """Return the gids of the groups of each user, in order, or why just these cannot be had."""
     # Asked last what is being created: what has been made meanwhile counts.
     batch = [*(call for uid in uids for call in calls.groups_of(space, uid)), *calls.being_created(space)]
-    answers = yield from ask_all(batch)
-    found = iter(answers)
-    listed = {uid: [gid for _ in range(space.partitions) for gid in next(found)] for uid in uids}
-    hidden = {gid for some in found for gid in some}
-    return {uid: sorted(set(gids) - hidden) for uid, gids in listed.items()}
+    found = iter((yield from ask(batch)))
+    listed = {uid: [next(found) for _ in range(space.partitions)] for uid in uids}
+    being_created = list(found)
+    return {uid: _without(gids, being_created) for uid, gids in listed.items()}
+
+
+def _without(answers: Sequence[list[str] | ImError], hidden: Sequence[list[str] | ImError]) -> list[str] | ImError:
+    problem = first_error([*answers, *hidden])
+    return problem or sorted(_gids(answers) - _gids(hidden))
+
+
+def _gids(answers: Sequence[list[str] | ImError]) -> set[str]:
+    return {gid for gids in answers if not isinstance(gids, ImError) for gid in gids}
+
+
+def first_error(answers: Iterable[object]) -> ImError | None:
+    """Return the first error among answers of one kind. Raise one that concerns all others, too."""
+    errors = [answer for answer in answers if isinstance(answer, ImError)]
+    for error in errors:
+        if concerns_all(error):
+            raise error
+    return errors[0] if errors else None
+
+
+def _raised(answer: T | ImError) -> T:
+    if isinstance(answer, ImError):
+        raise answer
+    return answer
 
 
 def page(space: Keyspace, gid: str, pulled: Pulled, most: int) -> Asking[Page | ImError]:
@@ -77,8 +108,8 @@ def messages(space: Keyspace, gid: str, rows: Sequence[MessageRow]) -> Asking[li
 Messages = Mapping[str, Sequence[int]]
 """Msgids (packed) by gid."""
 Tallies = dict[tuple[str, int], Counts | ImError]
-"""By gid and msgid, read and unread, or why they cannot be had: UnknownGroup, UnknownMessage, RedisRefuses (while their
-partition moves to another node), or what SQL raises."""
+"""By gid and msgid, read and unread, or why just these cannot be had: UnknownGroup, UnknownMessage, RedisRefuses (while
+their partition moves to another node), what SQL raises, or what Redis answers about a group that somebody spoiled."""
 
 
 def tallies(space: Keyspace, wanted: Messages) -> Asking[Tallies]:
@@ -117,7 +148,7 @@ def _counted(space: Keyspace, wanted: Mapping[str, Sequence[tuple[int, str, int 
     answers = yield from ask([receipt_calls.tallies(space, gid, part) for gid, part in parts])
     found: Tallies = {}
     for (gid, part), answer in zip(parts, answers, strict=True):
-        if isinstance(answer, ImError) and not isinstance(answer, UnknownGroup | RedisRefuses):
+        if isinstance(answer, ImError) and concerns_all(answer):
             raise answer
         each = [answer] * len(part) if isinstance(answer, ImError) else answer
         found.update(((gid, message[0]), count) for message, count in zip(part, each, strict=True))
@@ -153,34 +184,56 @@ class Cursor:
         return [mark for _, page in read for mark in page]
 
 
-def marks(space: Keyspace, cursors: Sequence[Cursor], count: int) -> Asking[list[list[Mark]]]:
-    """Return the next messages of each user whose tallies changed, and move the cursors over them."""
-    batches = [cursor.calls(space, count) for cursor in cursors]
-    pages = iter((yield from ask_all([call for batch in batches for call in batch])))
-    return [cursor.read([next(pages) for _ in batch], count) for cursor, batch in zip(cursors, batches, strict=True)]
+def marks(space: Keyspace, cursors: Sequence[Cursor], count: int) -> Asking[list[list[Mark] | ImError]]:
+    """Return the next messages of each user whose tallies changed, or why just these cannot be had.
 
-
-def receipts(space: Keyspace, marked: Sequence[Sequence[Mark]]) -> Asking[list[list[Receipt] | ImError]]:
-    """Return what is to be told of marked messages, by gid and age, or what keeps SQL or a partition from answering.
-
-    A mark of what is unknown by now tells nothing.
+    The cursors move over them.
     """
+    batches = [cursor.calls(space, count) for cursor in cursors]
+    pages = iter((yield from ask([call for batch in batches for call in batch])))
+    return [
+        _marked(cursor, [next(pages) for _ in batch], count) for cursor, batch in zip(cursors, batches, strict=True)
+    ]
+
+
+def _marked(cursor: Cursor, pages: Sequence[list[Mark] | ImError], count: int) -> list[Mark] | ImError:
+    problem = first_error(pages)
+    return problem or cursor.read([page for page in pages if not isinstance(page, ImError)], count)
+
+
+class ToTell(NamedTuple):
+    """What is to be told of marked messages, by gid and age.
+
+    `waits`: why all of it has to wait, since SQL or a partition does not answer; then there are no receipts.
+    `left_out`: what is wrong with a group whose marks are left as they are.
+    """
+
+    receipts: list[Receipt]
+    waits: ImError | None = None
+    left_out: ImError | None = None
+
+
+def receipts(space: Keyspace, marked: Sequence[Sequence[Mark]]) -> Asking[list[ToTell]]:
+    """Return what is to be told of marked messages. A mark of what is unknown by now tells nothing."""
     wanted: dict[str, list[int]] = {}
     for mark in (mark for some in marked for mark in some):
         wanted.setdefault(mark.gid, []).append(mark.msgid)
     found = yield from tallies(space, wanted)
-    return [_receipts(found, some) for some in marked]
+    return [_to_tell(found, some) for some in marked]
 
 
-def _receipts(found: Tallies, marked: Sequence[Mark]) -> list[Receipt] | ImError:
+def _to_tell(found: Tallies, marked: Sequence[Mark]) -> ToTell:
     told: list[Receipt] = []
+    left_out: ImError | None = None
     for mark in sorted(marked, key=lambda mark: (mark.gid, mark.msgid)):
         count = found[mark.gid, mark.msgid]
         if isinstance(count, Counts):
             told.append(Receipt(mark.gid, msgids.unpack(mark.msgid), *count, mark.version))
+        elif isinstance(count, TryAgain | ConfigurationError):
+            return ToTell([], waits=count)
         elif not isinstance(count, UnknownGroup | UnknownMessage):
-            return count
-    return told
+            left_out = count
+    return ToTell(told, left_out=left_out)
 
 
 def pending(space: Keyspace, uid: str, limit: int | None) -> Asking[list[Receipt]]:
@@ -188,11 +241,11 @@ def pending(space: Keyspace, uid: str, limit: int | None) -> Asking[list[Receipt
     cursor = Cursor.of(space, uid)
     marked: list[Mark] = []
     while cursor.after and (limit is None or len(marked) < limit):
-        marked += (yield from marks(space, [cursor], PAGE))[0]
+        marked += _raised((yield from marks(space, [cursor], PAGE))[0])
     [told] = yield from receipts(space, [marked[:limit]])
-    if isinstance(told, ImError):
-        raise told
-    return told
+    if problem := told.waits or told.left_out:
+        raise problem
+    return told.receipts
 
 
 def confirmed(space: Keyspace, receipts: Mapping[str, Sequence[Receipt]]) -> Asking[list[int | ImError]]:

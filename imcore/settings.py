@@ -53,6 +53,8 @@ class Settings:
     """For how long SQL keeps when messages were read; 0: for ever. Counts and names stay exact without."""
     trim_every_ms: int = 60 * 60 * 1000
     """How often the worker `jobs` trims; 0: never by itself."""
+    allow_eviction: bool = False
+    """Whether to work on a Redis that drops groups and messages when its memory is full."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: str | None) -> "Settings":
@@ -68,11 +70,13 @@ class Settings:
         redis_url = given.pop("redis_url", None) or socket_url(socket_path(data_dir))
         database_url = given.pop("database_url", None) or _sqlite_url(data_dir / "imcore.db")
         jobs_redis_url = given.pop("jobs_redis_url", None) or redis_url
+        allow_eviction = _yes_or_no("allow_eviction", given.pop("allow_eviction", None) or "0")
         settings = cls(
             data_dir=data_dir,
             redis_url=redis_url,
             database_url=database_url,
             jobs_redis_url=jobs_redis_url,
+            allow_eviction=allow_eviction,
             **{name: _whole_number(name, value) for name, value in given.items() if value is not None},
         )
         _check_heartbeat(settings)
@@ -127,6 +131,12 @@ def _user_data_dir() -> str:
     import platformdirs  # noqa: PLC0415 (only where no data directory is given)
 
     return platformdirs.user_data_dir("imcore", appauthor=False)
+
+
+def _yes_or_no(name: str, value: str) -> bool:
+    if value not in {"0", "1"}:
+        raise ConfigurationError(f"IM_{name.upper()} must be 0 or 1; it is {value!r}")
+    return value == "1"
 
 
 def _whole_number(name: str, value: str) -> int:

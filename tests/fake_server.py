@@ -39,6 +39,31 @@ def answering(path: Path, answer: Answer) -> Iterator[None]:
                 connection.close()
 
 
+@contextmanager
+def hanging_up(word: bytes, *, hears: bool = True) -> Iterator[int]:
+    """Say one thing to whoever connects to a port of loopback, and hang up: at once, or once it `hears` something."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    if hears:
+                        connection.recv(65_536)
+                    connection.sendall(word)
+
+        listening = Thread(target=accept, daemon=True)
+        listening.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            listening.join()
+
+
 def _serve(connection: socket.socket, answer: Answer) -> None:
     with connection.makefile("rb") as stream:
         while command := _command(stream):

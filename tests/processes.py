@@ -42,6 +42,11 @@ class PythonProcess:
         return self._log.read_text()
 
     @property
+    def warnings(self) -> list[str]:
+        """What it has warned of."""
+        return [line for line in self.log.splitlines() if " WARNING " in line]
+
+    @property
     def runs(self) -> bool:
         return self._process.poll() is None
 

@@ -19,12 +19,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m workers", description="One worker process in the foreground.")
     parser.add_argument("name", choices=sorted(WORKERS), help="which worker")
     parser.add_argument("--burst", action="store_true", help="do what is there, and exit")
+    parser.add_argument(
+        "--known-server", action="store_true", help="do not look at the server's settings: whoever starts this has"
+    )
     given = parser.parse_args(arguments)
     _log_to_stderr(given.name)
     # A signal that comes while the rest is loaded is not lost.
     try:
         with Signals() as signals:
-            WORKERS[given.name](Settings.from_env(), signals, given.burst)
+            WORKERS[given.name](Settings.from_env(), signals, given.burst, not given.known_server)
     except ImError as error:
         print(f"im worker {given.name}: {error}", file=sys.stderr)
         return 1
@@ -33,25 +36,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _persist(settings: Settings, signals: Signals, burst: bool) -> None:
+def _persist(settings: Settings, signals: Signals, burst: bool, looks: bool) -> None:
     from workers import persist, runner  # noqa: PLC0415 (only once the signals are handled, and only what is needed)
 
-    runner.run(persist.Persist, settings, signals, burst=burst)
+    runner.run(persist.Persist, settings, signals, burst=burst, looks=looks)
 
 
-def _receipts(settings: Settings, signals: Signals, burst: bool) -> None:
+def _receipts(settings: Settings, signals: Signals, burst: bool, looks: bool) -> None:
     from workers import receipts, runner  # noqa: PLC0415
 
-    runner.run(receipts.ReceiptsWorker, settings, signals, burst=burst, needs_sql=False)
+    runner.run(receipts.ReceiptsWorker, settings, signals, burst=burst, looks=looks, needs_sql=False)
 
 
-def _jobs(settings: Settings, signals: Signals, burst: bool) -> None:
+def _jobs(settings: Settings, signals: Signals, burst: bool, looks: bool) -> None:
     from workers import jobs  # noqa: PLC0415
 
-    jobs.run(settings, signals, burst=burst)
+    jobs.run(settings, signals, burst=burst, looks=looks)
 
 
-WORKERS: dict[str, Callable[[Settings, Signals, bool], None]] = {
+WORKERS: dict[str, Callable[[Settings, Signals, bool, bool], None]] = {
     "jobs": _jobs,
     "persist": _persist,
     "receipts": _receipts,

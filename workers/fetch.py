@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from imcore import msgid as msgids
 from imcore.creation import first_members
+from imcore.errors import ImError, TryAgain, concerns_all
 from imcore.sql.database import Database
 from imcore.sql.rows import MessageRow
 from imcore.streams import wire
@@ -31,20 +33,33 @@ class Work:
 
 
 def fetch(link: Link, database: Database, works: Sequence[Work]) -> None:
-    """Give each work its messages and members. It is no problem if Redis has trimmed messages that SQL has."""
+    """Give each work its messages and members. It is no problem if Redis has trimmed some that SQL has.
+
+    A group whose stream cannot be read is a problem of its own entries. Raise what the link raises for all.
+    """
     streams = [_Stream(gid, each) for gid, each in _by_group(works).items()]
     while streams:
-        pages = link.read_many([stream.next_page(link) for stream in streams])
+        pages = link.read_each([stream.next_page(link) for stream in streams])
         for stream, page in zip(streams, pages, strict=True):
-            stream.take(page)
+            if problem := _problem(page):
+                stream.give_up(problem)
+            else:
+                stream.take(page)
         streams = [stream for stream in streams if stream.waiting]
     for work in works:
         event = work.entry.event
         if isinstance(event, Created):
-            work.members = sorted(set(first_members(link, event.gid)))
+            _fetch_members(link, event.gid, work)
         if isinstance(event, Sent) and len(work.messages) < event.messages and not work.problem:
             work.problem = _missing(database, event, work.messages)
     _fetch_recalled(link, works)
+
+
+def _fetch_members(link: Link, gid: str, work: Work) -> None:
+    try:
+        work.members = sorted(set(first_members(link, gid)))
+    except ImError as error:
+        work.problem = _problem(error)
 
 
 def _fetch_recalled(link: Link, works: Sequence[Work]) -> None:
@@ -55,12 +70,24 @@ def _fetch_recalled(link: Link, works: Sequence[Work]) -> None:
     recalled = [(work, row) for work in works for row, _ in work.messages if row.recalls is not None]
     ids = [msgids.unpack(row.recalls or 0) for _, row in recalled]
     streams = [link.space.group(row.gid).stream for _, row in recalled]
-    pages = link.read_many([("XRANGE", stream, each, each) for stream, each in zip(streams, ids, strict=True)])
+    pages = link.read_each([("XRANGE", stream, each, each) for stream, each in zip(streams, ids, strict=True)])
     for (work, row), page in zip(recalled, pages, strict=True):
+        if problem := _problem(page):
+            work.problem = problem
+            continue
         with suppress(IndexError, ValueError):  # it cannot be read, and is a problem of its own entry
             for entry_id, fields in page:
                 said = wire.message_row(row.gid, msgids.pack_id(entry_id), wire.values_of(fields))
                 work.messages.append((said._replace(content=""), False))
+
+
+def _problem(page: Any) -> str | None:
+    """Return what is wrong with one group. Raise what is wrong with all, or may pass."""
+    if isinstance(page, ImError):
+        if isinstance(page, TryAgain) or concerns_all(page):
+            raise page
+        return str(page)
+    return None
 
 
 def _by_group(works: Sequence[Work]) -> dict[str, list[tuple[Sent, Work]]]:
@@ -112,6 +139,12 @@ class _Stream:
         self._after = msgid
         is_last = len(page) < self._count
         self.waiting = [] if is_last else [each for each in self.waiting if each[0].last > msgid]
+
+    def give_up(self, problem: str) -> None:
+        """Say of all who wait what keeps them from their messages."""
+        for _, work in self.waiting:
+            work.problem = problem
+        self.waiting = []
 
     def _keep(self, work: Work, msgid: int, values: list[bytes]) -> None:
         try:

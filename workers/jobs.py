@@ -20,7 +20,7 @@ from rq.exceptions import DuplicateJobError, StopRequested
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from imcore.admin import retention
+from imcore.admin import retention, server_settings
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError, RedisFull, TryAgain
 from imcore.settings import Settings
@@ -29,7 +29,7 @@ from imcore.streams.journal import one_line
 from imcore.streams.keys import QUEUE
 from imcore.streams.link import open_client
 from imcore.streams.redis_errors import address, driver_errors
-from workers.runner import Patience
+from workers.runner import Patience, look_at_server
 from workers.signals import Signals, Stopped
 
 log = logging.getLogger(__name__)
@@ -143,8 +143,10 @@ class JobsWorker(SimpleWorker):
         super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
 
-def run(settings: Settings, signals: Signals, *, burst: bool) -> None:
+def run(settings: Settings, signals: Signals, *, burst: bool, looks: bool = True) -> None:
     """Work off jobs until a signal comes, or, in a burst, until none is left.
+
+    With `looks` it looks at the server's settings first, and says which of them break a promise.
 
     After a signal the job in hand may end, for a while: cut short, it has failed, and the next trim does what is left.
     Redis away is waited for, except in a burst. Raise ConfigurationError where rq cannot run.
@@ -153,8 +155,17 @@ def run(settings: Settings, signals: Signals, *, burst: bool) -> None:
     room = _Room()
     logging.getLogger("rq.worker").addFilter(_without_traceback)
     with suppress(Stopped):
+        if looks:
+            patience.call(lambda: _look_at_server(settings))
         patience.call(lambda: _work(settings, signals, burst, room))
     log.info("ended")
+
+
+def _look_at_server(settings: Settings) -> None:
+    if settings.jobs_redis_url == settings.redis_url:
+        look_at_server(settings)
+    elif warning := server_settings.warning_of(server_settings.jobs_servers(settings)):
+        log.warning("%s", warning)
 
 
 class _Room:
@@ -186,7 +197,7 @@ def _work(settings: Settings, signals: Signals, burst: bool, room: _Room) -> Non
     with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
         database.refuse_newer()
     url = settings.jobs_redis_url
-    connection = open_client(url)
+    connection = open_client(url, block_ms=settings.block_ms)
     if not isinstance(connection, Redis):
         raise ConfigurationError("rq does not run on Redis Cluster: set IM_JOBS_REDIS_URL to a Redis that is none")
     worker = None

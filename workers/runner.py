@@ -8,11 +8,12 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
+from imcore.admin import server_settings
 from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.journal import one_line
-from imcore.streams.link import Link, open_client
+from imcore.streams.link import Link
 from workers.signals import Signals, Stopped
 
 log = logging.getLogger(__name__)
@@ -85,8 +86,12 @@ class Patience:
         self._trouble, self._tries = "", 0
 
 
-def run(make: Maker, settings: Settings, signals: Signals, *, burst: bool, needs_sql: bool = True) -> None:
+def run(
+    make: Maker, settings: Settings, signals: Signals, *, burst: bool, looks: bool = True, needs_sql: bool = True
+) -> None:
     """Run a worker until a signal comes; in a burst, until everything is done that was there.
+
+    With `looks` it looks at the server's settings first, and says which of them break a promise.
 
     That includes what other processes of its kind have in hand: whoever has waited for the burst may rely on it. A
     server that is away is waited for, except in a burst, which raises what went wrong. Raise ConfigurationError.
@@ -100,6 +105,8 @@ def run(make: Maker, settings: Settings, signals: Signals, *, burst: bool, needs
     patience = Patience(signals, ends=burst)
     handled = 0
     try:
+        if looks:
+            patience.call(lambda: look_at_server(settings))
         with ExitStack() as stack:
             worker = patience.call(lambda: stack.enter_context(_opened(make, settings, needs_sql)))
             # What is loaded by now stays. Out of the collector's sight it costs a busy worker a quarter less time.
@@ -113,10 +120,19 @@ def run(make: Maker, settings: Settings, signals: Signals, *, burst: bool, needs
     log.info("ended; %d entries handled", handled)
 
 
+def look_at_server(settings: Settings) -> None:
+    """Say which of its settings break a promise. Raise ConfigurationError for one that a worker does not work on."""
+    with closing(Link.connect(settings)) as link:
+        servers = server_settings.chat_servers(link)
+    server_settings.refuse_eviction(servers, settings)
+    if warning := server_settings.warning_of(servers):
+        log.warning("%s", warning)
+
+
 @contextmanager
 def _opened(make: Maker, settings: Settings, needs_sql: bool) -> Iterator[Worker]:
     with (
-        closing(Link(open_client(settings.redis_url), partitions=settings.partitions, url=settings.redis_url)) as link,
+        closing(Link.connect(settings)) as link,
         Database.connect(settings.database_url, data_dir=settings.data_dir) as database,
     ):
         link.upgrade()

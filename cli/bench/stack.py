@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 from redis.cluster import RedisCluster
@@ -158,10 +159,11 @@ def _claim(client: redis.Redis, url: str, where: str) -> str:
 
 
 def with_number(url: str, number: int) -> str:
-    """Return the URL of another database number of the same server; the query's wins over the path's."""
-    place, _, query = url.partition("?")
-    others = [part for part in query.split("&") if part and not part.startswith("db=")]
-    return f"{place}?{'&'.join([*others, f'db={number}'])}"
+    """Return the URL of another database number of the same server."""
+    parts = urlsplit(url)
+    others = [part for part in parts.query.split("&") if part and not part.startswith("db=")]
+    path = parts.path if parts.scheme == "unix" else ""  # elsewhere the path is a number, too
+    return f"{parts.scheme}://{parts.netloc}{path}?{'&'.join([*others, f'db={number}'])}"
 
 
 def _clear(url: str, *, drop_library: bool) -> None:

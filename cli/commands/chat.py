@@ -112,6 +112,8 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
     """
     gid = gid and chat_called(gid, uid)
     with run.chat() as chat, ExitStack() as stack:
+        if with_ack:
+            chat.link.require_writes()
         is_known = bool(chat.groups_of(uid))
         opened = client_of if is_known else client_if_any  # who is nobody's name may be mistyped
         client = None if no_local else stack.enter_context(opened(run, chat, uid))

@@ -24,15 +24,18 @@ def check(run: Invocation, repair: bool) -> None:
 
     Every count is computed anew. Each difference is a line; the exit code is 0 if there is none, or all were mended.
     What a running worker `persist` is about to store is no difference. What changes too fast to be compared is said on
-    stderr.
+    stderr, and so are settings of the Redis server that break a promise.
     """
-    from imcore.admin.audit import check as differences_of  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.admin import server_settings  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.admin.audit import check as differences_of  # noqa: PLC0415
 
     counts: Counter[str] = Counter()
     with run.chat() as chat, progress("groups") as shown:
         found = differences_of(chat, repair=repair, on_progress=lambda seen: shown.to(seen.groups, seen.of))
         records = (_record(each, repair=repair) for each in _counted(found, counts, shown.complain))
         run.show(records, (*_COLUMNS, "repaired") if repair else _COLUMNS)
+        if warning := server_settings.warning_of(server_settings.all_servers(chat.link, chat.settings)):
+            shown.complain(warning)
     if counts.total():
         output.complain(
             f"differences between Redis and SQL: {counts.total()}" + f", {counts['repaired']} mended" * repair

@@ -1,6 +1,8 @@
 """The schema of the SQL database, and the functions in Redis."""
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
@@ -8,6 +10,9 @@ from cli import output
 from cli.options import Group, Invocation, command
 from imcore.errors import RedisUnavailable
 from imcore.settings import Settings
+
+if TYPE_CHECKING:
+    from imcore.streams.link import Link
 
 _COLUMNS = ("database", "redis", "status")
 
@@ -27,20 +32,36 @@ def upgrade(run: Invocation) -> None:
     from imcore.sql.database import Database  # noqa: PLC0415 (the help need not wait for the drivers)
 
     settings = run.settings()
-    with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
-        database.upgrade()
-    record = {"database": database.address, "redis": _upgrade_functions(settings), "status": "up to date"}
-    run.show([record], _COLUMNS)
+    with ExitStack() as stack:
+        link = _link_if_any(stack, settings)  # first: who cannot write there is to have written nowhere
+        with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
+            database.upgrade()
+        redis = link and _upgrade_functions(link)
+    run.show([{"database": database.address, "redis": redis, "status": "up to date"}], _COLUMNS)
 
 
-def _upgrade_functions(settings: Settings) -> str | None:
+def _link_if_any(stack: ExitStack, settings: Settings) -> "Link | None":
+    """Return a link to a Redis that takes writes, None where no Redis answers. Raise RedisRefuses."""
+    from imcore.streams.link import Link  # noqa: PLC0415
+
+    with _complaining():
+        link = stack.enter_context(closing(Link.connect(settings)))
+        link.require_writes()
+        return link
+    return None
+
+
+def _upgrade_functions(link: "Link") -> str | None:
     """Return where they are up to date now; None if that cannot be done."""
-    from imcore.streams.link import Link, open_client  # noqa: PLC0415
+    with _complaining():
+        link.upgrade()
+        return link.address
+    return None
 
+
+@contextmanager
+def _complaining() -> Iterator[None]:
     try:
-        with closing(Link(open_client(settings.redis_url), url=settings.redis_url)) as link:
-            link.upgrade()
+        yield
     except RedisUnavailable as error:
         output.complain(f"the functions in Redis are as they were: {error}")
-        return None
-    return link.address

@@ -112,6 +112,8 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
     worker `receipts` must have run.
     """
     with run.chat() as chat, ExitStack() as stack:
+        if with_ack:
+            chat.link.require_writes()
         found = chat.receipts(uid)
         remark_if_none(uid, found or chat.groups_of(uid))
         keeps = with_ack and not no_local and found

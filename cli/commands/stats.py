@@ -13,6 +13,11 @@ _WORKER_COLUMNS = ("worker", "backlog", "pending", "lag_ms")
 _SILENT_COLUMNS = ("worker", "process", "entries", "silent_ms")
 _JOB_COLUMNS = ("queued", "running", "failed")
 _STREAM_COLUMNS = ("kind", "streams", "entries", "bytes")
+_SERVER_COLUMNS = (
+    *("holds", "server", "version", "role"),
+    *("maxmemory", "maxmemory_policy", "appendonly", "appendfsync"),
+)
+_NOT_KNOWN = "not known"
 _STORM_COLUMNS = ("acks", "receipts", "digests", "receipts_per_digest", "messages_per_s", "acks_per_s")
 
 
@@ -25,7 +30,8 @@ def stats(run: Invocation, online: bool) -> None:
     has in hand. A process that has entries in hand and is heard of no more has a line of its own. Jobs are shown where
     their Redis answers. Bytes are an estimate. Of the storm of receipts: so many acks stood for so many receipts (one
     recipient, one message), told to senders in so many digests, as far as the worker `receipts` has come; messages and
-    acks a second are those of the last 10.
+    acks a second are those of the last 10. Of each Redis server its settings are shown, and which of them break a
+    promise; what this user may not ask for is not known.
     """
     from imcore.admin import stats as admin  # noqa: PLC0415 (the help need not wait for the drivers)
 
@@ -48,9 +54,19 @@ def _show_rest(run: Invocation, record: dict[str, Any]) -> None:
         (jobs, _JOB_COLUMNS),
         (record["streams"], _STREAM_COLUMNS),
         ([record["storm"]], _STORM_COLUMNS),
+        (_with_unknown(record["servers"]), _SERVER_COLUMNS),
+        (_warnings(record["servers"]), ("server", "warning")),
         ([{"online": uid} for uid in record.get("online_uids", ())], ("online",)),
     ]
     for rows, columns in tables:
         if rows or columns == _WORKER_COLUMNS:
             output.say("")
             run.show(rows, columns)
+
+
+def _warnings(servers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"server": server["server"], "warning": text} for server in servers for text in server["warnings"]]
+
+
+def _with_unknown(servers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: _NOT_KNOWN if value is None else value for name, value in server.items()} for server in servers]

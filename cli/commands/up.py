@@ -43,10 +43,15 @@ def _start_server(stack: ExitStack, settings: Settings) -> EmbeddedServer | None
 
 def _prepare(run: Invocation, settings: Settings) -> None:
     """Make sure that both sides answer, and say where they are."""
-    from imcore.sql.database import Database  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.admin import server_settings  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.sql.database import Database  # noqa: PLC0415
 
     with run.chat() as chat:
         redis = chat.link.address
+        servers = server_settings.chat_servers(chat.link)
+        server_settings.refuse_eviction(servers, settings)
+        if warning := server_settings.warning_of(servers):
+            output.complain(warning)
         chat.link.upgrade()
     with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
         database.upgrade()
@@ -63,7 +68,9 @@ def _prepare(run: Invocation, settings: Settings) -> None:
 def _run_workers(programs: Programs, settings: Settings, signals: StopSignals, server: EmbeddedServer | None) -> None:
     environment = worker_command.environment_of(settings)
     for name in worker_command.NAMES:
-        programs.start(name, worker_command.command_of(name), environment)
+        # One complaint is enough; but the jobs may have a server of their own.
+        is_known = name != "jobs" or settings.jobs_redis_url == settings.redis_url
+        programs.start(name, worker_command.command_of(name, *["--known-server"] * is_known), environment)
     while not signals.asked:
         programs.relay()
         for name, code in programs.ended().items():

@@ -30,6 +30,7 @@ _ASKING = (
 
 _LOOKING_INTO_IT = (
     "get",
+    "info",
     "lrange",
     "memory|usage",
     "pttl",

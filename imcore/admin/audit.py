@@ -62,9 +62,11 @@ def check(chat: Chat, *, repair: bool = False, on_progress: Progress | None = No
     (never one that no message can have), and what is derived is made anew. What is left: texts that differ, and
     messages that both have lost. Nothing is ever dropped but names that are no member and no group. Where the two hold
     the data of different systems, that is the only difference, and nothing is mended. Raise DatabaseUnavailable,
-    RedisUnavailable.
+    RedisUnavailable, and with `repair` RedisRefuses for a Redis that takes no writes.
     """
     chat.database.check_version()
+    if repair:
+        chat.link.require_writes()
     foreign = list(_dataset(chat))
     yield from foreign
     if foreign:

@@ -60,8 +60,9 @@ def requeue(chat: Chat, dead_id: str) -> None:
     """Put a dead letter back into the journal, in one step, for the kind of worker that failed.
 
     When it happened, and before what, stays as it was; the other kinds pass over it. Raise InvalidInput, also for what
-    never was in the journal; UnknownDeadLetter.
+    never was in the journal; UnknownDeadLetter; RedisRefuses.
     """
+    chat.link.require_writes()
     if show(chat, dead_id).worker == CHECK:
         raise InvalidInput(f"dead letter {dead_id} is of no worker, but of im check: it can only be dropped")
     partition, entry_id = _split(chat, dead_id)

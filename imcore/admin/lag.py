@@ -1,13 +1,22 @@
-"""How far the workers are behind on the journals. Only reads."""
+"""How far the workers are behind on the journals. Only reads.
 
-import time
-from collections.abc import Iterator
+The server's own count (XINFO GROUPS, `lag`) is not relied on. It follows from how many entries a consumer group is said
+to have read, which a failover may leave wrong, for good: Redis 7.0 then tells of a backlog where nothing waits.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from imcore.chat import Chat
 from imcore.streams.keys import Keyspace
-from imcore.streams.link import CHUNK, Link
+from imcore.streams.link import Link
+
+PAGE = 100
+"""How many entries are read at once to be counted: one may name a thousand users."""
+
+MOST_COUNTED = 1000
+"""How many entries of one journal are counted for one kind of worker. What is beyond need not be exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +24,9 @@ class WorkerStats:
     """How far one kind of worker is behind, over all partitions.
 
     `backlog` counts the journal entries that it has not done; `pending` are those of them that some process has in
-    hand. `lag_ms` is the age of the oldest of them by this machine's clock; 0 when nothing waits.
+    hand. The backlog of a partition is exact up to MOST_COUNTED; beyond it is what the server says, if that can be, or
+    else all that the journal holds. `lag_ms` is the age of the oldest of them by the server's clock, which has named
+    them; 0 when nothing waits.
     """
 
     worker: str
@@ -31,7 +42,7 @@ class _Behind:
     worker: str
     backlog: int
     pending: int
-    oldest_ms: int | None
+    age_ms: int
 
 
 def worker_stats(chat: Chat) -> tuple[WorkerStats, ...]:
@@ -41,15 +52,13 @@ def worker_stats(chat: Chat) -> tuple[WorkerStats, ...]:
 
 def _workers(link: Link, space: Keyspace) -> Iterator[WorkerStats]:
     behind = [_behind(link, journal, info) for journal in _journals(link, space) for info in _groups(link, journal)]
-    now_ms = time.time_ns() // 1_000_000
     for worker in sorted({each.worker for each in behind}):
         mine = [each for each in behind if each.worker == worker]
-        oldest_ms = min((each.oldest_ms for each in mine if each.oldest_ms is not None), default=now_ms)
         yield WorkerStats(
             worker=worker,
             backlog=sum(each.backlog for each in mine),
             pending=sum(each.pending for each in mine),
-            lag_ms=max(0, now_ms - oldest_ms),
+            lag_ms=max(each.age_ms for each in mine),
         )
 
 
@@ -66,22 +75,28 @@ def _groups(link: Link, journal: str) -> list[dict[str, Any]]:
 
 def _behind(link: Link, journal: str, info: dict[str, Any]) -> _Behind:
     worker, pending, read_up_to = info["name"].decode(), info["pending"], info["last-delivered-id"].decode()
-    unread = link.read("XRANGE", journal, f"({read_up_to}", "+", "COUNT", 1)
-    oldest = [entry_id for entry_id, _ in unread]
+    unread, oldest = _unread(link, journal, read_up_to, info["lag"])
     if pending and (lowest := link.read("XPENDING", journal, worker)["min"]):  # none, if all was done just now
         oldest.append(lowest)
-    # Redis knows no lag any more once an entry was deleted out of the middle.
-    lag = _count_after(link, journal, read_up_to) if info["lag"] is None else info["lag"]
-    return _Behind(worker, lag + pending, pending, min((_ms(each) for each in oldest), default=None))
+    return _Behind(worker, unread + pending, pending, _age_ms(link, journal, oldest))
 
 
-def _count_after(link: Link, journal: str, last: str) -> int:
+def _unread(link: Link, journal: str, last: str, lag: int | None) -> tuple[int, list[bytes]]:
+    """Return how many entries come after one, and the first of them if there is one. `lag`: what the server says."""
     count = 0
-    while page := link.read("XRANGE", journal, f"({last}", "+", "COUNT", CHUNK):
+    first: list[bytes] = []
+    while count < MOST_COUNTED:
+        page = link.read("XRANGE", journal, f"({last}", "+", "COUNT", PAGE)
         count += len(page)
+        first = first or [entry_id for entry_id, _ in page[:1]]
+        if len(page) < PAGE:
+            return count, first
         last = page[-1][0].decode()
-    return count
+    held = link.read("XLEN", journal)
+    return (lag if lag is not None and count <= lag <= held else held), first
 
 
-def _ms(entry_id: bytes) -> int:
-    return int(entry_id.partition(b"-")[0])
+def _age_ms(link: Link, journal: str, ids: Sequence[bytes]) -> int:
+    if not ids:
+        return 0
+    return max(0, link.time_ms(journal) - min(int(entry_id.partition(b"-")[0]) for entry_id in ids))

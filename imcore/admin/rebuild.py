@@ -32,7 +32,7 @@ from imcore.sql import corrections, stored
 from imcore.sql.database import Database
 from imcore.sql.rows import Batch, GroupRow, SpanRow
 from imcore.sql.stored import Head, Light
-from imcore.streams import calls, journal_calls, keys, restore_calls
+from imcore.streams import journal_calls, keys, restore_calls
 from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, Keyspace
 from imcore.streams.link import Link
 from imcore.streams.restore_calls import Trim
@@ -229,7 +229,7 @@ class _Rebuild:
         self._database = chat.database
         self._space = chat.link.space
         self._cutoff = msgids.first_at(_now_ms() - chat.settings.keep_ms)
-        now_ms = min(_now_ms(), chat.link.run(calls.server_ms()))  # of one that stands ahead nothing is forgotten early
+        now_ms = min(_now_ms(), chat.link.time_ms(CONFIG))  # of one that stands ahead nothing is forgotten early
         self._once_after = msgids.first_at(now_ms - chat.settings.idempotency_ms)
         self.summary = RebuildSummary()
 

@@ -20,6 +20,7 @@ from imcore.sql import stored
 from imcore.sql.rows import MessageRow
 from imcore.streams import calls, events, journal_calls, wire
 from imcore.streams.events import Sent
+from imcore.streams.keys import CONFIG
 from imcore.streams.link import CHUNK
 from imcore.values import Group
 
@@ -206,7 +207,7 @@ def _forget_read_times(chat: Chat) -> int:
     keep_ms = chat.settings.keep_read_times_ms
     if not keep_ms:
         return 0
-    before = msgids.first_at(min(time.time_ns() // 1_000_000, chat.link.run(calls.server_ms())) - keep_ms)
+    before = msgids.first_at(min(time.time_ns() // 1_000_000, chat.link.time_ms(CONFIG)) - keep_ms)
     total = 0
     while some := stored.forget_moves(chat.database, before, _MOVES_AT_ONCE):
         total += some

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from imcore.admin.holders import SilentHolder, lives, silent_holders
 from imcore.admin.lag import WorkerStats, worker_stats
+from imcore.admin.server_settings import ServerSettings, all_servers
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
@@ -62,7 +63,7 @@ class StormStats:
 class Stats:
     """The whole system at about one moment. `journal` counts the entries that are kept, done or not.
 
-    `jobs` is None where their Redis does not answer.
+    `jobs` is None where their Redis does not answer; then `servers` has not their server either.
     """
 
     groups: int
@@ -79,6 +80,7 @@ class Stats:
     """Processes that have entries in hand and are heard of no more."""
     rebuild: str | None
     """`under way` or `broken off`, if one has begun and not ended: what has to wait for it is not stored."""
+    servers: tuple[ServerSettings, ...]
 
 
 def stats(chat: Chat) -> Stats:
@@ -102,6 +104,7 @@ def stats(chat: Chat) -> Stats:
         storm=_storm(link),
         silent=silent_holders(link, chat.settings),
         rebuild=_rebuild(link),
+        servers=all_servers(link, chat.settings),
     )
 
 
@@ -153,8 +156,9 @@ def _jobs(settings: Settings) -> JobStats | None:
     url = settings.jobs_redis_url
     if urls.is_cluster(url):
         return None  # rq does not run there
+    jobs = open_client(url, timeout_s=_JOBS_TIMEOUT_S, block_ms=settings.block_ms)
     try:
-        with driver_errors(url), closing(open_client(url, timeout_s=_JOBS_TIMEOUT_S)) as client:
+        with driver_errors(url), closing(jobs) as client:
             return JobStats(client.llen(keys.RQ_QUEUED), client.zcard(keys.RQ_RUNNING), client.zcard(keys.RQ_FAILED))
     except ImError:
         return None

@@ -1,13 +1,13 @@
 """Sends the acks of a gateway's sessions, and does not wait for the answers. No I/O."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, cast
 
 from imcore.asking import Asking, Collect, Post, ask_all, ask_sql
-from imcore.errors import ImError, UnknownGroup
+from imcore.errors import ImError, TryAgain, UnknownGroup, concerns_all
 from imcore.live.acks import AckBook, Waiting, split, targets
-from imcore.live.parts import Clock
+from imcore.live.parts import LONGEST_WAIT_S, Clock, Trouble
 from imcore.live.rooms import Session
 from imcore.streams import calls
 from imcore.streams.calls import Acked, Target, Trimmed
@@ -32,6 +32,7 @@ class Acking:
         self._space = space
         self._clock = clock
         self._posted: _Posted | None = None
+        self._trouble = Trouble("acks in some groups have", clock)
 
     def due(self) -> float:
         """Return when the next ack is: at once while there are answers to read, which takes next to no time."""
@@ -50,7 +51,10 @@ class Acking:
         yield from self.read_answers()
 
     def read_answers(self) -> Asking[None]:
-        """Read what became of the acks that were sent. Raise the first error of what could not be written now."""
+        """Read what became of the acks that were sent. Raise the first error of what could not be written now.
+
+        What is refused about one group waits for a while, without the others.
+        """
         if self._posted is None:
             return
         posted, self._posted = self._posted, None
@@ -61,9 +65,21 @@ class Acking:
         except BaseException:
             self.book.put_back(posted.waiting)
             raise
+        self._postpone(posted, answers)
         for (gid, part), answer in zip(posted.batch, answers, strict=True):
             for target in _trimmed(part, answer):
                 yield from self._ack_trimmed(gid, target)
+
+    def _postpone(self, posted: _Posted, answers: Sequence[list[Acked] | ImError]) -> None:
+        """Put back, for a while, the acks of groups in which something is wrong."""
+        spoiled = {
+            gid: answer for (gid, _), answer in zip(posted.batch, answers, strict=True) if _is_about_group(answer)
+        }
+        for answer in spoiled.values():
+            self._trouble.note(cast(ImError, answer))
+        if spoiled:
+            waiting = [each for each in posted.waiting if each.gid in spoiled]
+            self.book.put_back(waiting, self._clock() + LONGEST_WAIT_S)
 
     def abandon(self) -> Asking[None]:
         """Give back what waits for answers, whatever they are."""
@@ -94,14 +110,20 @@ class Acking:
 
 
 def _has_failed(answer: list[Acked] | ImError) -> bool:
-    """Return whether acks were not carried out; where the group is gone there is nothing to ack."""
+    """Return whether acks were not carried out, and why is not about their group alone."""
+    return isinstance(answer, TryAgain) or (isinstance(answer, ImError) and concerns_all(answer))
+
+
+def _is_about_group(answer: list[Acked] | ImError) -> bool:
+    """Return whether acks were not carried out since something is wrong in their group. One that is gone owes none."""
     return isinstance(answer, ImError) and not isinstance(answer, UnknownGroup)
 
 
 def _trimmed(part: list[Target], answer: list[Acked] | ImError) -> list[Target]:
     """Return the targets that SQL alone still has; say what was refused. That somebody has left is nothing wrong."""
     if isinstance(answer, ImError):
-        log.warning("an ack was refused: %s", answer)
+        if isinstance(answer, UnknownGroup):
+            log.warning("an ack was refused: %s", answer)
         return []
     found = []
     for target, acked in zip(part, answer, strict=True):

@@ -19,7 +19,7 @@ UIDS_PER_CALL = 1000
 class Waiting:
     """An ack that an audience owes, of so many messages of a group, but for those who have `gone`.
 
-    `due` is of the monotonic clock, in seconds.
+    `due` is of the monotonic clock, in seconds; so is `not_before`, which is set once it was refused.
     """
 
     gid: str
@@ -28,6 +28,7 @@ class Waiting:
     due: float
     messages: int = 0
     taken: bool = False
+    not_before: float = 0.0
     gone: frozenset[Session] = frozenset()
 
     @property
@@ -70,14 +71,14 @@ class AckBook:
 
     def next_due(self) -> float:
         """Return when the next ack is due; `inf` if none waits."""
-        if self._full:
-            return 0.0
+        full = min((waiting.not_before for waiting in self._full), default=math.inf)
         self._pass_over_taken()
-        return self._in_order[0].due if self._in_order else math.inf
+        return min(full, self._in_order[0].due if self._in_order else math.inf)
 
     def take_due(self, now: float) -> list[Waiting]:
         """Take out what is due."""
-        taken, self._full = self._full, []
+        taken = [waiting for waiting in self._full if waiting.not_before <= now]
+        self._full = [waiting for waiting in self._full if waiting.not_before > now]
         self._pass_over_taken()
         until = now + self._slack_s if self._in_order and self._in_order[0].due <= now else now
         while self._in_order and self._in_order[0].due <= until:
@@ -96,9 +97,11 @@ class AckBook:
         """Drop what sessions owe, of one group or of all: they have not received that, or are to receive it again."""
         self._remove(sessions, {gid} if gid else {gid for session in sessions for gid in session.gids})
 
-    def put_back(self, taken: Iterable[Waiting]) -> None:
-        """Put back what could not be sent: it is due."""
-        self._full += taken
+    def put_back(self, taken: Iterable[Waiting], not_before: float = 0.0) -> None:
+        """Put back what could not be sent, or was refused: it is due at once, or not before a time."""
+        for waiting in taken:
+            waiting.not_before = not_before
+            self._full.append(waiting)
 
     def _remove(self, sessions: Collection[Session], gids: Collection[str]) -> list[tuple[Waiting, frozenset[Session]]]:
         """Take sessions out of what they owe; return it, each time with those of them who did."""

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from imcore.asking import Asking, ask, ask_all
-from imcore.errors import ImError, SessionExpired, TryAgain
-from imcore.live.parts import Clock
+from imcore.asking import Asking, ask
+from imcore.errors import ImError, SessionExpired, TryAgain, concerns_all
+from imcore.live.parts import Clock, Trouble
 from imcore.live.rooms import Session
 from imcore.live.telling import Telling
 from imcore.settings import Settings
@@ -28,6 +28,7 @@ class Beating:
         self._clock = clock
         self._next = clock() + self._every_s
         self._given_up: list[Session] = []
+        self._trouble = Trouble("that some users are online has", clock)
         self.polls_receipts = False
 
     def beat(self, session: Session, *, opens: bool) -> Call[int]:
@@ -39,7 +40,9 @@ class Beating:
         given_up, self._given_up = self._given_up, []
         try:
             ending = [*given_up, *sessions]
-            yield from ask_all([session_calls.bye(self._space, session.uid, session.sid) for session in ending])
+            gone = yield from ask([session_calls.bye(self._space, session.uid, session.sid) for session in ending])
+            for answer in gone:
+                self._check(answer)
         except TryAgain:
             self._given_up = given_up
             raise
@@ -81,6 +84,14 @@ class Beating:
         for session, answer in zip(sessions, answers, strict=True):
             if isinstance(answer, SessionExpired):
                 expired.append(session)
-            elif isinstance(answer, ImError):
-                raise answer
-        yield from ask_all([self.beat(session, opens=True) for session in expired])
+            else:
+                self._check(answer)
+        for opened in (yield from ask([self.beat(session, opens=True) for session in expired])):
+            self._check(opened)
+
+    def _check(self, answer: int | ImError) -> None:
+        """Pass over what Redis has of one user and cannot be used: the others go on. Raise any other error."""
+        if isinstance(answer, TryAgain) or (isinstance(answer, ImError) and concerns_all(answer)):
+            raise answer
+        if isinstance(answer, ImError):
+            self._trouble.note(answer)

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable
 
 from imcore import reading
 from imcore.asking import Asking
-from imcore.errors import ImError
-from imcore.live.parts import Clock
+from imcore.errors import TryAgain
+from imcore.live.parts import Clock, Trouble
 from imcore.streams.keys import Keyspace
 from imcore.values import Receipt
 
@@ -26,6 +26,7 @@ class Confirming:
         self._clock = clock
         self._known: dict[str, _Known] = {}
         self._due = math.inf
+        self._trouble = Trouble("that some know their receipts has", clock)
 
     def known(self, uid: str, receipts: Iterable[Receipt]) -> None:
         """Note that a sender knows these receipts."""
@@ -61,8 +62,10 @@ class Confirming:
     def _confirm(self, some: dict[str, list[Receipt]]) -> Asking[None]:
         answers = yield from reading.confirmed(self._space, some)
         for answer in answers:
-            if isinstance(answer, ImError):
+            if isinstance(answer, TryAgain):
                 raise answer
+        if problem := reading.first_error(answers):
+            self._trouble.note(problem)  # of one user's receipts; they are told again, to the next session
         for uid, receipts in some.items():
             self._forget(uid, receipts)
         if not self._known:

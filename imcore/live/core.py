@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from imcore import reading
-from imcore.asking import Asking, ask_all
-from imcore.errors import RedisUnavailable
+from imcore.asking import Asking, ask
+from imcore.errors import ImError, RedisUnavailable, TryAgain
 from imcore.live.acking import Acking
 from imcore.live.acks import AckBook
 from imcore.live.beating import Beating
@@ -30,7 +30,7 @@ from imcore.live.feed import Place
 from imcore.live.following import Following
 from imcore.live.handover import Handover
 from imcore.live.listening import Listening
-from imcore.live.parts import Clock, Parts
+from imcore.live.parts import Clock, Parts, Trouble
 from imcore.live.rooms import Arrived, Event, Room, Session
 from imcore.live.telling import Telling
 from imcore.live.todo import Todo
@@ -82,6 +82,7 @@ class Core:
         self._beating.polls_receipts = manner.receipts == "poll"
         self._listening = Listening(self._channels, settings.heartbeat_ms / 1000, self._telling.forget_versions, clock)
         entering = Entering(space, self._to_enter, self._following, self._telling, clock)
+        self._trouble = Trouble("some pushes have", clock)
         # The channels last: what the others follow by then goes out at once.
         self._parts = Parts(
             [
@@ -104,9 +105,16 @@ class Core:
         gids = (yield from reading.groups_of(self._space, [uid]))[uid]
         standing = [call for gid in gids for call in calls.standing(self._space, gid, uid)]
         batch: list[Call[int | None]] = [*standing, self._beating.beat(session, opens=True)]
-        *found, _ = yield from ask_all(batch)
+        *found, beaten = yield from ask(batch)
+        if problem := reading.first_error([beaten]) or next(
+            (each for each in found if isinstance(each, TryAgain)), None
+        ):
+            raise problem
+        reading.first_error(found)
         for gid, offset, joined in zip(gids, found[::2], found[1::2], strict=True):
-            if offset is not None and joined is not None:  # who has not left meanwhile
+            if isinstance(offset, ImError) or isinstance(joined, ImError):  # something is wrong in that group alone
+                session.former[gid] = Place(places[gid]) if gid in places else None
+            elif offset is not None and joined is not None:  # who has not left meanwhile
                 otherwise = joined if since_join else offset
                 session.former[gid] = Place(min(places[gid], offset) if gid in places else otherwise)
         self._sessions[session.sid] = session
@@ -124,6 +132,7 @@ class Core:
         yield from self._acking.send_of(ending)
         yield from self._confirming.send_of({session.uid for session in ending})
         yield from self._beating.bye(ending)
+        self._acking.book.forget(ending)  # what was refused in a group comes again
         self._forget(ending)
 
     def give_up(self, sessions: Sequence[Session]) -> None:
@@ -230,9 +239,14 @@ class Core:
     def _added(self, channel: str) -> None:
         """Ask only once a channel stands: what happens from then on is pushed, so nothing falls in between."""
         of = self._channels.added(channel)
+        if of:
+            self._ask_again(of)
+
+    def _ask_again(self, of: Inbox | Room) -> None:
+        """Ask for what was not pushed."""
         if isinstance(of, Room):
             self._following.fall_behind(of)
-        elif of:
+        else:
             self._to_enter.add(of.sessions)
 
     def _dropped(self, channel: str) -> None:
@@ -241,14 +255,24 @@ class Core:
 
     def _pushed(self, channel: str, data: bytes) -> None:
         of = self._channels.at(channel)
-        kind, fields = wire.push(data)
+        try:
+            self._take_push(of, *wire.push(data))
+        except (ArithmeticError, LookupError, ValueError) as error:
+            # Somebody has published it by hand: what was to come may have been lost, and is asked for.
+            self._trouble.note(ImError(f"what came on {channel} cannot be read ({error!r}): asking"))
+            if of and of.stands:  # else all is asked for once it does
+                self._ask_again(of)
+
+    def _take_push(self, of: Inbox | Room | None, kind: bytes, fields: list[bytes]) -> None:
         if isinstance(of, Room) and kind in _MESSAGES:
             self._following.pushed(of, *_MESSAGES[kind](fields))
         elif isinstance(of, Inbox) and kind == b"d":
             if self._manner.receipts == "push":
                 self._telling.pushed(of, wire.pushed_receipts(fields))
-        elif isinstance(of, Inbox):
+        elif isinstance(of, Inbox) and kind in _MEMBERSHIPS:
             self._membership(kind, fields, of)
+        elif of:
+            raise ValueError(f"a push of the kind {kind!r}")
 
     def _membership(self, kind: bytes, fields: list[bytes], inbox: Inbox) -> None:
         gid = fields[0].decode()
@@ -258,4 +282,5 @@ class Core:
             (self._following.follow if kind == b"j" else self._following.unfollow)(session, gid)
 
 
+_MEMBERSHIPS = {b"j", b"l"}
 _MESSAGES = {b"m": wire.pushed_message, b"r": wire.pushed_recall}

@@ -2,8 +2,9 @@
 
 from imcore import reading
 from imcore.asking import Asking
+from imcore.errors import ImError
 from imcore.live.following import Following
-from imcore.live.parts import Clock
+from imcore.live.parts import LONGEST_WAIT_S, Clock, Trouble
 from imcore.live.rooms import Session
 from imcore.live.telling import Telling
 from imcore.live.todo import Todo
@@ -24,6 +25,7 @@ class Entering:
         self._following = following
         self._telling = telling
         self._clock = clock
+        self._trouble = Trouble("what groups some are in has", clock)
 
     def due(self) -> float:
         """Return when somebody is to enter."""
@@ -33,12 +35,17 @@ class Entering:
         """Let some sessions enter."""
         some = self._todo.take(AT_ONCE, self._clock())
         try:
-            groups = yield from reading.groups_of(self._space, list({session.uid for session in some}))
+            groups = yield from reading.groups_or_why(self._space, list({session.uid for session in some}))
         except BaseException:
             self._todo.add(some)
             raise
         for session in some:
-            self._enter(session, groups[session.uid])
+            gids = groups[session.uid]
+            if isinstance(gids, ImError):
+                self._trouble.note(gids)
+                self._todo.postpone(session, self._clock() + LONGEST_WAIT_S)
+            else:
+                self._enter(session, gids)
 
     def _enter(self, session: Session, gids: list[str]) -> None:
         for gid in session.feeds.keys() - set(gids):

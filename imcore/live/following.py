@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from imcore import reading
 from imcore.asking import Asking, ask
-from imcore.errors import ImError, NotMember, RedisRefuses, UnknownGroup
+from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all
 from imcore.live.acks import AckBook
 from imcore.live.channels import Channels
 from imcore.live.feed import Feed, Place
@@ -12,7 +12,7 @@ from imcore.live.handover import Handover
 from imcore.live.parts import LONGEST_WAIT_S, Clock, Trouble
 from imcore.live.rooms import Room, Session
 from imcore.live.todo import Todo
-from imcore.reading import PAGE
+from imcore.reading import PAGE, Page
 from imcore.streams import calls
 from imcore.streams.calls import Pulled
 from imcore.streams.keys import Keyspace
@@ -114,6 +114,7 @@ class Following:
 
     def _catch_up(self, some: list[tuple[Room, Feed]]) -> Asking[None]:
         answers = yield from ask([self._pull(room, feed, BYTES_AT_ONCE // len(some)) for room, feed in some])
+        reading.first_error(answers)
         handed_over = 0
         for (room, feed), answer in zip(some, answers, strict=True):
             if handed_over > BYTES_AT_ONCE:
@@ -130,15 +131,13 @@ class Following:
         if isinstance(answer, NotMember | UnknownGroup):
             self._set_apart(room, feed, dict.fromkeys(room.audience(feed).uids, answer))
             return 0
-        if isinstance(answer, RedisRefuses):  # one partition, while it moves to another node
+        if isinstance(answer, ImError):  # about this group, or one partition, while it moves to another node
             self._postpone(feed, answer)
             return 0
-        if isinstance(answer, ImError):
-            raise answer
         self._set_apart(room, feed, answer.apart)
         if not room.sessions(feed):
             return 0
-        page = yield from reading.page(self._space, feed.gid, answer, PAGE)
+        page = yield from self._page(feed, answer)
         if isinstance(page, ImError):
             self._postpone(feed, page)
             return 0
@@ -150,6 +149,14 @@ class Following:
         elif shared.behind:
             self._behind.add([shared])
         return sum(len(each.message.content) for each in arrived)
+
+    def _page(self, feed: Feed, pulled: Pulled) -> Asking[Page | ImError]:
+        try:
+            return (yield from reading.page(self._space, feed.gid, pulled, PAGE))
+        except ImError as error:
+            if concerns_all(error):
+                raise
+            return error
 
     def _set_apart(self, room: Room, feed: Feed, why: Mapping[str, int | ImError]) -> None:
         """Let go those who are no members, and let those who joined later pull from there."""

@@ -34,8 +34,8 @@ class Session:
     reconnects: int = 0
     feeds: dict[str, Feed] = field(default_factory=dict)
     """Its place in each group that it follows; those at the same place share it."""
-    former: dict[str, Place] = field(default_factory=dict)
-    """Where it goes on in groups that it does not follow now."""
+    former: dict[str, Place | None] = field(default_factory=dict)
+    """Where it goes on in groups that it does not follow now; None: from its offset, wherever that stands."""
     alone: "Audience" = field(init=False, repr=False)
     """The audience of this session and no other."""
 

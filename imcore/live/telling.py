@@ -13,6 +13,7 @@ from imcore.live.rooms import Audience, Session, Told
 from imcore.live.todo import Todo
 from imcore.reading import Cursor
 from imcore.streams.keys import Keyspace
+from imcore.streams.receipt_calls import Mark
 from imcore.values import Receipt
 
 AT_ONCE = 32
@@ -99,15 +100,18 @@ class Telling:
         cursors = [replace(self._cursors[session]) for session in some]
         try:
             marked = yield from reading.marks(self._space, cursors, PAGE)
-            found = yield from reading.receipts(self._space, marked)
+            found = yield from reading.receipts(self._space, [_marks(each) for each in marked])
         except BaseException:
             self._todo.add(some)
             raise
-        for session, cursor, receipts in zip(some, cursors, found, strict=True):
-            if isinstance(receipts, ImError):
-                self._postpone(session, receipts)
-            else:
-                self._go_on(session, cursor, receipts)
+        for session, cursor, marks, to_tell in zip(some, cursors, marked, found, strict=True):
+            problem = marks if isinstance(marks, ImError) else to_tell.waits
+            if problem:
+                self._postpone(session, problem)
+                continue
+            if to_tell.left_out:
+                self._trouble.note(to_tell.left_out)
+            self._go_on(session, cursor, to_tell.receipts)
 
     def _go_on(self, session: Session, cursor: Cursor, receipts: list[Receipt]) -> None:
         if receipts:
@@ -121,7 +125,9 @@ class Telling:
             del self._cursors[session]
 
     def _postpone(self, session: Session, error: ImError) -> None:
-        """Let the others go on: only receipts of what is trimmed in Redis need the database, or a partition moves."""
+        """Let the others go on: only receipts of what is trimmed in Redis need the database, a partition moves, or what
+        Redis has of this user cannot be read.
+        """
         self._trouble.note(error)
         self._todo.postpone(session, self._clock() + LONGEST_WAIT_S)
 
@@ -131,3 +137,7 @@ class Telling:
             self._handover.ready += [
                 Told(audience, tuple(receipts[at : at + LONGEST])) for at in range(0, len(receipts), LONGEST)
             ]
+
+
+def _marks(found: list[Mark] | ImError) -> list[Mark]:
+    return [] if isinstance(found, ImError) else found

@@ -147,11 +147,6 @@ def version() -> Call[int]:
     return Call("im_version", (), (), int)
 
 
-def server_ms() -> Call[int]:
-    """Ask what the server's clock shows, in ms since 1970."""
-    return Call("im_time", (CONFIG,), (), int)
-
-
 def create_group(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
     """Make a group, in one step. See `imcore.streams.creation_calls` for one with many members."""
     k = space.group(gid)

@@ -51,7 +51,8 @@ class UnderWay:
         try:
             for start in range(0, len(commands), PIECE):
                 packed = b"".join(map(pack_command, commands[start : start + PIECE]))
-                self._connection.send_packed_command([packed])
+                # No PING among them: its answer would come after theirs.
+                self._connection.send_packed_command([packed], check_health=start == 0)
         except BaseException:
             self.drop()
             raise

@@ -25,11 +25,10 @@ from imcore.streams import events
 from imcore.streams import journal_calls as calls
 from imcore.streams.events import Entry
 from imcore.streams.link import Link
+from imcore.streams.url_options import LONGEST_BLOCK_MS
 
 log = logging.getLogger(__name__)
 
-LONGEST_BLOCK_MS = 5000
-"""Well below the client's socket timeout."""
 CLUSTER_BLOCK_MS = 50
 """In a cluster one command waits for one partition only; the others are looked at when it ends."""
 LONGEST_REASON = 300

@@ -8,7 +8,8 @@ import redis
 from redis.cluster import RedisCluster
 from redis.exceptions import NoPermissionError, ResponseError
 
-from imcore.errors import ConfigurationError, RedisUnavailable
+from imcore.errors import ConfigurationError, RedisRefuses, RedisUnavailable
+from imcore.streams.server_info import servers_of
 
 VERSION = 6
 """Raised with every change of the functions; `lua/base.lua` holds the same number."""
@@ -21,6 +22,7 @@ _FILES = (
 )
 """The files of `lua/` that make up the library, in this order: each may use what stands before it."""
 
+_MOST_TRIES = 5
 _LOADED_BY_ANOTHER = "already exists"
 _WHAT_TO_DO = "start a worker of this imcore, or run `im db upgrade`"
 
@@ -40,12 +42,17 @@ class Library:
     def require(self, *, writes: bool) -> None:
         """Make sure that the functions of this program are there.
 
-        Raise RedisUnavailable if they are missing or older and may not be loaded, ConfigurationError if newer ones are.
+        Raise RedisUnavailable if they are missing or older and may not be loaded, ConfigurationError if newer ones are,
+        RedisRefuses if they do not stay.
         """
         for node in list(self._nodes()):
+            tries = 0
             while (found := self._version(node)) < VERSION:
                 self._check_may_load(found, writes)
-                self._load(node, replace=found > 0)
+                tries += 1
+                if tries > _MOST_TRIES:
+                    raise RedisRefuses(f"{self._where} loses the functions of imcore as soon as they are loaded")
+                self._load(node, replace=found > 0, is_last=tries == _MOST_TRIES)
             if found > VERSION:
                 raise ConfigurationError(
                     f"{self._where} holds the functions of a newer imcore (version {found}; this program has "
@@ -64,9 +71,28 @@ class Library:
         try:
             return int(self._client.execute_command("FCALL_RO", "im_version", 0, **node))
         except ResponseError as error:
-            if NOT_LOADED not in str(error):
-                raise
-            return 0
+            if NOT_LOADED in str(error):
+                return 0
+            self.refuse_stranger(error)
+            raise
+
+    def refuse_stranger(self, error: Exception) -> None:
+        """Say what a server is that does not know a command of ours, unless it is just too old.
+
+        Raise ConfigurationError; do nothing for another error.
+        """
+        if "unknown command" not in str(error):
+            return
+        info = next(servers_of(self._client, asks_config=False))
+        if info.is_sentinel:
+            raise ConfigurationError(
+                f"{self._where} is a Sentinel: set IM_REDIS_URL to the primary that it watches"
+            ) from error
+        if info.version and not info.is_too_old:
+            raise ConfigurationError(
+                f"{self._where} is {info.server} {info.version}, but has an {_first_part(error)}: "
+                "allow that command there (rename-command), or use a server without a proxy before it"
+            ) from error
 
     def _check_may_load(self, found: int, writes: bool) -> None:
         if self.upgrades or (writes and not found):
@@ -74,7 +100,7 @@ class Library:
         what = f"the functions of an older imcore (version {found}; this program needs {VERSION})"
         raise RedisUnavailable(f"{self._where} has {what if found else 'no functions of imcore'}: {_WHAT_TO_DO}")
 
-    def _load(self, node: dict[str, Any], *, replace: bool) -> None:
+    def _load(self, node: dict[str, Any], *, replace: bool, is_last: bool) -> None:
         folder = resources.files("imcore.streams").joinpath("lua")
         code = "\n".join(folder.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in _FILES)
         try:
@@ -84,5 +110,10 @@ class Library:
                 f"{self._where} has not the functions of this imcore, and this user may not load them: {_WHAT_TO_DO}"
             ) from error
         except ResponseError as error:
-            if _LOADED_BY_ANOTHER not in str(error) or not self._version(node):
+            if _LOADED_BY_ANOTHER not in str(error) or is_last:
                 raise
+
+
+def _first_part(error: Exception) -> str:
+    """Return which command is not known, without its arguments."""
+    return str(error).partition(",")[0]

@@ -5,20 +5,23 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import redis
-from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.backoff import ExponentialBackoff
 from redis.cluster import RedisCluster
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
-from imcore.errors import ConfigurationError, ImError
+from imcore.errors import ConfigurationError, ImError, UnknownGroup
+from imcore.settings import Settings
 from imcore.streams import calls, urls
+from imcore.streams.answers import plain
 from imcore.streams.calls import Call, words
 from imcore.streams.carriage import Command, UnderWay, look_around, over_cluster
 from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
 from imcore.streams.library import NOT_LOADED, Library
+from imcore.streams.probe import writes_of_nothing
 from imcore.streams.redis_errors import LOST, address, driver_errors, translated
 
 T = TypeVar("T")
@@ -33,17 +36,14 @@ PATIENCE_S = 15.0
 """What has failed after so long is not tried again: once more is enough where the server itself is silent."""
 
 
-def open_client(url: str, *, timeout_s: float | None = 10.0) -> Client:
+def open_client(url: str, *, timeout_s: float | None = 10.0, block_ms: int = 1000) -> Client:
     """Return a client for a Redis URL; nothing is sent yet, but for a cluster, whose nodes are asked for.
 
-    The client itself repeats nothing: only `Link` knows which calls may be repeated.
+    The client itself repeats nothing: only `Link` knows which calls may be repeated. `timeout_s` is for a URL that does
+    not say how long to wait for an answer; one that does is checked against `block_ms`, the setting IM_BLOCK_MS.
     Raise ConfigurationError for a URL that is none, RedisUnavailable if no node of a cluster answers.
     """
-    client = urls.client_of(url, timeout_s)
-    if not urls.is_cluster(url):
-        return client
-    with driver_errors(url):
-        return RedisCluster.from_url(urls.plain(url), retry=Retry(NoBackoff(), 0), **urls.options(url, timeout_s))
+    return urls.client_of(url, timeout_s, block_ms)
 
 
 class Link:
@@ -66,6 +66,12 @@ class Link:
         self._fixed = False
         self._retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), 3, supported_errors=LOST)
 
+    @classmethod
+    def connect(cls, settings: Settings) -> Self:
+        """Return a link to the Redis of the settings. Raise what `open_client` raises."""
+        client = open_client(settings.redis_url, block_ms=settings.block_ms)
+        return cls(client, partitions=settings.partitions, url=settings.redis_url)
+
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
@@ -83,6 +89,20 @@ class Link:
         self._library.upgrades = True
         self._has_functions = False
         self.require_functions(writes=True)
+        self.require_writes()
+
+    def require_writes(self) -> None:
+        """Make sure that the server takes writes, every primary of a cluster: whatever is to write begins with this.
+
+        Else it would succeed where nothing has to be written, having looked at a replica only. The calls change
+        nothing. Raise RedisRefuses with what keeps the server from taking writes, RedisUnavailable.
+        """
+        [partitions] = self.glance([("HGET", CONFIG, "partitions")])
+        nothing = writes_of_nothing(self.client, int(partitions or 1))
+        for call, answer in zip(nothing, self._pipeline(nothing, repeatable=True), strict=True):
+            error = None if _is_missing(answer) else self._result(call, answer)
+            if isinstance(error, ImError) and not isinstance(error, UnknownGroup):
+                raise error
 
     @cached_property
     def space(self) -> Keyspace:
@@ -117,7 +137,7 @@ class Link:
                     raise
                 self._load_again([call])
                 answer = self._attempt(attempt, repeatable)
-        return call.decode(answer)
+        return self._decoded(call, answer)
 
     def run_many(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T]:
         """Carry calls in as few round trips as possible and return their answers in order; raise the first error."""
@@ -171,13 +191,14 @@ class Link:
         """Run a plain command that only reads."""
         self.require_functions(writes=False)
         with driver_errors(self.address):
-            return self._attempt(lambda: self._execute_command(*command), repeatable=True)
+            answer = self._attempt(lambda: self._execute_command(*command), repeatable=True)
+        return plain(str(command[0]), answer)
 
     def once(self, *command: str | bytes | int) -> Any:
         """Run a plain command that must not run twice unseen: after RedisUnavailable it is unknown whether it ran."""
         with driver_errors(self.address):
             try:
-                return self._execute_command(*command)
+                return plain(str(command[0]), self._execute_command(*command))
             except LOST as error:
                 self._look_around(error)
                 raise
@@ -189,14 +210,37 @@ class Link:
         self.require_functions(writes=False)
         return self.glance(commands)
 
+    def read_each(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+        """Do as `read_many` does; a command that fails has its ImError in its place."""
+        if not commands:
+            return []
+        self.require_functions(writes=False)
+        with driver_errors(self.address):
+            answers = self._execute(commands, repeatable=True)
+        return [translated(answer, self.address) if isinstance(answer, Exception) else answer for answer in answers]
+
     def glance(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
         """Do as `read_many` does, whatever functions are there: to see what there is before they are loaded."""
         with driver_errors(self.address):
             answers = self._execute(commands, repeatable=True)
             for answer in answers:
                 if isinstance(answer, Exception):
+                    self._library.refuse_stranger(answer)
                     raise answer
         return answers
+
+    def time_ms(self, key: str) -> int:
+        """Return the clock of the server that has a key, in ms since 1970."""
+
+        def ask() -> tuple[int, int]:
+            if isinstance(self.client, RedisCluster):
+                node = self.client.get_node_from_key(key)
+                return self.client.get_redis_connection(node).time()
+            return self.client.time()
+
+        with driver_errors(self.address):
+            seconds, micros = self._attempt(ask, repeatable=True)
+        return seconds * 1000 + micros // 1000
 
     def _attempt(self, attempt: Callable[[], T], repeatable: bool) -> T:
         if not repeatable:
@@ -258,9 +302,17 @@ class Link:
             error.__cause__ = answer
             return error
         try:
-            return call.decode(answer)
+            return self._decoded(call, answer)
         except ImError as error:
             return error
+
+    def _decoded(self, call: Call[T], answer: Any) -> T:
+        """Return what an answer means. Raise ImError for an error in its place, and for what somebody wrote by hand."""
+        try:
+            return call.decode(answer)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            about = f" about {call.gid!r}" if call.gid else ""
+            raise ImError(f"{self.address} holds what cannot be read{about} ({call.function}): {error!r}") from error
 
     def _connect_anew(self) -> None:
         """Drop the connections to a primary that is one no more: its name may lead to the new one by now."""

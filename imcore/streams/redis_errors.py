@@ -1,8 +1,8 @@
 """What the Redis driver raises, in our words: what is wrong, where, and what to do; and never a password."""
 
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from redis.exceptions import (
@@ -10,7 +10,9 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
+    InvalidResponse,
     MasterDownError,
+    MaxConnectionsError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -30,10 +32,11 @@ from imcore.errors import (
     ImError,
     RedisFull,
     RedisRefuses,
-    RedisUnavailable,
     TryAgain,
     UnknownGroup,
 )
+from imcore.streams.connections import NotRedisError
+from imcore.streams.unreachable import no_protocol, unavailable
 
 LOST = (RedisConnectionError, RedisTimeoutError, ClusterDownError, SlotNotCoveredError, OSError)
 """No answer came: what was asked may have happened or not."""
@@ -41,6 +44,10 @@ LOST = (RedisConnectionError, RedisTimeoutError, ClusterDownError, SlotNotCovere
 _REFUSALS = {
     "LOADING": "is still loading its data: try again in a moment",
     "READONLY": "is a replica by now and takes no writes: connect to the new primary",
+    "REDIRECT": "has handed over to another server: connect to the new primary",
+    "UNBLOCKED": "has ended a wait, since it became a replica or somebody asked for that: try again in a moment",
+    "NOMASTERLINK": "is failing over to another server: try again in a moment",
+    "INPROG": "is failing over to another server: try again in a moment",
     "NOREPLICAS": "takes no writes while too few replicas follow it (min-replicas-to-write)",
     "MISCONF": "takes no writes while it cannot save to its disk: look into its log",
     "BUSY": "is busy with a script or function: wait, or end it (SCRIPT KILL, FUNCTION KILL)",
@@ -60,8 +67,72 @@ _STRIPPED = {
 }
 """Those whose word the driver takes away: it makes a class of it. A subclass stands before its base."""
 
+
+class _Saying(NamedTuple):
+    """What the server says, in part; whether it helps to try again, and what is wrong, in our words."""
+
+    part: str
+    kind: type[ImError]
+    what: str
+
+
+_SAYINGS = (
+    _Saying(
+        "max number of clients",
+        RedisRefuses,
+        "has as many clients as it takes (maxclients): end some of them, or let it take more",
+    ),
+    _Saying(
+        "Function not found",
+        RedisRefuses,
+        "has lost the functions of imcore: the next call brings them back, try again",
+    ),
+    *(
+        _Saying(
+            part,
+            ConfigurationError,
+            "cannot take the functions of imcore: one of that name already exists, of somebody else (FUNCTION LIST)",
+        )
+        for part in ("Library 'imcore' already exists", "Function im_")
+    ),
+    _Saying("FUNCTION KILL", RedisRefuses, "was told to end a function that took long (FUNCTION KILL): try again"),
+    _Saying("LDAP service", RedisRefuses, "cannot ask its LDAP service who this user is: try again in a moment"),
+    _Saying(
+        "running in protected mode",
+        ConfigurationError,
+        "is in protected mode, and takes nobody from other machines: give its default user a password, or set "
+        "protected-mode no there",
+    ),
+    _Saying(
+        "unsupported protocol version",
+        ConfigurationError,
+        "does not speak that protocol: add ?protocol=2 to the URL",
+    ),
+    _Saying(
+        "DB index is out of range",
+        ConfigurationError,
+        "has no database of that number: give a lower one in the URL, or let it have more (databases)",
+    ),
+    _Saying(
+        "SELECT is not allowed in cluster mode",
+        ConfigurationError,
+        "is a node of a cluster, which has no numbers of databases: use redis+cluster:// without one",
+    ),
+    _Saying(
+        "cluster support disabled",
+        ConfigurationError,
+        "is a single server, no cluster: use redis:// or rediss://",
+    ),
+    _Saying(
+        "invalid bulk length",
+        ConfigurationError,
+        "does not take a text of that size (proto-max-bulk-len): let it take more, or lower IM_MAX_CONTENT_BYTES",
+    ),
+)
+
 _NO_PASSWORD = ("Authentication required", "already authenticated")
 _NO_RIGHT = ("ACL failure in script: ", "The user executing the script can't ")
+_DISCARDED = "Transaction discarded because of: "
 
 
 def address(url: str) -> str:
@@ -93,50 +164,62 @@ def driver_errors(where: str, gid: str = "") -> Iterator[None]:
 
 def translated(error: Exception, where: str, gid: str = "") -> ImError:
     """Return what an error of the driver means, at this address and, if it is one, about this group."""
-    if isinstance(error, RedisClusterException) and isinstance(error.__cause__, RedisError | RedisClusterException):
-        error = error.__cause__  # why no node could be asked
-    text = str(error)
+    error = _why_no_node(error)
     where = address(where) if "://" in where else where
-    if isinstance(error, NoPermissionError) or text.startswith(_NO_RIGHT):
-        what = _first_line(text).removeprefix(_NO_RIGHT[0]).partition(" script:")[0]
-        return ConfigurationError(f"{where} refuses this: {what} (`im acl` prints the rights that are needed)")
-    if isinstance(error, AuthenticationError):
-        return _no_entry(text, where)
+    text = str(error)
+    if refusal := _refusal(error, text, where):
+        return refusal
+    if isinstance(error, MaxConnectionsError):
+        return RedisRefuses(
+            f"this program has as many connections to {where} as it may: raise max_connections in the URL"
+        )
+    if isinstance(error, NotRedisError | InvalidResponse):
+        return no_protocol(error, where)
+    if isinstance(error, (*LOST, RedisClusterException)):
+        return unavailable(error, where)
+    return _answered(text, where, gid)
+
+
+def _why_no_node(error: Exception) -> Exception:
+    """Return what a node said, where the driver says that it could not ask any, or that one is no part of a cluster."""
+    while isinstance(error, RedisClusterException):
+        cause = error.__cause__ or error.__context__
+        if not isinstance(cause, RedisError | RedisClusterException):
+            break
+        error = cause
+    return error
+
+
+def _refusal(error: Exception, text: str, where: str) -> ImError | None:
+    """Return what it means that a server refuses something, None for what is no refusal."""
+    if isinstance(error, NoPermissionError | AuthenticationError) or text.startswith(_NO_RIGHT):
+        return _no_right(error, text, where)
     if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
         return RedisFull(f"{where} has no memory left (maxmemory): nothing was stored")
+    if isinstance(error, AskError) and "+cluster://" not in where:
+        return ConfigurationError(f"{where} is a node of a cluster: use redis+cluster:// or rediss+cluster://")
     if reason := _REFUSALS.get(_first_word(error)):
-        return _refused(error, reason, where)
-    if isinstance(error, (*LOST, RedisClusterException)):
-        return _unavailable(error, where)
-    return _answered(text, where, gid)
+        return RedisRefuses(f"{where} {reason}")
+    if said := next((saying for saying in _SAYINGS if saying.part in text), None):
+        return said.kind(f"{where} {said.what}")
+    return None
 
 
 def _first_word(error: Exception) -> str:
     """Return what the server's answer began with."""
     stripped = next((word for kind, word in _STRIPPED.items() if isinstance(error, kind)), None)
-    return stripped or str(error).partition(" ")[0]
+    return stripped or str(error).removeprefix(_DISCARDED).partition(" ")[0]
 
 
-def _refused(error: Exception, reason: str, where: str) -> ImError:
-    if isinstance(error, AskError) and "+cluster://" not in where:
-        return ConfigurationError(f"{where} is a node of a cluster: use redis+cluster:// or rediss+cluster://")
-    return RedisRefuses(f"{where} {reason}")
-
-
-def _no_entry(text: str, where: str) -> ImError:
+def _no_right(error: Exception, text: str, where: str) -> ImError:
+    if not isinstance(error, AuthenticationError):
+        what = _first_line(text).removeprefix(_NO_RIGHT[0]).partition(" script:")[0]
+        return ConfigurationError(f"{where} refuses this: {what} (`im acl` prints the rights that are needed)")
     if any(words in text for words in _NO_PASSWORD):
         return ConfigurationError(f"{where} wants a password: set IM_REDIS_URL to redis://USER:PASSWORD@HOST")
     return ConfigurationError(
         f"{where} refuses this user or password ({_first_line(text).rstrip('.')}): set IM_REDIS_URL"
     )
-
-
-def _unavailable(error: Exception, where: str) -> ImError:
-    if "Cluster mode is not enabled" in str(error):
-        return ConfigurationError(f"{where} is a single server, no cluster: use redis:// or rediss://")
-    if tls := _tls_error(error):
-        return _untrusted(tls, where)
-    return RedisUnavailable(f"no answer from Redis at {where}: start it with `im up`, or set IM_REDIS_URL")
 
 
 _CODES: dict[str, Callable[[str, str], ImError]] = {
@@ -159,22 +242,8 @@ def _answered(text: str, where: str, gid: str) -> ImError:
         return error(where, gid)
     if text.startswith("unknown command"):  # of ours each is known since then
         return ConfigurationError(f"{where} is too old: imcore needs Redis 7.0 or Valkey 7.2, or newer")
-    return ImError(f"{where} answered: {_first_line(text)}")
-
-
-def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
-    """Return the error of TLS that an error of the driver comes from, if it does."""
-    while error is not None and not isinstance(error, ssl.SSLError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _untrusted(error: ssl.SSLError, where: str) -> ImError:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return ConfigurationError(
-            f"{where} is not trusted ({error.verify_message}): name the file of its authority, ?ssl_ca_certs=FILE"
-        )
-    return RedisUnavailable(f"no answer from Redis at {where} over TLS ({error.reason or 'it ended too early'})")
+    about = f" about {gid!r}" if gid else ""
+    return ImError(f"{where} answered{about}: {_first_line(text)}")
 
 
 def _first_line(text: str) -> str:

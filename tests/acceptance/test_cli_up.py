@@ -210,6 +210,36 @@ def test_a_path_with_a_space_and_more_is_a_path_like_others(tmp_path: Path) -> N
     wait_until(lambda: not stack.processes())
 
 
+def test_up_says_once_what_the_settings_of_a_given_server_break(stack: Stack, valkey: str) -> None:
+    # Given a server that keeps nothing on its disk
+    with stack.running("up", "--redis-url", valkey) as up:
+        assert up.stdout
+        said = []
+        for line in up.stdout:
+            said.append(line)
+            if "jobs: started" in line:
+                break
+        # When it has begun, and ends
+        up.send_signal(signal.SIGTERM)
+        out, err = up.communicate(timeout=30)
+    # Then
+    assert up.returncode == 0
+    assert err.count("appendonly is no") == len(err.splitlines()) == 1
+    assert "appendonly" not in "".join(said) + out
+
+
+def test_up_on_a_replica_ends_before_a_worker_is_started(stack: Stack, valkey: str) -> None:
+    with redis.Redis.from_url(valkey) as client:
+        stack.im("group", "create", "team", "--redis-url", valkey)
+        client.replicaof("127.0.0.1", 1)
+        try:
+            result = stack.im("up", "--redis-url", valkey)
+        finally:
+            client.replicaof("NO", "ONE")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1].endswith("takes no writes: connect to the new primary")
+
+
 def test_up_without_its_redis_says_so_and_starts_nothing(stack: Stack) -> None:
     result = stack.im("up", "--redis-url", "redis://ann:secret@127.0.0.1:1")
 

@@ -39,7 +39,7 @@ DATABASE_NUMBER = 1
 """Not the first one: choosing it takes a right, too."""
 
 ONLY_ON_A_CLUSTER = {"cluster|slots"}
-OF_THE_TEST = {"config|resetstat", "acl|log", "info", "hello"}
+OF_THE_TEST = {"config|resetstat", "acl|log", "hello"}
 END = "that-was-all"
 
 

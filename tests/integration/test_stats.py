@@ -1,5 +1,6 @@
 """What `im stats` says, on real servers."""
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -10,9 +11,11 @@ import pytest
 import redis
 from rq.job import JobStatus
 
+from imcore.admin import lag
 from imcore.admin.stats import JobStats, stats
 from imcore.chat import Chat
 from imcore.settings import Settings
+from tests.deadline import wait_until
 from tests.processes import WorkerProcess
 from workers import jobs
 
@@ -104,3 +107,70 @@ def test_of_nothing_at_all_there_is_nothing(valkey: str, tmp_path: Path) -> None
         chat.link.upgrade()
         found = stats(chat)
     assert (found.groups, [each.bytes for each in found.streams]) == (0, [0, 0])
+
+
+# How far workers are behind.
+
+
+def journal_of(chat: Chat, entries: int) -> str:
+    """A journal with so many entries, of which the worker persist has handled the first one."""
+    chat.link.upgrade()
+    journal = chat.link.space.journal(0)
+    ids = [chat.link.once("XADD", journal, "*", "kind", "test") for _ in range(entries)]
+    chat.link.once("XGROUP CREATE", journal, "persist", ids[0], "ENTRIESREAD", 1)
+    return journal
+
+
+def behind(chat: Chat) -> tuple[int, int]:
+    [worker] = [worker for worker in stats(chat).workers if worker.worker == "persist"]
+    return worker.backlog, worker.lag_ms
+
+
+@pytest.mark.parametrize("said_to_be_read", [1, 3, 50, 1000])
+def test_a_backlog_is_counted_whatever_the_server_says(chat: Chat, said_to_be_read: int) -> None:
+    # Given a worker that has handled all but some, and a server that has lost count, as Redis 7.0 after a failover
+    journal = journal_of(chat, 50)
+    for left in (7, 0):
+        last = chat.link.read("XREVRANGE", journal, "+", "-", "COUNT", left + 1)[-1][0]
+        chat.link.once("XGROUP SETID", journal, "persist", last, "ENTRIESREAD", said_to_be_read)
+        # Then
+        assert behind(chat)[0] == left
+    assert behind(chat) == (0, 0)
+
+
+def test_of_a_large_backlog_little_is_read(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given more entries than are counted
+    monkeypatch.setattr(lag, "PAGE", 10)
+    monkeypatch.setattr(lag, "MOST_COUNTED", 20)
+    journal = journal_of(chat, 101)
+    read: list[int] = []
+    ask = chat.link.read
+
+    def counting(*command: str | int) -> Any:
+        answer = ask(*command)
+        if command[0] == "XRANGE":
+            read.append(len(answer))
+        return answer
+
+    monkeypatch.setattr(chat.link, "read", counting)
+    # Then the server's word is taken where it can be right, and else all that is there
+    for said_to_be_read, backlog in ((1, 100), (61, 40), (85, 101), (5000, 101)):
+        chat.link.once(
+            "XGROUP SETID", journal, "persist", ask("XRANGE", journal, "-", "+")[0][0], "ENTRIESREAD", said_to_be_read
+        )
+        read.clear()
+        assert behind(chat)[0] == backlog
+        assert read == [10, 10]
+
+
+def test_entries_are_as_old_as_the_clock_says_that_has_named_them(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a machine whose clock is a day ahead of the server's, or behind it
+    journal_of(chat, 3)
+    for days in (1, -1):
+        with monkeypatch.context() as patch:
+            now_ns = time.time_ns()
+            patch.setattr(time, "time_ns", lambda now_ns=now_ns, days=days: now_ns + days * 86_400 * 10**9)
+            backlog, lag_ms = behind(chat)
+        assert backlog == 2
+        assert 0 <= lag_ms < 60_000
+    wait_until(lambda: behind(chat)[1] >= 20)

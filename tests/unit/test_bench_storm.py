@@ -82,7 +82,7 @@ def test_databases_that_were_made_are_removed_with_their_logs(tmp_path: Path) ->
     ("url", "expected"),
     [
         ("redis://h:1", "redis://h:1?db=5"),
-        ("redis://h:1/2", "redis://h:1/2?db=5"),
+        ("redis://h:1/2", "redis://h:1?db=5"),
         ("unix:///s?db=1&password=p", "unix:///s?password=p&db=5"),
     ],
 )

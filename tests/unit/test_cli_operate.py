@@ -24,7 +24,8 @@ from imcore.importer import ImportSummary, parse
 
 @pytest.fixture(autouse=True)
 def _no_chat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(None))
+    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(link=None, settings=None)))
+    monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
 
 
 def im(*args: str, stdin: str | bytes | None = None) -> Result:

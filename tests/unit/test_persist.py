@@ -69,6 +69,22 @@ def journal_times(chat: Chat) -> dict[bytes, list[int]]:
     return times
 
 
+def test_a_group_that_somebody_has_spoiled_keeps_nobody_else_waiting(chat: Chat, worker: Persist) -> None:
+    # Given messages, and a tombstone, of two groups, of which one has a stream by another hand
+    for gid in ("spoiled", "sound"):
+        chat.create_group(gid, ["ann"])
+        sent = chat.send(gid, "hi", sender_uid="ann")
+        chat.recall(gid, sent.msgid, by="ann")
+    raw(chat).set(chat.link.space.group("spoiled").stream, "by hand")
+    # When
+    drain(worker)
+    # Then the other one is stored, and what cannot be is put aside with the reason
+    assert {row.gid for row in stored(chat.database).messages} == {"sound"}
+    letters = list(deadletters.list_dead(chat))
+    assert {letter.fields["gid"] for letter in letters} == {"spoiled"}
+    assert all("WRONGTYPE" in letter.reason for letter in letters)
+
+
 class TestRows:
     def test_messages(self, chat: Chat, worker: Persist) -> None:
         # Given two messages, one with all that a message can have

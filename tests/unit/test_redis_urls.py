@@ -102,6 +102,55 @@ def test_a_server_that_is_too_old(tmp_path: Path, answer: Answer) -> None:
                 act()
 
 
+def without_fcall(info: bytes) -> Answer:
+    """A server that says of itself that it is new enough, and knows no functions all the same."""
+
+    def answer(command: list[bytes]) -> bytes:
+        return b"$%d\r\n%s\r\n" % (len(info), info) if command[0].upper() == b"INFO" else redis_6(command)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        (b"redis_version:7.2.4\r\nredis_mode:sentinel\r\n", "is a Sentinel: set IM_REDIS_URL to the primary"),
+        (
+            b"redis_version:7.2.4\r\nredis_mode:standalone\r\n",
+            "is Redis 7.2.4, but has an unknown command `FCALL_RO`: ",
+        ),
+        (
+            b"redis_version:7.2.4\r\nvalkey_version:9.1.2\r\n",
+            "is Valkey 9.1.2, but has an unknown command `FCALL_RO`: ",
+        ),
+        (b"redis_version:6.2.14\r\nredis_mode:standalone\r\n", "is too old: "),
+        (b"redis_version:7.2.4\r\nvalkey_version:7.1.0\r\n", "is too old: "),
+        (b"", "is too old: "),
+    ],
+)
+def test_a_server_without_functions_that_is_not_too_old(tmp_path: Path, info: bytes, said: str) -> None:
+    path = tmp_path / "s.sock"
+    with answering(path, without_fcall(info)), Chat.connect(f"unix://{path}") as chat:
+        with pytest.raises(ConfigurationError) as refused:
+            chat.unread("ann")
+        assert said in str(refused.value)
+
+
+def test_a_sentinel_knows_not_even_what_is_asked_first(tmp_path: Path) -> None:
+    def answer(command: list[bytes]) -> bytes:
+        info = b"redis_mode:sentinel\r\nredis_version:7.0.15\r\n"
+        return {
+            b"HELLO": b"%1\r\n+proto\r\n:3\r\n",
+            b"CLIENT": b"+OK\r\n",
+            b"INFO": b"$%d\r\n%s\r\n" % (len(info), info),
+        }.get(command[0], unknown(command))
+
+    with answering(tmp_path / "s.sock", answer), Chat.connect(f"unix://{tmp_path}/s.sock") as chat:
+        for act in (lambda: chat.unread("ann"), lambda: chat.create_group("team"), chat.link.upgrade):
+            with pytest.raises(ConfigurationError, match="is a Sentinel: set IM_REDIS_URL"):
+                act()
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [

@@ -10,6 +10,7 @@ import pytest
 from imcore.errors import ConfigurationError
 from imcore.settings import Settings, socket_path, socket_url
 
+FLAGS = [f.name for f in dataclasses.fields(Settings) if f.type in {bool, "bool"}]
 NUMBERS = [f.name for f in dataclasses.fields(Settings) if f.type in {int, int | None, "int", "int | None"}]
 
 
@@ -43,10 +44,12 @@ class TestSources:
         }
         environ = {f"IM_{name.upper()}": text for name, text in texts.items()}
         environ |= {f"IM_{name.upper()}": str(10 + i) for i, name in enumerate(NUMBERS)}
+        environ |= {f"IM_{name.upper()}": "1" for name in FLAGS}
         settings = Settings.from_env(environ)
+        assert all(getattr(settings, name) is True for name in FLAGS)
         assert [getattr(settings, name) for name in NUMBERS] == list(range(10, 10 + len(NUMBERS)))
         assert {name: str(getattr(settings, name)) for name in texts} == texts
-        assert len(texts) + len(NUMBERS) == len(dataclasses.fields(Settings)), (
+        assert len(texts) + len(NUMBERS) + len(FLAGS) == len(dataclasses.fields(Settings)), (
             "a setting of a kind this test does not know"
         )
 
@@ -74,6 +77,14 @@ class TestSources:
         url = "redis://user:secret@host"
         settings = Settings.from_env({"IM_REDIS_URL": url, "IM_DATABASE_URL": "postgresql://user:secret@host/db"})
         assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_flag_is_0_or_1(name: str) -> None:
+    assert [getattr(Settings.from_env({}, **{name: text}), name) for text in ("0", "1", "")] == [False, True, False]
+    for text in ("yes", "2", "-1", "true", " 1"):
+        with pytest.raises(ConfigurationError, match=f"^IM_{name.upper()} must be 0 or 1; it is "):
+            Settings.from_env({}, **{name: text})
 
 
 class TestNumbers:

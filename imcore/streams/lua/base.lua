@@ -172,11 +172,5 @@ local function init(keys, args)
   return redis.call('HMGET', keys[1], 'partitions', 'dataset')
 end
 
--- im_time: what the server's clock shows. Keys: any one, to say which node. Arguments: none. Answer: ms since 1970.
-local function time()
-  return now_ms()
-end
-
 redis.register_function{function_name = 'im_version', callback = version, flags = READS}
-redis.register_function{function_name = 'im_time', callback = time, flags = READS}
 redis.register_function{function_name = 'im_init', callback = init}

@@ -1,0 +1,178 @@
+"""Which settings of a Redis server break what README promises, what comes of each, and what to do. Only reads."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from imcore.admin.acl import ROLES
+from imcore.errors import ConfigurationError, TryAgain
+from imcore.settings import Settings
+from imcore.streams.link import Client, Link, open_client
+from imcore.streams.redis_errors import address, driver_errors
+from imcore.streams.server_info import OLDEST, ServerInfo, servers_of, user_of
+
+_TIMEOUT_S = 2.0
+_COUNTED_BYTES = 1_048_576
+"""What the embedded server sets min-string-size-avoid-copy-reply to."""
+
+_SET = "set noeviction"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """A server, or a primary of a cluster. None: it is not known, for the most part since this user may not ask for it.
+
+    It `holds` the chat, or the jobs where IM_JOBS_REDIS_URL names another server. `server` is its address, of a node of
+    a cluster host and port. `maxmemory` is in bytes, 0 for no limit. `warnings` name the settings that break a promise,
+    with what comes of each and what to do.
+    """
+
+    holds: Literal["chat", "jobs"]
+    server: str
+    version: str | None
+    role: str | None
+    maxmemory: int | None
+    maxmemory_policy: str | None
+    appendonly: bool | None
+    appendfsync: str | None
+    run_id: str | None
+    warnings: tuple[str, ...]
+
+    @property
+    def drops_anything(self) -> bool:
+        """Whether it drops any key when its memory is full."""
+        return bool(self.maxmemory) and (self.maxmemory_policy or "").startswith("allkeys")
+
+
+def chat_servers(link: Link) -> list[ServerSettings]:
+    """Look at the server of a link, or at each primary of its cluster. Raise RedisUnavailable."""
+    with driver_errors(link.address):
+        found = list(servers_of(link.client, asks_config=_may_ask(link.client)))
+    return [_settings_of("chat", info.node or link.address, info, _of_chat(info)) for info in found]
+
+
+def jobs_servers(settings: Settings) -> list[ServerSettings]:
+    """Look at the server of the jobs. Raise ConfigurationError for a URL that is none, RedisUnavailable."""
+    url = settings.jobs_redis_url
+    with closing(open_client(url, timeout_s=_TIMEOUT_S, block_ms=settings.block_ms)) as client, driver_errors(url):
+        found = list(servers_of(client, asks_config=_may_ask(client)))
+    return [_settings_of("jobs", address(url), info, _of_jobs(info)) for info in found]
+
+
+def all_servers(link: Link, settings: Settings) -> tuple[ServerSettings, ...]:
+    """Look at the servers of the chat, and at that of the jobs where it is another one and answers."""
+    found = chat_servers(link)
+    if settings.jobs_redis_url != settings.redis_url:
+        known = {server.run_id for server in found if server.run_id}
+        with suppress(TryAgain):  # the worker that needs it says so
+            found += [server for server in jobs_servers(settings) if server.run_id not in known]
+    return tuple(found)
+
+
+def warning_of(servers: Iterable[ServerSettings]) -> str | None:
+    """Return all that is to be said of servers, in one line; None where nothing is."""
+    by_text: dict[str, list[str]] = {}
+    for server in servers:
+        for text in server.warnings:
+            by_text.setdefault(text, []).append(server.server)
+    by_servers: dict[str, list[str]] = {}
+    for text, names in by_text.items():
+        by_servers.setdefault(", ".join(names), []).append(text)
+    return ". ".join(f"{names}: {'; '.join(texts)}" for names, texts in by_servers.items()) or None
+
+
+def refuse_eviction(servers: Sequence[ServerSettings], settings: Settings) -> None:
+    """Raise ConfigurationError for a server of the chat that drops anything when its memory is full.
+
+    The setting IM_ALLOW_EVICTION takes the loss.
+    """
+    for server in servers:
+        if server.holds == "chat" and server.drops_anything and not settings.allow_eviction:
+            raise ConfigurationError(
+                f"{server.server} drops groups, messages and offsets when its memory is full (maxmemory-policy "
+                f"{server.maxmemory_policy}, maxmemory {server.maxmemory}): set maxmemory-policy noeviction there, or "
+                "IM_ALLOW_EVICTION=1 if that may be"
+            )
+
+
+def _may_ask(client: Client) -> bool:
+    """Return whether a client may have the right to CONFIG GET: the roles of `im acl` are known to have none."""
+    return user_of(client) not in {role.user for role in ROLES.values()}
+
+
+def _settings_of(
+    holds: Literal["chat", "jobs"], server: str, info: ServerInfo, warnings: Iterable[str]
+) -> ServerSettings:
+    return ServerSettings(
+        holds=holds,
+        server=server,
+        version=f"{info.server} {info.version}" if info.version else None,
+        role=None if info.is_replica is None else "replica" if info.is_replica else "primary",
+        maxmemory=info.maxmemory,
+        maxmemory_policy=info.maxmemory_policy,
+        appendonly=info.appendonly,
+        appendfsync=info.appendfsync,
+        run_id=info.run_id,
+        warnings=tuple(warnings),
+    )
+
+
+def _of_chat(info: ServerInfo) -> Iterator[str]:
+    yield from _of_memory(info)
+    yield from _of_disk(info)
+    yield from _of_role(info)
+    if info.is_too_old:
+        oldest = " or ".join(f"{name} {major}.{minor}" for name, (major, minor) in OLDEST.items())
+        yield f"{info.server} {info.version} is too old: nothing works; use {oldest}, or newer"
+    if info.uncounted_bytes is not None and info.uncounted_bytes < _COUNTED_BYTES:
+        yield (
+            f"min-string-size-avoid-copy-reply is {info.uncounted_bytes}: a session that stops reading is never cut "
+            f"off, and what waits for it fills the memory; set {_COUNTED_BYTES}"
+        )
+
+
+def _of_jobs(info: ServerInfo) -> Iterator[str]:
+    if info.maxmemory and info.maxmemory_policy not in {None, "noeviction"}:
+        yield (
+            f"maxmemory-policy is {info.maxmemory_policy}: jobs that wait may be dropped when its memory is full, and "
+            f"a trim comes late; {_SET}"
+        )
+    yield from _of_role(info)
+
+
+def _of_memory(info: ServerInfo) -> Iterator[str]:
+    policy = info.maxmemory_policy or ""
+    if not info.maxmemory:  # then nothing is dropped, whatever the policy says
+        return
+    if policy.startswith("allkeys"):
+        yield f"maxmemory-policy is {policy}: groups, messages and offsets are dropped when its memory is full; {_SET}"
+    if policy.startswith("volatile"):
+        yield (
+            f"maxmemory-policy is {policy}: leases and sessions are dropped when its memory is full, so workers take "
+            f"each other for dead, and users who are online are shown as offline; {_SET}"
+        )
+
+
+def _of_disk(info: ServerInfo) -> Iterator[str]:
+    if info.appendonly is False:
+        rest = "all that" if info.saves_snapshots is False else "what came since its last snapshot and"
+        yield f"appendonly is no: when it ends or is killed, it loses {rest} no worker had stored; set appendonly yes"
+        return
+    if info.appendfsync == "no":
+        yield (
+            "appendfsync is no: a power cut loses what the system has not written by itself, often that of 30 s; set "
+            "everysec or always"
+        )
+    if info.no_appendfsync_on_rewrite:
+        yield (
+            "no-appendfsync-on-rewrite is yes: a power cut during a rewrite of its file loses what came since that "
+            "began; set no"
+        )
+
+
+def _of_role(info: ServerInfo) -> Iterator[str]:
+    if info.is_replica and info.replica_takes_writes:
+        yield "replica-read-only is no: what this replica is told is gone once it follows its primary again; set yes"
+    elif info.is_replica:
+        yield "it is a replica: it takes no writes, and shows what its primary has sent so far; use the primary"

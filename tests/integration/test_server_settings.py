@@ -1,0 +1,268 @@
+"""Which settings of a server break a promise: who says so, and who refuses to begin."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from click.testing import CliRunner, Result
+
+from cli.app import app
+from imcore.admin.acl import READER, WORKER
+from imcore.admin.server_settings import all_servers, chat_servers, jobs_servers, refuse_eviction, warning_of
+from imcore.chat import Chat
+from imcore.errors import ConfigurationError
+from imcore.settings import Settings
+from imcore.streams.link import Link
+from tests.processes import WorkerProcess
+from tests.servers import RunningCluster, RunningServer, require_server, start_valkey
+
+PROMISES: dict[str, tuple[dict[str, Any], str]] = {
+    "volatile-lru": ({"maxmemory-policy": "volatile-lru", "maxmemory": "100mb"}, "leases and sessions are dropped"),
+    "volatile-ttl": ({"maxmemory-policy": "volatile-ttl", "maxmemory": "100mb"}, "set noeviction"),
+    "allkeys-lru": (
+        {"maxmemory-policy": "allkeys-lru", "maxmemory": "100mb"},
+        "groups, messages and offsets are dropped",
+    ),
+    "appendonly": ({"appendonly": "no"}, "it loses all that no worker had stored; set appendonly yes"),
+    "snapshots": ({"appendonly": "no", "save": "900 1"}, "it loses what came since its last snapshot"),
+    "appendfsync": ({"appendfsync": "no"}, "often that of 30 s; set everysec or always"),
+    "rewrites": ({"no-appendfsync-on-rewrite": "yes"}, "no-appendfsync-on-rewrite is yes"),
+    "pushes": ({"min-string-size-avoid-copy-reply": 16384}, "a session that stops reading is never cut off"),
+}
+SOUND = {"maxmemory-policy": "allkeys-lru", "maxmemory": 0, "appendonly": "yes", "appendfsync": "everysec"}
+"""A policy drops nothing where there is no limit to the memory."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    """A server of the test's own, with nothing to be said of it."""
+    require_server()
+    server = start_valkey(tmp_path / "server", "--appendfsync", "everysec")
+    configure(server, SOUND)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def settings(server: RunningServer, tmp_path: Path) -> Settings:
+    settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path))
+    with Chat.connect(settings=settings) as chat:
+        chat.database.upgrade()
+        chat.create_group("team", ["ann"])
+    return settings
+
+
+@pytest.fixture
+def im(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> "Any":
+    def run(*args: str, **more: str) -> Result:
+        environ = {"IM_REDIS_URL": settings.redis_url, "IM_DATA_DIR": str(settings.data_dir), **more}
+        with monkeypatch.context() as patch:
+            for name, value in environ.items():
+                patch.setenv(name, value)
+            return CliRunner().invoke(app, args, catch_exceptions=False)
+
+    return run
+
+
+def configure(server: RunningServer, values: dict[str, Any]) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        for name, value in values.items():
+            client.config_set(name, value)
+
+
+def warnings_of(settings: Settings) -> list[str]:
+    with closing(Link.connect(settings)) as link:
+        return [text for each in chat_servers(link) for text in each.warnings]
+
+
+def test_of_a_sound_server_there_is_nothing_to_say(settings: Settings, im: "Any") -> None:
+    with closing(Link.connect(settings)) as link:
+        [found] = servers = all_servers(link, settings)
+    assert (found.warnings, warning_of(servers)) == ((), None)
+    assert (found.holds, found.role, found.maxmemory) == ("chat", "primary", 0)
+    assert (found.maxmemory_policy, found.appendonly, found.appendfsync) == ("allkeys-lru", True, "everysec")
+    refuse_eviction(servers, settings)
+    assert im("stats", "--json").stderr == ""
+    assert im("check", "--json").stderr == "im: differences between Redis and SQL: 1\n"  # no worker has run
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("kind", PROMISES)
+def test_each_setting_that_breaks_a_promise_is_told_with_what_comes_of_it(
+    server: RunningServer, settings: Settings, kind: str, protocol: int
+) -> None:
+    values, said = PROMISES[kind]
+    configure(server, values)
+    [found] = warnings_of(replace(settings, redis_url=f"{settings.redis_url}?protocol={protocol}"))
+    assert said in found
+    assert found.startswith(next(iter(values)))
+
+
+def test_a_replica_is_told(server: RunningServer, settings: Settings) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.replicaof("127.0.0.1", 1)
+        [found] = warnings_of(settings)
+        assert found.startswith("it is a replica: it takes no writes")
+        client.config_set("replica-read-only", "no")
+        [found] = warnings_of(settings)
+        assert found.startswith("replica-read-only is no: ")
+
+
+def test_all_is_said_in_one_warning(server: RunningServer, settings: Settings, im: "Any") -> None:
+    # Given several settings that break promises
+    configure(server, PROMISES["volatile-lru"][0] | PROMISES["snapshots"][0])
+    # When a worker begins
+    with WorkerProcess(settings.data_dir / "w", "receipts", "--burst", redis_url=settings.redis_url) as worker:
+        assert worker.wait() == 0, worker.log
+    # Then
+    [warning] = worker.warnings
+    assert "volatile-lru" in warning
+    assert "appendonly is no" in warning
+    # And `check` complains as much, and finds no difference
+    checked = im("check")
+    assert checked.exit_code == 1  # the worker persist has never run
+    [complaint, *_] = checked.stderr.splitlines()
+    assert complaint == f"im: {warning.partition('receipts: ')[2]}"
+
+
+def test_stats_show_what_is_set_and_what_is_not_known(server: RunningServer, settings: Settings, im: "Any") -> None:
+    configure(server, PROMISES["appendfsync"][0])
+    [line] = im("stats", "--json").stdout.splitlines()
+    assert '"maxmemory_policy": "allkeys-lru"' in line
+    assert '"appendfsync": "no"' in line
+    assert '"warnings": ["appendfsync is no: ' in line
+    shown = im("stats").stdout
+    assert "holds\tserver\tversion\trole\tmaxmemory\tmaxmemory_policy\tappendonly\tappendfsync\n" in shown
+    assert "server\twarning\n" in shown
+    # And a reader may not ask for that
+    with redis.Redis.from_url(server.url) as client:
+        client.execute_command(*READER.set_user().replace("#SHA256_OF_THE_PASSWORD", ">pw").split())
+        client.acl_log_reset()
+        url = settings.redis_url.replace("unix://", f"unix://{READER.user}:pw@")
+        result = im("stats", IM_REDIS_URL=url)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert "allkeys-lru\tyes\tnot known\n" in result.stdout
+        assert client.acl_log() == []
+
+
+def test_who_may_not_ask_at_all_is_told_nothing(server: RunningServer, settings: Settings) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.execute_command("ACL SETUSER bob reset on nopass ~* &* +@all -info -config")
+    with closing(Link.connect(replace(settings, redis_url=settings.redis_url.replace("://", "://bob:x@")))) as link:
+        [found] = chat_servers(link)
+    assert (found.version, found.role, found.maxmemory_policy, found.appendfsync) == (None, None, None, None)
+    assert found.warnings == ()
+
+
+ALLKEYS = PROMISES["allkeys-lru"][0]
+
+
+@pytest.mark.parametrize("name", ["persist", "receipts", "jobs", "up"])
+def test_a_server_that_drops_groups_is_refused_before_anything_is_begun(
+    server: RunningServer, settings: Settings, im: "Any", name: str, tmp_path: Path
+) -> None:
+    # Given a server without functions, and a database without tables
+    configure(server, ALLKEYS)
+    server.flush()
+    database = tmp_path / "new" / "imcore.db"
+    if name == "up":
+        result = im("up", IM_DATABASE_URL=f"sqlite:///{database}")
+        code, said = result.exit_code, result.stderr
+        assert result.stdout == ""
+    else:
+        with WorkerProcess(
+            tmp_path / "w", name, redis_url=settings.redis_url, database_url=f"sqlite:///{database}"
+        ) as worker:
+            code, said = worker.wait(), worker.log
+    # Then it says so in one line, and nothing is there
+    assert code == 1
+    assert len(said.splitlines()) == 1
+    assert "drops groups, messages and offsets when its memory is full (maxmemory-policy allkeys-lru" in said
+    assert "IM_ALLOW_EVICTION=1" in said
+    with redis.Redis.from_url(server.url) as client:
+        assert client.keys() == []
+        assert client.function_list() == []
+    assert not database.exists()
+
+
+def test_who_takes_the_loss_is_warned_only(server: RunningServer, settings: Settings) -> None:
+    configure(server, ALLKEYS)
+    with WorkerProcess(
+        settings.data_dir / "w", "persist", "--burst", redis_url=settings.redis_url, allow_eviction=1
+    ) as worker:
+        assert worker.wait() == 0, worker.log
+    assert ["groups, messages and offsets are dropped" in warning for warning in worker.warnings] == [True]
+    assert refuse_eviction([], settings) is None  # type: ignore[func-returns-value]
+
+
+def test_the_server_of_the_jobs_is_looked_at_where_it_is_another_one(
+    server: RunningServer, settings: Settings, valkey: str, tmp_path: Path
+) -> None:
+    # Given jobs on the same server under another number, and on another server
+    same = replace(settings, jobs_redis_url=f"{server.url}?db=3")
+    another = replace(settings, jobs_redis_url=valkey)
+    away = replace(settings, jobs_redis_url="redis://127.0.0.1:1")
+    with Chat.connect(settings=settings) as chat, redis.Redis.from_url(valkey) as client:
+        assert [each.holds for each in all_servers(chat.link, same)] == ["chat"]
+        assert [each.holds for each in all_servers(chat.link, away)] == ["chat"]
+        # When that one drops keys
+        client.config_set("maxmemory", "100mb")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            chat_server, jobs_server = all_servers(chat.link, another)
+            assert (chat_server.warnings, jobs_server.holds) == ((), "jobs")
+            [warning] = jobs_server.warnings
+            assert "jobs that wait may be dropped" in warning
+            refuse_eviction([chat_server, jobs_server], settings)  # no group is lost
+            urls = {"redis_url": settings.redis_url, "jobs_redis_url": valkey}
+            with WorkerProcess(tmp_path / "w", "jobs", "--burst", **urls) as worker:
+                assert worker.wait() == 0, worker.log
+            [said] = worker.warnings
+            assert warning in said
+        finally:
+            client.config_set("maxmemory", 0)
+            client.config_set("maxmemory-policy", "noeviction")
+    assert [each.warnings for each in jobs_servers(another)] == [()]
+
+
+def test_of_a_cluster_each_primary_is_looked_at(cluster: str, cluster_servers: RunningCluster) -> None:
+    # Given a cluster of which one node drops keys
+    settings = Settings.from_env({}, redis_url=cluster)
+    node = cluster_servers.nodes[1]
+    configure(node, ALLKEYS)
+    try:
+        with closing(Link.connect(settings)) as link:
+            servers = chat_servers(link)
+        assert len(servers) == 3
+        [dropping] = [each for each in servers if each.drops_anything]
+        with pytest.raises(ConfigurationError, match=f"^{dropping.server} drops groups"):
+            refuse_eviction(servers, settings)
+        # And what is true of all is said once
+        warning = warning_of(servers) or ""
+        assert warning.count("appendonly is no") == 1
+        assert warning.count(f". {dropping.server}: maxmemory-policy") == 1
+    finally:
+        configure(node, {"maxmemory": 0, "maxmemory-policy": "noeviction"})
+
+
+def test_workers_of_im_up_do_not_say_it_again(server: RunningServer, settings: Settings) -> None:
+    configure(server, PROMISES["appendfsync"][0])
+    with WorkerProcess(
+        settings.data_dir / "w", "persist", "--burst", "--known-server", redis_url=settings.redis_url
+    ) as worker:
+        assert worker.wait() == 0, worker.log
+    assert worker.warnings == []
+
+
+def test_the_roles_that_look_may(server: RunningServer, settings: Settings) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        for role in (WORKER, READER):
+            client.execute_command(*role.set_user().replace("#SHA256_OF_THE_PASSWORD", ">pw").split())
+            url = settings.redis_url.replace("unix://", f"unix://{role.user}:pw@")
+            with closing(Link.connect(replace(settings, redis_url=url))) as link:
+                [found] = chat_servers(link)
+            assert (found.maxmemory_policy, found.appendonly, found.appendfsync) == ("allkeys-lru", True, None)
