@@ -99,7 +99,7 @@ def _show(run: Invocation, figures: Sequence[Figure], before: Medians | None, ca
     for table in tables(figures, before):
         output.say("", table.title)
         run.show(table.rows, table.columns)
-    output.say(*bars(figures), "", caption)
+    output.say(*bars(figures), "", *output.fitted(sys.stdout, caption))
 
 
 def _allow(reason: str, *, yes: bool) -> None:

@@ -8,7 +8,6 @@ import click
 from cli import output
 from cli.options import Group, Invocation, command, confirm, yes_option
 from cli.output import Record
-from cli.records import iso
 
 if TYPE_CHECKING:
     from imcore.admin.deadletters import DeadLetter
@@ -85,6 +84,6 @@ def _record(letter: "DeadLetter") -> Record:
         "reason": letter.reason,
         "entry": letter.entry,
         "deliveries": letter.deliveries,
-        "time": iso(letter.time),
+        "time": letter.time,
         "fields": dict(letter.fields),
     }

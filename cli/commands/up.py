@@ -1,6 +1,7 @@
 """Everything at once: the embedded server, the database's schema, and all workers."""
 
 import signal
+import sys
 from contextlib import ExitStack
 from functools import partial
 
@@ -89,5 +90,5 @@ def _say(run: Invocation, record: output.Record | None, *lines: str) -> None:
         run.show([record] if record else [], ())
         output.remark(*lines)
     else:
-        output.say(*lines)
+        output.say(*output.fitted(sys.stdout, *lines))
     output.flush()
