@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from io import TextIOWrapper
 from itertools import islice
@@ -21,6 +22,9 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 """Exit codes; wrong usage is 2, which click knows itself."""
 
 ROWS_OF_TABLE = 1000
+
+_MOMENTARY: list[Callable[[], None]] = []
+"""What hides whatever is shown on the terminal for a moment only."""
 
 Record = Mapping[str, object]
 """One line of `--json`, which is also one row of a table."""
@@ -79,12 +83,14 @@ def say(*lines: str) -> None:
 
 def remark(*lines: str) -> None:
     """Write the lines to stderr: what a person may want to know while a program reads stdout."""
+    _make_way()
     if sys.stderr is not None:
         print(*map(safe, map(in_sentence, lines)), sep="\n", file=sys.stderr, flush=True)
 
 
 def complain(text: str) -> None:
     """Write one line to stderr, as every error and warning is: `im: ...`, without passwords."""
+    _make_way()
     if sys.stderr is not None:
         print(error_line(text), file=sys.stderr, flush=True)
 
@@ -92,6 +98,16 @@ def complain(text: str) -> None:
 def error_line(text: str) -> str:
     """Return the line for stderr that says this."""
     return f"im: {safe(in_one_line(redact(text)))}"
+
+
+@contextmanager
+def making_way(hide: Callable[[], None]) -> Iterator[None]:
+    """In the `with`, call `hide` before anything is written: what a terminal shows for a moment only makes way."""
+    _MOMENTARY.append(hide)
+    try:
+        yield
+    finally:
+        _MOMENTARY.remove(hide)
 
 
 def flush() -> None:
@@ -148,6 +164,11 @@ def use_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _make_way() -> None:
+    for hide in _MOMENTARY:
+        hide()
 
 
 def _one_line_errors(action: Callable[[], int]) -> int:
@@ -223,6 +244,7 @@ def _json_time(value: object) -> str:
 def _write_lines(lines: Iterable[str]) -> None:
     stream = _stdout()
     for line in lines:
+        _make_way()
         try:
             stream.write(line + "\n")
         except OSError as error:
