@@ -232,7 +232,7 @@ def _cell(value: object) -> tables.Cell:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return value if isinstance(value, int) else safe(str(value))
+    return value if isinstance(value, int | float) else safe(str(value))
 
 
 def _json_time(value: object) -> str:

@@ -280,8 +280,7 @@ def test_who_is_no_member_any_more_learns_by_a_pull_who_has_read(chat: Chat) -> 
     lines("send", "team", "hi", "--from", "ann")
     chat.ack("bob", "team")
     lines("group", "remove", "team", "ann", "--yes")
-    result = im("pull", "ann")
-    assert (result.exit_code, result.stderr) == (0, "'ann' is in no group\n")
+    assert refused("pull", "ann") == "'ann' is in no group: add them to one first"
     assert [line["state"] for line in lines("log", "ann")] == ["read by all"]
 
 
@@ -404,10 +403,50 @@ def test_without_json_a_pipe_gets_plain_rows_that_cannot_act() -> None:
     assert im("unread", "bob").stdout == "gid\tunread\nteam\t1\n"
 
 
-@pytest.mark.parametrize("command", ["pull", "unread", "receipts"])
-def test_of_one_who_is_in_no_group_it_is_said_so(command: str) -> None:
-    result = im(command, "nobody")
-    assert (result.exit_code, result.stderr) == (0, "'nobody' is in no group\n")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pull"],
+        ["pull", "--ack"],
+        ["pull", "--no-local", "--limit", "1"],
+        ["unread"],
+        ["receipts"],
+        ["receipts", "--ack"],
+        ["receipts", "--ack", "--no-local"],
+        ["listen"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["table", "json"])
+def test_who_is_in_no_group_is_an_error(words: list[str], as_json: list[str], tmp_path: Path) -> None:
+    command, *options = words
+
+    assert refused(command, "nobody", *options, *as_json) == "'nobody' is in no group: add them to one first"
+    assert not path_of(tmp_path, "nobody").exists()
+
+
+@pytest.mark.parametrize("words", [["pull", "ann"], ["unread", "ann"], ["receipts", "ann"], ["group", "show", "team"]])
+def test_who_has_nothing_is_no_error(words: list[str]) -> None:
+    lines("group", "create", "team", *["ann"] * (words[0] != "group"))
+
+    result = im(*words)
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert len(result.stdout.splitlines()) == (2 if words[0] == "unread" else 1)
+
+
+def test_who_has_left_all_groups_still_gets_their_receipts(chat: Chat) -> None:
+    # Given a sender who learns of a reader only after they have left
+    lines("group", "create", "team", "ann", "bob")
+    msgid = str(lines("send", "team", "hi", "--from", "ann", "--no-local")[0]["msgid"])
+    lines("ack", "bob", "team")
+    chat.link.run(receipt_calls.tell(chat.link.space, "team", "ann", [Change("ann", msgids.pack(msgid), 0)]))
+    lines("group", "remove", "team", "ann", "--yes")
+    # When
+    told = lines("receipts", "ann", "--ack", "--no-local")
+    # Then
+    assert told == [{"gid": "team", "msgid": msgid, "read": 1, "unread": 0}]
+    assert refused("receipts", "ann") == "'ann' is in no group: add them to one first"
 
 
 def test_of_what_a_local_database_does_not_have_it_is_said_so() -> None:
