@@ -146,12 +146,15 @@ def width(stream: TextIO) -> int:
         return width_of(-1)
 
 
-def fitted(stream: TextIO | None, *lines: str) -> list[str]:
-    """Return the lines as people read them there: on a terminal they are broken between words."""
+def fitted(stream: TextIO | None, *lines: str, hang: int | None = None) -> list[str]:
+    """Return the lines as people read them there: on a terminal they are broken between words.
+
+    What goes on below is indented by `hang`, or as the line itself suggests.
+    """
     if stream is None or not is_terminal(stream):
         return list(lines)
     columns = width(stream)
-    return [part for line in lines for part in fit(safe(line), columns)]
+    return [part for line in lines for part in fit(safe(line), columns, hang)]
 
 
 def is_terminal(stream: TextIO | None) -> bool:

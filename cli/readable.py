@@ -32,5 +32,5 @@ def _seen(key: str, value: object, time: Time) -> object:
     if isinstance(value, datetime):
         return time(value)
     if key in NAMES and isinstance(value, str):
-        return names.name(value)
+        return names.name(value) or None  # a difference may be about no group
     return names.in_sentence(value) if key in SENTENCES and isinstance(value, str) else value

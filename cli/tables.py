@@ -3,19 +3,20 @@
 There are three layouts, and what the records need decides between them:
 
 - a table, in whose last column a long text may go on below;
-- where that would leave the text few columns, rows with the long texts on lines of their own below each;
+- where that would leave the text few columns, rows with the long texts on lines of their own;
 - where even the rest does not fit, records one below the other, each value as `name: value`.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from cli.terminal import cells, wrap
 
 LEAST_TEXT = 30
 """A text that is longer gets at least so many columns, or lines of its own."""
 
-TEXTS = {"state", "what", "redis", "sql", "reason", "value", "content"}
+TEXTS = {"figure", "yardstick", "state", "what", "redis", "sql", "reason", "value", "content"}
 """The columns that may hold long texts. A terminal shows `content` last, and those for which there is little room."""
 
 _GAP = 2
@@ -31,16 +32,15 @@ def lines(columns: Sequence[str], rows: Sequence[Sequence[Cell]], width: int, *,
     whole = _Table.of(columns, rows, width, colour=colour)
     if not rows:
         return whole.without_rows()
-    for table in (whole, whole.narrowed()):
-        long = [at for at, name in enumerate(table.names) if name in TEXTS and table.widths[at] > LEAST_TEXT]
+    for table, least in product((whole, whole.narrowed()), (LEAST_TEXT, 0)):
+        long = table.texts_longer_than(least)
         short = [at for at in range(len(columns)) if at not in long]
-        room = width - table.width_of(short) - _GAP
         if table.width_of(range(len(columns))) <= width:
             return table.side_by_side(range(len(columns)))
-        if len(long) == 1 and room >= LEAST_TEXT:
+        if len(long) == 1 and long[0] and width - table.width_of(short) - _GAP >= LEAST_TEXT:
             return table.side_by_side([*short, *long])
-        if short and table.width_of(short) <= width:
-            return table.with_texts_below(short, long)
+        if short and table.width_of(short) + _INDENT * (0 in long) <= width:
+            return table.with_texts_apart(short, long)
     return whole.one_below_the_other()
 
 
@@ -73,6 +73,13 @@ class _Table:
     def width_of(self, columns: Sequence[int]) -> int:
         return sum(self.widths[at] + _GAP for at in columns) - _GAP
 
+    def texts_longer_than(self, least: int) -> list[int]:
+        """Return the columns of longer texts; behind one that is not the first, all texts, to keep their order."""
+        texts = [at for at, name in enumerate(self.names) if name in TEXTS]
+        longer = [at for at in texts if self.widths[at] > least]
+        first = min(filter(None, longer), default=len(self.names))
+        return [at for at in texts if at in longer or at > first]
+
     def without_rows(self) -> Iterator[str]:
         yield from map(self._head, wrap((" " * _GAP).join(self.names), self.width))
 
@@ -90,15 +97,21 @@ class _Table:
                 yield (start + line).rstrip(" ")
                 start = indent
 
-    def with_texts_below(self, columns: Sequence[int], texts: Sequence[int]) -> Iterator[str]:
-        labels = [f"{self.names[at]}: " for at in texts] if len(texts) > 1 else [""]
-        yield from map(self._head, self._row(self.names, columns))
-        if len(texts) == 1:
-            yield self._head(" " * _INDENT + self.names[texts[0]])
+    def with_texts_apart(self, columns: Sequence[int], texts: Sequence[int]) -> Iterator[str]:
+        """Yield rows with their texts below; above, if a text is the first column: what the row is about."""
+        below = [at for at in texts if at]
+        is_above = len(below) < len(texts)
+        indent = " " * _INDENT * is_above
+        labels = [f"{self.names[at]}: " if is_above or len(below) > 1 else "" for at in below]
+        hang = _INDENT + _GAP * any(labels)
+        yield from map(self._head, [self.names[0]] * is_above)
+        yield from (self._head(indent + line) for line in self._row(self.names, columns))
+        yield from (self._head(" " * _INDENT + self.names[at]) for at in below if len(texts) == 1)
         for row in self.rows:
-            yield from self._row(row, columns)
-            for at, label in zip(texts, labels, strict=True):
-                yield from wrap(" " * _INDENT + label + row[at], self.width, _INDENT)
+            yield from wrap(row[0], self.width, _GAP) if is_above else ()
+            yield from (indent + line for line in self._row(row, columns))
+            for at, label in zip(below, labels, strict=True):
+                yield from () if not row[at] else wrap(" " * _INDENT + label + row[at], self.width, hang)
 
     def one_below_the_other(self) -> Iterator[str]:
         for number, row in enumerate(self.rows):

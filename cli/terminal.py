@@ -50,10 +50,12 @@ def wrap(text: str, width: int, hang: int = 0) -> list[str]:
             return lines
 
 
-def fit(line: str, width: int) -> list[str]:
+def fit(line: str, width: int, hang: int | None = None) -> list[str]:
     """Break a line of text for people. It goes on below its second column, if it has one, or a bit indented."""
     if cells(line) <= width:
         return [line]
+    if hang is not None:
+        return wrap(line, width, hang)
     indented = len(line) - len(line.lstrip(" "))
     gap = line.find("  ", indented)
     second = _skip_blanks(line, gap) if gap > 0 else len(line)

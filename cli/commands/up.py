@@ -81,7 +81,7 @@ def _stop_workers(programs: Programs) -> None:
 
 def _pass_on(run: Invocation, name: str, line: str) -> None:
     width = max(map(len, worker_command.NAMES))
-    _say(run, None, f"{name:{width}} | {line}")
+    _say(run, None, *output.fitted(sys.stdout, f"{name:{width}} | {line}", hang=width + 3))
 
 
 def _say(run: Invocation, record: output.Record | None, *lines: str) -> None:
