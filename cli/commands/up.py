@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from cli import output, worker_command
+from cli.names import in_sentence
 from cli.options import Invocation, command
 from cli.supervisor import STOP_S, Programs, Stopped, StopSignals
 from imcore.embedded import EmbeddedServer
@@ -81,7 +82,8 @@ def _stop_workers(programs: Programs) -> None:
 
 def _pass_on(run: Invocation, name: str, line: str) -> None:
     width = max(map(len, worker_command.NAMES))
-    _say(run, None, *output.fitted(sys.stdout, f"{name:{width}} | {line}", hang=width + 3))
+    shown = f"{name:{width}} | {in_sentence(line)}"
+    _say(run, None, *output.fitted(sys.stdout, shown, hang=width + len(" | ")))
 
 
 def _say(run: Invocation, record: output.Record | None, *lines: str) -> None:
