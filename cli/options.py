@@ -105,6 +105,12 @@ class Command(Documented):
 class Group(Documented, click.Group):
     """A group of commands."""
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what each command does, whole: click would cut it."""
+        commands = [self.get_command(ctx, name) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(str(each.name), each.get_short_help_str(limit=1000)) for each in commands if each])
+
 
 def command(
     name: str, *, example: str, of: click.Group | None = None

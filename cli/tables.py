@@ -106,7 +106,8 @@ class _Table:
         hang = _INDENT + _GAP * any(labels)
         yield from map(self._head, [self.names[0]] * is_above)
         yield from (self._head(indent + line) for line in self._row(self.names, columns))
-        yield from (self._head(" " * _INDENT + self.names[at]) for at in below if len(texts) == 1)
+        for at in below if len(texts) == 1 else ():
+            yield from map(self._head, wrap(" " * _INDENT + self.names[at], self.width, hang))
         for row in self.rows:
             yield from wrap(row[0], self.width, _GAP) if is_above else ()
             yield from (indent + line for line in self._row(row, columns))
