@@ -45,7 +45,7 @@ def screen(said: str) -> list[str]:
         elif control == "\r":
             column = 0
         elif control == "\n":
-            row += 1
+            row, column = row + 1, 0
             lines += [""] * (row + 1 - len(lines))
         elif command == "A":
             row = max(0, row - int(parameters or 1))
