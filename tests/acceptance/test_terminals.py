@@ -105,7 +105,7 @@ def test_bars_are_gone_before_a_table_and_know_their_total(im: Im, tmp_path: Pat
 def test_up_breaks_its_lines_between_words(tmp_path: Path) -> None:
     environment = {**Im(data_dir=tmp_path / "data").environment, "COLUMNS": "60", "TERM": "xterm"}
 
-    code, said = on_a_terminal(command("up"), environment, interrupt_at=b"working as persist")
+    code, said = on_a_terminal(command("up"), environment, interrupt_at=b"working")
 
     assert code == 0
     assert max(map(len, screen(said))) <= 60

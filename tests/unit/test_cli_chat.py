@@ -202,6 +202,20 @@ def test_what_a_pull_prints_is_in_the_local_database(chat: Chat, tmp_path: Path)
     assert [line["content"] for line in lines("log", "bob")] == ["back", "kept"]
 
 
+def test_the_log_reads_like_a_chat_across_groups(chat: Chat) -> None:
+    # Given
+    for gid in ("zoo", "alps"):
+        chat.create_group(gid, ["ann", "bob"])
+    sent = [chat.send(gid, f"in {gid}", sender_uid="ann") for gid in ("zoo", "alps", "zoo")]
+    lines("pull", "bob")
+    # When
+    shown = lines("log", "bob")
+    # Then
+    assert [(line["gid"], line["msgid"]) for line in shown] == [(each.gid, each.msgid) for each in sent]
+    assert [line.split("\t")[0] for line in im("log", "bob").stdout.splitlines()[1:]] == ["zoo", "alps", "zoo"]
+    assert [line["content"] for line in lines("log", "bob", "zoo")] == ["in zoo", "in zoo"]
+
+
 def test_what_receipts_confirms_is_in_the_local_database(chat: Chat) -> None:
     # Given
     im("group", "create", "team", "ann", "bob", "cy")
