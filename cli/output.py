@@ -223,10 +223,13 @@ def _write_tables(records: Iterable[Record], columns: Sequence[str]) -> None:
 
 def _write_table(records: Iterable[Record], columns: Sequence[str]) -> None:
     rows = [[_cell(record[column]) for column in columns] for record in records]
-    _write_lines(tables.lines(columns, rows, width(_stdout()), colour=_has_colours()))
+    stream = _stdout()
+    _write_lines(tables.lines(columns, rows, width(stream), colour=_has_colours(stream)))
 
 
-def _has_colours() -> bool:
+def _has_colours(stream: TextIO) -> bool:
+    if not stream.isatty():
+        return False
     return os.environ.get("TERM", "dumb") not in {"dumb", "unknown", ""} and not os.environ.get("NO_COLOR")
 
 

@@ -131,7 +131,8 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
 def log(run: Invocation, uid: str, gid: str | None) -> None:
     """Show a user's local database, as chat.
 
-    Own messages are `waiting`, `refused`, `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
+    Oldest first, of all groups as they came, then what waits in the outbox. Own messages are `waiting`, `refused`,
+    `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
     """
     gid = gid if gid is None else chat_called(check_name(gid, "gid"), uid)
     with local_database(run, uid, read_only=True) as local:

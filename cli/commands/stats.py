@@ -12,6 +12,7 @@ _COLUMNS = ("groups", "members", "messages", "online", "journal", "dead_letters"
 _WORKER_COLUMNS = ("worker", "backlog", "pending", "lag_ms")
 _JOB_COLUMNS = ("queued", "running", "failed")
 _STREAM_COLUMNS = ("kind", "streams", "entries", "bytes")
+_ONLINE_COLUMNS = ("online",)
 _STORM_COLUMNS = ("acks", "receipts", "digests", "receipts_per_digest", "messages_per_s", "acks_per_s")
 
 
@@ -43,9 +44,10 @@ def _show_rest(run: Invocation, record: dict[str, Any]) -> None:
         (jobs, _JOB_COLUMNS),
         (record["streams"], _STREAM_COLUMNS),
         ([record["storm"]], _STORM_COLUMNS),
-        ([{"online": uid} for uid in record.get("online_uids", ())], ("online",)),
+        ([{"online": uid} for uid in record.get("online_uids", ())], _ONLINE_COLUMNS),
     ]
+    asked_for = {_WORKER_COLUMNS, *([_ONLINE_COLUMNS] if "online_uids" in record else [])}
     for rows, columns in tables:
-        if rows or columns == _WORKER_COLUMNS:
+        if rows or columns in asked_for:
             output.say("")
             run.show(rows, columns)

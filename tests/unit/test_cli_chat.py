@@ -570,6 +570,11 @@ def test_stats_name_who_is_online_if_that_is_asked_for(chat: Chat, monkeypatch: 
     assert set(uids) & set(im("stats", "--online").stdout.splitlines()) == set(uids[:20])
 
 
+def test_stats_say_that_nobody_is_online_if_that_is_asked_for() -> None:
+    assert im("stats", "--online").stdout.endswith("\n\nonline\n")
+    assert not im("stats").stdout.endswith("online\n")
+
+
 def test_stats_count_the_backlog_where_redis_has_lost_count(chat: Chat) -> None:
     client, journal = chat.link.client, chat.link.space.journal(0)
     ids = [client.xadd(journal, {"kind": "test"}) for _ in range(5)]
