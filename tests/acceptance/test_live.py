@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from imcore import Chat
+from imcore import msgid as msgids
 from imcore.errors import LocalDatabaseError
 from imcore.live.localdb import LocalDatabase, path_of
 from imcore.settings import Settings
@@ -193,6 +194,7 @@ def test_whatever_is_killed_everybody_has_everything_once_and_every_tally_is_rig
 
 def due(chat: Chat, uid: str) -> list[tuple[str, str | None, str, str | None]]:
     """What a user has to have in the end, by the server."""
+    tallies = [(gid, each) for gid in GIDS for each in chat.status(gid, limit=0)]
     return [
         (
             gid,
@@ -200,8 +202,7 @@ def due(chat: Chat, uid: str) -> list[tuple[str, str | None, str, str | None]]:
             each.message.content,
             f"read {each.read}/{each.read + each.unread}" if each.message.sender_uid == uid else None,
         )
-        for gid in sorted(GIDS)
-        for each in chat.status(gid, limit=0)
+        for gid, each in sorted(tallies, key=lambda pair: (msgids.pack(pair[1].message.msgid), pair[0]))
     ]
 
 
