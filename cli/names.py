@@ -1,8 +1,9 @@
 """Names where people look: two that are different never look the same.
 
 An ordinary name of any script stays as it is. What cannot be told apart is marked: a blank at an end and what could be
-taken for our own marks by quotes, a character that looks like another one by its number, as `<U+0430>`. Letters of one
-script that only resemble each other, as l and I, stay.
+taken for our own marks by quotes, letters that could as well be of another script by the name of theirs behind them, as
+`<Cyrillic>`, any other character that looks like another one by its number, as `<U+00A0>`. Letters of one script that
+only resemble each other, as l and I, stay.
 """
 
 import re
@@ -18,6 +19,7 @@ DIRECT = "dm:"
 
 _OWN_MARKS = {"-", "yes", "no"}
 _NUMBER = "<U+"
+_LIKE_A_MARK = re.compile("<(?=[A-Z])")
 _QUOTED = r"""(?<!\w)(['"])((?:\\.|(?!\1)[^\\\n])*)\1(?!\w)"""
 _QUOTED_PATTERN, _QUOTED_OR_BLANKS = re.compile(_QUOTED), re.compile(rf"{_QUOTED}|\s+")
 
@@ -78,7 +80,7 @@ def in_one_line(text: str) -> str:
 
 @lru_cache(maxsize=10_000)
 def marked(text: str) -> str:
-    """Return a text with each character that cannot be told from others written as its number."""
+    """Return a text with what cannot be told from others marked: letters by their script, the rest by its number."""
     if text.isascii():
         return text
     seen = {at for match in _SEEN.finditer(text) if _changes_look(match) for at in range(*match.span())}
@@ -87,22 +89,32 @@ def marked(text: str) -> str:
     is_composed = unicodedata.is_normalized("NFC", text)
     shown: list[str] = []
     run = ""  # what stands before as it is
+    foreign = ""  # the script that is to be said of the letters before
     for at, char in enumerate(text):
         stays = is_composed or unicodedata.is_normalized("NFC", run + char)
         stays = stays and at not in otherwise and bool(run if at in seen else _is_plain(char, run))
-        if stays and _wins(char, scripts, at):
+        is_expected = _wins(char, scripts, at)
+        script = "" if is_expected or not stays else _one_script_of(char)
+        if foreign and script != foreign and not (stays and unicodedata.category(char)[0] == "M"):
+            shown.append(f"<{foreign}>")
+            foreign = ""
+        elif script and not foreign and _may_belong_to_it(run, scripts[:at]):
+            script = ""
+        if stays and (is_expected or script):
             shown.append(char)
             run += char
+            foreign = script or foreign
         else:
             shown.append(f"{_NUMBER}{ord(char):04X}>")
             run = ""
-    return "".join(shown)
+    return "".join(shown) + (foreign and f"<{foreign}>")
 
 
 def _needs_quotes(text: str) -> bool:
+    is_like_mark = text in _OWN_MARKS or text.startswith('"') or _LIKE_A_MARK.search(text) is not None
     is_like_direct = text.startswith(DIRECT) and pair_of(text) is None
     has_lost_blanks = text != text.strip(" ") or "  " in text
-    return text in _OWN_MARKS or text.startswith('"') or _NUMBER in text or is_like_direct or has_lost_blanks
+    return is_like_mark or is_like_direct or has_lost_blanks
 
 
 def _inside(text: str, quote: str) -> str:
@@ -113,7 +125,7 @@ def _inside(text: str, quote: str) -> str:
 
 def _with_numbers_apart(text: str) -> str:
     """Return a text marked, and what looks like a mark in it as what it is."""
-    return f"\\{_NUMBER}".join(map(marked, text.split(_NUMBER)))
+    return "\\<".join(map(marked, _LIKE_A_MARK.split(text)))
 
 
 def _marked_quote(match: re.Match[str]) -> str:
@@ -176,6 +188,20 @@ def _wins(char: str, scripts: Sequence[frozenset[str]], at: int) -> bool:
     return _script_of(_base_of(char)) == min(expected, key=_order)
 
 
+def _one_script_of(char: str) -> str:
+    """Return a character's script as a mark says it, if it is the ordinary one of those in it that look so."""
+    base = _base_of(char)
+    script = _script_of(base)
+    first = next((each for each in _members().get(base, "") if _script_of(each) == script), "")
+    return script.title() if base == first else ""
+
+
+def _may_belong_to_it(run: str, before: Sequence[frozenset[str]]) -> bool:
+    """Whether a letter that stands unmarked right before could be taken for one of which the mark tells, too."""
+    marks = len(run) - len(run.rstrip("".join(char for char in run if unicodedata.category(char)[0] == "M")))
+    return len(run) > marks and len(before[-1 - marks]) > 1
+
+
 def _order(script: str) -> tuple[int, str]:
     return (_FIRST.index(script) if script in _FIRST else len(_FIRST)), script
 
@@ -197,11 +223,13 @@ def _base_of(char: str) -> str:
 
 @cache
 def _classes() -> dict[str, frozenset[str]]:
-    found: dict[str, frozenset[str]] = {}
-    for members in characters.LOOKALIKES.split():
-        scripts = frozenset(map(_script_of, members))
-        found |= dict.fromkeys(members, scripts)
-    return found
+    return {each: frozenset(map(_script_of, members)) for each, members in _members().items()}
+
+
+@cache
+def _members() -> dict[str, str]:
+    """Return for each lookalike the class that it is of."""
+    return {each: members for members in characters.LOOKALIKES.split() for each in members}
 
 
 @cache

@@ -227,9 +227,9 @@ def test_names_are_marked_wherever_they_are_shown(chat: Chat, monkeypatch: pytes
     ]
     assert all('"ann "' in table for table in shown)
     assert 'dm:"ann "' in piped("unread", "\u0430nn")
-    assert "dm:<U+0430>nn" in piped("unread", "ann ")
+    assert "dm:\u0430<Cyrillic>nn" in piped("unread", "ann ")
     letter = piped("dead", "list").splitlines()[1].split("\t")[0]
-    assert '\ngid\t"<U+0430>nn "\n' in piped("dead", "show", letter)
+    assert '\ngid\t"\u0430<Cyrillic>nn "\n' in piped("dead", "show", letter)
 
 
 def test_names_are_marked_in_complaints_and_questions(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,11 +237,11 @@ def test_names_are_marked_in_complaints_and_questions(chat: Chat, monkeypatch: p
     assert _stderr("unread", "jos\u00e9") == "im: 'jos\u00e9' is in no group: add them to one first\n"
     assert _stderr("unread", "e\u0301") == "im: 'e<U+0301>' is in no group: add them to one first\n"
     assert _stderr("unread", "a  b ") == "im: 'a  b ' is in no group: add them to one first\n"
-    assert _stderr("group", "remove", "team", "ann ", "\u0430nn").startswith('im: Remove "ann ", <U+0430>nn from team?')
+    assert _stderr("group", "remove", "team", "ann ", "\u0430nn").startswith('im: Remove "ann ", \u0430<Cyrillic>nn from team?')
     monkeypatch.setattr("cli.output.is_terminal", lambda _: True)
     assert _stderr("group", "remove", "team", "jose\u0301", stdin="n\n").startswith("Remove jose<U+0301> from team?")
     assert _stderr("recall", "\u0430nn", "1-1", "--by", "ann", stdin="n\n").startswith(
-        "Recall message 1-1 of <U+0430>nn?"
+        "Recall message 1-1 of \u0430<Cyrillic>nn?"
     )
 
 
