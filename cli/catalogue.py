@@ -13,6 +13,7 @@ SHARED_OPTIONS = (
     ("--database-url", "URL", "SQL database. [IM_DATABASE_URL; default: SQLite in the data directory]"),
     ("--data-dir", "DIR", "Where data is kept. [IM_DATA_DIR; default: the user's data directory]"),
     ("--json", None, "Print JSON Lines: one object a line, UTF-8."),
+    ("--local-time", None, "Show times in this machine's time zone. JSON stays in UTC."),
 )
 
 # Per section: the command, the module of `cli.commands` that it is in, and its short help.

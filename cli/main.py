@@ -28,8 +28,14 @@ def _hold_signals() -> None:
 
 
 def _printed_help() -> bool:
+    text = help_text()
+    if sys.stdout is not None and sys.stdout.isatty():
+        from cli.terminal import fit, width_of  # noqa: PLC0415 (a pipe gets the lines as they are)
+
+        columns = width_of(sys.stdout.fileno())
+        text = "\n".join(part for line in text.split("\n") for part in fit(line, columns))
     try:
-        print(help_text(), end="", flush=True)
+        print(text, end="", flush=True)
     except OSError:
         return False  # the usual way fails too, and says why
     return True

@@ -4,13 +4,15 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO, Concatenate, ParamSpec
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO, Concatenate, ParamSpec, cast
 
 import click
 
-from cli import output
+from cli import output, times
 from cli.catalogue import SHARED_OPTIONS
-from cli.records import readable
+from cli.help import HelpFormatter
+from cli.readable import readable
 from imcore.errors import InvalidInput, RefusedError
 from imcore.settings import Settings
 
@@ -26,6 +28,7 @@ class Invocation:
 
     overrides: dict[str, str] = field(default_factory=dict)
     json: bool = False
+    local_time: bool = False
 
     def settings(self) -> Settings:
         """Return the settings of the environment and the options. Raise ConfigurationError if one makes no sense."""
@@ -42,7 +45,11 @@ class Invocation:
 
     def show(self, records: Iterable[output.Record], columns: Sequence[str]) -> None:
         """Write the records as JSON Lines, or these columns of them as a table."""
-        output.show(records if self.json else map(readable, records), columns, as_json=self.json)
+        output.show(records if self.json else map(self.readable, records), columns, as_json=self.json)
+
+    def readable(self, record: output.Record) -> output.Record:
+        """Return an object as people read it: names that cannot be mistaken, and times as the options say."""
+        return readable(record, partial(times.shown, local=self.local_time, short=output.is_terminal(sys.stdout)))
 
 
 def standard_input() -> BinaryIO:
@@ -78,11 +85,17 @@ class Documented(click.Command):
             option.callback = _print_help
         return option
 
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help, as wide as the terminal is where a person looks at it."""
+        formatter = HelpFormatter(output.width(sys.stdout) if output.is_terminal(sys.stdout) else None)
+        self.format_help(ctx, formatter)
+        return formatter.getvalue().rstrip("\n")
+
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the example; its lines are not wrapped, so that they can be copied."""
+        """Write the example; its lines are broken so that they can be copied all the same."""
         with formatter.section("Example"):
             for line in self.example.splitlines():
-                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+                cast(HelpFormatter, formatter).write_example(line)
 
 
 class Command(Documented):
@@ -91,6 +104,12 @@ class Command(Documented):
 
 class Group(Documented, click.Group):
     """A group of commands."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what each command does, whole: click would cut it."""
+        commands = [self.get_command(ctx, name) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(str(each.name), each.get_short_help_str(limit=1000)) for each in commands if each])
 
 
 def command(
@@ -139,7 +158,7 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 def _print_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        output.say(*ctx.get_help().splitlines())
+        output.say(*output.fitted(sys.stdout, *ctx.get_help().splitlines()))
         ctx.exit()
 
 
@@ -147,5 +166,9 @@ def _note(ctx: click.Context, param: click.Parameter, value: str | bool | None) 
     invocation = ctx.ensure_object(Invocation)
     if isinstance(value, str):
         invocation.overrides[str(param.name)] = value
-    elif value:
+    elif value and param.name == "json":
         invocation.json = True
+    elif value:
+        invocation.local_time = True
+        if trouble := times.zone_trouble():
+            output.complain(trouble)

@@ -5,10 +5,17 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from io import TextIOWrapper
 from itertools import islice
 from typing import NoReturn, TextIO
 
+from cli import tables
+from cli.characters import ACTING, EMOJI
+from cli.names import in_one_line, in_sentence
+from cli.terminal import fit, width_of
+from cli.times import iso
 from imcore.errors import ImError
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
@@ -16,30 +23,21 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 ROWS_OF_TABLE = 1000
 
-_IN_ONE_PIECE = {"msgid", "last_msgid", "last_ack_msgid", "time", "read_at"}
-"""The columns of a table that are not broken into two lines, however narrow the terminal is."""
+_MOMENTARY: list[Callable[[], None]] = []
+"""What hides whatever is shown on the terminal for a moment only."""
 
 Record = Mapping[str, object]
 """One line of `--json`, which is also one row of a table."""
 
-# Characters that act instead of being seen: controls (C0, DEL, C1), lone surrogates, line and paragraph separators,
-# and everything that Unicode calls a default ignorable code point (zero-width, bidirectional, tags, fillers, variation
-# selectors), with the annotation and hieroglyph controls.
-_ACTING = (
-    "\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
-    "\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U00013430-\U0001345f\U0001bca0-\U0001bca3"
-    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
-)
-# Where such a character belongs to what is seen: inside an emoji, in a keycap, in a flag, and between letters of the
-# scripts (Arabic to Sinhala) whose spelling needs joiners.
-_EMOJI = "\xa9\xae\u203c\u2049\u2100-\u27bf\u2900-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
+# Where a character that acts belongs to what is seen: inside an emoji, in a keycap, in a flag, and between letters of
+# the scripts (Arabic to Sinhala) whose spelling needs joiners.
 _SEEN = (
-    f"(?<=[{_EMOJI}0-9#*])[\ufe0e\ufe0f]"
-    f"|(?:(?<=[{_EMOJI}])|(?<=[{_EMOJI}]\ufe0f))\u200d(?=[{_EMOJI}])"
+    f"(?<=[{EMOJI}0-9#*])[\ufe0e\ufe0f]"
+    f"|(?:(?<=[{EMOJI}])|(?<=[{EMOJI}]\ufe0f))\u200d(?=[{EMOJI}])"
     "|(?<=\U0001f3f4)[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,6}\U000e007f"
     "|(?<=[\u0620-\u0dff])[\u200c\u200d](?=[\u0620-\u0dff])"
 )
-_ACTING_PATTERN = re.compile(f"(?P<seen>{_SEEN})|[{_ACTING}]")
+_ACTING_PATTERN = re.compile(f"(?P<seen>{_SEEN})|[{ACTING}]")
 _PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):\S*@|(?<=[?&]password=)[^&\s]+", re.IGNORECASE)
 
 
@@ -65,7 +63,7 @@ def redact(text: str) -> str:
 
 def to_json(record: Record) -> str:
     """Return the record as one line of JSON, readable as it is; what would act on a terminal is written `\\uXXXX`."""
-    return _ACTING_PATTERN.sub(_json_escape, json.dumps(record, ensure_ascii=False))
+    return _ACTING_PATTERN.sub(_json_escape, json.dumps(record, ensure_ascii=False, default=_json_time))
 
 
 def show(records: Iterable[Record], columns: Sequence[str], *, as_json: bool) -> None:
@@ -85,19 +83,31 @@ def say(*lines: str) -> None:
 
 def remark(*lines: str) -> None:
     """Write the lines to stderr: what a person may want to know while a program reads stdout."""
+    _make_way()
     if sys.stderr is not None:
-        print(*map(safe, lines), sep="\n", file=sys.stderr, flush=True)
+        print(*map(safe, map(in_sentence, lines)), sep="\n", file=sys.stderr, flush=True)
 
 
 def complain(text: str) -> None:
     """Write one line to stderr, as every error and warning is: `im: ...`, without passwords."""
+    _make_way()
     if sys.stderr is not None:
         print(error_line(text), file=sys.stderr, flush=True)
 
 
 def error_line(text: str) -> str:
     """Return the line for stderr that says this."""
-    return f"im: {safe(redact(' '.join(text.split())))}"
+    return f"im: {safe(in_one_line(redact(text)))}"
+
+
+@contextmanager
+def making_way(hide: Callable[[], None]) -> Iterator[None]:
+    """In the `with`, call `hide` before anything is written: what a terminal shows for a moment only makes way."""
+    _MOMENTARY.append(hide)
+    try:
+        yield
+    finally:
+        _MOMENTARY.remove(hide)
 
 
 def flush() -> None:
@@ -128,6 +138,25 @@ def interrupted() -> int:
     return INTERRUPTED
 
 
+def width(stream: TextIO) -> int:
+    """Return how many columns the terminal has where a person looks at the stream."""
+    try:
+        return width_of(stream.fileno())
+    except (OSError, ValueError):  # no file of the system's
+        return width_of(-1)
+
+
+def fitted(stream: TextIO | None, *lines: str, hang: int | None = None) -> list[str]:
+    """Return the lines as people read them there: on a terminal they are broken between words.
+
+    What goes on below is indented by `hang`, or as the line itself suggests.
+    """
+    if stream is None or not is_terminal(stream):
+        return list(lines)
+    columns = width(stream)
+    return [part for line in lines for part in fit(safe(line), columns, hang)]
+
+
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether a person is looking at the stream."""
     return stream is not None and stream.isatty()
@@ -138,6 +167,11 @@ def use_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _make_way() -> None:
+    for hide in _MOMENTARY:
+        hide()
 
 
 def _one_line_errors(action: Callable[[], int]) -> int:
@@ -169,7 +203,7 @@ def _json_escape(match: re.Match[str]) -> str:
 
 
 def _plain(records: Iterable[Record], columns: Sequence[str]) -> Iterator[str]:
-    rows = ("\t".join(safe(_cell(record[column])) for column in columns) for record in records)
+    rows = ("\t".join(str(_cell(record[column])) for column in columns) for record in records)
     first = list(islice(rows, 1))  # if there is an error instead, nothing is written
     yield "\t".join(columns)
     yield from first
@@ -188,33 +222,35 @@ def _write_tables(records: Iterable[Record], columns: Sequence[str]) -> None:
 
 
 def _write_table(records: Iterable[Record], columns: Sequence[str]) -> None:
-    # rich takes longer to import than most commands take to run, and only a terminal needs it.
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    table = Table(box=None, header_style="bold cyan", pad_edge=False)
-    for column in columns:
-        table.add_column(Text(column), overflow="fold", no_wrap=column in _IN_ONE_PIECE)
-    for record in records:
-        table.add_row(*(Text(safe(_cell(record[column]))) for column in columns))
-    try:
-        Console(file=_stdout(), markup=False, emoji=False, highlight=False).print(table)
-    except OSError as error:
-        _give_up_stdout(error)
+    rows = [[_cell(record[column]) for column in columns] for record in records]
+    stream = _stdout()
+    _write_lines(tables.lines(columns, rows, width(stream), colour=_has_colours(stream)))
 
 
-def _cell(value: object) -> str:
+def _has_colours(stream: TextIO) -> bool:
+    if not stream.isatty():
+        return False
+    return os.environ.get("TERM", "dumb") not in {"dumb", "unknown", ""} and not os.environ.get("NO_COLOR")
+
+
+def _cell(value: object) -> tables.Cell:
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(value)
+    return value if isinstance(value, int | float) else safe(str(value))
+
+
+def _json_time(value: object) -> str:
+    if isinstance(value, datetime):
+        return iso(value)
+    raise TypeError(f"{type(value)} is nothing that JSON has")
 
 
 def _write_lines(lines: Iterable[str]) -> None:
     stream = _stdout()
     for line in lines:
+        _make_way()
         try:
             stream.write(line + "\n")
         except OSError as error:

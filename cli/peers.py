@@ -1,11 +1,10 @@
 """Whom a user knows their one-to-one chats by: the other, instead of a gid that only programs can read."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from cli import output
+from cli.names import DIRECT
 from cli.output import Record
-from cli.records import SHOWN
 from imcore.direct import gid_of, is_direct, pair_of, peer_of
 from imcore.errors import ImError
 
@@ -43,14 +42,8 @@ def chat_called(gid: str, uid: str) -> str:
 
 def peer_called(gid: str) -> str | None:
     """Return with whom the chat is that a user calls `dm:bob`, as tables show it; None for what is a gid."""
-    is_called = gid.startswith(SHOWN) and pair_of(gid) is None
-    return gid.removeprefix(SHOWN) if is_called else None
-
-
-def remark_if_none(uid: str, groups: Sequence[object]) -> None:
-    """Say that a user is in no group: the name may be mistyped."""
-    if not groups:
-        output.remark(f"{uid!r} is in no group")
+    is_called = gid.startswith(DIRECT) and pair_of(gid) is None
+    return gid.removeprefix(DIRECT) if is_called else None
 
 
 def peers_at(chat: "Chat", uid: str) -> Peers:

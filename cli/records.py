@@ -1,7 +1,5 @@
 """The JSON objects that `im` prints, a function for each kind, and the columns that a table shows of it."""
 
-from datetime import UTC, datetime
-
 from cli.output import Record
 from imcore.values import Ack, Group, LogLine, Member, Message, MessageStatus, MessageTally, Receipt
 
@@ -12,15 +10,7 @@ MEMBER_COLUMNS = ("uid", "last_ack_msgid", "unread", "online")
 ACK_COLUMNS = ("gid", "uid", "last_ack_msgid", "advanced")
 READER_COLUMNS = ("uid", "read", "read_at")
 RECEIPT_COLUMNS = ("gid", "msgid", "read", "unread")
-SHOWN = "dm:"
-"""What the name of the other stands behind in a table, instead of a gid that only programs can read."""
-
 LOG_COLUMNS = ("gid", "time", "sender_uid", "content", "state")
-
-
-def iso(moment: datetime) -> str:
-    """Return the time as people and programs read it: UTC, ISO 8601, milliseconds."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def message_record(message: Message) -> Record:
@@ -30,24 +20,12 @@ def message_record(message: Message) -> Record:
         "msgid": message.msgid,
         "seq": message.seq,
         "sender_uid": message.sender_uid,
-        "time": iso(message.time),
+        "time": message.time,
         "content": message.content,
         "client_msgid": message.client_msgid,
         **({"recalled": True} if message.recalled else {}),
         **({"recalls": message.recalls} if message.recalls else {}),
     }
-
-
-def readable(record: Record) -> Record:
-    """Return an object as a table shows it: a one-to-one chat by the other's name, and what has no content says why.
-
-    No group can be called `dm:bob`: gids that begin so are kept for one-to-one chats.
-    """
-    if record.get("peer") is not None:
-        record = {**record, "gid": f"{SHOWN}{record['peer']}"}
-    if record.get("recalls"):
-        return {**record, "content": f"(recalls {record['recalls']})"}
-    return {**record, "content": "(recalled)"} if record.get("recalled") else record
 
 
 def tally_record(tally: MessageTally) -> Record:
@@ -61,9 +39,7 @@ def status_record(status: MessageStatus) -> Record:
         **message_record(status.message),
         "read": len(status.read_by),
         "unread": len(status.unread_by),
-        "read_by": [
-            {"uid": reader.uid, "read_at": reader.read_at and iso(reader.read_at)} for reader in status.read_by
-        ],
+        "read_by": [{"uid": reader.uid, "read_at": reader.read_at} for reader in status.read_by],
         "unread_by": list(status.unread_by),
     }
 
@@ -96,10 +72,7 @@ def ack_record(ack: Ack) -> Record:
 
 def reader_records(status: MessageStatus) -> list[Record]:
     """Return a row for each recipient of one message."""
-    read: list[Record] = [
-        {"uid": reader.uid, "read": True, "read_at": reader.read_at and iso(reader.read_at)}
-        for reader in status.read_by
-    ]
+    read: list[Record] = [{"uid": reader.uid, "read": True, "read_at": reader.read_at} for reader in status.read_by]
     return read + [{"uid": uid, "read": False, "read_at": None} for uid in status.unread_by]
 
 
@@ -120,7 +93,7 @@ def log_record(line: LogLine) -> Record:
     return {
         "gid": line.gid,
         "msgid": line.msgid,
-        "time": iso(line.time),
+        "time": line.time,
         "sender_uid": line.sender_uid,
         "content": line.content,
         "client_msgid": line.client_msgid,

@@ -123,7 +123,7 @@ class Client:
 
         Raise RefusedError if it never will, InvalidInput for a message that is not here.
         """
-        lines = (line for line in self._local.log(outgoing.gid) if line.client_msgid == outgoing.client_msgid)
+        lines = (line for line in self._local.unsent(outgoing.gid) if line.client_msgid == outgoing.client_msgid)
         line = next(lines, None)
         if line is None:
             raise InvalidInput("the message is not in this local database")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from cli.bench.figures import COLUMNS, Figure, number, to_row
 from cli.output import Record
 
-_BAR_WIDTH = 40
+_BAR_WIDTH, _LEAST_BAR_WIDTH = 40, 10
 
 Medians = Mapping[tuple[str, str], float]
 """What a saved run found, by benchmark and name of the figure."""
@@ -33,20 +33,30 @@ def tables(figures: Sequence[Figure], before: Medians | None = None) -> Iterator
         yield Table("compared", ("figure", "before", "now", "unit", "change"), list(_changes(figures, before)))
 
 
-def bars(figures: Sequence[Figure]) -> Iterator[str]:
-    """Yield the lines of a bar chart for each benchmark."""
+def bars(figures: Sequence[Figure], columns: int | None = None) -> Iterator[str]:
+    """Yield the lines of a bar chart for each benchmark; on a terminal of few columns bars are shorter, or below."""
     for bench in dict.fromkeys(figure.bench for figure in figures if figure.charted):
         charted = [figure for figure in figures if figure.bench == bench and figure.charted]
-        longest = max(figure.rounds.median for figure in charted)
-        width = max(len(figure.name) for figure in charted)
         yield ""
         yield f"{bench}, {charted[0].unit}"
-        for figure in charted:
-            yield f"  {figure.name.ljust(width)}  {_bar(figure.rounds.median / longest)} {number(figure.rounds.median)}"
+        yield from _chart({figure.name: figure.rounds.median for figure in charted}, columns)
 
 
-def _bar(share: float) -> str:
-    eighths = max(1, round(share * _BAR_WIDTH * 8))
+def _chart(values: Mapping[str, float], columns: int | None) -> Iterator[str]:
+    longest, name_width = max(values.values()), max(map(len, values))
+    number_width = max(len(number(value)) for value in values.values())
+    beside = _BAR_WIDTH if columns is None else min(_BAR_WIDTH, columns - name_width - number_width - 5)
+    if beside >= _LEAST_BAR_WIDTH:
+        for name, value in values.items():
+            yield f"  {name.ljust(name_width)}  {_bar(value / longest, beside)} {number(value)}"
+        return
+    for name, value in values.items():
+        yield f"  {name}"
+        yield f"    {_bar(value / longest, min(_BAR_WIDTH, max(1, beside + name_width)))} {number(value)}"
+
+
+def _bar(share: float, width: int) -> str:
+    eighths = max(1, round(share * width * 8))
     return "█" * (eighths // 8) + "▏▎▍▌▋▊▉"[eighths % 8 - 1 : eighths % 8]
 
 

@@ -14,7 +14,7 @@ from cli.bench.figures import Figure, to_record
 from cli.bench.stack import Stack
 from cli.bench.timing import Plan
 from cli.output import Record
-from cli.records import iso
+from cli.times import iso
 from imcore.errors import ImError, InvalidInput
 
 FORMAT = 1

@@ -98,9 +98,10 @@ def _imported(name: str) -> Callable[["Stack", Plan, Progress], list[Figure]]:
 
 def _show(run: Invocation, figures: Sequence[Figure], before: Medians | None, caption: str) -> None:
     for table in tables(figures, before):
-        output.say("", table.title)
+        output.say("", *output.fitted(sys.stdout, table.title))
         run.show(table.rows, table.columns)
-    output.say(*bars(figures), "", caption)
+    columns = output.width(sys.stdout) if output.is_terminal(sys.stdout) else None
+    output.say(*output.fitted(sys.stdout, *bars(figures, columns), "", caption))
 
 
 def _allow(reason: str, *, yes: bool) -> None:

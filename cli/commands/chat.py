@@ -16,7 +16,7 @@ from cli.local import (
     show_stored,
 )
 from cli.options import Invocation, command, standard_input
-from cli.peers import Peers, chat_called, peer_called, peers_at, remark_if_none
+from cli.peers import Peers, chat_called, peer_called, peers_at
 from cli.records import (
     ACK_COLUMNS,
     LOG_COLUMNS,
@@ -108,7 +108,8 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
     """Show what a member has not acked, oldest first.
 
     The member's own messages are included, so that there are no holes. Without GID: of all their groups, by gid.
-    As at a login, the user's local database is brought up to date: messages, receipts, and its outbox is sent.
+    As at a login, the user's local database is brought up to date: messages, receipts, and its outbox is sent. Who is
+    in no group after that is an error.
     """
     gid = gid and chat_called(gid, uid)
     with run.chat() as chat, ExitStack() as stack:
@@ -122,7 +123,7 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
             client.keep(messages)
             complain_of_refused(client.sync())
         if gid is None and not is_known:
-            remark_if_none(uid, chat.groups_of(uid))
+            chat.known_user(uid)  # their first message may have waited until now
         run.show(map(peers_at(chat, uid).named, map(message_record, messages)), MESSAGE_COLUMNS)
         output.flush()
         if with_ack:
@@ -153,8 +154,7 @@ def unread(run: Invocation, uid: str) -> None:
     Groups where all is read are shown too, with 0. Own messages do not count.
     """
     with run.chat() as chat:
-        found = [{"gid": each.gid, "unread": each.unread} for each in chat.unread(uid)]
-        remark_if_none(uid, found)
+        found = [{"gid": each.gid, "unread": each.unread} for each in chat.unread(chat.known_user(uid))]
         run.show(map(peers_at(chat, uid).named, found), ("gid", "unread"))
 
 

@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import output
+from cli import names, output
 from cli.options import Group, Invocation, command, confirm, yes_option
 from cli.output import Record
-from cli.records import iso
+from cli.readable import NAMES
 
 if TYPE_CHECKING:
     from imcore.admin.deadletters import DeadLetter
 
 _COLUMNS = ("id", "time", "worker", "deliveries", "reason")
+_FIELD_COLUMNS = ("field", "value")
 
 
 @click.group("dead", cls=Group, example="im dead list\nim dead requeue 3:1767225600000-0")
@@ -41,7 +42,9 @@ def show(run: Invocation, dead_id: str) -> None:
     run.show([_record(letter)], _COLUMNS)
     if not run.json:
         output.say("")
-        run.show([{"field": name, "value": value} for name, value in letter.fields.items()], ("field", "value"))
+        run.show(
+            [{"field": name, "value": _seen(name, value)} for name, value in letter.fields.items()], _FIELD_COLUMNS
+        )
 
 
 @command("requeue", of=dead, example="im dead requeue 3:1767225600000-0")
@@ -78,6 +81,13 @@ def _each(run: Invocation, dead_ids: Sequence[str], action: Callable[[str], None
             run.show(done, ("id", name))
 
 
+def _seen(field: str, value: str) -> str:
+    """Return what a field says as people read it: a name, a text, or several names in one value."""
+    if field in NAMES:
+        return names.name(value)
+    return value if field == "content" else names.marked(value)
+
+
 def _record(letter: "DeadLetter") -> Record:
     return {
         "id": letter.id,
@@ -85,6 +95,6 @@ def _record(letter: "DeadLetter") -> Record:
         "reason": letter.reason,
         "entry": letter.entry,
         "deliveries": letter.deliveries,
-        "time": iso(letter.time),
+        "time": letter.time,
         "fields": dict(letter.fields),
     }

@@ -2,6 +2,7 @@
 
 import click
 
+from cli.names import name
 from cli.options import Group, Invocation, command, confirm, yes_option
 from cli.records import GROUP_COLUMNS, MEMBER_COLUMNS, group_record, member_record
 from imcore import values
@@ -38,7 +39,7 @@ def add(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
 @yes_option
 def remove(run: Invocation, gid: str, uids: tuple[str, ...], yes: bool) -> None:
     """Let members leave a group. What they had read stays read."""
-    confirm(f"Remove {', '.join(uids)} from {gid}?", yes=yes)
+    confirm(f"Remove {', '.join(map(name, uids))} from {name(gid)}?", yes=yes)
     with run.chat() as chat:
         _show_count(run, chat.remove_members(gid, uids))
 

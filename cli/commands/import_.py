@@ -58,6 +58,7 @@ class _Read:
         self._done = 0
         self._total = total
         self._shown = shown
+        self.advance(0)
 
     def advance(self, count: int) -> None:
         """So many more are read."""

@@ -1,5 +1,6 @@
 """A live session, the receipts that wait, and a client's own database."""
 
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from itertools import chain, islice
@@ -10,14 +11,13 @@ import click
 from cli import output
 from cli.local import client_of, local_database, no_local_option, sync_outside
 from cli.options import Invocation, NumberRange, command
-from cli.peers import Peers, chat_called, peers_at, remark_if_none
+from cli.peers import Peers, chat_called, peers_at
 from cli.records import (
     LOG_COLUMNS,
     MESSAGE_COLUMNS,
     RECEIPT_COLUMNS,
     event_record,
     log_record,
-    readable,
     receipt_record,
 )
 from cli.supervisor import Stopped, StopSignals
@@ -109,13 +109,14 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
     """Show tallies that changed since their sender confirmed them.
 
     What is confirmed with --ack comes again when more people have read it; the user's local database keeps it. The
-    worker `receipts` must have run.
+    worker `receipts` must have run. Who has left all groups still gets the receipts of what they wrote there.
     """
     with run.chat() as chat, ExitStack() as stack:
         if with_ack:
             chat.link.require_writes()
         found = chat.receipts(uid)
-        remark_if_none(uid, found or chat.groups_of(uid))
+        if not found:
+            chat.known_user(uid)  # who has left all groups may still have receipts
         keeps = with_ack and not no_local and found
         client = stack.enter_context(client_of(run, chat, uid)) if keeps else None
         run.show(map(peers_at(chat, uid).named, map(receipt_record, found)), RECEIPT_COLUMNS)
@@ -132,7 +133,8 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
 def log(run: Invocation, uid: str, gid: str | None) -> None:
     """Show a user's local database, as chat.
 
-    Own messages are `waiting`, `refused`, `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
+    Oldest first, of all groups as they came, then what waits in the outbox. Own messages are `waiting`, `refused`,
+    `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
     """
     gid = gid if gid is None else chat_called(check_name(gid, "gid"), uid)
     with local_database(run, uid, read_only=True) as local:
@@ -153,7 +155,7 @@ def _show(run: Invocation, events: Iterator[Message | Receipt], peers: Peers, si
             if run.json:
                 run.show([record], ())
             else:
-                output.say(_line(event, readable(record)))
+                output.say(*output.fitted(sys.stdout, _line(event, run.readable(record))))
             output.flush()
 
 

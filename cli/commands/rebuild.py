@@ -27,6 +27,7 @@ def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
             yes=yes,
         )
         with progress("groups") as shown:
+            shown.to(0, before.sql_groups)
             summary = admin.rebuild(
                 chat,
                 yes=True,

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import click
 
 from cli.local import client_if_any, keep_sent, no_local_option, show_stored
+from cli.names import name
 from cli.options import Invocation, command, confirm, yes_option
 from cli.peers import chat_called
 
@@ -22,7 +23,7 @@ def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, n
     Its place stays, with who has read it, and no `im unread` counts it. A tombstone goes to every member, and is
     printed; for a message that is recalled already there is no second one, and the message is printed as it is now.
     """
-    confirm(f"Recall message {msgid} of {gid}? What it says is gone for good.", yes=yes)
+    confirm(f"Recall message {msgid} of {name(gid)}? What it says is gone for good.", yes=yes)
     with run.chat() as chat:
         keeps = not no_local and not admin
         with client_if_any(run, chat, by_uid) if keeps else nullcontext():  # not of other data than the server's

@@ -13,6 +13,7 @@ _WORKER_COLUMNS = ("worker", "backlog", "pending", "lag_ms")
 _SILENT_COLUMNS = ("worker", "process", "entries", "silent_ms")
 _JOB_COLUMNS = ("queued", "running", "failed")
 _STREAM_COLUMNS = ("kind", "streams", "entries", "bytes")
+_ONLINE_COLUMNS = ("online",)
 _SERVER_COLUMNS = (
     *("holds", "server", "version", "role"),
     *("maxmemory", "maxmemory_policy", "appendonly", "appendfsync"),
@@ -56,10 +57,11 @@ def _show_rest(run: Invocation, record: dict[str, Any]) -> None:
         ([record["storm"]], _STORM_COLUMNS),
         (_with_unknown(record["servers"]), _SERVER_COLUMNS),
         (_warnings(record["servers"]), ("server", "warning")),
-        ([{"online": uid} for uid in record.get("online_uids", ())], ("online",)),
+        ([{"online": uid} for uid in record.get("online_uids", ())], _ONLINE_COLUMNS),
     ]
+    asked_for = {_WORKER_COLUMNS, *([_ONLINE_COLUMNS] if "online_uids" in record else [])}
     for rows, columns in tables:
-        if rows or columns == _WORKER_COLUMNS:
+        if rows or columns in asked_for:
             output.say("")
             run.show(rows, columns)
 

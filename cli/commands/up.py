@@ -1,10 +1,12 @@
 """Everything at once: the embedded server, the database's schema, and all workers."""
 
 import signal
+import sys
 from contextlib import ExitStack
 from functools import partial
 
 from cli import output, worker_command
+from cli.names import in_sentence
 from cli.options import Invocation, command
 from cli.supervisor import STOP_S, Programs, Stopped, StopSignals
 from imcore.embedded import EmbeddedServer
@@ -87,7 +89,8 @@ def _stop_workers(programs: Programs) -> None:
 
 def _pass_on(run: Invocation, name: str, line: str) -> None:
     width = max(map(len, worker_command.NAMES))
-    _say(run, None, f"{name:{width}} | {line}")
+    shown = f"{name:{width}} | {in_sentence(line)}"
+    _say(run, None, *output.fitted(sys.stdout, shown, hang=width + len(" | ")))
 
 
 def _say(run: Invocation, record: output.Record | None, *lines: str) -> None:
@@ -96,5 +99,5 @@ def _say(run: Invocation, record: output.Record | None, *lines: str) -> None:
         run.show([record] if record else [], ())
         output.remark(*lines)
     else:
-        output.say(*lines)
+        output.say(*output.fitted(sys.stdout, *lines))
     output.flush()

@@ -1,5 +1,7 @@
 """What the demo says, and whether it was so."""
 
+import sys
+
 from cli import output
 
 
@@ -21,7 +23,7 @@ class Claims:
         if self._as_json:
             output.show([{"what": claim, "held": holds, "details": details}], (), as_json=True)
         else:
-            output.say(f"  {'ok    ' if holds else 'BROKEN'} {claim}", *map(_indented, details))
+            self._say(f"  {'ok    ' if holds else 'BROKEN'} {claim}", *map(_indented, details))
         output.flush()
 
     def chapter(self, title: str, *lines: str) -> None:
@@ -33,8 +35,11 @@ class Claims:
         if self._as_json:
             output.remark(*lines)
         else:
-            output.say(*lines)
+            self._say(*lines)
             output.flush()
+
+    def _say(self, *lines: str) -> None:
+        output.say(*output.fitted(sys.stdout, *lines))
 
 
 def _indented(line: str) -> str:

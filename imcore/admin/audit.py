@@ -79,6 +79,8 @@ def check(chat: Chat, *, repair: bool = False, on_progress: Progress | None = No
     yield from _silent(chat)
     gids = _gids(chat)
     done = 0
+    if on_progress:
+        on_progress(Checked(0, len(gids)))
     for some in chunks(gids, AT_ONCE):
         half_done = {gid for p in {chat.link.space.partition_of(gid) for gid in some} for gid in unfinished(chat, p)}
         for gid, found in differences(chat, some).items():

@@ -25,13 +25,14 @@ PAGE = 500
 
 # Every message of the owner has a row in `tallies`: `unread` is NULL until anybody has asked, and 0 at the end.
 SCHEMA = Schema(
-    2,
+    3,
     """
 CREATE TABLE owner (uid TEXT NOT NULL, dataset TEXT, begun INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE messages (
     gid TEXT NOT NULL, msgid INTEGER NOT NULL, seq INTEGER NOT NULL, sender_uid TEXT NOT NULL, content TEXT NOT NULL,
     client_msgid TEXT, sent_at_ms INTEGER, recalls INTEGER, PRIMARY KEY (gid, msgid)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX chat ON messages (msgid, gid) WHERE recalls IS NULL;
 CREATE INDEX tombstones ON messages (gid, recalls) WHERE recalls IS NOT NULL;
 CREATE TABLE tallies (
     gid TEXT NOT NULL, msgid INTEGER NOT NULL, read INTEGER NOT NULL, unread INTEGER, PRIMARY KEY (gid, msgid)
@@ -59,10 +60,14 @@ DO UPDATE SET read = excluded.read, unread = excluded.unread WHERE excluded.read
 _ADVANCE = """
 INSERT INTO places VALUES (?, ?) ON CONFLICT (gid) DO UPDATE SET msgid = excluded.msgid WHERE excluded.msgid > msgid
 """
+# Each order is that of an index: nothing is sorted, and the first lines are there at once.
 _LOG = """
 SELECT m.gid, m.msgid, m.sender_uid, m.content, m.client_msgid, t.read, t.unread
-FROM messages m LEFT JOIN tallies t USING (gid, msgid)
-WHERE m.recalls IS NULL AND (:gid IS NULL OR m.gid = :gid) ORDER BY m.gid, m.msgid
+FROM messages m LEFT JOIN tallies t USING (gid, msgid) WHERE m.recalls IS NULL ORDER BY m.msgid, m.gid
+"""
+_LOG_OF_GROUP = """
+SELECT m.gid, m.msgid, m.sender_uid, m.content, m.client_msgid, t.read, t.unread
+FROM messages m LEFT JOIN tallies t USING (gid, msgid) WHERE m.recalls IS NULL AND m.gid = :gid ORDER BY m.msgid
 """
 _OUTBOX = """
 SELECT gid, content, client_msgid, written_ms, refused FROM outbox WHERE :gid IS NULL OR gid = :gid ORDER BY id
@@ -236,8 +241,13 @@ class LocalDatabase:
             self._note_peer(connection, gid, uid)
 
     def log(self, gid: str | None = None) -> Iterator[LogLine]:
-        """Yield the chat as this client knows it: by group, oldest first, then what waits in the outbox."""
-        yield from (self._line(*row) for row in self._file.rows(_LOG, _LINE, {"gid": gid}))
+        """Yield the chat as this client knows it: of all groups, oldest first, then `unsent`."""
+        query = _LOG if gid is None else _LOG_OF_GROUP
+        yield from (self._line(*row) for row in self._file.rows(query, _LINE, {"gid": gid}))
+        yield from self.unsent(gid)
+
+    def unsent(self, gid: str | None = None) -> Iterator[LogLine]:
+        """Yield what is in the outbox, in order: what waits, and what the server will never take."""
         yield from (self._unsent(*row) for row in self._file.rows(_OUTBOX, _UNSENT, {"gid": gid}))
 
     def _line(

@@ -17,6 +17,7 @@ import redis
 from imcore import Chat
 from imcore.errors import LocalDatabaseError
 from imcore.live.localdb import LocalDatabase, path_of
+from imcore.msgid import pack
 from imcore.settings import Settings
 from tests.acceptance.processes import END_S, Im, Listening, events_in
 from tests.deadline import wait_until
@@ -174,7 +175,8 @@ def test_whatever_is_killed_everybody_has_everything_once_and_every_tally_is_rig
         assert "Traceback" not in session.errors
 
     # And so say the commands: all have read all, but for eve
-    statuses = [line for gid in sorted(GIDS) for line in stack.im.json("status", gid, "--limit", "0")]
+    statuses = [line for gid in GIDS for line in stack.im.json("status", gid, "--limit", "0")]
+    statuses.sort(key=lambda line: (pack(line["msgid"]), line["gid"]))
     assert {(line["read"], line["unread"]) for line in statuses} == {(2, 1)}
     for uid in UIDS:
         assert [(line["msgid"], line["state"]) for line in stack.im.json("log", uid)] == [
@@ -193,6 +195,7 @@ def test_whatever_is_killed_everybody_has_everything_once_and_every_tally_is_rig
 
 def due(chat: Chat, uid: str) -> list[tuple[str, str | None, str, str | None]]:
     """What a user has to have in the end, by the server."""
+    tallies = [(gid, each) for gid in GIDS for each in chat.status(gid, limit=0)]
     return [
         (
             gid,
@@ -200,8 +203,7 @@ def due(chat: Chat, uid: str) -> list[tuple[str, str | None, str, str | None]]:
             each.message.content,
             f"read {each.read}/{each.read + each.unread}" if each.message.sender_uid == uid else None,
         )
-        for gid in sorted(GIDS)
-        for each in chat.status(gid, limit=0)
+        for gid, each in sorted(tallies, key=lambda pair: (pack(pair[1].message.msgid), pair[0]))
     ]
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin.audit import check
+from imcore.admin.audit import Checked, check
 from imcore.admin.audit_members import followers
 from imcore.admin.audit_messages import MessageAudit
 from imcore.admin.rebuild import rebuild
@@ -86,6 +86,14 @@ def persist(chat: Chat) -> None:
 
 def test_what_agrees_is_no_difference(chat: Chat) -> None:
     assert list(check(chat)) == []
+
+
+def test_progress_says_from_the_beginning_how_many_groups_there_are(chat: Chat) -> None:
+    told: list[Checked] = []
+
+    assert list(check(chat, on_progress=told.append)) == []
+
+    assert told == [Checked(0, 2), Checked(2, 2)]
 
 
 def test_what_no_worker_stores_is_one_line(chat: Chat) -> None:

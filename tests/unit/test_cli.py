@@ -1,5 +1,6 @@
 """The frame of the command line: help, shared options, exit codes, one line for every error."""
 
+import io
 import re
 import subprocess
 import sys
@@ -73,6 +74,26 @@ def test_every_command_has_help_with_an_example(name: str, flag: str) -> None:
     example = result.stdout.split("\nExample:\n")[1]
     assert re.match(rf"  .*\bim {name}( |\n)", example)
     assert all(option in result.stdout for option, *_ in SHARED_OPTIONS)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100])
+def test_help_breaks_between_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    whole = {name: im(*name.split(), "--help").stdout for name in ["", *names()]}
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name, text in whole.items():
+        terminal = io.StringIO()
+        monkeypatch.setattr(terminal, "isatty", lambda: True)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", terminal)
+            with pytest.raises(SystemExit):
+                app.main([*name.split(), "--help"])
+        shown = terminal.getvalue()
+
+        assert max(map(len, shown.splitlines())) <= columns
+        # A line of an example that is broken ends with a backslash; only a word that is too long for a line is broken
+        words = re.sub(r" \\\n +", " ", shown).split()
+        assert words == text.split() or max(map(len, text.split())) > columns - 4
+        assert "".join(words) == "".join(text.split())
 
 
 _IMPORTED_BY_HELP = """

@@ -202,6 +202,20 @@ def test_what_a_pull_prints_is_in_the_local_database(chat: Chat, tmp_path: Path)
     assert [line["content"] for line in lines("log", "bob")] == ["back", "kept"]
 
 
+def test_the_log_reads_like_a_chat_across_groups(chat: Chat) -> None:
+    # Given
+    for gid in ("zoo", "alps"):
+        chat.create_group(gid, ["ann", "bob"])
+    sent = [chat.send(gid, f"in {gid}", sender_uid="ann") for gid in ("zoo", "alps", "zoo")]
+    lines("pull", "bob")
+    # When
+    shown = lines("log", "bob")
+    # Then
+    assert [(line["gid"], line["msgid"]) for line in shown] == [(each.gid, each.msgid) for each in sent]
+    assert [line.split("\t")[0] for line in im("log", "bob").stdout.splitlines()[1:]] == ["zoo", "alps", "zoo"]
+    assert [line["content"] for line in lines("log", "bob", "zoo")] == ["in zoo", "in zoo"]
+
+
 def test_what_receipts_confirms_is_in_the_local_database(chat: Chat) -> None:
     # Given
     im("group", "create", "team", "ann", "bob", "cy")
@@ -280,8 +294,7 @@ def test_who_is_no_member_any_more_learns_by_a_pull_who_has_read(chat: Chat) -> 
     lines("send", "team", "hi", "--from", "ann")
     chat.ack("bob", "team")
     lines("group", "remove", "team", "ann", "--yes")
-    result = im("pull", "ann")
-    assert (result.exit_code, result.stderr) == (0, "'ann' is in no group\n")
+    assert refused("pull", "ann") == "'ann' is in no group: add them to one first"
     assert [line["state"] for line in lines("log", "ann")] == ["read by all"]
 
 
@@ -404,10 +417,50 @@ def test_without_json_a_pipe_gets_plain_rows_that_cannot_act() -> None:
     assert im("unread", "bob").stdout == "gid\tunread\nteam\t1\n"
 
 
-@pytest.mark.parametrize("command", ["pull", "unread", "receipts"])
-def test_of_one_who_is_in_no_group_it_is_said_so(command: str) -> None:
-    result = im(command, "nobody")
-    assert (result.exit_code, result.stderr) == (0, "'nobody' is in no group\n")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pull"],
+        ["pull", "--ack"],
+        ["pull", "--no-local", "--limit", "1"],
+        ["unread"],
+        ["receipts"],
+        ["receipts", "--ack"],
+        ["receipts", "--ack", "--no-local"],
+        ["listen"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["table", "json"])
+def test_who_is_in_no_group_is_an_error(words: list[str], as_json: list[str], tmp_path: Path) -> None:
+    command, *options = words
+
+    assert refused(command, "nobody", *options, *as_json) == "'nobody' is in no group: add them to one first"
+    assert not path_of(tmp_path, "nobody").exists()
+
+
+@pytest.mark.parametrize("words", [["pull", "ann"], ["unread", "ann"], ["receipts", "ann"], ["group", "show", "team"]])
+def test_who_has_nothing_is_no_error(words: list[str]) -> None:
+    lines("group", "create", "team", *["ann"] * (words[0] != "group"))
+
+    result = im(*words)
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert len(result.stdout.splitlines()) == (2 if words[0] == "unread" else 1)
+
+
+def test_who_has_left_all_groups_still_gets_their_receipts(chat: Chat) -> None:
+    # Given a sender who learns of a reader only after they have left
+    lines("group", "create", "team", "ann", "bob")
+    msgid = str(lines("send", "team", "hi", "--from", "ann", "--no-local")[0]["msgid"])
+    lines("ack", "bob", "team")
+    chat.link.run(receipt_calls.tell(chat.link.space, "team", "ann", [Change("ann", msgids.pack(msgid), 0)]))
+    lines("group", "remove", "team", "ann", "--yes")
+    # When
+    told = lines("receipts", "ann", "--ack", "--no-local")
+    # Then
+    assert told == [{"gid": "team", "msgid": msgid, "read": 1, "unread": 0}]
+    assert refused("receipts", "ann") == "'ann' is in no group: add them to one first"
 
 
 def test_of_what_a_local_database_does_not_have_it_is_said_so() -> None:
@@ -517,6 +570,11 @@ def test_stats_name_who_is_online_if_that_is_asked_for(chat: Chat, monkeypatch: 
 
     assert sorted(found["online_uids"]) == sorted(uids[:20])  # type: ignore[arg-type, type-var]
     assert set(uids) & set(im("stats", "--online").stdout.splitlines()) == set(uids[:20])
+
+
+def test_stats_say_that_nobody_is_online_if_that_is_asked_for() -> None:
+    assert im("stats", "--online").stdout.endswith("\n\nonline\n")
+    assert not im("stats").stdout.endswith("online\n")
 
 
 def test_stats_count_the_backlog_where_redis_has_lost_count(chat: Chat) -> None:

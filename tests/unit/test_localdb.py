@@ -13,6 +13,7 @@ from imcore import msgid as msgids
 from imcore.direct import gid_of
 from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.live.localdb import PAGE, LocalDatabase, Unsettled, path_of
+from imcore.live.localfile import LocalFile
 from imcore.values import Message, Receipt, Tally
 
 BASE = msgids.EPOCH_MS + 1000
@@ -60,6 +61,46 @@ def test_own_messages_show_how_far_they_have_come(local: LocalDatabase) -> None:
     local.keep([Receipt("g", message(1).msgid, 3, 4, 1), Receipt("g", message(2).msgid, 7, 0, 2)])
     # Then
     assert [line.state for line in local.log("g")] == ["read 3/7", "read by all", "stored", "waiting"]
+
+
+def test_the_log_is_by_time_across_groups_and_then_what_waits(local: LocalDatabase) -> None:
+    # Given
+    local.queue("a", "first to wait")
+    local.keep([message(4, gid="a"), message(2, gid="z"), message(3, gid="m", sender="bob")])
+    local.queue("z", "second to wait")
+    # When what is older comes later, and two messages of one moment
+    local.keep([message(1, gid="z"), message(3, gid="b")])
+    # Then
+    assert [(line.gid, line.content) for line in local.log()] == [
+        ("z", "words 1"),
+        ("z", "words 2"),
+        ("b", "words 3"),
+        ("m", "words 3"),
+        ("a", "words 4"),
+        ("a", "first to wait"),
+        ("z", "second to wait"),
+    ]
+    assert [line.content for line in local.log("z")] == ["words 1", "words 2", "second to wait"]
+    assert [line.content for line in local.unsent("a")] == ["first to wait"]
+
+
+@pytest.mark.parametrize("gid", [None, "g"])
+def test_nothing_is_sorted_for_a_log(local: LocalDatabase, monkeypatch: pytest.MonkeyPatch, gid: str | None) -> None:
+    """However many messages there are, the first lines are there at once, and few are in memory."""
+    asked: list[tuple[str, object]] = []
+    rows = LocalFile.rows
+    monkeypatch.setattr(
+        LocalFile,
+        "rows",
+        lambda self, sql, types, values=(): asked.append((sql, values)) or rows(self, sql, types, values),
+    )
+
+    assert list(local.log(gid)) == []
+
+    with closing(sqlite3.connect(local.path)) as connection:
+        plans = [row[3] for sql, values in asked for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+    assert not any("TEMP B-TREE" in step for step in plans)
+    assert any("INDEX chat" in step if gid is None else "PRIMARY KEY (gid=?)" in step for step in plans)
 
 
 def test_a_late_digest_takes_no_reader_away(local: LocalDatabase) -> None:

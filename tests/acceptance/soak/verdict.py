@@ -74,11 +74,12 @@ def ack_once_more(chat: Chat, gid: str, group: ModelGroup, listeners: Collection
 
 def local_as_due(groups: dict[str, ModelGroup], uid: str) -> Local:
     """What a listener's local database has to hold: everything, once and in order, and the tallies of their own."""
-    return [
+    due = [
         (gid, message.msgid, message.content, _state(group, message) if message.sender_uid == uid else None)
-        for gid, group in sorted(groups.items())
+        for gid, group in groups.items()
         for message in group.messages
     ]
+    return sorted(due, key=lambda line: (msgids.pack(line[1]), line[0]))
 
 
 def compare_view(chat: Chat, gid: str, group: ModelGroup) -> None:

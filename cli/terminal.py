@@ -1,0 +1,124 @@
+"""How wide a terminal is, how many columns a text takes there, and where lines break.
+
+`im --help` needs this before anything else is imported: so nothing heavy is imported here.
+"""
+
+import os
+import unicodedata
+
+DEFAULT_WIDTH = 80
+_MOST_DIGITS = 9
+
+_ZERO_WIDTH_JOINER, _EMOJI_STYLE = "\u200d", "\ufe0f"
+_SKIN_TONES = ("\U0001f3fb", "\U0001f3ff")
+_FLAG_LETTERS = ("\U0001f1e6", "\U0001f1ff")
+_JOINING_JAMO = ("\u1160", "\u11ff")
+
+
+def width_of(descriptor: int) -> int:
+    """Return how many columns there are: COLUMNS if it is a positive number, else the terminal's, else 80."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isascii() and given.isdecimal() and len(given) <= _MOST_DIGITS and int(given):
+        return int(given)
+    try:
+        return os.get_terminal_size(descriptor).columns or DEFAULT_WIDTH
+    except OSError:
+        return DEFAULT_WIDTH
+
+
+def cells(text: str) -> int:
+    """Return how many columns a text takes: a letter one, CJK and emoji two, a combining character none.
+
+    Terminals disagree about joined emoji: this is what those need that show every part.
+    """
+    return len(text) if text.isascii() else sum(map(_CELLS.__getitem__, text))
+
+
+def wrap(text: str, width: int, hang: int = 0) -> list[str]:
+    """Break a line between words, or where there are none before the width is reached; nothing but blanks gets lost.
+
+    What goes on below is indented by `hang`, at most by half of the width.
+    """
+    hang = min(hang, width // 2)
+    lines: list[str] = []
+    start, indent = 0, ""
+    while True:
+        end = _end_of_line(text, start, width - len(indent))
+        lines.append((indent + text[start:end]).rstrip(" ") if end < len(text) else indent + text[start:])
+        start, indent = _skip_blanks(text, end), " " * hang
+        if start == len(text):
+            return lines
+
+
+def fit(line: str, width: int, hang: int | None = None) -> list[str]:
+    """Break a line of text for people. It goes on below its second column, if it has one, or a bit indented."""
+    if cells(line) <= width:
+        return [line]
+    if hang is not None:
+        return wrap(line, width, hang)
+    indented = len(line) - len(line.lstrip(" "))
+    gap = line.find("  ", indented)
+    second = _skip_blanks(line, gap) if gap > 0 else len(line)
+    return wrap(line, width, second if second <= width // 2 else indented + 2)
+
+
+class _Cells(dict[str, int]):
+    def __missing__(self, char: str) -> int:
+        self[char] = found = _cells_of(char)
+        return found
+
+
+_CELLS = _Cells()
+
+
+def _cells_of(char: str) -> int:
+    if char == _EMOJI_STYLE:  # it makes a narrow sign a wide picture
+        return 1
+    if unicodedata.category(char) in {"Mn", "Me", "Cf"} or _JOINING_JAMO[0] <= char <= _JOINING_JAMO[1]:
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in {"W", "F"} else 1
+
+
+def _end_of_line(text: str, start: int, width: int) -> int:
+    """Return where the line that begins at `start` ends."""
+    end = _end_by_width(text, start, width)
+    if end == len(text) or text[end] == " " or 2 in (_CELLS[text[end]], _CELLS[text[end - 1]]):
+        return end
+    blank = text.rfind(" ", start, end)
+    return blank if blank > start and text[start:blank].strip(" ") else end
+
+
+def _end_by_width(text: str, start: int, width: int) -> int:
+    """Return before which character the width is used up; one at least fits, with all that belongs to it."""
+    if text.isascii():
+        return min(start + max(width, 1), len(text))
+    end = start
+    while end < len(text) and (width := width - _CELLS[text[end]]) >= 0:
+        end += 1
+    while end > start and end < len(text) and _clings(text, end):
+        end -= 1
+    if end > start:
+        return end
+    end += 1
+    while end < len(text) and _clings(text, end):
+        end += 1
+    return end
+
+
+def _clings(text: str, at: int) -> bool:
+    """Whether a character is one picture or letter with the one before it."""
+    char, before = text[at], text[at - 1]
+    if _FLAG_LETTERS[0] <= char <= _FLAG_LETTERS[1]:
+        flags = len(text[:at]) - len(text[:at].rstrip(_ALL_FLAG_LETTERS))
+        return flags % 2 == 1
+    is_part = unicodedata.category(char) in {"Mn", "Me", "Mc", "Cf"} or _JOINING_JAMO[0] <= char <= _JOINING_JAMO[1]
+    return is_part or before == _ZERO_WIDTH_JOINER or _SKIN_TONES[0] <= char <= _SKIN_TONES[1]
+
+
+_ALL_FLAG_LETTERS = "".join(map(chr, range(ord(_FLAG_LETTERS[0]), ord(_FLAG_LETTERS[1]) + 1)))
+
+
+def _skip_blanks(text: str, at: int) -> int:
+    while at < len(text) and text[at] == " ":
+        at += 1
+    return at

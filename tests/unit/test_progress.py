@@ -1,0 +1,83 @@
+"""Bars: they come with the first report, make way for what is written, and leave nothing behind."""
+
+import io
+import sys
+from contextlib import suppress
+
+import pytest
+
+from cli import output
+from cli.progress import progress
+from tests.terminals import screen
+
+
+def open_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Return a terminal that shows both stdout and stderr."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    return terminal
+
+
+def standing(terminal: io.StringIO) -> list[str]:
+    return [line.rstrip() for line in screen(terminal.getvalue()) if line.strip()]
+
+
+def test_a_bar_comes_with_the_first_report_and_goes_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    with progress("groups") as shown:
+        assert terminal.getvalue() == ""
+        shown.to(0, 7)
+        assert "0/7 groups" in standing(terminal)[0]
+    assert standing(terminal) == []
+    assert "?" not in terminal.getvalue().replace("?25", "")
+
+
+@pytest.mark.parametrize(("unit", "text"), [("bytes", "5 bytes"), ("groups", "5")])
+def test_where_nobody_knows_the_total_none_is_shown(monkeypatch: pytest.MonkeyPatch, unit: str, text: str) -> None:
+    terminal = open_terminal(monkeypatch)
+    with progress(unit) as shown:
+        shown.to(5, None)
+        assert text in standing(terminal)[0]
+        assert "/" not in standing(terminal)[0]
+
+
+def test_what_is_written_meanwhile_stands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    with progress("groups") as shown:
+        shown.to(1, 7)
+        output.show([{"gid": "team"}], ("gid",), as_json=False)
+        shown.to(2, 7)
+        output.complain("one line")
+        output.remark("another")
+        output.show([{"gid": "team"}], (), as_json=True)
+        output.say("the last")
+
+    assert standing(terminal) == ["gid", "team", "im: one line", "another", '{"gid": "team"}', "the last"]
+
+
+def test_a_bar_comes_back_after_what_made_it_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with progress("groups") as shown:
+        shown.to(1, 7)
+        output.complain("one line")
+        shown.to(2, 7)
+        assert standing(terminal) == ["im: one line"]
+        now += 1
+        shown.to(3, 7)
+        assert "3/7" in standing(terminal)[-1]
+
+
+def test_a_bar_goes_where_the_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    with suppress(ValueError), progress("groups") as shown:
+        shown.to(1, 7)
+        raise ValueError("fails")
+    output.say("after")
+
+    assert standing(terminal) == ["after"]

@@ -1,0 +1,159 @@
+"""The layouts of tables: every value is there, whole, at any width, and the layout is the one that reads best."""
+
+import re
+from textwrap import dedent
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli.tables import Cell, lines
+from cli.terminal import cells
+
+COLUMNS = ("gid", "uid", "content", "state", "n")
+NAMES = st.text(st.sampled_from("abé山👩"), min_size=1, max_size=40)
+TEXTS = st.text(st.sampled_from("ab é山👩"), min_size=1, max_size=200).filter(str.strip)
+ROWS = st.lists(
+    st.tuples(NAMES, NAMES, TEXTS, TEXTS, st.integers(0, 10**12) | st.floats(0, 1)), min_size=1, max_size=12
+)
+
+
+def shown(columns: tuple[str, ...], rows: list[tuple[Cell, ...]], width: int) -> str:
+    return "\n".join(lines(columns, rows, width, colour=False)) + "\n"
+
+
+def without_blanks(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
+@given(ROWS, st.integers(1, 300))
+def test_every_value_is_shown_whole_and_fits(rows: list[tuple[Cell, ...]], width: int) -> None:
+    found = shown(COLUMNS, rows, width)
+
+    for row in rows:
+        for value in row:
+            assert without_blanks(str(value)) in without_blanks(found)
+    if width > 4:  # below, a wide letter and its indent may not fit
+        assert max(map(cells, found.splitlines())) <= width
+
+
+@given(ROWS)
+def test_with_room_enough_each_record_is_a_line(rows: list[tuple[Cell, ...]]) -> None:
+    assert len(shown(COLUMNS, rows, 10_000).splitlines()) == 1 + len(rows)
+
+
+MESSAGES: list[tuple[Cell, ...]] = [
+    ("1767225600000-0", "2026-01-01 00:00:00Z", "ann", 2, "Lunch at noon?"),
+    (
+        "1767225600001-0",
+        "2026-01-01 00:00:00Z",
+        "山田",
+        10,
+        "Where shall we go? To the small place at the corner?",
+    ),
+]
+MESSAGE_COLUMNS = ("msgid", "time", "uid", "read", "content")
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (
+            120,
+            """\
+            msgid            time                  uid   read  content
+            1767225600000-0  2026-01-01 00:00:00Z  ann      2  Lunch at noon?
+            1767225600001-0  2026-01-01 00:00:00Z  山田    10  Where shall we go? To the small place at the corner?
+            """,
+        ),
+        (
+            81,
+            """\
+            msgid            time                  uid   read  content
+            1767225600000-0  2026-01-01 00:00:00Z  ann      2  Lunch at noon?
+            1767225600001-0  2026-01-01 00:00:00Z  山田    10  Where shall we go? To the
+                                                               small place at the corner?
+            """,
+        ),
+        (
+            80,
+            """\
+            msgid            time                  uid   read
+                content
+            1767225600000-0  2026-01-01 00:00:00Z  ann      2
+                Lunch at noon?
+            1767225600001-0  2026-01-01 00:00:00Z  山田    10
+                Where shall we go? To the small place at the corner?
+            """,
+        ),
+        (
+            40,
+            """\
+            msgid: 1767225600000-0
+            time: 2026-01-01 00:00:00Z
+            uid: ann
+            read: 2
+            content: Lunch at noon?
+
+            msgid: 1767225600001-0
+            time: 2026-01-01 00:00:00Z
+            uid: 山田
+            read: 10
+            content: Where shall we go? To the small
+              place at the corner?
+            """,
+        ),
+    ],
+)
+def test_the_layout_follows_from_the_width(width: int, expected: str) -> None:
+    assert shown(MESSAGE_COLUMNS, MESSAGES, width) == dedent(expected)
+
+
+def test_one_long_name_among_many_does_not_change_the_layout_of_all() -> None:
+    rows: list[tuple[Cell, ...]] = [*[(f"user-{n}", n, "no") for n in range(9)], ("u" * 50, 9, "no")]
+
+    found = shown(("uid", "unread", "online"), rows, 30).splitlines()
+
+    assert found[:2] == ["uid     unread  online", "user-0       0  no"]
+    assert found[-3:] == ["u" * 30, "u" * 20, "             9  no"]
+
+
+def test_texts_stay_in_their_order_with_names_where_there_are_several() -> None:
+    rows: list[tuple[Cell, ...]] = [("team", "x" * 40, "3", "4"), ("-", "y", "5", "z" * 40)]
+
+    assert shown(("gid", "what", "redis", "sql"), rows, 60) == dedent(f"""\
+        gid
+        team
+            what: {"x" * 40}
+            redis: 3
+            sql: 4
+        -
+            what: y
+            redis: 5
+            sql: {"z" * 40}
+        """)
+
+
+def test_a_long_text_that_a_row_is_about_stands_above_it() -> None:
+    rows: list[tuple[Cell, ...]] = [("one gateway, acks per message, receipts folded", "603", "1/s")]
+
+    assert shown(("figure", "median", "unit"), rows, 48) == dedent("""\
+        figure
+            median  unit
+        one gateway, acks per message, receipts folded
+            603     1/s
+        """)
+
+
+@pytest.mark.parametrize("width", [1, 10, 80])
+def test_a_table_without_rows_is_its_head(width: int) -> None:
+    assert without_blanks(shown(("gid", "unread"), [], width)) == "gidunread"
+
+
+@pytest.mark.parametrize("width", [20, 200])
+def test_names_of_columns_have_a_colour_where_there_are_any(width: int) -> None:
+    plain = "\n".join(lines(MESSAGE_COLUMNS, MESSAGES, width, colour=False))
+    coloured = "\n".join(lines(MESSAGE_COLUMNS, MESSAGES, width, colour=True))
+
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
+    assert "\x1b[1;36m" in coloured
