@@ -21,13 +21,22 @@ from imcore.errors import (
     UnknownUser,
 )
 from imcore.history import History, raised
-from imcore.limits import check_content, check_limit, check_list, check_msgid, check_name, check_time, check_uids
+from imcore.limits import (
+    check_content,
+    check_handed_over,
+    check_limit,
+    check_list,
+    check_msgid,
+    check_name,
+    check_time,
+    check_uids,
+)
 from imcore.live.gateway import Acks, Gateway, HowTold
 from imcore.live.listener import Listener
 from imcore.many import Many
 from imcore.receipts import Receipts
 from imcore.settings import Settings
-from imcore.streams import calls, session_calls
+from imcore.streams import calls, session_calls, wire
 from imcore.streams.calls import Draft, Target
 from imcore.streams.keys import SEPARATOR
 from imcore.streams.link import CHUNK, Link, open_client
@@ -135,14 +144,14 @@ class Chat:
 
     def group(self, gid: str) -> Group:
         """Return what a group is now."""
-        return self.link.run(calls.group(self.link.space, check_name(gid, "gid")))
+        return self.link.run(calls.group(self.link.space, check_handed_over(gid, "gid")))
 
     def groups(self) -> Iterator[Group]:
         """Yield all groups, by gid."""
         space = self.link.space
         found = sorted(
             {  # a scan may bring some of them twice
-                gid.decode()
+                wire.text(gid)
                 for partition in range(space.partitions)
                 for gid in self._scan("SSCAN", space.groups(partition))
             }
@@ -154,7 +163,7 @@ class Chat:
         """Yield the current members of a group, by uid."""
         self.group(gid)
         space = self.link.space
-        spans = {name.decode() for name in self._scan("ZSCAN", space.group(gid).acked)}
+        spans = {wire.text(name) for name in self._scan("ZSCAN", space.group(gid).acked)}
         uids = sorted(span for span in spans if SEPARATOR not in span)
         for i in range(0, len(uids), CHUNK):
             yield from self._members(gid, uids[i : i + CHUNK])
@@ -227,7 +236,7 @@ class Chat:
 
         Return for each what `ack` returns, or the error that it would raise. Raise InvalidInput before any is done.
         """
-        return self._many.ack(check_name(gid, "gid"), check_list(acks, "acks"))
+        return self._many.ack(check_handed_over(gid, "gid"), check_list(acks, "acks"))
 
     def recall(self, gid: str, msgid: str, *, by: str, admin: bool = False) -> Message:
         """Withdraw a message: its content is gone, and it is unread for nobody. Return the tombstone that members get.
@@ -267,7 +276,7 @@ class Chat:
         check_name(uid, "uid")
         check_limit(limit)
         if gid is not None:
-            return list(self.history.after_offset(check_name(gid, "gid"), uid, limit=limit))
+            return list(self.history.after_offset(check_handed_over(gid, "gid"), uid, limit=limit))
         return [message for each in self.groups_of(uid) for message in self._pull_if_member(each, uid, limit)]
 
     def _pull_if_member(self, gid: str, uid: str, limit: int | None) -> list[Message]:
@@ -292,7 +301,7 @@ class Chat:
         Raise NotMember, and UnknownMessage for a msgid that is not of this group or not issued yet.
         """
         check_name(uid, "uid")
-        check_name(gid, "gid")
+        check_handed_over(gid, "gid")
         packed = None if msgid is None else check_msgid(msgid)
 
         def attempt(seq: int | None) -> Ack:
@@ -308,18 +317,18 @@ class Chat:
     def status(self, gid: str, *, limit: int = 20) -> list[MessageTally]:
         """Return the tallies of the newest messages (0: of all), oldest first."""
         check_limit(limit, lowest=0)
-        return self.history.newest(check_name(gid, "gid"), limit=limit)
+        return self.history.newest(check_handed_over(gid, "gid"), limit=limit)
 
     def tally(self, gid: str, msgid: str) -> Tally:
         """Return how many have read a message and how many have not. Raise UnknownMessage."""
-        return Tally(gid, msgid, *self.history.tallies(check_name(gid, "gid"), [check_msgid(msgid)])[0])
+        return Tally(gid, msgid, *self.history.tallies(check_handed_over(gid, "gid"), [check_msgid(msgid)])[0])
 
     def tallies(self, gid: str, msgids: Iterable[str]) -> list[Tally]:
         """Return how many have read each of a group's messages, and how many have not; what is none is left out.
 
         However many they are, and also where Redis has trimmed them.
         """
-        check_name(gid, "gid")
+        check_handed_over(gid, "gid")
         wanted = {check_msgid(msgid): msgid for msgid in check_list(msgids, "msgids")}
         found = zip(wanted.values(), self.history.tallies_or_why(gid, list(wanted)), strict=True)
         return [Tally(gid, msgid, *raised(counts)) for msgid, counts in found if not isinstance(counts, UnknownMessage)]
@@ -329,7 +338,7 @@ class Chat:
 
         The times are None before a worker has stored any, and while the database is away, which is logged as a warning.
         """
-        return self.history.status(check_name(gid, "gid"), check_msgid(msgid))
+        return self.history.status(check_handed_over(gid, "gid"), check_msgid(msgid))
 
     def receipts(self, uid: str, *, limit: int | None = None) -> list[Receipt]:
         """Return the tallies of the user's own messages that changed since they were confirmed, by gid and age.

@@ -13,9 +13,10 @@ Each session is handed every message of its user's groups once and in order: fir
 a hole in the seqs and a lost subscription are mended by pulling, and an expired session is opened again.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from imcore import reading
 from imcore.asking import Asking, ask_all
@@ -39,6 +40,10 @@ from imcore.streams import calls, wire
 from imcore.streams.calls import Call
 from imcore.streams.keys import Keyspace
 from imcore.values import Receipt
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 ADDED, DROPPED, PUSHED, ANSWERED = b"ssubscribe", b"sunsubscribe", b"smessage", b"pong"
 
@@ -243,19 +248,29 @@ class Core:
         of = self._channels.at(channel)
         kind, fields = wire.push(data)
         if isinstance(of, Room) and kind in _MESSAGES:
-            self._following.pushed(of, *_MESSAGES[kind](fields))
+            if pushed := _read(_MESSAGES[kind], fields):
+                self._following.pushed(of, *pushed)
         elif isinstance(of, Inbox) and kind == b"d":
             if self._manner.receipts == "push":
-                self._telling.pushed(of, wire.pushed_receipts(fields))
-        elif isinstance(of, Inbox):
+                self._telling.pushed(of, _read(wire.pushed_receipts, fields) or [])
+        elif isinstance(of, Inbox) and kind in {b"j", b"l"}:
             self._membership(kind, fields, of)
 
     def _membership(self, kind: bytes, fields: list[bytes], inbox: Inbox) -> None:
-        gid = fields[0].decode()
+        gid = wire.text(fields[0])
         for session in list(inbox.sessions):
             if fields[1:]:
                 self._following.begin_again(session, gid)
             (self._following.follow if kind == b"j" else self._following.unfollow)(session, gid)
+
+
+def _read(read: Callable[[list[bytes]], T], fields: list[bytes]) -> T | None:
+    """Return what a push says; None if it is none of ours: what is missing then is pulled."""
+    try:
+        return read(fields)
+    except ValueError as error:
+        log.debug("a push cannot be read: %s", error)
+        return None
 
 
 _MESSAGES = {b"m": wire.pushed_message, b"r": wire.pushed_recall}

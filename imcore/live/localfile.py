@@ -23,6 +23,11 @@ _PASSING = {
     *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_PROTOCOL),
 }
 """What is no fault of the file. SQLite says so of a missing table too, and of a text that is not UTF-8: these are."""
+_OF_THE_VALUE = (
+    *(UnicodeEncodeError, OverflowError),
+    *(sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError),
+)
+"""What is raised for a value that SQLite does not take: of another type, too long, too large."""
 _WAYS_OUT = "free it, set IM_DATA_DIR to another folder, or leave it out (--no-local)"
 
 Values = Mapping[str, object] | Sequence[object]
@@ -105,7 +110,7 @@ class LocalFile:
             yield
         except UnicodeDecodeError as error:  # of SQLite's own words, which quote the file
             raise self.damaged() from error
-        except (UnicodeEncodeError, OverflowError, sqlite3.IntegrityError, sqlite3.ProgrammingError) as error:
+        except _OF_THE_VALUE as error:
             raise InvalidInput(f"the local database cannot keep this: {error}") from error
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _PASSING:
