@@ -19,7 +19,6 @@ _SEP = SEPARATOR.encode()
 _SEQ, _UID, _SPAN, _CID, _SENT, _UP, _TEXT = range(1, 15, 2)
 _EXTRA = 14
 _RECALLED = [b"recalled", b"1"]
-_MOST_DIGITS = len(str(msgids.HIGHEST))
 
 
 def message(gid: str, entry: Entry) -> Message:
@@ -31,50 +30,55 @@ def message(gid: str, entry: Entry) -> Message:
         seq=number(values[_SEQ]) or 0,
         sender_uid=text(values[_UID]),
         content=text(values[_TEXT]),
-        client_msgid=text(values[_CID]) or None,
-        sent_at=_time(_sent_at_ms(values[_SENT])),
-        recalled=values[_EXTRA:] == _RECALLED,
-        recalls=_recalls(values),
+        client_msgid=text(values[_CID]) if values[_CID] else None,
+        sent_at=_time(_sent_at_ms(values[_SENT])) if values[_SENT] else None,
+        recalled=len(values) > _EXTRA and values[_EXTRA:] == _RECALLED,
+        recalls=_recalls(values) if len(values) > _EXTRA else None,
     )
 
 
 def text(raw: bytes) -> str:
     """Return the text of some bytes. What is not UTF-8 in them becomes U+FFFD."""
-    return raw.decode(errors="replace")
+    return raw.decode("utf-8", "replace")
 
 
 def number(raw: bytes) -> int | None:
     """Return a whole number from 0 to the highest packed msgid; None for anything else."""
-    if len(raw) > _MOST_DIGITS or not raw.isdigit():
+    try:
+        found = int(raw)
+    except ValueError:
         return None
-    return found if (found := int(raw)) <= msgids.HIGHEST else None
+    return found if 0 <= found <= msgids.HIGHEST else None
 
 
 def _recalls(values: list[bytes]) -> str | None:
-    """Return the msgid that an entry recalls, if it is a tombstone."""
     recalls = number(values[_EXTRA + 1]) if _is_tombstone(values) else None
     return msgids.unpack(recalls) if recalls else None
 
 
 def _is_tombstone(values: list[bytes]) -> bool:
-    return values[_EXTRA : _EXTRA + 1] == [b"recalls"] and len(values) > _EXTRA + 1
+    return values[_EXTRA] == b"recalls" and len(values) > _EXTRA + 1
 
 
 def _sent_at_ms(raw: bytes) -> int | None:
     """Return a client's time in ms since 1970; None without one, and for what is no time of the years 1 to 9999."""
-    digits = raw.removeprefix(b"-")
-    if not digits.isdigit() or len(digits) > _MOST_DIGITS:
+    try:
+        found = int(raw)
+    except ValueError:
         return None
-    return found if msgids.EARLIEST_MS <= (found := int(raw)) <= msgids.LATEST_MS else None
+    return found if msgids.EARLIEST_MS <= found <= msgids.LATEST_MS else None
 
 
 def _time(ms: int | None) -> datetime | None:
-    return None if ms is None or not msgids.EARLIEST_MS <= ms <= msgids.LATEST_MS else msgids.from_ms(ms)
+    try:
+        return None if ms is None else msgids.from_ms(ms)
+    except ValueError:
+        return None
 
 
 def values_of(fields: list[bytes] | dict[bytes, bytes]) -> list[bytes]:
     """Return fields and values in turn, in whichever form the client answered a plain command."""
-    return [text for pair in fields.items() for text in pair] if isinstance(fields, dict) else fields
+    return [each for pair in fields.items() for each in pair] if isinstance(fields, dict) else fields
 
 
 def message_row(gid: str, msgid: int, values: list[bytes]) -> MessageRow:
@@ -90,8 +94,8 @@ def message_row(gid: str, msgid: int, values: list[bytes]) -> MessageRow:
         _whole(values[_SPAN]) if values[_SPAN] else None,
         values[_TEXT].decode(),
         values[_CID].decode() or None,
-        _sent_at_ms(values[_SENT]),
-        _whole(values[_EXTRA + 1]) if _is_tombstone(values) else None,
+        _sent_at_ms(values[_SENT]) if values[_SENT] else None,
+        _whole(values[_EXTRA + 1]) if len(values) > _EXTRA and _is_tombstone(values) else None,
     )
 
 
@@ -126,8 +130,8 @@ def pushed_message(fields: list[bytes]) -> tuple[int, Message]:
         seq=int(seq),
         sender_uid=text(uid),
         content=text(content),
-        client_msgid=text(cid) or None,
-        sent_at=_time(_sent_at_ms(sent)),
+        client_msgid=text(cid) if cid else None,
+        sent_at=_time(_sent_at_ms(sent)) if sent else None,
     )
 
 

@@ -431,6 +431,16 @@ def test_a_one_to_one_chat_may_be_called_as_tables_show_it() -> None:
     assert lines("pull", "bob", str(sent["gid"])) == lines("pull", "bob", "dm:ann")
 
 
+def test_a_one_to_one_chat_is_called_so_however_long_the_others_name_is() -> None:
+    long = "x" * 128
+    [sent] = lines("dm", long, "hi", "--from", "ann")
+    called = f"dm:{long}"
+    assert lines("send", called, "there", "--from", "ann")[0]["gid"] == sent["gid"]
+    assert [line["content"] for line in lines("log", "ann", called)] == ["hi", "there"]
+    assert lines("pull", "ann", called) == []
+    assert lines("ack", "ann", called)[0]["gid"] == sent["gid"]
+
+
 @pytest.mark.parametrize(
     ("args", "why"),
     [
@@ -450,6 +460,8 @@ def test_a_one_to_one_chat_may_be_called_as_tables_show_it() -> None:
         (["ack", "ann", "team", "soon"], "'soon' is not a msgid"),
         (["ack", "ann", "team", "1767225600000-0"], "not been issued yet"),
         (["status", "team", "0-0"], "is not a msgid"),
+        (["ack", "ann", "team", "99999999999999-0"], "is not a msgid: the last possible one is 2677348427775-8191"),
+        (["recall", "team", "1767225600000-8192", "--by", "ann", "--yes"], "its second number is at most 8191"),
     ],
 )
 def test_bad_input_is_one_line_and_1(args: list[str], why: str) -> None:
@@ -574,6 +586,40 @@ def test_a_dead_letter_is_dropped_only_if_that_is_meant(dead_id: str) -> None:
     assert lines("dead", "list") == []
     assert "there is no dead letter" in refused("dead", "drop", dead_id, "--yes")
     assert "is not the id of a dead letter" in refused("dead", "show", "soon\x1b[2J")
+
+
+@pytest.mark.parametrize(
+    ("dead_id", "why"),
+    [
+        ("soon", "'soon' is not the id of a dead letter: it looks like 3:1767225600000-0"),
+        ("3", "'3' is not the id of a dead letter: it looks like 3:1767225600000-0"),
+        ("1767225600000-0", "'1767225600000-0' is not the id of a dead letter: it looks like 3:1767225600000-0"),
+        ("8:1767225600000-0", "there is no dead letter 8:1767225600000-0: the first number, the partition, is 0 to 7"),
+        ("9" * 60 + ":1-1", "there is no dead letter 999999999999...999999999:1-1: the first number"),
+        (f"3:{2**64}-0", f"there is no dead letter 3:{2**64}-0: no entry has a number over {2**64 - 1}"),
+        (f"3:1-{2**64}", f"there is no dead letter 3:1-{2**64}: no entry has a number over {2**64 - 1}"),
+        ("3:1-" + "9" * 5000, "there is no dead letter 3:1-99999999...9999999999999: no entry has a number over"),
+        (f"3:{2**64 - 1}-{2**64 - 1}", f"there is no dead letter 3:{2**64 - 1}-{2**64 - 1}: `im dead list` shows"),
+        ("3:0-0", "there is no dead letter 3:0-0: `im dead list` shows them all"),
+    ],
+)
+def test_what_is_wrong_with_the_id_of_a_dead_letter_is_said(dead_id: str, why: str) -> None:
+    for words in (["show", dead_id], ["requeue", dead_id], ["drop", dead_id, "--yes"]):
+        assert refused("dead", *words).startswith(why)
+
+
+def test_a_dead_letter_that_somebody_has_written_hides_no_other(chat: Chat, dead_id: str) -> None:
+    # Given
+    letters = chat.link.space.dead_letters(0)
+    chat.link.client.xadd(letters, {"dead_deliveries": "many", b"\xff": b"\xff"}, id="5-1")
+    chat.link.client.xadd(letters, {"kind": "msg"}, id="99999999999999999-0")
+    # When, then
+    found = {line["id"]: line for line in lines("dead", "list")}
+    assert {"0:5-1", "0:99999999999999999-0", dead_id} == set(found)
+    assert found["0:5-1"]["deliveries"] == 0
+    assert found["0:99999999999999999-0"]["time"] == "9999-12-31T23:59:59.999Z"
+    assert lines("dead", "drop", "0:05-01", "--yes") == [{"id": "0:05-01", "dropped": True}]
+    assert "0:5-1" not in im("dead", "list").stdout
 
 
 def test_of_many_dead_letters_those_are_shown_that_were_handled(chat: Chat, dead_id: str) -> None:
