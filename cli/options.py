@@ -4,7 +4,8 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO, Concatenate, ParamSpec
+from io import BufferedIOBase
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, cast
 
 import click
 
@@ -45,11 +46,11 @@ class Invocation:
         output.show(records if self.json else map(readable, records), columns, as_json=self.json)
 
 
-def standard_input() -> BinaryIO:
+def standard_input() -> BufferedIOBase:
     """Return stdin, as bytes. Raise InvalidInput where there is none."""
     if sys.stdin is None:
         raise InvalidInput("stdin is closed: there is nothing to read")
-    return sys.stdin.buffer
+    return cast("BufferedIOBase", sys.stdin.buffer)
 
 
 class NumberRange(click.FloatRange):
