@@ -283,9 +283,12 @@ def test_what_trim_keeps_has_one_limit_as_an_option_and_as_a_setting(
     monkeypatch: pytest.MonkeyPatch, option: str, setting: str, per_unit: int
 ) -> None:
     asked: list[int | None] = []
-    monkeypatch.setattr(
-        "imcore.admin.retention.trim", lambda _, **limits: asked.append(limits[setting]) or TrimSummary()
-    )
+
+    def trimmed(_: object, **limits: int | None) -> TrimSummary:
+        asked.append(limits[setting])
+        return TrimSummary(journal_entries=1)
+
+    monkeypatch.setattr("imcore.admin.retention.trim", trimmed)
     [highest] = [re.search(r"0<=x<=(\d+)", line) for line in im("trim", option, str(10**20)).stderr.splitlines()][-1:]
     assert highest
     most = int(highest[1])
