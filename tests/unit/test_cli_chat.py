@@ -1,7 +1,9 @@
 """The chat commands against a real Chat on fakeredis: their JSON, their tables, and what is refused."""
 
 import json
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from cli.options import Invocation
 from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.client import Client
-from imcore.errors import RedisFull, RedisUnavailable
+from imcore.errors import LocalDatabaseError, RedisFull, RedisUnavailable
 from imcore.live.localdb import LocalDatabase, path_of
 from imcore.settings import Settings
 from imcore.streams import receipt_calls
@@ -380,6 +382,102 @@ def test_a_local_database_that_cannot_be_written_says_what_to_do(chat: Chat, tmp
         assert "IM_DATA_DIR" in line
         assert "--no-local" in line
     assert lines("pull", "ann", "--no-local") == []
+
+
+def _a_file_where_the_folder_is_to_be(path: Path, _: pytest.MonkeyPatch) -> None:
+    path.parent.write_text("a file")
+
+
+def _damaged(path: Path, _: pytest.MonkeyPatch) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"no database" * 1000)
+
+
+def _of_something_else(path: Path, _: pytest.MonkeyPatch) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+
+
+def _of_another_user(path: Path, _: pytest.MonkeyPatch) -> None:
+    LocalDatabase(path, "eve").close()
+
+
+def _a_full_disk(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+
+    def full(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*args, **options)
+        connection.execute("PRAGMA max_page_count = 3")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", full)
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    [_a_file_where_the_folder_is_to_be, _damaged, _of_something_else, _of_another_user, _a_full_disk],
+)
+@pytest.mark.parametrize("uid", ["ann", "stranger"])
+def test_what_could_not_be_kept_is_not_sent(
+    chat: Chat,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    obstacle: Callable[[Path, pytest.MonkeyPatch], None],
+    uid: str,
+) -> None:
+    # Given
+    chat.create_group("team", ["ann", "bob"])
+    msgid = chat.send("team", "first", sender_uid="ann").msgid
+    obstacle(path_of(tmp_path, uid), monkeypatch)
+    before = sorted(tmp_path.rglob("*"))
+    commands = [["send", "team", "hi", "--from", uid], ["dm", "bob", "hi", "--from", uid]]
+    commands += [["recall", "team", msgid, "--by", uid, "--yes"]]
+    # When, then
+    for words in commands:
+        assert "database" in refused(*words)
+        assert [(group.gid, group.messages) for group in chat.groups()] == [("team", 1)]
+        assert sorted(tmp_path.rglob("*")) == before
+    # And without a local database
+    assert [line["content"] for line in lines("dm", "bob", "hi", "--from", uid, "--no-local")] == ["hi"]
+
+
+def test_nothing_is_left_of_a_sender_whose_name_was_mistyped(chat: Chat, tmp_path: Path) -> None:
+    chat.create_group("team", ["ann", "bob"])
+    assert refused("send", "team", "hi", "--from", "amn") == "'amn' is not a member of 'team'"
+    assert refused("recall", "team", "1767225600000-0", "--by", "amn", "--yes").endswith("is not a message of 'team'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_connection_that_was_opened_before_a_send_keeps_it(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a folder that goes away while something is sent
+    chat.create_group("team", ["ann", "bob"])
+    send = Chat.send
+
+    def send_and_hide(self: Chat, *args: Any, **options: Any) -> Message:
+        path_of(tmp_path, "ann").parent.rename(tmp_path / "hidden")
+        return send(self, *args, **options)
+
+    monkeypatch.setattr(Chat, "send", send_and_hide)
+    # When
+    assert lines("send", "team", "hi", "--from", "ann")[0]["content"] == "hi"
+    # Then
+    monkeypatch.undo()
+    with LocalDatabase(tmp_path / "hidden" / path_of(tmp_path, "ann").name, "ann", read_only=True) as local:
+        assert [line.content for line in local.log()] == ["hi"]
+
+
+def test_what_cannot_be_kept_after_all_is_said_to_be_stored(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise LocalDatabaseError("the disk has broken")
+
+    chat.create_group("team", ["ann", "bob"])
+    monkeypatch.setattr(Client, "keep", fail)
+    result = im("send", "team", "hi", "--from", "ann")
+    [message] = chat.pull("bob")
+    assert (result.exit_code, result.stderr) == (0, f"im: {message.msgid} is stored, but the disk has broken\n")
 
 
 def test_status_takes_a_limit_and_0_is_all() -> None:

@@ -1,5 +1,6 @@
 import os
 import random
+import re
 import sqlite3
 import stat
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -251,6 +253,43 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "clients").write_text("a file, where a folder must be")
     with pytest.raises(LocalDatabaseError, match="cannot be used"):
         LocalDatabase(path_of(tmp_path, "bob"), "bob", exclusive=True)
+
+
+# Whether it could be used.
+
+
+def test_of_a_trial_nothing_is_left(tmp_path: Path) -> None:
+    for path in (path_of(tmp_path / "new" / "imcore", "bob"), path_of(tmp_path, "bob")):
+        LocalDatabase.try_out(path, "bob", 100_000)
+    assert [each.name for each in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_trial_leaves_alone_what_is_there(local: LocalDatabase) -> None:
+    local.keep([message(1)])
+    before = sorted(local.path.parent.iterdir())
+    LocalDatabase.try_out(local.path, "bob", 10)
+    assert sorted(local.path.parent.iterdir()) == before
+    assert [line.content for line in local.log()] == ["words 1"]
+
+
+@pytest.mark.parametrize(("pages", "size"), [(3, 10), (30, 200_000)])
+def test_a_trial_finds_out_that_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int, size: int
+) -> None:
+    # Given a disk with room for so many pages
+    connect = sqlite3.connect
+
+    def full(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*args, **options)
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", full)
+    path = path_of(tmp_path, "bob")
+    # When, then
+    with pytest.raises(LocalDatabaseError, match=re.escape(f"the local database {path} cannot be used now: ")):
+        LocalDatabase.try_out(path, "bob", size)
+    assert list(tmp_path.iterdir()) == []
 
 
 # What the server hands over.
