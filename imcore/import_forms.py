@@ -5,19 +5,19 @@ Anything else is told once, by its name, before anything is imported.
 
 import codecs
 import json
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedIOBase, BytesIO
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
+from imcore import gzip_stream
 from imcore.errors import InvalidInput
+from imcore.gzip_stream import DamagedGzip, GzipStream, TruncatedGzip
 from imcore.wrong_forms import BYTES_OF_MAGIC, Form, array, by_look, by_magic, may_be_array
 
 CHUNK_BYTES = 1 << 16
-"""How much is read, or decompressed, at once."""
+"""How much is read at once."""
 
 OTHER_KEYS_BYTES = 16 << 20
 """How much a line may hold besides a content: keys that nobody knows are ignored."""
@@ -28,8 +28,6 @@ _BYTES_IN_JSON = 6
 _LINES_LOOKED_AT = 100
 _BYTES_LOOKED_AT = 8 << 20
 
-_GZIP = b"\x1f\x8b"
-_GZIP_FORMAT = 16 + zlib.MAX_WBITS
 # UTF-32 first: in little endian its mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -63,11 +61,13 @@ class EventLines:
         self._source = source
         longest = _BYTES_IN_JSON * max_content_bytes + OTHER_KEYS_BYTES
         try:
-            head, decoded = _decoded(self._chunks())
+            head, rest, gzip = _decoded(self._chunks())
         except _DAMAGE as error:
             raise InvalidInput(f"{name} cannot be read: {_reason(error)}") from error
         _refuse(by_magic(head), name)
-        lines = _split(chain([head], decoded), longest)
+        lines = _split(chain([head], rest), longest)
+        if gzip:
+            lines = _until_damage(lines, gzip)
         self._lines = chain(_looked_at(lines, head, name), lines)
 
     def __iter__(self) -> Iterator[Line]:
@@ -102,11 +102,10 @@ def json_object(line: bytes) -> dict[str, Any]:
 # From bytes to bytes in UTF-8.
 
 
-class _Truncated(Exception):
-    """Compressed data ends before its end."""
+_DAMAGE = (OSError, UnicodeError, DamagedGzip, TruncatedGzip)
 
 
-_DAMAGE = (OSError, UnicodeError, zlib.error, _Truncated)
+_DAMAGED = "the gzip data is damaged, which may have changed lines before this one"
 
 
 def _reason(error: Exception) -> str:
@@ -114,18 +113,28 @@ def _reason(error: Exception) -> str:
         return error.strerror or str(error)
     if isinstance(error, UnicodeError):
         return f"it is not valid {getattr(error, 'encoding', 'text').upper()}"
-    return "the gzip data is cut off" if isinstance(error, _Truncated) else "the gzip data is damaged"
+    return "the gzip data is cut off" if isinstance(error, TruncatedGzip) else _DAMAGED
 
 
-def _decoded(chunks: Chunks) -> tuple[bytes, Chunks]:
-    """Return the beginning in UTF-8, long enough to tell what it is, and what comes after it."""
+class _Decoded(NamedTuple):
+    """A source in UTF-8: its beginning, long enough to tell what it is, what comes after it, and where from."""
+
+    head: bytes
+    rest: Chunks
+    gzip: GzipStream | None
+
+
+def _decoded(chunks: Chunks) -> _Decoded:
+    gzip = None
     head, chunks = _peeked(chunks)
-    if head.startswith(_GZIP):
-        head, chunks = _peeked(_gunzipped(chain([head], chunks)))
+    if head.startswith(gzip_stream.MAGIC):
+        gzip = GzipStream(chain([head], chunks))
+        head, chunks = _peeked(iter(gzip))
     for mark, encoding in _MARKS:
         if head.startswith(mark):
-            return _peeked(_recoded(chain([head[len(mark) :]], chunks), encoding))
-    return head, chunks
+            head, chunks = _peeked(_recoded(chain([head[len(mark) :]], chunks), encoding))
+            break
+    return _Decoded(head, chunks, gzip)
 
 
 def _peeked(chunks: Chunks) -> tuple[bytes, Chunks]:
@@ -146,44 +155,6 @@ def _peeked(chunks: Chunks) -> tuple[bytes, Chunks]:
 def _raising(error: Exception) -> Chunks:
     raise error
     yield b""
-
-
-def _gunzipped(chunks: Chunks) -> Chunks:
-    """Decompress one member after the other, each little by little, however much it becomes."""
-    member = None
-    for chunk in chunks:
-        rest = chunk
-        # Between members, and behind the last one, there may be zeros.
-        while rest := rest if member else rest.lstrip(b"\0"):
-            member = member or zlib.decompressobj(_GZIP_FORMAT)
-            yield from _inflated(member, rest)
-            rest = member.unused_data
-            member = None if member.eof else member
-    if member:
-        raise _Truncated
-
-
-def _inflated(member: Any, data: bytes) -> Chunks:
-    while True:
-        before = member.copy()
-        try:
-            piece = member.decompress(data, CHUNK_BYTES)
-        except zlib.error:
-            yield _before_the_damage(before, data)
-            raise
-        yield piece
-        data = member.unconsumed_tail
-        if member.eof or (not data and len(piece) < CHUNK_BYTES):
-            return
-
-
-def _before_the_damage(member: Any, data: bytes) -> bytes:
-    """Return what comes out of damaged data, byte by byte: in one piece, zlib would keep it back."""
-    found = bytearray()
-    with suppress(zlib.error):
-        for at in range(len(data)):
-            found += member.decompress(data[at : at + 1])
-    return bytes(found)
 
 
 def _recoded(chunks: Chunks, encoding: str) -> Chunks:
@@ -217,6 +188,16 @@ def _split(chunks: Chunks, longest: int) -> Iterator[Line]:
         yield Unreadable(f"the rest cannot be read: {_reason(error)}")
         return
     if line := begun.end():
+        yield line
+
+
+def _until_damage(lines: Iterator[Line], gzip: GzipStream) -> Iterator[Line]:
+    """Yield the lines. If they come from damaged data, end at the first that is no object: nothing after it is sure."""
+    for line in lines:
+        is_sound = isinstance(line, Unreadable) or is_blank(line) or not _why_no_object(line)
+        if not is_sound and gzip.is_damaged():
+            yield Unreadable(f"the rest cannot be read: {_DAMAGED}")
+            return
         yield line
 
 
