@@ -100,11 +100,11 @@ class Sender:
 @contextmanager
 def sender_of(run: Invocation, chat: "Chat", uid: str, content: str = "") -> Iterator[Sender]:
     """Make sure that a message with this content can be kept. Raise LocalDatabaseError: then nothing is to be sent."""
-    from imcore.live.localdb import LocalDatabase, path_of  # noqa: PLC0415
+    from imcore.live.localdb import path_of, try_out  # noqa: PLC0415
 
     path = path_of(run.settings().data_dir, uid)
     is_known = path.exists() or bool(chat.groups_of(uid))
-    LocalDatabase.try_out(path, uid, len(content.encode(errors="replace")))
+    try_out(path, uid, len(content.encode(errors="replace")))
     with client_of(run, chat, uid) if is_known else nullcontext() as client:
         yield Sender(run, chat, uid, client)
 

@@ -144,7 +144,7 @@ class Chat:
 
     def group(self, gid: str) -> Group:
         """Return what a group is now."""
-        return self.link.run(calls.group(self.link.space, check_handed_over(gid, "gid")))
+        return self.link.run(calls.group(self.link.space, check_name(gid, "gid")))
 
     def groups(self) -> Iterator[Group]:
         """Yield all groups, by gid."""
@@ -157,7 +157,9 @@ class Chat:
             }
         )
         for i in range(0, len(found), CHUNK):
-            yield from self.link.run_many([calls.group(space, gid) for gid in found[i : i + CHUNK]])
+            for group in self.link.gather([calls.group(space, gid) for gid in found[i : i + CHUNK]]):
+                if not isinstance(group, UnknownGroup):
+                    yield raised(group)
 
     def members(self, gid: str) -> Iterator[Member]:
         """Yield the current members of a group, by uid."""
@@ -169,16 +171,19 @@ class Chat:
             yield from self._members(gid, uids[i : i + CHUNK])
 
     def _members(self, gid: str, uids: Sequence[str]) -> Iterator[Member]:
-        online = self.online(uids)
+        online = self._online(uids)
         for uid, position in zip(uids, self.history.positions(gid, uids), strict=True):
             if position:
                 yield Member(gid, uid, position.last_ack_msgid, position.unread, online=uid in online)
 
     def online(self, uids: Iterable[str]) -> set[str]:
         """Return those of the users who have a live session."""
+        return self._online(check_uids(uids))
+
+    def _online(self, uids: Iterable[str]) -> set[str]:
         space = self.link.space
         by_partition: dict[int, list[str]] = {}
-        for uid in check_uids(uids):
+        for uid in uids:
             by_partition.setdefault(space.partition_of(uid), []).append(uid)
         batch = [session_calls.online(space, partition, some) for partition, some in by_partition.items()]
         answers = self.link.run_many(batch)
@@ -276,7 +281,7 @@ class Chat:
         check_name(uid, "uid")
         check_limit(limit)
         if gid is not None:
-            return list(self.history.after_offset(check_handed_over(gid, "gid"), uid, limit=limit))
+            return list(self.history.after_offset(check_name(gid, "gid"), uid, limit=limit))
         return [message for each in self.groups_of(uid) for message in self._pull_if_member(each, uid, limit)]
 
     def _pull_if_member(self, gid: str, uid: str, limit: int | None) -> list[Message]:
@@ -317,11 +322,11 @@ class Chat:
     def status(self, gid: str, *, limit: int = 20) -> list[MessageTally]:
         """Return the tallies of the newest messages (0: of all), oldest first."""
         check_limit(limit, lowest=0)
-        return self.history.newest(check_handed_over(gid, "gid"), limit=limit)
+        return self.history.newest(check_name(gid, "gid"), limit=limit)
 
     def tally(self, gid: str, msgid: str) -> Tally:
         """Return how many have read a message and how many have not. Raise UnknownMessage."""
-        return Tally(gid, msgid, *self.history.tallies(check_handed_over(gid, "gid"), [check_msgid(msgid)])[0])
+        return Tally(gid, msgid, *self.history.tallies(check_name(gid, "gid"), [check_msgid(msgid)])[0])
 
     def tallies(self, gid: str, msgids: Iterable[str]) -> list[Tally]:
         """Return how many have read each of a group's messages, and how many have not; what is none is left out.
@@ -338,7 +343,7 @@ class Chat:
 
         The times are None before a worker has stored any, and while the database is away, which is logged as a warning.
         """
-        return self.history.status(check_handed_over(gid, "gid"), check_msgid(msgid))
+        return self.history.status(check_name(gid, "gid"), check_msgid(msgid))
 
     def receipts(self, uid: str, *, limit: int | None = None) -> list[Receipt]:
         """Return the tallies of the user's own messages that changed since they were confirmed, by gid and age.

@@ -110,6 +110,24 @@ def path_of(data_dir: Path, uid: str) -> Path:
     return data_dir / "clients" / f"{hashlib.sha256(uid.encode()).hexdigest()[:32]}.db"
 
 
+def try_out(path: Path, uid: str, content_bytes: int) -> None:
+    """Make sure that a message of so many bytes could be kept at a path: keep one in another file there.
+
+    Nothing is left of that. What is at the path is not looked at. Raise LocalDatabaseError.
+    """
+    scratch = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.try")
+    new_folders = [folder for folder in (path.parent, path.parent.parent) if not folder.exists()]
+    try:
+        with closing(LocalFile(scratch, uid, SCHEMA, called=path)) as file, file.transaction() as connection:
+            connection.execute(_INSERT, ("", 0, 0, uid, "x" * content_bytes, None, None, None))
+    finally:
+        with suppress(OSError):
+            for ending in ("-shm", "-wal", ""):
+                scratch.with_name(scratch.name + ending).unlink(missing_ok=True)
+            for folder in new_folders:
+                folder.rmdir()
+
+
 class LocalDatabase:
     """One user's messages on one device.
 
@@ -128,24 +146,6 @@ class LocalDatabase:
         self.uid = uid
         self._file = LocalFile(path, uid, SCHEMA, exclusive=exclusive, read_only=read_only)
         self._warnings = RateLimitedWarnings(log)
-
-    @staticmethod
-    def try_out(path: Path, uid: str, content_bytes: int) -> None:
-        """Make sure that a message of so many bytes could be kept at a path: keep one in another file there.
-
-        Nothing is left of that. What is at the path is not looked at. Raise LocalDatabaseError.
-        """
-        scratch = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.try")
-        new_folders = [folder for folder in (path.parent, path.parent.parent) if not folder.exists()]
-        try:
-            with closing(LocalFile(scratch, uid, SCHEMA, called=path)) as file, file.transaction() as connection:
-                connection.execute(_INSERT, ("", 0, 0, uid, "x" * content_bytes, None, None, None))
-        finally:
-            with suppress(OSError):
-                for ending in ("-shm", "-wal", ""):
-                    scratch.with_name(scratch.name + ending).unlink(missing_ok=True)
-                for folder in new_folders:
-                    folder.rmdir()
 
     def __enter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ import pytest
 from cli.records import iso
 from imcore import Arrived, Chat, Gateway, Message, Receipt
 from imcore import msgid as msgids
+from imcore.admin.stats import online_uids
 from imcore.client import Client
 from imcore.errors import UnknownMessage
 from imcore.live.localdb import LocalDatabase
@@ -256,6 +257,45 @@ def test_a_group_with_a_name_that_no_command_takes_is_served_like_others(
     assert not any(chat.ack("bob", each, msgid).advanced for each, msgid in pulled.items())
     assert [(receipt.gid, receipt.read) for receipt in chat.receipts("ann")] == []
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("uid", ["u" * 1000, "a\nb", " ", ""])
+def test_a_member_with_a_name_that_no_command_takes_hides_no_other(chat: Chat, uid: str) -> None:
+    # Given a member whom another program has added, and what they say
+    link = chat.link
+    link.run(calls.add_members(link.space, "g", [uid]))
+    sent = chat.send("g", "hi", sender_uid="ann")
+    link.run(calls.send(link.space, "g", [Draft(uid, "hello")], 1000))
+    # When, then
+    assert {member.uid for member in chat.members("g")} == {"ann", "bob", uid}
+    assert set(chat.message_status("g", sent.msgid).unread_by) == {"bob", uid}
+    assert [message.sender_uid for message in chat.pull("bob")] == ["ann", uid]
+    assert chat.ack("bob", "g").advanced
+    worker = ReceiptsWorker(link, None, chat.settings)  # type: ignore[arg-type]
+    wait_until(lambda: not worker.step())
+    assert [receipt.read for receipt in chat.receipts("ann")] == [1]
+
+
+def test_names_that_are_not_utf8_hide_no_other(chat: Chat) -> None:
+    # Given
+    space, client = chat.link.space, chat.link.client
+    sent = chat.send("g", "hi", sender_uid="ann")
+    client.sadd(space.groups(0), b"\xff", "gone")
+    client.sadd(space.groups_of(0, "bob"), b"\xff", "gone")
+    for key in (space.group("g").acked, space.group("g").joined):
+        client.zadd(key, {b"jos\xe9": 0})
+    chat.begin_session("bob")
+    client.zadd(space.online(0), {b"jos\xe9": 10**15})
+    # When, then
+    assert [group.gid for group in chat.groups()] == ["g"]
+    assert [message.msgid for message in chat.pull("bob")] == [sent.msgid]
+    assert [unread.unread for unread in chat.unread("bob")] == [1]
+    assert {"ann", "bob"} <= {member.uid for member in chat.members("g")}
+    assert "bob" in chat.message_status("g", sent.msgid).unread_by
+    assert "bob" in online_uids(chat)
+    with chat.gateway() as gateway:
+        gateway.open("bob")
+        wait_until(lambda: sent.msgid in _messages(gateway))
 
 
 def _messages(gateway: Gateway) -> list[str]:

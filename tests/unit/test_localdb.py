@@ -16,7 +16,7 @@ import pytest
 from imcore import msgid as msgids
 from imcore.direct import gid_of
 from imcore.errors import InvalidInput, LocalDatabaseError
-from imcore.live.localdb import PAGE, LocalDatabase, Unsettled, path_of
+from imcore.live.localdb import PAGE, LocalDatabase, Unsettled, path_of, try_out
 from imcore.values import Message, Receipt, Tally
 
 BASE = msgids.EPOCH_MS + 1000
@@ -260,14 +260,14 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 def test_of_a_trial_nothing_is_left(tmp_path: Path) -> None:
     for path in (path_of(tmp_path / "new" / "imcore", "bob"), path_of(tmp_path, "bob")):
-        LocalDatabase.try_out(path, "bob", 100_000)
+        try_out(path, "bob", 100_000)
     assert [each.name for each in tmp_path.iterdir()] == ["new"]
 
 
 def test_a_trial_leaves_alone_what_is_there(local: LocalDatabase) -> None:
     local.keep([message(1)])
     before = sorted(local.path.parent.iterdir())
-    LocalDatabase.try_out(local.path, "bob", 10)
+    try_out(local.path, "bob", 10)
     assert sorted(local.path.parent.iterdir()) == before
     assert [line.content for line in local.log()] == ["words 1"]
 
@@ -288,7 +288,7 @@ def test_a_trial_finds_out_that_there_is_no_room(
     path = path_of(tmp_path, "bob")
     # When, then
     with pytest.raises(LocalDatabaseError, match=re.escape(f"the local database {path} cannot be used now: ")):
-        LocalDatabase.try_out(path, "bob", size)
+        try_out(path, "bob", size)
     assert list(tmp_path.iterdir()) == []
 
 
