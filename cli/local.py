@@ -103,6 +103,7 @@ def sender_of(run: Invocation, chat: "Chat", uid: str, content: str = "") -> Ite
     from imcore.live.localdb import path_of, try_out  # noqa: PLC0415
 
     path = path_of(run.settings().data_dir, uid)
+    chat.link.require_functions(writes=True)  # as a send does: what comes before it only reads
     is_known = path.exists() or bool(chat.groups_of(uid))
     try_out(path, uid, len(content.encode(errors="replace")))
     with client_of(run, chat, uid) if is_known else nullcontext() as client:

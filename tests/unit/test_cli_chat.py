@@ -442,6 +442,12 @@ def test_what_could_not_be_kept_is_not_sent(
     assert [line["content"] for line in lines("dm", "bob", "hi", "--from", uid, "--no-local")] == ["hi"]
 
 
+def test_the_first_message_of_all_needs_no_worker(chat: Chat) -> None:
+    chat.link.client.function_flush()
+    assert lines("dm", "bob", "hi", "--from", "ann")[0]["seq"] == 1
+    assert [line["content"] for line in lines("log", "ann")] == ["hi"]
+
+
 def test_nothing_is_left_of_a_sender_whose_name_was_mistyped(chat: Chat, tmp_path: Path) -> None:
     chat.create_group("team", ["ann", "bob"])
     assert refused("send", "team", "hi", "--from", "amn") == "'amn' is not a member of 'team'"
