@@ -144,11 +144,12 @@ def pushed_recall(fields: list[bytes]) -> tuple[int, Message]:
 
 def pushed_receipts(fields: list[bytes]) -> list[Receipt]:
     """Return the receipts of a digest, a push of kind d. Raise ValueError for a push that is none."""
-    gid, version, *items = fields
+    first, version, *items = fields
+    gid = text(first)
     receipts = []
     for each, item in enumerate(items, int(version)):
         msgid, read, unread = map(int, item.split())
-        receipts.append(Receipt(text(gid), msgids.unpack(msgid), read, unread, each))
+        receipts.append(Receipt(gid, msgids.unpack(msgid), read, unread, each))
     return receipts
 
 
