@@ -1,7 +1,7 @@
 """The local database of the user that a command acts for."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import click
@@ -76,13 +76,38 @@ def complain_of_refused(flushed: "Flushed", besides: "Outgoing | None" = None) -
             output.complain(f"a message that waited in the outbox was refused (see `im log`): {reason}")
 
 
-def keep_sent(run: Invocation, chat: "Chat", uid: str, message: "Message") -> None:
-    """Keep what a user has sent; where that cannot be, say that it is sent all the same."""
-    try:
-        with client_of(run, chat, uid) as client:
-            client.keep([message])
-    except LocalDatabaseError as error:
-        output.complain(f"{message.msgid} is stored, but {error}")
+class Sender:
+    """What a user sends is kept in their local database, which is opened before anything is sent.
+
+    One that is not there is made by the first message that the server has taken: the user's name may be mistyped.
+    """
+
+    def __init__(self, run: Invocation, chat: "Chat", uid: str, client: "Client | None") -> None:
+        self.client = client
+        self._run = run
+        self._chat = chat
+        self._uid = uid
+
+    def keep(self, message: "Message") -> None:
+        """Keep what was sent. Where that cannot be all the same, say that it is sent."""
+        try:
+            with nullcontext(self.client) if self.client else client_of(self._run, self._chat, self._uid) as client:
+                client.keep([message])
+        except LocalDatabaseError as error:
+            output.complain(f"{message.msgid} is stored, but {error}")
+
+
+@contextmanager
+def sender_of(run: Invocation, chat: "Chat", uid: str, content: str = "") -> Iterator[Sender]:
+    """Make sure that a message with this content can be kept. Raise LocalDatabaseError: then nothing is to be sent."""
+    from imcore.live.localdb import path_of, try_out  # noqa: PLC0415
+
+    path = path_of(run.settings().data_dir, uid)
+    chat.link.require_functions(writes=True)  # as a send does: what comes before it only reads
+    is_known = path.exists() or bool(chat.groups_of(uid))
+    try_out(path, uid, len(content.encode(errors="replace")))
+    with client_of(run, chat, uid) if is_known else nullcontext() as client:
+        yield Sender(run, chat, uid, client)
 
 
 def show_stored(run: Invocation, chat: "Chat", uid: str, message: "Message") -> None:

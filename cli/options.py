@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, Concatenate, ParamSpec, cast
+from io import BufferedIOBase
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, cast
 
 import click
 
@@ -52,11 +53,11 @@ class Invocation:
         return readable(record, partial(times.shown, local=self.local_time, short=output.is_terminal(sys.stdout)))
 
 
-def standard_input() -> BinaryIO:
+def standard_input() -> BufferedIOBase:
     """Return stdin, as bytes. Raise InvalidInput where there is none."""
     if sys.stdin is None:
         raise InvalidInput("stdin is closed: there is nothing to read")
-    return sys.stdin.buffer
+    return cast("BufferedIOBase", sys.stdin.buffer)
 
 
 class NumberRange(click.FloatRange):

@@ -21,13 +21,22 @@ from imcore.errors import (
     UnknownUser,
 )
 from imcore.history import History, raised
-from imcore.limits import check_content, check_limit, check_list, check_msgid, check_name, check_time, check_uids
+from imcore.limits import (
+    check_content,
+    check_handed_over,
+    check_limit,
+    check_list,
+    check_msgid,
+    check_name,
+    check_time,
+    check_uids,
+)
 from imcore.live.gateway import Acks, Gateway, HowTold
 from imcore.live.listener import Listener
 from imcore.many import Many
 from imcore.receipts import Receipts
 from imcore.settings import Settings
-from imcore.streams import calls, session_calls
+from imcore.streams import calls, session_calls, wire
 from imcore.streams.calls import Draft, Target
 from imcore.streams.keys import SEPARATOR
 from imcore.streams.link import CHUNK, Link
@@ -137,34 +146,39 @@ class Chat:
         space = self.link.space
         found = sorted(
             {  # a scan may bring some of them twice
-                gid.decode()
+                wire.text(gid)
                 for partition in range(space.partitions)
                 for gid in self._scan("SSCAN", space.groups(partition))
             }
         )
         for i in range(0, len(found), CHUNK):
-            yield from self.link.run_many([calls.group(space, gid) for gid in found[i : i + CHUNK]])
+            for group in self.link.gather([calls.group(space, gid) for gid in found[i : i + CHUNK]]):
+                if not isinstance(group, UnknownGroup):
+                    yield raised(group)
 
     def members(self, gid: str) -> Iterator[Member]:
         """Yield the current members of a group, by uid."""
         self.group(gid)
         space = self.link.space
-        spans = {name.decode() for name in self._scan("ZSCAN", space.group(gid).acked)}
+        spans = {wire.text(name) for name in self._scan("ZSCAN", space.group(gid).acked)}
         uids = sorted(span for span in spans if SEPARATOR not in span)
         for i in range(0, len(uids), CHUNK):
             yield from self._members(gid, uids[i : i + CHUNK])
 
     def _members(self, gid: str, uids: Sequence[str]) -> Iterator[Member]:
-        online = self.online(uids)
+        online = self._online(uids)
         for uid, position in zip(uids, self.history.positions(gid, uids), strict=True):
             if position:
                 yield Member(gid, uid, position.last_ack_msgid, position.unread, online=uid in online)
 
     def online(self, uids: Iterable[str]) -> set[str]:
         """Return those of the users who have a live session."""
+        return self._online(check_uids(uids))
+
+    def _online(self, uids: Iterable[str]) -> set[str]:
         space = self.link.space
         by_partition: dict[int, list[str]] = {}
-        for uid in check_uids(uids):
+        for uid in uids:
             by_partition.setdefault(space.partition_of(uid), []).append(uid)
         batch = [session_calls.online(space, partition, some) for partition, some in by_partition.items()]
         answers = self.link.run_many(batch)
@@ -222,7 +236,7 @@ class Chat:
 
         Return for each what `ack` returns, or the error that it would raise. Raise InvalidInput before any is done.
         """
-        return self._many.ack(check_name(gid, "gid"), check_list(acks, "acks"))
+        return self._many.ack(check_handed_over(gid, "gid"), check_list(acks, "acks"))
 
     def recall(self, gid: str, msgid: str, *, by: str, admin: bool = False) -> Message:
         """Withdraw a message: its content is gone, and it is unread for nobody. Return the tombstone that members get.
@@ -287,7 +301,7 @@ class Chat:
         Raise NotMember, and UnknownMessage for a msgid that is not of this group or not issued yet.
         """
         check_name(uid, "uid")
-        check_name(gid, "gid")
+        check_handed_over(gid, "gid")
         packed = None if msgid is None else check_msgid(msgid)
 
         def attempt(seq: int | None) -> Ack:
@@ -314,7 +328,7 @@ class Chat:
 
         However many they are, and also where Redis has trimmed them.
         """
-        check_name(gid, "gid")
+        check_handed_over(gid, "gid")
         wanted = {check_msgid(msgid): msgid for msgid in check_list(msgids, "msgids")}
         found = zip(wanted.values(), self.history.tallies_or_why(gid, list(wanted)), strict=True)
         return [Tally(gid, msgid, *raised(counts)) for msgid, counts in found if not isinstance(counts, UnknownMessage)]

@@ -183,7 +183,7 @@ class Client:
         """Ask with whom the one-to-one chats are whose gid does not say it."""
         hidden = {gid for gid in gids if is_direct(gid) and peer_of(gid, self._uid) is None}
         for gid in hidden.difference(self._local.peers() if hidden else ()):
-            with suppress(TryAgain, UnknownGroup):  # a name is not worth it: it is asked for again
+            with suppress(TryAgain, UnknownGroup, InvalidInput):  # a name is not worth it: it is asked for again
                 for member in self._chat.members(gid):
                     self._local.note_peer(gid, member.uid)
 

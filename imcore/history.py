@@ -96,7 +96,7 @@ class History:
             yield from page.messages
             if not page.more:
                 return
-            start = msgids.pack(page.messages[-1].msgid)
+            start = msgids.position_of(page.messages[-1].msgid)
             limit = None if limit is None else limit - len(page.messages)
 
     def _messages(self, gid: str, rows: Sequence[MessageRow]) -> list[Message]:
@@ -142,7 +142,7 @@ class History:
             found += page.tallies
             if not page.more:
                 if page.trimmed:
-                    oldest = msgids.pack(found[-1].message.msgid) if found else page.trimmed + 1
+                    oldest = msgids.position_of(found[-1].message.msgid) if found else page.trimmed + 1
                     found += self._newest_trimmed(
                         gid, min(oldest, page.trimmed + 1), limit - len(found) if limit else None
                     )

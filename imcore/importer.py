@@ -1,6 +1,6 @@
 """Replays events of chat, such as another system's log, from JSON Lines."""
 
-import json
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +20,8 @@ from imcore.errors import (
     UnknownMessage,
 )
 from imcore.history import PAGE, raised
-from imcore.limits import check_content, check_name
+from imcore.import_forms import Line, Unreadable, is_blank, json_object
+from imcore.limits import check_content, check_name, check_time
 from imcore.streams import calls, wire
 from imcore.streams.calls import Draft, Sent
 
@@ -31,8 +32,8 @@ _NAMES = {"message": ("client_msgid",), "join": (), "leave": (), "rename": ("new
 
 _MOST_WAITING = 10_000
 
-_BOM = b"\xef\xbb\xbf"
-"""Some editors begin a file with it."""
+_FAR_YEAR = re.compile(r"[+-]?[0-9]{5,}-[0-9]{2}|[+-][0-9]{4}-[0-9]{2}|0000-[0-9]{2}", re.ASCII)
+"""ISO 8601 has more years than a time here."""
 
 
 @dataclass(slots=True)
@@ -59,12 +60,12 @@ class Event:
     new_uid: str = ""
     client_msgid: str = ""
     content: str = ""
-    sent_at: datetime | None = None
+    sent_at_ms: int | None = None
 
 
 def import_events(
     chat: Chat,
-    lines: Iterable[bytes],
+    lines: Iterable[Line],
     *,
     on_error: Callable[[int, str], None],
     on_progress: Callable[[int], None] | None = None,
@@ -79,7 +80,8 @@ def import_events(
     joins first, and a first event makes its group.
 
     A line that is not valid changes nothing: `on_error` gets its number, from 1, and the reason, and the rest goes on.
-    Blank lines are passed over. `on_progress` gets the bytes of each line.
+    Blank lines are passed over. `on_progress` gets the bytes of each line. The lines of a file in any form that people
+    have are `imcore.import_forms.EventLines`.
 
     Raise ConfigurationError for a database that cannot be used, RedisUnavailable, RedisFull or DatabaseUnavailable if
     that is so: then the same import can be run again. Where others change the same groups at the same time, all of it
@@ -88,10 +90,10 @@ def import_events(
     _make_ready(chat)
     run = _Import(chat, on_error)
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            run.take(number, line.removeprefix(_BOM))
+        if isinstance(line, Unreadable) or not is_blank(line):
+            run.take(number, line)
         if on_progress:
-            on_progress(len(line))
+            on_progress(0 if isinstance(line, Unreadable) else len(line))
     run.end()
     return run.summary
 
@@ -110,30 +112,15 @@ def _make_ready(chat: Chat) -> None:
 
 def parse(line: bytes, *, max_content_bytes: int) -> Event:
     """Return the event of a line. Raise InvalidInput if it is none."""
-    fields = _object(line)
+    fields = json_object(line)
     kind = fields.get("type")
     if not isinstance(kind, str) or kind not in _NAMES:
         raise InvalidInput(f"type must be one of {', '.join(_NAMES)}; it is {reprlib.repr(kind)}")
     event: dict[str, Any] = {name: check_name(_text(fields, name), name) for name in ("gid", "uid", *_NAMES[kind])}
-    sent_at = None
     if kind == "message":
         event["content"] = check_content(_text(fields, "content"), max_content_bytes)
-        sent_at = _time(fields.get("time"))
-    return Event(type=kind, sent_at=sent_at, **event)
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(line.decode())
-    except UnicodeDecodeError:
-        raise InvalidInput("the line is not valid UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise InvalidInput(f"the line is not JSON: {error.msg} at character {error.pos + 1}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets without end
-        raise InvalidInput(f"the line is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise InvalidInput("the line is not a JSON object")
-    return found
+        event["sent_at_ms"] = _time_ms(fields.get("time"))
+    return Event(type=kind, **event)
 
 
 def _text(fields: dict[str, Any], name: str) -> str:
@@ -145,18 +132,27 @@ def _text(fields: dict[str, Any], name: str) -> str:
     return value
 
 
-def _time(value: Any) -> datetime | None:
-    """The sender's time in UTC, as which one without a zone is taken."""
+def _time_ms(value: Any) -> int | None:
+    """Return the sender's time in ms since 1970. One without a zone is taken as UTC."""
     if value is None:
         return None
     try:
-        time = datetime.fromisoformat(value)
-        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidInput(f"time must be ISO 8601; it is {reprlib.repr(value)}") from None
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(_no_time(value, str(error))) from None
+    return check_time(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
-_Line = tuple[int, Event]
+def _no_time(value: Any, why: str) -> str:
+    shown = reprlib.repr(value)
+    if isinstance(value, str) and _FAR_YEAR.match(value):
+        return f"the time {shown} is not between the years 1 and 9999 in UTC"
+    if isinstance(value, str) and not why.startswith("Invalid isoformat"):
+        return f"the time {shown} cannot be read: {why}"  # as of February 30
+    return f"time must be ISO 8601; it is {shown}"
+
+
+_Numbered = tuple[int, Event]
 """An event with the number of its line."""
 
 
@@ -169,19 +165,21 @@ class _Import:
         self._on_error = on_error
         self._stored = _StoredMessages(chat)
         self._members: dict[str, int] = {}
-        self._waiting: dict[str, list[_Line]] = {}
+        self._waiting: dict[str, list[_Numbered]] = {}
         self._again: set[str] = set()
         """The groups of which an earlier run has stored messages of these."""
-        self._passed: dict[str, dict[str, _Line]] = {}
+        self._passed: dict[str, dict[str, _Numbered]] = {}
         """What earlier runs have done: in each group, the last that made a user a member or ended that."""
         self._beyond: set[str] = set()
         """The groups in which this run has gone beyond what earlier ones have done: there nothing has to wait."""
         self._mentioned: set[tuple[str, str, str]] = set()
 
-    def take(self, number: int, line: bytes) -> None:
+    def take(self, number: int, line: Line) -> None:
         """Apply the event of a line, or let it wait for the next message of its group."""
         with self._reported(number):
-            event = parse(line, max_content_bytes=self._chat.settings.max_content_bytes)
+            if isinstance(line, Unreadable):
+                raise InvalidInput(line.reason)
+            event = parse(line, max_content_bytes=len(line))  # what is stored may be longer than is allowed now
             if event.type == "message":
                 self._message(event)
             else:
@@ -205,7 +203,7 @@ class _Import:
         if len(waiting) >= _MOST_WAITING:
             self._go_on(event.gid, self._waiting.pop(event.gid))
 
-    def _go_on(self, gid: str, waiting: Sequence[_Line]) -> None:
+    def _go_on(self, gid: str, waiting: Sequence[_Numbered]) -> None:
         """Apply what waits, and see to those of whom it says nothing."""
         uids = {event.uid for _, event in waiting}
         passed = self._passed.pop(gid, {})
@@ -223,7 +221,7 @@ class _Import:
         if event.uid in passed and passed[event.uid][1].type == "leave":
             del passed[event.uid]  # by sending they have joined again
 
-    def _apply(self, waiting: Iterable[_Line]) -> None:
+    def _apply(self, waiting: Iterable[_Numbered]) -> None:
         for number, event in waiting:
             with self._reported(number):
                 if event.type == "ack":
@@ -249,6 +247,7 @@ class _Import:
                 self._again.add(event.gid)
                 self._beyond.discard(event.gid)
             return
+        check_content(event.content, self._chat.settings.max_content_bytes)
         self._beyond.add(event.gid)
         self._go_on(event.gid, self._waiting.pop(event.gid, ()))
         sent = self._as_member(event, lambda: self._send(event))
@@ -256,8 +255,7 @@ class _Import:
         self.summary.messages += not sent.repeated
 
     def _send(self, event: Event) -> Sent:
-        sent_at_ms = None if event.sent_at is None else msgids.to_ms(event.sent_at)
-        draft = Draft(event.uid, event.content, event.client_msgid, sent_at_ms)
+        draft = Draft(event.uid, event.content, event.client_msgid, event.sent_at_ms)
         link = self._chat.link
         return raised(link.run(calls.send(link.space, event.gid, [draft], self._chat.settings.idempotency_ms))[0])
 
@@ -294,7 +292,7 @@ class _Import:
         return self._members[gid]
 
 
-def _outcome(waiting: Sequence[_Line]) -> list[_Line]:
+def _outcome(waiting: Sequence[_Numbered]) -> list[_Numbered]:
     """Return what is left of events if of each user only the last coming or going counts, and what they acked since."""
     last = {event.uid: at for at, (_, event) in enumerate(waiting) if event.type != "ack"}
     return [line for at, line in enumerate(waiting) if at >= last.get(line[1].uid, 0)]

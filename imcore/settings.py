@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from urllib.parse import quote
 
+from imcore import msgid as msgids
 from imcore.errors import ConfigurationError
 from imcore.socket_folder import short_folder
 
@@ -15,10 +16,20 @@ _LONGEST_SOCKET_PATH = 100
 """Unix socket paths end at 104 bytes on macOS and 108 on Linux; the server adds a few while it starts."""
 
 _MAY_BE_ZERO = {"receipt_window_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms", "retry_ms"}
-_HIGHEST = {"partitions": 16_384, "max_content_bytes": 256 * 1024 * 1024}
-"""A cluster has so many slots; half of what Redis takes in one piece."""
+MOST_DAYS_KEPT = 100_000
+"""273 years. `im trim --keep-days` takes as many."""
+MOST_MESSAGES_KEPT = msgids.HIGHEST
+"""The highest of all counts. `im trim --keep-messages` takes as many."""
+_HIGHEST = {
+    "partitions": 16_384,  # a cluster has so many slots
+    "max_content_bytes": 256 * 1024 * 1024,  # half of what Redis takes in one piece
+    "keep_messages": MOST_MESSAGES_KEPT,
+    "keep_ms": MOST_DAYS_KEPT * _DAY_MS,
+    "keep_read_times_ms": MOST_DAYS_KEPT * _DAY_MS,
+}
 _HIGHEST_OF_ALL = 10**12
 """31 years in milliseconds: a time added to now still is one."""
+_MOST_DIGITS = len(str(max(_HIGHEST.values())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +153,7 @@ def _yes_or_no(name: str, value: str) -> bool:
 def _whole_number(name: str, value: str) -> int:
     lowest = 0 if name in _MAY_BE_ZERO else 1
     highest = _HIGHEST.get(name, _HIGHEST_OF_ALL)
-    if not value.isascii() or not value.isdigit() or len(value) > 15 or not lowest <= int(value) <= highest:
+    if not value.isascii() or not value.isdigit() or len(value) > _MOST_DIGITS or not lowest <= int(value) <= highest:
         raise ConfigurationError(
             f"IM_{name.upper()} must be a whole number from {lowest} to {highest}; it is {value!r}"
         )

@@ -10,9 +10,9 @@ from cli.local import (
     client_if_any,
     client_of,
     complain_of_refused,
-    keep_sent,
     local_database,
     no_local_option,
+    sender_of,
     show_stored,
 )
 from cli.options import Invocation, command, standard_input
@@ -35,6 +35,7 @@ from imcore.values import Message, MessageStatus
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
+    from imcore.client import Client
 
 _from_option = click.option("--from", "sender_uid", metavar="UID", required=True, help="Who sends it.")
 _client_msgid_option = click.option(
@@ -187,9 +188,11 @@ def _send(run: Invocation, chat: "Chat", draft: _Draft, options: _Sending) -> No
     elif options["no_local"]:
         show_stored(run, chat, options["sender_uid"], _sent(chat, draft, options))
     else:
-        _send_what_waits(run, chat, options["sender_uid"])
-        message = _sent(chat, draft, options)
-        keep_sent(run, chat, message.sender_uid, message)
+        with sender_of(run, chat, options["sender_uid"], draft.content) as sender:
+            if sender.client:
+                _send_what_waits(sender.client)
+            message = _sent(chat, draft, options)
+            sender.keep(message)
         show_stored(run, chat, message.sender_uid, message)
 
 
@@ -200,15 +203,12 @@ def _sent(chat: "Chat", draft: _Draft, options: _Sending) -> Message:
     return chat.send_direct(draft.to_uid or "", draft.content, sender_uid=uid, client_msgid=client_msgid)
 
 
-def _send_what_waits(run: Invocation, chat: "Chat", uid: str) -> None:
+def _send_what_waits(client: "Client") -> None:
     """Send what was written before. Raise TryAgain if that has to go on waiting: nothing may overtake it."""
-    with client_if_any(run, chat, uid) as client:
-        if client is None:
-            return
-        flushed = client.flush()
-        complain_of_refused(flushed)
-        if flushed.stopped_by:
-            raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
+    flushed = client.flush()
+    complain_of_refused(flushed)
+    if flushed.stopped_by:
+        raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
 
 
 def _queue(run: Invocation, chat: "Chat", draft: _Draft, sender_uid: str) -> None:

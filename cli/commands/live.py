@@ -136,7 +136,7 @@ def log(run: Invocation, uid: str, gid: str | None) -> None:
     Oldest first, of all groups as they came, then what waits in the outbox. Own messages are `waiting`, `refused`,
     `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
     """
-    gid = gid if gid is None else chat_called(check_name(gid, "gid"), uid)
+    gid = gid if gid is None else check_name(chat_called(gid, uid), "gid")
     with local_database(run, uid, read_only=True) as local:
         peers = local.peers()
         named = Peers(uid, lambda gid: filter(None, [peers.get(gid)])).named

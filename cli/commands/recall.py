@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import click
 
-from cli.local import client_if_any, keep_sent, no_local_option, show_stored
+from cli.local import no_local_option, sender_of, show_stored
 from cli.names import name
 from cli.options import Invocation, command, confirm, yes_option
 from cli.peers import chat_called
@@ -25,9 +25,8 @@ def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, n
     """
     confirm(f"Recall message {msgid} of {name(gid)}? What it says is gone for good.", yes=yes)
     with run.chat() as chat:
-        keeps = not no_local and not admin
-        with client_if_any(run, chat, by_uid) if keeps else nullcontext():  # not of other data than the server's
+        with nullcontext() if no_local or admin else sender_of(run, chat, by_uid) as sender:
             message = chat.recall(chat_called(gid, by_uid), msgid, by=by_uid, admin=admin)
-        if keeps:
-            keep_sent(run, chat, by_uid, message)
+            if sender:
+                sender.keep(message)
         show_stored(run, chat, by_uid, message)

@@ -6,6 +6,7 @@ import click
 
 from cli import output
 from cli.options import Invocation, NumberRange, command
+from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT
 
 _COLUMNS = ("groups", "entries", "journal_entries", "read_times")
 
@@ -13,13 +14,13 @@ _COLUMNS = ("groups", "entries", "journal_entries", "read_times")
 @command("trim", example="im trim\nim trim --keep-messages 1000")
 @click.option(
     "--keep-messages",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=MOST_MESSAGES_KEPT),
     metavar="N",
     help="Keep the newest N messages of each group. [IM_KEEP_MESSAGES; default: 10000]",
 )
 @click.option(
     "--keep-days",
-    type=NumberRange(min=0, max=100_000),
+    type=NumberRange(min=0, max=MOST_DAYS_KEPT),
     metavar="D",
     help="Of these, keep what is younger than D days. [IM_KEEP_MS; default: 30 days]",
 )

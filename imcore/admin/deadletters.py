@@ -4,6 +4,7 @@ Each keeps the entry's own fields, so it can go back into the journal once the c
 """
 
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,10 +12,12 @@ from datetime import datetime
 from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.errors import InvalidInput, UnknownDeadLetter
-from imcore.streams import journal_calls
+from imcore.streams import journal_calls, wire
 
 PAGE = 500
-_ID = re.compile(r"(\d{1,5}):(\d{1,20}-\d{1,20})", re.ASCII)
+_ID = re.compile(r"([0-9]+):([0-9]+)-([0-9]+)", re.ASCII)
+_HIGHEST_HALF = 2**64 - 1
+"""Of an entry id: Redis takes no higher number."""
 _OURS = "dead_"
 
 CHECK = "check"
@@ -84,11 +87,15 @@ def drop(chat: Chat, dead_id: str) -> None:
 def _split(chat: Chat, dead_id: str) -> tuple[int, str]:
     match = _ID.fullmatch(dead_id) if isinstance(dead_id, str) else None
     if match is None:
-        raise InvalidInput(f"{dead_id!r} is not the id of a dead letter: it looks like 3:1767225600000-0")
-    partition = int(match[1])
+        raise InvalidInput(f"{reprlib.repr(dead_id)} is not the id of a dead letter: it looks like 3:1767225600000-0")
+    partition, *halves = (int(number) if len(number) <= 20 else _HIGHEST_HALF + 1 for number in match.groups())
+    shown = reprlib.repr(dead_id)[1:-1]
     if partition >= chat.link.space.partitions:
-        raise _unknown(dead_id)
-    return partition, match[2]
+        highest = chat.link.space.partitions - 1
+        raise UnknownDeadLetter(f"there is no dead letter {shown}: the first number, the partition, is 0 to {highest}")
+    if max(halves) > _HIGHEST_HALF:
+        raise UnknownDeadLetter(f"there is no dead letter {shown}: no entry has a number over {_HIGHEST_HALF}")
+    return partition, "{}-{}".format(*halves)
 
 
 def _unknown(dead_id: str) -> UnknownDeadLetter:
@@ -103,7 +110,12 @@ def _letter(partition: int, raw: journal_calls.RawEntry) -> DeadLetter:
         worker=texts.get(f"{_OURS}worker", ""),
         reason=texts.get(f"{_OURS}reason", ""),
         entry=texts.get(f"{_OURS}entry", ""),
-        deliveries=int(texts.get(f"{_OURS}deliveries", "0")),
+        deliveries=_deliveries(texts.get(f"{_OURS}deliveries", "")),
         time=msgids.time_of(entry_id),
         fields={name: value for name, value in texts.items() if not name.startswith(_OURS)},
     )
+
+
+def _deliveries(text: str) -> int:
+    """Return how often an entry was delivered; 0 for what somebody has written by hand."""
+    return wire.number(text.encode()) or 0

@@ -275,7 +275,7 @@ class Core:
             raise ValueError(f"a push of the kind {kind!r}")
 
     def _membership(self, kind: bytes, fields: list[bytes], inbox: Inbox) -> None:
-        gid = fields[0].decode()
+        gid = wire.text(fields[0])
         for session in list(inbox.sessions):
             if fields[1:]:
                 self._following.begin_again(session, gid)

@@ -50,9 +50,9 @@ class Feed:
         if self._has_missed(pulled, page):
             self.msgid = self.seq = None
             return []
-        new = list(dropwhile(lambda message: self._has(msgids.pack(message.msgid)), page.messages))
+        new = list(dropwhile(lambda message: self._has(msgids.position_of(message.msgid)), page.messages))
         if new:
-            self.msgid, self.seq = msgids.pack(new[-1].msgid), new[-1].seq
+            self.msgid, self.seq = msgids.position_of(new[-1].msgid), new[-1].seq
         elif not page.more:
             self.seq, self.msgid = pulled.head_seq, max(pulled.start, self.msgid or 0)
         self.behind = page.more

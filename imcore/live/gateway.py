@@ -6,7 +6,6 @@ between gets it again.
 """
 
 import logging
-import math
 import reprlib
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -17,7 +16,16 @@ from typing import Any, Literal, Self, TypeVar, get_args
 from imcore.asking import Asking, AskSql, Listen, Ping, Question, Resubscribe, answered
 from imcore.errors import DatabaseUnavailable, InvalidInput, RedisUnavailable, TryAgain
 from imcore.history import History
-from imcore.limits import check_msgid, check_name, check_places, check_receipts, check_seconds
+from imcore.limits import (
+    check_count,
+    check_handed_over,
+    check_msgid,
+    check_name,
+    check_places,
+    check_receipts,
+    check_seconds,
+    is_number,
+)
 from imcore.live.core import Core, Manner
 from imcore.live.rooms import Event, Session
 from imcore.live.subscription import Subscription
@@ -60,8 +68,7 @@ class Gateway:
         acks: Acks = "auto",
         receipts: HowTold = "push",
     ) -> None:
-        if not isinstance(ack_every, int) or ack_every < 1:
-            raise InvalidInput(f"ack_every {ack_every!r} makes no sense: give how many messages make one ack")
+        check_count(ack_every, "ack_every")
         _check_choice(acks, "acks", get_args(Acks))
         _check_choice(receipts, "receipts", get_args(HowTold))
         check_seconds(ack_interval_s, "ack_interval_s")
@@ -145,7 +152,7 @@ class Gateway:
         over, and so is a session that has ended. Raise InvalidInput unless `acks="client"`, and for what is no msgid.
         """
         self._check_client()
-        check_name(gid, "gid")
+        check_handed_over(gid, "gid")
         packed = check_msgid(msgid)
         if self._begun:
             self._core.received(session, gid, packed)
@@ -171,7 +178,7 @@ class Gateway:
         alone while that is away. Raise InvalidInput for a time that is none, ConfigurationError for what waiting does
         not mend, such as a missing right.
         """
-        if not isinstance(timeout_s, int | float) or math.isnan(timeout_s):
+        if not is_number(timeout_s):
             raise InvalidInput(f"timeout_s must be seconds; it is {reprlib.repr(timeout_s)}")
         if not self._begun:
             self._hear(timeout_s)

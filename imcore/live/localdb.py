@@ -5,20 +5,25 @@ received, so an ack never covers a message that a power cut takes back.
 """
 
 import hashlib
+import logging
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from types import MappingProxyType, NoneType, TracebackType
 from typing import NamedTuple, Self
 
 from imcore import msgid as msgids
 from imcore.direct import is_direct, peer_of
-from imcore.errors import LocalDatabaseError
-from imcore.limits import check_msgid, check_name, check_places, check_time
+from imcore.errors import InvalidInput, LocalDatabaseError
+from imcore.limits import check_handed_over, check_mapping, check_msgid, check_name, check_place, check_time
 from imcore.live.localfile import LocalFile, Schema
+from imcore.rate_limit import RateLimitedWarnings
 from imcore.values import LogLine, Message, Receipt, Tally
+
+log = logging.getLogger(__name__)
 
 PAGE = 500
 """How many messages are taken in one step."""
@@ -110,11 +115,30 @@ def path_of(data_dir: Path, uid: str) -> Path:
     return data_dir / "clients" / f"{hashlib.sha256(uid.encode()).hexdigest()[:32]}.db"
 
 
+def try_out(path: Path, uid: str, content_bytes: int) -> None:
+    """Make sure that a message of so many bytes could be kept at a path: keep one in another file there.
+
+    Nothing is left of that. What is at the path is not looked at. Raise LocalDatabaseError.
+    """
+    scratch = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.try")
+    new_folders = [folder for folder in (path.parent, path.parent.parent) if not folder.exists()]
+    try:
+        with closing(LocalFile(scratch, uid, SCHEMA, called=path)) as file, file.transaction() as connection:
+            connection.execute(_INSERT, ("", 0, 0, uid, "x" * content_bytes, None, None, None))
+    finally:
+        with suppress(OSError):
+            for ending in ("-shm", "-wal", ""):
+                scratch.with_name(scratch.name + ending).unlink(missing_ok=True)
+            for folder in new_folders:
+                folder.rmdir()
+
+
 class LocalDatabase:
     """One user's messages on one device.
 
     A session holds it alone (`exclusive`); besides, short commands may read it, and add what was sent. Every method
     raises LocalDatabaseError if it cannot be used, InvalidInput for what cannot be kept; then nothing has changed.
+    `keep` and `begin` take what the server handed over: they pass over what cannot be kept, and warn of each.
     """
 
     def __init__(self, path: Path, uid: str, *, exclusive: bool = False, read_only: bool = False) -> None:
@@ -126,6 +150,7 @@ class LocalDatabase:
         self.path = path
         self.uid = uid
         self._file = LocalFile(path, uid, SCHEMA, exclusive=exclusive, read_only=read_only)
+        self._warnings = RateLimitedWarnings(log)
 
     def __enter__(self) -> Self:
         return self
@@ -163,7 +188,7 @@ class LocalDatabase:
 
     def begin(self, places: Mapping[str, str]) -> None:
         """Note where each of the user's groups begins here. Once is enough: afterwards this does nothing."""
-        rows = check_places(places).items()
+        rows = self._places(places)
         with self._file.transaction() as connection:
             if connection.execute("UPDATE owner SET begun = 1 WHERE begun = 0").rowcount:
                 connection.executemany(_ADVANCE, rows)
@@ -178,22 +203,46 @@ class LocalDatabase:
     ) -> None:
         """Keep messages, and tallies of own ones, in one step; and up to where groups are here without holes now.
 
-        What is here already stays as it is; how many have read a message never goes down, nor does a place.
+        What is here already stays as it is; how many have read a message never goes down, nor does a place. If one of
+        them cannot be kept, each is kept by itself.
         """
-        messages: list[Message] = []
-        tallies: list[tuple[str, int, int, int]] = []
-        for item in items:
-            if isinstance(item, Message):
-                messages.append(item)
-            else:
-                tallies.append((item.gid, check_msgid(item.msgid), item.read, item.unread))
-        rows = check_places(places).items()
-        if messages or tallies or rows:
+        given, rows = list(items), self._places(places)
+        try:
+            self._keep(given, rows)
+        except InvalidInput:
+            for item in given:
+                self._keep_if_possible(item)
+            self._keep((), rows)
+
+    def _keep_if_possible(self, item: Message | Receipt | Tally) -> None:
+        try:
+            self._keep([item], ())
+        except InvalidInput as error:
+            self._warnings.warn(f"{item.msgid} of {item.gid!r} is not kept in the local database: {error}")
+
+    def _keep(self, items: Sequence[Message | Receipt | Tally], places: Sequence[tuple[str, int]]) -> None:
+        messages = [item for item in items if isinstance(item, Message)]
+        tallies = [
+            (check_handed_over(item.gid, "gid"), check_msgid(item.msgid), item.read, item.unread)
+            for item in items
+            if not isinstance(item, Message)
+        ]
+        if messages or tallies or places:
             with self._file.transaction() as connection:
                 for message in messages:
                     self._insert(connection, message)
                 connection.executemany(_TELL, tallies)
-                connection.executemany(_ADVANCE, rows)
+                connection.executemany(_ADVANCE, places)
+
+    def _places(self, places: Mapping[str, str]) -> list[tuple[str, int]]:
+        """Return places with their msgids packed; what cannot be one is passed over."""
+        rows: list[tuple[str, int]] = []
+        for gid, msgid in check_mapping(places, "places").items():
+            try:
+                rows.append(check_place(gid, msgid))
+            except InvalidInput as error:
+                self._warnings.warn(f"the place of {gid!r} is not kept in the local database: {error}")
+        return rows
 
     def unsettled(self, before: Unsettled | None = None) -> list[Unsettled]:
         """Return a page of the own messages that are not known to be read by all, newest first, after one of them."""
@@ -298,7 +347,7 @@ class LocalDatabase:
             connection.execute("DELETE FROM outbox WHERE gid = ? AND client_msgid = ?", sent)
 
     def _note_peer(self, connection: sqlite3.Connection, gid: str, uid: str) -> None:
-        hidden = is_direct(check_name(gid, "gid")) and peer_of(gid, self.uid) is None
+        hidden = is_direct(check_handed_over(gid, "gid")) and peer_of(gid, self.uid) is None
         if hidden and peer_of(gid, self.uid, [uid]) is not None:
             connection.execute("INSERT INTO peers VALUES (?, ?) ON CONFLICT DO NOTHING", (gid, uid))
 

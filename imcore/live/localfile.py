@@ -23,6 +23,11 @@ _PASSING = {
     *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_PROTOCOL),
 }
 """What is no fault of the file. SQLite says so of a missing table too, and of a text that is not UTF-8: these are."""
+_OF_THE_VALUE = (
+    *(UnicodeEncodeError, OverflowError),
+    *(sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError),
+)
+"""What is raised for a value that SQLite does not take: of another type, too long, too large."""
 _WAYS_OUT = "free it, set IM_DATA_DIR to another folder, or leave it out (--no-local)"
 
 Values = Mapping[str, object] | Sequence[object]
@@ -45,14 +50,22 @@ class LocalFile:
     """
 
     def __init__(
-        self, path: Path, uid: str, schema: Schema, *, exclusive: bool = False, read_only: bool = False
+        self,
+        path: Path,
+        uid: str,
+        schema: Schema,
+        *,
+        exclusive: bool = False,
+        read_only: bool = False,
+        called: Path | None = None,
     ) -> None:
-        """Open it, and make it if there is none and it may be written.
+        """Open it, and make it if there is none and it may be written. Errors call it by its path, or as `called`.
 
         Raise LocalDatabaseError if another session holds it, or if it is damaged, of another version, of another user,
         or in a place that cannot be written.
         """
         self.path = path
+        self._called = called or path
         self._uid = uid
         self._schema = schema
         self._lock: int | None = None
@@ -105,7 +118,7 @@ class LocalFile:
             yield
         except UnicodeDecodeError as error:  # of SQLite's own words, which quote the file
             raise self.damaged() from error
-        except (UnicodeEncodeError, OverflowError, sqlite3.IntegrityError, sqlite3.ProgrammingError) as error:
+        except _OF_THE_VALUE as error:
             raise InvalidInput(f"the local database cannot keep this: {error}") from error
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _PASSING:
@@ -115,11 +128,11 @@ class LocalFile:
     def damaged(self) -> LocalDatabaseError:
         """Return the error that says so."""
         return LocalDatabaseError(
-            f"the local database {self.path} is damaged: move it away, and what is not acked will be pulled again"
+            f"the local database {self._called} is damaged: move it away, and what is not acked will be pulled again"
         )
 
     def _unusable(self, why: str) -> LocalDatabaseError:
-        return LocalDatabaseError(f"the local database {self.path} cannot be used now: {why}; {_WAYS_OUT}")
+        return LocalDatabaseError(f"the local database {self._called} cannot be used now: {why}; {_WAYS_OUT}")
 
     def _missing(self) -> LocalDatabaseError:
         return LocalDatabaseError(f"{self._uid!r} has no local database here: `im listen` or `im pull` makes it")
@@ -165,12 +178,12 @@ class LocalFile:
         if connection.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
             raise self._foreign()
         if version > self._schema.version:
-            raise LocalDatabaseError(f"the local database {self.path} is of a newer imcore: upgrade imcore")
+            raise LocalDatabaseError(f"the local database {self._called} is of a newer imcore: upgrade imcore")
         if version < 0:
             raise self.damaged()
         if version < self._schema.version:
             raise LocalDatabaseError(
-                f"the local database {self.path} is of an older imcore: move it away, and what is not acked will be "
+                f"the local database {self._called} is of an older imcore: move it away, and what is not acked will be "
                 "pulled again"
             )
         self._check_owner(connection.execute("SELECT uid FROM owner").fetchall())
@@ -180,7 +193,7 @@ class LocalFile:
             raise self.damaged()
         if owners[0][0] != self._uid:
             raise LocalDatabaseError(
-                f"the local database {self.path} belongs to {owners[0][0]!r}, not to {self._uid!r}"
+                f"the local database {self._called} belongs to {owners[0][0]!r}, not to {self._uid!r}"
             )
 
     def _create(self, connection: sqlite3.Connection) -> None:
@@ -193,7 +206,7 @@ class LocalFile:
         connection.execute(f"PRAGMA user_version = {self._schema.version}")
 
     def _foreign(self) -> LocalDatabaseError:
-        return LocalDatabaseError(f"{self.path} is a database of something else: set IM_DATA_DIR to another folder")
+        return LocalDatabaseError(f"{self._called} is a database of something else: set IM_DATA_DIR to another folder")
 
     def _hold(self) -> None:
         self._lock = os.open(self.path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
@@ -201,7 +214,7 @@ class LocalFile:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LocalDatabaseError(
-                f"another session of {self._uid!r} holds the local database {self.path}: end it, or leave it out "
+                f"another session of {self._uid!r} holds the local database {self._called}: end it, or leave it out "
                 "(--no-local); another device has another IM_DATA_DIR, with IM_REDIS_URL and IM_DATABASE_URL set"
             ) from None
 

@@ -178,7 +178,7 @@ class Room:
         audience = self.audience(feed)
         self._unsettle(feed)
         new = feed.pulled(pulled, page)
-        return [Arrived(audience, message, msgids.pack(message.msgid)) for message in new], self._settle(feed)
+        return [Arrived(audience, message, msgids.position_of(message.msgid)) for message in new], self._settle(feed)
 
     def _settle(self, feed: Feed) -> Feed:
         """Note where a feed is; let it share with those who are there. Return the feed that they have then."""

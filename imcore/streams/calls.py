@@ -279,7 +279,7 @@ def is_member(space: Keyspace, gid: str, uid: str) -> Call[bool]:
 def groups_of(space: Keyspace, uid: str) -> list[Call[list[str]]]:
     """Ask for a user's groups, in each partition."""
     return [
-        Call("", (), ("SMEMBERS", space.groups_of(partition, uid)), lambda found: [gid.decode() for gid in found])
+        Call("", (), ("SMEMBERS", space.groups_of(partition, uid)), lambda found: list(map(wire.text, found)))
         for partition in range(space.partitions)
     ]
 

@@ -143,7 +143,7 @@ def changes(space: Keyspace, gid: str, segments: Sequence[Segment], count: int) 
         trimmed, found, next_after = answer
         return Changes(
             int(trimmed),
-            [Change(sender.decode(), int(msgid), int(span) if span else None) for sender, msgid, span in found],
+            [Change(wire.text(sender), int(msgid), int(span) if span else None) for sender, msgid, span in found],
             int(next_after) if next_after else None,
         )
 
@@ -182,9 +182,10 @@ def dirty(space: Keyspace, partition: int, uid: str, *, after: int, count: int) 
 
 
 def _uids(spans: Iterable[bytes]) -> set[str]:
-    return {uid_of(span.decode()) for span in spans}
+    return {uid_of(wire.text(span)) for span in spans}
 
 
 def _mark(member: bytes, version: bytes) -> Mark:
-    gid, _, msgid = member.decode().rpartition(SEPARATOR)
-    return Mark(gid, int(msgid), int(version))
+    """Return a mark. What somebody has added by hand names no message."""
+    gid, _, msgid = member.rpartition(SEPARATOR.encode())
+    return Mark(wire.text(gid), wire.number(msgid) or msgids.IMPOSSIBLE, int(min(float(version), msgids.HIGHEST)))

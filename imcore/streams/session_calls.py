@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from imcore.errors import SessionExpired
+from imcore.streams import wire
 from imcore.streams.calls import Call
 from imcore.streams.keys import Keyspace
 
@@ -45,4 +46,4 @@ def count_online(space: Keyspace, partition: int) -> Call[int]:
 def online_uids(space: Keyspace, partition: int, *, offset: int, count: int) -> Call[list[str]]:
     """Ask for a page of the users of a partition who have a live session."""
     args = (offset, count)
-    return Call("im_online_uids", (space.online(partition),), args, lambda answer: [uid.decode() for uid in answer])
+    return Call("im_online_uids", (space.online(partition),), args, lambda answer: list(map(wire.text, answer)))

@@ -1,5 +1,10 @@
-"""The forms that leave and enter Redis, decoded into values. No I/O."""
+"""The forms that leave and enter Redis, decoded into values. No I/O.
 
+Anybody may write into Redis by hand, or by a program of their own. What members are shown is therefore read whatever it
+is: a value that cannot be read is left out, and one message never hides the others. Only what goes to SQL is strict.
+"""
+
+from datetime import datetime
 from typing import Any
 
 from imcore import msgid as msgids
@@ -21,41 +26,84 @@ def message(gid: str, entry: Entry) -> Message:
     msgid, values = entry
     return Message(
         gid=gid,
-        msgid=msgid.decode(),
-        seq=int(values[_SEQ]),
-        sender_uid=values[_UID].decode(),
-        content=values[_TEXT].decode(),
-        client_msgid=values[_CID].decode() or None,
-        sent_at=msgids.from_ms(int(values[_SENT])) if values[_SENT] else None,
-        recalled=values[_EXTRA:] == _RECALLED,
-        recalls=None if (recalls := _recalls(values)) is None else msgids.unpack(recalls),
+        msgid=text(msgid),
+        seq=number(values[_SEQ]) or 0,
+        sender_uid=text(values[_UID]),
+        content=text(values[_TEXT]),
+        client_msgid=text(values[_CID]) if values[_CID] else None,
+        sent_at=_time(_sent_at_ms(values[_SENT])) if values[_SENT] else None,
+        recalled=len(values) > _EXTRA and values[_EXTRA:] == _RECALLED,
+        recalls=_recalls(values) if len(values) > _EXTRA else None,
     )
 
 
-def _recalls(values: list[bytes]) -> int | None:
-    """Return the packed msgid that an entry recalls, if it is a tombstone."""
-    return int(values[_EXTRA + 1]) if values[_EXTRA : _EXTRA + 1] == [b"recalls"] else None
+def text(raw: bytes) -> str:
+    """Return the text of some bytes. What is not UTF-8 in them becomes U+FFFD."""
+    return raw.decode("utf-8", "replace")
+
+
+def number(raw: bytes) -> int | None:
+    """Return a whole number from 0 to the highest packed msgid; None for anything else."""
+    try:
+        found = int(raw)
+    except ValueError:
+        return None
+    return found if 0 <= found <= msgids.HIGHEST else None
+
+
+def _recalls(values: list[bytes]) -> str | None:
+    recalls = number(values[_EXTRA + 1]) if _is_tombstone(values) else None
+    return msgids.unpack(recalls) if recalls else None
+
+
+def _is_tombstone(values: list[bytes]) -> bool:
+    return values[_EXTRA] == b"recalls" and len(values) > _EXTRA + 1
+
+
+def _sent_at_ms(raw: bytes) -> int | None:
+    """Return a client's time in ms since 1970; None without one, and for what is no time of the years 1 to 9999."""
+    try:
+        found = int(raw)
+    except ValueError:
+        return None
+    return found if msgids.EARLIEST_MS <= found <= msgids.LATEST_MS else None
+
+
+def _time(ms: int | None) -> datetime | None:
+    try:
+        return None if ms is None else msgids.from_ms(ms)
+    except ValueError:
+        return None
 
 
 def values_of(fields: list[bytes] | dict[bytes, bytes]) -> list[bytes]:
     """Return fields and values in turn, in whichever form the client answered a plain command."""
-    return [text for pair in fields.items() for text in pair] if isinstance(fields, dict) else fields
+    return [each for pair in fields.items() for each in pair] if isinstance(fields, dict) else fields
 
 
 def message_row(gid: str, msgid: int, values: list[bytes]) -> MessageRow:
-    """Return what SQL keeps of the entry with this packed msgid. Raise IndexError, ValueError for what is none."""
-    sent_at_ms = values[_SENT]
+    """Return what SQL keeps of the entry with this packed msgid. Raise IndexError, ValueError for what is none.
+
+    A time of the sender that is none is left out, as `message` does: SQL and members have the same.
+    """
     return MessageRow(
         gid,
         msgid,
-        int(values[_SEQ]),
+        _whole(values[_SEQ]),
         values[_UID].decode(),
-        int(values[_SPAN]) if values[_SPAN] else None,
+        _whole(values[_SPAN]) if values[_SPAN] else None,
         values[_TEXT].decode(),
         values[_CID].decode() or None,
-        int(sent_at_ms) if sent_at_ms else None,
-        _recalls(values),
+        _sent_at_ms(values[_SENT]) if values[_SENT] else None,
+        _whole(values[_EXTRA + 1]) if len(values) > _EXTRA and _is_tombstone(values) else None,
     )
+
+
+def _whole(raw: bytes) -> int:
+    found = number(raw)
+    if found is None:
+        raise ValueError(f"{raw[:30]!r} is no number from 0 to {msgids.HIGHEST}")
+    return found
 
 
 def moved_with_sender(values: list[bytes]) -> bool:
@@ -74,33 +122,34 @@ def push(data: bytes) -> Push:
 
 
 def pushed_message(fields: list[bytes]) -> tuple[int, Message]:
-    """Return the packed msgid and the message of a push of kind m."""
-    gid, msgid, seq, uid, cid, sent, text = fields
+    """Return the packed msgid and the message of a push of kind m. Raise ValueError for a push that is none."""
+    gid, msgid, seq, uid, cid, sent, content = fields
     return msgids.pack_id(msgid), Message(
-        gid=gid.decode(),
-        msgid=msgid.decode(),
+        gid=text(gid),
+        msgid=text(msgid),
         seq=int(seq),
-        sender_uid=uid.decode(),
-        content=text.decode(),
-        client_msgid=cid.decode() or None,
-        sent_at=msgids.from_ms(int(sent)) if sent else None,
+        sender_uid=text(uid),
+        content=text(content),
+        client_msgid=text(cid) if cid else None,
+        sent_at=_time(_sent_at_ms(sent)) if sent else None,
     )
 
 
 def pushed_recall(fields: list[bytes]) -> tuple[int, Message]:
-    """Return the packed msgid and the tombstone of a push of kind r."""
-    gid, msgid, seq, uid, target = (field.decode() for field in fields)
+    """Return the packed msgid and the tombstone of a push of kind r. Raise ValueError for a push that is none."""
+    gid, msgid, seq, uid, target = map(text, fields)
     tombstone = Message(gid, msgid, int(seq), uid, "", recalls=msgids.unpack(int(target)))
     return msgids.pack_id(fields[1]), tombstone
 
 
 def pushed_receipts(fields: list[bytes]) -> list[Receipt]:
-    """Return the receipts of a digest, a push of kind d."""
-    gid, version, *items = fields
+    """Return the receipts of a digest, a push of kind d. Raise ValueError for a push that is none."""
+    first, version, *items = fields
+    gid = text(first)
     receipts = []
-    for number, item in enumerate(items, int(version)):
+    for each, item in enumerate(items, int(version)):
         msgid, read, unread = map(int, item.split())
-        receipts.append(Receipt(gid.decode(), msgids.unpack(msgid), read, unread, number))
+        receipts.append(Receipt(gid, msgids.unpack(msgid), read, unread, each))
     return receipts
 
 
@@ -113,7 +162,7 @@ def message_of_row(row: MessageRow) -> Message:
         sender_uid=row.sender_uid,
         content=row.content,
         client_msgid=row.client_msgid,
-        sent_at=None if row.sent_at_ms is None else msgids.from_ms(row.sent_at_ms),
+        sent_at=_time(row.sent_at_ms),
         recalled=row.recalled,
         recalls=None if row.recalls is None else msgids.unpack(row.recalls),
     )

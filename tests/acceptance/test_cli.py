@@ -123,6 +123,20 @@ def test_a_closed_stdin_is_one_line(im: Im, words: tuple[str, ...]) -> None:
     assert result.stderr == b"im: stdin is closed: there is nothing to read\n"
 
 
+def test_import_takes_each_line_as_it_comes(im: Im) -> None:
+    with subprocess.Popen(
+        im.command("import", "-"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=im.environment
+    ) as process:
+        assert process.stdin
+        for number in range(3):
+            line = {"type": "message", "gid": "live", "uid": "ann", "content": "hi", "client_msgid": str(number)}
+            process.stdin.write(json.dumps(line).encode() + b"\n")
+            process.stdin.flush()
+            wait_until(lambda number=number: im.run("status", "live").stdout.count(b"hi") == number + 1)
+        summary, _ = process.communicate(timeout=30)
+    assert (process.returncode, summary.splitlines()[1]) == (0, b"3\t1\t0\t0\t0")
+
+
 def test_a_reader_that_goes_away_is_one_line(im: Im) -> None:
     for _ in range(3):
         im.run("send", "team", "x" * 60_000, "--from", "ann")

@@ -1,7 +1,9 @@
 """The chat commands against a real Chat on fakeredis: their JSON, their tables, and what is refused."""
 
 import json
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from cli.options import Invocation
 from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.client import Client
-from imcore.errors import RedisFull, RedisUnavailable
+from imcore.errors import LocalDatabaseError, RedisFull, RedisUnavailable
 from imcore.live.localdb import LocalDatabase, path_of
 from imcore.settings import Settings
 from imcore.streams import receipt_calls
@@ -395,6 +397,108 @@ def test_a_local_database_that_cannot_be_written_says_what_to_do(chat: Chat, tmp
     assert lines("pull", "ann", "--no-local") == []
 
 
+def _a_file_where_the_folder_is_to_be(path: Path, _: pytest.MonkeyPatch) -> None:
+    path.parent.write_text("a file")
+
+
+def _damaged(path: Path, _: pytest.MonkeyPatch) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"no database" * 1000)
+
+
+def _of_something_else(path: Path, _: pytest.MonkeyPatch) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+
+
+def _of_another_user(path: Path, _: pytest.MonkeyPatch) -> None:
+    LocalDatabase(path, "eve").close()
+
+
+def _a_full_disk(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+
+    def full(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*args, **options)
+        connection.execute("PRAGMA max_page_count = 3")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", full)
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    [_a_file_where_the_folder_is_to_be, _damaged, _of_something_else, _of_another_user, _a_full_disk],
+)
+@pytest.mark.parametrize("uid", ["ann", "stranger"])
+def test_what_could_not_be_kept_is_not_sent(
+    chat: Chat,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    obstacle: Callable[[Path, pytest.MonkeyPatch], None],
+    uid: str,
+) -> None:
+    # Given
+    chat.create_group("team", ["ann", "bob"])
+    msgid = chat.send("team", "first", sender_uid="ann").msgid
+    obstacle(path_of(tmp_path, uid), monkeypatch)
+    before = sorted(tmp_path.rglob("*"))
+    commands = [["send", "team", "hi", "--from", uid], ["dm", "bob", "hi", "--from", uid]]
+    commands += [["recall", "team", msgid, "--by", uid, "--yes"]]
+    # When, then
+    for words in commands:
+        assert "database" in refused(*words)
+        assert [(group.gid, group.messages) for group in chat.groups()] == [("team", 1)]
+        assert sorted(tmp_path.rglob("*")) == before
+    # And without a local database
+    assert [line["content"] for line in lines("dm", "bob", "hi", "--from", uid, "--no-local")] == ["hi"]
+
+
+def test_the_first_message_of_all_needs_no_worker(chat: Chat) -> None:
+    chat.link.client.function_flush()
+    assert lines("dm", "bob", "hi", "--from", "ann")[0]["seq"] == 1
+    assert [line["content"] for line in lines("log", "ann")] == ["hi"]
+
+
+def test_nothing_is_left_of_a_sender_whose_name_was_mistyped(chat: Chat, tmp_path: Path) -> None:
+    chat.create_group("team", ["ann", "bob"])
+    assert refused("send", "team", "hi", "--from", "amn") == "'amn' is not a member of 'team'"
+    assert refused("recall", "team", "1767225600000-0", "--by", "amn", "--yes").endswith("is not a message of 'team'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_connection_that_was_opened_before_a_send_keeps_it(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a folder that goes away while something is sent
+    chat.create_group("team", ["ann", "bob"])
+    send = Chat.send
+
+    def send_and_hide(self: Chat, *args: Any, **options: Any) -> Message:
+        path_of(tmp_path, "ann").parent.rename(tmp_path / "hidden")
+        return send(self, *args, **options)
+
+    monkeypatch.setattr(Chat, "send", send_and_hide)
+    # When
+    assert lines("send", "team", "hi", "--from", "ann")[0]["content"] == "hi"
+    # Then
+    monkeypatch.undo()
+    with LocalDatabase(tmp_path / "hidden" / path_of(tmp_path, "ann").name, "ann", read_only=True) as local:
+        assert [line.content for line in local.log()] == ["hi"]
+
+
+def test_what_cannot_be_kept_after_all_is_said_to_be_stored(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise LocalDatabaseError("the disk has broken")
+
+    chat.create_group("team", ["ann", "bob"])
+    monkeypatch.setattr(Client, "keep", fail)
+    result = im("send", "team", "hi", "--from", "ann")
+    [message] = chat.pull("bob")
+    assert (result.exit_code, result.stderr) == (0, f"im: {message.msgid} is stored, but the disk has broken\n")
+
+
 def test_status_takes_a_limit_and_0_is_all() -> None:
     lines("group", "create", "team", "ann")
     for number in range(25):
@@ -484,6 +588,16 @@ def test_a_one_to_one_chat_may_be_called_as_tables_show_it() -> None:
     assert lines("pull", "bob", str(sent["gid"])) == lines("pull", "bob", "dm:ann")
 
 
+def test_a_one_to_one_chat_is_called_so_however_long_the_others_name_is() -> None:
+    long = "x" * 128
+    [sent] = lines("dm", long, "hi", "--from", "ann")
+    called = f"dm:{long}"
+    assert lines("send", called, "there", "--from", "ann")[0]["gid"] == sent["gid"]
+    assert [line["content"] for line in lines("log", "ann", called)] == ["hi", "there"]
+    assert lines("pull", "ann", called) == []
+    assert lines("ack", "ann", called)[0]["gid"] == sent["gid"]
+
+
 @pytest.mark.parametrize(
     ("args", "why"),
     [
@@ -503,6 +617,8 @@ def test_a_one_to_one_chat_may_be_called_as_tables_show_it() -> None:
         (["ack", "ann", "team", "soon"], "'soon' is not a msgid"),
         (["ack", "ann", "team", "1767225600000-0"], "not been issued yet"),
         (["status", "team", "0-0"], "is not a msgid"),
+        (["ack", "ann", "team", "99999999999999-0"], "is not a msgid: the last possible one is 2677348427775-8191"),
+        (["recall", "team", "1767225600000-8192", "--by", "ann", "--yes"], "its second number is at most 8191"),
     ],
 )
 def test_bad_input_is_one_line_and_1(args: list[str], why: str) -> None:
@@ -634,6 +750,40 @@ def test_a_dead_letter_is_dropped_only_if_that_is_meant(dead_id: str) -> None:
     assert lines("dead", "list") == []
     assert "there is no dead letter" in refused("dead", "drop", dead_id, "--yes")
     assert "is not the id of a dead letter" in refused("dead", "show", "soon\x1b[2J")
+
+
+@pytest.mark.parametrize(
+    ("dead_id", "why"),
+    [
+        ("soon", "'soon' is not the id of a dead letter: it looks like 3:1767225600000-0"),
+        ("3", "'3' is not the id of a dead letter: it looks like 3:1767225600000-0"),
+        ("1767225600000-0", "'1767225600000-0' is not the id of a dead letter: it looks like 3:1767225600000-0"),
+        ("8:1767225600000-0", "there is no dead letter 8:1767225600000-0: the first number, the partition, is 0 to 7"),
+        ("9" * 60 + ":1-1", "there is no dead letter 999999999999...999999999:1-1: the first number"),
+        (f"3:{2**64}-0", f"there is no dead letter 3:{2**64}-0: no entry has a number over {2**64 - 1}"),
+        (f"3:1-{2**64}", f"there is no dead letter 3:1-{2**64}: no entry has a number over {2**64 - 1}"),
+        ("3:1-" + "9" * 5000, "there is no dead letter 3:1-99999999...9999999999999: no entry has a number over"),
+        (f"3:{2**64 - 1}-{2**64 - 1}", f"there is no dead letter 3:{2**64 - 1}-{2**64 - 1}: `im dead list` shows"),
+        ("3:0-0", "there is no dead letter 3:0-0: `im dead list` shows them all"),
+    ],
+)
+def test_what_is_wrong_with_the_id_of_a_dead_letter_is_said(dead_id: str, why: str) -> None:
+    for words in (["show", dead_id], ["requeue", dead_id], ["drop", dead_id, "--yes"]):
+        assert refused("dead", *words).startswith(why)
+
+
+def test_a_dead_letter_that_somebody_has_written_hides_no_other(chat: Chat, dead_id: str) -> None:
+    # Given
+    letters = chat.link.space.dead_letters(0)
+    chat.link.client.xadd(letters, {"dead_deliveries": "many", b"\xff": b"\xff"}, id="5-1")
+    chat.link.client.xadd(letters, {"kind": "msg"}, id="99999999999999999-0")
+    # When, then
+    found = {line["id"]: line for line in lines("dead", "list")}
+    assert {"0:5-1", "0:99999999999999999-0", dead_id} == set(found)
+    assert found["0:5-1"]["deliveries"] == 0
+    assert found["0:99999999999999999-0"]["time"] == "9999-12-31T23:59:59.999Z"
+    assert lines("dead", "drop", "0:05-01", "--yes") == [{"id": "0:05-01", "dropped": True}]
+    assert "0:5-1" not in im("dead", "list").stdout
 
 
 def test_of_many_dead_letters_those_are_shown_that_were_handled(chat: Chat, dead_id: str) -> None:

@@ -1,10 +1,14 @@
 """The commands around the chat: import, check, stats, db."""
 
+import gzip
 import io
 import json
+import os
+import random
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +19,14 @@ from click.testing import CliRunner, Result
 
 from cli.app import app
 from cli.options import Invocation
-from cli.progress import progress
+from cli.progress import Progress, progress
 from imcore.admin.audit import Checked, Difference
 from imcore.admin.rebuild import Before, RebuildSummary
 from imcore.admin.retention import TrimSummary
+from imcore.errors import ConfigurationError
+from imcore.import_forms import Line, Unreadable
 from imcore.importer import ImportSummary, parse
+from imcore.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +46,17 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
     def import_events(
         _: object,
-        source: Iterable[bytes],
+        source: Iterable[Line],
         *,
         on_error: Callable[[int, str], None],
         on_progress: Callable[[int], None],
     ) -> ImportSummary:
         summary = ImportSummary()
         for number, line in enumerate(source, 1):
+            if isinstance(line, Unreadable):
+                summary.errors += 1
+                on_error(number, line.reason)
+                continue
             lines.append(line)
             on_progress(len(line))
             if b"bad" in line:
@@ -69,22 +80,22 @@ def test_the_help_of_import_shows_every_form_and_each_is_valid() -> None:
 
 def test_import_prints_its_summary(seen: list[bytes], tmp_path: Path) -> None:
     file = tmp_path / "群 chat.jsonl"
-    file.write_bytes(b"one\ntwo")
+    file.write_bytes(b'{"one": 1}\n{"two": 2}')
 
     result = im("import", str(file), "--json")
 
     assert (result.exit_code, result.stderr) == (0, "")
     assert json.loads(result.stdout) == {"messages": 2, "joins": 0, "leaves": 0, "acks": 0, "errors": 0}
-    assert seen == [b"one\n", b"two"]
+    assert seen == [b'{"one": 1}\n', b'{"two": 2}']
 
 
 def test_import_reads_stdin(seen: list[bytes]) -> None:
-    assert im("import", "-", stdin=b"one\n\xff\n").exit_code == 0
-    assert seen == [b"one\n", b"\xff\n"]
+    assert im("import", "-", stdin=b"{}\n\xff\n").exit_code == 0
+    assert seen == [b"{}\n", b"\xff\n"]
 
 
 def test_import_reports_bad_lines_goes_on_and_ends_with_1(seen: list[bytes]) -> None:
-    result = im("import", "-", "--json", stdin="one\nbad\nthree\n")
+    result = im("import", "-", "--json", stdin="{}\nbad\nthree\n")
 
     assert result.exit_code == 1
     assert result.stderr == "im: line 2: not␛[31m valid\n"
@@ -100,6 +111,90 @@ def test_import_of_what_is_no_file(seen: list[bytes], name: str, why: str) -> No
     assert (result.exit_code, result.stdout) == (1, "")
     assert why in result.stderr
     assert "\x1b" not in result.stderr
+
+
+LINES = [b'{"one": 1}\n', b'{"two": 2}\n']
+
+
+@pytest.mark.parametrize("read", [bytes, gzip.compress, lambda data: b"\xff\xfe" + data.decode().encode("utf-16-le")])
+def test_import_reads_the_forms_that_people_have(
+    seen: list[bytes], tmp_path: Path, read: Callable[[bytes], bytes]
+) -> None:
+    file = tmp_path / "chat.jsonl"
+    file.write_bytes(read(b"".join(LINES)))
+
+    for name, stdin in ((str(file), None), ("-", file.read_bytes())):
+        result = im("import", name, "--json", stdin=stdin)
+        assert (result.exit_code, result.stderr, json.loads(result.stdout)["messages"]) == (0, "", 2)
+    assert seen == LINES * 2
+
+
+@pytest.mark.parametrize(
+    ("data", "form"),
+    [
+        (b"[\n" + b'{"type": "join"},\n' * 5000 + b"]\n", "is a JSON array, not one object a line"),
+        (b'{"type": "join"}\r' * 5000, "is a text whose lines end with CR only"),
+        (b"gid,uid\n" * 5000, "is not JSON Lines: none of its first 100 lines is a JSON object"),
+        (b"PK\x03\x04" + bytes(100), "is a zip archive"),
+    ],
+)
+def test_import_tells_a_wrong_form_once_before_it_asks_any_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes, form: str
+) -> None:
+    monkeypatch.setattr(Invocation, "chat", lambda _: pytest.fail("it asks a server"))
+    file = tmp_path / "chat.jsonl"
+    file.write_bytes(data)
+
+    for name, stdin in ((str(file), None), ("-", data)):
+        result = im("import", name, stdin=stdin)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith(f"im: {'stdin' if name == '-' else file} {form}")
+        assert result.stderr.count("\n") == 1
+
+
+def test_import_does_what_is_whole_of_a_file_that_is_cut_off(seen: list[bytes], tmp_path: Path) -> None:
+    file = tmp_path / "chat.jsonl.gz"
+    file.write_bytes(gzip.compress(b"".join(LINES))[:-4])
+
+    result = im("import", str(file), "--json")
+
+    assert (result.exit_code, seen) == (1, LINES)
+    assert result.stderr == "im: line 3: the rest cannot be read: the gzip data is cut off\n"
+    assert json.loads(result.stdout) == {"messages": 2, "joins": 0, "leaves": 0, "acks": 0, "errors": 1}
+
+
+def test_import_shows_how_far_it_has_come_in_bytes_of_the_file(
+    seen: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[int, int | None]] = []
+    recorder = Progress(lambda done, of: shown.append((done, of)), pytest.fail)
+    monkeypatch.setattr("cli.commands.import_.progress", lambda _: nullcontext(recorder))
+    file = tmp_path / "chat.jsonl.gz"
+    chance = random.Random(1)
+    file.write_bytes(gzip.compress(b"".join(b'{"n": "%d"}\n' % chance.getrandbits(512) for _ in range(5000))))
+
+    assert im("import", str(file)).exit_code == 0
+
+    size = file.stat().st_size
+    assert shown[-1] == (size, size)
+    assert shown == sorted(shown)
+    assert len(set(shown)) > 2
+
+
+def test_import_of_a_stream_without_end_ends() -> None:
+    result = im("import", "/dev/zero")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("im: /dev/zero is binary data, not JSON Lines")
+
+
+def test_import_of_a_named_pipe(seen: list[bytes], tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(pipe.write_bytes, gzip.compress(b"".join(LINES)))
+        assert im("import", str(pipe)).exit_code == 0
+        writing.result()
+    assert seen == LINES
 
 
 def test_progress_is_a_bar_where_a_person_looks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +274,32 @@ def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(im("trim", "--json").stdout) == dropped
     assert im("trim", "--keep-messages", "0", "--keep-days", "0.5").exit_code == 0
     assert asked == [{"keep_messages": None, "keep_ms": None}, {"keep_messages": 0, "keep_ms": 43_200_000}]
+
+
+@pytest.mark.parametrize(
+    ("option", "setting", "per_unit"),
+    [("--keep-days", "keep_ms", 24 * 60 * 60 * 1000), ("--keep-messages", "keep_messages", 1)],
+)
+def test_what_trim_keeps_has_one_limit_as_an_option_and_as_a_setting(
+    monkeypatch: pytest.MonkeyPatch, option: str, setting: str, per_unit: int
+) -> None:
+    asked: list[int | None] = []
+
+    def trimmed(_: object, **limits: int | None) -> TrimSummary:
+        asked.append(limits[setting])
+        return TrimSummary(journal_entries=1)
+
+    monkeypatch.setattr("imcore.admin.retention.trim", trimmed)
+    [highest] = [re.search(r"0<=x<=(\d+)", line) for line in im("trim", option, str(10**20)).stderr.splitlines()][-1:]
+    assert highest
+    most = int(highest[1])
+
+    assert im("trim", option, str(most)).exit_code == 0
+
+    assert asked == [most * per_unit]
+    assert getattr(Settings.from_env({}, **{setting: str(most * per_unit)}), setting) == most * per_unit
+    with pytest.raises(ConfigurationError):
+        Settings.from_env({}, **{setting: str(most * per_unit + 1)})
 
 
 def test_trim_says_why_the_journals_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -15,13 +15,17 @@ import pytest
 
 from imcore import Chat
 from imcore import msgid as msgids
+from imcore.client import Client
 from imcore.errors import DatabaseUnavailable, RedisUnavailable
+from imcore.import_forms import Line, Unreadable
 from imcore.importer import import_events
+from imcore.live.localdb import LocalDatabase
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.sql.rows import Batch, MessageRow
 from imcore.streams.link import Link
 from tests.chat_data import made_up_lines
+from tests.deadline import wait_until
 from tests.model.compare import compare_all
 from tests.model.reference import Model
 from tests.model.replay import replay
@@ -63,7 +67,7 @@ def run(chat: Chat, *events: dict[str, Any] | bytes) -> dict[str, int]:
     return summary
 
 
-def run_with_errors(chat: Chat, given: Iterable[bytes]) -> tuple[dict[str, int], list[tuple[int, str]]]:
+def run_with_errors(chat: Chat, given: Iterable[Line]) -> tuple[dict[str, int], list[tuple[int, str]]]:
     errors: list[tuple[int, str]] = []
     summary = import_events(chat, given, on_error=lambda number, reason: errors.append((number, reason)))
     return {name: count for name, count in asdict(summary).items() if count}, errors
@@ -330,7 +334,18 @@ INVALID = {
     json.dumps(HELLO | {"client_msgid": None}).encode(): "client_msgid must be a text; it is None",
     json.dumps(HELLO | {"time": "yesterday"}).encode(): "time must be ISO 8601; it is 'yesterday'",
     json.dumps(HELLO | {"time": 7}).encode(): "time must be ISO 8601; it is 7",
-    json.dumps(HELLO | {"time": "0001-01-01T00:00:00+14:00"}).encode(): "time must be ISO 8601",
+    json.dumps(HELLO | {"time": "0001-01-01T00:00:00+14:00"}).encode(): (
+        "the time 0001-01-01T00:00:00+14:00 is not between the years 1 and 9999 in UTC"
+    ),
+    json.dumps(HELLO | {"time": "10000-01-01T00:00:00Z"}).encode(): (
+        "the time '10000-01-01T00:00:00Z' is not between the years 1 and 9999 in UTC"
+    ),
+    json.dumps(HELLO | {"time": "0000-12-31T00:00:00Z"}).encode(): "the time '0000-12-31T00:00:00Z' is not between",
+    json.dumps(HELLO | {"time": "-0044-03-15"}).encode(): "the time '-0044-03-15' is not between the years 1 and 9999",
+    json.dumps(HELLO | {"time": "2016-12-31T23:59:60Z"}).encode(): (
+        "the time '2016-12-31T23:59:60Z' cannot be read: second must be in 0..59"
+    ),
+    json.dumps(HELLO | {"time": "2026-02-30"}).encode(): "the time '2026-02-30' cannot be read: day is out of range",
     json.dumps(HELLO | {"uid": "a\nb"}).encode(): "uid 'a\\nb' has a control character",
     json.dumps(event("join", "x" * 129)).encode(): "uid has 129 bytes",
     json.dumps(event("join", "ann") | {"gid": ""}).encode(): "gid is empty",
@@ -371,6 +386,59 @@ def test_a_time_without_a_zone_is_utc(chat: Chat, time: str) -> None:
     run(chat, HELLO | {"time": time})
 
     assert chat.status("#g")[0].message.sent_at == datetime(2004, 12, 25, 9, 14, 0, 500_000, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        *("0001-01-01T00:00:00Z", "0001-01-01T00:00:00.000Z", "0001-01-01T14:00:00+14:00", "0001-01-01"),
+        *("9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999-00:00", "9999-12-31"),
+    ],
+)
+def test_every_time_of_the_years_1_to_9999_is_taken_by_all(
+    chat: Chat, time: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # When
+    run(chat, event("join", "bob"), HELLO | {"time": time}, BY_BOB)
+    # Then
+    [message, _] = chat.pull("bob")
+    assert (message.sent_at or datetime.now(UTC)).isoformat()[:10] == time[:10]
+    assert [tally.message.sent_at for tally in chat.status("#g")] == [
+        message.sent_at,
+        datetime(2004, 12, 25, 9, 14, tzinfo=UTC),
+    ]
+    with LocalDatabase(tmp_path / "bob.db", "bob") as local:
+        client = Client(chat, "bob", local)
+        client.keep(chat.pull("bob"))
+        client.sync()
+        assert [line.content for line in local.log()] == ["hi", "hi"]
+    with chat.listen("bob") as listener:
+        heard: list[Any] = []
+        wait_until(lambda: heard.extend(listener.poll(0.01)) or message in heard)
+    assert caplog.messages == []
+
+
+def test_what_is_stored_already_does_nothing_though_it_is_longer_than_is_allowed_now(chat: Chat) -> None:
+    # Given
+    long = HELLO | {"content": "x" * 1000}
+    run(chat, long)
+    # When
+    chat.settings = replace(chat.settings, max_content_bytes=999)
+    # Then
+    assert run(chat, long) == {}
+    assert run_with_errors(chat, lines([long | {"uid": "bob"}])) == (
+        {"errors": 1},
+        [(1, "content has 1000 bytes: at most 999 are allowed (IM_MAX_CONTENT_BYTES)")],
+    )
+    assert members(chat) == ["ann"]
+
+
+def test_what_stands_for_a_line_that_cannot_be_had_is_reported_as_its_reason_says(chat: Chat) -> None:
+    given = [*lines([HELLO]), Unreadable("it is too long"), *lines([BY_BOB]), Unreadable("the rest cannot be read")]
+    assert run_with_errors(chat, given) == (
+        {"messages": 2, "joins": 2, "errors": 2},
+        [(2, "it is too long"), (4, "the rest cannot be read")],
+    )
 
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(chat: Chat) -> None:

@@ -18,6 +18,7 @@ from imcore.limits import (
     check_name,
     check_receipts,
     check_time,
+    check_time_ms,
     check_uids,
 )
 from imcore.values import Receipt
@@ -129,11 +130,45 @@ class TestMsgids:
     def test_a_msgid_is_packed(self) -> None:
         assert check_msgid("1767225600000-7") == msgid.pack("1767225600000-7")
 
-    @pytest.mark.parametrize("text", ["", "x", "0-0", "1767225600000", "1767225600000-8192", "\x1b[2J", "\ud800"])
+    @pytest.mark.parametrize("text", ["", "x", "1767225600000", "1767225600000-", "-1", "1-2-3", "\x1b[2J", "\ud800"])
     def test_anything_else_is_refused_with_an_example(self, text: str) -> None:
         with pytest.raises(InvalidInput, match=r" is not a msgid: it looks like 1767225600000-0$") as refusal:
             check_msgid(text)
         assert str(refusal.value).isprintable()
+
+    @pytest.mark.parametrize(
+        ("text", "fault"),
+        [
+            ("2677348427776-0", "the last possible one is 2677348427775-8191, of the year 2054"),
+            ("99999999999999-0", "the last possible one is 2677348427775-8191, of the year 2054"),
+            ("18446744073709551615-0", "the last possible one is 2677348427775-8191, of the year 2054"),
+            ("9" * 400 + "-0", "the last possible one is 2677348427775-8191, of the year 2054"),
+            ("0-0", "the first possible one is 1577836800000-1, of the year 2020"),
+            ("1577836800000-0", "the first possible one is 1577836800000-1, of the year 2020"),
+            ("1577836799999-8191", "the first possible one is 1577836800000-1, of the year 2020"),
+            ("1767225600000-8192", "its second number is at most 8191"),
+            ("1767225600000-18446744073709551615", "its second number is at most 8191"),
+            ("01767225600000-0", "its numbers have no leading zeros"),
+            ("1767225600000-00", "its numbers have no leading zeros"),
+        ],
+    )
+    def test_what_looks_like_a_msgid_and_is_none_is_told_why(self, text: str, fault: str) -> None:
+        with pytest.raises(InvalidInput) as refusal:
+            check_msgid(text)
+        assert str(refusal.value).endswith(f" is not a msgid: {fault}")
+        assert len(str(refusal.value)) < 150
+
+    @given(st.from_regex(r"[0-9]{1,20}-[0-9]{1,6}", fullmatch=True))
+    def test_of_an_entry_id_it_is_never_said_that_it_looks_like_one(self, text: str) -> None:
+        try:
+            check_msgid(text)
+        except InvalidInput as refusal:
+            assert "looks like" not in str(refusal)  # noqa: PT017 (some are msgids)
+
+    @pytest.mark.parametrize("value", [None, 7, b"1767225600000-0", ["1767225600000-0"]])
+    def test_what_is_no_text_is_told_so(self, value: Any) -> None:
+        with pytest.raises(InvalidInput, match="is not a msgid: it must be a text"):
+            check_msgid(value)
 
     def test_a_long_text_is_not_repeated_whole(self) -> None:
         with pytest.raises(InvalidInput) as refusal:
@@ -149,6 +184,26 @@ def is_allowed(name: str) -> bool:
 
 
 class TestTimesAndLimits:
+    @pytest.mark.parametrize(
+        "moment",
+        [
+            datetime(1, 1, 1, tzinfo=UTC),
+            datetime(1, 1, 1, 14, tzinfo=timezone(timedelta(hours=14))),
+            datetime(9999, 12, 31, tzinfo=UTC),
+            datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
+            datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+        ],
+    )
+    def test_every_time_of_the_years_1_to_9999_is_taken_and_comes_back(self, moment: datetime) -> None:
+        ms = check_time(moment)
+        assert check_time_ms(ms) == ms
+        assert timedelta(0) <= moment - msgid.from_ms(ms) < timedelta(milliseconds=1)
+
+    @pytest.mark.parametrize("ms", [msgid.EARLIEST_MS - 1, msgid.LATEST_MS + 1, 10**30, -(10**30)])
+    def test_a_number_outside_these_years_is_no_time(self, ms: int) -> None:
+        with pytest.raises(InvalidInput, match="is not between the years 1 and 9999 in UTC"):
+            check_time_ms(ms)
+
     @pytest.mark.parametrize(
         "moment",
         [

@@ -1,18 +1,22 @@
 import os
 import random
+import re
 import sqlite3
 import stat
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from imcore import msgid as msgids
 from imcore.direct import gid_of
 from imcore.errors import InvalidInput, LocalDatabaseError
-from imcore.live.localdb import PAGE, LocalDatabase, Unsettled, path_of
+from imcore.live.localdb import PAGE, LocalDatabase, Unsettled, path_of, try_out
 from imcore.live.localfile import LocalFile
 from imcore.values import Message, Receipt, Tally
 
@@ -290,6 +294,119 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "clients").write_text("a file, where a folder must be")
     with pytest.raises(LocalDatabaseError, match="cannot be used"):
         LocalDatabase(path_of(tmp_path, "bob"), "bob", exclusive=True)
+
+
+# Whether it could be used.
+
+
+def test_of_a_trial_nothing_is_left(tmp_path: Path) -> None:
+    for path in (path_of(tmp_path / "new" / "imcore", "bob"), path_of(tmp_path, "bob")):
+        try_out(path, "bob", 100_000)
+    assert [each.name for each in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_trial_leaves_alone_what_is_there(local: LocalDatabase) -> None:
+    local.keep([message(1)])
+    before = sorted(local.path.parent.iterdir())
+    try_out(local.path, "bob", 10)
+    assert sorted(local.path.parent.iterdir()) == before
+    assert [line.content for line in local.log()] == ["words 1"]
+
+
+@pytest.mark.parametrize(("pages", "size"), [(3, 10), (30, 200_000)])
+def test_a_trial_finds_out_that_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int, size: int
+) -> None:
+    # Given a disk with room for so many pages
+    connect = sqlite3.connect
+
+    def full(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*args, **options)
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", full)
+    path = path_of(tmp_path, "bob")
+    # When, then
+    with pytest.raises(LocalDatabaseError, match=re.escape(f"the local database {path} cannot be used now: ")):
+        try_out(path, "bob", size)
+    assert list(tmp_path.iterdir()) == []
+
+
+# What the server hands over.
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        datetime.min.replace(tzinfo=UTC),
+        datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
+        datetime.max.replace(tzinfo=UTC),
+    ],
+)
+def test_a_message_of_any_time_is_kept(local: LocalDatabase, moment: datetime) -> None:
+    local.keep([replace(message(1), sent_at=moment)])
+    assert [line.content for line in local.log()] == ["words 1"]
+
+
+UNKEEPABLE: list[Message | Receipt] = [
+    replace(message(2), msgid="5-1"),
+    replace(message(2), msgid="18446744073709551615-1"),
+    replace(message(2), seq=2**70),
+    replace(message(2), content="\ud800"),
+    replace(message(2), sender_uid=None),  # type: ignore[arg-type]
+    replace(message(2), recalls="0-0"),
+    replace(message(2), sent_at=datetime(2026, 1, 1)),  # noqa: DTZ001 (that is the fault)
+    Receipt("g", "0-0", 1, 1, 1),
+    Receipt("g", message(1).msgid, 2**70, 1, 1),
+]
+
+
+@pytest.mark.parametrize("odd", UNKEEPABLE, ids=str)
+def test_an_item_that_cannot_be_kept_stops_no_other(
+    local: LocalDatabase, caplog: pytest.LogCaptureFixture, odd: Message | Receipt
+) -> None:
+    # When
+    own = message(1, sender="bob")
+    local.keep([own, odd, message(3), Receipt("g", own.msgid, 1, 0, 1)], {"g": message(3).msgid, "h": "none"})
+    # Then
+    assert [(line.content, line.state) for line in local.log()] == [("words 1", "read by all"), ("words 3", None)]
+    assert local.places() == {"g": message(3).msgid}
+    [of_place, of_item] = caplog.messages
+    assert of_place.startswith("the place of 'h' is not kept in the local database: 'none' is not a msgid")
+    assert of_item.startswith(f"{odd.msgid} of 'g' is not kept in the local database: ")
+
+
+def test_a_text_that_is_too_long_for_sqlite_is_passed_over(
+    local: LocalDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    local._file._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 50_000)
+    local.keep([replace(message(1), content="x" * 60_000), message(2)])
+    assert [line.content for line in local.log()] == ["words 2"]
+    assert len(caplog.messages) == 1
+
+
+def test_where_a_group_begins_is_noted_for_the_others(local: LocalDatabase, caplog: pytest.LogCaptureFixture) -> None:
+    local.begin({"g": message(4).msgid, "h": "5-1", "x" * 1000: message(5).msgid})
+    assert local.places() == {"g": message(4).msgid, "x" * 1000: message(5).msgid}
+    assert len(caplog.messages) == 1
+
+
+def test_of_very_many_that_cannot_be_kept_few_are_named(
+    local: LocalDatabase, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    now = 1000.0
+    monkeypatch.setattr("imcore.rate_limit.time", SimpleNamespace(monotonic=lambda: now))
+    many = [replace(message(seq), msgid=f"{seq}-1") for seq in range(100)]
+    # When, then
+    local.keep([*many, message(1)])
+    assert len(caplog.messages) == 10
+    assert caplog.messages[-1].endswith("more of these are not logged for a minute")
+    assert [line.content for line in local.log()] == ["words 1"]
+    now += 60
+    local.keep(many)
+    assert len(caplog.messages) == 20
 
 
 # Damage.

@@ -110,6 +110,24 @@ def test_the_time_is_the_first_half_to_the_millisecond(packed: int) -> None:
     assert time == msgid.from_ms(msgid.time_ms(packed))
 
 
+@given(st.datetimes(timezones=st.just(UTC)))
+@example(datetime.min.replace(tzinfo=UTC))
+@example(datetime.max.replace(tzinfo=UTC))
+def test_a_time_of_any_year_comes_back_to_the_millisecond(moment: datetime) -> None:
+    assert timedelta(0) <= moment - msgid.from_ms(msgid.to_ms(moment)) < timedelta(milliseconds=1)
+
+
+@pytest.mark.parametrize("ms", [msgid.EARLIEST_MS - 1, msgid.LATEST_MS + 1, 10**18, -(10**18), 10**400])
+def test_there_is_no_time_outside_the_years_1_to_9999(ms: int) -> None:
+    with pytest.raises(ValueError, match="is outside the years 1 to 9999"):
+        msgid.from_ms(ms)
+
+
+def test_an_id_that_somebody_has_chosen_has_a_time_too() -> None:
+    assert msgid.time_of("18446744073709551615-1") == datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)
+    assert msgid.time_of("5-1") == datetime(1970, 1, 1, 0, 0, 0, 5000, tzinfo=UTC)
+
+
 @given(st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.timezones()))  # noqa: DTZ001 (bounds are naive)
 def test_milliseconds_of_a_time_are_rounded_down_in_any_zone(moment: datetime) -> None:
     ms = msgid.to_ms(moment)

@@ -17,6 +17,7 @@ from imcore.errors import ImError, InvalidInput, LocalDatabaseError
 from imcore.live.localdb import LocalDatabase, Outgoing
 from imcore.live.rooms import Session
 from imcore.settings import Settings
+from imcore.streams.calls import Draft
 from imcore.streams.link import Link
 from imcore.values import Message, Receipt
 
@@ -54,6 +55,13 @@ WRONG: dict[str, Callable[[Any], object]] = {
     "a receipt of a huge version": lambda chat: chat.confirm_receipts("ann", [Receipt("team", MSGID, 1, 0, 2**70)]),
     "an id of a dead letter that is no text": lambda chat: deadletters.show(chat, None),
     "a negative retention": lambda chat: retention.trim(chat, keep_messages=-1),
+    "a time that is true": lambda chat: chat.send_many("team", [Draft("ann", "hi", "", True)]),
+    "a limit that is true": lambda chat: chat.pull("ann", limit=True),
+    "a receipt that true have read": lambda chat: chat.confirm_receipts("ann", [Receipt("team", MSGID, True, 0, 1)]),
+    "a gateway that acks every true messages": lambda chat: chat.gateway(ack_every=True),
+    "a gateway that acks after true seconds": lambda chat: chat.gateway(ack_interval_s=True),
+    "a poll for true seconds": lambda chat: chat.gateway().poll(True),
+    "a retention of true messages": lambda chat: retention.trim(chat, keep_messages=True),
     "a gateway that acks every 0 messages": lambda chat: chat.gateway(ack_every=0),
     "a gateway that acks after no time": lambda chat: chat.gateway(ack_interval_s=float("nan")),
     "a gateway that tells receipts otherwise": lambda chat: chat.gateway(receipts="sometimes"),
@@ -112,11 +120,8 @@ def test_no_gid_without_uids() -> None:
     "keep",
     [
         lambda local: local.queue("team", "\ud800"),
-        lambda local: local.begin({"team": "x"}),
-        lambda local: local.begin({"team": b"bytes"}),
-        lambda local: local.keep([Message("team", MSGID, 1, "ann", "hi"), Message("team", "x", 2, "ann", "hi")]),
-        lambda local: local.keep([Message("team", MSGID, 2**70, "ann", "hi")]),
-        lambda local: local.keep([Receipt("team", "x", 1, 1, 1)]),
+        lambda local: local.begin(["team"]),
+        lambda local: local.keep([Message("team", MSGID, 1, "ann", "hi")], ["team"]),
         lambda local: list(local.log(gid="\ud800")),
     ],
 )

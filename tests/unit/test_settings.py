@@ -11,6 +11,7 @@ from imcore.errors import ConfigurationError
 from imcore.settings import Settings, socket_path, socket_url
 
 FLAGS = [f.name for f in dataclasses.fields(Settings) if f.type in {bool, "bool"}]
+DAY_MS = 24 * 60 * 60 * 1000
 NUMBERS = [f.name for f in dataclasses.fields(Settings) if f.type in {int, int | None, "int", "int | None"}]
 
 
@@ -111,7 +112,11 @@ class TestNumbers:
             Settings.from_env({}, online_ms=online_ms)
 
     @pytest.mark.parametrize(
-        ("name", "highest"), [("partitions", 16_384), ("max_content_bytes", 2**28), ("keep_ms", 10**12)]
+        ("name", "highest"),
+        [
+            *(("partitions", 16_384), ("max_content_bytes", 2**28), ("batch_size", 10**12)),
+            *(("keep_ms", 100_000 * DAY_MS), ("keep_read_times_ms", 100_000 * DAY_MS), ("keep_messages", 2**53 - 1)),
+        ],
     )
     def test_the_highest_is_taken_and_one_more_is_not(self, name: str, highest: int) -> None:
         assert getattr(Settings.from_env({}, **{name: str(highest)}), name) == highest

@@ -1,0 +1,118 @@
+"""Decompresses gzip as it comes, from what need not be able to seek."""
+
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain
+from typing import Any
+
+CHUNK_BYTES = 1 << 16
+"""How much is decompressed at once."""
+
+AHEAD_BYTES = 16 << 20
+"""How much is looked through at most to find out whether a member is damaged."""
+_AHEAD_DECOMPRESSED = 1 << 30
+
+MAGIC = b"\x1f\x8b"
+_FORMAT = 16 + zlib.MAX_WBITS
+
+Chunks = Iterator[bytes]
+
+
+class DamagedGzip(Exception):
+    """The gzip data is damaged."""
+
+
+class TruncatedGzip(Exception):
+    """The gzip data is cut off."""
+
+
+class GzipStream:
+    """The decompressed chunks of one gzip member after the other. Iterating raises DamagedGzip, TruncatedGzip.
+
+    Damage shows late: up to the checksum at the end of its member, what follows it may come out changed.
+    """
+
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+        self._ahead: deque[bytes] = deque()  # read by `is_damaged`
+        self._member: Any = None
+        self._rest = b""
+        self._is_damaged: bool | None = None
+
+    def __iter__(self) -> Chunks:
+        while chunk := self._ahead.popleft() if self._ahead else next(self._chunks, b""):
+            self._rest = chunk
+            while self._has_member():
+                before = self._member.copy()
+                try:
+                    piece = self._member.decompress(self._rest, CHUNK_BYTES)
+                except zlib.error as error:
+                    self._is_damaged = True
+                    yield _before_the_damage(before, self._rest)
+                    raise DamagedGzip from error
+                self._rest = self._member.unconsumed_tail
+                yield piece
+                if self._member.eof:
+                    self._rest, self._member = self._member.unused_data, None
+                elif not self._rest and len(piece) < CHUNK_BYTES:
+                    break
+        if self._member:
+            raise TruncatedGzip
+
+    def is_damaged(self) -> bool:
+        """Return whether the member of the last chunk is damaged, as its checksum says, unless that is far away."""
+        if self._is_damaged is None:
+            self._is_damaged = self._member is not None and self._ends_in_damage()
+        return self._is_damaged
+
+    def _has_member(self) -> bool:
+        """Begin the next member if one has ended. Between members, and behind the last one, there may be zeros."""
+        if self._member is None:
+            self._rest = self._rest.lstrip(b"\0")
+            if not self._rest:
+                return False
+            self._member, self._is_damaged = zlib.decompressobj(_FORMAT), None
+        return True
+
+    def _ends_in_damage(self) -> bool:
+        member = self._member.copy()
+        room = _AHEAD_DECOMPRESSED
+        with suppress(zlib.error):
+            for chunk in chain([self._rest], list(self._ahead), self._read_ahead()):
+                data = chunk
+                while True:
+                    piece = member.decompress(data, CHUNK_BYTES)
+                    room -= len(piece)
+                    if member.eof or room < 0:
+                        return False
+                    data = member.unconsumed_tail
+                    if not data and len(piece) < CHUNK_BYTES:
+                        break
+            return False
+        return True
+
+    def _read_ahead(self) -> Chunks:
+        read = 0
+        try:
+            while read < AHEAD_BYTES and (chunk := next(self._chunks, b"")):
+                self._ahead.append(chunk)
+                read += len(chunk)
+                yield chunk
+        except OSError as error:
+            self._chunks = _raising(error)
+
+
+def _raising(error: Exception) -> Chunks:
+    raise error
+    yield b""
+
+
+def _before_the_damage(member: Any, data: bytes) -> bytes:
+    """Return what comes out of damaged data, byte by byte: in one piece, zlib would keep it back."""
+    found = bytearray()
+    with suppress(zlib.error):
+        for at in range(len(data)):
+            found += member.decompress(data[at : at + 1])
+    return bytes(found)

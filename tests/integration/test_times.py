@@ -1,0 +1,108 @@
+"""Times of clients, from the first of the year 1 to the last of the year 9999, on their way through all places."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.admin.audit import check
+from imcore.admin.rebuild import rebuild
+from imcore.admin.retention import trim
+from imcore.client import Client
+from imcore.importer import import_events
+from imcore.live.localdb import LocalDatabase
+from imcore.settings import Settings
+from imcore.streams import calls
+from imcore.streams.calls import Draft
+from tests.deadline import wait_until
+from workers.persist import Persist
+from workers.receipts import ReceiptsWorker
+
+TIMES = [
+    "0001-01-01T00:00:00.000Z",
+    "0001-01-01T14:00:00+14:00",
+    "0001-01-01T00:00:00-14:00",
+    "1899-12-31",
+    "1969-12-31T23:59:59.999Z",
+    "2026-02-28T12:00:00.0005Z",
+    "9999-12-31T23:59:59Z",
+    "9999-12-31T23:59:59.999999Z",
+    "9999-12-31T09:59:59.999-14:00",
+    "9999-12-31T23:59:59.999",
+]
+
+
+@pytest.fixture
+def chat(valkey: str, database_url: str, tmp_path: Path) -> Iterator[Chat]:
+    settings = Settings.from_env({}, data_dir=str(tmp_path), redis_url=valkey, database_url=database_url)
+    settings = replace(settings, block_ms=1, retry_ms=0, receipt_window_ms=0, partitions=1)
+    with Chat.connect(settings=settings) as chat:
+        chat.database.upgrade()
+        yield chat
+
+
+def run_workers(chat: Chat) -> None:
+    for make in (Persist, ReceiptsWorker):
+        worker = make(chat.link, chat.database, chat.settings)
+        wait_until(lambda worker=worker: worker.step() == 0 and worker.drained())
+        worker.close()
+
+
+def pulled(chat: Chat) -> list[datetime | None]:
+    return [message.sent_at for message in chat.pull("bob", "team")]
+
+
+def test_every_time_is_taken_everywhere_and_stays_as_it_is(chat: Chat, tmp_path: Path) -> None:
+    # Given
+    message = {"type": "message", "gid": "team", "uid": "ann", "content": "hi"}
+    events = [{"type": "join", "gid": "team", "uid": "bob"}]
+    events += [message | {"time": time, "client_msgid": str(number)} for number, time in enumerate(TIMES)]
+    expected = [datetime.fromisoformat(time) for time in TIMES]
+    expected = [time if time.tzinfo else time.replace(tzinfo=UTC) for time in expected]
+    expected = [time.replace(microsecond=time.microsecond // 1000 * 1000) for time in expected]
+    # When
+    errors: list[str] = []
+    lines = [json.dumps(event).encode() for event in events]
+    summary = import_events(chat, lines, on_error=lambda _, reason: errors.append(reason))
+    # Then
+    assert (summary.messages, errors) == (len(TIMES), [])
+    assert pulled(chat) == expected
+    run_workers(chat)
+    assert list(check(chat)) == []
+    assert trim(chat, keep_messages=0).entries == len(TIMES)
+    assert pulled(chat) == expected
+    chat.link.client.flushall()
+    with Chat.connect(settings=chat.settings) as again:
+        assert rebuild(again, yes=True).messages == len(TIMES)
+        assert pulled(again) == expected
+        assert list(check(again)) == []
+        with LocalDatabase(tmp_path / "bob.db", "bob") as local:
+            Client(again, "bob", local).sync()
+            assert len(list(local.log())) == len(TIMES)
+
+
+def test_a_time_that_another_program_has_sent_and_nobody_can_show_is_left_out(
+    chat: Chat, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given
+    chat.create_group("team", ["ann", "bob"])
+    drafts = [Draft("ann", "hi", "", ms) for ms in (msgids.LATEST_MS + 1, msgids.EARLIEST_MS - 1, 10**30)]
+    with chat.gateway() as gateway:
+        gateway.open("bob")
+        # When it is sent past all doors
+        chat.link.run(calls.send(chat.link.space, "team", drafts, 1000))
+        heard: list[datetime | None] = []
+        wait_until(lambda: heard.extend(event.message.sent_at for event in gateway.poll(0.05)) or len(heard) == 3)
+        gateway.close(clean=False)
+    # Then
+    assert heard == pulled(chat) == [None, None, None]
+    run_workers(chat)
+    assert list(check(chat)) == []
+    trim(chat, keep_messages=0)
+    assert pulled(chat) == [None, None, None]
+    assert not [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
