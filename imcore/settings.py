@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from urllib.parse import quote
 
-from imcore import msgid as msgids
 from imcore.errors import ConfigurationError
 from imcore.socket_folder import short_folder
 
@@ -18,17 +17,16 @@ _LONGEST_SOCKET_PATH = 100
 _MAY_BE_ZERO = {"receipt_window_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms", "retry_ms"}
 MOST_DAYS_KEPT = 100_000
 """273 years. `im trim --keep-days` takes as many."""
-MOST_MESSAGES_KEPT = msgids.HIGHEST
-"""The highest of all counts. `im trim --keep-messages` takes as many."""
 _HIGHEST = {
     "partitions": 16_384,  # a cluster has so many slots
     "max_content_bytes": 256 * 1024 * 1024,  # half of what Redis takes in one piece
-    "keep_messages": MOST_MESSAGES_KEPT,
     "keep_ms": MOST_DAYS_KEPT * _DAY_MS,
     "keep_read_times_ms": MOST_DAYS_KEPT * _DAY_MS,
 }
 _HIGHEST_OF_ALL = 10**12
 """31 years in milliseconds: a time added to now still is one."""
+MOST_MESSAGES_KEPT = _HIGHEST_OF_ALL
+"""`im trim --keep-messages` takes as many."""
 _MOST_DIGITS = len(str(max(_HIGHEST.values())))
 
 

@@ -41,7 +41,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @command("bench", example="im bench storm --quick\nim bench all --out today.json\nim bench send --compare today.json")
-@click.argument("name", type=click.Choice([*BENCHES, ALL]))
+@click.argument("name", type=click.Choice([*BENCHES, ALL]), metavar="NAME")
 @click.option("--quick", is_flag=True, help="Measure less of everything, in half a minute: rough figures.")
 @click.option("--rounds", type=click.IntRange(min=LEAST_ROUNDS), default=LEAST_ROUNDS, help="How many rounds.")
 @click.option("--out", metavar="FILE", type=_FILE, help="Save the figures, and what they were measured on, as JSON.")
@@ -49,7 +49,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--svg", metavar="FILE", type=_FILE, help="Draw the bars as a picture.")
 @yes_option
 def bench(run: Invocation, /, name: str, quick: bool, rounds: int, yes: bool, **files: Path | None) -> None:
-    """Measure, each figure beside a yardstick from the same rounds.
+    """Measure, each figure beside a yardstick from the same rounds. NAME is one of these, or all:
 
     storm: a group of 200 with 40 online, beside the literal design, which has a row and a push for every receipt and a
     transaction for every ack; latency: a message to 40 sessions, and receipts back, beside a bare PUBLISH; send, ack,

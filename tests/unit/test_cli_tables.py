@@ -197,8 +197,10 @@ def test_what_a_session_hands_over_is_shown(chat: Chat, monkeypatch: pytest.Monk
 def test_what_operators_run_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [Difference("team", f"text of message {n} of {'u' * n!r}", "a " * n, "b" * n) for n in range(1, 60, 7)]
     found.append(Difference("", "journal: no worker persist runs", "3 entries", "not stored"))
-    chat = SimpleNamespace(link=SimpleNamespace(address="here"), database=SimpleNamespace(address="there"))
+    places = {name: SimpleNamespace(address=name) for name in ("link", "database")}
+    chat = SimpleNamespace(settings=None, **places)
     monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(chat))
+    monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
     monkeypatch.setattr("imcore.admin.audit.check", lambda *_, on_progress, **__: on_progress(Checked(0, 1)) or found)
     monkeypatch.setattr("imcore.admin.retention.trim", lambda *_, **__: TrimSummary(1, 20, 3))
     monkeypatch.setattr("imcore.admin.rebuild.look_before", lambda _: Before(7, 9, 8, "a", "a", False))
@@ -211,7 +213,8 @@ def test_what_operators_run_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_differences_about_no_group_have_a_line_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [Difference("", "journal: no worker persist runs", "3 entries " * 5, "not stored")]
-    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(None))
+    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(link=None, settings=None)))
+    monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
     monkeypatch.setattr("imcore.admin.audit.check", lambda *_, **__: found)
 
     assert "\n-  " in on_terminal(monkeypatch, 120, "check")

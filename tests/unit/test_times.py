@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -82,7 +83,10 @@ def test_what_no_calendar_has_in_the_zone_is_shown_in_utc(zone: Zone, name: str,
 @pytest.mark.parametrize(
     "name", ["Nowhere/City", ":Nowhere/City", "Europe", "../../etc/passwd", "Europe/Berlin ", "zzz\x00"]
 )
-def test_a_zone_that_the_machine_does_not_know_is_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_zone_that_the_machine_does_not_know_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.environ", {"TZ": name})
 
     assert "does not know the time zone" in str(zone_trouble())
