@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 from imcore import msgid as msgids
 from imcore.admin.counting import Counter, Told
 from imcore.admin.pending import PAGE, Pending, live_entries
-from imcore.admin.suspicion import MISSING, NOTHING, Suspicion, of_field, of_message, of_offset, of_place, short
+from imcore.admin.suspicion import MISSING, NOTHING, UNREADABLE, Suspicion, of_field, of_message, of_offset, of_place, short
 from imcore.chat import Chat
 from imcore.errors import ImError
 from imcore.sql import corrections, stored
@@ -89,6 +89,8 @@ class MessageAudit:
         yield from self._tallies(some)
         yield from self._head(meta, below, before)
         if self._after is None:
+            for msgid, name in stored.unreadable(self._database, self._gid):
+                yield Suspicion(f"{name} of message {msgids.unpack(msgid)}", "not compared", UNREADABLE, "stored")
             for msgid, time in corrections.wrong_times(self._database, self._gid):
                 what = f"time of message {msgids.unpack(msgid)}"
                 yield Suspicion(what, to_iso(msgids.time_ms(msgid)), time, "stored")

@@ -20,11 +20,29 @@ class Backend(Protocol):
     def create(self) -> None:
         """Make what must be there before a first connection. Again: nothing."""
 
+    def examine(self, connection: Connection, *, writes: bool) -> None:
+        """Raise ConfigurationError if our data cannot be kept there; for one who `writes`, DatabaseUnavailable too."""
+
+    def begin_writing(self, connection: Connection) -> None:
+        """Make the transaction of `connection` one that writes, before it does anything else."""
+
+    def committed(self, connection: Connection) -> None:
+        """Raise DatabaseReplaced if what this connection has just committed is where nobody will find it."""
+
     def migrating(self, connection: Connection) -> None:
-        """Keep other migrations out until the transaction of `connection` ends."""
+        """Keep other migrations out until the transaction of `connection`, which writes, ends."""
 
     def write(self, batch: Batch) -> None:
         """Write a folded batch in one transaction, again where that is what the database wants."""
+
+    def note_withdrawn(self) -> None:
+        """Know that a text was taken away: it may still be in the log."""
+
+    def empty_log(self, *, always: bool = False) -> bool:
+        """Empty the log if it may hold a text that was taken away, or `always`; return whether nothing is left to do.
+
+        It cannot be emptied while somebody reads an older state.
+        """
 
     def translate(self, error: Exception) -> ImError:
         """Return what an error of the driver means."""

@@ -44,7 +44,7 @@ def lower_spans(database: Database, rows: Iterable[SpanRow], *, above: int) -> N
         }
         for row in rows
     ]
-    with database.connection() as connection:
+    with database.writing() as connection:
         for column, name in ((c.acked_msgid, "acked"), (c.left_msgid, "left")):
             impossible = or_(column > above, column != cast(column, BigInteger))
             connection.execute(update(GROUP_SPANS).where(key, impossible).values({column: bindparam(name)}), values)
@@ -55,8 +55,11 @@ def take_texts_away(database: Database, gid: str) -> None:
     tombstone = GROUP_MSGS.alias()
     recalled = select(tombstone.c.recalls).where(tombstone.c.gid == gid, tombstone.c.recalls.is_not(None))
     c = GROUP_MSGS.c
-    with database.connection() as connection:
-        connection.execute(update(GROUP_MSGS).where(c.gid == gid, c.msgid.in_(recalled)).values(content=""))
+    with database.writing() as connection:
+        withdrawn = c.msgid.in_(recalled), c.content != ""
+        if connection.execute(update(GROUP_MSGS).where(c.gid == gid, *withdrawn).values(content="")).rowcount:
+            database.note_withdrawn()
+    database.empty_log()
 
 
 def wrong_times(database: Database, gid: str) -> Iterator[tuple[int, str]]:
@@ -72,7 +75,7 @@ def wrong_times(database: Database, gid: str) -> Iterator[tuple[int, str]]:
 def correct_times(database: Database, gid: str) -> None:
     """Set the times of such messages to those of their msgids."""
     c = GROUP_MSGS.c
-    with database.connection() as connection:
+    with database.writing() as connection:
         told: ColumnElement[datetime] = literal_column(_TIMES[connection.dialect.name].told)
         connection.execute(update(GROUP_MSGS).where(c.gid == gid, c.time != told).values(time=told))
 
@@ -84,7 +87,7 @@ def close_gaps(database: Database, gid: str) -> int:
         FROM (SELECT msgid, row_number() OVER (ORDER BY msgid) AS place FROM group_msgs WHERE gid = :gid) AS numbered
         WHERE group_msgs.gid = :gid AND group_msgs.msgid = numbered.msgid AND group_msgs.seq <> numbered.place"""
     )
-    with database.connection() as connection:
+    with database.writing() as connection:
         return connection.execute(statement, {"gid": gid}).rowcount
 
 
@@ -95,5 +98,5 @@ def rewrite(database: Database, rows: Iterable[MessageRow]) -> None:
     )
     names = ("gid", "msgid", "seq", "span", "recalls")
     values = [{name: getattr(row, name) for name in names} for row in rows]
-    with database.connection() as connection:
+    with database.writing() as connection:
         connection.execute(statement, values)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from imcore import msgid as msgids
-from imcore.sql.rows import MessageRow
+from imcore.sql.rows import NO_TIME, MessageRow
 from imcore.streams.keys import SEPARATOR
 from imcore.values import Message, Receipt
 
@@ -113,7 +113,7 @@ def message_of_row(row: MessageRow) -> Message:
         sender_uid=row.sender_uid,
         content=row.content,
         client_msgid=row.client_msgid,
-        sent_at=None if row.sent_at_ms is None else msgids.from_ms(row.sent_at_ms),
+        sent_at=None if row.sent_at_ms in (None, NO_TIME) else msgids.from_ms(row.sent_at_ms),
         recalled=row.recalled,
         recalls=None if row.recalls is None else msgids.unpack(row.recalls),
     )
