@@ -59,7 +59,7 @@ _CHANGING = (
 )
 _WORKING = (
     *("function|load", "get", "incr", "incrby", "hdel", "hincrby", "hsetnx", "scard"),
-    *("xack", "xclaim", "xdel", "xinfo|stream", "xreadgroup", "xsetid", "xtrim"),
+    *("xack", "xclaim", "xdel", "xinfo|stream", "xreadgroup", "xsetid", "xtrim", "bgrewriteaof"),
 )
 """What journals, digests, retention and the mending of lost data take beside all that."""
 

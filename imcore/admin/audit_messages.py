@@ -6,7 +6,17 @@ from typing import NamedTuple, TypeVar
 from imcore import msgid as msgids
 from imcore.admin.counting import Counter, Told
 from imcore.admin.pending import PAGE, Pending, live_entries
-from imcore.admin.suspicion import MISSING, NOTHING, UNREADABLE, Suspicion, of_field, of_message, of_offset, of_place, short
+from imcore.admin.suspicion import (
+    MISSING,
+    NOTHING,
+    UNREADABLE,
+    Suspicion,
+    of_field,
+    of_message,
+    of_offset,
+    of_place,
+    short,
+)
 from imcore.chat import Chat
 from imcore.errors import ImError
 from imcore.sql import corrections, stored

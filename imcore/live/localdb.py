@@ -189,6 +189,7 @@ class LocalDatabase:
                     self._insert(connection, message)
                 connection.executemany(_TELL, tallies)
                 connection.executemany(_ADVANCE, rows)
+        self._file.empty_log()
 
     def unsettled(self, before: Unsettled | None = None) -> list[Unsettled]:
         """Return a page of the own messages that are not known to be read by all, newest first, after one of them."""
@@ -280,6 +281,7 @@ class LocalDatabase:
         if recalls is not None or message.recalled:
             withdrawn = (message.gid, msgid if recalls is None else recalls)
             connection.execute("UPDATE messages SET content = '' WHERE gid = ? AND msgid = ?", withdrawn)
+            self._file.note_withdrawn()
         if message.sender_uid != self.uid:
             self._note_peer(connection, message.gid, message.sender_uid)
         elif recalls is None:

@@ -39,9 +39,9 @@ class Backend(Protocol):
         """Know that a text was taken away: it may still be in the log."""
 
     def empty_log(self, *, always: bool = False) -> bool:
-        """Empty the log if it may hold a text that was taken away, or `always`; return whether nothing is left to do.
+        """Empty the log if it may hold a text that was taken away, or `always`; return False if a reader is in the way.
 
-        It cannot be emptied while somebody reads an older state.
+        Call it again, as often as is wished: it waits a moment between two attempts.
         """
 
     def translate(self, error: Exception) -> ImError:

@@ -50,6 +50,8 @@ class Database:
         self._backend = backend
         self._is_known = False
         self._is_writable = False
+        self.changes = 0
+        """Grows whenever the database may have become another one."""
         self.reader = MessageReader(backend.address)
         """Makes rows of what is selected of messages."""
 
@@ -147,10 +149,10 @@ class Database:
         self._backend.note_withdrawn()
 
     def empty_log(self, *, always: bool = False) -> bool:
-        """Take texts that were taken away out of SQLite's log; return whether there is nothing left to do.
+        """Take texts that were taken away out of SQLite's log; return False if somebody who reads was in the way.
 
-        With `always` it is emptied in any case. Somebody who reads may be in the way: call it again, as often as is
-        wished, until it is done.
+        With `always` it is emptied in any case. Call it again, as often as is wished: it knows when there is nothing to
+        do, and waits a moment between two attempts.
         """
         with self._translated():
             return self._backend.empty_log(always=always)
@@ -283,6 +285,7 @@ class Database:
         """Look at the database again before it is used next: it may be another one by then."""
         if isinstance(error, DatabaseUnavailable):
             self._is_known = self._is_writable = False
+            self.changes += 1
         if isinstance(error, DatabaseReplaced):
             self.close()  # every connection has the file open that is lost
 

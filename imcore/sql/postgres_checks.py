@@ -97,7 +97,7 @@ def examine(connection: Connection, address: str, *, writes: bool) -> None:
         )
     if place.encoding != "UTF8":
         raise ConfigurationError(
-            f"the database {address} has the encoding {place.encoding}, which cannot hold every text: make another one "
+            f"the database {address} has the encoding {place.encoding}, and imcore needs UTF8: make another one "
             "(CREATE DATABASE name ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0), and set "
             "IM_DATABASE_URL to it"
         )

@@ -6,7 +6,6 @@ commit must outlive a power cut, not only a kill: synchronous=FULL, which in WAL
 
 import os
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -33,9 +32,6 @@ from imcore.sql.tables import to_iso
 BUSY_TIMEOUT_MS = 10_000
 """For how long a writer waits for another one."""
 
-EMPTY_AGAIN_S = 1.0
-"""How long after a vain attempt to empty the log it is tried again."""
-
 _REJECTED = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_RANGE}
 _NOT_USABLE = {
     sqlite3.SQLITE_AUTH,
@@ -58,8 +54,7 @@ class SqliteBackend:
         self._path = path.absolute()
         self._data_dir = data_dir
         self._was_open = False
-        self._holds_withdrawn = True  # whoever wrote the log before may have died before emptying it
-        self._empty_at = 0.0
+        self._withdrawn = sqlite_file.Withdrawn()
         self.address = f"sqlite:///{path}"
         self.engine: Engine = create_engine(
             "sqlite://", creator=self._connect, poolclass=QueuePool, hide_parameters=True
@@ -98,23 +93,19 @@ class SqliteBackend:
                     driver.executemany(statement, rows_of(batch))
             self._refuse_lost(driver)
         if any(row.recalls is not None for row in batch.messages):
-            self._holds_withdrawn = True
+            self._withdrawn.note()
             self.empty_log()
 
     def empty_log(self, *, always: bool = False) -> bool:
-        """Empty the log if it holds what is withdrawn, or `always`; return whether nothing is left to do."""
-        now = time.monotonic()
-        if not always and (not self._holds_withdrawn or now < self._empty_at):
-            return not self._holds_withdrawn
-        self._empty_at = now + EMPTY_AGAIN_S
+        """Empty the log if it may hold what is withdrawn, or `always`; return False if somebody was in the way."""
+        if not (always or self._withdrawn.is_due):
+            return True
         with self._lent() as driver:
-            is_done = sqlite_file.empty_log(driver)
-        self._holds_withdrawn &= not is_done
-        return is_done
+            return self._withdrawn.empty(driver)
 
     def note_withdrawn(self) -> None:
         """Know that a text was taken away: it may still be in the log."""
-        self._holds_withdrawn = True
+        self._withdrawn.note()
 
     def committed(self, connection: Connection) -> None:
         """Raise DatabaseReplaced if what was just stored is in a file that nobody will find."""

@@ -17,6 +17,9 @@ OLDEST_LIBRARY = (3, 37, 0)
 LOG_BYTES = 4 * 1024 * 1024
 """SQLite cuts its log back to this size when it begins anew: the usual one, as 1000 pages are written back at once."""
 
+EMPTY_AGAIN_S = 2.0
+"""How long after a vain attempt to empty a log it is tried again: others cannot write meanwhile."""
+
 _SLICE_MS = 100
 """SQLite waits this long in one call. Python handles a signal only between two calls."""
 
@@ -62,6 +65,30 @@ class FileConnection(sqlite3.Connection):
                 "alone while a program runs, and see with im check whether anything is missing"
             )
         return None
+
+
+class Withdrawn:
+    """Whether a log may hold texts that were taken away, until it was emptied since."""
+
+    def __init__(self) -> None:
+        self._is_there = True  # whoever wrote the log before may have died before emptying it
+        self._again_at = 0.0
+
+    def note(self) -> None:
+        """Know that a text was taken away."""
+        self._is_there, self._again_at = True, 0.0
+
+    def empty(self, log_of: sqlite3.Connection) -> bool:
+        """Empty the log; return whether that was done. Raise sqlite3.Error."""
+        self._again_at = time.monotonic() + EMPTY_AGAIN_S
+        if is_done := empty_log(log_of):
+            self._is_there = False
+        return is_done
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to empty the log."""
+        return self._is_there and time.monotonic() >= self._again_at
 
 
 def lost_file(path: str, what: str) -> str:

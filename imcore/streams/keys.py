@@ -11,6 +11,8 @@ from functools import cached_property, lru_cache
 
 DEFAULT_PARTITIONS = 8
 CONFIG = "im:config"
+WITHDRAWN = "im:withdrawn"
+"""Recalled messages whose texts may still be in an append-only file: by packed msgid, the gid and that."""
 
 QUEUE = "imcore"
 """The queue of rq that the worker `jobs` works off."""
@@ -185,7 +187,7 @@ KINDS = frozenset(
         *("meta", "stream", "acked", "joined", "left", "once_newer", "once_older", "uncounted", "own", "groups"),
         *("groups_of", "dirty", "version", "sessions", "online", "journal", "dead", "failures", "storm"),
         *("marks", "shadow", "mending", "rebuilt"),
-        *("config", "lease"),
+        *("config", "lease", "withdrawn"),
     )
 )
 """The kinds of all keys there are: the word after the partition, or after `im:` where there is none."""
