@@ -75,7 +75,11 @@ class MessageAudit:
         """What recalls what, of the messages in Redis."""
 
     def suspicions(self, meta: Meta) -> Iterator[Suspicion]:
-        """Yield what differs."""
+        """Yield what differs. Where there is more to say of a difference than before, it comes again."""
+        if self._after is None:
+            for msgid, name in stored.unreadable(self._database, self._gid):
+                field = "sent_at_ms" if name == "sent_at" else name
+                yield Suspicion(f"{field} of message {msgids.unpack(msgid)}", "not compared", UNREADABLE, "stored")
         first = "-" if self._after is None else f"({msgids.unpack(self._after)}"
         entries = live_entries(self._link, self._gid, first=first)
         below = stored.head(self._database, self._gid, until=meta.trimmed) if meta.trimmed else Head(self._gid)
@@ -99,8 +103,6 @@ class MessageAudit:
         yield from self._tallies(some)
         yield from self._head(meta, below, before)
         if self._after is None:
-            for msgid, name in stored.unreadable(self._database, self._gid):
-                yield Suspicion(f"{name} of message {msgids.unpack(msgid)}", "not compared", UNREADABLE, "stored")
             for msgid, time in corrections.wrong_times(self._database, self._gid):
                 what = f"time of message {msgids.unpack(msgid)}"
                 yield Suspicion(what, to_iso(msgids.time_ms(msgid)), time, "stored")

@@ -158,4 +158,9 @@ def _refusal(error: Exception, reason: str, address: str) -> ImError | None:
         return ConfigurationError(
             f"the pooler at {address} allows no transactions (pool_mode=statement): set pool_mode to transaction"
         )
+    if "unsupported startup parameter" in reason:
+        return ConfigurationError(
+            f"the pooler at {address} does not pass an option on ({reason.rpartition('FATAL:')[2].strip()}): leave it "
+            "out of IM_DATABASE_URL and the PG* variables, or name it in its ignore_startup_parameters"
+        )
     return None

@@ -22,9 +22,10 @@ _ALWAYS = {
     "TimeZone": "UTC",
     "DateStyle": "ISO",
     "IntervalStyle": "postgres",
-    # How literals are read.
+    # How literals are read: strings, `= NULL`, and NULL in an array, which the driver sends as text if all are NULL.
     "standard_conforming_strings": "on",
     "transform_null_equals": "off",
+    "array_nulls": "on",
 }
 
 
