@@ -4,7 +4,7 @@ SQLite takes any value in any column. PostgreSQL takes times that Python has not
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import product
 from types import NoneType
@@ -37,6 +37,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 _SOUND = frozenset(product(*_KINDS.values()))
 
+_IMPOSSIBLE = tuple(f"{name} NOT BETWEEN 1 AND {msgids.HIGHEST}" for name in ("msgid", "recalls"))
 _UNLIKELY = {
     "sqlite": (
         *(f"typeof({name}) <> 'integer'" for name in ("msgid", "seq")),
@@ -45,12 +46,12 @@ _UNLIKELY = {
         "typeof(client_msgid) NOT IN ('text', 'null')",
         "sent_at IS NOT NULL AND strftime('%Y-%m-%dT%H:%M:%fZ', sent_at) IS NOT sent_at",
         "sent_at < '0001'",
-        f"msgid NOT BETWEEN 1 AND {msgids.HIGHEST}",
+        *_IMPOSSIBLE,
     ),
     "postgresql": (
         "sent_at < TIMESTAMPTZ '0001-01-01 00:00:00+00'",
         "sent_at >= TIMESTAMPTZ '10000-01-01 00:00:00+00'",
-        f"msgid NOT BETWEEN 1 AND {msgids.HIGHEST}",
+        *_IMPOSSIBLE,
     ),
 }
 """What every row that cannot be read answers to, of each kind of database; so may one that can."""
@@ -91,6 +92,11 @@ def unlikely(dialect: str) -> ColumnElement[bool]:
     return or_(*(literal_column(f"({condition})") for condition in _UNLIKELY[dialect]))
 
 
+def has_msgid(msgid: ColumnElement[int] = GROUP_MSGS.c.msgid) -> ColumnElement[bool]:
+    """Return the condition for rows whose msgid a message can have. Readers pass over others: nobody can name them."""
+    return msgid.between(1, msgids.HIGHEST)
+
+
 class MessageReader:
     """Makes rows of what a database has of messages. The first one that cannot be read is told."""
 
@@ -98,15 +104,24 @@ class MessageReader:
         self._address = address
         self._told = False
 
-    def row(self, values: Sequence[Any], *, recalled: bool = False) -> MessageRow:
-        """Return the message that the values of `message_columns` are. What cannot be read becomes what can be."""
+    def rows(self, found: Iterable[Sequence[Any]]) -> Iterator[MessageRow]:
+        """Yield the messages of what a query found: `message_columns`, and after them perhaps whether it is recalled.
+
+        What cannot be read becomes what can be; a message whose msgid cannot be read is left out.
+        """
+        for row in found:
+            if type(row[1]) is int:
+                yield self._row(row[: len(_KINDS)], recalled=any(row[len(_KINDS) :]))
+
+    def _row(self, values: Sequence[Any], *, recalled: bool) -> MessageRow:
         gid, msgid, seq, sender_uid, span, content, client_msgid, sent_at, recalls = values
         sent_at_ms = _sent_at_ms(sent_at)
-        if tuple(map(type, values)) not in _SOUND or sent_at_ms == NO_TIME or not 0 < msgid <= msgids.HIGHEST:
+        is_sound = tuple(map(type, values)) in _SOUND and sent_at_ms != NO_TIME
+        if not is_sound or not (recalls is None or 0 < recalls <= msgids.HIGHEST):
             self._tell(values)
             gid, sender_uid, content = text_of(gid), text_of(sender_uid), text_of(content)
-            msgid, seq = msgid_of(msgid), whole(seq)
-            span, recalls = whole_or_none(span), whole_or_none(recalls)
+            seq, span = whole(seq), span if type(span) is int else None
+            recalls = recalls if msgid_of(recalls) == recalls else None
             client_msgid = None if client_msgid is None else text_of(client_msgid)
         said = "" if recalled else content
         return MessageRow(gid, msgid, seq, sender_uid, span, said, client_msgid, sent_at_ms, recalls, recalled)
@@ -131,8 +146,10 @@ def faults(values: Sequence[Any]) -> list[str]:
     cells = dict(zip(_KINDS, values, strict=True))
     if "sent_at" not in found and _sent_at_ms(cells["sent_at"]) == NO_TIME:
         found.append("sent_at")
-    if "msgid" not in found and msgid_of(cells["msgid"]) != cells["msgid"]:
-        found.append("msgid")
+    for name in ("msgid", "recalls"):
+        value = cells[name]
+        if name not in found and value is not None and msgid_of(value) != value:
+            found.append(name)
     return found
 
 
@@ -160,11 +177,6 @@ def msgid_of(value: object) -> int:
     """Return a packed msgid, or one that no message has."""
     number = whole(value)
     return number if 0 < number <= msgids.HIGHEST else msgids.IMPOSSIBLE
-
-
-def whole_or_none(value: object) -> int | None:
-    """Return a number, or None where there is none."""
-    return value if type(value) is int else None
 
 
 def _sent_at_ms(value: object) -> int | None:

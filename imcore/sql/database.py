@@ -28,7 +28,7 @@ from imcore.errors import (
     ImError,
 )
 from imcore.sql.backend import Backend
-from imcore.sql.cells import MessageReader, message_columns
+from imcore.sql.cells import MessageReader, has_msgid, message_columns
 from imcore.sql.migrations import HEAD, VERSION_TABLE
 from imcore.sql.rows import Batch, MessageRow
 from imcore.sql.tables import GROUP_MSGS, META, OFFSET_MOVES, REACHES, longest
@@ -265,7 +265,7 @@ class Database:
 
     def _all(self, query: Select[Any]) -> list[MessageRow]:
         with self.connection() as connection:
-            return [self.reader.row(row[:-1], recalled=bool(row[-1])) for row in connection.execute(query)]
+            return list(self.reader.rows(connection.execute(query)))
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -310,7 +310,7 @@ def _messages(gid: str) -> Select[Any]:
     c = GROUP_MSGS.c
     tombstone = GROUP_MSGS.alias()
     recalled = exists().where(tombstone.c.gid == c.gid, tombstone.c.recalls == c.msgid)
-    return select(*message_columns(), recalled.label("recalled")).where(c.gid == gid)
+    return select(*message_columns(), recalled.label("recalled")).where(c.gid == gid, has_msgid())
 
 
 def _uids(written: object) -> list[str]:

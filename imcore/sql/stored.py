@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Select, and_, delete, exists, func, literal, select, text, tuple_, union
 
 from imcore.sql.bulk import MARK, mark_name
-from imcore.sql.cells import faults, message_columns, msgid_of, text_of, unlikely, whole
+from imcore.sql.cells import faults, has_msgid, message_columns, msgid_of, text_of, unlikely, whole
 from imcore.sql.database import Database
 from imcore.sql.rows import MarkRow, MessageRow, SpanRow
 from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS, META, OFFSET_MOVES, Stored
@@ -88,7 +88,7 @@ def heads(database: Database, some: Sequence[str]) -> dict[str, Head]:
     c = GROUP_MSGS.c
     found = {gid: Head(gid) for gid in some}
     if some:
-        query = select(c.gid, *_head_columns()).where(c.gid.in_(some)).group_by(c.gid)
+        query = select(c.gid, *_head_columns()).where(c.gid.in_(some), has_msgid()).group_by(c.gid)
         with database.connection() as connection:
             found.update((row[0], Head(row[0], *map(whole, row[1:]))) for row in connection.execute(query))
     return found
@@ -97,7 +97,7 @@ def heads(database: Database, some: Sequence[str]) -> dict[str, Head]:
 def head(database: Database, gid: str, *, until: int) -> Head:
     """Return the head of a group as it was when the message `until` was the newest."""
     c = GROUP_MSGS.c
-    query = select(*_head_columns()).where(c.gid == gid)
+    query = select(*_head_columns()).where(c.gid == gid, has_msgid())
     with database.connection() as connection:
         numbers = connection.execute(query.where(c.msgid <= until)).one()
     return Head(gid, *(0 if number is None else whole(number) for number in numbers))
@@ -106,7 +106,7 @@ def head(database: Database, gid: str, *, until: int) -> Head:
 def older_than(database: Database, gid: str, count: int) -> tuple[int, int] | None:
     """Return msgid and seq of the newest message that is not among the newest so many; None if they are fewer."""
     c = GROUP_MSGS.c
-    query = select(c.msgid, c.seq).where(c.gid == gid).order_by(c.msgid.desc()).offset(count).limit(1)
+    query = select(c.msgid, c.seq).where(c.gid == gid, has_msgid()).order_by(c.msgid.desc()).offset(count).limit(1)
     with database.connection() as connection:
         row = connection.execute(query).first()
         return (whole(row[0]), whole(row[1])) if row else None
@@ -124,22 +124,22 @@ def spans(database: Database, some: Sequence[str]) -> Iterator[SpanRow]:
 def messages(database: Database, some: Sequence[str], *, after: int, until: int | None = None) -> Iterator[MessageRow]:
     """Yield the messages of some groups with after < msgid <= until, in order of gid and msgid."""
     c = GROUP_MSGS.c
-    query = select(*message_columns()).where(c.gid.in_(some), c.msgid > after).order_by(c.gid, c.msgid)
+    query = select(*message_columns()).where(c.gid.in_(some), c.msgid > after, has_msgid()).order_by(c.gid, c.msgid)
     if until is not None:
         query = query.where(c.msgid <= until)
-    for row in _streamed(database, query):
-        yield database.reader.row(row)
+    yield from database.reader.rows(_streamed(database, query))
 
 
 def light(database: Database, some: Sequence[str], *, after: int = 0) -> Iterator[Light]:
     """Yield the messages of some groups after a msgid, without what was said, in order of gid and msgid."""
     c = GROUP_MSGS.c
     columns = (c.gid, c.msgid, c.seq, c.sender_uid, c.recalls, c.confirmed_read)
-    query = select(*columns).where(c.gid.in_(some), c.msgid > after).order_by(c.gid, c.msgid)
+    query = select(*columns).where(c.gid.in_(some), c.msgid > after, has_msgid()).order_by(c.gid, c.msgid)
     for row in _streamed(database, query):
         gid, msgid, seq, sender_uid, recalls, confirmed_read = row
         tombstone = None if recalls is None else whole(recalls)
-        yield Light(gid, whole(msgid), whole(seq), text_of(sender_uid), tombstone, whole(confirmed_read))
+        if type(msgid) is int:
+            yield Light(gid, msgid, whole(seq), text_of(sender_uid), tombstone, whole(confirmed_read))
 
 
 def own_unread(database: Database, some: Sequence[str], *, until: int | None = None) -> Iterator[tuple[str, str, int]]:
@@ -153,7 +153,9 @@ def own_unread(database: Database, some: Sequence[str], *, until: int | None = N
     tombstone = GROUP_MSGS.alias()
     recalled = exists().where(tombstone.c.gid == m.gid, tombstone.c.recalls == m.msgid)
     query = select(m.gid, m.sender_uid, m.msgid).join_from(GROUP_MSGS, GROUP_SPANS, own)
-    query = query.where(m.gid.in_(some), m.msgid > lowest, m.recalls.is_(None), ~recalled).order_by(m.gid, m.msgid)
+    query = query.where(m.gid.in_(some), m.msgid > lowest, has_msgid(), m.recalls.is_(None), ~recalled).order_by(
+        m.gid, m.msgid
+    )
     if until is not None:
         query = query.where(m.msgid <= until)
     for gid, uid, msgid in _streamed(database, query):
@@ -165,7 +167,9 @@ def newest_own(
 ) -> dict[tuple[str, int | None], int]:
     """Return the newest message (packed) with after < msgid <= until by some users of a group, by uid and span."""
     c = GROUP_MSGS.c
-    query = select(c.sender_uid, c.span, func.max(c.msgid)).where(c.gid == gid, c.msgid > after, c.msgid <= until)
+    query = select(c.sender_uid, c.span, func.max(c.msgid)).where(
+        c.gid == gid, c.msgid > after, c.msgid <= until, has_msgid()
+    )
     found: dict[tuple[str, int | None], int] = {}
     with database.connection() as connection:
         for i in range(0, len(some), PAGE):
@@ -177,7 +181,7 @@ def newest_own(
 def recalls(database: Database, gid: str) -> Iterator[tuple[int, int]]:
     """Yield each tombstone of a group with the message that it recalls (both packed)."""
     c = GROUP_MSGS.c
-    for row in _streamed(database, select(c.msgid, c.recalls).where(c.gid == gid, c.recalls.is_not(None))):
+    for row in _streamed(database, select(c.msgid, c.recalls).where(c.gid == gid, has_msgid(), has_msgid(c.recalls))):
         yield whole(row[0]), whole(row[1])
 
 
@@ -216,20 +220,19 @@ def with_client_msgid(database: Database, some: Sequence[str], *, after: int) ->
     """Yield the messages of some groups after a msgid that carry a client_msgid, without what was said."""
     c = GROUP_MSGS.c
     query = select(*message_columns(literal("").label("content")))
-    query = query.where(c.gid.in_(some), c.msgid > after, c.client_msgid.is_not(None))
-    for row in _streamed(database, query.order_by(c.gid, c.msgid)):
-        yield database.reader.row(row)
+    query = query.where(c.gid.in_(some), c.msgid > after, has_msgid(), c.client_msgid.is_not(None))
+    yield from database.reader.rows(_streamed(database, query.order_by(c.gid, c.msgid)))
 
 
 def unreadable(database: Database, gid: str) -> Iterator[tuple[int, str]]:
-    """Yield each column of a group's messages that holds what cannot be read: the msgid (packed), and its name."""
+    """Yield what of a group's messages cannot be read: the msgid (packed), and the name of the field of MessageRow."""
     c = GROUP_MSGS.c
     start = func.substr(c.content, 1, 1).label("content")  # its kind is what matters
     with database.connection() as connection:
         query = select(*message_columns(start)).where(c.gid == gid, unlikely(connection.dialect.name))
         for row in connection.execute(query.order_by(c.msgid), execution_options={"yield_per": PAGE}):
             for name in faults(row):
-                yield msgid_of(row[1]), name
+                yield msgid_of(row[1]), "sent_at_ms" if name == "sent_at" else name
 
 
 def newest_change(database: Database) -> int:
@@ -269,7 +272,7 @@ def with_gaps(database: Database, some: Sequence[str]) -> list[str]:
     """Return those of some groups whose seqs are not 1, 2, 3, ... in the order of the messages."""
     c = GROUP_MSGS.c
     place = func.row_number().over(partition_by=c.gid, order_by=c.msgid).label("place")
-    numbered = select(c.gid, c.seq, place).where(c.gid.in_(some)).subquery()
+    numbered = select(c.gid, c.seq, place).where(c.gid.in_(some), has_msgid()).subquery()
     with database.connection() as connection:
         query = select(numbered.c.gid).where(numbered.c.seq != numbered.c.place).distinct()
         return sorted(connection.scalars(query))
@@ -294,5 +297,5 @@ def _head_columns() -> tuple[Any, ...]:
 
 def _streamed(database: Database, query: Select[Any]) -> Iterator[Sequence[Any]]:
     """Yield what a query finds, as it finds it: however much that is, a page of it is in memory."""
-    with database.connection() as connection:
-        yield from connection.execute(query, execution_options={"yield_per": PAGE})
+    with database.connection() as connection, connection.execute(query, execution_options={"yield_per": PAGE}) as rows:
+        yield from rows
