@@ -137,7 +137,7 @@ class LocalFile:
 
     def _refuse_lost(self) -> None:
         """Raise LocalDatabaseError if the file is not in its place any more: nobody would find what is kept in it."""
-        if self._connection.lost():
+        if self._connection.lost() or not self._has_lock():
             raise LocalDatabaseError(
                 f"the local database {self.path} was removed or replaced while it was in use, and keeps nothing: begin "
                 "anew; what is not acked will be pulled again"
@@ -229,8 +229,19 @@ class LocalFile:
     def _foreign(self) -> LocalDatabaseError:
         return LocalDatabaseError(f"{self.path} is a database of something else: set IM_DATA_DIR to another folder")
 
+    @property
+    def _lock_path(self) -> Path:
+        return self.path.with_suffix(".lock")
+
+    def _has_lock(self) -> bool:
+        """Whether what this session holds, if it holds the file, keeps others out: a new file would not."""
+        try:
+            return self._lock is None or os.path.samestat(os.fstat(self._lock), os.stat(self._lock_path))
+        except OSError:
+            return False
+
     def _hold(self) -> None:
-        self._lock = os.open(self.path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
+        self._lock = os.open(self._lock_path, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
