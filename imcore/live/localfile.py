@@ -139,8 +139,8 @@ class LocalFile:
         """Raise LocalDatabaseError if the file is not in its place any more: nobody would find what is kept in it."""
         if self._connection.lost() or not self._has_lock():
             raise LocalDatabaseError(
-                f"the local database {self.path} was removed or replaced while it was in use, and keeps nothing: begin "
-                "anew; what is not acked will be pulled again"
+                f"the local database {self.path} or its lock was removed or replaced while it was in use, and it keeps "
+                "nothing: begin anew, and what is not acked will be pulled again"
             )
 
     def damaged(self) -> LocalDatabaseError:

@@ -205,7 +205,9 @@ class TestLocalDatabase:
         else:
             path.with_suffix(".lock").unlink()
 
-        with pytest.raises(LocalDatabaseError, match="was removed or replaced while it was in use, and keeps nothing"):
+        with pytest.raises(
+            LocalDatabaseError, match="was removed or replaced while it was in use, and it keeps nothing"
+        ):
             local.queue(GID, "hi")
 
     def test_a_short_command_beside_it_goes_on(self, local: LocalDatabase) -> None:
