@@ -1,5 +1,6 @@
 """What `imcore.sql.database` needs of a kind of database: an engine, bulk writes, and its errors in our words."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from sqlalchemy import Connection, Engine
@@ -22,6 +23,9 @@ class Backend(Protocol):
 
     def examine(self, connection: Connection, *, writes: bool) -> None:
         """Raise ConfigurationError if our data cannot be kept there; for one who `writes`, DatabaseUnavailable too."""
+
+    def remarks(self, connection: Connection) -> Sequence[str]:
+        """Return what about the database breaks a promise, though it can be used: a line each."""
 
     def begin_writing(self, connection: Connection) -> None:
         """Make the transaction of `connection` one that writes, before it does anything else."""

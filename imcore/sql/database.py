@@ -6,6 +6,7 @@ What breaks a call off, as Ctrl-C does, is no error, and none of the driver's cl
 """
 
 import json
+import logging
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,8 @@ from imcore.sql.migrations import HEAD, VERSION_TABLE
 from imcore.sql.rows import Batch, MessageRow
 from imcore.sql.tables import GROUP_MSGS, META, OFFSET_MOVES, REACHES, longest
 from imcore.sql.urls import backend_of
+
+log = logging.getLogger(__name__)
 
 _AT_ONCE = 1000
 """How many msgids one statement names."""
@@ -118,6 +121,8 @@ class Database:
             _refuse_newer(self.address, revision)  # it may have become so while others had the lock
             if revision != HEAD:
                 _migrate(connection)
+            for remark in self._backend.remarks(connection):
+                log.warning(remark)
         self.empty_log()
 
     def check_version(self) -> None:

@@ -4,7 +4,7 @@ Rows whose keys are hardly ever known are copied (COPY, binary). Where one is kn
 dead worker come again, the transaction starts anew with INSERT ... ON CONFLICT from arrays, at about half the speed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -60,6 +60,10 @@ class PostgresBackend:
 
     def create(self) -> None:
         """Do nothing: who runs the server has made the database."""
+
+    def remarks(self, connection: Connection) -> Sequence[str]:
+        """Return what the server does not do that a promise rests on."""
+        return postgres_checks.remarks(connection, self.address)
 
     def begin_writing(self, connection: Connection) -> None:
         """Do nothing: writers go on beside each other."""

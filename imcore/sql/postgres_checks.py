@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import psycopg
 from psycopg import errors
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, func, select, text
 
 from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseRejected, DatabaseUnavailable, ImError
 from imcore.sql.migrations import VERSION_TABLE
@@ -32,6 +32,9 @@ _LOOK = text(
        WHERE NOT has_table_privilege(to_regclass(needed.table_name), needed.right_name)) AS missing
     """  # noqa: S608 (our own names)
 )
+
+_DURABLE = ("fsync", "full_page_writes")
+"""Without these what is committed is not on the disk, whatever a session says."""
 
 _OF_A_ROW = {"22", "23", "54"}
 """Classes of errors that come of what is written: data, broken constraints, limits such as that of an index row."""
@@ -103,6 +106,15 @@ def examine(connection: Connection, address: str, *, writes: bool) -> None:
         )
     if writes:
         _examine_rights(place, address)
+
+
+def remarks(connection: Connection, address: str) -> list[str]:
+    """Return what of the server's settings breaks a promise, what comes of it, and what to do: a line each."""
+    off = [f"{name} = off" for name in _DURABLE if connection.scalar(select(func.current_setting(name))) == "off"]
+    if not off:
+        return []
+    said = " and ".join(off)
+    return [f"the server of {address} has {said}, so a power cut can destroy all that is stored: set both on there"]
 
 
 def _examine_rights(place: Place, address: str) -> None:

@@ -6,7 +6,7 @@ commit must outlive a power cut, not only a kill: synchronous=FULL, which in WAL
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -71,6 +71,10 @@ class SqliteBackend:
                 f"cannot write {self._path} ({error.strerror}): set IM_DATA_DIR or IM_DATABASE_URL to another place"
             ) from error
         self._use_log()
+
+    def remarks(self, connection: Connection) -> Sequence[str]:  # noqa: ARG002
+        """Return nothing: every connection says itself how it wants to store."""
+        return ()
 
     def begin_writing(self, connection: Connection) -> None:
         """Become the only writer."""

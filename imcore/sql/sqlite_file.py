@@ -79,10 +79,13 @@ class Withdrawn:
         self._is_there, self._again_at = True, 0.0
 
     def empty(self, log_of: sqlite3.Connection) -> bool:
-        """Empty the log; return whether that was done. Raise sqlite3.Error."""
+        """Empty the log; return whether that was done: if not, whatever was in the way, it is due again in a moment."""
         self._again_at = time.monotonic() + EMPTY_AGAIN_S
-        if is_done := empty_log(log_of):
-            self._is_there = False
+        try:
+            is_done = empty_log(log_of)
+        except sqlite3.OperationalError:  # such as a full disk: what was to be stored is stored all the same
+            return False
+        self._is_there = not is_done
         return is_done
 
     @property

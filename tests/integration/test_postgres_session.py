@@ -151,6 +151,20 @@ def test_a_commit_is_on_the_disk(postgres_server: PostgresServer, url: str) -> N
             assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == expected
 
 
+def test_a_server_that_syncs_nothing_is_told(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    # Given the server of the tests, which need not outlive a power cut
+    with Database.connect(postgres_url) as database:
+        database.upgrade()
+
+        [message] = caplog.messages
+        assert message.startswith(f"the server of {database.address} has fsync = off and full_page_writes = off")
+
+        # Those who only use it need not hear it each time
+        caplog.clear()
+        database.write(Batch(groups=[GroupRow("g", 1)]))
+        assert caplog.messages == []
+
+
 class TestLimits:
     """What a role limits is told, and what to do about it."""
 
