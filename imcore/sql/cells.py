@@ -10,7 +10,7 @@ from itertools import product
 from types import NoneType
 from typing import Any
 
-from sqlalchemy import ColumnElement, literal_column, or_
+from sqlalchemy import ColumnElement, false, literal_column, or_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -34,6 +34,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "client_msgid": (str, NoneType),
     "sent_at": (int, str, NoneType),
     "recalls": (int, NoneType),
+    "recalled": (bool, int),
 }
 _SOUND = frozenset(product(*_KINDS.values()))
 
@@ -79,12 +80,15 @@ def _as_it_is(element: StoredTime, compiler: SQLCompiler, **options: Any) -> str
     return compiler.process(element.clauses, **options)
 
 
-def message_columns(content: ColumnElement[str] | None = None) -> tuple[ColumnElement[Any], ...]:
-    """Return what to select for `MessageReader.row`; `content` may stand for what was said."""
+def message_columns(
+    *, content: ColumnElement[str] | None = None, recalled: ColumnElement[bool] | None = None
+) -> tuple[ColumnElement[Any], ...]:
+    """Return what to select for a MessageReader. `content` may stand for what was said; `recalled` takes that away."""
     c = GROUP_MSGS.c
-    said = c.content if content is None else content
+    said = c.content if content is None else content.label("content")
     sent_at = StoredTime(c.sent_at).label("sent_at")
-    return c.gid, c.msgid, c.seq, c.sender_uid, c.span, said, c.client_msgid, sent_at, c.recalls
+    is_recalled = (false() if recalled is None else recalled).label("recalled")
+    return c.gid, c.msgid, c.seq, c.sender_uid, c.span, said, c.client_msgid, sent_at, c.recalls, is_recalled
 
 
 def unlikely(dialect: str) -> ColumnElement[bool]:
@@ -105,16 +109,14 @@ class MessageReader:
         self._told = False
 
     def rows(self, found: Iterable[Sequence[Any]]) -> Iterator[MessageRow]:
-        """Yield the messages of what a query found: `message_columns`, and after them perhaps whether it is recalled.
+        """Yield the messages of what a query for `message_columns` found.
 
         What cannot be read becomes what can be; a message whose msgid cannot be read is left out.
         """
-        for row in found:
-            if type(row[1]) is int:
-                yield self._row(row[: len(_KINDS)], recalled=any(row[len(_KINDS) :]))
+        return (self._row(values) for values in found if type(values[1]) is int)
 
-    def _row(self, values: Sequence[Any], *, recalled: bool) -> MessageRow:
-        gid, msgid, seq, sender_uid, span, content, client_msgid, sent_at, recalls = values
+    def _row(self, values: Sequence[Any]) -> MessageRow:
+        gid, msgid, seq, sender_uid, span, content, client_msgid, sent_at, recalls, recalled = values
         sent_at_ms = _sent_at_ms(sent_at)
         is_sound = tuple(map(type, values)) in _SOUND and sent_at_ms != NO_TIME
         if not is_sound or not (recalls is None or 0 < recalls <= msgids.HIGHEST):
@@ -124,7 +126,7 @@ class MessageReader:
             recalls = recalls if msgid_of(recalls) == recalls else None
             client_msgid = None if client_msgid is None else text_of(client_msgid)
         said = "" if recalled else content
-        return MessageRow(gid, msgid, seq, sender_uid, span, said, client_msgid, sent_at_ms, recalls, recalled)
+        return MessageRow(gid, msgid, seq, sender_uid, span, said, client_msgid, sent_at_ms, recalls, bool(recalled))
 
     def _tell(self, values: Sequence[Any]) -> None:
         if not self._told:

@@ -315,7 +315,7 @@ def _messages(gid: str) -> Select[Any]:
     c = GROUP_MSGS.c
     tombstone = GROUP_MSGS.alias()
     recalled = exists().where(tombstone.c.gid == c.gid, tombstone.c.recalls == c.msgid)
-    return select(*message_columns(), recalled.label("recalled")).where(c.gid == gid, has_msgid())
+    return select(*message_columns(recalled=recalled)).where(c.gid == gid, has_msgid())
 
 
 def _uids(written: object) -> list[str]:

@@ -219,7 +219,7 @@ def seqs(database: Database, gid: str, some: Iterable[int]) -> dict[int, int]:
 def with_client_msgid(database: Database, some: Sequence[str], *, after: int) -> Iterator[MessageRow]:
     """Yield the messages of some groups after a msgid that carry a client_msgid, without what was said."""
     c = GROUP_MSGS.c
-    query = select(*message_columns(literal("").label("content")))
+    query = select(*message_columns(content=literal("")))
     query = query.where(c.gid.in_(some), c.msgid > after, has_msgid(), c.client_msgid.is_not(None))
     yield from database.reader.rows(_streamed(database, query.order_by(c.gid, c.msgid)))
 
@@ -227,9 +227,9 @@ def with_client_msgid(database: Database, some: Sequence[str], *, after: int) ->
 def unreadable(database: Database, gid: str) -> Iterator[tuple[int, str]]:
     """Yield what of a group's messages cannot be read: the msgid (packed), and the name of the field of MessageRow."""
     c = GROUP_MSGS.c
-    start = func.substr(c.content, 1, 1).label("content")  # its kind is what matters
+    start = func.substr(c.content, 1, 1)  # its kind is what matters
     with database.connection() as connection:
-        query = select(*message_columns(start)).where(c.gid == gid, unlikely(connection.dialect.name))
+        query = select(*message_columns(content=start)).where(c.gid == gid, unlikely(connection.dialect.name))
         for row in connection.execute(query.order_by(c.msgid), execution_options={"yield_per": PAGE}):
             for name in faults(row):
                 yield msgid_of(row[1]), "sent_at_ms" if name == "sent_at" else name
