@@ -29,7 +29,7 @@ from imcore.errors import (
     ImError,
 )
 from imcore.sql.backend import Backend
-from imcore.sql.cells import MessageReader, has_msgid, message_columns
+from imcore.sql.cells import MessageReader, has_msgid, message_columns, text_of
 from imcore.sql.migrations import HEAD, VERSION_TABLE
 from imcore.sql.rows import Batch, MessageRow
 from imcore.sql.tables import GROUP_MSGS, META, OFFSET_MOVES, REACHES, longest
@@ -240,7 +240,8 @@ class Database:
     def partitions(self) -> int | None:
         """Return how many partitions the data has, None if that is not known, or cannot be seen now."""
         with suppress(DatabaseUnavailable, DatabaseNotReady):
-            return int(self.meta("partitions") or 0) or None
+            known = text_of(self.meta("partitions") or "")
+            return int(known) or None if known.isascii() and known.isdigit() else None
         return None
 
     def set_meta(self, name: str, value: str) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +18,7 @@ from imcore.importer import import_events
 from imcore.settings import Settings
 from imcore.sql import postgres_session, stored
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, GroupRow, MessageRow
+from imcore.sql.rows import Batch, GroupRow, MessageRow, SpanRow
 from tests.deadline import wait_until
 from tests.pgbouncer import Bouncer, running_pgbouncer
 from tests.postgres import PostgresServer, name_of
@@ -81,6 +82,24 @@ def test_workers_store_all_beside_each_other(settings: Settings) -> None:
         for each in workers:
             assert [line for line in each.log.splitlines() if "WARNING" in line and "fsync = off" not in line] == []
             assert "Traceback" not in each.log
+
+
+def test_statements_that_come_again_and_again(url: str) -> None:
+    # Given programs that get each other's sessions, in which a driver may have prepared a statement for itself
+    with ExitStack() as stack:
+        databases = [stack.enter_context(Database.connect(url)) for _ in range(SESSIONS + 1)]
+        databases[0].upgrade()
+
+        # When each does the same more often than a driver would without preparing it
+        for number in range(1, 21):
+            for each, database in enumerate(databases):
+                row = MessageRow(GID, 100 * number + each, number, "ann", 0, "hi", None, None)
+                database.write(Batch(messages=[row], spans=[SpanRow(GID, "ann", 0, None, 1, row.msgid)]))
+                database.write(Batch(messages=[row._replace(msgid=row.msgid + 50, recalls=row.msgid)]))
+                assert database.message(GID, row.msgid)
+
+        # Then all is there
+        assert len(databases[-1].messages_after(GID, 0)) == 2 * 20 * len(databases)
 
 
 def test_a_rebuild_and_an_import(settings: Settings) -> None:
