@@ -101,7 +101,7 @@ class PostgresBackend:
         """Return what an error of psycopg means."""
         return postgres_checks.translate(error, self.address)
 
-    def _connect(self) -> postgres_session.Connection:
+    def _connect(self) -> postgres_session.PostgresConnection:
         return postgres_session.connect(self._arguments, self._waits)
 
     def _write_once(self, batch: Batch, *, may_copy: bool) -> None:

@@ -73,7 +73,7 @@ _REFUSALS: tuple[tuple[type[psycopg.Error], type[ImError], str], ...] = (
 """What a server that runs may refuse: the error, what it is in our words, and the line that says what to do."""
 
 
-class Place(NamedTuple):
+class Facts(NamedTuple):
     """What a database says of itself, and of what this role may do there."""
 
     version: int
@@ -92,20 +92,20 @@ def examine(connection: Connection, address: str, *, writes: bool) -> None:
 
     That is DatabaseUnavailable where it may pass, as a standby may be promoted.
     """
-    place = Place(*connection.execute(_LOOK).one())
-    if place.version < OLDEST:
+    facts = Facts(*connection.execute(_LOOK).one())
+    if facts.version < OLDEST:
         raise ConfigurationError(
-            f"the database {address} is on PostgreSQL {place.version // 10_000}, and imcore needs {OLDEST // 10_000} "
+            f"the database {address} is on PostgreSQL {facts.version // 10_000}, and imcore needs {OLDEST // 10_000} "
             "or newer: set IM_DATABASE_URL to a newer server"
         )
-    if place.encoding != "UTF8":
+    if facts.encoding != "UTF8":
         raise ConfigurationError(
-            f"the database {address} has the encoding {place.encoding}, and imcore needs UTF8: make another one "
+            f"the database {address} has the encoding {facts.encoding}, and imcore needs UTF8: make another one "
             "(CREATE DATABASE name ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0), and set "
             "IM_DATABASE_URL to it"
         )
     if writes:
-        _examine_rights(place, address)
+        _examine_rights(facts, address)
 
 
 def remarks(connection: Connection, address: str) -> list[str]:
@@ -117,30 +117,30 @@ def remarks(connection: Connection, address: str) -> list[str]:
     return [f"the server of {address} has {said}, so a power cut can destroy all that is stored: set both on there"]
 
 
-def _examine_rights(place: Place, address: str) -> None:
-    if place.is_standby:
+def _examine_rights(facts: Facts, address: str) -> None:
+    if facts.is_standby:
         raise DatabaseUnavailable(
             f"the database {address} is a standby, which takes no writes: set IM_DATABASE_URL to the primary, or wait "
             "until it is promoted"
         )
-    if place.is_read_only:
+    if facts.is_read_only:
         raise ConfigurationError(
-            f"the database {address} takes no writes from the role {place.role} (default_transaction_read_only): ALTER "
-            f"ROLE {place.role} SET default_transaction_read_only = off, or the same for the database"
+            f"the database {address} takes no writes from the role {facts.role} (default_transaction_read_only): ALTER "
+            f"ROLE {facts.role} SET default_transaction_read_only = off, or the same for the database"
         )
-    if place.schema is None:
+    if facts.schema is None:
         raise ConfigurationError(
-            f"the role {place.role} may not use any schema of its search_path in {address}: GRANT USAGE, CREATE ON "
-            f"SCHEMA name TO {place.role}"
+            f"the role {facts.role} may not use any schema of its search_path in {address}: GRANT USAGE, CREATE ON "
+            f"SCHEMA name TO {facts.role}"
         )
-    if not place.has_tables and not place.may_create:
+    if not facts.has_tables and not facts.may_create:
         raise ConfigurationError(
-            f"the role {place.role} may not create tables in the schema {place.schema} of {address}: GRANT CREATE ON "
-            f"SCHEMA {place.schema} TO {place.role}, or run im db upgrade as the owner"
+            f"the role {facts.role} may not create tables in the schema {facts.schema} of {address}: GRANT CREATE ON "
+            f"SCHEMA {facts.schema} TO {facts.role}, or run im db upgrade as the owner"
         )
-    if place.has_tables and place.missing:
+    if facts.has_tables and facts.missing:
         raise ConfigurationError(
-            f"the role {place.role} lacks rights in {address}: GRANT it {place.missing}, or use the owner of the tables"
+            f"the role {facts.role} lacks rights in {address}: GRANT it {facts.missing}, or use the owner of the tables"
         )
 
 

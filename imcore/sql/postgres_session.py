@@ -46,7 +46,7 @@ def _instead(name: str, unwanted: str, value: str) -> str:
     return f"set_config('{name}', CASE {now} WHEN '{unwanted}' THEN '{value}' ELSE {now} END, true)"
 
 
-class Connection(psycopg.Connection[Any]):
+class PostgresConnection(psycopg.Connection[Any]):
     """One that tells of long waits, and is closed where a wait is broken off.
 
     Nobody can use it then, as the answer is still to come: the clean-up would ask the server once more, in vain.
@@ -68,11 +68,13 @@ class Connection(psycopg.Connection[Any]):
             raise
 
 
-def connect(arguments: dict[str, Any], waits: Waits) -> Connection:
+def connect(arguments: dict[str, Any], waits: Waits) -> PostgresConnection:
     """Open a connection. Raise psycopg.Error.
 
     psycopg itself begins no transaction on it: `begin_statement` does.
     """
-    connection = Connection.connect(**arguments, client_encoding="UTF8", autocommit=True, prepare_threshold=None)
+    connection = PostgresConnection.connect(
+        **arguments, client_encoding="UTF8", autocommit=True, prepare_threshold=None
+    )
     connection.waits = waits
     return connection

@@ -76,16 +76,16 @@ class Withdrawn:
 
     def note(self) -> None:
         """Know that a text was taken away."""
-        self._is_there, self._again_at = True, 0.0
+        self._is_there = True
 
     def empty(self, log_of: sqlite3.Connection) -> bool:
         """Empty the log; return whether that was done: if not, whatever was in the way, it is due again in a moment."""
-        self._again_at = time.monotonic() + EMPTY_AGAIN_S
         try:
             is_done = empty_log(log_of)
         except sqlite3.OperationalError:  # such as a full disk: what was to be stored is stored all the same
-            return False
+            is_done = False
         self._is_there = not is_done
+        self._again_at = 0.0 if is_done else time.monotonic() + EMPTY_AGAIN_S
         return is_done
 
     @property
