@@ -24,7 +24,7 @@ class Answering:
     def __init__(self, link: Link, database: "OpenDatabase | Database | None") -> None:
         self.link = link
         self._given = database
-        self._is_archive = False
+        self._archive_since: int | None = None
 
     @cached_property
     def database_if_any(self) -> "Database | None":
@@ -44,9 +44,10 @@ class Answering:
 
         Raise DatabaseNotReady or ConfigurationError if it is not, or what the database and the link raise.
         """
-        if not self._is_archive:
+        if self._archive_since != self.database.changes:
+            since = self.database.changes
             self._look_whose_it_is()
-            self._is_archive = True
+            self._archive_since = since
         return self.database
 
     def _look_whose_it_is(self) -> None:

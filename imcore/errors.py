@@ -92,6 +92,10 @@ class DatabaseUnavailable(TryAgain):
     """The database cannot be reached."""
 
 
+class DatabaseReplaced(DatabaseUnavailable):
+    """The database that was in use is gone, or another one has its place."""
+
+
 class DatabaseRejected(ImError):
     """The database does not accept a row, and never will."""
 

@@ -40,18 +40,41 @@ class PostgresServer:
         self._make_data()
         self.start()
 
-    def new_database(self) -> str:
-        """Create an empty database and return its URL."""
+    @property
+    def folder(self) -> Path:
+        """Where its socket is."""
+        return self._folder
+
+    @property
+    def url(self) -> str:
+        """The URL of the database that is always there."""
+        return self._url("postgres")
+
+    @property
+    def user(self) -> str | None:
+        """Who runs it, if that is somebody else."""
+        return self._user and self._user.pw_name
+
+    @property
+    def pid(self) -> int:
+        """Its first process: the one that starts all others."""
+        return self._process.pid
+
+    def new_database(self, options: str = "") -> str:
+        """Create an empty database, with such options of CREATE DATABASE, and return its URL."""
         name = f"test_{uuid.uuid4().hex}"
-        with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
+        self.run(f'CREATE DATABASE "{name}" {options}')
         return self._url(name)
+
+    def run(self, *statements: str) -> None:
+        """Run statements as the superuser."""
+        with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
 
     def drop_database(self, url: str) -> None:
         """Drop a database that `new_database` made, whoever is still connected."""
-        name = urlsplit(url).path.removeprefix("/")
-        with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
-            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+        self.run(f'DROP DATABASE "{name_of(url)}" WITH (FORCE)')
 
     def stop(self) -> None:
         """End the server at once, and every connection to it."""
@@ -107,6 +130,11 @@ class PostgresServer:
 
     def _url(self, database: str) -> str:
         return f"postgresql://postgres@/{database}?host={self._folder}"
+
+
+def name_of(url: str) -> str:
+    """Return the name of the database that a URL leads to."""
+    return urlsplit(url).path.removeprefix("/")
 
 
 @contextmanager

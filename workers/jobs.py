@@ -20,7 +20,7 @@ from rq.exceptions import DuplicateJobError, StopRequested
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from imcore.admin import retention, server_settings
+from imcore.admin import append_only, retention, server_settings
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError, RedisFull, TryAgain
 from imcore.settings import Settings
@@ -47,11 +47,12 @@ def trim() -> dict[str, int]:
     with Chat.connect(settings=Settings.from_env()) as chat:
         chat.link.upgrade()
         summary = retention.trim(chat)
+        rewritten = append_only.forget_withdrawn(chat)
     log.info(
-        "trimmed %d entries of %d groups, %d of the journals, %d rows of read times",
-        *(summary.entries, summary.groups, summary.journal_entries, summary.read_times),
+        "trimmed %d entries of %d groups, %d of the journals, %d rows of read times; %d append-only files rewritten",
+        *(summary.entries, summary.groups, summary.journal_entries, summary.read_times, rewritten),
     )
-    return asdict(summary)
+    return asdict(summary) | {"rewritten": rewritten}
 
 
 def queue(connection: Redis) -> Queue:

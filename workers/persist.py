@@ -9,6 +9,7 @@ Killed anywhere on the way, it leaves its entries open, and the next one handles
 import time
 from collections.abc import Sequence
 
+from imcore.admin import append_only
 from imcore.admin.reconcile import Watch
 from imcore.errors import DatabaseRejected, DatabaseUnavailable, ImError
 from imcore.msgid import NONE
@@ -75,6 +76,7 @@ class Persist:
         if not self._in_hand:
             self._in_hand = self._take()
         batch = self._in_hand[: _batch_length(self._in_hand)]
+        self._database.empty_log()  # if a reader was in the way when it was to be emptied
         handled = self._persist(batch) if batch else 0
         del self._in_hand[: len(batch)]
         return handled
@@ -105,6 +107,7 @@ class Persist:
             if isinstance(work.entry.event, Malformed):
                 work.problem = work.entry.event.reason
         sound = [work for work in works if not work.problem]
+        append_only.note_recalled(self._link, _recalled(sound))
         if sound:
             self._write(sound, self._watch.mark(self._journal.process, [work.entry for work in sound]))
         written = [work.entry for work in works if not work.problem]
@@ -124,6 +127,10 @@ class Persist:
             middle = len(works) // 2
             self._write(works[:middle], marks)
             self._write(works[middle:], marks)
+
+
+def _recalled(works: Sequence[Work]) -> list[tuple[str, int]]:
+    return [(row.gid, row.recalls) for work in works for row, _ in work.messages if row.recalls is not None]
 
 
 def fold(works: Sequence[Work]) -> Batch:

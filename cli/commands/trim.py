@@ -6,9 +6,10 @@ import click
 
 from cli import output
 from cli.options import Invocation, NumberRange, command
+from cli.progress import progress
 from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT
 
-_COLUMNS = ("groups", "entries", "journal_entries", "read_times")
+_COLUMNS = ("groups", "entries", "journal_entries", "read_times", "rewritten")
 
 
 @command("trim", example="im trim\nim trim --keep-messages 1000")
@@ -29,14 +30,17 @@ def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) ->
 
     What is dropped from Redis is read from SQL when somebody asks for it: nothing gets lost. The journals' entries
     that every kind of worker has handled are dropped too, and what SQL knows of when messages were read, where
-    IM_KEEP_READ_TIMES_MS says for how long.
+    IM_KEEP_READ_TIMES_MS says for how long. Then each Redis rewrites its append-only file, so that what was dropped,
+    and texts that were recalled, are on no disk any more: this waits for it.
     """
-    from imcore.admin import retention  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.admin import append_only, retention  # noqa: PLC0415 (the help need not wait for the drivers)
 
     keep_ms = None if keep_days is None else round(keep_days * 24 * 60 * 60 * 1000)
     with run.chat() as chat:
         summary = retention.trim(chat, keep_messages=keep_messages, keep_ms=keep_ms)
         why_not = None if summary.journal_entries else retention.held_up(chat)
-    run.show([asdict(summary)], _COLUMNS)
+        with progress("servers") as shown:
+            rewritten = append_only.forget_withdrawn(chat, always=True, on_progress=shown.to)
+    run.show([asdict(summary) | {"rewritten": rewritten}], _COLUMNS)
     if why_not:
         output.complain(why_not)

@@ -73,6 +73,7 @@ _CHANGING = (
 _WORKING = (
     *("function|load", "incr", "incrby", "hdel", "hincrby", "hsetnx", "scard"),
     *("xack", "xclaim", "xdel", "xinfo|stream", "xreadgroup", "xsetid", "xtrim", "zremrangebyscore"),
+    "bgrewriteaof",
 )
 """What journals, digests, retention and the mending of lost data take beside all that."""
 

@@ -6,7 +6,17 @@ from typing import NamedTuple, TypeVar
 from imcore import msgid as msgids
 from imcore.admin.counting import Counter, Told
 from imcore.admin.pending import PAGE, Pending, live_entries
-from imcore.admin.suspicion import MISSING, NOTHING, Suspicion, of_field, of_message, of_offset, of_place, short
+from imcore.admin.suspicion import (
+    MISSING,
+    NOTHING,
+    UNREADABLE,
+    Suspicion,
+    of_field,
+    of_message,
+    of_offset,
+    of_place,
+    short,
+)
 from imcore.chat import Chat
 from imcore.errors import ImError
 from imcore.sql import corrections, stored
@@ -60,12 +70,16 @@ class MessageAudit:
         self._gid = gid
         self._pending = pending
         self._after = after
+        self._unreadable: set[tuple[int, str]] = set()
+        """What SQL has and nobody can read: msgid and field. Here is what has not been told yet."""
         self.own: dict[str, list[int]] = {}
         self.tombstones: dict[int, int] = {}
         """What recalls what, of the messages in Redis."""
 
     def suspicions(self, meta: Meta) -> Iterator[Suspicion]:
         """Yield what differs."""
+        if self._after is None:
+            self._unreadable = set(stored.unreadable(self._database, self._gid))
         first = "-" if self._after is None else f"({msgids.unpack(self._after)}"
         entries = live_entries(self._link, self._gid, first=first)
         below = stored.head(self._database, self._gid, until=meta.trimmed) if meta.trimmed else Head(self._gid)
@@ -88,6 +102,8 @@ class MessageAudit:
                 some = []
         yield from self._tallies(some)
         yield from self._head(meta, below, before)
+        for msgid, field in sorted(self._unreadable):
+            yield Suspicion(f"{field} of message {msgids.unpack(msgid)}", "not compared", UNREADABLE, "stored")
         if self._after is None:
             for msgid, time in corrections.wrong_times(self._database, self._gid):
                 what = f"time of message {msgids.unpack(msgid)}"
@@ -125,7 +141,10 @@ class MessageAudit:
         for field in _FIELDS:
             here, stands = getattr(row, field), getattr(there, field)
             if here != stands and not (field == "content" and row.msgid in self._pending.recalled):
-                yield self._suspect(f"{field} of message", of_field(field, here), of_field(field, stands), row)
+                is_unreadable = (row.msgid, field) in self._unreadable
+                self._unreadable.discard((row.msgid, field))
+                sql = UNREADABLE if is_unreadable else of_field(field, stands)
+                yield self._suspect(f"{field} of message", of_field(field, here), sql, row)
 
     def _order(
         self, below: Head, before: MessageRow | None, row: MessageRow, there: MessageRow | None

@@ -94,7 +94,7 @@ def look_before(chat: Chat) -> Before:
     link, database = chat.link, chat.database
     [found] = link.glance([("HMGET", CONFIG, "partitions", "dataset", REBUILDING)])
     here, dataset, goes_on = (None if value is None else value.decode() for value in found)
-    partitions = database.meta("partitions") or here or str(chat.settings.partitions or keys.DEFAULT_PARTITIONS)
+    partitions = str(database.partitions() or here or chat.settings.partitions or keys.DEFAULT_PARTITIONS)
     groups = _count_groups(chat, int(here or partitions))
     if groups and here not in {None, partitions}:
         raise ConfigurationError(

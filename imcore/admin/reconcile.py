@@ -190,8 +190,9 @@ class Watch:
         return before is not None and before != self._mended
 
     def doubt(self) -> None:
-        """Look at all marks next time: the connection was lost, or SQL did not answer."""
+        """Look at all marks next time, and whose data SQL has: the connection was lost, or SQL did not answer."""
         self._look_at = 0.0
+        self._dataset = None
 
     def mark(self, process: str, entries: Sequence[Entry]) -> list[MarkRow]:
         """Set the marks for entries that are about to be stored; return what has to be stored with them.

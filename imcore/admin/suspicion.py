@@ -9,7 +9,7 @@ from imcore.admin.pending import Touched
 from imcore.sql.rows import MessageRow, SpanRow
 from imcore.sql.tables import to_iso
 
-MISSING, THERE, NOTHING = "missing", "there", "nothing"
+MISSING, THERE, NOTHING, UNREADABLE = "missing", "there", "nothing", "cannot be read"
 
 Depends = Literal["group", "head", "trim", "message", "tally", "span", "own", "stored"]
 
@@ -98,7 +98,7 @@ def _iso(ms: int) -> str:
     try:
         return to_iso(ms)
     except ValueError:
-        return "no time"
+        return UNREADABLE
 
 
 def of_span(row: SpanRow | None) -> str:

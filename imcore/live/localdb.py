@@ -233,6 +233,7 @@ class LocalDatabase:
                     self._insert(connection, message)
                 connection.executemany(_TELL, tallies)
                 connection.executemany(_ADVANCE, places)
+        self._file.empty_log()
 
     def _places(self, places: Mapping[str, str]) -> list[tuple[str, int]]:
         """Return places with their msgids packed; what cannot be one is passed over."""
@@ -339,6 +340,7 @@ class LocalDatabase:
         if recalls is not None or message.recalled:
             withdrawn = (message.gid, msgid if recalls is None else recalls)
             connection.execute("UPDATE messages SET content = '' WHERE gid = ? AND msgid = ?", withdrawn)
+            self._file.note_withdrawn()
         if message.sender_uid != self.uid:
             self._note_peer(connection, message.gid, message.sender_uid)
         elif recalls is None:

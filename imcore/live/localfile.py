@@ -6,14 +6,19 @@ The file is anybody's to break: a disk, an editor, another program. So what is r
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.folders import make_private
+from imcore.sql import sqlite_file
+from imcore.sql.sqlite_file import FileConnection
+
+BUSY_TIMEOUT_S = 10.0
+"""For how long a step waits for another program."""
 
 _APPLICATION_ID = 0x696D6372
 _ROWS_AT_ONCE = 500
@@ -69,6 +74,10 @@ class LocalFile:
         self._uid = uid
         self._schema = schema
         self._lock: int | None = None
+        self._withdrawn = sqlite_file.Withdrawn()
+        self._is_read_only = read_only
+        if problem := sqlite_file.library_problem():
+            raise LocalDatabaseError(problem)
         try:
             if not read_only:
                 make_private(path.parent, path.parent.parent)  # in the data directory
@@ -84,8 +93,20 @@ class LocalFile:
 
     def close(self) -> None:
         """Close it, and let another session have it."""
+        with suppress(LocalDatabaseError):
+            self.empty_log()
         self._connection.close()
         self._release()
+
+    def note_withdrawn(self) -> None:
+        """Know that a text was taken away: it may still be in the log."""
+        self._withdrawn.note()
+
+    def empty_log(self) -> None:
+        """Take texts that were taken away out of the log. While somebody reads an older state, a later call does it."""
+        if self._withdrawn.is_due and not self._is_read_only:
+            with self.guard():
+                self._withdrawn.empty(self._connection)
 
     def rows(self, sql: str, types: Types, values: Values = ()) -> Iterator[Any]:
         """Yield the rows of a query bit by bit, each with a value of its type in every column."""
@@ -101,8 +122,9 @@ class LocalFile:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Make one step of what is done in the `with`: all of it, or nothing where anything is raised."""
+        self._refuse_lost()
         with self.guard():
-            self._connection.execute("BEGIN IMMEDIATE")
+            sqlite_file.begin_writing(self._connection, BUSY_TIMEOUT_S)
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")  # which fails where the disk is full
@@ -110,6 +132,7 @@ class LocalFile:
                 if self._connection.in_transaction:  # SQLite may have gone back by itself
                     self._connection.execute("ROLLBACK")
                 raise
+        self._refuse_lost()
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -124,6 +147,14 @@ class LocalFile:
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _PASSING:
                 raise self._unusable(str(error)) from error
             raise self.damaged() from error
+
+    def _refuse_lost(self) -> None:
+        """Raise LocalDatabaseError if the file is not in its place any more: nobody would find what is kept in it."""
+        if self._connection.lost() or not self._has_lock():
+            raise LocalDatabaseError(
+                f"the local database {self.path} or its lock was removed or replaced while it was in use, and it keeps "
+                "nothing: begin anew, and what is not acked will be pulled again"
+            )
 
     def damaged(self) -> LocalDatabaseError:
         """Return the error that says so."""
@@ -142,19 +173,20 @@ class LocalFile:
             raise self.damaged()
         return row
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> FileConnection:
         if not self.path.exists():
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-        return self._connected(str(self.path), self._prepare, timeout=10.0)
+        return self._connected("rw", self._prepare)
 
-    def _open_to_read(self) -> sqlite3.Connection:
+    def _open_to_read(self) -> FileConnection:
         if not self.path.exists():
             raise self._missing()
-        return self._connected(f"file:{quote(str(self.path))}?mode=ro", self._check, uri=True)
+        return self._connected("ro", self._check)
 
-    def _connected(self, name: str, prepare: Any, **options: Any) -> sqlite3.Connection:
+    def _connected(self, mode: str, prepare: Callable[[FileConnection], None]) -> FileConnection:
+        uri = f"file:{quote(os.fsencode(self.path))}?mode={mode}"
         with self.guard():
-            connection: sqlite3.Connection = sqlite3.connect(name, isolation_level=None, **options)
+            connection = sqlite_file.connect(str(self.path), uri, timeout_s=BUSY_TIMEOUT_S)
             try:
                 prepare(connection)
             except BaseException:
@@ -162,14 +194,16 @@ class LocalFile:
                 raise
         return connection
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
+    def _prepare(self, connection: FileConnection) -> None:
         connection.execute("BEGIN IMMEDIATE")
         if connection.execute("PRAGMA user_version").fetchone() == (0,):
             self._create(connection)
         self._check(connection)
         connection.execute("COMMIT")
-        connection.execute("PRAGMA journal_mode = WAL")  # not before the check: a file that is not ours stays as it was
-        connection.execute("PRAGMA synchronous = FULL")
+        # Not before the check: a file that is not ours stays as it was.
+        if mode := sqlite_file.use_log(connection, BUSY_TIMEOUT_S):
+            raise self._unusable(f"its file system cannot keep SQLite's write-ahead log (journal mode {mode})")
+        connection.note_files()
 
     def _check(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -208,8 +242,19 @@ class LocalFile:
     def _foreign(self) -> LocalDatabaseError:
         return LocalDatabaseError(f"{self._called} is a database of something else: set IM_DATA_DIR to another folder")
 
+    @property
+    def _lock_path(self) -> Path:
+        return self.path.with_suffix(".lock")
+
+    def _has_lock(self) -> bool:
+        """Whether what this session holds, if it holds the file, keeps others out: a new file would not."""
+        try:
+            return self._lock is None or os.path.samestat(os.fstat(self._lock), os.stat(self._lock_path))
+        except OSError:
+            return False
+
     def _hold(self) -> None:
-        self._lock = os.open(self.path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
+        self._lock = os.open(self._lock_path, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

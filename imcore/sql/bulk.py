@@ -157,8 +157,9 @@ _MOVES = Target(
 _MARKS = Target(
     table="imcore_meta",
     columns={"name": "text", "value": "text"},
+    # The higher number, without taking for one what somebody has written by hand.
     on_conflict="""(name) DO UPDATE SET value = excluded.value
-        WHERE CAST(excluded.value AS BIGINT) > CAST(imcore_meta.value AS BIGINT)""",
+        WHERE (length(excluded.value), excluded.value) > (length(imcore_meta.value), imcore_meta.value)""",
     values=_mark_values,
     appends=False,
 )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import BigInteger, ColumnElement, and_, bindparam, cast, literal_column, or_, select, text, update
 
 from imcore import msgid as msgids
+from imcore.sql.cells import has_msgid, msgid_of, text_of
 from imcore.sql.database import Database
 from imcore.sql.rows import MessageRow, SpanRow
 from imcore.sql.stored import PAGE
@@ -44,7 +45,7 @@ def lower_spans(database: Database, rows: Iterable[SpanRow], *, above: int) -> N
         }
         for row in rows
     ]
-    with database.connection() as connection:
+    with database.writing() as connection:
         for column, name in ((c.acked_msgid, "acked"), (c.left_msgid, "left")):
             impossible = or_(column > above, column != cast(column, BigInteger))
             connection.execute(update(GROUP_SPANS).where(key, impossible).values({column: bindparam(name)}), values)
@@ -55,8 +56,11 @@ def take_texts_away(database: Database, gid: str) -> None:
     tombstone = GROUP_MSGS.alias()
     recalled = select(tombstone.c.recalls).where(tombstone.c.gid == gid, tombstone.c.recalls.is_not(None))
     c = GROUP_MSGS.c
-    with database.connection() as connection:
-        connection.execute(update(GROUP_MSGS).where(c.gid == gid, c.msgid.in_(recalled)).values(content=""))
+    with database.writing() as connection:
+        withdrawn = c.msgid.in_(recalled), c.content != ""
+        if connection.execute(update(GROUP_MSGS).where(c.gid == gid, *withdrawn).values(content="")).rowcount:
+            database.note_withdrawn()
+    database.empty_log()
 
 
 def wrong_times(database: Database, gid: str) -> Iterator[tuple[int, str]]:
@@ -64,28 +68,30 @@ def wrong_times(database: Database, gid: str) -> Iterator[tuple[int, str]]:
     c = GROUP_MSGS.c
     with database.connection() as connection:
         time = _TIMES[connection.dialect.name]
-        query = select(c.msgid, literal_column(time.shown)).where(c.gid == gid, c.time != literal_column(time.told))
+        is_wrong = and_(has_msgid(), c.time != literal_column(time.told))
+        query = select(c.msgid, literal_column(time.shown)).where(c.gid == gid, is_wrong)
         for row in connection.execute(query.order_by(c.msgid), execution_options={"yield_per": PAGE}):
-            yield row[0], row[1]
+            yield msgid_of(row[0]), text_of(row[1])
 
 
 def correct_times(database: Database, gid: str) -> None:
     """Set the times of such messages to those of their msgids."""
     c = GROUP_MSGS.c
-    with database.connection() as connection:
+    with database.writing() as connection:
         told: ColumnElement[datetime] = literal_column(_TIMES[connection.dialect.name].told)
-        connection.execute(update(GROUP_MSGS).where(c.gid == gid, c.time != told).values(time=told))
+        connection.execute(update(GROUP_MSGS).where(c.gid == gid, has_msgid(), c.time != told).values(time=told))
 
 
 def close_gaps(database: Database, gid: str) -> int:
     """Give the messages of a group the seqs 1, 2, 3, ... in their order; return how many have another one now."""
     statement = text(
         """UPDATE group_msgs SET seq = numbered.place
-        FROM (SELECT msgid, row_number() OVER (ORDER BY msgid) AS place FROM group_msgs WHERE gid = :gid) AS numbered
+        FROM (SELECT msgid, row_number() OVER (ORDER BY msgid) AS place FROM group_msgs
+              WHERE gid = :gid AND msgid BETWEEN 1 AND :highest) AS numbered
         WHERE group_msgs.gid = :gid AND group_msgs.msgid = numbered.msgid AND group_msgs.seq <> numbered.place"""
     )
-    with database.connection() as connection:
-        return connection.execute(statement, {"gid": gid}).rowcount
+    with database.writing() as connection:
+        return connection.execute(statement, {"gid": gid, "highest": msgids.HIGHEST}).rowcount
 
 
 def rewrite(database: Database, rows: Iterable[MessageRow]) -> None:
@@ -95,5 +101,5 @@ def rewrite(database: Database, rows: Iterable[MessageRow]) -> None:
     )
     names = ("gid", "msgid", "seq", "span", "recalls")
     values = [{name: getattr(row, name) for name in names} for row in rows]
-    with database.connection() as connection:
+    with database.writing() as connection:
         connection.execute(statement, values)

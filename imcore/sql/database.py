@@ -6,6 +6,7 @@ What breaks a call off, as Ctrl-C does, is no error, and none of the driver's cl
 """
 
 import json
+import logging
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -14,48 +15,48 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import (
-    URL,
-    Connection,
-    Row,
-    Select,
-    and_,
-    column,
-    exists,
-    func,
-    inspect,
-    make_url,
-    select,
-    table,
-    text,
-    union_all,
-)
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy import Connection, Select, and_, column, exists, func, inspect, select, table, text, union_all
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from imcore import msgid as msgids
-from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseRejected, DatabaseUnavailable, ImError
+from imcore.errors import (
+    ConfigurationError,
+    DatabaseNotReady,
+    DatabaseRejected,
+    DatabaseReplaced,
+    DatabaseUnavailable,
+    ImError,
+)
 from imcore.sql.backend import Backend
+from imcore.sql.cells import MessageReader, has_msgid, message_columns, text_of
 from imcore.sql.migrations import HEAD, VERSION_TABLE
 from imcore.sql.rows import Batch, MessageRow
-from imcore.sql.sqlite import SqliteBackend
-from imcore.sql.tables import GROUP_MSGS, META, OFFSET_MOVES, REACHES, longest, to_ms
+from imcore.sql.tables import GROUP_MSGS, META, OFFSET_MOVES, REACHES, longest
+from imcore.sql.urls import backend_of
+
+log = logging.getLogger(__name__)
 
 _AT_ONCE = 1000
 """How many msgids one statement names."""
-_SQLITE = "sqlite:///"
-_POSTGRES = {"postgresql", "postgres", "postgresql+psycopg"}
 
 
 class Database:
     """The rows behind Redis. Threads may share one; a forked process opens its own.
 
-    When it is first used it is refused (ConfigurationError) if a newer program has made it.
+    When it is first used, and after each DatabaseUnavailable, it is looked at: it is refused (ConfigurationError) if it
+    cannot hold our data, or if a newer program has made it; DatabaseUnavailable, for one who writes, if it takes no
+    writes now.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._is_known = False
+        self._is_writable = False
+        self.changes = 0
+        """Grows whenever the database may have become another one."""
+        self.reader = MessageReader(backend.address)
+        """Makes rows of what is selected of messages."""
 
     @classmethod
     def connect(cls, url: str, *, data_dir: Path | None = None) -> Self:
@@ -63,7 +64,7 @@ class Database:
 
         A SQLite file in `data_dir` gets its folder made with it. Raise ConfigurationError for a URL of another kind.
         """
-        return cls(_backend(url, data_dir))
+        return cls(backend_of(url, data_dir))
 
     def __enter__(self) -> Self:
         return self
@@ -87,13 +88,23 @@ class Database:
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """Yield a connection of SQLAlchemy in a transaction that is committed at the end; its errors are ImErrors."""
+        """Yield a connection of SQLAlchemy, to read from in one transaction; its errors are ImErrors."""
         self._know()
         with self._translated(), self._backend.engine.begin() as connection:
             yield connection
 
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """Yield a connection whose one transaction is committed at the end: all of it, or nothing."""
+        self._know(writes=True)
+        with self._translated(), self._backend.engine.connect() as connection:
+            with connection.begin():
+                self._backend.begin_writing(connection)
+                yield connection
+            self._backend.committed(connection)
+
     def refuse_newer(self) -> None:
-        """Raise ConfigurationError if a newer program has made the database, as far as that can be seen now."""
+        """Raise ConfigurationError as the first use does, as far as that can be seen now."""
         with suppress(DatabaseUnavailable, DatabaseNotReady):
             self._know()
 
@@ -104,12 +115,15 @@ class Database:
         """
         with self._translated():
             self._backend.create()
-        with self.connection() as connection:
+        with self.writing() as connection:
             self._backend.migrating(connection)
             revision = _revision(connection)
             _refuse_newer(self.address, revision)  # it may have become so while others had the lock
             if revision != HEAD:
                 _migrate(connection)
+            for remark in self._backend.remarks(connection):
+                log.warning(remark)
+        self.empty_log()
 
     def check_version(self) -> None:
         """Raise ConfigurationError unless the schema is the one that this program knows."""
@@ -128,12 +142,25 @@ class Database:
         """
         if not len(batch):
             return
-        self._know()
+        self._know(writes=True)
         try:
             with self._translated():
                 self._backend.write(batch.folded())
         except (ValueError, OverflowError, TypeError) as error:
             raise DatabaseRejected(f"a row cannot be stored: {error}") from error
+
+    def note_withdrawn(self) -> None:
+        """Know that a text was taken away: `empty_log` has to take it out of the database's log."""
+        self._backend.note_withdrawn()
+
+    def empty_log(self, *, always: bool = False) -> bool:
+        """Take texts that were taken away out of SQLite's log; return False if somebody who reads was in the way.
+
+        With `always` it is emptied in any case. Call it again, as often as is wished: it knows when there is nothing to
+        do, and waits a moment between two attempts.
+        """
+        with self._translated():
+            return self._backend.empty_log(always=always)
 
     def message(self, gid: str, msgid: int) -> MessageRow | None:
         """Return one message."""
@@ -201,7 +228,7 @@ class Database:
         found: dict[str, int] = {}
         with self.connection() as connection:
             for entry, uids in connection.execute(covering):
-                for uid in json.loads(uids):
+                for uid in _uids(uids):
                     found[uid] = min(entry, found.get(uid, entry))
         return {uid: msgids.time_ms(entry) for uid, entry in found.items()}
 
@@ -213,7 +240,8 @@ class Database:
     def partitions(self) -> int | None:
         """Return how many partitions the data has, None if that is not known, or cannot be seen now."""
         with suppress(DatabaseUnavailable, DatabaseNotReady):
-            return int(self.meta("partitions") or 0) or None
+            known = text_of(self.meta("partitions") or "")
+            return int(known) or None if known.isascii() and known.isdigit() else None
         return None
 
     def set_meta(self, name: str, value: str) -> None:
@@ -222,7 +250,7 @@ class Database:
             """INSERT INTO imcore_meta (name, value) VALUES (:name, :value)
             ON CONFLICT (name) DO UPDATE SET value = excluded.value"""
         )
-        with self.connection() as connection:
+        with self.writing() as connection:
             connection.execute(statement, {"name": name, "value": value})
 
     def bind(self, partitions: int, dataset: str) -> None:
@@ -230,19 +258,20 @@ class Database:
         self.set_meta("partitions", str(partitions))
         self.set_meta("dataset", dataset)
 
-    def _know(self) -> None:
-        if self._is_known:
+    def _know(self, *, writes: bool = False) -> None:
+        if self._is_writable or (self._is_known and not writes):
             return
         with self._translated(), self._backend.engine.connect() as connection:
+            self._backend.examine(connection, writes=writes)
             _refuse_newer(self.address, _revision(connection))
-        self._is_known = True
+        self._is_known, self._is_writable = True, writes
 
     def _first(self, query: Select[Any]) -> MessageRow | None:
         return next(iter(self._all(query.limit(1))), None)
 
     def _all(self, query: Select[Any]) -> list[MessageRow]:
         with self.connection() as connection:
-            return [_message_row(row) for row in connection.execute(query)]
+            return list(self.reader.rows(connection.execute(query)))
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -252,9 +281,19 @@ class Database:
         except Exception as error:
             if stop := _broken_off(error, before):
                 raise stop from None
-            if meaning := self._meaning(error):
+            meaning = self._meaning(error)
+            self._doubt(meaning or error)
+            if meaning:
                 raise meaning from error
             raise
+
+    def _doubt(self, error: Exception) -> None:
+        """Look at the database again before it is used next: it may be another one by then."""
+        if isinstance(error, DatabaseUnavailable):
+            self._is_known = self._is_writable = False
+            self.changes += 1
+        if isinstance(error, DatabaseReplaced):
+            self.close()  # every connection has the file open that is lost
 
     def _meaning(self, error: Exception) -> ImError | None:
         if isinstance(error, PoolTimeout):
@@ -275,59 +314,18 @@ def _broken_off(error: BaseException | None, before: BaseException | None) -> Ba
 
 def _messages(gid: str) -> Select[Any]:
     c = GROUP_MSGS.c
-    columns = (c.gid, c.msgid, c.seq, c.sender_uid, c.span, c.content, c.client_msgid, c.sent_at, c.recalls)
     tombstone = GROUP_MSGS.alias()
     recalled = exists().where(tombstone.c.gid == c.gid, tombstone.c.recalls == c.msgid)
-    return select(*columns, recalled.label("recalled")).where(c.gid == gid)
+    return select(*message_columns(recalled=recalled)).where(c.gid == gid, has_msgid())
 
 
-def _message_row(row: Row[Any]) -> MessageRow:
-    return MessageRow(
-        gid=row.gid,
-        msgid=row.msgid,
-        seq=row.seq,
-        sender_uid=row.sender_uid,
-        span=row.span,
-        content="" if row.recalled else row.content,
-        client_msgid=row.client_msgid,
-        sent_at_ms=None if row.sent_at is None else to_ms(row.sent_at),
-        recalls=row.recalls,
-        recalled=bool(row.recalled),
-    )
-
-
-def _backend(url: str, data_dir: Path | None) -> Backend:
-    scheme, separator, _ = url.partition("://")
-    if url.startswith(_SQLITE):
-        # Taken as it stands, not as a URL: a path may hold any character.
-        return SqliteBackend(_sqlite_path(url.removeprefix(_SQLITE)), data_dir)
-    if scheme in _POSTGRES:
-        from imcore.sql.postgres import PostgresBackend  # noqa: PLC0415 (psycopg is loaded where it is used)
-
-        return PostgresBackend(_postgres_url(url))
-    # Without a scheme it may be anything, and is not shown.
-    kind = f"{scheme}://" if separator else "a URL without a scheme"
-    raise ConfigurationError(f"{kind} is no database of ours: set IM_DATABASE_URL to {_SQLITE}PATH or postgresql://...")
-
-
-def _sqlite_path(path: str) -> Path:
-    if path in {"", ":memory:"}:
-        raise ConfigurationError(f"a database must be a file: set IM_DATABASE_URL to {_SQLITE}PATH")
-    return Path(path)
-
-
-def _postgres_url(url: str) -> URL:
+def _uids(written: object) -> list[str]:
+    """Return the uids that a move of offsets names; by hand, anything may stand there."""
     try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        parsed = None
-    # An @ after the first one: part of a password, which must never be shown, would pass for the host's name.
-    if parsed is None or "@" in f"{parsed.host}{parsed.database}":
-        raise ConfigurationError(
-            "IM_DATABASE_URL is not valid: it looks like postgresql://host:5432/name, with user:password@ before the "
-            "host where that is needed, and special characters in percent form (@ is %40)"
-        )
-    return parsed
+        uids = json.loads(written) if isinstance(written, str) else None
+    except ValueError:
+        uids = None
+    return [uid for uid in uids if isinstance(uid, str)] if isinstance(uids, list) else []
 
 
 def _migrate(connection: Connection) -> None:

@@ -9,11 +9,15 @@ from dataclasses import dataclass, field, fields
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
+NO_TIME = 1 << 62
+"""What `MessageRow.sent_at_ms` is where a time is stored that cannot be read. It is never written."""
+
 
 class MessageRow(NamedTuple):
     """A message. Key: gid and msgid. `span` is the joined_msgid of the sender's span, None for an admin who has none.
 
-    A message that `recalls` another one (its msgid) takes that one's content away. `recalled` is only an answer.
+    A message that `recalls` another one (its msgid) takes that one's content away. `recalled` is only an answer, and so
+    is a `sent_at_ms` of NO_TIME.
     """
 
     gid: str

@@ -6,18 +6,27 @@ commit must outlive a power cut, not only a kill: synchronous=FULL, which in WAL
 
 import os
 import sqlite3
-import time
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, QueuePool, create_engine
+from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
 
-from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseRejected, DatabaseUnavailable, ImError
+from imcore.errors import (
+    ConfigurationError,
+    DatabaseNotReady,
+    DatabaseRejected,
+    DatabaseReplaced,
+    DatabaseUnavailable,
+    ImError,
+)
 from imcore.folders import make_private
+from imcore.sql import cells, sqlite_file
 from imcore.sql.bulk import UPDATES, Target, by_target
 from imcore.sql.rows import Batch
+from imcore.sql.sqlite_file import FileConnection, error_code
 from imcore.sql.tables import to_iso
 
 BUSY_TIMEOUT_MS = 10_000
@@ -31,6 +40,7 @@ _NOT_USABLE = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,
 }
+_NOT_WRITABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
 
 
 class SqliteBackend:
@@ -39,10 +49,17 @@ class SqliteBackend:
     driver_error: type[Exception] = sqlite3.Error
 
     def __init__(self, path: Path, data_dir: Path | None) -> None:
+        if problem := sqlite_file.library_problem():
+            raise ConfigurationError(problem)
         self._path = path.absolute()
         self._data_dir = data_dir
+        self._was_open = False
+        self._withdrawn = sqlite_file.Withdrawn()
         self.address = f"sqlite:///{path}"
-        self.engine = _engine(self._path)
+        self.engine: Engine = create_engine(
+            "sqlite://", creator=self._connect, poolclass=QueuePool, hide_parameters=True
+        )
+        event.listen(self.engine, "checkout", self._look_at_files)
 
     def create(self) -> None:
         """Make the file, for its owner only, and its folder, if that is the data directory or in it."""
@@ -53,50 +70,108 @@ class SqliteBackend:
             raise ConfigurationError(
                 f"cannot write {self._path} ({error.strerror}): set IM_DATA_DIR or IM_DATABASE_URL to another place"
             ) from error
-        self._use_wal()
+        self._use_log()
+
+    def remarks(self, connection: Connection) -> Sequence[str]:  # noqa: ARG002
+        """Return nothing: every connection says itself how it wants to store."""
+        return ()
+
+    def begin_writing(self, connection: Connection) -> None:
+        """Become the only writer."""
+        sqlite_file.begin_writing(_driver(connection.connection), BUSY_TIMEOUT_MS / 1000)
 
     def migrating(self, connection: Connection) -> None:
-        """Become the only writer."""
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        """Do nothing: the only writer is the only one that migrates."""
+
+    def examine(self, connection: Connection, *, writes: bool) -> None:
+        """Do nothing: opening the file and its log has shown all that can be seen."""
 
     def write(self, batch: Batch) -> None:
-        """Write with executemany: the driver's bulk path."""
-        with closing(self.engine.raw_connection()) as pooled:
-            driver = cast("sqlite3.Connection", pooled.driver_connection)
+        """Write with executemany: the driver's bulk path. A text that is withdrawn leaves the log too."""
+        with self._lent() as driver:
             with driver:
-                driver.execute("BEGIN IMMEDIATE")
+                sqlite_file.begin_writing(driver, BUSY_TIMEOUT_MS / 1000)
                 for target, rows in by_target(batch):
                     driver.executemany(_insert(target), (target.values(row, to_iso) for row in rows))
                 for statement, rows_of in UPDATES:
                     driver.executemany(statement, rows_of(batch))
+            self._refuse_lost(driver)
+        if any(row.recalls is not None for row in batch.messages):
+            self._withdrawn.note()
+            self.empty_log()
+
+    def empty_log(self, *, always: bool = False) -> bool:
+        """Empty the log if it may hold what is withdrawn, or `always`; return False if somebody was in the way."""
+        if not (always or self._withdrawn.is_due):
+            return True
+        with self._lent() as driver:
+            return self._withdrawn.empty(driver)
+
+    def note_withdrawn(self) -> None:
+        """Know that a text was taken away: it may still be in the log."""
+        self._withdrawn.note()
+
+    def committed(self, connection: Connection) -> None:
+        """Raise DatabaseReplaced if what was just stored is in a file that nobody will find."""
+        self._refuse_lost(_driver(connection.connection))
 
     def translate(self, error: Exception) -> ImError:
         """Return what an error of sqlite3 means."""
-        code = _code(error)
+        code = error_code(error)
         if code == sqlite3.SQLITE_CANTOPEN and not os.path.exists(self._path):
-            return DatabaseNotReady(f"there is no database {self._path} yet: run im db upgrade, or set IM_DATABASE_URL")
+            return self._missing()
         if "no such table" in str(error) or "no such column" in str(error):
             return DatabaseNotReady(f"the database {self._path} has not the tables of imcore: run im db upgrade")
+        if code in _NOT_WRITABLE:
+            return ConfigurationError(
+                f"cannot use the database {self._path} ({error}): the file and its folder, where SQLite keeps its log, "
+                "must be writable; set IM_DATABASE_URL"
+            )
         if code in _NOT_USABLE:
             return ConfigurationError(f"cannot use the database {self._path} ({error}): set IM_DATABASE_URL")
         if code in _REJECTED or isinstance(error, sqlite3.ProgrammingError | sqlite3.InterfaceError):
             return DatabaseRejected(f"the database refused a row: {error}")
         return DatabaseUnavailable(f"the database {self._path} cannot be used now: {error}")
 
-    def _use_wal(self) -> None:
-        # The file remembers it. For this change of mode alone SQLite does not wait for others by itself.
-        deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    def _missing(self) -> ImError:
+        if self._was_open:
+            return DatabaseReplaced(sqlite_file.lost_file(str(self._path), "removed"))
+        return DatabaseNotReady(f"there is no database {self._path} yet: run im db upgrade, or set IM_DATABASE_URL")
+
+    def _look_at_files(self, driver: FileConnection, *_: object) -> None:
+        """Refuse a connection of the pool whose files are gone. The pool closes it."""
+        self._refuse_lost(driver)
+
+    def _refuse_lost(self, driver: FileConnection) -> None:
+        if what := driver.lost():
+            raise DatabaseReplaced(what)
+
+    @contextmanager
+    def _lent(self) -> Iterator[FileConnection]:
         with closing(self.engine.raw_connection()) as pooled:
-            driver = cast("sqlite3.Connection", pooled.driver_connection)
-            while True:
-                try:
-                    driver.execute("PRAGMA journal_mode = WAL")
-                except sqlite3.OperationalError as error:
-                    if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.01)
-                else:
-                    return
+            yield _driver(pooled)
+
+    def _connect(self) -> FileConnection:
+        # mode=rw: a command that only shows must not leave an empty database behind.
+        connection = sqlite_file.connect(
+            str(self._path),
+            f"file:{quote(os.fsencode(self._path))}?mode=rw",
+            timeout_s=BUSY_TIMEOUT_MS / 1000,
+            same_thread=False,
+        )
+        connection.text_factory = cells.decoded
+        self._was_open = True
+        return connection
+
+    def _use_log(self) -> None:
+        with self._lent() as driver:
+            mode = sqlite_file.use_log(driver, BUSY_TIMEOUT_MS / 1000)
+            if mode is not None:
+                raise ConfigurationError(
+                    f"the file system of {self._path} cannot keep SQLite's write-ahead log (journal mode {mode}): set "
+                    "IM_DATA_DIR or IM_DATABASE_URL to a disk of this machine"
+                )
+            driver.note_files()
 
     def _make_file(self) -> None:
         # Not opened if it is there already: closing it would drop the locks that SQLite holds on it in this process.
@@ -108,27 +183,8 @@ class SqliteBackend:
             make_private(self._path.parent, self._data_dir.absolute())
 
 
-def _code(error: Exception) -> int:
-    code: int = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF  # the rest is detail
-
-
-def _engine(path: Path) -> Engine:
-    def connect() -> sqlite3.Connection:
-        # mode=rw: a command that only shows must not leave an empty database behind.
-        # isolation_level=None: the driver begins no transaction of its own, we begin ours.
-        connection = sqlite3.connect(
-            f"file:{quote(os.fsencode(path))}?mode=rw",
-            uri=True,
-            timeout=BUSY_TIMEOUT_MS / 1000,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA fullfsync = ON")  # macOS: a sync that reaches the disk
-        return connection
-
-    return create_engine("sqlite://", creator=connect, poolclass=QueuePool, hide_parameters=True)
+def _driver(pooled: Any) -> FileConnection:
+    return cast("FileConnection", pooled.driver_connection)
 
 
 def _insert(target: Target[Any]) -> str:

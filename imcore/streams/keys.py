@@ -15,6 +15,8 @@ REBUILDING = "rebuilding"
 """The field of it that is there from the beginning of a rebuild to its end, however that comes."""
 REBUILD = "rebuild"
 """The kind of the lease that a process holds while it rebuilds."""
+WITHDRAWN = "im:withdrawn"
+"""Recalled messages whose texts may still be in an append-only file: by packed msgid, the gid and that."""
 
 QUEUE = "imcore"
 """The queue of rq that the worker `jobs` works off."""
@@ -205,7 +207,7 @@ KINDS = frozenset(
         *("meta", "stream", "acked", "joined", "left", "once_newer", "once_older", "uncounted", "own", "groups"),
         *("groups_of", "dirty", "version", "sessions", "online", "online_ms", "journal", "dead", "failures", "storm"),
         *("marks", "shadow", "mending", "rebuilt", "creating", "untold"),
-        *("config", "lease"),
+        *("config", "lease", "withdrawn"),
     )
 )
 """The kinds of all keys there are: the word after the partition, or after `im:` where there is none."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from imcore import msgid as msgids
-from imcore.sql.rows import MarkRow, MessageRow
+from imcore.sql.rows import NO_TIME, MarkRow, MessageRow
 from imcore.streams.calls import Call, Value
 from imcore.streams.keys import SEPARATOR, GroupKeys, Keyspace
 
@@ -127,6 +127,7 @@ def add(claim: Claim, texts: Iterable[Text]) -> Call[int]:
 
 def _entry(text: Text) -> tuple[Value, ...]:
     _, msgid, seq, uid, span, content, cid, sent_at_ms, recalls, _ = text.row
+    sent_at_ms = None if sent_at_ms == NO_TIME else sent_at_ms
     values = (msgids.unpack(msgid), seq, uid, span, cid, sent_at_ms, int(text.up), content, recalls)
     return tuple("" if value is None else value for value in values)
 

@@ -16,7 +16,7 @@ from rq import Queue
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from imcore.admin import audit, deadletters, rebuild, retention
+from imcore.admin import append_only, audit, deadletters, rebuild, retention
 from imcore.admin.acl import GATEWAY, PASSWORD, READER, ROLES, WORKER, Role
 from imcore.admin.stats import online_uids, stats
 from imcore.chat import Chat
@@ -288,6 +288,12 @@ def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "red
             for letter in letters:
                 deadletters.drop(chat, letter.id)
         trim(settings)
+        admin.config_set("appendonly", "yes")
+        try:
+            with connect(settings, WORKER) as chat:
+                assert append_only.forget_withdrawn(chat, always=True) == 1
+        finally:
+            admin.config_set("appendonly", "no")
         with connect(settings, WORKER) as chat:
             look(chat)
             assert stats(chat).workers
@@ -361,7 +367,6 @@ COMMON = [
         "FUNCTION DELETE imcore",
         "SWAPDB 0 1",
         "SAVE",
-        "BGREWRITEAOF",
     ),
     *("GET other", "SET other 1", "DEL other", "HGET other a", "XADD other * a b", "COPY {team}stream other"),
     *("RENAME {team}stream other", "MIGRATE host 1 {team}stream 0 1", "DUMP {team}stream", "OBJECT FREQ {team}stream"),
@@ -426,9 +431,16 @@ NOT_FOR_WORKERS = [
 
 REFUSED = {
     WORKER: [*COMMON, *NOT_FOR_WORKERS],
-    GATEWAY: [*COMMON, *NOT_THE_CHAT, "GET im:lease:persist:1"],
+    GATEWAY: [*COMMON, *NOT_THE_CHAT, "BGREWRITEAOF", "GET im:lease:persist:1"],
     READER: [
-        *(*COMMON, *NOT_THE_CHAT, "SSUBSCRIBE im:{0}:push:team", "XADD {team}stream * a b", "ZADD {team}acked 1 bob"),
+        *(
+            *COMMON,
+            *NOT_THE_CHAT,
+            "BGREWRITEAOF",
+            "SSUBSCRIBE im:{0}:push:team",
+            "XADD {team}stream * a b",
+            "ZADD {team}acked 1 bob",
+        ),
         *("FCALL im_ack 1 {team}meta", "HSET {team}meta seq 1", "SPUBLISH im:{0}:push:team x", "DEL {own}"),
     ],
 }

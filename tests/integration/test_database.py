@@ -1,6 +1,7 @@
 """What is written to the database, and what is read from it, on SQLite and on PostgreSQL."""
 
 import random
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from urllib.parse import quote
 
@@ -233,3 +234,22 @@ def test_a_recall_of_a_stored_message_is_written_at_once(postgres_url: str, monk
 
         assert len(tries) == 2
         assert [row.recalls for row in database.messages_after("g", 0)] == [None, at(1)]
+
+
+def test_a_step_that_is_broken_off_leaves_nothing(database: Database) -> None:
+    # Given two changes that belong together
+    database.set_meta("name", "before")
+
+    # When it ends between the two
+    def change(between: Callable[[], object]) -> None:
+        with database.writing() as connection:
+            connection.execute(text("UPDATE imcore_meta SET value = 'after' WHERE name = 'name'"))
+            between()
+
+    with pytest.raises(ZeroDivisionError):
+        change(lambda: 1 / 0)
+
+    # Then neither was made, and the next one can make both
+    assert database.meta("name") == "before"
+    change(lambda: None)
+    assert database.meta("name") == "after"

@@ -268,7 +268,7 @@ class TestSqliteFile:
                 database.upgrade()
             # When they end while we wait
             monkeypatch.undo()
-            monkeypatch.setattr("imcore.sql.sqlite.time.sleep", lambda _: other.close())
+            monkeypatch.setattr("imcore.sql.sqlite_file.time.sleep", lambda _: other.close())
             database.upgrade()
             # Then it is ours
             database.check_version()

@@ -18,8 +18,7 @@ from imcore.admin import deadletters, retention
 from imcore.chat import Chat
 from imcore.errors import DatabaseUnavailable
 from imcore.settings import Settings
-from imcore.sql import postgres as postgres_backend
-from imcore.sql import sqlite
+from imcore.sql import postgres_session, sqlite
 from imcore.sql.database import Database
 from tests.deadline import wait_until
 from tests.postgres import PostgresServer, require_postgres
@@ -161,7 +160,7 @@ def test_a_lock_that_is_held_for_long_costs_an_entry_nothing(
 ) -> None:
     # Given a lock that outlasts all patience of the driver, more often than an entry may be delivered
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 10)
-    monkeypatch.setattr(postgres_backend, "LOCK_TIMEOUT_MS", 10)
+    monkeypatch.setattr(postgres_session, "LOCK_TIMEOUT_MS", 10)
     settings = replace(settings, max_deliveries=2, database_url=database_url)
     with Chat.connect(settings=settings) as chat:
         chat.database.upgrade()

@@ -538,7 +538,13 @@ class TestJobs:
                 assert burst.wait() == 0
 
             # Then that is all that was done
-            assert job.return_value() == {"groups": 0, "entries": 0, "journal_entries": 0, "read_times": 0}
+            assert job.return_value() == {
+                "groups": 0,
+                "entries": 0,
+                "journal_entries": 0,
+                "read_times": 0,
+                "rewritten": 0,
+            }
         assert burst.log.count("trimmed") == 1
 
     def test_a_burst_without_redis_says_so_in_one_line(self, settings: Settings) -> None:

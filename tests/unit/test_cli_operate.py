@@ -269,8 +269,9 @@ def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
         return TrimSummary(groups=1, entries=20, journal_entries=3)
 
     monkeypatch.setattr("imcore.admin.retention.trim", trimmed)
+    monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 1)
 
-    dropped = {"groups": 1, "entries": 20, "journal_entries": 3, "read_times": 0}
+    dropped = {"groups": 1, "entries": 20, "journal_entries": 3, "read_times": 0, "rewritten": 1}
     assert json.loads(im("trim", "--json").stdout) == dropped
     assert im("trim", "--keep-messages", "0", "--keep-days", "0.5").exit_code == 0
     assert asked == [{"keep_messages": None, "keep_ms": None}, {"keep_messages": 0, "keep_ms": 43_200_000}]
@@ -290,6 +291,7 @@ def test_what_trim_keeps_has_one_limit_as_an_option_and_as_a_setting(
         return TrimSummary(journal_entries=1)
 
     monkeypatch.setattr("imcore.admin.retention.trim", trimmed)
+    monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 0)
     [highest] = [re.search(r"0<=x<=(\d+)", line) for line in im("trim", option, str(10**20)).stderr.splitlines()][-1:]
     assert highest
     most = int(highest[1])
@@ -305,6 +307,7 @@ def test_what_trim_keeps_has_one_limit_as_an_option_and_as_a_setting(
 def test_trim_says_why_the_journals_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imcore.admin.retention.trim", lambda *_, **__: TrimSummary())
     monkeypatch.setattr("imcore.admin.retention.held_up", lambda _: "the journals keep 4 entries: so it is")
+    monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 0)
 
     result = im("trim", "--json")
 

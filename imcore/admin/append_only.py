@@ -1,0 +1,151 @@
+"""Recalled texts in Redis' append-only files: they stay there until a file is rewritten.
+
+A text is in the file from the send on; and in the stream, from which each rewrite copies it, until `trim` drops its
+entry. So the worker `persist` notes every recalled message, and the note goes once a rewrite has succeeded that began
+after the message had left its stream.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from redis.cluster import RedisCluster
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+
+from imcore.admin.audit_messages import chunks
+from imcore.chat import Chat
+from imcore.errors import DatabaseNotReady, DatabaseUnavailable
+from imcore.streams.keys import SEPARATOR, WITHDRAWN
+from imcore.streams.link import CHUNK, Link
+from imcore.streams.redis_errors import driver_errors
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Gets how many servers are done, and of how many."""
+
+_PAUSE_S = 0.1
+_UNDER_WAY = "already in progress"
+_BY_HAND = "the append-only file at %s may still hold recalled texts: %s; let an administrator run BGREWRITEAOF there"
+
+
+def note_recalled(link: Link, messages: Iterable[tuple[str, int]]) -> None:
+    """Note recalled messages: gid and packed msgid of each. Again: nothing."""
+    for some in chunks(messages, CHUNK):
+        pairs = (word for gid, msgid in some for word in (msgid, f"{gid}{SEPARATOR}{msgid}"))
+        link.once("ZADD", WITHDRAWN, *pairs)
+
+
+def forget_withdrawn(chat: Chat, *, always: bool = False, on_progress: Progress | None = None) -> int:
+    """Take recalled texts out of SQLite's log, and out of the append-only files of Redis, if one may hold any.
+
+    A file may hold those that no stream has any more: a trim comes first. With `always` each file is rewritten. Return
+    at how many servers that was done; it takes as long as they take. What a server or a role does not allow, and who is
+    in the way, is logged as a warning. Raise RedisUnavailable.
+    """
+    with suppress(DatabaseUnavailable, DatabaseNotReady):
+        if not chat.database.empty_log(always=True):
+            log.warning(
+                "the log of %s may still hold recalled texts, as somebody reads from it: the worker persist empties it "
+                "once they have ended",
+                chat.database.address,
+            )
+    gone = list(_gone(chat))
+    if not gone and not always:
+        return 0
+    rewriting = _Rewriting(chat.link)
+    rewriting.run(on_progress)
+    if not rewriting.has_failed:
+        for some in chunks(gone, CHUNK):
+            chat.link.once("ZREM", WITHDRAWN, *some)
+    return rewriting.done
+
+
+def _gone(chat: Chat) -> Iterator[bytes]:
+    """Yield the notes of messages that no stream has any more."""
+    link = chat.link
+    for some in chunks(link.read("ZRANGE", WITHDRAWN, 0, -1), CHUNK):
+        notes = [note.decode().rpartition(SEPARATOR) for note in some]
+        metas = [link.space.group(gid).meta for gid, _, _ in notes]
+        trimmed = link.read_many([("HGET", meta, "trimmed") for meta in metas])
+        there = link.read_many([("EXISTS", meta) for meta in metas])
+        for note, (_, _, msgid), bound, exists in zip(some, notes, trimmed, there, strict=True):
+            if not exists or int(msgid) <= int(bound or 0):
+                yield note
+
+
+class _Rewriting:
+    """The rewrites of all primaries. They go on at the same time."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._client: Any = link.client
+        self._asked: set[int] = set()
+        self.done = 0
+        self.has_failed = False
+
+    def run(self, on_progress: Progress | None) -> None:
+        """Begin a rewrite at each, and wait until all have ended."""
+        left = [(number, node) for number, node in enumerate(self._nodes())]
+        of = len(left)
+        while left:
+            left = [(number, node) for number, node in left if not self._is_over(number, node)]
+            if on_progress:
+                on_progress(of - len(left), of)
+            if left:
+                time.sleep(_PAUSE_S)
+
+    def _nodes(self) -> Sequence[dict[str, Any]]:
+        """Return where a command is to run, as options of the driver."""
+        if isinstance(self._client, RedisCluster):
+            return [{"target_nodes": node} for node in self._client.get_primaries()]
+        return [{}]
+
+    def _is_over(self, number: int, node: dict[str, Any]) -> bool:
+        """Look after the rewrite of one server; return whether there is nothing more to do."""
+        try:
+            return self._look_after(number, node)
+        except NoPermissionError:
+            return self._fail(node, "this role may not have it rewritten (`im acl` prints the rights that are needed)")
+        except ResponseError as error:
+            return self._fail(node, f"it cannot be rewritten ({error})")
+
+    def _look_after(self, number: int, node: dict[str, Any]) -> bool:
+        info = self._call(node, "INFO", "persistence")
+        if not info.get("aof_enabled"):
+            return True
+        if info.get("aof_rewrite_in_progress") or info.get("aof_rewrite_scheduled"):
+            return False  # perhaps one that began before: then another one has to follow
+        if number not in self._asked:
+            self._begin(number, node)
+            return False
+        if info.get("aof_last_bgrewrite_status") != "ok":
+            return self._fail(node, "the rewrite failed (see the server's log)")
+        self.done += 1
+        return True
+
+    def _begin(self, number: int, node: dict[str, Any]) -> None:
+        try:
+            self._call(node, "BGREWRITEAOF")
+        except ResponseError as error:
+            if _UNDER_WAY not in str(error):
+                raise
+        else:
+            self._asked.add(number)
+
+    def _call(self, node: dict[str, Any], *command: str) -> Any:
+        try:
+            return self._client.execute_command(*command, **node)
+        except ResponseError:
+            raise
+        except (RedisError, OSError):
+            with driver_errors(self._link.address):
+                raise
+
+    def _fail(self, node: dict[str, Any], why: str) -> bool:
+        self.has_failed = True
+        at = node.get("target_nodes")
+        log.warning(_BY_HAND, f"{at.host}:{at.port}" if at else self._link.address, why)
+        return True

@@ -1,0 +1,252 @@
+"""Files that somebody removes or replaces while they are in use: that is noticed, and nothing is stored in vain."""
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imcore.chat import Chat
+from imcore.client import Client
+from imcore.errors import ConfigurationError, DatabaseReplaced, DatabaseUnavailable, ImError, LocalDatabaseError
+from imcore.live.localdb import LocalDatabase, path_of
+from imcore.settings import Settings
+from imcore.sql import corrections, sqlite_file, stored
+from imcore.sql.database import Database
+from imcore.sql.rows import Batch, GroupRow, MarkRow
+from tests.deadline import wait_until
+from tests.processes import WorkerProcess
+
+GID = "team"
+WRITES: dict[str, Callable[[Database], object]] = {
+    "write": lambda database: database.write(Batch(groups=[GroupRow("g", 1)])),
+    "set_meta": lambda database: database.set_meta("name", "value"),
+    "replace_marks": lambda database: stored.replace_marks(database, [MarkRow(0, "me", 1)], []),
+    "forget_moves": lambda database: stored.forget_moves(database, 1, 1),
+    "close_gaps": lambda database: corrections.close_gaps(database, "g"),
+}
+
+
+@pytest.fixture
+def settings(valkey: str, tmp_path: Path) -> Settings:
+    return replace(Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path)), block_ms=50)
+
+
+@pytest.fixture
+def file(settings: Settings) -> Path:
+    return settings.data_dir / "imcore.db"
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    """A database that has connections open."""
+    with Database.connect(settings.database_url) as database:
+        database.upgrade()
+        database.write(Batch(groups=[GroupRow("before", 1)]))
+        yield database
+
+
+def copy_of(file: Path, to: Path) -> Path:
+    """Copy a database, as a backup does."""
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(to)) as target:
+        source.backup(target)
+    return to
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
+def test_nothing_is_stored_in_a_file_that_was_removed(
+    database: Database, file: Path, tmp_path: Path, write: Callable[[Database], object]
+) -> None:
+    kept = tmp_path / "kept"
+    file.rename(kept)
+
+    for _ in range(2):  # it is said for as long as it is so
+        with pytest.raises(DatabaseUnavailable, match="was removed while it was in use, and nothing is stored: put"):
+            write(database)
+
+    # Put back, it goes on
+    kept.rename(file)
+    write(database)
+    assert stored.listed(database, ["before"]) == {"before"}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
+def test_nor_in_one_that_was_replaced(
+    database: Database, file: Path, tmp_path: Path, write: Callable[[Database], object]
+) -> None:
+    copy_of(file, tmp_path / "backup").rename(file)
+
+    with pytest.raises(DatabaseReplaced, match=r"imcore.db was replaced while it was in use.*im check --repair"):
+        write(database)
+
+    # From then on it is the one that is there
+    write(database)
+    assert stored.listed(database, ["before"]) == {"before"}
+
+
+def test_one_in_its_place_is_looked_at_as_any_other(database: Database, file: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "other")) as other:
+        other.execute("CREATE TABLE theirs (x)")
+    (tmp_path / "other").rename(file)
+
+    with pytest.raises(DatabaseReplaced):
+        database.write(Batch(groups=[GroupRow("g", 1)]))
+    with pytest.raises(ConfigurationError, match="has not the tables of imcore"):
+        database.write(Batch(groups=[GroupRow("g", 1)]))
+
+
+def test_a_log_that_was_removed_costs_nothing(database: Database, file: Path) -> None:
+    # Given something that is in the log alone
+    database.write(Batch(groups=[GroupRow("in the log", 1)]))
+    log = file.with_name("imcore.db-wal")
+    assert log.stat().st_size
+
+    # When somebody takes it for rubbish
+    log.unlink()
+    with pytest.raises(DatabaseReplaced, match=r"imcore\.db-wal was removed while it was in use"):
+        database.write(Batch(groups=[GroupRow("g", 1)]))
+
+    # Then the file has got what was in it, and everybody goes on
+    database.write(Batch(groups=[GroupRow("after", 1)]))
+    with Database.connect(f"sqlite:///{file}") as another:
+        assert set(stored.gids(another)) == {"before", "in the log", "after"}
+
+
+def test_what_is_read_comes_from_the_file_that_is_there(database: Database, file: Path, tmp_path: Path) -> None:
+    copy_of(file, tmp_path / "backup").rename(file)
+    with pytest.raises(DatabaseReplaced):
+        database.messages_after(GID, 0)
+    assert database.messages_after(GID, 0) == []
+
+
+def test_a_file_removed_in_the_middle_of_a_write_confirms_nothing(
+    database: Database, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = sqlite_file.begin_writing
+
+    def begun(*args: object) -> None:
+        begin(*args)  # type: ignore[arg-type]
+        file.unlink()
+
+    monkeypatch.setattr(sqlite_file, "begin_writing", begun)
+    with pytest.raises(DatabaseReplaced):
+        database.write(Batch(groups=[GroupRow("g", 1)]))
+
+
+def test_a_worker_waits_for_its_file_and_confirms_nothing_meanwhile(
+    settings: Settings, file: Path, tmp_path: Path
+) -> None:
+    given = {"redis_url": settings.redis_url, "block_ms": 50}
+    with Chat.connect(settings=settings) as chat, WorkerProcess(settings.data_dir, "persist", **given) as worker:
+        # Given a worker that has stored something
+        worker.wait_for("working as")
+        chat.create_group(GID, ["ann", "bob"])
+        chat.send(GID, "before", sender_uid="ann")
+        wait_until(lambda: len(chat.database.messages_after(GID, 0)) == 1)
+
+        # When its file is removed, and people talk on
+        kept = tmp_path / "kept"
+        file.rename(kept)
+        for number in range(10):
+            chat.send(GID, f"meanwhile {number}", sender_uid="ann")
+        worker.wait_for("was removed while it was in use, and nothing is stored")
+        assert worker.runs
+        assert not file.exists()
+
+        # Then nothing was confirmed: it is stored once the file is back
+        kept.rename(file)
+        worker.wait_for("going on")
+        with Database.connect(settings.database_url) as database:
+            wait_until(lambda: len(database.messages_after(GID, 0)) == 11)
+        assert worker.end() == 0
+    assert worker.log.count("was removed") == 1
+
+
+def test_an_empty_one_in_its_place_is_not_written_to(settings: Settings, file: Path) -> None:
+    given = {"redis_url": settings.redis_url, "block_ms": 50}
+    with Chat.connect(settings=settings) as chat, WorkerProcess(settings.data_dir, "persist", **given) as worker:
+        worker.wait_for("working as")
+        chat.create_group(GID, ["ann", "bob"])
+        chat.send(GID, "before", sender_uid="ann")
+        wait_until(lambda: len(chat.database.messages_after(GID, 0)) == 1)
+
+        # When somebody begins a new database under a worker that runs
+        file.unlink()
+        with Database.connect(settings.database_url) as fresh:
+            fresh.upgrade()
+        chat.send(GID, "after", sender_uid="ann")
+
+        # Then it says so, and stores nothing there
+        worker.wait_for("is empty, though much of")
+        assert worker.end() == 0
+        with Database.connect(settings.database_url) as fresh:
+            assert fresh.messages_after(GID, 0) == []
+
+
+class TestLocalDatabase:
+    @pytest.fixture
+    def local(self, tmp_path: Path) -> Iterator[LocalDatabase]:
+        """One that a session holds."""
+        local = LocalDatabase(tmp_path / "ann.db", "ann", exclusive=True)
+        local.queue(GID, "before")
+        yield local
+        local.close()
+
+    @pytest.mark.parametrize("how", ["removed", "replaced", "lock"])
+    def test_nothing_is_kept_in_a_file_that_is_gone(self, local: LocalDatabase, tmp_path: Path, how: str) -> None:
+        path = local.path
+        if how == "replaced":
+            copy_of(path, tmp_path / "backup").rename(path)
+        elif how == "removed":
+            path.unlink()
+        else:
+            path.with_suffix(".lock").unlink()
+
+        with pytest.raises(
+            LocalDatabaseError, match="was removed or replaced while it was in use, and it keeps nothing"
+        ):
+            local.queue(GID, "hi")
+
+    def test_a_short_command_beside_it_goes_on(self, local: LocalDatabase) -> None:
+        with LocalDatabase(local.path, "ann") as other:
+            other.queue(GID, "hi")
+        local.queue(GID, "more")
+        assert [each.content for each in local.waiting()] == ["before", "hi", "more"]
+
+
+def test_a_session_ends_with_one_line(settings: Settings) -> None:
+    path = path_of(settings.data_dir, "bob")
+    with Chat.connect(settings=settings) as chat, LocalDatabase(path, "bob", exclusive=True) as local:
+        chat.create_group(GID, ["ann", "bob"])
+        chat.send(GID, "one", sender_uid="ann")
+        events = Client(chat, "bob", local).live(lambda: False)
+        next(events)
+        path.unlink()
+        chat.send(GID, "two", sender_uid="ann")
+
+        with pytest.raises(ImError, match="was removed or replaced"):
+            list(events)
+
+    # And what it could not keep is not acked
+    with Chat.connect(settings=settings) as chat:
+        assert [each.content for each in chat.pull("bob", GID)][-1] == "two"
+
+
+def test_files_of_a_sound_system_are_never_missed(settings: Settings, file: Path) -> None:
+    # Given connections that come and go, and a log that goes with the last of them
+    for number in range(3):
+        with Database.connect(settings.database_url) as one, Database.connect(settings.database_url) as other:
+            one.upgrade()
+            for database in (one, other, one):
+                database.write(Batch(groups=[GroupRow(f"g{number}", 1)]))
+            one.close()
+            other.write(Batch(groups=[GroupRow(f"h{number}", 1)]))
+            other.close()
+            assert not file.with_name("imcore.db-wal").exists()
+            one.write(Batch(groups=[GroupRow(f"i{number}", 1)]))
+    shutil.copy(file, file.with_name("copy"))
+    with Database.connect(f"sqlite:///{file.with_name('copy')}") as copy:
+        assert stored.count_groups(copy) == 9

@@ -1,0 +1,204 @@
+"""PostgreSQL behind PgBouncer: in transaction mode a session is somebody else's as soon as a transaction has ended."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from imcore.admin import audit, rebuild
+from imcore.chat import Chat
+from imcore.errors import ConfigurationError, DatabaseUnavailable
+from imcore.importer import import_events
+from imcore.settings import Settings
+from imcore.sql import postgres_session, stored
+from imcore.sql.database import Database
+from imcore.sql.rows import Batch, GroupRow, MessageRow, SpanRow
+from tests.deadline import wait_until
+from tests.pgbouncer import Bouncer, running_pgbouncer
+from tests.postgres import PostgresServer, name_of
+from tests.processes import WorkerProcess
+from workers.persist import Persist
+
+GID = "team"
+SESSIONS = 2
+"""Fewer than the connections that ask for one: each transaction gets whichever is free."""
+
+
+@pytest.fixture(scope="module", params=["transaction", "session"])
+def bouncer(request: pytest.FixtureRequest, postgres_server: PostgresServer) -> Iterator[Bouncer]:
+    """A PgBouncer in each mode that can do transactions."""
+    size = SESSIONS if request.param == "transaction" else 20
+    with running_pgbouncer(postgres_server, pool_mode=request.param, default_pool_size=size) as bouncer:
+        yield bouncer
+
+
+@pytest.fixture
+def url(bouncer: Bouncer, postgres_url: str) -> str:
+    return bouncer.url(postgres_url)
+
+
+@pytest.fixture
+def settings(valkey: str, url: str, tmp_path: Path) -> Settings:
+    return replace(Settings.from_env({}, redis_url=valkey, database_url=url, data_dir=str(tmp_path)), block_ms=50)
+
+
+def worker(settings: Settings, name: str) -> WorkerProcess:
+    urls = {each: getattr(settings, each) for each in ("redis_url", "database_url", "block_ms")}
+    return WorkerProcess(settings.data_dir / "processes", name, **urls)
+
+
+def test_workers_store_all_beside_each_other(settings: Settings) -> None:
+    # Given more workers than sessions
+    with (
+        worker(settings, "persist") as first,
+        worker(settings, "persist") as second,
+        worker(settings, "receipts") as receipts,
+        Chat.connect(settings=settings) as chat,
+    ):
+        workers = (first, second, receipts)
+        for each in workers:
+            each.wait_for("working as")
+
+        # When people talk, read and withdraw
+        for gid in (GID, "other", "third"):
+            chat.create_group(gid, ["ann", "bob"])
+        for number in range(30):
+            for gid in (GID, "other", "third"):
+                sent = chat.send(gid, f"message {number}", sender_uid="ann")
+            chat.ack("bob", GID)
+        chat.recall("third", sent.msgid, by="ann")
+
+        # Then all is stored, and can be looked at
+        wait_until(lambda: len(chat.database.messages_after(GID, 0)) == 30)
+        wait_until(lambda: list(audit.check(chat)) == [], timeout_s=30)
+        assert chat.message_status(GID, chat.status(GID)[-1].message.msgid).read_by[0].read_at is not None
+        assert [each.end() for each in workers] == [0, 0, 0]
+        for each in workers:
+            assert [line for line in each.log.splitlines() if "WARNING" in line and "fsync = off" not in line] == []
+            assert "Traceback" not in each.log
+
+
+def test_statements_that_come_again_and_again(url: str) -> None:
+    # Given programs that get each other's sessions, in which a driver may have prepared a statement for itself
+    with ExitStack() as stack:
+        databases = [stack.enter_context(Database.connect(url)) for _ in range(SESSIONS + 1)]
+        databases[0].upgrade()
+
+        # When each does the same more often than a driver would without preparing it
+        for number in range(1, 21):
+            for each, database in enumerate(databases):
+                row = MessageRow(GID, 100 * number + each, number, "ann", 0, "hi", None, None)
+                database.write(Batch(messages=[row], spans=[SpanRow(GID, "ann", 0, None, 1, row.msgid)]))
+                database.write(Batch(messages=[row._replace(msgid=row.msgid + 50, recalls=row.msgid)]))
+                assert database.message(GID, row.msgid)
+
+        # Then all is there
+        assert len(databases[-1].messages_after(GID, 0)) == 2 * 20 * len(databases)
+
+
+def test_a_rebuild_and_an_import(settings: Settings) -> None:
+    with Chat.connect(settings=settings) as chat:
+        # Given what was imported, and stored
+        lines = [
+            {"type": "message", "gid": GID, "uid": "ann", "content": f"{n}", "client_msgid": f"{n}"} for n in range(99)
+        ]
+        events = "\n".join(json.dumps(line) for line in lines).encode()
+        chat.database.upgrade()
+        assert import_events(chat, BytesIO(events), on_error=pytest.fail).messages == 99
+        persist = Persist(chat.link, chat.database, settings)
+        while not persist.drained():
+            persist.step()
+        persist.close()
+        chat.link.client.flushall()
+
+    # When Redis has lost it
+    with Chat.connect(settings=settings) as chat:
+        assert rebuild.rebuild(chat).messages == 99
+
+        # Then it is back
+        assert list(audit.check(chat)) == []
+
+
+def test_several_migrations_at_once(url: str) -> None:
+    def upgrade(number: int) -> None:
+        with Database.connect(url) as database:
+            database.upgrade()
+            database.write(Batch(groups=[GroupRow(f"g{number}", 1)]))
+
+    with ThreadPoolExecutor(SESSIONS) as threads:
+        list(threads.map(upgrade, range(2 * SESSIONS)))
+
+    with Database.connect(url) as database:
+        database.check_version()
+        assert stored.count_groups(database) == 2 * SESSIONS
+
+
+def test_more_rows_than_a_page_come_while_others_ask(url: str) -> None:
+    rows = [MessageRow(GID, n, n, "ann", 0, "hi", None, None) for n in range(1, 2 * stored.PAGE + 2)]
+    with Database.connect(url) as database:
+        database.upgrade()
+        database.write(Batch(groups=[GroupRow(GID, 1)], messages=rows))
+
+        seen = 0
+        for row in stored.messages(database, [GID], after=0):
+            seen += 1
+            if row.seq % stored.PAGE == 1:
+                assert stored.heads(database, [GID])[GID].messages == len(rows)
+
+        assert seen == len(rows)
+
+
+def test_a_lock_is_waited_for_so_long_and_no_longer(
+    url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_session, "LOCK_TIMEOUT_MS", 10)
+    with Database.connect(url) as database, psycopg.connect(postgres_url) as holder:
+        database.upgrade()
+        holder.execute("LOCK TABLE chat_groups IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(DatabaseUnavailable, match="somebody has had a lock"):
+            database.write(Batch(groups=[GroupRow(GID, 1)]))
+
+
+def test_what_a_role_says_is_set_right_in_each_transaction(
+    url: str, postgres_url: str, postgres_server: PostgresServer
+) -> None:
+    postgres_server.run(f"ALTER DATABASE {name_of(postgres_url)} SET timezone = 'America/New_York'")
+    with Database.connect(url) as one, Database.connect(url) as other:
+        one.upgrade()
+        for database in (one, other, one):
+            with database.connection() as connection:
+                assert connection.exec_driver_sql("SHOW timezone").scalar() == "UTC"
+
+    # And it stays in there: the next one to have that session finds what the database says
+    with psycopg.connect(url, autocommit=True) as somebody:
+        assert somebody.execute("SHOW timezone").fetchone() == ("America/New_York",)
+
+
+def test_a_mode_without_transactions_is_refused_in_one_line(postgres_server: PostgresServer, postgres_url: str) -> None:
+    with (
+        running_pgbouncer(postgres_server, pool_mode="statement") as bouncer,
+        Database.connect(bouncer.url(postgres_url)) as database,
+        pytest.raises(ConfigurationError, match=r"pool_mode=statement.*: set pool_mode to transaction$"),
+    ):
+        database.upgrade()
+
+
+def test_an_option_that_it_does_not_pass_on_is_told(postgres_server: PostgresServer, postgres_url: str) -> None:
+    options = "&options=-cstatement_timeout%3D0"
+    with (
+        running_pgbouncer(postgres_server, pool_mode="transaction") as bouncer,
+        Database.connect(bouncer.url(postgres_url, options)) as database,
+        pytest.raises(ConfigurationError, match="unsupported startup parameter: options"),
+    ):
+        database.upgrade()
+    with (
+        running_pgbouncer(postgres_server, pool_mode="transaction", ignore_startup_parameters="options") as bouncer,
+        Database.connect(bouncer.url(postgres_url, options)) as database,
+    ):
+        database.upgrade()

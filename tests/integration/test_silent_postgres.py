@@ -1,0 +1,96 @@
+"""A PostgreSQL that says nothing: no error, no answer. Whoever waits for it says so."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from imcore.chat import Chat
+from imcore.settings import Settings
+from imcore.sql import waits
+from imcore.sql.database import Database
+from imcore.sql.rows import Batch, GroupRow
+from tests.deadline import wait_until
+from tests.postgres import PostgresServer, name_of
+from tests.processes import WorkerProcess
+
+GID = "team"
+WORDS = "has not answered for"
+
+
+def sessions(server: PostgresServer, url: str) -> list[int]:
+    """The processes that serve those who use a database."""
+    with psycopg.connect(server.url) as connection:
+        found = connection.execute("SELECT pid FROM pg_stat_activity WHERE datname = %s", [name_of(url)])
+        return [pid for (pid,) in found]
+
+
+@contextmanager
+def silent(server: PostgresServer, url: str) -> Iterator[None]:
+    """Let all of them stand still."""
+    pids = sessions(server, url)
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda database: database.messages_after("g", 0),
+        lambda database: database.write(Batch(groups=[GroupRow("g", 1)])),
+        lambda database: database.upgrade(),
+    ],
+    ids=["read", "write", "upgrade"],
+)
+def test_whoever_waits_says_so(
+    postgres_server: PostgresServer,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    action: Callable[[Database], object],
+) -> None:
+    monkeypatch.setattr(waits, "TOLD_AFTER_S", 0.2)
+    caplog.set_level(logging.INFO)
+    with Database.connect(postgres_url) as database:
+        database.upgrade()
+        waiting = threading.Thread(target=action, args=(database,))
+        with silent(postgres_server, postgres_url):
+            waiting.start()
+            wait_until(lambda: WORDS in caplog.text)
+            assert waiting.is_alive()
+        waiting.join(30)
+
+    # It is said once, with the address, and that it is over
+    told = [message for message in caplog.messages if "database" in message]
+    assert [WORDS in message for message in told] == [True, False]
+    assert told[0].startswith(f"the database {database.address} {WORDS}")
+    assert "answers again after" in told[1]
+
+
+def test_a_worker_says_so_and_ends_when_it_is_asked_to(
+    postgres_server: PostgresServer, postgres_url: str, valkey: str, tmp_path: Path
+) -> None:
+    settings = replace(Settings.from_env({}, redis_url=valkey, database_url=postgres_url, data_dir=str(tmp_path)))
+    given = {"redis_url": valkey, "database_url": postgres_url, "block_ms": 50}
+    with Chat.connect(settings=settings) as chat, WorkerProcess(tmp_path, "persist", **given) as worker:
+        worker.wait_for("working as")
+        chat.create_group(GID, ["ann", "bob"])
+        with silent(postgres_server, postgres_url):
+            chat.send(GID, "hi", sender_uid="ann")
+            worker.wait_for(WORDS)
+            assert worker.end() == 0
+    assert worker.log.count(WORDS) == 1
+    assert "Traceback" not in worker.log

@@ -1,0 +1,355 @@
+"""A text that was recalled is on no disk: it leaves SQLite's files at once, append-only files once it was dropped."""
+
+import json
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from click.testing import CliRunner
+
+from cli.app import app
+from imcore.admin import append_only, audit, retention
+from imcore.chat import Chat
+from imcore.client import Client
+from imcore.live.localdb import LocalDatabase, path_of
+from imcore.settings import Settings
+from imcore.sql import sqlite_file
+from imcore.streams.calls import Draft
+from imcore.streams.keys import WITHDRAWN
+from tests.deadline import wait_until
+from tests.servers import RunningCluster, RunningServer, start_valkey
+from workers import jobs
+from workers.persist import Persist
+from workers.receipts import ReceiptsWorker
+
+GID = "team"
+SECRET = "SECRET-4711 " * 3
+LONG = "SECRET-4711 " * 5000
+"""So long that SQLite keeps it on pages of its own."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    """A server of its own, which keeps an append-only file."""
+    server = start_valkey(tmp_path / "redis")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def settings(server: RunningServer, tmp_path: Path) -> Settings:
+    settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path / "data"))
+    return replace(settings, block_ms=5, keep_messages=0, keep_ms=0)
+
+
+@pytest.fixture
+def chat(settings: Settings) -> Iterator[Chat]:
+    with Chat.connect(settings=settings) as chat:
+        chat.database.upgrade()
+        chat.create_group(GID, ["ann", "bob"])
+        yield chat
+
+
+@pytest.fixture
+def persist(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Iterator[Persist]:
+    monkeypatch.setattr(sqlite_file, "EMPTY_AGAIN_S", 0.0)
+    persist = Persist(chat.link, chat.database, chat.settings)
+    yield persist
+    persist.close()
+
+
+def drain(worker: Persist | ReceiptsWorker) -> None:
+    while worker.step():
+        pass
+
+
+def store_all(chat: Chat) -> None:
+    """Let workers handle all there is."""
+    for worker in (
+        Persist(chat.link, chat.database, chat.settings),
+        ReceiptsWorker(chat.link, chat.database, chat.settings),
+    ):
+        drain(worker)
+        worker.close()
+
+
+def files_with(text: str, folder: Path) -> list[str]:
+    """The files of a folder in which a text can be read."""
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes())
+
+
+class TestSqlite:
+    @pytest.mark.parametrize("text", [SECRET, LONG], ids=["short", "long"])
+    def test_it_leaves_every_file_with_the_recall(self, chat: Chat, persist: Persist, text: str) -> None:
+        sent = chat.send(GID, text, sender_uid="ann")
+        drain(persist)
+        data = chat.settings.data_dir
+        assert files_with("SECRET", data)
+
+        chat.recall(GID, sent.msgid, by="ann")
+        drain(persist)
+
+        assert files_with("SECRET", data) == []
+
+    def test_a_reader_in_the_way_is_waited_for(self, chat: Chat, persist: Persist) -> None:
+        # Given somebody who reads
+        sent = chat.send(GID, SECRET, sender_uid="ann")
+        drain(persist)
+        data = chat.settings.data_dir
+        with closing(sqlite3.connect(data / "imcore.db", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM group_msgs").fetchone()
+
+            # When the message is recalled
+            chat.recall(GID, sent.msgid, by="ann")
+            drain(persist)
+
+            # Then it is stored all the same
+            stored = chat.database.message(GID, sent_packed(chat))
+            assert stored
+            assert stored.content == ""
+            assert files_with("SECRET", data)
+
+        # And gone as soon as they have ended, without anything that is to be stored
+        persist.step()
+        assert files_with("SECRET", data) == []
+
+    def test_a_worker_that_died_over_it_leaves_it_to_the_next(self, chat: Chat, persist: Persist) -> None:
+        sent = chat.send(GID, SECRET, sender_uid="ann")
+        drain(persist)
+        chat.recall(GID, sent.msgid, by="ann")
+        with closing(sqlite3.connect(chat.settings.data_dir / "imcore.db", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM group_msgs").fetchone()
+            drain(persist)
+            assert files_with("SECRET", chat.settings.data_dir)
+
+        with Chat.connect(settings=chat.settings) as another:
+            another.database.upgrade()  # as each worker begins
+
+            assert files_with("SECRET", chat.settings.data_dir) == []
+
+    def test_check_takes_one_away_that_was_left(self, chat: Chat, persist: Persist) -> None:
+        # Given a recalled text that SQL has all the same
+        sent = chat.send(GID, SECRET, sender_uid="ann")
+        drain(persist)
+        chat.recall(GID, sent.msgid, by="ann")
+        drain(persist)
+        with closing(sqlite3.connect(chat.settings.data_dir / "imcore.db")) as other:
+            other.execute("UPDATE group_msgs SET content = ? WHERE recalls IS NULL", (SECRET,))
+            other.commit()
+
+        # When it is mended
+        assert any(each.repaired for each in audit.check(chat, repair=True))
+
+        # Then it is on no disk either
+        assert files_with("SECRET", chat.settings.data_dir) == []
+
+    def test_the_log_is_small_again_once_a_reader_has_gone(self, chat: Chat, persist: Persist) -> None:
+        log = chat.settings.data_dir / "imcore.db-wal"
+
+        def talk(times: int) -> None:
+            for _ in range(times):
+                chat.send_many(GID, [Draft("ann", "x" * 5000) for _ in range(100)])
+                drain(persist)
+
+        with closing(sqlite3.connect(chat.settings.data_dir / "imcore.db", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM group_msgs").fetchone()
+            talk(25)
+            assert log.stat().st_size > 10_000_000
+        talk(2)
+        assert log.stat().st_size < 10_000_000
+
+
+def sent_packed(chat: Chat) -> int:
+    """The oldest message of the group in SQL, packed."""
+    return chat.database.messages_after(GID, 0)[0].msgid
+
+
+class TestLocalDatabase:
+    def test_it_leaves_every_file_with_the_recall(self, chat: Chat) -> None:
+        folder = chat.settings.data_dir / "clients"
+        sent = chat.send(GID, SECRET, sender_uid="ann")
+        with LocalDatabase(path_of(chat.settings.data_dir, "bob"), "bob", exclusive=True) as local:
+            client = Client(chat, "bob", local)
+            client.keep(chat.pull("bob", GID))
+            assert files_with("SECRET", folder)
+
+            chat.recall(GID, sent.msgid, by="ann")
+            client.keep(chat.pull("bob", GID))
+
+            assert files_with("SECRET", folder) == []
+
+    def test_a_reader_in_the_way_is_waited_for(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sqlite_file, "EMPTY_AGAIN_S", 0.0)
+        folder, path = chat.settings.data_dir / "clients", path_of(chat.settings.data_dir, "bob")
+        sent = chat.send(GID, SECRET, sender_uid="ann")
+        with LocalDatabase(path, "bob", exclusive=True) as local:
+            client = Client(chat, "bob", local)
+            client.keep(chat.pull("bob", GID))
+            with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+                reader.execute("BEGIN")
+                reader.execute("SELECT count(*) FROM messages").fetchone()
+                chat.recall(GID, sent.msgid, by="ann")
+                client.keep(chat.pull("bob", GID))
+                assert files_with("SECRET", folder)
+
+            client.keep([])  # as a live session does with each of its rounds
+            assert files_with("SECRET", folder) == []
+
+
+class TestAppendOnlyFile:
+    @pytest.fixture
+    def file(self, server: RunningServer) -> Path:
+        return server.server.data_dir / "appendonlydir"
+
+    def recalled(self, chat: Chat, text: str = SECRET) -> str:
+        """Say something, and take it back; workers have stored both."""
+        sent = chat.send(GID, text, sender_uid="ann")
+        chat.recall(GID, sent.msgid, by="ann")
+        store_all(chat)
+        return sent.msgid
+
+    def test_it_is_gone_after_a_trim_that_drops_it(self, chat: Chat, settings: Settings, file: Path) -> None:
+        self.recalled(chat)
+        assert files_with("SECRET", file)
+
+        where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
+        result = CliRunner().invoke(app, ["trim", "--json", "--keep-messages", "0", *where], catch_exceptions=False)
+
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert json.loads(result.stdout)["rewritten"] == 1
+        wait_until(lambda: files_with("SECRET", settings.data_dir) + files_with("SECRET", file) == [])
+
+    def test_jobs_rewrite_only_where_it_is_of_use(
+        self, chat: Chat, settings: Settings, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("redis_url", "database_url", "data_dir", "keep_messages", "keep_ms"):
+            monkeypatch.setenv(f"IM_{name.upper()}", str(getattr(settings, name)))
+
+        # Nothing was recalled
+        chat.send(GID, "hi", sender_uid="ann")
+        store_all(chat)
+        assert jobs.trim()["rewritten"] == 0
+
+        # A recalled text is in the stream yet, from which a rewrite would copy it
+        self.recalled(chat)
+        monkeypatch.setenv("IM_KEEP_MESSAGES", "10")
+        monkeypatch.setenv("IM_KEEP_MS", "1000000")
+        assert jobs.trim()["rewritten"] == 0
+        assert chat.link.read("ZCARD", WITHDRAWN) == 1
+
+        # It has left the stream
+        monkeypatch.setenv("IM_KEEP_MESSAGES", "0")
+        monkeypatch.setenv("IM_KEEP_MS", "0")
+        assert jobs.trim()["rewritten"] == 1
+        wait_until(lambda: files_with("SECRET", file) == [])
+
+        # Once is enough
+        chat.send(GID, "more", sender_uid="ann")
+        store_all(chat)
+        assert jobs.trim()["rewritten"] == 0
+        assert chat.link.read("ZCARD", WITHDRAWN) == 0
+
+    def test_one_that_was_recalled_after_it_was_trimmed(self, chat: Chat, file: Path) -> None:
+        sent = chat.send(GID, SECRET, sender_uid="ann")
+        store_all(chat)
+        retention.trim(chat)
+        chat.recall(GID, sent.msgid, by="ann")
+        store_all(chat)
+
+        assert append_only.forget_withdrawn(chat) == 1
+        wait_until(lambda: files_with("SECRET", file) == [])
+
+    def test_a_rewrite_that_began_before_does_not_count(
+        self, chat: Chat, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given a rewrite under way that has the text in hand, as it began before the trim
+        self.recalled(chat)
+        chat.link.client.config_set("rdb-key-save-delay", 200_000)  # microseconds for each key
+        chat.link.client.bgrewriteaof()
+        retention.trim(chat)
+        chat.link.client.config_set("rdb-key-save-delay", 0)
+
+        # Then another one follows
+        assert append_only.forget_withdrawn(chat) == 1
+        wait_until(lambda: files_with("SECRET", file) == [])
+
+    def test_one_that_fails_is_told_and_tried_again(
+        self, chat: Chat, file: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # Given a folder in which no file can be made
+        self.recalled(chat)
+        retention.trim(chat)
+        parked = file.with_name("parked")
+        file.rename(parked)
+        file.touch()
+
+        # When it is to be rewritten
+        assert append_only.forget_withdrawn(chat) == 0
+        assert ["may still hold recalled texts" in message for message in caplog.messages] == [True]
+
+        # Then it is the next time
+        file.unlink()
+        parked.rename(file)
+        wait_until(lambda: append_only.forget_withdrawn(chat) == 1)
+        wait_until(lambda: files_with("SECRET", file) == [])
+
+    def test_a_role_without_the_right_is_told(
+        self, chat: Chat, settings: Settings, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.recalled(chat)
+        client: Any = chat.link.client
+        for refused in ("bgrewriteaof", "info"):
+            client.execute_command(
+                "ACL", "SETUSER", "limited", "reset", "on", ">pw", "~*", "&*", "+@all", f"-{refused}"
+            )
+            url = settings.redis_url.replace("unix://", "unix://limited:pw@")
+            with Chat.connect(settings=replace(settings, redis_url=url)) as limited:
+                caplog.clear()
+                retention.trim(limited)
+                assert append_only.forget_withdrawn(limited) == 0
+                [message] = caplog.messages
+                assert "this role may not have it rewritten" in message
+                assert "BGREWRITEAOF" in message
+        assert append_only.forget_withdrawn(chat) == 1
+
+    def test_a_server_without_such_a_file(
+        self, valkey: str, settings: Settings, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.WARNING)
+        with Chat.connect(settings=replace(settings, redis_url=valkey)) as chat:
+            chat.database.upgrade()
+            chat.create_group(GID, ["ann", "bob"])
+            self.recalled(chat)
+            retention.trim(chat)
+            assert append_only.forget_withdrawn(chat, always=True) == 0
+            assert chat.link.read("ZCARD", WITHDRAWN) == 0
+        assert caplog.messages == []
+
+    def test_each_primary_of_a_cluster(
+        self, cluster: str, cluster_servers: RunningCluster, settings: Settings, tmp_path: Path
+    ) -> None:
+        for node in cluster_servers.nodes:
+            with redis.Redis.from_url(node.url) as client:
+                client.config_set("appendonly", "yes")
+        try:
+            with Chat.connect(settings=replace(settings, redis_url=cluster)) as chat:
+                chat.database.upgrade()
+                chat.create_group(GID, ["ann", "bob"])
+                self.recalled(chat)
+                retention.trim(chat)
+                done: list[tuple[int, int]] = []
+                assert append_only.forget_withdrawn(chat, on_progress=lambda *now: done.append(now)) == 3
+                assert done[-1] == (3, 3)
+        finally:
+            for node in cluster_servers.nodes:
+                with redis.Redis.from_url(node.url) as client:
+                    client.config_set("appendonly", "no")
