@@ -1,20 +1,31 @@
-"""What reaches the terminal or the pipe, and how: nothing that people typed can colour, clear or move a terminal."""
+"""What reaches the terminal or the pipe, and how: nothing that people typed can colour, clear or move a terminal.
+
+Records (`show`, `say`) are what a command was called for. One that cannot be written raises OutputError. All else
+(`remark`, `complain`, `report`) is best-effort: it may get lost, and decides nothing (see `imcore.best_effort`).
+"""
 
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 from itertools import islice
+from types import FrameType
 from typing import NoReturn, TextIO
 
+from imcore import best_effort
 from imcore.errors import ImError
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 """Exit codes; wrong usage is 2, which click knows itself."""
 
 ROWS_OF_TABLE = 1000
+
+_LAST_WAIT_S = 1.0
+"""How long a command that was told to end waits for the reader of its last records."""
 
 _IN_ONE_PIECE = {"msgid", "last_msgid", "last_ack_msgid", "time", "read_at"}
 """The columns of a table that are not broken into two lines, however narrow the terminal is."""
@@ -44,7 +55,7 @@ _PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):\S*@|(?<=[?&]password=)[^&\s]+", re
 
 
 class OutputError(ImError):
-    """The output could not be written: what read it has gone, or there is no room."""
+    """The output could not be written: what read it has gone, does not read, or there is no room."""
 
 
 def safe(text: str) -> str:
@@ -79,20 +90,23 @@ def show(records: Iterable[Record], columns: Sequence[str], *, as_json: bool) ->
 
 
 def say(*lines: str) -> None:
-    """Write the lines to stdout."""
+    """Write the lines to stdout, as records are: raise OutputError if that fails."""
     _write_lines(safe(line) for line in lines)
 
 
+def report(*lines: str) -> None:
+    """Write the lines to stdout, best-effort: the log of what runs in the foreground."""
+    _write_best_effort(best_effort.over(sys.stdout), *map(safe, lines))
+
+
 def remark(*lines: str) -> None:
-    """Write the lines to stderr: what a person may want to know while a program reads stdout."""
-    if sys.stderr is not None:
-        print(*map(safe, lines), sep="\n", file=sys.stderr, flush=True)
+    """Write the lines to stderr, best-effort: what a person may want to know while a program reads stdout."""
+    _write_best_effort(sys.stderr, *map(safe, lines))
 
 
 def complain(text: str) -> None:
-    """Write one line to stderr, as every error and warning is: `im: ...`, without passwords."""
-    if sys.stderr is not None:
-        print(error_line(text), file=sys.stderr, flush=True)
+    """Write one line to stderr, best-effort, as every error and warning is: `im: ...`, without passwords."""
+    _write_best_effort(sys.stderr, error_line(text))
 
 
 def error_line(text: str) -> str:
@@ -115,6 +129,27 @@ def drop() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@contextmanager
+def in_a_moment() -> Iterator[None]:
+    """In the `with`, wait for a reader for a moment only: then raise OutputError. For what was told to end."""
+    before = signal.signal(signal.SIGALRM, _give_up_reader)
+    signal.setitimer(signal.ITIMER_REAL, _LAST_WAIT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def end_records() -> None:
+    """Hand over what is written, if somebody reads it within a moment; else drop it. The command was told to end."""
+    try:
+        with in_a_moment():
+            flush()
+    except (OutputError, KeyboardInterrupt):
+        drop()
+
+
 def exit_with(action: Callable[[], int]) -> NoReturn:
     """Exit with the code that `action` returns, once all is written; with 1 and one line if it raises an ImError."""
     use_utf8()
@@ -124,6 +159,7 @@ def exit_with(action: Callable[[], int]) -> NoReturn:
 
 def interrupted() -> int:
     """Say that somebody has broken the command off; return the exit code."""
+    end_records()
     complain("interrupted")
     return INTERRUPTED
 
@@ -219,6 +255,16 @@ def _write_lines(lines: Iterable[str]) -> None:
             stream.write(line + "\n")
         except OSError as error:
             _give_up_stdout(error)
+
+
+def _write_best_effort(stream: TextIO | None, *lines: str) -> None:
+    if stream is not None:  # print would take stdout instead
+        print(*lines, sep="\n", file=stream, flush=True)
+
+
+def _give_up_reader(_number: int, _frame: FrameType | None) -> NoReturn:
+    drop()
+    raise OutputError("the output could not be written: nobody reads it")
 
 
 def _stdout() -> TextIO:
