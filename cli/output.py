@@ -114,6 +114,16 @@ def error_line(text: str) -> str:
     return f"im: {safe(redact(' '.join(text.split())))}"
 
 
+def handed_over(records: Iterable[Record]) -> Iterator[Record]:
+    """Yield the records, each handed to the reader before the next is fetched.
+
+    Where fetching one does something, nothing more is done once a record cannot be written: that raises OutputError.
+    """
+    for record in records:
+        yield record
+        flush()
+
+
 def flush() -> None:
     """Hand everything written so far to the reader. Raise OutputError if that fails."""
     try:

@@ -279,3 +279,23 @@ def test_pull_waits_for_the_reader_of_a_pipe_that_others_made_non_blocking(im: I
 
     assert (process.returncode, printed.count(b"\n")) == (0, 5)
     assert [group.unread for group in im.chat.unread("bob")] == [0]
+
+
+def test_a_dead_letter_is_not_dropped_after_one_that_could_not_be_shown(im: Im) -> None:
+    # Given
+    im.make_noise()
+    im.environment |= {"IM_RETRY_MS": "1", "IM_MAX_DELIVERIES": "1"}
+    assert im.code("worker", "persist", "--burst") == 0
+    with im.started("dead", "list", "--json", stdout=subprocess.PIPE) as listing:
+        ids = [json.loads(line)["id"] for line in listing.communicate(timeout=END_S)[0].splitlines()]
+    # When
+    with (
+        disk_full() as stdout,
+        im.started("dead", "drop", "--yes", *ids, stdout=stdout, stderr=subprocess.PIPE) as drop,
+    ):
+        _, said = drop.communicate(timeout=END_S)
+    # Then
+    assert drop.returncode == 1
+    assert said.decode() == f"im: {ids[0]} is dropped, but the output could not be written: No space left on device\n"
+    with im.started("dead", "list", "--json", stdout=subprocess.PIPE) as listing:
+        assert len(listing.communicate(timeout=END_S)[0].splitlines()) == len(ids) - 1

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cli import output
 from cli.output import redact, safe, show, to_json
-from tests.outputs import FAILING, STANDING, Output, nobody_reads
+from tests.outputs import FAILING, STANDING, Output, disk_full, nobody_reads
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
 _CONTROLS = ["\x1b[2J", "\x9b31m", "\r", "\n", "\t", "\x7f", "\u2028", "\u202e", "\u2066", "\ud800", "\u3164"]
@@ -236,6 +236,25 @@ def test_the_last_records_of_what_is_to_end_are_written_if_somebody_reads(stdout
     assert os.read(reader, 100) == b"kept\n"
     os.close(reader)
     os.close(writer)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_nothing_more_is_done_once_what_was_done_cannot_be_written(
+    as_json: bool, stdout_to: Callable[[int], TextIO]
+) -> None:
+    done: list[int] = []
+
+    def records() -> Iterator[output.Record]:
+        for number in range(3):
+            done.append(number)
+            yield {"number": number}
+
+    with disk_full() as descriptor:
+        stdout_to(descriptor)
+        with pytest.raises(output.OutputError, match="No space left"):
+            show(output.handed_over(records()), ("number",), as_json=as_json)
+
+    assert done == [0]
 
 
 def test_a_closed_stdout_is_an_error_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
