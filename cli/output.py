@@ -1,7 +1,7 @@
 """What reaches the terminal or the pipe, and how: nothing that people typed can colour, clear or move a terminal.
 
-Records (`show`, `say`) are what a command was called for. One that cannot be written raises OutputError. All else
-(`remark`, `complain`, `report`) is best-effort: it may get lost, and decides nothing (see `imcore.best_effort`).
+Records (`show`, `say`) are the answer of a command: a failed write raises OutputError. All other text (`remark`,
+`complain`, `report`) is best-effort: it may get lost, and decides nothing (see `imcore.best_effort`).
 """
 
 import json
@@ -117,7 +117,7 @@ def error_line(text: str) -> str:
 def handed_over(records: Iterable[Record]) -> Iterator[Record]:
     """Yield the records, each handed to the reader before the next is fetched.
 
-    Where fetching one does something, nothing more is done once a record cannot be written: that raises OutputError.
+    Use it where fetching a record changes something: a failed write raises OutputError before the next change.
     """
     for record in records:
         yield record

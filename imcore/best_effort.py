@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 MOST_WAITING_BYTES = 65_536
-"""How much text waits for a descriptor that has stalled. What comes beyond is dropped, and its lines are counted."""
+"""How much text waits for a stalled descriptor. Text beyond that is dropped, and its lines are counted."""
 
 LONGEST_WAIT_S = 0.2
-"""How long a write waits until its text is out: stdout and stderr of one terminal keep their order so."""
+"""How long a write waits until its text is out. So stdout and stderr of one terminal keep their order."""
 
 LAST_WAIT_S = 1.0
 """How long the end of a process waits until all is out."""
@@ -39,8 +39,8 @@ _NEVER_BLOCKS_BYTES = 512
 def install() -> None:
     """Make sys.stderr best-effort, for all that writes to it: logging, warnings, tracebacks, rich, click, rq.
 
-    Where a standard descriptor is closed, its number is occupied: no file or socket that is opened later gets what is
-    meant for people. What is meant for a closed stderr does not go to stdout either, as Python's `print` would have it.
+    The numbers of closed standard descriptors are occupied: no file or socket that is opened later gets text for
+    people. Text for a closed stderr does not go to stdout either, where Python's `print` would put it.
     """
     _occupy_closed_descriptors()
     given = sys.stderr
@@ -50,7 +50,7 @@ def install() -> None:
 
 
 def over(stream: TextIO | None) -> TextIO | None:
-    """Return the best-effort stream to where this one writes; one without a descriptor, which cannot stall, itself."""
+    """Return a best-effort stream with the same descriptor. A stream in memory cannot stall: it is returned itself."""
     if stream is None:
         return None
     if stream not in _made:
@@ -62,12 +62,11 @@ def over(stream: TextIO | None) -> TextIO | None:
 
 
 class BestEffort(io.RawIOBase):
-    """An inherited descriptor, to write text to that may get lost.
+    """An inherited descriptor, for text that may get lost.
 
-    While the descriptor works, a write returns once its text is out. After one that had to wait for `LONGEST_WAIT_S`
-    the descriptor counts as stalled, and no write waits until all that was queued is out. Where lines got lost, since
-    the queue was full or the descriptor failed (its reader has gone, the disk is full), one line tells how many, once
-    there is room again and more to write.
+    A write returns once its text is out, or after `LONGEST_WAIT_S`. Then the descriptor has stalled, and no write
+    waits until the queue is empty again. Lines get lost if the queue is full or the descriptor fails: its reader has
+    gone, the disk is full. One line tells how many, as soon as the descriptor takes text again.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -119,14 +118,14 @@ class BestEffort(io.RawIOBase):
             return self._pump
 
     def _write_at_the_end(self, text: bytes) -> None:
-        """Write the beginning of what the interpreter complains of when it ends, if that cannot block."""
+        """Write the start of a complaint of the ending interpreter, if that cannot block."""
         with suppress(OSError):
             if select.select((), (self._descriptor,), (), 0)[1]:
                 os.write(self._descriptor, text[:_NEVER_BLOCKS_BYTES])
 
 
 class _Text(NamedTuple):
-    """What the thread is handed: text, how many lines were dropped before it, and a lock to release once it is out."""
+    """An item of the queue: text, how many lines were dropped before it, and a lock to release once it is out."""
 
     data: bytes
     dropped_before: int

@@ -18,7 +18,7 @@ def up(run: Invocation) -> None:
 
     With a Redis URL set, that server is used and none is started. The database's tables and the functions in Redis are
     made or brought up to date first. With --json stdout gets an object once the workers start, and one when they ended.
-    Everything else is a log: it runs on where nobody reads that, or where the disk with it is full.
+    All other output is a log: `im up` runs on if nobody reads it, or if its disk is full.
     """
     settings = run.settings()
     last_words: tuple[str, ...] = ()

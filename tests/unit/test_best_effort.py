@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from threading import Thread
@@ -303,7 +304,7 @@ def test_a_line_that_the_disk_cut_in_two_stays_one_line() -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
         "print('last', file=sys.stderr)\n"
     )
-    with open(os.open(".", os.O_TMPFILE | os.O_RDWR), "w+", encoding="utf-8") as file:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         run(script, stderr=file.fileno())
         file.seek(0)
         said = file.read()

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import click
@@ -280,7 +281,7 @@ def test_a_help_that_a_closed_stdout_does_not_take_is_an_error(arguments: list[s
 )
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 def test_a_help_that_the_disk_takes_in_part_is_an_error(program: list[str], unbuffered: str) -> None:
-    with open(os.open(".", os.O_TMPFILE | os.O_RDWR), "w+b") as file:
+    with tempfile.TemporaryFile() as file:
         file.write(bytes(500))
         file.flush()
         result = subprocess.run(

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -22,7 +23,7 @@ output.exit_with(lambda: output.say("x" * 5000) or 0)
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 def test_a_record_for_which_the_disk_has_room_in_part_is_an_error(unbuffered: str) -> None:
-    with open(os.open(".", os.O_TMPFILE | os.O_RDWR), "w+b") as file:
+    with tempfile.TemporaryFile() as file:
         done = subprocess.run(
             [sys.executable, "-c", SHOW],
             stdout=file,
