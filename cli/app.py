@@ -11,7 +11,7 @@ import click
 
 from cli import output
 from cli.catalogue import COMMANDS, EXAMPLE, PURPOSE, help_text
-from cli.options import Group
+from cli.options import Group, print_and_exit
 from imcore.errors import ImError, InvalidInput
 
 
@@ -84,8 +84,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     if wanted and not ctx.resilient_parsing:
         from importlib import metadata  # noqa: PLC0415 (it takes as long to import as click)
 
-        output.say(f"im {metadata.version('imcore')}")
-        ctx.exit()
+        print_and_exit(ctx, f"im {metadata.version('imcore')}")
 
 
 app = Im(

@@ -1,16 +1,31 @@
 """The entry point `im`."""
 
+import os
 import sys
 
 from cli.catalogue import ENDED_BY_SIGNALS, command_in, help_text
 
 
 def main() -> None:
-    """Run `im` with the arguments of this process, and exit."""
+    """Run `im` with the arguments of this process, and exit. What is written to stderr decides nothing."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        from cli import output  # noqa: PLC0415 (as below)
+
+        sys.exit(output.interrupted())
+
+
+def _run() -> None:
     if command_in(sys.argv[1:]) in ENDED_BY_SIGNALS:
         _hold_signals()
     if sys.argv[1:] in (["-h"], ["--help"]) and _printed_help():
         return
+    from cli import record_stream  # noqa: PLC0415 (the help need not wait for these)
+    from imcore import best_effort  # noqa: PLC0415
+
+    best_effort.install()
+    record_stream.install()
     if any(argument.startswith(("--redis-url", "--database-url")) for argument in sys.argv):
         from cli import passwords  # noqa: PLC0415 (it is needed where such an option is given)
 
@@ -28,14 +43,18 @@ def _hold_signals() -> None:
 
 
 def _printed_help() -> bool:
+    if sys.stdout is None:
+        return False
     text = help_text()
-    if sys.stdout is not None and sys.stdout.isatty():
+    if sys.stdout.isatty():
         from cli.terminal import fit, width_of  # noqa: PLC0415 (a pipe gets the lines as they are)
 
         columns = width_of(sys.stdout.fileno())
         text = "\n".join(part for line in text.split("\n") for part in fit(line, columns))
+    rest = text.encode()
     try:
-        print(text, end="", flush=True)
+        while rest:
+            rest = rest[os.write(sys.stdout.fileno(), rest) :]
     except OSError:
         return False  # the usual way fails too, and says why
     return True

@@ -1,12 +1,13 @@
 """What all commands share: the options, taken before or after the command's name, and the way to the library."""
 
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from io import BufferedIOBase
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, cast
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, cast
 
 import click
 
@@ -146,12 +147,22 @@ def shared_options() -> list[click.Parameter]:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something is destroyed. Raise RefusedError without a terminal, click.Abort if the answer is no."""
+    """Ask before something is destroyed. Raise RefusedError without a terminal, click.Abort if the answer is no.
+
+    The question goes to stderr: where that is no terminal, nobody would see what they agree to.
+    """
     if yes:
         return
-    if not output.is_terminal(sys.stdin):
+    if not (output.is_terminal(sys.stdin) and output.is_terminal(sys.stderr)):
         raise RefusedError(f"{question} There is no terminal to ask on: repeat it with --yes if it is meant")
     click.confirm(output.safe(question), abort=True, err=True)
+
+
+def print_and_exit(ctx: click.Context, *lines: str) -> NoReturn:
+    """Print help or the like, and run no command: a signal that `cli.main` holds back ends the wait for a reader."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    output.say(*lines)
+    ctx.exit()
 
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -159,8 +170,7 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 def _print_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        output.say(*output.fitted(sys.stdout, *ctx.get_help().splitlines()))
-        ctx.exit()
+        print_and_exit(ctx, *output.fitted(sys.stdout, *ctx.get_help().splitlines()))
 
 
 def _note(ctx: click.Context, param: click.Parameter, value: str | bool | None) -> None:

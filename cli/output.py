@@ -1,14 +1,20 @@
-"""What reaches the terminal or the pipe, and how: nothing that people typed can colour, clear or move a terminal."""
+"""What reaches the terminal or the pipe, and how: nothing that people typed can colour, clear or move a terminal.
+
+Records (`show`, `say`) are the answer of a command: a failed write raises OutputError. All other text (`remark`,
+`complain`, `report`) is best-effort: it may get lost, and decides nothing (see `imcore.best_effort`).
+"""
 
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from io import TextIOWrapper
 from itertools import islice
+from types import FrameType
 from typing import NoReturn, TextIO
 
 from cli import tables
@@ -16,6 +22,7 @@ from cli.characters import ACTING, EMOJI
 from cli.names import in_one_line, in_sentence
 from cli.terminal import fit, width_of
 from cli.times import iso
+from imcore import best_effort
 from imcore.errors import ImError
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
@@ -25,6 +32,9 @@ ROWS_OF_TABLE = 1000
 
 _MOMENTARY: list[Callable[[], None]] = []
 """What hides whatever is shown on the terminal for a moment only."""
+
+_LAST_WAIT_S = 1.0
+"""How long a command that was told to end waits for the reader of its last records."""
 
 Record = Mapping[str, object]
 """One line of `--json`, which is also one row of a table."""
@@ -42,7 +52,7 @@ _PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):\S*@|(?<=[?&]password=)[^&\s]+", re
 
 
 class OutputError(ImError):
-    """The output could not be written: what read it has gone, or there is no room."""
+    """The output could not be written: what read it has gone, does not read, or there is no room."""
 
 
 def safe(text: str) -> str:
@@ -77,22 +87,23 @@ def show(records: Iterable[Record], columns: Sequence[str], *, as_json: bool) ->
 
 
 def say(*lines: str) -> None:
-    """Write the lines to stdout."""
+    """Write the lines to stdout, as records are: raise OutputError if that fails."""
     _write_lines(safe(line) for line in lines)
 
 
+def report(*lines: str) -> None:
+    """Write the lines to stdout, best-effort: the log of what runs in the foreground."""
+    _write_best_effort(best_effort.over(sys.stdout), *map(safe, lines))
+
+
 def remark(*lines: str) -> None:
-    """Write the lines to stderr: what a person may want to know while a program reads stdout."""
-    _make_way()
-    if sys.stderr is not None:
-        print(*map(safe, map(in_sentence, lines)), sep="\n", file=sys.stderr, flush=True)
+    """Write the lines to stderr, best-effort: what a person may want to know while a program reads stdout."""
+    _write_best_effort(sys.stderr, *map(safe, map(in_sentence, lines)))
 
 
 def complain(text: str) -> None:
-    """Write one line to stderr, as every error and warning is: `im: ...`, without passwords."""
-    _make_way()
-    if sys.stderr is not None:
-        print(error_line(text), file=sys.stderr, flush=True)
+    """Write one line to stderr, best-effort, as every error and warning is: `im: ...`, without passwords."""
+    _write_best_effort(sys.stderr, error_line(text))
 
 
 def error_line(text: str) -> str:
@@ -110,6 +121,16 @@ def making_way(hide: Callable[[], None]) -> Iterator[None]:
         _MOMENTARY.remove(hide)
 
 
+def handed_over(records: Iterable[Record]) -> Iterator[Record]:
+    """Yield the records, each handed to the reader before the next is fetched.
+
+    Use it where fetching a record changes something: a failed write raises OutputError before the next change.
+    """
+    for record in records:
+        yield record
+        flush()
+
+
 def flush() -> None:
     """Hand everything written so far to the reader. Raise OutputError if that fails."""
     try:
@@ -125,6 +146,27 @@ def drop() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@contextmanager
+def in_a_moment() -> Iterator[None]:
+    """In the `with`, wait for a reader for a moment only: then raise OutputError. For what was told to end."""
+    before = signal.signal(signal.SIGALRM, _give_up_reader)
+    signal.setitimer(signal.ITIMER_REAL, _LAST_WAIT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def end_records() -> None:
+    """Hand over what is written, if somebody reads it within a moment; else drop it. The command was told to end."""
+    try:
+        with in_a_moment():
+            flush()
+    except (OutputError, KeyboardInterrupt):
+        drop()
+
+
 def exit_with(action: Callable[[], int]) -> NoReturn:
     """Exit with the code that `action` returns, once all is written; with 1 and one line if it raises an ImError."""
     use_utf8()
@@ -134,6 +176,7 @@ def exit_with(action: Callable[[], int]) -> NoReturn:
 
 def interrupted() -> int:
     """Say that somebody has broken the command off; return the exit code."""
+    end_records()
     complain("interrupted")
     return INTERRUPTED
 
@@ -255,6 +298,17 @@ def _write_lines(lines: Iterable[str]) -> None:
             stream.write(line + "\n")
         except OSError as error:
             _give_up_stdout(error)
+
+
+def _write_best_effort(stream: TextIO | None, *lines: str) -> None:
+    _make_way()
+    if stream is not None:  # print would take stdout instead
+        print(*lines, sep="\n", file=stream, flush=True)
+
+
+def _give_up_reader(_number: int, _frame: FrameType | None) -> NoReturn:
+    drop()
+    raise OutputError("the output could not be written: nobody reads it")
 
 
 def _stdout() -> TextIO:

@@ -1,4 +1,7 @@
-"""How far something that takes long has come: a bar on stderr where a person looks at it, elsewhere nothing."""
+"""How far something that takes long has come: a bar on stderr where a person looks at it, elsewhere nothing.
+
+As all that goes to stderr, a bar is best-effort: a terminal that was stopped (Ctrl-S) holds nothing up.
+"""
 
 import sys
 import time

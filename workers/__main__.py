@@ -5,18 +5,21 @@ Exit codes: 0 ended by SIGTERM or SIGINT, or drained; 1 failed, with one line th
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 
+from imcore import best_effort
 from imcore.errors import ImError
 from imcore.settings import Settings
 from workers.signals import Signals, Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a worker; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m workers", description="One worker process in the foreground.")
+    """Run a worker; return the exit code. Whether its log can be written decides nothing."""
+    best_effort.install()
+    parser = _Parser(prog="python -m workers", description="One worker process in the foreground.")
     parser.add_argument("name", choices=sorted(WORKERS), help="which worker")
     parser.add_argument("--burst", action="store_true", help="do what is there, and exit")
     parser.add_argument(
@@ -59,6 +62,19 @@ WORKERS: dict[str, Callable[[Settings, Signals, bool, bool], None]] = {
     "persist": _persist,
     "receipts": _receipts,
 }
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose help is written as a whole, or is an error."""
+
+    def print_help(self, _file: object = None) -> None:
+        """Write the help to stdout; exit with 1 where that fails."""
+        rest = self.format_help().encode()
+        try:
+            while rest:
+                rest = rest[os.write(1, rest) :]
+        except OSError as error:
+            self.exit(1, f"im worker: the output could not be written: {error.strerror}\n")
 
 
 def _log_to_stderr(name: str) -> None:

@@ -33,7 +33,10 @@ def check(run: Invocation, repair: bool) -> None:
     with run.chat() as chat, progress("groups") as shown:
         found = differences_of(chat, repair=repair, on_progress=lambda seen: shown.to(seen.groups, seen.of))
         records = (_record(each, repair=repair) for each in _counted(found, counts, shown.complain))
-        run.show(records, (*_COLUMNS, "repaired") if repair else _COLUMNS)
+        if repair:
+            run.show(output.handed_over(records), (*_COLUMNS, "repaired"))
+        else:
+            run.show(records, _COLUMNS)
         if warning := server_settings.warning_of(server_settings.all_servers(chat.link, chat.settings)):
             shown.complain(warning)
     if counts.total():

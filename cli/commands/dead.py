@@ -1,6 +1,7 @@
 """Dead letters: journal entries that a worker could not handle."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import click
@@ -9,6 +10,7 @@ from cli import names, output
 from cli.options import Group, Invocation, command, confirm, yes_option
 from cli.output import Record
 from cli.readable import NAMES
+from imcore.errors import ImError
 
 if TYPE_CHECKING:
     from imcore.admin.deadletters import DeadLetter
@@ -70,15 +72,28 @@ def drop(run: Invocation, dead_ids: tuple[str, ...], yes: bool) -> None:
 
 
 def _each(run: Invocation, dead_ids: Sequence[str], action: Callable[[str], None], name: str) -> None:
-    """Do it to each of them, and show those to which it was done."""
-    done: list[Record] = []
-    try:
+    """Do it to each of them, and show those to which it was done. What cannot be done, or be shown, ends it."""
+    done: list[str] = []
+    failures: list[BaseException] = []
+
+    def records() -> Iterator[Record]:
         for dead_id in dead_ids:
-            action(dead_id)
-            done.append({"id": dead_id, name: True})
-    finally:
-        if done:
-            run.show(done, ("id", name))
+            try:
+                action(dead_id)
+            except (ImError, KeyboardInterrupt) as error:
+                failures.append(error)
+                return
+            done.append(dead_id)
+            yield {"id": dead_id, name: True}
+
+    found = records()
+    try:
+        if first := list(islice(found, 1)):
+            run.show(output.handed_over(chain(first, found)), ("id", name))
+    except output.OutputError as error:
+        raise output.OutputError(f"{done[-1]} is {name}, but {error}") from error
+    if failures:
+        raise failures[0]
 
 
 def _seen(field: str, value: str) -> str:

@@ -2,6 +2,7 @@
 
 import time
 
+from cli import output
 from cli.demo.claims import Claims
 from cli.options import Invocation, command
 from cli.supervisor import Stopped
@@ -25,6 +26,7 @@ def demo(run: Invocation) -> None:
     try:
         stack.play(claims, log)
     except Stopped:
+        output.end_records()
         raise ImError("the demo was stopped before its end") from None
     except ImError:
         claims.chapter("What the workers and the sessions said:", *log)

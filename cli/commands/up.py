@@ -20,8 +20,10 @@ def up(run: Invocation) -> None:
 
     With a Redis URL set, that server is used and none is started. The database's tables and the functions in Redis are
     made or brought up to date first. With --json stdout gets an object once the workers start, and one when they ended.
+    All other output is a log: `im up` runs on if nobody reads it, or if its disk is full.
     """
     settings = run.settings()
+    last_words: tuple[str, ...] = ()
     try:
         # Left in the opposite order: the workers finish what they have in hand while the server still answers.
         with StopSignals() as signals, ExitStack() as stack:
@@ -32,9 +34,9 @@ def up(run: Invocation) -> None:
             _run_workers(programs, settings, signals, server)
             _stop_workers(programs)
     except Stopped:
-        _say(run, {"event": "stopped"}, "im: stopped before the workers were started")
-    else:
-        _say(run, {"event": "stopped"})
+        last_words = ("im: stopped before the workers were started",)
+    with output.in_a_moment():
+        _say(run, {"event": "stopped"}, *last_words)
 
 
 def _start_server(stack: ExitStack, settings: Settings) -> EmbeddedServer | None:
@@ -94,10 +96,14 @@ def _pass_on(run: Invocation, name: str, line: str) -> None:
 
 
 def _say(run: Invocation, record: output.Record | None, *lines: str) -> None:
-    """Say it to a person; or, as JSON, the record to the program that reads stdout, and the rest on stderr."""
-    if run.json:
-        run.show([record] if record else [], ())
-        output.remark(*lines)
-    else:
-        output.say(*output.fitted(sys.stdout, *lines))
-    output.flush()
+    """Say it to a person, on stdout; or, as JSON, the record to the program that reads stdout, the rest on stderr.
+
+    What is said to a person is best-effort, wherever it goes: nobody has to read the log.
+    """
+    if not run.json:
+        output.report(*output.fitted(sys.stdout, *lines))
+        return
+    if record:
+        run.show([record], ())
+        output.flush()
+    output.remark(*lines)

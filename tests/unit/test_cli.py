@@ -1,9 +1,12 @@
 """The frame of the command line: help, shared options, exit codes, one line for every error."""
 
 import io
+import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import click
@@ -266,6 +269,52 @@ def process(*args: str | bytes, **environment: str) -> subprocess.CompletedProce
         env={"PYTHONPATH": ":".join(sys.path), **environment},
         check=False,
     )
+
+
+@pytest.mark.parametrize("args", [["up", "--help"], ["listen", "-h"], ["--version", "worker"]], ids=" ".join)
+def test_a_signal_ends_the_wait_for_the_reader_of_a_help(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given signals that are held back until a command runs
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+    held: list[set[signal.Signals | int]] = []
+    monkeypatch.setattr("cli.output.say", lambda *_: held.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    # When
+    try:
+        im(*args)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    # Then none is while the help is printed
+    assert held == [before]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["send", "--help"]])
+def test_a_help_that_a_closed_stdout_does_not_take_is_an_error(arguments: list[str]) -> None:
+    result = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "cli.main", *arguments],
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+
+    assert (result.returncode, result.stderr) == (1, b"im: the output could not be written: stdout is closed\n")
+
+
+@pytest.mark.parametrize(
+    "program", [["cli.main", "--help"], ["cli.main", "ack", "-h"], ["workers", "--help"]], ids=" ".join
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_help_that_the_disk_takes_in_part_is_an_error(program: list[str], unbuffered: str) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(500))
+        file.flush()
+        result = subprocess.run(
+            ["/bin/sh", "-c", 'ulimit -f 1; exec "$@"', "sh", sys.executable, "-m", *program],
+            stdout=file,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+
+    assert result.returncode == 1
+    assert re.fullmatch(rb"im.*: the output could not be written: File too large\n", result.stderr)
 
 
 def test_help_does_not_import_click() -> None:

@@ -2,8 +2,13 @@
 
 import io
 import json
+import os
+import signal
 import sys
 import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TextIO
 
 import pytest
 from hypothesis import example, given
@@ -11,6 +16,7 @@ from hypothesis import strategies as st
 
 from cli import output
 from cli.output import redact, safe, show, to_json
+from tests.outputs import FAILING, STANDING, Output, disk_full, nobody_reads
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
 _CONTROLS = ["\x1b[2J", "\x9b31m", "\r", "\n", "\t", "\x7f", "\u2028", "\u202e", "\u2066", "\ud800", "\u3164"]
@@ -158,6 +164,97 @@ def test_utf8_is_written_whatever_the_locale_says(monkeypatch: pytest.MonkeyPatc
     output.flush()
 
     assert raw.getvalue() == "群\n".encode()
+
+
+@pytest.fixture
+def stdout_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], TextIO]]:
+    """Makes a copy of a descriptor stdout, and returns the stream."""
+    with ExitStack() as stack:
+
+        def make(descriptor: int) -> TextIO:
+            copy = os.dup(descriptor)
+            stream = io.TextIOWrapper(io.BufferedWriter(io.FileIO(copy, "w", closefd=False)))
+            stack.callback(os.close, copy)
+            stack.callback(stream.detach)  # what is in its buffer, it keeps
+            monkeypatch.setattr(sys, "stdout", stream)
+            return stream
+
+        yield make
+
+
+@pytest.mark.parametrize("kind", [*STANDING, *FAILING], ids=lambda kind: kind.__name__)
+def test_the_log_on_stdout_is_best_effort(kind: Output, stdout_to: Callable[[int], TextIO]) -> None:
+    with kind() as descriptor:
+        stdout_to(descriptor)
+
+        output.report("one", "two")
+        output.flush()
+
+
+def test_the_log_on_stdout_is_written_as_it_comes(stdout_to: Callable[[int], TextIO]) -> None:
+    reader, writer = os.pipe()
+    stdout_to(writer)
+
+    output.report("one", "t\x1bwo")
+
+    assert os.read(reader, 100).decode() == "one\nt␛wo\n"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_nothing_for_people_is_written_to_stdout_where_stderr_is_closed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+
+    output.remark("lost")
+    output.complain("lost")
+
+    assert capsys.readouterr().out == ""
+
+
+def test_the_last_records_of_what_is_to_end_wait_a_moment_only(stdout_to: Callable[[int], TextIO]) -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with nobody_reads() as descriptor:
+        stream = stdout_to(descriptor)
+        output.say("lost")
+
+        assert output.interrupted() == output.INTERRUPTED
+        stream.flush()
+
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_the_last_records_of_what_is_to_end_are_written_if_somebody_reads(stdout_to: Callable[[int], TextIO]) -> None:
+    reader, writer = os.pipe()
+    stdout_to(writer)
+    output.say("kept")
+
+    output.end_records()
+
+    assert os.read(reader, 100) == b"kept\n"
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_nothing_more_is_done_once_what_was_done_cannot_be_written(
+    as_json: bool, stdout_to: Callable[[int], TextIO]
+) -> None:
+    done: list[int] = []
+
+    def records() -> Iterator[output.Record]:
+        for number in range(3):
+            done.append(number)
+            yield {"number": number}
+
+    with disk_full() as descriptor:
+        stdout_to(descriptor)
+        with pytest.raises(output.OutputError, match="No space left"):
+            show(output.handed_over(records()), ("number",), as_json=as_json)
+
+    assert done == [0]
 
 
 def test_a_closed_stdout_is_an_error_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
