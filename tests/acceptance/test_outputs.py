@@ -184,11 +184,12 @@ def test_up_ends_when_a_worker_has_ended_even_if_nobody_reads_that(im: Im) -> No
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize(
-    ("args", "code"), [(("unread", "nobody"), 0), (("ack", "nobody", "team"), 1), ((), 2)], ids=str
+    ("args", "code"), [(("unread", "bob", "--local-time"), 0), (("ack", "nobody", "team"), 1), ((), 2)], ids=str
 )
 def test_no_remark_or_complaint_changes_how_a_command_ends(
     im: Im, args: tuple[str, ...], code: int, kind: Output
 ) -> None:
+    im.environment["TZ"] = "Nowhere/City"  # which is remarked on
     with kind() as stderr:
         assert im.code(*args, stderr=stderr) == code
 
@@ -196,7 +197,7 @@ def test_no_remark_or_complaint_changes_how_a_command_ends(
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_an_import_goes_on_whatever_becomes_of_its_complaints_and_its_bar(im: Im, tmp_path: Path, kind: Output) -> None:
     file = tmp_path / "chat.jsonl"
-    file.write_text("not json\n" * 2000 + '{"type": "join", "gid": "team", "uid": "cleo"}\n')
+    file.write_text('{"type": "nothing"}\n' * 2000 + '{"type": "join", "gid": "team", "uid": "cleo"}\n')
 
     with kind() as stderr, im.started("--json", "import", str(file), stdout=subprocess.PIPE, stderr=stderr) as process:
         printed, _ = process.communicate(timeout=END_S)

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import fakeredis
 import pytest
@@ -471,20 +471,23 @@ def test_nothing_is_left_of_a_sender_whose_name_was_mistyped(chat: Chat, tmp_pat
 def test_the_connection_that_was_opened_before_a_send_keeps_it(
     chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a folder that goes away while something is sent
+    # Given a place where no database can be opened any more while something is sent
     chat.create_group("team", ["ann", "bob"])
     send = Chat.send
 
-    def send_and_hide(self: Chat, *args: Any, **options: Any) -> Message:
-        path_of(tmp_path, "ann").parent.rename(tmp_path / "hidden")
+    def refused(*_: object, **__: object) -> NoReturn:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    def send_and_refuse(self: Chat, *args: Any, **options: Any) -> Message:
+        monkeypatch.setattr(sqlite3, "connect", refused)
         return send(self, *args, **options)
 
-    monkeypatch.setattr(Chat, "send", send_and_hide)
+    monkeypatch.setattr(Chat, "send", send_and_refuse)
     # When
     assert lines("send", "team", "hi", "--from", "ann")[0]["content"] == "hi"
     # Then
     monkeypatch.undo()
-    with LocalDatabase(tmp_path / "hidden" / path_of(tmp_path, "ann").name, "ann", read_only=True) as local:
+    with LocalDatabase(path_of(tmp_path, "ann"), "ann", read_only=True) as local:
         assert [line.content for line in local.log()] == ["hi"]
 
 
