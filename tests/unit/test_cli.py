@@ -95,7 +95,7 @@ def test_help_breaks_between_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch
         assert max(map(len, shown.splitlines())) <= columns
         # A line of an example that is broken ends with a backslash; a word is broken at a hyphen, or if it is too long
         assert _words(re.sub(r" \\\n +", " ", shown)) == _words(text) or max(map(len, text.split())) > columns - 4
-        assert "".join(words) == "".join(text.split())
+        assert "".join(re.sub(r" \\\n +", " ", shown).split()) == "".join(text.split())
 
 
 def _words(text: str) -> list[str]:
