@@ -6,7 +6,15 @@ from typing import NamedTuple, TypeVar
 
 from imcore import msgid as msgids
 from imcore.asking import Asking, ask, ask_all, ask_sql
-from imcore.errors import ConfigurationError, ImError, TryAgain, UnknownGroup, UnknownMessage, concerns_all
+from imcore.errors import (
+    ConfigurationError,
+    DatabaseRejected,
+    ImError,
+    TryAgain,
+    UnknownGroup,
+    UnknownMessage,
+    concerns_all,
+)
 from imcore.sql.rows import MessageRow
 from imcore.streams import calls, receipt_calls, wire
 from imcore.streams.calls import Call, Pulled
@@ -229,7 +237,7 @@ def _to_tell(found: Tallies, marked: Sequence[Mark]) -> ToTell:
         count = found[mark.gid, mark.msgid]
         if isinstance(count, Counts):
             told.append(Receipt(mark.gid, msgids.unpack(mark.msgid), *count, mark.version))
-        elif isinstance(count, TryAgain | ConfigurationError):
+        elif isinstance(count, TryAgain | ConfigurationError | DatabaseRejected):
             return ToTell([], waits=count)
         elif not isinstance(count, UnknownGroup | UnknownMessage):
             left_out = count

@@ -96,9 +96,12 @@ def unlikely(dialect: str) -> ColumnElement[bool]:
     return or_(*(literal_column(f"({condition})") for condition in _UNLIKELY[dialect]))
 
 
-def has_msgid(msgid: ColumnElement[int] = GROUP_MSGS.c.msgid) -> ColumnElement[bool]:
-    """Return the condition for rows whose msgid a message can have. Readers pass over others: nobody can name them."""
-    return msgid.between(1, msgids.HIGHEST)
+def has_msgid() -> ColumnElement[bool]:
+    """Return the condition for rows whose msgid a message can have. Readers pass over others: nobody can name them.
+
+    It is for queries that count or limit, and go by msgid anyway: any other would go by it on account of this.
+    """
+    return GROUP_MSGS.c.msgid.between(1, msgids.HIGHEST)
 
 
 class MessageReader:
@@ -113,17 +116,17 @@ class MessageReader:
 
         What cannot be read becomes what can be; a message whose msgid cannot be read is left out.
         """
-        return (self._row(values) for values in found if type(values[1]) is int)
+        return (self._row(values) for values in found if is_msgid(values[1]))
 
     def _row(self, values: Sequence[Any]) -> MessageRow:
         gid, msgid, seq, sender_uid, span, content, client_msgid, sent_at, recalls, recalled = values
         sent_at_ms = _sent_at_ms(sent_at)
         is_sound = tuple(map(type, values)) in _SOUND and sent_at_ms != NO_TIME
-        if not is_sound or not (recalls is None or 0 < recalls <= msgids.HIGHEST):
+        if not is_sound or not (recalls is None or is_msgid(recalls)):
             self._tell(values)
             gid, sender_uid, content = text_of(gid), text_of(sender_uid), text_of(content)
             seq, span = whole(seq), span if type(span) is int else None
-            recalls = recalls if msgid_of(recalls) == recalls else None
+            recalls = recalls if is_msgid(recalls) else None
             client_msgid = None if client_msgid is None else text_of(client_msgid)
         said = "" if recalled else content
         return MessageRow(gid, msgid, seq, sender_uid, span, said, client_msgid, sent_at_ms, recalls, bool(recalled))
@@ -150,7 +153,7 @@ def faults(values: Sequence[Any]) -> list[str]:
         found.append("sent_at")
     for name in ("msgid", "recalls"):
         value = cells[name]
-        if name not in found and value is not None and msgid_of(value) != value:
+        if name not in found and value is not None and not is_msgid(value):
             found.append(name)
     return found
 
@@ -175,10 +178,14 @@ def whole(value: object) -> int:
     return value if type(value) is int else msgids.IMPOSSIBLE
 
 
+def is_msgid(value: object) -> bool:
+    """Whether this is the packed msgid of a message."""
+    return type(value) is int and 0 < value <= msgids.HIGHEST
+
+
 def msgid_of(value: object) -> int:
     """Return a packed msgid, or one that no message has."""
-    number = whole(value)
-    return number if 0 < number <= msgids.HIGHEST else msgids.IMPOSSIBLE
+    return value if type(value) is int and is_msgid(value) else msgids.IMPOSSIBLE
 
 
 def _sent_at_ms(value: object) -> int | None:

@@ -196,13 +196,13 @@ class Database:
         self, gid: str, after: int, *, until: int | None = None, limit: int | None = None
     ) -> list[MessageRow]:
         """Return the messages with after < msgid <= until, oldest first, the oldest `limit` of them."""
-        query = _messages(gid).where(GROUP_MSGS.c.msgid > after).order_by(GROUP_MSGS.c.msgid).limit(limit)
+        query = _messages(gid).where(GROUP_MSGS.c.msgid > after, has_msgid()).order_by(GROUP_MSGS.c.msgid).limit(limit)
         return self._all(query if until is None else query.where(GROUP_MSGS.c.msgid <= until))
 
     def messages_before(self, gid: str, before: int, *, limit: int) -> list[MessageRow]:
         """Return the newest `limit` messages with msgid < before, oldest first."""
-        query = _messages(gid).where(GROUP_MSGS.c.msgid < before).order_by(GROUP_MSGS.c.msgid.desc()).limit(limit)
-        return self._all(query)[::-1]
+        query = _messages(gid).where(GROUP_MSGS.c.msgid < before, has_msgid()).order_by(GROUP_MSGS.c.msgid.desc())
+        return self._all(query.limit(limit))[::-1]
 
     def count_from(self, gid: str, uid: str, *, after: int, until: int) -> int:
         """Return how many messages with after < msgid <= until the user has sent."""
@@ -316,7 +316,7 @@ def _messages(gid: str) -> Select[Any]:
     c = GROUP_MSGS.c
     tombstone = GROUP_MSGS.alias()
     recalled = exists().where(tombstone.c.gid == c.gid, tombstone.c.recalls == c.msgid)
-    return select(*message_columns(recalled=recalled)).where(c.gid == gid, has_msgid())
+    return select(*message_columns(recalled=recalled)).where(c.gid == gid)
 
 
 def _uids(written: object) -> list[str]:

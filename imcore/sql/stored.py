@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Select, and_, delete, exists, func, literal, select, text, tuple_, union
 
 from imcore.sql.bulk import MARK, mark_name
-from imcore.sql.cells import faults, has_msgid, message_columns, msgid_of, text_of, unlikely, whole
+from imcore.sql.cells import faults, has_msgid, is_msgid, message_columns, msgid_of, text_of, unlikely, whole
 from imcore.sql.database import Database
 from imcore.sql.rows import MarkRow, MessageRow, SpanRow
 from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS, META, OFFSET_MOVES, Stored
@@ -124,7 +124,7 @@ def spans(database: Database, some: Sequence[str]) -> Iterator[SpanRow]:
 def messages(database: Database, some: Sequence[str], *, after: int, until: int | None = None) -> Iterator[MessageRow]:
     """Yield the messages of some groups with after < msgid <= until, in order of gid and msgid."""
     c = GROUP_MSGS.c
-    query = select(*message_columns()).where(c.gid.in_(some), c.msgid > after, has_msgid()).order_by(c.gid, c.msgid)
+    query = select(*message_columns()).where(c.gid.in_(some), c.msgid > after).order_by(c.gid, c.msgid)
     if until is not None:
         query = query.where(c.msgid <= until)
     yield from database.reader.rows(_streamed(database, query))
@@ -134,11 +134,11 @@ def light(database: Database, some: Sequence[str], *, after: int = 0) -> Iterato
     """Yield the messages of some groups after a msgid, without what was said, in order of gid and msgid."""
     c = GROUP_MSGS.c
     columns = (c.gid, c.msgid, c.seq, c.sender_uid, c.recalls, c.confirmed_read)
-    query = select(*columns).where(c.gid.in_(some), c.msgid > after, has_msgid()).order_by(c.gid, c.msgid)
+    query = select(*columns).where(c.gid.in_(some), c.msgid > after).order_by(c.gid, c.msgid)
     for row in _streamed(database, query):
         gid, msgid, seq, sender_uid, recalls, confirmed_read = row
         tombstone = None if recalls is None else whole(recalls)
-        if type(msgid) is int:
+        if is_msgid(msgid):
             yield Light(gid, msgid, whole(seq), text_of(sender_uid), tombstone, whole(confirmed_read))
 
 
@@ -153,13 +153,12 @@ def own_unread(database: Database, some: Sequence[str], *, until: int | None = N
     tombstone = GROUP_MSGS.alias()
     recalled = exists().where(tombstone.c.gid == m.gid, tombstone.c.recalls == m.msgid)
     query = select(m.gid, m.sender_uid, m.msgid).join_from(GROUP_MSGS, GROUP_SPANS, own)
-    query = query.where(m.gid.in_(some), m.msgid > lowest, has_msgid(), m.recalls.is_(None), ~recalled).order_by(
-        m.gid, m.msgid
-    )
+    query = query.where(m.gid.in_(some), m.msgid > lowest, m.recalls.is_(None), ~recalled).order_by(m.gid, m.msgid)
     if until is not None:
         query = query.where(m.msgid <= until)
     for gid, uid, msgid in _streamed(database, query):
-        yield gid, text_of(uid), whole(msgid)
+        if is_msgid(msgid):
+            yield gid, text_of(uid), msgid
 
 
 def newest_own(
@@ -167,9 +166,7 @@ def newest_own(
 ) -> dict[tuple[str, int | None], int]:
     """Return the newest message (packed) with after < msgid <= until by some users of a group, by uid and span."""
     c = GROUP_MSGS.c
-    query = select(c.sender_uid, c.span, func.max(c.msgid)).where(
-        c.gid == gid, c.msgid > after, c.msgid <= until, has_msgid()
-    )
+    query = select(c.sender_uid, c.span, func.max(c.msgid)).where(c.gid == gid, c.msgid > after, c.msgid <= until)
     found: dict[tuple[str, int | None], int] = {}
     with database.connection() as connection:
         for i in range(0, len(some), PAGE):
@@ -181,8 +178,9 @@ def newest_own(
 def recalls(database: Database, gid: str) -> Iterator[tuple[int, int]]:
     """Yield each tombstone of a group with the message that it recalls (both packed)."""
     c = GROUP_MSGS.c
-    for row in _streamed(database, select(c.msgid, c.recalls).where(c.gid == gid, has_msgid(), has_msgid(c.recalls))):
-        yield whole(row[0]), whole(row[1])
+    for msgid, recalled in _streamed(database, select(c.msgid, c.recalls).where(c.gid == gid, c.recalls.is_not(None))):
+        if is_msgid(msgid) and is_msgid(recalled):
+            yield msgid, recalled
 
 
 def recalled_with_text(database: Database, gid: str) -> list[int]:
@@ -220,7 +218,7 @@ def with_client_msgid(database: Database, some: Sequence[str], *, after: int) ->
     """Yield the messages of some groups after a msgid that carry a client_msgid, without what was said."""
     c = GROUP_MSGS.c
     query = select(*message_columns(content=literal("")))
-    query = query.where(c.gid.in_(some), c.msgid > after, has_msgid(), c.client_msgid.is_not(None))
+    query = query.where(c.gid.in_(some), c.msgid > after, c.client_msgid.is_not(None))
     yield from database.reader.rows(_streamed(database, query.order_by(c.gid, c.msgid)))
 
 

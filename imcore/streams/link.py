@@ -36,6 +36,10 @@ PATIENCE_S = 15.0
 """What has failed after so long is not tried again: once more is enough where the server itself is silent."""
 
 
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What decoding an answer raises that has not the form of its function's answers."""
+
+
 def open_client(url: str, *, timeout_s: float | None = 10.0, block_ms: int = 1000) -> Client:
     """Return a client for a Redis URL; nothing is sent yet, but for a cluster, whose nodes are asked for.
 
@@ -137,7 +141,10 @@ class Link:
                     raise
                 self._load_again([call])
                 answer = self._attempt(attempt, repeatable)
-        return self._decoded(call, answer)
+        try:
+            return call.decode(answer)
+        except _UNREADABLE as error:
+            raise self._unreadable(call, error) from error
 
     def run_many(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T]:
         """Carry calls in as few round trips as possible and return their answers in order; raise the first error."""
@@ -302,17 +309,18 @@ class Link:
             error.__cause__ = answer
             return error
         try:
-            return self._decoded(call, answer)
+            return call.decode(answer)
         except ImError as error:
             return error
+        except _UNREADABLE as error:
+            return self._unreadable(call, error)
 
-    def _decoded(self, call: Call[T], answer: Any) -> T:
-        """Return what an answer means. Raise ImError for an error in its place, and for what somebody wrote by hand."""
-        try:
-            return call.decode(answer)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            about = f" about {call.gid!r}" if call.gid else ""
-            raise ImError(f"{self.address} holds what cannot be read{about} ({call.function}): {error!r}") from error
+    def _unreadable(self, call: Call[Any], cause: Exception) -> ImError:
+        """Return the error for an answer that cannot be: somebody has written by hand what it comes from."""
+        about = f" about {call.gid!r}" if call.gid else ""
+        error = ImError(f"{self.address} holds what cannot be read{about} ({call.function}): {cause!r}")
+        error.__cause__ = cause
+        return error
 
     def _connect_anew(self) -> None:
         """Drop the connections to a primary that is one no more: its name may lead to the new one by now."""

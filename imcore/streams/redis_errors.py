@@ -131,7 +131,7 @@ _SAYINGS = (
 )
 
 _NO_PASSWORD = ("Authentication required", "already authenticated")
-_NO_RIGHT = ("ACL failure in script: ", "The user executing the script can't ")
+_NO_RIGHT = ("ACL failure in script: ", "The user executing the script can't ", "NOPERM ")
 _DISCARDED = "Transaction discarded because of: "
 
 
@@ -166,7 +166,7 @@ def translated(error: Exception, where: str, gid: str = "") -> ImError:
     """Return what an error of the driver means, at this address and, if it is one, about this group."""
     error = _why_no_node(error)
     where = address(where) if "://" in where else where
-    text = str(error)
+    text = str(error).removeprefix(_DISCARDED)
     if refusal := _refusal(error, text, where):
         return refusal
     if isinstance(error, MaxConnectionsError):
@@ -213,7 +213,7 @@ def _first_word(error: Exception) -> str:
 
 def _no_right(error: Exception, text: str, where: str) -> ImError:
     if not isinstance(error, AuthenticationError):
-        what = _first_line(text).removeprefix(_NO_RIGHT[0]).partition(" script:")[0]
+        what = _first_line(text).removeprefix(_NO_RIGHT[0]).removeprefix(_NO_RIGHT[2]).partition(" script:")[0]
         return ConfigurationError(f"{where} refuses this: {what} (`im acl` prints the rights that are needed)")
     if any(words in text for words in _NO_PASSWORD):
         return ConfigurationError(f"{where} wants a password: set IM_REDIS_URL to redis://USER:PASSWORD@HOST")

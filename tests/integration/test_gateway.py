@@ -101,9 +101,9 @@ def test_a_group_joined_in_the_moment_a_session_begins_is_not_missed(
 ) -> None:
     # Given a user who joins right after the session has asked for their groups, at its beginning and again
     chat.create_group("old", ["ann", "bob"])
-    asked = reading.groups_of
+    asked = reading.groups_or_why
 
-    def then_joins(space: Keyspace, uids: Sequence[str]) -> Asking[dict[str, list[str]]]:
+    def then_joins(space: Keyspace, uids: Sequence[str]) -> Asking[dict[str, list[str] | ImError]]:
         found = yield from asked(space, uids)
         if joins:
             other.create_group(joins.pop(), ["bob", "ann"])
@@ -114,7 +114,7 @@ def test_a_group_joined_in_the_moment_a_session_begins_is_not_missed(
         gateway.open("ann")
         audience.settled()
         joins = ["team", "news"]
-        monkeypatch.setattr(reading, "groups_of", then_joins)
+        monkeypatch.setattr(reading, "groups_or_why", then_joins)
         # When
         bob = gateway.open("bob")
         audience.until(lambda: not joins)

@@ -19,6 +19,16 @@ REFUSALS = {
     "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.": "lost its primary",
     "CLUSTERDOWN Hash slot not served": "no node serves",
     "TRYAGAIN Multiple keys request during rehashing of slot": "another node",
+    "REDIRECT 10.0.0.1:6379": "new primary",
+    "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)": "ended a wait",
+    "UNBLOCKED client unblocked via CLIENT UNBLOCK": "ended a wait",
+    "NOMASTERLINK Can't SYNC while failing over": "failing over",
+    "INPROG Failover already in progress": "failing over",
+    "EXECABORT Transaction discarded because of: LOADING Redis is loading the dataset in memory": "still loading",
+    "ERR max number of clients reached": "maxclients",
+    "ERR max number of clients + cluster connections reached": "maxclients",
+    "ERR Function not found": "lost the functions",
+    "ERR Error running script: Script killed by user with FUNCTION KILL.": "FUNCTION KILL",
 }
 
 
@@ -43,6 +53,33 @@ def test_a_refusal_that_passes_says_what_is_wrong_and_may_be_tried_again(line: s
 def test_full_memory_and_no_answer_are_told_apart_from_refusals() -> None:
     assert isinstance(answered("OOM command not allowed when used memory > 'maxmemory'."), RedisFull)
     assert isinstance(translated(RedisConnectionError("Connection closed by server."), WHERE), RedisUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("ERR DB index is out of range", "no database of that number"),
+        ("ERR SELECT is not allowed in cluster mode", "redis+cluster:// without one"),
+        ("ERR This instance has cluster support disabled", "use redis:// or rediss://"),
+        ("ERR Protocol error: invalid bulk length", "proto-max-bulk-len"),
+        ("ERR Library 'imcore' already exists", "of somebody else"),
+        ("ERR Function im_send already exists", "of somebody else"),
+        ("NOPROTO unsupported protocol version", "?protocol=2"),
+        ("DENIED Redis is running in protected mode because ...", "protected-mode no"),
+        ("EXECABORT Transaction discarded because of: NOPERM User ann has no permissions", "im acl"),
+    ],
+)
+def test_what_waiting_does_not_mend_says_what_to_do(line: str, hint: str) -> None:
+    error = answered(line)
+
+    assert isinstance(error, ConfigurationError)
+    assert str(error).startswith(f"{WHERE} ")
+    assert hint in str(error)
+
+
+def test_full_memory_is_told_in_a_transaction_too() -> None:
+    line = "EXECABORT Transaction discarded because of: OOM command not allowed when used memory > 'maxmemory'."
+    assert isinstance(answered(line), RedisFull)
 
 
 def test_what_does_not_pass_is_no_refusal() -> None:
