@@ -92,5 +92,4 @@ app = Im(
     example=EXAMPLE,
     help=PURPOSE,
     params=[click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_print_version)],
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
