@@ -76,7 +76,7 @@ class Documented(click.Command):
     """A command with the shared options, and with an example at the end of its help."""
 
     def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
-        super().__init__(*args, context_settings={"help_option_names": ["-h", "--help"]}, **kwargs)
+        super().__init__(*args, **kwargs | {"context_settings": {"help_option_names": ["-h", "--help"]}})
         self.example = example
         self.params += shared_options()
 
