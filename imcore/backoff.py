@@ -1,0 +1,81 @@
+"""Waits that grow with what fails, thing by thing, and warnings about them that do not. No I/O."""
+
+import logging
+from collections.abc import Callable, Hashable, Iterable
+from typing import Generic, TypeVar
+
+from imcore.errors import ImError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=Hashable)
+
+Clock = Callable[[], float]
+"""Tells the time in seconds, and never goes back."""
+
+FIRST_WAIT_S = 0.05
+LONGEST_WAIT_S = 4.0
+
+_SILENCE_S = 60.0
+"""What goes on is said again after so long."""
+
+
+class Backoff:
+    """When to try again what has failed: each wait is twice the one before, up to seconds, until the thing succeeds.
+
+    One belongs to one thing that fails. What succeeds beside it says nothing about it.
+    """
+
+    __slots__ = ("_wait_s", "until")
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        """When to try again, in seconds of the clock that gave `now`."""
+        self._wait_s = FIRST_WAIT_S
+
+    def failed(self, now: float) -> None:
+        """Begin the next wait."""
+        self.until = now + self._wait_s
+        self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
+
+    def succeeded(self) -> None:
+        """Wait no longer; the next wait is a short one."""
+        self.until, self._wait_s = 0.0, FIRST_WAIT_S
+
+
+class Backoffs(Generic[T]):
+    """A backoff for each of many things."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[T, Backoff] = {}
+
+    def failed(self, thing: T, now: float) -> float:
+        """Begin the next wait of a thing; return when it ends."""
+        backoff = self._waiting.setdefault(thing, Backoff())
+        backoff.failed(now)
+        return backoff.until
+
+    def succeeded(self, things: Iterable[T]) -> None:
+        """Wait no longer for these things, or forget them."""
+        if self._waiting:
+            for thing in things:
+                self._waiting.pop(thing, None)
+
+    def until(self, thing: T) -> float:
+        """Return when to try a thing again."""
+        return self._waiting[thing].until if thing in self._waiting else 0.0
+
+
+class Trouble:
+    """Warns of what fails again and again: of each kind of error at once, and then once a minute."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._silent_until: dict[type[ImError], float] = {}
+
+    def note(self, error: ImError, text: str = "%s; trying again") -> None:
+        """Warn of an error, unless that was done lately. `text` says what comes of it, with %s for the error."""
+        now = self._clock()
+        if now >= self._silent_until.get(type(error), 0.0):
+            self._silent_until[type(error)] = now + _SILENCE_S
+            log.warning(text, error)
