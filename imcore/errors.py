@@ -4,6 +4,8 @@ An error's docstring is its default message. Errors of drivers are translated at
 (`imcore.streams.redis_errors` for Redis, `imcore.sql.database` for SQL) and kept as `__cause__`.
 """
 
+from collections.abc import Collection
+
 
 class ImError(Exception):
     """Something went wrong."""
@@ -110,3 +112,14 @@ def concerns_all(error: ImError) -> bool:
     What else a server answers is about the group, user or partition that was asked for: the others can go on.
     """
     return isinstance(error, RedisUnavailable | RedisFull | ConfigurationError)
+
+
+def raise_what_stops_all(answers: Collection[object]) -> None:
+    """Raise, of the answers to calls of Redis, an error that nobody who asked can go on with.
+
+    Of a cluster one node alone may be away or full: that concerns all only where none has another answer.
+    """
+    errors = [answer for answer in answers if isinstance(answer, ImError) and concerns_all(answer)]
+    for error in errors:
+        if isinstance(error, ConfigurationError) or len(errors) == len(answers):
+            raise error

@@ -13,7 +13,7 @@ from imcore.errors import (
     TryAgain,
     UnknownGroup,
     UnknownMessage,
-    concerns_all,
+    raise_what_stops_all,
 )
 from imcore.sql.rows import MessageRow
 from imcore.streams import calls, receipt_calls, wire
@@ -51,14 +51,16 @@ def groups_or_why(space: Keyspace, uids: Sequence[str]) -> Asking[dict[str, list
     """Return the gids of the groups of each user, in order, or why just these cannot be had."""
     # Asked last what is being created: what has been made meanwhile counts.
     batch = [*(call for uid in uids for call in calls.groups_of(space, uid)), *calls.being_created(space)]
-    found = iter((yield from ask(batch)))
+    answers = yield from ask(batch)
+    raise_what_stops_all(answers)
+    found = iter(answers)
     listed = {uid: [next(found) for _ in range(space.partitions)] for uid in uids}
     being_created = list(found)
     return {uid: _without(gids, being_created) for uid, gids in listed.items()}
 
 
 def _without(answers: Sequence[list[str] | ImError], hidden: Sequence[list[str] | ImError]) -> list[str] | ImError:
-    problem = first_error([*answers, *hidden])
+    problem = _first_error([*answers, *hidden])
     return problem or sorted(_gids(answers) - _gids(hidden))
 
 
@@ -66,13 +68,8 @@ def _gids(answers: Sequence[list[str] | ImError]) -> set[str]:
     return {gid for gids in answers if not isinstance(gids, ImError) for gid in gids}
 
 
-def first_error(answers: Iterable[object]) -> ImError | None:
-    """Return the first error among answers of one kind. Raise one that concerns all others, too."""
-    errors = [answer for answer in answers if isinstance(answer, ImError)]
-    for error in errors:
-        if concerns_all(error):
-            raise error
-    return errors[0] if errors else None
+def _first_error(answers: Iterable[object]) -> ImError | None:
+    return next((answer for answer in answers if isinstance(answer, ImError)), None)
 
 
 def _raised(answer: T | ImError) -> T:
@@ -117,7 +114,8 @@ Messages = Mapping[str, Sequence[int]]
 """Msgids (packed) by gid."""
 Tallies = dict[tuple[str, int], Counts | ImError]
 """By gid and msgid, read and unread, or why just these cannot be had: UnknownGroup, UnknownMessage, RedisRefuses (while
-their partition moves to another node), what SQL raises, or what Redis answers about a group that somebody spoiled."""
+their partition moves to another node), RedisUnavailable (while the node of a cluster that has it is away), what SQL
+raises, or what Redis answers about a group that somebody spoiled."""
 
 
 def tallies(space: Keyspace, wanted: Messages) -> Asking[Tallies]:
@@ -154,10 +152,9 @@ def _named(row: MessageRow) -> tuple[int, str, int | str]:
 def _counted(space: Keyspace, wanted: Mapping[str, Sequence[tuple[int, str, int | str]]]) -> Asking[Tallies]:
     parts = [(gid, some[at : at + PAGE]) for gid, some in wanted.items() for at in range(0, len(some), PAGE)]
     answers = yield from ask([receipt_calls.tallies(space, gid, part) for gid, part in parts])
+    raise_what_stops_all(answers)
     found: Tallies = {}
     for (gid, part), answer in zip(parts, answers, strict=True):
-        if isinstance(answer, ImError) and concerns_all(answer):
-            raise answer
         each = [answer] * len(part) if isinstance(answer, ImError) else answer
         found.update(((gid, message[0]), count) for message, count in zip(part, each, strict=True))
     return found
@@ -198,14 +195,16 @@ def marks(space: Keyspace, cursors: Sequence[Cursor], count: int) -> Asking[list
     The cursors move over them.
     """
     batches = [cursor.calls(space, count) for cursor in cursors]
-    pages = iter((yield from ask([call for batch in batches for call in batch])))
+    answers = yield from ask([call for batch in batches for call in batch])
+    raise_what_stops_all(answers)
+    pages = iter(answers)
     return [
         _marked(cursor, [next(pages) for _ in batch], count) for cursor, batch in zip(cursors, batches, strict=True)
     ]
 
 
 def _marked(cursor: Cursor, pages: Sequence[list[Mark] | ImError], count: int) -> list[Mark] | ImError:
-    problem = first_error(pages)
+    problem = _first_error(pages)
     return problem or cursor.read([page for page in pages if not isinstance(page, ImError)], count)
 
 
@@ -256,15 +255,17 @@ def pending(space: Keyspace, uid: str, limit: int | None) -> Asking[list[Receipt
     return told.receipts
 
 
-def confirmed(space: Keyspace, receipts: Mapping[str, Sequence[Receipt]]) -> Asking[list[int | ImError]]:
-    """Confirm receipts of users; return how many had still been marked, in each of several calls."""
-    return (
-        yield from ask(
-            [
-                call
-                for uid, some in receipts.items()
-                for at in range(0, len(some), PAGE)
-                for call in receipt_calls.confirm(space, uid, some[at : at + PAGE])
-            ]
-        )
-    )
+def confirmed(space: Keyspace, receipts: Mapping[str, Sequence[Receipt]]) -> Asking[dict[str, list[int | ImError]]]:
+    """Confirm receipts of users; return of each how many had still been marked, in each of several calls."""
+    batch = [
+        (uid, call)
+        for uid, some in receipts.items()
+        for at in range(0, len(some), PAGE)
+        for call in receipt_calls.confirm(space, uid, some[at : at + PAGE])
+    ]
+    answers = yield from ask([call for _, call in batch])
+    raise_what_stops_all(answers)
+    found: dict[str, list[int | ImError]] = {uid: [] for uid in receipts}
+    for (uid, _), answer in zip(batch, answers, strict=True):
+        found[uid].append(answer)
+    return found

@@ -23,4 +23,5 @@ class Receipts:
     def confirm(self, uid: str, receipts: Sequence[Receipt]) -> int:
         """Confirm receipts; return how many of them had still been marked. Raise InvalidInput."""
         known = check_receipts(receipts)
-        return sum(map(raised, self._answering.run(reading.confirmed(self._link.space, {uid: known}))))
+        found = self._answering.run(reading.confirmed(self._link.space, {uid: known}))
+        return sum(map(raised, found[uid]))

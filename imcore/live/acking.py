@@ -1,19 +1,16 @@
 """Sends the acks of a gateway's sessions, and does not wait for the answers. No I/O."""
 
-import logging
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from imcore.asking import Asking, Collect, Post, ask_all, ask_sql
-from imcore.errors import ImError, TryAgain, UnknownGroup, concerns_all
+from imcore.backoff import Backoffs, Clock, Trouble
+from imcore.errors import ImError, TryAgain, UnknownGroup, raise_what_stops_all
 from imcore.live.acks import AckBook, Waiting, split, targets
-from imcore.live.parts import LONGEST_WAIT_S, Clock, Trouble
 from imcore.live.rooms import Session
 from imcore.streams import calls
 from imcore.streams.calls import Acked, Target, Trimmed
 from imcore.streams.keys import Keyspace
-
-log = logging.getLogger(__name__)
 
 
 class _Posted(NamedTuple):
@@ -25,14 +22,18 @@ class _Posted(NamedTuple):
 
 
 class Acking:
-    """A part. What is owed is in the `book`. What cannot be sent, or whose answers get lost, is put back there."""
+    """A part. What is owed is in the `book`. What cannot be sent, or whose answers get lost, is put back there.
 
-    def __init__(self, space: Keyspace, book: AckBook, clock: Clock) -> None:
+    That acks can be sent is no success yet: so what is refused in a group lets the acks of that group wait.
+    """
+
+    def __init__(self, space: Keyspace, book: AckBook, trouble: Trouble, clock: Clock) -> None:
         self.book = book
         self._space = space
+        self._trouble = trouble
         self._clock = clock
+        self._waits: Backoffs[str] = Backoffs()
         self._posted: _Posted | None = None
-        self._trouble = Trouble("acks in some groups have", clock)
 
     def due(self) -> float:
         """Return when the next ack is: at once while there are answers to read, which takes next to no time."""
@@ -40,46 +41,66 @@ class Acking:
 
     def go_on(self) -> Asking[None]:
         """Send what is due, or read what became of what was sent."""
-        if self.book.next_due() <= self._clock():
-            yield from self._send(self.book.take_due(self._clock()))
+        now = self._clock()
+        if self.book.next_due() <= now:
+            yield from self._send(self._not_waiting(self.book.take_due(now), now))
         else:
-            yield from self.read_answers()
+            yield from self._read_answers()
+
+    def _not_waiting(self, due: Iterable[Waiting], now: float) -> list[Waiting]:
+        """Put back what is due in groups whose acks wait; return the others."""
+        ready = []
+        for waiting in due:
+            until = self._waits.until(waiting.gid)
+            if until > now:
+                self.book.put_back([waiting], until)
+            else:
+                ready.append(waiting)
+        return ready
 
     def send_of(self, sessions: Collection[Session]) -> Asking[None]:
-        """Send all that these sessions owe, and wait for the answers."""
+        """Send all that these sessions owe, and wait for the answers. Raise TryAgain where that cannot be done now."""
+        yield from self._read_answers()
         yield from self._send(self.book.take_of(sessions))
-        yield from self.read_answers()
+        for error in (yield from self._read_answers()):
+            if isinstance(error, TryAgain):
+                raise error
 
-    def read_answers(self) -> Asking[None]:
-        """Read what became of the acks that were sent. Raise the first error of what could not be written now.
+    def _read_answers(self) -> Asking[list[ImError]]:
+        """Read what became of the acks that were sent; return what was refused about groups, whose acks wait alone.
 
-        What is refused about one group waits for a while, without the others.
+        Raise what all acks have to wait for.
         """
         if self._posted is None:
-            return
+            return []
         posted, self._posted = self._posted, None
         try:
             answers: list[list[Acked] | ImError] = yield Collect(posted.ticket)
-            if failed := next((answer for answer in answers if _has_failed(answer)), None):
-                raise cast(ImError, failed)
         except BaseException:
             self.book.put_back(posted.waiting)
             raise
-        self._postpone(posted, answers)
+        refused = self._postpone(posted, answers)
+        raise_what_stops_all(answers)
         for (gid, part), answer in zip(posted.batch, answers, strict=True):
-            for target in _trimmed(part, answer):
+            for target in self._trimmed(part, answer):
                 yield from self._ack_trimmed(gid, target)
+        return refused
 
-    def _postpone(self, posted: _Posted, answers: Sequence[list[Acked] | ImError]) -> None:
-        """Put back, for a while, the acks of groups in which something is wrong."""
-        spoiled = {
-            gid: answer for (gid, _), answer in zip(posted.batch, answers, strict=True) if _is_about_group(answer)
+    def _postpone(self, posted: _Posted, answers: Sequence[list[Acked] | ImError]) -> list[ImError]:
+        """Put back, for a while, the acks of groups in which they were refused; return why. A group that is gone owes
+        none.
+        """
+        refused = {
+            gid: answer
+            for (gid, _), answer in zip(posted.batch, answers, strict=True)
+            if isinstance(answer, ImError) and not isinstance(answer, UnknownGroup)
         }
-        for answer in spoiled.values():
-            self._trouble.note(cast(ImError, answer))
-        if spoiled:
-            waiting = [each for each in posted.waiting if each.gid in spoiled]
-            self.book.put_back(waiting, self._clock() + LONGEST_WAIT_S)
+        for gid, error in refused.items():
+            until = self._waits.failed(gid, self._clock())
+            self.book.put_back((each for each in posted.waiting if each.gid == gid), until)
+            self._trouble.note(error, "acks in some groups have to wait: %s")
+        self._waits.succeeded(gid for gid, _ in posted.batch if gid not in refused)
+        return list(refused.values())
 
     def abandon(self) -> Asking[None]:
         """Give back what waits for answers, whatever they are."""
@@ -89,7 +110,7 @@ class Acking:
 
     def _send(self, waiting: list[Waiting]) -> Asking[None]:
         try:
-            yield from self.read_answers()
+            yield from self._read_answers()
             batch = [(gid, part) for gid, some in targets(waiting).items() for part in split(some)]
             if batch:
                 ticket = yield Post([calls.ack(self._space, gid, part) for gid, part in batch])
@@ -106,29 +127,18 @@ class Acking:
             if msgid in rows:
                 yield from ask_all([calls.ack(self._space, gid, [target._replace(seq=rows[msgid].seq)])])
         except ImError as error:
-            log.warning("an ack has to wait for the next one: %s", error)
+            self._trouble.note(error, "an ack has to wait for the next one: %s")
 
-
-def _has_failed(answer: list[Acked] | ImError) -> bool:
-    """Return whether acks were not carried out, and why is not about their group alone."""
-    return isinstance(answer, TryAgain) or (isinstance(answer, ImError) and concerns_all(answer))
-
-
-def _is_about_group(answer: list[Acked] | ImError) -> bool:
-    """Return whether acks were not carried out since something is wrong in their group. One that is gone owes none."""
-    return isinstance(answer, ImError) and not isinstance(answer, UnknownGroup)
-
-
-def _trimmed(part: list[Target], answer: list[Acked] | ImError) -> list[Target]:
-    """Return the targets that SQL alone still has; say what was refused. That somebody has left is nothing wrong."""
-    if isinstance(answer, ImError):
-        if isinstance(answer, UnknownGroup):
-            log.warning("an ack was refused: %s", answer)
-        return []
-    found = []
-    for target, acked in zip(part, answer, strict=True):
-        if isinstance(acked.target, Trimmed):
-            found.append(target)
-        elif isinstance(acked.target, ImError):
-            log.warning("an ack was refused: %s", acked.target)
-    return found
+    def _trimmed(self, part: list[Target], answer: list[Acked] | ImError) -> list[Target]:
+        """Return the targets that SQL alone still has; say what was refused."""
+        if isinstance(answer, ImError):
+            if isinstance(answer, UnknownGroup):
+                self._trouble.note(answer, "an ack was refused: %s")
+            return []
+        found = []
+        for target, acked in zip(part, answer, strict=True):
+            if isinstance(acked.target, Trimmed):
+                found.append(target)
+            elif isinstance(acked.target, ImError):
+                self._trouble.note(acked.target, "an ack was refused: %s")
+        return found

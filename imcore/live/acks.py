@@ -19,7 +19,7 @@ UIDS_PER_CALL = 1000
 class Waiting:
     """An ack that an audience owes, of so many messages of a group, but for those who have `gone`.
 
-    `due` is of the monotonic clock, in seconds; so is `not_before`, which is set once it was refused.
+    `due` is of the monotonic clock, in seconds; so is `not_before`, which is set once it was put back.
     """
 
     gid: str
@@ -54,6 +54,9 @@ class AckBook:
         self._waiting: dict[str, dict[Audience, Waiting]] = {}
         self._in_order: deque[Waiting] = deque()
         self._full: list[Waiting] = []
+        self._put_back: dict[tuple[str, Audience], Waiting] = {}
+        self._put_back_due = math.inf
+        """No later than the first of these is due."""
 
     def received(self, gid: str, audience: Audience, place: Place, now: float) -> None:
         """Note that an audience has received a message, and so all before it."""
@@ -71,14 +74,14 @@ class AckBook:
 
     def next_due(self) -> float:
         """Return when the next ack is due; `inf` if none waits."""
-        full = min((waiting.not_before for waiting in self._full), default=math.inf)
+        if self._full:
+            return 0.0
         self._pass_over_taken()
-        return min(full, self._in_order[0].due if self._in_order else math.inf)
+        return min(self._put_back_due, self._in_order[0].due if self._in_order else math.inf)
 
     def take_due(self, now: float) -> list[Waiting]:
         """Take out what is due."""
-        taken = [waiting for waiting in self._full if waiting.not_before <= now]
-        self._full = [waiting for waiting in self._full if waiting.not_before > now]
+        taken, self._full = [*self._take_put_back(now), *self._full], []
         self._pass_over_taken()
         until = now + self._slack_s if self._in_order and self._in_order[0].due <= now else now
         while self._in_order and self._in_order[0].due <= until:
@@ -98,14 +101,29 @@ class AckBook:
         self._remove(sessions, {gid} if gid else {gid for session in sessions for gid in session.gids})
 
     def put_back(self, taken: Iterable[Waiting], not_before: float = 0.0) -> None:
-        """Put back what could not be sent, or was refused: it is due at once, or not before a time."""
+        """Put back what could not be sent, or was refused: it is due at once, or not before a time.
+
+        Where an audience owes two acks of a group by now, the one of the later message stands for both.
+        """
         for waiting in taken:
-            waiting.not_before = not_before
-            self._full.append(waiting)
+            key = waiting.gid, waiting.audience
+            other = self._put_back.get(key, waiting)
+            later = waiting if waiting.place.msgid > other.place.msgid else other
+            later.not_before = not_before
+            self._put_back[key] = later
+            self._put_back_due = min(self._put_back_due, not_before)
+
+    def _take_put_back(self, now: float) -> list[Waiting]:
+        if self._put_back_due > now:
+            return []
+        due = [key for key, waiting in self._put_back.items() if waiting.not_before <= now]
+        taken = [self._put_back.pop(key) for key in due]
+        self._put_back_due = min((waiting.not_before for waiting in self._put_back.values()), default=math.inf)
+        return taken
 
     def _remove(self, sessions: Collection[Session], gids: Collection[str]) -> list[tuple[Waiting, frozenset[Session]]]:
         """Take sessions out of what they owe; return it, each time with those of them who did."""
-        owed = [waiting for waiting in self._full if waiting.gid in gids]
+        owed = [waiting for waiting in [*self._full, *self._put_back.values()] if waiting.gid in gids]
         owed += [waiting for gid in gids for waiting in self._waiting.get(gid, {}).values()]
         removed = [(waiting, mine) for waiting in owed if (mine := waiting.of(sessions))]
         for waiting, mine in removed:

@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from imcore.asking import Asking, ask
-from imcore.errors import ImError, SessionExpired, TryAgain, concerns_all
-from imcore.live.parts import Clock, Trouble
+from imcore.backoff import Clock, Trouble
+from imcore.errors import ImError, SessionExpired, TryAgain, raise_what_stops_all
 from imcore.live.rooms import Session
 from imcore.live.telling import Telling
+from imcore.live.todo import Todo
 from imcore.settings import Settings
 from imcore.streams import session_calls
 from imcore.streams.calls import Call
@@ -15,20 +16,30 @@ from imcore.streams.keys import Keyspace
 
 
 class Beating:
-    """A part. With each heartbeat, expired sessions are opened again; where receipts are polled, they are asked for."""
+    """A part. With each heartbeat, expired sessions are opened again; where receipts are polled, they are asked for.
+
+    A session whose heartbeat or goodbye is refused waits alone.
+    """
 
     def __init__(
-        self, space: Keyspace, settings: Settings, sessions: Mapping[str, Session], telling: Telling, clock: Clock
+        self,
+        space: Keyspace,
+        settings: Settings,
+        sessions: Mapping[str, Session],
+        telling: Telling,
+        trouble: Trouble,
+        clock: Clock,
     ) -> None:
         self._space = space
         self._online_ms = settings.online_ms
         self._every_s = settings.heartbeat_ms / 1000
         self._sessions = sessions
         self._telling = telling
+        self._trouble = trouble
         self._clock = clock
         self._next = clock() + self._every_s
-        self._given_up: list[Session] = []
-        self._trouble = Trouble("that some users are online has", clock)
+        self._to_beat: Todo[Session] = Todo()
+        self._given_up: Todo[Session] = Todo()
         self.polls_receipts = False
 
     def beat(self, session: Session, *, opens: bool) -> Call[int]:
@@ -36,20 +47,22 @@ class Beating:
         return session_calls.beat(self._space, session.uid, session.sid, self._online_ms, opens=opens)
 
     def bye(self, sessions: Sequence[Session]) -> Asking[None]:
-        """End sessions at the server, and those that were given up."""
-        given_up, self._given_up = self._given_up, []
-        try:
-            ending = [*given_up, *sessions]
-            gone = yield from ask([session_calls.bye(self._space, session.uid, session.sid) for session in ending])
-            for answer in gone:
-                self._check(answer)
-        except TryAgain:
-            self._given_up = given_up
-            raise
+        """End sessions at the server, and those that were given up. Raise TryAgain where that cannot be done now."""
+        yield from self._leave(self._given_up.take(len(self._given_up), math.inf))
+        for error in (yield from self._bye(sessions)).values():
+            if isinstance(error, TryAgain):
+                raise error
+            self._note(error)
+
+    def _bye(self, sessions: Sequence[Session]) -> Asking[dict[Session, ImError]]:
+        """End sessions at the server; return what went wrong with some. Raise what all have to wait for."""
+        answers = yield from ask([session_calls.bye(self._space, session.uid, session.sid) for session in sessions])
+        raise_what_stops_all(answers)
+        return {each: answer for each, answer in zip(sessions, answers, strict=True) if isinstance(answer, ImError)}
 
     def give_up(self, sessions: Sequence[Session]) -> None:
         """End sessions at the server as soon as it answers; they end by themselves in time."""
-        self._given_up += sessions
+        self._given_up.add(sessions)
 
     def soon(self) -> None:
         """Sessions may have expired meanwhile."""
@@ -57,41 +70,64 @@ class Beating:
 
     def due(self) -> float:
         """Return when the next heartbeat is, or the next goodbye."""
-        if self._given_up:
-            return 0.0
-        return self._next if self._sessions else math.inf
+        return min(self._given_up.due(), self._to_beat.due(), self._next if self._sessions else math.inf)
+
+    def forget(self, session: Session) -> None:
+        """A session has ended."""
+        self._to_beat.discard(session)
 
     def go_on(self) -> Asking[None]:
         """Say goodbye for those that were given up, and keep the others alive."""
-        yield from self.bye([])
-        if self._sessions and self._next <= self._clock():
-            yield from self._beat(list(self._sessions.values()))
+        yield from self._leave(self._given_up.take(len(self._given_up), self._clock()))
+        now = self._clock()
+        is_time = bool(self._sessions) and self._next <= now
+        if is_time:
+            self._next = now + self._every_s
+            self._to_beat.add(self._sessions.values())
+        yield from self._beat(self._to_beat.take(len(self._to_beat), now))
+        if is_time:
+            self._telling.turn()
+            if self.polls_receipts:
+                self._telling.want(self._sessions.values())
+
+    def _leave(self, sessions: Sequence[Session]) -> Asking[None]:
+        try:
+            refused = yield from self._bye(sessions)
+        except TryAgain:
+            self._given_up.add(sessions)
+            raise
+        self._wait_alone(self._given_up, sessions, refused)
 
     def _beat(self, sessions: Sequence[Session]) -> Asking[None]:
-        self._next = self._clock() + self._every_s
         try:
-            yield from self._keep_alive(sessions)
+            refused = yield from self._keep_alive(sessions)
         except TryAgain:
+            self._to_beat.add(sessions)
             self.soon()
             raise
-        self._telling.turn()
-        if self.polls_receipts:
-            self._telling.want(sessions)
+        self._wait_alone(self._to_beat, sessions, refused)
 
-    def _keep_alive(self, sessions: Sequence[Session]) -> Asking[None]:
+    def _keep_alive(self, sessions: Sequence[Session]) -> Asking[dict[Session, ImError]]:
+        """Return what went wrong with some of them. Raise what all have to wait for."""
         answers = yield from ask([self.beat(session, opens=False) for session in sessions])
-        expired = []
-        for session, answer in zip(sessions, answers, strict=True):
-            if isinstance(answer, SessionExpired):
-                expired.append(session)
+        raise_what_stops_all(answers)
+        refused = {each: answer for each, answer in zip(sessions, answers, strict=True) if isinstance(answer, ImError)}
+        expired = [session for session, answer in refused.items() if isinstance(answer, SessionExpired)]
+        opened = yield from ask([self.beat(session, opens=True) for session in expired])
+        for session, answer in zip(expired, opened, strict=True):
+            if isinstance(answer, ImError):
+                refused[session] = answer
             else:
-                self._check(answer)
-        for opened in (yield from ask([self.beat(session, opens=True) for session in expired])):
-            self._check(opened)
+                del refused[session]
+        return refused
 
-    def _check(self, answer: int | ImError) -> None:
-        """Pass over what Redis has of one user and cannot be used: the others go on. Raise any other error."""
-        if isinstance(answer, TryAgain) or (isinstance(answer, ImError) and concerns_all(answer)):
-            raise answer
-        if isinstance(answer, ImError):
-            self._trouble.note(answer)
+    def _wait_alone(self, todo: Todo[Session], sessions: Sequence[Session], refused: Mapping[Session, ImError]) -> None:
+        """Let those be tried again that were refused for now. What is spoiled of a user waits for the next time."""
+        todo.done(session for session in sessions if session not in refused)
+        for session, error in refused.items():
+            self._note(error)
+            if isinstance(error, TryAgain):
+                todo.postpone(session, self._clock())
+
+    def _note(self, error: ImError) -> None:
+        self._trouble.note(error, "that some users are online has to wait: %s")

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable
 
 from imcore import reading
 from imcore.asking import Asking
-from imcore.errors import TryAgain
-from imcore.live.parts import Clock, Trouble
+from imcore.backoff import Backoffs, Clock, Trouble
+from imcore.errors import ImError, TryAgain
 from imcore.streams.keys import Keyspace
 from imcore.values import Receipt
 
@@ -20,13 +20,14 @@ _Known = dict[tuple[str, str], Receipt]
 class Confirming:
     """A part. What is known is confirmed `interval_s` after the first of it."""
 
-    def __init__(self, space: Keyspace, interval_s: float, clock: Clock) -> None:
+    def __init__(self, space: Keyspace, interval_s: float, trouble: Trouble, clock: Clock) -> None:
         self._space = space
         self._interval_s = interval_s
+        self._trouble = trouble
         self._clock = clock
+        self._waits: Backoffs[str] = Backoffs()
         self._known: dict[str, _Known] = {}
         self._due = math.inf
-        self._trouble = Trouble("that some know their receipts has", clock)
 
     def known(self, uid: str, receipts: Iterable[Receipt]) -> None:
         """Note that a sender knows these receipts."""
@@ -42,34 +43,43 @@ class Confirming:
         return self._due
 
     def go_on(self) -> Asking[None]:
-        """Confirm what is known, some of it if it is very much."""
-        yield from self._confirm(self._some())
+        """Confirm what is known, some of it if it is very much. What is refused about one sender waits alone."""
+        yield from self._confirm(self._some(self._clock()))
+        self._due = min((max(self._due, self._waits.until(uid)) for uid in self._known), default=math.inf)
 
     def send_of(self, uids: Collection[str]) -> Asking[None]:
-        """Confirm all that these senders know."""
-        yield from self._confirm({uid: list(self._known[uid].values()) for uid in self._known.keys() & uids})
+        """Confirm all that these senders know. Raise TryAgain where that cannot be done now."""
+        refused = yield from self._confirm({uid: list(self._known[uid].values()) for uid in self._known.keys() & uids})
+        if refused:
+            raise refused[0]
 
-    def _some(self) -> dict[str, list[Receipt]]:
+    def _some(self, now: float) -> dict[str, list[Receipt]]:
         some: dict[str, list[Receipt]] = {}
         room = MOST_AT_ONCE
         for uid, known in self._known.items():
+            if self._waits.until(uid) > now:
+                continue
             some[uid] = list(known.values())[:room]
             room -= len(some[uid])
             if not room:
                 break
         return some
 
-    def _confirm(self, some: dict[str, list[Receipt]]) -> Asking[None]:
+    def _confirm(self, some: dict[str, list[Receipt]]) -> Asking[list[TryAgain]]:
+        """Confirm receipts of senders; return what was refused for now. Raise what all of it has to wait for."""
         answers = yield from reading.confirmed(self._space, some)
-        for answer in answers:
-            if isinstance(answer, TryAgain):
-                raise answer
-        if problem := reading.first_error(answers):
-            self._trouble.note(problem)  # of one user's receipts; they are told again, to the next session
+        refused = []
         for uid, receipts in some.items():
-            self._forget(uid, receipts)
-        if not self._known:
-            self._due = math.inf
+            errors = [answer for answer in answers[uid] if isinstance(answer, ImError)]
+            for error in errors[:1]:
+                self._trouble.note(error, "that some know their receipts has to wait: %s")
+            if may_pass := [error for error in errors if isinstance(error, TryAgain)]:
+                refused.append(may_pass[0])
+                self._waits.failed(uid, self._clock())
+            else:  # what somebody has spoiled by hand is told again, to the next session
+                self._waits.succeeded([uid])
+                self._forget(uid, receipts)
+        return refused
 
     def _forget(self, uid: str, receipts: Iterable[Receipt]) -> None:
         known = self._known[uid]

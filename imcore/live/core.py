@@ -19,7 +19,8 @@ from typing import Literal, NamedTuple
 
 from imcore import reading
 from imcore.asking import Asking, ask
-from imcore.errors import ImError, RedisUnavailable, TryAgain
+from imcore.backoff import Clock, Trouble
+from imcore.errors import ConfigurationError, ImError, RedisUnavailable, TryAgain
 from imcore.live.acking import Acking
 from imcore.live.acks import AckBook
 from imcore.live.beating import Beating
@@ -30,7 +31,7 @@ from imcore.live.feed import Place
 from imcore.live.following import Following
 from imcore.live.handover import Handover
 from imcore.live.listening import Listening
-from imcore.live.parts import Clock, Parts, Trouble
+from imcore.live.parts import Parts
 from imcore.live.rooms import Arrived, Event, Room, Session
 from imcore.live.telling import Telling
 from imcore.live.todo import Todo
@@ -73,22 +74,23 @@ class Core:
         self._handover = Handover()
         self._to_enter: Todo[Session] = Todo()
         self._channels = Channels(space)
+        self._trouble = trouble = Trouble(clock)
         book = AckBook(manner.ack_every, manner.ack_interval_s)
-        self._acking = Acking(space, book, clock)
-        self._confirming = Confirming(space, manner.ack_interval_s, clock)
-        self._telling = Telling(space, self._handover, clock)
-        self._following = Following(space, self._channels, self._handover, book, self._to_enter, clock)
-        self._beating = Beating(space, settings, self._sessions, self._telling, clock)
+        self._acking = Acking(space, book, trouble, clock)
+        self._confirming = Confirming(space, manner.ack_interval_s, trouble, clock)
+        self._telling = Telling(space, self._handover, trouble, clock)
+        self._following = Following(space, self._channels, self._handover, book, self._to_enter, trouble, clock)
+        self._beating = Beating(space, settings, self._sessions, self._telling, trouble, clock)
         self._beating.polls_receipts = manner.receipts == "poll"
         self._listening = Listening(self._channels, settings.heartbeat_ms / 1000, self._telling.forget_versions, clock)
-        entering = Entering(space, self._to_enter, self._following, self._telling, clock)
-        self._trouble = Trouble("some pushes have", clock)
+        entering = Entering(space, self._to_enter, self._following, self._telling, trouble, clock)
         # The channels last: what the others follow by then goes out at once.
         self._parts = Parts(
             [
                 *(self._beating, self._acking, self._confirming),
                 *(entering, self._following, self._telling, self._listening),
             ],
+            trouble,
             clock,
         )
 
@@ -106,11 +108,11 @@ class Core:
         standing = [call for gid in gids for call in calls.standing(self._space, gid, uid)]
         batch: list[Call[int | None]] = [*standing, self._beating.beat(session, opens=True)]
         *found, beaten = yield from ask(batch)
-        if problem := reading.first_error([beaten]) or next(
-            (each for each in found if isinstance(each, TryAgain)), None
-        ):
-            raise problem
-        reading.first_error(found)
+        if isinstance(beaten, ImError):
+            raise beaten
+        for answer in found:
+            if isinstance(answer, TryAgain | ConfigurationError):
+                raise answer
         for gid, offset, joined in zip(gids, found[::2], found[1::2], strict=True):
             if isinstance(offset, ImError) or isinstance(joined, ImError):  # something is wrong in that group alone
                 session.former[gid] = Place(places[gid]) if gid in places else None
@@ -150,6 +152,7 @@ class Core:
             self._channels.close_inbox(session)
             self._to_enter.discard(session)
             self._telling.forget(session)
+            self._beating.forget(session)
             for gid in list(session.feeds):
                 self._following.unfollow(session, gid)
 
@@ -221,7 +224,7 @@ class Core:
         """The subscription has ended. Another one is opened in time, and what was missed is pulled."""
         if self._listening.is_open:  # a node that gives channels away says so of each
             self._listening.lost()
-            self._parts.wait(self._listening, error)
+            self._trouble.note(error)
             self._beating.soon()
 
     def hear(self, heard: Iterable[Heard]) -> None:
@@ -259,7 +262,7 @@ class Core:
             self._take_push(of, *wire.push(data))
         except (ArithmeticError, LookupError, ValueError) as error:
             # Somebody has published it by hand: what was to come may have been lost, and is asked for.
-            self._trouble.note(ImError(f"what came on {channel} cannot be read ({error!r}): asking"))
+            self._trouble.note(ImError(f"what came on {channel} cannot be read ({error!r})"), "%s: asking for it")
             if of and of.stands:  # else all is asked for once it does
                 self._ask_again(of)
 

@@ -2,9 +2,9 @@
 
 from imcore import reading
 from imcore.asking import Asking
+from imcore.backoff import Clock, Trouble
 from imcore.errors import ImError
 from imcore.live.following import Following
-from imcore.live.parts import LONGEST_WAIT_S, Clock, Trouble
 from imcore.live.rooms import Session
 from imcore.live.telling import Telling
 from imcore.live.todo import Todo
@@ -18,14 +18,20 @@ class Entering:
     """A part. A session enters once its user's inbox stands: what happens from then on is pushed."""
 
     def __init__(
-        self, space: Keyspace, todo: Todo[Session], following: Following, telling: Telling, clock: Clock
+        self,
+        space: Keyspace,
+        todo: Todo[Session],
+        following: Following,
+        telling: Telling,
+        trouble: Trouble,
+        clock: Clock,
     ) -> None:
         self._space = space
         self._todo = todo
         self._following = following
         self._telling = telling
+        self._trouble = trouble
         self._clock = clock
-        self._trouble = Trouble("what groups some are in has", clock)
 
     def due(self) -> float:
         """Return when somebody is to enter."""
@@ -42,9 +48,10 @@ class Entering:
         for session in some:
             gids = groups[session.uid]
             if isinstance(gids, ImError):
-                self._trouble.note(gids)
-                self._todo.postpone(session, self._clock() + LONGEST_WAIT_S)
+                self._trouble.note(gids, "what groups some are in has to wait: %s")
+                self._todo.postpone(session, self._clock())
             else:
+                self._todo.done([session])
                 self._enter(session, gids)
 
     def _enter(self, session: Session, gids: list[str]) -> None:

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from imcore import reading
 from imcore.asking import Asking, ask
-from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all
+from imcore.backoff import Clock, Trouble
+from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all, raise_what_stops_all
 from imcore.live.acks import AckBook
 from imcore.live.channels import Channels
 from imcore.live.feed import Feed, Place
 from imcore.live.handover import Handover
-from imcore.live.parts import LONGEST_WAIT_S, Clock, Trouble
 from imcore.live.rooms import Room, Session
 from imcore.live.todo import Todo
 from imcore.reading import PAGE, Page
@@ -38,6 +38,7 @@ class Following:
         handover: Handover,
         book: AckBook,
         to_enter: Todo[Session],
+        trouble: Trouble,
         clock: Clock,
     ) -> None:
         self._space = space
@@ -45,9 +46,9 @@ class Following:
         self._handover = handover
         self._book = book
         self._to_enter = to_enter
+        self._trouble = trouble
         self._clock = clock
         self._behind: Todo[Feed] = Todo()
-        self._trouble = Trouble("what some have missed has", clock)
 
     def follow(self, session: Session, gid: str) -> None:
         """Let a session follow a group from where it was; one that does so already catches up."""
@@ -101,6 +102,7 @@ class Following:
     def go_on(self) -> Asking[None]:
         """Let some catch up, by a page."""
         some = self._behind.take(AT_ONCE, self._clock())
+        self._behind.done(feed for feed in some if not self._room_of(feed))
         try:
             yield from self._catch_up([(room, feed) for feed in some if (room := self._room_of(feed))])
         except BaseException:
@@ -114,7 +116,7 @@ class Following:
 
     def _catch_up(self, some: list[tuple[Room, Feed]]) -> Asking[None]:
         answers = yield from ask([self._pull(room, feed, BYTES_AT_ONCE // len(some)) for room, feed in some])
-        reading.first_error(answers)
+        raise_what_stops_all(answers)
         handed_over = 0
         for (room, feed), answer in zip(some, answers, strict=True):
             if handed_over > BYTES_AT_ONCE:
@@ -129,6 +131,7 @@ class Following:
     def _take(self, room: Room, feed: Feed, answer: Pulled | ImError) -> Asking[int]:
         """Take what was pulled; return how many bytes of text that is."""
         if isinstance(answer, NotMember | UnknownGroup):
+            self._behind.done([feed])
             self._set_apart(room, feed, dict.fromkeys(room.audience(feed).uids, answer))
             return 0
         if isinstance(answer, ImError):  # about this group, or one partition, while it moves to another node
@@ -136,11 +139,13 @@ class Following:
             return 0
         self._set_apart(room, feed, answer.apart)
         if not room.sessions(feed):
+            self._behind.done([feed])
             return 0
         page = yield from self._page(feed, answer)
         if isinstance(page, ImError):
             self._postpone(feed, page)
             return 0
+        self._behind.done([feed])
         arrived, shared = room.pulled(feed, answer, page)
         self._handover.ready += arrived
         if shared.msgid is None:
@@ -170,5 +175,5 @@ class Following:
 
     def _postpone(self, feed: Feed, error: ImError) -> None:
         """Let the others go on: only what is trimmed in Redis needs the database, and other groups are elsewhere."""
-        self._trouble.note(error)
-        self._behind.postpone(feed, self._clock() + LONGEST_WAIT_S)
+        self._trouble.note(error, "what some have missed has to wait: %s")
+        self._behind.postpone(feed, self._clock())

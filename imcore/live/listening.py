@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable
 
 from imcore.asking import Asking, Listen, Ping, Resubscribe
+from imcore.backoff import Backoff, Clock
 from imcore.errors import RedisUnavailable
 from imcore.live.channels import Channels
-from imcore.live.parts import Clock
 
 
 class Listening:
-    """A part. With every heartbeat it sends a PING; without an answer by the next one the subscription is lost."""
+    """A part. With every heartbeat it sends a PING; without an answer by the next one the subscription is lost.
+
+    One that was lost before it answered a PING has succeeded in nothing: the next one waits longer.
+    """
 
     def __init__(self, channels: Channels, every_s: float, on_anew: Callable[[], None], clock: Clock) -> None:
         """`on_anew` is called when a new subscription begins."""
@@ -20,21 +23,24 @@ class Listening:
         self._clock = clock
         self.is_open = False
         """Whether there is a subscription, as far as is known."""
+        self._wait = Backoff()
         self._next_ping = math.inf
         self._silent = False
 
     def lost(self) -> None:
         """The subscription is lost: pushes may be, too."""
         self.is_open = False
+        self._wait.failed(self._clock())
 
     def answered(self) -> None:
         """The server has answered the last PING."""
         self._silent = False
+        self._wait.succeeded()
 
     def due(self) -> float:
         """Return when there is something to do: now, where channels have to change and may."""
         if not self.is_open:
-            return math.inf if self._channels.is_empty else 0.0
+            return math.inf if self._channels.is_empty else self._wait.until
         return 0.0 if self._channels.has_changes() else self._next_ping
 
     def go_on(self) -> Asking[None]:

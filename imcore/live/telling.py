@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from imcore import reading
 from imcore.asking import Asking
+from imcore.backoff import Clock, Trouble
 from imcore.errors import ImError
 from imcore.live.channels import Inbox
 from imcore.live.handover import Handover
-from imcore.live.parts import LONGEST_WAIT_S, Clock, Trouble
 from imcore.live.rooms import Audience, Session, Told
 from imcore.live.todo import Todo
 from imcore.reading import Cursor
@@ -54,11 +54,11 @@ class Telling:
     A push names versions, too; one that was under way while a session asked is older than what it was told.
     """
 
-    def __init__(self, space: Keyspace, handover: Handover, clock: Clock) -> None:
+    def __init__(self, space: Keyspace, handover: Handover, trouble: Trouble, clock: Clock) -> None:
         self._space = space
         self._handover = handover
+        self._trouble = trouble
         self._clock = clock
-        self._trouble = Trouble("receipts of some have", clock)
         self._todo: Todo[Session] = Todo()
         self._cursors: dict[Session, Cursor] = {}
         self._told: dict[Session, _Versions] = {}
@@ -109,8 +109,9 @@ class Telling:
             if problem:
                 self._postpone(session, problem)
                 continue
+            self._todo.done([session])
             if to_tell.left_out:
-                self._trouble.note(to_tell.left_out)
+                self._note(to_tell.left_out)
             self._go_on(session, cursor, to_tell.receipts)
 
     def _go_on(self, session: Session, cursor: Cursor, receipts: list[Receipt]) -> None:
@@ -128,8 +129,11 @@ class Telling:
         """Let the others go on: only receipts of what is trimmed in Redis need the database, a partition moves, or what
         Redis has of this user cannot be read.
         """
-        self._trouble.note(error)
-        self._todo.postpone(session, self._clock() + LONGEST_WAIT_S)
+        self._note(error)
+        self._todo.postpone(session, self._clock())
+
+    def _note(self, error: ImError) -> None:
+        self._trouble.note(error, "receipts of some have to wait: %s")
 
     def _tell(self, sessions: Sequence[Session], receipts: Sequence[Receipt]) -> None:
         audience = sessions[0].alone if len(sessions) == 1 else Audience(sessions)

@@ -916,7 +916,7 @@ def test_a_partition_that_moves_to_another_node_is_followed(
 def test_a_node_that_gives_many_channels_away_is_not_waited_for_longer(
     chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imcore.live.parts.LONGEST_WAIT_S", 3600)
+    monkeypatch.setattr("imcore.backoff.LONGEST_WAIT_S", 3600)
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as gateway:
         audience = Audience(gateway)
@@ -946,7 +946,7 @@ def test_a_group_that_is_refused_does_not_hold_up_the_others(
 ) -> None:
     # Given two groups, of which one is in a partition that moves, and is not asked for again for an hour
     clock = Clock(monkeypatch)
-    monkeypatch.setattr("imcore.live.following.LONGEST_WAIT_S", 3600)
+    monkeypatch.setattr("imcore.backoff.FIRST_WAIT_S", 3600)
     for gid in ("a", "b"):
         chat.create_group(gid, ["ann", "bob"])
         say(other, *map(str, range(1200)), gid=gid)
@@ -968,7 +968,7 @@ def test_tallies_that_are_refused_do_not_hold_up_the_receipts_of_others(
 ) -> None:
     # Given two with receipts that wait, of whom one is asked for again in an hour only
     clock = Clock(monkeypatch)
-    monkeypatch.setattr("imcore.live.telling.LONGEST_WAIT_S", 3600)
+    monkeypatch.setattr("imcore.backoff.FIRST_WAIT_S", 3600)
     for gid, sender in (("a", "ann"), ("b", "bob")):
         chat.create_group(gid, ["ann", "bob"])
         tell(other, *say(other, "1", gid=gid, sender=sender))
@@ -1137,8 +1137,7 @@ def test_who_needs_a_database_that_is_away_does_not_hold_up_the_others(
         return answer(question)
 
     monkeypatch.setattr(chat.history.answering, "answer", away)
-    for name in ("following", "telling"):
-        monkeypatch.setattr(f"imcore.live.{name}.LONGEST_WAIT_S", 0.2)
+    monkeypatch.setattr("imcore.backoff.LONGEST_WAIT_S", 0.2)
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         ann, bob, cyd = (gateway.open(uid) for uid in ("ann", "bob", "cyd"))
@@ -1172,7 +1171,7 @@ def test_a_database_that_is_silent_is_not_waited_for_all_the_time(
             raise DatabaseUnavailable
         return answer(question)
 
-    monkeypatch.setattr("imcore.live.following.LONGEST_WAIT_S", 0.1)
+    monkeypatch.setattr("imcore.backoff.LONGEST_WAIT_S", 0.1)
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         bob, cyd = (gateway.open(uid) for uid in ("bob", "cyd"))

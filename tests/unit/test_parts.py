@@ -5,8 +5,9 @@ import math
 import pytest
 
 from imcore.asking import Asking, answered
-from imcore.errors import ConfigurationError, DatabaseUnavailable, ImError, RedisFull, RedisRefuses, RedisUnavailable
-from imcore.live.parts import LONGEST_WAIT_S, Parts, Trouble
+from imcore.backoff import LONGEST_WAIT_S, Trouble
+from imcore.errors import ConfigurationError, ImError, RedisFull, RedisRefuses, RedisUnavailable
+from imcore.live.parts import Parts
 
 
 class Clock:
@@ -21,7 +22,7 @@ class Doing:
     """A part that is always due, unless it is told otherwise."""
 
     def __init__(self) -> None:
-        self.done = 0
+        self.done = self.tried = 0
         self.error: ImError | None = None
         self.next = 0.0
 
@@ -29,10 +30,15 @@ class Doing:
         return self.next
 
     def go_on(self) -> Asking[None]:
+        self.tried += 1
         if self.error:
             raise self.error
         self.done += 1
         yield from ()
+
+
+def parts_of(*parts: Doing, clock: Clock) -> Parts:
+    return Parts(parts, Trouble(clock), clock)
 
 
 @pytest.fixture
@@ -43,7 +49,7 @@ def clock() -> Clock:
 @pytest.mark.parametrize("error", [RedisRefuses, RedisFull])
 def test_one_that_is_refused_does_not_stop_the_others(clock: Clock, error: type[ImError]) -> None:
     refused, other = Doing(), Doing()
-    parts = Parts([refused, other], clock)
+    parts = parts_of(refused, other, clock=clock)
     refused.error = error("not now")
     for _ in range(3):
         answered(parts.go_on(), print)
@@ -60,7 +66,7 @@ def test_where_nobody_answers_nobody_is_asked_for_longer_and_longer(
 ) -> None:
     # Given
     first, second = Doing(), Doing()
-    parts = Parts([first, second], clock)
+    parts = parts_of(first, second, clock=clock)
     first.error = second.error = RedisUnavailable("nobody there")
     waits = []
     # When
@@ -83,44 +89,47 @@ def test_where_nobody_answers_nobody_is_asked_for_longer_and_longer(
     assert parts.due() <= clock.now
 
 
-def test_that_nobody_answers_is_said_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    first, second = Doing(), Doing()
-    parts = Parts([first, second], clock)
-    for _ in range(2):
-        # When one has lost its connection, and another one gets no answer either
-        first.error = RedisUnavailable("nobody there")
-        parts.wait(second, first.error)
+def test_one_that_goes_on_failing_beside_others_is_tried_less_and_less_often(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given
+    refused, other = Doing(), Doing()
+    parts = parts_of(refused, other, clock=clock)
+    refused.error = RedisRefuses("too few replicas")
+    # When
+    for _ in range(2000):
         answered(parts.go_on(), print)
-        # Then
-        assert len(caplog.records) == 1
-        # And it is said again once all was well meanwhile
-        caplog.clear()
-        first.error = None
-        clock.now += LONGEST_WAIT_S
+        clock.now += 0.01
+    # Then
+    assert other.done == 2000
+    assert refused.tried <= 11
+    assert len(caplog.records) == 1
+
+
+def test_trouble_that_comes_and_goes_is_said_once_a_minute(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    part = Doing()
+    parts = parts_of(part, clock=clock)
+    for _ in range(100):
+        part.error = RedisUnavailable("nobody there")
         answered(parts.go_on(), print)
-        assert first.done
-        clock.now += LONGEST_WAIT_S
+        part.error = None
+        clock.now += 0.6
+        answered(parts.go_on(), print)
+    assert part.done == 100
+    assert len(caplog.records) == 1
 
 
 def test_what_waiting_does_not_mend_is_raised(clock: Clock) -> None:
     part = Doing()
     part.error = ConfigurationError("no right")
     with pytest.raises(ConfigurationError):
-        answered(Parts([part], clock).go_on(), print)
+        answered(parts_of(part, clock=clock).go_on(), print)
 
 
 def test_the_next_one_due_is_told(clock: Clock) -> None:
     soon, never = Doing(), Doing()
     soon.next, never.next = 107.0, math.inf
-    parts = Parts([never, soon], clock)
+    parts = parts_of(never, soon, clock=clock)
     assert parts.due() == 107.0
     answered(parts.go_on(), print)
     assert soon.done == never.done == 0
-
-
-def test_trouble_is_said_now_and_then(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    trouble = Trouble("some have", clock)
-    for _ in range(100):
-        trouble.note(DatabaseUnavailable("away"))
-        clock.now += 1
-    assert [record.message for record in caplog.records] == ["some have to wait: away"] * 2
