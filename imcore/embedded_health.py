@@ -129,12 +129,14 @@ class HealthCheck:
         if "silent" in self._said:
             self._said.remove("silent")
             lines.append("the embedded server answers again")
-        if answer.startswith(b"+"):  # to BGREWRITEAOF
+        if not answer.startswith(b"$"):  # to BGREWRITEAOF, or that a script runs
             return lines
         return lines + self._mend(_facts(answer), wait)
 
     def _mend(self, facts: Mapping[str, str] | None, wait: Callable[[], None]) -> list[str]:
         """Mend what is gone. The facts are what the server says of its files; None if it can no longer be asked."""
+        if facts and "1" in (facts.get("aof_rewrite_in_progress"), facts.get("aof_rewrite_scheduled")):
+            return []
         if (facts is None or facts.get("aof_enabled") == "1") and (lost := _lost_file(self._server.data_dir)):
             if facts is None:
                 raise EmbeddedServerError(f"the file {lost} of the embedded server is gone, and so is its socket")
