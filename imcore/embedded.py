@@ -4,7 +4,8 @@
           |                       +--forks--> the watch
           +--- holds a pipe open, the watch reads it: its end means that we are gone ---+
 
-The data directory gets `redis.log`, `redis.lock`, `appendonlydir/` and, where the path is short enough, `redis.sock`.
+The data directory gets `redis.log`, `redis.lock`, `appendonlydir/` and, where the path is short enough, the socket with
+its two names `redis.sock` and `redis.own`.
 """
 
 import errno

@@ -206,6 +206,20 @@ def test_up_can_be_reached_again_when_its_socket_was_removed(tmp_path: Path, los
     assert not socket.parent.exists()
 
 
+def test_up_ends_with_1_when_something_else_has_the_place_of_its_socket(stack: Stack) -> None:
+    with stack.running("up") as up:
+        read_lines(up, 3)
+        socket = socket_path(stack.data_dir)
+        socket.unlink()
+        socket.write_text("mine")
+        _, err = up.communicate(timeout=30)
+
+    assert up.returncode == 1
+    assert err == f"im: the embedded server cannot be reached any more: {socket} is not a socket: move it away\n"
+    assert socket.read_text() == "mine"
+    wait_until(lambda: not stack.processes())
+
+
 def test_nothing_is_left_when_up_is_killed(stack: Stack) -> None:
     with stack.running("up") as up:
         stack.pid_of("persist")

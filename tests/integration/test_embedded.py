@@ -247,16 +247,17 @@ class TestOnePerDataDirectory:
         assert ask(server, "PING") is True
 
     @pytest.mark.parametrize("remade", [False, True])
-    def test_a_second_one_is_refused_if_the_lock_file_was_removed(
+    def test_a_second_one_is_refused_if_the_lock_file_was_removed_and_the_socket(
         self, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, remade: bool
     ) -> None:
-        (server.data_dir / "redis.lock").unlink()
+        for name in ("redis.lock", "redis.sock", "redis.own"):
+            (server.data_dir / name).unlink()
         if remade:
             (server.data_dir / "redis.lock").write_text("1\n")
         monkeypatch.setattr(embedded, "STOP_S", 0.1)
         with pytest.raises(EmbeddedServerError, match="in use by another process: end it first"):
             EmbeddedServer(server.data_dir).start()
-        assert ask(server, "PING") is True
+        assert server.running
 
     @pytest.mark.parametrize("text", [b"", b"\xff\0 -1", b"9" * 40])
     def test_it_is_refused_at_once_whatever_the_lock_file_says(self, server: EmbeddedServer, text: bytes) -> None:

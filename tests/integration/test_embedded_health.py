@@ -36,12 +36,19 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EmbeddedS
     with EmbeddedServer(tmp_path / request.param) as running:
         ask(running, "SET", "key", "value")
         yield running
+    clear_short_folder(running)
 
 
 @pytest.fixture
 def health(server: EmbeddedServer) -> Iterator[HealthCheck]:
     with closing(HealthCheck(server, every_s=0, silent_s=0.2)) as health:
         yield health
+
+
+def clear_short_folder(server: EmbeddedServer) -> None:
+    """Remove what a test has put there, and left."""
+    if server.socket.parent != server.data_dir:
+        shutil.rmtree(server.socket.parent, ignore_errors=True)
 
 
 def ask(server: EmbeddedServer, *command: str) -> object:
@@ -196,6 +203,7 @@ class TestFolder:
     def server(self, tmp_path: Path) -> Iterator[EmbeddedServer]:
         with EmbeddedServer(tmp_path / ("long" * 30)) as running:
             yield running
+        clear_short_folder(running)
 
     def test_one_that_was_opened_to_others_is_closed_again(self, server: EmbeddedServer, health: HealthCheck) -> None:
         folder = server.socket.parent
