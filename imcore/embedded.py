@@ -4,10 +4,11 @@
           |                       +--forks--> the watch
           +--- holds a pipe open, the watch reads it: its end means that we are gone ---+
 
-The data directory gets `redis.log`, `redis.lock`, `appendonlydir/` and, where the path is short enough, `redis.sock`.
+The data directory gets `redis.log`, `redis.lock`, `appendonlydir/` and, where the path is short enough, the socket with
+its two names `redis.sock` and `redis.own`.
 """
 
-import fcntl
+import errno
 import os
 import re
 import shutil
@@ -15,22 +16,26 @@ import socket
 import stat
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from imcore.errors import ConfigurationError, EmbeddedServerError
+from imcore.data_lock import DataLock
+from imcore.errors import EmbeddedServerError
 from imcore.settings import socket_path, socket_url
-from imcore.socket_folder import make_private
+from imcore.socket_folder import make_private, make_private_again
 
 START_S = 30
 """How long a starting server may stay silent. One that is loading its data is not silent."""
 
 STOP_S = 15
 """How long a server may take to write out what it has; then it is killed."""
+
+RESTART_S = 60
+"""How long a server that is restarted may take to write out what it has: longer, as nobody waits for its end."""
 
 _PAUSE_S = 0.01
 
@@ -41,6 +46,9 @@ takes a tenth less time, and the server 3 MiB more at most. Others do not look a
 _COUNT_PUSHES = b"CONFIG SET min-string-size-avoid-copy-reply 1048576\r\n"
 """Valkey 9 keeps no copy of a push of 16 KiB or more that waits for a subscriber, and does not count it. So one who
 stops reading would never be cut off, whatever `client-output-buffer-limit` says. Others do not know it, and refuse."""
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK}
+"""How a file system says that a socket can have one name only."""
 
 _OLDEST = {"Valkey": (7, 2), "Redis": (7, 0)}
 _VERSION = re.compile(r"\b(Valkey|Redis) server v=(\d+)\.(\d+)")
@@ -76,9 +84,13 @@ class EmbeddedServer:
         self.data_dir = data_dir.resolve()
         self.socket = socket.absolute() if socket else socket_path(self.data_dir)
         self._short_folder = None if socket or self.socket.parent == self.data_dir else self.socket.parent
-        self._arguments = [*_arguments(self.data_dir, self.socket, appendonly, appendfsync), *options]
-        self._lock: int | None = None
+        # The server removes whatever is at its own path when it starts and ends. So `socket` is a second name that it
+        # does not know: what others put there is left alone.
+        self._own_path = self.socket.with_suffix(".own")
+        self._arguments = [*_arguments(self.data_dir, self._own_path, appendonly, appendfsync), *options]
+        self._lock: DataLock | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._inode: tuple[int, int] | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -107,6 +119,21 @@ class EmbeddedServer:
         _call_off_watch(self._process)  # at once: the process id is free now, and may become somebody else's
         return False
 
+    @property
+    def has_data_dir(self) -> bool:
+        """Whether the path of the data directory still leads to the one that its server works in."""
+        return self._lock is not None and self._lock.is_in_place
+
+    @property
+    def has_socket(self) -> bool:
+        """Whether the server's own socket is at its path, and nobody else's."""
+        return self._inode is not None and _inode_of(self.socket) == self._inode
+
+    @property
+    def can_relink_socket(self) -> bool:
+        """Whether the socket is still there under the server's own name: `mend_socket` needs no restart."""
+        return self._inode is not None and _inode_of(self._own_path) == self._inode
+
     def start(self, timeout_s: float = START_S) -> None:
         """Start it and wait until it answers; do nothing when it runs.
 
@@ -118,37 +145,64 @@ class EmbeddedServer:
         self.stop()  # clears away what is left of one that died
         program = find_server()
         try:
-            self._lock = _lock(self.data_dir)
-            if self._short_folder:
-                make_private(self._short_folder)
-            _clear_socket(self.socket)
-            log_start = self._launch(program, self._lock)
-            self._wait_until_ready(timeout_s, log_start)
-            _ask(self.socket, _COUNT_PUSHES)
-        except OSError as error:
-            self.stop()
-            raise EmbeddedServerError(f"the embedded server cannot be started: {error}") from error
+            self._lock = DataLock.take(self.data_dir, patience_s=STOP_S)
+            self._run(program, timeout_s, _sleep)
         except BaseException:
             self.stop()
             raise
 
     def stop(self, timeout_s: float = STOP_S) -> None:
         """End it, with everything written to disk; kill it after `timeout_s`. Do nothing when it does not run."""
-        if self._process is not None:
-            _end(self._process, timeout_s)
-            self._process = None
-            with suppress(OSError):  # gone already, unless it was killed
-                self.socket.unlink()
+        self._end_process(timeout_s, _sleep)
         if self._lock is not None:
             if self._short_folder:
                 with suppress(OSError):  # somebody's file is in it, or it is gone
                     self._short_folder.rmdir()
-            # Closing alone would leave it locked for as long as another copy of the descriptor lives.
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
-    def _launch(self, program: Path, lock: int) -> int:
+    def mend_folder(self) -> Path | None:
+        """Close the socket's short folder to others again, and return it, if it is open: clients would not connect."""
+        return self._short_folder if self._short_folder and make_private_again(self._short_folder) else None
+
+    def mend_socket(self, wait: Callable[[], None], timeout_s: float = START_S) -> str:
+        """Make the socket anew where it is gone, and return what was done. Restart the server if only that makes one.
+
+        `wait` is called again and again while the server ends and starts; what it raises ends the server. Nothing is
+        lost in a restart if the server can write its files: see to that first.
+        Raise EmbeddedServerError when it cannot be done. If something else has the socket's place, the server runs on.
+        """
+        self.mend_folder()
+        if self._short_folder:
+            make_private(self._short_folder)
+        _clear_socket(self.socket)
+        if self.can_relink_socket:
+            with suppress(OSError):  # its folder changes while we look: the restart looks again
+                self._publish_socket()
+                return "made anew"
+        program = find_server()
+        try:
+            self._end_process(RESTART_S, wait)
+            self._run(program, timeout_s, wait)
+        except BaseException:
+            self.stop()
+            raise
+        return "the server was restarted and made it anew"
+
+    def _run(self, program: Path, timeout_s: float, wait: Callable[[], None]) -> None:
+        """Start the process on the locked data directory, and wait until it answers."""
+        try:
+            if self._short_folder:
+                make_private(self._short_folder)
+            _clear_socket(self.socket)
+            _clear_socket(self._own_path)
+            log_start = self._launch(program)
+            self._wait_until_ready(timeout_s, log_start, wait)
+            _ask(self.socket, _COUNT_PUSHES)
+        except OSError as error:
+            raise EmbeddedServerError(f"the embedded server cannot be started: {error}") from error
+
+    def _launch(self, program: Path) -> int:
         """Start the process; return where its part of the log begins."""
         with open(self.data_dir / "redis.log", "ab", opener=_private_opener) as log:
             start = log.seek(0, os.SEEK_END)
@@ -163,23 +217,48 @@ class EmbeddedServer:
                 env={"GLIBC_TUNABLES": _MALLOC, **os.environ, "LC_ALL": "C"},
                 umask=0o077,
                 # The server holds the lock too: for as long as one that lost its owner is ending.
-                pass_fds=(lock,),
+                pass_fds=(self._lock.for_server,) if self._lock else (),
                 start_new_session=True,
             )
         return start
 
-    def _wait_until_ready(self, timeout_s: float, log_start: int) -> None:
+    def _wait_until_ready(self, timeout_s: float, log_start: int, wait: Callable[[], None]) -> None:
         give_up = time.monotonic() + timeout_s
-        while (answer := _ask(self.socket, b"PING\r\n")) != b"+PONG\r\n":
+        while (answer := _ask(self._own_path, b"PING\r\n")) != b"+PONG\r\n":
             if not self.running:
                 reason = _last_line(self.data_dir / "redis.log", log_start)
                 raise EmbeddedServerError(f"the embedded server ended while it started: {reason}")
             if answer.startswith(b"-LOADING"):
+                self._publish_socket()  # so that clients hear of it
                 give_up = time.monotonic() + timeout_s
             if time.monotonic() > give_up:
                 log = self.data_dir / "redis.log"
                 raise EmbeddedServerError(f"the embedded server gave no answer for {timeout_s:g} s: see {log}")
-            time.sleep(_PAUSE_S)
+            wait()
+        self._publish_socket()
+
+    def _publish_socket(self) -> None:
+        """Give the socket its second name, unless it has it."""
+        self._inode = _inode_of(self._own_path)
+        if self.has_socket:
+            return
+        try:
+            os.link(self._own_path, self.socket)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.rename(self._own_path, self.socket)
+
+    def _end_process(self, timeout_s: float, wait: Callable[[], None]) -> None:
+        if self._process is None:
+            return
+        _end(self._process, timeout_s, wait)
+        self._process = None
+        for path in (self.socket, self._own_path):
+            if self._inode and _inode_of(path) == self._inode:
+                with suppress(OSError):
+                    path.unlink()
+        self._inode = None
 
 
 def find_server() -> Path:
@@ -244,54 +323,8 @@ def _arguments(data_dir: Path, socket: Path, appendonly: bool, appendfsync: str)
     return [part for name, value in options.items() for part in (f"--{name}", value)]
 
 
-def _lock(data_dir: Path) -> int:
-    """Make the data directory, lock it for this process and return the lock's descriptor."""
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not os.access(data_dir, os.W_OK | os.X_OK):
-            raise PermissionError(None, "it is not writable")
-        with open(data_dir / "redis.lock", "a+b", opener=_private_opener) as file:
-            _wait_for_lock(file.fileno(), data_dir)
-            file.truncate(0)
-            file.write(b"%d\n" % os.getpid())
-            file.flush()
-            return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 10)  # the shell uses the numbers below
-    except OSError as error:
-        raise ConfigurationError(f"the data directory {data_dir} cannot be used: {error.strerror}") from error
-
-
-def _wait_for_lock(lock: int, data_dir: Path) -> None:
-    give_up = time.monotonic() + STOP_S
-    while not _try_lock(lock):
-        owner = os.pread(lock, 20, 0).decode(errors="replace").strip()
-        # A server whose owner was killed ends by itself, in a moment. Only that is worth waiting for.
-        if _is_alive(owner) or time.monotonic() > give_up:
-            raise EmbeddedServerError(
-                f"the data directory {data_dir} is in use by process {owner}: end it first, or use another"
-            )
-        time.sleep(_PAUSE_S)
-
-
-def _try_lock(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _private_opener(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, OverflowError, ProcessLookupError):  # ValueError: its owner has not written it yet
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _clear_socket(path: Path) -> None:
@@ -329,14 +362,27 @@ def _last_line(log: Path, start: int) -> str:
     return next((_LOG_PREFIX.sub("", line) for line in reversed(lines) if line.strip()), f"see {log}")
 
 
-def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+def _end(process: subprocess.Popen[bytes], timeout_s: float, wait: Callable[[], None]) -> None:
     process.terminate()  # to the server this is SHUTDOWN, and needs no connection
-    try:
-        process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    give_up = time.monotonic() + timeout_s
+    while process.poll() is None and time.monotonic() < give_up:
+        wait()
+    process.kill()
+    process.wait()
     _call_off_watch(process)
+
+
+def _sleep() -> None:
+    time.sleep(_PAUSE_S)
+
+
+def _inode_of(path: Path) -> tuple[int, int] | None:
+    """Return what tells this file from all others that are there; None if there is none, or none to be seen."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _call_off_watch(process: subprocess.Popen[bytes]) -> None:

@@ -103,7 +103,7 @@ class DatabaseRejected(ImError):
 
 
 class EmbeddedServerError(ImError):
-    """The embedded server could not be started."""
+    """The embedded server could not be started, or cannot be reached any more."""
 
 
 def concerns_all(error: ImError) -> bool:

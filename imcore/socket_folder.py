@@ -27,6 +27,18 @@ def make_private(folder: Path) -> None:
         raise EmbeddedServerError(f"{folder} is not a folder of this user alone (mode 0700): remove it")
 
 
+def make_private_again(folder: Path) -> bool:
+    """Close a folder of ours that was opened to others, and return whether that was needed."""
+    try:
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) == 0o700:
+            return False
+        folder.chmod(0o700)
+    except OSError:
+        return False
+    return True
+
+
 def check_socket(path: str) -> None:
     """Raise ConfigurationError if a socket is in such a folder, and that is not the one its name says."""
     folder = Path(path).parent

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 
 from cli import output, worker_command
@@ -10,6 +10,7 @@ from cli.names import in_sentence
 from cli.options import Invocation, command
 from cli.supervisor import STOP_S, Programs, Stopped, StopSignals
 from imcore.embedded import EmbeddedServer
+from imcore.embedded_health import HealthCheck
 from imcore.errors import EmbeddedServerError, ImError
 from imcore.settings import Settings
 
@@ -27,11 +28,12 @@ def up(run: Invocation) -> None:
     try:
         # Left in the opposite order: the workers finish what they have in hand while the server still answers.
         with StopSignals() as signals, ExitStack() as stack:
-            server = _start_server(stack, settings)
+            health = _start_server(stack, settings)
             _prepare(run, settings)
             signals.defer()
             programs = stack.enter_context(Programs(partial(_pass_on, run)))
-            _run_workers(programs, settings, signals, server)
+            _start_workers(programs, settings)
+            _serve(run, programs, signals, health)
             _stop_workers(programs)
     except Stopped:
         last_words = ("im: stopped before the workers were started",)
@@ -39,10 +41,11 @@ def up(run: Invocation) -> None:
         _say(run, {"event": "stopped"}, *last_words)
 
 
-def _start_server(stack: ExitStack, settings: Settings) -> EmbeddedServer | None:
+def _start_server(stack: ExitStack, settings: Settings) -> HealthCheck | None:
     if not settings.embedded:
         return None
-    return stack.enter_context(EmbeddedServer(settings.data_dir))
+    server = stack.enter_context(EmbeddedServer(settings.data_dir))
+    return stack.enter_context(closing(HealthCheck(server)))
 
 
 def _prepare(run: Invocation, settings: Settings) -> None:
@@ -69,18 +72,35 @@ def _prepare(run: Invocation, settings: Settings) -> None:
     )
 
 
-def _run_workers(programs: Programs, settings: Settings, signals: StopSignals, server: EmbeddedServer | None) -> None:
+def _start_workers(programs: Programs, settings: Settings) -> None:
     environment = worker_command.environment_of(settings)
     for name in worker_command.NAMES:
         # One complaint is enough; but the jobs may have a server of their own.
         is_known = name != "jobs" or settings.jobs_redis_url == settings.redis_url
         programs.start(name, worker_command.command_of(name, *["--known-server"] * is_known), environment)
+
+
+def _serve(run: Invocation, programs: Programs, signals: StopSignals, health: HealthCheck | None) -> None:
     while not signals.asked:
         programs.relay()
         for name, code in programs.ended().items():
             raise ImError(f"the worker {name} ended by itself (exit code {code}): see its last lines above")
-        if server and not server.running:
-            raise EmbeddedServerError(f"the embedded server ended by itself: see {server.data_dir / 'redis.log'}")
+        if health:
+            if not health.server.running:
+                log = health.server.data_dir / "redis.log"
+                raise EmbeddedServerError(f"the embedded server ended by itself: see {log}")
+            _check_health(run, health, programs, signals)
+
+
+def _check_health(run: Invocation, health: HealthCheck, programs: Programs, signals: StopSignals) -> None:
+    def wait() -> None:
+        if signals.asked:
+            raise Stopped
+        programs.relay(0.01)
+
+    with suppress(Stopped):  # a restart of the server was cut short: the loop sees the signal, too
+        for line in health.step(wait):
+            _say(run, None, f"im: {line}")
 
 
 def _stop_workers(programs: Programs) -> None:

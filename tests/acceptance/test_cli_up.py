@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,10 @@ class Stack:
             check=False,
             timeout=60,
         )
+
+    def im_once_reached(self, *args: str) -> "subprocess.CompletedProcess[str]":
+        """The same, as soon as the server can be reached."""
+        return wait_until(lambda: None if "no answer" in (done := self.im(*args)).stderr else done)
 
     def is_stored(self) -> bool:
         """Whether the worker `persist` has stored everything."""
@@ -169,6 +174,49 @@ def test_up_ends_with_1_when_its_server_has_ended(stack: Stack) -> None:
 
     assert up.returncode == 1
     assert "the embedded server ended by itself" in err
+    wait_until(lambda: not stack.processes())
+
+
+@pytest.mark.parametrize("lost", ["socket", "folder"])
+def test_up_can_be_reached_again_when_its_socket_was_removed(tmp_path: Path, lost: str) -> None:
+    # Given `im up` with its socket in a folder of /tmp
+    require_server()
+    stack = Stack(tmp_path / ("long" * 30))
+    socket = socket_path(stack.data_dir)
+    with stack.running("up") as up:
+        assert stack.im_once_reached("group", "create", "team", "ann", "bob").returncode == 0
+        wait_until(stack.is_working, timeout_s=30)
+        assert stack.im("send", "team", "before", "--from", "ann").returncode == 0
+        # When a cleaner removes it
+        if lost == "folder":
+            shutil.rmtree(socket.parent)
+        else:
+            socket.unlink()
+        # Then a message can be sent in some seconds, the workers store it, and it is said in one line
+        assert stack.im_once_reached("send", "team", "after", "--from", "ann").returncode == 0
+        wait_until(stack.is_stored, timeout_s=30)
+        assert stack.im("check").returncode == 0
+        pulled = stack.im("pull", "bob").stdout
+        up.terminate()
+        out, err = up.communicate(timeout=30)
+    assert "before" in pulled
+    assert "after" in pulled
+    assert (up.returncode, err) == (0, "")
+    assert len(re.findall(r"^im: the socket .* of the embedded server was gone: .*made", out, re.MULTILINE)) == 1
+    assert not socket.parent.exists()
+
+
+def test_up_ends_with_1_when_something_else_has_the_place_of_its_socket(stack: Stack) -> None:
+    with stack.running("up") as up:
+        read_lines(up, 3)
+        socket = socket_path(stack.data_dir)
+        socket.unlink()
+        socket.write_text("mine")
+        _, err = up.communicate(timeout=30)
+
+    assert up.returncode == 1
+    assert err == f"im: the embedded server cannot be reached any more: {socket} is not a socket: move it away\n"
+    assert socket.read_text() == "mine"
     wait_until(lambda: not stack.processes())
 
 

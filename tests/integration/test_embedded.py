@@ -1,5 +1,6 @@
 """The embedded server: private, one per data directory, gone with its owner, and clear about what is wrong."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from itertools import count
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 from types import SimpleNamespace
 
 import pytest
@@ -194,6 +195,7 @@ class TestLife:
             owner.communicate()
             # Then the data directory stays locked until the server has gone, and what it stored is there
             assert is_locked(tmp_path)
+            assert not is_locked(tmp_path / "redis.lock"), "whoever waits knows that the owner is gone"
         finally:
             os.kill(pid, signal.SIGCONT)
         with EmbeddedServer(tmp_path) as server:
@@ -208,16 +210,23 @@ class TestLife:
 
     def test_stop_frees_the_data_directory_even_if_a_copy_of_the_lock_lives_on(self, server: EmbeddedServer) -> None:
         assert server._lock is not None
-        copy = os.dup(server._lock)
+        copies = [os.dup(server._lock._owner), os.dup(server._lock.for_server)]
         server.stop()
         assert not is_locked(server.data_dir)
-        os.close(copy)
+        assert not is_locked(server.data_dir / "redis.lock")
+        for copy in copies:
+            os.close(copy)
 
     def test_one_that_is_loading_is_waited_for(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        answers = iter([b"", *[b"-LOADING Valkey is loading\r\n"] * 100, b"+PONG\r\n"])
+        really_ask = embedded._ask
+        answers = iter([*[b"-LOADING Valkey is loading\r\n"] * 100, b"+PONG\r\n"])
+
+        def answer(path: Path, command: bytes) -> bytes:
+            return next(answers, b"") if wait_until(lambda: really_ask(path, command)) else b""
+
         seconds = count(step=20)
         clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda _: None)
-        monkeypatch.setattr(embedded, "_ask", lambda *_: next(answers, b""))
+        monkeypatch.setattr(embedded, "_ask", answer)
         monkeypatch.setattr(embedded, "time", clock)
         with EmbeddedServer(tmp_path) as server:
             assert server.running
@@ -237,24 +246,58 @@ class TestOnePerDataDirectory:
             EmbeddedServer(server.data_dir).start()
         assert ask(server, "PING") is True
 
-    def test_a_process_that_may_not_be_asked_counts_as_alive(
-        self, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("remade", [False, True])
+    def test_a_second_one_is_refused_if_the_lock_file_was_removed_and_the_socket(
+        self, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, remade: bool
     ) -> None:
-        def kill(pid: int, number: int) -> None:
-            raise PermissionError
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "kill", kill)
-            with pytest.raises(EmbeddedServerError, match="in use by process"):
-                EmbeddedServer(server.data_dir).start()
-
-    def test_a_lock_without_a_living_owner_is_waited_for_but_not_for_ever(
-        self, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (server.data_dir / "redis.lock").write_bytes(b"")
+        for name in ("redis.lock", "redis.sock", "redis.own"):
+            (server.data_dir / name).unlink()
+        if remade:
+            (server.data_dir / "redis.lock").write_text("1\n")
         monkeypatch.setattr(embedded, "STOP_S", 0.1)
-        with pytest.raises(EmbeddedServerError, match="in use by process"):
+        with pytest.raises(EmbeddedServerError, match="in use by another process: end it first"):
             EmbeddedServer(server.data_dir).start()
+        assert server.running
+
+    @pytest.mark.parametrize("text", [b"", b"\xff\0 -1", b"9" * 40])
+    def test_it_is_refused_at_once_whatever_the_lock_file_says(self, server: EmbeddedServer, text: bytes) -> None:
+        (server.data_dir / "redis.lock").write_bytes(text)
+        with pytest.raises(EmbeddedServerError, match="in use by "):
+            EmbeddedServer(server.data_dir).start()
+
+    def test_a_server_without_an_owner_is_waited_for_even_if_the_owners_process_id_is_in_use_again(
+        self, tmp_path: Path
+    ) -> None:
+        # Given a server that is halted, whose owner was killed, and whose process id is ours now
+        owner = subprocess.Popen([sys.executable, "-c", OWNER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert owner.stdout is not None
+        pid = int(owner.stdout.readline())
+        os.kill(pid, signal.SIGSTOP)
+        owner.kill()
+        owner.communicate()
+        (tmp_path / "redis.lock").write_text(f"{os.getpid()}\n")
+        # When another starts, and the first goes on and ends meanwhile
+        Timer(0.3, os.kill, (pid, signal.SIGCONT)).start()
+        # Then
+        with EmbeddedServer(tmp_path) as server:
+            assert ask(server, "PING") is True
+
+    def test_where_directories_cannot_be_locked_the_file_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        really_lock = fcntl.flock
+
+        def lock_files_only(descriptor: int, operation: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EBADF, "as on NFS")
+            really_lock(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", lock_files_only)
+        with EmbeddedServer(tmp_path):
+            assert is_locked(tmp_path / "redis.lock")
+            with pytest.raises(EmbeddedServerError, match=rf"in use by process {os.getpid()}"):
+                EmbeddedServer(tmp_path).start()
+        assert not is_locked(tmp_path / "redis.lock")
 
     def test_what_a_crash_left_behind_is_no_obstacle(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as left:
@@ -267,6 +310,18 @@ class TestOnePerDataDirectory:
         with pytest.raises(EmbeddedServerError, match="another server answers on"):
             EmbeddedServer(tmp_path / "other", socket=server.socket).start()
         assert ask(server, "PING") is True
+
+    @pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOTSUP])
+    def test_a_file_system_without_second_names_will_do(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(refusal, "no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+        with EmbeddedServer(tmp_path) as server:
+            assert ask(server, "PING") is True
+        assert not list(tmp_path.glob("redis.[so]*"))
 
     def test_a_file_in_place_of_the_socket_is_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "redis.sock").write_text("mine")
@@ -380,12 +435,14 @@ def fake_program(path: Path, body: str) -> Path:
     return path
 
 
-def is_locked(data_dir: Path) -> bool:
-    with (data_dir / "redis.lock").open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+def is_locked(path: Path) -> bool:
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
     return False
 
 

@@ -1,0 +1,112 @@
+"""The lock on a data directory. At most one embedded server runs on its files.
+
+It is two locks of the kernel. The directory itself is locked for the owner and for its server: a file can be removed
+and made again while the server runs, and two could each hold the lock on one of that name. `redis.lock` is locked for
+the owner alone, so whoever waits knows whether the owner lives. A process id proves nothing: it may be another's.
+"""
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from imcore.errors import ConfigurationError, EmbeddedServerError
+
+_PAUSE_S = 0.01
+_LOWEST = 10
+"""The shell that becomes the server uses the numbers below."""
+
+
+class DataLock:
+    """The lock, from `take` to `release`. The server inherits `for_server`, which holds it while the server lives."""
+
+    def __init__(self, data_dir: Path) -> None:
+        """Open what is to be locked; `take` makes the directory first."""
+        self._data_dir = data_dir
+        self._owner = _open(data_dir / "redis.lock", os.O_RDWR | os.O_CREAT)
+        self._directory = _open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
+        self._locks_directory = True
+
+    @classmethod
+    def take(cls, data_dir: Path, *, patience_s: float) -> "DataLock":
+        """Make the data directory and lock it. Wait for at most `patience_s` for a server that lost its owner to end.
+
+        Raise ConfigurationError when the directory cannot be used, EmbeddedServerError when it is in use.
+        """
+        try:
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.access(data_dir, os.W_OK | os.X_OK):
+                raise PermissionError(None, "it is not writable")
+            lock = cls(data_dir)
+            try:
+                lock._wait(patience_s)
+            except BaseException:
+                lock._close()
+                raise
+        except OSError as error:
+            raise ConfigurationError(f"the data directory {data_dir} cannot be used: {error.strerror}") from error
+        return lock
+
+    @property
+    def for_server(self) -> int:
+        """The descriptor that the server inherits."""
+        return self._directory if self._locks_directory else self._owner
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the path still leads to the directory that is locked: it may have been moved or removed."""
+        try:
+            return os.path.samestat(self._data_dir.stat(), os.fstat(self._directory))
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Unlock the directory. Closing alone would leave it locked for as long as a copy of a descriptor lives."""
+        fcntl.flock(self.for_server, fcntl.LOCK_UN)
+        fcntl.flock(self._owner, fcntl.LOCK_UN)
+        self._close()
+
+    def _wait(self, patience_s: float) -> None:
+        if not _try_lock(self._owner):
+            raise _in_use(self._data_dir, os.pread(self._owner, 20, 0))
+        os.ftruncate(self._owner, 0)
+        os.pwrite(self._owner, b"%d\n" % os.getpid(), 0)
+        give_up = time.monotonic() + patience_s
+        while not self._try_lock_directory():
+            # Its owner is gone, or somebody removed its `redis.lock`. A server without an owner ends in a moment.
+            if time.monotonic() > give_up:
+                raise _in_use(self._data_dir)
+            time.sleep(_PAUSE_S)
+
+    def _try_lock_directory(self) -> bool:
+        try:
+            return _try_lock(self._directory)
+        except OSError:  # a network file system, which locks files only
+            self._locks_directory = False
+            return True
+
+    def _close(self) -> None:
+        os.close(self._directory)
+        os.close(self._owner)
+
+
+def _open(path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _in_use(data_dir: Path, owner: bytes = b"") -> EmbeddedServerError:
+    pid = owner.decode(errors="replace").strip()
+    who = f"process {pid}" if pid.isdigit() else "another process"
+    return EmbeddedServerError(f"the data directory {data_dir} is in use by {who}: end it first, or use another")
