@@ -1,10 +1,11 @@
 """Waits that grow with what fails, thing by thing, and warnings about them that do not. No I/O."""
 
 import logging
+import math
 from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
-from imcore.errors import ImError
+from imcore.errors import DatabaseOpening, ImError
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,13 @@ class Trouble:
 
     def note(self, error: ImError, text: str = "%s; trying again") -> None:
         """Warn of an error, unless that was done lately. `text` says what comes of it, with %s for the error."""
-        now = self._clock()
-        if now >= self._silent_until.get(type(error), 0.0):
-            self._silent_until[type(error)] = now + _SILENCE_S
+        if not isinstance(error, DatabaseOpening) and self.is_due(type(error)):  # which is no trouble
             log.warning(text, error)
+
+    def is_due(self, kind: type[ImError]) -> bool:
+        """Whether to warn of an error of this kind now. Whoever asks does so: it is not due again for a minute."""
+        now = self._clock()
+        if now < self._silent_until.get(kind, -math.inf):
+            return False
+        self._silent_until[kind] = now + _SILENCE_S
+        return True
