@@ -72,14 +72,14 @@ class Trouble:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._silent_until: dict[type[ImError], float] = {}
+        self._silent_until: dict[type[BaseException], float] = {}
 
     def note(self, error: ImError, text: str = "%s; trying again") -> None:
         """Warn of an error, unless that was done lately. `text` says what comes of it, with %s for the error."""
         if not isinstance(error, DatabaseOpening) and self.is_due(type(error)):  # which is no trouble
             log.warning(text, error)
 
-    def is_due(self, kind: type[ImError]) -> bool:
+    def is_due(self, kind: type[BaseException]) -> bool:
         """Whether to warn of an error of this kind now. Whoever asks does so: it is not due again for a minute."""
         now = self._clock()
         if now < self._silent_until.get(kind, -math.inf):

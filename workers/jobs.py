@@ -24,7 +24,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from imcore.admin import append_only, retention, server_settings
-from imcore.backoff import LONGEST_WAIT_S, Backoff
+from imcore.backoff import LONGEST_WAIT_S, Backoff, Trouble
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError, RedisFull, TryAgain
 from imcore.settings import Settings
@@ -238,6 +238,7 @@ class _Work:
         self._signals = signals
         self._burst = burst
         self._room = _Room()
+        self._mistakes = Trouble(time.monotonic)
         self._was_born = False
         self._ended_by: ImError | None = None
         """Why rq's worker has ended: it logs that, and raises nothing."""
@@ -284,11 +285,15 @@ class _Work:
     def says(self, record: logging.LogRecord) -> bool:
         """Let a record of rq pass, unless it is about a server in trouble: that is told in our words, now and then.
 
+        A traceback passes now and then, too: rq's worker ends with it, and the next one may do so.
+
         A filter of rq's logs. Each of these records is made while the error is handled.
         """
         error = sys.exception()
-        if record.levelno < logging.WARNING or not isinstance(error, RedisError | OSError | ImError | Stopped):
+        if record.levelno < logging.WARNING or error is None:
             return True
+        if not isinstance(error, RedisError | OSError | ImError | Stopped):
+            return not record.exc_info or self._mistakes.is_due(type(error))
         if isinstance(error, RedisError | OSError):
             error = translated(error, self._settings.jobs_redis_url)
         if isinstance(error, ImError):
