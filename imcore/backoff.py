@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from imcore.errors import DatabaseOpening, ImError
@@ -67,20 +67,28 @@ class Backoffs(Generic[T]):
         return self._waiting[thing].until if thing in self._waiting else 0.0
 
 
+def pauses() -> Iterator[float]:
+    """Yield how long to pause between two looks at what others have to do first, in seconds: longer each time."""
+    pause_s = FIRST_WAIT_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, LONGEST_WAIT_S)
+
+
 class Trouble:
     """Warns of what fails again and again: of each kind of error at once, and then once a minute."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._silent_until: dict[type[BaseException], float] = {}
+        self._silent_until: dict[object, float] = {}
 
     def note(self, error: ImError, text: str = "%s; trying again") -> None:
         """Warn of an error, unless that was done lately. `text` says what comes of it, with %s for the error."""
         if not isinstance(error, DatabaseOpening) and self.is_due(type(error)):  # which is no trouble
             log.warning(text, error)
 
-    def is_due(self, kind: type[BaseException]) -> bool:
-        """Whether to warn of an error of this kind now. Whoever asks does so: it is not due again for a minute."""
+    def is_due(self, kind: object) -> bool:
+        """Whether to warn of this kind of trouble now. Whoever asks does so: it is not due again for a minute."""
         now = self._clock()
         if now < self._silent_until.get(kind, -math.inf):
             return False
