@@ -43,6 +43,8 @@ TRIM = "workers.jobs.trim"
 LONGEST_JOB_S = 6 * 60 * 60
 LOOK_EVERY_S = 60
 """How often a worker looks whether a job is due."""
+_WAIT_S = 10
+"""For how long a worker waits for a job at once. A server that is silent is noticed 10 s after that."""
 _THREAD_S = 5
 _RQ_LOGS = ("rq.worker", "rq.queue", "rq.job", "rq.registry")
 
@@ -103,7 +105,7 @@ class JobsWorker(SimpleWorker):
             connection=connection,
             serializer=JSONSerializer,
             maintenance_interval=LOOK_EVERY_S,
-            worker_ttl=LOOK_EVERY_S + 15,  # rq stops waiting for a job 15 s before
+            worker_ttl=_WAIT_S + 15,  # rq stops waiting for a job 15 s before
             log_job_description=False,
         )
 

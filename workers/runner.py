@@ -82,7 +82,7 @@ class Patience:
 
     def tell(self, error: ImError) -> None:
         """Say what is waited for, unless that was done lately."""
-        if self._trouble.is_due(type(error)):
+        if self._trouble.is_news(error):
             log.warning("waiting: %s", one_line(str(error)))
             self._has_told = True
 

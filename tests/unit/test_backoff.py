@@ -10,7 +10,7 @@ from imcore import backoff, creation
 from imcore.admin import claims
 from imcore.backoff import Backoff, Backoffs, Trouble
 from imcore.chat import Chat
-from imcore.errors import GroupUnderWay, RedisFull, RedisUnavailable, TryAgain
+from imcore.errors import DatabaseOpening, GroupUnderWay, RedisFull, RedisUnavailable, TryAgain
 from imcore.streams.link import Link
 
 
@@ -30,6 +30,27 @@ def test_waits_double_up_to_seconds_and_begin_short_again_after_a_success() -> N
     assert wait.until == 0.0
     wait.failed(now)
     assert wait.until - now == pytest.approx(backoff.FIRST_WAIT_S)
+
+
+def test_what_says_something_else_is_told_too_as_long_as_it_is_little(caplog: pytest.LogCaptureFixture) -> None:
+    trouble = Trouble(lambda: 0.0)
+    for number in range(100):
+        trouble.note(RedisUnavailable(f"no answer at 10.0.0.{number}"))
+        trouble.note(RedisUnavailable(f"{number}: no data of 'group{number}': run im rebuild"))
+    assert caplog.messages == [
+        "no answer at 10.0.0.0; trying again",
+        "0: no data of 'group0': run im rebuild; trying again",
+    ]
+
+    caplog.clear()
+    for letter in "ghijklmnop":
+        trouble.note(RedisFull(f"{letter} is full"))
+    assert len(caplog.messages) == 5
+
+
+def test_that_a_database_is_being_opened_is_no_trouble(caplog: pytest.LogCaptureFixture) -> None:
+    Trouble(lambda: 0.0).note(DatabaseOpening())
+    assert caplog.messages == []
 
 
 def test_pauses_double_up_to_seconds() -> None:

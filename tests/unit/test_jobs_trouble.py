@@ -119,6 +119,13 @@ def test_what_is_no_trouble_of_the_server_keeps_its_traceback(
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_a_server_that_is_silent_is_noticed_within_seconds() -> None:
+    with Signals() as signals:
+        worker = jobs.JobsWorker(fakeredis.FakeRedis(), signals, 0)
+    assert worker.dequeue_timeout == 10
+    assert worker.connection_timeout <= 20
+
+
 @pytest.mark.parametrize("error", [redis.ConnectionError("away"), redis.TimeoutError("silent"), OSError("gone")])
 def test_the_thread_that_hears_commands_waits_and_says_nothing(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
