@@ -48,8 +48,10 @@ class Answering:
         `answer` raises DatabaseOpening. What goes wrong is raised when the database is next asked something.
         """
         if self._given is not None and self._opening is None:
-            self._opening = _Opening(self)
-            self._opening.start()
+            opening = _Opening(self)
+            with suppress(RuntimeError):  # this process has as many threads as it may
+                opening.start()
+                self._opening = opening
 
     @property
     def database(self) -> "Database":

@@ -153,6 +153,19 @@ def test_without_a_database_nothing_is_opened(link: Link) -> None:
         answering.answer(QUESTION)
 
 
+def test_without_a_thread_it_is_opened_when_it_is_asked(
+    bound: Link, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    answering = Answering(bound, lambda: database)
+    answering.open_early()
+    assert answering.answer(QUESTION) == answering.run(ask_sql(QUESTION.query)) == []
+    answering.close()
+
+
 def _away() -> Database:
     raise DatabaseUnavailable("away")
 
