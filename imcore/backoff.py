@@ -1,10 +1,12 @@
 """Waits that grow with what fails, thing by thing, and warnings about them that do not. No I/O."""
 
 import logging
-from collections.abc import Callable, Hashable, Iterable
+import math
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
 
-from imcore.errors import ImError
+from imcore.errors import DatabaseOpening, ImError
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +20,12 @@ LONGEST_WAIT_S = 4.0
 
 _SILENCE_S = 60.0
 """What goes on is said again after so long."""
+
+_MOST_ALIKE = 5
+"""How many errors of one type are told within that time."""
+
+_NAMES = re.compile(r"\b[0-9a-f]*[0-9][0-9a-f]*\b|'[^']*'")
+"""What tells one thing from another in a text: numbers, ids, and what is quoted."""
 
 
 class Backoff:
@@ -66,16 +74,42 @@ class Backoffs(Generic[T]):
         return self._waiting[thing].until if thing in self._waiting else 0.0
 
 
+def pauses() -> Iterator[float]:
+    """Yield how long to pause between two looks at what others have to do first, in seconds: longer each time."""
+    pause_s = FIRST_WAIT_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, LONGEST_WAIT_S)
+
+
 class Trouble:
-    """Warns of what fails again and again: of each kind of error at once, and then once a minute."""
+    """Warns of what fails again and again: of each kind of trouble at once, and then once a minute."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._silent_until: dict[type[ImError], float] = {}
+        self._silent_until: dict[object, float] = {}
 
     def note(self, error: ImError, text: str = "%s; trying again") -> None:
         """Warn of an error, unless that was done lately. `text` says what comes of it, with %s for the error."""
-        now = self._clock()
-        if now >= self._silent_until.get(type(error), 0.0):
-            self._silent_until[type(error)] = now + _SILENCE_S
+        if self.is_news(error):
             log.warning(text, error)
+
+    def is_news(self, error: ImError) -> bool:
+        """Whether to warn of an error now: not if one that says the same of something else was told lately.
+
+        Numbers and what is quoted make no difference. Of each type a few are told within a minute.
+        """
+        if isinstance(error, DatabaseOpening):  # which is no trouble
+            return False
+        kind = type(error)
+        is_new = self.is_due((kind, _NAMES.sub("", str(error))))
+        return is_new and any(self.is_due((kind, number)) for number in range(_MOST_ALIKE))
+
+    def is_due(self, kind: object) -> bool:
+        """Whether to warn of this kind of trouble now. Whoever asks does so: it is not due again for a minute."""
+        now = self._clock()
+        if now < self._silent_until.get(kind, -math.inf):
+            return False
+        self._silent_until = {each: until for each, until in self._silent_until.items() if until > now}
+        self._silent_until[kind] = now + _SILENCE_S
+        return True

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Literal, NamedTuple, TypedDict, TypeVar, Unpack
 
 from imcore import msgid as msgids
+from imcore.backoff import Backoff, Trouble
 from imcore.chat import Chat
 from imcore.direct import gid_of, is_direct, peer_of
 from imcore.errors import (
@@ -58,7 +59,8 @@ class Client:
         self._local = local
         self._tallies = OwnTallies(chat, local)
         self._has_met = False
-        self._trouble = ""
+        self._trouble = Trouble(time.monotonic)
+        self._outbox_wait, self._tallies_wait = Backoff(), Backoff()
 
     def meet(self) -> None:
         """Make sure that the server has the data that the local database was made with."""
@@ -216,7 +218,7 @@ class Client:
                 receipts=receipts,
             )
 
-        with suppress(_Stopped), when_there(begin, stopping) as listener:
+        with suppress(_Stopped), when_there(begin, stopping, self._trouble) as listener:
             yield from self._events(listener, stopping)
 
     def _events(self, listener: Listener, stopping: Callable[[], bool]) -> Iterator[Message | Receipt]:
@@ -229,10 +231,12 @@ class Client:
                 # Nobody knows to what, and what was told before it was heard.
                 connection, self._has_met = listener.reconnects, False
                 try:
-                    when_there(self.meet, stopping)
+                    when_there(self.meet, stopping, self._trouble)
                 except _Stopped:
                     listener.take_back()
                     break
+                self._outbox_wait.succeeded()
+                self._tallies_wait.succeeded()
                 self._tallies.begin()
             # A place moves once all before it was shown: who was killed first shows it when they come back.
             self._local.keep(items, shown)
@@ -243,24 +247,40 @@ class Client:
         self._local.keep((), shown)
 
     def _flush_on_the_way(self) -> None:
+        """Send what waits in the outbox, unless the server could not take it a moment ago."""
+        if time.monotonic() < self._outbox_wait.until:
+            return
         flushed = self.flush()
         for _, reason in flushed.refused:
             log.warning("a message that waited in the outbox was refused: %s", reason)
-        trouble = "" if isinstance(flushed.stopped_by, RedisUnavailable) else str(flushed.stopped_by or "")
-        if trouble and trouble != self._trouble:
-            log.warning("the outbox waits: %s", trouble)
-        self._trouble = trouble
+        if flushed.stopped_by is None:
+            self._outbox_wait.succeeded()
+            return
+        self._outbox_wait.failed(time.monotonic())
+        if not isinstance(flushed.stopped_by, RedisUnavailable):  # the gateway says so
+            self._trouble.note(flushed.stopped_by, "the outbox waits: %s")
 
     def _have_asked(self, items: Iterable[Message | Receipt]) -> bool:
-        """Ask for the tallies of own messages that have come, and for a page of others; return whether that was all."""
+        """Ask for the tallies of own messages that have come, and for a page of others; return whether that was all.
+
+        Where they cannot be had now they are all asked for later, beginning with the newest.
+        """
+        own = [item for item in items if isinstance(item, Message) and item.sender_uid == self._uid]
+        if time.monotonic() < self._tallies_wait.until:
+            if own:
+                self._tallies.begin()
+            return True
         try:
-            own = [item for item in items if isinstance(item, Message) and item.sender_uid == self._uid]
             self._tallies.ask([message for message in own if message.recalls is None])
             if not self._tallies.done:
                 self._tallies.step()
-        except TryAgain:
+        except TryAgain as error:
             self._tallies.begin()
+            self._tallies_wait.failed(time.monotonic())
+            if not isinstance(error, RedisUnavailable):
+                self._trouble.note(error, "tallies wait: %s")
             return True
+        self._tallies_wait.succeeded()
         return self._tallies.done
 
 
@@ -285,17 +305,18 @@ def watch(
             yield from listener.poll(_POLL_S)
 
 
-def when_there(attempt: Callable[[], T], stopping: Callable[[], bool]) -> T:
-    """Return what the attempt returns, once the server is there; say once that it is not."""
-    said = False
+def when_there(attempt: Callable[[], T], stopping: Callable[[], bool], trouble: Trouble | None = None) -> T:
+    """Return what the attempt returns, once the server is there; say once a minute that it is not."""
+    trouble = trouble or Trouble(time.monotonic)
+    wait = Backoff()
     while not stopping():
         try:
             return attempt()
         except TryAgain as error:
-            if not said:
-                log.warning("%s; waiting for it", error)
-            said = True
-            time.sleep(_POLL_S)
+            trouble.note(error, "%s; waiting for it")
+            wait.failed(time.monotonic())
+        while not stopping() and (left_s := wait.until - time.monotonic()) > 0:
+            time.sleep(min(left_s, _POLL_S))
     raise _Stopped
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
+from imcore.backoff import pauses
 from imcore.errors import GroupAbandoned, GroupExists, GroupUnderWay
 from imcore.streams import calls, creation_calls
 from imcore.streams.creation_calls import LOST
@@ -23,7 +24,6 @@ TOLD_AT_ONCE = 500
 _PAGE = 1000
 _PATIENCE_S = 12.0
 """For how long to wait for another process that creates the group: 10 s after it has died it is out of the way."""
-_PAUSE_S = 0.05
 
 
 def create(link: Link, gid: str, uids: Sequence[str]) -> Group:
@@ -32,7 +32,7 @@ def create(link: Link, gid: str, uids: Sequence[str]) -> Group:
     Raise GroupExists if there is one with other members, GroupUnderWay if another process creates it all the time.
     """
     make = _create_at_once if len(uids) <= STEP else _create_in_steps
-    give_up = time.monotonic() + _PATIENCE_S
+    give_up, pause = time.monotonic() + _PATIENCE_S, pauses()
     while True:
         try:
             return make(link, gid, uids)
@@ -41,7 +41,7 @@ def create(link: Link, gid: str, uids: Sequence[str]) -> Group:
         except GroupUnderWay:
             if time.monotonic() > give_up:
                 raise
-            time.sleep(_PAUSE_S)
+            time.sleep(next(pause))
 
 
 def _create_at_once(link: Link, gid: str, uids: Sequence[str]) -> Group:

@@ -94,6 +94,10 @@ class DatabaseUnavailable(TryAgain):
     """The database cannot be reached."""
 
 
+class DatabaseOpening(DatabaseUnavailable):
+    """The database is being opened: try again in a moment."""
+
+
 class DatabaseReplaced(DatabaseUnavailable):
     """The database that was in use is gone, or another one has its place."""
 

@@ -1,6 +1,6 @@
 """What was said and who has read it: Redis first, and SQL for what is trimmed there, as if it were one."""
 
-import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from imcore import msgid as msgids
 from imcore import reading
 from imcore.answering import Answering, OpenDatabase
+from imcore.backoff import Trouble
 from imcore.errors import (
     DatabaseNotReady,
     DatabaseUnavailable,
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
-
 PAGE = reading.PAGE
 """How many messages one call of Redis brings."""
 
@@ -46,6 +45,7 @@ class History:
     def __init__(self, link: Link, database: "OpenDatabase | Database | None") -> None:
         self._link = link
         self.answering = Answering(link, database)
+        self._trouble = Trouble(time.monotonic)
 
     @property
     def database(self) -> "Database":
@@ -220,7 +220,7 @@ class History:
         except DatabaseNotReady:
             return {}
         except DatabaseUnavailable as error:
-            log.warning("when each has read it cannot be told now: %s", error)
+            self._trouble.note(error, "when each has read it cannot be told now: %s")
             return {}
 
     def tallies(self, gid: str, messages: Sequence[int]) -> list[Counts]:

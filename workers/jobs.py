@@ -6,14 +6,17 @@ enqueues the job of the current period, under a name that only one of them can u
 """
 
 import logging
+import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from threading import Event
 from types import FrameType
 from typing import Any
 
 from redis import Redis
-from redis.client import PubSub, PubSubWorkerThread
+from redis.client import Pipeline, PubSub, PubSubWorkerThread
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
 from rq.exceptions import DuplicateJobError, StopRequested
@@ -21,6 +24,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from imcore.admin import append_only, retention, server_settings
+from imcore.backoff import LONGEST_WAIT_S, Backoff, Trouble
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError, RedisFull, TryAgain
 from imcore.settings import Settings
@@ -28,7 +32,7 @@ from imcore.sql.database import Database
 from imcore.streams.journal import one_line
 from imcore.streams.keys import QUEUE
 from imcore.streams.link import open_client
-from imcore.streams.redis_errors import address, driver_errors
+from imcore.streams.redis_errors import address, driver_errors, translated
 from workers.runner import Patience, look_at_server
 from workers.signals import Signals, Stopped
 
@@ -39,7 +43,10 @@ TRIM = "workers.jobs.trim"
 LONGEST_JOB_S = 6 * 60 * 60
 LOOK_EVERY_S = 60
 """How often a worker looks whether a job is due."""
+_WAIT_S = 10
+"""For how long a worker waits for a job at once. A server that is silent is noticed 10 s after that."""
 _THREAD_S = 5
+_RQ_LOGS = ("rq.worker", "rq.queue", "rq.job", "rq.registry")
 
 
 def trim() -> dict[str, int]:
@@ -74,17 +81,31 @@ def enqueue_due(jobs: Queue, every_ms: int, now_ms: int) -> bool:
 class JobsWorker(SimpleWorker):
     """An rq worker that runs a job in its own process: one with threads and connections had better not fork."""
 
-    def __init__(self, connection: Redis, signals: Signals, trim_every_ms: int, *, where: str = "") -> None:
-        self._where = where
+    max_connection_wait_time = LONGEST_WAIT_S
+    """rq's own waits for a server that is away grow from 1 s to this."""
+
+    def __init__(
+        self,
+        connection: Redis,
+        signals: Signals,
+        trim_every_ms: int,
+        *,
+        patience: Patience | None = None,
+        on_birth: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`patience` is told when the server has taken something; `on_birth` is called when rq can work."""
         self._signals = signals
         self._trim_every_ms = trim_every_ms
-        self._unsubscribing = False
+        self._patience = patience or Patience(signals)
+        self._on_birth = on_birth
+        self._unsubscribing = Event()
+        self._pubsub_wait = Backoff()
         super().__init__(
             [queue(connection)],
             connection=connection,
             serializer=JSONSerializer,
             maintenance_interval=LOOK_EVERY_S,
-            worker_ttl=LOOK_EVERY_S + 15,  # rq stops waiting for a job 15 s before
+            worker_ttl=_WAIT_S + 15,  # rq stops waiting for a job 15 s before
             log_job_description=False,
         )
 
@@ -96,7 +117,13 @@ class JobsWorker(SimpleWorker):
     def register_birth(self) -> None:
         """Be known to rq; that is, be able to work."""
         super().register_birth()  # type: ignore[no-untyped-call]
-        log.info("started: Redis at %s", self._where)
+        self._on_birth()
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """Be alive for a while longer. rq does so before and after each wait for a job."""
+        super().heartbeat(timeout, pipeline)
+        if pipeline is None:
+            self._patience.succeeded()
 
     def run_maintenance_tasks(self) -> None:
         """Look after the registries, and enqueue what is due."""
@@ -106,7 +133,7 @@ class JobsWorker(SimpleWorker):
 
     def unsubscribe(self) -> None:
         """End the thread that hears rq's commands. rq leaves it behind, trying for ever, where Redis is away."""
-        self._unsubscribing = True
+        self._unsubscribing.set()
         thread = self.pubsub_thread
         if thread:
             thread.stop()  # first, or it would wait for the next subscription once this one is gone
@@ -117,20 +144,34 @@ class JobsWorker(SimpleWorker):
 
     def leave(self) -> None:
         """Let that thread end, where rq did not come to `unsubscribe`: its connection is about to be closed."""
-        self._unsubscribing = True
+        self._unsubscribing.set()
         if self.pubsub_thread:
             self.pubsub_thread.stop()
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: PubSub, pubsub_thread: PubSubWorkerThread) -> None:
         # Its connection may be closed before it has ended: that is nothing to tell of.
-        if self._unsubscribing:
+        if self._unsubscribing.is_set():
             pubsub_thread.stop()
+        elif isinstance(exc, RedisError | OSError):
+            # It says nothing: the worker itself waits for the same server. rq would let the thread die of a timeout.
+            self._unsubscribing.wait(self._pubsub_wait_s())
         else:
             super()._pubsub_exception_handler(exc, pubsub, pubsub_thread)
 
+    def _pubsub_wait_s(self) -> float:
+        """Return how long the thread waits now: longer each time, until it has heard commands for a minute."""
+        now = time.monotonic()
+        if now - self._pubsub_wait.until > LOOK_EVERY_S:
+            self._pubsub_wait.succeeded()
+        self._pubsub_wait.failed(now)
+        return self._pubsub_wait.until - now
+
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Say what went wrong with a job, unless it is the one that was in hand when this worker was to end."""
-        if not isinstance(exc_info[1], Stopped):
+        error = exc_info[1]
+        if isinstance(error, ImError):  # in one line: it is no fault of the program
+            log.error("job %s failed: %s", job.id, one_line(str(error)))
+        elif not isinstance(error, Stopped):
             super().handle_exception(job, *exc_info)
 
     def _install_signal_handlers(self) -> None:
@@ -152,13 +193,17 @@ def run(settings: Settings, signals: Signals, *, burst: bool, looks: bool = True
     After a signal the job in hand may end, for a while: cut short, it has failed, and the next trim does what is left.
     Redis away is waited for, except in a burst. Raise ConfigurationError where rq cannot run.
     """
-    patience = Patience(signals, ends=burst)
-    room = _Room()
-    logging.getLogger("rq.worker").addFilter(_without_traceback)
-    with suppress(Stopped):
-        if looks:
-            patience.call(lambda: _look_at_server(settings))
-        patience.call(lambda: _work(settings, signals, burst, room))
+    work = _Work(settings, signals, burst)
+    for name in _RQ_LOGS:
+        logging.getLogger(name).addFilter(work.says)
+    try:
+        with suppress(Stopped):
+            if looks:
+                work.patience.call(lambda: _look_at_server(settings))
+            work.patience.call(work)
+    finally:
+        for name in _RQ_LOGS:
+            logging.getLogger(name).removeFilter(work.says)
     log.info("ended")
 
 
@@ -186,34 +231,79 @@ class _Room:
             log.warning("Redis is full, and could not be trimmed: %s", error)
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """Say in one line what is no fault of the program. A filter of rq's log."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, RedisError | ImError | Stopped):
-        record.msg, record.args, record.exc_info = f"{record.getMessage()}: {one_line(str(error))}", (), None
-    return True
+class _Work:
+    """Works with one worker of rq after the other: each of them ends where the server refuses something."""
 
+    def __init__(self, settings: Settings, signals: Signals, burst: bool) -> None:
+        self.patience = Patience(signals, ends=burst)
+        self._settings = settings
+        self._signals = signals
+        self._burst = burst
+        self._room = _Room()
+        self._mistakes = Trouble(time.monotonic)
+        self._was_born = False
+        self._ended_by: ImError | None = None
+        """Why rq's worker has ended: it logs that, and raises nothing."""
 
-def _work(settings: Settings, signals: Signals, burst: bool, room: _Room) -> None:
-    with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
-        database.refuse_newer()
-    url = settings.jobs_redis_url
-    connection = open_client(url, block_ms=settings.block_ms)
-    if not isinstance(connection, Redis):
-        raise ConfigurationError("rq does not run on Redis Cluster: set IM_JOBS_REDIS_URL to a Redis that is none")
-    worker = None
-    try:
-        with driver_errors(url), suppress(StopRequested):  # its handler may raise it at any point
-            # A burst does what is there: it adds nothing.
-            worker = JobsWorker(connection, signals, 0 if burst else settings.trim_every_ms, where=address(url))
-            worker.work(burst=burst, logging_level=None)
-    except RedisFull:
-        room.make()
-        raise
-    finally:
-        signals.handle()  # rq has put its own handlers there
-        if worker:
+    def __call__(self) -> None:
+        """Work until a signal comes; in a burst until nothing is left. Raise what keeps this from going on."""
+        url = self._settings.jobs_redis_url
+        with Database.connect(self._settings.database_url, data_dir=self._settings.data_dir) as database:
+            database.refuse_newer()
+        connection = open_client(url, block_ms=self._settings.block_ms)
+        if not isinstance(connection, Redis):
+            raise ConfigurationError("rq does not run on Redis Cluster: set IM_JOBS_REDIS_URL to a Redis that is none")
+        try:
+            with driver_errors(url), suppress(StopRequested):  # its handler may raise it at any point
+                self._work(connection)
+        except RedisFull:
+            self._room.make()
+            raise
+        finally:
+            self._signals.handle()  # rq has put its own handlers there
+            connection.close()
+        if self._signals.stopping:
+            return
+        if self._ended_by:
+            raise self._ended_by
+        if not self._burst:
+            raise TryAgain("the rq worker ended by itself")
+
+    def _work(self, connection: Redis) -> None:
+        # A burst does what is there: it adds nothing.
+        trim_every_ms = 0 if self._burst else self._settings.trim_every_ms
+        self._ended_by = None
+        worker = JobsWorker(connection, self._signals, trim_every_ms, patience=self.patience, on_birth=self._born)
+        try:
+            worker.work(burst=self._burst, logging_level=None)
+        finally:
             worker.leave()
-        connection.close()
-    if not burst and not signals.stopping:
-        raise TryAgain("the rq worker ended by itself")
+
+    def _born(self) -> None:
+        if not self._was_born:
+            log.info("started: Redis at %s", address(self._settings.jobs_redis_url))
+        self._was_born = True
+
+    def says(self, record: logging.LogRecord) -> bool:
+        """Let a record of rq pass, unless it is about a server in trouble: that is told in our words, now and then.
+
+        A traceback passes now and then, too: rq's worker ends with it, and the next one may do so.
+
+        A filter of rq's logs. Each of these records is made while the error is handled.
+        """
+        error = sys.exception()
+        if record.levelno < logging.WARNING or error is None:
+            return True
+        if not isinstance(error, RedisError | OSError | ImError | Stopped):
+            return not record.exc_info or self._mistakes.is_due(type(error))
+        if isinstance(error, RedisError | OSError):
+            error = translated(error, self._settings.jobs_redis_url)
+        if isinstance(error, ImError):
+            self._note(error, ends="quitting" in str(record.msg))
+        return False
+
+    def _note(self, error: ImError, *, ends: bool) -> None:
+        if ends:
+            self._ended_by = error
+        if not isinstance(error, ConfigurationError):  # which is not waited for
+            self.patience.tell(error)

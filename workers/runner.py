@@ -2,13 +2,16 @@
 
 import gc
 import logging
+import math
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from imcore.admin import server_settings
+from imcore.backoff import LONGEST_WAIT_S, Backoffs, Clock, Trouble
 from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
 from imcore.sql.database import Database
@@ -20,8 +23,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FIRST_WAIT_S = 0.1
-LONGEST_WAIT_S = 5.0
 BURST_BLOCK_MS = 20
 """In a burst a worker waits no longer for new entries: it looks whether the others are done."""
 
@@ -43,14 +44,22 @@ Maker = Callable[[Link, Database, Settings], Worker]
 
 
 class Patience:
-    """Repeats what fails because a server is away, with growing waits, and says so once."""
+    """Repeats what fails because a server is away, and says so once a minute.
 
-    def __init__(self, signals: Signals, *, ends: bool = False) -> None:
+    The waits grow with each kind of error by itself. Success ends them once it has lasted: what fails in turn with
+    something that succeeds is not tried more often for that.
+    """
+
+    def __init__(self, signals: Signals, *, ends: bool = False, clock: Clock = time.monotonic) -> None:
         """With `ends`, the first failure is raised instead, unless a signal has come before it."""
         self._signals = signals
         self._ends = ends
-        self._trouble = ""
-        self._tries = 0
+        self._clock = clock
+        self._waits: Backoffs[str] = Backoffs()
+        self._well_since: dict[str, float] = {}
+        """By kind of error: since when all has succeeded, `inf` if nothing has since it came."""
+        self._trouble = Trouble(clock)
+        self._has_told = False
 
     def call(self, attempt: Callable[[], T]) -> T:
         """Return what the attempt returns, in the end. Raise Stopped if a signal comes before it succeeds.
@@ -65,25 +74,41 @@ class Patience:
             except ImError as error:
                 if self._ends and not self._signals.stopping:
                     raise
-                self._wait(one_line(str(error)))
+                self._wait(error)
             else:
-                self._go_on()
+                self.succeeded()
                 return result
         raise Stopped
 
-    def _wait(self, trouble: str) -> None:
-        if trouble != self._trouble:
-            log.warning("waiting: %s", trouble)
-        self._trouble = trouble
-        longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**self._tries)
-        self._tries = min(self._tries + 1, 16)
+    def tell(self, error: ImError) -> None:
+        """Say what is waited for, unless that was done lately."""
+        if self._trouble.is_news(error):
+            log.warning("waiting: %s", one_line(str(error)))
+            self._has_told = True
+
+    def succeeded(self) -> None:
+        """Know that something has succeeded, also in the midst of an attempt; say that it goes on if it is news."""
+        if self._has_told:
+            log.info("going on")
+            self._has_told = False
+        if self._well_since:
+            self._calm_down()
+
+    def _calm_down(self) -> None:
+        now = self._clock()
+        self._well_since = {kind: min(since, now) for kind, since in self._well_since.items()}
+        calm = [kind for kind, since in self._well_since.items() if now - since >= LONGEST_WAIT_S]
+        self._waits.succeeded(calm)
+        for kind in calm:
+            del self._well_since[kind]
+
+    def _wait(self, error: ImError) -> None:
+        self.tell(error)
+        now, kind = self._clock(), type(error).__name__
+        self._well_since[kind] = math.inf
+        longest = self._waits.failed(kind, now) - now
         # Jitter: workers that lost the same server shall not all come back in the same moment.
         self._signals.wait(longest * random.uniform(0.5, 1))  # noqa: S311 (nothing is secret here)
-
-    def _go_on(self) -> None:
-        if self._trouble:
-            log.info("going on")
-        self._trouble, self._tries = "", 0
 
 
 def run(

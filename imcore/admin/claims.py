@@ -11,6 +11,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from imcore.backoff import pauses
 from imcore.chat import Chat
 from imcore.errors import ImError, TryAgain
 from imcore.streams import restore_calls
@@ -21,8 +22,6 @@ HOLD_MS = 15_000
 
 CLAIM_S = 6.0
 """For how long to wait for somebody else's claim: it ends 5 s after its owner has died (`lua/restore_streams.lua`)."""
-
-_PAUSE_S = 0.05
 
 
 class Hold:
@@ -38,11 +37,11 @@ class Hold:
 
     def __enter__(self) -> Self:
         """Raise TryAgain if somebody else holds it."""
-        give_up = time.monotonic() + self._wait_s
+        give_up, pause = time.monotonic() + self._wait_s, pauses()
         while not self._renew(HOLD_MS):
             if time.monotonic() > give_up:
                 raise TryAgain(f"another process mends partition {self._partition}")
-            time.sleep(_PAUSE_S)
+            time.sleep(next(pause))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -65,12 +64,12 @@ def take(chat: Chat, gids: Sequence[str]) -> list[Claim]:
     token = uuid.uuid4().hex
     wanted = [Claim(chat.link.space.group(gid), token) for gid in gids]
     missing = wanted
-    give_up = time.monotonic() + CLAIM_S
+    give_up, pause = time.monotonic() + CLAIM_S, pauses()
     while missing := _missing(chat, missing):
         if time.monotonic() > give_up:
             give_back(chat, wanted, done=False)
             raise TryAgain(f"another process mends {missing[0].k.gid!r}")
-        time.sleep(_PAUSE_S)
+        time.sleep(next(pause))
     return wanted
 
 

@@ -26,6 +26,7 @@ from imcore.admin.mending import id_above, mend, trim_point
 from imcore.admin.rebuild_bunch import Bunch, once_calls
 from imcore.admin.reconcile import end_rebuild
 from imcore.admin.unconfirmed import mark_unconfirmed
+from imcore.backoff import pauses
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError, RefusedError, TryAgain
 from imcore.sql import corrections, stored
@@ -197,11 +198,11 @@ class _Lease:
 
     def __enter__(self) -> Self:
         """Raise TryAgain if another process has it; one that was killed just now counts as alive for a moment."""
-        give_up = time.monotonic() + LEASE_MS / 1000 + 1
+        give_up, pause = time.monotonic() + LEASE_MS / 1000 + 1, pauses()
         while not self._hold(LEASE_MS):
             if time.monotonic() > give_up:
                 raise TryAgain("another process rebuilds Redis")
-            time.sleep(0.05)
+            time.sleep(next(pause))
         self._renewing.start()
         return self
 

@@ -25,6 +25,7 @@ from imcore.admin.audit_messages import chunks
 from imcore.admin.claims import Hold, unfinished
 from imcore.admin.mending import Mended, id_above, mend
 from imcore.admin.unconfirmed import mark_unconfirmed
+from imcore.backoff import Trouble
 from imcore.chat import Chat
 from imcore.errors import DatabaseUnavailable, RedisUnavailable, TryAgain
 from imcore.settings import Settings
@@ -167,6 +168,7 @@ class Watch:
         self._look_at = 0.0
         self._dataset: str | None = None
         self._heir = ""
+        self._trouble = Trouble(time.monotonic)
         self._broken_off = False
         """Whether a rebuild was begun, and its process is no more."""
 
@@ -265,7 +267,8 @@ class Watch:
             raise problem
 
     def _mend(self, partition: int, why: str) -> None:
-        log.warning("partition %d: %s; the two are reconciled", partition, why)
+        if self._trouble.is_due((partition, why)):  # while it fails it is tried again and again
+            log.warning("partition %d: %s; the two are reconciled", partition, why)
         done = reconcile(self._chat, partition)
         log.warning("partition %d: %d groups mended, %d messages back", partition, done.groups, done.restored)
 
@@ -276,7 +279,7 @@ class Watch:
         self._broken_off = bool(rebuilding) and not is_rebuilding(self._chat)
         if rebuilding and not self._broken_off:
             raise RedisUnavailable("Redis is being rebuilt from SQL: nothing is stored until that is done")
-        if self._broken_off:
+        if self._broken_off and self._trouble.is_due("broken off"):
             log.warning("a rebuild of Redis was broken off: what it left is reconciled now, group by group")
         if self._dataset is None:
             self._dataset = database.meta("dataset")

@@ -107,7 +107,9 @@ class Gateway:
         Raise InvalidInput for a uid or a place that cannot be one, TryAgain if the session could not begin.
         """
         check_name(uid, "uid")
-        return self._run(self._core.open(uid, check_places(places), since_join=since_join))
+        session = self._run(self._core.open(uid, check_places(places), since_join=since_join))
+        self._answering.open_early()
+        return session
 
     def end(self, session: Session, *, clean: bool = True) -> None:
         """End one session; the user is offline if it was the last one.

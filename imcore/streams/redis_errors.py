@@ -133,6 +133,8 @@ _SAYINGS = (
 _NO_PASSWORD = ("Authentication required", "already authenticated")
 _NO_RIGHT = ("ACL failure in script: ", "The user executing the script can't ", "NOPERM ")
 _DISCARDED = "Transaction discarded because of: "
+_IN_PIPELINE = ("Command # ", " of pipeline caused error: ")
+"""What the driver writes before and behind a command of a pipeline, before the answer of the server."""
 
 
 def address(url: str) -> str:
@@ -166,7 +168,7 @@ def translated(error: Exception, where: str, gid: str = "") -> ImError:
     """Return what an error of the driver means, at this address and, if it is one, about this group."""
     error = _why_no_node(error)
     where = address(where) if "://" in where else where
-    text = str(error).removeprefix(_DISCARDED)
+    text = _said(error)
     if refusal := _refusal(error, text, where):
         return refusal
     if isinstance(error, MaxConnectionsError):
@@ -208,7 +210,16 @@ def _refusal(error: Exception, text: str, where: str) -> ImError | None:
 def _first_word(error: Exception) -> str:
     """Return what the server's answer began with."""
     stripped = next((word for kind, word in _STRIPPED.items() if isinstance(error, kind)), None)
-    return stripped or str(error).removeprefix(_DISCARDED).partition(" ")[0]
+    return stripped or _said(error).partition(" ")[0]
+
+
+def _said(error: Exception) -> str:
+    """Return what the server has answered, without what the driver has put before it."""
+    text = str(error)
+    begin, end = _IN_PIPELINE
+    if text.startswith(begin) and end in text:
+        text = text.rpartition(end)[2]
+    return text.removeprefix(_DISCARDED)
 
 
 def _no_right(error: Exception, text: str, where: str) -> ImError:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from imcore import Chat
+from imcore import client as client_module
 from imcore import msgid as msgids
+from imcore.backoff import LONGEST_WAIT_S
 from imcore.client import Client
 from imcore.direct import gid_of
 from imcore.errors import ConfigurationError, ImError, LocalDatabaseError, RedisUnavailable
@@ -398,6 +400,38 @@ def test_the_first_server_with_data_is_the_one(bob: Client, local: LocalDatabase
     chat.link.client.hset(CONFIG, "dataset", "another")
     with pytest.raises(LocalDatabaseError, match="was made with other data"):
         Client(chat, "bob", local).sync()
+
+
+def test_an_outbox_that_was_refused_is_tried_less_often_and_goes_out_soon_after(
+    bob: Client, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    chat.create_group("team", ["ann", "bob"])
+    say(chat, "first")
+    redis: Any = chat.link.client
+    monkeypatch.setattr(client_module, "_POLL_S", 0.01)
+    began: list[float] = []
+    refused: list[int] = []
+
+    def is_sent() -> bool:
+        if began and not refused and time.monotonic() - began[0] > 0.5:
+            refused.append(redis.info("errorstats")["errorstat_NOREPLICAS"]["count"])
+            redis.config_set("min-replicas-to-write", 0)
+        return "stored" in states(local)
+
+    # Given a message that is written in the midst of a session, when the server takes no writes for a while
+    try:
+        for _ in bob.live(is_sent, acks="off"):
+            bob.queue("hi", gid="team")
+            redis.config_resetstat()
+            redis.config_set("min-replicas-to-write", 1)
+            began.append(time.monotonic())
+    finally:
+        redis.config_set("min-replicas-to-write", 0)
+
+    # Then it was not tried at every turn, and went out soon after
+    assert 0 < refused[0] < 10
+    assert time.monotonic() - began[0] < 0.5 + LONGEST_WAIT_S
+    assert sum("the outbox waits" in message for message in caplog.messages) == 1
 
 
 def test_a_server_that_has_lost_its_data_is_not_asked_to_take_the_outbox(

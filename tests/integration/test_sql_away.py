@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from cli.app import app
 from imcore.admin import deadletters, retention
+from imcore.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
 from imcore.chat import Chat
 from imcore.errors import DatabaseUnavailable
 from imcore.settings import Settings
@@ -23,7 +24,6 @@ from imcore.sql.database import Database
 from tests.deadline import wait_until
 from tests.postgres import PostgresServer, require_postgres
 from tests.processes import WorkerProcess
-from workers import runner
 from workers.persist import Persist
 from workers.receipts import ReceiptsWorker
 from workers.runner import Patience
@@ -187,26 +187,31 @@ def test_a_limit_for_locks_that_somebody_has_set_is_kept(postgres_url: str) -> N
             assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == limit
 
 
-def test_waits_grow_up_to_a_limit_and_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_grow_up_to_a_limit_and_are_short_again_after_a_time_without_trouble(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # Given a server that is away for thirty tries
     waits: list[float] = []
+    now = 0.0
     with Signals() as signals:
         monkeypatch.setattr(signals, "wait", waits.append)
-        patience = Patience(signals)
-        answers = iter([*[DatabaseUnavailable()] * 30, None, DatabaseUnavailable(), None])
+        patience = Patience(signals, clock=lambda: now)
+        answers = iter([*[DatabaseUnavailable()] * 30, None, None, DatabaseUnavailable(), None])
 
         def attempt() -> None:
             answer = next(answers)
             if answer:
                 raise answer
 
-        # When it is waited for, twice
+        # When it is waited for, and again after a while
+        patience.call(attempt)
+        now += LONGEST_WAIT_S
         patience.call(attempt)
         patience.call(attempt)
 
     # Then each wait is up to twice as long as the one before, and none is longer than the limit
-    longest = [min(runner.LONGEST_WAIT_S, runner.FIRST_WAIT_S * 2**tries) for tries in range(30)]
-    assert all(limit / 2 <= wait <= limit for wait, limit in zip(waits, [*longest, runner.FIRST_WAIT_S], strict=True))
+    longest = [min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tries) for tries in range(30)]
+    assert all(limit / 2 <= wait <= limit for wait, limit in zip(waits, [*longest, FIRST_WAIT_S], strict=True))
     assert sum(waits) > 60
 
 

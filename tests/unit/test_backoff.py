@@ -1,10 +1,17 @@
 """Waits that grow with what fails, and warnings that do not grow with it."""
 
+from collections.abc import Callable
+from itertools import islice
+from types import SimpleNamespace
+
 import pytest
 
-from imcore import backoff
+from imcore import backoff, creation
+from imcore.admin import claims
 from imcore.backoff import Backoff, Backoffs, Trouble
-from imcore.errors import RedisFull, RedisUnavailable
+from imcore.chat import Chat
+from imcore.errors import DatabaseOpening, GroupUnderWay, RedisFull, RedisUnavailable, TryAgain
+from imcore.streams.link import Link
 
 
 def test_waits_double_up_to_seconds_and_begin_short_again_after_a_success() -> None:
@@ -23,6 +30,64 @@ def test_waits_double_up_to_seconds_and_begin_short_again_after_a_success() -> N
     assert wait.until == 0.0
     wait.failed(now)
     assert wait.until - now == pytest.approx(backoff.FIRST_WAIT_S)
+
+
+def test_what_says_something_else_is_told_too_as_long_as_it_is_little(caplog: pytest.LogCaptureFixture) -> None:
+    trouble = Trouble(lambda: 0.0)
+    for number in range(100):
+        trouble.note(RedisUnavailable(f"no answer at 10.0.0.{number}"))
+        trouble.note(RedisUnavailable(f"{number}: no data of 'group{number}': run im rebuild"))
+    assert caplog.messages == [
+        "no answer at 10.0.0.0; trying again",
+        "0: no data of 'group0': run im rebuild; trying again",
+    ]
+
+    caplog.clear()
+    for letter in "ghijklmnop":
+        trouble.note(RedisFull(f"{letter} is full"))
+    assert len(caplog.messages) == 5
+
+
+def test_that_a_database_is_being_opened_is_no_trouble(caplog: pytest.LogCaptureFixture) -> None:
+    Trouble(lambda: 0.0).note(DatabaseOpening())
+    assert caplog.messages == []
+
+
+def test_pauses_double_up_to_seconds() -> None:
+    found = list(islice(backoff.pauses(), 9))
+    assert found[:3] == pytest.approx([0.05, 0.1, 0.2])
+    assert found[-2:] == [backoff.LONGEST_WAIT_S] * 2
+
+
+@pytest.mark.parametrize("who", ["creation", "claims"])
+def test_whoever_looks_whether_others_are_done_looks_less_and_less_often(
+    who: str, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, sleep=sleep_with(lambda: clock))
+    module = {"creation": creation, "claims": claims}[who]
+    monkeypatch.setattr(module, "time", clock)
+    tried: list[float] = []
+
+    def under_way(*_: object) -> list[str]:
+        tried.append(clock.now)
+        if who == "creation":
+            raise GroupUnderWay
+        return [claims.Claim(link.space.group("team"), "token")]
+
+    monkeypatch.setattr(creation, "_create_at_once", under_way)
+    monkeypatch.setattr(claims, "_missing", under_way)
+    chat = Chat(link, None)
+    with pytest.raises(TryAgain):
+        creation.create(link, "team", ["ann"]) if who == "creation" else claims.take(chat, ["team"])
+    assert 8 <= len(tried) <= 12
+    assert tried[-1] > {"creation": 12, "claims": 6}[who]
+
+
+def sleep_with(clock: Callable[[], SimpleNamespace]) -> Callable[[float], None]:
+    def sleep(seconds: float) -> None:
+        clock().now += seconds
+
+    return sleep
 
 
 def test_the_success_of_one_thing_ends_no_wait_of_another() -> None:

@@ -1,6 +1,7 @@
 """What the server answers, in our words: passing trouble is of the branch TryAgain."""
 
 import pytest
+import redis
 from hiredis import Reader
 from redis._parsers.base import BaseParser
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -48,6 +49,18 @@ def test_a_refusal_that_passes_says_what_is_wrong_and_may_be_tried_again(line: s
     assert str(error).startswith(f"{WHERE} ")
     assert hint in str(error)
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("line", "hint"), REFUSALS.items(), ids=[line.partition(" ")[0] for line in REFUSALS])
+def test_so_does_one_of_a_command_in_a_pipeline_of_the_driver(line: str, hint: str) -> None:
+    reader = Reader(replyError=BaseParser.parse_error)
+    reader.feed(f"-{line}\r\n".encode())
+    refused = reader.gets()
+    with redis.Redis() as client:
+        client.pipeline().annotate_exception(refused, 1, ("DEL", "rq:worker:1"))
+    assert str(refused).startswith("Command # 1 (DEL rq:worker:1) of pipeline caused error: ")
+
+    assert str(translated(refused, WHERE)) == str(answered(line))
 
 
 def test_full_memory_and_no_answer_are_told_apart_from_refusals() -> None:
