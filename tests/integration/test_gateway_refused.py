@@ -128,7 +128,7 @@ FUNCTIONS = ["im_beat", "im_confirm", "im_pull", "im_dirty", "im_tally"]
         *((function, TEAM, REFUSALS[number]) for number, function in enumerate(["im_ack", "im_tally", "im_pull"])),
         ("im_ack", TEAM, REFUSALS[3]),
     ],
-    ids=repr,
+    ids=lambda each: f"in {len(each)}" if isinstance(each, frozenset) else str(each),
 )
 def test_what_is_refused_is_tried_less_and_less_often(
     chat: Chat,
