@@ -23,7 +23,7 @@ from tests.tls_proxy import CERTIFICATES, TlsProxy
 AUTHORITY = CERTIFICATES / "ca.pem"
 PASSPHRASE = "correct-horse"
 EXPECTED = ("appendonly is no", "as somebody reads from it: the worker persist empties it")
-"""What workers warn of that has nothing to do with TLS: the server's setting, and a trim while others read from SQLite."""
+"""Warnings that have nothing to do with TLS: of a setting of the server, and of a trim while others read SQLite."""
 
 
 @pytest.fixture
