@@ -56,7 +56,7 @@ class Im(Group):
             # click returns the code of ctx.exit here; the commands themselves return nothing.
             code: int | None = super().main(args, prog_name="im", standalone_mode=False)
         except click.exceptions.NoArgsIsHelpError as error:
-            output.remark(*output.fitted(sys.stderr, *error.message.splitlines()))
+            output.remark(*error.message.splitlines())
             return error.exit_code
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else "im"

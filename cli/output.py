@@ -33,6 +33,8 @@ ROWS_OF_TABLE = 1000
 _MOMENTARY: list[Callable[[], None]] = []
 """What hides whatever is shown on the terminal for a moment only."""
 
+_SPEAKER = "im: "
+
 _LAST_WAIT_S = 1.0
 """How long a command that was told to end waits for the reader of its last records."""
 
@@ -98,17 +100,20 @@ def report(*lines: str) -> None:
 
 def remark(*lines: str) -> None:
     """Write the lines to stderr, best-effort: what a person may want to know while a program reads stdout."""
-    _write_best_effort(sys.stderr, *map(safe, map(in_sentence, lines)))
+    _write_best_effort(sys.stderr, *map(safe, fitted(sys.stderr, *map(in_sentence, lines))))
 
 
 def complain(text: str) -> None:
-    """Write one line to stderr, best-effort, as every error and warning is: `im: ...`, without passwords."""
-    _write_best_effort(sys.stderr, error_line(text))
+    """Write one line to stderr, best-effort, as every error and warning is: `im: ...`, without passwords.
+
+    On a terminal it is broken between words, as all text is.
+    """
+    _write_best_effort(sys.stderr, *fitted(sys.stderr, error_line(text), hang=len(_SPEAKER)))
 
 
 def error_line(text: str) -> str:
     """Return the line for stderr that says this."""
-    return f"im: {safe(in_one_line(redact(text)))}"
+    return f"{_SPEAKER}{safe(in_one_line(redact(text)))}"
 
 
 @contextmanager

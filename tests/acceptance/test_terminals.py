@@ -65,6 +65,18 @@ def test_pictures_fit_their_terminals(im: Im, columns: int) -> None:
         assert max(map(len, screen(said))) <= columns, said
 
 
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_complaints_break_between_words(im: Im, columns: int) -> None:
+    for words in (["status", "there is no group of this name, nor was there ever one"], ["unread", "a", "b"], ["pul"]):
+        whole = im.run(*words).stderr
+
+        code, said = on_terminal(command(*words), im.environment, columns)
+
+        assert code > 0
+        assert max(map(len, screen(said))) <= columns, said
+        assert said.split() == whole.split()
+
+
 @pytest.mark.parametrize("words", [["--help"], ["import", "--help"]], ids=" ".join)
 def test_help_breaks_between_words(words: list[str]) -> None:
     whole = subprocess.run(command(*words), capture_output=True, text=True, check=True).stdout

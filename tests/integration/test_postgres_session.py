@@ -180,7 +180,9 @@ class TestLimits:
             connection.exec_driver_sql("SELECT pg_sleep(1)")
 
     def test_a_transaction_that_is_idle_for_too_long(self, postgres_server: PostgresServer, url: str) -> None:
-        by_role(postgres_server, url, "idle_in_transaction_session_timeout", "1")
+        by_role(
+            postgres_server, url, "idle_in_transaction_session_timeout", "500"
+        )  # longer than a session takes to begin
         with (
             Database.connect(url) as database,
             pytest.raises(DatabaseUnavailable, match=r"idle_in_transaction_session_timeout = 0$"),

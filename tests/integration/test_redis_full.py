@@ -226,13 +226,17 @@ class TestRoom:
     """The server looks at its memory when a function begins, and not again: a function is done whole, or not begun."""
 
     def test_a_step_that_began_in_time_is_done_whole(self, chat: Chat, admin: "redis.Redis") -> None:
-        # Given room for a small part of what is to be made
-        uids = [f"user{number}".ljust(100, "x") for number in range(creation.STEP)]
-        limit = used_memory(admin) + 60_000
+        # Given room for half of what is to be made, by what as much has taken just before
+        uids = [f"user{number}".ljust(100, "x") for number in range(2 * creation.STEP)]
+        admin.config_set("maxmemory", NO_LIMIT)
+        before = used_memory(admin)
+        chat.add_members(GID, uids[: creation.STEP])
+        after = used_memory(admin)
+        limit = after + (after - before) // 2
         admin.config_set("maxmemory", limit)
 
         # When it is made
-        assert chat.add_members(GID, uids).members == 4 + len(uids)
+        assert chat.add_members(GID, uids[creation.STEP :]).members == 4 + len(uids)
 
         # Then the server went over its limit in the middle of it, and it is all there, and told to the workers
         assert used_memory(admin) > limit

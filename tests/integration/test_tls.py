@@ -22,6 +22,8 @@ from tests.tls_proxy import CERTIFICATES, TlsProxy
 
 AUTHORITY = CERTIFICATES / "ca.pem"
 PASSPHRASE = "correct-horse"
+EXPECTED = ("appendonly is no", "as somebody reads from it: the worker persist empties it")
+"""Warnings that have nothing to do with TLS: of a setting of the server, and of a trim while others read SQLite."""
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def test_chat_and_workers(settings: Settings, proxy: TlsProxy) -> None:
         assert [worker.end() for worker in (persist, receipts, jobs)] == [0, 0, 0]
     assert proxy.connections >= 6
     for worker in (persist, receipts, jobs):
-        assert all("appendonly is no" in warning for warning in worker.warnings)
+        assert [warning for warning in worker.warnings if not any(words in warning for words in EXPECTED)] == []
 
 
 def test_users_and_passwords(settings: Settings, valkey: str) -> None:

@@ -1,12 +1,12 @@
 """What `imcore` offers by name: all of it is there, and none of it is loaded before somebody asks."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
 import imcore
+from tests.processes import unmeasured
 
 
 @pytest.mark.parametrize("name", imcore.__all__)
@@ -32,6 +32,5 @@ def test_what_decides_in_a_gateway_loads_nothing_that_does_io() -> None:
 def loaded_by(module: str) -> set[str]:
     """What is loaded once a module is, and nobody measures coverage."""
     code = f"import sys, {module}; print(*sys.modules)"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=unmeasured())
     return set(found.stdout.split())

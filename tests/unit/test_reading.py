@@ -1,6 +1,7 @@
 """Pulls and tallies on fakeredis and SQLite: bounded, and as few questions to SQL as can be."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from workers.persist import Persist
 
 @pytest.fixture
 def chat(link: Link, database: Database) -> Iterator[Chat]:
-    settings = Settings.from_env({}, data_dir="/nowhere")
+    settings = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0)
     with Chat(link, database, settings) as chat:
         chat.create_group("team", ["ann", "bob", "cyd"])
         yield chat

@@ -11,6 +11,7 @@ import pytest
 
 from cli.record_stream import Waiting
 from tests.outputs import FAILING, PIPE_BYTES, Output, stuck_pipe
+from tests.processes import unmeasured
 
 SHOW = """
 import resource
@@ -28,7 +29,7 @@ def test_a_record_for_which_the_disk_has_room_in_part_is_an_error(unbuffered: st
             [sys.executable, "-c", SHOW],
             stdout=file,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": unbuffered},
+            env={**unmeasured(), "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": unbuffered},
             check=False,
         )
         written = file.seek(0, os.SEEK_END)
