@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
-from coverage import Coverage
 
 from tests import apt
 from tests.servers import RunningCluster, RunningServer, require_server, start_cluster, start_valkey
@@ -36,17 +35,6 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reaches the servers or the data of the person who runs it."""
     for name in [name for name in os.environ if name.startswith("IM_")]:
         monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def uncounted() -> Iterator[None]:
-    """No coverage is measured: for what does the same thousands of times, and takes more than twice as long with it."""
-    measured = Coverage.current()
-    if measured:
-        measured.stop()
-    yield
-    if measured:
-        measured.start()
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,6 @@ from tests.deadline import wait_until
 END_S = 30
 
 
-def unmeasured() -> dict[str, str]:
-    """Return the environment for a program in which coverage is not measured: it loads and writes nothing by itself."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-
-
 class PythonProcess:
     """One `python -m MODULE NAME`, where the name may be a path. What it writes to stderr is in `log`."""
 

@@ -568,7 +568,6 @@ def answers(chat: Chat) -> dict[str, object]:
     }
 
 
-@pytest.mark.usefixtures("uncounted")
 def test_what_happens_meanwhile_is_no_difference(chat: Chat, valkey: str, sqlite_url: str) -> None:
     """People talk, ack, come and go; the worker stores it; retention trims: and all the while `check` finds nothing."""
     # Given
@@ -582,7 +581,6 @@ def test_what_happens_meanwhile_is_no_difference(chat: Chat, valkey: str, sqlite
     assert list(check(chat)) == []
 
 
-@pytest.mark.usefixtures("uncounted")
 def test_damage_is_mended_while_all_goes_on(chat: Chat, valkey: str, sqlite_url: str) -> None:
     # Given
     k = chat.link.space.group(GID)

@@ -191,7 +191,6 @@ def newest(chat: Chat, gid: str) -> Message:
     return chat.status(gid, limit=1)[0].message
 
 
-@pytest.mark.usefixtures("uncounted")
 def test_histories_in_which_redis_loses_all(valkey: str, new_database: Callable[[], Database]) -> None:
     def open_chat() -> Chat:
         client = open_client(valkey)
@@ -201,7 +200,6 @@ def test_histories_in_which_redis_loses_all(valkey: str, new_database: Callable[
     run_state_machine_as_test(lambda: LosingHistories(open_chat), settings=played(15))
 
 
-@pytest.mark.usefixtures("uncounted")
 def test_histories_in_which_a_cluster_loses_all(cluster: str, new_database: Callable[[], Database]) -> None:
     def open_chat() -> Chat:
         client = open_client(cluster)

@@ -200,7 +200,6 @@ def assert_reconciled(chat: Chat, lost: Lost, since: Story) -> None:
         assert missed <= had | {message.msgid for message in chat.pull(uid, gid)}, (gid, uid)
 
 
-@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("clock", ["right", "behind", "the same id twice"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_that_was_stored_is_lost(chat: Chat, seed: int, clock: str) -> None:
@@ -230,7 +229,6 @@ def bury_the_dead(chat: Chat) -> None:
             client.hset(space.mending(partition), gid, "dead 0")
 
 
-@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_worker_that_dies_over_it_leaves_it_to_the_next(chat: Chat, seed: int) -> None:
     # Given

@@ -96,7 +96,6 @@ def played_day(chat: Chat) -> Day:
     return day
 
 
-@pytest.mark.usefixtures("uncounted")
 def test_a_day_leaves_redis_as_it_is(chat: Chat) -> None:
     day = played_day(chat)
 

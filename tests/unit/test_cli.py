@@ -17,7 +17,6 @@ from cli.app import app
 from cli.catalogue import COMMANDS, SHARED_OPTIONS, command_in, help_text
 from cli.options import Invocation, confirm
 from imcore.errors import ImError, RedisUnavailable
-from tests.processes import unmeasured
 
 
 def im(*args: str, stdin: str | bytes | None = None) -> Result:
@@ -313,7 +312,7 @@ def test_a_help_that_the_disk_takes_in_part_is_an_error(program: list[str], unbu
             ["/bin/sh", "-c", 'ulimit -f 1; exec "$@"', "sh", sys.executable, "-m", *program],
             stdout=file,
             stderr=subprocess.PIPE,
-            env={**unmeasured(), "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": unbuffered},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": unbuffered},
             check=False,
         )
 

@@ -205,7 +205,6 @@ def test_an_import_that_was_broken_off_goes_on_where_it_ended(chat: Chat, until:
     assert tallies == [(0, 1), (1, 0)]
 
 
-@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("seed", range(25))
 def test_a_random_file_comes_out_alike_wherever_it_was_broken_off(
     chat: Chat, new_chat: Callable[[], Chat], seed: int

@@ -402,7 +402,6 @@ def test_however_many_wait_all_are_answered_once(chat: Chat, worker: ReceiptsWor
     assert {(each.gid, each.msgid) for page in pages for each in page} == set(sent)
 
 
-@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("seed", range(20))
 def test_random_histories_against_counting_by_hand(chat: Chat, worker: ReceiptsWorker, seed: int) -> None:
     """After any acks, exactly the messages that somebody else has newly read are told, with the tallies of `status`."""

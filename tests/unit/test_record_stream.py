@@ -11,7 +11,6 @@ import pytest
 
 from cli.record_stream import Waiting
 from tests.outputs import FAILING, PIPE_BYTES, Output, stuck_pipe
-from tests.processes import unmeasured
 
 SHOW = """
 import resource
@@ -29,7 +28,7 @@ def test_a_record_for_which_the_disk_has_room_in_part_is_an_error(unbuffered: st
             [sys.executable, "-c", SHOW],
             stdout=file,
             stderr=subprocess.PIPE,
-            env={**unmeasured(), "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": unbuffered},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": unbuffered},
             check=False,
         )
         written = file.seek(0, os.SEEK_END)

@@ -314,7 +314,6 @@ class TestJournals:
             assert connection.execute(text("SELECT gid FROM chat_groups")).scalars().all() == ["g"]
 
 
-@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("seed", range(5))
 def test_nothing_is_ever_lost(
     chat: Chat, persist: Callable[[], None], monkeypatch: pytest.MonkeyPatch, seed: int

@@ -57,7 +57,6 @@ def drain(working: ReceiptsWorker, chat: Chat) -> None:
         working.step()
 
 
-@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("seed", range(5))
 def test_acks_receipts_and_digests_are_those_that_there_were(chat: Chat, digests: list[str], seed: int) -> None:
     # Given a history of acks, with members who come and go, and a worker that takes it in pieces

@@ -91,7 +91,6 @@ def test_however_much_waits_it_comes_once_in_pieces(ann: Sender, chat: Chat) -> 
     assert {event.sessions for event in events} == {(ann.sessions[0],)}
 
 
-@pytest.mark.usefixtures("uncounted")
 def test_a_very_long_digest_is_told_in_several_events(ann: Sender) -> None:
     sent = ann.say(2 * LONGEST + 1)
     receipts = [Receipt("team", msgid, 1, 1, number) for number, msgid in enumerate(sent, 1)]
