@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from imcore import Chat
+from imcore.settings import Settings
 from tests.acceptance.processes import Im
 from tests.acceptance.test_cli import on_a_terminal
 from tests.terminals import on_terminal, screen
@@ -22,10 +24,10 @@ def command(*words: str) -> list[str]:
 
 @pytest.fixture
 def im(valkey: str, tmp_path: Path) -> Im:
-    im = Im(redis_url=valkey, data_dir=tmp_path)
-    im.json("db", "upgrade")
-    im.json("group", "create", "team", "ann", "bob")
-    return im
+    with Chat.connect(settings=Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))) as chat:
+        chat.database.upgrade()
+        chat.create_group("team", ["ann", "bob"])
+    return Im(redis_url=valkey, data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(

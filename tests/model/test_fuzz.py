@@ -41,7 +41,7 @@ def test_every_public_function_is_known_and_every_parameter_has_a_strategy() -> 
 
 def test_random_calls_on_fakeredis(new_folder: Callable[[], Path]) -> None:
     run_state_machine_as_test(
-        lambda: fuzzing(fakeredis.FakeRedis(server=fakeredis.FakeServer()), new_folder()), settings=played(30)
+        lambda: fuzzing(fakeredis.FakeRedis(server=fakeredis.FakeServer()), new_folder()), settings=played(15)
     )
 
 
@@ -51,4 +51,4 @@ def test_random_calls_on_valkey(valkey: str, new_folder: Callable[[], Path]) -> 
         client.flushall()
         return fuzzing(client, new_folder())
 
-    run_state_machine_as_test(machine, settings=played(60))
+    run_state_machine_as_test(machine, settings=played(30))

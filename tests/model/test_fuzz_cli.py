@@ -183,7 +183,7 @@ def check_stderr(name: str, result: Result) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_random_arguments(name: str, new_folder: Callable[[], Path]) -> None:
-    @played(20)
+    @played(12)
     @given(st.data())
     def fuzz(data: st.DataObject) -> None:
         here = world(new_folder())

@@ -73,7 +73,7 @@ def test_histories_on_fakeredis() -> None:
     def open_chat() -> Chat:
         return chat_on(fakeredis.FakeRedis(server=fakeredis.FakeServer()))
 
-    run_state_machine_as_test(lambda: Histories(open_chat), settings=played(24))
+    run_state_machine_as_test(lambda: Histories(open_chat), settings=played(12))
 
 
 def test_histories_on_valkey(valkey: str) -> None:
@@ -82,7 +82,7 @@ def test_histories_on_valkey(valkey: str) -> None:
         client.flushall()
         return chat_on(client)
 
-    run_state_machine_as_test(lambda: Histories(open_chat), settings=played(45))
+    run_state_machine_as_test(lambda: Histories(open_chat), settings=played(30))
 
 
 def test_stored_histories_on_fakeredis(new_database: Callable[[], Database]) -> None:
@@ -98,7 +98,7 @@ def test_stored_histories_on_valkey(valkey: str, new_database: Callable[[], Data
         client.flushall()
         return chat_on(client, new_database())
 
-    run_state_machine_as_test(lambda: RebuiltHistories(open_chat), settings=played(30))
+    run_state_machine_as_test(lambda: RebuiltHistories(open_chat), settings=played(15))
 
 
 def test_histories_on_a_cluster(cluster: str) -> None:
