@@ -50,7 +50,7 @@ def run_storm(stack: Stack, plan: Plan, progress: Progress) -> list[Figure]:
 def _variants(plan: Plan) -> Mapping[int, list[Variant]]:
     """Return the variants by the window that the worker `receipts` has for them."""
     # Long beside the window, which each storm waits out once more at its end.
-    one, many = plan.size(20_000, 1000), plan.size(60_000, 3000)
+    one, many = plan.size(20_000, 4000), plan.size(60_000, 12_000)
     few = plan.size(400, 100)
     folded = [
         Variant("one gateway, acks per message, receipts folded", Mode(), one, Aim(">=", 20), folds=True),
