@@ -6,7 +6,8 @@ same creation again goes on where it ended. One that was given up is undone by w
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 
 from imcore.backoff import pauses
@@ -90,15 +91,29 @@ def tell(link: Link, gid: str, uids: Sequence[str]) -> None:
         link.run(creation_calls.tell(link.space, gid, some, is_last=number == len(pages)))
 
 
-def undo(link: Link, gid: str) -> bool:
-    """Take away what is left of a creation that was given up; return whether that was done, or it goes on after all."""
+def undo(link: Link, gid: str, *, mends: bool = False) -> bool:
+    """Take away what is left of a creation that was given up; return whether that was done, or it goes on after all.
+
+    Who `mends` the group, which so comes back from SQL, does so while the process lives, too; and nobody begins another
+    creation for some seconds, unless the group is there before.
+    """
     acked = link.space.group(gid).acked
     while True:
-        uids = [uid.decode() for uid in link.read("ZRANGE", acked, 0, STEP - 1)]
-        if not link.run(creation_calls.undo(link.space, gid, uids)):
+        if not link.run(creation_calls.undo(link.space, gid, uids := _some_of(link, acked), mends=mends)):
             return False
         if not uids:
             return True
+
+
+def _some_of(link: Link, acked: str) -> list[str]:
+    """Return some members: of what can be a name."""
+    return list(_names(link.read("ZRANGE", acked, 0, STEP - 1)))
+
+
+def _names(raw: Iterable[bytes]) -> Iterator[str]:
+    for each in raw:
+        with suppress(UnicodeDecodeError):
+            yield each.decode()
 
 
 def first_members(link: Link, gid: str) -> Iterator[str]:
@@ -110,7 +125,7 @@ def first_members(link: Link, gid: str) -> Iterator[str]:
     cursor = 0
     while True:
         cursor, page = link.read("ZSCAN", link.space.group(gid).joined, cursor, "COUNT", _PAGE)
-        yield from (uid_of(span.decode()) for span, score in page if float(score) == 0)
+        yield from map(uid_of, _names(span for span, score in page if float(score) == 0))
         if int(cursor) == 0:
             return
 

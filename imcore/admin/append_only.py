@@ -17,6 +17,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from imcore.admin.audit_messages import chunks
 from imcore.chat import Chat
 from imcore.errors import DatabaseNotReady, DatabaseUnavailable
+from imcore.streams import wire
 from imcore.streams.keys import SEPARATOR, WITHDRAWN
 from imcore.streams.link import CHUNK, Link
 from imcore.streams.redis_errors import driver_errors
@@ -67,7 +68,7 @@ def _gone(chat: Chat) -> Iterator[bytes]:
     """Yield the notes of messages that no stream has any more."""
     link = chat.link
     for some in chunks(link.read("ZRANGE", WITHDRAWN, 0, -1), CHUNK):
-        notes = [note.decode().rpartition(SEPARATOR) for note in some]
+        notes = [wire.text(note).rpartition(SEPARATOR) for note in some]
         metas = [link.space.group(gid).meta for gid, _, _ in notes]
         trimmed = link.read_many([("HGET", meta, "trimmed") for meta in metas])
         there = link.read_many([("EXISTS", meta) for meta in metas])

@@ -21,7 +21,7 @@ from imcore.admin.suspicion import MISSING, NOTHING, THERE, Suspicion
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, TryAgain
 from imcore.sql import corrections, stored
-from imcore.streams import keys
+from imcore.streams import keys, wire
 
 AT_ONCE = 200
 """How many groups are looked at within one window."""
@@ -100,7 +100,7 @@ _BEGUN = Suspicion("mending", "begun and not ended", "nothing of it", "stored")
 def _gids(chat: Chat) -> list[str]:
     link, space = chat.link, chat.link.space
     found = link.read_many([("SMEMBERS", space.groups(p)) for p in range(space.partitions)])
-    in_redis = {gid.decode() for some in found for gid in some}
+    in_redis = {wire.text(gid) for some in found for gid in some}
     return sorted({*in_redis, *stored.gids(chat.database), *stored.unlisted(chat.database)})
 
 

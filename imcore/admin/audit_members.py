@@ -14,6 +14,7 @@ from imcore.chat import Chat
 from imcore.errors import ImError
 from imcore.sql import stored
 from imcore.sql.rows import SpanRow
+from imcore.streams import wire
 from imcore.streams.keys import SEPARATOR, GroupKeys, span_key
 from imcore.streams.link import CHUNK, Link
 from imcore.streams.restore_calls import NEVER
@@ -183,7 +184,7 @@ def followers(link: Link, stream: str) -> dict[str, int]:
         if "no such key" in str(error):  # a group without members and messages has no stream
             return {}
         raise
-    return {info["name"].decode(): _packed(info["last-delivered-id"]) for info in found}
+    return {wire.text(info["name"]): _packed(info["last-delivered-id"]) for info in found}
 
 
 def scan(link: Link, key: str) -> Iterator[tuple[str, int]]:
@@ -192,7 +193,7 @@ def scan(link: Link, key: str) -> Iterator[tuple[str, int]]:
     while True:
         cursor, page = link.read("ZSCAN", key, cursor, "COUNT", 1000)
         for name, score in page:
-            yield name.decode(), _whole(score)
+            yield wire.text(name), _whole(score)
         if int(cursor) == 0:
             return
 

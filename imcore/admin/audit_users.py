@@ -9,7 +9,7 @@ from typing import NamedTuple
 from imcore.admin.audit_messages import chunks
 from imcore.chat import Chat
 from imcore.sql import stored
-from imcore.streams import calls
+from imcore.streams import calls, wire
 
 AT_ONCE = 200
 
@@ -28,7 +28,7 @@ def strange_listings(chat: Chat, *, repair: bool) -> Iterator[Listing]:
     for uids in chunks(stored.uids(chat.database), AT_ONCE):
         sets = [(uid, space.groups_of(p, uid)) for uid in uids for p in range(space.partitions)]
         found = link.read_many([("SMEMBERS", key) for _, key in sets])
-        pairs = [(gid.decode(), uid, key) for (uid, key), gids in zip(sets, found, strict=True) for gid in gids]
+        pairs = [(wire.text(gid), uid, key) for (uid, key), gids in zip(sets, found, strict=True) for gid in gids]
         answers = link.gather([calls.is_member(space, gid, uid) for gid, uid, _ in pairs])
         for (gid, uid, key), is_member in zip(pairs, answers, strict=True):
             # It may be an error: what else may be wrong with a group is told by who looks at that.

@@ -11,10 +11,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from imcore import creation
 from imcore.backoff import pauses
 from imcore.chat import Chat
 from imcore.errors import ImError, TryAgain
-from imcore.streams import restore_calls
+from imcore.streams import calls, restore_calls, wire
 from imcore.streams.restore_calls import Claim
 
 HOLD_MS = 15_000
@@ -70,7 +71,18 @@ def take(chat: Chat, gids: Sequence[str]) -> list[Claim]:
             give_back(chat, wanted, done=False)
             raise TryAgain(f"another process mends {missing[0].k.gid!r}")
         time.sleep(next(pause))
+    _give_up_creations(chat, gids)
     return wanted
+
+
+def _give_up_creations(chat: Chat, gids: Sequence[str]) -> None:
+    """Undo creations of these groups that go on: the groups come back with the members that they had.
+
+    Who is in the middle of it begins again, and finds the group.
+    """
+    under_way = {gid for some in chat.link.run_many(calls.being_created(chat.link.space)) for gid in some}
+    for gid in under_way.intersection(gids):
+        creation.undo(chat.link, gid, mends=True)
 
 
 def give_back(chat: Chat, claims: Sequence[Claim], *, done: bool) -> None:
@@ -86,4 +98,4 @@ def _missing(chat: Chat, claims: Sequence[Claim]) -> list[Claim]:
 
 def unfinished(chat: Chat, partition: int) -> set[str]:
     """Return the groups of a partition whose mending has begun and not ended: they may not be as they should."""
-    return {gid.decode() for gid in chat.link.read("HKEYS", chat.link.space.mending(partition))}
+    return {wire.text(gid) for gid in chat.link.read("HKEYS", chat.link.space.mending(partition))}

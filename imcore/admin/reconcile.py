@@ -32,7 +32,7 @@ from imcore.settings import Settings
 from imcore.sql import stored
 from imcore.sql.database import Database
 from imcore.sql.rows import MarkRow
-from imcore.streams import journal_calls, keys, restore_calls
+from imcore.streams import journal_calls, keys, restore_calls, wire
 from imcore.streams.calls import Call
 from imcore.streams.events import Entry
 from imcore.streams.link import Link
@@ -137,7 +137,7 @@ def _tell_senders(chat: Chat, gid: str, after: int) -> None:
 
 def _gids(chat: Chat, partition: int) -> Iterator[str]:
     space = chat.link.space
-    here = {gid.decode() for gid in chat.link.read("SMEMBERS", space.groups(partition))}
+    here = {wire.text(gid) for gid in chat.link.read("SMEMBERS", space.groups(partition))}
     for gid in stored.gids(chat.database):
         if space.partition_of(gid) == partition:
             here.discard(gid)
@@ -185,7 +185,7 @@ class Watch:
         if self._broken_off:
             end_rebuild(self._chat)
             log.warning("the rebuild that was broken off is ended: what it left is reconciled")
-        left_behind.settle(self._chat.link)
+        left_behind.settle(self._chat.link, self._trouble)
         before, self._mended = self._mended, self._states()
         if self._dataset is not None:
             self._look_at = time.monotonic() + self._every_s

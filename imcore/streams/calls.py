@@ -287,7 +287,7 @@ def groups_of(space: Keyspace, uid: str) -> list[Call[list[str]]]:
 def being_created(space: Keyspace) -> list[Call[list[str]]]:
     """Ask which groups are being created, in each partition: they are not there yet."""
     return [
-        Call("", (), ("HKEYS", space.creating(partition)), lambda found: [gid.decode() for gid in found])
+        Call("", (), ("HKEYS", space.creating(partition)), lambda found: list(map(wire.text, found)))
         for partition in range(space.partitions)
     ]
 

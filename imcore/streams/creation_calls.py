@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from imcore import msgid as msgids
+from imcore.streams import wire
 from imcore.streams.calls import Call
 from imcore.streams.keys import Keyspace
 from imcore.values import Group
@@ -36,7 +37,7 @@ def begin(space: Keyspace, gid: str, token: str) -> Call[Begun | None]:
 def add(space: Keyspace, gid: str, token: str, uids: Sequence[str]) -> Call[int | None]:
     """Give members to a group that is being created; answers how many were new, or LOST."""
     k = space.group(gid)
-    keys = (k.creating, k.stream, k.acked, k.joined, *map(k.groups_of, uids))
+    keys = (k.creating, k.meta, k.stream, k.acked, k.joined, *map(k.groups_of, uids))
     return Call("im_create_add", keys, (gid, token, *uids), _number_or_lost, gid, writes=True)
 
 
@@ -53,11 +54,14 @@ def tell(space: Keyspace, gid: str, uids: Sequence[str], *, is_last: bool) -> Ca
     return Call("im_create_tell", (k.untold, k.acked), (gid, k.inboxes, int(is_last), *uids), int, gid, writes=True)
 
 
-def undo(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[bool]:
-    """Take members away from a creation that was given up; without any, end it. Answers False if there is none."""
+def undo(space: Keyspace, gid: str, uids: Sequence[str], *, mends: bool = False) -> Call[bool]:
+    """Take members away from a creation that was given up, or, by who `mends` the group, from any; without any, end it.
+
+    Answers False if there is none.
+    """
     k = space.group(gid)
     keys = (k.creating, k.meta, k.stream, k.acked, k.joined, *map(k.groups_of, uids))
-    return Call("im_create_undo", keys, (gid, *uids), bool, gid, writes=True)
+    return Call("im_create_undo", keys, (gid, int(mends), *uids), bool, gid, writes=True)
 
 
 def given_up(space: Keyspace, partition: int) -> Call[list[str]]:
@@ -71,7 +75,7 @@ def untold(space: Keyspace, partition: int) -> Call[list[str]]:
 
 
 def _gids(answer: list[bytes]) -> list[str]:
-    return [gid.decode() for gid in answer]
+    return list(map(wire.text, answer))
 
 
 def _number_or_lost(answer: Any) -> int | None:

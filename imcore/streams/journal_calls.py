@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from imcore.streams import keys as names
+from imcore.streams import wire
 from imcore.streams.calls import Call
 from imcore.streams.keys import Keyspace
 
@@ -88,7 +89,7 @@ def storm(space: Keyspace, partition: int, *, seconds: int) -> Call[Counted]:
 
 def holders(space: Keyspace, partition: int, kind: str) -> Call[list[str]]:
     """Ask which consumers have entries open."""
-    return Call("im_holders", (space.journal(partition),), (kind,), lambda answer: [name.decode() for name in answer])
+    return Call("im_holders", (space.journal(partition),), (kind,), lambda answer: list(map(wire.text, answer)))
 
 
 def claim(space: Keyspace, partition: int, kind: str, consumer: str, dead: str) -> Call[int]:

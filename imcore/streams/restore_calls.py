@@ -157,7 +157,7 @@ def swap(
     def decode(answer: Any) -> tuple[int, int] | None:
         return CHANGED if isinstance(answer, bytes) else (int(answer[0]), int(answer[1]))
 
-    keys = (*claim.keys, k.meta, k.stream, k.acked, k.joined, k.journal, k.groups)
+    keys = (*claim.keys, k.meta, k.stream, k.acked, k.joined, k.journal, k.groups, k.creating)
     return Call("im_restore_swap", keys, args, decode, k.gid, writes=True)
 
 

@@ -6,6 +6,7 @@ The clock is libfaketime's, which a file tells what to show. See `tests.apt`.
 import os
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ import redis
 from imcore import Chat
 from imcore.admin import audit, claims, left_behind
 from imcore.admin.stats import stats
+from imcore.backoff import Trouble
 from imcore.embedded import find_server
 from imcore.errors import TryAgain
 from imcore.settings import Settings
@@ -152,7 +154,7 @@ def test_what_began_then_ends_as_if_it_began_now(chat: Chat, clock: Clock) -> No
 
     # When the clock is put right, and workers look at it
     clock.put_ahead(0)
-    left_behind.settle(link)
+    left_behind.settle(link, Trouble(time.monotonic))
     # Then nothing of it has ended at once
     assert not link.run(journal_calls.lease("persist", 1, "other", SHORT_MS))
     assert chat.online(["ann"]) == {"ann"}

@@ -2,6 +2,7 @@
 
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 
 from imcore import Chat, Draft, creation, history, reading
 from imcore.admin import audit, left_behind, retention
+from imcore.backoff import Trouble
 from imcore.errors import GroupExists
 from imcore.settings import Settings
 from imcore.sql.database import Database
@@ -208,7 +210,7 @@ class TestCreation:
             with pytest.raises(GroupExists):
                 chat.create_group(GID, others)
         assert chat.create_group(GID, UIDS[::-1]).members == len(UIDS)
-        left_behind.settle(chat.link)
+        left_behind.settle(chat.link, Trouble(time.monotonic))
         assert chat.group(GID).members == len(UIDS)
 
 

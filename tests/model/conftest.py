@@ -10,11 +10,6 @@ import pytest
 from imcore.sql.database import Database
 
 
-@pytest.fixture(autouse=True)
-def _uncounted(uncounted: None) -> None:
-    """What chance does is the same as what is measured elsewhere."""
-
-
 @pytest.fixture
 def new_folder(tmp_path: Path) -> Callable[[], Path]:
     """Makes a folder with an empty database, each time: a copy, because migrations take their time."""

@@ -10,6 +10,7 @@ import pytest
 
 from imcore import Chat, creation
 from imcore.admin import holders, left_behind
+from imcore.backoff import Trouble
 from imcore.errors import UnknownGroup
 from imcore.settings import Settings
 from imcore.streams import calls, creation_calls, journal_calls, keys, restore_calls, session_calls
@@ -122,7 +123,7 @@ ENDS = {
     "who is online, as nobody's does": End(
         lambda chat: chat.begin_session("ann"),
         lambda chat: raw(chat).zadd(SPACE.online(0), {"ann": now_ms() + DAY_MS}),
-        lambda chat: left_behind.settle(chat.link),
+        lambda chat: left_behind.settle(chat.link, Trouble(time.monotonic)),
         lambda chat: float(raw(chat).zscore(SPACE.online(0), "ann")),
     ),
 }
@@ -265,7 +266,7 @@ class TestCreations:
                 ask("crowd")
         # And nothing is left of one that is given up, but for an empty stream
         self.let_die(chat)
-        left_behind.settle(chat.link)
+        left_behind.settle(chat.link, Trouble(time.monotonic))
         assert set(raw(chat).keys("*")) - before == {SPACE.group("crowd").stream.encode()}
 
     def test_the_same_creation_again_completes_it(self, chat: Chat) -> None:
@@ -295,14 +296,14 @@ class TestCreations:
         self.let_die(chat)
         # When a worker sees to it, or somebody repeats it
         assert chat.link.run(creation_calls.untold(SPACE, 0)) == ["crowd"]
-        left_behind.settle(chat.link)
+        left_behind.settle(chat.link, Trouble(time.monotonic))
         # Then nobody has to be told any more
         assert not raw(chat).exists(SPACE.untold(0))
 
     def test_a_process_that_stalled_does_not_go_on_where_it_was(self, chat: Chat) -> None:
         self.half(chat)
         self.let_die(chat)
-        left_behind.settle(chat.link)
+        left_behind.settle(chat.link, Trouble(time.monotonic))
         token = creation._token(UIDS)
         assert chat.link.run(creation_calls.add(SPACE, "crowd", token, UIDS[-1:])) is creation_calls.LOST
         assert chat.link.run(creation_calls.end(SPACE, "crowd", token, 1)) is creation_calls.LOST

@@ -10,6 +10,7 @@ import pytest
 from imcore import Chat, Receipt, Session
 from imcore import msgid as msgids
 from imcore.asking import Ask, Question
+from imcore.backoff import Trouble
 from imcore.errors import RedisRefuses, RedisUnavailable
 from imcore.live import confirming, telling
 from imcore.live.channels import Inbox
@@ -30,7 +31,7 @@ class Sender:
     def __init__(self, chat: Chat, sessions: int = 1) -> None:
         self.chat = chat
         self.handover = Handover()
-        self.telling = Telling(chat.link.space, self.handover, lambda: 0.0)
+        self.telling = Telling(chat.link.space, self.handover, Trouble(lambda: 0.0), lambda: 0.0)
         self.sessions = [Session("ann") for _ in range(sessions)]
         self.inbox = Inbox("ann", 0, dict.fromkeys(self.sessions))
 

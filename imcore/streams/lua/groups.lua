@@ -44,6 +44,24 @@ local function in_the_way(creating, gid, token)
   return redis.error_reply('ABANDONED the group was created by half')
 end
 
+-- The token in the place of a creation that who mends the group has undone: for a while nobody may begin another one.
+local MENDED = '-'
+
+-- Whether somebody has begun to create the group, be it that this is given up.
+local function is_created(creating, gid)
+  local token = creation_of(creating, gid)
+  return token and token ~= MENDED
+end
+
+-- Whether the group is there: then no creation of it goes on, however it came there, as from SQL after a loss of Redis.
+local function is_there(meta, creating, gid)
+  if redis.call('EXISTS', meta) == 0 then
+    return false
+  end
+  redis.call('HDEL', creating, gid)
+  return true
+end
+
 local function is_before_epoch()
   return tonumber(redis.call('TIME')[1]) * 1000 <= EPOCH_MS
 end
@@ -102,8 +120,8 @@ end
 -- Answer: {members, seq, last, 1 if they may not have been told} if the group is there already, else {}.
 -- Errors: CREATING, ABANDONED, CLOCK.
 local function create_begin(keys, args)
-  local seq, last = head_of(keys[1])
-  if seq then
+  if is_there(keys[1], keys[4], args[1]) then
+    local seq, last = head_of(keys[1])
     return {member_count(keys[2], keys[3]), seq, decimal(last), redis.call('HGET', keys[5], args[1]) and 1 or 0}
   end
   local problem = in_the_way(keys[4], args[1], args[2])
@@ -117,16 +135,16 @@ local function create_begin(keys, args)
 end
 
 -- im_create_add: give first members to a group that is being created.
--- Keys: creating, stream, acked, joined, then groups_of of each. Arguments: gid, token, then each uid.
--- Answer: how many were new, or LOST if the creation is the caller's no more.
+-- Keys: creating, meta, stream, acked, joined, then groups_of of each. Arguments: gid, token, then each uid.
+-- Answer: how many were new, or LOST if the creation is the caller's no more, or the group is there.
 local function create_add(keys, args)
-  if creation_of(keys[1], args[1]) ~= args[2] then
+  if is_there(keys[2], keys[1], args[1]) or creation_of(keys[1], args[1]) ~= args[2] then
     return 'LOST'
   end
-  local group = {gid = args[1], stream = keys[2], acked = keys[3], joined = keys[4], seq = 0, last = 0}
+  local group = {gid = args[1], stream = keys[3], acked = keys[4], joined = keys[5], seq = 0, last = 0}
   local added = 0
   for i = 3, #args do
-    added = added + (begin_span(group, args[i], keys[2 + i]) and 1 or 0)
+    added = added + (begin_span(group, args[i], keys[3 + i]) and 1 or 0)
   end
   keep_creation(keys[1], args[1], args[2])
   return added
@@ -136,7 +154,8 @@ end
 -- Keys: creating, meta, acked, journal, groups, untold. Arguments: gid, token, how many members it is to have.
 -- Answer: how many it has, or LOST.
 local function create_end(keys, args)
-  if creation_of(keys[1], args[1]) ~= args[2] or redis.call('ZCARD', keys[3]) ~= tonumber(args[3]) then
+  if is_there(keys[2], keys[1], args[1]) or creation_of(keys[1], args[1]) ~= args[2]
+      or redis.call('ZCARD', keys[3]) ~= tonumber(args[3]) then
     return 'LOST'
   end
   found(args[1], keys[2], keys[4], keys[5])
@@ -164,21 +183,35 @@ end
 
 -- im_create_undo: take away what is left of a creation whose process has died, some members at a time; without uids, end it. The
 -- stream stays, empty: no role but that of workers may make an end of one.
--- Keys: creating, meta, stream, acked, joined, then groups_of of each. Arguments: gid, then uids.
+-- Keys: creating, meta, stream, acked, joined, then groups_of of each.
+-- Arguments: gid, 1 from who mends the group and does not care whether its process lives, then uids.
 -- Answer: 1, or 0 if that creation lives after all, or the group is there.
 local function create_undo(keys, args)
   local token, lives = creation_of(keys[1], args[1])
-  if not token or lives or redis.call('EXISTS', keys[2]) == 1 then
+  local mends = args[2] == '1'
+  if is_there(keys[2], keys[1], args[1]) or not token or lives and not mends then
     return 0
+  elseif mends then
+    keep_creation(keys[1], args[1], MENDED)  -- so no step of it follows, and no other one begins
   end
-  for i = 2, #args do
+  local has_stream = redis.call('EXISTS', keys[3]) == 1
+  for i = 3, #args do
     redis.call('ZREM', keys[4], args[i])
     redis.call('ZREM', keys[5], args[i])
-    redis.call('XGROUP', 'DESTROY', keys[3], args[i])
-    redis.call('SREM', keys[4 + i], args[1])
+    if has_stream then
+      redis.call('XGROUP', 'DESTROY', keys[3], args[i])
+    end
+    redis.call('SREM', keys[3 + i], args[1])
   end
-  if #args == 1 then
-    redis.call('HDEL', keys[1], args[1])
+  if #args == 2 then
+    for _, key in ipairs({keys[4], keys[5]}) do
+      for _, by_hand in ipairs(redis.call('ZRANGE', key, 0, 99)) do
+        redis.call('ZREM', key, by_hand)
+      end
+    end
+    if not mends then
+      redis.call('HDEL', keys[1], args[1])
+    end
   end
   return 1
 end

@@ -218,14 +218,15 @@ end
 -- Messages that came since the caller looked follow in the shadow, with seqs that go on from there. Offsets that have
 -- passed messages which were missing go back to before these, unless SQL knows better; the journal says where they are.
 -- Once done it is not done again: the same call is answered as the first time.
--- Keys: mending, shadow, meta, stream, acked, joined, journal, groups.
+-- Keys: mending, shadow, meta, stream, acked, joined, journal, groups, creating.
 -- Arguments: gid, token, newest id of the stream and trim point (packed; '' for a group that was not there) as the caller saw
 -- them, how many entries the shadow has, its newest id and seq, trim point (packed) and its seq, id after which ids are given,
 -- where the entries begin that `persist` has not done ('' if there are none), packed msgid of the first message that was
 -- missing ('' if there is none), then, if there is one, for each span: span key, where it began, the first missing message
 -- that SQL does not know it to have passed (or a higher number than any), its offset before that, where it began as SQL and
 -- the journal are to have it, the offset that SQL knows.
--- Answer: {seq, packed msgid} of the newest, or CHANGED if the stream is not as the caller saw it, or ids do not fit.
+-- Answer: {seq, packed msgid} of the newest, or CHANGED if the stream is not as the caller saw it, or ids do not fit, or a
+-- creation of the group has begun.
 -- Errors: LOST.
 local function restore_swap(keys, args)
   if not is_claimed(keys[1], args[1], args[2]) then
@@ -240,7 +241,7 @@ local function restore_swap(keys, args)
   local head = redis.call('HMGET', meta, 'seq', 'trimmed')
   local tail = redis.call('XRANGE', stream, '(' .. args[3], '+')
   if (head[1] and (head[2] or '0') or '') ~= args[4] or redis.call('XLEN', shadow) ~= tonumber(args[5])
-      or tail[1] and not is_after(tail[1][1], newest) then
+      or tail[1] and not is_after(tail[1][1], newest) or not head[1] and is_created(keys[9], gid) then
     return 'CHANGED'
   end
   for _, entry in ipairs(tail) do
@@ -275,6 +276,7 @@ local function restore_swap(keys, args)
   local last = newest == '0-0' and '0' or decimal(pack(newest))
   redis.call('HSET', meta, 'seq', seq, 'last', last, 'trimmed', trimmed)
   redis.call('SADD', keys[8], gid)
+  redis.call('HDEL', keys[9], gid)
   redis.call('HSET', keys[1], gid, table.concat({args[2], decimal(now_ms() + CLAIM_MS), seq, last}, ' '))
   return {seq, last}
 end

@@ -1,0 +1,225 @@
+"""A group that comes back from SQL while it is created again, and creations that somebody has spoiled by hand."""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from imcore import creation
+from imcore.admin import left_behind
+from imcore.admin.audit import check
+from imcore.admin.rebuild import rebuild
+from imcore.backoff import Trouble
+from imcore.chat import Chat
+from imcore.errors import GroupExists, ImError
+from imcore.settings import Settings
+from imcore.streams import creation_calls
+from imcore.streams.creation_calls import LOST
+from workers.persist import Persist
+
+MEMBERS = [f"u{number:03}" for number in range(150)]
+STRANGERS = [f"stranger{number:03}" for number in range(150)]
+
+
+@pytest.fixture
+def settings(valkey: str, tmp_path: Path) -> Settings:
+    given = Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path), partitions="1")
+    return replace(given, lease_ms=100, retry_ms=1, max_deliveries=2)
+
+
+@pytest.fixture
+def chat(settings: Settings) -> Iterator[Chat]:
+    with Chat.connect(settings=settings) as chat:
+        chat.database.upgrade()
+        yield chat
+
+
+@pytest.fixture
+def other(settings: Settings) -> Iterator[Chat]:
+    """Another process, which creates the group meanwhile."""
+    with Chat.connect(settings=settings) as other:
+        yield other
+
+
+@pytest.fixture
+def server(valkey: str, chat: Chat) -> Iterator["redis.Redis"]:
+    with redis.Redis.from_url(valkey) as client:
+        yield client
+
+
+def drain(chat: Chat) -> None:
+    worker = Persist(chat.link, chat.database, chat.settings)
+    worker.step()
+    while not worker.drained():
+        worker.step()
+    worker.close()
+
+
+def begun(link: Any, uids: Sequence[str], *, added: int) -> list[Callable[[], object]]:
+    """Begin to create the group, and add some of its members; return the steps that are left."""
+    space, token = link.space, creation._token(uids)
+    assert link.run(creation_calls.begin(space, "team", token)) is None
+    steps: list[Callable[[], object]] = [
+        *(
+            lambda at=at: link.run(creation_calls.add(space, "team", token, uids[at : at + 50]))
+            for at in range(0, len(uids), 50)
+        ),
+        lambda: link.run(creation_calls.end(space, "team", token, len(uids))),
+    ]
+    for step in steps[:added]:
+        step()
+    return steps[added:]
+
+
+def bring_back(chat: Chat, how: str) -> None:
+    if how == "rebuild":
+        rebuild(chat, yes=True, adopt=True)
+    else:
+        drain(chat)  # what is there is older than SQL: the worker reconciles
+
+
+def lose(server: "redis.Redis", how: str, before: dict[bytes, bytes]) -> None:
+    """Lose all, or what came after a moment."""
+    server.flushall()
+    for key, value in before.items() if how == "reconciliation" else ():
+        server.restore(key, 0, value)
+
+
+def dump(server: "redis.Redis") -> dict[bytes, bytes]:
+    return {key: server.dump(key) for key in server.keys("*")}
+
+
+@pytest.mark.parametrize("added", [0, 1, 2, 3])
+@pytest.mark.parametrize("uids", [MEMBERS, STRANGERS], ids=["the same", "others"])
+@pytest.mark.parametrize("how", ["rebuild", "reconciliation"])
+def test_a_group_that_comes_back_is_what_it_was_whoever_creates_it_meanwhile(
+    chat: Chat, other: Chat, server: "redis.Redis", how: str, uids: list[str], added: int
+) -> None:
+    # Given a group that SQL knows, and that Redis has lost
+    chat.create_group("other", ["ann"])
+    drain(chat)
+    before = dump(server)
+    chat.create_group("team", MEMBERS)
+    sent = [chat.send("team", text, sender_uid="u000").msgid for text in ("one", "two")]
+    drain(chat)
+    lose(server, how, before)
+    # When somebody creates it again, and it comes back in the midst of that
+    left = begun(other.link, uids, added=added)
+    bring_back(chat, how)
+
+    # Then it is there as it was, for everybody
+    def is_as_it_was() -> None:
+        assert [(each.msgid, each.seq) for each in chat.pull("u001", "team")] == [(sent[0], 1), (sent[1], 2)]
+        assert {member.uid for member in chat.members("team")} == set(MEMBERS)
+        assert chat.groups_of("u001") == ["team"]
+        assert chat.groups_of("stranger000") == []
+        assert list(check(chat)) == []
+
+    is_as_it_was()
+    # And no step of the creation changes that
+    assert [step() for step in left] == [LOST] * len(left)
+    is_as_it_was()
+    if uids == MEMBERS:
+        assert other.create_group("team", uids).messages == 2
+    else:
+        with pytest.raises(GroupExists):
+            other.create_group("team", uids)
+    is_as_it_was()
+    assert chat.send("team", "three", sender_uid="u001").seq == 3
+    assert server.hlen(chat.link.space.group("team").creating) == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_moments(chat: Chat, other: Chat, server: "redis.Redis", seed: int) -> None:
+    """Steps of creations, of a worker's reconciliation and of a rebuild, in any order: the group is what SQL has."""
+    chance = random.Random(seed)
+    chat.create_group("team", MEMBERS)
+    sent = chat.send("team", "one", sender_uid="u000")
+    drain(chat)
+    server.flushall()
+    uids = chance.choice([MEMBERS, STRANGERS])
+    done: list[object] = []
+    left: list[Callable[[], object]] = []
+    run_many = chat.link.run_many
+
+    def and_somebody_creates(batch: Sequence[Any], **options: Any) -> list[Any]:
+        """Let a step of a creation come before any round trip of who mends."""
+        nonlocal left
+        for _ in range(chance.randrange(3)):
+            if left:
+                done.append(left.pop(0)())
+            elif chance.random() < 0.5:
+                try:
+                    left = begun(other.link, uids, added=0)
+                except (ImError, AssertionError):
+                    left = []
+        return run_many(batch, **options)
+
+    chat.link.run_many = and_somebody_creates  # type: ignore[method-assign, assignment]
+    rebuild(chat, yes=True, adopt=True)
+    chat.link.run_many = run_many  # type: ignore[method-assign]
+    done += [step() for step in left]
+    # A creation that ended before the group came back was one: the two are merged.
+    members = {*MEMBERS, *(STRANGERS if len(STRANGERS) in done else ())}
+    assert [each.msgid for each in chat.pull("u001", "team")] == [sent.msgid]
+    assert {member.uid for member in chat.members("team")} == members
+    assert chat.groups_of("u001") == ["team"]
+    drain(chat)
+    assert list(check(chat)) == []
+
+
+SPOILED: dict[str, Callable[["redis.Redis", Any], object]] = {
+    "a name that is no UTF-8": lambda server, k: server.zadd(k.joined, {b"\xff": 0}),
+    "an empty name": lambda server, k: server.zadd(k.joined, {b"": 0}),
+    "a long name": lambda server, k: server.zadd(k.joined, {b"x" * 300: 0}),
+    "a name with NUL": lambda server, k: server.zadd(k.joined, {b"a\x00b": 0}),
+    "joined": lambda server, k: server.set(k.joined, "by hand"),
+    "creating": lambda server, k: server.set(k.creating, "by hand"),
+    "untold": lambda server, k: server.set(k.untold, "by hand"),
+    "a gid that is no UTF-8": lambda server, k: server.hset(
+        k.creating, b"\xff", f"t {int(time.time() * 1000) - 20_000} 10000"
+    ),
+    "an odd creation": lambda server, k: server.hset(k.creating, "odd", "by hand"),
+    "online": lambda server, k: server.set(k.journal.replace("journal", "online"), "by hand"),
+    "groups": lambda server, k: server.sadd(k.groups, b"\xff"),
+    "mending": lambda server, k: server.hset(k.mending, b"\xff", "by hand"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_what_is_spoiled_keeps_nobody_from_storing(chat: Chat, server: "redis.Redis", what: str) -> None:
+    chat.create_group("team", ["ann", "bob"])
+    chat.create_group("home", ["ann"])
+    SPOILED[what](server, chat.link.space.group("team"))
+    sent = chat.send("home", "hi", sender_uid="ann")
+    worker = Persist(chat.link, chat.database, chat.settings)
+    give_up = time.monotonic() + 10
+    while not (stored := chat.database.messages_after("home", 0)) and time.monotonic() < give_up:
+        try:
+            worker.step()
+        except ImError:
+            time.sleep(0.01)
+    assert [row.seq for row in stored] == [sent.seq]
+    worker.close()
+
+
+def test_a_creation_that_was_given_up_is_undone_without_its_stream(
+    chat: Chat, server: "redis.Redis", caplog: pytest.LogCaptureFixture
+) -> None:
+    k = chat.link.space.group("team")
+    begun(chat.link, MEMBERS, added=2)
+    server.delete(k.stream)
+    server.hset(k.creating, "team", f"{creation._token(MEMBERS)} {int(time.time() * 1000) - 1} 10000")
+    server.zadd(k.acked, {b"\xff": 0})
+
+    left_behind.settle(chat.link, Trouble(time.monotonic))
+
+    assert (chat.groups_of("u001"), server.hlen(k.creating)) == ([], 0)
+    assert server.zcard(k.acked) == server.zcard(k.joined) == 0
+    assert "its creation was given up, and is undone" in caplog.text
+    assert chat.create_group("team", STRANGERS).members == len(STRANGERS)
