@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from math import inf
 from typing import Any
 
 import fakeredis
@@ -197,7 +198,7 @@ def test_receipts_are_confirmed_in_bounded_calls(ann: Sender, chat: Chat, monkey
     # Given a sender who was told very much
     sent = ann.say(1300)
     ann.mark(sent)
-    known = Confirming(chat.link.space, 1.0, lambda: 0.0)
+    known = Confirming(chat.link.space, 1.0, Trouble(lambda: 0.0), lambda: 0.0)
     monkeypatch.setattr(confirming, "MOST_AT_ONCE", 1200)
     for event in ann.ask():
         known.known("ann", event.receipts)
@@ -227,7 +228,7 @@ def test_of_two_receipts_of_a_message_the_newer_one_is_confirmed(ann: Sender, ch
     ann.mark([message])
     older = chat.receipts("ann")
     ann.mark([message])
-    known = Confirming(chat.link.space, 1.0, lambda: 0.0)
+    known = Confirming(chat.link.space, 1.0, Trouble(lambda: 0.0), lambda: 0.0)
     known.known("ann", chat.receipts("ann"))
     known.known("ann", older)
 
@@ -240,17 +241,24 @@ def test_what_could_not_be_confirmed_is_confirmed_later(
     ann: Sender, chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ann.mark(ann.say(3))
-    known = Confirming(chat.link.space, 1.0, lambda: 0.0)
+    now = 0.0
+    known = Confirming(chat.link.space, 1.0, Trouble(lambda: now), lambda: now)
     known.known("ann", chat.receipts("ann"))
+    now = known.due()
+    assert now == 1.0
     with monkeypatch.context() as patch:
         patch.setattr(
             chat.history.answering, "answer", lambda question: [RedisRefuses("not now")] * len(question.calls)
         )
+        chat.history.answering.run(known.go_on())
         with pytest.raises(RedisRefuses):
-            chat.history.answering.run(known.go_on())
-    assert known.due() == 1.0
+            chat.history.answering.run(known.send_of(["ann"]))
+    assert len(chat.receipts("ann")) == 3
+    now = known.due()
+    assert now > 1.0
     chat.history.answering.run(known.go_on())
     assert chat.receipts("ann") == []
+    assert known.due() == inf
 
 
 def test_pages_are_small_enough_that_no_step_takes_long() -> None:
