@@ -254,9 +254,10 @@ def test_what_could_not_be_confirmed_is_confirmed_later(
         with pytest.raises(RedisRefuses):
             chat.history.answering.run(known.send_of(["ann"]))
     assert len(chat.receipts("ann")) == 3
-    now = known.due()
-    assert now > 1.0
-    chat.history.answering.run(known.go_on())
+    assert known.due() > 1.0
+    for _ in range(2):
+        now = min(known.due(), 2.0)
+        chat.history.answering.run(known.go_on())
     assert chat.receipts("ann") == []
     assert known.due() == inf
 
