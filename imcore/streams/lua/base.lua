@@ -20,7 +20,7 @@
 --   groups_of set   gids of that partition which they are a member of
 --   dirty   zset    gid SEP packed msgid -> version; their messages whose tallies changed and were not confirmed yet
 -- Keys of one user in the partition of their uid:
---   sessions hash   session id -> "end length" (ms)
+--   sessions zset   session id -> end (ms); and their lengths, see sessions.lua
 -- Keys of one partition, beside its journal:
 --   online   zset   uid -> when their last session ends (ms)
 --   online_ms string the greatest length of any session
