@@ -57,7 +57,7 @@ _OF_USERS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("sessions",): ("pexpireat",),
     ("groups", "groups_of"): ("sadd",),
     ("groups_of",): ("srem",),
-    ("own",): ("rpush", "lpop", "lrem", "del", "unlink"),
+    ("own",): ("rpush", "ltrim", "lrem", "unlink"),
     ("once_older",): ("unlink",),
 }
 """What the functions that users' calls go to may do, to which kinds of keys."""

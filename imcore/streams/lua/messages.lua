@@ -3,6 +3,9 @@
 -- Before their size is known, so many messages are read at once.
 local FIRST_PAGE = 16
 
+-- So many own messages that an offset has passed are forgotten at once; the rest with the next message.
+local MOST_FORGOTTEN = 200000
+
 -- Since when a table of client_msgids is the newer or the older of the two, and for how long what is in it counts (ms); nil if it is not
 -- there. One that is still to come was begun before the clock was put back: it is one of now, and so never lives shorter than that.
 local function age_of_once(once, now)
@@ -87,15 +90,33 @@ local function sender_of(senders, uid, keys)
   return senders[uid]
 end
 
+-- How many of the first messages in a list of own ones an offset has passed, and how many there are.
+local function own_passed(own, offset)
+  local low, high = 0, redis.call('LLEN', own)
+  local all = high
+  if all == 0 or tonumber(redis.call('LINDEX', own, 0)) > offset then
+    return 0, all
+  end
+  while low < high do  -- the first `low` are passed, those from `high` on are not
+    local middle = math.floor((low + high) / 2)
+    if tonumber(redis.call('LINDEX', own, middle)) <= offset then
+      low = middle + 1
+    else
+      high = middle
+    end
+  end
+  return low, all
+end
+
 -- Note an own message past the offset, and forget those that the offset has passed.
 local function keep_own(own, packed, offset)
   local oldest = redis.call('LINDEX', own, 0)
   if oldest and tonumber(oldest) <= offset then
-    if tonumber(redis.call('LINDEX', own, -1)) <= offset then
+    local passed, all = own_passed(own, offset)
+    if passed == all then
       redis.call('UNLINK', own)
-    end
-    while tonumber(redis.call('LINDEX', own, 0) or packed) <= offset do
-      redis.call('LPOP', own)
+    else
+      redis.call('LTRIM', own, math.min(passed, MOST_FORGOTTEN), -1)
     end
   end
   redis.call('RPUSH', own, decimal(packed))
