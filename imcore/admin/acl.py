@@ -71,7 +71,7 @@ _CHANGING = (
 )
 _WORKING = (
     *("function|load", "incr", "incrby", "hdel", "hincrby", "hsetnx", "scard"),
-    *("xack", "xclaim", "xdel", "xinfo|stream", "xreadgroup", "xsetid", "xtrim"),
+    *("hrandfield", "xack", "xclaim", "xdel", "xinfo|stream", "xreadgroup", "xsetid", "xtrim"),
     "bgrewriteaof",
 )
 """What journals, digests, retention and the mending of lost data take beside all that."""

@@ -1,8 +1,5 @@
 -- Messages: sent, withdrawn, pulled, trimmed.
 
--- Before their size is known, so many messages are read at once.
-local FIRST_PAGE = 16
-
 -- So many own messages that an offset has passed are forgotten at once; the rest with the next message.
 local MOST_FORGOTTEN = 200000
 
@@ -253,10 +250,13 @@ local function seen(entries, uncounted)
   return entries
 end
 
--- im_range: entries of a group's stream, oldest first, also what is no message.
--- Keys: stream, uncounted. Arguments: first id, last id (XRANGE forms), count. Answer: entries.
+-- im_range: a page of a group's stream, oldest first, also what is no message.
+-- Keys: stream, uncounted. Arguments: first id, last id (XRANGE forms), at most so many. Answer: {entries, 1 if others may come after
+-- these else 0}.
 local function range(keys, args)
-  return seen(redis.call('XRANGE', keys[1], args[1], args[2], 'COUNT', args[3]), keys[2])
+  local page = page_of(keys[1], args[1], args[2], tonumber(args[3]))
+  seen(page[1], keys[2])
+  return page
 end
 
 -- Messages from a position on, in the order of the command (XRANGE or XREVRANGE): at most so many, and so many bytes of text, but one in
@@ -279,9 +279,7 @@ local function messages_within(command, stream, from, to, count, bytes)
       return found, n == count
     end
     from = '(' .. page[#page][1]
-    -- As many as there is room for, if they go on like this: what is read in vain has to be small.
-    local fit = n == 0 and FIRST_PAGE or math.floor(n * room / (bytes - room + 1))
-    page_size = math.max(1, math.min(count - n, fit, AT_ONCE))
+    page_size = math.min(count - n, fitting(n, bytes, room))
   end
 end
 
