@@ -180,11 +180,15 @@ class Chat:
         by_partition: dict[int, list[str]] = {}
         for uid in uids:
             by_partition.setdefault(space.partition_of(uid), []).append(uid)
-        batch = [session_calls.online(space, partition, some) for partition, some in by_partition.items()]
-        answers = self.link.run_many(batch)
+        asked = [
+            (partition, some[i : i + CHUNK])
+            for partition, some in by_partition.items()
+            for i in range(0, len(some), CHUNK)
+        ]
+        answers = self.link.run_many([session_calls.online(space, partition, some) for partition, some in asked])
         return {
             uid
-            for some, flags in zip(by_partition.values(), answers, strict=True)
+            for (_, some), flags in zip(asked, answers, strict=True)
             for uid, online in zip(some, flags, strict=True)
             if online
         }

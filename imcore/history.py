@@ -67,7 +67,7 @@ class History:
     def message(self, gid: str, packed: int) -> Message | None:
         """Return one message, or None if there is none of that id."""
         msgid = msgids.unpack(packed)
-        for entry in self._link.run(calls.entries(self._space, gid, msgid, msgid, 1)):
+        for entry in self._link.run(calls.entries(self._space, gid, msgid, msgid, 1)).entries:
             with suppress(IndexError, ValueError):  # somebody has added by hand what is no message
                 return wire.message(gid, entry)
         if self._database is None or packed > self._trimmed(gid):

@@ -357,10 +357,10 @@ class _StoredMessages:
         while True:
             after = self._looked_through.get(gid)
             first = f"({after}" if after else "-"
-            page = link.run(calls.entries(link.space, gid, first, "+", PAGE))
+            page, more = link.run(calls.entries(link.space, gid, first, "+", PAGE))
             for message in (wire.message(gid, entry) for entry in page):
                 self._looked_through[gid] = message.msgid
                 if message.client_msgid:
                     self.remember(gid, message.sender_uid, message.client_msgid, message.msgid)
-            if len(page) < PAGE:
+            if not more:
                 return

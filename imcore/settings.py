@@ -14,6 +14,9 @@ _DAY_MS = 24 * 60 * 60 * 1000
 _LONGEST_SOCKET_PATH = 100
 """Unix socket paths end at 104 bytes on macOS and 108 on Linux; the server adds a few while it starts."""
 
+CHAT_URL, JOBS_URL = "IM_REDIS_URL", "IM_JOBS_REDIS_URL"
+"""The variables that name the server of the chat, and that of the jobs where it is another one."""
+
 _MAY_BE_ZERO = {"receipt_window_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms", "retry_ms"}
 MOST_DAYS_KEPT = 100_000
 """273 years. `im trim --keep-days` takes as many."""
@@ -95,6 +98,11 @@ class Settings:
     def embedded(self) -> bool:
         """Whether Redis is the embedded server of the data directory."""
         return self.redis_url == socket_url(socket_path(self.data_dir))
+
+    @property
+    def jobs_variable(self) -> str:
+        """The variable that names the server of the jobs."""
+        return CHAT_URL if self.jobs_redis_url == self.redis_url else JOBS_URL
 
 
 def _check_heartbeat(settings: Settings) -> None:

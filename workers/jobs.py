@@ -254,8 +254,8 @@ class _Work:
         if not isinstance(connection, Redis):
             raise ConfigurationError("rq does not run on Redis Cluster: set IM_JOBS_REDIS_URL to a Redis that is none")
         try:
-            with driver_errors(url), suppress(StopRequested):  # its handler may raise it at any point
-                self._work(connection)
+            with driver_errors(url, variable=self._settings.jobs_variable), suppress(StopRequested):
+                self._work(connection)  # the handler of its signals may raise that at any point
         except RedisFull:
             self._room.make()
             raise
@@ -297,7 +297,7 @@ class _Work:
         if not isinstance(error, RedisError | OSError | ImError | Stopped):
             return not record.exc_info or self._mistakes.is_due(type(error))
         if isinstance(error, RedisError | OSError):
-            error = translated(error, self._settings.jobs_redis_url)
+            error = translated(error, self._settings.jobs_redis_url, variable=self._settings.jobs_variable)
         if isinstance(error, ImError):
             self._note(error, ends="quitting" in str(record.msg))
         return False

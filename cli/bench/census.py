@@ -72,7 +72,7 @@ def _total(chat: Chat, command: str, keys: Sequence[str]) -> int:
 
 def _sessions(chat: Chat, keys: Sequence[str]) -> dict[str, int]:
     """How many sessions each user has, ended ones that have not expired yet included."""
-    counts = chat.link.read_many([("HLEN", key) for key in keys])
+    counts = chat.link.read_many([("ZCOUNT", key, 0, "+inf") for key in keys])
     return {key.split("sessions:", 1)[1]: count for key, count in zip(keys, counts, strict=True) if count}
 
 

@@ -37,7 +37,7 @@ def check(run: Invocation, repair: bool) -> None:
             run.show(output.handed_over(records), (*_COLUMNS, "repaired"))
         else:
             run.show(records, _COLUMNS)
-        if warning := server_settings.warning_of(server_settings.all_servers(chat.link, chat.settings)):
+        if warning := server_settings.warning_of(server_settings.all_servers(chat.link, chat.settings, output.remark)):
             shown.complain(warning)
     if counts.total():
         output.complain(

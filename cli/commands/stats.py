@@ -32,7 +32,7 @@ def stats(run: Invocation, online: bool) -> None:
     their Redis answers. Bytes are an estimate. Of the storm of receipts: so many acks stood for so many receipts (one
     recipient, one message), told to senders in so many digests, as far as the worker `receipts` has come; messages and
     acks a second are those of the last 10. Of each Redis server its settings are shown, and which of them break a
-    promise; what this user may not ask for is not known.
+    promise; what this user may not ask for is not known, and why a server is missing there is said on stderr.
     """
     from imcore.admin import stats as admin  # noqa: PLC0415 (the help need not wait for the drivers)
 
@@ -43,6 +43,8 @@ def stats(run: Invocation, online: bool) -> None:
     run.show([record], _COLUMNS)
     if not run.json:
         _show_rest(run, record)
+    if record["unseen"]:
+        output.remark(*record["unseen"])
     if record["rebuild"]:
         output.complain(f"a rebuild of Redis is {record['rebuild']}: nothing is stored until it has ended")
 

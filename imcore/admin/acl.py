@@ -42,23 +42,22 @@ _LOOKING_INTO_IT = (
 )
 """What `im stats`, `im dead` and `im check` take beside that."""
 
-_CHATTING = ("hgetall", "spublish", "ssubscribe", "sunsubscribe")
+_CHATTING = ("spublish", "ssubscribe", "sunsubscribe")
 """What messages, acks and live sessions take beside the questions, and changes nothing that is kept."""
 
 _OF_USERS: Mapping[tuple[str, ...], tuple[str, ...]] = {
-    ("meta", "once_newer", "once_older", "sessions", "creating", "untold"): ("hset",),
-    ("sessions", "creating", "untold"): ("hdel",),
+    ("meta", "once_newer", "once_older", "creating", "untold"): ("hset",),
+    ("creating", "untold"): ("hdel",),
     ("stream",): ("xgroup|create", "xgroup|destroy", "xgroup|setid"),
     ("stream", "journal"): ("xadd",),
     ("journal",): ("xdel",),  # an entry whose id cannot be packed: another one takes its place
-    ("acked", "joined", "left", "uncounted", "online"): ("zadd",),
-    ("acked", "joined", "dirty", "online"): ("zrem",),
-    ("online",): ("zremrangebyscore",),
+    ("acked", "joined", "left", "uncounted", "sessions", "online"): ("zadd",),
+    ("acked", "joined", "dirty", "sessions", "online"): ("zrem",),
     ("online_ms",): ("get", "set"),
     ("sessions",): ("pexpireat",),
     ("groups", "groups_of"): ("sadd",),
     ("groups_of",): ("srem",),
-    ("own",): ("rpush", "lpop", "lrem", "del", "unlink"),
+    ("own",): ("rpush", "ltrim", "lrem", "unlink"),
     ("once_older",): ("unlink",),
 }
 """What the functions that users' calls go to may do, to which kinds of keys."""
@@ -72,7 +71,7 @@ _CHANGING = (
 )
 _WORKING = (
     *("function|load", "incr", "incrby", "hdel", "hincrby", "hsetnx", "scard"),
-    *("xack", "xclaim", "xdel", "xinfo|stream", "xreadgroup", "xsetid", "xtrim", "zremrangebyscore"),
+    *("hrandfield", "xack", "xclaim", "xdel", "xinfo|stream", "xreadgroup", "xsetid", "xtrim"),
     "bgrewriteaof",
 )
 """What journals, digests, retention and the mending of lost data take beside all that."""

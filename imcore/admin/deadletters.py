@@ -45,7 +45,7 @@ def list_dead(chat: Chat) -> Iterator[DeadLetter]:
     link, space = chat.link, chat.link.space
     for partition in range(space.partitions):
         start = "-"
-        while page := link.run(journal_calls.dead_letters(space, partition, start, "+", PAGE)):
+        while page := link.run(journal_calls.dead_letters(space, partition, start, "+", PAGE)).entries:
             yield from (_letter(partition, raw) for raw in page)
             start = f"({page[-1][0].decode()}"
 
@@ -53,7 +53,7 @@ def list_dead(chat: Chat) -> Iterator[DeadLetter]:
 def show(chat: Chat, dead_id: str) -> DeadLetter:
     """Return one dead letter. Raise InvalidInput for what is no id of one, UnknownDeadLetter."""
     partition, entry_id = _split(chat, dead_id)
-    found = chat.link.run(journal_calls.dead_letters(chat.link.space, partition, entry_id, entry_id, 1))
+    found = chat.link.run(journal_calls.dead_letters(chat.link.space, partition, entry_id, entry_id, 1)).entries
     if not found:
         raise _unknown(dead_id)
     return _letter(partition, found[0])

@@ -214,10 +214,10 @@ def undone(link: Link, partition: int) -> Iterator[Entry]:
 def entries(link: Link, partition: int, first: str) -> Iterator[Entry]:
     """Yield the entries of a journal from an id on (as XRANGE takes it)."""
     while True:
-        page = link.run(journal_calls.entries(link.space, partition, first, PAGE))
+        page, more = link.run(journal_calls.entries(link.space, partition, first, PAGE))
         for entry_id, fields in page:
             yield events.read(partition, entry_id, fields)
-        if len(page) < PAGE:
+        if not more:
             return
         first = f"({page[-1][0].decode()}"
 
@@ -234,10 +234,10 @@ def live_entries(
 ) -> Iterator[tuple[bytes, MessageRow | None, list[bytes]]]:
     """Yield the entries of a stream as members see them, oldest first; no row for what is no message."""
     while True:
-        page = link.run(calls.entries(link.space, gid, first, last, PAGE))
+        page, more = link.run(calls.entries(link.space, gid, first, last, PAGE))
         for entry_id, values in page:
             yield entry_id, readable(gid, entry_id, values), values
-        if len(page) < PAGE:
+        if not more:
             return
         first = f"({page[-1][0].decode()}"
 

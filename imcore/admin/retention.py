@@ -24,9 +24,11 @@ from imcore.streams.keys import CONFIG
 from imcore.streams.link import CHUNK
 from imcore.values import Group
 
-PAGE = 1000
+PAGE = 500
 _MOVES_AT_ONCE = 5000
-_TRIM_AT_ONCE = 10_000
+_TRIM_AT_ONCE = 2000
+_TRIM_CHARACTERS = 1 << 20
+"""The server stands still while it drops entries: so many, or so much text, in a call."""
 
 _SAME = MessageRow._fields.index("content")
 """Two rows that agree up to there are one message: the rest may be changed by a recall."""
@@ -123,21 +125,21 @@ def _worth_a_look(chat: Chat, limits: Sequence[_Limit]) -> list[_Limit]:
     firsts = chat.link.run_many([calls.entries(space, limit.gid, "-", "+", 1) for limit in limits])
     return [
         limit
-        for limit, entries in zip(limits, firsts, strict=True)
-        if any(limit.lets_go(row) for row in _rows(limit.gid, entries))
+        for limit, page in zip(limits, firsts, strict=True)
+        if any(limit.lets_go(row) for row in _rows(limit.gid, page.entries))
     ]
 
 
 def _trim_stream(chat: Chat, limit: _Limit) -> int:
-    """Trim a stream, so many messages in a call: the server stands still meanwhile."""
-    bound = dropped = waiting = 0
+    """Trim a stream, some messages in a call."""
+    bound = dropped = waiting = characters = 0
     for row in _stored(chat, limit.gid):
         if not limit.lets_go(row):
             break
-        bound, waiting = row.msgid, waiting + 1
-        if waiting == _TRIM_AT_ONCE:
+        bound, waiting, characters = row.msgid, waiting + 1, characters + len(row.content)
+        if waiting == _TRIM_AT_ONCE or characters >= _TRIM_CHARACTERS:
             dropped += _trim_up_to(chat, limit.gid, bound)
-            bound = waiting = 0
+            bound = waiting = characters = 0
     return dropped + (_trim_up_to(chat, limit.gid, bound) if bound else 0)
 
 
@@ -152,7 +154,7 @@ def _stored(chat: Chat, gid: str) -> Iterator[MessageRow]:
     """Yield the messages of a stream, oldest first, up to the first one that SQL does not have."""
     after = 0
     while True:
-        entries = chat.link.run(calls.entries(chat.link.space, gid, msgids.unpack(after + 1), "+", PAGE))
+        entries, more = chat.link.run(calls.entries(chat.link.space, gid, msgids.unpack(after + 1), "+", PAGE))
         in_redis = list(_rows(gid, entries))
         if not in_redis:
             return
@@ -162,7 +164,7 @@ def _stored(chat: Chat, gid: str) -> Iterator[MessageRow]:
             if here[:_SAME] != there[:_SAME]:
                 return
             yield here
-        if not len(in_sql) == len(in_redis) == len(entries):
+        if not more or not len(in_sql) == len(in_redis) == len(entries):
             return
         after = last
 
@@ -189,12 +191,12 @@ def _undone(chat: Chat, partition: int) -> Iterator[Sent]:
     link, space = chat.link, chat.link.space
     start = link.run(journal_calls.undone(space, partition, STORES, only=False)) or "-"
     while True:
-        found = link.run(journal_calls.entries(space, partition, start, PAGE))
+        found, more = link.run(journal_calls.entries(space, partition, start, PAGE))
         for entry_id, fields in found:
             event = events.read(partition, entry_id, fields).event
             if isinstance(event, Sent):
                 yield event
-        if len(found) < PAGE:
+        if not more:
             return
         start = f"({found[-1][0].decode()}"
 

@@ -1,12 +1,12 @@
 """Which settings of a Redis server break what README promises, what comes of each, and what to do. Only reads."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
 from imcore.admin.acl import ROLES
-from imcore.errors import ConfigurationError, TryAgain
+from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
 from imcore.streams.link import Client, Link, open_client
 from imcore.streams.redis_errors import address, driver_errors
@@ -55,19 +55,30 @@ def chat_servers(link: Link) -> list[ServerSettings]:
 def jobs_servers(settings: Settings) -> list[ServerSettings]:
     """Look at the server of the jobs. Raise ConfigurationError for a URL that is none, RedisUnavailable."""
     url = settings.jobs_redis_url
-    with closing(open_client(url, timeout_s=_TIMEOUT_S, block_ms=settings.block_ms)) as client, driver_errors(url):
+    client = open_client(url, timeout_s=_TIMEOUT_S, block_ms=settings.block_ms)
+    with closing(client), driver_errors(url, variable=settings.jobs_variable):
         found = list(servers_of(client, asks_config=_may_ask(client)))
     return [_settings_of("jobs", address(url), info, _of_jobs(info)) for info in found]
 
 
-def all_servers(link: Link, settings: Settings) -> tuple[ServerSettings, ...]:
-    """Look at the servers of the chat, and at that of the jobs where it is another one and answers."""
-    found = chat_servers(link)
+def all_servers(link: Link, settings: Settings, tell: Callable[[str], object]) -> tuple[ServerSettings, ...]:
+    """Look at the servers of the chat, and at that of the jobs where it is another one.
+
+    Nothing depends on what is found: why a server cannot be looked at is told, never raised.
+    """
+    found = _looked_at(lambda: chat_servers(link), tell)
     if settings.jobs_redis_url != settings.redis_url:
         known = {server.run_id for server in found if server.run_id}
-        with suppress(TryAgain):  # the worker that needs it says so
-            found += [server for server in jobs_servers(settings) if server.run_id not in known]
+        found += [server for server in _looked_at(lambda: jobs_servers(settings), tell) if server.run_id not in known]
     return tuple(found)
+
+
+def _looked_at(look: Callable[[], list[ServerSettings]], tell: Callable[[str], object]) -> list[ServerSettings]:
+    try:
+        return look()
+    except ImError as error:
+        tell(f"the settings of a server are not known: {error}")
+        return []
 
 
 def warning_of(servers: Iterable[ServerSettings]) -> str | None:

@@ -63,7 +63,7 @@ class StormStats:
 class Stats:
     """The whole system at about one moment. `journal` counts the entries that are kept, done or not.
 
-    `jobs` is None where their Redis does not answer; then `servers` has not their server either.
+    `jobs` is None where their Redis does not answer, or refuses us. `unseen` says why a server is missing in `servers`.
     """
 
     groups: int
@@ -81,6 +81,7 @@ class Stats:
     rebuild: str | None
     """`under way` or `broken off`, if one has begun and not ended: what has to wait for it is not stored."""
     servers: tuple[ServerSettings, ...]
+    unseen: tuple[str, ...]
 
 
 def stats(chat: Chat) -> Stats:
@@ -88,6 +89,7 @@ def stats(chat: Chat) -> Stats:
     link, space = chat.link, chat.link.space
     groups = list(chat.groups())
     partitions = range(space.partitions)
+    unseen: list[str] = []
     journals, dead_letters = (
         link.read_many([("XLEN", key(p)) for p in partitions]) for key in (space.journal, space.dead_letters)
     )
@@ -104,7 +106,8 @@ def stats(chat: Chat) -> Stats:
         storm=_storm(link),
         silent=silent_holders(link, chat.settings),
         rebuild=_rebuild(link),
-        servers=all_servers(link, chat.settings),
+        servers=all_servers(link, chat.settings, unseen.append),
+        unseen=tuple(unseen),
     )
 
 

@@ -102,6 +102,13 @@ class Pulled(NamedTuple):
     apart: Mapping[str, int | NotMember] = {}
 
 
+class Page(NamedTuple):
+    """Entries of a group's stream; with `more`, others may come after these."""
+
+    entries: list[wire.Entry]
+    more: bool
+
+
 class Position(NamedTuple):
     """How far a member is behind (msgids packed); what is `uncounted` past the offset is not unread."""
 
@@ -239,10 +246,15 @@ def recall(space: Keyspace, gid: str, msgid: int, *, by: str, sender_uid: str, a
     return Call("im_recall", keys, args, decode, gid, writes=True)
 
 
-def entries(space: Keyspace, gid: str, first: str, last: str, count: int) -> Call[list[wire.Entry]]:
-    """Ask for the entries from `first` to `last` (ids as XRANGE takes them), oldest first."""
+def entries(space: Keyspace, gid: str, first: str, last: str, count: int) -> Call[Page]:
+    """Ask for a page of the entries from `first` to `last` (ids as XRANGE takes them), oldest first.
+
+    At most so many, and about 1 MiB, but one in any case.
+    """
     k = space.group(gid)
-    return Call("im_range", (k.stream, k.uncounted), (first, last, count), list, gid)
+    return Call(
+        "im_range", (k.stream, k.uncounted), (first, last, count), lambda answer: Page(answer[0], answer[1] == 1), gid
+    )
 
 
 def pull(

@@ -28,6 +28,13 @@ class Failure(NamedTuple):
     dead_id: str | None
 
 
+class Page(NamedTuple):
+    """Entries of a journal, or dead letters; with `more`, others may come after these."""
+
+    entries: list[RawEntry]
+    more: bool
+
+
 class Storm(NamedTuple):
     """What telling senders of some entries came to.
 
@@ -61,14 +68,17 @@ def take(space: Keyspace, partition: int, kind: str, consumer: str, *, start: st
     return Call("im_take", (space.journal(partition),), (kind, consumer, start, count), _raw_entries, writes=True)
 
 
-def entries(space: Keyspace, partition: int, first: str, count: int) -> Call[list[RawEntry]]:
-    """Ask for the entries of a journal from `first` on (an id as XRANGE takes it), without taking them."""
-    return Call("im_entries", (space.journal(partition),), (first, "+", count), _raw_entries)
+def entries(space: Keyspace, partition: int, first: str, count: int) -> Call[Page]:
+    """Ask for a page of a journal from `first` on (an id as XRANGE takes it), without taking its entries.
+
+    At most so many, and about 1 MiB, but one in any case.
+    """
+    return Call("im_entries", (space.journal(partition),), (first, "+", count), _page)
 
 
-def dead_letters(space: Keyspace, partition: int, first: str, last: str, count: int) -> Call[list[RawEntry]]:
-    """Ask for dead letters from `first` to `last` (ids as XRANGE takes them)."""
-    return Call("im_entries", (space.dead_letters(partition),), (first, last, count), _raw_entries)
+def dead_letters(space: Keyspace, partition: int, first: str, last: str, count: int) -> Call[Page]:
+    """Ask for a page of the dead letters from `first` to `last` (ids as XRANGE takes them), as of a journal."""
+    return Call("im_entries", (space.dead_letters(partition),), (first, last, count), _page)
 
 
 def done(space: Keyspace, partition: int, kind: str, ids: Sequence[str], storm: Storm | None = None) -> list[Call[int]]:
@@ -148,6 +158,10 @@ def trim_journal(space: Keyspace, partition: int, kinds: Sequence[str]) -> Call[
 
 def _flat(seconds: Mapping[int, tuple[int, int]]) -> Iterator[int]:
     return (value for second, (messages, acks) in seconds.items() for value in (second, messages, acks))
+
+
+def _page(answer: list[Any]) -> Page:
+    return Page(_raw_entries(answer[0]), answer[1] == 1)
 
 
 def _raw_entries(answer: list[Any]) -> list[RawEntry]:

@@ -35,6 +35,7 @@ from imcore.errors import (
     TryAgain,
     UnknownGroup,
 )
+from imcore.settings import CHAT_URL
 from imcore.streams.connections import NotRedisError
 from imcore.streams.unreachable import no_protocol, unavailable
 
@@ -156,29 +157,32 @@ def address(url: str) -> str:
 
 
 @contextmanager
-def driver_errors(where: str, gid: str = "") -> Iterator[None]:
-    """Translate what the Redis driver raises into an ImError, with the cause kept."""
+def driver_errors(where: str, gid: str = "", *, variable: str = CHAT_URL) -> Iterator[None]:
+    """Translate what the Redis driver raises into an ImError, with the cause kept. A `variable` names the server."""
     try:
         yield
     except (RedisError, RedisClusterException, OSError) as error:
-        raise translated(error, where, gid) from error
+        raise translated(error, where, gid, variable=variable) from error
 
 
-def translated(error: Exception, where: str, gid: str = "") -> ImError:
-    """Return what an error of the driver means, at this address and, if it is one, about this group."""
+def translated(error: Exception, where: str, gid: str = "", *, variable: str = CHAT_URL) -> ImError:
+    """Return what an error of the driver means, at this address and, if it is one, about this group.
+
+    `variable` is the one that names the server.
+    """
     error = _why_no_node(error)
     where = address(where) if "://" in where else where
     text = _said(error)
-    if refusal := _refusal(error, text, where):
+    if refusal := _refusal(error, text, where, variable):
         return refusal
     if isinstance(error, MaxConnectionsError):
         return RedisRefuses(
             f"this program has as many connections to {where} as it may: raise max_connections in the URL"
         )
     if isinstance(error, NotRedisError | InvalidResponse):
-        return no_protocol(error, where)
+        return no_protocol(error, where, variable)
     if isinstance(error, (*LOST, RedisClusterException)):
-        return unavailable(error, where)
+        return unavailable(error, where, variable)
     return _answered(text, where, gid)
 
 
@@ -192,10 +196,10 @@ def _why_no_node(error: Exception) -> Exception:
     return error
 
 
-def _refusal(error: Exception, text: str, where: str) -> ImError | None:
+def _refusal(error: Exception, text: str, where: str, variable: str) -> ImError | None:
     """Return what it means that a server refuses something, None for what is no refusal."""
     if isinstance(error, NoPermissionError | AuthenticationError) or text.startswith(_NO_RIGHT):
-        return _no_right(error, text, where)
+        return _no_right(error, text, where, variable)
     if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
         return RedisFull(f"{where} has no memory left (maxmemory): nothing was stored")
     if isinstance(error, AskError) and "+cluster://" not in where:
@@ -222,14 +226,14 @@ def _said(error: Exception) -> str:
     return text.removeprefix(_DISCARDED)
 
 
-def _no_right(error: Exception, text: str, where: str) -> ImError:
+def _no_right(error: Exception, text: str, where: str, variable: str) -> ImError:
     if not isinstance(error, AuthenticationError):
         what = _first_line(text).removeprefix(_NO_RIGHT[0]).removeprefix(_NO_RIGHT[2]).partition(" script:")[0]
         return ConfigurationError(f"{where} refuses this: {what} (`im acl` prints the rights that are needed)")
     if any(words in text for words in _NO_PASSWORD):
-        return ConfigurationError(f"{where} wants a password: set IM_REDIS_URL to redis://USER:PASSWORD@HOST")
+        return ConfigurationError(f"{where} wants a password: set {variable} to redis://USER:PASSWORD@HOST")
     return ConfigurationError(
-        f"{where} refuses this user or password ({_first_line(text).rstrip('.')}): set IM_REDIS_URL"
+        f"{where} refuses this user or password ({_first_line(text).rstrip('.')}): set {variable}"
     )
 
 

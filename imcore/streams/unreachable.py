@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imcore.errors import ConfigurationError, ImError, RedisUnavailable
+from imcore.settings import CHAT_URL, JOBS_URL
 from imcore.streams.connections import HungUpError, NotRedisError
 
 _NO_FILES = {errno.EMFILE, errno.ENFILE}
@@ -31,22 +32,22 @@ _CERTIFICATE_REFUSED = {
 _TLS_BEGINS = ("\\x15", "\x15")
 """How an alert of TLS begins, as the driver and as the system show it."""
 
-_WHAT_TO_DO = "start it with `im up`, or set IM_REDIS_URL"
+_START = {CHAT_URL: "start it with `im up`", JOBS_URL: "start it"}
 
 
-def no_protocol(error: Exception, where: str) -> ImError:
-    """Return what is wrong with a server that does not speak the protocol of Redis."""
+def no_protocol(error: Exception, where: str, variable: str = CHAT_URL) -> ImError:
+    """Return what is wrong with a server, named by a variable, that does not speak the protocol of Redis."""
     if not isinstance(error, NotRedisError):  # it did when the connection began
         return RedisUnavailable(f"what came from {where} was broken on its way ({_short(error)}): try again")
     if any(begin in str(error) for begin in _TLS_BEGINS):
         return ConfigurationError(f"{where} speaks TLS: use rediss://")
     return ConfigurationError(
-        f"what answers at {where} is no Redis ({_short(error)}): set IM_REDIS_URL to the port where Redis listens"
+        f"what answers at {where} is no Redis ({_short(error)}): set {variable} to the port where Redis listens"
     )
 
 
-def unavailable(error: Exception, where: str) -> ImError:
-    """Return why no answer came."""
+def unavailable(error: Exception, where: str, variable: str = CHAT_URL) -> ImError:
+    """Return why no answer came from the server that a variable names."""
     if tls := next((each for each in _chain(error) if isinstance(each, ssl.SSLError)), None):
         return _over_tls(tls, where)
     if isinstance(error, RedisTimeoutError) and "connecting" in str(error) and where.startswith("rediss"):
@@ -57,7 +58,7 @@ def unavailable(error: Exception, where: str) -> ImError:
     if any("path too long" in str(each) for each in _chain(error)):  # no error of the system: it has no number
         return ConfigurationError(f"the path of the socket in {where} is too long for this system: use a shorter one")
     system = next((each for each in _chain(error) if isinstance(each, OSError) and each.errno is not None), None)
-    return _system_error(system, where) if system else _nobody(where)
+    return _system_error(system, where, variable) if system else _nobody(where, variable)
 
 
 def _over_tls(error: ssl.SSLError, where: str) -> ImError:
@@ -75,7 +76,7 @@ def _over_tls(error: ssl.SSLError, where: str) -> ImError:
     return RedisUnavailable(f"no answer from Redis at {where} over TLS ({error.reason or 'it ended too early'})")
 
 
-def _system_error(error: OSError, where: str) -> ImError:
+def _system_error(error: OSError, where: str, variable: str) -> ImError:
     if isinstance(error, socket.gaierror):
         return RedisUnavailable(f"the name of the host in {where} cannot be resolved ({error.strerror})")
     if error.errno in _NO_FILES:
@@ -84,11 +85,11 @@ def _system_error(error: OSError, where: str) -> ImError:
         )
     if error.errno in _NO_RIGHTS and where.startswith("unix"):
         return ConfigurationError(f"this user has no right to use the socket of {where}: {error.strerror}")
-    return _nobody(where, "" if error.errno in _NOBODY else f" ({error.strerror})")
+    return _nobody(where, variable, "" if error.errno in _NOBODY else f" ({error.strerror})")
 
 
-def _nobody(where: str, reason: str = "") -> RedisUnavailable:
-    return RedisUnavailable(f"no answer from Redis at {where}{reason}: {_WHAT_TO_DO}")
+def _nobody(where: str, variable: str, reason: str = "") -> RedisUnavailable:
+    return RedisUnavailable(f"no answer from Redis at {where}{reason}: {_START[variable]}, or set {variable}")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

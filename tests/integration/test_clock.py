@@ -38,11 +38,18 @@ class Clock:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._server: redis.Redis | None = None
         self.put_ahead(0)
 
     def put_ahead(self, days: int) -> None:
         """Let it show a time so many days ahead, from now on."""
         self._file.write_text(f"{days * 86_400:+d}")
+        if server := self._server:  # which may look at the file a call later
+            wait_until(lambda: abs(server.time()[0] - time.time() - days * 86_400) < 3600)
+
+    def is_of(self, server: "redis.Redis") -> None:
+        """Wait, from now on, until this server shows it."""
+        self._server = server
 
 
 @pytest.fixture
@@ -67,7 +74,8 @@ def url(tmp_path: Path, clock: Clock) -> Iterator[str]:
     try:
         with closing(redis.Redis(unix_socket_path=str(socket))) as client:
             wait_until(lambda: _answers(client))
-        yield f"unix://{socket}"
+            clock.is_of(client)
+            yield f"unix://{socket}"
     finally:
         server.terminate()
         server.wait(30)

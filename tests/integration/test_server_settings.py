@@ -1,5 +1,6 @@
 """Which settings of a server break a promise: who says so, and who refuses to begin."""
 
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -81,7 +82,7 @@ def warnings_of(settings: Settings) -> list[str]:
 
 def test_of_a_sound_server_there_is_nothing_to_say(settings: Settings, im: "Any") -> None:
     with closing(Link.connect(settings)) as link:
-        [found] = servers = all_servers(link, settings)
+        [found] = servers = all_servers(link, settings, pytest.fail)
     assert (found.warnings, warning_of(servers)) == ((), None)
     assert (found.holds, found.role, found.maxmemory) == ("chat", "primary", 0)
     assert (found.maxmemory_policy, found.appendonly, found.appendfsync) == ("allkeys-lru", True, "everysec")
@@ -207,13 +208,18 @@ def test_the_server_of_the_jobs_is_looked_at_where_it_is_another_one(
     another = replace(settings, jobs_redis_url=valkey)
     away = replace(settings, jobs_redis_url="redis://127.0.0.1:1")
     with Chat.connect(settings=settings) as chat, redis.Redis.from_url(valkey) as client:
-        assert [each.holds for each in all_servers(chat.link, same)] == ["chat"]
-        assert [each.holds for each in all_servers(chat.link, away)] == ["chat"]
+        assert [each.holds for each in all_servers(chat.link, same, pytest.fail)] == ["chat"]
+        told: list[str] = []
+        assert [each.holds for each in all_servers(chat.link, away, told.append)] == ["chat"]
+        assert told == [
+            "the settings of a server are not known: no answer from Redis at redis://127.0.0.1:1: start it, or set "
+            "IM_JOBS_REDIS_URL"
+        ]
         # When that one drops keys
         client.config_set("maxmemory", "100mb")
         client.config_set("maxmemory-policy", "allkeys-lru")
         try:
-            chat_server, jobs_server = all_servers(chat.link, another)
+            chat_server, jobs_server = all_servers(chat.link, another, pytest.fail)
             assert (chat_server.warnings, jobs_server.holds) == ((), "jobs")
             [warning] = jobs_server.warnings
             assert "jobs that wait may be dropped" in warning
@@ -227,6 +233,60 @@ def test_the_server_of_the_jobs_is_looked_at_where_it_is_another_one(
             client.config_set("maxmemory", 0)
             client.config_set("maxmemory-policy", "noeviction")
     assert [each.warnings for each in jobs_servers(another)] == [()]
+
+
+JOBS_AWAY: dict[str, tuple[str, str]] = {
+    "wrong password": (
+        "{server}?username=nobody&password=x",
+        r"refuses this user or password .*: set IM_JOBS_REDIS_URL$",
+    ),
+    "no rights": ("{server}?username=nothing&password=pw", ""),
+    "nobody listens": ("redis://127.0.0.1:1/0", "no answer .* set IM_JOBS_REDIS_URL$"),
+    "a cluster that is away": ("redis+cluster://127.0.0.1:1", "no answer"),
+}
+
+
+@pytest.mark.parametrize("kind", JOBS_AWAY)
+def test_a_server_of_the_jobs_that_refuses_us_decides_nothing(
+    server: RunningServer, settings: Settings, im: "Any", kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a server of the jobs that cannot be looked at, and a difference
+    with redis.Redis.from_url(server.url) as client:
+        client.execute_command("ACL SETUSER nothing reset on >pw")
+    url, said = JOBS_AWAY[kind]
+    url = url.format(server=server.url)
+    # When
+    shown = im("stats", IM_JOBS_REDIS_URL=url)
+    checked = im("check", IM_JOBS_REDIS_URL=url)
+    # Then both say all that they have to say, and why that server is missing
+    assert shown.exit_code == 0
+    assert "holds\tserver\tversion\t" in shown.stdout
+    assert "queued\trunning\tfailed\n" not in shown.stdout
+    assert checked.exit_code == 1
+    assert checked.stderr.endswith("im: differences between Redis and SQL: 1\n")
+    for remarks in (shown.stderr, checked.stderr):
+        [remark, *_] = remarks.splitlines() or [""]
+        assert not said or re.search(said, remark)
+    # And so it is where there is no difference
+    monkeypatch.setattr("imcore.admin.audit.check", lambda *_, **__: [])
+    checked = im("check", IM_JOBS_REDIS_URL=url)
+    assert (checked.exit_code, checked.stderr.splitlines()[-1].lower()) == (0, "no difference")
+
+
+def test_a_server_of_the_chat_that_is_gone_after_the_comparison_does_not_change_what_it_found(
+    settings: Settings, im: "Any", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a server that answers all but what it says of itself
+    def refuses(*_: object, **__: object) -> None:
+        raise redis.ConnectionError("gone")
+
+    monkeypatch.setattr("imcore.admin.server_settings.servers_of", refuses)
+    # When, Then
+    assert im("stats").exit_code == 0
+    checked = im("check")
+    assert checked.exit_code == 1
+    assert "the settings of a server are not known: no answer from Redis" in checked.stderr
+    assert checked.stderr.endswith("im: differences between Redis and SQL: 1\n")
 
 
 def test_of_a_cluster_each_primary_is_looked_at(cluster: str, cluster_servers: RunningCluster) -> None:

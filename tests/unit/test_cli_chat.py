@@ -669,7 +669,7 @@ def test_stats_count_everything_and_how_far_the_workers_are_behind(chat: Chat) -
     ]
     [server] = found.pop("servers")  # type: ignore[misc]
     assert (server["holds"], server["maxmemory_policy"], server["warnings"]) == ("chat", None, [])
-    assert (found.pop("silent"), found.pop("rebuild")) == ([], None)
+    assert (found.pop("silent"), found.pop("rebuild"), found.pop("unseen")) == ([], None, [])
     assert found == {
         "groups": 1,
         "members": 2,

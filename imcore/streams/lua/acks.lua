@@ -82,24 +82,6 @@ local function ack(keys, args)
   return answers
 end
 
--- How many own messages are past an offset.
-local function own_past(own, offset)
-  local low, high = 0, redis.call('LLEN', own)
-  local all = high
-  if all == 0 or tonumber(redis.call('LINDEX', own, 0)) > offset then
-    return all
-  end
-  while low < high do  -- the first `low` are passed, those from `high` on are not
-    local middle = math.floor((low + high) / 2)
-    if tonumber(redis.call('LINDEX', own, middle)) <= offset then
-      low = middle + 1
-    else
-      high = middle
-    end
-  end
-  return all - low
-end
-
 -- im_unread: how far a member is behind, all of one moment.
 -- Keys: meta, stream, acked, own, uncounted. Arguments: uid.
 -- Answer: {seq of the newest, last, offset, seq at the offset or '' if that entry is trimmed, how many past the offset do
@@ -125,7 +107,8 @@ local function unread(keys, args)
       seq = after and tonumber(after[2][2]) - 1 or head
     end
   end
-  local not_counted = own_past(keys[4], packed) + redis.call('ZCOUNT', keys[5], '(' .. offset, '+inf')
+  local passed, all = own_passed(keys[4], packed)
+  local not_counted = all - passed + redis.call('ZCOUNT', keys[5], '(' .. offset, '+inf')
   return {head, decimal(last), offset, seq, not_counted}
 end
 

@@ -20,7 +20,7 @@
 --   groups_of set   gids of that partition which they are a member of
 --   dirty   zset    gid SEP packed msgid -> version; their messages whose tallies changed and were not confirmed yet
 -- Keys of one user in the partition of their uid:
---   sessions hash   session id -> "end length" (ms)
+--   sessions zset   session id -> end (ms); and their lengths, see sessions.lua
 -- Keys of one partition, beside its journal:
 --   online   zset   uid -> when their last session ends (ms)
 --   online_ms string the greatest length of any session
@@ -134,6 +134,38 @@ local function messages_in(command, stream, from, to, count)
       return found
     end
     from = '(' .. page[#page][1]
+  end
+end
+
+-- Before their size is known, so many entries are read at once.
+local FIRST_PAGE = 16
+-- About so many bytes of entries are answered at once, but one entry in any case.
+local PAGE_BYTES = 2 ^ 20
+
+-- How many entries fit into the bytes that are left, if they go on like those so far; not so many that much is read in vain.
+local function fitting(entries, bytes, left)
+  return math.max(1, math.min(AT_ONCE, entries == 0 and FIRST_PAGE or math.floor(entries * left / (bytes - left + 1))))
+end
+
+-- A page of a stream, oldest first: entries, at most so many, and 1 if others may come after these, else 0.
+local function page_of(stream, from, to, count)
+  local found, n, left, size = {}, 0, PAGE_BYTES, math.min(count, FIRST_PAGE)
+  while true do
+    local entries = redis.call('XRANGE', stream, from, to, 'COUNT', size)
+    for i, entry in ipairs(entries) do
+      found[n + i] = entry
+      for _, value in ipairs(entry[2]) do
+        left = left - #value
+      end
+    end
+    n = n + #entries
+    if #entries < size then
+      return {found, 0}
+    elseif n >= count or left <= 0 then
+      return {found, 1}
+    end
+    from = '(' .. entries[size][1]
+    size = math.min(count - n, fitting(n, PAGE_BYTES, left))
   end
 end
 

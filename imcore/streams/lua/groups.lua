@@ -280,7 +280,7 @@ local function leave_many(keys, args)
       end
       redis.call('XGROUP', 'DESTROY', stream, uid)
       redis.call('SREM', keys[1 + 2 * i], args[1])
-      redis.call('DEL', keys[2 + 2 * i])
+      redis.call('UNLINK', keys[2 + 2 * i])
       note(keys[6], 'kind', 'leave', 'gid', args[1], 'uid', uid, 'joined', from, 'left', decimal(last))
       tell(args[2], uid, {'l', args[1]})
     end

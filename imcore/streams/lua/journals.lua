@@ -61,10 +61,10 @@ local function take(keys, args)
   return type(found[1]) == 'table' and found[1][2] or found[2]  -- fakeredis answers {key, entries} without a list around
 end
 
--- im_entries: entries of a journal or dead letters, oldest first, without taking them.
--- Keys: either. Arguments: first id, last id (XRANGE forms), count. Answer: entries.
+-- im_entries: a page of a journal or of dead letters, oldest first, without taking them.
+-- Keys: either. Arguments: first id, last id (XRANGE forms), at most so many. Answer: {entries, 1 if others may come after these else 0}.
 local function entries(keys, args)
-  return redis.call('XRANGE', keys[1], args[1], args[2], 'COUNT', args[3])
+  return page_of(keys[1], args[1], args[2], tonumber(args[3]))
 end
 
 -- im_done: entries are handled. Who has told senders of them says what that came to, unless others have done them all.
@@ -208,14 +208,15 @@ local function undone(keys, args)
 end
 
 -- im_trim_journal: drop the entries that every kind of worker has done, and what is left of their failures: an entry that
--- somebody has deleted by hand leaves some. The server stands still meanwhile: more than TRIM_AT_ONCE entries take more than one call.
+-- somebody has deleted by hand leaves some. The server stands still meanwhile: more than TRIM_AT_ONCE entries take more than one call,
+-- and of more than AT_ONCE failures some are looked at, by chance: in the end all of them.
 -- Keys: journal, failures. Arguments: each kind that must have begun. Answer: how many were dropped; 0 if none is left to drop.
 local function trim_journal(keys, args)
   local lowest = lowest_undone(keys[1], false, args)
   if not lowest then
     return 0
   end
-  for _, field in ipairs(redis.call('HKEYS', keys[2])) do
+  for _, field in ipairs(redis.call('HRANDFIELD', keys[2], AT_ONCE) or {}) do
     if is_after(lowest, string.match(field, '[^' .. SEP .. ']+$')) then
       redis.call('HDEL', keys[2], field)
     end

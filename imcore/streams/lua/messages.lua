@@ -1,7 +1,7 @@
 -- Messages: sent, withdrawn, pulled, trimmed.
 
--- Before their size is known, so many messages are read at once.
-local FIRST_PAGE = 16
+-- So many own messages that an offset has passed are forgotten at once; the rest with the next message.
+local MOST_FORGOTTEN = 200000
 
 -- Since when a table of client_msgids is the newer or the older of the two, and for how long what is in it counts (ms); nil if it is not
 -- there. One that is still to come was begun before the clock was put back: it is one of now, and so never lives shorter than that.
@@ -87,15 +87,33 @@ local function sender_of(senders, uid, keys)
   return senders[uid]
 end
 
+-- How many of the first messages in a list of own ones an offset has passed, and how many there are.
+local function own_passed(own, offset)
+  local low, high = 0, redis.call('LLEN', own)
+  local all = high
+  if all == 0 or tonumber(redis.call('LINDEX', own, 0)) > offset then
+    return 0, all
+  end
+  while low < high do  -- the first `low` are passed, those from `high` on are not
+    local middle = math.floor((low + high) / 2)
+    if tonumber(redis.call('LINDEX', own, middle)) <= offset then
+      low = middle + 1
+    else
+      high = middle
+    end
+  end
+  return low, all
+end
+
 -- Note an own message past the offset, and forget those that the offset has passed.
 local function keep_own(own, packed, offset)
   local oldest = redis.call('LINDEX', own, 0)
   if oldest and tonumber(oldest) <= offset then
-    if tonumber(redis.call('LINDEX', own, -1)) <= offset then
+    local passed, all = own_passed(own, offset)
+    if passed == all then
       redis.call('UNLINK', own)
-    end
-    while tonumber(redis.call('LINDEX', own, 0) or packed) <= offset do
-      redis.call('LPOP', own)
+    else
+      redis.call('LTRIM', own, math.min(passed, MOST_FORGOTTEN), -1)
     end
   end
   redis.call('RPUSH', own, decimal(packed))
@@ -232,10 +250,13 @@ local function seen(entries, uncounted)
   return entries
 end
 
--- im_range: entries of a group's stream, oldest first, also what is no message.
--- Keys: stream, uncounted. Arguments: first id, last id (XRANGE forms), count. Answer: entries.
+-- im_range: a page of a group's stream, oldest first, also what is no message.
+-- Keys: stream, uncounted. Arguments: first id, last id (XRANGE forms), at most so many. Answer: {entries, 1 if others may come after
+-- these else 0}.
 local function range(keys, args)
-  return seen(redis.call('XRANGE', keys[1], args[1], args[2], 'COUNT', args[3]), keys[2])
+  local page = page_of(keys[1], args[1], args[2], tonumber(args[3]))
+  seen(page[1], keys[2])
+  return page
 end
 
 -- Messages from a position on, in the order of the command (XRANGE or XREVRANGE): at most so many, and so many bytes of text, but one in
@@ -258,9 +279,7 @@ local function messages_within(command, stream, from, to, count, bytes)
       return found, n == count
     end
     from = '(' .. page[#page][1]
-    -- As many as there is room for, if they go on like this: what is read in vain has to be small.
-    local fit = n == 0 and FIRST_PAGE or math.floor(n * room / (bytes - room + 1))
-    page_size = math.max(1, math.min(count - n, fit, AT_ONCE))
+    page_size = math.min(count - n, fitting(n, bytes, room))
   end
 end
 

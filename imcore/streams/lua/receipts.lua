@@ -189,7 +189,7 @@ local function readers_left(keys, args)
   return {read, unread, #ended}
 end
 
--- im_changes: the messages whose tallies moves of offsets have changed.
+-- im_changes: the messages whose tallies moves of offsets have changed, at most so many, and so many bytes as go into a page.
 -- Keys: meta, stream. Arguments: count, then segments: packed msgid it begins after, packed msgid it ends with, and the uid
 -- if one member alone has moved over it (whose own messages it does not change), else ''.
 -- Answer: {trimmed, {sender, packed msgid, the sender's span} for each message, where the next call begins after or ''}.
@@ -199,11 +199,12 @@ local function changes(keys, args)
   if not meta[1] then
     return no_group()
   end
-  local room, answers, next_after = tonumber(args[1]), {}, ''
+  local room, bytes, answers, next_after = tonumber(args[1]), PAGE_BYTES, {}, ''
   for i = 2, #args, 3 do
     local first, final = '(' .. unpack_id(tonumber(args[i])), unpack_id(tonumber(args[i + 1]))
-    local entries = messages_in('XRANGE', keys[2], first, final, room)
+    local entries, more = messages_within('XRANGE', keys[2], first, final, room, bytes)
     for _, entry in ipairs(entries) do
+      bytes = bytes - #entry[2][14]
       local sender = entry[2][4]
       next_after = decimal(pack(entry[1]))
       if sender ~= args[i + 2] and entry[2][15] ~= 'recalls' then
@@ -211,7 +212,7 @@ local function changes(keys, args)
       end
     end
     room = room - #entries
-    if room <= 0 then
+    if more or bytes <= 0 then
       return {meta[2] or '0', answers, next_after}
     end
   end

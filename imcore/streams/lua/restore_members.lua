@@ -128,7 +128,7 @@ local function restore_own(keys, args)
     start = #page == 500 and page[500][1]
   end
   for i, own in ipairs(lists) do
-    redis.call('DEL', keys[3 + i])
+    redis.call('UNLINK', keys[3 + i])
     for first = 1, #own, 1000 do
       redis.call('RPUSH', keys[3 + i], unpack(own, first, math.min(first + 999, #own)))
     end
