@@ -21,9 +21,10 @@ from types import TracebackType
 from typing import Self
 
 from imcore import msgid as msgids
+from imcore.admin import client_msgids
 from imcore.admin.audit_messages import chunks
 from imcore.admin.mending import id_above, mend, trim_point
-from imcore.admin.rebuild_bunch import Bunch, once_calls
+from imcore.admin.rebuild_bunch import Bunch
 from imcore.admin.reconcile import end_rebuild
 from imcore.admin.unconfirmed import mark_unconfirmed
 from imcore.backoff import pauses
@@ -230,8 +231,7 @@ class _Rebuild:
         self._database = chat.database
         self._space = chat.link.space
         self._cutoff = msgids.first_at(_now_ms() - chat.settings.keep_ms)
-        now_ms = min(_now_ms(), chat.link.time_ms(CONFIG))  # of one that stands ahead nothing is forgotten early
-        self._once_after = msgids.first_at(now_ms - chat.settings.idempotency_ms)
+        self._once_after = client_msgids.oldest_known(chat, CONFIG)
         self.summary = RebuildSummary()
 
     def steps(self) -> Iterator[None]:
@@ -281,7 +281,6 @@ class _Rebuild:
 
     def _merge(self, gid: str) -> None:
         mended = mend(self._chat, gid)
-        self._link.run_many(list(once_calls(self._chat, [gid], after=self._once_after)))
         self._count(merged=1, messages=mended.restored, renumbered=mended.renumbered)
         spans = list(stored.spans(self._database, [gid]))
         self._mark_dirty(gid, stored.light(self._database, [gid]), spans)

@@ -45,7 +45,7 @@ LOSING_STEPS = {
     **STORING_STEPS,
     "lose_all": (2, (st.integers(0, 4),)),
     "lose_and_be_killed": (2, (st.integers(1, 30),)),
-    "lose_and_leave_it_to_a_worker": (2, (st.integers(1, 30),)),
+    "lose_and_leave_it_to_a_worker": (2, (st.integers(1, 30), st.sampled_from([0, 1, 4, 10_000]))),
 }
 
 
@@ -81,13 +81,14 @@ class LosingHistories(StoredHistories):
             rebuild(self.chat, yes=True)  # killed at its very end, it has left whole data, over which it would ask
         self.rebuilt()
 
-    def lose_and_leave_it_to_a_worker(self, calls_left: int) -> None:
-        """Nobody repeats a rebuild that was killed."""
+    def lose_and_leave_it_to_a_worker(self, calls_left: int, keep: int) -> None:
+        """Nobody repeats a rebuild that was killed. Of each group so many messages come back into Redis."""
         self.lose()
+        self.chat.settings = replace(self.chat.settings, keep_messages=keep)
         with self.killed_after(calls_left):
             rebuild(self.chat)
         if self.chat.link.client.exists(CONFIG):
-            worker = self.new_worker()
+            worker = Persist(self.chat.link, self.chat.database, replace(self.settings, keep_messages=keep))
             worker.step()
             worker.close()
             assert not self.chat.link.client.hexists(CONFIG, REBUILDING)
@@ -240,6 +241,55 @@ def test_a_client_msgid_is_still_known(chat: Chat, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("imcore.admin.rebuild.time.time_ns", partial(_later, time.time_ns, ahead_ms))
     rebuild(chat)
     assert chat.send(GIDS[0], "again", sender_uid=before.sender_uid, client_msgid=before.client_msgid) == before
+
+
+def repair(chat: Chat) -> None:
+    assert list(check(chat, repair=True))
+
+
+@pytest.mark.parametrize("left", [2, 4, 6, 9, 12, 15])
+@pytest.mark.parametrize("end", [persist, repair])
+def test_all_client_msgids_are_known_when_somebody_ends_one_that_was_broken_off(
+    chat: Chat, end: Callable[[Chat], None], left: int
+) -> None:
+    # Given messages of which Redis is to have a few only, and a rebuild that is killed
+    sent = [tally.message for gid in GIDS for tally in chat.status(gid, limit=0)]
+    chat.settings = replace(chat.settings, keep_messages=3)
+    killed_rebuild(chat, left)
+    # When somebody else ends it
+    end(chat)
+    # Then each message is known again, also those that only SQL has
+    again = [chat.send(m.gid, "again", sender_uid=m.sender_uid, client_msgid=m.client_msgid) for m in sent]
+    assert [message.msgid for message in again] == [message.msgid for message in sent]
+    assert list(check(chat)) == []
+
+
+def test_client_msgids_that_count_no_more_are_not_known_again(chat: Chat) -> None:
+    # Given messages that are older than a repeated send may be
+    chat.settings = replace(chat.settings, idempotency_ms=1)
+    killed_rebuild(chat, 2)
+    # When somebody else ends the rebuild
+    repair(chat)
+    # Then Redis has all messages, and keeps nothing of what made them
+    for k in map(chat.link.space.group, GIDS):
+        assert chat.link.client.xlen(k.stream) == 20
+        assert not chat.link.client.exists(k.once_newer, k.once_older)
+
+
+def killed_rebuild(chat: Chat, left: int) -> None:
+    """Empty Redis, and kill its rebuild after so many calls from its beginning on."""
+    chat.link.client.flushall()
+    link, chat.link = chat.link, Dying(chat.link.client, partitions=PARTITIONS)
+    try:
+        chat.link.upgrade()
+        chat.link.left = left + 7
+        rebuild(chat)
+    except KilledError:
+        pass
+    finally:
+        chat.link = link
+    assert link.client.hexists(CONFIG, REBUILDING)
+    link.client.delete(lease(REBUILD, 1))
 
 
 def test_receipts_that_nobody_confirmed_come_again_and_the_others_do_not(chat: Chat) -> None:
