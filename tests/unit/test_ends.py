@@ -1,7 +1,7 @@
 """Ends that a server's clock has set while it stood ahead: whoever looks cuts them back to their length from now."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -233,6 +233,24 @@ class TestSilentHolders:
         assert self.find(chat, DAY_MS) == []
         raw(chat).xgroup_createconsumer(SPACE.journal(0), "persist", "persist-2")  # it holds nothing
         assert self.find(chat, 0) in ([("persist-1", 1)], [])  # the server counts whole milliseconds
+
+    @pytest.mark.usefixtures("in_hand")
+    def test_not_one_whose_lease_ends_while_it_is_looked_at(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        chat.link.run(journal_calls.lease("persist", 1, "dies now", LENGTH_MS))
+        whole = Link._execute
+
+        def execute(link: Link, commands: Sequence[tuple[Any, ...]], **how: Any) -> list[Any]:
+            """Let the lease end before its time is asked for."""
+            answers = []
+            for command in commands:
+                if command[0] == "PTTL":
+                    raw(chat).delete(LEASE)
+                answers += whole(link, [command], **how)
+            return answers
+
+        monkeypatch.setattr(Link, "_execute", execute)
+        assert self.find(chat, LENGTH_MS) == []
+        assert not raw(chat).exists(LEASE)
 
 
 UIDS = [f"u{number}" for number in range(2 * creation.STEP + 7)]
