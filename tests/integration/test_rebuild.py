@@ -21,10 +21,11 @@ from sqlalchemy import Connection, text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin.audit import check
+from imcore.admin.audit import Checked, check
 from imcore.admin.rebuild import RebuildSummary, rebuild
+from imcore.admin.reconcile import Watch, marks_of
 from imcore.admin.stats import stats
-from imcore.errors import ConfigurationError, DatabaseUnavailable, RedisUnavailable, RefusedError
+from imcore.errors import ConfigurationError, DatabaseUnavailable, RedisUnavailable, RefusedError, TryAgain
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, lease
@@ -408,6 +409,83 @@ def test_nothing_is_stored_while_it_goes_on(chat: Chat) -> None:
     assert set(refused) == {"Redis is being rebuilt from SQL: nothing is stored until that is done"}
     assert worker.step() == 0
     worker.close()
+
+
+@pytest.mark.parametrize("stalls_at", range(4))
+def test_one_that_stalled_leaves_the_next_one_alone(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, stalls_at: int
+) -> None:
+    # Given a rebuild that stalls between two steps for so long that another process begins one
+    monkeypatch.setattr("imcore.admin.rebuild.GROUPS", 1)
+    client, rebuilt = chat.link.client, chat.link.space.rebuilt(0)
+    client.flushall()
+    steps = count()
+
+    def stall(_: RebuildSummary) -> None:
+        if next(steps) == stalls_at:
+            begin_another(chat)
+            client.sadd(rebuilt, "done by the other one")
+
+    # When it goes on
+    with pytest.raises(TryAgain, match="another process has gone on with this rebuild"):
+        rebuild(chat, on_progress=stall)
+    # Then all that is the other one's is there, and nobody takes Redis for whole
+    assert client.hget(CONFIG, REBUILDING) == b"other"
+    assert client.get(lease(REBUILD, 1)) == b"other 5000"
+    assert client.sismember(rebuilt, "done by the other one")
+    assert marks_of(chat).behind
+
+
+def test_one_that_stalled_until_a_worker_has_ended_it_stops(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imcore.admin.rebuild.GROUPS", 1)
+    chat.link.client.flushall()
+
+    def stall(_: RebuildSummary) -> None:
+        chat.link.client.delete(lease(REBUILD, 1))
+        persist(chat)
+
+    with pytest.raises(TryAgain, match="another process has gone on with this rebuild"):
+        rebuild(chat, on_progress=stall)
+    assert not chat.link.client.hexists(CONFIG, REBUILDING)
+    assert list(check(chat)) == []
+
+
+def test_a_worker_that_ends_one_leaves_the_next_one_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a rebuild that was broken off, and another one that begins while a worker mends what it left
+    killed_rebuild(chat, 2)
+    mend_all = Watch._mend_all
+
+    def mend(watch: Watch) -> None:
+        mend_all(watch)
+        begin_another(chat)
+
+    monkeypatch.setattr(Watch, "_mend_all", mend)
+    worker = Persist(chat.link, chat.database, chat.settings)
+    # When, then
+    with pytest.raises(RedisUnavailable, match="is being rebuilt"):
+        worker.step()
+    assert chat.link.client.hget(CONFIG, REBUILDING) == b"other"
+
+
+def test_a_check_that_ends_one_leaves_the_next_one_alone(chat: Chat) -> None:
+    # Given a rebuild that was broken off, and another one that begins, and is broken off, while a check mends
+    killed_rebuild(chat, 2)
+
+    def begin(_: Checked) -> None:
+        begin_another(chat)
+        chat.link.client.delete(lease(REBUILD, 1))
+
+    # When
+    [difference] = [each for each in check(chat, repair=True, on_progress=begin) if each.what == "rebuild"]
+    # Then
+    assert not difference.repaired
+    assert chat.link.client.hget(CONFIG, REBUILDING) == b"other"
+
+
+def begin_another(chat: Chat) -> None:
+    """Begin a rebuild as another process would, after the lease of this one has ended."""
+    chat.link.client.hset(CONFIG, REBUILDING, "other")
+    chat.link.client.set(lease(REBUILD, 1), "other 5000", px=5000)
 
 
 @pytest.mark.parametrize("left", range(1, 34, 4))
