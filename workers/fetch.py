@@ -1,11 +1,12 @@
 """Fetches the messages that journal entries tell of: many ranges of many groups in few round trips."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from imcore import msgid as msgids
+from imcore.admin.audit_messages import chunks
 from imcore.creation import first_members
 from imcore.errors import ImError, TryAgain, concerns_all
 from imcore.sql.database import Database
@@ -28,12 +29,12 @@ class Work:
     entry: Entry
     messages: list[Stored] = field(default_factory=list)
     members: list[str] = field(default_factory=list)
-    """With whom the group was created that the entry tells of."""
+    """With whom the group was created that the entry tells of: those that are still to be written."""
     problem: str | None = None
 
 
 def fetch(link: Link, database: Database, works: Sequence[Work]) -> None:
-    """Give each work its messages and members. It is no problem if Redis has trimmed some that SQL has.
+    """Give each work its messages. It is no problem if Redis has trimmed some that SQL has.
 
     A group whose stream cannot be read is a problem of its own entries. Raise what the link raises for all.
     """
@@ -48,16 +49,28 @@ def fetch(link: Link, database: Database, works: Sequence[Work]) -> None:
         streams = [stream for stream in streams if stream.waiting]
     for work in works:
         event = work.entry.event
-        if isinstance(event, Created):
-            _fetch_members(link, event.gid, work)
         if isinstance(event, Sent) and len(work.messages) < event.messages and not work.problem:
             work.problem = _missing(database, event, work.messages)
     _fetch_recalled(link, works)
 
 
-def _fetch_members(link: Link, gid: str, work: Work) -> None:
+def member_counts(link: Link, entries: Sequence[Entry]) -> dict[str, int]:
+    """Return about how many first members the groups have, by gid, whose creation entries tell of."""
+    gids = sorted({entry.event.gid for entry in entries if isinstance(entry.event, Created)})
+    found = link.read_each([("ZCARD", link.space.group(gid).joined) for gid in gids])
+    return {gid: count for gid, count in zip(gids, found, strict=True) if isinstance(count, int)}
+
+
+def member_pages(link: Link, work: Work, size: int) -> Iterator[list[str]]:
+    """Yield the first members of the group whose creation a work tells of, so many at a time; some may come twice.
+
+    A group that cannot be read is a problem of the work. Raise what the link raises for all.
+    """
+    if not isinstance(work.entry.event, Created):
+        return
     try:
-        work.members = sorted(set(first_members(link, gid)))
+        for some in chunks(first_members(link, work.entry.event.gid), size):
+            yield sorted(set(some))
     except ImError as error:
         work.problem = _problem(error)
 

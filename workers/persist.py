@@ -7,7 +7,7 @@ Killed anywhere on the way, it leaves its entries open, and the next one handles
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from imcore.admin import append_only
 from imcore.admin.reconcile import Watch
@@ -19,12 +19,13 @@ from imcore.sql.rows import Batch, ConfirmRow, GroupRow, MarkRow, MoveRow, SpanR
 from imcore.streams.events import Acked, Confirmed, Created, Entry, Joined, Left, Malformed, Sent
 from imcore.streams.journal import Journal
 from imcore.streams.link import Link
-from workers.fetch import Stored, Work, fetch
+from workers.fetch import Stored, Work, fetch, member_counts, member_pages
 
 KIND = "persist"
 
 MOST_ROWS = 5000
-"""About how many rows one transaction writes: one entry may tell of hundreds of messages, or of a thousand offsets."""
+"""About how many rows one transaction writes: one entry may tell of hundreds of messages, of a thousand offsets, or of
+a new group with any number of members, which take several transactions where they are more."""
 
 PACE_S = 0.1
 """So far apart transactions begin, unless more waits than one takes: each costs as much as some hundred rows, and the
@@ -45,6 +46,8 @@ class Persist:
         self._watch = Watch(link, database, settings)
         self._batch_size = settings.batch_size
         self._in_hand: list[Entry] = []
+        self._member_counts: dict[str, int] = {}
+        """Of the groups whose creation the entries in hand tell of, by gid."""
         self._next = 0.0
 
     @property
@@ -75,7 +78,8 @@ class Persist:
             self._let_go()
         if not self._in_hand:
             self._in_hand = self._take()
-        batch = self._in_hand[: _batch_length(self._in_hand)]
+            self._member_counts = member_counts(self._link, self._in_hand)
+        batch = self._in_hand[: _batch_length(self._in_hand, self._member_counts)]
         self._database.empty_log()  # if a reader was in the way when it was to be emptied
         handled = self._persist(batch) if batch else 0
         del self._in_hand[: len(batch)]
@@ -106,6 +110,7 @@ class Persist:
         for work in works:
             if isinstance(work.entry.event, Malformed):
                 work.problem = work.entry.event.reason
+            self._bring_members(work)
         sound = [work for work in works if not work.problem]
         append_only.note_recalled(self._link, _recalled(sound))
         if sound:
@@ -113,6 +118,21 @@ class Persist:
         written = [work.entry for work in works if not work.problem]
         self._journal.done(written)
         return len(written) + sum(self._journal.fail(work.entry, work.problem) for work in works if work.problem)
+
+    def _bring_members(self, work: Work) -> None:
+        """Give a work the first members of its group; where one transaction cannot hold them, write all but the last.
+
+        The entry is not done before these are written, too: killed meanwhile, it is handled again from its beginning.
+        """
+        for some in member_pages(self._link, work, MOST_ROWS):
+            if work.members:
+                part = Work(work.entry, members=work.members)
+                self._write([part], self._watch.mark(self._journal.process, [work.entry]))
+                self._journal.hold_on()
+                work.problem = part.problem
+            work.members = some
+            if work.problem:
+                return
 
     def _write(self, works: Sequence[Work], marks: list[MarkRow]) -> None:
         """Write what entries tell. Those that SQL refuses are found among the others by halving."""
@@ -177,19 +197,28 @@ def _fold_moves(event: Acked, entry: int, batch: Batch, offsets: Offsets) -> Non
     batch.moves += (MoveRow(gid, to, start, entry, movers) for (start, to), movers in uids.items())
 
 
-def _batch_length(entries: Sequence[Entry]) -> int:
+def _batch_length(entries: Sequence[Entry], member_counts: Mapping[str, int]) -> int:
     """Return how many of the entries, one at least, make a transaction."""
     rows = 0
     known: set[tuple[str, int, tuple[str, ...]]] = set()
     for length, entry in enumerate(entries):
         event = entry.event
         if isinstance(event, Acked):
-            for joined, _, _, uids in event.moves:
-                before = len(known)
-                known.add((event.gid, joined, uids))
-                rows += 1 + len(uids) * (len(known) - before)
+            rows += _rows_of_moves(event, known)
+        elif isinstance(event, Created):
+            rows += 1 + member_counts.get(event.gid, 0)
         else:
             rows += event.messages if isinstance(event, Sent) else 1
         if rows > MOST_ROWS:
             return length or 1
     return len(entries)
+
+
+def _rows_of_moves(event: Acked, known: set[tuple[str, int, tuple[str, ...]]]) -> int:
+    """Return how many rows an entry makes. Offsets that are `known` have theirs; from now on its own are known, too."""
+    rows = 0
+    for joined, _, _, uids in event.moves:
+        before = len(known)
+        known.add((event.gid, joined, uids))
+        rows += 1 + len(uids) * (len(known) - before)
+    return rows

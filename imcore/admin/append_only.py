@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Gets how many servers are done, and of how many."""
 
+LONGEST_S = 30 * 60
+"""For how long rewrites are waited for: one may wait for a save, and that may never end. The next trim tries again."""
+
 _PAUSE_S = 0.1
 _UNDER_WAY = "already in progress"
 _BY_HAND = "the append-only file at %s may still hold recalled texts: %s; let an administrator run BGREWRITEAOF there"
@@ -43,8 +46,8 @@ def forget_withdrawn(chat: Chat, *, always: bool = False, on_progress: Progress 
     """Take recalled texts out of SQLite's log, and out of the append-only files of Redis, if one may hold any.
 
     A file may hold those that no stream has any more: a trim comes first. With `always` each file is rewritten. Return
-    at how many servers that was done; it takes as long as they take. What a server or a role does not allow, and who is
-    in the way, is logged as a warning. Raise RedisUnavailable.
+    at how many servers that was done; it takes as long as they take, but LONGEST_S at most. What a server or a role
+    does not allow, what takes longer, and who is in the way, is logged as a warning. Raise RedisUnavailable.
     """
     with suppress(DatabaseUnavailable, DatabaseNotReady):
         if not chat.database.empty_log(always=True):
@@ -84,19 +87,31 @@ class _Rewriting:
         self._link = link
         self._client: Any = link.client
         self._asked: set[int] = set()
+        self._waiting: set[int] = set()
+        """Servers whose rewrite has not begun yet."""
         self.done = 0
         self.has_failed = False
 
     def run(self, on_progress: Progress | None) -> None:
-        """Begin a rewrite at each, and wait until all have ended."""
+        """Begin a rewrite at each, and wait until all have ended, but not for ever."""
+        give_up = time.monotonic() + LONGEST_S
         left = [(number, node) for number, node in enumerate(self._nodes())]
         of = len(left)
         while left:
             left = [(number, node) for number, node in left if not self._is_over(number, node)]
             if on_progress:
                 on_progress(of - len(left), of)
+            if time.monotonic() > give_up:
+                for number, node in left:
+                    self._fail(node, f"{self._why_not(number)} after {LONGEST_S // 60} minutes")
+                return
             if left:
                 time.sleep(_PAUSE_S)
+
+    def _why_not(self, number: int) -> str:
+        if number in self._waiting:
+            return "its rewrite still waits for a save to end"
+        return "its rewrite has not ended"
 
     def _nodes(self) -> Sequence[dict[str, Any]]:
         """Return where a command is to run, as options of the driver."""
@@ -117,7 +132,9 @@ class _Rewriting:
         info = self._call(node, "INFO", "persistence")
         if not info.get("aof_enabled"):
             return True
-        if info.get("aof_rewrite_in_progress") or info.get("aof_rewrite_scheduled"):
+        is_waiting = bool(info.get("aof_rewrite_scheduled"))
+        self._waiting = self._waiting | {number} if is_waiting else self._waiting - {number}
+        if info.get("aof_rewrite_in_progress") or is_waiting:
             return False  # perhaps one that began before: then another one has to follow
         if number not in self._asked:
             self._begin(number, node)

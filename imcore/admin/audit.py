@@ -16,7 +16,7 @@ from imcore.admin.claims import unfinished
 from imcore.admin.holders import lives, silent_holders
 from imcore.admin.mending import mend
 from imcore.admin.pending import KIND, undone
-from imcore.admin.reconcile import end_rebuild, marks_of, reconcile
+from imcore.admin.reconcile import end_rebuild, marks_of, rebuild_token, reconcile
 from imcore.admin.suspicion import MISSING, NOTHING, THERE, Suspicion
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, TryAgain
@@ -73,7 +73,8 @@ def check(chat: Chat, *, repair: bool = False, on_progress: Progress | None = No
         return
     if repair:
         _bind(chat)
-    yield from _rebuild_under_way(chat)
+    rebuild = rebuild_token(chat)
+    yield from _rebuild_under_way(chat, rebuild)
     yield from _older(chat, repair)
     yield from _backlog(chat)
     yield from _silent(chat)
@@ -91,7 +92,7 @@ def check(chat: Chat, *, repair: bool = False, on_progress: Progress | None = No
             on_progress(Checked(done, len(gids)))
     for gid, uid, removed in strange_listings(chat, repair=repair):
         yield Difference(gid, f"group among those of {uid!r}", THERE, "not a member", repaired=removed)
-    yield from _rebuild_broken_off(chat, repair)
+    yield from _rebuild_broken_off(chat, rebuild, repair)
 
 
 _BEGUN = Suspicion("mending", "begun and not ended", "nothing of it", "stored")
@@ -143,17 +144,17 @@ def _bind(chat: Chat) -> None:
         chat.database.bind(int(partitions), dataset.decode())
 
 
-def _rebuild_under_way(chat: Chat) -> Iterator[Difference]:
-    if chat.link.read("HGET", keys.CONFIG, keys.REBUILDING) and lives(chat.link, keys.REBUILD, [1]):
+def _rebuild_under_way(chat: Chat, begun: str | None) -> Iterator[Difference]:
+    if begun and lives(chat.link, keys.REBUILD, [1]):
         yield Difference("", "rebuild", "under way: wait for its end", THERE)
 
 
-def _rebuild_broken_off(chat: Chat, repair: bool) -> Iterator[Difference]:
-    """What a rebuild has left that was killed or has failed is mended by now, if anything is to be."""
-    if chat.link.read("HGET", keys.CONFIG, keys.REBUILDING) and not lives(chat.link, keys.REBUILD, [1]):
-        if repair:
-            end_rebuild(chat)
-        yield Difference("", "rebuild", "broken off: the next worker persist ends it", THERE, repaired=repair)
+def _rebuild_broken_off(chat: Chat, begun: str | None, repair: bool) -> Iterator[Difference]:
+    """What a rebuild has left that was killed or has failed is mended by now, if it had begun before this check."""
+    now = rebuild_token(chat)
+    if now and not lives(chat.link, keys.REBUILD, [1]):
+        is_ended = repair and now == begun and end_rebuild(chat, now)
+        yield Difference("", "rebuild", "broken off: the next worker persist ends it", THERE, repaired=is_ended)
 
 
 def _older(chat: Chat, repair: bool) -> Iterator[Difference]:

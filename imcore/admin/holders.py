@@ -12,6 +12,9 @@ from imcore.settings import Settings
 from imcore.streams import keys
 from imcore.streams.link import Link
 
+_IS_GONE = -2
+"""What PTTL answers for a key that is not there: a lease may end between the two questions."""
+
 
 @dataclass(frozen=True, slots=True)
 class SilentHolder:
@@ -72,15 +75,14 @@ def _lease_of(consumer: str) -> str:
 
 def _ends(link: Link, leases: Iterable[str]) -> list[tuple[bool, bool]]:
     """Return of each lease whether its holder may live, and whether it ends later than any that was taken just now."""
-    some = list(leases)
-    values = link.read_many([("GET", lease) for lease in some])
-    left_ms = link.read_many([("PTTL", lease) for lease in some])
-    return [_end(value, left) for value, left in zip(values, left_ms, strict=True)]
+    asked = [(command, lease) for lease in leases for command in ("GET", "PTTL")]
+    found = link.read_many(asked)
+    return [_end(value, left_ms) for value, left_ms in zip(found[::2], found[1::2], strict=True)]
 
 
 def _end(value: bytes | None, left_ms: int) -> tuple[bool, bool]:
     length = (value or b"").rpartition(b" ")[2]
-    if not length.isdigit():
+    if not length.isdigit() or left_ms == _IS_GONE:
         return False, False
     is_too_long = not 0 <= left_ms <= int(length)
     return not is_too_long, is_too_long

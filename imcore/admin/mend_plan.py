@@ -65,6 +65,7 @@ class Plan:
     """The message before each lost one."""
     rewritten: list[MessageRow] = field(default_factory=list)
     once: list[MessageRow] = field(default_factory=list)
+    """Messages of whose client_msgids Redis may know a seq that is theirs no more."""
     moved_senders: set[int] = field(default_factory=set)
     """Messages with which their sender's offset has moved."""
     foreign: dict[bytes, list[bytes]] = field(default_factory=dict)
@@ -150,9 +151,10 @@ def note(plan: Plan, placed: Placed) -> None:
         plan.added += 1
     elif (there.seq, there.span, there.recalls) != (row.seq, row.span, row.recalls):
         plan.rewritten.append(row._replace(content=""))
-    if row.client_msgid and (here is None or here.seq != row.seq):
-        plan.once.append(row._replace(content=""))
-    plan.moved += (here or there or row).seq != row.seq
+    if (here or there or row).seq != row.seq:
+        plan.moved += 1
+        if row.client_msgid:
+            plan.once.append(row._replace(content=""))
     plan.newest, plan.seq = row.msgid, row.seq
 
 

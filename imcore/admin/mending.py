@@ -20,7 +20,7 @@ from itertools import chain
 from operator import attrgetter
 
 from imcore import msgid as msgids
-from imcore.admin import claims, offsets
+from imcore.admin import claims, client_msgids, offsets
 from imcore.admin import pending as journals
 from imcore.admin.audit_members import followers, scan
 from imcore.admin.audit_messages import Meta, chunks, metas_of
@@ -398,6 +398,18 @@ class _Mending:
         if plan.resets:
             batch += [restore_calls.again(self._k, some) for some in chunks(members, PAGE)]
         self._link.run_many(batch)
+        self._restore_client_msgids()
+
+    def _restore_client_msgids(self) -> None:
+        """Let Redis know all client_msgids that it has to know.
+
+        It may know none, also of messages that it has, or that only SQL has, and of those that an earlier attempt has
+        brought back: where the group is new in Redis, or somebody has died over bringing it back.
+        """
+        after = client_msgids.oldest_known(self._chat, self._k.meta)
+        for call in client_msgids.bring_back(self._chat, [self._gid], after=after):
+            self._link.run(call)
+            self._hold.keep()
 
     def _is_message(self, msgid: int) -> bool:
         """Return whether there is such a message: then it stays recalled, whatever has become of the tombstone."""

@@ -21,10 +21,11 @@ from types import TracebackType
 from typing import Self
 
 from imcore import msgid as msgids
+from imcore.admin import client_msgids
 from imcore.admin.audit_messages import chunks
 from imcore.admin.mending import id_above, mend, trim_point
-from imcore.admin.rebuild_bunch import Bunch, once_calls
-from imcore.admin.reconcile import end_rebuild
+from imcore.admin.rebuild_bunch import Bunch
+from imcore.admin.reconcile import end_rebuild, rebuild_token
 from imcore.admin.unconfirmed import mark_unconfirmed
 from imcore.backoff import pauses
 from imcore.chat import Chat
@@ -35,7 +36,6 @@ from imcore.sql.rows import Batch, GroupRow, SpanRow
 from imcore.sql.stored import Head, Light
 from imcore.streams import journal_calls, keys, restore_calls
 from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, Keyspace
-from imcore.streams.link import Link
 from imcore.streams.restore_calls import Trim
 
 GROUPS = 200
@@ -123,13 +123,13 @@ def rebuild(
     _refuse(chat, before, yes, adopt)
     chat.link.upgrade()  # can it work at all?
     _begin(chat, before)
-    with _Lease(chat.link):
-        chat.link.once("HSET", CONFIG, REBUILDING, 1)
-        rebuilding = _Rebuild(chat)
+    with _Lease(chat) as lease:
+        lease.begin()
+        rebuilding = _Rebuild(chat, lease)
         for _ in rebuilding.steps():
             if on_progress:
                 on_progress(rebuilding.summary)
-        _end(chat)
+        _end(chat, lease)
     return rebuilding.summary
 
 
@@ -175,24 +175,30 @@ def _count_stored(database: Database) -> int:
     return stored.count_groups(database) + len(stored.unlisted(database))
 
 
-def _end(chat: Chat) -> None:
+def _end(chat: Chat, lease: "_Lease") -> None:
     """From now on workers may store again: Redis knows all that they have stored."""
     link, space = chat.link, chat.link.space
+    lease.keep()
     for (partition, consumer), mark in stored.marks(chat.database).items():
         link.run(restore_calls.marks(space, partition, {consumer: mark}))
-    end_rebuild(chat)
+    if not end_rebuild(chat, lease.token):
+        raise TryAgain(_LOST)
+
+
+_LOST = "another process has gone on with this rebuild, or Redis was emptied meanwhile: see what im check says"
 
 
 class _Lease:
     """The right to rebuild, of one process: workers store nothing while it is used in a `with`.
 
     A thread renews it, since one group may take longer than it lasts. Where the process dies, or the rebuild fails, the
-    next worker goes on: it reconciles what is left.
+    next worker goes on: it reconciles what is left. Where it stalls for longer, another one may have gone on: then it
+    must not end what is that one's.
     """
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._token = uuid.uuid4().hex
+    def __init__(self, chat: Chat) -> None:
+        self._chat = chat
+        self.token = uuid.uuid4().hex
         self._ended = Event()
         self._renewing = Thread(target=self._renew, daemon=True)
 
@@ -212,26 +218,36 @@ class _Lease:
         with suppress(ImError):  # then it ends by itself
             self._hold(0)
 
+    def begin(self) -> None:
+        """Let everybody know that a rebuild is under way, and that it is this one."""
+        self._chat.link.once("HSET", CONFIG, REBUILDING, self.token)
+
+    def keep(self) -> None:
+        """Go on with the rebuild. Raise TryAgain if another one has begun since, or somebody has ended this one."""
+        if not self._hold(LEASE_MS) or rebuild_token(self._chat) != self.token:
+            raise TryAgain(_LOST)
+
     def _renew(self) -> None:
         while not self._ended.wait(LEASE_MS / 3000):
             with suppress(Exception):  # whatever it is, the rebuild itself finds out
-                self._hold(LEASE_MS)
+                if not self._hold(LEASE_MS):
+                    return
 
     def _hold(self, lease_ms: int) -> bool:
-        return self._link.run(journal_calls.lease(REBUILD, 1, self._token, lease_ms))
+        return self._chat.link.run(journal_calls.lease(REBUILD, 1, self.token, lease_ms))
 
 
 class _Rebuild:
     """A rebuild under way."""
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: Chat, lease: _Lease) -> None:
         self._chat = chat
+        self._lease = lease
         self._link = chat.link
         self._database = chat.database
         self._space = chat.link.space
         self._cutoff = msgids.first_at(_now_ms() - chat.settings.keep_ms)
-        now_ms = min(_now_ms(), chat.link.time_ms(CONFIG))  # of one that stands ahead nothing is forgotten early
-        self._once_after = msgids.first_at(now_ms - chat.settings.idempotency_ms)
+        self._once_after = client_msgids.oldest_known(chat, CONFIG)
         self.summary = RebuildSummary()
 
     def steps(self) -> Iterator[None]:
@@ -281,7 +297,6 @@ class _Rebuild:
 
     def _merge(self, gid: str) -> None:
         mended = mend(self._chat, gid)
-        self._link.run_many(list(once_calls(self._chat, [gid], after=self._once_after)))
         self._count(merged=1, messages=mended.restored, renumbered=mended.renumbered)
         spans = list(stored.spans(self._database, [gid]))
         self._mark_dirty(gid, stored.light(self._database, [gid]), spans)
@@ -307,6 +322,7 @@ class _Rebuild:
         self._count(receipts=sum(mark_unconfirmed(self._chat, gid, messages, spans).values()))
 
     def _note_done(self, gids: Sequence[str]) -> None:
+        self._lease.keep()
         by_partition: dict[int, list[str]] = {}
         for gid in gids:
             by_partition.setdefault(self._space.partition_of(gid), []).append(gid)

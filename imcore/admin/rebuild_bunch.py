@@ -1,12 +1,12 @@
 """Brings back groups that Redis does not have, many in few round trips. See `imcore.admin.rebuild`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
 from imcore import msgid as msgids
-from imcore.admin import claims, offsets
+from imcore.admin import claims, client_msgids, offsets
 from imcore.admin.audit_members import is_empty
 from imcore.admin.audit_messages import chunks
 from imcore.admin.mending import id_above
@@ -135,7 +135,7 @@ class Bunch:
         """Bring back what goes beside: recalls, client_msgids, own messages past the offset."""
         if not gids:
             return
-        for call in once_calls(self._chat, gids, after=self._once_after):
+        for call in client_msgids.bring_back(self._chat, gids, after=self._once_after):
             self._later(call)
         if self._trim.msgid:
             self._add_recalls(gids[0])
@@ -167,14 +167,6 @@ class Bunch:
             if call.function == restore_calls.SPANS and missed:
                 self._missed.add(call.gid)
         self._waiting = []
-
-
-def once_calls(chat: Chat, gids: Sequence[str], *, after: int) -> Iterator[Call[int]]:
-    """Yield calls that bring back the client_msgids of messages after a msgid (packed)."""
-    known = stored.with_client_msgid(chat.database, gids, after=after)
-    for gid, each in groupby(known, key=attrgetter("gid")):
-        for some in chunks(each, PAGE):
-            yield restore_calls.once(chat.link.space.group(gid), some, chat.settings.idempotency_ms)
 
 
 def _has_double(spans: Iterable[SpanRow]) -> bool:

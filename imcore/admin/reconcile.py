@@ -55,6 +55,8 @@ _REASONS = {
 }
 """Why nothing may be stored, by the answer to a mark."""
 
+_IS_REBUILT = "Redis is being rebuilt from SQL: nothing is stored until that is done"
+
 Place = tuple[int, str]
 """A partition, and the name of a consumer of its journal."""
 
@@ -150,12 +152,23 @@ def is_rebuilding(chat: Chat) -> bool:
     return chat.link.run(journal_calls.is_held(keys.REBUILD, 1))
 
 
-def end_rebuild(chat: Chat) -> None:
-    """Note that no rebuild is under way any more: Redis has all that SQL has."""
+def rebuild_token(chat: Chat) -> str | None:
+    """Return the token of the rebuild that was begun and not ended, whether its process lives or not."""
+    token = chat.link.read("HGET", keys.CONFIG, keys.REBUILDING)
+    return token.decode() if token else None
+
+
+def end_rebuild(chat: Chat, token: str) -> bool:
+    """Note that this rebuild is under way no more, as Redis has all that SQL has; return False if another one is.
+
+    What it has done is forgotten first: killed in between, it is ended by whoever comes next.
+    """
     link, space = chat.link, chat.link.space
-    link.once("HDEL", keys.CONFIG, keys.REBUILDING)
+    if rebuild_token(chat) != token:
+        return False
     for partition in range(space.partitions):
         link.once("UNLINK", space.rebuilt(partition))
+    return link.run(restore_calls.end_rebuild(token)) or rebuild_token(chat) is None
 
 
 class Watch:
@@ -169,8 +182,8 @@ class Watch:
         self._dataset: str | None = None
         self._heir = ""
         self._trouble = Trouble(time.monotonic)
-        self._broken_off = False
-        """Whether a rebuild was begun, and its process is no more."""
+        self._broken_off = ""
+        """The token of a rebuild that was begun, and whose process is no more."""
 
     def look(self) -> bool:
         """Look at all marks, if it is time to; mend what is behind, and end what somebody has begun and died over.
@@ -183,13 +196,19 @@ class Watch:
         self._adopt()
         self._mend_all()
         if self._broken_off:
-            end_rebuild(self._chat)
-            log.warning("the rebuild that was broken off is ended: what it left is reconciled")
+            self._end_rebuild()
         left_behind.settle(self._chat.link, self._trouble)
         before, self._mended = self._mended, self._states()
         if self._dataset is not None:
             self._look_at = time.monotonic() + self._every_s
         return before is not None and before != self._mended
+
+    def _end_rebuild(self) -> None:
+        """End the rebuild that was broken off. Raise RedisUnavailable if another one has begun since."""
+        if end_rebuild(self._chat, self._broken_off):
+            log.warning("the rebuild that was broken off is ended: what it left is reconciled")
+        elif rebuild_token(self._chat):
+            raise RedisUnavailable(_IS_REBUILT)
 
     def doubt(self) -> None:
         """Look at all marks next time, and whose data SQL has: the connection was lost, or SQL did not answer."""
@@ -276,9 +295,9 @@ class Watch:
         """Hold the id of Redis' data against that of the data in SQL. Raise RedisUnavailable if it is another."""
         link, database = self._chat.link, self._chat.database
         partitions, dataset, rebuilding = link.read("HMGET", keys.CONFIG, "partitions", "dataset", keys.REBUILDING)
-        self._broken_off = bool(rebuilding) and not is_rebuilding(self._chat)
-        if rebuilding and not self._broken_off:
-            raise RedisUnavailable("Redis is being rebuilt from SQL: nothing is stored until that is done")
+        self._broken_off = (rebuilding or b"").decode()
+        if rebuilding and is_rebuilding(self._chat):
+            raise RedisUnavailable(_IS_REBUILT)
         if self._broken_off and self._trouble.is_due("broken off"):
             log.warning("a rebuild of Redis was broken off: what it left is reconciled now, group by group")
         if self._dataset is None:

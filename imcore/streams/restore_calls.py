@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from imcore import msgid as msgids
 from imcore.sql.rows import NO_TIME, MarkRow, MessageRow
 from imcore.streams.calls import Call, Value
-from imcore.streams.keys import SEPARATOR, GroupKeys, Keyspace
+from imcore.streams.keys import CONFIG, REBUILDING, SEPARATOR, GroupKeys, Keyspace
 
 CHANGED = None
 """What `swap` answers where the stream is not as the caller has seen it."""
@@ -241,3 +241,8 @@ def inherit(space: Keyspace, row: MarkRow, stored: dict[str, int]) -> Call[bool]
 def forget(space: Keyspace, partition: int, consumers: Sequence[str]) -> Call[int]:
     """Drop the marks of consumers that are no more; answers how many."""
     return Call("im_restore_forget", (space.marks(partition),), tuple(consumers), int, writes=True)
+
+
+def end_rebuild(token: str) -> Call[bool]:
+    """Note that the rebuild of this token is under way no more; answers False if another one is, or none."""
+    return Call("im_rebuild_end", (CONFIG,), (REBUILDING, token), bool, writes=True)

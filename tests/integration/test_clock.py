@@ -25,6 +25,7 @@ from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import creation_calls, journal_calls
 from imcore.streams.journal import Journal
+from imcore.values import Message
 from tests.apt import FAKETIME
 from tests.deadline import wait_until
 from tests.processes import WorkerProcess
@@ -41,11 +42,12 @@ class Clock:
         self._server: redis.Redis | None = None
         self.put_ahead(0)
 
-    def put_ahead(self, days: int) -> None:
-        """Let it show a time so many days ahead, from now on."""
-        self._file.write_text(f"{days * 86_400:+d}")
+    def put_ahead(self, days: int, *, hours: int = 0) -> None:
+        """Let it show a time so many days and hours ahead, from now on."""
+        ahead_s = days * 86_400 + hours * 3600
+        self._file.write_text(f"{ahead_s:+d}")
         if server := self._server:  # which may look at the file a call later
-            wait_until(lambda: abs(server.time()[0] - time.time() - days * 86_400) < 3600)
+            wait_until(lambda: abs(server.time()[0] - time.time() - ahead_s) < 600)
 
     def is_of(self, server: "redis.Redis") -> None:
         """Wait, from now on, until this server shows it."""
@@ -198,6 +200,26 @@ def test_client_msgids_are_known_before_meanwhile_and_after(chat: Chat, clock: C
     again = [chat.send("team", "again", sender_uid="ann", client_msgid=str(number)) for number in range(3)]
     # Then each is known
     assert again == sent
+
+
+@pytest.mark.parametrize("wrong_at", [3, 25, 30])
+def test_client_msgids_are_known_whenever_the_clock_goes_wrong(chat: Chat, clock: Clock, wrong_at: int) -> None:
+    # Given one message an hour, and a clock that once stands a day ahead for a moment
+    chat.create_group("team", ["ann", "bob"])
+    sent: list[Message] = []
+    for hour in range(36):
+        clock.put_ahead(0, hours=hour)
+        sent.append(chat.send("team", "on time", sender_uid="ann", client_msgid=f"{hour}"))
+        if hour == wrong_at:
+            clock.put_ahead(1, hours=hour)
+            chat.send("team", "ahead", sender_uid="ann", client_msgid="ahead")
+            clock.put_ahead(0, hours=hour)
+        # When all messages of the last day are sent again
+        again = [
+            chat.send("team", "again", sender_uid="ann", client_msgid=message.client_msgid) for message in sent[-24:]
+        ]
+        # Then each is known
+        assert again == sent[-24:]
 
 
 def test_sessions_that_live_outlive_a_clock_that_is_put_back(chat: Chat, clock: Clock) -> None:

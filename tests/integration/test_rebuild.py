@@ -21,10 +21,11 @@ from sqlalchemy import Connection, text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin.audit import check
+from imcore.admin.audit import Checked, check
 from imcore.admin.rebuild import RebuildSummary, rebuild
+from imcore.admin.reconcile import Watch, marks_of
 from imcore.admin.stats import stats
-from imcore.errors import ConfigurationError, DatabaseUnavailable, RedisUnavailable, RefusedError
+from imcore.errors import ConfigurationError, DatabaseUnavailable, RedisUnavailable, RefusedError, TryAgain
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, lease
@@ -45,7 +46,7 @@ LOSING_STEPS = {
     **STORING_STEPS,
     "lose_all": (2, (st.integers(0, 4),)),
     "lose_and_be_killed": (2, (st.integers(1, 30),)),
-    "lose_and_leave_it_to_a_worker": (2, (st.integers(1, 30),)),
+    "lose_and_leave_it_to_a_worker": (2, (st.integers(1, 30), st.sampled_from([0, 1, 4, 10_000]))),
 }
 
 
@@ -81,13 +82,14 @@ class LosingHistories(StoredHistories):
             rebuild(self.chat, yes=True)  # killed at its very end, it has left whole data, over which it would ask
         self.rebuilt()
 
-    def lose_and_leave_it_to_a_worker(self, calls_left: int) -> None:
-        """Nobody repeats a rebuild that was killed."""
+    def lose_and_leave_it_to_a_worker(self, calls_left: int, keep: int) -> None:
+        """Nobody repeats a rebuild that was killed. Of each group so many messages come back into Redis."""
         self.lose()
+        self.chat.settings = replace(self.chat.settings, keep_messages=keep)
         with self.killed_after(calls_left):
             rebuild(self.chat)
         if self.chat.link.client.exists(CONFIG):
-            worker = self.new_worker()
+            worker = Persist(self.chat.link, self.chat.database, replace(self.settings, keep_messages=keep))
             worker.step()
             worker.close()
             assert not self.chat.link.client.hexists(CONFIG, REBUILDING)
@@ -242,6 +244,55 @@ def test_a_client_msgid_is_still_known(chat: Chat, monkeypatch: pytest.MonkeyPat
     assert chat.send(GIDS[0], "again", sender_uid=before.sender_uid, client_msgid=before.client_msgid) == before
 
 
+def repair(chat: Chat) -> None:
+    assert list(check(chat, repair=True))
+
+
+@pytest.mark.parametrize("left", [2, 4, 6, 9, 12, 15])
+@pytest.mark.parametrize("end", [persist, repair])
+def test_all_client_msgids_are_known_when_somebody_ends_one_that_was_broken_off(
+    chat: Chat, end: Callable[[Chat], None], left: int
+) -> None:
+    # Given messages of which Redis is to have a few only, and a rebuild that is killed
+    sent = [tally.message for gid in GIDS for tally in chat.status(gid, limit=0)]
+    chat.settings = replace(chat.settings, keep_messages=3)
+    killed_rebuild(chat, left)
+    # When somebody else ends it
+    end(chat)
+    # Then each message is known again, also those that only SQL has
+    again = [chat.send(m.gid, "again", sender_uid=m.sender_uid, client_msgid=m.client_msgid) for m in sent]
+    assert [message.msgid for message in again] == [message.msgid for message in sent]
+    assert list(check(chat)) == []
+
+
+def test_client_msgids_that_count_no_more_are_not_known_again(chat: Chat) -> None:
+    # Given messages that are older than a repeated send may be
+    chat.settings = replace(chat.settings, idempotency_ms=1)
+    killed_rebuild(chat, 2)
+    # When somebody else ends the rebuild
+    repair(chat)
+    # Then Redis has all messages, and keeps nothing of what made them
+    for k in map(chat.link.space.group, GIDS):
+        assert chat.link.client.xlen(k.stream) == 20
+        assert not chat.link.client.exists(k.once_newer, k.once_older)
+
+
+def killed_rebuild(chat: Chat, left: int) -> None:
+    """Empty Redis, and kill its rebuild after so many calls from its beginning on."""
+    chat.link.client.flushall()
+    link, chat.link = chat.link, Dying(chat.link.client, partitions=PARTITIONS)
+    try:
+        chat.link.upgrade()
+        chat.link.left = left + 7
+        rebuild(chat)
+    except KilledError:
+        pass
+    finally:
+        chat.link = link
+    assert link.client.hexists(CONFIG, REBUILDING)
+    link.client.delete(lease(REBUILD, 1))
+
+
 def test_receipts_that_nobody_confirmed_come_again_and_the_others_do_not(chat: Chat) -> None:
     # Given tallies that ann has been told: one she has confirmed, one that changed again after that
     receipts = ReceiptsWorker(chat.link, chat.database, replace(chat.settings, receipt_window_ms=0))
@@ -358,6 +409,83 @@ def test_nothing_is_stored_while_it_goes_on(chat: Chat) -> None:
     assert set(refused) == {"Redis is being rebuilt from SQL: nothing is stored until that is done"}
     assert worker.step() == 0
     worker.close()
+
+
+@pytest.mark.parametrize("stalls_at", range(4))
+def test_one_that_stalled_leaves_the_next_one_alone(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, stalls_at: int
+) -> None:
+    # Given a rebuild that stalls between two steps for so long that another process begins one
+    monkeypatch.setattr("imcore.admin.rebuild.GROUPS", 1)
+    client, rebuilt = chat.link.client, chat.link.space.rebuilt(0)
+    client.flushall()
+    steps = count()
+
+    def stall(_: RebuildSummary) -> None:
+        if next(steps) == stalls_at:
+            begin_another(chat)
+            client.sadd(rebuilt, "done by the other one")
+
+    # When it goes on
+    with pytest.raises(TryAgain, match="another process has gone on with this rebuild"):
+        rebuild(chat, on_progress=stall)
+    # Then all that is the other one's is there, and nobody takes Redis for whole
+    assert client.hget(CONFIG, REBUILDING) == b"other"
+    assert client.get(lease(REBUILD, 1)) == b"other 5000"
+    assert client.sismember(rebuilt, "done by the other one")
+    assert marks_of(chat).behind
+
+
+def test_one_that_stalled_until_a_worker_has_ended_it_stops(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imcore.admin.rebuild.GROUPS", 1)
+    chat.link.client.flushall()
+
+    def stall(_: RebuildSummary) -> None:
+        chat.link.client.delete(lease(REBUILD, 1))
+        persist(chat)
+
+    with pytest.raises(TryAgain, match="another process has gone on with this rebuild"):
+        rebuild(chat, on_progress=stall)
+    assert not chat.link.client.hexists(CONFIG, REBUILDING)
+    assert list(check(chat)) == []
+
+
+def test_a_worker_that_ends_one_leaves_the_next_one_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a rebuild that was broken off, and another one that begins while a worker mends what it left
+    killed_rebuild(chat, 2)
+    mend_all = Watch._mend_all
+
+    def mend(watch: Watch) -> None:
+        mend_all(watch)
+        begin_another(chat)
+
+    monkeypatch.setattr(Watch, "_mend_all", mend)
+    worker = Persist(chat.link, chat.database, chat.settings)
+    # When, then
+    with pytest.raises(RedisUnavailable, match="is being rebuilt"):
+        worker.step()
+    assert chat.link.client.hget(CONFIG, REBUILDING) == b"other"
+
+
+def test_a_check_that_ends_one_leaves_the_next_one_alone(chat: Chat) -> None:
+    # Given a rebuild that was broken off, and another one that begins, and is broken off, while a check mends
+    killed_rebuild(chat, 2)
+
+    def begin(_: Checked) -> None:
+        begin_another(chat)
+        chat.link.client.delete(lease(REBUILD, 1))
+
+    # When
+    [difference] = [each for each in check(chat, repair=True, on_progress=begin) if each.what == "rebuild"]
+    # Then
+    assert not difference.repaired
+    assert chat.link.client.hget(CONFIG, REBUILDING) == b"other"
+
+
+def begin_another(chat: Chat) -> None:
+    """Begin a rebuild as another process would, after the lease of this one has ended."""
+    chat.link.client.hset(CONFIG, REBUILDING, "other")
+    chat.link.client.set(lease(REBUILD, 1), "other 5000", px=5000)
 
 
 @pytest.mark.parametrize("left", range(1, 34, 4))

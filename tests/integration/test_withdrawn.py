@@ -282,6 +282,29 @@ class TestAppendOnlyFile:
         assert append_only.forget_withdrawn(chat) == 1
         wait_until(lambda: files_with("SECRET", file) == [])
 
+    def test_one_that_waits_for_a_save_for_too_long_is_told_and_tried_again(
+        self, chat: Chat, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # Given a save that takes longer than anybody waits
+        self.recalled(chat)
+        retention.trim(chat)
+        chat.link.client.config_set("rdb-key-save-delay", 300_000)  # microseconds for each key
+        chat.link.client.bgsave()
+        chat.link.client.config_set("rdb-key-save-delay", 0)
+
+        # When the file is to be rewritten
+        with monkeypatch.context() as patch:
+            patch.setattr(append_only, "LONGEST_S", 0.3)
+            assert append_only.forget_withdrawn(chat) == 0
+
+        # Then that is told
+        [message] = caplog.messages
+        assert "may still hold recalled texts: its rewrite still waits for a save to end after" in message
+
+        # And done as soon as that has ended
+        assert append_only.forget_withdrawn(chat) == 1
+        wait_until(lambda: files_with("SECRET", file) == [])
+
     def test_one_that_fails_is_told_and_tried_again(
         self, chat: Chat, file: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

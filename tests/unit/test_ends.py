@@ -1,7 +1,7 @@
 """Ends that a server's clock has set while it stood ahead: whoever looks cuts them back to their length from now."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from imcore.streams.journal_calls import Storm
 from imcore.streams.keys import SEPARATOR
 from imcore.streams.link import Link
 from imcore.streams.restore_calls import Claim
+from tests.client_msgids import put_back
 
 DAY_MS = 24 * 60 * 60 * 1000
 LENGTH_MS = 20_000
@@ -176,12 +177,8 @@ def test_a_client_msgid_lives_for_as_long_as_is_promised_however_the_clock_goes(
     """The clock goes wrong between two sends and right again before the third: it is as if its tables were put off."""
     # Given a message, and another by a clock that is days off
     first = chat.send("team", "one", sender_uid="ann", client_msgid="1")
-    once = chat.link.space.group("team")
     for shift in (days, -days):
-        for table in (once.once_newer, once.once_older):
-            if said := raw(chat).hget(table, SEPARATOR):
-                since, length = map(int, said.split())
-                raw(chat).hset(table, SEPARATOR, f"{since - shift * DAY_MS} {length}")
+        put_back(chat, "team", shift * DAY_MS)
         if shift == days:
             second = chat.send("team", "two", sender_uid="ann", client_msgid="2")
     # When both are sent again
@@ -189,7 +186,7 @@ def test_a_client_msgid_lives_for_as_long_as_is_promised_however_the_clock_goes(
     # Then they are known
     assert again == [first, second]
     # And the newer table does not count from a time that is still to come
-    said = raw(chat).hget(once.once_newer, SEPARATOR) or b"0"
+    said = raw(chat).hget(chat.link.space.group("team").once_newer, SEPARATOR) or b"0"
     assert int(said.split()[0]) <= now_ms()
 
 
@@ -201,7 +198,7 @@ def test_a_longer_promise_holds_for_what_a_table_of_a_shorter_one_gets(chat: Cha
     # When one with a longer setting sends
     chat.link.run(calls.send(space, "team", [calls.Draft("ann", "long", "2")], DAY_MS))
     # Then what is in the table counts for that long
-    assert raw(chat).hget(space.group("team").once_newer, SEPARATOR).endswith(f" {DAY_MS}".encode())
+    assert raw(chat).hget(space.group("team").once_newer, SEPARATOR).split()[1] == str(DAY_MS).encode()
 
 
 def test_acks_a_second_are_counted_again_after_the_clock_was_put_back(chat: Chat) -> None:
@@ -242,6 +239,24 @@ class TestSilentHolders:
         assert self.find(chat, DAY_MS) == []
         raw(chat).xgroup_createconsumer(SPACE.journal(0), "persist", "persist-2")  # it holds nothing
         assert self.find(chat, 0) in ([("persist-1", 1)], [])  # the server counts whole milliseconds
+
+    @pytest.mark.usefixtures("in_hand")
+    def test_not_one_whose_lease_ends_while_it_is_looked_at(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        chat.link.run(journal_calls.lease("persist", 1, "dies now", LENGTH_MS))
+        whole = Link._execute
+
+        def execute(link: Link, commands: Sequence[tuple[Any, ...]], **how: Any) -> list[Any]:
+            """Let the lease end before its time is asked for."""
+            answers = []
+            for command in commands:
+                if command[0] == "PTTL":
+                    raw(chat).delete(LEASE)
+                answers += whole(link, [command], **how)
+            return answers
+
+        monkeypatch.setattr(Link, "_execute", execute)
+        assert self.find(chat, LENGTH_MS) == []
+        assert not raw(chat).exists(LEASE)
 
 
 UIDS = [f"u{number}" for number in range(2 * creation.STEP + 7)]

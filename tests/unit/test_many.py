@@ -15,9 +15,9 @@ from imcore.many import MESSAGES_PER_CALL
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import calls
-from imcore.streams.keys import SEPARATOR
 from imcore.streams.link import Link
 from imcore.values import Ack, Message
+from tests.client_msgids import HOUR, put_back
 from workers.persist import Persist
 
 
@@ -65,26 +65,26 @@ def test_a_message_twice_in_one_call_is_stored_once(chat: Chat) -> None:
 
 def test_a_client_msgid_is_known_for_as_long_as_is_promised_and_not_for_ever(chat: Chat) -> None:
     def wait(ms: int) -> None:
-        for key in (keys.once_newer, keys.once_older):
-            if said := chat.link.client.hget(key, SEPARATOR):
-                since, length = map(int, said.split())
-                chat.link.client.hset(key, SEPARATOR, f"{since - ms} {length}")
+        """Let time pass, and the worker `jobs` look each hour."""
+        for _ in range(ms // HOUR):
+            put_back(chat, "g", HOUR)
+            chat.link.run(calls.rotate_once(chat.link.space, "g"))
 
     # Given
     chat.create_group("g", ["ann"])
     keys = chat.link.space.group("g")
-    day = chat.settings.idempotency_ms
+    life = chat.settings.idempotency_ms + 3 * HOUR  # two of the steps in which a table counts
     first = chat.send("g", "first", sender_uid="ann", client_msgid="1")
     # When its table is old enough, another one takes its turn
-    wait(day - 60_000)
+    wait(life - HOUR)
     second = chat.send("g", "second", sender_uid="ann", client_msgid="2")
-    wait(60_000)
+    wait(HOUR)
     third = chat.send("g", "third", sender_uid="ann", client_msgid="3")
     # Then all are known still
     again = [Draft("ann", "again", each) for each in ("1", "2", "3")]
     assert chat.send_many("g", again) == [first, second, third]
     # And what is older than twice that is not
-    wait(day)
+    wait(life)
     assert chat.send("g", "third", sender_uid="ann", client_msgid="3") == third
     chat.send("g", "fourth", sender_uid="ann", client_msgid="4")
     assert chat.send("g", "first anew", sender_uid="ann", client_msgid="1") != first
@@ -92,8 +92,49 @@ def test_a_client_msgid_is_known_for_as_long_as_is_promised_and_not_for_ever(cha
     assert [chat.link.client.pttl(key) for key in (keys.once_newer, keys.once_older)] == [-1, -1]
     # And where nobody says anything any more, nothing is left of it
     for left in (1, 0, 0):
-        wait(day)
+        wait(life)
         assert chat.link.run(calls.rotate_once(chat.link.space, "g")) == left
+
+
+def test_what_nobody_looks_at_often_goes_as_well(chat: Chat) -> None:
+    # Given a client_msgid in a group in which nobody says anything more, and a trim once a day
+    chat.create_group("g", ["ann"])
+    chat.send("g", "first", sender_uid="ann", client_msgid="1")
+    left = []
+    for _ in range(36):
+        put_back(chat, "g", 24 * HOUR)
+        left.append(chat.link.run(calls.rotate_once(chat.link.space, "g")))
+    # Then it is the older one's turn after 18 looks, and it is gone after 18 more
+    assert left == [1] * 35 + [0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_client_msgid_is_known_for_as_long_as_is_promised_however_often_the_clock_jumps(
+    chat: Chat, seed: int
+) -> None:
+    # Given a clock that goes wrong, by minutes or days, and is put right, again and again, while people write
+    chance = random.Random(seed)
+    chat.create_group("g", ["ann"])
+    sent: list[tuple[int, Draft, Message]] = []
+    passed = off = 0
+    for number in range(200):
+        waited = chance.choice([1, 10, 40, 90]) * HOUR // 60
+        wrong = 0 if off else chance.choice([-1, 1]) * chance.choice([HOUR // 4, 2 * HOUR, 24 * HOUR, 500 * HOUR])
+        jump = chance.choice([0, wrong - off])
+        passed, off = passed + waited, off + jump
+        put_back(chat, "g", waited + jump)
+        draft = Draft("ann", f"message {number}", str(number))
+        # When what was sent in the time that is promised is sent again
+        recent = [each for each in sent if each[0] > passed - chat.settings.idempotency_ms]
+        again = chat.send_many("g", [*(draft for _, draft, _ in recent), draft])
+        # Then all of it is known
+        assert again[:-1] == [message for _, _, message in recent]
+        assert isinstance(again[-1], Message)
+        sent.append((passed, draft, again[-1]))
+    # And what is kept does not grow for ever
+    keys = chat.link.space.group("g")
+    kept = sum(chat.link.client.hlen(key) for key in (keys.once_newer, keys.once_older))
+    assert kept <= 2 + sum(1 for at, _, _ in sent if at > passed - 4 * chat.settings.idempotency_ms)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -245,6 +245,70 @@ class TestFetching:
         # Then a row for each move and one for each offset that has moved are counted
         assert [worker.step() for _ in range(3)] == [2, 1, 0]
 
+    def test_new_groups_with_many_members_make_a_big_batch(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given groups with a few members each, and one with more than a transaction takes
+        monkeypatch.setattr(persist, "MOST_ROWS", 12)
+        database = Watching(chat.database)
+        worker = Persist(chat.link, database, SETTINGS)
+        for number, members in enumerate([5, 5, 5, 40, 5]):
+            chat.create_group(f"g{number}", [f"u{member}" for member in range(members)])
+        chat.send("g4", "one", sender_uid="u1")
+        # When
+        assert drain(worker) == 6
+        # Then no transaction has more members than that, and some have those of more than one group
+        assert max(spans for spans, _ in database.wrote) == 12
+        assert len(database.wrote) <= 7
+        # And all of it is there
+        rows = stored(chat.database)
+        assert [len([span for span in rows.spans if span.gid == group.gid]) for group in rows.groups] == [
+            5,
+            5,
+            5,
+            40,
+            5,
+        ]
+        assert len(rows.messages) == 1
+
+    @pytest.mark.parametrize("fails_at", range(5))
+    def test_a_new_group_is_not_done_before_all_its_members_are_stored(
+        self, chat: Chat, monkeypatch: pytest.MonkeyPatch, fails_at: int
+    ) -> None:
+        # Given a group with more members than a transaction takes, and a worker that dies over one of these
+        monkeypatch.setattr(persist, "MOST_ROWS", 12)
+        database = Watching(chat.database)
+        database.left = fails_at
+        dying = Persist(chat.link, database, SETTINGS)
+        chat.create_group("g", [f"u{member}" for member in range(50)])
+        with pytest.raises(DatabaseUnavailable):
+            dying.step()
+        # When another one goes on
+        raw(chat).delete(lease(KIND, 1))
+        assert drain(Persist(chat.link, chat.database, SETTINGS)) == 1
+        # Then all are there
+        rows = stored(chat.database)
+        assert (len(rows.groups), len(rows.spans)) == (1, 50)
+
+    def test_a_worker_shows_signs_of_life_while_it_stores_a_group(
+        self, chat: Chat, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given a worker whose lease is over whenever it has written something
+        monkeypatch.setattr(persist, "MOST_ROWS", 12)
+        database = Watching(chat.database)
+        worker = Persist(chat.link, database, SETTINGS)
+        worker.step()
+        chat.create_group("g", [f"u{member}" for member in range(50)])
+
+        def end_lease() -> None:
+            database.wrote[-1] = (database.wrote[-1][0], bool(raw(chat).exists(lease(KIND, 1))))
+            raw(chat).delete(lease(KIND, 1))
+            worker._journal._lease._renew_at = 0
+
+        database.after = end_lease
+        # When it stores more than one transaction takes
+        worker.step()
+        # Then each of them has found it alive
+        assert [lived for _, lived in database.wrote] == [True] * 5
+
     def test_trimmed_messages_are_not_missed_if_they_are_stored(self, chat: Chat, worker: Persist) -> None:
         # Given a message that was stored and trimmed, and an entry that tells of it again
         chat.create_group("g", ["ann"])
@@ -475,6 +539,23 @@ class Flaky(Database):
         if self.is_away:
             raise DatabaseUnavailable
         super().write(batch)
+
+
+class Watching(Database):
+    """A database that counts the spans of each write, and calls `after`. It goes away when no write is `left`."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database._backend)
+        self.wrote: list[tuple[int, bool]] = []
+        self.left = 1000
+        self.after: Callable[[], None] = lambda: None
+
+    def write(self, batch: Batch) -> None:
+        if len(self.wrote) == self.left:
+            raise DatabaseUnavailable
+        super().write(batch)
+        self.wrote.append((len(batch.spans), True))
+        self.after()
 
 
 class Refusing(Database):

@@ -11,8 +11,9 @@
 --   acked   zset    span key -> packed offset
 --   joined  zset    span key -> newest message at the join
 --   left    zset    span key of a closed span -> newest message at the leave
---   once    hash    uid SEP client_msgid -> "msgid seq", and SEP -> "since length" (ms); two of them take turns, so that each entry
---                   lives long enough. They have no time to live: a server that evicts keys with one would forget what was sent.
+--   once    hash    uid SEP client_msgid -> "msgid seq", and SEP -> "since length seen" (ms): when it was begun, by its own count
+--                   of time, for how long what is in it counts, when it was looked at; two of them take turns, so that each
+--                   entry lives long enough. They have no time to live: a server that evicts keys with one would forget them.
 --   own     list    per member: packed, oldest first; those past their offset are own messages that are not unread for
 --                   them. What their offset has passed since is dropped when the next one comes.
 --   uncounted zset  packed msgids of recalled messages and of the tombstones that recall them: they are never unread

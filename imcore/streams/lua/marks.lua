@@ -100,9 +100,16 @@ local function restore_forget(keys, args)
   return redis.call('HDEL', keys[1], unpack(args))
 end
 
+-- im_rebuild_end: note that a rebuild is under way no more, unless another one has begun since.
+-- Keys: config. Arguments: field of the rebuild that is under way, its token. Answer: 1 if it was that one.
+local function rebuild_end(keys, args)
+  return redis.call('HGET', keys[1], args[1]) == args[2] and redis.call('HDEL', keys[1], args[1]) or 0
+end
+
 redis.register_function{function_name = 'im_restore_journal', callback = restore_journal}
 redis.register_function{function_name = 'im_restore_mark', callback = restore_mark, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_restore_marks', callback = restore_marks, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_restore_hold', callback = restore_hold, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_restore_inherit', callback = restore_inherit, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_restore_forget', callback = restore_forget, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_rebuild_end', callback = rebuild_end, flags = WRITES_LITTLE}

@@ -3,35 +3,61 @@
 -- So many own messages that an offset has passed are forgotten at once; the rest with the next message.
 local MOST_FORGOTTEN = 200000
 
--- Since when a table of client_msgids is the newer or the older of the two, and for how long what is in it counts (ms); nil if it is not
--- there. One that is still to come was begun before the clock was put back: it is one of now, and so never lives shorter than that.
-local function age_of_once(once, now)
-  local since, length = string.match(redis.call('HGET', once, SEP) or '', '^(%d+) (%d+)$')
-  if not since then
-    return redis.call('EXISTS', once) == 1 and 0 or nil, 0
-  elseif tonumber(since) > now then
-    redis.call('HSET', once, SEP, decimal(now) .. ' ' .. length)
-    since = now
-  end
-  return now - since, tonumber(length)
+-- A table of client_msgids counts its age in steps, from one look at it to the next. Between two looks the clock may have jumped,
+-- and nobody can tell that from a long wait. So a step, ahead or back, counts as one such part of the table's length at most: a
+-- jump ahead makes a table older by one step, and the jump back makes it younger again. A table lives two steps longer than
+-- promised, and so outlives two jumps ahead that nobody has put right. Where nobody looks for longer than a step, a table lives
+-- longer still: it goes after 18 looks.
+local ONCE_STEPS = 16
+local SPARE_STEPS = 2
+
+-- A shorter step is not written down, but added to the next one.
+local SHORTEST_STEP = 1 / 8
+
+local function once_step(length)
+  return math.max(1, math.floor(length / ONCE_STEPS))
 end
 
--- Two tables of client_msgids take turns: once the newer one is as old as what is in it counts, it becomes the older one, as soon as
--- the one before it is as old, too, and dropped. Whatever was noted in the newer one counts from then on for as long again.
+-- How long a table lives in which client_msgids count for so long.
+local function once_life(length)
+  return length + SPARE_STEPS * once_step(length)
+end
+
+-- How old a table of client_msgids is, as it counts, and for how long what is in it counts (ms); nil if it is not there. And whether
+-- a step was written down.
+local function age_of_once(once, now)
+  local since, length, seen = string.match(redis.call('HGET', once, SEP) or '', '^(%d+) (%d+) (%d+)$')
+  if not since then
+    return redis.call('EXISTS', once) == 1 and 0 or nil, 0
+  end
+  since, length = tonumber(since), tonumber(length)
+  local step, longest = now - tonumber(seen), once_step(length)
+  local is_noted = step < 0 or step > longest * SHORTEST_STEP
+  if is_noted then
+    local counted = math.max(-longest, math.min(step, longest))
+    since = math.min(since + step - counted, now)
+    redis.call('HSET', once, SEP, table.concat({decimal(since), decimal(length), decimal(now)}, ' '))
+  end
+  return now - since, length, is_noted
+end
+
+-- Two tables of client_msgids take turns: once the newer one is as old as it lives, it becomes the older one, as soon as the one
+-- before it is as old, too, and dropped. Whatever was noted in the newer one counts from then on for as long again.
 -- Returns what age_of_once says of the newer one then.
 local function rotate_once(newer, older, now)
-  local age, length = age_of_once(newer, now)
-  if age and age < length then
+  local age, length, is_noted = age_of_once(newer, now)
+  local is_due = not age or age >= once_life(length)
+  if not is_due and not is_noted then
     return age, length
   end
   local older_age, older_length = age_of_once(older, now)
-  if older_age and older_age >= older_length then
+  if older_age and older_age >= once_life(older_length) then
     redis.call('UNLINK', older)
     older_age = nil
   end
-  if age and not older_age then
+  if age and is_due and not older_age then
     redis.call('RENAME', newer, older)
-    redis.call('HSET', older, SEP, decimal(now) .. ' ' .. decimal(length))
+    redis.call('HSET', older, SEP, table.concat({decimal(now), decimal(length), decimal(now)}, ' '))
     age = nil
   end
   return age, length
@@ -40,7 +66,7 @@ end
 -- Begin the newer table, whose age is given, if it is not there, and let what is in it count for `once_ms` at least.
 local function begin_once(newer, once_ms, now, age, length)
   if not age or length < once_ms then
-    redis.call('HSET', newer, SEP, decimal(now - (age or 0)) .. ' ' .. decimal(once_ms))
+    redis.call('HSET', newer, SEP, table.concat({decimal(now - (age or 0)), decimal(once_ms), decimal(now)}, ' '))
   end
 end
 

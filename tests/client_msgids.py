@@ -1,0 +1,16 @@
+"""The tables of a group's client_msgids, as they would look if more time had passed."""
+
+from imcore import Chat
+from imcore.streams.keys import SEPARATOR
+
+HOUR = 3_600_000
+
+
+def put_back(chat: Chat, gid: str, ms: int) -> None:
+    """Put all times in both tables back: for these the server's clock then stands so far ahead of where it stood."""
+    k = chat.link.space.group(gid)
+    for table in (k.once_newer, k.once_older):
+        if said := chat.link.client.hget(table, SEPARATOR):
+            since, length, *seen = map(int, said.split())
+            words = (since - ms, length, *(at - ms for at in seen))
+            chat.link.client.hset(table, SEPARATOR, " ".join(map(str, words)))
