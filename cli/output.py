@@ -20,6 +20,7 @@ from typing import NoReturn, TextIO
 from cli import tables
 from cli.characters import ACTING, EMOJI
 from cli.names import in_one_line, in_sentence
+from cli.passwords import redact
 from cli.terminal import fit, width_of
 from cli.times import iso
 from imcore import best_effort
@@ -50,7 +51,6 @@ _SEEN = (
     "|(?<=[\u0620-\u0dff])[\u200c\u200d](?=[\u0620-\u0dff])"
 )
 _ACTING_PATTERN = re.compile(f"(?P<seen>{_SEEN})|[{ACTING}]")
-_PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):\S*@|(?<=[?&]password=)[^&\s]+", re.IGNORECASE)
 
 
 class OutputError(ImError):
@@ -66,11 +66,6 @@ def safe(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return _ACTING_PATTERN.sub(_picture, text)
-
-
-def redact(text: str) -> str:
-    """Return `text` with the password of each URL in it as `***`."""
-    return _PASSWORD.sub(lambda match: "***" if match[1] is None else f"{match[1]}:***@", text)
 
 
 def to_json(record: Record) -> str:
