@@ -205,6 +205,11 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+def is_dumb() -> bool:
+    """Whether the terminal, by what it calls itself, does no more than write one line below the other."""
+    return os.environ.get("TERM", "").lower() in {"dumb", "unknown", ""}
+
+
 def use_utf8() -> None:
     """Make stdout and stderr write UTF-8, whatever the locale and PYTHONIOENCODING say."""
     for stream in (sys.stdout, sys.stderr):
@@ -271,9 +276,7 @@ def _write_table(records: Iterable[Record], columns: Sequence[str]) -> None:
 
 
 def _has_colours(stream: TextIO) -> bool:
-    if not stream.isatty():
-        return False
-    return os.environ.get("TERM", "dumb") not in {"dumb", "unknown", ""} and not os.environ.get("NO_COLOR")
+    return stream.isatty() and not is_dumb() and not os.environ.get("NO_COLOR")
 
 
 def _cell(value: object) -> tables.Cell:
