@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from imcore import gzip_stream
 from imcore.errors import InvalidInput
-from imcore.gzip_stream import DamagedGzip, GzipStream, TruncatedGzip
+from imcore.gzip_stream import DamagedGzip, ForeignTail, GzipStream, TruncatedGzip
 from imcore.wrong_forms import BYTES_OF_MAGIC, Form, array, by_look, by_magic, may_be_array
 
 CHUNK_BYTES = 1 << 16
@@ -102,10 +102,11 @@ def json_object(line: bytes) -> dict[str, Any]:
 # From bytes to bytes in UTF-8.
 
 
-_DAMAGE = (OSError, UnicodeError, DamagedGzip, TruncatedGzip)
-
+_DAMAGE = (OSError, UnicodeError, DamagedGzip, TruncatedGzip, ForeignTail)
 
 _DAMAGED = "the gzip data is damaged, which may have changed lines before this one"
+_CUT_OFF = "the gzip data is cut off"
+_FOREIGN = "what follows the gzip data is no gzip data; the lines before it are sound"
 
 
 def _reason(error: Exception) -> str:
@@ -113,7 +114,9 @@ def _reason(error: Exception) -> str:
         return error.strerror or str(error)
     if isinstance(error, UnicodeError):
         return f"it is not valid {getattr(error, 'encoding', 'text').upper()}"
-    return "the gzip data is cut off" if isinstance(error, TruncatedGzip) else _DAMAGED
+    if isinstance(error, ForeignTail):
+        return _FOREIGN
+    return _CUT_OFF if isinstance(error, TruncatedGzip) else _DAMAGED
 
 
 class _Decoded(NamedTuple):
@@ -183,8 +186,9 @@ def _split(chunks: Chunks, longest: int) -> Iterator[Line]:
                 elif line := begun.add(piece):
                     yield line
     except _DAMAGE as error:
-        if begun.is_object():
-            yield begun.end()
+        is_whole = isinstance(error, ForeignTail) or begun.is_object()
+        if is_whole and (line := begun.end()):
+            yield line
         yield Unreadable(f"the rest cannot be read: {_reason(error)}")
         return
     if line := begun.end():

@@ -233,13 +233,33 @@ def test_a_checksum_that_is_very_far_away_is_not_waited_for(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (compressed_by_gzip(TEXT.encode()) + b"garbage", DAMAGED.reason.removeprefix("the rest cannot be read: ")),
         (ENCODINGS["UTF-16 little endian"](TEXT) + b"\n", "it is not valid UTF-16-LE"),
         (ENCODINGS["UTF-32 big endian"](TEXT) + b"\0\x20\0\0", "it is not valid UTF-32-BE"),
     ],
 )
 def test_what_cannot_be_read_behind_the_lines_is_one_line(data: bytes, reason: str) -> None:
     assert events(read(data)) == [*EVENTS, f"the rest cannot be read: {reason}"]
+
+
+FOREIGN = "the rest cannot be read: what follows the gzip data is no gzip data; the lines before it are sound"
+
+
+@pytest.mark.parametrize("count", [1, 1 << 20])
+@pytest.mark.parametrize("tail", [b"garbage", b"\n", TEXT.encode(), bytes(1000) + b"\x8b", b"\x1f\x1f\x8b", b"PK\3\4"])
+@pytest.mark.parametrize("compress", [compressed_by_gzip, members])
+def test_what_follows_sound_gzip_data_makes_nothing_of_it_doubtful(
+    compress: Callable[[bytes], bytes], tail: bytes, count: int
+) -> None:
+    for text, last in ((TEXT, []), (TEXT[:-1], []), (TEXT + "oh", [b"oh"]), (TEXT + "oh\n" + TEXT, [b"oh\n"])):
+        *found, reason = read(Dribble(compress(text.encode()) + tail, count))
+        assert reason == Unreadable(FOREIGN)
+        assert found[len(EVENTS) : len(EVENTS) + 1] == last
+        assert b"".join(line for line in found if isinstance(line, bytes)) == text.encode()
+
+
+def test_half_a_mark_behind_gzip_data_is_data_that_is_cut_off() -> None:
+    found = events(read(compressed_by_gzip(TEXT.encode()) + b"\x1f"))
+    assert found == [*EVENTS, "the rest cannot be read: the gzip data is cut off"]
 
 
 @pytest.mark.parametrize("data", [b"\x1f\x8b", b"\x1f\x8b\x07\x00", compressed_by_gzip(TEXT.encode())[:11]])
