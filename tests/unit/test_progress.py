@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from cli import output
-from cli.progress import progress
+from cli.progress import progress, working
 from tests.terminals import screen
 
 
@@ -93,6 +93,11 @@ def test_no_size_that_somebody_has_set_can_stop_a_command(
     with progress("groups") as shown:
         shown.to(0, 7)
         assert "0/7 groups" in standing(terminal)[0]
+    assert standing(terminal) == []
+    with working() as say:
+        for what in ("storm", "[send]"):
+            say(what)
+            assert what in standing(terminal)[0]
     assert standing(terminal) == []
 
 
