@@ -74,13 +74,18 @@ def to_json(record: Record) -> str:
 
 
 def show(records: Iterable[Record], columns: Sequence[str], *, as_json: bool) -> None:
-    """Write the records: JSON Lines of all their keys, or these columns as a table (tab-separated for a pipe)."""
+    """Write the records: JSON Lines of all their keys, or these columns as a table (tab-separated for a pipe).
+
+    They are handed to the reader: what a command says afterwards, it says of records that are written. Raise
+    OutputError if that fails.
+    """
     if as_json:
         _write_lines(to_json(record) for record in records)
     elif is_terminal(sys.stdout):
         _write_tables(records, columns)
     else:
         _write_lines(_plain(records, columns))
+    flush()
 
 
 def say(*lines: str) -> None:
