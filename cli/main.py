@@ -1,9 +1,10 @@
-"""The entry point `im`."""
+"""The entry point `im`.
+
+Nothing of ours is imported before `main` runs: a Ctrl-C meanwhile would be a traceback.
+"""
 
 import os
 import sys
-
-from cli.catalogue import ENDED_BY_SIGNALS, command_in, help_text
 
 
 def main() -> None:
@@ -17,6 +18,8 @@ def main() -> None:
 
 
 def _run() -> None:
+    from cli.catalogue import ENDED_BY_SIGNALS, command_in  # noqa: PLC0415 (as the docstring says)
+
     if command_in(sys.argv[1:]) in ENDED_BY_SIGNALS:
         _hold_signals()
     if sys.argv[1:] in (["-h"], ["--help"]) and _printed_help():
@@ -45,6 +48,8 @@ def _hold_signals() -> None:
 def _printed_help() -> bool:
     if sys.stdout is None:
         return False
+    from cli.catalogue import help_text  # noqa: PLC0415
+
     text = help_text()
     if sys.stdout.isatty():
         from cli.terminal import fit, width_of  # noqa: PLC0415 (a pipe gets the lines as they are)

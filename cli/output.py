@@ -20,6 +20,7 @@ from typing import NoReturn, TextIO
 from cli import tables
 from cli.characters import ACTING, EMOJI
 from cli.names import in_one_line, in_sentence
+from cli.passwords import redact
 from cli.terminal import fit, width_of
 from cli.times import iso
 from imcore import best_effort
@@ -50,7 +51,6 @@ _SEEN = (
     "|(?<=[\u0620-\u0dff])[\u200c\u200d](?=[\u0620-\u0dff])"
 )
 _ACTING_PATTERN = re.compile(f"(?P<seen>{_SEEN})|[{ACTING}]")
-_PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):\S*@|(?<=[?&]password=)[^&\s]+", re.IGNORECASE)
 
 
 class OutputError(ImError):
@@ -68,24 +68,24 @@ def safe(text: str) -> str:
     return _ACTING_PATTERN.sub(_picture, text)
 
 
-def redact(text: str) -> str:
-    """Return `text` with the password of each URL in it as `***`."""
-    return _PASSWORD.sub(lambda match: "***" if match[1] is None else f"{match[1]}:***@", text)
-
-
 def to_json(record: Record) -> str:
     """Return the record as one line of JSON, readable as it is; what would act on a terminal is written `\\uXXXX`."""
     return _ACTING_PATTERN.sub(_json_escape, json.dumps(record, ensure_ascii=False, default=_json_time))
 
 
 def show(records: Iterable[Record], columns: Sequence[str], *, as_json: bool) -> None:
-    """Write the records: JSON Lines of all their keys, or these columns as a table (tab-separated for a pipe)."""
+    """Write the records: JSON Lines of all their keys, or these columns as a table (tab-separated for a pipe).
+
+    They are handed to the reader: what a command says afterwards, it says of records that are written. Raise
+    OutputError if that fails.
+    """
     if as_json:
         _write_lines(to_json(record) for record in records)
     elif is_terminal(sys.stdout):
         _write_tables(records, columns)
     else:
         _write_lines(_plain(records, columns))
+    flush()
 
 
 def say(*lines: str) -> None:
@@ -210,6 +210,11 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+def is_dumb() -> bool:
+    """Whether the terminal, by what it calls itself, does no more than write one line below the other."""
+    return os.environ.get("TERM", "").lower() in {"dumb", "unknown", ""}
+
+
 def use_utf8() -> None:
     """Make stdout and stderr write UTF-8, whatever the locale and PYTHONIOENCODING say."""
     for stream in (sys.stdout, sys.stderr):
@@ -276,9 +281,7 @@ def _write_table(records: Iterable[Record], columns: Sequence[str]) -> None:
 
 
 def _has_colours(stream: TextIO) -> bool:
-    if not stream.isatty():
-        return False
-    return os.environ.get("TERM", "dumb") not in {"dumb", "unknown", ""} and not os.environ.get("NO_COLOR")
+    return stream.isatty() and not is_dumb() and not os.environ.get("NO_COLOR")
 
 
 def _cell(value: object) -> tables.Cell:

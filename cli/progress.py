@@ -1,12 +1,14 @@
 """How far something that takes long has come: a bar on stderr where a person looks at it, elsewhere nothing.
 
-As all that goes to stderr, a bar is best-effort: a terminal that was stopped (Ctrl-S) holds nothing up.
+As all that goes to stderr, a bar is best-effort: a terminal that was stopped (Ctrl-S) holds nothing up, and a bar that
+cannot be drawn is left out. No bar can stop a command, or change its exit code.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from cli import output
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from rich import progress as rich
 
 _AGAIN_S = 0.1
+_HEIGHT = 24
+"""Any will do: a bar takes one line."""
 
 
 class Progress(NamedTuple):
@@ -30,45 +34,75 @@ def progress(unit: str) -> Iterator[Progress]:
 
     The bar comes with the first report, makes way for whatever is written meanwhile, and is gone at the end.
     """
-    if not output.is_terminal(sys.stderr):
-        yield Progress(lambda _done, _of: None, output.complain)
+    with _shown(_Bar(lambda of: _columns(unit, of), again_s=_AGAIN_S)) as show:
+        yield Progress(lambda done, of: show("", done, of), output.complain)
+
+
+@contextmanager
+def working() -> Iterator[Callable[[str], None]]:
+    """Show what is done just now, as it is told, and for how long. As for `progress`, it is gone at the end."""
+    with _shown(_Bar(lambda _: _columns_of_work(), again_s=0)) as show:
+        yield lambda what: show(what, 0, None)
+
+
+Show = Callable[[str, int, int | None], None]
+"""Gets a text, how much is done, and of how much."""
+
+
+@contextmanager
+def _shown(bar: "_Bar") -> Iterator[Show]:
+    if not output.is_terminal(sys.stderr) or output.is_dumb():
+        yield lambda _what, _done, _of: None
         return
-    bar = _Bar(unit)
     with output.making_way(bar.hide):
         try:
-            yield Progress(bar.show, output.complain)
+            yield bar.show
         finally:
             bar.hide()
 
 
 class _Bar:
-    """A bar that is there or is not, and is drawn ten times a second at most."""
+    """A bar that is there or is not, and is drawn every `again_s` at most. After any error it is never drawn."""
 
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
+    def __init__(self, columns: "Callable[[int | None], list[rich.ProgressColumn]]", *, again_s: float) -> None:
+        self._columns = columns
+        self._again_s = again_s
         self._shown: rich.Progress | None = None
         self._next = 0.0
 
-    def show(self, done: int, of: int | None) -> None:
+    def show(self, what: str, done: int, of: int | None) -> None:
         now = time.monotonic()
         if now < self._next:
             return
-        self._next = now + _AGAIN_S
-        if self._shown is None:
-            self._shown = _rich_bar(self._unit, done, of)
-            self._shown.start()
-        self._shown.update(self._shown.task_ids[0], completed=done, total=of)
+        self._next = now + self._again_s
+        with self._left_out_after_errors():
+            if self._shown is None:
+                self._shown = _rich_bar(self._columns(of))
+                self._shown.add_task(what, completed=done, total=of)
+                self._shown.start()
+            self._shown.console.width = output.width(sys.stderr)  # it may have changed
+            self._shown.update(self._shown.task_ids[0], description=what, completed=done, total=of, refresh=True)
 
     def hide(self) -> None:
-        if self._shown is not None:
-            self._shown.stop()
-            self._shown = None
-            self._next = time.monotonic() + _AGAIN_S
+        shown, self._shown = self._shown, None
+        if shown is not None:
+            self._next = time.monotonic() + self._again_s
+            with self._left_out_after_errors():
+                shown.stop()
+
+    @contextmanager
+    def _left_out_after_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:  # whatever the library makes of a terminal and its environment
+            shown, self._shown, self._next = self._shown, None, math.inf
+            if shown is not None:
+                with suppress(Exception):
+                    shown.stop()  # it has hidden the cursor
 
 
-def _rich_bar(unit: str, done: int, of: int | None) -> "rich.Progress":
+def _columns(unit: str, of: int | None) -> "list[rich.ProgressColumn]":
     from rich import progress as rich  # noqa: PLC0415 (only a terminal needs it)
-    from rich.console import Console  # noqa: PLC0415
 
     count: list[rich.ProgressColumn]
     if unit == "bytes":
@@ -78,10 +112,20 @@ def _rich_bar(unit: str, done: int, of: int | None) -> "rich.Progress":
             rich.TextColumn("{task.completed}") if of is None else rich.MofNCompleteColumn(),
             rich.TextColumn(unit),
         ]
-    columns = (rich.BarColumn(), *count, *([] if of is None else [rich.TimeRemainingColumn()]))
+    return [rich.BarColumn(), *count, *([] if of is None else [rich.TimeRemainingColumn()])]
+
+
+def _columns_of_work() -> "list[rich.ProgressColumn]":
+    from rich import progress as rich  # noqa: PLC0415
+
+    return [rich.TimeElapsedColumn(), rich.TextColumn("{task.description}", markup=False)]
+
+
+def _rich_bar(columns: "list[rich.ProgressColumn]") -> "rich.Progress":
+    from rich import progress as rich  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+
+    # With a size, or it would read COLUMNS and LINES by itself, whatever they are.
+    console = Console(stderr=True, width=output.width(sys.stderr), height=_HEIGHT)
     # Not redirected: what is written to stdout meanwhile belongs there, not beside the bar.
-    bar = rich.Progress(
-        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
-    )
-    bar.add_task("", total=of, completed=done)
-    return bar
+    return rich.Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)

@@ -104,13 +104,13 @@ class _Table:
         indent = " " * _INDENT * is_above
         labels = [f"{self.names[at]}: " if is_above or len(below) > 1 else "" for at in below]
         hang = _INDENT + _GAP * any(labels)
-        yield from map(self._head, [self.names[0]] * is_above)
-        yield from (self._head(indent + line) for line in self._row(self.names, columns))
+        yield from map(self._head, wrap(self.names[0], self.width, _GAP) if is_above else ())
+        yield from (self._head(line) for line in self._row(self.names, columns, indent))
         for at in below if len(texts) == 1 else ():
             yield from map(self._head, wrap(" " * _INDENT + self.names[at], self.width, hang))
         for row in self.rows:
             yield from wrap(row[0], self.width, _GAP) if is_above else ()
-            yield from (indent + line for line in self._row(row, columns))
+            yield from self._row(row, columns, indent)
             for at, label in zip(below, labels, strict=True):
                 yield from () if not row[at] else wrap(" " * _INDENT + label + row[at], self.width, hang)
 
@@ -123,12 +123,12 @@ class _Table:
                 yield first.replace(name, self._head(name), 1)
                 yield from rest
 
-    def _row(self, row: Sequence[str], columns: Sequence[int]) -> Iterator[str]:
-        return (line for part in self._parts(row, columns) if (line := part.rstrip(" ")))
+    def _row(self, row: Sequence[str], columns: Sequence[int], indent: str = "") -> Iterator[str]:
+        return (line for part in self._parts(row, columns, indent) if (line := part.rstrip(" ")))
 
-    def _parts(self, row: Sequence[str], columns: Sequence[int]) -> Iterator[str]:
+    def _parts(self, row: Sequence[str], columns: Sequence[int], indent: str = "") -> Iterator[str]:
         """Yield the lines of a row, the last one with all its blanks. What is too long for its column ends a line."""
-        start, line = 0, ""
+        start, line = len(indent), indent
         for at in columns:
             text = row[at]
             blanks = " " * (self.widths[at] - cells(text))

@@ -44,6 +44,8 @@ def wrap(text: str, width: int, hang: int = 0) -> list[str]:
     start, indent = 0, ""
     while True:
         end = _end_of_line(text, start, width - len(indent))
+        if indent:
+            indent = indent[: max(width - cells(text[start:end]), 0)]  # a wide letter needs the room
         lines.append((indent + text[start:end]).rstrip(" ") if end < len(text) else indent + text[start:])
         start, indent = _skip_blanks(text, end), " " * hang
         if start == len(text):

@@ -28,9 +28,14 @@ class TruncatedGzip(Exception):
     """The gzip data is cut off."""
 
 
-class GzipStream:
-    """The decompressed chunks of one gzip member after the other. Iterating raises DamagedGzip, TruncatedGzip.
+class ForeignTail(Exception):
+    """Sound gzip data ends, and something else follows it."""
 
+
+class GzipStream:
+    """The decompressed chunks of one gzip member after the other.
+
+    Iterating raises DamagedGzip, TruncatedGzip, and ForeignTail once all of the sound data before it has been yielded.
     Damage shows late: up to the checksum at the end of its member, what follows it may come out changed.
     """
 
@@ -43,7 +48,7 @@ class GzipStream:
 
     def __iter__(self) -> Chunks:
         while chunk := self._ahead.popleft() if self._ahead else next(self._chunks, b""):
-            self._rest = chunk
+            self._rest += chunk  # to nothing, or to the first byte of what may be a member
             while self._has_member():
                 before = self._member.copy()
                 try:
@@ -58,7 +63,7 @@ class GzipStream:
                     self._rest, self._member = self._member.unused_data, None
                 elif not self._rest and len(piece) < CHUNK_BYTES:
                     break
-        if self._member:
+        if self._member or self._rest:
             raise TruncatedGzip
 
     def is_damaged(self) -> bool:
@@ -71,7 +76,9 @@ class GzipStream:
         """Begin the next member if one has ended. Between members, and behind the last one, there may be zeros."""
         if self._member is None:
             self._rest = self._rest.lstrip(b"\0")
-            if not self._rest:
+            if not self._rest.startswith(MAGIC[: len(self._rest)]):
+                raise ForeignTail
+            if len(self._rest) < len(MAGIC):
                 return False
             self._member, self._is_damaged = zlib.decompressobj(_FORMAT), None
         return True

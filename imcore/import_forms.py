@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from imcore import gzip_stream
 from imcore.errors import InvalidInput
-from imcore.gzip_stream import DamagedGzip, GzipStream, TruncatedGzip
-from imcore.wrong_forms import BYTES_OF_MAGIC, Form, array, by_look, by_magic, may_be_array
+from imcore.gzip_stream import DamagedGzip, ForeignTail, GzipStream, TruncatedGzip
+from imcore.wrong_forms import BYTES_OF_MAGIC, Form, array, by_look, by_magic, may_be_array, unmarked
 
 CHUNK_BYTES = 1 << 16
 """How much is read at once."""
@@ -27,6 +27,8 @@ _BYTES_IN_JSON = 6
 
 _LINES_LOOKED_AT = 100
 _BYTES_LOOKED_AT = 8 << 20
+_BLANK_BYTES_LOOKED_AT = 1 << 20
+"""How much may be blank before the first line that is not: these lines are kept, for their numbers."""
 
 # UTF-32 first: in little endian its mark begins with that of UTF-16.
 _MARKS = (
@@ -81,13 +83,13 @@ class EventLines:
 
 def is_blank(line: bytes) -> bool:
     """Return whether a line has nothing in it."""
-    return not line.removeprefix(_MARK).strip()
+    return not unmarked(line).strip()
 
 
 def json_object(line: bytes) -> dict[str, Any]:
     """Return the JSON object that a line is. Raise InvalidInput for what is none."""
     try:
-        found = json.loads(line.removeprefix(_MARK).decode())
+        found = json.loads(unmarked(line).decode())
     except UnicodeDecodeError:
         raise InvalidInput("the line is not valid UTF-8") from None
     except json.JSONDecodeError as error:
@@ -102,10 +104,11 @@ def json_object(line: bytes) -> dict[str, Any]:
 # From bytes to bytes in UTF-8.
 
 
-_DAMAGE = (OSError, UnicodeError, DamagedGzip, TruncatedGzip)
-
+_DAMAGE = (OSError, UnicodeError, DamagedGzip, TruncatedGzip, ForeignTail)
 
 _DAMAGED = "the gzip data is damaged, which may have changed lines before this one"
+_CUT_OFF = "the gzip data is cut off"
+_FOREIGN = "what follows the gzip data is no gzip data; the lines before it are sound"
 
 
 def _reason(error: Exception) -> str:
@@ -113,7 +116,9 @@ def _reason(error: Exception) -> str:
         return error.strerror or str(error)
     if isinstance(error, UnicodeError):
         return f"it is not valid {getattr(error, 'encoding', 'text').upper()}"
-    return "the gzip data is cut off" if isinstance(error, TruncatedGzip) else _DAMAGED
+    if isinstance(error, ForeignTail):
+        return _FOREIGN
+    return _CUT_OFF if isinstance(error, TruncatedGzip) else _DAMAGED
 
 
 class _Decoded(NamedTuple):
@@ -183,8 +188,9 @@ def _split(chunks: Chunks, longest: int) -> Iterator[Line]:
                 elif line := begun.add(piece):
                     yield line
     except _DAMAGE as error:
-        if begun.is_object():
-            yield begun.end()
+        is_whole = isinstance(error, ForeignTail) or begun.is_object()
+        if is_whole and (line := begun.end()):
+            yield line
         yield Unreadable(f"the rest cannot be read: {_reason(error)}")
         return
     if line := begun.end():
@@ -255,16 +261,21 @@ def _looked_at(lines: Iterator[Line], head: bytes, name: str) -> list[Line]:
     """Return the lines up to the first JSON object. Raise InvalidInput for a form where that is none of the events."""
     seen: list[Line] = []
     wrong: list[_Wrong] = []
+    blank_bytes = 0
     for line in lines:
         seen.append(line)
         if isinstance(line, Unreadable):
             _refuse(by_look(_joined(wrong) or head), name)
             return seen
-        if not is_blank(line):
-            why = _why_no_object(line)
-            if not why:
-                return seen + _after_the_first(lines, _joined(wrong), line, name)
-            wrong.append(_Wrong(line, len(seen), why))
+        if is_blank(line):
+            blank_bytes += len(line)
+            if blank_bytes > _BLANK_BYTES_LOOKED_AT:
+                break
+            continue
+        why = _why_no_object(line)
+        if not why:
+            return seen + _after_the_first(lines, _joined(wrong), line, name)
+        wrong.append(_Wrong(line, len(seen), why))
         if len(wrong) == _LINES_LOOKED_AT or sum(len(each.line) for each in wrong) > _BYTES_LOOKED_AT:
             break
     if wrong:
@@ -273,6 +284,8 @@ def _looked_at(lines: Iterator[Line], head: bytes, name: str) -> list[Line]:
             f"{name} is not JSON Lines: none of its first {len(wrong)} lines is a JSON object "
             f"(line {wrong[0].number}: {wrong[0].why})"
         )
+    if blank_bytes > _BLANK_BYTES_LOOKED_AT:
+        raise InvalidInput(f"{name} is not JSON Lines: its first {len(seen)} lines are blank")
     return seen
 
 

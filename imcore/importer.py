@@ -32,8 +32,8 @@ _NAMES = {"message": ("client_msgid",), "join": (), "leave": (), "rename": ("new
 
 _MOST_WAITING = 10_000
 
-_FAR_YEAR = re.compile(r"[+-]?[0-9]{5,}-[0-9]{2}|[+-][0-9]{4}-[0-9]{2}|0000-[0-9]{2}", re.ASCII)
-"""ISO 8601 has more years than a time here."""
+_YEAR = re.compile(r"([+-]?)0*([0-9]*)(?<=[0-9]{4})-[0-9]{2}", re.ASCII)
+"""ISO 8601 has more years than a time here: with a sign, or with more than four digits."""
 
 
 @dataclass(slots=True)
@@ -137,19 +137,30 @@ def _time_ms(value: Any) -> int | None:
     if value is None:
         return None
     try:
-        moment = datetime.fromisoformat(value)
+        moment = datetime.fromisoformat(_capital_zone(value))
     except (TypeError, ValueError) as error:
         raise InvalidInput(_no_time(value, str(error))) from None
     return check_time(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
+def _capital_zone(value: Any) -> Any:
+    """Return a text with the zone `Z` as Python reads it: RFC 3339 allows `z` too."""
+    return f"{value[:-1]}Z" if isinstance(value, str) and value.endswith("z") else value
+
+
 def _no_time(value: Any, why: str) -> str:
     shown = reprlib.repr(value)
-    if isinstance(value, str) and _FAR_YEAR.match(value):
+    if isinstance(value, str) and _has_far_year(value):
         return f"the time {shown} is not between the years 1 and 9999 in UTC"
     if isinstance(value, str) and not why.startswith("Invalid isoformat"):
         return f"the time {shown} cannot be read: {why}"  # as of February 30
     return f"time must be ISO 8601; it is {shown}"
+
+
+def _has_far_year(text: str) -> bool:
+    """Return whether a text begins with a year before 1 or after 9999."""
+    found = _YEAR.match(text)
+    return found is not None and (found[1] == "-" or not 1 <= len(found[2]) <= 4)
 
 
 _Numbered = tuple[int, Event]

@@ -1,5 +1,6 @@
 """What people take for a file of events and is none: told by its name, with what to do."""
 
+import codecs
 import json
 import re
 from typing import NamedTuple
@@ -95,8 +96,15 @@ def array(lines: bytes) -> Form | None:
     return _ARRAY if end and rest[end:].lstrip()[:1] in {",", "]"} else None
 
 
+def unmarked(text: bytes) -> bytes:
+    """Return a text without the byte order mark of UTF-8: programs that each write one make several."""
+    while text.startswith(codecs.BOM_UTF8):
+        text = text.removeprefix(codecs.BOM_UTF8)
+    return text
+
+
 def _bare(text: bytes) -> bytes:
-    return text.removeprefix(b"\xef\xbb\xbf").strip()
+    return unmarked(text).strip()
 
 
 def _has_several_lines(text: bytes) -> bool:

@@ -3,8 +3,7 @@
 import gc
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from cli.bench.report import Medians, bars, tables
 from cli.bench.svg import chart
 from cli.bench.timing import LEAST_ROUNDS, Plan, Progress
 from cli.options import Invocation, command, confirm, yes_option
+from cli.progress import working
 from cli.supervisor import Stopped, StopSignals
 from imcore.errors import RefusedError
 
@@ -71,7 +71,7 @@ def bench(run: Invocation, /, name: str, quick: bool, rounds: int, yes: bool, **
     runs = list(map(_imported, BENCHES if name == ALL else [name]))
     gc.freeze()  # as a gateway should: or each collection looks through all that the program has imported
     try:
-        with StopSignals(), open_stack(run.settings(), partial(_allow, yes=yes)) as stack, _progress() as progress:
+        with StopSignals(), open_stack(run.settings(), partial(_allow, yes=yes)) as stack, working() as progress:
             about = saved.machine(stack)
             figures: list[Figure] = []
             for each in runs:
@@ -108,19 +108,3 @@ def _allow(reason: str, *, yes: bool) -> None:
     if not yes and not output.is_terminal(sys.stdin):
         raise RefusedError(f"{reason}: repeat it with --yes if that is meant")
     confirm(f"{reason}. Go on?", yes=yes)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Say on stderr what is measured, where a person looks at it; elsewhere be quiet."""
-    if not output.is_terminal(sys.stderr):
-        yield lambda _: None
-        return
-    from rich.console import Console  # noqa: PLC0415 (only a terminal needs rich)
-    from rich.progress import Progress as Bar  # noqa: PLC0415
-    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
-    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("")
-        yield lambda what: bar.update(task, description=what)

@@ -30,8 +30,12 @@ def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) ->
 
     What is dropped from Redis is read from SQL when somebody asks for it: nothing gets lost. The journals' entries
     that every kind of worker has handled are dropped too, and what SQL knows of when messages were read, where
-    IM_KEEP_READ_TIMES_MS says for how long. Then each Redis rewrites its append-only file, so that what was dropped,
-    and texts that were recalled, are on no disk any more: this waits for it.
+    IM_KEEP_READ_TIMES_MS says for how long. Then each Redis rewrites its append-only file, so that what was dropped is
+    on no disk any more: this waits for it.
+
+    A recalled text is shown to nobody, and SQL has it no more. But in Redis, and in the rewritten file, it stays until
+    its message is dropped: by default when it is 30 days old, or 10,000 newer ones have come. Where any stay, that is
+    said on stderr; `im trim --keep-messages 0` drops all messages now that SQL has, and these texts with them.
     """
     from imcore.admin import append_only, retention  # noqa: PLC0415 (the help need not wait for the drivers)
 
@@ -41,6 +45,17 @@ def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) ->
         why_not = None if summary.journal_entries else retention.held_up(chat)
         with progress("servers") as shown:
             rewritten = append_only.forget_withdrawn(chat, always=True, on_progress=shown.to)
+        recalled = append_only.count_kept(chat)
     run.show([asdict(summary) | {"rewritten": rewritten}], _COLUMNS)
     if why_not:
         output.complain(why_not)
+    if recalled and not run.json:
+        keeps_none = 0 in {keep_messages, keep_ms}
+        output.remark(
+            _said_of(recalled, "stored" if keeps_none else "past retention; --keep-messages 0 drops them now")
+        )
+
+
+def _said_of(recalled: int, until: str) -> str:
+    texts, their = ("text stays", "its message is") if recalled == 1 else ("texts stay", "their messages are")
+    return f"{recalled} recalled {texts} in Redis until {their} {until}"

@@ -56,7 +56,7 @@ def forget_withdrawn(chat: Chat, *, always: bool = False, on_progress: Progress 
                 "once they have ended",
                 chat.database.address,
             )
-    gone = list(_gone(chat))
+    gone = [note for note, is_gone in _notes(chat) if is_gone]
     if not gone and not always:
         return 0
     rewriting = _Rewriting(chat.link)
@@ -67,8 +67,16 @@ def forget_withdrawn(chat: Chat, *, always: bool = False, on_progress: Progress 
     return rewriting.done
 
 
-def _gone(chat: Chat) -> Iterator[bytes]:
-    """Yield the notes of messages that no stream has any more."""
+def count_kept(chat: Chat) -> int:
+    """Return how many recalled texts are still in their streams, and so in each file that is written anew.
+
+    An entry is never deleted from the middle of a stream: `trim` drops it with all that come before it.
+    """
+    return sum(not is_gone for _, is_gone in _notes(chat))
+
+
+def _notes(chat: Chat) -> Iterator[tuple[bytes, bool]]:
+    """Yield the notes of recalled messages, each with whether no stream has the message any more."""
     link = chat.link
     for some in chunks(link.read("ZRANGE", WITHDRAWN, 0, -1), CHUNK):
         notes = [wire.text(note).rpartition(SEPARATOR) for note in some]
@@ -76,8 +84,7 @@ def _gone(chat: Chat) -> Iterator[bytes]:
         trimmed = link.read_many([("HGET", meta, "trimmed") for meta in metas])
         there = link.read_many([("EXISTS", meta) for meta in metas])
         for note, (_, _, msgid), bound, exists in zip(some, notes, trimmed, there, strict=True):
-            if not exists or int(msgid) <= int(bound or 0):
-                yield note
+            yield note, not exists or int(msgid) <= int(bound or 0)
 
 
 class _Rewriting:

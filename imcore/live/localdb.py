@@ -6,6 +6,7 @@ received, so an ack never covers a message that a power cut takes back.
 
 import hashlib
 import logging
+import os
 import sqlite3
 import time
 import uuid
@@ -19,7 +20,7 @@ from imcore import msgid as msgids
 from imcore.direct import is_direct, peer_of
 from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.limits import check_handed_over, check_mapping, check_msgid, check_name, check_place, check_time
-from imcore.live.localfile import LocalFile, Schema
+from imcore.live.localfile import LocalFile, Schema, check_room
 from imcore.rate_limit import RateLimitedWarnings
 from imcore.values import LogLine, Message, Receipt, Tally
 
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 
 PAGE = 500
 """How many messages are taken in one step."""
+
+_ROOM_BYTES = 1 << 16
+"""For the pages besides the text that a new message changes."""
 
 # Every message of the owner has a row in `tallies`: `unread` is NULL until anybody has asked, and 0 at the end.
 SCHEMA = Schema(
@@ -116,12 +120,17 @@ def path_of(data_dir: Path, uid: str) -> Path:
 
 
 def try_out(path: Path, uid: str, content_bytes: int) -> None:
-    """Make sure that a message of so many bytes could be kept at a path: keep one in another file there.
+    """Make sure that a message of so many bytes could be kept at a path. Raise LocalDatabaseError.
 
-    Nothing is left of that. What is at the path is not looked at. Raise LocalDatabaseError.
+    There must be room for it; and where there is no file yet, SQLite must be able to make one: another one is made in
+    its stead. One that is there is not looked at: whoever sends opens it before. Nothing is left of the trial, and it
+    makes and removes no folder: another first send may be about to use it.
     """
-    scratch = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.try")
-    new_folders = [folder for folder in (path.parent, path.parent.parent) if not folder.exists()]
+    folder = next(each for each in (path.parent, *path.parent.parents) if os.path.lexists(each))
+    check_room(_ROOM_BYTES + 2 * content_bytes, folder, called=path)  # in the log, and then in the file
+    if os.path.lexists(path):
+        return
+    scratch = folder / f"{path.stem}.{uuid.uuid4().hex}.try"
     try:
         with closing(LocalFile(scratch, uid, SCHEMA, called=path)) as file, file.transaction() as connection:
             connection.execute(_INSERT, ("", 0, 0, uid, "x" * content_bytes, None, None, None))
@@ -129,8 +138,6 @@ def try_out(path: Path, uid: str, content_bytes: int) -> None:
         with suppress(OSError):
             for ending in ("-shm", "-wal", ""):
                 scratch.with_name(scratch.name + ending).unlink(missing_ok=True)
-            for folder in new_folders:
-                folder.rmdir()
 
 
 class LocalDatabase:

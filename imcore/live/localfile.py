@@ -6,6 +6,7 @@ The file is anybody's to break: a disk, an editor, another program. So what is r
 import fcntl
 import os
 import sqlite3
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,26 @@ class Schema(NamedTuple):
 
     version: int
     statements: str
+
+
+def check_room(size: int, folder: Path, *, called: Path) -> None:
+    """Make sure that a folder has room for so many bytes: write them, to a file that has no name any more.
+
+    Nothing is left of it, whatever happens. Raise LocalDatabaseError, about the database `called`.
+    """
+    try:
+        path = folder / f"{uuid.uuid4().hex}.try"
+        with open(path, "xb", buffering=0) as file:
+            path.unlink()
+            rest = os.urandom(size)  # a file system may compress
+            while rest:
+                rest = rest[file.write(rest) :]
+    except OSError as error:
+        raise _unusable(called, error.strerror or str(error)) from error
+
+
+def _unusable(called: Path, why: str) -> LocalDatabaseError:
+    return LocalDatabaseError(f"the local database {called} cannot be used now: {why}; {_WAYS_OUT}")
 
 
 class LocalFile:
@@ -163,7 +184,7 @@ class LocalFile:
         )
 
     def _unusable(self, why: str) -> LocalDatabaseError:
-        return LocalDatabaseError(f"the local database {self._called} cannot be used now: {why}; {_WAYS_OUT}")
+        return _unusable(self._called, why)
 
     def _missing(self) -> LocalDatabaseError:
         return LocalDatabaseError(f"{self._uid!r} has no local database here: `im listen` or `im pull` makes it")

@@ -1,79 +1,33 @@
-"""The URL of a PostgreSQL database: which options it may have, and of what kind each is. Anything else is refused.
+"""The URL of a PostgreSQL database: where it leads, as whom, and with which options. Anything unknown is refused.
 
 An option that is passed on unseen is a surprise later: a traceback of the driver, or a setting that breaks a promise.
+A thing that is said twice, and not the same, would be another surprise: people see one, and libpq takes the other.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from difflib import get_close_matches
+from itertools import cycle
 from urllib.parse import parse_qsl
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from imcore.errors import ConfigurationError
+from imcore.sql.postgres_options import OPTIONS, PORT
 
 _SHAPE = (
     "IM_DATABASE_URL is not valid: it looks like postgresql://host:5432/name, with user:password@ before the host "
     "where that is needed, and special characters in percent form (@ is %40)"
 )
 
-Problem = Callable[[str], str | None]
-"""Returns what a value has to be, if it is not."""
+_HOST_AND_PORT = re.compile(r"(\[[^\[\]]+\]|[^:\[\]/@][^:]*):([^:]*)")
+"""`host:port` as one word. An IPv6 address has more colons; a socket's folder begins with `/`, or with `@`."""
 
+_LISTS = ("host", "hostaddr", "port")
 
-def _one_of(*words: str) -> Problem:
-    return lambda value: None if value in words else f"one of {', '.join(words)}"
-
-
-def _number(lowest: int, highest: int) -> Problem:
-    def problem(value: str) -> str | None:
-        is_number = value.isascii() and value.isdigit() and len(value) <= 10 and lowest <= int(value) <= highest
-        return None if is_number else f"a whole number from {lowest} to {highest}"
-
-    return problem
-
-
-def _text(value: str) -> str | None:
-    return None if value and "\x00" not in value else "a text"
-
-
-_PORT = _number(1, 65_535)
-_SECONDS = _number(1, 86_400)
-_SWITCH = _one_of("0", "1")
-_TLS = _one_of("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
-
-OPTIONS: dict[str, Problem] = {
-    # Where, and as whom.
-    **dict.fromkeys(("host", "hostaddr", "user", "password", "passfile", "dbname", "service"), _text),
-    "port": _PORT,
-    "target_session_attrs": _one_of("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
-    "load_balance_hosts": _one_of("disable", "random"),
-    # TLS, and who the server must be.
-    "sslmode": _one_of("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
-    "sslnegotiation": _one_of("postgres", "direct"),
-    "sslsni": _SWITCH,
-    "sslcertmode": _one_of("disable", "allow", "require"),
-    **dict.fromkeys(("sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl", "sslcrldir"), _text),
-    **dict.fromkeys(("ssl_min_protocol_version", "ssl_max_protocol_version"), _TLS),
-    **dict.fromkeys(("requirepeer", "require_auth", "krbsrvname"), _text),
-    "channel_binding": _one_of("disable", "prefer", "require"),
-    "gssencmode": _one_of("disable", "prefer", "require"),
-    # After how long a server that is gone without a word is an error.
-    "connect_timeout": _SECONDS,
-    "keepalives": _SWITCH,
-    **dict.fromkeys(("keepalives_idle", "keepalives_interval"), _SECONDS),
-    "keepalives_count": _number(1, 100),
-    "tcp_user_timeout": _number(0, 86_400_000),
-    # What the server is told.
-    **dict.fromkeys(("application_name", "options"), _text),
-}
-"""The options of libpq that may be set, and what each has to be. imcore sets the encoding, and prepares nothing."""
-
-_SEVERAL = {"host", "hostaddr", "port"}
-"""Options that may name several servers, of which the first one that answers is taken: with commas, or repeated."""
-
-_HOST_AND_PORT = re.compile(r"([A-Za-z0-9.-]+):([0-9]+)")
+_IN_THE_URL = {"host": "the host", "port": "the port", "user": "the user", "password": "a password", "dbname": "a name"}
+"""What the URL itself may say, by the option that says the same, in words."""
 
 
 def parse(url: str) -> URL:
@@ -88,36 +42,58 @@ def parse(url: str) -> URL:
     if parsed.port is not None:
         _check("port", str(parsed.port))
     _check_options(_query_of(url, parsed))
+    _check_twice(parsed)
+    _check_servers(parsed)
     return parsed
 
 
 def arguments(url: URL) -> dict[str, str]:
     """Return what libpq takes for a URL that was parsed here."""
-    given = {"user": url.username, "password": url.password, "host": url.host, "dbname": url.database}
-    if url.port is not None:
-        given["port"] = str(url.port)
-    for name, value in url.query.items():
-        values = [value] if isinstance(value, str) else list(value)
-        if name == "host" and (pairs := [_HOST_AND_PORT.fullmatch(each) for each in values]) and all(pairs):
-            given["host"] = ",".join(pair[1] for pair in pairs if pair)
-            given["port"] = ",".join(pair[2] for pair in pairs if pair)
-        else:
-            given[name] = ",".join(values)
-    return {name: value for name, value in given.items() if value}
+    return {name: value for name, value in {**_in_the_url(url), **_in_the_query(url)}.items() if value}
 
 
 def shown(url: URL) -> str:
     """Return the URL as people may see it: made of what is known to be harmless. An option may be a password."""
-    user = url.username or _option(url, "user")
-    name = url.database or _option(url, "dbname")
-    host = url.host or _option(url, "host")
-    port = f":{url.port}" if url.port else ""
-    return f"postgresql://{f'{user}@' if user else ''}{host}{port}/{name}"
+    given = arguments(url)
+    hosts = given.get("host", "").split(",")
+    ports = given.get("port", "").split(",")
+    servers = ",".join(f"{_bracketed(host)}{port and ':'}{port}" for host, port in zip(hosts, cycle(ports)))
+    user = f"{given['user']}@" if "user" in given else ""
+    elsewhere = [f"{name}={given[name]}" for name in ("hostaddr", "service") if name in given]
+    return f"postgresql://{user}{servers}/{given.get('dbname', '')}" + "?" * bool(elsewhere) + "&".join(elsewhere)
 
 
-def _option(url: URL, name: str) -> str:
-    value = url.query.get(name, "")
-    return value if isinstance(value, str) else ",".join(value)
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _in_the_url(url: URL) -> dict[str, str | None]:
+    """Return what the URL says before its options, by the names of the options that say the same."""
+    port = None if url.port is None else str(url.port)
+    return {
+        "user": url.username,
+        "password": None if url.password is None else str(url.password),
+        "host": url.host,
+        "port": port,
+        "dbname": url.database,
+    }
+
+
+def _in_the_query(url: URL) -> dict[str, str]:
+    """Return the options: lists with commas, and a port that stands behind its host as a port."""
+    given = {name: _option(url, name) for name in url.query}
+    servers = list(_servers(given.get("host", "")))
+    if any(port is not None for _, port in servers):
+        given["host"] = ",".join(host for host, _ in servers)
+        given["port"] = ",".join(port or "" for _, port in servers)
+    return given
+
+
+def _servers(hosts: str) -> Iterator[tuple[str, str | None]]:
+    """Yield each host of a list, and its port where one stands behind it."""
+    for host in hosts.split(","):
+        pair = _HOST_AND_PORT.fullmatch(host)
+        yield (pair[1].strip("[]"), pair[2]) if pair else (host, None)
 
 
 def _query_of(url: str, parsed: URL) -> str:
@@ -131,25 +107,63 @@ def _query_of(url: str, parsed: URL) -> str:
 def _check_options(query: str) -> None:
     seen: set[str] = set()
     for name, value in parse_qsl(query, keep_blank_values=True):
-        if name in seen and name not in _SEVERAL:
+        if name in seen and not OPTIONS[name].is_list:
             raise ConfigurationError(f"IM_DATABASE_URL has the option {name} more than once: leave one of them out")
         seen.add(name)
         _check(name, value)
 
 
 def _check(name: str, value: str) -> None:
-    problem = OPTIONS.get(name)
-    if problem is None:
+    option = OPTIONS.get(name)
+    if option is None:
         close = get_close_matches(name, OPTIONS, n=1)
         raise ConfigurationError(
             f"IM_DATABASE_URL has the option {_harmless(name)}, which imcore does not know: leave it out"
             + "".join(f" (or is it {each}?)" for each in close)
         )
-    values = value.split(",") if name in _SEVERAL else [value]
-    if wanted := next(filter(None, map(problem, values)), None):
+    values = value.split(",") if option.is_list else [value]
+    if wanted := next(filter(None, map(option.problem, values)), None):
         raise ConfigurationError(
             f"IM_DATABASE_URL has the option {name} with a value that it cannot have: give {wanted}"
         )
+
+
+def _check_twice(url: URL) -> None:
+    """Raise ConfigurationError where the URL itself says one thing, and an option another."""
+    in_the_query = _in_the_query(url)
+    for name, said in _in_the_url(url).items():
+        if said and in_the_query.get(name, said) != said:
+            raise ConfigurationError(
+                f"IM_DATABASE_URL has {_IN_THE_URL[name]} before its options, and another one as the option {name}: "
+                "leave one of them out"
+            )
+
+
+def _check_servers(url: URL) -> None:
+    """Raise ConfigurationError for ports, hosts and their addresses that do not belong together."""
+    in_the_host = [port for _, port in _servers(_option(url, "host"))]
+    if any(port is not None for port in in_the_host):
+        if "port" in url.query:
+            raise ConfigurationError("IM_DATABASE_URL has ports in the option host, and the option port: leave it out")
+        if wanted := next(filter(None, (PORT(port or "") for port in in_the_host)), None):
+            raise ConfigurationError(
+                "IM_DATABASE_URL has the option host with a port that it cannot have: give "
+                f"{wanted} behind each host, or behind none"
+            )
+    given = arguments(url)
+    hosts, addresses, ports = (given[name].count(",") + 1 if name in given else 1 for name in _LISTS)
+    if {"host", "hostaddr"} <= given.keys() and hosts != addresses:
+        raise ConfigurationError(f"IM_DATABASE_URL has {hosts} hosts and {addresses} hostaddr: give as many of each")
+    if ports not in {1, max(hosts, addresses)}:
+        raise ConfigurationError(
+            f"IM_DATABASE_URL has {ports} ports for {max(hosts, addresses)} hosts: give one for each, or one for all"
+        )
+
+
+def _option(url: URL, name: str) -> str:
+    """Return an option, as a list with commas where it is repeated."""
+    value = url.query.get(name, "")
+    return value if isinstance(value, str) else ",".join(value)
 
 
 def _harmless(name: str) -> str:

@@ -1,5 +1,6 @@
 """What the Redis driver raises, in our words: what is wrong, where, and what to do; and never a password."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -38,6 +39,8 @@ from imcore.errors import (
 from imcore.settings import CHAT_URL
 from imcore.streams.connections import NotRedisError
 from imcore.streams.unreachable import no_protocol, unavailable
+
+_DATABASE = re.compile(r"/*[0-9]*/*")
 
 LOST = (RedisConnectionError, RedisTimeoutError, ClusterDownError, SlotNotCoveredError, OSError)
 """No answer came: what was asked may have happened or not."""
@@ -153,7 +156,9 @@ def address(url: str) -> str:
     if "@" in f"{parts.path}{parts.query}{parts.fragment}" and not is_path:
         return f"{scheme}://..."
     host = parts.hostname or ""
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}{port}{parts.path}"
+    # Of a server, only the number of a database: anything else may be an option without its question mark.
+    path = parts.path if scheme == "unix" or _DATABASE.fullmatch(parts.path) else "/..."
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}{port}{path}"
 
 
 @contextmanager

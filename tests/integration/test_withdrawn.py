@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from cli.app import app
 from imcore.admin import append_only, audit, retention
@@ -227,6 +227,43 @@ class TestAppendOnlyFile:
         assert (result.exit_code, result.stderr) == (0, "")
         assert json.loads(result.stdout)["rewritten"] == 1
         wait_until(lambda: files_with("SECRET", settings.data_dir) + files_with("SECRET", file) == [])
+
+    def test_a_trim_with_default_settings_says_which_texts_stay(
+        self, chat: Chat, settings: Settings, file: Path
+    ) -> None:
+        def trim(*words: str) -> Result:
+            where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
+            return CliRunner().invoke(app, ["trim", *words, *where], catch_exceptions=False)
+
+        # Given none, then some that are younger than all that is dropped by default
+        assert "recalled" not in trim().stderr
+        self.recalled(chat)
+        result = trim()
+        assert result.exit_code == 0
+        assert result.stderr.splitlines()[-1] == (
+            "1 recalled text stays in Redis until its message is past retention; --keep-messages 0 drops them now"
+        )
+        assert files_with("SECRET", file)
+        self.recalled(chat, LONG)
+        assert "2 recalled texts stay in Redis until their messages are past retention" in trim().stderr
+        assert trim("--json").stderr == ""
+
+        # When all are dropped, then none is said to stay, and none does
+        assert "recalled" not in trim("--keep-messages", "0").stderr
+        wait_until(lambda: files_with("SECRET", file) == [])
+        assert "recalled" not in trim().stderr
+
+    def test_what_is_said_of_texts_that_no_retention_keeps(self, chat: Chat, settings: Settings) -> None:
+        # Given a message that SQL does not have
+        self.recalled(chat)
+        with closing(sqlite3.connect(chat.settings.data_dir / "imcore.db")) as other:
+            other.execute("DELETE FROM group_msgs")
+            other.commit()
+
+        where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
+        result = CliRunner().invoke(app, ["trim", "--keep-messages", "0", *where], catch_exceptions=False)
+
+        assert result.stderr.splitlines()[-1] == "1 recalled text stays in Redis until its message is stored"
 
     def test_jobs_rewrite_only_where_it_is_of_use(
         self, chat: Chat, settings: Settings, file: Path, monkeypatch: pytest.MonkeyPatch

@@ -330,6 +330,42 @@ def test_help_does_not_import_click() -> None:
     assert (result.returncode, result.stdout.decode()) == (0, help_text())
 
 
+def test_nothing_is_imported_before_an_interrupt_can_be_told() -> None:
+    script = "import sys, os; before = set(sys.modules); import cli.main; print(*sorted({*sys.modules} - before))"
+
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+
+    assert result.stdout.split() == [b"cli", b"cli.main"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["check"], ["check", "--redis-url", "redis://h"], ["up"]], ids=" ".join
+)
+@pytest.mark.parametrize("module", ["cli.catalogue", "cli.passwords", "cli.app", "click", "imcore.best_effort"])
+def test_an_interrupt_of_any_import_is_one_line(module: str, arguments: list[str]) -> None:
+    script = f"""
+import sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+sys.argv = ["im", *{arguments!r}]
+import cli.main
+cli.main.main()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "IM_REDIS_URL": "redis://127.0.0.1:1"},
+        check=False,
+    )
+
+    if arguments != ["--help"] or module == "cli.catalogue":  # which imports no more
+        assert (result.returncode, result.stderr) == (130, b"im: interrupted\n")
+
+
 def test_an_argument_that_is_not_utf8() -> None:
     result = process("send", "team", b"\xff", "--from", "ann")
 

@@ -7,7 +7,8 @@ import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from types import SimpleNamespace
 from typing import TextIO
 
 import pytest
@@ -15,7 +16,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cli import output
-from cli.output import redact, safe, show, to_json
+from cli.app import app
+from cli.options import Invocation
+from cli.output import safe, show, to_json
 from tests.outputs import FAILING, STANDING, Output, disk_full, nobody_reads
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
@@ -104,23 +107,6 @@ def test_json_is_exact_one_line_and_does_not_act_on_a_terminal(text: str) -> Non
 
 def test_json_is_readable() -> None:
     assert to_json({"uid": "群主", "content": "👩\u200d💻 é"}) == '{"uid": "群主", "content": "👩\u200d💻 é"}'
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
-        ("redis://:secret@h", "redis://:***@h"),
-        (
-            "at rediss://u:p@ss:w/rd@h:1/0, and postgresql://a:b@c/d",
-            "at rediss://u:***@h:1/0, and postgresql://a:***@c/d",
-        ),
-        ("unix:///run/x.sock?db=1&password=secret&x=1", "unix:///run/x.sock?db=1&password=***&x=1"),
-        ("ann@example.org: 10:30", "ann@example.org: 10:30"),
-    ],
-)
-def test_passwords_are_not_shown(text: str, shown: str) -> None:
-    assert redact(text) == shown
 
 
 ROWS = [
@@ -263,3 +249,30 @@ def test_a_closed_stdout_is_an_error_and_nothing_else(monkeypatch: pytest.Monkey
     with pytest.raises(output.OutputError, match="stdout is closed"):
         output.say("lost")
     output.flush()
+
+
+@pytest.mark.parametrize("kind", FAILING, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("as_json", [True, False])
+def test_records_are_out_before_anything_more_is_said(
+    kind: Output, as_json: bool, stdout_to: Callable[[int], TextIO]
+) -> None:
+    with kind() as descriptor:
+        stdout_to(descriptor)
+
+        with pytest.raises(output.OutputError):
+            show(ROWS, ("gid",), as_json=as_json)
+
+
+def test_a_check_has_no_verdict_where_its_table_is_not_out(
+    monkeypatch: pytest.MonkeyPatch, stdout_to: Callable[[int], TextIO], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(link=None, settings=None)))
+    monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
+    monkeypatch.setattr("imcore.admin.audit.check", lambda *_, **__: [])
+    with disk_full() as descriptor:
+        stdout_to(descriptor)
+
+        with pytest.raises(SystemExit):
+            app.main(["check"])
+
+    assert capsys.readouterr().err == "im: the output could not be written: No space left on device\n"

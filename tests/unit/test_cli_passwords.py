@@ -1,8 +1,14 @@
-"""Options that hold a password leave the command line."""
+"""Options that hold a password leave the command line, and no text shows one, whatever the options are called."""
+
+from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cli.passwords import without_passwords
+from cli.passwords import redact, without_passwords
+from imcore.sql import postgres_options
+from imcore.streams import url_options
 
 REDIS = "redis://ann:s3cret@host"
 SQL = "postgresql://ann:s3cret@host/chat"
@@ -37,3 +43,74 @@ def test_what_stays_and_what_goes_into_the_environment(
     arguments: list[str], rest: list[str], moved: dict[str, str]
 ) -> None:
     assert without_passwords(arguments) == (rest, moved)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("redis://:secret@h", "redis://:***@h"),
+        (
+            "at rediss://u:p@ss:w/rd@h:1/0, and postgresql://a:b@c/d",
+            "at rediss://u:***@h:1/0, and postgresql://a:***@c/d",
+        ),
+        ("unix:///run/x.sock?db=1&password=secret&x=1", "unix:///run/x.sock?db=1&password=***&x=1"),
+        ("redis://h:1?password=a@b and more", "redis://h:*** and more"),
+        ("ann@example.org: 10:30", "ann@example.org: 10:30"),
+    ],
+)
+def test_passwords_are_not_shown(text: str, shown: str) -> None:
+    assert redact(text) == shown
+
+
+SECRET = "T0PSECRET"
+TABLES = (
+    ("--redis-url", "IM_REDIS_URL", url_options.OPTIONS),
+    ("--database-url", "IM_DATABASE_URL", postgres_options.OPTIONS),
+)
+URLS = [
+    *("redis://h/0?{}", "rediss://ann@h:1?db=1&{}", "unix:///run/x.sock?{}&db=1", "redis+cluster://h:7000/?{}"),
+    *("postgresql:///chat?{}", "postgresql://ann@h:5432/chat?sslmode=require&{}&sslkey=k", "postgresql://h/chat&{}"),
+]
+
+
+def secret_options() -> Iterator[tuple[str, str, str]]:
+    """Each option that is secret, and the option of `im` and the variable that may have it."""
+    for option, variable, table in TABLES:
+        yield from ((option, variable, name) for name, known in table.items() if known.is_secret)
+
+
+def test_every_option_that_sounds_like_a_secret_is_known_as_one() -> None:
+    for _, _, table in TABLES:
+        assert {name for name in table if "password" in name} == {name for name in table if table[name].is_secret}
+
+
+@given(st.sampled_from(list(secret_options())), st.sampled_from(URLS), st.data())
+def test_every_secret_option_is_found_in_every_form_of_its_name(
+    secret: tuple[str, str, str], url: str, data: st.DataObject
+) -> None:
+    # Given a URL whose option has some letters of its name in percent form, or in capitals
+    option, variable, name = secret
+    forms = [
+        data.draw(st.sampled_from([char, f"%{ord(char):02x}", f"%{ord(char):02X}", char.upper()])) for char in name
+    ]
+    value = data.draw(st.sampled_from([SECRET, f"{SECRET}@{SECRET}", f":{SECRET}@", f"{SECRET};a={SECRET}"]))
+    url = url.format(f"{''.join(forms)}={value}")
+
+    # Then it leaves the command line, and what is shown of it is not the value
+    assert without_passwords(["listen", option, url]) == (["listen"], {variable: url})
+    assert SECRET not in redact(f"at {url} is nobody")
+    assert redact(redact(url)) == redact(url)
+
+
+@pytest.mark.parametrize("url", ["redis://ann:s3 cret@h", "redis://h?passwort=s3cret", "ann:s3cret@h"])
+def test_what_may_be_one_leaves_the_command_line_too(url: str) -> None:
+    assert without_passwords(["up", "--redis-url", url]) == (["up"], {"IM_REDIS_URL": url})
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql:///chat?passfile=/home/ann/.pgpass", "rediss://h?ssl_certfile=a&ssl_keyfile=b", "redis://ann@h"]
+)
+def test_what_is_no_secret_stays_as_it_is(url: str) -> None:
+    assert redact(url) == url
+    assert without_passwords(["up", "--redis-url", url])[1] == {}

@@ -204,6 +204,7 @@ def test_what_operators_run_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imcore.admin.audit.check", lambda *_, on_progress, **__: on_progress(Checked(0, 1)) or found)
     monkeypatch.setattr("imcore.admin.retention.trim", lambda *_, **__: TrimSummary(1, 20, 3))
     monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 1)
+    monkeypatch.setattr("imcore.admin.append_only.count_kept", lambda _: 0)
     monkeypatch.setattr("imcore.admin.rebuild.look_before", lambda _: Before(7, 9, 8, "a", "a", False))
     monkeypatch.setattr("imcore.admin.rebuild.rebuild", lambda *_, **__: RebuildSummary(groups=2, messages=10**9))
     monkeypatch.setattr("imcore.importer.import_events", lambda *_, **__: ImportSummary(messages=10**7))

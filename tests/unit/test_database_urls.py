@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from imcore.errors import ConfigurationError
 from imcore.sql import postgres_url
@@ -18,9 +20,9 @@ ADDRESS = f"postgresql://ann:{PASSWORD}@db.example:5432/chat"
     [
         *("sslmode=verify-full", "sslrootcert=/etc/ssl/ca.pem", "sslmode=require&sslcert=a&sslkey=b&sslsni=0"),
         *("connect_timeout=3", "keepalives=0", "tcp_user_timeout=0", "keepalives_idle=5&keepalives_count=2"),
-        *("target_session_attrs=read-write", "load_balance_hosts=random", "host=a,b&port=5432,5433", "host=a&host=b"),
+        *("target_session_attrs=read-write", "load_balance_hosts=random", "hostaddr=192.0.2.1"),
         *("application_name=chat", "options=-csearch_path%3Dchat", "ssl_min_protocol_version=TLSv1.3"),
-        *("channel_binding=require", "passfile=/x", "service=chat", "user=bob&dbname=other&password=x"),
+        *("channel_binding=require", "passfile=/x", "service=chat", "user=ann&dbname=chat"),
     ],
 )
 def test_an_option_that_is_known_is_passed_on(option: str) -> None:
@@ -77,10 +79,93 @@ def test_no_part_of_a_password_is_shown(url: str) -> None:
     assert PASSWORD not in said
 
 
-def test_several_servers_in_either_form() -> None:
-    for option in ("host=a:1&host=b:2", "host=a,b&port=1,2", "host=a&host=b&port=1&port=2"):
-        given = postgres_url.arguments(postgres_url.parse(f"postgresql:///chat?{option}"))
-        assert (given["host"], given["port"]) == ("a,b", "1,2")
+@pytest.mark.parametrize(
+    ("options", "hosts", "ports"),
+    [
+        *((option, "a,b", "1,2") for option in ("host=a:1&host=b:2", "host=a:1,b:2", "host=a,b&port=1,2")),
+        *((option, "a,b", "1,2") for option in ("host=a&host=b&port=1&port=2", "host=a&host=b&port=1,2")),
+        ("host=127.0.0.1:1,127.0.0.1:2", "127.0.0.1,127.0.0.1", "1,2"),
+        ("host=[::1]:1,my_db:2", "::1,my_db", "1,2"),
+        ("host=::1&port=1", "::1", "1"),
+        ("host=a,b&port=1", "a,b", "1"),
+        ("host=/run/postgresql&port=1", "/run/postgresql", "1"),
+    ],
+)
+def test_several_servers_in_either_form(options: str, hosts: str, ports: str) -> None:
+    given = postgres_url.arguments(postgres_url.parse(f"postgresql:///chat?{options}"))
+    assert (given["host"], given["port"]) == (hosts, ports)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *("host=a:1,b", "host=a,b:2", "host=a:1&host=b", "host=a:x", "host=a:99999", "host=a:"),
+        *("host=a:1&port=2", "host=a,b&port=1,2,3", "host=a&port=1,2", "port=1,2", "host=a,b&hostaddr=192.0.2.1"),
+    ],
+)
+def test_lists_that_do_not_belong_together_are_refused_in_one_line(options: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"IM_DATABASE_URL has .*: (give|leave) [^\n]*$"):
+        postgres_url.parse(f"postgresql:///chat?{options}")
+
+
+PARTS = {
+    "user": ("ann", "bob"),
+    "password": ("pw1", "pw2"),
+    "host": ("h1", "h2"),
+    "port": ("1", "2"),
+    "dbname": ("c", "d"),
+}
+"""What may be said in either place, and two ways to say it."""
+
+
+def url_of(parts: dict[str, str]) -> str:
+    """A URL that says these before its options."""
+    port = f":{parts['port']}" if "port" in parts else ""
+    user = parts.get("user", "") + (f":{parts['password']}" if "password" in parts else "")
+    return f"postgresql://{user}{'@' * bool(user)}{parts.get('host', '')}{port}/{parts.get('dbname', '')}"
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_is_said_twice_and_not_the_same_is_refused(name: str) -> None:
+    url = url_of({part: first for part, (first, _) in PARTS.items()})
+    first, second = PARTS[name]
+
+    with pytest.raises(ConfigurationError, match=rf"option {name}: leave one of them out") as caught:
+        Database.connect(f"{url}?{name}={second}")
+    assert "pw" not in str(caught.value)
+
+    assert Database.connect(f"{url}?{name}={first}").address == Database.connect(url).address
+
+
+@given(st.dictionaries(st.sampled_from(list(PARTS)), st.booleans()))
+def test_what_is_shown_is_what_is_connected_to(said: dict[str, bool]) -> None:
+    """Wherever a thing is said: before the options, or by one. Before them, a password needs a user, a port a host."""
+    in_the_url = {name: PARTS[name][0] for name, is_in_url in said.items() if is_in_url}
+    if "user" not in in_the_url:
+        in_the_url.pop("password", None)
+    if "host" not in in_the_url:
+        in_the_url.pop("port", None)
+    options = {name: PARTS[name][0] for name in said if name not in in_the_url}
+    url = f"{url_of(in_the_url)}?{'&'.join(f'{name}={value}' for name, value in options.items())}"
+
+    shown = postgres_url.shown(postgres_url.parse(url))
+
+    assert shown == url_of({name: value for name, value in (in_the_url | options).items() if name != "password"})
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql:///chat?host=a,b&port=1,2", "postgresql://a:1,b:2/chat"),
+        ("postgresql:///chat?host=a&host=b&port=1", "postgresql://a:1,b:1/chat"),
+        ("postgresql:///chat?host=::1&port=1", "postgresql://[::1]:1/chat"),
+        ("postgresql://[::1]:1/chat", "postgresql://[::1]:1/chat"),
+        ("postgresql://a/chat?hostaddr=192.0.2.1", "postgresql://a/chat?hostaddr=192.0.2.1"),
+        ("postgresql:///?service=chat", "postgresql:///?service=chat"),
+    ],
+)
+def test_what_is_shown_of_servers(url: str, shown: str) -> None:
+    assert postgres_url.shown(postgres_url.parse(url)) == shown
 
 
 @pytest.mark.parametrize("option", ["mode=ro", "timeout=5", "cache=shared&mode=rw", "journal_mode=off", "x="])

@@ -52,13 +52,13 @@ def read(data: bytes | io.BufferedIOBase, *, most: int = 1000) -> list[Line]:
 def events(lines: list[Line]) -> list[Any]:
     """What lines say; one that cannot be had says why."""
     return [
-        line.reason if isinstance(line, Unreadable) else json.loads(line.decode("utf-8-sig"))
+        line.reason if isinstance(line, Unreadable) else json.loads(line.decode().lstrip("\ufeff"))
         for line in lines
         if isinstance(line, Unreadable) or not is_blank(line)
     ]
 
 
-def refusal(data: bytes) -> str:
+def refusal(data: bytes | io.BufferedIOBase) -> str:
     with pytest.raises(InvalidInput) as error:
         read(data)
     assert "\n" not in str(error.value)
@@ -81,6 +81,8 @@ def named(data: bytes) -> bytes:
 ENCODINGS: dict[str, Callable[[str], bytes]] = {
     "UTF-8": str.encode,
     "UTF-8 with a mark": lambda text: text.encode("utf-8-sig"),
+    "UTF-8 with two marks": lambda text: b"\xef\xbb\xbf" + text.encode("utf-8-sig"),
+    "UTF-16 with two marks": lambda text: b"\xff\xfe\xff\xfe" + text.encode("utf-16-le"),
     "UTF-16 little endian": lambda text: b"\xff\xfe" + text.encode("utf-16-le"),
     "UTF-16 big endian": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
     "UTF-32 little endian": lambda text: b"\xff\xfe\0\0" + text.encode("utf-32-le"),
@@ -109,9 +111,8 @@ def test_any_text_comes_out_line_by_line(texts: list[str], encoding: str, count:
     lines = ["{}", *texts]
     found = read(Dribble(ENCODINGS[encoding]("\n".join(lines)), count))
     expected = [line + "\n" for line in lines[:-1]] + [lines[-1]] * bool(lines[-1])
-    assert b"".join(line for line in found if isinstance(line, bytes)).removeprefix(
-        b"\xef\xbb\xbf"
-    ).decode() == "".join(expected)
+    said = b"".join(line for line in found if isinstance(line, bytes)).decode()
+    assert said.lstrip("\ufeff") == "".join(expected)
     assert len(found) == len(expected)
 
 
@@ -233,13 +234,33 @@ def test_a_checksum_that_is_very_far_away_is_not_waited_for(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (compressed_by_gzip(TEXT.encode()) + b"garbage", DAMAGED.reason.removeprefix("the rest cannot be read: ")),
         (ENCODINGS["UTF-16 little endian"](TEXT) + b"\n", "it is not valid UTF-16-LE"),
         (ENCODINGS["UTF-32 big endian"](TEXT) + b"\0\x20\0\0", "it is not valid UTF-32-BE"),
     ],
 )
 def test_what_cannot_be_read_behind_the_lines_is_one_line(data: bytes, reason: str) -> None:
     assert events(read(data)) == [*EVENTS, f"the rest cannot be read: {reason}"]
+
+
+FOREIGN = "the rest cannot be read: what follows the gzip data is no gzip data; the lines before it are sound"
+
+
+@pytest.mark.parametrize("count", [1, 1 << 20])
+@pytest.mark.parametrize("tail", [b"garbage", b"\n", TEXT.encode(), bytes(1000) + b"\x8b", b"\x1f\x1f\x8b", b"PK\3\4"])
+@pytest.mark.parametrize("compress", [compressed_by_gzip, members])
+def test_what_follows_sound_gzip_data_makes_nothing_of_it_doubtful(
+    compress: Callable[[bytes], bytes], tail: bytes, count: int
+) -> None:
+    for text, last in ((TEXT, []), (TEXT[:-1], []), (TEXT + "oh", [b"oh"]), (TEXT + "oh\n" + TEXT, [b"oh\n"])):
+        *found, reason = read(Dribble(compress(text.encode()) + tail, count))
+        assert reason == Unreadable(FOREIGN)
+        assert found[len(EVENTS) : len(EVENTS) + 1] == last
+        assert b"".join(line for line in found if isinstance(line, bytes)) == text.encode()
+
+
+def test_half_a_mark_behind_gzip_data_is_data_that_is_cut_off() -> None:
+    found = events(read(compressed_by_gzip(TEXT.encode()) + b"\x1f"))
+    assert found == [*EVENTS, "the rest cannot be read: the gzip data is cut off"]
 
 
 @pytest.mark.parametrize("data", [b"\x1f\x8b", b"\x1f\x8b\x07\x00", compressed_by_gzip(TEXT.encode())[:11]])
@@ -308,6 +329,11 @@ def test_a_line_without_end_does_not_fill_the_memory() -> None:
         assert peak_of(lambda source=source: read(source)) < MUCH * 0.8
 
 
+def test_blank_lines_without_end_do_not_fill_the_memory() -> None:
+    for source in (compressed_by_gzip(b"\n" * MUCH), compressed_by_gzip(b"oh\n" + b"\n" * MUCH)):
+        assert peak_of(lambda source=source: refusal(source)) < MUCH // 2
+
+
 def test_a_line_as_long_as_an_event_can_be_is_read() -> None:
     content = "\x01" * 1000
     line = json.dumps({"content": content}).encode() + b" " * (LONGEST - 6 * 1000 - 15)
@@ -355,6 +381,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "array of two": (("[\n" + ",\n".join(MANY.splitlines()[:2]) + "\n]\n").encode(), "a JSON array"),
     "array with the commas first": (("[\n" + "\n, ".join(MANY.splitlines()) + "\n]\n").encode(), "a JSON array"),
     "array with a mark": (b"\xef\xbb\xbf" + f"[\n{COMMAS}\n]\n".encode(), "a JSON array"),
+    "array with two marks": (b"\xef\xbb\xbf" * 2 + f"[\n{COMMAS}\n]\n".encode(), "a JSON array"),
     "array in UTF-16": (ENCODINGS["UTF-16 little endian"](f"[\n{COMMAS}\n]\n"), "a JSON array"),
     "array, pretty-printed": (json.dumps(json.loads(f"[{COMMAS}]"), indent=4).encode(), "a JSON array"),
     "array with nothing in it": (b"[]", "a JSON array"),
@@ -393,6 +420,9 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "a comma behind each": ((COMMAS + ",").encode(), NO_OBJECT),
     "quotes of Python": (MANY.replace('"', "'").encode(), NO_OBJECT),
     "Latin-1": (MANY.replace("team", "café").encode("latin-1"), NO_OBJECT),
+    "blank lines": (b"\n" * (2 << 20), "not JSON Lines: its first 1048577 lines are blank"),
+    "blank lines before events": (b" \r\n" * (1 << 20) + MANY.encode(), "not JSON Lines: its first 349526 lines are"),
+    "one blank line": (b" " * (2 << 20) + b"\n" + MANY.encode(), "not JSON Lines: its first 1 lines are blank"),
     "YAML": (b"- type: join\n  gid: team\n" * 500, NO_OBJECT),
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 import os
 import random
 import re
+import resource
 import sqlite3
 import stat
 from collections.abc import Callable
@@ -299,10 +300,44 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 # Whether it could be used.
 
 
-def test_of_a_trial_nothing_is_left(tmp_path: Path) -> None:
-    for path in (path_of(tmp_path / "new" / "imcore", "bob"), path_of(tmp_path, "bob")):
-        try_out(path, "bob", 100_000)
-    assert [each.name for each in tmp_path.iterdir()] == ["new"]
+def test_a_trial_makes_and_removes_nothing(tmp_path: Path) -> None:
+    for data_dir in (tmp_path / "new" / "imcore", tmp_path):
+        path = path_of(data_dir, "bob")
+        for _ in range(2):
+            before = sorted(tmp_path.rglob("*"))
+            try_out(path, "bob", 100_000)
+            assert sorted(tmp_path.rglob("*")) == before
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def test_a_trial_leaves_another_first_send_the_folder_that_it_has_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given another one that has just made the folder, and not yet its file
+    path = path_of(tmp_path / "imcore", "bob")
+
+    def open_beside_another(*args: Any, **options: Any) -> LocalFile:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return LocalFile(*args, **options)
+
+    monkeypatch.setattr("imcore.live.localdb.LocalFile", open_beside_another)
+    # When
+    try_out(path, "bob", 10)
+    # Then
+    assert list(tmp_path.rglob("*")) == [tmp_path / "imcore", path.parent]
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+def test_a_trial_finds_out_that_there_is_no_room_for_what_is_there(local: LocalDatabase, size: int) -> None:
+    before = sorted(local.path.parent.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10_000, limits[1]))
+    try:
+        with pytest.raises(LocalDatabaseError, match=rf"{local.path} cannot be used now: File too large; free it"):
+            try_out(local.path, "bob", size)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(local.path.parent.iterdir()) == before
 
 
 def test_a_trial_leaves_alone_what_is_there(local: LocalDatabase) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from cli import output
-from cli.progress import progress
+from cli.progress import progress, working
 from tests.terminals import screen
 
 
@@ -81,3 +81,58 @@ def test_a_bar_goes_where_the_work_fails(monkeypatch: pytest.MonkeyPatch) -> Non
     output.say("after")
 
     assert standing(terminal) == ["after"]
+
+
+@pytest.mark.parametrize("size", ["²", "①", "٣", "9" * 5000, "0", "-5", "", "ten"])
+@pytest.mark.parametrize("name", ["COLUMNS", "LINES"])
+def test_no_size_that_somebody_has_set_can_stop_a_command(
+    monkeypatch: pytest.MonkeyPatch, name: str, size: str
+) -> None:
+    terminal = open_terminal(monkeypatch)
+    monkeypatch.setenv(name, size)
+    with progress("groups") as shown:
+        shown.to(0, 7)
+        assert "0/7 groups" in standing(terminal)[0]
+    assert standing(terminal) == []
+    with working() as say:
+        for what in ("storm", "[send]"):
+            say(what)
+            assert what in standing(terminal)[0]
+    assert standing(terminal) == []
+
+
+@pytest.mark.parametrize("method", ["__init__", "start", "update", "stop"])
+def test_a_bar_that_cannot_be_drawn_is_left_out(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    terminal = open_terminal(monkeypatch)
+    calls: list[str] = []
+
+    def fail(*_: object, **__: object) -> None:
+        calls.append(method)
+        raise ValueError("fails")
+
+    monkeypatch.setattr(f"rich.progress.Progress.{method}", fail)
+    monkeypatch.setattr("cli.progress._AGAIN_S", 0.0)
+    with progress("groups") as shown:
+        for done in range(3):
+            shown.to(done, 7)
+            output.complain("one line")
+        output.say("done")
+
+    assert calls == [method]
+    assert "im: one line\n" * 2 + "done\n" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown", "", None, "DUMB"])
+def test_a_terminal_that_only_writes_lines_has_no_bar(monkeypatch: pytest.MonkeyPatch, term: str | None) -> None:
+    terminal = open_terminal(monkeypatch)
+    if term is None:
+        monkeypatch.delenv("TERM")
+    else:
+        monkeypatch.setenv("TERM", term)
+    with progress("groups") as shown:
+        shown.to(1, 7)
+        output.complain("one line")
+        shown.to(2, 7)
+    output.show([{"gid": "team"}], ("gid",), as_json=False)
+
+    assert terminal.getvalue() == "im: one line\ngid\nteam\n"

@@ -4,9 +4,10 @@ import re
 from textwrap import dedent
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cli import tables
 from cli.tables import Cell, lines
 from cli.terminal import cells
 
@@ -26,15 +27,38 @@ def without_blanks(text: str) -> str:
     return re.sub(r"\s", "", text)
 
 
-@given(ROWS, st.integers(1, 300))
-def test_every_value_is_shown_whole_and_fits(rows: list[tuple[Cell, ...]], width: int) -> None:
-    found = shown(COLUMNS, rows, width)
+@st.composite
+def any_table(draw: st.DrawFn) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+    """Any columns, in any order: texts, which may be the first one, names and numbers, or some of each."""
+    names = st.sampled_from(sorted(tables.TEXTS)) | st.text("abc_é山", min_size=1, max_size=20)
+    columns = draw(st.lists(names, min_size=1, max_size=6, unique=True))
+    cell = st.one_of(NAMES, TEXTS, st.text("ab", min_size=1, max_size=8), st.integers(0, 10**12), st.floats(0, 1))
+    rows = draw(st.lists(st.tuples(*[cell] * len(columns)), max_size=4))
+    # Where nearly all rows are alike, a few may have what is longer than its column.
+    alike = draw(st.tuples(*[st.text("ab", min_size=1, max_size=8) | st.integers(0, 99)] * len(columns)))
+    return tuple(columns), rows + [alike] * draw(st.sampled_from([0, 40]))
+
+
+@settings(max_examples=300)
+@given(any_table(), st.integers(1, 200))
+def test_every_value_is_shown_whole_and_fits(table: tuple[tuple[str, ...], list[tuple[Cell, ...]]], width: int) -> None:
+    columns, rows = table
+
+    found = shown(columns, rows, width)
 
     for row in rows:
         for value in row:
             assert without_blanks(str(value)) in without_blanks(found)
-    if width > 4:  # below, a wide letter and its indent may not fit
-        assert max(map(cells, found.splitlines())) <= width
+    assert max(map(cells, found.splitlines())) <= max(width, 2)  # a wide letter needs as much
+
+
+def test_what_is_longer_than_its_column_fits_below_a_text_too() -> None:
+    figures: list[tuple[Cell, ...]] = [("one text that says what is measured, as in a benchmark", "1 us", "ok")] * 30
+    figures[3] = (figures[0][0], "x" * 70, "ok")
+
+    found = shown(("figure", "value is", "verdict"), figures, 40)
+
+    assert max(map(cells, found.splitlines())) <= 40
 
 
 @given(ROWS)
