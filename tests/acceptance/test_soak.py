@@ -51,7 +51,7 @@ MOST_AT_ONCE = 6
 
 KEPT = {
     *("im:config", "groups", "groups_of", "meta", "stream", "acked", "joined", "left", "own", "uncounted"),
-    *("once_newer", "once_older", "journal", "dirty", "version", "online", "marks", "storm"),
+    *("once_newer", "once_older", "journal", "dirty", "version", "online", "online_ms", "marks", "storm"),
 }
 """The keys that may be there when nobody does anything."""
 
