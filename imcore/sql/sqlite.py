@@ -152,6 +152,8 @@ class SqliteBackend:
             yield _driver(pooled)
 
     def _connect(self) -> FileConnection:
+        if not self._path.exists():  # once SQLite has failed over that, it may be there
+            raise self._missing()
         # mode=rw: a command that only shows must not leave an empty database behind.
         connection = sqlite_file.connect(
             str(self._path),
