@@ -6,6 +6,7 @@ enqueues the job of the current period, under a name that only one of them can u
 """
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -123,7 +124,12 @@ class JobsWorker(SimpleWorker):
         """Be alive for a while longer. rq does so before and after each wait for a job."""
         super().heartbeat(timeout, pipeline)
         if pipeline is None:
-            self._patience.succeeded()
+            # What rq's handler of a signal raises would be lost in the midst of a log line, and the wait would begin.
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            try:
+                self._patience.succeeded()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
     def run_maintenance_tasks(self) -> None:
         """Look after the registries, and enqueue what is due."""
@@ -182,6 +188,7 @@ class JobsWorker(SimpleWorker):
     def request_stop(self, signum: Any, frame: FrameType | None) -> None:
         """Stop, after the job in hand if there is one. rq's handler, which ends its wait for jobs, too."""
         self._signals.ask(signum)
+        self._stop_requested = True
         super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
 

@@ -1,0 +1,52 @@
+"""A signal that comes while the worker `jobs` writes a line ends it all the same."""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+
+import fakeredis
+import pytest
+from rq.exceptions import StopRequested
+
+from workers.jobs import JobsWorker
+from workers.runner import Patience
+from workers.signals import Signals
+
+
+class Killing(logging.Handler):
+    """Sends this process a signal in the midst of a line, and passes over what comes of it, as logging does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(1000):  # Python runs the handler between two steps
+                pass
+        except Exception:
+            self.handleError(record)
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield Signals()
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+def test_a_signal_in_the_midst_of_a_line_ends_the_worker_before_it_waits(
+    signals: Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience = Patience(signals)
+    worker = JobsWorker(fakeredis.FakeRedis(), signals, 0, patience=patience)
+    worker._install_signal_handlers()
+    monkeypatch.setattr(patience, "_has_told", True)  # so that it says that it goes on
+    log, killing = logging.getLogger("workers.runner"), Killing()
+    log.addHandler(killing)
+    monkeypatch.setattr(log, "level", logging.INFO)
+    try:
+        with pytest.raises(StopRequested):
+            worker.heartbeat()
+    finally:
+        log.removeHandler(killing)
+    assert signals.stopping
