@@ -35,7 +35,7 @@ def signals() -> Iterator[Signals]:
 
 
 def test_a_signal_in_the_midst_of_a_line_ends_the_worker_before_it_waits(
-    signals: Signals, monkeypatch: pytest.MonkeyPatch
+    signals: Signals, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     patience = Patience(signals)
     worker = JobsWorker(fakeredis.FakeRedis(), signals, 0, patience=patience)
@@ -43,9 +43,8 @@ def test_a_signal_in_the_midst_of_a_line_ends_the_worker_before_it_waits(
     monkeypatch.setattr(patience, "_has_told", True)  # so that it says that it goes on
     log, killing = logging.getLogger("workers.runner"), Killing()
     log.addHandler(killing)
-    monkeypatch.setattr(log, "level", logging.INFO)
     try:
-        with pytest.raises(StopRequested):
+        with caplog.at_level(logging.INFO, logger=log.name), pytest.raises(StopRequested):
             worker.heartbeat()
     finally:
         log.removeHandler(killing)
