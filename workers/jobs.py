@@ -6,7 +6,6 @@ enqueues the job of the current period, under a name that only one of them can u
 """
 
 import logging
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -100,6 +99,8 @@ class JobsWorker(SimpleWorker):
         self._patience = patience or Patience(signals)
         self._on_birth = on_birth
         self._unsubscribing = Event()
+        self._says_something = False
+        self._held_signal: int | None = None
         self._pubsub_wait = Backoff()
         super().__init__(
             [queue(connection)],
@@ -124,12 +125,13 @@ class JobsWorker(SimpleWorker):
         """Be alive for a while longer. rq does so before and after each wait for a job."""
         super().heartbeat(timeout, pipeline)
         if pipeline is None:
-            # What rq's handler of a signal raises would be lost in the midst of a log line, and the wait would begin.
-            held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            self._says_something = True
             try:
                 self._patience.succeeded()
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, held)
+                self._says_something = False
+            if self._held_signal is not None:
+                super().request_stop(self._held_signal, None)  # type: ignore[no-untyped-call]
 
     def run_maintenance_tasks(self) -> None:
         """Look after the registries, and enqueue what is due."""
@@ -189,7 +191,10 @@ class JobsWorker(SimpleWorker):
         """Stop, after the job in hand if there is one. rq's handler, which ends its wait for jobs, too."""
         self._signals.ask(signum)
         self._stop_requested = True
-        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
+        if self._says_something:  # what rq raises would be lost in the midst of a log line, and a wait would begin
+            self._held_signal = signum
+        else:
+            super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
 
 def run(settings: Settings, signals: Signals, *, burst: bool, looks: bool = True) -> None:
