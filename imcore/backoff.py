@@ -76,10 +76,10 @@ class Backoffs(Generic[T]):
 
 def pauses() -> Iterator[float]:
     """Yield how long to pause between two looks at what others have to do first, in seconds: longer each time."""
-    pause_s = FIRST_WAIT_S
+    wait = Backoff()
     while True:
-        yield pause_s
-        pause_s = min(2 * pause_s, LONGEST_WAIT_S)
+        wait.failed(now=0.0)
+        yield wait.until
 
 
 class Trouble:
