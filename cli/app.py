@@ -9,14 +9,14 @@ from typing import Any, NoReturn
 
 import click
 
-from cli import output
-from cli.catalogue import COMMANDS, EXAMPLE, PURPOSE, help_text
-from cli.options import Group, print_and_exit
+from imcore.cli import output
+from imcore.cli.catalogue import COMMANDS, EXAMPLE, PURPOSE, help_text
+from imcore.cli.options import CommandGroup, print_and_exit
 from imcore.errors import ImError, InvalidInput
 
 
-class Im(Group):
-    """The group whose commands `cli.catalogue` lists."""
+class Im(CommandGroup):
+    """The group whose commands `imcore.cli.catalogue` lists."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
@@ -27,7 +27,7 @@ class Im(Group):
         if cmd_name not in COMMANDS:
             return None
         module_name, _ = COMMANDS[cmd_name]
-        module = importlib.import_module(f"cli.commands.{module_name}")
+        module = importlib.import_module(f"imcore.cli.commands.{module_name}")
         command: click.Command = getattr(module, f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name)
         return command
 

@@ -16,7 +16,7 @@ SHARED_OPTIONS = (
     ("--local-time", None, "Show times in this machine's time zone. JSON stays in UTC."),
 )
 
-# Per section: the command, the module of `cli.commands` that it is in, and its short help.
+# Per section: the command, the module of `imcore.cli.commands` that it is in, and its short help.
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Run": {
         "up": ("up", "Run the embedded server and all workers, until Ctrl-C."),

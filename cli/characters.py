@@ -1,4 +1,4 @@
-"""Which characters act on a terminal, and which look like others. Only data; `cli.output` and `cli.names` use it.
+"""Which characters act on a terminal, and which look like others. Only data; `imcore.cli.output` and `imcore.cli.names` use it.
 
 The sets are written as a class of a regular expression has them.
 """
@@ -67,5 +67,5 @@ oοϭоօסه٥ھہە۵०০੦૦୦௦౦ഠ൦๐໐ဝ၀ჿ០ⲟ𐐬𐓪�
 """Letters and digits of different scripts that look alike, a class each; its first member is the ordinary one.
 
 After the confusable characters of Unicode (UTS 39), but for those of one script, those that only resemble each other,
-and those that another rule of `cli.names` marks already.
+and those that another rule of `imcore.cli.names` marks already.
 """

@@ -2,7 +2,7 @@
 
 import logging
 
-from cli import output
+from imcore.cli import output
 
 
 class _Complaints(logging.Handler):

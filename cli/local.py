@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import output
-from cli.options import Invocation
-from cli.peers import peers_at
-from cli.records import MESSAGE_COLUMNS, message_record
+from imcore.cli import output
+from imcore.cli.options import Invocation
+from imcore.cli.peers import peers_at
+from imcore.cli.records import MESSAGE_COLUMNS, message_record
 from imcore.errors import LocalDatabaseError
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
-    from imcore.client import Client, Flushed
-    from imcore.live.localdb import LocalDatabase, Outgoing
-    from imcore.values import Message
+    from imcore.device.device import Device, Flushed
+    from imcore.device.local_database import LocalDatabase, Outgoing
+    from imcore.model.values import Message
 
 no_local_option = click.option(
     "--no-local", is_flag=True, help="Leave the user's local database on this machine alone (see `im log`)."
@@ -25,29 +25,29 @@ no_local_option = click.option(
 
 def local_database(run: Invocation, uid: str, *, exclusive: bool = False, read_only: bool = False) -> "LocalDatabase":
     """Open a user's local database. Raise LocalDatabaseError."""
-    from imcore.live.localdb import LocalDatabase, path_of  # noqa: PLC0415 (it takes SQLite)
+    from imcore.device.local_database import LocalDatabase, path_of  # noqa: PLC0415 (it takes SQLite)
 
     return LocalDatabase(path_of(run.settings().data_dir, uid), uid, exclusive=exclusive, read_only=read_only)
 
 
 @contextmanager
-def client_of(run: Invocation, chat: "Chat", uid: str) -> Iterator["Client"]:
+def client_of(run: Invocation, chat: "Chat", uid: str) -> Iterator["Device"]:
     """Open a user's local database for a moment; a live session may hold it meanwhile.
 
     Raise LocalDatabaseError, also where the server has other data than it was made with.
     """
-    from imcore.client import Client  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
+    from imcore.device.device import Device  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
     with local_database(run, uid) as local:
-        client = Client(chat, uid, local)
+        client = Device(chat, uid, local)
         client.meet()
         yield client
 
 
 @contextmanager
-def client_if_any(run: Invocation, chat: "Chat", uid: str) -> Iterator["Client | None"]:
+def client_if_any(run: Invocation, chat: "Chat", uid: str) -> Iterator["Device | None"]:
     """Open a user's local database as `client_of` does, if there is one: nothing is made for who may be nobody."""
-    from imcore.live.localdb import path_of  # noqa: PLC0415
+    from imcore.device.local_database import path_of  # noqa: PLC0415
 
     if not path_of(run.settings().data_dir, uid).exists():
         yield None
@@ -82,7 +82,7 @@ class Sender:
     One that is not there is made by the first message that the server has taken: the user's name may be mistyped.
     """
 
-    def __init__(self, run: Invocation, chat: "Chat", uid: str, client: "Client | None") -> None:
+    def __init__(self, run: Invocation, chat: "Chat", uid: str, client: "Device | None") -> None:
         self.client = client
         self._run = run
         self._chat = chat
@@ -100,10 +100,10 @@ class Sender:
 @contextmanager
 def sender_of(run: Invocation, chat: "Chat", uid: str, content: str = "") -> Iterator[Sender]:
     """Make sure that a message with this content can be kept. Raise LocalDatabaseError: then nothing is to be sent."""
-    from imcore.live.localdb import path_of, try_out  # noqa: PLC0415
+    from imcore.device.local_database import path_of, try_out  # noqa: PLC0415
 
     path = path_of(run.settings().data_dir, uid)
-    chat.link.require_functions(writes=True)  # as a send does: what comes before it only reads
+    chat.system.client.require_functions(writes=True)  # as a send does: what comes before it only reads
     is_known = path.exists() or bool(chat.groups_of(uid))
     try_out(path, uid, len(content.encode(errors="replace")))
     with client_of(run, chat, uid) if is_known else nullcontext() as client:

@@ -12,28 +12,28 @@ def main() -> None:
     try:
         _run()
     except KeyboardInterrupt:
-        from cli import output  # noqa: PLC0415 (as below)
+        from imcore.cli import output  # noqa: PLC0415 (as below)
 
         sys.exit(output.interrupted())
 
 
 def _run() -> None:
-    from cli.catalogue import ENDED_BY_SIGNALS, command_in  # noqa: PLC0415 (as the docstring says)
+    from imcore.cli.catalogue import ENDED_BY_SIGNALS, command_in  # noqa: PLC0415 (as the docstring says)
 
     if command_in(sys.argv[1:]) in ENDED_BY_SIGNALS:
         _hold_signals()
     if sys.argv[1:] in (["-h"], ["--help"]) and _printed_help():
         return
-    from cli import record_stream  # noqa: PLC0415 (the help need not wait for these)
-    from imcore import best_effort  # noqa: PLC0415
+    from imcore.cli import record_stream  # noqa: PLC0415 (the help need not wait for these)
+    from imcore.util import best_effort  # noqa: PLC0415
 
     best_effort.install()
     record_stream.install()
     if any(argument.startswith(("--redis-url", "--database-url")) for argument in sys.argv):
-        from cli import passwords  # noqa: PLC0415 (it is needed where such an option is given)
+        from imcore.cli import passwords  # noqa: PLC0415 (it is needed where such an option is given)
 
         passwords.hide(sys.argv[1:])
-    from cli.app import app  # noqa: PLC0415 (importing click takes twice as long as printing the help)
+    from imcore.cli.app import app  # noqa: PLC0415 (importing click takes twice as long as printing the help)
 
     app.main()
 
@@ -48,11 +48,11 @@ def _hold_signals() -> None:
 def _printed_help() -> bool:
     if sys.stdout is None:
         return False
-    from cli.catalogue import help_text  # noqa: PLC0415
+    from imcore.cli.catalogue import help_text  # noqa: PLC0415
 
     text = help_text()
     if sys.stdout.isatty():
-        from cli.terminal import fit, width_of  # noqa: PLC0415 (a pipe gets the lines as they are)
+        from imcore.cli.terminal import fit, width_of  # noqa: PLC0415 (a pipe gets the lines as they are)
 
         columns = width_of(sys.stdout.fileno())
         text = "\n".join(part for line in text.split("\n") for part in fit(line, columns))

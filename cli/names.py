@@ -11,8 +11,8 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache, lru_cache
 
-from cli import characters
-from imcore.direct import pair_of
+from imcore.cli import characters
+from imcore.model.direct import pair_of
 
 DIRECT = "dm:"
 """What the name of the other stands behind, instead of the gid of a one-to-one chat."""

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, cast
 
 import click
 
-from cli import output, times
-from cli.catalogue import SHARED_OPTIONS
-from cli.help import HelpFormatter
-from cli.readable import readable
+from imcore.cli import output, times
+from imcore.cli.catalogue import SHARED_OPTIONS
+from imcore.cli.help import HelpFormatter
+from imcore.cli.readable import readable
 from imcore.errors import InvalidInput, RefusedError
 from imcore.settings import Settings
 
@@ -38,8 +38,8 @@ class Invocation:
 
     def chat(self) -> "Chat":
         """Return a Chat on these settings, to be used in a `with`."""
-        from cli.complaints import complain_of_warnings  # noqa: PLC0415 (the help of a command need not wait for these)
         from imcore.chat import Chat  # noqa: PLC0415
+        from imcore.cli.complaints import complain_of_warnings  # noqa: PLC0415 (the help of a command need not wait for these)
 
         complain_of_warnings()
         settings = self.settings()
@@ -104,7 +104,7 @@ class Command(Documented):
     """One command."""
 
 
-class Group(Documented, click.Group):
+class CommandGroup(Documented, click.Group):
     """A group of commands."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -159,7 +159,7 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def print_and_exit(ctx: click.Context, *lines: str) -> NoReturn:
-    """Print help or the like, and run no command: a signal that `cli.main` holds back ends the wait for a reader."""
+    """Print help or the like, and run no command: a signal that `imcore.cli.main` holds back ends the wait for a reader."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     output.say(*lines)
     ctx.exit()

@@ -1,7 +1,7 @@
 """What reaches the terminal or the pipe, and how: nothing that people typed can colour, clear or move a terminal.
 
 Records (`show`, `say`) are the answer of a command: a failed write raises OutputError. All other text (`remark`,
-`complain`, `report`) is best-effort: it may get lost, and decides nothing (see `imcore.best_effort`).
+`complain`, `report`) is best-effort: it may get lost, and decides nothing (see `imcore.util.best_effort`).
 """
 
 import json
@@ -17,14 +17,14 @@ from itertools import islice
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from cli import tables
-from cli.characters import ACTING, EMOJI
-from cli.names import in_one_line, in_sentence
-from cli.passwords import redact
-from cli.terminal import fit, width_of
-from cli.times import iso
-from imcore import best_effort
+from imcore.cli import tables
+from imcore.cli.characters import ACTING, EMOJI
+from imcore.cli.names import in_one_line, in_sentence
+from imcore.cli.passwords import redact
+from imcore.cli.terminal import fit, width_of
+from imcore.cli.times import iso
 from imcore.errors import ImError
+from imcore.util import best_effort
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 """Exit codes; wrong usage is 2, which click knows itself."""

@@ -33,7 +33,7 @@ def hide(arguments: Sequence[str]) -> None:
     """Start anew if a URL among the arguments has a password in it; else do nothing."""
     rest, moved = without_passwords(arguments)
     if moved:
-        command = [sys.executable, "-P", "-m", "cli.main", *rest]
+        command = [sys.executable, "-P", "-m", "imcore.cli.main", *rest]
         os.execve(sys.executable, command, {**os.environ, **moved})  # noqa: S606 (our own program)
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from cli.names import DIRECT
-from cli.output import Record
-from imcore.direct import gid_of, is_direct, pair_of, peer_of
+from imcore.cli.names import DIRECT
+from imcore.cli.output import Record
 from imcore.errors import ImError
+from imcore.model.direct import gid_of, is_direct, pair_of, peer_of
 
 if TYPE_CHECKING:
     from imcore.chat import Chat

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from cli import output
+from imcore.cli import output
 
 if TYPE_CHECKING:
     from rich import progress as rich

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from datetime import datetime
 
-from cli import names
-from cli.output import Record
+from imcore.cli import names
+from imcore.cli.output import Record
 
 NAMES = {"gid", "uid", "sender_uid", "client_msgid", "online"}
 """The keys whose texts are names."""

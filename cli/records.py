@@ -1,7 +1,7 @@
 """The JSON objects that `im` prints, a function for each kind, and the columns that a table shows of it."""
 
-from cli.output import Record
-from imcore.values import Ack, Group, LogLine, Member, Message, MessageStatus, MessageTally, Receipt
+from imcore.cli.output import Record
+from imcore.model.values import Ack, Group, LogLine, Member, Message, MessageStatus, MessageTally, Receipt
 
 MESSAGE_COLUMNS = ("msgid", "time", "gid", "sender_uid", "content")
 TALLY_COLUMNS = ("msgid", "time", "sender_uid", "read", "unread", "content")

@@ -1,6 +1,6 @@
 """Running programs side by side in the foreground, as `im up` does: their lines are passed on, and none outlives it.
 
-    im up --starts--> /bin/sh --exec, the same process id--> python -m workers persist
+    im up --starts--> /bin/sh --exec, the same process id--> python -m imcore.workers persist
       |  ^              +--forks--> the watch: a pipe that we hold open; its end means that we are gone
       |  +--- one pipe for stdout and stderr
       +--- SIGTERM, and after `STOP_S` SIGKILL to its session
@@ -47,7 +47,7 @@ class StopSignals:
 
     The first one raises Stopped, as Ctrl-C does everywhere; after `defer()` it only sets `asked`, for code that must
     not be cut in two. Further ones do nothing, so that the orderly end is not cut short. What was held back before
-    (`cli.main`) comes now, and what comes after the end is held back again.
+    (`imcore.cli.main`) comes now, and what comes after the end is held back again.
 
     Python only reports what is raised within a finalizer, and goes on: a Stopped that is lost so is raised again.
     """

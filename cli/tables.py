@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from cli.terminal import cells, wrap
+from imcore.cli.terminal import cells, wrap
 
 LEAST_TEXT = 30
 """A text that is longer gets at least so many columns, or lines of its own."""

@@ -11,7 +11,7 @@ NAMES = ("persist", "receipts", "jobs")
 
 def command_of(name: str, *arguments: str) -> list[str]:
     """Return the command line of a worker. `-P`: a folder named `workers` where we happen to stand is not ours."""
-    return [sys.executable, "-P", "-m", "workers", name, *arguments]
+    return [sys.executable, "-P", "-m", "imcore.workers", name, *arguments]
 
 
 def environment_of(settings: Settings, environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -1,21 +1,31 @@
 """Instant-message delivery with read receipts, for one-to-one chats and for groups of any size."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # nothing is imported here: the command line can be interrupted from its first import on
 if TYPE_CHECKING:
+    from typing import Any
+
     from imcore import errors
     from imcore.chat import Chat
-    from imcore.live.gateway import Gateway
-    from imcore.live.listener import Listener
-    from imcore.live.rooms import Arrived, Event, Session, Told
+    from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Session
+    from imcore.gateway.gateway import Gateway
+    from imcore.gateway.listener import Listener
+    from imcore.model.values import (
+        Ack,
+        Draft,
+        Group,
+        Member,
+        Message,
+        MessageStatus,
+        MessageTally,
+        Reader,
+        Receipt,
+        Tally,
+        Unread,
+    )
     from imcore.settings import Settings
-    from imcore.streams.calls import Draft
-    from imcore.values import Ack, Group, Member, Message, MessageStatus, MessageTally, Reader, Receipt, Tally, Unread
 
 __all__ = [
     "Ack",
-    "Arrived",
     "Chat",
     "Draft",
     "Event",
@@ -26,30 +36,32 @@ __all__ = [
     "Message",
     "MessageStatus",
     "MessageTally",
+    "NewMessage",
     "Reader",
     "Receipt",
+    "ReceiptsChanged",
     "Session",
     "Settings",
     "Tally",
-    "Told",
     "Unread",
     "errors",
 ]
 
 _PLACES = {
     "Chat": "chat",
-    "Draft": "streams.calls",
-    "Gateway": "live.gateway",
-    "Listener": "live.listener",
+    "Gateway": "gateway.gateway",
+    "Listener": "gateway.listener",
     "Settings": "settings",
-    **dict.fromkeys(("Arrived", "Event", "Session", "Told"), "live.rooms"),
+    **dict.fromkeys(("NewMessage", "Event", "Session", "ReceiptsChanged"), "gateway.fanout"),
 }
-"""The modules of what is not in `values`."""
+"""The modules of what is not in `model.values`."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import these when they are asked for: a command that does not need them should not wait for the drivers."""
+    from importlib import import_module  # noqa: PLC0415
+
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"imcore.{'errors' if name == 'errors' else _PLACES.get(name, 'values')}")
+    module = import_module(f"imcore.{'errors' if name == 'errors' else _PLACES.get(name, 'model.values')}")
     return module if name == "errors" else getattr(module, name)

@@ -1,6 +1,5 @@
 """Chat: groups, messages, acks, and who has read what. The public API."""
 
-import reprlib
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -8,20 +7,11 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from imcore import creation
-from imcore.answering import OpenDatabase
-from imcore.direct import gid_of, members_of, refuse_direct
-from imcore.errors import (
-    ConfigurationError,
-    ImError,
-    NotMember,
-    RedisFull,
-    UnknownGroup,
-    UnknownMessage,
-    UnknownUser,
-)
-from imcore.history import History, raised
-from imcore.limits import (
+from imcore.errors import ImError, NotMember, RedisFull, UnknownGroup, UnknownMessage, UnknownUser
+from imcore.gateway.gateway import AckMode, Gateway, ReceiptMode
+from imcore.gateway.listener import Listener
+from imcore.model.direct import gid_of, members_of, refuse_direct
+from imcore.model.limits import (
     check_content,
     check_handed_over,
     check_limit,
@@ -31,19 +21,25 @@ from imcore.limits import (
     check_time,
     check_uids,
 )
-from imcore.live.gateway import Acks, Gateway, HowTold
-from imcore.live.listener import Listener
-from imcore.many import Many
-from imcore.receipts import Receipts
+from imcore.model.values import Ack, Draft, Group, Member, Message, MessageStatus, MessageTally, Receipt, Tally, Unread
+from imcore.operations import creation
+from imcore.operations.batch import Batch
+from imcore.operations.groups import groups as groups_now
+from imcore.operations.groups import scan
+from imcore.operations.performer import Performer
+from imcore.operations.reader import History, raised
+from imcore.operations.receipts import Receipts
 from imcore.settings import Settings
-from imcore.streams import calls, session_calls, wire
-from imcore.streams.calls import Draft, Target
+from imcore.streams import wire
+from imcore.streams.calls import group_calls, message_calls, session_calls
+from imcore.streams.calls.call import error_of
+from imcore.streams.calls.message_calls import AckTarget
+from imcore.streams.client import CHUNK
 from imcore.streams.keys import SEPARATOR
-from imcore.streams.link import CHUNK, Link
-from imcore.values import Ack, Group, Member, Message, MessageStatus, MessageTally, Receipt, Tally, Unread
+from imcore.system import System
 
 if TYPE_CHECKING:
-    from imcore.sql.database import Database
+    pass
 
 
 class Chat:
@@ -54,14 +50,12 @@ class Chat:
     that is unknown, and all but a send without client_msgid may simply be repeated.
     """
 
-    def __init__(
-        self, link: Link, database: "OpenDatabase | Database | None", settings: Settings | None = None
-    ) -> None:
-        self.link = link
-        self.settings = settings or Settings.from_env()
-        self.history = History(link, database)
-        self._receipts = Receipts(link, self.history)
-        self._many = Many(link, self.history, self.settings)
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.performer = Performer(system)
+        self.history = History(self.performer)
+        self._receipts = Receipts(system.client, self.history)
+        self._many = Batch(system.client, self.history, system.settings)
 
     @classmethod
     def connect(
@@ -71,21 +65,12 @@ class Chat:
 
         Nothing is sent before the first call. Raise ConfigurationError for a URL that is none.
         """
-        for url in (redis_url, database_url):
-            if not isinstance(url, str | None):
-                raise ConfigurationError(f"a URL must be a text; it is {reprlib.repr(url)}")
-        settings = settings or Settings.from_env()
-        settings = replace(
-            settings,
-            redis_url=redis_url or settings.redis_url,
-            database_url=database_url or settings.database_url,
-        )
-        return cls(Link.connect(settings), _opener(settings), settings)
+        return cls(System.connect(redis_url, database_url, settings=settings))
 
     def close(self) -> None:
         """Give all connections back."""
-        self.link.close()
-        self.history.close()
+        self.system.client.close()
+        self.performer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -95,11 +80,6 @@ class Chat:
     ) -> None:
         self.close()
 
-    @property
-    def database(self) -> "Database":
-        """The SQL side. Raise DatabaseUnavailable where there is none."""
-        return self.history.database
-
     def create_group(self, gid: str, uids: Iterable[str] = ()) -> Group:
         """Make a group. The same group with the same members again changes nothing.
 
@@ -108,27 +88,29 @@ class Chat:
         GroupUnderWay if another process is creating one.
         """
         refuse_direct(check_name(gid, "gid"))
-        return creation.create(self.link, gid, check_uids(uids))
+        return creation.create(self.system.client, gid, check_uids(uids))
 
     def add_members(self, gid: str, uids: Iterable[str]) -> Group:
         """Add members, who begin after the newest message. Who is a member already stays as they are.
 
         More than 100 are added in steps of so many. Raise RedisFull, which says how many are in.
         """
-        return self._in_chunks(calls.add_members, gid, uids)
+        return self._in_chunks(group_calls.add_members, gid, uids)
 
     def remove_members(self, gid: str, uids: Iterable[str]) -> Group:
         """End memberships. What a leaver had read stays read; who is no member is passed over."""
-        return self._in_chunks(calls.remove_members, gid, uids)
+        return self._in_chunks(group_calls.remove_members, gid, uids)
 
-    def _in_chunks(self, build: calls.MembersCall, gid: str, uids: Iterable[str]) -> Group:
+    def _in_chunks(self, build: group_calls.MembersCall, gid: str, uids: Iterable[str]) -> Group:
         refuse_direct(check_name(gid, "gid"))
         members = check_uids(uids)
         if not members:
             return self.group(gid)
         for done in range(0, len(members), creation.STEP):
             try:
-                group = self.link.run(build(self.link.space, gid, members[done : done + creation.STEP]))
+                group = self.system.client.call(
+                    build(self.system.client.space, gid, members[done : done + creation.STEP])
+                )
             except RedisFull as error:
                 if not done:
                     raise
@@ -139,28 +121,17 @@ class Chat:
 
     def group(self, gid: str) -> Group:
         """Return what a group is now."""
-        return self.link.run(calls.group(self.link.space, check_name(gid, "gid")))
+        return self.system.client.call(group_calls.group(self.system.client.space, check_name(gid, "gid")))
 
     def groups(self) -> Iterator[Group]:
         """Yield all groups, by gid."""
-        space = self.link.space
-        found = sorted(
-            {  # a scan may bring some of them twice
-                wire.text(gid)
-                for partition in range(space.partitions)
-                for gid in self._scan("SSCAN", space.groups(partition))
-            }
-        )
-        for i in range(0, len(found), CHUNK):
-            for group in self.link.gather([calls.group(space, gid) for gid in found[i : i + CHUNK]]):
-                if not isinstance(group, UnknownGroup):
-                    yield raised(group)
+        return groups_now(self.system.client)
 
     def members(self, gid: str) -> Iterator[Member]:
         """Yield the current members of a group, by uid."""
         self.group(gid)
-        space = self.link.space
-        spans = {wire.text(name) for name in self._scan("ZSCAN", space.group(gid).acked)}
+        space = self.system.client.space
+        spans = {wire.text(name) for name in scan(self.system.client, "ZSCAN", space.group(gid).acked)}
         uids = sorted(span for span in spans if SEPARATOR not in span)
         for i in range(0, len(uids), CHUNK):
             yield from self._members(gid, uids[i : i + CHUNK])
@@ -176,7 +147,7 @@ class Chat:
         return self._online(check_uids(uids))
 
     def _online(self, uids: Iterable[str]) -> set[str]:
-        space = self.link.space
+        space = self.system.client.space
         by_partition: dict[int, list[str]] = {}
         for uid in uids:
             by_partition.setdefault(space.partition_of(uid), []).append(uid)
@@ -185,22 +156,15 @@ class Chat:
             for partition, some in by_partition.items()
             for i in range(0, len(some), CHUNK)
         ]
-        answers = self.link.run_many([session_calls.online(space, partition, some) for partition, some in asked])
+        answers = self.system.client.call_many(
+            [session_calls.online(space, partition, some) for partition, some in asked]
+        )
         return {
             uid
             for (_, some), flags in zip(asked, answers, strict=True)
             for uid, online in zip(some, flags, strict=True)
             if online
         }
-
-    def _scan(self, command: str, key: str) -> list[bytes]:
-        found: list[bytes] = []
-        cursor = 0
-        while True:
-            cursor, page = self.link.read(command, key, cursor, "COUNT", 1000)
-            found += page if command == "SSCAN" else [name for name, _ in page]
-            if int(cursor) == 0:
-                return found
 
     def send(
         self,
@@ -218,13 +182,13 @@ class Chat:
         """
         check_name(gid, "gid")
         check_name(sender_uid, "uid")
-        check_content(content, self.settings.max_content_bytes)
+        check_content(content, self.system.settings.max_content_bytes)
         if client_msgid is not None:
             check_name(client_msgid, "client_msgid")
         sent_at_ms = None if sent_at is None else check_time(sent_at)
         draft = Draft(sender_uid, content, client_msgid or "", sent_at_ms)
-        call = calls.send(self.link.space, gid, [draft], self.settings.idempotency_ms)
-        sent = raised(self.link.run(call, repeatable=client_msgid is not None)[0])
+        call = message_calls.send(self.system.client.space, gid, [draft], self.system.settings.idempotency_ms)
+        sent = raised(self.system.client.call(call, repeatable=client_msgid is not None)[0])
         return self._many.message(gid, draft, sent)
 
     def send_many(self, gid: str, drafts: Iterable[Draft]) -> list[Message | ImError]:
@@ -255,9 +219,11 @@ class Chat:
             self.group(gid)
             raise UnknownMessage(f"{msgid} is not a message of {gid!r}")
         if message.recalls is not None:
-            raise calls.problem(b"TOMBSTONE", gid, msgid=packed)
-        call = calls.recall(self.link.space, gid, packed, by=by, sender_uid=message.sender_uid, admin=admin)
-        tombstone = self.link.run(call)
+            raise error_of(b"TOMBSTONE", gid, msgid=packed)
+        call = message_calls.recall(
+            self.system.client.space, gid, packed, by=by, sender_uid=message.sender_uid, admin=admin
+        )
+        tombstone = self.system.client.call(call)
         if tombstone is None:
             return replace(message, content="", recalled=True)
         return Message(gid, tombstone.msgid, tombstone.seq, by, "", recalls=msgid)
@@ -266,10 +232,10 @@ class Chat:
         """Send one-to-one. The chat of the two (or with oneself) is made on first use, with the gid `direct.gid_of`."""
         gid = gid_of(uid, sender_uid)
         # All that the send below refuses is refused here already, or the chat would be made and nothing said in it.
-        check_content(content, self.settings.max_content_bytes)
+        check_content(content, self.system.settings.max_content_bytes)
         if client_msgid is not None:
             check_name(client_msgid, "client_msgid")
-        creation.create(self.link, gid, members_of(uid, sender_uid))
+        creation.create(self.system.client, gid, members_of(uid, sender_uid))
         return self.send(gid, content, sender_uid=sender_uid, client_msgid=client_msgid)
 
     def pull(self, uid: str, gid: str | None = None, *, limit: int | None = None) -> list[Message]:
@@ -309,7 +275,9 @@ class Chat:
         packed = None if msgid is None else check_msgid(msgid)
 
         def attempt(seq: int | None) -> Ack:
-            [acked] = self.link.run(calls.ack(self.link.space, gid, [Target(packed, [uid], seq)]))
+            [acked] = self.system.client.call(
+                message_calls.ack(self.system.client.space, gid, [AckTarget(packed, [uid], seq)])
+            )
             return raised(acked.of(uid))
 
         return self.history.if_trimmed(gid, packed or 0, attempt)
@@ -360,14 +328,13 @@ class Chat:
         *,
         ack_every: int = 10,
         ack_interval_s: float = 1.0,
-        acks: Acks = "auto",
-        receipts: HowTold = "push",
+        acks: AckMode = "auto",
+        receipts: ReceiptMode = "push",
     ) -> Gateway:
         """Return a gateway: the live sessions of many users over one connection."""
         return Gateway(
-            self.link,
-            self.history,
-            self.settings,
+            self.performer,
+            self.system.settings,
             ack_every=ack_every,
             ack_interval_s=ack_interval_s,
             acks=acks,
@@ -382,8 +349,8 @@ class Chat:
         since_join: bool = False,
         ack_every: int = 10,
         ack_interval_s: float = 1.0,
-        acks: Acks = "auto",
-        receipts: HowTold = "push",
+        acks: AckMode = "auto",
+        receipts: ReceiptMode = "push",
     ) -> Listener:
         """Begin a live session and return it, to be used in a `with`: an iterator of Message and Receipt.
 
@@ -408,16 +375,9 @@ class Chat:
     def end_session(self, uid: str, session: str) -> None:
         """End a session. The user is offline if it was their last one."""
         check_name(uid, "uid")
-        self.link.run(session_calls.bye(self.link.space, uid, check_name(session, "session")))
+        self.system.client.call(session_calls.bye(self.system.client.space, uid, check_name(session, "session")))
 
     def _beat(self, uid: str, session: str, *, opens: bool) -> None:
-        self.link.run(session_calls.beat(self.link.space, uid, session, self.settings.online_ms, opens=opens))
-
-
-def _opener(settings: Settings) -> OpenDatabase:
-    def open_database() -> "Database":
-        from imcore.sql.database import Database  # noqa: PLC0415 (it takes longer to load than most calls take)
-
-        return Database.connect(settings.database_url, data_dir=settings.data_dir)
-
-    return open_database
+        self.system.client.call(
+            session_calls.beat(self.system.client.space, uid, session, self.system.settings.online_ms, opens=opens)
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from imcore.errors import ConfigurationError
-from imcore.socket_folder import short_folder
+from imcore.files.socket_folder import short_folder
 
 _DAY_MS = 24 * 60 * 60 * 1000
 _LONGEST_SOCKET_PATH = 100

@@ -8,9 +8,9 @@ HOUR = 3_600_000
 
 def put_back(chat: Chat, gid: str, ms: int) -> None:
     """Put all times in both tables back: for these the server's clock then stands so far ahead of where it stood."""
-    k = chat.link.space.group(gid)
+    k = chat.system.client.space.group(gid)
     for table in (k.once_newer, k.once_older):
-        if said := chat.link.client.hget(table, SEPARATOR):
+        if said := chat.system.client.driver.hget(table, SEPARATOR):
             since, length, *seen = map(int, said.split())
             words = (since - ms, length, *(at - ms for at in seen))
-            chat.link.client.hset(table, SEPARATOR, " ".join(map(str, words)))
+            chat.system.client.driver.hset(table, SEPARATOR, " ".join(map(str, words)))

@@ -2,20 +2,20 @@
 
 from typing import Any
 
-from imcore.streams.link import Link
+from imcore.streams.client import RedisClient
 
 
 class KilledError(Exception):
     """What SIGKILL is here."""
 
 
-class Dying(Link):
+class Dying(RedisClient):
     """A link whose user dies with one of the next commands: the server has run it, but nobody learns of that."""
 
     left = 10**9
 
     def run(self, call: Any, *, repeatable: bool = True) -> Any:
-        answer = super().run(call, repeatable=repeatable)
+        answer = super().call(call, repeatable=repeatable)
         self._count()
         return answer
 

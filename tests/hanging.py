@@ -5,7 +5,7 @@ import time
 from typing import Any, NoReturn
 
 from imcore.settings import Settings
-from workers import runner, signals
+from imcore.workers import runner, signals
 
 
 class Hanging:

@@ -11,10 +11,10 @@ from redis.cluster import RedisCluster
 
 from imcore import Arrived, Chat, Event, Gateway, Message, Receipt, Session
 from imcore import msgid as msgids
-from imcore.streams import calls, receipt_calls
-from imcore.streams.link import Client
-from imcore.streams.receipt_calls import Change
-from workers.persist import Persist
+from imcore.streams.calls import message_calls, receipt_calls
+from imcore.streams.calls.receipt_calls import TallyChange
+from imcore.streams.client import Client
+from imcore.workers.persist import Persist
 
 MOST_S = 20.0
 
@@ -106,15 +106,15 @@ def offset(chat: Chat, uid: str, gid: str = "team") -> str | None:
 
 def tell(chat: Chat, message: Message) -> None:
     """Do what the worker `receipts` does once it knows that the tally of a message has changed."""
-    change = Change(message.sender_uid, msgids.pack(message.msgid), 0)
-    chat.link.run(receipt_calls.tell(chat.link.space, message.gid, message.sender_uid, [change]))
+    change = TallyChange(message.sender_uid, msgids.pack(message.msgid), 0)
+    chat.system.client.call(receipt_calls.tell(chat.system.client.space, message.gid, message.sender_uid, [change]))
 
 
 def trim(chat: Chat, message: Message) -> None:
     """Leave messages up to this one to SQL."""
-    chat.database.upgrade()
-    worker = Persist(chat.link, chat.database, chat.settings)
+    chat.system.database.upgrade()
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     while not worker.drained():
         worker.step()
     worker.close()
-    chat.link.run(calls.trim(chat.link.space, message.gid, msgids.pack(message.msgid)))
+    chat.system.client.call(message_calls.trim(chat.system.client.space, message.gid, msgids.pack(message.msgid)))

@@ -75,7 +75,7 @@ class PythonProcess:
 
 
 class WorkerProcess(PythonProcess):
-    """One `python -m workers NAME`."""
+    """One `python -m imcore.workers NAME`."""
 
     def __init__(self, folder: Path, name: str, *arguments: str, **settings: str | int) -> None:
-        super().__init__(folder, "workers", name, *arguments, **settings)
+        super().__init__(folder, "imcore.workers", name, *arguments, **settings)

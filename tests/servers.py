@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from imcore.embedded import EmbeddedServer, find_server
+from imcore.embedded.server import EmbeddedServer, find_server
 from imcore.errors import EmbeddedServerError
 from tests.deadline import wait_until
 

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import select
 
 from imcore import msgid as msgids
+from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
 from imcore.sql.tables import Stored, to_ms
 
 FIRST_MS = 1_767_225_600_123

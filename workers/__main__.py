@@ -1,4 +1,4 @@
-"""`python -m workers NAME [--burst]`: one worker process, with its settings in the environment.
+"""`python -m imcore.workers NAME [--burst]`: one worker process, with its settings in the environment.
 
 Exit codes: 0 ended by SIGTERM or SIGINT, or drained; 1 failed, with one line that says why; 2 wrong usage.
 """
@@ -10,16 +10,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from imcore import best_effort
 from imcore.errors import ImError
 from imcore.settings import Settings
-from workers.signals import Signals, Stopped
+from imcore.util import best_effort
+from imcore.workers.signals import Signals, Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker; return the exit code. Whether its log can be written decides nothing."""
     best_effort.install()
-    parser = _Parser(prog="python -m workers", description="One worker process in the foreground.")
+    parser = _Parser(prog="python -m imcore.workers", description="One worker process in the foreground.")
     parser.add_argument("name", choices=sorted(WORKERS), help="which worker")
     parser.add_argument("--burst", action="store_true", help="do what is there, and exit")
     parser.add_argument(
@@ -40,19 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _persist(settings: Settings, signals: Signals, burst: bool, looks: bool) -> None:
-    from workers import persist, runner  # noqa: PLC0415 (only once the signals are handled, and only what is needed)
+    from imcore.workers import persist, runner  # noqa: PLC0415 (only once the signals are handled, and only what is needed)
 
     runner.run(persist.Persist, settings, signals, burst=burst, looks=looks)
 
 
 def _receipts(settings: Settings, signals: Signals, burst: bool, looks: bool) -> None:
-    from workers import receipts, runner  # noqa: PLC0415
+    from imcore.workers import receipts, runner  # noqa: PLC0415
 
     runner.run(receipts.ReceiptsWorker, settings, signals, burst=burst, looks=looks, needs_sql=False)
 
 
 def _jobs(settings: Settings, signals: Signals, burst: bool, looks: bool) -> None:
-    from workers import jobs  # noqa: PLC0415
+    from imcore.workers import jobs  # noqa: PLC0415
 
     jobs.run(settings, signals, burst=burst, looks=looks)
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imcore import msgid as msgids
-from imcore.admin.audit_messages import chunks
-from imcore.creation import first_members
 from imcore.errors import ImError, TryAgain, concerns_all
+from imcore.model.rows import MessageRow
+from imcore.operations.creation import first_members
+from imcore.repair.check_messages import chunks
 from imcore.sql.database import Database
-from imcore.sql.rows import MessageRow
 from imcore.streams import wire
+from imcore.streams.client import RedisClient
 from imcore.streams.events import Created, Entry, Sent
-from imcore.streams.link import Link
 
 PAGE = 1000
 """How many messages one command brings."""
@@ -33,14 +33,14 @@ class Work:
     problem: str | None = None
 
 
-def fetch(link: Link, database: Database, works: Sequence[Work]) -> None:
+def fetch(client: RedisClient, database: Database, works: Sequence[Work]) -> None:
     """Give each work its messages. It is no problem if Redis has trimmed some that SQL has.
 
     A group whose stream cannot be read is a problem of its own entries. Raise what the link raises for all.
     """
     streams = [_Stream(gid, each) for gid, each in _by_group(works).items()]
     while streams:
-        pages = link.read_each([stream.next_page(link) for stream in streams])
+        pages = client.query_each([stream.next_page(client) for stream in streams])
         for stream, page in zip(streams, pages, strict=True):
             if problem := _problem(page):
                 stream.give_up(problem)
@@ -51,17 +51,17 @@ def fetch(link: Link, database: Database, works: Sequence[Work]) -> None:
         event = work.entry.event
         if isinstance(event, Sent) and len(work.messages) < event.messages and not work.problem:
             work.problem = _missing(database, event, work.messages)
-    _fetch_recalled(link, works)
+    _fetch_recalled(client, works)
 
 
-def member_counts(link: Link, entries: Sequence[Entry]) -> dict[str, int]:
+def member_counts(client: RedisClient, entries: Sequence[Entry]) -> dict[str, int]:
     """Return about how many first members the groups have, by gid, whose creation entries tell of."""
     gids = sorted({entry.event.gid for entry in entries if isinstance(entry.event, Created)})
-    found = link.read_each([("ZCARD", link.space.group(gid).joined) for gid in gids])
+    found = client.query_each([("ZCARD", client.space.group(gid).joined) for gid in gids])
     return {gid: count for gid, count in zip(gids, found, strict=True) if isinstance(count, int)}
 
 
-def member_pages(link: Link, work: Work, size: int) -> Iterator[list[str]]:
+def member_pages(client: RedisClient, work: Work, size: int) -> Iterator[list[str]]:
     """Yield the first members of the group whose creation a work tells of, so many at a time; some may come twice.
 
     A group that cannot be read is a problem of the work. Raise what the link raises for all.
@@ -69,21 +69,21 @@ def member_pages(link: Link, work: Work, size: int) -> Iterator[list[str]]:
     if not isinstance(work.entry.event, Created):
         return
     try:
-        for some in chunks(first_members(link, work.entry.event.gid), size):
+        for some in chunks(first_members(client, work.entry.event.gid), size):
             yield sorted(set(some))
     except ImError as error:
         work.problem = _problem(error)
 
 
-def _fetch_recalled(link: Link, works: Sequence[Work]) -> None:
+def _fetch_recalled(client: RedisClient, works: Sequence[Work]) -> None:
     """Give each tombstone the message that it recalls, blank: stored with it, what it said cannot be stored later.
 
     Another process may have that message in hand. One that Redis has no more, SQL has.
     """
     recalled = [(work, row) for work in works for row, _ in work.messages if row.recalls is not None]
     ids = [msgids.unpack(row.recalls or 0) for _, row in recalled]
-    streams = [link.space.group(row.gid).stream for _, row in recalled]
-    pages = link.read_each([("XRANGE", stream, each, each) for stream, each in zip(streams, ids, strict=True)])
+    streams = [client.space.group(row.gid).stream for _, row in recalled]
+    pages = client.query_each([("XRANGE", stream, each, each) for stream, each in zip(streams, ids, strict=True)])
     for (work, row), page in zip(recalled, pages, strict=True):
         if problem := _problem(page):
             work.problem = problem
@@ -131,11 +131,11 @@ class _Stream:
         self._after = 0
         self._count = 0
 
-    def next_page(self, link: Link) -> tuple[str | int, ...]:
+    def next_page(self, client: RedisClient) -> tuple[str | int, ...]:
         """Return the command that brings what comes next: a plain one, since a function takes twice the time."""
         first, last = max(self.waiting[0][0].first, self._after + 1), self.waiting[-1][0].last
         self._count = min(PAGE, sum(event.messages for event, _ in self.waiting))
-        stream = link.space.group(self._gid).stream
+        stream = client.space.group(self._gid).stream
         return "XRANGE", stream, msgids.unpack(first), msgids.unpack(last), "COUNT", self._count
 
     def take(self, page: Sequence[tuple[bytes, list[bytes]]]) -> None:

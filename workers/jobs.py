@@ -1,4 +1,4 @@
-"""The worker `jobs`: what may take long, as jobs of rq. A job is named by its dotted path, here `workers.jobs.trim`.
+"""The worker `jobs`: what may take long, as jobs of rq. A job is named by its dotted path, here `imcore.workers.jobs.trim`.
 
 rq's own ways to repeat a job do not fit: its cron pickles, where this queue speaks JSON; its scheduler forks a process
 that outlives a killed worker, and polls every second. So each worker, when rq has it look after its registries,
@@ -24,21 +24,21 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from imcore.admin import append_only, retention, server_settings
-from imcore.backoff import LONGEST_WAIT_S, Backoff, Trouble
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError, RedisFull, TryAgain
 from imcore.settings import Settings
 from imcore.sql.database import Database
+from imcore.streams.client import open_client
 from imcore.streams.journal import one_line
 from imcore.streams.keys import QUEUE
-from imcore.streams.link import open_client
 from imcore.streams.redis_errors import address, driver_errors, translated
-from workers.runner import Patience, look_at_server
-from workers.signals import Signals, Stopped
+from imcore.util.backoff import LONGEST_WAIT_S, Backoff, ThrottledLog
+from imcore.workers.runner import Patience, look_at_server
+from imcore.workers.signals import Signals, Stopped
 
 log = logging.getLogger(__name__)
 
-TRIM = "workers.jobs.trim"
+TRIM = "imcore.workers.jobs.trim"
 
 LONGEST_JOB_S = 6 * 60 * 60
 LOOK_EVERY_S = 60
@@ -52,9 +52,9 @@ _RQ_LOGS = ("rq.worker", "rq.queue", "rq.job", "rq.registry")
 def trim() -> dict[str, int]:
     """Trim as the settings say; return what was dropped."""
     with Chat.connect(settings=Settings.from_env()) as chat:
-        chat.link.upgrade()
-        summary = retention.trim(chat)
-        rewritten = append_only.forget_withdrawn(chat)
+        chat.system.client.upgrade()
+        summary = retention.trim(chat.system)
+        rewritten = append_only.forget_withdrawn(chat.system)
     log.info(
         "trimmed %d entries of %d groups, %d of the journals, %d rows of read times; %d append-only files rewritten",
         *(summary.entries, summary.groups, summary.journal_entries, summary.read_times, rewritten),
@@ -252,7 +252,7 @@ class _Work:
         self._signals = signals
         self._burst = burst
         self._room = _Room()
-        self._mistakes = Trouble(time.monotonic)
+        self._mistakes = ThrottledLog(time.monotonic)
         self._was_born = False
         self._ended_by: ImError | None = None
         """Why rq's worker has ended: it logs that, and raises nothing."""

@@ -10,16 +10,16 @@ import time
 from collections.abc import Mapping, Sequence
 
 from imcore.admin import append_only
-from imcore.admin.reconcile import Watch
 from imcore.errors import DatabaseRejected, DatabaseUnavailable, ImError
+from imcore.model.rows import Batch, ConfirmRow, GroupRow, MoveRow, SpanRow, WatermarkRow
 from imcore.msgid import NONE
+from imcore.repair.watermarks import Watch
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, ConfirmRow, GroupRow, MarkRow, MoveRow, SpanRow
+from imcore.streams.client import RedisClient
 from imcore.streams.events import Acked, Confirmed, Created, Entry, Joined, Left, Malformed, Sent
 from imcore.streams.journal import Journal
-from imcore.streams.link import Link
-from workers.fetch import Stored, Work, fetch, member_counts, member_pages
+from imcore.workers.fetch import Stored, Work, fetch, member_counts, member_pages
 
 KIND = "persist"
 
@@ -39,11 +39,11 @@ together in most entries, as a gateway's sessions ack together. Msgids are packe
 class Persist:
     """One process of it. Nothing is sent before the first step."""
 
-    def __init__(self, link: Link, database: Database, settings: Settings) -> None:
-        self._link = link
+    def __init__(self, client: RedisClient, database: Database, settings: Settings) -> None:
+        self._client = client
         self._database = database
-        self._journal = Journal(link, KIND, settings)
-        self._watch = Watch(link, database, settings)
+        self._journal = Journal(client, KIND, settings)
+        self._watch = Watch(client, database, settings)
         self._batch_size = settings.batch_size
         self._in_hand: list[Entry] = []
         self._member_counts: dict[str, int] = {}
@@ -78,7 +78,7 @@ class Persist:
             self._let_go()
         if not self._in_hand:
             self._in_hand = self._take()
-            self._member_counts = member_counts(self._link, self._in_hand)
+            self._member_counts = member_counts(self._client, self._in_hand)
         batch = self._in_hand[: _batch_length(self._in_hand, self._member_counts)]
         self._database.empty_log()  # if a reader was in the way when it was to be emptied
         handled = self._persist(batch) if batch else 0
@@ -106,13 +106,13 @@ class Persist:
 
     def _persist(self, entries: Sequence[Entry]) -> int:
         works = [Work(entry) for entry in entries]
-        fetch(self._link, self._database, works)
+        fetch(self._client, self._database, works)
         for work in works:
             if isinstance(work.entry.event, Malformed):
                 work.problem = work.entry.event.reason
             self._bring_members(work)
         sound = [work for work in works if not work.problem]
-        append_only.note_recalled(self._link, _recalled(sound))
+        append_only.note_recalled(self._client, _recalled(sound))
         if sound:
             self._write(sound, self._watch.mark(self._journal.process, [work.entry for work in sound]))
         written = [work.entry for work in works if not work.problem]
@@ -124,7 +124,7 @@ class Persist:
 
         The entry is not done before these are written, too: killed meanwhile, it is handled again from its beginning.
         """
-        for some in member_pages(self._link, work, MOST_ROWS):
+        for some in member_pages(self._client, work, MOST_ROWS):
             if work.members:
                 part = Work(work.entry, members=work.members)
                 self._write([part], self._watch.mark(self._journal.process, [work.entry]))
@@ -134,7 +134,7 @@ class Persist:
             if work.problem:
                 return
 
-    def _write(self, works: Sequence[Work], marks: list[MarkRow]) -> None:
+    def _write(self, works: Sequence[Work], marks: list[WatermarkRow]) -> None:
         """Write what entries tell. Those that SQL refuses are found among the others by halving."""
         try:
             batch = fold(works)

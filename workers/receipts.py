@@ -11,16 +11,16 @@ import time
 from collections.abc import Sequence
 
 from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseUnavailable, ImError, TryAgain
-from imcore.history import raised
-from imcore.live.folding import segments
+from imcore.operations.reader import raised
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import receipt_calls
+from imcore.streams.calls import receipt_calls
+from imcore.streams.calls.receipt_calls import Segment, TallyChange
+from imcore.streams.client import RedisClient
 from imcore.streams.events import Acked, Entry, Malformed, Move
 from imcore.streams.journal import Journal
-from imcore.streams.link import Link
-from imcore.streams.receipt_calls import Change, Segment
-from workers.storm import Told
+from imcore.workers.coalescing import CoalescingStats
+from imcore.workers.folding import segments
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,13 @@ class ReceiptsWorker:
 
     kind = "receipts"
 
-    def __init__(self, link: Link, database: Database, settings: Settings) -> None:
-        self._link = link
+    def __init__(self, client: RedisClient, database: Database, settings: Settings) -> None:
+        self._client = client
         self._database = database
         self._window_s = settings.receipt_window_ms / 1000
-        self._journal = Journal(link, self.kind, settings)
+        self._journal = Journal(client, self.kind, settings)
         self._in_hand: list[Entry] = []
-        self._told = Told()
+        self._told = CoalescingStats()
 
     def step(self) -> int:
         """Take a window of entries, tell the senders, confirm the entries; return how many are out of the way.
@@ -57,7 +57,7 @@ class ReceiptsWorker:
         goes on with what is not told.
         """
         try:
-            self._told = Told()
+            self._told = CoalescingStats()
             entries = self._in_hand + self._window()
             handled = len(entries)
             failed = self._tell(_moves(entries))
@@ -120,19 +120,19 @@ class ReceiptsWorker:
             for sender_uid, changes in _by_sender(found).items():
                 for i in range(0, len(changes), LONGEST_DIGEST):
                     some = changes[i : i + LONGEST_DIGEST]
-                    digests.append(receipt_calls.tell(self._link.space, gid, sender_uid, some))
+                    digests.append(receipt_calls.tell(self._client.space, gid, sender_uid, some))
                     self._told.digest(gid, sender_uid, some)
-        self._link.run_many(digests)
+        self._client.call_many(digests)
         return failed
 
-    def _changes(self, wanted: dict[str, list[Segment]]) -> dict[str, list[Change] | ImError]:
+    def _changes(self, wanted: dict[str, list[Segment]]) -> dict[str, list[TallyChange] | ImError]:
         """Return the new tallies in each group, or why they cannot be had: SQL may be away.
 
         Raise TryAgain, ConfigurationError.
         """
-        found: dict[str, list[Change] | ImError] = {}
-        calls = [receipt_calls.changes(self._link.space, gid, each, PAGE) for gid, each in wanted.items()]
-        for (gid, each), answer in zip(wanted.items(), self._link.gather(calls), strict=True):
+        found: dict[str, list[TallyChange] | ImError] = {}
+        calls = [receipt_calls.changes(self._client.space, gid, each, PAGE) for gid, each in wanted.items()]
+        for (gid, each), answer in zip(wanted.items(), self._client.call_each(calls), strict=True):
             try:
                 found[gid] = self._rest(gid, each, raised(answer))
             except ImError as error:
@@ -142,24 +142,24 @@ class ReceiptsWorker:
                 found[gid] = error
         return found
 
-    def _rest(self, gid: str, wanted: list[Segment], page: receipt_calls.Changes) -> list[Change]:
+    def _rest(self, gid: str, wanted: list[Segment], page: receipt_calls.TallyChanges) -> list[TallyChange]:
         """Return a first page and the pages after it, each with what SQL alone has of it by now."""
         found = self._trimmed(gid, wanted, page.trimmed) + page.found
         while page.next_after is not None:
             wanted = _after(wanted, page.next_after)
-            page = self._link.run(receipt_calls.changes(self._link.space, gid, wanted, PAGE))
+            page = self._client.call(receipt_calls.changes(self._client.space, gid, wanted, PAGE))
             found += self._trimmed(gid, wanted, page.trimmed) + page.found
         return found
 
-    def _trimmed(self, gid: str, wanted: list[Segment], trimmed: int) -> list[Change]:
-        found: list[Change] = []
+    def _trimmed(self, gid: str, wanted: list[Segment], trimmed: int) -> list[TallyChange]:
+        found: list[TallyChange] = []
         for segment in wanted:
             start = segment.after
             while start < min(segment.until, trimmed):
                 until = min(segment.until, trimmed)
                 rows = self._database.messages_after(gid, start, until=until, limit=PAGE)
                 found += [
-                    Change(row.sender_uid, row.msgid, row.span)
+                    TallyChange(row.sender_uid, row.msgid, row.span)
                     for row in rows
                     if row.sender_uid != segment.only and row.recalls is None
                 ]
@@ -189,8 +189,8 @@ def _after(wanted: Sequence[Segment], position: int) -> list[Segment]:
     ]
 
 
-def _by_sender(changes: Sequence[Change]) -> dict[str, list[Change]]:
-    found: dict[str, list[Change]] = {}
+def _by_sender(changes: Sequence[TallyChange]) -> dict[str, list[TallyChange]]:
+    found: dict[str, list[TallyChange]] = {}
     for change in changes:
         found.setdefault(change.sender_uid, []).append(change)
     return found

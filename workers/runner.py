@@ -11,13 +11,13 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from imcore.admin import server_settings
-from imcore.backoff import LONGEST_WAIT_S, Backoffs, Clock, Trouble
 from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
 from imcore.sql.database import Database
+from imcore.streams.client import RedisClient
 from imcore.streams.journal import one_line
-from imcore.streams.link import Link
-from workers.signals import Signals, Stopped
+from imcore.util.backoff import LONGEST_WAIT_S, Backoffs, Clock, ThrottledLog
+from imcore.workers.signals import Signals, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Worker(Protocol):
         """Let others have what is not done."""
 
 
-Maker = Callable[[Link, Database, Settings], Worker]
+Maker = Callable[[RedisClient, Database, Settings], Worker]
 
 
 class Patience:
@@ -58,7 +58,7 @@ class Patience:
         self._waits: Backoffs[str] = Backoffs()
         self._well_since: dict[str, float] = {}
         """By kind of error: since when all has succeeded, `inf` if nothing has since it came."""
-        self._trouble = Trouble(clock)
+        self._trouble = ThrottledLog(clock)
         self._has_told = False
 
     def call(self, attempt: Callable[[], T]) -> T:
@@ -147,8 +147,8 @@ def run(
 
 def look_at_server(settings: Settings) -> None:
     """Say which of its settings break a promise. Raise ConfigurationError for one that a worker does not work on."""
-    with closing(Link.connect(settings)) as link:
-        servers = server_settings.chat_servers(link)
+    with closing(RedisClient.connect(settings)) as client:
+        servers = server_settings.chat_servers(client)
     server_settings.refuse_eviction(servers, settings)
     if warning := server_settings.warning_of(servers):
         log.warning("%s", warning)
@@ -157,17 +157,17 @@ def look_at_server(settings: Settings) -> None:
 @contextmanager
 def _opened(make: Maker, settings: Settings, needs_sql: bool) -> Iterator[Worker]:
     with (
-        closing(Link.connect(settings)) as link,
+        closing(RedisClient.connect(settings)) as client,
         Database.connect(settings.database_url, data_dir=settings.data_dir) as database,
     ):
-        link.upgrade()
+        client.upgrade()
         if needs_sql:
             database.upgrade()
         else:
             database.refuse_newer()
-        link.new_partitions = database.partitions() or link.new_partitions
-        log.info("started: Redis at %s, SQL at %s", link.address, database.address)
-        worker = make(link, database, settings)
+        client.new_partitions = database.partitions() or client.new_partitions
+        log.info("started: Redis at %s, SQL at %s", client.address, database.address)
+        worker = make(client, database, settings)
         try:
             yield worker
         finally:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cli.bench.figures import Aim, Figure
-from cli.bench.processes import Workers, backlog, running_workers
-from cli.bench.stack import Stack
-from cli.bench.timing import Plan, Progress, Rounds, by_figure
 from imcore.admin import retention
 from imcore.chat import Chat
-from imcore.streams.calls import Draft
+from imcore.cli.bench.figures import Aim, Figure
+from imcore.cli.bench.processes import Workers, backlog, running_workers
+from imcore.cli.bench.stack import Stack
+from imcore.cli.bench.timing import Progress, RoundPlan, Rounds, by_figure
+from imcore.model.values import Draft
 from imcore.streams.redis_errors import driver_errors
 
 TEXT = "x" * 1000
@@ -23,7 +23,7 @@ _AIM = Aim("<=", 10, of_ratio=False)
 _LONGEST_S = 300
 
 
-def run_blocking(stack: Stack, plan: Plan, progress: Progress) -> list[Figure]:
+def run_blocking(stack: Stack, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Measure the longest call of each operation, in groups of two sizes."""
     stack = stack.using(stack.tables())
     figures: list[Figure] = []
@@ -58,7 +58,7 @@ def _round(chat: Chat, workers: Workers, gid: str, size: int) -> dict[str, float
     found["names"] = _longest(chat, lambda: chat.message_status(gid, msgid))
     found["leave"] = _longest(chat, lambda: chat.remove_members(gid, others))
     workers.wait(lambda: not _backlog(chat), "everything is stored", timeout_s=_LONGEST_S)
-    found["trim"] = _longest(chat, lambda: retention.trim(chat, keep_messages=0))
+    found["trim"] = _longest(chat, lambda: retention.trim(chat.system, keep_messages=0))
     return found
 
 
@@ -68,24 +68,24 @@ def _backlog(chat: Chat) -> int:
 
 def _longest(chat: Chat, action: Callable[[], object]) -> float:
     """Return how long the longest call of an action took the server, in ms."""
-    with driver_errors(chat.link.address):
-        chat.link.client.slowlog_reset()
+    with driver_errors(chat.system.client.address):
+        chat.system.client.driver.slowlog_reset()
         action()
-        entries: list[dict[str, Any]] = chat.link.client.slowlog_get(_SETTINGS["slowlog-max-len"])
+        entries: list[dict[str, Any]] = chat.system.client.driver.slowlog_get(_SETTINGS["slowlog-max-len"])
     return max((entry["duration"] / 1000 for entry in entries), default=_SETTINGS["slowlog-log-slower-than"] / 1000)
 
 
 @contextmanager
 def _slow_log(chat: Chat) -> Iterator[None]:
     """Let the server note every call that takes long; afterwards it notes what it noted before."""
-    client = chat.link.client
-    with driver_errors(chat.link.address):
+    client = chat.system.client.driver
+    with driver_errors(chat.system.client.address):
         before = {name: client.config_get(name)[name] for name in _SETTINGS}
         for name, value in _SETTINGS.items():
             client.config_set(name, value)
     try:
         yield
     finally:
-        with driver_errors(chat.link.address):
+        with driver_errors(chat.system.client.address):
             for name, noted in before.items():
                 client.config_set(name, str(noted))

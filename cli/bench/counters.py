@@ -33,14 +33,14 @@ def data_memory(chat: Chat) -> int:
 
 def bytes_of_group(chat: Chat, gid: str) -> int:
     """Return the bytes of a group's keys as MEMORY USAGE sees them: stream, offsets and what belongs to them."""
-    k = chat.link.space.group(gid)
+    k = chat.system.client.space.group(gid)
     names = (k.stream, k.meta, k.acked, k.joined, k.left, k.once_newer, k.once_older)
-    return sum(chat.link.read("MEMORY USAGE", key, "SAMPLES", 0) or 0 for key in names)
+    return sum(chat.system.client.query("MEMORY USAGE", key, "SAMPLES", 0) or 0 for key in names)
 
 
 def bytes_of_journal(chat: Chat, gid: str) -> int:
     """Return the bytes of the journal that a group's events go to."""
-    return int(chat.link.read("MEMORY USAGE", chat.link.space.group(gid).journal, "SAMPLES", 0) or 0)
+    return int(chat.system.client.query("MEMORY USAGE", chat.system.client.space.group(gid).journal, "SAMPLES", 0) or 0)
 
 
 def moves(chat: Chat, gid: str) -> Moves:
@@ -51,7 +51,7 @@ def moves(chat: Chat, gid: str) -> Moves:
 
 def rows(chat: Chat, gid: str) -> dict[str, int]:
     """Return how many rows SQL stores for a group, by table; a view stores none."""
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         views = inspect(connection).get_view_names()
         return {
             name: 0
@@ -62,12 +62,12 @@ def rows(chat: Chat, gid: str) -> dict[str, int]:
 
 
 def _events(chat: Chat, gid: str) -> Iterator[Event]:
-    journal, start = chat.link.space.group(gid).journal, "-"
-    while page := chat.link.read("XRANGE", journal, start, "+", "COUNT", _PAGE):
+    journal, start = chat.system.client.space.group(gid).journal, "-"
+    while page := chat.system.client.query("XRANGE", journal, start, "+", "COUNT", _PAGE):
         yield from (read(0, entry_id, fields).event for entry_id, fields in page)
         start = f"({page[-1][0].decode()}"
 
 
 def _info(chat: Chat, section: str) -> dict[str, Any]:
-    found: dict[str, Any] = chat.link.read("INFO", section)
+    found: dict[str, Any] = chat.system.client.query("INFO", section)
     return found

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from cli.bench.timing import Rounds
-from cli.output import Record
+from imcore.cli.bench.timing import Rounds
+from imcore.cli.output import Record
 
 COLUMNS = ("figure", "median", "spread", "unit", "yardstick", "ratio", "aim")
 

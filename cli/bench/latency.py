@@ -10,13 +10,13 @@ from contextlib import ExitStack, closing, contextmanager
 from statistics import median
 from typing import Any
 
-from cli.bench.crowd import DEADLINE_S, ONLINE, TEXT, Crowd, Mode, Seen, open_crowd
-from cli.bench.figures import Aim, Figure, Yardstick
-from cli.bench.processes import running_workers
-from cli.bench.stack import Stack
-from cli.bench.timing import Measured, Plan, Progress, Rounds, interleave, percentile
+from imcore.cli.bench.figures import Aim, Figure, Yardstick
+from imcore.cli.bench.processes import running_workers
+from imcore.cli.bench.sessions import DEADLINE_S, ONLINE, TEXT, Mode, SessionCounts, SessionPool, open_sessions
+from imcore.cli.bench.stack import Stack
+from imcore.cli.bench.timing import Measured, Progress, RoundPlan, Rounds, interleave, percentile
 from imcore.errors import ImError
-from imcore.streams.link import open_client
+from imcore.streams.client import open_client
 
 _BARE = f"bare PUBLISH to {ONLINE} connections"
 _BARE_ONE = "bare PUBLISH to 1 connection"
@@ -25,7 +25,7 @@ _TOPOLOGIES = {"one gateway": Mode(), "40 connections": Mode(separate=True)}
 _PARTS = {"sent": "from send to the last of 40", "told": "from the last ack to the sender's full tally"}
 
 
-def run_latency(stack: Stack, plan: Plan, progress: Progress) -> list[Figure]:
+def run_latency(stack: Stack, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Measure both, with sessions on one gateway and on 40 connections, and with a window of 0."""
     messages = plan.size(200, 40)
     stack = stack.using(stack.tables(), receipt_window_ms=0)
@@ -33,7 +33,7 @@ def run_latency(stack: Stack, plan: Plan, progress: Progress) -> list[Figure]:
     with ExitStack() as things:
         things.enter_context(running_workers(stack, "receipts"))
         for name, mode in _TOPOLOGIES.items():
-            crowd = things.enter_context(open_crowd(stack, f"{stack.name}-{name[:2]}", mode))
+            crowd = things.enter_context(open_sessions(stack, f"{stack.name}-{name[:2]}", mode))
             contestants[name] = _crowd_turn(crowd, messages)
         for name, count in ((_BARE, ONLINE), (_BARE_ONE, 1)):
             audience = things.enter_context(_audience(stack, count))
@@ -63,10 +63,10 @@ def _figures(found: dict[str, dict[str, Rounds]]) -> Iterator[Figure]:
             )
 
 
-def _crowd_turn(crowd: Crowd, messages: int) -> Callable[[], Measured]:
+def _crowd_turn(crowd: SessionPool, messages: int) -> Callable[[], Measured]:
     def turn() -> Measured:
         crowd.poll_until_in(list(crowd.seen.sent), crowd.seen.known)
-        crowd.seen = seen = Seen()
+        crowd.seen = seen = SessionCounts()
         told = []
         for _ in range(messages):
             seqs = crowd.send(1)

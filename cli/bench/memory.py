@@ -7,18 +7,19 @@ The journals are emptied before each look, as `trim` empties them once the worke
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from cli.bench import counters
-from cli.bench.bed import chunks
-from cli.bench.figures import Aim, Figure, Yardstick
-from cli.bench.literal_sql import open_store
-from cli.bench.processes import Workers, backlog, running_workers
-from cli.bench.stack import Stack
-from cli.bench.timing import Plan, Progress, Rounds
 from imcore import msgid as msgids
 from imcore.chat import Chat
+from imcore.cli.bench import counters
+from imcore.cli.bench.figures import Aim, Figure, Yardstick
+from imcore.cli.bench.fixture import chunks
+from imcore.cli.bench.naive_sql import open_store
+from imcore.cli.bench.processes import Workers, backlog, running_workers
+from imcore.cli.bench.stack import Stack
+from imcore.cli.bench.timing import Progress, RoundPlan, Rounds
 from imcore.errors import ImError
-from imcore.streams import calls
-from imcore.streams.calls import Draft, Target
+from imcore.model.values import Draft
+from imcore.streams.calls import group_calls, message_calls
+from imcore.streams.calls.message_calls import AckTarget
 
 SMALL = 200
 ACKS_PER_MESSAGE = 10
@@ -48,7 +49,7 @@ class _Found:
         return Figure(bench="memory", what=name, unit="B", rounds=rounds, yardstick=yardstick, aim=aim, charted=True)
 
 
-def run_memory(stack: Stack, plan: Plan, progress: Progress) -> list[Figure]:
+def run_memory(stack: Stack, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Weigh everything, anew in each round."""
     stack = stack.using(stack.tables())
     sizes = (SMALL, plan.size(100_000, 10_000))
@@ -78,9 +79,13 @@ class _Scales:
 
     def weigh_idle_groups(self, count: int) -> None:
         """Make groups of two, and nothing else."""
-        space = self.chat.link.space
-        batch = [calls.create_group(space, f"{self.name}-idle-{number}", ["ann", "bob"]) for number in range(count)]
-        self.found.note("Redis, per idle group of two", self._growth(lambda: self.chat.link.run_many(batch)) / count)
+        space = self.chat.system.client.space
+        batch = [
+            group_calls.create_group(space, f"{self.name}-idle-{number}", ["ann", "bob"]) for number in range(count)
+        ]
+        self.found.note(
+            "Redis, per idle group of two", self._growth(lambda: self.chat.system.client.call_many(batch)) / count
+        )
 
     def weigh_group(self, size: int, messages: int) -> None:
         """Make groups of a size, with messages and acks in one of them."""
@@ -104,8 +109,8 @@ class _Scales:
             self.chat.create_group(gid, uids)
 
     def _send(self, gid: str, sender: str, messages: int) -> None:
-        call = calls.send(self.chat.link.space, gid, [Draft(sender, TEXT)], 1)
-        self.chat.link.run_many([call] * messages, repeatable=False)
+        call = message_calls.send(self.chat.system.client.space, gid, [Draft(sender, TEXT)], 1)
+        self.chat.system.client.call_many([call] * messages, repeatable=False)
 
     def _growth(self, action: Callable[[], object]) -> int:
         """Return how many bytes Redis holds more after an action, once it is stored and the journals are empty."""
@@ -117,8 +122,8 @@ class _Scales:
 
     def _settle(self) -> None:
         self.workers.wait(lambda: not backlog(self.chat, "persist"), "everything is stored", timeout_s=_LONGEST_S)
-        for journal in self.chat.link.space.journals():
-            self.chat.link.once("XTRIM", journal, "MAXLEN", 0)
+        for journal in self.chat.system.client.space.journals():
+            self.chat.system.client.execute_once("XTRIM", journal, "MAXLEN", 0)
 
     def _rows_bytes(self, table: str) -> int:
         return self.stack.place.bytes_of(self.stack.settings.database_url, table)
@@ -126,21 +131,23 @@ class _Scales:
 
 def _ack(chat: Chat, gid: str, uids: Sequence[str]) -> None:
     """Ack each message by each of these members."""
-    space = chat.link.space
+    space = chat.system.client.space
     entries = [entry for entry, _ in _entries(chat, gid)]
     acks = [
-        Target(msgids.pack_id(entry), some, seq)
+        AckTarget(msgids.pack_id(entry), some, seq)
         for seq, entry in enumerate(entries, 1)
         for some in chunks(uids, _AT_ONCE)
     ]
-    for answer in chat.link.run_many([calls.ack(space, gid, [each]) for each in acks]):
+    for answer in chat.system.client.call_many([message_calls.ack(space, gid, [each]) for each in acks]):
         for one in answer:
             if isinstance(one.target, ImError):
                 raise one.target
 
 
 def _entries(chat: Chat, gid: str) -> list[tuple[bytes, object]]:
-    found: list[tuple[bytes, object]] = chat.link.read("XRANGE", chat.link.space.group(gid).stream, "-", "+")
+    found: list[tuple[bytes, object]] = chat.system.client.query(
+        "XRANGE", chat.system.client.space.group(gid).stream, "-", "+"
+    )
     return found
 
 

@@ -15,18 +15,19 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from cli.bench.figures import Aim, Figure, Yardstick
-from cli.bench.processes import backlog, running_workers
-from cli.bench.sql import SQLITE, Place
-from cli.bench.stack import Stack
-from cli.bench.timing import Measured, Plan, Progress, interleave
 from imcore import msgid as msgids
 from imcore.chat import Chat
+from imcore.cli.bench.figures import Aim, Figure, Yardstick
+from imcore.cli.bench.processes import backlog, running_workers
+from imcore.cli.bench.sql import SQLITE, BenchDatabase
+from imcore.cli.bench.stack import Stack
+from imcore.cli.bench.timing import Measured, Progress, RoundPlan, interleave
 from imcore.errors import ImError
-from imcore.history import raised
+from imcore.model.values import Draft
+from imcore.operations.reader import raised
 from imcore.sql.database import Database
-from imcore.streams import calls
-from imcore.streams.calls import Draft, Target
+from imcore.streams.calls import message_calls
+from imcore.streams.calls.message_calls import AckTarget
 
 ROWS_PER_TRANSACTION = 5000
 """As many as the worker writes in one."""
@@ -44,7 +45,7 @@ Rows = dict[str, tuple[list[str], list[tuple[Any, ...]]]]
 """Of each table the names of its columns, and its rows."""
 
 
-def run_persist(stack: Stack, plan: Plan, progress: Progress) -> list[Figure]:
+def run_persist(stack: Stack, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Measure journal entries a second, with every kind of database that there is."""
     contestants: dict[str, Callable[[], Measured]] = {}
     for place in stack.places:
@@ -75,7 +76,7 @@ class _Pair:
     """A database that the worker writes to, the one of `stack`, and one for the driver alone. Both grow alike."""
 
     stack: Stack
-    place: Place
+    place: BenchDatabase
     other_url: str
 
 
@@ -100,15 +101,15 @@ def _fill(chat: Chat, gid: str, bursts: int) -> int:
     """Send bursts of messages, each acked by 40 members who have had one each; return how many entries that makes."""
     uids = [f"{gid}-{number}" for number in range(MEMBERS)]
     chat.create_group(gid, uids)
-    space, link = chat.link.space, chat.link
-    call = calls.send(space, gid, [Draft(uids[0], _TEXT)], 1)
+    space, client = chat.system.client.space, chat.system.client
+    call = message_calls.send(space, gid, [Draft(uids[0], _TEXT)], 1)
     for _ in range(bursts):
-        sent = [raised(answer[0]) for answer in link.run_many([call] * _BURST, repeatable=False)]
+        sent = [raised(answer[0]) for answer in client.call_many([call] * _BURST, repeatable=False)]
         # As a gateway sends them: those of the 40 for one message in one call.
-        acks = [Target(msgids.pack(one.msgid), uids[1 : READERS + 1], one.seq) for one in sent]
-        link.run_many([calls.ack(space, gid, [each]) for each in acks])
+        acks = [AckTarget(msgids.pack(one.msgid), uids[1 : READERS + 1], one.seq) for one in sent]
+        client.call_many([message_calls.ack(space, gid, [each]) for each in acks])
     # Before the first worker ever, all that is there is open.
-    return backlog(chat, "persist") or sum(link.read("XLEN", key) for key in space.journals())
+    return backlog(chat, "persist") or sum(client.query("XLEN", key) for key in space.journals())
 
 
 def _watch(stack: Stack, chat: Chat, entries: int) -> float:

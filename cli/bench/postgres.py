@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from cli.supervisor import Programs
+from imcore.cli.supervisor import Programs
 from imcore.errors import ImError
 
 START_S = 60

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cli import worker_command
-from cli.bench.stack import Stack
-from cli.supervisor import Programs
 from imcore.chat import Chat
+from imcore.cli import worker_command
+from imcore.cli.bench.stack import Stack
+from imcore.cli.supervisor import Programs
 from imcore.errors import ImError
 from imcore.streams import keys
 
@@ -59,15 +59,15 @@ def running_workers(stack: Stack, *names: str, arguments: tuple[str, ...] = ()) 
 
 
 def _is_there(chat: Chat, name: str) -> bool:
-    return bool(chat.link.read("EXISTS", keys.lease(name, 1)))
+    return bool(chat.system.client.query("EXISTS", keys.lease(name, 1)))
 
 
 def backlog(chat: Chat, kind: str) -> int:
     """Return how many journal entries a kind of worker has not done; 0 too where it has not begun."""
     waiting = 0
-    for journal in chat.link.space.journals():
-        if chat.link.read("EXISTS", journal):
-            infos = chat.link.read("XINFO GROUPS", journal)
+    for journal in chat.system.client.space.journals():
+        if chat.system.client.query("EXISTS", journal):
+            infos = chat.system.client.query("XINFO GROUPS", journal)
             waiting += sum(_open(chat, journal, info) for info in infos if info["name"].decode() == kind)
     return waiting
 
@@ -76,5 +76,5 @@ def _open(chat: Chat, journal: str, info: dict[str, Any]) -> int:
     undelivered = info["lag"]
     if undelivered is None:  # as it is once an entry was deleted, which making a large group does
         after = info["last-delivered-id"].decode()
-        undelivered = len(chat.link.read("XRANGE", journal, f"({after}", "+", "COUNT", _PAGE))
+        undelivered = len(chat.system.client.query("XRANGE", journal, f"({after}", "+", "COUNT", _PAGE))
     return int(undelivered + info["pending"])

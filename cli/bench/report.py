@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from cli.bench.figures import COLUMNS, Figure, number, to_row
-from cli.output import Record
+from imcore.cli.bench.figures import COLUMNS, Figure, number, to_row
+from imcore.cli.output import Record
 
 _BAR_WIDTH, _LEAST_BAR_WIDTH = 40, 10
 

@@ -10,11 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cli.bench.figures import Figure, to_record
-from cli.bench.stack import Stack
-from cli.bench.timing import Plan
-from cli.output import Record
-from cli.times import iso
+from imcore.cli.bench.figures import Figure, to_record
+from imcore.cli.bench.stack import Stack
+from imcore.cli.bench.timing import RoundPlan
+from imcore.cli.output import Record
+from imcore.cli.times import iso
 from imcore.errors import ImError, InvalidInput
 
 FORMAT = 1
@@ -25,7 +25,7 @@ _CPU = Path("/proc/cpuinfo")
 def machine(stack: Stack) -> Record:
     """Return what a run took place on: versions, processor and date."""
     with stack.chat() as chat:
-        info: dict[str, Any] = chat.link.read("INFO", "server")
+        info: dict[str, Any] = chat.system.client.query("INFO", "server")
     valkey = info.get("valkey_version")
     return {
         "date": iso(datetime.now(UTC)),
@@ -39,7 +39,7 @@ def machine(stack: Stack) -> Record:
     }
 
 
-def caption(about: Record, plan: Plan) -> str:
+def caption(about: Record, plan: RoundPlan) -> str:
     """Return in one line what a run took place on."""
     databases = about["databases"]
     where = ", ".join(str(database) for database in databases) if isinstance(databases, list) else ""
@@ -53,7 +53,7 @@ def check_writable(path: Path) -> None:
         raise InvalidInput(f"{path} cannot be written: give a file in a folder that is there, and yours")
 
 
-def save(path: Path, about: Record, plan: Plan, figures: Sequence[Figure]) -> None:
+def save(path: Path, about: Record, plan: RoundPlan, figures: Sequence[Figure]) -> None:
     """Write a run. Raise ImError if that fails."""
     record = {
         "format": FORMAT,

@@ -14,7 +14,7 @@ from imcore.errors import DatabaseUnavailable
 SQLITE, POSTGRES = "SQLite", "PostgreSQL"
 
 
-class Place(Protocol):
+class BenchDatabase(Protocol):
     """Where empty databases can be made."""
 
     kind: str

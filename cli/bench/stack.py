@@ -17,15 +17,16 @@ import redis
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisError, ResponseError
 
-from cli.bench.postgres import programs_folder, running_postgres
-from cli.bench.sql import Place, PostgresPlace, SqlitePlace
 from imcore.chat import Chat
-from imcore.embedded import EmbeddedServer
+from imcore.cli.bench.postgres import programs_folder, running_postgres
+from imcore.cli.bench.sql import BenchDatabase, PostgresPlace, SqlitePlace
+from imcore.embedded.server import EmbeddedServer
 from imcore.errors import ImError, RefusedError, TryAgain
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import calls, library
-from imcore.streams.link import open_client
+from imcore.streams import library
+from imcore.streams.calls import group_calls
+from imcore.streams.client import open_client
 from imcore.streams.redis_errors import address, driver_errors, translated
 
 CLAIM = "im:bench"
@@ -47,10 +48,10 @@ class Stack:
 
     name: str
     settings: Settings
-    places: Sequence[Place]
+    places: Sequence[BenchDatabase]
 
     @property
-    def place(self) -> Place:
+    def place(self) -> BenchDatabase:
         """The main kind of database."""
         return self.places[0]
 
@@ -66,12 +67,14 @@ class Stack:
         )
         return replace(self, settings=settings)
 
-    def tables(self, place: Place | None = None) -> str:
+    def tables(self, place: BenchDatabase | None = None) -> str:
         """Make a database with the tables of imcore, for what Redis has now; return its URL. It goes with the stack."""
         url = (place or self.place).new()
         with Database.connect(url) as database, self.chat() as chat:
             database.upgrade()
-            partitions, dataset = chat.link.run(calls.init(chat.link.space.partitions, uuid.uuid4().hex))
+            partitions, dataset = chat.system.client.call(
+                group_calls.init(chat.system.client.space.partitions, uuid.uuid4().hex)
+            )
             database.bind(partitions, dataset)
         return url
 
@@ -96,7 +99,7 @@ def open_stack(settings: Settings, allow: Allow) -> Iterator[Stack]:
         own = replace(settings, redis_url=redis_url, jobs_redis_url=redis_url, data_dir=folder, partitions=None)
         made = Stack(name, own, places)
         with made.chat() as chat:
-            chat.link.require_functions(writes=True)  # some begin by reading
+            chat.system.client.require_functions(writes=True)  # some begin by reading
         yield made
 
 
@@ -183,19 +186,19 @@ def _unlink(client: "redis.Redis | RedisCluster") -> None:
         pipe.execute()
 
 
-def _places(stack: ExitStack, settings: Settings, folder: Path, name: str, allow: Allow) -> list[Place]:
+def _places(stack: ExitStack, settings: Settings, folder: Path, name: str, allow: Allow) -> list[BenchDatabase]:
     """Return the databases: the given kind alone, or PostgreSQL, where its wheel is, and SQLite."""
     default = Settings.from_env({}, data_dir=str(settings.data_dir)).database_url
     if settings.database_url != default:
         return [_given_place(stack, settings.database_url, name, allow)]
-    places: list[Place] = [_until_closed(stack, SqlitePlace(folder, name))]
+    places: list[BenchDatabase] = [_until_closed(stack, SqlitePlace(folder, name))]
     if installed := programs_folder():
         url = stack.enter_context(running_postgres(folder / "postgres", installed))
         places.insert(0, _until_closed(stack, PostgresPlace(url, name)))
     return places
 
 
-def _given_place(stack: ExitStack, url: str, name: str, allow: Allow) -> Place:
+def _given_place(stack: ExitStack, url: str, name: str, allow: Allow) -> BenchDatabase:
     with Database.connect(url) as database:  # refuses a URL of another kind
         where = database.address
     if url.startswith("sqlite:///"):
@@ -206,6 +209,6 @@ def _given_place(stack: ExitStack, url: str, name: str, allow: Allow) -> Place:
     return _until_closed(stack, place)
 
 
-def _until_closed(stack: ExitStack, place: Place) -> Place:
+def _until_closed(stack: ExitStack, place: BenchDatabase) -> BenchDatabase:
     stack.callback(place.drop_all)
     return place

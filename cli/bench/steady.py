@@ -12,16 +12,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
 
-from cli.bench import census, counters
-from cli.bench.census import UNKNOWN, Census
-from cli.bench.figures import Aim, Figure
-from cli.bench.kept import weigh
-from cli.bench.processes import Workers, backlog, running_workers
-from cli.bench.stack import Stack
-from cli.bench.timing import Plan, Progress, Rounds
-from cli.bench.town import MESSAGES_OF_HOURS, Town, hours
 from imcore.admin.retention import trim
 from imcore.chat import Chat
+from imcore.cli.bench import counters, key_counts
+from imcore.cli.bench.figures import Aim, Figure
+from imcore.cli.bench.key_counts import UNKNOWN, KeyCounts
+from imcore.cli.bench.processes import Workers, backlog, running_workers
+from imcore.cli.bench.retained_bytes import weigh
+from imcore.cli.bench.stack import Stack
+from imcore.cli.bench.steady_traffic import MESSAGES_OF_HOURS, SteadyTraffic, hours
+from imcore.cli.bench.timing import Progress, RoundPlan, Rounds
 
 FIRST_HOUR = 9
 WORKERS = ("persist", "receipts")
@@ -46,26 +46,26 @@ _KIB = 1024
 class Day:
     """What was found at the end of each part of each hour; once all have gone; and what an empty server takes."""
 
-    found: list[list[Census]] = field(default_factory=list)
+    found: list[list[KeyCounts]] = field(default_factory=list)
     sql_bytes: list[int] = field(default_factory=list)
-    at_the_end: Census | None = None
+    at_the_end: KeyCounts | None = None
     empty_bytes: int = 0
 
-    def of_parts(self, value: Callable[[Census], float], hours_of: Sequence[int]) -> list[list[float]]:
+    def of_parts(self, value: Callable[[KeyCounts], float], hours_of: Sequence[int]) -> list[list[float]]:
         """Return a value in these hours, for each part of an hour."""
         return [list(map(value, part)) for part in zip(*(self.found[hour] for hour in hours_of), strict=True)]
 
-    def growth(self, value: Callable[[Census], float], hours_of: Sequence[int]) -> Rounds:
+    def growth(self, value: Callable[[KeyCounts], float], hours_of: Sequence[int]) -> Rounds:
         """Return the middle value of these hours over that of the settled ones, part by part."""
         settled, later = self.of_parts(value, SETTLED), self.of_parts(value, hours_of)
         return Rounds(tuple(median(then) / median(base) for base, then in zip(settled, later, strict=True)))
 
-    def bytes_of(self, found: Census) -> int:
+    def bytes_of(self, found: KeyCounts) -> int:
         """Return what is in Redis beyond what an empty server takes."""
         return found.bytes - self.empty_bytes
 
 
-def run_steady(stack: Stack, plan: Plan, progress: Progress) -> list[Figure]:
+def run_steady(stack: Stack, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Play a day and a morning, and look at everything after each part of an hour."""
     window_ms = plan.size(4000, 1000)
     stack = _shortened(stack.using(stack.tables(), receipt_window_ms=0), window_ms, keep=plan.size(200, 30))
@@ -76,7 +76,7 @@ def run_steady(stack: Stack, plan: Plan, progress: Progress) -> list[Figure]:
             with ExitStack() as things:
                 chats = [things.enter_context(stack.chat()) for _ in range(_GATEWAYS)]
                 gateways = [things.enter_context(each.gateway(ack_interval_s=_ACK_S)) for each in chats]
-                town = Town(stack.name, chat, gateways)
+                town = SteadyTraffic(stack.name, chat, gateways)
                 for hour, parts in enumerate(hours(HOURS, plan.size(100, 15) / 100, plan.rounds)):
                     progress(f"{_name(hour)}, {sum(parts)} messages")
                     play_hour(town, day, parts, catch_up)
@@ -102,7 +102,7 @@ def _shortened(stack: Stack, window_ms: int, keep: int) -> Stack:
 def end(day: Day, chat: Chat, window_ms: int, clear: Callable[[], None]) -> None:
     """Look what is left once all have gone, and how large the server is that holds nothing."""
     time.sleep(2 * window_ms / 1000)  # by then a session that nobody has has expired
-    day.at_the_end = census.take(chat)
+    day.at_the_end = key_counts.take(chat)
     clear()
     _wait_for_memory(chat)
     day.empty_bytes = counters.data_memory(chat)
@@ -111,11 +111,11 @@ def end(day: Day, chat: Chat, window_ms: int, clear: Callable[[], None]) -> None
 def _wait_for_memory(chat: Chat) -> None:
     """Wait until what was unlinked is given back."""
     give_up = time.monotonic() + _LONGEST_S
-    while chat.link.read("INFO", "memory")["lazyfree_pending_objects"] and time.monotonic() < give_up:
+    while chat.system.client.query("INFO", "memory")["lazyfree_pending_objects"] and time.monotonic() < give_up:
         time.sleep(_PAUSE_S)
 
 
-def play_hour(town: Town, day: Day, parts: Sequence[int], catch_up: Callable[[], None]) -> None:
+def play_hour(town: SteadyTraffic, day: Day, parts: Sequence[int], catch_up: Callable[[], None]) -> None:
     """Let each part of an hour happen, and look when all is stored, told, confirmed and trimmed."""
     day.found.append([])
     town.join_and_leave()
@@ -124,20 +124,20 @@ def play_hour(town: Town, day: Day, parts: Sequence[int], catch_up: Callable[[],
         for _ in range(2):  # what is told is confirmed, and so there is something to store again
             town.settle()
             catch_up()
-        trim(town.chat)
-        day.found[-1].append(census.take(town.chat))
+        trim(town.chat.system)
+        day.found[-1].append(key_counts.take(town.chat))
 
 
 def _settle(chat: Chat, catch_up: Callable[[], None]) -> None:
     catch_up()
-    trim(chat, keep_messages=0)
+    trim(chat.system, keep_messages=0)
 
 
 def _catch_up(chat: Chat, workers: Workers) -> None:
     workers.wait(lambda: not any(backlog(chat, name) for name in WORKERS), "all is done", timeout_s=_LONGEST_S)
 
 
-def key_bytes(found: Census) -> float:
+def key_bytes(found: KeyCounts) -> float:
     """Return what the keys take."""
     return found.key_bytes
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 
-from cli.bench import counters
-from cli.bench.crowd import Crowd, Mode, Seen, open_crowd
-from cli.bench.figures import Aim, Figure, Yardstick
-from cli.bench.literal import Literal, open_literal, play
-from cli.bench.processes import Workers, backlog, running_workers
-from cli.bench.stack import Stack
-from cli.bench.timing import Measured, Plan, Progress, Rounds, interleave, percentile
 from imcore.chat import Chat
+from imcore.cli.bench import counters
+from imcore.cli.bench.figures import Aim, Figure, Yardstick
+from imcore.cli.bench.naive_design import NaiveDesign, open_naive, play
+from imcore.cli.bench.processes import Workers, backlog, running_workers
+from imcore.cli.bench.sessions import Mode, SessionCounts, SessionPool, open_sessions
+from imcore.cli.bench.stack import Stack
+from imcore.cli.bench.timing import Measured, Progress, RoundPlan, Rounds, interleave, percentile
 
 WINDOW_MS = 200
 CONNECTIONS = (1, 8)
@@ -35,11 +35,11 @@ class Variant:
     """Whether its receipts are folded over a window, and then pushed."""
 
 
-def run_storm(stack: Stack, plan: Plan, progress: Progress) -> list[Figure]:
+def run_storm(stack: Stack, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Measure every variant, and the literal design in the same rounds."""
     figures: list[Figure] = []
     url = stack.tables()
-    with open_literal(stack) as literal:
+    with open_naive(stack) as literal:
         for window_ms, variants in _variants(plan).items():
             windowed = stack.using(url, receipt_window_ms=window_ms)
             with running_workers(windowed, "persist", "receipts") as workers, windowed.chat() as chat:
@@ -47,7 +47,7 @@ def run_storm(stack: Stack, plan: Plan, progress: Progress) -> list[Figure]:
     return figures
 
 
-def _variants(plan: Plan) -> Mapping[int, list[Variant]]:
+def _variants(plan: RoundPlan) -> Mapping[int, list[Variant]]:
     """Return the variants by the window that the worker `receipts` has for them."""
     # Long beside the window, which each storm waits out once more at its end.
     one, many = plan.size(20_000, 4000), plan.size(60_000, 12_000)
@@ -74,11 +74,11 @@ class _Block:
     stack: Stack
     chat: Chat
     workers: Workers
-    literal: Literal
+    literal: NaiveDesign
     variants: list[Variant]
 
 
-def _block(block: _Block, plan: Plan, progress: Progress) -> list[Figure]:
+def _block(block: _Block, plan: RoundPlan, progress: Progress) -> list[Figure]:
     numbers = iter(range(10_000))
     contestants: dict[str, Callable[[], Measured]] = {
         variant.name: _turn(block, variant, numbers) for variant in block.variants
@@ -99,7 +99,7 @@ def _block(block: _Block, plan: Plan, progress: Progress) -> list[Figure]:
 def _turn(block: _Block, variant: Variant, numbers: Iterator[int]) -> Callable[[], Measured]:
     def turn() -> Measured:
         gid = f"{block.stack.name}-storm-{next(numbers)}"
-        with open_crowd(block.stack, gid, variant.mode) as crowd:
+        with open_sessions(block.stack, gid, variant.mode) as crowd:
             _settle(block, crowd)
             before = _counts(block.stack, block.chat, gid)
             began, cycles_s = _storm(crowd, variant, block.workers)
@@ -112,14 +112,14 @@ def _turn(block: _Block, variant: Variant, numbers: Iterator[int]) -> Callable[[
     return turn
 
 
-def _settle(block: _Block, crowd: Crowd) -> None:
+def _settle(block: _Block, crowd: SessionPool) -> None:
     """Wait until the messages of the warm-up have gone all the way; begin counting anew."""
     crowd.poll_until_in(list(crowd.seen.sent), crowd.seen.known)
     block.workers.wait(lambda: not _waiting(block.chat), "the warm-up is stored")
-    crowd.seen = Seen()
+    crowd.seen = SessionCounts()
 
 
-def _storm(crowd: Crowd, variant: Variant, workers: Workers) -> tuple[float, float]:
+def _storm(crowd: SessionPool, variant: Variant, workers: Workers) -> tuple[float, float]:
     """Let it happen; return when it began, and how long it took until the sender knew of the last message."""
     began = time.perf_counter()
     seqs: list[int] = []
@@ -131,7 +131,7 @@ def _storm(crowd: Crowd, variant: Variant, workers: Workers) -> tuple[float, flo
     return began, max(crowd.seen.known.values()) - began
 
 
-def _legs(seen: Seen) -> Measured:
+def _legs(seen: SessionCounts) -> Measured:
     delivery = [(seen.arrived[seq] - at) * 1000 for seq, at in seen.sent.items()]
     receipt = [(seen.known[seq] - seen.arrived[seq]) * 1000 for seq in seen.sent]
     return {
@@ -142,7 +142,7 @@ def _legs(seen: Seen) -> Measured:
     }
 
 
-def _told(seen: Seen, variant: Variant) -> Measured:
+def _told(seen: SessionCounts, variant: Variant) -> Measured:
     seconds = max(seen.known.values()) - min(seen.sent.values())
     windows = max(1.0, seconds * 1000 / WINDOW_MS)
     return {
@@ -225,7 +225,7 @@ def _literal_name(connections: int) -> str:
     return f"{_LITERAL}, {connections} connection{'s' * (connections > 1)}"
 
 
-def _literal_turn(literal: Literal, connections: int, plan: Plan) -> Callable[[], Measured]:
+def _literal_turn(literal: NaiveDesign, connections: int, plan: RoundPlan) -> Callable[[], Measured]:
     messages = plan.size(60, 10)
 
     def turn() -> Measured:

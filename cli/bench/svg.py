@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
-from cli.bench.figures import Figure, number
+from imcore.cli.bench.figures import Figure, number
 
 WIDTH, _LABELS, _NUMBERS, _LINE, _TITLE = 900, 400, 90, 22, 34
 

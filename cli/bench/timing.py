@@ -46,7 +46,7 @@ class Rounds(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RoundPlan:
     """How long to measure: so many rounds; `quick` makes each of them smaller, and leaves out the warming up."""
 
     rounds: int = LEAST_ROUNDS
@@ -62,7 +62,7 @@ Measured = Mapping[str, float]
 
 
 def interleave(
-    contestants: Mapping[str, Callable[[], Measured]], plan: Plan, progress: Progress
+    contestants: Mapping[str, Callable[[], Measured]], plan: RoundPlan, progress: Progress
 ) -> dict[str, dict[str, Rounds]]:
     """Let each contestant take its turn in each round; return its figures by name.
 

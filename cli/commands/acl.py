@@ -2,9 +2,9 @@
 
 import click
 
-from cli import output
-from cli.options import Invocation, command
 from imcore.admin.acl import ROLES
+from imcore.cli import output
+from imcore.cli.options import Invocation, command
 
 
 @command("acl", example="im acl\nim acl gateway reader --aclfile")

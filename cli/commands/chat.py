@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
 import click
 
-from cli import output
-from cli.local import (
+from imcore.cli import output
+from imcore.cli.local import (
     client_if_any,
     client_of,
     complain_of_refused,
@@ -15,9 +15,9 @@ from cli.local import (
     sender_of,
     show_stored,
 )
-from cli.options import Invocation, command, standard_input
-from cli.peers import Peers, chat_called, peer_called, peers_at
-from cli.records import (
+from imcore.cli.options import Invocation, command, standard_input
+from imcore.cli.peers import Peers, chat_called, peer_called, peers_at
+from imcore.cli.records import (
     ACK_COLUMNS,
     LOG_COLUMNS,
     MESSAGE_COLUMNS,
@@ -31,11 +31,11 @@ from cli.records import (
     tally_record,
 )
 from imcore.errors import InvalidInput, TryAgain
-from imcore.values import Message, MessageStatus
+from imcore.model.values import Message, MessageStatus
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
-    from imcore.client import Client
+    from imcore.device.device import Device
 
 _from_option = click.option("--from", "sender_uid", metavar="UID", required=True, help="Who sends it.")
 _client_msgid_option = click.option(
@@ -78,7 +78,7 @@ def send(run: Invocation, gid: str, text: str, **options: Unpack[_Sending]) -> N
     TEXT `-` reads the message from stdin, exactly as it is, a last line break included.
     """
     with run.chat() as chat:
-        content = _content(text, chat.settings.max_content_bytes)
+        content = _content(text, chat.system.settings.max_content_bytes)
         peer = peer_called(gid)
         _send(run, chat, _Draft(content, gid=gid) if peer is None else _Draft(content, to_uid=peer), options)
 
@@ -96,7 +96,7 @@ def dm(run: Invocation, uid: str, text: str, **options: Unpack[_Sending]) -> Non
     TEXT `-` reads the message from stdin, exactly as it is, a last line break included.
     """
     with run.chat() as chat:
-        _send(run, chat, _Draft(_content(text, chat.settings.max_content_bytes), to_uid=uid), options)
+        _send(run, chat, _Draft(_content(text, chat.system.settings.max_content_bytes), to_uid=uid), options)
 
 
 @command("pull", example="im pull bob\nim pull bob team --limit 50 --ack")
@@ -115,7 +115,7 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
     gid = gid and chat_called(gid, uid)
     with run.chat() as chat, ExitStack() as stack:
         if with_ack:
-            chat.link.require_writes()
+            chat.system.client.require_writes()
         is_known = bool(chat.groups_of(uid))
         opened = client_of if is_known else client_if_any  # who is nobody's name may be mistyped
         client = None if no_local else stack.enter_context(opened(run, chat, uid))
@@ -203,7 +203,7 @@ def _sent(chat: "Chat", draft: _Draft, options: _Sending) -> Message:
     return chat.send_direct(draft.to_uid or "", draft.content, sender_uid=uid, client_msgid=client_msgid)
 
 
-def _send_what_waits(client: "Client") -> None:
+def _send_what_waits(client: "Device") -> None:
     """Send what was written before. Raise TryAgain if that has to go on waiting: nothing may overtake it."""
     flushed = client.flush()
     complain_of_refused(flushed)
@@ -212,10 +212,10 @@ def _send_what_waits(client: "Client") -> None:
 
 
 def _queue(run: Invocation, chat: "Chat", draft: _Draft, sender_uid: str) -> None:
-    from imcore.client import Client  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
+    from imcore.device.device import Device  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
     with local_database(run, sender_uid) as local:
-        client = Client(chat, sender_uid, local)
+        client = Device(chat, sender_uid, local)
         with suppress(TryAgain):
             client.meet()
         outgoing = client.queue(draft.content, gid=draft.gid, to_uid=draft.to_uid)

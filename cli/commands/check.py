@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import output
-from cli.options import Invocation, command
-from cli.output import Record
-from cli.progress import progress
+from imcore.cli import output
+from imcore.cli.options import Invocation, command
+from imcore.cli.output import Record
+from imcore.cli.progress import progress
 
 if TYPE_CHECKING:
-    from imcore.admin.audit import Difference
+    from imcore.repair.check import ReportedDifference
 
 _COLUMNS = ("gid", "what", "redis", "sql")
 
@@ -27,17 +27,19 @@ def check(run: Invocation, repair: bool) -> None:
     stderr, and so are settings of the Redis server that break a promise.
     """
     from imcore.admin import server_settings  # noqa: PLC0415 (the help need not wait for the drivers)
-    from imcore.admin.audit import check as differences_of  # noqa: PLC0415
+    from imcore.repair.check import check as differences_of  # noqa: PLC0415
 
     counts: Counter[str] = Counter()
     with run.chat() as chat, progress("groups") as shown:
-        found = differences_of(chat, repair=repair, on_progress=lambda seen: shown.to(seen.groups, seen.of))
+        found = differences_of(chat.system, repair=repair, on_progress=lambda seen: shown.to(seen.groups, seen.of))
         records = (_record(each, repair=repair) for each in _counted(found, counts, shown.complain))
         if repair:
             run.show(output.handed_over(records), (*_COLUMNS, "repaired"))
         else:
             run.show(records, _COLUMNS)
-        if warning := server_settings.warning_of(server_settings.all_servers(chat.link, chat.settings, output.remark)):
+        if warning := server_settings.warning_of(
+            server_settings.all_servers(chat.system.client, chat.system.settings, output.remark)
+        ):
             shown.complain(warning)
     if counts.total():
         output.complain(
@@ -50,8 +52,8 @@ def check(run: Invocation, repair: bool) -> None:
 
 
 def _counted(
-    found: Iterable["Difference"], counts: Counter[str], complain: Callable[[str], None]
-) -> Iterator["Difference"]:
+    found: Iterable["ReportedDifference"], counts: Counter[str], complain: Callable[[str], None]
+) -> Iterator["ReportedDifference"]:
     """Count the differences as they go by; what may be none is only told."""
     for each in found:
         if each.unsure:
@@ -63,6 +65,6 @@ def _counted(
             yield each
 
 
-def _record(difference: "Difference", *, repair: bool) -> Record:
+def _record(difference: "ReportedDifference", *, repair: bool) -> Record:
     record = {name: getattr(difference, name) for name in _COLUMNS}
     return record | {"repaired": difference.repaired} if repair else record

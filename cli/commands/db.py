@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import output
-from cli.options import Group, Invocation, command
+from imcore.cli import output
+from imcore.cli.options import CommandGroup, Invocation, command
 from imcore.errors import RedisUnavailable
 from imcore.settings import Settings
 
 if TYPE_CHECKING:
-    from imcore.streams.link import Link
+    from imcore.streams.client import RedisClient
 
 _COLUMNS = ("database", "redis", "status")
 
 
-@click.group("db", cls=Group, example="im db upgrade")
+@click.group("db", cls=CommandGroup, example="im db upgrade")
 def db() -> None:
     """Bring the SQL database and the functions in Redis up to date."""
 
@@ -33,29 +33,29 @@ def upgrade(run: Invocation) -> None:
 
     settings = run.settings()
     with ExitStack() as stack:
-        link = _link_if_any(stack, settings)  # first: who cannot write there is to have written nowhere
+        client = _link_if_any(stack, settings)  # first: who cannot write there is to have written nowhere
         with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
             database.upgrade()
-        redis = link and _upgrade_functions(link)
+        redis = client and _upgrade_functions(client)
     run.show([{"database": database.address, "redis": redis, "status": "up to date"}], _COLUMNS)
 
 
-def _link_if_any(stack: ExitStack, settings: Settings) -> "Link | None":
+def _link_if_any(stack: ExitStack, settings: Settings) -> "RedisClient | None":
     """Return a link to a Redis that takes writes, None where no Redis answers. Raise RedisRefuses."""
-    from imcore.streams.link import Link  # noqa: PLC0415
+    from imcore.streams.client import RedisClient  # noqa: PLC0415
 
     with _complaining():
-        link = stack.enter_context(closing(Link.connect(settings)))
-        link.require_writes()
-        return link
+        client = stack.enter_context(closing(RedisClient.connect(settings)))
+        client.require_writes()
+        return client
     return None
 
 
-def _upgrade_functions(link: "Link") -> str | None:
+def _upgrade_functions(client: "RedisClient") -> str | None:
     """Return where they are up to date now; None if that cannot be done."""
     with _complaining():
-        link.upgrade()
-        return link.address
+        client.upgrade()
+        return client.address
     return None
 
 

@@ -2,10 +2,10 @@
 
 import time
 
-from cli import output
-from cli.demo.claims import Claims
-from cli.options import Invocation, command
-from cli.supervisor import Stopped
+from imcore.cli import output
+from imcore.cli.demo.claims import Claims
+from imcore.cli.options import Invocation, command
+from imcore.cli.supervisor import Stopped
 from imcore.errors import ImError
 
 
@@ -18,7 +18,7 @@ def demo(run: Invocation) -> None:
     the workers and the sessions are real, in a temporary directory; your own data is not touched. Every claim that is
     printed is checked; the exit code is 0 only if all of them hold. With --json each is an object.
     """
-    from cli.demo import stack  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.cli.demo import stack  # noqa: PLC0415 (the help need not wait for the drivers)
 
     began = time.monotonic()
     claims = Claims(as_json=run.json)

@@ -2,15 +2,15 @@
 
 import click
 
-from cli.names import name
-from cli.options import Group, Invocation, command, confirm, yes_option
-from cli.records import GROUP_COLUMNS, MEMBER_COLUMNS, group_record, member_record
-from imcore import values
+from imcore.cli.names import name
+from imcore.cli.options import CommandGroup, Invocation, command, confirm, yes_option
+from imcore.cli.records import GROUP_COLUMNS, MEMBER_COLUMNS, group_record, member_record
+from imcore.model import values
 
 _COUNT_COLUMNS = ("gid", "members")
 
 
-@click.group("group", cls=Group, example="im group create team ann bob\nim group show team")
+@click.group("group", cls=CommandGroup, example="im group create team ann bob\nim group show team")
 def group() -> None:
     """Create and list groups; add, remove and show members."""
 

@@ -7,9 +7,9 @@ from io import BufferedIOBase
 
 import click
 
-from cli import output
-from cli.options import Invocation, command, standard_input
-from cli.progress import progress
+from imcore.cli import output
+from imcore.cli.options import Invocation, command, standard_input
+from imcore.cli.progress import progress
 from imcore.errors import InvalidInput
 
 _COLUMNS = ("messages", "joins", "leaves", "acks", "errors")
@@ -36,8 +36,8 @@ def import_(run: Invocation, file: str) -> None:
     An ack confirms all up to the message that carries its client_msgid. Who sends or acks and is no member joins first;
     the first event of a group makes it.
     """
-    from imcore.import_forms import EventLines  # noqa: PLC0415 (the help need not wait for these)
-    from imcore.importer import import_events  # noqa: PLC0415
+    from imcore.importer.formats import EventLines  # noqa: PLC0415 (the help need not wait for these)
+    from imcore.importer.importer import import_events  # noqa: PLC0415
 
     with _opened(file) as source:
         name = "stdin" if file == "-" else file

@@ -8,21 +8,14 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast
 
 import click
 
-from cli import output
-from cli.local import client_of, local_database, no_local_option, sync_outside
-from cli.options import Invocation, NumberRange, command
-from cli.peers import Peers, chat_called, peers_at
-from cli.records import (
-    LOG_COLUMNS,
-    MESSAGE_COLUMNS,
-    RECEIPT_COLUMNS,
-    event_record,
-    log_record,
-    receipt_record,
-)
-from cli.supervisor import Stopped, StopSignals
-from imcore.limits import check_name
-from imcore.values import Message, Receipt
+from imcore.cli import output
+from imcore.cli.local import client_of, local_database, no_local_option, sync_outside
+from imcore.cli.options import Invocation, NumberRange, command
+from imcore.cli.peers import Peers, chat_called, peers_at
+from imcore.cli.records import LOG_COLUMNS, MESSAGE_COLUMNS, RECEIPT_COLUMNS, event_record, log_record, receipt_record
+from imcore.cli.supervisor import Stopped, StopSignals
+from imcore.model.limits import check_name
+from imcore.model.values import Message, Receipt
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
@@ -57,7 +50,7 @@ def listen(run: Invocation, uid: str, **options: Unpack[_Listening]) -> None:
     What is acked has been shown. Everything is kept in the user's local database (see `im log`), and what waits in its
     outbox is sent. While the server is away it waits.
     """
-    from imcore.client import when_there  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
+    from imcore.device.device import when_there  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
     try:
         with (
@@ -86,7 +79,7 @@ def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":
 def _events(
     run: Invocation, chat: "Chat", uid: str, stopping: Callable[[], bool], options: _Listening
 ) -> Generator[Message | Receipt]:
-    from imcore.client import Client, SessionOptions, watch  # noqa: PLC0415
+    from imcore.device.device import Device, SessionOptions, watch  # noqa: PLC0415
 
     given = SessionOptions(
         ack_every=options["ack_every"],
@@ -98,7 +91,7 @@ def _events(
         yield from watch(chat, uid, stopping, **given)
         return
     with local_database(run, uid, exclusive=True) as local:
-        yield from Client(chat, uid, local).live(stopping, **given)
+        yield from Device(chat, uid, local).live(stopping, **given)
 
 
 @command("receipts", example="im receipts ann\nim receipts ann --ack")
@@ -113,7 +106,7 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
     """
     with run.chat() as chat, ExitStack() as stack:
         if with_ack:
-            chat.link.require_writes()
+            chat.system.client.require_writes()
         found = chat.receipts(uid)
         if not found:
             chat.known_user(uid)  # who has left all groups may still have receipts

@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 import click
 
-from cli.options import Invocation, command, confirm, yes_option
-from cli.progress import progress
+from imcore.cli.options import Invocation, command, confirm, yes_option
+from imcore.cli.progress import progress
 
 
 @command("rebuild", example="im rebuild\nim rebuild --yes")
@@ -17,19 +17,19 @@ def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
     For a Redis that has lost its data. What the worker `persist` had not stored yet is not in SQL, and stays lost;
     groups that Redis has are merged. Interrupted, it can be started again.
     """
-    from imcore.admin import rebuild as admin  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.repair import rebuild as admin  # noqa: PLC0415 (the help need not wait for the drivers)
 
     with run.chat() as chat:
-        before = admin.look_before(chat)
+        before = admin.look_before(chat.system)
         confirm(
-            f"Rebuild Redis at {chat.link.address}, which holds {before.redis_groups} groups, from the "
-            f"{before.sql_groups} groups of {chat.database.address}?",
+            f"Rebuild Redis at {chat.system.client.address}, which holds {before.redis_groups} groups, from the "
+            f"{before.sql_groups} groups of {chat.system.database.address}?",
             yes=yes,
         )
         with progress("groups") as shown:
             shown.to(0, before.sql_groups)
             summary = admin.rebuild(
-                chat,
+                chat.system,
                 yes=True,
                 adopt=adopt,
                 on_progress=lambda so_far: shown.to(

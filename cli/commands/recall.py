@@ -4,10 +4,10 @@ from contextlib import nullcontext
 
 import click
 
-from cli.local import no_local_option, sender_of, show_stored
-from cli.names import name
-from cli.options import Invocation, command, confirm, yes_option
-from cli.peers import chat_called
+from imcore.cli.local import no_local_option, sender_of, show_stored
+from imcore.cli.names import name
+from imcore.cli.options import Invocation, command, confirm, yes_option
+from imcore.cli.peers import chat_called
 
 
 @command("recall", example="im recall team 1767225600000-0 --by ann --yes")

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from cli import output
-from cli.options import Invocation, command
+from imcore.cli import output
+from imcore.cli.options import Invocation, command
 
 _COLUMNS = ("groups", "members", "messages", "online", "journal", "dead_letters")
 _WORKER_COLUMNS = ("worker", "backlog", "pending", "lag_ms")
@@ -37,9 +37,9 @@ def stats(run: Invocation, online: bool) -> None:
     from imcore.admin import stats as admin  # noqa: PLC0415 (the help need not wait for the drivers)
 
     with run.chat() as chat:
-        record = asdict(admin.stats(chat))
+        record = asdict(admin.stats(chat.system))
         if online:
-            record["online_uids"] = list(admin.online_uids(chat))
+            record["online_uids"] = list(admin.online_uids(chat.system))
     run.show([record], _COLUMNS)
     if not run.json:
         _show_rest(run, record)

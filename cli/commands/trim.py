@@ -4,9 +4,9 @@ from dataclasses import asdict
 
 import click
 
-from cli import output
-from cli.options import Invocation, NumberRange, command
-from cli.progress import progress
+from imcore.cli import output
+from imcore.cli.options import Invocation, NumberRange, command
+from imcore.cli.progress import progress
 from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT
 
 _COLUMNS = ("groups", "entries", "journal_entries", "read_times", "rewritten")
@@ -41,11 +41,11 @@ def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) ->
 
     keep_ms = None if keep_days is None else round(keep_days * 24 * 60 * 60 * 1000)
     with run.chat() as chat:
-        summary = retention.trim(chat, keep_messages=keep_messages, keep_ms=keep_ms)
-        why_not = None if summary.journal_entries else retention.held_up(chat)
+        summary = retention.trim(chat.system, keep_messages=keep_messages, keep_ms=keep_ms)
+        why_not = None if summary.journal_entries else retention.held_up(chat.system)
         with progress("servers") as shown:
-            rewritten = append_only.forget_withdrawn(chat, always=True, on_progress=shown.to)
-        recalled = append_only.count_kept(chat)
+            rewritten = append_only.forget_withdrawn(chat.system, always=True, on_progress=shown.to)
+        recalled = append_only.count_kept(chat.system)
     run.show([asdict(summary) | {"rewritten": rewritten}], _COLUMNS)
     if why_not:
         output.complain(why_not)

@@ -5,12 +5,12 @@ import sys
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 
-from cli import output, worker_command
-from cli.names import in_sentence
-from cli.options import Invocation, command
-from cli.supervisor import STOP_S, Programs, Stopped, StopSignals
-from imcore.embedded import EmbeddedServer
-from imcore.embedded_health import HealthCheck
+from imcore.cli import output, worker_command
+from imcore.cli.names import in_sentence
+from imcore.cli.options import Invocation, command
+from imcore.cli.supervisor import STOP_S, Programs, Stopped, StopSignals
+from imcore.embedded.health import HealthCheck
+from imcore.embedded.server import EmbeddedServer
 from imcore.errors import EmbeddedServerError, ImError
 from imcore.settings import Settings
 
@@ -54,12 +54,12 @@ def _prepare(run: Invocation, settings: Settings) -> None:
     from imcore.sql.database import Database  # noqa: PLC0415
 
     with run.chat() as chat:
-        redis = chat.link.address
-        servers = server_settings.chat_servers(chat.link)
+        redis = chat.system.client.address
+        servers = server_settings.chat_servers(chat.system.client)
         server_settings.refuse_eviction(servers, settings)
         if warning := server_settings.warning_of(servers):
             output.complain(warning)
-        chat.link.upgrade()
+        chat.system.client.upgrade()
     with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
         database.upgrade()
         sql = database.address

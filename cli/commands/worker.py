@@ -5,8 +5,8 @@ import sys
 
 import click
 
-from cli import output, worker_command
-from cli.options import Invocation, command
+from imcore.cli import output, worker_command
+from imcore.cli.options import Invocation, command
 
 
 @command("worker", example="im worker persist\nim worker persist --burst")

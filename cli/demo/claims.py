@@ -2,7 +2,7 @@
 
 import sys
 
-from cli import output
+from imcore.cli import output
 
 
 class Claims:

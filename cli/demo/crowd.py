@@ -2,11 +2,11 @@
 
 from sqlalchemy import TextClause, text
 
-from cli.demo import story
-from cli.demo.claims import Claims
-from cli.demo.story import Played
 from imcore import msgid as msgids
 from imcore.chat import Chat
+from imcore.cli.demo import story
+from imcore.cli.demo.claims import Claims
+from imcore.cli.demo.story import Played
 
 _TABLES = ("group_msgs", "group_spans", "offset_moves")
 _ACKS = text("SELECT SUM(json_array_length(uids)) FROM offset_moves WHERE gid = :gid")
@@ -62,14 +62,14 @@ def claim_tallies(claims: Claims, chat: Chat, played: Played) -> None:
 
 def claim_storage(claims: Claims, chat: Chat) -> None:
     """Claim what is stored where, and what is not."""
-    stream = chat.link.space.group(story.GID).stream
-    entries, offsets = chat.link.read("XLEN", stream), len(chat.link.read("XINFO GROUPS", stream))
+    stream = chat.system.client.space.group(story.GID).stream
+    entries, offsets = chat.system.client.query("XLEN", stream), len(chat.system.client.query("XINFO GROUPS", stream))
     claims.hold(
         (entries, offsets) == (story.MESSAGES, len(story.MEMBERS)),
         f"Redis: one stream of {entries} entries, one a message,",
         f"with {offsets} consumer groups, one a member, whose position is last_ack_msgid",
     )
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         rows = {name: connection.scalar(_count_of(name), {"gid": story.GID}) for name in _TABLES}
         receipts = connection.scalar(_count_of("msg_acks"), {"gid": story.GID})
     claims.hold(
@@ -80,7 +80,7 @@ def claim_storage(claims: Claims, chat: Chat) -> None:
         receipts == story.MESSAGES * (len(story.MEMBERS) - 1),
         f"SQL: {receipts} receipts in msg_acks, which is a view and stores none of them",
     )
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         acks = connection.scalar(_ACKS, {"gid": story.GID}) or 0
     claims.hold(
         0 < acks < story.MESSAGES * len(story.ONLINE) / 2,
@@ -90,7 +90,7 @@ def claim_storage(claims: Claims, chat: Chat) -> None:
 
 def claim_sql(claims: Claims, chat: Chat, played: Played) -> None:
     """Claim that SQL says the same as Redis, and when somebody has read."""
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         stored = {row[0]: (row[1], row[2]) for row in connection.execute(_STORED_TALLIES, {"gid": story.GID})}
     live = {msgids.pack(t.message.msgid): (t.read, t.unread) for t in chat.status(story.GID, limit=0)}
     claims.hold(stored == live, f"the tallies of msg_acks are the same for all {len(stored)} messages")

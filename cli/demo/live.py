@@ -4,15 +4,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cli.demo import story
-from cli.demo.claims import Claims
-from cli.demo.sessions import Sessions
 from imcore.chat import Chat
-from imcore.direct import gid_of
-from imcore.live.gateway import Gateway
-from imcore.live.localdb import LocalDatabase, path_of
-from imcore.live.rooms import Arrived
-from imcore.values import Message, MessageTally
+from imcore.cli.demo import story
+from imcore.cli.demo.claims import Claims
+from imcore.cli.demo.sessions import Sessions
+from imcore.device.local_database import LocalDatabase, path_of
+from imcore.gateway.fanout import NewMessage
+from imcore.gateway.gateway import Gateway
+from imcore.model.direct import gid_of
+from imcore.model.values import Message, MessageTally
 
 GID = "live"
 SENDER, KILLED, FRIEND, ABSENT = "ann", "bob", "cy", "dora"
@@ -99,7 +99,7 @@ class _Act:
 
     def local_path(self, uid: str) -> Path:
         """Return where a user's local database is."""
-        return path_of(self.chat.settings.data_dir, uid)
+        return path_of(self.chat.system.settings.data_dir, uid)
 
     def tallies(self, sender_uid: str) -> dict[str, tuple[int, int]]:
         """Return the live tallies of a user's messages: `im status`."""
@@ -118,7 +118,7 @@ class _Act:
     def _go_on(self, timeout_s: float) -> None:
         self.sessions.hear(timeout_s)
         for event in self._gateway.poll(timeout_s):
-            if isinstance(event, Arrived) and event.message.gid == GID:
+            if isinstance(event, NewMessage) and event.message.gid == GID:
                 for session in event.sessions:
                     self.arrived[session.uid].append(event.message.msgid)
 

@@ -8,7 +8,7 @@ from itertools import chain
 from types import TracebackType
 from typing import Any, Self
 
-from cli.supervisor import Programs
+from imcore.cli.supervisor import Programs
 from imcore.errors import ImError
 
 _ACK_INTERVAL_S = 0.2
@@ -87,4 +87,4 @@ class Sessions:
 
 def _im(*arguments: str) -> list[str]:
     """Return the command line of `im`. `-P`: a folder named `cli` where we happen to stand is not ours."""
-    return [sys.executable, "-P", "-m", "cli.main", *arguments]
+    return [sys.executable, "-P", "-m", "imcore.cli.main", *arguments]

@@ -6,16 +6,16 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from cli import worker_command
-from cli.demo import crowd, live, story
-from cli.demo.claims import Claims
-from cli.demo.sessions import Sessions
-from cli.supervisor import Programs, StopSignals
-from imcore.admin.audit import check
 from imcore.admin.lag import worker_stats
 from imcore.chat import Chat
-from imcore.embedded import EmbeddedServer
+from imcore.cli import worker_command
+from imcore.cli.demo import crowd, live, story
+from imcore.cli.demo.claims import Claims
+from imcore.cli.demo.sessions import Sessions
+from imcore.cli.supervisor import Programs, StopSignals
+from imcore.embedded.server import EmbeddedServer
 from imcore.errors import ImError
+from imcore.repair.check import check
 from imcore.settings import Settings
 
 _PERSISTED_S = 30
@@ -50,13 +50,13 @@ def _environment(settings: Settings) -> Mapping[str, str]:
 def _start(
     claims: Claims, chat: Chat, server: EmbeddedServer, workers: Programs, environment: Mapping[str, str]
 ) -> None:
-    chat.database.upgrade()
+    chat.system.database.upgrade()
     for name in worker_command.NAMES:
         workers.start(name, worker_command.command_of(name), environment)
     claims.chapter(
-        f"A throw-away stack in {chat.settings.data_dir}",
-        f"server {chat.link.address} (process {server.pid})",
-        f"database {chat.database.address}",
+        f"A throw-away stack in {chat.system.settings.data_dir}",
+        f"server {chat.system.client.address} (process {server.pid})",
+        f"database {chat.system.database.address}",
         f"workers {', '.join(worker_command.NAMES)}, each a process",
     )
 
@@ -74,7 +74,7 @@ def _tell(claims: Claims, chat: Chat, workers: Programs, sessions: Sessions) -> 
     crowd.claim_storage(claims, chat)
     crowd.claim_sql(claims, chat, played)
     claims.chapter("im check: Redis against SQL, every count anew")
-    differences = list(check(chat))
+    differences = list(check(chat.system))
     claims.hold(not differences, f"no difference {differences[:3] or ''}".rstrip())
 
 
@@ -89,4 +89,4 @@ def _wait_until_stored(chat: Chat, workers: Programs) -> None:
 
 
 def _is_stored(chat: Chat) -> bool:
-    return any(worker.worker == "persist" and not worker.backlog for worker in worker_stats(chat))
+    return any(worker.worker == "persist" and not worker.backlog for worker in worker_stats(chat.system))

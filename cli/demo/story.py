@@ -8,9 +8,9 @@ from statistics import median
 
 from imcore.chat import Chat
 from imcore.errors import ImError
-from imcore.live.gateway import Gateway
-from imcore.live.rooms import Arrived, Session
-from imcore.values import Message, MessageStatus, MessageTally
+from imcore.gateway.fanout import NewMessage, Session
+from imcore.gateway.gateway import Gateway
+from imcore.model.values import Message, MessageStatus, MessageTally
 
 GID = "demo"
 MEMBERS = tuple(f"user-{number:03}" for number in range(1, 201))
@@ -161,5 +161,5 @@ class _Stage:
         """Return what happened."""
         return Played(tuple(self._messages), tuple(self._arrival_ms), self._received)
 
-    def _arrivals(self) -> Sequence[Arrived]:
-        return [event for event in self._gateway.poll(0.1) if isinstance(event, Arrived)]
+    def _arrivals(self) -> Sequence[NewMessage]:
+        return [event for event in self._gateway.poll(0.1) if isinstance(event, NewMessage)]

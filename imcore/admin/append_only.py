@@ -14,13 +14,13 @@ from typing import Any
 from redis.cluster import RedisCluster
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from imcore.admin.audit_messages import chunks
-from imcore.chat import Chat
 from imcore.errors import DatabaseNotReady, DatabaseUnavailable
+from imcore.repair.check_messages import chunks
 from imcore.streams import wire
+from imcore.streams.client import CHUNK, RedisClient
 from imcore.streams.keys import SEPARATOR, WITHDRAWN
-from imcore.streams.link import CHUNK, Link
 from imcore.streams.redis_errors import driver_errors
+from imcore.system import System
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +35,14 @@ _UNDER_WAY = "already in progress"
 _BY_HAND = "the append-only file at %s may still hold recalled texts: %s; let an administrator run BGREWRITEAOF there"
 
 
-def note_recalled(link: Link, messages: Iterable[tuple[str, int]]) -> None:
+def note_recalled(client: RedisClient, messages: Iterable[tuple[str, int]]) -> None:
     """Note recalled messages: gid and packed msgid of each. Again: nothing."""
     for some in chunks(messages, CHUNK):
         pairs = (word for gid, msgid in some for word in (msgid, f"{gid}{SEPARATOR}{msgid}"))
-        link.once("ZADD", WITHDRAWN, *pairs)
+        client.execute_once("ZADD", WITHDRAWN, *pairs)
 
 
-def forget_withdrawn(chat: Chat, *, always: bool = False, on_progress: Progress | None = None) -> int:
+def forget_withdrawn(system: System, *, always: bool = False, on_progress: Progress | None = None) -> int:
     """Take recalled texts out of SQLite's log, and out of the append-only files of Redis, if one may hold any.
 
     A file may hold those that no stream has any more: a trim comes first. With `always` each file is rewritten. Return
@@ -50,39 +50,39 @@ def forget_withdrawn(chat: Chat, *, always: bool = False, on_progress: Progress 
     does not allow, what takes longer, and who is in the way, is logged as a warning. Raise RedisUnavailable.
     """
     with suppress(DatabaseUnavailable, DatabaseNotReady):
-        if not chat.database.empty_log(always=True):
+        if not system.database.empty_log(always=True):
             log.warning(
                 "the log of %s may still hold recalled texts, as somebody reads from it: the worker persist empties it "
                 "once they have ended",
-                chat.database.address,
+                system.database.address,
             )
-    gone = [note for note, is_gone in _notes(chat) if is_gone]
+    gone = [note for note, is_gone in _notes(system) if is_gone]
     if not gone and not always:
         return 0
-    rewriting = _Rewriting(chat.link)
+    rewriting = _Rewriting(system.client)
     rewriting.run(on_progress)
     if not rewriting.has_failed:
         for some in chunks(gone, CHUNK):
-            chat.link.once("ZREM", WITHDRAWN, *some)
+            system.client.execute_once("ZREM", WITHDRAWN, *some)
     return rewriting.done
 
 
-def count_kept(chat: Chat) -> int:
+def count_kept(system: System) -> int:
     """Return how many recalled texts are still in their streams, and so in each file that is written anew.
 
     An entry is never deleted from the middle of a stream: `trim` drops it with all that come before it.
     """
-    return sum(not is_gone for _, is_gone in _notes(chat))
+    return sum(not is_gone for _, is_gone in _notes(system))
 
 
-def _notes(chat: Chat) -> Iterator[tuple[bytes, bool]]:
+def _notes(system: System) -> Iterator[tuple[bytes, bool]]:
     """Yield the notes of recalled messages, each with whether no stream has the message any more."""
-    link = chat.link
-    for some in chunks(link.read("ZRANGE", WITHDRAWN, 0, -1), CHUNK):
+    client = system.client
+    for some in chunks(client.query("ZRANGE", WITHDRAWN, 0, -1), CHUNK):
         notes = [wire.text(note).rpartition(SEPARATOR) for note in some]
-        metas = [link.space.group(gid).meta for gid, _, _ in notes]
-        trimmed = link.read_many([("HGET", meta, "trimmed") for meta in metas])
-        there = link.read_many([("EXISTS", meta) for meta in metas])
+        metas = [client.space.group(gid).meta for gid, _, _ in notes]
+        trimmed = client.query_many([("HGET", meta, "trimmed") for meta in metas])
+        there = client.query_many([("EXISTS", meta) for meta in metas])
         for note, (_, _, msgid), bound, exists in zip(some, notes, trimmed, there, strict=True):
             yield note, not exists or int(msgid) <= int(bound or 0)
 
@@ -90,9 +90,9 @@ def _notes(chat: Chat) -> Iterator[tuple[bytes, bool]]:
 class _Rewriting:
     """The rewrites of all primaries. They go on at the same time."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._client: Any = link.client
+    def __init__(self, client: RedisClient) -> None:
+        self._redis_client = client
+        self._client: Any = client.driver
         self._asked: set[int] = set()
         self._waiting: set[int] = set()
         """Servers whose rewrite has not begun yet."""
@@ -166,11 +166,11 @@ class _Rewriting:
         except ResponseError:
             raise
         except (RedisError, OSError):
-            with driver_errors(self._link.address):
+            with driver_errors(self._redis_client.address):
                 raise
 
     def _fail(self, node: dict[str, Any], why: str) -> bool:
         self.has_failed = True
         at = node.get("target_nodes")
-        log.warning(_BY_HAND, f"{at.host}:{at.port}" if at else self._link.address, why)
+        log.warning(_BY_HAND, f"{at.host}:{at.port}" if at else self._redis_client.address, why)
         return True

@@ -10,7 +10,7 @@ from typing import Any
 
 from imcore.settings import Settings
 from imcore.streams import keys
-from imcore.streams.link import Link
+from imcore.streams.client import RedisClient
 
 _IS_GONE = -2
 """What PTTL answers for a key that is not there: a lease may end between the two questions."""
@@ -29,11 +29,11 @@ class SilentHolder:
     silent_ms: int | None
 
 
-def silent_holders(link: Link, settings: Settings) -> tuple[SilentHolder, ...]:
+def silent_holders(client: RedisClient, settings: Settings) -> tuple[SilentHolder, ...]:
     """Return who has entries in hand and has been silent for more than two leases (IM_LEASE_MS)."""
-    held = _held(link)
+    held = _held(client)
     leases = {name: _lease_of(name) for name in held}
-    ends = dict(zip(held, _ends(link, leases.values()), strict=True))
+    ends = dict(zip(held, _ends(client, leases.values()), strict=True))
     found = []
     for name, (entries, idle_ms) in sorted(held.items()):
         lives, is_too_long = ends[name]
@@ -43,20 +43,20 @@ def silent_holders(link: Link, settings: Settings) -> tuple[SilentHolder, ...]:
     return tuple(found)
 
 
-def lives(link: Link, kind: str, slots: Iterable[int]) -> bool:
+def lives(client: RedisClient, kind: str, slots: Iterable[int]) -> bool:
     """Return whether some process of a kind holds one of these leases, and may have renewed it."""
-    return any(alive for alive, _ in _ends(link, [keys.lease(kind, slot) for slot in slots]))
+    return any(alive for alive, _ in _ends(client, [keys.lease(kind, slot) for slot in slots]))
 
 
-def _held(link: Link) -> dict[str, tuple[int, int]]:
+def _held(client: RedisClient) -> dict[str, tuple[int, int]]:
     """Return how many entries each consumer has in hand, and how long ago it was heard of last, in ms."""
-    journals = link.space.journals()
-    there = link.read_many([("EXISTS", journal) for journal in journals])
+    journals = client.space.journals()
+    there = client.query_many([("EXISTS", journal) for journal in journals])
     held: dict[str, tuple[int, int]] = {}
     for journal in (journal for journal, exists in zip(journals, there, strict=True) if exists):
-        for group in link.read("XINFO GROUPS", journal):
+        for group in client.query("XINFO GROUPS", journal):
             if group["pending"]:
-                _add_consumers(held, link.read("XINFO CONSUMERS", journal, group["name"].decode()))
+                _add_consumers(held, client.query("XINFO CONSUMERS", journal, group["name"].decode()))
     return held
 
 
@@ -73,10 +73,10 @@ def _lease_of(consumer: str) -> str:
     return keys.lease(kind, int(slot) if slot.isdecimal() else 0)
 
 
-def _ends(link: Link, leases: Iterable[str]) -> list[tuple[bool, bool]]:
+def _ends(client: RedisClient, leases: Iterable[str]) -> list[tuple[bool, bool]]:
     """Return of each lease whether its holder may live, and whether it ends later than any that was taken just now."""
     asked = [(command, lease) for lease in leases for command in ("GET", "PTTL")]
-    found = link.read_many(asked)
+    found = client.query_many(asked)
     return [_end(value, left_ms) for value, left_ms in zip(found[::2], found[1::2], strict=True)]
 
 

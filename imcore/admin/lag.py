@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imcore.chat import Chat
+from imcore.streams.client import RedisClient
 from imcore.streams.keys import Keyspace
-from imcore.streams.link import Link
+from imcore.system import System
 
 PAGE = 100
 """How many entries are read at once to be counted: one may name a thousand users."""
@@ -45,13 +45,15 @@ class _Behind:
     age_ms: int
 
 
-def worker_stats(chat: Chat) -> tuple[WorkerStats, ...]:
+def worker_stats(system: System) -> tuple[WorkerStats, ...]:
     """Return how far each kind of worker is behind, of those that have begun."""
-    return tuple(_workers(chat.link, chat.link.space))
+    return tuple(_workers(system.client, system.client.space))
 
 
-def _workers(link: Link, space: Keyspace) -> Iterator[WorkerStats]:
-    behind = [_behind(link, journal, info) for journal in _journals(link, space) for info in _groups(link, journal)]
+def _workers(client: RedisClient, space: Keyspace) -> Iterator[WorkerStats]:
+    behind = [
+        _behind(client, journal, info) for journal in _journals(client, space) for info in _groups(client, journal)
+    ]
     for worker in sorted({each.worker for each in behind}):
         mine = [each for each in behind if each.worker == worker]
         yield WorkerStats(
@@ -62,41 +64,41 @@ def _workers(link: Link, space: Keyspace) -> Iterator[WorkerStats]:
         )
 
 
-def _journals(link: Link, space: Keyspace) -> list[str]:
+def _journals(client: RedisClient, space: Keyspace) -> list[str]:
     journals = space.journals()
-    there = link.read_many([("EXISTS", journal) for journal in journals])
+    there = client.query_many([("EXISTS", journal) for journal in journals])
     return [journal for journal, exists in zip(journals, there, strict=True) if exists]
 
 
-def _groups(link: Link, journal: str) -> list[dict[str, Any]]:
-    groups: list[dict[str, Any]] = link.read("XINFO GROUPS", journal)
+def _groups(client: RedisClient, journal: str) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = client.query("XINFO GROUPS", journal)
     return groups
 
 
-def _behind(link: Link, journal: str, info: dict[str, Any]) -> _Behind:
+def _behind(client: RedisClient, journal: str, info: dict[str, Any]) -> _Behind:
     worker, pending, read_up_to = info["name"].decode(), info["pending"], info["last-delivered-id"].decode()
-    unread, oldest = _unread(link, journal, read_up_to, info["lag"])
-    if pending and (lowest := link.read("XPENDING", journal, worker)["min"]):  # none, if all was done just now
+    unread, oldest = _unread(client, journal, read_up_to, info["lag"])
+    if pending and (lowest := client.query("XPENDING", journal, worker)["min"]):  # none, if all was done just now
         oldest.append(lowest)
-    return _Behind(worker, unread + pending, pending, _age_ms(link, journal, oldest))
+    return _Behind(worker, unread + pending, pending, _age_ms(client, journal, oldest))
 
 
-def _unread(link: Link, journal: str, last: str, lag: int | None) -> tuple[int, list[bytes]]:
+def _unread(client: RedisClient, journal: str, last: str, lag: int | None) -> tuple[int, list[bytes]]:
     """Return how many entries come after one, and the first of them if there is one. `lag`: what the server says."""
     count = 0
     first: list[bytes] = []
     while count < MOST_COUNTED:
-        page = link.read("XRANGE", journal, f"({last}", "+", "COUNT", PAGE)
+        page = client.query("XRANGE", journal, f"({last}", "+", "COUNT", PAGE)
         count += len(page)
         first = first or [entry_id for entry_id, _ in page[:1]]
         if len(page) < PAGE:
             return count, first
         last = page[-1][0].decode()
-    held = link.read("XLEN", journal)
+    held = client.query("XLEN", journal)
     return (lag if lag is not None and count <= lag <= held else held), first
 
 
-def _age_ms(link: Link, journal: str, ids: Sequence[bytes]) -> int:
+def _age_ms(client: RedisClient, journal: str, ids: Sequence[bytes]) -> int:
     if not ids:
         return 0
-    return max(0, link.time_ms(journal) - min(int(entry_id.partition(b"-")[0]) for entry_id in ids))
+    return max(0, client.time_ms(journal) - min(int(entry_id.partition(b"-")[0]) for entry_id in ids))

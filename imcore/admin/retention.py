@@ -13,16 +13,20 @@ from dataclasses import dataclass, replace
 
 from imcore import msgid as msgids
 from imcore.admin.lag import worker_stats
-from imcore.chat import Chat
 from imcore.errors import DatabaseUnavailable
-from imcore.limits import check_limit
-from imcore.sql import stored
-from imcore.sql.rows import MessageRow
-from imcore.streams import calls, events, journal_calls, wire
+from imcore.model.limits import check_limit
+from imcore.model.rows import MessageRow
+from imcore.model.values import Group
+from imcore.operations.groups import group as group_now
+from imcore.operations.groups import groups as groups_now
+from imcore.sql import queries
+from imcore.streams import events, wire
+from imcore.streams.calls import journal_calls, message_calls
+from imcore.streams.calls.call import Trimmed
+from imcore.streams.client import CHUNK
 from imcore.streams.events import Sent
 from imcore.streams.keys import CONFIG
-from imcore.streams.link import CHUNK
-from imcore.values import Group
+from imcore.system import System
 
 PAGE = 500
 _MOVES_AT_ONCE = 5000
@@ -53,7 +57,7 @@ Progress = Callable[[TrimSummary], None]
 
 
 def trim(
-    chat: Chat,
+    system: System,
     *,
     keep_messages: int | None = None,
     keep_ms: int | None = None,
@@ -66,34 +70,34 @@ def trim(
     at the same time, it does no harm. Raise UnknownGroup for a gid that is none, DatabaseUnavailable.
     """
     with suppress(DatabaseUnavailable):  # journals can be trimmed without
-        chat.database.refuse_newer()
-        chat.link.new_partitions = chat.database.partitions() or chat.link.new_partitions
-    settings = chat.settings
+        system.database.refuse_newer()
+        system.client.new_partitions = system.database.partitions() or system.client.new_partitions
+    settings = system.settings
     check_limit(keep_messages, lowest=0)
     check_limit(keep_ms, lowest=0)
     keep_messages = settings.keep_messages if keep_messages is None else keep_messages
     cutoff_ms = time.time_ns() // 1_000_000 - (settings.keep_ms if keep_ms is None else keep_ms)
     # In this order: no entry that is not seen here tells of a message that is one of these groups' by now.
-    groups = [chat.group(gid)] if gid else list(chat.groups())
-    needed = _needed(chat)
+    groups = [group_now(system.client, gid)] if gid else list(groups_now(system.client))
+    needed = _needed(system)
     summary = TrimSummary()
     for i in range(0, len(groups), CHUNK):
         limits = [_Limit(group, keep_messages, cutoff_ms, needed.get(group.gid)) for group in groups[i : i + CHUNK]]
-        for limit in _worth_a_look(chat, limits):
-            dropped = _trim_stream(chat, limit)
+        for limit in _worth_a_look(system, limits):
+            dropped = _trim_stream(system, limit)
             summary = replace(summary, groups=summary.groups + bool(dropped), entries=summary.entries + dropped)
-        chat.link.run_many([calls.rotate_once(chat.link.space, limit.gid) for limit in limits])
+        system.client.call_many([message_calls.rotate_idempotency(system.client.space, limit.gid) for limit in limits])
         if on_progress:
             on_progress(summary)
     if gid:
         return summary
-    return replace(summary, journal_entries=_trim_journals(chat), read_times=_forget_read_times(chat))
+    return replace(summary, journal_entries=_trim_journals(system), read_times=_forget_read_times(system))
 
 
-def held_up(chat: Chat) -> str | None:
+def held_up(system: System) -> str | None:
     """Return why the journals keep what they have, if that is for want of a kind of worker: which one, in words."""
-    kept = sum(chat.link.read_many([("XLEN", journal) for journal in chat.link.space.journals()]))
-    backlogs = {worker.worker: worker.backlog for worker in worker_stats(chat)}
+    kept = sum(system.client.query_many([("XLEN", journal) for journal in system.client.space.journals()]))
+    backlogs = {worker.worker: worker.backlog for worker in worker_stats(system)}
     reasons = [f"the worker {kind} has never run" for kind in READS if kind not in backlogs]
     reasons += [f"the worker {kind} is {_entries(behind)} behind" for kind, behind in backlogs.items() if behind]
     return f"the journals keep {_entries(kept)}: {', '.join(reasons)}" if kept and reasons else None
@@ -119,10 +123,10 @@ class _Limit:
         return is_old and row.msgid <= self._last
 
 
-def _worth_a_look(chat: Chat, limits: Sequence[_Limit]) -> list[_Limit]:
+def _worth_a_look(system: System, limits: Sequence[_Limit]) -> list[_Limit]:
     """Return those of the groups whose first message in Redis may go: few, as a rule."""
-    space = chat.link.space
-    firsts = chat.link.run_many([calls.entries(space, limit.gid, "-", "+", 1) for limit in limits])
+    space = system.client.space
+    firsts = system.client.call_many([message_calls.entries(space, limit.gid, "-", "+", 1) for limit in limits])
     return [
         limit
         for limit, page in zip(limits, firsts, strict=True)
@@ -130,36 +134,38 @@ def _worth_a_look(chat: Chat, limits: Sequence[_Limit]) -> list[_Limit]:
     ]
 
 
-def _trim_stream(chat: Chat, limit: _Limit) -> int:
+def _trim_stream(system: System, limit: _Limit) -> int:
     """Trim a stream, some messages in a call."""
     bound = dropped = waiting = characters = 0
-    for row in _stored(chat, limit.gid):
+    for row in _stored(system, limit.gid):
         if not limit.lets_go(row):
             break
         bound, waiting, characters = row.msgid, waiting + 1, characters + len(row.content)
         if waiting == _TRIM_AT_ONCE or characters >= _TRIM_CHARACTERS:
-            dropped += _trim_up_to(chat, limit.gid, bound)
+            dropped += _trim_up_to(system, limit.gid, bound)
             bound = waiting = characters = 0
-    return dropped + (_trim_up_to(chat, limit.gid, bound) if bound else 0)
+    return dropped + (_trim_up_to(system, limit.gid, bound) if bound else 0)
 
 
-def _trim_up_to(chat: Chat, gid: str, bound: int) -> int:
+def _trim_up_to(system: System, gid: str, bound: int) -> int:
     try:
-        return chat.link.run(calls.trim(chat.link.space, gid, bound))
-    except calls.Trimmed:
+        return system.client.call(message_calls.trim(system.client.space, gid, bound))
+    except Trimmed:
         return 0  # somebody else was faster
 
 
-def _stored(chat: Chat, gid: str) -> Iterator[MessageRow]:
+def _stored(system: System, gid: str) -> Iterator[MessageRow]:
     """Yield the messages of a stream, oldest first, up to the first one that SQL does not have."""
     after = 0
     while True:
-        entries, more = chat.link.run(calls.entries(chat.link.space, gid, msgids.unpack(after + 1), "+", PAGE))
+        entries, more = system.client.call(
+            message_calls.entries(system.client.space, gid, msgids.unpack(after + 1), "+", PAGE)
+        )
         in_redis = list(_rows(gid, entries))
         if not in_redis:
             return
         first, last = in_redis[0].msgid, in_redis[-1].msgid
-        in_sql = chat.database.messages_after(gid, first - 1, until=last, limit=len(in_redis))
+        in_sql = system.database.messages_after(gid, first - 1, until=last, limit=len(in_redis))
         for here, there in zip(in_redis, in_sql, strict=False):
             if here[:_SAME] != there[:_SAME]:
                 return
@@ -178,20 +184,20 @@ def _rows(gid: str, entries: Sequence[wire.Entry]) -> Iterator[MessageRow]:
             return
 
 
-def _needed(chat: Chat) -> dict[str, int]:
+def _needed(system: System) -> dict[str, int]:
     """Return the first message of each group that an entry, not done by some worker, tells of."""
     needed: dict[str, int] = {}
-    for partition in range(chat.link.space.partitions):
-        for event in _undone(chat, partition):
+    for partition in range(system.client.space.partitions):
+        for event in _undone(system, partition):
             needed[event.gid] = min(event.first, needed.get(event.gid, event.first))
     return needed
 
 
-def _undone(chat: Chat, partition: int) -> Iterator[Sent]:
-    link, space = chat.link, chat.link.space
-    start = link.run(journal_calls.undone(space, partition, STORES, only=False)) or "-"
+def _undone(system: System, partition: int) -> Iterator[Sent]:
+    client, space = system.client, system.client.space
+    start = client.call(journal_calls.undone(space, partition, STORES, only=False)) or "-"
     while True:
-        found, more = link.run(journal_calls.entries(space, partition, start, PAGE))
+        found, more = client.call(journal_calls.entries(space, partition, start, PAGE))
         for entry_id, fields in found:
             event = events.read(partition, entry_id, fields).event
             if isinstance(event, Sent):
@@ -201,27 +207,27 @@ def _undone(chat: Chat, partition: int) -> Iterator[Sent]:
         start = f"({found[-1][0].decode()}"
 
 
-def _forget_read_times(chat: Chat) -> int:
+def _forget_read_times(system: System) -> int:
     """Delete old moves of offsets, some at a time: writers go on in between.
 
     They are gone for good: of two clocks that which stands behind counts.
     """
-    keep_ms = chat.settings.keep_read_times_ms
+    keep_ms = system.settings.keep_read_times_ms
     if not keep_ms:
         return 0
-    before = msgids.first_at(min(time.time_ns() // 1_000_000, chat.link.time_ms(CONFIG)) - keep_ms)
+    before = msgids.first_at(min(time.time_ns() // 1_000_000, system.client.time_ms(CONFIG)) - keep_ms)
     total = 0
-    while some := stored.forget_moves(chat.database, before, _MOVES_AT_ONCE):
+    while some := queries.forget_moves(system.database, before, _MOVES_AT_ONCE):
         total += some
     return total
 
 
-def _trim_journals(chat: Chat) -> int:
-    return sum(_trim_journal(chat, partition) for partition in range(chat.link.space.partitions))
+def _trim_journals(system: System) -> int:
+    return sum(_trim_journal(system, partition) for partition in range(system.client.space.partitions))
 
 
-def _trim_journal(chat: Chat, partition: int) -> int:
+def _trim_journal(system: System, partition: int) -> int:
     total = 0
-    while dropped := chat.link.run(journal_calls.trim_journal(chat.link.space, partition, READS)):
+    while dropped := system.client.call(journal_calls.trim_journal(system.client.space, partition, READS)):
         total += dropped
     return total

@@ -8,7 +8,7 @@ from typing import Literal
 from imcore.admin.acl import ROLES
 from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
-from imcore.streams.link import Client, Link, open_client
+from imcore.streams.client import Client, RedisClient, open_client
 from imcore.streams.redis_errors import address, driver_errors
 from imcore.streams.server_info import OLDEST, ServerInfo, servers_of, user_of
 
@@ -45,11 +45,11 @@ class ServerSettings:
         return bool(self.maxmemory) and (self.maxmemory_policy or "").startswith("allkeys")
 
 
-def chat_servers(link: Link) -> list[ServerSettings]:
+def chat_servers(client: RedisClient) -> list[ServerSettings]:
     """Look at the server of a link, or at each primary of its cluster. Raise RedisUnavailable."""
-    with driver_errors(link.address):
-        found = list(servers_of(link.client, asks_config=_may_ask(link.client)))
-    return [_settings_of("chat", info.node or link.address, info, _of_chat(info)) for info in found]
+    with driver_errors(client.address):
+        found = list(servers_of(client.driver, asks_config=_may_ask(client.driver)))
+    return [_settings_of("chat", info.node or client.address, info, _of_chat(info)) for info in found]
 
 
 def jobs_servers(settings: Settings) -> list[ServerSettings]:
@@ -61,12 +61,12 @@ def jobs_servers(settings: Settings) -> list[ServerSettings]:
     return [_settings_of("jobs", address(url), info, _of_jobs(info)) for info in found]
 
 
-def all_servers(link: Link, settings: Settings, tell: Callable[[str], object]) -> tuple[ServerSettings, ...]:
+def all_servers(client: RedisClient, settings: Settings, tell: Callable[[str], object]) -> tuple[ServerSettings, ...]:
     """Look at the servers of the chat, and at that of the jobs where it is another one.
 
     Nothing depends on what is found: why a server cannot be looked at is told, never raised.
     """
-    found = _looked_at(lambda: chat_servers(link), tell)
+    found = _looked_at(lambda: chat_servers(client), tell)
     if settings.jobs_redis_url != settings.redis_url:
         known = {server.run_id for server in found if server.run_id}
         found += [server for server in _looked_at(lambda: jobs_servers(settings), tell) if server.run_id not in known]

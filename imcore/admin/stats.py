@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from imcore.admin.holders import SilentHolder, lives, silent_holders
 from imcore.admin.lag import WorkerStats, worker_stats
 from imcore.admin.server_settings import ServerSettings, all_servers
-from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError
+from imcore.model.values import Group
+from imcore.operations.groups import groups as groups_now
 from imcore.settings import Settings
-from imcore.streams import journal_calls, keys, session_calls, urls
-from imcore.streams.link import CHUNK, Link, open_client
+from imcore.streams import keys, urls
+from imcore.streams.calls import journal_calls, session_calls
+from imcore.streams.client import CHUNK, RedisClient, open_client
 from imcore.streams.redis_errors import driver_errors
-from imcore.values import Group
+from imcore.system import System
 
 LATELY_S = 10
 """Over how many seconds what happens a second is averaged."""
@@ -84,56 +86,56 @@ class Stats:
     unseen: tuple[str, ...]
 
 
-def stats(chat: Chat) -> Stats:
+def stats(system: System) -> Stats:
     """Count everything. Takes longer with the number of groups, not with that of messages."""
-    link, space = chat.link, chat.link.space
-    groups = list(chat.groups())
+    client, space = system.client, system.client.space
+    groups = list(groups_now(client))
     partitions = range(space.partitions)
     unseen: list[str] = []
     journals, dead_letters = (
-        link.read_many([("XLEN", key(p)) for p in partitions]) for key in (space.journal, space.dead_letters)
+        client.query_many([("XLEN", key(p)) for p in partitions]) for key in (space.journal, space.dead_letters)
     )
     return Stats(
         groups=len(groups),
         members=sum(group.members for group in groups),
         messages=sum(group.messages for group in groups),
-        online=sum(link.run_many([session_calls.count_online(space, p) for p in partitions])),
+        online=sum(client.call_many([session_calls.count_online(space, p) for p in partitions])),
         journal=sum(journals),
         dead_letters=sum(dead_letters),
-        workers=worker_stats(chat),
-        jobs=_jobs(chat.settings),
-        streams=(_group_streams(link, groups), _journals(link, journals)),
-        storm=_storm(link),
-        silent=silent_holders(link, chat.settings),
-        rebuild=_rebuild(link),
-        servers=all_servers(link, chat.settings, unseen.append),
+        workers=worker_stats(system),
+        jobs=_jobs(system.settings),
+        streams=(_group_streams(client, groups), _journals(client, journals)),
+        storm=_storm(client),
+        silent=silent_holders(client, system.settings),
+        rebuild=_rebuild(client),
+        servers=all_servers(client, system.settings, unseen.append),
         unseen=tuple(unseen),
     )
 
 
-def _rebuild(link: Link) -> str | None:
-    if not link.read("HGET", keys.CONFIG, keys.REBUILDING):
+def _rebuild(client: RedisClient) -> str | None:
+    if not client.query("HGET", keys.CONFIG, keys.REBUILDING):
         return None
-    return "under way" if lives(link, keys.REBUILD, [1]) else "broken off"
+    return "under way" if lives(client, keys.REBUILD, [1]) else "broken off"
 
 
-def online_uids(chat: Chat) -> Iterator[str]:
+def online_uids(system: System) -> Iterator[str]:
     """Yield who has a live session."""
-    link, space = chat.link, chat.link.space
+    client, space = system.client, system.client.space
     for partition in range(space.partitions):
         offset = 0
-        while page := link.run(session_calls.online_uids(space, partition, offset=offset, count=CHUNK)):
+        while page := client.call(session_calls.online_uids(space, partition, offset=offset, count=CHUNK)):
             yield from page
             offset += len(page)
 
 
-def _group_streams(link: Link, groups: Sequence[Group]) -> StreamStats:
+def _group_streams(client: RedisClient, groups: Sequence[Group]) -> StreamStats:
     """Weigh some streams, and take the others for the same by entry."""
-    names = [link.space.group(group.gid).stream for group in groups]
-    lengths = link.read_many([("XLEN", name) for name in names])
+    names = [client.space.group(group.gid).stream for group in groups]
+    lengths = client.query_many([("XLEN", name) for name in names])
     small = [i for i, group in enumerate(groups) if group.members <= _MOST_MEMBERS and lengths[i]]
     chosen = sorted(small, key=lambda i: -lengths[i])[:_WEIGHED]
-    weight, weighed = _weigh(link, [names[i] for i in chosen]), sum(lengths[i] for i in chosen)
+    weight, weighed = _weigh(client, [names[i] for i in chosen]), sum(lengths[i] for i in chosen)
     entries = sum(lengths)
     known = weight is not None and (weighed or not entries)
     return StreamStats(
@@ -141,15 +143,15 @@ def _group_streams(link: Link, groups: Sequence[Group]) -> StreamStats:
     )
 
 
-def _journals(link: Link, lengths: Sequence[int]) -> StreamStats:
-    names = [name for name, length in zip(link.space.journals(), lengths, strict=True) if length]
-    return StreamStats("journals", len(lengths), sum(lengths), _weigh(link, names))
+def _journals(client: RedisClient, lengths: Sequence[int]) -> StreamStats:
+    names = [name for name, length in zip(client.space.journals(), lengths, strict=True) if length]
+    return StreamStats("journals", len(lengths), sum(lengths), _weigh(client, names))
 
 
-def _weigh(link: Link, names: Sequence[str]) -> int | None:
+def _weigh(client: RedisClient, names: Sequence[str]) -> int | None:
     """Return about how much memory keys take; None where a server or a role does not know how."""
     try:
-        return sum(found or 0 for found in link.read_many([("MEMORY", "USAGE", name) for name in names]))
+        return sum(found or 0 for found in client.query_many([("MEMORY", "USAGE", name) for name in names]))
     except ConfigurationError:
         return None
 
@@ -167,10 +169,10 @@ def _jobs(settings: Settings) -> JobStats | None:
         return None
 
 
-def _storm(link: Link) -> StormStats:
-    space = link.space
-    calls = [journal_calls.storm(space, p, seconds=LATELY_S) for p in range(space.partitions)]
-    acks, receipts, digests, messages_lately, acks_lately = map(sum, zip(*link.run_many(calls), strict=True))
+def _storm(client: RedisClient) -> StormStats:
+    space = client.space
+    calls = [journal_calls.coalescing(space, p, seconds=LATELY_S) for p in range(space.partitions)]
+    acks, receipts, digests, messages_lately, acks_lately = map(sum, zip(*client.call_many(calls), strict=True))
     return StormStats(
         acks=acks,
         receipts=receipts,

@@ -6,7 +6,7 @@ from typing import Protocol
 from sqlalchemy import Connection, Engine
 
 from imcore.errors import ImError
-from imcore.sql.rows import Batch
+from imcore.model.rows import Batch
 
 
 class Backend(Protocol):

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from imcore import msgid as msgids
-from imcore.sql.rows import Batch, GroupRow, MarkRow, MessageRow, MoveRow, SpanRow
+from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow, WatermarkRow
 from imcore.sql.tables import reach
 
 TimeForm = Callable[[int], object]
@@ -23,7 +23,7 @@ MARK = "stored"
 
 
 @dataclass(frozen=True, slots=True)
-class Target(Generic[_Row]):
+class BulkTable(Generic[_Row]):
     """Where rows of one kind go. `columns` maps names to PostgreSQL types; `appends`: keys are hardly ever known."""
 
     table: str
@@ -38,7 +38,7 @@ class Target(Generic[_Row]):
         return ", ".join(self.columns)
 
 
-def by_target(batch: Batch) -> Iterator[tuple[Target[Any], list[Any]]]:
+def by_target(batch: Batch) -> Iterator[tuple[BulkTable[Any], list[Any]]]:
     """Yield every target that has rows, always in the same order: writers then never wait for each other in a ring."""
     for target, rows in (
         (_GROUPS, batch.groups),
@@ -90,16 +90,16 @@ def _json(uids: tuple[str, ...]) -> str:
     return json.dumps(uids, ensure_ascii=False)
 
 
-def _mark_values(row: MarkRow, _time: TimeForm) -> tuple[object, ...]:
-    return mark_name(row.partition, row.consumer), str(row.entry)
+def _mark_values(row: WatermarkRow, _time: TimeForm) -> tuple[object, ...]:
+    return watermark_name(row.partition, row.consumer), str(row.entry)
 
 
-def mark_name(partition: int, consumer: str) -> str:
+def watermark_name(partition: int, consumer: str) -> str:
     """Return under which name a mark is kept."""
     return f"{MARK}:{partition}:{consumer}"
 
 
-_GROUPS = Target(
+_GROUPS = BulkTable(
     table="chat_groups",
     columns={"gid": "text", "created_at": "timestamptz"},
     on_conflict="""(gid) DO UPDATE SET created_at = excluded.created_at
@@ -107,7 +107,7 @@ _GROUPS = Target(
     values=_group_values,
     appends=False,
 )
-_MESSAGES = Target(
+_MESSAGES = BulkTable(
     table="group_msgs",
     columns={
         "gid": "text",
@@ -127,7 +127,7 @@ _MESSAGES = Target(
 )
 _SPAN_IS_NEWER = """(excluded.changed, COALESCE(excluded.left_msgid, -1))
         > (group_spans.changed, COALESCE(group_spans.left_msgid, -1))"""
-_SPANS = Target(
+_SPANS = BulkTable(
     table="group_spans",
     columns={
         "gid": "text",
@@ -137,7 +137,7 @@ _SPANS = Target(
         "changed": "int8",
         "acked_msgid": "int8",
     },
-    # The same as imcore.sql.rows.merged.
+    # The same as imcore.model.rows.merged.
     on_conflict=f"""(gid, uid, joined_msgid) DO UPDATE SET
         left_msgid = CASE WHEN {_SPAN_IS_NEWER} THEN excluded.left_msgid ELSE group_spans.left_msgid END,
         changed = CASE WHEN {_SPAN_IS_NEWER} THEN excluded.changed ELSE group_spans.changed END,
@@ -147,14 +147,14 @@ _SPANS = Target(
     values=_span_values,
     appends=False,
 )
-_MOVES = Target(
+_MOVES = BulkTable(
     table="offset_moves",
     columns={"gid": "text", "reach": "int2", "msgid": "int8", "entry": "int8", "start": "int8", "uids": "text"},
     on_conflict="(gid, reach, msgid, entry, start) DO NOTHING",
     values=_move_values,
     appends=True,
 )
-_MARKS = Target(
+_MARKS = BulkTable(
     table="imcore_meta",
     columns={"name": "text", "value": "text"},
     # The higher number, without taking for one what somebody has written by hand.

@@ -16,7 +16,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from imcore import msgid as msgids
-from imcore.sql.rows import NO_TIME, MessageRow
+from imcore.model.rows import NO_TIME, MessageRow
 from imcore.sql.tables import GROUP_MSGS, to_ms
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from sqlalchemy import BigInteger, ColumnElement, and_, bindparam, cast, literal_column, or_, select, text, update
 
 from imcore import msgid as msgids
+from imcore.model.rows import MessageRow, SpanRow
 from imcore.sql.cells import has_msgid, msgid_of, text_of
 from imcore.sql.database import Database
-from imcore.sql.rows import MessageRow, SpanRow
-from imcore.sql.stored import PAGE
+from imcore.sql.queries import PAGE
 from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS
 
 

@@ -28,10 +28,10 @@ from imcore.errors import (
     DatabaseUnavailable,
     ImError,
 )
+from imcore.model.rows import Batch, MessageRow
 from imcore.sql.backend import Backend
 from imcore.sql.cells import MessageReader, has_msgid, message_columns, text_of
 from imcore.sql.migrations import HEAD, VERSION_TABLE
-from imcore.sql.rows import Batch, MessageRow
 from imcore.sql.tables import GROUP_MSGS, META, OFFSET_MOVES, REACHES, longest
 from imcore.sql.urls import backend_of
 

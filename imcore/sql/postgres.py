@@ -14,9 +14,9 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from imcore import msgid as msgids
 from imcore.errors import ImError
+from imcore.model.rows import Batch
 from imcore.sql import postgres_checks, postgres_session, postgres_url
-from imcore.sql.bulk import UPDATES, Target, by_target
-from imcore.sql.rows import Batch
+from imcore.sql.bulk import UPDATES, BulkTable, by_target
 from imcore.sql.waits import Waits
 
 TRIES = 5
@@ -137,14 +137,14 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql(postgres_session.begin_statement())
 
 
-def _copy(cursor: psycopg.Cursor[Any], target: Target[Any], values: list[tuple[Any, ...]]) -> None:
+def _copy(cursor: psycopg.Cursor[Any], target: BulkTable[Any], values: list[tuple[Any, ...]]) -> None:
     with cursor.copy(f"COPY {target.table} ({target.names}) FROM STDIN (FORMAT BINARY)".encode()) as copy:
         copy.set_types(list(target.columns.values()))
         for value in values:
             copy.write_row(value)
 
 
-def _insert(cursor: psycopg.Cursor[Any], target: Target[Any], values: list[tuple[Any, ...]]) -> None:
+def _insert(cursor: psycopg.Cursor[Any], target: BulkTable[Any], values: list[tuple[Any, ...]]) -> None:
     arrays = ", ".join(f"%b::{kind}[]" for kind in target.columns.values())
     statement = f"""INSERT INTO {target.table} ({target.names}) SELECT * FROM unnest({arrays})
         ON CONFLICT {target.on_conflict}"""  # noqa: S608 (our own names)

@@ -22,10 +22,10 @@ from imcore.errors import (
     DatabaseUnavailable,
     ImError,
 )
-from imcore.folders import make_private
+from imcore.files.folders import make_private
+from imcore.model.rows import Batch
 from imcore.sql import cells, sqlite_file
-from imcore.sql.bulk import UPDATES, Target, by_target
-from imcore.sql.rows import Batch
+from imcore.sql.bulk import UPDATES, BulkTable, by_target
 from imcore.sql.sqlite_file import FileConnection, error_code
 from imcore.sql.tables import to_iso
 
@@ -189,6 +189,6 @@ def _driver(pooled: Any) -> FileConnection:
     return cast("FileConnection", pooled.driver_connection)
 
 
-def _insert(target: Target[Any]) -> str:
+def _insert(target: BulkTable[Any]) -> str:
     marks = ", ".join("?" for _ in target.columns)
     return f"INSERT INTO {target.table} ({target.names}) VALUES ({marks}) ON CONFLICT {target.on_conflict}"  # noqa: S608 (our own names)

@@ -107,7 +107,7 @@ class GroupMsg(Stored, table=True):
 
 
 class GroupSpan(Stored, table=True):
-    """A membership (joined_msgid, left_msgid] and the offset within it. See `imcore.sql.rows.SpanRow` for `changed`."""
+    """A membership (joined_msgid, left_msgid] and the offset within it. See `imcore.model.rows.SpanRow` for `changed`."""
 
     __tablename__ = "group_spans"
     __table_args__ = (
@@ -172,7 +172,7 @@ class ChatGroup(Stored, table=True):
     created_at: datetime = Field(sa_type=UtcTime)
 
 
-class Meta(Stored, table=True):
+class SystemMeta(Stored, table=True):
     """Facts about the data as a whole, such as the number of partitions."""
 
     __tablename__ = "imcore_meta"

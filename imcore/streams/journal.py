@@ -22,9 +22,9 @@ from typing import NamedTuple
 from imcore.errors import ImError, RedisUnavailable, UnknownGroup
 from imcore.settings import Settings
 from imcore.streams import events
-from imcore.streams import journal_calls as calls
+from imcore.streams.calls import journal_calls as calls
+from imcore.streams.client import RedisClient
 from imcore.streams.events import Entry
-from imcore.streams.link import Link
 from imcore.streams.url_options import LONGEST_BLOCK_MS
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ class Lease:
     counts as dead; if it lives after all and its name has gone to another one, it takes another name.
     """
 
-    def __init__(self, link: Link, kind: str, lease_ms: int) -> None:
-        self._link = link
+    def __init__(self, client: RedisClient, kind: str, lease_ms: int) -> None:
+        self._client = client
         self._kind = kind
         self._lease_ms = lease_ms
         self._token = uuid.uuid4().hex
@@ -76,12 +76,12 @@ class Lease:
     def give_back(self) -> None:
         """Let others have the name, and what is still open under it, at once."""
         if self._slot:
-            self._link.run(calls.lease(self._kind, self._slot, self._token, 0))
+            self._client.call(calls.lease(self._kind, self._slot, self._token, 0))
             self._slot = 0
 
     def _hold(self, slot: int) -> bool:
         self._renew_at = time.monotonic() + self._lease_ms / 3000
-        return self._link.run(calls.lease(self._kind, slot, self._token, self._lease_ms))
+        return self._client.call(calls.lease(self._kind, slot, self._token, self._lease_ms))
 
 
 class _Failed(NamedTuple):
@@ -97,11 +97,11 @@ class _Failed(NamedTuple):
 class Journal:
     """All journals, for one process of a kind of worker."""
 
-    def __init__(self, link: Link, kind: str, settings: Settings) -> None:
-        self._link = link
+    def __init__(self, client: RedisClient, kind: str, settings: Settings) -> None:
+        self._client = client
         self._kind = kind
         self._settings = settings
-        self._lease = Lease(link, kind, settings.lease_ms)
+        self._lease = Lease(client, kind, settings.lease_ms)
         self._follows = False
         self._open: dict[int, str] | None = None
         """Up to where the entries open under our name have been taken, by partition; None: they are all taken."""
@@ -147,7 +147,7 @@ class Journal:
             self._out += len(entries)
             return entries
 
-    def done(self, entries: Sequence[Entry], storms: Mapping[int, calls.Storm] | None = None) -> None:
+    def done(self, entries: Sequence[Entry], storms: Mapping[int, calls.CoalescingCounts] | None = None) -> None:
         """Confirm entries: no worker of this kind will see them again. `storms`: what that came to, by partition."""
         with self._doubts():
             self._confirm(entries, storms or {})
@@ -174,9 +174,9 @@ class Journal:
 
     def _count_failure(self, entry: Entry, reason: str) -> calls.Failure:
         most = self._settings.max_deliveries
-        call = calls.fail(self._link.space, entry.partition, self._kind, entry.id, reason=reason, max_failures=most)
+        call = calls.fail(self._client.space, entry.partition, self._kind, entry.id, reason=reason, max_failures=most)
         with self._doubts():
-            return self._link.run(call, repeatable=False)  # or one failure might count twice
+            return self._client.call(call, repeatable=False)  # or one failure might count twice
 
     def look_again(self) -> None:
         """Take again what is open under our name: the caller has given up what it had in hand."""
@@ -193,9 +193,9 @@ class Journal:
         """Return whether all is done that was there when this was asked first, by whichever process of the kind."""
         if self._ends is None:
             self._ends = self._newest()
-        space = self._link.space
+        space = self._client.space
         asked = [calls.undone(space, p, [self._kind], only=True) for p in range(space.partitions)]
-        begins = self._link.run_many(asked)
+        begins = self._client.call_many(asked)
         return all(_order(begin or "") > _order(end) for begin, end in zip(begins, self._ends, strict=True) if end)
 
     def close(self) -> None:
@@ -203,7 +203,9 @@ class Journal:
         self._lease.give_back()
 
     def _newest(self) -> list[str]:
-        found = self._link.read_many([("XREVRANGE", key, "+", "-", "COUNT", 1) for key in self._link.space.journals()])
+        found = self._client.query_many(
+            [("XREVRANGE", key, "+", "-", "COUNT", 1) for key in self._client.space.journals()]
+        )
         return [entries[0][0].decode() if entries else "" for entries in found]
 
     def _hold(self) -> None:
@@ -213,8 +215,8 @@ class Journal:
             self.look_again()  # a former process of that name may have left entries open
 
     def _follow(self) -> None:
-        space = self._link.space
-        self._link.run_many([calls.follow(space, p, self._kind) for p in range(space.partitions)])
+        space = self._client.space
+        self._client.call_many([calls.follow(space, p, self._kind) for p in range(space.partitions)])
         self._follows = True
 
     def _take_open(self) -> list[Entry]:
@@ -246,8 +248,8 @@ class Journal:
 
     def _take_new(self, block_ms: int) -> list[Entry]:
         """Return new entries of all partitions, waiting for the first one."""
-        partitions = range(self._link.space.partitions)
-        if block_ms and not self._link.is_cluster:
+        partitions = range(self._client.space.partitions)
+        if block_ms and not self._client.is_cluster:
             return self._block(partitions, block_ms)
         entries = self._take(None)
         if entries or not block_ms:
@@ -262,29 +264,29 @@ class Journal:
             self._confirm(others, {})
         return [entry for entry in entries if entry.kind in {"", self._kind}]
 
-    def _confirm(self, entries: Sequence[Entry], storms: Mapping[int, calls.Storm]) -> None:
+    def _confirm(self, entries: Sequence[Entry], storms: Mapping[int, calls.CoalescingCounts]) -> None:
         ids: dict[int, list[str]] = {}
         for entry in entries:
             ids.setdefault(entry.partition, []).append(entry.id)
-        space = self._link.space
-        self._link.run_many(
+        space = self._client.space
+        self._client.call_many(
             [call for p, each in ids.items() for call in calls.done(space, p, self._kind, each, storms.get(p))]
         )
 
     def _block(self, partitions: Sequence[int], block_ms: int) -> list[Entry]:
-        journals = {self._link.space.journal(p): p for p in partitions}
+        journals = {self._client.space.journal(p): p for p in partitions}
         how = ("COUNT", self._settings.batch_size, "BLOCK", min(block_ms, LONGEST_BLOCK_MS))
         streams = (*journals, *(calls.NEW for _ in journals))
-        found: list[tuple[bytes, list[calls.RawEntry]]] | None = self._link.once(
+        found: list[tuple[bytes, list[calls.RawEntry]]] | None = self._client.execute_once(
             "XREADGROUP", "GROUP", self._kind, self.consumer, *how, "STREAMS", *streams
         )
         return [events.read(journals[key.decode()], *each) for key, raw in found or () for each in raw]
 
     def _take(self, opened: dict[int, str] | None) -> list[Entry]:
         """Return new entries, or, with the last ids of a former answer, the open ones after these."""
-        space, size = self._link.space, self._settings.batch_size
+        space, size = self._client.space, self._settings.batch_size
         starts = [calls.NEW if opened is None else opened.get(p, calls.FIRST) for p in range(space.partitions)]
-        found = self._link.run_many(
+        found = self._client.call_many(
             [
                 calls.take(space, p, self._kind, self.consumer, start=start, count=size)
                 for p, start in enumerate(starts)
@@ -303,8 +305,8 @@ class Journal:
         if self._out <= 0 and not self._failed and len(left) < len(held):
             self.look_again()
         dead = self._without_lease({name for _, name in left})
-        space = self._link.space
-        claimed = self._link.run_many(
+        space = self._client.space
+        claimed = self._client.call_many(
             [calls.claim(space, p, self._kind, self.consumer, name) for p, name in left if name in dead]
         )
         if sum(claimed):
@@ -312,13 +314,13 @@ class Journal:
             self.look_again()
 
     def _held(self) -> list[tuple[int, str]]:
-        space = self._link.space
-        found = self._link.run_many([calls.holders(space, p, self._kind) for p in range(space.partitions)])
+        space = self._client.space
+        found = self._client.call_many([calls.holders(space, p, self._kind) for p in range(space.partitions)])
         return [(p, name) for p, names in enumerate(found) for name in names]
 
     def _without_lease(self, names: set[str]) -> set[str]:
         slots = {name: slot for name in names if (slot := self._slot_of(name))}
-        lives = self._link.run_many([calls.is_held(self._kind, slot) for slot in slots.values()])
+        lives = self._client.call_many([calls.is_held(self._kind, slot) for slot in slots.values()])
         return names - {name for name, alive in zip(slots, lives, strict=True) if alive}
 
     def _slot_of(self, name: str) -> int | None:

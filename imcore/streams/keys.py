@@ -24,7 +24,7 @@ RQ_QUEUED, RQ_RUNNING, RQ_FAILED = f"rq:queue:{QUEUE}", f"rq:wip:{QUEUE}", f"rq:
 """A list and two sorted sets of rq's: the jobs that wait, are under way, have failed."""
 
 SEPARATOR = "\x1f"
-"""Joins what makes up one name; `imcore.limits` keeps it out of uids and gids."""
+"""Joins what makes up one name; `imcore.model.limits` keeps it out of uids and gids."""
 RECORD_SEPARATOR = "\x1e"
 
 

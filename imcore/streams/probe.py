@@ -7,8 +7,8 @@ from typing import Any
 import redis
 from redis.cluster import RedisCluster
 
-from imcore.streams import calls
-from imcore.streams.calls import Call
+from imcore.streams.calls import message_calls
+from imcore.streams.calls.call import Call
 from imcore.streams.keys import Keyspace
 
 
@@ -19,7 +19,7 @@ def writes_of_nothing(client: "redis.Redis | RedisCluster", partitions: int) -> 
     replica, cannot save to its disk, or has too few replicas itself.
     """
     space = Keyspace(partitions)
-    return [calls.ack(space, gid, []) for gid in _gids(client, space)]
+    return [message_calls.ack(space, gid, []) for gid in _gids(client, space)]
 
 
 def _gids(client: "redis.Redis | RedisCluster", space: Keyspace) -> Iterator[str]:

@@ -5,12 +5,12 @@ is: a value that cannot be read is left out, and one message never hides the oth
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from imcore import msgid as msgids
-from imcore.sql.rows import MessageRow
+from imcore.model.rows import MessageRow
+from imcore.model.values import Message, Receipt
 from imcore.streams.keys import SEPARATOR
-from imcore.values import Message, Receipt
 
 Entry = list[Any]
 """A stream entry as a function answers it: its id, and its fields and values in turn, as `im_send` writes them."""
@@ -19,6 +19,18 @@ _SEP = SEPARATOR.encode()
 _SEQ, _UID, _SPAN, _CID, _SENT, _UP, _TEXT = range(1, 15, 2)
 _EXTRA = 14
 _RECALLED = [b"recalled", b"1"]
+
+SUBSCRIBED, UNSUBSCRIBED, PUSHED, PONG = b"ssubscribe", b"sunsubscribe", b"smessage", b"pong"
+
+
+class PubSubEvent(NamedTuple):
+    """One thing that a subscription heard: it SUBSCRIBED or UNSUBSCRIBED a channel, data was PUSHED on it, or PONG:
+    all connections have answered a ping.
+    """
+
+    kind: bytes
+    channel: str = ""
+    data: bytes = b""
 
 
 def message(gid: str, entry: Entry) -> Message:

@@ -31,7 +31,7 @@ class Im:
     def run(self, *args: str) -> "subprocess.CompletedProcess[str]":
         """Run a command to its end."""
         return subprocess.run(
-            [sys.executable, "-m", "cli.main", *args],
+            [sys.executable, "-m", "imcore.cli.main", *args],
             capture_output=True,
             text=True,
             env=self.environment,
@@ -42,7 +42,7 @@ class Im:
     def start(self, *args: str) -> "subprocess.Popen[str]":
         """Start a command; what it writes can be read."""
         return subprocess.Popen(
-            [sys.executable, "-m", "cli.main", *args],
+            [sys.executable, "-m", "imcore.cli.main", *args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -75,7 +75,7 @@ class Listening:
         self._out, self._err = folder / f"{number}.out", folder / f"{number}.err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cli.main", "listen", uid, "--json", *args],
+                [sys.executable, "-m", "imcore.cli.main", "listen", uid, "--json", *args],
                 env=im.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,

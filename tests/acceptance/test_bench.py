@@ -12,8 +12,8 @@ import psycopg
 import pytest
 import redis
 
-from cli.bench.literal_sql import open_store
-from cli.bench.sql import PostgresPlace
+from imcore.cli.bench.naive_sql import open_store
+from imcore.cli.bench.sql import PostgresPlace
 from imcore.sql.database import Database
 from tests.deadline import wait_until
 from tests.postgres import require_postgres, running_postgres
@@ -36,7 +36,7 @@ class Bench:
         }
 
     def command(self, *args: str) -> list[str]:
-        return [sys.executable, "-m", "cli.main", "bench", *args]
+        return [sys.executable, "-m", "imcore.cli.main", "bench", *args]
 
     def run(self, *args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -30,7 +30,7 @@ class Im:
         }
 
     def command(self, *args: str | bytes) -> list[str | bytes]:
-        return [sys.executable, "-m", "cli.main", *args]
+        return [sys.executable, "-m", "imcore.cli.main", *args]
 
     def run(
         self, *args: str | bytes, stdin: bytes | None = None, **environment: str

@@ -32,7 +32,7 @@ class Stack:
     def running(self, *args: str) -> Iterator["subprocess.Popen[str]"]:
         """A process of `im`, which is killed at the end if it still runs."""
         with subprocess.Popen(
-            [sys.executable, "-m", "cli.main", *args],
+            [sys.executable, "-m", "imcore.cli.main", *args],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -45,7 +45,7 @@ class Stack:
 
     def im(self, *args: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-m", "cli.main", *args],
+            [sys.executable, "-m", "imcore.cli.main", *args],
             capture_output=True,
             text=True,
             env=self.environment,
@@ -84,7 +84,9 @@ class Stack:
 
     def pid_of(self, worker: str) -> int:
         """The process of a worker, once it is there."""
-        return wait_until(lambda: [pid for pid, line in self.processes().items() if f"-m workers {worker}" in line])[0]
+        return wait_until(
+            lambda: [pid for pid, line in self.processes().items() if f"-m imcore.workers {worker}" in line]
+        )[0]
 
 
 @pytest.fixture

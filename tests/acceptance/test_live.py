@@ -15,8 +15,8 @@ import pytest
 import redis
 
 from imcore import Chat
+from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import LocalDatabaseError
-from imcore.live.localdb import LocalDatabase, path_of
 from imcore.msgid import pack
 from imcore.settings import Settings
 from tests.acceptance.processes import END_S, Im, Listening, events_in
@@ -360,7 +360,7 @@ def test_a_session_without_a_local_database(stack: Stack) -> None:
 def test_what_cannot_listen_says_so_in_one_line_and_changes_nothing(stack: Stack) -> None:
     # Given
     im = stack.im
-    stack.chat.link.upgrade()
+    stack.chat.system.client.upgrade()
     assert "'nobody' is in no group" in im.refusal("listen", "nobody")
     assert not (stack.folder / "clients").exists()
     stack.chat.create_group("team", ["ann", "bob"])
@@ -429,7 +429,7 @@ def test_one_that_starts_before_the_server_waits_for_it(stack: Stack) -> None:
 def test_one_that_starts_before_the_functions_are_there_waits_for_them(stack: Stack) -> None:
     # Given
     stack.chat.create_group("team", ["ann", "bob"])
-    stack.chat.link.once("FUNCTION FLUSH", "SYNC")
+    stack.chat.system.client.execute_once("FUNCTION FLUSH", "SYNC")
     bob = stack.listen("bob")
     wait_until(lambda: bob.errors, timeout_s=END_S)
     # When

@@ -53,7 +53,7 @@ class Im:
         """A process of `im`, which is killed at the end if it still runs; the shell may prepare it."""
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **outputs}
         with subprocess.Popen(
-            ["/bin/sh", "-c", f'{shell}; exec "$@"', "sh", sys.executable, "-m", "cli.main", *args],
+            ["/bin/sh", "-c", f'{shell}; exec "$@"', "sh", sys.executable, "-m", "imcore.cli.main", *args],
             env=self.environment,
             **streams,  # type: ignore[call-overload]
         ) as process:
@@ -87,7 +87,7 @@ class Im:
 
     def is_stored(self) -> bool:
         """Whether `persist` has stored the message."""
-        with self.chat.database.connection() as connection:
+        with self.chat.system.database.connection() as connection:
             return bool(connection.exec_driver_sql("SELECT COUNT(*) FROM group_msgs").scalar_one())
 
     def make_noise(self) -> None:

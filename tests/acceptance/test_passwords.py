@@ -17,7 +17,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from cli.app import app
+from imcore.cli.app import app
 from tests.deadline import wait_until
 from tests.postgres import PostgresServer, require_postgres, running_postgres
 from tests.processes import PythonProcess, WorkerProcess
@@ -148,7 +148,9 @@ def test_a_live_session(
     redis_urls: dict[str, str], sql_urls: dict[str, str], tmp_path: Path, to_redis: str, to_sql: str
 ) -> None:
     urls = {"redis_url": redis_urls[to_redis], "database_url": sql_urls[to_sql]}
-    with PythonProcess(tmp_path, "cli.main", "listen", "nobody", **urls) as session:  # waits for a server that is away
+    with PythonProcess(
+        tmp_path, "imcore.cli.main", "listen", "nobody", **urls
+    ) as session:  # waits for a server that is away
         wait_until(lambda: session.log or not session.runs, timeout_s=30)
         if session.runs:
             session.end()
@@ -212,7 +214,7 @@ def test_a_running_stack(redis_urls: dict[str, str], sql_urls: dict[str, str], t
     with (
         log.open("wb") as file,
         subprocess.Popen(
-            [sys.executable, "-m", "cli.main", "up", *options], env=environment, stdout=file, stderr=file
+            [sys.executable, "-m", "imcore.cli.main", "up", *options], env=environment, stdout=file, stderr=file
         ) as up,
     ):
         try:

@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 
 from imcore.admin import retention
-from imcore.admin.audit import check
 from imcore.admin.stats import stats
+from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import LocalDatabaseError, TryAgain
-from imcore.live.localdb import LocalDatabase, path_of
+from imcore.repair.check import check
 from tests.acceptance.processes import Listening, events_in
 from tests.acceptance.soak.diary import read_diary
 from tests.acceptance.soak.observer import Observer
@@ -96,7 +96,9 @@ def test_whatever_is_killed_nothing_is_lost_or_there_twice_and_every_count_is_ri
         for gid, group in groups.items():
             ack_once_more(soak.chat, gid, group, soak.listeners, chance)
         settle(soak, groups)
-        retention.trim(soak.chat, keep_messages=10)  # so little may have been said that there was nothing to trim yet
+        retention.trim(
+            soak.chat.system, keep_messages=10
+        )  # so little may have been said that there was nothing to trim yet
         observer.raise_faults()
     all_agrees(soak)
     end_all(soak)
@@ -161,13 +163,13 @@ def write_offline(soak: Soak, chance: random.Random, number: int) -> Written:
 def trim(soak: Soak) -> None:
     """Trim, as the worker `jobs` does less often."""
     with suppress(TryAgain):  # the server is away
-        retention.trim(soak.chat, keep_messages=KEEP_MESSAGES // 2)
+        retention.trim(soak.chat.system, keep_messages=KEEP_MESSAGES // 2)
 
 
 def look_for_differences(soak: Soak) -> None:
     """While it goes on, `check` sees no difference, but that perhaps no worker lives at this moment."""
     try:
-        found = [each for each in check(soak.chat) if each.what != "journal: no worker persist runs"]
+        found = [each for each in check(soak.chat.system) if each.what != "journal: no worker persist runs"]
     except TryAgain:
         return
     assert found == []
@@ -196,7 +198,7 @@ def is_stored(soak: Soak) -> bool:
     """Whether all is sent that waited in outboxes, and the workers are done with it."""
     soak.look_after()
     sent = all(state != "waiting" for uid in soak.listeners for *_, state in local_of(soak, uid))
-    return sent and all(worker.backlog == 0 for worker in stats(soak.chat).workers)
+    return sent and all(worker.backlog == 0 for worker in stats(soak.chat.system).workers)
 
 
 def settle(soak: Soak, groups: dict[str, ModelGroup]) -> None:
@@ -260,7 +262,7 @@ def compare(soak: Soak, groups: dict[str, ModelGroup]) -> None:
 
 def no_leftovers(soak: Soak) -> None:
     """No session, lease, dead letter or key of something unfinished is left, and consumers are few."""
-    client = soak.chat.link.client
+    client = soak.chat.system.client.driver
     wait_until(lambda: not list(client.scan_iter("im:{*}:sessions:*")), timeout_s=SETTLE_S)
     assert soak.chat.online(soak.listeners) == set()
     ours = [key.decode() for key in client.scan_iter("im:*")]
@@ -269,8 +271,8 @@ def no_leftovers(soak: Soak) -> None:
     assert for_ever not in {client.ttl(key) for key in client.scan_iter("rq:worker:*")}, (
         "rq knows a dead worker for ever"
     )
-    assert stats(soak.chat).dead_letters == 0
-    for journal in soak.chat.link.space.journals():
+    assert stats(soak.chat.system).dead_letters == 0
+    for journal in soak.chat.system.client.space.journals():
         for kind in ("persist", "receipts") if client.exists(journal) else ():
             consumers = client.xinfo_consumers(journal, kind)
             assert sum(each["pending"] for each in consumers) == 0
@@ -279,7 +281,7 @@ def no_leftovers(soak: Soak) -> None:
 
 def is_trimmed(soak: Soak, gid: str) -> bool:
     """Whether Redis has dropped messages that the test asks for."""
-    return soak.chat.link.client.hexists(soak.chat.link.space.group(gid).meta, "trimmed")
+    return soak.chat.system.client.driver.hexists(soak.chat.system.client.space.group(gid).meta, "trimmed")
 
 
 def has_begun(soak: Soak, uid: str) -> bool:

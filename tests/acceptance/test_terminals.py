@@ -19,13 +19,13 @@ BAR = re.compile(r"[━╸╺]|\d+/(\d+|\?) groups")
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "cli.main", *words]
+    return [sys.executable, "-m", "imcore.cli.main", *words]
 
 
 @pytest.fixture
 def im(valkey: str, tmp_path: Path) -> Im:
     with Chat.connect(settings=Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))) as chat:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         chat.create_group("team", ["ann", "bob"])
     return Im(redis_url=valkey, data_dir=tmp_path)
 

@@ -14,13 +14,14 @@ from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin import deadletters
+from imcore.admin import dead_letters
+from imcore.model.values import Draft
 from imcore.settings import Settings
-from imcore.streams.calls import Draft, Target, ack, send
+from imcore.streams.calls.message_calls import AckTarget, ack, send
+from imcore.workers.persist import KIND
 from tests.deadline import wait_until
 from tests.postgres import require_postgres, running_postgres
 from tests.processes import WorkerProcess
-from workers.persist import KIND
 
 KILLS = 6
 SEED = int(os.environ.get("IM_KILL_SEED", time.time_ns() % 1_000_000))
@@ -69,7 +70,7 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(
 
         # And everything is stored, once
         talk.compare_sql()
-        assert list(deadletters.list_dead(chat)) == []
+        assert list(dead_letters.list_dead(chat.system)) == []
 
 
 def start(settings: Settings, *arguments: str, batch_size: int = 2) -> WorkerProcess:
@@ -86,7 +87,7 @@ def burst(settings: Settings) -> None:
 
 
 def count(chat: Chat, table: str) -> int:
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         found: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
     return found
 
@@ -94,7 +95,7 @@ def count(chat: Chat, table: str) -> int:
 def open_entries(chat: Chat, worker: WorkerProcess) -> int:
     """How many entries a worker has taken and not done."""
     [*_, name] = re.findall(r"working as (\S+)", worker.log) or [""]
-    found = [chat.link.client.xpending(key, KIND)["consumers"] for key in chat.link.space.journals()]
+    found = [chat.system.client.driver.xpending(key, KIND)["consumers"] for key in chat.system.client.space.journals()]
     return sum(each["pending"] for consumers in found for each in consumers if each["name"].decode() == name)
 
 
@@ -110,12 +111,12 @@ class _Talk:
 
     def go_on(self) -> None:
         """Say some 300 messages more, by 100 calls, with acks in between."""
-        space = self._chat.link.space
+        space = self._chat.system.client.space
         for gid in GIDS:
             self._come_and_go(gid)
-            self._chat.link.run_many([send(space, gid, self._drafts(), 1000) for _ in range(10)])
+            self._chat.system.client.call_many([send(space, gid, self._drafts(), 1000) for _ in range(10)])
             uids = self._dice.sample(UIDS, 3)
-            [acked] = self._chat.link.run(ack(space, gid, [Target(None, uids)]))
+            [acked] = self._chat.system.client.call(ack(space, gid, [AckTarget(None, uids)]))
             self._moves += len(uids) - len(acked.unmoved)
 
     def until_in_hand(self, worker: WorkerProcess) -> int:
@@ -134,7 +135,7 @@ class _Talk:
     def compare_sql(self) -> None:
         """Hold what SQL has against what Redis says."""
         chat = self._chat
-        with chat.database.connection() as connection:
+        with chat.system.database.connection() as connection:
             messages = connection.execute(text("SELECT gid, seq FROM group_msgs ORDER BY gid, msgid")).all()
             users = connection.execute(text("SELECT gid, uid, last_ack_msgid FROM group_users ORDER BY gid, uid")).all()
         groups = list(chat.groups())
@@ -142,7 +143,7 @@ class _Talk:
         assert [(gid, uid, msgids.unpack_offset(acked or 0)) for gid, uid, acked in users] == [
             (gid, member.uid, member.last_ack_msgid) for gid in GIDS for member in chat.members(gid)
         ]
-        with chat.database.connection() as connection:
+        with chat.system.database.connection() as connection:
             movers = connection.scalars(text("SELECT uids FROM offset_moves"))
             assert sum(len(json.loads(uids)) for uids in movers) == self._moves
         assert count(chat, "chat_groups") == len(GIDS)

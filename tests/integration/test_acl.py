@@ -16,23 +16,24 @@ from rq import Queue
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from imcore.admin import append_only, audit, deadletters, rebuild, retention
+from imcore.admin import append_only, dead_letters, retention
 from imcore.admin.acl import GATEWAY, PASSWORD, READER, ROLES, WORKER, Role
 from imcore.admin.stats import online_uids, stats
 from imcore.chat import Chat
-from imcore.client import Client
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import ConfigurationError, RedisUnavailable
-from imcore.importer import import_events
-from imcore.live.gateway import Gateway
-from imcore.live.localdb import LocalDatabase, path_of
+from imcore.gateway.gateway import Gateway
+from imcore.importer.importer import import_events
+from imcore.model.values import Receipt
+from imcore.repair import check, rebuild
 from imcore.settings import Settings
 from imcore.streams.journal import Journal
 from imcore.streams.keys import KINDS, kind_of, lease
-from imcore.values import Receipt
+from imcore.workers import jobs
 from tests.deadline import wait_until
 from tests.processes import WorkerProcess
 from tests.servers import RunningCluster, start_valkey
-from workers import jobs
 
 PASSPHRASE = "correct horse"
 DATABASE_NUMBER = 1
@@ -196,8 +197,8 @@ def look(chat: Chat) -> None:
 def listen(chat: Chat, uid: str) -> None:
     """Hear what a session has to say, until receipts come."""
     heard: list[object] = []
-    with LocalDatabase(path_of(chat.settings.data_dir, uid), uid) as local:
-        live = Client(chat, uid, local).live(lambda: any(isinstance(each, Receipt) for each in heard))
+    with LocalDatabase(path_of(chat.system.settings.data_dir, uid), uid) as local:
+        live = Device(chat, uid, local).live(lambda: any(isinstance(each, Receipt) for each in heard))
         heard.extend(live)
     session = chat.begin_session(uid)
     chat.heartbeat(uid, session)
@@ -206,7 +207,7 @@ def listen(chat: Chat, uid: str) -> None:
 
 def serve(chat: Chat) -> None:
     """Hold sessions over some heartbeats, and end one while the others go on."""
-    with Gateway(chat.link, chat.history, replace(chat.settings, heartbeat_ms=20)) as gateway:
+    with Gateway(chat.performer, replace(chat.system.settings, heartbeat_ms=20)) as gateway:
         one, other = gateway.open("ann"), gateway.open("cy")
         wait_until(lambda: gateway.poll(0.05) == [] and one.entered and other.entered)
         gateway.end(one)
@@ -217,7 +218,7 @@ def trim(settings: Settings) -> None:
     """Let SQL alone have what was said, but for the newest message."""
     work_off(settings, "persist", "receipts")
     with connect(settings, WORKER) as chat:
-        retention.trim(chat, keep_messages=1)
+        retention.trim(chat.system, keep_messages=1)
 
 
 @pytest.mark.usefixtures("admin")
@@ -240,7 +241,7 @@ def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "red
     with watch.listing() as ran:
         with watch.looking(), connect(replace(settings, idempotency_ms=1), GATEWAY) as chat:
             ahead = f"{time.time_ns() // 1_000_000 + 60_000}-8191"
-            for journal in chat.link.space.journals():
+            for journal in chat.system.client.space.journals():
                 admin.xadd(journal, {"kind": "group", "gid": "team"}, id=ahead)
             talk(chat)
             chat.create_group("crowd", [f"user{number}" for number in range(250)])
@@ -265,11 +266,11 @@ def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "red
     work_off(settings, "persist")
     with connect(settings, GATEWAY) as chat:
         talk(chat)
-        space = chat.link.space
+        space = chat.system.client.space
         for _ in range(2):
             admin.xadd(space.journal(0), {"kind": "nonsense"})
     with connect(settings, WORKER) as chat:
-        first, second = (Journal(chat.link, "persist", settings) for _ in range(2))
+        first, second = (Journal(chat.system.client, "persist", settings) for _ in range(2))
         first.hold_on()
         second.take()
     admin.delete(lease("persist", 1))
@@ -279,24 +280,24 @@ def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "red
     # When workers do their work, and an operator looks at it and puts away what they leave
     with watch.looking():
         with connect(settings, WORKER) as chat:
-            chat.link.upgrade()
-            assert [holder.process for holder in stats(chat).silent] == ["persist-2"]
+            chat.system.client.upgrade()
+            assert [holder.process for holder in stats(chat.system).silent] == ["persist-2"]
         work_off(settings, "persist", "receipts")
         with connect(settings, WORKER) as chat:
-            first_letter, *letters = deadletters.list_dead(chat)
-            deadletters.requeue(chat, first_letter.id)
+            first_letter, *letters = dead_letters.list_dead(chat.system)
+            dead_letters.requeue(chat.system, first_letter.id)
             for letter in letters:
-                deadletters.drop(chat, letter.id)
+                dead_letters.drop(chat.system, letter.id)
         trim(settings)
         admin.config_set("appendonly", "yes")
         try:
             with connect(settings, WORKER) as chat:
-                assert append_only.forget_withdrawn(chat, always=True) == 1
+                assert append_only.forget_withdrawn(chat.system, always=True) == 1
         finally:
             admin.config_set("appendonly", "no")
         with connect(settings, WORKER) as chat:
             look(chat)
-            assert stats(chat).workers
+            assert stats(chat.system).workers
 
     # And when they mend what the server has forgotten, or never should have known: a part of it
     group = space.group("team")
@@ -304,12 +305,12 @@ def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "red
     admin.zadd(group.joined, {"eve": 0})
     admin.zadd(group.acked, {"eve": 0})
     with watch.looking(), connect(settings, WORKER) as chat:
-        assert any(difference.repaired for difference in audit.check(chat, repair=True))
+        assert any(difference.repaired for difference in check.check(chat.system, repair=True))
 
     # Or all of it
     admin.flushdb()
     with watch.looking(), connect(settings, WORKER) as chat:
-        rebuild.rebuild(chat)
+        rebuild.rebuild(chat.system)
 
     # Then they could, and every right was used
     assert watch.unused(WORKER) == set()
@@ -320,7 +321,7 @@ def test_jobs_keep_to_their_keys(settings: Settings, watch: Watch, admin: "redis
     mine = as_user(settings, WORKER)
     with closing(redis.Redis.from_url(mine.redis_url)) as connection:
         queue = Queue(jobs.QUEUE, connection=connection, serializer=JSONSerializer)
-        failing = queue.enqueue("workers.jobs.no_such_job")
+        failing = queue.enqueue("imcore.workers.jobs.no_such_job")
 
         # When the worker enqueues another by itself, and does both
         with watch.looking(), process(settings, "jobs") as worker:
@@ -343,15 +344,15 @@ def test_a_reader_can_look_at_everything(settings: Settings, watch: Watch, admin
     with connect(settings, GATEWAY) as chat:
         chat.send("team", "in hand", sender_uid="ann")
     with connect(settings, WORKER) as chat:
-        Journal(chat.link, "persist", settings).take()
+        Journal(chat.system.client, "persist", settings).take()
 
     # When a reader looks
     with watch.looking(), connect(settings, READER) as chat:
         look(chat)
-        assert stats(chat).workers
-        assert list(online_uids(chat)) == []
-        assert list(deadletters.list_dead(chat)) == []
-        list(audit.check(chat))
+        assert stats(chat.system).workers
+        assert list(online_uids(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system)) == []
+        list(check.check(chat.system))
 
     # Then they could, and every right was used
     assert watch.unused(READER) == set()
@@ -455,7 +456,7 @@ def test_what_a_role_must_not_do(settings: Settings, admin: "redis.Redis", role:
         for gid in ("team", odd):
             chat.create_group(gid, ["ann", "bob"])
             chat.send(gid, "hi", sender_uid="ann")
-        keys = {gid: chat.link.space.group(gid) for gid in ("team", odd)}
+        keys = {gid: chat.system.client.space.group(gid) for gid in ("team", odd)}
     beginnings = {gid: k.meta.removesuffix(f"meta:{gid}") for gid, k in keys.items()}
     names = {
         "{journal}": keys["team"].journal,
@@ -549,13 +550,13 @@ def test_on_a_cluster(cluster_servers: RunningCluster, cluster: str, tmp_path: P
             role: cluster.replace("://", f"://{role.user}:{PASSPHRASE.replace(' ', '%20')}@") for role in ROLES.values()
         }
         with Chat.connect(settings=replace(settings, redis_url=urls[WORKER])) as chat:
-            Journal(chat.link, "persist", settings).take(block_ms=0)
+            Journal(chat.system.client, "persist", settings).take(block_ms=0)
         with Chat.connect(settings=replace(settings, redis_url=urls[GATEWAY])) as chat:
             talk(chat)
             with chat.listen("dan") as session:
                 assert next(iter(session))
         with Chat.connect(settings=replace(settings, redis_url=urls[READER])) as chat:
-            assert stats(chat).groups == 3
+            assert stats(chat.system).groups == 3
             assert chat.unread("cy")
 
         # Then nothing was refused

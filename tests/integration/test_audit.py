@@ -16,21 +16,21 @@ from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin.audit import Checked, check
-from imcore.admin.audit_members import followers
-from imcore.admin.audit_messages import MessageAudit
-from imcore.admin.rebuild import rebuild
 from imcore.admin.retention import trim
-from imcore.admin.suspicion import Suspicion
 from imcore.errors import NotMember, RefusedError, TryAgain, UnknownMessage
+from imcore.model.rows import Batch, GroupRow, SpanRow
+from imcore.repair.check import Checked, check
+from imcore.repair.check_members import followers
+from imcore.repair.check_messages import MessageAudit
+from imcore.repair.diff import Difference
+from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
-from imcore.sql import stored
-from imcore.sql.rows import Batch, GroupRow, SpanRow
+from imcore.sql import queries
 from imcore.streams import keys
 from imcore.streams.keys import SEPARATOR, GroupKeys
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
 
 GID = "群 #1"
 UIDS = ("ann", "bob", "cy", "{dee}")
@@ -45,7 +45,7 @@ PAUSE_S = 0.003
 def chat(valkey: str, sqlite_url: str) -> Iterator[Chat]:
     """A group with a history, all of it stored: who left and came back, who is behind, a recall, a trim point."""
     with opened(valkey, sqlite_url) as chat:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         chat.create_group(GID, UIDS)
         chat.create_group("other", UIDS[:2])
         for number in range(MESSAGES):
@@ -59,7 +59,7 @@ def chat(valkey: str, sqlite_url: str) -> Iterator[Chat]:
         chat.recall(GID, nth(chat, 25), by="ann", admin=True)
         chat.send("other", "hello", sender_uid="ann")
         persist(chat)
-        trim(chat, keep_messages=20)
+        trim(chat.system, keep_messages=20)
         yield chat
 
 
@@ -78,20 +78,20 @@ def nth(chat: Chat, number: int) -> str:
 
 
 def persist(chat: Chat) -> None:
-    worker = Persist(chat.link, chat.database, chat.settings)
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     while worker.step():
         pass
     worker.close()
 
 
 def test_what_agrees_is_no_difference(chat: Chat) -> None:
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def test_progress_says_from_the_beginning_how_many_groups_there_are(chat: Chat) -> None:
     told: list[Checked] = []
 
-    assert list(check(chat, on_progress=told.append)) == []
+    assert list(check(chat.system, on_progress=told.append)) == []
 
     assert told == [Checked(0, 2), Checked(2, 2)]
 
@@ -106,11 +106,11 @@ def test_what_no_worker_stores_is_one_line(chat: Chat) -> None:
     chat.recall(GID, nth(chat, 30), by="bob", admin=True)
     chat.remove_members(GID, ["ann"])
     # When, then
-    (found,) = check(chat, repair=True)
+    (found,) = check(chat.system, repair=True)
     assert (found.gid, found.sql, found.repaired) == ("", "not stored", False)
     # And once it is stored, nothing
     persist(chat)
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 # Each kind of damage: what is done to Redis or to SQL, and something that the line about it says.
@@ -120,7 +120,7 @@ Damage = Callable[[Chat, GroupKeys], object]
 
 def sql(statement: str, **values: object) -> Damage:
     def damage(chat: Chat, _: GroupKeys) -> None:
-        with chat.database.connection() as connection:
+        with chat.system.database.connection() as connection:
             newest = chat.group(GID).last_msgid
             given = {"gid": GID, "newest": msgids.pack(newest or ""), **values}
             names = {name: value for name, value in given.items() if f":{name}" in statement}
@@ -132,83 +132,83 @@ def sql(statement: str, **values: object) -> Damage:
 def redis(command: str, key: str, *args: object) -> Damage:
     def damage(chat: Chat, k: GroupKeys) -> None:
         name = {"own": k.own("bob"), "groups_of": k.groups_of("bob")}.get(key) or getattr(k, key)
-        assert chat.link.client.execute_command(command, name, *args)
+        assert chat.system.client.driver.execute_command(command, name, *args)
 
     return damage
 
 
 def lose_message(chat: Chat, k: GroupKeys) -> None:
-    chat.link.client.xdel(k.stream, nth(chat, 20))
+    chat.system.client.driver.xdel(k.stream, nth(chat, 20))
 
 
 def lose_newest_message(chat: Chat, k: GroupKeys) -> None:
-    chat.link.client.xdel(k.stream, nth(chat, -1))
+    chat.system.client.driver.xdel(k.stream, nth(chat, -1))
 
 
 def lose_stream(chat: Chat, k: GroupKeys) -> None:
-    chat.link.client.delete(k.stream)
+    chat.system.client.driver.delete(k.stream)
 
 
 def garbage(chat: Chat, k: GroupKeys) -> None:
-    chat.link.client.xadd(k.stream, {"nonsense": "1"})
+    chat.system.client.driver.xadd(k.stream, {"nonsense": "1"})
 
 
 def back(chat: Chat, k: GroupKeys) -> None:
-    chat.link.client.xgroup_setid(k.stream, "bob", nth(chat, 11))
+    chat.system.client.driver.xgroup_setid(k.stream, "bob", nth(chat, 11))
 
 
 def ahead(chat: Chat, k: GroupKeys) -> None:
-    chat.link.client.xgroup_setid(k.stream, "bob", nth(chat, 20))
+    chat.system.client.driver.xgroup_setid(k.stream, "bob", nth(chat, 20))
 
 
 def stray_reader(chat: Chat, k: GroupKeys) -> None:
-    assert chat.link.client.xreadgroup("bob", "device", {k.stream: ">"})
+    assert chat.system.client.driver.xreadgroup("bob", "device", {k.stream: ">"})
 
 
 def index_ahead(chat: Chat, k: GroupKeys) -> None:
-    chat.link.client.zadd(k.acked, {"bob": msgids.pack(nth(chat, 20))})
+    chat.system.client.driver.zadd(k.acked, {"bob": msgids.pack(nth(chat, 20))})
 
 
 def closed_span(chat: Chat, k: GroupKeys) -> None:
-    (span,) = (name for name in chat.link.client.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
-    chat.link.client.zrem(k.left, span)
+    (span,) = (name for name in chat.system.client.driver.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
+    chat.system.client.driver.zrem(k.left, span)
 
 
 def beyond_its_end(chat: Chat, k: GroupKeys) -> None:
-    (span,) = (name for name in chat.link.client.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
-    chat.link.client.zadd(k.acked, {span: 1 << 51})
+    (span,) = (name for name in chat.system.client.driver.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
+    chat.system.client.driver.zadd(k.acked, {span: 1 << 51})
 
 
 def end_beyond(chat: Chat, k: GroupKeys) -> None:
-    (span,) = (name for name in chat.link.client.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
-    chat.link.client.zadd(k.left, {span: 9e18})
+    (span,) = (name for name in chat.system.client.driver.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
+    chat.system.client.driver.zadd(k.left, {span: 9e18})
 
 
 def end_of_another_day(chat: Chat, k: GroupKeys) -> None:
-    (span,) = (name for name in chat.link.client.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
-    chat.link.client.zincrby(k.left, 1_000_000_000_000, span)
+    (span,) = (name for name in chat.system.client.driver.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
+    chat.system.client.driver.zincrby(k.left, 1_000_000_000_000, span)
 
 
 def begun_another_day(chat: Chat, k: GroupKeys) -> None:
-    chat.link.client.zadd(k.joined, {"bob": msgids.pack(nth(chat, -1)) + 1_000_000_000_000})
+    chat.system.client.driver.zadd(k.joined, {"bob": msgids.pack(nth(chat, -1)) + 1_000_000_000_000})
 
 
 def recall_at_another_place(chat: Chat, k: GroupKeys) -> None:
-    (recalled, _) = chat.link.client.zrange(k.uncounted, 0, -1)
-    chat.link.client.zadd(k.uncounted, {recalled: 5})
+    (recalled, _) = chat.system.client.driver.zrange(k.uncounted, 0, -1)
+    chat.system.client.driver.zadd(k.uncounted, {recalled: 5})
 
 
 def listed_too_often(chat: Chat, k: GroupKeys) -> None:
-    chat.link.client.sadd(k.groups_of("{dee}"), GID)
+    chat.system.client.driver.sadd(k.groups_of("{dee}"), GID)
 
 
 def own_in_disorder(chat: Chat, k: GroupKeys) -> None:
-    client, key = chat.link.client, k.own("bob")
+    client, key = chat.system.client.driver, k.own("bob")
     client.rpush(key, client.lpop(key))
 
 
 def claimed(chat: Chat, k: GroupKeys) -> None:
-    chat.link.client.hset(k.mending, GID, "somebody 0")
+    chat.system.client.driver.hset(k.mending, GID, "somebody 0")
 
 
 DAMAGE: dict[str, tuple[Damage, str]] = {
@@ -217,7 +217,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "redis lost a stream": (lose_stream, "message"),
     "redis lost a group": (redis("DEL", "meta"), "group"),
     "redis lost all of a group": (
-        lambda chat, k: chat.link.client.delete(k.meta, k.stream, k.acked, k.joined, k.left, k.uncounted),
+        lambda chat, k: chat.system.client.driver.delete(k.meta, k.stream, k.acked, k.joined, k.left, k.uncounted),
         "group",
     ),
     "redis lost a group's name": (redis("SREM", "groups", GID), "group in the list of all"),
@@ -332,26 +332,28 @@ def test_each_damage_is_found_and_mended(chat: Chat, kind: str) -> None:
     # Given
     damage, says = DAMAGE[kind]
     before = answers(chat)
-    damage(chat, chat.link.space.group(GID))
+    damage(chat, chat.system.client.space.group(GID))
     # When
-    found = list(check(chat))
+    found = list(check(chat.system))
     # Then it says so, and looking has changed nothing
     assert any(says in each.what for each in found), found
     assert {each.gid for each in found} == {GID}
     assert [each for each in found for side in (each.redis, each.sql) if not is_readable(side)] == []
-    assert [(each.what, each.repaired) for each in check(chat)] == [(each.what, False) for each in found]
+    assert [(each.what, each.repaired) for each in check(chat.system)] == [(each.what, False) for each in found]
     # When
-    mended = list(check(chat, repair=True))
+    mended = list(check(chat.system, repair=True))
     # Then
     assert [each for each in mended if not each.repaired] == []
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
     after = answers(chat)
     for question in before if kind not in OFFSETS_MOVE | MEMBERS_GO else ["group"] if kind in OFFSETS_MOVE else []:
         assert after[question] == before[question], question
     # And the consumer groups stand where the index does
-    k = chat.link.space.group(GID)
-    acked = {uid: int(score) for uid, score in chat.link.client.zscan_iter(k.acked) if SEPARATOR.encode() not in uid}
-    assert followers(chat.link, k.stream) == {uid.decode(): score for uid, score in acked.items()}
+    k = chat.system.client.space.group(GID)
+    acked = {
+        uid: int(score) for uid, score in chat.system.client.driver.zscan_iter(k.acked) if SEPARATOR.encode() not in uid
+    }
+    assert followers(chat.system.client, k.stream) == {uid.decode(): score for uid, score in acked.items()}
 
 
 def test_the_data_of_another_system_is_left_alone(chat: Chat, valkey: str, tmp_path: Path) -> None:
@@ -369,7 +371,7 @@ def test_the_data_of_another_system_is_left_alone(chat: Chat, valkey: str, tmp_p
             rebuild(other, yes=True)
     assert answers(chat) == before
     assert "mallory" not in {member.uid for member in chat.members(GID)}
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
     persist(chat)
 
 
@@ -390,40 +392,40 @@ def test_a_new_database_in_place_of_one_that_is_lost_is_filled(chat: Chat, valke
 def test_the_time_of_a_message_is_that_of_its_msgid(valkey: str, database_url: str) -> None:
     with opened(valkey, database_url) as chat:
         # Given
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         chat.create_group(GID, UIDS)
         for number in range(MESSAGES):
             said(chat, number)
         persist(chat)
-        assert list(check(chat)) == []
+        assert list(check(chat.system)) == []
         sql("UPDATE group_msgs SET time = '2020-01-02T03:04:05.678Z' WHERE gid = :gid AND seq = 5")(
-            chat, chat.link.space.group(GID)
+            chat, chat.system.client.space.group(GID)
         )
         # When
-        (found,) = check(chat, repair=True)
+        (found,) = check(chat.system, repair=True)
         # Then
         message = chat.status(GID, limit=0)[4].message
         assert found.what == f"time of message {message.msgid}"
         assert found.redis == f"{message.time:%Y-%m-%dT%H:%M:%S}.{message.time.microsecond // 1000:03}Z"
         assert (found.sql, found.repaired) == ("2020-01-02T03:04:05.678Z", True)
-        assert list(check(chat)) == []
+        assert list(check(chat.system)) == []
 
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_an_entry_that_is_no_message_is_named_by_its_own_id(chat: Chat, number: int) -> None:
-    stream = chat.link.space.group(GID).stream
-    ids = [chat.link.client.xadd(stream, {"nonsense": "1"}).decode() for _ in range(number)]
-    assert [each.what for each in check(chat)] == [f"message {entry_id} that cannot be read" for entry_id in ids]
+    stream = chat.system.client.space.group(GID).stream
+    ids = [chat.system.client.driver.xadd(stream, {"nonsense": "1"}).decode() for _ in range(number)]
+    assert [each.what for each in check(chat.system)] == [f"message {entry_id} that cannot be read" for entry_id in ids]
 
 
 def test_what_both_sides_have_lost_shows_in_the_order(chat: Chat) -> None:
     # Given
-    k = chat.link.space.group(GID)
+    k = chat.system.client.space.group(GID)
     lost, after = nth(chat, 20), nth(chat, 21)
-    chat.link.client.xdel(k.stream, lost)
+    chat.system.client.driver.xdel(k.stream, lost)
     sql("DELETE FROM group_msgs WHERE gid = :gid AND msgid = :lost", lost=msgids.pack(lost))(chat, k)
     # When
-    (found,) = check(chat)
+    (found,) = check(chat.system)
     # Then
     assert (found.what, found.redis, found.sql) == (
         f"order of message {after}",
@@ -439,26 +441,26 @@ IMPOSSIBLE = ("9000000000000000000", ":newest + 1000000000000", "'many'")
 @pytest.mark.parametrize("offset", IMPOSSIBLE)
 def test_where_no_message_can_have_either_offset_the_newest_one_counts(chat: Chat, offset: str) -> None:
     # Given
-    k = chat.link.space.group(GID)
+    k = chat.system.client.space.group(GID)
     sql(f"UPDATE group_spans SET acked_msgid = {offset} WHERE gid = :gid AND uid = 'bob'")(chat, k)
-    chat.link.client.zadd(k.acked, {"bob": float("inf")})
+    chat.system.client.driver.zadd(k.acked, {"bob": float("inf")})
     # When
-    (found,) = (each for each in check(chat, repair=True) if each.what.startswith("offset"))
+    (found,) = (each for each in check(chat.system, repair=True) if each.what.startswith("offset"))
     # Then
     assert all(side.endswith(": no message can have that id") for side in (found.redis, found.sql))
     assert found.repaired
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
     newest = chat.group(GID).last_msgid
     assert {member.uid: member.last_ack_msgid for member in chat.members(GID)}["bob"] == newest
 
 
 def test_what_redis_and_sql_agree_on_is_told_if_no_message_can_have_it(chat: Chat) -> None:
-    k = chat.link.space.group(GID)
+    k = chat.system.client.space.group(GID)
     offset = msgids.pack(nth(chat, -1)) + 1_000_000_000_000
-    chat.link.client.zadd(k.acked, {"bob": offset})
-    chat.link.client.xgroup_setid(k.stream, "bob", msgids.unpack(offset))
+    chat.system.client.driver.zadd(k.acked, {"bob": offset})
+    chat.system.client.driver.xgroup_setid(k.stream, "bob", msgids.unpack(offset))
     sql("UPDATE group_spans SET acked_msgid = :offset WHERE gid = :gid AND uid = 'bob'", offset=offset)(chat, k)
-    (found,) = check(chat)
+    (found,) = check(chat.system)
     assert found.redis == found.sql == f"{msgids.unpack(offset)}: no message can have that id"
 
 
@@ -470,7 +472,7 @@ def close_before_the_last_word(chat: Chat) -> str:
         said(chat, 50 + number, "ann")
     persist(chat)
     sql("UPDATE group_spans SET left_msgid = :left WHERE gid = :gid AND uid = 'bob'", left=msgids.pack(before))(
-        chat, chat.link.space.group(GID)
+        chat, chat.system.client.space.group(GID)
     )
     return last_word
 
@@ -481,15 +483,15 @@ def test_a_span_goes_on_to_the_last_that_was_said_in_it(chat: Chat, has_redis_lo
     last_word = close_before_the_last_word(chat)
     # When
     if has_redis_lost_it:
-        chat.link.client.flushall()
-        rebuild(chat)
+        chat.system.client.driver.flushall()
+        rebuild(chat.system)
     else:
-        assert [each for each in check(chat, repair=True) if not each.repaired] == []
+        assert [each for each in check(chat.system, repair=True) if not each.repaired] == []
     # Then
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
     newest = {message.msgid for message in (tally.message for tally in chat.status(GID, limit=3))}
     assert all("bob" not in chat.message_status(GID, msgid).unread_by for msgid in newest)
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         ends = connection.scalars(
             text("SELECT left_msgid FROM group_spans WHERE gid = :gid AND uid = 'bob'"), {"gid": GID}
         )
@@ -500,30 +502,32 @@ def test_so_it_does_where_both_sides_have_the_wrong_end(chat: Chat) -> None:
     # Given
     close_before_the_last_word(chat)
     with pytest.MonkeyPatch.context() as as_it_was:
-        as_it_was.setattr(stored, "newest_own", lambda *_, **__: {})
-        list(check(chat, repair=True))
-    assert {each.what.split()[0] for each in check(chat)} == {"tally"}
+        as_it_was.setattr(queries, "newest_own", lambda *_, **__: {})
+        list(check(chat.system, repair=True))
+    assert {each.what.split()[0] for each in check(chat.system)} == {"tally"}
     # When
-    mended = list(check(chat, repair=True))
+    mended = list(check(chat.system, repair=True))
     # Then
     assert [each for each in mended if not each.repaired] == []
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def test_seqs_that_are_wrong_below_the_trim_point_are_found(chat: Chat) -> None:
-    sql("UPDATE group_msgs SET seq = 5 - seq WHERE gid = :gid AND seq IN (2, 3)")(chat, chat.link.space.group(GID))
-    found = list(check(chat))
+    sql("UPDATE group_msgs SET seq = 5 - seq WHERE gid = :gid AND seq IN (2, 3)")(
+        chat, chat.system.client.space.group(GID)
+    )
+    found = list(check(chat.system))
     assert [each.what.split()[0] for each in found] == ["place", "place"]
 
 
 def test_a_group_that_cannot_be_read_hides_no_other(chat: Chat) -> None:
     # Given one key of the wrong type, and damage elsewhere
-    k, other = chat.link.space.group(GID), chat.link.space.group("other")
-    chat.link.client.delete(other.acked)
-    chat.link.client.set(other.acked, "text")
-    chat.link.client.zrem(k.acked, "bob")
+    k, other = chat.system.client.space.group(GID), chat.system.client.space.group("other")
+    chat.system.client.driver.delete(other.acked)
+    chat.system.client.driver.set(other.acked, "text")
+    chat.system.client.driver.zrem(k.acked, "bob")
     # When
-    found = list(check(chat, repair=True))
+    found = list(check(chat.system, repair=True))
     # Then
     assert {(each.gid, each.repaired) for each in found} == {("other", False), (GID, True)}
     assert any("WRONGTYPE" in each.redis for each in found)
@@ -531,16 +535,16 @@ def test_a_group_that_cannot_be_read_hides_no_other(chat: Chat) -> None:
 
 def test_damage_is_found_while_a_group_changes_all_the_time(chat: Chat, valkey: str, sqlite_url: str) -> None:
     # Given, in a group where somebody speaks at every moment
-    k = chat.link.space.group(GID)
+    k = chat.system.client.space.group(GID)
     strange = msgids.pack(nth(chat, 15))
-    chat.link.client.zadd(k.uncounted, {str(strange): strange})
+    chat.system.client.driver.zadd(k.uncounted, {str(strange): strange})
     chat.add_members(GID, ["zoe"])
     said(chat, 77)
-    chat.link.client.rpush(k.own("zoe"), msgids.pack(nth(chat, -1)))
+    chat.system.client.driver.rpush(k.own("zoe"), msgids.pack(nth(chat, -1)))
     persist(chat)
     with Crowd(valkey, sqlite_url):
         # When
-        found = {each.what for each in check(chat) if not each.unsure}
+        found = {each.what for each in check(chat.system) if not each.unsure}
     # Then
     assert any(what.startswith("recall of message") for what in found)
     assert any("of 'zoe' past the offset" in what for what in found)
@@ -548,9 +552,9 @@ def test_damage_is_found_while_a_group_changes_all_the_time(chat: Chat, valkey: 
 
 def test_what_has_no_one_answer_is_said_and_left(chat: Chat) -> None:
     sql("UPDATE group_msgs SET content = 'forged' WHERE gid = :gid AND msgid = :newest")(
-        chat, chat.link.space.group(GID)
+        chat, chat.system.client.space.group(GID)
     )
-    (found,) = check(chat, repair=True)
+    (found,) = check(chat.system, repair=True)
     assert (found.what.split()[0], found.repaired) == ("content", False)
     assert "forged" in found.sql
 
@@ -575,15 +579,15 @@ def test_what_happens_meanwhile_is_no_difference(chat: Chat, valkey: str, sqlite
         for number in range(ROUNDS):
             crowd.trims = number >= ROUNDS // 2
             # When, then
-            found = list(check(chat))
+            found = list(check(chat.system))
             assert found == []
     persist(chat)
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def test_damage_is_mended_while_all_goes_on(chat: Chat, valkey: str, sqlite_url: str) -> None:
     # Given
-    k = chat.link.space.group(GID)
+    k = chat.system.client.space.group(GID)
     with Crowd(valkey, sqlite_url):
         for damage in (lose_message, redis("ZREM", "acked", "bob"), redis("DEL", "left"), redis("DEL", "own")):
             chat.remove_members(GID, ["bob"])
@@ -593,9 +597,9 @@ def test_damage_is_mended_while_all_goes_on(chat: Chat, valkey: str, sqlite_url:
             with suppress(AssertionError):  # nothing was there to be lost
                 damage(chat, k)
             # Then
-            assert [each for each in check(chat, repair=True) if not each.repaired] == []
+            assert [each for each in check(chat.system, repair=True) if not each.repaired] == []
     persist(chat)
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 class Crowd:
@@ -614,7 +618,7 @@ class Crowd:
     def __enter__(self) -> "Crowd":
         for thread in self._threads:
             thread.start()
-        client = self._chats[0].link.client
+        client = self._chats[0].client.driver
         wait_until(lambda: client.exists(keys.lease("persist", 1)))
         return self
 
@@ -648,7 +652,9 @@ class Crowd:
         chance.choice((chat.add_members, chat.remove_members))("other", [uid])
 
     def _store(self, chat: Chat, _: random.Random) -> None:
-        self._worker = getattr(self, "_worker", None) or Persist(chat.link, chat.database, chat.settings)
+        self._worker = getattr(self, "_worker", None) or Persist(
+            chat.system.client, chat.system.database, chat.system.settings
+        )
         with suppress(TryAgain):  # somebody mends: a worker waits, and goes on
             self._worker.step()
         if self._stop.is_set():
@@ -656,7 +662,7 @@ class Crowd:
 
     def _trim(self, chat: Chat, chance: random.Random) -> None:
         if self.trims:
-            trim(chat, keep_messages=chance.randrange(3, 30))
+            trim(chat.system, keep_messages=chance.randrange(3, 30))
 
 
 def test_a_journal_that_is_trimmed_meanwhile_hides_nothing_that_happened(
@@ -664,26 +670,26 @@ def test_a_journal_that_is_trimmed_meanwhile_hides_nothing_that_happened(
 ) -> None:
     # Given somebody who reads while both sides are read, and a trim before check asks what has happened meanwhile
     tell(chat)
-    trim(chat)
+    trim(chat.system)
     tallies, acks = MessageAudit._tallies, iter([20, 25])
 
-    def meanwhile(self: MessageAudit, some: list[Any]) -> list[Suspicion]:
+    def meanwhile(self: MessageAudit, some: list[Any]) -> list[Difference]:
         answer = list(tallies(self, some))
         for number in islice(acks, 1):
             chat.ack("ann", GID, nth(chat, number))
             answer = list(tallies(self, some))
             persist(chat)
             tell(chat)
-            assert trim(chat).journal_entries
+            assert trim(chat.system).journal_entries
         return answer
 
     monkeypatch.setattr(MessageAudit, "_tallies", meanwhile)
     # Then
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def tell(chat: Chat) -> None:
-    worker = ReceiptsWorker(chat.link, chat.database, chat.settings)
+    worker = ReceiptsWorker(chat.system.client, chat.system.database, chat.system.settings)
     while not worker.drained():
         worker.step()
     worker.close()
@@ -695,8 +701,8 @@ def test_a_recall_of_a_trimmed_message_that_is_not_stored_yet_is_no_difference(c
     chat.send("team", "not read by ann", sender_uid="bob")
     own = chat.send("team", "a slip", sender_uid="ann")
     persist(chat)
-    trim(chat, keep_messages=0)
+    trim(chat.system, keep_messages=0)
     # When
     chat.recall("team", own.msgid, by="ann")
     # Then
-    assert [difference for difference in check(chat) if difference.gid == "team"] == []
+    assert [difference for difference in check(chat.system) if difference.gid == "team"] == []

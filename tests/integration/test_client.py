@@ -12,23 +12,22 @@ from typing import Any
 import pytest
 
 from imcore import Chat
-from imcore import client as client_module
 from imcore import msgid as msgids
-from imcore.backoff import LONGEST_WAIT_S
-from imcore.client import Client
-from imcore.direct import gid_of
+from imcore.device import device as client_module
+from imcore.device.device import Device
+from imcore.device.local_database import PAGE, LocalDatabase, path_of
+from imcore.device.own_tallies import OwnTallies
 from imcore.errors import ConfigurationError, ImError, LocalDatabaseError, RedisUnavailable
-from imcore.live.localdb import PAGE, LocalDatabase, path_of
-from imcore.own_tallies import OwnTallies
+from imcore.model.direct import gid_of
+from imcore.model.values import Draft, Message, MessageTally, Receipt, Tally
 from imcore.settings import Settings
-from imcore.streams import calls
-from imcore.streams.calls import Draft
+from imcore.streams.calls import message_calls
 from imcore.streams.keys import CONFIG
-from imcore.values import Message, MessageTally, Receipt, Tally
+from imcore.util.backoff import LONGEST_WAIT_S
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
 from tests.servers import start_valkey
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
 
 MOST_S = 20.0
 SEEDS = int(os.environ.get("IM_LIVE_SEEDS", "2"))
@@ -60,17 +59,19 @@ def local(settings: Settings) -> Iterator[LocalDatabase]:
 
 
 @pytest.fixture
-def bob(chat: Chat, local: LocalDatabase) -> Client:
-    return Client(chat, "bob", local)
+def bob(chat: Chat, local: LocalDatabase) -> Device:
+    return Device(chat, "bob", local)
 
 
 def say(chat: Chat, *texts: str, gid: str = "team", sender: str = "ann") -> list[str]:
-    sent = chat.link.run(calls.send(chat.link.space, gid, [Draft(sender, text) for text in texts], 1000))
-    return [each.msgid for each in sent if isinstance(each, calls.Sent)]
+    sent = chat.system.client.call(
+        message_calls.send(chat.system.client.space, gid, [Draft(sender, text) for text in texts], 1000)
+    )
+    return [each.msgid for each in sent if isinstance(each, message_calls.SendResult)]
 
 
 def listen(
-    client: Client, until: Callable[[], object] | int, into: list[Message | Receipt] | None = None, **options: Any
+    client: Device, until: Callable[[], object] | int, into: list[Message | Receipt] | None = None, **options: Any
 ) -> list[Message | Receipt]:
     """Run a session until the condition holds, as seen between two polls, or until so many messages were yielded."""
     give_up = time.monotonic() + MOST_S
@@ -100,7 +101,7 @@ def states(local: LocalDatabase, gid: str = "team") -> list[str | None]:
 
 def tell(chat: Chat) -> None:
     """Have the worker `receipts` tell what is there."""
-    worker = ReceiptsWorker(chat.link, chat.database, chat.settings)
+    worker = ReceiptsWorker(chat.system.client, chat.system.database, chat.system.settings)
     while not worker.drained():
         worker.step()
     worker.close()
@@ -108,8 +109,8 @@ def tell(chat: Chat) -> None:
 
 def store(chat: Chat) -> None:
     """Have the worker `persist` store what is there."""
-    chat.database.upgrade()
-    worker = Persist(chat.link, chat.database, chat.settings)
+    chat.system.database.upgrade()
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     while not worker.drained():
         worker.step()
     worker.close()
@@ -118,7 +119,7 @@ def store(chat: Chat) -> None:
 # Receiving.
 
 
-def test_a_session_keeps_what_it_yields(bob: Client, local: LocalDatabase, chat: Chat) -> None:
+def test_a_session_keeps_what_it_yields(bob: Device, local: LocalDatabase, chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     say(chat, "1", "2")
     found = listen(bob, lambda: len(texts(local)) == 2)
@@ -127,7 +128,7 @@ def test_a_session_keeps_what_it_yields(bob: Client, local: LocalDatabase, chat:
 
 
 def test_a_session_killed_before_it_acked_yields_and_acks_when_it_comes_back(
-    bob: Client, local: LocalDatabase, chat: Chat
+    bob: Device, local: LocalDatabase, chat: Chat
 ) -> None:
     # Given one that had three messages on its disk, and had yielded one of them
     chat.create_group("team", ["ann", "bob"])
@@ -145,7 +146,7 @@ def test_a_session_killed_before_it_acked_yields_and_acks_when_it_comes_back(
 
 
 def test_what_is_acked_was_yielded_whatever_the_local_database_has(
-    bob: Client, local: LocalDatabase, chat: Chat
+    bob: Device, local: LocalDatabase, chat: Chat
 ) -> None:
     # Given a login, and a session that only looked
     for gid in ("team", "home"):
@@ -161,7 +162,7 @@ def test_what_is_acked_was_yielded_whatever_the_local_database_has(
     assert texts(local) == texts(local, "home") == ["1", "2"]
 
 
-def test_what_could_not_be_shown_is_not_acked(bob: Client, chat: Chat) -> None:
+def test_what_could_not_be_shown_is_not_acked(bob: Device, chat: Chat) -> None:
     # Given a reader that goes away after the first line
     chat.create_group("team", ["ann", "bob"])
     say(chat, "1", "2", "3")
@@ -172,7 +173,7 @@ def test_what_could_not_be_shown_is_not_acked(bob: Client, chat: Chat) -> None:
 
 
 def test_own_messages_are_yielded_whoever_has_sent_them(
-    bob: Client, local: LocalDatabase, chat: Chat, other: Chat
+    bob: Device, local: LocalDatabase, chat: Chat, other: Chat
 ) -> None:
     # Given bob, who is live, and something of his that waits
     chat.create_group("team", ["ann", "bob"])
@@ -207,7 +208,7 @@ def elsewhere(settings: Settings) -> Iterator[LocalDatabase]:
 
 @pytest.mark.parametrize("by", ["sync", "live"])
 def test_another_device_takes_nothing_from_one_that_was_used_before(
-    bob: Client, local: LocalDatabase, chat: Chat, other: Chat, by: str
+    bob: Device, local: LocalDatabase, chat: Chat, other: Chat, by: str
 ) -> None:
     # Given a device that was used, while nothing came
     for gid in ("team", "home"):
@@ -231,7 +232,7 @@ def test_another_device_takes_nothing_from_one_that_was_used_before(
     assert [texts(local, gid) for gid in ("team", "new", "home", first.gid)] == [["1", "2"], ["1", "2"], [], ["hi"]]
 
 
-def test_a_fresh_device_begins_at_the_offset(bob: Client, local: LocalDatabase, chat: Chat) -> None:
+def test_a_fresh_device_begins_at_the_offset(bob: Device, local: LocalDatabase, chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     say(chat, "long ago")
     chat.ack("bob", "team")
@@ -242,7 +243,7 @@ def test_a_fresh_device_begins_at_the_offset(bob: Client, local: LocalDatabase, 
 
 
 def test_who_was_never_in_a_group_and_then_is_gets_it_from_the_join_on(
-    bob: Client, local: LocalDatabase, chat: Chat, other: Chat
+    bob: Device, local: LocalDatabase, chat: Chat, other: Chat
 ) -> None:
     chat.create_group("elsewhere", ["ann"])
     bob.sync()
@@ -254,7 +255,7 @@ def test_who_was_never_in_a_group_and_then_is_gets_it_from_the_join_on(
 
 
 def test_every_device_has_the_tallies_of_the_server(
-    bob: Client, local: LocalDatabase, elsewhere: LocalDatabase, chat: Chat, other: Chat
+    bob: Device, local: LocalDatabase, elsewhere: LocalDatabase, chat: Chat, other: Chat
 ) -> None:
     # Given two devices with the same messages
     chat.create_group("team", ["ann", "bob", "cyd"])
@@ -269,13 +270,13 @@ def test_every_device_has_the_tallies_of_the_server(
     tell(chat)
     chat.confirm_receipts("bob", chat.receipts("bob"))
     # Then the other one knows it too, at its login, and so does the first in its next session
-    Client(other, "bob", elsewhere).sync()
+    Device(other, "bob", elsewhere).sync()
     assert states(elsewhere) == ["read by all", "read 1/2", "stored"]
     listen(bob, lambda: states(local) == states(elsewhere))
 
 
 def test_own_messages_that_come_with_their_receipts_long_confirmed_are_asked_for(
-    bob: Client, local: LocalDatabase, chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
+    bob: Device, local: LocalDatabase, chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given what another device has sent, and been told of, since this one was used
     chat.create_group("team", ["ann", "bob"])
@@ -292,7 +293,7 @@ def test_own_messages_that_come_with_their_receipts_long_confirmed_are_asked_for
 
 
 def test_tallies_are_asked_for_by_the_page(
-    bob: Client, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch
+    bob: Device, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given
     chat.create_group("team", ["ann", "bob"])
@@ -318,7 +319,7 @@ def test_tallies_are_asked_for_by_the_page(
 
 
 def test_what_the_server_has_lost_or_cannot_reach_does_not_hide_the_other_tallies(
-    bob: Client, local: LocalDatabase, chat: Chat
+    bob: Device, local: LocalDatabase, chat: Chat
 ) -> None:
     # Given
     chat.create_group("team", ["ann", "bob"])
@@ -335,7 +336,7 @@ def test_what_the_server_has_lost_or_cannot_reach_does_not_hide_the_other_tallie
 
 
 def test_a_reconnect_brings_the_tallies_that_were_told_meanwhile(
-    bob: Client, local: LocalDatabase, chat: Chat, other: Chat
+    bob: Device, local: LocalDatabase, chat: Chat, other: Chat
 ) -> None:
     # Given bob, who is live
     chat.create_group("team", ["ann", "bob"])
@@ -343,12 +344,12 @@ def test_a_reconnect_brings_the_tallies_that_were_told_meanwhile(
     told: list[int] = []
 
     def meanwhile() -> bool:
-        if not told and other.link.client.client_list(_type="pubsub"):
+        if not told and other.system.client.driver.client_list(_type="pubsub"):
             # When it was read, told and confirmed while his connection was lost
             other.ack("ann", "team")
             tell(other)
             other.confirm_receipts("bob", other.receipts("bob"))
-            told.append(other.link.client.client_kill_filter(_type="pubsub"))
+            told.append(other.system.client.driver.client_kill_filter(_type="pubsub"))
         return states(local) == ["read by all"]
 
     # Then
@@ -357,7 +358,7 @@ def test_a_reconnect_brings_the_tallies_that_were_told_meanwhile(
 
 @pytest.mark.parametrize("looks", range(10))
 def test_a_session_that_is_to_end_is_over_and_has_acked_what_it_yielded(
-    bob: Client, chat: Chat, other: Chat, looks: int
+    bob: Device, chat: Chat, other: Chat, looks: int
 ) -> None:
     # Given one that is asked to end the so many-th time that it looks whether it is
     chat.create_group("team", ["ann", "bob"])
@@ -374,16 +375,16 @@ def test_a_session_that_is_to_end_is_over_and_has_acked_what_it_yielded(
 
 
 def test_a_server_that_comes_back_with_other_data_ends_the_session(
-    bob: Client, local: LocalDatabase, chat: Chat, other: Chat
+    bob: Device, local: LocalDatabase, chat: Chat, other: Chat
 ) -> None:
     # Given a session, and a message that it has not acked
     chat.create_group("team", ["ann", "bob"])
     changed: list[int] = []
 
     def meanwhile() -> bool:
-        if not changed and other.link.client.client_list(_type="pubsub"):
-            other.link.client.hset(CONFIG, "dataset", "another")
-            changed.append(other.link.client.client_kill_filter(_type="pubsub"))
+        if not changed and other.system.client.driver.client_list(_type="pubsub"):
+            other.system.client.driver.hset(CONFIG, "dataset", "another")
+            changed.append(other.system.client.driver.client_kill_filter(_type="pubsub"))
             say(other, "of another world")
         return False
 
@@ -394,20 +395,20 @@ def test_a_server_that_comes_back_with_other_data_ends_the_session(
     assert len(chat.pull("bob")) == 1
 
 
-def test_the_first_server_with_data_is_the_one(bob: Client, local: LocalDatabase, chat: Chat) -> None:
+def test_the_first_server_with_data_is_the_one(bob: Device, local: LocalDatabase, chat: Chat) -> None:
     bob.queue("written before there was anything", to_uid="ann")
     assert [message.content for message in bob.flush().sent] == ["written before there was anything"]
-    chat.link.client.hset(CONFIG, "dataset", "another")
+    chat.system.client.driver.hset(CONFIG, "dataset", "another")
     with pytest.raises(LocalDatabaseError, match="was made with other data"):
-        Client(chat, "bob", local).sync()
+        Device(chat, "bob", local).sync()
 
 
 def test_an_outbox_that_was_refused_is_tried_less_often_and_goes_out_soon_after(
-    bob: Client, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bob: Device, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     chat.create_group("team", ["ann", "bob"])
     say(chat, "first")
-    redis: Any = chat.link.client
+    redis: Any = chat.system.client.driver
     monkeypatch.setattr(client_module, "_POLL_S", 0.01)
     began: list[float] = []
     refused: list[int] = []
@@ -435,14 +436,14 @@ def test_an_outbox_that_was_refused_is_tried_less_often_and_goes_out_soon_after(
 
 
 def test_a_server_that_has_lost_its_data_is_not_asked_to_take_the_outbox(
-    bob: Client, local: LocalDatabase, chat: Chat
+    bob: Device, local: LocalDatabase, chat: Chat
 ) -> None:
     chat.create_group("team", ["ann", "bob"])
     bob.sync()
     bob.queue("hi", gid="team")
-    chat.link.client.flushall()
+    chat.system.client.driver.flushall()
     with pytest.raises(LocalDatabaseError, match="im rebuild"):
-        Client(chat, "bob", local).flush()
+        Device(chat, "bob", local).flush()
     assert states(local) == ["waiting"]
 
 
@@ -450,7 +451,7 @@ def test_a_server_that_has_lost_its_data_is_not_asked_to_take_the_outbox(
 
 
 def test_a_login_brings_everything_by_the_page(
-    bob: Client, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch
+    bob: Device, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given more than a page, some of it trimmed, and receipts
     chat.create_group("team", ["ann", "bob"])
@@ -459,7 +460,7 @@ def test_a_login_brings_everything_by_the_page(
     sent = say(chat, *(str(number) for number in range(1200)))
     store(chat)
     tell(chat)
-    chat.link.run(calls.trim(chat.link.space, "team", msgids.pack(sent[700])))
+    chat.system.client.call(message_calls.trim(chat.system.client.space, "team", msgids.pack(sent[700])))
     local.keep([chat.send("team", "mine too", sender_uid="bob")])
     pages: list[int] = []
     keep = local.keep
@@ -481,7 +482,7 @@ def test_a_login_brings_everything_by_the_page(
 
 
 def test_a_login_passes_over_a_group_that_is_left_meanwhile(
-    bob: Client, local: LocalDatabase, chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
+    bob: Device, local: LocalDatabase, chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for gid in ("a", "team"):
         chat.create_group(gid, ["ann", "bob"])
@@ -499,13 +500,13 @@ def test_a_login_passes_over_a_group_that_is_left_meanwhile(
 
 
 def test_who_was_away_keeps_the_same_tallies_as_who_was_there(
-    bob: Client, local: LocalDatabase, chat: Chat, other: Chat, settings: Settings
+    bob: Device, local: LocalDatabase, chat: Chat, other: Chat, settings: Settings
 ) -> None:
     # Given ann who is there, bob who is not
     uids = [f"u{number}" for number in range(7)]
     chat.create_group("team", ["ann", "bob", *uids])
     with LocalDatabase(path_of(settings.data_dir, "ann"), "ann") as hers:
-        ann = Client(other, "ann", hers)
+        ann = Device(other, "ann", hers)
         # When both have said the same, and others have read it
         sent = []
         for number in range(6):
@@ -537,8 +538,8 @@ class Danger:
         self.odds = 0.0
         for name in ("keep", "begin", "attempt"):
             monkeypatch.setattr(LocalDatabase, name, self.around(getattr(LocalDatabase, name)))
-        for name in ("run", "run_many", "gather"):
-            monkeypatch.setattr(chat.link, name, self.around(getattr(chat.link, name)))
+        for name in ("run", "call_many", "gather"):
+            monkeypatch.setattr(chat.system.client, name, self.around(getattr(chat.system.client, name)))
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def dangerous(*args: Any, **kwargs: Any) -> Any:
@@ -570,7 +571,7 @@ def test_sessions_killed_at_random_moments(
     def session(until: Callable[[LocalDatabase], bool]) -> None:
         with LocalDatabase(path, "bob", exclusive=True) as local:
             shown.append([])
-            listen(Client(chat, "bob", local), lambda: until(local), shown[-1], ack_every=2, ack_interval_s=0.02)
+            listen(Device(chat, "bob", local), lambda: until(local), shown[-1], ack_every=2, ack_interval_s=0.02)
 
     # When
     for number in range(rounds):
@@ -635,7 +636,7 @@ def test_what_is_sent_while_the_server_is_away_goes_out_once_and_in_order(tmp_pa
     try:
         with Chat.connect(settings=settings) as chat, LocalDatabase(tmp_path / "bob", "bob") as local:
             chat.create_group("team", ["ann", "bob"])
-            bob = Client(chat, "bob", local)
+            bob = Device(chat, "bob", local)
             server.kill()
             # When
             for number in range(5):
@@ -656,7 +657,7 @@ def test_what_is_sent_while_the_server_is_away_goes_out_once_and_in_order(tmp_pa
 
 
 def test_an_answer_that_never_came_sends_nothing_twice(
-    bob: Client, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch
+    bob: Device, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat.create_group("team", ["ann", "bob"])
     send = chat.send
@@ -679,7 +680,7 @@ def test_an_answer_that_never_came_sends_nothing_twice(
 
 
 def test_only_a_message_that_is_to_blame_is_refused(
-    bob: Client, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch
+    bob: Device, local: LocalDatabase, chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given
     chat.create_group("team", ["ann", "bob"])
@@ -721,7 +722,7 @@ def test_only_a_message_that_is_to_blame_is_refused(
     ids=lambda uid: uid[:9],
 )
 def test_one_to_one_with_anybody(
-    bob: Client, local: LocalDatabase, chat: Chat, other: Chat, settings: Settings, uid: str
+    bob: Device, local: LocalDatabase, chat: Chat, other: Chat, settings: Settings, uid: str
 ) -> None:
     # Given
     first = chat.send_direct(uid, "hello", sender_uid="bob")
@@ -730,7 +731,7 @@ def test_one_to_one_with_anybody(
     assert {member.uid for member in chat.members(gid)} == {uid, "bob"}
     # When the other one listens, answers, and reads
     with LocalDatabase(path_of(settings.data_dir, "there"), uid) as theirs:
-        found = listen(Client(other, uid, theirs), lambda: texts(theirs, gid) or uid == "bob", ack_interval_s=0.01)
+        found = listen(Device(other, uid, theirs), lambda: texts(theirs, gid) or uid == "bob", ack_interval_s=0.01)
         assert [each.content for each in found if isinstance(each, Message)] == ["hello"] * (uid != "bob")
     other.send_direct("bob", "hello yourself", sender_uid=uid)
     tell(other)
@@ -742,7 +743,7 @@ def test_one_to_one_with_anybody(
         assert [(each.read, each.unread) for each in chat.receipts("bob")] == [(1, 0)]
 
 
-def test_one_to_one_is_heard_from_the_first_word_on(chat: Chat, other: Chat, bob: Client, local: LocalDatabase) -> None:
+def test_one_to_one_is_heard_from_the_first_word_on(chat: Chat, other: Chat, bob: Device, local: LocalDatabase) -> None:
     # Given bob, who is live in another group, and has never spoken with ann
     chat.create_group("team", ["bob", "cyd"])
     with chat.listen("bob") as live:

@@ -16,16 +16,16 @@ import pytest
 import redis
 
 from imcore import Chat
-from imcore.admin import audit, claims, left_behind
 from imcore.admin.stats import stats
-from imcore.backoff import Trouble
-from imcore.embedded import find_server
+from imcore.embedded.server import find_server
 from imcore.errors import TryAgain
+from imcore.model.values import Message
+from imcore.repair import check, left_behind, locks
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import creation_calls, journal_calls
+from imcore.streams.calls import creation_calls, journal_calls
 from imcore.streams.journal import Journal
-from imcore.values import Message
+from imcore.util.backoff import ThrottledLog
 from tests.apt import FAKETIME
 from tests.deadline import wait_until
 from tests.processes import WorkerProcess
@@ -122,53 +122,53 @@ def test_entries_of_a_worker_that_died_then_are_stored(
     given = {"redis_url": settings.redis_url, "database_url": settings.database_url, "lease_ms": SHORT_MS}
     with WorkerProcess(tmp_path / "first", "persist", **given) as first:
         first.wait_for("working as persist-1")
-        wait_until(lambda: [worker.backlog for worker in stats(chat).workers] == [0])
+        wait_until(lambda: [worker.backlog for worker in stats(chat.system).workers] == [0])
         with nobody_else_writes(tmp_path / "imcore.db"):
             chat.send("team", "one", sender_uid="ann")
-            wait_until(lambda: sum(worker.pending for worker in stats(chat).workers))
+            wait_until(lambda: sum(worker.pending for worker in stats(chat.system).workers))
             first.kill()
     # When the clock is put right
     clock.put_ahead(0)
     # Then that is told
-    [holder] = stats(chat).silent
+    [holder] = stats(chat.system).silent
     assert (holder.process, holder.entries, holder.silent_ms) == ("persist-1", 1, None)
-    assert "persist-1 is silent" in " ".join(each.what for each in audit.check(chat))
+    assert "persist-1 is silent" in " ".join(each.what for each in check.check(chat.system))
     # And the next worker takes over
     with WorkerProcess(tmp_path / "second", "persist", **given) as second:
         chat.send("team", "two", sender_uid="ann")
-        wait_until(lambda: {row.content for row in chat.database.messages_after("team", 0)} == {"one", "two"})
-        wait_until(lambda: list(audit.check(chat)) == [])
+        wait_until(lambda: {row.content for row in chat.system.database.messages_after("team", 0)} == {"one", "two"})
+        wait_until(lambda: list(check.check(chat.system)) == [])
         assert second.end() == 0
 
 
 def test_what_began_then_ends_as_if_it_began_now(chat: Chat, clock: Clock) -> None:
     # Given what processes have begun, and died over, while the clock stood a day ahead
-    link, space = chat.link, chat.link.space
+    redis_client, space = chat.system.client, chat.system.client.space
     clock.put_ahead(1)
     chat.create_group("team", ["ann", "bob"])
     chat.begin_session("ann")
-    assert link.run(journal_calls.lease("persist", 1, "dead", SHORT_MS))
-    claims.take(chat, ["team"])
-    claims.Hold(chat, 0).__enter__()
+    assert redis_client.call(journal_calls.lease("persist", 1, "dead", SHORT_MS))
+    locks.take(chat.system, ["team"])
+    locks.PartitionLock(chat.system, 0).__enter__()
     partition = space.partition_of("new")
-    assert link.run(creation_calls.begin(space, "new", "dead")) is None
+    assert redis_client.call(creation_calls.begin(space, "new", "dead")) is None
 
     def is_free() -> dict[str, bool]:
         return {
-            "lease": not link.run(journal_calls.is_held("persist", 1)),
-            "claim": _can(lambda: claims.take(chat, ["team"])),
-            "hold": _can(lambda: claims.Hold(chat, 0).__enter__()),
-            "creation": link.run(creation_calls.given_up(space, partition)) == ["new"],
+            "lease": not redis_client.call(journal_calls.is_held("persist", 1)),
+            "claim": _can(lambda: locks.take(chat.system, ["team"])),
+            "hold": _can(lambda: locks.PartitionLock(chat.system, 0).__enter__()),
+            "creation": redis_client.call(creation_calls.given_up(space, partition)) == ["new"],
             "session": chat.online(["ann"]) == set(),
         }
 
     # When the clock is put right, and workers look at it
     clock.put_ahead(0)
-    left_behind.settle(link, Trouble(time.monotonic))
+    left_behind.settle(redis_client, ThrottledLog(time.monotonic))
     # Then nothing of it has ended at once
-    assert not link.run(journal_calls.lease("persist", 1, "other", SHORT_MS))
+    assert not redis_client.call(journal_calls.lease("persist", 1, "other", SHORT_MS))
     assert chat.online(["ann"]) == {"ann"}
-    assert link.run(creation_calls.given_up(space, partition)) == []
+    assert redis_client.call(creation_calls.given_up(space, partition)) == []
     # And all of it ends soon
     ended: set[str] = set()
 
@@ -241,9 +241,9 @@ def test_sessions_that_live_outlive_a_clock_that_is_put_back(chat: Chat, clock: 
 def test_a_worker_whose_name_is_held_for_days_takes_another(chat: Chat, settings: Settings, clock: Clock) -> None:
     clock.put_ahead(1)
     chat.create_group("team")
-    assert chat.link.run(journal_calls.lease("persist", 1, "dead", SHORT_MS))
+    assert chat.system.client.call(journal_calls.lease("persist", 1, "dead", SHORT_MS))
     clock.put_ahead(0)
-    journal = Journal(chat.link, "persist", replace(settings, block_ms=0))
+    journal = Journal(chat.system.client, "persist", replace(settings, block_ms=0))
     assert len(journal.take()) == 1
     assert journal.consumer == "persist-2"
-    wait_until(lambda: not chat.link.run(journal_calls.is_held("persist", 1)), timeout_s=60)
+    wait_until(lambda: not chat.system.client.call(journal_calls.is_held("persist", 1)), timeout_s=60)

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import redis
 
-from imcore import creation
-from imcore.admin import left_behind
-from imcore.admin.audit import check
-from imcore.admin.rebuild import rebuild
-from imcore.backoff import Trouble
 from imcore.chat import Chat
 from imcore.errors import GroupExists, ImError
+from imcore.operations import creation
+from imcore.repair import left_behind
+from imcore.repair.check import check
+from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
-from imcore.streams import creation_calls
-from imcore.streams.creation_calls import LOST
-from workers.persist import Persist
+from imcore.streams.calls import creation_calls
+from imcore.streams.calls.creation_calls import LOST
+from imcore.util.backoff import ThrottledLog
+from imcore.workers.persist import Persist
 
 MEMBERS = [f"u{number:03}" for number in range(150)]
 STRANGERS = [f"stranger{number:03}" for number in range(150)]
@@ -35,7 +35,7 @@ def settings(valkey: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 def chat(settings: Settings) -> Iterator[Chat]:
     with Chat.connect(settings=settings) as chat:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         yield chat
 
 
@@ -53,23 +53,23 @@ def server(valkey: str, chat: Chat) -> Iterator["redis.Redis"]:
 
 
 def drain(chat: Chat) -> None:
-    worker = Persist(chat.link, chat.database, chat.settings)
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     worker.step()
     while not worker.drained():
         worker.step()
     worker.close()
 
 
-def begun(link: Any, uids: Sequence[str], *, added: int) -> list[Callable[[], object]]:
+def begun(redis_client: Any, uids: Sequence[str], *, added: int) -> list[Callable[[], object]]:
     """Begin to create the group, and add some of its members; return the steps that are left."""
-    space, token = link.space, creation._token(uids)
-    assert link.run(creation_calls.begin(space, "team", token)) is None
+    space, token = redis_client.space, creation._token(uids)
+    assert redis_client.call(creation_calls.begin(space, "team", token)) is None
     steps: list[Callable[[], object]] = [
         *(
-            lambda at=at: link.run(creation_calls.add(space, "team", token, uids[at : at + 50]))
+            lambda at=at: redis_client.call(creation_calls.add(space, "team", token, uids[at : at + 50]))
             for at in range(0, len(uids), 50)
         ),
-        lambda: link.run(creation_calls.end(space, "team", token, len(uids))),
+        lambda: redis_client.call(creation_calls.end(space, "team", token, len(uids))),
     ]
     for step in steps[:added]:
         step()
@@ -78,7 +78,7 @@ def begun(link: Any, uids: Sequence[str], *, added: int) -> list[Callable[[], ob
 
 def bring_back(chat: Chat, how: str) -> None:
     if how == "rebuild":
-        rebuild(chat, yes=True, adopt=True)
+        rebuild(chat.system, yes=True, adopt=True)
     else:
         drain(chat)  # what is there is older than SQL: the worker reconciles
 
@@ -109,7 +109,7 @@ def test_a_group_that_comes_back_is_what_it_was_whoever_creates_it_meanwhile(
     drain(chat)
     lose(server, how, before)
     # When somebody creates it again, and it comes back in the midst of that
-    left = begun(other.link, uids, added=added)
+    left = begun(other.system.client, uids, added=added)
     bring_back(chat, how)
 
     # Then it is there as it was, for everybody
@@ -118,7 +118,7 @@ def test_a_group_that_comes_back_is_what_it_was_whoever_creates_it_meanwhile(
         assert {member.uid for member in chat.members("team")} == set(MEMBERS)
         assert chat.groups_of("u001") == ["team"]
         assert chat.groups_of("stranger000") == []
-        assert list(check(chat)) == []
+        assert list(check(chat.system)) == []
 
     is_as_it_was()
     # And no step of the creation changes that
@@ -131,7 +131,7 @@ def test_a_group_that_comes_back_is_what_it_was_whoever_creates_it_meanwhile(
             other.create_group("team", uids)
     is_as_it_was()
     assert chat.send("team", "three", sender_uid="u001").seq == 3
-    assert server.hlen(chat.link.space.group("team").creating) == 0
+    assert server.hlen(chat.system.client.space.group("team").creating) == 0
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -145,7 +145,7 @@ def test_random_moments(chat: Chat, other: Chat, server: "redis.Redis", seed: in
     uids = chance.choice([MEMBERS, STRANGERS])
     done: list[object] = []
     left: list[Callable[[], object]] = []
-    run_many = chat.link.run_many
+    call_many = chat.system.client.call_many
 
     def and_somebody_creates(batch: Sequence[Any], **options: Any) -> list[Any]:
         """Let a step of a creation come before any round trip of who mends."""
@@ -155,14 +155,14 @@ def test_random_moments(chat: Chat, other: Chat, server: "redis.Redis", seed: in
                 done.append(left.pop(0)())
             elif chance.random() < 0.5:
                 try:
-                    left = begun(other.link, uids, added=0)
+                    left = begun(other.system.client, uids, added=0)
                 except (ImError, AssertionError):
                     left = []
-        return run_many(batch, **options)
+        return call_many(batch, **options)
 
-    chat.link.run_many = and_somebody_creates  # type: ignore[method-assign, assignment]
-    rebuild(chat, yes=True, adopt=True)
-    chat.link.run_many = run_many  # type: ignore[method-assign]
+    chat.system.client.call_many = and_somebody_creates  # type: ignore[method-assign, assignment]
+    rebuild(chat.system, yes=True, adopt=True)
+    chat.system.client.call_many = call_many  # type: ignore[method-assign]
     done += [step() for step in left]
     # A creation that ended before the group came back was one: the two are merged.
     members = {*MEMBERS, *(STRANGERS if len(STRANGERS) in done else ())}
@@ -170,7 +170,7 @@ def test_random_moments(chat: Chat, other: Chat, server: "redis.Redis", seed: in
     assert {member.uid for member in chat.members("team")} == members
     assert chat.groups_of("u001") == ["team"]
     drain(chat)
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 SPOILED: dict[str, Callable[["redis.Redis", Any], object]] = {
@@ -195,11 +195,11 @@ SPOILED: dict[str, Callable[["redis.Redis", Any], object]] = {
 def test_what_is_spoiled_keeps_nobody_from_storing(chat: Chat, server: "redis.Redis", what: str) -> None:
     chat.create_group("team", ["ann", "bob"])
     chat.create_group("home", ["ann"])
-    SPOILED[what](server, chat.link.space.group("team"))
+    SPOILED[what](server, chat.system.client.space.group("team"))
     sent = chat.send("home", "hi", sender_uid="ann")
-    worker = Persist(chat.link, chat.database, chat.settings)
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     give_up = time.monotonic() + 10
-    while not (stored := chat.database.messages_after("home", 0)) and time.monotonic() < give_up:
+    while not (stored := chat.system.database.messages_after("home", 0)) and time.monotonic() < give_up:
         try:
             worker.step()
         except ImError:
@@ -211,13 +211,13 @@ def test_what_is_spoiled_keeps_nobody_from_storing(chat: Chat, server: "redis.Re
 def test_a_creation_that_was_given_up_is_undone_without_its_stream(
     chat: Chat, server: "redis.Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
-    k = chat.link.space.group("team")
-    begun(chat.link, MEMBERS, added=2)
+    k = chat.system.client.space.group("team")
+    begun(chat.system.client, MEMBERS, added=2)
     server.delete(k.stream)
     server.hset(k.creating, "team", f"{creation._token(MEMBERS)} {int(time.time() * 1000) - 1} 10000")
     server.zadd(k.acked, {b"\xff": 0})
 
-    left_behind.settle(chat.link, Trouble(time.monotonic))
+    left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))
 
     assert (chat.groups_of("u001"), server.hlen(k.creating)) == ([], 0)
     assert server.zcard(k.acked) == server.zcard(k.joined) == 0

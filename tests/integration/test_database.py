@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from sqlalchemy import select, text
 from sqlmodel import Session
 
-from imcore.sql import stored as stored_rows
+from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
+from imcore.sql import queries as stored_rows
 from imcore.sql.database import Database
 from imcore.sql.postgres import PostgresBackend
-from imcore.sql.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
 from imcore.sql.tables import GROUP_MSGS, GroupMsg
 from tests.chat_data import ODD_GIDS, ODD_NAMES, ODD_TEXTS
 from tests.stored import FIRST_MS, at, clear, message, stored

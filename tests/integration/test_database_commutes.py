@@ -10,8 +10,8 @@ import psycopg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
 from tests.deadline import wait_until
 from tests.stored import FIRST_MS, at, clear, message, stored
 

@@ -14,8 +14,8 @@ import psycopg.waiting
 import pytest
 
 from imcore.errors import ConfigurationError, DatabaseRejected, DatabaseUnavailable, ImError
+from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
 
 PASSWORD = "s3cret"
 GOOD = MessageRow("g", 1 << 40, 1, "ann", 0, "good", None, None)

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 import pytest
 
 from imcore.chat import Chat
-from imcore.live.gateway import Gateway
-from imcore.live.rooms import Arrived
+from imcore.gateway.fanout import NewMessage
+from imcore.gateway.gateway import Gateway
 from tests.deadline import wait_until
 
 
@@ -22,7 +22,7 @@ def chats(valkey: str) -> Iterator[tuple[Chat, Chat]]:
 
 
 def heard(gateway: Gateway) -> list[str]:
-    return [event.message.content for event in gateway.poll(0.2) if isinstance(event, Arrived)]
+    return [event.message.content for event in gateway.poll(0.2) if isinstance(event, NewMessage)]
 
 
 @pytest.mark.parametrize("other_way", [False, True])

@@ -16,9 +16,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, inspect, text
 
 from imcore.errors import ConfigurationError, DatabaseUnavailable
+from imcore.model.rows import Batch, GroupRow
 from imcore.sql.database import Database
 from imcore.sql.migrations import HEAD, VERSION_TABLE, run
-from imcore.sql.rows import Batch, GroupRow
 from imcore.sql.tables import Derived, Stored
 
 NAMES = {

@@ -9,8 +9,8 @@ from sqlalchemy import event, text
 from sqlmodel import Session, select
 
 from imcore import msgid as msgids
+from imcore.model.rows import Batch, MessageRow, MoveRow, SpanRow
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, MessageRow, MoveRow, SpanRow
 from imcore.sql.tables import GroupUser, MsgAck
 from tests.stored import FIRST_MS, clear
 

@@ -20,8 +20,8 @@ from types import SimpleNamespace
 import pytest
 import redis
 
-from imcore import embedded
-from imcore.embedded import EmbeddedServer, find_server
+from imcore.embedded import server as embedded
+from imcore.embedded.server import EmbeddedServer, find_server
 from imcore.errors import ConfigurationError, EmbeddedServerError
 from imcore.settings import Settings, socket_path
 from tests.deadline import wait_until

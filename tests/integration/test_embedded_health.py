@@ -14,9 +14,9 @@ from threading import Thread
 import pytest
 import redis
 
-from imcore import embedded
-from imcore.embedded import EmbeddedServer
-from imcore.embedded_health import HealthCheck
+from imcore.embedded import server as embedded
+from imcore.embedded.health import HealthCheck
+from imcore.embedded.server import EmbeddedServer
 from imcore.errors import EmbeddedServerError
 from tests.deadline import wait_until
 from tests.servers import require_server
@@ -170,7 +170,7 @@ class TestSocket:
     ) -> None:
         with EmbeddedServer(tmp_path / "other") as other:
             remove_socket(server)
-            os.link(other.socket, server.socket)
+            os.client(other.socket, server.socket)
             with pytest.raises(EmbeddedServerError, match=r"cannot be reached any more: another server answers on"):
                 until_it_says(health)
             server.stop()

@@ -9,9 +9,9 @@ from redis.cluster import RedisCluster
 
 from imcore import Chat
 from imcore.errors import RedisRefuses
-from imcore.streams import calls
-from imcore.streams.calls import Draft
-from imcore.streams.link import Client, open_client
+from imcore.model.values import Draft
+from imcore.streams.calls import message_calls
+from imcore.streams.client import Client, open_client
 from tests.servers import require_server, start_valkey
 
 
@@ -31,7 +31,9 @@ def test_connections_over_tcp_probe_a_silent_peer(cluster: str) -> None:
 
 
 def say(chat: Chat) -> object:
-    return chat.link.run_many([calls.send(chat.link.space, "team", [Draft("ann", "hi")], 1000)])
+    return chat.system.client.call_many(
+        [message_calls.send(chat.system.client.space, "team", [Draft("ann", "hi")], 1000)]
+    )
 
 
 @pytest.mark.parametrize("write", [lambda chat: chat.create_group("new", ["ann"]), say], ids=["alone", "with others"])
@@ -48,7 +50,7 @@ def test_a_primary_that_became_a_replica_is_left_for_the_new_one(
             for each in (chat, other):
                 each.create_group("team", ["ann"])
             # When it becomes a replica
-            chat.link.client.replicaof("127.0.0.1", 1)
+            chat.system.client.driver.replicaof("127.0.0.1", 1)
             with pytest.raises(RedisRefuses, match="new primary"):
                 write(chat)
             name.unlink()

@@ -15,8 +15,6 @@ import pytest
 from redis.crc import key_slot
 
 from imcore import msgid as msgids
-from imcore import reading
-from imcore.asking import Asking, AskSql, Question
 from imcore.chat import Chat
 from imcore.errors import (
     ConfigurationError,
@@ -29,11 +27,16 @@ from imcore.errors import (
     SessionExpired,
     UnknownUser,
 )
-from imcore.live.core import DROPPED, Heard
-from imcore.live.gateway import Gateway
+from imcore.gateway.gateway import Gateway
+from imcore.model.values import Draft
+from imcore.operations import queries
+from imcore.operations.effects import Effect, Effects, SqlQuery
 from imcore.settings import Settings
-from imcore.streams import calls
+from imcore.streams.calls import message_calls
+from imcore.streams.calls.call import Call
 from imcore.streams.keys import SEPARATOR, Keyspace
+from imcore.streams.wire import UNSUBSCRIBED, PubSubEvent
+from imcore.system import System
 from tests.deadline import wait_until
 from tests.live import MOST_S, Audience, Clock, kill_connections, nodes_of, offset, say, subscriptions, tell, trim
 from tests.servers import RunningCluster, move_slot, start_valkey
@@ -73,8 +76,8 @@ def other(settings: Settings) -> Iterator[Chat]:
 
 def short_lived(chat: Chat, *, heartbeat_ms: int = 20_000, online_ms: int = 60_000) -> Gateway:
     """A gateway with other times than usual."""
-    settings = replace(chat.settings, heartbeat_ms=heartbeat_ms, online_ms=online_ms)
-    return Gateway(chat.link, chat.history, settings)
+    settings = replace(chat.system.settings, heartbeat_ms=heartbeat_ms, online_ms=online_ms)
+    return Gateway(chat.performer, settings)
 
 
 # A session's beginning.
@@ -101,9 +104,9 @@ def test_a_group_joined_in_the_moment_a_session_begins_is_not_missed(
 ) -> None:
     # Given a user who joins right after the session has asked for their groups, at its beginning and again
     chat.create_group("old", ["ann", "bob"])
-    asked = reading.groups_or_why
+    asked = queries.groups_or_errors
 
-    def then_joins(space: Keyspace, uids: Sequence[str]) -> Asking[dict[str, list[str] | ImError]]:
+    def then_joins(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, list[str] | ImError]]:
         found = yield from asked(space, uids)
         if joins:
             other.create_group(joins.pop(), ["bob", "ann"])
@@ -114,7 +117,7 @@ def test_a_group_joined_in_the_moment_a_session_begins_is_not_missed(
         gateway.open("ann")
         audience.settled()
         joins = ["team", "news"]
-        monkeypatch.setattr(reading, "groups_or_why", then_joins)
+        monkeypatch.setattr(queries, "groups_or_why", then_joins)
         # When
         bob = gateway.open("bob")
         audience.until(lambda: not joins)
@@ -130,10 +133,10 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
     # Given a digest right after the session has asked what waits
     chat.create_group("team", ["ann", "bob"])
     [message] = say(chat, "hi")
-    asked = reading.marks
+    asked = queries.dirty_receipts
     told = False
 
-    def then_told(*args: Any) -> Asking[Any]:
+    def then_told(*args: Any) -> Effects[Any]:
         nonlocal told
         found = yield from asked(*args)
         if not told:
@@ -143,7 +146,7 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
 
     with chat.gateway() as gateway:
         audience = Audience(gateway)
-        monkeypatch.setattr(reading, "marks", then_told)
+        monkeypatch.setattr(queries, "marks", then_told)
         # When
         ann = gateway.open("ann")
         # Then
@@ -274,8 +277,8 @@ def test_forty_of_two_hundred_hear_a_hundred_messages(chat: Chat) -> None:
 def test_an_ended_session_gets_nothing_more(chat: Chat) -> None:
     # Given one that has more to catch up with than one page
     chat.create_group("team", ["ann", "bob", "cyd"])
-    drafts = [calls.Draft("ann", str(number)) for number in range(700)]
-    chat.link.run(calls.send(chat.link.space, "team", drafts, 1000))
+    drafts = [Draft("ann", str(number)) for number in range(700)]
+    chat.system.client.call(message_calls.send(chat.system.client.space, "team", drafts, 1000))
     with chat.gateway(ack_every=1) as gateway:
         audience = Audience(gateway)
         bob, cyd = gateway.open("bob"), gateway.open("cyd")
@@ -440,8 +443,8 @@ def test_a_hundred_messages_to_forty_cost_four_hundred_acks(chat: Chat) -> None:
 
 def journalled_moves(chat: Chat) -> list[bytes]:
     found: list[bytes] = []
-    for key in chat.link.space.journals():
-        for _, fields in chat.link.read("XRANGE", key, "-", "+"):
+    for key in chat.system.client.space.journals():
+        for _, fields in chat.system.client.query("XRANGE", key, "-", "+"):
             found += fields[b"moves"].split(b"\x1e") if fields[b"kind"] == b"ack" else []
     return found
 
@@ -480,8 +483,8 @@ def test_a_short_lived_session_does_not_end_a_long_lived_one(chat: Chat) -> None
     gateway.close(clean=False)
     with short_lived(chat, online_ms=50) as gateway:
         short = gateway.open("bob")
-        key = chat.link.space.sessions("bob")
-        wait_until(lambda: float(chat.link.read("ZSCORE", key, short.sid) or 0) % 2**42 < time.time() * 1000)
+        key = chat.system.client.space.sessions("bob")
+        wait_until(lambda: float(chat.system.client.query("ZSCORE", key, short.sid) or 0) % 2**42 < time.time() * 1000)
         assert chat.heartbeat("bob", long_lived) == []
     assert chat.online(["bob"]) == {"bob"}
 
@@ -491,16 +494,16 @@ def test_a_clock_that_is_put_right_leaves_nobody_online_who_was_killed(chat: Cha
     chat.create_group("team", ["ann", "bob"])
     with short_lived(chat, heartbeat_ms=20, online_ms=200) as gateway:
         bob = gateway.open("bob")
-        space = chat.link.space
+        space = chat.system.client.space
         ahead = int(time.time() + 3600) * 1000
-        chat.link.once("ZADD", space.sessions("bob"), ahead, bob.sid)
-        chat.link.once("ZADD", space.online(space.partition_of("bob")), ahead, "bob")
+        chat.system.client.execute_once("ZADD", space.sessions("bob"), ahead, bob.sid)
+        chat.system.client.execute_once("ZADD", space.online(space.partition_of("bob")), ahead, "bob")
         # When it beats by the right one, and is killed
         gateway.poll(0)
 
         def is_put_right() -> bool:
             gateway.poll(0.02)
-            end = chat.link.read("ZSCORE", space.sessions("bob"), bob.sid)
+            end = chat.system.client.query("ZSCORE", space.sessions("bob"), bob.sid)
             return end is not None and float(end) < ahead  # none: it has expired, and is opened again
 
         wait_until(is_put_right)
@@ -528,7 +531,7 @@ def test_a_session_that_has_expired_is_opened_again_and_has_missed_nothing(chat:
 
 def test_a_heartbeat_of_an_expired_session_is_refused(chat: Chat, settings: Settings) -> None:
     chat.create_group("team", ["ann", "bob"])
-    brief = Chat(chat.link, None, replace(settings, online_ms=50))
+    brief = Chat(System(chat.system.client, None, replace(settings, online_ms=50)))
     session = brief.begin_session("bob")
     wait_until(lambda: brief.online(["bob"]) == set())
     with pytest.raises(SessionExpired, match="open a new one"):
@@ -551,7 +554,10 @@ def test_receipts_come_pushed_or_with_the_heartbeat(chat: Chat) -> None:
     # Given
     chat.create_group("team", ["ann", "bob"])
     polling = Gateway(
-        chat.link, chat.history, replace(chat.settings, heartbeat_ms=300), receipts="poll", ack_interval_s=0.05
+        chat.performer,
+        replace(chat.system.settings, heartbeat_ms=300),
+        receipts="poll",
+        ack_interval_s=0.05,
     )
     with chat.gateway(acks="off") as pushing, polling:
         one, two = Audience(pushing), Audience(polling)
@@ -643,7 +649,7 @@ def test_a_lost_connection_loses_nothing(chat: Chat, other: Chat, kind: str) -> 
         audience.settled()
         for number in range(1, 4):
             chat.group("team")
-            assert kill_connections(other.link.client, kind)
+            assert kill_connections(other.system.client.driver, kind)
             say(other, str(number))
             audience.until(lambda n=number: len(audience.heard(bob)) == n)
         assert audience.heard(bob) == ["1", "2", "3"]
@@ -659,7 +665,7 @@ def test_a_connection_that_is_lost_as_a_group_is_followed_is_opened_again(chat: 
         other.create_group("new", ["ann", "bob"])
         gateway.open("bob")
         # When the connection is gone by the time that it listens to the new one
-        assert kill_connections(other.link.client, "pubsub")
+        assert kill_connections(other.system.client.driver, "pubsub")
         # Then
         say(other, "1", gid="new")
         audience.until(lambda: len(audience.messages) == 2)
@@ -674,7 +680,7 @@ def test_a_receipt_told_while_the_connection_is_lost_comes_after_it(chat: Chat, 
         audience = Audience(gateway)
         ann = gateway.open("ann")
         audience.settled()
-        kill_connections(other.link.client, "pubsub")
+        kill_connections(other.system.client.driver, "pubsub")
         tell(other, message)
         audience.until(lambda: audience.receipts[ann])
         assert (audience.receipts[ann][0].read, audience.receipts[ann][0].unread) == (1, 0)
@@ -692,7 +698,7 @@ def test_acks_that_are_due_while_answers_of_others_get_lost_are_sent_too(chat: C
         [first] = say(other, "1", gid="one")
         audience.until(lambda: audience.heard(bob, "one") == ["1"])
         [second] = say(other, "2", gid="two")
-        server = nodes_of(other.link.client)[0]
+        server = nodes_of(other.system.client.driver)[0]
         server.client_pause(int(1000 * MOST_S), all=False)
         audience.poll(MOST_S)
         assert audience.heard(bob, "two") == ["2"]
@@ -719,9 +725,9 @@ def test_what_the_server_refuses_for_a_while_is_done_later_and_all_else_goes_on(
         say(other, "1")
         audience.until(lambda: audience.heard(bob) == ["1"])
         [message] = say(other, "2")
-        before = subscriptions(other.link.client)
+        before = subscriptions(other.system.client.driver)
         # When the server takes no writes
-        for node in nodes_of(other.link.client):
+        for node in nodes_of(other.system.client.driver):
             node.config_set(setting, value)
         try:
             audience.until(lambda: audience.heard(bob) == ["1", "2"])
@@ -729,13 +735,13 @@ def test_what_the_server_refuses_for_a_while_is_done_later_and_all_else_goes_on(
             gateway._core._beating.soon()
             audience.settled()
         finally:
-            for node in nodes_of(other.link.client):
+            for node in nodes_of(other.system.client.driver):
                 node.config_set(setting, 0)
         # Then nothing is lost, and the subscription is the same
         audience.until(lambda: offset(other, "bob") == message.msgid)
         say(other, "3")
         audience.until(lambda: audience.heard(bob) == ["1", "2", "3"])
-        assert subscriptions(other.link.client) == before
+        assert subscriptions(other.system.client.driver) == before
 
 
 def test_a_gateway_may_be_closed_again_with_acks_under_way(other: Chat, settings: Settings) -> None:
@@ -834,7 +840,7 @@ class History:
         self.members.discard((gid, uid))
 
     def kill(self, _gid: str, _uid: str) -> None:
-        kill_connections(self.chat.link.client, self.chance.choice(["pubsub", "normal"]), self.chance)
+        kill_connections(self.chat.system.client.driver, self.chance.choice(["pubsub", "normal"]), self.chance)
 
     def poll(self, _gid: str, _uid: str) -> None:
         self.audience.poll(self.chance.choice([0, 0, 0.05]))
@@ -880,9 +886,9 @@ def test_more_than_a_page_was_missed(chat: Chat, other: Chat) -> None:
         audience = Audience(gateway)
         bob = gateway.open("bob")
         audience.settled()
-        kill_connections(other.link.client, "pubsub")
-        drafts = [calls.Draft("ann", text) for text in texts]
-        other.link.run(calls.send(other.link.space, "team", drafts, 1000))
+        kill_connections(other.system.client.driver, "pubsub")
+        drafts = [Draft("ann", text) for text in texts]
+        other.system.client.call(message_calls.send(other.system.client.space, "team", drafts, 1000))
         audience.until(lambda: len(audience.heard(bob)) == 1200)
         assert audience.heard(bob) == texts
 
@@ -900,7 +906,7 @@ def test_a_partition_that_moves_to_another_node_is_followed(
             say(other, "1")
             audience.until(lambda: audience.heard(bob) == ["1"])
             # When it moves away, and back
-            slot = key_slot(chat.link.space.group("team").stream.encode())
+            slot = key_slot(chat.system.client.space.group("team").stream.encode())
             home = move_slot(cluster_servers, slot)
             say(other, "2")
             audience.until(lambda: audience.heard(bob) == ["1", "2"])
@@ -916,21 +922,21 @@ def test_a_partition_that_moves_to_another_node_is_followed(
 def test_a_node_that_gives_many_channels_away_is_not_waited_for_longer(
     chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imcore.backoff.LONGEST_WAIT_S", 3600)
+    monkeypatch.setattr("imcore.util.backoff.LONGEST_WAIT_S", 3600)
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         bob = gateway.open("bob")
         audience.settled()
-        gateway._core.hear(Heard(DROPPED, f"channel {number}") for number in range(100))
+        gateway._core.hear(PubSubEvent(UNSUBSCRIBED, f"channel {number}") for number in range(100))
         audience.until(lambda: bob.reconnects)
 
 
 def refusing(chat: Chat, gid: str, function: str) -> Callable[..., list[Any]]:
     """What takes the place of `gather` while the partition of a group moves to another node."""
-    gather = chat.link.gather
+    gather = chat.system.client.gather
 
-    def refuse(batch: Sequence[calls.Call[Any]], **options: bool) -> list[Any]:
+    def refuse(batch: Sequence[Call[Any]], **options: bool) -> list[Any]:
         answers = gather(batch, **options)
         refused = RedisRefuses("moves")
         return [
@@ -946,14 +952,14 @@ def test_a_group_that_is_refused_does_not_hold_up_the_others(
 ) -> None:
     # Given two groups, of which one is in a partition that moves, and is not asked for again for an hour
     clock = Clock(monkeypatch)
-    monkeypatch.setattr("imcore.backoff.FIRST_WAIT_S", 3600)
+    monkeypatch.setattr("imcore.util.backoff.FIRST_WAIT_S", 3600)
     for gid in ("a", "b"):
         chat.create_group(gid, ["ann", "bob"])
         say(other, *map(str, range(1200)), gid=gid)
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         with monkeypatch.context() as patch:
-            patch.setattr(chat.link, "gather", refusing(chat, "a", "im_pull"))
+            patch.setattr(chat.system.client, "gather", refusing(chat, "a", "im_pull"))
             # When
             bob = gateway.open("bob")
             # Then
@@ -968,14 +974,14 @@ def test_tallies_that_are_refused_do_not_hold_up_the_receipts_of_others(
 ) -> None:
     # Given two with receipts that wait, of whom one is asked for again in an hour only
     clock = Clock(monkeypatch)
-    monkeypatch.setattr("imcore.backoff.FIRST_WAIT_S", 3600)
+    monkeypatch.setattr("imcore.util.backoff.FIRST_WAIT_S", 3600)
     for gid, sender in (("a", "ann"), ("b", "bob")):
         chat.create_group(gid, ["ann", "bob"])
         tell(other, *say(other, "1", gid=gid, sender=sender))
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         with monkeypatch.context() as patch:
-            patch.setattr(chat.link, "gather", refusing(chat, "a", "im_tally"))
+            patch.setattr(chat.system.client, "gather", refusing(chat, "a", "im_tally"))
             # When
             ann, bob = gateway.open("ann"), gateway.open("bob")
             # Then
@@ -1092,7 +1098,7 @@ def test_who_stops_reading_is_cut_off_and_goes_on_by_pulling(folder: Path, tmp_p
                 # When
                 texts = [str(number) + "x" * length for number in range(200)]
                 say(other, *texts)
-                wait_until(lambda: not other.link.client.client_list(_type="pubsub"))
+                wait_until(lambda: not other.system.client.driver.client_list(_type="pubsub"))
                 # Then
                 audience.until(lambda: len(audience.heard(bob)) == 200)
                 assert audience.heard(bob) == texts
@@ -1128,16 +1134,16 @@ def test_who_needs_a_database_that_is_away_does_not_hold_up_the_others(
     sent = say(chat, "1", "2", "3")
     chat.ack("dan", "team")
     tell(chat, sent[0])
-    trim(chat, sent[1])
-    answer = chat.history.answering.answer
+    trim(chat.system, sent[1])
+    answer = chat.performer.answer
 
-    def away(question: Question) -> Any:
-        if isinstance(question, AskSql):
+    def away(question: Effect) -> Any:
+        if isinstance(question, SqlQuery):
             raise trouble
         return answer(question)
 
-    monkeypatch.setattr(chat.history.answering, "answer", away)
-    monkeypatch.setattr("imcore.backoff.LONGEST_WAIT_S", 0.2)
+    monkeypatch.setattr(chat.performer, "answer", away)
+    monkeypatch.setattr("imcore.util.backoff.LONGEST_WAIT_S", 0.2)
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         ann, bob, cyd = (gateway.open(uid) for uid in ("ann", "bob", "cyd"))
@@ -1148,7 +1154,7 @@ def test_who_needs_a_database_that_is_away_does_not_hold_up_the_others(
         assert audience.heard(bob) == []
         assert audience.receipts[ann] == []
         # Then
-        monkeypatch.setattr(chat.history.answering, "answer", answer)
+        monkeypatch.setattr(chat.performer, "answer", answer)
         audience.until(lambda: audience.heard(bob) == ["1", "2", "3"])
         audience.until(lambda: [(each.msgid, each.read) for each in audience.receipts[ann]] == [(sent[0].msgid, 1)])
 
@@ -1159,24 +1165,24 @@ def test_a_database_that_is_silent_is_not_waited_for_all_the_time(
     # Given bob, whose missed messages are in SQL only, in several groups
     for gid in ("a", "b", "c"):
         chat.create_group(gid, ["ann", "bob"])
-        trim(chat, say(chat, "1", "2", gid=gid)[0])
+        trim(chat.system, say(chat, "1", "2", gid=gid)[0])
     chat.create_group("home", ["ann", "cyd"])
-    answer = chat.history.answering.answer
+    answer = chat.performer.answer
     asked = []
 
-    def silent(question: Question) -> Any:
-        if isinstance(question, AskSql):
+    def silent(question: Effect) -> Any:
+        if isinstance(question, SqlQuery):
             asked.append(question)
             time.sleep(0.5)
             raise DatabaseUnavailable
         return answer(question)
 
-    monkeypatch.setattr("imcore.backoff.LONGEST_WAIT_S", 0.1)
+    monkeypatch.setattr("imcore.util.backoff.LONGEST_WAIT_S", 0.1)
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         bob, cyd = (gateway.open(uid) for uid in ("bob", "cyd"))
         with monkeypatch.context() as patch:
-            patch.setattr(chat.history.answering, "answer", silent)
+            patch.setattr(chat.performer, "answer", silent)
             # When
             begun = time.monotonic()
             audience.until(lambda: asked)
@@ -1197,7 +1203,7 @@ def test_an_end_while_the_subscription_is_lost_still_acks_and_goes_offline(chat:
         bob = gateway.open("bob")
         gateway.open("ann")
         audience.until(lambda: audience.heard(bob) == ["1"])
-        kill_connections(other.link.client, "pubsub")
+        kill_connections(other.system.client.driver, "pubsub")
     assert offset(chat, "bob") == message.msgid
     assert chat.online(["ann", "bob"]) == set()
 

@@ -15,14 +15,26 @@ from redis._parsers.base import BaseParser
 
 from imcore import Arrived, Chat, Message, Session, Told
 from imcore import msgid as msgids
-from imcore.asking import Ask, Asking, AskSql, Collect, Listen, Ping, Post, Question, Resubscribe
 from imcore.errors import ImError, RedisUnavailable
-from imcore.live.core import ANSWERED, PUSHED, Core, Heard, Manner
+from imcore.gateway.core import Core, GatewayOptions
+from imcore.operations.effects import (
+    ChangeChannels,
+    Effect,
+    Effects,
+    FinishCalls,
+    OpenSubscription,
+    Ping,
+    RedisCalls,
+    SqlQuery,
+    StartCalls,
+)
 from imcore.settings import Settings
-from imcore.streams.calls import Call, trim, words
+from imcore.streams.calls.call import Call, command_of
+from imcore.streams.calls.message_calls import trim
 from imcore.streams.redis_errors import translated
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
+from imcore.streams.wire import PONG, PUSHED, PubSubEvent
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
 
 MOST_S = 20.0
 
@@ -62,11 +74,11 @@ class Wire:
 class AsyncGateway:
     """Drives a core: its questions are awaited, its waits too. One task at a time is in the core."""
 
-    def __init__(self, chat: Chat, path: str, manner: Manner) -> None:
+    def __init__(self, chat: Chat, path: str, manner: GatewayOptions) -> None:
         self._chat, self._path = chat, path
-        self._core = Core(chat.link.space, chat.settings, manner, time.monotonic)
+        self._core = Core(chat.system.client.space, chat.system.settings, manner, time.monotonic)
         self._lock = asyncio.Lock()
-        self._heard: list[Heard | RedisUnavailable] = []
+        self._heard: list[PubSubEvent | RedisUnavailable] = []
         self._came = asyncio.Event()
         self._wire: Wire | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -89,7 +101,7 @@ class AsyncGateway:
         await self._run(self._core.end(list(self._core.sessions)))
         await self._unsubscribe()
 
-    async def _run(self, asking: Asking[Any]) -> Any:
+    async def _run(self, asking: Effects[Any]) -> Any:
         async with self._lock:
             self._hear()
             answer, error = None, None
@@ -103,21 +115,21 @@ class AsyncGateway:
                 except ImError as trouble:
                     error = trouble
 
-    async def _answer(self, question: Question) -> Any:
+    async def _answer(self, question: Effect) -> Any:
         match question:
-            case Ask(calls):
+            case RedisCalls(calls):
                 return await self._ask(calls)
-            case Post(calls):
+            case StartCalls(calls):
                 return asyncio.ensure_future(self._ask(calls))
-            case Collect(posted):
+            case FinishCalls(posted):
                 return await posted
-            case AskSql(query):
-                return await asyncio.to_thread(query, self._chat.database)
-            case Listen():
+            case SqlQuery(query):
+                return await asyncio.to_thread(query, self._chat.system.database)
+            case OpenSubscription():
                 await self._unsubscribe()
                 self._wire = await Wire.to(self._path)
                 self._reading = asyncio.ensure_future(self._read(self._wire))
-            case Resubscribe(drop, add) if self._wire:
+            case ChangeChannels(drop, add) if self._wire:
                 self._wire.send(*(("SUNSUBSCRIBE", each) for each in drop), *(("SSUBSCRIBE", each) for each in add))
             case Ping() if self._wire:
                 self._wire.send(("PING",))
@@ -126,17 +138,17 @@ class AsyncGateway:
     async def _ask(self, calls: list[Call[Any]]) -> list[Any]:
         wire = await Wire.to(self._path)
         try:
-            wire.send(*map(words, calls))
+            wire.send(*map(command_of, calls))
             return [_decoded(call, await wire.answer()) for call in calls]
         finally:
             wire.close()
 
     async def _read(self, wire: Wire) -> None:
-        heard: Heard | RedisUnavailable = Heard(ANSWERED)
-        while isinstance(heard, Heard):
+        heard: PubSubEvent | RedisUnavailable = PubSubEvent(PONG)
+        while isinstance(heard, PubSubEvent):
             try:
                 kind, channel, *data = await wire.answer()
-                heard = Heard(kind, channel.decode(), data[0] if kind == PUSHED else b"")
+                heard = PubSubEvent(kind, channel.decode(), data[0] if kind == PUSHED else b"")
             except RedisUnavailable as error:
                 heard = error
             self._heard.append(heard)
@@ -207,12 +219,12 @@ def settings(valkey: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 def chat(settings: Settings) -> Iterator[Chat]:
     with Chat.connect(settings=settings) as chat:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         yield chat
 
 
 def path_of(chat: Chat) -> str:
-    return chat.settings.redis_url.removeprefix("unix://")
+    return chat.system.settings.redis_url.removeprefix("unix://")
 
 
 def say(chat: Chat, *texts: str, gid: str = "team") -> list[Message]:
@@ -220,17 +232,17 @@ def say(chat: Chat, *texts: str, gid: str = "team") -> list[Message]:
 
 
 def work_off(chat: Chat, kind: type[Persist] | type[ReceiptsWorker]) -> None:
-    worker = kind(chat.link, chat.database, chat.settings)
+    worker = kind(chat.system.client, chat.system.database, chat.system.settings)
     while not worker.drained():
         worker.step()
     worker.close()
 
 
 def kill_connections(chat: Chat, kind: str) -> None:
-    me = chat.link.client.client_id()
-    for each in chat.link.client.client_list(_type=kind):
+    me = chat.system.client.driver.client_id()
+    for each in chat.system.client.driver.client_list(_type=kind):
         if int(each["id"]) != me:
-            chat.link.client.client_kill_filter(_id=int(each["id"]))
+            chat.system.client.driver.client_kill_filter(_id=int(each["id"]))
 
 
 def test_the_whole_story_under_asyncio(chat: Chat) -> None:
@@ -239,8 +251,8 @@ def test_the_whole_story_under_asyncio(chat: Chat) -> None:
         chat.create_group("team", ["ann", "bob", "cy"])
         sent = say(chat, "1", "2")
         work_off(chat, Persist)
-        chat.link.run(trim(chat.link.space, "team", msgids.pack(sent[0].msgid)))
-        gateway = AsyncGateway(chat, path_of(chat), Manner(ack_every=2, ack_interval_s=0.05))
+        chat.system.client.call(trim(chat.system.client.space, "team", msgids.pack(sent[0].msgid)))
+        gateway = AsyncGateway(chat, path_of(chat), GatewayOptions(ack_every=2, ack_interval_s=0.05))
         audience = Audience(gateway)
         ann, bob = await gateway.open("ann"), await gateway.open("bob")
         # When it goes on live, over a lost subscription
@@ -273,7 +285,7 @@ def test_many_sessions_miss_nothing_whatever_is_lost(chat: Chat, seed: int) -> N
         uids = [f"u{number}" for number in range(30)]
         for gid in ("team", "home"):
             chat.create_group(gid, ["ann", *uids])
-        gateway = AsyncGateway(chat, path_of(chat), Manner(ack_interval_s=0.02))
+        gateway = AsyncGateway(chat, path_of(chat), GatewayOptions(ack_interval_s=0.02))
         audience = Audience(gateway)
         sessions: list[Session] = []
         said: dict[str, list[str]] = {"team": [], "home": []}

@@ -9,11 +9,11 @@ import pytest
 
 from imcore import Chat, Message, Receipt, Session
 from imcore.errors import TryAgain
-from imcore.live.gateway import Gateway
+from imcore.gateway.gateway import Gateway
 from imcore.settings import Settings
 from imcore.streams.keys import SEPARATOR
+from imcore.workers.receipts import ReceiptsWorker
 from tests.live import Audience, Clock, kill_connections, nodes_of, offset, say, tell, trim
-from workers.receipts import ReceiptsWorker
 
 UIDS = ["ann", "bob", "cyd"]
 
@@ -50,8 +50,10 @@ def read_by(chat: Chat, message: Message) -> list[str]:
 
 def acks(chat: Chat) -> list[bytes]:
     """The calls that moved offsets, as the journal tells them."""
-    key = chat.link.space.group("team").journal
-    return [fields[b"moves"] for _, fields in chat.link.read("XRANGE", key, "-", "+") if fields[b"kind"] == b"ack"]
+    key = chat.system.client.space.group("team").journal
+    return [
+        fields[b"moves"] for _, fields in chat.system.client.query("XRANGE", key, "-", "+") if fields[b"kind"] == b"ack"
+    ]
 
 
 # Ends.
@@ -118,7 +120,7 @@ def test_an_end_that_is_not_clean_needs_no_server(chat: Chat, other: Chat) -> No
         bob, cyd = entered(audience, "bob", "cyd")
         [message] = say(other, "1")
         audience.until(lambda: audience.heard(bob) == ["1"])
-        other.link.client.config_set("min-replicas-to-write", 9)
+        other.system.client.driver.config_set("min-replicas-to-write", 9)
         try:
             for _ in range(2):
                 with pytest.raises(TryAgain):
@@ -126,7 +128,7 @@ def test_an_end_that_is_not_clean_needs_no_server(chat: Chat, other: Chat) -> No
             gateway.end(bob, clean=False)
             audience.settled()
         finally:
-            other.link.client.config_set("min-replicas-to-write", 0)
+            other.system.client.driver.config_set("min-replicas-to-write", 0)
         # Then one goes on, and the other one is gone
         [later] = say(other, "2")
         audience.until(lambda: audience.heard(cyd) == ["1", "2"])
@@ -225,7 +227,7 @@ def test_a_slow_client_may_receive_what_redis_no_longer_has(chat: Chat, other: C
         [bob] = entered(audience, "bob")
         sent = say(other, "1", "2", "3")
         audience.until(lambda: len(audience.heard(bob)) == 3)
-        trim(other, sent[1])
+        trim(other.system, sent[1])
         gateway.received(bob, "team", sent[0].msgid)
         audience.until(lambda: offset(chat, "bob") == sent[0].msgid)
 
@@ -251,15 +253,15 @@ def test_a_device_whose_subscription_was_lost_can_be_exact(chat: Chat, other: Ch
     # Given a device that has lost its subscription, and another one that confirms what is told meanwhile
     [message] = say(other, "1")
     with (
-        closing(ReceiptsWorker(other.link, other.database, settings)) as worker,
+        closing(ReceiptsWorker(other.system.client, other.system.database, settings)) as worker,
         chat.listen("ann") as here,
         other.listen("ann", ack_interval_s=0.0) as there,
     ):
         for live in (here, there):
             while live.poll(0.05) or not live.session.entered:
                 pass
-        mine = next(iter(nodes_of(other.link.client))).client_list(_type="pubsub")[0]
-        other.link.client.client_kill_filter(_id=int(mine["id"]))
+        mine = next(iter(nodes_of(other.system.client.driver))).client_list(_type="pubsub")[0]
+        other.system.client.driver.client_kill_filter(_id=int(mine["id"]))
         other.ack("bob", "team")
         while not worker.drained():
             worker.step()
@@ -280,7 +282,7 @@ def test_every_session_of_a_lost_subscription_counts_it(chat: Chat, other: Chat)
         audience = Audience(gateway)
         bob, ann = entered(audience, "bob", "ann")
         for lost in (1, 2):
-            assert kill_connections(other.link.client, "pubsub")
+            assert kill_connections(other.system.client.driver, "pubsub")
             audience.until(lambda n=lost: bob.reconnects == ann.reconnects == n)
         late = gateway.open("bob")
         audience.until(lambda: late.entered)
@@ -291,8 +293,8 @@ def test_polled_receipts_come_once_also_without_acks(chat: Chat, other: Chat) ->
     [message] = say(other, "1")
     other.ack("bob", "team")
     tell(other, message)
-    often = replace(chat.settings, heartbeat_ms=20)
-    with Gateway(chat.link, chat.history, often, acks="off", receipts="poll") as gateway:
+    often = replace(chat.system.settings, heartbeat_ms=20)
+    with Gateway(chat.performer, often, acks="off", receipts="poll") as gateway:
         audience = Audience(gateway)
         [ann] = entered(audience, "ann")
         for _ in range(10):

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from imcore import Arrived, Chat
-from imcore.asking import Ask, AskSql, Post, Question
-from imcore.history import raised
-from imcore.live import following
+from imcore.gateway import catch_up
+from imcore.model.values import Draft
+from imcore.operations.effects import Effect, RedisCalls, SqlQuery, StartCalls
+from imcore.operations.reader import raised
 from imcore.settings import Settings
-from imcore.streams.calls import Draft
 from tests.live import Audience, Clock, kill_connections, say, subscriptions, tell, trim
 from tests.servers import start_valkey
 from tests.silent_proxy import SilentProxy
@@ -40,16 +40,16 @@ class Asked:
     def __init__(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: Counter[str] = Counter()
         self.trips = self.sql = 0
-        answer = chat.history.answering.answer
+        answer = chat.performer.answer
 
-        def noting(question: Question) -> Any:
-            self.sql += isinstance(question, AskSql)
-            if isinstance(question, Ask | Post):
+        def noting(question: Effect) -> Any:
+            self.sql += isinstance(question, SqlQuery)
+            if isinstance(question, RedisCalls | StartCalls):
                 self.trips += 1
                 self.calls.update(call.function or str(call.args[0]) for call in question.calls)
             return answer(question)
 
-        monkeypatch.setattr(chat.history.answering, "answer", noting)
+        monkeypatch.setattr(chat.performer, "answer", noting)
 
     def clear(self) -> None:
         self.calls.clear()
@@ -110,14 +110,14 @@ def test_a_subscription_that_lives_is_kept(
             audience = Audience(gateway)
             bob = gateway.open("bob")
             audience.settled()
-            before = subscriptions(chat.link.client)
+            before = subscriptions(chat.system.client.driver)
             for number in range(12):
                 say(chat, str(number), gid=("team", "home", "news")[number % 3])
                 clock.jump(HEARTBEAT_S)
                 audience.poll()
                 audience.until(lambda: not gateway._core._listening._silent)
             audience.until(lambda: len(audience.messages[bob]) == 12)
-            assert subscriptions(chat.link.client) == before
+            assert subscriptions(chat.system.client.driver) == before
             assert bob.reconnects == 0
 
 
@@ -131,7 +131,7 @@ def test_one_silent_node_of_a_cluster_is_noticed(cluster: str, tmp_path: Path, c
             audience.settled()
             assert gateway._subscription
             connections = gateway._subscription._connections
-            node = chat.link.client.get_node_from_key(chat.link.space.group("team").channel)  # type: ignore[union-attr]
+            node = chat.system.client.driver.get_node_from_key(chat.system.client.space.group("team").channel)  # type: ignore[union-attr]
             connection = connections[node.name]
             here, there = socket.socketpair()
             with here, there:
@@ -191,7 +191,7 @@ def test_catching_up_takes_only_so_many_bytes_at_once(chat: Chat, other: Chat, a
             got.update(session.uid for event in events for session in event.sessions)
         # Then
         assert got == {uid: 80 - number - 1 for number, uid in enumerate(uids)}
-        assert largest <= following.BYTES_AT_ONCE + 40 * 60_003
+        assert largest <= catch_up.BYTES_AT_ONCE + 40 * 60_003
         assert {feed.behind for session in sessions for feed in session.feeds.values()} == {False}
 
 
@@ -211,13 +211,13 @@ def test_sessions_at_one_place_pull_together(chat: Chat, other: Chat, asked: Ask
         assert asked.calls["im_pull"] <= 3
         # When all lose their subscription
         asked.clear()
-        assert kill_connections(other.link.client, "pubsub")
+        assert kill_connections(other.system.client.driver, "pubsub")
         say(other, *(str(number) for number in range(700)))
         audience.until(lambda: all(len(audience.heard(session)) == 701 for session in sessions))
         # Then they are few who ask, and not one by one
         audience.settled()
         assert asked.calls["im_pull"] <= 5
-        assert asked.calls["SMEMBERS"] == 200 * chat.link.space.partitions
+        assert asked.calls["SMEMBERS"] == 200 * chat.system.client.space.partitions
         assert asked.trips < 60
 
 
@@ -230,7 +230,7 @@ def test_who_left_or_joined_again_is_found_in_a_shared_pull(chat: Chat, other: C
         audience = Audience(gateway)
         sessions = {uid: gateway.open(uid) for uid in uids}
         audience.settled()
-        kill_connections(other.link.client, "pubsub")
+        kill_connections(other.system.client.driver, "pubsub")
         say(other, "1")
         other.remove_members("team", ["u0", "u1"])
         say(other, "2")
@@ -255,7 +255,7 @@ def test_what_many_do_travels_in_one_trip(chat: Chat, other: Chat, asked: Asked)
     sent = list(map(raised, other.send_many("team", [Draft(uid, "hi") for uid in uids])))
     for message in sent:
         tell(other, message)
-    trim(other, sent[49])
+    trim(other.system, sent[49])
     with chat.gateway(ack_interval_s=0.05) as gateway:
         audience = Audience(gateway)
         sessions = [gateway.open(uid) for uid in uids]
@@ -277,7 +277,7 @@ def test_sessions_that_expired_are_opened_again_together(chat: Chat, asked: Aske
         sessions = [gateway.open(uid) for uid in uids]
         audience.settled()
         for session in sessions:
-            chat.link.once("DEL", chat.link.space.sessions(session.uid))
+            chat.system.client.execute_once("DEL", chat.system.client.space.sessions(session.uid))
         asked.clear()
         gateway._core._beating.soon()
         audience.settled()
@@ -298,9 +298,9 @@ def test_nothing_of_sessions_that_came_and_went_is_left(chat: Chat) -> None:
         audience.settled()
         core = gateway._core
         audience.until(lambda: core._channels._dropping + core._channels._adding == {})
-        assert len(core._channels._at) == chat.link.space.partitions + 1
+        assert len(core._channels._at) == chat.system.client.space.partitions + 1
         assert core._telling._cursors == {}
         assert len(list(core._channels.rooms())) == 1
         assert core._acking.book.take_due(1e12) == []
-        channels = chat.link.read("PUBSUB", "SHARDCHANNELS")
+        channels = chat.system.client.query("PUBSUB", "SHARDCHANNELS")
         assert len(channels) == len(core._channels._at)

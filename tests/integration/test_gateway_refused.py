@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from imcore import Gateway, Message, Session
-from imcore.asking import AskSql, Question
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, DatabaseUnavailable, ImError, RedisFull, RedisRefuses, RedisUnavailable
-from imcore.live.subscription import Subscription
+from imcore.operations.effects import Effect, SqlQuery
 from imcore.settings import Settings
-from imcore.streams.calls import Call
+from imcore.streams.calls.call import Call
+from imcore.streams.pubsub import Subscription
 from tests.live import Audience, Clock, kill_connections, offset, say, tell, trim
 
 TICK_S = 0.05
@@ -56,9 +56,9 @@ class Refusing:
         self.error: ImError | None = None
         self.tries = 0
         self._function, self._gids = function, gids
-        self._gather, self._post = chat.link.gather, chat.link.post
+        self._gather, self._post = chat.system.client.gather, chat.system.client.post
 
-    def gather(self, batch: Sequence[Call[Any]], **options: Any) -> list[Any]:
+    def call_each(self, batch: Sequence[Call[Any]], **options: Any) -> list[Any]:
         return self._answers(batch, self._gather(self._others(batch), **options))
 
     def post(self, batch: Sequence[Call[Any]]) -> Callable[[], list[Any]]:
@@ -79,8 +79,8 @@ class Refusing:
 
 def refusing(chat: Chat, function: str, gids: frozenset[str] = ALL) -> Refusing:
     found = Refusing(chat, function, gids)
-    chat.link.gather = found.gather  # type: ignore[assignment, method-assign]
-    chat.link.post = found.post  # type: ignore[method-assign]
+    chat.system.client.gather = found.gather  # type: ignore[assignment, method-assign]
+    chat.system.client.post = found.post  # type: ignore[method-assign]
     return found
 
 
@@ -183,17 +183,17 @@ def test_a_database_that_is_away_is_asked_less_and_less_often(
     chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given bob, whose missed messages of one group are in SQL only
-    trim(chat, say(chat, "1", "2")[0])
-    answer, asked = chat.history.answering.answer, []
+    trim(chat.system, say(chat, "1", "2")[0])
+    answer, asked = chat.performer.answer, []
     away = True
 
-    def answer_if_there(question: Question) -> Any:
-        if isinstance(question, AskSql) and away:
+    def answer_if_there(question: Effect) -> Any:
+        if isinstance(question, SqlQuery) and away:
             asked.append(question)
             raise DatabaseUnavailable("PostgreSQL is away")
         return answer(question)
 
-    monkeypatch.setattr(chat.history.answering, "answer", answer_if_there)
+    monkeypatch.setattr(chat.performer, "answer", answer_if_there)
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         bob = gateway.open("bob")
@@ -255,7 +255,7 @@ def test_a_subscription_that_is_cut_again_and_again_is_opened_less_and_less_ofte
         opened.clear()
         sent = []
         for _ in range(round(LONG_S)):
-            kill_connections(other.link.client, "pubsub")
+            kill_connections(other.system.client.driver, "pubsub")
             sent += pass_time(audience, clock, other, seconds=1)
         assert len(set(opened)) <= MOST_TRIES
         assert len(caplog.records) <= 2

@@ -11,7 +11,7 @@ import redis
 
 from imcore.chat import Chat
 from imcore.errors import ImError, TryAgain
-from imcore.live.gateway import Gateway
+from imcore.gateway.gateway import Gateway
 from imcore.settings import Settings
 from imcore.streams import library
 from imcore.streams.keys import GroupKeys, Keyspace
@@ -85,7 +85,7 @@ def test_a_group_that_is_spoiled_waits_alone(
 ) -> None:
     # Given bob and cy, who are live and owe acks, and receipts that ann is to be told
     key_of, spoil = SPOILED[kind]
-    key = key_of(other.link.space.group("team"))
+    key = key_of(other.system.client.space.group("team"))
     with chat.gateway(ack_interval_s=5) as gateway:
         audience = Audience(gateway)
         ann, bob, cy = (gateway.open(uid) for uid in ("ann", "bob", "cy"))
@@ -128,7 +128,7 @@ def test_a_user_who_is_spoiled_waits_alone(
     chat: Chat, other: Chat, server: "redis.Redis", clock: Clock, kind: str
 ) -> None:
     # Given ann and bob, who are live, and messages of both that bob and ann have read
-    space = other.link.space
+    space = other.system.client.space
     key = {"groups_of": space.groups_of(0, "ann"), "sessions": space.sessions("ann"), "dirty": space.dirty(0, "ann")}[
         kind
     ]
@@ -172,7 +172,7 @@ def test_what_somebody_publishes_by_hand_stops_nothing(
         audience = Audience(gateway)
         bob = gateway.open("bob")
         audience.settled()
-        space: Keyspace = other.link.space
+        space: Keyspace = other.system.client.space
         for channel in (space.group("team").channel, *space.inboxes("bob")):
             server.execute_command("SPUBLISH", channel, data)
         say(other, "1")
@@ -242,16 +242,16 @@ def test_a_gateway_closes_in_order_where_a_group_is_spoiled(chat: Chat, other: C
         say(other, "1")
         [home] = say(other, "1", gid="home")
         audience.until(lambda: audience.heard(bob) == audience.heard(bob, "home") == ["1"])
-        by_another_type(server, other.link.space.group("team").acked)
+        by_another_type(server, other.system.client.space.group("team").acked)
     # Then what can be acked is
     assert offset(other, "bob", "home") == home.msgid
     assert other.online(["bob"]) == set()
 
 
 def test_one_call_about_what_is_spoiled_says_so(other: Chat, server: "redis.Redis") -> None:
-    by_another_type(server, other.link.space.group("team").stream)
+    by_another_type(server, other.system.client.space.group("team").stream)
     with pytest.raises(ImError, match="answered about 'team': WRONGTYPE"):
         other.send("team", "hi", sender_uid="ann")
-    server.hset(other.link.space.group("home").meta, "seq", "many")
+    server.hset(other.system.client.space.group("home").meta, "seq", "many")
     with pytest.raises(ImError, match="holds what cannot be read about 'home'"):
         other.pull("bob", "home")

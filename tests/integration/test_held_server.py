@@ -13,13 +13,13 @@ import pytest
 import redis
 
 from imcore import msgid as msgids
-from imcore.admin import audit, pending, retention
+from imcore.admin import retention
 from imcore.chat import Chat
+from imcore.model.values import Draft, Message
+from imcore.repair import check, journal_window
 from imcore.settings import Settings
-from imcore.streams import calls, journal_calls, receipt_calls
-from imcore.streams.calls import Draft
+from imcore.streams.calls import journal_calls, message_calls, receipt_calls
 from imcore.streams.keys import SEPARATOR
-from imcore.values import Message
 from tests.processes import WorkerProcess
 from tests.servers import require_server, start_valkey
 
@@ -34,7 +34,7 @@ def chat(tmp_path: Path) -> Iterator[Chat]:
     settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path), partitions="1")
     try:
         with Chat.connect(settings=settings) as chat:
-            chat.database.upgrade()
+            chat.system.database.upgrade()
             chat.create_group("team", ["ann", "bob"])
             yield chat
     finally:
@@ -43,7 +43,7 @@ def chat(tmp_path: Path) -> Iterator[Chat]:
 
 @pytest.fixture
 def server(chat: Chat) -> Iterator["redis.Redis"]:
-    with redis.Redis.from_url(chat.settings.redis_url) as client:
+    with redis.Redis.from_url(chat.system.settings.redis_url) as client:
         client.config_set("slowlog-log-slower-than", 0)
         client.config_set("slowlog-max-len", 10_000)
         yield client
@@ -67,7 +67,7 @@ def now_ms() -> int:
 
 
 def test_a_session_of_a_user_who_has_many(chat: Chat, server: "redis.Redis") -> None:
-    space = chat.link.space
+    space = chat.system.client.space
     one, other = chat.begin_session("guest"), chat.begin_session("guest")
     server.zadd(space.sessions("guest"), {f"{number:032x}": now_ms() + 60_000 for number in range(MANY)})
     assert least_ms(server, "im_beat", lambda: chat.heartbeat("guest", one)) < MOST_MS
@@ -78,7 +78,7 @@ def commands_of(server: "redis.Redis", call: Callable[[], object]) -> int:
     """Return how many commands the server runs meanwhile, those within functions included."""
     server.config_resetstat()
     call()
-    return sum(each["calls"] for each in server.info("commandstats").values())
+    return sum(each["message_calls"] for each in server.info("commandstats").values())
 
 
 def unread(chat: Chat) -> list[int]:
@@ -96,7 +96,7 @@ def test_an_ack_past_many_own_messages_makes_the_next_send_no_longer(chat: Chat,
     # Then it is one of few steps, and nothing counts but those past the offset
     assert took < 50
     assert unread(chat) == before
-    assert server.llen(chat.link.space.group("team").own("ann")) == 2
+    assert server.llen(chat.system.client.space.group("team").own("ann")) == 2
 
 
 def test_more_own_messages_than_go_at_once(chat: Chat, server: "redis.Redis") -> None:
@@ -106,7 +106,7 @@ def test_more_own_messages_than_go_at_once(chat: Chat, server: "redis.Redis") ->
     chat.send("team", "for ann", sender_uid="bob")
     chat.send("team", "x", sender_uid="ann")
     chat.ack("ann", "team", last.msgid)
-    own = chat.link.space.group("team").own("ann")
+    own = chat.system.client.space.group("team").own("ann")
     for _ in range(5):
         server.lpush(own, *([1] * 50_000))
     # When they send, then the rest goes with the message after that, and counts are right all the time
@@ -126,7 +126,7 @@ def test_a_page_of_large_texts_is_a_small_one(chat: Chat) -> None:
     # When a page is asked for, and those after it
     asked, first = [], "-"
     while True:
-        page, more = chat.link.run(calls.entries(chat.link.space, "team", first, "+", 500))
+        page, more = chat.system.client.call(message_calls.entries(chat.system.client.space, "team", first, "+", 500))
         asked.append(len(page))
         first = f"({page[-1][0].decode()}"
         if not more:
@@ -135,12 +135,14 @@ def test_a_page_of_large_texts_is_a_small_one(chat: Chat) -> None:
     assert max(asked) <= (1 << 20) / LARGE + 1
     assert sum(asked) == len(sent)
     # And so it is with a journal
-    space = chat.link.space
+    space = chat.system.client.space
     for _ in range(50):
-        chat.link.once("XADD", space.journal(0), "*", "kind", "x" * LARGE)
-    page, more = chat.link.run(journal_calls.entries(space, 0, "-", 500))
+        chat.system.client.execute_once("XADD", space.journal(0), "*", "kind", "x" * LARGE)
+    page, more = chat.system.client.call(journal_calls.entries(space, 0, "-", 500))
     assert (len(page) < 30, more) == (True, True)
-    assert len(list(pending.entries(chat.link, 0, "-"))) == chat.link.read("XLEN", space.journal(0))
+    assert len(list(journal_window.entries(chat.system.client, 0, "-"))) == chat.system.client.query(
+        "XLEN", space.journal(0)
+    )
 
 
 def test_tallies_that_changed_are_looked_for_in_small_pages(chat: Chat) -> None:
@@ -148,7 +150,7 @@ def test_tallies_that_changed_are_looked_for_in_small_pages(chat: Chat) -> None:
     ids = [msgids.pack(each.msgid) for each in sent if isinstance(each, Message)]
     segment, found, pages = receipt_calls.Segment(0, ids[-1], "bob"), list[int](), 0
     while True:
-        page = chat.link.run(receipt_calls.changes(chat.link.space, "team", [segment], 1000))
+        page = chat.system.client.call(receipt_calls.changes(chat.system.client.space, "team", [segment], 1000))
         found += [change.msgid for change in page.found]
         pages += 1
         if page.next_after is None:
@@ -166,25 +168,25 @@ def test_a_trim_goes_in_steps(chat: Chat, monkeypatch: pytest.MonkeyPatch, size:
     # When they are trimmed
     steps, trim_up_to = [], retention._trim_up_to
     monkeypatch.setattr(retention, "_trim_up_to", lambda *args: steps.append(trim_up_to(*args)) or steps[-1])
-    assert retention.trim(chat, keep_messages=0).entries == 2 * most + 1
+    assert retention.trim(chat.system, keep_messages=0).entries == 2 * most + 1
     # Then
     assert max(steps) <= most
-    assert list(audit.check(chat)) == []
+    assert list(check.check(chat.system)) == []
 
 
 def burst(chat: Chat) -> None:
     """Let the workers do what there is."""
-    urls = {"redis_url": chat.settings.redis_url, "database_url": chat.settings.database_url}
+    urls = {"redis_url": chat.system.settings.redis_url, "database_url": chat.system.settings.database_url}
     for name in ("persist", "receipts"):
-        with WorkerProcess(chat.settings.data_dir / "w", name, "--burst", **urls) as worker:
+        with WorkerProcess(chat.system.settings.data_dir / "w", name, "--burst", **urls) as worker:
             assert worker.wait() == 0, worker.log
 
 
 def test_what_is_left_of_many_failures_goes_some_at_a_time(chat: Chat, server: "redis.Redis") -> None:
     # Given failures of entries that are done, and of some that are not
-    space = chat.link.space
+    space = chat.system.client.space
     for kind in retention.READS:
-        chat.link.run(journal_calls.follow(space, 0, kind))
+        chat.system.client.call(journal_calls.follow(space, 0, kind))
         server.xgroup_setid(space.journal(0), kind, "$")
     gone = {f"persist{SEPARATOR}{number}-0": 1 for number in range(1, 2501)}
     kept = {f"persist{SEPARATOR}{now_ms() + 1_000_000 + number}-0": 1 for number in range(10)}
@@ -192,7 +194,7 @@ def test_what_is_left_of_many_failures_goes_some_at_a_time(chat: Chat, server: "
     # When the journal is trimmed again and again
     left = [len(gone)]
     while left[-1]:
-        chat.link.run(journal_calls.trim_journal(space, 0, retention.READS))
+        chat.system.client.call(journal_calls.trim_journal(space, 0, retention.READS))
         left.append(server.hlen(space.failures(0)) - len(kept))
     # Then
     assert max(before - after for before, after in pairwise(left)) <= 1000
@@ -201,8 +203,8 @@ def test_what_is_left_of_many_failures_goes_some_at_a_time(chat: Chat, server: "
 
 def test_who_of_many_is_online_is_asked_in_parts(chat: Chat, server: "redis.Redis") -> None:
     uids = [f"u{number}" for number in range(1201)]
-    server.zadd(chat.link.space.online(0), dict.fromkeys(uids[::2], now_ms() + 60_000))
+    server.zadd(chat.system.client.space.online(0), dict.fromkeys(uids[::2], now_ms() + 60_000))
     chat.online(uids[:1])
     server.config_resetstat()
     assert chat.online(uids) == set(uids[::2])
-    assert server.info("commandstats")["cmdstat_fcall_ro"]["calls"] == 3
+    assert server.info("commandstats")["cmdstat_fcall_ro"]["message_calls"] == 3

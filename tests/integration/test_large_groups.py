@@ -11,19 +11,23 @@ from typing import Any
 
 import pytest
 
-from imcore import Chat, Draft, creation, history, reading
-from imcore.admin import audit, left_behind, retention
-from imcore.backoff import Trouble
+from imcore import Chat, Draft
+from imcore.admin import retention
 from imcore.errors import GroupExists
+from imcore.operations import creation, queries, reader
+from imcore.repair import check, left_behind
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import creation_calls, keys
-from imcore.streams.calls import Call
-from imcore.streams.link import Link
+from imcore.streams import keys
+from imcore.streams.calls import creation_calls
+from imcore.streams.calls.call import Call
+from imcore.streams.client import RedisClient
+from imcore.system import System
+from imcore.util.backoff import ThrottledLog
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
 from tests.processes import PythonProcess
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
 
 GID = "crowd"
 UIDS = [f"user{number:04}" for number in range(600)]
@@ -47,18 +51,18 @@ def chat(settings: Settings) -> Iterator[Chat]:
 def store(chat: Chat) -> None:
     """Let the workers do all that there is."""
     for make in (Persist, ReceiptsWorker):
-        worker = make(chat.link, chat.database, chat.settings)
+        worker = make(chat.system.client, chat.system.database, chat.system.settings)
         while worker.step():
             pass
         worker.close()
 
 
-class Watched(Link):
+class Watched(RedisClient):
     """A link that tells of each call before it goes out."""
 
     def run(self, call: Call[Any], *, repeatable: bool = True) -> Any:
         self.on_call(call)
-        return super().run(call, repeatable=repeatable)
+        return super().call(call, repeatable=repeatable)
 
     def on_call(self, call: Call[Any]) -> None:
         """Do nothing."""
@@ -71,7 +75,7 @@ class TestNames:
     ) -> None:
         # Given a message in a large group, which some have read
         chance = random.Random(seed)
-        monkeypatch.setattr(history, "NAMES", 20)
+        monkeypatch.setattr(reader, "NAMES", 20)
         chat.create_group(GID, UIDS)
         chat.remove_members(GID, UIDS[:3])
         sent = chat.send(GID, "hi", sender_uid=UIDS[-1])
@@ -79,7 +83,7 @@ class TestNames:
         early = set(chance.sample(sorted(recipients), 100))
         chat.ack_many(GID, [(uid, sent.msgid) for uid in early])
         late: set[str] = set()
-        other = Chat(Link(chat.link.client, partitions=2), None, chat.settings)
+        other = Chat(System(RedisClient(chat.system.client.driver, partitions=2), None, chat.system.settings))
 
         def meanwhile(call: Call[Any]) -> None:
             """Between two pages some read it, some leave, some of them come back, and strangers join."""
@@ -94,9 +98,9 @@ class TestNames:
                     other.send(GID, "another", sender_uid=UIDS[-1])
 
         # When it is asked who has read it, page by page
-        watched = Watched(chat.link.client, partitions=2)
+        watched = Watched(chat.system.client.driver, partitions=2)
         monkeypatch.setattr(watched, "on_call", meanwhile)
-        status = Chat(watched, None, chat.settings).message_status(GID, sent.msgid)
+        status = Chat(System(watched, None, chat.system.settings)).message_status(GID, sent.msgid)
 
         # Then each recipient is named once; who had read it before has, and who never did has not
         read, unread = {reader.uid for reader in status.read_by}, set(status.unread_by)
@@ -107,11 +111,11 @@ class TestNames:
     def test_a_page_has_about_as_many_as_it_may(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         chat.create_group(GID, UIDS)
         sent = chat.send(GID, "hi", sender_uid=UIDS[0])
-        watched = Watched(chat.link.client, partitions=2)
+        watched = Watched(chat.system.client.driver, partitions=2)
         asked: list[Call[Any]] = []
         monkeypatch.setattr(watched, "on_call", asked.append)
-        monkeypatch.setattr(history, "NAMES", 100)
-        status = Chat(watched, None, chat.settings).message_status(GID, sent.msgid)
+        monkeypatch.setattr(reader, "NAMES", 100)
+        status = Chat(System(watched, None, chat.system.settings)).message_status(GID, sent.msgid)
         assert len(status.unread_by) == len(UIDS) - 1
         assert sum(call.function == "im_readers" for call in asked) >= 3
 
@@ -119,7 +123,7 @@ class TestNames:
 class TestStatus:
     def test_long_texts_come_in_pages(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given texts of which a page holds a few
-        monkeypatch.setattr(reading, "PAGE_BYTES", 25_000)
+        monkeypatch.setattr(queries, "PAGE_BYTES", 25_000)
         chat.create_group("g", ["ann", "bob"])
         sizes = [10_000, 1, 30_000, 10_000, 10_000, 40_000, 40_000, 1, 1, 10_000] * 3
         sent = [chat.send("g", "x" * size, sender_uid="ann") for size in sizes]
@@ -129,7 +133,7 @@ class TestStatus:
             assert found == (sent[-limit:] if limit else sent)
         # And also where the oldest are in SQL only
         store(chat)
-        retention.trim(chat, keep_messages=11)
+        retention.trim(chat.system, keep_messages=11)
         for limit in (0, 5, 11, 12, 30):
             found = [tally.message for tally in chat.status("g", limit=limit)]
             assert found == (sent[-limit:] if limit else sent)
@@ -141,9 +145,9 @@ class TestTrim:
         chat.create_group("g", ["ann", "bob"])
         sent = chat.send_many("g", [Draft("ann", f"message {number}") for number in range(50)])
         store(chat)
-        assert retention.trim(chat, keep_messages=3).entries == 47
+        assert retention.trim(chat.system, keep_messages=3).entries == 47
         assert chat.pull("bob", "g") == sent
-        assert len(chat.link.read("XRANGE", chat.link.space.group("g").stream, "-", "+")) == 3
+        assert len(chat.system.client.query("XRANGE", chat.system.client.space.group("g").stream, "-", "+")) == 3
 
 
 class TestCreation:
@@ -160,9 +164,9 @@ class TestCreation:
             gid = f"crowd{number}"
             at = chance.randrange(members)
             creating = PythonProcess(
-                tmp_path, "cli.main", "group", "create", gid, *uids, redis_url=settings.redis_url, partitions=2
+                tmp_path, "imcore.cli.main", "group", "create", gid, *uids, redis_url=settings.redis_url, partitions=2
             )
-            acked = chat.link.space.group(gid).acked
+            acked = chat.system.client.space.group(gid).acked
             with creating:
                 wait_until(lambda key=acked, at=at, it=creating: _has(chat, key, at) or not it.runs)
                 killed += creating.end(signal.SIGKILL) == -signal.SIGKILL
@@ -175,19 +179,19 @@ class TestCreation:
             assert [member.uid for member in chat.members(gid)] == uids
         assert killed
         store(chat)
-        assert list(audit.check(chat)) == []
+        assert list(check.check(chat.system)) == []
 
     def test_what_is_left_of_one_that_nobody_repeats_goes(self, chat: Chat, settings: Settings) -> None:
         # Given creations that are given up, one before the group is there and one after
-        space, token = chat.link.space, creation._token(UIDS)
+        space, token = chat.system.client.space, creation._token(UIDS)
         for gid in ("half", "untold"):
-            chat.link.run(creation_calls.begin(space, gid, token))
+            chat.system.client.call(creation_calls.begin(space, gid, token))
             for start in range(0, len(UIDS) if gid == "untold" else 300, creation.STEP):
-                chat.link.run(creation_calls.add(space, gid, token, UIDS[start : start + creation.STEP]))
-        chat.link.run(creation_calls.end(space, "untold", token, len(UIDS)))
+                chat.system.client.call(creation_calls.add(space, gid, token, UIDS[start : start + creation.STEP]))
+        chat.system.client.call(creation_calls.end(space, "untold", token, len(UIDS)))
         for key in (space.creating(space.partition_of("half")), space.untold(space.partition_of("untold"))):
-            for gid, _ in chat.link.client.hgetall(key).items():
-                chat.link.client.hset(key, gid, f"{token} 1 1")
+            for gid, _ in chat.system.client.driver.hgetall(key).items():
+                chat.system.client.driver.hset(key, gid, f"{token} 1 1")
         # When a worker looks
         with chat.gateway() as gateway:
             session = gateway.open(UIDS[0])
@@ -200,8 +204,8 @@ class TestCreation:
             wait_until(lambda: [e for e in gateway.poll(0.05) if getattr(e, "message", None) == sent])
             assert session.entered
         store(chat)
-        assert list(audit.check(chat)) == []
-        kinds = Counter(keys.kind_of(key.decode()) for key in chat.link.client.keys("im:*"))
+        assert list(check.check(chat.system)) == []
+        kinds = Counter(keys.kind_of(key.decode()) for key in chat.system.client.driver.keys("im:*"))
         assert not {"creating", "untold"} & kinds.keys()
 
     def test_another_group_of_that_gid_is_another(self, chat: Chat) -> None:
@@ -210,9 +214,9 @@ class TestCreation:
             with pytest.raises(GroupExists):
                 chat.create_group(GID, others)
         assert chat.create_group(GID, UIDS[::-1]).members == len(UIDS)
-        left_behind.settle(chat.link, Trouble(time.monotonic))
+        left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))
         assert chat.group(GID).members == len(UIDS)
 
 
 def _has(chat: Chat, key: str, count: int) -> bool:
-    return int(chat.link.client.zcard(key)) >= count
+    return int(chat.system.client.driver.zcard(key)) >= count

@@ -11,13 +11,15 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from cli.app import app
-from imcore.admin.rebuild import rebuild
 from imcore.chat import Chat
+from imcore.cli.app import app
 from imcore.errors import ConfigurationError, RedisUnavailable
+from imcore.repair.rebuild import rebuild
 from imcore.sql.database import Database
-from imcore.streams import calls, library
-from imcore.streams.link import Link, open_client
+from imcore.streams import library
+from imcore.streams.calls import group_calls
+from imcore.streams.client import RedisClient, open_client
+from imcore.system import System
 from tests.processes import WorkerProcess
 from tests.servers import RunningCluster
 
@@ -42,17 +44,17 @@ def server(valkey: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def connect(valkey: str) -> Iterator[Callable[[], Link]]:
+def connect(valkey: str) -> Iterator[Callable[[], RedisClient]]:
     """Makes links, as so many processes have them."""
-    links: list[Link] = []
+    links: list[RedisClient] = []
 
-    def connect() -> Link:
-        links.append(Link(open_client(valkey), url=valkey))
+    def connect() -> RedisClient:
+        links.append(RedisClient(open_client(valkey), url=valkey))
         return links[-1]
 
     yield connect
-    for link in links:
-        link.close()
+    for redis_client in links:
+        redis_client.close()
 
 
 @pytest.fixture
@@ -98,8 +100,8 @@ def test_a_command_that_only_shows_loads_nothing_and_says_what_to_do(
     assert (loaded(server), server.dbsize()) == (there, 0)
 
 
-def test_a_first_write_loads_them_where_there_are_none(server: Any, connect: Callable[[], Link]) -> None:
-    chat = Chat(connect(), None)
+def test_a_first_write_loads_them_where_there_are_none(server: Any, connect: Callable[[], RedisClient]) -> None:
+    chat = Chat(System(connect(), None))
     chat.create_group("team", ["ann"])
     assert loaded(server) == library.VERSION
 
@@ -111,38 +113,38 @@ def test_a_first_write_loads_them_where_there_are_none(server: Any, connect: Cal
     assert chat.group("team").members == 2
 
 
-def test_who_writes_does_not_replace_older_ones(server: Any, connect: Callable[[], Link]) -> None:
+def test_who_writes_does_not_replace_older_ones(server: Any, connect: Callable[[], RedisClient]) -> None:
     load(server, library.VERSION - 1)
-    for link in (connect(), connect()):
+    for redis_client in (connect(), connect()):
         with pytest.raises(RedisUnavailable, match=r"older imcore \(version"):
-            Chat(link, None).create_group("team", ["ann"])
+            Chat(System(redis_client, None)).create_group("team", ["ann"])
     assert (loaded(server), server.dbsize()) == (library.VERSION - 1, 0)
 
 
 def test_who_upgrades_replaces_older_ones_and_loads_them_whenever_they_are_lost(
-    server: Any, connect: Callable[[], Link]
+    server: Any, connect: Callable[[], RedisClient]
 ) -> None:
     load(server, library.VERSION - 1)
-    link = connect()
-    link.upgrade()
+    redis_client = connect()
+    redis_client.upgrade()
     assert loaded(server) == library.VERSION
 
     for _ in range(2):
         server.function_flush("SYNC")
-        assert link.run(calls.version()) == library.VERSION
+        assert redis_client.call(group_calls.version()) == library.VERSION
         server.function_flush("SYNC")
-        assert link.gather([calls.version()]) == [library.VERSION]
+        assert redis_client.call_each([group_calls.version()]) == [library.VERSION]
 
 
-def test_newer_ones_are_left_alone(server: Any, connect: Callable[[], Link]) -> None:
+def test_newer_ones_are_left_alone(server: Any, connect: Callable[[], RedisClient]) -> None:
     load(server, library.VERSION + 1)
-    for act in (lambda: Chat(connect(), None).create_group("team"), lambda: connect().upgrade()):
+    for act in (lambda: Chat(System(connect(), None)).create_group("team"), lambda: connect().upgrade()):
         with pytest.raises(ConfigurationError, match=r"a newer imcore .*: upgrade imcore"):
             act()
     assert loaded(server) == library.VERSION + 1
 
 
-def test_two_may_load_them_at_once(connect: Callable[[], Link], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_may_load_them_at_once(connect: Callable[[], RedisClient], monkeypatch: pytest.MonkeyPatch) -> None:
     # Given two who have looked, and found none
     one, two = connect(), connect()
     asked = library.Library._version
@@ -152,10 +154,10 @@ def test_two_may_load_them_at_once(connect: Callable[[], Link], monkeypatch: pyt
 
     # Then the second one finds those of the first
     two.require_functions(writes=True)
-    assert two.run(calls.version()) == library.VERSION
+    assert two.call(group_calls.version()) == library.VERSION
 
 
-def test_functions_of_somebody_elses_by_our_name_are_an_error(server: Any, connect: Callable[[], Link]) -> None:
+def test_functions_of_somebody_elses_by_our_name_are_an_error(server: Any, connect: Callable[[], RedisClient]) -> None:
     server.function_load("#!lua name=imcore\nredis.register_function('other', function() return 1 end)")
     with pytest.raises(Exception, match="already exists"):
         connect().require_functions(writes=True)
@@ -174,7 +176,7 @@ def test_every_worker_brings_them_up_to_date(server: Any, valkey: str, tmp_path:
 
 
 def test_an_operator_brings_them_up_to_date(
-    server: Any, im: Callable[..., Result], connect: Callable[[], Link]
+    server: Any, im: Callable[..., Result], connect: Callable[[], RedisClient]
 ) -> None:
     load(server, library.VERSION - 1)
     result = im("db", "upgrade", "--json")
@@ -189,15 +191,15 @@ def test_an_operator_brings_them_up_to_date(
 
 def test_a_library_user_rebuilds_on_an_empty_server(valkey: str, tmp_path: Path) -> None:
     with Chat.connect(valkey, f"sqlite:///{tmp_path / 'imcore.db'}") as chat:
-        chat.database.upgrade()
-        assert rebuild(chat).groups == 0
+        chat.system.database.upgrade()
+        assert rebuild(chat.system).groups == 0
 
 
 def test_a_node_of_a_cluster_that_has_lost_them_gets_them_again(cluster: str, cluster_servers: RunningCluster) -> None:
     # Given a node that has none
-    with closing(Link(open_client(cluster), url=cluster)) as link:
-        link.upgrade()
-        chat = Chat(link, None)
+    with closing(RedisClient(open_client(cluster), url=cluster)) as redis_client:
+        redis_client.upgrade()
+        chat = Chat(System(redis_client, None))
         for number in range(20):
             chat.create_group(f"g{number}", ["ann"])
     with redis.Redis.from_url(cluster_servers.nodes[1].url) as node:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from imcore.errors import RedisUnavailable
-from imcore.streams import calls, carriage, link
-from imcore.streams.link import Link, open_client
+from imcore.streams import client, transport
+from imcore.streams.calls import group_calls
+from imcore.streams.client import RedisClient, open_client
 from tests.servers import RunningServer
 
 
@@ -17,23 +18,23 @@ def interrupt(*_: Any) -> Any:
 
 
 def test_an_interrupted_call_leaves_no_answer_for_the_next_one(valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = Link(open_client(valkey), url=valkey)
+    here = RedisClient(open_client(valkey), url=valkey)
     here.upgrade()
     with monkeypatch.context() as patch:
-        patch.setattr(carriage, "_answer", interrupt)
+        patch.setattr(transport, "_answer", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            here.read_many([("BLPOP", "nothing", 1)])
+            here.query_many([("BLPOP", "nothing", 1)])
     assert here.read("PING") is True
     here.close()
 
 
 def test_interrupted_waiting_leaves_no_answer_for_the_next_call(valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = Link(open_client(valkey), url=valkey)
-    here.run(calls.init(here.space.partitions, "test"))
+    here = RedisClient(open_client(valkey), url=valkey)
+    here.call(group_calls.init(here.space.partitions, "test"))
     here.client.client_pause(500, all=False)
-    answers = here.post([calls.init(here.space.partitions, "test")])
+    answers = here.post([group_calls.init(here.space.partitions, "test")])
     with monkeypatch.context() as patch:
-        patch.setattr(carriage, "_answer", interrupt)
+        patch.setattr(transport, "_answer", interrupt)
         with pytest.raises(KeyboardInterrupt):
             answers()
     assert here.read("PING") is True
@@ -44,13 +45,13 @@ def test_a_silent_server_is_not_waited_for_many_times(
     valkey: str, valkey_server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a server that takes commands, and answers none
-    Link(open_client(valkey), url=valkey).upgrade()
-    here = Link(open_client(valkey, timeout_s=0.2), url=valkey)
+    RedisClient(open_client(valkey), url=valkey).upgrade()
+    here = RedisClient(open_client(valkey, timeout_s=0.2), url=valkey)
     monkeypatch.setattr(here, "_has_functions", True)
     asked = []
     carry = here._execute_command
     monkeypatch.setattr(here, "_execute_command", lambda *command: asked.append(command) or carry(*command))
-    monkeypatch.setattr(link, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(client, "PATIENCE_S", 0.3)
     os.kill(valkey_server.pid, signal.SIGSTOP)
     # When
     try:

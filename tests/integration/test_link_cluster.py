@@ -13,9 +13,12 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, RedisRefuses, RedisUnavailable
-from imcore.streams import carriage, session_calls
-from imcore.streams.calls import Draft, send
-from imcore.streams.link import Link, open_client
+from imcore.model.values import Draft
+from imcore.streams import transport
+from imcore.streams.calls import session_calls
+from imcore.streams.calls.message_calls import send
+from imcore.streams.client import RedisClient, open_client
+from imcore.system import System
 from tests.deadline import wait_until
 from tests.servers import RunningCluster, add_replica, free_ports, move_slot, start_cluster, start_valkey
 
@@ -37,7 +40,7 @@ def contents(chat: Chat, gid: str = "team") -> list[str]:
 def lose_next_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let one answer get lost, after the server has done what was asked."""
     lost: list[Any] = []
-    read = carriage._answer
+    read = transport._answer
 
     def losing(connection: Any) -> Any:
         answer = read(connection)
@@ -46,7 +49,7 @@ def lose_next_answer(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RedisTimeoutError("Timeout reading from socket")
         return answer
 
-    monkeypatch.setattr(carriage, "_answer", losing)
+    monkeypatch.setattr(transport, "_answer", losing)
 
 
 class TestALostAnswer:
@@ -78,7 +81,7 @@ class TestALostAnswer:
 def test_a_node_without_functions_lets_nothing_happen_twice_at_the_others(chat: Chat) -> None:
     # Given groups at several nodes, of which one has lost the functions
     gids = [f"g{number}" for number in range(12)]
-    space, client = chat.link.space, chat.link.client
+    space, client = chat.system.client.space, chat.system.client.driver
     nodes = {gid: client.get_node_from_key(space.group(gid).stream).name for gid in gids}
     assert len(set(nodes.values())) > 1
     for gid in gids:
@@ -86,7 +89,7 @@ def test_a_node_without_functions_lets_nothing_happen_twice_at_the_others(chat: 
     lost = nodes[gids[0]]
     client.execute_command("FUNCTION FLUSH", target_nodes=client.get_node(node_name=lost))
     # When
-    chat.link.run_many([send(space, gid, [Draft("ann", "once")], 1000) for gid in gids], repeatable=False)
+    chat.system.client.call_many([send(space, gid, [Draft("ann", "once")], 1000) for gid in gids], repeatable=False)
     # Then
     assert [contents(chat, gid) for gid in gids] == [["once"]] * len(gids)
 
@@ -94,11 +97,11 @@ def test_a_node_without_functions_lets_nothing_happen_twice_at_the_others(chat: 
 def test_what_is_elsewhere_by_now_is_found(chat: Chat, cluster_servers: RunningCluster) -> None:
     # Given a client that knows where everything is, and a slot that moves
     chat.send("team", "1", sender_uid="ann")
-    stream = chat.link.space.group("team").stream
-    slot = chat.link.client.keyslot(stream)
+    stream = chat.system.client.space.group("team").stream
+    slot = chat.system.client.driver.keyslot(stream)
     lengths: list[int] = []
     former = move_slot(
-        cluster_servers, slot, meanwhile=lambda: lengths.extend(chat.link.read_many([("XLEN", stream)] * 2))
+        cluster_servers, slot, meanwhile=lambda: lengths.extend(chat.system.client.query_many([("XLEN", stream)] * 2))
     )
     assert lengths == [1, 1]
     try:
@@ -115,7 +118,7 @@ def test_what_the_nodes_need_time_for_is_not_waited_for_by_each_of_many(
     chat: Chat, cluster_servers: RunningCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given calls for a slot that is under way: of their keys, some are to be made where the others are not
-    space = chat.link.space
+    space = chat.system.client.space
     key = space.online(space.partition_of("ann"))
     uids = [uid for uid in map(str, range(800)) if space.online(space.partition_of(uid)) == key]
     beats = [session_calls.beat(space, uid, "s", 60_000, opens=True) for uid in uids]
@@ -124,11 +127,11 @@ def test_what_the_nodes_need_time_for_is_not_waited_for_by_each_of_many(
 
     def ask() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(carriage, "time", SimpleNamespace(sleep=waits.append))
-            answers.extend(chat.link.gather(beats))
+            patch.setattr(transport, "time", SimpleNamespace(sleep=waits.append))
+            answers.extend(chat.system.client.call_each(beats))
 
     # When
-    slot = chat.link.client.keyslot(key)
+    slot = chat.system.client.driver.keyslot(key)
     former = move_slot(cluster_servers, slot, meanwhile=ask)
     move_slot(cluster_servers, slot, former)
 
@@ -140,8 +143,8 @@ def test_what_the_nodes_need_time_for_is_not_waited_for_by_each_of_many(
 
 def test_what_no_node_says_to_have_is_to_be_tried_again(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given nodes that do not agree yet who has a slot
-    slot = chat.link.client.keyslot(chat.link.space.group("team").stream)
-    read = carriage._answer
+    slot = chat.system.client.driver.keyslot(chat.system.client.space.group("team").stream)
+    read = transport._answer
 
     def elsewhere(connection: Any) -> MovedError:
         read(connection)
@@ -149,7 +152,7 @@ def test_what_no_node_says_to_have_is_to_be_tried_again(chat: Chat, monkeypatch:
 
     # When, then
     with monkeypatch.context() as patch:
-        patch.setattr(carriage, "_answer", elsewhere)
+        patch.setattr(transport, "_answer", elsewhere)
         with pytest.raises(RedisRefuses, match="another node"):
             chat.status("team")
     assert contents(chat) == []
@@ -160,8 +163,8 @@ def test_a_replica_that_takes_over_is_gone_on_with(tmp_path: Path) -> None:
     servers = start_cluster(tmp_path / "cluster", 1)
     replica = add_replica(servers, tmp_path / "replica")
     try:
-        with closing(Link(open_client(servers.url), url=servers.url)) as link:
-            chat = Chat(link, None)
+        with closing(RedisClient(open_client(servers.url), url=servers.url)) as redis_client:
+            chat = Chat(System(redis_client, None))
             chat.create_group("team", ["ann"])
             chat.send("team", "before", sender_uid="ann")
             with redis.Redis.from_url(replica.url) as client:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from imcore.chat import Chat
-from imcore.client import Client
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import ConfigurationError, DatabaseReplaced, DatabaseUnavailable, ImError, LocalDatabaseError
-from imcore.live.localdb import LocalDatabase, path_of
+from imcore.model.rows import Batch, GroupRow, WatermarkRow
 from imcore.settings import Settings
-from imcore.sql import corrections, sqlite_file, stored
+from imcore.sql import corrections, queries, sqlite_file
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, GroupRow, MarkRow
 from tests.deadline import wait_until
 from tests.processes import WorkerProcess
 
@@ -24,8 +24,8 @@ GID = "team"
 WRITES: dict[str, Callable[[Database], object]] = {
     "write": lambda database: database.write(Batch(groups=[GroupRow("g", 1)])),
     "set_meta": lambda database: database.set_meta("name", "value"),
-    "replace_marks": lambda database: stored.replace_marks(database, [MarkRow(0, "me", 1)], []),
-    "forget_moves": lambda database: stored.forget_moves(database, 1, 1),
+    "replace_marks": lambda database: queries.replace_watermarks(database, [WatermarkRow(0, "me", 1)], []),
+    "forget_moves": lambda database: queries.forget_moves(database, 1, 1),
     "close_gaps": lambda database: corrections.close_gaps(database, "g"),
 }
 
@@ -70,7 +70,7 @@ def test_nothing_is_stored_in_a_file_that_was_removed(
     # Put back, it goes on
     kept.rename(file)
     write(database)
-    assert stored.listed(database, ["before"]) == {"before"}
+    assert queries.listed(database, ["before"]) == {"before"}
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
@@ -84,7 +84,7 @@ def test_nor_in_one_that_was_replaced(
 
     # From then on it is the one that is there
     write(database)
-    assert stored.listed(database, ["before"]) == {"before"}
+    assert queries.listed(database, ["before"]) == {"before"}
 
 
 def test_one_in_its_place_is_looked_at_as_any_other(database: Database, file: Path, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_log_that_was_removed_costs_nothing(database: Database, file: Path) ->
     # Then the file has got what was in it, and everybody goes on
     database.write(Batch(groups=[GroupRow("after", 1)]))
     with Database.connect(f"sqlite:///{file}") as another:
-        assert set(stored.gids(another)) == {"before", "in the log", "after"}
+        assert set(queries.gids(another)) == {"before", "in the log", "after"}
 
 
 def test_what_is_read_comes_from_the_file_that_is_there(database: Database, file: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_worker_waits_for_its_file_and_confirms_nothing_meanwhile(
         worker.wait_for("working as")
         chat.create_group(GID, ["ann", "bob"])
         chat.send(GID, "before", sender_uid="ann")
-        wait_until(lambda: len(chat.database.messages_after(GID, 0)) == 1)
+        wait_until(lambda: len(chat.system.database.messages_after(GID, 0)) == 1)
 
         # When its file is removed, and people talk on
         kept = tmp_path / "kept"
@@ -171,7 +171,7 @@ def test_an_empty_one_in_its_place_is_not_written_to(settings: Settings, file: P
         worker.wait_for("working as")
         chat.create_group(GID, ["ann", "bob"])
         chat.send(GID, "before", sender_uid="ann")
-        wait_until(lambda: len(chat.database.messages_after(GID, 0)) == 1)
+        wait_until(lambda: len(chat.system.database.messages_after(GID, 0)) == 1)
 
         # When somebody begins a new database under a worker that runs
         file.unlink()
@@ -222,7 +222,7 @@ def test_a_session_ends_with_one_line(settings: Settings) -> None:
     with Chat.connect(settings=settings) as chat, LocalDatabase(path, "bob", exclusive=True) as local:
         chat.create_group(GID, ["ann", "bob"])
         chat.send(GID, "one", sender_uid="ann")
-        events = Client(chat, "bob", local).live(lambda: False)
+        events = Device(chat, "bob", local).live(lambda: False)
         next(events)
         path.unlink()
         chat.send(GID, "two", sender_uid="ann")
@@ -249,4 +249,4 @@ def test_files_of_a_sound_system_are_never_missed(settings: Settings, file: Path
             one.write(Batch(groups=[GroupRow(f"i{number}", 1)]))
     shutil.copy(file, file.with_name("copy"))
     with Database.connect(f"sqlite:///{file.with_name('copy')}") as copy:
-        assert stored.count_groups(copy) == 9
+        assert queries.count_groups(copy) == 9

@@ -13,19 +13,21 @@ from sqlalchemy import text
 
 from imcore import Chat, Draft
 from imcore import msgid as msgids
-from imcore.admin import deadletters, mending, rebuild_bunch, reconcile
-from imcore.admin.audit import check
-from imcore.admin.claims import Hold
-from imcore.admin.mending import mend
-from imcore.admin.rebuild import rebuild
-from imcore.admin.reconcile import marks_of
+from imcore.admin import dead_letters
 from imcore.admin.retention import trim
 from imcore.errors import ImError, InvalidInput, TryAgain
+from imcore.model.rows import Batch
+from imcore.repair import mend as mend_module
+from imcore.repair import rebuild_batch, watermarks
+from imcore.repair.check import check
+from imcore.repair.locks import PartitionLock
+from imcore.repair.mend import mend
+from imcore.repair.rebuild import rebuild
+from imcore.repair.watermarks import watermarks_of
 from imcore.settings import Settings
-from imcore.sql.rows import Batch
 from imcore.streams.keys import SEPARATOR, GroupKeys
+from imcore.workers.persist import Persist
 from tests.integration.test_reconcile import Snapshot, bury_the_dead
-from workers.persist import Persist
 
 GID = "team"
 UIDS = ("ann", "bob", "cy", "dee")
@@ -49,7 +51,7 @@ def open_chat(valkey: str, sqlite_url: str) -> Iterator[Callable[[], Chat]]:
 def chat(open_chat: Callable[[], Chat]) -> Chat:
     """A group of four whose messages are stored; nobody has read all."""
     chat = open_chat()
-    chat.database.upgrade()
+    chat.system.database.upgrade()
     chat.create_group(GID, UIDS)
     say(chat, 60)
     chat.ack("bob", GID, nth(chat, 20))
@@ -66,11 +68,11 @@ def nth(chat: Chat, number: int) -> str:
 
 
 def keys_of(chat: Chat) -> GroupKeys:
-    return chat.link.space.group(GID)
+    return chat.system.client.space.group(GID)
 
 
 def persist(chat: Chat) -> None:
-    worker = Persist(chat.link, chat.database, chat.settings)
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     while worker.step():
         pass
     worker.close()
@@ -78,13 +80,13 @@ def persist(chat: Chat) -> None:
 
 def lose(chat: Chat, number: int) -> str:
     msgid = nth(chat, number)
-    assert chat.link.client.xdel(keys_of(chat).stream, msgid)
+    assert chat.system.client.driver.xdel(keys_of(chat).stream, msgid)
     return msgid
 
 
 def lose_answer(chat: Chat, monkeypatch: pytest.MonkeyPatch, function: str) -> list[str]:
     """Let the first answer of a function get lost; return what was lost, once it is."""
-    real: Callable[..., Any] = chat.link._execute_command
+    real: Callable[..., Any] = chat.system.client._execute_command
     lost: list[str] = []
 
     def execute(*command: Any) -> Any:
@@ -94,13 +96,13 @@ def lose_answer(chat: Chat, monkeypatch: pytest.MonkeyPatch, function: str) -> l
             raise RedisTimeoutError
         return answer
 
-    monkeypatch.setattr(chat.link, "_execute_command", execute)
+    monkeypatch.setattr(chat.system.client, "_execute_command", execute)
     return lost
 
 
 def assert_whole(chat: Chat, messages: int) -> None:
     """Everybody pulls everything, and the two sides agree."""
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
     assert [message.seq for message in chat.pull("dee", GID)] == list(range(1, messages + 1))
 
 
@@ -109,16 +111,16 @@ def test_what_is_trimmed_meanwhile_leaves_no_hole(
 ) -> None:
     # Given somebody who trims just as the new stream is made
     lose(chat, 55)
-    make_shadow, trimmer = mending._Mending._make_shadow, open_chat()
+    make_shadow, trimmer = mend_module._Mending._make_shadow, open_chat()
     trimmed = []
 
     def meanwhile(self: Any, plan: Any) -> int:
         trimmed.append(trim(trimmer, keep_messages=20, gid=GID).entries)
         return make_shadow(self, plan)
 
-    monkeypatch.setattr(mending._Mending, "_make_shadow", meanwhile)
+    monkeypatch.setattr(mend_module._Mending, "_make_shadow", meanwhile)
     # When
-    assert all(difference.repaired for difference in check(chat, repair=True))
+    assert all(difference.repaired for difference in check(chat.system, repair=True))
     # Then it was passed over, and is trimmed the next time
     assert trimmed == [0]
     assert_whole(chat, 60)
@@ -132,7 +134,7 @@ def test_an_answer_that_gets_lost_does_no_harm(chat: Chat, monkeypatch: pytest.M
     since = lose(chat, 30)
     lost = lose_answer(chat, monkeypatch, f"im_restore_{function}")
     # When
-    assert mend(chat, GID, since=msgids.pack(since)).restored == 1
+    assert mend(chat.system, GID, since=msgids.pack(since)).restored == 1
     # Then
     assert lost or function in {"claim", "release"}  # these travel together with others
     assert_whole(chat, 60)
@@ -143,22 +145,25 @@ def test_who_has_lost_its_claim_stops(
 ) -> None:
     # Given a mender that stalls over the new stream until its claim and its hold are over, and another one goes on
     since = msgids.pack(lose(chat, 30))
-    stored, other, restored = mending._Mending._stored, open_chat(), []
+    stored, other, restored = mend_module._Mending._stored, open_chat(), []
 
     def meanwhile(self: Any, plan: Any) -> Iterator[Any]:
         yield from stored(self, plan)
         if not restored:
             bury_the_dead(chat)
             restored.append(0)
-            restored.append(mend(other, GID, since=since).restored)
+            restored.append(mend(other.system, GID, since=since).restored)
 
-    monkeypatch.setattr(mending._Mending, "_stored", meanwhile)
+    monkeypatch.setattr(mend_module._Mending, "_stored", meanwhile)
     # When, then
     with pytest.raises(TryAgain, match="another process"):
-        mend(chat, GID, since=since)
+        mend(chat.system, GID, since=since)
     assert restored == [0, 1]
     assert_whole(chat, 60)
-    assert chat.link.client.hlen(chat.link.space.mending(chat.link.space.partition_of(GID))) == 0
+    assert (
+        chat.system.client.driver.hlen(chat.system.client.space.mending(chat.system.client.space.partition_of(GID)))
+        == 0
+    )
 
 
 def test_two_who_mend_at_once_do_it_one_after_the_other(chat: Chat, open_chat: Callable[[], Chat]) -> None:
@@ -168,7 +173,7 @@ def test_two_who_mend_at_once_do_it_one_after_the_other(chat: Chat, open_chat: C
     others = [open_chat() for _ in range(3)]
 
     def repair(other: Chat) -> None:
-        found.append([difference.repaired for difference in check(other, repair=True)])
+        found.append([difference.repaired for difference in check(other.system, repair=True)])
 
     threads = [threading.Thread(target=repair, args=(other,)) for other in others]
     # When
@@ -186,20 +191,20 @@ def test_a_reconciler_that_has_lost_its_hold_does_not_lift_that_of_another(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given one that stalls until another one has begun
-    partition = chat.link.space.partition_of(GID)
-    differences, second = reconcile.differences, Hold(chat, partition)
+    partition = chat.system.client.space.partition_of(GID)
+    differences, second = watermarks.differences, PartitionLock(chat.system, partition)
 
     def meanwhile(*given: Any, **named: Any) -> Any:
         bury_the_dead(chat)
         second.__enter__()
         return differences(*given, **named)
 
-    monkeypatch.setattr(reconcile, "differences", meanwhile)
+    monkeypatch.setattr(watermarks, "differences", meanwhile)
     # When, then
     with suppress(TryAgain):
-        reconcile.reconcile(chat, partition)
+        watermarks.reconcile(chat.system, partition)
     second.keep()
-    assert chat.link.client.hexists(chat.link.space.marks(partition), SEPARATOR)
+    assert chat.system.client.driver.hexists(chat.system.client.space.marks(partition), SEPARATOR)
 
 
 def test_a_large_group_is_mended_while_people_come_and_go(chat: Chat, open_chat: Callable[[], Chat]) -> None:
@@ -221,29 +226,29 @@ def test_a_large_group_is_mended_while_people_come_and_go(chat: Chat, open_chat:
     thread.start()
     # When
     try:
-        assert mend(chat, GID, since=msgids.pack(lost[0])).restored == 3
+        assert mend(chat.system, GID, since=msgids.pack(lost[0])).restored == 3
     finally:
         stop.set()
         thread.join()
     # Then
     persist(chat)
-    assert list(check(chat)) == []
-    assert chat.link.client.exists(keys_of(chat).shadow) == 0
+    assert list(check(chat.system)) == []
+    assert chat.system.client.driver.exists(keys_of(chat).shadow) == 0
 
 
 def test_what_is_mended_into_sql_and_then_lost_by_redis_is_noticed(chat: Chat) -> None:
     # Given a repair that stores what no worker has stored, in the second before the power goes
     lose(chat, 30)
-    snapshot = Snapshot.of(chat.link.client)
+    snapshot = Snapshot.of(chat.system.client.driver)
     last = chat.send(GID, "in the last second", sender_uid="ann")
-    assert any(difference.repaired for difference in check(chat, repair=True))
-    assert chat.database.message(GID, msgids.pack(last.msgid)) is not None
-    snapshot.restore(chat.link.client)
+    assert any(difference.repaired for difference in check(chat.system, repair=True))
+    assert chat.system.database.message(GID, msgids.pack(last.msgid)) is not None
+    snapshot.restore(chat.system.client.driver)
     since = chat.send(GID, "since", sender_uid="bob")
     # When
     persist(chat)
     # Then
-    assert marks_of(chat).behind == {}
+    assert watermarks_of(chat.system).behind == {}
     assert [tally.message.msgid for tally in chat.status(GID, limit=2)] == [last.msgid, since.msgid]
     assert_whole(chat, 62)
 
@@ -252,16 +257,16 @@ def test_a_commit_that_comes_late_is_noticed(
     chat: Chat, open_chat: Callable[[], Chat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a worker that stalls in its commit, for so long that its name has gone to another one
-    slow, other = Persist(chat.link, chat.database, chat.settings), open_chat()
+    slow, other = Persist(chat.system.client, chat.system.database, chat.system.settings), open_chat()
     slow.step()
-    snapshot = Snapshot.of(chat.link.client)
+    snapshot = Snapshot.of(chat.system.client.driver)
     late = chat.send(GID, "stored late", sender_uid="ann")
-    heir = Persist(other.link, other.database, other.settings)
-    write = chat.database.write
+    heir = Persist(other.system.client, other.system.database, other.system.settings)
+    write = chat.system.database.write
 
     def stall(batch: Batch) -> None:
         if batch.messages:
-            snapshot.restore(chat.link.client)
+            snapshot.restore(chat.system.client.driver)
             bury_the_dead(chat)
             other.send(GID, "since", sender_uid="bob")
             while heir.step():
@@ -269,14 +274,14 @@ def test_a_commit_that_comes_late_is_noticed(
             assert heir.name == "persist-1"
         write(batch)
 
-    monkeypatch.setattr(chat.database, "write", stall)
+    monkeypatch.setattr(chat.system.database, "write", stall)
     with suppress(ImError):
         slow.step()
     monkeypatch.undo()
-    assert chat.database.message(GID, msgids.pack(late.msgid)) is not None
+    assert chat.system.database.message(GID, msgids.pack(late.msgid)) is not None
     # When
     deadline = time.monotonic() + 10
-    while list(check(chat)) and time.monotonic() < deadline:
+    while list(check(chat.system)) and time.monotonic() < deadline:
         for worker in (slow, heir):
             with suppress(ImError):
                 worker.step()
@@ -290,11 +295,11 @@ def test_marks_do_not_pile_up(chat: Chat) -> None:
         chat.send(GID, f"more {number}", sender_uid="ann")
         persist(chat)
     # Then one has inherited from all
-    partition = chat.link.space.partition_of(GID)
-    names = {name.decode() for name in chat.link.client.hkeys(chat.link.space.marks(partition))}
+    partition = chat.system.client.space.partition_of(GID)
+    names = {name.decode() for name in chat.system.client.driver.hkeys(chat.system.client.space.marks(partition))}
     assert len([name for name in names if name.startswith("persist-1.")]) == 1
-    assert marks_of(chat).behind == {}
-    with chat.database.connection() as connection:
+    assert watermarks_of(chat.system).behind == {}
+    with chat.system.database.connection() as connection:
         stored = connection.scalars(text("SELECT name FROM imcore_meta WHERE name LIKE 'stored:%'")).all()
     assert len(stored) == 1
 
@@ -304,20 +309,20 @@ def test_who_joins_while_a_group_is_rebuilt_stays_as_they_are(
 ) -> None:
     # Given a Redis that has lost everything, and somebody who adds a member in the middle of its rebuilding
     unread = chat.unread("bob")
-    chat.link.client.flushall()
-    other, add_spans = open_chat(), rebuild_bunch.Bunch._add_spans
+    chat.system.client.driver.flushall()
+    other, add_spans = open_chat(), rebuild_batch.RebuildBatch._add_spans
 
     def meanwhile(self: Any, gid: str) -> None:
         other.add_members(GID, ["bob", "eve"])
         add_spans(self, gid)
 
-    monkeypatch.setattr(rebuild_bunch.Bunch, "_add_spans", meanwhile)
+    monkeypatch.setattr(rebuild_batch.RebuildBatch, "_add_spans", meanwhile)
     # When
     rebuild(open_chat())
     # Then
     assert chat.unread("bob") == unread
     persist(other)
-    assert list(check(other)) == []
+    assert list(check(other.system)) == []
     assert {member.uid for member in other.members(GID)} == {*UIDS, "eve"}
 
 
@@ -325,15 +330,15 @@ def test_a_stray_mark_of_a_recall_takes_nobodys_words_away(chat: Chat) -> None:
     # Given, beside a message that only Redis has
     said = chat.send(GID, "words", sender_uid="ann")
     packed = msgids.pack(said.msgid)
-    chat.link.client.zadd(keys_of(chat).uncounted, {str(packed): packed})
+    chat.system.client.driver.zadd(keys_of(chat).uncounted, {str(packed): packed})
     # When
-    list(check(chat, repair=True))
+    list(check(chat.system, repair=True))
     persist(chat)
     # Then
-    row = chat.database.message(GID, packed)
+    row = chat.system.database.message(GID, packed)
     assert row is not None
     assert row.content == "words"
-    assert chat.link.client.xrange(keys_of(chat).stream, said.msgid)[0][1][b"text"] == b"words"
+    assert chat.system.client.driver.xrange(keys_of(chat).stream, said.msgid)[0][1][b"text"] == b"words"
 
 
 def test_what_was_recalled_stays_recalled(chat: Chat) -> None:
@@ -341,77 +346,79 @@ def test_what_was_recalled_stays_recalled(chat: Chat) -> None:
     recalled = nth(chat, 40)
     chat.recall(GID, recalled, by="ann", admin=True)
     persist(chat)
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         connection.execute(text("UPDATE group_msgs SET recalls = NULL"))
     # When
-    assert [difference for difference in check(chat, repair=True) if not difference.repaired] == []
+    assert [difference for difference in check(chat.system, repair=True) if not difference.repaired] == []
     # Then
     assert chat.message_status(GID, recalled).message.recalled
     assert_whole(chat, 61)
-    trim(chat, keep_messages=0)
+    trim(chat.system, keep_messages=0)
     assert chat.message_status(GID, recalled).message.recalled
 
 
 def test_an_offset_beyond_all_messages_is_not_believed(chat: Chat) -> None:
     # Given
-    chat.link.client.zadd(keys_of(chat).acked, {"bob": 1 << 52})
+    chat.system.client.driver.zadd(keys_of(chat).acked, {"bob": 1 << 52})
     # When
-    list(check(chat, repair=True))
+    list(check(chat.system, repair=True))
     # Then
     said = chat.send(GID, "now", sender_uid="ann")
     assert said.time.year < 2100
     assert msgids.pack(said.msgid) < 1 << 52
     persist(chat)
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def test_a_name_among_the_groups_that_is_no_group_goes(chat: Chat) -> None:
     # Given
-    k = chat.link.space.group("ghost")
-    chat.link.client.sadd(k.groups, "ghost")
+    k = chat.system.client.space.group("ghost")
+    chat.system.client.driver.sadd(k.groups, "ghost")
     # When, then
-    assert all(difference.repaired for difference in check(chat, repair=True))
-    assert list(check(chat)) == []
+    assert all(difference.repaired for difference in check(chat.system, repair=True))
+    assert list(check(chat.system)) == []
     assert [group.gid for group in chat.groups()] == [GID]
-    assert chat.database.message("ghost", 1) is None
+    assert chat.system.database.message("ghost", 1) is None
 
 
 def test_what_is_no_message_is_put_aside(chat: Chat) -> None:
     # Given
-    entry_id = chat.link.client.xadd(keys_of(chat).stream, {"nonsense": "1"})
-    assert any("cannot be read" in difference.what for difference in check(chat))
+    entry_id = chat.system.client.driver.xadd(keys_of(chat).stream, {"nonsense": "1"})
+    assert any("cannot be read" in difference.what for difference in check(chat.system))
     # When
-    assert all(difference.repaired for difference in check(chat, repair=True))
+    assert all(difference.repaired for difference in check(chat.system, repair=True))
     # Then
-    (letter,) = deadletters.list_dead(chat)
+    (letter,) = dead_letters.list_dead(chat.system)
     assert (letter.entry, dict(letter.fields)) == (entry_id.decode(), {"nonsense": "1"})
     assert GID in letter.reason
     assert_whole(chat, 60)
     # It never was in the journal, where every worker would pass over it
     with pytest.raises(InvalidInput, match="can only be dropped"):
-        deadletters.requeue(chat, letter.id)
-    assert list(deadletters.list_dead(chat)) == [letter]
+        dead_letters.requeue(chat.system, letter.id)
+    assert list(dead_letters.list_dead(chat.system)) == [letter]
 
 
 def test_an_offset_at_a_message_that_both_have_lost_counts_on(chat: Chat) -> None:
     # Given an ack that was stored, of a message that was not, when the power went
     persist(chat)
-    snapshot = Snapshot.of(chat.link.client)
+    snapshot = Snapshot.of(chat.system.client.driver)
     lost = chat.send(GID, "lost", sender_uid="ann")
     chat.ack("bob", GID, lost.msgid)
-    first, second = (Persist(chat.link, chat.database, replace(chat.settings, batch_size=1)) for _ in range(2))
+    first, second = (
+        Persist(chat.system.client, chat.system.database, replace(chat.system.settings, batch_size=1)) for _ in range(2)
+    )
     first._journal.take()
     assert second.step() == 1
-    snapshot.restore(chat.link.client)
+    snapshot.restore(chat.system.client.driver)
     bury_the_dead(chat)
     persist(chat)
     # When
     chat.send_many(GID, [Draft("ann", f"later {number}") for number in range(5)])
     persist(chat)
     assert chat.unread("bob")[0].unread == 5
-    trim(chat, keep_messages=2)
+    trim(chat.system, keep_messages=2)
     # Then
     assert chat.unread("bob")[0].unread == 5
     assert [message.content for message in chat.pull("bob", GID)] == [f"later {number}" for number in range(5)]
     assert {member.uid: member.unread for member in chat.members(GID)}["bob"] == 5
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []

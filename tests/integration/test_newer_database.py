@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import text
 
-from cli.app import app
 from imcore.chat import Chat
+from imcore.cli.app import app
 from imcore.errors import ConfigurationError
+from imcore.model.rows import Batch, GroupRow
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, GroupRow
 from imcore.streams.keys import Keyspace
 from tests.processes import WorkerProcess
 
@@ -92,5 +92,8 @@ def test_every_worker(valkey: str, sqlite_newer: str, tmp_path: Path, name: str)
     assert NEWER in worker.log.splitlines()[-1]
     assert "Traceback" not in worker.log
     with Chat.connect(valkey) as chat:
-        dead = [Keyspace(chat.link.space.partitions).dead_letters(p) for p in range(chat.link.space.partitions)]
-        assert set(chat.link.read_many([("XLEN", key) for key in dead])) == {0}
+        dead = [
+            Keyspace(chat.system.client.space.partitions).dead_letters(p)
+            for p in range(chat.system.client.space.partitions)
+        ]
+        assert set(chat.system.client.query_many([("XLEN", key) for key in dead])) == {0}

@@ -11,19 +11,19 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from imcore.admin import audit, rebuild
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, DatabaseUnavailable
-from imcore.importer import import_events
+from imcore.importer.importer import import_events
+from imcore.model.rows import Batch, GroupRow, MessageRow, SpanRow
+from imcore.repair import check, rebuild
 from imcore.settings import Settings
-from imcore.sql import postgres_session, stored
+from imcore.sql import postgres_session, queries
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, GroupRow, MessageRow, SpanRow
+from imcore.workers.persist import Persist
 from tests.deadline import wait_until
 from tests.pgbouncer import Bouncer, running_pgbouncer
 from tests.postgres import PostgresServer, name_of
 from tests.processes import WorkerProcess
-from workers.persist import Persist
 
 GID = "team"
 SESSIONS = 2
@@ -75,8 +75,8 @@ def test_workers_store_all_beside_each_other(settings: Settings) -> None:
         chat.recall("third", sent.msgid, by="ann")
 
         # Then all is stored, and can be looked at
-        wait_until(lambda: len(chat.database.messages_after(GID, 0)) == 30)
-        wait_until(lambda: list(audit.check(chat)) == [], timeout_s=30)
+        wait_until(lambda: len(chat.system.database.messages_after(GID, 0)) == 30)
+        wait_until(lambda: list(check.check(chat.system)) == [], timeout_s=30)
         assert chat.message_status(GID, chat.status(GID)[-1].message.msgid).read_by[0].read_at is not None
         assert [each.end() for each in workers] == [0, 0, 0]
         for each in workers:
@@ -109,20 +109,20 @@ def test_a_rebuild_and_an_import(settings: Settings) -> None:
             {"type": "message", "gid": GID, "uid": "ann", "content": f"{n}", "client_msgid": f"{n}"} for n in range(99)
         ]
         events = "\n".join(json.dumps(line) for line in lines).encode()
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         assert import_events(chat, BytesIO(events), on_error=pytest.fail).messages == 99
-        persist = Persist(chat.link, chat.database, settings)
+        persist = Persist(chat.system.client, chat.system.database, settings)
         while not persist.drained():
             persist.step()
         persist.close()
-        chat.link.client.flushall()
+        chat.system.client.driver.flushall()
 
     # When Redis has lost it
     with Chat.connect(settings=settings) as chat:
-        assert rebuild.rebuild(chat).messages == 99
+        assert rebuild.rebuild(chat.system).messages == 99
 
         # Then it is back
-        assert list(audit.check(chat)) == []
+        assert list(check.check(chat.system)) == []
 
 
 def test_several_migrations_at_once(url: str) -> None:
@@ -136,20 +136,20 @@ def test_several_migrations_at_once(url: str) -> None:
 
     with Database.connect(url) as database:
         database.check_version()
-        assert stored.count_groups(database) == 2 * SESSIONS
+        assert queries.count_groups(database) == 2 * SESSIONS
 
 
 def test_more_rows_than_a_page_come_while_others_ask(url: str) -> None:
-    rows = [MessageRow(GID, n, n, "ann", 0, "hi", None, None) for n in range(1, 2 * stored.PAGE + 2)]
+    rows = [MessageRow(GID, n, n, "ann", 0, "hi", None, None) for n in range(1, 2 * queries.PAGE + 2)]
     with Database.connect(url) as database:
         database.upgrade()
         database.write(Batch(groups=[GroupRow(GID, 1)], messages=rows))
 
         seen = 0
-        for row in stored.messages(database, [GID], after=0):
+        for row in queries.messages(database, [GID], after=0):
             seen += 1
-            if row.seq % stored.PAGE == 1:
-                assert stored.heads(database, [GID])[GID].messages == len(rows)
+            if row.seq % queries.PAGE == 1:
+                assert queries.heads(database, [GID])[GID].messages == len(rows)
 
         assert seen == len(rows)
 

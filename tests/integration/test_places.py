@@ -13,12 +13,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from imcore.device.local_database import LocalDatabase
 from imcore.errors import ConfigurationError, DatabaseUnavailable, ImError, LocalDatabaseError
-from imcore.live.localdb import LocalDatabase
+from imcore.model.rows import Batch, GroupRow
 from imcore.settings import Settings
 from imcore.sql import postgres_checks, sqlite_file
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, GroupRow
 from tests.postgres import PostgresServer, require_postgres
 from tests.processes import WorkerProcess
 
@@ -233,9 +233,9 @@ _AS_NOBODY = """
 import os, sys
 from pathlib import Path
 from imcore.errors import ImError
-from imcore.live.localdb import LocalDatabase
+from imcore.device.local_database import LocalDatabase
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, GroupRow
+from imcore.model.rows import Batch, GroupRow
 folder, kind, use = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 if os.geteuid() == 0:
     os.setgid(65534); os.setuid(65534)

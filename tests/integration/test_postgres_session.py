@@ -9,17 +9,18 @@ import pytest
 from sqlalchemy import Connection
 
 from imcore import msgid as msgids
-from imcore.admin import audit, rebuild, retention
+from imcore.admin import retention
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, DatabaseUnavailable
+from imcore.model.rows import Batch, GroupRow, MessageRow
+from imcore.repair import check, rebuild
 from imcore.settings import Settings
 from imcore.sql import corrections
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, GroupRow, MessageRow
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
 from tests.postgres import PostgresServer, name_of
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
 
 ROLE = "talker"
 FIRST = datetime(1, 1, 1, tzinfo=UTC)
@@ -84,7 +85,7 @@ def test_all_goes_on_whatever_a_session_begins_with(
 
     # When messages are stored, of any time and in any script, and dropped from Redis
     with Chat.connect(settings=settings) as chat:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         chat.create_group("team", ["ann", "bob"])
         sent = [
             chat.send(
@@ -98,26 +99,31 @@ def test_all_goes_on_whatever_a_session_begins_with(
         ]
         chat.ack("bob", "team")
         store(chat, settings)
-        assert retention.trim(chat, keep_messages=0, keep_ms=0).entries == len(sent)
+        assert retention.trim(chat.system, keep_messages=0, keep_ms=0).entries == len(sent)
 
         # Then both sides agree, and everybody gets what was said
-        assert list(audit.check(chat)) == []
-        assert list(corrections.wrong_times(chat.database, "team")) == []
+        assert list(check.check(chat.system)) == []
+        assert list(corrections.wrong_times(chat.system.database, "team")) == []
         assert [each.message for each in chat.status("team")] == sent
-        assert [row.sent_at_ms for row in chat.database.messages_after("team", 0)] == list(map(msgids.to_ms, TIMES))
-        found = chat.database.message_by_client_msgid("team", "\\1")
+        assert [row.sent_at_ms for row in chat.system.database.messages_after("team", 0)] == list(
+            map(msgids.to_ms, TIMES)
+        )
+        found = chat.system.database.message_by_client_msgid("team", "\\1")
         assert found
         assert found.sent_at_ms == msgids.to_ms(LAST)
 
         # And a Redis that is lost comes back
-        chat.link.client.flushall()
+        chat.system.client.driver.flushall()
     with Chat.connect(settings=settings) as chat:
-        assert rebuild.rebuild(chat).messages == len(sent)
-        assert list(audit.check(chat)) == []
+        assert rebuild.rebuild(chat.system).messages == len(sent)
+        assert list(check.check(chat.system)) == []
 
 
 def store(chat: Chat, settings: Settings) -> None:
-    for worker in (Persist(chat.link, chat.database, settings), ReceiptsWorker(chat.link, chat.database, settings)):
+    for worker in (
+        Persist(chat.system.client, chat.system.database, settings),
+        ReceiptsWorker(chat.system.client, chat.system.database, settings),
+    ):
         while not worker.drained():
             worker.step()
         worker.close()

@@ -22,17 +22,17 @@ from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin.audit import check
 from imcore.errors import ImError
+from imcore.repair.check import check
 from imcore.settings import Settings
+from imcore.streams.client import RedisClient, open_client
 from imcore.streams.keys import lease
-from imcore.streams.link import Link, open_client
+from imcore.workers.persist import KIND, Persist
 from tests.chat_data import chat_files
 from tests.deadline import wait_until
 from tests.model.stored import Dying, KilledError
 from tests.processes import WorkerProcess
 from tests.servers import require_server, start_valkey
-from workers.persist import KIND, Persist
 
 SEEDS = range(int(os.environ.get("IM_POWER_CUT_SEEDS", "6")))
 GIDS = ("#ubuntu", "群主", "{x}")
@@ -65,7 +65,7 @@ class Known:
 
 
 def in_sql(chat: Chat) -> Known:
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         messages = connection.execute(text("SELECT gid, msgid, content FROM group_msgs")).all()
         spans = connection.execute(
             text("SELECT gid, uid, joined_msgid, left_msgid, acked_msgid FROM group_spans")
@@ -82,9 +82,9 @@ def in_redis(chat: Chat) -> Known:
     for group in chat.groups():
         for tally in chat.status(group.gid, limit=0):
             messages[group.gid, tally.message.msgid] = tally.message.content
-        k = chat.link.space.group(group.gid)
+        k = chat.system.client.space.group(group.gid)
         for member in chat.members(group.gid):
-            joined, acked = (int(chat.link.read("ZSCORE", key, member.uid)) for key in (k.joined, k.acked))
+            joined, acked = (int(chat.system.client.query("ZSCORE", key, member.uid)) for key in (k.joined, k.acked))
             offsets[group.gid, member.uid, joined] = acked
     return Known(messages, offsets, list(offsets))
 
@@ -165,9 +165,9 @@ class Staff:
     def __init__(self, chat: Chat, url: str, chance: random.Random) -> None:
         self._chat = chat
         self._chance = chance
-        self._settings = replace(chat.settings, lease_ms=chance.choice([60, 700]))
-        self._links = [Link(open_client(url), partitions=PARTITIONS) for _ in range(2)]
-        self._workers = [Persist(link, chat.database, self._settings) for link in self._links]
+        self._settings = replace(chat.system.settings, lease_ms=chance.choice([60, 700]))
+        self._links = [RedisClient(open_client(url), partitions=PARTITIONS) for _ in range(2)]
+        self._workers = [Persist(client, chat.system.database, self._settings) for client in self._links]
 
     def step(self) -> None:
         with suppress(ImError):
@@ -175,10 +175,10 @@ class Staff:
 
     def die(self) -> None:
         """One more takes a batch and dies over it: others go on behind it, and SQL has a hole."""
-        dying = Persist(self._chat.link, Dying(self._chat.database, committed=False), self._settings)
+        dying = Persist(self._chat.system.client, Dying(self._chat.system.database, committed=False), self._settings)
         with suppress(KilledError):
             dying.step()
-        self._chat.link.client.delete(lease(KIND, int(dying.name.rpartition("-")[2])))
+        self._chat.system.client.driver.delete(lease(KIND, int(dying.name.rpartition("-")[2])))
 
     def drain(self) -> None:
         wait_until(self._is_drained, timeout_s=30)
@@ -188,15 +188,15 @@ class Staff:
             if sum(worker.step() for worker in self._workers):
                 return False
             # One that died before the cut may be alive again by what Redis has, until its lease ends
-            journals = self._chat.link.space.journals()
-            return not any(self._chat.link.client.xpending(key, KIND)["pending"] for key in journals)
+            journals = self._chat.system.client.space.journals()
+            return not any(self._chat.system.client.driver.xpending(key, KIND)["pending"] for key in journals)
         except ImError:
             return False
 
     def close(self) -> None:
-        for worker, link in zip(self._workers, self._links, strict=True):
+        for worker, client in zip(self._workers, self._links, strict=True):
             worker.close()
-            link.close()
+            client.close()
 
 
 class Power:
@@ -254,7 +254,7 @@ def power(tmp_path: Path) -> Iterator[Power]:
 def chat(power: Power, sqlite_url: str) -> Iterator[Chat]:
     settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=PARTITIONS, batch_size=4)
     with Chat.connect(power.url, sqlite_url, settings=settings) as chat:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         yield chat
 
 
@@ -312,8 +312,8 @@ def assert_known(chat: Chat, people: People, stored: Known, left: Known) -> None
 
 def assert_alike(chat: Chat) -> None:
     """Redis and SQL agree; seqs have no holes; and each tally is what the definition says."""
-    assert list(check(chat)) == []
-    with chat.database.connection() as connection:
+    assert list(check(chat.system)) == []
+    with chat.system.database.connection() as connection:
         spans = connection.execute(
             text("SELECT gid, uid, joined_msgid, left_msgid, acked_msgid FROM group_spans")
         ).all()
@@ -354,6 +354,6 @@ def test_worker_processes_notice_it_by_themselves(power: Power, chat: Chat, tmp_
         # And all goes on: what is said is stored, and senders are told
         chat.ack("bob", "team")
         wait_until(lambda: len([r for r in chat.receipts("ann") if r.read == 1]) == 30)
-        wait_until(lambda: list(check(chat)) == [], timeout_s=30)
+        wait_until(lambda: list(check(chat.system)) == [], timeout_s=30)
         assert any("Redis is older than SQL" in worker.log for worker in workers)
         assert [worker.end() for worker in workers] == [0, 0, 0]

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import redis
 
-from imcore.admin import deadletters
-from imcore.admin.audit import check
-from imcore.admin.rebuild import rebuild
+from imcore.admin import dead_letters
 from imcore.admin.retention import trim
 from imcore.admin.stats import online_uids, stats
 from imcore.chat import Chat
 from imcore.errors import GroupExists
+from imcore.repair.check import check
+from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
-from imcore.streams import carriage
+from imcore.streams import transport
 from imcore.streams.answers import plain
-from imcore.streams.link import Link, open_client
+from imcore.streams.client import RedisClient, open_client
 from tests.deadline import wait_until
 from tests.live import Audience, nodes_of
 from tests.processes import WorkerProcess
@@ -67,9 +67,9 @@ def test_workers_wait_for_entries_and_handle_them(settings: Settings, chat: Chat
             # Then it is heard, acked, told and stored
             audience.until(lambda: audience.heard(bob) == ["hi"])
             audience.until(lambda: [(each.msgid, each.read) for each in audience.receipts[ann]] == [(sent.msgid, 1)])
-            assert sorted(online_uids(chat)) == ["ann", "bob"]
-        wait_until(lambda: len(chat.database.messages_after("team", 0)) == 1, timeout_s=30)
-        wait_until(lambda: {worker.backlog for worker in stats(chat).workers} == {0}, timeout_s=30)
+            assert sorted(online_uids(chat.system)) == ["ann", "bob"]
+        wait_until(lambda: len(chat.system.database.messages_after("team", 0)) == 1, timeout_s=30)
+        wait_until(lambda: {worker.backlog for worker in stats(chat.system).workers} == {0}, timeout_s=30)
         assert [worker.end() for worker in (persist, receipts)] == [0, 0]
 
 
@@ -88,8 +88,8 @@ def test_groups_of_many(settings: Settings, chat: Chat) -> None:
     assert ([reader.uid for reader in status.read_by], len(status.unread_by)) == ([uids[1]], 248)
     with WorkerProcess(settings.data_dir / "w", "persist", "--burst", **urls(settings)) as worker:
         assert worker.wait() == 0, worker.log
-    assert list(check(chat)) == []
-    assert stats(chat).silent == ()
+    assert list(check(chat.system)) == []
+    assert stats(chat.system).silent == ()
 
 
 def test_whatever_an_operator_does(settings: Settings, chat: Chat) -> None:
@@ -100,21 +100,23 @@ def test_whatever_an_operator_does(settings: Settings, chat: Chat) -> None:
         chat.ack("bob", gid, sent.msgid)
     with WorkerProcess(settings.data_dir / "w", "persist", "--burst", **urls(settings)) as worker:
         assert worker.wait() == 0, worker.log
-    dead = chat.link.space.dead_letters(0)
-    chat.link.once("XADD", dead, "*", "dead_worker", "persist", "dead_reason", "no", "dead_entry", "1-1")
+    dead = chat.system.client.space.dead_letters(0)
+    chat.system.client.execute_once(
+        "XADD", dead, "*", "dead_worker", "persist", "dead_reason", "no", "dead_entry", "1-1"
+    )
     # Then it is shown, counted, compared, trimmed and rebuilt alike
-    found = stats(chat)
+    found = stats(chat.system)
     assert (found.groups, found.members, found.messages, found.dead_letters) == (2, 4, 2, 1)
     assert [(each.worker, each.backlog, each.pending) for each in found.workers] == [("persist", 0, 0)]
     assert [member.uid for member in chat.members("team")] == ["ann", "bob"]
-    assert list(check(chat)) == []
-    [letter] = deadletters.list_dead(chat)
-    deadletters.drop(chat, letter.id)
-    assert trim(chat, keep_messages=0).entries == 2
+    assert list(check(chat.system)) == []
+    [letter] = dead_letters.list_dead(chat.system)
+    dead_letters.drop(chat.system, letter.id)
+    assert trim(chat.system, keep_messages=0).entries == 2
     status = chat.message_status("team", sent.msgid) if sent.gid == "team" else chat.message_status("home", sent.msgid)
     assert [reader.uid for reader in status.read_by] == ["bob"]
-    assert rebuild(chat, yes=True, adopt=True).groups in {0, 2}
-    assert list(check(chat)) == []
+    assert rebuild(chat.system, yes=True, adopt=True).groups in {0, 2}
+    assert list(check(chat.system)) == []
 
 
 @pytest.mark.parametrize("option", ["protocol=2", "protocol=3"])
@@ -122,16 +124,16 @@ def test_jobs(valkey: str, option: str, tmp_path: Path) -> None:
     settings = Settings.from_env({}, redis_url=f"{valkey}?{option}", data_dir=str(tmp_path))
     with Chat.connect(settings=settings) as chat, WorkerProcess(tmp_path / "w", "jobs", **urls(settings)) as worker:
         worker.wait_for("trimmed")
-        assert stats(chat).jobs is not None
+        assert stats(chat.system).jobs is not None
         assert worker.end() == 0, worker.log
 
 
 @pytest.mark.parametrize("server", ["valkey", "cluster"])
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_the_protocol_is_the_one_that_is_asked_for(request: pytest.FixtureRequest, server: str, protocol: int) -> None:
-    with closing(Link(open_client(f"{request.getfixturevalue(server)}?protocol={protocol}"))) as link:
-        link.glance([("EXISTS", "im:config")])
-        mine = {node.client_id(): node for node in nodes_of(link.client)}
+    with closing(RedisClient(open_client(f"{request.getfixturevalue(server)}?protocol={protocol}"))) as client:
+        client.query_unversioned([("EXISTS", "im:config")])
+        mine = {node.client_id(): node for node in nodes_of(client.driver)}
         spoken = {each["resp"] for me, node in mine.items() for each in node.client_list() if int(each["id"]) == me}
     assert spoken == {str(protocol)}
 
@@ -149,10 +151,10 @@ def test_no_sign_of_life_is_asked_for_among_commands_under_way(
     valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a driver that asks for one before nearly every command, and commands that are sent in pieces
-    monkeypatch.setattr(carriage, "PIECE", 2)
+    monkeypatch.setattr(transport, "PIECE", 2)
     settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), redis_url=f"{valkey}?health_check_interval=1")
     with Chat.connect(settings=settings) as chat:
-        pool = chat.link.client.connection_pool  # type: ignore[union-attr]
+        pool = chat.system.client.driver.connection_pool  # type: ignore[union-attr]
         connection = pool.get_connection()
         pool.release(connection)
         sending = type(connection).send_packed_command
@@ -163,5 +165,5 @@ def test_no_sign_of_life_is_asked_for_among_commands_under_way(
 
         monkeypatch.setattr(type(connection), "send_packed_command", due_again)
         # Then each answer is that of its command
-        answers = chat.link.glance([("ECHO", str(number)) for number in range(20)])
+        answers = chat.system.client.query_unversioned([("ECHO", str(number)) for number in range(20)])
         assert answers == [str(number).encode() for number in range(20)]

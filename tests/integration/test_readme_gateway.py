@@ -10,8 +10,8 @@ import pytest
 
 from imcore import Chat
 from imcore.settings import Settings
+from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
-from workers.receipts import ReceiptsWorker
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -113,7 +113,7 @@ def test_receipts_are_told(chat: Chat) -> None:
     news.put((ann, "ann"))
     message = chat.send("team", "hello", sender_uid="ann")
     chat.ack("bob", "team")
-    worker = ReceiptsWorker(chat.link, chat.database, chat.settings)
+    worker = ReceiptsWorker(chat.system.client, chat.system.database, chat.system.settings)
     wait_until(worker.step)
     worker.close()
 

@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 
 from imcore import Chat
-from imcore.admin.audit import check
-from imcore.importer import ImportSummary, import_events
+from imcore.importer.importer import ImportSummary, import_events
+from imcore.repair.check import check
 from imcore.settings import Settings
+from imcore.system import System
+from imcore.workers.persist import Persist
 from tests.chat_data import ChatFile, chat_files
 from tests.model.compare import compare_all, compare_read_times, compare_sql
 from tests.model.reference import Model
 from tests.model.replay import replay
-from workers.persist import Persist
 
 SOME = 20
 """Where each message takes its time, every so manieth is asked for; each name of each is in `msg_acks` as well."""
@@ -33,22 +34,22 @@ def test_real_chat_comes_out_as_the_model_has_it(chat: Chat, file: ChatFile) -> 
 
     # Then every count and name is right in Redis alone
     assert summary.messages == sum(len(group.messages) for group in model.groups.values())
-    live = Chat(chat.link, None, chat.settings)
+    live = Chat(System(chat.system.client, None, chat.system.settings))
     compare_all(live, model)
 
     # And, once it is stored, in SQL
     stored(chat)
-    compare_sql(chat.database, model)
+    compare_sql(chat.system.database, model)
     for gid in model.groups:
         compare_read_times(chat, model, gid, every=SOME)
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
     # When the same file comes again, then it changes nothing
     assert imported(chat, file) == ImportSummary()
     stored(chat)
-    compare_sql(chat.database, model)
+    compare_sql(chat.system.database, model)
     compare_all(live, model, every=SOME)
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def imported(chat: Chat, file: ChatFile) -> ImportSummary:
@@ -67,7 +68,7 @@ def replayed(chat: Chat, file: ChatFile, model: Model) -> Model:
 
 def stored(chat: Chat) -> None:
     """Let the worker `persist` store all there is."""
-    worker = Persist(chat.link, chat.database, replace(chat.settings, block_ms=0))
+    worker = Persist(chat.system.client, chat.system.database, replace(chat.system.settings, block_ms=0))
     while worker.step():
         pass
     worker.close()

@@ -21,22 +21,23 @@ from sqlalchemy import Connection, text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin.audit import Checked, check
-from imcore.admin.rebuild import RebuildSummary, rebuild
-from imcore.admin.reconcile import Watch, marks_of
 from imcore.admin.stats import stats
 from imcore.errors import ConfigurationError, DatabaseUnavailable, RedisUnavailable, RefusedError, TryAgain
+from imcore.model.values import Message
+from imcore.repair.check import Checked, check
+from imcore.repair.rebuild import RebuildSummary, rebuild
+from imcore.repair.watermarks import Watch, watermarks_of
 from imcore.settings import Settings
 from imcore.sql.database import Database
+from imcore.streams.client import RedisClient, open_client
 from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, lease
-from imcore.streams.link import Link, open_client
-from imcore.values import Message
+from imcore.system import System
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
 from tests.dying import Dying, KilledError
 from tests.model.histories import one_of
 from tests.model.stored import STORING_STEPS, StoredHistories
 from tests.model.test_histories import PARTITIONS, played
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
 
 GIDS = ("#ubuntu", "群主")
 UIDS = ("ann", "bob", "cy", "dee")
@@ -65,57 +66,63 @@ class LosingHistories(StoredHistories):
             super().teardown()
 
     def new_worker(self) -> Persist:
-        return Persist(self.chat.link, self.chat.database, self.settings)
+        return Persist(self.chat.system.client, self.chat.system.database, self.settings)
 
     def lose_all(self, keep: int) -> None:
         """Of each group so many messages come back into Redis; the others are trimmed."""
         self.lose()
-        self.chat.settings = replace(self.chat.settings, keep_messages=keep)
-        rebuild(self.chat)
+        self.chat.system.settings = replace(self.chat.system.settings, keep_messages=keep)
+        rebuild(self.chat.system)
         self.rebuilt()
 
     def lose_and_be_killed(self, calls_left: int) -> None:
         self.lose()
         with self.killed_after(calls_left) as was_killed:
-            rebuild(self.chat)
+            rebuild(self.chat.system)
         if was_killed:
-            rebuild(self.chat, yes=True)  # killed at its very end, it has left whole data, over which it would ask
+            rebuild(
+                self.chat.system, yes=True
+            )  # killed at its very end, it has left whole data, over which it would ask
         self.rebuilt()
 
     def lose_and_leave_it_to_a_worker(self, calls_left: int, keep: int) -> None:
         """Nobody repeats a rebuild that was killed. Of each group so many messages come back into Redis."""
         self.lose()
-        self.chat.settings = replace(self.chat.settings, keep_messages=keep)
+        self.chat.system.settings = replace(self.chat.system.settings, keep_messages=keep)
         with self.killed_after(calls_left):
-            rebuild(self.chat)
-        if self.chat.link.client.exists(CONFIG):
-            worker = Persist(self.chat.link, self.chat.database, replace(self.settings, keep_messages=keep))
+            rebuild(self.chat.system)
+        if self.chat.system.client.driver.exists(CONFIG):
+            worker = Persist(
+                self.chat.system.client, self.chat.system.database, replace(self.settings, keep_messages=keep)
+            )
             worker.step()
             worker.close()
-            assert not self.chat.link.client.hexists(CONFIG, REBUILDING)
+            assert not self.chat.system.client.driver.hexists(CONFIG, REBUILDING)
         else:
-            rebuild(self.chat)
+            rebuild(self.chat.system)
         self.rebuilt()
 
     @contextmanager
     def killed_after(self, calls: int) -> Iterator[list[KilledError]]:
         """Kill what is done in the `with` after so many calls, if it takes so many; its lease ends then."""
-        link = self.chat.link
-        dying = Dying(link.client, partitions=PARTITIONS)
+        redis_client = self.chat.system.client
+        dying = Dying(redis_client.driver, partitions=PARTITIONS)
         dying.left = calls
-        self.chat.link = dying
+        self.chat.system.client = dying
         killed: list[KilledError] = []
         try:
             yield killed
         except KilledError as error:
             killed.append(error)
         dying.left = 10**9
-        link.client.delete(lease(REBUILD, 1))
-        self.chat.link = link
+        redis_client.driver.delete(lease(REBUILD, 1))
+        self.chat.system.client = redis_client
 
     def lose(self) -> None:
         """Senders are told who has read, and confirm a part of it; then Redis is emptied."""
-        receipts = ReceiptsWorker(self.chat.link, self.chat.database, replace(self.settings, receipt_window_ms=0))
+        receipts = ReceiptsWorker(
+            self.chat.system.client, self.chat.system.database, replace(self.settings, receipt_window_ms=0)
+        )
         while receipts.step():
             pass
         receipts.close()
@@ -123,7 +130,7 @@ class LosingHistories(StoredHistories):
             self.chat.confirm_receipts(uid, self.chat.receipts(uid)[::2])
         self.persist_all()
         self.receipts = self.all_receipts()
-        self.chat.link.client.flushall()
+        self.chat.system.client.driver.flushall()
 
     def all_receipts(self) -> list[tuple[str, str, str, int, int]]:
         """What is still to be confirmed, and by whom."""
@@ -162,7 +169,7 @@ def new_database(tmp_path: Path) -> Callable[[], Database]:
 def chat(valkey: str, database_url: str) -> Iterator[Chat]:
     """A chat of which a part is read, by members who came and went."""
     with opened(valkey, database_url) as chat:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         for gid in GIDS:
             chat.create_group(gid, UIDS)
             for number in range(20):
@@ -179,7 +186,7 @@ def opened(valkey: str, database_url: str, **changes: Any) -> Chat:
 
 
 def persist(chat: Chat) -> None:
-    worker = Persist(chat.link, chat.database, chat.settings)
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     while worker.step():
         pass
     worker.close()
@@ -197,7 +204,7 @@ def test_histories_in_which_redis_loses_all(valkey: str, new_database: Callable[
     def open_chat() -> Chat:
         client = open_client(valkey)
         client.flushall()
-        return Chat(Link(client, partitions=PARTITIONS), new_database(), Settings.from_env({}))
+        return Chat(System(RedisClient(client, partitions=PARTITIONS), new_database(), Settings.from_env({})))
 
     run_state_machine_as_test(lambda: LosingHistories(open_chat), settings=played(15))
 
@@ -206,7 +213,7 @@ def test_histories_in_which_a_cluster_loses_all(cluster: str, new_database: Call
     def open_chat() -> Chat:
         client = open_client(cluster)
         client.flushall()
-        return Chat(Link(client, partitions=PARTITIONS), new_database(), Settings.from_env({}))
+        return Chat(System(RedisClient(client, partitions=PARTITIONS), new_database(), Settings.from_env({})))
 
     run_state_machine_as_test(lambda: LosingHistories(open_chat), settings=played(2))
 
@@ -215,14 +222,14 @@ def test_sends_go_on_with_higher_ids_and_seqs_even_if_the_clock_stands_behind(ch
     # Given messages of a server whose clock stood an hour ahead
     gid, other = GIDS
     ahead = int(newest(chat, gid).msgid.partition("-")[0]) + HOUR
-    chat.link.client.execute_command("XSETID", chat.link.space.group(gid).stream, f"{ahead}-8190")
-    chat.link.client.execute_command("XSETID", chat.link.space.group(gid).journal, f"{ahead}-8190")
+    chat.system.client.driver.execute_command("XSETID", chat.system.client.space.group(gid).stream, f"{ahead}-8190")
+    chat.system.client.driver.execute_command("XSETID", chat.system.client.space.group(gid).journal, f"{ahead}-8190")
     said = [chat.send(gid, "from the future", sender_uid="ann") for _ in range(3)]
     chat.remove_members(gid, ["dee"])
     persist(chat)
-    chat.link.client.flushall()
+    chat.system.client.driver.flushall()
     # When
-    rebuild(chat)
+    rebuild(chat.system)
     # Then
     message = chat.send(gid, "now", sender_uid="ann")
     assert (message.seq, chat.send(other, "now", sender_uid="ann").seq) == (said[-1].seq + 1, 21)
@@ -231,21 +238,21 @@ def test_sends_go_on_with_higher_ids_and_seqs_even_if_the_clock_stands_behind(ch
     chat.add_members(gid, ["dee"])
     chat.remove_members(gid, ["bob"])
     persist(chat)
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
     assert [member.uid for member in chat.members(gid)] == ["ann", "dee"]
 
 
 @pytest.mark.parametrize("ahead_ms", [0, 48 * HOUR])
 def test_a_client_msgid_is_still_known(chat: Chat, monkeypatch: pytest.MonkeyPatch, ahead_ms: int) -> None:
     before = chat.status(GIDS[0], limit=0)[3].message
-    chat.link.client.flushall()
-    monkeypatch.setattr("imcore.admin.rebuild.time.time_ns", partial(_later, time.time_ns, ahead_ms))
-    rebuild(chat)
+    chat.system.client.driver.flushall()
+    monkeypatch.setattr("imcore.repair.rebuild.time.time_ns", partial(_later, time.time_ns, ahead_ms))
+    rebuild(chat.system)
     assert chat.send(GIDS[0], "again", sender_uid=before.sender_uid, client_msgid=before.client_msgid) == before
 
 
 def repair(chat: Chat) -> None:
-    assert list(check(chat, repair=True))
+    assert list(check(chat.system, repair=True))
 
 
 @pytest.mark.parametrize("left", [2, 4, 6, 9, 12, 15])
@@ -255,47 +262,49 @@ def test_all_client_msgids_are_known_when_somebody_ends_one_that_was_broken_off(
 ) -> None:
     # Given messages of which Redis is to have a few only, and a rebuild that is killed
     sent = [tally.message for gid in GIDS for tally in chat.status(gid, limit=0)]
-    chat.settings = replace(chat.settings, keep_messages=3)
+    chat.system.settings = replace(chat.system.settings, keep_messages=3)
     killed_rebuild(chat, left)
     # When somebody else ends it
     end(chat)
     # Then each message is known again, also those that only SQL has
     again = [chat.send(m.gid, "again", sender_uid=m.sender_uid, client_msgid=m.client_msgid) for m in sent]
     assert [message.msgid for message in again] == [message.msgid for message in sent]
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def test_client_msgids_that_count_no_more_are_not_known_again(chat: Chat) -> None:
     # Given messages that are older than a repeated send may be
-    chat.settings = replace(chat.settings, idempotency_ms=1)
+    chat.system.settings = replace(chat.system.settings, idempotency_ms=1)
     killed_rebuild(chat, 2)
     # When somebody else ends the rebuild
     repair(chat)
     # Then Redis has all messages, and keeps nothing of what made them
-    for k in map(chat.link.space.group, GIDS):
-        assert chat.link.client.xlen(k.stream) == 20
-        assert not chat.link.client.exists(k.once_newer, k.once_older)
+    for k in map(chat.system.client.space.group, GIDS):
+        assert chat.system.client.driver.xlen(k.stream) == 20
+        assert not chat.system.client.driver.exists(k.once_newer, k.once_older)
 
 
 def killed_rebuild(chat: Chat, left: int) -> None:
     """Empty Redis, and kill its rebuild after so many calls from its beginning on."""
-    chat.link.client.flushall()
-    link, chat.link = chat.link, Dying(chat.link.client, partitions=PARTITIONS)
+    chat.system.client.driver.flushall()
+    redis_client, chat.system.client = chat.system.client, Dying(chat.system.client.driver, partitions=PARTITIONS)
     try:
-        chat.link.upgrade()
-        chat.link.left = left + 7
-        rebuild(chat)
+        chat.system.client.upgrade()
+        chat.system.client.left = left + 7
+        rebuild(chat.system)
     except KilledError:
         pass
     finally:
-        chat.link = link
-    assert link.client.hexists(CONFIG, REBUILDING)
-    link.client.delete(lease(REBUILD, 1))
+        chat.system.client = redis_client
+    assert redis_client.driver.hexists(CONFIG, REBUILDING)
+    redis_client.driver.delete(lease(REBUILD, 1))
 
 
 def test_receipts_that_nobody_confirmed_come_again_and_the_others_do_not(chat: Chat) -> None:
     # Given tallies that ann has been told: one she has confirmed, one that changed again after that
-    receipts = ReceiptsWorker(chat.link, chat.database, replace(chat.settings, receipt_window_ms=0))
+    receipts = ReceiptsWorker(
+        chat.system.client, chat.system.database, replace(chat.system.settings, receipt_window_ms=0)
+    )
     receipts.step()
     told = [receipt for receipt in chat.receipts("ann") if receipt.gid == GIDS[0]]
     chat.confirm_receipts("ann", told[:2])
@@ -307,8 +316,8 @@ def test_receipts_that_nobody_confirmed_come_again_and_the_others_do_not(chat: C
     assert told[0].msgid in {receipt.msgid for receipt in before}
     assert told[1].msgid not in {receipt.msgid for receipt in before if receipt.gid == GIDS[0]}
     # When
-    chat.link.client.flushall()
-    summary = rebuild(chat)
+    chat.system.client.driver.flushall()
+    summary = rebuild(chat.system)
     # Then
     after = chat.receipts("ann")
     assert [replace(receipt, version=0) for receipt in after] == [replace(receipt, version=0) for receipt in before]
@@ -323,32 +332,32 @@ def test_groups_that_are_there_are_left_alone_unless_it_is_said_yes(chat: Chat) 
     chat.send(GIDS[0], "not stored", sender_uid="ann")
     # When, then
     with pytest.raises(RefusedError, match="holds 2 groups"):
-        rebuild(chat)
-    summary = rebuild(chat, yes=True)
+        rebuild(chat.system)
+    summary = rebuild(chat.system, yes=True)
     assert (summary.groups, summary.merged) == (0, 2)
     assert newest(chat, GIDS[0]).content == "not stored"
     persist(chat)
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def test_a_group_that_was_begun_anew_meanwhile_keeps_both(chat: Chat) -> None:
     # Given that all is lost, and people go on writing to each other
     chat.send_direct("ann", "before", sender_uid="bob")
     persist(chat)
-    chat.link.client.flushall()
+    chat.system.client.driver.flushall()
     gid = chat.send_direct("ann", "since", sender_uid="bob", client_msgid="c").gid
     # When
-    rebuild(chat, yes=True)
+    rebuild(chat.system, yes=True)
     # Then
     assert [(message.content, message.seq) for message in chat.pull("ann", gid)] == [("before", 1), ("since", 2)]
     assert chat.send_direct("ann", "since", sender_uid="bob", client_msgid="c").seq == 2
     persist(chat)
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def test_an_older_snapshot_is_brought_up_to_date(chat: Chat) -> None:
     # Given Redis as it was, without what was stored since
-    client = chat.link.client
+    client = chat.system.client.driver
     saved = {key: client.dump(key) for key in client.scan_iter()}
     for number in range(5):
         chat.send(GIDS[0], f"later {number}", sender_uid="bob")
@@ -360,30 +369,30 @@ def test_an_older_snapshot_is_brought_up_to_date(chat: Chat) -> None:
     for key, value in saved.items():
         client.restore(key, 0, value)
     # When
-    rebuild(chat, yes=True)
+    rebuild(chat.system, yes=True)
     # Then
     assert (chat.status(GIDS[0], limit=0), chat.unread("ann"), list(chat.members(GIDS[1]))) == before
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def test_seqs_have_no_holes_where_a_message_is_lost_for_good(chat: Chat) -> None:
     # Given a message that neither side has any more
     lost = chat.status(GIDS[0], limit=0)[7].message
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         statement = text("DELETE FROM group_msgs WHERE gid = :gid AND msgid = :msgid")
         connection.execute(statement, {"gid": GIDS[0], "msgid": msgids.pack(lost.msgid)})
-    chat.link.client.flushall()
+    chat.system.client.driver.flushall()
     # When
-    summary = rebuild(chat)
+    summary = rebuild(chat.system)
     # Then
     assert summary.renumbered == 12
     assert [tally.message.seq for tally in chat.status(GIDS[0], limit=0)] == list(range(1, 20))
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def test_another_number_of_partitions_is_refused(chat: Chat, valkey: str, database_url: str) -> None:
     # Given that somebody has begun anew on the empty server
-    chat.link.client.flushall()
+    chat.system.client.driver.flushall()
     with Chat.connect(valkey, database_url, settings=replace(Settings.from_env({}), partitions=5)) as other:
         other.create_group("new", ["ann"])
         # When, then
@@ -393,8 +402,8 @@ def test_another_number_of_partitions_is_refused(chat: Chat, valkey: str, databa
 
 def test_nothing_is_stored_while_it_goes_on(chat: Chat) -> None:
     # Given
-    chat.link.client.flushall()
-    worker = Persist(chat.link, chat.database, chat.settings)
+    chat.system.client.driver.flushall()
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     refused: list[str] = []
 
     def store(_: RebuildSummary) -> None:
@@ -404,7 +413,7 @@ def test_nothing_is_stored_while_it_goes_on(chat: Chat) -> None:
             refused.append(str(error))
 
     # When, then
-    rebuild(chat, on_progress=store)
+    rebuild(chat.system, on_progress=store)
     assert refused
     assert set(refused) == {"Redis is being rebuilt from SQL: nothing is stored until that is done"}
     assert worker.step() == 0
@@ -416,8 +425,8 @@ def test_one_that_stalled_leaves_the_next_one_alone(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, stalls_at: int
 ) -> None:
     # Given a rebuild that stalls between two steps for so long that another process begins one
-    monkeypatch.setattr("imcore.admin.rebuild.GROUPS", 1)
-    client, rebuilt = chat.link.client, chat.link.space.rebuilt(0)
+    monkeypatch.setattr("imcore.repair.rebuild.GROUPS", 1)
+    client, rebuilt = chat.system.client.driver, chat.system.client.space.rebuilt(0)
     client.flushall()
     steps = count()
 
@@ -428,26 +437,26 @@ def test_one_that_stalled_leaves_the_next_one_alone(
 
     # When it goes on
     with pytest.raises(TryAgain, match="another process has gone on with this rebuild"):
-        rebuild(chat, on_progress=stall)
+        rebuild(chat.system, on_progress=stall)
     # Then all that is the other one's is there, and nobody takes Redis for whole
     assert client.hget(CONFIG, REBUILDING) == b"other"
     assert client.get(lease(REBUILD, 1)) == b"other 5000"
     assert client.sismember(rebuilt, "done by the other one")
-    assert marks_of(chat).behind
+    assert watermarks_of(chat.system).behind
 
 
 def test_one_that_stalled_until_a_worker_has_ended_it_stops(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imcore.admin.rebuild.GROUPS", 1)
-    chat.link.client.flushall()
+    monkeypatch.setattr("imcore.repair.rebuild.GROUPS", 1)
+    chat.system.client.driver.flushall()
 
     def stall(_: RebuildSummary) -> None:
-        chat.link.client.delete(lease(REBUILD, 1))
+        chat.system.client.driver.delete(lease(REBUILD, 1))
         persist(chat)
 
     with pytest.raises(TryAgain, match="another process has gone on with this rebuild"):
-        rebuild(chat, on_progress=stall)
-    assert not chat.link.client.hexists(CONFIG, REBUILDING)
-    assert list(check(chat)) == []
+        rebuild(chat.system, on_progress=stall)
+    assert not chat.system.client.driver.hexists(CONFIG, REBUILDING)
+    assert list(check(chat.system)) == []
 
 
 def test_a_worker_that_ends_one_leaves_the_next_one_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,11 +469,11 @@ def test_a_worker_that_ends_one_leaves_the_next_one_alone(chat: Chat, monkeypatc
         begin_another(chat)
 
     monkeypatch.setattr(Watch, "_mend_all", mend)
-    worker = Persist(chat.link, chat.database, chat.settings)
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     # When, then
     with pytest.raises(RedisUnavailable, match="is being rebuilt"):
         worker.step()
-    assert chat.link.client.hget(CONFIG, REBUILDING) == b"other"
+    assert chat.system.client.driver.hget(CONFIG, REBUILDING) == b"other"
 
 
 def test_a_check_that_ends_one_leaves_the_next_one_alone(chat: Chat) -> None:
@@ -473,19 +482,19 @@ def test_a_check_that_ends_one_leaves_the_next_one_alone(chat: Chat) -> None:
 
     def begin(_: Checked) -> None:
         begin_another(chat)
-        chat.link.client.delete(lease(REBUILD, 1))
+        chat.system.client.driver.delete(lease(REBUILD, 1))
 
     # When
-    [difference] = [each for each in check(chat, repair=True, on_progress=begin) if each.what == "rebuild"]
+    [difference] = [each for each in check(chat.system, repair=True, on_progress=begin) if each.what == "rebuild"]
     # Then
     assert not difference.repaired
-    assert chat.link.client.hget(CONFIG, REBUILDING) == b"other"
+    assert chat.system.client.driver.hget(CONFIG, REBUILDING) == b"other"
 
 
 def begin_another(chat: Chat) -> None:
     """Begin a rebuild as another process would, after the lease of this one has ended."""
-    chat.link.client.hset(CONFIG, REBUILDING, "other")
-    chat.link.client.set(lease(REBUILD, 1), "other 5000", px=5000)
+    chat.system.client.driver.hset(CONFIG, REBUILDING, "other")
+    chat.system.client.driver.set(lease(REBUILD, 1), "other 5000", px=5000)
 
 
 @pytest.mark.parametrize("left", range(1, 34, 4))
@@ -495,19 +504,19 @@ def test_on_sound_data_one_that_is_killed_anywhere_stops_no_storing(
     # Given a sound system, in which some entries are not stored yet
     sent = [chat.send(gid, "before", sender_uid="ann") for gid in GIDS]
     # When a rebuild is killed, and the system goes on
-    dying = Dying(chat.link.client, partitions=PARTITIONS)
+    dying = Dying(chat.system.client.driver, partitions=PARTITIONS)
     with monkeypatch.context() as patch:
         patch.setattr(chat, "link", dying)
         dying.left = left
         with suppress(KilledError):
-            rebuild(chat, yes=True)
+            rebuild(chat.system, yes=True)
         dying.left = 10**9
-    chat.link.client.delete(lease(REBUILD, 1))
+    chat.system.client.driver.delete(lease(REBUILD, 1))
     sent += [chat.send(gid, "after", sender_uid="dee") for gid in GIDS]
     persist(chat)
     # Then all is stored
-    assert [chat.database.messages(message.gid, [msgids.pack(message.msgid)]) for message in sent].count({}) == 0
-    assert list(check(chat)) == []
+    assert [chat.system.database.messages(message.gid, [msgids.pack(message.msgid)]) for message in sent].count({}) == 0
+    assert list(check(chat.system)) == []
 
 
 @pytest.mark.parametrize("fails_at", range(0, 24, 3))
@@ -516,7 +525,7 @@ def test_one_that_sql_breaks_off_stops_no_storing(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails_at: int, is_lost: bool
 ) -> None:
     # Given a database that fails at one of its transactions
-    database, left = chat.database, [fails_at]
+    database, left = chat.system.database, [fails_at]
     whole = Database.connection
 
     @contextmanager
@@ -528,43 +537,43 @@ def test_one_that_sql_breaks_off_stops_no_storing(
             yield connection
 
     if is_lost:
-        chat.link.client.flushall()
+        chat.system.client.driver.flushall()
     # When Redis is rebuilt
     with monkeypatch.context() as patch:
         patch.setattr(Database, "connection", failing)
         try:
-            rebuild(chat, yes=True)
+            rebuild(chat.system, yes=True)
         except DatabaseUnavailable:
             has_failed = True
         else:
             has_failed = False
     # Then a worker brings it to its end, and says so if it had begun
-    has_begun = chat.link.client.hexists(CONFIG, REBUILDING)
+    has_begun = chat.system.client.driver.hexists(CONFIG, REBUILDING)
     assert has_failed or not has_begun
-    assert stats(chat).rebuild == ("broken off" if has_begun else None)
+    assert stats(chat.system).rebuild == ("broken off" if has_begun else None)
     if is_lost and not has_begun:
-        rebuild(chat, yes=True)
+        rebuild(chat.system, yes=True)
     if is_lost:
         persist(chat)
     sent = [chat.send(gid, "after", sender_uid="dee") for gid in GIDS]
     persist(chat)
     assert ("a rebuild of Redis was broken off" in caplog.text) == has_begun
     assert all(database.messages(message.gid, [msgids.pack(message.msgid)]) for message in sent)
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def test_an_empty_database_takes_no_redis_for_its_own(chat: Chat, valkey: str, tmp_path: Path) -> None:
     # Given a forgotten IM_DATABASE_URL
     with opened(valkey, f"sqlite:///{tmp_path / 'empty.db'}") as forgotten:
         forgotten.database.upgrade()
-        config = chat.link.client.hgetall(CONFIG)
+        config = chat.system.client.driver.hgetall(CONFIG)
         # When, then
         for adopt in (False, True):
             with pytest.raises(RefusedError, match=r"is empty, though .* holds 2 groups: set IM_DATABASE_URL"):
                 rebuild(forgotten, yes=True, adopt=adopt)
         # And it belongs to no data, and Redis waits for no rebuild
         assert forgotten.database.meta("dataset") is None
-        assert chat.link.client.hgetall(CONFIG) == config
+        assert chat.system.client.driver.hgetall(CONFIG) == config
         with pytest.raises(DatabaseUnavailable, match="set IM_DATABASE_URL"):
             persist(forgotten)
 
@@ -578,18 +587,18 @@ def test_an_offset_that_no_message_can_have_does_not_come_back(
     gid, before = GIDS[0], newest(chat, GIDS[0])
     stands = {member.uid: member.last_ack_msgid for member in chat.members(gid)}["bob"]
     instead = stands if is_there else before.msgid
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         statement = text("UPDATE group_spans SET acked_msgid = acked_msgid + :ahead WHERE gid = :gid AND uid = 'bob'")
         connection.execute(statement, {"ahead": ahead, "gid": gid})
     if not is_there:
-        chat.link.client.flushall()
+        chat.system.client.driver.flushall()
     # When
-    rebuild(chat, yes=True)
+    rebuild(chat.system, yes=True)
     # Then it is said, and ids go on as before
     assert [record.getMessage() for record in caplog.records if "no message can have" in record.getMessage()] == [
         f"group {gid!r}: SQL had offsets or ends that no message can have; now: 'bob' open, offset {instead}"
     ]
     assert msgids.time_of(chat.send(gid, "after", sender_uid="ann").msgid) - msgids.time_of(before.msgid) < timedelta(1)
     persist(chat)
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
     assert {member.uid: member.last_ack_msgid for member in chat.members(gid)}["bob"] == instead

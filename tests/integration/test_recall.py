@@ -8,14 +8,15 @@ import pytest
 from imcore import msgid as msgids
 from imcore.admin import retention
 from imcore.chat import Chat
-from imcore.client import Client
-from imcore.live.localdb import LocalDatabase, path_of
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase, path_of
+from imcore.model.values import Message, Receipt
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.values import Message, Receipt
+from imcore.system import System
+from imcore.workers.fetch import Work, fetch
+from imcore.workers.persist import Persist
 from tests.deadline import wait_until
-from workers.fetch import Work, fetch
-from workers.persist import Persist
 
 GID = "team"
 
@@ -26,12 +27,12 @@ def chat(valkey: str, database: Database, tmp_path: Path) -> Iterator[Chat]:
     settings = Settings.from_env({}, redis_url=valkey, database_url="sqlite:////nowhere", data_dir=str(tmp_path))
     with Chat.connect(settings=settings) as chat:
         chat.create_group(GID, ["ann", "bob", "cy"])
-        yield Chat(chat.link, database, settings)
+        yield Chat(System(chat.system.client, database, settings))
 
 
 @pytest.fixture
 def worker(chat: Chat) -> Iterator[Persist]:
-    worker = Persist(chat.link, chat.database, chat.settings)
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     yield worker
     worker.close()
 
@@ -58,17 +59,17 @@ def test_sql_loses_the_content_and_still_tells_who_has_read_it(chat: Chat, worke
     messages = [chat.send(GID, text, sender_uid="ann") for text in ("regrettable", "fine")]
     chat.ack("bob", GID)
     drain(worker)
-    assert contents(chat.database) == ["regrettable", "fine"]
+    assert contents(chat.system.database) == ["regrettable", "fine"]
 
     # When the first one is recalled, and cy reads on
     chat.recall(GID, messages[0].msgid, by="ann")
     chat.ack("cy", GID)
-    drain(Persist(chat.link, chat.database, chat.settings))
+    drain(Persist(chat.system.client, chat.system.database, chat.system.settings))
 
     # Then its words are gone, and its receipts are not
-    assert contents(chat.database) == ["", "fine", ""]
-    assert acks(chat.database, messages[0].msgid) == {"bob": True, "cy": True}
-    retention.trim(chat, keep_messages=0)
+    assert contents(chat.system.database) == ["", "fine", ""]
+    assert acks(chat.system.database, messages[0].msgid) == {"bob": True, "cy": True}
+    retention.trim(chat.system, keep_messages=0)
     assert [each.content for each in chat.pull("bob", GID)] == [""]
     status = chat.message_status(GID, messages[0].msgid)
     assert (status.message.recalled, status.message.content) == (True, "")
@@ -79,17 +80,17 @@ def test_a_tombstone_that_is_stored_before_its_message(chat: Chat, worker: Persi
     # Given a worker that has fetched a message, and is slow to store it
     message = chat.send(GID, "regrettable", sender_uid="ann")
     works = [Work(entry) for entry in worker._journal.take()]
-    fetch(chat.link, chat.database, works)
+    fetch(chat.system.client, chat.system.database, works)
 
     # When another one stores the recall first
     chat.recall(GID, message.msgid, by="ann")
-    other = Persist(chat.link, chat.database, chat.settings)
+    other = Persist(chat.system.client, chat.system.database, chat.system.settings)
     assert other.step() == 1
     other.close()
     worker._write(works, [])
 
     # Then what was said is not stored
-    assert contents(chat.database) == ["", ""]
+    assert contents(chat.system.database) == ["", ""]
 
 
 @pytest.mark.parametrize("acks_every", [1, 100])
@@ -104,7 +105,7 @@ def test_who_is_online_loses_the_content_at_once(valkey: str, tmp_path: Path, ac
         chat.create_group(GID, ["ann", "bob"])
         heard: list[Message | Receipt] = []
         stop = False
-        events = Client(bobs, "bob", local).live(lambda: stop, ack_every=acks_every)
+        events = Device(bobs, "bob", local).live(lambda: stop, ack_every=acks_every)
         message = chat.send(GID, "regrettable", sender_uid="ann")
         heard.append(next(events))
         assert [line.content for line in local.log()] == ["regrettable"]

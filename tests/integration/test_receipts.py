@@ -12,16 +12,15 @@ from sqlalchemy import inspect, text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.live.gateway import Gateway
-from imcore.live.localdb import LocalDatabase, path_of
-from imcore.live.rooms import Arrived, Session, Told
+from imcore.device.local_database import LocalDatabase, path_of
+from imcore.gateway.fanout import NewMessage, ReceiptsChanged, Session
+from imcore.gateway.gateway import Gateway
+from imcore.model.values import Draft, Receipt
 from imcore.settings import Settings
-from imcore.streams import calls
-from imcore.streams.calls import Draft
-from imcore.values import Receipt
+from imcore.streams.calls import message_calls
+from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
 from tests.processes import WorkerProcess
-from workers.receipts import ReceiptsWorker
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
@@ -69,13 +68,13 @@ def burst(settings: Settings, name: str = "receipts") -> None:
 
 def say(chat: Chat, count: int, *, gid: str = "team", sender: str = "ann") -> list[str]:
     drafts = [Draft(sender, str(number)) for number in range(count)]
-    sent = chat.link.run(calls.send(chat.link.space, gid, drafts, 1000))
-    return [each.msgid for each in sent if isinstance(each, calls.Sent)]
+    sent = chat.system.client.call(message_calls.send(chat.system.client.space, gid, drafts, 1000))
+    return [each.msgid for each in sent if isinstance(each, message_calls.SendResult)]
 
 
 def read(chat: Chat, *uids: str, gid: str = "team", msgid: str | None = None) -> None:
     packed = None if msgid is None else msgids.pack(msgid)
-    chat.link.run(calls.ack(chat.link.space, gid, [calls.Target(packed, uids)]))
+    chat.system.client.call(message_calls.ack(chat.system.client.space, gid, [message_calls.AckTarget(packed, uids)]))
 
 
 def live(chat: Chat, gid: str = "team") -> dict[str, tuple[int, int]]:
@@ -98,9 +97,9 @@ class Sender:
 
     def poll(self, timeout_s: float = 0.05) -> None:
         for event in self.gateway.poll(timeout_s):
-            if isinstance(event, Told) and self.session in event.sessions:
+            if isinstance(event, ReceiptsChanged) and self.session in event.sessions:
                 self.digests.append(event.receipts)
-            elif isinstance(event, Arrived):
+            elif isinstance(event, NewMessage):
                 for session in event.sessions:
                     self.others[session] = self.others.get(session, 0) + 1
 
@@ -167,14 +166,14 @@ def test_a_hundred_messages_read_by_forty_do_not_storm(chat: Chat, settings: Set
 def moves(chat: Chat) -> list[bytes]:
     """The acks that moved an offset, as the journal tells them."""
     found: list[bytes] = []
-    for key in chat.link.space.journals():
-        for _, fields in chat.link.read("XRANGE", key, "-", "+"):
+    for key in chat.system.client.space.journals():
+        for _, fields in chat.system.client.query("XRANGE", key, "-", "+"):
             found += fields[b"moves"].split(b"\x1e") if fields[b"kind"] == b"ack" else []
     return [each for each in found if not each.startswith(b"ann\x1f")]
 
 
 def rows(chat: Chat) -> dict[str, int]:
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         names = inspect(connection).get_table_names()
         return {name: connection.execute(text(f"SELECT count(*) FROM {name}")).scalar_one() for name in names}
 
@@ -212,7 +211,7 @@ def test_receipts_of_messages_that_redis_no_longer_has(chat: Chat, settings: Set
     chat.create_group("team", ["ann", "bob", "cyd"])
     sent = say(chat, 1500)
     burst(settings, "persist")
-    chat.link.run(calls.trim(chat.link.space, "team", msgids.pack(sent[1200])))
+    chat.system.client.call(message_calls.trim(chat.system.client.space, "team", msgids.pack(sent[1200])))
     chat.ack("bob", "team", sent[1400])
     chat.ack("cyd", "team", sent[3])
     burst(settings)
@@ -245,7 +244,7 @@ def test_of_two_workers_none_tells_an_older_tally_last(
 ) -> None:
     # Given a worker that has seen that bob has read, and is slow to tell it
     prompt = replace(settings, receipt_window_ms=0, block_ms=20)
-    slow, quick = (ReceiptsWorker(chat.link, chat.database, prompt) for _ in range(2))
+    slow, quick = (ReceiptsWorker(chat.system.client, chat.system.database, prompt) for _ in range(2))
     chat.create_group("team", ["ann", "bob", "cyd", "dan"])
     with closing(slow), closing(quick), chat.gateway() as gateway:
         ann = Sender(gateway)
@@ -299,7 +298,9 @@ def kept(sender: Sender) -> dict[str, tuple[int, int]]:
 
 
 def test_nothing_is_told_without_a_window_later_than_needed(chat: Chat, settings: Settings) -> None:
-    worker = ReceiptsWorker(chat.link, chat.database, replace(settings, receipt_window_ms=0, block_ms=10))
+    worker = ReceiptsWorker(
+        chat.system.client, chat.system.database, replace(settings, receipt_window_ms=0, block_ms=10)
+    )
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as gateway:
         ann = Sender(gateway)

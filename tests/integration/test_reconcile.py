@@ -16,20 +16,20 @@ from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin.audit import check
-from imcore.admin.reconcile import reconcile
 from imcore.errors import ImError, RedisUnavailable
-from imcore.live.gateway import Gateway
-from imcore.live.rooms import Arrived, Told
+from imcore.gateway.fanout import NewMessage, ReceiptsChanged
+from imcore.gateway.gateway import Gateway
+from imcore.repair.check import check
+from imcore.repair.watermarks import reconcile
 from imcore.settings import Settings
-from imcore.sql import stored
+from imcore.sql import queries
 from imcore.sql.database import Database
 from imcore.streams import keys
+from imcore.workers.persist import Persist
 from tests.deadline import wait_until
 from tests.dying import Dying, KilledError
 from tests.model.stored import Dying as DyingDatabase
 from tests.model.stored import KilledError as KilledWorkerError
-from workers.persist import Persist
 
 SEEDS = range(int(os.environ.get("IM_RECONCILE_SEEDS", "12")))
 GIDS = ("#ubuntu", "群主")
@@ -57,7 +57,7 @@ class Snapshot:
 def chat(valkey: str, sqlite_url: str) -> Iterator[Chat]:
     settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=2, batch_size=5)
     with Chat.connect(valkey, sqlite_url, settings=settings) as chat:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         yield chat
 
 
@@ -113,7 +113,7 @@ class Rows:
 
 
 def rows(chat: Chat) -> Rows:
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         messages = connection.execute(text("SELECT gid, msgid, seq, content FROM group_msgs")).all()
         spans = connection.execute(
             text("SELECT gid, uid, joined_msgid, left_msgid, acked_msgid FROM group_spans")
@@ -127,7 +127,7 @@ def rows(chat: Chat) -> Rows:
 
 def persist(chat: Chat, steps: int = 10_000) -> None:
     """Let a worker handle so many batches, or all there is."""
-    worker = Persist(chat.link, chat.database, chat.settings)
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     while steps and worker.step():
         steps -= 1
     worker.close()
@@ -136,15 +136,15 @@ def persist(chat: Chat, steps: int = 10_000) -> None:
 def take_and_die(chat: Chat) -> None:
     """Let a worker take a batch and die: others go on behind it, and SQL has holes."""
     with suppress(KilledWorkerError):
-        Persist(chat.link, DyingDatabase(chat.database, committed=False), chat.settings).step()
+        Persist(chat.system.client, DyingDatabase(chat.system.database, committed=False), chat.system.settings).step()
 
 
 def shift_clock(chat: Chat, gid: str, ms: int) -> None:
     """Let the stream of a group go on as if the clock had stood so much ahead."""
-    stream = chat.link.space.group(gid).stream
-    last = chat.link.client.xinfo_stream(stream)["last-generated-id"].decode()
+    stream = chat.system.client.space.group(gid).stream
+    last = chat.system.client.driver.xinfo_stream(stream)["last-generated-id"].decode()
     moment, _, _ = last.partition("-")
-    chat.link.client.execute_command("XSETID", stream, f"{int(moment) + ms}-0")
+    chat.system.client.driver.execute_command("XSETID", stream, f"{int(moment) + ms}-0")
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def lose(chat: Chat, story: Story, clock: str) -> Lost:
     persist(chat, story.random.randrange(5))
     if clock == "the same id twice":
         shift_clock(chat, GIDS[0], HOUR)
-    snapshot = Snapshot.of(chat.link.client)
+    snapshot = Snapshot.of(chat.system.client.driver)
     if clock == "behind":
         shift_clock(chat, GIDS[0], HOUR)
     story.play(story.random.randrange(25))
@@ -169,7 +169,7 @@ def lose(chat: Chat, story: Story, clock: str) -> Lost:
         take_and_die(chat)
     persist(chat, story.random.randrange(8))
     before = rows(chat)
-    snapshot.restore(chat.link.client)
+    snapshot.restore(chat.system.client.driver)
     there = {(gid, tally.message.msgid) for gid in GIDS for tally in chat.status(gid, limit=0)}
     return Lost(before, before.messages.keys() - there)
 
@@ -186,7 +186,7 @@ def assert_reconciled(chat: Chat, lost: Lost, since: Story) -> None:
         assert content in contents
         assert after.messages[place][1] == content or place in before.messages
     # And each has a msgid and a seq for itself, in one order, in Redis as in SQL
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
     for gid in GIDS:
         of_group = sorted((msgids.pack(msgid), seq) for (g, msgid), (seq, _) in after.messages.items() if g == gid)
         assert [seq for _, seq in of_group] == list(range(1, len(of_group) + 1))
@@ -215,12 +215,12 @@ def test_nothing_that_was_stored_is_lost(chat: Chat, seed: int, clock: str) -> N
     # And all goes on
     story.play(20)
     persist(chat)
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def bury_the_dead(chat: Chat) -> None:
     """Let all leases, holds and claims be over, as they are after some seconds."""
-    client, space = chat.link.client, chat.link.space
+    client, space = chat.system.client.driver, chat.system.client.space
     for name in client.scan_iter("im:lease:*"):
         client.delete(name)
     for partition in range(space.partitions):
@@ -237,12 +237,12 @@ def test_a_worker_that_dies_over_it_leaves_it_to_the_next(chat: Chat, seed: int)
     since.number = 1000
     since.play(story.random.randrange(25))
     # When workers die over it, each one a little later, while people go on
-    link = chat.link
+    redis_client = chat.system.client
     for calls_left in range(3, 60, story.random.randrange(4, 12)):
-        dying = Dying(link.client, partitions=2)
+        dying = Dying(redis_client.driver, partitions=2)
         dying.left = calls_left
         with suppress(KilledError):
-            Persist(dying, chat.database, chat.settings).step()
+            Persist(dying, chat.system.database, chat.system.settings).step()
         bury_the_dead(chat)
         since.play(1)
     persist(chat)
@@ -253,22 +253,22 @@ def test_a_worker_that_dies_over_it_leaves_it_to_the_next(chat: Chat, seed: int)
 def test_nobody_stores_what_came_since_before_it_is_reconciled(chat: Chat) -> None:
     # Given a worker that runs, while Redis comes back older and goes on
     chat.create_group("g", ["ann", "bob"])
-    worker = Persist(chat.link, chat.database, chat.settings)
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     worker.step()
-    snapshot = Snapshot.of(chat.link.client)
+    snapshot = Snapshot.of(chat.system.client.driver)
     first = chat.send("g", "lost and stored", sender_uid="ann")
     worker.step()
-    snapshot.restore(chat.link.client)
+    snapshot.restore(chat.system.client.driver)
     second = chat.send("g", "said since", sender_uid="bob")
     # When it takes the next entries, without having noticed anything
     with pytest.raises(RedisUnavailable, match="older than SQL"):
         worker.step()
     # Then it has stored nothing of them
-    assert [row.content for row in chat.database.messages_after("g", 0)] == ["lost and stored"]
+    assert [row.content for row in chat.system.database.messages_after("g", 0)] == ["lost and stored"]
     # And the next step reconciles the two, and stores the rest
     while worker.step():
         pass
-    assert [(row.content, row.seq) for row in chat.database.messages_after("g", 0)] == [
+    assert [(row.content, row.seq) for row in chat.system.database.messages_after("g", 0)] == [
         ("lost and stored", 1),
         ("said since", 2),
     ]
@@ -281,31 +281,31 @@ def test_an_offset_that_no_message_can_have_is_not_taken_from_sql(chat: Chat) ->
     # Given members of whom one stands where no message can be, in SQL, and a Redis that has lost that they came
     chat.create_group("g", ["ann"])
     persist(chat)
-    snapshot = Snapshot.of(chat.link.client)
+    snapshot = Snapshot.of(chat.system.client.driver)
     chat.add_members("g", ["bob"])
     said = [chat.send("g", content, sender_uid="ann").msgid for content in ("one", "two")]
     persist(chat)
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         connection.execute(text("UPDATE group_spans SET acked_msgid = 9000000000000000000 WHERE uid = 'bob'"))
-    snapshot.restore(chat.link.client)
+    snapshot.restore(chat.system.client.driver)
     # When
     persist(chat)
     # Then
     assert {member.uid: member.last_ack_msgid for member in chat.members("g")}["bob"] == said[-1]
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def test_a_redis_with_other_data_is_left_alone(chat: Chat) -> None:
     # Given data of which SQL knows, and then a server that somebody has emptied, or another one
     chat.create_group("g", ["ann", "bob"])
     persist(chat)
-    chat.link.client.flushall()
+    chat.system.client.driver.flushall()
     # When, then
     with pytest.raises(RedisUnavailable, match=r"set IM_DATABASE_URL or IM_REDIS_URL if .* run im rebuild"):
         persist(chat)
-    assert chat.link.client.dbsize() == 0
+    assert chat.system.client.driver.dbsize() == 0
     # Given that somebody has begun anew on it
-    chat.link.client.hset(keys.CONFIG, mapping={"partitions": 2, "dataset": "another"})
+    chat.system.client.driver.hset(keys.CONFIG, mapping={"partitions": 2, "dataset": "another"})
     with pytest.raises(RedisUnavailable, match=r"set IM_DATABASE_URL or IM_REDIS_URL if .* run im rebuild"):
         persist(chat)
 
@@ -314,21 +314,21 @@ def test_check_tells_of_it_and_repairs_it(chat: Chat) -> None:
     # Given
     chat.create_group("g", ["ann", "bob"])
     persist(chat)
-    snapshot = Snapshot.of(chat.link.client)
+    snapshot = Snapshot.of(chat.system.client.driver)
     chat.send("g", "lost and stored", sender_uid="ann")
     persist(chat)
-    snapshot.restore(chat.link.client)
+    snapshot.restore(chat.system.client.driver)
     # When, then
-    assert any("stored by persist-1." in difference.what for difference in check(chat))
-    assert all(difference.repaired for difference in check(chat, repair=True))
-    assert list(check(chat)) == []
+    assert any("stored by persist-1." in difference.what for difference in check(chat.system))
+    assert all(difference.repaired for difference in check(chat.system, repair=True))
+    assert list(check(chat.system)) == []
     assert [message.content for message in chat.pull("bob", "g")] == ["lost and stored"]
 
 
 @pytest.fixture
 def heir(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Once something is in the list: who reads the marks next does so just before a worker takes over some of them."""
-    marks = stored.marks
+    marks = queries.watermarks
     senders: list[str] = []
 
     def marks_and_then_an_heir(database: Database) -> dict[tuple[int, str], int]:
@@ -338,7 +338,7 @@ def heir(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             persist(chat)
         return found
 
-    monkeypatch.setattr(stored, "marks", marks_and_then_an_heir)
+    monkeypatch.setattr(queries, "marks", marks_and_then_an_heir)
     return senders
 
 
@@ -346,14 +346,14 @@ def test_marks_that_a_worker_takes_over_meanwhile_are_no_difference(chat: Chat, 
     chat.create_group("g", ["ann", "bob"])
     persist(chat)
     heir.append("ann")
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
     assert not heir
 
 
 def test_marks_that_a_worker_takes_over_meanwhile_keep_no_other_from_storing(chat: Chat, heir: list[str]) -> None:
     # Given a worker, and one that has ended
     chat.create_group("g", ["ann", "bob"])
-    worker = Persist(chat.link, chat.database, chat.settings)
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     worker.step()
     chat.send("g", "hi", sender_uid="ann")
     persist(chat)
@@ -363,7 +363,7 @@ def test_marks_that_a_worker_takes_over_meanwhile_keep_no_other_from_storing(cha
     # Then
     assert worker.step() == 1
     assert not heir
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
 
 
 def hears(gateway: Gateway, contents: list[str]) -> None:
@@ -371,7 +371,7 @@ def hears(gateway: Gateway, contents: list[str]) -> None:
     heard: list[str] = []
 
     def all_heard() -> bool:
-        heard.extend(event.message.content for event in gateway.poll(0.02) if isinstance(event, Arrived))
+        heard.extend(event.message.content for event in gateway.poll(0.02) if isinstance(event, NewMessage))
         return len(heard) >= len(contents)
 
     wait_until(all_heard)
@@ -382,10 +382,10 @@ def lost_one(chat: Chat) -> None:
     """A message is stored and then lost by Redis, and people go on."""
     chat.create_group("g", ["ann", "bob"])
     persist(chat)
-    snapshot = Snapshot.of(chat.link.client)
+    snapshot = Snapshot.of(chat.system.client.driver)
     chat.send("g", "lost", sender_uid="ann")
     persist(chat)
-    snapshot.restore(chat.link.client)
+    snapshot.restore(chat.system.client.driver)
     chat.send("g", "since", sender_uid="ann")
 
 
@@ -421,17 +421,17 @@ def test_a_sender_is_told_who_had_read_by_what_redis_has_lost(chat: Chat) -> Non
     chat.create_group("g", ["ann", "bob"])
     message = chat.send("g", "hi", sender_uid="ann")
     persist(chat)
-    snapshot = Snapshot.of(chat.link.client)
+    snapshot = Snapshot.of(chat.system.client.driver)
     chat.ack("bob", "g")
     persist(chat)
-    snapshot.restore(chat.link.client)
+    snapshot.restore(chat.system.client.driver)
     with chat.gateway() as gateway:
         gateway.open("ann")
         assert chat.receipts("ann") == []
         # When
         persist(chat)
         # Then
-        told = wait_until(lambda: [event for event in gateway.poll(0.02) if isinstance(event, Told)])
+        told = wait_until(lambda: [event for event in gateway.poll(0.02) if isinstance(event, ReceiptsChanged)])
         assert [(r.msgid, r.read, r.unread) for r in told[0].receipts] == [(message.msgid, 1, 0)]
         assert [(r.msgid, r.read) for r in chat.receipts("ann")] == [(message.msgid, 1)]
 
@@ -439,12 +439,12 @@ def test_a_sender_is_told_who_had_read_by_what_redis_has_lost(chat: Chat) -> Non
 def test_what_another_worker_has_stored_keeps_one_from_storing_too(chat: Chat) -> None:
     # Given two workers, of which the first one stores what Redis then loses
     chat.create_group("g", ["ann", "bob"])
-    first, second = (Persist(chat.link, chat.database, chat.settings) for _ in range(2))
+    first, second = (Persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
     assert (first.step(), second.step()) == (1, 0)
-    snapshot = Snapshot.of(chat.link.client)
+    snapshot = Snapshot.of(chat.system.client.driver)
     chat.send("g", "lost and stored", sender_uid="ann")
     assert first.step() == 1
-    snapshot.restore(chat.link.client)
+    snapshot.restore(chat.system.client.driver)
     # When the second one takes what came since
     chat.send("g", "since", sender_uid="bob")
     chat.ack("bob", "g")
@@ -453,7 +453,7 @@ def test_what_another_worker_has_stored_keeps_one_from_storing_too(chat: Chat) -
     # Then it reconciles the two before it stores anything, and the first one goes on, too
     assert second.step() == 1  # the ack is taken back: it would pass over what was lost
     assert first.step() == 0
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
     assert [message.content for message in chat.pull("bob", "g")] == ["lost and stored", "since"]
 
 
@@ -463,17 +463,17 @@ def test_what_redis_loses_while_a_worker_has_it_in_hand_is_not_stored(
     # Given a worker that has taken an ack, which Redis loses before it is stored
     chat.create_group("g", ["ann", "bob"])
     chat.send("g", "hi", sender_uid="ann")
-    worker = Persist(chat.link, chat.database, chat.settings)
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     worker.step()
-    snapshot = Snapshot.of(chat.link.client)
+    snapshot = Snapshot.of(chat.system.client.driver)
     chat.ack("bob", "g")
     with monkeypatch.context() as patch:
-        patch.setattr("workers.persist.fetch", lambda *_: snapshot.restore(chat.link.client))
+        patch.setattr("imcore.workers.persist.fetch", lambda *_: snapshot.restore(chat.system.client.driver))
         # When, then
         with pytest.raises(RedisUnavailable, match="lost what was about to be stored"):
             worker.step()
     worker.step()
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []
     assert [message.content for message in chat.pull("bob", "g")] == ["hi"]
 
 
@@ -482,14 +482,17 @@ def test_what_was_taken_before_the_two_were_reconciled_is_not_stored_after(
 ) -> None:
     # Given a worker that has something in hand while another one reconciles
     chat.create_group("g", ["ann", "bob"])
-    slow, fast = (Persist(chat.link, chat.database, chat.settings) for _ in range(2))
+    slow, fast = (Persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
     slow.step()
     fast.step()
     chat.send("g", "hi", sender_uid="ann")
     with monkeypatch.context() as patch:
-        patch.setattr("workers.persist.fetch", lambda *_: reconcile(chat, chat.link.space.partition_of("g")))
+        patch.setattr(
+            "imcore.workers.persist.fetch",
+            lambda *_: reconcile(chat.system, chat.system.client.space.partition_of("g")),
+        )
         # When, then
         with pytest.raises(RedisUnavailable, match="have been reconciled"):
             slow.step()
     assert slow.step() == 1
-    assert list(check(chat)) == []
+    assert list(check(chat.system)) == []

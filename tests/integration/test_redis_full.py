@@ -11,18 +11,18 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from cli.app import app
-from imcore import creation
-from imcore.admin import deadletters, retention
+from imcore.admin import dead_letters, retention
 from imcore.admin.stats import stats
 from imcore.chat import Chat
-from imcore.client import Client
+from imcore.cli.app import app
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import RedisFull
-from imcore.importer import import_events
-from imcore.live.localdb import LocalDatabase, path_of
+from imcore.importer.importer import import_events
+from imcore.model.values import Draft, Message, Receipt
+from imcore.operations import creation
 from imcore.settings import Settings
-from imcore.streams.calls import Draft, send
-from imcore.values import Message, Receipt
+from imcore.streams.calls.message_calls import send
 from tests.deadline import wait_until
 from tests.processes import WorkerProcess
 from tests.servers import RunningServer, require_server, start_valkey
@@ -106,10 +106,10 @@ class TestRefused:
 
     def test_of_many_at_once_none_is_half_done(self, chat: Chat, admin: "redis.Redis") -> None:
         before = dump(admin)
-        space = chat.link.space
+        space = chat.system.client.space
         batch = [send(space, GID, [Draft("ann", f"{number}")] * 10, 1000) for number in range(10)]
 
-        answers = chat.link.gather(batch)
+        answers = chat.system.client.call_each(batch)
 
         assert [type(answer) for answer in answers] == [RedisFull] * 10
         assert dump(admin) == before
@@ -120,7 +120,7 @@ class TestRefused:
         result = CliRunner().invoke(app, ["send", GID, "hi", "--from", "ann", *where])
 
         assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr == f"im: {chat.link.address} has no memory left (maxmemory): nothing was stored\n"
+        assert result.stderr == f"im: {chat.system.client.address} has no memory left (maxmemory): nothing was stored\n"
 
     def test_an_import_stops_and_goes_on_later(self, chat: Chat, admin: "redis.Redis") -> None:
         event = b'{"type": "message", "gid": "team", "uid": "cy", "content": "later", "client_msgid": "i1"}'
@@ -138,7 +138,7 @@ class TestRefused:
     def test_an_outbox_waits(self, chat: Chat, admin: "redis.Redis", tmp_path: Path) -> None:
         # Given a message in the outbox of a client
         with LocalDatabase(path_of(tmp_path, "ann"), "ann") as local:
-            client = Client(chat, "ann", local)
+            client = Device(chat, "ann", local)
             client.queue("sooner or later", gid=GID)
             assert isinstance(client.flush().stopped_by, RedisFull)
             assert [line.state for line in local.log()] == ["waiting"]
@@ -161,7 +161,7 @@ class TestGoesOn:
         assert {each.gid: each.unread for each in chat.unread("cy")} == {GID: 10}
         assert [(each.read, each.unread) for each in chat.status(GID, limit=2)] == [(1, 2), (0, 3)]
         assert [reader.uid for reader in chat.message_status(GID, messages[0].msgid).read_by] == ["bob", "cy"]
-        assert stats(chat).messages == 21
+        assert stats(chat.system).messages == 21
 
     def test_leaves_and_recalls(self, chat: Chat) -> None:
         [first, *_] = chat.pull("cy", GID)
@@ -174,7 +174,7 @@ class TestGoesOn:
         # Given a live session that begins now
         with LocalDatabase(path_of(tmp_path, "ann"), "ann") as local, Chat.connect(settings=settings) as anns:
             heard: list[object] = []
-            live = Client(anns, "ann", local).live(lambda: any(isinstance(each, Receipt) for each in heard))
+            live = Device(anns, "ann", local).live(lambda: any(isinstance(each, Receipt) for each in heard))
 
             # When somebody reads what she sent, and the worker tells her
             chat.ack("cy", GID)
@@ -192,7 +192,7 @@ class TestGoesOn:
     def test_workers_store_all_and_put_poison_aside(self, chat: Chat, settings: Settings, admin: "redis.Redis") -> None:
         # Given poison among the rest
         admin.config_set("maxmemory", NO_LIMIT)
-        admin.xadd(chat.link.space.group(GID).journal, {"kind": "nonsense"})
+        admin.xadd(chat.system.client.space.group(GID).journal, {"kind": "nonsense"})
         admin.config_set("maxmemory", BELOW_ANY_USE)
         chat.ack("bob", GID)
 
@@ -200,12 +200,12 @@ class TestGoesOn:
         work_off(settings, "persist", "receipts")
 
         # Then all is stored and told, and the dead letters can be put away
-        assert len(chat.database.messages_after(GID, 0)) == 20
+        assert len(chat.system.database.messages_after(GID, 0)) == 20
         assert chat.receipts("ann")
-        assert {each.backlog for each in stats(chat).workers} == {0}
-        first, second = deadletters.list_dead(chat)
-        deadletters.requeue(chat, first.id)
-        deadletters.drop(chat, second.id)
+        assert {each.backlog for each in stats(chat.system).workers} == {0}
+        first, second = dead_letters.list_dead(chat.system)
+        dead_letters.requeue(chat.system, first.id)
+        dead_letters.drop(chat.system, second.id)
 
 
 def used_memory(admin: "redis.Redis") -> int:
@@ -217,7 +217,7 @@ def fill_with_what_is_stored(chat: Chat, settings: Settings, admin: "redis.Redis
     admin.config_set("maxmemory", NO_LIMIT)
     empty = used_memory(admin)
     for _ in range(20):
-        chat.link.run(send(chat.link.space, GID, [Draft("ann", "x" * 10_000)] * 50, 1000))
+        chat.system.client.call(send(chat.system.client.space, GID, [Draft("ann", "x" * 10_000)] * 50, 1000))
     work_off(settings, "persist")
     admin.config_set("maxmemory", (empty + used_memory(admin)) // 2)
 
@@ -241,7 +241,7 @@ class TestRoom:
         # Then the server went over its limit in the middle of it, and it is all there, and told to the workers
         assert used_memory(admin) > limit
         assert {member.uid for member in chat.members(GID)} >= set(uids)
-        entries: Any = admin.xrange(chat.link.space.group(GID).journal)
+        entries: Any = admin.xrange(chat.system.client.space.group(GID).journal)
         assert {fields[b"uid"].decode() for _, fields in entries if fields[b"kind"] == b"join"} >= set(uids)
         with pytest.raises(RedisFull):
             chat.send(GID, "hi", sender_uid="ann")
@@ -297,7 +297,7 @@ class TestRoom:
             chat.send(GID, "too much", sender_uid="ann")
 
         # When old messages go
-        assert retention.trim(chat, keep_messages=10).entries > 900
+        assert retention.trim(chat.system, keep_messages=10).entries > 900
 
         # Then there is room again, and nothing is missing
         sent = chat.send(GID, "at last", sender_uid="ann")

@@ -13,9 +13,9 @@ import redis
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError, RedisRefuses, RedisUnavailable, TryAgain
 from imcore.settings import Settings
-from imcore.streams import calls
+from imcore.streams.calls.call import Call
+from imcore.streams.client import open_client
 from imcore.streams.journal import Journal
-from imcore.streams.link import open_client
 from tests.deadline import wait_until
 from tests.servers import RunningServer, free_ports, require_server, start_valkey
 
@@ -75,12 +75,12 @@ def test_a_function_that_somebody_ends(server: RunningServer, admin: "redis.Redi
     with Chat.connect(server.url) as chat:
         chat.create_group("team", ["ann"])
         admin.function_load("#!lua name=slow\nredis.register_function('slow', function() while true do end end)")
-        slow = calls.Call("slow", (), (), int, writes=True)
+        slow = Call("slow", (), (), int, writes=True)
         found: list[ImError] = []
 
         def run() -> None:
             try:
-                chat.link.run(slow, repeatable=False)
+                chat.system.client.call(slow, repeatable=False)
             except ImError as error:
                 found.append(error)
 
@@ -112,7 +112,7 @@ def test_a_wait_that_the_server_ends(server: RunningServer, admin: "redis.Redis"
     settings = replace(Settings.from_env({}, redis_url=server.url), block_ms=5000)
     with Chat.connect(settings=settings) as chat:
         chat.create_group("team", ["ann"])
-        journal = Journal(chat.link, "persist", settings)
+        journal = Journal(chat.system.client, "persist", settings)
         journal.take(block_ms=0)
         found: list[ImError] = []
 
@@ -142,7 +142,7 @@ def test_no_descriptor_is_left(server: RunningServer) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with Chat.connect(server.url) as chat, ExitStack() as stack:
         chat.create_group("team", ["ann"])
-        chat.link.client.connection_pool.disconnect()  # type: ignore[union-attr]
+        chat.system.client.driver.connection_pool.disconnect()  # type: ignore[union-attr]
         lowest = stack.enter_context(open("/dev/null")).fileno()
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, hard))
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))

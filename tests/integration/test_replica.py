@@ -8,9 +8,9 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from cli.app import app
 from imcore import msgid as msgids
 from imcore.chat import Chat
+from imcore.cli.app import app
 from imcore.errors import RedisRefuses
 from imcore.settings import Settings
 from tests.deadline import wait_until
@@ -120,33 +120,33 @@ def test_who_asks_for_writes_learns_what_keeps_a_server_from_taking_them(
     servers: tuple[RunningServer, RunningServer],
 ) -> None:
     with Chat.connect(servers[0].url) as chat, redis.Redis.from_url(servers[0].url) as client:
-        chat.link.require_writes()  # also where there is nothing at all yet
+        chat.system.client.require_writes()  # also where there is nothing at all yet
         assert client.keys() == []
         chat.create_group("team", ["ann"])
         before = dump(servers[0])
-        chat.link.require_writes()
+        chat.system.client.require_writes()
         assert dump(servers[0]) == before
         client.config_set("min-replicas-to-write", 1)
         with pytest.raises(RedisRefuses, match="min-replicas-to-write"):
-            chat.link.require_writes()
+            chat.system.client.require_writes()
         client.config_set("min-replicas-to-write", 0)
         # Memory that is full keeps nobody from acking
         client.config_set("maxmemory", 1)
-        chat.link.require_writes()
+        chat.system.client.require_writes()
 
 
 def test_every_primary_of_a_cluster_is_asked(cluster: str, cluster_servers: RunningCluster) -> None:
     with Chat.connect(cluster) as chat:
         chat.create_group("team", ["ann"])
         before = [dump(node) for node in cluster_servers.nodes]
-        chat.link.require_writes()
+        chat.system.client.require_writes()
         assert [dump(node) for node in cluster_servers.nodes] == before
         for node in cluster_servers.nodes:
             with redis.Redis.from_url(node.url) as client:
                 client.config_set("min-replicas-to-write", 1)
                 try:
                     with pytest.raises(RedisRefuses, match="min-replicas-to-write"):
-                        chat.link.require_writes()
+                        chat.system.client.require_writes()
                 finally:
                     client.config_set("min-replicas-to-write", 0)
 
@@ -162,6 +162,6 @@ def test_a_worker_waits_until_a_replica_takes_over(
         worker.wait_for("working as")
         with Chat.connect(servers[1].url, urls["database_url"]) as chat:
             sent = chat.send("team", "three", sender_uid="ann")
-            wait_until(lambda: chat.database.messages("team", [msgids.pack(sent.msgid)]), timeout_s=30)
+            wait_until(lambda: chat.system.database.messages("team", [msgids.pack(sent.msgid)]), timeout_s=30)
         assert worker.end() == 0
     assert words

@@ -11,13 +11,13 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from cli.app import app
 from imcore.admin.acl import READER, WORKER
 from imcore.admin.server_settings import all_servers, chat_servers, jobs_servers, refuse_eviction, warning_of
 from imcore.chat import Chat
+from imcore.cli.app import app
 from imcore.errors import ConfigurationError
 from imcore.settings import Settings
-from imcore.streams.link import Link
+from imcore.streams.client import RedisClient
 from tests.processes import WorkerProcess
 from tests.servers import RunningCluster, RunningServer, require_server, start_valkey
 
@@ -52,7 +52,7 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
 def settings(server: RunningServer, tmp_path: Path) -> Settings:
     settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path))
     with Chat.connect(settings=settings) as chat:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         chat.create_group("team", ["ann"])
     return settings
 
@@ -76,13 +76,13 @@ def configure(server: RunningServer, values: dict[str, Any]) -> None:
 
 
 def warnings_of(settings: Settings) -> list[str]:
-    with closing(Link.connect(settings)) as link:
-        return [text for each in chat_servers(link) for text in each.warnings]
+    with closing(RedisClient.connect(settings)) as redis_client:
+        return [text for each in chat_servers(redis_client) for text in each.warnings]
 
 
 def test_of_a_sound_server_there_is_nothing_to_say(settings: Settings, im: "Any") -> None:
-    with closing(Link.connect(settings)) as link:
-        [found] = servers = all_servers(link, settings, pytest.fail)
+    with closing(RedisClient.connect(settings)) as redis_client:
+        [found] = servers = all_servers(redis_client, settings, pytest.fail)
     assert (found.warnings, warning_of(servers)) == ((), None)
     assert (found.holds, found.role, found.maxmemory) == ("chat", "primary", 0)
     assert (found.maxmemory_policy, found.appendonly, found.appendfsync) == ("allkeys-lru", True, "everysec")
@@ -153,8 +153,10 @@ def test_stats_show_what_is_set_and_what_is_not_known(server: RunningServer, set
 def test_who_may_not_ask_at_all_is_told_nothing(server: RunningServer, settings: Settings) -> None:
     with redis.Redis.from_url(server.url) as client:
         client.execute_command("ACL SETUSER bob reset on nopass ~* &* +@all -info -config")
-    with closing(Link.connect(replace(settings, redis_url=settings.redis_url.replace("://", "://bob:x@")))) as link:
-        [found] = chat_servers(link)
+    with closing(
+        RedisClient.connect(replace(settings, redis_url=settings.redis_url.replace("://", "://bob:x@")))
+    ) as redis_client:
+        [found] = chat_servers(redis_client)
     assert (found.version, found.role, found.maxmemory_policy, found.appendfsync) == (None, None, None, None)
     assert found.warnings == ()
 
@@ -208,9 +210,9 @@ def test_the_server_of_the_jobs_is_looked_at_where_it_is_another_one(
     another = replace(settings, jobs_redis_url=valkey)
     away = replace(settings, jobs_redis_url="redis://127.0.0.1:1")
     with Chat.connect(settings=settings) as chat, redis.Redis.from_url(valkey) as client:
-        assert [each.holds for each in all_servers(chat.link, same, pytest.fail)] == ["chat"]
+        assert [each.holds for each in all_servers(chat.system.client, same, pytest.fail)] == ["chat"]
         told: list[str] = []
-        assert [each.holds for each in all_servers(chat.link, away, told.append)] == ["chat"]
+        assert [each.holds for each in all_servers(chat.system.client, away, told.append)] == ["chat"]
         assert told == [
             "the settings of a server are not known: no answer from Redis at redis://127.0.0.1:1: start it, or set "
             "IM_JOBS_REDIS_URL"
@@ -219,7 +221,7 @@ def test_the_server_of_the_jobs_is_looked_at_where_it_is_another_one(
         client.config_set("maxmemory", "100mb")
         client.config_set("maxmemory-policy", "allkeys-lru")
         try:
-            chat_server, jobs_server = all_servers(chat.link, another, pytest.fail)
+            chat_server, jobs_server = all_servers(chat.system.client, another, pytest.fail)
             assert (chat_server.warnings, jobs_server.holds) == ((), "jobs")
             [warning] = jobs_server.warnings
             assert "jobs that wait may be dropped" in warning
@@ -268,7 +270,7 @@ def test_a_server_of_the_jobs_that_refuses_us_decides_nothing(
         [remark, *_] = remarks.splitlines() or [""]
         assert not said or re.search(said, remark)
     # And so it is where there is no difference
-    monkeypatch.setattr("imcore.admin.audit.check", lambda *_, **__: [])
+    monkeypatch.setattr("imcore.repair.check.check", lambda *_, **__: [])
     checked = im("check", IM_JOBS_REDIS_URL=url)
     assert (checked.exit_code, checked.stderr.splitlines()[-1].lower()) == (0, "no difference")
 
@@ -295,8 +297,8 @@ def test_of_a_cluster_each_primary_is_looked_at(cluster: str, cluster_servers: R
     node = cluster_servers.nodes[1]
     configure(node, ALLKEYS)
     try:
-        with closing(Link.connect(settings)) as link:
-            servers = chat_servers(link)
+        with closing(RedisClient.connect(settings)) as redis_client:
+            servers = chat_servers(redis_client)
         assert len(servers) == 3
         [dropping] = [each for each in servers if each.drops_anything]
         with pytest.raises(ConfigurationError, match=f"^{dropping.server} drops groups"):
@@ -323,6 +325,6 @@ def test_the_roles_that_look_may(server: RunningServer, settings: Settings) -> N
         for role in (WORKER, READER):
             client.execute_command(*role.set_user().replace("#SHA256_OF_THE_PASSWORD", ">pw").split())
             url = settings.redis_url.replace("unix://", f"unix://{role.user}:pw@")
-            with closing(Link.connect(replace(settings, redis_url=url))) as link:
-                [found] = chat_servers(link)
+            with closing(RedisClient.connect(replace(settings, redis_url=url))) as redis_client:
+                [found] = chat_servers(redis_client)
             assert (found.maxmemory_policy, found.appendonly, found.appendfsync) == ("allkeys-lru", True, None)

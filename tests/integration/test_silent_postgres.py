@@ -13,10 +13,10 @@ import psycopg
 import pytest
 
 from imcore.chat import Chat
+from imcore.model.rows import Batch, GroupRow
 from imcore.settings import Settings
 from imcore.sql import waits
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, GroupRow
 from tests.deadline import wait_until
 from tests.postgres import PostgresServer, name_of
 from tests.processes import WorkerProcess

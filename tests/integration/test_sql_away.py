@@ -13,21 +13,21 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from cli.app import app
-from imcore.admin import deadletters, retention
-from imcore.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
+from imcore.admin import dead_letters, retention
 from imcore.chat import Chat
+from imcore.cli.app import app
 from imcore.errors import DatabaseUnavailable
 from imcore.settings import Settings
 from imcore.sql import postgres_session, sqlite
 from imcore.sql.database import Database
+from imcore.util.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
+from imcore.workers.runner import Patience
+from imcore.workers.signals import Signals
 from tests.deadline import wait_until
 from tests.postgres import PostgresServer, require_postgres
 from tests.processes import WorkerProcess
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
-from workers.runner import Patience
-from workers.signals import Signals
 
 GID = "team"
 
@@ -113,10 +113,10 @@ def test_postgresql_stopped_and_started(settings: Settings, postgres: PostgresSe
 
         # Then the worker catches up by itself, and nothing is lost or put aside
         wait_until(lambda: backlog(settings) == 0, timeout_s=30)
-        assert stored(chat.database) == 52
+        assert stored(chat.system.database) == 52
         status = chat.message_status(GID, newest)
         assert [(reader.uid, reader.read_at is not None) for reader in status.read_by] == [("bob", True)]
-        assert list(deadletters.list_dead(chat)) == []
+        assert list(dead_letters.list_dead(chat.system)) == []
         assert (persist.end(), receipts.end()) == (0, 0)
     assert persist.log.count("going on") == 1
     assert "Traceback" not in persist.log + receipts.log
@@ -163,8 +163,8 @@ def test_a_lock_that_is_held_for_long_costs_an_entry_nothing(
     monkeypatch.setattr(postgres_session, "LOCK_TIMEOUT_MS", 10)
     settings = replace(settings, max_deliveries=2, database_url=database_url)
     with Chat.connect(settings=settings) as chat:
-        chat.database.upgrade()
-        persist = Persist(chat.link, chat.database, settings)
+        chat.system.database.upgrade()
+        persist = Persist(chat.system.client, chat.system.database, settings)
         chat.create_group(GID, ["ann", "bob"])
         chat.send(GID, "meanwhile", sender_uid="ann")
         with locked(database_url):
@@ -176,8 +176,8 @@ def test_a_lock_that_is_held_for_long_costs_an_entry_nothing(
         while not persist.drained():
             persist.step()
         persist.close()
-        assert stored(chat.database) == 1
-        assert list(deadletters.list_dead(chat)) == []
+        assert stored(chat.system.database) == 1
+        assert list(dead_letters.list_dead(chat.system)) == []
 
 
 def test_a_limit_for_locks_that_somebody_has_set_is_kept(postgres_url: str) -> None:
@@ -219,9 +219,9 @@ def test_a_group_that_needs_the_database_holds_up_no_other(settings: Settings, m
     # Given two groups, of which one is in SQL only
     settings = replace(settings, receipt_window_ms=0, max_deliveries=2)
     with Chat.connect(settings=settings) as chat:
-        chat.database.upgrade()
-        receipts = ReceiptsWorker(chat.link, chat.database, settings)
-        persist = Persist(chat.link, chat.database, settings)
+        chat.system.database.upgrade()
+        receipts = ReceiptsWorker(chat.system.client, chat.system.database, settings)
+        persist = Persist(chat.system.client, chat.system.database, settings)
         sent = {}
         for gid in ("old", "new"):
             chat.create_group(gid, ["ann", "bob"])
@@ -229,7 +229,7 @@ def test_a_group_that_needs_the_database_holds_up_no_other(settings: Settings, m
             for each in (persist, receipts):
                 while not each.drained():
                     each.step()
-            retention.trim(chat, gid="old", keep_messages=0)
+            retention.trim(chat.system, gid="old", keep_messages=0)
 
         # When somebody reads both while the database is away
         chat.ack("bob", "old")
@@ -246,7 +246,7 @@ def test_a_group_that_needs_the_database_holds_up_no_other(settings: Settings, m
         # And of the other one once the database is back
         receipts.step()
         assert {each.msgid for each in chat.receipts("ann")} == set(sent.values())
-        assert list(deadletters.list_dead(chat)) == []
+        assert list(dead_letters.list_dead(chat.system)) == []
         for each in (persist, receipts):
             each.close()
 

@@ -15,9 +15,9 @@ from imcore.admin import lag
 from imcore.admin.stats import JobStats, stats
 from imcore.chat import Chat
 from imcore.settings import Settings
+from imcore.workers import jobs
 from tests.deadline import wait_until
 from tests.processes import WorkerProcess
-from workers import jobs
 
 
 @pytest.fixture(params=["valkey", "cluster"])
@@ -41,11 +41,11 @@ def test_streams_and_the_storm(chat: Chat) -> None:
             last = chat.send("team", "x" * 1000, sender_uid=uids[number])
         for uid in uids[10:20]:
             chat.ack(uid, "team", last.msgid)
-        work_off(chat.settings, "receipts")
-        assert stats(chat).storm.acks == 10 * (half + 1)
+        work_off(chat.system.settings, "receipts")
+        assert stats(chat.system).storm.acks == 10 * (half + 1)
 
     # Then
-    found = stats(chat)
+    found = stats(chat.system)
     assert (found.storm.receipts, found.storm.digests, found.storm.receipts_per_digest) == (200, 20, 10.0)
     groups, journals = found.streams
     assert (groups.kind, groups.streams, groups.entries) == ("groups", 1, 20)
@@ -60,9 +60,9 @@ def test_bytes_of_many_streams_are_estimated_from_some(valkey: str, monkeypatch:
             chat.create_group(f"g{number}", ["ann"])
             for _ in range(20):
                 chat.send(f"g{number}", "x" * 500, sender_uid="ann")
-        all_of_them = stats(chat).streams[0].bytes
+        all_of_them = stats(chat.system).streams[0].bytes
         monkeypatch.setattr("imcore.admin.stats._WEIGHED", 5)
-        some = stats(chat).streams[0].bytes
+        some = stats(chat.system).streams[0].bytes
         assert all_of_them
         assert some == pytest.approx(all_of_them, rel=0.1)
 
@@ -71,11 +71,11 @@ def test_jobs(valkey: str, tmp_path: Path) -> None:
     settings = Settings.from_env({}, redis_url=valkey, jobs_redis_url=f"{valkey}?db=3", data_dir=str(tmp_path))
     with Chat.connect(settings=settings) as chat, closing(redis.Redis.from_url(settings.jobs_redis_url)) as client:
         chat.create_group("team")
-        assert stats(chat).jobs == JobStats(0, 0, 0)
+        assert stats(chat.system).jobs == JobStats(0, 0, 0)
 
         # Given a job that has failed, and two that wait
         queue = jobs.queue(client)
-        failing = queue.enqueue("workers.jobs.no_such_job")
+        failing = queue.enqueue("imcore.workers.jobs.no_such_job")
         with WorkerProcess(tmp_path, "jobs", "--burst", redis_url=valkey, jobs_redis_url=settings.jobs_redis_url) as w:
             assert w.wait() == 0, w.log
         assert failing.get_status(refresh=True) == JobStatus.FAILED
@@ -84,18 +84,18 @@ def test_jobs(valkey: str, tmp_path: Path) -> None:
         before = dump(client)
 
         # Then they are counted, and nothing is changed
-        assert stats(chat).jobs == JobStats(queued=2, running=0, failed=1)
+        assert stats(chat.system).jobs == JobStats(queued=2, running=0, failed=1)
         assert dump(client) == before
 
     # And where nobody answers there is nothing to count
     with Chat.connect(settings=replace(settings, jobs_redis_url="redis://127.0.0.1:1")) as chat:
-        assert stats(chat).jobs is None
+        assert stats(chat.system).jobs is None
 
 
 def test_a_cluster_has_no_jobs(cluster: str) -> None:
     with Chat.connect(settings=Settings.from_env({}, redis_url=cluster)) as chat:
         chat.create_group("team")
-        assert stats(chat).jobs is None
+        assert stats(chat.system).jobs is None
 
 
 def dump(client: Any) -> dict[bytes, bytes]:
@@ -104,8 +104,8 @@ def dump(client: Any) -> dict[bytes, bytes]:
 
 def test_of_nothing_at_all_there_is_nothing(valkey: str, tmp_path: Path) -> None:
     with Chat.connect(settings=Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))) as chat:
-        chat.link.upgrade()
-        found = stats(chat)
+        chat.system.client.upgrade()
+        found = stats(chat.system)
     assert (found.groups, [each.bytes for each in found.streams]) == (0, [0, 0])
 
 
@@ -114,15 +114,15 @@ def test_of_nothing_at_all_there_is_nothing(valkey: str, tmp_path: Path) -> None
 
 def journal_of(chat: Chat, entries: int) -> str:
     """A journal with so many entries, of which the worker persist has handled the first one."""
-    chat.link.upgrade()
-    journal = chat.link.space.journal(0)
-    ids = [chat.link.once("XADD", journal, "*", "kind", "test") for _ in range(entries)]
-    chat.link.once("XGROUP CREATE", journal, "persist", ids[0], "ENTRIESREAD", 1)
+    chat.system.client.upgrade()
+    journal = chat.system.client.space.journal(0)
+    ids = [chat.system.client.execute_once("XADD", journal, "*", "kind", "test") for _ in range(entries)]
+    chat.system.client.execute_once("XGROUP CREATE", journal, "persist", ids[0], "ENTRIESREAD", 1)
     return journal
 
 
 def behind(chat: Chat) -> tuple[int, int]:
-    [worker] = [worker for worker in stats(chat).workers if worker.worker == "persist"]
+    [worker] = [worker for worker in stats(chat.system).workers if worker.worker == "persist"]
     return worker.backlog, worker.lag_ms
 
 
@@ -131,8 +131,8 @@ def test_a_backlog_is_counted_whatever_the_server_says(chat: Chat, said_to_be_re
     # Given a worker that has handled all but some, and a server that has lost count, as Redis 7.0 after a failover
     journal = journal_of(chat, 50)
     for left in (7, 0):
-        last = chat.link.read("XREVRANGE", journal, "+", "-", "COUNT", left + 1)[-1][0]
-        chat.link.once("XGROUP SETID", journal, "persist", last, "ENTRIESREAD", said_to_be_read)
+        last = chat.system.client.query("XREVRANGE", journal, "+", "-", "COUNT", left + 1)[-1][0]
+        chat.system.client.execute_once("XGROUP SETID", journal, "persist", last, "ENTRIESREAD", said_to_be_read)
         # Then
         assert behind(chat)[0] == left
     assert behind(chat) == (0, 0)
@@ -144,7 +144,7 @@ def test_of_a_large_backlog_little_is_read(chat: Chat, monkeypatch: pytest.Monke
     monkeypatch.setattr(lag, "MOST_COUNTED", 20)
     journal = journal_of(chat, 101)
     read: list[int] = []
-    ask = chat.link.read
+    ask = chat.system.client.read
 
     def counting(*command: str | int) -> Any:
         answer = ask(*command)
@@ -152,10 +152,10 @@ def test_of_a_large_backlog_little_is_read(chat: Chat, monkeypatch: pytest.Monke
             read.append(len(answer))
         return answer
 
-    monkeypatch.setattr(chat.link, "read", counting)
+    monkeypatch.setattr(chat.system.client, "read", counting)
     # Then the server's word is taken where it can be right, and else all that is there
     for said_to_be_read, backlog in ((1, 100), (61, 40), (85, 101), (5000, 101)):
-        chat.link.once(
+        chat.system.client.execute_once(
             "XGROUP SETID", journal, "persist", ask("XRANGE", journal, "-", "+")[0][0], "ENTRIESREAD", said_to_be_read
         )
         read.clear()

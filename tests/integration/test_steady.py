@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from cli.bench import census
-from cli.bench.steady import HOURS, LATER, MORNING, Day, end, growing_kinds, key_bytes, play_hour
-from cli.bench.town import Town, hours
 from imcore import Chat
+from imcore.cli.bench import key_counts
+from imcore.cli.bench.steady import HOURS, LATER, MORNING, Day, end, growing_kinds, key_bytes, play_hour
+from imcore.cli.bench.steady_traffic import SteadyTraffic, hours
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.keys import KINDS, kind_of
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
 
 SCALE = float(os.environ.get("IM_STEADY_SCALE", "0.1"))
 """Of the real channel's traffic."""
@@ -43,10 +43,10 @@ class Crew:
         self.receipts = self._new_receipts()
 
     def _new_persist(self) -> Persist:
-        return Persist(self._chat.link, self._chat.database, self._settings)
+        return Persist(self._chat.system.client, self._chat.system.database, self._settings)
 
     def _new_receipts(self) -> ReceiptsWorker:
-        return ReceiptsWorker(self._chat.link, self._chat.database, self._settings)
+        return ReceiptsWorker(self._chat.system.client, self._chat.system.database, self._settings)
 
     def lose_one(self, hour: int) -> None:
         if hour % 2:
@@ -82,17 +82,17 @@ def played_day(chat: Chat) -> Day:
     """Play it, and look at everything after each part of an hour."""
     day = Day()
     # No wait for entries: the server counts in 0.1 s
-    crew = Crew(chat, replace(chat.settings, block_ms=0, receipt_window_ms=0, lease_ms=LEASE_MS))
+    crew = Crew(chat, replace(chat.system.settings, block_ms=0, receipt_window_ms=0, lease_ms=LEASE_MS))
     with ExitStack() as things:
         gateways = [things.enter_context(chat.gateway(ack_interval_s=0.02)) for _ in range(2)]
-        town = Town("town", chat, gateways)
+        town = SteadyTraffic("town", chat, gateways)
         for hour, parts in enumerate(hours(HOURS, SCALE, PARTS)):
             play_hour(town, day, parts, crew.catch_up)
             crew.lose_one(hour)
         assert town.received > town.said > 0
     crew.catch_up()
     crew.close()
-    end(day, chat, WINDOW_MS, chat.link.client.flushdb)
+    end(day, chat, WINDOW_MS, chat.system.client.driver.flushdb)
     return day
 
 
@@ -117,7 +117,7 @@ def test_what_grows_is_found() -> None:
     """The checks above can fail."""
     day = Day()
     for hour in range(HOURS):
-        found = census.Census(1000 + 20 * hour, 900 + 20 * hour, {"dirty": 5 * hour, "meta": 7}, {}, {}, {}, 0)
+        found = key_counts.KeyCounts(1000 + 20 * hour, 900 + 20 * hour, {"dirty": 5 * hour, "meta": 7}, {}, {}, {}, 0)
         day.found.append([found] * PARTS)
 
     assert growing_kinds(day) == ["dirty"]

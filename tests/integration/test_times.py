@@ -10,18 +10,18 @@ import pytest
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin.audit import check
-from imcore.admin.rebuild import rebuild
 from imcore.admin.retention import trim
-from imcore.client import Client
-from imcore.importer import import_events
-from imcore.live.localdb import LocalDatabase
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase
+from imcore.importer.importer import import_events
+from imcore.model.values import Draft
+from imcore.repair.check import check
+from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
-from imcore.streams import calls
-from imcore.streams.calls import Draft
+from imcore.streams.calls import message_calls
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
 
 TIMES = [
     "0001-01-01T00:00:00.000Z",
@@ -42,13 +42,13 @@ def chat(valkey: str, database_url: str, tmp_path: Path) -> Iterator[Chat]:
     settings = Settings.from_env({}, data_dir=str(tmp_path), redis_url=valkey, database_url=database_url)
     settings = replace(settings, block_ms=1, retry_ms=0, receipt_window_ms=0, partitions=1)
     with Chat.connect(settings=settings) as chat:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         yield chat
 
 
 def run_workers(chat: Chat) -> None:
     for make in (Persist, ReceiptsWorker):
-        worker = make(chat.link, chat.database, chat.settings)
+        worker = make(chat.system.client, chat.system.database, chat.system.settings)
         wait_until(lambda worker=worker: worker.step() == 0 and worker.drained())
         worker.close()
 
@@ -73,16 +73,16 @@ def test_every_time_is_taken_everywhere_and_stays_as_it_is(chat: Chat, tmp_path:
     assert (summary.messages, errors) == (len(TIMES), [])
     assert pulled(chat) == expected
     run_workers(chat)
-    assert list(check(chat)) == []
-    assert trim(chat, keep_messages=0).entries == len(TIMES)
+    assert list(check(chat.system)) == []
+    assert trim(chat.system, keep_messages=0).entries == len(TIMES)
     assert pulled(chat) == expected
-    chat.link.client.flushall()
-    with Chat.connect(settings=chat.settings) as again:
+    chat.system.client.driver.flushall()
+    with Chat.connect(settings=chat.system.settings) as again:
         assert rebuild(again, yes=True).messages == len(TIMES)
         assert pulled(again) == expected
         assert list(check(again)) == []
         with LocalDatabase(tmp_path / "bob.db", "bob") as local:
-            Client(again, "bob", local).sync()
+            Device(again, "bob", local).sync()
             assert len(list(local.log())) == len(TIMES)
 
 
@@ -95,14 +95,14 @@ def test_a_time_that_another_program_has_sent_and_nobody_can_show_is_left_out(
     with chat.gateway() as gateway:
         gateway.open("bob")
         # When it is sent past all doors
-        chat.link.run(calls.send(chat.link.space, "team", drafts, 1000))
+        chat.system.client.call(message_calls.send(chat.system.client.space, "team", drafts, 1000))
         heard: list[datetime | None] = []
         wait_until(lambda: heard.extend(event.message.sent_at for event in gateway.poll(0.05)) or len(heard) == 3)
         gateway.close(clean=False)
     # Then
     assert heard == pulled(chat) == [None, None, None]
     run_workers(chat)
-    assert list(check(chat)) == []
-    trim(chat, keep_messages=0)
+    assert list(check(chat.system)) == []
+    trim(chat.system, keep_messages=0)
     assert pulled(chat) == [None, None, None]
     assert not [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]

@@ -9,12 +9,12 @@ import pytest
 import redis
 
 from imcore.chat import Chat
-from imcore.client import Client
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import ConfigurationError, RedisUnavailable
-from imcore.live.localdb import LocalDatabase, path_of
+from imcore.model.values import Message
 from imcore.settings import Settings
-from imcore.streams.link import open_client
-from imcore.values import Message
+from imcore.streams.client import open_client
 from tests.deadline import wait_until
 from tests.processes import WorkerProcess
 from tests.servers import RunningServer
@@ -53,7 +53,7 @@ def test_chat_and_workers(settings: Settings, proxy: TlsProxy) -> None:
         texts = [f"{number}" + "x" * 60_000 for number in range(20)]
         with Chat.connect(settings=settings) as bobs, closing(LocalDatabase(path_of(folder, "bob"), "bob")) as local:
             heard: list[str] = []
-            live = Client(bobs, "bob", local).live(lambda: len(heard) == len(texts), ack_every=1)
+            live = Device(bobs, "bob", local).live(lambda: len(heard) == len(texts), ack_every=1)
             chat.send("team", texts[0], sender_uid="ann")
             for event in live:
                 assert isinstance(event, Message)
@@ -68,7 +68,7 @@ def test_chat_and_workers(settings: Settings, proxy: TlsProxy) -> None:
             assert next(iter(anns))
         jobs.wait_for("trimmed")
         persist.wait_for("working as")
-        wait_until(lambda: len(chat.database.messages_after("team", 0)) == len(texts), timeout_s=30)
+        wait_until(lambda: len(chat.system.database.messages_after("team", 0)) == len(texts), timeout_s=30)
         assert [worker.end() for worker in (persist, receipts, jobs)] == [0, 0, 0]
     assert proxy.connections >= 6
     for worker in (persist, receipts, jobs):

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from imcore.admin import audit, rebuild, retention
+from imcore.admin import retention
 from imcore.chat import Chat
+from imcore.model.values import Message
+from imcore.repair import check, rebuild
 from imcore.settings import Settings
-from imcore.sql import stored
-from imcore.values import Message
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
+from imcore.sql import queries
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
 
 BAD, GOOD = "bad", "good"
 NAMES = ["ann", "bob", "cy"]
@@ -84,10 +85,10 @@ class System:
 
     def store(self) -> None:
         """Let workers do what there is to do."""
-        database = self.chat.database
+        database = self.chat.system.database
         for worker in (
-            Persist(self.chat.link, database, self.settings),
-            ReceiptsWorker(self.chat.link, database, self.settings),
+            Persist(self.chat.system.client, database, self.settings),
+            ReceiptsWorker(self.chat.system.client, database, self.settings),
         ):
             while not worker.drained():
                 worker.step()
@@ -95,14 +96,14 @@ class System:
 
     def write(self, table: str, column: str, value: str) -> None:
         """Write something into a row, by hand."""
-        with self.chat.database.writing() as connection:
+        with self.chat.system.database.writing() as connection:
             assert connection.execute(text(f"UPDATE {table} SET {column} = {value} WHERE {ROW[table]}")).rowcount
 
     def trim(self) -> int:
-        return retention.trim(self.chat, keep_messages=0, keep_ms=0).groups
+        return retention.trim(self.chat.system, keep_messages=0, keep_ms=0).groups
 
     def differences(self) -> list[str]:
-        return [f"{each.gid} {each.what}: {each.sql}" for each in audit.check(self.chat)]
+        return [f"{each.gid} {each.what}: {each.sql}" for each in check.check(self.chat.system)]
 
     def look(self) -> None:
         """Do what users and operators do: nothing of it may fail, and of the good group all is as it was."""
@@ -122,7 +123,7 @@ def system(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> Itera
     url = f"sqlite:///{tmp_path / 'imcore.db'}" if kind == "sqlite" else request.getfixturevalue("postgres_url")
     settings = replace(Settings.from_env({}, redis_url=valkey, database_url=url, data_dir=str(tmp_path)), block_ms=5)
     with Chat.connect(settings=settings) as chat:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         system = System(settings, chat, [])
         at = datetime(2026, 1, 1, tzinfo=UTC)
         for gid in (BAD, GOOD):
@@ -147,13 +148,13 @@ def test_one_row_that_cannot_be_read_holds_up_nothing(
 ) -> None:
     # Given a value that the column should never hold
     system.write(table, column, value)
-    cannot_be_read = bool(list(stored.unreadable(system.chat.database, BAD)))
+    cannot_be_read = bool(list(queries.unreadable(system.chat.system.database, BAD)))
 
     # When all is done that there is to do, with Redis as it is
     system.chat.send(GOOD, "more", sender_uid="bob")
     system.sent.append(system.chat.status(GOOD)[-1].message)
     system.store()
-    assert system.chat.link.read("XLEN", system.chat.link.space.dead_letters(0)) == 0
+    assert system.chat.system.client.query("XLEN", system.chat.system.client.space.dead_letters(0)) == 0
     system.look()
     before = system.differences()
     dropped = system.trim()
@@ -168,11 +169,11 @@ def test_one_row_that_cannot_be_read_holds_up_nothing(
         assert [line for line in after if "cannot be read" in line]
 
     # And mending it, or losing Redis, changes nothing of that
-    list(audit.check(system.chat, repair=True))
+    list(check.check(system.chat.system, repair=True))
     system.look()
-    system.chat.link.client.flushall()
+    system.chat.system.client.driver.flushall()
     with Chat.connect(settings=system.settings) as chat:
-        rebuild.rebuild(chat)
+        rebuild.rebuild(chat.system)
         again = System(system.settings, chat, system.sent)
         again.store()
         again.look()

@@ -13,20 +13,21 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from cli.app import app
-from imcore.admin import append_only, audit, retention
+from imcore.admin import append_only, retention
 from imcore.chat import Chat
-from imcore.client import Client
-from imcore.live.localdb import LocalDatabase, path_of
+from imcore.cli.app import app
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase, path_of
+from imcore.model.values import Draft
+from imcore.repair import check
 from imcore.settings import Settings
 from imcore.sql import sqlite_file
-from imcore.streams.calls import Draft
 from imcore.streams.keys import WITHDRAWN
+from imcore.workers import jobs
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
 from tests.servers import RunningCluster, RunningServer, start_valkey
-from workers import jobs
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
 
 GID = "team"
 SECRET = "SECRET-4711 " * 3
@@ -51,7 +52,7 @@ def settings(server: RunningServer, tmp_path: Path) -> Settings:
 @pytest.fixture
 def chat(settings: Settings) -> Iterator[Chat]:
     with Chat.connect(settings=settings) as chat:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         chat.create_group(GID, ["ann", "bob"])
         yield chat
 
@@ -59,7 +60,7 @@ def chat(settings: Settings) -> Iterator[Chat]:
 @pytest.fixture
 def persist(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Iterator[Persist]:
     monkeypatch.setattr(sqlite_file, "EMPTY_AGAIN_S", 0.0)
-    persist = Persist(chat.link, chat.database, chat.settings)
+    persist = Persist(chat.system.client, chat.system.database, chat.system.settings)
     yield persist
     persist.close()
 
@@ -72,8 +73,8 @@ def drain(worker: Persist | ReceiptsWorker) -> None:
 def store_all(chat: Chat) -> None:
     """Let workers handle all there is."""
     for worker in (
-        Persist(chat.link, chat.database, chat.settings),
-        ReceiptsWorker(chat.link, chat.database, chat.settings),
+        Persist(chat.system.client, chat.system.database, chat.system.settings),
+        ReceiptsWorker(chat.system.client, chat.system.database, chat.system.settings),
     ):
         drain(worker)
         worker.close()
@@ -89,7 +90,7 @@ class TestSqlite:
     def test_it_leaves_every_file_with_the_recall(self, chat: Chat, persist: Persist, text: str) -> None:
         sent = chat.send(GID, text, sender_uid="ann")
         drain(persist)
-        data = chat.settings.data_dir
+        data = chat.system.settings.data_dir
         assert files_with("SECRET", data)
 
         chat.recall(GID, sent.msgid, by="ann")
@@ -101,7 +102,7 @@ class TestSqlite:
         # Given somebody who reads
         sent = chat.send(GID, SECRET, sender_uid="ann")
         drain(persist)
-        data = chat.settings.data_dir
+        data = chat.system.settings.data_dir
         with closing(sqlite3.connect(data / "imcore.db", isolation_level=None)) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM group_msgs").fetchone()
@@ -111,7 +112,7 @@ class TestSqlite:
             drain(persist)
 
             # Then it is stored all the same
-            stored = chat.database.message(GID, sent_packed(chat))
+            stored = chat.system.database.message(GID, sent_packed(chat))
             assert stored
             assert stored.content == ""
             assert files_with("SECRET", data)
@@ -124,16 +125,16 @@ class TestSqlite:
         sent = chat.send(GID, SECRET, sender_uid="ann")
         drain(persist)
         chat.recall(GID, sent.msgid, by="ann")
-        with closing(sqlite3.connect(chat.settings.data_dir / "imcore.db", isolation_level=None)) as reader:
+        with closing(sqlite3.connect(chat.system.settings.data_dir / "imcore.db", isolation_level=None)) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM group_msgs").fetchone()
             drain(persist)
-            assert files_with("SECRET", chat.settings.data_dir)
+            assert files_with("SECRET", chat.system.settings.data_dir)
 
-        with Chat.connect(settings=chat.settings) as another:
+        with Chat.connect(settings=chat.system.settings) as another:
             another.database.upgrade()  # as each worker begins
 
-            assert files_with("SECRET", chat.settings.data_dir) == []
+            assert files_with("SECRET", chat.system.settings.data_dir) == []
 
     def test_check_takes_one_away_that_was_left(self, chat: Chat, persist: Persist) -> None:
         # Given a recalled text that SQL has all the same
@@ -141,25 +142,25 @@ class TestSqlite:
         drain(persist)
         chat.recall(GID, sent.msgid, by="ann")
         drain(persist)
-        with closing(sqlite3.connect(chat.settings.data_dir / "imcore.db")) as other:
+        with closing(sqlite3.connect(chat.system.settings.data_dir / "imcore.db")) as other:
             other.execute("UPDATE group_msgs SET content = ? WHERE recalls IS NULL", (SECRET,))
             other.commit()
 
         # When it is mended
-        assert any(each.repaired for each in audit.check(chat, repair=True))
+        assert any(each.repaired for each in check.check(chat.system, repair=True))
 
         # Then it is on no disk either
-        assert files_with("SECRET", chat.settings.data_dir) == []
+        assert files_with("SECRET", chat.system.settings.data_dir) == []
 
     def test_the_log_is_small_again_once_a_reader_has_gone(self, chat: Chat, persist: Persist) -> None:
-        log = chat.settings.data_dir / "imcore.db-wal"
+        log = chat.system.settings.data_dir / "imcore.db-wal"
 
         def talk(times: int) -> None:
             for _ in range(times):
                 chat.send_many(GID, [Draft("ann", "x" * 5000) for _ in range(100)])
                 drain(persist)
 
-        with closing(sqlite3.connect(chat.settings.data_dir / "imcore.db", isolation_level=None)) as reader:
+        with closing(sqlite3.connect(chat.system.settings.data_dir / "imcore.db", isolation_level=None)) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM group_msgs").fetchone()
             talk(25)
@@ -170,15 +171,15 @@ class TestSqlite:
 
 def sent_packed(chat: Chat) -> int:
     """The oldest message of the group in SQL, packed."""
-    return chat.database.messages_after(GID, 0)[0].msgid
+    return chat.system.database.messages_after(GID, 0)[0].msgid
 
 
 class TestLocalDatabase:
     def test_it_leaves_every_file_with_the_recall(self, chat: Chat) -> None:
-        folder = chat.settings.data_dir / "clients"
+        folder = chat.system.settings.data_dir / "clients"
         sent = chat.send(GID, SECRET, sender_uid="ann")
-        with LocalDatabase(path_of(chat.settings.data_dir, "bob"), "bob", exclusive=True) as local:
-            client = Client(chat, "bob", local)
+        with LocalDatabase(path_of(chat.system.settings.data_dir, "bob"), "bob", exclusive=True) as local:
+            client = Device(chat, "bob", local)
             client.keep(chat.pull("bob", GID))
             assert files_with("SECRET", folder)
 
@@ -189,10 +190,10 @@ class TestLocalDatabase:
 
     def test_a_reader_in_the_way_is_waited_for(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sqlite_file, "EMPTY_AGAIN_S", 0.0)
-        folder, path = chat.settings.data_dir / "clients", path_of(chat.settings.data_dir, "bob")
+        folder, path = chat.system.settings.data_dir / "clients", path_of(chat.system.settings.data_dir, "bob")
         sent = chat.send(GID, SECRET, sender_uid="ann")
         with LocalDatabase(path, "bob", exclusive=True) as local:
-            client = Client(chat, "bob", local)
+            client = Device(chat, "bob", local)
             client.keep(chat.pull("bob", GID))
             with closing(sqlite3.connect(path, isolation_level=None)) as reader:
                 reader.execute("BEGIN")
@@ -256,7 +257,7 @@ class TestAppendOnlyFile:
     def test_what_is_said_of_texts_that_no_retention_keeps(self, chat: Chat, settings: Settings) -> None:
         # Given a message that SQL does not have
         self.recalled(chat)
-        with closing(sqlite3.connect(chat.settings.data_dir / "imcore.db")) as other:
+        with closing(sqlite3.connect(chat.system.settings.data_dir / "imcore.db")) as other:
             other.execute("DELETE FROM group_msgs")
             other.commit()
 
@@ -281,7 +282,7 @@ class TestAppendOnlyFile:
         monkeypatch.setenv("IM_KEEP_MESSAGES", "10")
         monkeypatch.setenv("IM_KEEP_MS", "1000000")
         assert jobs.trim()["rewritten"] == 0
-        assert chat.link.read("ZCARD", WITHDRAWN) == 1
+        assert chat.system.client.query("ZCARD", WITHDRAWN) == 1
 
         # It has left the stream
         monkeypatch.setenv("IM_KEEP_MESSAGES", "0")
@@ -293,16 +294,16 @@ class TestAppendOnlyFile:
         chat.send(GID, "more", sender_uid="ann")
         store_all(chat)
         assert jobs.trim()["rewritten"] == 0
-        assert chat.link.read("ZCARD", WITHDRAWN) == 0
+        assert chat.system.client.query("ZCARD", WITHDRAWN) == 0
 
     def test_one_that_was_recalled_after_it_was_trimmed(self, chat: Chat, file: Path) -> None:
         sent = chat.send(GID, SECRET, sender_uid="ann")
         store_all(chat)
-        retention.trim(chat)
+        retention.trim(chat.system)
         chat.recall(GID, sent.msgid, by="ann")
         store_all(chat)
 
-        assert append_only.forget_withdrawn(chat) == 1
+        assert append_only.forget_withdrawn(chat.system) == 1
         wait_until(lambda: files_with("SECRET", file) == [])
 
     def test_a_rewrite_that_began_before_does_not_count(
@@ -310,13 +311,13 @@ class TestAppendOnlyFile:
     ) -> None:
         # Given a rewrite under way that has the text in hand, as it began before the trim
         self.recalled(chat)
-        chat.link.client.config_set("rdb-key-save-delay", 200_000)  # microseconds for each key
-        chat.link.client.bgrewriteaof()
-        retention.trim(chat)
-        chat.link.client.config_set("rdb-key-save-delay", 0)
+        chat.system.client.driver.config_set("rdb-key-save-delay", 200_000)  # microseconds for each key
+        chat.system.client.driver.bgrewriteaof()
+        retention.trim(chat.system)
+        chat.system.client.driver.config_set("rdb-key-save-delay", 0)
 
         # Then another one follows
-        assert append_only.forget_withdrawn(chat) == 1
+        assert append_only.forget_withdrawn(chat.system) == 1
         wait_until(lambda: files_with("SECRET", file) == [])
 
     def test_one_that_waits_for_a_save_for_too_long_is_told_and_tried_again(
@@ -324,22 +325,22 @@ class TestAppendOnlyFile:
     ) -> None:
         # Given a save that takes longer than anybody waits
         self.recalled(chat)
-        retention.trim(chat)
-        chat.link.client.config_set("rdb-key-save-delay", 300_000)  # microseconds for each key
-        chat.link.client.bgsave()
-        chat.link.client.config_set("rdb-key-save-delay", 0)
+        retention.trim(chat.system)
+        chat.system.client.driver.config_set("rdb-key-save-delay", 300_000)  # microseconds for each key
+        chat.system.client.driver.bgsave()
+        chat.system.client.driver.config_set("rdb-key-save-delay", 0)
 
         # When the file is to be rewritten
         with monkeypatch.context() as patch:
             patch.setattr(append_only, "LONGEST_S", 0.3)
-            assert append_only.forget_withdrawn(chat) == 0
+            assert append_only.forget_withdrawn(chat.system) == 0
 
         # Then that is told
         [message] = caplog.messages
         assert "may still hold recalled texts: its rewrite still waits for a save to end after" in message
 
         # And done as soon as that has ended
-        assert append_only.forget_withdrawn(chat) == 1
+        assert append_only.forget_withdrawn(chat.system) == 1
         wait_until(lambda: files_with("SECRET", file) == [])
 
     def test_one_that_fails_is_told_and_tried_again(
@@ -347,26 +348,26 @@ class TestAppendOnlyFile:
     ) -> None:
         # Given a folder in which no file can be made
         self.recalled(chat)
-        retention.trim(chat)
+        retention.trim(chat.system)
         parked = file.with_name("parked")
         file.rename(parked)
         file.touch()
 
         # When it is to be rewritten
-        assert append_only.forget_withdrawn(chat) == 0
+        assert append_only.forget_withdrawn(chat.system) == 0
         assert ["may still hold recalled texts" in message for message in caplog.messages] == [True]
 
         # Then it is the next time
         file.unlink()
         parked.rename(file)
-        wait_until(lambda: append_only.forget_withdrawn(chat) == 1)
+        wait_until(lambda: append_only.forget_withdrawn(chat.system) == 1)
         wait_until(lambda: files_with("SECRET", file) == [])
 
     def test_a_role_without_the_right_is_told(
         self, chat: Chat, settings: Settings, caplog: pytest.LogCaptureFixture
     ) -> None:
         self.recalled(chat)
-        client: Any = chat.link.client
+        client: Any = chat.system.client.driver
         for refused in ("bgrewriteaof", "info"):
             client.execute_command(
                 "ACL", "SETUSER", "limited", "reset", "on", ">pw", "~*", "&*", "+@all", f"-{refused}"
@@ -379,19 +380,19 @@ class TestAppendOnlyFile:
                 [message] = caplog.messages
                 assert "this role may not have it rewritten" in message
                 assert "BGREWRITEAOF" in message
-        assert append_only.forget_withdrawn(chat) == 1
+        assert append_only.forget_withdrawn(chat.system) == 1
 
     def test_a_server_without_such_a_file(
         self, valkey: str, settings: Settings, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.WARNING)
         with Chat.connect(settings=replace(settings, redis_url=valkey)) as chat:
-            chat.database.upgrade()
+            chat.system.database.upgrade()
             chat.create_group(GID, ["ann", "bob"])
             self.recalled(chat)
-            retention.trim(chat)
-            assert append_only.forget_withdrawn(chat, always=True) == 0
-            assert chat.link.read("ZCARD", WITHDRAWN) == 0
+            retention.trim(chat.system)
+            assert append_only.forget_withdrawn(chat.system, always=True) == 0
+            assert chat.system.client.query("ZCARD", WITHDRAWN) == 0
         assert caplog.messages == []
 
     def test_each_primary_of_a_cluster(
@@ -402,12 +403,12 @@ class TestAppendOnlyFile:
                 client.config_set("appendonly", "yes")
         try:
             with Chat.connect(settings=replace(settings, redis_url=cluster)) as chat:
-                chat.database.upgrade()
+                chat.system.database.upgrade()
                 chat.create_group(GID, ["ann", "bob"])
                 self.recalled(chat)
-                retention.trim(chat)
+                retention.trim(chat.system)
                 done: list[tuple[int, int]] = []
-                assert append_only.forget_withdrawn(chat, on_progress=lambda *now: done.append(now)) == 3
+                assert append_only.forget_withdrawn(chat.system, on_progress=lambda *now: done.append(now)) == 3
                 assert done[-1] == (3, 3)
         finally:
             for node in cluster_servers.nodes:

@@ -20,25 +20,27 @@ from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 from sqlalchemy import text
 
-from cli.supervisor import STOP_S
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin import deadletters, retention
-from imcore.admin.audit import check
-from imcore.admin.rebuild import rebuild
+from imcore.admin import dead_letters, retention
+from imcore.cli.supervisor import STOP_S
+from imcore.model.values import Draft
+from imcore.repair.check import check
+from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.calls import Draft, Target, ack, send
+from imcore.streams.calls.message_calls import AckTarget, ack, send
+from imcore.streams.client import Client, RedisClient, open_client
 from imcore.streams.events import Joined
 from imcore.streams.journal import CLUSTER_BLOCK_MS, Journal
 from imcore.streams.keys import CONFIG, lease
-from imcore.streams.link import Client, Link, open_client
+from imcore.system import System
+from imcore.workers import jobs
+from imcore.workers.persist import KIND, Persist
+from imcore.workers.signals import Signals
 from tests.deadline import wait_until
 from tests.processes import END_S, PythonProcess, WorkerProcess
 from tests.servers import RunningCluster, require_server, start_valkey
-from workers import jobs
-from workers.persist import KIND, Persist
-from workers.signals import Signals
 
 UIDS = [f"user{number}" for number in range(20)]
 
@@ -59,8 +61,8 @@ def talk(chat: Chat, gid: str = "g", count: int = 100) -> None:
     chat.create_group(gid, UIDS)
     for start in range(0, count, 100):
         drafts = [Draft(UIDS[number % 20], f"{number}") for number in range(start, min(count, start + 100))]
-        chat.link.run(send(chat.link.space, gid, drafts, 1000))
-    chat.link.run(ack(chat.link.space, gid, [Target(None, [UIDS[0]])]))
+        chat.system.client.call(send(chat.system.client.space, gid, drafts, 1000))
+    chat.system.client.call(ack(chat.system.client.space, gid, [AckTarget(None, [UIDS[0]])]))
 
 
 def count(database: Database, table: str = "group_msgs") -> int:
@@ -75,7 +77,7 @@ def has(database: Database, messages: int) -> bool:
 
 def open_entries(chat: Chat) -> int:
     """How many entries workers have taken and not done."""
-    return sum(chat.link.client.xpending(key, KIND)["pending"] for key in chat.link.space.journals())
+    return sum(chat.system.client.driver.xpending(key, KIND)["pending"] for key in chat.system.client.space.journals())
 
 
 def worker(settings: Settings, name: str = "persist", *arguments: str, **others: str | int) -> WorkerProcess:
@@ -88,7 +90,7 @@ class TestBurst:
         talk(chat, count=1000)
         with worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
-        assert count(chat.database) == 1000
+        assert count(chat.system.database) == 1000
         assert open_entries(chat) == 0
 
     @pytest.mark.parametrize("name", ["persist", "receipts", "trim"])
@@ -96,35 +98,35 @@ class TestBurst:
         self, chat: Chat, settings: Settings, name: str
     ) -> None:
         # Given data of 4 partitions, which only SQL has by now, and one whom nobody has told of it
-        chat.database.upgrade()
-        chat.database.set_meta("partitions", "4")
+        chat.system.database.upgrade()
+        chat.system.database.set_meta("partitions", "4")
         if name == "trim":
             with Chat.connect(settings=replace(settings, partitions=None)) as other:
-                other.link.upgrade()
+                other.client.upgrade()
                 retention.trim(other)
         else:
             with worker(settings, name, "--burst", partitions="") as burst:
                 assert burst.wait() == 0
         # Then a rebuild will not change it under those who are there already
-        assert chat.link.client.hget(CONFIG, "partitions") == b"4"
+        assert chat.system.client.driver.hget(CONFIG, "partitions") == b"4"
 
     def test_it_takes_over_what_the_dead_left(self, chat: Chat, settings: Settings) -> None:
         # Given a worker that died with entries in hand
         talk(chat)
-        dead = Journal(chat.link, KIND, settings)
+        dead = Journal(chat.system.client, KIND, settings)
         assert dead.take()
-        chat.link.client.delete(lease(KIND, 1))
+        chat.system.client.driver.delete(lease(KIND, 1))
 
         # Then a burst stores them too
         with worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
-        assert count(chat.database) == 100
+        assert count(chat.system.database) == 100
 
     def test_it_waits_for_what_others_have_in_hand(self, chat: Chat, settings: Settings) -> None:
         # Given a living worker with entries in hand, which is not heard of while the burst starts
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         talk(chat)
-        other = Persist(chat.link, chat.database, replace(settings, lease_ms=600_000))
+        other = Persist(chat.system.client, chat.system.database, replace(settings, lease_ms=600_000))
         other._in_hand = other._journal.take()
 
         # When a burst has nothing left to do itself
@@ -137,12 +139,12 @@ class TestBurst:
             while other.step():
                 pass
             assert burst.wait() == 0
-        assert count(chat.database) == 100
+        assert count(chat.system.database) == 100
 
     def test_it_ends_only_when_what_failed_is_done_or_dead(self, chat: Chat, settings: Settings) -> None:
         # Given an entry that nobody can handle, and some behind it
         chat.create_group("g", UIDS)
-        chat.link.client.xadd(chat.link.space.group("g").journal, {"kind": "feast"})
+        chat.system.client.driver.xadd(chat.system.client.space.group("g").journal, {"kind": "feast"})
         talk(chat, "g", count=10)
 
         # When a burst tries it, after waits of 50, 100 and 200 ms: longer than it waits for new entries
@@ -152,15 +154,15 @@ class TestBurst:
 
         # Then all is out of the way
         assert time.monotonic() - began > 0.35
-        assert count(chat.database) == 10
-        assert [letter.deliveries for letter in deadletters.list_dead(chat)] == [4]
+        assert count(chat.system.database) == 10
+        assert [letter.deliveries for letter in dead_letters.list_dead(chat.system)] == [4]
         assert open_entries(chat) == 0
 
     def test_it_notices_a_redis_that_has_lost_all(self, chat: Chat, settings: Settings) -> None:
         talk(chat)
         with worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
-        chat.link.client.flushall()
+        chat.system.client.driver.flushall()
         with worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 1
         assert "run im rebuild" in burst.log.splitlines()[-1]
@@ -177,8 +179,8 @@ class TestBurst:
 def consumers(chat: Chat) -> set[str]:
     return {
         info["name"].decode()
-        for key in chat.link.space.journals()
-        for info in chat.link.client.xinfo_consumers(key, KIND)
+        for key in chat.system.client.space.journals()
+        for info in chat.system.client.driver.xinfo_consumers(key, KIND)
     }
 
 
@@ -194,26 +196,26 @@ class TestLoop:
             assert idle.end(number) == 0
 
         # Then its name is free, and it said so in plain lines
-        assert not chat.link.client.exists(lease(KIND, 1))
+        assert not chat.system.client.driver.exists(lease(KIND, 1))
         assert "Traceback" not in idle.log
         assert idle.log.endswith("ended; 0 entries handled\n")
 
     def test_a_signal_under_load_leaves_nothing_half_done(self, chat: Chat, settings: Settings) -> None:
         # Given a worker in the middle of much to do
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         for number in range(20):
             talk(chat, f"g{number}", count=1000)
         with worker(settings, batch_size=5) as busy:
-            wait_until(lambda: count(chat.database))
+            wait_until(lambda: count(chat.system.database))
 
             # When it is asked to end
             assert busy.end() == 0
 
         # Then it has done a part, and another one does the rest
-        done = count(chat.database)
+        done = count(chat.system.database)
         with worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
-        assert 0 < done <= count(chat.database) == 20_000
+        assert 0 < done <= count(chat.system.database) == 20_000
         assert open_entries(chat) == 0
 
     @pytest.mark.parametrize("arguments", [[], ["--burst"]], ids=["loop", "burst"])
@@ -243,7 +245,7 @@ class TestLoop:
             assert "what is in hand stays open for the next worker" in stuck.log
             assert "Traceback" not in stuck.log
             assert all(" persist: " in line for line in stuck.log.splitlines())
-            assert not chat.link.client.exists(lease(KIND, 1))
+            assert not chat.system.client.driver.exists(lease(KIND, 1))
             assert open_entries(chat)
 
             # And the next one stores them
@@ -255,7 +257,7 @@ class TestLoop:
 
     def test_it_ends_too_where_closing_hangs(self, chat: Chat, settings: Settings) -> None:
         # Given a worker that neither ends a step nor closes
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         with PythonProcess(
             settings.data_dir / "workers",
             "tests.hanging",
@@ -271,17 +273,17 @@ class TestLoop:
         assert hanging.log.splitlines()[-1] == "closing hangs, too: leaving without it"
 
     def test_messages_are_stored_as_they_come(self, chat: Chat, settings: Settings) -> None:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         with worker(settings):
             for number in range(1, 6):
                 talk(chat, f"g{number}", count=1)
-                wait_until(partial(has, chat.database, number))
+                wait_until(partial(has, chat.system.database, number))
 
     def test_an_idle_loop_does_not_spin(self, chat: Chat, settings: Settings) -> None:
         # Given a worker with nothing to do
         with worker(settings, block_ms=200) as idle:
             idle.wait_for("working as")
-            server = chat.link.client
+            server = chat.system.client.driver
 
             # Then five looks for new entries take about five waits
             start, looks = time.monotonic(), reads(server)
@@ -305,17 +307,17 @@ class TestServersAway:
             with Chat.connect(settings=settings) as chat, worker(settings) as steady:
                 talk(chat, "g", count=10)
                 steady.wait_for("working as")
-                wait_until(lambda: count(chat.database) == 10)
+                wait_until(lambda: count(chat.system.database) == 10)
 
                 # When the server crashes and comes back
                 server.kill()
                 steady.wait_for("waiting: no answer from Redis")
                 server = start_valkey(tmp_path / "valkey")
-                wait_until(chat.link.client.ping)
+                wait_until(chat.system.client.driver.ping)
                 talk(chat, "h", count=10)
 
                 # Then the worker goes on by itself, and has said each thing once
-                wait_until(lambda: count(chat.database) == 20)
+                wait_until(lambda: count(chat.system.database) == 20)
                 assert steady.end() == 0
             assert steady.log.count("waiting:") == steady.log.count("going on") == 1
         finally:
@@ -386,9 +388,11 @@ class TestOnRealServers:
         # Given a clock that has been put back: the journal goes on in the millisecond that it had come to
         chat.create_group("g")
         ahead = time.time_ns() // 1_000_000 + 60_000
-        chat.link.client.xadd(chat.link.space.group("g").journal, {"kind": "group", "gid": "g"}, id=f"{ahead}-0")
+        chat.system.client.driver.xadd(
+            chat.system.client.space.group("g").journal, {"kind": "group", "gid": "g"}, id=f"{ahead}-0"
+        )
         chat.add_members("g", [f"user{number}" for number in range(10_000)])
-        journal = Journal(chat.link, KIND, replace(settings, batch_size=20_000))
+        journal = Journal(chat.system.client, KIND, replace(settings, batch_size=20_000))
 
         # Then each has its own version, in their order
         versions = [entry.version for entry in journal.take() if isinstance(entry.event, Joined)]
@@ -398,30 +402,30 @@ class TestOnRealServers:
     def test_after_redis_lost_its_data_nothing_is_stored_until_it_is_rebuilt(
         self, chat: Chat, settings: Settings
     ) -> None:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         with worker(settings) as steady:
             talk(chat, "g", count=1)
-            wait_until(lambda: count(chat.database) == 1)
+            wait_until(lambda: count(chat.system.database) == 1)
             # When all is lost, and people begin anew
-            chat.link.client.flushall()
+            chat.system.client.driver.flushall()
             talk(chat, "h", count=1)
             # Then the worker says what to do, and goes on once that is done
             steady.wait_for("run im rebuild")
-            assert count(chat.database) == 1
-            rebuild(chat, yes=True)
-            wait_until(lambda: count(chat.database) == 2)
+            assert count(chat.system.database) == 1
+            rebuild(chat.system, yes=True)
+            wait_until(lambda: count(chat.system.database) == 2)
             assert steady.end() == 0
-        assert list(check(chat)) == []
+        assert list(check(chat.system)) == []
 
     def test_poison_becomes_a_dead_letter_and_blocks_nothing(self, chat: Chat, settings: Settings) -> None:
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         chat.create_group("g", UIDS)
         for _ in range(3):
-            chat.link.client.xadd(chat.link.space.group("g").journal, {"kind": "feast"})
+            chat.system.client.driver.xadd(chat.system.client.space.group("g").journal, {"kind": "feast"})
         with worker(settings, max_deliveries=2) as steady:
             talk(chat, "g", count=10)
-            wait_until(lambda: count(chat.database) == 10)
-            wait_until(lambda: len(list(deadletters.list_dead(chat))) == 3)
+            wait_until(lambda: count(chat.system.database) == 10)
+            wait_until(lambda: len(list(dead_letters.list_dead(chat.system))) == 3)
             assert steady.log.count("failed 1 times") == 3
             assert steady.end() == 0
         assert open_entries(chat) == 0
@@ -430,16 +434,16 @@ class TestOnRealServers:
         # Given a cluster, where no command reaches over partitions
         settings = Settings.from_env({}, data_dir=str(tmp_path), redis_url=cluster)
         client = open_client(cluster)
-        with Chat(Link(client, partitions=6), Database.connect(settings.database_url), settings) as chat:
+        with Chat(System(RedisClient(client, partitions=6), Database.connect(settings.database_url), settings)) as chat:
             for number in range(12):
                 talk(chat, f"g{number}", count=10)
 
             # Then a worker stores what was there and what comes
             with worker(settings, block_ms=1000) as steady:
                 steady.wait_for("working as")
-                wait_until(lambda: count(chat.database) == 120)
+                wait_until(lambda: count(chat.system.database) == 120)
                 talk(chat, "late", count=10)
-                wait_until(lambda: count(chat.database) == 130)
+                wait_until(lambda: count(chat.system.database) == 130)
 
                 # And is in no hurry when nothing comes: a round is one look at each of 6 partitions, and a wait at one
                 start, looks = time.monotonic(), all_reads(cluster_servers)
@@ -473,7 +477,7 @@ class TestJobs:
         # Given a worker whose job hangs, after one that did not
         for name in ("redis_url", "database_url", "data_dir"):
             monkeypatch.setenv(f"IM_{name.upper()}", str(getattr(settings, name)))
-        monkeypatch.setattr("workers.signals.PATIENCE_S", 0.1)
+        monkeypatch.setattr("imcore.workers.signals.PATIENCE_S", 0.1)
         began = threading.Event()
 
         def hang(_chat: Chat) -> NoReturn:
@@ -529,7 +533,7 @@ class TestJobs:
 
     def test_a_burst_works_off_the_queue_and_adds_nothing(self, chat: Chat, settings: Settings) -> None:
         # Given a job that somebody has enqueued by name, as JSON
-        chat.database.upgrade()
+        chat.system.database.upgrade()
         with closing(redis.Redis.from_url(settings.redis_url)) as connection:
             job = Queue(jobs.QUEUE, connection=connection, serializer=JSONSerializer).enqueue(jobs.TRIM)
 
@@ -599,14 +603,14 @@ def test_no_thread_of_rq_is_left_behind_by_a_server_that_went_away(
 def test_entries_that_come_while_the_clock_is_put_back_can_be_told_apart(chat: Chat) -> None:
     # Given a clock that stands an hour behind the newest entry, so that all are of one millisecond for an hour
     chat.create_group("g", ["ann", "bob"])
-    journal = chat.link.space.group("g").journal
-    newest = chat.link.client.xinfo_stream(journal)["last-generated-id"].decode().partition("-")[0]
-    chat.link.client.execute_command("XSETID", journal, f"{int(newest) + 3_600_000}-8190")
+    journal = chat.system.client.space.group("g").journal
+    newest = chat.system.client.driver.xinfo_stream(journal)["last-generated-id"].decode().partition("-")[0]
+    chat.system.client.driver.execute_command("XSETID", journal, f"{int(newest) + 3_600_000}-8190")
     # When
     for number in range(3):
         chat.send("g", f"message {number}", sender_uid="ann")
         chat.ack("bob", "g")
     # Then each has a number of its own, in order
-    packed = [msgids.pack_id(entry_id) for entry_id, _ in chat.link.client.xrange(journal)]
+    packed = [msgids.pack_id(entry_id) for entry_id, _ in chat.system.client.driver.xrange(journal)]
     assert packed == sorted(set(packed))
     assert all(msgids.pack_id(msgids.unpack(number).encode()) == number for number in packed)

@@ -7,8 +7,8 @@ from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
+from imcore.model.values import Group, Member, Message, Tally, Unread
 from imcore.sql.database import Database
-from imcore.values import Group, Member, Message, Tally, Unread
 from tests.model.reference import Model, ModelMessage
 
 
@@ -39,8 +39,8 @@ def compare_group(chat: Chat, model: Model, gid: str) -> None:
 
 def compare_offsets(chat: Chat, model: Model, gid: str) -> None:
     """What any Redis tool sees: a consumer group for each member and no other, at the member's offset."""
-    group, stream = model.groups[gid], chat.link.space.group(gid).stream
-    found = chat.link.client.xinfo_groups(stream) if chat.link.client.exists(stream) else []
+    group, stream = model.groups[gid], chat.system.client.space.group(gid).stream
+    found = chat.system.client.driver.xinfo_groups(stream) if chat.system.client.driver.exists(stream) else []
     assert {info["name"].decode(): info["last-delivered-id"].decode() for info in found} == {
         uid: group.msgid(group.current(uid).acked) or "0-0" for uid in group.members()
     }

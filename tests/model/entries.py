@@ -7,15 +7,17 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-from imcore import Chat, direct
-from imcore.admin import audit, deadletters, retention, stats
-from imcore.client import Client
-from imcore.live.gateway import Gateway
-from imcore.live.localdb import LocalDatabase
+from imcore import Chat
+from imcore.admin import dead_letters, retention, stats
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase
+from imcore.gateway.gateway import Gateway
+from imcore.model import direct
+from imcore.repair import check
 from tests.model.mischief import OF_ONE_ENTRY, PARAMETERS
 
-CLASSES: tuple[type, ...] = (Chat, Gateway, Client, LocalDatabase)
-MODULES: tuple[ModuleType, ...] = (direct, deadletters, retention, stats, audit)
+CLASSES: tuple[type, ...] = (Chat, Gateway, Device, LocalDatabase)
+MODULES: tuple[ModuleType, ...] = (direct, dead_letters, retention, stats, check)
 
 ELSEWHERE = {
     "Chat.connect": "takes URLs: see the tests of settings",

@@ -18,7 +18,7 @@ def fingerprint(chat: Chat, *files: Path) -> Fingerprint:
 
     But for `im:config`: the first write fixes how many partitions there are, whatever becomes of it.
     """
-    client: Any = chat.link.client
+    client: Any = chat.system.client.driver
     keys = sorted(key for key in client.keys("*") if key != CONFIG.encode())
     with client.pipeline(transaction=False) as pipe:
         for key in keys:

@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from imcore import Chat
-from imcore.admin.audit import check
-from imcore.admin.deadletters import DeadLetter, list_dead
-from imcore.client import Client
+from imcore.admin.dead_letters import DeadLetter, list_dead
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase, Outgoing, path_of
 from imcore.errors import ImError
-from imcore.live.gateway import Gateway
-from imcore.live.listener import Listener
-from imcore.live.localdb import LocalDatabase, Outgoing, path_of
-from imcore.live.rooms import Session
+from imcore.gateway.fanout import Session
+from imcore.gateway.gateway import Gateway
+from imcore.gateway.listener import Listener
+from imcore.model.values import Message, Receipt
+from imcore.repair.check import check
 from imcore.streams.keys import CONFIG
-from imcore.values import Message, Receipt
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
 from tests.model.entries import Entry, entries
 from tests.model.fingerprint import Fingerprint, fingerprint
 from tests.model.mischief import GIDS, UIDS, Known, resolved
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
 
 WANTED = os.environ.get("IM_FUZZ_EXAMPLES")
 """Read here, because the tests themselves see no setting."""
@@ -83,12 +83,12 @@ class Fuzzing(RuleBasedStateMachine):
         self.owners = {
             "Chat": self.chat,
             "Gateway": self.chat.gateway(ack_every=2, ack_interval_s=0.0, acks="client"),
-            "Client": Client(self.chat, UIDS[0], self.local),
+            "Client": Device(self.chat, UIDS[0], self.local),
             "LocalDatabase": self.local,
         }
-        settings = replace(self.chat.settings, block_ms=0, retry_ms=0, receipt_window_ms=0, max_deliveries=1)
-        self.persist = Persist(self.chat.link, self.chat.database, settings)
-        self.receipts = ReceiptsWorker(self.chat.link, self.chat.database, settings)
+        settings = replace(self.chat.system.settings, block_ms=0, retry_ms=0, receipt_window_ms=0, max_deliveries=1)
+        self.persist = Persist(self.chat.system.client, self.chat.system.database, settings)
+        self.receipts = ReceiptsWorker(self.chat.system.client, self.chat.system.database, settings)
         self.given_out: dict[str, list[Any]] = {"chat": [self.chat]}
         self.before: Fingerprint | None = None
 
@@ -97,7 +97,7 @@ class Fuzzing(RuleBasedStateMachine):
         try:
             while self.persist.step():
                 pass
-            assert [difference for difference in check(self.chat) if difference.gid] == []
+            assert [difference for difference in check(self.chat.system) if difference.gid] == []
         finally:
             gateway = self.owners["Gateway"]
             assert isinstance(gateway, Gateway)
@@ -115,10 +115,10 @@ class Fuzzing(RuleBasedStateMachine):
         self.work_poison()
         self.work_persist()
         self.work_receipts()
-        self.remember(list(list_dead(self.chat)))
+        self.remember(list(list_dead(self.chat.system)))
         self.given_out["sid"] = [self.chat.begin_session(UIDS[0])]
-        self.given_out["dataset"] = [self.chat.link.read("HGET", CONFIG, "dataset").decode()]
-        Client(self.chat, UIDS[0], self.local).sync()
+        self.given_out["dataset"] = [self.chat.system.client.query("HGET", CONFIG, "dataset").decode()]
+        Device(self.chat, UIDS[0], self.local).sync()
 
     @rule(step=step())
     def take(self, step: tuple[Entry | str, dict[str, Any]]) -> None:
@@ -183,5 +183,5 @@ class Fuzzing(RuleBasedStateMachine):
 
     def work_poison(self) -> None:
         """An entry that nobody can read becomes a dead letter."""
-        client: Any = self.chat.link.client
-        client.xadd(self.chat.link.space.journal(0), {"kind": "nonsense", "gid": "\x1b[2J"})
+        client: Any = self.chat.system.client.driver
+        client.xadd(self.chat.system.client.space.journal(0), {"kind": "nonsense", "gid": "\x1b[2J"})

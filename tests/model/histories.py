@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import ImError, InvalidInput
-from imcore.values import Message
+from imcore.model.values import Message
 from tests.model.compare import compare_all, compare_group, compare_names, compare_user, same_form
 from tests.model.reference import Model, ModelGroup, ModelMessage
 

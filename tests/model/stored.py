@@ -8,16 +8,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from imcore import Chat
-from imcore.admin.audit import check
-from imcore.admin.rebuild import rebuild
 from imcore.admin.retention import trim
+from imcore.model.rows import Batch
+from imcore.repair.check import check
+from imcore.repair.rebuild import rebuild
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch
 from imcore.streams import keys
-from imcore.streams.link import Link
+from imcore.streams.client import RedisClient
+from imcore.system import System
+from imcore.workers.persist import KIND, Persist
 from tests.model.compare import compare_read_times, compare_sql
 from tests.model.histories import STEPS, Histories, one_of
-from workers.persist import KIND, Persist
 
 WORKERS = 2
 
@@ -38,7 +39,7 @@ class StoredHistories(Histories):
     def __init__(self, open_chat: Callable[[], Chat]) -> None:
         super().__init__(open_chat)
         # Few entries a batch, so that there are many batches; and no wait: the server counts in 0.1 s
-        self.settings = replace(self.chat.settings, batch_size=4, block_ms=0, retry_ms=0)
+        self.settings = replace(self.chat.system.settings, batch_size=4, block_ms=0, retry_ms=0)
         self.workers = [self.new_worker() for _ in range(WORKERS)]
 
     def teardown(self) -> None:
@@ -46,7 +47,7 @@ class StoredHistories(Histories):
             self.persist_all()
             for gid in self.model.groups:
                 compare_read_times(self.chat, self.model, gid)
-            different = list(check(self.chat))
+            different = list(check(self.chat.system))
             assert different == []
         finally:
             super().teardown()
@@ -56,7 +57,7 @@ class StoredHistories(Histories):
         super().take(step)
 
     def new_worker(self) -> Persist:
-        return Persist(self.chat.link, self.chat.database, self.settings)
+        return Persist(self.chat.system.client, self.chat.system.database, self.settings)
 
     def persist(self, worker: int) -> None:
         self.workers[worker].step()
@@ -64,11 +65,11 @@ class StoredHistories(Histories):
     def die(self, worker: int, committed: bool) -> None:
         """A worker is killed over a batch, before or after SQL has it. Its lease ends; another one takes its place."""
         self.workers[worker].close()
-        dying = Persist(self.chat.link, Dying(self.chat.database, committed), self.settings)
+        dying = Persist(self.chat.system.client, Dying(self.chat.system.database, committed), self.settings)
         try:
             dying.step()
         except KilledError:
-            self.chat.link.client.delete(keys.lease(KIND, int(dying.name.rpartition("-")[2])))
+            self.chat.system.client.driver.delete(keys.lease(KIND, int(dying.name.rpartition("-")[2])))
         else:
             dying.close()
         self.workers[worker] = self.new_worker()
@@ -79,16 +80,16 @@ class StoredHistories(Histories):
         while worker.step():
             pass
         worker.close()
-        compare_sql(self.chat.database, self.model)
+        compare_sql(self.chat.system.database, self.model)
 
     def trim(self, keep: int) -> None:
         """Drop from Redis what SQL has, but for the newest: nobody may notice."""
-        trim(self.chat, keep_messages=keep)
+        trim(self.chat.system, keep_messages=keep)
         self.touched |= self.model.groups.keys()
 
     def check(self) -> None:
         """What is on its way is no difference; only that nobody may be there to bring it, which is about no group."""
-        assert [difference for difference in check(self.chat) if difference.gid] == []
+        assert [difference for difference in check(self.chat.system) if difference.gid] == []
 
 
 class RebuiltHistories(StoredHistories):
@@ -101,10 +102,16 @@ class RebuiltHistories(StoredHistories):
     def lose_redis(self) -> None:
         """Redis loses all it had, when SQL has it: nobody may notice, once it is rebuilt."""
         self.persist_all()
-        link = self.chat.link
-        link.client.flushall()
-        self.chat = Chat(Link(link.client, partitions=link.space.partitions), self.chat.database, self.chat.settings)
-        rebuild(self.chat)
+        client = self.chat.system.client
+        client.driver.flushall()
+        self.chat = Chat(
+            System(
+                RedisClient(client.driver, partitions=client.space.partitions),
+                self.chat.system.database,
+                self.chat.system.settings,
+            )
+        )
+        rebuild(self.chat.system)
         self.workers = [self.new_worker() for _ in range(WORKERS)]
         self.touched |= self.model.groups.keys()
 

@@ -14,7 +14,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from imcore import Chat
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.link import Client, Link, open_client
+from imcore.streams.client import Client, RedisClient, open_client
+from imcore.system import System
 from tests.model.entries import ELSEWHERE, entries
 from tests.model.fuzzing import Fuzzing, played
 
@@ -26,7 +27,7 @@ def fuzzing(client: Client, folder: Path) -> Fuzzing:
 
     def open_chat() -> Chat:
         database = Database.connect(f"sqlite:///{folder / 'imcore.db'}")
-        return Chat(Link(client, partitions=PARTITIONS), database, settings)
+        return Chat(System(RedisClient(client, partitions=PARTITIONS), database, settings))
 
     return Fuzzing(open_chat, folder)
 

@@ -20,12 +20,13 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.app import app
-from cli.output import safe
 from imcore import Chat
+from imcore.cli.app import app
+from imcore.cli.output import safe
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.link import Link
+from imcore.streams.client import RedisClient
+from imcore.system import System
 from tests.model.fingerprint import fingerprint
 from tests.model.fuzzing import played
 from tests.model.mischief import GIDS, MSGIDS, ODD, UIDS
@@ -139,8 +140,8 @@ class World:
         return fingerprint(chat, self.folder / "imcore.db")
 
     def im(self, *words: str, stdin: bytes = b"") -> Result:
-        stop = patch("cli.commands.live.StopSignals", Stopping)
-        with patch("cli.options.Invocation.chat", lambda _: self.open_chat()), stop:
+        stop = patch("imcore.cli.commands.live.StopSignals", Stopping)
+        with patch("imcore.cli.options.Invocation.chat", lambda _: self.open_chat()), stop:
             return CliRunner(env={"IM_DATA_DIR": str(self.folder)}).invoke(app, words, input=stdin)
 
 
@@ -150,7 +151,7 @@ def world(folder: Path) -> World:
 
     def open_chat() -> Chat:
         database = Database.connect(f"sqlite:///{folder / 'imcore.db'}")
-        return Chat(Link(fakeredis.FakeRedis(server=server), partitions=2), database, settings)
+        return Chat(System(RedisClient(fakeredis.FakeRedis(server=server), partitions=2), database, settings))
 
     with open_chat() as chat:
         chat.create_group(GIDS[0], UIDS)
@@ -161,7 +162,7 @@ def world(folder: Path) -> World:
 @contextmanager
 def terminal(is_one: bool) -> Iterator[None]:
     """Let a person look at stdout, or a program; nobody is there to be asked."""
-    with patch("cli.output.is_terminal", lambda stream: is_one and stream is sys.stdout):
+    with patch("imcore.cli.output.is_terminal", lambda stream: is_one and stream is sys.stdout):
         yield
 
 

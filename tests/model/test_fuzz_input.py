@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import ImError
-from imcore.importer import import_events
+from imcore.importer.importer import import_events
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.link import Link
+from imcore.streams.client import RedisClient
+from imcore.system import System
 from tests.model.fingerprint import fingerprint
 from tests.model.fuzzing import played
 from tests.model.mischief import GIDS, MSGIDS, UIDS, texts, wrong_types
@@ -119,8 +120,8 @@ def test_random_lines_to_import(new_folder: Callable[[], Path]) -> None:
     def fuzz(lines: list[bytes]) -> None:
         folder = new_folder()
         settings = replace(Settings.from_env({}, data_dir=str(folder)), partitions=2)
-        link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-        with Chat(link, Database.connect(f"sqlite:///{folder / 'imcore.db'}"), settings) as chat:
+        client = RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
+        with Chat(System(client, Database.connect(f"sqlite:///{folder / 'imcore.db'}"), settings)) as chat:
             errors: list[str] = []
             for line in lines:
                 before = fingerprint(chat, folder / "imcore.db")

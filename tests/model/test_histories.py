@@ -21,7 +21,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from imcore import Chat
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.link import Client, Link, open_client
+from imcore.streams.client import Client, RedisClient, open_client
+from imcore.system import System
 from tests.model.histories import Histories
 from tests.model.stored import RebuiltHistories, StoredHistories
 
@@ -51,7 +52,7 @@ def played(examples: int) -> hypothesis_settings:
 
 def chat_on(client: Client, database: Database | None = None) -> Chat:
     settings = replace(Settings.from_env({}), partitions=PARTITIONS)
-    return Chat(Link(client, partitions=PARTITIONS), database, settings)
+    return Chat(System(RedisClient(client, partitions=PARTITIONS), database, settings))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import fakeredis
 import pytest
 
 from imcore.sql.database import Database
-from imcore.streams.link import Link
+from imcore.streams.client import RedisClient
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,6 @@ def database(_empty_database: Path, tmp_path: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
-def link() -> Link:
+def client() -> RedisClient:
     """A link to a new, empty server that has two partitions."""
-    return Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
+    return RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)

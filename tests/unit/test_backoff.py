@@ -6,12 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from imcore import backoff, creation
-from imcore.admin import claims
-from imcore.backoff import Backoff, Backoffs, Trouble
 from imcore.chat import Chat
 from imcore.errors import DatabaseOpening, GroupUnderWay, RedisFull, RedisUnavailable, TryAgain
-from imcore.streams.link import Link
+from imcore.operations import creation
+from imcore.repair import locks
+from imcore.streams.calls.repair_calls import GroupLock
+from imcore.streams.client import RedisClient
+from imcore.system import System
+from imcore.util import backoff
+from imcore.util.backoff import Backoff, Backoffs, ThrottledLog
 
 
 def test_waits_double_up_to_seconds_and_begin_short_again_after_a_success() -> None:
@@ -33,7 +36,7 @@ def test_waits_double_up_to_seconds_and_begin_short_again_after_a_success() -> N
 
 
 def test_what_says_something_else_is_told_too_as_long_as_it_is_little(caplog: pytest.LogCaptureFixture) -> None:
-    trouble = Trouble(lambda: 0.0)
+    trouble = ThrottledLog(lambda: 0.0)
     for number in range(100):
         trouble.note(RedisUnavailable(f"no answer at 10.0.0.{number}"))
         trouble.note(RedisUnavailable(f"{number}: no data of 'group{number}': run im rebuild"))
@@ -49,7 +52,7 @@ def test_what_says_something_else_is_told_too_as_long_as_it_is_little(caplog: py
 
 
 def test_that_a_database_is_being_opened_is_no_trouble(caplog: pytest.LogCaptureFixture) -> None:
-    Trouble(lambda: 0.0).note(DatabaseOpening())
+    ThrottledLog(lambda: 0.0).note(DatabaseOpening())
     assert caplog.messages == []
 
 
@@ -61,10 +64,10 @@ def test_pauses_double_up_to_seconds() -> None:
 
 @pytest.mark.parametrize("who", ["creation", "claims"])
 def test_whoever_looks_whether_others_are_done_looks_less_and_less_often(
-    who: str, link: Link, monkeypatch: pytest.MonkeyPatch
+    who: str, client: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, sleep=sleep_with(lambda: clock))
-    module = {"creation": creation, "claims": claims}[who]
+    module = {"creation": creation, "claims": locks}[who]
     monkeypatch.setattr(module, "time", clock)
     tried: list[float] = []
 
@@ -72,13 +75,13 @@ def test_whoever_looks_whether_others_are_done_looks_less_and_less_often(
         tried.append(clock.now)
         if who == "creation":
             raise GroupUnderWay
-        return [claims.Claim(link.space.group("team"), "token")]
+        return [GroupLock(client.space.group("team"), "token")]
 
     monkeypatch.setattr(creation, "_create_at_once", under_way)
-    monkeypatch.setattr(claims, "_missing", under_way)
-    chat = Chat(link, None)
+    monkeypatch.setattr(locks, "_missing", under_way)
+    chat = Chat(System(client, None))
     with pytest.raises(TryAgain):
-        creation.create(link, "team", ["ann"]) if who == "creation" else claims.take(chat, ["team"])
+        creation.create(client, "team", ["ann"]) if who == "creation" else locks.take(chat.system, ["team"])
     assert 8 <= len(tried) <= 12
     assert tried[-1] > {"creation": 12, "claims": 6}[who]
 
@@ -104,7 +107,7 @@ def test_the_success_of_one_thing_ends_no_wait_of_another() -> None:
 
 def test_each_kind_of_error_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
-    trouble = Trouble(lambda: now)
+    trouble = ThrottledLog(lambda: now)
     for _ in range(1200):  # two minutes
         trouble.note(RedisFull(f"full at {now}"), "acks have to wait: %s")
         if now > 30:

@@ -6,11 +6,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cli.bench import saved
-from cli.bench.figures import Aim, Figure, Yardstick, number, to_record, to_row
-from cli.bench.report import bars, tables
-from cli.bench.svg import chart
-from cli.bench.timing import Plan, Rounds
+from imcore.cli.bench import saved
+from imcore.cli.bench.figures import Aim, Figure, Yardstick, number, to_record, to_row
+from imcore.cli.bench.report import bars, tables
+from imcore.cli.bench.svg import chart
+from imcore.cli.bench.timing import RoundPlan, Rounds
 from imcore.errors import InvalidInput
 
 MACHINE = {"cpu": "a <fast> one", "cores": 2, "redis": "Valkey 9", "databases": ["SQLite 3"], "date": "2026-01-02T03"}
@@ -96,7 +96,7 @@ def test_bars_are_as_long_as_their_figures() -> None:
 
 
 def test_the_picture_is_xml_with_a_bar_for_each_charted_figure() -> None:
-    picture = ElementTree.fromstring(chart([SEND, PLAIN, *CYCLES], saved.caption(MACHINE, Plan(quick=True))))
+    picture = ElementTree.fromstring(chart([SEND, PLAIN, *CYCLES], saved.caption(MACHINE, RoundPlan(quick=True))))
 
     bar_elements = picture.findall("{*}rect")
     assert len(bar_elements) == 2
@@ -106,7 +106,7 @@ def test_the_picture_is_xml_with_a_bar_for_each_charted_figure() -> None:
 def test_a_saved_run_can_be_compared_with(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
 
-    saved.save(path, MACHINE, Plan(), [SEND, *CYCLES])
+    saved.save(path, MACHINE, RoundPlan(), [SEND, *CYCLES])
 
     assert json.loads(path.read_text())["machine"] == MACHINE
     assert saved.load(path) == {

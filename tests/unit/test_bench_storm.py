@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from cli.bench.crowd import ONLINE, Seen
-from cli.bench.literal_sql import SqliteStore, open_store
-from cli.bench.sql import SqlitePlace
-from cli.bench.stack import with_number
-from imcore.live.rooms import Arrived, Audience, Session, Told
-from imcore.values import Message, Receipt
+from imcore.cli.bench.naive_sql import SqliteStore, open_store
+from imcore.cli.bench.sessions import ONLINE, SessionCounts
+from imcore.cli.bench.sql import SqlitePlace
+from imcore.cli.bench.stack import with_number
+from imcore.gateway.fanout import NewMessage, ReceiptsChanged, Recipients, Session
+from imcore.model.values import Message, Receipt
 
 SENDER = Session("sender")
 READERS = [Session(f"reader-{number}") for number in range(ONLINE)]
@@ -18,24 +18,24 @@ MESSAGE = Message("g", "5-0", 7, "sender", "hi")
 
 
 def test_a_message_has_arrived_when_the_last_of_the_40_has_it() -> None:
-    seen = Seen()
+    seen = SessionCounts()
     seen.send("5-0", 7, 1.0)
 
-    seen.take(Arrived(Audience([SENDER, *READERS[:5]]), MESSAGE, 1), SENDER, 2.0)
+    seen.take(NewMessage(Recipients([SENDER, *READERS[:5]]), MESSAGE, 1), SENDER, 2.0)
     for number, reader in enumerate(READERS[5:]):
         assert 7 not in seen.arrived
-        seen.take(Arrived(Audience([reader]), MESSAGE, 1), SENDER, 3.0 + number)
+        seen.take(NewMessage(Recipients([reader]), MESSAGE, 1), SENDER, 3.0 + number)
 
     assert seen.arrived == {7: 37.0}
     assert seen.pushes == ONLINE  # the sender's own copy is not one of them
 
 
 def test_the_sender_knows_when_a_digest_says_40_of_a_message_of_this_run() -> None:
-    seen = Seen()
+    seen = SessionCounts()
     seen.send("5-0", 7, 1.0)
 
     for at, msgid, read in ((2.0, "5-0", 39), (3.0, "4-0", 40), (4.0, "5-0", 40), (5.0, "5-0", 40)):
-        seen.take(Told(Audience([SENDER]), (Receipt("g", msgid, read, 199 - read, 1),)), SENDER, at)
+        seen.take(ReceiptsChanged(Recipients([SENDER]), (Receipt("g", msgid, read, 199 - read, 1),)), SENDER, at)
 
     assert seen.known == {7: 4.0}
     assert seen.digests == 4

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cli.bench.timing import Plan, Rounds, interleave, percentile
+from imcore.cli.bench.timing import RoundPlan, Rounds, interleave, percentile
 
 
 def test_rounds_have_a_median_and_a_spread() -> None:
@@ -40,7 +40,7 @@ def test_every_contestant_takes_its_turn_in_every_round_in_alternating_order() -
         return {"us": float(len(turns)), "bytes": 1.0}
 
     found = interleave(
-        {"a": lambda: contestant("a"), "b": lambda: contestant("b")}, Plan(rounds=2, quick=False), said.append
+        {"a": lambda: contestant("a"), "b": lambda: contestant("b")}, RoundPlan(rounds=2, quick=False), said.append
     )
 
     assert turns == ["a", "b", "b", "a", "a", "b"]
@@ -51,9 +51,9 @@ def test_every_contestant_takes_its_turn_in_every_round_in_alternating_order() -
 
 
 def test_a_quick_run_does_not_warm_up_and_measures_less() -> None:
-    plan, turns = Plan(rounds=5, quick=True), []
+    plan, turns = RoundPlan(rounds=5, quick=True), []
 
     found = interleave({"a": lambda: turns.append("a") or {"us": 1.0}}, plan, lambda _: None)
 
     assert len(turns) == len(found["a"]["us"].values) == 5
-    assert (plan.size(1000, 10), Plan().size(1000, 10)) == (10, 1000)
+    assert (plan.size(1000, 10), RoundPlan().size(1000, 10)) == (10, 1000)

@@ -17,8 +17,8 @@ from typing import TextIO
 
 import pytest
 
-from imcore import best_effort
-from imcore.best_effort import MOST_WAITING_BYTES, BestEffort, over
+from imcore.util import best_effort
+from imcore.util.best_effort import MOST_WAITING_BYTES, BestEffort, over
 from tests.deadline import wait_until
 from tests.outputs import FAILING, PIPE_BYTES, STANDING, Output, disk_full, nobody_reads, stuck_pipe
 
@@ -224,7 +224,7 @@ def test_what_has_no_descriptor_is_left_as_it_is(stream: TextIO | None) -> None:
 
 # What it takes a process of its own to see.
 
-INSTALLED = "import os, sys\nfrom imcore import best_effort\nbest_effort.install()\n"
+INSTALLED = "import os, sys\nfrom imcore.util import best_effort\nbest_effort.install()\n"
 
 
 def run(script: str, *, shell: str = "", **outputs: int) -> "subprocess.CompletedProcess[str]":

@@ -5,10 +5,10 @@ from collections import deque
 
 import pytest
 
-from imcore.live import channels
-from imcore.live.channels import Channels, Inbox
-from imcore.live.feed import Place
-from imcore.live.rooms import Room, Session
+from imcore.gateway import channels
+from imcore.gateway.channels import Channels, Inbox
+from imcore.gateway.cursor import ResumePoint
+from imcore.gateway.fanout import GroupSubscribers, Session
 from imcore.streams.keys import Keyspace
 
 SPACE = Keyspace(3)
@@ -33,7 +33,7 @@ class Server:
             self.answers.append(("add", channel))
         self.most = max(self.most, len(self.answers))
 
-    def answer(self) -> Inbox | Room | None:
+    def answer(self) -> Inbox | GroupSubscribers | None:
         if not self.answers:
             return None
         kind, channel = self.answers.popleft()
@@ -76,7 +76,7 @@ class Story:
         if room:
             self.asked.close_room(room)
         else:
-            self.asked.open_room(gid).enter(Session("x"), Place(0))
+            self.asked.open_room(gid).enter(Session("x"), ResumePoint(0))
 
     def carry_out(self) -> None:
         if self.asked.has_changes():
@@ -84,7 +84,7 @@ class Story:
 
     def answer(self) -> None:
         of = self.server.answer()
-        if isinstance(of, Room):
+        if isinstance(of, GroupSubscribers):
             assert SPACE.group(of.gid).channel in self.server.listening
         elif of:
             assert self.server.listening.issuperset(SPACE.inboxes(of.uid))

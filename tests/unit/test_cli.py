@@ -13,9 +13,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.app import app
-from cli.catalogue import COMMANDS, SHARED_OPTIONS, command_in, help_text
-from cli.options import Invocation, confirm
+from imcore.cli.app import app
+from imcore.cli.catalogue import COMMANDS, SHARED_OPTIONS, command_in, help_text
+from imcore.cli.options import Invocation, confirm
 from imcore.errors import ImError, RedisUnavailable
 
 
@@ -105,7 +105,7 @@ def _words(text: str) -> list[str]:
 _IMPORTED_BY_HELP = """
 import sys
 from cli.app import app
-from cli.catalogue import COMMANDS
+from imcore.cli.catalogue import COMMANDS
 for name in COMMANDS:
     try:
         app.main([name, "--help"])
@@ -250,7 +250,7 @@ def test_confirm_needs_yes_where_there_is_no_terminal() -> None:
 
 
 def test_confirm_asks_on_a_terminal(probe: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cli.output.is_terminal", lambda _: True)
+    monkeypatch.setattr("imcore.cli.output.is_terminal", lambda _: True)
 
     refused = im("group", "remove", "team", "b\x1b[31mob", stdin="n\n")
     agreed = im("group", "remove", "team", "bob", stdin="y\n")
@@ -267,7 +267,7 @@ def test_confirm_is_silent_with_yes() -> None:
 
 def process(*args: str | bytes, **environment: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "cli.main", *args],
+        [sys.executable, "-m", "imcore.cli.main", *args],
         capture_output=True,
         env={"PYTHONPATH": ":".join(sys.path), **environment},
         check=False,
@@ -279,7 +279,7 @@ def test_a_signal_ends_the_wait_for_the_reader_of_a_help(args: list[str], monkey
     # Given signals that are held back until a command runs
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
     held: list[set[signal.Signals | int]] = []
-    monkeypatch.setattr("cli.output.say", lambda *_: held.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    monkeypatch.setattr("imcore.cli.output.say", lambda *_: held.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
     # When
     try:
         im(*args)
@@ -292,7 +292,7 @@ def test_a_signal_ends_the_wait_for_the_reader_of_a_help(args: list[str], monkey
 @pytest.mark.parametrize("arguments", [["--help"], ["send", "--help"]])
 def test_a_help_that_a_closed_stdout_does_not_take_is_an_error(arguments: list[str]) -> None:
     result = subprocess.run(
-        ["/bin/sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "cli.main", *arguments],
+        ["/bin/sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "imcore.cli.main", *arguments],
         stderr=subprocess.PIPE,
         check=False,
     )
@@ -301,7 +301,9 @@ def test_a_help_that_a_closed_stdout_does_not_take_is_an_error(arguments: list[s
 
 
 @pytest.mark.parametrize(
-    "program", [["cli.main", "--help"], ["cli.main", "ack", "-h"], ["workers", "--help"]], ids=" ".join
+    "program",
+    [["imcore.cli.main", "--help"], ["imcore.cli.main", "ack", "-h"], ["imcore.workers", "--help"]],
+    ids=" ".join,
 )
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 def test_a_help_that_the_disk_takes_in_part_is_an_error(program: list[str], unbuffered: str) -> None:
@@ -331,17 +333,21 @@ def test_help_does_not_import_click() -> None:
 
 
 def test_nothing_is_imported_before_an_interrupt_can_be_told() -> None:
-    script = "import sys, os; before = set(sys.modules); import cli.main; print(*sorted({*sys.modules} - before))"
+    script = (
+        "import sys, os; before = set(sys.modules); import imcore.cli.main; print(*sorted({*sys.modules} - before))"
+    )
 
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
 
-    assert result.stdout.split() == [b"cli", b"cli.main"]
+    assert result.stdout.split() == [b"imcore", b"imcore.cli", b"imcore.cli.main"]
 
 
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["check"], ["check", "--redis-url", "redis://h"], ["up"]], ids=" ".join
 )
-@pytest.mark.parametrize("module", ["cli.catalogue", "cli.passwords", "cli.app", "click", "imcore.best_effort"])
+@pytest.mark.parametrize(
+    "module", ["imcore.cli.catalogue", "imcore.cli.passwords", "imcore.cli.app", "click", "imcore.util.best_effort"]
+)
 def test_an_interrupt_of_any_import_is_one_line(module: str, arguments: list[str]) -> None:
     script = f"""
 import sys
@@ -362,7 +368,7 @@ cli.main.main()
         check=False,
     )
 
-    if arguments != ["--help"] or module == "cli.catalogue":  # which imports no more
+    if arguments != ["--help"] or module == "imcore.cli.catalogue":  # which imports no more
         assert (result.returncode, result.stderr) == (130, b"im: interrupted\n")
 
 
@@ -377,7 +383,7 @@ def test_an_argument_that_is_not_utf8() -> None:
 def test_output_that_cannot_be_written_is_an_error(arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         result = subprocess.run(
-            [sys.executable, "-m", "cli.main", *arguments], stdout=full, stderr=subprocess.PIPE, check=False
+            [sys.executable, "-m", "imcore.cli.main", *arguments], stdout=full, stderr=subprocess.PIPE, check=False
         )
 
     assert result.returncode == 1

@@ -4,8 +4,8 @@ import json
 
 from click.testing import CliRunner, Result
 
-from cli.app import app
 from imcore.admin.acl import PASSWORD, ROLES
+from imcore.cli.app import app
 
 
 def im(*args: str) -> Result:

@@ -12,20 +12,21 @@ import fakeredis
 import pytest
 from click.testing import CliRunner, Result
 
-from cli import output
-from cli.app import app
-from cli.options import Invocation
 from imcore import msgid as msgids
 from imcore.chat import Chat
-from imcore.client import Client
+from imcore.cli import output
+from imcore.cli.app import app
+from imcore.cli.options import Invocation
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import LocalDatabaseError, RedisFull, RedisUnavailable
-from imcore.live.localdb import LocalDatabase, path_of
+from imcore.model.values import Message, Receipt
 from imcore.settings import Settings
-from imcore.streams import receipt_calls
+from imcore.streams.calls import receipt_calls
+from imcore.streams.calls.receipt_calls import TallyChange
+from imcore.streams.client import RedisClient
 from imcore.streams.keys import CONFIG
-from imcore.streams.link import Link
-from imcore.streams.receipt_calls import Change
-from imcore.values import Message, Receipt
+from imcore.system import System
 
 MESSAGE_KEYS = ["gid", "msgid", "seq", "sender_uid", "time", "content", "client_msgid"]
 HOSTILE = "\x1b[2J[red]eve[/red]\n{0} 'x' \u202e群 👩\u200d💻 " + "x" * 3000
@@ -39,11 +40,11 @@ def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
     server = fakeredis.FakeServer()
 
     def connect(_: Invocation | None = None) -> Chat:
-        return Chat(Link(fakeredis.FakeRedis(server=server)), None, settings)
+        return Chat(System(RedisClient(fakeredis.FakeRedis(server=server)), None, settings))
 
     monkeypatch.setattr(Invocation, "chat", connect)
     with connect() as chat:
-        chat.link.upgrade()
+        chat.system.client.upgrade()
         yield chat
 
 
@@ -143,7 +144,7 @@ def test_a_live_session_names_the_other_of_a_one_to_one_chat(
         Receipt("dm:3:ann:bob", "1767225600000-0", 1, 0, 1),
         chat.send("team", "Hi", sender_uid="ann"),
     ]
-    monkeypatch.setattr(Client, "live", lambda self, stopping, **options: iter(events))
+    monkeypatch.setattr(Device, "live", lambda self, stopping, **options: iter(events))
 
     assert [event.get("peer") for event in lines("listen", "bob")] == ["ann", "ann", None]
     shown = [line.split("  ") for line in im("listen", "bob").stdout.splitlines()]
@@ -226,7 +227,9 @@ def test_what_receipts_confirms_is_in_the_local_database(chat: Chat) -> None:
     # Given
     im("group", "create", "team", "ann", "bob", "cy")
     msgid = str(lines("send", "team", "hi", "--from", "ann")[0]["msgid"])
-    chat.link.run(receipt_calls.tell(chat.link.space, "team", "ann", [Change("ann", msgids.pack(msgid), 0)]))
+    chat.system.client.call(
+        receipt_calls.tell(chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(msgid), 0)])
+    )
     im("receipts", "ann")
     assert [line["state"] for line in lines("log", "ann")] == ["stored"]
     im("ack", "bob", "team")
@@ -377,10 +380,10 @@ def test_a_local_database_of_other_data_is_refused_before_anything_is_done(
     # Given a local database that was made with the data that was here before
     lines("group", "create", "team", "ann", "bob")
     [sent] = lines("send", "team", "mine", "--from", "ann")
-    chat.link.client.hset(CONFIG, "dataset", "another")
+    chat.system.client.driver.hset(CONFIG, "dataset", "another")
     lines("send", "team", "theirs", "--from", "bob")
-    change = [Change("ann", msgids.pack(str(sent["msgid"])), 0)]
-    chat.link.run(receipt_calls.tell(chat.link.space, "team", "ann", change))
+    change = [TallyChange("ann", msgids.pack(str(sent["msgid"])), 0)]
+    chat.system.client.call(receipt_calls.tell(chat.system.client.space, "team", "ann", change))
     before = (lines("log", "ann"), chat.unread("ann"), chat.receipts("ann"), chat.status("team"))
     # When
     assert "was made with other data than Redis has: set IM_REDIS_URL" in refused(*words)
@@ -460,7 +463,7 @@ def test_what_could_not_be_kept_is_not_sent(
 
 
 def test_the_first_message_of_all_needs_no_worker(chat: Chat) -> None:
-    chat.link.client.function_flush()
+    chat.system.client.driver.function_flush()
     assert lines("dm", "bob", "hi", "--from", "ann")[0]["seq"] == 1
     assert [line["content"] for line in lines("log", "ann")] == ["hi"]
 
@@ -500,7 +503,7 @@ def test_what_cannot_be_kept_after_all_is_said_to_be_stored(chat: Chat, monkeypa
         raise LocalDatabaseError("the disk has broken")
 
     chat.create_group("team", ["ann", "bob"])
-    monkeypatch.setattr(Client, "keep", fail)
+    monkeypatch.setattr(Device, "keep", fail)
     result = im("send", "team", "hi", "--from", "ann")
     [message] = chat.pull("bob")
     assert (result.exit_code, result.stderr) == (0, f"im: {message.msgid} is stored, but the disk has broken\n")
@@ -565,7 +568,9 @@ def test_who_has_left_all_groups_still_gets_their_receipts(chat: Chat) -> None:
     lines("group", "create", "team", "ann", "bob")
     msgid = str(lines("send", "team", "hi", "--from", "ann", "--no-local")[0]["msgid"])
     lines("ack", "bob", "team")
-    chat.link.run(receipt_calls.tell(chat.link.space, "team", "ann", [Change("ann", msgids.pack(msgid), 0)]))
+    chat.system.client.call(
+        receipt_calls.tell(chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(msgid), 0)])
+    )
     lines("group", "remove", "team", "ann", "--yes")
     # When
     told = lines("receipts", "ann", "--ack", "--no-local")
@@ -643,11 +648,11 @@ def test_an_ack_in_an_empty_group_does_nothing() -> None:
 def test_stats_count_everything_and_how_far_the_workers_are_behind(chat: Chat) -> None:
     lines("group", "create", "team", "ann", "bob")
     lines("send", "team", "hi", "--from", "ann")
-    space = chat.link.space
+    space = chat.system.client.space
     journal = space.journal(space.partition_of("team"))
-    written = chat.link.read("XLEN", journal)
-    chat.link.client.xgroup_create(journal, "persist", "0")
-    chat.link.client.xreadgroup("persist", "persist-1", {journal: ">"}, count=1)
+    written = chat.system.client.query("XLEN", journal)
+    chat.system.client.driver.xgroup_create(journal, "persist", "0")
+    chat.system.client.driver.xreadgroup("persist", "persist-1", {journal: ">"}, count=1)
     chat.begin_session("ann")
 
     [found] = lines("stats")
@@ -702,7 +707,7 @@ def test_stats_say_that_nobody_is_online_if_that_is_asked_for() -> None:
 
 
 def test_stats_count_the_backlog_where_redis_has_lost_count(chat: Chat) -> None:
-    client, journal = chat.link.client, chat.link.space.journal(0)
+    client, journal = chat.system.client.driver, chat.system.client.space.journal(0)
     ids = [client.xadd(journal, {"kind": "test"}) for _ in range(5)]
     client.xgroup_create(journal, "persist", ids[0])
     client.xdel(journal, ids[2])
@@ -715,10 +720,12 @@ def test_stats_count_the_backlog_where_redis_has_lost_count(chat: Chat) -> None:
 @pytest.fixture
 def dead_id(chat: Chat) -> str:
     """The id of a dead letter, whose entry says something hostile."""
-    space = chat.link.space
+    space = chat.system.client.space
     partition = space.partition_of("team")
     dead = {"dead_worker": "persist", "dead_reason": "no \x1b[31mway", "dead_entry": "1-1", "dead_deliveries": "5"}
-    entry_id = chat.link.client.xadd(space.dead_letters(partition), dead | {"kind": "msg", "gid": "[red]\x1b[2J"})
+    entry_id = chat.system.client.driver.xadd(
+        space.dead_letters(partition), dead | {"kind": "msg", "gid": "[red]\x1b[2J"}
+    )
     return f"{partition}:{entry_id.decode()}"
 
 
@@ -744,8 +751,8 @@ def test_a_dead_letter_goes_back_into_the_journal(chat: Chat, dead_id: str) -> N
     assert lines("dead", "requeue", dead_id) == [{"id": dead_id, "requeued": True}]
 
     assert lines("dead", "list") == []
-    journal = chat.link.space.journal(int(dead_id.partition(":")[0]))
-    assert chat.link.read("XLEN", journal) == 1
+    journal = chat.system.client.space.journal(int(dead_id.partition(":")[0]))
+    assert chat.system.client.query("XLEN", journal) == 1
     assert "there is no dead letter" in refused("dead", "requeue", dead_id)
 
 
@@ -782,9 +789,9 @@ def test_what_is_wrong_with_the_id_of_a_dead_letter_is_said(dead_id: str, why: s
 
 def test_a_dead_letter_that_somebody_has_written_hides_no_other(chat: Chat, dead_id: str) -> None:
     # Given
-    letters = chat.link.space.dead_letters(0)
-    chat.link.client.xadd(letters, {"dead_deliveries": "many", b"\xff": b"\xff"}, id="5-1")
-    chat.link.client.xadd(letters, {"kind": "msg"}, id="99999999999999999-0")
+    letters = chat.system.client.space.dead_letters(0)
+    chat.system.client.driver.xadd(letters, {"dead_deliveries": "many", b"\xff": b"\xff"}, id="5-1")
+    chat.system.client.driver.xadd(letters, {"kind": "msg"}, id="99999999999999999-0")
     # When, then
     found = {line["id"]: line for line in lines("dead", "list")}
     assert {"0:5-1", "0:99999999999999999-0", dead_id} == set(found)
@@ -796,9 +803,9 @@ def test_a_dead_letter_that_somebody_has_written_hides_no_other(chat: Chat, dead
 
 def test_of_many_dead_letters_those_are_shown_that_were_handled(chat: Chat, dead_id: str) -> None:
     partition, _, first = dead_id.partition(":")
-    letters = chat.link.space.dead_letters(int(partition))
-    [(_, fields)] = chat.link.client.xrange(letters)
-    second = f"{partition}:{chat.link.client.xadd(letters, fields).decode()}"
+    letters = chat.system.client.space.dead_letters(int(partition))
+    [(_, fields)] = chat.system.client.driver.xrange(letters)
+    second = f"{partition}:{chat.system.client.driver.xadd(letters, fields).decode()}"
     result = im("dead", "drop", dead_id, second, "0:1-1", "--yes")
     assert result.exit_code == 1
     assert result.stdout == f"id\tdropped\n{partition}:{first}\tyes\n{second}\tyes\n"

@@ -17,21 +17,23 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.app import app
-from cli.options import Invocation
-from cli.progress import Progress, progress
-from imcore.admin.audit import Checked, Difference
-from imcore.admin.rebuild import Before, RebuildSummary
 from imcore.admin.retention import TrimSummary
+from imcore.cli.app import app
+from imcore.cli.options import Invocation
+from imcore.cli.progress import Progress, progress
 from imcore.errors import ConfigurationError
-from imcore.import_forms import Line, Unreadable
-from imcore.importer import ImportSummary, parse
+from imcore.importer.formats import Line, Unreadable
+from imcore.importer.importer import ImportSummary, parse
+from imcore.repair.check import Checked, ReportedDifference
+from imcore.repair.rebuild import Before, RebuildSummary
 from imcore.settings import Settings
 
 
 @pytest.fixture(autouse=True)
 def _no_chat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(link=None, settings=None)))
+    monkeypatch.setattr(
+        Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=SimpleNamespace(client=None, settings=None)))
+    )
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
 
 
@@ -66,7 +68,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
                 summary.messages += 1
         return summary
 
-    monkeypatch.setattr("imcore.importer.import_events", import_events)
+    monkeypatch.setattr("imcore.importer.importer.import_events", import_events)
     return lines
 
 
@@ -168,7 +170,7 @@ def test_import_shows_how_far_it_has_come_in_bytes_of_the_file(
 ) -> None:
     shown: list[tuple[int, int | None]] = []
     recorder = Progress(lambda done, of: shown.append((done, of)), pytest.fail)
-    monkeypatch.setattr("cli.commands.import_.progress", lambda _: nullcontext(recorder))
+    monkeypatch.setattr("imcore.cli.commands.import_.progress", lambda _: nullcontext(recorder))
     file = tmp_path / "chat.jsonl.gz"
     chance = random.Random(1)
     file.write_bytes(gzip.compress(b"".join(b'{"n": "%d"}\n' % chance.getrandbits(512) for _ in range(5000))))
@@ -212,26 +214,26 @@ def test_progress_is_a_bar_where_a_person_looks(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def differences(monkeypatch: pytest.MonkeyPatch) -> list[Difference]:
+def differences(monkeypatch: pytest.MonkeyPatch) -> list[ReportedDifference]:
     """What a check finds."""
-    found: list[Difference] = []
+    found: list[ReportedDifference] = []
 
-    def check(_: object, *, repair: bool, on_progress: Callable[[Checked], None]) -> Iterator[Difference]:
+    def check(_: object, *, repair: bool, on_progress: Callable[[Checked], None]) -> Iterator[ReportedDifference]:
         on_progress(Checked(1, 2))
         yield from (each if repair else replace(each, repaired=False) for each in found)
 
-    monkeypatch.setattr("imcore.admin.audit.check", check)
+    monkeypatch.setattr("imcore.repair.check.check", check)
     return found
 
 
-def test_check_without_a_difference_is_0(differences: list[Difference]) -> None:
+def test_check_without_a_difference_is_0(differences: list[ReportedDifference]) -> None:
     result = im("check", "--json")
 
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_check_prints_each_difference_and_ends_with_1(differences: list[Difference]) -> None:
-    differences.append(Difference("team", "messages", "3", "2", repaired=True))
+def test_check_prints_each_difference_and_ends_with_1(differences: list[ReportedDifference]) -> None:
+    differences.append(ReportedDifference("team", "messages", "3", "2", repaired=True))
 
     result = im("check", "--json")
 
@@ -241,9 +243,9 @@ def test_check_prints_each_difference_and_ends_with_1(differences: list[Differen
 
 
 @pytest.mark.parametrize(("left", "code"), [(0, 0), (1, 1)])
-def test_check_with_repair_is_0_if_all_was_mended(differences: list[Difference], left: int, code: int) -> None:
-    differences += [Difference("team", "messages", "3", "2", repaired=True)] * 2
-    differences += [Difference("team", "content", "a", "b")] * left
+def test_check_with_repair_is_0_if_all_was_mended(differences: list[ReportedDifference], left: int, code: int) -> None:
+    differences += [ReportedDifference("team", "messages", "3", "2", repaired=True)] * 2
+    differences += [ReportedDifference("team", "content", "a", "b")] * left
 
     result = im("check", "--repair", "--json")
 
@@ -328,12 +330,12 @@ def test_rebuild_is_done_only_if_it_is_meant(monkeypatch: pytest.MonkeyPatch) ->
         on_progress(RebuildSummary(groups=1))
         return RebuildSummary(groups=2, messages=3)
 
-    chat = SimpleNamespace(
-        link=SimpleNamespace(address="redis://here"), database=SimpleNamespace(address="sqlite:///db")
+    system = SimpleNamespace(
+        client=SimpleNamespace(address="redis://here"), database=SimpleNamespace(address="sqlite:///db")
     )
-    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(chat))
-    monkeypatch.setattr("imcore.admin.rebuild.look_before", lambda _: Before(7, 9, 8, "a", "a", False))
-    monkeypatch.setattr("imcore.admin.rebuild.rebuild", rebuilt)
+    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=system)))
+    monkeypatch.setattr("imcore.repair.rebuild.look_before", lambda _: Before(7, 9, 8, "a", "a", False))
+    monkeypatch.setattr("imcore.repair.rebuild.rebuild", rebuilt)
 
     refused = im("rebuild")
     assert (refused.exit_code, refused.stdout, len(done)) == (1, "", 0)

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cli import output
-from cli.app import app
-from cli.options import Invocation
-from cli.output import safe, show, to_json
+from imcore.cli import output
+from imcore.cli.app import app
+from imcore.cli.options import Invocation
+from imcore.cli.output import safe, show, to_json
 from tests.outputs import FAILING, STANDING, Output, disk_full, nobody_reads
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
@@ -266,9 +266,9 @@ def test_records_are_out_before_anything_more_is_said(
 def test_a_check_has_no_verdict_where_its_table_is_not_out(
     monkeypatch: pytest.MonkeyPatch, stdout_to: Callable[[int], TextIO], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(link=None, settings=None)))
+    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(client=None, settings=None)))
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
-    monkeypatch.setattr("imcore.admin.audit.check", lambda *_, **__: [])
+    monkeypatch.setattr("imcore.repair.check.check", lambda *_, **__: [])
     with disk_full() as descriptor:
         stdout_to(descriptor)
 

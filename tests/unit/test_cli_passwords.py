@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.passwords import redact, without_passwords
+from imcore.cli.passwords import redact, without_passwords
 from imcore.sql import postgres_options
 from imcore.streams import url_options
 

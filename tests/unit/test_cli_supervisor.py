@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.supervisor import Programs, Stopped, StopSignals
+from imcore.cli.supervisor import Programs, Stopped, StopSignals
 from tests.deadline import wait_until
 
 WAIT = "while :; do sleep 0.05; done"

@@ -14,20 +14,21 @@ import fakeredis
 import pytest
 from click.testing import CliRunner
 
-from cli.app import app
-from cli.options import Invocation
-from cli.terminal import cells
 from imcore import msgid as msgids
-from imcore.admin.audit import Checked, Difference
-from imcore.admin.rebuild import Before, RebuildSummary
 from imcore.admin.retention import TrimSummary
 from imcore.chat import Chat
-from imcore.importer import ImportSummary
+from imcore.cli.app import app
+from imcore.cli.options import Invocation
+from imcore.cli.terminal import cells
+from imcore.importer.importer import ImportSummary
+from imcore.model.values import Receipt
+from imcore.repair.check import Checked, ReportedDifference
+from imcore.repair.rebuild import Before, RebuildSummary
 from imcore.settings import Settings
-from imcore.streams import receipt_calls
-from imcore.streams.link import Link
-from imcore.streams.receipt_calls import Change
-from imcore.values import Receipt
+from imcore.streams.calls import receipt_calls
+from imcore.streams.calls.receipt_calls import TallyChange
+from imcore.streams.client import RedisClient
+from imcore.system import System
 
 _KOLKATA = timezone(timedelta(hours=5, minutes=30))
 WIDTHS = [1, 2, 7, 16, 30, 40, 50, 60, 79, 80, 81, 100, 120, 200]
@@ -51,11 +52,11 @@ def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
     server = fakeredis.FakeServer()
 
     def connect(_: Invocation | None = None) -> Chat:
-        return Chat(Link(fakeredis.FakeRedis(server=server)), None, settings)
+        return Chat(System(RedisClient(fakeredis.FakeRedis(server=server)), None, settings))
 
     monkeypatch.setattr(Invocation, "chat", connect)
     with connect() as chat:
-        chat.link.upgrade()
+        chat.system.client.upgrade()
         chat.create_group("team", UIDS)
         chat.create_group("團體", ["ann", "bob"])
         sent = [chat.send("team", text, sender_uid=UIDS[n]) for n, text in enumerate(TEXTS)]
@@ -63,8 +64,10 @@ def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
         chat.send_direct("bob", "Are you coming?", sender_uid="ann")
         chat.recall("team", chat.send("team", "oops", sender_uid="bob").msgid, by="bob")
         chat.ack("cy", "team", sent[2].msgid)
-        chat.link.run(
-            receipt_calls.tell(chat.link.space, "team", "ann", [Change("ann", msgids.pack(sent[0].msgid), 0)])
+        chat.system.client.call(
+            receipt_calls.tell(
+                chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(sent[0].msgid), 0)]
+            )
         )
         chat.begin_session("ann ")
         _put_aside(chat)
@@ -73,8 +76,8 @@ def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
 
 def _put_aside(chat: Chat) -> None:
     dead = {"dead_worker": "persist", "dead_reason": "no " * 30, "dead_entry": "1-1", "dead_deliveries": "5"}
-    chat.link.client.xadd(
-        chat.link.space.dead_letters(0), dead | {"kind": "msg", "gid": "\u0430nn ", "content": TEXTS[1]}
+    chat.system.client.driver.xadd(
+        chat.system.client.space.dead_letters(0), dead | {"kind": "msg", "gid": "\u0430nn ", "content": TEXTS[1]}
     )
 
 
@@ -184,7 +187,7 @@ def test_what_receipts_confirms_was_shown(chat: Chat, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("columns", [1, 20, 40, 80, 200])
 def test_what_a_session_hands_over_is_shown(chat: Chat, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     events = [*chat.pull("bob"), Receipt("team", "1767225600000-0", 10, 20, 1)]
-    monkeypatch.setattr("imcore.client.watch", lambda *_, **__: iter(events))
+    monkeypatch.setattr("imcore.device.device.watch", lambda *_, **__: iter(events))
     wanted = [without_blanks(line) for line in piped("listen", "bob", "--no-local").splitlines()]
     wanted = [re.sub(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)\.\d{3}Z", r"\1\2Z", line) for line in wanted]
 
@@ -195,29 +198,31 @@ def test_what_a_session_hands_over_is_shown(chat: Chat, monkeypatch: pytest.Monk
 
 
 def test_what_operators_run_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [Difference("team", f"text of message {n} of {'u' * n!r}", "a " * n, "b" * n) for n in range(1, 60, 7)]
-    found.append(Difference("", "journal: no worker persist runs", "3 entries", "not stored"))
+    found = [
+        ReportedDifference("team", f"text of message {n} of {'u' * n!r}", "a " * n, "b" * n) for n in range(1, 60, 7)
+    ]
+    found.append(ReportedDifference("", "journal: no worker persist runs", "3 entries", "not stored"))
     places = {name: SimpleNamespace(address=name) for name in ("link", "database")}
     chat = SimpleNamespace(settings=None, **places)
     monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(chat))
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
-    monkeypatch.setattr("imcore.admin.audit.check", lambda *_, on_progress, **__: on_progress(Checked(0, 1)) or found)
+    monkeypatch.setattr("imcore.repair.check.check", lambda *_, on_progress, **__: on_progress(Checked(0, 1)) or found)
     monkeypatch.setattr("imcore.admin.retention.trim", lambda *_, **__: TrimSummary(1, 20, 3))
     monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 1)
     monkeypatch.setattr("imcore.admin.append_only.count_kept", lambda _: 0)
-    monkeypatch.setattr("imcore.admin.rebuild.look_before", lambda _: Before(7, 9, 8, "a", "a", False))
-    monkeypatch.setattr("imcore.admin.rebuild.rebuild", lambda *_, **__: RebuildSummary(groups=2, messages=10**9))
-    monkeypatch.setattr("imcore.importer.import_events", lambda *_, **__: ImportSummary(messages=10**7))
+    monkeypatch.setattr("imcore.repair.rebuild.look_before", lambda _: Before(7, 9, 8, "a", "a", False))
+    monkeypatch.setattr("imcore.repair.rebuild.rebuild", lambda *_, **__: RebuildSummary(groups=2, messages=10**9))
+    monkeypatch.setattr("imcore.importer.importer.import_events", lambda *_, **__: ImportSummary(messages=10**7))
 
     for words in (["check"], ["check", "--repair"], ["trim"], ["rebuild", "--yes"], ["import", "/dev/null"]):
         assert_all_is_shown(monkeypatch, *words)
 
 
 def test_differences_about_no_group_have_a_line_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [Difference("", "journal: no worker persist runs", "3 entries " * 5, "not stored")]
-    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(link=None, settings=None)))
+    found = [ReportedDifference("", "journal: no worker persist runs", "3 entries " * 5, "not stored")]
+    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(client=None, settings=None)))
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
-    monkeypatch.setattr("imcore.admin.audit.check", lambda *_, **__: found)
+    monkeypatch.setattr("imcore.repair.check.check", lambda *_, **__: found)
 
     assert "\n-  " in on_terminal(monkeypatch, 120, "check")
 
@@ -245,7 +250,7 @@ def test_names_are_marked_in_complaints_and_questions(chat: Chat, monkeypatch: p
     assert _stderr("group", "remove", "team", "ann ", "\u0430nn").startswith(
         'im: Remove "ann ", \u0430<Cyrillic>nn from team?'
     )
-    monkeypatch.setattr("cli.output.is_terminal", lambda _: True)
+    monkeypatch.setattr("imcore.cli.output.is_terminal", lambda _: True)
     assert _stderr("group", "remove", "team", "jose\u0301", stdin="n\n").startswith("Remove jose<U+0301> from team?")
     assert _stderr("recall", "\u0430nn", "1-1", "--by", "ann", stdin="n\n").startswith(
         "Recall message 1-1 of \u0430<Cyrillic>nn?"

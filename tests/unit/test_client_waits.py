@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from imcore import client as client_module
-from imcore.backoff import LONGEST_WAIT_S
 from imcore.chat import Chat
-from imcore.client import Client, Flushed, when_there
+from imcore.device import device as client_module
+from imcore.device.device import Device, Flushed, when_there
+from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import ImError, RedisFull, RedisRefuses, RedisUnavailable
-from imcore.live.localdb import LocalDatabase, path_of
 from imcore.settings import Settings
-from imcore.streams.link import Link
+from imcore.streams.client import RedisClient
+from imcore.system import System
+from imcore.util.backoff import LONGEST_WAIT_S
 
 POLL_S = 0.25
 
@@ -39,10 +40,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def bob(link: Link, tmp_path: Path, clock: Clock) -> Iterator[Client]:
-    chat = Chat(link, None, Settings.from_env({}, data_dir=str(tmp_path)))
+def bob(client: RedisClient, tmp_path: Path, clock: Clock) -> Iterator[Device]:
+    chat = Chat(System(client, None, Settings.from_env({}, data_dir=str(tmp_path))))
     with chat, LocalDatabase(path_of(tmp_path, "bob"), "bob", exclusive=True) as local:
-        yield Client(chat, "bob", local)
+        yield Device(chat, "bob", local)
 
 
 def test_waiting_for_a_server_grows_and_is_told_once_a_minute(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
@@ -61,7 +62,7 @@ def test_waiting_for_a_server_grows_and_is_told_once_a_minute(clock: Clock, capl
 
 
 def test_the_outbox_is_tried_less_and_less_often(
-    bob: Client, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bob: Device, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tried: list[float] = []
 
@@ -90,7 +91,7 @@ def test_the_outbox_is_tried_less_and_less_often(
     ("error", "said"), [(RedisRefuses("loading"), ["tallies wait: loading"]), (RedisUnavailable("away"), [])]
 )
 def test_tallies_are_asked_for_less_and_less_often(
-    bob: Client,
+    bob: Device,
     clock: Clock,
     error: ImError,
     said: list[str],

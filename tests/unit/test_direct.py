@@ -4,9 +4,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from imcore.direct import gid_of, is_direct, peer_of
 from imcore.errors import InvalidInput
-from imcore.limits import MAX_NAME_BYTES, check_name
+from imcore.model.direct import gid_of, is_direct, peer_of
+from imcore.model.limits import MAX_NAME_BYTES, check_name
 
 
 def _valid(uid: str) -> bool:

@@ -8,16 +8,21 @@ from typing import Any
 import fakeredis
 import pytest
 
-from imcore import Chat, creation
-from imcore.admin import holders, left_behind
-from imcore.backoff import Trouble
+from imcore import Chat
+from imcore.admin import holders
 from imcore.errors import UnknownGroup
+from imcore.model.values import Draft
+from imcore.operations import creation
+from imcore.repair import left_behind
 from imcore.settings import Settings
-from imcore.streams import calls, creation_calls, journal_calls, keys, restore_calls, session_calls
-from imcore.streams.journal_calls import Storm
+from imcore.streams import keys
+from imcore.streams.calls import creation_calls, journal_calls, message_calls, repair_calls, session_calls
+from imcore.streams.calls.journal_calls import CoalescingCounts
+from imcore.streams.calls.repair_calls import GroupLock
+from imcore.streams.client import RedisClient
 from imcore.streams.keys import SEPARATOR
-from imcore.streams.link import Link
-from imcore.streams.restore_calls import Claim
+from imcore.system import System
+from imcore.util.backoff import ThrottledLog
 from tests.client_msgids import put_back
 
 DAY_MS = 24 * 60 * 60 * 1000
@@ -29,7 +34,9 @@ SLACK_MS = 5_000
 @pytest.fixture
 def chat() -> Iterator[Chat]:
     settings = replace(Settings.from_env({}), partitions=1, online_ms=LENGTH_MS)
-    with Chat(Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=1), None, settings) as chat:
+    with Chat(
+        System(RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=1), None, settings)
+    ) as chat:
         chat.create_group("team", ["ann", "bob"])
         yield chat
 
@@ -39,7 +46,7 @@ def now_ms() -> int:
 
 
 def raw(chat: Chat) -> Any:
-    return chat.link.client
+    return chat.system.client.driver
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,8 @@ class End:
     length_ms: int = LENGTH_MS
 
 
-def _claim(chat: Chat, token: str) -> Claim:
-    return Claim(chat.link.space.group("team"), token)
+def _claim(chat: Chat, token: str) -> GroupLock:
+    return GroupLock(chat.system.client.space.group("team"), token)
 
 
 def _put_off_field(key: str, field: str, at: int) -> Callable[[Chat], object]:
@@ -83,39 +90,39 @@ TOKEN = "a" * 64
 
 ENDS = {
     "lease, as another worker looks for a name": End(
-        lambda chat: chat.link.run(journal_calls.lease("persist", 1, "dead", LENGTH_MS)),
+        lambda chat: chat.system.client.call(journal_calls.lease("persist", 1, "dead", LENGTH_MS)),
         lambda chat: raw(chat).pexpire(LEASE, DAY_MS),
-        lambda chat: chat.link.run(journal_calls.lease("persist", 1, "other", LENGTH_MS)),
+        lambda chat: chat.system.client.call(journal_calls.lease("persist", 1, "other", LENGTH_MS)),
         lambda chat: now_ms() + raw(chat).pttl(LEASE),
     ),
     "lease, as another worker looks for the dead": End(
-        lambda chat: chat.link.run(journal_calls.lease("persist", 1, "dead", LENGTH_MS)),
+        lambda chat: chat.system.client.call(journal_calls.lease("persist", 1, "dead", LENGTH_MS)),
         lambda chat: raw(chat).persist(LEASE),
-        lambda chat: chat.link.run(journal_calls.is_held("persist", 1)),
+        lambda chat: chat.system.client.call(journal_calls.is_held("persist", 1)),
         lambda chat: now_ms() + raw(chat).pttl(LEASE),
     ),
     "hold, as another one mends": End(
-        lambda chat: chat.link.run(restore_calls.hold(SPACE, 0, "dead", LENGTH_MS)),
+        lambda chat: chat.system.client.call(repair_calls.lock_partition(SPACE, 0, "dead", LENGTH_MS)),
         _put_off_field(SPACE.marks(0), SEPARATOR, 0),
-        lambda chat: chat.link.run(restore_calls.hold(SPACE, 0, "other", LENGTH_MS)),
+        lambda chat: chat.system.client.call(repair_calls.lock_partition(SPACE, 0, "other", LENGTH_MS)),
         _read_field(SPACE.marks(0), SEPARATOR, 0),
     ),
     "claim of a group": End(
-        lambda chat: chat.link.run(restore_calls.claim(_claim(chat, "dead"))),
+        lambda chat: chat.system.client.call(repair_calls.lock(_claim(chat, "dead"))),
         _put_off_field(SPACE.mending(0), "team", 1),
-        lambda chat: chat.link.run(restore_calls.claim(_claim(chat, "other"))),
+        lambda chat: chat.system.client.call(repair_calls.lock(_claim(chat, "other"))),
         _read_field(SPACE.mending(0), "team", 1),
         5_000,
     ),
     "creation of a group": End(
-        lambda chat: chat.link.run(creation_calls.begin(SPACE, "new", TOKEN)),
+        lambda chat: chat.system.client.call(creation_calls.begin(SPACE, "new", TOKEN)),
         _put_off_field(SPACE.creating(0), "new", 1),
-        lambda chat: chat.link.run(creation_calls.given_up(SPACE, 0)),
+        lambda chat: chat.system.client.call(creation_calls.given_up(SPACE, 0)),
         _read_field(SPACE.creating(0), "new", 1),
         10_000,
     ),
     "session, as its user opens another": End(
-        lambda chat: chat.link.run(session_calls.beat(SPACE, "ann", "dead", LENGTH_MS, opens=True)),
+        lambda chat: chat.system.client.call(session_calls.beat(SPACE, "ann", "dead", LENGTH_MS, opens=True)),
         lambda chat: raw(chat).zincrby(SPACE.sessions("ann"), DAY_MS, "dead"),
         lambda chat: chat.begin_session("ann"),
         lambda chat: end_of(chat, "dead"),
@@ -129,7 +136,7 @@ ENDS = {
     "who is online, as nobody's does": End(
         lambda chat: chat.begin_session("ann"),
         lambda chat: raw(chat).zadd(SPACE.online(0), {"ann": now_ms() + DAY_MS}),
-        lambda chat: left_behind.settle(chat.link, Trouble(time.monotonic)),
+        lambda chat: left_behind.settle(chat.system.client, ThrottledLog(time.monotonic)),
         lambda chat: float(raw(chat).zscore(SPACE.online(0), "ann")),
     ),
 }
@@ -163,10 +170,10 @@ def test_an_end_that_is_not_too_far_ahead_stays(chat: Chat, end: End) -> None:
 
 def test_a_session_that_was_opened_for_longer_is_not_cut_back_by_one_that_was_not(chat: Chat) -> None:
     # Given sessions of two processes with settings of their own
-    chat.link.run(session_calls.beat(chat.link.space, "ann", "long", 10 * LENGTH_MS, opens=True))
+    chat.system.client.call(session_calls.beat(chat.system.client.space, "ann", "long", 10 * LENGTH_MS, opens=True))
     long_end = end_of(chat, "long")
     # When the other one beats
-    chat.link.run(session_calls.beat(chat.link.space, "ann", "short", LENGTH_MS, opens=True))
+    chat.system.client.call(session_calls.beat(chat.system.client.space, "ann", "short", LENGTH_MS, opens=True))
     # Then each lives for as long as it was given
     assert end_of(chat, "long") == long_end
     assert float(raw(chat).zscore(SPACE.online(0), "ann")) == long_end
@@ -186,53 +193,55 @@ def test_a_client_msgid_lives_for_as_long_as_is_promised_however_the_clock_goes(
     # Then they are known
     assert again == [first, second]
     # And the newer table does not count from a time that is still to come
-    said = raw(chat).hget(chat.link.space.group("team").once_newer, SEPARATOR) or b"0"
+    said = raw(chat).hget(chat.system.client.space.group("team").once_newer, SEPARATOR) or b"0"
     assert int(said.split()[0]) <= now_ms()
 
 
 def test_a_longer_promise_holds_for_what_a_table_of_a_shorter_one_gets(chat: Chat) -> None:
     # Given a table that a process with a shorter setting has begun
-    space = chat.link.space
-    short = calls.send(space, "team", [calls.Draft("ann", "short", "1")], 1_000)
-    chat.link.run(short)
+    space = chat.system.client.space
+    short = message_calls.send(space, "team", [Draft("ann", "short", "1")], 1_000)
+    chat.system.client.call(short)
     # When one with a longer setting sends
-    chat.link.run(calls.send(space, "team", [calls.Draft("ann", "long", "2")], DAY_MS))
+    chat.system.client.call(message_calls.send(space, "team", [Draft("ann", "long", "2")], DAY_MS))
     # Then what is in the table counts for that long
     assert raw(chat).hget(space.group("team").once_newer, SEPARATOR).split()[1] == str(DAY_MS).encode()
 
 
 def test_acks_a_second_are_counted_again_after_the_clock_was_put_back(chat: Chat) -> None:
     # Given a second that was counted by a clock which stood ahead, in the place of the second that is now
-    space, now_s = chat.link.space, int(time.time())
+    space, now_s = chat.system.client.space, int(time.time())
     for second in range(now_s - 5, now_s + 60):
         raw(chat).hset(space.storm(0), str(second % 64), f"{second + 64 * 1350} 7 7")
     # When acks are counted now
-    chat.link.run(journal_calls.follow(space, 0, "receipts"))
-    [(entry, _), *_] = chat.link.run(journal_calls.take(space, 0, "receipts", "receipts-1", start=">", count=1))
-    [done] = journal_calls.done(space, 0, "receipts", [entry.decode()], Storm(3, 3, 1, {now_s - 3: (1, 3)}))
-    chat.link.run(done)
+    chat.system.client.call(journal_calls.follow(space, 0, "receipts"))
+    [(entry, _), *_] = chat.system.client.call(
+        journal_calls.take(space, 0, "receipts", "receipts-1", start=">", count=1)
+    )
+    [done] = journal_calls.done(space, 0, "receipts", [entry.decode()], CoalescingCounts(3, 3, 1, {now_s - 3: (1, 3)}))
+    chat.system.client.call(done)
     # Then they are there
-    assert chat.link.run(journal_calls.storm(space, 0, seconds=10))[3:] == (1, 3)
+    assert chat.system.client.call(journal_calls.coalescing(space, 0, seconds=10))[3:] == (1, 3)
 
 
 class TestSilentHolders:
     @pytest.fixture
     def in_hand(self, chat: Chat) -> None:
         """An entry in the hand of a worker that has died."""
-        chat.link.run(journal_calls.follow(SPACE, 0, "persist"))
-        chat.link.run(journal_calls.take(SPACE, 0, "persist", "persist-1", start=">", count=10))
+        chat.system.client.call(journal_calls.follow(SPACE, 0, "persist"))
+        chat.system.client.call(journal_calls.take(SPACE, 0, "persist", "persist-1", start=">", count=10))
 
     def find(self, chat: Chat, lease_ms: int) -> list[tuple[str, int]]:
-        found = holders.silent_holders(chat.link, replace(chat.settings, lease_ms=lease_ms))
+        found = holders.silent_holders(chat.system.client, replace(chat.system.settings, lease_ms=lease_ms))
         return [(holder.process, holder.entries) for holder in found]
 
     @pytest.mark.usefixtures("in_hand")
     def test_one_whose_lease_ends_later_than_any_that_it_can_have_taken(self, chat: Chat) -> None:
-        chat.link.run(journal_calls.lease("persist", 1, "dead", LENGTH_MS))
+        chat.system.client.call(journal_calls.lease("persist", 1, "dead", LENGTH_MS))
         assert self.find(chat, LENGTH_MS) == []
         raw(chat).pexpire(LEASE, DAY_MS)
         assert self.find(chat, LENGTH_MS) == [("persist-1", 1)]
-        assert not holders.lives(chat.link, "persist", [1])
+        assert not holders.lives(chat.system.client, "persist", [1])
 
     @pytest.mark.usefixtures("in_hand")
     def test_one_that_was_not_heard_of_for_two_leases(self, chat: Chat) -> None:
@@ -242,19 +251,19 @@ class TestSilentHolders:
 
     @pytest.mark.usefixtures("in_hand")
     def test_not_one_whose_lease_ends_while_it_is_looked_at(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-        chat.link.run(journal_calls.lease("persist", 1, "dies now", LENGTH_MS))
-        whole = Link._execute
+        chat.system.client.call(journal_calls.lease("persist", 1, "dies now", LENGTH_MS))
+        whole = RedisClient._execute
 
-        def execute(link: Link, commands: Sequence[tuple[Any, ...]], **how: Any) -> list[Any]:
+        def execute(client: RedisClient, commands: Sequence[tuple[Any, ...]], **how: Any) -> list[Any]:
             """Let the lease end before its time is asked for."""
             answers = []
             for command in commands:
                 if command[0] == "PTTL":
                     raw(chat).delete(LEASE)
-                answers += whole(link, [command], **how)
+                answers += whole(client, [command], **how)
             return answers
 
-        monkeypatch.setattr(Link, "_execute", execute)
+        monkeypatch.setattr(RedisClient, "_execute", execute)
         assert self.find(chat, LENGTH_MS) == []
         assert not raw(chat).exists(LEASE)
 
@@ -266,8 +275,8 @@ class TestCreations:
     def half(self, chat: Chat, *, token: str | None = None) -> None:
         """Create a group by half."""
         token = token or creation._token(UIDS)
-        chat.link.run(creation_calls.begin(SPACE, "crowd", token))
-        chat.link.run(creation_calls.add(SPACE, "crowd", token, UIDS[: creation.STEP]))
+        chat.system.client.call(creation_calls.begin(SPACE, "crowd", token))
+        chat.system.client.call(creation_calls.add(SPACE, "crowd", token, UIDS[: creation.STEP]))
 
     def let_die(self, chat: Chat) -> None:
         for key in (SPACE.creating(0), SPACE.untold(0)):
@@ -286,7 +295,7 @@ class TestCreations:
                 ask("crowd")
         # And nothing is left of one that is given up, but for an empty stream
         self.let_die(chat)
-        left_behind.settle(chat.link, Trouble(time.monotonic))
+        left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))
         assert set(raw(chat).keys("*")) - before == {SPACE.group("crowd").stream.encode()}
 
     def test_the_same_creation_again_completes_it(self, chat: Chat) -> None:
@@ -308,22 +317,22 @@ class TestCreations:
     def test_members_of_one_that_died_before_it_told_them_are_told(self, chat: Chat) -> None:
         # Given a creation whose process dies once the group is there
         token = creation._token(UIDS)
-        chat.link.run(creation_calls.begin(SPACE, "crowd", token))
+        chat.system.client.call(creation_calls.begin(SPACE, "crowd", token))
         for start in range(0, len(UIDS), creation.STEP):
-            chat.link.run(creation_calls.add(SPACE, "crowd", token, UIDS[start : start + creation.STEP]))
-        chat.link.run(creation_calls.end(SPACE, "crowd", token, len(UIDS)))
-        assert chat.link.run(creation_calls.untold(SPACE, 0)) == []
+            chat.system.client.call(creation_calls.add(SPACE, "crowd", token, UIDS[start : start + creation.STEP]))
+        chat.system.client.call(creation_calls.end(SPACE, "crowd", token, len(UIDS)))
+        assert chat.system.client.call(creation_calls.untold(SPACE, 0)) == []
         self.let_die(chat)
         # When a worker sees to it, or somebody repeats it
-        assert chat.link.run(creation_calls.untold(SPACE, 0)) == ["crowd"]
-        left_behind.settle(chat.link, Trouble(time.monotonic))
+        assert chat.system.client.call(creation_calls.untold(SPACE, 0)) == ["crowd"]
+        left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))
         # Then nobody has to be told any more
         assert not raw(chat).exists(SPACE.untold(0))
 
     def test_a_process_that_stalled_does_not_go_on_where_it_was(self, chat: Chat) -> None:
         self.half(chat)
         self.let_die(chat)
-        left_behind.settle(chat.link, Trouble(time.monotonic))
+        left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))
         token = creation._token(UIDS)
-        assert chat.link.run(creation_calls.add(SPACE, "crowd", token, UIDS[-1:])) is creation_calls.LOST
-        assert chat.link.run(creation_calls.end(SPACE, "crowd", token, 1)) is creation_calls.LOST
+        assert chat.system.client.call(creation_calls.add(SPACE, "crowd", token, UIDS[-1:])) is creation_calls.LOST
+        assert chat.system.client.call(creation_calls.end(SPACE, "crowd", token, 1)) is creation_calls.LOST

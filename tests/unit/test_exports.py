@@ -25,7 +25,7 @@ def test_nothing_is_loaded_before_it_is_asked_for() -> None:
 
 
 def test_what_decides_in_a_gateway_loads_nothing_that_does_io() -> None:
-    assert not loaded_by("imcore.live.core") & {"redis", "hiredis", "sqlalchemy", "socket", "select", "asyncio"}
+    assert not loaded_by("imcore.gateway.core") & {"redis", "hiredis", "sqlalchemy", "socket", "select", "asyncio"}
 
 
 def loaded_by(module: str) -> set[str]:

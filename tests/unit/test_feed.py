@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from imcore import msgid as msgids
-from imcore.live.feed import Feed
-from imcore.reading import Page
-from imcore.streams.calls import Pulled
-from imcore.values import Message
+from imcore.gateway.cursor import Cursor
+from imcore.model.values import Message
+from imcore.operations.queries import MessagePage
+from imcore.streams.calls.message_calls import PullResult
 
 BASE = msgids.EPOCH_MS + 1000
 
@@ -18,13 +18,13 @@ def message(seq: int, gid: str = "g") -> Message:
     return Message(gid, f"{BASE + seq}-0", seq, "ann", f"message {seq}")
 
 
-def pull(feed: Feed, stored: list[Message], offset: int, count: int) -> list[Message]:
+def pull(feed: Cursor, stored: list[Message], offset: int, count: int) -> list[Message]:
     """Answer a pull as the server does, and hand it to the feed."""
     start = feed.msgid if feed.msgid is not None else offset
     later = [m for m in stored if msgids.pack(m.msgid) > start]
     page = later[:count]
     more = len(page) < len(later)
-    return feed.pulled(Pulled(start, 0, len(stored), page, more), Page(page, more))
+    return feed.pulled(PullResult(start, 0, len(stored), page, more), MessagePage(page, more))
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -34,7 +34,7 @@ def test_every_message_is_handed_over_once_and_in_order_whatever_is_lost(seed: i
     stored = [message(seq) for seq in range(1, chance.randrange(6))]
     acked = chance.randrange(len(stored) + 1)
     offset = msgids.pack(stored[acked - 1].msgid) if acked else 0
-    feed, handed_over, in_flight = Feed("g"), [], []
+    feed, handed_over, in_flight = Cursor("g"), [], []
     # When
     for _ in range(60):
         match chance.choice(["send", "hear", "lose", "pull"]):
@@ -57,14 +57,14 @@ def test_every_message_is_handed_over_once_and_in_order_whatever_is_lost(seed: i
 
 
 def test_a_pushed_message_waits_for_the_first_pull() -> None:
-    feed = Feed("g")
+    feed = Cursor("g")
     assert not feed.pushed(msgids.pack(message(1).msgid), 1)
     assert feed.behind
 
 
 def test_a_feed_begins_again_at_the_offset_where_messages_came_between_those_that_it_had() -> None:
     # Given a session that has heard two messages, between which Redis had lost one
-    feed = Feed("g")
+    feed = Cursor("g")
     first, lost, second = message(1), message(2), message(3)
     before = [first, replace(second, seq=2)]
     assert pull(feed, before, 0, 10) == before

@@ -3,8 +3,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imcore.live.folding import segments
 from imcore.streams.events import Move
+from imcore.workers.folding import segments
 
 POSITIONS = st.integers(0, 12)
 MOVERS = st.sets(st.sampled_from("abc"), min_size=1).map(tuple)

@@ -8,33 +8,34 @@ from typing import Any
 import fakeredis
 import pytest
 
-from cli.times import iso
 from imcore import Arrived, Chat, Gateway, Message, Receipt
 from imcore import msgid as msgids
 from imcore.admin.stats import online_uids
-from imcore.client import Client
+from imcore.cli.times import iso
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase
 from imcore.errors import UnknownMessage
-from imcore.live.localdb import LocalDatabase
+from imcore.model.values import Draft
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import calls
-from imcore.streams.calls import Draft
-from imcore.streams.link import Link
+from imcore.streams.calls import group_calls, message_calls
+from imcore.streams.client import RedisClient
+from imcore.system import System
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
 
 
 @pytest.fixture
 def chat() -> Iterator[Chat]:
     settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=1, receipt_window_ms=0)
-    with Chat(Link(fakeredis.FakeRedis(), partitions=1), None, settings) as chat:
+    with Chat(System(RedisClient(fakeredis.FakeRedis(), partitions=1), None, settings)) as chat:
         chat.create_group("g", ["ann", "bob"])
         yield chat
 
 
 def add_garbage(chat: Chat) -> str:
-    entry_id: bytes = chat.link.client.xadd(chat.link.space.group("g").stream, {"nonsense": "1"})
+    entry_id: bytes = chat.system.client.driver.xadd(chat.system.client.space.group("g").stream, {"nonsense": "1"})
     return entry_id.decode()
 
 
@@ -77,7 +78,7 @@ def test_senders_are_told_of_what_stands_around_it(chat: Chat) -> None:
     second = chat.send("g", "there", sender_uid="ann")
     chat.ack("bob", "g")
     # When
-    worker = ReceiptsWorker(chat.link, None, chat.settings)  # type: ignore[arg-type]
+    worker = ReceiptsWorker(chat.system.client, None, chat.system.settings)  # type: ignore[arg-type]
     while worker.step():
         pass
     # Then
@@ -113,7 +114,7 @@ ODD: dict[str, dict[str, Any]] = {
 def around(request: pytest.FixtureRequest, chat: Chat) -> tuple[str, str]:
     """The msgids of two sound messages; between them is an odd one."""
     before = chat.send("g", "before", sender_uid="ann").msgid
-    chat.link.client.xadd(chat.link.space.group("g").stream, SOUND | request.param)
+    chat.system.client.driver.xadd(chat.system.client.space.group("g").stream, SOUND | request.param)
     return before, chat.send("g", "after", sender_uid="ann").msgid
 
 
@@ -142,7 +143,7 @@ def test_an_odd_message_ends_no_live_session(chat: Chat, around: tuple[str, str]
 
 def test_an_odd_message_stops_no_local_database(chat: Chat, around: tuple[str, str], tmp_path: Path) -> None:
     with LocalDatabase(tmp_path / "bob.db", "bob") as local:
-        Client(chat, "bob", local).sync()
+        Device(chat, "bob", local).sync()
         assert {"before", "after"} <= {line.content for line in local.log()}
         assert local.places() == {"g": around[1]}
 
@@ -152,7 +153,7 @@ def test_an_odd_message_stops_no_worker(chat: Chat, database: Database, around: 
     chat.ack("bob", "g")
     # When
     for make in (Persist, ReceiptsWorker):
-        worker = make(chat.link, database, chat.settings)
+        worker = make(chat.system.client, database, chat.system.settings)
         wait_until(lambda worker=worker: not worker.step() and worker.drained())
         worker.close()
     # Then
@@ -163,11 +164,13 @@ def test_an_odd_message_stops_no_worker(chat: Chat, database: Database, around: 
 @pytest.mark.parametrize("sent", ["yesterday", msgids.LATEST_MS + 1, "9" * 5000])
 def test_a_time_that_is_none_is_left_out_by_members_and_by_sql_alike(chat: Chat, database: Database, sent: Any) -> None:
     # Given
-    odd = chat.link.client.xadd(chat.link.space.group("g").stream, SOUND | {"seq": 1, "sent": sent}).decode()
-    journal = chat.link.space.group("g").journal
-    chat.link.client.xadd(journal, {"kind": "msg", "gid": "g", "first": odd})
+    odd = chat.system.client.driver.xadd(
+        chat.system.client.space.group("g").stream, SOUND | {"seq": 1, "sent": sent}
+    ).decode()
+    journal = chat.system.client.space.group("g").journal
+    chat.system.client.driver.xadd(journal, {"kind": "msg", "gid": "g", "first": odd})
     # When
-    worker = Persist(chat.link, database, chat.settings)
+    worker = Persist(chat.system.client, database, chat.system.settings)
     wait_until(lambda: not worker.step() and worker.drained())
     # Then
     assert [message.sent_at for message in chat.pull("bob")] == [None]
@@ -177,18 +180,18 @@ def test_a_time_that_is_none_is_left_out_by_members_and_by_sql_alike(chat: Chat,
 @pytest.mark.parametrize("entry_id", ["5-1", "18446744073709551615-1", "99999999999999-9999"])
 def test_an_entry_with_an_id_that_is_no_msgid_hides_no_message(chat: Chat, tmp_path: Path, entry_id: str) -> None:
     # Given, as the first or as the last of the stream
-    stream = chat.link.space.group("g").stream
+    stream = chat.system.client.space.group("g").stream
     if entry_id == "5-1":
-        chat.link.client.xadd(stream, SOUND, id=entry_id)
+        chat.system.client.driver.xadd(stream, SOUND, id=entry_id)
     sent = chat.send("g", "hi", sender_uid="ann").msgid
     if entry_id != "5-1":
-        chat.link.client.xadd(stream, SOUND, id=entry_id)
+        chat.system.client.driver.xadd(stream, SOUND, id=entry_id)
     # When, then
     assert {sent, entry_id} == {message.msgid for message in chat.pull("bob")}
     assert {sent, entry_id} == {tally.message.msgid for tally in chat.status("g", limit=0)}
     assert [iso(message.time)[-1] for message in chat.pull("bob")] == ["Z", "Z"]
     with LocalDatabase(tmp_path / "bob.db", "bob") as local:
-        Client(chat, "bob", local).sync()
+        Device(chat, "bob", local).sync()
         assert [line.msgid for line in local.log()] == [sent]
     with chat.gateway() as gateway:
         gateway.open("bob")
@@ -200,7 +203,7 @@ def test_a_push_of_another_program_is_passed_over(chat: Chat) -> None:
         # Given
         session = gateway.open("bob")
         wait_until(lambda: not _messages(gateway) and session.entered)
-        space = chat.link.space
+        space = chat.system.client.space
         room, inbox = space.group("g").channel, space.inboxes("bob")[0]
         # When
         for channel in (room, inbox):
@@ -211,9 +214,9 @@ def test_a_push_of_another_program_is_passed_over(chat: Chat) -> None:
                 b"m\x1fg\x1fx\x1fy\x1fz\x1f\x1f\x1f",
                 b"r\x1fg\x1f1-1\x1f2\x1fann\x1fabc",
             ):
-                chat.link.client.spublish(channel, push)
+                chat.system.client.driver.spublish(channel, push)
         for push in (b"d", b"d\x1fg\x1fone", b"d\x1fg\x1f1\x1fx y z", b"d\x1f\xff\x1f1", b"j\x1f\xff", b"l\x1f\xff"):
-            chat.link.client.spublish(inbox, push)
+            chat.system.client.driver.spublish(inbox, push)
         # Then
         sent = chat.send("g", "hi", sender_uid="ann").msgid
         wait_until(lambda: sent in _messages(gateway))
@@ -223,10 +226,12 @@ def test_a_mark_that_somebody_has_added_hides_no_receipt(chat: Chat, tmp_path: P
     # Given
     sent = chat.send("g", "hi", sender_uid="ann").msgid
     chat.ack("bob", "g")
-    worker = ReceiptsWorker(chat.link, None, chat.settings)  # type: ignore[arg-type]
+    worker = ReceiptsWorker(chat.system.client, None, chat.system.settings)  # type: ignore[arg-type]
     wait_until(lambda: not worker.step())
-    marks = chat.link.space.group("g").dirty("ann")
-    chat.link.client.zadd(marks, {b"\xff": 0.5, "g": 1.5, "g\x1fabc": 1e17, f"g\x1f{10**30}": 2, "\x1f5": float("inf")})
+    marks = chat.system.client.space.group("g").dirty("ann")
+    chat.system.client.driver.zadd(
+        marks, {b"\xff": 0.5, "g": 1.5, "g\x1fabc": 1e17, f"g\x1f{10**30}": 2, "\x1f5": float("inf")}
+    )
     # When, then
     assert [receipt.msgid for receipt in chat.receipts("ann")] == [sent]
     with chat.listen("ann") as listener:
@@ -238,16 +243,16 @@ def test_a_group_with_a_name_that_no_command_takes_is_served_like_others(
     chat: Chat, tmp_path: Path, gid: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a group that another program has made
-    link = chat.link
-    link.run(calls.create_group(link.space, gid, ["ann", "bob"]))
+    redis_client = chat.system.client
+    redis_client.call(group_calls.create_group(redis_client.space, gid, ["ann", "bob"]))
     for each in (gid, "g"):
-        link.run(calls.send(link.space, each, [Draft("ann", "hi")], 1000))
+        redis_client.call(message_calls.send(redis_client.space, each, [Draft("ann", "hi")], 1000))
     pulled = {message.gid: message.msgid for message in chat.pull("bob")}
     assert set(pulled) == {gid, "g"}
     # When
     for uid in ("ann", "bob"):
         with LocalDatabase(tmp_path / f"{uid}.db", uid) as local:
-            client = Client(chat, uid, local)
+            client = Device(chat, uid, local)
             client.sync()
             heard = list(client.live(iter([False] * 8 + [True] * 8).__next__))
             # Then
@@ -262,23 +267,23 @@ def test_a_group_with_a_name_that_no_command_takes_is_served_like_others(
 @pytest.mark.parametrize("uid", ["u" * 1000, "a\nb", " ", ""])
 def test_a_member_with_a_name_that_no_command_takes_hides_no_other(chat: Chat, uid: str) -> None:
     # Given a member whom another program has added, and what they say
-    link = chat.link
-    link.run(calls.add_members(link.space, "g", [uid]))
+    redis_client = chat.system.client
+    redis_client.call(group_calls.add_members(redis_client.space, "g", [uid]))
     sent = chat.send("g", "hi", sender_uid="ann")
-    link.run(calls.send(link.space, "g", [Draft(uid, "hello")], 1000))
+    redis_client.call(message_calls.send(redis_client.space, "g", [Draft(uid, "hello")], 1000))
     # When, then
     assert {member.uid for member in chat.members("g")} == {"ann", "bob", uid}
     assert set(chat.message_status("g", sent.msgid).unread_by) == {"bob", uid}
     assert [message.sender_uid for message in chat.pull("bob")] == ["ann", uid]
     assert chat.ack("bob", "g").advanced
-    worker = ReceiptsWorker(link, None, chat.settings)  # type: ignore[arg-type]
+    worker = ReceiptsWorker(redis_client, None, chat.system.settings)  # type: ignore[arg-type]
     wait_until(lambda: not worker.step())
     assert [receipt.read for receipt in chat.receipts("ann")] == [1]
 
 
 def test_names_that_are_not_utf8_hide_no_other(chat: Chat) -> None:
     # Given
-    space, client = chat.link.space, chat.link.client
+    space, client = chat.system.client.space, chat.system.client.driver
     sent = chat.send("g", "hi", sender_uid="ann")
     client.sadd(space.groups(0), b"\xff", "gone")
     client.sadd(space.groups_of(0, "bob"), b"\xff", "gone")
@@ -292,7 +297,7 @@ def test_names_that_are_not_utf8_hide_no_other(chat: Chat) -> None:
     assert [unread.unread for unread in chat.unread("bob")] == [1]
     assert {"ann", "bob"} <= {member.uid for member in chat.members("g")}
     assert "bob" in chat.message_status("g", sent.msgid).unread_by
-    assert "bob" in online_uids(chat)
+    assert "bob" in online_uids(chat.system)
     with chat.gateway() as gateway:
         gateway.open("bob")
         wait_until(lambda: sent.msgid in _messages(gateway))

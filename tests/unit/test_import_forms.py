@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imcore.errors import InvalidInput
-from imcore.import_forms import EventLines, Line, Unreadable, is_blank
+from imcore.importer.formats import EventLines, Line, Unreadable, is_blank
 
 EVENTS: list[dict[str, Any]] = [
     {"type": "join", "gid": "team", "uid": "bob"},
@@ -222,7 +222,7 @@ def test_of_two_members_the_damaged_one_is_told(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_checksum_that_is_very_far_away_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imcore.gzip_stream.AHEAD_BYTES", 1000)
+    monkeypatch.setattr("imcore.files.gzip_stream.AHEAD_BYTES", 1000)
     data = bytearray(compressed_by_gzip(TEXT.encode() + b"oh\n" + numbered(20_000)))
     data[-1] ^= 1
     lines = EventLines(Dribble(bytes(data), 500), "FILE", max_content_bytes=1000)

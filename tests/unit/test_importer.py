@@ -17,15 +17,16 @@ from hypothesis import strategies as st
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.client import Client
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase
 from imcore.errors import DatabaseUnavailable, InvalidInput, RedisUnavailable
-from imcore.import_forms import Line, Unreadable
-from imcore.importer import import_events, parse
-from imcore.live.localdb import LocalDatabase
+from imcore.importer.formats import Line, Unreadable
+from imcore.importer.importer import import_events, parse
+from imcore.model.rows import Batch, MessageRow
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, MessageRow
-from imcore.streams.link import Link
+from imcore.streams.client import RedisClient
+from imcore.system import System
 from tests.chat_data import made_up_lines
 from tests.deadline import wait_until
 from tests.model.compare import compare_all
@@ -52,7 +53,7 @@ def new_chat(tmp_path: Path) -> Iterator[Callable[[], Chat]]:
         def new() -> Chat:
             database = Database.connect(f"sqlite:///{tmp_path / f'{next(number)}.db'}")
             client = fakeredis.FakeRedis(server=fakeredis.FakeServer())
-            return chats.enter_context(Chat(Link(client), database, Settings.from_env({})))
+            return chats.enter_context(Chat(System(RedisClient(client), database, Settings.from_env({}))))
 
         yield new
 
@@ -289,14 +290,14 @@ def test_an_ack_may_name_a_message_that_only_sql_has(chat: Chat) -> None:
     run(chat, event("join", "bob"), HELLO, BY_BOB | {"uid": "ann"})
     in_sql(chat)
     first, second = (tally.message.msgid for tally in chat.status("#g"))
-    chat.link.client.xdel(chat.link.space.group("#g").stream, second)
+    chat.system.client.driver.xdel(chat.system.client.space.group("#g").stream, second)
 
     assert run(chat, event("ack", "bob", client_msgid="1")) == {"acks": 1}
     assert chat.unread("bob")[0].last_ack_msgid == first
 
 
 def test_an_ack_may_name_a_message_that_sql_has_not_got_yet(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imcore.importer.PAGE", 2)
+    monkeypatch.setattr("imcore.importer.importer.PAGE", 2)
     chat.create_group("#g", ["ann", "bob"])
     stored = [chat.send("#g", "hi", sender_uid="ann", client_msgid=f"c{n}") for n in range(6)]
 
@@ -441,7 +442,7 @@ def test_every_time_of_the_years_1_to_9999_is_taken_by_all(
         datetime(2004, 12, 25, 9, 14, tzinfo=UTC),
     ]
     with LocalDatabase(tmp_path / "bob.db", "bob") as local:
-        client = Client(chat, "bob", local)
+        client = Device(chat, "bob", local)
         client.keep(chat.pull("bob"))
         client.sync()
         assert [line.content for line in local.log()] == ["hi", "hi"]
@@ -456,7 +457,7 @@ def test_what_is_stored_already_does_nothing_though_it_is_longer_than_is_allowed
     long = HELLO | {"content": "x" * 1000}
     run(chat, long)
     # When
-    chat.settings = replace(chat.settings, max_content_bytes=999)
+    chat.system.settings = replace(chat.system.settings, max_content_bytes=999)
     # Then
     assert run(chat, long) == {}
     assert run_with_errors(chat, lines([long | {"uid": "bob"}])) == (
@@ -493,7 +494,7 @@ def test_an_unreachable_server_ends_the_import_and_is_no_fault_of_the_line(
     def fail(*_: object, **__: object) -> None:
         raise DatabaseUnavailable
 
-    monkeypatch.setattr(chat.database, "messages_after", fail)
+    monkeypatch.setattr(chat.system.database, "messages_after", fail)
 
     with pytest.raises(DatabaseUnavailable):
         run_with_errors(chat, lines([HELLO]))
@@ -520,12 +521,12 @@ def in_sql(chat: Chat) -> None:
         MessageRow(m.gid, msgids.pack(m.msgid), m.seq, m.sender_uid, 0, m.content, m.client_msgid, None)
         for m in messages
     ]
-    chat.database.write(Batch(messages=rows))
+    chat.system.database.write(Batch(messages=rows))
 
 
 def forget_client_msgids(chat: Chat) -> None:
     """Let more than a day go by for Redis."""
-    chat.link.client.delete(chat.link.space.group("#g").once_newer)
+    chat.system.client.driver.delete(chat.system.client.space.group("#g").once_newer)
 
 
 @pytest.mark.parametrize("events", [[], [b""], [b"no event"]])

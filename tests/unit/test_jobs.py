@@ -4,8 +4,8 @@ import signal
 
 import fakeredis
 
-from workers import jobs
-from workers.signals import Signals
+from imcore.workers import jobs
+from imcore.workers.signals import Signals
 
 
 def test_a_signal_before_rq_handles_signals_is_not_forgotten() -> None:

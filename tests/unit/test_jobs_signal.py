@@ -9,9 +9,9 @@ import fakeredis
 import pytest
 from rq.exceptions import StopRequested
 
-from workers.jobs import JobsWorker
-from workers.runner import Patience
-from workers.signals import Signals
+from imcore.workers.jobs import JobsWorker
+from imcore.workers.runner import Patience
+from imcore.workers.signals import Signals
 
 
 class Killing(logging.Handler):
@@ -41,7 +41,7 @@ def test_a_signal_in_the_midst_of_a_line_ends_the_worker_before_it_waits(
     worker = JobsWorker(fakeredis.FakeRedis(), signals, 0, patience=patience)
     worker._install_signal_handlers()
     monkeypatch.setattr(patience, "_has_told", True)  # so that it says that it goes on
-    log, killing = logging.getLogger("workers.runner"), Killing()
+    log, killing = logging.getLogger("imcore.workers.runner"), Killing()
     log.addHandler(killing)
     try:
         with caplog.at_level(logging.INFO, logger=log.name), pytest.raises(StopRequested):

@@ -9,14 +9,15 @@ import pytest
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin import deadletters
+from imcore.admin import dead_letters
 from imcore.errors import ImError, InvalidInput, UnknownDeadLetter
 from imcore.settings import Settings
-from imcore.streams import journal_calls
+from imcore.streams.calls import journal_calls
+from imcore.streams.client import RedisClient
 from imcore.streams.events import Acked, Created, Entry, Event, Joined, Left, Malformed, Move, Sent, read
 from imcore.streams.journal import LONGEST_REASON, Journal, Lease, one_line
 from imcore.streams.keys import lease
-from imcore.streams.link import Link
+from imcore.system import System
 
 KIND = "persist"
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)
@@ -24,34 +25,34 @@ SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry
 
 @pytest.fixture
 def chat() -> Iterator[Chat]:
-    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(link, None, SETTINGS) as chat:
-        chat.link.upgrade()
+    redis_client = RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
+    with Chat(System(redis_client, None, SETTINGS)) as chat:
+        chat.system.client.upgrade()
         yield chat
 
 
 @pytest.fixture
-def link(chat: Chat) -> Link:
-    return chat.link
+def redis_client(chat: Chat) -> RedisClient:
+    return chat.system.client
 
 
-def journal(link: Link, **settings: Any) -> Journal:
-    return Journal(link, KIND, replace(SETTINGS, **settings))
+def journal(redis_client: RedisClient, **settings: Any) -> Journal:
+    return Journal(redis_client, KIND, replace(SETTINGS, **settings))
 
 
 def taken(worker: Journal) -> list[Event]:
     return [entry.event for entry in worker.take()]
 
 
-def dies(link: Link, worker: Journal) -> None:
+def dies(redis_client: RedisClient, worker: Journal) -> None:
     """What becomes of a killed process: its lease runs out."""
-    link.client.delete(lease(KIND, int(worker.consumer.rpartition("-")[2])))
+    redis_client.driver.delete(lease(KIND, int(worker.consumer.rpartition("-")[2])))
 
 
-def write(link: Link, partition: int = 0, **fields: str | bytes) -> str:
+def write(redis_client: RedisClient, partition: int = 0, **fields: str | bytes) -> str:
     """Put an entry into a journal that no function of ours has written."""
-    client: Any = link.client
-    entry_id: bytes = client.xadd(link.space.journal(partition), fields)
+    client: Any = redis_client.driver
+    entry_id: bytes = client.xadd(redis_client.space.journal(partition), fields)
     return entry_id.decode()
 
 
@@ -65,7 +66,7 @@ class TestEntries:
         chat.remove_members("g", ["bob"])
 
         # When it is taken
-        entries = journal(chat.link).take()
+        entries = journal(chat.system.client).take()
 
         # Then it says so, with packed msgids
         msgid = msgids.pack(first.msgid)
@@ -76,7 +77,7 @@ class TestEntries:
             Acked("g", (Move(0, 0, msgid, ("bob",)),)),
             Left("g", "bob", 0, msgid),
         ]
-        assert all(entry.partition == chat.link.space.partition_of("g") for entry in entries)
+        assert all(entry.partition == chat.system.client.space.partition_of("g") for entry in entries)
         assert [entry.version for entry in entries] == sorted({entry.version for entry in entries})
 
     @pytest.mark.parametrize(
@@ -111,9 +112,9 @@ class TestEntries:
 
 
 class TestNames:
-    def test_the_lowest_free_name_is_taken(self, link: Link) -> None:
+    def test_the_lowest_free_name_is_taken(self, redis_client: RedisClient) -> None:
         # Given three processes
-        leases = [Lease(link, KIND, 10_000) for _ in range(3)]
+        leases = [Lease(redis_client, KIND, 10_000) for _ in range(3)]
         assert [each.hold() for each in leases] == [True, True, True]
         assert [each.name for each in leases] == ["persist-1", "persist-2", "persist-3"]
 
@@ -121,15 +122,15 @@ class TestNames:
         leases[1].give_back()
 
         # Then the next one gets its name
-        late = Lease(link, KIND, 10_000)
+        late = Lease(redis_client, KIND, 10_000)
         late.hold()
         assert late.name == "persist-2"
 
-    def test_a_held_name_is_kept_and_its_lease_renewed(self, link: Link) -> None:
+    def test_a_held_name_is_kept_and_its_lease_renewed(self, redis_client: RedisClient) -> None:
         # Given a lease that is renewed each time, since a third of it is over at once
-        held = Lease(link, KIND, 2)
+        held = Lease(redis_client, KIND, 2)
         held.hold()
-        link.client.persist(lease(KIND, 1))
+        redis_client.driver.persist(lease(KIND, 1))
 
         # When it is held on to
         renewed = [held.hold() for _ in range(50_000)]
@@ -137,13 +138,13 @@ class TestNames:
         # Then it is the same name, and it will run out again
         assert not any(renewed)
         assert held.name == "persist-1"
-        assert link.client.pttl(lease(KIND, 1)) != -1
+        assert redis_client.driver.pttl(lease(KIND, 1)) != -1
 
-    def test_who_was_silent_for_too_long_takes_another_name(self, link: Link) -> None:
+    def test_who_was_silent_for_too_long_takes_another_name(self, redis_client: RedisClient) -> None:
         # Given a process whose lease has run out, and whose name another one has
-        silent, other = Lease(link, KIND, 1), Lease(link, KIND, 10_000)
+        silent, other = Lease(redis_client, KIND, 1), Lease(redis_client, KIND, 10_000)
         silent.hold()
-        link.client.delete(lease(KIND, 1))
+        redis_client.driver.delete(lease(KIND, 1))
         other.hold()
 
         # When it comes back, as soon as it renews its lease
@@ -153,20 +154,24 @@ class TestNames:
         assert changed
         assert (silent.name, other.name) == ("persist-2", "persist-1")
 
-    def test_another_ones_name_is_not_given_back(self, link: Link) -> None:
-        silent, other = Lease(link, KIND, 10_000), Lease(link, KIND, 10_000)
+    def test_another_ones_name_is_not_given_back(self, redis_client: RedisClient) -> None:
+        silent, other = Lease(redis_client, KIND, 10_000), Lease(redis_client, KIND, 10_000)
         silent.hold()
-        link.client.delete(lease(KIND, 1))
+        redis_client.driver.delete(lease(KIND, 1))
         other.hold()
         silent.give_back()
-        assert link.client.exists(lease(KIND, 1))
+        assert redis_client.driver.exists(lease(KIND, 1))
 
 
 class TestTaking:
     def test_entries_come_once_and_to_each_kind(self, chat: Chat) -> None:
         # Given two workers of one kind and one of another
         chat.create_group("g")
-        one, two, other = journal(chat.link), journal(chat.link), Journal(chat.link, "receipts", SETTINGS)
+        one, two, other = (
+            journal(chat.system.client),
+            journal(chat.system.client),
+            Journal(chat.system.client, "receipts", SETTINGS),
+        )
 
         # Then the entry goes to one of the two, and to the other kind
         assert [taken(one), taken(two), taken(other)] == [[Created("g")], [], [Created("g")]]
@@ -174,25 +179,30 @@ class TestTaking:
     def test_nothing_is_skipped_that_was_there_before_the_first_worker(self, chat: Chat) -> None:
         for gid in ("a", "b", "c", "d"):
             chat.create_group(gid)
-        assert {event.gid for event in taken(journal(chat.link)) if isinstance(event, Created)} == {"a", "b", "c", "d"}
+        assert {event.gid for event in taken(journal(chat.system.client)) if isinstance(event, Created)} == {
+            "a",
+            "b",
+            "c",
+            "d",
+        }
 
     def test_at_most_so_many_of_a_partition_come_at_once(self, chat: Chat) -> None:
         chat.create_group("g")
         chat.add_members("g", ["ann", "bob", "cy"])
-        worker = journal(chat.link, batch_size=3)
+        worker = journal(chat.system.client, batch_size=3)
         assert [len(worker.take()) for _ in range(3)] == [3, 1, 0]
 
     def test_open_entries_come_again_after_a_restart_under_the_same_name(self, chat: Chat) -> None:
         # Given a process that took two pages and confirmed one entry
         chat.create_group("g")
         chat.add_members("g", ["ann", "bob", "cy"])
-        before = journal(chat.link, batch_size=2)
+        before = journal(chat.system.client, batch_size=2)
         entries = before.take() + before.take()
         before.done(entries[:1])
         before.close()
 
         # When one of the same name begins
-        after = journal(chat.link, batch_size=2)
+        after = journal(chat.system.client, batch_size=2)
         again = after.take() + after.take()
 
         # Then it gets the rest, page by page, and then nothing more
@@ -203,38 +213,38 @@ class TestTaking:
     def test_entries_in_hand_do_not_come_again(self, chat: Chat) -> None:
         chat.create_group("g")
         chat.add_members("g", ["ann", "bob", "cy"])
-        worker = journal(chat.link, batch_size=1)
+        worker = journal(chat.system.client, batch_size=1)
         assert len({entry.id for entry in [*worker.take(), *worker.take(), *worker.take(), *worker.take()]}) == 4
 
     def test_a_dead_workers_entries_are_taken_over_at_once(self, chat: Chat) -> None:
         # Given a worker with entries in hand, and a second one
         chat.create_group("g", ["ann"])
-        dead, living = journal(chat.link), journal(chat.link)
+        dead, living = journal(chat.system.client), journal(chat.system.client)
         entries = dead.take()
         assert living.take() == []
 
         # When the first one dies
-        dies(chat.link, dead)
+        dies(chat.system.client, dead)
 
         # Then the second one has them with its next look
         assert living.take() == entries
         living.done(entries)
-        assert journal(chat.link).take() == []
+        assert journal(chat.system.client).take() == []
 
     def test_a_living_workers_entries_are_left_alone(self, chat: Chat) -> None:
         chat.create_group("g")
-        slow, other = journal(chat.link), journal(chat.link)
+        slow, other = journal(chat.system.client), journal(chat.system.client)
         assert taken(slow) == [Created("g")]
         assert [other.take() for _ in range(3)] == [[], [], []]
 
     def test_what_a_stranger_took_is_taken_over(self, chat: Chat) -> None:
         # Given somebody who has read in the name of the workers
         chat.create_group("g")
-        worker = journal(chat.link)
+        worker = journal(chat.system.client)
         worker.done(worker.take())
         chat.create_group("h")
-        for key in chat.link.space.journals():
-            chat.link.client.xreadgroup(KIND, "bob", {key: ">"})
+        for key in chat.system.client.space.journals():
+            chat.system.client.driver.xreadgroup(KIND, "bob", {key: ">"})
 
         # Then a worker has it when there is nothing else to do
         assert worker.take() == []
@@ -242,25 +252,25 @@ class TestTaking:
 
     def test_done_twice_is_done_once(self, chat: Chat) -> None:
         chat.create_group("g")
-        worker = journal(chat.link)
+        worker = journal(chat.system.client)
         entries = worker.take()
         worker.done(entries)
         worker.done(entries)
         worker.done([])
-        assert taken(journal(chat.link)) == []
+        assert taken(journal(chat.system.client)) == []
 
     def test_entries_by_the_thousand_are_confirmed(self, chat: Chat) -> None:
         chat.create_group("g", [f"user{number}" for number in range(journal_calls.MOST_IDS + 1)])
-        worker = journal(chat.link, batch_size=5000)
+        worker = journal(chat.system.client, batch_size=5000)
         worker.done(worker.take())
-        assert journal(chat.link).drained()
+        assert journal(chat.system.client).drained()
 
     def test_after_redis_lost_everything_the_worker_begins_again(self, chat: Chat) -> None:
         # Given a worker that runs, and a Redis that comes back empty
         chat.create_group("g")
-        worker = journal(chat.link)
+        worker = journal(chat.system.client)
         worker.done(worker.take())
-        chat.link.client.flushall()
+        chat.system.client.driver.flushall()
         chat.create_group("h")
 
         # When it goes on, after one error
@@ -275,7 +285,7 @@ class TestDrained:
     def test_it_waits_for_what_others_have_in_hand(self, chat: Chat) -> None:
         # Given another process with an entry in hand
         chat.create_group("g")
-        other, mine = journal(chat.link), journal(chat.link)
+        other, mine = journal(chat.system.client), journal(chat.system.client)
         entries = other.take()
         assert not mine.drained()
         assert mine.take() == []
@@ -289,22 +299,22 @@ class TestDrained:
 
     def test_what_comes_later_does_not_count(self, chat: Chat) -> None:
         chat.create_group("g")
-        worker = journal(chat.link)
+        worker = journal(chat.system.client)
         assert not worker.drained()
         entries = worker.take()
         chat.create_group("h")
         worker.done(entries)
         assert worker.drained()
 
-    def test_without_any_entry_it_is_so_at_once(self, link: Link) -> None:
-        assert journal(link).drained()
+    def test_without_any_entry_it_is_so_at_once(self, redis_client: RedisClient) -> None:
+        assert journal(redis_client).drained()
 
 
 class TestFailing:
     def test_an_entry_that_keeps_failing_becomes_a_dead_letter(self, chat: Chat) -> None:
         # Given an entry that nobody can read
-        write(chat.link, 1, kind="feast", gid="g", guest=b"\xff")
-        worker = journal(chat.link)
+        write(chat.system.client, 1, kind="feast", gid="g", guest=b"\xff")
+        worker = journal(chat.system.client)
 
         # When it is tried three times, which is all that the settings allow
         [entry] = worker.take()
@@ -317,16 +327,16 @@ class TestFailing:
         assert outcomes == [False, False, True]
         assert worker.take() == []
         assert worker.drained()
-        [letter] = deadletters.list_dead(chat)
+        [letter] = dead_letters.list_dead(chat.system)
         assert letter.id.startswith("1:")
         assert (letter.worker, letter.reason, letter.entry, letter.deliveries) == (KIND, "no such kind", entry.id, 3)
         assert letter.fields == {"kind": "feast", "gid": "g", "guest": "\ufffd"}
-        assert deadletters.show(chat, letter.id) == letter
+        assert dead_letters.show(chat.system, letter.id) == letter
 
     def test_a_failed_entry_blocks_nothing_behind_it(self, chat: Chat) -> None:
-        write(chat.link, 0, kind="feast")
+        write(chat.system.client, 0, kind="feast")
         chat.create_group("g")
-        worker = journal(chat.link, batch_size=1)
+        worker = journal(chat.system.client, batch_size=1)
         entries = worker.take()
         seen = {type(entry.event) for entry in entries}
         for entry in entries:
@@ -338,13 +348,13 @@ class TestFailing:
     def test_what_failed_and_is_lost_since_is_not_taken_again(self, chat: Chat) -> None:
         # Given two entries that failed, of which a crash of the server takes one back
         for _ in range(2):
-            write(chat.link, 0, kind="feast")
-        worker = journal(chat.link)
+            write(chat.system.client, 0, kind="feast")
+        worker = journal(chat.system.client)
         kept, lost = worker.take()
         for entry in (kept, lost):
             worker.fail(entry, "")
-        chat.link.client.xack(chat.link.space.journal(0), KIND, lost.id)
-        chat.link.client.xdel(chat.link.space.journal(0), lost.id)
+        chat.system.client.driver.xack(chat.system.client.space.journal(0), KIND, lost.id)
+        chat.system.client.driver.xdel(chat.system.client.space.journal(0), lost.id)
         # When the worker has met an error
         worker.look_again()
         # Then
@@ -353,20 +363,20 @@ class TestFailing:
 
     def test_it_is_no_failure_if_somebody_else_has_done_it(self, chat: Chat) -> None:
         chat.create_group("g")
-        worker = journal(chat.link, max_deliveries=1)
+        worker = journal(chat.system.client, max_deliveries=1)
         [entry] = worker.take()
         worker.done([entry])
         assert worker.fail(entry, "too late")
-        assert list(deadletters.list_dead(chat)) == []
+        assert list(dead_letters.list_dead(chat.system)) == []
 
     def test_failures_outlive_the_worker_and_deliveries_are_none(self, chat: Chat) -> None:
         # Given an entry that failed with a worker that died, and that has been taken often
         chat.create_group("g")
-        first = journal(chat.link)
+        first = journal(chat.system.client)
         [entry] = first.take()
         first.fail(entry, "")
-        dies(chat.link, first)
-        second = journal(chat.link)
+        dies(chat.system.client, first)
+        second = journal(chat.system.client)
         for _ in range(10):
             assert second.take() == [entry]
             second.look_again()
@@ -375,38 +385,38 @@ class TestFailing:
         assert not second.fail(entry, "again")
         [entry] = second.take()
         assert second.fail(entry, "and again")
-        [letter] = deadletters.list_dead(chat)
+        [letter] = dead_letters.list_dead(chat.system)
         assert letter.deliveries == 3
 
     @pytest.mark.parametrize("ends", ["done", "dead"])
     def test_nothing_is_left_of_failures(self, chat: Chat, ends: str) -> None:
         chat.create_group("g")
         chat.add_members("g", ["ann"])
-        worker = journal(chat.link)
+        worker = journal(chat.system.client)
         entries = worker.take()
         for entry in entries:
             worker.fail(entry, "")
-        failures = chat.link.space.failures(entries[0].partition)
-        assert chat.link.client.hlen(failures) == len(entries) == 2
+        failures = chat.system.client.space.failures(entries[0].partition)
+        assert chat.system.client.driver.hlen(failures) == len(entries) == 2
         if ends == "done":
             worker.done(worker.take())
         else:
             for _ in range(2):
                 for entry in worker.take():
                     worker.fail(entry, "")
-        assert not chat.link.client.exists(failures)
+        assert not chat.system.client.driver.exists(failures)
 
     def test_nor_of_those_of_an_entry_that_somebody_has_put_away_by_hand(self, chat: Chat) -> None:
         chat.create_group("g")
         chat.add_members("g", ["ann"])
-        worker = journal(chat.link)
+        worker = journal(chat.system.client)
         put_away, failed = worker.take()
         for entry in (put_away, failed):
             worker.fail(entry, "")
-        space, partition = chat.link.space, failed.partition
-        chat.link.client.xack(space.journal(partition), KIND, put_away.id)
-        chat.link.run(journal_calls.trim_journal(space, partition, [KIND]))
-        assert chat.link.client.hkeys(space.failures(partition)) == [f"{KIND}\x1f{failed.id}".encode()]
+        space, partition = chat.system.client.space, failed.partition
+        chat.system.client.driver.xack(space.journal(partition), KIND, put_away.id)
+        chat.system.client.call(journal_calls.trim_journal(space, partition, [KIND]))
+        assert chat.system.client.driver.hkeys(space.failures(partition)) == [f"{KIND}\x1f{failed.id}".encode()]
 
     def test_a_failed_entry_waits_longer_each_time_and_what_stands_behind_goes_on(
         self, chat: Chat, monkeypatch: pytest.MonkeyPatch
@@ -414,7 +424,7 @@ class TestFailing:
         # Given an entry that failed
         clock = Clock(monkeypatch)
         chat.create_group("bad")
-        worker = journal(chat.link, retry_ms=200, lease_ms=10**9)
+        worker = journal(chat.system.client, retry_ms=200, lease_ms=10**9)
         [bad] = worker.take()
         worker.fail(bad, "")
 
@@ -439,11 +449,11 @@ class TestFailing:
         # Given a worker with an entry that waits, whose name has gone to another one
         clock = Clock(monkeypatch)
         chat.create_group("g")
-        silent = journal(chat.link, retry_ms=200, lease_ms=1000)
+        silent = journal(chat.system.client, retry_ms=200, lease_ms=1000)
         [entry] = silent.take()
         silent.fail(entry, "")
-        dies(chat.link, silent)
-        other = journal(chat.link)
+        dies(chat.system.client, silent)
+        other = journal(chat.system.client)
         assert other.take() == [entry]
 
         # When it comes back
@@ -468,110 +478,110 @@ class TestDeadLetters:
     @pytest.fixture
     def dead_id(self, chat: Chat) -> str:
         chat.create_group("g")
-        worker = journal(chat.link, max_deliveries=1)
+        worker = journal(chat.system.client, max_deliveries=1)
         [entry] = worker.take()
         assert worker.fail(entry, "no room")
-        return next(deadletters.list_dead(chat)).id
+        return next(dead_letters.list_dead(chat.system)).id
 
     def test_requeued_it_comes_again_as_what_it_was(self, chat: Chat, dead_id: str) -> None:
         # When it is requeued
-        letter = deadletters.show(chat, dead_id)
-        deadletters.requeue(chat, dead_id)
+        letter = dead_letters.show(chat.system, dead_id)
+        dead_letters.requeue(chat.system, dead_id)
 
         # Then it is a new entry, that happened when it happened
-        worker = journal(chat.link, max_deliveries=1)
+        worker = journal(chat.system.client, max_deliveries=1)
         [entry] = worker.take()
         assert entry == Entry(entry.partition, entry.id, Created("g"), of=letter.entry, kind=KIND)
         assert entry.id != letter.entry
-        assert list(deadletters.list_dead(chat)) == []
+        assert list(dead_letters.list_dead(chat.system)) == []
 
         # And so it is when it has failed again
         worker.fail(entry, "still no room")
-        deadletters.requeue(chat, next(deadletters.list_dead(chat)).id)
+        dead_letters.requeue(chat.system, next(dead_letters.list_dead(chat.system)).id)
         [third] = worker.take()
         assert third.of == letter.entry
 
     @pytest.mark.parametrize("kind", ["feast", "group"])
     def test_requeued_it_is_for_the_kind_that_failed(self, chat: Chat, kind: str) -> None:
         # Given an entry that no kind of worker can handle
-        write(chat.link, 0, kind=kind)
+        write(chat.system.client, 0, kind=kind)
         kinds = ["persist", "receipts"]
-        workers = {kind: Journal(chat.link, kind, replace(SETTINGS, max_deliveries=1)) for kind in kinds}
+        workers = {kind: Journal(chat.system.client, kind, replace(SETTINGS, max_deliveries=1)) for kind in kinds}
         for worker in workers.values():
             for entry in worker.take():
                 worker.fail(entry, "bad")
-        letters = {letter.worker: letter.id for letter in deadletters.list_dead(chat)}
+        letters = {letter.worker: letter.id for letter in dead_letters.list_dead(chat.system)}
         assert list(letters) == kinds
 
         # When one letter is requeued, again and again
         for _ in range(3):
-            deadletters.requeue(chat, letters["receipts"])
+            dead_letters.requeue(chat.system, letters["receipts"])
             assert workers["persist"].take() == []
             assert workers["persist"].drained()
             [entry] = workers["receipts"].take()
             assert workers["receipts"].fail(entry, "still bad")
-            letters = {letter.worker: letter.id for letter in deadletters.list_dead(chat)}
+            letters = {letter.worker: letter.id for letter in dead_letters.list_dead(chat.system)}
 
         # Then there are as many letters as before, and they say the same
         assert list(letters) == kinds
-        assert deadletters.show(chat, letters["receipts"]).fields["kind"] == kind
-        assert len(list(deadletters.list_dead(chat))) == 2
+        assert dead_letters.show(chat.system, letters["receipts"]).fields["kind"] == kind
+        assert len(list(dead_letters.list_dead(chat.system))) == 2
 
     def test_dropped_it_is_gone(self, chat: Chat, dead_id: str) -> None:
-        deadletters.drop(chat, dead_id)
-        assert list(deadletters.list_dead(chat)) == []
-        assert journal(chat.link).take() == []
+        dead_letters.drop(chat.system, dead_id)
+        assert list(dead_letters.list_dead(chat.system)) == []
+        assert journal(chat.system.client).take() == []
 
-    @pytest.mark.parametrize("act", [deadletters.show, deadletters.requeue, deadletters.drop])
+    @pytest.mark.parametrize("act", [dead_letters.show, dead_letters.requeue, dead_letters.drop])
     @pytest.mark.parametrize("unknown", ["0:1767225600000-0", "99:1767225600000-0"])
     def test_an_unknown_id_is_refused(self, chat: Chat, act: object, unknown: str) -> None:
         assert callable(act)
         with pytest.raises(UnknownDeadLetter, match=unknown):
-            act(chat, unknown)
+            act(chat.system, unknown)
 
     @pytest.mark.parametrize("wrong", ["", "x", "1767225600000-0", "0:", "-1:1-1", "0:1-0\n", "\u0660:1-1", "0:-"])
     def test_what_is_no_id_is_refused(self, chat: Chat, wrong: str) -> None:
         with pytest.raises(InvalidInput):
-            deadletters.show(chat, wrong)
+            dead_letters.show(chat.system, wrong)
 
     def test_a_letter_without_an_entry_can_only_be_dropped(self, chat: Chat) -> None:
         # Given an entry that was deleted while a worker had it in hand
-        entry_id = write(chat.link, 0, kind="group", gid="g")
-        worker = journal(chat.link, max_deliveries=1)
+        entry_id = write(chat.system.client, 0, kind="group", gid="g")
+        worker = journal(chat.system.client, max_deliveries=1)
         worker.take()
-        chat.link.client.xdel(chat.link.space.journal(0), entry_id)
+        chat.system.client.driver.xdel(chat.system.client.space.journal(0), entry_id)
         worker.look_again()
         [entry] = worker.take()
         assert worker.fail(entry, "gone")
-        [letter] = deadletters.list_dead(chat)
+        [letter] = dead_letters.list_dead(chat.system)
         assert (letter.entry, letter.fields) == (entry_id, {})
 
         # Then it cannot go back, and is not lost over it
         with pytest.raises(InvalidInput, match="nothing is left"):
-            deadletters.requeue(chat, letter.id)
-        deadletters.drop(chat, letter.id)
-        assert list(deadletters.list_dead(chat)) == []
+            dead_letters.requeue(chat.system, letter.id)
+        dead_letters.drop(chat.system, letter.id)
+        assert list(dead_letters.list_dead(chat.system)) == []
 
     def test_many_are_listed_page_by_page(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(deadletters, "PAGE", 2)
-        worker = journal(chat.link, max_deliveries=1)
-        written = [(p, write(chat.link, p, kind="feast")) for p in (0, 1) for _ in range(5)]
+        monkeypatch.setattr(dead_letters, "PAGE", 2)
+        worker = journal(chat.system.client, max_deliveries=1)
+        written = [(p, write(chat.system.client, p, kind="feast")) for p in (0, 1) for _ in range(5)]
         for entry in worker.take():
             worker.fail(entry, "")
-        assert [(int(each.id[0]), each.entry) for each in deadletters.list_dead(chat)] == written
+        assert [(int(each.id[0]), each.entry) for each in dead_letters.list_dead(chat.system)] == written
 
 
-def test_what_was_done_and_is_open_again_under_our_name_is_taken_again(chat: Chat, link: Link) -> None:
+def test_what_was_done_and_is_open_again_under_our_name_is_taken_again(chat: Chat, redis_client: RedisClient) -> None:
     # Given a worker that has done an entry
     chat.create_group("g", ["ann"])
-    worker = journal(link)
+    worker = journal(redis_client)
     entries = worker.take()
     worker.done(entries)
     assert worker.take() == []
     # When Redis loses that, and the worker does not notice: its connection was only made anew
-    client: Any = link.client
+    client: Any = redis_client.driver
     for entry in entries:
-        journal_key = link.space.journal(entry.partition)
+        journal_key = redis_client.space.journal(entry.partition)
         client.xclaim(journal_key, KIND, worker.consumer, 0, [entry.id], force=True)
     # Then
     assert worker.take() == entries

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from imcore import msgid
 from imcore.errors import InvalidInput
-from imcore.limits import (
+from imcore.model.limits import (
     MAX_NAME_BYTES,
     check_content,
     check_limit,
@@ -21,7 +21,7 @@ from imcore.limits import (
     check_time_ms,
     check_uids,
 )
-from imcore.values import Receipt
+from imcore.model.values import Receipt
 
 ODD = [
     "#ubuntu",

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from imcore.asking import Listen, Ping, Question, Resubscribe, answered
 from imcore.errors import RedisUnavailable
-from imcore.live.channels import Channels
-from imcore.live.listening import Listening
-from imcore.live.rooms import Session
+from imcore.gateway.channels import Channels
+from imcore.gateway.fanout import Session
+from imcore.gateway.resubscribe import Resubscription
+from imcore.operations.effects import ChangeChannels, Effect, OpenSubscription, Ping, perform
 from imcore.streams.keys import Keyspace
 
 EVERY_S = 20.0
@@ -22,21 +22,21 @@ class Bench:
         self.asked: list[type] = []
         self.anew = 0
         self.channels = Channels(Keyspace(2))
-        self.listening = Listening(self.channels, EVERY_S, self.begun, lambda: self.now)
+        self.listening = Resubscription(self.channels, EVERY_S, self.begun, lambda: self.now)
 
     def begun(self) -> None:
         self.anew += 1
 
-    def answer(self, question: Question) -> Any:
+    def answer(self, question: Effect) -> Any:
         self.asked.append(type(question))
-        if isinstance(question, Resubscribe):
+        if isinstance(question, ChangeChannels):
             for channel in question.add:
                 self.channels.added(channel)
 
     def go_on(self) -> list[type]:
         self.asked = []
         if self.listening.due() <= self.now:
-            answered(self.listening.go_on(), self.answer)
+            perform(self.listening.go_on(), self.answer)
         return self.asked
 
 
@@ -48,7 +48,7 @@ def bench() -> Bench:
 def test_nothing_is_opened_for_nobody(bench: Bench) -> None:
     assert bench.go_on() == []
     bench.channels.open_inbox(Session("ann"))
-    assert bench.go_on() == [Listen, Resubscribe]
+    assert bench.go_on() == [OpenSubscription, ChangeChannels]
     assert bench.go_on() == []
 
 
@@ -76,7 +76,7 @@ def test_without_an_answer_by_the_next_heartbeat_another_subscription_is_opened(
     # Then
     assert bench.go_on() == []
     bench.now = bench.listening.due()
-    assert bench.go_on() == [Listen, Resubscribe]
+    assert bench.go_on() == [OpenSubscription, ChangeChannels]
     assert bench.anew == 2
 
 
@@ -85,14 +85,14 @@ def test_a_change_that_failed_begins_all_anew(bench: Bench) -> None:
     bench.go_on()
     bench.channels.open_room("g")
 
-    def fail(question: Question) -> Any:
+    def fail(question: Effect) -> Any:
         raise RedisUnavailable
 
     with pytest.raises(RedisUnavailable):
-        answered(bench.listening.go_on(), fail)
+        perform(bench.listening.go_on(), fail)
     assert bench.go_on() == []
     bench.now = bench.listening.due()
-    assert bench.go_on() == [Listen, Resubscribe]
+    assert bench.go_on() == [OpenSubscription, ChangeChannels]
     assert not bench.channels.has_changes()
     room = bench.channels.room("g")
     assert room

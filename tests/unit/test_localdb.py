@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from imcore import msgid as msgids
-from imcore.direct import gid_of
+from imcore.device.local_database import PAGE, LocalDatabase, UnreadOwnMessage, path_of, try_out
+from imcore.device.local_file import LocalFile
 from imcore.errors import InvalidInput, LocalDatabaseError
-from imcore.live.localdb import PAGE, LocalDatabase, Unsettled, path_of, try_out
-from imcore.live.localfile import LocalFile
-from imcore.values import Message, Receipt, Tally
+from imcore.model.direct import gid_of
+from imcore.model.values import Message, Receipt, Tally
 
 BASE = msgids.EPOCH_MS + 1000
 
@@ -169,8 +169,8 @@ def test_own_messages_that_all_have_not_read_are_listed_newest_first_by_the_page
     first = local.unsettled()
     second = local.unsettled(first[-1])
     # Then
-    assert first[0] == Unsettled("g1", message(PAGE + 3).msgid, 2, 1)
-    assert first[1] == Unsettled("g1", message(PAGE + 1).msgid, 0, None)
+    assert first[0] == UnreadOwnMessage("g1", message(PAGE + 3).msgid, 2, 1)
+    assert first[1] == UnreadOwnMessage("g1", message(PAGE + 1).msgid, 0, None)
     assert [each.msgid for each in second] == [message(2).msgid, message(1).msgid]
     assert local.unsettled(second[-1]) == []
 
@@ -320,7 +320,7 @@ def test_a_trial_leaves_another_first_send_the_folder_that_it_has_made(
         path.parent.mkdir(parents=True, exist_ok=True)
         return LocalFile(*args, **options)
 
-    monkeypatch.setattr("imcore.live.localdb.LocalFile", open_beside_another)
+    monkeypatch.setattr("imcore.device.local_database.LocalFile", open_beside_another)
     # When
     try_out(path, "bob", 10)
     # Then
@@ -432,7 +432,7 @@ def test_of_very_many_that_cannot_be_kept_few_are_named(
 ) -> None:
     # Given
     now = 1000.0
-    monkeypatch.setattr("imcore.rate_limit.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("imcore.util.rate_limit.time", SimpleNamespace(monotonic=lambda: now))
     many = [replace(message(seq), msgid=f"{seq}-1") for seq in range(100)]
     # When, then
     local.keep([*many, message(1)])

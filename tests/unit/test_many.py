@@ -11,20 +11,23 @@ import pytest
 from imcore import Chat, Draft
 from imcore.admin.retention import trim
 from imcore.errors import InvalidInput, NotMember, UnknownGroup, UnknownMessage
-from imcore.many import MESSAGES_PER_CALL
+from imcore.model.values import Ack, Message
+from imcore.operations.batch import MESSAGES_PER_CALL
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import calls
-from imcore.streams.link import Link
-from imcore.values import Ack, Message
+from imcore.streams.calls import message_calls
+from imcore.streams.client import RedisClient
+from imcore.system import System
+from imcore.workers.persist import Persist
 from tests.client_msgids import HOUR, put_back
-from workers.persist import Persist
 
 
 @pytest.fixture
 def chat(tmp_path: Path) -> Iterator[Chat]:
     settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0, retry_ms=0)
-    with Chat(Link(fakeredis.FakeRedis(), partitions=2), Database.connect(settings.database_url), settings) as chat:
+    with Chat(
+        System(RedisClient(fakeredis.FakeRedis(), partitions=2), Database.connect(settings.database_url), settings)
+    ) as chat:
         yield chat
 
 
@@ -68,12 +71,12 @@ def test_a_client_msgid_is_known_for_as_long_as_is_promised_and_not_for_ever(cha
         """Let time pass, and the worker `jobs` look each hour."""
         for _ in range(ms // HOUR):
             put_back(chat, "g", HOUR)
-            chat.link.run(calls.rotate_once(chat.link.space, "g"))
+            chat.system.client.call(message_calls.rotate_idempotency(chat.system.client.space, "g"))
 
     # Given
     chat.create_group("g", ["ann"])
-    keys = chat.link.space.group("g")
-    life = chat.settings.idempotency_ms + 3 * HOUR  # two of the steps in which a table counts
+    keys = chat.system.client.space.group("g")
+    life = chat.system.settings.idempotency_ms + 3 * HOUR  # two of the steps in which a table counts
     first = chat.send("g", "first", sender_uid="ann", client_msgid="1")
     # When its table is old enough, another one takes its turn
     wait(life - HOUR)
@@ -89,11 +92,11 @@ def test_a_client_msgid_is_known_for_as_long_as_is_promised_and_not_for_ever(cha
     chat.send("g", "fourth", sender_uid="ann", client_msgid="4")
     assert chat.send("g", "first anew", sender_uid="ann", client_msgid="1") != first
     # And a server that evicts what has a time to live takes none of it
-    assert [chat.link.client.pttl(key) for key in (keys.once_newer, keys.once_older)] == [-1, -1]
+    assert [chat.system.client.driver.pttl(key) for key in (keys.once_newer, keys.once_older)] == [-1, -1]
     # And where nobody says anything any more, nothing is left of it
     for left in (1, 0, 0):
         wait(life)
-        assert chat.link.run(calls.rotate_once(chat.link.space, "g")) == left
+        assert chat.system.client.call(message_calls.rotate_idempotency(chat.system.client.space, "g")) == left
 
 
 def test_what_nobody_looks_at_often_goes_as_well(chat: Chat) -> None:
@@ -103,7 +106,7 @@ def test_what_nobody_looks_at_often_goes_as_well(chat: Chat) -> None:
     left = []
     for _ in range(36):
         put_back(chat, "g", 24 * HOUR)
-        left.append(chat.link.run(calls.rotate_once(chat.link.space, "g")))
+        left.append(chat.system.client.call(message_calls.rotate_idempotency(chat.system.client.space, "g")))
     # Then it is the older one's turn after 18 looks, and it is gone after 18 more
     assert left == [1] * 35 + [0]
 
@@ -125,16 +128,16 @@ def test_a_client_msgid_is_known_for_as_long_as_is_promised_however_often_the_cl
         put_back(chat, "g", waited + jump)
         draft = Draft("ann", f"message {number}", str(number))
         # When what was sent in the time that is promised is sent again
-        recent = [each for each in sent if each[0] > passed - chat.settings.idempotency_ms]
+        recent = [each for each in sent if each[0] > passed - chat.system.settings.idempotency_ms]
         again = chat.send_many("g", [*(draft for _, draft, _ in recent), draft])
         # Then all of it is known
         assert again[:-1] == [message for _, _, message in recent]
         assert isinstance(again[-1], Message)
         sent.append((passed, draft, again[-1]))
     # And what is kept does not grow for ever
-    keys = chat.link.space.group("g")
-    kept = sum(chat.link.client.hlen(key) for key in (keys.once_newer, keys.once_older))
-    assert kept <= 2 + sum(1 for at, _, _ in sent if at > passed - 4 * chat.settings.idempotency_ms)
+    keys = chat.system.client.space.group("g")
+    kept = sum(chat.system.client.driver.hlen(key) for key in (keys.once_newer, keys.once_older))
+    assert kept <= 2 + sum(1 for at, _, _ in sent if at > passed - 4 * chat.system.settings.idempotency_ms)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -194,12 +197,12 @@ def test_acks_of_many_are_each_answered_as_alone(chat: Chat) -> None:
 def test_messages_that_redis_has_trimmed_can_be_acked(chat: Chat) -> None:
     chat.create_group("g", ["ann", "bob", "cy"])
     one, *_ = (chat.send("g", text, sender_uid="ann") for text in ("one", "two", "three"))
-    chat.database.upgrade()
-    worker = Persist(chat.link, chat.database, chat.settings)
+    chat.system.database.upgrade()
+    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     while worker.step():
         pass
     worker.close()
-    assert trim(chat, keep_messages=1, keep_ms=0).entries == 3
+    assert trim(chat.system, keep_messages=1, keep_ms=0).entries == 3
     assert chat.ack_many("g", [("bob", one.msgid), ("cy", one.msgid)]) == [
         Ack("g", "bob", one.msgid, advanced=True),
         Ack("g", "cy", one.msgid, advanced=True),

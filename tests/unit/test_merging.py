@@ -3,14 +3,14 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imcore.admin.counting import Counter, Told
-from imcore.admin.mend_plan import Live, Plan, lay_out, orders
-from imcore.admin.merging import Placed, as_known, in_sequence, is_void, offset_of, paired, place, settle
-from imcore.admin.pending import Pending, Touched
-from imcore.admin.suspicion import Depends, Suspicion
-from imcore.sql.rows import MessageRow, SpanRow
+from imcore.model.rows import MessageRow, SpanRow
+from imcore.repair.counting import CountedMessage, Counter
+from imcore.repair.diff import Depends, Difference
+from imcore.repair.journal_window import Backlog, Changes
+from imcore.repair.merge import Placed, as_known, in_sequence, is_void, offset_of, paired, place, settle
+from imcore.repair.plan import LiveGroup, Plan, merged_messages, orders
+from imcore.streams.calls.repair_calls import StreamState, Trim
 from imcore.streams.events import Acked, Created, Entry, Event, Joined, Left, Move, Sent
-from imcore.streams.restore_calls import Seen, Trim
 
 UIDS = ("ann", "bob", "cy")
 VERSION = 1000
@@ -38,11 +38,13 @@ _span = st.builds(
     st.none() | _position,
     _position,
 )
-_told = st.lists(st.builds(Told, st.integers(1, 12), st.sampled_from(UIDS)), unique_by=lambda told: told.msgid)
+_told = st.lists(
+    st.builds(CountedMessage, st.integers(1, 12), st.sampled_from(UIDS)), unique_by=lambda told: told.msgid
+)
 
 
 @given(_told.map(sorted), st.lists(_span, unique_by=lambda row: (row.uid, row.joined_msgid)))
-def test_counts_are_those_of_the_definition(messages: list[Told], spans: list[SpanRow]) -> None:
+def test_counts_are_those_of_the_definition(messages: list[CountedMessage], spans: list[SpanRow]) -> None:
     counter = Counter(messages)
     for row in spans:
         counter.add(row)
@@ -171,11 +173,11 @@ def plan_of(spans: dict[str, list[SpanRow]], *, live: dict[str, list[SpanRow]] |
     plan = Plan(
         base=Trim(0, 0),
         trim=Trim(0, 0),
-        seen=Seen("0-0", 0),
+        seen=StreamState("0-0", 0),
         journal_end="0-0",
         newest_live=0,
         newest_stored=0,
-        live=Live(live or {}, set(), {}, set(), {}, set()),
+        live=LiveGroup(live or {}, set(), {}, set(), {}, set()),
         known={},
         settled=spans,
         lowered=[],
@@ -183,7 +185,7 @@ def plan_of(spans: dict[str, list[SpanRow]], *, live: dict[str, list[SpanRow]] |
         seq=0,
         newest=0,
     )
-    lay_out(plan, [], {})
+    merged_messages(plan, [], {})
     return plan
 
 
@@ -216,7 +218,7 @@ def test_an_offset_stands_that_has_passed_nothing_that_was_lost() -> None:
 
 def test_what_is_pending_is_applied_to_what_is_stored() -> None:
     # Given
-    pending = Pending()
+    pending = Backlog()
     for event in (
         Created("g"),
         Joined("g", "bob", 4),
@@ -236,13 +238,13 @@ def test_what_is_pending_is_applied_to_what_is_stored() -> None:
 
 def test_what_has_happened_explains_what_it_has_touched_and_nothing_else() -> None:
     # Given
-    touched = Touched()
+    touched = Changes()
     for event in (Sent("g", 7, 8, 2), Acked("g", (Move(0, 2, 5, ("cy",)),)), Joined("g", "eve", 4)):
         touched.add(entry(event))
     touched.add_message("bob", 3)
 
     def explains(depends: Depends, uid: str = "", msgid: int = 0) -> bool:
-        return Suspicion("", "", "", depends, uid=uid, msgid=msgid).explained_by(touched)
+        return Difference("", "", "", depends, uid=uid, msgid=msgid).explained_by(touched)
 
     # Then
     assert [uid for uid in ("ann", "bob", "cy", "eve") if explains("span", uid)] == ["bob", "cy", "eve"]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cli.names import direct, in_one_line, in_sentence, name
-from cli.output import safe
-from imcore.direct import gid_of
+from imcore.cli.names import direct, in_one_line, in_sentence, name
+from imcore.cli.output import safe
+from imcore.model.direct import gid_of
 
 # What looks alike, written down here anew: the classes of the product are not what it is held against.
 LOOK_ALIKE = [

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from imcore import msgid as msgids
-from imcore.admin import offsets
-from imcore.sql.rows import SpanRow
+from imcore.model.rows import SpanRow
+from imcore.repair import offsets
 from imcore.streams import events
 from imcore.streams.events import Malformed
 

@@ -9,24 +9,25 @@ from threading import Event
 
 import pytest
 
-from imcore import answering as answering_module
 from imcore.admin import retention
-from imcore.answering import Answering
-from imcore.asking import AskSql, ask_sql
-from imcore.backoff import Trouble
 from imcore.chat import Chat
 from imcore.errors import DatabaseNotReady, DatabaseOpening, DatabaseUnavailable
+from imcore.operations import performer as answering_module
+from imcore.operations.effects import SqlQuery, query_sql
+from imcore.operations.performer import Performer
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import calls
+from imcore.streams.calls import group_calls
+from imcore.streams.client import RedisClient
 from imcore.streams.keys import CONFIG
-from imcore.streams.link import Link
+from imcore.system import System
+from imcore.util.backoff import ThrottledLog
+from imcore.workers.persist import Persist
 from tests.deadline import wait_until
 from tests.live import Audience
-from workers.persist import Persist
 
 SLOW_S = 0.5
-QUESTION = AskSql(lambda database: database.messages_after("team", 0))
+QUESTION = SqlQuery(lambda database: database.messages_after("team", 0))
 
 
 @pytest.fixture
@@ -45,11 +46,11 @@ def _leaves_no_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def bound(link: Link, database: Database) -> Link:
+def bound(client: RedisClient, database: Database) -> RedisClient:
     """A link to the server whose data the database has."""
-    link.run(calls.create_group(link.space, "team", ["ann"]))
-    database.bind(2, link.read("HGET", CONFIG, "dataset").decode())
-    return link
+    client.call(group_calls.create_group(client.space, "team", ["ann"]))
+    database.bind(2, client.query("HGET", CONFIG, "dataset").decode())
+    return client
 
 
 class Opener:
@@ -67,26 +68,26 @@ class Opener:
 
 
 def test_the_first_question_of_sql_does_not_stall_live_traffic(
-    link: Link, database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    client: RedisClient, database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given cyd, whose missed messages are in SQL only, and a database that takes half a second to open
-    with Chat(link, database, settings) as chat:
+    with Chat(System(client, database, settings)) as chat:
         chat.create_group("team", ["ann", "cyd"])
         chat.create_group("home", ["ann", "bob"])
         for number in range(3):
             chat.send("team", str(number), sender_uid="ann")
-        persist = Persist(link, database, settings)
+        persist = Persist(client, database, settings)
         while not persist.drained():
             persist.step()
         persist.close()
-        retention.trim(chat, gid="team", keep_messages=0)
+        retention.trim(chat.system, gid="team", keep_messages=0)
 
     def slow() -> Database:
         time.sleep(SLOW_S)
         return database
 
-    monkeypatch.setattr("imcore.live.following.LONGEST_WAIT_S", 0.1, raising=False)
-    with Chat(link, slow, settings) as chat, chat.gateway() as gateway:
+    monkeypatch.setattr("imcore.gateway.catch_up.LONGEST_WAIT_S", 0.1, raising=False)
+    with Chat(System(client, slow, settings)) as chat, chat.gateway() as gateway:
         audience = Audience(gateway)
         # When both are there while it is opened
         bob, cyd = gateway.open("bob"), gateway.open("cyd")
@@ -104,9 +105,9 @@ def test_the_first_question_of_sql_does_not_stall_live_traffic(
     assert longest < SLOW_S / 2
 
 
-def test_what_is_being_opened_is_said_to_those_who_may_not_wait(bound: Link, database: Database) -> None:
+def test_what_is_being_opened_is_said_to_those_who_may_not_wait(bound: RedisClient, database: Database) -> None:
     opener = Opener(database)
-    answering = Answering(bound, opener)
+    answering = Performer(bound, opener)
     answering.open_early()
     with pytest.raises(DatabaseOpening, match="being opened"):
         answering.answer(QUESTION)
@@ -118,20 +119,20 @@ def test_what_is_being_opened_is_said_to_those_who_may_not_wait(bound: Link, dat
     answering.close()
 
 
-def test_who_may_wait_does(bound: Link, database: Database) -> None:
+def test_who_may_wait_does(bound: RedisClient, database: Database) -> None:
     opener = Opener(database)
-    answering = Answering(bound, opener)
+    answering = Performer(bound, opener)
     answering.open_early()
     threading.Timer(0.1, opener.may.set).start()
-    assert answering.run(ask_sql(QUESTION.query)) == []
+    assert answering.run(query_sql(QUESTION.query)) == []
     assert opener.asked == 1
     answering.close()
 
 
-def test_only_a_gateway_opens_it_early(link: Link, database: Database, settings: Settings) -> None:
+def test_only_a_gateway_opens_it_early(client: RedisClient, database: Database, settings: Settings) -> None:
     opener = Opener(database)
     opener.may.set()
-    with Chat(link, opener, settings) as chat:
+    with Chat(System(client, opener, settings)) as chat:
         chat.create_group("team", ["ann", "bob"])
         chat.send("team", "hi", sender_uid="ann")
         chat.pull("bob")
@@ -145,8 +146,8 @@ def test_only_a_gateway_opens_it_early(link: Link, database: Database, settings:
             assert opener.asked == 1
 
 
-def test_without_a_database_nothing_is_opened(link: Link) -> None:
-    answering = Answering(link, None)
+def test_without_a_database_nothing_is_opened(client: RedisClient) -> None:
+    answering = Performer(client, None)
     answering.open_early()
     assert not opening()
     with pytest.raises(DatabaseUnavailable, match="give its URL"):
@@ -154,15 +155,15 @@ def test_without_a_database_nothing_is_opened(link: Link) -> None:
 
 
 def test_without_a_thread_it_is_opened_when_it_is_asked(
-    bound: Link, database: Database, monkeypatch: pytest.MonkeyPatch
+    bound: RedisClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refused)
-    answering = Answering(bound, lambda: database)
+    answering = Performer(bound, lambda: database)
     answering.open_early()
-    assert answering.answer(QUESTION) == answering.run(ask_sql(QUESTION.query)) == []
+    assert answering.answer(QUESTION) == answering.run(query_sql(QUESTION.query)) == []
     answering.close()
 
 
@@ -178,9 +179,9 @@ def _away() -> Database:
     ],
 )
 def test_what_goes_wrong_is_raised_to_whoever_asks_next(
-    bound: Link, opens: Callable[[], Database], error: type[Exception], caplog: pytest.LogCaptureFixture
+    bound: RedisClient, opens: Callable[[], Database], error: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
-    answering = Answering(bound, opens)
+    answering = Performer(bound, opens)
     answering.open_early()
     wait_until(lambda: not opening())
     with pytest.raises(error) as raised:
@@ -190,12 +191,14 @@ def test_what_goes_wrong_is_raised_to_whoever_asks_next(
     answering.close()
 
 
-def test_it_is_closed_while_it_is_opened(link: Link, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_closed_while_it_is_opened(
+    client: RedisClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(answering_module, "_CLOSING_S", 0.05)
     closed: list[Database] = []
     monkeypatch.setattr(Database, "close", lambda database: closed.extend([database]))
     opener = Opener(database)
-    answering = Answering(link, opener)
+    answering = Performer(client, opener)
     answering.open_early()
 
     # When one that does not answer is closed, it is not waited for
@@ -211,10 +214,10 @@ def test_it_is_closed_while_it_is_opened(link: Link, database: Database, monkeyp
     assert database.changes == 0
 
 
-def test_it_is_closed_once_it_is_open(link: Link, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_closed_once_it_is_open(client: RedisClient, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[Database] = []
     monkeypatch.setattr(Database, "close", lambda database: closed.extend([database]))
-    answering = Answering(link, lambda: database)
+    answering = Performer(client, lambda: database)
     answering.open_early()
     answering.close()
     assert set(closed) == {database}
@@ -222,7 +225,7 @@ def test_it_is_closed_once_it_is_open(link: Link, database: Database, monkeypatc
 
 
 def test_that_it_is_being_opened_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    trouble = Trouble(time.monotonic)
+    trouble = ThrottledLog(time.monotonic)
     trouble.note(DatabaseOpening(), "it has to wait: %s")
     trouble.note(DatabaseUnavailable("away"), "it has to wait: %s")
     assert caplog.messages == ["it has to wait: away"]

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from imcore.asking import Asking, answered
-from imcore.backoff import LONGEST_WAIT_S, Trouble
 from imcore.errors import ConfigurationError, ImError, RedisFull, RedisRefuses, RedisUnavailable
-from imcore.live.parts import Parts
+from imcore.gateway.scheduler import Scheduler
+from imcore.operations.effects import Effects, perform
+from imcore.util.backoff import LONGEST_WAIT_S, ThrottledLog
 
 
 class Clock:
@@ -29,7 +29,7 @@ class Doing:
     def due(self) -> float:
         return self.next
 
-    def go_on(self) -> Asking[None]:
+    def go_on(self) -> Effects[None]:
         self.tried += 1
         if self.error:
             raise self.error
@@ -37,8 +37,8 @@ class Doing:
         yield from ()
 
 
-def parts_of(*parts: Doing, clock: Clock) -> Parts:
-    return Parts(parts, Trouble(clock), clock)
+def parts_of(*parts: Doing, clock: Clock) -> Scheduler:
+    return Scheduler(parts, ThrottledLog(clock), clock)
 
 
 @pytest.fixture
@@ -52,12 +52,12 @@ def test_one_that_is_refused_does_not_stop_the_others(clock: Clock, error: type[
     parts = parts_of(refused, other, clock=clock)
     refused.error = error("not now")
     for _ in range(3):
-        answered(parts.go_on(), print)
+        perform(parts.go_on(), print)
     refused.error = None
-    answered(parts.go_on(), print)
+    perform(parts.go_on(), print)
     assert (refused.done, other.done) == (0, 4)
     clock.now += 0.1
-    answered(parts.go_on(), print)
+    perform(parts.go_on(), print)
     assert (refused.done, other.done) == (1, 5)
 
 
@@ -71,7 +71,7 @@ def test_where_nobody_answers_nobody_is_asked_for_longer_and_longer(
     waits = []
     # When
     for _ in range(12):
-        answered(parts.go_on(), print)
+        perform(parts.go_on(), print)
         waits.append(parts.due() - clock.now)
         clock.now += waits[-1]
     # Then
@@ -81,10 +81,10 @@ def test_where_nobody_answers_nobody_is_asked_for_longer_and_longer(
     assert len(caplog.records) <= 2
     # And once somebody does, all go on
     first.error = second.error = None
-    answered(parts.go_on(), print)
+    perform(parts.go_on(), print)
     assert first.done == 1
     clock.now += LONGEST_WAIT_S
-    answered(parts.go_on(), print)
+    perform(parts.go_on(), print)
     assert second.done >= 1
     assert parts.due() <= clock.now
 
@@ -98,7 +98,7 @@ def test_one_that_goes_on_failing_beside_others_is_tried_less_and_less_often(
     refused.error = RedisRefuses("too few replicas")
     # When
     for _ in range(2000):
-        answered(parts.go_on(), print)
+        perform(parts.go_on(), print)
         clock.now += 0.01
     # Then
     assert other.done == 2000
@@ -111,10 +111,10 @@ def test_trouble_that_comes_and_goes_is_said_once_a_minute(clock: Clock, caplog:
     parts = parts_of(part, clock=clock)
     for _ in range(100):
         part.error = RedisUnavailable("nobody there")
-        answered(parts.go_on(), print)
+        perform(parts.go_on(), print)
         part.error = None
         clock.now += 0.6
-        answered(parts.go_on(), print)
+        perform(parts.go_on(), print)
     assert part.done == 100
     assert len(caplog.records) == 1
 
@@ -123,7 +123,7 @@ def test_what_waiting_does_not_mend_is_raised(clock: Clock) -> None:
     part = Doing()
     part.error = ConfigurationError("no right")
     with pytest.raises(ConfigurationError):
-        answered(parts_of(part, clock=clock).go_on(), print)
+        perform(parts_of(part, clock=clock).go_on(), print)
 
 
 def test_the_next_one_due_is_told(clock: Clock) -> None:
@@ -131,5 +131,5 @@ def test_the_next_one_due_is_told(clock: Clock) -> None:
     soon.next, never.next = 107.0, math.inf
     parts = parts_of(never, soon, clock=clock)
     assert parts.due() == 107.0
-    answered(parts.go_on(), print)
+    perform(parts.go_on(), print)
     assert soon.done == never.done == 0

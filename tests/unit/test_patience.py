@@ -6,10 +6,10 @@ from itertools import chain, count, cycle, repeat
 
 import pytest
 
-from imcore.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
 from imcore.errors import ConfigurationError, DatabaseUnavailable, ImError, RedisRefuses, RedisUnavailable
-from workers.runner import Patience
-from workers.signals import Signals
+from imcore.util.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
+from imcore.workers.runner import Patience
+from imcore.workers.signals import Signals
 
 STEP_S = 0.01
 """How long a step takes that succeeds."""

@@ -12,45 +12,47 @@ import pytest
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin import deadletters
+from imcore.admin import dead_letters
 from imcore.errors import DatabaseUnavailable, ImError, RedisUnavailable
+from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
+from imcore.model.values import Draft
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
-from imcore.streams import calls
-from imcore.streams.calls import Draft, Target
+from imcore.streams.calls import message_calls
+from imcore.streams.calls.message_calls import AckTarget
+from imcore.streams.client import RedisClient
 from imcore.streams.journal import Journal
 from imcore.streams.keys import lease
-from imcore.streams.link import Link
+from imcore.system import System
+from imcore.workers import fetch, persist
+from imcore.workers.persist import KIND, Persist
 from tests.deadline import wait_until
 from tests.stored import stored
-from workers import fetch, persist
-from workers.persist import KIND, Persist
 
 UIDS = ["ann", "bob"]
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)
 
 
 @pytest.fixture
-def chat(link: Link, database: Database) -> Iterator[Chat]:
-    with Chat(link, database, SETTINGS) as chat:
-        chat.link.upgrade()
+def chat(client: RedisClient, database: Database) -> Iterator[Chat]:
+    with Chat(System(client, database, SETTINGS)) as chat:
+        chat.system.client.upgrade()
         yield chat
 
 
 @pytest.fixture
 def worker(chat: Chat) -> Persist:
-    return Persist(chat.link, chat.database, SETTINGS)
+    return Persist(chat.system.client, chat.system.database, SETTINGS)
 
 
 def raw(chat: Chat) -> Any:
     """The driver's client: its types leave open what it answers."""
-    return chat.link.client
+    return chat.system.client.driver
 
 
 def drain(worker: Persist) -> int:
     """Step until all that is there now is out of the way; return how many entries that were."""
-    handled, now = 0, Journal(worker._link, KIND, SETTINGS)
+    handled, now = 0, Journal(worker._client, KIND, SETTINGS)
     while not now.drained():
         handled += worker.step()
     return handled
@@ -63,7 +65,7 @@ def packed(*texts: str | None) -> list[int]:
 def journal_times(chat: Chat) -> dict[bytes, list[int]]:
     """The packed ids of the journal's entries, by kind."""
     times: dict[bytes, list[int]] = {}
-    for key in chat.link.space.journals():
+    for key in chat.system.client.space.journals():
         for entry_id, fields in raw(chat).xrange(key):
             times.setdefault(fields[b"kind"], []).append(msgids.pack_id(entry_id))
     return times
@@ -75,12 +77,12 @@ def test_a_group_that_somebody_has_spoiled_keeps_nobody_else_waiting(chat: Chat,
         chat.create_group(gid, ["ann"])
         sent = chat.send(gid, "hi", sender_uid="ann")
         chat.recall(gid, sent.msgid, by="ann")
-    raw(chat).set(chat.link.space.group("spoiled").stream, "by hand")
+    raw(chat).set(chat.system.client.space.group("spoiled").stream, "by hand")
     # When
     drain(worker)
     # Then the other one is stored, and what cannot be is put aside with the reason
-    assert {row.gid for row in stored(chat.database).messages} == {"sound"}
-    letters = list(deadletters.list_dead(chat))
+    assert {row.gid for row in stored(chat.system.database).messages} == {"sound"}
+    letters = list(dead_letters.list_dead(chat.system))
     assert {letter.fields["gid"] for letter in letters} == {"spoiled"}
     assert all("WRONGTYPE" in letter.reason for letter in letters)
 
@@ -98,7 +100,7 @@ class TestRows:
 
         # Then every field is there
         first, second = packed(one.msgid, two.msgid)
-        assert stored(chat.database).messages == [
+        assert stored(chat.system.database).messages == [
             MessageRow("g", first, 1, "bob", 0, "o'neil 群主\n", "c1", msgids.to_ms(sent_at)),
             MessageRow("g", second, 2, "ann", 0, "x" * 3000, None, None),
         ]
@@ -116,7 +118,7 @@ class TestRows:
 
         # Then each membership has a row, with the version of what was said of it last
         times, (first, second) = journal_times(chat), packed(one.msgid, two.msgid)
-        rows = stored(chat.database)
+        rows = stored(chat.system.database)
         assert rows.groups == [GroupRow("g", msgids.time_ms(times[b"group"][0]))]
         assert rows.spans == [
             SpanRow("g", "ann", 0, None, times[b"group"][0], second),
@@ -131,7 +133,7 @@ class TestRows:
         one = chat.send("g", "one", sender_uid="ann")
         chat.ack("bob", "g", one.msgid)
         two = chat.send("g", "two", sender_uid="ann")
-        chat.link.run(calls.ack(chat.link.space, "g", [Target(None, ["bob", "cy"])]))
+        chat.system.client.call(message_calls.ack(chat.system.client.space, "g", [AckTarget(None, ["bob", "cy"])]))
 
         # When it is stored
         drain(worker)
@@ -139,7 +141,7 @@ class TestRows:
         # Then each move has its row, and each span the last offset
         first, second = packed(one.msgid, two.msgid)
         early, late = journal_times(chat)[b"ack"]
-        rows = stored(chat.database)
+        rows = stored(chat.system.database)
         assert rows.moves == [
             MoveRow("g", first, 0, early, ("bob",)),
             MoveRow("g", second, 0, late, ("cy",)),
@@ -161,7 +163,7 @@ class TestRows:
         drain(worker)
 
         # Then only ann's offset has moved, which needs no time: she read nothing
-        rows = stored(chat.database)
+        rows = stored(chat.system.database)
         assert [(span.uid, span.acked_msgid) for span in rows.spans] == [("ann", packed(one.msgid)[0]), ("bob", 0)]
         assert rows.moves == []
 
@@ -172,15 +174,15 @@ class TestRows:
         chat.ack("bob", "g")
         chat.remove_members("g", ["bob"])
         drain(worker)
-        before = stored(chat.database)
+        before = stored(chat.system.database)
 
         # When all workers forget that they have done it
-        for key in chat.link.space.journals():
+        for key in chat.system.client.space.journals():
             raw(chat).xgroup_destroy(key, KIND)
-        drain(Persist(chat.link, chat.database, SETTINGS))
+        drain(Persist(chat.system.client, chat.system.database, SETTINGS))
 
         # Then nothing has changed
-        assert stored(chat.database) == before
+        assert stored(chat.system.database) == before
 
 
 class TestFetching:
@@ -194,13 +196,13 @@ class TestFetching:
             chat.create_group(gid, ["ann"])
             for n in (1, 4, 2, 3):
                 drafts = [Draft("ann", f"{number} of {n}") for number in range(n)]
-                chat.link.run(calls.send(chat.link.space, gid, drafts, 1000))
+                chat.system.client.call(message_calls.send(chat.system.client.space, gid, drafts, 1000))
 
         # When they are stored
         drain(worker)
 
         # Then none is missing
-        assert [(row.gid, row.seq) for row in stored(chat.database).messages] == [
+        assert [(row.gid, row.seq) for row in stored(chat.system.database).messages] == [
             (gid, seq) for gid in ("g", "h") for seq in range(1, 11)
         ]
 
@@ -208,14 +210,14 @@ class TestFetching:
         # Given two workers who share the entries of a group: every other one
         chat.create_group("g", ["ann"])
         drain(worker)
-        other = Persist(chat.link, chat.database, replace(SETTINGS, batch_size=1))
-        mine = Persist(chat.link, chat.database, replace(SETTINGS, batch_size=1))
+        other = Persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
+        mine = Persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
         steps = []
         for number in range(6):
             chat.send("g", f"{number}", sender_uid="ann")
             steps.append((mine if number % 2 else other).step())
         assert steps == [1] * 6
-        assert [row.seq for row in stored(chat.database).messages] == [1, 2, 3, 4, 5, 6]
+        assert [row.seq for row in stored(chat.system.database).messages] == [1, 2, 3, 4, 5, 6]
 
     def test_big_batches_are_cut(self, chat: Chat, worker: Persist, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given three sends of four messages, where a transaction takes five
@@ -223,11 +225,11 @@ class TestFetching:
         chat.create_group("g", ["ann"])
         drain(worker)
         for _ in range(3):
-            chat.link.run(calls.send(chat.link.space, "g", [Draft("ann", "x")] * 4, 1000))
+            chat.system.client.call(message_calls.send(chat.system.client.space, "g", [Draft("ann", "x")] * 4, 1000))
 
         # Then each makes a transaction of its own
         assert [worker.step() for _ in range(4)] == [1, 1, 1, 0]
-        assert len(stored(chat.database).messages) == 12
+        assert len(stored(chat.system.database).messages) == 12
 
     def test_acks_of_many_make_a_big_batch_and_those_of_the_same_again_do_not(
         self, chat: Chat, worker: Persist, monkeypatch: pytest.MonkeyPatch
@@ -248,8 +250,8 @@ class TestFetching:
     def test_new_groups_with_many_members_make_a_big_batch(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given groups with a few members each, and one with more than a transaction takes
         monkeypatch.setattr(persist, "MOST_ROWS", 12)
-        database = Watching(chat.database)
-        worker = Persist(chat.link, database, SETTINGS)
+        database = Watching(chat.system.database)
+        worker = Persist(chat.system.client, database, SETTINGS)
         for number, members in enumerate([5, 5, 5, 40, 5]):
             chat.create_group(f"g{number}", [f"u{member}" for member in range(members)])
         chat.send("g4", "one", sender_uid="u1")
@@ -259,7 +261,7 @@ class TestFetching:
         assert max(spans for spans, _ in database.wrote) == 12
         assert len(database.wrote) <= 7
         # And all of it is there
-        rows = stored(chat.database)
+        rows = stored(chat.system.database)
         assert [len([span for span in rows.spans if span.gid == group.gid]) for group in rows.groups] == [
             5,
             5,
@@ -275,17 +277,17 @@ class TestFetching:
     ) -> None:
         # Given a group with more members than a transaction takes, and a worker that dies over one of these
         monkeypatch.setattr(persist, "MOST_ROWS", 12)
-        database = Watching(chat.database)
+        database = Watching(chat.system.database)
         database.left = fails_at
-        dying = Persist(chat.link, database, SETTINGS)
+        dying = Persist(chat.system.client, database, SETTINGS)
         chat.create_group("g", [f"u{member}" for member in range(50)])
         with pytest.raises(DatabaseUnavailable):
             dying.step()
         # When another one goes on
         raw(chat).delete(lease(KIND, 1))
-        assert drain(Persist(chat.link, chat.database, SETTINGS)) == 1
+        assert drain(Persist(chat.system.client, chat.system.database, SETTINGS)) == 1
         # Then all are there
-        rows = stored(chat.database)
+        rows = stored(chat.system.database)
         assert (len(rows.groups), len(rows.spans)) == (1, 50)
 
     def test_a_worker_shows_signs_of_life_while_it_stores_a_group(
@@ -293,8 +295,8 @@ class TestFetching:
     ) -> None:
         # Given a worker whose lease is over whenever it has written something
         monkeypatch.setattr(persist, "MOST_ROWS", 12)
-        database = Watching(chat.database)
-        worker = Persist(chat.link, database, SETTINGS)
+        database = Watching(chat.system.database)
+        worker = Persist(chat.system.client, database, SETTINGS)
         worker.step()
         chat.create_group("g", [f"u{member}" for member in range(50)])
 
@@ -314,12 +316,12 @@ class TestFetching:
         chat.create_group("g", ["ann"])
         message = chat.send("g", "one", sender_uid="ann")
         drain(worker)
-        chat.link.run(calls.trim(chat.link.space, "g", msgids.pack(message.msgid)))
+        chat.system.client.call(message_calls.trim(chat.system.client.space, "g", msgids.pack(message.msgid)))
         tell_again(chat)
 
         # Then it is simply done
         assert drain(worker) == 1
-        assert list(deadletters.list_dead(chat)) == []
+        assert list(dead_letters.list_dead(chat.system)) == []
 
 
 class TestPoison:
@@ -341,22 +343,22 @@ class TestPoison:
         assert drain(worker) == 4
 
         # Then only that entry has become a dead letter, and what came after it is stored
-        [letter] = deadletters.list_dead(chat)
+        [letter] = dead_letters.list_dead(chat.system)
         assert "only 0 are in Redis or SQL" in letter.reason
         assert letter.deliveries == SETTINGS.max_deliveries
-        assert [row.content for row in stored(chat.database).messages] == ["before", "after"]
+        assert [row.content for row in stored(chat.system.database).messages] == ["before", "after"]
 
     def test_it_blocks_nobody_meanwhile(self, chat: Chat, worker: Persist, poisoned: Callable[[], None]) -> None:
         poisoned()
         worker.step()
-        assert [row.content for row in stored(chat.database).messages] == ["before", "after"]
-        assert list(deadletters.list_dead(chat)) == []
+        assert [row.content for row in stored(chat.system.database).messages] == ["before", "after"]
+        assert list(dead_letters.list_dead(chat.system)) == []
         assert not worker.drained()
 
     def test_unreadable_messages_make_dead_letters(self, chat: Chat, worker: Persist) -> None:
         # Given a message that is not UTF-8, and one that lacks half its fields, written by others
         chat.create_group("g", ["ann"])
-        stream = chat.link.space.group("g").stream
+        stream = chat.system.client.space.group("g").stream
         whole = {"seq": 1, "uid": "ann", "span": 0, "cid": "", "sent": "", "up": 0, "text": b"\xff"}
         for fields in (whole, {"seq": 2}):
             msgid = raw(chat).xadd(stream, fields).decode()
@@ -367,15 +369,15 @@ class TestPoison:
         drain(worker)
 
         # Then so are the others
-        assert ["cannot be read" in letter.reason for letter in deadletters.list_dead(chat)] == [True, True]
-        assert [row.content for row in stored(chat.database).messages] == ["fine"]
+        assert ["cannot be read" in letter.reason for letter in dead_letters.list_dead(chat.system)] == [True, True]
+        assert [row.content for row in stored(chat.system.database).messages] == ["fine"]
 
     @pytest.mark.parametrize("place", [0, 3, 6])
     def test_what_sql_refuses_is_found_among_the_others(self, chat: Chat, place: int) -> None:
         # Given a message that SQL refuses, somewhere in a batch
-        worker = Persist(chat.link, RefusingOdd(chat.database), SETTINGS)
+        worker = Persist(chat.system.client, RefusingOdd(chat.system.database), SETTINGS)
         chat.create_group("g", ["ann"])
-        stream = chat.link.space.group("g").stream
+        stream = chat.system.client.space.group("g").stream
         fields = {"seq": 99, "uid": "ann", "span": 0, "cid": "", "sent": "", "up": 0, "text": "odd"}
         for number in range(7):
             if number == place:
@@ -387,32 +389,32 @@ class TestPoison:
         drain(worker)
 
         # Then just that one is a dead letter
-        assert ["cannot be stored" in letter.reason for letter in deadletters.list_dead(chat)] == [True]
-        assert [row.content for row in stored(chat.database).messages] == [f"{number}" for number in range(7)]
+        assert ["cannot be stored" in letter.reason for letter in dead_letters.list_dead(chat.system)] == [True]
+        assert [row.content for row in stored(chat.system.database).messages] == [f"{number}" for number in range(7)]
 
     def test_mended_and_requeued_it_is_stored(self, chat: Chat, worker: Persist) -> None:
         # Given a join that SQL refused for a while, so that the leave after it is stored and it is not
         chat.create_group("g")
         drain(worker)
         chat.add_members("g", ["ann"])
-        drain(Persist(chat.link, Refusing(chat.database), SETTINGS))
+        drain(Persist(chat.system.client, Refusing(chat.system.database), SETTINGS))
         chat.remove_members("g", ["ann"])
         drain(worker)
-        [letter] = deadletters.list_dead(chat)
+        [letter] = dead_letters.list_dead(chat.system)
 
         # When it is requeued
-        deadletters.requeue(chat, letter.id)
+        dead_letters.requeue(chat.system, letter.id)
         drain(worker)
 
         # Then the leave, which was later, still holds
-        assert [(span.uid, span.left_msgid) for span in stored(chat.database).spans] == [("ann", 0)]
+        assert [(span.uid, span.left_msgid) for span in stored(chat.system.database).spans] == [("ann", 0)]
 
 
 class TestServersAway:
     def test_sql_away_and_back(self, chat: Chat) -> None:
         # Given a database that is away when entries come, for longer than an entry may fail
-        database = Flaky(chat.database)
-        worker = Persist(chat.link, database, SETTINGS)
+        database = Flaky(chat.system.database)
+        worker = Persist(chat.system.client, database, SETTINGS)
         chat.create_group("g", ["ann"])
         chat.send("g", "one", sender_uid="ann")
         database.is_away = True
@@ -426,13 +428,13 @@ class TestServersAway:
         # Then the worker goes on by itself, and that did not count as failures
         assert deliveries(chat) == {1}
         assert drain(worker) == 2
-        assert [row.content for row in stored(chat.database).messages] == ["one"]
+        assert [row.content for row in stored(chat.system.database).messages] == ["one"]
 
     def test_sql_away_halfway_through_what_was_taken(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given batches of one, and a database that goes away after the first
         monkeypatch.setattr(persist, "MOST_ROWS", 1)
-        database = Flaky(chat.database)
-        worker = Persist(chat.link, database, SETTINGS)
+        database = Flaky(chat.system.database)
+        worker = Persist(chat.system.client, database, SETTINGS)
         chat.create_group("g")
         chat.add_members("g", ["ann"])
         assert worker.step() == 1
@@ -443,13 +445,13 @@ class TestServersAway:
 
         # Then the rest follows
         assert drain(worker) == 1
-        assert len(stored(chat.database).spans) == 1
+        assert len(stored(chat.system.database).spans) == 1
 
     def test_a_worker_that_waits_for_sql_with_nothing_in_hand_is_not_taken_for_dead(
         self, chat: Chat, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given an idle worker whose lease is over by now
-        worker = Persist(chat.link, chat.database, replace(SETTINGS, lease_ms=3))
+        worker = Persist(chat.system.client, chat.system.database, replace(SETTINGS, lease_ms=3))
         worker.step()
         raw(chat).delete(lease(KIND, 1))
         wait_until(lambda: time.monotonic() > worker._journal._lease._renew_at)
@@ -466,25 +468,25 @@ class TestServersAway:
     @pytest.mark.parametrize("failing", ["XREADGROUP", "XRANGE", "im_done"])
     def test_redis_away_and_back(self, chat: Chat, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
         # Given a Redis that is away in the middle of a step
-        worker = Persist(chat.link, chat.database, SETTINGS)
+        worker = Persist(chat.system.client, chat.system.database, SETTINGS)
         worker.step()
         chat.create_group("g", ["ann"])
         chat.send("g", "one", sender_uid="ann")
         with monkeypatch.context() as patch:
-            lose_answers(chat.link, patch, "im_take" if failing == "XREADGROUP" else failing)
+            lose_answers(chat.system.client, patch, "im_take" if failing == "XREADGROUP" else failing)
             with pytest.raises(RedisUnavailable):
                 worker.step()
 
         # Then the worker finds what it had taken, and goes on
         drain(worker)
-        assert [row.content for row in stored(chat.database).messages] == ["one"]
-        assert list(deadletters.list_dead(chat)) == []
+        assert [row.content for row in stored(chat.system.database).messages] == ["one"]
+        assert list(dead_letters.list_dead(chat.system)) == []
 
     def test_entries_left_by_a_worker_that_ended_are_for_others_at_once(self, chat: Chat) -> None:
         # Given a worker that ended while SQL was away
-        database = Flaky(chat.database)
+        database = Flaky(chat.system.database)
         chat.create_group("g")
-        ending = Persist(chat.link, database, SETTINGS)
+        ending = Persist(chat.system.client, database, SETTINGS)
         database.is_away = True
         with pytest.raises(DatabaseUnavailable):
             ending.step()
@@ -492,18 +494,18 @@ class TestServersAway:
         assert not raw(chat).exists(lease(KIND, 1))
 
         # Then another one has what it left
-        assert drain(Persist(chat.link, chat.database, SETTINGS)) == 1
+        assert drain(Persist(chat.system.client, chat.system.database, SETTINGS)) == 1
 
     def test_a_worker_that_was_taken_for_dead_does_no_harm(self, chat: Chat) -> None:
         # Given a worker that stands still with entries in hand, until another one has its name and has done its work
         chat.create_group("g", UIDS)
         chat.send("g", "one", sender_uid="ann")
-        slow = Persist(chat.link, chat.database, replace(SETTINGS, lease_ms=1))
+        slow = Persist(chat.system.client, chat.system.database, replace(SETTINGS, lease_ms=1))
         slow._in_hand = slow._journal.take()
         raw(chat).delete(lease(KIND, 1))
-        other = Persist(chat.link, chat.database, SETTINGS)
+        other = Persist(chat.system.client, chat.system.database, SETTINGS)
         drain(other)
-        before = stored(chat.database)
+        before = stored(chat.system.database)
 
         # When it goes on
         while slow.step():
@@ -511,21 +513,21 @@ class TestServersAway:
 
         # Then it has another name, and has changed nothing
         assert (other.name, slow.name) == ("persist-1", "persist-2")
-        assert stored(chat.database) == before
+        assert stored(chat.system.database) == before
 
     def test_a_database_that_cannot_be_used_is_no_fault_of_the_entries(self, chat: Chat, tmp_path: Path) -> None:
         # Given a database without tables
         empty = Database.connect(f"sqlite:///{tmp_path / 'empty.db'}")
-        worker = Persist(chat.link, empty, SETTINGS)
+        worker = Persist(chat.system.client, empty, SETTINGS)
         chat.create_group("g")
 
         # Then that is said, however often it is tried, and no entry is put aside for it
         for _ in range(SETTINGS.max_deliveries + 1):
             with pytest.raises(ImError, match="im db upgrade"):
                 worker.step()
-        assert list(deadletters.list_dead(chat)) == []
+        assert list(dead_letters.list_dead(chat.system)) == []
         worker.close()
-        assert drain(Persist(chat.link, chat.database, SETTINGS)) == 1
+        assert drain(Persist(chat.system.client, chat.system.database, SETTINGS)) == 1
 
 
 class Flaky(Database):
@@ -580,13 +582,13 @@ class RefusingOdd(Refusing):
 
 def write(chat: Chat, **fields: str) -> None:
     """Put an entry of kind msg into the journal of group g."""
-    journal = chat.link.space.group("g").journal
+    journal = chat.system.client.space.group("g").journal
     raw(chat).xadd(journal, {"kind": "msg", **fields})
 
 
 def tell_again(chat: Chat) -> None:
     """Put the last entry of kind msg into the journal once more."""
-    journal = chat.link.space.group("g").journal
+    journal = chat.system.client.space.group("g").journal
     fields = next(f for _, f in raw(chat).xrevrange(journal) if f[b"kind"] == b"msg")
     raw(chat).xadd(journal, fields)
 
@@ -594,14 +596,14 @@ def tell_again(chat: Chat) -> None:
 def deliveries(chat: Chat) -> set[int]:
     return {
         pending["times_delivered"]
-        for key in chat.link.space.journals()
+        for key in chat.system.client.space.journals()
         for pending in raw(chat).xpending_range(key, KIND, "-", "+", 100)
     }
 
 
-def lose_answers(link: Link, patch: pytest.MonkeyPatch, word: str) -> None:
+def lose_answers(client: RedisClient, patch: pytest.MonkeyPatch, word: str) -> None:
     """Have Redis do every command that holds this word, and lose the answer."""
-    execute = link._execute
+    execute = client._execute
 
     def losing(commands: list[tuple[object, ...]], *, repeatable: bool) -> list[object]:
         answers = execute(commands, repeatable=repeatable)
@@ -609,4 +611,4 @@ def lose_answers(link: Link, patch: pytest.MonkeyPatch, word: str) -> None:
             raise RedisUnavailable
         return answers
 
-    patch.setattr(link, "_execute", losing)
+    patch.setattr(client, "_execute", losing)

@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import pytest
 
-from cli import output
-from cli.progress import progress, working
+from imcore.cli import output
+from imcore.cli.progress import progress, working
 from tests.terminals import screen
 
 
@@ -111,7 +111,7 @@ def test_a_bar_that_cannot_be_drawn_is_left_out(monkeypatch: pytest.MonkeyPatch,
         raise ValueError("fails")
 
     monkeypatch.setattr(f"rich.progress.Progress.{method}", fail)
-    monkeypatch.setattr("cli.progress._AGAIN_S", 0.0)
+    monkeypatch.setattr("imcore.cli.progress._AGAIN_S", 0.0)
     with progress("groups") as shown:
         for done in range(3):
             shown.to(done, 7)

@@ -9,23 +9,24 @@ from sqlalchemy import event
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.asking import AskSql, Question
 from imcore.errors import DatabaseUnavailable, NotMember, UnknownGroup
-from imcore.reading import PAGE, SQL_PAGE
+from imcore.model.values import Draft, Message
+from imcore.operations.effects import Effect, SqlQuery
+from imcore.operations.queries import PAGE, SQL_PAGE
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import calls, receipt_calls
-from imcore.streams.calls import Draft, Pulled
-from imcore.streams.link import Link
-from imcore.streams.receipt_calls import Change
-from imcore.values import Message
-from workers.persist import Persist
+from imcore.streams.calls import message_calls, receipt_calls
+from imcore.streams.calls.message_calls import PullResult
+from imcore.streams.calls.receipt_calls import TallyChange
+from imcore.streams.client import RedisClient
+from imcore.system import System
+from imcore.workers.persist import Persist
 
 
 @pytest.fixture
-def chat(link: Link, database: Database) -> Iterator[Chat]:
+def chat(client: RedisClient, database: Database) -> Iterator[Chat]:
     settings = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0)
-    with Chat(link, database, settings) as chat:
+    with Chat(System(client, database, settings)) as chat:
         chat.create_group("team", ["ann", "bob", "cyd"])
         yield chat
 
@@ -36,26 +37,28 @@ def say(chat: Chat, *texts: str, gid: str = "team") -> list[Message]:
 
 def say_many(chat: Chat, count: int, gid: str = "team") -> list[str]:
     drafts = [Draft("ann", str(number)) for number in range(count)]
-    sent = chat.link.run(calls.send(chat.link.space, gid, drafts, 1000))
-    return [each.msgid for each in sent if isinstance(each, calls.Sent)]
+    sent = chat.system.client.call(message_calls.send(chat.system.client.space, gid, drafts, 1000))
+    return [each.msgid for each in sent if isinstance(each, message_calls.SendResult)]
 
 
-def pull(chat: Chat, *uids: str, after: int | None = 0, count: int = PAGE, most_bytes: int = 1 << 20) -> Pulled:
-    return chat.link.run(calls.pull(chat.link.space, "team", uids, after=after, count=count, most_bytes=most_bytes))
+def pull(chat: Chat, *uids: str, after: int | None = 0, count: int = PAGE, most_bytes: int = 1 << 20) -> PullResult:
+    return chat.system.client.call(
+        message_calls.pull(chat.system.client.space, "team", uids, after=after, count=count, most_bytes=most_bytes)
+    )
 
 
 def trim(chat: Chat, msgid: str, gid: str = "team") -> None:
-    persist = Persist(chat.link, chat.database, chat.settings)
+    persist = Persist(chat.system.client, chat.system.database, chat.system.settings)
     while persist.step():
         pass
-    chat.link.run(calls.trim(chat.link.space, gid, msgids.pack(msgid)))
+    chat.system.client.call(message_calls.trim(chat.system.client.space, gid, msgids.pack(msgid)))
 
 
 @pytest.fixture
 def statements(chat: Chat) -> list[str]:
     """The SELECTs that go to SQL, but for the first question of all: whose data it has."""
     found: list[str] = []
-    engine = chat.database._backend.engine
+    engine = chat.system.database._backend.engine
 
     @event.listens_for(engine, "before_cursor_execute")
     def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
@@ -180,8 +183,8 @@ def test_tallies_leave_out_what_is_no_message_of_the_group(chat: Chat) -> None:
 
 
 def mark(chat: Chat, gid: str, sent: Sequence[str]) -> None:
-    changed = [Change("ann", msgids.pack(msgid), 0) for msgid in sent]
-    chat.link.run(receipt_calls.tell(chat.link.space, gid, "ann", changed))
+    changed = [TallyChange("ann", msgids.pack(msgid), 0) for msgid in sent]
+    chat.system.client.call(receipt_calls.tell(chat.system.client.space, gid, "ann", changed))
 
 
 def test_receipts_of_trimmed_messages_take_one_question_a_group(chat: Chat, statements: list[str]) -> None:
@@ -203,8 +206,8 @@ def test_a_mark_of_what_is_gone_does_not_keep_the_others_back(chat: Chat) -> Non
     chat.create_group("gone", ["ann", "bob"])
     mark(chat, "gone", say_many(chat, 1, "gone"))
     mark(chat, "team", ["1577836900000-0", message.msgid])
-    gone = chat.link.space.group("gone")
-    chat.link.client.delete(gone.meta, gone.stream)
+    gone = chat.system.client.space.group("gone")
+    chat.system.client.driver.delete(gone.meta, gone.stream)
 
     assert [each.msgid for each in chat.receipts("ann")] == [message.msgid]
 
@@ -213,19 +216,19 @@ def test_sql_is_asked_only_where_it_is_needed(chat: Chat, monkeypatch: pytest.Mo
     # Given SQL that is away
     sent = say(chat, "1", "2")
     mark(chat, "team", [each.msgid for each in sent])
-    answer = chat.history.answering.answer
+    answer = chat.performer.answer
 
-    def away(question: Question) -> Any:
-        if isinstance(question, AskSql):
+    def away(question: Effect) -> Any:
+        if isinstance(question, SqlQuery):
             raise DatabaseUnavailable
         return answer(question)
 
     # Then what is in Redis is answered, and what is not raises
-    monkeypatch.setattr(chat.history.answering, "answer", away)
+    monkeypatch.setattr(chat.performer, "answer", away)
     assert len(chat.receipts("ann")) == len(chat.tallies("team", [sent[0].msgid, sent[1].msgid])) == 2
     monkeypatch.undo()
     trim(chat, sent[0].msgid)
-    monkeypatch.setattr(chat.history.answering, "answer", away)
+    monkeypatch.setattr(chat.performer, "answer", away)
     with pytest.raises(DatabaseUnavailable):
         chat.receipts("ann")
     with pytest.raises(DatabaseUnavailable):

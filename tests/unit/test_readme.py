@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from cli.catalogue import COMMANDS
+from imcore.cli.catalogue import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,4 +34,4 @@ def test_every_command_is_shown() -> None:
 
 def test_the_procfile_runs_every_worker() -> None:
     lines = (ROOT / "Procfile").read_text(encoding="utf-8").splitlines()
-    assert lines == [f"{name}: python -m workers {name}" for name in ("persist", "receipts", "jobs")]
+    assert lines == [f"{name}: python -m imcore.workers {name}" for name in ("persist", "receipts", "jobs")]

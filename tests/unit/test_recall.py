@@ -8,32 +8,33 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.app import app
-from cli.options import Invocation
 from imcore import msgid as msgids
 from imcore.admin import retention
 from imcore.chat import Chat
-from imcore.client import Client
+from imcore.cli.app import app
+from imcore.cli.options import Invocation
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import InvalidInput, NotSender, UnknownGroup, UnknownMessage
-from imcore.live.localdb import LocalDatabase, path_of
+from imcore.model.values import Message
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.link import Link
+from imcore.streams.client import RedisClient
 from imcore.streams.wire import message_of_row
-from imcore.values import Message
-from workers.fetch import Work, fetch
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
+from imcore.system import System
+from imcore.workers.fetch import Work, fetch
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
 
 GID = "team"
 NOT_YET = "2600000000000-0"
 
 
 @pytest.fixture
-def chat(link: Link, database: Database, tmp_path: Path) -> Iterator[Chat]:
+def chat(client: RedisClient, database: Database, tmp_path: Path) -> Iterator[Chat]:
     """A group of ann, bob and cy."""
     settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0, retry_ms=0, receipt_window_ms=0)
-    with Chat(link, database, settings) as chat:
+    with Chat(System(client, database, settings)) as chat:
         chat.create_group(GID, ["ann", "bob", "cy"])
         yield chat
 
@@ -41,7 +42,7 @@ def chat(link: Link, database: Database, tmp_path: Path) -> Iterator[Chat]:
 def run_workers(chat: Chat) -> None:
     """Let both workers do all there is."""
     for make in (Persist, ReceiptsWorker):
-        worker = make(chat.link, chat.database, chat.settings)
+        worker = make(chat.system.client, chat.system.database, chat.system.settings)
         while worker.step():
             pass
         worker.close()
@@ -50,7 +51,7 @@ def run_workers(chat: Chat) -> None:
 def trim(chat: Chat) -> None:
     """Let SQL alone have all messages so far."""
     run_workers(chat)
-    retention.trim(chat, keep_messages=0)
+    retention.trim(chat.system, keep_messages=0)
 
 
 def unread(chat: Chat, uid: str) -> int:
@@ -257,32 +258,32 @@ def contents(database: Database) -> list[str]:
 def test_the_content_is_gone_from_sql(chat: Chat) -> None:
     messages = [chat.send(GID, text, sender_uid="ann") for text in ("regrettable", "fine")]
     run_workers(chat)
-    assert contents(chat.database) == ["regrettable", "fine"]
+    assert contents(chat.system.database) == ["regrettable", "fine"]
 
     chat.recall(GID, messages[0].msgid, by="ann")
     run_workers(chat)
 
-    assert contents(chat.database) == ["", "fine", ""]
+    assert contents(chat.system.database) == ["", "fine", ""]
 
 
 def test_a_tombstone_that_is_stored_before_its_message(chat: Chat) -> None:
     # Given a worker that has fetched a message, and is slow to store it
     chat.send(GID, "regrettable", sender_uid="ann", client_msgid="c1")
-    slow, fast = (Persist(chat.link, chat.database, chat.settings) for _ in range(2))
+    slow, fast = (Persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
     entries = slow._journal.take()
     works = [Work(entry) for entry in entries]
-    fetch(chat.link, chat.database, works)
+    fetch(chat.system.client, chat.system.database, works)
 
     # When another one stores the recall of that message, and then the first one goes on
     before = chat.pull("bob", GID)[0]
     chat.recall(GID, before.msgid, by="ann")
     assert fast.step() == 1
-    assert contents(chat.database) == ["", ""]
+    assert contents(chat.system.database) == ["", ""]
     slow._write(works, [])
 
     # Then the content is nowhere, and the message is there once, with all else
-    assert contents(chat.database) == ["", ""]
-    row = chat.database.message(GID, msgids.pack(before.msgid))
+    assert contents(chat.system.database) == ["", ""]
+    row = chat.system.database.message(GID, msgids.pack(before.msgid))
     assert row
     assert message_of_row(row) == replace(before, content="", recalled=True)
 
@@ -294,7 +295,7 @@ def test_a_tombstone_of_a_message_that_redis_has_no_more(chat: Chat) -> None:
     chat.recall(GID, message.msgid, by="ann")
     run_workers(chat)
 
-    assert contents(chat.database) == ["", ""]
+    assert contents(chat.system.database) == ["", ""]
 
 
 class TestLocalDatabase:
@@ -310,11 +311,11 @@ class TestLocalDatabase:
 
     def test_a_message_that_was_received_before_is_blanked(self, chat: Chat, local: LocalDatabase) -> None:
         messages = [chat.send(GID, text, sender_uid="ann") for text in ("regrettable", "fine")]
-        Client(chat, "bob", local).sync()
+        Device(chat, "bob", local).sync()
         assert self.log(local) == [("regrettable", False), ("fine", False)]
 
         chat.recall(GID, messages[0].msgid, by="ann")
-        Client(chat, "bob", local).sync()
+        Device(chat, "bob", local).sync()
 
         assert self.log(local) == [("", True), ("fine", False)]
 
@@ -322,7 +323,7 @@ class TestLocalDatabase:
         message = chat.send(GID, "regrettable", sender_uid="ann")
         chat.recall(GID, message.msgid, by="ann")
 
-        Client(chat, "bob", local).sync()
+        Device(chat, "bob", local).sync()
 
         assert self.log(local) == [("", True)]
 
@@ -333,7 +334,7 @@ class TestLocalDatabase:
         chat.ack("ann", GID)
         run_workers(chat)
 
-        Client(chat, "bob", local).sync()
+        Device(chat, "bob", local).sync()
 
         assert [(line.recalled, line.state) for line in local.log()] == [(True, "read 1/2")]
 
@@ -360,7 +361,9 @@ class TestLocalDatabase:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def _invocation(self, chat: Chat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(Invocation, "chat", lambda _: Chat(chat.link, chat.database, chat.settings))
+        monkeypatch.setattr(
+            Invocation, "chat", lambda _: Chat(System(chat.system.client, chat.system.database, chat.system.settings))
+        )
         monkeypatch.setattr(Chat, "close", lambda _: None)
         monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
 
@@ -446,7 +449,9 @@ class TestCommand:
 
 
 def test_what_is_unknown_is_unknown_before_any_worker_has_run(chat: Chat, tmp_path: Path) -> None:
-    with Chat(chat.link, Database.connect(f"sqlite:///{tmp_path / 'none.db'}"), chat.settings) as early:
+    with Chat(
+        System(chat.system.client, Database.connect(f"sqlite:///{tmp_path / 'none.db'}"), chat.system.settings)
+    ) as early:
         with pytest.raises(UnknownGroup):
             early.recall("no such group", "1767225600000-0", by="ann")
         with pytest.raises(UnknownMessage):

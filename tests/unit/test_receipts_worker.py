@@ -9,19 +9,20 @@ import pytest
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin import deadletters
+from imcore.admin import dead_letters
 from imcore.errors import DatabaseNotReady, DatabaseUnavailable, ImError, RedisUnavailable
+from imcore.model.values import Draft, Receipt
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import calls, receipt_calls
-from imcore.streams.calls import Call, Draft
+from imcore.streams.calls import message_calls, receipt_calls
+from imcore.streams.calls.call import Call
+from imcore.streams.client import RedisClient
 from imcore.streams.journal import Journal
 from imcore.streams.keys import lease
-from imcore.streams.link import Link
-from imcore.values import Receipt
-from workers import persist, receipts
-from workers.persist import Persist
-from workers.receipts import ReceiptsWorker
+from imcore.system import System
+from imcore.workers import persist, receipts
+from imcore.workers.persist import Persist
+from imcore.workers.receipts import ReceiptsWorker
 
 KIND = ReceiptsWorker.kind
 SETTINGS = replace(
@@ -30,9 +31,9 @@ SETTINGS = replace(
 
 
 @pytest.fixture
-def chat(link: Link, database: Database) -> Iterator[Chat]:
-    with Chat(link, database, SETTINGS) as chat:
-        chat.link.upgrade()
+def chat(client: RedisClient, database: Database) -> Iterator[Chat]:
+    with Chat(System(client, database, SETTINGS)) as chat:
+        chat.system.client.upgrade()
         yield chat
 
 
@@ -47,7 +48,7 @@ def digests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
     found: list[tuple[str, str, int]] = []
     tell = receipt_calls.tell
 
-    def counted(space: Any, gid: str, sender_uid: str, changed: Sequence[receipt_calls.Change]) -> Call[int]:
+    def counted(space: Any, gid: str, sender_uid: str, changed: Sequence[receipt_calls.TallyChange]) -> Call[int]:
         found.append((gid, sender_uid, len(changed)))
         return tell(space, gid, sender_uid, changed)
 
@@ -56,13 +57,13 @@ def digests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
 
 
 def new_worker(chat: Chat) -> ReceiptsWorker:
-    return ReceiptsWorker(chat.link, chat.database, SETTINGS)
+    return ReceiptsWorker(chat.system.client, chat.system.database, SETTINGS)
 
 
 def drain(worker: ReceiptsWorker | Persist) -> None:
     """Step until all is done that is there now."""
     kind = KIND if isinstance(worker, ReceiptsWorker) else persist.KIND
-    now = Journal(worker._link, kind, SETTINGS)
+    now = Journal(worker._client, kind, SETTINGS)
     for _ in range(1000):
         if now.drained():
             return
@@ -72,8 +73,8 @@ def drain(worker: ReceiptsWorker | Persist) -> None:
 
 def say(chat: Chat, count: int, *, gid: str = "team", sender: str = "ann") -> list[str]:
     drafts = [Draft(sender, str(number)) for number in range(count)]
-    sent = chat.link.run(calls.send(chat.link.space, gid, drafts, 1000))
-    return [each.msgid for each in sent if isinstance(each, calls.Sent)]
+    sent = chat.system.client.call(message_calls.send(chat.system.client.space, gid, drafts, 1000))
+    return [each.msgid for each in sent if isinstance(each, message_calls.SendResult)]
 
 
 def told(found: Sequence[Receipt]) -> list[tuple[str, int, int]]:
@@ -200,8 +201,8 @@ def test_what_a_leaver_had_read_is_told(chat: Chat, worker: ReceiptsWorker) -> N
 
 
 def trim(chat: Chat, gid: str, msgid: str) -> None:
-    drain(Persist(chat.link, chat.database, SETTINGS))
-    chat.link.run(calls.trim(chat.link.space, gid, msgids.pack(msgid)))
+    drain(Persist(chat.system.client, chat.system.database, SETTINGS))
+    chat.system.client.call(message_calls.trim(chat.system.client.space, gid, msgids.pack(msgid)))
 
 
 def test_messages_that_redis_no_longer_has_are_told_from_sql(
@@ -290,7 +291,7 @@ def test_a_database_that_is_away_is_waited_for(
     monkeypatch.setattr(Database, "messages_after", messages_after)
     drain(worker)
     assert told(chat.receipts("ann")) == [(each, 1, 0) for each in sent]
-    assert list(deadletters.list_dead(chat)) == []
+    assert list(dead_letters.list_dead(chat.system)) == []
 
 
 def test_what_can_never_be_told_is_put_aside_and_the_rest_goes_on(chat: Chat, worker: ReceiptsWorker) -> None:
@@ -301,14 +302,14 @@ def test_what_can_never_be_told_is_put_aside_and_the_rest_goes_on(chat: Chat, wo
     [message] = say(chat, 1)
     chat.ack("bob", "gone")
     chat.ack("bob", "team")
-    gone = chat.link.space.group("gone")
-    chat.link.client.delete(gone.meta)
-    chat.link.client.xadd(gone.journal, {"kind": "nonsense"})
+    gone = chat.system.client.space.group("gone")
+    chat.system.client.driver.delete(gone.meta)
+    chat.system.client.driver.xadd(gone.journal, {"kind": "nonsense"})
     # When
     drain(worker)
     # Then
     assert told(chat.receipts("ann"))[-1] == (message, 1, 0)
-    assert len(list(deadletters.list_dead(chat))) == 2
+    assert len(list(dead_letters.list_dead(chat.system))) == 2
 
 
 @pytest.mark.parametrize("told_already", [False, True])
@@ -330,7 +331,7 @@ def test_what_a_killed_worker_had_in_hand_is_told_by_the_next(
         patch.setattr(Journal, "done", killed) if told_already else patch.setattr(receipt_calls, "tell", killed)
         with pytest.raises(Killed):
             worker.step()
-    chat.link.client.delete(lease(KIND, 1))  # as it does by itself in time
+    chat.system.client.driver.delete(lease(KIND, 1))  # as it does by itself in time
     # When
     chat.ack("cyd", "team")
     drain(new_worker(chat))
@@ -384,7 +385,7 @@ def test_receipts_of_others_cannot_be_confirmed(chat: Chat, worker: ReceiptsWork
 def test_however_many_wait_all_are_answered_once(chat: Chat, worker: ReceiptsWorker) -> None:
     # Given more than a page of marks in each of several groups, also of one partition
     gids = ["a", "b", "c"]
-    assert len({chat.link.space.partition_of(gid) for gid in gids}) < len(gids)
+    assert len({chat.system.client.space.partition_of(gid) for gid in gids}) < len(gids)
     sent = []
     for gid in gids:
         chat.create_group(gid, ["ann", "bob"])

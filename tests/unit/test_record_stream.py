@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cli.record_stream import Waiting
+from imcore.cli.record_stream import Waiting
 from tests.outputs import FAILING, PIPE_BYTES, Output, stuck_pipe
 
 SHOW = """

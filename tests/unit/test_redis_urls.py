@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cli.output import redact
 from imcore.chat import Chat
+from imcore.cli.output import redact
 from imcore.errors import ConfigurationError, RedisUnavailable
 from imcore.settings import Settings, socket_path, socket_url
-from imcore.streams.link import Link, open_client
+from imcore.streams.client import RedisClient, open_client
 from imcore.streams.redis_errors import address
 from tests.fake_server import Answer, answering
 
@@ -149,7 +149,7 @@ def test_a_sentinel_knows_not_even_what_is_asked_first(tmp_path: Path) -> None:
         }.get(command[0], unknown(command))
 
     with answering(tmp_path / "s.sock", answer), Chat.connect(f"unix://{tmp_path}/s.sock") as chat:
-        for act in (lambda: chat.unread("ann"), lambda: chat.create_group("team"), chat.link.upgrade):
+        for act in (lambda: chat.unread("ann"), lambda: chat.create_group("team"), chat.system.client.upgrade):
             with pytest.raises(ConfigurationError, match="is a Sentinel: set IM_REDIS_URL"):
                 act()
 
@@ -178,7 +178,7 @@ def test_nobody_there_is_said_without_the_password(scheme: str) -> None:
     url = f"{scheme}://ann:{PASSWORD}@127.0.0.1:1"
 
     with pytest.raises(RedisUnavailable) as refused:
-        Link(open_client(url), url=url).read("PING")
+        RedisClient(open_client(url), url=url).query("PING")
 
     assert str(refused.value).startswith(f"no answer from Redis at {scheme}://127.0.0.1:1: ")
     assert PASSWORD not in "".join(traceback.format_exception(refused.value))
@@ -188,9 +188,9 @@ def test_nothing_that_is_printed_for_debugging_has_a_password_in_it(tmp_path: Pa
     redis_url, database_url = f"redis://ann:{PASSWORD}@127.0.0.1:1", f"postgresql://ann:{PASSWORD}@127.0.0.1:1/chat"
     settings = Settings.from_env({}, redis_url=redis_url, database_url=database_url, data_dir=str(tmp_path))
     with Chat.connect(settings=settings) as chat:
-        for thing in (settings, chat, chat.link, chat.history, chat.database, chat.gateway()):
+        for thing in (settings, chat, chat.performer, chat.system.database, chat.gateway()):
             assert PASSWORD not in f"{thing} {thing!r}"
-        assert PASSWORD not in chat.link.address
+        assert PASSWORD not in chat.system.client.address
 
 
 @pytest.fixture(params=["open", "link", "foreign"])

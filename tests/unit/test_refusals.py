@@ -8,18 +8,19 @@ import fakeredis
 import pytest
 from click.testing import CliRunner
 
-from cli.app import app
 from imcore import Chat
-from imcore.admin import deadletters, retention
-from imcore.client import Client
-from imcore.direct import gid_of, peer_of
+from imcore.admin import dead_letters, retention
+from imcore.cli.app import app
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase, Outgoing
 from imcore.errors import ImError, InvalidInput, LocalDatabaseError
-from imcore.live.localdb import LocalDatabase, Outgoing
-from imcore.live.rooms import Session
+from imcore.gateway.fanout import Session
+from imcore.model.direct import gid_of, peer_of
+from imcore.model.values import Draft, Message, Receipt
+from imcore.operations import groups
 from imcore.settings import Settings
-from imcore.streams.calls import Draft
-from imcore.streams.link import Link
-from imcore.values import Message, Receipt
+from imcore.streams.client import RedisClient
+from imcore.system import System
 
 MSGID = "1767225600000-0"
 
@@ -27,8 +28,8 @@ MSGID = "1767225600000-0"
 @pytest.fixture
 def chat() -> Iterator[Chat]:
     """A Chat with one group; without a database."""
-    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(link, None, Settings.from_env({})) as chat:
+    client = RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
+    with Chat(System(client, None, Settings.from_env({}))) as chat:
         chat.create_group("team", ["ann", "bob"])
         yield chat
 
@@ -53,15 +54,15 @@ WRONG: dict[str, Callable[[Any], object]] = {
     "a session to end that cannot be one": lambda chat: chat.end_session("ann", None),
     "a receipt of no msgid": lambda chat: chat.confirm_receipts("ann", [Receipt("team", "x", 1, 0, 1)]),
     "a receipt of a huge version": lambda chat: chat.confirm_receipts("ann", [Receipt("team", MSGID, 1, 0, 2**70)]),
-    "an id of a dead letter that is no text": lambda chat: deadletters.show(chat, None),
-    "a negative retention": lambda chat: retention.trim(chat, keep_messages=-1),
+    "an id of a dead letter that is no text": lambda chat: dead_letters.show(chat.system, None),
+    "a negative retention": lambda chat: retention.trim(chat.system, keep_messages=-1),
     "a time that is true": lambda chat: chat.send_many("team", [Draft("ann", "hi", "", True)]),
     "a limit that is true": lambda chat: chat.pull("ann", limit=True),
     "a receipt that true have read": lambda chat: chat.confirm_receipts("ann", [Receipt("team", MSGID, True, 0, 1)]),
     "a gateway that acks every true messages": lambda chat: chat.gateway(ack_every=True),
     "a gateway that acks after true seconds": lambda chat: chat.gateway(ack_interval_s=True),
     "a poll for true seconds": lambda chat: chat.gateway().poll(True),
-    "a retention of true messages": lambda chat: retention.trim(chat, keep_messages=True),
+    "a retention of true messages": lambda chat: retention.trim(chat.system, keep_messages=True),
     "a gateway that acks every 0 messages": lambda chat: chat.gateway(ack_every=0),
     "a gateway that acks after no time": lambda chat: chat.gateway(ack_interval_s=float("nan")),
     "a gateway that tells receipts otherwise": lambda chat: chat.gateway(receipts="sometimes"),
@@ -137,7 +138,7 @@ def test_what_a_local_database_cannot_keep_does_not_damage_it(
 
 def test_a_message_that_was_never_queued_here_does_not_wait(chat: Chat, local: LocalDatabase) -> None:
     with pytest.raises(InvalidInput, match="not in this local database"):
-        Client(chat, "ann", local).waits(Outgoing(1, "team", None, "hi", "unknown"))
+        Device(chat, "ann", local).waits(Outgoing(1, "team", None, "hi", "unknown"))
 
 
 @pytest.mark.parametrize("words", [["trim", "--keep-days", "nan"], ["listen", "ann", "--ack-interval", "nan"]])
@@ -149,6 +150,6 @@ def test_nan_is_wrong_usage(words: list[str]) -> None:
 
 
 def test_a_group_that_a_scan_brings_twice_is_listed_once(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    scan = chat._scan
-    monkeypatch.setattr(chat, "_scan", lambda *args: scan(*args) * 2)
+    scan = groups.scan
+    monkeypatch.setattr(groups, "scan", lambda *args: scan(*args) * 2)
     assert [group.gid for group in chat.groups()] == ["team"]

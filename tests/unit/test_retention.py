@@ -12,18 +12,19 @@ from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin import deadletters, retention
+from imcore.admin import dead_letters, retention
 from imcore.admin.retention import TrimSummary, trim
 from imcore.errors import UnknownGroup
+from imcore.model.rows import Batch
+from imcore.model.values import Draft, Message, Reader, Tally
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.sql.rows import Batch
-from imcore.streams.calls import Draft, send
+from imcore.streams.calls.message_calls import send
+from imcore.streams.client import RedisClient
 from imcore.streams.journal import Journal
-from imcore.streams.link import Link
-from imcore.values import Message, Reader, Tally
+from imcore.system import System
+from imcore.workers.persist import KIND, Persist
 from tests.deadline import wait_until
-from workers.persist import KIND, Persist
 
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=2)
 DAY_MS = 24 * 60 * 60 * 1000
@@ -31,9 +32,9 @@ UIDS = ["ann", "bob", "cy"]
 
 
 @pytest.fixture
-def chat(link: Link, database: Database) -> Iterator[Chat]:
-    with Chat(link, database, SETTINGS) as chat:
-        chat.link.upgrade()
+def chat(client: RedisClient, database: Database) -> Iterator[Chat]:
+    with Chat(System(client, database, SETTINGS)) as chat:
+        chat.system.client.upgrade()
         yield chat
 
 
@@ -42,7 +43,10 @@ def persist(chat: Chat) -> Callable[[], None]:
     """Stores all there is, as far as that is possible."""
 
     def run() -> None:
-        worker, now = Persist(chat.link, chat.database, SETTINGS), Journal(chat.link, KIND, SETTINGS)
+        worker, now = (
+            Persist(chat.system.client, chat.system.database, SETTINGS),
+            Journal(chat.system.client, KIND, SETTINGS),
+        )
         while not now.drained():
             worker.step()
         worker.close()
@@ -52,7 +56,7 @@ def persist(chat: Chat) -> Callable[[], None]:
 
 def raw(chat: Chat) -> Any:
     """The driver's client: its types leave open what it answers."""
-    return chat.link.client
+    return chat.system.client.driver
 
 
 def talk(chat: Chat, gid: str = "g", count: int = 10) -> list[Message]:
@@ -64,12 +68,12 @@ def said(chat: Chat, gid: str = "g") -> list[Message]:
 
 
 def in_redis(chat: Chat, gid: str = "g") -> int:
-    length: int = raw(chat).xlen(chat.link.space.group(gid).stream)
+    length: int = raw(chat).xlen(chat.system.client.space.group(gid).stream)
     return length
 
 
 def journal_length(chat: Chat) -> int:
-    return sum(raw(chat).xlen(key) for key in chat.link.space.journals())
+    return sum(raw(chat).xlen(key) for key in chat.system.client.space.journals())
 
 
 class TestStreams:
@@ -84,7 +88,7 @@ class TestStreams:
         persist()
 
         # When all but the newest three go
-        summary = trim(chat, keep_messages=3)
+        summary = trim(chat.system, keep_messages=3)
 
         # Then they do, and everything answers as before
         assert (summary.groups, summary.entries) == (1, 7)
@@ -96,14 +100,14 @@ class TestStreams:
     def test_the_young_are_kept(self, chat: Chat, persist: Callable[[], None], keep_ms: int, left: int) -> None:
         talk(chat)
         persist()
-        trim(chat, keep_ms=keep_ms)
+        trim(chat.system, keep_ms=keep_ms)
         assert in_redis(chat) == left
 
     def test_settings_say_what_is_kept(self, chat: Chat, persist: Callable[[], None]) -> None:
         talk(chat)
         persist()
-        chat.settings = replace(SETTINGS, keep_messages=4)
-        assert trim(chat).entries == 6
+        chat.system.settings = replace(SETTINGS, keep_messages=4)
+        assert trim(chat.system).entries == 6
 
     def test_what_is_not_stored_stays(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given five messages that are stored and five that are not
@@ -112,31 +116,31 @@ class TestStreams:
         talk(chat, count=5)
 
         # Then only the stored ones go
-        assert trim(chat, keep_messages=0).entries == 5
+        assert trim(chat.system, keep_messages=0).entries == 5
         assert in_redis(chat) == 5
 
     def test_nothing_goes_before_any_worker_has_run(self, chat: Chat) -> None:
         talk(chat)
-        assert trim(chat, keep_messages=0, keep_ms=0) == TrimSummary()
+        assert trim(chat.system, keep_messages=0, keep_ms=0) == TrimSummary()
         assert in_redis(chat) == 10
 
     def test_nothing_goes_past_a_message_that_sql_lacks(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given a message in the middle that is not in SQL, though no worker has it before it
         messages = talk(chat)
         persist()
-        with chat.database.connection() as connection:
+        with chat.system.database.connection() as connection:
             connection.execute(
                 text("DELETE FROM group_msgs WHERE msgid = :msgid"), {"msgid": msgids.pack(messages[6].msgid)}
             )
 
         # Then that one and what follows it stays
-        assert trim(chat, keep_messages=0).entries == 6
-        assert trim(chat, keep_messages=0).entries == 0
+        assert trim(chat.system, keep_messages=0).entries == 6
+        assert trim(chat.system, keep_messages=0).entries == 0
         assert said(chat) == messages
 
     def test_what_undone_entries_tell_of_stays(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given messages that are stored, and another kind of worker that has the third to fifth of them in hand
-        other = Journal(chat.link, "other", SETTINGS)
+        other = Journal(chat.system.client, "other", SETTINGS)
         talk(chat, count=2)
         other.done(other.take())
         talk(chat, count=3)
@@ -145,11 +149,11 @@ class TestStreams:
         persist()
 
         # Then those stay, and all after them
-        assert trim(chat, keep_messages=0).entries == 2
+        assert trim(chat.system, keep_messages=0).entries == 2
 
         # Until they are done
         other.done(entries)
-        assert trim(chat, keep_messages=0).entries == 3
+        assert trim(chat.system, keep_messages=0).entries == 3
 
     def test_one_group_alone(self, chat: Chat, persist: Callable[[], None]) -> None:
         chat.create_group("h", UIDS)
@@ -157,49 +161,49 @@ class TestStreams:
         talk(chat, "h")
         persist()
         before = journal_length(chat)
-        assert trim(chat, keep_messages=0, gid="h") == TrimSummary(groups=1, entries=10)
+        assert trim(chat.system, keep_messages=0, gid="h") == TrimSummary(groups=1, entries=10)
         assert (in_redis(chat, "g"), in_redis(chat, "h"), journal_length(chat)) == (10, 0, before)
 
     def test_an_unknown_group_is_refused(self, chat: Chat) -> None:
         with pytest.raises(UnknownGroup):
-            trim(chat, gid="nobody's")
+            trim(chat.system, gid="nobody's")
 
     def test_page_by_page(self, chat: Chat, persist: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(retention, "PAGE", 3)
         messages = talk(chat)
         persist()
-        assert trim(chat, keep_messages=2).entries == 8
+        assert trim(chat.system, keep_messages=2).entries == 8
         assert said(chat) == messages
 
     def test_unreadable_messages_stay(self, chat: Chat, persist: Callable[[], None]) -> None:
         talk(chat, count=2)
         persist()
-        raw(chat).xadd(chat.link.space.group("g").stream, {"seq": "x"})
-        assert trim(chat, keep_ms=0).entries == 2
+        raw(chat).xadd(chat.system.client.space.group("g").stream, {"seq": "x"})
+        assert trim(chat.system, keep_ms=0).entries == 2
         assert in_redis(chat) == 1
-        assert trim(chat, keep_ms=0).entries == 0
+        assert trim(chat.system, keep_ms=0).entries == 0
 
     def test_progress_is_told(self, chat: Chat, persist: Callable[[], None]) -> None:
         talk(chat)
         persist()
         told: list[TrimSummary] = []
-        summary = trim(chat, keep_messages=0, on_progress=told.append)
+        summary = trim(chat.system, keep_messages=0, on_progress=told.append)
         assert told == [replace(summary, journal_entries=0)]
 
     def test_acks_of_what_is_trimmed_still_work(self, chat: Chat, persist: Callable[[], None]) -> None:
         messages = talk(chat)
         persist()
-        trim(chat, keep_messages=0)
+        trim(chat.system, keep_messages=0)
         assert chat.ack("bob", "g", messages[4].msgid).advanced
         persist()
-        with chat.database.connection() as connection:
+        with chat.system.database.connection() as connection:
             found = connection.execute(text("SELECT last_ack_msgid FROM group_users WHERE uid = 'bob'")).scalar_one()
         assert found == msgids.pack(messages[4].msgid)
 
 
 def read_receipts(chat: Chat) -> None:
     """Let the worker `receipts` have seen everything."""
-    journal = Journal(chat.link, "receipts", SETTINGS)
+    journal = Journal(chat.system.client, "receipts", SETTINGS)
     while entries := journal.take():
         journal.done(entries)
     journal.close()
@@ -217,8 +221,8 @@ def test_read_times_are_forgotten_after_a_setting_and_nothing_else(chat: Chat, p
     # When it is kept for a day, for ever, and for no time at all
     for keep_ms, forgotten in ((DAY_MS, 0), (0, 0), (1, 1)):
         wait_until(lambda: msgids.first_at(time.time_ns() // 1_000_000 - 1) > msgids.pack(sent.msgid))
-        chat.settings = replace(SETTINGS, keep_read_times_ms=keep_ms)
-        assert trim(chat).read_times == forgotten
+        chat.system.settings = replace(SETTINGS, keep_read_times_ms=keep_ms)
+        assert trim(chat.system).read_times == forgotten
 
     # Then it is known who has read it, and no more when
     after = chat.message_status("g", sent.msgid)
@@ -236,9 +240,9 @@ def test_when_they_were_read_is_not_forgotten_by_a_clock_that_stands_ahead(
     persist()
     ahead = time.time_ns() + 30 * DAY_MS * 1_000_000
     monkeypatch.setattr(retention, "time", Mock(time_ns=lambda: ahead))
-    chat.settings = replace(SETTINGS, keep_read_times_ms=DAY_MS)
+    chat.system.settings = replace(SETTINGS, keep_read_times_ms=DAY_MS)
     # When it trims
-    assert trim(chat).read_times == 0
+    assert trim(chat.system).read_times == 0
     # Then
     assert chat.message_status("g", sent.msgid).read_by[0].read_at
 
@@ -249,18 +253,18 @@ class TestJournals:
         chat.add_members("g", UIDS)
         persist()
         read_receipts(chat)
-        assert trim(chat).journal_entries == 4
+        assert trim(chat.system).journal_entries == 4
         assert journal_length(chat) == 0
 
     def test_what_a_worker_that_has_not_begun_will_want_stays(self, chat: Chat, persist: Callable[[], None]) -> None:
         chat.create_group("g")
         chat.add_members("g", UIDS)
         persist()
-        assert trim(chat).journal_entries == 0
+        assert trim(chat.system).journal_entries == 0
 
     def test_what_one_kind_has_not_seen_or_not_done_stays(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given another kind of worker that has one entry done, one in hand and two before it
-        other = Journal(chat.link, "other", replace(SETTINGS, batch_size=1))
+        other = Journal(chat.system.client, "other", replace(SETTINGS, batch_size=1))
         chat.create_group("g")
         chat.add_members("g", UIDS)
         other.done(other.take())
@@ -269,48 +273,48 @@ class TestJournals:
         read_receipts(chat)
 
         # Then what it has done goes, and no more
-        assert trim(chat).journal_entries == 1
+        assert trim(chat.system).journal_entries == 1
         assert journal_length(chat) == 3
 
     def test_nothing_goes_before_persist_has_begun(self, chat: Chat) -> None:
-        other = Journal(chat.link, "other", SETTINGS)
+        other = Journal(chat.system.client, "other", SETTINGS)
         chat.create_group("g")
         chat.add_members("g", UIDS)
         other.done(other.take())
         read_receipts(chat)
-        assert trim(chat).journal_entries == 0
+        assert trim(chat.system).journal_entries == 0
         assert journal_length(chat) == 4
 
     def test_why_they_keep_what_they_have_is_said(self, chat: Chat, persist: Callable[[], None]) -> None:
-        assert retention.held_up(chat) is None
+        assert retention.held_up(chat.system) is None
         chat.create_group("g")
         chat.add_members("g", UIDS)
-        assert retention.held_up(chat) == (
+        assert retention.held_up(chat.system) == (
             "the journals keep 4 entries: the worker persist has never run, the worker receipts has never run"
         )
         persist()
-        assert retention.held_up(chat) == "the journals keep 4 entries: the worker receipts has never run"
+        assert retention.held_up(chat.system) == "the journals keep 4 entries: the worker receipts has never run"
         read_receipts(chat)
-        assert retention.held_up(chat) is None
-        trim(chat)
+        assert retention.held_up(chat.system) is None
+        trim(chat.system)
         chat.create_group("h", ["ann"])
         read_receipts(chat)
-        assert retention.held_up(chat) == "the journals keep 1 entry: the worker persist is 1 entry behind"
+        assert retention.held_up(chat.system) == "the journals keep 1 entry: the worker persist is 1 entry behind"
 
     def test_dead_letters_can_go_back_after_it(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given a dead letter whose entry is trimmed away
         chat.create_group("g")
-        worker = Journal(chat.link, KIND, replace(SETTINGS, max_deliveries=1))
+        worker = Journal(chat.system.client, KIND, replace(SETTINGS, max_deliveries=1))
         [entry] = worker.take()
         worker.fail(entry, "")
         worker.close()
         read_receipts(chat)
-        assert trim(chat).journal_entries == 1
+        assert trim(chat.system).journal_entries == 1
 
         # Then it can be requeued all the same
-        deadletters.requeue(chat, next(deadletters.list_dead(chat)).id)
+        dead_letters.requeue(chat.system, next(dead_letters.list_dead(chat.system)).id)
         persist()
-        with chat.database.connection() as connection:
+        with chat.system.database.connection() as connection:
             assert connection.execute(text("SELECT gid FROM chat_groups")).scalars().all() == ["g"]
 
 
@@ -325,11 +329,11 @@ def test_nothing_is_ever_lost(
         history.step()
         assert said(chat) == history.messages
     history.end()
-    for letter in list(deadletters.list_dead(chat)):
-        deadletters.requeue(chat, letter.id)
+    for letter in list(dead_letters.list_dead(chat.system)):
+        dead_letters.requeue(chat.system, letter.id)
     persist()
     history.end()
-    trim(chat, keep_messages=0)
+    trim(chat.system, keep_messages=0)
     assert said(chat) == history.messages
     assert in_redis(chat) == 0
     history.compare_sql()
@@ -344,13 +348,13 @@ class _History:
         self.messages: list[Message] = []
         self.moves = 0
         self.workers = [self.new_worker() for _ in range(2)]
-        self.other = Journal(chat.link, "other", replace(SETTINGS, batch_size=3))
+        self.other = Journal(chat.system.client, "other", replace(SETTINGS, batch_size=3))
         chat.create_group("g")
         chat.add_members("g", UIDS)
 
     def new_worker(self) -> Persist:
-        database = _Whimsical(self.chat.database, self.dice)
-        return Persist(self.chat.link, database, replace(SETTINGS, batch_size=self.dice.randint(1, 4)))
+        database = _Whimsical(self.chat.system.database, self.dice)
+        return Persist(self.chat.system.client, database, replace(SETTINGS, batch_size=self.dice.randint(1, 4)))
 
     def step(self) -> None:
         kind = self.dice.choice(
@@ -366,7 +370,7 @@ class _History:
             else []
         )
         if drafts:
-            self.chat.link.run(send(self.chat.link.space, "g", drafts, 1000))
+            self.chat.system.client.call(send(self.chat.system.client.space, "g", drafts, 1000))
             self.messages += said(self.chat)[len(self.messages) :]
 
     def ack(self) -> None:
@@ -393,7 +397,7 @@ class _History:
             self.dice.choice(self.workers).step()
 
     def trim(self) -> None:
-        trim(self.chat, keep_messages=self.dice.randint(0, 5), keep_ms=self.dice.choice([0, DAY_MS]))
+        trim(self.chat.system, keep_messages=self.dice.randint(0, 5), keep_ms=self.dice.choice([0, DAY_MS]))
 
     def end(self) -> None:
         """The workers finish what they have in hand, and are gone."""
@@ -403,7 +407,7 @@ class _History:
             worker.close()
 
     def compare_sql(self) -> None:
-        with self.chat.database.connection() as connection:
+        with self.chat.system.database.connection() as connection:
             seqs = connection.execute(text("SELECT seq FROM group_msgs ORDER BY msgid")).scalars().all()
             moves = connection.execute(text("SELECT SUM(json_array_length(uids)) FROM offset_moves")).scalar_one() or 0
             users = connection.execute(text("SELECT uid, last_ack_msgid FROM group_users ORDER BY uid")).all()

@@ -6,13 +6,13 @@ from collections import defaultdict
 import pytest
 
 from imcore import msgid as msgids
-from imcore.live import rooms
-from imcore.live.acks import UIDS_PER_CALL, AckBook, Waiting, split, targets
-from imcore.live.feed import Place
-from imcore.live.rooms import Arrived, Audience, Room, Session
-from imcore.reading import Page
-from imcore.streams.calls import Pulled, Target
-from imcore.values import Message
+from imcore.gateway import fanout
+from imcore.gateway.ack_buffer import UIDS_PER_CALL, AckBuffer, UnackedMessages, targets
+from imcore.gateway.cursor import ResumePoint
+from imcore.gateway.fanout import GroupSubscribers, NewMessage, Recipients, Session
+from imcore.model.values import Message
+from imcore.operations.queries import MessagePage
+from imcore.streams.calls.message_calls import AckTarget, PullResult, split_targets
 
 BASE = msgids.EPOCH_MS + 1000
 
@@ -25,8 +25,8 @@ def packed(seq: int) -> int:
     return msgids.pack(message(seq).msgid)
 
 
-def place(seq: int) -> Place:
-    return Place(packed(seq), seq)
+def place(seq: int) -> ResumePoint:
+    return ResumePoint(packed(seq), seq)
 
 
 class Story:
@@ -34,7 +34,7 @@ class Story:
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
-        self.room = Room("g")
+        self.room = GroupSubscribers("g")
         self.stored: list[Message] = []
         self.in_flight: list[Message] = []
         self.here: list[Session] = []
@@ -44,7 +44,7 @@ class Story:
         self.stored.append(message(len(self.stored) + 1))
         self.in_flight.append(self.stored[-1])
 
-    def take(self, events: list[Arrived]) -> None:
+    def take(self, events: list[NewMessage]) -> None:
         for event in events:
             for session in event.sessions:
                 self.got[session].append(event.message.seq)
@@ -67,7 +67,7 @@ class Story:
     def come(self) -> None:
         if len(self.here) < 8:
             self.here.append(Session("u"))
-            self.room.enter(self.here[-1], Place(0))
+            self.room.enter(self.here[-1], ResumePoint(0))
 
     def go(self) -> None:
         if len(self.here) > 3:
@@ -87,7 +87,7 @@ class Story:
             later = [m for m in self.stored if msgids.pack(m.msgid) > (feed.msgid or 0)]
             page, more = later[:count], count < len(later)
             events, _ = self.room.pulled(
-                feed, Pulled(feed.msgid or 0, 0, len(self.stored), page, more), Page(page, more)
+                feed, PullResult(feed.msgid or 0, 0, len(self.stored), page, more), MessagePage(page, more)
             )
             self.take(events)
 
@@ -106,7 +106,7 @@ def test_whoever_shares_a_feed_is_handed_every_message_once_and_in_order(
     seed: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given
-    monkeypatch.setattr(rooms, "MOST_AT_A_PULL", most)
+    monkeypatch.setattr(fanout, "MOST_AT_A_PULL", most)
     story = Story(seed)
     steps = [story.send, story.hear, story.send, story.hear, story.lose, story.pull, story.pull]
     # When
@@ -129,12 +129,12 @@ def test_whoever_shares_a_feed_is_handed_every_message_once_and_in_order(
     assert story.room.is_empty
 
 
-def caught_up(count: int) -> tuple[Room, list[Session]]:
-    room, sessions = Room("g"), [Session(f"u{number}") for number in range(count)]
+def caught_up(count: int) -> tuple[GroupSubscribers, list[Session]]:
+    room, sessions = GroupSubscribers("g"), [Session(f"u{number}") for number in range(count)]
     for session in sessions:
-        room.enter(session, Place(0))
+        room.enter(session, ResumePoint(0))
     for feed in room:
-        room.pulled(feed, Pulled(0, 0, 0, []), Page([], more=False))
+        room.pulled(feed, PullResult(0, 0, 0, []), MessagePage([], more=False))
     return room, sessions
 
 
@@ -172,7 +172,7 @@ def test_whoever_begins_again_does_so_alone() -> None:
 
 def test_acks_are_due_by_count_or_by_time_and_name_the_newest_of_each_group() -> None:
     # Given two who have received two messages of one group, and one of another
-    book, both = AckBook(3, 1.0), Audience([Session("ann"), Session("bob"), Session("bob")])
+    book, both = AckBuffer(3, 1.0), Recipients([Session("ann"), Session("bob"), Session("bob")])
     for gid, seq in (("g", 1), ("g", 2), ("h", 7)):
         book.received(gid, both, place(seq), 10.0)
     assert book.take_due(10.9) == []
@@ -182,39 +182,39 @@ def test_acks_are_due_by_count_or_by_time_and_name_the_newest_of_each_group() ->
     book.received("g", both, place(3), 10.5)
 
     # Then that group is due at once, the other one in time
-    assert targets(book.take_due(10.5)) == {"g": [Target(packed(3), ("ann", "bob"), 3)]}
-    assert targets(book.take_due(11.0)) == {"h": [Target(packed(7), ("ann", "bob"), 7)]}
+    assert targets(book.take_due(10.5)) == {"g": [AckTarget(packed(3), ("ann", "bob"), 3)]}
+    assert targets(book.take_due(11.0)) == {"h": [AckTarget(packed(7), ("ann", "bob"), 7)]}
     assert book.next_due() == float("inf")
 
 
 def test_acks_of_one_message_are_one_target() -> None:
     # Given clients that say one by one what they have received, of which one names its seq
-    book = AckBook(10, 1.0)
+    book = AckBuffer(10, 1.0)
     for number, uid in enumerate(("ann", "bob", "bob", "cy")):
-        book.received("g", Session(uid).alone, place(4) if number == 2 else Place(packed(4)), 0.0)
+        book.received("g", Session(uid).alone, place(4) if number == 2 else ResumePoint(packed(4)), 0.0)
     book.received("g", Session("dan").alone, place(3), 0.0)
 
     assert targets(book.take_due(1.0)) == {
-        "g": [Target(packed(4), ("ann", "bob", "cy"), 4), Target(packed(3), ("dan",), 3)]
+        "g": [AckTarget(packed(4), ("ann", "bob", "cy"), 4), AckTarget(packed(3), ("dan",), 3)]
     }
 
 
 def test_what_is_due_soon_goes_with_what_is_due() -> None:
-    book = AckBook(10, 1.0)
+    book = AckBuffer(10, 1.0)
     for number, at in enumerate((0.0, 0.1, 0.24, 0.26)):
         book.received("g", Session(f"u{number}").alone, place(4), at)
 
     assert book.take_due(0.99) == []
-    assert targets(book.take_due(1.0)) == {"g": [Target(packed(4), ("u0", "u1", "u2"), 4)]}
-    assert targets(book.take_due(1.26)) == {"g": [Target(packed(4), ("u3",), 4)]}
+    assert targets(book.take_due(1.0)) == {"g": [AckTarget(packed(4), ("u0", "u1", "u2"), 4)]}
+    assert targets(book.take_due(1.26)) == {"g": [AckTarget(packed(4), ("u3",), 4)]}
 
 
 def test_an_older_message_takes_nothing_back() -> None:
-    book, ann = AckBook(10, 1.0), Session("ann")
+    book, ann = AckBuffer(10, 1.0), Session("ann")
     for seq in (4, 2):
         book.received("g", ann.alone, place(seq), 0.0)
 
-    assert targets(book.take_due(1.0)) == {"g": [Target(packed(4), ("ann",), 4)]}
+    assert targets(book.take_due(1.0)) == {"g": [AckTarget(packed(4), ("ann",), 4)]}
 
 
 def test_no_call_acks_for_more_than_so_many() -> None:
@@ -222,10 +222,14 @@ def test_no_call_acks_for_more_than_so_many() -> None:
     def named(count: int) -> tuple[str, ...]:
         return tuple(f"u{number}" for number in range(count))
 
-    acks = [Target(1, named(3), 1), Target(2, named(UIDS_PER_CALL - 3), 2), Target(3, named(2 * UIDS_PER_CALL + 1), 3)]
+    acks = [
+        AckTarget(1, named(3), 1),
+        AckTarget(2, named(UIDS_PER_CALL - 3), 2),
+        AckTarget(3, named(2 * UIDS_PER_CALL + 1), 3),
+    ]
 
     # When
-    parts = list(split(acks))
+    parts = list(split_targets(acks))
 
     # Then all are there, in order, in as few calls as can be
     assert [sum(len(target.uids) for target in part) for part in parts] == [*[UIDS_PER_CALL] * 3, 1]
@@ -233,9 +237,9 @@ def test_no_call_acks_for_more_than_so_many() -> None:
     assert flat == [(target.msgid, uid) for target in acks for uid in target.uids]
 
 
-def told(book: AckBook, *sessions: Session) -> None:
+def told(book: AckBuffer, *sessions: Session) -> None:
     """These owe an ack of one group, and one of a full batch of another."""
-    both = Audience(sessions)
+    both = Recipients(sessions)
     for gid, seq in (("g", 1), ("h", 1), ("h", 2)):
         book.received(gid, both, place(seq), 0.0)
     for session in sessions:
@@ -245,24 +249,24 @@ def told(book: AckBook, *sessions: Session) -> None:
 def test_a_session_that_ends_takes_its_part_of_what_is_owed_with_it() -> None:
     # Given two who owe acks
     ann, bob = Session("ann"), Session("bob")
-    book = AckBook(2, 1.0)
+    book = AckBuffer(2, 1.0)
     told(book, ann, bob)
 
     # When one ends
     mine = targets(book.take_of([ann]))
 
     # Then the other one's acks are still due, also with what comes next
-    assert mine == {"g": [Target(packed(1), ("ann",), 1)], "h": [Target(packed(2), ("ann",), 2)]}
-    book.received("g", Audience([bob]), place(2), 0.5)
+    assert mine == {"g": [AckTarget(packed(1), ("ann",), 1)], "h": [AckTarget(packed(2), ("ann",), 2)]}
+    book.received("g", Recipients([bob]), place(2), 0.5)
     assert targets(book.take_due(1.5)) == {
-        "g": [Target(packed(1), ("bob",), 1), Target(packed(2), ("bob",), 2)],
-        "h": [Target(packed(2), ("bob",), 2)],
+        "g": [AckTarget(packed(1), ("bob",), 1), AckTarget(packed(2), ("bob",), 2)],
+        "h": [AckTarget(packed(2), ("bob",), 2)],
     }
 
 
 def test_what_a_session_owes_can_be_forgotten_and_be_owed_again() -> None:
     ann, bob = Session("ann"), Session("bob")
-    book = AckBook(2, 1.0)
+    book = AckBuffer(2, 1.0)
     told(book, ann, bob)
     book.received("g", ann.alone, place(1), 0.0)
 
@@ -271,13 +275,13 @@ def test_what_a_session_owes_can_be_forgotten_and_be_owed_again() -> None:
     book.received("g", ann.alone, place(2), 0.0)
 
     assert targets(book.take_due(1.0)) == {
-        "h": [Target(packed(2), ("ann",), 2)],
-        "g": [Target(packed(2), ("ann",), 2)],
+        "h": [AckTarget(packed(2), ("ann",), 2)],
+        "g": [AckTarget(packed(2), ("ann",), 2)],
     }
 
 
 def test_what_could_not_be_sent_is_due_again() -> None:
-    book, waiting = AckBook(10, 1.0), Waiting("g", Audience([Session("ann")]), place(4), 5.0)
+    book, waiting = AckBuffer(10, 1.0), UnackedMessages("g", Recipients([Session("ann")]), place(4), 5.0)
     book.put_back([waiting])
     assert book.next_due() == 0.0
     assert book.take_due(0.0) == [waiting]
@@ -286,13 +290,13 @@ def test_what_could_not_be_sent_is_due_again() -> None:
 def test_an_end_that_failed_may_be_tried_again_and_be_given_up() -> None:
     # Given one who could not end, for their acks could not be sent
     ann = Session("ann")
-    book = AckBook(2, 1.0)
+    book = AckBuffer(2, 1.0)
     told(book, ann)
     book.put_back(book.take_of([ann]))
 
     # When that is tried again, then the same is owed
     again = book.take_of([ann])
-    assert targets(again) == {"g": [Target(packed(1), ("ann",), 1)], "h": [Target(packed(2), ("ann",), 2)]}
+    assert targets(again) == {"g": [AckTarget(packed(1), ("ann",), 1)], "h": [AckTarget(packed(2), ("ann",), 2)]}
 
     # And when that is in vain, too, and is given up, then nothing is
     book.put_back(again)

@@ -11,9 +11,10 @@ import pytest
 from imcore import Chat
 from imcore.errors import SessionExpired
 from imcore.settings import Settings
-from imcore.streams import session_calls
+from imcore.streams.calls import session_calls
+from imcore.streams.client import RedisClient
 from imcore.streams.keys import Keyspace
-from imcore.streams.link import Link
+from imcore.system import System
 
 SPACE = Keyspace(1)
 KEY = SPACE.sessions("ann")
@@ -26,20 +27,22 @@ AT_ONCE = 1000
 @pytest.fixture
 def chat() -> Iterator[Chat]:
     settings = replace(Settings.from_env({}), partitions=1, online_ms=LENGTH_MS)
-    with Chat(Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=1), None, settings) as chat:
+    with Chat(
+        System(RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=1), None, settings)
+    ) as chat:
         yield chat
 
 
 def raw(chat: Chat) -> Any:
-    return chat.link.client
+    return chat.system.client.driver
 
 
 def beat(chat: Chat, session: str, length_ms: int = LENGTH_MS, *, opens: bool = True) -> int:
-    return chat.link.run(session_calls.beat(SPACE, "ann", session, length_ms, opens=opens))
+    return chat.system.client.call(session_calls.beat(SPACE, "ann", session, length_ms, opens=opens))
 
 
 def bye(chat: Chat, session: str) -> int:
-    return chat.link.run(session_calls.bye(SPACE, "ann", session))
+    return chat.system.client.call(session_calls.bye(SPACE, "ann", session))
 
 
 def now_ms() -> int:
@@ -114,10 +117,14 @@ def test_users_whose_sessions_have_ended_go_some_at_a_time(chat: Chat) -> None:
     raw(chat).zadd(online, {f"u{number}": now_ms() - 1 for number in range(many)})
     left = []
     for call in (session_calls.settle(SPACE, 0), session_calls.beat(SPACE, "ann", "1", LENGTH_MS, opens=True)):
-        chat.link.run(call)
+        chat.system.client.call(call)
         left.append(raw(chat).zcard(online))
     assert left == [many - AT_ONCE, many - 2 * AT_ONCE + 1]
     # And nobody is shown for longer
-    assert chat.link.run(session_calls.settle(SPACE, 0)) == chat.link.run(session_calls.count_online(SPACE, 0)) == 1
-    assert chat.link.run(session_calls.online_uids(SPACE, 0, offset=0, count=10)) == ["ann"]
+    assert (
+        chat.system.client.call(session_calls.settle(SPACE, 0))
+        == chat.system.client.call(session_calls.count_online(SPACE, 0))
+        == 1
+    )
+    assert chat.system.client.call(session_calls.online_uids(SPACE, 0, offset=0, count=10)) == ["ann"]
     assert raw(chat).zcard(online) == 1

@@ -14,12 +14,13 @@ from imcore import Chat
 from imcore.admin import stats
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import journal_calls, receipt_calls
+from imcore.streams.calls import journal_calls, receipt_calls
+from imcore.streams.calls.journal_calls import CoalescingCounts, Counted
+from imcore.streams.client import RedisClient
 from imcore.streams.journal import Journal
-from imcore.streams.journal_calls import Counted, Storm
 from imcore.streams.keys import lease
-from imcore.streams.link import Link
-from workers.receipts import ReceiptsWorker
+from imcore.system import System
+from imcore.workers.receipts import ReceiptsWorker
 
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, receipt_window_ms=0)
 UIDS = [f"user{number}" for number in range(8)]
@@ -27,9 +28,9 @@ UIDS = [f"user{number}" for number in range(8)]
 
 @pytest.fixture
 def chat(tmp_path: Path) -> Iterator[Chat]:
-    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(link, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), SETTINGS) as chat:
-        chat.link.upgrade()
+    client = RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
+    with Chat(System(client, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), SETTINGS)) as chat:
+        chat.system.client.upgrade()
         yield chat
 
 
@@ -48,11 +49,11 @@ def digests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def worker(chat: Chat) -> ReceiptsWorker:
-    return ReceiptsWorker(chat.link, chat.database, SETTINGS)
+    return ReceiptsWorker(chat.system.client, chat.system.database, SETTINGS)
 
 
 def drain(working: ReceiptsWorker, chat: Chat) -> None:
-    now = Journal(chat.link, "receipts", SETTINGS)
+    now = Journal(chat.system.client, "receipts", SETTINGS)
     while not now.drained():
         working.step()
 
@@ -82,7 +83,7 @@ def test_acks_receipts_and_digests_are_those_that_there_were(chat: Chat, digests
     drain(working, chat)
 
     # Then every ack is counted, and every read message of every recipient
-    found = stats.stats(chat).storm
+    found = stats.stats(chat.system).storm
     assert found.acks == acks
     assert found.receipts == sum(tally.read for gid in gids for tally in chat.status(gid, limit=0))
     assert found.digests == len(digests)
@@ -107,26 +108,26 @@ def test_what_a_killed_worker_has_told_and_not_confirmed_counts_once(
         patch.setattr(Journal, "done", killed)
         with pytest.raises(Killed):
             worker(chat).step()
-    chat.link.client.delete(lease("receipts", 1))  # as it does by itself in time
+    chat.system.client.driver.delete(lease("receipts", 1))  # as it does by itself in time
     drain(worker(chat), chat)
 
-    found = stats.stats(chat).storm
+    found = stats.stats(chat.system).storm
     assert (found.acks, found.receipts, found.digests) == (7, 7, 1)
 
 
 def count(chat: Chat, seconds: dict[int, tuple[int, int]], *, acks: int = 0) -> None:
     """Confirm an entry, and say that it came to this."""
     chat.create_group("team")
-    space = chat.link.space
-    journal = Journal(chat.link, "receipts", SETTINGS)
-    chat.link.client.xadd(space.journal(0), {"kind": "nonsense"})
+    space = chat.system.client.space
+    journal = Journal(chat.system.client, "receipts", SETTINGS)
+    chat.system.client.driver.xadd(space.journal(0), {"kind": "nonsense"})
     for entry in journal.take():
-        journal.done([entry], {0: Storm(acks, 0, 0, seconds)} if entry.partition == 0 else None)
+        journal.done([entry], {0: CoalescingCounts(acks, 0, 0, seconds)} if entry.partition == 0 else None)
     journal.close()
 
 
 def counted(chat: Chat, seconds: int = 10) -> Counted:
-    return chat.link.run(journal_calls.storm(chat.link.space, 0, seconds=seconds))
+    return chat.system.client.call(journal_calls.coalescing(chat.system.client.space, 0, seconds=seconds))
 
 
 @pytest.fixture
@@ -157,9 +158,9 @@ def test_a_second_long_ago_does_not_take_the_place_of_a_later_one(chat: Chat, no
 
 def test_what_others_have_done_is_counted_by_them(chat: Chat) -> None:
     chat.create_group("team", UIDS)
-    mine = Journal(chat.link, "receipts", SETTINGS)
+    mine = Journal(chat.system.client, "receipts", SETTINGS)
     entries = mine.take()
-    storm = {entry.partition: Storm(1, 1, 1, {}) for entry in entries}
+    storm = {entry.partition: CoalescingCounts(1, 1, 1, {}) for entry in entries}
     mine.done(entries, storm)
     mine.done(entries, storm)
-    assert stats.stats(chat).storm.acks == 1
+    assert stats.stats(chat.system).storm.acks == 1

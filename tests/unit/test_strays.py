@@ -9,23 +9,24 @@ import pytest
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.settings import Settings
-from imcore.streams import restore_calls
-from imcore.streams.link import Link
+from imcore.streams.calls import repair_calls
+from imcore.streams.client import RedisClient
+from imcore.system import System
+from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
-from workers.receipts import ReceiptsWorker
 
 
 @pytest.fixture
 def chat() -> Iterator[Chat]:
     settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=1, receipt_window_ms=0)
-    with Chat(Link(fakeredis.FakeRedis(), partitions=1), None, settings) as chat:
+    with Chat(System(RedisClient(fakeredis.FakeRedis(), partitions=1), None, settings)) as chat:
         chat.create_group("team", ["ann", "bob"])
         yield chat
 
 
 def test_a_group_that_is_none_in_a_users_list(chat: Chat) -> None:
     # Given
-    chat.link.client.sadd(chat.link.space.groups_of(0, "bob"), "gone")
+    chat.system.client.driver.sadd(chat.system.client.space.groups_of(0, "bob"), "gone")
     sent = chat.send("team", "hi", sender_uid="ann").msgid
     # When, then
     assert [message.msgid for message in chat.pull("bob")] == [sent]
@@ -38,12 +39,12 @@ def test_a_mark_of_a_message_that_is_none(chat: Chat) -> None:
     # Given
     sent = chat.send("team", "hi", sender_uid="ann").msgid
     chat.ack("bob", "team")
-    worker = ReceiptsWorker(chat.link, None, chat.settings)  # type: ignore[arg-type]
+    worker = ReceiptsWorker(chat.system.client, None, chat.system.settings)  # type: ignore[arg-type]
     while worker.step():
         pass
     [receipt] = chat.receipts("ann")
     for gid, message in (("gone", msgids.pack(sent)), ("team", msgids.pack(sent) + 1), ("team", msgids.pack(sent) - 1)):
-        chat.link.run(restore_calls.dirty(chat.link.space.group(gid), "ann", [message]))
+        chat.system.client.call(repair_calls.dirty(chat.system.client.space.group(gid), "ann", [message]))
     # When, then
     assert chat.receipts("ann") == [receipt]
     with chat.listen("ann") as listener:

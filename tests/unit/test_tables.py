@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli import tables
-from cli.tables import Cell, lines
-from cli.terminal import cells
+from imcore.cli import tables
+from imcore.cli.tables import Cell, lines
+from imcore.cli.terminal import cells
 
 COLUMNS = ("gid", "uid", "content", "state", "n")
 NAMES = st.text(st.sampled_from("abé山👩"), min_size=1, max_size=40)

@@ -10,20 +10,21 @@ import pytest
 
 from imcore import Chat, Receipt, Session
 from imcore import msgid as msgids
-from imcore.asking import Ask, Question
-from imcore.backoff import Trouble
 from imcore.errors import RedisRefuses, RedisUnavailable
-from imcore.live import confirming, telling
-from imcore.live.channels import Inbox
-from imcore.live.confirming import Confirming
-from imcore.live.handover import Handover
-from imcore.live.rooms import Told
-from imcore.live.telling import LONGEST, Telling
+from imcore.gateway import receipt_confirmation, receipt_delivery
+from imcore.gateway.channels import Inbox
+from imcore.gateway.delivery_queue import DeliveryQueue
+from imcore.gateway.fanout import ReceiptsChanged
+from imcore.gateway.receipt_confirmation import ReceiptConfirmation
+from imcore.gateway.receipt_delivery import LONGEST, ReceiptDelivery
+from imcore.model.values import Draft
+from imcore.operations.effects import Effect, RedisCalls
 from imcore.settings import Settings
-from imcore.streams import calls, receipt_calls
-from imcore.streams.calls import Draft
-from imcore.streams.link import Link
-from imcore.streams.receipt_calls import Change
+from imcore.streams.calls import message_calls, receipt_calls
+from imcore.streams.calls.receipt_calls import TallyChange
+from imcore.streams.client import RedisClient
+from imcore.system import System
+from imcore.util.backoff import ThrottledLog
 
 
 class Sender:
@@ -31,40 +32,40 @@ class Sender:
 
     def __init__(self, chat: Chat, sessions: int = 1) -> None:
         self.chat = chat
-        self.handover = Handover()
-        self.telling = Telling(chat.link.space, self.handover, Trouble(lambda: 0.0), lambda: 0.0)
+        self.handover = DeliveryQueue()
+        self.telling = ReceiptDelivery(chat.system.client.space, self.handover, ThrottledLog(lambda: 0.0), lambda: 0.0)
         self.sessions = [Session("ann") for _ in range(sessions)]
         self.inbox = Inbox("ann", 0, dict.fromkeys(self.sessions))
 
     def say(self, count: int, gid: str = "team") -> list[str]:
         drafts = [Draft("ann", "hi")] * count
-        sent = self.chat.link.run(calls.send(self.chat.link.space, gid, drafts, 1000))
-        return [each.msgid for each in sent if isinstance(each, calls.Sent)]
+        sent = self.chat.system.client.call(message_calls.send(self.chat.system.client.space, gid, drafts, 1000))
+        return [each.msgid for each in sent if isinstance(each, message_calls.SendResult)]
 
     def mark(self, sent: Sequence[str], gid: str = "team") -> None:
         """Let the worker mark these as changed."""
-        changed = [Change("ann", msgids.pack(msgid), 0) for msgid in sent]
-        self.chat.link.run(receipt_calls.tell(self.chat.link.space, gid, "ann", changed))
+        changed = [TallyChange("ann", msgids.pack(msgid), 0) for msgid in sent]
+        self.chat.system.client.call(receipt_calls.tell(self.chat.system.client.space, gid, "ann", changed))
 
-    def ask(self, *sessions: Session) -> list[Told]:
+    def ask(self, *sessions: Session) -> list[ReceiptsChanged]:
         """Let sessions ask for all that waits."""
         self.telling.want(sessions or self.sessions)
         while self.telling.due() <= 0.0:
-            self.chat.history.answering.run(self.telling.go_on())
+            self.chat.performer.run(self.telling.go_on())
         return self.taken()
 
-    def push(self, *receipts: Receipt) -> list[Told]:
+    def push(self, *receipts: Receipt) -> list[ReceiptsChanged]:
         self.telling.pushed(self.inbox, receipts)
         return self.taken()
 
-    def taken(self) -> list[Told]:
-        return [event for event in self.handover.take() if isinstance(event, Told)]
+    def taken(self) -> list[ReceiptsChanged]:
+        return [event for event in self.handover.take() if isinstance(event, ReceiptsChanged)]
 
 
 @pytest.fixture
 def chat() -> Iterator[Chat]:
-    link = Link(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=4)
-    with Chat(link, None, Settings.from_env({}, data_dir="/nowhere")) as chat:
+    client = RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=4)
+    with Chat(System(client, None, Settings.from_env({}, data_dir="/nowhere"))) as chat:
         for gid in ("team", "home"):
             chat.create_group(gid, ["ann", "bob", "cy"])
         yield chat
@@ -75,7 +76,7 @@ def ann(chat: Chat) -> Sender:
     return Sender(chat)
 
 
-def receipts_of(events: Sequence[Told]) -> list[tuple[str, int]]:
+def receipts_of(events: Sequence[ReceiptsChanged]) -> list[tuple[str, int]]:
     return [(each.msgid, each.read) for event in events for each in event.receipts]
 
 
@@ -172,19 +173,19 @@ def test_another_server_counts_versions_anew(ann: Sender, chat: Chat) -> None:
 def test_after_an_error_all_that_waits_is_still_told(ann: Sender, chat: Chat) -> None:
     sent = ann.say(250)
     ann.mark(sent)
-    answer = chat.history.answering.answer
+    answer = chat.performer.answer
     failing = itertools.cycle([False, False, True])
 
-    def sometimes(question: Question) -> Any:
+    def sometimes(question: Effect) -> Any:
         if next(failing):
             raise RedisUnavailable
         return answer(question)
 
     ann.telling.want(ann.sessions)
-    chat.history.answering.answer = sometimes  # type: ignore[method-assign]
+    chat.performer.answer = sometimes  # type: ignore[method-assign]
     for _ in range(50):
         try:
-            chat.history.answering.run(ann.telling.go_on())
+            chat.performer.run(ann.telling.go_on())
         except RedisUnavailable:
             continue
     assert ann.telling.due() > 0
@@ -198,24 +199,24 @@ def test_receipts_are_confirmed_in_bounded_calls(ann: Sender, chat: Chat, monkey
     # Given a sender who was told very much
     sent = ann.say(1300)
     ann.mark(sent)
-    known = Confirming(chat.link.space, 1.0, Trouble(lambda: 0.0), lambda: 0.0)
-    monkeypatch.setattr(confirming, "MOST_AT_ONCE", 1200)
+    known = ReceiptConfirmation(chat.system.client.space, 1.0, ThrottledLog(lambda: 0.0), lambda: 0.0)
+    monkeypatch.setattr(receipt_confirmation, "MOST_AT_ONCE", 1200)
     for event in ann.ask():
         known.known("ann", event.receipts)
     asked: list[int] = []
-    answer = chat.history.answering.answer
+    answer = chat.performer.answer
 
-    def counting(question: Question) -> Any:
-        if isinstance(question, Ask):
+    def counting(question: Effect) -> Any:
+        if isinstance(question, RedisCalls):
             asked.extend(len(call.args) // 3 for call in question.calls if call.function == "im_confirm")
         return answer(question)
 
-    monkeypatch.setattr(chat.history.answering, "answer", counting)
+    monkeypatch.setattr(chat.performer, "answer", counting)
     # When
     assert known.due() == 1.0
-    chat.history.answering.run(known.go_on())
+    chat.performer.run(known.go_on())
     assert sum(asked) == 1200
-    chat.history.answering.run(known.go_on())
+    chat.performer.run(known.go_on())
     # Then
     assert max(asked) <= 500
     assert sum(asked) == 1300
@@ -228,11 +229,11 @@ def test_of_two_receipts_of_a_message_the_newer_one_is_confirmed(ann: Sender, ch
     ann.mark([message])
     older = chat.receipts("ann")
     ann.mark([message])
-    known = Confirming(chat.link.space, 1.0, Trouble(lambda: 0.0), lambda: 0.0)
+    known = ReceiptConfirmation(chat.system.client.space, 1.0, ThrottledLog(lambda: 0.0), lambda: 0.0)
     known.known("ann", chat.receipts("ann"))
     known.known("ann", older)
 
-    chat.history.answering.run(known.go_on())
+    chat.performer.run(known.go_on())
 
     assert chat.receipts("ann") == []
 
@@ -242,26 +243,24 @@ def test_what_could_not_be_confirmed_is_confirmed_later(
 ) -> None:
     ann.mark(ann.say(3))
     now = 0.0
-    known = Confirming(chat.link.space, 1.0, Trouble(lambda: now), lambda: now)
+    known = ReceiptConfirmation(chat.system.client.space, 1.0, ThrottledLog(lambda: now), lambda: now)
     known.known("ann", chat.receipts("ann"))
     now = known.due()
     assert now == 1.0
     with monkeypatch.context() as patch:
-        patch.setattr(
-            chat.history.answering, "answer", lambda question: [RedisRefuses("not now")] * len(question.calls)
-        )
-        chat.history.answering.run(known.go_on())
+        patch.setattr(chat.performer, "answer", lambda question: [RedisRefuses("not now")] * len(question.calls))
+        chat.performer.run(known.go_on())
         with pytest.raises(RedisRefuses):
-            chat.history.answering.run(known.send_of(["ann"]))
+            chat.performer.run(known.send_of(["ann"]))
     assert len(chat.receipts("ann")) == 3
     assert known.due() > 1.0
     for _ in range(2):
         now = min(known.due(), 2.0)
-        chat.history.answering.run(known.go_on())
+        chat.performer.run(known.go_on())
     assert chat.receipts("ann") == []
     assert known.due() == inf
 
 
 def test_pages_are_small_enough_that_no_step_takes_long() -> None:
     partitions = 8
-    assert telling.AT_ONCE * telling.PAGE * partitions <= 30_000
+    assert receipt_delivery.AT_ONCE * receipt_delivery.PAGE * partitions <= 30_000

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cli.terminal import cells, fit, width_of, wrap
+from imcore.cli.terminal import cells, fit, width_of, wrap
 
 WORDS = st.text(st.sampled_from([*"abc  é", "山", "\u0301", "👩", "\u200d", "💻", "\ufe0f", "🇪", "🇺", "👍", "🏿"]))
 

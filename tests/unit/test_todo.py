@@ -5,11 +5,11 @@ import random
 
 import pytest
 
-from imcore.live.todo import Todo
+from imcore.gateway.delay_queue import DelayQueue
 
 
 def test_each_thing_waits_longer_and_longer_until_it_is_done() -> None:
-    todo: Todo[str] = Todo()
+    todo: DelayQueue[str] = DelayQueue()
     todo.add(["a", "b"])
     assert todo.take(5, 0.0) == ["a", "b"]
     for wait in (0.05, 0.1, 0.2):
@@ -28,7 +28,7 @@ def test_each_thing_waits_longer_and_longer_until_it_is_done() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_random_histories(seed: int) -> None:
     chance = random.Random(seed)
-    todo: Todo[int] = Todo()
+    todo: DelayQueue[int] = DelayQueue()
     ready: list[int] = []
     later: dict[int, tuple[float, int]] = {}
     failures: dict[int, int] = {}

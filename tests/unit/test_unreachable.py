@@ -147,7 +147,7 @@ def test_a_socket_whose_path_is_too_long() -> None:
 def test_as_many_connections_as_the_url_allows(tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     with answering(path, lambda _: b"%1\r\n+proto\r\n:3\r\n"), Chat.connect(f"unix://{path}?max_connections=3") as chat:
-        pool = chat.link.client.connection_pool  # type: ignore[union-attr]
+        pool = chat.system.client.driver.connection_pool  # type: ignore[union-attr]
         held = [pool.get_connection() for _ in range(3)]
         with pytest.raises(RedisRefuses, match="raise max_connections in the URL"):
             chat.unread("ann")

@@ -4,25 +4,25 @@ from types import SimpleNamespace
 
 import pytest
 
-from imcore import backoff
-from imcore.admin import reconcile
-from imcore.admin.reconcile import Watch
 from imcore.errors import TryAgain
+from imcore.repair import watermarks
+from imcore.repair.watermarks import Watch
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.link import Link
+from imcore.streams.client import RedisClient
+from imcore.util import backoff
 
 
 def test_what_cannot_be_mended_yet_is_told_once_a_minute(
-    link: Link, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client: RedisClient, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def held(*_: object) -> None:
         raise TryAgain("another process mends partition 0")
 
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(reconcile, "time", clock)
-    monkeypatch.setattr(reconcile, "reconcile", held)
-    watch = Watch(link, database, Settings.from_env({}))
+    monkeypatch.setattr(watermarks, "time", clock)
+    monkeypatch.setattr(watermarks, "reconcile", held)
+    watch = Watch(client, database, Settings.from_env({}))
     while clock.now < 1.5 * backoff._SILENCE_S:
         for partition in (0, 1):
             with pytest.raises(TryAgain):

@@ -9,36 +9,37 @@ import pytest
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseUnavailable
-from imcore.importer import import_events
+from imcore.importer.importer import import_events
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import calls
-from imcore.streams.link import Link
-from workers.persist import Persist
+from imcore.streams.calls import message_calls
+from imcore.streams.client import RedisClient
+from imcore.system import System
+from imcore.workers.persist import Persist
 
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0)
 
 
 @pytest.fixture
-def msgid(link: Link, database: Database) -> str:
+def msgid(client: RedisClient, database: Database) -> str:
     """The second of three messages; Redis has the last one only."""
-    with Chat(link, database, SETTINGS) as chat:
+    with Chat(System(client, database, SETTINGS)) as chat:
         chat.create_group("team", ["ann", "bob"])
         sent = [chat.send("team", text, sender_uid="ann").msgid for text in "abc"]
-        persist = Persist(link, database, SETTINGS)
+        persist = Persist(client, database, SETTINGS)
         while persist.step():
             pass
         persist.close()
-        link.run(calls.trim(link.space, "team", msgids.pack(sent[1])))
+        client.call(message_calls.trim(client.space, "team", msgids.pack(sent[1])))
         return sent[1]
 
 
 @pytest.fixture
-def wrong(link: Link, tmp_path: Path) -> Iterator[Chat]:
+def wrong(client: RedisClient, tmp_path: Path) -> Iterator[Chat]:
     """The same Redis, with a new database."""
     with Database.connect(f"sqlite:///{tmp_path / 'wrong.db'}") as database:
         database.upgrade()
-        yield Chat(link, database, SETTINGS)
+        yield Chat(System(client, database, SETTINGS))
 
 
 QUESTIONS: dict[str, Callable[[Chat, str], object]] = {
@@ -56,17 +57,17 @@ def test_what_redis_has_trimmed_is_not_looked_for_there(wrong: Chat, msgid: str,
     with pytest.raises(DatabaseNotReady, match="holds nothing of this system yet"):
         QUESTIONS[question](wrong, msgid)
     # And not where there is something else either
-    wrong.database.set_meta("dataset", "another")
+    wrong.system.database.set_meta("dataset", "another")
     with pytest.raises(ConfigurationError, match="holds the data of another system"):
         QUESTIONS[question](wrong, msgid)
 
 
-def test_when_it_was_read_is_not_taken_from_there(link: Link, database: Database, msgid: str) -> None:
+def test_when_it_was_read_is_not_taken_from_there(client: RedisClient, database: Database, msgid: str) -> None:
     # Given
-    chat = Chat(link, database, SETTINGS)
+    chat = Chat(System(client, database, SETTINGS))
     newest = chat.send("team", "d", sender_uid="bob").msgid
     chat.ack("ann", "team", newest)
-    persist = Persist(link, database, SETTINGS)
+    persist = Persist(client, database, SETTINGS)
     while persist.step():
         pass
     [ann] = chat.message_status("team", newest).read_by
@@ -74,16 +75,20 @@ def test_when_it_was_read_is_not_taken_from_there(link: Link, database: Database
     # When the same is in the database of another system
     database.set_meta("dataset", "another")
     with pytest.raises(ConfigurationError, match="holds the data of another system"):
-        Chat(link, database, SETTINGS).message_status("team", newest)
+        Chat(System(client, database, SETTINGS)).message_status("team", newest)
 
 
 def test_who_has_read_is_told_while_the_database_is_away(
-    link: Link, database: Database, msgid: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client: RedisClient,
+    database: Database,
+    msgid: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def away(*_: object) -> None:
         raise DatabaseUnavailable("it is away")
 
-    chat = Chat(link, database, SETTINGS)
+    chat = Chat(System(client, database, SETTINGS))
     newest = chat.send("team", "d", sender_uid="ann").msgid
     chat.ack("bob", "team", newest)
     monkeypatch.setattr(Database, "meta", away)
@@ -94,18 +99,18 @@ def test_who_has_read_is_told_while_the_database_is_away(
 
 
 def test_nothing_is_imported_beside_the_data_of_another_system(wrong: Chat, msgid: str) -> None:
-    wrong.database.set_meta("dataset", "another")
+    wrong.system.database.set_meta("dataset", "another")
     with pytest.raises(ConfigurationError, match="holds the data of another system"):
         import_events(wrong, [b'{"type": "join", "gid": "team", "uid": "cy"}'], on_error=lambda *_: None)
     # And nothing at all where Redis has lost what SQL has
-    wrong.link.client.flushall()
+    wrong.system.client.driver.flushall()
     with pytest.raises(ConfigurationError, match=r"set IM_DATABASE_URL or IM_REDIS_URL if .* run im rebuild"):
         import_events(wrong, [b'{"type": "join", "gid": "team", "uid": "cy"}'], on_error=lambda *_: None)
     assert list(wrong.groups()) == []
 
 
-def test_nor_in_one_that_is_not_there(link: Link, msgid: str, tmp_path: Path) -> None:
-    chat = Chat(link, Database.connect(f"sqlite:///{tmp_path / 'none.db'}"), SETTINGS)
+def test_nor_in_one_that_is_not_there(client: RedisClient, msgid: str, tmp_path: Path) -> None:
+    chat = Chat(System(client, Database.connect(f"sqlite:///{tmp_path / 'none.db'}"), SETTINGS))
     for question in QUESTIONS.values():
         with pytest.raises(DatabaseNotReady):
             question(chat, msgid)
@@ -116,12 +121,12 @@ def test_the_worker_stores_nothing_in_it(wrong: Chat, database: Database, msgid:
     newest = wrong.send("team", "d", sender_uid="bob").msgid
     # When
     with pytest.raises(DatabaseUnavailable, match="set IM_DATABASE_URL"):
-        Persist(wrong.link, wrong.database, SETTINGS).step()
+        Persist(wrong.system.client, wrong.system.database, SETTINGS).step()
     # Then
-    assert wrong.database.meta("dataset") is None
-    assert wrong.database.messages_after("team", 0) == []
+    assert wrong.system.database.meta("dataset") is None
+    assert wrong.system.database.messages_after("team", 0) == []
     # And the right one gets it all
-    persist = Persist(wrong.link, database, SETTINGS)
+    persist = Persist(wrong.system.client, database, SETTINGS)
     while persist.step():
         pass
     assert [row.msgid for row in database.messages_after("team", msgids.pack(msgid))][-1] == msgids.pack(newest)

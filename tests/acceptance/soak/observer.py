@@ -81,12 +81,12 @@ class Observer:
 
     def _spans_in_sql(self, chat: Chat, gid: str) -> Spans:
         query = text("SELECT uid, joined_msgid, acked_msgid FROM group_spans WHERE gid = :gid")
-        with chat.database.connection() as connection:
+        with chat.system.database.connection() as connection:
             return {(uid, joined): acked for uid, joined, acked in connection.execute(query, {"gid": gid})}
 
     def _spans_in_redis(self, chat: Chat, client: redis.Redis, gid: str) -> tuple[int, Spans]:
         """The newest message and all spans, of one moment; what any Redis tool shows agrees with them."""
-        keys = chat.link.space.group(gid)
+        keys = chat.system.client.space.group(gid)
         with client.pipeline(transaction=True) as pipeline:
             pipeline.hmget(keys.meta, "seq", "last", "trimmed")
             pipeline.zrange(keys.acked, 0, -1, withscores=True)

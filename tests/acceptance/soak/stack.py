@@ -96,7 +96,7 @@ class Soak:
 
     def begin(self) -> None:
         """Make the groups, and start everything but the talkers."""
-        self.chat.database.upgrade()
+        self.chat.system.database.upgrade()
         for scene in self.scenes:
             self.chat.create_group(scene.gid, {*scene.speakers, *scene.guests, *self.listeners})
         for number, name in enumerate(_WORKERS):

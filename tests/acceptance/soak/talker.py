@@ -20,7 +20,7 @@ from typing import TypeVar
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import TryAgain
-from imcore.values import Message
+from imcore.model.values import Message
 from tests.acceptance.soak.diary import DiaryFile, Said, Turn
 from tests.acceptance.soak.script import Line, Share
 

@@ -87,7 +87,7 @@ def compare_view(chat: Chat, gid: str, group: ModelGroup) -> None:
     query = text(
         "SELECT msgid, count(*), sum(CASE WHEN if_ack THEN 1 ELSE 0 END) FROM msg_acks WHERE gid = :gid GROUP BY msgid"
     )
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         found = {
             msgids.unpack(msgid): (read, total - read) for msgid, total, read in connection.execute(query, {"gid": gid})
         }
@@ -129,7 +129,7 @@ def _spans(chat: Chat, gid: str, seqs: dict[str, int]) -> list[ModelSpan]:
 
 
 def _rows(chat: Chat, query: str, gid: str) -> Sequence[Any]:
-    with chat.database.connection() as connection:
+    with chat.system.database.connection() as connection:
         return connection.execute(text(query), {"gid": gid}).all()
 
 

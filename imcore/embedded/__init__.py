@@ -1,0 +1,1 @@
+"""The embedded server: a private Valkey or Redis in the data directory."""

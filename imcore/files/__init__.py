@@ -1,0 +1,1 @@
+"""Files and folders: locks, permissions, compressed input."""

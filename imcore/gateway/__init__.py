@@ -1,0 +1,1 @@
+"""The server's half of live delivery: sessions, fan-out, acks and receipts."""

@@ -1,0 +1,1 @@
+"""Replays events of chat from files."""

@@ -1,1 +1,0 @@
-"""Live sessions: what a session knows, who is told what, and the local database of a client."""

@@ -1,0 +1,1 @@
+"""Values, limits and rows: words and rules, no I/O."""

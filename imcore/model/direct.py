@@ -1,0 +1,67 @@
+"""One-to-one chats: groups of two (of one, for writing to oneself) whose gid follows from the two uids."""
+
+import hashlib
+from collections.abc import Iterable
+
+from imcore.errors import InvalidInput
+from imcore.model.limits import MAX_NAME_BYTES, check_name
+
+_PLAIN = "dm:"
+_HASHED = "dm#"
+_MOST_DIGITS = len(str(MAX_NAME_BYTES))
+
+
+def gid_of(one: str, other: str) -> str:
+    """Return the gid of the chat between two users, the same whoever asks. Raise InvalidInput for what is no uid.
+
+    The length of the first uid makes it unambiguous for any two uids. Where that gets longer than a gid may be, it
+    is a SHA-256 instead.
+    """
+    return _gid_of(check_name(one, "uid"), check_name(other, "uid"))
+
+
+def _gid_of(one: str, other: str) -> str:
+    first, second = sorted((one, other))
+    gid = f"{_PLAIN}{len(first)}:{first}:{second}"
+    if len(gid.encode(errors="replace")) <= MAX_NAME_BYTES:
+        return gid
+    digest = hashlib.sha256(f"{len(first)}:{first}:{second}".encode(errors="replace")).hexdigest()
+    return f"{_HASHED}{digest}"
+
+
+def peer_of(gid: str, uid: str, known: Iterable[str] = ()) -> str | None:
+    """Return with whom a user has the one-to-one chat of this gid (it may be themselves); None if they have none.
+
+    A gid that is a SHA-256 does not say it: then it is the one of the `known` users whose chat has this gid.
+    """
+    if gid.startswith(_HASHED):
+        return next((other for other in known if _gid_of(uid, other) == gid), None)
+    first, second = pair_of(gid) or ("", "")
+    if uid not in {first, second}:
+        return None
+    return second if first == uid else first
+
+
+def pair_of(gid: str) -> tuple[str, str] | None:
+    """Return between whom the one-to-one chat of a gid is; None for one that does not say it, or is no such gid."""
+    length, _, pair = gid.removeprefix(_PLAIN).partition(":")
+    if not gid.startswith(_PLAIN) or not (length.isascii() and length.isdecimal() and len(length) <= _MOST_DIGITS):
+        return None
+    first, second = pair[: int(length)], pair[int(length) + 1 :]
+    return (first, second) if _gid_of(first, second) == gid else None
+
+
+def is_direct(gid: str) -> bool:
+    """Return whether a gid is that of a one-to-one chat."""
+    return gid.startswith((_PLAIN, _HASHED))
+
+
+def refuse_direct(gid: str) -> None:
+    """Raise InvalidInput if a gid is kept for one-to-one chats, whose members are what they are."""
+    if is_direct(gid):
+        raise InvalidInput(f"{gid!r} is kept for one-to-one chats ({_PLAIN} and {_HASHED}): use `im dm`")
+
+
+def members_of(one: str, other: str) -> list[str]:
+    """Return the members of the chat between two users."""
+    return sorted({one, other})

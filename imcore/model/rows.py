@@ -1,0 +1,135 @@
+"""Rows of the database as workers write and readers get them: plain tuples of packed msgids and milliseconds.
+
+Every row has a key, and rows of one key merge the same way in any order and any number of times. So a batch may hold
+what other batches hold, and nobody needs to know what has been written before.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeVar
+
+NO_TIME = 1 << 62
+"""What `MessageRow.sent_at_ms` is where a time is stored that cannot be read. It is never written."""
+
+
+class MessageRow(NamedTuple):
+    """A message. Key: gid and msgid. `span` is the joined_msgid of the sender's span, None for an admin who has none.
+
+    A message that `recalls` another one (its msgid) takes that one's content away. `recalled` is only an answer, and so
+    is a `sent_at_ms` of NO_TIME.
+    """
+
+    gid: str
+    msgid: int
+    seq: int
+    sender_uid: str
+    span: int | None
+    content: str
+    client_msgid: str | None
+    sent_at_ms: int | None
+    recalls: int | None = None
+    recalled: bool = False
+
+
+class SpanRow(NamedTuple):
+    """A membership (joined_msgid, left_msgid]. Key: gid, uid and joined_msgid.
+
+    `left_msgid` is None while it lasts. `changed` is the version of `left_msgid`: the packed id of the journal entry
+    that told it, 0 if that is not known. `acked_msgid` is the offset within the span, 0 before the first message.
+    """
+
+    gid: str
+    uid: str
+    joined_msgid: int
+    left_msgid: int | None
+    changed: int
+    acked_msgid: int
+
+
+class MoveRow(NamedTuple):
+    """Offsets moved from `start` to `msgid`, as the journal's `entry` (its packed id) tells. Key: all but the uids.
+
+    Whose they are is the same wherever the key is.
+    """
+
+    gid: str
+    msgid: int
+    start: int
+    entry: int
+    uids: tuple[str, ...]
+
+
+class GroupRow(NamedTuple):
+    """A group exists since `created_ms`. Key: gid."""
+
+    gid: str
+    created_ms: int
+
+
+class ConfirmRow(NamedTuple):
+    """The sender of a message knows that so many have read it. It says nothing of a message that is not stored."""
+
+    gid: str
+    msgid: int
+    read: int
+
+
+class WatermarkRow(NamedTuple):
+    """A consumer has stored a partition's journal up to `entry` (packed id), or is about to. Key: both of these."""
+
+    partition: int
+    consumer: str
+    entry: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one transaction writes; any list may hold a key more than once."""
+
+    groups: list[GroupRow] = field(default_factory=list)
+    messages: list[MessageRow] = field(default_factory=list)
+    spans: list[SpanRow] = field(default_factory=list)
+    moves: list[MoveRow] = field(default_factory=list)
+    confirms: list[ConfirmRow] = field(default_factory=list)
+    marks: list[WatermarkRow] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(len(getattr(self, each.name)) for each in fields(self))
+
+    def folded(self) -> "Batch":
+        """Return the same with every key once, in order of key: writers then never wait for each other in a ring."""
+        return Batch(
+            groups=_fold(self.groups, 1, _earliest),
+            messages=_fold(self.messages, 2, max),
+            spans=_fold(self.spans, 3, merged),
+            moves=_fold(self.moves, 4, max),
+            confirms=_fold(self.confirms, 2, max),
+            marks=_fold(self.marks, 2, max),
+        )
+
+
+def merged(one: SpanRow, other: SpanRow) -> SpanRow:
+    """Return what two rows of one span say together: the newer end, the further offset. `bulk` does the same."""
+    newer = max(one, other, key=_version)
+    return newer._replace(acked_msgid=max(one.acked_msgid, other.acked_msgid))
+
+
+def _version(span: SpanRow) -> tuple[int, int]:
+    return span.changed, -1 if span.left_msgid is None else span.left_msgid
+
+
+_Row = TypeVar("_Row", bound=tuple[Any, ...])
+
+
+def _earliest(one: _Row, other: _Row) -> _Row:
+    return min(one, other, key=itemgetter(-1))
+
+
+def _fold(rows: Iterable[_Row], key_width: int, merge: Callable[[_Row, _Row], _Row]) -> list[_Row]:
+    folded: dict[tuple[Any, ...], _Row] = {}
+    for row in rows:
+        key = row[:key_width]
+        known = folded.get(key)
+        folded[key] = row if known is None else merge(known, row)
+    return [folded[key] for key in sorted(folded)]

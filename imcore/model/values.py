@@ -1,0 +1,147 @@
+"""What imcore takes and returns: small frozen values without behaviour of their own."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from imcore import msgid as msgids
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One stored message. `seq` is its dense number within the group; `sent_at` is what the sender's client claimed.
+
+    A recalled message has lost its content. A message that `recalls` another one (its msgid) is the tombstone which
+    says so to everyone; it has no content, and is never unread.
+    """
+
+    gid: str
+    msgid: str
+    seq: int
+    sender_uid: str
+    content: str
+    client_msgid: str | None = None
+    sent_at: datetime | None = None
+    recalled: bool = False
+    recalls: str | None = None
+
+    @property
+    def time(self) -> datetime:
+        """When the server stored it, in UTC (the first half of the msgid)."""
+        return msgids.time_of(self.msgid)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A chat group: how many members and messages it has. `last_msgid` is None while it has no message."""
+
+    gid: str
+    members: int
+    messages: int
+    last_msgid: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A current member: the offset (None before the first message), what is unread, and whether a session lives."""
+
+    gid: str
+    uid: str
+    last_ack_msgid: str | None
+    unread: int
+    online: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The answer to an ack: where the offset stands now, and whether this ack moved it."""
+
+    gid: str
+    uid: str
+    last_ack_msgid: str | None
+    advanced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """What one member has not read in one group, with the two positions it follows from, all of one moment."""
+
+    gid: str
+    unread: int
+    last_msgid: str | None
+    last_ack_msgid: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many recipients have read a message and how many have not. The two add up to its recipients."""
+
+    gid: str
+    msgid: str
+    read: int
+    unread: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the sender of a message is told: its tally now. Once confirmed, it comes again when it has changed again."""
+
+    gid: str
+    msgid: str
+    read: int
+    unread: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A message as a client's local database knows it.
+
+    `state` is given for own messages: waiting, refused (never to be stored), stored, read 3/7, or read by all.
+    A message without a msgid has not reached the server; its time is then the client's own. A recalled one has lost its
+    content.
+    """
+
+    gid: str
+    msgid: str | None
+    time: datetime
+    sender_uid: str
+    content: str
+    client_msgid: str | None
+    state: str | None
+    recalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MessageTally:
+    """A message and its tally."""
+
+    message: Message
+    read: int
+    unread: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Someone who has read a message. `read_at` is None until the worker `persist` has stored the ack that did it."""
+
+    uid: str
+    read_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageStatus:
+    """A message, its tally, and the names behind it; both lists are in order of uid."""
+
+    message: Message
+    read_by: tuple[Reader, ...]
+    unread_by: tuple[str, ...]
+
+
+class Draft(NamedTuple):
+    """A message to be sent."""
+
+    sender_uid: str
+    content: str
+    client_msgid: str = ""
+    sent_at_ms: int | None = None

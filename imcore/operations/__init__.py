@@ -1,0 +1,1 @@
+"""The operations of `Chat`, as generators that yield effects, and what performs them."""

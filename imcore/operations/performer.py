@@ -1,0 +1,124 @@
+"""Answers what the parts that decide ask of Redis and of the database, one question after the other."""
+
+from contextlib import suppress
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseOpening
+from imcore.operations.effects import Effect, Effects, FinishCalls, RedisCalls, SqlQuery, StartCalls, perform
+from imcore.streams.keys import CONFIG
+from imcore.system import System
+
+if TYPE_CHECKING:
+    from imcore.sql.database import Database
+
+T = TypeVar("T")
+
+_CLOSING_S = 1.0
+"""For how long `close` waits for a database that is being opened. One that is silent is left alone."""
+
+
+class Performer:
+    """Performs effects on a system, one after the other."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self._opening: _Opening | None = None
+        self._history_since: int | None = None
+
+    def open_early(self) -> None:
+        """Begin to open the database in the background, the first time that this is called. Raise nothing.
+
+        Loading SQL's libraries and connecting take half a second: too long in the midst of live traffic. Meanwhile
+        `answer` raises DatabaseOpening. What goes wrong is raised when the database is next asked something.
+        """
+        if self.system.has_database and self._opening is None:
+            opening = _Opening(self)
+            with suppress(RuntimeError):  # this process has as many threads as it may
+                opening.start()
+                self._opening = opening
+
+    @property
+    def history_database(self) -> "Database":
+        """The database, for what Redis has trimmed: it must be the one that has this data.
+
+        Raise DatabaseNotReady or ConfigurationError if it is not, or what the database and the link raise.
+        """
+        if self._history_since != self.system.database.changes:
+            since = self.system.database.changes
+            self._look_whose_it_is()
+            self._history_since = since
+        return self.system.database
+
+    def _look_whose_it_is(self) -> None:
+        here, there = self.system.client.query("HGET", CONFIG, "dataset"), self.system.database.meta("dataset")
+        where, redis = self.system.database.address, self.system.client.address
+        if there is None:
+            raise DatabaseNotReady(f"{where} holds nothing of this system yet: is IM_DATABASE_URL right?")
+        if here is None:
+            raise ConfigurationError(
+                f"{redis} does not have the data that {where} has: set IM_DATABASE_URL or IM_REDIS_URL if one is "
+                "wrong; if Redis has lost its data, run im rebuild"
+            )
+        if here.decode() != there:
+            raise ConfigurationError(
+                f"{where} holds the data of another system than {redis}: set IM_DATABASE_URL or IM_REDIS_URL"
+            )
+
+    def close(self) -> None:
+        """Give the database's connections back."""
+        opening, self._opening = self._opening, None
+        if opening and not opening.abandon(_CLOSING_S):
+            return
+        self.system.close_database()
+
+    def run(self, asking: Effects[T]) -> T:
+        """Return what comes of a part that decides. Raise what the link and the database raise, if it does not care."""
+        return perform(asking, self._answer_in_turn)
+
+    def _answer_in_turn(self, question: Effect) -> Any:
+        if isinstance(question, SqlQuery) and self._opening:
+            self._opening.join()  # nobody else waits for this one
+        return self.answer(question)
+
+    def answer(self, question: Effect) -> Any:
+        """Return the answer to a question of Redis or the database. Raise DatabaseOpening while it is being opened."""
+        match question:
+            case RedisCalls(calls):
+                return self.system.client.call_each(calls)
+            case SqlQuery(query):
+                if self._opening and self._opening.is_alive():
+                    raise DatabaseOpening
+                return query(self.history_database)
+            case StartCalls(calls):
+                return self.system.client.start(calls)
+            case FinishCalls(posted):
+                return posted()
+        raise AssertionError(f"{question} is for somebody who listens")
+
+
+class _Opening(Thread):
+    """Opens the database. It asks the database alone: the link is for its own thread."""
+
+    def __init__(self, performer: Performer) -> None:
+        super().__init__(name="imcore-opens-database", daemon=True)  # whoever exits does not wait for a silent one
+        self._performer = performer
+        self._abandoned = Event()
+
+    def run(self) -> None:
+        with suppress(Exception):  # whoever asks next meets it again
+            self._open(self._performer.system.database)
+
+    def _open(self, database: "Database") -> None:
+        try:
+            if not self._abandoned.is_set():
+                database.meta("dataset")  # connects, and looks whether the database can hold our data
+        finally:
+            if self._abandoned.is_set():
+                database.close()
+
+    def abandon(self, patience_s: float) -> bool:
+        """Nobody wants it any more: return whether it has ended. If not, it closes the database once it has."""
+        self._abandoned.set()
+        self.join(patience_s)
+        return not self.is_alive()

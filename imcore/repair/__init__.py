@@ -1,0 +1,1 @@
+"""Repair: the state Redis should have, the difference, and its removal."""

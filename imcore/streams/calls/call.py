@@ -1,0 +1,58 @@
+"""What every call of a Redis function is. No I/O: any client can carry calls."""
+
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from imcore import msgid as msgids
+from imcore.errors import ImError, InvalidInput, NotMember, NotSender, UnknownMessage
+
+T_co = TypeVar("T_co", covariant=True)
+Value = str | bytes | int
+
+
+class Call(NamedTuple, Generic[T_co]):
+    """One call of a Redis function; without one, `args` are a plain command that only reads.
+
+    `gid` is the group that an error of the whole call is about.
+    """
+
+    function: str
+    keys: tuple[str, ...]
+    args: tuple[Value, ...]
+    decode: Callable[[Any], T_co]
+    gid: str = ""
+    writes: bool = False
+
+
+def command_of(call: Call[Any]) -> tuple[Any, ...]:
+    """Return a call as the command that is sent."""
+    if not call.function:
+        return call.args
+    return ("FCALL" if call.writes else "FCALL_RO", call.function, len(call.keys), *call.keys, *call.args)
+
+
+class Trimmed(UnknownMessage):
+    """That message is no longer in Redis: SQL has it."""
+
+
+def error_of(code: bytes, gid: str, *, uid: str = "", msgid: int | None = None) -> ImError:
+    """Return the error that an item's code stands for."""
+    text = msgids.unpack(msgid) if msgid else "that message"
+    match code:
+        case b"NOTMEMBER":
+            return NotMember(f"{uid!r} is not a member of {gid!r}")
+        case b"NOTSENDER":
+            return NotSender(f"{text} of {gid!r} is not by {uid!r}")
+        case b"TOMBSTONE":
+            return InvalidInput(f"{text} of {gid!r} is itself the recall of a message")
+        case b"FUTURE":
+            return UnknownMessage(f"{text} has not been issued yet in {gid!r}")
+        case b"TRIMMED":
+            return Trimmed(f"{text} of {gid!r} is no longer in Redis")
+        case b"NOMSG":
+            return UnknownMessage(f"{text} is not a message of {gid!r}")
+    raise AssertionError(f"unknown code {code!r}")
+
+
+def or_empty(number: int | None) -> Value:
+    return "" if number is None else number

@@ -1,0 +1,193 @@
+"""Calls that ask who has read what, and that tell senders. No I/O; see `imcore.streams.calls`."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from imcore import msgid as msgids
+from imcore.errors import ImError
+from imcore.model.values import Message, MessageTally, Receipt
+from imcore.streams import wire
+from imcore.streams.calls.call import Call, Value, error_of
+from imcore.streams.keys import SEPARATOR, Keyspace, uid_of
+
+
+class Counts(NamedTuple):
+    """Read and unread of one message."""
+
+    read: int
+    unread: int
+
+
+class TallyPage(NamedTuple):
+    """Tallies of messages, newest first; with `more`, Redis has others before these.
+
+    Messages up to `trimmed` (packed) are in SQL only.
+    """
+
+    trimmed: int
+    tallies: list[MessageTally]
+    more: bool
+
+
+class Names(NamedTuple):
+    """A page of those who are behind a tally, the sender perhaps among them. `message` is None where it is trimmed.
+
+    The next page begins at `cursor`; it is '0' after the last one. `newest` is the group's newest message (packed).
+    """
+
+    message: Message | None
+    cursor: str
+    read: set[str]
+    unread: set[str]
+    newest: int
+
+
+class Gone(NamedTuple):
+    """Those behind a tally whose memberships have ended since, a page of them; `looked_at`: how many ended."""
+
+    read: set[str]
+    unread: set[str]
+    looked_at: int
+
+
+class Segment(NamedTuple):
+    """Messages (packed) that offsets have moved over: after `after`, up to `until`. `only` is who, if one alone has."""
+
+    after: int
+    until: int
+    only: str
+
+
+class TallyChange(NamedTuple):
+    """A message (packed msgid) whose tally changed, with its sender and the span that they sent it in, if any."""
+
+    sender_uid: str
+    msgid: int
+    span: int | None
+
+
+class TallyChanges(NamedTuple):
+    """Messages whose tallies changed. Up to `trimmed` they are in SQL only; the next page begins after `next_after`."""
+
+    trimmed: int
+    found: list[TallyChange]
+    next_after: int | None
+
+
+class DirtyReceipt(NamedTuple):
+    """A message (packed msgid) whose tally changed, and the version of that change."""
+
+    gid: str
+    msgid: int
+    version: int
+
+
+def tallies(space: Keyspace, gid: str, messages: Iterable[tuple[int, str, int | str]]) -> Call[list[Counts | ImError]]:
+    """Ask for tallies. Each message is (packed msgid, sender, the sender's span); sender and span may both be ''."""
+    k = space.group(gid)
+    wanted = list(messages)
+
+    def decode(answer: list[Any]) -> list[Counts | ImError]:
+        return [
+            error_of(item, gid, msgid=message[0]) if isinstance(item, bytes) else Counts(*item)
+            for item, message in zip(answer, wanted, strict=True)
+        ]
+
+    args = tuple(value for message in wanted for value in message)
+    return Call("im_tally", k.for_tally, args, decode, gid)
+
+
+def status(space: Keyspace, gid: str, *, before: str, count: int, most_bytes: int) -> Call[TallyPage]:
+    """Ask for the newest messages before an id ('+': the newest of all) with their tallies.
+
+    At most so many messages, and so many bytes of text but for the first one.
+    """
+
+    def decode(answer: list[Any]) -> TallyPage:
+        return TallyPage(
+            int(answer[0]),
+            [MessageTally(wire.message(gid, entry), read, unread) for entry, read, unread in answer[1]],
+            answer[2] == 1,
+        )
+
+    return Call("im_status", space.group(gid).for_tally, (before, count, most_bytes), decode, gid)
+
+
+def names(space: Keyspace, gid: str, msgid: int, *, cursor: str, count: int) -> Call[Names]:
+    """Ask who has read a message and who has not, about so many of them."""
+
+    def decode(answer: Any) -> Names:
+        if isinstance(answer, bytes):
+            raise error_of(answer, gid, msgid=msgid)
+        entry, next_cursor, read, unread, newest = answer
+        message = wire.message(gid, entry) if entry else None
+        return Names(message, next_cursor.decode(), _uids(read), _uids(unread), int(newest))
+
+    return Call("im_readers", space.group(gid).for_tally, (msgid, cursor, count), decode, gid)
+
+
+def names_gone(space: Keyspace, gid: str, msgid: int, *, since: int, offset: int, count: int) -> Call[Gone]:
+    """Ask the same of those whose memberships have ended since a message (packed) was the newest."""
+
+    def decode(answer: Any) -> Gone:
+        read, unread, looked_at = answer
+        return Gone(_uids(read), _uids(unread), looked_at)
+
+    return Call("im_readers_left", space.group(gid).for_tally, (msgid, since, offset, count), decode, gid)
+
+
+def changes(space: Keyspace, gid: str, segments: Sequence[Segment], count: int) -> Call[TallyChanges]:
+    """Ask of which messages moves of offsets have changed the tallies, looking at `count` messages at most."""
+
+    def decode(answer: list[Any]) -> TallyChanges:
+        trimmed, found, next_after = answer
+        return TallyChanges(
+            int(trimmed),
+            [TallyChange(wire.text(sender), int(msgid), int(span) if span else None) for sender, msgid, span in found],
+            int(next_after) if next_after else None,
+        )
+
+    k = space.group(gid)
+    args = tuple(value for segment in segments for value in segment)
+    return Call("im_changes", (k.meta, k.stream), (count, *args), decode, gid)
+
+
+def tell(space: Keyspace, gid: str, sender_uid: str, changed: Sequence[TallyChange]) -> Call[int]:
+    """Mark a sender's messages, in order, as changed, and push their tallies; answers how many connections got them."""
+    k = space.group(gid)
+    args: list[Value] = [k.inboxes + sender_uid, gid, sender_uid]
+    for change in changed:
+        args += (change.msgid, "" if change.span is None else change.span)
+    keys = (k.meta, k.version, k.acked, k.joined, k.left, k.dirty(sender_uid))
+    return Call("im_tell", keys, tuple(args), int, gid, writes=True)
+
+
+def confirm(space: Keyspace, uid: str, receipts: Sequence[Receipt]) -> list[Call[int]]:
+    """Confirm receipts, one call a partition; answers how many were still marked."""
+    by_keys: dict[tuple[str, str], list[Value]] = {}
+    for receipt in receipts:
+        k = space.group(receipt.gid)
+        member = f"{receipt.gid}{SEPARATOR}{msgids.pack(receipt.msgid)}"
+        by_keys.setdefault((k.dirty(uid), k.journal), []).extend((member, receipt.version, receipt.read))
+    return [Call("im_confirm", keys, tuple(args), int, writes=True) for keys, args in by_keys.items()]
+
+
+def dirty(space: Keyspace, partition: int, uid: str, *, after: int, count: int) -> Call[list[DirtyReceipt]]:
+    """Ask for a page of a user's messages whose tallies changed, in the order in which they last did."""
+
+    def decode(answer: list[Any]) -> list[DirtyReceipt]:
+        return [_mark(member, version) for member, version in zip(answer[::2], answer[1::2], strict=True)]
+
+    return Call("im_dirty", (space.dirty(partition, uid),), (after, count), decode)
+
+
+def _uids(spans: Iterable[bytes]) -> set[str]:
+    return {uid_of(wire.text(span)) for span in spans}
+
+
+def _mark(member: bytes, version: bytes) -> DirtyReceipt:
+    """Return a mark. What somebody has added by hand names no message."""
+    gid, _, msgid = member.rpartition(SEPARATOR.encode())
+    return DirtyReceipt(
+        wire.text(gid), wire.number(msgid) or msgids.IMPOSSIBLE, int(min(float(version), msgids.HIGHEST))
+    )

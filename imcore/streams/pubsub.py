@@ -1,0 +1,137 @@
+"""The connection that hears sharded channels: one to a server, or one to each node of a cluster that has some of them.
+
+Not the driver's PubSub: that one connects again unseen, waits for the nodes of a cluster in turn, and does not tell
+when a node gives a channel away. Here all of these are one thing: RedisUnavailable, and pushes may have been missed.
+"""
+
+import select
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from redis.cluster import RedisCluster
+
+from imcore.errors import ConfigurationError, ImError, RedisUnavailable
+from imcore.streams.client import RedisClient
+from imcore.streams.redis_errors import driver_errors
+from imcore.streams.wire import PONG, PUSHED, PubSubEvent
+
+_CHUNK = 500
+_MOST_AT_ONCE = 1000
+
+
+class Subscription:
+    """Subscribes, unsubscribes and reads. After RedisUnavailable it is dead: close it and open another."""
+
+    def __init__(self, client: RedisClient) -> None:
+        """Raise RedisUnavailable."""
+        self._where = client.address
+        self._client = client.driver
+        self._connections: dict[str, Any] = {}
+        self._silent: set[str] | None = None
+        if client.is_cluster:
+            # Asked for a key of each slot, the client learns which node has it now.
+            client.query_many([("EXISTS", key) for key in client.space.journals()])
+
+    def change(self, drop: Sequence[str], add: Sequence[str]) -> None:
+        """Stop hearing channels, and begin to hear others: what is published after the news of it has been read."""
+        self._send("SUNSUBSCRIBE", drop)
+        self._send("SSUBSCRIBE", add)
+
+    def ping(self) -> None:
+        """Ask each connection for a sign of life: whatever it brings next is one."""
+        with self._errors():
+            for connection in self._connections.values():
+                connection.send_command("PING", check_health=False)
+        self._silent = set(self._connections)
+
+    def read(self, timeout_s: float) -> list[PubSubEvent]:
+        """Return what came, after waiting at most so long for the first."""
+        with self._errors():
+            heard = [each for name in self._readable(timeout_s) for each in self._drain(name)]
+        if self._silent is not None and not self._silent:
+            self._silent = None
+            heard.append(PubSubEvent(PONG))
+        return heard
+
+    def close(self) -> None:
+        """End the connections."""
+        for connection in self._connections.values():
+            connection.disconnect()
+
+    def _send(self, command: str, channels: Iterable[str]) -> None:
+        with self._errors():
+            for names in self._by_slot(channels):
+                connection = self._connection_of(names[0])
+                for i in range(0, len(names), _CHUNK):
+                    connection.send_command(command, *names[i : i + _CHUNK], check_health=False)
+
+    def _by_slot(self, channels: Iterable[str]) -> Iterable[Sequence[str]]:
+        if not isinstance(self._client, RedisCluster):
+            names = list(channels)
+            return [names] if names else []
+        found: dict[int, list[str]] = defaultdict(list)
+        for channel in channels:
+            found[self._client.keyslot(channel)].append(channel)
+        return found.values()
+
+    def _connection_of(self, channel: str) -> Any:
+        name, client = "", self._client
+        if isinstance(client, RedisCluster):
+            node = client.get_node_from_key(channel)
+            name, client = node.name, client.get_redis_connection(node)
+        if name not in self._connections:
+            # One that no pool knows: nobody else may use it, or close it and connect it again without our channels.
+            pool = client.connection_pool
+            self._connections[name] = _opened(pool.connection_class(**pool.connection_kwargs))
+        return self._connections[name]
+
+    def _readable(self, timeout_s: float) -> list[str]:
+        timeout_s = max(0.0, timeout_s)
+        connections = list(self._connections.values())
+        if not connections:
+            time.sleep(timeout_s)
+        elif len(connections) == 1:
+            return list(self._connections) if connections[0].can_read(timeout_s) else []
+        elif not any(connection.can_read(0) for connection in connections):
+            waiting = select.poll()  # select() takes no descriptor from 1024 on: a gateway has many sockets
+            for connection in connections:
+                waiting.register(connection._sock, select.POLLIN)
+            waiting.poll(timeout_s * 1000)
+        return [name for name, connection in self._connections.items() if connection.can_read(0)]
+
+    def _drain(self, name: str) -> Iterator[PubSubEvent]:
+        connection = self._connections[name]
+        for _ in range(_MOST_AT_ONCE):
+            answer = connection.read_response(push_request=True)
+            if self._silent:
+                self._silent.discard(name)
+            if isinstance(answer, list) and answer[0] != PONG:  # a PING is answered by a text, or by a list
+                kind, channel, data = answer
+                yield PubSubEvent(kind, channel.decode(), data if kind == PUSHED else b"")
+            if not connection.can_read(0):
+                return
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            with driver_errors(self._where):
+                yield
+        except (ConfigurationError, RedisUnavailable):
+            raise
+        except ImError as error:  # MOVED, for one
+            raise RedisUnavailable(str(error)) from error
+
+
+def _opened(connection: Any) -> Any:
+    connection.connect()
+    if connection.get_protocol() not in {2, "2"}:  # as the driver's PubSub does it
+        # By itself the driver writes each push out as text for its log, at a tenth of a gateway's time.
+        connection._parser.set_pubsub_push_handler(_as_it_is)
+    return connection
+
+
+def _as_it_is(push: Any) -> Any:
+    return push

@@ -1,0 +1,1 @@
+"""Back-off, batches, and text that may be lost."""
