@@ -24,10 +24,11 @@ from imcore.model.limits import (
 from imcore.model.values import Ack, Draft, Group, Member, Message, MessageStatus, MessageTally, Receipt, Tally, Unread
 from imcore.operations import creation
 from imcore.operations.batch import Batch
+from imcore.operations.effects import raised
 from imcore.operations.groups import groups as groups_now
 from imcore.operations.groups import scan
 from imcore.operations.performer import Performer
-from imcore.operations.reader import History, raised
+from imcore.operations.reader import History
 from imcore.operations.receipts import Receipts
 from imcore.settings import Settings
 from imcore.streams import wire

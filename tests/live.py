@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.cluster import RedisCluster
 
-from imcore import Arrived, Chat, Event, Gateway, Message, Receipt, Session
+from imcore import Chat, Event, Gateway, Message, NewMessage, Receipt, Session
 from imcore import msgid as msgids
 from imcore.streams.calls import message_calls, receipt_calls
 from imcore.streams.calls.receipt_calls import TallyChange
@@ -32,7 +32,7 @@ class Audience:
         events = self.gateway.poll(timeout_s)
         for event in events:
             for session in event.sessions:
-                if isinstance(event, Arrived):
+                if isinstance(event, NewMessage):
                     self.messages[session].append(event.message)
                 else:
                     self.digests[session] += 1

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseUnavailable, ImError, TryAgain
-from imcore.operations.reader import raised
+from imcore.operations.effects import raised
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls import receipt_calls

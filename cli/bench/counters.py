@@ -34,7 +34,7 @@ def data_memory(chat: Chat) -> int:
 def bytes_of_group(chat: Chat, gid: str) -> int:
     """Return the bytes of a group's keys as MEMORY USAGE sees them: stream, offsets and what belongs to them."""
     k = chat.system.client.space.group(gid)
-    names = (k.stream, k.meta, k.acked, k.joined, k.left, k.once_newer, k.once_older)
+    names = (k.stream, k.meta, k.acked, k.joined, k.left, k.idempotency_newer, k.idempotency_older)
     return sum(chat.system.client.query("MEMORY USAGE", key, "SAMPLES", 0) or 0 for key in names)
 
 

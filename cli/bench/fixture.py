@@ -11,7 +11,7 @@ from imcore.cli.bench.figures import Aim, Figure, Yardstick
 from imcore.cli.bench.stack import Stack
 from imcore.cli.bench.timing import Measured, Progress, RoundPlan, Rounds, interleave
 from imcore.model.values import Draft
-from imcore.operations.reader import raised
+from imcore.operations.effects import raised
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import AckTarget, SendResult
 from imcore.streams.keys import GroupKeys, Keyspace

@@ -12,7 +12,14 @@ from imcore.streams.keys import SEPARATOR, kind_of
 UNKNOWN = "unknown"
 """The kind of a key that is of no kind."""
 
-_COUNTS = {"journal": "XLEN", "stream": "XLEN", "dirty": "ZCARD", "uncounted": "ZCARD", "left": "ZCARD", "own": "LLEN"}
+_COUNTS = {
+    "journal": "XLEN",
+    "stream": "XLEN",
+    "dirty": "ZCARD",
+    "recalled": "ZCARD",
+    "left": "ZCARD",
+    "own_unacked": "LLEN",
+}
 
 
 @dataclass(frozen=True, slots=True)

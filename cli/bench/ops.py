@@ -117,7 +117,7 @@ def _in_trips(bed: Fixture, trip: Callable[[], object]) -> float:
 
 
 def _xadd_message(bed: Fixture) -> Command:
-    fields = ("seq", 123456, "uid", bed.sender, "span", 0, "cid", "", "sent", "", "up", 1, "text", TEXT)
+    fields = ("seq", 123456, "uid", bed.sender, "span", 0, "cid", "", "sent", "", "caught_up", 1, "text", TEXT)
     return ("XADD", f"{bed.keys.stream}:raw", "*", *fields)
 
 

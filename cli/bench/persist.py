@@ -24,7 +24,7 @@ from imcore.cli.bench.stack import Stack
 from imcore.cli.bench.timing import Measured, Progress, RoundPlan, interleave
 from imcore.errors import ImError
 from imcore.model.values import Draft
-from imcore.operations.reader import raised
+from imcore.operations.effects import raised
 from imcore.sql.database import Database
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import AckTarget

@@ -7,7 +7,7 @@ from imcore.cli.bench.figures import Figure
 from imcore.cli.bench.key_counts import all_keys, bytes_of
 from imcore.cli.bench.timing import Rounds
 from imcore.model.values import Draft
-from imcore.operations.reader import raised
+from imcore.operations.effects import raised
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import AckTarget
 

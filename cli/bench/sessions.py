@@ -12,7 +12,7 @@ from imcore.errors import ImError
 from imcore.gateway.fanout import Event, NewMessage, Session
 from imcore.gateway.gateway import Gateway
 from imcore.model.values import Draft
-from imcore.operations.reader import raised
+from imcore.operations.effects import raised
 
 MEMBERS = 200
 ONLINE = 40

@@ -170,7 +170,7 @@ def _curve(day: Day) -> Iterator[Figure]:
             "sessions": ("", [sum(found.sessions.values()) for found in parts]),
             "receipts that wait": ("", [found.members["dirty"] for found in parts]),
             "closed spans": ("", [found.members["left"] for found in parts]),
-            "recalls": ("", [found.members["uncounted"] / 2 for found in parts]),
+            "recalls": ("", [found.members["recalled"] / 2 for found in parts]),
         }
         for what, (unit, values) in columns.items():
             yield Figure(

@@ -46,19 +46,19 @@ _CHATTING = ("spublish", "ssubscribe", "sunsubscribe")
 """What messages, acks and live sessions take beside the questions, and changes nothing that is kept."""
 
 _OF_USERS: Mapping[tuple[str, ...], tuple[str, ...]] = {
-    ("meta", "once_newer", "once_older", "creating", "untold"): ("hset",),
+    ("meta", "idempotency_newer", "idempotency_older", "creating", "untold"): ("hset",),
     ("creating", "untold"): ("hdel",),
     ("stream",): ("xgroup|create", "xgroup|destroy", "xgroup|setid"),
     ("stream", "journal"): ("xadd",),
     ("journal",): ("xdel",),  # an entry whose id cannot be packed: another one takes its place
-    ("acked", "joined", "left", "uncounted", "sessions", "online"): ("zadd",),
+    ("acked", "joined", "left", "recalled", "sessions", "online"): ("zadd",),
     ("acked", "joined", "dirty", "sessions", "online"): ("zrem",),
     ("online_ms",): ("get", "set"),
     ("sessions",): ("pexpireat",),
     ("groups", "groups_of"): ("sadd",),
     ("groups_of",): ("srem",),
-    ("own",): ("rpush", "ltrim", "lrem", "unlink"),
-    ("once_older",): ("unlink",),
+    ("own_unacked",): ("rpush", "ltrim", "lrem", "unlink"),
+    ("idempotency_older",): ("unlink",),
 }
 """What the functions that users' calls go to may do, to which kinds of keys."""
 
@@ -77,8 +77,8 @@ _WORKING = (
 """What journals, digests, retention and the mending of lost data take beside all that."""
 
 _REPLACING: Mapping[tuple[str, ...], tuple[str, ...]] = {
-    ("own", "rebuilt", "shadow"): ("del", "unlink"),
-    ("once_older",): ("unlink",),
+    ("own_unacked", "rebuilt", "shadow"): ("del", "unlink"),
+    ("idempotency_older",): ("unlink",),
     ("version",): ("set",),
 }
 """What makes an end of a whole key: a worker may do that to some kinds only."""
@@ -156,7 +156,7 @@ GATEWAY = Role(
         *("%R~im:*", "&im:*", *_CONNECTING, *_allowed(_ASKING, _CHATTING)),
         _selector(_keys_of(_KEYS_OF_USERS), _allowed(("fcall",))),
         *_selectors(_OF_USERS),
-        _renaming("once_newer", "once_older"),
+        _renaming("idempotency_newer", "idempotency_older"),
     ),
 )
 """Talks for users: groups, messages, acks, receipts, live sessions, `im import`."""
@@ -168,7 +168,7 @@ WORKER = Role(
         _selector(_LEASES),
         *_selectors(_REPLACING),
         _renaming("shadow", "stream"),
-        _renaming("once_newer", "once_older"),
+        _renaming("idempotency_newer", "idempotency_older"),
         _selector(_OF_RQ),
     ),
 )

@@ -25,7 +25,7 @@ from imcore.gateway.listener import Listener
 from imcore.model.direct import gid_of, is_direct, peer_of
 from imcore.model.limits import check_content, check_name, check_places
 from imcore.model.values import LogLine, Message, Receipt
-from imcore.operations.reader import raised
+from imcore.operations.effects import raised
 from imcore.streams.calls import group_calls
 from imcore.streams.keys import CONFIG
 from imcore.util.backoff import Backoff, ThrottledLog

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from imcore.errors import ImError, TryAgain, UnknownGroup, raise_what_stops_all
 from imcore.gateway.ack_buffer import AckBuffer, UnackedMessages, targets
 from imcore.gateway.fanout import Session
-from imcore.operations.effects import Effects, FinishCalls, StartCalls, call_many, query_sql
+from imcore.operations.effects import Effects, FinishCalls, StartCalls, call_many
+from imcore.operations.sql_queries import MessagesByMsgid
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Trimmed
 from imcore.streams.calls.message_calls import AckResult, AckTarget, split_targets
@@ -124,7 +125,7 @@ class AckSender:
         """Ack with its seq a message that SQL alone still has. Where that fails, the next ack makes up for it."""
         msgid = target.msgid or 0
         try:
-            rows = yield from query_sql(lambda database: database.messages(gid, [msgid]))
+            rows = yield from MessagesByMsgid(gid, [msgid])
             if msgid in rows:
                 yield from call_many([message_calls.ack(self._space, gid, [target._replace(seq=rows[msgid].seq)])])
         except ImError as error:

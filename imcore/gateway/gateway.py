@@ -27,7 +27,15 @@ from imcore.model.limits import (
     is_number,
 )
 from imcore.model.values import Receipt
-from imcore.operations.effects import ChangeChannels, Effect, Effects, OpenSubscription, Ping, SqlQuery, perform
+from imcore.operations.effects import (
+    ChangeChannels,
+    Effect,
+    Effects,
+    OpenSubscription,
+    PingSubscription,
+    SqlQuery,
+    perform,
+)
 from imcore.operations.performer import Performer
 from imcore.settings import Settings
 from imcore.streams.pubsub import Subscription
@@ -209,28 +217,28 @@ class Gateway:
     def _run(self, asking: Effects[T]) -> T:
         return perform(asking, self._answer)
 
-    def _answer(self, question: Effect) -> Any:
+    def _answer(self, question: Effect[Any]) -> Any:
         match question:
             case OpenSubscription():
                 self._unsubscribe()
                 self._subscription = Subscription(self._client)
             case ChangeChannels(drop, add) if self._subscription:
                 self._subscription.change(drop, add)
-            case Ping() if self._subscription:
+            case PingSubscription() if self._subscription:
                 self._subscription.ping()
             case SqlQuery():
                 return self._ask_sql(question)
             case _:
-                return self._performer.answer(question)
+                return self._performer.perform_one(question)
         return None
 
-    def _ask_sql(self, question: SqlQuery) -> Any:
+    def _ask_sql(self, question: SqlQuery[Any]) -> Any:
         """Ask the database. While it is silent, each attempt takes seconds, and all wait for it: so there are few."""
         begun = time.monotonic()
         if begun < self._no_sql_until:
             raise DatabaseUnavailable(self._sql_trouble)
         try:
-            return self._performer.answer(question)
+            return self._performer.perform_one(question)
         except DatabaseUnavailable as error:
             now = time.monotonic()
             self._sql_trouble, self._no_sql_until = str(error), now + _TIMES_AS_LONG * (now - begun)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from imcore.errors import RedisUnavailable
 from imcore.gateway.channels import Channels
-from imcore.operations.effects import ChangeChannels, Effects, OpenSubscription, Ping
+from imcore.operations.effects import ChangeChannels, Effects, OpenSubscription, PingSubscription
 from imcore.util.backoff import Backoff, Clock
 
 
@@ -70,6 +70,6 @@ class Resubscription:
     def _ping(self) -> Effects[None]:
         if self._silent:
             raise RedisUnavailable("the subscription is silent: opening another")
-        yield Ping()
+        yield PingSubscription()
         self._silent = True
         self._next_ping = self._clock() + self._every_s

@@ -1,14 +1,21 @@
-"""What the parts that decide ask for, as values; who does the I/O answers them. No I/O.
+"""Effects: requests that code without I/O yields, and a driver performs. No I/O.
 
-Such a part is a generator: it yields a question and is sent the answer, or is thrown the ImError that says why there is
-none. Whoever drives it may wait for an answer as it likes: `answered` does so in turn, an asyncio front awaits it.
+An operation is a generator: it yields effects, is sent their answers, and returns its result. A driver performs them as
+it likes: `perform` one after the other, an asyncio driver by awaiting. An effect that fails raises its ImError at the
+`yield`. The model is psycopg's `generators.py`.
+
+An effect in a `yield from` has the type of its answer:
+
+    answers = yield from RedisCalls(calls)    # list[T | ImError] for a Sequence[Call[T]]
 """
 
-from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from imcore.errors import ImError
 from imcore.streams.calls.call import Call
+from imcore.streams.keys import Keyspace
 
 if TYPE_CHECKING:
     from imcore.sql.database import Database
@@ -16,83 +23,162 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class RedisCalls(NamedTuple):
-    """Carry calls of Redis, which may be repeated. The answer is a list, with an error in the place of what failed."""
+class Effect(Generic[T]):
+    """A request whose answer is a T."""
 
-    calls: Sequence[Call[Any]]
+    __slots__ = ()
 
-
-class SqlQuery(NamedTuple):
-    """Ask the database something. The answer is what the query returns."""
-
-    query: "Callable[[Database], Any]"
+    def __iter__(self) -> "Generator[Effect[Any], Any, T]":
+        answer: T = yield self
+        return answer
 
 
-class StartCalls(NamedTuple):
-    """Send calls as `Ask` does, without waiting for the answers. The answer is what to Collect, once, and in time."""
+Effects = Generator[Effect[Any], Any, T]
+"""An operation that yields effects and returns a T."""
 
-    calls: Sequence[Call[Any]]
-
-
-class FinishCalls(NamedTuple):
-    """Wait for the answers of what was posted."""
-
-    posted: Any
+Answers = Callable[[], list[T | ImError]]
+"""Waits for the answers of calls that were started; a call that failed has its error in its place."""
 
 
-class OpenSubscription(NamedTuple):
-    """Begin to listen on new connections, to no channel yet; end those there were."""
+@dataclass(frozen=True, slots=True)
+class GetKeyspace(Effect[Keyspace]):
+    """Get the names of the data in Redis."""
 
 
-class ChangeChannels(NamedTuple):
-    """Stop to listen to channels, and begin to listen to others, in this order. What comes of it is heard."""
+@dataclass(frozen=True, slots=True)
+class RedisCalls(Effect[list[T | ImError]]):
+    """Call Redis functions; a call that failed has its error in its place.
+
+    `repeatable`: a second run of a call whose answer was lost does no harm.
+    """
+
+    calls: Sequence[Call[T]]
+    repeatable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StartCalls(Effect[Answers[T]]):
+    """Send repeatable calls without waiting for their answers. Answered by what FinishCalls takes, once and soon."""
+
+    calls: Sequence[Call[T]]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishCalls(Effect[list[T | ImError]]):
+    """Wait for the answers of calls that were started."""
+
+    started: Answers[T]
+
+
+class SqlQuery(Effect[T]):
+    """A query of the database: a frozen dataclass of its parameters, so that tests can compare queries."""
+
+    __slots__ = ()
+
+    def run(self, database: "Database") -> T:
+        """Query the database. Raise what it raises."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep(Effect[None]):
+    """Wait."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A page of the results of an operation that has many."""
+
+    items: Sequence[T]
+
+
+Pages = Generator[Effect[Any] | Page[T], Any, None]
+"""An operation that yields its results in pages, between its effects."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSubscription(Effect[None]):
+    """Open new connections that listen to no channel yet; close those that were open."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeChannels(Effect[None]):
+    """Unsubscribe from channels, then subscribe to others, in this order."""
 
     drop: Sequence[str]
     add: Sequence[str]
 
 
-class Ping(NamedTuple):
-    """Send a PING on each connection that listens. Once all have answered, that is heard."""
+@dataclass(frozen=True, slots=True)
+class PingSubscription(Effect[None]):
+    """Send a PING on each connection that listens. The subscription hears a PONG once all have answered."""
 
 
-Effect = RedisCalls | SqlQuery | StartCalls | FinishCalls | OpenSubscription | ChangeChannels | Ping
-Effects = Generator[Effect, Any, T]
-"""A part that decides, and in the end returns a T."""
-
-
-def call_each(calls: Sequence[Call[T]]) -> Effects[list[T | ImError]]:
-    """Ask Redis; a call that failed has its error in its place."""
+def call_each(calls: Sequence[Call[T]], *, repeatable: bool = True) -> Effects[list[T | ImError]]:
+    """Call Redis; a call that failed has its error in its place."""
     if not calls:
         return []
-    answers: list[T | ImError] = yield RedisCalls(calls)
-    return answers
+    return (yield from RedisCalls(calls, repeatable))
 
 
-def call_many(calls: Sequence[Call[T]]) -> Effects[list[T]]:
-    """Ask Redis; raise the first error of all calls."""
-    answers = yield from call_each(calls)
-    for answer in answers:
-        if isinstance(answer, ImError):
-            raise answer
-    return cast(list[T], answers)
+def call_many(calls: Sequence[Call[T]], *, repeatable: bool = True) -> Effects[list[T]]:
+    """Call Redis; raise the first error."""
+    answers = yield from call_each(calls, repeatable=repeatable)
+    return [raised(answer) for answer in answers]
 
 
-def query_sql(query: "Callable[[Database], T]") -> Effects[T]:
-    """Ask the database."""
-    answer: T = yield SqlQuery(query)
+def call(one: Call[T], *, repeatable: bool = True) -> Effects[T]:
+    """Call Redis once; raise its error."""
+    [answer] = yield from RedisCalls([one], repeatable)
+    return raised(answer)
+
+
+def raised(answer: T | ImError) -> T:
+    """Return an answer, or raise the error in its place."""
+    if isinstance(answer, ImError):
+        raise answer
     return answer
 
 
-def perform(asking: Effects[T], answer: Callable[[Effect], Any]) -> T:
-    """Answer one question after the other; return what comes of it."""
+def perform(effects: Effects[T], perform_one: Callable[[Effect[Any]], Any]) -> T:
+    """Perform one effect after the other; return the result of the operation."""
     try:
-        question = next(asking)
+        effect = next(effects)
         while True:
             try:
-                found = answer(question)
-            except BaseException as error:  # what decides puts itself in order, also after Ctrl-C
-                question = asking.throw(error)
+                answer = perform_one(effect)
+            except BaseException as error:  # the operation puts itself in order, also after Ctrl-C
+                effect = effects.throw(error)
             else:
-                question = asking.send(found)
+                effect = effects.send(answer)
     except StopIteration as end:
-        return cast(T, end.value)
+        result: T = end.value
+        return result
+
+
+def stream(effects: Pages[T], perform_one: Callable[[Effect[Any]], Any]) -> Iterator[T]:
+    """Perform one effect after the other; yield the results, page by page, as they are asked for."""
+    effect: Effect[Any] | Page[T] | None = next(effects, None)
+    while effect is not None:
+        try:
+            if isinstance(effect, Page):
+                yield from effect.items
+                answer = None
+            else:
+                answer = perform_one(effect)
+        except GeneratorExit:
+            effects.close()
+            raise
+        except BaseException as error:
+            effect = _resumed(effects.throw, error)
+        else:
+            effect = _resumed(effects.send, answer)
+
+
+def _resumed(resume: Callable[[Any], T], value: Any) -> T | None:
+    try:
+        return resume(value)
+    except StopIteration:
+        return None

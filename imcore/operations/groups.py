@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from imcore.errors import UnknownGroup
 from imcore.model.limits import check_name
 from imcore.model.values import Group
-from imcore.operations.reader import raised
+from imcore.operations.effects import raised
 from imcore.streams import wire
 from imcore.streams.calls import group_calls
 from imcore.streams.client import CHUNK, RedisClient

@@ -1,11 +1,25 @@
 """Answers what the parts that decide ask of Redis and of the database, one question after the other."""
 
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseOpening
-from imcore.operations.effects import Effect, Effects, FinishCalls, RedisCalls, SqlQuery, StartCalls, perform
+from imcore.operations.effects import (
+    Effect,
+    Effects,
+    FinishCalls,
+    GetKeyspace,
+    Pages,
+    RedisCalls,
+    Sleep,
+    SqlQuery,
+    StartCalls,
+    perform,
+    stream,
+)
 from imcore.streams.keys import CONFIG
 from imcore.system import System
 
@@ -72,29 +86,37 @@ class Performer:
             return
         self.system.close_database()
 
-    def run(self, asking: Effects[T]) -> T:
-        """Return what comes of a part that decides. Raise what the link and the database raise, if it does not care."""
-        return perform(asking, self._answer_in_turn)
+    def perform(self, effects: Effects[T]) -> T:
+        """Perform an operation. Raise what the client and the database raise, unless the operation handles it."""
+        return perform(effects, self._perform_in_turn)
 
-    def _answer_in_turn(self, question: Effect) -> Any:
-        if isinstance(question, SqlQuery) and self._opening:
+    def stream(self, effects: Pages[T]) -> Iterator[T]:
+        """Perform an operation that yields its results in pages; yield the results one by one."""
+        return stream(effects, self._perform_in_turn)
+
+    def _perform_in_turn(self, effect: Effect[Any]) -> Any:
+        if isinstance(effect, SqlQuery) and self._opening:
             self._opening.join()  # nobody else waits for this one
-        return self.answer(question)
+        return self.perform_one(effect)
 
-    def answer(self, question: Effect) -> Any:
-        """Return the answer to a question of Redis or the database. Raise DatabaseOpening while it is being opened."""
-        match question:
-            case RedisCalls(calls):
-                return self.system.client.call_each(calls)
-            case SqlQuery(query):
+    def perform_one(self, effect: Effect[Any]) -> Any:
+        """Return the answer to an effect. Raise DatabaseOpening for a query while the database is being opened."""
+        match effect:
+            case RedisCalls(calls, repeatable):
+                return self.system.client.call_each(calls, repeatable=repeatable)
+            case SqlQuery():
                 if self._opening and self._opening.is_alive():
                     raise DatabaseOpening
-                return query(self.history_database)
+                return effect.run(self.history_database)
             case StartCalls(calls):
                 return self.system.client.start(calls)
-            case FinishCalls(posted):
-                return posted()
-        raise AssertionError(f"{question} is for somebody who listens")
+            case FinishCalls(started):
+                return started()
+            case GetKeyspace():
+                return self.system.client.space
+            case Sleep(seconds):
+                return time.sleep(seconds)
+        raise AssertionError(f"{effect} is for a driver with a subscription")
 
 
 class _Opening(Thread):

@@ -16,7 +16,8 @@ from imcore.errors import (
 )
 from imcore.model.rows import MessageRow
 from imcore.model.values import Message, Receipt
-from imcore.operations.effects import Effects, call_each, call_many, query_sql
+from imcore.operations.effects import Effects, call_each, call_many, raised
+from imcore.operations.sql_queries import MessagesAfter, MessagesByMsgid
 from imcore.streams import wire
 from imcore.streams.calls import group_calls, message_calls, receipt_calls
 from imcore.streams.calls.call import Call, Trimmed
@@ -46,7 +47,7 @@ class MessagePage(NamedTuple):
 def groups_of(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, list[str]]]:
     """Return the gids of the groups of each user, in order."""
     found = yield from groups_or_errors(space, uids)
-    return {uid: _raised(gids) for uid, gids in found.items()}
+    return {uid: raised(gids) for uid, gids in found.items()}
 
 
 def groups_or_errors(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, list[str] | ImError]]:
@@ -74,12 +75,6 @@ def _first_error(answers: Iterable[object]) -> ImError | None:
     return next((answer for answer in answers if isinstance(answer, ImError)), None)
 
 
-def _raised(answer: T | ImError) -> T:
-    if isinstance(answer, ImError):
-        raise answer
-    return answer
-
-
 def page(space: Keyspace, gid: str, pulled: PullResult, most: int) -> Effects[MessagePage | ImError]:
     """Return what was pulled, with the messages before it that SQL alone still has; at most so many.
 
@@ -89,9 +84,7 @@ def page(space: Keyspace, gid: str, pulled: PullResult, most: int) -> Effects[Me
         return MessagePage(pulled.messages, pulled.more)
     limit = min(most, SQL_PAGE)
     try:
-        rows = yield from query_sql(
-            lambda database: database.messages_after(gid, pulled.start, until=pulled.trimmed, limit=limit)
-        )
+        rows = yield from MessagesAfter(gid, pulled.start, pulled.trimmed, limit)
     except ImError as error:
         return error
     trimmed = yield from messages(space, gid, rows)
@@ -133,7 +126,7 @@ def tallies(space: Keyspace, wanted: Messages) -> Effects[Tallies]:
 def _trimmed_tallies(space: Keyspace, gid: str, trimmed: Sequence[int]) -> Effects[Tallies]:
     """Return the tallies of messages that SQL alone still has: Redis counts them, too, once their senders are known."""
     try:
-        rows = yield from query_sql(lambda database: database.messages(gid, trimmed))
+        rows = yield from MessagesByMsgid(gid, trimmed)
     except ImError as error:
         return {(gid, msgid): error for msgid in trimmed}
     unknown: Tallies = {
@@ -254,7 +247,7 @@ def pending(space: Keyspace, uid: str, limit: int | None) -> Effects[list[Receip
     cursor = DirtyCursor.of(space, uid)
     marked: list[DirtyReceipt] = []
     while cursor.after and (limit is None or len(marked) < limit):
-        marked += _raised((yield from dirty_receipts(space, [cursor], PAGE))[0])
+        marked += raised((yield from dirty_receipts(space, [cursor], PAGE))[0])
     [told] = yield from receipts(space, [marked[:limit]])
     if problem := told.waits or told.left_out:
         raise problem

@@ -10,6 +10,7 @@ from imcore.errors import DatabaseNotReady, DatabaseUnavailable, ImError, NotMem
 from imcore.model.rows import MessageRow
 from imcore.model.values import Message, MessageStatus, MessageTally, Reader, Unread
 from imcore.operations import queries
+from imcore.operations.effects import raised
 from imcore.operations.performer import Performer
 from imcore.streams import wire
 from imcore.streams.calls import group_calls, message_calls, receipt_calls
@@ -66,7 +67,7 @@ class History:
 
     def groups_of(self, uid: str) -> list[str]:
         """Return the gids of a user's groups, in order."""
-        return self.performer.run(queries.groups_of(self._space, [uid]))[uid]
+        return self.performer.perform(queries.groups_of(self._space, [uid]))[uid]
 
     def after_offset(self, gid: str, uid: str, *, limit: int | None) -> Iterator[Message]:
         """Yield what a member has not acked, oldest first. Raise UnknownGroup, NotMember."""
@@ -77,7 +78,7 @@ class History:
         while limit is None or limit > 0:
             count = PAGE if limit is None else min(limit, PAGE)
             call = message_calls.pull(self._space, gid, [uid], after=start, count=count, most_bytes=queries.PAGE_BYTES)
-            page = raised(self.performer.run(queries.page(self._space, gid, self._client.call(call), count)))
+            page = raised(self.performer.perform(queries.page(self._space, gid, self._client.call(call), count)))
             yield from page.messages
             if not page.more:
                 return
@@ -85,7 +86,7 @@ class History:
             limit = None if limit is None else limit - len(page.messages)
 
     def _messages(self, gid: str, rows: Sequence[MessageRow]) -> list[Message]:
-        return self.performer.run(queries.messages(self._space, gid, rows))
+        return self.performer.perform(queries.messages(self._space, gid, rows))
 
     def unread(self, uid: str, gids: Sequence[str]) -> list[Unread]:
         """Return the member's position in each group; one that they left meanwhile, or that is none, is left out."""
@@ -111,7 +112,7 @@ class History:
             seq = max((row.seq for row in known), default=0)
         return Unread(
             gid=gid,
-            unread=position.head_seq - seq - position.uncounted,
+            unread=position.head_seq - seq - position.not_unread,
             last_msgid=msgids.unpack_offset(position.last),
             last_ack_msgid=msgids.unpack_offset(position.acked),
         )
@@ -147,7 +148,7 @@ class History:
             limit = None if limit is None else limit - len(rows)
 
     def _tallied(self, gid: str, rows: Sequence[MessageRow]) -> list[MessageTally]:
-        counts = self.performer.run(queries.counts_of_rows(self._space, gid, rows))
+        counts = self.performer.perform(queries.counts_of_rows(self._space, gid, rows))
         return [
             MessageTally(message, *raised(counts[gid, row.msgid]))
             for row, message in zip(rows, self._messages(gid, rows), strict=True)
@@ -214,7 +215,7 @@ class History:
 
     def tallies_or_why(self, gid: str, messages: Sequence[int]) -> list[Counts | ImError]:
         """Return the tally of each message (packed), or why it cannot be had."""
-        found = self.performer.run(queries.tallies(self._space, {gid: messages}))
+        found = self.performer.perform(queries.tallies(self._space, {gid: messages}))
         return [found[gid, message] for message in messages]
 
     def seq_of(self, gid: str, packed: int) -> int:
@@ -233,10 +234,3 @@ class History:
             return attempt(None)
         except Trimmed:
             return attempt(self.seq_of(gid, packed))
-
-
-def raised(item: T | ImError) -> T:
-    """Return an item of an answer, or raise the error in its place."""
-    if isinstance(item, ImError):
-        raise item
-    return item

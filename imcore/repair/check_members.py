@@ -47,7 +47,7 @@ class MemberAudit:
             yield from self._spans(chunk, own)
         yield from self._unknown()
         if messages:
-            yield from self._uncounted(messages)
+            yield from self._not_unread(messages)
 
     def _own(self, meta: GroupMeta, messages: MessageAudit) -> dict[str, list[int]]:
         """Return the own messages of all who may have some past their offset."""
@@ -68,7 +68,7 @@ class MemberAudit:
             [
                 *(("ZMSCORE", z, *keys) for z in _sets(k)),
                 *(("SISMEMBER", k.groups_of(uid), self._gid) for uid in members),
-                *(("LRANGE", k.own(uid), 0, -1) for uid in members),
+                *(("LRANGE", k.own_unacked(uid), 0, -1) for uid in members),
             ]
         )
         scores, of_members = map(_scores, found[:3]), found[3:]
@@ -136,11 +136,11 @@ class MemberAudit:
                 name = named(uid, int(joined)) if joined else f"open span of {uid!r}"
                 yield self._suspect(uid, f"{name} in {_short_name(key)}", of_offset(score), MISSING)
 
-    def _uncounted(self, messages: MessageAudit) -> Iterator[Difference]:
+    def _not_unread(self, messages: MessageAudit) -> Iterator[Difference]:
         """Recalled messages and tombstones are known as such, and no others."""
         recalls = {**dict(queries.recalls(self._database, self._gid)), **messages.tombstones}
         wanted = {*recalls, *recalls.values()}
-        found = dict(scan(self._client, self._keys.uncounted))
+        found = dict(scan(self._client, self._keys.recalled))
         known = {int(name) for name, score in found.items() if name == str(score)}
         for msgid in sorted(wanted.symmetric_difference(known)):
             here, there = ("recalled" if msgid in side else "not recalled" for side in (known, wanted))

@@ -293,9 +293,9 @@ class _Mending:
                 # The consumer group moves with the index in one step: where it stands elsewhere, somebody has set it.
                 rows.setdefault(uid, []).append(SpanRow(self._gid, uid, began, left.get(key), 0, acked[key]))
         opened = {key: began for key, began in joined.items() if SEPARATOR not in key}
-        uncounted = {int(msgid) for msgid, _ in scan(self._client, self._k.uncounted)}
+        recalled = {int(msgid) for msgid, _ in scan(self._client, self._k.recalled)}
         follow = set(followers(self._client, self._k.stream))
-        return LiveGroup(rows, {*acked, *joined, *left}, opened, follow, {}, uncounted)
+        return LiveGroup(rows, {*acked, *joined, *left}, opened, follow, {}, recalled)
 
     # SQL first.
 
@@ -393,7 +393,7 @@ class _Mending:
         recalled = {msgid for pair in queries.recalls(self._database, self._gid) for msgid in pair}
         corrections.take_texts_away(self._database, self._gid)
         once_ms = self._system.settings.idempotency_ms
-        strangers = [msgid for msgid in plan.live.uncounted - recalled if not self._is_message(msgid)]
+        strangers = [msgid for msgid in plan.live.recalled - recalled if not self._is_message(msgid)]
         batch = [repair_calls.set_recalled(self._k, some) for some in chunks(recalled, PAGE)]
         batch += [repair_calls.set_recalled(self._k, some, drop=True) for some in chunks(strangers, PAGE)]
         batch += [repair_calls.restore_own_unacked(self._k, some, trimmed) for some in chunks(sorted(owners), PAGE)]
@@ -423,7 +423,8 @@ class _Mending:
     def _owners(self, uids: Sequence[str]) -> set[str]:
         """Return who has own messages past the offset, as Redis has it."""
         lengths = [
-            self._client.query_many([("LLEN", self._k.own(uid)) for uid in some]) for some in chunks(uids, CHUNK)
+            self._client.query_many([("LLEN", self._k.own_unacked(uid)) for uid in some])
+            for some in chunks(uids, CHUNK)
         ]
         return {uid for uid, length in zip(uids, chain.from_iterable(lengths), strict=True) if length}
 

@@ -30,7 +30,7 @@ class LiveGroup:
     """The consumer groups of the stream."""
     beyond: dict[str, tuple[int, int]]
     """Offsets (by span key) that are no message's: what they are, and what they are taken for."""
-    uncounted: set[int]
+    recalled: set[int]
     """Recalled messages and tombstones."""
 
 

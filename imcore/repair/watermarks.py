@@ -84,7 +84,7 @@ def watermarks_of(system: System) -> Watermarks:
     client, space = system.client, system.client.space
     there = queries.watermarks(system.database)
     places = list(there)
-    found = client.query_many([("HGET", space.marks(p), consumer) for p, consumer in places])
+    found = client.query_many([("HGET", space.watermarks(p), consumer) for p, consumer in places])
     here = {place: int(mark) if mark and mark.isdigit() else 0 for place, mark in zip(places, found, strict=True)}
     behind = {place: (here[place], there[place]) for place in places if here[place] < there[place]}
     if behind:  # a process that has taken some over meanwhile has let SQL forget them, and then Redis
@@ -270,7 +270,7 @@ class Watch:
     def _states(self) -> list[str]:
         """Return what changes whenever somebody mends, of each partition."""
         client, space = self._system.client, self._system.client.space
-        fields = [("HGET", space.marks(p), repair_calls.MENDED) for p in range(space.partitions)]
+        fields = [("HGET", space.watermarks(p), repair_calls.MENDED) for p in range(space.partitions)]
         return [(state or b"").decode() for state in client.query_many(fields)]
 
     def _mend_all(self) -> None:
@@ -322,7 +322,7 @@ class Watch:
 
 def _has_stored(client: RedisClient) -> bool:
     """Whether any worker has ever stored something that Redis holds."""
-    marks = client.query_many([("HKEYS", client.space.marks(p)) for p in range(client.space.partitions)])
+    marks = client.query_many([("HKEYS", client.space.watermarks(p)) for p in range(client.space.partitions)])
     return any(not name.startswith(keys.SEPARATOR.encode()) for names in marks for name in names)
 
 

@@ -38,9 +38,9 @@ class GroupKeys:
     acked: str
     joined: str
     left: str
-    once_newer: str
-    once_older: str
-    uncounted: str
+    idempotency_newer: str
+    idempotency_older: str
+    recalled: str
     channel: str
     inboxes: str
     journal: str
@@ -55,7 +55,15 @@ class GroupKeys:
     @cached_property
     def for_send(self) -> tuple[str, ...]:
         """What `im_send` takes, before the lists of the senders."""
-        return (self.meta, self.stream, self.acked, self.joined, self.once_newer, self.once_older, self.journal)
+        return (
+            self.meta,
+            self.stream,
+            self.acked,
+            self.joined,
+            self.idempotency_newer,
+            self.idempotency_older,
+            self.journal,
+        )
 
     @cached_property
     def for_ack(self) -> tuple[str, ...]:
@@ -65,9 +73,9 @@ class GroupKeys:
     @cached_property
     def for_tally(self) -> tuple[str, ...]:
         """What the functions that count readers take."""
-        return (self.meta, self.stream, self.acked, self.joined, self.left, self.uncounted)
+        return (self.meta, self.stream, self.acked, self.joined, self.left, self.recalled)
 
-    def own(self, uid: str) -> str:
+    def own_unacked(self, uid: str) -> str:
         """The member's own messages past their offset, and perhaps some that it has passed since the last of them."""
         return self._own + uid
 
@@ -107,9 +115,9 @@ class Keyspace:
             acked=f"{tag}acked:{gid}",
             joined=f"{tag}joined:{gid}",
             left=f"{tag}left:{gid}",
-            once_newer=f"{tag}once_newer:{gid}",
-            once_older=f"{tag}once_older:{gid}",
-            uncounted=f"{tag}uncounted:{gid}",
+            idempotency_newer=f"{tag}idempotency_newer:{gid}",
+            idempotency_older=f"{tag}idempotency_older:{gid}",
+            recalled=f"{tag}recalled:{gid}",
             channel=f"{tag}{self._channels}push:{gid}",
             inboxes=self._inboxes(tag),
             journal=f"{tag}journal",
@@ -119,7 +127,7 @@ class Keyspace:
             untold=f"{tag}untold",
             shadow=f"{tag}shadow:{gid}",
             _partition=tag,
-            _own=f"{tag}own:{gid}{SEPARATOR}",
+            _own=f"{tag}own_unacked:{gid}{SEPARATOR}",
         )
 
     def groups_of(self, partition: int, uid: str) -> str:
@@ -185,9 +193,9 @@ class Keyspace:
         """The counter that orders the changes of tallies."""
         return f"{self._tag(partition)}version"
 
-    def marks(self, partition: int) -> str:
+    def watermarks(self, partition: int) -> str:
         """Up to where each process of the worker `persist` was about to store the journal."""
-        return f"{self._tag(partition)}marks"
+        return f"{self._tag(partition)}watermarks"
 
     def mending(self, partition: int) -> str:
         """The groups that somebody mends, or has begun to: by gid, whose claim it is."""
@@ -204,9 +212,20 @@ class Keyspace:
 
 KINDS = frozenset(
     (
-        *("meta", "stream", "acked", "joined", "left", "once_newer", "once_older", "uncounted", "own", "groups"),
+        *(
+            "meta",
+            "stream",
+            "acked",
+            "joined",
+            "left",
+            "idempotency_newer",
+            "idempotency_older",
+            "recalled",
+            "own_unacked",
+            "groups",
+        ),
         *("groups_of", "dirty", "version", "sessions", "online", "online_ms", "journal", "dead", "failures", "storm"),
-        *("marks", "shadow", "mending", "rebuilt", "creating", "untold"),
+        *("watermarks", "shadow", "mending", "rebuilt", "creating", "untold"),
         *("config", "lease", "withdrawn"),
     )
 )

@@ -50,8 +50,18 @@ MOST_AT_ONCE = 6
 """Two workers of a kind, and those killed whose lease has not ended, have names of their own."""
 
 KEPT = {
-    *("im:config", "groups", "groups_of", "meta", "stream", "acked", "joined", "left", "own", "uncounted"),
-    *("once_newer", "once_older", "journal", "dirty", "version", "online", "online_ms", "marks", "storm"),
+    *("im:config", "groups", "groups_of", "meta", "stream", "acked", "joined", "left", "own_unacked", "recalled"),
+    *(
+        "idempotency_newer",
+        "idempotency_older",
+        "journal",
+        "dirty",
+        "version",
+        "online",
+        "online_ms",
+        "watermarks",
+        "storm",
+    ),
 }
 """The keys that may be there when nobody does anything."""
 

@@ -381,8 +381,12 @@ NOT_THE_CHAT = [
     *("XTRIM {team}stream MAXLEN 0", "XDEL {team}stream 1-1", "DEL im:config", "HSETNX {team}meta a b"),
     *("HDEL {team}meta seq", "EXPIRE {team}stream 1", "SET {team}stream 1", "XACK {journal} persist 1-1"),
     *("XSETID {team}stream 9-9", "PEXPIRE {team}stream 1", "PEXPIRE {team}meta 1", "PEXPIRE {journal} 1"),
-    *("PEXPIREAT {team}acked 1", "RENAME {team}meta {team}once_older", "RENAME {team}once_newer {team}meta"),
-    *("RENAME {team}once_older {team}once_newer", "RENAME {team}shadow {team}stream"),
+    *(
+        "PEXPIREAT {team}acked 1",
+        "RENAME {team}meta {team}idempotency_older",
+        "RENAME {team}idempotency_newer {team}meta",
+    ),
+    *("RENAME {team}idempotency_older {team}idempotency_newer", "RENAME {team}shadow {team}stream"),
     *("HSET im:config rebuilding 1", "HSET im:config partitions 99", "HSETNX im:config rebuilding 1"),
     *("HSET {p}marks persist-1 9007199254740000", "HSET {p}mending team me", "HSET {p}failures a 9"),
     *("HSET {p}storm acks 9", "SET {p}version 9", "INCR {p}version", "SADD {p}rebuilt team", "SREM {p}groups team"),
@@ -392,7 +396,7 @@ NOT_THE_CHAT = [
         "XDEL {p}dead 1-1",
         "ZREM {team}left ann",
         "ZREM {team}joined:x ann",
-        "ZREM {team}uncounted 1",
+        "ZREM {team}recalled 1",
     ),
     *("SET im:lease:persist:1 me", "DEL im:lease:persist:1", "LPOP {journal}", "COPY {team}meta {team}own"),
     *("FCALL im_restore_hold 1 {p}marks me 1000000000000", "FCALL im_restore_marks 1 {p}marks persist-1 9"),
@@ -418,7 +422,11 @@ NOT_FOR_WORKERS = [
         "DEL {journal}",
         "DEL im:config",
     ),
-    *("RENAME {team}stream {team}shadow", "RENAME {team}stream {team}stream", "RENAME {team}once_newer {team}shadow"),
+    *(
+        "RENAME {team}stream {team}shadow",
+        "RENAME {team}stream {team}stream",
+        "RENAME {team}idempotency_newer {team}shadow",
+    ),
     *("RENAME {team}shadow {team}meta", "RENAMENX {team}stream {team}shadow", "COPY {team}stream {team}shadow"),
     *("RENAME {team}stream {team}own", "RENAME {team}own {team}stream", "PEXPIRE {team}stream 1", "EXPIRE {journal} 1"),
     *(
@@ -460,7 +468,7 @@ def test_what_a_role_must_not_do(settings: Settings, admin: "redis.Redis", role:
     beginnings = {gid: k.meta.removesuffix(f"meta:{gid}") for gid, k in keys.items()}
     names = {
         "{journal}": keys["team"].journal,
-        "{own}": keys["team"].own("bob"),
+        "{own}": keys["team"].own_unacked("bob"),
         **{f"{{team}}{kind}": f"{beginnings['team']}{kind}:team" for kind in KINDS},
         **{f"{{p}}{kind}": f"{beginnings['team']}{kind}" for kind in KINDS},
         "{odd}stream": keys[odd].stream,

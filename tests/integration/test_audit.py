@@ -131,7 +131,7 @@ def sql(statement: str, **values: object) -> Damage:
 
 def redis(command: str, key: str, *args: object) -> Damage:
     def damage(chat: Chat, k: GroupKeys) -> None:
-        name = {"own": k.own("bob"), "groups_of": k.groups_of("bob")}.get(key) or getattr(k, key)
+        name = {"own_unacked": k.own_unacked("bob"), "groups_of": k.groups_of("bob")}.get(key) or getattr(k, key)
         assert chat.system.client.driver.execute_command(command, name, *args)
 
     return damage
@@ -194,8 +194,8 @@ def begun_another_day(chat: Chat, k: GroupKeys) -> None:
 
 
 def recall_at_another_place(chat: Chat, k: GroupKeys) -> None:
-    (recalled, _) = chat.system.client.driver.zrange(k.uncounted, 0, -1)
-    chat.system.client.driver.zadd(k.uncounted, {recalled: 5})
+    (recalled, _) = chat.system.client.driver.zrange(k.recalled, 0, -1)
+    chat.system.client.driver.zadd(k.recalled, {recalled: 5})
 
 
 def listed_too_often(chat: Chat, k: GroupKeys) -> None:
@@ -203,7 +203,7 @@ def listed_too_often(chat: Chat, k: GroupKeys) -> None:
 
 
 def own_in_disorder(chat: Chat, k: GroupKeys) -> None:
-    client, key = chat.system.client.driver, k.own("bob")
+    client, key = chat.system.client.driver, k.own_unacked("bob")
     client.rpush(key, client.lpop(key))
 
 
@@ -217,7 +217,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "redis lost a stream": (lose_stream, "message"),
     "redis lost a group": (redis("DEL", "meta"), "group"),
     "redis lost all of a group": (
-        lambda chat, k: chat.system.client.driver.delete(k.meta, k.stream, k.acked, k.joined, k.left, k.uncounted),
+        lambda chat, k: chat.system.client.driver.delete(k.meta, k.stream, k.acked, k.joined, k.left, k.recalled),
         "group",
     ),
     "redis lost a group's name": (redis("SREM", "groups", GID), "group in the list of all"),
@@ -248,13 +248,13 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "an end is beyond all numbers": (end_beyond, "end of the span of '{dee}'"),
     "an end is of another day": (end_of_another_day, "end of the span of '{dee}'"),
     "a beginning is of another day": (begun_another_day, "beginning of the span of 'bob'"),
-    "redis lost own messages": (redis("DEL", "own"), "of 'bob' past the offset"),
-    "redis has an own message too many": (redis("RPUSH", "own", 1 << 52), "of 'bob' past the offset"),
-    "redis has an own message that is none": (redis("RPUSH", "own", "mine"), "data"),
+    "redis lost own messages": (redis("DEL", "own_unacked"), "of 'bob' past the offset"),
+    "redis has an own message too many": (redis("RPUSH", "own_unacked", 1 << 52), "of 'bob' past the offset"),
+    "redis has an own message that is none": (redis("RPUSH", "own_unacked", "mine"), "data"),
     "a user is listed under a group too many": (listed_too_often, "group among those of '{dee}'"),
     "redis lost a user's group": (redis("DEL", "groups_of"), "group among those of 'bob'"),
-    "redis lost a recall": (redis("DEL", "uncounted"), "recall of message"),
-    "redis has a recall too many": (redis("ZADD", "uncounted", 77, 77), "recall of message"),
+    "redis lost a recall": (redis("DEL", "recalled"), "recall of message"),
+    "redis has a recall too many": (redis("ZADD", "recalled", 77, 77), "recall of message"),
     "redis has a recall at another place": (recall_at_another_place, "score of a recalled message"),
     "redis has a head that is no number": (redis("HSET", "meta", "x", 1, "seq", "many"), "newest message"),
     "sql has what was recalled": (
@@ -359,9 +359,9 @@ def test_each_damage_is_found_and_mended(chat: Chat, kind: str) -> None:
 def test_the_data_of_another_system_is_left_alone(chat: Chat, valkey: str, tmp_path: Path) -> None:
     # Given the database of another system, with a group of the same name
     with opened(valkey, f"sqlite:///{tmp_path / 'other.db'}") as other:
-        other.database.upgrade()
-        other.database.set_meta("dataset", "another")
-        other.database.write(Batch(groups=[GroupRow(GID, 0)], spans=[SpanRow(GID, "mallory", 0, None, 1, 0)]))
+        other.system.database.upgrade()
+        other.system.database.set_meta("dataset", "another")
+        other.system.database.write(Batch(groups=[GroupRow(GID, 0)], spans=[SpanRow(GID, "mallory", 0, None, 1, 0)]))
         before = answers(chat)
         # When
         (found,) = check(other, repair=True)
@@ -377,14 +377,14 @@ def test_the_data_of_another_system_is_left_alone(chat: Chat, valkey: str, tmp_p
 
 def test_a_new_database_in_place_of_one_that_is_lost_is_filled(chat: Chat, valkey: str, tmp_path: Path) -> None:
     with opened(valkey, f"sqlite:///{tmp_path / 'new.db'}") as other:
-        other.database.upgrade()
+        other.system.database.upgrade()
         said(other, 99)
         # When
         list(check(other, repair=True))
         # Then it has what Redis has, and the workers go on with it
         said(other, 100)
         persist(other)
-        rows = other.database.messages_after(GID, 0)
+        rows = other.system.database.messages_after(GID, 0)
         assert [row.content for row in rows][-2:] == ["message 99", "message 100"]
         assert len(rows) == 22
 
@@ -537,10 +537,10 @@ def test_damage_is_found_while_a_group_changes_all_the_time(chat: Chat, valkey: 
     # Given, in a group where somebody speaks at every moment
     k = chat.system.client.space.group(GID)
     strange = msgids.pack(nth(chat, 15))
-    chat.system.client.driver.zadd(k.uncounted, {str(strange): strange})
+    chat.system.client.driver.zadd(k.recalled, {str(strange): strange})
     chat.add_members(GID, ["zoe"])
     said(chat, 77)
-    chat.system.client.driver.rpush(k.own("zoe"), msgids.pack(nth(chat, -1)))
+    chat.system.client.driver.rpush(k.own_unacked("zoe"), msgids.pack(nth(chat, -1)))
     persist(chat)
     with Crowd(valkey, sqlite_url):
         # When
@@ -589,7 +589,7 @@ def test_damage_is_mended_while_all_goes_on(chat: Chat, valkey: str, sqlite_url:
     # Given
     k = chat.system.client.space.group(GID)
     with Crowd(valkey, sqlite_url):
-        for damage in (lose_message, redis("ZREM", "acked", "bob"), redis("DEL", "left"), redis("DEL", "own")):
+        for damage in (lose_message, redis("ZREM", "acked", "bob"), redis("DEL", "left"), redis("DEL", "own_unacked")):
             chat.remove_members(GID, ["bob"])
             chat.add_members(GID, ["bob"])
             said(chat, 0, "bob")

@@ -1135,14 +1135,14 @@ def test_who_needs_a_database_that_is_away_does_not_hold_up_the_others(
     chat.ack("dan", "team")
     tell(chat, sent[0])
     trim(chat.system, sent[1])
-    answer = chat.performer.answer
+    answer = chat.performer.perform_one
 
-    def away(question: Effect) -> Any:
+    def away(question: Effect[Any]) -> Any:
         if isinstance(question, SqlQuery):
             raise trouble
         return answer(question)
 
-    monkeypatch.setattr(chat.performer, "answer", away)
+    monkeypatch.setattr(chat.performer, "perform_one", away)
     monkeypatch.setattr("imcore.util.backoff.LONGEST_WAIT_S", 0.2)
     with chat.gateway() as gateway:
         audience = Audience(gateway)
@@ -1154,7 +1154,7 @@ def test_who_needs_a_database_that_is_away_does_not_hold_up_the_others(
         assert audience.heard(bob) == []
         assert audience.receipts[ann] == []
         # Then
-        monkeypatch.setattr(chat.performer, "answer", answer)
+        monkeypatch.setattr(chat.performer, "perform_one", answer)
         audience.until(lambda: audience.heard(bob) == ["1", "2", "3"])
         audience.until(lambda: [(each.msgid, each.read) for each in audience.receipts[ann]] == [(sent[0].msgid, 1)])
 
@@ -1167,10 +1167,10 @@ def test_a_database_that_is_silent_is_not_waited_for_all_the_time(
         chat.create_group(gid, ["ann", "bob"])
         trim(chat.system, say(chat, "1", "2", gid=gid)[0])
     chat.create_group("home", ["ann", "cyd"])
-    answer = chat.performer.answer
+    answer = chat.performer.perform_one
     asked = []
 
-    def silent(question: Effect) -> Any:
+    def silent(question: Effect[Any]) -> Any:
         if isinstance(question, SqlQuery):
             asked.append(question)
             time.sleep(0.5)
@@ -1182,7 +1182,7 @@ def test_a_database_that_is_silent_is_not_waited_for_all_the_time(
         audience = Audience(gateway)
         bob, cyd = (gateway.open(uid) for uid in ("bob", "cyd"))
         with monkeypatch.context() as patch:
-            patch.setattr(chat.performer, "answer", silent)
+            patch.setattr(chat.performer, "perform_one", silent)
             # When
             begun = time.monotonic()
             audience.until(lambda: asked)

@@ -13,7 +13,7 @@ import hiredis
 import pytest
 from redis._parsers.base import BaseParser
 
-from imcore import Arrived, Chat, Message, Session, Told
+from imcore import Chat, Message, NewMessage, ReceiptsChanged, Session
 from imcore import msgid as msgids
 from imcore.errors import ImError, RedisUnavailable
 from imcore.gateway.core import Core, GatewayOptions
@@ -23,7 +23,7 @@ from imcore.operations.effects import (
     Effects,
     FinishCalls,
     OpenSubscription,
-    Ping,
+    PingSubscription,
     RedisCalls,
     SqlQuery,
     StartCalls,
@@ -115,7 +115,7 @@ class AsyncGateway:
                 except ImError as trouble:
                     error = trouble
 
-    async def _answer(self, question: Effect) -> Any:
+    async def _answer(self, question: Effect[Any]) -> Any:
         match question:
             case RedisCalls(calls):
                 return await self._ask(calls)
@@ -123,15 +123,15 @@ class AsyncGateway:
                 return asyncio.ensure_future(self._ask(calls))
             case FinishCalls(posted):
                 return await posted
-            case SqlQuery(query):
-                return await asyncio.to_thread(query, self._chat.system.database)
+            case SqlQuery():
+                return await asyncio.to_thread(question.run, self._chat.system.database)
             case OpenSubscription():
                 await self._unsubscribe()
                 self._wire = await Wire.to(self._path)
                 self._reading = asyncio.ensure_future(self._read(self._wire))
             case ChangeChannels(drop, add) if self._wire:
                 self._wire.send(*(("SUNSUBSCRIBE", each) for each in drop), *(("SSUBSCRIBE", each) for each in add))
-            case Ping() if self._wire:
+            case PingSubscription() if self._wire:
                 self._wire.send(("PING",))
         return None
 
@@ -201,9 +201,9 @@ class Audience:
             assert time.monotonic() < give_up, f"not so within {MOST_S} s"
             for event in await self.gateway.poll(0.02):
                 for session in event.sessions:
-                    if isinstance(event, Arrived):
+                    if isinstance(event, NewMessage):
                         self.messages[session].append(event.message)
-                    elif isinstance(event, Told):
+                    elif isinstance(event, ReceiptsChanged):
                         self.read[session].update((each.msgid, each.read) for each in event.receipts)
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from imcore import Arrived, Chat
+from imcore import Chat, NewMessage
 from imcore.gateway import catch_up
 from imcore.model.values import Draft
-from imcore.operations.effects import Effect, RedisCalls, SqlQuery, StartCalls
-from imcore.operations.reader import raised
+from imcore.operations.effects import Effect, RedisCalls, SqlQuery, StartCalls, raised
 from imcore.settings import Settings
 from tests.live import Audience, Clock, kill_connections, say, subscriptions, tell, trim
 from tests.servers import start_valkey
@@ -40,16 +39,16 @@ class Asked:
     def __init__(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: Counter[str] = Counter()
         self.trips = self.sql = 0
-        answer = chat.performer.answer
+        answer = chat.performer.perform_one
 
-        def noting(question: Effect) -> Any:
+        def noting(question: Effect[Any]) -> Any:
             self.sql += isinstance(question, SqlQuery)
             if isinstance(question, RedisCalls | StartCalls):
                 self.trips += 1
                 self.calls.update(call.function or str(call.args[0]) for call in question.calls)
             return answer(question)
 
-        monkeypatch.setattr(chat.performer, "answer", noting)
+        monkeypatch.setattr(chat.performer, "perform_one", noting)
 
     def clear(self) -> None:
         self.calls.clear()
@@ -186,7 +185,7 @@ def test_catching_up_takes_only_so_many_bytes_at_once(chat: Chat, other: Chat, a
         largest = 0
         # When
         while sum(got.values()) < sum(80 - number - 1 for number in range(40)):
-            events = [event for event in gateway.poll(0.5) if isinstance(event, Arrived)]
+            events = [event for event in gateway.poll(0.5) if isinstance(event, NewMessage)]
             largest = max(largest, sum(len(event.message.content) for event in events))
             got.update(session.uid for event in events for session in event.sessions)
         # Then

@@ -184,16 +184,16 @@ def test_a_database_that_is_away_is_asked_less_and_less_often(
 ) -> None:
     # Given bob, whose missed messages of one group are in SQL only
     trim(chat.system, say(chat, "1", "2")[0])
-    answer, asked = chat.performer.answer, []
+    answer, asked = chat.performer.perform_one, []
     away = True
 
-    def answer_if_there(question: Effect) -> Any:
+    def answer_if_there(question: Effect[Any]) -> Any:
         if isinstance(question, SqlQuery) and away:
             asked.append(question)
             raise DatabaseUnavailable("PostgreSQL is away")
         return answer(question)
 
-    monkeypatch.setattr(chat.performer, "answer", answer_if_there)
+    monkeypatch.setattr(chat.performer, "perform_one", answer_if_there)
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         bob = gateway.open("bob")

@@ -74,7 +74,7 @@ SPOILED: dict[str, tuple[Callable[[GroupKeys], str], Spoil]] = {
     "meta's numbers": (lambda k: k.meta, by_a_word),
     "acked": (lambda k: k.acked, by_another_type),
     "joined": (lambda k: k.joined, by_a_list),
-    "uncounted": (lambda k: k.uncounted, by_another_type),
+    "recalled": (lambda k: k.recalled, by_another_type),
 }
 """What may be spoiled of a group, and how."""
 

@@ -96,7 +96,7 @@ def test_an_ack_past_many_own_messages_makes_the_next_send_no_longer(chat: Chat,
     # Then it is one of few steps, and nothing counts but those past the offset
     assert took < 50
     assert unread(chat) == before
-    assert server.llen(chat.system.client.space.group("team").own("ann")) == 2
+    assert server.llen(chat.system.client.space.group("team").own_unacked("ann")) == 2
 
 
 def test_more_own_messages_than_go_at_once(chat: Chat, server: "redis.Redis") -> None:
@@ -106,7 +106,7 @@ def test_more_own_messages_than_go_at_once(chat: Chat, server: "redis.Redis") ->
     chat.send("team", "for ann", sender_uid="bob")
     chat.send("team", "x", sender_uid="ann")
     chat.ack("ann", "team", last.msgid)
-    own = chat.system.client.space.group("team").own("ann")
+    own = chat.system.client.space.group("team").own_unacked("ann")
     for _ in range(5):
         server.lpush(own, *([1] * 50_000))
     # When they send, then the rest goes with the message after that, and counts are right all the time

@@ -204,7 +204,7 @@ def test_a_reconciler_that_has_lost_its_hold_does_not_lift_that_of_another(
     with suppress(TryAgain):
         watermarks.reconcile(chat.system, partition)
     second.keep()
-    assert chat.system.client.driver.hexists(chat.system.client.space.marks(partition), SEPARATOR)
+    assert chat.system.client.driver.hexists(chat.system.client.space.watermarks(partition), SEPARATOR)
 
 
 def test_a_large_group_is_mended_while_people_come_and_go(chat: Chat, open_chat: Callable[[], Chat]) -> None:
@@ -296,7 +296,7 @@ def test_marks_do_not_pile_up(chat: Chat) -> None:
         persist(chat)
     # Then one has inherited from all
     partition = chat.system.client.space.partition_of(GID)
-    names = {name.decode() for name in chat.system.client.driver.hkeys(chat.system.client.space.marks(partition))}
+    names = {name.decode() for name in chat.system.client.driver.hkeys(chat.system.client.space.watermarks(partition))}
     assert len([name for name in names if name.startswith("persist-1.")]) == 1
     assert watermarks_of(chat.system).behind == {}
     with chat.system.database.connection() as connection:
@@ -330,7 +330,7 @@ def test_a_stray_mark_of_a_recall_takes_nobodys_words_away(chat: Chat) -> None:
     # Given, beside a message that only Redis has
     said = chat.send(GID, "words", sender_uid="ann")
     packed = msgids.pack(said.msgid)
-    chat.system.client.driver.zadd(keys_of(chat).uncounted, {str(packed): packed})
+    chat.system.client.driver.zadd(keys_of(chat).recalled, {str(packed): packed})
     # When
     list(check(chat.system, repair=True))
     persist(chat)

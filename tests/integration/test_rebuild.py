@@ -281,7 +281,7 @@ def test_client_msgids_that_count_no_more_are_not_known_again(chat: Chat) -> Non
     # Then Redis has all messages, and keeps nothing of what made them
     for k in map(chat.system.client.space.group, GIDS):
         assert chat.system.client.driver.xlen(k.stream) == 20
-        assert not chat.system.client.driver.exists(k.once_newer, k.once_older)
+        assert not chat.system.client.driver.exists(k.idempotency_newer, k.idempotency_older)
 
 
 def killed_rebuild(chat: Chat, left: int) -> None:

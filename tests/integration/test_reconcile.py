@@ -224,7 +224,7 @@ def bury_the_dead(chat: Chat) -> None:
     for name in client.scan_iter("im:lease:*"):
         client.delete(name)
     for partition in range(space.partitions):
-        client.hdel(space.marks(partition), keys.SEPARATOR)
+        client.hdel(space.watermarks(partition), keys.SEPARATOR)
         for gid in client.hkeys(space.mending(partition)):
             client.hset(space.mending(partition), gid, "dead 0")
 

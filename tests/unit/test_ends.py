@@ -103,9 +103,9 @@ ENDS = {
     ),
     "hold, as another one mends": End(
         lambda chat: chat.system.client.call(repair_calls.lock_partition(SPACE, 0, "dead", LENGTH_MS)),
-        _put_off_field(SPACE.marks(0), SEPARATOR, 0),
+        _put_off_field(SPACE.watermarks(0), SEPARATOR, 0),
         lambda chat: chat.system.client.call(repair_calls.lock_partition(SPACE, 0, "other", LENGTH_MS)),
-        _read_field(SPACE.marks(0), SEPARATOR, 0),
+        _read_field(SPACE.watermarks(0), SEPARATOR, 0),
     ),
     "claim of a group": End(
         lambda chat: chat.system.client.call(repair_calls.lock(_claim(chat, "dead"))),
@@ -193,7 +193,7 @@ def test_a_client_msgid_lives_for_as_long_as_is_promised_however_the_clock_goes(
     # Then they are known
     assert again == [first, second]
     # And the newer table does not count from a time that is still to come
-    said = raw(chat).hget(chat.system.client.space.group("team").once_newer, SEPARATOR) or b"0"
+    said = raw(chat).hget(chat.system.client.space.group("team").idempotency_newer, SEPARATOR) or b"0"
     assert int(said.split()[0]) <= now_ms()
 
 
@@ -205,7 +205,7 @@ def test_a_longer_promise_holds_for_what_a_table_of_a_shorter_one_gets(chat: Cha
     # When one with a longer setting sends
     chat.system.client.call(message_calls.send(space, "team", [Draft("ann", "long", "2")], DAY_MS))
     # Then what is in the table counts for that long
-    assert raw(chat).hget(space.group("team").once_newer, SEPARATOR).split()[1] == str(DAY_MS).encode()
+    assert raw(chat).hget(space.group("team").idempotency_newer, SEPARATOR).split()[1] == str(DAY_MS).encode()
 
 
 def test_acks_a_second_are_counted_again_after_the_clock_was_put_back(chat: Chat) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import fakeredis
 import pytest
 
-from imcore import Arrived, Chat, Gateway, Message, Receipt
+from imcore import Chat, Gateway, Message, NewMessage, Receipt
 from imcore import msgid as msgids
 from imcore.admin.stats import online_uids
 from imcore.cli.times import iso
@@ -85,7 +85,7 @@ def test_senders_are_told_of_what_stands_around_it(chat: Chat) -> None:
     assert [(receipt.msgid, receipt.read) for receipt in chat.receipts("ann")] == [(first.msgid, 1), (second.msgid, 1)]
 
 
-SOUND = {"seq": 2, "uid": "ann", "span": 0, "cid": "", "sent": "", "up": 0, "text": "odd"}
+SOUND = {"seq": 2, "uid": "ann", "span": 0, "cid": "", "sent": "", "caught_up": 0, "text": "odd"}
 ODD: dict[str, dict[str, Any]] = {
     "a time after the year 9999": {"sent": msgids.LATEST_MS + 1},
     "a time before the year 1": {"sent": msgids.EARLIEST_MS - 1},
@@ -304,4 +304,4 @@ def test_names_that_are_not_utf8_hide_no_other(chat: Chat) -> None:
 
 
 def _messages(gateway: Gateway) -> list[str]:
-    return [event.message.msgid for event in gateway.poll(0.01) if isinstance(event, Arrived)]
+    return [event.message.msgid for event in gateway.poll(0.01) if isinstance(event, NewMessage)]

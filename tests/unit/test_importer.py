@@ -526,7 +526,7 @@ def in_sql(chat: Chat) -> None:
 
 def forget_client_msgids(chat: Chat) -> None:
     """Let more than a day go by for Redis."""
-    chat.system.client.driver.delete(chat.system.client.space.group("#g").once_newer)
+    chat.system.client.driver.delete(chat.system.client.space.group("#g").idempotency_newer)
 
 
 @pytest.mark.parametrize("events", [[], [b""], [b"no event"]])

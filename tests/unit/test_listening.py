@@ -8,7 +8,7 @@ from imcore.errors import RedisUnavailable
 from imcore.gateway.channels import Channels
 from imcore.gateway.fanout import Session
 from imcore.gateway.resubscribe import Resubscription
-from imcore.operations.effects import ChangeChannels, Effect, OpenSubscription, Ping, perform
+from imcore.operations.effects import ChangeChannels, Effect, OpenSubscription, PingSubscription, perform
 from imcore.streams.keys import Keyspace
 
 EVERY_S = 20.0
@@ -57,7 +57,7 @@ def test_a_ping_goes_with_each_heartbeat_while_it_is_answered(bench: Bench) -> N
     bench.go_on()
     for _ in range(3):
         bench.now += EVERY_S
-        assert bench.go_on() == [Ping]
+        assert bench.go_on() == [PingSubscription]
         bench.listening.answered()
     assert bench.anew == 1
 
@@ -67,7 +67,7 @@ def test_without_an_answer_by_the_next_heartbeat_another_subscription_is_opened(
     bench.channels.open_inbox(Session("ann"))
     bench.go_on()
     bench.now += EVERY_S
-    assert bench.go_on() == [Ping]
+    assert bench.go_on() == [PingSubscription]
     assert bench.go_on() == []
     # When
     bench.now += EVERY_S

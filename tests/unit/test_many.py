@@ -92,7 +92,7 @@ def test_a_client_msgid_is_known_for_as_long_as_is_promised_and_not_for_ever(cha
     chat.send("g", "fourth", sender_uid="ann", client_msgid="4")
     assert chat.send("g", "first anew", sender_uid="ann", client_msgid="1") != first
     # And a server that evicts what has a time to live takes none of it
-    assert [chat.system.client.driver.pttl(key) for key in (keys.once_newer, keys.once_older)] == [-1, -1]
+    assert [chat.system.client.driver.pttl(key) for key in (keys.idempotency_newer, keys.idempotency_older)] == [-1, -1]
     # And where nobody says anything any more, nothing is left of it
     for left in (1, 0, 0):
         wait(life)
@@ -136,7 +136,7 @@ def test_a_client_msgid_is_known_for_as_long_as_is_promised_however_often_the_cl
         sent.append((passed, draft, again[-1]))
     # And what is kept does not grow for ever
     keys = chat.system.client.space.group("g")
-    kept = sum(chat.system.client.driver.hlen(key) for key in (keys.once_newer, keys.once_older))
+    kept = sum(chat.system.client.driver.hlen(key) for key in (keys.idempotency_newer, keys.idempotency_older))
     assert kept <= 2 + sum(1 for at, _, _ in sent if at > passed - 4 * chat.system.settings.idempotency_ms)
 
 

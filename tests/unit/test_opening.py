@@ -9,12 +9,15 @@ from threading import Event
 
 import pytest
 
+from imcore import msgid as msgids
 from imcore.admin import retention
 from imcore.chat import Chat
 from imcore.errors import DatabaseNotReady, DatabaseOpening, DatabaseUnavailable
-from imcore.operations import performer as answering_module
-from imcore.operations.effects import SqlQuery, query_sql
+from imcore.model.rows import MessageRow
+from imcore.operations import performer as performer_module
+from imcore.operations.effects import Effects
 from imcore.operations.performer import Performer
+from imcore.operations.sql_queries import MessagesAfter
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls import group_calls
@@ -27,7 +30,11 @@ from tests.deadline import wait_until
 from tests.live import Audience
 
 SLOW_S = 0.5
-QUESTION = SqlQuery(lambda database: database.messages_after("team", 0))
+QUESTION = MessagesAfter("team", 0, msgids.HIGHEST, 100)
+
+
+def _query() -> Effects[list[MessageRow]]:
+    return (yield from QUESTION)
 
 
 @pytest.fixture
@@ -107,26 +114,26 @@ def test_the_first_question_of_sql_does_not_stall_live_traffic(
 
 def test_what_is_being_opened_is_said_to_those_who_may_not_wait(bound: RedisClient, database: Database) -> None:
     opener = Opener(database)
-    answering = Performer(bound, opener)
-    answering.open_early()
+    performer = Performer(System(bound, opener, Settings.from_env({})))
+    performer.open_early()
     with pytest.raises(DatabaseOpening, match="being opened"):
-        answering.answer(QUESTION)
+        performer.perform_one(QUESTION)
     opener.may.set()
     wait_until(lambda: not opening())
 
-    assert answering.answer(QUESTION) == []
+    assert performer.perform_one(QUESTION) == []
     assert opener.asked == 1
-    answering.close()
+    performer.close()
 
 
 def test_who_may_wait_does(bound: RedisClient, database: Database) -> None:
     opener = Opener(database)
-    answering = Performer(bound, opener)
-    answering.open_early()
+    performer = Performer(System(bound, opener, Settings.from_env({})))
+    performer.open_early()
     threading.Timer(0.1, opener.may.set).start()
-    assert answering.run(query_sql(QUESTION.query)) == []
+    assert performer.perform(_query()) == []
     assert opener.asked == 1
-    answering.close()
+    performer.close()
 
 
 def test_only_a_gateway_opens_it_early(client: RedisClient, database: Database, settings: Settings) -> None:
@@ -147,11 +154,11 @@ def test_only_a_gateway_opens_it_early(client: RedisClient, database: Database, 
 
 
 def test_without_a_database_nothing_is_opened(client: RedisClient) -> None:
-    answering = Performer(client, None)
-    answering.open_early()
+    performer = Performer(System(client, None, Settings.from_env({})))
+    performer.open_early()
     assert not opening()
     with pytest.raises(DatabaseUnavailable, match="give its URL"):
-        answering.answer(QUESTION)
+        performer.perform_one(QUESTION)
 
 
 def test_without_a_thread_it_is_opened_when_it_is_asked(
@@ -161,10 +168,10 @@ def test_without_a_thread_it_is_opened_when_it_is_asked(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refused)
-    answering = Performer(bound, lambda: database)
-    answering.open_early()
-    assert answering.answer(QUESTION) == answering.run(query_sql(QUESTION.query)) == []
-    answering.close()
+    performer = Performer(System(bound, lambda: database, Settings.from_env({})))
+    performer.open_early()
+    assert performer.perform_one(QUESTION) == performer.perform(_query()) == []
+    performer.close()
 
 
 def _away() -> Database:
@@ -181,29 +188,29 @@ def _away() -> Database:
 def test_what_goes_wrong_is_raised_to_whoever_asks_next(
     bound: RedisClient, opens: Callable[[], Database], error: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
-    answering = Performer(bound, opens)
-    answering.open_early()
+    performer = Performer(System(bound, opens, Settings.from_env({})))
+    performer.open_early()
     wait_until(lambda: not opening())
     with pytest.raises(error) as raised:
-        answering.answer(QUESTION)
+        performer.perform_one(QUESTION)
     assert not isinstance(raised.value, DatabaseOpening)
     assert caplog.messages == []
-    answering.close()
+    performer.close()
 
 
 def test_it_is_closed_while_it_is_opened(
     client: RedisClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answering_module, "_CLOSING_S", 0.05)
+    monkeypatch.setattr(performer_module, "_CLOSING_S", 0.05)
     closed: list[Database] = []
     monkeypatch.setattr(Database, "close", lambda database: closed.extend([database]))
     opener = Opener(database)
-    answering = Performer(client, opener)
-    answering.open_early()
+    performer = Performer(System(client, opener, Settings.from_env({})))
+    performer.open_early()
 
     # When one that does not answer is closed, it is not waited for
     begun = time.monotonic()
-    answering.close()
+    performer.close()
     assert time.monotonic() - begun < 1
     assert closed == []
 
@@ -217,9 +224,9 @@ def test_it_is_closed_while_it_is_opened(
 def test_it_is_closed_once_it_is_open(client: RedisClient, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[Database] = []
     monkeypatch.setattr(Database, "close", lambda database: closed.extend([database]))
-    answering = Performer(client, lambda: database)
-    answering.open_early()
-    answering.close()
+    performer = Performer(System(client, lambda: database, Settings.from_env({})))
+    performer.open_early()
+    performer.close()
     assert set(closed) == {database}
     assert not opening()
 

@@ -359,7 +359,7 @@ class TestPoison:
         # Given a message that is not UTF-8, and one that lacks half its fields, written by others
         chat.create_group("g", ["ann"])
         stream = chat.system.client.space.group("g").stream
-        whole = {"seq": 1, "uid": "ann", "span": 0, "cid": "", "sent": "", "up": 0, "text": b"\xff"}
+        whole = {"seq": 1, "uid": "ann", "span": 0, "cid": "", "sent": "", "caught_up": 0, "text": b"\xff"}
         for fields in (whole, {"seq": 2}):
             msgid = raw(chat).xadd(stream, fields).decode()
             write(chat, gid="g", first=msgid, last=msgid, n="1")
@@ -378,7 +378,7 @@ class TestPoison:
         worker = Persist(chat.system.client, RefusingOdd(chat.system.database), SETTINGS)
         chat.create_group("g", ["ann"])
         stream = chat.system.client.space.group("g").stream
-        fields = {"seq": 99, "uid": "ann", "span": 0, "cid": "", "sent": "", "up": 0, "text": "odd"}
+        fields = {"seq": 99, "uid": "ann", "span": 0, "cid": "", "sent": "", "caught_up": 0, "text": "odd"}
         for number in range(7):
             if number == place:
                 msgid = raw(chat).xadd(stream, fields).decode()

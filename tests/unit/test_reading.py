@@ -216,19 +216,19 @@ def test_sql_is_asked_only_where_it_is_needed(chat: Chat, monkeypatch: pytest.Mo
     # Given SQL that is away
     sent = say(chat, "1", "2")
     mark(chat, "team", [each.msgid for each in sent])
-    answer = chat.performer.answer
+    answer = chat.performer.perform_one
 
-    def away(question: Effect) -> Any:
+    def away(question: Effect[Any]) -> Any:
         if isinstance(question, SqlQuery):
             raise DatabaseUnavailable
         return answer(question)
 
     # Then what is in Redis is answered, and what is not raises
-    monkeypatch.setattr(chat.performer, "answer", away)
+    monkeypatch.setattr(chat.performer, "perform_one", away)
     assert len(chat.receipts("ann")) == len(chat.tallies("team", [sent[0].msgid, sent[1].msgid])) == 2
     monkeypatch.undo()
     trim(chat, sent[0].msgid)
-    monkeypatch.setattr(chat.performer, "answer", away)
+    monkeypatch.setattr(chat.performer, "perform_one", away)
     with pytest.raises(DatabaseUnavailable):
         chat.receipts("ann")
     with pytest.raises(DatabaseUnavailable):

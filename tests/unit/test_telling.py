@@ -51,7 +51,7 @@ class Sender:
         """Let sessions ask for all that waits."""
         self.telling.want(sessions or self.sessions)
         while self.telling.due() <= 0.0:
-            self.chat.performer.run(self.telling.go_on())
+            self.chat.performer.perform(self.telling.go_on())
         return self.taken()
 
     def push(self, *receipts: Receipt) -> list[ReceiptsChanged]:
@@ -173,7 +173,7 @@ def test_another_server_counts_versions_anew(ann: Sender, chat: Chat) -> None:
 def test_after_an_error_all_that_waits_is_still_told(ann: Sender, chat: Chat) -> None:
     sent = ann.say(250)
     ann.mark(sent)
-    answer = chat.performer.answer
+    answer = chat.performer.perform_one
     failing = itertools.cycle([False, False, True])
 
     def sometimes(question: Effect) -> Any:
@@ -182,10 +182,10 @@ def test_after_an_error_all_that_waits_is_still_told(ann: Sender, chat: Chat) ->
         return answer(question)
 
     ann.telling.want(ann.sessions)
-    chat.performer.answer = sometimes  # type: ignore[method-assign]
+    chat.performer.perform_one = sometimes  # type: ignore[method-assign]
     for _ in range(50):
         try:
-            chat.performer.run(ann.telling.go_on())
+            chat.performer.perform(ann.telling.go_on())
         except RedisUnavailable:
             continue
     assert ann.telling.due() > 0
@@ -204,19 +204,19 @@ def test_receipts_are_confirmed_in_bounded_calls(ann: Sender, chat: Chat, monkey
     for event in ann.ask():
         known.known("ann", event.receipts)
     asked: list[int] = []
-    answer = chat.performer.answer
+    answer = chat.performer.perform_one
 
     def counting(question: Effect) -> Any:
         if isinstance(question, RedisCalls):
             asked.extend(len(call.args) // 3 for call in question.calls if call.function == "im_confirm")
         return answer(question)
 
-    monkeypatch.setattr(chat.performer, "answer", counting)
+    monkeypatch.setattr(chat.performer, "perform_one", counting)
     # When
     assert known.due() == 1.0
-    chat.performer.run(known.go_on())
+    chat.performer.perform(known.go_on())
     assert sum(asked) == 1200
-    chat.performer.run(known.go_on())
+    chat.performer.perform(known.go_on())
     # Then
     assert max(asked) <= 500
     assert sum(asked) == 1300
@@ -233,7 +233,7 @@ def test_of_two_receipts_of_a_message_the_newer_one_is_confirmed(ann: Sender, ch
     known.known("ann", chat.receipts("ann"))
     known.known("ann", older)
 
-    chat.performer.run(known.go_on())
+    chat.performer.perform(known.go_on())
 
     assert chat.receipts("ann") == []
 
@@ -248,15 +248,15 @@ def test_what_could_not_be_confirmed_is_confirmed_later(
     now = known.due()
     assert now == 1.0
     with monkeypatch.context() as patch:
-        patch.setattr(chat.performer, "answer", lambda question: [RedisRefuses("not now")] * len(question.calls))
-        chat.performer.run(known.go_on())
+        patch.setattr(chat.performer, "perform_one", lambda question: [RedisRefuses("not now")] * len(question.calls))
+        chat.performer.perform(known.go_on())
         with pytest.raises(RedisRefuses):
-            chat.performer.run(known.send_of(["ann"]))
+            chat.performer.perform(known.send_of(["ann"]))
     assert len(chat.receipts("ann")) == 3
     assert known.due() > 1.0
     for _ in range(2):
         now = min(known.due(), 2.0)
-        chat.performer.run(known.go_on())
+        chat.performer.perform(known.go_on())
     assert chat.receipts("ann") == []
     assert known.due() == inf
 

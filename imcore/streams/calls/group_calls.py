@@ -14,13 +14,13 @@ MembersCall = Callable[[Keyspace, str, Sequence[str]], Call[Group]]
 
 
 class Position(NamedTuple):
-    """How far a member is behind (msgids packed); what is `uncounted` past the offset is not unread."""
+    """How far a member is behind (msgids packed); `not_unread` counts own and recalled messages past the offset."""
 
     head_seq: int
     last: int
     acked: int
     acked_seq: int | None
-    uncounted: int
+    not_unread: int
 
 
 def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
@@ -52,7 +52,7 @@ def add_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
 def remove_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
     """Remove members."""
     k = space.group(gid)
-    pairs = [key for uid in uids for key in (k.groups_of(uid), k.own(uid))]
+    pairs = [key for uid in uids for key in (k.groups_of(uid), k.own_unacked(uid))]
     keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, *pairs)
     return Call("im_leave", keys, (gid, k.inboxes, *uids), _group(gid), gid, writes=True)
 
@@ -97,10 +97,10 @@ def position(space: Keyspace, gid: str, uid: str) -> Call[Position]:
     def decode(answer: Any) -> Position:
         if isinstance(answer, bytes):
             raise error_of(answer, gid, uid=uid)
-        head_seq, last, acked, acked_seq, uncounted = answer
-        return Position(int(head_seq), int(last), int(acked), None if acked_seq == b"" else int(acked_seq), uncounted)
+        head_seq, last, acked, acked_seq, not_unread = answer
+        return Position(int(head_seq), int(last), int(acked), None if acked_seq == b"" else int(acked_seq), not_unread)
 
-    return Call("im_unread", (k.meta, k.stream, k.acked, k.own(uid), k.uncounted), (uid,), decode, gid)
+    return Call("im_unread", (k.meta, k.stream, k.acked, k.own_unacked(uid), k.recalled), (uid,), decode, gid)
 
 
 def _group(gid: str) -> Callable[[list[Any]], Group]:

@@ -92,7 +92,7 @@ def send(space: Keyspace, gid: str, drafts: Sequence[Draft], idempotency_ms: int
             for item, draft in zip(answer, drafts, strict=True)
         ]
 
-    own = [k.own(draft.sender_uid) for draft in drafts]
+    own = [k.own_unacked(draft.sender_uid) for draft in drafts]
     return Call("im_send", (*k.for_send, *own), tuple(args), decode, gid, writes=True)
 
 
@@ -127,7 +127,7 @@ def _apart(gid: str, uids: Sequence[str], numbers: list[Any]) -> dict[str, int |
 def recall(space: Keyspace, gid: str, msgid: int, *, by: str, sender_uid: str, admin: bool) -> Call[SendResult | None]:
     """Withdraw a message of a sender; answers the tombstone, None if it is recalled already."""
     k = space.group(gid)
-    keys = (k.meta, k.stream, k.acked, k.joined, k.uncounted, k.journal, k.own(sender_uid))
+    keys = (k.meta, k.stream, k.acked, k.joined, k.recalled, k.journal, k.own_unacked(sender_uid))
 
     def decode(answer: Any) -> SendResult | None:
         if answer == b"RECALLED":
@@ -148,7 +148,7 @@ def entries(space: Keyspace, gid: str, first: str, last: str, count: int) -> Cal
     k = space.group(gid)
     return Call(
         "im_range",
-        (k.stream, k.uncounted),
+        (k.stream, k.recalled),
         (first, last, count),
         lambda answer: EntryPage(answer[0], answer[1] == 1),
         gid,
@@ -172,19 +172,19 @@ def pull(
         return PullResult(int(start), int(trimmed), head_seq, messages, more == 1, _apart(gid, uids, apart))
 
     args: list[Value] = [or_empty(after), count, most_bytes, *uids]
-    return Call("im_pull", (k.meta, k.stream, k.acked, k.joined, k.uncounted), tuple(args), decode, gid)
+    return Call("im_pull", (k.meta, k.stream, k.acked, k.joined, k.recalled), tuple(args), decode, gid)
 
 
 def recalled(space: Keyspace, gid: str, messages: Sequence[int]) -> Call[list[bool]]:
     """Ask which messages (packed) are recalled, or are the tombstones of others."""
-    command: tuple[Value, ...] = ("ZMSCORE", space.group(gid).uncounted, *messages)
+    command: tuple[Value, ...] = ("ZMSCORE", space.group(gid).recalled, *messages)
     return Call("", (), command, lambda scores: [score is not None for score in scores], gid)
 
 
 def rotate_idempotency(space: Keyspace, gid: str) -> Call[int]:
     """Let the client_msgids of a group go that count no more; answers how many tables are left."""
     k = space.group(gid)
-    return Call("im_rotate_once", (k.once_newer, k.once_older), (), int, gid, writes=True)
+    return Call("im_rotate_idempotency", (k.idempotency_newer, k.idempotency_older), (), int, gid, writes=True)
 
 
 def trim(space: Keyspace, gid: str, msgid: int) -> Call[int]:

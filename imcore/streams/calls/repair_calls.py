@@ -122,7 +122,7 @@ def copy(claim: GroupLock, *, last: str, count: int) -> Call[int]:
 def add(claim: GroupLock, texts: Iterable[Text]) -> Call[int]:
     """Add messages to a shadow; answers how many entries it has now."""
     args = (value for text in texts for value in _entry(text))
-    return Call("im_restore_add", (*claim.keys, claim.k.uncounted), (*claim.args, *args), int, claim.k.gid, writes=True)
+    return Call("im_restore_add", (*claim.keys, claim.k.recalled), (*claim.args, *args), int, claim.k.gid, writes=True)
 
 
 def _entry(text: Text) -> tuple[Value, ...]:
@@ -134,7 +134,7 @@ def _entry(text: Text) -> tuple[Value, ...]:
 
 def set_recalled(k: GroupKeys, messages: Sequence[int], *, drop: bool = False) -> Call[int]:
     """Say of messages (packed) that they are recalled or tombstones, or (`drop`) neither; answers how many changed."""
-    return Call("im_restore_uncounted", (k.uncounted,), (int(drop), *messages), int, k.gid, writes=True)
+    return Call("im_restore_recalled", (k.recalled,), (int(drop), *messages), int, k.gid, writes=True)
 
 
 def swap(
@@ -170,7 +170,7 @@ def swap(
 def spans(claim: GroupLock, orders: Sequence[SpanOrder], trim: Trim) -> Call[list[int]]:
     """Make spans what they should be; answers about which (their numbers) nothing was done: members came or went."""
     k = claim.k
-    own = (key for order in orders for key in (k.groups_of(order.uid), k.own(order.uid)))
+    own = (key for order in orders for key in (k.groups_of(order.uid), k.own_unacked(order.uid)))
     args = ("" if value is None else value for order in orders for value in order)
     keys = (k.mending, k.stream, k.acked, k.joined, k.left, *own)
     return Call(SPANS, keys, (*claim.args, k.inboxes, trim.msgid, *args), list, k.gid, writes=True)
@@ -179,7 +179,7 @@ def spans(claim: GroupLock, orders: Sequence[SpanOrder], trim: Trim) -> Call[lis
 def restore_own_unacked(k: GroupKeys, uids: Sequence[str], trimmed: dict[str, list[int]]) -> Call[int]:
     """Find the own messages of members past their offsets; `trimmed` are those (packed) that are in SQL only."""
     args = [value for uid in uids for value in (uid, len(trimmed.get(uid, ())), *trimmed.get(uid, ()))]
-    keys = (k.stream, k.acked, k.uncounted, *map(k.own, uids))
+    keys = (k.stream, k.acked, k.recalled, *map(k.own_unacked, uids))
     return Call("im_restore_own", keys, tuple(args), int, k.gid, writes=True)
 
 
@@ -195,7 +195,7 @@ def restore_idempotency(k: GroupKeys, rows: Iterable[MessageRow], once_ms: int, 
         for row in rows
         for value in (f"{row.sender_uid}{SEPARATOR}{row.client_msgid}", msgids.unpack(row.msgid), row.seq)
     ]
-    return Call("im_restore_once", (k.once_newer,), (once_ms, int(correct), *known), int, k.gid, writes=True)
+    return Call("im_restore_once", (k.idempotency_newer,), (once_ms, int(correct), *known), int, k.gid, writes=True)
 
 
 def dirty(k: GroupKeys, sender_uid: str, messages: Sequence[int]) -> Call[int]:
@@ -220,7 +220,7 @@ def set_watermark(space: Keyspace, row: WatermarkRow, newest: str, *, mended: st
     `newest` is the id of the newest entry, as text; `mended` the state of mending when the entries were taken; `stored`
     up to where each consumer of the partition has stored (packed ids).
     """
-    keys = (space.marks(row.partition), space.journal(row.partition))
+    keys = (space.watermarks(row.partition), space.journal(row.partition))
     known = (value for pair in stored.items() for value in pair)
     args = (row.consumer, newest, row.entry, mended, *known)
     return Call("im_restore_mark", keys, args, bytes.decode, writes=True)
@@ -229,24 +229,24 @@ def set_watermark(space: Keyspace, row: WatermarkRow, newest: str, *, mended: st
 def set_watermarks(space: Keyspace, partition: int, stored: dict[str, int]) -> Call[int]:
     """Set the marks of consumers."""
     args = tuple(value for pair in stored.items() for value in pair)
-    return Call("im_restore_marks", (space.marks(partition),), args, int, writes=True)
+    return Call("im_restore_marks", (space.watermarks(partition),), args, int, writes=True)
 
 
 def lock_partition(space: Keyspace, partition: int, token: str, for_ms: int) -> Call[bool]:
     """Let no worker store entries of a partition for so long (0: let them go on); False: somebody else does so."""
-    return Call("im_restore_hold", (space.marks(partition),), (token, for_ms), bool, writes=True)
+    return Call("im_restore_hold", (space.watermarks(partition),), (token, for_ms), bool, writes=True)
 
 
 def inherit(space: Keyspace, row: WatermarkRow, stored: dict[str, int]) -> Call[bool]:
     """Let a process take over the marks of others that are no more; answers False if Redis has lost one of these."""
     known = (value for pair in stored.items() for value in pair)
     args = (row.consumer, row.entry, *known)
-    return Call("im_restore_inherit", (space.marks(row.partition),), args, bool, writes=True)
+    return Call("im_restore_inherit", (space.watermarks(row.partition),), args, bool, writes=True)
 
 
 def forget(space: Keyspace, partition: int, consumers: Sequence[str]) -> Call[int]:
     """Drop the marks of consumers that are no more; answers how many."""
-    return Call("im_restore_forget", (space.marks(partition),), tuple(consumers), int, writes=True)
+    return Call("im_restore_forget", (space.watermarks(partition),), tuple(consumers), int, writes=True)
 
 
 def end_rebuild(token: str) -> Call[bool]:

@@ -83,7 +83,7 @@ local function ack(keys, args)
 end
 
 -- im_unread: how far a member is behind, all of one moment.
--- Keys: meta, stream, acked, own, uncounted. Arguments: uid.
+-- Keys: meta, stream, acked, own, recalled. Arguments: uid.
 -- Answer: {seq of the newest, last, offset, seq at the offset or '' if that entry is trimmed, how many past the offset do
 -- not count: own ones, recalled ones and tombstones}, or NOTMEMBER. Errors: NOGROUP.
 local function unread(keys, args)

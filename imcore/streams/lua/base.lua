@@ -16,7 +16,7 @@
 --                   entry lives long enough. They have no time to live: a server that evicts keys with one would forget them.
 --   own     list    per member: packed, oldest first; those past their offset are own messages that are not unread for
 --                   them. What their offset has passed since is dropped when the next one comes.
---   uncounted zset  packed msgids of recalled messages and of the tombstones that recall them: they are never unread
+--   recalled zset  packed msgids of recalled messages and of the tombstones that recall them: they are never unread
 -- Keys of one user in one partition:
 --   groups_of set   gids of that partition which they are a member of
 --   dirty   zset    gid SEP packed msgid -> version; their messages whose tallies changed and were not confirmed yet

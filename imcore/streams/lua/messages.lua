@@ -44,7 +44,7 @@ end
 -- Two tables of client_msgids take turns: once the newer one is as old as it lives, it becomes the older one, as soon as the one
 -- before it is as old, too, and dropped. Whatever was noted in the newer one counts from then on for as long again.
 -- Returns what age_of_once says of the newer one then.
-local function rotate_once(newer, older, now)
+local function rotate_idempotency(newer, older, now)
   local age, length, is_noted = age_of_once(newer, now)
   local is_due = not age or age >= once_life(length)
   if not is_due and not is_noted then
@@ -81,7 +81,7 @@ local function made_before(newer, older, args)
   end
   if #fields > 0 then
     once.now = now_ms()
-    once.age, once.length = rotate_once(newer, older, once.now)
+    once.age, once.length = rotate_idempotency(newer, older, once.now)
   end
   for first = 1, #fields, AT_ONCE do
     local last = math.min(first + AT_ONCE - 1, #fields)
@@ -176,7 +176,7 @@ local function send(keys, args)
       local id = last % PER_MS == PER_MS - 1 and unpack_id(last + 1) or '*'
       seq = seq + 1
       id = redis.call('XADD', keys[2], id, 'seq', seq, 'uid', uid, 'span', sender.span, 'cid', cid, 'sent', sent,
-        'up', caught_up and 1 or 0, 'text', text)
+        'caught_up', caught_up and 1 or 0, 'text', text)
       last = pack(id)
       if caught_up then
         sender.offset, sender.id, sender.seq = last, id, seq
@@ -210,16 +210,16 @@ local function send(keys, args)
   return answers
 end
 
--- im_rotate_once: let client_msgids go that count no more, also of a group in which nobody says anything.
+-- im_rotate_idempotency: let client_msgids go that count no more, also of a group in which nobody says anything.
 -- Keys: once newer, once older. Arguments: none. Answer: how many tables are left.
 local function rotate(keys)
-  rotate_once(keys[1], keys[2], now_ms())
+  rotate_idempotency(keys[1], keys[2], now_ms())
   return redis.call('EXISTS', keys[1], keys[2])
 end
 
 -- im_recall: withdraw a message. A tombstone goes its way, through the stream to every member; the message keeps its seq,
 -- its receipts stay answerable, and neither of the two is unread for anyone.
--- Keys: meta, stream, acked, joined, uncounted, journal, own of the message's sender. Arguments: gid, push channel, uid
+-- Keys: meta, stream, acked, joined, recalled, journal, own of the message's sender. Arguments: gid, push channel, uid
 -- that recalls, packed msgid, the message's sender, 1 if the uid may recall what others have sent.
 -- Answer: {msgid of the tombstone, its seq}, or NOMSG, FUTURE, TRIMMED, NOTSENDER, RECALLED, TOMBSTONE. Errors: NOGROUP.
 local function recall(keys, args)
@@ -248,7 +248,7 @@ local function recall(keys, args)
   local caught_up = offset == last
   local id = last % PER_MS == PER_MS - 1 and unpack_id(last + 1) or '*'
   id = redis.call('XADD', keys[2], id, 'seq', seq + 1, 'uid', uid, 'span', redis.call('ZSCORE', keys[4], uid) or '',
-    'cid', '', 'sent', '', 'up', caught_up and 1 or 0, 'text', '', 'recalls', target)
+    'cid', '', 'sent', '', 'caught_up', caught_up and 1 or 0, 'text', '', 'recalls', target)
   local packed = decimal(pack(id))
   redis.call('HSET', keys[1], 'seq', seq + 1, 'last', packed)
   redis.call('ZADD', keys[5], target, target, packed, packed)
@@ -263,13 +263,13 @@ end
 
 -- Entries as members may see them: of a recalled message the text is gone, and a field more says so. A tombstone has a
 -- field more that names what it recalls.
-local function seen(entries, uncounted)
-  if #entries == 0 or redis.call('EXISTS', uncounted) == 0 then
+local function seen(entries, recalled)
+  if #entries == 0 or redis.call('EXISTS', recalled) == 0 then
     return entries
   end
   for _, entry in ipairs(entries) do
     local values = entry[2]
-    if is_message(entry) and not values[15] and redis.call('ZSCORE', uncounted, decimal(pack(entry[1]))) then
+    if is_message(entry) and not values[15] and redis.call('ZSCORE', recalled, decimal(pack(entry[1]))) then
       values[14], values[15], values[16] = '', 'recalled', '1'
     end
   end
@@ -277,7 +277,7 @@ local function seen(entries, uncounted)
 end
 
 -- im_range: a page of a group's stream, oldest first, also what is no message.
--- Keys: stream, uncounted. Arguments: first id, last id (XRANGE forms), at most so many. Answer: {entries, 1 if others may come after
+-- Keys: stream, recalled. Arguments: first id, last id (XRANGE forms), at most so many. Answer: {entries, 1 if others may come after
 -- these else 0}.
 local function range(keys, args)
   local page = page_of(keys[1], args[1], args[2], tonumber(args[3]))
@@ -326,7 +326,7 @@ local function apart_of(joined, args, first, start)
 end
 
 -- im_pull: what members have not acked, oldest first.
--- Keys: meta, stream, acked, joined, uncounted. Arguments: packed msgid to start after or '' for the first uid's offset; at
+-- Keys: meta, stream, acked, joined, recalled. Arguments: packed msgid to start after or '' for the first uid's offset; at
 -- most so many messages; at most so many bytes of text, but one message in any case; then the uids that all start there.
 -- For one uid alone, a start before they joined is moved up to there.
 -- Answer: {start, trimmed, seq of the newest, 1 if Redis has more after these else 0, entries, {number of a uid from 0 on,
@@ -382,7 +382,7 @@ local function trim(keys, args)
 end
 
 redis.register_function{function_name = 'im_send', callback = send}
-redis.register_function{function_name = 'im_rotate_once', callback = rotate, flags = WRITES_LITTLE}
+redis.register_function{function_name = 'im_rotate_idempotency', callback = rotate, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_recall', callback = recall, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_range', callback = range, flags = READS}
 redis.register_function{function_name = 'im_pull', callback = pull, flags = READS}

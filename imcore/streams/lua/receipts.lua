@@ -107,7 +107,7 @@ local function tally_many(keys, args)
 end
 
 -- im_status: the newest messages in Redis with their tallies, newest first.
--- Keys: meta, stream, acked, joined, left, uncounted. Arguments: id to start before (XREVRANGE form, '+' for the newest); at most so
+-- Keys: meta, stream, acked, joined, left, recalled. Arguments: id to start before (XREVRANGE form, '+' for the newest); at most so
 -- many messages; at most so many bytes of text, but one message in any case.
 -- Answer: {trimmed, {entry, read, unread} for each, 1 if Redis has more before these else 0}. Errors: NOGROUP.
 local function status(keys, args)
@@ -149,7 +149,7 @@ local function sort_spans(keys, message, spans, read, unread)
 end
 
 -- im_readers: the spans behind a tally, a page of them, from which the caller takes the names.
--- Keys: meta, stream, acked, joined, left, uncounted. Arguments: packed msgid, cursor ('0' at first), about how many.
+-- Keys: meta, stream, acked, joined, left, recalled. Arguments: packed msgid, cursor ('0' at first), about how many.
 -- Answer: {entry or '' if trimmed, cursor of the next page or '0', spans that have read it, spans that have not, packed msgid of the
 -- newest message}, or NOMSG, FUTURE. Errors: NOGROUP.
 local function readers(keys, args)
@@ -172,7 +172,7 @@ local function readers(keys, args)
 end
 
 -- im_readers_left: the same of spans that have ended since the newest message was this one: their names have changed meanwhile.
--- Keys: meta, stream, acked, joined, left, uncounted. Arguments: packed msgid, packed msgid of the newest, how many to pass over, count.
+-- Keys: meta, stream, acked, joined, left, recalled. Arguments: packed msgid, packed msgid of the newest, how many to pass over, count.
 -- Answer: {spans that have read it, spans that have not, how many were looked at}.
 local function readers_left(keys, args)
   local ended = redis.call('ZRANGEBYSCORE', keys[5], args[2], '+inf', 'LIMIT', args[3], args[4])

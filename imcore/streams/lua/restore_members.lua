@@ -96,7 +96,7 @@ local function restore_spans(keys, args)
 end
 
 -- im_restore_own: find the own messages past their offsets that count, from the stream and, where it is trimmed, as given.
--- Keys: stream, acked, uncounted, then the own list of each uid.
+-- Keys: stream, acked, recalled, then the own list of each uid.
 -- Arguments: for each uid: uid, how many packed msgids follow, these: its own ones up to the trim point.
 -- Answer: how many there are.
 local function restore_own(keys, args)

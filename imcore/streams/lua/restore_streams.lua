@@ -102,7 +102,7 @@ local function restore_copy(keys, args)
 end
 
 -- im_restore_add: add messages to a shadow, after those that it has; what it has already is passed over.
--- Keys: mending, shadow, uncounted. Arguments: gid, token, then for each message: msgid, seq, uid, span, client_msgid or '',
+-- Keys: mending, shadow, recalled. Arguments: gid, token, then for each message: msgid, seq, uid, span, client_msgid or '',
 -- sent_at in ms or '', 1 if the sender's offset moved with it, content, packed msgid that it recalls or ''.
 -- Answer: how many entries the shadow has now. Errors: LOST.
 local function restore_add(keys, args)
@@ -113,7 +113,7 @@ local function restore_add(keys, args)
   for i = 3, #args, 9 do
     if is_after(args[i], top) then
       local fields = {'seq', args[i + 1], 'uid', args[i + 2], 'span', args[i + 3], 'cid', args[i + 4], 'sent', args[i + 5],
-        'up', args[i + 6], 'text', args[i + 7]}
+        'caught_up', args[i + 6], 'text', args[i + 7]}
       local recalls = args[i + 8]
       if recalls ~= '' then
         fields[15], fields[16] = 'recalls', recalls
@@ -126,9 +126,9 @@ local function restore_add(keys, args)
   return redis.call('XLEN', keys[2])
 end
 
--- im_restore_uncounted: recalled messages and tombstones are never unread.
--- Keys: uncounted. Arguments: 1 if these are neither, then packed msgids. Answer: how many were not known as what they are.
-local function restore_uncounted(keys, args)
+-- im_restore_recalled: recalled messages and tombstones are never unread.
+-- Keys: recalled. Arguments: 1 if these are neither, then packed msgids. Answer: how many were not known as what they are.
+local function restore_recalled(keys, args)
   local changed = 0
   for i = 2, #args do
     if args[1] == '1' then
@@ -285,5 +285,5 @@ redis.register_function{function_name = 'im_restore_claim', callback = restore_c
 redis.register_function{function_name = 'im_restore_release', callback = restore_release, flags = WRITES_LITTLE}
 redis.register_function{function_name = 'im_restore_copy', callback = restore_copy}
 redis.register_function{function_name = 'im_restore_add', callback = restore_add}
-redis.register_function{function_name = 'im_restore_uncounted', callback = restore_uncounted}
+redis.register_function{function_name = 'im_restore_recalled', callback = restore_recalled}
 redis.register_function{function_name = 'im_restore_swap', callback = restore_swap}
