@@ -1,4 +1,4 @@
-"""A link to Redis whose user is killed at one of its commands."""
+"""A Redis client whose user is killed at one of its commands."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ class KilledError(Exception):
 
 
 class Dying(RedisClient):
-    """A link whose user dies with one of the next commands: the server has run it, but nobody learns of that."""
+    """A client whose user dies with one of the next commands: the server has run it, but nobody learns of that."""
 
     left = 10**9
 
-    def run(self, call: Any, *, repeatable: bool = True) -> Any:
+    def call(self, call: Any, *, repeatable: bool = True) -> Any:
         answer = super().call(call, repeatable=repeatable)
         self._count()
         return answer
 
-    def read(self, *command: Any) -> Any:
-        answer = super().read(*command)
+    def query(self, *command: Any) -> Any:
+        answer = super().query(*command)
         self._count()
         return answer
 

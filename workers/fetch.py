@@ -9,6 +9,7 @@ from imcore import msgid as msgids
 from imcore.errors import ImError, TryAgain, concerns_all
 from imcore.model.rows import MessageRow
 from imcore.operations.creation import first_members
+from imcore.operations.performer import stream_from_redis
 from imcore.repair.check_messages import chunks
 from imcore.sql.database import Database
 from imcore.streams import wire
@@ -69,7 +70,7 @@ def member_pages(client: RedisClient, work: Work, size: int) -> Iterator[list[st
     if not isinstance(work.entry.event, Created):
         return
     try:
-        for some in chunks(first_members(client, work.entry.event.gid), size):
+        for some in chunks(stream_from_redis(client, first_members(work.entry.event.gid)), size):
             yield sorted(set(some))
     except ImError as error:
         work.problem = _problem(error)

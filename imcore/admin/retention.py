@@ -17,8 +17,8 @@ from imcore.errors import DatabaseUnavailable
 from imcore.model.limits import check_limit
 from imcore.model.rows import MessageRow
 from imcore.model.values import Group
-from imcore.operations.groups import group as group_now
-from imcore.operations.groups import groups as groups_now
+from imcore.operations import groups as operations
+from imcore.operations.performer import perform_in_redis, stream_from_redis
 from imcore.sql import queries
 from imcore.streams import events, wire
 from imcore.streams.calls import journal_calls, message_calls
@@ -78,7 +78,7 @@ def trim(
     keep_messages = settings.keep_messages if keep_messages is None else keep_messages
     cutoff_ms = time.time_ns() // 1_000_000 - (settings.keep_ms if keep_ms is None else keep_ms)
     # In this order: no entry that is not seen here tells of a message that is one of these groups' by now.
-    groups = [group_now(system.client, gid)] if gid else list(groups_now(system.client))
+    groups = _groups(system, gid)
     needed = _needed(system)
     summary = TrimSummary()
     for i in range(0, len(groups), CHUNK):
@@ -92,6 +92,12 @@ def trim(
     if gid:
         return summary
     return replace(summary, journal_entries=_trim_journals(system), read_times=_forget_read_times(system))
+
+
+def _groups(system: System, gid: str | None) -> list[Group]:
+    if gid:
+        return [perform_in_redis(system.client, operations.group(gid))]
+    return list(stream_from_redis(system.client, operations.groups()))
 
 
 def held_up(system: System) -> str | None:

@@ -9,7 +9,8 @@ from imcore.admin.lag import WorkerStats, worker_stats
 from imcore.admin.server_settings import ServerSettings, all_servers
 from imcore.errors import ConfigurationError, ImError
 from imcore.model.values import Group
-from imcore.operations.groups import groups as groups_now
+from imcore.operations.groups import groups as all_groups
+from imcore.operations.performer import stream_from_redis
 from imcore.settings import Settings
 from imcore.streams import keys, urls
 from imcore.streams.calls import journal_calls, session_calls
@@ -89,7 +90,7 @@ class Stats:
 def stats(system: System) -> Stats:
     """Count everything. Takes longer with the number of groups, not with that of messages."""
     client, space = system.client, system.client.space
-    groups = list(groups_now(client))
+    groups = list(stream_from_redis(client, all_groups()))
     partitions = range(space.partitions)
     unseen: list[str] = []
     journals, dead_letters = (

@@ -26,6 +26,7 @@ from imcore.model.direct import gid_of, is_direct, peer_of
 from imcore.model.limits import check_content, check_name, check_places
 from imcore.model.values import LogLine, Message, Receipt
 from imcore.operations.effects import raised
+from imcore.operations.messages import after
 from imcore.streams.calls import group_calls
 from imcore.streams.keys import CONFIG
 from imcore.util.backoff import Backoff, ThrottledLog
@@ -178,7 +179,7 @@ class Device:
         """Pull what these groups have after what is here, a page at a time."""
         places = check_places(self._local.places())
         for gid in gids:
-            messages = self._chat.history.after(gid, self._uid, places.get(gid, msgids.NONE))
+            messages = self._chat.performer.stream(after(gid, self._uid, places.get(gid, msgids.NONE)))
             with suppress(NotMember, UnknownGroup):  # who has left meanwhile, or has never been there
                 while page := list(islice(messages, PAGE)):
                     yield page

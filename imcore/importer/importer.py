@@ -23,7 +23,7 @@ from imcore.importer.formats import Line, Unreadable, is_blank, json_object
 from imcore.model.limits import check_content, check_name, check_time
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
-from imcore.operations.reader import PAGE
+from imcore.operations.queries import PAGE
 from imcore.streams import wire
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import SendResult

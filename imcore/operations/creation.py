@@ -1,71 +1,70 @@
 """Creates a group with its first members: whole to everybody else, however many they are, and however often killed.
 
-No call holds the server for long, so many members come in steps, and nobody sees the group before the last of them. The
-same creation again goes on where it ended. One that was given up is undone by whoever needs the gid, or by a worker.
+No call may hold the server for long, so many members are added in steps. Nobody sees the group before the last step. The
+same creation again continues where it ended. An abandoned creation is undone by whoever needs the gid, or by a worker.
 """
 
 import hashlib
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from itertools import chain
+from collections.abc import Iterator, Sequence
 
 from imcore.errors import GroupAbandoned, GroupExists, GroupUnderWay
 from imcore.model.values import Group
-from imcore.streams.calls import creation_calls, group_calls
+from imcore.operations.effects import Effects, GetKeyspace, Page, Pages, Sleep, call, call_many
+from imcore.streams.calls import creation_calls, group_calls, scan_calls
 from imcore.streams.calls.creation_calls import LOST
-from imcore.streams.client import RedisClient
-from imcore.streams.keys import uid_of
+from imcore.streams.keys import Keyspace, uid_of
 from imcore.util.backoff import pauses
 
 STEP = 100
-"""How many members one call adds or takes away: so many take the server some milliseconds."""
+"""How many members one call adds or removes: they take the server some milliseconds."""
 
 TOLD_AT_ONCE = 500
-_PAGE = 1000
 _PATIENCE_S = 12.0
-"""For how long to wait for another process that creates the group: 10 s after it has died it is out of the way."""
+"""How long to wait for another process that creates the group. Its lock ends 10 s after it has died."""
 
 
-def create(client: RedisClient, gid: str, uids: Sequence[str]) -> Group:
+def create(gid: str, uids: Sequence[str]) -> Effects[Group]:
     """Create a group; the same group with the same members again changes nothing.
 
-    Raise GroupExists if there is one with other members, GroupUnderWay if another process creates it all the time.
+    Raise GroupExists if it exists with other members, GroupUnderWay if another process keeps creating it.
     """
-    make = _create_at_once if len(uids) <= STEP else _create_in_steps
-    give_up, pause = time.monotonic() + _PATIENCE_S, pauses()
+    space = yield from GetKeyspace()
+    attempt = _create_at_once if len(uids) <= STEP else _create_in_steps
+    waited_s, pause = 0.0, pauses()
     while True:
         try:
-            return make(client, gid, uids)
+            return (yield from attempt(space, gid, uids))
         except GroupAbandoned:
-            undo(client, gid)
+            yield from undo(gid)
         except GroupUnderWay:
-            if time.monotonic() > give_up:
+            if waited_s > _PATIENCE_S:
                 raise
-            time.sleep(next(pause))
+            seconds = next(pause)
+            waited_s += seconds
+            yield from Sleep(seconds)
 
 
-def _create_at_once(client: RedisClient, gid: str, uids: Sequence[str]) -> Group:
-    return client.call(group_calls.create_group(client.space, gid, uids))
+def _create_at_once(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[Group]:
+    return (yield from call(group_calls.create_group(space, gid, uids)))
 
 
-def _create_in_steps(client: RedisClient, gid: str, uids: Sequence[str]) -> Group:
-    space, token = client.space, _token(uids)
-    begun = client.call(creation_calls.begin(space, gid, token))
+def _create_in_steps(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[Group]:
+    token = _token(uids)
+    begun = yield from call(creation_calls.begin(space, gid, token))
     if begun:
-        if begun.group.members != len(uids) or not _are_members(client, gid, uids):
+        if begun.group.members != len(uids) or not (yield from _are_members(space, gid, uids)):
             raise GroupExists(f"group {gid!r} exists already, with other members: use `im group add` or `remove`")
         if begun.is_untold:
-            tell(client, gid, uids)
+            yield from tell(gid, uids)
         return begun.group
-    for some in _steps(uids, STEP):
-        _go_on(gid, client.call(creation_calls.add(space, gid, token, some)))
-    _go_on(gid, client.call(creation_calls.end(space, gid, token, len(uids))))
-    tell(client, gid, uids)
+    for step in _steps(uids, STEP):
+        _check_owned(gid, (yield from call(creation_calls.add(space, gid, token, step))))
+    _check_owned(gid, (yield from call(creation_calls.end(space, gid, token, len(uids)))))
+    yield from tell(gid, uids)
     return Group(gid, len(uids), 0, None)
 
 
-def _go_on(gid: str, answer: int | None) -> None:
+def _check_owned(gid: str, answer: int | None) -> None:
     if answer is LOST:
         raise GroupUnderWay(f"another process creates group {gid!r}: try again in a moment")
 
@@ -78,56 +77,45 @@ def _token(uids: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _are_members(client: RedisClient, gid: str, uids: Sequence[str]) -> bool:
-    key = client.space.group(gid).acked
-    found = (client.query("ZMSCORE", key, *some) for some in _steps(uids, _PAGE))
-    return None not in chain.from_iterable(found)
+def _are_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[bool]:
+    answers = yield from call_many([scan_calls.are_members(space, gid, step) for step in _steps(uids, scan_calls.PAGE)])
+    return all(answers)
 
 
-def tell(client: RedisClient, gid: str, uids: Sequence[str]) -> None:
+def tell(gid: str, uids: Sequence[str]) -> Effects[None]:
     """Tell the live sessions of a group's first members that they are in it."""
+    space = yield from GetKeyspace()
     pages = list(_steps(uids, TOLD_AT_ONCE)) or [[]]
-    for number, some in enumerate(pages, 1):
-        client.call(creation_calls.tell(client.space, gid, some, is_last=number == len(pages)))
+    for number, page in enumerate(pages, 1):
+        yield from call(creation_calls.tell(space, gid, page, is_last=number == len(pages)))
 
 
-def undo(client: RedisClient, gid: str, *, mends: bool = False) -> bool:
-    """Take away what is left of a creation that was given up; return whether that was done, or it goes on after all.
+def undo(gid: str, *, mends: bool = False) -> Effects[bool]:
+    """Remove what an abandoned creation has left; return whether that was done, or the creation continues after all.
 
-    Who `mends` the group, which so comes back from SQL, does so while the process lives, too; and nobody begins another
-    creation for some seconds, unless the group is there before.
+    A repair that brings the group back from SQL `mends` it: it undoes the creation also while its process lives, and
+    nobody begins another creation for some seconds, unless the group exists before.
     """
-    acked = client.space.group(gid).acked
+    space = yield from GetKeyspace()
     while True:
-        if not client.call(creation_calls.undo(client.space, gid, uids := _some_of(client, acked), mends=mends)):
+        uids = yield from call(scan_calls.some_spans(space, gid, STEP))
+        if not (yield from call(creation_calls.undo(space, gid, uids, mends=mends))):
             return False
         if not uids:
             return True
 
 
-def _some_of(client: RedisClient, acked: str) -> list[str]:
-    """Return some members: of what can be a name."""
-    return list(_names(client.query("ZRANGE", acked, 0, STEP - 1)))
+def first_members(gid: str) -> Pages[str]:
+    """Yield the uids that joined a group before its first message; one may come twice.
 
-
-def _names(raw: Iterable[bytes]) -> Iterator[str]:
-    for each in raw:
-        with suppress(UnicodeDecodeError):
-            yield each.decode()
-
-
-def first_members(client: RedisClient, gid: str) -> Iterator[str]:
-    """Yield who has joined a group before its first message; one may come twice.
-
-    The journal does not name those with whom a group was created. Whoever has left meanwhile may be missing here: an
-    entry of the journal tells of each of these.
+    The journal does not name the members with whom a group was created. One who has left meanwhile may be missing here:
+    a journal entry names each leaver.
     """
-    cursor = 0
-    while True:
-        cursor, page = client.query("ZSCAN", client.space.group(gid).joined, cursor, "COUNT", _PAGE)
-        yield from map(uid_of, _names(span for span, score in page if float(score) == 0))
-        if int(cursor) == 0:
-            return
+    space = yield from GetKeyspace()
+    cursor = ""
+    while cursor != "0":
+        cursor, spans = yield from call(scan_calls.first_spans(space, gid, cursor or "0"))
+        yield Page(list(map(uid_of, spans)))
 
 
 def _steps(uids: Sequence[str], size: int) -> Iterator[Sequence[str]]:

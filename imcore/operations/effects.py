@@ -70,6 +70,19 @@ class FinishCalls(Effect[list[T | ImError]]):
     started: Answers[T]
 
 
+@dataclass(frozen=True, slots=True)
+class HasDatabase(Effect[bool]):
+    """Whether the system has a database, open or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Warn(Effect[None]):
+    """Log a warning about an error, unless one of its kind was logged within the last minute."""
+
+    error: ImError
+    text: str
+
+
 class SqlQuery(Effect[T]):
     """A query of the database: a frozen dataclass of its parameters, so that tests can compare queries."""
 
@@ -175,6 +188,24 @@ def stream(effects: Pages[T], perform_one: Callable[[Effect[Any]], Any]) -> Iter
             effect = _resumed(effects.throw, error)
         else:
             effect = _resumed(effects.send, answer)
+
+
+def collected(pages: Pages[T]) -> Effects[list[T]]:
+    """Return all results of an operation that yields them in pages."""
+    items: list[T] = []
+    effect: Effect[Any] | Page[T] | None = next(pages, None)
+    while effect is not None:
+        answer = None
+        try:
+            if isinstance(effect, Page):
+                items += effect.items
+            else:
+                answer = yield effect
+        except BaseException as error:
+            effect = _resumed(pages.throw, error)
+        else:
+            effect = _resumed(pages.send, answer)
+    return items
 
 
 def _resumed(resume: Callable[[Any], T], value: Any) -> T | None:

@@ -1,43 +1,165 @@
-"""Groups as they are now."""
+"""Groups, their members, and how far each member is."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
-from imcore.errors import UnknownGroup
-from imcore.model.limits import check_name
-from imcore.model.values import Group
-from imcore.operations.effects import raised
-from imcore.streams import wire
-from imcore.streams.calls import group_calls
-from imcore.streams.client import CHUNK, RedisClient
+from imcore import msgid as msgids
+from imcore.errors import ImError, NotMember, RedisFull, UnknownGroup, UnknownUser
+from imcore.model.direct import refuse_direct
+from imcore.model.limits import check_name, check_uids
+from imcore.model.values import Group, Member, Unread
+from imcore.operations import creation, queries
+from imcore.operations.effects import Effects, GetKeyspace, Page, Pages, call, call_each, call_many, raised
+from imcore.operations.sql_queries import MessagesBefore
+from imcore.streams.calls import group_calls, scan_calls, session_calls
+from imcore.streams.calls.call import Call
+from imcore.streams.keys import SEPARATOR
+
+BATCH = 500
+"""How many groups, members or users one round trip asks about."""
 
 
-def group(client: RedisClient, gid: str) -> Group:
-    """Return what a group is now."""
-    return client.call(group_calls.group(client.space, check_name(gid, "gid")))
+def create_group(gid: str, uids: Iterable[str]) -> Effects[Group]:
+    """See `Chat.create_group`."""
+    refuse_direct(check_name(gid, "gid"))
+    return (yield from creation.create(gid, check_uids(uids)))
 
 
-def groups(client: RedisClient) -> Iterator[Group]:
+def add_members(gid: str, uids: Iterable[str]) -> Effects[Group]:
+    """See `Chat.add_members`."""
+    return (yield from _change_members(group_calls.add_members, gid, uids))
+
+
+def remove_members(gid: str, uids: Iterable[str]) -> Effects[Group]:
+    """See `Chat.remove_members`."""
+    return (yield from _change_members(group_calls.remove_members, gid, uids))
+
+
+def _change_members(build: group_calls.MembersCall, gid: str, uids: Iterable[str]) -> Effects[Group]:
+    refuse_direct(check_name(gid, "gid"))
+    members = check_uids(uids)
+    if not members:
+        return (yield from group(gid))
+    space = yield from GetKeyspace()
+    for done in range(0, len(members), creation.STEP):
+        try:
+            changed = yield from call(build(space, gid, members[done : done + creation.STEP]))
+        except RedisFull as error:
+            if not done:
+                raise
+            raise RedisFull(f"{error} of {len(members) - done} members; {done} are in: repeat it for all") from error
+    return changed
+
+
+def group(gid: str) -> Effects[Group]:
+    """Return what a group is now. Raise UnknownGroup."""
+    check_name(gid, "gid")
+    space = yield from GetKeyspace()
+    return (yield from call(group_calls.group(space, gid)))
+
+
+def groups() -> Pages[Group]:
     """Yield all groups, by gid."""
-    space = client.space
-    found = sorted(
-        {  # a scan may bring some of them twice
-            wire.text(gid)
-            for partition in range(space.partitions)
-            for gid in scan(client, "SSCAN", space.groups(partition))
-        }
+    space = yield from GetKeyspace()
+    gids: set[str] = set()
+    for partition in range(space.partitions):
+        gids |= yield from _scan(partial(scan_calls.groups, space, partition))
+    for batch in _batches(sorted(gids)):
+        answers = yield from call_each([group_calls.group(space, gid) for gid in batch])
+        yield Page([raised(answer) for answer in answers if not isinstance(answer, UnknownGroup)])
+
+
+def members(gid: str) -> Pages[Member]:
+    """Yield the current members of a group, by uid. Raise UnknownGroup."""
+    yield from group(gid)
+    space = yield from GetKeyspace()
+    spans = yield from _scan(partial(scan_calls.spans, space, gid))
+    for uids in _batches(sorted(span for span in spans if SEPARATOR not in span)):
+        online_uids = yield from _online(uids)
+        positions = yield from _positions([(gid, uid) for uid in uids], NotMember)
+        yield Page(
+            [
+                Member(gid, uid, position.last_ack_msgid, position.unread, online=uid in online_uids)
+                for uid, position in zip(uids, positions, strict=True)
+                if position
+            ]
+        )
+
+
+def _scan(page_after: Callable[[str], Call[scan_calls.NamesPage]]) -> Effects[set[str]]:
+    """Return all names of a large set."""
+    names: set[str] = set()
+    cursor = ""
+    while cursor != "0":
+        cursor, page = yield from call(page_after(cursor or "0"))
+        names.update(page)
+    return names
+
+
+def _batches(items: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (items[at : at + BATCH] for at in range(0, len(items), BATCH))
+
+
+def groups_of(uid: str) -> Effects[list[str]]:
+    """Return the gids of a user's groups, in order."""
+    check_name(uid, "uid")
+    space = yield from GetKeyspace()
+    return (yield from queries.groups_of(space, [uid]))[uid]
+
+
+def known_user(uid: str) -> Effects[str]:
+    """Return a uid unchanged. Raise UnknownUser for one who is in no group."""
+    if not (yield from groups_of(uid)):
+        raise UnknownUser(f"{uid!r} is in no group: add them to one first")
+    return uid
+
+
+def online(uids: Iterable[str]) -> Effects[set[str]]:
+    """Return those of the users who have a live session."""
+    return (yield from _online(check_uids(uids)))
+
+
+def _online(uids: Sequence[str]) -> Effects[set[str]]:
+    space = yield from GetKeyspace()
+    by_partition: dict[int, list[str]] = {}
+    for uid in uids:
+        by_partition.setdefault(space.partition_of(uid), []).append(uid)
+    asked = [(partition, batch) for partition, of in by_partition.items() for batch in _batches(of)]
+    answers = yield from call_many([session_calls.online(space, partition, batch) for partition, batch in asked])
+    flags = (
+        (uid, flag)
+        for (_, batch), each in zip(asked, answers, strict=True)
+        for uid, flag in zip(batch, each, strict=True)
     )
-    for i in range(0, len(found), CHUNK):
-        for each in client.call_each([group_calls.group(space, gid) for gid in found[i : i + CHUNK]]):
-            if not isinstance(each, UnknownGroup):
-                yield raised(each)
+    return {uid for uid, is_online in flags if is_online}
 
 
-def scan(client: RedisClient, command: str, key: str) -> list[bytes]:
-    """Return all names of a set or sorted set."""
-    found: list[bytes] = []
-    cursor = 0
-    while True:
-        cursor, page = client.query(command, key, cursor, "COUNT", 1000)
-        found += page if command == "SSCAN" else [name for name, _ in page]
-        if int(cursor) == 0:
-            return found
+def unread(uid: str) -> Effects[list[Unread]]:
+    """Return what a user has not read in each of their groups, by gid; own messages do not count."""
+    gids = yield from groups_of(uid)
+    positions = yield from _positions([(gid, uid) for gid in gids], NotMember, UnknownGroup)
+    return [position for position in positions if position]
+
+
+def _positions(pairs: Sequence[tuple[str, str]], *none_for: type[ImError]) -> Effects[list[Unread | None]]:
+    """Return the position of each (gid, uid); None where the answer is one of these errors."""
+    space = yield from GetKeyspace()
+    answers = yield from call_each([group_calls.position(space, gid, uid) for gid, uid in pairs])
+    positions: list[Unread | None] = []
+    for (gid, _), answer in zip(pairs, answers, strict=True):
+        positions.append(None if isinstance(answer, none_for) else (yield from _unread(gid, raised(answer))))
+    return positions
+
+
+def _unread(gid: str, position: group_calls.Position) -> Effects[Unread]:
+    seq = position.acked_seq
+    if seq is None:
+        # Of the newest message up to there: a crash of both servers may have taken the one at the offset.
+        rows = yield from MessagesBefore(gid, position.acked + 1, 1)
+        seq = max((row.seq for row in rows), default=0)
+    return Unread(
+        gid=gid,
+        unread=position.head_seq - seq - position.not_unread,
+        last_msgid=msgids.unpack_offset(position.last),
+        last_ack_msgid=msgids.unpack_offset(position.acked),
+    )

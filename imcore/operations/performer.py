@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,16 +13,20 @@ from imcore.operations.effects import (
     Effects,
     FinishCalls,
     GetKeyspace,
+    HasDatabase,
     Pages,
     RedisCalls,
     Sleep,
     SqlQuery,
     StartCalls,
+    Warn,
     perform,
     stream,
 )
+from imcore.streams.client import RedisClient
 from imcore.streams.keys import CONFIG
 from imcore.system import System
+from imcore.util.backoff import ThrottledLog
 
 if TYPE_CHECKING:
     from imcore.sql.database import Database
@@ -37,6 +42,7 @@ class Performer:
 
     def __init__(self, system: System) -> None:
         self.system = system
+        self._log = ThrottledLog(time.monotonic)
         self._opening: _Opening | None = None
         self._history_since: int | None = None
 
@@ -102,21 +108,40 @@ class Performer:
     def perform_one(self, effect: Effect[Any]) -> Any:
         """Return the answer to an effect. Raise DatabaseOpening for a query while the database is being opened."""
         match effect:
-            case RedisCalls(calls, repeatable):
-                return self.system.client.call_each(calls, repeatable=repeatable)
             case SqlQuery():
                 if self._opening and self._opening.is_alive():
                     raise DatabaseOpening
                 return effect.run(self.history_database)
-            case StartCalls(calls):
-                return self.system.client.start(calls)
-            case FinishCalls(started):
-                return started()
-            case GetKeyspace():
-                return self.system.client.space
-            case Sleep(seconds):
-                return time.sleep(seconds)
-        raise AssertionError(f"{effect} is for a driver with a subscription")
+            case HasDatabase():
+                return self.system.has_database
+            case Warn(error, text):
+                return self._log.note(error, text)
+        return _perform_in_redis(self.system.client, effect)
+
+
+def perform_in_redis(client: RedisClient, effects: Effects[T]) -> T:
+    """Perform an operation that needs Redis alone."""
+    return perform(effects, partial(_perform_in_redis, client))
+
+
+def stream_from_redis(client: RedisClient, effects: Pages[T]) -> Iterator[T]:
+    """Perform an operation that needs Redis alone; yield its results one by one."""
+    return stream(effects, partial(_perform_in_redis, client))
+
+
+def _perform_in_redis(client: RedisClient, effect: Effect[Any]) -> Any:
+    match effect:
+        case RedisCalls(calls, repeatable):
+            return client.call_each(calls, repeatable=repeatable)
+        case StartCalls(calls):
+            return client.start(calls)
+        case FinishCalls(started):
+            return started()
+        case GetKeyspace():
+            return client.space
+        case Sleep(seconds):
+            return time.sleep(seconds)
+    raise AssertionError(f"{effect} is for a driver with a subscription or a database")
 
 
 class _Opening(Thread):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from imcore import msgid as msgids
 from imcore.model.rows import MessageRow, SpanRow, merged
 from imcore.operations.creation import first_members
+from imcore.operations.performer import stream_from_redis
 from imcore.sql import queries
 from imcore.streams import events, wire
 from imcore.streams.calls import journal_calls, message_calls
@@ -153,7 +154,7 @@ class JournalWindow:
                 for gid in self._concerned(entry):
                     self.pending[gid].add(entry)
         for gid, pending in self.pending.items():
-            for uid in first_members(client, gid) if pending.created is not None else ():
+            for uid in stream_from_redis(client, first_members(gid)) if pending.created is not None else ():
                 pending.add_first_member(gid, uid)
             if pending.sent_from is not None:
                 for row, moved_sender in live(client, gid, first=msgids.unpack(pending.sent_from)):

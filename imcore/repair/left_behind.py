@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from imcore.errors import ImError
 from imcore.operations import creation
+from imcore.operations.performer import perform_in_redis, stream_from_redis
 from imcore.streams.calls import creation_calls, session_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient
@@ -29,12 +30,12 @@ def settle(client: RedisClient, trouble: ThrottledLog) -> None:
 
 
 def _undo(client: RedisClient, gid: str) -> None:
-    if creation.undo(client, gid):
+    if perform_in_redis(client, creation.undo(gid)):
         log.warning("group %r: its creation was given up, and is undone", gid)
 
 
 def _tell(client: RedisClient, gid: str) -> None:
-    creation.tell(client, gid, list(creation.first_members(client, gid)))
+    perform_in_redis(client, creation.tell(gid, list(stream_from_redis(client, creation.first_members(gid)))))
 
 
 def _each(

@@ -13,6 +13,7 @@ from typing import Self
 
 from imcore.errors import ImError, TryAgain
 from imcore.operations import creation
+from imcore.operations.performer import perform_in_redis
 from imcore.streams import wire
 from imcore.streams.calls import group_calls, repair_calls
 from imcore.streams.calls.repair_calls import GroupLock
@@ -85,7 +86,7 @@ def _give_up_creations(system: System, gids: Sequence[str]) -> None:
         gid for some in system.client.call_many(group_calls.being_created(system.client.space)) for gid in some
     }
     for gid in under_way.intersection(gids):
-        creation.undo(system.client, gid, mends=True)
+        perform_in_redis(system.client, creation.undo(gid, mends=True))
 
 
 def give_back(system: System, claims: Sequence[GroupLock], *, done: bool) -> None:

@@ -23,8 +23,8 @@ from imcore import msgid as msgids
 from imcore.admin.dead_letters import CHECK
 from imcore.errors import TryAgain
 from imcore.model.rows import Batch, GroupRow, MessageRow, SpanRow, WatermarkRow
+from imcore.operations.messages import message as message_of
 from imcore.operations.performer import Performer
-from imcore.operations.reader import History
 from imcore.repair import client_msgids, locks, offsets
 from imcore.repair import journal_window as journals
 from imcore.repair.check_members import followers, scan
@@ -418,7 +418,7 @@ class _Mending:
 
     def _is_message(self, msgid: int) -> bool:
         """Return whether there is such a message: then it stays recalled, whatever has become of the tombstone."""
-        return History(Performer(self._system)).message(self._gid, msgid) is not None
+        return Performer(self._system).perform(message_of(self._gid, msgid)) is not None
 
     def _owners(self, uids: Sequence[str]) -> set[str]:
         """Return who has own messages past the offset, as Redis has it."""

@@ -4,7 +4,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from imcore import Chat, Draft
 from imcore.admin import retention
 from imcore.errors import GroupExists
-from imcore.operations import creation, queries, reader
+from imcore.operations import creation, queries, tallies
 from imcore.repair import check, left_behind
 from imcore.settings import Settings
 from imcore.sql.database import Database
@@ -58,11 +58,12 @@ def store(chat: Chat) -> None:
 
 
 class Watched(RedisClient):
-    """A link that tells of each call before it goes out."""
+    """A client that names each call before it sends it."""
 
-    def run(self, call: Call[Any], *, repeatable: bool = True) -> Any:
-        self.on_call(call)
-        return super().call(call, repeatable=repeatable)
+    def call_each(self, batch: Sequence[Call[Any]], **options: Any) -> list[Any]:
+        for call in batch:
+            self.on_call(call)
+        return super().call_each(batch, **options)
 
     def on_call(self, call: Call[Any]) -> None:
         """Do nothing."""
@@ -75,7 +76,7 @@ class TestNames:
     ) -> None:
         # Given a message in a large group, which some have read
         chance = random.Random(seed)
-        monkeypatch.setattr(reader, "NAMES", 20)
+        monkeypatch.setattr(tallies, "NAMES", 20)
         chat.create_group(GID, UIDS)
         chat.remove_members(GID, UIDS[:3])
         sent = chat.send(GID, "hi", sender_uid=UIDS[-1])
@@ -114,7 +115,7 @@ class TestNames:
         watched = Watched(chat.system.client.driver, partitions=2)
         asked: list[Call[Any]] = []
         monkeypatch.setattr(watched, "on_call", asked.append)
-        monkeypatch.setattr(reader, "NAMES", 100)
+        monkeypatch.setattr(tallies, "NAMES", 100)
         status = Chat(System(watched, None, chat.system.settings)).message_status(GID, sent.msgid)
         assert len(status.unread_by) == len(UIDS) - 1
         assert sum(call.function == "im_readers" for call in asked) >= 3

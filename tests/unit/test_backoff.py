@@ -8,7 +8,8 @@ import pytest
 
 from imcore.chat import Chat
 from imcore.errors import DatabaseOpening, GroupUnderWay, RedisFull, RedisUnavailable, TryAgain
-from imcore.operations import creation
+from imcore.operations import creation, performer
+from imcore.operations.performer import perform_in_redis
 from imcore.repair import locks
 from imcore.streams.calls.repair_calls import GroupLock
 from imcore.streams.client import RedisClient
@@ -67,7 +68,7 @@ def test_whoever_looks_whether_others_are_done_looks_less_and_less_often(
     who: str, client: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, sleep=sleep_with(lambda: clock))
-    module = {"creation": creation, "claims": locks}[who]
+    module = {"creation": performer, "claims": locks}[who]
     monkeypatch.setattr(module, "time", clock)
     tried: list[float] = []
 
@@ -81,7 +82,9 @@ def test_whoever_looks_whether_others_are_done_looks_less_and_less_often(
     monkeypatch.setattr(locks, "_missing", under_way)
     chat = Chat(System(client, None))
     with pytest.raises(TryAgain):
-        creation.create(client, "team", ["ann"]) if who == "creation" else locks.take(chat.system, ["team"])
+        perform_in_redis(client, creation.create("team", ["ann"])) if who == "creation" else locks.take(
+            chat.system, ["team"]
+        )
     assert 8 <= len(tried) <= 12
     assert tried[-1] > {"creation": 12, "claims": 6}[who]
 

@@ -12,7 +12,7 @@ from imcore import Chat, Draft
 from imcore.admin.retention import trim
 from imcore.errors import InvalidInput, NotMember, UnknownGroup, UnknownMessage
 from imcore.model.values import Ack, Message
-from imcore.operations.batch import MESSAGES_PER_CALL
+from imcore.operations.messages import MESSAGES_PER_CALL
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls import message_calls

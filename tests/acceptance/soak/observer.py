@@ -109,7 +109,8 @@ class Observer:
         mine = [packed for each, packed in self._watched if each == gid]
         if len(mine) < _WATCHED and self._chance.random() < 0.1 and last not in mine:
             mine.append(last)
-        for packed, (read, unread) in zip(mine, chat.history.tallies(gid, mine) if mine else [], strict=True):
+        for packed, tally in zip(mine, chat.tallies(gid, list(map(msgids.unpack, mine))), strict=True):
+            read, unread = tally.read, tally.unread
             self._never_back(("read", gid, packed), read)
             recipients = self._watched.setdefault((gid, packed), read + unread)
             assert read + unread == recipients, f"{gid} {packed}: {read} and {unread} are not {recipients}"

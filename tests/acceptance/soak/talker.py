@@ -142,9 +142,9 @@ class Talker:
         self._book.note("turned", *turn._replace(latest=head, position=position))
 
     def _position(self, gid: str, uid: str) -> str | None:
-        [position] = patiently(lambda: self._chat.history.positions(gid, [uid]))
-        assert position is not None, f"{uid} is no member of {gid}"
-        return position.last_ack_msgid
+        positions = {position.gid: position for position in patiently(lambda: self._chat.unread(uid))}
+        assert gid in positions, f"{uid} is no member of {gid}"
+        return positions[gid].last_ack_msgid
 
 
 def main() -> None:

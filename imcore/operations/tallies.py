@@ -1,0 +1,140 @@
+"""Read status: how many have read a message, and who. Redis first, and SQL for what Redis has trimmed, as if one."""
+
+from collections.abc import Iterable, Sequence
+
+from imcore import msgid as msgids
+from imcore.errors import DatabaseNotReady, DatabaseUnavailable, UnknownMessage
+from imcore.model.limits import check_handed_over, check_limit, check_list, check_msgid, check_name
+from imcore.model.rows import MessageRow
+from imcore.model.values import MessageStatus, MessageTally, Reader, Tally
+from imcore.operations import queries
+from imcore.operations.effects import Effects, GetKeyspace, HasDatabase, Warn, call, raised
+from imcore.operations.sql_queries import MessageByMsgid, MessagesBefore, ReadTimes
+from imcore.streams.calls import receipt_calls
+from imcore.streams.calls.receipt_calls import Names
+from imcore.streams.keys import Keyspace
+
+NAMES = 1000
+"""About how many names one call of Redis answers."""
+
+_TALLIES = 200
+"""How many messages one call of Redis answers with their tallies."""
+
+
+def tally(gid: str, msgid: str) -> Effects[Tally]:
+    """See `Chat.tally`."""
+    [counts] = (yield from _counts(check_name(gid, "gid"), [check_msgid(msgid)])).values()
+    return Tally(gid, msgid, *raised(counts))
+
+
+def tallies(gid: str, of: Iterable[str]) -> Effects[list[Tally]]:
+    """See `Chat.tallies`."""
+    check_handed_over(gid, "gid")
+    wanted = {check_msgid(msgid): msgid for msgid in check_list(of, "msgids")}
+    counts = yield from _counts(gid, list(wanted))
+    known = ((wanted[packed], each) for (_, packed), each in counts.items() if not isinstance(each, UnknownMessage))
+    return [Tally(gid, msgid, *raised(each)) for msgid, each in known]
+
+
+def _counts(gid: str, packed: Sequence[int]) -> Effects[queries.Tallies]:
+    space = yield from GetKeyspace()
+    return (yield from queries.tallies(space, {gid: packed}))
+
+
+def status(gid: str, *, limit: int) -> Effects[list[MessageTally]]:
+    """See `Chat.status`."""
+    check_limit(limit, lowest=0)
+    check_name(gid, "gid")
+    space = yield from GetKeyspace()
+    newest_first: list[MessageTally] = []
+    before, more = "+", True
+    while more and (not limit or len(newest_first) < limit):
+        count = min(_TALLIES, limit - len(newest_first)) if limit else _TALLIES
+        page = yield from call(
+            receipt_calls.status(space, gid, before=before, count=count, most_bytes=queries.PAGE_BYTES)
+        )
+        newest_first += page.tallies
+        more = page.more
+        if more:
+            before = f"({page.tallies[-1].message.msgid}"
+        elif page.trimmed:
+            oldest = msgids.position_of(newest_first[-1].message.msgid) if newest_first else page.trimmed + 1
+            left = limit - len(newest_first) if limit else None
+            newest_first += yield from _trimmed_status(space, gid, min(oldest, page.trimmed + 1), left)
+    return newest_first[::-1]
+
+
+def _trimmed_status(space: Keyspace, gid: str, before: int, limit: int | None) -> Effects[list[MessageTally]]:
+    """Return the newest messages before one (packed) that only SQL has, newest first."""
+    newest_first: list[MessageTally] = []
+    while limit is None or len(newest_first) < limit:
+        count = queries.PAGE if limit is None else min(queries.PAGE, limit - len(newest_first))
+        rows = yield from MessagesBefore(gid, before, count)
+        if not rows:
+            break
+        newest_first += reversed((yield from _with_tallies(space, gid, rows)))
+        before = rows[0].msgid
+    return newest_first
+
+
+def _with_tallies(space: Keyspace, gid: str, rows: Sequence[MessageRow]) -> Effects[list[MessageTally]]:
+    counts = yield from queries.counts_of_rows(space, gid, rows)
+    messages = yield from queries.messages(space, gid, rows)
+    return [MessageTally(message, *raised(counts[gid, row.msgid])) for row, message in zip(rows, messages, strict=True)]
+
+
+def message_status(gid: str, msgid: str) -> Effects[MessageStatus]:
+    """See `Chat.message_status`. In a large group each member counts as they stood when the page of their name came."""
+    check_name(gid, "gid")
+    packed = check_msgid(msgid)
+    space = yield from GetKeyspace()
+    names = yield from _names(space, gid, packed)
+    message = names.message
+    if message is None:
+        row = yield from MessageByMsgid(gid, packed)
+        if row is None:
+            raise UnknownMessage(f"{msgid} is not a message of {gid!r}")
+        [message] = yield from queries.messages(space, gid, [row])
+    read = names.read - {message.sender_uid}
+    read_at = (yield from _read_times(gid, packed)) if read else {}
+    readers = (Reader(uid, msgids.from_ms(read_at[uid]) if uid in read_at else None) for uid in sorted(read))
+    return MessageStatus(
+        message=message,
+        read_by=tuple(readers),
+        unread_by=tuple(sorted(names.unread - names.read - {message.sender_uid})),
+    )
+
+
+def _names(space: Keyspace, gid: str, packed: int) -> Effects[Names]:
+    """Return the names behind a tally, all pages of them; who read it between two pages may be on both sides."""
+    first = names = yield from call(receipt_calls.names(space, gid, packed, cursor="0", count=NAMES))
+    read, unread = names.read, names.unread
+    while names.cursor != "0":
+        names = yield from call(receipt_calls.names(space, gid, packed, cursor=names.cursor, count=NAMES))
+        read |= names.read
+        unread |= names.unread
+    if names is not first:
+        # Who left while the pages came may be on none of them: their span has another name since.
+        offset, answered = 0, NAMES
+        while answered >= NAMES:
+            left = yield from call(
+                receipt_calls.names_gone(space, gid, packed, since=first.newest, offset=offset, count=NAMES)
+            )
+            read |= left.read
+            unread |= left.unread
+            answered = left.looked_at
+            offset += answered
+    return first._replace(read=read, unread=unread)
+
+
+def _read_times(gid: str, packed: int) -> Effects[dict[str, int]]:
+    """Return when each reader read it, as far as a worker has stored it; nothing while the database is away."""
+    if not (yield from HasDatabase()):
+        return {}
+    try:
+        return (yield from ReadTimes(gid, packed))
+    except DatabaseNotReady:
+        return {}
+    except DatabaseUnavailable as error:
+        yield from Warn(error, "when each has read it cannot be told now: %s")
+        return {}
