@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 
 from imcore.errors import ImError, TryAgain
 from imcore.model.values import Receipt
-from imcore.operations import queries
+from imcore.operations import dirty_receipts
 from imcore.operations.effects import Effects
 from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Backoffs, Clock, ThrottledLog
@@ -67,7 +67,7 @@ class ReceiptConfirmation:
 
     def _confirm(self, some: dict[str, list[Receipt]]) -> Effects[list[TryAgain]]:
         """Confirm receipts of senders; return what was refused for now. Raise what all of it has to wait for."""
-        answers = yield from queries.confirmed(self._space, some)
+        answers = yield from dirty_receipts.confirmed(self._space, some)
         refused = []
         for uid, receipts in some.items():
             errors = [answer for answer in answers[uid] if isinstance(answer, ImError)]

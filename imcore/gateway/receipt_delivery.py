@@ -9,9 +9,9 @@ from imcore.gateway.delay_queue import DelayQueue
 from imcore.gateway.delivery_queue import DeliveryQueue
 from imcore.gateway.fanout import ReceiptsChanged, Recipients, Session
 from imcore.model.values import Receipt
-from imcore.operations import queries
+from imcore.operations import dirty_receipts
+from imcore.operations.dirty_receipts import DirtyCursor
 from imcore.operations.effects import Effects
-from imcore.operations.queries import DirtyCursor
 from imcore.streams.calls.receipt_calls import DirtyReceipt
 from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Clock, ThrottledLog
@@ -99,8 +99,8 @@ class ReceiptDelivery:
         some = self._todo.take(AT_ONCE, self._clock())
         cursors = [replace(self._cursors[session]) for session in some]
         try:
-            marked = yield from queries.dirty_receipts(self._space, cursors, PAGE)
-            found = yield from queries.receipts(self._space, [_marks(each) for each in marked])
+            marked = yield from dirty_receipts.dirty_receipts(self._space, cursors, PAGE)
+            found = yield from dirty_receipts.receipts(self._space, [_marks(each) for each in marked])
         except BaseException:
             self._todo.add(some)
             raise

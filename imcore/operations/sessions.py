@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from imcore.model.limits import check_limit, check_name, check_receipts
 from imcore.model.values import Receipt
-from imcore.operations import queries
+from imcore.operations import dirty_receipts
 from imcore.operations.effects import Effects, GetKeyspace, call, raised
 from imcore.streams.calls import session_calls
 
@@ -41,7 +41,7 @@ def receipts(uid: str, *, limit: int | None) -> Effects[list[Receipt]]:
     check_name(uid, "uid")
     check_limit(limit)
     space = yield from GetKeyspace()
-    return (yield from queries.pending(space, uid, limit))
+    return (yield from dirty_receipts.pending(space, uid, limit))
 
 
 def confirm_receipts(uid: str, confirmed: Sequence[Receipt]) -> Effects[int]:
@@ -49,5 +49,5 @@ def confirm_receipts(uid: str, confirmed: Sequence[Receipt]) -> Effects[int]:
     check_name(uid, "uid")
     known = check_receipts(confirmed)
     space = yield from GetKeyspace()
-    answers = yield from queries.confirmed(space, {uid: known})
+    answers = yield from dirty_receipts.confirmed(space, {uid: known})
     return sum(map(raised, answers[uid]))

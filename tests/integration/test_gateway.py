@@ -29,7 +29,7 @@ from imcore.errors import (
 )
 from imcore.gateway.gateway import Gateway
 from imcore.model.values import Draft
-from imcore.operations import queries
+from imcore.operations import dirty_receipts, queries
 from imcore.operations.effects import Effect, Effects, SqlQuery
 from imcore.settings import Settings
 from imcore.streams.calls import message_calls
@@ -133,7 +133,7 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
     # Given a digest right after the session has asked what waits
     chat.create_group("team", ["ann", "bob"])
     [message] = say(chat, "hi")
-    asked = queries.dirty_receipts
+    asked = dirty_receipts.dirty_receipts
     told = False
 
     def then_told(*args: Any) -> Effects[Any]:

@@ -1,0 +1,132 @@
+"""Receipts that wait for senders: the messages whose tallies changed since the sender confirmed them. No I/O."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from imcore import msgid as msgids
+from imcore.errors import (
+    ConfigurationError,
+    DatabaseRejected,
+    ImError,
+    TryAgain,
+    UnknownGroup,
+    UnknownMessage,
+    raise_what_stops_all,
+)
+from imcore.model.values import Receipt
+from imcore.operations.effects import Effects, call_each, raised
+from imcore.operations.queries import PAGE, Tallies, first_error, tallies
+from imcore.streams.calls import receipt_calls
+from imcore.streams.calls.call import Call
+from imcore.streams.calls.receipt_calls import Counts, DirtyReceipt
+from imcore.streams.keys import Keyspace
+
+
+@dataclass(slots=True)
+class DirtyCursor:
+    """How far a user's dirty receipts are read: the version by partition. A partition that is done is left out."""
+
+    uid: str
+    after: dict[int, int]
+
+    @classmethod
+    def of(cls, space: Keyspace, uid: str) -> "DirtyCursor":
+        """Return a cursor before the first one."""
+        return cls(uid, dict.fromkeys(range(space.partitions), 0))
+
+    def calls(self, space: Keyspace, count: int) -> list[Call[list[DirtyReceipt]]]:
+        """Return the calls for the next `count` of each partition."""
+        return [
+            receipt_calls.dirty(space, partition, self.uid, after=after, count=count)
+            for partition, after in self.after.items()
+        ]
+
+    def advance(self, pages: Sequence[list[DirtyReceipt]], count: int) -> list[DirtyReceipt]:
+        """Move over the answers of these calls; return them as one list."""
+        by_partition = list(zip(self.after, pages, strict=True))
+        self.after = {partition: page[-1].version for partition, page in by_partition if len(page) == count}
+        return [dirty for _, page in by_partition for dirty in page]
+
+
+def dirty_receipts(
+    space: Keyspace, cursors: Sequence[DirtyCursor], count: int
+) -> Effects[list[list[DirtyReceipt] | ImError]]:
+    """Return the next dirty receipts of each user, or the error of that user. The cursors move over them."""
+    batches = [cursor.calls(space, count) for cursor in cursors]
+    answers = yield from call_each([call for batch in batches for call in batch])
+    raise_what_stops_all(answers)
+    rest = iter(answers)
+    return [
+        _advanced(cursor, [next(rest) for _ in batch], count) for cursor, batch in zip(cursors, batches, strict=True)
+    ]
+
+
+def _advanced(
+    cursor: DirtyCursor, pages: Sequence[list[DirtyReceipt] | ImError], count: int
+) -> list[DirtyReceipt] | ImError:
+    error = first_error(pages)
+    return error or cursor.advance([page for page in pages if not isinstance(page, ImError)], count)
+
+
+class ReceiptsToDeliver(NamedTuple):
+    """The receipts to deliver to one user, by gid and age.
+
+    `waits`: the error for which all of them have to wait, since SQL or a partition does not answer; then there are no
+    receipts. `left_out`: the error of a group whose receipts stay dirty.
+    """
+
+    receipts: list[Receipt]
+    waits: ImError | None = None
+    left_out: ImError | None = None
+
+
+def receipts(space: Keyspace, dirty: Sequence[Sequence[DirtyReceipt]]) -> Effects[list[ReceiptsToDeliver]]:
+    """Return the receipts of dirty ones, user by user. An unknown group or message has no receipt."""
+    wanted: dict[str, list[int]] = {}
+    for each in (each for of_user in dirty for each in of_user):
+        wanted.setdefault(each.gid, []).append(each.msgid)
+    counts = yield from tallies(space, wanted)
+    return [_to_deliver(counts, of_user) for of_user in dirty]
+
+
+def _to_deliver(tallies: Tallies, dirty: Sequence[DirtyReceipt]) -> ReceiptsToDeliver:
+    ready: list[Receipt] = []
+    left_out: ImError | None = None
+    for each in sorted(dirty, key=lambda each: (each.gid, each.msgid)):
+        counts = tallies[each.gid, each.msgid]
+        if isinstance(counts, Counts):
+            ready.append(Receipt(each.gid, msgids.unpack(each.msgid), *counts, each.version))
+        elif isinstance(counts, TryAgain | ConfigurationError | DatabaseRejected):
+            return ReceiptsToDeliver([], waits=counts)
+        elif not isinstance(counts, UnknownGroup | UnknownMessage):
+            left_out = counts
+    return ReceiptsToDeliver(ready, left_out=left_out)
+
+
+def pending(space: Keyspace, uid: str, limit: int | None) -> Effects[list[Receipt]]:
+    """Return the receipts that wait for a sender, by gid and age. Raise what SQL raises."""
+    cursor = DirtyCursor.of(space, uid)
+    dirty: list[DirtyReceipt] = []
+    while cursor.after and (limit is None or len(dirty) < limit):
+        dirty += raised((yield from dirty_receipts(space, [cursor], PAGE))[0])
+    [to_deliver] = yield from receipts(space, [dirty[:limit]])
+    if error := to_deliver.waits or to_deliver.left_out:
+        raise error
+    return to_deliver.receipts
+
+
+def confirmed(space: Keyspace, receipts: Mapping[str, Sequence[Receipt]]) -> Effects[dict[str, list[int | ImError]]]:
+    """Confirm receipts of users; return for each how many were still dirty, call by call."""
+    batch = [
+        (uid, call)
+        for uid, of_user in receipts.items()
+        for at in range(0, len(of_user), PAGE)
+        for call in receipt_calls.confirm(space, uid, of_user[at : at + PAGE])
+    ]
+    answers = yield from call_each([call for _, call in batch])
+    raise_what_stops_all(answers)
+    by_uid: dict[str, list[int | ImError]] = {uid: [] for uid in receipts}
+    for (uid, _), answer in zip(batch, answers, strict=True):
+        by_uid[uid].append(answer)
+    return by_uid
