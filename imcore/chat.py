@@ -19,9 +19,9 @@ from imcore.system import System
 class Chat:
     """One connection to the system.
 
-    Every method raises InvalidInput for a name, content or msgid that cannot be one, UnknownGroup for a gid that is
-    none, RedisUnavailable when no answer comes. A call that raised has changed nothing; only after RedisUnavailable
-    that is unknown, and all but a send without client_msgid may simply be repeated.
+    Every method raises InvalidInput for a name, content or msgid that cannot exist, UnknownGroup for an unknown gid,
+    RedisUnavailable when no answer comes. A call that raised has changed nothing. Only after RedisUnavailable that is
+    unknown; then all calls but a send without client_msgid may be repeated.
     """
 
     def __init__(self, system: System) -> None:
@@ -32,14 +32,14 @@ class Chat:
     def connect(
         cls, redis_url: str | None = None, database_url: str | None = None, *, settings: Settings | None = None
     ) -> Self:
-        """Return a Chat for these URLs; what is not given comes from the settings, which come from the environment.
+        """Return a Chat for these URLs; the settings, read from the environment, stand in for a missing one.
 
-        Nothing is sent before the first call. Raise ConfigurationError for a URL that is none.
+        Nothing is sent before the first call. Raise ConfigurationError for a wrong URL.
         """
         return cls(System.connect(redis_url, database_url, settings=settings))
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Close all connections."""
         self.system.client.close()
         self.performer.close()
 
@@ -52,23 +52,23 @@ class Chat:
         self.close()
 
     def create_group(self, gid: str, uids: Iterable[str] = ()) -> Group:
-        """Make a group. The same group with the same members again changes nothing.
+        """Create a group. The same group with the same members again changes nothing.
 
-        More than 100 come in steps of so many; nobody sees the group before the last of them, and the same call again
-        goes on where a process has died. Raise GroupExists if there is one of that gid with other members,
-        GroupUnderWay if another process is creating one.
+        More than 100 members are added in steps. Nobody sees the group before the last step, and the same call again
+        continues where a process died. Raise GroupExists if the group exists with other members, GroupUnderWay if
+        another process is creating it.
         """
         return self.performer.perform(groups.create_group(gid, uids))
 
     def add_members(self, gid: str, uids: Iterable[str]) -> Group:
-        """Add members, who begin after the newest message. Who is a member already stays as they are.
+        """Add members, who begin after the newest message. Present members stay as they are.
 
-        More than 100 are added in steps of so many. Raise RedisFull, which says how many are in.
+        More than 100 are added in steps. Raise RedisFull, which says how many are in.
         """
         return self.performer.perform(groups.add_members(gid, uids))
 
     def remove_members(self, gid: str, uids: Iterable[str]) -> Group:
-        """End memberships. What a leaver had read stays read; who is no member is passed over."""
+        """End memberships. What a leaver had read stays read. A uid that is no member is ignored."""
         return self.performer.perform(groups.remove_members(gid, uids))
 
     def group(self, gid: str) -> Group:
@@ -128,15 +128,15 @@ class Chat:
         return self.performer.perform(ack_many(gid, acks))
 
     def recall(self, gid: str, msgid: str, *, by: str, admin: bool = False) -> Message:
-        """Withdraw a message: its content is gone, and it is unread for nobody. Return the tombstone that members get.
+        """Recall a message: its content is deleted, and it is unread for nobody. Return the tombstone that members get.
 
-        Only its sender may, or an `admin`. A message that is recalled already is answered as it is now, without a
-        second tombstone. Raise UnknownMessage, NotSender, and InvalidInput for a tombstone.
+        Only its sender may, or an `admin`. A message that is recalled already is returned as it is, without a second
+        tombstone. Raise UnknownMessage, NotSender, and InvalidInput for a tombstone.
         """
         return self.performer.perform(messages.recall(gid, msgid, by=by, admin=admin))
 
     def send_direct(self, uid: str, content: str, *, sender_uid: str, client_msgid: str | None = None) -> Message:
-        """Send one-to-one. The chat of the two (or with oneself) is made on first use, with the gid `direct.gid_of`."""
+        """Send one-to-one. The first send creates the chat of the two (or with oneself); its gid is `direct.gid_of`."""
         return self.performer.perform(
             messages.send_direct(
                 uid, content, sender_uid=sender_uid, client_msgid=client_msgid, settings=self.system.settings
@@ -144,7 +144,7 @@ class Chat:
         )
 
     def pull(self, uid: str, gid: str | None = None, *, limit: int | None = None) -> list[Message]:
-        """Return what a user has not acked, oldest first, own messages included: there are no holes.
+        """Return what a user has not acked, oldest first, without gaps: own messages are included.
 
         Without a gid: of all their groups, by gid; then `limit` is per group. Raise NotMember if a gid is given.
         """
@@ -178,9 +178,9 @@ class Chat:
         return self.performer.perform(tallies.tally(gid, msgid))
 
     def tallies(self, gid: str, msgids: Iterable[str]) -> list[Tally]:
-        """Return how many have read each of a group's messages, and how many have not; what is none is left out.
+        """Return how many have read each of a group's messages, and how many have not. Unknown msgids are left out.
 
-        However many they are, and also where Redis has trimmed them.
+        Takes any number of msgids, also of messages that Redis has trimmed.
         """
         return self.performer.perform(tallies.tallies(gid, msgids))
 
@@ -199,7 +199,7 @@ class Chat:
         return self.performer.perform(sessions.receipts(uid, limit=limit))
 
     def confirm_receipts(self, uid: str, receipts: Sequence[Receipt]) -> int:
-        """Confirm receipts; one that changed again meanwhile stays. Return how many are confirmed."""
+        """Confirm receipts. A receipt that changed again meanwhile stays. Return how many are confirmed."""
         return self.performer.perform(sessions.confirm_receipts(uid, receipts))
 
     def gateway(
@@ -231,7 +231,7 @@ class Chat:
         acks: AckMode = "auto",
         receipts: ReceiptMode = "push",
     ) -> Listener:
-        """Begin a live session and return it, to be used in a `with`: an iterator of Message and Receipt.
+        """Begin a live session, to be used in a `with`: an iterator of Message and Receipt.
 
         It begins with what was not acked, and with what came after the client's own `places` (see `Gateway.open`); then
         it goes live. Raise UnknownUser for one who is in no group.
@@ -241,7 +241,7 @@ class Chat:
         return Listener(gateway, uid, places=places, since_join=since_join)
 
     def begin_session(self, uid: str) -> str:
-        """Begin a session that lives without pushes, by heartbeats; return its id. The user is online from now on."""
+        """Begin a session without pushes, kept alive by heartbeats; return its id. The user is online from now on."""
         return self.performer.perform(sessions.begin(uid, online_ms=self.system.settings.online_ms))
 
     def heartbeat(self, uid: str, session: str) -> list[Receipt]:
