@@ -9,6 +9,7 @@ An effect in a `yield from` has the type of its answer:
     answers = yield from RedisCalls(calls)    # list[T | ImError] for a Sequence[Call[T]]
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -83,14 +84,14 @@ class Warn(Effect[None]):
     text: str
 
 
-class SqlQuery(Effect[T]):
+class SqlQuery(Effect[T], ABC):
     """A query of the database: a frozen dataclass of its parameters, so that tests can compare queries."""
 
     __slots__ = ()
 
+    @abstractmethod
     def run(self, database: "Database") -> T:
         """Query the database. Raise what it raises."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
