@@ -105,6 +105,14 @@ def test_installed_package_is_loaded_from_the_environment(python: Path, folder: 
     assert place.startswith(f"{python.parents[1]}/")
 
 
+@pytest.mark.parametrize("module", ["imcore.cli.main", "imcore.workers"])
+def test_tree_of_an_editable_install_is_ours_among_packages_of_the_same_names(
+    folder: Path, tmp_path: Path, module: str
+) -> None:
+    path = os.pathsep.join(map(str, (tmp_path / "path", ROOT)))
+    assert run(sys.executable, "-m", module, "--help", cwd=folder, PYTHONPATH=path).stdout
+
+
 def built(kind: str, source: Path, folder: Path) -> Path:
     """Build a `wheel` or an `sdist` as pip does, without a network; return its path."""
     program = f"import hatchling.build as build, sys; print(build.build_{kind}(sys.argv[1]))"
