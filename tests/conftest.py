@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 
 from tests import apt
+from tests.house.loaded import second_names
 from tests.servers import RunningCluster, RunningServer, require_server, start_cluster, start_valkey
 
 # A shared machine is slow now and then: that is no fault of the code.
@@ -28,6 +29,13 @@ def _signals_reach_programs() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _modules_have_one_name() -> Iterator[None]:
+    """Nothing loads `imcore.cli` as `cli` too, or `imcore.workers` as `workers`: there would be two of each class."""
+    yield
+    assert second_names() == []
 
 
 @pytest.fixture(autouse=True)

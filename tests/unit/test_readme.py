@@ -28,6 +28,13 @@ def test_ci_calls_the_test_line_to_the_letter() -> None:
     assert line in map(str.strip, script.splitlines())
 
 
+def test_short_commands_of_a_maintainer_are_the_parts_of_the_test_line() -> None:
+    parts = first_block("Test")[0].split(" && ")
+    commands = {name: (ROOT / ".ci" / name).read_text(encoding="utf-8") for name in ("setup", "test")}
+    assert " && ".join(parts[:2]) in commands["setup"].splitlines()
+    assert parts[2] in commands["test"].splitlines()
+
+
 def test_every_command_is_shown() -> None:
     assert [name for name in COMMANDS if f"im {name}" not in README] == []
 
