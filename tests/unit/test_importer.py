@@ -21,7 +21,8 @@ from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase
 from imcore.errors import DatabaseUnavailable, InvalidInput, RedisUnavailable
 from imcore.importer.formats import Line, Unreadable
-from imcore.importer.importer import import_events, parse
+from imcore.importer.event import parse
+from imcore.importer.importer import import_events
 from imcore.model.rows import Batch, MessageRow
 from imcore.settings import Settings
 from imcore.sql.database import Database
@@ -297,7 +298,7 @@ def test_an_ack_may_name_a_message_that_only_sql_has(chat: Chat) -> None:
 
 
 def test_an_ack_may_name_a_message_that_sql_has_not_got_yet(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imcore.importer.importer.PAGE", 2)
+    monkeypatch.setattr("imcore.importer.importer._ENTRIES_PER_PAGE", 2)
     chat.create_group("#g", ["ann", "bob"])
     stored = [chat.send("#g", "hi", sender_uid="ann", client_msgid=f"c{n}") for n in range(6)]
 
