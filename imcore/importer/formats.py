@@ -17,15 +17,11 @@ from imcore.files.gzip_stream import DamagedGzip, ForeignTail, GzipStream, Trunc
 from imcore.importer import wrong_formats
 from imcore.importer.wrong_formats import BYTES_OF_MAGIC, WrongFormat, without_mark
 
-CHUNK_BYTES = 1 << 16
-"""How much is read at once."""
-
-OTHER_KEYS_BYTES = 16 << 20
+_BYTES_PER_READ = 1 << 16
+_OTHER_KEYS_BYTES = 16 << 20
 """How long a line may be besides its content: unknown keys are ignored."""
-
 _BYTES_IN_JSON = 6
 """JSON may write one byte of a text in 6 bytes: `\\u0041`."""
-
 _MOST_WRONG_LINES = 100
 _MOST_WRONG_BYTES = 8 << 20
 _MOST_BLANK_BYTES = 1 << 20
@@ -68,7 +64,7 @@ class EventLines:
         except _DAMAGE as error:
             raise InvalidInput(f"{name} cannot be read: {_reason(error)}") from error
         _refuse(wrong_formats.by_magic(head), name)
-        lines = _split(chain([head], chunks), _BYTES_IN_JSON * max_content_bytes + OTHER_KEYS_BYTES)
+        lines = _split(chain([head], chunks), _BYTES_IN_JSON * max_content_bytes + _OTHER_KEYS_BYTES)
         if gzip:
             lines = _until_damage(lines, gzip)
         self._lines = chain(_examined(lines, head, name), lines)
@@ -77,7 +73,7 @@ class EventLines:
         return self._lines
 
     def _chunks(self) -> Chunks:
-        while chunk := self._source.read1(CHUNK_BYTES):
+        while chunk := self._source.read1(_BYTES_PER_READ):
             self.bytes_read += len(chunk)
             yield chunk
 
@@ -112,18 +108,19 @@ def _why_no_object(line: bytes) -> str:
 # From bytes to bytes in UTF-8.
 
 
+_REASONS = {
+    DamagedGzip: "the gzip data is damaged, which may have changed lines before this one",
+    TruncatedGzip: "the gzip data is cut off",
+    ForeignTail: "what follows the gzip data is no gzip data; the lines before it are sound",
+}
+
+
 def _reason(error: Exception) -> str:
-    match error:
-        case OSError():
-            return error.strerror or str(error)
-        case UnicodeError():
-            return f"it is not valid {getattr(error, 'encoding', 'text').upper()}"
-        case ForeignTail():
-            return "what follows the gzip data is no gzip data; the lines before it are sound"
-        case TruncatedGzip():
-            return "the gzip data is cut off"
-        case _:
-            return "the gzip data is damaged, which may have changed lines before this one"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, UnicodeError):
+        return f"it is not valid {getattr(error, 'encoding', 'text').upper()}"
+    return _REASONS[type(error)]
 
 
 def _decoded(chunks: Chunks) -> tuple[bytes, Chunks, GzipStream | None]:
@@ -182,7 +179,7 @@ def _split(chunks: Chunks, longest: int) -> Iterator[Line]:
         for chunk in chunks:
             yield from splitter.add(chunk)
     except _DAMAGE as error:
-        if isinstance(error, ForeignTail) or not _why_no_object(splitter.rest):
+        if isinstance(error, ForeignTail) or not _why_no_object(bytes(splitter.rest)):
             yield from splitter.end()
         yield Unreadable(f"the rest cannot be read: {_reason(error)}")
     else:
@@ -216,10 +213,9 @@ class _LineSplitter:
 
     def end(self) -> Iterator[Line]:
         """Yield the rest, unless it is empty."""
-        line = bytes(self.rest)
-        self.rest.clear()
-        if line:
-            yield line
+        if self.rest:
+            yield bytes(self.rest)
+            self.rest.clear()
 
 
 def _until_damage(lines: Iterator[Line], gzip: GzipStream) -> Iterator[Line]:

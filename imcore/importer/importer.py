@@ -1,11 +1,9 @@
 """Replays events of chat, for instance another system's log, from JSON Lines.
 
-**Why there is no checkpoint.** The stored messages are the record of what earlier runs did: an event before a stored
-message of its group was applied before that message was sent. A checkpoint beside the data would promise less. It
-cannot be written in one step with an event, because groups lie in different partitions. It is ahead of the data once
-Redis has lost its last second, and would then leave out messages that are not stored. It does not know a file again in
-which one line was corrected, or another file with the same messages. And it says nothing of members whom others have
-added or removed since.
+The stored messages say what earlier runs did: they applied the events before a stored message of its group. A
+checkpoint beside the data would promise less. It cannot be written in one step with an event, because groups lie in
+different partitions. It is ahead of the data if Redis has lost its last second. It does not know a file in which one
+line was corrected, nor another file with the same messages, nor what others have done to the members since.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -155,8 +153,8 @@ class _GroupImport:
         self._is_repeated = False
         """Whether an earlier run has stored messages of this import."""
         self._waiting: list[_NumberedEvent] = []
-        self._applied_before: dict[str, _NumberedEvent] = {}
-        """By uid, the last event that an earlier run has applied: a join or a leave."""
+        self._memberships: dict[str, tuple[int, bool]] = {}
+        """By uid, whether the user was a member after the events that an earlier run applied, as which line says."""
         self._members: int | None = None
 
     def apply(self, number: int, event: Event) -> None:
@@ -164,67 +162,72 @@ class _GroupImport:
         if event.type == "message":
             self._message(event)
             return
+        self._waiting.append((number, event))
         if event.type == "rename":
-            joins = replace(event, type="join", uid=event.new_uid)
-            self._waiting += [(number, replace(event, type="leave")), (number, joins)]
-        else:
-            self._waiting.append((number, event))
+            self._waiting[-1] = number, replace(event, type="leave")
+            self._waiting.append((number, replace(event, type="join", uid=event.new_uid)))
         if self._is_ahead or len(self._waiting) >= _MOST_WAITING:
             self._apply_waiting()
 
     def end(self) -> None:
-        """Apply the events that wait. If an earlier run may have applied them, apply the final memberships only."""
+        """Apply the events that wait. If an earlier run may have applied them, apply the final memberships and acks."""
         if self._is_repeated:
-            last = {event.uid: i for i, (_, event) in enumerate(self._waiting) if event.type != "ack"}
-            self._waiting = [(n, event) for i, (n, event) in enumerate(self._waiting) if i >= last.get(event.uid, 0)]
+            acks = self._skip_waiting()
+            self._waiting = [(number, ack) for number, ack in acks if self._memberships[ack.uid][1]]
         self._apply_waiting()
 
     def _message(self, event: Event) -> None:
-        if self._stored.has(event):
-            if self._stored.is_first_mention(event):
-                self._skip_waiting(event.uid)
+        if msgid := self._stored.find(event.uid, event.client_msgid):
+            if msgid not in self._stored.mentioned:
+                self._is_repeated, self._is_ahead = True, False
+                self._skip_waiting(before=msgid)
+                self._stored.mentioned.add(msgid)
+                if event.uid in self._memberships and not self._memberships[event.uid][1]:
+                    del self._memberships[event.uid]  # the sender joined again by the message
             return
         check_content(event.content, self._chat.system.settings.max_content_bytes)
         self._is_ahead = True
         self._apply_waiting()
         sent = self._as_member(event.uid, lambda: self._send(event))
-        self._stored.add_sent(event, sent.msgid)
+        self._stored.add(event.uid, event.client_msgid, sent.msgid)
+        self._stored.mentioned.add(sent.msgid)
         self._run.summary.messages += not sent.repeated
 
-    def _skip_waiting(self, sender_uid: str) -> None:
-        """Apply no event that waits, because an earlier run did. Note the final memberships."""
-        self._is_repeated, self._is_ahead = True, False
+    def _skip_waiting(self, before: str | None = None) -> list[_NumberedEvent]:
+        """Note the memberships after the events that wait, instead of applying them. Return the acks that are valid.
+
+        `before`: the message that an earlier run has stored after these events.
+        """
+        acks = []
         for number, event in self._waiting:
             with self._run.reported(number):
                 if event.type == "ack":
-                    self._stored.msgid(event.client_msgid)
-                self._applied_before[event.uid] = (
-                    number,
-                    event if event.type == "leave" else replace(event, type="join"),
-                )
+                    self._stored.msgid(event.client_msgid, before=before)
+                    acks.append((number, event))
+                self._memberships[event.uid] = number, event.type != "leave"
         self._waiting.clear()
-        if sender_uid in self._applied_before and self._applied_before[sender_uid][1].type == "leave":
-            del self._applied_before[sender_uid]  # the sender joined again by the message
+        return acks
 
     def _apply_waiting(self) -> None:
-        uids = {event.uid for _, event in self._waiting}
-        final = [numbered for uid, numbered in self._applied_before.items() if uid not in uids]
-        for number, event in final + self._waiting:
+        """Apply the noted memberships of users for whom no event waits, then the events that wait."""
+        for _, event in self._waiting:
+            self._memberships.pop(event.uid, None)
+        for uid, (number, is_member) in self._memberships.items():
             with self._run.reported(number):
-                self._apply_now(event)
-        self._applied_before.clear()
+                self._set_member(uid, is_member)
+        for number, event in self._waiting:
+            with self._run.reported(number):
+                if event.type == "ack":
+                    self._ack(event)
+                else:
+                    self._set_member(event.uid, event.type == "join")
+        self._memberships.clear()
         self._waiting.clear()
 
-    def _apply_now(self, event: Event) -> None:
-        match event.type:
-            case "join":
-                self._join(event.uid)
-            case "leave":
-                self._leave(event.uid)
-            case "ack":
-                msgid = self._stored.msgid(event.client_msgid)
-                ack = self._as_member(event.uid, lambda: self._chat.ack(event.uid, self._gid, msgid))
-                self._run.summary.acks += ack.advanced
+    def _ack(self, event: Event) -> None:
+        msgid = self._stored.msgid(event.client_msgid)
+        ack = self._as_member(event.uid, lambda: self._chat.ack(event.uid, self._gid, msgid))
+        self._run.summary.acks += ack.advanced
 
     def _send(self, event: Event) -> SendResult:
         client, draft = self._chat.system.client, Draft(event.uid, event.content, event.client_msgid, event.sent_at_ms)
@@ -236,27 +239,20 @@ class _GroupImport:
         try:
             return action()
         except (UnknownGroup, NotMember):
-            self._join(uid)
+            self._set_member(uid, True)
             return action()
 
-    def _join(self, uid: str) -> None:
-        before = self._count_members()
-        self._members = self._chat.add_members(self._gid, [uid]).members
-        self._run.summary.joins += self._members > before
-
-    def _leave(self, uid: str) -> None:
-        before = self._count_members()
-        self._members = self._chat.remove_members(self._gid, [uid]).members
-        self._run.summary.leaves += self._members < before
-
-    def _count_members(self) -> int:
-        """Return how many members the group has. Create it if it does not exist."""
+    def _set_member(self, uid: str, is_member: bool) -> None:
+        """Let a user join or leave the group. Create it if it does not exist."""
         if self._members is None:
             try:
                 self._members = self._chat.create_group(self._gid).members
             except GroupExists:
                 self._members = self._chat.group(self._gid).members
-        return self._members
+        change = self._chat.add_members if is_member else self._chat.remove_members
+        before, self._members = self._members, change(self._gid, [uid]).members
+        self._run.summary.joins += self._members > before
+        self._run.summary.leaves += self._members < before
 
 
 class _StoredMessages:
@@ -272,8 +268,10 @@ class _StoredMessages:
         self._gid = gid
         self._msgids: dict[str, str] = {}
         """By client_msgid."""
-        self._is_mentioned: dict[tuple[str, str], bool] = {}
-        """By sender and client_msgid, whether this run has come to the message. Stored messages only."""
+        self._msgids_of_senders: dict[tuple[str, str], str] = {}
+        """By uid and client_msgid."""
+        self.mentioned: set[str] = set()
+        """The msgids of the messages that this run has come to."""
         self._newest: str | None = None
         """The newest msgid that was read from Redis."""
         self._sql_was_empty = not self._database.messages_after(gid, msgids.NONE, limit=1)
@@ -281,36 +279,33 @@ class _StoredMessages:
         self.is_empty = self._sql_was_empty and self._newest is None
         """Whether the group had no messages when the run came to it."""
 
-    def has(self, event: Event) -> bool:
-        """Return whether the message of an event is stored."""
-        key = event.uid, event.client_msgid
-        if key in self._is_mentioned or self._sql_was_empty:  # then all messages are in memory
-            return key in self._is_mentioned
-        if self._database.message_by_client_msgid(self._gid, event.client_msgid, sender_uid=event.uid):
-            self._is_mentioned[key] = False
-        return key in self._is_mentioned
+    def find(self, sender_uid: str, client_msgid: str) -> str | None:
+        """Return the msgid of a sender's message, or None if it is not stored."""
+        msgid = self._msgids_of_senders.get((sender_uid, client_msgid))
+        if msgid or self._sql_was_empty:  # then all messages are in memory
+            return msgid
+        row = self._database.message_by_client_msgid(self._gid, client_msgid, sender_uid=sender_uid)
+        return msgids.unpack(row.msgid) if row else None
 
-    def is_first_mention(self, event: Event) -> bool:
-        """Return whether this run comes to a stored message for the first time. The next call returns False."""
-        key = event.uid, event.client_msgid
-        is_first = not self._is_mentioned[key]
-        self._is_mentioned[key] = True
-        return is_first
+    def add(self, sender_uid: str, client_msgid: str, msgid: str) -> None:
+        """Add a message."""
+        self._msgids.setdefault(client_msgid, msgid)
+        self._msgids_of_senders[sender_uid, client_msgid] = msgid
 
-    def add_sent(self, event: Event, msgid: str) -> None:
-        """Add a message that this run has sent."""
-        self._msgids.setdefault(event.client_msgid, msgid)
-        self._is_mentioned[event.uid, event.client_msgid] = True
+    def msgid(self, client_msgid: str, *, before: str | None = None) -> str:
+        """Return the msgid of the message with a client_msgid. Raise UnknownMessage.
 
-    def msgid(self, client_msgid: str) -> str:
-        """Return the msgid of the message with a client_msgid. Raise UnknownMessage."""
+        `before`: the message must have been stored before this one, or this run must have come to it.
+        """
         if client_msgid not in self._msgids:
             if row := self._database.message_by_client_msgid(self._gid, client_msgid):
-                return msgids.unpack(row.msgid)
-            self._read_redis()
-        if client_msgid not in self._msgids:
-            raise UnknownMessage(f"no message of {self._gid!r} has the client_msgid {client_msgid!r}")
-        return self._msgids[client_msgid]
+                self._msgids[client_msgid] = msgids.unpack(row.msgid)
+            else:
+                self._read_redis()
+        msgid = self._msgids.get(client_msgid)
+        if msgid and (not before or msgid in self.mentioned or msgids.pack(msgid) < msgids.pack(before)):
+            return msgid
+        raise UnknownMessage(f"no message of {self._gid!r} has the client_msgid {client_msgid!r}")
 
     def _read_redis(self) -> None:
         """Add the messages that came to Redis since the last call: SQL may not have them yet."""
@@ -323,5 +318,4 @@ class _StoredMessages:
                 message = wire.message(self._gid, entry)
                 self._newest = message.msgid
                 if message.client_msgid:
-                    self._msgids.setdefault(message.client_msgid, message.msgid)
-                    self._is_mentioned.setdefault((message.sender_uid, message.client_msgid), False)
+                    self.add(message.sender_uid, message.client_msgid, message.msgid)

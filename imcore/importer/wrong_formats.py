@@ -87,8 +87,8 @@ def by_look(beginning: bytes) -> WrongFormat | None:
 
 def may_be_array(lines: bytes) -> bool:
     """Return whether lines that are not objects may begin a JSON array that does not end in the first of them."""
-    text = _bare(lines)
-    return text.startswith(b"[") and not _is_json(text.partition(b"\n")[0])
+    first = _bare(lines).partition(b"\n")[0].decode(errors="replace").strip()
+    return first.startswith("[") and _end_of_value(first) < len(first)
 
 
 def array(lines: bytes) -> WrongFormat | None:
@@ -113,14 +113,6 @@ def _has_several_lines(text: bytes) -> bool:
     """Return whether a text begins with a JSON object of several lines, or with the first line of a long one."""
     decoded = text.decode(errors="replace")
     return "\n" in decoded[: _end_of_value(decoded)] or re.match(r"\{\s*\n", decoded) is not None
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _end_of_value(text: str) -> int:

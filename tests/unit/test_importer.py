@@ -2,26 +2,23 @@
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import fakeredis
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase
-from imcore.errors import DatabaseUnavailable, InvalidInput, RedisUnavailable
-from imcore.importer.formats import Line, Unreadable
-from imcore.importer.event import parse
+from imcore.errors import DatabaseUnavailable, RedisUnavailable
+from imcore.importer.formats import Unreadable
 from imcore.importer.importer import import_events
 from imcore.model.rows import Batch, MessageRow
 from imcore.settings import Settings
@@ -30,19 +27,10 @@ from imcore.streams.client import RedisClient
 from imcore.system import System
 from tests.chat_data import made_up_lines
 from tests.deadline import wait_until
+from tests.imports import BY_BOB, HELLO, INVALID, event, lines, run, run_with_errors
 from tests.model.compare import compare_all
 from tests.model.reference import Model
 from tests.model.replay import replay
-
-HELLO = {
-    "type": "message",
-    "time": "2004-12-25T09:14:00Z",
-    "gid": "#g",
-    "uid": "ann",
-    "content": "hi",
-    "client_msgid": "1",
-}
-BY_BOB = HELLO | {"uid": "bob", "client_msgid": "2"}
 
 
 @pytest.fixture
@@ -64,33 +52,12 @@ def chat(new_chat: Callable[[], Chat]) -> Chat:
     return new_chat()
 
 
-def run(chat: Chat, *events: dict[str, Any] | bytes) -> dict[str, int]:
-    """Import valid events; return what of the summary is not 0."""
-    summary, errors = run_with_errors(chat, lines(events))
-    assert errors == []
-    return summary
-
-
-def run_with_errors(chat: Chat, given: Iterable[Line]) -> tuple[dict[str, int], list[tuple[int, str]]]:
-    errors: list[tuple[int, str]] = []
-    summary = import_events(chat, given, on_error=lambda number, reason: errors.append((number, reason)))
-    return {name: count for name, count in asdict(summary).items() if count}, errors
-
-
-def lines(events: Iterable[dict[str, Any] | bytes]) -> list[bytes]:
-    return [event if isinstance(event, bytes) else json.dumps(event).encode() + b"\n" for event in events]
-
-
 def members(chat: Chat, gid: str = "#g") -> list[str]:
     return [member.uid for member in chat.members(gid)]
 
 
 def contents(chat: Chat, gid: str = "#g") -> list[str]:
     return [tally.message.content for tally in chat.status(gid, limit=0)]
-
-
-def event(type_: str, uid: str, **more: str) -> dict[str, Any]:
-    return {"type": type_, "gid": "#g", "uid": uid, **more}
 
 
 def test_a_message_of_a_stranger_makes_the_group_and_joins_them(chat: Chat) -> None:
@@ -321,45 +288,6 @@ def test_an_ack_finds_a_message_that_came_after_the_last_look(chat: Chat) -> Non
     assert errors == [(1, "no message of '#g' has the client_msgid 'c2'")]
 
 
-INVALID = {
-    b"no json\n": "the line is not JSON: Expecting value at character 1",
-    b"[1, 2]\n": "the line is not a JSON object",
-    b'"\xff"\n': "the line is not valid UTF-8",
-    b"[" * 100_000: "the line is not JSON: maximum recursion depth",
-    b'{"type": ' + b"1" * 5_000 + b"}": "the line is not JSON: ",
-    b"{}": "type must be one of message, join, leave, rename, ack; it is None",
-    b'{"type": []}': "type must be one of",
-    b'{"type": "message", "gid": "#g", "uid": "ann", "client_msgid": "1"}': "content is missing",
-    json.dumps(HELLO | {"content": ""}).encode(): "content is empty",
-    json.dumps(HELLO | {"content": "\ud800"}).encode(): "content is not valid UTF-8",
-    json.dumps(HELLO | {"content": "x" * 65_537}).encode(): "content has 65537 bytes",
-    json.dumps(HELLO | {"content": 7}).encode(): "content must be a text; it is 7",
-    json.dumps(HELLO | {"client_msgid": 1}).encode(): "client_msgid must be a text; it is 1",
-    json.dumps(HELLO | {"client_msgid": None}).encode(): "client_msgid must be a text; it is None",
-    json.dumps(HELLO | {"time": "yesterday"}).encode(): "time must be ISO 8601; it is 'yesterday'",
-    json.dumps(HELLO | {"time": 7}).encode(): "time must be ISO 8601; it is 7",
-    json.dumps(HELLO | {"time": "0001-01-01T00:00:00+14:00"}).encode(): (
-        "the time 0001-01-01T00:00:00+14:00 is not between the years 1 and 9999 in UTC"
-    ),
-    json.dumps(HELLO | {"time": "10000-01-01T00:00:00Z"}).encode(): (
-        "the time '10000-01-01T00:00:00Z' is not between the years 1 and 9999 in UTC"
-    ),
-    json.dumps(HELLO | {"time": "0000-12-31T00:00:00Z"}).encode(): "the time '0000-12-31T00:00:00Z' is not between",
-    json.dumps(HELLO | {"time": "-0044-03-15"}).encode(): "the time '-0044-03-15' is not between the years 1 and 9999",
-    json.dumps(HELLO | {"time": "2016-12-31T23:59:60Z"}).encode(): (
-        "the time '2016-12-31T23:59:60Z' cannot be read: second must be in 0..59"
-    ),
-    json.dumps(HELLO | {"time": "2026-02-30"}).encode(): "the time '2026-02-30' cannot be read: day is out of range",
-    json.dumps(HELLO | {"uid": "a\nb"}).encode(): "uid 'a\\nb' has a control character",
-    json.dumps(event("join", "x" * 129)).encode(): "uid has 129 bytes",
-    json.dumps(event("join", "ann") | {"gid": ""}).encode(): "gid is empty",
-    json.dumps(event("rename", "ann")).encode(): "new_uid is missing",
-    json.dumps(event("rename", "ann", new_uid="")).encode(): "new_uid is empty",
-    json.dumps(event("ack", "ann")).encode(): "client_msgid is missing",
-    json.dumps(event("ack", "ann", client_msgid="7")).encode(): "no message of '#g' has the client_msgid '7'",
-}
-
-
 @pytest.mark.parametrize("line", INVALID, ids=INVALID.values())
 def test_a_line_that_is_not_valid_is_reported_and_changes_nothing(chat: Chat, line: bytes) -> None:
     summary, errors = run_with_errors(chat, [line])
@@ -383,37 +311,6 @@ def test_keys_that_nobody_knows_are_ignored_and_a_time_is_not_needed(chat: Chat)
     run(chat, without_time | {"lang": "en"}, event("leave", "ann", time="whenever", content=""))
 
     assert chat.status("#g")[0].message.sent_at is None
-
-
-@given(st.sampled_from(["", "+", "-"]), st.integers(0, 3), st.integers(0, 10**6))
-def test_a_year_is_only_called_far_if_it_is(sign: str, zeros: int, year: int) -> None:
-    time = f"{sign}{'0' * zeros}{year:04}-01-01T00:00:00Z"
-    said = ""
-    try:
-        parse(json.dumps(HELLO | {"time": time}).encode(), max_content_bytes=10)
-    except InvalidInput as error:
-        said = str(error)
-
-    if sign == "-" or not 1 <= year <= 9999:
-        assert "is not between the years 1 and 9999" in said
-    elif sign or zeros:
-        assert said == f"time must be ISO 8601; it is {time!r}"
-    else:
-        assert said == ""
-
-
-@given(
-    st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)),  # noqa: DTZ001 (the zone comes behind it)
-    st.sampled_from("Tt "),
-    st.sampled_from(["Z", "z", "+00:00", "+05:30", ""]),
-)
-def test_a_time_is_taken_in_every_form_of_rfc_3339(moment: datetime, between: str, zone: str) -> None:
-    event = parse(
-        json.dumps(HELLO | {"time": moment.isoformat(between, "milliseconds") + zone}).encode(), max_content_bytes=10
-    )
-
-    offset = timedelta(hours=5, minutes=30) if zone == "+05:30" else timedelta()
-    assert event.sent_at_ms == msgids.to_ms((moment - offset).replace(tzinfo=UTC))
 
 
 @pytest.mark.parametrize("time", ["2004-12-25T09:14:00.5", "2004-12-25T09:14:00.500Z", "2004-12-25t11:14:00.500+02:00"])
