@@ -31,7 +31,7 @@ from tests.model.replay import replay
 WANTED = os.environ.get("IM_MODEL_EXAMPLES")
 """Read here, because the tests themselves see no setting."""
 
-CASES = [("fakeredis", seed) for seed in range(int(WANTED or 30))] + [("valkey", seed) for seed in range(4)]
+CASES = [("fakeredis", seed) for seed in range(int(WANTED or 20))] + [("valkey", seed) for seed in range(4)]
 GIDS = ("#g", "群主")
 UIDS = "abcd"
 EPOCHS = ("nothing", "persist", "trim", "forget")
