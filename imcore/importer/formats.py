@@ -6,6 +6,7 @@ Any other format is refused by its name before anything is imported.
 import codecs
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedIOBase, BytesIO
 from itertools import chain, islice
@@ -179,8 +180,9 @@ def _split(chunks: Chunks, longest: int) -> Iterator[Line]:
         for chunk in chunks:
             yield from splitter.add(chunk)
     except _DAMAGE as error:
-        if isinstance(error, ForeignTail) or not _why_no_object(bytes(splitter.rest)):
-            yield from splitter.end()
+        with suppress(InvalidInput):
+            if isinstance(error, ForeignTail) or json_object(bytes(splitter.rest)):
+                yield from splitter.end()
         yield Unreadable(f"the rest cannot be read: {_reason(error)}")
     else:
         yield from splitter.end()
@@ -263,9 +265,7 @@ class _Beginning:
 def _examined(lines: Iterator[Line], head: bytes, name: str) -> list[Line]:
     """Return the lines that had to be read to identify the format. Raise InvalidInput for a wrong one."""
     beginning = _Beginning()
-    for line in lines:
-        if beginning.add(line):
-            break
+    any(map(beginning.add, lines))  # up to the line that ends it
     wrong = b"".join(beginning.wrong)
     if beginning.object is not None:
         return beginning.lines + _examined_after(lines, wrong, beginning.object, name)
@@ -290,9 +290,8 @@ def _examined_after(lines: Iterator[Line], wrong: bytes, line: bytes, name: str)
     if not wrong_formats.may_be_array(wrong):
         return []
     following = list(islice(lines, 1))
-    _refuse(
-        wrong_formats.array(b"".join([wrong, line, *(each for each in following if isinstance(each, bytes))])), name
-    )
+    beginning = [wrong, line, *(each for each in following if isinstance(each, bytes))]
+    _refuse(wrong_formats.array(b"".join(beginning)), name)
     return following
 
 

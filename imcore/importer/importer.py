@@ -45,8 +45,7 @@ _NumberedEvent = tuple[int, Event]
 class ImportSummary:
     """What an import changed: messages stored, memberships begun and ended, offsets moved; and lines not valid.
 
-    Joins count the users who joined by a message, an ack or a new name, too. An event that changed nothing is not
-    counted.
+    Joins include those by a message, an ack or a new name. An event that changed nothing is not counted.
     """
 
     messages: int = 0
@@ -66,11 +65,11 @@ def import_events(
     """Replay events, one JSON object a line, in their order.
 
     A message that is stored already (same gid, sender and client_msgid) does nothing, however old it is. The events
-    before it in its group were applied before it was stored, so of these only the final membership of each user is
-    applied again. Therefore the same import again changes nothing, unless others have changed the members meanwhile,
-    and an import that was interrupted continues where it ended. (Events after the last message of a group may have been
-    applied or not. If messages of the group were stored already, only the final memberships are applied.) Otherwise the
-    sender of a message or ack who is not a member joins first, and the first event of a group creates it.
+    before it in its group were applied before it was stored, so of these only the final memberships are applied again.
+    Therefore the same import again changes nothing, unless others have changed the members meanwhile, and an import
+    that was interrupted continues where it ended. (The events after the last message of a group may have been applied
+    or not: of these, too, only the final memberships and acks are applied again.) Otherwise the sender of a message or
+    ack who is not a member joins first, and the first event of a group creates it.
 
     A line that is not valid changes nothing: `on_error` gets its number, from 1, and the reason, and the import
     continues. Blank lines are ignored. `on_progress` gets the bytes of each line. `imcore.importer.formats.EventLines`

@@ -87,7 +87,8 @@ def by_look(beginning: bytes) -> WrongFormat | None:
 
 def may_be_array(lines: bytes) -> bool:
     """Return whether lines that are not objects may begin a JSON array that does not end in the first of them."""
-    first = _bare(lines).partition(b"\n")[0].decode(errors="replace").strip()
+    # What is not UTF-8 becomes an escape sequence that JSON does not have.
+    first = _bare(lines).partition(b"\n")[0].decode(errors="backslashreplace").strip()
     return first.startswith("[") and _end_of_value(first) < len(first)
 
 
