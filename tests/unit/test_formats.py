@@ -1,4 +1,4 @@
-"""What people give to an import: what is read, whatever form it has, and what is told once by its name."""
+"""Formats of imports: which are read, and which are refused by their names."""
 
 import bz2
 import gzip
@@ -94,7 +94,7 @@ COMPRESSIONS = {"plain": bytes, "gzip": compressed_by_gzip, "gzip with a name": 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 1 << 20])
 @pytest.mark.parametrize("compress", COMPRESSIONS.values(), ids=COMPRESSIONS.keys())
 @pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS.keys())
-def test_what_people_have_is_read(
+def test_every_encoding_and_compression_is_read(
     encode: Callable[[str], bytes], compress: Callable[[bytes], bytes], count: int
 ) -> None:
     for text in (TEXT, TEXT[:-1], TEXT.replace("\n", "\r\n"), "\n\n" + TEXT.replace("\n", "\n\n")):
@@ -107,7 +107,7 @@ def test_what_people_have_is_read(
     st.sampled_from(list(ENCODINGS)),
     st.integers(1, 50),
 )
-def test_any_text_comes_out_line_by_line(texts: list[str], encoding: str, count: int) -> None:
+def test_random_text_is_read_line_by_line(texts: list[str], encoding: str, count: int) -> None:
     lines = ["{}", *texts]
     found = read(Dribble(ENCODINGS[encoding]("\n".join(lines)), count))
     expected = [line + "\n" for line in lines[:-1]] + [lines[-1]] * bool(lines[-1])
@@ -116,12 +116,12 @@ def test_any_text_comes_out_line_by_line(texts: list[str], encoding: str, count:
     assert len(found) == len(expected)
 
 
-def test_a_mark_in_the_middle_is_left_to_who_reads_the_line() -> None:
+def test_mark_in_the_middle_stays_in_its_line() -> None:
     data = ENCODINGS["UTF-16 little endian"](TEXT)
     assert events(read(data + data)) == EVENTS * 2
 
 
-def test_half_a_surrogate_pair_is_a_fault_of_its_line_alone() -> None:
+def test_half_a_surrogate_pair_spoils_its_line_alone() -> None:
     odd = '{"a": "\ud83d"}\n'
     data = b"\xff\xfe" + (TEXT + odd + TEXT).encode("utf-16-le", "surrogatepass")
     found = read(data)
@@ -130,7 +130,7 @@ def test_half_a_surrogate_pair_is_a_fault_of_its_line_alone() -> None:
     assert events(found) == EVENTS * 2
 
 
-def test_how_far_it_has_come_is_counted_in_bytes_of_the_source() -> None:
+def test_bytes_read_are_those_of_the_source() -> None:
     data = compressed_by_gzip(TEXT.encode() * 100_000)
     lines = EventLines(io.BytesIO(data), "FILE", max_content_bytes=1000)
     assert lines.bytes_read <= len(data)
@@ -144,7 +144,7 @@ DAMAGED = Unreadable("the rest cannot be read: the gzip data is damaged, which m
 
 
 @pytest.mark.parametrize("compress", [compressed_by_gzip, members])
-def test_of_what_is_cut_off_all_that_is_whole_is_read(compress: Callable[[bytes], bytes]) -> None:
+def test_truncated_gzip_is_read_up_to_its_last_whole_line(compress: Callable[[bytes], bytes]) -> None:
     data = compress(TEXT.encode())
     for length in range(12, len(data.rstrip(b"\0"))):
         found = events(read(data[:length]))
@@ -155,7 +155,7 @@ def test_of_what_is_cut_off_all_that_is_whole_is_read(compress: Callable[[bytes]
         assert found == EVENTS[: len(found)]
 
 
-def test_of_what_is_damaged_all_that_comes_before_it_is_read() -> None:
+def test_damaged_gzip_is_read_up_to_the_damage() -> None:
     # Given
     lines = numbered(20_000)
     data = bytearray(compressed_by_gzip(lines))
@@ -168,7 +168,7 @@ def test_of_what_is_damaged_all_that_comes_before_it_is_read() -> None:
     assert b"".join(found[:9000]) == b"".join(io.BytesIO(lines).readlines()[:9000])  # type: ignore[arg-type]
 
 
-def test_a_line_that_only_lacks_its_line_break_is_whole() -> None:
+def test_truncated_line_that_is_an_object_is_read() -> None:
     data = compressed_by_gzip(TEXT[:-1].encode())
     assert events(read(data[:-1])) == [*EVENTS, "the rest cannot be read: the gzip data is cut off"]
 
@@ -178,7 +178,7 @@ def numbered(count: int) -> bytes:
 
 
 @pytest.mark.parametrize("count", [5, 1 << 20])
-def test_wherever_the_damage_is_the_reading_ends_with_one_line(count: int) -> None:
+def test_damaged_gzip_ends_with_one_unreadable_line_wherever_the_damage_is(count: int) -> None:
     lines = numbered(200)
     data = compressed_by_gzip(lines)
     chance = random.Random(1)
@@ -197,7 +197,7 @@ def test_wherever_the_damage_is_the_reading_ends_with_one_line(count: int) -> No
         assert b"".join(found).startswith(whole[0] + whole[1])  # type: ignore[arg-type]
 
 
-def test_in_sound_data_a_line_that_is_not_valid_is_one_of_the_lines() -> None:
+def test_line_that_is_not_valid_in_sound_gzip_does_not_end_it() -> None:
     for compress in (compressed_by_gzip, members):
         data = compress(TEXT.encode() + b"oh\n" + TEXT.encode() + b"no\n" + numbered(20_000))
         for source in (io.BytesIO(data), Dribble(data, 1000)):
@@ -207,7 +207,7 @@ def test_in_sound_data_a_line_that_is_not_valid_is_one_of_the_lines() -> None:
             assert len(found) == 20_008
 
 
-def test_of_two_members_the_damaged_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_of_a_second_gzip_member_does_not_spoil_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a line that is not valid in each, of which the second is damaged behind it
     first, second = (
         compressed_by_gzip(TEXT.encode() + b"oh\n"),
@@ -221,7 +221,7 @@ def test_of_two_members_the_damaged_one_is_told(monkeypatch: pytest.MonkeyPatch)
     assert found[7:] == [DAMAGED]
 
 
-def test_a_checksum_that_is_very_far_away_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gzip_checksum_that_is_far_away_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imcore.files.gzip_stream.AHEAD_BYTES", 1000)
     data = bytearray(compressed_by_gzip(TEXT.encode() + b"oh\n" + numbered(20_000)))
     data[-1] ^= 1
@@ -238,7 +238,7 @@ def test_a_checksum_that_is_very_far_away_is_not_waited_for(monkeypatch: pytest.
         (ENCODINGS["UTF-32 big endian"](TEXT) + b"\0\x20\0\0", "it is not valid UTF-32-BE"),
     ],
 )
-def test_what_cannot_be_read_behind_the_lines_is_one_line(data: bytes, reason: str) -> None:
+def test_undecodable_end_is_one_unreadable_line(data: bytes, reason: str) -> None:
     assert events(read(data)) == [*EVENTS, f"the rest cannot be read: {reason}"]
 
 
@@ -248,7 +248,7 @@ FOREIGN = "the rest cannot be read: what follows the gzip data is no gzip data; 
 @pytest.mark.parametrize("count", [1, 1 << 20])
 @pytest.mark.parametrize("tail", [b"garbage", b"\n", TEXT.encode(), bytes(1000) + b"\x8b", b"\x1f\x1f\x8b", b"PK\3\4"])
 @pytest.mark.parametrize("compress", [compressed_by_gzip, members])
-def test_what_follows_sound_gzip_data_makes_nothing_of_it_doubtful(
+def test_foreign_data_after_gzip_does_not_spoil_the_lines_before_it(
     compress: Callable[[bytes], bytes], tail: bytes, count: int
 ) -> None:
     for text, last in ((TEXT, []), (TEXT[:-1], []), (TEXT + "oh", [b"oh"]), (TEXT + "oh\n" + TEXT, [b"oh\n"])):
@@ -258,18 +258,18 @@ def test_what_follows_sound_gzip_data_makes_nothing_of_it_doubtful(
         assert b"".join(line for line in found if isinstance(line, bytes)) == text.encode()
 
 
-def test_half_a_mark_behind_gzip_data_is_data_that_is_cut_off() -> None:
+def test_half_a_magic_number_after_gzip_is_truncated_gzip() -> None:
     found = events(read(compressed_by_gzip(TEXT.encode()) + b"\x1f"))
     assert found == [*EVENTS, "the rest cannot be read: the gzip data is cut off"]
 
 
 @pytest.mark.parametrize("data", [b"\x1f\x8b", b"\x1f\x8b\x07\x00", compressed_by_gzip(TEXT.encode())[:11]])
-def test_where_nothing_comes_out_that_is_told(data: bytes) -> None:
+def test_gzip_without_any_readable_data_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidInput, match=r"FILE cannot be read: the gzip data is (cut off|damaged)"):
         read(data)
 
 
-def test_a_source_that_breaks_off_is_told_like_damage() -> None:
+def test_failing_source_ends_with_one_unreadable_line() -> None:
     class Broken(io.BytesIO):
         def read1(self, size: int | None = -1, /) -> bytes:
             if data := super().read1(size):
@@ -317,12 +317,12 @@ TOO_LONG = f"the line has more than {LONGEST} bytes: no event is so long"
 
 
 @pytest.mark.parametrize("before", [[], EVENTS])
-def test_a_line_longer_than_any_event_is_told_and_passed_over(before: list[dict[str, Any]]) -> None:
+def test_line_longer_than_any_event_is_unreadable_and_the_rest_is_read(before: list[dict[str, Any]]) -> None:
     source = Long(TEXT.encode() if before else b"", b"\n" + TEXT.encode())
     assert events(read(source)) == [*before, TOO_LONG, *EVENTS]
 
 
-def test_a_line_without_end_does_not_fill_the_memory() -> None:
+def test_line_without_end_does_not_fill_the_memory() -> None:
     compressed = compressed_by_gzip(b"x" * MUCH + b"\n" + TEXT.encode())
     assert events(read(compressed)) == [TOO_LONG, *EVENTS]
     for source in (Long(TEXT.encode(), b""), io.BytesIO(compressed)):
@@ -334,7 +334,7 @@ def test_blank_lines_without_end_do_not_fill_the_memory() -> None:
         assert peak_of(lambda source=source: refusal(source)) < MUCH // 2
 
 
-def test_a_line_as_long_as_an_event_can_be_is_read() -> None:
+def test_line_as_long_as_the_longest_event_is_read() -> None:
     content = "\x01" * 1000
     line = json.dumps({"content": content}).encode() + b" " * (LONGEST - 6 * 1000 - 15)
     assert len(line) == LONGEST
@@ -428,18 +428,18 @@ WRONG: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("form", WRONG)
-def test_a_wrong_form_is_told_once_by_its_name(form: str) -> None:
+def test_wrong_format_is_refused_by_its_name(form: str) -> None:
     data, name = WRONG[form]
     assert refusal(data).startswith(f"FILE is {name}")
     assert len(refusal(data)) < 250
 
 
 @pytest.mark.parametrize("form", [form for form, (_, name) in WRONG.items() if not name.startswith("not JSON Lines")])
-def test_of_a_wrong_form_it_is_said_what_to_do(form: str) -> None:
+def test_refusal_of_a_wrong_format_says_what_to_do(form: str) -> None:
     assert any(word in refusal(WRONG[form][0]) for word in ("| im import -`", "im import --help", "unpack it"))
 
 
-def test_why_the_first_line_is_no_object_is_said() -> None:
+def test_refusal_says_why_the_first_line_is_not_an_object() -> None:
     data = b"\n\n" + b'{"type": "join"\n' * 3
     assert refusal(data) == (
         "FILE is not JSON Lines: none of its first 3 lines is a JSON object "
@@ -456,20 +456,20 @@ def test_why_the_first_line_is_no_object_is_said() -> None:
     ],
 )
 @pytest.mark.parametrize("count", [1, 1 << 20])
-def test_a_line_that_is_not_valid_among_valid_ones_is_one_of_the_lines(first: bytes, count: int) -> None:
+def test_line_that_is_not_an_object_beside_objects_is_read_as_a_line(first: bytes, count: int) -> None:
     for data in (first + b"\n" + MANY.encode(), MANY.encode() + first + b"\n" + MANY.encode()):
         if len(data) < 100_000 or count > 1:
             assert read(Dribble(data, count)) == [line + b"\n" for line in data.split(b"\n")[:-1]]
 
 
 @pytest.mark.parametrize("data", [b"", b"\n", b" \r\n\n", b"\xef\xbb\xbf", b"\xff\xfe", compressed_by_gzip(b"")])
-def test_what_has_no_lines_has_no_events(data: bytes) -> None:
+def test_empty_source_has_no_events(data: bytes) -> None:
     assert (
         events([line for line in read(data) if not isinstance(line, bytes) or line.strip(b"\xef\xbb\xbf \r\n")]) == []
     )
 
 
-def test_no_more_is_read_than_there_is_to_tell_the_form() -> None:
+def test_no_more_is_read_than_identifies_the_format() -> None:
     class Typed(io.BytesIO):
         """Somebody who types, and waits for what becomes of it."""
 
