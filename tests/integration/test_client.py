@@ -538,7 +538,7 @@ class Danger:
         self.odds = 0.0
         for name in ("keep", "begin", "attempt"):
             monkeypatch.setattr(LocalDatabase, name, self.around(getattr(LocalDatabase, name)))
-        for name in ("run", "call_many", "gather"):
+        for name in ("call", "call_many", "call_each"):
             monkeypatch.setattr(chat.system.client, name, self.around(getattr(chat.system.client, name)))
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -117,7 +117,7 @@ def test_a_group_joined_in_the_moment_a_session_begins_is_not_missed(
         gateway.open("ann")
         audience.settled()
         joins = ["team", "news"]
-        monkeypatch.setattr(queries, "groups_or_why", then_joins)
+        monkeypatch.setattr(queries, "groups_or_errors", then_joins)
         # When
         bob = gateway.open("bob")
         audience.until(lambda: not joins)
@@ -146,7 +146,7 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
 
     with chat.gateway() as gateway:
         audience = Audience(gateway)
-        monkeypatch.setattr(queries, "marks", then_told)
+        monkeypatch.setattr(queries, "dirty_receipts", then_told)
         # When
         ann = gateway.open("ann")
         # Then
@@ -933,11 +933,11 @@ def test_a_node_that_gives_many_channels_away_is_not_waited_for_longer(
 
 
 def refusing(chat: Chat, gid: str, function: str) -> Callable[..., list[Any]]:
-    """What takes the place of `gather` while the partition of a group moves to another node."""
-    gather = chat.system.client.gather
+    """What takes the place of `call_each` while the partition of a group moves to another node."""
+    call_each = chat.system.client.call_each
 
     def refuse(batch: Sequence[Call[Any]], **options: bool) -> list[Any]:
-        answers = gather(batch, **options)
+        answers = call_each(batch, **options)
         refused = RedisRefuses("moves")
         return [
             refused if (call.gid, call.function) == (gid, function) else answer
@@ -959,7 +959,7 @@ def test_a_group_that_is_refused_does_not_hold_up_the_others(
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         with monkeypatch.context() as patch:
-            patch.setattr(chat.system.client, "gather", refusing(chat, "a", "im_pull"))
+            patch.setattr(chat.system.client, "call_each", refusing(chat, "a", "im_pull"))
             # When
             bob = gateway.open("bob")
             # Then
@@ -981,7 +981,7 @@ def test_tallies_that_are_refused_do_not_hold_up_the_receipts_of_others(
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         with monkeypatch.context() as patch:
-            patch.setattr(chat.system.client, "gather", refusing(chat, "a", "im_tally"))
+            patch.setattr(chat.system.client, "call_each", refusing(chat, "a", "im_tally"))
             # When
             ann, bob = gateway.open("ann"), gateway.open("bob")
             # Then
@@ -1134,7 +1134,7 @@ def test_who_needs_a_database_that_is_away_does_not_hold_up_the_others(
     sent = say(chat, "1", "2", "3")
     chat.ack("dan", "team")
     tell(chat, sent[0])
-    trim(chat.system, sent[1])
+    trim(chat, sent[1])
     answer = chat.performer.perform_one
 
     def away(question: Effect[Any]) -> Any:
@@ -1165,7 +1165,7 @@ def test_a_database_that_is_silent_is_not_waited_for_all_the_time(
     # Given bob, whose missed messages are in SQL only, in several groups
     for gid in ("a", "b", "c"):
         chat.create_group(gid, ["ann", "bob"])
-        trim(chat.system, say(chat, "1", "2", gid=gid)[0])
+        trim(chat, say(chat, "1", "2", gid=gid)[0])
     chat.create_group("home", ["ann", "cyd"])
     answer = chat.performer.perform_one
     asked = []

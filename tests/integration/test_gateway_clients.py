@@ -227,7 +227,7 @@ def test_a_slow_client_may_receive_what_redis_no_longer_has(chat: Chat, other: C
         [bob] = entered(audience, "bob")
         sent = say(other, "1", "2", "3")
         audience.until(lambda: len(audience.heard(bob)) == 3)
-        trim(other.system, sent[1])
+        trim(other, sent[1])
         gateway.received(bob, "team", sent[0].msgid)
         audience.until(lambda: offset(chat, "bob") == sent[0].msgid)
 

@@ -254,7 +254,7 @@ def test_what_many_do_travels_in_one_trip(chat: Chat, other: Chat, asked: Asked)
     sent = list(map(raised, other.send_many("team", [Draft(uid, "hi") for uid in uids])))
     for message in sent:
         tell(other, message)
-    trim(other.system, sent[49])
+    trim(other, sent[49])
     with chat.gateway(ack_interval_s=0.05) as gateway:
         audience = Audience(gateway)
         sessions = [gateway.open(uid) for uid in uids]

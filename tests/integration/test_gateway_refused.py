@@ -56,13 +56,13 @@ class Refusing:
         self.error: ImError | None = None
         self.tries = 0
         self._function, self._gids = function, gids
-        self._gather, self._post = chat.system.client.gather, chat.system.client.post
+        self._call_each, self._start = chat.system.client.call_each, chat.system.client.start
 
     def call_each(self, batch: Sequence[Call[Any]], **options: Any) -> list[Any]:
-        return self._answers(batch, self._gather(self._others(batch), **options))
+        return self._answers(batch, self._call_each(self._others(batch), **options))
 
-    def post(self, batch: Sequence[Call[Any]]) -> Callable[[], list[Any]]:
-        answers = self._post(self._others(batch))
+    def start(self, batch: Sequence[Call[Any]]) -> Callable[[], list[Any]]:
+        answers = self._start(self._others(batch))
         return lambda: self._answers(batch, answers())
 
     def _others(self, batch: Sequence[Call[Any]]) -> list[Call[Any]]:
@@ -79,8 +79,8 @@ class Refusing:
 
 def refusing(chat: Chat, function: str, gids: frozenset[str] = ALL) -> Refusing:
     found = Refusing(chat, function, gids)
-    chat.system.client.gather = found.gather  # type: ignore[assignment, method-assign]
-    chat.system.client.post = found.post  # type: ignore[method-assign]
+    chat.system.client.call_each = found.call_each  # type: ignore[assignment, method-assign]
+    chat.system.client.start = found.start  # type: ignore[method-assign]
     return found
 
 
@@ -183,7 +183,7 @@ def test_a_database_that_is_away_is_asked_less_and_less_often(
     chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given bob, whose missed messages of one group are in SQL only
-    trim(chat.system, say(chat, "1", "2")[0])
+    trim(chat, say(chat, "1", "2")[0])
     answer, asked = chat.performer.perform_one, []
     away = True
 

@@ -7,12 +7,12 @@ import pytest
 
 from imcore import msgid as msgids
 from imcore.gateway import fanout
-from imcore.gateway.ack_buffer import UIDS_PER_CALL, AckBuffer, UnackedMessages, targets
+from imcore.gateway.ack_buffer import AckBuffer, UnackedMessages, targets
 from imcore.gateway.cursor import ResumePoint
 from imcore.gateway.fanout import GroupSubscribers, NewMessage, Recipients, Session
 from imcore.model.values import Message
 from imcore.operations.queries import MessagePage
-from imcore.streams.calls.message_calls import AckTarget, PullResult, split_targets
+from imcore.streams.calls.message_calls import UIDS_PER_CALL, AckTarget, PullResult, split_targets
 
 BASE = msgids.EPOCH_MS + 1000
 
