@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from imcore.errors import ImError, NotMember, RedisFull, UnknownGroup, UnknownMessage, UnknownUser
-from imcore.gateway.gateway import AckMode, Gateway, ReceiptMode
-from imcore.gateway.listener import Listener
+from imcore.gateway.core import AckMode, ReceiptMode
+from imcore.gateway.gateway import Gateway, Listener
 from imcore.model.direct import gid_of, members_of, refuse_direct
 from imcore.model.limits import (
     check_content,
@@ -346,7 +346,7 @@ class Chat:
         self,
         uid: str,
         *,
-        places: Mapping[str, str] | None = None,
+        after: Mapping[str, str] | None = None,
         since_join: bool = False,
         ack_every: int = 10,
         ack_interval_s: float = 1.0,
@@ -355,12 +355,12 @@ class Chat:
     ) -> Listener:
         """Begin a live session and return it, to be used in a `with`: an iterator of Message and Receipt.
 
-        It begins with what was not acked, and with what came after the client's own `places` (see `Gateway.open`); then
-        it goes live. Raise UnknownUser for one who is in no group.
+        It begins with what was not acked, and with what came `after` the client's own messages (see `Gateway.open`);
+        then it goes live. Raise UnknownUser for one who is in no group.
         """
         self.known_user(uid)
         gateway = self.gateway(ack_every=ack_every, ack_interval_s=ack_interval_s, acks=acks, receipts=receipts)
-        return Listener(gateway, uid, places=places, since_join=since_join)
+        return Listener(gateway, uid, after=after, since_join=since_join)
 
     def begin_session(self, uid: str) -> str:
         """Begin a session that lives without pushes, by heartbeats; return its id. The user is online from now on."""

@@ -13,7 +13,7 @@ import pytest
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.device import device as client_module
+from imcore.device import device as device_module
 from imcore.device.device import Device
 from imcore.device.local_database import PAGE, LocalDatabase, path_of
 from imcore.device.own_tallies import OwnTallies
@@ -308,7 +308,7 @@ def test_tallies_are_asked_for_by_the_page(
         asked.append(len(msgids))
         return tallies(gid, msgids)
 
-    monkeypatch.setattr(chat, "tallies", ask)
+    monkeypatch.setattr(bob._tallies, "_fetch", ask)
     # When
     chat.ack("ann", "team")
     for _ in range(2):
@@ -409,7 +409,7 @@ def test_an_outbox_that_was_refused_is_tried_less_often_and_goes_out_soon_after(
     chat.create_group("team", ["ann", "bob"])
     say(chat, "first")
     redis: Any = chat.system.client.driver
-    monkeypatch.setattr(client_module, "_POLL_S", 0.01)
+    monkeypatch.setattr(device_module, "_POLL_S", 0.01)
     began: list[float] = []
     refused: list[int] = []
 
@@ -536,7 +536,7 @@ class Danger:
     def __init__(self, chat: Chat, chance: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
         self.chance = chance
         self.odds = 0.0
-        for name in ("keep", "begin", "attempt"):
+        for name in ("keep", "begin", "mark_tried"):
             monkeypatch.setattr(LocalDatabase, name, self.around(getattr(LocalDatabase, name)))
         for name in ("call", "call_many", "call_each"):
             monkeypatch.setattr(chat.system.client, name, self.around(getattr(chat.system.client, name)))

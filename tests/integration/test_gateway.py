@@ -169,7 +169,7 @@ def test_what_is_not_acked_comes_again_whatever_the_client_has(chat: Chat) -> No
     # When
     with chat.gateway(ack_interval_s=0.05) as gateway:
         audience = Audience(gateway)
-        bob = gateway.open("bob", places={"team": sent[2].msgid, "left long ago": sent[1].msgid})
+        bob = gateway.open("bob", after={"team": sent[2].msgid, "left long ago": sent[1].msgid})
         # Then
         audience.until(lambda: audience.heard(bob) == ["2", "3"])
         audience.until(lambda: offset(chat, "bob") == sent[2].msgid)
@@ -181,8 +181,8 @@ def test_a_client_that_is_behind_what_another_device_has_acked_gets_what_it_lack
     chat.ack("bob", "team")
     with chat.gateway() as gateway:
         audience = Audience(gateway)
-        bob = gateway.open("bob", places={"team": sent[0].msgid})
-        begun = gateway.open("bob", places={"team": "0-0"})
+        bob = gateway.open("bob", after={"team": sent[0].msgid})
+        begun = gateway.open("bob", after={"team": "0-0"})
         audience.until(lambda: audience.heard(bob) == ["2", "3"] and audience.heard(begun) == ["1", "2", "3"])
 
 
@@ -194,7 +194,7 @@ def test_a_place_that_lies_beyond_all_messages_acks_nothing(chat: Chat) -> None:
     # When
     with chat.gateway(ack_interval_s=0.02) as gateway:
         audience = Audience(gateway)
-        bob = gateway.open("bob", places={"team": beyond})
+        bob = gateway.open("bob", after={"team": beyond})
         # Then
         audience.until(lambda: audience.heard(bob) == ["1"])
         sent += say(chat, "2")
@@ -215,7 +215,7 @@ def test_a_device_that_had_a_database_begins_new_groups_where_the_user_joined(ch
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         # When
-        known = gateway.open("bob", places={"team": kept[0].msgid}, since_join=True)
+        known = gateway.open("bob", after={"team": kept[0].msgid}, since_join=True)
         fresh = gateway.open("bob")
         # Then
         audience.until(lambda: audience.heard(known) == ["2"] and audience.heard(known, "news") == ["a", "b"])
@@ -331,8 +331,8 @@ def test_who_leaves_and_comes_back_unseen_gets_nothing_twice(chat: Chat, other: 
         say(other, "2")
         # When it pulls first, and hears afterwards
         core = gateway._core
-        core._following.fall_behind(core._channels.open_room("team"))
-        gateway._run(core.go_on())
+        core._catch_up.fall_behind(core._channels.open_group("team"))
+        gateway._perform(core.step())
         audience.until(lambda: len(audience.heard(bob)) >= 2)
         audience.settled()
         # Then
@@ -732,7 +732,7 @@ def test_what_the_server_refuses_for_a_while_is_done_later_and_all_else_goes_on(
         try:
             audience.until(lambda: audience.heard(bob) == ["1", "2"])
             audience.settled()
-            gateway._core._beating.soon()
+            gateway._core._heartbeat.beat_now()
             audience.settled()
         finally:
             for node in nodes_of(other.system.client.driver):
@@ -870,7 +870,7 @@ def test_a_gap_that_nobody_told_of_is_filled(chat: Chat, other: Chat, monkeypatc
         bob = gateway.open("bob")
         audience.settled()
         with monkeypatch.context() as patch:
-            patch.setattr(gateway._core._following, "pushed", lambda *_: None)
+            patch.setattr(gateway._core._catch_up, "pushed", lambda *_: None)
             say(other, "1", "2")
             audience.settled()
         # When
@@ -928,7 +928,7 @@ def test_a_node_that_gives_many_channels_away_is_not_waited_for_longer(
         audience = Audience(gateway)
         bob = gateway.open("bob")
         audience.settled()
-        gateway._core.hear(PubSubEvent(UNSUBSCRIBED, f"channel {number}") for number in range(100))
+        gateway._core.handle(PubSubEvent(UNSUBSCRIBED, f"channel {number}") for number in range(100))
         audience.until(lambda: bob.reconnects)
 
 

@@ -74,9 +74,9 @@ class Wire:
 class AsyncGateway:
     """Drives a core: its questions are awaited, its waits too. One task at a time is in the core."""
 
-    def __init__(self, chat: Chat, path: str, manner: GatewayOptions) -> None:
+    def __init__(self, chat: Chat, path: str, options: GatewayOptions) -> None:
         self._chat, self._path = chat, path
-        self._core = Core(chat.system.client.space, chat.system.settings, manner, time.monotonic)
+        self._core = Core(chat.system.client.space, chat.system.settings, options, time.monotonic)
         self._lock = asyncio.Lock()
         self._heard: list[PubSubEvent | RedisUnavailable] = []
         self._came = asyncio.Event()
@@ -84,39 +84,39 @@ class AsyncGateway:
         self._reading: asyncio.Task[None] | None = None
 
     async def open(self, uid: str) -> Session:
-        return await self._run(self._core.open(uid, {}, since_join=False))
+        return await self._perform(self._core.open(uid, {}, since_join=False))
 
     async def poll(self, timeout_s: float) -> list[Any]:
         deadline = time.monotonic() + timeout_s
         async with self._lock:
-            self._core.settle()
+            self._core.confirm()
         while True:
-            await self._run(self._core.go_on())
+            await self._perform(self._core.step())
             if not self._core.is_ready:
                 await self._wait(min(deadline, self._core.due()) - time.monotonic())
             if self._core.is_ready or time.monotonic() >= deadline:
                 return self._core.take()
 
     async def close(self) -> None:
-        await self._run(self._core.end(list(self._core.sessions)))
+        await self._perform(self._core.end(list(self._core.sessions)))
         await self._unsubscribe()
 
-    async def _run(self, asking: Effects[Any]) -> Any:
+    async def _perform(self, effects: Effects[Any]) -> Any:
         async with self._lock:
             self._hear()
             answer, error = None, None
             while True:
                 try:
-                    question = asking.throw(error) if error else asking.send(answer)
+                    effect = effects.throw(error) if error else effects.send(answer)
                 except StopIteration as end:
                     return end.value
                 try:
-                    answer, error = await self._answer(question), None
+                    answer, error = await self._perform_one(effect), None
                 except ImError as trouble:
                     error = trouble
 
-    async def _answer(self, question: Effect[Any]) -> Any:
-        match question:
+    async def _perform_one(self, effect: Effect[Any]) -> Any:
+        match effect:
             case RedisCalls(calls):
                 return await self._ask(calls)
             case StartCalls(calls):
@@ -124,7 +124,7 @@ class AsyncGateway:
             case FinishCalls(posted):
                 return await posted
             case SqlQuery():
-                return await asyncio.to_thread(question.run, self._chat.system.database)
+                return await asyncio.to_thread(effect.run, self._chat.system.database)
             case OpenSubscription():
                 await self._unsubscribe()
                 self._wire = await Wire.to(self._path)
@@ -158,7 +158,7 @@ class AsyncGateway:
         came, self._heard = self._heard, []
         self._came.clear()
         for heard in came:
-            self._core.lost(heard) if isinstance(heard, RedisUnavailable) else self._core.hear([heard])
+            self._core.subscription_lost(heard) if isinstance(heard, RedisUnavailable) else self._core.handle([heard])
 
     async def _wait(self, timeout_s: float) -> None:
         with suppress(TimeoutError):

@@ -85,7 +85,7 @@ def test_a_clean_end_acks_its_own_part_of_what_is_in_hand(chat: Chat, other: Cha
         audience.until(lambda: audience.heard(bob) == ["1"])
         gateway.end(bob)
         assert read_by(chat, message) == ["bob"]
-        gateway.give_back(1)  # nobody has seen to cyd yet
+        gateway.requeue(1)  # nobody has seen to cyd yet
         audience.until(lambda: audience.heard(cyd) == ["1", "1"])
     assert read_by(chat, message) == ["bob", "cyd"]
 
@@ -109,7 +109,7 @@ def test_sessions_may_begin_and_end_between_the_events_of_a_poll(chat: Chat, oth
         assert [text for uid, text in found if uid == "cyd"] == ["1", "2", "3"]
         audience.until(lambda: offset(chat, "cyd") == sent[-1].msgid)
         assert late
-        audience.until(lambda: late.entered)
+        audience.until(lambda: late.is_synced)
     assert offset(chat, "bob") is None
     assert cyd.sid != bob.sid
 
@@ -258,7 +258,7 @@ def test_a_device_whose_subscription_was_lost_can_be_exact(chat: Chat, other: Ch
         other.listen("ann", ack_interval_s=0.0) as there,
     ):
         for live in (here, there):
-            while live.poll(0.05) or not live.session.entered:
+            while live.poll(0.05) or not live.session.is_synced:
                 pass
         mine = next(iter(nodes_of(other.system.client.driver))).client_list(_type="pubsub")[0]
         other.system.client.driver.client_kill_filter(_id=int(mine["id"]))
@@ -285,7 +285,7 @@ def test_every_session_of_a_lost_subscription_counts_it(chat: Chat, other: Chat)
             assert kill_connections(other.system.client.driver, "pubsub")
             audience.until(lambda n=lost: bob.reconnects == ann.reconnects == n)
         late = gateway.open("bob")
-        audience.until(lambda: late.entered)
+        audience.until(lambda: late.is_synced)
         assert (bob.reconnects, late.reconnects) == (2, 0)
 
 

@@ -114,7 +114,7 @@ def test_a_subscription_that_lives_is_kept(
                 say(chat, str(number), gid=("team", "home", "news")[number % 3])
                 clock.jump(HEARTBEAT_S)
                 audience.poll()
-                audience.until(lambda: not gateway._core._listening._silent)
+                audience.until(lambda: not gateway._core._resubscription._awaits_pong)
             audience.until(lambda: len(audience.messages[bob]) == 12)
             assert subscriptions(chat.system.client.driver) == before
             assert bob.reconnects == 0
@@ -161,7 +161,7 @@ def test_very_many_channels_are_subscribed_to_over_a_small_buffer(tmp_path: Path
             audience = Audience(gateway)
             sessions = [gateway.open(uid) for uid in uids]
             # When 25,600 inboxes are to be listened to
-            audience.until(lambda: all(session.entered for session in sessions))
+            audience.until(lambda: all(session.is_synced for session in sessions))
             say(chat, "hi", sender=uids[0])
             audience.until(lambda: len(audience.messages) == 400)
             # Then
@@ -190,8 +190,8 @@ def test_catching_up_takes_only_so_many_bytes_at_once(chat: Chat, other: Chat, a
             got.update(session.uid for event in events for session in event.sessions)
         # Then
         assert got == {uid: 80 - number - 1 for number, uid in enumerate(uids)}
-        assert largest <= catch_up.BYTES_AT_ONCE + 40 * 60_003
-        assert {feed.behind for session in sessions for feed in session.feeds.values()} == {False}
+        assert largest <= catch_up.BYTES_PER_STEP + 40 * 60_003
+        assert {cursor.behind for session in sessions for cursor in session.cursors.values()} == {False}
 
 
 # Costs.
@@ -278,7 +278,7 @@ def test_sessions_that_expired_are_opened_again_together(chat: Chat, asked: Aske
         for session in sessions:
             chat.system.client.execute_once("DEL", chat.system.client.space.sessions(session.uid))
         asked.clear()
-        gateway._core._beating.soon()
+        gateway._core._heartbeat.beat_now()
         audience.settled()
         assert asked.calls["im_beat"] == 200
         assert asked.trips <= 3
@@ -297,9 +297,9 @@ def test_nothing_of_sessions_that_came_and_went_is_left(chat: Chat) -> None:
         audience.settled()
         core = gateway._core
         audience.until(lambda: core._channels._dropping + core._channels._adding == {})
-        assert len(core._channels._at) == chat.system.client.space.partitions + 1
-        assert core._telling._cursors == {}
-        assert len(list(core._channels.rooms())) == 1
-        assert core._acking.book.take_due(1e12) == []
+        assert len(core._channels._owners) == chat.system.client.space.partitions + 1
+        assert core._receipts._cursors == {}
+        assert len(list(core._channels.groups())) == 1
+        assert core._acks.buffer.take_due(1e12) == []
         channels = chat.system.client.query("PUBSUB", "SHARDCHANNELS")
-        assert len(channels) == len(core._channels._at)
+        assert len(channels) == len(core._channels._owners)

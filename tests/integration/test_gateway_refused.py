@@ -112,8 +112,8 @@ def ask_again(gateway: Gateway) -> None:
     """Let all pull what was not pushed, and be told what waits for them."""
     core = gateway._core
     for gid in ("team", "home"):
-        core._ask_again(core._channels.open_room(gid))
-    core._to_enter.add(core.sessions)
+        core._fetch_missed(core._channels.open_group(gid))
+    core._to_resync.add(core.sessions)
 
 
 REFUSALS = [RedisRefuses("too few replicas"), RedisFull("no room"), RedisUnavailable("no node"), ImError("by hand")]
@@ -172,7 +172,7 @@ def test_acks_that_wait_in_one_group_do_not_pile_up(
         audience.settled()
         refused.error = ImError("by hand")
         pass_time(audience, clock, other, seconds=20)
-        assert len(gateway._core._acking.book._put_back) == 1
+        assert len(gateway._core._acks.buffer._requeued) == 1
         assert offset(other, "bob", "home")
         refused.error = None
         pass_time(audience, clock, other, seconds=5)
@@ -229,7 +229,7 @@ def test_a_subscription_that_does_not_come_about_is_tried_less_and_less_often(
         audience.settled()
         with monkeypatch.context() as patch:
             patch.setattr(Subscription, "__init__" if asked == "Listen" else "change", refuse)
-            gateway._core.lost(RedisUnavailable("lost"))
+            gateway._core.subscription_lost(RedisUnavailable("lost"))
             sent = pass_time(audience, clock, other)
         assert 5 <= len(tries) <= MOST_TRIES
         assert len(caplog.records) <= 2

@@ -97,7 +97,7 @@ def test_a_group_that_is_spoiled_waits_alone(
         # When one of the groups is spoiled, and the subscription is lost: all are to catch up, ack and be told
         kept = server.dump(key)
         spoil(server, key)
-        gateway._core.lost(TryAgain("lost"))  # type: ignore[arg-type]
+        gateway._core.subscription_lost(TryAgain("lost"))  # type: ignore[arg-type]
         say(other, "2", gid="home")
         clock.jump(5)
         late = gateway.open("bob")
@@ -120,7 +120,7 @@ def test_a_group_that_is_spoiled_waits_alone(
         audience.poll()  # what was handed over is taken as acked from here on
         clock.jump(5)
         audience.until(lambda: offset(other, "bob") == sent[-1].msgid)
-        assert ann.entered
+        assert ann.is_synced
 
 
 @pytest.mark.parametrize("kind", ["groups_of", "sessions", "dirty"])
@@ -141,7 +141,7 @@ def test_a_user_who_is_spoiled_waits_alone(
         # When what Redis has of ann is spoiled, and all begins anew
         kept = server.dump(key)
         by_a_list(server, key)
-        gateway._core.lost(TryAgain("lost"))  # type: ignore[arg-type]
+        gateway._core.subscription_lost(TryAgain("lost"))  # type: ignore[arg-type]
         audience.until(lambda: bob.reconnects == 1)
         if kind != "dirty":
             tell(other, by_ann)

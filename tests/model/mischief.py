@@ -76,7 +76,7 @@ seconds = st.sampled_from([0, 0.0, -1.0, -0.0, 1e-9])
 intervals = odd(
     st.sampled_from([0.0, 1.0]), st.sampled_from([-1.0, float("nan"), float("inf"), 1e300, -float("inf"), None, "1"])
 )
-places = odd(
+resume_points = odd(
     st.none() | st.dictionaries(st.sampled_from(GIDS), st.sampled_from(["0-0", *MSGIDS])),
     st.dictionaries(st.sampled_from(ODD[:-1]), msgids, max_size=2),
     st.dictionaries(st.sampled_from(GIDS), msgids, max_size=2),
@@ -112,7 +112,8 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "limit": limits,
     "session": sessions,
     "receipts": receipts,
-    "places": places,
+    "after": resume_points,
+    "resume_points": resume_points,
     "since_join": st.booleans(),
     "ack_every": odd(st.integers(1, 3), st.sampled_from([0, -1, 2**70, None, "1", 1.5])),
     "ack_interval_s": intervals,

@@ -47,14 +47,14 @@ def test_places_move_forward_only_and_only_if_told_to(local: LocalDatabase) -> N
     local.keep([message(9, sender="bob")])
     local.keep([], {"g": message(1).msgid})
     # Then
-    assert local.places() == {"g": message(2).msgid}
+    assert local.resume_points() == {"g": message(2).msgid}
 
 
 def test_where_groups_begin_is_noted_once(local: LocalDatabase) -> None:
     assert not local.begun
     local.begin({"g": message(4).msgid})
     local.begin({"g": message(9).msgid, "h": message(9).msgid})
-    assert (local.begun, local.places()) == (True, {"g": message(4).msgid})
+    assert (local.begun, local.resume_points()) == (True, {"g": message(4).msgid})
 
 
 def test_own_messages_show_how_far_they_have_come(local: LocalDatabase) -> None:
@@ -135,11 +135,11 @@ def test_the_outbox_keeps_its_order_until_the_server_has_it(local: LocalDatabase
 def test_what_is_about_to_be_sent_may_have_been_sent_before_from_then_on(local: LocalDatabase) -> None:
     refused = local.queue("r", "one")
     local.queue("g", "two")
-    assert local.attempt() == set()
+    assert local.mark_tried() == set()
     local.refuse(refused, "no member")
     local.queue("h", "three")
-    assert local.attempt() == {"g"}
-    assert local.attempt() == {"g", "h"}
+    assert local.mark_tried() == {"g"}
+    assert local.mark_tried() == {"g", "h"}
 
 
 def test_what_comes_back_waits_no_longer(local: LocalDatabase) -> None:
@@ -166,13 +166,13 @@ def test_own_messages_that_all_have_not_read_are_listed_newest_first_by_the_page
     local.keep([replace(message(PAGE + 4, sender="bob"), content="", recalls=message(1).msgid)])
     # When
     local.keep([Tally("g0", message(PAGE + 2).msgid, 3, 0), Tally("g1", message(PAGE + 3).msgid, 2, 1)])
-    first = local.unsettled()
-    second = local.unsettled(first[-1])
+    first = local.unread_own_messages()
+    second = local.unread_own_messages(first[-1])
     # Then
     assert first[0] == UnreadOwnMessage("g1", message(PAGE + 3).msgid, 2, 1)
     assert first[1] == UnreadOwnMessage("g1", message(PAGE + 1).msgid, 0, None)
     assert [each.msgid for each in second] == [message(2).msgid, message(1).msgid]
-    assert local.unsettled(second[-1]) == []
+    assert local.unread_own_messages(second[-1]) == []
 
 
 def test_a_database_is_for_the_data_of_one_server(local: LocalDatabase) -> None:
@@ -406,9 +406,9 @@ def test_an_item_that_cannot_be_kept_stops_no_other(
     local.keep([own, odd, message(3), Receipt("g", own.msgid, 1, 0, 1)], {"g": message(3).msgid, "h": "none"})
     # Then
     assert [(line.content, line.state) for line in local.log()] == [("words 1", "read by all"), ("words 3", None)]
-    assert local.places() == {"g": message(3).msgid}
-    [of_place, of_item] = caplog.messages
-    assert of_place.startswith("the place of 'h' is not kept in the local database: 'none' is not a msgid")
+    assert local.resume_points() == {"g": message(3).msgid}
+    [of_point, of_item] = caplog.messages
+    assert of_point.startswith("the resume point of 'h' is not kept in the local database: 'none' is not a msgid")
     assert of_item.startswith(f"{odd.msgid} of 'g' is not kept in the local database: ")
 
 
@@ -423,7 +423,7 @@ def test_a_text_that_is_too_long_for_sqlite_is_passed_over(
 
 def test_where_a_group_begins_is_noted_for_the_others(local: LocalDatabase, caplog: pytest.LogCaptureFixture) -> None:
     local.begin({"g": message(4).msgid, "h": "5-1", "x" * 1000: message(5).msgid})
-    assert local.places() == {"g": message(4).msgid, "x" * 1000: message(5).msgid}
+    assert local.resume_points() == {"g": message(4).msgid, "x" * 1000: message(5).msgid}
     assert len(caplog.messages) == 1
 
 
@@ -473,12 +473,12 @@ def use(path: Path) -> None:
     with LocalDatabase(path, "ann", exclusive=True) as local:
         local.bind("data", "there")
         assert local.begun in (True, False)
-        assert all(isinstance(each, str) for each in [*local.places().values(), *local.peers().values()])
+        assert all(isinstance(each, str) for each in [*local.resume_points().values(), *local.peers().values()])
         last = None
-        while page := local.unsettled(last):
+        while page := local.unread_own_messages(last):
             last = page[-1]
         list(local.log("g"))
-        assert local.attempt() <= {"g", *local.peers()}
+        assert local.mark_tried() <= {"g", *local.peers()}
         local.keep([*map(message, range(395, 405)), Tally("g", message(3).msgid, 3, 0)], {"g": message(404).msgid})
         local.keep([message(9, sender="ann")])
         local.note_peer(gid_of("ann", "c" * 128), "c" * 128)
@@ -524,7 +524,7 @@ def test_no_damage_ends_in_a_traceback(sound: bytes, tmp_path: Path, seed: int) 
         "UPDATE messages SET content = CAST(x'ff41' AS TEXT)",
         "UPDATE messages SET msgid = msgid - 9000000000000000000",
         "UPDATE messages SET msgid = msgid + 9000000000000000000",
-        "UPDATE places SET msgid = -1",
+        "UPDATE resume_points SET msgid = -1",
         "UPDATE tallies SET msgid = 0 WHERE msgid = (SELECT MAX(msgid) FROM tallies)",
         "UPDATE outbox SET written_ms = 9000000000000000000",
         "UPDATE outbox SET content = CAST(x'ff41' AS TEXT)",

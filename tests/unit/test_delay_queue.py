@@ -1,34 +1,34 @@
-"""What is to be done in turn, against a model that looks at everything each time."""
+"""A delay queue, against a model that looks at everything each time."""
 
 import math
 import random
 
 import pytest
 
-from imcore.gateway.delay_queue import DelayQueue
+from imcore.gateway.scheduler import DelayQueue
 
 
-def test_each_thing_waits_longer_and_longer_until_it_is_done() -> None:
-    todo: DelayQueue[str] = DelayQueue()
-    todo.add(["a", "b"])
-    assert todo.take(5, 0.0) == ["a", "b"]
+def test_a_refused_thing_waits_longer_and_longer_until_it_succeeds() -> None:
+    queue: DelayQueue[str] = DelayQueue()
+    queue.add(["a", "b"])
+    assert queue.take(5, 0.0) == ["a", "b"]
     for wait in (0.05, 0.1, 0.2):
-        todo.postpone("a", 10.0)
-        assert todo.due() == pytest.approx(10 + wait)
-        todo.add(["a"])
-        assert todo.take(5, 10.0) == []
-        assert todo.take(5, 10 + wait) == ["a"]
-    todo.done(["b"])
-    todo.postpone("b", 10.0)
-    assert todo.due() == pytest.approx(10.05)
-    todo.discard("b")
-    assert (todo.due(), len(todo)) == (math.inf, 0)
+        queue.postpone("a", 10.0)
+        assert queue.due() == pytest.approx(10 + wait)
+        queue.add(["a"])
+        assert queue.take(5, 10.0) == []
+        assert queue.take(5, 10 + wait) == ["a"]
+    queue.succeeded(["b"])
+    queue.postpone("b", 10.0)
+    assert queue.due() == pytest.approx(10.05)
+    queue.discard("b")
+    assert (queue.due(), len(queue)) == (math.inf, 0)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_histories(seed: int) -> None:
     chance = random.Random(seed)
-    todo: DelayQueue[int] = DelayQueue()
+    queue: DelayQueue[int] = DelayQueue()
     ready: list[int] = []
     later: dict[int, tuple[float, int]] = {}
     failures: dict[int, int] = {}
@@ -38,18 +38,18 @@ def test_random_histories(seed: int) -> None:
         thing = chance.randrange(8)
         match chance.randrange(5):
             case 0:
-                todo.add([thing])
+                queue.add([thing])
                 if thing not in ready and thing not in later:
                     ready.append(thing)
             case 1 if thing not in ready and thing not in later:  # it was taken
-                todo.postpone(thing, now)
+                queue.postpone(thing, now)
                 later[thing] = now + min(4.0, 0.05 * 2 ** failures.get(thing, 0)), step
                 failures[thing] = failures.get(thing, 0) + 1
             case 2:
-                todo.done([thing])
+                queue.succeeded([thing])
                 failures.pop(thing, None)
             case 3:
-                todo.discard(thing)
+                queue.discard(thing)
                 failures.pop(thing, None)
                 later.pop(thing, None)
                 ready = [each for each in ready if each != thing]
@@ -59,8 +59,8 @@ def test_random_histories(seed: int) -> None:
                 for _, each in over:
                     del later[each]
                 most = chance.randrange(4)
-                assert todo.take(most, now) == ready[:most]
+                assert queue.take(most, now) == ready[:most]
                 del ready[:most]
-        assert len(todo) == len(ready) + len(later)
+        assert len(queue) == len(ready) + len(later)
         ends = [end for end, _ in later.values()]
-        assert todo.due() == (0.0 if ready else pytest.approx(min(ends, default=math.inf)))
+        assert queue.due() == (0.0 if ready else pytest.approx(min(ends, default=math.inf)))

@@ -1,4 +1,4 @@
-"""What senders are told, on fakeredis: each change once to each session, the newest last, in bounded pieces."""
+"""Receipts of a gateway, on fakeredis: each change once to each session, the newest last, in bounded pieces."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -11,12 +11,11 @@ import pytest
 from imcore import Chat, Receipt, Session
 from imcore import msgid as msgids
 from imcore.errors import RedisRefuses, RedisUnavailable
-from imcore.gateway import receipt_confirmation, receipt_delivery
+from imcore.gateway import receipts as gateway_receipts
 from imcore.gateway.channels import Inbox
 from imcore.gateway.delivery_queue import DeliveryQueue
 from imcore.gateway.fanout import ReceiptsChanged
-from imcore.gateway.receipt_confirmation import ReceiptConfirmation
-from imcore.gateway.receipt_delivery import LONGEST, ReceiptDelivery
+from imcore.gateway.receipts import RECEIPTS_PER_EVENT, ReceiptConfirmation, ReceiptDelivery
 from imcore.model.values import Draft
 from imcore.operations.effects import Effect, RedisCalls
 from imcore.settings import Settings
@@ -32,8 +31,8 @@ class Sender:
 
     def __init__(self, chat: Chat, sessions: int = 1) -> None:
         self.chat = chat
-        self.handover = DeliveryQueue()
-        self.telling = ReceiptDelivery(chat.system.client.space, self.handover, ThrottledLog(lambda: 0.0), lambda: 0.0)
+        self.queue = DeliveryQueue()
+        self.delivery = ReceiptDelivery(chat.system.client.space, self.queue, ThrottledLog(lambda: 0.0), lambda: 0.0)
         self.sessions = [Session("ann") for _ in range(sessions)]
         self.inbox = Inbox("ann", 0, dict.fromkeys(self.sessions))
 
@@ -49,17 +48,17 @@ class Sender:
 
     def ask(self, *sessions: Session) -> list[ReceiptsChanged]:
         """Let sessions ask for all that waits."""
-        self.telling.want(sessions or self.sessions)
-        while self.telling.due() <= 0.0:
-            self.chat.performer.perform(self.telling.go_on())
+        self.delivery.fetch(sessions or self.sessions)
+        while self.delivery.due() <= 0.0:
+            self.chat.performer.perform(self.delivery.step())
         return self.taken()
 
     def push(self, *receipts: Receipt) -> list[ReceiptsChanged]:
-        self.telling.pushed(self.inbox, receipts)
+        self.delivery.pushed(self.inbox, receipts)
         return self.taken()
 
     def taken(self) -> list[ReceiptsChanged]:
-        return [event for event in self.handover.take() if isinstance(event, ReceiptsChanged)]
+        return [event for event in self.queue.take() if isinstance(event, ReceiptsChanged)]
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def receipts_of(events: Sequence[ReceiptsChanged]) -> list[tuple[str, int]]:
     return [(each.msgid, each.read) for event in events for each in event.receipts]
 
 
-def test_however_much_waits_it_comes_once_in_pieces(ann: Sender, chat: Chat) -> None:
+def test_waiting_receipts_come_once_in_pieces_however_many(ann: Sender, chat: Chat) -> None:
     # Given more than several pages in two groups
     sent = ann.say(1100)
     at_home = ann.say(250, "home")
@@ -90,17 +89,17 @@ def test_however_much_waits_it_comes_once_in_pieces(ann: Sender, chat: Chat) -> 
     events = ann.ask()
     # Then
     assert sorted(receipts_of(events)) == sorted((msgid, 0) for msgid in [*sent, *at_home])
-    assert max(len(event.receipts) for event in events) <= LONGEST
+    assert max(len(event.receipts) for event in events) <= RECEIPTS_PER_EVENT
     assert {event.sessions for event in events} == {(ann.sessions[0],)}
 
 
-def test_a_very_long_digest_is_told_in_several_events(ann: Sender) -> None:
-    sent = ann.say(2 * LONGEST + 1)
+def test_a_very_long_digest_becomes_several_events(ann: Sender) -> None:
+    sent = ann.say(2 * RECEIPTS_PER_EVENT + 1)
     receipts = [Receipt("team", msgid, 1, 1, number) for number, msgid in enumerate(sent, 1)]
 
     events = ann.push(*receipts)
 
-    assert [len(event.receipts) for event in events] == [LONGEST, LONGEST, 1]
+    assert [len(event.receipts) for event in events] == [RECEIPTS_PER_EVENT, RECEIPTS_PER_EVENT, 1]
     assert [receipt for event in events for receipt in event.receipts] == receipts
 
 
@@ -115,7 +114,7 @@ def test_a_push_that_was_overtaken_by_asking_is_dropped(ann: Sender, chat: Chat)
     newer = chat.receipts("ann")[0]
     # Then
     assert ann.push(older, newer) == []
-    ann.telling.turn()
+    ann.delivery.rotate_versions()
     assert ann.push(older) == []
     # And a later one is not
     chat.ack("cy", "team")
@@ -123,29 +122,29 @@ def test_a_push_that_was_overtaken_by_asking_is_dropped(ann: Sender, chat: Chat)
     assert receipts_of(ann.push(*chat.receipts("ann"))) == [(message, 2)]
 
 
-def test_what_was_told_is_remembered_for_two_heartbeats_only(ann: Sender) -> None:
+def test_versions_are_kept_for_two_heartbeats_only(ann: Sender) -> None:
     [message] = ann.say(1)
     ann.mark([message])
     ann.ask()
     for _ in range(2):
-        ann.telling.turn()
-    assert ann.telling._told == {}
+        ann.delivery.rotate_versions()
+    assert ann.delivery._fetched == {}
 
 
-def test_asking_again_and_again_tells_only_what_has_changed(ann: Sender, chat: Chat) -> None:
+def test_fetching_again_and_again_brings_changed_receipts_only(ann: Sender, chat: Chat) -> None:
     first, second = ann.say(2)
     ann.mark([first, second])
     assert len(receipts_of(ann.ask())) == 2
     for _ in range(3):
-        ann.telling.turn()
+        ann.delivery.rotate_versions()
         assert ann.ask() == []
     chat.ack("bob", "team", first)
     ann.mark([first])
-    ann.telling.turn()
+    ann.delivery.rotate_versions()
     assert receipts_of(ann.ask()) == [(first, 1)]
 
 
-def test_every_session_is_told_by_itself(chat: Chat) -> None:
+def test_every_session_gets_every_receipt(chat: Chat) -> None:
     # Given two sessions, one of which has been told
     ann = Sender(chat, sessions=2)
     one, other = ann.sessions
@@ -166,29 +165,29 @@ def test_another_server_counts_versions_anew(ann: Sender, chat: Chat) -> None:
     for _ in range(3):
         ann.mark([message])
     ann.ask()
-    ann.telling.forget_versions()
+    ann.delivery.forget_versions()
     assert receipts_of(ann.push(Receipt("team", message, 2, 0, 1))) == [(message, 2)]
 
 
-def test_after_an_error_all_that_waits_is_still_told(ann: Sender, chat: Chat) -> None:
+def test_after_an_error_all_waiting_receipts_still_come(ann: Sender, chat: Chat) -> None:
     sent = ann.say(250)
     ann.mark(sent)
-    answer = chat.performer.perform_one
+    perform_one = chat.performer.perform_one
     failing = itertools.cycle([False, False, True])
 
-    def sometimes(question: Effect) -> Any:
+    def sometimes(effect: Effect) -> Any:
         if next(failing):
             raise RedisUnavailable
-        return answer(question)
+        return perform_one(effect)
 
-    ann.telling.want(ann.sessions)
+    ann.delivery.fetch(ann.sessions)
     chat.performer.perform_one = sometimes  # type: ignore[method-assign]
     for _ in range(50):
         try:
-            chat.performer.perform(ann.telling.go_on())
+            chat.performer.perform(ann.delivery.step())
         except RedisUnavailable:
             continue
-    assert ann.telling.due() > 0
+    assert ann.delivery.due() > 0
     assert sorted(receipts_of(ann.taken())) == sorted((msgid, 0) for msgid in sent)
 
 
@@ -199,29 +198,29 @@ def test_receipts_are_confirmed_in_bounded_calls(ann: Sender, chat: Chat, monkey
     # Given a sender who was told very much
     sent = ann.say(1300)
     ann.mark(sent)
-    known = ReceiptConfirmation(chat.system.client.space, 1.0, ThrottledLog(lambda: 0.0), lambda: 0.0)
-    monkeypatch.setattr(receipt_confirmation, "MOST_AT_ONCE", 1200)
+    confirmation = ReceiptConfirmation(chat.system.client.space, 1.0, ThrottledLog(lambda: 0.0), lambda: 0.0)
+    monkeypatch.setattr(gateway_receipts, "CONFIRMATIONS_PER_STEP", 1200)
     for event in ann.ask():
-        known.known("ann", event.receipts)
+        confirmation.received("ann", event.receipts)
     asked: list[int] = []
-    answer = chat.performer.perform_one
+    perform_one = chat.performer.perform_one
 
-    def counting(question: Effect) -> Any:
-        if isinstance(question, RedisCalls):
-            asked.extend(len(call.args) // 3 for call in question.calls if call.function == "im_confirm")
-        return answer(question)
+    def counting(effect: Effect) -> Any:
+        if isinstance(effect, RedisCalls):
+            asked.extend(len(call.args) // 3 for call in effect.calls if call.function == "im_confirm")
+        return perform_one(effect)
 
     monkeypatch.setattr(chat.performer, "perform_one", counting)
     # When
-    assert known.due() == 1.0
-    chat.performer.perform(known.go_on())
+    assert confirmation.due() == 1.0
+    chat.performer.perform(confirmation.step())
     assert sum(asked) == 1200
-    chat.performer.perform(known.go_on())
+    chat.performer.perform(confirmation.step())
     # Then
     assert max(asked) <= 500
     assert sum(asked) == 1300
     assert chat.receipts("ann") == []
-    assert known.due() > 1e9
+    assert confirmation.due() > 1e9
 
 
 def test_of_two_receipts_of_a_message_the_newer_one_is_confirmed(ann: Sender, chat: Chat) -> None:
@@ -229,38 +228,38 @@ def test_of_two_receipts_of_a_message_the_newer_one_is_confirmed(ann: Sender, ch
     ann.mark([message])
     older = chat.receipts("ann")
     ann.mark([message])
-    known = ReceiptConfirmation(chat.system.client.space, 1.0, ThrottledLog(lambda: 0.0), lambda: 0.0)
-    known.known("ann", chat.receipts("ann"))
-    known.known("ann", older)
+    confirmation = ReceiptConfirmation(chat.system.client.space, 1.0, ThrottledLog(lambda: 0.0), lambda: 0.0)
+    confirmation.received("ann", chat.receipts("ann"))
+    confirmation.received("ann", older)
 
-    chat.performer.perform(known.go_on())
+    chat.performer.perform(confirmation.step())
 
     assert chat.receipts("ann") == []
 
 
-def test_what_could_not_be_confirmed_is_confirmed_later(
+def test_receipts_that_could_not_be_confirmed_are_confirmed_later(
     ann: Sender, chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ann.mark(ann.say(3))
     now = 0.0
-    known = ReceiptConfirmation(chat.system.client.space, 1.0, ThrottledLog(lambda: now), lambda: now)
-    known.known("ann", chat.receipts("ann"))
-    now = known.due()
+    confirmation = ReceiptConfirmation(chat.system.client.space, 1.0, ThrottledLog(lambda: now), lambda: now)
+    confirmation.received("ann", chat.receipts("ann"))
+    now = confirmation.due()
     assert now == 1.0
     with monkeypatch.context() as patch:
-        patch.setattr(chat.performer, "perform_one", lambda question: [RedisRefuses("not now")] * len(question.calls))
-        chat.performer.perform(known.go_on())
+        patch.setattr(chat.performer, "perform_one", lambda effect: [RedisRefuses("not now")] * len(effect.calls))
+        chat.performer.perform(confirmation.step())
         with pytest.raises(RedisRefuses):
-            chat.performer.perform(known.send_of(["ann"]))
+            chat.performer.perform(confirmation.flush(["ann"]))
     assert len(chat.receipts("ann")) == 3
-    assert known.due() > 1.0
+    assert confirmation.due() > 1.0
     for _ in range(2):
-        now = min(known.due(), 2.0)
-        chat.performer.perform(known.go_on())
+        now = min(confirmation.due(), 2.0)
+        chat.performer.perform(confirmation.step())
     assert chat.receipts("ann") == []
-    assert known.due() == inf
+    assert confirmation.due() == inf
 
 
 def test_pages_are_small_enough_that_no_step_takes_long() -> None:
     partitions = 8
-    assert receipt_delivery.AT_ONCE * receipt_delivery.PAGE * partitions <= 30_000
+    assert gateway_receipts.SESSIONS_PER_STEP * gateway_receipts.RECEIPTS_PER_PAGE * partitions <= 30_000

@@ -1,4 +1,4 @@
-"""A live client while the server refuses something: it tries less and less often, and says so once a minute."""
+"""A live device while the server refuses something: it tries less and less often, and says so once a minute."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from imcore.chat import Chat
-from imcore.device import device as client_module
+from imcore.device import device as device_module
 from imcore.device.device import Device, Flushed, when_there
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import ImError, RedisFull, RedisRefuses, RedisUnavailable
@@ -35,7 +35,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(client_module, "time", clock)
+    monkeypatch.setattr(device_module, "time", clock)
     return clock
 
 
@@ -46,7 +46,7 @@ def bob(client: RedisClient, tmp_path: Path, clock: Clock) -> Iterator[Device]:
         yield Device(chat, "bob", local)
 
 
-def test_waiting_for_a_server_grows_and_is_told_once_a_minute(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_waits_for_a_server_grow_and_are_logged_once_a_minute(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     tried: list[float] = []
 
     def attempt() -> str:
@@ -73,7 +73,7 @@ def test_the_outbox_is_tried_less_and_less_often(
     # When the server refuses it, while events come fast
     monkeypatch.setattr(bob, "flush", refused)
     while clock.now < 1070:
-        bob._flush_on_the_way()
+        bob._try_outbox()
         clock.now += 0.01
     assert sum(at < 1020 for at in tried) <= 12
     assert [message.partition(",")[0] for message in caplog.messages] == ["the outbox waits: full"] * 2
@@ -83,7 +83,7 @@ def test_the_outbox_is_tried_less_and_less_often(
     clock.now += LONGEST_WAIT_S
     tried.clear()
     for _ in range(3):
-        bob._flush_on_the_way()
+        bob._try_outbox()
     assert len(tried) == 3
 
 
@@ -107,14 +107,14 @@ def test_tallies_are_asked_for_less_and_less_often(
     monkeypatch.setattr(bob._tallies, "step", refused)
     bob._tallies.begin()
     while clock.now < 1020:
-        assert bob._have_asked([])
+        assert bob._try_tallies([])
         clock.now += 0.01
     assert len(tried) <= 12
     assert caplog.messages == said
 
     # Then, once they can be had, all are
     monkeypatch.undo()
-    monkeypatch.setattr(client_module, "time", clock)
+    monkeypatch.setattr(device_module, "time", clock)
     clock.now += LONGEST_WAIT_S
-    assert bob._have_asked([])
+    assert bob._try_tallies([])
     assert bob._tallies.done
