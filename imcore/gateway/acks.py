@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from imcore.errors import ImError, TryAgain, UnknownGroup, raise_what_stops_all
@@ -182,19 +182,19 @@ class _SentAcks(NamedTuple):
     started: Answers[list[AckResult]]
 
 
+@dataclass(eq=False)
 class AckSender:
     """A task: sends the acks of a buffer. Acks that cannot be sent, or whose answers get lost, return to the buffer.
 
     Sending is no success yet: if Redis refuses the acks of a group, this group waits alone.
     """
 
-    def __init__(self, space: Keyspace, buffer: AckBuffer, throttled_log: ThrottledLog, clock: Clock) -> None:
-        self.buffer = buffer
-        self._space = space
-        self._log = throttled_log
-        self._clock = clock
-        self._backoffs: Backoffs[str] = Backoffs()
-        self._sent: _SentAcks | None = None
+    _space: Keyspace
+    buffer: AckBuffer
+    _log: ThrottledLog
+    _clock: Clock
+    _backoffs: Backoffs[str] = field(default_factory=Backoffs)
+    _sent: _SentAcks | None = None
 
     def due(self) -> float:
         """Return when to step: at once while there are answers to read, which takes next to no time."""

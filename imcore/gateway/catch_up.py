@@ -1,6 +1,7 @@
 """Catching up: which sessions follow which groups, and pulls for those that are behind. No I/O."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all, raise_what_stops_all
 from imcore.gateway.acks import AckBuffer
@@ -28,27 +29,18 @@ JOINED = ResumePoint(0)
 """A group that was joined meanwhile begins with the join, even if another session has acked some of it already."""
 
 
+@dataclass(eq=False)
 class CatchUp:
     """A task: pulls for cursors that are behind. Sessions that restart in a group are queued in `to_resync`, too."""
 
-    def __init__(
-        self,
-        space: Keyspace,
-        channels: Channels,
-        deliveries: DeliveryQueue,
-        ack_buffer: AckBuffer,
-        to_resync: DelayQueue[Session],
-        throttled_log: ThrottledLog,
-        clock: Clock,
-    ) -> None:
-        self._space = space
-        self._channels = channels
-        self._deliveries = deliveries
-        self._ack_buffer = ack_buffer
-        self._to_resync = to_resync
-        self._log = throttled_log
-        self._clock = clock
-        self._behind: DelayQueue[Cursor] = DelayQueue()
+    _space: Keyspace
+    _channels: Channels
+    _deliveries: DeliveryQueue
+    _ack_buffer: AckBuffer
+    _to_resync: DelayQueue[Session]
+    _log: ThrottledLog
+    _clock: Clock
+    _behind: DelayQueue[Cursor] = field(default_factory=DelayQueue)
 
     def follow(self, session: Session, gid: str) -> None:
         """Let a session follow a group from its resume point. A session that follows it already catches up."""
@@ -62,7 +54,7 @@ class CatchUp:
 
     def unfollow(self, session: Session, gid: str) -> None:
         """Let a session follow a group no more. If it comes back, it does not get the same messages again."""
-        subscribers = self._channels.group(gid)
+        subscribers = self._channels.groups.get(gid)
         if subscribers and gid in session.cursors:
             resume_point = subscribers.remove(session)
             if resume_point:
@@ -75,7 +67,7 @@ class CatchUp:
 
         It gets again all that is not acked, or its next ack would pass over the messages that came back.
         """
-        subscribers = self._channels.group(gid)
+        subscribers = self._channels.groups.get(gid)
         if subscribers and gid in session.cursors:
             subscribers.remove(session)
             self._behind.add([subscribers.add(session, None)])
@@ -112,7 +104,7 @@ class CatchUp:
 
     def _subscribers(self, cursor: Cursor) -> GroupSubscribers | None:
         """Return the subscribers of a cursor's group, None if no session has the cursor any more."""
-        subscribers = self._channels.group(cursor.gid)
+        subscribers = self._channels.groups.get(cursor.gid)
         return subscribers if subscribers and subscribers.sessions(cursor) else None
 
     def _catch_up(self, cursors: list[tuple[GroupSubscribers, Cursor]]) -> Effects[None]:
@@ -182,24 +174,16 @@ class CatchUp:
         self._behind.postpone(cursor, self._clock())
 
 
+@dataclass(eq=False)
 class Resync:
     """A task: fetches the groups of sessions whose inbox has just been subscribed, and may have missed news before."""
 
-    def __init__(
-        self,
-        space: Keyspace,
-        queue: DelayQueue[Session],
-        catch_up: CatchUp,
-        fetch_receipts: Callable[[Iterable[Session]], None],
-        throttled_log: ThrottledLog,
-        clock: Clock,
-    ) -> None:
-        self._space = space
-        self._queue = queue
-        self._catch_up = catch_up
-        self._fetch_receipts = fetch_receipts
-        self._log = throttled_log
-        self._clock = clock
+    _space: Keyspace
+    _queue: DelayQueue[Session]
+    _catch_up: CatchUp
+    _fetch_receipts: Callable[[Iterable[Session]], None]
+    _log: ThrottledLog
+    _clock: Clock
 
     def due(self) -> float:
         return self._queue.due()

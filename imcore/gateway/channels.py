@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -39,38 +39,26 @@ class Channels:
     def __init__(self, space: Keyspace) -> None:
         self._space = space
         self._inboxes: dict[str, Inbox] = {}
-        self._owners: dict[str, ChannelOwner] = {}
-        self._groups: dict[str, GroupSubscribers] = {}
+        self.owners: dict[str, ChannelOwner] = {}
+        """By channel."""
+        self.groups: dict[str, GroupSubscribers] = {}
+        """By gid, of the groups that sessions follow."""
         self._to_drop: dict[str, None] = {}
         self._to_add: dict[str, None] = {}
         self._dropping: Counter[str] = Counter()
         self._adding: Counter[str] = Counter()
 
-    @property
-    def is_empty(self) -> bool:
-        return not self._owners
-
-    def owner(self, channel: str) -> ChannelOwner | None:
-        return self._owners.get(channel)
-
-    def groups(self) -> Iterator[GroupSubscribers]:
-        yield from list(self._groups.values())
-
-    def group(self, gid: str) -> GroupSubscribers | None:
-        """Return the subscribers of a group, None if no session follows it."""
-        return self._groups.get(gid)
-
     def open_group(self, gid: str) -> GroupSubscribers:
         """Return the subscribers of a group; subscribe to it unless that was done."""
-        subscribers = self._groups.get(gid)
+        subscribers = self.groups.get(gid)
         if subscribers is None:
-            subscribers = self._groups[gid] = GroupSubscribers(gid)
+            subscribers = self.groups[gid] = GroupSubscribers(gid)
             self._add(self._space.group(gid).channel, subscribers)
         return subscribers
 
     def close_group(self, gid: str) -> None:
         """Unsubscribe from a group that no session follows any more."""
-        del self._groups[gid]
+        del self.groups[gid]
         self._drop(self._space.group(gid).channel)
 
     def open_inbox(self, session: Session) -> Inbox:
@@ -100,8 +88,8 @@ class Channels:
         self._to_drop.clear()
         self._dropping.clear()
         self._adding.clear()
-        self._to_add = dict.fromkeys(self._owners)
-        for subscribers in self._groups.values():
+        self._to_add = dict.fromkeys(self.owners)
+        for subscribers in self.groups.values():
             subscribers.is_subscribed = False
         for inbox in self._inboxes.values():
             inbox.missing = self._space.partitions
@@ -123,7 +111,7 @@ class Channels:
         """Note that a channel was added; return its owner if this has made the owner subscribed."""
         if not _confirmed(self._adding, channel) or channel in self._adding or channel in self._to_add:
             return None  # dropped and added again meanwhile: that confirmation is still to come
-        owner = self._owners.get(channel)
+        owner = self.owners.get(channel)
         if isinstance(owner, GroupSubscribers):
             owner.is_subscribed = True
         elif owner is not None:
@@ -135,11 +123,11 @@ class Channels:
         return _confirmed(self._dropping, channel)
 
     def _add(self, channel: str, owner: ChannelOwner) -> None:
-        self._owners[channel] = owner
+        self.owners[channel] = owner
         self._to_add[channel] = None
 
     def _drop(self, channel: str) -> None:
-        del self._owners[channel]
+        del self.owners[channel]
         if channel in self._to_add:
             del self._to_add[channel]
         else:
@@ -166,24 +154,24 @@ def _confirmed(awaited: Counter[str], channel: str) -> bool:
     return True
 
 
+@dataclass(eq=False)
 class Resubscription:
     """A task: opens the subscription, and again after it was lost; changes its channels; pings it.
 
     It sends a PING every `every_s` seconds. A subscription that has not answered by the next one is lost. Only an
-    answered PING ends the back-off: one that is lost before makes the next one wait longer.
+    answered PING ends the back-off: one that is lost before makes the next one wait longer. `on_open` is called whenever
+    a subscription was opened.
     """
 
-    def __init__(self, channels: Channels, every_s: float, on_open: Callable[[], None], clock: Clock) -> None:
-        """`on_open` is called whenever a new subscription was opened."""
-        self._channels = channels
-        self._every_s = every_s
-        self._on_open = on_open
-        self._clock = clock
-        self.is_open = False
-        """Whether there is a subscription, as far as is known."""
-        self._backoff = Backoff()
-        self._next_ping = math.inf
-        self._awaits_pong = False
+    _channels: Channels
+    _every_s: float
+    _on_open: Callable[[], None]
+    _clock: Clock
+    is_open: bool = False
+    """Whether there is a subscription, as far as is known."""
+    _backoff: Backoff = field(default_factory=Backoff)
+    _next_ping: float = math.inf
+    _awaits_pong: bool = False
 
     def lost(self) -> None:
         """Note that the subscription is lost, and perhaps pushes with it."""
@@ -198,7 +186,7 @@ class Resubscription:
     def due(self) -> float:
         """Return when to step: at once if channels have to change and may."""
         if not self.is_open:
-            return math.inf if self._channels.is_empty else self._backoff.until
+            return math.inf if not self._channels.owners else self._backoff.until
         return 0.0 if self._channels.has_changes() else self._next_ping
 
     def step(self) -> Effects[None]:

@@ -5,10 +5,10 @@ and takes events. `imcore.gateway.gateway` is a synchronous driver; an asyncio d
 not overlap. Before `step` and `end` the driver passes on all that has come, or an ack could pass over an earlier
 message:
 
-    core.confirm()                  # the caller has received the events of the last `take`
+    core.confirm()                  # the caller has received the events that were taken last
     core.handle(pubsub_events)
     perform(core.step(), ...)       # then wait for pubsub events, until core.due() at most
-    events = core.take()
+    events = core.deliveries.take()
 
 Each session gets every message of its user's groups once and in order: first what it has missed, then what is pushed.
 After a gap in the seqs or a lost subscription it pulls, and a session that has expired is opened again.
@@ -61,21 +61,20 @@ class Core:
         self._options = options
         self._clock = clock
         self._sessions: dict[str, Session] = {}
-        self._deliveries = DeliveryQueue()
+        self.deliveries = DeliveryQueue()
+        """The events that are ready to be taken, and those that were."""
         self._to_resync: DelayQueue[Session] = DelayQueue()
         self._channels = Channels(space)
         self._log = log = ThrottledLog(clock)
         self._acks = AckSender(space, AckBuffer(options.ack_every, options.ack_interval_s), log, clock)
         self._confirmation = ReceiptConfirmation(space, options.ack_interval_s, log, clock)
-        self._receipts = ReceiptDelivery(space, self._deliveries, log, clock)
-        self._catch_up = CatchUp(
-            space, self._channels, self._deliveries, self._acks.buffer, self._to_resync, log, clock
+        self._receipts = ReceiptDelivery(space, self.deliveries, log, clock)
+        self._catch_up = CatchUp(space, self._channels, self.deliveries, self._acks.buffer, self._to_resync, log, clock)
+        every_s, polls = settings.heartbeat_ms / 1000, options.receipts == "poll"
+        self._heartbeat = Heartbeat(
+            space, settings.online_ms, every_s, self._sessions, self._receipts, polls, log, clock
         )
-        self._heartbeat = Heartbeat(space, settings, self._sessions, self._receipts, log, clock)
-        self._heartbeat.polls_receipts = options.receipts == "poll"
-        self._resubscription = Resubscription(
-            self._channels, settings.heartbeat_ms / 1000, self._receipts.forget_versions, clock
-        )
+        self._resubscription = Resubscription(self._channels, every_s, self._receipts.forget_versions, clock)
         resync = Resync(space, self._to_resync, self._catch_up, self._receipts.fetch, log, clock)
         # Resubscription is last: channels that the others open are then subscribed in the same step.
         self._scheduler = Scheduler(
@@ -127,7 +126,7 @@ class Core:
         """End sessions cleanly. See `Gateway.end`."""
         ending = [session for session in sessions if session.sid in self._sessions]
         if self._options.acks == "auto":
-            self._receive(self._deliveries.in_flight_of(ending))
+            self._receive(self.deliveries.in_flight_of(ending))
         yield from self._acks.flush(ending)
         yield from self._confirmation.flush({session.uid for session in ending})
         yield from self._heartbeat.end(ending)
@@ -143,7 +142,7 @@ class Core:
         self._forget(ending)
 
     def _forget(self, ending: Sequence[Session]) -> None:
-        self._deliveries.end(ending)
+        self.deliveries.end(ending)
         for session in ending:
             del self._sessions[session.sid]
             self._channels.close_inbox(session)
@@ -173,8 +172,8 @@ class Core:
             self._confirmation.received(session.uid, receipts)
 
     def confirm(self) -> None:
-        """Note that the caller has received the events of the last `take`."""
-        confirmed = self._deliveries.confirm()
+        """Note that the caller has received the events that were taken last."""
+        confirmed = self.deliveries.confirm()
         if self._options.acks == "auto":
             self._receive(confirmed)
 
@@ -187,26 +186,6 @@ class Core:
                 self._acks.buffer.received(message.gid, event.recipients, newest, now)
             else:
                 self._confirmation.received(event.sessions[0].uid, event.receipts)
-
-    # Events.
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether there are events to take."""
-        return bool(self._deliveries.ready)
-
-    def take(self) -> list[Event]:
-        """Return the events that are ready, in order."""
-        return self._deliveries.take()
-
-    @property
-    def in_flight(self) -> int:
-        """How many events of the last `take` are neither confirmed nor requeued."""
-        return self._deliveries.in_flight
-
-    def requeue(self, count: int) -> None:
-        """Make the last `count` events of the last `take` ready again."""
-        self._deliveries.requeue(count)
 
     # Tasks, and what comes on the subscription.
 
@@ -250,7 +229,7 @@ class Core:
             self._to_resync.add(owner.sessions)
 
     def _pushed(self, channel: str, data: bytes) -> None:
-        owner = self._channels.owner(channel)
+        owner = self._channels.owners.get(channel)
         try:
             self._handle_push(owner, *wire.push(data))
         except (ArithmeticError, LookupError, ValueError) as error:

@@ -193,22 +193,22 @@ class Gateway:
         self._core.confirm()
         self._read(0.0)
         self._perform(self._core.step())
-        while not self._core.is_ready and (now := time.monotonic()) < deadline:
+        while not self._core.deliveries.ready and (now := time.monotonic()) < deadline:
             self._read(min(deadline, self._core.due()) - now)
-            if not self._core.is_ready:
+            if not self._core.deliveries.ready:
                 self._perform(self._core.step())
-        return self._core.take()
+        return self._core.deliveries.take()
 
     def requeue(self, count: int) -> None:
         """Take back the last `count` events of the last `poll`: not received, they are returned by the next one.
 
         Raise InvalidInput if it returned less.
         """
-        returned = self._core.in_flight if self._has_core else 0
+        returned = self._core.deliveries.in_flight if self._has_core else 0
         if not 0 <= count <= returned:
             raise InvalidInput(f"{count} events cannot be taken back: {returned} were returned")
         if count:
-            self._core.requeue(count)
+            self._core.deliveries.requeue(count)
 
     # The driver of the core.
 

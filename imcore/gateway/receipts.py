@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from imcore.errors import ImError, TryAgain
 from imcore.gateway.channels import Inbox
@@ -48,20 +48,20 @@ class _Versions:
         return bool(self._older)
 
 
+@dataclass(eq=False)
 class ReceiptDelivery:
     """A task: fetches the receipts that wait for sessions.
 
     A push that was on its way while a session asked is older than the answer: its version says so, and it is dropped.
     """
 
-    def __init__(self, space: Keyspace, deliveries: DeliveryQueue, throttled_log: ThrottledLog, clock: Clock) -> None:
-        self._space = space
-        self._deliveries = deliveries
-        self._log = throttled_log
-        self._clock = clock
-        self._queue: DelayQueue[Session] = DelayQueue()
-        self._cursors: dict[Session, DirtyCursor] = {}
-        self._fetched: dict[Session, _Versions] = {}
+    _space: Keyspace
+    _deliveries: DeliveryQueue
+    _log: ThrottledLog
+    _clock: Clock
+    _queue: DelayQueue[Session] = field(default_factory=DelayQueue)
+    _cursors: dict[Session, DirtyCursor] = field(default_factory=dict)
+    _fetched: dict[Session, _Versions] = field(default_factory=dict)
 
     def fetch(self, sessions: Iterable[Session]) -> None:
         """Fetch, in the next steps, all receipts that wait for sessions."""
@@ -139,18 +139,18 @@ class ReceiptDelivery:
             ]
 
 
+@dataclass(eq=False)
 class ReceiptConfirmation:
-    """A task: confirms the receipts that senders have got, `interval_s` after the first, many senders at once."""
+    """A task: confirms the receipts that senders have got, some time after the first, many senders at once."""
 
-    def __init__(self, space: Keyspace, interval_s: float, throttled_log: ThrottledLog, clock: Clock) -> None:
-        self._space = space
-        self._interval_s = interval_s
-        self._log = throttled_log
-        self._clock = clock
-        self._backoffs: Backoffs[str] = Backoffs()
-        self._received: dict[str, dict[tuple[str, str], Receipt]] = {}
-        """By uid; then by gid and msgid, the newest receipt of the message."""
-        self._due = math.inf
+    _space: Keyspace
+    _interval_s: float
+    _log: ThrottledLog
+    _clock: Clock
+    _backoffs: Backoffs[str] = field(default_factory=Backoffs)
+    _received: dict[str, dict[tuple[str, str], Receipt]] = field(default_factory=dict)
+    """By uid; then by gid and msgid, the newest receipt of the message."""
+    _due: float = math.inf
 
     def received(self, uid: str, receipts: Iterable[Receipt]) -> None:
         """Note that a sender has got these receipts."""

@@ -47,7 +47,7 @@ class Server:
         self.channels.restart()
 
     def wanted(self) -> set[str]:
-        groups = {SPACE.group(subscribers.gid).channel for subscribers in self.channels.groups()}
+        groups = {SPACE.group(subscribers.gid).channel for subscribers in self.channels.groups.values()}
         return groups | {each for uid in self.channels._inboxes for each in SPACE.inboxes(uid)}
 
 
@@ -71,7 +71,7 @@ class Story:
 
     def open_or_close(self) -> None:
         gid = self.dice.choice("gh")
-        if self.channels.group(gid):
+        if gid in self.channels.groups:
             self.channels.close_group(gid)
         else:
             self.channels.open_group(gid).add(Session("x"), ResumePoint(0))
@@ -105,7 +105,7 @@ def test_every_wanted_channel_is_subscribed_whatever_comes_and_goes(seed: int, m
         story.answer()
     # Then
     assert server.subscribed == server.wanted()
-    assert all(subscribers.is_subscribed for subscribers in channel_set.groups())
+    assert all(subscribers.is_subscribed for subscribers in channel_set.groups.values())
     assert all(inbox.is_subscribed for inbox in channel_set._inboxes.values())
     assert server.most <= 5
     assert [*channel_set._adding, *channel_set._dropping, *channel_set._to_add, *channel_set._to_drop] == []
@@ -124,7 +124,7 @@ def test_channels_of_ended_sessions_are_forgotten() -> None:
         while server.answers:
             server.answer()
 
-    assert channel_set.is_empty
+    assert not channel_set.owners
     assert [value for name, value in vars(channel_set).items() if name != "_space" and value] == []
 
 

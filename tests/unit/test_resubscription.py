@@ -93,6 +93,6 @@ def test_after_a_failed_change_another_subscription_is_opened(bench: Bench) -> N
     bench.now = bench.task.due()
     assert bench.step() == [OpenSubscription, ChangeChannels]
     assert not bench.channels.has_changes()
-    subscribers = bench.channels.group("g")
+    subscribers = bench.channels.groups["g"]
     assert subscribers
     assert subscribers.is_subscribed

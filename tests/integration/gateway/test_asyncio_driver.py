@@ -92,10 +92,10 @@ class AsyncGateway:
             self._core.confirm()
         while True:
             await self._perform(self._core.step())
-            if not self._core.is_ready:
+            if not self._core.deliveries.ready:
                 await self._wait(min(deadline, self._core.due()) - time.monotonic())
-            if self._core.is_ready or time.monotonic() >= deadline:
-                return self._core.take()
+            if self._core.deliveries.ready or time.monotonic() >= deadline:
+                return self._core.deliveries.take()
 
     async def close(self) -> None:
         await self._perform(self._core.end(list(self._core.sessions)))
