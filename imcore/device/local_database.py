@@ -78,14 +78,11 @@ INSERT INTO resume_points VALUES (?, ?)
 ON CONFLICT (gid) DO UPDATE SET msgid = excluded.msgid WHERE excluded.msgid > msgid
 """
 # Each order is that of an index: SQLite sorts nothing, and the first lines come at once.
-_LOG = """
+_LINES = """
 SELECT m.gid, m.msgid, m.sender_uid, m.content, m.client_msgid, t.read, t.unread
-FROM messages m LEFT JOIN tallies t USING (gid, msgid) WHERE m.recalls IS NULL ORDER BY m.msgid, m.gid
+FROM messages m LEFT JOIN tallies t USING (gid, msgid) WHERE m.recalls IS NULL
 """
-_LOG_OF_GROUP = """
-SELECT m.gid, m.msgid, m.sender_uid, m.content, m.client_msgid, t.read, t.unread
-FROM messages m LEFT JOIN tallies t USING (gid, msgid) WHERE m.recalls IS NULL AND m.gid = :gid ORDER BY m.msgid
-"""
+_LOG, _LOG_OF_GROUP = f"{_LINES} ORDER BY m.msgid, m.gid", f"{_LINES} AND m.gid = :gid ORDER BY m.msgid"
 _OUTBOX = """
 SELECT gid, content, client_msgid, written_ms, refused FROM outbox WHERE :gid IS NULL OR gid = :gid ORDER BY id
 """
@@ -312,16 +309,9 @@ class LocalDatabase:
         self, gid: str, msgid: int, sender_uid: str, content: str, client_msgid: str | None, *tally: int
     ) -> LogLine:
         text = self._unpacked(msgid)
-        return LogLine(
-            gid=gid,
-            msgid=text,
-            time=msgids.time_of(text),
-            sender_uid=sender_uid,
-            content=content,
-            client_msgid=client_msgid,
-            state=_state(*tally) if sender_uid == self.uid else None,
-            recalled=not content,  # no other message is empty
-        )
+        state = _state(*tally) if sender_uid == self.uid else None
+        is_recalled = not content  # no other message is empty
+        return LogLine(gid, text, msgids.time_of(text), sender_uid, content, client_msgid, state, is_recalled)
 
     def _unsent(self, gid: str, content: str, client_msgid: str, written_ms: int, refused: str | None) -> LogLine:
         state = "waiting" if refused is None else f"refused: {refused}"
@@ -348,7 +338,7 @@ class LocalDatabase:
         if recalls is not None or message.recalled:
             recalled = (message.gid, msgid if recalls is None else recalls)
             connection.execute("UPDATE messages SET content = '' WHERE gid = ? AND msgid = ?", recalled)
-            self._file.note_withdrawn()
+            self._file.withdrawn.note()
         if message.sender_uid != self.uid:
             self._note_peer(connection, message.gid, message.sender_uid)
         elif recalls is None:

@@ -159,8 +159,7 @@ class Resubscription:
     """A task: opens the subscription, and again after it was lost; changes its channels; pings it.
 
     It sends a PING every `every_s` seconds. A subscription that has not answered by the next one is lost. Only an
-    answered PING ends the back-off: one that is lost before makes the next one wait longer. `on_open` is called whenever
-    a subscription was opened.
+    answered PING ends the back-off. `on_open` is called whenever a subscription was opened.
     """
 
     _channels: Channels

@@ -27,25 +27,8 @@ RECEIPTS_PER_EVENT = 10_000
 CONFIRMATIONS_PER_STEP = 5000
 
 
-class _Versions:
-    """The versions of the receipts that a session has got by asking, of late."""
-
-    def __init__(self) -> None:
-        self._newer: dict[tuple[str, str], int] = {}
-        self._older: dict[tuple[str, str], int] = {}
-
-    def is_news(self, receipt: Receipt) -> bool:
-        """Return whether a receipt is newer than the one that the session has got of this message."""
-        key = receipt.gid, receipt.msgid
-        return receipt.version > max(self._newer.get(key, 0), self._older.get(key, 0))
-
-    def note(self, receipts: Iterable[Receipt]) -> None:
-        self._newer.update(((receipt.gid, receipt.msgid), receipt.version) for receipt in receipts)
-
-    def rotate(self) -> bool:
-        """Forget the versions from before the last rotation; return whether any are left."""
-        self._older, self._newer = self._newer, {}
-        return bool(self._older)
+_Versions = dict[Session, dict[tuple[str, str], int]]
+"""By session; then by gid and msgid, the version of the receipt that the session has got by asking."""
 
 
 @dataclass(eq=False)
@@ -61,7 +44,9 @@ class ReceiptDelivery:
     _clock: Clock
     _queue: DelayQueue[Session] = field(default_factory=DelayQueue)
     _cursors: dict[Session, DirtyCursor] = field(default_factory=dict)
-    _fetched: dict[Session, _Versions] = field(default_factory=dict)
+    _newer: _Versions = field(default_factory=dict)
+    _older: _Versions = field(default_factory=dict)
+    """From before the last heartbeat."""
 
     def fetch(self, sessions: Iterable[Session]) -> None:
         """Fetch, in the next steps, all receipts that wait for sessions."""
@@ -73,21 +58,23 @@ class ReceiptDelivery:
         """Forget a session that has ended."""
         self._queue.discard(session)
         self._cursors.pop(session, None)
-        self._fetched.pop(session, None)
+        self._newer.pop(session, None)
+        self._older.pop(session, None)
 
     def forget_versions(self) -> None:
         """Forget all versions: the server may be another one, and count from below again."""
-        self._fetched.clear()
+        self._newer, self._older = {}, {}
 
     def rotate_versions(self) -> None:
         """Forget the versions from before the last rotation: no push that is older is still on its way."""
-        self._fetched = {session: versions for session, versions in self._fetched.items() if versions.rotate()}
+        self._newer, self._older = {}, self._newer
 
     def pushed(self, inbox: Inbox, receipts: Sequence[Receipt]) -> None:
         """Deliver receipts that were pushed to a user."""
-        for session in [session for session in inbox.sessions if session in self._fetched]:
-            self._deliver([session], [each for each in receipts if self._fetched[session].is_news(each)])
-        self._deliver([session for session in inbox.sessions if session not in self._fetched], receipts)
+        asked = {session for session in inbox.sessions if session in self._newer or session in self._older}
+        for session in asked:
+            self._deliver([session], self._news(session, receipts))
+        self._deliver([session for session in inbox.sessions if session not in asked], receipts)
 
     def due(self) -> float:
         return self._queue.due()
@@ -118,14 +105,19 @@ class ReceiptDelivery:
 
     def _deliver_page(self, session: Session, cursor: DirtyCursor, receipts: list[Receipt]) -> None:
         if receipts:
-            versions = self._fetched.setdefault(session, _Versions())
-            self._deliver([session], [receipt for receipt in receipts if versions.is_news(receipt)])
-            versions.note(receipts)
+            self._deliver([session], self._news(session, receipts))
+            self._newer.setdefault(session, {}).update({(each.gid, each.msgid): each.version for each in receipts})
         if cursor.after:
             self._cursors[session] = cursor
             self._queue.add([session])
         else:
             del self._cursors[session]
+
+    def _news(self, session: Session, receipts: Sequence[Receipt]) -> list[Receipt]:
+        """Return the receipts that are newer than those that the session has got of the same messages."""
+        newer, older = self._newer.get(session, {}), self._older.get(session, {})
+        keys = ((receipt, (receipt.gid, receipt.msgid)) for receipt in receipts)
+        return [receipt for receipt, key in keys if receipt.version > max(newer.get(key, 0), older.get(key, 0))]
 
     def _note(self, error: ImError) -> None:
         self._log.note(error, "receipts of some have to wait: %s")

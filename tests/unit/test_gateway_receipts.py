@@ -128,7 +128,7 @@ def test_versions_are_kept_for_two_heartbeats_only(ann: Sender) -> None:
     ann.ask()
     for _ in range(2):
         ann.delivery.rotate_versions()
-    assert ann.delivery._fetched == {}
+    assert (ann.delivery._newer, ann.delivery._older) == ({}, {})
 
 
 def test_fetching_again_and_again_brings_changed_receipts_only(ann: Sender, chat: Chat) -> None:

@@ -59,22 +59,27 @@ class Refusing:
         self._call_each, self._start = chat.system.client.call_each, chat.system.client.start
 
     def call_each(self, batch: Sequence[Call[Any]], **options: Any) -> list[Any]:
-        return self._answers(batch, self._call_each(self._others(batch), **options))
+        error = self._error_now(batch)
+        return self._answers(batch, error, self._call_each(self._others(batch, error), **options))
 
     def start(self, batch: Sequence[Call[Any]]) -> Callable[[], list[Any]]:
-        answers = self._start(self._others(batch))
-        return lambda: self._answers(batch, answers())
+        error = self._error_now(batch)
+        answers = self._start(self._others(batch, error))
+        return lambda: self._answers(batch, error, answers())
 
-    def _others(self, batch: Sequence[Call[Any]]) -> list[Call[Any]]:
-        return [call for call in batch if not self._refuses(call)]
+    def _error_now(self, batch: Sequence[Call[Any]]) -> ImError | None:
+        self.tries += self.error is not None and any(map(self._concerns, batch))
+        return self.error
 
-    def _answers(self, batch: Sequence[Call[Any]], others: Sequence[Any]) -> list[Any]:
+    def _others(self, batch: Sequence[Call[Any]], error: ImError | None) -> list[Call[Any]]:
+        return [call for call in batch if not (error and self._concerns(call))]
+
+    def _answers(self, batch: Sequence[Call[Any]], error: ImError | None, others: Sequence[Any]) -> list[Any]:
         left = iter(others)
-        self.tries += any(map(self._refuses, batch))
-        return [self.error if self._refuses(call) else next(left) for call in batch]
+        return [error if error and self._concerns(call) else next(left) for call in batch]
 
-    def _refuses(self, call: Call[Any]) -> bool:
-        return self.error is not None and call.function == self._function and (call.gid or "") in self._gids
+    def _concerns(self, call: Call[Any]) -> bool:
+        return call.function == self._function and (call.gid or "") in self._gids
 
 
 def refusing(chat: Chat, function: str, gids: frozenset[str] = ALL) -> Refusing:
