@@ -9,7 +9,6 @@ import logging
 import reprlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import cached_property
 from types import TracebackType
 from typing import Any, Self, TypeVar, get_args
 
@@ -80,17 +79,10 @@ class Gateway:
         self._settings = settings
         self._options = GatewayOptions(ack_every, ack_interval_s, acks, receipts)
         self._performer = performer
+        self._core: Core | None = None
+        """Made for the first session: the server may be unreachable before."""
         self._subscription: Subscription | None = None
         self._sql_problem, self._no_sql_until = "", 0.0
-
-    @cached_property
-    def _core(self) -> Core:
-        """Made for the first session: the server may be unreachable before."""
-        return Core(self._client.space, self._settings, self._options, time.monotonic)
-
-    @property
-    def _has_core(self) -> bool:
-        return "_core" in vars(self)
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +103,9 @@ class Gateway:
         Raise InvalidInput for a uid, gid or msgid that cannot be one, TryAgain if the session could not begin.
         """
         check_name(uid, "uid")
-        session = self._perform(self._core.open(uid, check_resume_points(after), since_join=since_join))
+        known = check_resume_points(after)
+        core = self._core = self._core or Core(self._client.space, self._settings, self._options, time.monotonic)
+        session = self._perform(core.open(uid, known, since_join=since_join))
         self._performer.open_early()
         return session
 
@@ -123,16 +117,14 @@ class Gateway:
         what the client has confirmed, so that the rest comes again to the user's next session. The session ends at
         once, at the server with the next `poll`, and nothing is raised.
         """
-        if not self._has_core:
-            return
-        if clean:
-            self._end([session])
-        else:
+        if self._core and clean:
+            self._end(self._core, [session])
+        elif self._core:
             self._core.drop([session])
 
-    def _end(self, sessions: Collection[Session]) -> None:
+    def _end(self, core: Core, sessions: Collection[Session]) -> None:
         self._read(0.0)
-        self._perform(self._core.end(list(sessions)))
+        self._perform(core.end(list(sessions)))
 
     def close(self, *, clean: bool = True) -> None:
         """End all sessions. Not clean: as if the process had been killed, so nothing more is acked.
@@ -140,14 +132,13 @@ class Gateway:
         Sessions that are opened afterwards begin anew.
         """
         try:
-            if clean and self._has_core:
-                self._end(self._core.sessions)
+            if clean and self._core:
+                self._end(self._core, self._core.sessions)
         except TryAgain as error:
             log.warning("%s; what was not acked comes again", error)
         finally:
-            if self._has_core:
-                core = self._core
-                del self._core  # so that no session is ended once more
+            core, self._core = self._core, None  # so that no session is ended once more
+            if core:
                 self._perform(core.abandon())
             self._unsubscribe()
 
@@ -160,7 +151,7 @@ class Gateway:
         self._check_client()
         check_handed_over(gid, "gid")
         packed = check_msgid(msgid)
-        if self._has_core:
+        if self._core:
             self._core.received(session, gid, packed)
 
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
@@ -169,7 +160,7 @@ class Gateway:
         """
         self._check_client()
         checked = check_receipts(receipts)
-        if self._has_core:
+        if self._core:
             self._core.confirm_receipts(session, checked)
 
     def _check_client(self) -> None:
@@ -186,28 +177,29 @@ class Gateway:
         """
         if not is_number(timeout_s):
             raise InvalidInput(f"timeout_s must be seconds; it is {reprlib.repr(timeout_s)}")
-        if not self._has_core:
+        core = self._core
+        if core is None:
             self._read(timeout_s)
             return []
         deadline = time.monotonic() + timeout_s
-        self._core.confirm()
+        core.confirm()
         self._read(0.0)
-        self._perform(self._core.step())
-        while not self._core.deliveries.ready and (now := time.monotonic()) < deadline:
-            self._read(min(deadline, self._core.due()) - now)
-            if not self._core.deliveries.ready:
-                self._perform(self._core.step())
-        return self._core.deliveries.take()
+        self._perform(core.step())
+        while not core.deliveries.ready and (now := time.monotonic()) < deadline:
+            self._read(min(deadline, core.due()) - now)
+            if not core.deliveries.ready:
+                self._perform(core.step())
+        return core.deliveries.take()
 
     def requeue(self, count: int) -> None:
         """Take back the last `count` events of the last `poll`: not received, they are returned by the next one.
 
         Raise InvalidInput if it returned less.
         """
-        returned = self._core.deliveries.in_flight if self._has_core else 0
+        returned = self._core.deliveries.in_flight if self._core else 0
         if not 0 <= count <= returned:
             raise InvalidInput(f"{count} events cannot be taken back: {returned} were returned")
-        if count:
+        if self._core and count:
             self._core.deliveries.requeue(count)
 
     # The driver of the core.
@@ -246,7 +238,7 @@ class Gateway:
     def _read(self, timeout_s: float) -> None:
         """Pass on what comes on the subscription, after waiting at most so long for the first event."""
         timeout_s = min(max(0.0, timeout_s), _LONGEST_WAIT_S)
-        if self._subscription is None:
+        if self._core is None or self._subscription is None:
             time.sleep(timeout_s)
             return
         try:
