@@ -116,19 +116,15 @@ class UnreadOwnMessage(NamedTuple):
 
 
 def path_of(data_dir: Path, uid: str) -> Path:
-    """Return where a user's local database is: its name is a digest, since not every uid can be a file name.
-
-    Raise InvalidInput for a uid that cannot be one.
-    """
+    """Return where a user's local database is, by a digest: not every uid can be a file name. Raise InvalidInput."""
     check_name(uid, "uid")
     return data_dir / "clients" / f"{hashlib.sha256(uid.encode()).hexdigest()[:32]}.db"
 
 
 def try_out(path: Path, uid: str, content_bytes: int) -> None:
-    """Raise LocalDatabaseError unless a message of so many bytes could be kept at a path.
+    """Raise LocalDatabaseError unless a path has room for a message of so many bytes, and SQLite can make a file there.
 
-    There must be room for it. If there is no file yet, SQLite must be able to make one: the trial makes another one,
-    and removes it. It makes and removes no folder, since another first send may be about to use it.
+    Nothing is left of the trial. It makes and removes no folder, since another first send may be about to use it.
     """
     folder = next(each for each in (path.parent, *path.parent.parents) if os.path.lexists(each))
     check_room(_ROOM_BYTES + 2 * content_bytes, folder, called=path)  # in the log, and then in the file
@@ -171,10 +167,7 @@ class LocalDatabase:
         self._file.close()
 
     def bind(self, dataset: str | None, server: str) -> None:
-        """Bind this database to the data of a server, if it is not bound yet.
-
-        Raise LocalDatabaseError if it is bound to other data, or the server has none any more: its msgids differ.
-        """
+        """Bind this database to a server's data, once. Raise LocalDatabaseError if it is bound to other data."""
         sql = "SELECT dataset FROM owner"
         [bound] = self._column(sql, _TEXT_OR_NONE)
         if bound is None and dataset is not None:
@@ -217,14 +210,11 @@ class LocalDatabase:
             self._keep(given, rows)
         except InvalidInput:
             for item in given:
-                self._keep_if_possible(item)
+                try:
+                    self._keep([item], ())
+                except InvalidInput as error:
+                    self._warnings.warn(f"{item.msgid} of {item.gid!r} is not kept in the local database: {error}")
             self._keep((), rows)
-
-    def _keep_if_possible(self, item: Message | Receipt | Tally) -> None:
-        try:
-            self._keep([item], ())
-        except InvalidInput as error:
-            self._warnings.warn(f"{item.msgid} of {item.gid!r} is not kept in the local database: {error}")
 
     def _keep(self, items: Sequence[Message | Receipt | Tally], resume_points: Sequence[tuple[str, int]]) -> None:
         messages = [item for item in items if isinstance(item, Message)]
@@ -297,8 +287,8 @@ class LocalDatabase:
 
     def log(self, gid: str | None = None) -> Iterator[LogLine]:
         """Yield the messages of all groups or of one, oldest first, then `unsent`."""
-        query = _LOG if gid is None else _LOG_OF_GROUP
-        yield from (self._line(*row) for row in self._file.rows(query, _LINE, {"gid": gid}))
+        rows = self._file.rows(_LOG if gid is None else _LOG_OF_GROUP, _LINE, {"gid": gid})
+        yield from (self._line(*row) for row in rows)
         yield from self.unsent(gid)
 
     def unsent(self, gid: str | None = None) -> Iterator[LogLine]:
