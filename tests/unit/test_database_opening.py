@@ -112,7 +112,9 @@ def test_the_first_question_of_sql_does_not_stall_live_traffic(
     assert longest < SLOW_S / 2
 
 
-def test_what_is_being_opened_is_said_to_those_who_may_not_wait(bound: RedisClient, database: Database) -> None:
+def test_a_query_that_may_not_wait_says_that_the_database_is_being_opened(
+    bound: RedisClient, database: Database
+) -> None:
     opener = Opener(database)
     performer = Performer(System(bound, opener, Settings.from_env({})))
     performer.open_early()
@@ -126,7 +128,7 @@ def test_what_is_being_opened_is_said_to_those_who_may_not_wait(bound: RedisClie
     performer.close()
 
 
-def test_who_may_wait_does(bound: RedisClient, database: Database) -> None:
+def test_a_query_that_may_wait_does(bound: RedisClient, database: Database) -> None:
     opener = Opener(database)
     performer = Performer(System(bound, opener, Settings.from_env({})))
     performer.open_early()
@@ -185,7 +187,7 @@ def _away() -> Database:
         (lambda: Database.connect("sqlite:////nowhere/at/all.db"), DatabaseNotReady),
     ],
 )
-def test_what_goes_wrong_is_raised_to_whoever_asks_next(
+def test_an_error_of_the_opening_is_raised_at_the_next_query(
     bound: RedisClient, opens: Callable[[], Database], error: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
     performer = Performer(System(bound, opens, Settings.from_env({})))
@@ -198,7 +200,7 @@ def test_what_goes_wrong_is_raised_to_whoever_asks_next(
     performer.close()
 
 
-def test_it_is_closed_while_it_is_opened(
+def test_a_database_is_closed_while_it_is_being_opened(
     client: RedisClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(performer_module, "_CLOSING_S", 0.05)
@@ -221,7 +223,9 @@ def test_it_is_closed_while_it_is_opened(
     assert database.changes == 0
 
 
-def test_it_is_closed_once_it_is_open(client: RedisClient, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_is_closed_once_it_is_open(
+    client: RedisClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed: list[Database] = []
     monkeypatch.setattr(Database, "close", lambda database: closed.extend([database]))
     performer = Performer(System(client, lambda: database, Settings.from_env({})))

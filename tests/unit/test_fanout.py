@@ -216,7 +216,7 @@ def test_an_older_message_takes_nothing_back() -> None:
     assert targets(buffer.take_due(1.0)) == {"g": [AckTarget(packed(4), ("ann",), 4)]}
 
 
-def test_no_call_acks_for_more_than_so_many() -> None:
+def test_a_call_acks_for_a_bounded_number_of_members() -> None:
     # Given acks of a few, of many, and of more than one call takes
     def named(count: int) -> tuple[str, ...]:
         return tuple(f"u{number}" for number in range(count))

@@ -223,7 +223,7 @@ def test_receipts_are_confirmed_in_bounded_calls(ann: Sender, chat: Chat, monkey
     assert confirmation.due() > 1e9
 
 
-def test_of_two_receipts_of_a_message_the_newer_one_is_confirmed(ann: Sender, chat: Chat) -> None:
+def test_the_newer_of_two_receipts_of_a_message_is_confirmed(ann: Sender, chat: Chat) -> None:
     [message] = ann.say(1)
     ann.mark([message])
     older = chat.receipts("ann")

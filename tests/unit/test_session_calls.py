@@ -79,7 +79,7 @@ class TestSessionsOfSeveralLengths:
             assert before + length <= end <= now_ms() + length
         assert before + max(self.LENGTHS) <= online_end(chat) <= now_ms() + max(self.LENGTHS)
 
-    def test_one_that_has_ended_stays_so_whatever_the_others_last(self, chat: Chat) -> None:
+    def test_an_ended_session_stays_ended_whatever_the_others_last(self, chat: Chat) -> None:
         beat(chat, "long", 3 * LENGTH_MS)
         beat(chat, "short")
         raw(chat).zincrby(KEY, -2 * LENGTH_MS, "short")
@@ -88,7 +88,7 @@ class TestSessionsOfSeveralLengths:
         assert bye(chat, "long") == 0
         assert raw(chat).keys("*sessions*") == []
 
-    def test_one_whose_length_changes_has_the_new_one(self, chat: Chat) -> None:
+    def test_a_session_whose_length_changes_has_the_new_length(self, chat: Chat) -> None:
         beat(chat, "one", 3 * LENGTH_MS)
         end = beat(chat, "one", opens=False)
         assert (online_end(chat), float(raw(chat).zscore(KEY, "one")) % 2**42) == (end, end)

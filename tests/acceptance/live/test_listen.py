@@ -26,7 +26,7 @@ def shown_online(stack: Stack) -> dict[str, bool]:
     return {line["uid"]: line["online"] for line in stack.im.json("group", "show", "team")}
 
 
-def test_who_listens_is_online_and_who_was_killed_is_not_for_long(tmp_path: Path) -> None:
+def test_a_listener_is_online_and_not_for_long_after_it_was_killed(tmp_path: Path) -> None:
     with closing(Stack(tmp_path, heartbeat_ms=300, online_ms=1500)) as stack:
         stack.chat.create_group("team", ["ann", "bob"])
         one = stack.listen("bob")
@@ -95,7 +95,7 @@ def knows_of(pid: int, number: signal.Signals) -> bool:
 # What is shown.
 
 
-def test_what_was_stored_before_it_was_shown_is_shown_and_only_then_acked(stack: Stack) -> None:
+def test_messages_stored_before_they_were_shown_are_shown_and_only_then_acked(stack: Stack) -> None:
     # Given what a pull has stored, beyond what it has printed
     stack.chat.create_group("team", ["ann", "bob"])
     for number in range(3):
@@ -118,7 +118,7 @@ def test_what_was_stored_before_it_was_shown_is_shown_and_only_then_acked(stack:
     assert again.messages == []
 
 
-def test_what_could_not_be_written_is_not_acked(stack: Stack) -> None:
+def test_messages_that_could_not_be_written_are_not_acked(stack: Stack) -> None:
     # Given more than fits into a pipe
     stack.chat.create_group("team", ["ann", "bob"])
     for number in range(5):
@@ -165,7 +165,7 @@ def test_a_session_without_a_local_database(stack: Stack) -> None:
 # Bad input.
 
 
-def test_what_cannot_listen_says_so_in_one_line_and_changes_nothing(stack: Stack) -> None:
+def test_a_listen_that_cannot_begin_says_so_in_one_line_and_changes_nothing(stack: Stack) -> None:
     # Given
     im = stack.im
     stack.chat.system.client.upgrade()
@@ -215,7 +215,7 @@ def test_what_cannot_listen_says_so_in_one_line_and_changes_nothing(stack: Stack
 # The server goes away.
 
 
-def test_one_that_starts_before_the_server_waits_for_it(stack: Stack) -> None:
+def test_a_listener_that_starts_before_the_server_waits_for_it(stack: Stack) -> None:
     # Given
     stack.chat.create_group("team", ["ann", "bob"])
     stack.server.kill()
@@ -234,7 +234,7 @@ def test_one_that_starts_before_the_server_waits_for_it(stack: Stack) -> None:
         assert line.endswith("; waiting for it")
 
 
-def test_one_that_starts_before_the_functions_are_there_waits_for_them(stack: Stack) -> None:
+def test_a_listener_that_starts_before_the_functions_waits_for_them(stack: Stack) -> None:
     # Given
     stack.chat.create_group("team", ["ann", "bob"])
     stack.chat.system.client.execute_once("FUNCTION FLUSH", "SYNC")
@@ -250,7 +250,7 @@ def test_one_that_starts_before_the_functions_are_there_waits_for_them(stack: St
     assert line.endswith("; waiting for it")
 
 
-def test_what_is_queued_while_the_server_is_away_goes_out_when_it_is_back(stack: Stack) -> None:
+def test_messages_queued_while_the_server_is_away_go_out_when_it_is_back(stack: Stack) -> None:
     stack.chat.create_group("team", ["ann", "bob"])
     bob = stack.listen("bob")
     wait_until(lambda: is_online(stack, "bob"), timeout_s=END_S)
@@ -287,7 +287,7 @@ def test_the_first_message_of_one_who_is_in_no_group_goes_out_with_a_session(sta
 # Receipts.
 
 
-def test_one_pull_shows_who_was_away_the_same_tallies(stack: Stack) -> None:
+def test_one_pull_shows_the_same_tallies_after_an_absence(stack: Stack) -> None:
     # Given ann, who listens, and bob, who does not
     uids = ["u0", "u1", "u2"]
     stack.chat.create_group("team", ["ann", "bob", *uids])

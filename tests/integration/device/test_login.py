@@ -95,7 +95,7 @@ def test_a_login_passes_over_a_group_that_is_left_meanwhile(
     assert texts(local) == ["hi"]
 
 
-def test_who_was_away_keeps_the_same_tallies_as_who_was_there(
+def test_a_device_that_was_away_has_the_same_tallies_as_one_that_was_there(
     bob: Device, local: LocalDatabase, chat: Chat, other: Chat, settings: Settings
 ) -> None:
     # Given ann who is there, bob who is not

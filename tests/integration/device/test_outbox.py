@@ -63,7 +63,7 @@ def test_a_server_that_has_lost_its_data_is_not_asked_to_take_the_outbox(
     assert states(local) == ["waiting"]
 
 
-def test_what_is_sent_while_the_server_is_away_goes_out_once_and_in_order(tmp_path: Path) -> None:
+def test_messages_sent_while_the_server_is_away_go_out_once_and_in_order(tmp_path: Path) -> None:
     folder = tmp_path / "server"
     server = start_valkey(folder)
     settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path))

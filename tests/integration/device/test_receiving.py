@@ -40,7 +40,7 @@ def test_a_session_killed_before_it_acked_yields_and_acks_when_it_comes_back(
     assert [(each.msgid, each.read) for each in chat.receipts("ann")] == [(each, 1) for each in sent]
 
 
-def test_what_is_acked_was_yielded_whatever_the_local_database_has(
+def test_acked_messages_were_yielded_whatever_the_local_database_has(
     bob: Device, local: LocalDatabase, chat: Chat
 ) -> None:
     # Given a login, and a session that only looked
@@ -57,7 +57,7 @@ def test_what_is_acked_was_yielded_whatever_the_local_database_has(
     assert texts(local) == texts(local, "home") == ["1", "2"]
 
 
-def test_what_could_not_be_shown_is_not_acked(bob: Device, chat: Chat) -> None:
+def test_messages_that_could_not_be_shown_are_not_acked(bob: Device, chat: Chat) -> None:
     # Given a reader that goes away after the first line
     chat.create_group("team", ["ann", "bob"])
     say(chat, "1", "2", "3")
@@ -118,7 +118,9 @@ def test_one_to_one_with_anybody(
         assert [(each.read, each.unread) for each in chat.receipts("bob")] == [(1, 0)]
 
 
-def test_one_to_one_is_heard_from_the_first_word_on(chat: Chat, other: Chat, bob: Device, local: LocalDatabase) -> None:
+def test_a_one_to_one_chat_is_received_from_the_first_message_on(
+    chat: Chat, other: Chat, bob: Device, local: LocalDatabase
+) -> None:
     # Given bob, who is live in another group, and has never spoken with ann
     chat.create_group("team", ["bob", "cyd"])
     with chat.listen("bob") as live:

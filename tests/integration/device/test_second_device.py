@@ -57,7 +57,7 @@ def test_a_fresh_device_begins_at_the_offset(bob: Device, local: LocalDatabase, 
     assert texts(local) == ["1", "mine"]
 
 
-def test_who_was_never_in_a_group_and_then_is_gets_it_from_the_join_on(
+def test_a_new_member_of_a_first_group_gets_it_from_the_join_on(
     bob: Device, local: LocalDatabase, chat: Chat, other: Chat
 ) -> None:
     chat.create_group("elsewhere", ["ann"])
@@ -133,7 +133,7 @@ def test_tallies_are_asked_for_by_the_page(
     assert set(states(local)) == {"read by all"}
 
 
-def test_what_the_server_has_lost_or_cannot_reach_does_not_hide_the_other_tallies(
+def test_lost_and_unreachable_messages_do_not_hide_the_other_tallies(
     bob: Device, local: LocalDatabase, chat: Chat
 ) -> None:
     # Given
@@ -150,7 +150,7 @@ def test_what_the_server_has_lost_or_cannot_reach_does_not_hide_the_other_tallie
     assert states(local) == ["stored", *["read by all"] * 3]
 
 
-def test_a_reconnect_brings_the_tallies_that_were_told_meanwhile(
+def test_a_reconnect_brings_the_tallies_of_the_meantime(
     bob: Device, local: LocalDatabase, chat: Chat, other: Chat
 ) -> None:
     # Given bob, who is live

@@ -42,7 +42,7 @@ def test_a_clean_end_acks_what_was_handed_over_and_a_kill_does_not(chat: Chat) -
     assert offset(chat, "bob") == sent[1].msgid
 
 
-def test_what_was_taken_out_of_an_iterator_is_acked_and_the_rest_comes_again(chat: Chat) -> None:
+def test_items_taken_from_an_iterator_are_acked_and_the_rest_comes_again(chat: Chat) -> None:
     # Given
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1", "2", "3", "4")

@@ -173,7 +173,7 @@ def test_only_what_the_client_has_received_is_acked(chat: Chat, other: Chat) -> 
     assert offset(chat, "cyd") is None
 
 
-def test_what_clients_say_travels_together(chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acks_of_clients_travel_together(chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given many clients that receive the same message, each in its own time
     uids = [f"u{number}" for number in range(200)]
     chat.add_members("team", uids)
@@ -194,7 +194,7 @@ def test_what_clients_say_travels_together(chat: Chat, other: Chat, monkeypatch:
     assert moves.count(SEPARATOR.encode()) == 2 + 200
 
 
-def test_what_a_client_cannot_have_received_is_passed_over(chat: Chat, other: Chat) -> None:
+def test_messages_that_a_client_cannot_have_received_are_ignored(chat: Chat, other: Chat) -> None:
     with chat.gateway(acks="client", ack_interval_s=0.0) as gateway:
         audience = Audience(gateway)
         bob, cyd = entered(audience, "bob", "cyd")
@@ -209,7 +209,7 @@ def test_what_a_client_cannot_have_received_is_passed_over(chat: Chat, other: Ch
     assert offset(chat, "cyd") is None
 
 
-def test_what_a_client_has_said_holds_when_its_socket_dies(chat: Chat, other: Chat) -> None:
+def test_acks_of_a_client_hold_when_its_socket_dies(chat: Chat, other: Chat) -> None:
     with chat.gateway(acks="client", ack_interval_s=0.05) as gateway:
         audience = Audience(gateway)
         [bob] = entered(audience, "bob")

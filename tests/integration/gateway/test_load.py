@@ -197,7 +197,7 @@ def test_catching_up_takes_only_so_many_bytes_at_once(chat: Chat, other: Chat, a
 # Costs.
 
 
-def test_sessions_at_one_place_pull_together(chat: Chat, other: Chat, asked: Asked) -> None:
+def test_sessions_at_one_point_pull_together(chat: Chat, other: Chat, asked: Asked) -> None:
     # Given many sessions of a group, at its end
     uids = [f"u{number}" for number in range(200)]
     chat.create_group("team", ["ann", *uids])
@@ -220,7 +220,7 @@ def test_sessions_at_one_place_pull_together(chat: Chat, other: Chat, asked: Ask
         assert asked.trips < 60
 
 
-def test_who_left_or_joined_again_is_found_in_a_shared_pull(chat: Chat, other: Chat) -> None:
+def test_a_shared_pull_finds_members_who_left_or_joined_again(chat: Chat, other: Chat) -> None:
     # Given sessions at one place, some of whose users leave unseen, and one of whom comes back
     uids = [f"u{number}" for number in range(6)]
     chat.create_group("team", ["ann", *uids])
@@ -247,7 +247,7 @@ def test_who_left_or_joined_again_is_found_in_a_shared_pull(chat: Chat, other: C
     assert {other.unread(uid)[-1].unread for uid in uids[1:]} == {0}
 
 
-def test_what_many_do_travels_in_one_trip(chat: Chat, other: Chat, asked: Asked) -> None:
+def test_acks_and_beats_of_many_sessions_travel_in_one_trip(chat: Chat, other: Chat, asked: Asked) -> None:
     # Given many senders with receipts that wait, some of them of trimmed messages
     uids = [f"u{number}" for number in range(100)]
     chat.create_group("team", ["rd", *uids])
@@ -285,7 +285,7 @@ def test_sessions_that_expired_are_opened_again_together(chat: Chat, asked: Aske
         assert chat.online(uids) == set(uids)
 
 
-def test_nothing_of_sessions_that_came_and_went_is_left(chat: Chat) -> None:
+def test_ended_sessions_leave_no_state_behind(chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as gateway:
         audience = Audience(gateway)

@@ -59,7 +59,7 @@ def test_a_connection_that_is_lost_as_a_group_is_followed_is_opened_again(chat: 
         assert [audience.heard(session, "new") for session in audience.messages] == [["1"], ["1"]]
 
 
-def test_a_receipt_told_while_the_connection_is_lost_comes_after_it(chat: Chat, other: Chat) -> None:
+def test_a_receipt_of_the_time_without_connection_comes_after_it(chat: Chat, other: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     [message] = say(other, "hi")
     other.ack("bob", "team")
@@ -100,7 +100,7 @@ def test_acks_that_are_due_while_answers_of_others_get_lost_are_sent_too(chat: C
 @pytest.mark.parametrize(
     ("setting", "value"), [("min-replicas-to-write", 9), ("maxmemory", 1)], ids=["too few replicas", "full"]
 )
-def test_what_the_server_refuses_for_a_while_is_done_later_and_all_else_goes_on(
+def test_refused_acks_and_beats_are_repeated_later_and_all_else_goes_on(
     chat: Chat, other: Chat, setting: str, value: int
 ) -> None:
     # Given acks that are due, in an event and on the way
@@ -151,7 +151,7 @@ def test_a_gateway_may_be_closed_again_with_acks_under_way(other: Chat, settings
         assert time.monotonic() - begun < 30
 
 
-def test_what_was_closed_as_if_killed_acks_nothing_when_it_is_left(chat: Chat, other: Chat) -> None:
+def test_a_gateway_closed_as_if_killed_acks_nothing_at_its_exit(chat: Chat, other: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as gateway:
         audience = Audience(gateway)
@@ -249,7 +249,7 @@ def test_random_histories_with_lost_connections(chat: Chat, other: Chat, seed: i
     assert {each.unread for uid in history.uids for each in chat.unread(uid)} == {0}
 
 
-def test_a_gap_that_nobody_told_of_is_filled(chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gap_in_the_seqs_is_filled(chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given pushes that get lost unseen
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as gateway:

@@ -111,7 +111,7 @@ def test_a_session_may_be_opened_while_the_server_is_away_only_by_waiting(folder
 
 
 @pytest.mark.parametrize("length", [10_000, 20_000])
-def test_who_stops_reading_is_cut_off_and_goes_on_by_pulling(folder: Path, tmp_path: Path, length: int) -> None:
+def test_a_gateway_that_stops_reading_is_cut_off_and_pulls(folder: Path, tmp_path: Path, length: int) -> None:
     # Given a server that keeps little for a subscriber who does not read
     server = start_valkey(folder, "--client-output-buffer-limit", "pubsub 256kb 0 0", appendonly=False)
     settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path))
@@ -152,7 +152,7 @@ def test_a_lost_server_is_not_asked_all_the_time(folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("trouble", [DatabaseUnavailable, DatabaseNotReady, ConfigurationError, DatabaseRejected])
-def test_who_needs_a_database_that_is_away_does_not_hold_up_the_others(
+def test_a_session_that_needs_an_absent_database_does_not_hold_up_the_others(
     chat: Chat, other: Chat, trouble: type[ImError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given bob, whose missed messages are in SQL only, and ann, whose messages were read and are there, too

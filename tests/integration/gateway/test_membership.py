@@ -4,7 +4,7 @@ from imcore.chat import Chat
 from tests.live import Audience, offset, say
 
 
-def test_who_joins_is_heard_and_who_leaves_is_not(chat: Chat) -> None:
+def test_a_session_hears_a_group_after_the_join_and_not_after_the_leave(chat: Chat) -> None:
     chat.create_group("team", ["ann"])
     chat.create_group("home", ["ann", "bob"])
     say(chat, "before")
@@ -24,7 +24,7 @@ def test_who_joins_is_heard_and_who_leaves_is_not(chat: Chat) -> None:
         audience.until(lambda: audience.heard(bob) == ["1", "2", "3"])
 
 
-def test_who_leaves_and_comes_back_unseen_gets_nothing_twice(chat: Chat, other: Chat) -> None:
+def test_a_member_who_leaves_and_comes_back_unseen_gets_no_message_twice(chat: Chat, other: Chat) -> None:
     # Given a session that is behind, and the news of its membership still on the way
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway(acks="off") as gateway:

@@ -88,14 +88,14 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
     assert {each.msgid for each in audience.receipts[ann]} == {message.msgid}
 
 
-def test_nobody_who_is_in_no_group_listens(chat: Chat) -> None:
+def test_a_user_in_no_group_cannot_listen(chat: Chat) -> None:
     chat.create_group("team", ["ann"])
     with pytest.raises(UnknownUser, match="'eve' is in no group"):
         chat.listen("eve")
     assert chat.online(["eve"]) == set()
 
 
-def test_what_is_not_acked_comes_again_whatever_the_client_has(chat: Chat) -> None:
+def test_unacked_messages_come_again_whatever_the_client_has(chat: Chat) -> None:
     # Given a client that was killed after it had kept three messages, one of which it had acked
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1", "2", "3")
@@ -120,7 +120,7 @@ def test_a_client_that_is_behind_what_another_device_has_acked_gets_what_it_lack
         audience.until(lambda: audience.heard(bob) == ["2", "3"] and audience.heard(begun) == ["1", "2", "3"])
 
 
-def test_a_place_that_lies_beyond_all_messages_acks_nothing(chat: Chat) -> None:
+def test_a_resume_point_beyond_all_messages_acks_nothing(chat: Chat) -> None:
     # Given a client whose place is of another server, or of one that has lost its last second since
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1")

@@ -135,7 +135,7 @@ FUNCTIONS = ["im_beat", "im_confirm", "im_pull", "im_dirty", "im_tally"]
     ],
     ids=lambda each: f"in {len(each)}" if isinstance(each, frozenset) else str(each),
 )
-def test_what_is_refused_is_tried_less_and_less_often(
+def test_a_refused_call_is_tried_less_and_less_often(
     chat: Chat,
     other: Chat,
     clock: Clock,
@@ -287,7 +287,7 @@ def test_a_goodbye_that_is_refused_is_tried_less_and_less_often(
         assert other.online(["ann", "bob"]) == {"ann"}
 
 
-def test_one_node_that_is_away_stops_nobody_on_the_others(
+def test_an_absent_node_stops_no_session_on_the_others(
     chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a group on a node that is away: of its calls alone each says so
@@ -301,7 +301,7 @@ def test_one_node_that_is_away_stops_nobody_on_the_others(
         audience.until(lambda: len(audience.heard(bob, "home")) == 1200, timeout_s=5)
 
 
-def test_what_waiting_does_not_mend_is_raised_whoever_else_goes_on(
+def test_an_error_that_waiting_does_not_mend_is_raised_while_others_go_on(
     chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = refusing(chat, "im_ack", TEAM)

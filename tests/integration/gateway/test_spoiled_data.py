@@ -165,9 +165,7 @@ def test_a_user_who_is_spoiled_waits_alone(
 @pytest.mark.parametrize(
     "data", [b"", b"m", b"m\x1fteam", b"m\x1fteam\x1fx-y\x1f1\x1fann\x1f\x1f\x1fhi", b"d\x1f\xff\x1f1\x1f1"]
 )
-def test_what_somebody_publishes_by_hand_stops_nothing(
-    chat: Chat, other: Chat, server: "redis.Redis", data: bytes
-) -> None:
+def test_a_push_published_by_hand_stops_no_session(chat: Chat, other: Chat, server: "redis.Redis", data: bytes) -> None:
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         bob = gateway.open("bob")
@@ -248,7 +246,7 @@ def test_a_gateway_closes_in_order_where_a_group_is_spoiled(chat: Chat, other: C
     assert other.online(["bob"]) == set()
 
 
-def test_one_call_about_what_is_spoiled_says_so(other: Chat, server: "redis.Redis") -> None:
+def test_a_call_about_spoiled_data_says_so(other: Chat, server: "redis.Redis") -> None:
     by_another_type(server, other.system.client.space.group("team").stream)
     with pytest.raises(ImError, match="answered about 'team': WRONGTYPE"):
         other.send("team", "hi", sender_uid="ann")

@@ -22,7 +22,7 @@ def test_a_message_is_kept_once(local: LocalDatabase) -> None:
     assert [line.content for line in local.log()] == ["words 1", "words 2", "words 3"]
 
 
-def test_places_move_forward_only_and_only_if_told_to(local: LocalDatabase) -> None:
+def test_resume_points_move_forward_only_and_only_on_request(local: LocalDatabase) -> None:
     # Given
     local.keep([message(1), message(2)], {"g": message(2).msgid})
     # When
@@ -32,7 +32,7 @@ def test_places_move_forward_only_and_only_if_told_to(local: LocalDatabase) -> N
     assert local.resume_points() == {"g": message(2).msgid}
 
 
-def test_where_groups_begin_is_noted_once(local: LocalDatabase) -> None:
+def test_resume_points_begin_once(local: LocalDatabase) -> None:
     assert not local.begun
     local.begin({"g": message(4).msgid})
     local.begin({"g": message(9).msgid, "h": message(9).msgid})
@@ -72,7 +72,7 @@ def test_the_log_is_by_time_across_groups_and_then_what_waits(local: LocalDataba
 
 
 @pytest.mark.parametrize("gid", [None, "g"])
-def test_nothing_is_sorted_for_a_log(local: LocalDatabase, monkeypatch: pytest.MonkeyPatch, gid: str | None) -> None:
+def test_sqlite_sorts_nothing_for_a_log(local: LocalDatabase, monkeypatch: pytest.MonkeyPatch, gid: str | None) -> None:
     """However many messages there are, the first lines are there at once, and few are in memory."""
     asked: list[tuple[str, object]] = []
     rows = LocalFile.rows
@@ -114,7 +114,7 @@ def test_the_outbox_keeps_its_order_until_the_server_has_it(local: LocalDatabase
     assert [line.state for line in local.log()] == ["stored", "refused: not a member", "waiting"]
 
 
-def test_what_is_about_to_be_sent_may_have_been_sent_before_from_then_on(local: LocalDatabase) -> None:
+def test_a_tried_message_may_have_been_sent_from_then_on(local: LocalDatabase) -> None:
     refused = local.queue("r", "one")
     local.queue("g", "two")
     assert local.mark_tried() == set()
@@ -124,7 +124,7 @@ def test_what_is_about_to_be_sent_may_have_been_sent_before_from_then_on(local: 
     assert local.mark_tried() == {"g", "h"}
 
 
-def test_what_comes_back_waits_no_longer(local: LocalDatabase) -> None:
+def test_an_own_message_that_comes_back_leaves_the_outbox(local: LocalDatabase) -> None:
     # Given two in the outbox, of which one was refused: an earlier attempt was stored, and its answer got lost
     sent, refused = local.queue("g", "sent"), local.queue("g", "refused")
     local.refuse(refused, "not a member")
@@ -168,7 +168,7 @@ def test_a_database_is_for_the_data_of_one_server(local: LocalDatabase) -> None:
         assert "IM_DATA_DIR" in str(error.value)
 
 
-def test_who_the_other_is_is_kept_where_the_gid_does_not_say_it(local: LocalDatabase) -> None:
+def test_the_peer_is_kept_where_the_gid_does_not_say_it(local: LocalDatabase) -> None:
     # Given
     ann, cy, eve = "a" * 128, "c" * 128, "e" * 128
     silent, asked, written = (gid_of("bob", uid) for uid in (ann, cy, eve))
@@ -235,13 +235,13 @@ def test_a_text_that_is_too_long_for_sqlite_is_passed_over(
     assert len(caplog.messages) == 1
 
 
-def test_where_a_group_begins_is_noted_for_the_others(local: LocalDatabase, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bad_resume_point_does_not_stop_the_others(local: LocalDatabase, caplog: pytest.LogCaptureFixture) -> None:
     local.begin({"g": message(4).msgid, "h": "5-1", "x" * 1000: message(5).msgid})
     assert local.resume_points() == {"g": message(4).msgid, "x" * 1000: message(5).msgid}
     assert len(caplog.messages) == 1
 
 
-def test_of_very_many_that_cannot_be_kept_few_are_named(
+def test_of_very_many_unkeepable_items_few_are_named(
     local: LocalDatabase, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given

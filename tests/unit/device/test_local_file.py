@@ -22,7 +22,7 @@ from imcore.model.values import Receipt, Tally
 from tests.devices import message
 
 
-def test_it_is_private(local: LocalDatabase) -> None:
+def test_a_local_database_is_private(local: LocalDatabase) -> None:
     assert stat.S_IMODE(local.path.stat().st_mode) == 0o600
     assert stat.S_IMODE(local.path.parent.stat().st_mode) == 0o700
 
@@ -52,7 +52,7 @@ def test_the_end_of_a_session_frees_it(tmp_path: Path) -> None:
             pass
 
 
-def test_what_cannot_be_used_is_refused_with_one_line(tmp_path: Path) -> None:
+def test_an_unusable_file_is_refused_with_one_line(tmp_path: Path) -> None:
     def refused(content: bytes | None = None, *, version: int | None = None, uid: str = "bob") -> str:
         path = tmp_path / "db"
         path.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_one_that_is_just_being_made_is_not_there_yet(tmp_path: Path) -> None:
+def test_a_file_that_is_just_being_made_is_not_there_yet(tmp_path: Path) -> None:
     path = tmp_path / "new.db"
     path.touch()
     with pytest.raises(LocalDatabaseError, match="has no local database here"):
@@ -95,7 +95,7 @@ def test_one_that_is_just_being_made_is_not_there_yet(tmp_path: Path) -> None:
     LocalDatabase(path, "bob").close()
 
 
-def test_one_that_another_program_has_locked_cannot_be_used_now(
+def test_a_file_that_another_program_has_locked_cannot_be_used_now(
     local: LocalDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect = sqlite3.connect
@@ -113,7 +113,7 @@ def test_reading_makes_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "clients").write_text("a file, where a folder must be")
     with pytest.raises(LocalDatabaseError, match="cannot be used"):
         LocalDatabase(path_of(tmp_path, "bob"), "bob", exclusive=True)
