@@ -82,13 +82,13 @@ class Fuzzing(RuleBasedStateMachine):
         self.owners = {
             "Chat": self.chat,
             "Gateway": self.chat.gateway(ack_every=2, ack_interval_s=0.0, acks="client"),
-            "Client": Device(self.chat, UIDS[0], self.local),
+            "Device": Device(self.chat, UIDS[0], self.local),
             "LocalDatabase": self.local,
         }
         settings = replace(self.chat.system.settings, block_ms=0, retry_ms=0, receipt_window_ms=0, max_deliveries=1)
         self.persist = Persist(self.chat.system.client, self.chat.system.database, settings)
         self.receipts = ReceiptsWorker(self.chat.system.client, self.chat.system.database, settings)
-        self.given_out: dict[str, list[Any]] = {"chat": [self.chat]}
+        self.given_out: dict[str, list[Any]] = {"system": [self.chat.system]}
         self.before: Fingerprint | None = None
 
     def teardown(self) -> None:

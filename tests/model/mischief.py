@@ -133,7 +133,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "keep_ms": odd(st.sampled_from([None, 0, 10**12]), st.sampled_from([2**70, -1])),
     "on_progress": st.none(),
     "repair": st.just(False),  # fakeredis cannot mend
-    "chat": st.just(Known("chat", 0)),
+    "system": st.just(Known("system", 0)),
     "one": odd(st.sampled_from(UIDS), texts),
     "other": odd(st.sampled_from(UIDS), texts),
     "known": st.lists(st.sampled_from(UIDS) | texts, max_size=3),
