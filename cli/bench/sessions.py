@@ -58,7 +58,7 @@ class SessionCounts:
     def take(self, event: Event, sender: Session, now: float) -> None:
         """Note what a session was told."""
         if isinstance(event, NewMessage):
-            others = len(event.sessions) - (sender in event.audience.members)
+            others = len(event.sessions) - (sender in event.recipients.session_set)
             self._arrive(event.message.seq, others, now)
             return
         self.digests += 1

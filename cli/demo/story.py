@@ -114,7 +114,7 @@ def settle(gateway: Gateway, sessions: Iterable[Session], gid: str) -> None:
     """
     starting = list(sessions)
     give_up = time.monotonic() + _DELIVERY_S
-    while starting := [each for each in starting if gid not in each.feeds or each.feeds[gid].behind]:
+    while starting := [each for each in starting if gid not in each.cursors or each.cursors[gid].behind]:
         if time.monotonic() > give_up:
             raise ImError(f"{len(starting)} sessions have not begun within {_DELIVERY_S} s")
         gateway.poll(0.01)

@@ -209,7 +209,7 @@ def serve(chat: Chat) -> None:
     """Hold sessions over some heartbeats, and end one while the others go on."""
     with Gateway(chat.performer, replace(chat.system.settings, heartbeat_ms=20)) as gateway:
         one, other = gateway.open("ann"), gateway.open("cy")
-        wait_until(lambda: gateway.poll(0.05) == [] and one.entered and other.entered)
+        wait_until(lambda: gateway.poll(0.05) == [] and one.is_synced and other.is_synced)
         gateway.end(one)
         assert gateway.poll(0.05) == []
 

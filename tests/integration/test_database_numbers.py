@@ -31,7 +31,9 @@ def test_sessions_hear_their_own_database_only(chats: tuple[Chat, Chat], other_w
     with here.gateway() as gateway:
         # Given a session that has begun
         session = gateway.open("bob")
-        wait_until(lambda: gateway.poll(0.01) == [] and "team" in session.feeds and not session.feeds["team"].behind)
+        wait_until(
+            lambda: gateway.poll(0.01) == [] and "team" in session.cursors and not session.cursors["team"].behind
+        )
 
         # When something is said in the other database, and bob is removed there
         there.send("team", "not for here", sender_uid="ann")
@@ -40,7 +42,7 @@ def test_sessions_hear_their_own_database_only(chats: tuple[Chat, Chat], other_w
 
         # Then nothing of it is heard
         assert heard(gateway) == []
-        assert list(session.feeds) == ["team"]
+        assert list(session.cursors) == ["team"]
 
         # And what is said here is
         here.send("team", "for here", sender_uid="ann")
