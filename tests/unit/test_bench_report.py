@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 import pytest
 
 from imcore.cli.bench import saved
-from imcore.cli.bench.figures import Aim, Figure, Yardstick, number, to_record, to_row
-from imcore.cli.bench.report import bars, tables
-from imcore.cli.bench.svg import chart
-from imcore.cli.bench.timing import RoundPlan, Rounds
+from imcore.cli.bench.harness.figures import Aim, Figure, Yardstick, number, to_record, to_row
+from imcore.cli.bench.harness.report import bars, tables
+from imcore.cli.bench.harness.svg import chart
+from imcore.cli.bench.harness.timing import RoundPlan, Rounds
 from imcore.errors import InvalidInput
 
 MACHINE = {"cpu": "a <fast> one", "cores": 2, "redis": "Valkey 9", "databases": ["SQLite 3"], "date": "2026-01-02T03"}

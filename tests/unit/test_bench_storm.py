@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from imcore.cli.bench.naive_sql import SqliteStore, open_store
-from imcore.cli.bench.sessions import ONLINE, SessionCounts
+from imcore.cli.bench.harness.sessions import ONLINE, SessionCounts
 from imcore.cli.bench.sql import SqlitePlace
 from imcore.cli.bench.stack import with_number
 from imcore.gateway.fanout import NewMessage, ReceiptsChanged, Recipients, Session

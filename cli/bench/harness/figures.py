@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from imcore.cli.bench.timing import Rounds
+from imcore.cli.bench.harness.timing import Rounds
 from imcore.cli.output import Record
 
 COLUMNS = ("figure", "median", "spread", "unit", "yardstick", "ratio", "aim")

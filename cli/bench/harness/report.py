@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from imcore.cli.bench.figures import COLUMNS, Figure, number, to_row
+from imcore.cli.bench.harness.figures import COLUMNS, Figure, number, to_row
 from imcore.cli.output import Record
 
 _BAR_WIDTH, _LEAST_BAR_WIDTH = 40, 10
@@ -22,24 +22,30 @@ class Table(NamedTuple):
 
 def tables(figures: Sequence[Figure], before: Medians | None = None) -> Iterator[Table]:
     """Yield the tables of a run; with the medians of another one, last what has changed since."""
-    for bench in dict.fromkeys(figure.bench for figure in figures):
-        mine = [figure for figure in figures if figure.bench == bench]
-        for title in dict.fromkeys(figure.table for figure in mine if figure.table):
-            yield _pivot(f"{bench}: {title}", [figure for figure in mine if figure.table == title])
-        listed = [figure for figure in mine if not figure.table or figure.aim]
-        if listed:
-            yield Table(bench, COLUMNS, [to_row(figure) for figure in listed])
+    for bench, own in by_bench(figures):
+        yield from _tables_of(bench, own)
     if before is not None:
         yield Table("compared", ("figure", "before", "now", "unit", "change"), list(_changes(figures, before)))
 
 
+def by_bench(figures: Sequence[Figure]) -> Iterator[tuple[str, list[Figure]]]:
+    """Yield each benchmark with its figures, in their order."""
+    for bench in dict.fromkeys(figure.bench for figure in figures):
+        yield bench, [figure for figure in figures if figure.bench == bench]
+
+
 def bars(figures: Sequence[Figure], columns: int | None = None) -> Iterator[str]:
     """Yield the lines of a bar chart for each benchmark; on a terminal of few columns bars are shorter, or below."""
-    for bench in dict.fromkeys(figure.bench for figure in figures if figure.charted):
-        charted = [figure for figure in figures if figure.bench == bench and figure.charted]
-        yield ""
-        yield f"{bench}, {charted[0].unit}"
+    for bench, charted in by_bench([figure for figure in figures if figure.charted]):
+        yield from ("", f"{bench}, {charted[0].unit}")
         yield from _chart({figure.name: figure.rounds.median for figure in charted}, columns)
+
+
+def _tables_of(bench: str, figures: Sequence[Figure]) -> Iterator[Table]:
+    for title in dict.fromkeys(figure.table for figure in figures if figure.table):
+        yield _pivot(f"{bench}: {title}", [figure for figure in figures if figure.table == title])
+    if listed := [figure for figure in figures if not figure.table or figure.aim]:
+        yield Table(bench, COLUMNS, [to_row(figure) for figure in listed])
 
 
 def _chart(values: Mapping[str, float], columns: int | None) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
-from imcore.cli.bench.figures import Figure, number
+from imcore.cli.bench.harness.figures import Figure, number
+from imcore.cli.bench.harness.report import by_bench
 
 WIDTH, _LABELS, _NUMBERS, _LINE, _TITLE = 900, 400, 90, 22, 34
 
@@ -17,8 +18,7 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328 } .title { font-weight: 6
 def chart(figures: Sequence[Figure], caption: str) -> str:
     """Return the picture: for each benchmark a bar for each charted figure, yardsticks in another colour."""
     body, height = [], _TITLE
-    for bench in dict.fromkeys(figure.bench for figure in figures if figure.charted):
-        charted = [figure for figure in figures if figure.bench == bench and figure.charted]
+    for bench, charted in by_bench([figure for figure in figures if figure.charted]):
         body.append(f'<text class="title" x="10" y="{height}">{escape(bench)}, {escape(charted[0].unit)}</text>')
         body += _bars(charted, height)
         height += _LINE * len(charted) + _TITLE

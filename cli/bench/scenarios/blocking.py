@@ -1,6 +1,6 @@
-"""For how long one call holds the server, who serves nobody else meanwhile: the longest one of each operation.
+"""For how long one call holds the server, which serves nobody else meanwhile: the longest one of each operation.
 
-The server's own slow log tells, so the client's time and the way to it are in none of it.
+The figures come from the server's own slow log: the client's time and the way to it are not in them.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,10 +9,10 @@ from typing import Any
 
 from imcore.admin import retention
 from imcore.chat import Chat
-from imcore.cli.bench.figures import Aim, Figure
-from imcore.cli.bench.processes import Workers, backlog, running_workers
-from imcore.cli.bench.stack import Stack
-from imcore.cli.bench.timing import Progress, RoundPlan, Rounds, by_figure
+from imcore.cli.bench.harness.figures import Aim, Figure
+from imcore.cli.bench.harness.servers import BenchServers, backlog
+from imcore.cli.bench.harness.timing import Progress, RoundPlan, Rounds, by_figure
+from imcore.cli.sandbox import Processes
 from imcore.model.values import Draft
 from imcore.streams.redis_errors import driver_errors
 
@@ -23,16 +23,16 @@ _AIM = Aim("<=", 10, of_ratio=False)
 _LONGEST_S = 300
 
 
-def run_blocking(stack: Stack, plan: RoundPlan, progress: Progress) -> list[Figure]:
+def run_blocking(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Measure the longest call of each operation, in groups of two sizes."""
-    stack = stack.using(stack.tables())
+    servers = servers.using(servers.tables())
     figures: list[Figure] = []
-    with running_workers(stack, "persist", "receipts") as workers, stack.chat() as chat, _slow_log(chat):
+    with servers.running_workers("persist", "receipts") as workers, servers.chat() as chat, _slow_log(chat):
         for size in (10_000, plan.size(100_000, 20_000)):
             turns = []
             for number in range(1, plan.rounds + 1):
                 progress(f"{size:,} members, round {number} of {plan.rounds}")
-                turns.append(_round(chat, workers, f"{stack.name}-{size}-{number}", size))
+                turns.append(_round(chat, workers, f"{servers.name}-{size}-{number}", size))
             figures += [_figure(what, rounds, size) for what, rounds in by_figure(turns).items()]
     return figures
 
@@ -44,26 +44,22 @@ def _figure(what: str, rounds: Rounds, size: int) -> Figure:
     )
 
 
-def _round(chat: Chat, workers: Workers, gid: str, size: int) -> dict[str, float]:
+def _round(chat: Chat, workers: Processes, gid: str, size: int) -> dict[str, float]:
     uids = [f"user-{number:08}" for number in range(size)]
     others = [f"other-{number:08}" for number in range(size // 10)]
-    found = {"create": _longest(chat, lambda: chat.create_group(gid, uids))}
-    found["create again"] = _longest(chat, lambda: chat.create_group(gid, uids))
-    found["join"] = _longest(chat, lambda: chat.add_members(gid, others))
+    longest = {"create": _longest(chat, lambda: chat.create_group(gid, uids))}
+    longest["create again"] = _longest(chat, lambda: chat.create_group(gid, uids))
+    longest["join"] = _longest(chat, lambda: chat.add_members(gid, others))
     for _ in range(MESSAGES // 500):
         sent = chat.send_many(gid, [Draft(uids[0], TEXT) for _ in range(500)])
     msgid = str(getattr(sent[-1], "msgid", ""))
     chat.ack_many(gid, [(uid, msgid) for uid in uids[: size // 2]])
-    found["status of 500"] = _longest(chat, lambda: chat.status(gid, limit=500))
-    found["names"] = _longest(chat, lambda: chat.message_status(gid, msgid))
-    found["leave"] = _longest(chat, lambda: chat.remove_members(gid, others))
-    workers.wait(lambda: not _backlog(chat), "everything is stored", timeout_s=_LONGEST_S)
-    found["trim"] = _longest(chat, lambda: retention.trim(chat.system, keep_messages=0))
-    return found
-
-
-def _backlog(chat: Chat) -> int:
-    return backlog(chat, "persist") + backlog(chat, "receipts")
+    longest["status of 500"] = _longest(chat, lambda: chat.status(gid, limit=500))
+    longest["names"] = _longest(chat, lambda: chat.message_status(gid, msgid))
+    longest["leave"] = _longest(chat, lambda: chat.remove_members(gid, others))
+    workers.wait(lambda: not backlog(chat, "persist", "receipts"), "everything is stored", timeout_s=_LONGEST_S)
+    longest["trim"] = _longest(chat, lambda: retention.trim(chat.system, keep_messages=0))
+    return longest
 
 
 def _longest(chat: Chat, action: Callable[[], object]) -> float:
@@ -77,15 +73,14 @@ def _longest(chat: Chat, action: Callable[[], object]) -> float:
 
 @contextmanager
 def _slow_log(chat: Chat) -> Iterator[None]:
-    """Let the server note every call that takes long; afterwards it notes what it noted before."""
+    """Let the server note every call that is not quite short; put its settings back after the `with`."""
     client = chat.system.client.driver
     with driver_errors(chat.system.client.address):
         before = {name: client.config_get(name)[name] for name in _SETTINGS}
-        for name, value in _SETTINGS.items():
-            client.config_set(name, value)
-    try:
-        yield
-    finally:
-        with driver_errors(chat.system.client.address):
-            for name, noted in before.items():
-                client.config_set(name, str(noted))
+        try:
+            for name, value in _SETTINGS.items():
+                client.config_set(name, value)
+            yield
+        finally:
+            for name, setting in before.items():
+                client.config_set(name, str(setting))
