@@ -40,10 +40,6 @@ class Rounds(NamedTuple):
         """Return the ratios to another figure, round by round."""
         return Rounds(tuple(mine / yours for mine, yours in zip(self.values, other.values, strict=True)))
 
-    def map(self, change: Callable[[float], float]) -> "Rounds":
-        """Return the same rounds in another unit."""
-        return Rounds(tuple(map(change, self.values)))
-
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
@@ -76,12 +72,10 @@ def interleave(
             measured = contestants[name]()
             if number:
                 found[name].append(measured)
-    return {name: by_figure(turns) for name, turns in found.items()}
-
-
-def by_figure(turns: Sequence[Measured]) -> dict[str, Rounds]:
-    """Return each figure with its rounds."""
-    return {figure: Rounds(tuple(turn[figure] for turn in turns)) for figure in turns[0]}
+    return {
+        name: {figure: Rounds(tuple(turn[figure] for turn in turns)) for figure in turns[0]}
+        for name, turns in found.items()
+    }
 
 
 def percentile(samples: Sequence[float], share: float) -> float:

@@ -5,13 +5,15 @@ The figures come from the server's own slow log: the client's time and the way t
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from typing import Any
 
 from imcore.admin import retention
 from imcore.chat import Chat
 from imcore.cli.bench.harness.figures import Aim, Figure
 from imcore.cli.bench.harness.servers import BenchServers, backlog
-from imcore.cli.bench.harness.timing import Progress, RoundPlan, Rounds, by_figure
+from imcore.cli.bench.harness.timing import Measured, Progress, RoundPlan, interleave
 from imcore.cli.sandbox import Processes
 from imcore.model.values import Draft
 from imcore.streams.redis_errors import driver_errors
@@ -26,25 +28,22 @@ _LONGEST_S = 300
 def run_blocking(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Measure the longest call of each operation, in groups of two sizes."""
     servers = servers.using(servers.tables())
-    figures: list[Figure] = []
+    gids = (f"{servers.name}-{number}" for number in count())
     with servers.running_workers("persist", "receipts") as workers, servers.chat() as chat, _slow_log(chat):
-        for size in (10_000, plan.size(100_000, 20_000)):
-            turns = []
-            for number in range(1, plan.rounds + 1):
-                progress(f"{size:,} members, round {number} of {plan.rounds}")
-                turns.append(_round(chat, workers, f"{servers.name}-{size}-{number}", size))
-            figures += [_figure(what, rounds, size) for what, rounds in by_figure(turns).items()]
-    return figures
+        contestants: dict[str, Callable[[], Measured]] = {
+            f"{size:,} members": partial(_turn, chat, workers, gids, size)
+            for size in (10_000, plan.size(100_000, 20_000))
+        }
+        rounds = interleave(contestants, plan, progress)
+    return [
+        Figure(bench="blocking", what=what, unit="ms", subject=name, table="longest call", rounds=each, aim=_AIM)
+        for name, measured in rounds.items()
+        for what, each in measured.items()
+    ]
 
 
-def _figure(what: str, rounds: Rounds, size: int) -> Figure:
-    subject = f"{size:,} members"
-    return Figure(
-        bench="blocking", what=what, unit="ms", subject=subject, table="longest call", rounds=rounds, aim=_AIM
-    )
-
-
-def _round(chat: Chat, workers: Processes, gid: str, size: int) -> dict[str, float]:
+def _turn(chat: Chat, workers: Processes, gids: Iterator[str], size: int) -> Measured:
+    gid = next(gids)
     uids = [f"user-{number:08}" for number in range(size)]
     others = [f"other-{number:08}" for number in range(size // 10)]
     longest = {"create": _longest(chat, lambda: chat.create_group(gid, uids))}
