@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from imcore.cli.bench import saved
+from imcore.cli.bench.harness import saved
 from imcore.cli.bench.harness.figures import Aim, Figure, Yardstick, number, to_record, to_row
 from imcore.cli.bench.harness.report import bars, tables
 from imcore.cli.bench.harness.svg import chart
