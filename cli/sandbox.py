@@ -93,7 +93,7 @@ class Processes:
         while not condition():
             self.relay()
             if time.monotonic() > give_up:
-                raise ImError(f"after {timeout_s:g} s still not so: {what}{self._quoted('. The workers said: ')}")
+                raise ImError(f"after {timeout_s:g} s still not so: {what}{self._quoted('. The last lines: ')}")
             time.sleep(_POLL_S)
 
     def _keep(self, name: str, line: str) -> None:

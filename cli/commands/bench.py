@@ -11,8 +11,7 @@ import click
 
 from imcore.cli import output
 from imcore.cli.bench.harness.figures import Figure, to_record
-from imcore.cli.bench.harness.report import Medians, bars, tables
-from imcore.cli.bench.harness.svg import chart
+from imcore.cli.bench.harness.report import Medians, bars, picture, tables
 from imcore.cli.bench.harness.timing import LEAST_ROUNDS, Progress, RoundPlan
 from imcore.cli.options import Invocation, command
 from imcore.cli.progress import working
@@ -82,7 +81,7 @@ def bench(run: Invocation, /, name: str, latency: bool, quick: bool, rounds: int
         raise KeyboardInterrupt from None
     caption = saved.caption(about, plan)
     if svg:
-        saved.write(svg, chart(figures, caption))
+        saved.write(svg, picture(figures, caption))
     if run.json:
         run.show([to_record(figure) for figure in figures], ())
     else:

@@ -9,7 +9,7 @@ from imcore.streams.events import Acked, read
 
 _PAGE = 5000
 _BUFFERS = ("mem_clients_normal", "mem_clients_slaves", "mem_aof_buffer")
-_STORED = ("group_msgs", "offset_moves", "group_spans", "msg_acks")
+_STORED = ("group_msgs", "offset_moves", "msg_acks")
 
 
 def commands(chat: Chat) -> dict[str, int]:

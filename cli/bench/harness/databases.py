@@ -43,7 +43,6 @@ class SqliteFiles:
         self._made: list[Path] = []
 
     def new(self) -> str:
-        """Return the URL of a file that does not exist yet."""
         self._made.append(self._folder / f"{self._name}-{len(self._made)}.db")
         return f"sqlite:///{self._made[-1]}"
 
@@ -55,11 +54,9 @@ class SqliteFiles:
         return path.stat().st_size
 
     def version(self) -> str:
-        """Return the version of the library."""
         return f"SQLite {sqlite3.sqlite_version}"
 
     def drop_all(self) -> None:
-        """Remove the files."""
         for path in self._made:
             for ending in ("", "-wal", "-shm"):
                 path.with_name(path.name + ending).unlink(missing_ok=True)
@@ -86,7 +83,6 @@ class PostgresSchemas:
         return self._url.update_query_dict({"options": options}).render_as_string(hide_password=False)
 
     def bytes_of(self, url: str, table: str | None = None) -> int:
-        """Return what the tables of a schema take, with indexes."""
         query = """SELECT sum(pg_total_relation_size(oid)) FROM pg_class
             WHERE relkind = 'r' AND relnamespace = %s::regnamespace AND relname = COALESCE(%s::text, relname)"""
         with self._connect() as connection:
@@ -102,7 +98,6 @@ class PostgresSchemas:
         return not (row and row[0])
 
     def version(self) -> str:
-        """Return the version of the server."""
         with self._connect() as connection:
             return f"PostgreSQL {connection.info.parameter_status('server_version')}"
 

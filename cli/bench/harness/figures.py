@@ -21,7 +21,6 @@ class Aim:
         return f"{self.sign} {self.limit:g}{' x' if self.of_ratio else ''}"
 
     def reached_by(self, value: float) -> bool:
-        """Whether a value is on the right side."""
         return value <= self.limit if self.sign == "<=" else value >= self.limit
 
 
@@ -53,7 +52,6 @@ class Figure:
 
     @property
     def name(self) -> str:
-        """What it is called within its benchmark."""
         return f"{self.subject}: {self.what}" if self.subject else self.what
 
     @property
@@ -73,7 +71,6 @@ class Figure:
 
 
 def to_record(figure: Figure) -> Record:
-    """Return the figure as a JSON object."""
     yardstick = figure.yardstick
     return {
         "bench": figure.bench,
@@ -87,7 +84,6 @@ def to_record(figure: Figure) -> Record:
 
 
 def to_row(figure: Figure) -> Record:
-    """Return the figure as people read it."""
     yardstick, ratio = figure.yardstick, figure.ratio
     return {
         "figure": figure.name,

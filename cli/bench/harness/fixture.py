@@ -1,9 +1,9 @@
 """Groups of a given size, and how single operations on them are timed."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
@@ -16,7 +16,7 @@ from imcore.operations.effects import raised
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.calls.message_calls import AckTarget, SendResult
-from imcore.streams.keys import GroupKeys, Keyspace
+from imcore.streams.keys import Keyspace
 
 SIZES = (200, 10_000, 100_000)
 PER_CALL = 100
@@ -45,10 +45,6 @@ class Fixture:
         return self.chat.system.client.space
 
     @property
-    def keys(self) -> GroupKeys:
-        return self.space.group(self.gid)
-
-    @property
     def sender(self) -> str:
         return self.uids[0]
 
@@ -68,7 +64,8 @@ class Fixture:
         readers = self.uids[1:]
         targets, rest = [], count
         for sent in self.send(-(-count // len(readers))):
-            for uids in chunks(readers[:rest], per_call):
+            for i in range(0, min(rest, len(readers)), per_call):
+                uids = readers[i : min(i + per_call, rest)]
                 targets.append(AckTarget(msgids.pack(sent.msgid), uids, sent.seq))
             rest -= len(readers)
         return targets
@@ -126,16 +123,10 @@ def timed(count: int, action: Callable[[], object]) -> float:
 
 def repeated(count: int, action: Callable[[], object]) -> float:
     """Return the microseconds of one action, done `count` times one after the other."""
-
-    def repeat() -> None:
-        for _ in range(count):
-            action()
-
-    return timed(count, repeat)
-
-
-def chunks(uids: Sequence[str], size: int) -> Iterable[Sequence[str]]:
-    return [uids[i : i + size] for i in range(0, len(uids), size)]
+    began = time.perf_counter()
+    for _ in range(count):
+        action()
+    return (time.perf_counter() - began) * 1e6 / count
 
 
 @contextmanager
@@ -157,41 +148,19 @@ def _turn(way: Way, fixture: Fixture) -> Callable[[], Measured]:
 
 def _figures(bench: str, way: Way, size: int, rounds: Mapping[str, Rounds]) -> Iterator[Figure]:
     """Yield the figure beside its yardstick, and beside redis-py where the way names it."""
-    charted = way.charted and size == SIZES[-1]
-    yield _figure(bench, way, size, rounds, beside=way.yardstick, charted=charted)
+
+    def figure(beside: str, suffix: str = "") -> Figure:
+        yardstick = Yardstick(beside, rounds[f"{beside}, {size:,} members"]) if beside else None
+        return Figure(bench=bench, what=own + suffix, unit="us", rounds=rounds[own], yardstick=yardstick, aim=way.aim)
+
+    own = way.at(size)
+    yield replace(figure(way.yardstick), charted=way.charted and size == SIZES[-1])
     if way.driver:
-        yield _figure(bench, way, size, rounds, beside=way.driver, suffix=" beside redis-py")
-
-
-def _figure(
-    bench: str,
-    way: Way,
-    size: int,
-    rounds: Mapping[str, Rounds],
-    *,
-    beside: str,
-    suffix: str = "",
-    charted: bool = False,
-) -> Figure:
-    yardstick = Yardstick(beside, rounds[f"{beside}, {size:,} members"]) if beside else None
-    return Figure(
-        bench=bench,
-        what=way.at(size) + suffix,
-        unit="us",
-        charted=charted,
-        rounds=rounds[way.at(size)],
-        yardstick=yardstick,
-        aim=way.aim,
-    )
+        yield figure(way.driver, " beside redis-py")
 
 
 def _size_figure(bench: str, way: Way, rounds: Mapping[str, Rounds]) -> Figure:
-    small, large = SIZES[0], SIZES[-1]
-    return Figure(
-        bench=bench,
-        what=f"{way.at(large)} beside {small}",
-        unit="us",
-        rounds=rounds[way.at(large)],
-        yardstick=Yardstick(f"with {small}", rounds[way.at(small)]),
-        aim=_SIZE_AIM,
-    )
+    small, large = way.at(SIZES[0]), way.at(SIZES[-1])
+    yardstick = Yardstick(f"with {SIZES[0]}", rounds[small])
+    what = f"{large} beside {SIZES[0]}"
+    return Figure(bench=bench, what=what, unit="us", rounds=rounds[large], yardstick=yardstick, aim=_SIZE_AIM)

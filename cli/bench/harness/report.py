@@ -1,12 +1,22 @@
-"""What people see of figures: tables, bars, and what has changed since a saved run. No I/O."""
+"""What people see of figures: tables, bars, what has changed since a saved run, and a picture. No I/O."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
+from xml.sax.saxutils import escape
 
 from imcore.cli.bench.harness.figures import COLUMNS, Figure, number, to_row
 from imcore.cli.output import Record
 
 _BAR_WIDTH, _LEAST_BAR_WIDTH = 40, 10
+
+# Of the picture, in pixels; readable on light and dark pages.
+_WIDTH, _LABELS, _NUMBERS, _LINE, _TITLE = 900, 400, 90, 22, 34
+
+_STYLE = """<style>
+text { font: 13px system-ui, sans-serif; fill: #1f2328 } .title { font-weight: 600 }
+.ours { fill: #1a7f6b } .other { fill: #9a6700 }
+@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .ours { fill: #3fb99a } .other { fill: #d29922 } }
+</style>"""
 
 Medians = Mapping[tuple[str, str], float]
 """What a saved run found, by benchmark and name of the figure."""
@@ -44,8 +54,9 @@ def bars(figures: Sequence[Figure], columns: int | None = None) -> Iterator[str]
 def _tables_of(bench: str, figures: Sequence[Figure]) -> Iterator[Table]:
     for title in dict.fromkeys(figure.table for figure in figures if figure.table):
         yield _pivot(f"{bench}: {title}", [figure for figure in figures if figure.table == title])
-    if listed := [figure for figure in figures if not figure.table or figure.aim]:
-        yield Table(bench, COLUMNS, [to_row(figure) for figure in listed])
+    rows = [to_row(figure) for figure in figures if not figure.table or figure.aim]
+    if rows:
+        yield Table(bench, COLUMNS, rows)
 
 
 def _chart(values: Mapping[str, float], columns: int | None) -> Iterator[str]:
@@ -90,3 +101,26 @@ def _changes(figures: Sequence[Figure], before: Medians) -> Iterator[Record]:
                 "unit": figure.unit,
                 "change": f"{now / then - 1:+.0%}" if then else "",
             }
+
+
+def picture(figures: Sequence[Figure], caption: str) -> str:
+    """Return the bars as SVG: for each benchmark a bar for each charted figure, yardsticks in another colour."""
+    body, height = [], _TITLE
+    for bench, charted in by_bench([figure for figure in figures if figure.charted]):
+        body.append(f'<text class="title" x="10" y="{height}">{escape(bench)}, {escape(charted[0].unit)}</text>')
+        body += _svg_bars(charted, height)
+        height += _LINE * len(charted) + _TITLE
+    body.append(f'<text x="10" y="{height}">{escape(caption)}</text>')
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height + _LINE}" role="img">'
+    return "\n".join([head, f"<title>{escape(caption)}</title>", _STYLE, *body, "</svg>", ""])
+
+
+def _svg_bars(charted: Sequence[Figure], top: int) -> Iterator[str]:
+    longest = max(figure.rounds.median for figure in charted)
+    for line, figure in enumerate(charted, 1):
+        y = top + line * _LINE
+        length = max(1.0, figure.rounds.median / longest * (_WIDTH - _LABELS - _NUMBERS))
+        kind = "ours" if figure.yardstick or figure.aim else "other"
+        yield f'<text x="10" y="{y}">{escape(figure.name)}</text>'
+        yield f'<rect class="{kind}" x="{_LABELS}" y="{y - 12}" width="{length:.1f}" height="14" rx="2"/>'
+        yield f'<text x="{_LABELS + length + 6:.1f}" y="{y}">{number(figure.rounds.median)}</text>'

@@ -64,18 +64,19 @@ def interleave(
 
     Before the first round each runs once unmeasured, to fill caches and to open connections, unless it must be quick.
     """
-    found: dict[str, list[Measured]] = {name: [] for name in contestants}
+    turns: dict[str, list[Measured]] = {name: [] for name in contestants}
     for number in range(1 if plan.quick else 0, plan.rounds + 1):
         names = list(contestants)
         for name in reversed(names) if number % 2 else names:
             progress(f"{name}, round {number} of {plan.rounds}" if number else f"{name}, warming up")
             measured = contestants[name]()
             if number:
-                found[name].append(measured)
-    return {
-        name: {figure: Rounds(tuple(turn[figure] for turn in turns)) for figure in turns[0]}
-        for name, turns in found.items()
-    }
+                turns[name].append(measured)
+    return {name: _by_figure(measured) for name, measured in turns.items()}
+
+
+def _by_figure(turns: Sequence[Measured]) -> dict[str, Rounds]:
+    return {figure: Rounds(tuple(turn[figure] for turn in turns)) for figure in turns[0]}
 
 
 def percentile(samples: Sequence[float], share: float) -> float:

@@ -125,17 +125,17 @@ def _in_trips(fixture: Fixture, trip: Callable[[], object]) -> float:
 
 def _xadd_message(fixture: Fixture) -> Command:
     fields = ("seq", 123456, "uid", fixture.sender, "span", 0, "cid", "", "sent", "", "caught_up", 1, "text", TEXT)
-    return ("XADD", f"{fixture.keys.stream}:raw", "*", *fields)
+    return ("XADD", f"{fixture.space.group(fixture.gid).stream}:raw", "*", *fields)
 
 
 def _xadd_ack(fixture: Fixture) -> Command:
     newest = fixture.newest[-1]
     fields = ("uid", fixture.uids[-1], "msgid", msgids.pack(newest.msgid), "seq", newest.seq)
-    return ("XADD", f"{fixture.keys.stream}:raw", "*", *fields)
+    return ("XADD", f"{fixture.space.group(fixture.gid).stream}:raw", "*", *fields)
 
 
 def _zcount(fixture: Fixture) -> Command:
-    return "ZCOUNT", fixture.keys.acked, msgids.pack(fixture.newest[0].msgid), "+inf"
+    return "ZCOUNT", fixture.space.group(fixture.gid).acked, msgids.pack(fixture.newest[0].msgid), "+inf"
 
 
 def _send(fixture: Fixture) -> float:

@@ -81,7 +81,8 @@ def _variants(plan: RoundPlan) -> Mapping[int, list[Variant]]:
 def _measure(
     stage: _Stage, naive: NaiveDesign, variants: list[Variant], plan: RoundPlan, progress: Progress
 ) -> list[Figure]:
-    gids = (f"{stage.servers.name}-storm-{number}" for number in count())
+    window_ms = stage.servers.settings.receipt_window_ms
+    gids = (f"{stage.servers.name}-storm-{window_ms}-{number}" for number in count())
     contestants: dict[str, Callable[[], Measured]] = {v.name: partial(_turn, stage, v, gids) for v in variants}
     naive_names = {n: f"{_NAIVE}, {n} connection{'s' * (n > 1)}" for n in CONNECTIONS}
     for connections, name in naive_names.items():
@@ -90,7 +91,7 @@ def _measure(
     best = max((rounds[name] for name in naive_names.values()), key=lambda measured: measured["cycles"].median)
     figures = [figure for variant in variants for figure in _figures(variant, rounds[variant.name], best)]
     for name in naive_names.values():
-        subject = f"{name} (beside a window of {stage.servers.settings.receipt_window_ms} ms)"
+        subject = f"{name} (beside a window of {window_ms} ms)"
         figures += _figures(Variant(subject, Mode(), 0), rounds[name], {})
     return figures
 
