@@ -116,10 +116,10 @@ def _claim_receipts(claims: Claims, stage: Stage) -> None:
     acked = stage.wait(lambda: stage.oracle.has_tallies(stage.chat.status(GID, limit=0)))
     tallies = _tallies(stage, SENDER)
     claims.hold(acked, f"all but {ABSENT} have read all: the tallies of all {MESSAGES} messages say so")
-    told = stage.wait(lambda: dict(stage.sessions.receipts(SENDER, GID)) == tallies)
+    has_receipts = stage.wait(lambda: dict(stage.sessions.receipts(SENDER, GID)) == tallies)
     lines = stage.sessions.receipts(SENDER, GID)
     claims.hold(
-        told,
+        has_receipts,
         f"{SENDER}'s session was told who has read, without asking: in the end the tallies of `im status`",
         f"{sum(read for read, _ in tallies.values())} receipts made {len(lines)} lines in its digests; "
         f"the last: read {lines[-1][1][0] if lines else 0}",
@@ -133,9 +133,9 @@ def _claim_one_to_one(claims: Claims, stage: Stage) -> None:
     asked = stage.wait(lambda: _printed_texts(stage, FRIEND, gid) == [(_QUESTION, SENDER)])
     stage.chat.send_direct(SENDER, _ANSWER, sender_uid=FRIEND)
     answered = stage.wait(lambda: _printed_texts(stage, SENDER, gid) == [(_QUESTION, FRIEND), (_ANSWER, FRIEND)])
-    told = stage.wait(lambda: dict(stage.sessions.receipts(SENDER, gid)) == {question.msgid: (1, 0)})
+    confirmed = stage.wait(lambda: dict(stage.sessions.receipts(SENDER, gid)) == {question.msgid: (1, 0)})
     claims.hold(
-        asked and answered and told,
+        asked and answered and confirmed,
         f"one-to-one: {FRIEND} hears from {SENDER}, answers, and {SENDER} is told that {FRIEND} has read it",
     )
 

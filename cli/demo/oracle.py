@@ -18,7 +18,7 @@ class _Membership:
 
 
 class Oracle:
-    """Is told what happens in a group, and says what every answer must be."""
+    """Notes what happens in a group, and knows what every answer must be."""
 
     def __init__(self, uids: Iterable[str]) -> None:
         self.messages: list[Message] = []

@@ -1,4 +1,4 @@
-"""A group of the demo: online members on one gateway, sessions that are processes, and an oracle of what happens."""
+"""A group of the demo: online members on one gateway, sessions that are processes, and the oracle."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The story of the demo: a throw-away stack, its two acts, and the order in which they are told."""
+"""The story of the demo: a throw-away stack, its two acts, and their order."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ from imcore.repair.check import check
 def play(claims: Claims, log: list[str]) -> None:
     """Tell the whole story; what the workers and the sessions complain of goes into the log.
 
-    Raise ImError if a claim did not hold, or if the story could not be told to its end.
+    Raise ImError if a claim did not hold, or if the story did not come to its end.
     """
     with StopSignals(), open_sandbox("im-demo-") as sandbox, sandbox.chat() as chat:
         chat.system.database.upgrade()
@@ -29,14 +29,14 @@ def play(claims: Claims, log: list[str]) -> None:
                 f"database {chat.system.database.address}",
                 f"workers {', '.join(names)}, each a process",
             )
-            _tell(claims, chat, workers, ListenProcesses(sandbox, log))
+            _play_acts(claims, chat, workers, ListenProcesses(sandbox, log))
             codes = workers.stop()
         claims.hold(not any(codes.values()), f"the workers ended in order: {codes}")
     if claims.broken:
         raise ImError(f"{claims.broken} of {claims.made} claims did not hold")
 
 
-def _tell(claims: Claims, chat: Chat, workers: Processes, sessions: ListenProcesses) -> None:
+def _play_acts(claims: Claims, chat: Chat, workers: Processes, sessions: ListenProcesses) -> None:
     with sessions.processes:
         live_group.begin(chat, sessions)  # they take a moment to start
         oracle = large_group.play(claims, chat, sessions)

@@ -85,9 +85,7 @@ def client(bench: Bench) -> Iterator[redis.Redis]:
         ("blocking", {"10,000 members: create", "20,000 members: trim"}),
     ],
 )
-def test_every_benchmark_gives_figures_of_five_rounds_and_leaves_nothing(
-    bench: Bench, name: str, expected: set[str]
-) -> None:
+def test_bench_gives_figures_of_five_rounds_and_leaves_nothing(bench: Bench, name: str, expected: set[str]) -> None:
     result = bench.run(*name.split(), "--quick", "--json")
 
     assert (result.returncode, result.stderr) == (0, "")
@@ -118,7 +116,7 @@ def _check_counts(medians: dict[str, float]) -> None:
     assert medians[f"{literal}: receipt frames"] == 40
 
 
-def test_a_server_that_holds_data_is_refused_and_left_as_it_is(bench: Bench, client: redis.Redis) -> None:
+def test_bench_refuses_a_server_that_holds_data(bench: Bench, client: redis.Redis) -> None:
     client.set("theirs", "precious")
     with redis.Redis.from_url(bench.redis_url, db=1) as other:
         for theirs, rest in ((client, other), (other, client)):
@@ -135,7 +133,7 @@ def test_a_server_that_holds_data_is_refused_and_left_as_it_is(bench: Bench, cli
             assert bench.left_behind()[1] == []
 
 
-def test_a_sqlite_file_that_holds_data_is_refused(bench: Bench) -> None:
+def test_bench_refuses_a_sqlite_file_that_holds_data(bench: Bench) -> None:
     file = bench.folder / "theirs.db"
     file.write_text("precious")
 
@@ -147,7 +145,7 @@ def test_a_sqlite_file_that_holds_data_is_refused(bench: Bench) -> None:
     file.unlink()
 
 
-def test_latency_is_for_the_storm_only(bench: Bench) -> None:
+def test_bench_measures_latency_of_the_storm_only(bench: Bench) -> None:
     result = bench.run("tally", "--latency")
 
     assert result.returncode == 2
@@ -155,7 +153,7 @@ def test_latency_is_for_the_storm_only(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_an_interrupt_cleans_up(bench: Bench, client: redis.Redis, number: signal.Signals) -> None:
+def test_bench_cleans_up_after_an_interrupt(bench: Bench, client: redis.Redis, number: signal.Signals) -> None:
     process = subprocess.Popen(
         bench.command("storm", "--quick"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=bench.environment
     )
@@ -168,7 +166,7 @@ def test_an_interrupt_cleans_up(bench: Bench, client: redis.Redis, number: signa
     assert bench.left_behind()[0] == {}
 
 
-def test_a_run_is_saved_compared_with_and_drawn(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_bench_saves_compares_and_draws_a_run(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("saved")
 
     first = bench.run("tally", "--quick", "--out", str(folder / "one.json"), "--svg", str(folder / "one.svg"))
@@ -183,7 +181,7 @@ def test_a_run_is_saved_compared_with_and_drawn(bench: Bench, tmp_path_factory: 
     assert "before\tnow" in second.stdout
 
 
-def test_a_file_to_compare_with_that_is_none_is_refused_before_the_run(
+def test_bench_refuses_a_file_that_is_no_run_before_it_begins(
     bench: Bench, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     file = tmp_path_factory.mktemp("saved") / "none.json"

@@ -14,7 +14,7 @@ import psycopg
 
 
 class _Statements(NamedTuple):
-    """What one kind of database is told. A send answers with the msgid in the last row that it returns, if any."""
+    """The statements for one kind of database. On PostgreSQL a send returns the msgid."""
 
     tables: str
     member: str

@@ -47,7 +47,7 @@ class SqliteFiles:
         return f"sqlite:///{self._made[-1]}"
 
     def bytes_of(self, url: str, table: str | None = None) -> int:  # noqa: ARG002
-        """Return the length of the file, once its log is in it; it cannot tell tables apart."""
+        """Return the length of the file, once its log is in it; SQLite has no sizes of tables."""
         path = Path(url.removeprefix("sqlite:///"))
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -34,7 +34,7 @@ class Yardstick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One figure. `bench`, `subject` and `what` together tell it from all others, in this run and in saved ones.
+    """One figure. `bench`, `subject` and `what` together name it, in this run and in saved ones.
 
     Figures of one `table` are shown with their subjects below and their measures beside each other. `charted` ones make
     the bars.

@@ -106,7 +106,7 @@ def measure(
             fixture = things.enter_context(_open_fixture(servers, f"{servers.name}-{bench}-{size}", size, plan))
             contestants |= {way.at(size): _turn(way, fixture) for way in ways}
         measured = interleave(contestants, plan, progress)
-    rounds = {name: found["us"] for name, found in measured.items()}
+    rounds = {name: figures["us"] for name, figures in measured.items()}
     beside_yardsticks = (_figures(bench, way, size, rounds) for size in SIZES for way in ways)
     return [
         *(figure for figures in beside_yardsticks for figure in figures),

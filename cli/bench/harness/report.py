@@ -19,7 +19,7 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328 } .title { font-weight: 6
 </style>"""
 
 Medians = Mapping[tuple[str, str], float]
-"""What a saved run found, by benchmark and name of the figure."""
+"""The medians of a saved run, by benchmark and name of the figure."""
 
 
 class Table(NamedTuple):

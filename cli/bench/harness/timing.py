@@ -17,7 +17,7 @@ Progress = Callable[[str], None]
 
 
 class Rounds(NamedTuple):
-    """One figure, as each round found it."""
+    """The values of one figure, one of each round."""
 
     values: tuple[float, ...]
 
@@ -54,7 +54,7 @@ class RoundPlan:
 
 
 Measured = Mapping[str, float]
-"""What one turn of a contestant found: figures by name."""
+"""The figures of one turn of a contestant, by name."""
 
 
 def interleave(

@@ -21,7 +21,7 @@ from imcore.streams.client import open_client
 
 _SUBSCRIBERS = {f"bare PUBLISH to {ONLINE} connections": ONLINE, "bare PUBLISH to 1 connection": 1}
 _TOPOLOGIES = {"one gateway": Mode(), "40 connections": Mode(separate=True)}
-_PARTS = {"sent": "from send to the last of 40", "told": "from the last ack to the sender's full tally"}
+_PARTS = {"sent": "from send to the last of 40", "receipt": "from the last ack to the sender's full tally"}
 _SHARES = ("p50", "p99")
 _AIM = Aim("<=", 3)
 
@@ -70,15 +70,15 @@ def _figure(subject: str, what: str, rounds: Rounds, yardstick: Yardstick | None
 
 def _turn(pool: SessionPool, messages: int) -> Measured:
     seen = pool.start_over()
-    told = []
+    receipt_us = []
     for _ in range(messages):
         seqs = pool.send(1)
         pool.poll_until_in(seqs, seen.arrived)
         began = time.perf_counter()  # the next poll sends the acks
         pool.poll_until_in(seqs, seen.known)
-        told.append((seen.known[seqs[0]] - began) * 1e6)
-    sent = [(seen.arrived[seq] - at) * 1e6 for seq, at in seen.sent.items()]
-    return {**_shares(sent, "sent "), **_shares(told, "told ")}
+        receipt_us.append((seen.known[seqs[0]] - began) * 1e6)
+    sent_us = [(seen.arrived[seq] - at) * 1e6 for seq, at in seen.sent.items()]
+    return {**_shares(sent_us, "sent "), **_shares(receipt_us, "receipt ")}
 
 
 def _shares(samples: Sequence[float], prefix: str = "") -> Measured:
