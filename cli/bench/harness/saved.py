@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from imcore.cli.bench.figures import Figure, to_record
-from imcore.cli.bench.stack import Stack
-from imcore.cli.bench.timing import RoundPlan
+from imcore.cli.bench.harness.figures import Figure, to_record
+from imcore.cli.bench.harness.servers import BenchServers
+from imcore.cli.bench.harness.timing import RoundPlan
 from imcore.cli.output import Record
 from imcore.cli.times import iso
 from imcore.errors import ImError, InvalidInput
@@ -22,9 +22,9 @@ _PACKAGES = ("imcore", "redis", "hiredis", "psycopg", "sqlalchemy")
 _CPU = Path("/proc/cpuinfo")
 
 
-def machine(stack: Stack) -> Record:
+def machine(servers: BenchServers) -> Record:
     """Return what a run took place on: versions, processor and date."""
-    with stack.chat() as chat:
+    with servers.chat() as chat:
         info: dict[str, Any] = chat.system.client.query("INFO", "server")
     valkey = info.get("valkey_version")
     return {
@@ -35,7 +35,7 @@ def machine(stack: Stack) -> Record:
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
         "redis": f"Valkey {valkey}" if valkey else f"Redis {info.get('redis_version')}",
-        "databases": [place.version() for place in stack.places],
+        "databases": [maker.version() for maker in servers.databases],
     }
 
 

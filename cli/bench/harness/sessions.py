@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from imcore.chat import Chat
-from imcore.cli.bench.stack import Stack
+from imcore.cli.bench.harness.fixture import TEXT
+from imcore.cli.bench.harness.servers import BenchServers
 from imcore.errors import ImError
 from imcore.gateway.fanout import Event, NewMessage, Session
 from imcore.gateway.gateway import Gateway
@@ -16,14 +17,12 @@ from imcore.operations.effects import raised
 
 MEMBERS = 200
 ONLINE = 40
-TEXT = "x" * 100
-"""What every message says: the length of a usual chat message."""
 
 HEARTBEAT_MS = 1000
-"""Where receipts are polled: the default, 20 s, would be nothing to wait for."""
+"""Where receipts are polled: with the default, 20 s, polling would be nothing but waiting."""
 
 IN_FLIGHT = 20
-"""How many messages are under way at once, at most, whatever they go through."""
+"""How many messages are under way at once, at most."""
 
 DEADLINE_S = 30
 _WAIT_S = 0.05
@@ -31,7 +30,7 @@ _WAIT_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """How the sessions live: acks of so many messages, receipts pushed or polled, one connection or one each."""
+    """How the sessions live: how many messages one ack confirms, receipts pushed or polled, one connection or 41."""
 
     ack_every: int = 1
     receipts: Literal["push", "poll"] = "push"
@@ -50,27 +49,30 @@ class SessionCounts:
     _missing: dict[int, int] = field(default_factory=dict)
     _seqs: dict[str, int] = field(default_factory=dict)
 
-    def send(self, msgid: str, seq: int, at: float) -> None:
-        """Note a message that was sent."""
+    @property
+    def under_way(self) -> int:
+        """How many messages have not arrived everywhere."""
+        return len(self.sent) - len(self.arrived)
+
+    def note_sent(self, msgid: str, seq: int, at: float) -> None:
         self._seqs[msgid] = seq
         self.sent[seq] = at
 
-    def take(self, event: Event, sender: Session, now: float) -> None:
-        """Note what a session was told."""
+    def note(self, event: Event, sender: Session, now: float) -> None:
+        """Note what sessions received."""
         if isinstance(event, NewMessage):
             others = len(event.sessions) - (sender in event.recipients.session_set)
-            self._arrive(event.message.seq, others, now)
+            self._note_arrival(event.message.seq, others, now)
             return
         self.digests += 1
         for receipt in event.receipts:
             if receipt.read == ONLINE and receipt.msgid in self._seqs:
                 self.known.setdefault(self._seqs[receipt.msgid], now)
 
-    def _arrive(self, seq: int, sessions: int, now: float) -> None:
+    def _note_arrival(self, seq: int, sessions: int, now: float) -> None:
         self.pushes += sessions
-        missing = self._missing.get(seq, ONLINE) - sessions
-        self._missing[seq] = missing
-        if not missing:
+        self._missing[seq] = self._missing.get(seq, ONLINE) - sessions
+        if not self._missing[seq]:
             self.arrived[seq] = now
 
 
@@ -86,68 +88,71 @@ class SessionPool:
         self._wait_s = _WAIT_S if len(gateways) == 1 else 0.0
 
     def send(self, count: int) -> list[int]:
-        """Send so many messages, in one call; return their seqs."""
+        """Send messages in one call; return their seqs."""
         at = time.perf_counter()
-        sent = [raised(one) for one in self.chat.send_many(self.gid, [Draft(self._sender.uid, TEXT)] * count)]
-        for one in sent:
-            self.seen.send(one.msgid, one.seq, at)
-        return [one.seq for one in sent]
+        drafts = [Draft(self._sender.uid, TEXT)] * count
+        messages = [raised(message) for message in self.chat.send_many(self.gid, drafts)]
+        for message in messages:
+            self.seen.note_sent(message.msgid, message.seq, at)
+        return [message.seq for message in messages]
 
     def poll(self) -> None:
-        """Ask every session's gateway once what came; what it brought before is confirmed by that."""
+        """Ask every gateway once for events; this confirms those that it returned before."""
         for gateway in self._gateways:
             events = gateway.poll(self._wait_s)
             now = time.perf_counter()
             for event in events:
-                self.seen.take(event, self._sender, now)
+                self.seen.note(event, self._sender, now)
 
     def send_when_free(self, most: int) -> list[int]:
-        """Send as many messages as may be under way, `most` at most; poll before, until one may. Return their seqs."""
-        self._poll_until(lambda: self._under_way() < IN_FLIGHT)
-        return self.send(min(most, IN_FLIGHT - self._under_way()))
+        """Poll until a message may be sent; send as many as may be under way, `most` at most. Return their seqs."""
+        self._poll_until(lambda: self.seen.under_way < IN_FLIGHT)
+        return self.send(min(most, IN_FLIGHT - self.seen.under_way))
 
-    def poll_until_in(self, seqs: Sequence[int], there: dict[int, float]) -> None:
-        """Poll until `there` has all of these messages. Raise ImError if that takes too long."""
+    def poll_until_in(self, seqs: Sequence[int], times: dict[int, float]) -> None:
+        """Poll until `times` has all of these messages. Raise ImError if that takes too long."""
         missing = list(reversed(seqs))
 
-        def none_is_missing() -> bool:
-            while missing and missing[-1] in there:
+        def has_all() -> bool:
+            while missing and missing[-1] in times:
                 missing.pop()
             return not missing
 
-        self._poll_until(none_is_missing)
+        self._poll_until(has_all)
 
-    def _under_way(self) -> int:
-        return len(self.seen.sent) - len(self.seen.arrived)
+    def start_over(self) -> SessionCounts:
+        """Wait until the sender knows of all messages. Then begin counting anew, and return the new counts."""
+        self.poll_until_in(list(self.seen.sent), self.seen.known)
+        self.seen = SessionCounts()
+        return self.seen
 
     def _poll_until(self, condition: Callable[[], bool]) -> None:
         give_up = time.perf_counter() + DEADLINE_S
         while not condition():
             self.poll()
             if time.perf_counter() > give_up:
-                raise ImError(f"{self._under_way()} messages under way took longer than {DEADLINE_S} s")
+                raise ImError(f"{self.seen.under_way} messages under way took longer than {DEADLINE_S} s")
 
 
 @contextmanager
-def open_sessions(stack: Stack, gid: str, mode: Mode) -> Iterator[SessionPool]:
-    """Make the group, open the sessions, and let as many messages go round as make one ack, so that all stands."""
+def open_sessions(servers: BenchServers, gid: str, mode: Mode) -> Iterator[SessionPool]:
+    """Make the group and open the sessions. Send as many messages as one ack confirms: then all have subscribed."""
     uids = [f"{gid}-{number}" for number in range(MEMBERS)]
-    with ExitStack() as open_things:
-        chat = open_things.enter_context(stack.chat())
+    with ExitStack() as things:
+        chat = things.enter_context(servers.chat())
         chat.create_group(gid, uids)
         if mode.receipts == "poll":
-            stack = stack.using(stack.settings.database_url, heartbeat_ms=HEARTBEAT_MS)
-        gateways = [_gateway(open_things, stack, mode) for _ in range(ONLINE + 1 if mode.separate else 1)]
+            servers = servers.using(servers.settings.database_url, heartbeat_ms=HEARTBEAT_MS)
+        gateways = [_gateway(things, servers, mode) for _ in range(ONLINE + 1 if mode.separate else 1)]
         sessions = [gateways[number % len(gateways)].open(uids[number]) for number in range(ONLINE + 1)]
-        crowd = SessionPool(chat, gid, gateways, sessions[0])
-        first = crowd.send(mode.ack_every)
-        crowd.poll_until_in(first, crowd.seen.arrived)
-        yield crowd
+        pool = SessionPool(chat, gid, gateways, sessions[0])
+        pool.poll_until_in(pool.send(mode.ack_every), pool.seen.arrived)
+        yield pool
 
 
-def _gateway(open_things: ExitStack, stack: Stack, mode: Mode) -> Gateway:
-    chat = open_things.enter_context(stack.chat())
+def _gateway(things: ExitStack, servers: BenchServers, mode: Mode) -> Gateway:
+    chat = things.enter_context(servers.chat())
     # Not ended in order: the 40 goodbyes would take longer than what is measured, and the group is used no more.
     gateway = chat.gateway(ack_every=mode.ack_every, receipts=mode.receipts)
-    open_things.callback(gateway.close, clean=False)
+    things.callback(gateway.close, clean=False)
     return gateway

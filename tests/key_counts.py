@@ -1,4 +1,4 @@
-"""A census of everything in Redis: what there is of each kind, and how much memory it takes."""
+"""Counts of everything in Redis: how many keys there are of each kind, and how much memory they take."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imcore.chat import Chat
-from imcore.cli.bench import counters
+from imcore.cli.bench.harness.counters import data_memory
 from imcore.streams.keys import SEPARATOR, kind_of
 
 UNKNOWN = "unknown"
@@ -24,7 +24,7 @@ _COUNTS = {
 
 @dataclass(frozen=True, slots=True)
 class KeyCounts:
-    """What was there at one moment.
+    """What Redis had at one moment.
 
     `bytes` is what the server has allocated, `key_bytes` what the keys take of it. `members` counts what is in the keys
     of a kind, all together: entries of streams and journals, marks of receipts that wait (dirty), closed spans (left).
@@ -40,15 +40,15 @@ class KeyCounts:
     foreign_consumers: int
 
 
-def take(chat: Chat) -> KeyCounts:
-    """Count everything that there is."""
-    found = all_keys(chat)
+def count_keys(chat: Chat) -> KeyCounts:
+    """Count every key."""
+    names = all_keys(chat)
     by_kind: dict[str, list[str]] = {}
-    for key in found:
+    for key in names:
         by_kind.setdefault(kind_of(key) or UNKNOWN, []).append(key)
     return KeyCounts(
-        bytes=counters.data_memory(chat),
-        key_bytes=bytes_of(chat, found),
+        bytes=data_memory(chat),
+        key_bytes=bytes_of(chat, names),
         keys={kind: len(keys) for kind, keys in sorted(by_kind.items())},
         members={kind: _total(chat, command, by_kind.get(kind, ())) for kind, command in _COUNTS.items()},
         sessions=_sessions(chat, by_kind.get("sessions", ())),
@@ -59,18 +59,18 @@ def take(chat: Chat) -> KeyCounts:
 
 def all_keys(chat: Chat) -> list[str]:
     """Return the names of all keys of ours."""
-    cursor, found = 0, set[bytes]()
+    cursor, names = 0, set[bytes]()
     while True:
         cursor, page = chat.system.client.query("SCAN", cursor, "MATCH", "im:*", "COUNT", 1000)
-        found.update(page)
+        names.update(page)
         if int(cursor) == 0:
-            return [key.decode() for key in found]
+            return [key.decode() for key in names]
 
 
 def bytes_of(chat: Chat, keys: Sequence[str]) -> int:
-    """Return what keys take by themselves: steadier than what the server has allocated, where little is weighed."""
-    found = chat.system.client.query_many([("MEMORY", "USAGE", key, "SAMPLES", 0) for key in keys])
-    return sum(size or 0 for size in found)  # none: the key has gone meanwhile
+    """Return the bytes of the keys alone: for little data steadier than what the server has allocated."""
+    sizes = chat.system.client.query_many([("MEMORY", "USAGE", key, "SAMPLES", 0) for key in keys])
+    return sum(size or 0 for size in sizes)  # None: the key has gone meanwhile
 
 
 def _total(chat: Chat, command: str, keys: Sequence[str]) -> int:

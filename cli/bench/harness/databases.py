@@ -1,4 +1,4 @@
-"""Databases that a benchmark makes for itself, on whatever server it was given, and removes at the end."""
+"""Databases that a benchmark makes for itself, as files or schemas, and removes at the end."""
 
 import sqlite3
 from contextlib import closing, suppress
@@ -14,8 +14,8 @@ from imcore.errors import DatabaseUnavailable
 SQLITE, POSTGRES = "SQLite", "PostgreSQL"
 
 
-class BenchDatabase(Protocol):
-    """Where empty databases can be made."""
+class DatabaseMaker(Protocol):
+    """Makes empty databases of one kind."""
 
     kind: str
 
@@ -23,10 +23,7 @@ class BenchDatabase(Protocol):
         """Make an empty database and return its URL."""
 
     def bytes_of(self, url: str, table: str | None = None) -> int:
-        """Return how much one of them, or a table in it, takes on disk, indexes included."""
-
-    def holds_data(self) -> bool:
-        """Whether there is something of somebody else's, whom a benchmark would slow down."""
+        """Return the bytes on disk of a database, or of a table in it, with indexes."""
 
     def version(self) -> str:
         """Return the version of the database program."""
@@ -35,8 +32,8 @@ class BenchDatabase(Protocol):
         """Remove every database that was made here."""
 
 
-class SqlitePlace:
-    """Files in a folder, with a name of our own."""
+class SqliteFiles:
+    """Files in a folder, each with a name of its own."""
 
     kind = SQLITE
 
@@ -46,34 +43,27 @@ class SqlitePlace:
         self._made: list[Path] = []
 
     def new(self) -> str:
-        """Return the URL of a file that is not there yet."""
         self._made.append(self._folder / f"{self._name}-{len(self._made)}.db")
         return f"sqlite:///{self._made[-1]}"
 
     def bytes_of(self, url: str, table: str | None = None) -> int:  # noqa: ARG002
-        """Return the length of the file, once its log is in it; it cannot tell tables apart."""
+        """Return the length of the file, once its log is in it; SQLite has no sizes of tables."""
         path = Path(url.removeprefix("sqlite:///"))
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return path.stat().st_size
 
-    def holds_data(self) -> bool:
-        """Files of others are not slowed down."""
-        return False
-
     def version(self) -> str:
-        """Return the version of the library."""
         return f"SQLite {sqlite3.sqlite_version}"
 
     def drop_all(self) -> None:
-        """Remove the files."""
         for path in self._made:
             for ending in ("", "-wal", "-shm"):
                 path.with_name(path.name + ending).unlink(missing_ok=True)
 
 
-class PostgresPlace:
-    """Schemas in one database, with names of our own. What is in other schemas is never read or written."""
+class PostgresSchemas:
+    """Schemas in one database, each with a name of its own."""
 
     kind = POSTGRES
 
@@ -83,7 +73,7 @@ class PostgresPlace:
         self._made: list[str] = []
 
     def new(self) -> str:
-        """Make a schema; return a URL by which it is the only one that is seen."""
+        """Make a schema; return a URL that sees this schema alone."""
         schema = f"{self._name}_{len(self._made)}"
         with self._connect() as connection:
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
@@ -93,23 +83,21 @@ class PostgresPlace:
         return self._url.update_query_dict({"options": options}).render_as_string(hide_password=False)
 
     def bytes_of(self, url: str, table: str | None = None) -> int:
-        """Return what the tables of a schema take, with indexes."""
         query = """SELECT sum(pg_total_relation_size(oid)) FROM pg_class
             WHERE relkind = 'r' AND relnamespace = %s::regnamespace AND relname = COALESCE(%s::text, relname)"""
         with self._connect() as connection:
             row = connection.execute(query, [self._schema(url), table]).fetchone()
         return int(str(row[0])) if row and row[0] else 0
 
-    def holds_data(self) -> bool:
-        """Whether the database has any table that is not PostgreSQL's own."""
+    def is_empty(self) -> bool:
+        """Whether the database has no table but PostgreSQL's own."""
         query = """SELECT count(*) FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace
             WHERE relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'"""
         with self._connect() as connection:
             row = connection.execute(query).fetchone()
-        return bool(row and row[0])
+        return not (row and row[0])
 
     def version(self) -> str:
-        """Return the version of the server."""
         with self._connect() as connection:
             return f"PostgreSQL {connection.info.parameter_status('server_version')}"
 

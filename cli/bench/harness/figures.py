@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from imcore.cli.bench.timing import Rounds
+from imcore.cli.bench.harness.timing import Rounds
 from imcore.cli.output import Record
 
 COLUMNS = ("figure", "median", "spread", "unit", "yardstick", "ratio", "aim")
@@ -21,7 +21,6 @@ class Aim:
         return f"{self.sign} {self.limit:g}{' x' if self.of_ratio else ''}"
 
     def reached_by(self, value: float) -> bool:
-        """Whether a value is on the right side."""
         return value <= self.limit if self.sign == "<=" else value >= self.limit
 
 
@@ -35,7 +34,7 @@ class Yardstick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One figure. `bench`, `subject` and `what` together tell it from all others, in this run and in saved ones.
+    """One figure. `bench`, `subject` and `what` together name it, in this run and in saved ones.
 
     Figures of one `table` are shown with their subjects below and their measures beside each other. `charted` ones make
     the bars.
@@ -53,7 +52,6 @@ class Figure:
 
     @property
     def name(self) -> str:
-        """What it is called within its benchmark."""
         return f"{self.subject}: {self.what}" if self.subject else self.what
 
     @property
@@ -73,7 +71,6 @@ class Figure:
 
 
 def to_record(figure: Figure) -> Record:
-    """Return the figure as a JSON object."""
     yardstick = figure.yardstick
     return {
         "bench": figure.bench,
@@ -87,7 +84,6 @@ def to_record(figure: Figure) -> Record:
 
 
 def to_row(figure: Figure) -> Record:
-    """Return the figure as people read it."""
     yardstick, ratio = figure.yardstick, figure.ratio
     return {
         "figure": figure.name,
