@@ -5,7 +5,6 @@ received, so an ack never covers a message that a power cut takes back.
 """
 
 import hashlib
-import logging
 import os
 import sqlite3
 import time
@@ -22,9 +21,7 @@ from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.model.direct import is_direct, peer_of
 from imcore.model.limits import check_handed_over, check_mapping, check_msgid, check_name, check_place, check_time
 from imcore.model.values import LogLine, Message, Receipt, Tally
-from imcore.util.rate_limit import RateLimitedWarnings
-
-log = logging.getLogger(__name__)
+from imcore.util.backoff import ThrottledLog
 
 PAGE = 500
 """How many messages are taken in one step."""
@@ -157,7 +154,7 @@ class LocalDatabase:
         self.path = path
         self.uid = uid
         self._file = LocalFile(path, uid, SCHEMA, exclusive=exclusive, read_only=read_only)
-        self._warnings = RateLimitedWarnings(log)
+        self._warnings = ThrottledLog(time.monotonic)
 
     def __enter__(self) -> Self:
         return self

@@ -20,8 +20,10 @@ from types import SimpleNamespace
 import pytest
 import redis
 
+from imcore.embedded import program as server_program
 from imcore.embedded import server as embedded
-from imcore.embedded.server import EmbeddedServer, find_server
+from imcore.embedded.program import find_server
+from imcore.embedded.server import EmbeddedServer
 from imcore.errors import ConfigurationError, EmbeddedServerError
 from imcore.settings import Settings, socket_path
 from tests.deadline import wait_until
@@ -30,7 +32,7 @@ from tests.servers import require_server
 OWNER = """
 import sys
 from pathlib import Path
-from imcore.embedded import EmbeddedServer
+from imcore.embedded.server import EmbeddedServer
 with EmbeddedServer(Path(sys.argv[1])) as server:
     print(server.pid, flush=True)
     sys.stdin.read()
@@ -388,7 +390,7 @@ class TestFindServer:
         def not_installed(name: str) -> None:
             raise PackageNotFoundError(name)
 
-        monkeypatch.setattr(embedded, "files", not_installed)
+        monkeypatch.setattr(server_program, "files", not_installed)
         monkeypatch.setenv("PATH", str(tmp_path))
 
     def test_no_program_at_all(self) -> None:

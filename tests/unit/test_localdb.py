@@ -9,7 +9,6 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from imcore.device.local_file import LocalFile
 from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.model.direct import gid_of
 from imcore.model.values import Message, Receipt, Tally
+from imcore.util.backoff import ThrottledLog
 
 BASE = msgids.EPOCH_MS + 1000
 
@@ -432,7 +432,7 @@ def test_of_very_many_that_cannot_be_kept_few_are_named(
 ) -> None:
     # Given
     now = 1000.0
-    monkeypatch.setattr("imcore.util.rate_limit.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(local, "_warnings", ThrottledLog(lambda: now))
     many = [replace(message(seq), msgid=f"{seq}-1") for seq in range(100)]
     # When, then
     local.keep([*many, message(1)])
