@@ -26,7 +26,7 @@ ADDRESS = f"postgresql://ann:{PASSWORD}@db.example:5432/chat"
     ],
 )
 def test_an_option_that_is_known_is_passed_on(option: str) -> None:
-    given = postgres_url.arguments(postgres_url.parse(f"{ADDRESS}?{option}"))
+    given = postgres_url.parse(f"{ADDRESS}?{option}")
 
     for pair in option.split("&"):
         name, _, value = pair.partition("=")
@@ -92,7 +92,7 @@ def test_no_part_of_a_password_is_shown(url: str) -> None:
     ],
 )
 def test_several_servers_in_either_form(options: str, hosts: str, ports: str) -> None:
-    given = postgres_url.arguments(postgres_url.parse(f"postgresql:///chat?{options}"))
+    given = postgres_url.parse(f"postgresql:///chat?{options}")
     assert (given["host"], given["port"]) == (hosts, ports)
 
 
