@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from imcore import msgid as msgids
 from imcore.admin.lag import worker_stats
@@ -222,18 +223,15 @@ def _delete_read_times(system: System) -> int:
     if not keep_ms:
         return 0
     before = msgids.first_at(min(time.time_ns() // 1_000_000, system.client.time_ms(CONFIG)) - keep_ms)
-    total = 0
-    while deleted := queries.forget_moves(system.database, before, _MOVES_AT_ONCE):
-        total += deleted
-    return total
+    return _repeat(lambda: queries.forget_moves(system.database, before, _MOVES_AT_ONCE))
 
 
 def _trim_journals(system: System) -> int:
-    return sum(_trim_journal(system, partition) for partition in range(system.client.space.partitions))
+    client = system.client
+    calls = [journal_calls.trim_journal(client.space, partition, READS) for partition in range(client.space.partitions)]
+    return sum(_repeat(partial(client.call, call)) for call in calls)
 
 
-def _trim_journal(system: System, partition: int) -> int:
-    total = 0
-    while dropped := system.client.call(journal_calls.trim_journal(system.client.space, partition, READS)):
-        total += dropped
-    return total
+def _repeat(drop: Callable[[], int]) -> int:
+    """Call `drop` until it drops nothing; return the sum."""
+    return sum(iter(drop, 0))

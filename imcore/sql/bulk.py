@@ -24,18 +24,21 @@ WATERMARK = "stored"
 
 @dataclass(frozen=True, slots=True)
 class BulkTable(Generic[_Row]):
-    """The table for rows of one kind. `columns` maps names to PostgreSQL types; `appends`: most keys are new."""
+    """The table for rows of one kind. `columns` has names and PostgreSQL types; `appends`: most keys are new."""
 
     table: str
-    columns: dict[str, str]
+    columns: str
     on_conflict: str
     values: Callable[[_Row, TimeForm], tuple[object, ...]]
     appends: bool
 
     @property
     def names(self) -> str:
-        """The columns as a list in SQL."""
-        return ", ".join(self.columns)
+        return ", ".join(self.columns.split()[::2])
+
+    @property
+    def types(self) -> list[str]:
+        return self.columns.replace(",", "").split()[1::2]
 
 
 def by_table(batch: Batch) -> Iterator[tuple[BulkTable[Any], list[Any]]]:
@@ -87,7 +90,7 @@ def watermark_name(partition: int, consumer: str) -> str:
 
 _GROUPS: BulkTable[GroupRow] = BulkTable(
     table="chat_groups",
-    columns={"gid": "text", "created_at": "timestamptz"},
+    columns="gid text, created_at timestamptz",
     on_conflict="""(gid) DO UPDATE SET created_at = excluded.created_at
         WHERE excluded.created_at < chat_groups.created_at""",
     values=lambda row, time: (row.gid, time(row.created_ms)),
@@ -95,18 +98,8 @@ _GROUPS: BulkTable[GroupRow] = BulkTable(
 )
 _MESSAGES: BulkTable[MessageRow] = BulkTable(
     table="group_msgs",
-    columns={
-        "gid": "text",
-        "msgid": "int8",
-        "seq": "int8",
-        "span": "int8",
-        "time": "timestamptz",
-        "sent_at": "timestamptz",
-        "recalls": "int8",
-        "sender_uid": "text",
-        "client_msgid": "text",
-        "content": "text",
-    },
+    columns="""gid text, msgid int8, seq int8, span int8, time timestamptz, sent_at timestamptz, recalls int8,
+        sender_uid text, client_msgid text, content text""",
     on_conflict="(gid, msgid) DO NOTHING",
     values=_message_values,
     appends=True,
@@ -115,14 +108,7 @@ _SPAN_IS_NEWER = """(excluded.changed, COALESCE(excluded.left_msgid, -1))
         > (group_spans.changed, COALESCE(group_spans.left_msgid, -1))"""
 _SPANS: BulkTable[SpanRow] = BulkTable(
     table="group_spans",
-    columns={
-        "gid": "text",
-        "uid": "text",
-        "joined_msgid": "int8",
-        "left_msgid": "int8",
-        "changed": "int8",
-        "acked_msgid": "int8",
-    },
+    columns="gid text, uid text, joined_msgid int8, left_msgid int8, changed int8, acked_msgid int8",
     # As imcore.model.rows.merged does.
     on_conflict=f"""(gid, uid, joined_msgid) DO UPDATE SET
         left_msgid = CASE WHEN {_SPAN_IS_NEWER} THEN excluded.left_msgid ELSE group_spans.left_msgid END,
@@ -135,14 +121,14 @@ _SPANS: BulkTable[SpanRow] = BulkTable(
 )
 _MOVES: BulkTable[MoveRow] = BulkTable(
     table="offset_moves",
-    columns={"gid": "text", "reach": "int2", "msgid": "int8", "entry": "int8", "start": "int8", "uids": "text"},
+    columns="gid text, reach int2, msgid int8, entry int8, start int8, uids text",
     on_conflict="(gid, reach, msgid, entry, start) DO NOTHING",
     values=_move_values,
     appends=True,
 )
 _WATERMARKS: BulkTable[WatermarkRow] = BulkTable(
     table="imcore_meta",
-    columns={"name": "text", "value": "text"},
+    columns="name text, value text",
     # Compares numbers as texts: somebody may have written any text by hand.
     on_conflict="""(name) DO UPDATE SET value = excluded.value
         WHERE (length(excluded.value), excluded.value) > (length(imcore_meta.value), imcore_meta.value)""",

@@ -115,13 +115,13 @@ def _begin(connection: Connection) -> None:
 
 def _copy(cursor: psycopg.Cursor[Any], table: BulkTable[Any], rows: list[tuple[Any, ...]]) -> None:
     with cursor.copy(f"COPY {table.table} ({table.names}) FROM STDIN (FORMAT BINARY)".encode()) as copy:
-        copy.set_types(list(table.columns.values()))
+        copy.set_types(table.types)
         for row in rows:
             copy.write_row(row)
 
 
 def _insert(cursor: psycopg.Cursor[Any], table: BulkTable[Any], rows: list[tuple[Any, ...]]) -> None:
-    arrays = ", ".join(f"%b::{kind}[]" for kind in table.columns.values())
+    arrays = ", ".join(f"%b::{kind}[]" for kind in table.types)
     statement = f"""INSERT INTO {table.table} ({table.names}) SELECT * FROM unnest({arrays})
         ON CONFLICT {table.on_conflict}"""  # noqa: S608 (our own names)
     for batch in batches(rows, ROWS_PER_INSERT):

@@ -170,5 +170,5 @@ def _refuse_lost(driver: FileConnection) -> None:
 
 
 def _insert(table: BulkTable[Any]) -> str:
-    values = ", ".join("?" for _ in table.columns)
+    values = ", ".join("?" for _ in table.types)
     return f"INSERT INTO {table.table} ({table.names}) VALUES ({values}) ON CONFLICT {table.on_conflict}"  # noqa: S608 (our own names)

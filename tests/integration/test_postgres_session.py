@@ -76,7 +76,7 @@ CASES: list[tuple[Say, str, str]] = [
 
 
 @pytest.mark.parametrize(("say", "name", "value"), CASES, ids=[" ".join((s.__name__, *said)) for s, *said in CASES])
-def test_all_goes_on_whatever_a_session_begins_with(
+def test_everything_works_with_any_session_settings(
     say: Say, name: str, value: str, postgres_server: PostgresServer, valkey: str, url: str, tmp_path: Path
 ) -> None:
     # Given a session that begins with something unusual
@@ -136,7 +136,7 @@ def store(chat: Chat, settings: Settings) -> None:
         ("PGOPTIONS", "-c timezone=America/New_York -c datestyle=German -c client_encoding=LATIN1"),
     ],
 )
-def test_so_it_does_whatever_the_variables_say(
+def test_everything_works_with_any_pg_variables(
     variable: str, value: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -157,7 +157,7 @@ def test_a_commit_is_on_the_disk(postgres_server: PostgresServer, url: str) -> N
             assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == expected
 
 
-def test_a_server_that_syncs_nothing_is_told(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_without_fsync_is_logged(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
     # Given the server of the tests, which need not outlive a power cut
     with Database.connect(postgres_url) as database:
         database.upgrade()

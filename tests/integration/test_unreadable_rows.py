@@ -143,7 +143,7 @@ def system(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> Itera
     indirect=["system"],
     ids=[f"{kind} {table}.{column} {value}" for kind, table, column, value in CASES],
 )
-def test_one_row_that_cannot_be_read_holds_up_nothing(
+def test_an_unreadable_row_blocks_nothing(
     system: System, table: str, column: str, value: str, request: pytest.FixtureRequest
 ) -> None:
     # Given a value that the column should never hold

@@ -25,7 +25,7 @@ ADDRESS = f"postgresql://ann:{PASSWORD}@db.example:5432/chat"
         *("channel_binding=require", "passfile=/x", "service=chat", "user=ann&dbname=chat"),
     ],
 )
-def test_an_option_that_is_known_is_passed_on(option: str) -> None:
+def test_a_known_option_is_passed_on(option: str) -> None:
     given = postgres_url.parse(f"{ADDRESS}?{option}")
 
     for pair in option.split("&"):
@@ -52,7 +52,7 @@ def test_an_option_that_is_known_is_passed_on(option: str) -> None:
         *(("sslmode=require&sslmode=disable", "more than once"), ("user=a&user=b", "more than once")),
     ],
 )
-def test_an_option_that_is_not_is_refused_in_one_line(option: str, said: str) -> None:
+def test_a_bad_option_is_refused_in_one_line(option: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match="IM_DATABASE_URL") as caught:
         Database.connect(f"{ADDRESS}?{option}")
 
@@ -103,7 +103,7 @@ def test_several_servers_in_either_form(options: str, hosts: str, ports: str) ->
         *("host=a:1&port=2", "host=a,b&port=1,2,3", "host=a&port=1,2", "port=1,2", "host=a,b&hostaddr=192.0.2.1"),
     ],
 )
-def test_lists_that_do_not_belong_together_are_refused_in_one_line(options: str) -> None:
+def test_lists_of_different_lengths_are_refused_in_one_line(options: str) -> None:
     with pytest.raises(ConfigurationError, match=r"IM_DATABASE_URL has .*: (give|leave) [^\n]*$"):
         postgres_url.parse(f"postgresql:///chat?{options}")
 
@@ -126,7 +126,7 @@ def url_of(parts: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_what_is_said_twice_and_not_the_same_is_refused(name: str) -> None:
+def test_a_contradiction_is_refused(name: str) -> None:
     url = url_of({part: first for part, (first, _) in PARTS.items()})
     first, second = PARTS[name]
 
@@ -138,7 +138,7 @@ def test_what_is_said_twice_and_not_the_same_is_refused(name: str) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(list(PARTS)), st.booleans()))
-def test_what_is_shown_is_what_is_connected_to(said: dict[str, bool]) -> None:
+def test_the_shown_url_is_that_of_the_connection(said: dict[str, bool]) -> None:
     """Wherever a thing is said: before the options, or by one. Before them, a password needs a user, a port a host."""
     in_the_url = {name: PARTS[name][0] for name, is_in_url in said.items() if is_in_url}
     if "user" not in in_the_url:
@@ -164,7 +164,7 @@ def test_what_is_shown_is_what_is_connected_to(said: dict[str, bool]) -> None:
         ("postgresql:///?service=chat", "postgresql:///?service=chat"),
     ],
 )
-def test_what_is_shown_of_servers(url: str, shown: str) -> None:
+def test_the_shown_url_of_several_servers(url: str, shown: str) -> None:
     assert postgres_url.shown(postgres_url.parse(url)) == shown
 
 
