@@ -56,14 +56,7 @@ def forget_withdrawn(system: System, *, always: bool = False, on_progress: Progr
                 system.database.address,
             )
     trimmed = [note for note, is_trimmed in _notes(system) if is_trimmed]
-    if not trimmed and not always:
-        return 0
-    rewrites = [_Rewrite(system.client, node) for node in _nodes(system.client)]
-    _run(rewrites, on_progress)
-    if not any(rewrite.has_failed for rewrite in rewrites):
-        for batch in batches(trimmed, CHUNK):
-            system.client.execute_once("ZREM", WITHDRAWN, *batch)
-    return sum(rewrite.is_done for rewrite in rewrites)
+    return _rewrite_all(system.client, trimmed, on_progress) if trimmed or always else 0
 
 
 def count_kept(system: System) -> int:
@@ -153,10 +146,17 @@ class _Rewrite:
         return True
 
 
-def _nodes(client: RedisClient) -> list[dict[str, Any]]:
-    """Return the options of the driver that send a command to each primary."""
+def _rewrite_all(client: RedisClient, notes: Sequence[bytes], on_progress: Progress | None) -> int:
+    """Rewrite the file of each primary; then delete the notes, if no rewrite failed. Return the number of rewrites."""
     driver: Any = client.driver
-    return [{"target_nodes": node} for node in driver.get_primaries()] if isinstance(driver, RedisCluster) else [{}]
+    is_cluster = isinstance(driver, RedisCluster)
+    nodes = [{"target_nodes": node} for node in driver.get_primaries()] if is_cluster else [{}]
+    rewrites = [_Rewrite(client, node) for node in nodes]
+    _run(rewrites, on_progress)
+    if not any(rewrite.has_failed for rewrite in rewrites):
+        for batch in batches(notes, CHUNK):
+            client.execute_once("ZREM", WITHDRAWN, *batch)
+    return sum(rewrite.is_done for rewrite in rewrites)
 
 
 def _run(rewrites: Sequence[_Rewrite], on_progress: Progress | None) -> None:

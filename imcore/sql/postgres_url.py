@@ -84,25 +84,19 @@ def _before_options(url: URL) -> dict[str, str]:
 def _options(url: URL) -> dict[str, str]:
     """Return the options. Repeated ones become a list with commas; ports behind hosts become the option port."""
     options = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
-    servers = list(_servers(options.get("host", "")))
-    if any(port is not None for _, port in servers):
-        if "port" in options:
-            raise ConfigurationError("IM_DATABASE_URL has ports in the option host, and the option port: leave it out")
-        if wanted := _first_problem(PORT(port or "") for _, port in servers):
-            raise ConfigurationError(
-                "IM_DATABASE_URL has the option host with a port that it cannot have: give "
-                f"{wanted} behind each host, or behind none"
-            )
-        options["host"] = ",".join(host for host, _ in servers)
-        options["port"] = ",".join(port or "" for _, port in servers)
-    return options
-
-
-def _servers(hosts: str) -> Iterator[tuple[str, str | None]]:
-    """Yield each host of a list, with the port behind it if there is one."""
-    for host in hosts.split(","):
-        pair = _HOST_AND_PORT.fullmatch(host)
-        yield (pair[1].strip("[]"), pair[2]) if pair else (host, None)
+    servers = options.get("host", "").split(",")
+    pairs = [_HOST_AND_PORT.fullmatch(server) for server in servers]
+    if not any(pairs):
+        return options
+    if "port" in options:
+        raise ConfigurationError("IM_DATABASE_URL has ports in the option host, and the option port: leave it out")
+    hosts, ports = zip(*(pair.groups() if pair else ("", "") for pair in pairs), strict=True)
+    if wanted := _first_problem(map(PORT, ports)):
+        raise ConfigurationError(
+            "IM_DATABASE_URL has the option host with a port that it cannot have: give "
+            f"{wanted} behind each host, or behind none"
+        )
+    return {**options, "host": ",".join(host.strip("[]") for host in hosts), "port": ",".join(ports)}
 
 
 def _query_of(url: str, parsed: URL) -> str:
