@@ -86,12 +86,12 @@ def unlisted(database: Database) -> list[str]:
 
 def heads(database: Database, gids: Sequence[str]) -> dict[str, Head]:
     """Return the heads of some groups, in the given order."""
-    found = {gid: Head(gid) for gid in gids}
+    heads_by_gid = {gid: Head(gid) for gid in gids}
     if gids:
         c = GROUP_MSGS.c
         query = select(c.gid, *_head_columns()).where(c.gid.in_(gids), has_msgid()).group_by(c.gid)
-        found.update((gid, Head(gid, *map(int_of, numbers))) for gid, *numbers in database.fetch(query))
-    return found
+        heads_by_gid.update((gid, Head(gid, *map(int_of, numbers))) for gid, *numbers in database.fetch(query))
+    return heads_by_gid
 
 
 def head(database: Database, gid: str, *, until: int) -> Head:
@@ -228,8 +228,8 @@ def newest_change(database: Database) -> int:
 
 def watermarks(database: Database) -> dict[tuple[int, str], int]:
     """Return the last stored journal entry by partition and consumer."""
-    found = database.fetch(select(META.c.name, META.c.value).where(META.c.name.like(f"{WATERMARK}:%")))
-    return dict(_watermark(name, value) for name, value in found if _WATERMARK_NAME.fullmatch(name))
+    facts = database.fetch(select(META.c.name, META.c.value).where(META.c.name.like(f"{WATERMARK}:%")))
+    return dict(_watermark(name, value) for name, value in facts if _WATERMARK_NAME.fullmatch(name))
 
 
 def replace_watermarks(database: Database, rows: Iterable[WatermarkRow], gone: Iterable[tuple[int, str]]) -> None:

@@ -1,4 +1,4 @@
-"""What is written to the database, and what is read from it, on SQLite and on PostgreSQL."""
+"""Writes to the database and reads from it, on SQLite and PostgreSQL."""
 
 import random
 from collections.abc import Callable
@@ -21,13 +21,13 @@ from tests.chat_data import ODD_GIDS, ODD_NAMES, ODD_TEXTS
 from tests.stored import FIRST_MS, at, clear, message, stored
 
 MOST_BYTES = 250
-"""What a stored message may take beyond its texts, indexes included."""
+"""The limit of a stored message beyond its texts, with its indexes."""
 
 reusing_the_database = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def test_old_moves_are_forgotten_some_at_a_time(database: Database) -> None:
-    # Given moves of two groups, told by entries 1 to 20
+    # Given moves of two groups, from entries 1 to 20
     moves = [MoveRow(gid, at(number), at(number - 1), at(number), ("ann",)) for number in range(1, 21) for gid in "gh"]
     database.write(Batch(moves=moves))
     # When those before entry 11 are forgotten

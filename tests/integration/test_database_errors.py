@@ -1,4 +1,4 @@
-"""What is wrong is said in our words: what to do about it, and never a password."""
+"""Errors of the database: each is an ImError that says what to do, and shows no password."""
 
 import logging
 import random
@@ -103,7 +103,7 @@ class TestUnavailable:
 
 
 class Stop(BaseException):
-    """What a signal raises."""
+    """The exception of a signal handler."""
 
 
 def break_off(number: int, monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> bool:

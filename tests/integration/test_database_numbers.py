@@ -42,6 +42,6 @@ def test_sessions_receive_only_from_their_own_database(chats: tuple[Chat, Chat],
         assert heard(gateway) == []
         assert list(session.feeds) == ["team"]
 
-        # And what is said here is
+        # And these are the same
         here.send("team", "for here", sender_uid="ann")
         assert wait_until(lambda: heard(gateway)) == ["for here"]

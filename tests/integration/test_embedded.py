@@ -1,4 +1,4 @@
-"""The embedded server: private, one per data directory, gone with its owner, and clear about what is wrong."""
+"""The embedded server: private, one per data directory, ends with its owner, with clear errors."""
 
 import errno
 import fcntl
@@ -195,7 +195,7 @@ class TestLife:
             # When the owner is killed
             owner.kill()
             owner.communicate()
-            # Then the data directory stays locked until the server has gone, and what it stored is there
+            # Then the data directory stays locked until the server has ended, and the data is stored
             assert is_locked(tmp_path)
             assert not is_locked(tmp_path / "redis.lock"), "whoever waits knows that the owner is gone"
         finally:
@@ -274,7 +274,7 @@ class TestOnePerDataDirectory:
         owner.kill()
         owner.communicate()
         (tmp_path / "redis.lock").write_text(f"{os.getpid()}\n")
-        # When another starts, and the first goes on and ends meanwhile
+        # When another starts, and the first continues and ends meanwhile
         Timer(0.3, os.kill, (pid, signal.SIGCONT)).start()
         # Then
         with EmbeddedServer(tmp_path) as server:

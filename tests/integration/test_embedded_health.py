@@ -240,7 +240,7 @@ class TestSilence:
             says_nothing_more(health)
         finally:
             os.kill(pid, signal.SIGCONT)
-        # When it goes on
+        # When it continues
         assert until_it_says(health) == [
             "the embedded server answers again",
             GONE.format(server.socket) + "made anew",

@@ -67,7 +67,7 @@ def test_nothing_is_stored_in_a_removed_file(
         with pytest.raises(DatabaseUnavailable, match="was removed while it was in use, and nothing is stored: put"):
             write(database)
 
-    # Put back, it goes on
+    # With the file in place again, it works
     kept.rename(file)
     write(database)
     assert queries.listed(database, ["before"]) == {"before"}
@@ -104,12 +104,12 @@ def test_a_removed_log_loses_nothing(database: Database, file: Path) -> None:
     log = file.with_name("imcore.db-wal")
     assert log.stat().st_size
 
-    # When somebody takes it for rubbish
+    # When somebody removes it
     log.unlink()
     with pytest.raises(DatabaseReplaced, match=r"imcore\.db-wal was removed while it was in use"):
         database.write(Batch(groups=[GroupRow("g", 1)]))
 
-    # Then the file has got what was in it, and everybody goes on
+    # Then its rows are in the file, and everybody continues
     database.write(Batch(groups=[GroupRow("after", 1)]))
     with Database.connect(f"sqlite:///{file}") as another:
         assert set(queries.gids(another)) == {"before", "in the log", "after"}
@@ -228,13 +228,13 @@ def test_a_session_ends_with_one_line(settings: Settings) -> None:
         with pytest.raises(ImError, match="was removed or replaced"):
             list(events)
 
-    # And what it could not keep is not acked
+    # And messages that it could not store are not acked
     with Chat.connect(settings=settings) as chat:
         assert [each.content for each in chat.pull("bob", GID)][-1] == "two"
 
 
 def test_a_sound_system_loses_no_file(settings: Settings, file: Path) -> None:
-    # Given connections that come and go, and a log that goes with the last of them
+    # Given connections that open and close, and a log that is removed with the last of them
     for number in range(3):
         with Database.connect(settings.database_url) as one, Database.connect(settings.database_url) as other:
             one.upgrade()

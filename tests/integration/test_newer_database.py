@@ -1,4 +1,4 @@
-"""A database that a newer program has made is refused, whoever comes to use it."""
+"""Every program refuses a database that a newer program has made."""
 
 import shlex
 from collections.abc import Callable

@@ -104,7 +104,7 @@ def test_repeated_statements(url: str) -> None:
 
 def test_a_rebuild_and_an_import(settings: Settings) -> None:
     with Chat.connect(settings=settings) as chat:
-        # Given what was imported, and stored
+        # Given an import, stored in SQL
         lines = [
             {"type": "message", "gid": GID, "uid": "ann", "content": f"{n}", "client_msgid": f"{n}"} for n in range(99)
         ]

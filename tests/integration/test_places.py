@@ -101,7 +101,7 @@ class TestRights:
         with Database.connect(url) as database:
             assert "GRANT CREATE ON SCHEMA public TO app" in refusal(database.upgrade)
 
-            # What is granted counts at once, for the same program too
+            # A GRANT works at once, in the same process too
             self.grant(postgres_url, "GRANT CREATE ON SCHEMA public TO app")
             database.upgrade()
             database.write(BATCH)
@@ -118,7 +118,7 @@ class TestRights:
             "REVOKE DELETE ON offset_moves FROM app",
         )
         with Database.connect(url) as database:
-            # Then it reads, and is told what it lacks to store
+            # Then it reads, and the error names the right that a write needs
             assert database.messages_after("g", 0) == []
             for action in (database.upgrade, lambda: database.write(BATCH)):
                 said = refusal(action)
@@ -251,7 +251,7 @@ except ImError as error:
 
 
 def as_nobody(folder: Path, kind: str, use: str) -> str:
-    """Use what is in a folder that cannot be written; return the line that says so."""
+    """Use a file in an unwritable folder; return the error."""
     for path in folder.iterdir():
         path.chmod(0o666)
     folder.chmod(0o555)

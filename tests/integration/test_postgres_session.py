@@ -1,4 +1,4 @@
-"""What a database, a role and the PG* variables say of a session changes nothing of what is read and stored."""
+"""Settings of a database, a role and the PG* variables change no stored and no read value."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -101,7 +101,7 @@ def test_everything_works_with_any_session_settings(
         store(chat, settings)
         assert retention.trim(chat.system, keep_messages=0, keep_ms=0).entries == len(sent)
 
-        # Then both sides agree, and everybody gets what was said
+        # Then both sides agree, and everybody gets every message
         assert list(check.check(chat.system)) == []
         assert list(corrections.wrong_times(chat.system.database, "team")) == []
         assert [each.message for each in chat.status("team")] == sent
@@ -150,7 +150,7 @@ def test_everything_works_with_any_pg_variables(
 
 
 def test_a_commit_is_on_the_disk(postgres_server: PostgresServer, url: str) -> None:
-    # Given a database that says of nothing that it must be, and a server that is told to do more than that
+    # Given a database without synchronous commits, and a server with more than that
     for said, expected in (("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")):
         by_database(postgres_server, url, "synchronous_commit", said)
         with Database.connect(url) as database, database.connection() as connection:
@@ -172,7 +172,7 @@ def test_a_server_without_fsync_is_logged(postgres_url: str, caplog: pytest.LogC
 
 
 class TestLimits:
-    """What a role limits is told, and what to do about it."""
+    """Limits of a role are errors that say what to do."""
 
     def test_a_statement_that_takes_too_long(self, postgres_server: PostgresServer, url: str) -> None:
         with Database.connect(url) as database:
@@ -188,7 +188,7 @@ class TestLimits:
     def test_a_transaction_that_is_idle_for_too_long(self, postgres_server: PostgresServer, url: str) -> None:
         by_role(
             postgres_server, url, "idle_in_transaction_session_timeout", "500"
-        )  # longer than a session takes to begin
+        )  # longer than the start of a session
         with (
             Database.connect(url) as database,
             pytest.raises(DatabaseUnavailable, match=r"idle_in_transaction_session_timeout = 0$"),

@@ -1,4 +1,4 @@
-"""Which settings of a server break a promise: who says so, and who refuses to begin."""
+"""Settings of a server that break a promise: the warnings, and the refusal to start."""
 
 import re
 from collections.abc import Iterator
@@ -278,7 +278,7 @@ def test_a_refusing_server_for_jobs_changes_nothing(
 def test_a_server_lost_after_the_check_does_not_change_its_result(
     settings: Settings, im: "Any", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a server that answers all but what it says of itself
+    # Given a server that is lost before its settings are read
     def refuses(*_: object, **__: object) -> None:
         raise redis.ConnectionError("gone")
 
@@ -303,7 +303,7 @@ def test_each_primary_of_a_cluster_is_examined(cluster: str, cluster_servers: Ru
         [dropping] = [each for each in servers if each.drops_anything]
         with pytest.raises(ConfigurationError, match=f"^{dropping.server} drops groups"):
             refuse_eviction(servers, settings)
-        # And what is true of all is said once
+        # And a warning for all of them comes once
         warning = warning_of(servers) or ""
         assert warning.count("appendonly is no") == 1
         assert warning.count(f". {dropping.server}: maxmemory-policy") == 1

@@ -34,7 +34,7 @@ def sessions(server: PostgresServer, url: str) -> list[int]:
 
 @contextmanager
 def silent(server: PostgresServer, url: str) -> Iterator[None]:
-    """Let all of them stand still."""
+    """Stop all of them for a while."""
     pids = sessions(server, url)
     assert pids
     for pid in pids:

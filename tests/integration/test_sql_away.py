@@ -1,4 +1,4 @@
-"""The SQL database away for a while: the chat goes on, the backlog shows, and the workers catch up by themselves."""
+"""An outage of the SQL database: the chat works, the backlog grows, and the workers catch up by themselves."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def worker(settings: Settings, name: str = "persist", **others: int) -> WorkerPr
 
 
 def backlog(settings: Settings) -> int:
-    """What `im stats` says that the worker `persist` has not done."""
+    """The backlog of the worker `persist` in `im stats`."""
     where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
     result = CliRunner().invoke(app, ["stats", "--json", *where], catch_exceptions=False)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -87,7 +87,7 @@ def test_postgresql_stopped_and_started(settings: Settings, postgres: PostgresSe
         # When the database is stopped
         postgres.stop()
 
-        # Then people talk and read on, and are told who has read what
+        # Then people send and ack, and get receipts
         for number in range(50):
             chat.send(GID, f"meanwhile {number}", sender_uid="ann")
         newest = chat.pull("bob", GID)[-1].msgid

@@ -1,4 +1,4 @@
-"""What `im stats` says, on real servers."""
+"""`im stats` on real servers."""
 
 import time
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def work_off(settings: Settings, name: str) -> None:
 
 
 def test_streams_and_the_storm(chat: Chat) -> None:
-    # Given a group of 50 in which 20 messages were said, and acked by ten in two goes
+    # Given a group of 50 with 20 messages, which ten members acked in two steps
     uids = [f"user{number}" for number in range(50)]
     chat.create_group("team", uids)
     for half in range(2):
@@ -109,11 +109,11 @@ def test_an_empty_system_has_zeros(valkey: str, tmp_path: Path) -> None:
     assert (found.groups, [each.bytes for each in found.streams]) == (0, [0, 0])
 
 
-# How far workers are behind.
+# The backlog of workers.
 
 
 def journal_of(chat: Chat, entries: int) -> str:
-    """A journal with so many entries, of which the worker persist has handled the first one."""
+    """A journal of `entries` entries; the worker persist has handled the first one."""
     chat.system.client.upgrade()
     journal = chat.system.client.space.journal(0)
     ids = [chat.system.client.execute_once("XADD", journal, "*", "kind", "test") for _ in range(entries)]
@@ -153,7 +153,7 @@ def test_a_large_backlog_is_not_read_whole(chat: Chat, monkeypatch: pytest.Monke
         return answer
 
     monkeypatch.setattr(chat.system.client, "query", counting)
-    # Then the server's word is taken where it can be right, and else all that is there
+    # Then the backlog is the server's figure if that is possible, else the length of the journal
     for said_to_be_read, backlog in ((1, 100), (61, 40), (85, 101), (5000, 101)):
         chat.system.client.execute_once(
             "XGROUP SETID", journal, "persist", ask("XRANGE", journal, "-", "+")[0][0], "ENTRIESREAD", said_to_be_read

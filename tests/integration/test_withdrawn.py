@@ -212,7 +212,7 @@ class TestAppendOnlyFile:
         return server.server.data_dir / "appendonlydir"
 
     def recalled(self, chat: Chat, text: str = SECRET) -> str:
-        """Say something, and take it back; workers have stored both."""
+        """Send a message and recall it; workers have stored both."""
         sent = chat.send(GID, text, sender_uid="ann")
         chat.recall(GID, sent.msgid, by="ann")
         store_all(chat)
@@ -321,7 +321,7 @@ class TestAppendOnlyFile:
     def test_a_rewrite_that_waits_for_a_save_is_logged_and_repeated(
         self, chat: Chat, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        # Given a save that takes longer than anybody waits
+        # Given a save that lasts longer than the wait
         self.recalled(chat)
         retention.trim(chat.system)
         chat.system.client.driver.config_set("rdb-key-save-delay", 300_000)  # microseconds for each key
@@ -333,7 +333,7 @@ class TestAppendOnlyFile:
             patch.setattr(append_only, "LONGEST_S", 0.3)
             assert append_only.forget_withdrawn(chat.system) == 0
 
-        # Then that is told
+        # Then that is logged
         [message] = caplog.messages
         assert "may still hold recalled texts: its rewrite still waits for a save to end after" in message
 

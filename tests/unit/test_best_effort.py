@@ -114,7 +114,7 @@ def accounted_for(text: bytes) -> int:
 
 
 def test_each_gap_is_reported_in_place_with_its_length(to: Callable[[int], BestEffort]) -> None:
-    # Given a reader that takes a little at times, and much more to write
+    # Given a reader that reads a little at times, and much more to write
     lines = numbered(5 * MANY)
     with stuck_pipe() as (descriptor, reader):
         writer = to(descriptor)
@@ -122,10 +122,10 @@ def test_each_gap_is_reported_in_place_with_its_length(to: Callable[[int], BestE
         for some in range(0, len(lines), MANY):
             ends(write_all(writer, lines[some : some + MANY]))
             text += b"".join(os.read(reader, PIPE_BYTES) for _ in range(5))
-        # When it goes on reading
+        # When it reads all
         while not text.endswith(b"\n") or accounted_for(text) < len(lines):
             text += os.read(reader, PIPE_BYTES)
-    # Then it has been told of each line, or that it is missing
+    # Then each line has arrived, or is counted as missing
     assert accounted_for(text) == len(lines)
     assert text.count(b"missing here") > 1
 
@@ -222,7 +222,7 @@ def test_a_stream_without_a_descriptor_stays_as_it_is(stream: TextIO | None) -> 
     assert over(stream) is stream
 
 
-# What it takes a process of its own to see.
+# Tests that need a process of their own.
 
 INSTALLED = "import os, sys\nfrom imcore.util import best_effort\nbest_effort.install()\n"
 

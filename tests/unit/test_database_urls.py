@@ -37,18 +37,18 @@ def test_a_known_option_is_passed_on(option: str) -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        # What psycopg or SQLAlchemy would take for themselves.
+        # Arguments of psycopg or SQLAlchemy.
         *((f"{name}=1", name) for name in ("prepare_threshold", "autocommit", "row_factory", "context", "conninfo")),
         *((f"{name}=1", name) for name in ("client_encoding", "replication", "plugin", "async_fallback", "timezone")),
-        # What is misspelled, or has nothing after it.
+        # Misspelled names, and names without a value.
         *(("ssl_mode=require", "is it sslmode"), ("sslMode=require", "is it sslmode"), ("sslmode", "sslmode")),
         *(("sslmode=", "sslmode"), ("=1", "another form"), ("connect_timeout", "connect_timeout")),
-        # What is no value of that option.
+        # Bad values.
         *((f"connect_timeout={value}", "from 1 to") for value in ("0", "-1", "ten", "1.5", "1e3", "\u0661", "9" * 12)),
         *(("sslmode=on", "one of disable"), ("keepalives=yes", "one of 0, 1"), ("port=0", "from 1 to 65535")),
         *(("port=99999", "65535"), ("port=5432,x", "65535"), ("target_session_attrs=primary,standby", "one of any")),
         *(("keepalives_count=0", "from 1"), ("application_name=", "application_name"), ("user=%00", "user")),
-        # What was said twice: which of the two counts?
+        # Repeated options.
         *(("sslmode=require&sslmode=disable", "more than once"), ("user=a&user=b", "more than once")),
     ],
 )
@@ -115,7 +115,7 @@ PARTS = {
     "port": ("1", "2"),
     "dbname": ("c", "d"),
 }
-"""What may be said in either place, and two ways to say it."""
+"""Parts that may be in the URL or in an option, each with two values."""
 
 
 def url_of(parts: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What `trim` drops and, above all, what it keeps, on fakeredis and SQLite."""
+"""`trim`: dropped and kept entries, on fakeredis and SQLite."""
 
 import random
 import time
@@ -55,7 +55,7 @@ def persist(chat: Chat) -> Callable[[], None]:
 
 
 def raw(chat: Chat) -> Any:
-    """The driver's client: its types leave open what it answers."""
+    """The driver's client, without its imprecise types."""
     return chat.system.client.driver
 
 
@@ -224,7 +224,7 @@ def test_only_old_read_times_are_deleted(chat: Chat, persist: Callable[[], None]
         chat.system.settings = replace(SETTINGS, keep_read_times_ms=keep_ms)
         assert trim(chat.system).read_times == forgotten
 
-    # Then it is known who has read it, and no more when
+    # Then the readers are known, and the times are not
     after = chat.message_status("g", sent.msgid)
     assert after == replace(before, read_by=(Reader("bob", None),))
     assert chat.tally("g", sent.msgid) == Tally("g", sent.msgid, 1, 1)
@@ -272,7 +272,7 @@ class TestJournals:
         persist()
         read_receipts(chat)
 
-        # Then what it has done goes, and no more
+        # Then the entries that it has done are trimmed, and no others
         assert trim(chat.system).journal_entries == 1
         assert journal_length(chat) == 3
 
@@ -322,7 +322,7 @@ class TestJournals:
 def test_nothing_is_ever_lost(
     chat: Chat, persist: Callable[[], None], monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Whatever happens in whatever order: each message stays readable, and all that happened gets to SQL."""
+    """In random histories each message stays readable, and SQL gets everything."""
     monkeypatch.setattr(retention, "PAGE", 4)
     history = _History(chat, random.Random(seed))
     for _ in range(150):
