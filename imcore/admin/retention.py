@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 from imcore import msgid as msgids
 from imcore.admin.lag import worker_stats
@@ -194,9 +195,8 @@ def _rows(gid: str, entries: Sequence[wire.Entry]) -> Iterator[MessageRow]:
 def _needed(system: System) -> dict[str, int]:
     """Return by gid the first message with a journal entry that some worker has not handled."""
     needed: dict[str, int] = {}
-    for partition in range(system.client.space.partitions):
-        for event in _undone(system, partition):
-            needed[event.gid] = min(event.first, needed.get(event.gid, event.first))
+    for event in chain.from_iterable(_undone(system, p) for p in range(system.client.space.partitions)):
+        needed[event.gid] = min(event.first, needed.get(event.gid, event.first))
     return needed
 
 

@@ -36,6 +36,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _SOUND = frozenset(product(*_KINDS.values()))
 
 _IMPOSSIBLE = tuple(f"{name} NOT BETWEEN 1 AND {msgids.HIGHEST}" for name in ("msgid", "recalls"))
+_BEGIN, _END = (f"TIMESTAMPTZ '{date} 00:00:00+00'" for date in ("0001-01-01", "10000-01-01"))
 _SUSPECT = {
     "sqlite": (
         *(f"typeof({name}) <> 'integer'" for name in ("msgid", "seq")),
@@ -46,19 +47,13 @@ _SUSPECT = {
         "sent_at < '0001'",
         *_IMPOSSIBLE,
     ),
-    "postgresql": (
-        "sent_at < TIMESTAMPTZ '0001-01-01 00:00:00+00'",
-        "sent_at >= TIMESTAMPTZ '10000-01-01 00:00:00+00'",
-        *_IMPOSSIBLE,
-    ),
+    "postgresql": (f"sent_at < {_BEGIN}", f"sent_at >= {_END}", *_IMPOSSIBLE),
 }
 """Every unreadable row meets one of these conditions. A readable row may meet one, too."""
 
-
 _SENT_AT = {
     "sqlite": "group_msgs.sent_at",
-    "postgresql": f"""CASE WHEN group_msgs.sent_at >= TIMESTAMPTZ '0001-01-01 00:00:00+00'
-            AND group_msgs.sent_at < TIMESTAMPTZ '10000-01-01 00:00:00+00'
+    "postgresql": f"""CASE WHEN group_msgs.sent_at >= {_BEGIN} AND group_msgs.sent_at < {_END}
         THEN CAST(round(EXTRACT(EPOCH FROM group_msgs.sent_at) * 1000) AS BIGINT)
         WHEN group_msgs.sent_at IS NOT NULL THEN {NO_TIME} END""",
 }
