@@ -5,7 +5,6 @@ received, so an ack never covers a message that a power cut takes back.
 """
 
 import hashlib
-import logging
 import os
 import sqlite3
 import time
@@ -29,9 +28,7 @@ from imcore.model.limits import (
     check_time,
 )
 from imcore.model.values import LogLine, Message, Receipt, Tally
-from imcore.util.rate_limit import RateLimitedWarnings
-
-log = logging.getLogger(__name__)
+from imcore.util.backoff import ThrottledLog
 
 PAGE = 500
 """How many messages, or tallies of own ones, one step reads at most."""
@@ -153,7 +150,7 @@ class LocalDatabase:
         self.path = path
         self.uid = uid
         self._file = LocalFile(path, uid, SCHEMA, exclusive=exclusive, read_only=read_only)
-        self._warnings = RateLimitedWarnings(log)
+        self._warnings = ThrottledLog(time.monotonic)
 
     def __enter__(self) -> Self:
         return self

@@ -26,7 +26,7 @@ def heard(gateway: Gateway) -> list[str]:
 
 
 @pytest.mark.parametrize("other_way", [False, True])
-def test_sessions_hear_their_own_database_only(chats: tuple[Chat, Chat], other_way: bool) -> None:
+def test_sessions_receive_only_from_their_own_database(chats: tuple[Chat, Chat], other_way: bool) -> None:
     here, there = reversed(chats) if other_way else chats
     with here.gateway() as gateway:
         # Given a session that has begun
@@ -44,6 +44,6 @@ def test_sessions_hear_their_own_database_only(chats: tuple[Chat, Chat], other_w
         assert heard(gateway) == []
         assert list(session.cursors) == ["team"]
 
-        # And what is said here is
+        # And these are the same
         here.send("team", "for here", sender_uid="ann")
         assert wait_until(lambda: heard(gateway)) == ["for here"]

@@ -4,7 +4,6 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +12,7 @@ from imcore.device.local_file import LocalFile
 from imcore.errors import LocalDatabaseError
 from imcore.model.direct import gid_of
 from imcore.model.values import Message, Receipt, Tally
+from imcore.util.backoff import ThrottledLog
 from tests.devices import message
 
 
@@ -246,7 +246,7 @@ def test_of_very_many_unkeepable_items_few_are_named(
 ) -> None:
     # Given
     now = 1000.0
-    monkeypatch.setattr("imcore.util.rate_limit.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(local, "_warnings", ThrottledLog(lambda: now))
     many = [replace(message(seq), msgid=f"{seq}-1") for seq in range(100)]
     # When, then
     local.keep([*many, message(1)])

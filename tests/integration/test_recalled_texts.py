@@ -87,7 +87,7 @@ def files_with(text: str, folder: Path) -> list[str]:
 
 class TestSqlite:
     @pytest.mark.parametrize("text", [SECRET, LONG], ids=["short", "long"])
-    def test_it_leaves_every_file_with_the_recall(self, chat: Chat, persist: Persist, text: str) -> None:
+    def test_a_recalled_text_leaves_every_file(self, chat: Chat, persist: Persist, text: str) -> None:
         sent = chat.send(GID, text, sender_uid="ann")
         drain(persist)
         data = chat.system.settings.data_dir
@@ -98,7 +98,7 @@ class TestSqlite:
 
         assert files_with("SECRET", data) == []
 
-    def test_a_reader_in_the_way_is_waited_for(self, chat: Chat, persist: Persist) -> None:
+    def test_the_log_is_emptied_after_a_reader_ends(self, chat: Chat, persist: Persist) -> None:
         # Given somebody who reads
         sent = chat.send(GID, SECRET, sender_uid="ann")
         drain(persist)
@@ -121,7 +121,7 @@ class TestSqlite:
         persist.step()
         assert files_with("SECRET", data) == []
 
-    def test_a_worker_that_died_over_it_leaves_it_to_the_next(self, chat: Chat, persist: Persist) -> None:
+    def test_the_next_worker_empties_the_log_of_a_dead_one(self, chat: Chat, persist: Persist) -> None:
         sent = chat.send(GID, SECRET, sender_uid="ann")
         drain(persist)
         chat.recall(GID, sent.msgid, by="ann")
@@ -132,11 +132,11 @@ class TestSqlite:
             assert files_with("SECRET", chat.system.settings.data_dir)
 
         with Chat.connect(settings=chat.system.settings) as another:
-            another.database.upgrade()  # as each worker begins
+            another.system.database.upgrade()  # as each worker begins
 
             assert files_with("SECRET", chat.system.settings.data_dir) == []
 
-    def test_check_takes_one_away_that_was_left(self, chat: Chat, persist: Persist) -> None:
+    def test_check_deletes_a_recalled_text(self, chat: Chat, persist: Persist) -> None:
         # Given a recalled text that SQL has all the same
         sent = chat.send(GID, SECRET, sender_uid="ann")
         drain(persist)
@@ -152,7 +152,7 @@ class TestSqlite:
         # Then it is on no disk either
         assert files_with("SECRET", chat.system.settings.data_dir) == []
 
-    def test_the_log_is_small_again_once_a_reader_has_gone(self, chat: Chat, persist: Persist) -> None:
+    def test_the_log_is_small_after_a_reader_ends(self, chat: Chat, persist: Persist) -> None:
         log = chat.system.settings.data_dir / "imcore.db-wal"
 
         def talk(times: int) -> None:
@@ -175,7 +175,7 @@ def sent_packed(chat: Chat) -> int:
 
 
 class TestLocalDatabase:
-    def test_it_leaves_every_file_with_the_recall(self, chat: Chat) -> None:
+    def test_a_recalled_text_leaves_every_file(self, chat: Chat) -> None:
         folder = chat.system.settings.data_dir / "clients"
         sent = chat.send(GID, SECRET, sender_uid="ann")
         with LocalDatabase(path_of(chat.system.settings.data_dir, "bob"), "bob", exclusive=True) as local:
@@ -188,7 +188,7 @@ class TestLocalDatabase:
 
             assert files_with("SECRET", folder) == []
 
-    def test_a_reader_in_the_way_is_waited_for(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_log_is_emptied_after_a_reader_ends(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sqlite_file, "EMPTY_AGAIN_S", 0.0)
         folder, path = chat.system.settings.data_dir / "clients", path_of(chat.system.settings.data_dir, "bob")
         sent = chat.send(GID, SECRET, sender_uid="ann")
@@ -212,13 +212,13 @@ class TestAppendOnlyFile:
         return server.server.data_dir / "appendonlydir"
 
     def recalled(self, chat: Chat, text: str = SECRET) -> str:
-        """Say something, and take it back; workers have stored both."""
+        """Send a message and recall it; workers have stored both."""
         sent = chat.send(GID, text, sender_uid="ann")
         chat.recall(GID, sent.msgid, by="ann")
         store_all(chat)
         return sent.msgid
 
-    def test_it_is_gone_after_a_trim_that_drops_it(self, chat: Chat, settings: Settings, file: Path) -> None:
+    def test_a_recalled_text_is_gone_after_its_trim(self, chat: Chat, settings: Settings, file: Path) -> None:
         self.recalled(chat)
         assert files_with("SECRET", file)
 
@@ -229,9 +229,7 @@ class TestAppendOnlyFile:
         assert json.loads(result.stdout)["rewritten"] == 1
         wait_until(lambda: files_with("SECRET", settings.data_dir) + files_with("SECRET", file) == [])
 
-    def test_a_trim_with_default_settings_says_which_texts_stay(
-        self, chat: Chat, settings: Settings, file: Path
-    ) -> None:
+    def test_a_trim_reports_the_texts_that_stay(self, chat: Chat, settings: Settings, file: Path) -> None:
         def trim(*words: str) -> Result:
             where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
             return CliRunner().invoke(app, ["trim", *words, *where], catch_exceptions=False)
@@ -254,7 +252,7 @@ class TestAppendOnlyFile:
         wait_until(lambda: files_with("SECRET", file) == [])
         assert "recalled" not in trim().stderr
 
-    def test_what_is_said_of_texts_that_no_retention_keeps(self, chat: Chat, settings: Settings) -> None:
+    def test_a_trim_without_kept_texts_reports_none(self, chat: Chat, settings: Settings) -> None:
         # Given a message that SQL does not have
         self.recalled(chat)
         with closing(sqlite3.connect(chat.system.settings.data_dir / "imcore.db")) as other:
@@ -266,7 +264,7 @@ class TestAppendOnlyFile:
 
         assert result.stderr.splitlines()[-1] == "1 recalled text stays in Redis until its message is stored"
 
-    def test_jobs_rewrite_only_where_it_is_of_use(
+    def test_jobs_rewrite_only_files_with_recalled_texts(
         self, chat: Chat, settings: Settings, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("redis_url", "database_url", "data_dir", "keep_messages", "keep_ms"):
@@ -296,7 +294,7 @@ class TestAppendOnlyFile:
         assert jobs.trim()["rewritten"] == 0
         assert chat.system.client.query("ZCARD", WITHDRAWN) == 0
 
-    def test_one_that_was_recalled_after_it_was_trimmed(self, chat: Chat, file: Path) -> None:
+    def test_a_text_recalled_after_its_trim(self, chat: Chat, file: Path) -> None:
         sent = chat.send(GID, SECRET, sender_uid="ann")
         store_all(chat)
         retention.trim(chat.system)
@@ -306,7 +304,7 @@ class TestAppendOnlyFile:
         assert append_only.forget_withdrawn(chat.system) == 1
         wait_until(lambda: files_with("SECRET", file) == [])
 
-    def test_a_rewrite_that_began_before_does_not_count(
+    def test_a_rewrite_from_before_the_trim_does_not_count(
         self, chat: Chat, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given a rewrite under way that has the text in hand, as it began before the trim
@@ -320,10 +318,10 @@ class TestAppendOnlyFile:
         assert append_only.forget_withdrawn(chat.system) == 1
         wait_until(lambda: files_with("SECRET", file) == [])
 
-    def test_one_that_waits_for_a_save_for_too_long_is_told_and_tried_again(
+    def test_a_rewrite_that_waits_for_a_save_is_logged_and_repeated(
         self, chat: Chat, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        # Given a save that takes longer than anybody waits
+        # Given a save that lasts longer than the wait
         self.recalled(chat)
         retention.trim(chat.system)
         chat.system.client.driver.config_set("rdb-key-save-delay", 300_000)  # microseconds for each key
@@ -335,7 +333,7 @@ class TestAppendOnlyFile:
             patch.setattr(append_only, "LONGEST_S", 0.3)
             assert append_only.forget_withdrawn(chat.system) == 0
 
-        # Then that is told
+        # Then that is logged
         [message] = caplog.messages
         assert "may still hold recalled texts: its rewrite still waits for a save to end after" in message
 
@@ -343,7 +341,7 @@ class TestAppendOnlyFile:
         assert append_only.forget_withdrawn(chat.system) == 1
         wait_until(lambda: files_with("SECRET", file) == [])
 
-    def test_one_that_fails_is_told_and_tried_again(
+    def test_a_failed_rewrite_is_logged_and_repeated(
         self, chat: Chat, file: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         # Given a folder in which no file can be made
@@ -363,7 +361,7 @@ class TestAppendOnlyFile:
         wait_until(lambda: append_only.forget_withdrawn(chat.system) == 1)
         wait_until(lambda: files_with("SECRET", file) == [])
 
-    def test_a_role_without_the_right_is_told(
+    def test_a_role_without_the_right_is_logged(
         self, chat: Chat, settings: Settings, caplog: pytest.LogCaptureFixture
     ) -> None:
         self.recalled(chat)
@@ -375,14 +373,14 @@ class TestAppendOnlyFile:
             url = settings.redis_url.replace("unix://", "unix://limited:pw@")
             with Chat.connect(settings=replace(settings, redis_url=url)) as limited:
                 caplog.clear()
-                retention.trim(limited)
-                assert append_only.forget_withdrawn(limited) == 0
+                retention.trim(limited.system)
+                assert append_only.forget_withdrawn(limited.system) == 0
                 [message] = caplog.messages
                 assert "this role may not have it rewritten" in message
                 assert "BGREWRITEAOF" in message
         assert append_only.forget_withdrawn(chat.system) == 1
 
-    def test_a_server_without_such_a_file(
+    def test_a_server_without_an_append_only_file(
         self, valkey: str, settings: Settings, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.WARNING)

@@ -1,4 +1,4 @@
-"""A wait for a database is told once it is long, and then once a minute, however many wait."""
+"""SlowAnswerLog: a long wait for a database is logged, and again each minute, however many threads wait."""
 
 import logging
 from collections.abc import Generator
@@ -6,14 +6,15 @@ from contextlib import suppress
 
 import pytest
 
-from imcore.sql import waits
-from imcore.sql.waits import TOLD_AFTER_S, TOLD_EVERY_S, Waits
+from imcore.sql import postgres_session
+from imcore.sql.postgres_session import SLOW_AFTER_S, SlowAnswerLog
+from imcore.util.backoff import REPEAT_AFTER_S
 
 READY = 1
 
 
 class Clock:
-    """Time that goes on when it is told to."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -25,12 +26,12 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(waits, "time", clock)
+    monkeypatch.setattr(postgres_session, "time", clock)
     return clock
 
 
 def answer() -> Generator[str, int, str]:
-    """Wait until somebody says that there is something to read, as a generator of psycopg does."""
+    """Wait for an answer, as a generator of psycopg does."""
     while not (yield "R"):
         pass
     return "answer"
@@ -39,9 +40,9 @@ def answer() -> Generator[str, int, str]:
 Wait = Generator[str, int, str]
 
 
-def begun(waits: Waits) -> Wait:
-    """Begin to wait."""
-    wait = waits.watched(answer())
+def begun(slow_answers: SlowAnswerLog) -> Wait:
+    """Return a wait that has begun."""
+    wait = slow_answers.watch(answer())
     next(wait)
     return wait
 
@@ -50,10 +51,10 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def test_a_short_wait_is_not_told(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_short_wait_is_not_logged(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    wait = begun(Waits("there"))
-    clock.now += TOLD_AFTER_S - 0.1
+    wait = begun(SlowAnswerLog("there"))
+    clock.now += SLOW_AFTER_S - 0.1
     wait.send(0)
 
     with pytest.raises(StopIteration) as end:
@@ -63,9 +64,9 @@ def test_a_short_wait_is_not_told(clock: Clock, caplog: pytest.LogCaptureFixture
     assert caplog.messages == []
 
 
-def test_a_long_one_is_told_and_that_it_is_over(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_wait_and_its_end_are_logged(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    wait = begun(Waits("there"))
+    wait = begun(SlowAnswerLog("there"))
     for _ in range(250):
         clock.now += 1
         wait.send(0)
@@ -77,33 +78,33 @@ def test_a_long_one_is_told_and_that_it_is_over(clock: Clock, caplog: pytest.Log
     assert caplog.messages[-1] == "the database there answers again after 250 s"
 
 
-def test_however_many_wait_it_is_one_line_a_minute(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    of_one_server, of_another = Waits("here"), Waits("there")
-    some = [begun(of_one_server) for _ in range(20)] + [begun(of_another)]
-    for _ in range(int(TOLD_AFTER_S + TOLD_EVERY_S)):
+def test_many_waits_for_one_database_log_one_line_a_minute(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    one, other = SlowAnswerLog("here"), SlowAnswerLog("there")
+    waits = [begun(one) for _ in range(20)] + [begun(other)]
+    for _ in range(int(SLOW_AFTER_S + REPEAT_AFTER_S)):
         clock.now += 1
-        for wait in some:
+        for wait in waits:
             wait.send(0)
 
     assert sorted(line.split()[2] for line in lines(caplog)) == ["here", "here", "there", "there"]
 
 
-def test_what_goes_wrong_comes_through() -> None:
+def test_an_error_ends_the_wait() -> None:
     def failing() -> Generator[str, int, str]:
         yield "R"
         raise OSError("gone")
 
-    wait = Waits("there").watched(failing())
+    wait = SlowAnswerLog("there").watch(failing())
     next(wait)
     with pytest.raises(OSError, match="gone"):
         wait.send(READY)
 
 
-def test_an_answer_that_is_there_already() -> None:
+def test_an_immediate_answer_needs_no_wait() -> None:
     def ready() -> Generator[str, int, str]:
         return "answer"
         yield
 
     with pytest.raises(StopIteration) as end:
-        next(Waits("there").watched(ready()))
+        next(SlowAnswerLog("there").watch(ready()))
     assert end.value.value == "answer"
