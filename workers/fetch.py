@@ -162,7 +162,7 @@ class _Stream:
 
     def _keep(self, work: Work, msgid: int, values: list[bytes]) -> None:
         try:
-            work.messages.append((wire.message_row(self._gid, msgid, values), wire.moved_with_sender(values)))
+            work.messages.append((wire.message_row(self._gid, msgid, values), wire.was_caught_up(values)))
         except (IndexError, ValueError) as error:
             work.problem = f"message {msgids.unpack(msgid)} cannot be read: {error!r}"
 

@@ -53,7 +53,7 @@ class Persist:
     @property
     def name(self) -> str:
         """The name of this process among its kind, from the first step on."""
-        return self._journal.consumer
+        return self._journal.lease.name
 
     def step(self) -> int:
         """Handle one batch, waiting a moment for one; return how many entries are out of the way.
@@ -72,8 +72,8 @@ class Persist:
             raise
 
     def _step(self) -> int:
-        if self._journal.is_working:
-            self._journal.hold_on()  # also with nothing in hand, while nothing may be taken: who waits is not dead
+        if self._journal.lease.is_held:
+            self._journal.renew()  # also with nothing in hand, while nothing may be taken: who waits is not dead
         if self._watch.look():
             self._let_go()
         if not self._in_hand:
@@ -87,14 +87,14 @@ class Persist:
 
     def _take(self) -> list[Entry]:
         time.sleep(max(0.0, self._next - time.monotonic()))
-        entries = self._journal.take()
+        entries = self._journal.read()
         self._next = time.monotonic() + (PACE_S if len(entries) < self._batch_size else 0.0)
         return entries
 
     def _let_go(self) -> None:
         """Ask Redis anew what there is to store."""
         self._in_hand = []
-        self._journal.look_again()
+        self._journal.reread_open()
 
     def drained(self) -> bool:
         """Return whether all is done that was in the journals when this was asked first, by whichever process."""
@@ -114,7 +114,7 @@ class Persist:
         sound = [work for work in works if not work.problem]
         append_only.note_recalled(self._client, _recalled(sound))
         if sound:
-            self._write(sound, self._watch.mark(self._journal.process, [work.entry for work in sound]))
+            self._write(sound, self._watch.mark(self._journal.lease.process, [work.entry for work in sound]))
         written = [work.entry for work in works if not work.problem]
         self._journal.done(written)
         return len(written) + sum(self._journal.fail(work.entry, work.problem) for work in works if work.problem)
@@ -127,8 +127,8 @@ class Persist:
         for some in member_pages(self._client, work, MOST_ROWS):
             if work.members:
                 part = Work(work.entry, members=work.members)
-                self._write([part], self._watch.mark(self._journal.process, [work.entry]))
-                self._journal.hold_on()
+                self._write([part], self._watch.mark(self._journal.lease.process, [work.entry]))
+                self._journal.renew()
                 work.problem = part.problem
             work.members = some
             if work.problem:

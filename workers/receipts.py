@@ -65,7 +65,7 @@ class ReceiptsWorker:
             self._put_away([entry for entry in entries if not _waits(entry, failed)], failed)
         except ImError:
             self._in_hand = []
-            self._journal.look_again()
+            self._journal.reread_open()
             raise
         if self._in_hand:
             why = next(error for error in failed.values() if isinstance(error, _SQL_AWAY))
@@ -83,14 +83,14 @@ class ReceiptsWorker:
     def _window(self) -> list[Entry]:
         """Return what is there, and, if offsets have moved, what comes within the window after."""
         if len(self._in_hand) >= MOST_IN_WINDOW:
-            self._journal.hold_on()
+            self._journal.renew()
             return []
-        entries = self._journal.take(block_ms=0 if self._in_hand else None)
+        entries = self._journal.read(block_ms=0 if self._in_hand else None)
         if not self._window_s or not any(isinstance(entry.event, Acked) for entry in entries):
             return entries
         time.sleep(self._window_s)
         while len(entries) < MOST_IN_WINDOW:
-            more = self._journal.take(block_ms=0)
+            more = self._journal.read(block_ms=0)
             if not more:
                 break
             entries += more
@@ -120,7 +120,7 @@ class ReceiptsWorker:
             for sender_uid, changes in _by_sender(found).items():
                 for i in range(0, len(changes), LONGEST_DIGEST):
                     some = changes[i : i + LONGEST_DIGEST]
-                    digests.append(receipt_calls.tell(self._client.space, gid, sender_uid, some))
+                    digests.append(receipt_calls.publish_receipts(self._client.space, gid, sender_uid, some))
                     self._told.digest(gid, sender_uid, some)
         self._client.call_many(digests)
         return failed

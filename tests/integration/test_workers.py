@@ -127,7 +127,7 @@ class TestBurst:
         chat.system.database.upgrade()
         talk(chat)
         other = Persist(chat.system.client, chat.system.database, replace(settings, lease_ms=600_000))
-        other._in_hand = other._journal.take()
+        other._in_hand = other._journal.read()
 
         # When a burst has nothing left to do itself
         with worker(settings, "persist", "--burst") as burst:
@@ -395,7 +395,7 @@ class TestOnRealServers:
         journal = Journal(chat.system.client, KIND, replace(settings, batch_size=20_000))
 
         # Then each has its own version, in their order
-        versions = [entry.version for entry in journal.take() if isinstance(entry.event, Joined)]
+        versions = [entry.version for entry in journal.read() if isinstance(entry.event, Joined)]
         assert len(versions) == len(set(versions)) == 10_000
         assert versions == sorted(versions)
 

@@ -228,7 +228,9 @@ def test_what_receipts_confirms_is_in_the_local_database(chat: Chat) -> None:
     im("group", "create", "team", "ann", "bob", "cy")
     msgid = str(lines("send", "team", "hi", "--from", "ann")[0]["msgid"])
     chat.system.client.call(
-        receipt_calls.tell(chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(msgid), 0)])
+        receipt_calls.publish_receipts(
+            chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(msgid), 0)]
+        )
     )
     im("receipts", "ann")
     assert [line["state"] for line in lines("log", "ann")] == ["stored"]
@@ -383,7 +385,7 @@ def test_a_local_database_of_other_data_is_refused_before_anything_is_done(
     chat.system.client.driver.hset(CONFIG, "dataset", "another")
     lines("send", "team", "theirs", "--from", "bob")
     change = [TallyChange("ann", msgids.pack(str(sent["msgid"])), 0)]
-    chat.system.client.call(receipt_calls.tell(chat.system.client.space, "team", "ann", change))
+    chat.system.client.call(receipt_calls.publish_receipts(chat.system.client.space, "team", "ann", change))
     before = (lines("log", "ann"), chat.unread("ann"), chat.receipts("ann"), chat.status("team"))
     # When
     assert "was made with other data than Redis has: set IM_REDIS_URL" in refused(*words)
@@ -569,7 +571,9 @@ def test_who_has_left_all_groups_still_gets_their_receipts(chat: Chat) -> None:
     msgid = str(lines("send", "team", "hi", "--from", "ann", "--no-local")[0]["msgid"])
     lines("ack", "bob", "team")
     chat.system.client.call(
-        receipt_calls.tell(chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(msgid), 0)])
+        receipt_calls.publish_receipts(
+            chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(msgid), 0)]
+        )
     )
     lines("group", "remove", "team", "ann", "--yes")
     # When

@@ -65,7 +65,7 @@ def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
         chat.recall("team", chat.send("team", "oops", sender_uid="bob").msgid, by="bob")
         chat.ack("cy", "team", sent[2].msgid)
         chat.system.client.call(
-            receipt_calls.tell(
+            receipt_calls.publish_receipts(
                 chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(sent[0].msgid), 0)]
             )
         )

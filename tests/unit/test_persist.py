@@ -303,7 +303,7 @@ class TestFetching:
         def end_lease() -> None:
             database.wrote[-1] = (database.wrote[-1][0], bool(raw(chat).exists(lease(KIND, 1))))
             raw(chat).delete(lease(KIND, 1))
-            worker._journal._lease._renew_at = 0
+            worker._journal.lease._renew_at = 0
 
         database.after = end_lease
         # When it stores more than one transaction takes
@@ -454,8 +454,8 @@ class TestServersAway:
         worker = Persist(chat.system.client, chat.system.database, replace(SETTINGS, lease_ms=3))
         worker.step()
         raw(chat).delete(lease(KIND, 1))
-        wait_until(lambda: time.monotonic() > worker._journal._lease._renew_at)
-        worker._journal._lease._lease_ms = 60_000
+        wait_until(lambda: time.monotonic() > worker._journal.lease._renew_at)
+        worker._journal.lease._lease_ms = 60_000
         # When it looks into a database that is away
         worker._watch.doubt()
         with monkeypatch.context() as patch:
@@ -473,7 +473,7 @@ class TestServersAway:
         chat.create_group("g", ["ann"])
         chat.send("g", "one", sender_uid="ann")
         with monkeypatch.context() as patch:
-            lose_answers(chat.system.client, patch, "im_take" if failing == "XREADGROUP" else failing)
+            lose_answers(chat.system.client, patch, "im_read" if failing == "XREADGROUP" else failing)
             with pytest.raises(RedisUnavailable):
                 worker.step()
 
@@ -501,7 +501,7 @@ class TestServersAway:
         chat.create_group("g", UIDS)
         chat.send("g", "one", sender_uid="ann")
         slow = Persist(chat.system.client, chat.system.database, replace(SETTINGS, lease_ms=1))
-        slow._in_hand = slow._journal.take()
+        slow._in_hand = slow._journal.read()
         raw(chat).delete(lease(KIND, 1))
         other = Persist(chat.system.client, chat.system.database, SETTINGS)
         drain(other)

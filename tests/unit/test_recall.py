@@ -270,7 +270,7 @@ def test_a_tombstone_that_is_stored_before_its_message(chat: Chat) -> None:
     # Given a worker that has fetched a message, and is slow to store it
     chat.send(GID, "regrettable", sender_uid="ann", client_msgid="c1")
     slow, fast = (Persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
-    entries = slow._journal.take()
+    entries = slow._journal.read()
     works = [Work(entry) for entry in entries]
     fetch(chat.system.client, chat.system.database, works)
 

@@ -46,13 +46,13 @@ def worker(chat: Chat) -> ReceiptsWorker:
 def digests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
     """The digests that go out: group, sender, and how many messages each names."""
     found: list[tuple[str, str, int]] = []
-    tell = receipt_calls.tell
+    tell = receipt_calls.publish_receipts
 
     def counted(space: Any, gid: str, sender_uid: str, changed: Sequence[receipt_calls.TallyChange]) -> Call[int]:
         found.append((gid, sender_uid, len(changed)))
         return tell(space, gid, sender_uid, changed)
 
-    monkeypatch.setattr(receipt_calls, "tell", counted)
+    monkeypatch.setattr(receipt_calls, "publish_receipts", counted)
     return found
 
 
@@ -247,7 +247,7 @@ def test_what_is_trimmed_between_two_pages_is_told_too(
 # What fails.
 
 
-@pytest.mark.parametrize("at", ["changes", "tell"])
+@pytest.mark.parametrize("at", ["changes", "publish_receipts"])
 def test_an_answer_that_never_came_is_asked_for_again(
     chat: Chat, worker: ReceiptsWorker, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -328,7 +328,8 @@ def test_what_a_killed_worker_had_in_hand_is_told_by_the_next(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "done", killed) if told_already else patch.setattr(receipt_calls, "tell", killed)
+        owner, name = (Journal, "done") if told_already else (receipt_calls, "publish_receipts")
+        patch.setattr(owner, name, killed)
         with pytest.raises(Killed):
             worker.step()
     chat.system.client.driver.delete(lease(KIND, 1))  # as it does by itself in time

@@ -15,7 +15,7 @@ from imcore.admin import stats
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls import journal_calls, receipt_calls
-from imcore.streams.calls.journal_calls import CoalescingCounts, Counted
+from imcore.streams.calls.journal_calls import CoalescingCounts, CoalescingTotals
 from imcore.streams.client import RedisClient
 from imcore.streams.journal import Journal
 from imcore.streams.keys import lease
@@ -38,13 +38,13 @@ def chat(tmp_path: Path) -> Iterator[Chat]:
 def digests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """To whom digests went."""
     sent: list[str] = []
-    tell = receipt_calls.tell
+    tell = receipt_calls.publish_receipts
 
     def note(space: Any, gid: str, sender_uid: str, changed: Any) -> Any:
         sent.append(sender_uid)
         return tell(space, gid, sender_uid, changed)
 
-    monkeypatch.setattr(receipt_calls, "tell", note)
+    monkeypatch.setattr(receipt_calls, "publish_receipts", note)
     return sent
 
 
@@ -121,12 +121,12 @@ def count(chat: Chat, seconds: dict[int, tuple[int, int]], *, acks: int = 0) -> 
     space = chat.system.client.space
     journal = Journal(chat.system.client, "receipts", SETTINGS)
     chat.system.client.driver.xadd(space.journal(0), {"kind": "nonsense"})
-    for entry in journal.take():
+    for entry in journal.read():
         journal.done([entry], {0: CoalescingCounts(acks, 0, 0, seconds)} if entry.partition == 0 else None)
     journal.close()
 
 
-def counted(chat: Chat, seconds: int = 10) -> Counted:
+def counted(chat: Chat, seconds: int = 10) -> CoalescingTotals:
     return chat.system.client.call(journal_calls.coalescing(chat.system.client.space, 0, seconds=seconds))
 
 
@@ -144,7 +144,7 @@ def test_rates_are_of_the_last_whole_seconds(chat: Chat, now: int) -> None:
     count(chat, {now - 5: (5, 0), now: (1000, 1000), now + 5: (1000, 1000)}, acks=4)
 
     # Then those before and after do not count
-    assert counted(chat) == Counted(7, 0, 0, 26, 41)
+    assert counted(chat) == CoalescingTotals(7, 0, 0, 26, 41)
     assert counted(chat, 50).messages_lately == 1026
 
 
@@ -159,7 +159,7 @@ def test_a_second_long_ago_does_not_take_the_place_of_a_later_one(chat: Chat, no
 def test_what_others_have_done_is_counted_by_them(chat: Chat) -> None:
     chat.create_group("team", UIDS)
     mine = Journal(chat.system.client, "receipts", SETTINGS)
-    entries = mine.take()
+    entries = mine.read()
     storm = {entry.partition: CoalescingCounts(1, 1, 1, {}) for entry in entries}
     mine.done(entries, storm)
     mine.done(entries, storm)
