@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from imcore.errors import ImError
+from imcore.process import Stopped, WorkerSignals
 from imcore.settings import Settings
 from imcore.util import best_effort
-from imcore.workers.signals import Signals, Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _log_to_stderr(given.name)
     # A signal that comes while the rest is loaded is not lost.
     try:
-        with Signals() as signals:
+        with WorkerSignals() as signals:
             WORKERS[given.name](Settings.from_env(), signals, given.burst, not given.known_server)
     except ImError as error:
         print(f"im worker {given.name}: {error}", file=sys.stderr)
@@ -39,25 +39,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _persist(settings: Settings, signals: Signals, burst: bool, looks: bool) -> None:
+def _persist(settings: Settings, signals: WorkerSignals, burst: bool, looks: bool) -> None:
     from imcore.workers import persist, runner  # noqa: PLC0415 (only once the signals are handled, and only what is needed)
 
     runner.run(persist.Persist, settings, signals, burst=burst, looks=looks)
 
 
-def _receipts(settings: Settings, signals: Signals, burst: bool, looks: bool) -> None:
+def _receipts(settings: Settings, signals: WorkerSignals, burst: bool, looks: bool) -> None:
     from imcore.workers import receipts, runner  # noqa: PLC0415
 
     runner.run(receipts.ReceiptsWorker, settings, signals, burst=burst, looks=looks, needs_sql=False)
 
 
-def _jobs(settings: Settings, signals: Signals, burst: bool, looks: bool) -> None:
+def _jobs(settings: Settings, signals: WorkerSignals, burst: bool, looks: bool) -> None:
     from imcore.workers import jobs  # noqa: PLC0415
 
     jobs.run(settings, signals, burst=burst, looks=looks)
 
 
-WORKERS: dict[str, Callable[[Settings, Signals, bool, bool], None]] = {
+WORKERS: dict[str, Callable[[Settings, WorkerSignals, bool, bool], None]] = {
     "jobs": _jobs,
     "persist": _persist,
     "receipts": _receipts,

@@ -26,6 +26,7 @@ from rq.serializers import JSONSerializer
 from imcore.admin import append_only, retention, server_settings
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError, RedisFull, TryAgain
+from imcore.process import Stopped, WorkerSignals
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import open_client
@@ -34,7 +35,6 @@ from imcore.streams.keys import QUEUE
 from imcore.streams.redis_errors import address, driver_errors, translated
 from imcore.util.backoff import LONGEST_WAIT_S, Backoff, ThrottledLog
 from imcore.workers.runner import Patience, look_at_server
-from imcore.workers.signals import Signals, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class JobsWorker(SimpleWorker):
     def __init__(
         self,
         connection: Redis,
-        signals: Signals,
+        signals: WorkerSignals,
         trim_every_ms: int,
         *,
         patience: Patience | None = None,
@@ -189,7 +189,7 @@ class JobsWorker(SimpleWorker):
 
     def request_stop(self, signum: Any, frame: FrameType | None) -> None:
         """Stop, after the job in hand if there is one. rq's handler, which ends its wait for jobs, too."""
-        self._signals.ask(signum)
+        self._signals.stop(signum)
         self._stop_requested = True
         if self._says_something:  # what rq raises would be lost in the midst of a log line, and a wait would begin
             self._held_signal = signum
@@ -197,7 +197,7 @@ class JobsWorker(SimpleWorker):
             super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
 
-def run(settings: Settings, signals: Signals, *, burst: bool, looks: bool = True) -> None:
+def run(settings: Settings, signals: WorkerSignals, *, burst: bool, looks: bool = True) -> None:
     """Work off jobs until a signal comes, or, in a burst, until none is left.
 
     With `looks` it looks at the server's settings first, and says which of them break a promise.
@@ -246,7 +246,7 @@ class _Room:
 class _Work:
     """Works with one worker of rq after the other: each of them ends where the server refuses something."""
 
-    def __init__(self, settings: Settings, signals: Signals, burst: bool) -> None:
+    def __init__(self, settings: Settings, signals: WorkerSignals, burst: bool) -> None:
         self.patience = Patience(signals, ends=burst)
         self._settings = settings
         self._signals = signals

@@ -12,12 +12,12 @@ from typing import Protocol, TypeVar
 
 from imcore.admin import server_settings
 from imcore.errors import ConfigurationError, ImError
+from imcore.process import Stopped, WorkerSignals
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
 from imcore.streams.journal import one_line
 from imcore.util.backoff import LONGEST_WAIT_S, Backoffs, Clock, ThrottledLog
-from imcore.workers.signals import Signals, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Patience:
     something that succeeds is not tried more often for that.
     """
 
-    def __init__(self, signals: Signals, *, ends: bool = False, clock: Clock = time.monotonic) -> None:
+    def __init__(self, signals: WorkerSignals, *, ends: bool = False, clock: Clock = time.monotonic) -> None:
         """With `ends`, the first failure is raised instead, unless a signal has come before it."""
         self._signals = signals
         self._ends = ends
@@ -112,7 +112,7 @@ class Patience:
 
 
 def run(
-    make: Maker, settings: Settings, signals: Signals, *, burst: bool, looks: bool = True, needs_sql: bool = True
+    make: Maker, settings: Settings, signals: WorkerSignals, *, burst: bool, looks: bool = True, needs_sql: bool = True
 ) -> None:
     """Run a worker until a signal comes; in a burst, until everything is done that was there.
 

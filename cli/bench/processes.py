@@ -10,8 +10,8 @@ from typing import Any
 from imcore.chat import Chat
 from imcore.cli import worker_command
 from imcore.cli.bench.stack import Stack
-from imcore.cli.supervisor import Programs
 from imcore.errors import ImError
+from imcore.process import Programs
 from imcore.streams import keys
 
 READY_S = 30

@@ -17,8 +17,8 @@ from imcore.cli.bench.svg import chart
 from imcore.cli.bench.timing import LEAST_ROUNDS, Progress, RoundPlan
 from imcore.cli.options import Invocation, command, confirm, yes_option
 from imcore.cli.progress import working
-from imcore.cli.supervisor import Stopped, StopSignals
 from imcore.errors import RefusedError
+from imcore.process import Stopped, StopSignals
 
 if TYPE_CHECKING:
     from imcore.cli.bench.stack import Stack

@@ -5,8 +5,8 @@ import time
 from imcore.cli import output
 from imcore.cli.demo.claims import Claims
 from imcore.cli.options import Invocation, command
-from imcore.cli.supervisor import Stopped
 from imcore.errors import ImError
+from imcore.process import Stopped
 
 
 @command("demo", example="im demo")

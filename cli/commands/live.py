@@ -13,9 +13,9 @@ from imcore.cli.local import client_of, local_database, no_local_option, sync_ou
 from imcore.cli.options import Invocation, NumberRange, command
 from imcore.cli.peers import Peers, chat_called, peers_at
 from imcore.cli.records import LOG_COLUMNS, MESSAGE_COLUMNS, RECEIPT_COLUMNS, event_record, log_record, receipt_record
-from imcore.cli.supervisor import Stopped, StopSignals
 from imcore.model.limits import check_name
 from imcore.model.values import Message, Receipt
+from imcore.process import Stopped, StopSignals
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
@@ -56,7 +56,7 @@ def listen(run: Invocation, uid: str, **options: Unpack[_Listening]) -> None:
         with (
             StopSignals() as signals,
             when_there(lambda: _chat_of(run, uid, options["no_local"]), lambda: False) as chat,
-            closing(_events(run, chat, uid, lambda: signals.asked, options)) as events,
+            closing(_events(run, chat, uid, lambda: signals.stopping, options)) as events,
         ):
             signals.defer()
             _show(run, events, peers_at(chat, uid), signals)

@@ -8,10 +8,10 @@ from functools import partial
 from imcore.cli import output, worker_command
 from imcore.cli.names import in_sentence
 from imcore.cli.options import Invocation, command
-from imcore.cli.supervisor import STOP_S, Programs, Stopped, StopSignals
 from imcore.embedded.health import HealthCheck
 from imcore.embedded.server import EmbeddedServer
 from imcore.errors import EmbeddedServerError, ImError
+from imcore.process import STOP_S, Programs, Stopped, StopSignals
 from imcore.settings import Settings
 
 
@@ -81,7 +81,7 @@ def _start_workers(programs: Programs, settings: Settings) -> None:
 
 
 def _serve(run: Invocation, programs: Programs, signals: StopSignals, health: HealthCheck | None) -> None:
-    while not signals.asked:
+    while not signals.stopping:
         programs.relay()
         for name, code in programs.ended().items():
             raise ImError(f"the worker {name} ended by itself (exit code {code}): see its last lines above")
@@ -94,7 +94,7 @@ def _serve(run: Invocation, programs: Programs, signals: StopSignals, health: He
 
 def _check_health(run: Invocation, health: HealthCheck, programs: Programs, signals: StopSignals) -> None:
     def wait() -> None:
-        if signals.asked:
+        if signals.stopping:
             raise Stopped
         programs.relay(0.01)
 

@@ -8,8 +8,8 @@ from itertools import chain
 from types import TracebackType
 from typing import Any, Self
 
-from imcore.cli.supervisor import Programs
 from imcore.errors import ImError
+from imcore.process import Programs
 
 _ACK_INTERVAL_S = 0.2
 _LONGEST_S = 20

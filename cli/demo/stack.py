@@ -12,9 +12,9 @@ from imcore.cli import worker_command
 from imcore.cli.demo import crowd, live, story
 from imcore.cli.demo.claims import Claims
 from imcore.cli.demo.sessions import Sessions
-from imcore.cli.supervisor import Programs, StopSignals
 from imcore.embedded.server import EmbeddedServer
 from imcore.errors import ImError
+from imcore.process import Programs, StopSignals
 from imcore.repair.check import check
 from imcore.settings import Settings
 

@@ -17,6 +17,7 @@ from imcore.admin import dead_letters, retention
 from imcore.chat import Chat
 from imcore.cli.app import app
 from imcore.errors import DatabaseUnavailable
+from imcore.process import WorkerSignals
 from imcore.settings import Settings
 from imcore.sql import postgres_session, sqlite
 from imcore.sql.database import Database
@@ -24,7 +25,6 @@ from imcore.util.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from imcore.workers.runner import Patience
-from imcore.workers.signals import Signals
 from tests.deadline import wait_until
 from tests.postgres import PostgresServer, require_postgres
 from tests.processes import WorkerProcess
@@ -193,7 +193,7 @@ def test_waits_grow_up_to_a_limit_and_are_short_again_after_a_time_without_troub
     # Given a server that is away for thirty tries
     waits: list[float] = []
     now = 0.0
-    with Signals() as signals:
+    with WorkerSignals() as signals:
         monkeypatch.setattr(signals, "wait", waits.append)
         patience = Patience(signals, clock=lambda: now)
         answers = iter([*[DatabaseUnavailable()] * 30, None, None, DatabaseUnavailable(), None])

@@ -23,8 +23,8 @@ from sqlalchemy import text
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.admin import dead_letters, retention
-from imcore.cli.supervisor import STOP_S
 from imcore.model.values import Draft
+from imcore.process import STOP_S, WorkerSignals
 from imcore.repair.check import check
 from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
@@ -37,7 +37,6 @@ from imcore.streams.keys import CONFIG, lease
 from imcore.system import System
 from imcore.workers import jobs
 from imcore.workers.persist import KIND, Persist
-from imcore.workers.signals import Signals
 from tests.deadline import wait_until
 from tests.processes import END_S, PythonProcess, WorkerProcess
 from tests.servers import RunningCluster, require_server, start_valkey
@@ -477,7 +476,7 @@ class TestJobs:
         # Given a worker whose job hangs, after one that did not
         for name in ("redis_url", "database_url", "data_dir"):
             monkeypatch.setenv(f"IM_{name.upper()}", str(getattr(settings, name)))
-        monkeypatch.setattr("imcore.workers.signals.PATIENCE_S", 0.1)
+        monkeypatch.setattr("imcore.process.WORKER_PATIENCE_S", 0.1)
         began = threading.Event()
 
         def hang(_chat: Chat) -> NoReturn:
@@ -494,7 +493,7 @@ class TestJobs:
             monkeypatch.setattr(retention, "trim", hang)
 
             # When it is asked to end
-            with Signals() as signals:
+            with WorkerSignals() as signals:
                 asking = threading.Thread(target=ask)
                 asking.start()
                 jobs.run(settings, signals, burst=False)
@@ -583,7 +582,7 @@ def test_no_thread_of_rq_is_left_behind_by_a_server_that_went_away(
     died: list[object] = []
     monkeypatch.setattr(threading, "excepthook", died.append)
     try:
-        with Signals() as signals, redis.Redis.from_url(server.url) as connection:
+        with WorkerSignals() as signals, redis.Redis.from_url(server.url) as connection:
             worker = jobs.JobsWorker(connection, signals, 0)
             worker.subscribe()
             # When

@@ -104,7 +104,7 @@ def _words(text: str) -> list[str]:
 
 _IMPORTED_BY_HELP = """
 import sys
-from cli.app import app
+from imcore.cli.app import app
 from imcore.cli.catalogue import COMMANDS
 for name in COMMANDS:
     try:
@@ -323,9 +323,7 @@ def test_a_help_that_the_disk_takes_in_part_is_an_error(program: list[str], unbu
 
 
 def test_help_does_not_import_click() -> None:
-    script = (
-        "import sys; sys.argv = ['im', '--help']; import cli.main; cli.main.main(); sys.exit('click' in sys.modules)"
-    )
+    script = "import sys; sys.argv = ['im', '--help']; import imcore.cli.main; imcore.cli.main.main(); sys.exit('click' in sys.modules)"
 
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
 
@@ -358,8 +356,8 @@ class Interrupted:
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Interrupted())
 sys.argv = ["im", *{arguments!r}]
-import cli.main
-cli.main.main()
+import imcore.cli.main
+imcore.cli.main.main()
 """
     result = subprocess.run(
         [sys.executable, "-c", script],

@@ -266,7 +266,9 @@ def test_records_are_out_before_anything_more_is_said(
 def test_a_check_has_no_verdict_where_its_table_is_not_out(
     monkeypatch: pytest.MonkeyPatch, stdout_to: Callable[[int], TextIO], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(client=None, settings=None)))
+    monkeypatch.setattr(
+        Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=SimpleNamespace(client=None, settings=None)))
+    )
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
     monkeypatch.setattr("imcore.repair.check.check", lambda *_, **__: [])
     with disk_full() as descriptor:

@@ -202,8 +202,8 @@ def test_what_operators_run_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ReportedDifference("team", f"text of message {n} of {'u' * n!r}", "a " * n, "b" * n) for n in range(1, 60, 7)
     ]
     found.append(ReportedDifference("", "journal: no worker persist runs", "3 entries", "not stored"))
-    places = {name: SimpleNamespace(address=name) for name in ("link", "database")}
-    chat = SimpleNamespace(settings=None, **places)
+    stores = {name: SimpleNamespace(address=name) for name in ("client", "database")}
+    chat = SimpleNamespace(system=SimpleNamespace(settings=None, **stores))
     monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(chat))
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
     monkeypatch.setattr("imcore.repair.check.check", lambda *_, on_progress, **__: on_progress(Checked(0, 1)) or found)
@@ -220,7 +220,9 @@ def test_what_operators_run_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_differences_about_no_group_have_a_line_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [ReportedDifference("", "journal: no worker persist runs", "3 entries " * 5, "not stored")]
-    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(client=None, settings=None)))
+    monkeypatch.setattr(
+        Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=SimpleNamespace(client=None, settings=None)))
+    )
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
     monkeypatch.setattr("imcore.repair.check.check", lambda *_, **__: found)
 
@@ -268,7 +270,7 @@ def test_json_is_exact(chat: Chat) -> None:
 
 @pytest.mark.parametrize("where", ["--local-time status team", "status team --local-time"])
 def test_local_time_is_for_people_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    monkeypatch.setattr("cli.times._in_zone", lambda moment: moment.astimezone(_KOLKATA))
+    monkeypatch.setattr("imcore.cli.times._in_zone", lambda moment: moment.astimezone(_KOLKATA))
     words = where.split()
 
     assert "+05:30\t" in piped(*words)

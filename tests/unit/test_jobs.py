@@ -4,12 +4,12 @@ import signal
 
 import fakeredis
 
+from imcore.process import WorkerSignals
 from imcore.workers import jobs
-from imcore.workers.signals import Signals
 
 
 def test_a_signal_before_rq_handles_signals_is_not_forgotten() -> None:
-    with Signals() as signals:
+    with WorkerSignals() as signals:
         # Given a job, and a worker that is about to work
         connection = fakeredis.FakeRedis()
         queue = jobs.queue(connection)
@@ -26,7 +26,7 @@ def test_a_signal_before_rq_handles_signals_is_not_forgotten() -> None:
 
 
 def test_a_signal_while_rq_waits_ends_the_wait() -> None:
-    with Signals() as signals:
+    with WorkerSignals() as signals:
         connection = fakeredis.FakeRedis()
         worker = jobs.JobsWorker(connection, signals, 0)
 

@@ -9,9 +9,9 @@ import fakeredis
 import pytest
 from rq.exceptions import StopRequested
 
+from imcore.process import WorkerSignals
 from imcore.workers.jobs import JobsWorker
 from imcore.workers.runner import Patience
-from imcore.workers.signals import Signals
 
 
 class Killing(logging.Handler):
@@ -27,15 +27,15 @@ class Killing(logging.Handler):
 
 
 @pytest.fixture
-def signals() -> Iterator[Signals]:
+def signals() -> Iterator[WorkerSignals]:
     before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-    yield Signals()
+    yield WorkerSignals()
     for number, handler in before:
         signal.signal(number, handler)
 
 
 def test_a_signal_in_the_midst_of_a_line_ends_the_worker_before_it_waits(
-    signals: Signals, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    signals: WorkerSignals, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     patience = Patience(signals)
     worker = JobsWorker(fakeredis.FakeRedis(), signals, 0, patience=patience)

@@ -13,10 +13,10 @@ import redis
 from rq.worker import base
 
 from imcore.errors import RedisUnavailable
+from imcore.process import WorkerSignals
 from imcore.settings import Settings
 from imcore.util.backoff import LONGEST_WAIT_S
 from imcore.workers import jobs
-from imcore.workers.signals import Signals
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_while_redis_is_away_one_line_says_so(
 
     monkeypatch.setattr(base.time, "sleep", sleep)
     monkeypatch.setattr(jobs.JobsWorker.queue_class, "dequeue_any", is_back)
-    with Signals() as signals:
+    with WorkerSignals() as signals:
         jobs.run(settings, signals, burst=False, looks=False)
 
     # Then it was told once, and that it is over; rq's waits grow to seconds
@@ -93,7 +93,7 @@ def test_a_server_that_refuses_is_told_once_whatever_its_words(
         raise redis.ResponseError(f"{before}NOREPLICAS Not enough good replicas to write.")
 
     monkeypatch.setattr(jobs.JobsWorker, "register_birth", refused)
-    with Signals() as signals:
+    with WorkerSignals() as signals:
 
         def wait(seconds: float) -> None:
             waits.append(seconds)
@@ -113,18 +113,18 @@ def test_a_server_that_refuses_is_told_once_whatever_its_words(
 def test_what_is_no_trouble_of_the_server_keeps_its_traceback(
     server: fakeredis.FakeServer, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def mistake(_: object, signals: Signals) -> None:
+    def mistake(_: object, signals: WorkerSignals) -> None:
         signals.stopping = True
         raise ZeroDivisionError
 
-    with Signals() as signals:
+    with WorkerSignals() as signals:
         monkeypatch.setattr(jobs.JobsWorker, "check_for_suspension", lambda worker, _: mistake(worker, signals))
         jobs.run(settings, signals, burst=False, looks=False)
     assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_server_that_is_silent_is_noticed_within_seconds() -> None:
-    with Signals() as signals:
+    with WorkerSignals() as signals:
         worker = jobs.JobsWorker(fakeredis.FakeRedis(), signals, 0)
     assert worker.dequeue_timeout == 10
     assert worker.connection_timeout <= 20
@@ -134,7 +134,7 @@ def test_a_server_that_is_silent_is_noticed_within_seconds() -> None:
 def test_the_thread_that_hears_commands_waits_and_says_nothing(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Signals() as signals:
+    with WorkerSignals() as signals:
         worker = jobs.JobsWorker(fakeredis.FakeRedis(), signals, 0)
         waits: list[float] = []
         monkeypatch.setattr(worker._unsubscribing, "wait", waits.append)
@@ -151,7 +151,7 @@ def test_the_thread_that_hears_commands_waits_and_says_nothing(
 def test_a_job_that_fails_over_a_server_is_told_in_one_line(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Signals() as signals:
+    with WorkerSignals() as signals:
         connection = fakeredis.FakeRedis()
         worker = jobs.JobsWorker(connection, signals, 0)
         job = jobs.queue(connection).enqueue(jobs.TRIM)

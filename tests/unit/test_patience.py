@@ -7,9 +7,9 @@ from itertools import chain, count, cycle, repeat
 import pytest
 
 from imcore.errors import ConfigurationError, DatabaseUnavailable, ImError, RedisRefuses, RedisUnavailable
+from imcore.process import WorkerSignals
 from imcore.util.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
 from imcore.workers.runner import Patience
-from imcore.workers.signals import Signals
 
 STEP_S = 0.01
 """How long a step takes that succeeds."""
@@ -21,7 +21,7 @@ class Run:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.failed_at: list[float] = []
-        self.signals = Signals()
+        self.signals = WorkerSignals()
         monkeypatch.setattr(self.signals, "wait", self.wait)
         self.patience = Patience(self.signals, clock=lambda: self.now)
 

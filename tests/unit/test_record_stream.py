@@ -14,7 +14,7 @@ from tests.outputs import FAILING, PIPE_BYTES, Output, stuck_pipe
 
 SHOW = """
 import resource
-from cli import output, record_stream
+from imcore.cli import output, record_stream
 record_stream.install()
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 output.exit_with(lambda: output.say("x" * 5000) or 0)

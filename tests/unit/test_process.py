@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imcore.cli.supervisor import Programs, Stopped, StopSignals
+from imcore.process import Programs, Stopped, StopSignals
 from tests.deadline import wait_until
 
 WAIT = "while :; do sleep 0.05; done"
@@ -112,7 +112,7 @@ def test_one_is_killed_and_can_be_started_again(programs: Programs, said: list[t
 def test_programs_end_when_their_owner_is_killed() -> None:
     script = (
         "import time\n"
-        "from cli.supervisor import Programs\n"
+        "from imcore.process import Programs\n"
         "programs = Programs(lambda name, line: print(line, flush=True))\n"
         f"programs.start('one', ['/bin/sh', '-c', 'echo $$; {READY_THEN_WAIT}'], {{'PATH': {os.environ['PATH']!r}}})\n"
         "while True: programs.relay()\n"
@@ -134,7 +134,7 @@ def test_the_first_signal_stops_at_once_and_later_ones_do_not_cut_the_end_short(
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
 
-    assert signals.asked
+    assert signals.stopping
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -147,7 +147,7 @@ def test_a_signal_within_a_finalizer_stops_too() -> None:
     with StopSignals() as signals:
         end = _SignalsAtItsEnd()
         del end
-        assert signals.asked
+        assert signals.stopping
 
         with pytest.raises(Stopped):
             time.sleep(10)
@@ -156,10 +156,10 @@ def test_a_signal_within_a_finalizer_stops_too() -> None:
 def test_a_deferred_signal_is_only_noted() -> None:
     with StopSignals() as signals:
         signals.defer()
-        assert not signals.asked
+        assert not signals.stopping
         signal.raise_signal(signal.SIGTERM)
 
-        assert signals.asked
+        assert signals.stopping
 
 
 @pytest.mark.parametrize(("number", "heard"), [(signal.SIGHUP, False), (signal.SIGINT, True), (signal.SIGTERM, True)])
@@ -170,7 +170,7 @@ def test_of_signals_that_are_ignored_only_a_hangup_stays_so(number: signal.Signa
             signals.defer()
             signal.raise_signal(number)
 
-        assert signals.asked == heard
+        assert signals.stopping == heard
     finally:
         signal.signal(number, before)
 
@@ -195,7 +195,7 @@ def test_what_may_wait_for_ever_is_cut_off_some_time_after_a_signal_even_if_sign
     with StopSignals() as signals:
         signals.defer()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.asked
+        assert signals.stopping
         with pytest.raises(Stopped), signals.waiting():
             os.write(writer, bytes(1_000_000))
         time.sleep(1.2)
