@@ -144,9 +144,11 @@ class WorkerSignals(StopSignals):
     def __init__(self) -> None:
         super().__init__()
         self._gives_up = False
-        self._reader, self._writer = socket.socketpair()
+        self._reader: socket.socket
+        self._writer: socket.socket
 
     def __enter__(self) -> Self:
+        self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         # The handler alone does not end a wait: Python goes on waiting after it.

@@ -323,7 +323,10 @@ def test_a_help_that_the_disk_takes_in_part_is_an_error(program: list[str], unbu
 
 
 def test_help_does_not_import_click() -> None:
-    script = "import sys; sys.argv = ['im', '--help']; import imcore.cli.main; imcore.cli.main.main(); sys.exit('click' in sys.modules)"
+    script = (
+        "import sys; sys.argv = ['im', '--help']; from imcore.cli import main; main.main(); "
+        "sys.exit('click' in sys.modules)"
+    )
 
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
 

@@ -39,7 +39,7 @@ def test_while_redis_is_away_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, logger="imcore.workers")
+    caplog.set_level(logging.INFO, logger="imcore")
     waits: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -59,11 +59,7 @@ def test_while_redis_is_away_one_line_says_so(
         jobs.run(settings, signals, burst=False, looks=False)
 
     # Then it was told once, and that it is over; rq's waits grow to seconds
-    ours = [
-        record
-        for record in caplog.records
-        if record.levelno > logging.INFO or record.name.startswith("imcore.workers.")
-    ]
+    ours = [record for record in caplog.records if record.levelno > logging.INFO or record.name.startswith("imcore.")]
     beginnings = [record.getMessage().partition(":")[0] for record in ours]
     assert beginnings == ["started", "waiting", "going on", "SIGTERM", "ended"]
     assert "Traceback" not in caplog.text
