@@ -24,7 +24,7 @@ from imcore.sql.database import Database
 from imcore.util.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
-from imcore.workers.runner import Patience
+from imcore.workers.runner import Retrier
 from tests.deadline import wait_until
 from tests.postgres import PostgresServer, require_postgres
 from tests.processes import WorkerProcess
@@ -158,7 +158,7 @@ def locked(database_url: str) -> Iterator[None]:
 def test_a_lock_that_is_held_for_long_costs_an_entry_nothing(
     settings: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a lock that outlasts all patience of the driver, more often than an entry may be delivered
+    # Given a lock that outlasts all retrier of the driver, more often than an entry may be delivered
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 10)
     monkeypatch.setattr(postgres_session, "LOCK_TIMEOUT_MS", 10)
     settings = replace(settings, max_deliveries=2, database_url=database_url)
@@ -195,7 +195,7 @@ def test_waits_grow_up_to_a_limit_and_are_short_again_after_a_time_without_troub
     now = 0.0
     with WorkerSignals() as signals:
         monkeypatch.setattr(signals, "wait", waits.append)
-        patience = Patience(signals, clock=lambda: now)
+        retrier = Retrier(signals, clock=lambda: now)
         answers = iter([*[DatabaseUnavailable()] * 30, None, None, DatabaseUnavailable(), None])
 
         def attempt() -> None:
@@ -204,10 +204,10 @@ def test_waits_grow_up_to_a_limit_and_are_short_again_after_a_time_without_troub
                 raise answer
 
         # When it is waited for, and again after a while
-        patience.call(attempt)
+        retrier.call(attempt)
         now += LONGEST_WAIT_S
-        patience.call(attempt)
-        patience.call(attempt)
+        retrier.call(attempt)
+        retrier.call(attempt)
 
     # Then each wait is up to twice as long as the one before, and none is longer than the limit
     longest = [min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tries) for tries in range(30)]

@@ -101,8 +101,8 @@ class TestBurst:
         chat.system.database.set_meta("partitions", "4")
         if name == "trim":
             with Chat.connect(settings=replace(settings, partitions=None)) as other:
-                other.client.upgrade()
-                retention.trim(other)
+                other.system.client.upgrade()
+                retention.trim(other.system)
         else:
             with worker(settings, name, "--burst", partitions="") as burst:
                 assert burst.wait() == 0

@@ -11,7 +11,7 @@ from rq.exceptions import StopRequested
 
 from imcore.process import WorkerSignals
 from imcore.workers.jobs import JobsWorker
-from imcore.workers.runner import Patience
+from imcore.workers.runner import Retrier
 
 
 class Killing(logging.Handler):
@@ -37,10 +37,10 @@ def signals() -> Iterator[WorkerSignals]:
 def test_a_signal_in_the_midst_of_a_line_ends_the_worker_before_it_waits(
     signals: WorkerSignals, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    patience = Patience(signals)
-    worker = JobsWorker(fakeredis.FakeRedis(), signals, 0, patience=patience)
+    retrier = Retrier(signals)
+    worker = JobsWorker(fakeredis.FakeRedis(), signals, 0, retrier=retrier)
     worker._install_signal_handlers()
-    monkeypatch.setattr(patience, "_has_told", True)  # so that it says that it goes on
+    monkeypatch.setattr(retrier, "_has_warned", True)  # so that it says that it goes on
     log, killing = logging.getLogger("imcore.workers.runner"), Killing()
     log.addHandler(killing)
     try:

@@ -56,7 +56,7 @@ def test_while_redis_is_away_one_line_says_so(
     monkeypatch.setattr(base.time, "sleep", sleep)
     monkeypatch.setattr(jobs.JobsWorker.queue_class, "dequeue_any", is_back)
     with WorkerSignals() as signals:
-        jobs.run(settings, signals, burst=False, looks=False)
+        jobs.run(settings, signals, burst=False, checks_server=False)
 
     # Then it was told once, and that it is over; rq's waits grow to seconds
     ours = [record for record in caplog.records if record.levelno > logging.INFO or record.name.startswith("imcore.")]
@@ -96,7 +96,7 @@ def test_a_server_that_refuses_is_told_once_whatever_its_words(
             signals.stopping = len(waits) == 12
 
         monkeypatch.setattr(signals, "wait", wait)
-        jobs.run(settings, signals, burst=False, looks=False)
+        jobs.run(settings, signals, burst=False, checks_server=False)
 
     assert len(births) == 12
     [line] = caplog.messages
@@ -115,7 +115,7 @@ def test_what_is_no_trouble_of_the_server_keeps_its_traceback(
 
     with WorkerSignals() as signals:
         monkeypatch.setattr(jobs.JobsWorker, "check_for_suspension", lambda worker, _: mistake(worker, signals))
-        jobs.run(settings, signals, burst=False, looks=False)
+        jobs.run(settings, signals, burst=False, checks_server=False)
     assert "ZeroDivisionError" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""A worker's patience: it tries less and less often what fails, and says so once a minute, whatever succeeds beside."""
+"""A worker's retrier: it tries less and less often what fails, and says so once a minute, whatever succeeds beside."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,7 @@ import pytest
 from imcore.errors import ConfigurationError, DatabaseUnavailable, ImError, RedisRefuses, RedisUnavailable
 from imcore.process import WorkerSignals
 from imcore.util.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
-from imcore.workers.runner import Patience
+from imcore.workers.runner import Retrier
 
 STEP_S = 0.01
 """How long a step takes that succeeds."""
@@ -23,7 +23,7 @@ class Run:
         self.failed_at: list[float] = []
         self.signals = WorkerSignals()
         monkeypatch.setattr(self.signals, "wait", self.wait)
-        self.patience = Patience(self.signals, clock=lambda: self.now)
+        self.retrier = Retrier(self.signals, clock=lambda: self.now)
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -38,7 +38,7 @@ class Run:
         """Take steps that end so, and then steps that succeed, for so long."""
         each, end = chain(outcomes, repeat(None)), self.now + seconds
         while self.now < end:
-            self.patience.call(lambda: self.step(next(each) if self.now < end else None))
+            self.retrier.call(lambda: self.step(next(each) if self.now < end else None))
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_after_a_time_without_trouble_the_first_wait_is_short(run: Run, monkeypa
     run.steps([RedisUnavailable("away")] * 10, 40)
     waits: list[float] = []
     monkeypatch.setattr(run.signals, "wait", waits.append)
-    run.patience.call(_failing_once())
+    run.retrier.call(_failing_once())
 
     assert max(waits) <= FIRST_WAIT_S
 
@@ -102,5 +102,5 @@ def _failing_once() -> Callable[[], None]:
 
 def test_what_waiting_does_not_mend_is_raised(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigurationError):
-        run.patience.call(lambda: run.step(ConfigurationError("a right is missing")))
+        run.retrier.call(lambda: run.step(ConfigurationError("a right is missing")))
     assert caplog.messages == []
