@@ -1,4 +1,4 @@
-"""A live session, the receipts that wait, and a client's own database."""
+"""Live sessions, pending receipts, and the local database of a user."""
 
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast
 import click
 
 from imcore.cli import output
-from imcore.cli.local import client_of, local_database, no_local_option, sync_outside
+from imcore.cli.local import device_of, local_database, no_local_option, sync_outside
 from imcore.cli.options import Invocation, NumberRange, command
-from imcore.cli.peers import Peers, chat_called, peers_at
-from imcore.cli.records import LOG_COLUMNS, MESSAGE_COLUMNS, RECEIPT_COLUMNS, event_record, log_record, receipt_record
+from imcore.cli.peers import Peers, peers_at, to_gid
+from imcore.cli.records import LOG_COLUMNS, MESSAGE_COLUMNS, RECEIPT_COLUMNS, event_record, record_of
 from imcore.model.limits import check_name
 from imcore.model.values import Message, Receipt
 from imcore.process import Stopped, StopSignals
@@ -107,17 +107,17 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
     with run.chat() as chat, ExitStack() as stack:
         if with_ack:
             chat.system.client.require_writes()
-        found = chat.receipts(uid)
-        if not found:
-            chat.known_user(uid)  # who has left all groups may still have receipts
-        keeps = with_ack and not no_local and found
-        client = stack.enter_context(client_of(run, chat, uid)) if keeps else None
-        run.show(map(peers_at(chat, uid).named, map(receipt_record, found)), RECEIPT_COLUMNS)
+        pending = chat.receipts(uid)
+        if not pending:
+            chat.known_user(uid)  # a user who has left all groups may still have receipts
+        keeps = with_ack and not no_local and pending
+        device = stack.enter_context(device_of(run, chat, uid)) if keeps else None
+        run.show(map(peers_at(chat, uid).with_peer, map(record_of, pending)), RECEIPT_COLUMNS)
         output.flush()
-        if client:
-            client.keep(found)
+        if device:
+            device.keep(pending)
         if with_ack:
-            chat.confirm_receipts(uid, found)
+            chat.confirm_receipts(uid, pending)
 
 
 @command("log", example="im log bob\nim log bob team")
@@ -129,21 +129,20 @@ def log(run: Invocation, uid: str, gid: str | None) -> None:
     Oldest first, of all groups as they came, then what waits in the outbox. Own messages are `waiting`, `refused`,
     `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
     """
-    gid = gid if gid is None else check_name(chat_called(gid, uid), "gid")
+    gid = gid if gid is None else check_name(to_gid(gid, uid), "gid")
     with local_database(run, uid, read_only=True) as local:
-        peers = local.peers()
-        named = Peers(uid, lambda gid: filter(None, [peers.get(gid)])).named
+        known = local.peers()
+        peers = Peers(uid, lambda gid: filter(None, [known.get(gid)]))
         lines = local.log(gid)
         first = list(islice(lines, 1))
         if gid and not first:
             output.remark(f"nothing of {gid!r} is here")
-        run.show(map(named, map(log_record, chain(first, lines))), LOG_COLUMNS)
+        run.show(map(peers.with_peer, map(record_of, chain(first, lines))), LOG_COLUMNS)
 
 
 def _show(run: Invocation, events: Iterator[Message | Receipt], peers: Peers, signals: StopSignals) -> None:
-    """Write each event as it comes."""
     for event in events:
-        record = peers.named(event_record(event))
+        record = peers.with_peer(event_record(event))
         with signals.waiting():
             if run.json:
                 run.show([record], ())

@@ -158,7 +158,7 @@ def locked(database_url: str) -> Iterator[None]:
 def test_a_lock_that_is_held_for_long_costs_an_entry_nothing(
     settings: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a lock that outlasts all retrier of the driver, more often than an entry may be delivered
+    # Given a lock that outlasts all patience of the driver, more often than an entry may be delivered
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 10)
     monkeypatch.setattr(postgres_session, "LOCK_TIMEOUT_MS", 10)
     settings = replace(settings, max_deliveries=2, database_url=database_url)

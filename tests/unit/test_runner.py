@@ -1,4 +1,4 @@
-"""A worker's retrier: it tries less and less often what fails, and says so once a minute, whatever succeeds beside."""
+"""A worker's retries: it tries less and less often what fails, and says so once a minute, whatever succeeds beside."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
