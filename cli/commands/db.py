@@ -1,8 +1,8 @@
 """The schema of the SQL database, and the functions in Redis."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -13,6 +13,8 @@ from imcore.settings import Settings
 
 if TYPE_CHECKING:
     from imcore.streams.client import RedisClient
+
+T = TypeVar("T")
 
 _COLUMNS = ("database", "redis", "status")
 
@@ -33,35 +35,31 @@ def upgrade(run: Invocation) -> None:
 
     settings = run.settings()
     with ExitStack() as stack:
-        client = _link_if_any(stack, settings)  # first: who cannot write there is to have written nowhere
+        client = _attempt(lambda: _writable(stack, settings))  # first: without the right to write there, change nothing
         with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
             database.upgrade()
-        redis = client and _upgrade_functions(client)
+        redis = client and _attempt(lambda: _upgraded(client))
     run.show([{"database": database.address, "redis": redis, "status": "up to date"}], _COLUMNS)
 
 
-def _link_if_any(stack: ExitStack, settings: Settings) -> "RedisClient | None":
-    """Return a link to a Redis that takes writes, None where no Redis answers. Raise RedisRefuses."""
-    from imcore.streams.client import RedisClient  # noqa: PLC0415
-
-    with _complaining():
-        client = stack.enter_context(closing(RedisClient.connect(settings)))
-        client.require_writes()
-        return client
-    return None
-
-
-def _upgrade_functions(client: "RedisClient") -> str | None:
-    """Return where they are up to date now; None if that cannot be done."""
-    with _complaining():
-        client.upgrade()
-        return client.address
-    return None
-
-
-@contextmanager
-def _complaining() -> Iterator[None]:
+def _attempt(action: Callable[[], T]) -> T | None:
+    """Return the result of an action; None, with a line on stderr, if Redis cannot be reached."""
     try:
-        yield
+        return action()
     except RedisUnavailable as error:
         output.complain(f"the functions in Redis are as they were: {error}")
+        return None
+
+
+def _writable(stack: ExitStack, settings: Settings) -> "RedisClient":
+    """Return a client that may write. Raise RedisRefuses, RedisUnavailable."""
+    from imcore.streams.client import RedisClient  # noqa: PLC0415
+
+    client = stack.enter_context(closing(RedisClient.connect(settings)))
+    client.require_writes()
+    return client
+
+
+def _upgraded(client: "RedisClient") -> str:
+    client.upgrade()
+    return client.address
