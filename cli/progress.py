@@ -1,7 +1,7 @@
-"""How far something that takes long has come: a bar on stderr where a person looks at it, elsewhere nothing.
+"""Progress of a long command: a bar on stderr if that is a terminal.
 
-As all that goes to stderr, a bar is best-effort: a terminal that was stopped (Ctrl-S) holds nothing up, and a bar that
-cannot be drawn is left out. No bar can stop a command, or change its exit code.
+Like all text on stderr, a bar is best-effort: a stopped terminal (Ctrl-S) delays nothing, and an error leaves it out. No
+bar can stop a command, or change its exit code.
 """
 
 import math
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _AGAIN_S = 0.1
 _HEIGHT = 24
-"""Any will do: a bar takes one line."""
+"""Any height: a bar takes one line."""
 
 
 class Progress(NamedTuple):
-    """What to call: `to` with how much is done and of how much (None: nobody knows), `complain` with a line."""
+    """Call `to` with the work done and the total (None: unknown), `complain` with a line for stderr."""
 
     to: Callable[[int, int | None], None]
     complain: Callable[[str], None]
@@ -30,9 +30,9 @@ class Progress(NamedTuple):
 
 @contextmanager
 def progress(unit: str) -> Iterator[Progress]:
-    """Show progress in so many of a unit; `bytes` get their own prefixes (kB, MB).
+    """Show progress in a unit; `bytes` get their own prefixes (kB, MB).
 
-    The bar comes with the first report, makes way for whatever is written meanwhile, and is gone at the end.
+    The bar appears with the first report, makes way for other text, and disappears at the end.
     """
     with _shown(_Bar(lambda of: _columns(unit, of), again_s=_AGAIN_S)) as show:
         yield Progress(lambda done, of: show("", done, of), output.complain)
@@ -40,13 +40,13 @@ def progress(unit: str) -> Iterator[Progress]:
 
 @contextmanager
 def working() -> Iterator[Callable[[str], None]]:
-    """Show what is done just now, as it is told, and for how long. As for `progress`, it is gone at the end."""
+    """Show the current activity and the time since the beginning; it disappears at the end."""
     with _shown(_Bar(lambda _: _columns_of_work(), again_s=0)) as show:
         yield lambda what: show(what, 0, None)
 
 
 Show = Callable[[str, int, int | None], None]
-"""Gets a text, how much is done, and of how much."""
+"""Takes a text, the work done, and the total."""
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def _shown(bar: "_Bar") -> Iterator[Show]:
 
 
 class _Bar:
-    """A bar that is there or is not, and is drawn every `again_s` at most. After any error it is never drawn."""
+    """A bar that can be shown and hidden, and is drawn at most every `again_s`. After any error it is never drawn."""
 
     def __init__(self, columns: "Callable[[int | None], list[rich.ProgressColumn]]", *, again_s: float) -> None:
         self._columns = columns
@@ -94,7 +94,7 @@ class _Bar:
     def _left_out_after_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception:  # whatever the library makes of a terminal and its environment
+        except Exception:  # the library may fail in any way over a terminal and its environment
             shown, self._shown, self._next = self._shown, None, math.inf
             if shown is not None:
                 with suppress(Exception):
@@ -125,7 +125,7 @@ def _rich_bar(columns: "list[rich.ProgressColumn]") -> "rich.Progress":
     from rich import progress as rich  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
 
-    # With a size, or it would read COLUMNS and LINES by itself, whatever they are.
+    # With a size: without one it reads COLUMNS and LINES, also invalid ones.
     console = Console(stderr=True, width=output.width(sys.stderr), height=_HEIGHT)
-    # Not redirected: what is written to stdout meanwhile belongs there, not beside the bar.
+    # Not redirected: other text for stdout belongs there, not beside the bar.
     return rich.Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)

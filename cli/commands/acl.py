@@ -17,8 +17,8 @@ def acl(run: Invocation, roles: tuple[str, ...], aclfile: bool) -> None:
     as it stands, the server refuses it. Nothing is asked of the server.
     """
     for role in dict.fromkeys(roles or ROLES):
-        found = ROLES[role]
+        rules = ROLES[role]
         if run.json:
-            run.show([{"role": role, "user": found.user, "rules": list(found.rules)}], ())
+            run.show([{"role": role, "user": rules.user, "rules": list(rules.rules)}], ())
         else:
-            output.say(found.file_line() if aclfile else found.set_user())
+            output.say(rules.file_line() if aclfile else rules.set_user())

@@ -1,4 +1,4 @@
-"""Whether Redis and SQL say the same."""
+"""Comparing Redis with SQL."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -54,7 +54,7 @@ def check(run: Invocation, repair: bool) -> None:
 def _counted(
     found: Iterable["ReportedDifference"], counts: Counter[str], complain: Callable[[str], None]
 ) -> Iterator["ReportedDifference"]:
-    """Count the differences as they go by; what may be none is only told."""
+    """Count and yield the differences; one that may be none is only reported."""
     for each in found:
         if each.unsure:
             complain(

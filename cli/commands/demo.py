@@ -1,4 +1,4 @@
-"""The whole story, on a stack that is thrown away afterwards."""
+"""The whole story on a throw-away stack."""
 
 import time
 

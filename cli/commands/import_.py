@@ -68,6 +68,6 @@ def _opened(file: str) -> AbstractContextManager[BufferedIOBase]:
 def _size(source: BufferedIOBase) -> int | None:
     try:
         found = os.fstat(source.fileno())
-    except OSError:  # not a file of the system's
+    except OSError:  # a stream without a descriptor
         return None
     return found.st_size if stat.S_ISREG(found.st_mode) else None

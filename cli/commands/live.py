@@ -61,7 +61,7 @@ def listen(run: Invocation, uid: str, **options: Unpack[_Listening]) -> None:
             signals.defer()
             _show(run, events, peers_at(chat, uid), signals)
     except Stopped:
-        output.drop()  # nobody reads it
+        output.drop()  # its reader does not read
 
 
 def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":

@@ -1,4 +1,4 @@
-"""Redis from SQL."""
+"""Rebuilding Redis from SQL."""
 
 from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""The state of the whole system."""
+"""Figures of the whole system."""
 
 from dataclasses import asdict
 from typing import Any
@@ -61,9 +61,9 @@ def _show_rest(run: Invocation, record: dict[str, Any]) -> None:
         (_warnings(record["servers"]), ("server", "warning")),
         ([{"online": uid} for uid in record.get("online_uids", ())], _ONLINE_COLUMNS),
     ]
-    asked_for = {_WORKER_COLUMNS, *([_ONLINE_COLUMNS] if "online_uids" in record else [])}
+    always = {_WORKER_COLUMNS, *([_ONLINE_COLUMNS] if "online_uids" in record else [])}
     for rows, columns in tables:
-        if rows or columns in asked_for:
+        if rows or columns in always:
             output.say("")
             run.show(rows, columns)
 

@@ -1,4 +1,4 @@
-"""Retention in Redis."""
+"""Trimming Redis and its journals."""
 
 from dataclasses import asdict
 
@@ -52,10 +52,10 @@ def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) ->
     if recalled and not run.json:
         keeps_none = 0 in {keep_messages, keep_ms}
         output.remark(
-            _said_of(recalled, "stored" if keeps_none else "past retention; --keep-messages 0 drops them now")
+            _recalled_line(recalled, "stored" if keeps_none else "past retention; --keep-messages 0 drops them now")
         )
 
 
-def _said_of(recalled: int, until: str) -> str:
+def _recalled_line(recalled: int, until: str) -> str:
     texts, their = ("text stays", "its message is") if recalled == 1 else ("texts stay", "their messages are")
     return f"{recalled} recalled {texts} in Redis until {their} {until}"
