@@ -1,47 +1,35 @@
 """The loops of the workers, as processes on a real server: signals, bursts, servers that go away and come back."""
 
-import logging
-import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import psycopg
 import pytest
 import redis
-from rq import Queue
-from rq.job import JobStatus
-from rq.serializers import JSONSerializer
-from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.admin import dead_letters, retention
-from imcore.model.values import Draft
-from imcore.process import STOP_S, WorkerSignals
+from imcore.process import STOP_S
 from imcore.repair.check import check
 from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.calls.message_calls import AckTarget, ack, send
 from imcore.streams.client import Client, RedisClient, open_client
 from imcore.streams.events import Joined
 from imcore.streams.journal import CLUSTER_BLOCK_MS, Journal
 from imcore.streams.keys import CONFIG, lease
 from imcore.system import System
-from imcore.workers import jobs
 from imcore.workers.persist import KIND, Persist
 from tests.deadline import wait_until
-from tests.processes import END_S, PythonProcess, WorkerProcess
+from tests.processes import PythonProcess
 from tests.servers import RunningCluster, require_server, start_valkey
-
-UIDS = [f"user{number}" for number in range(20)]
+from tests.worker_runs import UIDS, count, talk, worker
 
 
 @pytest.fixture
@@ -55,21 +43,6 @@ def chat(settings: Settings) -> Iterator[Chat]:
         yield chat
 
 
-def talk(chat: Chat, gid: str = "g", count: int = 100) -> None:
-    """Have a group of twenty say so much, and one of them ack it."""
-    chat.create_group(gid, UIDS)
-    for start in range(0, count, 100):
-        drafts = [Draft(UIDS[number % 20], f"{number}") for number in range(start, min(count, start + 100))]
-        chat.system.client.call(send(chat.system.client.space, gid, drafts, 1000))
-    chat.system.client.call(ack(chat.system.client.space, gid, [AckTarget(None, [UIDS[0]])]))
-
-
-def count(database: Database, table: str = "group_msgs") -> int:
-    with database.connection() as connection:
-        found: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
-    return found
-
-
 def has(database: Database, messages: int) -> bool:
     return count(database) == messages
 
@@ -77,11 +50,6 @@ def has(database: Database, messages: int) -> bool:
 def open_entries(chat: Chat) -> int:
     """How many entries workers have taken and not done."""
     return sum(chat.system.client.driver.xpending(key, KIND)["pending"] for key in chat.system.client.space.journals())
-
-
-def worker(settings: Settings, name: str = "persist", *arguments: str, **others: str | int) -> WorkerProcess:
-    same = {name: getattr(settings, name) or "" for name in ("redis_url", "database_url", "partitions")}
-    return WorkerProcess(settings.data_dir / "workers", name, *arguments, **{**same, **others})
 
 
 class TestBurst:
@@ -469,134 +437,9 @@ def wait_for_locks(url: str) -> int:
     return int(found)
 
 
-class TestJobs:
-    def test_a_job_that_hangs_is_cut_short_by_a_signal(
-        self, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        # Given a worker whose job hangs, after one that did not
-        for name in ("redis_url", "database_url", "data_dir"):
-            monkeypatch.setenv(f"IM_{name.upper()}", str(getattr(settings, name)))
-        monkeypatch.setattr("imcore.process.WORKER_PATIENCE_S", 0.1)
-        began = threading.Event()
-
-        def hang(_chat: Chat) -> NoReturn:
-            began.set()
-            while True:
-                time.sleep(0.01)  # a signal may come in any thread, and ends no longer one in this
-
-        def ask() -> None:
-            began.wait(END_S)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-        with closing(redis.Redis.from_url(settings.redis_url)) as connection:
-            first = jobs.queue(connection).enqueue("time.time")
-            monkeypatch.setattr(retention, "trim", hang)
-
-            # When it is asked to end
-            with WorkerSignals() as signals:
-                asking = threading.Thread(target=ask)
-                asking.start()
-                jobs.run(settings, signals, burst=False)
-                asking.join()
-
-            # Then it ends, and keeps no job to itself
-            assert first.get_status() == JobStatus.FINISHED
-            assert not jobs.JobsWorker.all(connection)
-            assert len(jobs.queue(connection).failed_job_registry) == 1
-        assert [record for record in caplog.records if record.levelno > logging.WARNING] == []
-
-    def test_trim_is_due_once_a_period(self, valkey: str) -> None:
-        with closing(redis.Redis.from_url(valkey)) as connection:
-            queue = jobs.queue(connection)
-            assert [jobs.enqueue_due(queue, 60_000, now_ms) for now_ms in (60_000, 60_001, 119_999, 120_000)] == [
-                *(True, False, False),
-                True,
-            ]
-            assert queue.job_ids == ["trim-1", "trim-2"]
-
-    def test_the_worker_trims_by_itself_and_ends_cleanly(self, chat: Chat, settings: Settings) -> None:
-        # Given something stored that need not be kept
-        talk(chat, count=100)
-        with worker(settings, "persist", "--burst") as burst:
-            assert burst.wait() == 0
-
-        # When the worker for jobs runs, all the time within one period
-        with worker(settings, "jobs", keep_messages=10, trim_every_ms=10**12) as steady:
-            steady.wait_for("trimmed 90 entries of 1 groups")
-
-            # Then it has done that once, and ends when asked to
-            assert steady.end() == 0
-        assert steady.log.count("trimmed") == 1
-        assert "Traceback" not in steady.log
-        assert len(chat.status("g", limit=0)) == 100
-
-    def test_a_burst_works_off_the_queue_and_adds_nothing(self, chat: Chat, settings: Settings) -> None:
-        # Given a job that somebody has enqueued by name, as JSON
-        chat.system.database.upgrade()
-        with closing(redis.Redis.from_url(settings.redis_url)) as connection:
-            job = Queue(jobs.QUEUE, connection=connection, serializer=JSONSerializer).enqueue(jobs.TRIM)
-
-            # When the queue is worked off
-            with worker(settings, "jobs", "--burst") as burst:
-                assert burst.wait() == 0
-
-            # Then that is all that was done
-            assert job.return_value() == {
-                "groups": 0,
-                "entries": 0,
-                "journal_entries": 0,
-                "read_times": 0,
-                "rewritten": 0,
-            }
-        assert burst.log.count("trimmed") == 1
-
-    def test_a_burst_without_redis_says_so_in_one_line(self, settings: Settings) -> None:
-        nowhere = f"unix://{settings.data_dir}/nowhere.sock"
-        with worker(settings, "jobs", "--burst", jobs_redis_url=nowhere) as burst:
-            assert burst.wait() == 1
-        assert burst.log.splitlines()[-1].startswith("im worker jobs: no answer from Redis")
-
-    def test_asked_to_end_while_redis_is_away_it_ends(self, settings: Settings) -> None:
-        nowhere = f"unix://{settings.data_dir}/nowhere.sock"
-        with worker(settings, "jobs", jobs_redis_url=nowhere) as waiting:
-            waiting.wait_for("waiting:")
-            assert waiting.end() == 0
-
-    def test_a_cluster_is_refused(self, cluster: str, settings: Settings) -> None:
-        with worker(settings, "jobs", redis_url=cluster) as refused:
-            assert refused.wait() == 1
-        assert "IM_JOBS_REDIS_URL" in refused.log.splitlines()[-1]
-
-
 def test_an_unknown_worker_is_wrong_usage(settings: Settings) -> None:
     with worker(settings, "sleeper") as wrong:
         assert wrong.wait() == 2
-
-
-@pytest.mark.parametrize("comes_to_unsubscribe", [True, False])
-def test_no_thread_of_rq_is_left_behind_by_a_server_that_went_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_to_unsubscribe: bool
-) -> None:
-    require_server()
-    server = start_valkey(tmp_path)
-    died: list[object] = []
-    monkeypatch.setattr(threading, "excepthook", died.append)
-    try:
-        with WorkerSignals() as signals, redis.Redis.from_url(server.url) as connection:
-            worker = jobs.JobsWorker(connection, signals, 0)
-            worker.subscribe()
-            # When
-            server.kill()
-            if comes_to_unsubscribe:
-                with pytest.raises(redis.ConnectionError):
-                    worker.unsubscribe()
-            worker.leave()
-            connection.close()
-            # Then it ends, and has nothing to tell
-            wait_until(lambda: not worker.pubsub_thread.is_alive())
-            assert died == []
-    finally:
-        server.stop()
 
 
 def test_entries_that_come_while_the_clock_is_put_back_can_be_told_apart(chat: Chat) -> None:
