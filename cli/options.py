@@ -70,7 +70,7 @@ class NumberRange(click.FloatRange):
         return number
 
 
-class Documented(click.Command):
+class Command(click.Command):
     """A command with the shared options, and with an example at the end of its help."""
 
     def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
@@ -98,11 +98,7 @@ class Documented(click.Command):
                 cast(HelpFormatter, formatter).write_example(line)
 
 
-class Command(Documented):
-    """A command that is no group."""
-
-
-class CommandGroup(Documented, click.Group):
+class CommandGroup(Command, click.Group):
     """A group of commands."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

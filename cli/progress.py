@@ -1,7 +1,7 @@
 """Progress of a long command: a bar on stderr if that is a terminal.
 
-Like all text on stderr, a bar is best-effort: a stopped terminal (Ctrl-S) delays nothing, and after an error there is no
-bar. No bar can stop a command, or change its exit code.
+Like all text on stderr, a bar is best-effort: a stopped terminal (Ctrl-S) delays nothing, and an error ends the bar. No
+bar can stop a command, or change its exit code.
 """
 
 import math

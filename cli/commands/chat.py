@@ -110,8 +110,8 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
     """Show what a member has not acked, oldest first.
 
     The member's own messages are included, so that there are no holes. Without GID: of all their groups, by gid.
-    As at a login, the user's local database is brought up to date: messages, receipts, and its outbox is sent. Who is
-    in no group after that is an error.
+    As at a login, the user's local database is brought up to date: messages, receipts, and its outbox is sent. A user
+    who is in no group after that is an error.
     """
     gid = gid and to_gid(gid, uid)
     with run.chat() as chat, ExitStack() as stack:

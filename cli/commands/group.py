@@ -28,7 +28,7 @@ def create(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
 @click.argument("gid")
 @click.argument("uids", metavar="UID...", nargs=-1, required=True)
 def add(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
-    """Let users join a group. Who is a member already stays as they are."""
+    """Let users join a group. Members stay as they are."""
     with run.chat() as chat:
         _show_count(run, chat.add_members(gid, uids))
 

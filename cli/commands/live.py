@@ -102,7 +102,7 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
     """Show tallies that changed since their sender confirmed them.
 
     What is confirmed with --ack comes again when more people have read it; the user's local database keeps it. The
-    worker `receipts` must have run. Who has left all groups still gets the receipts of what they wrote there.
+    worker `receipts` must have run. A user who has left all groups still gets the receipts of their messages.
     """
     with run.chat() as chat, ExitStack() as stack:
         if with_ack:

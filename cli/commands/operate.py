@@ -44,12 +44,12 @@ _UPGRADE_COLUMNS = ("database", "redis", "status")
 def stats(run: Invocation, online: bool) -> None:
     """Show streams, backlogs, dead letters and who is online.
 
-    A worker's backlog is what it has not done yet, its lag the age of the oldest of that; pending is what a process
-    has in hand. A process that has entries in hand and is heard of no more has a line of its own. Jobs are shown where
-    their Redis answers. Bytes are an estimate. Of the storm of receipts: so many acks stood for so many receipts (one
-    recipient, one message), told to senders in so many digests, as far as the worker `receipts` has come; messages and
-    acks a second are those of the last 10. Of each Redis server its settings are shown, and which of them break a
-    promise; what this user may not ask for is not known, and why a server is missing there is said on stderr.
+    A worker's backlog is what it has not done yet, its lag the age of the oldest entry of that; pending is what its
+    processes have in hand. A silent process with entries in hand has a line of its own. Jobs are shown if their Redis
+    answers. Bytes are an estimate. Coalescing: how many acks made how many receipts (one recipient, one message), and
+    in how many digests senders got them, as far as the worker `receipts` has come; messages and acks a second are
+    those of the last 10. Each Redis server is shown with its settings, and with those that break a promise; settings
+    that this user may not read are `not known`, and stderr says why a server is missing.
     """
     from imcore.admin import stats as admin  # noqa: PLC0415 (the help need not wait for the drivers)
 
@@ -99,8 +99,8 @@ def check(run: Invocation, repair: bool) -> None:
     """Compare Redis with the SQL database.
 
     Every count is computed anew. Each difference is a line; the exit code is 0 if there is none, or all were mended.
-    What a running worker `persist` is about to store is no difference. What changes too fast to be compared is said on
-    stderr, and so are settings of the Redis server that break a promise.
+    Entries that a running worker `persist` is about to store are no difference. stderr names what changes too fast to
+    be compared, and settings of the Redis server that break a promise.
     """
     from imcore.admin import server_settings  # noqa: PLC0415 (the help need not wait for the drivers)
     from imcore.repair.check import check as differences_of  # noqa: PLC0415
@@ -162,14 +162,13 @@ def _difference_record(difference: "ReportedDifference", *, repair: bool) -> Rec
 def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) -> None:
     """Drop stream entries that are stored in SQL and old enough.
 
-    What is dropped from Redis is read from SQL when somebody asks for it: nothing gets lost. The journals' entries
-    that every kind of worker has handled are dropped too, and what SQL knows of when messages were read, where
-    IM_KEEP_READ_TIMES_MS says for how long. Then each Redis rewrites its append-only file, so that what was dropped is
-    on no disk any more: this waits for it.
+    Nothing gets lost: messages that Redis has dropped are read from SQL. Journal entries that every kind of worker has
+    handled are dropped, too, and so are read times that are older than IM_KEEP_READ_TIMES_MS, if that is set. Then each
+    Redis rewrites its append-only file, so that dropped texts are on no disk any more; this waits for it.
 
-    A recalled text is shown to nobody, and SQL has it no more. But in Redis, and in the rewritten file, it stays until
-    its message is dropped: by default when it is 30 days old, or 10,000 newer ones have come. Where any stay, that is
-    said on stderr; `im trim --keep-messages 0` drops all messages now that SQL has, and these texts with them.
+    Nobody sees a recalled text, and SQL does not have it any more. But it stays in Redis, and in the rewritten file,
+    until its message is dropped: by default when it is 30 days old, or 10,000 newer ones have come. If any stay, stderr
+    says so; `im trim --keep-messages 0` drops at once all messages that SQL has, and these texts with them.
     """
     from imcore.admin import append_only, retention  # noqa: PLC0415 (the help need not wait for the drivers)
 
@@ -232,8 +231,8 @@ def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
 def acl(run: Invocation, roles: tuple[str, ...], aclfile: bool) -> None:
     """Print Redis ACL rules for gateways, workers and readers.
 
-    Each is of least privilege. Put the SHA-256 of a password (printf %s PASSWORD | sha256sum) where the line says so:
-    as it stands, the server refuses it. Nothing is asked of the server.
+    Each gives the least rights. Put the SHA-256 of a password (printf %s PASSWORD | sha256sum) where the line says so:
+    the server refuses the line without it. This command connects to no server.
     """
     for role in dict.fromkeys(roles or ROLES):
         rules = ROLES[role]
