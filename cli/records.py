@@ -28,7 +28,7 @@ _KEYS_IF_SET = ("recalled", "recalls")
 def record_of(value: Message | LogLine | Group | Member | Ack | Receipt | Unread) -> Record:
     """Return the object of a value. `recalled` and `recalls` are there only where they apply."""
     record = {key: getattr(value, key) for key in _KEYS[type(value)]}
-    return record | {key: found for key in _KEYS_IF_SET if (found := getattr(value, key, None))}
+    return record | {key: flag for key in _KEYS_IF_SET if (flag := getattr(value, key, None))}
 
 
 def tally_record(tally: MessageTally) -> Record:

@@ -66,8 +66,8 @@ def fit(line: str, width: int, hang: int | None = None) -> list[str]:
 
 class _Cells(dict[str, int]):
     def __missing__(self, char: str) -> int:
-        self[char] = found = _cells_of(char)
-        return found
+        self[char] = count = _cells_of(char)
+        return count
 
 
 _CELLS = _Cells()

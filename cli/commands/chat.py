@@ -176,11 +176,11 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
             tallies = chat.status(gid, limit=20 if limit is None else limit)
             run.show(map(tally_record, tallies), TALLY_COLUMNS)
             return
-        found = chat.message_status(gid, msgid)
-    run.show([status_record(found)], TALLY_COLUMNS)
+        message_status = chat.message_status(gid, msgid)
+    run.show([status_record(message_status)], TALLY_COLUMNS)
     if not run.json:
         output.say("")
-        run.show(reader_records(found), READER_COLUMNS)
+        run.show(reader_records(message_status), READER_COLUMNS)
 
 
 @command("recall", example="im recall team 1767225600000-0 --by ann --yes")

@@ -107,8 +107,10 @@ def check(run: Invocation, repair: bool) -> None:
 
     counts: Counter[str] = Counter()
     with run.chat() as chat, progress("groups") as shown:
-        found = differences_of(chat.system, repair=repair, on_progress=lambda seen: shown.to(seen.groups, seen.of))
-        records = (_difference_record(each, repair=repair) for each in _counted(found, counts, shown.complain))
+        differences = differences_of(
+            chat.system, repair=repair, on_progress=lambda seen: shown.to(seen.groups, seen.of)
+        )
+        records = (_difference_record(each, repair=repair) for each in _counted(differences, counts, shown.complain))
         if repair:
             run.show(output.handed_over(records), (*_DIFFERENCE_COLUMNS, "repaired"))
         else:
@@ -128,10 +130,10 @@ def check(run: Invocation, repair: bool) -> None:
 
 
 def _counted(
-    found: Iterable["ReportedDifference"], counts: Counter[str], complain: Callable[[str], None]
+    differences: Iterable["ReportedDifference"], counts: Counter[str], complain: Callable[[str], None]
 ) -> Iterator["ReportedDifference"]:
     """Count and yield the differences; one that may be none is only reported."""
-    for each in found:
+    for each in differences:
         if each.unsure:
             complain(
                 f"cannot be decided while it changes: {each.what} of {each.gid!r}: {each.redis}, in SQL {each.sql}"
