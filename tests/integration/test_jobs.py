@@ -126,7 +126,7 @@ class TestJobs:
             assert burst.wait() == 1
         assert burst.log.splitlines()[-1].startswith("im worker jobs: no answer from Redis")
 
-    def test_asked_to_end_while_redis_is_away_it_ends(self, settings: Settings) -> None:
+    def test_a_signal_ends_the_jobs_worker_while_redis_is_away(self, settings: Settings) -> None:
         nowhere = f"unix://{settings.data_dir}/nowhere.sock"
         with worker(settings, "jobs", jobs_redis_url=nowhere) as waiting:
             waiting.wait_for("waiting:")

@@ -53,7 +53,7 @@ def open_entries(chat: Chat) -> int:
 
 
 class TestBurst:
-    def test_it_stores_all_and_ends(self, chat: Chat, settings: Settings) -> None:
+    def test_a_burst_stores_all_and_ends(self, chat: Chat, settings: Settings) -> None:
         talk(chat, count=1000)
         with worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
@@ -61,7 +61,7 @@ class TestBurst:
         assert open_entries(chat) == 0
 
     @pytest.mark.parametrize("name", ["persist", "receipts", "trim"])
-    def test_a_redis_that_has_lost_all_is_begun_as_the_data_was(
+    def test_an_empty_redis_gets_the_partitions_of_the_data_in_sql(
         self, chat: Chat, settings: Settings, name: str
     ) -> None:
         # Given data of 4 partitions, which only SQL has by now, and one whom nobody has told of it
@@ -77,7 +77,7 @@ class TestBurst:
         # Then a rebuild will not change it under those who are there already
         assert chat.system.client.driver.hget(CONFIG, "partitions") == b"4"
 
-    def test_it_takes_over_what_the_dead_left(self, chat: Chat, settings: Settings) -> None:
+    def test_a_burst_takes_over_entries_of_dead_workers(self, chat: Chat, settings: Settings) -> None:
         # Given a worker that died with entries in hand
         talk(chat)
         dead = Journal(chat.system.client, KIND, settings)
@@ -89,7 +89,7 @@ class TestBurst:
             assert burst.wait() == 0
         assert count(chat.system.database) == 100
 
-    def test_it_waits_for_what_others_have_in_hand(self, chat: Chat, settings: Settings) -> None:
+    def test_a_burst_waits_for_entries_in_other_workers_hands(self, chat: Chat, settings: Settings) -> None:
         # Given a living worker with entries in hand, which is not heard of while the burst starts
         chat.system.database.upgrade()
         talk(chat)
@@ -108,7 +108,7 @@ class TestBurst:
             assert burst.wait() == 0
         assert count(chat.system.database) == 100
 
-    def test_it_ends_only_when_what_failed_is_done_or_dead(self, chat: Chat, settings: Settings) -> None:
+    def test_a_burst_ends_when_failed_entries_are_done_or_dead(self, chat: Chat, settings: Settings) -> None:
         # Given an entry that nobody can handle, and some behind it
         chat.create_group("g", UIDS)
         chat.system.client.driver.xadd(chat.system.client.space.group("g").journal, {"kind": "feast"})
@@ -125,7 +125,7 @@ class TestBurst:
         assert [letter.deliveries for letter in dead_letters.list_dead(chat.system)] == [4]
         assert open_entries(chat) == 0
 
-    def test_it_notices_a_redis_that_has_lost_all(self, chat: Chat, settings: Settings) -> None:
+    def test_a_burst_notices_a_redis_that_has_lost_all(self, chat: Chat, settings: Settings) -> None:
         talk(chat)
         with worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
@@ -153,7 +153,7 @@ def consumers(chat: Chat) -> set[str]:
 
 class TestLoop:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_a_signal_ends_it_cleanly(self, chat: Chat, settings: Settings, number: signal.Signals) -> None:
+    def test_a_signal_ends_a_worker_cleanly(self, chat: Chat, settings: Settings, number: signal.Signals) -> None:
         # Given a worker with nothing to do
         with worker(settings, block_ms=1000) as idle:
             idle.wait_for("working as persist-1")
@@ -186,7 +186,7 @@ class TestLoop:
         assert open_entries(chat) == 0
 
     @pytest.mark.parametrize("arguments", [[], ["--burst"]], ids=["loop", "burst"])
-    def test_a_signal_while_the_database_hangs_ends_it_soon(
+    def test_a_signal_while_the_database_hangs_ends_a_worker_soon(
         self, chat: Chat, settings: Settings, postgres_url: str, arguments: list[str]
     ) -> None:
         # Given a worker that waits for somebody's lock
@@ -222,7 +222,7 @@ class TestLoop:
             assert count(database) == 10
         assert open_entries(chat) == 0
 
-    def test_it_ends_too_where_closing_hangs(self, chat: Chat, settings: Settings) -> None:
+    def test_a_signal_ends_a_worker_whose_closing_hangs(self, chat: Chat, settings: Settings) -> None:
         # Given a worker that neither ends a step nor closes
         chat.system.database.upgrade()
         with PythonProcess(
@@ -325,12 +325,12 @@ class TestServersAway:
             finally:
                 server.stop()
 
-    def test_asked_to_end_while_it_waits_it_ends(self, settings: Settings) -> None:
+    def test_a_signal_ends_a_worker_that_waits(self, settings: Settings) -> None:
         with worker(settings, redis_url=f"unix://{settings.data_dir}/nowhere.sock") as waiting:
             waiting.wait_for("waiting: no answer from Redis")
             assert waiting.end() == 0
 
-    def test_what_waiting_does_not_mend_ends_it(self, chat: Chat, settings: Settings) -> None:
+    def test_a_configuration_error_ends_a_worker(self, chat: Chat, settings: Settings) -> None:
         chat.create_group("g")
         with worker(settings, partitions=99) as wrong:
             assert wrong.wait() == 1

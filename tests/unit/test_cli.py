@@ -53,7 +53,7 @@ def test_which_command_is_meant_is_known_before_anything_is_imported(words: str,
     assert command_in(words.split()) == command
 
 
-def test_the_catalogue_says_what_the_commands_say() -> None:
+def test_the_catalogue_has_the_short_help_of_the_commands() -> None:
     for name, command in all_commands():
         if name in COMMANDS:
             assert command.name == name
@@ -122,7 +122,7 @@ def test_no_help_waits_for_the_drivers() -> None:
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_example_is_one_that_the_command_takes(name: str) -> None:
+def test_every_example_is_valid(name: str) -> None:
     command = dict(all_commands())[name]
     example = re.findall(r"\bim (.*?)(?: (?:&&|\|).*)?$", command.example, re.MULTILINE)  # type: ignore[attr-defined]
 
@@ -290,7 +290,7 @@ def test_a_signal_ends_the_wait_for_the_reader_of_a_help(args: list[str], monkey
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["send", "--help"]])
-def test_a_help_that_a_closed_stdout_does_not_take_is_an_error(arguments: list[str]) -> None:
+def test_a_help_for_a_closed_stdout_is_an_error(arguments: list[str]) -> None:
     result = subprocess.run(
         ["/bin/sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "imcore.cli.main", *arguments],
         stderr=subprocess.PIPE,
@@ -306,7 +306,7 @@ def test_a_help_that_a_closed_stdout_does_not_take_is_an_error(arguments: list[s
     ids=" ".join,
 )
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
-def test_a_help_that_the_disk_takes_in_part_is_an_error(program: list[str], unbuffered: str) -> None:
+def test_a_help_on_a_disk_that_fills_up_is_an_error(program: list[str], unbuffered: str) -> None:
     with tempfile.TemporaryFile() as file:
         file.write(bytes(500))
         file.flush()

@@ -94,7 +94,7 @@ def test_a_table_shows_nobody_as_a_group_could_be_called() -> None:
     assert "is kept for one-to-one chats" in refused("group", "create", shown, "ann", "bob")
 
 
-def test_a_live_session_names_the_other_of_a_one_to_one_chat(
+def test_a_live_session_names_the_peer_of_a_one_to_one_chat(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     chat.create_group("team", ["ann", "bob"])
@@ -152,7 +152,7 @@ def test_pull_with_ack_confirms_what_it_printed_and_no_more() -> None:
     assert [each["content"] for each in lines("pull", "bob")] == ["c", "c"]
 
 
-def test_what_a_pull_prints_is_in_the_local_database(chat: Chat, tmp_path: Path) -> None:
+def test_pulled_messages_are_in_the_local_database(chat: Chat, tmp_path: Path) -> None:
     # Given a message that came back after a power cut, before what the local database has
     chat.create_group("team", ["ann", "bob"])
     back, kept = (chat.send("team", text, sender_uid="ann") for text in ("back", "kept"))
@@ -182,7 +182,7 @@ def test_the_log_reads_like_a_chat_across_groups(chat: Chat) -> None:
     assert [line["content"] for line in lines("log", "bob", "zoo")] == ["in zoo", "in zoo"]
 
 
-def test_what_receipts_confirms_is_in_the_local_database(chat: Chat) -> None:
+def test_confirmed_receipts_are_in_the_local_database(chat: Chat) -> None:
     # Given
     im("group", "create", "team", "ann", "bob", "cy")
     msgid = str(lines("send", "team", "hi", "--from", "ann")[0]["msgid"])
@@ -200,7 +200,7 @@ def test_what_receipts_confirms_is_in_the_local_database(chat: Chat) -> None:
     assert lines("receipts", "ann") == []
 
 
-def test_what_is_stored_is_said_when_the_output_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stored_message_is_reported_when_the_output_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     lines("group", "create", "team", "ann", "bob")
 
     def lose() -> None:
@@ -266,7 +266,7 @@ def test_without_json_a_pipe_gets_plain_rows_that_cannot_act() -> None:
     ids=" ".join,
 )
 @pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["table", "json"])
-def test_who_is_in_no_group_is_an_error(words: list[str], as_json: list[str], tmp_path: Path) -> None:
+def test_a_user_in_no_group_is_an_error(words: list[str], as_json: list[str], tmp_path: Path) -> None:
     command, *options = words
 
     assert refused(command, "nobody", *options, *as_json) == "'nobody' is in no group: add them to one first"
@@ -274,7 +274,7 @@ def test_who_is_in_no_group_is_an_error(words: list[str], as_json: list[str], tm
 
 
 @pytest.mark.parametrize("words", [["pull", "ann"], ["unread", "ann"], ["receipts", "ann"], ["group", "show", "team"]])
-def test_who_has_nothing_is_no_error(words: list[str]) -> None:
+def test_a_user_without_messages_is_no_error(words: list[str]) -> None:
     lines("group", "create", "team", *["ann"] * (words[0] != "group"))
 
     result = im(*words)
@@ -283,7 +283,7 @@ def test_who_has_nothing_is_no_error(words: list[str]) -> None:
     assert len(result.stdout.splitlines()) == (2 if words[0] == "unread" else 1)
 
 
-def test_who_has_left_all_groups_still_gets_their_receipts(chat: Chat) -> None:
+def test_a_user_who_left_all_groups_still_gets_receipts(chat: Chat) -> None:
     # Given a sender who learns of a reader only after they have left
     lines("group", "create", "team", "ann", "bob")
     msgid = str(lines("send", "team", "hi", "--from", "ann", "--no-local")[0]["msgid"])
@@ -299,7 +299,7 @@ def test_who_has_left_all_groups_still_gets_their_receipts(chat: Chat) -> None:
     assert refused("receipts", "ann") == "'ann' is in no group: add them to one first"
 
 
-def test_of_what_a_local_database_does_not_have_it_is_said_so() -> None:
+def test_the_log_reports_a_group_that_a_local_database_does_not_have() -> None:
     lines("group", "create", "team", "ann", "bob")
     lines("send", "team", "hi", "--from", "ann")
     result = im("log", "ann", "taem")
@@ -307,7 +307,7 @@ def test_of_what_a_local_database_does_not_have_it_is_said_so() -> None:
     assert refused("log", "ann", "") == "gid is empty: give 1 to 128 bytes"
 
 
-def test_a_one_to_one_chat_may_be_called_as_tables_show_it() -> None:
+def test_commands_accept_the_name_of_a_one_to_one_chat_from_tables() -> None:
     [sent] = lines("dm", "bob", "hi", "--from", "ann")
     assert [message["content"] for message in lines("pull", "bob", "dm:ann")] == ["hi"]
     assert lines("send", "dm:ann", "hello", "--from", "cy")[0]["gid"] == "dm:3:ann:cy"
@@ -320,7 +320,7 @@ def test_a_one_to_one_chat_may_be_called_as_tables_show_it() -> None:
     assert lines("pull", "bob", str(sent["gid"])) == lines("pull", "bob", "dm:ann")
 
 
-def test_a_one_to_one_chat_is_called_so_however_long_the_others_name_is() -> None:
+def test_a_one_to_one_chat_with_the_longest_name_has_the_name_of_the_peer() -> None:
     long = "x" * 128
     [sent] = lines("dm", long, "hi", "--from", "ann")
     called = f"dm:{long}"

@@ -53,7 +53,7 @@ def test_a_dead_letter_goes_back_into_the_journal(chat: Chat, dead_id: str) -> N
     assert "there is no dead letter" in refused("dead", "requeue", dead_id)
 
 
-def test_a_dead_letter_is_dropped_only_if_that_is_meant(dead_id: str) -> None:
+def test_a_dead_letter_is_dropped_only_after_a_yes(dead_id: str) -> None:
     assert "--yes" in refused("dead", "drop", dead_id)
     assert len(lines("dead", "list")) == 1
 
@@ -79,12 +79,12 @@ def test_a_dead_letter_is_dropped_only_if_that_is_meant(dead_id: str) -> None:
         ("3:0-0", "there is no dead letter 3:0-0: `im dead list` shows them all"),
     ],
 )
-def test_what_is_wrong_with_the_id_of_a_dead_letter_is_said(dead_id: str, why: str) -> None:
+def test_a_wrong_id_of_a_dead_letter_is_explained(dead_id: str, why: str) -> None:
     for words in (["show", dead_id], ["requeue", dead_id], ["drop", dead_id, "--yes"]):
         assert refused("dead", *words).startswith(why)
 
 
-def test_a_dead_letter_that_somebody_has_written_hides_no_other(chat: Chat, dead_id: str) -> None:
+def test_a_foreign_dead_letter_hides_no_other(chat: Chat, dead_id: str) -> None:
     # Given
     letters = chat.system.client.space.dead_letters(0)
     chat.system.client.driver.xadd(letters, {"dead_deliveries": "many", b"\xff": b"\xff"}, id="5-1")
@@ -98,7 +98,7 @@ def test_a_dead_letter_that_somebody_has_written_hides_no_other(chat: Chat, dead
     assert "0:5-1" not in im("dead", "list").stdout
 
 
-def test_of_many_dead_letters_those_are_shown_that_were_handled(chat: Chat, dead_id: str) -> None:
+def test_the_handled_ones_of_many_dead_letters_are_shown(chat: Chat, dead_id: str) -> None:
     partition, _, first = dead_id.partition(":")
     letters = chat.system.client.space.dead_letters(int(partition))
     [(_, fields)] = chat.system.client.driver.xrange(letters)

@@ -38,7 +38,7 @@ def _refuse(*_: object, **__: object) -> None:
     raise RedisUnavailable("no answer from Redis at nowhere")
 
 
-def test_the_first_message_of_one_who_is_in_no_group_goes_out_with_a_pull(chat: Chat) -> None:
+def test_a_pull_sends_the_first_message_of_a_user_without_groups(chat: Chat) -> None:
     # Given
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Chat, "send_direct", _refuse)
@@ -50,7 +50,7 @@ def test_the_first_message_of_one_who_is_in_no_group_goes_out_with_a_pull(chat: 
     assert [line["state"] for line in lines("log", "ann")] == ["stored"]
 
 
-def test_who_is_no_member_any_more_learns_by_a_pull_who_has_read(chat: Chat) -> None:
+def test_a_pull_brings_tallies_to_a_user_who_is_no_member_any_more(chat: Chat) -> None:
     lines("group", "create", "team", "ann", "bob")
     lines("send", "team", "hi", "--from", "ann")
     chat.ack("bob", "team")
@@ -59,7 +59,7 @@ def test_who_is_no_member_any_more_learns_by_a_pull_who_has_read(chat: Chat) -> 
     assert [line["state"] for line in lines("log", "ann")] == ["read by all"]
 
 
-def test_what_is_sent_does_not_overtake_what_waits(chat: Chat) -> None:
+def test_a_sent_message_does_not_overtake_the_outbox(chat: Chat) -> None:
     # Given
     lines("group", "create", "team", "ann", "bob")
     wait_in_the_outbox("one", "two")
@@ -73,7 +73,7 @@ def test_what_is_sent_does_not_overtake_what_waits(chat: Chat) -> None:
     ]
 
 
-def test_where_what_waits_cannot_go_out_nothing_else_does(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_message_is_sent_while_the_outbox_has_to_wait(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     lines("group", "create", "team", "ann", "bob")
     wait_in_the_outbox("one")
     send = Chat.send
@@ -92,7 +92,7 @@ def test_where_what_waits_cannot_go_out_nothing_else_does(chat: Chat, monkeypatc
     assert lines("send", "team", "two", "--from", "ann", "--no-local")[0]["content"] == "two"
 
 
-def test_what_will_never_be_taken_is_said_in_one_line_and_shown_in_the_log(chat: Chat) -> None:
+def test_a_refused_message_is_reported_in_one_line_and_shown_in_the_log(chat: Chat) -> None:
     # Given
     lines("group", "create", "team", "ann", "bob")
     lines("group", "create", "theirs", "bob")
@@ -191,7 +191,7 @@ def _a_full_disk(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [_a_file_where_the_folder_is_to_be, _damaged, _of_something_else, _of_another_user, _a_full_disk],
 )
 @pytest.mark.parametrize("uid", ["ann", "stranger"])
-def test_what_could_not_be_kept_is_not_sent(
+def test_a_message_that_cannot_be_kept_is_not_sent(
     chat: Chat,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -250,7 +250,7 @@ def test_the_connection_that_was_opened_before_a_send_keeps_it(
         assert [line.content for line in local.log()] == ["hi"]
 
 
-def test_what_cannot_be_kept_after_all_is_said_to_be_stored(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_that_cannot_be_kept_is_reported_as_stored(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise LocalDatabaseError("the disk has broken")
 

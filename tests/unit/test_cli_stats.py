@@ -57,7 +57,7 @@ def test_stats_count_everything_and_how_far_the_workers_are_behind(chat: Chat) -
     assert "ann" not in im("stats").stdout
 
 
-def test_stats_name_who_is_online_if_that_is_asked_for(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stats_name_online_users_with_the_option(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imcore.admin.stats.CHUNK", 2)
     uids = [f"user{number}" for number in range(30)]
     lines("group", "create", "team", *uids)
@@ -70,7 +70,7 @@ def test_stats_name_who_is_online_if_that_is_asked_for(chat: Chat, monkeypatch: 
     assert set(uids) & set(im("stats", "--online").stdout.splitlines()) == set(uids[:20])
 
 
-def test_stats_say_that_nobody_is_online_if_that_is_asked_for() -> None:
+def test_stats_with_the_option_have_a_table_if_nobody_is_online() -> None:
     assert im("stats", "--online").stdout.endswith("\n\nonline\n")
     assert not im("stats").stdout.endswith("online\n")
 

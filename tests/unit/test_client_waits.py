@@ -46,7 +46,7 @@ def bob(client: RedisClient, tmp_path: Path, clock: Clock) -> Iterator[Device]:
         yield Device(chat, "bob", local)
 
 
-def test_waiting_for_a_server_grows_and_is_told_once_a_minute(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_waits_for_a_server_grow_and_are_logged_once_a_minute(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     tried: list[float] = []
 
     def attempt() -> str:

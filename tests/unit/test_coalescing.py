@@ -70,7 +70,7 @@ def drain(working: ReceiptsWorker, chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_acks_receipts_and_digests_are_those_that_there_were(chat: Chat, digests: list[str], seed: int) -> None:
+def test_the_counts_of_acks_receipts_and_digests_are_exact(chat: Chat, digests: list[str], seed: int) -> None:
     # Given a history of acks, with members who come and go, and a worker that takes it in pieces
     chance = random.Random(seed)
     working = worker(chat)
@@ -101,9 +101,7 @@ def test_acks_receipts_and_digests_are_those_that_there_were(chat: Chat, digests
     assert found.receipts_per_digest == round(found.receipts / len(digests), 1)
 
 
-def test_what_a_killed_worker_has_told_and_not_confirmed_counts_once(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unconfirmed_digests_of_a_killed_worker_count_once(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     chat.create_group("team", UIDS)
     chat.send("team", "hi", sender_uid=UIDS[0])
     for uid in UIDS[1:]:
@@ -167,7 +165,7 @@ def test_a_second_long_ago_does_not_take_the_place_of_a_later_one(chat: Chat, no
     assert counted(chat)[3:] == (0, 0)
 
 
-def test_what_others_have_done_is_counted_by_them(chat: Chat) -> None:
+def test_entries_done_by_another_worker_are_counted_once(chat: Chat) -> None:
     chat.create_group("team", UIDS)
     mine = Journal(chat.system.client, "receipts", SETTINGS)
     entries = mine.take()

@@ -34,7 +34,7 @@ def worker(chat: Chat) -> Persist:
     return Persist(chat.system.client, chat.system.database, SETTINGS)
 
 
-def test_a_group_that_somebody_has_spoiled_keeps_nobody_else_waiting(chat: Chat, worker: Persist) -> None:
+def test_a_spoiled_group_delays_no_other_group(chat: Chat, worker: Persist) -> None:
     # Given messages, and a tombstone, of two groups, of which one has a stream by another hand
     for gid in ("spoiled", "sound"):
         chat.create_group(gid, ["ann"])
@@ -71,7 +71,7 @@ class TestFetching:
             (gid, seq) for gid in ("g", "h") for seq in range(1, 11)
         ]
 
-    def test_what_lies_between_the_ranges_is_left_to_others(self, chat: Chat, worker: Persist) -> None:
+    def test_messages_between_the_ranges_are_left_to_their_own_entries(self, chat: Chat, worker: Persist) -> None:
         # Given two workers who share the entries of a group: every other one
         chat.create_group("g", ["ann"])
         drain(worker)

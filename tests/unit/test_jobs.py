@@ -142,7 +142,7 @@ def test_while_redis_is_away_one_line_says_so(
     assert max(waits) == LONGEST_WAIT_S
 
 
-def test_a_server_that_refuses_is_told_once_whatever_its_words(
+def test_a_server_that_refuses_is_logged_once_whatever_its_words(
     server: fakeredis.FakeServer,
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
@@ -181,7 +181,7 @@ def test_a_server_that_refuses_is_told_once_whatever_its_words(
     assert "Traceback" not in caplog.text
 
 
-def test_what_is_no_trouble_of_the_server_keeps_its_traceback(
+def test_an_error_of_the_program_keeps_its_traceback(
     server: fakeredis.FakeServer, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def mistake(_: object, signals: WorkerSignals) -> None:
@@ -202,7 +202,7 @@ def test_a_server_that_is_silent_is_noticed_within_seconds() -> None:
 
 
 @pytest.mark.parametrize("error", [redis.ConnectionError("away"), redis.TimeoutError("silent"), OSError("gone")])
-def test_the_thread_that_hears_commands_waits_and_says_nothing(
+def test_the_thread_for_rq_commands_waits_and_logs_nothing(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with WorkerSignals() as signals:
@@ -219,7 +219,7 @@ def test_the_thread_that_hears_commands_waits_and_says_nothing(
     assert caplog.messages == []
 
 
-def test_a_job_that_fails_over_a_server_is_told_in_one_line(
+def test_a_job_that_fails_over_a_server_is_logged_in_one_line(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     with WorkerSignals() as signals:

@@ -170,7 +170,9 @@ class TestPoison:
         assert letter.deliveries == SETTINGS.max_deliveries
         assert [row.content for row in stored(chat.system.database).messages] == ["before", "after"]
 
-    def test_it_blocks_nobody_meanwhile(self, chat: Chat, worker: Persist, poisoned: Callable[[], None]) -> None:
+    def test_a_poisoned_entry_blocks_no_other_entry(
+        self, chat: Chat, worker: Persist, poisoned: Callable[[], None]
+    ) -> None:
         poisoned()
         worker.step()
         assert [row.content for row in stored(chat.system.database).messages] == ["before", "after"]
@@ -195,7 +197,7 @@ class TestPoison:
         assert [row.content for row in stored(chat.system.database).messages] == ["fine"]
 
     @pytest.mark.parametrize("place", [0, 3, 6])
-    def test_what_sql_refuses_is_found_among_the_others(self, chat: Chat, place: int) -> None:
+    def test_entries_that_sql_refuses_are_found_among_the_others(self, chat: Chat, place: int) -> None:
         # Given a message that SQL refuses, somewhere in a batch
         worker = Persist(chat.system.client, RefusingOdd(chat.system.database), SETTINGS)
         chat.create_group("g", ["ann"])
@@ -214,7 +216,7 @@ class TestPoison:
         assert ["cannot be stored" in letter.reason for letter in dead_letters.list_dead(chat.system)] == [True]
         assert [row.content for row in stored(chat.system.database).messages] == [f"{number}" for number in range(7)]
 
-    def test_mended_and_requeued_it_is_stored(self, chat: Chat, worker: Persist) -> None:
+    def test_a_requeued_dead_letter_is_stored(self, chat: Chat, worker: Persist) -> None:
         # Given a join that SQL refused for a while, so that the leave after it is stored and it is not
         chat.create_group("g")
         drain(worker)
@@ -269,7 +271,7 @@ class TestServersAway:
         assert drain(worker) == 1
         assert len(stored(chat.system.database).spans) == 1
 
-    def test_a_worker_that_waits_for_sql_with_nothing_in_hand_is_not_taken_for_dead(
+    def test_a_worker_that_waits_for_sql_with_nothing_in_hand_keeps_its_lease(
         self, chat: Chat, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given an idle worker whose lease is over by now
@@ -304,7 +306,7 @@ class TestServersAway:
         assert [row.content for row in stored(chat.system.database).messages] == ["one"]
         assert list(dead_letters.list_dead(chat.system)) == []
 
-    def test_entries_left_by_a_worker_that_ended_are_for_others_at_once(self, chat: Chat) -> None:
+    def test_other_workers_get_the_entries_of_an_ended_worker_at_once(self, chat: Chat) -> None:
         # Given a worker that ended while SQL was away
         database = Flaky(chat.system.database)
         chat.create_group("g")
@@ -318,7 +320,7 @@ class TestServersAway:
         # Then another one has what it left
         assert drain(Persist(chat.system.client, chat.system.database, SETTINGS)) == 1
 
-    def test_a_worker_that_was_taken_for_dead_does_no_harm(self, chat: Chat) -> None:
+    def test_a_worker_that_lost_its_lease_does_no_harm(self, chat: Chat) -> None:
         # Given a worker that stands still with entries in hand, until another one has its name and has done its work
         chat.create_group("g", UIDS)
         chat.send("g", "one", sender_uid="ann")

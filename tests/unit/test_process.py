@@ -84,7 +84,7 @@ def test_stop_lets_programs_finish_and_passes_on_their_last_words(
     assert said == [("polite", "ready"), ("polite", "bye")]
 
 
-def test_stop_kills_who_does_not_listen_and_its_children(programs: Programs, said: list[tuple[str, str]]) -> None:
+def test_stop_kills_a_deaf_program_and_its_children(programs: Programs, said: list[tuple[str, str]]) -> None:
     child = f"sh -c 'echo $$; trap \"\" TERM; {WAIT}'"
     start(programs, "deaf", f"trap '' TERM; echo $$; {child} & echo ready; {WAIT}")
     relay_until(programs, lambda: len(said) == 3)
@@ -96,7 +96,7 @@ def test_stop_kills_who_does_not_listen_and_its_children(programs: Programs, sai
     wait_until(lambda: not any(map(is_alive, pids)))
 
 
-def test_one_is_killed_and_can_be_started_again(programs: Programs, said: list[tuple[str, str]]) -> None:
+def test_a_killed_program_can_be_started_again(programs: Programs, said: list[tuple[str, str]]) -> None:
     for name in ("stays", "killed"):
         start(programs, name, f"echo {name}; {WAIT}")
     relay_until(programs, lambda: len(said) == 2)
@@ -163,7 +163,7 @@ def test_a_deferred_signal_is_only_noted() -> None:
 
 
 @pytest.mark.parametrize(("number", "heard"), [(signal.SIGHUP, False), (signal.SIGINT, True), (signal.SIGTERM, True)])
-def test_of_signals_that_are_ignored_only_a_hangup_stays_so(number: signal.Signals, heard: bool) -> None:
+def test_only_an_ignored_hangup_stays_ignored(number: signal.Signals, heard: bool) -> None:
     before = signal.signal(number, signal.SIG_IGN)
     try:
         with StopSignals() as signals:
@@ -175,7 +175,7 @@ def test_of_signals_that_are_ignored_only_a_hangup_stays_so(number: signal.Signa
         signal.signal(number, before)
 
 
-def test_a_signal_that_was_held_back_comes_once_somebody_listens_and_a_late_one_is_held_back_again() -> None:
+def test_a_held_back_signal_arrives_on_entry_and_a_late_one_is_held_back_again() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         signal.raise_signal(signal.SIGTERM)
@@ -189,7 +189,7 @@ def test_a_signal_that_was_held_back_comes_once_somebody_listens_and_a_late_one_
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def test_what_may_wait_for_ever_is_cut_off_some_time_after_a_signal_even_if_signals_are_deferred() -> None:
+def test_a_wait_for_a_reader_ends_some_time_after_a_deferred_signal() -> None:
     reader, writer = os.pipe()
     began = time.monotonic()
     with StopSignals() as signals:

@@ -37,7 +37,7 @@ def test_a_record_for_which_the_disk_has_room_in_part_is_an_error(unbuffered: st
     assert written == 4096
 
 
-def test_a_pipe_that_others_made_non_blocking_is_waited_for() -> None:
+def test_a_record_waits_for_a_pipe_that_others_made_non_blocking() -> None:
     with stuck_pipe() as (writer, reader), ThreadPoolExecutor() as pool:
         os.set_blocking(writer, False)
         stream = io.BufferedWriter(BlockingFile(writer, "w", closefd=False))

@@ -49,7 +49,7 @@ def run(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> It
         yield run
 
 
-def test_what_fails_in_turn_with_a_success_is_tried_less_and_less_often(
+def test_a_call_that_fails_in_turn_with_a_success_is_repeated_less_and_less_often(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     run.steps(cycle([RedisRefuses("no writes"), None]), 120)
@@ -62,20 +62,22 @@ def test_what_fails_in_turn_with_a_success_is_tried_less_and_less_often(
     )
 
 
-def test_words_that_change_are_no_news(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_changing_numbers_in_an_error_are_no_news(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     run.steps((RedisRefuses(f"Command {number} was refused\nin two lines") for number in count()), 50)
 
     assert caplog.messages == ["waiting: Command 0 was refused", "going on"]
 
 
-def test_kinds_that_come_in_turn_wait_and_are_told_each_by_itself(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_kinds_of_errors_that_come_in_turn_wait_and_are_logged_each_by_itself(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     run.steps(cycle([RedisUnavailable("no Redis"), DatabaseUnavailable("no SQL")]), 50)
 
     assert caplog.messages == ["waiting: no Redis", "waiting: no SQL", "going on"]
     assert sum(at < 1020 for at in run.failed_at) <= 20
 
 
-def test_a_trouble_that_is_over_is_told_once(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_end_of_a_trouble_is_logged_once(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     run.steps([RedisUnavailable("away")] * 2, 10)
 
     assert caplog.messages == ["waiting: away", "going on"]
@@ -100,7 +102,7 @@ def _failing_once() -> Callable[[], None]:
     return attempt
 
 
-def test_what_waiting_does_not_mend_is_raised(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_configuration_error_is_raised_at_once(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigurationError):
         run.retrier.call(lambda: run.step(ConfigurationError("a right is missing")))
     assert caplog.messages == []
