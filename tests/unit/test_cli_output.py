@@ -225,7 +225,7 @@ def test_a_stopped_command_writes_its_last_records_to_a_reader(stdout_to: Callab
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_no_letter_is_handled_after_one_that_could_not_be_shown(
+def test_no_record_is_fetched_after_one_that_could_not_be_written(
     as_json: bool, stdout_to: Callable[[int], TextIO]
 ) -> None:
     done: list[int] = []

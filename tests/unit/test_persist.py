@@ -216,7 +216,7 @@ class TestPoison:
         assert ["cannot be stored" in letter.reason for letter in dead_letters.list_dead(chat.system)] == [True]
         assert [row.content for row in stored(chat.system.database).messages] == [f"{number}" for number in range(7)]
 
-    def test_a_requeued_dead_letter_is_stored(self, chat: Chat, worker: Persist) -> None:
+    def test_a_requeued_join_does_not_undo_a_later_leave(self, chat: Chat, worker: Persist) -> None:
         # Given a join that SQL refused for a while, so that the leave after it is stored and it is not
         chat.create_group("g")
         drain(worker)
