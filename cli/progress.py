@@ -34,14 +34,14 @@ def progress(unit: str) -> Iterator[Progress]:
 
     The bar appears with the first report, makes way for other text, and disappears at the end.
     """
-    with _shown(_Bar(lambda of: _columns(unit, of), again_s=_AGAIN_S)) as show:
-        yield Progress(lambda done, of: show("", done, of), output.complain)
+    with _shown(_Bar(unit, again_s=_AGAIN_S)) as show:
+        yield Progress(lambda done, total: show("", done, total), output.complain)
 
 
 @contextmanager
 def working() -> Iterator[Callable[[str], None]]:
     """Show the current activity and the time since the beginning; it disappears at the end."""
-    with _shown(_Bar(lambda _: _columns_of_work(), again_s=0)) as show:
+    with _shown(_Bar("", again_s=0)) as show:
         yield lambda what: show(what, 0, None)
 
 
@@ -52,7 +52,7 @@ Show = Callable[[str, int, int | None], None]
 @contextmanager
 def _shown(bar: "_Bar") -> Iterator[Show]:
     if not output.is_terminal(sys.stderr) or output.is_dumb():
-        yield lambda _what, _done, _of: None
+        yield lambda _what, _done, _total: None
         return
     with output.making_way(bar.hide):
         try:
@@ -64,24 +64,24 @@ def _shown(bar: "_Bar") -> Iterator[Show]:
 class _Bar:
     """A bar that can be shown and hidden, and is drawn at most every `again_s`. After any error it is never drawn."""
 
-    def __init__(self, columns: "Callable[[int | None], list[rich.ProgressColumn]]", *, again_s: float) -> None:
-        self._columns = columns
+    def __init__(self, unit: str, *, again_s: float) -> None:
+        self._unit = unit
         self._again_s = again_s
         self._shown: rich.Progress | None = None
         self._next = 0.0
 
-    def show(self, what: str, done: int, of: int | None) -> None:
+    def show(self, what: str, done: int, total: int | None) -> None:
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + self._again_s
         with self._left_out_after_errors():
             if self._shown is None:
-                self._shown = _rich_bar(self._columns(of))
-                self._shown.add_task(what, completed=done, total=of)
+                self._shown = _rich_bar(self._unit, total)
+                self._shown.add_task(what, completed=done, total=total)
                 self._shown.start()
             self._shown.console.width = output.width(sys.stderr)  # it may have changed
-            self._shown.update(self._shown.task_ids[0], description=what, completed=done, total=of, refresh=True)
+            self._shown.update(self._shown.task_ids[0], description=what, completed=done, total=total, refresh=True)
 
     def hide(self) -> None:
         shown, self._shown = self._shown, None
@@ -101,30 +101,21 @@ class _Bar:
                     shown.stop()  # it has hidden the cursor
 
 
-def _columns(unit: str, of: int | None) -> "list[rich.ProgressColumn]":
+def _rich_bar(unit: str, total: int | None) -> "rich.Progress":
+    """Return a bar for work in a unit; without a unit, one of the time and the current activity."""
     from rich import progress as rich  # noqa: PLC0415 (only a terminal needs it)
-
-    count: list[rich.ProgressColumn]
-    if unit == "bytes":
-        count = [rich.FileSizeColumn()] if of is None else [rich.DownloadColumn()]
-    else:
-        count = [
-            rich.TextColumn("{task.completed}") if of is None else rich.MofNCompleteColumn(),
-            rich.TextColumn(unit),
-        ]
-    return [rich.BarColumn(), *count, *([] if of is None else [rich.TimeRemainingColumn()])]
-
-
-def _columns_of_work() -> "list[rich.ProgressColumn]":
-    from rich import progress as rich  # noqa: PLC0415
-
-    return [rich.TimeElapsedColumn(), rich.TextColumn("{task.description}", markup=False)]
-
-
-def _rich_bar(columns: "list[rich.ProgressColumn]") -> "rich.Progress":
-    from rich import progress as rich  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
 
+    columns: list[rich.ProgressColumn] = [rich.BarColumn()]
+    if not unit:
+        columns = [rich.TimeElapsedColumn(), rich.TextColumn("{task.description}", markup=False)]
+    elif unit == "bytes":
+        columns.append(rich.FileSizeColumn() if total is None else rich.DownloadColumn())
+    else:
+        columns.append(rich.TextColumn("{task.completed}") if total is None else rich.MofNCompleteColumn())
+        columns.append(rich.TextColumn(unit))
+    if unit and total is not None:
+        columns.append(rich.TimeRemainingColumn())
     # With a size: without one it reads COLUMNS and LINES, also invalid ones.
     console = Console(stderr=True, width=output.width(sys.stderr), height=_HEIGHT)
     # Not redirected: other text for stdout belongs there, not beside the bar.
