@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
@@ -19,21 +19,19 @@ from imcore.process import Stopped, StopSignals
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
-
-
-class _Listening(TypedDict):
-    ack_every: int
-    ack_interval: float
-    no_ack: bool
-    receipts: str
-    no_local: bool
+    from imcore.device.device import SessionOptions
 
 
 @command("listen", example="im listen bob\nim listen bob --ack-every 1 --json")
 @click.argument("uid")
 @click.option("--ack-every", type=click.IntRange(min=1), default=10, metavar="N", help="Ack after N messages. [10]")
 @click.option(
-    "--ack-interval", type=NumberRange(min=0), default=1.0, metavar="S", help="Ack after S seconds at most. [1]"
+    "--ack-interval",
+    "ack_interval_s",
+    type=NumberRange(min=0),
+    default=1.0,
+    metavar="S",
+    help="Ack after S seconds at most. [1]",
 )
 @click.option("--no-ack", is_flag=True, help="Only look: confirm nothing.")
 @click.option(
@@ -43,7 +41,7 @@ class _Listening(TypedDict):
     help="Learn who has read as it happens, or with each heartbeat. [push]",
 )
 @no_local_option
-def listen(run: Invocation, uid: str, **options: Unpack[_Listening]) -> None:
+def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options: "Unpack[SessionOptions]") -> None:
     """Run a live session until Ctrl-C.
 
     It is online, shows what was not acked and then what comes, own messages included, and the receipts of own messages.
@@ -52,11 +50,12 @@ def listen(run: Invocation, uid: str, **options: Unpack[_Listening]) -> None:
     """
     from imcore.device.device import when_there  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
+    options["acks"] = "off" if no_ack else "auto"
     try:
         with (
             StopSignals() as signals,
-            when_there(lambda: _chat_of(run, uid, options["no_local"]), lambda: False) as chat,
-            closing(_events(run, chat, uid, lambda: signals.stopping, options)) as events,
+            when_there(lambda: _chat_of(run, uid, no_local), lambda: False) as chat,
+            closing(_events(run, chat, uid, lambda: signals.stopping, no_local, options)) as events,
         ):
             signals.defer()
             _show(run, events, peers_at(chat, uid), signals)
@@ -77,21 +76,15 @@ def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":
 
 
 def _events(
-    run: Invocation, chat: "Chat", uid: str, stopping: Callable[[], bool], options: _Listening
+    run: Invocation, chat: "Chat", uid: str, stopping: Callable[[], bool], no_local: bool, options: "SessionOptions"
 ) -> Generator[Message | Receipt]:
-    from imcore.device.device import Device, SessionOptions, watch  # noqa: PLC0415
+    from imcore.device.device import Device, watch  # noqa: PLC0415
 
-    given = SessionOptions(
-        ack_every=options["ack_every"],
-        ack_interval_s=options["ack_interval"],
-        acks="off" if options["no_ack"] else "auto",
-        receipts=cast(Literal["push", "poll"], options["receipts"]),
-    )
-    if options["no_local"]:
-        yield from watch(chat, uid, stopping, **given)
+    if no_local:
+        yield from watch(chat, uid, stopping, **options)
         return
     with local_database(run, uid, exclusive=True) as local:
-        yield from Device(chat, uid, local).live(stopping, **given)
+        yield from Device(chat, uid, local).live(stopping, **options)
 
 
 @command("receipts", example="im receipts ann\nim receipts ann --ack")
