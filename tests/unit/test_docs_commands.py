@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from pathlib import Path
 
 import click
 import pytest
@@ -168,25 +169,33 @@ def test_short_commands_can_be_run(name: str) -> None:
 def pytest_commands() -> list[str]:
     """Return the pytest commands that the documentation names, but for those that run everything."""
     in_blocks = [line for document in documents() for block in document.blocks_in("sh") for line in block.lines]
-    within = [code for document in documents() for code in document.code]
-    return [
-        line.removeprefix(".venv/bin/")
-        for line in in_blocks + within
-        if re.match(r"(\.venv/bin/)?pytest ", line)
-    ]
+    within = [re.sub(r"^IM_\w+=\S+ ", "", code) for document in documents() for code in document.code]
+    return [line.removeprefix(".venv/bin/") for line in in_blocks + within if re.match(r"(\.venv/bin/)?pytest ", line)]
+
+
+def files_run_by(line: str) -> list[Path]:
+    """Return the test files that a pytest command names, those of which `-k` wants something."""
+    words = shlex.split(line)[1:]
+    [place] = [ROOT / word for word in words if "/" in word]
+    paths = [place] if place.is_file() else sorted(place.rglob("test_*.py"))
+    wanted = words[words.index("-k") + 1] if "-k" in words else ""
+    tests = {path: [path.name, *re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8"))] for path in paths}
+    return [path for path, names in tests.items() if any(wanted in name for name in names)]
 
 
 @pytest.mark.parametrize("line", pytest_commands())
 def test_every_pytest_command_has_something_to_run(line: str) -> None:
-    words = shlex.split(line)[1:]
-    [place] = [ROOT / word for word in words if "/" in word]
-    files = [place] if place.is_file() else sorted(place.rglob("test_*.py"))
-    assert files, f"there is no {place}"
-    if "-k" in words:
-        wanted = words[words.index("-k") + 1]
-        names = [path.name for path in files]
-        names += [name for path in files for name in re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8"))]
-        assert [name for name in names if wanted in name], f"no test of {place} is called {wanted}"
+    assert files_run_by(line)
+
+
+@pytest.mark.parametrize(
+    ("variable", "line"), [(row[0], row[2]) for row in Document("tests/README.md").table("variable")]
+)
+def test_every_long_form_runs_tests_that_read_its_variable(variable: str, line: str) -> None:
+    name = variable.strip("`").partition("=")[0]
+    run = files_run_by(line.strip("`"))
+    helpers = {path for folder in {path.parent for path in run} for path in folder.glob("[!t]*.py")}
+    assert [path for path in (*run, *helpers) if name in path.read_text(encoding="utf-8")]
 
 
 def test_the_procfile_runs_every_worker() -> None:

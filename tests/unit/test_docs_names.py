@@ -24,11 +24,14 @@ _VARIABLE = re.compile(r"\bIM_[A-Z_]*[A-Z]\b")
 _OBJECTS = {"chat": Chat, "Chat": Chat, "gateway": Gateway, "session": Session}
 
 _NAMES_OF_OTHERS = set(
-    """
-    FCALL FLUSHALL FULL GET INFO KEYS MAXLEN MEMORY USAGE PG PUBLISH WAIT WAITAOF XINFO XTRIM ZCOUNT XADD XDEL XREADGROUP
-    always appendfsync everysec maxmemory min noeviction rediss replicas ssl_ca_certs ssl_certfile synchronous to write
-    honcho pre commit install pip printf sha256sum FOLDER PASSWORD
-    """.split()
+    re.findall(
+        r"\S+",
+        """
+        FCALL FLUSHALL FULL GET INFO KEYS MAXLEN MEMORY USAGE PG PUBLISH WAIT WAITAOF XADD XDEL XINFO XREADGROUP XTRIM ZCOUNT
+        always appendfsync everysec maxmemory min noeviction rediss replicas ssl_ca_certs ssl_certfile synchronous to write
+        honcho pre commit install pip printf sha256sum FOLDER PASSWORD
+        """,
+    )
 )
 _EXAMPLES = {
     "ann<U+00A0>",
@@ -39,9 +42,12 @@ _EXAMPLES = {
 
 
 def broken_paths(document: Document) -> list[str]:
-    """Return the paths that a document names and that are neither in the repository nor in its or imcore's folder."""
+    """Return the paths that a document names and that are not there: in the repository, in imcore, beside the document.
+
+    `../` leaves the repository.
+    """
     roots = (ROOT, ROOT / "imcore", document.path.parent)
-    paths = [code for code in document.code if _PATH.fullmatch(code) and not code.startswith("/")]
+    paths = [code for code in document.code if _PATH.fullmatch(code) and not code.startswith(("/", "../"))]
     return [path for path in paths if not any(list(root.glob(path)) for root in roots)]
 
 
@@ -93,7 +99,7 @@ def test_every_module_can_be_imported(document: Document) -> None:
 
 
 def calls(document: Document) -> Iterator[tuple[str, Any, str, str | None]]:
-    """Yield the calls that a document names: the code, the class, the attribute, and the arguments if there are some."""
+    """Yield the calls that a document names: the code, the class, the attribute, and the arguments if it gives some."""
     for code in document.code:
         if not _PATH.fullmatch(code) and (match := _CALL.fullmatch(code)):
             yield code, _OBJECTS[match[1]], match[2], match[3]

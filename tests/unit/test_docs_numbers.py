@@ -2,11 +2,13 @@
 
 import re
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from imcore import Chat, msgid
+from imcore.admin import acl
 from imcore.cli.catalogue import SHARED_OPTIONS
 from imcore.model import limits
 from imcore.operations import creation
@@ -89,8 +91,6 @@ def oldest(name: str) -> str:
 
 
 _GATEWAY = Chat.gateway.__kwdefaults__
-_WAITS = f"{backoff.FIRST_WAIT_S:g} s at first and {backoff.LONGEST_WAIT_S:g} s at most"
-_DIGITS = msgid.COUNTER_BITS
 
 FACTS = {
     "README.md": [
@@ -106,11 +106,10 @@ FACTS = {
     ],
     "imcore/README.md": [
         f"a window ({DEFAULTS.receipt_window_ms} ms)",
-        f"`(ms − 2020-01-01) << {_DIGITS} | n`",
+        f"`(ms - 2020-01-01) << {msgid.COUNTER_BITS} | n`",
     ],
     "imcore/gateway/README.md": [
-        _WAITS,
-        "is logged once a minute",
+        f"{backoff.FIRST_WAIT_S:g} s at first and {backoff.LONGEST_WAIT_S:g} s at most",
     ],
     "imcore/repair/README.md": [f"every {DEFAULTS.lease_ms // 1000} s (`IM_LEASE_MS`)"],
     ".github/CONTRIBUTING.md": [
@@ -133,6 +132,14 @@ def test_the_pictures_have_the_numbers_of_the_product() -> None:
     assert re.search(rf"messages or {_GATEWAY['ack_interval_s']:g} s\b", picture.text)
 
 
-def test_numbers_without_a_constant_in_the_sentence_are_those_of_the_product() -> None:
-    assert msgid.EPOCH_MS == 1_577_836_800_000  # 2020-01-01
+def test_a_minute_and_a_year_are_those_of_the_product() -> None:
+    """They are said in words."""
+    assert "is logged once a minute" in Document("imcore/gateway/README.md").words
     assert backoff._SILENCE_S == 60
+    assert datetime.fromtimestamp(msgid.EPOCH_MS / 1000, UTC) == datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def test_the_table_of_roles_has_each() -> None:
+    rows = list(Document("cli/README.md").table("user"))
+    assert {row[0] for row in rows} == {f"`{role.user}`" for role in acl.ROLES.values()}
+    assert f"`{acl.PASSWORD}`" in Document("cli/README.md").words
