@@ -27,9 +27,10 @@ _NAMES_OF_OTHERS = set(
     re.findall(
         r"\S+",
         """
-        FCALL FLUSHALL FULL GET INFO KEYS MAXLEN MEMORY USAGE PG PUBLISH WAIT WAITAOF XADD XDEL XINFO XREADGROUP XTRIM ZCOUNT
-        always appendfsync everysec maxmemory min noeviction rediss replicas ssl_ca_certs ssl_certfile synchronous to write
-        honcho pre commit install pip printf sha256sum FOLDER PASSWORD
+        FCALL FLUSHALL FULL GET INFO KEYS MAXLEN MEMORY USAGE PG PUBLISH WAIT WAITAOF
+        XADD XDEL XINFO XREADGROUP XTRIM ZCOUNT FOLDER PASSWORD
+        always appendfsync everysec maxmemory min noeviction rediss replicas ssl_ca_certs ssl_certfile synchronous
+        to write honcho pre commit install pip printf sha256sum
         """,
     )
 )
