@@ -184,6 +184,14 @@ def test_every_other_name_is_one_of_the_source(document: Document) -> None:
     assert {name: words for name in names if (words := unknown_words(name))} == {}
 
 
+def test_every_name_in_a_picture_is_one_of_the_source() -> None:
+    """Names are what has an underscore."""
+    [picture, *_] = Document("README.md").blocks_in("")
+    names = set(re.findall(r"\w*[a-z]_[a-z]\w*", picture.text))
+    assert {"im_send", "im_ack", "group_msgs"} <= names
+    assert names - words_of_the_source() == set()
+
+
 _IN_A_FILE = re.compile(r"`([\w./]+\.(?:py|lua))`((?:[:,] `\w+`)+)")
 
 
