@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -21,6 +22,8 @@ _PATH = re.compile(r"[\w.*-]*/[\w./*-]*|[\w-]+\.(py|lua|md|toml|yaml)|Procfile")
 _MODULE = re.compile(r"imcore(\.\w+)+")
 _CALL = re.compile(r"(chat|Chat|gateway|session)\.(\w+)(?:\((.*)\))?")
 _VARIABLE = re.compile(r"\bIM_[A-Z_]*[A-Z]\b")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
 _OBJECTS = {"chat": Chat, "Chat": Chat, "gateway": Gateway, "session": Session}
 
 _NAMES_OF_OTHERS = set(
@@ -45,16 +48,22 @@ _EXAMPLES = {
 def broken_paths(document: Document) -> list[str]:
     """Return the paths that a document names and that are not there: in the repository, in imcore, beside the document.
 
-    `../` leaves the repository.
+    `../` leaves the repository; `.venv/` is there once the product is installed.
     """
     roots = (ROOT, ROOT / "imcore", document.path.parent)
-    paths = [code for code in document.code if _PATH.fullmatch(code) and not code.startswith(("/", "../"))]
+    paths = [code for code in document.code if _PATH.fullmatch(code) and not code.startswith(("/", "../", ".venv/"))]
     return [path for path in paths if not any(list(root.glob(path)) for root in roots)]
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda document: document.name)
 def test_every_path_exists(document: Document) -> None:
     assert broken_paths(document) == []
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda document: document.name)
+def test_every_program_is_one_that_the_project_installs(document: Document) -> None:
+    programs = {code.removeprefix(".venv/bin/") for code in document.code if code.startswith(".venv/bin/")}
+    assert programs <= set(PROJECT["project"]["scripts"])
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda document: document.name)

@@ -132,10 +132,7 @@ def test_the_pictures_have_the_numbers_of_the_product() -> None:
     assert re.search(rf"messages or {_GATEWAY['ack_interval_s']:g} s\b", picture.text)
 
 
-def test_a_minute_and_a_year_are_those_of_the_product() -> None:
-    """They are said in words."""
-    assert "is logged once a minute" in Document("imcore/gateway/README.md").words
-    assert backoff._SILENCE_S == 60
+def test_msgids_begin_in_the_year_that_the_formula_has() -> None:
     assert datetime.fromtimestamp(msgid.EPOCH_MS / 1000, UTC) == datetime(2020, 1, 1, tzinfo=UTC)
 
 
