@@ -40,7 +40,7 @@ def client_of(run: Invocation, chat: "Chat", uid: str) -> Iterator["Device"]:
 
     with local_database(run, uid) as local:
         client = Device(chat, uid, local)
-        client.meet()
+        client.check_dataset()
         yield client
 
 

@@ -7,8 +7,7 @@ if TYPE_CHECKING:
     from imcore import errors
     from imcore.chat import Chat
     from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Session
-    from imcore.gateway.gateway import Gateway
-    from imcore.gateway.listener import Listener
+    from imcore.gateway.gateway import Gateway, Listener
     from imcore.model.values import (
         Ack,
         Draft,
@@ -50,7 +49,7 @@ __all__ = [
 _PLACES = {
     "Chat": "chat",
     "Gateway": "gateway.gateway",
-    "Listener": "gateway.listener",
+    "Listener": "gateway.gateway",
     "Settings": "settings",
     **dict.fromkeys(("NewMessage", "Event", "Session", "ReceiptsChanged"), "gateway.fanout"),
 }

@@ -6,8 +6,8 @@ from types import TracebackType
 from typing import Self
 
 from imcore.errors import ImError
-from imcore.gateway.gateway import AckMode, Gateway, ReceiptMode
-from imcore.gateway.listener import Listener
+from imcore.gateway.core import AckMode, ReceiptMode
+from imcore.gateway.gateway import Gateway, Listener
 from imcore.model.values import Ack, Draft, Group, Member, Message, MessageStatus, MessageTally, Receipt, Tally, Unread
 from imcore.operations import groups, messages, sessions, tallies
 from imcore.operations.acks import ack, ack_many
@@ -224,7 +224,7 @@ class Chat:
         self,
         uid: str,
         *,
-        places: Mapping[str, str] | None = None,
+        after: Mapping[str, str] | None = None,
         since_join: bool = False,
         ack_every: int = 10,
         ack_interval_s: float = 1.0,
@@ -233,12 +233,12 @@ class Chat:
     ) -> Listener:
         """Begin a live session, to be used in a `with`: an iterator of Message and Receipt.
 
-        It begins with what was not acked, and with what came after the client's own `places` (see `Gateway.open`); then
+        It begins with what was not acked, and with what came after the client's own resume points `after` (see `Gateway.open`); then
         it goes live. Raise UnknownUser for one who is in no group.
         """
         self.known_user(uid)
         gateway = self.gateway(ack_every=ack_every, ack_interval_s=ack_interval_s, acks=acks, receipts=receipts)
-        return Listener(gateway, uid, places=places, since_join=since_join)
+        return Listener(gateway, uid, after=after, since_join=since_join)
 
     def begin_session(self, uid: str) -> str:
         """Begin a session without pushes, kept alive by heartbeats; return its id. The user is online from now on."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from imcore.errors import ConfigurationError
-from imcore.files.socket_folder import short_folder
+from imcore.files.folders import socket_folder
 
 _DAY_MS = 24 * 60 * 60 * 1000
 _LONGEST_SOCKET_PATH = 100
@@ -119,7 +119,7 @@ def socket_path(data_dir: Path) -> Path:
     if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
         return path
     digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
-    return short_folder(digest) / "redis.sock"
+    return socket_folder(digest) / "redis.sock"
 
 
 def socket_url(path: Path) -> str:

@@ -59,7 +59,7 @@ class Audience:
 
 
 def _is_there(session: Session) -> bool:
-    return session.entered and not any(feed.behind for feed in session.feeds.values())
+    return session.is_synced and not any(cursor.behind for cursor in session.cursors.values())
 
 
 class Clock:

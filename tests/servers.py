@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from imcore.embedded.server import EmbeddedServer, find_server
+from imcore.embedded.program import find_server
+from imcore.embedded.server import EmbeddedServer
 from imcore.errors import EmbeddedServerError
 from tests.deadline import wait_until
 

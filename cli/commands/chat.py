@@ -217,7 +217,7 @@ def _queue(run: Invocation, chat: "Chat", draft: _Draft, sender_uid: str) -> Non
     with local_database(run, sender_uid) as local:
         client = Device(chat, sender_uid, local)
         with suppress(TryAgain):
-            client.meet()
+            client.check_dataset()
         outgoing = client.queue(draft.content, gid=draft.gid, to_uid=draft.to_uid)
         flushed = client.flush()
         complain_of_refused(flushed, besides=outgoing)
@@ -226,7 +226,7 @@ def _queue(run: Invocation, chat: "Chat", draft: _Draft, sender_uid: str) -> Non
             show_stored(run, chat, sender_uid, sent[outgoing.client_msgid])
         else:
             peers = Peers(sender_uid, lambda _: filter(None, [draft.to_uid]))
-            run.show([peers.named(log_record(client.waits(outgoing)))], LOG_COLUMNS)
+            run.show([peers.named(log_record(client.unsent_line(outgoing)))], LOG_COLUMNS)
 
 
 def _show_status(run: Invocation, found: MessageStatus) -> None:

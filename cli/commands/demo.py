@@ -18,13 +18,13 @@ def demo(run: Invocation) -> None:
     the workers and the sessions are real, in a temporary directory; your own data is not touched. Every claim that is
     printed is checked; the exit code is 0 only if all of them hold. With --json each is an object.
     """
-    from imcore.cli.demo import stack  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.cli.demo import story  # noqa: PLC0415 (the help need not wait for the drivers)
 
     began = time.monotonic()
     claims = Claims(as_json=run.json)
     log: list[str] = []
     try:
-        stack.play(claims, log)
+        story.play(claims, log)
     except Stopped:
         output.end_records()
         raise ImError("the demo was stopped before its end") from None

@@ -67,7 +67,7 @@ def _opened(file: str) -> AbstractContextManager[BufferedIOBase]:
 
 def _size(source: BufferedIOBase) -> int | None:
     try:
-        found = os.fstat(source.fileno())
+        status = os.fstat(source.fileno())
     except OSError:  # not a file of the system's
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

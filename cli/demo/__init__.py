@@ -1,1 +1,1 @@
-"""The parts of `im demo`: a throw-away stack, a story in two acts, and the claims that are checked on the way."""
+"""The parts of `im demo`: a story, the account that an oracle keeps of it, and the claims that are checked."""

@@ -1,56 +1,47 @@
-"""Least privilege in Redis: what each kind of program has to be allowed, and nothing else.
+"""Access rules of Redis: the rights that each kind of program needs, and no others.
 
-A function runs with the rights of who calls it. So the rules name the commands inside the functions too, each for the
-kinds of keys that the functions use it on; what they cannot do is let a program have a key only through a function. Who
-may send can add to a stream, and so can shorten it (XADD MAXLEN): a gateway is trusted with the chat, not with the
-server, nor with what the workers keep.
+A function runs with the rights of its caller. So the rules also allow the commands inside the functions, each for the
+kinds of keys that the functions use. They cannot restrict a key to functions: a gateway that may send can add to a
+stream, and so can shorten it (XADD MAXLEN). It is trusted with the chat, but not with the server or the workers' keys.
 
-Only the worker may load functions, and begin new data. It starts first, or `im up` or an administrator does.
+Only a worker may load functions and begin new data. So a worker, `im up` or an administrator starts first.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from imcore.streams.keys import RQ_FAILED, RQ_QUEUED, RQ_RUNNING
 
 PASSWORD = "#SHA256_OF_THE_PASSWORD"  # noqa: S105 (a placeholder; the server refuses it as it stands)
 
 _WIDEST_TAG = 5
-"""Partitions are numbered with so many digits at most."""
+"""The digits of a partition's number, at most."""
 
 _CONNECTING = ("+@connection", "-@dangerous", "+cluster|slots")
-"""What a driver says and asks first. By category: Redis 7.0 refuses rules that name CLIENT SETINFO, which is newer."""
+"""Commands of a new connection. By category: Redis 7.0 refuses rules that name CLIENT SETINFO, which is newer."""
 
-_ASKING = (
+_QUERIES = (
     *("fcall_ro", "time", "exists", "hget", "hkeys", "hmget", "lindex", "llen", "smembers", "sscan"),
     *("xrange", "xrevrange"),
     *("zcard", "zcount", "zmscore", "zrange", "zrangebyscore", "zscan", "zscore"),
 )
-"""What every question about the chat takes."""
+"""Queries about the chat."""
 
-_LOOKING_INTO_IT = (
-    "get",
-    "info",
-    "lrange",
-    "memory|usage",
-    "pttl",
-    "sismember",
-    "xinfo|consumers",
-    "xinfo|groups",
-    "xlen",
-    "xpending",
+_INSPECTIONS = (
+    *("get", "info", "lrange", "memory|usage", "pttl", "sismember"),
+    *("xinfo|consumers", "xinfo|groups", "xlen", "xpending"),
 )
-"""What `im stats`, `im dead` and `im check` take beside that."""
+"""Further commands of `im stats`, `im dead` and `im check`."""
 
-_CHATTING = ("spublish", "ssubscribe", "sunsubscribe")
-"""What messages, acks and live sessions take beside the questions, and changes nothing that is kept."""
+_PUBSUB = ("spublish", "ssubscribe", "sunsubscribe")
 
-_OF_USERS: Mapping[tuple[str, ...], tuple[str, ...]] = {
+_USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("meta", "idempotency_newer", "idempotency_older", "creating", "untold"): ("hset",),
     ("creating", "untold"): ("hdel",),
     ("stream",): ("xgroup|create", "xgroup|destroy", "xgroup|setid"),
     ("stream", "journal"): ("xadd",),
-    ("journal",): ("xdel",),  # an entry whose id cannot be packed: another one takes its place
+    ("journal",): ("xdel",),  # replaces an entry whose id cannot be packed
     ("acked", "joined", "left", "recalled", "sessions", "online"): ("zadd",),
     ("acked", "joined", "dirty", "sessions", "online"): ("zrem",),
     ("online_ms",): ("get", "set"),
@@ -60,28 +51,28 @@ _OF_USERS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("own_unacked",): ("rpush", "ltrim", "lrem", "unlink"),
     ("idempotency_older",): ("unlink",),
 }
-"""What the functions that users' calls go to may do, to which kinds of keys."""
+"""Commands of the functions for users' calls, by the kinds of keys on which they run."""
 
-_KEYS_OF_USERS = dict.fromkeys(kind for kinds in _OF_USERS for kind in kinds)
-"""The kinds of keys that these functions are given."""
+_USER_KEYS = dict.fromkeys(kind for kinds in _USER_COMMANDS for kind in kinds)
+"""The kinds of keys of these functions."""
 
-_CHANGING = (
+_CHANGES = (
     *("fcall", "hset", "rpush", "sadd", "spublish", "srem", "xadd", "xgroup|create", "xgroup|destroy", "xgroup|setid"),
     *("zadd", "zrem"),
 )
-_WORKING = (
+_MAINTENANCE = (
     *("function|load", "incr", "incrby", "hdel", "hincrby", "hsetnx", "scard"),
     *("hrandfield", "xack", "xclaim", "xdel", "xinfo|stream", "xreadgroup", "xsetid", "xtrim"),
     "bgrewriteaof",
 )
-"""What journals, digests, retention and the mending of lost data take beside all that."""
+"""Further commands for journals, digests, retention and repair."""
 
-_REPLACING: Mapping[tuple[str, ...], tuple[str, ...]] = {
+_REPLACEMENTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("own_unacked", "rebuilt", "shadow"): ("del", "unlink"),
     ("idempotency_older",): ("unlink",),
     ("version",): ("set",),
 }
-"""What makes an end of a whole key: a worker may do that to some kinds only."""
+"""Commands that delete or replace a whole key: a worker may run them on some kinds of keys only."""
 
 _LEASES = ("~im:lease:*", "+set", "+del", "+pexpire")
 
@@ -91,10 +82,10 @@ _OF_RQ = (
     *("+del", "+exists", "+expire", "+expireat", "+persist", "+pexpire", "+ttl", "+type", "+unlink"),
     *("+eval", "+evalsha", "+script|exists", "+script|load", "+info"),
 )
-"""Jobs. They are another program's keys, of all kinds: kept to these, it may use whatever is not dangerous."""
+"""The keys of rq: all commands that are not dangerous, on these keys only."""
 
-_HAVE_NAMES = {"journal", "groups", "online", "online_ms", "version", "rebuilt", "creating", "untold"}
-"""The kinds of which a partition has one key; the keys of others go on with a gid or uid."""
+_ONE_PER_PARTITION = {"journal", "groups", "online", "online_ms", "version", "rebuilt", "creating", "untold"}
+"""Kinds with one key per partition. All others have one per gid or uid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,30 +97,30 @@ class Role:
 
     @property
     def user(self) -> str:
-        """What its user is called, if the operator does not choose another name."""
+        """The default name of its user."""
         return f"im-{self.name}"
 
     def set_user(self) -> str:
-        """Return the command that makes the user, or sets it anew."""
+        """Return the command that creates or resets the user."""
         return " ".join(("ACL SETUSER", self.user, "reset on", PASSWORD, *self.rules))
 
     def file_line(self) -> str:
-        """Return the line that makes the user in the server's `aclfile`."""
+        """Return the line for the server's `aclfile`."""
         return " ".join(("user", self.user, "on", PASSWORD, *self.rules))
 
 
 def _allowed(*commands: Iterable[str]) -> Iterator[str]:
-    return (f"+{command}" for some in commands for command in some)
+    return (f"+{command}" for command in chain(*commands))
 
 
 def _keys_of(kinds: Iterable[str], right: str = "~") -> Iterator[str]:
-    # One ? a digit: a * would reach over the closing brace into a gid. The server tries short ones first.
-    names = [kind if kind in _HAVE_NAMES else f"{kind}:*" for kind in kinds]
+    # One ? per digit: a * would match across the closing brace into a gid. The server tries short patterns first.
+    names = [kind if kind in _ONE_PER_PARTITION else f"{kind}:*" for kind in kinds]
     return (f"{right}im:{{{'?' * width}}}:{name}" for width in range(1, _WIDEST_TAG + 1) for name in names)
 
 
 def _selector(*rules: Iterable[str]) -> str:
-    return f"({' '.join(rule for some in rules for rule in some)})"
+    return f"({' '.join(chain(*rules))})"
 
 
 def _selectors(rights: Mapping[tuple[str, ...], tuple[str, ...]]) -> Iterator[str]:
@@ -137,41 +128,41 @@ def _selectors(rights: Mapping[tuple[str, ...], tuple[str, ...]]) -> Iterator[st
 
 
 def _renaming(source: str, destination: str) -> str:
-    """Return the selector for RENAME, which reads and writes its source and only writes its destination: one way."""
+    """Return the selector for RENAME, which reads and writes its source, and only writes its destination."""
     return _selector(_keys_of([source], "%RW~"), _keys_of([destination], "%W~"), _allowed(("rename",)))
 
 
 READER = Role(
     "reader",
     (
-        *("%R~im:*", *_CONNECTING, *_allowed(_ASKING, _LOOKING_INTO_IT)),
+        *("%R~im:*", *_CONNECTING, *_allowed(_QUERIES, _INSPECTIONS)),
         _selector((f"%R~{key}" for key in (RQ_QUEUED, RQ_RUNNING, RQ_FAILED)), _allowed(("llen", "zcard"))),
     ),
 )
-"""Shows and counts: `im status`, `unread`, `group list`, `stats`, `dead list`, `check` without `--repair`, ..."""
+"""Queries: `im status`, `unread`, `group list`, `stats`, `dead list`, `check` without `--repair`, ..."""
 
 GATEWAY = Role(
     "gateway",
     (
-        *("%R~im:*", "&im:*", *_CONNECTING, *_allowed(_ASKING, _CHATTING)),
-        _selector(_keys_of(_KEYS_OF_USERS), _allowed(("fcall",))),
-        *_selectors(_OF_USERS),
+        *("%R~im:*", "&im:*", *_CONNECTING, *_allowed(_QUERIES, _PUBSUB)),
+        _selector(_keys_of(_USER_KEYS), _allowed(("fcall",))),
+        *_selectors(_USER_COMMANDS),
         _renaming("idempotency_newer", "idempotency_older"),
     ),
 )
-"""Talks for users: groups, messages, acks, receipts, live sessions, `im import`."""
+"""Calls for users: groups, messages, acks, receipts, live sessions, `im import`."""
 
 WORKER = Role(
     "worker",
     (
-        *("~im:*", "&im:*", *_CONNECTING, *_allowed(_ASKING, _LOOKING_INTO_IT, _CHANGING, _WORKING)),
+        *("~im:*", "&im:*", *_CONNECTING, *_allowed(_QUERIES, _INSPECTIONS, _CHANGES, _MAINTENANCE)),
         _selector(_LEASES),
-        *_selectors(_REPLACING),
+        *_selectors(_REPLACEMENTS),
         _renaming("shadow", "stream"),
         _renaming("idempotency_newer", "idempotency_older"),
         _selector(_OF_RQ),
     ),
 )
-"""All workers, and what an operator mends with: `im check --repair`, `rebuild`, `trim`, `dead requeue`."""
+"""All workers, and an operator's repairs: `im check --repair`, `rebuild`, `trim`, `dead requeue`."""
 
 ROLES = {role.name: role for role in (WORKER, GATEWAY, READER)}

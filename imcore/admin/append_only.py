@@ -1,13 +1,12 @@
 """Recalled texts in Redis' append-only files: they stay there until a file is rewritten.
 
-A text is in the file from the send on; and in the stream, from which each rewrite copies it, until `trim` drops its
-entry. So the worker `persist` notes every recalled message, and the note goes once a rewrite has succeeded that began
-after the message had left its stream.
+The send writes a text to the file, and each rewrite copies it from the stream, until `trim` drops its entry. So the
+worker `persist` notes every recalled message. The note is deleted after a rewrite that began after the trim.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,20 +14,20 @@ from redis.cluster import RedisCluster
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from imcore.errors import DatabaseNotReady, DatabaseUnavailable
-from imcore.repair.check_messages import chunks
 from imcore.streams import wire
 from imcore.streams.client import CHUNK, RedisClient
 from imcore.streams.keys import SEPARATOR, WITHDRAWN
 from imcore.streams.redis_errors import driver_errors
 from imcore.system import System
+from imcore.util.batches import batches
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Gets how many servers are done, and of how many."""
+"""Gets the number of servers that are done, and of all servers."""
 
 LONGEST_S = 30 * 60
-"""For how long rewrites are waited for: one may wait for a save, and that may never end. The next trim tries again."""
+"""The longest wait for rewrites: a rewrite may wait for a save that never ends. The next trim tries again."""
 
 _PAUSE_S = 0.1
 _UNDER_WAY = "already in progress"
@@ -36,18 +35,18 @@ _BY_HAND = "the append-only file at %s may still hold recalled texts: %s; let an
 
 
 def note_recalled(client: RedisClient, messages: Iterable[tuple[str, int]]) -> None:
-    """Note recalled messages: gid and packed msgid of each. Again: nothing."""
-    for some in chunks(messages, CHUNK):
-        pairs = (word for gid, msgid in some for word in (msgid, f"{gid}{SEPARATOR}{msgid}"))
+    """Note recalled messages, by gid and packed msgid. It may be repeated."""
+    for batch in batches(messages, CHUNK):
+        pairs = (word for gid, msgid in batch for word in (msgid, f"{gid}{SEPARATOR}{msgid}"))
         client.execute_once("ZADD", WITHDRAWN, *pairs)
 
 
 def forget_withdrawn(system: System, *, always: bool = False, on_progress: Progress | None = None) -> int:
-    """Take recalled texts out of SQLite's log, and out of the append-only files of Redis, if one may hold any.
+    """Remove recalled texts from SQLite's log, and from the append-only files of Redis; return the number of rewrites.
 
-    A file may hold those that no stream has any more: a trim comes first. With `always` each file is rewritten. Return
-    at how many servers that was done; it takes as long as they take, but LONGEST_S at most. What a server or a role
-    does not allow, what takes longer, and who is in the way, is logged as a warning. Raise RedisUnavailable.
+    Call it after a trim: only texts that no stream holds any more are removed. Files that hold none are rewritten only
+    with `always`. It waits for the rewrites, LONGEST_S at most. A refusal of a server, a longer rewrite, and a reader
+    of SQLite's log are logged as warnings. Raise RedisUnavailable.
     """
     with suppress(DatabaseUnavailable, DatabaseNotReady):
         if not system.database.empty_log(always=True):
@@ -56,121 +55,121 @@ def forget_withdrawn(system: System, *, always: bool = False, on_progress: Progr
                 "once they have ended",
                 system.database.address,
             )
-    gone = [note for note, is_gone in _notes(system) if is_gone]
-    if not gone and not always:
-        return 0
-    rewriting = _Rewriting(system.client)
-    rewriting.run(on_progress)
-    if not rewriting.has_failed:
-        for some in chunks(gone, CHUNK):
-            system.client.execute_once("ZREM", WITHDRAWN, *some)
-    return rewriting.done
+    trimmed = [note for note, is_trimmed in _notes(system) if is_trimmed]
+    return _rewrite_all(system.client, trimmed, on_progress) if trimmed or always else 0
 
 
 def count_kept(system: System) -> int:
-    """Return how many recalled texts are still in their streams, and so in each file that is written anew.
+    """Return the number of recalled texts in streams, from where each rewrite copies them.
 
-    An entry is never deleted from the middle of a stream: `trim` drops it with all that come before it.
+    No entry is deleted from the middle of a stream: `trim` drops it together with all earlier entries.
     """
-    return sum(not is_gone for _, is_gone in _notes(system))
+    return sum(not is_trimmed for _, is_trimmed in _notes(system))
 
 
 def _notes(system: System) -> Iterator[tuple[bytes, bool]]:
-    """Yield the notes of recalled messages, each with whether no stream has the message any more."""
+    """Yield the note of each recalled message, and whether the message was trimmed from its stream."""
     client = system.client
-    for some in chunks(client.query("ZRANGE", WITHDRAWN, 0, -1), CHUNK):
-        notes = [wire.text(note).rpartition(SEPARATOR) for note in some]
+    for batch in batches(client.query("ZRANGE", WITHDRAWN, 0, -1), CHUNK):
+        notes = [wire.text(note).rpartition(SEPARATOR) for note in batch]
         metas = [client.space.group(gid).meta for gid, _, _ in notes]
-        trimmed = client.query_many([("HGET", meta, "trimmed") for meta in metas])
-        there = client.query_many([("EXISTS", meta) for meta in metas])
-        for note, (_, _, msgid), bound, exists in zip(some, notes, trimmed, there, strict=True):
-            yield note, not exists or int(msgid) <= int(bound or 0)
+        bounds = client.query_many([("HGET", meta, "trimmed") for meta in metas])
+        exists = client.query_many([("EXISTS", meta) for meta in metas])
+        for note, (_, _, msgid), bound, group_exists in zip(batch, notes, bounds, exists, strict=True):
+            yield note, not group_exists or int(msgid) <= int(bound or 0)
 
 
-class _Rewriting:
-    """The rewrites of all primaries. They go on at the same time."""
+class _Rewrite:
+    """The rewrite of one server's append-only file. Call `step` until it returns True."""
 
-    def __init__(self, client: RedisClient) -> None:
-        self._redis_client = client
-        self._client: Any = client.driver
-        self._asked: set[int] = set()
-        self._waiting: set[int] = set()
-        """Servers whose rewrite has not begun yet."""
-        self.done = 0
+    def __init__(self, client: RedisClient, node: Mapping[str, Any]) -> None:
+        self._address = client.address
+        self._driver: Any = client.driver
+        self._node = node
+        self._has_begun = False
+        self._is_waiting = False
+        self.is_done = False
+        """Whether a rewrite that began here has succeeded."""
         self.has_failed = False
 
-    def run(self, on_progress: Progress | None) -> None:
-        """Begin a rewrite at each, and wait until all have ended, but not for ever."""
-        give_up = time.monotonic() + LONGEST_S
-        left = [(number, node) for number, node in enumerate(self._nodes())]
-        of = len(left)
-        while left:
-            left = [(number, node) for number, node in left if not self._is_over(number, node)]
-            if on_progress:
-                on_progress(of - len(left), of)
-            if time.monotonic() > give_up:
-                for number, node in left:
-                    self._fail(node, f"{self._why_not(number)} after {LONGEST_S // 60} minutes")
-                return
-            if left:
-                time.sleep(_PAUSE_S)
-
-    def _why_not(self, number: int) -> str:
-        if number in self._waiting:
-            return "its rewrite still waits for a save to end"
-        return "its rewrite has not ended"
-
-    def _nodes(self) -> Sequence[dict[str, Any]]:
-        """Return where a command is to run, as options of the driver."""
-        if isinstance(self._client, RedisCluster):
-            return [{"target_nodes": node} for node in self._client.get_primaries()]
-        return [{}]
-
-    def _is_over(self, number: int, node: dict[str, Any]) -> bool:
-        """Look after the rewrite of one server; return whether there is nothing more to do."""
+    def step(self) -> bool:
+        """Begin the rewrite, or look whether it has ended; return True once there is nothing more to do."""
         try:
-            return self._look_after(number, node)
+            return self._step()
         except NoPermissionError:
-            return self._fail(node, "this role may not have it rewritten (`im acl` prints the rights that are needed)")
+            return self._fail("this role may not have it rewritten (`im acl` prints the rights that are needed)")
         except ResponseError as error:
-            return self._fail(node, f"it cannot be rewritten ({error})")
+            return self._fail(f"it cannot be rewritten ({error})")
 
-    def _look_after(self, number: int, node: dict[str, Any]) -> bool:
-        info = self._call(node, "INFO", "persistence")
+    def give_up(self) -> None:
+        """Log that the rewrite has not ended in time."""
+        reason = "its rewrite still waits for a save to end" if self._is_waiting else "its rewrite has not ended"
+        self._fail(f"{reason} after {LONGEST_S // 60} minutes")
+
+    def _step(self) -> bool:
+        info = self._call("INFO", "persistence")
         if not info.get("aof_enabled"):
             return True
-        is_waiting = bool(info.get("aof_rewrite_scheduled"))
-        self._waiting = self._waiting | {number} if is_waiting else self._waiting - {number}
-        if info.get("aof_rewrite_in_progress") or is_waiting:
-            return False  # perhaps one that began before: then another one has to follow
-        if number not in self._asked:
-            self._begin(number, node)
+        self._is_waiting = bool(info.get("aof_rewrite_scheduled"))
+        if info.get("aof_rewrite_in_progress") or self._is_waiting:
+            return False  # if it began before this call, another one has to follow
+        if not self._has_begun:
+            self._begin()
             return False
         if info.get("aof_last_bgrewrite_status") != "ok":
-            return self._fail(node, "the rewrite failed (see the server's log)")
-        self.done += 1
+            return self._fail("the rewrite failed (see the server's log)")
+        self.is_done = True
         return True
 
-    def _begin(self, number: int, node: dict[str, Any]) -> None:
+    def _begin(self) -> None:
         try:
-            self._call(node, "BGREWRITEAOF")
+            self._call("BGREWRITEAOF")
         except ResponseError as error:
             if _UNDER_WAY not in str(error):
                 raise
         else:
-            self._asked.add(number)
+            self._has_begun = True
 
-    def _call(self, node: dict[str, Any], *command: str) -> Any:
+    def _call(self, *command: str) -> Any:
         try:
-            return self._client.execute_command(*command, **node)
+            return self._driver.execute_command(*command, **self._node)
         except ResponseError:
             raise
         except (RedisError, OSError):
-            with driver_errors(self._redis_client.address):
+            with driver_errors(self._address):
                 raise
 
-    def _fail(self, node: dict[str, Any], why: str) -> bool:
+    def _fail(self, reason: str) -> bool:
         self.has_failed = True
-        at = node.get("target_nodes")
-        log.warning(_BY_HAND, f"{at.host}:{at.port}" if at else self._redis_client.address, why)
+        node = self._node.get("target_nodes")
+        log.warning(_BY_HAND, f"{node.host}:{node.port}" if node else self._address, reason)
         return True
+
+
+def _rewrite_all(client: RedisClient, notes: Sequence[bytes], on_progress: Progress | None) -> int:
+    """Rewrite the file of each primary; then delete the notes, if no rewrite failed. Return the number of rewrites."""
+    driver: Any = client.driver
+    is_cluster = isinstance(driver, RedisCluster)
+    nodes = [{"target_nodes": node} for node in driver.get_primaries()] if is_cluster else [{}]
+    rewrites = [_Rewrite(client, node) for node in nodes]
+    _run(rewrites, on_progress)
+    if not any(rewrite.has_failed for rewrite in rewrites):
+        for batch in batches(notes, CHUNK):
+            client.execute_once("ZREM", WITHDRAWN, *batch)
+    return sum(rewrite.is_done for rewrite in rewrites)
+
+
+def _run(rewrites: Sequence[_Rewrite], on_progress: Progress | None) -> None:
+    """Run the rewrites of all servers at the same time, for LONGEST_S at most."""
+    give_up = time.monotonic() + LONGEST_S
+    left = list(rewrites)
+    while left:
+        left = [rewrite for rewrite in left if not rewrite.step()]
+        if on_progress:
+            on_progress(len(rewrites) - len(left), len(rewrites))
+        if time.monotonic() > give_up:
+            for rewrite in left:
+                rewrite.give_up()
+            return
+        if left:
+            time.sleep(_PAUSE_S)

@@ -1,6 +1,6 @@
-"""Dead letters: journal entries that a worker could not handle, however often it tried.
+"""Dead letters: journal entries that a worker failed to handle again and again.
 
-Each keeps the entry's own fields, so it can go back into the journal once the cause is mended.
+A dead letter keeps the entry's fields, so it can return to the journal once the cause is mended.
 """
 
 import re
@@ -18,18 +18,18 @@ from imcore.system import System
 PAGE = 500
 _ID = re.compile(r"([0-9]+):([0-9]+)-([0-9]+)", re.ASCII)
 _HIGHEST_HALF = 2**64 - 1
-"""Of an entry id: Redis takes no higher number."""
+"""The highest number in an entry id of Redis."""
 _OURS = "dead_"
 
 CHECK = "check"
-"""Who has put aside what stood in a group's stream and is no message: that is for no worker."""
+"""The `worker` of a dead letter from `im check`, which found an entry in a group's stream that is no message."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """An entry that a kind of worker has put aside, after it failed so often (`deliveries`), for this reason.
+    """An entry that a kind of worker has put aside after its last failure, which was delivery number `deliveries`.
 
-    `id` is unique over all partitions. `entry` is the id the entry had in the journal; `fields` is what it said.
+    `id` is unique over all partitions. `entry` and `fields` are the entry's id and fields in the journal.
     """
 
     id: str
@@ -52,27 +52,25 @@ def list_dead(system: System) -> Iterator[DeadLetter]:
 
 
 def show(system: System, dead_id: str) -> DeadLetter:
-    """Return one dead letter. Raise InvalidInput for what is no id of one, UnknownDeadLetter."""
+    """Return one dead letter. Raise InvalidInput for a malformed id, UnknownDeadLetter."""
     partition, entry_id = _split(system, dead_id)
-    found = system.client.call(
-        journal_calls.dead_letters(system.client.space, partition, entry_id, entry_id, 1)
-    ).entries
-    if not found:
-        raise _unknown(dead_id)
-    return _letter(partition, found[0])
+    call = journal_calls.dead_letters(system.client.space, partition, entry_id, entry_id, 1)
+    for raw in system.client.call(call).entries:
+        return _letter(partition, raw)
+    raise _unknown(dead_id)
 
 
 def requeue(system: System, dead_id: str) -> None:
-    """Put a dead letter back into the journal, in one step, for the kind of worker that failed.
+    """Move a dead letter back into the journal, atomically, for the kind of worker that failed; other kinds skip it.
 
-    When it happened, and before what, stays as it was; the other kinds pass over it. Raise InvalidInput, also for what
-    never was in the journal; UnknownDeadLetter; RedisRefuses.
+    It keeps its time and its order. Raise InvalidInput, also for a letter of `im check`; UnknownDeadLetter;
+    RedisRefuses.
     """
     system.client.require_writes()
     if show(system, dead_id).worker == CHECK:
         raise InvalidInput(f"dead letter {dead_id} is of no worker, but of im check: it can only be dropped")
     partition, entry_id = _split(system, dead_id)
-    # Not repeatable: after a lost answer, the second try would not find it any more.
+    # Not repeatable: after a lost answer, a repetition would not find it.
     answer = system.client.call(journal_calls.requeue(system.client.space, partition, entry_id), repeatable=False)
     if answer == journal_calls.NO_LETTER:
         raise _unknown(dead_id)
@@ -81,7 +79,7 @@ def requeue(system: System, dead_id: str) -> None:
 
 
 def drop(system: System, dead_id: str) -> None:
-    """Forget a dead letter: what it tells of is never handled. Raise InvalidInput, UnknownDeadLetter."""
+    """Delete a dead letter, which is never handled then. Raise InvalidInput, UnknownDeadLetter."""
     partition, entry_id = _split(system, dead_id)
     if not system.client.call(journal_calls.drop(system.client.space, partition, entry_id), repeatable=False):
         raise _unknown(dead_id)
@@ -113,12 +111,7 @@ def _letter(partition: int, raw: journal_calls.RawEntry) -> DeadLetter:
         worker=texts.get(f"{_OURS}worker", ""),
         reason=texts.get(f"{_OURS}reason", ""),
         entry=texts.get(f"{_OURS}entry", ""),
-        deliveries=_deliveries(texts.get(f"{_OURS}deliveries", "")),
+        deliveries=wire.number(texts.get(f"{_OURS}deliveries", "").encode()) or 0,  # 0 if written by hand
         time=msgids.time_of(entry_id),
         fields={name: value for name, value in texts.items() if not name.startswith(_OURS)},
     )
-
-
-def _deliveries(text: str) -> int:
-    """Return how often an entry was delivered; 0 for what somebody has written by hand."""
-    return wire.number(text.encode()) or 0

@@ -1,26 +1,26 @@
-"""Which processes have entries of the journals in hand, and which of these have long been silent. Only reads.
+"""Processes that hold pending entries of the journals, and are silent. Only reads.
 
-A worker takes over what a dead one has in hand as soon as that one's lease has ended. Where no worker does, or the
-server's clock was put back and the lease ends days from now, nobody would learn of it: here it is seen.
+A worker claims the pending entries of a dead process as soon as its lease has ended. This module finds entries that
+nobody claims: no worker runs, or the server's clock was put back and the lease ends days from now.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+from imcore.admin.lag import begun_journals, groups_of
 from imcore.settings import Settings
 from imcore.streams import keys
 from imcore.streams.client import RedisClient
 
 _IS_GONE = -2
-"""What PTTL answers for a key that is not there: a lease may end between the two questions."""
+"""The answer of PTTL for a missing key: a lease may end between the two commands."""
 
 
 @dataclass(frozen=True, slots=True)
 class SilentHolder:
-    """A process of a kind of worker that has so many entries in hand, and is heard of no more.
+    """A silent worker process with pending entries.
 
-    `silent_ms`: for how long; None if that cannot be known, since its lease ends later than any that it can have taken.
+    `silent_ms` is None if its lease ends later than any lease can: then nobody knows how long it has been silent.
     """
 
     worker: str
@@ -30,42 +30,35 @@ class SilentHolder:
 
 
 def silent_holders(client: RedisClient, settings: Settings) -> tuple[SilentHolder, ...]:
-    """Return who has entries in hand and has been silent for more than two leases (IM_LEASE_MS)."""
-    held = _held(client)
-    leases = {name: _lease_of(name) for name in held}
-    ends = dict(zip(held, _ends(client, leases.values()), strict=True))
-    found = []
-    for name, (entries, idle_ms) in sorted(held.items()):
-        lives, is_too_long = ends[name]
+    """Return the processes with pending entries that have been silent for more than two leases (IM_LEASE_MS)."""
+    pending = _pending(client)
+    leases = dict(zip(pending, _leases(client, map(_lease_of, pending)), strict=True))
+    holders = []
+    for name, (entries, idle_ms) in sorted(pending.items()):
+        lives, is_too_long = leases[name]
         if is_too_long or (not lives and idle_ms > 2 * settings.lease_ms):
             kind = name.rpartition("-")[0]
-            found.append(SilentHolder(kind, name, entries, None if is_too_long else idle_ms))
-    return tuple(found)
+            holders.append(SilentHolder(kind, name, entries, None if is_too_long else idle_ms))
+    return tuple(holders)
 
 
 def lives(client: RedisClient, kind: str, slots: Iterable[int]) -> bool:
-    """Return whether some process of a kind holds one of these leases, and may have renewed it."""
-    return any(alive for alive, _ in _ends(client, [keys.lease(kind, slot) for slot in slots]))
+    """Return whether a process of a kind holds one of these leases, and may have renewed it."""
+    return any(alive for alive, _ in _leases(client, [keys.lease(kind, slot) for slot in slots]))
 
 
-def _held(client: RedisClient) -> dict[str, tuple[int, int]]:
-    """Return how many entries each consumer has in hand, and how long ago it was heard of last, in ms."""
-    journals = client.space.journals()
-    there = client.query_many([("EXISTS", journal) for journal in journals])
-    held: dict[str, tuple[int, int]] = {}
-    for journal in (journal for journal, exists in zip(journals, there, strict=True) if exists):
-        for group in client.query("XINFO GROUPS", journal):
-            if group["pending"]:
-                _add_consumers(held, client.query("XINFO CONSUMERS", journal, group["name"].decode()))
-    return held
-
-
-def _add_consumers(held: dict[str, tuple[int, int]], consumers: Sequence[dict[str, Any]]) -> None:
-    for consumer in consumers:
-        name, entries, idle_ms = consumer["name"].decode(), consumer["pending"], consumer["idle"]
-        if entries:
-            before, idle_before = held.get(name, (0, idle_ms))
-            held[name] = before + entries, min(idle_ms, idle_before)
+def _pending(client: RedisClient) -> dict[str, tuple[int, int]]:
+    """Return by consumer the number of its pending entries, and the time since its last command in ms."""
+    pending: dict[str, tuple[int, int]] = {}
+    for journal in begun_journals(client):
+        for group in groups_of(client, journal):
+            consumers = client.query("XINFO CONSUMERS", journal, group["name"].decode()) if group["pending"] else ()
+            for consumer in consumers:
+                name, idle_ms = consumer["name"].decode(), consumer["idle"]
+                if consumer["pending"]:
+                    entries, shortest_ms = pending.get(name, (0, idle_ms))
+                    pending[name] = entries + consumer["pending"], min(idle_ms, shortest_ms)
+    return pending
 
 
 def _lease_of(consumer: str) -> str:
@@ -73,14 +66,13 @@ def _lease_of(consumer: str) -> str:
     return keys.lease(kind, int(slot) if slot.isdecimal() else 0)
 
 
-def _ends(client: RedisClient, leases: Iterable[str]) -> list[tuple[bool, bool]]:
-    """Return of each lease whether its holder may live, and whether it ends later than any that was taken just now."""
-    asked = [(command, lease) for lease in leases for command in ("GET", "PTTL")]
-    found = client.query_many(asked)
-    return [_end(value, left_ms) for value, left_ms in zip(found[::2], found[1::2], strict=True)]
+def _leases(client: RedisClient, leases: Iterable[str]) -> list[tuple[bool, bool]]:
+    """Return for each lease whether its holder may live, and whether it ends later than a new lease would."""
+    answers = client.query_many([(command, lease) for lease in leases for command in ("GET", "PTTL")])
+    return [_lease(value, left_ms) for value, left_ms in zip(answers[::2], answers[1::2], strict=True)]
 
 
-def _end(value: bytes | None, left_ms: int) -> tuple[bool, bool]:
+def _lease(value: bytes | None, left_ms: int) -> tuple[bool, bool]:
     length = (value or b"").rpartition(b" ")[2]
     if not length.isdigit() or left_ms == _IS_GONE:
         return False, False

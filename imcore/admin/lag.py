@@ -1,32 +1,31 @@
 """How far the workers are behind on the journals. Only reads.
 
-The server's own count (XINFO GROUPS, `lag`) is not relied on. It follows from how many entries a consumer group is said
-to have read, which a failover may leave wrong, for good: Redis 7.0 then tells of a backlog where nothing waits.
+The server's own figure (XINFO GROUPS, `lag`) is unreliable: it relies on the number of entries that a consumer group
+has read, which a failover may leave wrong for good. Then Redis 7.0 reports a backlog that does not exist.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from imcore.streams.client import RedisClient
-from imcore.streams.keys import Keyspace
 from imcore.system import System
 
 PAGE = 100
-"""How many entries are read at once to be counted: one may name a thousand users."""
+"""The entries that are read at once to count them. One entry may name a thousand users."""
 
 MOST_COUNTED = 1000
-"""How many entries of one journal are counted for one kind of worker. What is beyond need not be exact."""
+"""The entries of one journal that are counted for one kind of worker. Above it the backlog may be inexact."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
     """How far one kind of worker is behind, over all partitions.
 
-    `backlog` counts the journal entries that it has not done; `pending` are those of them that some process has in
-    hand. The backlog of a partition is exact up to MOST_COUNTED; beyond it is what the server says, if that can be, or
-    else all that the journal holds. `lag_ms` is the age of the oldest of them by the server's clock, which has named
-    them; 0 when nothing waits.
+    `backlog` counts the journal entries that are not done; `pending` counts those of them that a process has read. The
+    backlog of a partition is exact up to MOST_COUNTED. Above, it is the server's figure if that is possible, else the
+    length of the journal. `lag_ms` is the age of the oldest of them by the server's clock, which has named them; 0
+    without a backlog.
     """
 
     worker: str
@@ -35,56 +34,49 @@ class WorkerStats:
     lag_ms: int
 
 
-@dataclass(slots=True)
-class _Behind:
-    """One consumer group on one journal."""
-
-    worker: str
-    backlog: int
-    pending: int
-    age_ms: int
-
-
 def worker_stats(system: System) -> tuple[WorkerStats, ...]:
-    """Return how far each kind of worker is behind, of those that have begun."""
-    return tuple(_workers(system.client, system.client.space))
+    """Return the backlog of each kind of worker that has begun."""
+    client = system.client
+    lags = [_lag(client, journal, group) for journal in begun_journals(client) for group in groups_of(client, journal)]
+    return tuple(_sums(lags))
 
 
-def _workers(client: RedisClient, space: Keyspace) -> Iterator[WorkerStats]:
-    behind = [
-        _behind(client, journal, info) for journal in _journals(client, space) for info in _groups(client, journal)
-    ]
-    for worker in sorted({each.worker for each in behind}):
-        mine = [each for each in behind if each.worker == worker]
-        yield WorkerStats(
-            worker=worker,
-            backlog=sum(each.backlog for each in mine),
-            pending=sum(each.pending for each in mine),
-            lag_ms=max(each.age_ms for each in mine),
-        )
+def begun_journals(client: RedisClient) -> list[str]:
+    """Return the journals that exist."""
+    journals = client.space.journals()
+    exists = client.query_many([("EXISTS", journal) for journal in journals])
+    return [journal for journal, is_there in zip(journals, exists, strict=True) if is_there]
 
 
-def _journals(client: RedisClient, space: Keyspace) -> list[str]:
-    journals = space.journals()
-    there = client.query_many([("EXISTS", journal) for journal in journals])
-    return [journal for journal, exists in zip(journals, there, strict=True) if exists]
-
-
-def _groups(client: RedisClient, journal: str) -> list[dict[str, Any]]:
+def groups_of(client: RedisClient, journal: str) -> list[dict[str, Any]]:
+    """Return XINFO GROUPS of a journal."""
     groups: list[dict[str, Any]] = client.query("XINFO GROUPS", journal)
     return groups
 
 
-def _behind(client: RedisClient, journal: str, info: dict[str, Any]) -> _Behind:
-    worker, pending, read_up_to = info["name"].decode(), info["pending"], info["last-delivered-id"].decode()
-    unread, oldest = _unread(client, journal, read_up_to, info["lag"])
-    if pending and (lowest := client.query("XPENDING", journal, worker)["min"]):  # none, if all was done just now
+def _sums(lags: list[WorkerStats]) -> Iterator[WorkerStats]:
+    for worker in sorted({lag.worker for lag in lags}):
+        own = [lag for lag in lags if lag.worker == worker]
+        yield WorkerStats(
+            worker=worker,
+            backlog=sum(lag.backlog for lag in own),
+            pending=sum(lag.pending for lag in own),
+            lag_ms=max(lag.lag_ms for lag in own),
+        )
+
+
+def _lag(client: RedisClient, journal: str, group: dict[str, Any]) -> WorkerStats:
+    """Return the lag of one consumer group on one journal."""
+    worker, pending = group["name"].decode(), group["pending"]
+    unread, oldest = _unread(client, journal, group["last-delivered-id"].decode(), group["lag"])
+    if pending and (lowest := client.query("XPENDING", journal, worker)["min"]):  # None if all were done just now
         oldest.append(lowest)
-    return _Behind(worker, unread + pending, pending, _age_ms(client, journal, oldest))
+    age_ms = client.time_ms(journal) - min(int(entry_id.partition(b"-")[0]) for entry_id in oldest) if oldest else 0
+    return WorkerStats(worker, unread + pending, pending, max(0, age_ms))
 
 
 def _unread(client: RedisClient, journal: str, last: str, lag: int | None) -> tuple[int, list[bytes]]:
-    """Return how many entries come after one, and the first of them if there is one. `lag`: what the server says."""
+    """Return the number of entries after `last`, and the id of the first one, if any. `lag` is the server's figure."""
     count = 0
     first: list[bytes] = []
     while count < MOST_COUNTED:
@@ -94,11 +86,5 @@ def _unread(client: RedisClient, journal: str, last: str, lag: int | None) -> tu
         if len(page) < PAGE:
             return count, first
         last = page[-1][0].decode()
-    held = client.query("XLEN", journal)
-    return (lag if lag is not None and count <= lag <= held else held), first
-
-
-def _age_ms(client: RedisClient, journal: str, ids: Sequence[bytes]) -> int:
-    if not ids:
-        return 0
-    return max(0, client.time_ms(journal) - min(int(entry_id.partition(b"-")[0]) for entry_id in ids))
+    length = client.query("XLEN", journal)
+    return (lag if lag is not None and count <= lag <= length else length), first

@@ -1,15 +1,17 @@
-"""Retention: drops from Redis what SQL has and nobody needs there any more, and from SQL, if it is wished, the times.
+"""Retention: trims streams and journals in Redis, and deletes old read times in SQL.
 
-A message goes from its group's stream when it is beyond the newest `keep_messages` or older than `keep_ms`; but only if
-SQL has it, and all messages before it, and no entry of the journal tells of it that some worker has not
-done. An entry of the journal goes when every kind of worker has done it and all before it. When messages were read is
-forgotten after `keep_read_times_ms`; how many and who have read them follows from the offsets, and stays exact.
+A message leaves its stream if it is older than the newest `keep_messages`, or than `keep_ms`; but only if SQL has it
+and all earlier messages, and every worker has handled its journal entries. A journal entry is trimmed once every kind
+of worker has handled it and all earlier ones. Read times are deleted after `keep_read_times_ms`; the readers of a
+message and their number follow from the offsets, and stay exact.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 
 from imcore import msgid as msgids
 from imcore.admin.lag import worker_stats
@@ -27,25 +29,26 @@ from imcore.streams.client import CHUNK
 from imcore.streams.events import Sent
 from imcore.streams.keys import CONFIG
 from imcore.system import System
+from imcore.util.batches import batches
 
 PAGE = 500
 _MOVES_AT_ONCE = 5000
 _TRIM_AT_ONCE = 2000
 _TRIM_CHARACTERS = 1 << 20
-"""The server stands still while it drops entries: so many, or so much text, in a call."""
+"""The server answers nobody while it drops entries: one call drops at most this many, or this much text."""
 
 _SAME = MessageRow._fields.index("content")
-"""Two rows that agree up to there are one message: the rest may be changed by a recall."""
+"""Rows that agree in the fields before are the same message: a recall may change the later fields."""
 
 STORES = ("persist",)
 READS = ("persist", "receipts")
-"""The kinds of worker without which nothing is dropped: from streams, who stores them; from a journal, all who read it,
-whether they have begun or not. A kind of somebody else's counts once it has begun."""
+"""The kinds of worker that must have handled an entry: to trim a stream, and to trim a journal. They count even if they
+have never run. Any other kind that reads a journal counts once it has begun."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrimSummary:
-    """What was dropped: `entries` of the streams of so many `groups`, entries of the journals, rows of read times."""
+    """The numbers of trimmed groups, of their entries, of journal entries, and of deleted rows of read times."""
 
     groups: int = 0
     entries: int = 0
@@ -66,10 +69,10 @@ def trim(
 ) -> TrimSummary:
     """Trim all streams and journals, or the stream of one group; return what was dropped.
 
-    What is kept is as the settings say, unless given. `on_progress` gets the summary so far. Interrupted, or run twice
-    at the same time, it does no harm. Raise UnknownGroup for a gid that is none, DatabaseUnavailable.
+    The settings give the limits that are None. `on_progress` gets the summary so far. It may be interrupted, and run
+    twice at the same time. Raise UnknownGroup, DatabaseUnavailable.
     """
-    with suppress(DatabaseUnavailable):  # journals can be trimmed without
+    with suppress(DatabaseUnavailable):  # journals can be trimmed without it
         system.database.refuse_newer()
         system.client.new_partitions = system.database.partitions() or system.client.new_partitions
     settings = system.settings
@@ -77,21 +80,14 @@ def trim(
     check_limit(keep_ms, lowest=0)
     keep_messages = settings.keep_messages if keep_messages is None else keep_messages
     cutoff_ms = time.time_ns() // 1_000_000 - (settings.keep_ms if keep_ms is None else keep_ms)
-    # In this order: no entry that is not seen here tells of a message that is one of these groups' by now.
+    # In this order: the entries of all messages that these groups have by now are in the journals.
     groups = _groups(system, gid)
     needed = _needed(system)
-    summary = TrimSummary()
-    for i in range(0, len(groups), CHUNK):
-        limits = [_Limit(group, keep_messages, cutoff_ms, needed.get(group.gid)) for group in groups[i : i + CHUNK]]
-        for limit in _worth_a_look(system, limits):
-            dropped = _trim_stream(system, limit)
-            summary = replace(summary, groups=summary.groups + bool(dropped), entries=summary.entries + dropped)
-        system.client.call_many([message_calls.rotate_idempotency(system.client.space, limit.gid) for limit in limits])
-        if on_progress:
-            on_progress(summary)
+    limits = (_Limit(group, keep_messages, cutoff_ms, needed.get(group.gid)) for group in groups)
+    summary = _trim_streams(system, limits, on_progress)
     if gid:
         return summary
-    return replace(summary, journal_entries=_trim_journals(system), read_times=_forget_read_times(system))
+    return replace(summary, journal_entries=_trim_journals(system), read_times=_delete_read_times(system))
 
 
 def _groups(system: System, gid: str | None) -> list[Group]:
@@ -101,7 +97,7 @@ def _groups(system: System, gid: str | None) -> list[Group]:
 
 
 def held_up(system: System) -> str | None:
-    """Return why the journals keep what they have, if that is for want of a kind of worker: which one, in words."""
+    """Return the kinds of worker that keep journal entries from being trimmed, in words; None if there are none."""
     kept = sum(system.client.query_many([("XLEN", journal) for journal in system.client.space.journals()]))
     backlogs = {worker.worker: worker.backlog for worker in worker_stats(system)}
     reasons = [f"the worker {kind} has never run" for kind in READS if kind not in backlogs]
@@ -114,7 +110,7 @@ def _entries(count: int) -> str:
 
 
 class _Limit:
-    """Up to where the messages of a group may go."""
+    """Which messages of a group may be dropped."""
 
     def __init__(self, group: Group, keep_messages: int, cutoff_ms: int, needed: int | None) -> None:
         self.gid = group.gid
@@ -123,28 +119,40 @@ class _Limit:
         last = msgids.pack(group.last_msgid) if group.last_msgid else 0
         self._last = last if needed is None else min(last, needed - 1)
 
-    def lets_go(self, row: MessageRow) -> bool:
-        """Return whether this message may go, if SQL has it."""
+    def may_drop(self, row: MessageRow) -> bool:
+        """Return whether this message may be dropped, if SQL has it."""
         is_old = row.seq <= self._seq or msgids.time_ms(row.msgid) <= self._cutoff_ms
         return is_old and row.msgid <= self._last
 
 
-def _worth_a_look(system: System, limits: Sequence[_Limit]) -> list[_Limit]:
-    """Return those of the groups whose first message in Redis may go: few, as a rule."""
+def _trim_streams(system: System, limits: Iterable[_Limit], on_progress: Progress | None) -> TrimSummary:
+    client = system.client
+    summary = TrimSummary()
+    for batch in batches(limits, CHUNK):
+        for limit in _trimmable(system, batch):
+            dropped = _trim_stream(system, limit)
+            summary = replace(summary, groups=summary.groups + bool(dropped), entries=summary.entries + dropped)
+        client.call_many([message_calls.rotate_idempotency(client.space, limit.gid) for limit in batch])
+        if on_progress:
+            on_progress(summary)
+    return summary
+
+
+def _trimmable(system: System, limits: Sequence[_Limit]) -> list[_Limit]:
+    """Return the limits of the groups whose first message in Redis may be dropped."""
     space = system.client.space
     firsts = system.client.call_many([message_calls.entries(space, limit.gid, "-", "+", 1) for limit in limits])
     return [
         limit
         for limit, page in zip(limits, firsts, strict=True)
-        if any(limit.lets_go(row) for row in _rows(limit.gid, page.entries))
+        if any(limit.may_drop(row) for row in _rows(limit.gid, page.entries))
     ]
 
 
 def _trim_stream(system: System, limit: _Limit) -> int:
-    """Trim a stream, some messages in a call."""
     bound = dropped = waiting = characters = 0
     for row in _stored(system, limit.gid):
-        if not limit.lets_go(row):
+        if not limit.may_drop(row):
             break
         bound, waiting, characters = row.msgid, waiting + 1, characters + len(row.content)
         if waiting == _TRIM_AT_ONCE or characters >= _TRIM_CHARACTERS:
@@ -157,11 +165,11 @@ def _trim_up_to(system: System, gid: str, bound: int) -> int:
     try:
         return system.client.call(message_calls.trim(system.client.space, gid, bound))
     except Trimmed:
-        return 0  # somebody else was faster
+        return 0  # by another process
 
 
 def _stored(system: System, gid: str) -> Iterator[MessageRow]:
-    """Yield the messages of a stream, oldest first, up to the first one that SQL does not have."""
+    """Yield the messages of a stream, oldest first, and stop before the first one that SQL does not have."""
     after = 0
     while True:
         entries, more = system.client.call(
@@ -172,17 +180,17 @@ def _stored(system: System, gid: str) -> Iterator[MessageRow]:
             return
         first, last = in_redis[0].msgid, in_redis[-1].msgid
         in_sql = system.database.messages_after(gid, first - 1, until=last, limit=len(in_redis))
-        for here, there in zip(in_redis, in_sql, strict=False):
-            if here[:_SAME] != there[:_SAME]:
+        for redis_row, sql_row in zip(in_redis, in_sql, strict=False):
+            if redis_row[:_SAME] != sql_row[:_SAME]:
                 return
-            yield here
+            yield redis_row
         if not more or not len(in_sql) == len(in_redis) == len(entries):
             return
         after = last
 
 
 def _rows(gid: str, entries: Sequence[wire.Entry]) -> Iterator[MessageRow]:
-    """Yield the messages of entries, up to the first one that cannot be read."""
+    """Yield the messages of entries, and stop before the first one that cannot be read."""
     for entry_id, values in entries:
         try:
             yield wire.message_row(gid, msgids.pack_id(entry_id), values)
@@ -191,11 +199,10 @@ def _rows(gid: str, entries: Sequence[wire.Entry]) -> Iterator[MessageRow]:
 
 
 def _needed(system: System) -> dict[str, int]:
-    """Return the first message of each group that an entry, not done by some worker, tells of."""
+    """Return by gid the first message with a journal entry that some worker has not handled."""
     needed: dict[str, int] = {}
-    for partition in range(system.client.space.partitions):
-        for event in _undone(system, partition):
-            needed[event.gid] = min(event.first, needed.get(event.gid, event.first))
+    for event in chain.from_iterable(_undone(system, p) for p in range(system.client.space.partitions)):
+        needed[event.gid] = min(event.first, needed.get(event.gid, event.first))
     return needed
 
 
@@ -203,37 +210,34 @@ def _undone(system: System, partition: int) -> Iterator[Sent]:
     client, space = system.client, system.client.space
     start = client.call(journal_calls.undone(space, partition, STORES, only=False)) or "-"
     while True:
-        found, more = client.call(journal_calls.entries(space, partition, start, PAGE))
-        for entry_id, fields in found:
+        entries, more = client.call(journal_calls.entries(space, partition, start, PAGE))
+        for entry_id, fields in entries:
             event = events.read(partition, entry_id, fields).event
             if isinstance(event, Sent):
                 yield event
         if not more:
             return
-        start = f"({found[-1][0].decode()}"
+        start = f"({entries[-1][0].decode()}"
 
 
-def _forget_read_times(system: System) -> int:
-    """Delete old moves of offsets, some at a time: writers go on in between.
+def _delete_read_times(system: System) -> int:
+    """Delete old offset moves, in batches that leave room for writers; return the number of rows.
 
-    They are gone for good: of two clocks that which stands behind counts.
+    Their age is that by the slower clock, of this machine or the server: deleted rows never come back.
     """
     keep_ms = system.settings.keep_read_times_ms
     if not keep_ms:
         return 0
     before = msgids.first_at(min(time.time_ns() // 1_000_000, system.client.time_ms(CONFIG)) - keep_ms)
-    total = 0
-    while some := queries.forget_moves(system.database, before, _MOVES_AT_ONCE):
-        total += some
-    return total
+    return _repeat(lambda: queries.forget_moves(system.database, before, _MOVES_AT_ONCE))
 
 
 def _trim_journals(system: System) -> int:
-    return sum(_trim_journal(system, partition) for partition in range(system.client.space.partitions))
+    client = system.client
+    calls = [journal_calls.trim_journal(client.space, partition, READS) for partition in range(client.space.partitions)]
+    return sum(_repeat(partial(client.call, call)) for call in calls)
 
 
-def _trim_journal(system: System, partition: int) -> int:
-    total = 0
-    while dropped := system.client.call(journal_calls.trim_journal(system.client.space, partition, READS)):
-        total += dropped
-    return total
+def _repeat(drop: Callable[[], int]) -> int:
+    """Call `drop` until it drops nothing; return the sum."""
+    return sum(iter(drop, 0))

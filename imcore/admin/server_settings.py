@@ -1,4 +1,4 @@
-"""Which settings of a Redis server break what README promises, what comes of each, and what to do. Only reads."""
+"""Settings of a Redis server that break a promise of README, with their effects and remedies. Only reads."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -14,18 +14,18 @@ from imcore.streams.server_info import OLDEST, ServerInfo, servers_of, user_of
 
 _TIMEOUT_S = 2.0
 _COUNTED_BYTES = 1_048_576
-"""What the embedded server sets min-string-size-avoid-copy-reply to."""
+"""The embedded server's value of min-string-size-avoid-copy-reply."""
 
 _SET = "set noeviction"
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """A server, or a primary of a cluster. None: it is not known, for the most part since this user may not ask for it.
+    """A server, or a primary of a cluster. None means unknown, mostly because this user may not ask.
 
-    It `holds` the chat, or the jobs where IM_JOBS_REDIS_URL names another server. `server` is its address, of a node of
-    a cluster host and port. `maxmemory` is in bytes, 0 for no limit. `warnings` name the settings that break a promise,
-    with what comes of each and what to do.
+    It `holds` the chat, or the jobs if IM_JOBS_REDIS_URL names another server. `server` is its address; that of a
+    cluster's node is host and port. `maxmemory` is in bytes, 0 for no limit. `warnings` has a text for each setting
+    that breaks a promise, with its effect and remedy.
     """
 
     holds: Literal["chat", "jobs"]
@@ -41,48 +41,48 @@ class ServerSettings:
 
     @property
     def drops_anything(self) -> bool:
-        """Whether it drops any key when its memory is full."""
+        """Whether any key may be evicted when the memory is full."""
         return bool(self.maxmemory) and (self.maxmemory_policy or "").startswith("allkeys")
 
 
 def chat_servers(client: RedisClient) -> list[ServerSettings]:
-    """Look at the server of a link, or at each primary of its cluster. Raise RedisUnavailable."""
+    """Return the settings of the client's server, or of each primary of its cluster. Raise RedisUnavailable."""
     with driver_errors(client.address):
-        found = list(servers_of(client.driver, asks_config=_may_ask(client.driver)))
-    return [_settings_of("chat", info.node or client.address, info, _of_chat(info)) for info in found]
+        infos = list(servers_of(client.driver, asks_config=_may_ask(client.driver)))
+    return [_settings_of("chat", info.node or client.address, info, _chat_warnings(info)) for info in infos]
 
 
 def jobs_servers(settings: Settings) -> list[ServerSettings]:
-    """Look at the server of the jobs. Raise ConfigurationError for a URL that is none, RedisUnavailable."""
+    """Return the settings of the jobs' server. Raise ConfigurationError for a bad URL, RedisUnavailable."""
     url = settings.jobs_redis_url
     client = open_client(url, timeout_s=_TIMEOUT_S, block_ms=settings.block_ms)
     with closing(client), driver_errors(url, variable=settings.jobs_variable):
-        found = list(servers_of(client, asks_config=_may_ask(client)))
-    return [_settings_of("jobs", address(url), info, _of_jobs(info)) for info in found]
+        infos = list(servers_of(client, asks_config=_may_ask(client)))
+    return [_settings_of("jobs", address(url), info, _jobs_warnings(info)) for info in infos]
 
 
 def all_servers(client: RedisClient, settings: Settings, tell: Callable[[str], object]) -> tuple[ServerSettings, ...]:
-    """Look at the servers of the chat, and at that of the jobs where it is another one.
+    """Return the settings of the chat's servers, and of the jobs' server if it is another one.
 
-    Nothing depends on what is found: why a server cannot be looked at is told, never raised.
+    An error of a server goes to `tell` and is not raised: the settings are for information only.
     """
-    found = _looked_at(lambda: chat_servers(client), tell)
+    servers = _reported(lambda: chat_servers(client), tell)
     if settings.jobs_redis_url != settings.redis_url:
-        known = {server.run_id for server in found if server.run_id}
-        found += [server for server in _looked_at(lambda: jobs_servers(settings), tell) if server.run_id not in known]
-    return tuple(found)
+        known = {server.run_id for server in servers if server.run_id}
+        servers += [server for server in _reported(lambda: jobs_servers(settings), tell) if server.run_id not in known]
+    return tuple(servers)
 
 
-def _looked_at(look: Callable[[], list[ServerSettings]], tell: Callable[[str], object]) -> list[ServerSettings]:
+def _reported(query: Callable[[], list[ServerSettings]], tell: Callable[[str], object]) -> list[ServerSettings]:
     try:
-        return look()
+        return query()
     except ImError as error:
         tell(f"the settings of a server are not known: {error}")
         return []
 
 
 def warning_of(servers: Iterable[ServerSettings]) -> str | None:
-    """Return all that is to be said of servers, in one line; None where nothing is."""
+    """Return the warnings of all servers in one line; None if there are none."""
     by_text: dict[str, list[str]] = {}
     for server in servers:
         for text in server.warnings:
@@ -94,10 +94,7 @@ def warning_of(servers: Iterable[ServerSettings]) -> str | None:
 
 
 def refuse_eviction(servers: Sequence[ServerSettings], settings: Settings) -> None:
-    """Raise ConfigurationError for a server of the chat that drops anything when its memory is full.
-
-    The setting IM_ALLOW_EVICTION takes the loss.
-    """
+    """Raise ConfigurationError if a server of the chat may evict any key, unless IM_ALLOW_EVICTION accepts the loss."""
     for server in servers:
         if server.holds == "chat" and server.drops_anything and not settings.allow_eviction:
             raise ConfigurationError(
@@ -108,7 +105,7 @@ def refuse_eviction(servers: Sequence[ServerSettings], settings: Settings) -> No
 
 
 def _may_ask(client: Client) -> bool:
-    """Return whether a client may have the right to CONFIG GET: the roles of `im acl` are known to have none."""
+    """Return whether a client may have the right to CONFIG GET, which the roles of `im acl` lack."""
     return user_of(client) not in {role.user for role in ROLES.values()}
 
 
@@ -129,10 +126,10 @@ def _settings_of(
     )
 
 
-def _of_chat(info: ServerInfo) -> Iterator[str]:
-    yield from _of_memory(info)
-    yield from _of_disk(info)
-    yield from _of_role(info)
+def _chat_warnings(info: ServerInfo) -> Iterator[str]:
+    yield from _memory_warnings(info)
+    yield from _disk_warnings(info)
+    yield from _role_warnings(info)
     if info.is_too_old:
         oldest = " or ".join(f"{name} {major}.{minor}" for name, (major, minor) in OLDEST.items())
         yield f"{info.server} {info.version} is too old: nothing works; use {oldest}, or newer"
@@ -143,18 +140,18 @@ def _of_chat(info: ServerInfo) -> Iterator[str]:
         )
 
 
-def _of_jobs(info: ServerInfo) -> Iterator[str]:
+def _jobs_warnings(info: ServerInfo) -> Iterator[str]:
     if info.maxmemory and info.maxmemory_policy not in {None, "noeviction"}:
         yield (
             f"maxmemory-policy is {info.maxmemory_policy}: jobs that wait may be dropped when its memory is full, and "
             f"a trim comes late; {_SET}"
         )
-    yield from _of_role(info)
+    yield from _role_warnings(info)
 
 
-def _of_memory(info: ServerInfo) -> Iterator[str]:
+def _memory_warnings(info: ServerInfo) -> Iterator[str]:
     policy = info.maxmemory_policy or ""
-    if not info.maxmemory:  # then nothing is dropped, whatever the policy says
+    if not info.maxmemory:  # without a limit nothing is evicted
         return
     if policy.startswith("allkeys"):
         yield f"maxmemory-policy is {policy}: groups, messages and offsets are dropped when its memory is full; {_SET}"
@@ -165,7 +162,7 @@ def _of_memory(info: ServerInfo) -> Iterator[str]:
         )
 
 
-def _of_disk(info: ServerInfo) -> Iterator[str]:
+def _disk_warnings(info: ServerInfo) -> Iterator[str]:
     if info.appendonly is False:
         rest = "all that" if info.saves_snapshots is False else "what came since its last snapshot and"
         yield f"appendonly is no: when it ends or is killed, it loses {rest} no worker had stored; set appendonly yes"
@@ -182,7 +179,7 @@ def _of_disk(info: ServerInfo) -> Iterator[str]:
         )
 
 
-def _of_role(info: ServerInfo) -> Iterator[str]:
+def _role_warnings(info: ServerInfo) -> Iterator[str]:
     if info.is_replica and info.replica_takes_writes:
         yield "replica-read-only is no: what this replica is told is gone once it follows its primary again; set yes"
     elif info.is_replica:

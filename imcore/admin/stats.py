@@ -1,4 +1,4 @@
-"""What an operator asks first: how much there is, who is online, how far the workers are behind. Only reads."""
+"""Figures for an operator: sizes, online users, the backlog of the workers. Only reads."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -19,17 +19,19 @@ from imcore.streams.redis_errors import driver_errors
 from imcore.system import System
 
 LATELY_S = 10
-"""Over how many seconds what happens a second is averaged."""
+"""Rates are averages over this time."""
 
 _WEIGHED = 100
+"""The number of streams whose memory is measured."""
+
 _MOST_MEMBERS = 2000
-"""So many streams are weighed, of groups with so few members: it takes the server 0.1 us for each of them."""
+"""Only streams of groups with fewer members are measured: it takes the server 0.1 us per member."""
 _JOBS_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class StreamStats:
-    """All streams of a kind. `bytes` are about what they take of Redis's memory, None where it does not say."""
+    """All streams of a kind. `bytes` is their approximate memory in Redis, None if that is unknown."""
 
     kind: str
     streams: int
@@ -39,7 +41,7 @@ class StreamStats:
 
 @dataclass(frozen=True, slots=True)
 class JobStats:
-    """The queue of the worker `jobs`: how many wait, are under way, have failed."""
+    """The numbers of jobs of the worker `jobs`."""
 
     queued: int
     running: int
@@ -48,10 +50,10 @@ class JobStats:
 
 @dataclass(frozen=True, slots=True)
 class StormStats:
-    """How acks became receipts, since the data is in this Redis, as far as the worker `receipts` has come.
+    """Acks, receipts and digests since the data is in this Redis, as far as the worker `receipts` has handled them.
 
-    So many `acks` (moves of an offset) stood for so many `receipts` (one recipient, one message), of which senders were
-    told in so many `digests`; and the rates of late, over LATELY_S.
+    An ack moves an offset; it makes receipts (one recipient, one message each); a digest reports receipts to a sender.
+    The rates are those of the last LATELY_S.
     """
 
     acks: int
@@ -64,9 +66,9 @@ class StormStats:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The whole system at about one moment. `journal` counts the entries that are kept, done or not.
+    """The whole system at about one moment. `journal` counts all entries in the journals, done or not.
 
-    `jobs` is None where their Redis does not answer, or refuses us. `unseen` says why a server is missing in `servers`.
+    `jobs` is None if their Redis does not answer, or refuses. `unseen` says why a server is missing in `servers`.
     """
 
     groups: int
@@ -80,15 +82,15 @@ class Stats:
     streams: tuple[StreamStats, ...]
     storm: StormStats
     silent: tuple[SilentHolder, ...]
-    """Processes that have entries in hand and are heard of no more."""
+    """Silent processes with pending entries."""
     rebuild: str | None
-    """`under way` or `broken off`, if one has begun and not ended: what has to wait for it is not stored."""
+    """`under way` or `broken off` for a rebuild that has not ended: until then some entries are not stored."""
     servers: tuple[ServerSettings, ...]
     unseen: tuple[str, ...]
 
 
 def stats(system: System) -> Stats:
-    """Count everything. Takes longer with the number of groups, not with that of messages."""
+    """Return all figures. The time it takes grows with the number of groups, not with that of messages."""
     client, space = system.client, system.client.space
     groups = list(stream_from_redis(client, all_groups()))
     partitions = range(space.partitions)
@@ -121,7 +123,7 @@ def _rebuild(client: RedisClient) -> str | None:
 
 
 def online_uids(system: System) -> Iterator[str]:
-    """Yield who has a live session."""
+    """Yield the users with a live session."""
     client, space = system.client, system.client.space
     for partition in range(space.partitions):
         offset = 0
@@ -131,34 +133,39 @@ def online_uids(system: System) -> Iterator[str]:
 
 
 def _group_streams(client: RedisClient, groups: Sequence[Group]) -> StreamStats:
-    """Weigh some streams, and take the others for the same by entry."""
+    """Measure the memory of the longest streams, and assume the same memory per entry for all others."""
     names = [client.space.group(group.gid).stream for group in groups]
-    lengths = client.query_many([("XLEN", name) for name in names])
-    small = [i for i, group in enumerate(groups) if group.members <= _MOST_MEMBERS and lengths[i]]
-    chosen = sorted(small, key=lambda i: -lengths[i])[:_WEIGHED]
-    weight, weighed = _weigh(client, [names[i] for i in chosen]), sum(lengths[i] for i in chosen)
-    entries = sum(lengths)
-    known = weight is not None and (weighed or not entries)
-    return StreamStats(
-        "groups", len(groups), entries, round((weight or 0) * entries / (weighed or 1)) if known else None
-    )
+    lengths: list[int] = client.query_many([("XLEN", name) for name in names])
+    streams = zip(lengths, names, groups, strict=True)
+    small = [(length, name) for length, name, group in streams if length and group.members <= _MOST_MEMBERS]
+    longest = sorted(small, reverse=True)[:_WEIGHED]
+    memory = _memory(client, [name for _, name in longest])
+    measured, entries = sum(length for length, _ in longest), sum(lengths)
+    return StreamStats("groups", len(groups), entries, _extrapolated(memory, measured, entries))
+
+
+def _extrapolated(memory: int | None, measured: int, entries: int) -> int | None:
+    """Return the memory of all entries, from the memory of the measured ones."""
+    if memory is None or not measured:
+        return memory if not entries else None
+    return round(memory * entries / measured)
 
 
 def _journals(client: RedisClient, lengths: Sequence[int]) -> StreamStats:
     names = [name for name, length in zip(client.space.journals(), lengths, strict=True) if length]
-    return StreamStats("journals", len(lengths), sum(lengths), _weigh(client, names))
+    return StreamStats("journals", len(lengths), sum(lengths), _memory(client, names))
 
 
-def _weigh(client: RedisClient, names: Sequence[str]) -> int | None:
-    """Return about how much memory keys take; None where a server or a role does not know how."""
+def _memory(client: RedisClient, names: Sequence[str]) -> int | None:
+    """Return the approximate memory of keys in bytes; None if the server or the role does not allow the question."""
     try:
-        return sum(found or 0 for found in client.query_many([("MEMORY", "USAGE", name) for name in names]))
+        return sum(usage or 0 for usage in client.query_many([("MEMORY", "USAGE", name) for name in names]))
     except ConfigurationError:
         return None
 
 
 def _jobs(settings: Settings) -> JobStats | None:
-    """Ask rq's keys, not rq: its own way of counting tidies up, which is to write."""
+    """Count rq's keys. rq's own functions would delete old jobs, and so write."""
     url = settings.jobs_redis_url
     if urls.is_cluster(url):
         return None  # rq does not run there

@@ -1,11 +1,10 @@
-"""A client's own SQLite database: what was received and sent, how far each group is known, and what waits to be sent.
+"""A device's own SQLite database: messages and tallies, how far each group is known, and an outbox.
 
 Each message is kept once, by (gid, msgid). A commit is on the disk (synchronous=FULL) before a session acks what it
 received, so an ack never covers a message that a power cut takes back.
 """
 
 import hashlib
-import logging
 import os
 import sqlite3
 import time
@@ -20,21 +19,26 @@ from imcore import msgid as msgids
 from imcore.device.local_file import LocalFile, Schema, check_room
 from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.model.direct import is_direct, peer_of
-from imcore.model.limits import check_handed_over, check_mapping, check_msgid, check_name, check_place, check_time
+from imcore.model.limits import (
+    check_handed_over,
+    check_mapping,
+    check_msgid,
+    check_name,
+    check_resume_point,
+    check_time,
+)
 from imcore.model.values import LogLine, Message, Receipt, Tally
-from imcore.util.rate_limit import RateLimitedWarnings
-
-log = logging.getLogger(__name__)
+from imcore.util.backoff import ThrottledLog
 
 PAGE = 500
-"""How many messages are taken in one step."""
+"""How many messages, or tallies of own ones, one step reads at most."""
 
 _ROOM_BYTES = 1 << 16
-"""For the pages besides the text that a new message changes."""
+"""For the pages that a new message changes besides its text."""
 
-# Every message of the owner has a row in `tallies`: `unread` is NULL until anybody has asked, and 0 at the end.
+# Every message of the owner has a row in `tallies`: `unread` is NULL until this device has asked, and 0 at the end.
 SCHEMA = Schema(
-    3,
+    4,
     """
 CREATE TABLE owner (uid TEXT NOT NULL, dataset TEXT, begun INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE messages (
@@ -46,8 +50,8 @@ CREATE INDEX tombstones ON messages (gid, recalls) WHERE recalls IS NOT NULL;
 CREATE TABLE tallies (
     gid TEXT NOT NULL, msgid INTEGER NOT NULL, read INTEGER NOT NULL, unread INTEGER, PRIMARY KEY (gid, msgid)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX unsettled ON tallies (msgid, gid) WHERE unread IS NOT 0;
-CREATE TABLE places (gid TEXT PRIMARY KEY, msgid INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX perhaps_unread ON tallies (msgid, gid) WHERE unread IS NOT 0;
+CREATE TABLE resume_points (gid TEXT PRIMARY KEY, msgid INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE peers (gid TEXT PRIMARY KEY, uid TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, gid TEXT NOT NULL, to_uid TEXT, content TEXT NOT NULL,
@@ -56,32 +60,30 @@ CREATE TABLE outbox (
 """,
 )
 
-# What a user has sent may be kept after the tombstone has come.
+# An own message may be kept after its tombstone has come.
 _INSERT = """
 INSERT INTO messages VALUES (?1, ?2, ?3, ?4,
     CASE WHEN EXISTS (SELECT 1 FROM messages WHERE gid = ?1 AND recalls = ?2) THEN '' ELSE ?5 END, ?6, ?7, ?8)
 ON CONFLICT DO NOTHING
 """
-_TELL = """
+_SET_TALLY = """
 INSERT INTO tallies VALUES (?, ?, ?, ?) ON CONFLICT (gid, msgid)
 DO UPDATE SET read = excluded.read, unread = excluded.unread WHERE excluded.read >= read
 """
 _ADVANCE = """
-INSERT INTO places VALUES (?, ?) ON CONFLICT (gid) DO UPDATE SET msgid = excluded.msgid WHERE excluded.msgid > msgid
+INSERT INTO resume_points VALUES (?, ?)
+ON CONFLICT (gid) DO UPDATE SET msgid = excluded.msgid WHERE excluded.msgid > msgid
 """
-# Each order is that of an index: nothing is sorted, and the first lines are there at once.
-_LOG = """
+# Each order is that of an index: SQLite sorts nothing, and the first lines come at once.
+_LINES = """
 SELECT m.gid, m.msgid, m.sender_uid, m.content, m.client_msgid, t.read, t.unread
-FROM messages m LEFT JOIN tallies t USING (gid, msgid) WHERE m.recalls IS NULL ORDER BY m.msgid, m.gid
+FROM messages m LEFT JOIN tallies t USING (gid, msgid) WHERE m.recalls IS NULL
 """
-_LOG_OF_GROUP = """
-SELECT m.gid, m.msgid, m.sender_uid, m.content, m.client_msgid, t.read, t.unread
-FROM messages m LEFT JOIN tallies t USING (gid, msgid) WHERE m.recalls IS NULL AND m.gid = :gid ORDER BY m.msgid
-"""
+_LOG, _LOG_OF_GROUP = f"{_LINES} ORDER BY m.msgid, m.gid", f"{_LINES} AND m.gid = :gid ORDER BY m.msgid"
 _OUTBOX = """
 SELECT gid, content, client_msgid, written_ms, refused FROM outbox WHERE :gid IS NULL OR gid = :gid ORDER BY id
 """
-_UNSETTLED = f"""
+_UNREAD_OWN = f"""
 SELECT gid, msgid, read, unread FROM tallies WHERE unread IS NOT 0 AND (msgid, gid) < (?, ?)
 ORDER BY msgid DESC, gid DESC LIMIT {PAGE}
 """  # noqa: S608 (the number is ours)
@@ -92,7 +94,7 @@ _UNSENT = (str, str, str, int, _TEXT_OR_NONE)
 
 
 class Outgoing(NamedTuple):
-    """A message that waits to be sent: to a group, or one-to-one where `to_uid` is given."""
+    """A message of the outbox: to a group, or one-to-one if `to_uid` is given."""
 
     number: int
     gid: str
@@ -102,7 +104,7 @@ class Outgoing(NamedTuple):
 
 
 class UnreadOwnMessage(NamedTuple):
-    """An own message that is not known to be read by all, and its tally as far as it is known."""
+    """An own message that may be unread by someone, and its tally as far as it is known here."""
 
     gid: str
     msgid: str
@@ -111,20 +113,15 @@ class UnreadOwnMessage(NamedTuple):
 
 
 def path_of(data_dir: Path, uid: str) -> Path:
-    """Return where a user's local database is; its name is a digest, since a uid may hold what no file name may.
-
-    Raise InvalidInput for a uid that cannot be one.
-    """
+    """Return where a user's local database is, by a digest: not every uid can be a file name. Raise InvalidInput."""
     check_name(uid, "uid")
     return data_dir / "clients" / f"{hashlib.sha256(uid.encode()).hexdigest()[:32]}.db"
 
 
 def try_out(path: Path, uid: str, content_bytes: int) -> None:
-    """Make sure that a message of so many bytes could be kept at a path. Raise LocalDatabaseError.
+    """Raise LocalDatabaseError unless a path has room for a message of so many bytes, and SQLite can make a file there.
 
-    There must be room for it; and where there is no file yet, SQLite must be able to make one: another one is made in
-    its stead. One that is there is not looked at: whoever sends opens it before. Nothing is left of the trial, and it
-    makes and removes no folder: another first send may be about to use it.
+    Nothing is left of the trial. It makes and removes no folder, since another first send may be about to use it.
     """
     folder = next(each for each in (path.parent, *path.parent.parents) if os.path.lexists(each))
     check_room(_ROOM_BYTES + 2 * content_bytes, folder, called=path)  # in the log, and then in the file
@@ -143,21 +140,17 @@ def try_out(path: Path, uid: str, content_bytes: int) -> None:
 class LocalDatabase:
     """One user's messages on one device.
 
-    A session holds it alone (`exclusive`); besides, short commands may read it, and add what was sent. Every method
-    raises LocalDatabaseError if it cannot be used, InvalidInput for what cannot be kept; then nothing has changed.
-    `keep` and `begin` take what the server handed over: they pass over what cannot be kept, and warn of each.
+    One session holds it (`exclusive`). Short commands may read it meanwhile, and add what they have sent. Every method
+    raises LocalDatabaseError if the database cannot be used, InvalidInput for values that it cannot keep; then nothing
+    has changed. `keep` and `begin` get values from the server: they leave out those that cannot be kept, and warn.
     """
 
     def __init__(self, path: Path, uid: str, *, exclusive: bool = False, read_only: bool = False) -> None:
-        """Open it, and make it if there is none and it may be written.
-
-        Raise LocalDatabaseError if another session holds it, or if it is damaged, of another version, of another user,
-        or in a place that cannot be written.
-        """
+        """Open it, or make it unless `read_only`. Raise what LocalFile raises."""
         self.path = path
         self.uid = uid
         self._file = LocalFile(path, uid, SCHEMA, exclusive=exclusive, read_only=read_only)
-        self._warnings = RateLimitedWarnings(log)
+        self._warnings = ThrottledLog(time.monotonic)
 
     def __enter__(self) -> Self:
         return self
@@ -168,14 +161,10 @@ class LocalDatabase:
         self.close()
 
     def close(self) -> None:
-        """Close it, and let another session have it."""
         self._file.close()
 
     def bind(self, dataset: str | None, server: str) -> None:
-        """Make sure that this server has the data that is kept here; the first that has any data binds it.
-
-        Raise LocalDatabaseError if it has other data, or none any more: the msgids here mean nothing there.
-        """
+        """Bind this database to a server's data, once. Raise LocalDatabaseError if it is bound to other data."""
         sql = "SELECT dataset FROM owner"
         [bound] = self._column(sql, _TEXT_OR_NONE)
         if bound is None and dataset is not None:
@@ -190,76 +179,72 @@ class LocalDatabase:
 
     @property
     def begun(self) -> bool:
-        """Whether `begin` was called: a group that has no place here was joined since."""
+        """Whether `begin` was called: then a group without a resume point was joined since."""
         return self._column("SELECT begun FROM owner", int) == [1]
 
-    def begin(self, places: Mapping[str, str]) -> None:
-        """Note where each of the user's groups begins here. Once is enough: afterwards this does nothing."""
-        rows = self._places(places)
+    def begin(self, resume_points: Mapping[str, str]) -> None:
+        """Set where each of the user's groups begins here. After the first time this does nothing."""
+        rows = self._packed(resume_points)
         with self._file.transaction() as connection:
             if connection.execute("UPDATE owner SET begun = 1 WHERE begun = 0").rowcount:
                 connection.executemany(_ADVANCE, rows)
 
-    def places(self) -> dict[str, str]:
-        """Return up to which message (its msgid) each group is here without holes."""
-        rows = list(self._file.rows("SELECT gid, msgid FROM places", (str, int)))
+    def resume_points(self) -> dict[str, str]:
+        """Return by gid the msgid up to which each group is here without holes."""
+        rows = list(self._file.rows("SELECT gid, msgid FROM resume_points", (str, int)))
         return {gid: self._unpacked(msgid, lowest=msgids.NONE) for gid, msgid in rows}
 
     def keep(
-        self, items: Iterable[Message | Receipt | Tally], places: Mapping[str, str] = MappingProxyType({})
+        self, items: Iterable[Message | Receipt | Tally], resume_points: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        """Keep messages, and tallies of own ones, in one step; and up to where groups are here without holes now.
+        """Keep messages, tallies of own ones, and how far groups are here without holes now, in one step.
 
-        What is here already stays as it is; how many have read a message never goes down, nor does a place. If one of
-        them cannot be kept, each is kept by itself.
+        A message that is here stays as it is. Readers and resume points never go down. If one item cannot be kept, each
+        is kept by itself.
         """
-        given, rows = list(items), self._places(places)
+        given, rows = list(items), self._packed(resume_points)
         try:
             self._keep(given, rows)
         except InvalidInput:
             for item in given:
-                self._keep_if_possible(item)
+                try:
+                    self._keep([item], ())
+                except InvalidInput as error:
+                    self._warnings.warn(f"{item.msgid} of {item.gid!r} is not kept in the local database: {error}")
             self._keep((), rows)
 
-    def _keep_if_possible(self, item: Message | Receipt | Tally) -> None:
-        try:
-            self._keep([item], ())
-        except InvalidInput as error:
-            self._warnings.warn(f"{item.msgid} of {item.gid!r} is not kept in the local database: {error}")
-
-    def _keep(self, items: Sequence[Message | Receipt | Tally], places: Sequence[tuple[str, int]]) -> None:
+    def _keep(self, items: Sequence[Message | Receipt | Tally], resume_points: Sequence[tuple[str, int]]) -> None:
         messages = [item for item in items if isinstance(item, Message)]
         tallies = [
             (check_handed_over(item.gid, "gid"), check_msgid(item.msgid), item.read, item.unread)
             for item in items
             if not isinstance(item, Message)
         ]
-        if messages or tallies or places:
+        if messages or tallies or resume_points:
             with self._file.transaction() as connection:
                 for message in messages:
                     self._insert(connection, message)
-                connection.executemany(_TELL, tallies)
-                connection.executemany(_ADVANCE, places)
+                connection.executemany(_SET_TALLY, tallies)
+                connection.executemany(_ADVANCE, resume_points)
         self._file.empty_log()
 
-    def _places(self, places: Mapping[str, str]) -> list[tuple[str, int]]:
-        """Return places with their msgids packed; what cannot be one is passed over."""
+    def _packed(self, resume_points: Mapping[str, str]) -> list[tuple[str, int]]:
         rows: list[tuple[str, int]] = []
-        for gid, msgid in check_mapping(places, "places").items():
+        for gid, msgid in check_mapping(resume_points, "resume points").items():
             try:
-                rows.append(check_place(gid, msgid))
+                rows.append(check_resume_point(gid, msgid))
             except InvalidInput as error:
-                self._warnings.warn(f"the place of {gid!r} is not kept in the local database: {error}")
+                self._warnings.warn(f"the resume point of {gid!r} is not kept in the local database: {error}")
         return rows
 
-    def unsettled(self, before: UnreadOwnMessage | None = None) -> list[UnreadOwnMessage]:
-        """Return a page of the own messages that are not known to be read by all, newest first, after one of them."""
+    def unread_own_messages(self, before: UnreadOwnMessage | None = None) -> list[UnreadOwnMessage]:
+        """Return a page of the own messages that may be unread by someone, newest first, before one of them."""
         start = (msgids.HIGHEST + 1, "") if before is None else (check_msgid(before.msgid), before.gid)
-        rows = self._file.rows(_UNSETTLED, (str, int, int, _NUMBER_OR_NONE), start)
+        rows = self._file.rows(_UNREAD_OWN, (str, int, int, _NUMBER_OR_NONE), start)
         return [UnreadOwnMessage(gid, self._unpacked(msgid), *tally) for gid, msgid, *tally in rows]
 
     def queue(self, gid: str, content: str, *, to_uid: str | None = None) -> Outgoing:
-        """Put a message into the outbox, behind those that wait there."""
+        """Put a message at the end of the outbox."""
         client_msgid = uuid.uuid4().hex
         with self._file.transaction() as connection:
             if to_uid is not None:
@@ -271,12 +256,12 @@ class LocalDatabase:
             return Outgoing(cursor.lastrowid or 0, gid, to_uid, content, client_msgid)
 
     def waiting(self) -> list[Outgoing]:
-        """Return what waits to be sent, in order."""
+        """Return the messages that wait to be sent, in order."""
         sql = "SELECT id, gid, to_uid, content, client_msgid FROM outbox WHERE refused IS NULL ORDER BY id"
         return [Outgoing(*row) for row in self._file.rows(sql, (int, str, _TEXT_OR_NONE, str, str))]
 
-    def attempt(self) -> set[str]:
-        """Note that what waits is about to be sent; return the groups of what may have been sent before, unheard of."""
+    def mark_tried(self) -> set[str]:
+        """Note that the waiting messages are about to be sent; return the groups of those that may have been before."""
         rows = list(self._file.rows("SELECT DISTINCT gid, tried FROM outbox WHERE refused IS NULL", (str, int)))
         if not all(tried for _, tried in rows):
             with self._file.transaction() as connection:
@@ -284,43 +269,36 @@ class LocalDatabase:
         return {gid for gid, tried in rows if tried}
 
     def refuse(self, outgoing: Outgoing, reason: str) -> None:
-        """Note that the server will never take a message, so that those behind it can go out."""
+        """Note that the server will never take a message, so that the next ones can go out."""
         with self._file.transaction() as connection:
             connection.execute("UPDATE outbox SET refused = ? WHERE id = ?", (reason, outgoing.number))
 
     def peers(self) -> dict[str, str]:
-        """Return who the other is in each one-to-one chat whose gid does not say it, as far as that is known here."""
+        """Return the other user of each one-to-one chat whose gid does not say it, as far as they are known here."""
         return dict(self._file.rows("SELECT gid, uid FROM peers", (str, str)))
 
     def note_peer(self, gid: str, uid: str) -> None:
-        """Note who the other is in a one-to-one chat. Where the gid says that itself, this does nothing."""
+        """Note the other user of a one-to-one chat, unless the gid says it."""
         with self._file.transaction() as connection:
             self._note_peer(connection, gid, uid)
 
     def log(self, gid: str | None = None) -> Iterator[LogLine]:
-        """Yield the chat as this client knows it: of all groups, oldest first, then `unsent`."""
-        query = _LOG if gid is None else _LOG_OF_GROUP
-        yield from (self._line(*row) for row in self._file.rows(query, _LINE, {"gid": gid}))
+        """Yield the messages of all groups or of one, oldest first, then `unsent`."""
+        rows = self._file.rows(_LOG if gid is None else _LOG_OF_GROUP, _LINE, {"gid": gid})
+        yield from (self._line(*row) for row in rows)
         yield from self.unsent(gid)
 
     def unsent(self, gid: str | None = None) -> Iterator[LogLine]:
-        """Yield what is in the outbox, in order: what waits, and what the server will never take."""
+        """Yield the outbox in order: messages that wait, and those that the server will never take."""
         yield from (self._unsent(*row) for row in self._file.rows(_OUTBOX, _UNSENT, {"gid": gid}))
 
     def _line(
         self, gid: str, msgid: int, sender_uid: str, content: str, client_msgid: str | None, *tally: int
     ) -> LogLine:
         text = self._unpacked(msgid)
-        return LogLine(
-            gid=gid,
-            msgid=text,
-            time=msgids.time_of(text),
-            sender_uid=sender_uid,
-            content=content,
-            client_msgid=client_msgid,
-            state=_state(*tally) if sender_uid == self.uid else None,
-            recalled=not content,  # which else is never empty
-        )
+        state = _state(*tally) if sender_uid == self.uid else None
+        is_recalled = not content  # no other message is empty
+        return LogLine(gid, text, msgids.time_of(text), sender_uid, content, client_msgid, state, is_recalled)
 
     def _unsent(self, gid: str, content: str, client_msgid: str, written_ms: int, refused: str | None) -> LogLine:
         state = "waiting" if refused is None else f"refused: {refused}"
@@ -342,12 +320,12 @@ class LocalDatabase:
         msgid = check_msgid(message.msgid)
         sent_at_ms = None if message.sent_at is None else check_time(message.sent_at)
         recalls = None if message.recalls is None else check_msgid(message.recalls)
-        key, said = (message.gid, msgid), (message.seq, message.sender_uid, message.content, message.client_msgid)
-        connection.execute(_INSERT, (*key, *said, sent_at_ms, recalls))
+        key, values = (message.gid, msgid), (message.seq, message.sender_uid, message.content, message.client_msgid)
+        connection.execute(_INSERT, (*key, *values, sent_at_ms, recalls))
         if recalls is not None or message.recalled:
-            withdrawn = (message.gid, msgid if recalls is None else recalls)
-            connection.execute("UPDATE messages SET content = '' WHERE gid = ? AND msgid = ?", withdrawn)
-            self._file.note_withdrawn()
+            recalled = (message.gid, msgid if recalls is None else recalls)
+            connection.execute("UPDATE messages SET content = '' WHERE gid = ? AND msgid = ?", recalled)
+            self._file.withdrawn.note()
         if message.sender_uid != self.uid:
             self._note_peer(connection, message.gid, message.sender_uid)
         elif recalls is None:

@@ -1,13 +1,13 @@
-"""The SQLite file of a local database: who may open it, whole steps, sound rows, and one line for whatever is wrong.
+"""The SQLite file of a local database: its lock, transactions, checked rows, and one line for whatever is wrong.
 
-The file is anybody's to break: a disk, an editor, another program. So what is read is checked before it is used.
+A disk, an editor or another program may break the file. So every row is checked before it is used.
 """
 
 import fcntl
 import os
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from imcore.sql import sqlite_file
 from imcore.sql.sqlite_file import FileConnection
 
 BUSY_TIMEOUT_S = 10.0
-"""For how long a step waits for another program."""
+"""For how long a transaction waits for another program."""
 
 _APPLICATION_ID = 0x696D6372
 _ROWS_AT_ONCE = 500
@@ -28,12 +28,12 @@ _PASSING = {
     *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
     *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_PROTOCOL),
 }
-"""What is no fault of the file. SQLite says so of a missing table too, and of a text that is not UTF-8: these are."""
+"""Errors that are no fault of the file."""
 _OF_THE_VALUE = (
     *(UnicodeEncodeError, OverflowError),
     *(sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError),
 )
-"""What is raised for a value that SQLite does not take: of another type, too long, too large."""
+"""Errors for a value that SQLite cannot keep: of another type, too long, too large."""
 _WAYS_OUT = "free it, set IM_DATA_DIR to another folder, or leave it out (--no-local)"
 
 Values = Mapping[str, object] | Sequence[object]
@@ -42,16 +42,16 @@ Types = tuple[Any, ...]
 
 
 class Schema(NamedTuple):
-    """What a file has to hold: these tables, of this version. `owner` is the first of them, and has a column `uid`."""
+    """The tables of a file, and their version. The first one is `owner`, with a column `uid`."""
 
     version: int
     statements: str
 
 
 def check_room(size: int, folder: Path, *, called: Path) -> None:
-    """Make sure that a folder has room for so many bytes: write them, to a file that has no name any more.
+    """Raise LocalDatabaseError, about the database `called`, unless a folder has room for so many bytes.
 
-    Nothing is left of it, whatever happens. Raise LocalDatabaseError, about the database `called`.
+    They are written to a file without a name, of which nothing is left, whatever happens.
     """
     try:
         path = folder / f"{uuid.uuid4().hex}.try"
@@ -71,8 +71,8 @@ def _unusable(called: Path, why: str) -> LocalDatabaseError:
 class LocalFile:
     """One connection to the file of one user's local database.
 
-    Every method raises LocalDatabaseError where the file cannot be used, InvalidInput for values that cannot be kept;
-    then nothing has changed.
+    Every method raises LocalDatabaseError if the file cannot be used, InvalidInput for values that it cannot keep; then
+    nothing has changed.
     """
 
     def __init__(
@@ -85,17 +85,18 @@ class LocalFile:
         read_only: bool = False,
         called: Path | None = None,
     ) -> None:
-        """Open it, and make it if there is none and it may be written. Errors call it by its path, or as `called`.
+        """Open it, or make it unless `read_only`. Errors name its path, or `called`.
 
         Raise LocalDatabaseError if another session holds it, or if it is damaged, of another version, of another user,
-        or in a place that cannot be written.
+        or in a folder that cannot be written.
         """
         self.path = path
         self._called = called or path
         self._uid = uid
         self._schema = schema
         self._lock: int | None = None
-        self._withdrawn = sqlite_file.Withdrawn()
+        self.withdrawn = sqlite_file.Withdrawn()
+        """Texts that were taken away, and may still be in the log."""
         self._is_read_only = read_only
         if problem := sqlite_file.library_problem():
             raise LocalDatabaseError(problem)
@@ -104,33 +105,27 @@ class LocalFile:
                 make_private(path.parent, path.parent.parent)  # in the data directory
             if exclusive:
                 self._hold()
-            self._connection = self._open_to_read() if read_only else self._open()
-        except OSError as error:
+            self._connection = self._open()
+        except BaseException as error:
             self._release()
-            raise self._unusable(error.strerror or str(error)) from error
-        except BaseException:
-            self._release()
+            if isinstance(error, OSError):
+                raise _unusable(self._called, error.strerror or str(error)) from error
             raise
 
     def close(self) -> None:
-        """Close it, and let another session have it."""
         with suppress(LocalDatabaseError):
             self.empty_log()
         self._connection.close()
         self._release()
 
-    def note_withdrawn(self) -> None:
-        """Know that a text was taken away: it may still be in the log."""
-        self._withdrawn.note()
-
     def empty_log(self) -> None:
-        """Take texts that were taken away out of the log. While somebody reads an older state, a later call does it."""
-        if self._withdrawn.is_due and not self._is_read_only:
+        """Take withdrawn texts out of the log. While another program reads an older state, a later call does it."""
+        if self.withdrawn.is_due and not self._is_read_only:
             with self.guard():
-                self._withdrawn.empty(self._connection)
+                self.withdrawn.empty(self._connection)
 
     def rows(self, sql: str, types: Types, values: Values = ()) -> Iterator[Any]:
-        """Yield the rows of a query bit by bit, each with a value of its type in every column."""
+        """Yield the rows of a query, page by page, after a check of the type of every value."""
         with self.guard():
             cursor = self._connection.execute(sql, values)
         while True:
@@ -142,7 +137,7 @@ class LocalFile:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Make one step of what is done in the `with`: all of it, or nothing where anything is raised."""
+        """Commit what is done in the `with`, or roll it back if anything is raised."""
         self._refuse_lost()
         with self.guard():
             sqlite_file.begin_writing(self._connection, BUSY_TIMEOUT_S)
@@ -150,7 +145,7 @@ class LocalFile:
                 yield self._connection
                 self._connection.execute("COMMIT")  # which fails where the disk is full
             except BaseException:
-                if self._connection.in_transaction:  # SQLite may have gone back by itself
+                if self._connection.in_transaction:  # SQLite may have rolled back by itself
                     self._connection.execute("ROLLBACK")
                 raise
         self._refuse_lost()
@@ -166,11 +161,11 @@ class LocalFile:
             raise InvalidInput(f"the local database cannot keep this: {error}") from error
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _PASSING:
-                raise self._unusable(str(error)) from error
+                raise _unusable(self._called, str(error)) from error
             raise self.damaged() from error
 
     def _refuse_lost(self) -> None:
-        """Raise LocalDatabaseError if the file is not in its place any more: nobody would find what is kept in it."""
+        """Raise LocalDatabaseError if the path names another file now: nobody would find the rows of this one."""
         if self._connection.lost() or not self._has_lock():
             raise LocalDatabaseError(
                 f"the local database {self.path} or its lock was removed or replaced while it was in use, and it keeps "
@@ -178,13 +173,9 @@ class LocalFile:
             )
 
     def damaged(self) -> LocalDatabaseError:
-        """Return the error that says so."""
         return LocalDatabaseError(
             f"the local database {self._called} is damaged: move it away, and what is not acked will be pulled again"
         )
-
-    def _unusable(self, why: str) -> LocalDatabaseError:
-        return _unusable(self._called, why)
 
     def _missing(self) -> LocalDatabaseError:
         return LocalDatabaseError(f"{self._uid!r} has no local database here: `im listen` or `im pull` makes it")
@@ -196,20 +187,14 @@ class LocalFile:
 
     def _open(self) -> FileConnection:
         if not self.path.exists():
+            if self._is_read_only:
+                raise self._missing()
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-        return self._connected("rw", self._prepare)
-
-    def _open_to_read(self) -> FileConnection:
-        if not self.path.exists():
-            raise self._missing()
-        return self._connected("ro", self._check)
-
-    def _connected(self, mode: str, prepare: Callable[[FileConnection], None]) -> FileConnection:
-        uri = f"file:{quote(os.fsencode(self.path))}?mode={mode}"
+        uri = f"file:{quote(os.fsencode(self.path))}?mode={'ro' if self._is_read_only else 'rw'}"
         with self.guard():
             connection = sqlite_file.connect(str(self.path), uri, timeout_s=BUSY_TIMEOUT_S)
             try:
-                prepare(connection)
+                self._check(connection) if self._is_read_only else self._prepare(connection)
             except BaseException:
                 connection.close()
                 raise
@@ -223,7 +208,8 @@ class LocalFile:
         connection.execute("COMMIT")
         # Not before the check: a file that is not ours stays as it was.
         if mode := sqlite_file.use_log(connection, BUSY_TIMEOUT_S):
-            raise self._unusable(f"its file system cannot keep SQLite's write-ahead log (journal mode {mode})")
+            why = f"its file system cannot keep SQLite's write-ahead log (journal mode {mode})"
+            raise _unusable(self._called, why)
         connection.note_files()
 
     def _check(self, connection: sqlite3.Connection) -> None:
@@ -268,7 +254,7 @@ class LocalFile:
         return self.path.with_suffix(".lock")
 
     def _has_lock(self) -> bool:
-        """Whether what this session holds, if it holds the file, keeps others out: a new file would not."""
+        """Return whether the lock, if this session has one, still keeps others out: a new lock file would not."""
         try:
             return self._lock is None or os.path.samestat(os.fstat(self._lock), os.stat(self._lock_path))
         except OSError:

@@ -1,7 +1,7 @@
-"""The health of a running embedded server: whether clients can reach it, and whether it still has its files.
+"""Health of a running embedded server: whether clients can reach it, and whether its files still exist.
 
-That its process lives proves neither: a cleaner of /tmp removes the socket, or files that are old, and the server works
-on without a word. The check keeps a connection of its own, so it can ask a server that has no socket any more.
+A living process proves neither: a cleaner of /tmp removes the socket or old files, and the server does not notice. The
+check keeps a connection open, so it can ask a server whose socket is gone.
 
     step --every `every_s`--> INFO --answered--> files gone: BGREWRITEAOF.  Socket gone: made anew.
 """
@@ -18,7 +18,7 @@ from imcore.errors import EmbeddedServerError
 LOOK_EVERY_S = 2.0
 
 SILENT_S = 10.0
-"""A server that gives no answer for so long is spoken of. It is left alone: it may load, run a script, or be halted."""
+"""A longer silence is reported. Nothing else is done: the server may be loading, running a script, or halted."""
 
 _CONNECT_S = 1.0
 _ASK = b"INFO persistence\r\n"
@@ -28,65 +28,58 @@ _CHUNK_BYTES = 65_536
 
 
 class HealthCheck:
-    """Looks after a server that was started; `step` is called again and again."""
+    """Looks after a started server. Call `step` again and again, and `close` at the end."""
 
     def __init__(self, server: EmbeddedServer, *, every_s: float = LOOK_EVERY_S, silent_s: float = SILENT_S) -> None:
-        """Connect to the server."""
-        self._server = server
+        self.server = server
         self._every_s, self._silent_s = every_s, silent_s
         self._look_at = time.monotonic() + every_s
         self._connection: socket.socket | None = None
         self._answer = b""
         self._asked_at: float | None = None
-        """Since when an answer is awaited."""
-        self._said: set[str] = set()
-        """What lasts, and was said once."""
+        """When the question was sent whose answer is awaited."""
+        self._reported: set[str] = set()
+        """Problems that last, each of which is reported once."""
         self._connect()
 
-    @property
-    def server(self) -> EmbeddedServer:
-        """The server."""
-        return self._server
-
     def close(self) -> None:
-        """Leave the server alone."""
         if self._connection:
             self._connection.close()
         self._connection, self._answer = None, b""
 
     def step(self, wait: Callable[[], None]) -> list[str]:
-        """Look whether it is time to, and mend what can be mended. Return a line for each thing that is worth one.
+        """Check the server, if a check is due, and mend the damage. Return a line for each problem and each repair.
 
-        It takes no time but for a restart of the server, which calls `wait` again and again.
-        Raise EmbeddedServerError when the server cannot be reached any more and that cannot be mended.
+        It returns at once, unless the server must be restarted: that calls `wait` again and again.
+        Raise EmbeddedServerError if clients cannot reach the server any more and it cannot be mended.
         """
-        if not self._server.running:
+        if not self.server.running:
             return []
-        lines = self._hear(wait)
+        lines = self._read_answer(wait)
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + self._every_s
-            lines += self._look(wait)
+            lines += self._check(wait)
         return lines
 
-    def _look(self, wait: Callable[[], None]) -> list[str]:
-        if not self._server.has_data_dir:
+    def _check(self, wait: Callable[[], None]) -> list[str]:
+        if not self.server.has_data_dir:
             raise EmbeddedServerError(
-                f"the data directory {self._server.data_dir} was moved or removed while the embedded server ran on it"
+                f"the data directory {self.server.data_dir} was moved or removed while the embedded server ran on it"
             )
         if self._connection is None:
-            if not self._server.has_socket:
+            if not self.server.has_socket:
                 return self._mend(None, wait)
             self._connect()
             self._send(_ASK)
         elif self._asked_at is None:
             self._send(_ASK)
-        return self._notice_silence()
+        return self._report_silence()
 
-    def _notice_silence(self) -> list[str]:
+    def _report_silence(self) -> list[str]:
         if self._asked_at is None or time.monotonic() - self._asked_at < self._silent_s:
             return []
-        pid, silent_s = self._server.pid, self._silent_s
-        return self._say_once(
+        pid, silent_s = self.server.pid, self._silent_s
+        return self._report_once(
             "silent", f"the embedded server (process {pid}) gives no answer for {silent_s:g} s: it is busy or halted"
         )
 
@@ -95,7 +88,7 @@ class HealthCheck:
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.settimeout(_CONNECT_S)
-            connection.connect(str(self._server.socket))
+            connection.connect(str(self.server.socket))
             connection.setblocking(False)
         except OSError:
             connection.close()
@@ -110,7 +103,7 @@ class HealthCheck:
         except OSError:
             self.close()
 
-    def _hear(self, wait: Callable[[], None]) -> list[str]:
+    def _read_answer(self, wait: Callable[[], None]) -> list[str]:
         if self._connection is None or self._asked_at is None:
             return []
         try:
@@ -126,52 +119,52 @@ class HealthCheck:
             return []
         answer, self._answer, self._asked_at = self._answer, b"", None
         lines = []
-        if "silent" in self._said:
-            self._said.remove("silent")
+        if "silent" in self._reported:
+            self._reported.remove("silent")
             lines.append("the embedded server answers again")
-        if not answer.startswith(b"$"):  # to BGREWRITEAOF, or that a script runs
+        if not answer.startswith(b"$"):  # the answer to BGREWRITEAOF, or an error while a script runs
             return lines
-        return lines + self._mend(_facts(answer), wait)
+        return lines + self._mend(_info_of(answer), wait)
 
-    def _mend(self, facts: Mapping[str, str] | None, wait: Callable[[], None]) -> list[str]:
-        """Mend what is gone. The facts are what the server says of its files; None if it can no longer be asked."""
-        if facts and "1" in (facts.get("aof_rewrite_in_progress"), facts.get("aof_rewrite_scheduled")):
+    def _mend(self, info: Mapping[str, str] | None, wait: Callable[[], None]) -> list[str]:
+        """Replace lost files and a lost socket. `info` is the answer of INFO; None if the server cannot be asked."""
+        if info and "1" in (info.get("aof_rewrite_in_progress"), info.get("aof_rewrite_scheduled")):
             return []
-        if (facts is None or facts.get("aof_enabled") == "1") and (lost := _lost_file(self._server.data_dir)):
-            if facts is None:
+        if (info is None or info.get("aof_enabled") == "1") and (lost := _lost_file(self.server.data_dir)):
+            if info is None:
                 raise EmbeddedServerError(f"the file {lost} of the embedded server is gone, and so is its socket")
             self._send(_REWRITE)
-            return self._say_once("files", f"the file {lost} of the embedded server was gone: all are written anew")
-        self._said.discard("files")
-        if self._server.has_socket:
-            self._said.discard("unsafe")
-            folder = self._server.mend_folder()
+            return self._report_once("files", f"the file {lost} of the embedded server was gone: all are written anew")
+        self._reported.discard("files")
+        if self.server.has_socket:
+            self._reported.discard("unsafe")
+            folder = self.server.mend_folder()
             return [f"the folder {folder} of the socket was open to others: closed again"] if folder else []
-        return self._mend_socket(facts, wait)
+        return self._mend_socket(info, wait)
 
-    def _mend_socket(self, facts: Mapping[str, str] | None, wait: Callable[[], None]) -> list[str]:
-        path = self._server.socket
-        if not self._server.can_relink_socket and facts is not None:
-            unsafe = [name for name, safe in _SAFE_TO_RESTART.items() if facts.get(name) != safe]
+    def _mend_socket(self, info: Mapping[str, str] | None, wait: Callable[[], None]) -> list[str]:
+        path = self.server.socket
+        if not self.server.can_relink_socket and info is not None:
+            unsafe = [name for name, safe in _SAFE_TO_RESTART.items() if info.get(name) != safe]
             if unsafe:
-                return self._say_once(
+                return self._report_once(
                     "unsafe",
                     f"the socket {path} of the embedded server is gone, and a restart to make it anew "
-                    f"would lose messages ({unsafe[0]} is {facts.get(unsafe[0], 'not known')})",
+                    f"would lose messages ({unsafe[0]} is {info.get(unsafe[0], 'not known')})",
                 )
         try:
-            done = self._server.mend_socket(wait)
+            repair = self.server.mend_socket(wait)
         except EmbeddedServerError as error:
             raise EmbeddedServerError(f"the embedded server cannot be reached any more: {error}") from error
         self._asked_at = None
         self._connect()
-        self._said.clear()
-        return [f"the socket {path} of the embedded server was gone: {done}"]
+        self._reported.clear()
+        return [f"the socket {path} of the embedded server was gone: {repair}"]
 
-    def _say_once(self, what: str, line: str) -> list[str]:
-        if what in self._said:
+    def _report_once(self, problem: str, line: str) -> list[str]:
+        if problem in self._reported:
             return []
-        self._said.add(what)
+        self._reported.add(problem)
         return [line]
 
 
@@ -182,19 +175,19 @@ def _is_whole(answer: bytes) -> bool:
     return len(rest) >= int(head[1:]) + len(b"\r\n")
 
 
-def _facts(answer: bytes) -> dict[str, str]:
+def _info_of(answer: bytes) -> dict[str, str]:
     lines = (line.partition(":") for line in answer.decode(errors="replace").splitlines())
     return {name: value for name, colon, value in lines if colon}
 
 
 def _lost_file(data_dir: Path) -> Path | None:
-    """Return a file that the server would need if it were started again, and that is gone."""
+    """Return a missing file that the server needs to start again; None if there is none."""
     folder = data_dir / "appendonlydir"
     manifest = folder / "appendonly.aof.manifest"
     with suppress(OSError):
         text = manifest.read_text(errors="replace")
         named = [folder / words[1] for words in map(str.split, text.splitlines()) if words[:1] == ["file"]]
         lost = next((path for path in named if not path.exists()), None)
-        # A rewrite gives the files new names, and removes the old ones.
+        # A rewrite between the two reads gives the files new names, and removes the old ones.
         return lost if manifest.read_text(errors="replace") == text else None
     return manifest

@@ -1,8 +1,8 @@
 """The lock on a data directory. At most one embedded server runs on its files.
 
-It is two locks of the kernel. The directory itself is locked for the owner and for its server: a file can be removed
-and made again while the server runs, and two could each hold the lock on one of that name. `redis.lock` is locked for
-the owner alone, so whoever waits knows whether the owner lives. A process id proves nothing: it may be another's.
+It consists of two kernel locks. The owner and its server lock the directory itself: a lock file can be removed and made
+again, and then two processes could each hold a lock of that name. The owner alone locks `redis.lock`, so others know
+whether the owner lives. A process id would prove nothing: the number may be reused.
 """
 
 import fcntl
@@ -13,15 +13,15 @@ from pathlib import Path
 from imcore.errors import ConfigurationError, EmbeddedServerError
 
 _PAUSE_S = 0.01
-_LOWEST = 10
-"""The shell that becomes the server uses the numbers below."""
+_LOWEST_DESCRIPTOR = 10
+"""The shell that becomes the server uses lower numbers."""
 
 
 class DataLock:
-    """The lock, from `take` to `release`. The server inherits `for_server`, which holds it while the server lives."""
+    """The lock, from `take` to `release`. The server inherits `for_server`, and with it the lock, while it lives."""
 
     def __init__(self, data_dir: Path) -> None:
-        """Open what is to be locked; `take` makes the directory first."""
+        """Open the files to lock, without locking them: see `take`."""
         self._data_dir = data_dir
         self._owner = _open(data_dir / "redis.lock", os.O_RDWR | os.O_CREAT)
         self._directory = _open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
@@ -29,9 +29,9 @@ class DataLock:
 
     @classmethod
     def take(cls, data_dir: Path, *, patience_s: float) -> "DataLock":
-        """Make the data directory and lock it. Wait for at most `patience_s` for a server that lost its owner to end.
+        """Make the data directory and lock it. A server without an owner gets `patience_s` to end.
 
-        Raise ConfigurationError when the directory cannot be used, EmbeddedServerError when it is in use.
+        Raise ConfigurationError if the directory cannot be used, EmbeddedServerError if it is in use.
         """
         try:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -54,14 +54,14 @@ class DataLock:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the path still leads to the directory that is locked: it may have been moved or removed."""
+        """Whether the locked directory is still at its path."""
         try:
             return os.path.samestat(self._data_dir.stat(), os.fstat(self._directory))
         except OSError:
             return False
 
     def release(self) -> None:
-        """Unlock the directory. Closing alone would leave it locked for as long as a copy of a descriptor lives."""
+        """Unlock the directory. Closing alone would leave it locked while any copy of a descriptor is open."""
         fcntl.flock(self.for_server, fcntl.LOCK_UN)
         fcntl.flock(self._owner, fcntl.LOCK_UN)
         self._close()
@@ -73,7 +73,7 @@ class DataLock:
         os.pwrite(self._owner, b"%d\n" % os.getpid(), 0)
         give_up = time.monotonic() + patience_s
         while not self._try_lock_directory():
-            # Its owner is gone, or somebody removed its `redis.lock`. A server without an owner ends in a moment.
+            # The owner is gone, or somebody removed its `redis.lock`. A server without an owner ends in a moment.
             if time.monotonic() > give_up:
                 raise _in_use(self._data_dir)
             time.sleep(_PAUSE_S)
@@ -81,7 +81,7 @@ class DataLock:
     def _try_lock_directory(self) -> bool:
         try:
             return _try_lock(self._directory)
-        except OSError:  # a network file system, which locks files only
+        except OSError:  # some network file systems lock only files
             self._locks_directory = False
             return True
 
@@ -93,7 +93,7 @@ class DataLock:
 def _open(path: Path, flags: int) -> int:
     descriptor = os.open(path, flags, 0o600)
     try:
-        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _LOWEST_DESCRIPTOR)
     finally:
         os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""Decompresses gzip as it comes, from what need not be able to seek."""
+"""Decompresses a gzip stream, which need not be seekable."""
 
 import zlib
 from collections import deque
@@ -8,10 +8,10 @@ from itertools import chain
 from typing import Any
 
 CHUNK_BYTES = 1 << 16
-"""How much is decompressed at once."""
+"""The size of a decompressed chunk."""
 
 AHEAD_BYTES = 16 << 20
-"""How much is looked through at most to find out whether a member is damaged."""
+"""The compressed data that is read ahead at most to find out whether a member is damaged."""
 _AHEAD_DECOMPRESSED = 1 << 30
 
 MAGIC = b"\x1f\x8b"
@@ -29,14 +29,14 @@ class TruncatedGzip(Exception):
 
 
 class ForeignTail(Exception):
-    """Sound gzip data ends, and something else follows it."""
+    """Other data follows sound gzip data."""
 
 
 class GzipStream:
-    """The decompressed chunks of one gzip member after the other.
+    """The decompressed chunks of all gzip members, in order.
 
-    Iterating raises DamagedGzip, TruncatedGzip, and ForeignTail once all of the sound data before it has been yielded.
-    Damage shows late: up to the checksum at the end of its member, what follows it may come out changed.
+    Iterating first yields all sound data, then raises DamagedGzip, TruncatedGzip or ForeignTail. Damage may be detected
+    as late as the checksum at the end of its member: the chunks between may have changed.
     """
 
     def __init__(self, chunks: Chunks) -> None:
@@ -48,7 +48,7 @@ class GzipStream:
 
     def __iter__(self) -> Chunks:
         while chunk := self._ahead.popleft() if self._ahead else next(self._chunks, b""):
-            self._rest += chunk  # to nothing, or to the first byte of what may be a member
+            self._rest += chunk  # the rest was empty, or the first byte of the next member
             while self._has_member():
                 before = self._member.copy()
                 try:
@@ -67,13 +67,13 @@ class GzipStream:
             raise TruncatedGzip
 
     def is_damaged(self) -> bool:
-        """Return whether the member of the last chunk is damaged, as its checksum says, unless that is far away."""
+        """Return whether the checksum shows the member of the last chunk as damaged, unless it is far ahead."""
         if self._is_damaged is None:
             self._is_damaged = self._member is not None and self._ends_in_damage()
         return self._is_damaged
 
     def _has_member(self) -> bool:
-        """Begin the next member if one has ended. Between members, and behind the last one, there may be zeros."""
+        """Begin the next member if the last one has ended. Zeros may follow each member."""
         if self._member is None:
             self._rest = self._rest.lstrip(b"\0")
             if not self._rest.startswith(MAGIC[: len(self._rest)]):
@@ -117,9 +117,9 @@ def _raising(error: Exception) -> Chunks:
 
 
 def _before_the_damage(member: Any, data: bytes) -> bytes:
-    """Return what comes out of damaged data, byte by byte: in one piece, zlib would keep it back."""
-    found = bytearray()
+    """Decompress byte by byte up to the damage: in one piece, zlib would return nothing."""
+    decompressed = bytearray()
     with suppress(zlib.error):
-        for at in range(len(data)):
-            found += member.decompress(data[at : at + 1])
-    return bytes(found)
+        for i in range(len(data)):
+            decompressed += member.decompress(data[i : i + 1])
+    return bytes(decompressed)

@@ -1,14 +1,14 @@
-"""Which sessions follow which groups, and how those that are behind catch up. No I/O."""
+"""Catching up: which sessions follow which groups, and pulls for those that are behind. No I/O."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all, raise_what_stops_all
-from imcore.gateway.ack_buffer import AckBuffer
+from imcore.gateway.acks import AckBuffer
 from imcore.gateway.channels import Channels
-from imcore.gateway.cursor import Cursor, ResumePoint
-from imcore.gateway.delay_queue import DelayQueue
 from imcore.gateway.delivery_queue import DeliveryQueue
-from imcore.gateway.fanout import GroupSubscribers, Session
+from imcore.gateway.fanout import Cursor, GroupSubscribers, ResumePoint, Session
+from imcore.gateway.scheduler import DelayQueue
 from imcore.model.values import Message
 from imcore.operations import queries
 from imcore.operations.effects import Effects, call_each
@@ -19,162 +19,199 @@ from imcore.streams.calls.message_calls import PullResult
 from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Clock, ThrottledLog
 
-AT_ONCE = 64
-"""How many places are pulled from in one go."""
+CURSORS_PER_STEP = 64
+SESSIONS_PER_STEP = 64
 
-BYTES_AT_ONCE = 4 << 20
-"""How many bytes of text are pulled in one go: all of them are in memory at once."""
+BYTES_PER_STEP = 4 << 20
+"""Of text: all of it is in memory at once."""
 
 JOINED = ResumePoint(0)
-"""Where a group begins that was joined meanwhile: with the join, even if another session has acked some already."""
+"""A group that was joined meanwhile begins with the join, even if another session has acked some of it already."""
 
 
+@dataclass(eq=False)
 class CatchUp:
-    """A part. Sessions that share a place pull together; where a session begins again, `to_enter` has it, too."""
+    """A task: pulls for cursors that are behind. Sessions that restart in a group are queued in `to_resync`, too."""
 
-    def __init__(
-        self,
-        space: Keyspace,
-        channels: Channels,
-        handover: DeliveryQueue,
-        book: AckBuffer,
-        to_enter: DelayQueue[Session],
-        trouble: ThrottledLog,
-        clock: Clock,
-    ) -> None:
-        self._space = space
-        self._channels = channels
-        self._handover = handover
-        self._book = book
-        self._to_enter = to_enter
-        self._trouble = trouble
-        self._clock = clock
-        self._behind: DelayQueue[Cursor] = DelayQueue()
+    _space: Keyspace
+    _channels: Channels
+    _deliveries: DeliveryQueue
+    _ack_buffer: AckBuffer
+    _to_resync: DelayQueue[Session]
+    _log: ThrottledLog
+    _clock: Clock
+    _behind: DelayQueue[Cursor] = field(default_factory=DelayQueue)
 
     def follow(self, session: Session, gid: str) -> None:
-        """Let a session follow a group from where it was; one that does so already catches up."""
-        room = self._channels.open_room(gid)
-        if gid not in session.feeds:
-            feed = room.enter(session, session.former.pop(gid, JOINED))
-            if room.stands:  # or all will pull once it does
-                self._behind.add([feed])
-        elif room.stands:
-            self._behind.add(room.fall_behind(session.feeds[gid]))
+        """Let a session follow a group from its resume point. A session that follows it already catches up."""
+        subscribers = self._channels.open_group(gid)
+        if gid not in session.cursors:
+            cursor = subscribers.add(session, session.resume_points.pop(gid, JOINED))
+            if subscribers.is_subscribed:  # or all cursors are put behind once it is
+                self._behind.add([cursor])
+        elif subscribers.is_subscribed:
+            self._behind.add(subscribers.fall_behind(session.cursors[gid]))
 
     def unfollow(self, session: Session, gid: str) -> None:
-        """Let a session follow a group no more. If it comes back, what it had is not handed over again."""
-        room = self._channels.room(gid)
-        if room and gid in session.feeds:
-            place = room.leave(session)
-            if place:
-                session.former[gid] = place
-            if room.is_empty:
-                self._channels.close_room(room)
+        """Let a session follow a group no more. If it comes back, it does not get the same messages again."""
+        subscribers = self._channels.groups.get(gid)
+        if subscribers and gid in session.cursors:
+            resume_point = subscribers.remove(session)
+            if resume_point:
+                session.resume_points[gid] = resume_point
+            if subscribers.is_empty:
+                self._channels.close_group(gid)
 
-    def begin_again(self, session: Session, gid: str) -> None:
-        """Go on from the offset: messages that Redis had lost are back, among those that were handed over since.
+    def restart(self, session: Session, gid: str) -> None:
+        """Let a session begin again at the offset: messages that Redis had lost are back, before its cursor.
 
-        What was handed over and not acked comes again, or its ack would pass over them.
+        It gets again all that is not acked, or its next ack would pass over the messages that came back.
         """
-        room = self._channels.room(gid)
-        if room and gid in session.feeds:
-            room.leave(session)
-            self._behind.add([room.enter(session, None)])
-            self._book.forget([session], gid)
-            self._handover.take_back(session, gid)
-            self._to_enter.add([session])  # receipts have changed, too
+        subscribers = self._channels.groups.get(gid)
+        if subscribers and gid in session.cursors:
+            subscribers.remove(session)
+            self._behind.add([subscribers.add(session, None)])
+            self._ack_buffer.forget([session], gid)
+            self._deliveries.retract(session, gid)
+            self._to_resync.add([session])  # receipts have changed, too
 
-    def pushed(self, room: GroupSubscribers, msgid: int, message: Message) -> None:
+    def pushed(self, subscribers: GroupSubscribers, msgid: int, message: Message) -> None:
         """Take a message that was pushed."""
-        arrived, behind = room.pushed(message, msgid)
-        self._handover.ready += arrived
+        events, behind = subscribers.pushed(message, msgid)
+        self._deliveries.ready += events
         if behind:
             self._behind.add(behind)
 
-    def fall_behind(self, room: GroupSubscribers) -> None:
-        """Let all who follow a group pull: pushes may have been missed, and from now on none is."""
-        for feed in room:
-            self._behind.add(room.fall_behind(feed))
+    def fall_behind(self, subscribers: GroupSubscribers) -> None:
+        """Let all subscribers of a group pull: pushes may have been missed."""
+        for cursor in subscribers:
+            self._behind.add(subscribers.fall_behind(cursor))
 
     def due(self) -> float:
-        """Return when somebody has to catch up."""
         return self._behind.due()
 
-    def go_on(self) -> Effects[None]:
-        """Let some catch up, by a page."""
-        some = self._behind.take(AT_ONCE, self._clock())
-        self._behind.done(feed for feed in some if not self._room_of(feed))
+    def step(self) -> Effects[None]:
+        """Pull a page for some cursors."""
+        taken = self._behind.take(CURSORS_PER_STEP, self._clock())
+        self._behind.succeeded(cursor for cursor in taken if not self._subscribers(cursor))
         try:
-            yield from self._catch_up([(room, feed) for feed in some if (room := self._room_of(feed))])
+            yield from self._catch_up(
+                [(subscribers, cursor) for cursor in taken if (subscribers := self._subscribers(cursor))]
+            )
         except BaseException:
-            self._behind.add(feed for feed in some if self._room_of(feed) and feed.behind)
+            self._behind.add(cursor for cursor in taken if self._subscribers(cursor) and cursor.behind)
             raise
 
-    def _room_of(self, feed: Cursor) -> GroupSubscribers | None:
-        """Return the room of a feed, if somebody has it still."""
-        room = self._channels.room(feed.gid)
-        return room if room and room.sessions(feed) else None
+    def _subscribers(self, cursor: Cursor) -> GroupSubscribers | None:
+        """Return the subscribers of a cursor's group, None if no session has the cursor any more."""
+        subscribers = self._channels.groups.get(cursor.gid)
+        return subscribers if subscribers and subscribers.sessions(cursor) else None
 
-    def _catch_up(self, some: list[tuple[GroupSubscribers, Cursor]]) -> Effects[None]:
-        answers = yield from call_each([self._pull(room, feed, BYTES_AT_ONCE // len(some)) for room, feed in some])
+    def _catch_up(self, cursors: list[tuple[GroupSubscribers, Cursor]]) -> Effects[None]:
+        answers = yield from call_each(
+            [self._pull(subscribers, cursor, BYTES_PER_STEP // len(cursors)) for subscribers, cursor in cursors]
+        )
         raise_what_stops_all(answers)
-        handed_over = 0
-        for (room, feed), answer in zip(some, answers, strict=True):
-            if handed_over > BYTES_AT_ONCE:
-                self._behind.add([feed])  # what SQL adds is not counted before
-            elif room.sessions(feed):
-                handed_over += yield from self._take(room, feed, answer)
+        size = 0
+        for (subscribers, cursor), answer in zip(cursors, answers, strict=True):
+            if size > BYTES_PER_STEP:
+                self._behind.add([cursor])  # the pulls did not count the messages that SQL adds
+            elif subscribers.sessions(cursor):
+                size += yield from self._take(subscribers, cursor, answer)
 
-    def _pull(self, room: GroupSubscribers, feed: Cursor, most_bytes: int) -> Call[PullResult]:
-        uids = room.audience(feed).uids
-        return message_calls.pull(self._space, feed.gid, uids, after=feed.msgid, count=PAGE, most_bytes=most_bytes)
+    def _pull(self, subscribers: GroupSubscribers, cursor: Cursor, most_bytes: int) -> Call[PullResult]:
+        uids = subscribers.recipients(cursor).uids
+        return message_calls.pull(self._space, cursor.gid, uids, after=cursor.msgid, count=PAGE, most_bytes=most_bytes)
 
-    def _take(self, room: GroupSubscribers, feed: Cursor, answer: PullResult | ImError) -> Effects[int]:
-        """Take what was pulled; return how many bytes of text that is."""
+    def _take(self, subscribers: GroupSubscribers, cursor: Cursor, answer: PullResult | ImError) -> Effects[int]:
+        """Take the answer to a pull; return the bytes of text of its messages."""
         if isinstance(answer, NotMember | UnknownGroup):
-            self._behind.done([feed])
-            self._set_apart(room, feed, dict.fromkeys(room.audience(feed).uids, answer))
+            self._behind.succeeded([cursor])
+            self._separate(subscribers, cursor, dict.fromkeys(subscribers.recipients(cursor).uids, answer))
             return 0
-        if isinstance(answer, ImError):  # about this group, or one partition, while it moves to another node
-            self._postpone(feed, answer)
+        if isinstance(answer, ImError):  # about this group, or about one partition while it moves to another node
+            self._postpone(cursor, answer)
             return 0
-        self._set_apart(room, feed, answer.apart)
-        if not room.sessions(feed):
-            self._behind.done([feed])
+        self._separate(subscribers, cursor, answer.apart)
+        if not subscribers.sessions(cursor):
+            self._behind.succeeded([cursor])
             return 0
-        page = yield from self._page(feed, answer)
+        page = yield from self._page(cursor, answer)
         if isinstance(page, ImError):
-            self._postpone(feed, page)
+            self._postpone(cursor, page)
             return 0
-        self._behind.done([feed])
-        arrived, shared = room.pulled(feed, answer, page)
-        self._handover.ready += arrived
-        if shared.msgid is None:
-            for session in room.sessions(shared):
-                self.begin_again(session, room.gid)
-        elif shared.behind:
-            self._behind.add([shared])
-        return sum(len(each.message.content) for each in arrived)
+        self._behind.succeeded([cursor])
+        events, merged = subscribers.pulled(cursor, answer, page)
+        self._deliveries.ready += events
+        if merged.msgid is None:
+            for session in subscribers.sessions(merged):
+                self.restart(session, cursor.gid)
+        elif merged.behind:
+            self._behind.add([merged])
+        return sum(len(event.message.content) for event in events)
 
-    def _page(self, feed: Cursor, pulled: PullResult) -> Effects[MessagePage | ImError]:
+    def _page(self, cursor: Cursor, pulled: PullResult) -> Effects[MessagePage | ImError]:
         try:
-            return (yield from queries.page(self._space, feed.gid, pulled, PAGE))
+            return (yield from queries.page(self._space, cursor.gid, pulled, PAGE))
         except ImError as error:
             if concerns_all(error):
                 raise
             return error
 
-    def _set_apart(self, room: GroupSubscribers, feed: Cursor, why: Mapping[str, int | ImError]) -> None:
-        """Let go those who are no members, and let those who joined later pull from there."""
-        for session in room.sessions(feed) if why else ():
-            apart = why.get(session.uid)
-            if isinstance(apart, ImError):
-                self.unfollow(session, room.gid)
-            elif apart is not None:
-                room.leave(session)
-                self._behind.add([room.enter(session, ResumePoint(apart))])
+    def _separate(self, subscribers: GroupSubscribers, cursor: Cursor, reasons: Mapping[str, int | ImError]) -> None:
+        """Take users out of a cursor: those who are no members unfollow, and later joiners get another cursor."""
+        for session in subscribers.sessions(cursor) if reasons else ():
+            reason = reasons.get(session.uid)
+            if isinstance(reason, ImError):
+                self.unfollow(session, cursor.gid)
+            elif reason is not None:
+                subscribers.remove(session)
+                self._behind.add([subscribers.add(session, ResumePoint(reason))])
 
-    def _postpone(self, feed: Cursor, error: ImError) -> None:
-        """Let the others go on: only what is trimmed in Redis needs the database, and other groups are elsewhere."""
-        self._trouble.note(error, "what some have missed has to wait: %s")
-        self._behind.postpone(feed, self._clock())
+    def _postpone(self, cursor: Cursor, error: ImError) -> None:
+        """Let this cursor wait alone: others may not need the database, and other groups may be on other nodes."""
+        self._log.note(error, "what some have missed has to wait: %s")
+        self._behind.postpone(cursor, self._clock())
+
+
+@dataclass(eq=False)
+class Resync:
+    """A task: fetches the groups of sessions whose inbox has just been subscribed, and may have missed news before."""
+
+    _space: Keyspace
+    _queue: DelayQueue[Session]
+    _catch_up: CatchUp
+    _fetch_receipts: Callable[[Iterable[Session]], None]
+    _log: ThrottledLog
+    _clock: Clock
+
+    def due(self) -> float:
+        return self._queue.due()
+
+    def step(self) -> Effects[None]:
+        """Sync some sessions."""
+        sessions = self._queue.take(SESSIONS_PER_STEP, self._clock())
+        try:
+            groups = yield from queries.groups_or_errors(self._space, list({session.uid for session in sessions}))
+        except BaseException:
+            self._queue.add(sessions)
+            raise
+        for session in sessions:
+            gids = groups[session.uid]
+            if isinstance(gids, ImError):
+                self._log.note(gids, "what groups some are in has to wait: %s")
+                self._queue.postpone(session, self._clock())
+            else:
+                self._queue.succeeded([session])
+                self._sync(session, gids)
+
+    def _sync(self, session: Session, gids: list[str]) -> None:
+        for gid in session.cursors.keys() - set(gids):
+            self._catch_up.unfollow(session, gid)
+        for gid in gids:
+            if gid not in session.cursors:
+                self._catch_up.follow(session, gid)
+        self._fetch_receipts([session])
+        if session.is_synced:
+            session.reconnects += 1
+        session.is_synced = True

@@ -1,76 +1,68 @@
-"""What a gateway listens to: the inboxes of its users and the rooms of their groups, over one subscription. No I/O."""
+"""The channels of a gateway, its users' inboxes and their groups, and the subscription that carries them. No I/O."""
 
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
+from imcore.errors import RedisUnavailable
 from imcore.gateway.fanout import GroupSubscribers, Session
+from imcore.operations.effects import ChangeChannels, Effects, OpenSubscription, PingSubscription
 from imcore.streams.keys import Keyspace
+from imcore.util.backoff import Backoff, Clock
 
-MOST_UNDER_WAY = 5000
-"""So many changes wait for their confirmation at most: a server keeps little for a subscriber that does not read."""
+UNCONFIRMED_CHANGES = 5000
+"""At most so many changes wait for their confirmation: a server keeps little for a subscriber that does not read."""
 
 
 @dataclass(eq=False, slots=True)
 class Inbox:
-    """The channels of a user, one of each partition: once all of them are listened to, it `stands`."""
+    """The channels of a user, one of each partition, of which `missing` are not subscribed yet."""
 
     uid: str
     missing: int
     sessions: dict[Session, None] = field(default_factory=dict)
 
     @property
-    def stands(self) -> bool:
-        """Whether all that concerns the user is pushed here from now on."""
+    def is_subscribed(self) -> bool:
+        """Whether all news of the user is pushed from now on."""
         return self.missing == 0
 
 
+ChannelOwner = Inbox | GroupSubscribers
+
+
 class Channels:
-    """Keeps which channels somebody here listens to, and what has to change at the server so that it is so."""
+    """The channels that sessions here need, and the changes that the server has to make for them."""
 
     def __init__(self, space: Keyspace) -> None:
         self._space = space
         self._inboxes: dict[str, Inbox] = {}
-        self._at: dict[str, Inbox | GroupSubscribers] = {}
-        self._rooms: dict[str, GroupSubscribers] = {}
+        self.owners: dict[str, ChannelOwner] = {}
+        """By channel."""
+        self.groups: dict[str, GroupSubscribers] = {}
+        """By gid, of the groups that sessions follow."""
         self._to_drop: dict[str, None] = {}
         self._to_add: dict[str, None] = {}
         self._dropping: Counter[str] = Counter()
         self._adding: Counter[str] = Counter()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing has to be listened to."""
-        return not self._at
+    def open_group(self, gid: str) -> GroupSubscribers:
+        """Return the subscribers of a group; subscribe to it unless that was done."""
+        subscribers = self.groups.get(gid)
+        if subscribers is None:
+            subscribers = self.groups[gid] = GroupSubscribers(gid)
+            self._add(self._space.group(gid).channel, subscribers)
+        return subscribers
 
-    def at(self, channel: str) -> Inbox | GroupSubscribers | None:
-        """Return what a channel is of."""
-        return self._at.get(channel)
-
-    def rooms(self) -> Iterator[GroupSubscribers]:
-        """Yield all rooms."""
-        yield from list(self._rooms.values())
-
-    def room(self, gid: str) -> GroupSubscribers | None:
-        """Return the room of a group, if somebody follows it."""
-        return self._rooms.get(gid)
-
-    def open_room(self, gid: str) -> GroupSubscribers:
-        """Return the room of a group, and listen to it if nobody here has."""
-        room = self._rooms.get(gid)
-        if room is None:
-            room = self._rooms[gid] = GroupSubscribers(gid)
-            self._add(self._space.group(gid).channel, room)
-        return room
-
-    def close_room(self, room: GroupSubscribers) -> None:
-        """Stop listening to a group that nobody follows any more."""
-        del self._rooms[room.gid]
-        self._drop(self._space.group(room.gid).channel)
+    def close_group(self, gid: str) -> None:
+        """Unsubscribe from a group that no session follows any more."""
+        del self.groups[gid]
+        self._drop(self._space.group(gid).channel)
 
     def open_inbox(self, session: Session) -> Inbox:
-        """Return a user's inbox, for one session more."""
+        """Add a session to its user's inbox; return the inbox."""
         inbox = self._inboxes.get(session.uid)
         if inbox is None:
             channels = self._space.inboxes(session.uid)
@@ -81,7 +73,7 @@ class Channels:
         return inbox
 
     def close_inbox(self, session: Session) -> None:
-        """Stop listening to a user's inbox, unless another session does."""
+        """Remove a session from its user's inbox; unsubscribe after the last one."""
         inbox = self._inboxes[session.uid]
         del inbox.sessions[session]
         if not inbox.sessions:
@@ -89,75 +81,137 @@ class Channels:
             for channel in self._space.inboxes(session.uid):
                 self._drop(channel)
 
-    # What has to change, and what is known to have changed.
+    # Changes, and what the server has confirmed of them.
 
-    def begin_anew(self) -> None:
-        """Nothing is listened to on a new connection: all has to be added."""
+    def restart(self) -> None:
+        """Begin on a new connection, which is subscribed to nothing."""
         self._to_drop.clear()
         self._dropping.clear()
         self._adding.clear()
-        self._to_add = dict.fromkeys(self._at)
-        for room in self._rooms.values():
-            room.stands = False
+        self._to_add = dict.fromkeys(self.owners)
+        for subscribers in self.groups.values():
+            subscribers.is_subscribed = False
         for inbox in self._inboxes.values():
             inbox.missing = self._space.partitions
 
     def has_changes(self) -> bool:
-        """Return whether something has to change, and may now."""
-        return bool(self._to_drop or self._to_add) and self._room_for() > 0
+        """Return whether `changes` has any now."""
+        return bool(self._to_drop or self._to_add) and self._free() > 0
 
-    def changes(self) -> tuple[list[str], list[str]]:
-        """Return which channels to drop, and which to add then; the news of it is awaited from now on."""
-        drop = _taken(self._to_drop, self._room_for())
+    def changes(self) -> ChangeChannels:
+        """Return the next changes, whose confirmations are awaited from now on."""
+        drop = _pop(self._to_drop, self._free())
         self._dropping.update(drop)
-        # Nothing is added before what is to be dropped is: it may be the same channel.
-        add = [] if self._to_drop else _taken(self._to_add, self._room_for())
+        # The same channel may be dropped and added: so nothing is added before all is dropped.
+        add = [] if self._to_drop else _pop(self._to_add, self._free())
         self._adding.update(add)
-        return drop, add
+        return ChangeChannels(drop, add)
 
-    def added(self, channel: str) -> Inbox | GroupSubscribers | None:
-        """Note that a channel is listened to; return what stands by that."""
+    def added(self, channel: str) -> ChannelOwner | None:
+        """Note that a channel was added; return its owner if this has made the owner subscribed."""
         if not _confirmed(self._adding, channel) or channel in self._adding or channel in self._to_add:
-            return None  # dropped and added again meanwhile: the news of that is still to come
-        of = self._at.get(channel)
-        if isinstance(of, GroupSubscribers):
-            of.stands = True
-            return of
-        if of is not None:
-            of.missing -= 1
-        return of if of and of.stands else None
+            return None  # dropped and added again meanwhile: that confirmation is still to come
+        owner = self.owners.get(channel)
+        if isinstance(owner, GroupSubscribers):
+            owner.is_subscribed = True
+        elif owner is not None:
+            owner.missing -= 1
+        return owner if owner and owner.is_subscribed else None
 
     def dropped(self, channel: str) -> bool:
-        """Note that a channel is not listened to any more; return whether that was wanted."""
+        """Note that a channel was dropped; return whether that was wanted."""
         return _confirmed(self._dropping, channel)
 
-    def _add(self, channel: str, of: Inbox | GroupSubscribers) -> None:
-        self._at[channel] = of
+    def _add(self, channel: str, owner: ChannelOwner) -> None:
+        self.owners[channel] = owner
         self._to_add[channel] = None
 
     def _drop(self, channel: str) -> None:
-        del self._at[channel]
+        del self.owners[channel]
         if channel in self._to_add:
             del self._to_add[channel]
         else:
             self._to_drop[channel] = None
 
-    def _room_for(self) -> int:
-        return MOST_UNDER_WAY - len(self._dropping) - len(self._adding)
+    def _free(self) -> int:
+        return UNCONFIRMED_CHANGES - len(self._dropping) - len(self._adding)
 
 
-def _taken(channels: dict[str, None], most: int) -> list[str]:
-    taken = list(islice(channels, most))
-    for channel in taken:
+def _pop(channels: dict[str, None], limit: int) -> list[str]:
+    popped = list(islice(channels, limit))
+    for channel in popped:
         del channels[channel]
-    return taken
+    return popped
 
 
 def _confirmed(awaited: Counter[str], channel: str) -> bool:
-    """Return whether news of a channel was awaited; it is so once less now."""
+    """Return whether a confirmation was awaited, and await one less."""
     if not awaited[channel]:
         return False
     awaited[channel] -= 1
     if not awaited[channel]:
         del awaited[channel]
     return True
+
+
+@dataclass(eq=False)
+class Resubscription:
+    """A task: opens the subscription, and again after it was lost; changes its channels; pings it.
+
+    It sends a PING every `every_s` seconds. A subscription that has not answered by the next one is lost. Only an
+    answered PING ends the back-off. `on_open` is called whenever a subscription was opened.
+    """
+
+    _channels: Channels
+    _every_s: float
+    _on_open: Callable[[], None]
+    _clock: Clock
+    is_open: bool = False
+    """Whether there is a subscription, as far as is known."""
+    _backoff: Backoff = field(default_factory=Backoff)
+    _next_ping: float = math.inf
+    _awaits_pong: bool = False
+
+    def lost(self) -> None:
+        """Note that the subscription is lost, and perhaps pushes with it."""
+        self.is_open = False
+        self._backoff.failed(self._clock())
+
+    def pong(self) -> None:
+        """Note that the last PING was answered."""
+        self._awaits_pong = False
+        self._backoff.succeeded()
+
+    def due(self) -> float:
+        """Return when to step: at once if channels have to change and may."""
+        if not self.is_open:
+            return math.inf if not self._channels.owners else self._backoff.until
+        return 0.0 if self._channels.has_changes() else self._next_ping
+
+    def step(self) -> Effects[None]:
+        """Open, ping and change what is due. After any error nobody knows which channels are subscribed: it is lost."""
+        try:
+            if not self.is_open:
+                yield OpenSubscription()
+                self._begin()
+            if self._next_ping <= self._clock():
+                yield from self._ping()
+            if self._channels.has_changes():
+                yield self._channels.changes()
+        except BaseException:
+            self.lost()
+            raise
+
+    def _begin(self) -> None:
+        self.is_open = True
+        self._awaits_pong = False
+        self._next_ping = self._clock() + self._every_s
+        self._channels.restart()
+        self._on_open()
+
+    def _ping(self) -> Effects[None]:
+        if self._awaits_pong:
+            raise RedisUnavailable("the subscription is silent: opening another")
+        yield PingSubscription()
+        self._awaits_pong = True
+        self._next_ping = self._clock() + self._every_s

@@ -1,4 +1,4 @@
-"""What is ready for the caller of a gateway, and what the caller has in hand. No I/O."""
+"""The events of a gateway: ready for the caller, or in flight, which is returned and not confirmed. No I/O."""
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -8,63 +8,63 @@ from imcore.gateway.fanout import Event, NewMessage, Recipients, Session
 
 @dataclass(slots=True)
 class DeliveryQueue:
-    """Events wait in `ready`; what was taken stays in hand until the caller has done with it."""
+    """Events go from `ready` to in flight, and are confirmed or requeued. Sessions that have ended get no more."""
 
     ready: list[Event] = field(default_factory=list)
-    _in_hand: list[Event] = field(default_factory=list)
-    _gone: set[Session] = field(default_factory=set)
+    _in_flight: list[Event] = field(default_factory=list)
+    _ended: set[Session] = field(default_factory=set)
 
     @property
-    def count_in_hand(self) -> int:
-        """How many events were taken the last time and not given back."""
-        return len(self._in_hand)
+    def in_flight(self) -> int:
+        """How many events are in flight."""
+        return len(self._in_flight)
 
     def take(self) -> list[Event]:
-        """Hand over what is ready, for those who are still there."""
-        taken = list(_without(self.ready, self._gone)) if self._gone else self.ready
-        self._gone.clear()
-        self._in_hand, self.ready = taken, []
+        """Return the events that are ready, in order: they are in flight now."""
+        taken = list(_without(self.ready, self._ended)) if self._ended else self.ready
+        self._ended.clear()
+        self._in_flight, self.ready = taken, []
         return taken
 
-    def settle(self) -> list[Event]:
-        """Return what the caller has done with, for those who are still there; from now on it is not in hand."""
-        settled = list(_without(self._in_hand, self._gone)) if self._gone else self._in_hand
-        self._in_hand = []
-        return settled
+    def confirm(self) -> list[Event]:
+        """End the flight of all events; return them, for the sessions that have not ended."""
+        confirmed = list(_without(self._in_flight, self._ended)) if self._ended else self._in_flight
+        self._in_flight = []
+        return confirmed
 
-    def settle_of(self, sessions: Collection[Session]) -> list[Event]:
-        """Return what these sessions have in hand: their part of it."""
-        parts = ((event, event.audience.members.intersection(sessions)) for event in self._in_hand)
-        return [event._replace(audience=Recipients(mine)) for event, mine in parts if mine]
+    def in_flight_of(self, sessions: Collection[Session]) -> list[Event]:
+        """Return the events in flight for these sessions alone."""
+        parts = ((event, event.recipients.session_set.intersection(sessions)) for event in self._in_flight)
+        return [event._replace(recipients=Recipients(own)) for event, own in parts if own]
 
-    def give_back(self, count: int) -> None:
-        """Take back the last so many events: they are ready again."""
-        at = len(self._in_hand) - count
-        self.ready = self._in_hand[at:] + self.ready
-        self._in_hand = self._in_hand[:at]
+    def requeue(self, count: int) -> None:
+        """Make the last `count` events in flight ready again, before all others."""
+        at = len(self._in_flight) - count
+        self.ready = self._in_flight[at:] + self.ready
+        self._in_flight = self._in_flight[:at]
 
     def end(self, sessions: Iterable[Session]) -> None:
-        """These sessions are handed nothing more, and what they have in hand counts no more."""
-        self._gone.update(sessions)
+        """Take sessions out of all events."""
+        self._ended.update(sessions)
 
-    def take_back(self, session: Session, gid: str) -> None:
-        """Take from a session what is ready or in hand of a group: it comes again."""
+    def retract(self, session: Session, gid: str) -> None:
+        """Take a session out of the events of a group, whose messages it will get again."""
         self.ready = [event for event in _less(self.ready, session, gid) if event.sessions]
-        self._in_hand = list(_less(self._in_hand, session, gid))
+        self._in_flight = list(_less(self._in_flight, session, gid))
 
 
-def _without(events: Iterable[Event], gone: set[Session]) -> Iterator[Event]:
-    """Yield events for those who are not gone. Who shared an audience shares one still."""
-    audiences: dict[Recipients, Recipients] = {}
+def _without(events: Iterable[Event], ended: set[Session]) -> Iterator[Event]:
+    """Yield events for the other sessions. Events that shared their recipients still do."""
+    left: dict[Recipients, Recipients] = {}
     for event in events:
-        if event.audience not in audiences:
-            audiences[event.audience] = event.audience.without(gone)
-        if audiences[event.audience].sessions:
-            yield event._replace(audience=audiences[event.audience])
+        if event.recipients not in left:
+            left[event.recipients] = event.recipients.without(ended)
+        if left[event.recipients].sessions:
+            yield event._replace(recipients=left[event.recipients])
 
 
 def _less(events: Iterable[Event], session: Session, gid: str) -> Iterator[Event]:
-    """Yield events; those of a group without one session, and so perhaps for nobody."""
+    """Yield events; those of a group without one session, and perhaps without any."""
     for event in events:
         is_of_group = isinstance(event, NewMessage) and event.message.gid == gid
-        yield event._replace(audience=event.audience.without([session])) if is_of_group else event
+        yield event._replace(recipients=event.recipients.without([session])) if is_of_group else event

@@ -1,227 +1,281 @@
-"""Who follows a group in one process, and what a pushed message means for them. No I/O.
+"""Fan-out: the live sessions of this process that follow a group, and the events that a message makes for them. No I/O.
 
-Sessions that stand at the same place of a group share one feed, and one event tells all of them: so a message costs
-much the same for one session of a group and for a thousand, and so does a pull.
+Sessions at the same point of a group share one cursor, and one event is for all of them: a message costs much the same
+for one session and for a thousand, and so does a pull.
 """
 
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import dropwhile
 from typing import NamedTuple
 
 from imcore import msgid as msgids
-from imcore.gateway.cursor import Cursor, ResumePoint
 from imcore.model.values import Message, Receipt
 from imcore.operations.queries import MessagePage
 from imcore.streams.calls.message_calls import PullResult
 
-MOST_AT_A_PULL = 1000
-"""How many sessions one pull is for, at most: the server looks at the rights of each."""
+SESSIONS_PER_PULL = 1000
+"""The server checks the membership of each."""
+
+
+class ResumePoint(NamedTuple):
+    """Where a session resumes a group: after this message (packed msgid). Its seq is None where it is not known."""
+
+    msgid: int
+    seq: int | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Cursor:
+    """How far sessions have come in one group.
+
+    `msgid` (packed) and `seq` are those of the newest message handed over. Without a msgid the cursor begins at the
+    user's ack offset, and the first pull finds the seq. While it is `behind`, it gets messages from pulls and ignores
+    pushes: the next pull returns these messages too.
+    """
+
+    gid: str
+    msgid: int | None = None
+    seq: int | None = None
+    behind: bool = True
+
+    def pushed(self, msgid: int, seq: int) -> bool:
+        """Take a pushed message; return whether it is the next one. After a gap in the seqs the cursor is behind."""
+        if self.behind or self.seq is None:
+            return False
+        if seq == self.seq + 1:
+            self.msgid, self.seq = msgid, seq
+            return True
+        self.behind = not self._has(msgid)
+        return False
+
+    def pulled(self, pulled: PullResult, page: MessagePage) -> list[Message]:
+        """Take a page of a pull; return its new messages. After the last page the cursor is not behind any more.
+
+        If Redis had lost messages and they came back before this point, the cursor returns to the offset: then `msgid`
+        is None and no message is new.
+        """
+        if self._has_missed(pulled, page):
+            self.msgid = self.seq = None
+            return []
+        new = list(dropwhile(lambda message: self._has(msgids.position_of(message.msgid)), page.messages))
+        if new:
+            self.msgid, self.seq = msgids.position_of(new[-1].msgid), new[-1].seq
+        elif not page.more:
+            self.seq, self.msgid = pulled.head_seq, max(pulled.start, self.msgid or 0)
+        self.behind = page.more
+        return new
+
+    def _has_missed(self, pulled: PullResult, page: MessagePage) -> bool:
+        """Return whether seqs have grown: then the group has more messages before this point than were handed over."""
+        if self.seq is None or pulled.start != self.msgid:
+            return False
+        return (page.messages[0].seq - 1 if page.messages else pulled.head_seq) > self.seq
+
+    def _has(self, msgid: int) -> bool:
+        # A msgid is never given twice, but a server that lost its last second gives the same seqs again.
+        return self.msgid is not None and msgid <= self.msgid
 
 
 @dataclass(eq=False, slots=True)
 class Session:
     """One live client of a user, `uid`; `sid` names it to the server.
 
-    `entered`: it hears of everything, for what came before that has been asked for. `reconnects`: how often it has been
-    entered anew since, after the subscription was lost; what was pushed in between it has been told by asking.
+    `is_synced`: the session is subscribed, and the gateway has fetched the groups that its user joined before.
+    `reconnects` counts how often it was synced again after the subscription was lost.
     """
 
     uid: str
     sid: str = field(default_factory=lambda: uuid.uuid4().hex)
-    entered: bool = False
+    is_synced: bool = False
     reconnects: int = 0
-    feeds: dict[str, Cursor] = field(default_factory=dict)
-    """Its place in each group that it follows; those at the same place share it."""
-    former: dict[str, ResumePoint | None] = field(default_factory=dict)
-    """Where it goes on in groups that it does not follow now; None: from its offset, wherever that stands."""
-    alone: "Recipients" = field(init=False, repr=False)
-    """The audience of this session and no other."""
+    cursors: dict[str, Cursor] = field(default_factory=dict)
+    """By gid, of the groups that it follows. Other sessions at the same point have the same cursor."""
+    resume_points: dict[str, ResumePoint | None] = field(default_factory=dict)
+    """By gid, of the groups that it does not follow now. None: at the user's ack offset."""
+    as_recipients: "Recipients" = field(init=False, repr=False)
+    """This session alone."""
 
     def __post_init__(self) -> None:
-        self.alone = Recipients([self])
+        self.as_recipients = Recipients([self])
 
     @property
     def gids(self) -> set[str]:
-        """The groups in which it was handed something, perhaps."""
-        return self.feeds.keys() | self.former.keys()
+        """The groups of which it may have got messages."""
+        return self.cursors.keys() | self.resume_points.keys()
 
 
 class Recipients:
-    """Some sessions, as long as they are told the same."""
+    """The sessions that an event is for."""
 
     def __init__(self, sessions: Iterable[Session]) -> None:
         self.sessions = tuple(sessions)
 
     @cached_property
-    def members(self) -> frozenset[Session]:
-        """The sessions, to look one up."""
+    def session_set(self) -> frozenset[Session]:
         return frozenset(self.sessions)
 
     @cached_property
     def uids(self) -> tuple[str, ...]:
-        """Whose sessions they are."""
         return tuple(dict.fromkeys(session.uid for session in self.sessions))
 
     def without(self, sessions: Collection[Session]) -> "Recipients":
-        """Return the others."""
-        if self.members.isdisjoint(sessions):
+        if self.session_set.isdisjoint(sessions):
             return self
-        gone = frozenset(sessions)
-        return Recipients(session for session in self.sessions if session not in gone)
+        left_out = frozenset(sessions)
+        return Recipients(session for session in self.sessions if session not in left_out)
 
 
 class NewMessage(NamedTuple):
-    """A message came, for all of an audience."""
+    """A message for sessions of its group's members."""
 
-    audience: Recipients
+    recipients: Recipients
     message: Message
     msgid: int
     """Packed."""
 
     @property
     def sessions(self) -> tuple[Session, ...]:
-        """For whom it came."""
-        return self.audience.sessions
+        return self.recipients.sessions
 
 
 class ReceiptsChanged(NamedTuple):
-    """A user is told new tallies of their messages, in sessions of theirs."""
+    """New tallies of a user's own messages, for sessions of this user."""
 
-    audience: Recipients
+    recipients: Recipients
     receipts: tuple[Receipt, ...]
 
     @property
     def sessions(self) -> tuple[Session, ...]:
-        """Who is told."""
-        return self.audience.sessions
+        return self.recipients.sessions
 
 
 Event = NewMessage | ReceiptsChanged
 
 
 class GroupSubscribers:
-    """The sessions that follow one group. Their feeds change here only, so that those at one place are found.
+    """The sessions of this process that follow one group, by cursor.
 
-    It `stands` once its channel is listened to: what is sent from then on is pushed.
+    Only this class changes their cursors, so that sessions at the same point find each other. `is_subscribed`: the
+    group's channel is subscribed, and every message from now on is pushed.
     """
 
     def __init__(self, gid: str) -> None:
         self.gid = gid
-        self.stands = False
+        self.is_subscribed = False
         self._sessions: dict[Cursor, dict[Session, None]] = {}
         self._live: dict[Cursor, None] = {}
         self._behind_at: dict[tuple[int | None, int | None], Cursor] = {}
-        self._audiences: dict[Cursor, Recipients] = {}
+        self._recipients: dict[Cursor, Recipients] = {}
 
     @property
     def is_empty(self) -> bool:
-        """Whether nobody follows it."""
         return not self._sessions
 
     def __iter__(self) -> Iterator[Cursor]:
         yield from list(self._sessions)
 
-    def sessions(self, feed: Cursor) -> list[Session]:
-        """Return who shares a feed: nobody, once it has gone up in another."""
-        return list(self._sessions.get(feed, ()))
+    def sessions(self, cursor: Cursor) -> list[Session]:
+        """Return the sessions at a cursor: an empty list once it was merged into another one."""
+        return list(self._sessions.get(cursor, ()))
 
-    def audience(self, feed: Cursor) -> Recipients:
-        """Return who shares a feed: the same as before, while nobody comes or goes."""
-        if feed not in self._audiences:
-            self._audiences[feed] = Recipients(self._sessions[feed])
-        return self._audiences[feed]
+    def recipients(self, cursor: Cursor) -> Recipients:
+        """Return the sessions at a cursor: the same object until one comes or goes."""
+        if cursor not in self._recipients:
+            self._recipients[cursor] = Recipients(self._sessions[cursor])
+        return self._recipients[cursor]
 
-    def enter(self, session: Session, place: ResumePoint | None) -> Cursor:
-        """Let a session follow from a place on, or from wherever its offset stands. It is behind."""
-        feed = Cursor(self.gid, *(place or ()))
-        session.feeds[self.gid] = feed
-        self._sessions[feed] = {session: None}
-        return self._settle(feed)
+    def add(self, session: Session, resume_point: ResumePoint | None) -> Cursor:
+        """Add a session at a resume point, None for the user's ack offset. Its cursor is behind."""
+        cursor = Cursor(self.gid, *(resume_point or ()))
+        session.cursors[self.gid] = cursor
+        self._sessions[cursor] = {session: None}
+        return self._index(cursor)
 
-    def leave(self, session: Session) -> ResumePoint | None:
-        """Let a session follow no more; return its place, if it has one."""
-        feed = session.feeds.pop(self.gid)
-        self._audiences.pop(feed, None)
-        del self._sessions[feed][session]
-        if not self._sessions[feed]:
-            self._unsettle(feed)
-            del self._sessions[feed]
-        return None if feed.msgid is None else ResumePoint(feed.msgid, feed.seq)
+    def remove(self, session: Session) -> ResumePoint | None:
+        """Remove a session; return where it would resume, None for the user's ack offset."""
+        cursor = session.cursors.pop(self.gid)
+        self._recipients.pop(cursor, None)
+        del self._sessions[cursor][session]
+        if not self._sessions[cursor]:
+            self._unindex(cursor)
+            del self._sessions[cursor]
+        return None if cursor.msgid is None else ResumePoint(cursor.msgid, cursor.seq)
 
-    def fall_behind(self, feed: Cursor) -> list[Cursor]:
-        """Let those who share a feed pull; return their feeds now, none of more than one pull may be for."""
-        self._unsettle(feed)
-        feed.behind = True
-        return list(dict.fromkeys(self._settle(part) for part in [feed, *self._split(feed)]))
+    def fall_behind(self, cursor: Cursor) -> list[Cursor]:
+        """Let the sessions at a cursor pull. Return their cursors: several if they are too many for one pull."""
+        self._unindex(cursor)
+        cursor.behind = True
+        return list(dict.fromkeys(self._index(part) for part in [cursor, *self._split(cursor)]))
 
     def pushed(self, message: Message, msgid: int) -> tuple[list[NewMessage], list[Cursor]]:
-        """Take a pushed message; return for whom it is the next one, and which feeds have fallen behind."""
-        arrived: list[NewMessage] = []
+        """Take a pushed message; return its events, and the cursors that have fallen behind."""
+        events: list[NewMessage] = []
         behind: list[Cursor] = []
-        for feed in list(self._live):
-            if feed.pushed(msgid, message.seq):
-                arrived.append(NewMessage(self.audience(feed), message, msgid))
-            elif feed.behind:
-                behind += self.fall_behind(feed)
-        for feed in list(self._live) if len(self._live) > 1 else ():
-            if feed in self._live:
-                self._settle(feed)
-        return arrived, behind
+        for cursor in list(self._live):
+            if cursor.pushed(msgid, message.seq):
+                events.append(NewMessage(self.recipients(cursor), message, msgid))
+            elif cursor.behind:
+                behind += self.fall_behind(cursor)
+        for cursor in list(self._live) if len(self._live) > 1 else ():
+            if cursor in self._live:
+                self._index(cursor)
+        return events, behind
 
-    def pulled(self, feed: Cursor, pulled: PullResult, page: MessagePage) -> tuple[list[NewMessage], Cursor]:
-        """Take what those who share a feed have pulled; return it, and the feed that they share now.
+    def pulled(self, cursor: Cursor, pulled: PullResult, page: MessagePage) -> tuple[list[NewMessage], Cursor]:
+        """Take a page that was pulled for a cursor; return its events, and the cursor that the sessions have now.
 
-        If that has no msgid, each has to begin again at the offset.
+        If this cursor has no msgid, each session has to begin again at its user's offset.
         """
-        audience = self.audience(feed)
-        self._unsettle(feed)
-        new = feed.pulled(pulled, page)
-        return [NewMessage(audience, message, msgids.position_of(message.msgid)) for message in new], self._settle(feed)
+        recipients = self.recipients(cursor)
+        self._unindex(cursor)
+        events = [
+            NewMessage(recipients, message, msgids.position_of(message.msgid))
+            for message in cursor.pulled(pulled, page)
+        ]
+        return events, self._index(cursor)
 
-    def _settle(self, feed: Cursor) -> Cursor:
-        """Note where a feed is; let it share with those who are there. Return the feed that they have then."""
-        if not feed.behind:
-            self._live[feed] = None
-            there = next(each for each in self._live if (each.msgid, each.seq) == (feed.msgid, feed.seq))
-        elif feed.msgid is None:
-            return feed  # each has an offset of their own
+    def _index(self, cursor: Cursor) -> Cursor:
+        """Index a cursor by its point; merge it with the one that is there. Return the cursor of its sessions."""
+        if not cursor.behind:
+            self._live[cursor] = None
+            present = next(each for each in self._live if (each.msgid, each.seq) == (cursor.msgid, cursor.seq))
+        elif cursor.msgid is None:
+            return cursor  # every user has an offset of their own
         else:
-            there = self._behind_at.setdefault((feed.msgid, feed.seq), feed)
-        if there is feed:
-            return feed
-        if feed.behind and len(self._sessions[feed]) + len(self._sessions[there]) > MOST_AT_A_PULL:
-            self._behind_at[feed.msgid, feed.seq] = feed
-            return feed
-        return self._merge(feed, there)
+            present = self._behind_at.setdefault((cursor.msgid, cursor.seq), cursor)
+        if present is cursor:
+            return cursor
+        if cursor.behind and len(self._sessions[cursor]) + len(self._sessions[present]) > SESSIONS_PER_PULL:
+            self._behind_at[cursor.msgid, cursor.seq] = cursor
+            return cursor
+        smaller, larger = sorted((cursor, present), key=lambda each: len(self._sessions[each]))
+        self._unindex(smaller)
+        self._move(self.sessions(smaller), smaller, larger)
+        return self._index(larger)
 
-    def _unsettle(self, feed: Cursor) -> None:
-        self._live.pop(feed, None)
-        if self._behind_at.get((feed.msgid, feed.seq)) is feed:
-            del self._behind_at[feed.msgid, feed.seq]
+    def _unindex(self, cursor: Cursor) -> None:
+        self._live.pop(cursor, None)
+        if self._behind_at.get((cursor.msgid, cursor.seq)) is cursor:
+            del self._behind_at[cursor.msgid, cursor.seq]
 
-    def _merge(self, feed: Cursor, there: Cursor) -> Cursor:
-        fewer, more = sorted((feed, there), key=lambda each: len(self._sessions[each]))
-        self._unsettle(fewer)
-        self._move(self.sessions(fewer), fewer, more)
-        return self._settle(more)
-
-    def _split(self, feed: Cursor) -> Iterator[Cursor]:
-        """Yield new feeds at the same place for those who are too many for one pull."""
-        sessions = self.sessions(feed)
-        for start in range(MOST_AT_A_PULL, len(sessions), MOST_AT_A_PULL):
-            part = Cursor(self.gid, feed.msgid, feed.seq)
+    def _split(self, cursor: Cursor) -> Iterator[Cursor]:
+        """Yield new cursors at the same point for the sessions that are too many for one pull."""
+        sessions = self.sessions(cursor)
+        for start in range(SESSIONS_PER_PULL, len(sessions), SESSIONS_PER_PULL):
+            part = Cursor(self.gid, cursor.msgid, cursor.seq)
             self._sessions[part] = {}
-            self._move(sessions[start : start + MOST_AT_A_PULL], feed, part)
+            self._move(sessions[start : start + SESSIONS_PER_PULL], cursor, part)
             yield part
 
-    def _move(self, sessions: Iterable[Session], feed: Cursor, to: Cursor) -> None:
+    def _move(self, sessions: Iterable[Session], cursor: Cursor, to: Cursor) -> None:
         for session in sessions:
-            session.feeds[self.gid] = to
-            del self._sessions[feed][session]
+            session.cursors[self.gid] = to
+            del self._sessions[cursor][session]
             self._sessions[to][session] = None
-        self._audiences.pop(feed, None)
-        self._audiences.pop(to, None)
-        if not self._sessions[feed]:
-            del self._sessions[feed]
+        self._recipients.pop(cursor, None)
+        self._recipients.pop(to, None)
+        if not self._sessions[cursor]:
+            del self._sessions[cursor]

@@ -1,32 +1,32 @@
 """A gateway: the live sessions of many users in one process, over one subscription connection.
 
-What decides is in `imcore.gateway.core`; here are its questions answered one after the other, and its waits waited. A
-message counts as received, and is acked with others after it, when `poll` is called again: a caller that dies in
-between gets it again.
+`imcore.gateway.core` decides; this driver performs its effects one after the other, and waits. A message counts as
+received, and is acked with others after it, when `poll` is called again: if the caller dies before, the message comes
+again.
 """
 
 import logging
 import reprlib
 import time
-from collections.abc import Collection, Iterable, Mapping
-from functools import cached_property
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
+from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable, InvalidInput, RedisUnavailable, TryAgain
-from imcore.gateway.core import Core, GatewayOptions
-from imcore.gateway.fanout import Event, Session
+from imcore.gateway.core import AckMode, Core, GatewayOptions, ReceiptMode
+from imcore.gateway.fanout import Event, NewMessage, Session
 from imcore.model.limits import (
     check_count,
     check_handed_over,
     check_msgid,
     check_name,
-    check_places,
     check_receipts,
+    check_resume_points,
     check_seconds,
     is_number,
 )
-from imcore.model.values import Receipt
+from imcore.model.values import Message, Receipt
 from imcore.operations.effects import (
     ChangeChannels,
     Effect,
@@ -45,13 +45,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LONGEST_WAIT_S = 3600.0
-"""Systems do not wait for ever at once."""
+"""Operating systems limit one wait."""
 
-_TIMES_AS_LONG = 5
-"""After a database was waited for in vain it is left alone for so many times as long."""
-
-AckMode = Literal["auto", "client", "off"]
-ReceiptMode = Literal["push", "poll"]
+_SQL_PAUSE_FACTOR = 5
+"""After a database has failed, it is left alone for this many times as long as its answer took."""
 
 
 class Gateway:
@@ -59,9 +56,9 @@ class Gateway:
 
     `ack_every` messages of a group or `ack_interval_s` seconds, whichever is first, make one ack. `acks` says what
     counts as received: "auto" all that a `poll` has returned, once the next one is called; "client" only what
-    `received` and `confirm_receipts` are told; "off" nothing, so nothing is acked or confirmed. `receipts` says how
-    senders learn who has read: "push" as it happens, "poll" with each heartbeat. Raise InvalidInput for any of these
-    that makes no sense.
+    `received` and `confirm_receipts` are given; "off" nothing, so nothing is acked or confirmed. `receipts` says how
+    senders learn who has read: "push" as it happens, "poll" with each heartbeat. Raise InvalidInput for any other
+    value.
     """
 
     def __init__(
@@ -80,19 +77,12 @@ class Gateway:
         check_seconds(ack_interval_s, "ack_interval_s")
         self._client = performer.system.client
         self._settings = settings
-        self._manner = GatewayOptions(ack_every, ack_interval_s, acks, receipts)
+        self._options = GatewayOptions(ack_every, ack_interval_s, acks, receipts)
         self._performer = performer
+        self._core: Core | None = None
+        """Made for the first session: the server may be unreachable before."""
         self._subscription: Subscription | None = None
-        self._sql_trouble, self._no_sql_until = "", 0.0
-
-    @cached_property
-    def _core(self) -> Core:
-        """Made when the first session begins: not before it is known whether the server can be reached."""
-        return Core(self._client.space, self._settings, self._manner, time.monotonic)
-
-    @property
-    def _begun(self) -> bool:
-        return "_core" in vars(self)
+        self._sql_problem, self._no_sql_until = "", 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -102,39 +92,39 @@ class Gateway:
     ) -> None:
         self.close(clean=kind is None)
 
-    def open(self, uid: str, *, places: Mapping[str, str] | None = None, since_join: bool = False) -> Session:
+    def open(self, uid: str, *, after: Mapping[str, str] | None = None, since_join: bool = False) -> Session:
         """Begin a session.
 
-        `places` are those of the client's own database: by gid, the msgid up to which it has the group. Each group
-        begins after that or after the user's offset as it is now, whichever comes first: so what is not acked is always
-        handed over, and what another device has acked is not missed by this one. A group without a place begins after
-        the offset; with `since_join`, as for a device that had a database before, where the user joined it.
+        `after` comes from the client's own database: by gid, the msgid up to which it has the group. Each group begins
+        after that or after the user's offset as it is now, whichever comes first: so the session gets all that is not
+        acked, and what another device has acked. A group that is not in `after` begins after the offset; with
+        `since_join`, for a device that had a database before, where the user joined it.
 
-        Raise InvalidInput for a uid or a place that cannot be one, TryAgain if the session could not begin.
+        Raise InvalidInput for a uid, gid or msgid that cannot be one, TryAgain if the session could not begin.
         """
         check_name(uid, "uid")
-        session = self._run(self._core.open(uid, check_places(places), since_join=since_join))
+        known = check_resume_points(after)
+        core = self._core = self._core or Core(self._client.space, self._settings, self._options, time.monotonic)
+        session = self._perform(core.open(uid, known, since_join=since_join))
         self._performer.open_early()
         return session
 
     def end(self, session: Session, *, clean: bool = True) -> None:
-        """End one session; the user is offline if it was the last one.
+        """End one session; the user is offline if it was the last one. A session that has ended already is ignored.
 
-        What was handed over to it is acked before (with `acks="client"` what was received). Raise TryAgain if that is
-        impossible now: then the session goes on. Not clean, as where a socket is found dead: nothing is acked that the
-        client has not said, so it comes again to the user's next session; it ends at once, at the server with the next
-        `poll`, and raises nothing. A session that has ended already is passed over.
+        A clean end acks what was handed over to it (with `acks="client"` what was received). Raise TryAgain if that is
+        impossible now: then the session goes on. An end that is not clean, as where a socket is found dead, acks only
+        what the client has confirmed, so that the rest comes again to the user's next session. The session ends at
+        once, at the server with the next `poll`, and nothing is raised.
         """
-        if not self._begun:
-            return
-        if clean:
-            self._end([session])
-        else:
-            self._core.give_up([session])
+        if self._core and clean:
+            self._end(self._core, [session])
+        elif self._core:
+            self._core.drop([session])
 
-    def _end(self, sessions: Collection[Session]) -> None:
-        self._hear(0.0)
-        self._run(self._core.end(list(sessions)))
+    def _end(self, core: Core, sessions: Collection[Session]) -> None:
+        self._read(0.0)
+        self._perform(core.end(list(sessions)))
 
     def close(self, *, clean: bool = True) -> None:
         """End all sessions. Not clean: as if the process had been killed, so nothing more is acked.
@@ -142,83 +132,83 @@ class Gateway:
         Sessions that are opened afterwards begin anew.
         """
         try:
-            if clean and self._begun:
-                self._end(self._core.sessions)
+            if clean and self._core:
+                self._end(self._core, self._core.sessions)
         except TryAgain as error:
             log.warning("%s; what was not acked comes again", error)
         finally:
-            if self._begun:
-                core = self._core
-                del self._core  # nothing of it is left to be ended once more
-                self._run(core.abandon())
+            core, self._core = self._core, None  # so that no session is ended once more
+            if core:
+                self._perform(core.abandon())
             self._unsubscribe()
 
     def received(self, session: Session, gid: str, msgid: str) -> None:
         """Note that the client of a session has received a message, and so all before it in this group.
 
-        It is acked with others. What was not handed over to this session, or is being handed over again, is passed
-        over, and so is a session that has ended. Raise InvalidInput unless `acks="client"`, and for what is no msgid.
+        It is acked with others. Ignored are messages that were not handed over to this session or will be again, and
+        sessions that have ended. Raise InvalidInput unless `acks="client"`, and for a msgid that cannot be one.
         """
         self._check_client()
         check_handed_over(gid, "gid")
         packed = check_msgid(msgid)
-        if self._begun:
+        if self._core:
             self._core.received(session, gid, packed)
 
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
-        """Note that the client of a session knows these receipts: they are confirmed with others, for all the user's
+        """Note that the client of a session has got these receipts: they are confirmed with others, for all the user's
         sessions. Raise InvalidInput unless `acks="client"`, and for receipts that were never given out.
         """
         self._check_client()
-        known = check_receipts(receipts)
-        if self._begun:
-            self._core.confirm_receipts(session, known)
+        checked = check_receipts(receipts)
+        if self._core:
+            self._core.confirm_receipts(session, checked)
 
     def _check_client(self) -> None:
-        if self._manner.acks != "client":
-            raise InvalidInput(f'this gateway acks by itself (acks="{self._manner.acks}"): open it with acks="client"')
+        if self._options.acks != "client":
+            raise InvalidInput(f'this gateway acks by itself (acks="{self._options.acks}"): open it with acks="client"')
 
     def poll(self, timeout_s: float = 1.0) -> list[Event]:
-        """Return what came, after waiting at most so long for the first; what the last call returned is received now.
+        """Return new events, after waiting at most so long for the first. The events of the last call are received now.
 
-        While Redis is away, full, or refuses something (any TryAgain), it waits longer and longer before it tries that
-        again; all else goes on, and nothing is lost. A user whose missed messages or receipts need the database waits
-        alone while that is away. Raise InvalidInput for a time that is none, ConfigurationError for what waiting does
-        not mend, such as a missing right.
+        While Redis is away, full, or refuses something (any TryAgain), the gateway tries that again after longer and
+        longer waits; all else goes on, and nothing is lost. A user whose missed messages or receipts need the database
+        waits alone while that is away. Raise InvalidInput for a timeout that is no number, ConfigurationError for a
+        problem that waiting does not mend, such as a missing right.
         """
         if not is_number(timeout_s):
             raise InvalidInput(f"timeout_s must be seconds; it is {reprlib.repr(timeout_s)}")
-        if not self._begun:
-            self._hear(timeout_s)
+        core = self._core
+        if core is None:
+            self._read(timeout_s)
             return []
         deadline = time.monotonic() + timeout_s
-        self._core.settle()
-        self._hear(0.0)
-        self._run(self._core.go_on())
-        while not self._core.is_ready and (now := time.monotonic()) < deadline:
-            self._hear(min(deadline, self._core.due()) - now)
-            if not self._core.is_ready:
-                self._run(self._core.go_on())
-        return self._core.take()
+        core.confirm()
+        self._read(0.0)
+        self._perform(core.step())
+        while not core.deliveries.ready and (now := time.monotonic()) < deadline:
+            self._read(min(deadline, core.due()) - now)
+            if not core.deliveries.ready:
+                self._perform(core.step())
+        return core.deliveries.take()
 
-    def give_back(self, count: int) -> None:
-        """Take back the last so many events of the last `poll`: not received, they are returned by the next one.
+    def requeue(self, count: int) -> None:
+        """Take back the last `count` events of the last `poll`: not received, they are returned by the next one.
 
         Raise InvalidInput if it returned less.
         """
-        taken = self._core.taken if self._begun else 0
-        if not 0 <= count <= taken:
-            raise InvalidInput(f"{count} events cannot be taken back: {taken} were returned")
-        if count:
-            self._core.give_back(count)
+        returned = self._core.deliveries.in_flight if self._core else 0
+        if not 0 <= count <= returned:
+            raise InvalidInput(f"{count} events cannot be taken back: {returned} were returned")
+        if self._core and count:
+            self._core.deliveries.requeue(count)
 
     # The driver of the core.
 
-    def _run(self, asking: Effects[T]) -> T:
-        return perform(asking, self._answer)
+    def _perform(self, effects: Effects[T]) -> T:
+        return perform(effects, self._perform_one)
 
-    def _answer(self, question: Effect[Any]) -> Any:
-        match question:
+    def _perform_one(self, effect: Effect[Any]) -> Any:
+        match effect:
             case OpenSubscription():
                 self._unsubscribe()
                 self._subscription = Subscription(self._client)
@@ -227,34 +217,35 @@ class Gateway:
             case PingSubscription() if self._subscription:
                 self._subscription.ping()
             case SqlQuery():
-                return self._ask_sql(question)
+                return self._query_sql(effect)
             case _:
-                return self._performer.perform_one(question)
+                return self._performer.perform_one(effect)
         return None
 
-    def _ask_sql(self, question: SqlQuery[Any]) -> Any:
-        """Ask the database. While it is silent, each attempt takes seconds, and all wait for it: so there are few."""
+    def _query_sql(self, query: SqlQuery[T]) -> T:
+        """Query the database. While it is silent each attempt stops all sessions for seconds: so there are few."""
         begun = time.monotonic()
         if begun < self._no_sql_until:
-            raise DatabaseUnavailable(self._sql_trouble)
+            raise DatabaseUnavailable(self._sql_problem)
         try:
-            return self._performer.perform_one(question)
+            answer: T = self._performer.perform_one(query)
         except DatabaseUnavailable as error:
             now = time.monotonic()
-            self._sql_trouble, self._no_sql_until = str(error), now + _TIMES_AS_LONG * (now - begun)
+            self._sql_problem, self._no_sql_until = str(error), now + _SQL_PAUSE_FACTOR * (now - begun)
             raise
+        return answer
 
-    def _hear(self, timeout_s: float) -> None:
-        """Tell the core what came on the subscription, after waiting at most so long for the first."""
+    def _read(self, timeout_s: float) -> None:
+        """Pass on what comes on the subscription, after waiting at most so long for the first event."""
         timeout_s = min(max(0.0, timeout_s), _LONGEST_WAIT_S)
-        if self._subscription is None:
+        if self._core is None or self._subscription is None:
             time.sleep(timeout_s)
             return
         try:
-            self._core.hear(self._subscription.read(timeout_s))
+            self._core.handle(self._subscription.read(timeout_s))
         except RedisUnavailable as error:
             self._unsubscribe()
-            self._core.lost(error)
+            self._core.subscription_lost(error)
 
     def _unsubscribe(self) -> None:
         subscription, self._subscription = self._subscription, None
@@ -265,3 +256,83 @@ class Gateway:
 def _check_choice(value: object, what: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise InvalidInput(f"{what} must be one of {', '.join(choices)}; it is {value!r}")
+
+
+class Listener:
+    """One live session, as an iterator of messages, and receipts of the user's own. Use it as a context manager.
+
+    Leaving it normally acks what was handed over; leaving it by an error does not, so that the messages come again.
+    """
+
+    def __init__(
+        self, gateway: Gateway, uid: str, *, after: Mapping[str, str] | None = None, since_join: bool = False
+    ) -> None:
+        """Begin the session, as `Gateway.open` does."""
+        self._gateway = gateway
+        self.session = gateway.open(uid, after=after, since_join=since_join)
+        self._not_yielded = 0
+        self._polled = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._requeue_not_yielded()
+        self._gateway.close(clean=kind is None)
+
+    def __iter__(self) -> Iterator[Message | Receipt]:
+        """Yield for ever. An item counts as received when the next one is asked for, or at the end."""
+        while True:
+            events = self._poll(1.0)
+            self._not_yielded = len(events)
+            for event in events:
+                *items, last = _items(event)
+                yield from items
+                self._not_yielded -= 1
+                yield last
+
+    def poll(self, timeout_s: float) -> list[Message | Receipt]:
+        """Return new items, after waiting at most so long for the first. They count as received with the next call."""
+        events = self._poll(timeout_s)
+        self._polled = len(events)
+        return [item for event in events for item in _items(event)]
+
+    def requeue(self) -> None:
+        """Take back what the last `poll` returned: it was not shown, and does not count as received."""
+        self._gateway.requeue(self._polled)
+        self._polled = 0
+
+    @property
+    def reconnects(self) -> int:
+        """How often the subscription was opened again. A client that needs every tally exact asks for them then.
+
+        Receipts of the time in between come by themselves, unless another session of the user has confirmed them.
+        """
+        return self.session.reconnects
+
+    def resume_points(self) -> dict[str, str]:
+        """Return by gid the msgid up to which each group has been returned, for `after` of the next session.
+
+        It is `0-0` before the first message. A group that the session is still catching up with is left out.
+        """
+        return {
+            gid: msgids.unpack(cursor.msgid)
+            for gid, cursor in self.session.cursors.items()
+            if not cursor.behind and cursor.msgid is not None
+        }
+
+    def _poll(self, timeout_s: float) -> list[Event]:
+        self._requeue_not_yielded()
+        self._polled = 0
+        return self._gateway.poll(timeout_s)
+
+    def _requeue_not_yielded(self) -> None:
+        """Take back what an iteration that was broken off has not yielded."""
+        self._gateway.requeue(self._not_yielded)
+        self._not_yielded = 0
+
+
+def _items(event: Event) -> tuple[Message | Receipt, ...]:
+    return (event.message,) if isinstance(event, NewMessage) else event.receipts

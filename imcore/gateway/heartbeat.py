@@ -1,121 +1,110 @@
-"""Keeps sessions alive at the server, and takes leave of those that were given up. No I/O."""
+"""Keeps sessions alive at the server, and ends there those whose clients are gone. No I/O."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from imcore.errors import ImError, SessionExpired, TryAgain, raise_what_stops_all
-from imcore.gateway.delay_queue import DelayQueue
 from imcore.gateway.fanout import Session
-from imcore.gateway.receipt_delivery import ReceiptDelivery
+from imcore.gateway.receipts import ReceiptDelivery
+from imcore.gateway.scheduler import DelayQueue
 from imcore.operations.effects import Effects, call_each
-from imcore.settings import Settings
 from imcore.streams.calls import session_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Clock, ThrottledLog
 
 
+@dataclass(eq=False)
 class Heartbeat:
-    """A part. With each heartbeat, expired sessions are opened again; where receipts are polled, they are asked for.
+    """A task: beats for all sessions, opens those again that have expired, and fetches receipts if they are polled.
 
-    A session whose heartbeat or goodbye is refused waits alone.
+    If Redis refuses the beat or the end of a session, this session waits alone.
     """
 
-    def __init__(
-        self,
-        space: Keyspace,
-        settings: Settings,
-        sessions: Mapping[str, Session],
-        telling: ReceiptDelivery,
-        trouble: ThrottledLog,
-        clock: Clock,
-    ) -> None:
-        self._space = space
-        self._online_ms = settings.online_ms
-        self._every_s = settings.heartbeat_ms / 1000
-        self._sessions = sessions
-        self._telling = telling
-        self._trouble = trouble
-        self._clock = clock
-        self._next = clock() + self._every_s
-        self._to_beat: DelayQueue[Session] = DelayQueue()
-        self._given_up: DelayQueue[Session] = DelayQueue()
-        self.polls_receipts = False
+    _space: Keyspace
+    _online_ms: int
+    _every_s: float
+    _sessions: Mapping[str, Session]
+    _receipt_delivery: ReceiptDelivery
+    _polls_receipts: bool
+    _log: ThrottledLog
+    _clock: Clock
+    _next: float = field(init=False)
+    _to_beat: DelayQueue[Session] = field(default_factory=DelayQueue)
+    _to_end: DelayQueue[Session] = field(default_factory=DelayQueue)
 
-    def beat(self, session: Session, *, opens: bool) -> Call[int]:
+    def __post_init__(self) -> None:
+        self._next = self._clock() + self._every_s
+
+    def call(self, session: Session, *, opens: bool) -> Call[int]:
         """Return the call that keeps a session alive, or opens it."""
         return session_calls.beat(self._space, session.uid, session.sid, self._online_ms, opens=opens)
 
-    def bye(self, sessions: Sequence[Session]) -> Effects[None]:
-        """End sessions at the server, and those that were given up. Raise TryAgain where that cannot be done now."""
-        yield from self._leave(self._given_up.take(len(self._given_up), math.inf))
-        for error in (yield from self._bye(sessions)).values():
+    def end(self, sessions: Sequence[Session]) -> Effects[None]:
+        """End sessions at the server, and those of `end_soon`. Raise TryAgain where that cannot be done now."""
+        yield from self._run(self._to_end, self._end, math.inf)
+        for error in (yield from self._end(sessions)).values():
             if isinstance(error, TryAgain):
                 raise error
             self._note(error)
 
-    def _bye(self, sessions: Sequence[Session]) -> Effects[dict[Session, ImError]]:
-        """End sessions at the server; return what went wrong with some. Raise what all have to wait for."""
-        answers = yield from call_each(
-            [session_calls.bye(self._space, session.uid, session.sid) for session in sessions]
-        )
-        raise_what_stops_all(answers)
-        return {each: answer for each, answer in zip(sessions, answers, strict=True) if isinstance(answer, ImError)}
+    def end_soon(self, sessions: Sequence[Session]) -> None:
+        """End sessions at the server as soon as it answers. Without an answer they expire."""
+        self._to_end.add(sessions)
 
-    def give_up(self, sessions: Sequence[Session]) -> None:
-        """End sessions at the server as soon as it answers; they end by themselves in time."""
-        self._given_up.add(sessions)
-
-    def soon(self) -> None:
-        """Sessions may have expired meanwhile."""
+    def beat_now(self) -> None:
+        """Make the next heartbeat due: sessions may have expired meanwhile."""
         self._next = 0.0
 
-    def due(self) -> float:
-        """Return when the next heartbeat is, or the next goodbye."""
-        return min(self._given_up.due(), self._to_beat.due(), self._next if self._sessions else math.inf)
-
     def forget(self, session: Session) -> None:
-        """A session has ended."""
+        """Beat no more for a session that has ended."""
         self._to_beat.discard(session)
 
-    def go_on(self) -> Effects[None]:
-        """Say goodbye for those that were given up, and keep the others alive."""
-        yield from self._leave(self._given_up.take(len(self._given_up), self._clock()))
+    def due(self) -> float:
+        return min(self._to_end.due(), self._to_beat.due(), self._next if self._sessions else math.inf)
+
+    def step(self) -> Effects[None]:
+        """End the sessions whose clients are gone, and keep the others alive."""
+        yield from self._run(self._to_end, self._end, self._clock())
         now = self._clock()
-        is_time = bool(self._sessions) and self._next <= now
-        if is_time:
+        if self._sessions and self._next <= now:
             self._next = now + self._every_s
             self._to_beat.add(self._sessions.values())
-        yield from self._beat(self._to_beat.take(len(self._to_beat), now))
-        if is_time:
-            self._telling.turn()
-            if self.polls_receipts:
-                self._telling.want(self._sessions.values())
+            self._receipt_delivery.rotate_versions()
+            if self._polls_receipts:
+                self._receipt_delivery.fetch(self._sessions.values())
+        yield from self._run(self._to_beat, self._beat, now)
 
-    def _leave(self, sessions: Sequence[Session]) -> Effects[None]:
+    def _run(
+        self,
+        queue: DelayQueue[Session],
+        operation: Callable[[Sequence[Session]], Effects[dict[Session, ImError]]],
+        now: float,
+    ) -> Effects[None]:
+        """Run an operation for the sessions of a queue, which returns the errors of some. These wait alone."""
+        sessions = queue.take(len(queue), now)
         try:
-            refused = yield from self._bye(sessions)
+            refused = yield from operation(sessions)
         except TryAgain:
-            self._given_up.add(sessions)
+            queue.add(sessions)
             raise
-        self._wait_alone(self._given_up, sessions, refused)
+        queue.succeeded(session for session in sessions if session not in refused)
+        for session, error in refused.items():
+            self._note(error)
+            if isinstance(error, TryAgain):  # rubbish that Redis holds of a user waits for the next heartbeat
+                queue.postpone(session, self._clock())
 
-    def _beat(self, sessions: Sequence[Session]) -> Effects[None]:
-        try:
-            refused = yield from self._keep_alive(sessions)
-        except TryAgain:
-            self._to_beat.add(sessions)
-            self.soon()
-            raise
-        self._wait_alone(self._to_beat, sessions, refused)
+    def _end(self, sessions: Sequence[Session]) -> Effects[dict[Session, ImError]]:
+        """End sessions at the server; return the errors of some. Raise the error that all have to wait for."""
+        calls = [session_calls.bye(self._space, session.uid, session.sid) for session in sessions]
+        return (yield from self._refused(sessions, calls))
 
-    def _keep_alive(self, sessions: Sequence[Session]) -> Effects[dict[Session, ImError]]:
-        """Return what went wrong with some of them. Raise what all have to wait for."""
-        answers = yield from call_each([self.beat(session, opens=False) for session in sessions])
-        raise_what_stops_all(answers)
-        refused = {each: answer for each, answer in zip(sessions, answers, strict=True) if isinstance(answer, ImError)}
-        expired = [session for session, answer in refused.items() if isinstance(answer, SessionExpired)]
-        opened = yield from call_each([self.beat(session, opens=True) for session in expired])
+    def _beat(self, sessions: Sequence[Session]) -> Effects[dict[Session, ImError]]:
+        """Keep sessions alive; return the errors of some. Raise the error that all have to wait for."""
+        refused = yield from self._refused(sessions, [self.call(session, opens=False) for session in sessions])
+        expired = [session for session, error in refused.items() if isinstance(error, SessionExpired)]
+        opened = yield from call_each([self.call(session, opens=True) for session in expired])
         for session, answer in zip(expired, opened, strict=True):
             if isinstance(answer, ImError):
                 refused[session] = answer
@@ -123,15 +112,10 @@ class Heartbeat:
                 del refused[session]
         return refused
 
-    def _wait_alone(
-        self, todo: DelayQueue[Session], sessions: Sequence[Session], refused: Mapping[Session, ImError]
-    ) -> None:
-        """Let those be tried again that were refused for now. What is spoiled of a user waits for the next time."""
-        todo.done(session for session in sessions if session not in refused)
-        for session, error in refused.items():
-            self._note(error)
-            if isinstance(error, TryAgain):
-                todo.postpone(session, self._clock())
+    def _refused(self, sessions: Sequence[Session], calls: Sequence[Call[int]]) -> Effects[dict[Session, ImError]]:
+        answers = yield from call_each(calls)
+        raise_what_stops_all(answers)
+        return {each: answer for each, answer in zip(sessions, answers, strict=True) if isinstance(answer, ImError)}
 
     def _note(self, error: ImError) -> None:
-        self._trouble.note(error, "that some users are online has to wait: %s")
+        self._log.note(error, "that some users are online has to wait: %s")

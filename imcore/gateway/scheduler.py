@@ -1,56 +1,116 @@
-"""What a gateway has to do is done by parts, each with its own time, and each waiting by itself while it is refused."""
+"""Runs the tasks of a gateway, each with a back-off of its own, and queues things that may have to wait. No I/O."""
 
-from collections.abc import Sequence
-from typing import Protocol
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from heapq import heappop, heappush
+from itertools import count, islice
+from typing import Generic, Protocol, TypeVar
 
 from imcore.errors import RedisUnavailable, TryAgain
 from imcore.operations.effects import Effects
-from imcore.util.backoff import Backoff, Clock, ThrottledLog
+from imcore.util.backoff import Backoff, Backoffs, Clock, ThrottledLog
+
+T = TypeVar("T", bound=Hashable)
 
 
 class Task(Protocol):
-    """Something that is to be done again and again."""
+    """Work that comes up again and again."""
 
     def due(self) -> float:
-        """Return when there is something to do: `inf` if not before something happens."""
+        """Return when there is work: `inf` if there is none before something happens."""
 
-    def go_on(self) -> Effects[None]:
-        """Do some of it. What is refused about one thing, be it a group or a user, waits without the others.
+    def step(self) -> Effects[None]:
+        """Do some of the work. If Redis refuses a thing, such as a group or a user, that thing waits alone.
 
-        Raise TryAgain if all of it has to wait; then nothing of it is lost.
+        Raise TryAgain if all of the work has to wait. Then none of it is lost.
         """
 
 
 class Scheduler:
-    """Lets each part go on that is due. What one of them is refused does not stop the others."""
+    """Steps the tasks that are due, in order. A task that fails waits, and does not stop the others."""
 
-    def __init__(self, parts: Sequence[Task], trouble: ThrottledLog, clock: Clock) -> None:
-        self._waits = {part: Backoff() for part in parts}
+    def __init__(self, tasks: Sequence[Task], throttled_log: ThrottledLog, clock: Clock) -> None:
+        self._backoffs = {task: Backoff() for task in tasks}
         self._all = Backoff()
-        self._trouble = trouble
+        self._log = throttled_log
         self._clock = clock
 
     def due(self) -> float:
-        """Return when a part is due next."""
-        return max(self._all.until, min(max(part.due(), wait.until) for part, wait in self._waits.items()))
+        """Return when the next task is due."""
+        return max(self._all.until, min(max(task.due(), wait.until) for task, wait in self._backoffs.items()))
 
-    def go_on(self) -> Effects[None]:
-        """Let all go on that are due, in their order; after no answer from Redis all of them wait."""
+    def step(self) -> Effects[None]:
+        """Step every task that is due. If Redis does not answer, all tasks wait."""
         now = self._clock()
-        for part, wait in self._waits.items():
+        for task, backoff in self._backoffs.items():
             if self._all.until > now:
                 return
-            if wait.until > now or part.due() > now:
+            if backoff.until > now or task.due() > now:
                 continue
             try:
-                yield from part.go_on()
+                yield from task.step()
             except TryAgain as error:
                 now = self._clock()
-                wait.failed(now)
-                self._trouble.note(error)
+                backoff.failed(now)
+                self._log.note(error)
                 if isinstance(error, RedisUnavailable):
                     self._all.failed(now)
             else:
-                wait.succeeded()
+                backoff.succeeded()
                 self._all.succeeded()
             now = self._clock()
+
+
+class DelayQueue(Generic[T]):
+    """A queue that has each thing once. A thing that was refused waits, longer each time (seconds, monotonic clock)."""
+
+    def __init__(self) -> None:
+        self._now: dict[T, None] = {}
+        self._later: dict[T, float] = {}
+        self._ends: list[tuple[float, int, T]] = []
+        """A heap of the ends of waits; an end that `_later` does not have is void."""
+        self._numbers = count()
+        self._backoffs: Backoffs[T] = Backoffs()
+
+    def __len__(self) -> int:
+        return len(self._now) + len(self._later)
+
+    def add(self, things: Iterable[T]) -> None:
+        """Put things at the end. A thing that waits goes on waiting."""
+        self._now.update((thing, None) for thing in things if thing not in self._later)
+
+    def postpone(self, thing: T, now: float) -> None:
+        """Let a thing wait that was refused: longer than the last time, unless it has `succeeded` since."""
+        until = self._backoffs.failed(thing, now)
+        self._now.pop(thing, None)
+        self._later[thing] = until
+        heappush(self._ends, (until, next(self._numbers), thing))
+
+    def succeeded(self, things: Iterable[T]) -> None:
+        """Note that things were not refused: their next wait is the shortest one."""
+        self._backoffs.succeeded(things)
+
+    def discard(self, thing: T) -> None:
+        self._now.pop(thing, None)
+        self._later.pop(thing, None)
+        self._backoffs.succeeded([thing])
+
+    def take(self, limit: int, now: float) -> list[T]:
+        """Take out the next things whose waits are over, at most `limit`."""
+        while self._next_end() <= now and self._ends:
+            _, _, thing = heappop(self._ends)
+            del self._later[thing]
+            self._now[thing] = None
+        taken = list(islice(self._now, limit))
+        for thing in taken:
+            del self._now[thing]
+        return taken
+
+    def due(self) -> float:
+        """Return when there is something to take: `inf` if the queue is empty."""
+        return 0.0 if self._now else self._next_end()
+
+    def _next_end(self) -> float:
+        while self._ends and self._later.get(self._ends[0][2]) != self._ends[0][0]:
+            heappop(self._ends)
+        return self._ends[0][0] if self._ends else math.inf

@@ -1,12 +1,15 @@
-"""Replays events of chat, such as another system's log, from JSON Lines."""
+"""Replays events of chat, for instance another system's log, from JSON Lines.
 
-import re
-import reprlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+The stored messages say what earlier runs did: they applied the events before a stored message of its group. A
+checkpoint beside the data would promise less. It cannot be written in one step with an event, because groups lie in
+different partitions. It is ahead of the data if Redis has lost its last second. It does not know a file in which one
+line was corrected, nor another file with the same messages, nor what others have done to the members since.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
@@ -19,31 +22,30 @@ from imcore.errors import (
     UnknownGroup,
     UnknownMessage,
 )
-from imcore.importer.formats import Line, Unreadable, is_blank, json_object
-from imcore.model.limits import check_content, check_name, check_time
+from imcore.importer.event import Event, parse
+from imcore.importer.formats import Line, Unreadable, is_blank
+from imcore.model.limits import check_content
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
-from imcore.operations.queries import PAGE
 from imcore.streams import wire
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import SendResult
+from imcore.system import System
 
 T = TypeVar("T")
 
-_NAMES = {"message": ("client_msgid",), "join": (), "leave": (), "rename": ("new_uid",), "ack": ("client_msgid",)}
-"""The types of events, and the names that each needs besides gid and uid."""
-
 _MOST_WAITING = 10_000
+_ENTRIES_PER_PAGE = 1000
 
-_YEAR = re.compile(r"([+-]?)0*([0-9]*)(?<=[0-9]{4})-[0-9]{2}", re.ASCII)
-"""ISO 8601 has more years than a time here: with a sign, or with more than four digits."""
+_NumberedEvent = tuple[int, Event]
+"""An event with the number of its line."""
 
 
 @dataclass(slots=True)
 class ImportSummary:
     """What an import changed: messages stored, memberships begun and ended, offsets moved; and lines not valid.
 
-    Joins count who joined by a message, an ack or a new name too. What was so already is not counted.
+    Joins include those by a message, an ack or a new name. An event that changed nothing is not counted.
     """
 
     messages: int = 0
@@ -51,19 +53,6 @@ class ImportSummary:
     leaves: int = 0
     acks: int = 0
     errors: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One valid event; what its type does not have is empty."""
-
-    type: str
-    gid: str
-    uid: str
-    new_uid: str = ""
-    client_msgid: str = ""
-    content: str = ""
-    sent_at_ms: int | None = None
 
 
 def import_events(
@@ -75,26 +64,26 @@ def import_events(
 ) -> ImportSummary:
     """Replay events, one JSON object a line, in their order.
 
-    A message that is stored already (same gid, sender and client_msgid) does nothing at all, however long ago it was.
-    What stands before it in its group was done before it was stored: of that, only who was a member in the end is seen
-    to again. So the same import again changes nothing, unless others have changed who is a member meanwhile, and one
-    that was broken off goes on where it ended. (What stands behind the last message of a group may or may not have been
-    done: then, too, only who is a member in the end counts.) Otherwise the sender of a message or ack who is no member
-    joins first, and a first event makes its group.
+    A message that is stored already (same gid, sender and client_msgid) does nothing, however old it is. The events
+    before it in its group were applied before it was stored, so of these only the final memberships are applied again.
+    Therefore the same import again changes nothing, unless others have changed the members meanwhile, and an import
+    that was interrupted continues where it ended. (The events after the last message of a group may have been applied
+    or not: of these, too, only the final memberships and acks are applied again.) Otherwise the sender of a message or
+    ack who is not a member joins first, and the first event of a group creates it.
 
-    A line that is not valid changes nothing: `on_error` gets its number, from 1, and the reason, and the rest goes on.
-    Blank lines are passed over. `on_progress` gets the bytes of each line. The lines of a file in any form that people
-    have are `imcore.importer.formats.EventLines`.
+    A line that is not valid changes nothing: `on_error` gets its number, from 1, and the reason, and the import
+    continues. Blank lines are ignored. `on_progress` gets the bytes of each line. `imcore.importer.formats.EventLines`
+    reads the lines of a file.
 
-    Raise ConfigurationError for a database that cannot be used, RedisUnavailable, RedisFull or DatabaseUnavailable if
-    that is so: then the same import can be run again. Where others change the same groups at the same time, all of it
-    holds but the count of joins and leaves.
+    Raise ConfigurationError for a database that cannot be used, RedisUnavailable, RedisFull or DatabaseUnavailable;
+    afterwards the same import can be run again. If others change the same groups at the same time, all of this holds
+    but the counts of joins and leaves.
     """
     _make_ready(chat)
     run = _Import(chat, on_error)
     for number, line in enumerate(lines, 1):
         if isinstance(line, Unreadable) or not is_blank(line):
-            run.take(number, line)
+            run.apply(number, line)
         if on_progress:
             on_progress(0 if isinstance(line, Unreadable) else len(line))
     run.end()
@@ -102,7 +91,7 @@ def import_events(
 
 
 def _make_ready(chat: Chat) -> None:
-    """An import may well be the first of all: then the functions and the tables are not there, in which it looks."""
+    """Load the functions and create the tables: an import may be the first command of a system."""
     chat.system.client.require_functions(writes=True)
     chat.system.client.require_writes()
     try:
@@ -110,275 +99,222 @@ def _make_ready(chat: Chat) -> None:
     except ConfigurationError:
         chat.system.database.upgrade()
     with suppress(DatabaseNotReady):
-        _ = chat.performer.history_database  # or what is stored already would be looked for in another system's data
-
-
-def parse(line: bytes, *, max_content_bytes: int) -> Event:
-    """Return the event of a line. Raise InvalidInput if it is none."""
-    fields = json_object(line)
-    kind = fields.get("type")
-    if not isinstance(kind, str) or kind not in _NAMES:
-        raise InvalidInput(f"type must be one of {', '.join(_NAMES)}; it is {reprlib.repr(kind)}")
-    event: dict[str, Any] = {name: check_name(_text(fields, name), name) for name in ("gid", "uid", *_NAMES[kind])}
-    if kind == "message":
-        event["content"] = check_content(_text(fields, "content"), max_content_bytes)
-        event["sent_at_ms"] = _time_ms(fields.get("time"))
-    return Event(type=kind, **event)
-
-
-def _text(fields: dict[str, Any], name: str) -> str:
-    if name not in fields:
-        raise InvalidInput(f"{name} is missing")
-    value = fields[name]
-    if not isinstance(value, str):
-        raise InvalidInput(f"{name} must be a text; it is {reprlib.repr(value)}")
-    return value
-
-
-def _time_ms(value: Any) -> int | None:
-    """Return the sender's time in ms since 1970. One without a zone is taken as UTC."""
-    if value is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(_capital_zone(value))
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(_no_time(value, str(error))) from None
-    return check_time(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-
-
-def _capital_zone(value: Any) -> Any:
-    """Return a text with the zone `Z` as Python reads it: RFC 3339 allows `z` too."""
-    return f"{value[:-1]}Z" if isinstance(value, str) and value.endswith("z") else value
-
-
-def _no_time(value: Any, why: str) -> str:
-    shown = reprlib.repr(value)
-    if isinstance(value, str) and _has_far_year(value):
-        return f"the time {shown} is not between the years 1 and 9999 in UTC"
-    if isinstance(value, str) and not why.startswith("Invalid isoformat"):
-        return f"the time {shown} cannot be read: {why}"  # as of February 30
-    return f"time must be ISO 8601; it is {shown}"
-
-
-def _has_far_year(text: str) -> bool:
-    """Return whether a text begins with a year before 1 or after 9999."""
-    found = _YEAR.match(text)
-    return found is not None and (found[1] == "-" or not 1 <= len(found[2]) <= 4)
-
-
-_Numbered = tuple[int, Event]
-"""An event with the number of its line."""
+        _ = chat.performer.history_database  # raises for a database that holds the data of another system
 
 
 class _Import:
-    """One run: applies events, and sums up."""
+    """One run over the lines of all groups."""
 
     def __init__(self, chat: Chat, on_error: Callable[[int, str], None]) -> None:
+        self.chat = chat
         self.summary = ImportSummary()
-        self._chat = chat
         self._on_error = on_error
-        self._stored = _StoredMessages(chat)
-        self._members: dict[str, int] = {}
-        self._waiting: dict[str, list[_Numbered]] = {}
-        self._again: set[str] = set()
-        """The groups of which an earlier run has stored messages of these."""
-        self._passed: dict[str, dict[str, _Numbered]] = {}
-        """What earlier runs have done: in each group, the last that made a user a member or ended that."""
-        self._beyond: set[str] = set()
-        """The groups in which this run has gone beyond what earlier ones have done: there nothing has to wait."""
-        self._mentioned: set[tuple[str, str, str]] = set()
+        self._groups: dict[str, _GroupImport] = {}
 
-    def take(self, number: int, line: Line) -> None:
+    def apply(self, number: int, line: Line) -> None:
         """Apply the event of a line, or let it wait for the next message of its group."""
-        with self._reported(number):
+        with self.reported(number):
             if isinstance(line, Unreadable):
                 raise InvalidInput(line.reason)
-            event = parse(line, max_content_bytes=len(line))  # what is stored may be longer than is allowed now
-            if event.type == "message":
-                self._message(event)
-            else:
-                self._other(number, event)
+            event = parse(line, max_content_bytes=len(line))  # a stored message may be longer than is allowed now
+            if event.gid not in self._groups:
+                self._groups[event.gid] = _GroupImport(self, event.gid)
+            self._groups[event.gid].apply(number, event)
 
     def end(self) -> None:
-        """Apply what still waits."""
-        for gid in self._passed.keys() | self._waiting.keys():
-            waiting = self._waiting.pop(gid, [])
-            self._go_on(gid, _outcome(waiting) if gid in self._again else waiting)
-
-    def _other(self, number: int, event: Event) -> None:
-        lines = [(number, event)]
-        if event.type == "rename":
-            lines = [(number, replace(event, type="leave")), (number, replace(event, type="join", uid=event.new_uid))]
-        if event.gid in self._beyond or self._stored.is_empty(event.gid):
-            self._apply(lines)
-            return
-        waiting = self._waiting.setdefault(event.gid, [])
-        waiting += lines
-        if len(waiting) >= _MOST_WAITING:
-            self._go_on(event.gid, self._waiting.pop(event.gid))
-
-    def _go_on(self, gid: str, waiting: Sequence[_Numbered]) -> None:
-        """Apply what waits, and see to those of whom it says nothing."""
-        uids = {event.uid for _, event in waiting}
-        passed = self._passed.pop(gid, {})
-        self._apply(line for uid, line in passed.items() if uid not in uids)
-        self._apply(waiting)
-
-    def _pass(self, event: Event) -> None:
-        """Apply nothing of what waits, since an earlier run has stored this message behind it; note how it ends."""
-        passed = self._passed.setdefault(event.gid, {})
-        for number, each in self._waiting.pop(event.gid, ()):
-            with self._reported(number):
-                if each.type == "ack":
-                    self._stored.msgid(each.gid, each.client_msgid)
-                passed[each.uid] = (number, each if each.type == "leave" else replace(each, type="join"))
-        if event.uid in passed and passed[event.uid][1].type == "leave":
-            del passed[event.uid]  # by sending they have joined again
-
-    def _apply(self, waiting: Iterable[_Numbered]) -> None:
-        for number, event in waiting:
-            with self._reported(number):
-                if event.type == "ack":
-                    self._ack(event)
-                else:
-                    (self._join if event.type == "join" else self._leave)(event.gid, event.uid)
+        """Apply the events that wait."""
+        for group in self._groups.values():
+            group.end()
 
     @contextmanager
-    def _reported(self, number: int) -> Iterator[None]:
+    def reported(self, number: int) -> Iterator[None]:
+        """Report the error of a line that is not valid."""
         try:
             yield
         except (InvalidInput, UnknownMessage, UnknownGroup, NotMember) as error:
             self.summary.errors += 1
             self._on_error(number, str(error))
 
+
+class _GroupImport:
+    """One run over the lines of one group.
+
+    The events between two messages wait for the second one. If an earlier run has stored it, it has applied them, too.
+    """
+
+    def __init__(self, run: _Import, gid: str) -> None:
+        self._run = run
+        self._chat = run.chat
+        self._gid = gid
+        self._stored = _StoredMessages(run.chat.system, gid)
+        self._is_ahead = self._stored.is_empty
+        """Whether no earlier run has applied the next event: then it need not wait."""
+        self._is_repeated = False
+        """Whether an earlier run has stored messages of this import."""
+        self._waiting: list[_NumberedEvent] = []
+        self._memberships: dict[str, tuple[int, bool]] = {}
+        """By uid, whether the user was a member after the events that an earlier run applied, as which line says."""
+        self._members: int | None = None
+
+    def apply(self, number: int, event: Event) -> None:
+        """Apply an event, or let it wait for the next message."""
+        if event.type == "message":
+            self._message(event)
+            return
+        self._waiting.append((number, event))
+        if event.type == "rename":
+            self._waiting[-1] = number, replace(event, type="leave")
+            self._waiting.append((number, replace(event, type="join", uid=event.new_uid)))
+        if self._is_ahead or len(self._waiting) >= _MOST_WAITING:
+            self._apply_waiting()
+
+    def end(self) -> None:
+        """Apply the events that wait. If an earlier run may have applied them, apply the final memberships and acks."""
+        if self._is_repeated:
+            acks = self._skip_waiting()
+            self._waiting = [(number, ack) for number, ack in acks if self._memberships[ack.uid][1]]
+        self._apply_waiting()
+
     def _message(self, event: Event) -> None:
-        key = event.gid, event.uid, event.client_msgid
-        is_first = key not in self._mentioned
-        self._mentioned.add(key)
-        if self._stored.has(event):
-            if is_first:  # so an earlier run has stored it, and done what stands before it
-                self._pass(event)
-                self._again.add(event.gid)
-                self._beyond.discard(event.gid)
+        if msgid := self._stored.find(event.uid, event.client_msgid):
+            if msgid not in self._stored.mentioned:
+                self._is_repeated, self._is_ahead = True, False
+                self._skip_waiting(before=msgid)
+                self._stored.mentioned.add(msgid)
+                if event.uid in self._memberships and not self._memberships[event.uid][1]:
+                    del self._memberships[event.uid]  # the sender joined again by the message
             return
         check_content(event.content, self._chat.system.settings.max_content_bytes)
-        self._beyond.add(event.gid)
-        self._go_on(event.gid, self._waiting.pop(event.gid, ()))
-        sent = self._as_member(event, lambda: self._send(event))
-        self._stored.remember(event.gid, event.uid, event.client_msgid, sent.msgid)
-        self.summary.messages += not sent.repeated
+        self._is_ahead = True
+        self._apply_waiting()
+        sent = self._as_member(event.uid, lambda: self._send(event))
+        self._stored.add(event.uid, event.client_msgid, sent.msgid)
+        self._stored.mentioned.add(sent.msgid)
+        self._run.summary.messages += not sent.repeated
 
-    def _send(self, event: Event) -> SendResult:
-        draft = Draft(event.uid, event.content, event.client_msgid, event.sent_at_ms)
-        client = self._chat.system.client
-        return raised(
-            client.call(
-                message_calls.send(client.space, event.gid, [draft], self._chat.system.settings.idempotency_ms)
-            )[0]
-        )
+    def _skip_waiting(self, before: str | None = None) -> list[_NumberedEvent]:
+        """Note the memberships after the events that wait, instead of applying them. Return the acks that are valid.
+
+        `before`: the message that an earlier run has stored after these events.
+        """
+        acks = []
+        for number, event in self._waiting:
+            with self._run.reported(number):
+                if event.type == "ack":
+                    self._stored.msgid(event.client_msgid, before=before)
+                    acks.append((number, event))
+                self._memberships[event.uid] = number, event.type != "leave"
+        self._waiting.clear()
+        return acks
+
+    def _apply_waiting(self) -> None:
+        """Apply the noted memberships of users for whom no event waits, then the events that wait."""
+        for _, event in self._waiting:
+            self._memberships.pop(event.uid, None)
+        for uid, (number, is_member) in self._memberships.items():
+            with self._run.reported(number):
+                self._set_member(uid, is_member)
+        for number, event in self._waiting:
+            with self._run.reported(number):
+                if event.type == "ack":
+                    self._ack(event)
+                else:
+                    self._set_member(event.uid, event.type == "join")
+        self._memberships.clear()
+        self._waiting.clear()
 
     def _ack(self, event: Event) -> None:
-        msgid = self._stored.msgid(event.gid, event.client_msgid)
-        ack = self._as_member(event, lambda: self._chat.ack(event.uid, event.gid, msgid))
-        self.summary.acks += ack.advanced
+        msgid = self._stored.msgid(event.client_msgid)
+        ack = self._as_member(event.uid, lambda: self._chat.ack(event.uid, self._gid, msgid))
+        self._run.summary.acks += ack.advanced
 
-    def _as_member(self, event: Event, step: Callable[[], T]) -> T:
-        """Take a step; if the user is no member for it, after they have joined."""
+    def _send(self, event: Event) -> SendResult:
+        client, draft = self._chat.system.client, Draft(event.uid, event.content, event.client_msgid, event.sent_at_ms)
+        call = message_calls.send(client.space, self._gid, [draft], self._chat.system.settings.idempotency_ms)
+        return raised(client.call(call)[0])
+
+    def _as_member(self, uid: str, action: Callable[[], T]) -> T:
+        """Do something that a member may do. A user who is not a member joins first."""
         try:
-            return step()
+            return action()
         except (UnknownGroup, NotMember):
-            self._join(event.gid, event.uid)
-            return step()
+            self._set_member(uid, True)
+            return action()
 
-    def _join(self, gid: str, uid: str) -> None:
-        before = self._members_of(gid)
-        self._members[gid] = self._chat.add_members(gid, [uid]).members
-        self.summary.joins += self._members[gid] > before
-
-    def _leave(self, gid: str, uid: str) -> None:
-        before = self._members_of(gid)
-        self._members[gid] = self._chat.remove_members(gid, [uid]).members
-        self.summary.leaves += self._members[gid] < before
-
-    def _members_of(self, gid: str) -> int:
-        """How many members the group has, which is made if it is not there yet."""
-        if gid not in self._members:
+    def _set_member(self, uid: str, is_member: bool) -> None:
+        """Let a user join or leave the group. Create it if it does not exist."""
+        if self._members is None:
             try:
-                self._members[gid] = self._chat.create_group(gid).members
+                self._members = self._chat.create_group(self._gid).members
             except GroupExists:
-                self._members[gid] = self._chat.group(gid).members
-        return self._members[gid]
-
-
-def _outcome(waiting: Sequence[_Numbered]) -> list[_Numbered]:
-    """Return what is left of events if of each user only the last coming or going counts, and what they acked since."""
-    last = {event.uid: at for at, (_, event) in enumerate(waiting) if event.type != "ack"}
-    return [line for at, line in enumerate(waiting) if at >= last.get(line[1].uid, 0)]
+                self._members = self._chat.group(self._gid).members
+        change = self._chat.add_members if is_member else self._chat.remove_members
+        before, self._members = self._members, change(self._gid, [uid]).members
+        self._run.summary.joins += self._members > before
+        self._run.summary.leaves += self._members < before
 
 
 class _StoredMessages:
-    """Finds stored messages by their client_msgid. What this run stored or has once looked through is remembered."""
+    """The stored messages of a group, by their client_msgids.
 
-    def __init__(self, chat: Chat) -> None:
-        self._chat = chat
-        self._msgids: dict[tuple[str, str], str] = {}
-        self._senders: set[tuple[str, str, str]] = set()
-        self._looked_through: dict[str, str] = {}
-        self._new: dict[str, bool] = {}
-        self._empty: dict[str, bool] = {}
+    This run's own messages, and those in Redis, are kept in memory. Older ones are looked up in SQL: Redis knows a
+    client_msgid for a day only.
+    """
 
-    def has(self, event: Event) -> bool:
-        """Whether this very message is stored: Redis knows a client_msgid for a day only."""
-        is_new = self._is_new(event.gid)
-        if (event.gid, event.client_msgid, event.uid) in self._senders:
-            return True
-        if is_new and (event.gid, event.client_msgid) not in self._msgids:
-            return False
-        row = self._chat.system.database.message_by_client_msgid(event.gid, event.client_msgid, sender_uid=event.uid)
-        return row is not None
+    def __init__(self, system: System, gid: str) -> None:
+        self._client = system.client
+        self._database = system.database
+        self._gid = gid
+        self._msgids: dict[str, str] = {}
+        """By client_msgid."""
+        self._msgids_of_senders: dict[tuple[str, str], str] = {}
+        """By uid and client_msgid."""
+        self.mentioned: set[str] = set()
+        """The msgids of the messages that this run has come to."""
+        self._newest: str | None = None
+        """The newest msgid that was read from Redis."""
+        self._sql_was_empty = not self._database.messages_after(gid, msgids.NONE, limit=1)
+        self._read_redis()
+        self.is_empty = self._sql_was_empty and self._newest is None
+        """Whether the group had no messages when the run came to it."""
 
-    def is_empty(self, gid: str) -> bool:
-        """Whether the group had no messages as the run came to it."""
-        self._is_new(gid)
-        return self._empty[gid]
-
-    def _is_new(self, gid: str) -> bool:
-        """Whether SQL had nothing of the group as the run came to it. What came since is known here or in Redis."""
-        if gid not in self._new:
-            self._new[gid] = not self._chat.system.database.messages_after(gid, msgids.NONE, limit=1)
-            self._look_through(gid)
-            self._empty[gid] = self._new[gid] and gid not in self._looked_through
-        return self._new[gid]
-
-    def remember(self, gid: str, sender_uid: str, client_msgid: str, msgid: str) -> None:
-        """Note a message."""
-        self._msgids.setdefault((gid, client_msgid), msgid)
-        self._senders.add((gid, client_msgid, sender_uid))
-
-    def msgid(self, gid: str, client_msgid: str) -> str:
-        """The msgid of the message that carries a client_msgid. Raise UnknownMessage."""
-        found = self._msgids.get((gid, client_msgid)) or self._from_sql(gid, client_msgid)
-        if found is None:
-            self._look_through(gid)
-            found = self._msgids.get((gid, client_msgid))
-        if found is None:
-            raise UnknownMessage(f"no message of {gid!r} has the client_msgid {client_msgid!r}")
-        return found
-
-    def _from_sql(self, gid: str, client_msgid: str) -> str | None:
-        row = self._chat.system.database.message_by_client_msgid(gid, client_msgid)
+    def find(self, sender_uid: str, client_msgid: str) -> str | None:
+        """Return the msgid of a sender's message, or None if it is not stored."""
+        msgid = self._msgids_of_senders.get((sender_uid, client_msgid))
+        if msgid or self._sql_was_empty:  # then all messages are in memory
+            return msgid
+        row = self._database.message_by_client_msgid(self._gid, client_msgid, sender_uid=sender_uid)
         return msgids.unpack(row.msgid) if row else None
 
-    def _look_through(self, gid: str) -> None:
-        """Remember what Redis holds of a group, from where the last look ended: SQL may not have it yet."""
-        client = self._chat.system.client
-        while True:
-            after = self._looked_through.get(gid)
-            first = f"({after}" if after else "-"
-            page, more = client.call(message_calls.entries(client.space, gid, first, "+", PAGE))
-            for message in (wire.message(gid, entry) for entry in page):
-                self._looked_through[gid] = message.msgid
+    def add(self, sender_uid: str, client_msgid: str, msgid: str) -> None:
+        """Add a message."""
+        self._msgids.setdefault(client_msgid, msgid)
+        self._msgids_of_senders[sender_uid, client_msgid] = msgid
+
+    def msgid(self, client_msgid: str, *, before: str | None = None) -> str:
+        """Return the msgid of the message with a client_msgid. Raise UnknownMessage.
+
+        `before`: the message must have been stored before this one, or this run must have come to it.
+        """
+        if client_msgid not in self._msgids:
+            if row := self._database.message_by_client_msgid(self._gid, client_msgid):
+                self._msgids[client_msgid] = msgids.unpack(row.msgid)
+            else:
+                self._read_redis()
+        msgid = self._msgids.get(client_msgid)
+        if msgid and (not before or msgid in self.mentioned or msgids.pack(msgid) < msgids.pack(before)):
+            return msgid
+        raise UnknownMessage(f"no message of {self._gid!r} has the client_msgid {client_msgid!r}")
+
+    def _read_redis(self) -> None:
+        """Add the messages that came to Redis since the last call: SQL may not have them yet."""
+        has_more = True
+        while has_more:
+            first = f"({self._newest}" if self._newest else "-"
+            call = message_calls.entries(self._client.space, self._gid, first, "+", _ENTRIES_PER_PAGE)
+            entries, has_more = self._client.call(call)
+            for entry in entries:
+                message = wire.message(self._gid, entry)
+                self._newest = message.msgid
                 if message.client_msgid:
-                    self.remember(gid, message.sender_uid, message.client_msgid, message.msgid)
-            if not more:
-                return
+                    self.add(message.sender_uid, message.client_msgid, message.msgid)

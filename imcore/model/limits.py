@@ -102,9 +102,9 @@ def _check_receipt(receipt: Receipt) -> None:
             raise InvalidInput(f"a receipt of {reprlib.repr(receipt.msgid)} has the count {reprlib.repr(count)}")
 
 
-def check_places(places: Mapping[str, str] | None) -> dict[str, int]:
-    """Return packed msgids by gid. Raise InvalidInput for what is no place: of a gid, the text of a msgid."""
-    return dict(check_place(gid, msgid) for gid, msgid in check_mapping(places or {}, "places").items())
+def check_resume_points(after: Mapping[str, str] | None) -> dict[str, int]:
+    """Return packed msgids by gid. Raise InvalidInput unless these are texts of msgids, by gid."""
+    return dict(check_resume_point(gid, msgid) for gid, msgid in check_mapping(after or {}, "after").items())
 
 
 def check_mapping(mapping: Mapping[str, str], what: str) -> Mapping[str, str]:
@@ -114,8 +114,8 @@ def check_mapping(mapping: Mapping[str, str], what: str) -> Mapping[str, str]:
     return mapping
 
 
-def check_place(gid: str, msgid: str) -> tuple[str, int]:
-    """Return a place with its msgid packed; `0-0` is the place before the first message. Raise InvalidInput."""
+def check_resume_point(gid: str, msgid: str) -> tuple[str, int]:
+    """Return a resume point with its msgid packed; `0-0` is before the first message. Raise InvalidInput."""
     packed = msgids.NONE if msgid == _BEFORE_THE_FIRST else check_msgid(msgid)
     return check_handed_over(gid, "gid"), packed
 

@@ -1,7 +1,9 @@
-"""What `imcore.sql.database` needs of a kind of database: an engine, bulk writes, and its errors in our words."""
+"""The interface of a kind of database: its engine, its bulk writes, and the meaning of its errors."""
 
+# ruff: noqa: B027 (a step that a kind of database does not need does nothing)
+
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 from sqlalchemy import Connection, Engine
 
@@ -9,44 +11,45 @@ from imcore.errors import ImError
 from imcore.model.rows import Batch
 
 
-class Backend(Protocol):
-    """One kind of database at one address."""
+class Backend(ABC):
+    """One database. A kind of database overrides the steps that it needs; by default they do nothing."""
 
     address: str
-    """The address as people may see it: without a password."""
+    """The URL as people may see it: without a password."""
     engine: Engine
     driver_error: type[Exception]
-    """What every error of the driver inherits from."""
+    """The base class of the driver's errors."""
 
     def create(self) -> None:
-        """Make what must be there before a first connection. Again: nothing."""
+        """Make what a first connection needs, if it is missing."""
 
     def examine(self, connection: Connection, *, writes: bool) -> None:
-        """Raise ConfigurationError if our data cannot be kept there; for one who `writes`, DatabaseUnavailable too."""
+        """Raise ConfigurationError if the database cannot hold our data; for writers, DatabaseUnavailable too."""
 
-    def remarks(self, connection: Connection) -> Sequence[str]:
-        """Return what about the database breaks a promise, though it can be used: a line each."""
+    def remarks(self, connection: Connection) -> Sequence[str]:  # noqa: ARG002
+        """Return a line for each setting of the server that breaks a promise, though the database can be used."""
+        return ()
 
     def begin_writing(self, connection: Connection) -> None:
-        """Make the transaction of `connection` one that writes, before it does anything else."""
+        """Prepare the transaction of `connection`, which has just begun, for writes."""
 
-    def committed(self, connection: Connection) -> None:
-        """Raise DatabaseReplaced if what this connection has just committed is where nobody will find it."""
+    def check_commit(self, connection: Connection) -> None:
+        """Raise DatabaseReplaced if `connection` has committed to a file that is lost."""
 
-    def migrating(self, connection: Connection) -> None:
-        """Keep other migrations out until the transaction of `connection`, which writes, ends."""
+    def lock_migrations(self, connection: Connection) -> None:
+        """Keep other migrations out until the writing transaction of `connection` ends."""
 
+    @abstractmethod
     def write(self, batch: Batch) -> None:
-        """Write a folded batch in one transaction, again where that is what the database wants."""
+        """Write a folded batch in one transaction. Repeat it where the database asks for that."""
 
     def note_withdrawn(self) -> None:
-        """Know that a text was taken away: it may still be in the log."""
+        """Note that the text of a recalled message was deleted: the log may still hold it."""
 
-    def empty_log(self, *, always: bool = False) -> bool:
-        """Empty the log if it may hold a text that was taken away, or `always`; return False if a reader is in the way.
+    def empty_log(self, *, always: bool = False) -> bool:  # noqa: ARG002
+        """Empty the log if it may hold recalled texts, or `always`; return False if a reader prevents it."""
+        return True
 
-        Call it again, as often as is wished: it waits a moment between two attempts.
-        """
-
+    @abstractmethod
     def translate(self, error: Exception) -> ImError:
-        """Return what an error of the driver means."""
+        """Return the ImError for an error of the driver."""

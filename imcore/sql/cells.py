@@ -1,6 +1,6 @@
-"""What single columns hold, in a form that no reader stumbles over: somebody may have written a row by hand.
+"""Single cells, made readable: somebody may have written a row by hand.
 
-SQLite takes any value in any column. PostgreSQL takes times that Python has not: `infinity`, BC, the year 10000.
+SQLite stores any value in any column. PostgreSQL stores times that Python cannot represent: `infinity`, BC, year 10000.
 """
 
 import logging
@@ -10,10 +10,7 @@ from itertools import product
 from types import NoneType
 from typing import Any
 
-from sqlalchemy import ColumnElement, false, literal_column, or_
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy import ColumnElement, exists, false, literal_column, or_
 
 from imcore import msgid as msgids
 from imcore.model.rows import NO_TIME, MessageRow
@@ -39,7 +36,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _SOUND = frozenset(product(*_KINDS.values()))
 
 _IMPOSSIBLE = tuple(f"{name} NOT BETWEEN 1 AND {msgids.HIGHEST}" for name in ("msgid", "recalls"))
-_UNLIKELY = {
+_BEGIN, _END = (f"TIMESTAMPTZ '{date} 00:00:00+00'" for date in ("0001-01-01", "10000-01-01"))
+_SUSPECT = {
     "sqlite": (
         *(f"typeof({name}) <> 'integer'" for name in ("msgid", "seq")),
         *(f"typeof({name}) <> 'text'" for name in ("sender_uid", "content")),
@@ -49,91 +47,78 @@ _UNLIKELY = {
         "sent_at < '0001'",
         *_IMPOSSIBLE,
     ),
-    "postgresql": (
-        "sent_at < TIMESTAMPTZ '0001-01-01 00:00:00+00'",
-        "sent_at >= TIMESTAMPTZ '10000-01-01 00:00:00+00'",
-        *_IMPOSSIBLE,
-    ),
+    "postgresql": (f"sent_at < {_BEGIN}", f"sent_at >= {_END}", *_IMPOSSIBLE),
 }
-"""What every row that cannot be read answers to, of each kind of database; so may one that can."""
+"""Every unreadable row meets one of these conditions. A readable row may meet one, too."""
+
+_SENT_AT = {
+    "sqlite": "group_msgs.sent_at",
+    "postgresql": f"""CASE WHEN group_msgs.sent_at >= {_BEGIN} AND group_msgs.sent_at < {_END}
+        THEN CAST(round(EXTRACT(EPOCH FROM group_msgs.sent_at) * 1000) AS BIGINT)
+        WHEN group_msgs.sent_at IS NOT NULL THEN {NO_TIME} END""",
+}
+"""`sent_at` as it leaves the database: the stored text from SQLite, milliseconds since 1970 from PostgreSQL."""
 
 
-class StoredTime(FunctionElement[Any]):
-    """A time as it leaves the database: milliseconds since 1970 from PostgreSQL, the text that is there from SQLite."""
-
-    inherit_cache = True
-
-
-@compiles(StoredTime, "postgresql")
-def _as_milliseconds(element: StoredTime, compiler: SQLCompiler, **options: Any) -> str:
-    column = compiler.process(element.clauses, **options)
-    return (
-        f"CASE WHEN {column} >= TIMESTAMPTZ '0001-01-01 00:00:00+00'"
-        f" AND {column} < TIMESTAMPTZ '10000-01-01 00:00:00+00'"
-        f" THEN CAST(round(EXTRACT(EPOCH FROM {column}) * 1000) AS BIGINT)"
-        f" WHEN {column} IS NOT NULL THEN {NO_TIME} END"
-    )
+def is_recalled() -> ColumnElement[bool]:
+    """Return the condition for messages that a tombstone recalls."""
+    tombstone = GROUP_MSGS.alias()
+    return exists().where(tombstone.c.gid == GROUP_MSGS.c.gid, tombstone.c.recalls == GROUP_MSGS.c.msgid)
 
 
-@compiles(StoredTime, "sqlite")
-def _as_it_is(element: StoredTime, compiler: SQLCompiler, **options: Any) -> str:
-    return compiler.process(element.clauses, **options)
-
-
-def message_columns(
-    *, content: ColumnElement[str] | None = None, recalled: ColumnElement[bool] | None = None
-) -> tuple[ColumnElement[Any], ...]:
-    """Return what to select for a MessageReader. `content` may stand for what was said; `recalled` takes that away."""
-    c = GROUP_MSGS.c
-    said = c.content if content is None else content.label("content")
-    sent_at = StoredTime(c.sent_at).label("sent_at")
-    is_recalled = (false() if recalled is None else recalled).label("recalled")
-    return c.gid, c.msgid, c.seq, c.sender_uid, c.span, said, c.client_msgid, sent_at, c.recalls, is_recalled
-
-
-def unlikely(dialect: str) -> ColumnElement[bool]:
-    """Return the condition for rows of group_msgs that `faults` has to look at."""
-    return or_(*(literal_column(f"({condition})") for condition in _UNLIKELY[dialect]))
+def suspect(dialect: str) -> ColumnElement[bool]:
+    """Return the condition for rows of group_msgs that `faults` has to examine."""
+    return or_(*(literal_column(f"({condition})") for condition in _SUSPECT[dialect]))
 
 
 def has_msgid() -> ColumnElement[bool]:
-    """Return the condition for rows whose msgid a message can have. Readers pass over others: nobody can name them.
+    """Return the condition for rows with a possible msgid. Readers skip all other rows.
 
-    It is for queries that count or limit, and go by msgid anyway: any other would go by it on account of this.
+    Only for queries that count or limit and use the index on msgid anyway: it would lead any other query to that index.
     """
     return GROUP_MSGS.c.msgid.between(1, msgids.HIGHEST)
 
 
 class MessageReader:
-    """Makes rows of what a database has of messages. The first one that cannot be read is told."""
+    """Makes MessageRows of stored rows. Logs the first row that cannot be read."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, dialect: str) -> None:
         self._address = address
-        self._told = False
+        self._sent_at: ColumnElement[Any] = literal_column(_SENT_AT[dialect]).label("sent_at")
+        self._has_warned = False
 
-    def rows(self, found: Iterable[Sequence[Any]]) -> Iterator[MessageRow]:
-        """Yield the messages of what a query for `message_columns` found.
+    def columns(
+        self, *, content: ColumnElement[str] | None = None, recalled: ColumnElement[bool] | None = None
+    ) -> tuple[ColumnElement[Any], ...]:
+        """Return the columns to select for `rows`. `content` replaces the text; where `recalled`, it is empty."""
+        c = GROUP_MSGS.c
+        text = c.content if content is None else content.label("content")
+        recalled = (false() if recalled is None else recalled).label("recalled")
+        return c.gid, c.msgid, c.seq, c.sender_uid, c.span, text, c.client_msgid, self._sent_at, c.recalls, recalled
 
-        What cannot be read becomes what can be; a message whose msgid cannot be read is left out.
+    def rows(self, selected: Iterable[Sequence[Any]]) -> Iterator[MessageRow]:
+        """Yield the messages of selected `columns`.
+
+        An unreadable cell becomes a readable one. A row with an unreadable msgid is left out.
         """
-        return (self._row(values) for values in found if is_msgid(values[1]))
+        return (self._row(values) for values in selected if is_msgid(values[1]))
 
     def _row(self, values: Sequence[Any]) -> MessageRow:
         gid, msgid, seq, sender_uid, span, content, client_msgid, sent_at, recalls, recalled = values
         sent_at_ms = _sent_at_ms(sent_at)
         is_sound = tuple(map(type, values)) in _SOUND and sent_at_ms != NO_TIME
         if not is_sound or not (recalls is None or is_msgid(recalls)):
-            self._tell(values)
+            self._warn(values)
             gid, sender_uid, content = text_of(gid), text_of(sender_uid), text_of(content)
-            seq, span = whole(seq), span if type(span) is int else None
+            seq, span = int_of(seq), span if type(span) is int else None
             recalls = recalls if is_msgid(recalls) else None
             client_msgid = None if client_msgid is None else text_of(client_msgid)
-        said = "" if recalled else content
-        return MessageRow(gid, msgid, seq, sender_uid, span, said, client_msgid, sent_at_ms, recalls, bool(recalled))
+        content = "" if recalled else content
+        return MessageRow(gid, msgid, seq, sender_uid, span, content, client_msgid, sent_at_ms, recalls, bool(recalled))
 
-    def _tell(self, values: Sequence[Any]) -> None:
-        if not self._told:
-            self._told = True
+    def _warn(self, values: Sequence[Any]) -> None:
+        if not self._has_warned:
+            self._has_warned = True
             log.warning(
                 "%s: message %s of group %r has a %s that cannot be read (`im check` names all of these)",
                 *(
@@ -146,20 +131,17 @@ class MessageReader:
 
 
 def faults(values: Sequence[Any]) -> list[str]:
-    """Return the names of the columns whose values cannot be read, of the values of `message_columns`."""
-    found = [name for (name, kinds), value in zip(_KINDS.items(), values, strict=True) if type(value) not in kinds]
+    """Return the names of the unreadable columns, from the values of `MessageReader.columns`."""
     cells = dict(zip(_KINDS, values, strict=True))
-    if "sent_at" not in found and _sent_at_ms(cells["sent_at"]) == NO_TIME:
-        found.append("sent_at")
-    for name in ("msgid", "recalls"):
-        value = cells[name]
-        if name not in found and value is not None and not is_msgid(value):
-            found.append(name)
-    return found
+    unreadable = [name for name, value in cells.items() if type(value) not in _KINDS[name]]
+    if "sent_at" not in unreadable and _sent_at_ms(cells["sent_at"]) == NO_TIME:
+        unreadable.append("sent_at")
+    ids = [name for name in ("msgid", "recalls") if name not in unreadable and cells[name] is not None]
+    return unreadable + [name for name in ids if not is_msgid(cells[name])]
 
 
 def decoded(raw: bytes) -> str | bytes:
-    """Return the text that SQLite has stored; the bytes themselves where they are not UTF-8."""
+    """Return the text that SQLite has stored; its bytes if they are not UTF-8."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -167,24 +149,24 @@ def decoded(raw: bytes) -> str | bytes:
 
 
 def text_of(value: object) -> str:
-    """Return a name or a content."""
+    """Return a cell as text."""
     if isinstance(value, str):
         return value
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def whole(value: object) -> int:
-    """Return a number, or one that no message has."""
+def int_of(value: object) -> int:
+    """Return a cell as a number; IMPOSSIBLE, which no message has, for anything else."""
     return value if type(value) is int else msgids.IMPOSSIBLE
 
 
 def is_msgid(value: object) -> bool:
-    """Whether this is the packed msgid of a message."""
+    """Return whether a cell holds the packed msgid of a message."""
     return type(value) is int and 0 < value <= msgids.HIGHEST
 
 
 def msgid_of(value: object) -> int:
-    """Return a packed msgid, or one that no message has."""
+    """Return a cell as a packed msgid; IMPOSSIBLE for anything else."""
     return value if type(value) is int and is_msgid(value) else msgids.IMPOSSIBLE
 
 
@@ -193,6 +175,6 @@ def _sent_at_ms(value: object) -> int | None:
         return value
     try:
         ms = to_ms(datetime.fromisoformat(text_of(value)))
-    except (TypeError, ValueError):  # no time, or one without a zone
+    except (TypeError, ValueError):  # not a time, or a time without a zone
         return NO_TIME
     return ms if _EARLIEST_MS <= ms <= _LATEST_MS else NO_TIME

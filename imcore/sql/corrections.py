@@ -1,4 +1,4 @@
-"""What is set right in SQL where it has one right answer, whatever stands there: the writers only ever add to it."""
+"""Corrections of stored rows that have one right value. All other writers only add rows, or raise values."""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -10,15 +10,14 @@ from imcore import msgid as msgids
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.sql.cells import has_msgid, msgid_of, text_of
 from imcore.sql.database import Database
-from imcore.sql.queries import PAGE
 from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS
 
 
 class _Time(NamedTuple):
-    """The time that a msgid tells, and that which stands in a row as people see it, in a database's own words."""
+    """SQL expressions: the time of a row's msgid, and the stored time in ISO 8601."""
 
-    told: str
-    shown: str
+    of_msgid: str
+    stored: str
 
 
 _MS = f"((msgid >> {msgids.COUNTER_BITS}) + {msgids.EPOCH_MS})"
@@ -32,58 +31,51 @@ _TIMES = {
 
 
 def lower_spans(database: Database, rows: Iterable[SpanRow], *, above: int) -> None:
-    """Set offsets and ends of spans, where they are above one msgid (packed) or no whole number, in one transaction."""
+    """Set the offsets and ends of spans that are above a msgid (packed) or no whole number, in one transaction."""
     c = GROUP_SPANS.c
-    key = and_(c.gid == bindparam("of_gid"), c.uid == bindparam("of_uid"), c.joined_msgid == bindparam("joined"))
-    values = [
-        {
-            "of_gid": row.gid,
-            "of_uid": row.uid,
-            "joined": row.joined_msgid,
-            "acked": row.acked_msgid,
-            "left": row.left_msgid,
-        }
-        for row in rows
-    ]
+    names = ("gid", "uid", "joined_msgid", "acked_msgid", "left_msgid")
+    values = [{f"new_{name}": getattr(row, name) for name in names} for row in rows]
+    key = and_(*(column == bindparam(f"new_{column.name}") for column in (c.gid, c.uid, c.joined_msgid)))
     with database.writing() as connection:
-        for column, name in ((c.acked_msgid, "acked"), (c.left_msgid, "left")):
+        for column in (c.acked_msgid, c.left_msgid):
             impossible = or_(column > above, column != cast(column, BigInteger))
-            connection.execute(update(GROUP_SPANS).where(key, impossible).values({column: bindparam(name)}), values)
+            change = update(GROUP_SPANS).where(key, impossible).values({column: bindparam(f"new_{column.name}")})
+            connection.execute(change, values)
 
 
 def take_texts_away(database: Database, gid: str) -> None:
-    """Blank the recalled messages of a group."""
-    tombstone = GROUP_MSGS.alias()
+    """Delete the texts of a group's recalled messages."""
+    c, tombstone = GROUP_MSGS.c, GROUP_MSGS.alias()
     recalled = select(tombstone.c.recalls).where(tombstone.c.gid == gid, tombstone.c.recalls.is_not(None))
-    c = GROUP_MSGS.c
+    with_text = and_(c.gid == gid, c.msgid.in_(recalled), c.content != "")
     with database.writing() as connection:
-        withdrawn = c.msgid.in_(recalled), c.content != ""
-        if connection.execute(update(GROUP_MSGS).where(c.gid == gid, *withdrawn).values(content="")).rowcount:
+        if connection.execute(update(GROUP_MSGS).where(with_text).values(content="")).rowcount:
             database.note_withdrawn()
     database.empty_log()
 
 
 def wrong_times(database: Database, gid: str) -> Iterator[tuple[int, str]]:
-    """Yield the messages (packed) of a group whose time is not that of their msgid, and that time in ISO 8601."""
-    c = GROUP_MSGS.c
-    with database.connection() as connection:
-        time = _TIMES[connection.dialect.name]
-        is_wrong = and_(has_msgid(), c.time != literal_column(time.told))
-        query = select(c.msgid, literal_column(time.shown)).where(c.gid == gid, is_wrong)
-        for row in connection.execute(query.order_by(c.msgid), execution_options={"yield_per": PAGE}):
-            yield msgid_of(row[0]), text_of(row[1])
+    """Yield each message (packed) of a group whose time differs from that of its msgid, and that time in ISO 8601."""
+    c, time = GROUP_MSGS.c, _TIMES[database.dialect]
+    query = select(c.msgid, literal_column(time.stored)).where(c.gid == gid, _is_wrong(database))
+    for msgid, stored in database.stream(query.order_by(c.msgid)):
+        yield msgid_of(msgid), text_of(stored)
 
 
 def correct_times(database: Database, gid: str) -> None:
-    """Set the times of such messages to those of their msgids."""
-    c = GROUP_MSGS.c
+    """Set the times of a group's messages to those of their msgids."""
+    correct: ColumnElement[datetime] = literal_column(_TIMES[database.dialect].of_msgid)
     with database.writing() as connection:
-        told: ColumnElement[datetime] = literal_column(_TIMES[connection.dialect.name].told)
-        connection.execute(update(GROUP_MSGS).where(c.gid == gid, has_msgid(), c.time != told).values(time=told))
+        wrong = update(GROUP_MSGS).where(GROUP_MSGS.c.gid == gid, _is_wrong(database))
+        connection.execute(wrong.values(time=correct))
+
+
+def _is_wrong(database: Database) -> ColumnElement[bool]:
+    return and_(has_msgid(), GROUP_MSGS.c.time != literal_column(_TIMES[database.dialect].of_msgid))
 
 
 def close_gaps(database: Database, gid: str) -> int:
-    """Give the messages of a group the seqs 1, 2, 3, ... in their order; return how many have another one now."""
+    """Give a group's messages the seqs 1, 2, 3, ... in their order; return the number of changed messages."""
     statement = text(
         """UPDATE group_msgs SET seq = numbered.place
         FROM (SELECT msgid, row_number() OVER (ORDER BY msgid) AS place FROM group_msgs
@@ -95,7 +87,7 @@ def close_gaps(database: Database, gid: str) -> int:
 
 
 def rewrite(database: Database, rows: Iterable[MessageRow]) -> None:
-    """Give messages the seq, the span and the recall that their rows say, in one transaction. No text changes."""
+    """Set seq, span and recall of messages to those of their rows, in one transaction. Texts stay as they are."""
     statement = text(
         "UPDATE group_msgs SET seq = :seq, span = :span, recalls = :recalls WHERE gid = :gid AND msgid = :msgid"
     )

@@ -1,21 +1,20 @@
-"""The SQL database: one class for SQLite and PostgreSQL alike.
+"""The SQL database: one class for SQLite and PostgreSQL.
 
-Errors of drivers become errors of `imcore.errors` here and nowhere else. An error that trying again can mend is
-DatabaseUnavailable; a row that will never be accepted is DatabaseRejected; both leave nothing of the batch behind.
-What breaks a call off, as Ctrl-C does, is no error, and none of the driver's clean-up can take its place.
+Only this module turns errors of drivers into errors of `imcore.errors`. After DatabaseUnavailable a repetition can
+succeed; DatabaseRejected names a row that is never accepted. Both leave nothing of the batch in the database. An
+interruption, as by Ctrl-C, is no error: errors of the driver's clean-up never replace it.
 """
 
 import json
 import logging
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from operator import attrgetter
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Connection, Select, and_, column, exists, func, inspect, select, table, text, union_all
+from sqlalchemy import Connection, Executable, Select, column, func, inspect, select, table, text, union_all
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -30,23 +29,28 @@ from imcore.errors import (
 )
 from imcore.model.rows import Batch, MessageRow
 from imcore.sql.backend import Backend
-from imcore.sql.cells import MessageReader, has_msgid, message_columns, text_of
+from imcore.sql.cells import MessageReader, has_msgid, is_recalled, text_of
 from imcore.sql.migrations import HEAD, VERSION_TABLE
 from imcore.sql.tables import GROUP_MSGS, META, OFFSET_MOVES, REACHES, longest
 from imcore.sql.urls import backend_of
+from imcore.util.batches import batches
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 1000
-"""How many msgids one statement names."""
+PAGE = 1000
+"""The rows of a stream that are in memory, and the ids that one statement names."""
+
+PUT_META = text(
+    "INSERT INTO imcore_meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = :value"
+)
 
 
 class Database:
-    """The rows behind Redis. Threads may share one; a forked process opens its own.
+    """The stored messages, memberships and reads. Threads may share one; a forked process opens its own.
 
-    When it is first used, and after each DatabaseUnavailable, it is looked at: it is refused (ConfigurationError) if it
-    cannot hold our data, or if a newer program has made it; DatabaseUnavailable, for one who writes, if it takes no
-    writes now.
+    The first use, and the first one after DatabaseUnavailable, examines the database. It raises ConfigurationError if
+    the database cannot hold our data or was made by a newer program; a write raises DatabaseUnavailable if the database
+    accepts no writes now.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -54,24 +58,21 @@ class Database:
         self._is_known = False
         self._is_writable = False
         self.changes = 0
-        """Grows whenever the database may have become another one."""
-        self.reader = MessageReader(backend.address)
-        """Makes rows of what is selected of messages."""
+        """Grows whenever the address may lead to another database."""
+        self.reader = MessageReader(backend.address, self.dialect)
 
     @classmethod
     def connect(cls, url: str, *, data_dir: Path | None = None) -> Self:
-        """Return the database at `sqlite:///path` or `postgresql://...`, without any I/O yet.
+        """Return the database at `sqlite:///path` or `postgresql://...`, without any I/O.
 
-        A SQLite file in `data_dir` gets its folder made with it. Raise ConfigurationError for a URL of another kind.
+        `upgrade` makes the folder of a SQLite file in `data_dir`. Raise ConfigurationError for any other URL.
         """
         return cls(backend_of(url, data_dir))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -83,42 +84,56 @@ class Database:
         return self._backend.address
 
     def close(self) -> None:
-        """Close every connection."""
         self._backend.engine.dispose()
+
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self._backend.engine.dialect.name
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """Yield a connection of SQLAlchemy, to read from in one transaction; its errors are ImErrors."""
+        """Yield a connection of SQLAlchemy for reads in one transaction. Its errors are ImErrors."""
         self._know()
         with self._translated(), self._backend.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """Yield a connection whose one transaction is committed at the end: all of it, or nothing."""
+        """Yield a connection for one transaction, which is committed at the end."""
         self._know(writes=True)
         with self._translated(), self._backend.engine.connect() as connection:
             with connection.begin():
                 self._backend.begin_writing(connection)
                 yield connection
-            self._backend.committed(connection)
+            self._backend.check_commit(connection)
+
+    def fetch(self, query: Executable) -> list[Sequence[Any]]:
+        """Return all rows of a query."""
+        with self.connection() as connection:
+            return list(connection.execute(query))
+
+    def stream(self, query: Executable) -> Iterator[Sequence[Any]]:
+        """Yield the rows of a query in one transaction, with a page of them in memory."""
+        with self.connection() as connection, connection.execute(query, execution_options={"yield_per": PAGE}) as rows:
+            yield from rows
 
     def refuse_newer(self) -> None:
-        """Raise ConfigurationError as the first use does, as far as that can be seen now."""
+        """Raise ConfigurationError as the first use does. Return if the database cannot be examined now."""
         with suppress(DatabaseUnavailable, DatabaseNotReady):
             self._know()
 
     def upgrade(self) -> None:
-        """Bring the schema up to date; make what is not there. Several processes may do so at once.
+        """Make the database, or bring its schema up to date. Several processes may do so at once.
 
-        Raise ConfigurationError if the place cannot be written, or a newer program has made the database.
+        Raise ConfigurationError if the address cannot be written, or if a newer program made the database.
         """
         with self._translated():
             self._backend.create()
         with self.writing() as connection:
-            self._backend.migrating(connection)
+            self._backend.lock_migrations(connection)
             revision = _revision(connection)
-            _refuse_newer(self.address, revision)  # it may have become so while others had the lock
+            _refuse_newer(self.address, revision)  # a newer program may have had the lock
             if revision != HEAD:
                 _migrate(connection)
             for remark in self._backend.remarks(connection):
@@ -126,7 +141,7 @@ class Database:
         self.empty_log()
 
     def check_version(self) -> None:
-        """Raise ConfigurationError unless the schema is the one that this program knows."""
+        """Raise ConfigurationError unless the schema is that of this program."""
         with self.connection() as connection:
             revision = _revision(connection)
         _refuse_newer(self.address, revision)
@@ -135,10 +150,10 @@ class Database:
             raise ConfigurationError(f"the database {self.address} {state}: run im db upgrade")
 
     def write(self, batch: Batch) -> None:
-        """Write all of the batch in one transaction, or nothing.
+        """Write the batch in one transaction.
 
-        Batches may overlap, come again, come in any order and from several writers at once: the tables end up the same.
-        Raise DatabaseRejected if a row cannot be stored, whenever it is tried; DatabaseUnavailable if it may pass.
+        Batches may overlap and repeat, in any order, from several writers at once: the tables end up the same.
+        Raise DatabaseRejected for a row that is never accepted, DatabaseUnavailable if a repetition can succeed.
         """
         if not len(batch):
             return
@@ -150,72 +165,56 @@ class Database:
             raise DatabaseRejected(f"a row cannot be stored: {error}") from error
 
     def note_withdrawn(self) -> None:
-        """Know that a text was taken away: `empty_log` has to take it out of the database's log."""
+        """Note that the text of a recalled message was deleted: `empty_log` has to remove it from the log."""
         self._backend.note_withdrawn()
 
     def empty_log(self, *, always: bool = False) -> bool:
-        """Take texts that were taken away out of SQLite's log; return False if somebody who reads was in the way.
+        """Remove recalled texts from SQLite's log; return False if a reader prevents it.
 
-        With `always` it is emptied in any case. Call it again, as often as is wished: it knows when there is nothing to
-        do, and waits a moment between two attempts.
+        With `always` the log is emptied in any case. Repeated calls cost little: without a recalled text, and for a
+        moment after a failure, they do nothing.
         """
         with self._translated():
             return self._backend.empty_log(always=always)
 
     def message(self, gid: str, msgid: int) -> MessageRow | None:
-        """Return one message."""
-        return self._first(_messages(gid).where(GROUP_MSGS.c.msgid == msgid))
+        return self.messages(gid, [msgid]).get(msgid)
 
     def messages(self, gid: str, msgids: Collection[int]) -> dict[int, MessageRow]:
-        """Return those of a group's messages that are here, by msgid, with one SELECT for a thousand of them."""
-        wanted = list(msgids)
-        return {
-            row.msgid: row
-            for start in range(0, len(wanted), _AT_ONCE)
-            for row in self._all(_messages(gid).where(GROUP_MSGS.c.msgid.in_(wanted[start : start + _AT_ONCE])))
-        }
+        """Return the stored ones of these messages, by msgid, with one SELECT for a thousand of them."""
+        queries = (self._messages(gid).where(GROUP_MSGS.c.msgid.in_(batch)) for batch in batches(msgids, PAGE))
+        return {row.msgid: row for query in queries for row in self._rows(query)}
 
     def message_by_client_msgid(
         self, gid: str, client_msgid: str, *, sender_uid: str | None = None
     ) -> MessageRow | None:
-        """Return the message of the group that carries this client_msgid, of that sender if one is given.
-
-        The first one if there are more.
-        """
-        query = _messages(gid).where(GROUP_MSGS.c.client_msgid == client_msgid)
+        """Return the first message of the group with this client_msgid; of one sender, if that is given."""
+        query = self._messages(gid).where(GROUP_MSGS.c.client_msgid == client_msgid)
         if sender_uid is not None:
             query = query.where(GROUP_MSGS.c.sender_uid == sender_uid)
-        if self._backend.engine.dialect.name == "postgresql":
-            # The index holds this hash; the columns themselves tell a collision.
+        if self.dialect == "postgresql":
+            # The index holds this hash. The other conditions exclude collisions.
             stored = func.hashtextextended(GROUP_MSGS.c.gid.concat(GROUP_MSGS.c.client_msgid), text("0"))
             query = query.where(stored == func.hashtextextended(gid + client_msgid, text("0")))
-        # Not ordered in SQL: SQLite would then read the whole group in that order, to find the first one soon.
-        return min(self._all(query), key=attrgetter("msgid"), default=None)
+        # With ORDER BY, SQLite would read the whole group in that order instead of the index.
+        return min(self._rows(query), key=attrgetter("msgid"), default=None)
 
     def messages_after(
         self, gid: str, after: int, *, until: int | None = None, limit: int | None = None
     ) -> list[MessageRow]:
         """Return the messages with after < msgid <= until, oldest first, the oldest `limit` of them."""
-        query = _messages(gid).where(GROUP_MSGS.c.msgid > after, has_msgid()).order_by(GROUP_MSGS.c.msgid).limit(limit)
-        return self._all(query if until is None else query.where(GROUP_MSGS.c.msgid <= until))
+        query = (
+            self._messages(gid).where(GROUP_MSGS.c.msgid > after, has_msgid()).order_by(GROUP_MSGS.c.msgid).limit(limit)
+        )
+        return self._rows(query if until is None else query.where(GROUP_MSGS.c.msgid <= until))
 
     def messages_before(self, gid: str, before: int, *, limit: int) -> list[MessageRow]:
         """Return the newest `limit` messages with msgid < before, oldest first."""
-        query = _messages(gid).where(GROUP_MSGS.c.msgid < before, has_msgid()).order_by(GROUP_MSGS.c.msgid.desc())
-        return self._all(query.limit(limit))[::-1]
-
-    def count_from(self, gid: str, uid: str, *, after: int, until: int) -> int:
-        """Return how many messages with after < msgid <= until the user has sent."""
-        sent = and_(GROUP_MSGS.c.gid == gid, GROUP_MSGS.c.sender_uid == uid)
-        span = and_(GROUP_MSGS.c.msgid > after, GROUP_MSGS.c.msgid <= until)
-        with self.connection() as connection:
-            return connection.scalars(select(func.count()).select_from(GROUP_MSGS).where(sent, span)).one()
+        query = self._messages(gid).where(GROUP_MSGS.c.msgid < before, has_msgid()).order_by(GROUP_MSGS.c.msgid.desc())
+        return self._rows(query.limit(limit))[::-1]
 
     def read_times(self, gid: str, msgid: int) -> dict[str, int]:
-        """Return when each member of that time read the message: when their offset moved over it.
-
-        Milliseconds since 1970 by uid. A move lies within one span: it tells of no message outside.
-        """
+        """Return when the members read the message, in milliseconds since 1970 by uid: when their offset passed it."""
         c = OFFSET_MOVES.c
         covering = union_all(
             *(
@@ -225,36 +224,30 @@ class Database:
                 for reach in REACHES
             )
         )
-        found: dict[str, int] = {}
+        entries: dict[str, int] = {}
         with self.connection() as connection:
             for entry, uids in connection.execute(covering):
                 for uid in _uids(uids):
-                    found[uid] = min(entry, found.get(uid, entry))
-        return {uid: msgids.time_ms(entry) for uid, entry in found.items()}
+                    entries[uid] = min(entry, entries.get(uid, entry))
+        return {uid: msgids.time_ms(entry) for uid, entry in entries.items()}
 
     def meta(self, name: str) -> str | None:
-        """Return a fact about the data as a whole, None if it is not known."""
-        with self.connection() as connection:
-            return connection.scalar(select(META.c.value).where(META.c.name == name))
+        """Return a fact about the data as a whole, None if it is unknown."""
+        return next((value for (value,) in self.fetch(select(META.c.value).where(META.c.name == name))), None)
 
     def partitions(self) -> int | None:
-        """Return how many partitions the data has, None if that is not known, or cannot be seen now."""
+        """Return the number of partitions of the data, None if it is unknown or cannot be read now."""
         with suppress(DatabaseUnavailable, DatabaseNotReady):
             known = text_of(self.meta("partitions") or "")
             return int(known) or None if known.isascii() and known.isdigit() else None
         return None
 
     def set_meta(self, name: str, value: str) -> None:
-        """Set a fact about the data as a whole."""
-        statement = text(
-            """INSERT INTO imcore_meta (name, value) VALUES (:name, :value)
-            ON CONFLICT (name) DO UPDATE SET value = excluded.value"""
-        )
         with self.writing() as connection:
-            connection.execute(statement, {"name": name, "value": value})
+            connection.execute(PUT_META, {"name": name, "value": value})
 
     def bind(self, partitions: int, dataset: str) -> None:
-        """Note whose data this holds from now on, and in how many partitions."""
+        """Store the identity of the data that this database holds, and its number of partitions."""
         self.set_meta("partitions", str(partitions))
         self.set_meta("dataset", dataset)
 
@@ -266,10 +259,10 @@ class Database:
             _refuse_newer(self.address, _revision(connection))
         self._is_known, self._is_writable = True, writes
 
-    def _first(self, query: Select[Any]) -> MessageRow | None:
-        return next(iter(self._all(query.limit(1))), None)
+    def _messages(self, gid: str) -> Select[Any]:
+        return select(*self.reader.columns(recalled=is_recalled())).where(GROUP_MSGS.c.gid == gid)
 
-    def _all(self, query: Select[Any]) -> list[MessageRow]:
+    def _rows(self, query: Select[Any]) -> list[MessageRow]:
         with self.connection() as connection:
             return list(self.reader.rows(connection.execute(query)))
 
@@ -279,23 +272,23 @@ class Database:
         try:
             yield
         except Exception as error:
-            if stop := _broken_off(error, before):
-                raise stop from None
-            meaning = self._meaning(error)
-            self._doubt(meaning or error)
-            if meaning:
-                raise meaning from error
+            if interruption := _interruption(error, before):
+                raise interruption from None
+            translated = self._translate(error)
+            self._forget(translated or error)
+            if translated:
+                raise translated from error
             raise
 
-    def _doubt(self, error: Exception) -> None:
-        """Look at the database again before it is used next: it may be another one by then."""
+    def _forget(self, error: Exception) -> None:
+        """Examine the database again before its next use: the address may lead to another one by then."""
         if isinstance(error, DatabaseUnavailable):
             self._is_known = self._is_writable = False
             self.changes += 1
         if isinstance(error, DatabaseReplaced):
-            self.close()  # every connection has the file open that is lost
+            self.close()  # every connection has the lost file open
 
-    def _meaning(self, error: Exception) -> ImError | None:
+    def _translate(self, error: Exception) -> ImError | None:
         if isinstance(error, PoolTimeout):
             return DatabaseUnavailable(f"no connection to {self.address} is free: close what is not needed")
         if isinstance(error, DBAPIError):
@@ -303,8 +296,8 @@ class Database:
         return self._backend.translate(error) if isinstance(error, self._backend.driver_error) else None
 
 
-def _broken_off(error: BaseException | None, before: BaseException | None) -> BaseException | None:
-    """Return what has broken off that which ended in an error, if anything has since `before` was handled."""
+def _interruption(error: BaseException | None, before: BaseException | None) -> BaseException | None:
+    """Return the interruption that caused an error, if there is one. The search ends at `before`, which is older."""
     while error is not None and error is not before:
         if not isinstance(error, Exception):
             return error
@@ -312,24 +305,17 @@ def _broken_off(error: BaseException | None, before: BaseException | None) -> Ba
     return None
 
 
-def _messages(gid: str) -> Select[Any]:
-    c = GROUP_MSGS.c
-    tombstone = GROUP_MSGS.alias()
-    recalled = exists().where(tombstone.c.gid == c.gid, tombstone.c.recalls == c.msgid)
-    return select(*message_columns(recalled=recalled)).where(c.gid == gid)
-
-
-def _uids(written: object) -> list[str]:
-    """Return the uids that a move of offsets names; by hand, anything may stand there."""
+def _uids(cell: object) -> list[str]:
+    """Return the uids of a move of offsets. A cell that somebody has written by hand may hold anything."""
     try:
-        uids = json.loads(written) if isinstance(written, str) else None
+        uids = json.loads(cell) if isinstance(cell, str) else None
     except ValueError:
         uids = None
     return [uid for uid in uids if isinstance(uid, str)] if isinstance(uids, list) else []
 
 
 def _migrate(connection: Connection) -> None:
-    from imcore.sql.migrations import run  # noqa: PLC0415 (Alembic takes long to load, and is hardly ever needed)
+    from imcore.sql.migrations import run  # noqa: PLC0415 (Alembic takes long to load, and is rarely needed)
 
     run.upgrade(connection)
 

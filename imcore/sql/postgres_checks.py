@@ -1,16 +1,16 @@
-"""Whether a PostgreSQL database can hold our data, and what its errors mean: each in one line that says what to do."""
+"""Checks of a PostgreSQL database, and the meaning of its errors: each in one line that says what to do."""
 
-from typing import NamedTuple
+from typing import Any
 
 import psycopg
 from psycopg import errors
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, Row, func, select, text
 
 from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseRejected, DatabaseUnavailable, ImError
 from imcore.sql.migrations import VERSION_TABLE
 
 OLDEST = 110_000
-"""PostgreSQL 11 brought hashtextextended, which an index needs."""
+"""PostgreSQL 11: an index needs its hashtextextended."""
 
 _NEEDED = {
     "SELECT": ("chat_groups", "group_msgs", "group_spans", "offset_moves", "imcore_meta", VERSION_TABLE),
@@ -18,10 +18,10 @@ _NEEDED = {
     "UPDATE": ("chat_groups", "group_msgs", "group_spans", "imcore_meta"),
     "DELETE": ("offset_moves", "imcore_meta"),
 }
-"""The rights that whoever stores needs, and on which tables."""
+"""The rights that a writer needs, with their tables."""
 
 _RIGHTS = ", ".join(f"('{right}', '{table}')" for right, tables in _NEEDED.items() for table in tables)
-_LOOK = text(
+_FACTS = text(
     f"""
     SELECT current_setting('server_version_num')::int AS version, current_setting('server_encoding') AS encoding,
       pg_is_in_recovery() AS is_standby, current_setting('transaction_read_only') = 'on' AS is_read_only,
@@ -34,65 +34,38 @@ _LOOK = text(
 )
 
 _DURABLE = ("fsync", "full_page_writes")
-"""Without these what is committed is not on the disk, whatever a session says."""
+"""Without these a commit is not on the disk, whatever the session sets."""
 
-_OF_A_ROW = {"22", "23", "54"}
-"""Classes of errors that come of what is written: data, broken constraints, limits such as that of an index row."""
+_ROW_ERRORS = {"22", "23", "54"}
+"""Classes of errors of a row: bad data, broken constraints, limits like the length of an index row."""
 
-_REFUSALS: tuple[tuple[type[psycopg.Error], type[ImError], str], ...] = (
-    (
-        errors.InsufficientPrivilege,
-        ConfigurationError,
-        "the role lacks a right in the database {address} ({reason}): GRANT it, or use the owner of the tables",
-    ),
-    (
-        errors.LockNotAvailable,
-        DatabaseUnavailable,
+_REFUSALS: dict[type[psycopg.Error], str] = {
+    errors.LockNotAvailable: (
         "the database {address} cannot be used now: somebody has had a lock on it for too long (see pg_locks and "
-        "pg_stat_activity)",
+        "pg_stat_activity)"
     ),
-    (
-        errors.ReadOnlySqlTransaction,
-        DatabaseUnavailable,
+    errors.ReadOnlySqlTransaction: (
         "the database {address} takes no writes ({reason}): set IM_DATABASE_URL to the primary if this is a standby, "
-        "or default_transaction_read_only = off",
+        "or default_transaction_read_only = off"
     ),
-    (
-        errors.QueryCanceled,
-        DatabaseUnavailable,
+    errors.QueryCanceled: (
         "the database {address} has broken a statement off ({reason}): where a limit of the role or the database did "
-        "that, ALTER ROLE name SET statement_timeout = 0",
+        "that, ALTER ROLE name SET statement_timeout = 0"
     ),
-    (
-        errors.IdleInTransactionSessionTimeout,
-        DatabaseUnavailable,
+    errors.IdleInTransactionSessionTimeout: (
         "the database {address} has ended the connection ({reason}): ALTER ROLE name SET "
-        "idle_in_transaction_session_timeout = 0",
+        "idle_in_transaction_session_timeout = 0"
     ),
-)
-"""What a server that runs may refuse: the error, what it is in our words, and the line that says what to do."""
-
-
-class Facts(NamedTuple):
-    """What a database says of itself, and of what this role may do there."""
-
-    version: int
-    encoding: str
-    is_standby: bool
-    is_read_only: bool
-    role: str
-    schema: str | None
-    has_tables: bool
-    may_create: bool | None
-    missing: str | None
+}
+"""The texts for refusals of a running server: a repetition can succeed."""
 
 
 def examine(connection: Connection, address: str, *, writes: bool) -> None:
-    """Raise ConfigurationError if the database cannot hold our data; or, for one who `writes`, if it may not now.
+    """Raise ConfigurationError if the database cannot hold our data, or if a writer lacks a right.
 
-    That is DatabaseUnavailable where it may pass, as a standby may be promoted.
+    Raise DatabaseUnavailable for a writer on a standby, which may be promoted.
     """
-    facts = Facts(*connection.execute(_LOOK).one())
+    facts = connection.execute(_FACTS).one()
     if facts.version < OLDEST:
         raise ConfigurationError(
             f"the database {address} is on PostgreSQL {facts.version // 10_000}, and imcore needs {OLDEST // 10_000} "
@@ -109,15 +82,15 @@ def examine(connection: Connection, address: str, *, writes: bool) -> None:
 
 
 def remarks(connection: Connection, address: str) -> list[str]:
-    """Return what of the server's settings breaks a promise, what comes of it, and what to do: a line each."""
+    """Return a line for each setting of the server that breaks a promise, with its effect and the remedy."""
     off = [f"{name} = off" for name in _DURABLE if connection.scalar(select(func.current_setting(name))) == "off"]
     if not off:
         return []
-    said = " and ".join(off)
-    return [f"the server of {address} has {said}, so a power cut can destroy all that is stored: set both on there"]
+    names = " and ".join(off)
+    return [f"the server of {address} has {names}, so a power cut can destroy all that is stored: set both on there"]
 
 
-def _examine_rights(facts: Facts, address: str) -> None:
+def _examine_rights(facts: Row[Any], address: str) -> None:
     if facts.is_standby:
         raise DatabaseUnavailable(
             f"the database {address} is a standby, which takes no writes: set IM_DATABASE_URL to the primary, or wait "
@@ -145,10 +118,10 @@ def _examine_rights(facts: Facts, address: str) -> None:
 
 
 def translate(error: Exception, address: str) -> ImError:
-    """Return what an error of psycopg means."""
+    """Return the ImError for an error of psycopg."""
     state = getattr(error, "sqlstate", None) or ""
-    reason = str(error).partition("\n")[0]  # the rest may quote what was written
-    if state[:2] in _OF_A_ROW or isinstance(error, psycopg.DataError):
+    reason = str(error).partition("\n")[0]  # the other lines may quote rows
+    if state[:2] in _ROW_ERRORS or isinstance(error, psycopg.DataError):
         return DatabaseRejected(f"the database refused a row: {reason}")
     if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn):
         return DatabaseNotReady(f"the database {address} has not the tables of imcore: run im db upgrade")
@@ -162,10 +135,14 @@ def translate(error: Exception, address: str) -> ImError:
 
 
 def _refusal(error: Exception, reason: str, address: str) -> ImError | None:
-    """Return what a server that runs refuses to do, and what mends that."""
-    for kind, meaning, line in _REFUSALS:
+    """Return the error for a refusal of a running server, None for any other error."""
+    for kind, line in _REFUSALS.items():
         if isinstance(error, kind):
-            return meaning(line.format(address=address, reason=reason))
+            return DatabaseUnavailable(line.format(address=address, reason=reason))
+    if isinstance(error, errors.InsufficientPrivilege):
+        return ConfigurationError(
+            f"the role lacks a right in the database {address} ({reason}): GRANT it, or use the owner of the tables"
+        )
     if "statement pooling" in reason:
         return ConfigurationError(
             f"the pooler at {address} allows no transactions (pool_mode=statement): set pool_mode to transaction"

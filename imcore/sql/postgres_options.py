@@ -1,21 +1,18 @@
-"""The options that the URL of a PostgreSQL database may have: of what kind each is, and which of them are secret.
+"""The options in the URL of a PostgreSQL database: their values, and which of them are secret.
 
-This needs neither SQLAlchemy nor psycopg: the command line asks for it before anything else.
+This module loads neither SQLAlchemy nor psycopg: the command line reads it before anything else.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 Problem = Callable[[str], str | None]
-"""Returns what a value has to be, if it is not."""
+"""Returns None for a valid value, else what the value has to be."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option of libpq: what is wrong with a value, whether it may name several servers, and whether it is secret.
-
-    Several servers are written with commas, or the option is repeated; the first server that answers is used.
-    """
+    """An option of libpq. One that `is_list` may have a value per server, with commas, or by repeating the option."""
 
     problem: Problem
     is_list: bool = False
@@ -47,7 +44,7 @@ _SWITCH = Option(_one_of("0", "1"))
 _TLS = Option(_one_of("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"))
 
 OPTIONS: Mapping[str, Option] = {
-    # Where, and as whom.
+    # The servers, and the user.
     "host": _TEXTS,
     "hostaddr": _TEXTS,
     "port": Option(PORT, is_list=True),
@@ -57,7 +54,7 @@ OPTIONS: Mapping[str, Option] = {
         _one_of("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
     ),
     "load_balance_hosts": Option(_one_of("disable", "random")),
-    # TLS, and who the server must be.
+    # TLS and authentication.
     "sslmode": Option(_one_of("disable", "allow", "prefer", "require", "verify-ca", "verify-full")),
     "sslnegotiation": Option(_one_of("postgres", "direct")),
     "sslsni": _SWITCH,
@@ -68,13 +65,13 @@ OPTIONS: Mapping[str, Option] = {
     **dict.fromkeys(("requirepeer", "require_auth", "krbsrvname"), _TEXT),
     "channel_binding": Option(_one_of("disable", "prefer", "require")),
     "gssencmode": Option(_one_of("disable", "prefer", "require")),
-    # After how long a server that is gone without a word is an error.
+    # When a vanished server becomes an error.
     "connect_timeout": _SECONDS,
     "keepalives": _SWITCH,
     **dict.fromkeys(("keepalives_idle", "keepalives_interval"), _SECONDS),
     "keepalives_count": Option(_number(1, 100)),
     "tcp_user_timeout": Option(_number(0, 86_400_000)),
-    # What the server is told.
+    # Settings of the session.
     **dict.fromkeys(("application_name", "options"), _TEXT),
 }
-"""The options of libpq that may be set, and what each has to be. imcore sets the encoding, and prepares nothing."""
+"""The permitted options. imcore itself sets the encoding, and that no statement is prepared."""

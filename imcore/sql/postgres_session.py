@@ -1,21 +1,29 @@
-"""Connections to PostgreSQL that rest on nothing that a session keeps, and on nothing that it says by itself.
+"""Connections to PostgreSQL that rely on no state of the session, and that log when the server is silent for long.
 
-A database, a role and the PG* variables set what they like for a session, and a pooler in transaction mode gives each
-transaction another one. So each transaction begins with what matters to it, and no statement is prepared.
+A database, a role and the PG* variables may change any setting of a session, and a pooler in transaction mode gives
+each transaction another session. So each transaction begins with its settings, and no statement is prepared.
 """
 
-from typing import Any
+import logging
+import time
+from collections.abc import Generator
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import waiting
 
-from imcore.sql.waits import Waits
+from imcore.util.backoff import ThrottledLog
+
+log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_MS = 10_000
-"""For how long a statement waits for a lock that somebody else has."""
+"""The longest wait of a statement for a lock."""
+
+SLOW_AFTER_S = 10.0
+"""A longer wait for an answer is logged."""
 
 _INTERVAL_S = 0.1
-"""How often a wait for the server looks whether it was broken off, or is to be told of."""
+"""How often a wait for the server looks for an interruption, and whether it has become long."""
 
 _ALWAYS = {
     # How times leave the server, and enter it.
@@ -28,14 +36,18 @@ _ALWAYS = {
     "array_nulls": "on",
 }
 
+T = TypeVar("T")
+Sent = TypeVar("Sent")
+Yielded = TypeVar("Yielded")
+
 
 def begin_statement() -> str:
-    """Return what begins a transaction: one message to the server, whatever there is between us and it."""
+    """Return the statement that begins a transaction, in one message to the server."""
     settings = [
         *(f"set_config('{name}', '{value}', true)" for name, value in _ALWAYS.items()),
-        # A worker confirms what it has stored once it is committed: then it has to be on the disk.
+        # A worker acks its journal entries after the commit: the rows must be on the disk by then.
         _instead("synchronous_commit", "off", "on"),
-        # Whoever has set a limit keeps it.
+        # A limit that somebody has set stays.
         _instead("lock_timeout", "0", str(LOCK_TIMEOUT_MS)),
     ]
     return f"BEGIN ISOLATION LEVEL READ COMMITTED; SELECT {', '.join(settings)}"
@@ -46,20 +58,49 @@ def _instead(name: str, unwanted: str, value: str) -> str:
     return f"set_config('{name}', CASE {now} WHEN '{unwanted}' THEN '{value}' ELSE {now} END, true)"
 
 
-class PostgresConnection(psycopg.Connection[Any]):
-    """One that tells of long waits, and is closed where a wait is broken off.
+class SlowAnswerLog:
+    """Logs that a database is silent for long: one line a minute, however many threads wait for it."""
 
-    Nobody can use it then, as the answer is still to come: the clean-up would ask the server once more, in vain.
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._throttle = ThrottledLog(time.monotonic)
+
+    def watch(self, gen: Generator[Yielded, Sent, T]) -> Generator[Yielded, Sent, T]:
+        """Run `gen`, a generator of psycopg. During a wait its driver sends a false value again and again."""
+        began = time.monotonic()
+        was_logged = False
+        try:
+            state = next(gen)
+            while True:
+                ready = yield state
+                if not ready and time.monotonic() - began >= SLOW_AFTER_S and self._throttle.is_due("silent"):
+                    was_logged = True
+                    log.warning(
+                        "the database %s has not answered for %d s: it is silent or busy, and this waits for it (see "
+                        "that it runs)",
+                        *(self._address, time.monotonic() - began),
+                    )
+                state = gen.send(ready)
+        except StopIteration as end:
+            if was_logged:
+                log.info("the database %s answers again after %d s", self._address, time.monotonic() - began)
+            answer: T = end.value
+            return answer
+
+
+class PostgresConnection(psycopg.Connection[Any]):
+    """A connection that logs long waits, and is closed by an interruption of a wait.
+
+    It cannot be used after that, as an answer is still to come: the driver's clean-up would wait for the silent server.
     """
 
-    waits: Waits | None = None
+    slow_answers: SlowAnswerLog | None = None
 
     def wait(self, gen: Any, interval: float = _INTERVAL_S, timeout: float | None = None) -> Any:
-        """Wait for the server."""
-        watched = self.waits.watched(gen) if self.waits else gen
+        watched = self.slow_answers.watch(gen) if self.slow_answers else gen
         limit: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
         try:
-            # Not that of psycopg, which after Ctrl-C asks a server that is silent once more, for seconds.
+            # Not psycopg's own method: after Ctrl-C it waits seconds for one more answer of a silent server.
             return waiting.wait(watched, self.pgconn.socket, interval=interval, **limit)
         except Exception:
             raise
@@ -68,13 +109,10 @@ class PostgresConnection(psycopg.Connection[Any]):
             raise
 
 
-def connect(arguments: dict[str, Any], waits: Waits) -> PostgresConnection:
-    """Open a connection. Raise psycopg.Error.
-
-    psycopg itself begins no transaction on it: `begin_statement` does.
-    """
+def connect(arguments: dict[str, Any], slow_answers: SlowAnswerLog) -> PostgresConnection:
+    """Open a connection, on which `begin_statement` begins each transaction. Raise psycopg.Error."""
     connection = PostgresConnection.connect(
         **arguments, client_encoding="UTF8", autocommit=True, prepare_threshold=None
     )
-    connection.waits = waits
+    connection.slow_answers = slow_answers
     return connection

@@ -1,7 +1,7 @@
-"""The URL of a PostgreSQL database: where it leads, as whom, and with which options. Anything unknown is refused.
+"""The URL of a PostgreSQL database: servers, user, database, and options. An unknown option is refused.
 
-An option that is passed on unseen is a surprise later: a traceback of the driver, or a setting that breaks a promise.
-A thing that is said twice, and not the same, would be another surprise: people see one, and libpq takes the other.
+Passed on, it would be a surprise later: a traceback of the driver, or a setting that breaks a promise. Contradictions
+are refused too: people would read one value, and libpq would use the other.
 """
 
 import re
@@ -22,82 +22,85 @@ _SHAPE = (
 )
 
 _HOST_AND_PORT = re.compile(r"(\[[^\[\]]+\]|[^:\[\]/@][^:]*):([^:]*)")
-"""`host:port` as one word. An IPv6 address has more colons; a socket's folder begins with `/`, or with `@`."""
+"""`host:port` as one word. An IPv6 address has more colons; the path of a socket's folder begins with `/` or `@`."""
 
-_LISTS = ("host", "hostaddr", "port")
+_BEFORE_OPTIONS = {
+    "host": "the host",
+    "port": "the port",
+    "user": "the user",
+    "password": "a password",
+    "dbname": "a name",
+}
+"""The parts of a URL before its options, by the option with the same meaning, in words."""
 
-_IN_THE_URL = {"host": "the host", "port": "the port", "user": "the user", "password": "a password", "dbname": "a name"}
-"""What the URL itself may say, by the option that says the same, in words."""
 
+def parse(url: str) -> dict[str, str]:
+    """Return the arguments of libpq for a PostgreSQL URL.
 
-def parse(url: str) -> URL:
-    """Return a PostgreSQL URL. Raise ConfigurationError, which shows no password, for one that cannot be used."""
+    Raise ConfigurationError, which shows no password, for a URL that cannot be used.
+    """
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         parsed = None
-    # An @ after the first one: part of a password, which must never be shown, would pass for the host's name.
+    # A second @ is part of a password, which would pass for the host's name and be shown.
     if parsed is None or "@" in f"{parsed.host}{parsed.database}":
         raise ConfigurationError(_SHAPE)
     if parsed.port is not None:
         _check("port", str(parsed.port))
     _check_options(_query_of(url, parsed))
-    _check_twice(parsed)
-    _check_servers(parsed)
-    return parsed
+    before, options = _before_options(parsed), _options(parsed)
+    _check_contradictions(before, options)
+    arguments = {name: value for name, value in {**before, **options}.items() if value}
+    _check_numbers(arguments)
+    return arguments
 
 
-def arguments(url: URL) -> dict[str, str]:
-    """Return what libpq takes for a URL that was parsed here."""
-    return {name: value for name, value in {**_in_the_url(url), **_in_the_query(url)}.items() if value}
-
-
-def shown(url: URL) -> str:
-    """Return the URL as people may see it: made of what is known to be harmless. An option may be a password."""
-    given = arguments(url)
-    hosts = given.get("host", "").split(",")
-    ports = given.get("port", "").split(",")
+def shown(arguments: dict[str, str]) -> str:
+    """Return the URL as people may see it, made of harmless parts only: any other option may be a password."""
+    hosts = arguments.get("host", "").split(",")
+    ports = arguments.get("port", "").split(",")
     servers = ",".join(f"{_bracketed(host)}{port and ':'}{port}" for host, port in zip(hosts, cycle(ports)))
-    user = f"{given['user']}@" if "user" in given else ""
-    elsewhere = [f"{name}={given[name]}" for name in ("hostaddr", "service") if name in given]
-    return f"postgresql://{user}{servers}/{given.get('dbname', '')}" + "?" * bool(elsewhere) + "&".join(elsewhere)
+    user = f"{arguments['user']}@" if "user" in arguments else ""
+    elsewhere = "&".join(f"{name}={arguments[name]}" for name in ("hostaddr", "service") if name in arguments)
+    return f"postgresql://{user}{servers}/{arguments.get('dbname', '')}{elsewhere and '?'}{elsewhere}"
 
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _in_the_url(url: URL) -> dict[str, str | None]:
-    """Return what the URL says before its options, by the names of the options that say the same."""
-    port = None if url.port is None else str(url.port)
-    return {
+def _before_options(url: URL) -> dict[str, str]:
+    values = {
         "user": url.username,
-        "password": None if url.password is None else str(url.password),
+        "password": url.password,
         "host": url.host,
-        "port": port,
+        "port": url.port,
         "dbname": url.database,
     }
+    return {name: str(value) for name, value in values.items() if value}
 
 
-def _in_the_query(url: URL) -> dict[str, str]:
-    """Return the options: lists with commas, and a port that stands behind its host as a port."""
-    given = {name: _option(url, name) for name in url.query}
-    servers = list(_servers(given.get("host", "")))
-    if any(port is not None for _, port in servers):
-        given["host"] = ",".join(host for host, _ in servers)
-        given["port"] = ",".join(port or "" for _, port in servers)
-    return given
-
-
-def _servers(hosts: str) -> Iterator[tuple[str, str | None]]:
-    """Yield each host of a list, and its port where one stands behind it."""
-    for host in hosts.split(","):
-        pair = _HOST_AND_PORT.fullmatch(host)
-        yield (pair[1].strip("[]"), pair[2]) if pair else (host, None)
+def _options(url: URL) -> dict[str, str]:
+    """Return the options. Repeated ones become a list with commas; ports behind hosts become the option port."""
+    options = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
+    servers = options.get("host", "").split(",")
+    pairs = [_HOST_AND_PORT.fullmatch(server) for server in servers]
+    if not any(pairs):
+        return options
+    if "port" in options:
+        raise ConfigurationError("IM_DATABASE_URL has ports in the option host, and the option port: leave it out")
+    hosts, ports = zip(*(pair.groups() if pair else ("", "") for pair in pairs), strict=True)
+    if wanted := _first_problem(map(PORT, ports)):
+        raise ConfigurationError(
+            "IM_DATABASE_URL has the option host with a port that it cannot have: give "
+            f"{wanted} behind each host, or behind none"
+        )
+    return {**options, "host": ",".join(host.strip("[]") for host in hosts), "port": ",".join(ports)}
 
 
 def _query_of(url: str, parsed: URL) -> str:
-    """Return the options as they were written, those without a value too. A password may have a `?` in it."""
+    """Return the options as they were written, with those without a value. A password may contain `?`."""
     rest = url.partition("://")[2]
     if parsed.username is not None:
         rest = rest.partition("@")[2]
@@ -116,56 +119,38 @@ def _check_options(query: str) -> None:
 def _check(name: str, value: str) -> None:
     option = OPTIONS.get(name)
     if option is None:
-        close = get_close_matches(name, OPTIONS, n=1)
+        # The name is shown only if it looks like one: it may be part of a password.
+        shown_name = name if re.fullmatch(r"[A-Za-z_]{1,40}", name) else "of another form"
         raise ConfigurationError(
-            f"IM_DATABASE_URL has the option {_harmless(name)}, which imcore does not know: leave it out"
-            + "".join(f" (or is it {each}?)" for each in close)
+            f"IM_DATABASE_URL has the option {shown_name}, which imcore does not know: leave it out"
+            + "".join(f" (or is it {known}?)" for known in get_close_matches(name, OPTIONS, n=1))
         )
-    values = value.split(",") if option.is_list else [value]
-    if wanted := next(filter(None, map(option.problem, values)), None):
+    if wanted := _first_problem(map(option.problem, value.split(",") if option.is_list else [value])):
         raise ConfigurationError(
             f"IM_DATABASE_URL has the option {name} with a value that it cannot have: give {wanted}"
         )
 
 
-def _check_twice(url: URL) -> None:
-    """Raise ConfigurationError where the URL itself says one thing, and an option another."""
-    in_the_query = _in_the_query(url)
-    for name, said in _in_the_url(url).items():
-        if said and in_the_query.get(name, said) != said:
+def _first_problem(problems: Iterator[str | None]) -> str | None:
+    return next(filter(None, problems), None)
+
+
+def _check_contradictions(before: dict[str, str], options: dict[str, str]) -> None:
+    for name, value in before.items():
+        if options.get(name, value) != value:
             raise ConfigurationError(
-                f"IM_DATABASE_URL has {_IN_THE_URL[name]} before its options, and another one as the option {name}: "
-                "leave one of them out"
+                f"IM_DATABASE_URL has {_BEFORE_OPTIONS[name]} before its options, and another one as the option "
+                f"{name}: leave one of them out"
             )
 
 
-def _check_servers(url: URL) -> None:
-    """Raise ConfigurationError for ports, hosts and their addresses that do not belong together."""
-    in_the_host = [port for _, port in _servers(_option(url, "host"))]
-    if any(port is not None for port in in_the_host):
-        if "port" in url.query:
-            raise ConfigurationError("IM_DATABASE_URL has ports in the option host, and the option port: leave it out")
-        if wanted := next(filter(None, (PORT(port or "") for port in in_the_host)), None):
-            raise ConfigurationError(
-                "IM_DATABASE_URL has the option host with a port that it cannot have: give "
-                f"{wanted} behind each host, or behind none"
-            )
-    given = arguments(url)
-    hosts, addresses, ports = (given[name].count(",") + 1 if name in given else 1 for name in _LISTS)
-    if {"host", "hostaddr"} <= given.keys() and hosts != addresses:
+def _check_numbers(arguments: dict[str, str]) -> None:
+    """Raise ConfigurationError for lists of hosts, addresses and ports of different lengths."""
+    lists = ("host", "hostaddr", "port")
+    hosts, addresses, ports = (arguments[name].count(",") + 1 if name in arguments else 1 for name in lists)
+    if {"host", "hostaddr"} <= arguments.keys() and hosts != addresses:
         raise ConfigurationError(f"IM_DATABASE_URL has {hosts} hosts and {addresses} hostaddr: give as many of each")
     if ports not in {1, max(hosts, addresses)}:
         raise ConfigurationError(
             f"IM_DATABASE_URL has {ports} ports for {max(hosts, addresses)} hosts: give one for each, or one for all"
         )
-
-
-def _option(url: URL, name: str) -> str:
-    """Return an option, as a list with commas where it is repeated."""
-    value = url.query.get(name, "")
-    return value if isinstance(value, str) else ",".join(value)
-
-
-def _harmless(name: str) -> str:
-    """Return an option's name as it may be shown: what looks like no name may be part of a password."""
-    return name if re.fullmatch(r"[A-Za-z_]{1,40}", name) else "of another form"

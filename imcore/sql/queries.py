@@ -1,25 +1,35 @@
-"""What SQL holds of groups, in order of key, little by little: for those who compare it with Redis or put it back."""
+"""Queries for repair: the stored rows of groups, in order of key, with a page of them in memory.
+
+Repair compares these rows with Redis, or puts them back there. Msgids and journal entries are packed integers.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, and_, delete, exists, func, literal, select, text, tuple_, union
+from sqlalchemy import ColumnElement, Subquery, and_, delete, exists, func, literal, select, tuple_, union
 
 from imcore.model.rows import MessageRow, SpanRow, WatermarkRow
-from imcore.sql.bulk import MARK, watermark_name
-from imcore.sql.cells import faults, has_msgid, is_msgid, message_columns, msgid_of, text_of, unlikely, whole
-from imcore.sql.database import Database
-from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS, META, OFFSET_MOVES, Stored
+from imcore.sql.bulk import WATERMARK, watermark_name
+from imcore.sql.cells import (
+    faults,
+    has_msgid,
+    int_of,
+    is_msgid,
+    is_recalled,
+    msgid_of,
+    suspect,
+    text_of,
+)
+from imcore.sql.database import PAGE, PUT_META, Database
+from imcore.sql.tables import CHAT_GROUPS, GROUP_MSGS, GROUP_SPANS, META, OFFSET_MOVES
+from imcore.util.batches import batches
 
-PAGE = 1000
-
-_MARK_NAME = re.compile(f"{MARK}:[0-9]{{1,9}}:.+", re.ASCII | re.DOTALL)
-_GROUPS = Stored.metadata.tables["chat_groups"]
+_WATERMARK_NAME = re.compile(f"{WATERMARK}:[0-9]{{1,9}}:.+", re.ASCII | re.DOTALL)
 
 
 class Head(NamedTuple):
-    """How many messages of a group there are, and from where to where. Zeros for a group without any."""
+    """The number of messages of a group, its highest seq, and its oldest and newest msgid; zeros without messages."""
 
     gid: str
     messages: int = 0
@@ -29,7 +39,7 @@ class Head(NamedTuple):
 
 
 class Light(NamedTuple):
-    """A message without what was said. `confirmed_read` is how many readers its sender knows of."""
+    """A message without its text. `confirmed_read` is the number of readers that its sender knows."""
 
     gid: str
     msgid: int
@@ -41,259 +51,228 @@ class Light(NamedTuple):
 
 def gids(database: Database) -> Iterator[str]:
     """Yield the gids of all groups, in order."""
-    after = ""
-    while True:
-        query = select(_GROUPS.c.gid).where(_GROUPS.c.gid > after).order_by(_GROUPS.c.gid).limit(PAGE)
-        with database.connection() as connection:
-            page = list(connection.scalars(query))
-        names = _names(page)
-        yield from names
-        if len(page) < PAGE or not names:
-            return
-        after = names[-1]
+    page = [""]
+    while page:  # not one stream: it would keep a transaction open while each group is handled
+        query = select(CHAT_GROUPS.c.gid).where(CHAT_GROUPS.c.gid > page[-1]).order_by(CHAT_GROUPS.c.gid).limit(PAGE)
+        page = _texts(gid for (gid,) in database.fetch(query))
+        yield from page
 
 
 def uids(database: Database) -> Iterator[str]:
-    """Yield all who have ever been a member of a group, in order."""
+    """Yield all present and past members of all groups, in order."""
     c = GROUP_SPANS.c
-    for row in _streamed(database, select(c.uid).distinct().order_by(c.uid)):
-        yield from _names(row)
+    for row in database.stream(select(c.uid).distinct().order_by(c.uid)):
+        yield from _texts(row)
 
 
 def count_groups(database: Database) -> int:
-    """Return how many groups there are."""
-    with database.connection() as connection:
-        return connection.scalars(select(func.count()).select_from(_GROUPS)).one()
+    count: int = database.fetch(select(func.count()).select_from(CHAT_GROUPS))[0][0]
+    return count
 
 
-def listed(database: Database, some: Sequence[str]) -> set[str]:
-    """Return those of some gids that are of groups."""
-    with database.connection() as connection:
-        return set(connection.scalars(select(_GROUPS.c.gid).where(_GROUPS.c.gid.in_(some))))
+def listed(database: Database, gids: Sequence[str]) -> set[str]:
+    """Return the gids among these that belong to groups."""
+    return {gid for (gid,) in database.fetch(select(CHAT_GROUPS.c.gid).where(CHAT_GROUPS.c.gid.in_(gids)))}
 
 
 def unlisted(database: Database) -> list[str]:
-    """Return the gids that messages and spans name, of groups that are none: a worker died over their first entries."""
-    known = exists().where(_GROUPS.c.gid == GROUP_SPANS.c.gid)
-    also_known = exists().where(_GROUPS.c.gid == GROUP_MSGS.c.gid)
-    query = union(
-        select(GROUP_SPANS.c.gid).where(~known).distinct(), select(GROUP_MSGS.c.gid).where(~also_known).distinct()
-    )
-    with database.connection() as connection:
-        return sorted(_names(connection.scalars(query)))
+    """Return the gids of messages and spans that belong to no group: a worker died over their first entries."""
+    missing = [
+        select(rows.c.gid).where(~exists().where(CHAT_GROUPS.c.gid == rows.c.gid)).distinct()
+        for rows in (GROUP_SPANS, GROUP_MSGS)
+    ]
+    return sorted(_texts(gid for (gid,) in database.fetch(union(*missing))))
 
 
-def heads(database: Database, some: Sequence[str]) -> dict[str, Head]:
-    """Return the heads of some groups, which are given in order; those without messages too."""
-    c = GROUP_MSGS.c
-    found = {gid: Head(gid) for gid in some}
-    if some:
-        query = select(c.gid, *_head_columns()).where(c.gid.in_(some), has_msgid()).group_by(c.gid)
-        with database.connection() as connection:
-            found.update((row[0], Head(row[0], *map(whole, row[1:]))) for row in connection.execute(query))
-    return found
+def heads(database: Database, gids: Sequence[str]) -> dict[str, Head]:
+    """Return the heads of some groups, in the given order."""
+    heads_by_gid = {gid: Head(gid) for gid in gids}
+    if gids:
+        c = GROUP_MSGS.c
+        query = select(c.gid, *_head_columns()).where(c.gid.in_(gids), has_msgid()).group_by(c.gid)
+        heads_by_gid.update((gid, Head(gid, *map(int_of, numbers))) for gid, *numbers in database.fetch(query))
+    return heads_by_gid
 
 
 def head(database: Database, gid: str, *, until: int) -> Head:
-    """Return the head of a group as it was when the message `until` was the newest."""
+    """Return the head of a group as if the message `until` were the newest."""
     c = GROUP_MSGS.c
-    query = select(*_head_columns()).where(c.gid == gid, has_msgid())
-    with database.connection() as connection:
-        numbers = connection.execute(query.where(c.msgid <= until)).one()
-    return Head(gid, *(0 if number is None else whole(number) for number in numbers))
+    query = select(*_head_columns()).where(c.gid == gid, has_msgid(), c.msgid <= until)
+    return Head(gid, *(0 if number is None else int_of(number) for number in database.fetch(query)[0]))
 
 
 def older_than(database: Database, gid: str, count: int) -> tuple[int, int] | None:
-    """Return msgid and seq of the newest message that is not among the newest so many; None if they are fewer."""
+    """Return msgid and seq of the message before the newest `count`; None if there is none."""
     c = GROUP_MSGS.c
     query = select(c.msgid, c.seq).where(c.gid == gid, has_msgid()).order_by(c.msgid.desc()).offset(count).limit(1)
-    with database.connection() as connection:
-        row = connection.execute(query).first()
-        return (whole(row[0]), whole(row[1])) if row else None
+    return next(((int_of(msgid), int_of(seq)) for msgid, seq in database.fetch(query)), None)
 
 
-def spans(database: Database, some: Sequence[str]) -> Iterator[SpanRow]:
-    """Yield the spans of some groups, in order of gid, uid and beginning."""
+def spans(database: Database, gids: Sequence[str]) -> Iterator[SpanRow]:
+    """Yield the spans of some groups, in order of gid, uid and joined_msgid."""
     c = GROUP_SPANS.c
-    query = select(c.gid, c.uid, c.joined_msgid, c.left_msgid, c.changed, c.acked_msgid).where(c.gid.in_(some))
-    for gid, uid, joined, left, changed, acked in _streamed(database, query.order_by(c.gid, c.uid, c.joined_msgid)):
-        end = None if left is None else whole(left)
-        yield SpanRow(gid, text_of(uid), whole(joined), end, whole(changed), whole(acked))
+    query = select(c.gid, c.uid, c.joined_msgid, c.left_msgid, c.changed, c.acked_msgid).where(c.gid.in_(gids))
+    for gid, uid, joined, left, changed, acked in database.stream(query.order_by(c.gid, c.uid, c.joined_msgid)):
+        yield SpanRow(gid, text_of(uid), int_of(joined), _int_or_none(left), int_of(changed), int_of(acked))
 
 
-def messages(database: Database, some: Sequence[str], *, after: int, until: int | None = None) -> Iterator[MessageRow]:
+def messages(database: Database, gids: Sequence[str], *, after: int, until: int | None = None) -> Iterator[MessageRow]:
     """Yield the messages of some groups with after < msgid <= until, in order of gid and msgid."""
     c = GROUP_MSGS.c
-    query = select(*message_columns()).where(c.gid.in_(some), c.msgid > after).order_by(c.gid, c.msgid)
+    query = select(*database.reader.columns()).where(c.gid.in_(gids), c.msgid > after).order_by(c.gid, c.msgid)
     if until is not None:
         query = query.where(c.msgid <= until)
-    yield from database.reader.rows(_streamed(database, query))
+    yield from database.reader.rows(database.stream(query))
 
 
-def light(database: Database, some: Sequence[str], *, after: int = 0) -> Iterator[Light]:
-    """Yield the messages of some groups after a msgid, without what was said, in order of gid and msgid."""
+def light(database: Database, gids: Sequence[str], *, after: int = 0) -> Iterator[Light]:
+    """Yield the messages of some groups after a msgid, without their texts, in order of gid and msgid."""
     c = GROUP_MSGS.c
     columns = (c.gid, c.msgid, c.seq, c.sender_uid, c.recalls, c.confirmed_read)
-    query = select(*columns).where(c.gid.in_(some), c.msgid > after).order_by(c.gid, c.msgid)
-    for row in _streamed(database, query):
-        gid, msgid, seq, sender_uid, recalls, confirmed_read = row
-        tombstone = None if recalls is None else whole(recalls)
+    query = select(*columns).where(c.gid.in_(gids), c.msgid > after).order_by(c.gid, c.msgid)
+    for gid, msgid, seq, sender_uid, recalls, confirmed_read in database.stream(query):
         if is_msgid(msgid):
-            yield Light(gid, msgid, whole(seq), text_of(sender_uid), tombstone, whole(confirmed_read))
+            yield Light(gid, msgid, int_of(seq), text_of(sender_uid), _int_or_none(recalls), int_of(confirmed_read))
 
 
-def own_unread(database: Database, some: Sequence[str], *, until: int | None = None) -> Iterator[tuple[str, str, int]]:
-    """Yield gid, uid and msgid of each message (up to `until`) that a member of some groups sent past their offset.
+def own_unread(database: Database, gids: Sequence[str], *, until: int | None = None) -> Iterator[tuple[str, str, int]]:
+    """Yield gid, uid and msgid of each message (up to `until`) that a member sent and has not acked.
 
     Recalled messages and tombstones are left out: they are never unread.
     """
     m, s = GROUP_MSGS.c, GROUP_SPANS.c
     own = and_(s.gid == m.gid, s.uid == m.sender_uid, s.left_msgid.is_(None), s.acked_msgid < m.msgid)
-    lowest = select(func.min(s.acked_msgid)).where(s.gid.in_(some), s.left_msgid.is_(None)).scalar_subquery()
-    tombstone = GROUP_MSGS.alias()
-    recalled = exists().where(tombstone.c.gid == m.gid, tombstone.c.recalls == m.msgid)
+    lowest = select(func.min(s.acked_msgid)).where(s.gid.in_(gids), s.left_msgid.is_(None)).scalar_subquery()
     query = select(m.gid, m.sender_uid, m.msgid).join_from(GROUP_MSGS, GROUP_SPANS, own)
-    query = query.where(m.gid.in_(some), m.msgid > lowest, m.recalls.is_(None), ~recalled).order_by(m.gid, m.msgid)
+    query = query.where(m.gid.in_(gids), m.msgid > lowest, m.recalls.is_(None), ~is_recalled())
     if until is not None:
         query = query.where(m.msgid <= until)
-    for gid, uid, msgid in _streamed(database, query):
+    for gid, uid, msgid in database.stream(query.order_by(m.gid, m.msgid)):
         if is_msgid(msgid):
             yield gid, text_of(uid), msgid
 
 
 def newest_own(
-    database: Database, gid: str, some: Sequence[str], *, after: int, until: int
+    database: Database, gid: str, uids: Sequence[str], *, after: int, until: int
 ) -> dict[tuple[str, int | None], int]:
-    """Return the newest message (packed) with after < msgid <= until by some users of a group, by uid and span."""
+    """Return the newest message with after < msgid <= until of some users of a group, by uid and span."""
     c = GROUP_MSGS.c
     query = select(c.sender_uid, c.span, func.max(c.msgid)).where(c.gid == gid, c.msgid > after, c.msgid <= until)
-    found: dict[tuple[str, int | None], int] = {}
-    with database.connection() as connection:
-        for i in range(0, len(some), PAGE):
-            page = query.where(c.sender_uid.in_(some[i : i + PAGE])).group_by(c.sender_uid, c.span)
-            found.update(((row[0], row[1]), whole(row[2])) for row in connection.execute(page))
-    return found
+    queries = (query.where(c.sender_uid.in_(batch)).group_by(c.sender_uid, c.span) for batch in batches(uids, PAGE))
+    return {(uid, span): int_of(msgid) for query in queries for uid, span, msgid in database.fetch(query)}
 
 
 def recalls(database: Database, gid: str) -> Iterator[tuple[int, int]]:
-    """Yield each tombstone of a group with the message that it recalls (both packed)."""
+    """Yield each tombstone of a group with the message that it recalls."""
     c = GROUP_MSGS.c
-    for msgid, recalled in _streamed(database, select(c.msgid, c.recalls).where(c.gid == gid, c.recalls.is_not(None))):
-        if is_msgid(msgid) and is_msgid(recalled):
-            yield msgid, recalled
+    for tombstone, recalled in database.stream(select(c.msgid, c.recalls).where(c.gid == gid, c.recalls.is_not(None))):
+        if is_msgid(tombstone) and is_msgid(recalled):
+            yield tombstone, recalled
 
 
 def recalled_with_text(database: Database, gid: str) -> list[int]:
-    """Return the recalled messages (packed) of a group whose text is still there."""
+    """Return the recalled messages of a group whose texts are still stored."""
     m, tombstone = GROUP_MSGS.c, GROUP_MSGS.alias()
     recalled = and_(tombstone.c.gid == m.gid, tombstone.c.recalls == m.msgid)
     query = select(m.msgid).join_from(tombstone, GROUP_MSGS, recalled).where(m.gid == gid, m.content != "")
-    with database.connection() as connection:
-        return sorted(map(whole, connection.scalars(query)))
+    return sorted(int_of(msgid) for (msgid,) in database.fetch(query))
 
 
 def out_of_order(database: Database, gid: str, until: int) -> list[int]:
-    """Return the messages (packed) of a group up to one whose seqs are not their places in it."""
+    """Return the messages of a group up to `until` whose seq is not their place in it, a page of them at most."""
     c = GROUP_MSGS.c
-    place = func.row_number().over(order_by=c.msgid).label("place")
-    numbered = select(c.msgid, c.seq, place).where(c.gid == gid, c.msgid <= until).subquery()
+    numbered = _numbered(c.gid == gid, c.msgid <= until)
     query = select(numbered.c.msgid).where(numbered.c.seq != numbered.c.place).order_by(numbered.c.msgid)
-    with database.connection() as connection:
-        return [whole(msgid) for msgid in connection.scalars(query.limit(PAGE))]
+    return [int_of(msgid) for (msgid,) in database.fetch(query.limit(PAGE))]
 
 
-def seqs(database: Database, gid: str, some: Iterable[int]) -> dict[int, int]:
-    """Return the seqs of some messages (packed) of a group, as far as they are stored."""
+def with_gaps(database: Database, gids: Sequence[str]) -> list[str]:
+    """Return the groups among these whose seqs are not 1, 2, 3, ... in the order of their messages."""
+    numbered = _numbered(GROUP_MSGS.c.gid.in_(gids), has_msgid())
+    query = select(numbered.c.gid).where(numbered.c.seq != numbered.c.place).distinct()
+    return sorted(gid for (gid,) in database.fetch(query))
+
+
+def seqs(database: Database, gid: str, msgids: Iterable[int]) -> dict[int, int]:
+    """Return the seqs of the stored ones of these messages of a group."""
     c = GROUP_MSGS.c
-    wanted = sorted(set(some))
-    found: dict[int, int] = {}
-    with database.connection() as connection:
-        for i in range(0, len(wanted), PAGE):
-            query = select(c.msgid, c.seq).where(c.gid == gid, c.msgid.in_(wanted[i : i + PAGE]))
-            found.update((row[0], whole(row[1])) for row in connection.execute(query))
-    return found
+    query = select(c.msgid, c.seq).where(c.gid == gid)
+    queries = (query.where(c.msgid.in_(batch)) for batch in batches(sorted(set(msgids)), PAGE))
+    return {msgid: int_of(seq) for query in queries for msgid, seq in database.fetch(query)}
 
 
-def with_client_msgid(database: Database, some: Sequence[str], *, after: int) -> Iterator[MessageRow]:
-    """Yield the messages of some groups after a msgid that carry a client_msgid, without what was said."""
+def with_client_msgid(database: Database, gids: Sequence[str], *, after: int) -> Iterator[MessageRow]:
+    """Yield the messages of some groups after a msgid that have a client_msgid, without their texts."""
     c = GROUP_MSGS.c
-    query = select(*message_columns(content=literal("")))
-    query = query.where(c.gid.in_(some), c.msgid > after, c.client_msgid.is_not(None))
-    yield from database.reader.rows(_streamed(database, query.order_by(c.gid, c.msgid)))
+    query = select(*database.reader.columns(content=literal("")))
+    query = query.where(c.gid.in_(gids), c.msgid > after, c.client_msgid.is_not(None))
+    yield from database.reader.rows(database.stream(query.order_by(c.gid, c.msgid)))
 
 
 def unreadable(database: Database, gid: str) -> Iterator[tuple[int, str]]:
-    """Yield what of a group's messages cannot be read: the msgid (packed), and the name of the field of MessageRow."""
+    """Yield msgid and field name (of MessageRow) of each unreadable cell of a group's messages."""
     c = GROUP_MSGS.c
-    start = func.substr(c.content, 1, 1)  # its kind is what matters
-    with database.connection() as connection:
-        query = select(*message_columns(content=start)).where(c.gid == gid, unlikely(connection.dialect.name))
-        for row in connection.execute(query.order_by(c.msgid), execution_options={"yield_per": PAGE}):
-            for name in faults(row):
-                yield msgid_of(row[1]), "sent_at_ms" if name == "sent_at" else name
+    start = func.substr(c.content, 1, 1)  # only its type matters
+    query = (
+        select(*database.reader.columns(content=start)).where(c.gid == gid, suspect(database.dialect)).order_by(c.msgid)
+    )
+    for row in database.stream(query):
+        for name in faults(row):
+            yield msgid_of(row[1]), "sent_at_ms" if name == "sent_at" else name
 
 
 def newest_change(database: Database) -> int:
-    """Return the highest id (packed) of a journal entry that any span tells of."""
-    with database.connection() as connection:
-        return whole(connection.scalar(select(func.max(GROUP_SPANS.c.changed))) or 0)
+    """Return the newest journal entry that a span records."""
+    return int_of(database.fetch(select(func.max(GROUP_SPANS.c.changed)))[0][0] or 0)
 
 
 def watermarks(database: Database) -> dict[tuple[int, str], int]:
-    """Return up to where each consumer of each partition's journal has stored: packed ids."""
-    with database.connection() as connection:
-        found = connection.execute(select(META.c.name, META.c.value).where(META.c.name.like(f"{MARK}:%")))
-        return dict(_mark(name, value) for name, value in found if _MARK_NAME.fullmatch(name))
+    """Return the last stored journal entry by partition and consumer."""
+    facts = database.fetch(select(META.c.name, META.c.value).where(META.c.name.like(f"{WATERMARK}:%")))
+    return dict(_watermark(name, value) for name, value in facts if _WATERMARK_NAME.fullmatch(name))
 
 
 def replace_watermarks(database: Database, rows: Iterable[WatermarkRow], gone: Iterable[tuple[int, str]]) -> None:
-    """Store marks and drop others (partition and consumer of each), in one transaction."""
-    put = text(
-        "INSERT INTO imcore_meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = :value"
-    )
+    """Store watermarks and delete others (by partition and consumer), in one transaction."""
     with database.writing() as connection:
         for row in rows:
-            connection.execute(put, {"name": watermark_name(row.partition, row.consumer), "value": str(row.entry)})
-        names = [watermark_name(*place) for place in gone]
+            name = watermark_name(row.partition, row.consumer)
+            connection.execute(PUT_META, {"name": name, "value": str(row.entry)})
+        names = [watermark_name(partition, consumer) for partition, consumer in gone]
         connection.execute(delete(META).where(META.c.name.in_(names)))
 
 
 def forget_moves(database: Database, before: int, limit: int) -> int:
-    """Delete at most so many rows of moves of offsets that are told by journal entries before this one (packed)."""
+    """Delete at most `limit` rows of offset_moves with entries older than `before`; return the number of rows."""
     key = tuple(OFFSET_MOVES.primary_key)
-    some = select(*key).where(OFFSET_MOVES.c.entry < before).limit(limit)
+    oldest = select(*key).where(OFFSET_MOVES.c.entry < before).limit(limit)
     with database.writing() as connection:
-        return connection.execute(delete(OFFSET_MOVES).where(tuple_(*key).in_(some))).rowcount
+        return connection.execute(delete(OFFSET_MOVES).where(tuple_(*key).in_(oldest))).rowcount
 
 
-def with_gaps(database: Database, some: Sequence[str]) -> list[str]:
-    """Return those of some groups whose seqs are not 1, 2, 3, ... in the order of the messages."""
-    c = GROUP_MSGS.c
-    place = func.row_number().over(partition_by=c.gid, order_by=c.msgid).label("place")
-    numbered = select(c.gid, c.seq, place).where(c.gid.in_(some), has_msgid()).subquery()
-    with database.connection() as connection:
-        query = select(numbered.c.gid).where(numbered.c.seq != numbered.c.place).distinct()
-        return sorted(connection.scalars(query))
-
-
-def _mark(name: str, value: object) -> tuple[tuple[int, str], int]:
-    """Return whose mark this is, and where it is: before all, where somebody has written what is no number."""
+def _watermark(name: str, value: object) -> tuple[tuple[int, str], int]:
+    """Return partition, consumer and entry of a watermark. The entry is 0 if somebody has written another value."""
     _, partition, consumer = name.split(":", 2)
     text = text_of(value)
     return (int(partition), consumer), int(text) if text.isascii() and text.isdigit() else 0
 
 
-def _names(values: Iterable[object]) -> list[str]:
-    """Return those of some names that are texts: SQLite takes anything else, too."""
-    return [value for value in values if isinstance(value, str)]
+def _texts(cells: Iterable[object]) -> list[str]:
+    """Return the texts among some cells: SQLite stores anything as a name."""
+    return [cell for cell in cells if isinstance(cell, str)]
 
 
-def _head_columns() -> tuple[Any, ...]:
+def _int_or_none(cell: object) -> int | None:
+    return None if cell is None else int_of(cell)
+
+
+def _head_columns() -> tuple[ColumnElement[Any], ...]:
     c = GROUP_MSGS.c
     return func.count(), func.max(c.seq), func.min(c.msgid), func.max(c.msgid)
 
 
-def _streamed(database: Database, query: Select[Any]) -> Iterator[Sequence[Any]]:
-    """Yield what a query finds, as it finds it: however much that is, a page of it is in memory."""
-    with database.connection() as connection, connection.execute(query, execution_options={"yield_per": PAGE}) as rows:
-        yield from rows
+def _numbered(*conditions: ColumnElement[bool]) -> Subquery:
+    """Return gid, msgid, seq and `place`, from 1, of the messages that meet the conditions."""
+    c = GROUP_MSGS.c
+    place = func.row_number().over(partition_by=c.gid, order_by=c.msgid).label("place")
+    return select(c.gid, c.msgid, c.seq, place).where(*conditions).subquery()

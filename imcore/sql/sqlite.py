@@ -1,18 +1,18 @@
 """The SQLite backend: a file in WAL mode, synced at every commit.
 
-A worker confirms an entry of the journal once its transaction is committed, and nobody reads that entry again. So a
-commit must outlive a power cut, not only a kill: synchronous=FULL, which in WAL mode is one sync for each batch.
+A worker acks journal entries after the commit, and nobody reads them again. So a commit must survive a power cut:
+synchronous=FULL, which in WAL mode means one sync per batch.
 """
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
+from sqlalchemy import Connection, QueuePool, create_engine, event
 
 from imcore.errors import (
     ConfigurationError,
@@ -25,12 +25,13 @@ from imcore.errors import (
 from imcore.files.folders import make_private
 from imcore.model.rows import Batch
 from imcore.sql import cells, sqlite_file
-from imcore.sql.bulk import UPDATES, BulkTable, by_target
+from imcore.sql.backend import Backend
+from imcore.sql.bulk import UPDATES, BulkTable, by_table
 from imcore.sql.sqlite_file import FileConnection, error_code
 from imcore.sql.tables import to_iso
 
 BUSY_TIMEOUT_MS = 10_000
-"""For how long a writer waits for another one."""
+"""The longest wait of a writer for another writer."""
 
 _REJECTED = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_RANGE}
 _NOT_USABLE = {
@@ -43,10 +44,10 @@ _NOT_USABLE = {
 _NOT_WRITABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
 
 
-class SqliteBackend:
-    """One SQLite file. Nothing makes it but `create`."""
+class SqliteBackend(Backend):
+    """One SQLite file. Only `create` makes it. Opening it and its log is the whole examination."""
 
-    driver_error: type[Exception] = sqlite3.Error
+    driver_error = sqlite3.Error
 
     def __init__(self, path: Path, data_dir: Path | None) -> None:
         if problem := sqlite_file.library_problem():
@@ -56,67 +57,54 @@ class SqliteBackend:
         self._was_open = False
         self._withdrawn = sqlite_file.Withdrawn()
         self.address = f"sqlite:///{path}"
-        self.engine: Engine = create_engine(
-            "sqlite://", creator=self._connect, poolclass=QueuePool, hide_parameters=True
-        )
-        event.listen(self.engine, "checkout", self._look_at_files)
+        self.engine = create_engine("sqlite://", creator=self._connect, poolclass=QueuePool, hide_parameters=True)
+        event.listen(self.engine, "checkout", self._check_out)
 
     def create(self) -> None:
-        """Make the file, for its owner only, and its folder, if that is the data directory or in it."""
+        """Make the file, for its owner only, and its folder, if that is the data directory or below it."""
         try:
-            self._make_folder()
-            self._make_file()
+            if self._data_dir is not None and self._path.is_relative_to(self._data_dir.absolute()):
+                make_private(self._path.parent, self._data_dir.absolute())
+            # Never open an existing file: closing it would drop the locks that SQLite holds on it in this process.
+            with suppress(FileExistsError):
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         except OSError as error:
             raise ConfigurationError(
                 f"cannot write {self._path} ({error.strerror}): set IM_DATA_DIR or IM_DATABASE_URL to another place"
             ) from error
         self._use_log()
 
-    def remarks(self, connection: Connection) -> Sequence[str]:  # noqa: ARG002
-        """Return nothing: every connection says itself how it wants to store."""
-        return ()
-
     def begin_writing(self, connection: Connection) -> None:
-        """Become the only writer."""
+        """Become the only writer, and so the only one that migrates."""
         sqlite_file.begin_writing(_driver(connection.connection), BUSY_TIMEOUT_MS / 1000)
 
-    def migrating(self, connection: Connection) -> None:
-        """Do nothing: the only writer is the only one that migrates."""
-
-    def examine(self, connection: Connection, *, writes: bool) -> None:
-        """Do nothing: opening the file and its log has shown all that can be seen."""
-
     def write(self, batch: Batch) -> None:
-        """Write with executemany: the driver's bulk path. A text that is withdrawn leaves the log too."""
-        with self._lent() as driver:
+        """Write with executemany. Recalled texts leave the log too."""
+        with self._lend() as driver:
             with driver:
                 sqlite_file.begin_writing(driver, BUSY_TIMEOUT_MS / 1000)
-                for target, rows in by_target(batch):
-                    driver.executemany(_insert(target), (target.values(row, to_iso) for row in rows))
-                for statement, rows_of in UPDATES:
-                    driver.executemany(statement, rows_of(batch))
-            self._refuse_lost(driver)
+                for table, rows in by_table(batch):
+                    driver.executemany(_insert(table), (table.values(row, to_iso) for row in rows))
+                for statement, values_of in UPDATES:
+                    driver.executemany(statement, values_of(batch))
+            _refuse_lost(driver)
         if any(row.recalls is not None for row in batch.messages):
             self._withdrawn.note()
             self.empty_log()
 
     def empty_log(self, *, always: bool = False) -> bool:
-        """Empty the log if it may hold what is withdrawn, or `always`; return False if somebody was in the way."""
         if not (always or self._withdrawn.is_due):
             return True
-        with self._lent() as driver:
+        with self._lend() as driver:
             return self._withdrawn.empty(driver)
 
     def note_withdrawn(self) -> None:
-        """Know that a text was taken away: it may still be in the log."""
         self._withdrawn.note()
 
-    def committed(self, connection: Connection) -> None:
-        """Raise DatabaseReplaced if what was just stored is in a file that nobody will find."""
-        self._refuse_lost(_driver(connection.connection))
+    def check_commit(self, connection: Connection) -> None:
+        _refuse_lost(_driver(connection.connection))
 
     def translate(self, error: Exception) -> ImError:
-        """Return what an error of sqlite3 means."""
         code = error_code(error)
         if code == sqlite3.SQLITE_CANTOPEN and not os.path.exists(self._path):
             return self._missing()
@@ -138,23 +126,19 @@ class SqliteBackend:
             return DatabaseReplaced(sqlite_file.lost_file(str(self._path), "removed"))
         return DatabaseNotReady(f"there is no database {self._path} yet: run im db upgrade, or set IM_DATABASE_URL")
 
-    def _look_at_files(self, driver: FileConnection, *_: object) -> None:
-        """Refuse a connection of the pool whose files are gone. The pool closes it."""
-        self._refuse_lost(driver)
-
-    def _refuse_lost(self, driver: FileConnection) -> None:
-        if what := driver.lost():
-            raise DatabaseReplaced(what)
+    def _check_out(self, driver: FileConnection, *_: object) -> None:
+        """Refuse a connection of the pool whose files are lost. The pool closes it."""
+        _refuse_lost(driver)
 
     @contextmanager
-    def _lent(self) -> Iterator[FileConnection]:
+    def _lend(self) -> Iterator[FileConnection]:
         with closing(self.engine.raw_connection()) as pooled:
             yield _driver(pooled)
 
     def _connect(self) -> FileConnection:
-        if not self._path.exists():  # once SQLite has failed over that, it may be there
+        if not self._path.exists():  # after a failure of SQLite, another process may have made it
             raise self._missing()
-        # mode=rw: a command that only shows must not leave an empty database behind.
+        # mode=rw: a command that only reads must not leave an empty database behind.
         connection = sqlite_file.connect(
             str(self._path),
             f"file:{quote(os.fsencode(self._path))}?mode=rw",
@@ -166,7 +150,7 @@ class SqliteBackend:
         return connection
 
     def _use_log(self) -> None:
-        with self._lent() as driver:
+        with self._lend() as driver:
             mode = sqlite_file.use_log(driver, BUSY_TIMEOUT_MS / 1000)
             if mode is not None:
                 raise ConfigurationError(
@@ -175,20 +159,16 @@ class SqliteBackend:
                 )
             driver.note_files()
 
-    def _make_file(self) -> None:
-        # Not opened if it is there already: closing it would drop the locks that SQLite holds on it in this process.
-        with suppress(FileExistsError):
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-
-    def _make_folder(self) -> None:
-        if self._data_dir is not None and self._path.is_relative_to(self._data_dir.absolute()):
-            make_private(self._path.parent, self._data_dir.absolute())
-
 
 def _driver(pooled: Any) -> FileConnection:
     return cast("FileConnection", pooled.driver_connection)
 
 
-def _insert(target: BulkTable[Any]) -> str:
-    marks = ", ".join("?" for _ in target.columns)
-    return f"INSERT INTO {target.table} ({target.names}) VALUES ({marks}) ON CONFLICT {target.on_conflict}"  # noqa: S608 (our own names)
+def _refuse_lost(driver: FileConnection) -> None:
+    if problem := driver.lost():
+        raise DatabaseReplaced(problem)
+
+
+def _insert(table: BulkTable[Any]) -> str:
+    values = ", ".join("?" for _ in table.types)
+    return f"INSERT INTO {table.table} ({table.names}) VALUES ({values}) ON CONFLICT {table.on_conflict}"  # noqa: S608 (our own names)

@@ -1,7 +1,7 @@
 """The tables and views of the database, as SQLModel classes.
 
-Migrations make and change them; a test holds the two equal. No table has a row per (message, member): `msg_acks` is a
-view. Ids are packed msgids (see `imcore.msgid`), so they sort as the messages do.
+Migrations create them; a test compares both. No table has a row per message and member: `msg_acks` is a view. All ids
+are packed (see `imcore.msgid`), so they sort as messages do.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ from sqlmodel import Field, SQLModel
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 NAME = Text().with_variant(TEXT(collation="C"), "postgresql")
-"""Names are compared by code point on every database: their order never depends on a server's locale."""
+"""Every database compares names by code point: their order never depends on a server's locale."""
 
 _HAS_CLIENT_MSGID = text("client_msgid IS NOT NULL")
 _RECALLS = text("recalls IS NOT NULL")
@@ -54,25 +54,25 @@ class UtcTime(TypeDecorator[datetime]):
         return Text()
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | str | None:
-        """Cut to the millisecond: PostgreSQL would round, to a time that has not come."""
+        """Truncate to milliseconds: PostgreSQL would round, perhaps to a time in the future."""
         if value is None:
             return None
         ms = to_ms(value)
         return _EPOCH + ms * _MS if dialect.name == "postgresql" else to_iso(ms)
 
     def process_result_value(self, value: datetime | str | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Return UTC, whatever the session's time zone."""
+        """Convert from the session's time zone to UTC."""
         if isinstance(value, str):
             return datetime.fromisoformat(value)
         return value and value.astimezone(UTC)
 
 
 class Stored(SQLModel, registry=registry()):
-    """What migrations make as tables. The registry is our own: a program around imcore keeps SQLModel's for itself."""
+    """Base of the tables. It has its own registry: SQLModel's default belongs to the program around imcore."""
 
 
 class Derived(SQLModel, registry=registry()):
-    """What migrations make as views: never created from here, never written to."""
+    """Base of the views. They are only read."""
 
 
 class GroupMsg(Stored, table=True):
@@ -84,7 +84,7 @@ class GroupMsg(Stored, table=True):
         Index("ix_group_msgs_recalls", "gid", "recalls", sqlite_where=_RECALLS, postgresql_where=_RECALLS),
         Index("ix_group_msgs_sender", "sender_uid"),
         Index("ix_group_msgs_client", "gid", "client_msgid", sqlite_where=_HAS_CLIENT_MSGID).ddl_if(dialect="sqlite"),
-        # Ids made by clients are long: PostgreSQL indexes 8 bytes of hash instead, which takes a third of the room.
+        # Ids of clients are long. A hash of 8 bytes needs a third of the space.
         Index(
             "ix_group_msgs_client_hash",
             text("hashtextextended(gid || client_msgid, 0)"),
@@ -92,7 +92,7 @@ class GroupMsg(Stored, table=True):
         ).ddl_if(dialect="postgresql"),
     )
 
-    # Fixed widths first: PostgreSQL then pads nothing.
+    # With fixed widths first, PostgreSQL adds no padding.
     msgid: int = Field(sa_type=BigInteger, primary_key=True)
     seq: int = Field(sa_type=BigInteger)
     span: int | None = Field(default=None, sa_type=BigInteger)
@@ -107,12 +107,12 @@ class GroupMsg(Stored, table=True):
 
 
 class GroupSpan(Stored, table=True):
-    """A membership (joined_msgid, left_msgid] and the offset within it. See `imcore.model.rows.SpanRow` for `changed`."""
+    """A membership (joined_msgid, left_msgid] and its offset. See `imcore.model.rows.SpanRow` for `changed`."""
 
     __tablename__ = "group_spans"
     __table_args__ = (
         Index("ix_group_spans_uid", "uid"),
-        # Every ack updates a row: with free room on its page no index entry changes.
+        # Every ack updates a row. With free space on its page no index entry changes.
         {"sqlite_with_rowid": False, "postgresql_with": {"fillfactor": 70}},
     )
 
@@ -125,31 +125,30 @@ class GroupSpan(Stored, table=True):
 
 
 REACHES = range(11)
-"""The classes by which moves of offsets are found: the moves of class r are shorter than `longest(r)`."""
+"""Length classes of offset moves: the moves of class r are shorter than `longest(r)`."""
 
 
 def longest(reach: int) -> int:
-    """Return what moves of a class are shorter than: 1 ms for class 0, then 16 times as much for each class."""
+    """Return the limit of a class (packed): 1 ms for class 0, then 16 times more for each class."""
     return 1 << (13 + 4 * reach)
 
 
 def reach(length: int) -> int:
-    """Return the class of a move of an offset over so much (packed), at least 1."""
+    """Return the class of a move of this length (packed), which is at least 1."""
     return max(0, length.bit_length() - 10) // 4
 
 
 class OffsetMove(Stored, table=True):
-    """Offsets moved from `start` to `msgid` when the journal's `entry` was written, whose packed id tells the time.
+    """The offsets of `uids`, a JSON array, moved from `start` to `msgid` at the time of the journal's `entry`.
 
-    One row for all whose offsets moved so at once: `uids` is a JSON array of them. They read at that time what lies
-    between. Which moves cover a message is an interval query: a move of class `reach` that covers message m ends
-    within [m, m + longest(reach)), so each class is one range of the primary key.
+    These users read the messages between at that time. The moves that cover message m are found by intervals: a move
+    of class `reach` that covers m ends within [m, m + longest(reach)), which is one range of the primary key.
     """
 
     __tablename__ = "offset_moves"
     __table_args__ = (
         PrimaryKeyConstraint("gid", "reach", "msgid", "entry", "start"),
-        # Rows come in order of time: a BRIN index finds the old ones, and costs the writers next to nothing.
+        # Rows arrive in order of time: a BRIN index finds old rows, and costs writers next to nothing.
         Index("ix_offset_moves_entry", "entry", postgresql_using="brin").ddl_if(dialect="postgresql"),
         {"sqlite_with_rowid": False},
     )
@@ -173,7 +172,7 @@ class ChatGroup(Stored, table=True):
 
 
 class SystemMeta(Stored, table=True):
-    """Facts about the data as a whole, such as the number of partitions."""
+    """Facts about the data as a whole, like the number of partitions."""
 
     __tablename__ = "imcore_meta"
     __table_args__ = ({"sqlite_with_rowid": False},)
@@ -183,7 +182,7 @@ class SystemMeta(Stored, table=True):
 
 
 class GroupUser(Derived, table=True):
-    """A current member; `last_ack_msgid` is None while the offset stands before the first message."""
+    """A current member; `last_ack_msgid` is None while the offset is before the first message."""
 
     __tablename__ = "group_users"
 
@@ -209,3 +208,4 @@ GROUP_MSGS: Table = Stored.metadata.tables["group_msgs"]
 GROUP_SPANS: Table = Stored.metadata.tables["group_spans"]
 OFFSET_MOVES: Table = Stored.metadata.tables["offset_moves"]
 META: Table = Stored.metadata.tables["imcore_meta"]
+CHAT_GROUPS: Table = Stored.metadata.tables["chat_groups"]

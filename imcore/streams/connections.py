@@ -10,7 +10,7 @@ import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, RedisError
 
-from imcore.files.socket_folder import check_socket
+from imcore.files.folders import check_socket
 
 _MOST_BYTES = 4096
 _CLOSED = "Connection closed by server."

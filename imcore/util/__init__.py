@@ -1,1 +1,1 @@
-"""Back-off, batches, and text that may be lost."""
+"""Batches, back-off, throttled warnings, and output that may be lost."""

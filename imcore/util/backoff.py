@@ -1,9 +1,10 @@
-"""Waits that grow with what fails, thing by thing, and warnings about them that do not. No I/O."""
+"""Back-off: waits that double with each failure, and a log that repeats a warning once a minute at most. No I/O."""
 
 import logging
 import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from threading import RLock
 from typing import Generic, TypeVar
 
 from imcore.errors import DatabaseOpening, ImError
@@ -13,25 +14,28 @@ log = logging.getLogger(__name__)
 T = TypeVar("T", bound=Hashable)
 
 Clock = Callable[[], float]
-"""Tells the time in seconds, and never goes back."""
+"""Returns the time in seconds, and never goes back."""
 
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 4.0
 
-_SILENCE_S = 60.0
-"""What goes on is said again after so long."""
+REPEAT_AFTER_S = 60.0
+"""A warning is repeated after this time, if its cause lasts."""
 
-_MOST_ALIKE = 5
-"""How many errors of one type are told within that time."""
+_MOST_OF_A_TYPE = 5
+"""The number of different errors of one type that are logged within that time."""
+
+_MOST_LINES = 10
+"""The number of lines that `ThrottledLog.warn` logs within that time."""
 
 _NAMES = re.compile(r"\b[0-9a-f]*[0-9][0-9a-f]*\b|'[^']*'")
-"""What tells one thing from another in a text: numbers, ids, and what is quoted."""
+"""The parts of a text that name one thing among many: numbers, ids, and quoted words."""
 
 
 class Backoff:
-    """When to try again what has failed: each wait is twice the one before, up to seconds, until the thing succeeds.
+    """When to repeat an action that failed. Each wait is twice the last one, up to seconds, until the action succeeds.
 
-    One belongs to one thing that fails. What succeeds beside it says nothing about it.
+    One Backoff belongs to one action. The success of another action says nothing about it.
     """
 
     __slots__ = ("_wait_s", "until")
@@ -47,69 +51,79 @@ class Backoff:
         self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
 
     def succeeded(self) -> None:
-        """Wait no longer; the next wait is a short one."""
+        """End the wait. The next one is short again."""
         self.until, self._wait_s = 0.0, FIRST_WAIT_S
 
 
 class Backoffs(Generic[T]):
-    """A backoff for each of many things."""
+    """One Backoff for each key."""
 
     def __init__(self) -> None:
         self._waiting: dict[T, Backoff] = {}
 
-    def failed(self, thing: T, now: float) -> float:
-        """Begin the next wait of a thing; return when it ends."""
-        backoff = self._waiting.setdefault(thing, Backoff())
+    def failed(self, key: T, now: float) -> float:
+        """Begin the next wait of a key; return when it ends."""
+        backoff = self._waiting.setdefault(key, Backoff())
         backoff.failed(now)
         return backoff.until
 
-    def succeeded(self, things: Iterable[T]) -> None:
-        """Wait no longer for these things, or forget them."""
+    def succeeded(self, keys: Iterable[T]) -> None:
+        """End the waits of these keys."""
         if self._waiting:
-            for thing in things:
-                self._waiting.pop(thing, None)
+            for key in keys:
+                self._waiting.pop(key, None)
 
-    def until(self, thing: T) -> float:
-        """Return when to try a thing again."""
-        return self._waiting[thing].until if thing in self._waiting else 0.0
+    def until(self, key: T) -> float:
+        """Return when to try a key again."""
+        return self._waiting[key].until if key in self._waiting else 0.0
 
 
 def pauses() -> Iterator[float]:
-    """Yield how long to pause between two looks at what others have to do first, in seconds: longer each time."""
-    wait = Backoff()
+    """Yield the pauses between two looks at the work of somebody else, in seconds: each is longer than the last one."""
+    backoff = Backoff()
     while True:
-        wait.failed(now=0.0)
-        yield wait.until
+        backoff.failed(now=0.0)
+        yield backoff.until
 
 
 class ThrottledLog:
-    """Warns of what fails again and again: of each kind of trouble at once, and then once a minute."""
+    """Logs errors that come again and again: each kind at once, and then once a minute. Threads may share it."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._lock = RLock()  # a signal handler may log too
         self._silent_until: dict[object, float] = {}
 
     def note(self, error: ImError, text: str = "%s; trying again") -> None:
-        """Warn of an error, unless that was done lately. `text` says what comes of it, with %s for the error."""
+        """Log an error, if it is news. `text` says what follows from it, with %s for the error."""
         if self.is_news(error):
             log.warning(text, error)
 
-    def is_news(self, error: ImError) -> bool:
-        """Whether to warn of an error now: not if one that says the same of something else was told lately.
+    def warn(self, text: str) -> None:
+        """Log a line, if few were logged in the last minute. The last line allowed says that more are left out."""
+        number = next((number for number in range(_MOST_LINES) if self.is_due(("line", number))), _MOST_LINES)
+        if number < _MOST_LINES - 1:
+            log.warning("%s", text)
+        elif number < _MOST_LINES:
+            log.warning("%s; more of these are not logged for a minute", text)
 
-        Numbers and what is quoted make no difference. Of each type a few are told within a minute.
+    def is_news(self, error: ImError) -> bool:
+        """Return whether to log an error now: no error of the same type and text was logged in the last minute.
+
+        Texts that differ only in numbers and quoted words are the same. A few texts of one type are logged in a minute.
         """
-        if isinstance(error, DatabaseOpening):  # which is no trouble
+        if isinstance(error, DatabaseOpening):  # not a failure
             return False
         kind = type(error)
         is_new = self.is_due((kind, _NAMES.sub("", str(error))))
-        return is_new and any(self.is_due((kind, number)) for number in range(_MOST_ALIKE))
+        return is_new and any(self.is_due((kind, number)) for number in range(_MOST_OF_A_TYPE))
 
     def is_due(self, kind: object) -> bool:
-        """Whether to warn of this kind of trouble now. Whoever asks does so: it is not due again for a minute."""
-        now = self._clock()
-        if now < self._silent_until.get(kind, -math.inf):
-            return False
-        self._silent_until = {each: until for each, until in self._silent_until.items() if until > now}
-        self._silent_until[kind] = now + _SILENCE_S
-        return True
+        """Return whether to log this kind of event now. If so, the caller logs it; it is due again in a minute."""
+        with self._lock:
+            now = self._clock()
+            if now < self._silent_until.get(kind, -math.inf):
+                return False
+            self._silent_until = {other: until for other, until in self._silent_until.items() if until > now}
+            self._silent_until[kind] = now + REPEAT_AFTER_S
+            return True

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 import redis
 
-from imcore.cli.bench.naive_sql import open_store
-from imcore.cli.bench.sql import PostgresPlace
+from imcore.cli.bench.baseline.naive_store import NaiveStore
+from imcore.cli.bench.harness.databases import PostgresSchemas
 from imcore.sql.database import Database
 from tests.deadline import wait_until
 from tests.postgres import require_postgres, running_postgres
@@ -22,7 +22,7 @@ LONGEST_S = 300
 
 
 class Bench:
-    """Runs `im bench` on a server that is not its own, with SQLite files in a folder."""
+    """Runs `im bench` on an empty server that is named, with SQLite files in a folder."""
 
     def __init__(self, redis_url: str, folder: Path) -> None:
         self.redis_url = redis_url
@@ -74,7 +74,7 @@ def client(bench: Bench) -> Iterator[redis.Redis]:
             },
         ),
         (
-            "latency",
+            "storm --latency",
             {"one gateway: from send to the last of 40, p50", "40 connections: from send to the last of 40, p99"},
         ),
         ("send", {"send, pipelined, 100,000 members", "raw XADD, pipelined, 200 members"}),
@@ -82,19 +82,17 @@ def client(bench: Bench) -> Iterator[redis.Redis]:
         ("tally", {"tally, pipelined, 100,000 members beside 200"}),
         ("persist", {"journal entries into SQLite", "rows into SQLite"}),
         ("memory", {"Redis, per member, 200 members", "Redis, per idle group of two"}),
-        ("steady", {"09 h: Redis", "08 h: SQL", "Redis memory: the next morning over hours 5 to 12"}),
+        ("blocking", {"10,000 members: create", "20,000 members: trim"}),
     ],
 )
-def test_every_benchmark_gives_figures_of_five_rounds_and_leaves_nothing(
-    bench: Bench, name: str, expected: set[str]
-) -> None:
-    result = bench.run(name, "--quick", "--json")
+def test_bench_gives_figures_of_five_rounds_and_leaves_nothing(bench: Bench, name: str, expected: set[str]) -> None:
+    result = bench.run(*name.split(), "--quick", "--json")
 
     assert (result.returncode, result.stderr) == (0, "")
     figures = {figure["figure"]: figure for figure in map(json.loads, result.stdout.splitlines())}
     assert expected <= set(figures)
     for figure in figures.values():
-        assert figure["bench"] == name
+        assert figure["bench"] == name.split(maxsplit=1)[0]
         assert figure["low"] <= figure["median"] <= figure["high"]
         assert len(figure["rounds"]) == 5
         if figure["yardstick"]:
@@ -118,29 +116,44 @@ def _check_counts(medians: dict[str, float]) -> None:
     assert medians[f"{literal}: receipt frames"] == 40
 
 
-def test_a_server_that_holds_data_is_refused_without_yes(bench: Bench, client: redis.Redis) -> None:
+def test_bench_refuses_a_server_that_holds_data(bench: Bench, client: redis.Redis) -> None:
     client.set("theirs", "precious")
+    with redis.Redis.from_url(bench.redis_url, db=1) as other:
+        for theirs, rest in ((client, other), (other, client)):
+            rest.flushdb()
+            theirs.set("im:config", "precious")
+
+            result = bench.run("tally", "--quick")
+
+            assert (result.returncode, result.stdout) == (1, "")
+            [line] = result.stderr.splitlines()
+            assert "holds data" in line
+            assert "name an empty one with --redis-url, or none for a throw-away one" in line
+            assert theirs.get("im:config") == b"precious"
+            assert bench.left_behind()[1] == []
+
+
+def test_bench_refuses_a_sqlite_file_that_holds_data(bench: Bench) -> None:
+    file = bench.folder / "theirs.db"
+    file.write_text("precious")
 
     result = bench.run("tally", "--quick")
 
     assert (result.returncode, result.stdout) == (1, "")
-    assert "--yes" in result.stderr
-    assert client.keys() == [b"theirs"]
+    assert "name an empty one with --database-url" in result.stderr
+    assert file.read_text() == "precious"
+    file.unlink()
 
 
-def test_with_yes_it_works_beside_that_data_and_never_touches_it(bench: Bench, client: redis.Redis) -> None:
-    client.set("theirs", "precious")
-    client.set("im:config", "theirs too")
+def test_bench_measures_latency_of_the_storm_only(bench: Bench) -> None:
+    result = bench.run("tally", "--latency")
 
-    result = bench.run("tally", "--quick", "--yes", "--json")
-
-    assert result.returncode == 0, result.stderr
-    assert client.mget("theirs", "im:config") == [b"precious", b"theirs too"]
-    assert list(bench.left_behind()[0]) == ["db0"]
+    assert result.returncode == 2
+    assert "--latency is for storm only" in result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_an_interrupt_cleans_up(bench: Bench, client: redis.Redis, number: signal.Signals) -> None:
+def test_bench_cleans_up_after_an_interrupt(bench: Bench, client: redis.Redis, number: signal.Signals) -> None:
     process = subprocess.Popen(
         bench.command("storm", "--quick"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=bench.environment
     )
@@ -153,7 +166,7 @@ def test_an_interrupt_cleans_up(bench: Bench, client: redis.Redis, number: signa
     assert bench.left_behind()[0] == {}
 
 
-def test_a_run_is_saved_compared_with_and_drawn(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_bench_saves_compares_and_draws_a_run(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("saved")
 
     first = bench.run("tally", "--quick", "--out", str(folder / "one.json"), "--svg", str(folder / "one.svg"))
@@ -168,7 +181,7 @@ def test_a_run_is_saved_compared_with_and_drawn(bench: Bench, tmp_path_factory: 
     assert "before\tnow" in second.stdout
 
 
-def test_a_file_to_compare_with_that_is_none_is_refused_before_the_run(
+def test_bench_refuses_a_file_that_is_no_run_before_it_begins(
     bench: Bench, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     file = tmp_path_factory.mktemp("saved") / "none.json"
@@ -180,39 +193,38 @@ def test_a_file_to_compare_with_that_is_none_is_refused_before_the_run(
     assert "none.json" in result.stderr
 
 
-def test_on_a_postgres_that_holds_data_it_lives_in_schemas_of_its_own() -> None:
+def test_postgres_schemas_are_removed_and_leave_what_others_have() -> None:
     require_postgres()
     with running_postgres() as server:
         url = server.new_database()
-        place = PostgresPlace(url, "bench-1")
-        assert not place.holds_data()
+        schemas = PostgresSchemas(url, "bench-1")
+        assert schemas.is_empty()
         with psycopg.connect(url) as theirs:
             theirs.execute("CREATE TABLE group_msgs AS SELECT 'precious' AS content")
-        assert place.holds_data()
+        assert not schemas.is_empty()
 
-        own_url = place.new()
+        own_url = schemas.new()
         with Database.connect(own_url) as database:
             database.upgrade()
             database.set_meta("name", "value")
-        assert place.bytes_of(own_url) > 0
-        place.drop_all()
+        assert schemas.bytes_of(own_url) > 0
+        schemas.drop_all()
 
         with psycopg.connect(url) as theirs:
             assert theirs.execute("SELECT content FROM group_msgs").fetchall() == [("precious",)]
             assert theirs.execute("SELECT 1 FROM pg_namespace WHERE nspname LIKE 'bench%'").fetchall() == []
 
 
-def test_the_literal_design_on_postgres_stores_and_flips_receipts() -> None:
+def test_naive_store_on_postgres_keeps_and_flips_receipts() -> None:
     require_postgres()
     with running_postgres() as server:
         url = server.new_database()
-        store = open_store(url, "g")
-        store.create(["ann", "bob", "eve"])
-        first, second = (store.send("ann", "hi") for _ in range(2))
-        store.ack("bob", second)
-        store.ack("bob", first)
-        assert store.count_rows() == (2, 4)
-        store.close()
+        with NaiveStore(url, "g") as store:
+            store.create(["ann", "bob", "eve"])
+            first, second = (store.send("ann", "hi") for _ in range(2))
+            store.ack("bob", second)
+            store.ack("bob", first)
+            assert store.count_rows() == (2, 4)
 
         with psycopg.connect(url) as connection:
             read = connection.execute("SELECT recv_uid, msgid FROM msg_acks WHERE if_ack ORDER BY 2").fetchall()

@@ -32,12 +32,13 @@ from imcore.streams.journal import Journal
 from imcore.streams.keys import KINDS, kind_of, lease
 from imcore.workers import jobs
 from tests.deadline import wait_until
+from tests.forbidden_commands import FORBIDDEN
 from tests.processes import WorkerProcess
 from tests.servers import RunningCluster, start_valkey
 
 PASSPHRASE = "correct horse"
 DATABASE_NUMBER = 1
-"""Not the first one: choosing it takes a right, too."""
+"""Not database 0: to select another one needs a right, too."""
 
 ONLY_ON_A_CLUSTER = {"cluster|slots"}
 OF_THE_TEST = {"config|resetstat", "acl|log", "hello"}
@@ -132,7 +133,7 @@ class Watch:
                 found.update((name.lower(), kind_of(key) or "") for key in keys)
 
     def unused(self, role: Role) -> set[str]:
-        """What a role may do, but for the keys of rq, and has not done."""
+        """The rights of a role, without those on keys of rq, that it has not used."""
         rules = " ".join(role.rules).partition(" (~rq:*")[0].replace("(", "").replace(")", "").split()
         allowed = {rule.removeprefix("+") for rule in rules if rule.startswith("+") and not rule.startswith("+@")}
         return allowed - ONLY_ON_A_CLUSTER - self.used
@@ -209,20 +210,20 @@ def serve(chat: Chat) -> None:
     """Hold sessions over some heartbeats, and end one while the others go on."""
     with Gateway(chat.performer, replace(chat.system.settings, heartbeat_ms=20)) as gateway:
         one, other = gateway.open("ann"), gateway.open("cy")
-        wait_until(lambda: gateway.poll(0.05) == [] and one.entered and other.entered)
+        wait_until(lambda: gateway.poll(0.05) == [] and one.is_synced and other.is_synced)
         gateway.end(one)
         assert gateway.poll(0.05) == []
 
 
 def trim(settings: Settings) -> None:
-    """Let SQL alone have what was said, but for the newest message."""
+    """Leave all messages but the newest in SQL only."""
     work_off(settings, "persist", "receipts")
     with connect(settings, WORKER) as chat:
         retention.trim(chat.system, keep_messages=1)
 
 
 @pytest.mark.usefixtures("admin")
-def test_a_recall_that_a_role_may_not_make_changes_nothing(settings: Settings) -> None:
+def test_a_forbidden_recall_changes_nothing(settings: Settings) -> None:
     work_off(settings, "persist")
     with connect(settings, GATEWAY) as chat:
         chat.create_group("team", ["ann", "bob"])
@@ -245,7 +246,7 @@ def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "red
                 admin.xadd(journal, {"kind": "group", "gid": "team"}, id=ahead)
             talk(chat)
             chat.create_group("crowd", [f"user{number}" for number in range(250)])
-            for number in range(60):  # a table is looked at that often before it goes, twice
+            for number in range(60):  # twice the number of looks before a table is deleted
                 chat.send("team", "so late that older client_msgids go", sender_uid="ann", client_msgid=f"d{number}")
 
         # And look, and listen
@@ -358,108 +359,11 @@ def test_a_reader_can_look_at_everything(settings: Settings, watch: Watch, admin
     assert watch.unused(READER) == set()
 
 
-COMMON = [
-    *("FLUSHALL", "FLUSHDB", "CONFIG GET dir", "CONFIG SET maxmemory 1", "KEYS *", "SCAN 0", "RANDOMKEY", "DBSIZE"),
-    *("SHUTDOWN NOSAVE", "MONITOR", "CLIENT LIST", "CLIENT KILL TYPE normal", "REPLICAOF no one"),
-    *(
-        "ACL LIST",
-        "ACL SETUSER me on",
-        "FUNCTION FLUSH",
-        "FUNCTION DELETE imcore",
-        "SWAPDB 0 1",
-        "SAVE",
-    ),
-    *("GET other", "SET other 1", "DEL other", "HGET other a", "XADD other * a b", "COPY {team}stream other"),
-    *("RENAME {team}stream other", "MIGRATE host 1 {team}stream 0 1", "DUMP {team}stream", "OBJECT FREQ {team}stream"),
-    *("SUBSCRIBE other", "PSUBSCRIBE im:*", "SPUBLISH other x", "SSUBSCRIBE other", "PUBLISH im:x y", "MODULE LIST"),
-    *("FCALL im_ack 1 other", "FCALL_RO im_range 2 other other - + 1", "SORT {team}stream", "LATENCY RESET"),
-]
-"""What nobody may. `{team}` stands for the beginning of a group's keys."""
-
-NOT_THE_CHAT = [
-    *("DEL {team}stream", "UNLINK {team}stream", "RENAME {team}stream {team}own", "DEL {team}acked", "DEL {odd}stream"),
-    *("XTRIM {team}stream MAXLEN 0", "XDEL {team}stream 1-1", "DEL im:config", "HSETNX {team}meta a b"),
-    *("HDEL {team}meta seq", "EXPIRE {team}stream 1", "SET {team}stream 1", "XACK {journal} persist 1-1"),
-    *("XSETID {team}stream 9-9", "PEXPIRE {team}stream 1", "PEXPIRE {team}meta 1", "PEXPIRE {journal} 1"),
-    *(
-        "PEXPIREAT {team}acked 1",
-        "RENAME {team}meta {team}idempotency_older",
-        "RENAME {team}idempotency_newer {team}meta",
-    ),
-    *("RENAME {team}idempotency_older {team}idempotency_newer", "RENAME {team}shadow {team}stream"),
-    *("HSET im:config rebuilding 1", "HSET im:config partitions 99", "HSETNX im:config rebuilding 1"),
-    *("HSET {p}marks persist-1 9007199254740000", "HSET {p}mending team me", "HSET {p}failures a 9"),
-    *("HSET {p}storm acks 9", "SET {p}version 9", "INCR {p}version", "SADD {p}rebuilt team", "SREM {p}groups team"),
-    *("XGROUP DESTROY {journal} persist", "XGROUP CREATE {journal} evil 0", "XGROUP SETID {journal} persist $"),
-    *(
-        "XADD {p}dead * a b",
-        "XDEL {p}dead 1-1",
-        "ZREM {team}left ann",
-        "ZREM {team}joined:x ann",
-        "ZREM {team}recalled 1",
-    ),
-    *("SET im:lease:persist:1 me", "DEL im:lease:persist:1", "LPOP {journal}", "COPY {team}meta {team}own"),
-    *("FCALL im_restore_hold 1 {p}marks me 1000000000000", "FCALL im_restore_marks 1 {p}marks persist-1 9"),
-    *("FCALL im_restore_forget 1 {p}marks persist-1", "FCALL im_restore_journal 1 {journal} 99999999999999-0"),
-    *("FCALL im_restore_versions 1 {p}version", "FCALL im_restore_claim 1 {p}mending team me 1000"),
-    *("FCALL im_trim 3 {team}meta {team}stream {p}mending team 9", "FCALL im_trim_journal 2 {journal} {p}failures"),
-    *("FCALL im_take 1 {journal} persist evil > 10", "FCALL im_done 3 {journal} {p}failures {p}storm persist 1 1-1"),
-    *("FCALL im_claim 1 {journal} persist evil persist-1 10", "FCALL im_follow 1 {journal} evil"),
-    *("FCALL im_fail 3 {journal} {p}dead {p}failures persist 1-1 no 1", "FCALL im_drop 1 {p}dead 1-1"),
-    *("FCALL im_requeue 2 {p}dead {journal} 1-1", "FCALL im_lease 1 im:lease:persist:1 me 1000"),
-    *("FCALL im_init 1 im:config 99 other", "FCALL im_tell 2 {p}version im:{0}:dirty:ann x team"),
-    *("FUNCTION LOAD REPLACE x", "GET rq:x", "SADD rq:queues x", "LPUSH rq:queue:imcore x", "EVAL return(1) 0"),
-    *("XREADGROUP GROUP persist me STREAMS {journal} >", "SSUBSCRIBE rq:x"),
-]
-
-NOT_FOR_WORKERS = [
-    *("SSUBSCRIBE im:{0}:push:team", "SUBSCRIBE im:x", "RENAME im:config rq:x", "COPY rq:x im:config"),
-    *(
-        "SET im:config x",
-        "SET {team}stream x",
-        "DEL {team}stream",
-        "UNLINK {team}meta",
-        "DEL {journal}",
-        "DEL im:config",
-    ),
-    *(
-        "RENAME {team}stream {team}shadow",
-        "RENAME {team}stream {team}stream",
-        "RENAME {team}idempotency_newer {team}shadow",
-    ),
-    *("RENAME {team}shadow {team}meta", "RENAMENX {team}stream {team}shadow", "COPY {team}stream {team}shadow"),
-    *("RENAME {team}stream {team}own", "RENAME {team}own {team}stream", "PEXPIRE {team}stream 1", "EXPIRE {journal} 1"),
-    *(
-        "PEXPIREAT {team}acked 1",
-        "GETDEL {team}meta",
-        "GETEX {p}version PX 1",
-        "SETEX im:config 1 x",
-        "RESTORE {p}dead 0 x",
-    ),
-]
-
-REFUSED = {
-    WORKER: [*COMMON, *NOT_FOR_WORKERS],
-    GATEWAY: [*COMMON, *NOT_THE_CHAT, "BGREWRITEAOF", "GET im:lease:persist:1"],
-    READER: [
-        *(
-            *COMMON,
-            *NOT_THE_CHAT,
-            "BGREWRITEAOF",
-            "SSUBSCRIBE im:{0}:push:team",
-            "XADD {team}stream * a b",
-            "ZADD {team}acked 1 bob",
-        ),
-        *("FCALL im_ack 1 {team}meta", "HSET {team}meta seq 1", "SPUBLISH im:{0}:push:team x", "DEL {own}"),
-    ],
-}
-
-
 @pytest.mark.parametrize("role", ROLES.values(), ids=ROLES.keys())
-def test_what_a_role_must_not_do(settings: Settings, admin: "redis.Redis", role: Role) -> None:
+def test_forbidden_commands_are_refused(settings: Settings, admin: "redis.Redis", role: Role) -> None:
     # Given groups, one of a name that looks like the end of a key that may be deleted
     work_off(settings, "persist")
-    odd = "x}:own:y"
+    odd = "x}:own_unacked:y"
     with connect(settings, GATEWAY) as chat:
         for gid in ("team", odd):
             chat.create_group(gid, ["ann", "bob"])
@@ -475,9 +379,11 @@ def test_what_a_role_must_not_do(settings: Settings, admin: "redis.Redis", role:
     }
     before = dump(settings)
 
-    # When somebody with that role tries what is none of their business
+    # When a client with that role runs a forbidden command
     with closing(redis.Redis.from_url(as_user(settings, role).redis_url)) as client:
-        answers = {line: answer_of(client, *(names.get(word, word) for word in line.split())) for line in REFUSED[role]}
+        answers = {
+            line: answer_of(client, *(names.get(word, word) for word in line.split())) for line in FORBIDDEN[role]
+        }
 
     # Then each is refused, for want of the right to do so
     assert {line: answer for line, answer in answers.items() if "permission" not in answer} == {}
@@ -499,20 +405,20 @@ def dump(settings: Settings) -> dict[Any, Any]:
 
 
 @pytest.mark.parametrize("role", [GATEWAY, READER], ids=["gateway", "reader"])
-def test_who_comes_before_any_worker_is_told_so(settings: Settings, admin: "redis.Redis", role: Role) -> None:
+def test_a_start_before_any_worker_is_an_error(settings: Settings, admin: "redis.Redis", role: Role) -> None:
     with connect(settings, role) as chat, pytest.raises(RedisUnavailable, match="start a worker") as refused:
         chat.unread("ann")
     assert "\n" not in str(refused.value)
 
 
-def test_what_is_not_allowed_is_one_line_that_says_what_to_do(settings: Settings, admin: "redis.Redis") -> None:
-    # Given a reader, and a gateway that somebody has taken a right from
+def test_a_missing_right_is_one_line_that_says_what_to_do(settings: Settings, admin: "redis.Redis") -> None:
+    # Given a reader, and a gateway that has lost a right
     work_off(settings, "persist")
     with connect(settings, GATEWAY) as chat:
         chat.create_group("team", ["ann"])
     admin.execute_command("ACL", "SETUSER", GATEWAY.user, "-zscore")
 
-    # Then each is told which one, in functions and without
+    # Then the error names the missing right, in functions and without
     for role, right in ((READER, "fcall"), (GATEWAY, "zscore")):
         with connect(settings, role) as chat, pytest.raises(ConfigurationError) as refused:
             chat.send("team", "hi", sender_uid="ann")
@@ -522,7 +428,7 @@ def test_what_is_not_allowed_is_one_line_that_says_what_to_do(settings: Settings
         assert PASSPHRASE not in str(refused.value)
 
 
-def test_as_printed_no_password_is_set(admin: "redis.Redis") -> None:
+def test_the_printed_command_sets_no_password(admin: "redis.Redis") -> None:
     for role in ROLES.values():
         with pytest.raises(ResponseError, match="password hash must be exactly 64 characters"):
             admin.execute_command(*role.set_user().split())
@@ -543,7 +449,7 @@ def test_the_lines_for_an_aclfile_are_the_same_rules(admin: "redis.Redis", tmp_p
         server.stop()
 
 
-def test_on_a_cluster(cluster_servers: RunningCluster, cluster: str, tmp_path: Path) -> None:
+def test_the_roles_on_a_cluster(cluster_servers: RunningCluster, cluster: str, tmp_path: Path) -> None:
     # Given a cluster with the users
     nodes = [redis.Redis.from_url(node.url) for node in cluster_servers.nodes]
     try:

@@ -17,7 +17,7 @@ import redis
 
 from imcore import Chat
 from imcore.admin.stats import stats
-from imcore.embedded.server import find_server
+from imcore.embedded.program import find_server
 from imcore.errors import TryAgain
 from imcore.model.values import Message
 from imcore.repair import check, left_behind, locks
@@ -227,7 +227,7 @@ def test_sessions_that_live_outlive_a_clock_that_is_put_back(chat: Chat, clock: 
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as gateway:
         session = gateway.open("bob")
-        wait_until(lambda: gateway.poll(0.05) == [] and session.entered)
+        wait_until(lambda: gateway.poll(0.05) == [] and session.is_synced)
         for days in (1, 0):
             # When the clock jumps, forward and back
             clock.put_ahead(days)

@@ -1,4 +1,4 @@
-"""What is written to the database, and what is read from it, on SQLite and on PostgreSQL."""
+"""Writes to the database and reads from it, on SQLite and PostgreSQL."""
 
 import random
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 from sqlmodel import Session
 
 from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
-from imcore.sql import queries as stored_rows
+from imcore.sql import queries
 from imcore.sql.database import Database
 from imcore.sql.postgres import PostgresBackend
 from imcore.sql.tables import GROUP_MSGS, GroupMsg
@@ -21,17 +21,17 @@ from tests.chat_data import ODD_GIDS, ODD_NAMES, ODD_TEXTS
 from tests.stored import FIRST_MS, at, clear, message, stored
 
 MOST_BYTES = 250
-"""What a stored message may take beyond its texts, indexes included."""
+"""The limit of a stored message beyond its texts, with its indexes."""
 
 reusing_the_database = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def test_old_moves_are_forgotten_some_at_a_time(database: Database) -> None:
-    # Given moves of two groups, told by entries 1 to 20
+    # Given moves of two groups, from entries 1 to 20
     moves = [MoveRow(gid, at(number), at(number - 1), at(number), ("ann",)) for number in range(1, 21) for gid in "gh"]
     database.write(Batch(moves=moves))
     # When those before entry 11 are forgotten
-    counts = [stored_rows.forget_moves(database, at(11), 8) for _ in range(4)]
+    counts = [queries.forget_moves(database, at(11), 8) for _ in range(4)]
     # Then
     assert counts == [8, 8, 4, 0]
     assert stored(database).moves == sorted(move for move in moves if move.entry >= at(11))
@@ -144,11 +144,6 @@ class TestReads:
         assert database.messages_before("g", at(4), limit=9) == messages[:3]
         assert database.messages_before("g", at(1), limit=9) == []
 
-    def test_how_many_are_from_a_user(self, database: Database, messages: list[MessageRow]) -> None:
-        assert database.count_from("g", "ann", after=0, until=at(10)) == 5
-        assert database.count_from("g", "ann", after=at(2), until=at(6)) == 2
-        assert database.count_from("g", "eve", after=0, until=at(10)) == 0
-
     def test_meta(self, database: Database) -> None:
         assert database.meta("partitions") is None
         database.set_meta("partitions", "8")
@@ -236,7 +231,7 @@ def test_a_recall_of_a_stored_message_is_written_at_once(postgres_url: str, monk
         assert [row.recalls for row in database.messages_after("g", 0)] == [None, at(1)]
 
 
-def test_a_step_that_is_broken_off_leaves_nothing(database: Database) -> None:
+def test_an_interrupted_write_leaves_nothing(database: Database) -> None:
     # Given two changes that belong together
     database.set_meta("name", "before")
 

@@ -76,7 +76,7 @@ class TestWritesCommute:
         assert stored(database) == batch_of(rows).folded()
 
 
-def test_a_deadlock_is_survived(postgres_url: str) -> None:
+def test_a_deadlock_is_repeated(postgres_url: str) -> None:
     with (
         Database.connect(postgres_url) as database,
         psycopg.connect(postgres_url) as other,

@@ -1,4 +1,4 @@
-"""What is wrong is said in our words: what to do about it, and never a password."""
+"""Errors of the database: each is an ImError that says what to do, and shows no password."""
 
 import logging
 import random
@@ -34,7 +34,7 @@ BAD: dict[str, Batch] = {
 
 class TestRejected:
     @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
-    def test_a_row_that_cannot_be_stored_and_all_with_it(self, database: Database, bad: Batch) -> None:
+    def test_an_unstorable_row_rejects_the_whole_batch(self, database: Database, bad: Batch) -> None:
         database.write(Batch(messages=[GOOD]))
         bad = replace(bad, groups=[GroupRow("h", 1), *bad.groups])
 
@@ -62,7 +62,7 @@ class TestRejected:
             with pytest.raises(DatabaseRejected, match="maximum size"):
                 database.write(rows)
 
-    def test_trying_again_is_no_use(self) -> None:
+    def test_a_rejected_row_is_rejected_again(self) -> None:
         assert not issubclass(DatabaseRejected, DatabaseUnavailable)
 
 
@@ -103,7 +103,7 @@ class TestUnavailable:
 
 
 class Stop(BaseException):
-    """What a signal raises."""
+    """The exception of a signal handler."""
 
 
 def break_off(number: int, monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> bool:
@@ -141,7 +141,7 @@ class TestBrokenOff:
         ],
         ids=["read", "write", "upgrade"],
     )
-    def test_no_wait_loses_the_stop(
+    def test_an_interruption_of_any_wait_is_raised(
         self,
         postgres_url: str,
         monkeypatch: pytest.MonkeyPatch,
@@ -168,7 +168,7 @@ class TestBrokenOff:
                 break
         assert number > 2
 
-    def test_while_something_is_stopped_an_error_is_an_error(self) -> None:
+    def test_an_error_during_an_interruption_is_an_error(self) -> None:
         with Database.connect("postgresql://127.0.0.1:1/chat") as database:
             try:
                 raise Stop
@@ -190,7 +190,7 @@ class TestUrls:
             *("mysql://ann:s3cret@host/db", "ann:s3cret@host/db", "postgresql:ann:s3cret@host/db"),
         ],
     )
-    def test_what_is_none_of_ours(self, url: str) -> None:
+    def test_a_url_of_another_kind_is_refused(self, url: str) -> None:
         with pytest.raises(ConfigurationError, match="IM_DATABASE_URL") as caught:
             Database.connect(url)
         assert PASSWORD not in str(caught.value)
@@ -218,7 +218,7 @@ class TestUrls:
         said += [f"{error} {error!r}" for error in chain(caught.value)]
         assert PASSWORD not in str(said)
 
-    def test_an_option_that_is_unknown(self) -> None:
+    def test_an_unknown_option_is_refused(self) -> None:
         with pytest.raises(ConfigurationError, match="no_such_option"):
             Database.connect("postgresql://127.0.0.1:1/chat?no_such_option=1")
 

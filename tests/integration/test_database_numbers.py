@@ -26,12 +26,14 @@ def heard(gateway: Gateway) -> list[str]:
 
 
 @pytest.mark.parametrize("other_way", [False, True])
-def test_sessions_hear_their_own_database_only(chats: tuple[Chat, Chat], other_way: bool) -> None:
+def test_sessions_receive_only_from_their_own_database(chats: tuple[Chat, Chat], other_way: bool) -> None:
     here, there = reversed(chats) if other_way else chats
     with here.gateway() as gateway:
         # Given a session that has begun
         session = gateway.open("bob")
-        wait_until(lambda: gateway.poll(0.01) == [] and "team" in session.feeds and not session.feeds["team"].behind)
+        wait_until(
+            lambda: gateway.poll(0.01) == [] and "team" in session.cursors and not session.cursors["team"].behind
+        )
 
         # When something is said in the other database, and bob is removed there
         there.send("team", "not for here", sender_uid="ann")
@@ -40,8 +42,8 @@ def test_sessions_hear_their_own_database_only(chats: tuple[Chat, Chat], other_w
 
         # Then nothing of it is heard
         assert heard(gateway) == []
-        assert list(session.feeds) == ["team"]
+        assert list(session.cursors) == ["team"]
 
-        # And what is said here is
+        # And these are the same
         here.send("team", "for here", sender_uid="ann")
         assert wait_until(lambda: heard(gateway)) == ["for here"]

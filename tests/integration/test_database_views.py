@@ -81,7 +81,7 @@ class History:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=_STEPS, others=_STEPS)
-def test_views_and_read_times_are_what_happened(
+def test_views_and_read_times_agree_with_the_history(
     database: Database, steps: list[tuple[str, str, int]], others: list[tuple[str, str, int]]
 ) -> None:
     # Given two groups of the same people, stored

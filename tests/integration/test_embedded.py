@@ -1,4 +1,4 @@
-"""The embedded server: private, one per data directory, gone with its owner, and clear about what is wrong."""
+"""The embedded server: private, one per data directory, ends with its owner, with clear errors."""
 
 import errno
 import fcntl
@@ -20,8 +20,10 @@ from types import SimpleNamespace
 import pytest
 import redis
 
+from imcore.embedded import program as server_program
 from imcore.embedded import server as embedded
-from imcore.embedded.server import EmbeddedServer, find_server
+from imcore.embedded.program import find_server
+from imcore.embedded.server import EmbeddedServer
 from imcore.errors import ConfigurationError, EmbeddedServerError
 from imcore.settings import Settings, socket_path
 from tests.deadline import wait_until
@@ -30,7 +32,7 @@ from tests.servers import require_server
 OWNER = """
 import sys
 from pathlib import Path
-from imcore.embedded import EmbeddedServer
+from imcore.embedded.server import EmbeddedServer
 with EmbeddedServer(Path(sys.argv[1])) as server:
     print(server.pid, flush=True)
     sys.stdin.read()
@@ -58,12 +60,12 @@ def mode(path: Path) -> int:
 
 
 class TestPrivacy:
-    def test_it_listens_on_its_socket_and_nowhere_else(self, server: EmbeddedServer) -> None:
+    def test_the_server_listens_on_its_socket_only(self, server: EmbeddedServer) -> None:
         assert ask(server, "PING") is True
         assert ask(server, "CONFIG", "GET", "port") == {"port": "0"}
         assert server.socket == server.data_dir / "redis.sock"
 
-    def test_only_its_user_can_read_anything(self, tmp_path: Path) -> None:
+    def test_only_its_user_can_read_its_files(self, tmp_path: Path) -> None:
         data_dir = tmp_path / "data"
         before = os.umask(0)
         try:
@@ -80,7 +82,7 @@ class TestPrivacy:
         finally:
             os.umask(before)
 
-    def test_a_link_of_somebody_in_place_of_the_short_folder_is_refused(self, tmp_path: Path) -> None:
+    def test_a_link_in_place_of_the_short_folder_is_refused(self, tmp_path: Path) -> None:
         data_dir = tmp_path / ("long" * 30)
         folder = socket_path(data_dir).parent
         (tmp_path / "trap").mkdir(mode=0o700)
@@ -92,7 +94,7 @@ class TestPrivacy:
             folder.unlink()
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-    def test_a_short_folder_of_somebody_else_is_refused(self, tmp_path: Path) -> None:
+    def test_a_short_folder_of_another_user_is_refused(self, tmp_path: Path) -> None:
         data_dir = tmp_path / ("long" * 30)
         folder = socket_path(data_dir).parent
         folder.mkdir(mode=0o700)
@@ -132,7 +134,7 @@ class TestAddresses:
 
 class TestData:
     @pytest.mark.parametrize("end", ["stop", "kill"])
-    def test_it_is_there_after_a_restart(self, server: EmbeddedServer, end: str) -> None:
+    def test_the_data_survives_a_restart(self, server: EmbeddedServer, end: str) -> None:
         ask(server, "SET", "key", "value")
         if end == "kill":
             assert server.pid is not None
@@ -143,7 +145,7 @@ class TestData:
         server.start()
         assert ask(server, "GET", "key") == "value"
 
-    def test_without_an_append_only_file_nothing_stays(self, tmp_path: Path) -> None:
+    def test_without_an_append_only_file_nothing_is_stored(self, tmp_path: Path) -> None:
         with EmbeddedServer(tmp_path, appendonly=False) as server:
             ask(server, "SET", "key", "value")
         with EmbeddedServer(tmp_path, appendonly=False) as server:
@@ -167,11 +169,11 @@ class TestLife:
         server.stop()
         assert (server.running, server.pid) == (False, None)
 
-    def test_ctrl_c_on_the_owners_terminal_does_not_reach_it(self, server: EmbeddedServer) -> None:
+    def test_ctrl_c_of_the_owner_does_not_end_the_server(self, server: EmbeddedServer) -> None:
         assert server.pid is not None
         assert os.getsid(server.pid) == server.pid
 
-    def test_it_outlives_the_thread_that_started_it(self, tmp_path: Path) -> None:
+    def test_the_server_outlives_the_thread_that_started_it(self, tmp_path: Path) -> None:
         server = EmbeddedServer(tmp_path)
         starter = Thread(target=server.start)
         starter.start()
@@ -181,7 +183,7 @@ class TestLife:
         finally:
             server.stop()
 
-    def test_it_ends_with_an_owner_that_was_killed_and_holds_the_lock_until_then(self, tmp_path: Path) -> None:
+    def test_the_server_ends_after_its_owner_is_killed_and_keeps_the_lock_until_then(self, tmp_path: Path) -> None:
         # Given an owner with a server that cannot end yet, because it is halted
         owner = subprocess.Popen([sys.executable, "-c", OWNER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert owner.stdin is not None
@@ -193,7 +195,7 @@ class TestLife:
             # When the owner is killed
             owner.kill()
             owner.communicate()
-            # Then the data directory stays locked until the server has gone, and what it stored is there
+            # Then the data directory stays locked until the server has ended, and the data is stored
             assert is_locked(tmp_path)
             assert not is_locked(tmp_path / "redis.lock"), "whoever waits knows that the owner is gone"
         finally:
@@ -201,7 +203,7 @@ class TestLife:
         with EmbeddedServer(tmp_path) as server:
             assert ask(server, "GET", "key") == "value"
 
-    def test_one_that_does_not_end_is_killed(self, server: EmbeddedServer) -> None:
+    def test_a_server_that_does_not_end_is_killed(self, server: EmbeddedServer) -> None:
         assert server.pid is not None
         os.kill(server.pid, signal.SIGSTOP)
         server.stop(timeout_s=0.1)
@@ -217,7 +219,7 @@ class TestLife:
         for copy in copies:
             os.close(copy)
 
-    def test_one_that_is_loading_is_waited_for(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_start_waits_for_a_loading_server(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         really_ask = embedded._ask
         answers = iter([*[b"-LOADING Valkey is loading\r\n"] * 100, b"+PONG\r\n"])
 
@@ -231,9 +233,7 @@ class TestLife:
         with EmbeddedServer(tmp_path) as server:
             assert server.running
 
-    def test_a_locale_that_is_not_installed_does_not_matter(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_unknown_locale_does_not_matter(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LC_ALL", "xx_YY.UTF-8")
         with EmbeddedServer(tmp_path) as server:
             assert ask(server, "PING") is True
@@ -241,13 +241,13 @@ class TestLife:
 
 
 class TestOnePerDataDirectory:
-    def test_a_second_one_is_refused_and_told_who_has_it(self, server: EmbeddedServer) -> None:
+    def test_a_second_owner_is_refused_with_the_process_id(self, server: EmbeddedServer) -> None:
         with pytest.raises(EmbeddedServerError, match=rf"in use by process {os.getpid()}: end it first"):
             EmbeddedServer(server.data_dir).start()
         assert ask(server, "PING") is True
 
     @pytest.mark.parametrize("remade", [False, True])
-    def test_a_second_one_is_refused_if_the_lock_file_was_removed_and_the_socket(
+    def test_a_second_owner_is_refused_without_lock_file_and_socket(
         self, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, remade: bool
     ) -> None:
         for name in ("redis.lock", "redis.sock", "redis.own"):
@@ -260,14 +260,12 @@ class TestOnePerDataDirectory:
         assert server.running
 
     @pytest.mark.parametrize("text", [b"", b"\xff\0 -1", b"9" * 40])
-    def test_it_is_refused_at_once_whatever_the_lock_file_says(self, server: EmbeddedServer, text: bytes) -> None:
+    def test_a_second_owner_is_refused_at_once_with_any_lock_file(self, server: EmbeddedServer, text: bytes) -> None:
         (server.data_dir / "redis.lock").write_bytes(text)
         with pytest.raises(EmbeddedServerError, match="in use by "):
             EmbeddedServer(server.data_dir).start()
 
-    def test_a_server_without_an_owner_is_waited_for_even_if_the_owners_process_id_is_in_use_again(
-        self, tmp_path: Path
-    ) -> None:
+    def test_start_waits_for_a_server_without_an_owner_despite_a_reused_process_id(self, tmp_path: Path) -> None:
         # Given a server that is halted, whose owner was killed, and whose process id is ours now
         owner = subprocess.Popen([sys.executable, "-c", OWNER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert owner.stdout is not None
@@ -276,15 +274,13 @@ class TestOnePerDataDirectory:
         owner.kill()
         owner.communicate()
         (tmp_path / "redis.lock").write_text(f"{os.getpid()}\n")
-        # When another starts, and the first goes on and ends meanwhile
+        # When another starts, and the first continues and ends meanwhile
         Timer(0.3, os.kill, (pid, signal.SIGCONT)).start()
         # Then
         with EmbeddedServer(tmp_path) as server:
             assert ask(server, "PING") is True
 
-    def test_where_directories_cannot_be_locked_the_file_is(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_file_is_locked_if_directories_cannot_be(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         really_lock = fcntl.flock
 
         def lock_files_only(descriptor: int, operation: int) -> None:
@@ -299,20 +295,20 @@ class TestOnePerDataDirectory:
                 EmbeddedServer(tmp_path).start()
         assert not is_locked(tmp_path / "redis.lock")
 
-    def test_what_a_crash_left_behind_is_no_obstacle(self, tmp_path: Path) -> None:
+    def test_remains_of_a_crash_are_cleared(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(tmp_path / "redis.sock"))
         (tmp_path / "redis.lock").write_text("1\n")
         with EmbeddedServer(tmp_path) as server:
             assert ask(server, "PING") is True
 
-    def test_a_socket_on_which_somebody_answers_is_left_alone(self, server: EmbeddedServer, tmp_path: Path) -> None:
+    def test_a_socket_of_a_running_server_is_left_alone(self, server: EmbeddedServer, tmp_path: Path) -> None:
         with pytest.raises(EmbeddedServerError, match="another server answers on"):
             EmbeddedServer(tmp_path / "other", socket=server.socket).start()
         assert ask(server, "PING") is True
 
     @pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOTSUP])
-    def test_a_file_system_without_second_names_will_do(
+    def test_a_file_system_without_links_is_enough(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
     ) -> None:
         def refuse(*_: object) -> None:
@@ -339,13 +335,13 @@ class TestClearErrors:
         with pytest.raises(EmbeddedServerError, match="while it started: Failed opening Unix socket"):
             EmbeddedServer(tmp_path, socket=tmp_path / "none" / "redis.sock").start()
 
-    def test_a_server_that_says_nothing_leads_to_its_log(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_error_of_a_silent_server_names_its_log(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         program = fake_program(tmp_path / "valkey-server", "exit 1")
         monkeypatch.setattr(embedded, "find_server", lambda: program)
         with pytest.raises(EmbeddedServerError, match=r"redis.log"):
             EmbeddedServer(tmp_path).start()
 
-    def test_a_silent_server_is_given_up_and_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_silent_server_is_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         program = fake_program(tmp_path / "valkey-server", "exec sleep 600")
         monkeypatch.setattr(embedded, "find_server", lambda: program)
         server = EmbeddedServer(tmp_path)
@@ -388,7 +384,7 @@ class TestFindServer:
         def not_installed(name: str) -> None:
             raise PackageNotFoundError(name)
 
-        monkeypatch.setattr(embedded, "files", not_installed)
+        monkeypatch.setattr(server_program, "files", not_installed)
         monkeypatch.setenv("PATH", str(tmp_path))
 
     def test_no_program_at_all(self) -> None:
@@ -404,7 +400,7 @@ class TestFindServer:
             ("redis-server", "Valkey server v=8.1.1 sha=00000000:0"),
         ],
     )
-    def test_one_on_path_that_is_new_enough(self, tmp_path: Path, name: str, version: str) -> None:
+    def test_a_program_on_path(self, tmp_path: Path, name: str, version: str) -> None:
         fake_program(tmp_path / name, f"echo '{version}'")
         assert find_server() == tmp_path / name
 
@@ -416,12 +412,12 @@ class TestFindServer:
             ("echo 'something else'", "is neither Valkey nor Redis: install"),
         ],
     )
-    def test_one_that_cannot_serve_is_named(self, tmp_path: Path, body: str, reason: str) -> None:
+    def test_an_unfit_program_is_named(self, tmp_path: Path, body: str, reason: str) -> None:
         fake_program(tmp_path / "redis-server", body)
         with pytest.raises(EmbeddedServerError, match=f"^{tmp_path}/redis-server {reason}"):
             find_server()
 
-    def test_one_that_does_not_run_is_named_and_passed_over(self, tmp_path: Path) -> None:
+    def test_a_program_that_does_not_run_is_named_and_skipped(self, tmp_path: Path) -> None:
         fake_program(tmp_path / "valkey-server", "").write_bytes(b"\x7fELF of another machine")
         with pytest.raises(EmbeddedServerError, match=r"valkey-server does not run \(.*\): install"):
             find_server()

@@ -102,17 +102,17 @@ def remove_folder(server: EmbeddedServer) -> None:
 
 
 class TestSocket:
-    def test_nothing_is_said_and_done_while_all_is_well(self, server: EmbeddedServer, health: HealthCheck) -> None:
+    def test_a_healthy_server_is_left_alone(self, server: EmbeddedServer, health: HealthCheck) -> None:
         pid = server.pid
         says_nothing_more(health)
         assert server.pid == pid
 
-    def test_it_is_looked_at_no_more_often_than_it_should(self, server: EmbeddedServer) -> None:
+    def test_checks_keep_their_interval(self, server: EmbeddedServer) -> None:
         with closing(HealthCheck(server, every_s=60)) as health:
             remove_socket(server)
             says_nothing_more(health)
 
-    def test_a_socket_that_lost_its_name_gets_it_back_without_a_restart(
+    def test_an_unlinked_socket_is_linked_again_without_a_restart(
         self, server: EmbeddedServer, health: HealthCheck
     ) -> None:
         pid = server.pid
@@ -121,7 +121,7 @@ class TestSocket:
         assert (ask(server, "GET", "key"), server.pid) == ("value", pid)
 
     @pytest.mark.parametrize("lose", [remove_all_sockets, leave_a_socket_where_nobody_listens, remove_folder])
-    def test_a_socket_that_is_gone_is_made_anew_with_all_data_there(
+    def test_a_lost_socket_is_replaced_without_loss_of_data(
         self, server: EmbeddedServer, health: HealthCheck, lose: Callable[[EmbeddedServer], None]
     ) -> None:
         for round_ in range(2):
@@ -132,9 +132,7 @@ class TestSocket:
             assert stat.S_IMODE(server.socket.lstat().st_mode) == 0o700
             says_nothing_more(health)
 
-    def test_it_is_made_anew_even_if_the_check_has_lost_its_connection(
-        self, server: EmbeddedServer, health: HealthCheck
-    ) -> None:
+    def test_a_lost_socket_is_replaced_without_a_connection(self, server: EmbeddedServer, health: HealthCheck) -> None:
         ask(server, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         remove_all_sockets(server)
         assert until_it_says(health) == [RESTARTED.format(server.socket)]
@@ -151,7 +149,7 @@ class TestSocket:
         says_nothing_more(health)
 
     @pytest.mark.parametrize("kind", ["file", "directory"])
-    def test_what_somebody_put_in_its_place_is_left_alone(
+    def test_a_file_in_place_of_the_socket_is_left_alone(
         self, server: EmbeddedServer, health: HealthCheck, kind: str
     ) -> None:
         remove_socket(server)
@@ -165,12 +163,12 @@ class TestSocket:
         server.stop()
         assert server.socket.is_dir() or server.socket.read_text() == "mine"
 
-    def test_another_server_in_its_place_is_left_alone(
+    def test_another_server_at_the_socket_is_left_alone(
         self, server: EmbeddedServer, health: HealthCheck, tmp_path: Path
     ) -> None:
         with EmbeddedServer(tmp_path / "other") as other:
             remove_socket(server)
-            os.client(other.socket, server.socket)
+            os.link(other.socket, server.socket)
             with pytest.raises(EmbeddedServerError, match=r"cannot be reached any more: another server answers on"):
                 until_it_says(health)
             server.stop()
@@ -188,7 +186,7 @@ class TestSocket:
         with pytest.raises(EmbeddedServerError, match="cannot be reached any more: no valkey-server was found"):
             until_it_says(health)
 
-    def test_a_restart_can_be_cut_short(self, server: EmbeddedServer, health: HealthCheck) -> None:
+    def test_a_restart_can_be_interrupted(self, server: EmbeddedServer, health: HealthCheck) -> None:
         def stop() -> None:
             raise KeyboardInterrupt
 
@@ -207,14 +205,14 @@ class TestFolder:
             yield running
         clear_short_folder(running)
 
-    def test_one_that_was_opened_to_others_is_closed_again(self, server: EmbeddedServer, health: HealthCheck) -> None:
+    def test_a_folder_open_to_others_is_closed(self, server: EmbeddedServer, health: HealthCheck) -> None:
         folder = server.socket.parent
         folder.chmod(0o755)
         assert until_it_says(health) == [f"the folder {folder} of the socket was open to others: closed again"]
         assert stat.S_IMODE(folder.lstat().st_mode) == 0o700
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-    def test_one_that_somebody_else_made_is_refused(self, server: EmbeddedServer, health: HealthCheck) -> None:
+    def test_a_folder_of_another_user_is_refused(self, server: EmbeddedServer, health: HealthCheck) -> None:
         folder = server.socket.parent
         shutil.rmtree(folder)
         folder.mkdir(mode=0o700)
@@ -227,9 +225,7 @@ class TestFolder:
 
 
 class TestSilence:
-    def test_a_halted_server_is_spoken_of_once_and_left_alone(
-        self, server: EmbeddedServer, health: HealthCheck
-    ) -> None:
+    def test_a_halted_server_is_reported_once_and_left_alone(self, server: EmbeddedServer, health: HealthCheck) -> None:
         # Given a server that is halted, and whose socket is gone
         pid = server.pid
         assert pid
@@ -244,14 +240,14 @@ class TestSilence:
             says_nothing_more(health)
         finally:
             os.kill(pid, signal.SIGCONT)
-        # When it goes on
+        # When it continues
         assert until_it_says(health) == [
             "the embedded server answers again",
             GONE.format(server.socket) + "made anew",
         ]
         assert server.pid == pid
 
-    def test_a_slow_script_is_an_answer_in_time(self, server: EmbeddedServer, health: HealthCheck) -> None:
+    def test_a_slow_script_counts_as_an_answer(self, server: EmbeddedServer, health: HealthCheck) -> None:
         # Given a server that refuses all else while a script runs
         ask(server, "CONFIG", "SET", "busy-reply-threshold", "20")
         until = "repeat local t = redis.call('TIME') until t[1] * 1000 + t[2] / 1000 > tonumber(ARGV[1])"
@@ -272,7 +268,7 @@ class TestSilence:
 
 class TestFiles:
     @pytest.mark.parametrize("name", ["", "appendonly.aof.manifest", "appendonly.aof.1.base.rdb"])
-    def test_files_that_are_gone_are_written_anew(self, server: EmbeddedServer, health: HealthCheck, name: str) -> None:
+    def test_lost_files_are_rewritten(self, server: EmbeddedServer, health: HealthCheck, name: str) -> None:
         folder = server.data_dir / "appendonlydir"
         if name:
             (folder / name).unlink()
@@ -294,7 +290,7 @@ class TestFiles:
         assert until_it_says(health) == [RESTARTED.format(server.socket)]
         assert ask(server, "GET", "key") == "value"
 
-    def test_a_server_that_keeps_nothing_is_not_restarted(self, server: EmbeddedServer, health: HealthCheck) -> None:
+    def test_a_server_without_stored_data_is_not_restarted(self, server: EmbeddedServer, health: HealthCheck) -> None:
         ask(server, "CONFIG", "SET", "appendonly", "no")
         remove_all_sockets(server)
         [line] = until_it_says(health)
@@ -306,7 +302,7 @@ class TestFiles:
         assert server.running
 
     @pytest.mark.parametrize("remade", [False, True])
-    def test_a_data_directory_that_was_moved_is_not_begun_anew(
+    def test_a_moved_data_directory_is_an_error(
         self, server: EmbeddedServer, health: HealthCheck, remade: bool
     ) -> None:
         moved = server.data_dir.with_name("moved")

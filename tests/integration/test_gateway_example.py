@@ -95,7 +95,7 @@ def test_people_come_talk_and_go(chat: Chat) -> None:
     assert chat.pull("cy") == []
 
 
-def test_one_who_cannot_be_is_sent_away_alone(chat: Chat) -> None:
+def test_an_invalid_user_is_sent_away_alone(chat: Chat) -> None:
     chat.create_group("team", ["ann"])
     ann, nobody = Socket(), Socket()
     news: queue.Queue[tuple[Socket, str | None]] = queue.Queue()
@@ -106,7 +106,7 @@ def test_one_who_cannot_be_is_sent_away_alone(chat: Chat) -> None:
     assert nobody.closed.startswith("uid is empty")
 
 
-def test_receipts_are_told(chat: Chat) -> None:
+def test_receipts_reach_the_sender(chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     ann = Socket()
     news: queue.Queue[tuple[Socket, str | None]] = queue.Queue()

@@ -203,7 +203,7 @@ class TestCreation:
             assert chat.groups_of(UIDS[0]) == ["untold"]
             sent = chat.send("untold", "hi", sender_uid=UIDS[1])
             wait_until(lambda: [e for e in gateway.poll(0.05) if getattr(e, "message", None) == sent])
-            assert session.entered
+            assert session.is_synced
         store(chat)
         assert list(check.check(chat.system)) == []
         kinds = Counter(keys.kind_of(key.decode()) for key in chat.system.client.driver.keys("im:*"))

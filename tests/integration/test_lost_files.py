@@ -57,7 +57,7 @@ def copy_of(file: Path, to: Path) -> Path:
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
-def test_nothing_is_stored_in_a_file_that_was_removed(
+def test_nothing_is_stored_in_a_removed_file(
     database: Database, file: Path, tmp_path: Path, write: Callable[[Database], object]
 ) -> None:
     kept = tmp_path / "kept"
@@ -67,14 +67,14 @@ def test_nothing_is_stored_in_a_file_that_was_removed(
         with pytest.raises(DatabaseUnavailable, match="was removed while it was in use, and nothing is stored: put"):
             write(database)
 
-    # Put back, it goes on
+    # With the file in place again, it works
     kept.rename(file)
     write(database)
     assert queries.listed(database, ["before"]) == {"before"}
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
-def test_nor_in_one_that_was_replaced(
+def test_nothing_is_stored_in_a_replaced_file(
     database: Database, file: Path, tmp_path: Path, write: Callable[[Database], object]
 ) -> None:
     copy_of(file, tmp_path / "backup").rename(file)
@@ -87,7 +87,7 @@ def test_nor_in_one_that_was_replaced(
     assert queries.listed(database, ["before"]) == {"before"}
 
 
-def test_one_in_its_place_is_looked_at_as_any_other(database: Database, file: Path, tmp_path: Path) -> None:
+def test_a_replacement_is_examined_like_any_other_database(database: Database, file: Path, tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "other")) as other:
         other.execute("CREATE TABLE theirs (x)")
     (tmp_path / "other").rename(file)
@@ -98,31 +98,31 @@ def test_one_in_its_place_is_looked_at_as_any_other(database: Database, file: Pa
         database.write(Batch(groups=[GroupRow("g", 1)]))
 
 
-def test_a_log_that_was_removed_costs_nothing(database: Database, file: Path) -> None:
+def test_a_removed_log_loses_nothing(database: Database, file: Path) -> None:
     # Given something that is in the log alone
     database.write(Batch(groups=[GroupRow("in the log", 1)]))
     log = file.with_name("imcore.db-wal")
     assert log.stat().st_size
 
-    # When somebody takes it for rubbish
+    # When somebody removes it
     log.unlink()
     with pytest.raises(DatabaseReplaced, match=r"imcore\.db-wal was removed while it was in use"):
         database.write(Batch(groups=[GroupRow("g", 1)]))
 
-    # Then the file has got what was in it, and everybody goes on
+    # Then its rows are in the file, and everybody continues
     database.write(Batch(groups=[GroupRow("after", 1)]))
     with Database.connect(f"sqlite:///{file}") as another:
         assert set(queries.gids(another)) == {"before", "in the log", "after"}
 
 
-def test_what_is_read_comes_from_the_file_that_is_there(database: Database, file: Path, tmp_path: Path) -> None:
+def test_reads_come_from_the_file_in_place(database: Database, file: Path, tmp_path: Path) -> None:
     copy_of(file, tmp_path / "backup").rename(file)
     with pytest.raises(DatabaseReplaced):
         database.messages_after(GID, 0)
     assert database.messages_after(GID, 0) == []
 
 
-def test_a_file_removed_in_the_middle_of_a_write_confirms_nothing(
+def test_a_file_removed_during_a_write_acks_nothing(
     database: Database, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin = sqlite_file.begin_writing
@@ -136,9 +136,7 @@ def test_a_file_removed_in_the_middle_of_a_write_confirms_nothing(
         database.write(Batch(groups=[GroupRow("g", 1)]))
 
 
-def test_a_worker_waits_for_its_file_and_confirms_nothing_meanwhile(
-    settings: Settings, file: Path, tmp_path: Path
-) -> None:
+def test_a_worker_waits_for_its_file_and_acks_nothing_meanwhile(settings: Settings, file: Path, tmp_path: Path) -> None:
     given = {"redis_url": settings.redis_url, "block_ms": 50}
     with Chat.connect(settings=settings) as chat, WorkerProcess(settings.data_dir, "persist", **given) as worker:
         # Given a worker that has stored something
@@ -165,7 +163,7 @@ def test_a_worker_waits_for_its_file_and_confirms_nothing_meanwhile(
     assert worker.log.count("was removed") == 1
 
 
-def test_an_empty_one_in_its_place_is_not_written_to(settings: Settings, file: Path) -> None:
+def test_an_empty_replacement_is_not_written(settings: Settings, file: Path) -> None:
     given = {"redis_url": settings.redis_url, "block_ms": 50}
     with Chat.connect(settings=settings) as chat, WorkerProcess(settings.data_dir, "persist", **given) as worker:
         worker.wait_for("working as")
@@ -196,7 +194,7 @@ class TestLocalDatabase:
         local.close()
 
     @pytest.mark.parametrize("how", ["removed", "replaced", "lock"])
-    def test_nothing_is_kept_in_a_file_that_is_gone(self, local: LocalDatabase, tmp_path: Path, how: str) -> None:
+    def test_nothing_is_stored_in_a_lost_local_database(self, local: LocalDatabase, tmp_path: Path, how: str) -> None:
         path = local.path
         if how == "replaced":
             copy_of(path, tmp_path / "backup").rename(path)
@@ -210,7 +208,7 @@ class TestLocalDatabase:
         ):
             local.queue(GID, "hi")
 
-    def test_a_short_command_beside_it_goes_on(self, local: LocalDatabase) -> None:
+    def test_a_short_command_beside_a_session_works(self, local: LocalDatabase) -> None:
         with LocalDatabase(local.path, "ann") as other:
             other.queue(GID, "hi")
         local.queue(GID, "more")
@@ -230,13 +228,13 @@ def test_a_session_ends_with_one_line(settings: Settings) -> None:
         with pytest.raises(ImError, match="was removed or replaced"):
             list(events)
 
-    # And what it could not keep is not acked
+    # And messages that it could not store are not acked
     with Chat.connect(settings=settings) as chat:
         assert [each.content for each in chat.pull("bob", GID)][-1] == "two"
 
 
-def test_files_of_a_sound_system_are_never_missed(settings: Settings, file: Path) -> None:
-    # Given connections that come and go, and a log that goes with the last of them
+def test_a_sound_system_loses_no_file(settings: Settings, file: Path) -> None:
+    # Given connections that open and close, and a log that is removed with the last of them
     for number in range(3):
         with Database.connect(settings.database_url) as one, Database.connect(settings.database_url) as other:
             one.upgrade()

@@ -1,4 +1,4 @@
-"""A database that a newer program has made is refused, whoever comes to use it."""
+"""Every program refuses a database that a newer program has made."""
 
 import shlex
 from collections.abc import Callable
@@ -50,14 +50,14 @@ def sqlite_newer(sqlite_url: str) -> str:
         lambda database: database.check_version(),
     ],
 )
-def test_every_use_of_it(newer_url: str, use: Callable[[Database], object]) -> None:
+def test_every_use_of_a_newer_database_is_refused(newer_url: str, use: Callable[[Database], object]) -> None:
     with Database.connect(newer_url) as database:
         for _ in range(2):
             with pytest.raises(ConfigurationError, match=NEWER):
                 use(database)
 
 
-def test_one_that_is_away_is_not_refused() -> None:
+def test_an_unreachable_database_is_not_refused() -> None:
     with Database.connect("postgresql://127.0.0.1:1/chat") as database:
         database.refuse_newer()
 
@@ -77,7 +77,7 @@ def im(valkey: str, sqlite_newer: str, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "line", ["check", "trim", "status team MSGID", "rebuild --yes", "import /dev/null", "db upgrade", "check --repair"]
 )
-def test_every_command_that_looks_into_it(im: Callable[..., Result], line: str) -> None:
+def test_every_command_refuses_a_newer_database(im: Callable[..., Result], line: str) -> None:
     result = im(line)
     assert (result.exit_code, result.stdout) == (1, "")
     assert NEWER in result.stderr
@@ -86,7 +86,7 @@ def test_every_command_that_looks_into_it(im: Callable[..., Result], line: str) 
 
 @pytest.mark.parametrize("name", ["persist", "receipts", "jobs"])
 @pytest.mark.usefixtures("im")
-def test_every_worker(valkey: str, sqlite_newer: str, tmp_path: Path, name: str) -> None:
+def test_every_worker_refuses_a_newer_database(valkey: str, sqlite_newer: str, tmp_path: Path, name: str) -> None:
     with WorkerProcess(tmp_path, name, redis_url=valkey, database_url=sqlite_newer) as worker:
         assert worker.wait() == 1
     assert NEWER in worker.log.splitlines()[-1]

@@ -53,7 +53,7 @@ def worker(settings: Settings, name: str) -> WorkerProcess:
     return WorkerProcess(settings.data_dir / "processes", name, **urls)
 
 
-def test_workers_store_all_beside_each_other(settings: Settings) -> None:
+def test_workers_store_all_through_a_pooler(settings: Settings) -> None:
     # Given more workers than sessions
     with (
         worker(settings, "persist") as first,
@@ -84,7 +84,7 @@ def test_workers_store_all_beside_each_other(settings: Settings) -> None:
             assert "Traceback" not in each.log
 
 
-def test_statements_that_come_again_and_again(url: str) -> None:
+def test_repeated_statements(url: str) -> None:
     # Given programs that get each other's sessions, in which a driver may have prepared a statement for itself
     with ExitStack() as stack:
         databases = [stack.enter_context(Database.connect(url)) for _ in range(SESSIONS + 1)]
@@ -104,7 +104,7 @@ def test_statements_that_come_again_and_again(url: str) -> None:
 
 def test_a_rebuild_and_an_import(settings: Settings) -> None:
     with Chat.connect(settings=settings) as chat:
-        # Given what was imported, and stored
+        # Given an import, stored in SQL
         lines = [
             {"type": "message", "gid": GID, "uid": "ann", "content": f"{n}", "client_msgid": f"{n}"} for n in range(99)
         ]
@@ -139,7 +139,7 @@ def test_several_migrations_at_once(url: str) -> None:
         assert queries.count_groups(database) == 2 * SESSIONS
 
 
-def test_more_rows_than_a_page_come_while_others_ask(url: str) -> None:
+def test_a_stream_of_pages_beside_other_queries(url: str) -> None:
     rows = [MessageRow(GID, n, n, "ann", 0, "hi", None, None) for n in range(1, 2 * queries.PAGE + 2)]
     with Database.connect(url) as database:
         database.upgrade()
@@ -154,9 +154,7 @@ def test_more_rows_than_a_page_come_while_others_ask(url: str) -> None:
         assert seen == len(rows)
 
 
-def test_a_lock_is_waited_for_so_long_and_no_longer(
-    url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wait_for_a_lock_is_limited(url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_session, "LOCK_TIMEOUT_MS", 10)
     with Database.connect(url) as database, psycopg.connect(postgres_url) as holder:
         database.upgrade()
@@ -165,7 +163,7 @@ def test_a_lock_is_waited_for_so_long_and_no_longer(
             database.write(Batch(groups=[GroupRow(GID, 1)]))
 
 
-def test_what_a_role_says_is_set_right_in_each_transaction(
+def test_settings_of_a_role_are_overridden_in_each_transaction(
     url: str, postgres_url: str, postgres_server: PostgresServer
 ) -> None:
     postgres_server.run(f"ALTER DATABASE {name_of(postgres_url)} SET timezone = 'America/New_York'")
@@ -189,7 +187,7 @@ def test_a_mode_without_transactions_is_refused_in_one_line(postgres_server: Pos
         database.upgrade()
 
 
-def test_an_option_that_it_does_not_pass_on_is_told(postgres_server: PostgresServer, postgres_url: str) -> None:
+def test_an_option_that_the_pooler_drops_is_an_error(postgres_server: PostgresServer, postgres_url: str) -> None:
     options = "&options=-cstatement_timeout%3D0"
     with (
         running_pgbouncer(postgres_server, pool_mode="transaction") as bouncer,

@@ -44,7 +44,7 @@ def refusal(action: Callable[[], object], kind: type[ImError] = ConfigurationErr
 class TestPostgres:
     @pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
     @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
-    def test_an_encoding_that_cannot_hold_every_text(
+    def test_an_encoding_other_than_utf8(
         self, postgres_server: PostgresServer, encoding: str, use: Callable[[Database], object]
     ) -> None:
         url = postgres_server.new_database(f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
@@ -56,7 +56,7 @@ class TestPostgres:
         postgres_server.drop_database(url)
 
     @pytest.mark.parametrize("name", ["persist", "receipts", "jobs"])
-    def test_no_worker_begins_there(
+    def test_no_worker_starts_with_another_encoding(
         self, postgres_server: PostgresServer, valkey: str, tmp_path: Path, name: str
     ) -> None:
         url = postgres_server.new_database("ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
@@ -67,7 +67,7 @@ class TestPostgres:
         postgres_server.drop_database(url)
 
     @pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
-    def test_one_that_is_too_old(
+    def test_a_server_that_is_too_old(
         self, postgres_url: str, monkeypatch: pytest.MonkeyPatch, use: Callable[[Database], object]
     ) -> None:
         monkeypatch.setattr(postgres_checks, "OLDEST", 990_000)
@@ -92,21 +92,21 @@ class TestRights:
             for statement in statements:
                 owner.execute(statement.encode())
 
-    def test_none_on_the_schema(self, url: str) -> None:
+    def test_no_right_on_the_schema(self, url: str) -> None:
         with Database.connect(url) as database:
             assert "GRANT USAGE, CREATE ON SCHEMA name TO app" in refusal(database.upgrade)
 
-    def test_none_to_make_tables(self, url: str, postgres_url: str) -> None:
+    def test_no_right_to_create_tables(self, url: str, postgres_url: str) -> None:
         self.grant(postgres_url, "GRANT USAGE ON SCHEMA public TO app")
         with Database.connect(url) as database:
             assert "GRANT CREATE ON SCHEMA public TO app" in refusal(database.upgrade)
 
-            # What is granted counts at once, for the same program too
+            # A GRANT works at once, in the same process too
             self.grant(postgres_url, "GRANT CREATE ON SCHEMA public TO app")
             database.upgrade()
             database.write(BATCH)
 
-    def test_too_few_on_the_tables_of_somebody_else(self, url: str, postgres_url: str) -> None:
+    def test_too_few_rights_on_existing_tables(self, url: str, postgres_url: str) -> None:
         # Given tables of their owner, which a role may read
         with Database.connect(postgres_url) as owner:
             owner.upgrade()
@@ -118,7 +118,7 @@ class TestRights:
             "REVOKE DELETE ON offset_moves FROM app",
         )
         with Database.connect(url) as database:
-            # Then it reads, and is told what it lacks to store
+            # Then it reads, and the error names the right that a write needs
             assert database.messages_after("g", 0) == []
             for action in (database.upgrade, lambda: database.write(BATCH)):
                 said = refusal(action)
@@ -129,7 +129,7 @@ class TestRights:
             database.upgrade()
             database.write(BATCH)
 
-    def test_none_to_read(self, url: str, postgres_url: str) -> None:
+    def test_no_right_to_read(self, url: str, postgres_url: str) -> None:
         with Database.connect(postgres_url) as owner:
             owner.upgrade()
         self.grant(postgres_url, "GRANT USAGE ON SCHEMA public TO app", "GRANT SELECT ON imcore_version TO app")
@@ -158,7 +158,7 @@ def standby() -> Iterator[tuple[PostgresServer, str]]:
         shutil.rmtree(folder)
 
 
-def test_a_standby_is_read_and_not_written(standby: tuple[PostgresServer, str], valkey: str, tmp_path: Path) -> None:
+def test_a_standby_is_only_read(standby: tuple[PostgresServer, str], valkey: str, tmp_path: Path) -> None:
     server, url = standby
     settings = replace(Settings.from_env({}, redis_url=valkey, database_url=url, data_dir=str(tmp_path)), block_ms=50)
     given = {"redis_url": valkey, "database_url": url}
@@ -191,7 +191,7 @@ class TestSqlite:
         yield folder
         shutil.rmtree(folder)
 
-    def test_a_library_that_is_too_old(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_sqlite_library_that_is_too_old(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 26, 0))
         monkeypatch.setattr(sqlite3, "sqlite_version", "3.26.0")
         line = "this Python has SQLite 3.26.0, and imcore needs 3.37 or newer: use a newer Python"
@@ -222,7 +222,7 @@ class TestSqlite:
         said = as_nobody(folder, "database", use)
         assert "the file and its folder, where SQLite keeps its log, must be writable" in said
 
-    def test_so_a_local_database(self, folder: Path) -> None:
+    def test_a_local_database_is_refused_the_same_way(self, folder: Path) -> None:
         LocalDatabase(folder / "ann.db", "ann").close()
         said = as_nobody(folder, "local", "queue")
         assert "cannot be used now" in said
@@ -251,7 +251,7 @@ except ImError as error:
 
 
 def as_nobody(folder: Path, kind: str, use: str) -> str:
-    """Use what is in a folder that cannot be written; return the line that says so."""
+    """Use a file in an unwritable folder; return the error."""
     for path in folder.iterdir():
         path.chmod(0o666)
     folder.chmod(0o555)

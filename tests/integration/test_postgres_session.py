@@ -1,4 +1,4 @@
-"""What a database, a role and the PG* variables say of a session changes nothing of what is read and stored."""
+"""Settings of a database, a role and the PG* variables change no stored and no read value."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -76,7 +76,7 @@ CASES: list[tuple[Say, str, str]] = [
 
 
 @pytest.mark.parametrize(("say", "name", "value"), CASES, ids=[" ".join((s.__name__, *said)) for s, *said in CASES])
-def test_all_goes_on_whatever_a_session_begins_with(
+def test_everything_works_with_any_session_settings(
     say: Say, name: str, value: str, postgres_server: PostgresServer, valkey: str, url: str, tmp_path: Path
 ) -> None:
     # Given a session that begins with something unusual
@@ -101,7 +101,7 @@ def test_all_goes_on_whatever_a_session_begins_with(
         store(chat, settings)
         assert retention.trim(chat.system, keep_messages=0, keep_ms=0).entries == len(sent)
 
-        # Then both sides agree, and everybody gets what was said
+        # Then both sides agree, and everybody gets every message
         assert list(check.check(chat.system)) == []
         assert list(corrections.wrong_times(chat.system.database, "team")) == []
         assert [each.message for each in chat.status("team")] == sent
@@ -136,7 +136,7 @@ def store(chat: Chat, settings: Settings) -> None:
         ("PGOPTIONS", "-c timezone=America/New_York -c datestyle=German -c client_encoding=LATIN1"),
     ],
 )
-def test_so_it_does_whatever_the_variables_say(
+def test_everything_works_with_any_pg_variables(
     variable: str, value: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -150,14 +150,14 @@ def test_so_it_does_whatever_the_variables_say(
 
 
 def test_a_commit_is_on_the_disk(postgres_server: PostgresServer, url: str) -> None:
-    # Given a database that says of nothing that it must be, and a server that is told to do more than that
+    # Given a database without synchronous commits, and a server with more than that
     for said, expected in (("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")):
         by_database(postgres_server, url, "synchronous_commit", said)
         with Database.connect(url) as database, database.connection() as connection:
             assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == expected
 
 
-def test_a_server_that_syncs_nothing_is_told(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_without_fsync_is_logged(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
     # Given the server of the tests, which need not outlive a power cut
     with Database.connect(postgres_url) as database:
         database.upgrade()
@@ -172,7 +172,7 @@ def test_a_server_that_syncs_nothing_is_told(postgres_url: str, caplog: pytest.L
 
 
 class TestLimits:
-    """What a role limits is told, and what to do about it."""
+    """Limits of a role are errors that say what to do."""
 
     def test_a_statement_that_takes_too_long(self, postgres_server: PostgresServer, url: str) -> None:
         with Database.connect(url) as database:
@@ -188,7 +188,7 @@ class TestLimits:
     def test_a_transaction_that_is_idle_for_too_long(self, postgres_server: PostgresServer, url: str) -> None:
         by_role(
             postgres_server, url, "idle_in_transaction_session_timeout", "500"
-        )  # longer than a session takes to begin
+        )  # longer than the start of a session
         with (
             Database.connect(url) as database,
             pytest.raises(DatabaseUnavailable, match=r"idle_in_transaction_session_timeout = 0$"),

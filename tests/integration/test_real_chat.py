@@ -17,7 +17,7 @@ from tests.model.reference import Model
 from tests.model.replay import replay
 
 SOME = 20
-"""Where each message takes its time, every so manieth is asked for; each name of each is in `msg_acks` as well."""
+"""Slow comparisons look at every 20th message only. `msg_acks` has the names of all."""
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def chat(valkey: str, database_url: str) -> Iterator[Chat]:
 
 
 @pytest.mark.parametrize("file", chat_files(), ids=str)
-def test_real_chat_comes_out_as_the_model_has_it(chat: Chat, file: ChatFile) -> None:
+def test_import_of_real_chat_equals_the_model(chat: Chat, file: ChatFile) -> None:
     # When it is imported, before any worker has run
     summary = imported(chat, file)
     model = replayed(chat, file, Model())

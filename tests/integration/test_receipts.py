@@ -89,7 +89,7 @@ class Sender:
         self.session: Session = gateway.open(uid)
         self.digests: list[tuple[Receipt, ...]] = []
         self.others: dict[Session, int] = {}
-        self.until(lambda: self.session.entered)
+        self.until(lambda: self.session.is_synced)
 
     @property
     def tallies(self) -> dict[str, tuple[int, int]]:

@@ -410,7 +410,7 @@ def test_a_client_that_was_away_gets_what_was_lost_before_its_own_place(chat: Ch
     # When it comes back after the reconciliation, with its own place
     persist(chat)
     with chat.gateway(ack_every=1, ack_interval_s=0.01) as gateway:
-        gateway.open("bob", places={"g": since.msgid})
+        gateway.open("bob", after={"g": since.msgid})
         # Then
         hears(gateway, ["lost", "since"])
         wait_until(lambda: gateway.poll(0.02) == [] and chat.pull("bob", "g") == [])

@@ -1,4 +1,4 @@
-"""Which settings of a server break a promise: who says so, and who refuses to begin."""
+"""Settings of a server that break a promise: the warnings, and the refusal to start."""
 
 import re
 from collections.abc import Iterator
@@ -80,7 +80,7 @@ def warnings_of(settings: Settings) -> list[str]:
         return [text for each in chat_servers(redis_client) for text in each.warnings]
 
 
-def test_of_a_sound_server_there_is_nothing_to_say(settings: Settings, im: "Any") -> None:
+def test_a_sound_server_has_no_warnings(settings: Settings, im: "Any") -> None:
     with closing(RedisClient.connect(settings)) as redis_client:
         [found] = servers = all_servers(redis_client, settings, pytest.fail)
     assert (found.warnings, warning_of(servers)) == ((), None)
@@ -93,7 +93,7 @@ def test_of_a_sound_server_there_is_nothing_to_say(settings: Settings, im: "Any"
 
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("kind", PROMISES)
-def test_each_setting_that_breaks_a_promise_is_told_with_what_comes_of_it(
+def test_each_bad_setting_has_a_warning_with_its_effect(
     server: RunningServer, settings: Settings, kind: str, protocol: int
 ) -> None:
     values, said = PROMISES[kind]
@@ -103,7 +103,7 @@ def test_each_setting_that_breaks_a_promise_is_told_with_what_comes_of_it(
     assert found.startswith(next(iter(values)))
 
 
-def test_a_replica_is_told(server: RunningServer, settings: Settings) -> None:
+def test_a_replica_has_a_warning(server: RunningServer, settings: Settings) -> None:
     with redis.Redis.from_url(server.url) as client:
         client.replicaof("127.0.0.1", 1)
         [found] = warnings_of(settings)
@@ -113,7 +113,7 @@ def test_a_replica_is_told(server: RunningServer, settings: Settings) -> None:
         assert found.startswith("replica-read-only is no: ")
 
 
-def test_all_is_said_in_one_warning(server: RunningServer, settings: Settings, im: "Any") -> None:
+def test_all_warnings_are_one_line(server: RunningServer, settings: Settings, im: "Any") -> None:
     # Given several settings that break promises
     configure(server, PROMISES["volatile-lru"][0] | PROMISES["snapshots"][0])
     # When a worker begins
@@ -130,7 +130,7 @@ def test_all_is_said_in_one_warning(server: RunningServer, settings: Settings, i
     assert complaint == f"im: {warning.partition('receipts: ')[2]}"
 
 
-def test_stats_show_what_is_set_and_what_is_not_known(server: RunningServer, settings: Settings, im: "Any") -> None:
+def test_stats_show_settings_and_unknown_settings(server: RunningServer, settings: Settings, im: "Any") -> None:
     configure(server, PROMISES["appendfsync"][0])
     [line] = im("stats", "--json").stdout.splitlines()
     assert '"maxmemory_policy": "allkeys-lru"' in line
@@ -150,7 +150,7 @@ def test_stats_show_what_is_set_and_what_is_not_known(server: RunningServer, set
         assert client.acl_log() == []
 
 
-def test_who_may_not_ask_at_all_is_told_nothing(server: RunningServer, settings: Settings) -> None:
+def test_a_role_without_rights_gets_no_warning(server: RunningServer, settings: Settings) -> None:
     with redis.Redis.from_url(server.url) as client:
         client.execute_command("ACL SETUSER bob reset on nopass ~* &* +@all -info -config")
     with closing(
@@ -165,7 +165,7 @@ ALLKEYS = PROMISES["allkeys-lru"][0]
 
 
 @pytest.mark.parametrize("name", ["persist", "receipts", "jobs", "up"])
-def test_a_server_that_drops_groups_is_refused_before_anything_is_begun(
+def test_an_evicting_server_is_refused_before_the_start(
     server: RunningServer, settings: Settings, im: "Any", name: str, tmp_path: Path
 ) -> None:
     # Given a server without functions, and a database without tables
@@ -192,7 +192,7 @@ def test_a_server_that_drops_groups_is_refused_before_anything_is_begun(
     assert not database.exists()
 
 
-def test_who_takes_the_loss_is_warned_only(server: RunningServer, settings: Settings) -> None:
+def test_allow_eviction_leaves_a_warning(server: RunningServer, settings: Settings) -> None:
     configure(server, ALLKEYS)
     with WorkerProcess(
         settings.data_dir / "w", "persist", "--burst", redis_url=settings.redis_url, allow_eviction=1
@@ -202,7 +202,7 @@ def test_who_takes_the_loss_is_warned_only(server: RunningServer, settings: Sett
     assert refuse_eviction([], settings) is None  # type: ignore[func-returns-value]
 
 
-def test_the_server_of_the_jobs_is_looked_at_where_it_is_another_one(
+def test_another_server_for_jobs_is_examined(
     server: RunningServer, settings: Settings, valkey: str, tmp_path: Path
 ) -> None:
     # Given jobs on the same server under another number, and on another server
@@ -249,7 +249,7 @@ JOBS_AWAY: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("kind", JOBS_AWAY)
-def test_a_server_of_the_jobs_that_refuses_us_decides_nothing(
+def test_a_refusing_server_for_jobs_changes_nothing(
     server: RunningServer, settings: Settings, im: "Any", kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a server of the jobs that cannot be looked at, and a difference
@@ -275,10 +275,10 @@ def test_a_server_of_the_jobs_that_refuses_us_decides_nothing(
     assert (checked.exit_code, checked.stderr.splitlines()[-1].lower()) == (0, "no difference")
 
 
-def test_a_server_of_the_chat_that_is_gone_after_the_comparison_does_not_change_what_it_found(
+def test_a_server_lost_after_the_check_does_not_change_its_result(
     settings: Settings, im: "Any", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a server that answers all but what it says of itself
+    # Given a server that is lost before its settings are read
     def refuses(*_: object, **__: object) -> None:
         raise redis.ConnectionError("gone")
 
@@ -291,7 +291,7 @@ def test_a_server_of_the_chat_that_is_gone_after_the_comparison_does_not_change_
     assert checked.stderr.endswith("im: differences between Redis and SQL: 1\n")
 
 
-def test_of_a_cluster_each_primary_is_looked_at(cluster: str, cluster_servers: RunningCluster) -> None:
+def test_each_primary_of_a_cluster_is_examined(cluster: str, cluster_servers: RunningCluster) -> None:
     # Given a cluster of which one node drops keys
     settings = Settings.from_env({}, redis_url=cluster)
     node = cluster_servers.nodes[1]
@@ -303,7 +303,7 @@ def test_of_a_cluster_each_primary_is_looked_at(cluster: str, cluster_servers: R
         [dropping] = [each for each in servers if each.drops_anything]
         with pytest.raises(ConfigurationError, match=f"^{dropping.server} drops groups"):
             refuse_eviction(servers, settings)
-        # And what is true of all is said once
+        # And a warning for all of them comes once
         warning = warning_of(servers) or ""
         assert warning.count("appendonly is no") == 1
         assert warning.count(f". {dropping.server}: maxmemory-policy") == 1
@@ -311,7 +311,7 @@ def test_of_a_cluster_each_primary_is_looked_at(cluster: str, cluster_servers: R
         configure(node, {"maxmemory": 0, "maxmemory-policy": "noeviction"})
 
 
-def test_workers_of_im_up_do_not_say_it_again(server: RunningServer, settings: Settings) -> None:
+def test_workers_of_im_up_do_not_repeat_the_warning(server: RunningServer, settings: Settings) -> None:
     configure(server, PROMISES["appendfsync"][0])
     with WorkerProcess(
         settings.data_dir / "w", "persist", "--burst", "--known-server", redis_url=settings.redis_url
@@ -320,7 +320,7 @@ def test_workers_of_im_up_do_not_say_it_again(server: RunningServer, settings: S
     assert worker.warnings == []
 
 
-def test_the_roles_that_look_may(server: RunningServer, settings: Settings) -> None:
+def test_the_roles_may_read_the_settings(server: RunningServer, settings: Settings) -> None:
     with redis.Redis.from_url(server.url) as client:
         for role in (WORKER, READER):
             client.execute_command(*role.set_user().replace("#SHA256_OF_THE_PASSWORD", ">pw").split())

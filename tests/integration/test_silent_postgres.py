@@ -15,7 +15,7 @@ import pytest
 from imcore.chat import Chat
 from imcore.model.rows import Batch, GroupRow
 from imcore.settings import Settings
-from imcore.sql import waits
+from imcore.sql import postgres_session
 from imcore.sql.database import Database
 from tests.deadline import wait_until
 from tests.postgres import PostgresServer, name_of
@@ -34,7 +34,7 @@ def sessions(server: PostgresServer, url: str) -> list[int]:
 
 @contextmanager
 def silent(server: PostgresServer, url: str) -> Iterator[None]:
-    """Let all of them stand still."""
+    """Stop all of them for a while."""
     pids = sessions(server, url)
     assert pids
     for pid in pids:
@@ -55,14 +55,14 @@ def silent(server: PostgresServer, url: str) -> Iterator[None]:
     ],
     ids=["read", "write", "upgrade"],
 )
-def test_whoever_waits_says_so(
+def test_a_wait_for_a_silent_server_is_logged(
     postgres_server: PostgresServer,
     postgres_url: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     action: Callable[[Database], object],
 ) -> None:
-    monkeypatch.setattr(waits, "TOLD_AFTER_S", 0.2)
+    monkeypatch.setattr(postgres_session, "SLOW_AFTER_S", 0.2)
     caplog.set_level(logging.INFO)
     with Database.connect(postgres_url) as database:
         database.upgrade()
@@ -80,7 +80,7 @@ def test_whoever_waits_says_so(
     assert "answers again after" in told[1]
 
 
-def test_a_worker_says_so_and_ends_when_it_is_asked_to(
+def test_a_worker_logs_the_wait_and_ends_on_a_signal(
     postgres_server: PostgresServer, postgres_url: str, valkey: str, tmp_path: Path
 ) -> None:
     settings = replace(Settings.from_env({}, redis_url=valkey, database_url=postgres_url, data_dir=str(tmp_path)))

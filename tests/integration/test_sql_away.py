@@ -1,4 +1,4 @@
-"""The SQL database away for a while: the chat goes on, the backlog shows, and the workers catch up by themselves."""
+"""An outage of the SQL database: the chat works, the backlog grows, and the workers catch up by themselves."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def worker(settings: Settings, name: str = "persist", **others: int) -> WorkerPr
 
 
 def backlog(settings: Settings) -> int:
-    """What `im stats` says that the worker `persist` has not done."""
+    """The backlog of the worker `persist` in `im stats`."""
     where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
     result = CliRunner().invoke(app, ["stats", "--json", *where], catch_exceptions=False)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -87,7 +87,7 @@ def test_postgresql_stopped_and_started(settings: Settings, postgres: PostgresSe
         # When the database is stopped
         postgres.stop()
 
-        # Then people talk and read on, and are told who has read what
+        # Then people send and ack, and get receipts
         for number in range(50):
             chat.send(GID, f"meanwhile {number}", sender_uid="ann")
         newest = chat.pull("bob", GID)[-1].msgid
@@ -122,7 +122,7 @@ def test_postgresql_stopped_and_started(settings: Settings, postgres: PostgresSe
     assert "Traceback" not in persist.log + receipts.log
 
 
-def test_a_lock_that_is_held_on_sqlite(settings: Settings) -> None:
+def test_a_held_lock_on_sqlite(settings: Settings) -> None:
     with Chat.connect(settings=settings) as chat, worker(settings) as persist:
         persist.wait_for("working as")
         chat.create_group(GID, ["ann", "bob"])
@@ -155,7 +155,7 @@ def locked(database_url: str) -> Iterator[None]:
             yield
 
 
-def test_a_lock_that_is_held_for_long_costs_an_entry_nothing(
+def test_a_long_lock_moves_no_entry_to_the_dead_letters(
     settings: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a lock that outlasts all patience of the driver, more often than an entry may be delivered
@@ -180,7 +180,7 @@ def test_a_lock_that_is_held_for_long_costs_an_entry_nothing(
         assert list(dead_letters.list_dead(chat.system)) == []
 
 
-def test_a_limit_for_locks_that_somebody_has_set_is_kept(postgres_url: str) -> None:
+def test_a_lock_timeout_of_the_operator_is_kept(postgres_url: str) -> None:
     name = f"{postgres_url}&options=-c%20lock_timeout%3D1min"
     for url, limit in ((postgres_url, "10s"), (name, "1min")):
         with Database.connect(url) as database, database.connection() as connection:
@@ -215,7 +215,7 @@ def test_waits_grow_up_to_a_limit_and_are_short_again_after_a_time_without_troub
     assert sum(waits) > 60
 
 
-def test_a_group_that_needs_the_database_holds_up_no_other(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_that_waits_for_sql_delays_no_other_group(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given two groups, of which one is in SQL only
     settings = replace(settings, receipt_window_ms=0, max_deliveries=2)
     with Chat.connect(settings=settings) as chat:

@@ -1,4 +1,4 @@
-"""What `im stats` says, on real servers."""
+"""`im stats` on real servers."""
 
 import time
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def work_off(settings: Settings, name: str) -> None:
 
 
 def test_streams_and_the_storm(chat: Chat) -> None:
-    # Given a group of 50 in which 20 messages were said, and acked by ten in two goes
+    # Given a group of 50 with 20 messages, which ten members acked in two steps
     uids = [f"user{number}" for number in range(50)]
     chat.create_group("team", uids)
     for half in range(2):
@@ -102,18 +102,18 @@ def dump(client: Any) -> dict[bytes, bytes]:
     return {key: client.dump(key) for key in client.keys("rq:*") if not key.startswith(b"rq:worker")}
 
 
-def test_of_nothing_at_all_there_is_nothing(valkey: str, tmp_path: Path) -> None:
+def test_an_empty_system_has_zeros(valkey: str, tmp_path: Path) -> None:
     with Chat.connect(settings=Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))) as chat:
         chat.system.client.upgrade()
         found = stats(chat.system)
     assert (found.groups, [each.bytes for each in found.streams]) == (0, [0, 0])
 
 
-# How far workers are behind.
+# The backlog of workers.
 
 
 def journal_of(chat: Chat, entries: int) -> str:
-    """A journal with so many entries, of which the worker persist has handled the first one."""
+    """A journal of `entries` entries; the worker persist has handled the first one."""
     chat.system.client.upgrade()
     journal = chat.system.client.space.journal(0)
     ids = [chat.system.client.execute_once("XADD", journal, "*", "kind", "test") for _ in range(entries)]
@@ -127,7 +127,7 @@ def behind(chat: Chat) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("said_to_be_read", [1, 3, 50, 1000])
-def test_a_backlog_is_counted_whatever_the_server_says(chat: Chat, said_to_be_read: int) -> None:
+def test_a_backlog_is_exact_despite_a_wrong_lag_of_the_server(chat: Chat, said_to_be_read: int) -> None:
     # Given a worker that has handled all but some, and a server that has lost count, as Redis 7.0 after a failover
     journal = journal_of(chat, 50)
     for left in (7, 0):
@@ -138,13 +138,13 @@ def test_a_backlog_is_counted_whatever_the_server_says(chat: Chat, said_to_be_re
     assert behind(chat) == (0, 0)
 
 
-def test_of_a_large_backlog_little_is_read(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_backlog_is_not_read_whole(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given more entries than are counted
     monkeypatch.setattr(lag, "PAGE", 10)
     monkeypatch.setattr(lag, "MOST_COUNTED", 20)
     journal = journal_of(chat, 101)
     read: list[int] = []
-    ask = chat.system.client.read
+    ask = chat.system.client.query
 
     def counting(*command: str | int) -> Any:
         answer = ask(*command)
@@ -152,8 +152,8 @@ def test_of_a_large_backlog_little_is_read(chat: Chat, monkeypatch: pytest.Monke
             read.append(len(answer))
         return answer
 
-    monkeypatch.setattr(chat.system.client, "read", counting)
-    # Then the server's word is taken where it can be right, and else all that is there
+    monkeypatch.setattr(chat.system.client, "query", counting)
+    # Then the backlog is the server's figure if that is possible, else the length of the journal
     for said_to_be_read, backlog in ((1, 100), (61, 40), (85, 101), (5000, 101)):
         chat.system.client.execute_once(
             "XGROUP SETID", journal, "persist", ask("XRANGE", journal, "-", "+")[0][0], "ENTRIESREAD", said_to_be_read
@@ -163,7 +163,7 @@ def test_of_a_large_backlog_little_is_read(chat: Chat, monkeypatch: pytest.Monke
         assert read == [10, 10]
 
 
-def test_entries_are_as_old_as_the_clock_says_that_has_named_them(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_age_of_entries_is_by_the_clock_of_the_server(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a machine whose clock is a day ahead of the server's, or behind it
     journal_of(chat, 3)
     for days in (1, -1):

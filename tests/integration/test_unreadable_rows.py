@@ -1,4 +1,4 @@
-"""A row that somebody has written by hand and that cannot be read is told, and holds up nothing."""
+"""An unreadable row, written by hand, is reported and blocks nothing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -72,7 +72,7 @@ CASES = [
     *((kind, *each) for kind, some in OF_OTHER_TABLES.items() for each in some),
 ]
 BLANK = {("postgresql", "content", "''")}
-"""What can be read, though it says something else than before."""
+"""Readable values that differ from the old ones."""
 
 
 @dataclass
@@ -143,7 +143,7 @@ def system(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> Itera
     indirect=["system"],
     ids=[f"{kind} {table}.{column} {value}" for kind, table, column, value in CASES],
 )
-def test_one_row_that_cannot_be_read_holds_up_nothing(
+def test_an_unreadable_row_blocks_nothing(
     system: System, table: str, column: str, value: str, request: pytest.FixtureRequest
 ) -> None:
     # Given a value that the column should never hold
@@ -161,7 +161,7 @@ def test_one_row_that_cannot_be_read_holds_up_nothing(
     after = system.differences()
     system.look()
 
-    # Then the other group is as it was, and what cannot be read is told, also once Redis has not that message any more
+    # Then the other group is unchanged, and unreadable cells are reported, also after Redis has trimmed the message
     assert dropped >= 1
     assert not [line for line in (*before, *after) if line.startswith(GOOD)]
     if cannot_be_read:

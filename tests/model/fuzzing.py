@@ -18,8 +18,7 @@ from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, Outgoing, path_of
 from imcore.errors import ImError
 from imcore.gateway.fanout import Session
-from imcore.gateway.gateway import Gateway
-from imcore.gateway.listener import Listener
+from imcore.gateway.gateway import Gateway, Listener
 from imcore.model.values import Message, Receipt
 from imcore.repair.check import check
 from imcore.streams.keys import CONFIG
@@ -83,13 +82,13 @@ class Fuzzing(RuleBasedStateMachine):
         self.owners = {
             "Chat": self.chat,
             "Gateway": self.chat.gateway(ack_every=2, ack_interval_s=0.0, acks="client"),
-            "Client": Device(self.chat, UIDS[0], self.local),
+            "Device": Device(self.chat, UIDS[0], self.local),
             "LocalDatabase": self.local,
         }
         settings = replace(self.chat.system.settings, block_ms=0, retry_ms=0, receipt_window_ms=0, max_deliveries=1)
         self.persist = Persist(self.chat.system.client, self.chat.system.database, settings)
         self.receipts = ReceiptsWorker(self.chat.system.client, self.chat.system.database, settings)
-        self.given_out: dict[str, list[Any]] = {"chat": [self.chat]}
+        self.given_out: dict[str, list[Any]] = {"system": [self.chat.system]}
         self.before: Fingerprint | None = None
 
     def teardown(self) -> None:

@@ -76,7 +76,7 @@ seconds = st.sampled_from([0, 0.0, -1.0, -0.0, 1e-9])
 intervals = odd(
     st.sampled_from([0.0, 1.0]), st.sampled_from([-1.0, float("nan"), float("inf"), 1e300, -float("inf"), None, "1"])
 )
-places = odd(
+resume_points = odd(
     st.none() | st.dictionaries(st.sampled_from(GIDS), st.sampled_from(["0-0", *MSGIDS])),
     st.dictionaries(st.sampled_from(ODD[:-1]), msgids, max_size=2),
     st.dictionaries(st.sampled_from(GIDS), msgids, max_size=2),
@@ -112,7 +112,8 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "limit": limits,
     "session": sessions,
     "receipts": receipts,
-    "places": places,
+    "after": resume_points,
+    "resume_points": resume_points,
     "since_join": st.booleans(),
     "ack_every": odd(st.integers(1, 3), st.sampled_from([0, -1, 2**70, None, "1", 1.5])),
     "ack_interval_s": intervals,
@@ -132,7 +133,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "keep_ms": odd(st.sampled_from([None, 0, 10**12]), st.sampled_from([2**70, -1])),
     "on_progress": st.none(),
     "repair": st.just(False),  # fakeredis cannot mend
-    "chat": st.just(Known("chat", 0)),
+    "system": st.just(Known("system", 0)),
     "one": odd(st.sampled_from(UIDS), texts),
     "other": odd(st.sampled_from(UIDS), texts),
     "known": st.lists(st.sampled_from(UIDS) | texts, max_size=3),
@@ -148,10 +149,10 @@ OF_ONE_ENTRY: dict[str, st.SearchStrategy[Any]] = {
     ),
     "Chat.gateway.acks": _how_acked,
     "Chat.listen.acks": _how_acked,
-    "Client.live.acks": _how_acked,
+    "Device.live.acks": _how_acked,
     "Chat.gateway.receipts": _how_told,
     "Chat.listen.receipts": _how_told,
-    "Client.live.receipts": _how_told,
+    "Device.live.receipts": _how_told,
     "retention.gid": odd(st.none(), gids),
     "direct.gid": texts | st.builds(gid_of, st.sampled_from(UIDS), st.sampled_from(UIDS)),
     "direct.uid": st.sampled_from(UIDS) | texts,

@@ -35,7 +35,7 @@ def fuzzing(client: Client, folder: Path) -> Fuzzing:
 def test_every_public_function_is_known_and_every_parameter_has_a_strategy() -> None:
     titles = {entry.title for entry in entries()}
 
-    assert {"Chat.send", "Gateway.poll", "Client.queue", "LocalDatabase.log", "deadletters.drop"} <= titles
+    assert {"Chat.send", "Gateway.poll", "Device.queue", "LocalDatabase.log", "dead_letters.drop"} <= titles
     assert not titles & ELSEWHERE.keys()
     assert all(entry.strategy(parameter).validate() is None for entry in entries() for parameter in entry.parameters)
 

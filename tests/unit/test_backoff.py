@@ -18,7 +18,7 @@ from imcore.util import backoff
 from imcore.util.backoff import Backoff, Backoffs, ThrottledLog
 
 
-def test_waits_double_up_to_seconds_and_begin_short_again_after_a_success() -> None:
+def test_waits_double_up_to_seconds_and_are_short_again_after_a_success() -> None:
     wait = Backoff()
     now, waits = 100.0, []
     for _ in range(12):
@@ -36,7 +36,7 @@ def test_waits_double_up_to_seconds_and_begin_short_again_after_a_success() -> N
     assert wait.until - now == pytest.approx(backoff.FIRST_WAIT_S)
 
 
-def test_what_says_something_else_is_told_too_as_long_as_it_is_little(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_few_different_texts_of_one_type_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     trouble = ThrottledLog(lambda: 0.0)
     for number in range(100):
         trouble.note(RedisUnavailable(f"no answer at 10.0.0.{number}"))
@@ -52,7 +52,7 @@ def test_what_says_something_else_is_told_too_as_long_as_it_is_little(caplog: py
     assert len(caplog.messages) == 5
 
 
-def test_that_a_database_is_being_opened_is_no_trouble(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_opening_of_a_database_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     ThrottledLog(lambda: 0.0).note(DatabaseOpening())
     assert caplog.messages == []
 
@@ -64,9 +64,7 @@ def test_pauses_double_up_to_seconds() -> None:
 
 
 @pytest.mark.parametrize("who", ["creation", "claims"])
-def test_whoever_looks_whether_others_are_done_looks_less_and_less_often(
-    who: str, client: RedisClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waits_for_the_work_of_others_grow(who: str, client: RedisClient, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, sleep=sleep_with(lambda: clock))
     module = {"creation": performer, "claims": locks}[who]
     monkeypatch.setattr(module, "time", clock)
@@ -96,7 +94,7 @@ def sleep_with(clock: Callable[[], SimpleNamespace]) -> Callable[[float], None]:
     return sleep
 
 
-def test_the_success_of_one_thing_ends_no_wait_of_another() -> None:
+def test_the_success_of_one_key_ends_no_wait_of_another() -> None:
     waits: Backoffs[str] = Backoffs()
     for _ in range(5):
         waits.failed("team", 0.0)
@@ -108,7 +106,7 @@ def test_the_success_of_one_thing_ends_no_wait_of_another() -> None:
     assert waits.failed("club", 0.0) == pytest.approx(0.05)
 
 
-def test_each_kind_of_error_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_kind_of_error_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
     trouble = ThrottledLog(lambda: now)
     for _ in range(1200):  # two minutes

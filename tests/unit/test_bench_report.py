@@ -6,11 +6,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from imcore.cli.bench import saved
-from imcore.cli.bench.figures import Aim, Figure, Yardstick, number, to_record, to_row
-from imcore.cli.bench.report import bars, tables
-from imcore.cli.bench.svg import chart
-from imcore.cli.bench.timing import RoundPlan, Rounds
+from imcore.cli.bench.harness import saved
+from imcore.cli.bench.harness.figures import Aim, Figure, Yardstick, number, to_record, to_row
+from imcore.cli.bench.harness.report import bars, picture, tables
+from imcore.cli.bench.harness.timing import RoundPlan, Rounds
 from imcore.errors import InvalidInput
 
 MACHINE = {"cpu": "a <fast> one", "cores": 2, "redis": "Valkey 9", "databases": ["SQLite 3"], "date": "2026-01-02T03"}
@@ -31,7 +30,7 @@ CYCLES = [
 ]
 
 
-def test_a_figure_is_held_against_its_aim_by_ratio_or_by_value() -> None:
+def test_figure_is_held_against_its_aim_by_ratio_or_by_value() -> None:
     assert SEND.ratio is not None
     assert SEND.ratio.median == 2.0
     assert SEND.reached is True
@@ -40,7 +39,7 @@ def test_a_figure_is_held_against_its_aim_by_ratio_or_by_value() -> None:
         assert Figure(bench="b", what="w", unit="", rounds=OURS, yardstick=SEND.yardstick, aim=aim).reached is reached
 
 
-def test_a_yardstick_of_zero_gives_no_ratio() -> None:
+def test_yardstick_of_zero_gives_no_ratio() -> None:
     figure = Figure(bench="b", what="w", unit="B", rounds=OURS, yardstick=Yardstick("none", Rounds((0.0, 0.0, 0.0))))
 
     assert figure.ratio is None
@@ -48,7 +47,7 @@ def test_a_yardstick_of_zero_gives_no_ratio() -> None:
     assert to_row(figure)["ratio"] == ""
 
 
-def test_the_json_of_a_figure() -> None:
+def test_figure_as_json() -> None:
     assert to_record(SEND) == {
         "bench": "send",
         "figure": "send, pipelined",
@@ -72,7 +71,7 @@ def test_numbers_have_three_digits_that_count(value: float, text: str) -> None:
     assert number(value) == text
 
 
-def test_figures_of_one_table_stand_beside_each_other() -> None:
+def test_table_shows_its_figures_beside_each_other() -> None:
     speed, send = tables([*CYCLES, SEND, PLAIN])
 
     assert (speed.title, speed.columns) == ("storm: speed", ("", "cycles, 1/s"))
@@ -81,7 +80,7 @@ def test_figures_of_one_table_stand_beside_each_other() -> None:
     assert send.rows[0]["aim"] == "<= 2.2 x ok"
 
 
-def test_what_has_changed_since_another_run() -> None:
+def test_tables_show_what_has_changed_since_another_run() -> None:
     *_, compared = tables([SEND, PLAIN], {("send", "send, pipelined"): 22.0, ("gone", "x"): 1.0})
 
     assert compared.rows == [
@@ -95,15 +94,15 @@ def test_bars_are_as_long_as_their_figures() -> None:
     assert [line.count("█") for line in lines] == [40, 18]
 
 
-def test_the_picture_is_xml_with_a_bar_for_each_charted_figure() -> None:
-    picture = ElementTree.fromstring(chart([SEND, PLAIN, *CYCLES], saved.caption(MACHINE, RoundPlan(quick=True))))
+def test_picture_is_xml_with_a_bar_for_each_charted_figure() -> None:
+    svg = ElementTree.fromstring(picture([SEND, PLAIN, *CYCLES], saved.caption(MACHINE, RoundPlan(quick=True))))
 
-    bar_elements = picture.findall("{*}rect")
+    bar_elements = svg.findall("{*}rect")
     assert len(bar_elements) == 2
-    assert "a <fast> one" in (picture.findtext("{*}title") or "")
+    assert "a <fast> one" in (svg.findtext("{*}title") or "")
 
 
-def test_a_saved_run_can_be_compared_with(tmp_path: Path) -> None:
+def test_saved_run_can_be_compared_with(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
 
     saved.save(path, MACHINE, RoundPlan(), [SEND, *CYCLES])
@@ -119,7 +118,7 @@ def test_a_saved_run_can_be_compared_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", "not json", '{"format": 1, "figures": [{}]}', '{"format": 99, "figures": []}'], ids=str
 )
-def test_a_file_that_is_no_run_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+def test_load_refuses_a_file_that_is_no_run_in_one_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
 
@@ -127,7 +126,7 @@ def test_a_file_that_is_no_run_is_refused_in_one_line(text: str, tmp_path: Path)
         saved.load(path)
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_the_run(tmp_path: Path) -> None:
+def test_check_writable_refuses_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     saved.check_writable(tmp_path / "new.json")
     for path in (tmp_path, tmp_path / "no folder" / "new.json"):
         with pytest.raises(InvalidInput, match="cannot be written"):

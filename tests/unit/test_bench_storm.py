@@ -1,14 +1,14 @@
-"""What the storm counts, the literal design that it is held against, and where a benchmark may work."""
+"""What the storm counts, the naive design that it is held against, and the databases of a benchmark."""
 
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from imcore.cli.bench.naive_sql import SqliteStore, open_store
-from imcore.cli.bench.sessions import ONLINE, SessionCounts
-from imcore.cli.bench.sql import SqlitePlace
-from imcore.cli.bench.stack import with_number
+from imcore.cli.bench.baseline.naive_store import NaiveStore
+from imcore.cli.bench.harness.databases import SqliteFiles
+from imcore.cli.bench.harness.sessions import ONLINE, SessionCounts
 from imcore.gateway.fanout import NewMessage, ReceiptsChanged, Recipients, Session
 from imcore.model.values import Message, Receipt
 
@@ -19,12 +19,12 @@ MESSAGE = Message("g", "5-0", 7, "sender", "hi")
 
 def test_a_message_has_arrived_when_the_last_of_the_40_has_it() -> None:
     seen = SessionCounts()
-    seen.send("5-0", 7, 1.0)
+    seen.note_sent("5-0", 7, 1.0)
 
-    seen.take(NewMessage(Recipients([SENDER, *READERS[:5]]), MESSAGE, 1), SENDER, 2.0)
+    seen.note(NewMessage(Recipients([SENDER, *READERS[:5]]), MESSAGE, 1), SENDER, 2.0)
     for number, reader in enumerate(READERS[5:]):
         assert 7 not in seen.arrived
-        seen.take(NewMessage(Recipients([reader]), MESSAGE, 1), SENDER, 3.0 + number)
+        seen.note(NewMessage(Recipients([reader]), MESSAGE, 1), SENDER, 3.0 + number)
 
     assert seen.arrived == {7: 37.0}
     assert seen.pushes == ONLINE  # the sender's own copy is not one of them
@@ -32,31 +32,29 @@ def test_a_message_has_arrived_when_the_last_of_the_40_has_it() -> None:
 
 def test_the_sender_knows_when_a_digest_says_40_of_a_message_of_this_run() -> None:
     seen = SessionCounts()
-    seen.send("5-0", 7, 1.0)
+    seen.note_sent("5-0", 7, 1.0)
 
     for at, msgid, read in ((2.0, "5-0", 39), (3.0, "4-0", 40), (4.0, "5-0", 40), (5.0, "5-0", 40)):
-        seen.take(ReceiptsChanged(Recipients([SENDER]), (Receipt("g", msgid, read, 199 - read, 1),)), SENDER, at)
+        seen.note(ReceiptsChanged(Recipients([SENDER]), (Receipt("g", msgid, read, 199 - read, 1),)), SENDER, at)
 
     assert seen.known == {7: 4.0}
     assert seen.digests == 4
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> SqliteStore:
-    store = open_store(SqlitePlace(tmp_path, "bench").new(), "g")
-    assert isinstance(store, SqliteStore)
-    store.create(["ann", "bob", "eve"])
-    return store
+def store(tmp_path: Path) -> Iterator[NaiveStore]:
+    with NaiveStore(SqliteFiles(tmp_path, "bench").new(), "g") as store:
+        store.create(["ann", "bob", "eve"])
+        yield store
 
 
-def test_the_literal_design_stores_an_unread_receipt_for_each_recipient(store: SqliteStore, tmp_path: Path) -> None:
+def test_naive_store_keeps_an_unread_receipt_for_each_recipient(store: NaiveStore, tmp_path: Path) -> None:
     first, second, third = (store.send("ann", "hi") for _ in range(3))
     assert store.count_rows() == (3, 6)
 
     store.ack("bob", second)
     store.ack("bob", first)  # an old ack changes nothing
     store.ack("eve", third)
-    store.close()
 
     with sqlite3.connect(tmp_path / "bench-0.db") as connection:
         read = connection.execute("SELECT recv_uid, msgid FROM msg_acks WHERE if_ack ORDER BY 1, 2").fetchall()
@@ -65,26 +63,13 @@ def test_the_literal_design_stores_an_unread_receipt_for_each_recipient(store: S
     assert offsets == [("ann", 0), ("bob", second), ("eve", third)]
 
 
-def test_databases_that_were_made_are_removed_with_their_logs(tmp_path: Path) -> None:
+def test_sqlite_files_are_removed_with_their_logs(tmp_path: Path) -> None:
     (tmp_path / "theirs.db").write_text("precious")
-    place = SqlitePlace(tmp_path, "bench")
-    store = open_store(place.new(), "g")
-    store.create(["ann"])
-    assert place.bytes_of(f"sqlite:///{tmp_path / 'bench-0.db'}") > 0
+    files = SqliteFiles(tmp_path, "bench")
+    with NaiveStore(files.new(), "g") as store:
+        store.create(["ann"])
+        assert files.bytes_of(f"sqlite:///{tmp_path / 'bench-0.db'}") > 0
 
-    place.drop_all()
-    store.close()
+        files.drop_all()
 
     assert [path.name for path in tmp_path.iterdir()] == ["theirs.db"]
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("redis://h:1", "redis://h:1?db=5"),
-        ("redis://h:1/2", "redis://h:1?db=5"),
-        ("unix:///s?db=1&password=p", "unix:///s?password=p&db=5"),
-    ],
-)
-def test_a_url_with_another_database_number(url: str, expected: str) -> None:
-    assert with_number(url, 5) == expected

@@ -74,7 +74,7 @@ def read_until(reader: int, end: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("output", [*STANDING, *FAILING], ids=lambda output: output.__name__)
-def test_nothing_is_raised_and_nobody_waits(output: Output, to: Callable[[int], BestEffort]) -> None:
+def test_a_write_raises_nothing_and_does_not_wait(output: Output, to: Callable[[int], BestEffort]) -> None:
     with output() as descriptor:
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
         writer = to(descriptor)
@@ -84,7 +84,7 @@ def test_nothing_is_raised_and_nobody_waits(output: Output, to: Callable[[int], 
         assert fcntl.fcntl(descriptor, fcntl.F_GETFL) == flags
 
 
-def test_what_waited_comes_in_order_then_how_much_is_missing_and_then_what_is_new(
+def test_queued_text_comes_first_then_the_number_of_lost_lines_then_new_text(
     to: Callable[[int], BestEffort],
 ) -> None:
     # Given
@@ -113,8 +113,8 @@ def accounted_for(text: bytes) -> int:
     return at
 
 
-def test_each_gap_is_told_where_it_is_and_as_long_as_it_is(to: Callable[[int], BestEffort]) -> None:
-    # Given a reader that takes a little at times, and much more to write
+def test_each_gap_is_reported_in_place_with_its_length(to: Callable[[int], BestEffort]) -> None:
+    # Given a reader that reads a little at times, and much more to write
     lines = numbered(5 * MANY)
     with stuck_pipe() as (descriptor, reader):
         writer = to(descriptor)
@@ -122,15 +122,15 @@ def test_each_gap_is_told_where_it_is_and_as_long_as_it_is(to: Callable[[int], B
         for some in range(0, len(lines), MANY):
             ends(write_all(writer, lines[some : some + MANY]))
             text += b"".join(os.read(reader, PIPE_BYTES) for _ in range(5))
-        # When it goes on reading
+        # When it reads all
         while not text.endswith(b"\n") or accounted_for(text) < len(lines):
             text += os.read(reader, PIPE_BYTES)
-    # Then it has been told of each line, or that it is missing
+    # Then each line has arrived, or is counted as missing
     assert accounted_for(text) == len(lines)
     assert text.count(b"missing here") > 1
 
 
-def test_where_a_full_disk_has_room_again_it_tells_what_is_missing_and_goes_on(
+def test_after_a_full_disk_the_lost_lines_are_reported(
     to: Callable[[int], BestEffort],
 ) -> None:
     with disk_full() as descriptor:
@@ -148,7 +148,7 @@ def test_where_a_full_disk_has_room_again_it_tells_what_is_missing_and_goes_on(
         os.close(room)
 
 
-def test_a_descriptor_that_others_made_non_blocking_loses_nothing(to: Callable[[int], BestEffort]) -> None:
+def test_a_non_blocking_descriptor_loses_nothing(to: Callable[[int], BestEffort]) -> None:
     with stuck_pipe() as (descriptor, reader):
         os.set_blocking(descriptor, False)
         writer = to(descriptor)
@@ -159,7 +159,7 @@ def test_a_descriptor_that_others_made_non_blocking_loses_nothing(to: Callable[[
         assert not os.get_blocking(descriptor)
 
 
-def test_a_signals_handler_may_write_while_a_write_waits(to: Callable[[int], BestEffort]) -> None:
+def test_a_signal_handler_may_write_during_a_write(to: Callable[[int], BestEffort]) -> None:
     with stuck_pipe() as (descriptor, reader):
         writer = to(descriptor)
         before = signal.signal(signal.SIGALRM, lambda *_: writer.write(b"two\n"))
@@ -171,7 +171,7 @@ def test_a_signals_handler_may_write_while_a_write_waits(to: Callable[[int], Bes
         assert read_until(reader, b"two\n") == b"one\ntwo\n"
 
 
-def test_what_a_signals_handler_raises_ends_the_wait(to: Callable[[int], BestEffort]) -> None:
+def test_an_exception_of_a_signal_handler_ends_the_wait(to: Callable[[int], BestEffort]) -> None:
     def stop(number: int, _frame: FrameType | None) -> None:
         raise InterruptedError(number)
 
@@ -187,7 +187,7 @@ def test_what_a_signals_handler_raises_ends_the_wait(to: Callable[[int], BestEff
         assert read_until(reader, b"one\n") == b"one\n"
 
 
-def test_where_no_thread_can_be_started_text_is_dropped_until_one_can(
+def test_text_is_dropped_while_no_thread_can_start(
     to: Callable[[int], BestEffort], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: Thread) -> None:
@@ -206,7 +206,7 @@ def test_where_no_thread_can_be_started_text_is_dropped_until_one_can(
     os.close(descriptor)
 
 
-def test_a_terminal_stays_one() -> None:
+def test_a_terminal_stays_a_terminal() -> None:
     terminal, theirs = pty.openpty()
     with open(theirs, "w", encoding="latin-1") as stream:
         made = over(stream)
@@ -218,11 +218,11 @@ def test_a_terminal_stays_one() -> None:
 
 
 @pytest.mark.parametrize("stream", [None, io.StringIO()], ids=["closed", "in memory"])
-def test_what_has_no_descriptor_is_left_as_it_is(stream: TextIO | None) -> None:
+def test_a_stream_without_a_descriptor_stays_as_it_is(stream: TextIO | None) -> None:
     assert over(stream) is stream
 
 
-# What it takes a process of its own to see.
+# Tests that need a process of their own.
 
 INSTALLED = "import os, sys\nfrom imcore.util import best_effort\nbest_effort.install()\n"
 
@@ -265,7 +265,7 @@ def test_no_way_to_write_to_stderr_stops_a_process_or_changes_its_exit_code(
     assert (done.returncode, done.stdout) == (code, "")
 
 
-def test_what_the_interpreter_complains_of_at_its_end_is_written() -> None:
+def test_messages_of_the_ending_interpreter_are_written() -> None:
     done = run("class Bad:\n  def __del__(self): 1 / 0\nbad = Bad()")
 
     assert "ZeroDivisionError" in done.stderr
@@ -279,7 +279,7 @@ def test_stdout_and_stderr_keep_their_order() -> None:
     assert done.stdout.split() == [str(number) for number in range(200)]
 
 
-def test_what_is_meant_for_a_closed_stderr_goes_nowhere_else() -> None:
+def test_text_for_a_closed_stderr_goes_nowhere_else() -> None:
     script = (
         "print('x', file=sys.stderr); import click; click.echo(file=sys.stderr)\n"
         "with open(os.devnull) as file: print(file.fileno() > 2)"
@@ -290,13 +290,13 @@ def test_what_is_meant_for_a_closed_stderr_goes_nowhere_else() -> None:
     assert (done.returncode, done.stdout) == (0, "True\n")
 
 
-def test_a_closed_stdout_stays_closed_for_a_program_that_is_executed() -> None:
+def test_a_closed_stdout_stays_closed_for_an_executed_program() -> None:
     script = "os.execv(sys.executable, [sys.executable, '-c', 'import sys; sys.exit(7 if sys.stdout is None else 8)'])"
 
     assert run(script, shell="exec >&-").returncode == 7
 
 
-def test_a_line_that_the_disk_cut_in_two_stays_one_line() -> None:
+def test_a_line_cut_by_a_full_disk_stays_one_line() -> None:
     script = (
         "import resource\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (14, resource.RLIM_INFINITY))\n"
@@ -314,7 +314,7 @@ def test_a_line_that_the_disk_cut_in_two_stays_one_line() -> None:
     )
 
 
-def test_a_forked_child_writes_what_is_its_own() -> None:
+def test_a_forked_child_writes_only_its_own_text() -> None:
     # Given text that waits in the parent
     script = (
         "print('waits', file=sys.stderr)\n"
@@ -330,7 +330,7 @@ def test_a_forked_child_writes_what_is_its_own() -> None:
     assert (done.returncode, done.stdout) == (0, "of the child\n")
 
 
-def test_a_background_job_is_not_stopped_by_what_it_writes_to_its_terminal() -> None:
+def test_a_write_to_the_terminal_does_not_stop_a_background_job() -> None:
     script = (
         "import pty, signal, subprocess, termios\n"
         "pid, terminal = pty.fork()\n"

@@ -1,4 +1,4 @@
-"""What a gateway listens to, against a server that carries out changes later and answers later still."""
+"""The channels of a gateway, against a server that makes changes later and confirms them later still."""
 
 import random
 from collections import deque
@@ -6,88 +6,86 @@ from collections import deque
 import pytest
 
 from imcore.gateway import channels
-from imcore.gateway.channels import Channels, Inbox
-from imcore.gateway.cursor import ResumePoint
-from imcore.gateway.fanout import GroupSubscribers, Session
+from imcore.gateway.channels import ChannelOwner, Channels
+from imcore.gateway.fanout import GroupSubscribers, ResumePoint, Session
 from imcore.streams.keys import Keyspace
 
 SPACE = Keyspace(3)
 
 
 class Server:
-    """Has a subscription, carries out what it is sent in order, and confirms it when it is asked to."""
+    """Has a subscription, carries out what it is sent in order, and confirms it when it is channel_set to."""
 
-    def __init__(self, asked: Channels) -> None:
-        self.asked = asked
-        self.listening: set[str] = set()
+    def __init__(self, channels: Channels) -> None:
+        self.channels = channels
+        self.subscribed: set[str] = set()
         self.answers: deque[tuple[str, str]] = deque()
         self.most = 0
 
     def carry_out(self) -> None:
-        drop, add = self.asked.changes()
-        for channel in drop:
-            self.listening.discard(channel)
+        changes = self.channels.changes()
+        for channel in changes.drop:
+            self.subscribed.discard(channel)
             self.answers.append(("drop", channel))
-        for channel in add:
-            self.listening.add(channel)
+        for channel in changes.add:
+            self.subscribed.add(channel)
             self.answers.append(("add", channel))
         self.most = max(self.most, len(self.answers))
 
-    def answer(self) -> Inbox | GroupSubscribers | None:
+    def answer(self) -> ChannelOwner | None:
         if not self.answers:
             return None
         kind, channel = self.answers.popleft()
         if kind == "drop":
-            assert self.asked.dropped(channel)
+            assert self.channels.dropped(channel)
             return None
-        return self.asked.added(channel)
+        return self.channels.added(channel)
 
     def lose(self) -> None:
-        self.listening.clear()
+        self.subscribed.clear()
         self.answers.clear()
-        self.asked.begin_anew()
+        self.channels.restart()
 
     def wanted(self) -> set[str]:
-        rooms = {SPACE.group(room.gid).channel for room in self.asked.rooms()}
-        return rooms | {each for uid in self.asked._inboxes for each in SPACE.inboxes(uid)}
+        groups = {SPACE.group(subscribers.gid).channel for subscribers in self.channels.groups.values()}
+        return groups | {each for uid in self.channels._inboxes for each in SPACE.inboxes(uid)}
 
 
 class Story:
-    """Sessions and rooms that come and go, in any order with what the server does."""
+    """Sessions and groups that come and go, in any order with what the server does."""
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
-        self.asked = Channels(SPACE)
-        self.asked.begin_anew()
-        self.server = Server(self.asked)
+        self.channels = Channels(SPACE)
+        self.channels.restart()
+        self.server = Server(self.channels)
         self.sessions: list[Session] = []
 
     def come(self) -> None:
         self.sessions.append(Session(self.dice.choice("ab")))
-        self.asked.open_inbox(self.sessions[-1])
+        self.channels.open_inbox(self.sessions[-1])
 
     def go(self) -> None:
         if self.sessions:
-            self.asked.close_inbox(self.sessions.pop(self.dice.randrange(len(self.sessions))))
+            self.channels.close_inbox(self.sessions.pop(self.dice.randrange(len(self.sessions))))
 
     def open_or_close(self) -> None:
         gid = self.dice.choice("gh")
-        room = self.asked.room(gid)
-        if room:
-            self.asked.close_room(room)
+        if gid in self.channels.groups:
+            self.channels.close_group(gid)
         else:
-            self.asked.open_room(gid).enter(Session("x"), ResumePoint(0))
+            self.channels.open_group(gid).add(Session("x"), ResumePoint(0))
 
     def carry_out(self) -> None:
-        if self.asked.has_changes():
+        if self.channels.has_changes():
             self.server.carry_out()
 
     def answer(self) -> None:
-        of = self.server.answer()
-        if isinstance(of, GroupSubscribers):
-            assert SPACE.group(of.gid).channel in self.server.listening
-        elif of:
-            assert self.server.listening.issuperset(SPACE.inboxes(of.uid))
+        owner = self.server.answer()
+        if isinstance(owner, GroupSubscribers):
+            assert SPACE.group(owner.gid).channel in self.server.subscribed
+        elif owner:
+            assert self.server.subscribed.issuperset(SPACE.inboxes(owner.uid))
 
     def step(self) -> None:
         steps = [self.come, self.go, self.open_or_close, self.carry_out, self.answer, self.server.lose]
@@ -95,46 +93,46 @@ class Story:
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_what_stands_is_listened_to_whatever_comes_and_goes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "MOST_UNDER_WAY", 5)
+def test_every_wanted_channel_is_subscribed_whatever_comes_and_goes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "UNCONFIRMED_CHANGES", 5)
     story = Story(seed)
-    asked, server = story.asked, story.server
+    channel_set, server = story.channels, story.server
     # When
     for _ in range(400):
         story.step()
-    while asked.has_changes() or server.answers:
+    while channel_set.has_changes() or server.answers:
         story.carry_out()
         story.answer()
     # Then
-    assert server.listening == server.wanted()
-    assert all(room.stands for room in asked.rooms())
-    assert all(inbox.stands for inbox in asked._inboxes.values())
+    assert server.subscribed == server.wanted()
+    assert all(subscribers.is_subscribed for subscribers in channel_set.groups.values())
+    assert all(inbox.is_subscribed for inbox in channel_set._inboxes.values())
     assert server.most <= 5
-    assert [*asked._adding, *asked._dropping, *asked._to_add, *asked._to_drop] == []
+    assert [*channel_set._adding, *channel_set._dropping, *channel_set._to_add, *channel_set._to_drop] == []
 
 
-def test_nothing_is_left_of_sessions_that_are_gone() -> None:
-    asked = Channels(SPACE)
-    asked.begin_anew()
-    server = Server(asked)
+def test_channels_of_ended_sessions_are_forgotten() -> None:
+    channel_set = Channels(SPACE)
+    channel_set.restart()
+    server = Server(channel_set)
     for number in range(100):
         session = Session(f"once{number}")
-        asked.open_inbox(session)
+        channel_set.open_inbox(session)
         server.carry_out()
-        asked.close_inbox(session)
+        channel_set.close_inbox(session)
         server.carry_out()
         while server.answers:
             server.answer()
 
-    assert asked.is_empty
-    assert [value for name, value in vars(asked).items() if name != "_space" and value] == []
+    assert not channel_set.owners
+    assert [value for name, value in vars(channel_set).items() if name != "_space" and value] == []
 
 
-def test_news_that_nobody_asked_for_is_known() -> None:
-    asked = Channels(SPACE)
-    room = asked.open_room("g")
+def test_an_unwanted_unsubscription_is_noticed() -> None:
+    channel_set = Channels(SPACE)
+    subscribers = channel_set.open_group("g")
     channel = SPACE.group("g").channel
-    asked.changes()
-    assert asked.added(channel) is room
+    channel_set.changes()
+    assert channel_set.added(channel) is subscribers
 
-    assert not asked.dropped(channel)
+    assert not channel_set.dropped(channel)

@@ -12,7 +12,7 @@ def im(*args: str) -> Result:
     return CliRunner().invoke(app, ["acl", *args, "--redis-url", "redis://ann:s3cret@nowhere"], catch_exceptions=False)
 
 
-def test_it_prints_a_command_for_each_role_with_a_placeholder_for_the_password() -> None:
+def test_acl_prints_a_command_for_each_role_with_a_password_placeholder() -> None:
     result = im()
 
     assert (result.exit_code, result.stderr) == (0, "")
@@ -21,7 +21,7 @@ def test_it_prints_a_command_for_each_role_with_a_placeholder_for_the_password()
     assert "s3cret" not in result.stdout
 
 
-def test_it_prints_the_roles_that_are_asked_for_once() -> None:
+def test_acl_prints_each_requested_role_once() -> None:
     lines = im("reader", "gateway", "reader", "--aclfile").stdout.splitlines()
 
     assert [line.split()[:4] for line in lines] == [
@@ -45,7 +45,7 @@ def test_a_reader_writes_nothing_and_a_gateway_deletes_nothing_but_what_is_liste
     assert not any(rule in {"allcommands", "+@all", "~*", "&*"} for role in ROLES.values() for rule in role.rules)
 
 
-def test_no_rule_names_what_the_oldest_server_does_not_know() -> None:
+def test_the_oldest_server_knows_every_rule() -> None:
     newer_than_redis_7_0 = ("client|setinfo", "client|no-touch", "waitaof", "cluster|myshardid", "cluster|links")
     assert not [
         rule for role in ROLES.values() for rule in role.rules if any(name in rule for name in newer_than_redis_7_0)

@@ -22,8 +22,9 @@ from imcore.cli.app import app
 from imcore.cli.options import Invocation
 from imcore.cli.progress import Progress, progress
 from imcore.errors import ConfigurationError
+from imcore.importer.event import parse
 from imcore.importer.formats import Line, Unreadable
-from imcore.importer.importer import ImportSummary, parse
+from imcore.importer.importer import ImportSummary
 from imcore.repair.check import Checked, ReportedDifference
 from imcore.repair.rebuild import Before, RebuildSummary
 from imcore.settings import Settings

@@ -25,8 +25,8 @@ ADDRESS = f"postgresql://ann:{PASSWORD}@db.example:5432/chat"
         *("channel_binding=require", "passfile=/x", "service=chat", "user=ann&dbname=chat"),
     ],
 )
-def test_an_option_that_is_known_is_passed_on(option: str) -> None:
-    given = postgres_url.arguments(postgres_url.parse(f"{ADDRESS}?{option}"))
+def test_a_known_option_is_passed_on(option: str) -> None:
+    given = postgres_url.parse(f"{ADDRESS}?{option}")
 
     for pair in option.split("&"):
         name, _, value = pair.partition("=")
@@ -37,22 +37,22 @@ def test_an_option_that_is_known_is_passed_on(option: str) -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        # What psycopg or SQLAlchemy would take for themselves.
+        # Arguments of psycopg or SQLAlchemy.
         *((f"{name}=1", name) for name in ("prepare_threshold", "autocommit", "row_factory", "context", "conninfo")),
         *((f"{name}=1", name) for name in ("client_encoding", "replication", "plugin", "async_fallback", "timezone")),
-        # What is misspelled, or has nothing after it.
+        # Misspelled names, and names without a value.
         *(("ssl_mode=require", "is it sslmode"), ("sslMode=require", "is it sslmode"), ("sslmode", "sslmode")),
         *(("sslmode=", "sslmode"), ("=1", "another form"), ("connect_timeout", "connect_timeout")),
-        # What is no value of that option.
+        # Bad values.
         *((f"connect_timeout={value}", "from 1 to") for value in ("0", "-1", "ten", "1.5", "1e3", "\u0661", "9" * 12)),
         *(("sslmode=on", "one of disable"), ("keepalives=yes", "one of 0, 1"), ("port=0", "from 1 to 65535")),
         *(("port=99999", "65535"), ("port=5432,x", "65535"), ("target_session_attrs=primary,standby", "one of any")),
         *(("keepalives_count=0", "from 1"), ("application_name=", "application_name"), ("user=%00", "user")),
-        # What was said twice: which of the two counts?
+        # Repeated options.
         *(("sslmode=require&sslmode=disable", "more than once"), ("user=a&user=b", "more than once")),
     ],
 )
-def test_an_option_that_is_not_is_refused_in_one_line(option: str, said: str) -> None:
+def test_a_bad_option_is_refused_in_one_line(option: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match="IM_DATABASE_URL") as caught:
         Database.connect(f"{ADDRESS}?{option}")
 
@@ -92,7 +92,7 @@ def test_no_part_of_a_password_is_shown(url: str) -> None:
     ],
 )
 def test_several_servers_in_either_form(options: str, hosts: str, ports: str) -> None:
-    given = postgres_url.arguments(postgres_url.parse(f"postgresql:///chat?{options}"))
+    given = postgres_url.parse(f"postgresql:///chat?{options}")
     assert (given["host"], given["port"]) == (hosts, ports)
 
 
@@ -103,7 +103,7 @@ def test_several_servers_in_either_form(options: str, hosts: str, ports: str) ->
         *("host=a:1&port=2", "host=a,b&port=1,2,3", "host=a&port=1,2", "port=1,2", "host=a,b&hostaddr=192.0.2.1"),
     ],
 )
-def test_lists_that_do_not_belong_together_are_refused_in_one_line(options: str) -> None:
+def test_lists_of_different_lengths_are_refused_in_one_line(options: str) -> None:
     with pytest.raises(ConfigurationError, match=r"IM_DATABASE_URL has .*: (give|leave) [^\n]*$"):
         postgres_url.parse(f"postgresql:///chat?{options}")
 
@@ -115,7 +115,7 @@ PARTS = {
     "port": ("1", "2"),
     "dbname": ("c", "d"),
 }
-"""What may be said in either place, and two ways to say it."""
+"""Parts that may be in the URL or in an option, each with two values."""
 
 
 def url_of(parts: dict[str, str]) -> str:
@@ -126,7 +126,7 @@ def url_of(parts: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_what_is_said_twice_and_not_the_same_is_refused(name: str) -> None:
+def test_a_contradiction_is_refused(name: str) -> None:
     url = url_of({part: first for part, (first, _) in PARTS.items()})
     first, second = PARTS[name]
 
@@ -138,7 +138,7 @@ def test_what_is_said_twice_and_not_the_same_is_refused(name: str) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(list(PARTS)), st.booleans()))
-def test_what_is_shown_is_what_is_connected_to(said: dict[str, bool]) -> None:
+def test_the_shown_url_is_that_of_the_connection(said: dict[str, bool]) -> None:
     """Wherever a thing is said: before the options, or by one. Before them, a password needs a user, a port a host."""
     in_the_url = {name: PARTS[name][0] for name, is_in_url in said.items() if is_in_url}
     if "user" not in in_the_url:
@@ -164,7 +164,7 @@ def test_what_is_shown_is_what_is_connected_to(said: dict[str, bool]) -> None:
         ("postgresql:///?service=chat", "postgresql:///?service=chat"),
     ],
 )
-def test_what_is_shown_of_servers(url: str, shown: str) -> None:
+def test_the_shown_url_of_several_servers(url: str, shown: str) -> None:
     assert postgres_url.shown(postgres_url.parse(url)) == shown
 
 

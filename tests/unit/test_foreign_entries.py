@@ -149,7 +149,7 @@ def test_an_odd_message_stops_no_local_database(chat: Chat, around: tuple[str, s
     with LocalDatabase(tmp_path / "bob.db", "bob") as local:
         Device(chat, "bob", local).sync()
         assert {"before", "after"} <= {line.content for line in local.log()}
-        assert local.places() == {"g": around[1]}
+        assert local.resume_points() == {"g": around[1]}
 
 
 def test_an_odd_message_stops_no_worker(chat: Chat, database: Database, around: tuple[str, str]) -> None:
@@ -206,7 +206,7 @@ def test_a_push_of_another_program_is_passed_over(chat: Chat) -> None:
     with chat.gateway() as gateway:
         # Given
         session = gateway.open("bob")
-        wait_until(lambda: not _messages(gateway) and session.entered)
+        wait_until(lambda: not _messages(gateway) and session.is_synced)
         space = chat.system.client.space
         room, inbox = space.group("g").channel, space.inboxes("bob")[0]
         # When
@@ -260,7 +260,7 @@ def test_a_group_with_a_name_that_no_command_takes_is_served_like_others(
             client.sync()
             heard = list(client.live(iter([False] * 8 + [True] * 8).__next__))
             # Then
-            assert local.places() == pulled
+            assert local.resume_points() == pulled
     assert {event.gid for event in heard if isinstance(event, Message)} == set(pulled)
     assert [position.unread for position in chat.unread("bob")] == [0, 0]
     assert not any(chat.ack("bob", each, msgid).advanced for each, msgid in pulled.items())

@@ -67,15 +67,15 @@ WRONG: dict[str, Callable[[Any], object]] = {
     "a gateway that acks after no time": lambda chat: chat.gateway(ack_interval_s=float("nan")),
     "a gateway that tells receipts otherwise": lambda chat: chat.gateway(receipts="sometimes"),
     "a session of nobody": lambda chat: chat.gateway().open(""),
-    "a place beyond all messages": lambda chat: chat.gateway().open("ann", places={"team": f"{2**200}-0"}),
-    "places that are no msgids by gid": lambda chat: chat.gateway().open("ann", places=["team"]),
+    "a place beyond all messages": lambda chat: chat.gateway().open("ann", after={"team": f"{2**200}-0"}),
+    "places that are no msgids by gid": lambda chat: chat.gateway().open("ann", after=["team"]),
     "acks that mean nothing": lambda chat: chat.gateway(acks=True),
     "a message that no client receives": lambda chat: chat.gateway().received(Session("ann"), "team", MSGID),
     "receipts that no client knows": lambda chat: chat.gateway().confirm_receipts(Session("ann"), []),
     "a received msgid that is none": lambda chat: chat.gateway(acks="client").received(Session("ann"), "team", "x"),
     "known receipts that are none": lambda chat: chat.gateway(acks="client").confirm_receipts(Session("ann"), [7]),
     "a poll that would never end": lambda chat: chat.gateway().poll(float("nan")),
-    "more events given back than were returned": lambda chat: chat.gateway().give_back(1),
+    "more events given back than were returned": lambda chat: chat.gateway().requeue(1),
 }
 
 
@@ -133,12 +133,12 @@ def test_what_a_local_database_cannot_keep_does_not_damage_it(
         keep(local)
 
     assert not isinstance(caught.value, LocalDatabaseError)
-    assert (list(local.log()), local.places(), local.waiting(), local.begun) == ([], {}, [], False)
+    assert (list(local.log()), local.resume_points(), local.waiting(), local.begun) == ([], {}, [], False)
 
 
 def test_a_message_that_was_never_queued_here_does_not_wait(chat: Chat, local: LocalDatabase) -> None:
     with pytest.raises(InvalidInput, match="not in this local database"):
-        Device(chat, "ann", local).waits(Outgoing(1, "team", None, "hi", "unknown"))
+        Device(chat, "ann", local).unsent_line(Outgoing(1, "team", None, "hi", "unknown"))
 
 
 @pytest.mark.parametrize("words", [["trim", "--keep-days", "nan"], ["listen", "ann", "--ack-interval", "nan"]])

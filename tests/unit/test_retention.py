@@ -1,4 +1,4 @@
-"""What `trim` drops and, above all, what it keeps, on fakeredis and SQLite."""
+"""`trim`: dropped and kept entries, on fakeredis and SQLite."""
 
 import random
 import time
@@ -55,7 +55,7 @@ def persist(chat: Chat) -> Callable[[], None]:
 
 
 def raw(chat: Chat) -> Any:
-    """The driver's client: its types leave open what it answers."""
+    """The driver's client, without its imprecise types."""
     return chat.system.client.driver
 
 
@@ -81,7 +81,7 @@ class TestStreams:
     def group(self, chat: Chat) -> None:
         chat.create_group("g", UIDS)
 
-    def test_the_newest_are_kept_and_nothing_is_missed(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_the_newest_messages_are_kept_and_pulls_miss_nothing(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given ten messages, stored
         messages = talk(chat)
         before = chat.status("g", limit=0), [chat.pull(uid, "g") for uid in UIDS], chat.unread("ann")
@@ -97,19 +97,19 @@ class TestStreams:
         assert said(chat) == messages
 
     @pytest.mark.parametrize(("keep_ms", "left"), [(0, 0), (DAY_MS, 10)])
-    def test_the_young_are_kept(self, chat: Chat, persist: Callable[[], None], keep_ms: int, left: int) -> None:
+    def test_young_messages_are_kept(self, chat: Chat, persist: Callable[[], None], keep_ms: int, left: int) -> None:
         talk(chat)
         persist()
         trim(chat.system, keep_ms=keep_ms)
         assert in_redis(chat) == left
 
-    def test_settings_say_what_is_kept(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_limits_come_from_the_settings(self, chat: Chat, persist: Callable[[], None]) -> None:
         talk(chat)
         persist()
         chat.system.settings = replace(SETTINGS, keep_messages=4)
         assert trim(chat.system).entries == 6
 
-    def test_what_is_not_stored_stays(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_messages_that_sql_lacks_stay(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given five messages that are stored and five that are not
         talk(chat, count=5)
         persist()
@@ -119,12 +119,12 @@ class TestStreams:
         assert trim(chat.system, keep_messages=0).entries == 5
         assert in_redis(chat) == 5
 
-    def test_nothing_goes_before_any_worker_has_run(self, chat: Chat) -> None:
+    def test_nothing_is_trimmed_before_any_worker_has_run(self, chat: Chat) -> None:
         talk(chat)
         assert trim(chat.system, keep_messages=0, keep_ms=0) == TrimSummary()
         assert in_redis(chat) == 10
 
-    def test_nothing_goes_past_a_message_that_sql_lacks(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_nothing_is_trimmed_after_a_message_that_sql_lacks(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given a message in the middle that is not in SQL, though no worker has it before it
         messages = talk(chat)
         persist()
@@ -138,7 +138,7 @@ class TestStreams:
         assert trim(chat.system, keep_messages=0).entries == 0
         assert said(chat) == messages
 
-    def test_what_undone_entries_tell_of_stays(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_messages_of_undone_entries_stay(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given messages that are stored, and another kind of worker that has the third to fifth of them in hand
         other = Journal(chat.system.client, "other", SETTINGS)
         talk(chat, count=2)
@@ -183,14 +183,14 @@ class TestStreams:
         assert in_redis(chat) == 1
         assert trim(chat.system, keep_ms=0).entries == 0
 
-    def test_progress_is_told(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_progress_is_reported(self, chat: Chat, persist: Callable[[], None]) -> None:
         talk(chat)
         persist()
         told: list[TrimSummary] = []
         summary = trim(chat.system, keep_messages=0, on_progress=told.append)
         assert told == [replace(summary, journal_entries=0)]
 
-    def test_acks_of_what_is_trimmed_still_work(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_trimmed_messages_can_be_acked(self, chat: Chat, persist: Callable[[], None]) -> None:
         messages = talk(chat)
         persist()
         trim(chat.system, keep_messages=0)
@@ -209,7 +209,7 @@ def read_receipts(chat: Chat) -> None:
     journal.close()
 
 
-def test_read_times_are_forgotten_after_a_setting_and_nothing_else(chat: Chat, persist: Callable[[], None]) -> None:
+def test_only_old_read_times_are_deleted(chat: Chat, persist: Callable[[], None]) -> None:
     # Given a message that bob has read, stored
     chat.create_group("g", UIDS)
     sent = chat.send("g", "hello", sender_uid="ann")
@@ -224,13 +224,13 @@ def test_read_times_are_forgotten_after_a_setting_and_nothing_else(chat: Chat, p
         chat.system.settings = replace(SETTINGS, keep_read_times_ms=keep_ms)
         assert trim(chat.system).read_times == forgotten
 
-    # Then it is known who has read it, and no more when
+    # Then the readers are known, and the times are not
     after = chat.message_status("g", sent.msgid)
     assert after == replace(before, read_by=(Reader("bob", None),))
     assert chat.tally("g", sent.msgid) == Tally("g", sent.msgid, 1, 1)
 
 
-def test_when_they_were_read_is_not_forgotten_by_a_clock_that_stands_ahead(
+def test_a_fast_clock_deletes_no_read_times(
     chat: Chat, persist: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a machine whose clock is a month ahead of the server's
@@ -248,7 +248,7 @@ def test_when_they_were_read_is_not_forgotten_by_a_clock_that_stands_ahead(
 
 
 class TestJournals:
-    def test_what_all_have_done_goes(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_entries_that_all_have_done_are_trimmed(self, chat: Chat, persist: Callable[[], None]) -> None:
         chat.create_group("g")
         chat.add_members("g", UIDS)
         persist()
@@ -256,13 +256,13 @@ class TestJournals:
         assert trim(chat.system).journal_entries == 4
         assert journal_length(chat) == 0
 
-    def test_what_a_worker_that_has_not_begun_will_want_stays(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_entries_for_a_worker_that_has_not_begun_stay(self, chat: Chat, persist: Callable[[], None]) -> None:
         chat.create_group("g")
         chat.add_members("g", UIDS)
         persist()
         assert trim(chat.system).journal_entries == 0
 
-    def test_what_one_kind_has_not_seen_or_not_done_stays(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_entries_that_one_kind_has_not_done_stay(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given another kind of worker that has one entry done, one in hand and two before it
         other = Journal(chat.system.client, "other", replace(SETTINGS, batch_size=1))
         chat.create_group("g")
@@ -272,11 +272,11 @@ class TestJournals:
         persist()
         read_receipts(chat)
 
-        # Then what it has done goes, and no more
+        # Then the entries that it has done are trimmed, and no others
         assert trim(chat.system).journal_entries == 1
         assert journal_length(chat) == 3
 
-    def test_nothing_goes_before_persist_has_begun(self, chat: Chat) -> None:
+    def test_no_entry_is_trimmed_before_persist_has_begun(self, chat: Chat) -> None:
         other = Journal(chat.system.client, "other", SETTINGS)
         chat.create_group("g")
         chat.add_members("g", UIDS)
@@ -285,7 +285,7 @@ class TestJournals:
         assert trim(chat.system).journal_entries == 0
         assert journal_length(chat) == 4
 
-    def test_why_they_keep_what_they_have_is_said(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_the_reason_for_kept_entries_is_reported(self, chat: Chat, persist: Callable[[], None]) -> None:
         assert retention.held_up(chat.system) is None
         chat.create_group("g")
         chat.add_members("g", UIDS)
@@ -301,7 +301,7 @@ class TestJournals:
         read_receipts(chat)
         assert retention.held_up(chat.system) == "the journals keep 1 entry: the worker persist is 1 entry behind"
 
-    def test_dead_letters_can_go_back_after_it(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_dead_letters_can_be_requeued_after_a_trim(self, chat: Chat, persist: Callable[[], None]) -> None:
         # Given a dead letter whose entry is trimmed away
         chat.create_group("g")
         worker = Journal(chat.system.client, KIND, replace(SETTINGS, max_deliveries=1))
@@ -322,7 +322,7 @@ class TestJournals:
 def test_nothing_is_ever_lost(
     chat: Chat, persist: Callable[[], None], monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Whatever happens in whatever order: each message stays readable, and all that happened gets to SQL."""
+    """In random histories each message stays readable, and SQL gets everything."""
     monkeypatch.setattr(retention, "PAGE", 4)
     history = _History(chat, random.Random(seed))
     for _ in range(150):

@@ -53,7 +53,7 @@ QUESTIONS: dict[str, Callable[[Chat, str], object]] = {
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_what_redis_has_trimmed_is_not_looked_for_there(wrong: Chat, msgid: str, question: str) -> None:
+def test_trimmed_messages_are_not_read_from_a_wrong_database(wrong: Chat, msgid: str, question: str) -> None:
     with pytest.raises(DatabaseNotReady, match="holds nothing of this system yet"):
         QUESTIONS[question](wrong, msgid)
     # And not where there is something else either
@@ -62,7 +62,7 @@ def test_what_redis_has_trimmed_is_not_looked_for_there(wrong: Chat, msgid: str,
         QUESTIONS[question](wrong, msgid)
 
 
-def test_when_it_was_read_is_not_taken_from_there(client: RedisClient, database: Database, msgid: str) -> None:
+def test_read_times_do_not_come_from_a_wrong_database(client: RedisClient, database: Database, msgid: str) -> None:
     # Given
     chat = Chat(System(client, database, SETTINGS))
     newest = chat.send("team", "d", sender_uid="bob").msgid
@@ -78,7 +78,7 @@ def test_when_it_was_read_is_not_taken_from_there(client: RedisClient, database:
         Chat(System(client, database, SETTINGS)).message_status("team", newest)
 
 
-def test_who_has_read_is_told_while_the_database_is_away(
+def test_readers_are_known_without_the_database(
     client: RedisClient,
     database: Database,
     msgid: str,
@@ -98,7 +98,7 @@ def test_who_has_read_is_told_while_the_database_is_away(
     assert caplog.messages == ["when each has read it cannot be told now: it is away"]
 
 
-def test_nothing_is_imported_beside_the_data_of_another_system(wrong: Chat, msgid: str) -> None:
+def test_an_import_into_the_database_of_another_system_is_refused(wrong: Chat, msgid: str) -> None:
     wrong.system.database.set_meta("dataset", "another")
     with pytest.raises(ConfigurationError, match="holds the data of another system"):
         import_events(wrong, [b'{"type": "join", "gid": "team", "uid": "cy"}'], on_error=lambda *_: None)
@@ -109,14 +109,14 @@ def test_nothing_is_imported_beside_the_data_of_another_system(wrong: Chat, msgi
     assert list(wrong.groups()) == []
 
 
-def test_nor_in_one_that_is_not_there(client: RedisClient, msgid: str, tmp_path: Path) -> None:
+def test_an_import_without_a_database_is_refused(client: RedisClient, msgid: str, tmp_path: Path) -> None:
     chat = Chat(System(client, Database.connect(f"sqlite:///{tmp_path / 'none.db'}"), SETTINGS))
     for question in QUESTIONS.values():
         with pytest.raises(DatabaseNotReady):
             question(chat, msgid)
 
 
-def test_the_worker_stores_nothing_in_it(wrong: Chat, database: Database, msgid: str) -> None:
+def test_the_worker_stores_nothing_in_a_wrong_database(wrong: Chat, database: Database, msgid: str) -> None:
     # Given
     newest = wrong.send("team", "d", sender_uid="bob").msgid
     # When

@@ -1,4 +1,4 @@
-"""What Alembic runs: the migrations, on the connection that `imcore.sql.migrations` hands over."""
+"""The script of Alembic: runs the migrations on the connection from `imcore.sql.migrations.run`."""
 
 from alembic import context
 

@@ -1,0 +1,1 @@
+"""How figures come about: servers, sessions, rounds, and what is shown and saved of them."""

@@ -1,0 +1,158 @@
+"""The people of the storm: a group of 200 of whom 40 recipients and the sender are online, as live sessions."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from imcore.chat import Chat
+from imcore.cli.bench.harness.fixture import TEXT
+from imcore.cli.bench.harness.servers import BenchServers
+from imcore.errors import ImError
+from imcore.gateway.fanout import Event, NewMessage, Session
+from imcore.gateway.gateway import Gateway
+from imcore.model.values import Draft
+from imcore.operations.effects import raised
+
+MEMBERS = 200
+ONLINE = 40
+
+HEARTBEAT_MS = 1000
+"""Where receipts are polled: with the default, 20 s, polling would be nothing but waiting."""
+
+IN_FLIGHT = 20
+"""How many messages are under way at once, at most."""
+
+DEADLINE_S = 30
+_WAIT_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How the sessions live: how many messages one ack confirms, receipts pushed or polled, one connection or 41."""
+
+    ack_every: int = 1
+    receipts: Literal["push", "poll"] = "push"
+    separate: bool = False
+
+
+@dataclass(slots=True)
+class SessionCounts:
+    """When things happened, by seq (perf_counter): sent, at the last of the 40, and the sender knows 40/199."""
+
+    sent: dict[int, float] = field(default_factory=dict)
+    arrived: dict[int, float] = field(default_factory=dict)
+    known: dict[int, float] = field(default_factory=dict)
+    pushes: int = 0
+    digests: int = 0
+    _missing: dict[int, int] = field(default_factory=dict)
+    _seqs: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def under_way(self) -> int:
+        """How many messages have not arrived everywhere."""
+        return len(self.sent) - len(self.arrived)
+
+    def note_sent(self, msgid: str, seq: int, at: float) -> None:
+        self._seqs[msgid] = seq
+        self.sent[seq] = at
+
+    def note(self, event: Event, sender: Session, now: float) -> None:
+        """Note what sessions received."""
+        if isinstance(event, NewMessage):
+            others = len(event.sessions) - (sender in event.recipients.session_set)
+            self._note_arrival(event.message.seq, others, now)
+            return
+        self.digests += 1
+        for receipt in event.receipts:
+            if receipt.read == ONLINE and receipt.msgid in self._seqs:
+                self.known.setdefault(self._seqs[receipt.msgid], now)
+
+    def _note_arrival(self, seq: int, sessions: int, now: float) -> None:
+        self.pushes += sessions
+        self._missing[seq] = self._missing.get(seq, ONLINE) - sessions
+        if not self._missing[seq]:
+            self.arrived[seq] = now
+
+
+class SessionPool:
+    """Live sessions, polled in turn by one thread."""
+
+    def __init__(self, chat: Chat, gid: str, gateways: Sequence[Gateway], sender: Session) -> None:
+        self.chat = chat
+        self.gid = gid
+        self.seen = SessionCounts()
+        self._gateways = gateways
+        self._sender = sender
+        self._wait_s = _WAIT_S if len(gateways) == 1 else 0.0
+
+    def send(self, count: int) -> list[int]:
+        """Send messages in one call; return their seqs."""
+        at = time.perf_counter()
+        drafts = [Draft(self._sender.uid, TEXT)] * count
+        messages = [raised(message) for message in self.chat.send_many(self.gid, drafts)]
+        for message in messages:
+            self.seen.note_sent(message.msgid, message.seq, at)
+        return [message.seq for message in messages]
+
+    def poll(self) -> None:
+        """Ask every gateway once for events; this confirms those that it returned before."""
+        for gateway in self._gateways:
+            events = gateway.poll(self._wait_s)
+            now = time.perf_counter()
+            for event in events:
+                self.seen.note(event, self._sender, now)
+
+    def send_when_free(self, most: int) -> list[int]:
+        """Poll until a message may be sent; send as many as may be under way, `most` at most. Return their seqs."""
+        self._poll_until(lambda: self.seen.under_way < IN_FLIGHT)
+        return self.send(min(most, IN_FLIGHT - self.seen.under_way))
+
+    def poll_until_in(self, seqs: Sequence[int], times: dict[int, float]) -> None:
+        """Poll until `times` has all of these messages. Raise ImError if that takes too long."""
+        missing = list(reversed(seqs))
+
+        def has_all() -> bool:
+            while missing and missing[-1] in times:
+                missing.pop()
+            return not missing
+
+        self._poll_until(has_all)
+
+    def start_over(self) -> SessionCounts:
+        """Wait until the sender knows of all messages. Then begin counting anew, and return the new counts."""
+        self.poll_until_in(list(self.seen.sent), self.seen.known)
+        self.seen = SessionCounts()
+        return self.seen
+
+    def _poll_until(self, condition: Callable[[], bool]) -> None:
+        give_up = time.perf_counter() + DEADLINE_S
+        while not condition():
+            self.poll()
+            if time.perf_counter() > give_up:
+                raise ImError(f"{self.seen.under_way} messages under way took longer than {DEADLINE_S} s")
+
+
+@contextmanager
+def open_sessions(servers: BenchServers, gid: str, mode: Mode) -> Iterator[SessionPool]:
+    """Make the group and open the sessions. Send as many messages as one ack confirms: then all have subscribed."""
+    uids = [f"{gid}-{number}" for number in range(MEMBERS)]
+    with ExitStack() as things:
+        chat = things.enter_context(servers.chat())
+        chat.create_group(gid, uids)
+        if mode.receipts == "poll":
+            servers = servers.using(servers.settings.database_url, heartbeat_ms=HEARTBEAT_MS)
+        gateways = [_gateway(things, servers, mode) for _ in range(ONLINE + 1 if mode.separate else 1)]
+        sessions = [gateways[number % len(gateways)].open(uids[number]) for number in range(ONLINE + 1)]
+        pool = SessionPool(chat, gid, gateways, sessions[0])
+        pool.poll_until_in(pool.send(mode.ack_every), pool.seen.arrived)
+        yield pool
+
+
+def _gateway(things: ExitStack, servers: BenchServers, mode: Mode) -> Gateway:
+    chat = things.enter_context(servers.chat())
+    # Not ended in order: the 40 goodbyes would take longer than what is measured, and the group is used no more.
+    gateway = chat.gateway(ack_every=mode.ack_every, receipts=mode.receipts)
+    things.callback(gateway.close, clean=False)
+    return gateway

@@ -1,0 +1,157 @@
+"""The worker `persist`: how fast it brings the journal into SQL, beside the driver's own bulk path.
+
+The yardstick writes exactly the rows that the worker wrote, into tables and indexes of the same schema, with nothing
+else to do: executemany into SQLite, COPY into PostgreSQL, in transactions of as many rows.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from imcore import msgid as msgids
+from imcore.chat import Chat
+from imcore.cli.bench.harness.databases import SQLITE
+from imcore.cli.bench.harness.figures import Aim, Figure, Yardstick
+from imcore.cli.bench.harness.fixture import TEXT
+from imcore.cli.bench.harness.servers import BenchServers, backlog
+from imcore.cli.bench.harness.timing import Measured, Progress, RoundPlan, interleave
+from imcore.errors import ImError
+from imcore.model.values import Draft
+from imcore.operations.effects import raised
+from imcore.streams.calls import message_calls
+from imcore.streams.calls.message_calls import AckTarget
+
+ROWS_PER_TRANSACTION = 5000
+"""As many as the worker writes in one."""
+
+MEMBERS = 200
+READERS = 40
+_BURST = 10
+_TABLES = ("chat_groups", "group_msgs", "group_spans", "offset_moves")
+_WAIT_S = 0.002
+_LONGEST_S = 120
+_AIM = Aim(">=", 0.7)
+
+Rows = dict[str, tuple[list[str], list[tuple[Any, ...]]]]
+"""Of each table the names of its columns, and its rows."""
+
+
+def run_persist(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
+    """Measure journal entries a second, with every kind of database that there is."""
+    contestants: dict[str, Callable[[], Measured]] = {}
+    for maker in servers.databases:
+        progress(f"the tables in {maker.kind}")
+        writers = servers.using(servers.tables(maker)), servers.tables(maker)
+        contestants[maker.kind] = partial(_turn, *writers, maker.kind, plan.size(400, 60))
+    rounds = interleave(contestants, plan, progress)
+    return [
+        Figure(
+            bench="persist",
+            what=f"{what} into {kind}",
+            charted=what == "rows",
+            unit=unit,
+            rounds=measured[f"{what} worker"],
+            yardstick=Yardstick("executemany" if kind == SQLITE else "COPY", measured[f"{what} driver"]),
+            aim=_AIM,
+        )
+        for kind, measured in rounds.items()
+        for what, unit in (("journal entries", "entries/s"), ("rows", "rows/s"))
+    ]
+
+
+def _turn(servers: BenchServers, driver_url: str, kind: str, bursts: int) -> Measured:
+    """Fill the journals, let a worker empty them, and write the same rows into `driver_url` with the driver alone."""
+    with servers.chat() as chat:
+        gid = f"{servers.name}-persist-{time.monotonic_ns()}"
+        entries = _fill(chat, gid, bursts)
+        per_second = _watch(servers, chat, entries)
+        rows = _read(chat, gid)
+    count = sum(len(values) for _, values in rows.values())
+    driver_s = (_executemany if kind == SQLITE else _copy)(driver_url, rows)
+    return {
+        "journal entries worker": per_second,
+        "rows worker": per_second * count / entries,
+        "journal entries driver": entries / driver_s,
+        "rows driver": count / driver_s,
+    }
+
+
+def _fill(chat: Chat, gid: str, bursts: int) -> int:
+    """Send bursts of messages, each acked by 40 members in one call; return how many entries that makes."""
+    uids = [f"{gid}-{number}" for number in range(MEMBERS)]
+    chat.create_group(gid, uids)
+    space, client = chat.system.client.space, chat.system.client
+    call = message_calls.send(space, gid, [Draft(uids[0], TEXT)], 1)
+    for _ in range(bursts):
+        results = [raised(answer[0]) for answer in client.call_many([call] * _BURST, repeatable=False)]
+        # As a gateway sends them: those of the 40 for one message in one call.
+        acks = [AckTarget(msgids.pack(sent.msgid), uids[1 : READERS + 1], sent.seq) for sent in results]
+        client.call_many([message_calls.ack(space, gid, [target]) for target in acks])
+    # Before the first worker ever, nobody has done any entry.
+    return backlog(chat, "persist") or sum(client.query("XLEN", key) for key in space.journals())
+
+
+def _watch(servers: BenchServers, chat: Chat, entries: int) -> float:
+    """Run the worker until nothing is left; return its entries per second, from the end of its first batch on."""
+    started = time.monotonic()
+    with servers.running_workers("persist") as workers:
+        began, rest = started, entries
+        while left := backlog(chat, "persist"):
+            now = time.monotonic()
+            if began == started and left < entries:
+                began, rest = now, left
+            workers.relay()
+            if now - started > _LONGEST_S:
+                raise ImError(f"the worker persist has {left} entries left after {_LONGEST_S} s")
+            time.sleep(_WAIT_S)
+        return rest / (time.monotonic() - began)
+
+
+def _read(chat: Chat, gid: str) -> Rows:
+    """Return everything that the worker wrote about a group, in the order of the keys."""
+    with chat.system.database.connection() as connection:
+        driver: Any = connection.connection.driver_connection
+        rows: Rows = {}
+        for table in _TABLES:
+            cursor = driver.execute(f"SELECT * FROM {table} WHERE gid = '{gid}' ORDER BY 1, 2")  # noqa: S608 (our own names)
+            rows[table] = ([column[0] for column in cursor.description], cursor.fetchall())
+    return rows
+
+
+def _executemany(url: str, rows: Rows) -> float:
+    path = url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = FULL")
+        began = time.perf_counter()
+        for table, (columns, values) in rows.items():
+            marks = ", ".join("?" for _ in columns)
+            statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608
+            for part in _parts(values):
+                connection.execute("BEGIN IMMEDIATE")
+                connection.executemany(statement, part)
+                connection.execute("COMMIT")
+        return time.perf_counter() - began
+
+
+def _copy(url: str, rows: Rows) -> float:
+    with psycopg.connect(url) as connection, connection.cursor() as cursor:
+        began = time.perf_counter()
+        for table, (columns, values) in rows.items():
+            names = sql.SQL(", ").join(map(sql.Identifier, columns))
+            statement = sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table), names)
+            for part in _parts(values):
+                with cursor.copy(statement) as copy:
+                    for value in part:
+                        copy.write_row(value)
+                connection.commit()
+        return time.perf_counter() - began
+
+
+def _parts(values: Sequence[tuple[Any, ...]]) -> list[Sequence[tuple[Any, ...]]]:
+    return [values[i : i + ROWS_PER_TRANSACTION] for i in range(0, len(values), ROWS_PER_TRANSACTION)]

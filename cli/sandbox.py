@@ -1,0 +1,120 @@
+"""Throw-away servers, with workers and sessions as real processes on them: for `im demo` and `im bench`."""
+
+import os
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from imcore.chat import Chat
+from imcore.cli import worker_command
+from imcore.cli.supervisor import Programs
+from imcore.embedded.server import EmbeddedServer
+from imcore.errors import ImError
+from imcore.settings import Settings
+
+READY_S = 30
+_POLL_S = 0.002
+_LAST_LINES = 30
+
+OnLine = Callable[[str, str], None]
+"""Called with a name and a line for each line that the process of that name writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """Servers that nobody else uses. `server` is the embedded one; None where a Redis URL was given."""
+
+    settings: Settings
+    server: EmbeddedServer | None = None
+
+    def chat(self) -> Chat:
+        """Return a Chat with connections of its own."""
+        return Chat.connect(settings=self.settings)
+
+    def processes(self, what: str, on_line: OnLine | None = None) -> "Processes":
+        """Return a set of processes, empty yet. `what` says in errors what each of them is: "the worker"."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("IM_")}
+        environment["IM_RECEIPT_WINDOW_MS"] = str(self.settings.receipt_window_ms)
+        return Processes(worker_command.environment_of(self.settings, environment), what, on_line)
+
+    @contextmanager
+    def workers(self, *names: str, on_line: OnLine | None = None) -> "Iterator[Processes]":
+        """Start workers, which may not be ready yet in the `with`, and end them after it."""
+        with self.processes("the worker", on_line) as workers:
+            for name in names:
+                workers.start(name, worker_command.command_of(name))
+            yield workers
+
+
+class Processes:
+    """Named processes on a sandbox. The end of the `with` ends them."""
+
+    def __init__(self, environment: dict[str, str], what: str, on_line: OnLine | None = None) -> None:
+        """Hand each line that a process writes to `on_line`. Without it, errors quote the last lines."""
+        self.environment = environment
+        self._what = what
+        self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._programs = Programs(on_line or self._keep)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._programs.__exit__(kind, error, at)
+
+    def start(self, name: str, command: Sequence[str]) -> None:
+        """Start a process under a name."""
+        self._programs.start(name, command, self.environment)
+
+    def kill(self, name: str) -> int:
+        """End a process by SIGKILL; return its exit code."""
+        return self._programs.kill(name)
+
+    def stop(self) -> dict[str, int]:
+        """Ask all processes to end; return their exit codes by name."""
+        return self._programs.stop()
+
+    def relay(self, timeout_s: float = 0.0) -> None:
+        """Read what the processes wrote, waiting `timeout_s` at most. Raise ImError if one has ended by itself."""
+        self._programs.relay(timeout_s)
+        for name, code in self._programs.ended().items():
+            raise ImError(f"{self._what} {name} ended by itself (exit code {code}){self._quoted(': ')}")
+
+    def wait(self, condition: Callable[[], bool], what: str, *, timeout_s: float = READY_S) -> None:
+        """Wait until a condition holds. Raise ImError after `timeout_s`, or if a process ends meanwhile."""
+        give_up = time.monotonic() + timeout_s
+        while not condition():
+            self.relay()
+            if time.monotonic() > give_up:
+                raise ImError(f"after {timeout_s:g} s still not so: {what}{self._quoted('. The last lines: ')}")
+            time.sleep(_POLL_S)
+
+    def _keep(self, name: str, line: str) -> None:
+        self._last_lines.append(f"{name}: {line}")
+
+    def _quoted(self, before: str) -> str:
+        return before + " / ".join(self._last_lines) if self._last_lines else ""
+
+
+def im_command(*arguments: str) -> list[str]:
+    """Return the command line of `im`. With `-P`, a folder `imcore` in the current one is not imported."""
+    return [sys.executable, "-P", "-m", "imcore.cli.main", *arguments]
+
+
+@contextmanager
+def open_sandbox(prefix: str, redis_url: str | None = None) -> Iterator[Sandbox]:
+    """Start an embedded server in a temporary folder, unless a URL is given. The database is a SQLite file there.
+
+    All settings but the URL are the defaults: the user's environment is not read.
+    """
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder, ExitStack() as things:
+        settings = Settings.from_env({}, redis_url=redis_url, data_dir=str(Path(folder, "data")))
+        server = None if redis_url else things.enter_context(EmbeddedServer(settings.data_dir))
+        yield Sandbox(settings, server)

@@ -1,0 +1,205 @@
+"""Receipts: delivers those that were pushed or wait for senders, and confirms those that senders have got. No I/O."""
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from imcore.errors import ImError, TryAgain
+from imcore.gateway.channels import Inbox
+from imcore.gateway.delivery_queue import DeliveryQueue
+from imcore.gateway.fanout import ReceiptsChanged, Recipients, Session
+from imcore.gateway.scheduler import DelayQueue
+from imcore.model.values import Receipt
+from imcore.operations import dirty_receipts
+from imcore.operations.dirty_receipts import DirtyCursor
+from imcore.operations.effects import Effects
+from imcore.streams.keys import Keyspace
+from imcore.util.backoff import Backoffs, Clock, ThrottledLog
+
+SESSIONS_PER_STEP = 32
+
+RECEIPTS_PER_PAGE = 100
+"""Per session and partition."""
+
+RECEIPTS_PER_EVENT = 10_000
+"""As many as a digest has at most."""
+
+CONFIRMATIONS_PER_STEP = 5000
+
+
+_Versions = dict[Session, dict[tuple[str, str], int]]
+"""By session; then by gid and msgid, the version of the receipt that the session has got by asking."""
+
+
+@dataclass(eq=False)
+class ReceiptDelivery:
+    """A task: fetches the receipts that wait for sessions.
+
+    A push that was on its way while a session asked is older than the answer: its version says so, and it is dropped.
+    """
+
+    _space: Keyspace
+    _deliveries: DeliveryQueue
+    _log: ThrottledLog
+    _clock: Clock
+    _queue: DelayQueue[Session] = field(default_factory=DelayQueue)
+    _cursors: dict[Session, DirtyCursor] = field(default_factory=dict)
+    _newer: _Versions = field(default_factory=dict)
+    _older: _Versions = field(default_factory=dict)
+    """From before the last heartbeat."""
+
+    def fetch(self, sessions: Iterable[Session]) -> None:
+        """Fetch, in the next steps, all receipts that wait for sessions."""
+        for session in sessions:
+            self._cursors[session] = DirtyCursor.of(self._space, session.uid)
+            self._queue.add([session])
+
+    def forget(self, session: Session) -> None:
+        """Forget a session that has ended."""
+        self._queue.discard(session)
+        self._cursors.pop(session, None)
+        self._newer.pop(session, None)
+        self._older.pop(session, None)
+
+    def forget_versions(self) -> None:
+        """Forget all versions: the server may be another one, and count from below again."""
+        self._newer, self._older = {}, {}
+
+    def rotate_versions(self) -> None:
+        """Forget the versions from before the last rotation: no push that is older is still on its way."""
+        self._newer, self._older = {}, self._newer
+
+    def pushed(self, inbox: Inbox, receipts: Sequence[Receipt]) -> None:
+        """Deliver receipts that were pushed to a user."""
+        asked = {session for session in inbox.sessions if session in self._newer or session in self._older}
+        for session in asked:
+            self._deliver([session], self._news(session, receipts))
+        self._deliver([session for session in inbox.sessions if session not in asked], receipts)
+
+    def due(self) -> float:
+        return self._queue.due()
+
+    def step(self) -> Effects[None]:
+        """Fetch and deliver the next page of some sessions."""
+        sessions = self._queue.take(SESSIONS_PER_STEP, self._clock())
+        cursors = [replace(self._cursors[session]) for session in sessions]
+        try:
+            dirty = yield from dirty_receipts.dirty_receipts(self._space, cursors, RECEIPTS_PER_PAGE)
+            pages = yield from dirty_receipts.receipts(
+                self._space, [[] if isinstance(page, ImError) else page for page in dirty]
+            )
+        except BaseException:
+            self._queue.add(sessions)
+            raise
+        for session, cursor, marks, page in zip(sessions, cursors, dirty, pages, strict=True):
+            # The database may be away, a partition may move, or Redis may hold rubbish of this user: others go on.
+            problem = marks if isinstance(marks, ImError) else page.waits
+            if problem:
+                self._note(problem)
+                self._queue.postpone(session, self._clock())
+                continue
+            self._queue.succeeded([session])
+            if page.left_out:
+                self._note(page.left_out)
+            self._deliver_page(session, cursor, page.receipts)
+
+    def _deliver_page(self, session: Session, cursor: DirtyCursor, receipts: list[Receipt]) -> None:
+        if receipts:
+            self._deliver([session], self._news(session, receipts))
+            self._newer.setdefault(session, {}).update({(each.gid, each.msgid): each.version for each in receipts})
+        if cursor.after:
+            self._cursors[session] = cursor
+            self._queue.add([session])
+        else:
+            del self._cursors[session]
+
+    def _news(self, session: Session, receipts: Sequence[Receipt]) -> list[Receipt]:
+        """Return the receipts that are newer than those that the session has got of the same messages."""
+        newer, older = self._newer.get(session, {}), self._older.get(session, {})
+        keys = ((receipt, (receipt.gid, receipt.msgid)) for receipt in receipts)
+        return [receipt for receipt, key in keys if receipt.version > max(newer.get(key, 0), older.get(key, 0))]
+
+    def _note(self, error: ImError) -> None:
+        self._log.note(error, "receipts of some have to wait: %s")
+
+    def _deliver(self, sessions: Sequence[Session], receipts: Sequence[Receipt]) -> None:
+        if sessions:
+            recipients = sessions[0].as_recipients if len(sessions) == 1 else Recipients(sessions)
+            self._deliveries.ready += [
+                ReceiptsChanged(recipients, tuple(receipts[at : at + RECEIPTS_PER_EVENT]))
+                for at in range(0, len(receipts), RECEIPTS_PER_EVENT)
+            ]
+
+
+@dataclass(eq=False)
+class ReceiptConfirmation:
+    """A task: confirms the receipts that senders have got, some time after the first, many senders at once."""
+
+    _space: Keyspace
+    _interval_s: float
+    _log: ThrottledLog
+    _clock: Clock
+    _backoffs: Backoffs[str] = field(default_factory=Backoffs)
+    _received: dict[str, dict[tuple[str, str], Receipt]] = field(default_factory=dict)
+    """By uid; then by gid and msgid, the newest receipt of the message."""
+    _due: float = math.inf
+
+    def received(self, uid: str, receipts: Iterable[Receipt]) -> None:
+        """Note that a sender has got these receipts."""
+        newest = self._received.setdefault(uid, {})
+        for receipt in receipts:
+            before = newest.get((receipt.gid, receipt.msgid))
+            if before is None or before.version < receipt.version:
+                newest[receipt.gid, receipt.msgid] = receipt
+        self._due = min(self._due, self._clock() + self._interval_s)
+
+    def due(self) -> float:
+        return self._due
+
+    def step(self) -> Effects[None]:
+        """Confirm receipts, many at a time. If Redis refuses those of a sender, this sender waits alone."""
+        yield from self._confirm(self._next(self._clock()))
+        self._due = min((max(self._due, self._backoffs.until(uid)) for uid in self._received), default=math.inf)
+
+    def flush(self, uids: Collection[str]) -> Effects[None]:
+        """Confirm all that these senders have got. Raise TryAgain where that cannot be done now."""
+        refused = yield from self._confirm(
+            {uid: list(self._received[uid].values()) for uid in self._received.keys() & uids}
+        )
+        if refused:
+            raise refused[0]
+
+    def _next(self, now: float) -> dict[str, list[Receipt]]:
+        receipts: dict[str, list[Receipt]] = {}
+        left = CONFIRMATIONS_PER_STEP
+        for uid, newest in self._received.items():
+            if self._backoffs.until(uid) > now:
+                continue
+            receipts[uid] = list(newest.values())[:left]
+            left -= len(receipts[uid])
+            if not left:
+                break
+        return receipts
+
+    def _confirm(self, receipts: dict[str, list[Receipt]]) -> Effects[list[TryAgain]]:
+        """Confirm receipts by sender; return the refusals that may pass. Raise the error that all have to wait for."""
+        answers = yield from dirty_receipts.confirmed(self._space, receipts)
+        refused = []
+        for uid, confirmed in receipts.items():
+            errors = [answer for answer in answers[uid] if isinstance(answer, ImError)]
+            for error in errors[:1]:
+                self._log.note(error, "that some know their receipts has to wait: %s")
+            if may_pass := [error for error in errors if isinstance(error, TryAgain)]:
+                refused.append(may_pass[0])
+                self._backoffs.failed(uid, self._clock())
+            else:  # receipts that somebody spoiled by hand come again with the next session
+                self._backoffs.succeeded([uid])
+                self._forget(uid, confirmed)
+        return refused
+
+    def _forget(self, uid: str, receipts: Iterable[Receipt]) -> None:
+        newest = self._received[uid]
+        for receipt in receipts:
+            newest.pop((receipt.gid, receipt.msgid), None)
+        if not newest:
+            del self._received[uid]

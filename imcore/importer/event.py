@@ -1,0 +1,76 @@
+"""Events: the lines of an import, parsed and checked."""
+
+import re
+import reprlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from imcore.errors import InvalidInput
+from imcore.importer.formats import json_object
+from imcore.model.limits import check_content, check_name, check_time
+
+_NAMES = {"message": ("client_msgid",), "join": (), "leave": (), "rename": ("new_uid",), "ack": ("client_msgid",)}
+"""The types of events, and the names that each needs besides gid and uid."""
+
+_YEAR = re.compile(r"([+-]?)0*([0-9]*)(?<=[0-9]{4})-[0-9]{2}", re.ASCII)
+"""Years of ISO 8601 beyond those that Python reads: with a sign, or with more than four digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One valid event. A field that its type does not have is empty."""
+
+    type: str
+    gid: str
+    uid: str
+    new_uid: str = ""
+    client_msgid: str = ""
+    content: str = ""
+    sent_at_ms: int | None = None
+
+
+def parse(line: bytes, *, max_content_bytes: int) -> Event:
+    """Return the event of a line. Raise InvalidInput for a line that is not a valid event."""
+    fields = json_object(line)
+    type_ = fields.get("type")
+    if not isinstance(type_, str) or type_ not in _NAMES:
+        raise InvalidInput(f"type must be one of {', '.join(_NAMES)}; it is {reprlib.repr(type_)}")
+    event: dict[str, Any] = {name: check_name(_text(fields, name), name) for name in ("gid", "uid", *_NAMES[type_])}
+    if type_ == "message":
+        event["content"] = check_content(_text(fields, "content"), max_content_bytes)
+        event["sent_at_ms"] = _time_ms(fields.get("time"))
+    return Event(type_, **event)
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    if name not in fields:
+        raise InvalidInput(f"{name} is missing")
+    value = fields[name]
+    if not isinstance(value, str):
+        raise InvalidInput(f"{name} must be a text; it is {reprlib.repr(value)}")
+    return value
+
+
+def _time_ms(value: Any) -> int | None:
+    """Return the sender's time in ms since 1970. A time without a zone is in UTC."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidInput(f"time must be ISO 8601; it is {reprlib.repr(value)}")
+    # RFC 3339 allows the zone `z`, Python reads `Z` alone.
+    text = f"{value[:-1]}Z" if value.endswith("z") else value
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidInput(_why_no_time(value, str(error))) from None
+    return check_time(time if time.tzinfo else time.replace(tzinfo=UTC))
+
+
+def _why_no_time(value: str, why: str) -> str:
+    shown = reprlib.repr(value)
+    if (year := _YEAR.match(value)) and (year[1] == "-" or not 1 <= len(year[2]) <= 4):
+        return f"the time {shown} is not between the years 1 and 9999 in UTC"
+    if not why.startswith("Invalid isoformat"):
+        return f"the time {shown} cannot be read: {why}"  # for instance, February 30
+    return f"time must be ISO 8601; it is {shown}"

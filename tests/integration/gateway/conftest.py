@@ -1,0 +1,43 @@
+"""Fixtures of the tests of gateways: each runs on one server and on a cluster."""
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imcore.chat import Chat
+from imcore.settings import Settings
+
+
+@pytest.fixture(params=["valkey", "cluster"])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    found: str = request.getfixturevalue(request.param)
+    yield found
+    if request.param == "cluster":
+        gc.collect()  # while the filter below holds
+
+
+@pytest.fixture
+def settings(url: str, tmp_path: Path) -> Settings:
+    return Settings.from_env({}, redis_url=url, data_dir=str(tmp_path))
+
+
+@pytest.fixture
+def chat(settings: Settings) -> Iterator[Chat]:
+    with Chat.connect(settings=settings) as chat:
+        yield chat
+
+
+@pytest.fixture
+def other(settings: Settings) -> Iterator[Chat]:
+    """Another process's connection."""
+    with Chat.connect(settings=settings) as chat:
+        yield chat
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The driver forgets sockets of a cluster's nodes when one of them has failed."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))

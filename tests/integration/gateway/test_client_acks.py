@@ -1,0 +1,307 @@
+"""The truth about delivery: what counts as received, when a session's end is clean, and what each device is told."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imcore import Chat, Message, Receipt, Session
+from imcore.errors import TryAgain
+from imcore.gateway.gateway import Gateway
+from imcore.settings import Settings
+from imcore.streams.keys import SEPARATOR
+from imcore.workers.receipts import ReceiptsWorker
+from tests.live import Audience, Clock, kill_connections, nodes_of, offset, say, tell, trim
+
+UIDS = ["ann", "bob", "cyd"]
+
+
+@pytest.fixture
+def settings(valkey: str, tmp_path: Path) -> Settings:
+    return replace(Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path)), receipt_window_ms=0, block_ms=10)
+
+
+@pytest.fixture
+def chat(settings: Settings) -> Iterator[Chat]:
+    with Chat.connect(settings=settings) as chat:
+        chat.create_group("team", UIDS)
+        yield chat
+
+
+@pytest.fixture
+def other(settings: Settings) -> Iterator[Chat]:
+    """Another process's connection."""
+    with Chat.connect(settings=settings) as chat:
+        yield chat
+
+
+def entered(audience: Audience, *uids: str) -> list[Session]:
+    """Sessions of these users, that have caught up."""
+    sessions = [audience.gateway.open(uid) for uid in uids]
+    audience.settled()
+    return sessions
+
+
+def read_by(chat: Chat, message: Message) -> list[str]:
+    return [reader.uid for reader in chat.message_status("team", message.msgid).read_by]
+
+
+def acks(chat: Chat) -> list[bytes]:
+    """The calls that moved offsets, as the journal tells them."""
+    key = chat.system.client.space.group("team").journal
+    return [
+        fields[b"moves"] for _, fields in chat.system.client.query("XRANGE", key, "-", "+") if fields[b"kind"] == b"ack"
+    ]
+
+
+# Ends.
+
+
+def test_a_dead_socket_acks_nothing_and_the_others_do(chat: Chat, other: Chat) -> None:
+    # Given a message that is handed over to two, and one that one of them has had for a while
+    with chat.gateway(ack_interval_s=3600) as gateway:
+        audience = Audience(gateway)
+        bob, cyd = entered(audience, "bob", "cyd")
+        [first] = say(other, "1")
+        audience.until(lambda: audience.heard(bob) == audience.heard(cyd) == ["1"])
+        [second] = say(other, "2")
+        audience.until(lambda: audience.heard(bob) == audience.heard(cyd) == ["1", "2"])
+        # When the socket of one is found dead as it is written to
+        gateway.end(bob, clean=False)
+        audience.settled()
+        assert chat.online(["bob", "cyd"]) == {"cyd"}
+    # Then
+    assert read_by(chat, first) == read_by(chat, second) == ["cyd"]
+    assert [message.content for message in chat.pull("bob")] == ["1", "2"]
+
+
+def test_a_clean_end_acks_its_own_part_of_what_is_in_hand(chat: Chat, other: Chat) -> None:
+    with chat.gateway(ack_interval_s=3600) as gateway:
+        audience = Audience(gateway)
+        bob, cyd = entered(audience, "bob", "cyd")
+        [message] = say(other, "1")
+        audience.until(lambda: audience.heard(bob) == ["1"])
+        gateway.end(bob)
+        assert read_by(chat, message) == ["bob"]
+        gateway.requeue(1)  # nobody has seen to cyd yet
+        audience.until(lambda: audience.heard(cyd) == ["1", "1"])
+    assert read_by(chat, message) == ["bob", "cyd"]
+
+
+def test_sessions_may_begin_and_end_between_the_events_of_a_poll(chat: Chat, other: Chat) -> None:
+    # Given events at hand, for one that is ended as the first of them is written
+    with chat.gateway(ack_interval_s=0.02) as gateway:
+        audience = Audience(gateway)
+        bob, cyd = entered(audience, "bob", "cyd")
+        sent = say(other, "1", "2", "3")
+        found: list[tuple[str, str]] = []
+        late: Session | None = None
+        while len([each for each in found if each[0] == "cyd"]) < 3:
+            for event in gateway.poll(0.05):
+                for session in event.sessions:
+                    if session is bob:
+                        gateway.end(bob, clean=False)
+                        late = late or gateway.open("ann")
+                    found.append((session.uid, getattr(event, "message", sent[0]).content))
+        # Then the others have all, and nothing of it is acked by the dead one
+        assert [text for uid, text in found if uid == "cyd"] == ["1", "2", "3"]
+        audience.until(lambda: offset(chat, "cyd") == sent[-1].msgid)
+        assert late
+        audience.until(lambda: late.is_synced)
+    assert offset(chat, "bob") is None
+    assert cyd.sid != bob.sid
+
+
+def test_an_end_that_is_not_clean_needs_no_server(chat: Chat, other: Chat) -> None:
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob, cyd = entered(audience, "bob", "cyd")
+        [message] = say(other, "1")
+        audience.until(lambda: audience.heard(bob) == ["1"])
+        other.system.client.driver.config_set("min-replicas-to-write", 9)
+        try:
+            for _ in range(2):
+                with pytest.raises(TryAgain):
+                    gateway.end(cyd)  # which would have to ack
+            gateway.end(bob, clean=False)
+            audience.settled()
+        finally:
+            other.system.client.driver.config_set("min-replicas-to-write", 0)
+        # Then one goes on, and the other one is gone
+        [later] = say(other, "2")
+        audience.until(lambda: audience.heard(cyd) == ["1", "2"])
+        assert audience.heard(bob) == ["1"]
+        audience.until(lambda: chat.online(["bob"]) == set())
+    assert read_by(chat, message) == read_by(chat, later) == ["cyd"]
+
+
+def test_many_sessions_end_at_once_with_few_calls(chat: Chat, other: Chat) -> None:
+    uids = [f"u{number}" for number in range(300)]
+    chat.add_members("team", uids)
+    gateway = chat.gateway(ack_interval_s=3600)
+    audience = Audience(gateway)
+    entered(audience, *uids)
+    [message] = say(other, "1")
+    audience.until(lambda: len(audience.messages) == 300)
+
+    gateway.close()
+
+    assert len(acks(other)) == 1
+    assert other.tally("team", message.msgid).read == 300
+    assert other.online(uids) == set()
+
+
+# Acks by the client's word.
+
+
+def test_only_what_the_client_has_received_is_acked(chat: Chat, other: Chat) -> None:
+    with chat.gateway(acks="client", ack_interval_s=0.02) as gateway:
+        audience = Audience(gateway)
+        bob, cyd = entered(audience, "bob", "cyd")
+        sent = say(other, "1", "2", "3")
+        audience.until(lambda: len(audience.heard(bob)) == len(audience.heard(cyd)) == 3)
+        audience.settled()
+        assert offset(chat, "bob") is None
+        # When
+        gateway.received(bob, "team", sent[1].msgid)
+        gateway.received(bob, "team", sent[0].msgid)
+        # Then
+        audience.until(lambda: offset(chat, "bob") == sent[1].msgid)
+    assert offset(chat, "bob") == sent[1].msgid
+    assert offset(chat, "cyd") is None
+
+
+def test_acks_of_clients_travel_together(chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given many clients that receive the same message, each in its own time
+    uids = [f"u{number}" for number in range(200)]
+    chat.add_members("team", uids)
+    clock = Clock(monkeypatch)
+    with chat.gateway(acks="client", ack_interval_s=3600) as gateway:
+        audience = Audience(gateway)
+        sessions = entered(audience, *uids)
+        [message] = say(other, "1")
+        audience.until(lambda: len(audience.messages) == 200)
+        # When
+        for session in sessions:
+            gateway.received(session, "team", message.msgid)
+        clock.jump(3600)
+        audience.until(lambda: other.tally("team", message.msgid).read == 200)
+    # Then it is one call, and one message for all of them
+    [moves] = acks(other)
+    assert moves.count(b"\x1e") == 0
+    assert moves.count(SEPARATOR.encode()) == 2 + 200
+
+
+def test_messages_that_a_client_cannot_have_received_are_ignored(chat: Chat, other: Chat) -> None:
+    with chat.gateway(acks="client", ack_interval_s=0.0) as gateway:
+        audience = Audience(gateway)
+        bob, cyd = entered(audience, "bob", "cyd")
+        ahead = other.send("team", "not heard yet", sender_uid="ann")
+        gateway.received(bob, "team", ahead.msgid)
+        gateway.received(bob, "nowhere", ahead.msgid)
+        gateway.end(cyd, clean=False)
+        gateway.received(cyd, "team", ahead.msgid)
+        audience.until(lambda: audience.heard(bob))
+        audience.settled()
+    assert offset(chat, "bob") is None
+    assert offset(chat, "cyd") is None
+
+
+def test_acks_of_a_client_hold_when_its_socket_dies(chat: Chat, other: Chat) -> None:
+    with chat.gateway(acks="client", ack_interval_s=0.05) as gateway:
+        audience = Audience(gateway)
+        [bob] = entered(audience, "bob")
+        sent = say(other, "1", "2")
+        audience.until(lambda: len(audience.heard(bob)) == 2)
+        gateway.received(bob, "team", sent[0].msgid)
+        gateway.end(bob, clean=False)
+        gateway.open("cyd")
+        audience.until(lambda: offset(chat, "bob") == sent[0].msgid)
+
+
+def test_a_slow_client_may_receive_what_redis_no_longer_has(chat: Chat, other: Chat) -> None:
+    with chat.gateway(acks="client", ack_interval_s=0.02) as gateway:
+        audience = Audience(gateway)
+        [bob] = entered(audience, "bob")
+        sent = say(other, "1", "2", "3")
+        audience.until(lambda: len(audience.heard(bob)) == 3)
+        trim(other, sent[1])
+        gateway.received(bob, "team", sent[0].msgid)
+        audience.until(lambda: offset(chat, "bob") == sent[0].msgid)
+
+
+def test_receipts_are_confirmed_when_the_client_says_so(chat: Chat, other: Chat) -> None:
+    [message] = say(other, "1")
+    other.ack("bob", "team")
+    tell(other, message)
+    with chat.gateway(acks="client", ack_interval_s=0.02) as gateway:
+        audience = Audience(gateway)
+        [ann] = entered(audience, "ann")
+        [receipt] = audience.receipts[ann]
+        audience.settled()
+        assert other.receipts("ann") == [receipt]
+        gateway.confirm_receipts(ann, [receipt])
+        audience.until(lambda: other.receipts("ann") == [])
+
+
+# Several devices.
+
+
+def test_a_device_whose_subscription_was_lost_can_be_exact(chat: Chat, other: Chat, settings: Settings) -> None:
+    # Given a device that has lost its subscription, and another one that confirms what is told meanwhile
+    [message] = say(other, "1")
+    with (
+        closing(ReceiptsWorker(other.system.client, other.system.database, settings)) as worker,
+        chat.listen("ann") as here,
+        other.listen("ann", ack_interval_s=0.0) as there,
+    ):
+        for live in (here, there):
+            while live.poll(0.05) or not live.session.is_synced:
+                pass
+        mine = next(iter(nodes_of(other.system.client.driver))).client_list(_type="pubsub")[0]
+        other.system.client.driver.client_kill_filter(_id=int(mine["id"]))
+        other.ack("bob", "team")
+        while not worker.drained():
+            worker.step()
+        found: list[Message | Receipt] = []
+        while other.receipts("ann"):  # until they are confirmed
+            found += there.poll(0.05)
+        assert [(item.msgid, item.read) for item in found if not isinstance(item, Message)] == [(message.msgid, 1)]
+        assert (here.reconnects, there.reconnects) == (0, 0)
+        # When it comes back, it sees that it has been away, and asks
+        while not here.reconnects:
+            here.poll(0.05)
+        assert here.reconnects == 1
+        assert [tally.read for tally in chat.tallies("team", [message.msgid])] == [1]
+
+
+def test_every_session_of_a_lost_subscription_counts_it(chat: Chat, other: Chat) -> None:
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob, ann = entered(audience, "bob", "ann")
+        for lost in (1, 2):
+            assert kill_connections(other.system.client.driver, "pubsub")
+            audience.until(lambda n=lost: bob.reconnects == ann.reconnects == n)
+        late = gateway.open("bob")
+        audience.until(lambda: late.is_synced)
+        assert (bob.reconnects, late.reconnects) == (2, 0)
+
+
+def test_polled_receipts_come_once_also_without_acks(chat: Chat, other: Chat) -> None:
+    [message] = say(other, "1")
+    other.ack("bob", "team")
+    tell(other, message)
+    often = replace(chat.system.settings, heartbeat_ms=20)
+    with Gateway(chat.performer, often, acks="off", receipts="poll") as gateway:
+        audience = Audience(gateway)
+        [ann] = entered(audience, "ann")
+        for _ in range(10):
+            audience.poll(0.03)
+        assert [each.read for each in audience.receipts[ann]] == [1]
+        # When it changes again
+        other.ack("cyd", "team")
+        tell(other, message)
+        audience.until(lambda: len(audience.receipts[ann]) == 2)
+        assert audience.receipts[ann][1].read == 2

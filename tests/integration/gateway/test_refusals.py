@@ -1,0 +1,315 @@
+"""What is refused for long is tried less and less often, whatever succeeds beside it, and is told once a minute."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imcore import Gateway, Message, Session
+from imcore.chat import Chat
+from imcore.errors import ConfigurationError, DatabaseUnavailable, ImError, RedisFull, RedisRefuses, RedisUnavailable
+from imcore.operations.effects import Effect, SqlQuery
+from imcore.settings import Settings
+from imcore.streams.calls.call import Call
+from imcore.streams.pubsub import Subscription
+from tests.live import Audience, Clock, kill_connections, offset, say, tell, trim
+
+TICK_S = 0.05
+LONG_S = 60.0
+MOST_TRIES = 24
+"""Some ten in the first 20 s, then one each 4 s, and each a little later for the ticks."""
+ALL, TEAM = frozenset({"team", "home", ""}), frozenset({"team"})
+
+HEARTBEAT_S = 20
+
+
+@pytest.fixture
+def settings(valkey: str, tmp_path: Path) -> Settings:
+    return Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path), partitions="1")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def chat(settings: Settings, clock: Clock) -> Iterator[Chat]:
+    with Chat.connect(settings=settings) as chat:
+        yield chat
+
+
+@pytest.fixture
+def other(settings: Settings) -> Iterator[Chat]:
+    """Another process's connection."""
+    with Chat.connect(settings=settings) as other:
+        other.create_group("team", ["ann", "bob"])
+        other.create_group("home", ["ann", "bob"])
+        yield other
+
+
+class Refusing:
+    """Answers calls of a function with an error, as long as there is one; counts how often that was."""
+
+    def __init__(self, chat: Chat, function: str, gids: frozenset[str] = ALL) -> None:
+        self.error: ImError | None = None
+        self.tries = 0
+        self._function, self._gids = function, gids
+        self._call_each, self._start = chat.system.client.call_each, chat.system.client.start
+
+    def call_each(self, batch: Sequence[Call[Any]], **options: Any) -> list[Any]:
+        error = self._error_now(batch)
+        return self._answers(batch, error, self._call_each(self._others(batch, error), **options))
+
+    def start(self, batch: Sequence[Call[Any]]) -> Callable[[], list[Any]]:
+        error = self._error_now(batch)
+        answers = self._start(self._others(batch, error))
+        return lambda: self._answers(batch, error, answers())
+
+    def _error_now(self, batch: Sequence[Call[Any]]) -> ImError | None:
+        self.tries += self.error is not None and any(map(self._concerns, batch))
+        return self.error
+
+    def _others(self, batch: Sequence[Call[Any]], error: ImError | None) -> list[Call[Any]]:
+        return [call for call in batch if not (error and self._concerns(call))]
+
+    def _answers(self, batch: Sequence[Call[Any]], error: ImError | None, others: Sequence[Any]) -> list[Any]:
+        left = iter(others)
+        return [error if error and self._concerns(call) else next(left) for call in batch]
+
+    def _concerns(self, call: Call[Any]) -> bool:
+        return call.function == self._function and (call.gid or "") in self._gids
+
+
+def refusing(chat: Chat, function: str, gids: frozenset[str] = ALL) -> Refusing:
+    found = Refusing(chat, function, gids)
+    chat.system.client.call_each = found.call_each  # type: ignore[assignment, method-assign]
+    chat.system.client.start = found.start  # type: ignore[method-assign]
+    return found
+
+
+def pass_time(audience: Audience, clock: Clock, other: Chat, *, seconds: float = LONG_S) -> list[tuple[str, int]]:
+    """Let time pass in which ann talks to bob all the time. Return gids and seqs of what she says."""
+    sent: list[Message] = []
+    for tick in range(round(seconds / TICK_S)):
+        clock.jump(TICK_S)
+        audience.poll(0)
+        if tick % 25 == 0:
+            for gid in ("team", "home"):
+                sent += say(other, str(tick), gid=gid)
+        if tick % 200 == 0:
+            tell(other, sent[-1])
+    return [(message.gid, message.seq) for message in sent]
+
+
+def assert_heard(audience: Audience, session: Session, sent: Sequence[tuple[str, int]]) -> None:
+    """Say that each message was heard once, and those of each group in order."""
+    heard = [(message.gid, message.seq) for message in audience.messages[session]]
+    assert len(heard) == len(set(heard))
+    assert set(sent) <= set(heard)
+    for gid in ("team", "home"):
+        seqs = [seq for of, seq in heard if of == gid]
+        assert seqs == sorted(seqs)
+
+
+def ask_again(gateway: Gateway) -> None:
+    """Let all pull what was not pushed, and be told what waits for them."""
+    core = gateway._core
+    for gid in ("team", "home"):
+        core._fetch_missed(core._channels.open_group(gid))
+    core._to_resync.add(core.sessions)
+
+
+REFUSALS = [RedisRefuses("too few replicas"), RedisFull("no room"), RedisUnavailable("no node"), ImError("by hand")]
+FUNCTIONS = ["im_beat", "im_confirm", "im_pull", "im_dirty", "im_tally"]
+
+
+@pytest.mark.parametrize(
+    ("function", "gids", "error"),
+    [
+        *(("im_ack", ALL, error) for error in REFUSALS),
+        *((function, ALL, REFUSALS[number % 4]) for number, function in enumerate(FUNCTIONS)),
+        *((function, TEAM, REFUSALS[number]) for number, function in enumerate(["im_ack", "im_tally", "im_pull"])),
+        ("im_ack", TEAM, REFUSALS[3]),
+    ],
+    ids=lambda each: f"in {len(each)}" if isinstance(each, frozenset) else str(each),
+)
+def test_a_refused_call_is_tried_less_and_less_often(
+    chat: Chat,
+    other: Chat,
+    clock: Clock,
+    function: str,
+    gids: frozenset[str],
+    error: ImError,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Given a session, and one function that is refused from now on
+    refused = refusing(chat, function, gids)
+    with chat.gateway(receipts="poll") as gateway:
+        audience = Audience(gateway)
+        bob, ann = gateway.open("bob"), gateway.open("ann")
+        audience.settled()
+        tell(other, say(other, "read")[0])
+        ask_again(gateway)
+        refused.error = error
+        # When time passes
+        sent = pass_time(audience, clock, other)
+        # Then
+        assert refused.tries <= MOST_TRIES
+        assert len(caplog.records) <= 2, "one warning a minute"
+        # And nothing is missing once it is not refused any more
+        refused.error = None
+        sent += pass_time(audience, clock, other, seconds=HEARTBEAT_S + 5)
+        assert_heard(audience, bob, sent)
+        assert other.online(["ann", "bob"]) == {"ann", "bob"}
+        assert audience.receipts[ann]
+    assert offset(other, "bob") == offset(other, "ann")
+
+
+def test_acks_that_wait_in_one_group_do_not_pile_up(
+    chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = refusing(chat, "im_ack", TEAM)
+    with chat.gateway(ack_every=1) as gateway:
+        audience = Audience(gateway)
+        gateway.open("bob")
+        audience.settled()
+        refused.error = ImError("by hand")
+        pass_time(audience, clock, other, seconds=20)
+        assert len(gateway._core._acks.buffer._requeued) == 1
+        assert offset(other, "bob", "home")
+        refused.error = None
+        pass_time(audience, clock, other, seconds=5)
+    assert {each.unread for each in other.unread("bob")} == {0}
+
+
+def test_a_database_that_is_away_is_asked_less_and_less_often(
+    chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given bob, whose missed messages of one group are in SQL only
+    trim(chat, say(chat, "1", "2")[0])
+    answer, asked = chat.performer.perform_one, []
+    away = True
+
+    def answer_if_there(question: Effect[Any]) -> Any:
+        if isinstance(question, SqlQuery) and away:
+            asked.append(question)
+            raise DatabaseUnavailable("PostgreSQL is away")
+        return answer(question)
+
+    monkeypatch.setattr(chat.performer, "perform_one", answer_if_there)
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob = gateway.open("bob")
+        # When
+        pass_time(audience, clock, other)
+        # Then
+        assert 5 <= len(asked) <= MOST_TRIES
+        assert len(caplog.records) <= 2
+        assert audience.heard(bob, "home")
+        away = False
+        pass_time(audience, clock, other, seconds=5)
+        assert audience.heard(bob)[:2] == ["1", "2"]
+
+
+@pytest.mark.parametrize("asked", ["Listen", "change"])
+def test_a_subscription_that_does_not_come_about_is_tried_less_and_less_often(
+    chat: Chat,
+    other: Chat,
+    clock: Clock,
+    asked: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tries = []
+
+    def refuse(*_: object) -> None:
+        tries.append(1)
+        raise RedisUnavailable("no connection is left")
+
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob = gateway.open("bob")
+        audience.settled()
+        with monkeypatch.context() as patch:
+            patch.setattr(Subscription, "__init__" if asked == "Listen" else "change", refuse)
+            gateway._core.subscription_lost(RedisUnavailable("lost"))
+            sent = pass_time(audience, clock, other)
+        assert 5 <= len(tries) <= MOST_TRIES
+        assert len(caplog.records) <= 2
+        sent += pass_time(audience, clock, other, seconds=5)
+        assert_heard(audience, bob, sent)
+
+
+def test_a_subscription_that_is_cut_again_and_again_is_opened_less_and_less_often(
+    chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = []
+    change = Subscription.change
+
+    def count(self: Subscription, *names: Sequence[str]) -> None:
+        opened.append(self)
+        change(self, *names)
+
+    monkeypatch.setattr(Subscription, "change", count)
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob = gateway.open("bob")
+        audience.settled()
+        opened.clear()
+        sent = []
+        for _ in range(round(LONG_S)):
+            kill_connections(other.system.client.driver, "pubsub")
+            sent += pass_time(audience, clock, other, seconds=1)
+        assert len(set(opened)) <= MOST_TRIES
+        assert len(caplog.records) <= 2
+        # And all is well once that ends
+        sent += pass_time(audience, clock, other, seconds=2 * HEARTBEAT_S)
+        assert_heard(audience, bob, sent)
+    assert {each.unread for each in other.unread("bob")} == {0}
+
+
+def test_a_goodbye_that_is_refused_is_tried_less_and_less_often(
+    chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = refusing(chat, "im_bye")
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob, _ = gateway.open("bob"), gateway.open("ann")
+        audience.settled()
+        refused.error = RedisRefuses("too few replicas")
+        gateway.end(bob, clean=False)
+        pass_time(audience, clock, other)
+        assert 5 <= refused.tries <= MOST_TRIES
+        refused.error = None
+        pass_time(audience, clock, other, seconds=5)
+        assert other.online(["ann", "bob"]) == {"ann"}
+
+
+def test_an_absent_node_stops_no_session_on_the_others(
+    chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a group on a node that is away: of its calls alone each says so
+    refused = refusing(chat, "im_pull", TEAM)
+    refused.error = RedisUnavailable("a node is away")
+    say(other, *map(str, range(1200)), gid="home")
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob = gateway.open("bob")
+        # Then what was missed in another group comes, page by page
+        audience.until(lambda: len(audience.heard(bob, "home")) == 1200, timeout_s=5)
+
+
+def test_an_error_that_waiting_does_not_mend_is_raised_while_others_go_on(
+    chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = refusing(chat, "im_ack", TEAM)
+    with chat.gateway(ack_every=1) as gateway:
+        audience = Audience(gateway)
+        gateway.open("bob")
+        audience.settled()
+        refused.error = ConfigurationError("no right to ack")
+        with pytest.raises(ConfigurationError, match="no right"):
+            pass_time(audience, clock, other, seconds=5)
+        refused.error = None
