@@ -81,7 +81,7 @@ def test_every_block_is_of_a_language_that_a_test_reads() -> None:
     assert [document.name for document in documents() for _ in document.blocks_in("python")] == [
         "README.md",
         "imcore/gateway/README.md",
-    ]  # run by tests/integration/test_docs_python.py and test_gateway_example.py
+    ]  # run by tests/integration/test_docs_python.py and gateway/test_example.py
 
 
 def all_commands() -> dict[str, click.Command]:
