@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imcore import Chat, msgid
+from imcore import Chat, msgid, process
 from imcore.admin import acl
 from imcore.cli.catalogue import SHARED_OPTIONS
 from imcore.model import limits
@@ -17,7 +17,6 @@ from imcore.settings import Settings
 from imcore.sql import postgres_checks
 from imcore.streams import keys, server_info
 from imcore.util import backoff
-from imcore.workers import signals
 from tests.documents import README, Document, code_in
 from tests.house.figures import BOUNDS
 from tests.house.sources import ROOT
@@ -100,7 +99,7 @@ FACTS = {
         f"1 byte to {DEFAULTS.max_content_bytes // 1024} KiB without NUL",
         f"may be repeated for {DEFAULTS.idempotency_ms // 3_600_000} hours (`IM_IDEMPOTENCY_MS`)",
         f"more than {creation.STEP} members is created in steps",
-        f"leaves them to the next one after {signals.PATIENCE_S:g} s",
+        f"leaves them to the next one after {process.WORKER_PATIENCE_S:g} s",
         f"({DEFAULTS.keep_ms // 86_400_000} days or {DEFAULTS.keep_messages:,} messages;",
     ],
     "imcore/README.md": [
