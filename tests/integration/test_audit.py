@@ -364,11 +364,11 @@ def test_the_data_of_another_system_is_left_alone(chat: Chat, valkey: str, tmp_p
         other.system.database.write(Batch(groups=[GroupRow(GID, 0)], spans=[SpanRow(GID, "mallory", 0, None, 1, 0)]))
         before = answers(chat)
         # When
-        (found,) = check(other, repair=True)
+        (found,) = check(other.system, repair=True)
         # Then
         assert (found.what, found.sql, found.repaired) == ("dataset", "another", False)
         with pytest.raises(RefusedError, match=r"set IM_DATABASE_URL or IM_REDIS_URL if .* --adopt"):
-            rebuild(other, yes=True)
+            rebuild(other.system, yes=True)
     assert answers(chat) == before
     assert "mallory" not in {member.uid for member in chat.members(GID)}
     assert list(check(chat.system)) == []
@@ -380,7 +380,7 @@ def test_a_new_database_in_place_of_one_that_is_lost_is_filled(chat: Chat, valke
         other.system.database.upgrade()
         said(other, 99)
         # When
-        list(check(other, repair=True))
+        list(check(other.system, repair=True))
         # Then it has what Redis has, and the workers go on with it
         said(other, 100)
         persist(other)
@@ -618,7 +618,7 @@ class Crowd:
     def __enter__(self) -> "Crowd":
         for thread in self._threads:
             thread.start()
-        client = self._chats[0].client.driver
+        client = self._chats[0].system.client.driver
         wait_until(lambda: client.exists(keys.lease("persist", 1)))
         return self
 

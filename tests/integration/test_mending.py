@@ -115,7 +115,7 @@ def test_what_is_trimmed_meanwhile_leaves_no_hole(
     trimmed = []
 
     def meanwhile(self: Any, plan: Any) -> int:
-        trimmed.append(trim(trimmer, keep_messages=20, gid=GID).entries)
+        trimmed.append(trim(trimmer.system, keep_messages=20, gid=GID).entries)
         return make_shadow(self, plan)
 
     monkeypatch.setattr(mend_module._Mending, "_make_shadow", meanwhile)
@@ -124,7 +124,7 @@ def test_what_is_trimmed_meanwhile_leaves_no_hole(
     # Then it was passed over, and is trimmed the next time
     assert trimmed == [0]
     assert_whole(chat, 60)
-    assert trim(trimmer, keep_messages=20, gid=GID).entries == 40
+    assert trim(trimmer.system, keep_messages=20, gid=GID).entries == 40
     assert_whole(chat, 60)
 
 
@@ -318,7 +318,7 @@ def test_who_joins_while_a_group_is_rebuilt_stays_as_they_are(
 
     monkeypatch.setattr(rebuild_batch.RebuildBatch, "_add_spans", meanwhile)
     # When
-    rebuild(open_chat())
+    rebuild(open_chat().system)
     # Then
     assert chat.unread("bob") == unread
     persist(other)

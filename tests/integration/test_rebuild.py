@@ -397,7 +397,7 @@ def test_another_number_of_partitions_is_refused(chat: Chat, valkey: str, databa
         other.create_group("new", ["ann"])
         # When, then
         with pytest.raises(ConfigurationError, match="in 5 partitions"):
-            rebuild(other, yes=True)
+            rebuild(other.system, yes=True)
 
 
 def test_nothing_is_stored_while_it_goes_on(chat: Chat) -> None:
@@ -506,7 +506,7 @@ def test_on_sound_data_one_that_is_killed_anywhere_stops_no_storing(
     # When a rebuild is killed, and the system goes on
     dying = Dying(chat.system.client.driver, partitions=PARTITIONS)
     with monkeypatch.context() as patch:
-        patch.setattr(chat, "link", dying)
+        patch.setattr(chat.system, "client", dying)
         dying.left = left
         with suppress(KilledError):
             rebuild(chat.system, yes=True)
@@ -565,14 +565,14 @@ def test_one_that_sql_breaks_off_stops_no_storing(
 def test_an_empty_database_takes_no_redis_for_its_own(chat: Chat, valkey: str, tmp_path: Path) -> None:
     # Given a forgotten IM_DATABASE_URL
     with opened(valkey, f"sqlite:///{tmp_path / 'empty.db'}") as forgotten:
-        forgotten.database.upgrade()
+        forgotten.system.database.upgrade()
         config = chat.system.client.driver.hgetall(CONFIG)
         # When, then
         for adopt in (False, True):
             with pytest.raises(RefusedError, match=r"is empty, though .* holds 2 groups: set IM_DATABASE_URL"):
-                rebuild(forgotten, yes=True, adopt=adopt)
+                rebuild(forgotten.system, yes=True, adopt=adopt)
         # And it belongs to no data, and Redis waits for no rebuild
-        assert forgotten.database.meta("dataset") is None
+        assert forgotten.system.database.meta("dataset") is None
         assert chat.system.client.driver.hgetall(CONFIG) == config
         with pytest.raises(DatabaseUnavailable, match="set IM_DATABASE_URL"):
             persist(forgotten)

@@ -338,7 +338,7 @@ def heir(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             persist(chat)
         return found
 
-    monkeypatch.setattr(queries, "marks", marks_and_then_an_heir)
+    monkeypatch.setattr(queries, "watermarks", marks_and_then_an_heir)
     return senders
 
 
