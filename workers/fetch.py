@@ -9,11 +9,11 @@ from imcore import msgid as msgids
 from imcore.errors import ImError, TryAgain, concerns_all
 from imcore.model.rows import MessageRow
 from imcore.operations.creation import first_members
-from imcore.repair.check_messages import chunks
 from imcore.sql.database import Database
 from imcore.streams import wire
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Created, Entry, Sent
+from imcore.util.batches import batches
 
 PAGE = 1000
 """How many messages one command brings."""
@@ -69,7 +69,7 @@ def member_pages(client: RedisClient, work: Work, size: int) -> Iterator[list[st
     if not isinstance(work.entry.event, Created):
         return
     try:
-        for some in chunks(first_members(client, work.entry.event.gid), size):
+        for some in batches(first_members(client, work.entry.event.gid), size):
             yield sorted(set(some))
     except ImError as error:
         work.problem = _problem(error)

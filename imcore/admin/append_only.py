@@ -15,12 +15,12 @@ from redis.cluster import RedisCluster
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from imcore.errors import DatabaseNotReady, DatabaseUnavailable
-from imcore.repair.check_messages import chunks
 from imcore.streams import wire
 from imcore.streams.client import CHUNK, RedisClient
 from imcore.streams.keys import SEPARATOR, WITHDRAWN
 from imcore.streams.redis_errors import driver_errors
 from imcore.system import System
+from imcore.util.batches import batches
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _BY_HAND = "the append-only file at %s may still hold recalled texts: %s; let an
 
 def note_recalled(client: RedisClient, messages: Iterable[tuple[str, int]]) -> None:
     """Note recalled messages: gid and packed msgid of each. Again: nothing."""
-    for some in chunks(messages, CHUNK):
+    for some in batches(messages, CHUNK):
         pairs = (word for gid, msgid in some for word in (msgid, f"{gid}{SEPARATOR}{msgid}"))
         client.execute_once("ZADD", WITHDRAWN, *pairs)
 
@@ -62,7 +62,7 @@ def forget_withdrawn(system: System, *, always: bool = False, on_progress: Progr
     rewriting = _Rewriting(system.client)
     rewriting.run(on_progress)
     if not rewriting.has_failed:
-        for some in chunks(gone, CHUNK):
+        for some in batches(gone, CHUNK):
             system.client.execute_once("ZREM", WITHDRAWN, *some)
     return rewriting.done
 
@@ -78,7 +78,7 @@ def count_kept(system: System) -> int:
 def _notes(system: System) -> Iterator[tuple[bytes, bool]]:
     """Yield the notes of recalled messages, each with whether no stream has the message any more."""
     client = system.client
-    for some in chunks(client.query("ZRANGE", WITHDRAWN, 0, -1), CHUNK):
+    for some in batches(client.query("ZRANGE", WITHDRAWN, 0, -1), CHUNK):
         notes = [wire.text(note).rpartition(SEPARATOR) for note in some]
         metas = [client.space.group(gid).meta for gid, _, _ in notes]
         trimmed = client.query_many([("HGET", meta, "trimmed") for meta in metas])

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from imcore import msgid as msgids
 from imcore.errors import InvalidInput, UnknownDeadLetter
+from imcore.repair.state import CHECK
 from imcore.streams import wire
 from imcore.streams.calls import journal_calls
 from imcore.system import System
@@ -20,9 +21,6 @@ _ID = re.compile(r"([0-9]+):([0-9]+)-([0-9]+)", re.ASCII)
 _HIGHEST_HALF = 2**64 - 1
 """Of an entry id: Redis takes no higher number."""
 _OURS = "dead_"
-
-CHECK = "check"
-"""Who has put aside what stood in a group's stream and is no message: that is for no worker."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,10 @@ from typing import Self
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, RefusedError, TryAgain
 from imcore.model.rows import Batch, GroupRow, SpanRow
-from imcore.repair import client_msgids
-from imcore.repair.check_messages import chunks
-from imcore.repair.dirty_receipts import mark_unconfirmed
-from imcore.repair.mend import id_above, mend, trim_point
-from imcore.repair.rebuild_batch import RebuildBatch
-from imcore.repair.watermarks import end_rebuild, rebuild_token
+from imcore.repair.apply import mend, oldest_client_msgid
+from imcore.repair.bulk_apply import BulkApply
+from imcore.repair.desired import now_ms, trim_point
+from imcore.repair.watermarks import end_rebuild, mark_unconfirmed, raise_journals, rebuild_token
 from imcore.sql import corrections, queries
 from imcore.sql.database import Database
 from imcore.sql.queries import Head, Light
@@ -38,6 +36,7 @@ from imcore.streams.calls.repair_calls import Trim
 from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, Keyspace
 from imcore.system import System
 from imcore.util.backoff import pauses
+from imcore.util.batches import batches
 
 GROUPS = 200
 MESSAGES = 10_000
@@ -247,26 +246,21 @@ class _Rebuild:
         self._client = system.client
         self._database = system.database
         self._space = system.client.space
-        self._cutoff = msgids.first_at(_now_ms() - system.settings.keep_ms)
-        self._once_after = client_msgids.oldest_known(system, CONFIG)
+        self._cutoff = msgids.first_at(now_ms() - system.settings.keep_ms)
+        self._known_after = oldest_client_msgid(system, CONFIG)
         self.summary = RebuildSummary()
 
     def steps(self) -> Iterator[None]:
         """Bring back one bunch after the other."""
-        self._raise_journals()
-        now_ms = _now_ms()
-        self._database.write(Batch(groups=[GroupRow(gid, now_ms) for gid in queries.unlisted(self._database)]))
-        for some in chunks(queries.gids(self._database), GROUPS):
+        watermarks = queries.watermarks(self._database).values()
+        raise_journals(self._system, range(self._space.partitions), watermarks)
+        created_ms = now_ms()
+        self._database.write(Batch(groups=[GroupRow(gid, created_ms) for gid in queries.unlisted(self._database)]))
+        for some in batches(queries.gids(self._database), GROUPS):
             for fresh in self._bunches(some):
                 self._bring_back(fresh)
                 yield
             yield
-
-    def _raise_journals(self) -> None:
-        """What happens from now on is to be later than what SQL knows, also where the clock stands behind."""
-        latest = max(queries.newest_change(self._database), *queries.watermarks(self._database).values(), 0)
-        partitions = range(self._space.partitions)
-        self._client.call_many([repair_calls.journal(self._space, p, id_above(latest)) for p in partitions])
 
     def _bunches(self, gids: list[str]) -> Iterator[list[Head]]:
         """Merge those of the groups that are there, pass over those that are done, and yield the others."""
@@ -309,14 +303,14 @@ class _Rebuild:
         for gid in queries.with_gaps(self._database, gids):
             self._count(renumbered=corrections.close_gaps(self._database, gid))
         trim = trim_point(self._system, gids[0]) if len(gids) == 1 else Trim(0, 0)
-        bunch = RebuildBatch(self._system, gids, trim, once_after=self._once_after)
-        changed = bunch.bring_back()
+        bulk = BulkApply(self._system, gids, trim, known_after=self._known_after)
+        changed = bulk.run()
         for gid in changed:
             self._merge(gid)
-        self._count(groups=len(gids) - len(changed), messages=bunch.messages, members=bunch.members)
+        self._count(groups=len(gids) - len(changed), messages=bulk.messages, members=bulk.members)
         lights = groupby(queries.light(self._database, gids), key=attrgetter("gid"))
         for gid, each in lights:
-            self._mark_dirty(gid, each, bunch.spans.get(gid, []))
+            self._mark_dirty(gid, each, bulk.spans.get(gid, []))
         self._note_done(gids)
 
     def _mark_dirty(self, gid: str, messages: Iterable[Light], spans: Sequence[SpanRow]) -> None:
@@ -334,7 +328,3 @@ class _Rebuild:
         self.summary = replace(
             self.summary, **{name: getattr(self.summary, name) + number for name, number in more.items()}
         )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -6,7 +6,7 @@ import pytest
 
 from imcore.errors import TryAgain
 from imcore.repair import watermarks
-from imcore.repair.watermarks import Watch
+from imcore.repair.watch import Watch
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient

@@ -1,0 +1,318 @@
+"""Compares whole groups while the system runs: reads both sides within a window, and holds them against each other."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any
+
+from imcore import msgid as msgids
+from imcore.errors import ConfigurationError, ImError, TryAgain
+from imcore.model.rows import MessageRow, SpanRow
+from imcore.repair import state
+from imcore.repair.diff import (
+    BEGUN,
+    MISSING,
+    THERE,
+    UNREADABLE,
+    Difference,
+    MemberState,
+    MessageDiff,
+    SpanDiff,
+    SpanState,
+    TrimmedHead,
+    concerns_trim,
+    described_time,
+    of_entry,
+    of_follower,
+    of_message,
+    of_own,
+    of_recalls,
+    of_stranger,
+    of_tally,
+)
+from imcore.repair.locks import unfinished
+from imcore.repair.merge import paired
+from imcore.repair.state import Backlog, CountedMessage, GroupMeta, is_empty, key_of
+from imcore.repair.window import PAGE, JournalWindow, StreamEntry, followers, live_entries, metas_of, packed_score, scan
+from imcore.sql import corrections, queries
+from imcore.sql.database import Database
+from imcore.streams.calls import receipt_calls
+from imcore.streams.calls.call import Trimmed
+from imcore.streams.calls.repair_calls import NEVER
+from imcore.streams.client import CHUNK
+from imcore.streams.journal import one_line
+from imcore.system import System
+from imcore.util.batches import batches
+
+ROUNDS = 10
+"""How often a group is compared again that changed meanwhile."""
+
+COUNTED_AT_ONCE = 20_000
+"""For how many messages the spans are read once."""
+
+HAND_WRITTEN = (ImError, ValueError, TypeError, IndexError, KeyError, OverflowError)
+"""Errors that come of data which somebody has written by hand."""
+
+
+def differences(system: System, gids: Sequence[str], *, after: int | None = None) -> dict[str, list[Difference]]:
+    """Return what differs in each group, and is not explained by what happened while both sides were read.
+
+    With `after` (packed), older messages are left out, except for the newest page in SQL. A difference is `unsure` if
+    it was there at every look, but the group changed each time. It is a difference too if a group's repair has begun
+    and not ended, or if a group cannot be read. Raise RedisUnavailable, DatabaseUnavailable, ConfigurationError.
+    """
+    partitions = {system.client.space.partition_of(gid) for gid in gids}
+    begun = {gid for partition in partitions for gid in unfinished(system, partition)}
+    compared = _compared(system, gids, after)
+    return {gid: [*([BEGUN] if gid in begun else ()), *each] for gid, each in compared.items()}
+
+
+def _compared(system: System, gids: Sequence[str], after: int | None) -> dict[str, list[Difference]]:
+    try:
+        return _looked_again(system, gids, after)
+    except (TryAgain, ConfigurationError):
+        raise
+    except HAND_WRITTEN as error:
+        if len(gids) == 1:
+            return {gids[0]: [Difference("data", f"cannot be read: {one_line(str(error))}", "not compared", "stored")]}
+    return {gid: each for one in gids for gid, each in _compared(system, [one], after).items()}
+
+
+def _looked_again(system: System, gids: Sequence[str], after: int | None) -> dict[str, list[Difference]]:
+    sure: dict[str, dict[str, Difference]] = {gid: {} for gid in gids}
+    doubtful: dict[str, Counter[Difference]] = {gid: Counter() for gid in gids}
+    changing: list[str] = list(gids)
+    for _ in range(ROUNDS):
+        window = JournalWindow(system, changing)
+        seen = _look(system, window, changing, after)
+        changes = window.changes()
+        changing = []
+        for gid, each in seen.items():
+            doubts = [difference for difference in each if difference.explained_by(changes[gid])]
+            sure[gid].update((difference.what, difference) for difference in each if difference not in doubts)
+            doubtful[gid].update(doubts)
+            changing += [gid] if doubts else []
+        if not changing:
+            break
+    for gid in changing:
+        always = [difference for difference, times in doubtful[gid].items() if times == ROUNDS]
+        for difference in always:
+            sure[gid].setdefault(difference.what, replace(difference, unsure=True))
+    return {gid: list(each.values()) for gid, each in sure.items()}
+
+
+def _look(system: System, window: JournalWindow, gids: Sequence[str], after: int | None) -> dict[str, list[Difference]]:
+    """Return how each group differs, except for what a trim explains."""
+    in_sql = queries.listed(system.database, gids)
+    keys = [system.client.space.group(gid) for gid in gids]
+    listed = system.client.query_many([("SISMEMBER", k.groups, k.gid) for k in keys])
+    metas = metas_of(system.client, gids)
+    seen: dict[str, list[Difference]] = {}
+    for gid, is_listed in zip(gids, listed, strict=True):
+        group = GroupComparison(system, gid, metas[gid], window.backlogs[gid], after=after)
+        seen[gid] = list(group.differences(is_listed=bool(is_listed), is_stored=gid in in_sql))
+    now = metas_of(system.client, gids)
+    return {gid: [one for one in each if not concerns_trim(one, metas[gid], now[gid])] for gid, each in seen.items()}
+
+
+class GroupComparison:
+    """One comparison of one group."""
+
+    def __init__(self, system: System, gid: str, meta: GroupMeta, backlog: Backlog, *, after: int | None) -> None:
+        self._client = system.client
+        self._database: Database = system.database
+        self._gid = gid
+        self._k = system.client.space.group(gid)
+        self._meta = meta
+        self._backlog = backlog
+        self._after = after
+        self._soon = _highest_offset(0)
+
+    def differences(self, *, is_listed: bool, is_stored: bool) -> Iterator[Difference]:
+        """Yield what differs. `is_listed`: Redis lists the group. `is_stored`: SQL does."""
+        if not self._meta.exists:
+            if is_stored or self._has_rows():
+                yield Difference("group", MISSING, THERE, "group")
+            elif is_listed:
+                yield Difference("name in the list of all groups", THERE, MISSING, "group")
+            return
+        if not is_stored and self._backlog.created_ms is None:
+            yield Difference("group", THERE, MISSING, "group")
+        if not is_listed:
+            yield Difference("group in the list of all", MISSING, THERE, "group")
+        messages = self._message_diff()
+        yield from self._messages(messages)
+        own = self._own(messages) if messages.is_whole else None
+        yield from self._spans(own)
+        if messages.is_whole:
+            yield from self._recalls(messages)
+
+    def _has_rows(self) -> bool:
+        """Return whether SQL has anything of a group that it does not list."""
+        head = queries.head(self._database, self._gid, until=NEVER)
+        return bool(head.messages) or any(queries.spans(self._database, [self._gid]))
+
+    # Messages.
+
+    def _message_diff(self) -> MessageDiff:
+        is_whole, trimmed = self._after is None, self._meta.trimmed
+        if self._after is not None:
+            newest = self._database.messages_before(self._gid, NEVER, limit=PAGE)
+            self._after = min(self._after, newest[0].msgid - 1 if newest else 0)
+        unreadable = set(queries.unreadable(self._database, self._gid)) if is_whole else set()
+        head = queries.head(self._database, self._gid, until=trimmed) if trimmed else None
+        below = TrimmedHead(head.messages, head.last_seq, head.newest) if head else TrimmedHead()
+        return MessageDiff(self._meta, below, self._backlog, is_whole, unreadable)
+
+    def _messages(self, diff: MessageDiff) -> Iterator[Difference]:
+        counted: list[CountedMessage] = []
+        for entry, stored_row in self._pairs():
+            entry_id, row, values = entry or (b"", None, [])
+            if entry and row is None:
+                yield of_entry(entry_id, values)
+                continue
+            yield from diff.compare(row, stored_row, values)
+            counted += [CountedMessage(row.msgid, row.sender_uid)] if row else []
+            if len(counted) == COUNTED_AT_ONCE:
+                yield from self._tallies(counted)
+                counted = []
+        yield from self._tallies(counted)
+        yield from diff.head()
+        if diff.is_whole:
+            yield from self._stored(diff)
+
+    def _stored(self, diff: MessageDiff) -> Iterator[Difference]:
+        """Yield what is wrong in SQL by itself."""
+        if self._meta.trimmed and diff.is_trim_sound:
+            for msgid in queries.out_of_order(self._database, self._gid, self._meta.trimmed):
+                yield of_message("place of message", msgid, "trimmed", "another seq", "stored")
+        for msgid, field in sorted(diff.unreadable):
+            yield of_message(f"{field} of message", msgid, "not compared", UNREADABLE, "stored")
+        for msgid, wrong in corrections.wrong_times(self._database, self._gid):
+            yield of_message("time of message", msgid, described_time(msgids.time_ms(msgid)), wrong, "stored")
+
+    def _pairs(self) -> Iterator[tuple[StreamEntry | None, MessageRow | None]]:
+        """Yield each message with its other side, in order. What SQL has up to the trim point is no pair."""
+        after = max(self._after or 0, self._meta.trimmed)
+        first = "-" if self._after is None else f"({msgids.unpack(self._after)}"
+        entries = live_entries(self._client, self._gid, first=first)
+        rows = stored_after(self._database, self._gid, after)
+        for entry, stored_row in paired(entries, rows, _msgid_of, attrgetter("msgid")):
+            row = entry[1] if entry else None
+            is_trimmed = row is not None and row.msgid <= after
+            yield entry, self._database.message(self._gid, row.msgid) if row and is_trimmed else stored_row
+
+    def _tallies(self, messages: list[CountedMessage]) -> Iterator[Difference]:
+        """Count from SQL who has read each message, and compare that with what Redis answers."""
+        if not messages:
+            return
+        counter = state.Counter(messages)
+        for span in self._backlog.applied(queries.spans(self._database, [self._gid])):
+            counter.add(span)
+        counts = iter(counter.counts())
+        for batch in batches(messages, CHUNK):
+            asked = [(message.msgid, "", "") for message in batch]
+            answers = self._client.call(receipt_calls.tallies(self._client.space, self._gid, asked))
+            for message, answer, count in zip(batch, answers, counts, strict=False):
+                if answer != count and not isinstance(answer, Trimmed):
+                    yield of_tally(message.msgid, answer, count)
+
+    # Spans, and what is indexed by them.
+
+    def _own(self, messages: MessageDiff) -> dict[str, list[int]]:
+        """Return the own messages of all who may have some past their offset."""
+        own: dict[str, list[int]] = {}
+        trimmed = self._meta.trimmed
+        if trimmed:
+            for _, uid, msgid in queries.own_unread(self._database, [self._gid], until=trimmed):
+                if msgid not in self._backlog.recalled:
+                    own.setdefault(uid, []).append(msgid)
+        for uid, sent in messages.own.items():
+            own.setdefault(uid, []).extend(msgid for msgid in sent if msgid > trimmed)
+        return own
+
+    def _spans(self, own: dict[str, list[int]] | None) -> Iterator[Difference]:
+        diff = SpanDiff(self._is_impossible)
+        offsets = followers(self._client, self._k.stream)
+        rows = self._backlog.applied(queries.spans(self._database, [self._gid]))
+        for batch in batches((row for row in rows if not is_empty(row)), CHUNK):
+            for row, span, member in self._states(batch, offsets):
+                yield from diff.compare(row, span)
+                if member and span.acked is not None:
+                    yield from diff.member(row, span.acked, member)
+                    if own is not None:
+                        yield from of_own(row.uid, span.acked, list(map(int, member.own)), own.get(row.uid, []))
+        for uid, offset in offsets.items():
+            yield of_follower(uid, offset)
+        yield from self._strangers(diff)
+
+    def _states(
+        self, rows: Sequence[SpanRow], offsets: dict[str, int]
+    ) -> Iterator[tuple[SpanRow, SpanState, MemberState | None]]:
+        """Yield what Redis has of each span; the consumer groups of members that it has are taken out of `offsets`."""
+        k, keys = self._k, [key_of(row) for row in rows]
+        members = [row.uid for row in rows if row.left_msgid is None]
+        answers = iter(
+            self._client.query_many(
+                [
+                    *(("ZMSCORE", z, *keys) for z in (k.acked, k.joined, k.left)),
+                    *(("SISMEMBER", k.groups_of(uid), self._gid) for uid in members),
+                    *(("LRANGE", k.own_unacked(uid), 0, -1) for uid in members),
+                ]
+            )
+        )
+        scores = [[_score(score) for score in next(answers)] for _ in range(3)]
+        listed = {uid: bool(next(answers)) for uid in members}
+        own = {uid: next(answers) for uid in members}
+        for row, *of_row in zip(rows, *scores, strict=True):
+            span, member = SpanState(*of_row), None
+            if row.left_msgid is None and span.acked is not None:
+                member = MemberState(offsets.pop(row.uid, None), listed[row.uid], own[row.uid])
+            yield row, span, member
+
+    def _strangers(self, diff: SpanDiff) -> Iterator[Difference]:
+        """Yield what Redis has and SQL has not."""
+        k, everyone = self._k, len(diff.known)
+        sets = {"acked": (k.acked, everyone), "joined": (k.joined, everyone), "left": (k.left, diff.closed)}
+        counts = self._client.query_many([("ZCARD", key) for key, _ in sets.values()])
+        for (name, (key, expected)), count in zip(sets.items(), counts, strict=True):
+            for span, score in scan(self._client, key) if count != expected else ():
+                if span not in diff.known:
+                    yield of_stranger(span, score, name)
+
+    def _recalls(self, messages: MessageDiff) -> Iterator[Difference]:
+        recalls = {**dict(queries.recalls(self._database, self._gid)), **messages.tombstones}
+        yield from of_recalls(dict(scan(self._client, self._k.recalled)), {*recalls, *recalls.values()})
+        for msgid in queries.recalled_with_text(self._database, self._gid):
+            yield of_message("text of recalled message", msgid, MISSING, THERE, "stored")
+
+    def _is_impossible(self, offset: int | None) -> bool:
+        """Return whether no message can have an offset. The newest one is hardly ever asked for."""
+        if offset is None or offset <= self._soon:
+            return False
+        newest = self._database.messages_before(self._gid, NEVER, limit=1)
+        return offset > _highest_offset(max(self._meta.last or 0, 0, *(row.msgid for row in newest)))
+
+
+def stored_after(database: Database, gid: str, after: int) -> Iterator[MessageRow]:
+    """Yield what SQL has of a group after a message."""
+    while True:
+        page = database.messages_after(gid, after, limit=PAGE)
+        yield from page
+        if len(page) < PAGE:
+            return
+        after = page[-1].msgid
+
+
+def _msgid_of(entry: StreamEntry) -> int:
+    return entry[1].msgid if entry[1] else 0
+
+
+def _highest_offset(newest: int) -> int:
+    return state.highest_offset(newest, time.time_ns() // 1_000_000)
+
+
+def _score(score: Any) -> int | None:
+    return None if score is None else packed_score(float(score))

@@ -1,0 +1,14 @@
+"""Batches: a long row of values in pieces, each short enough for one call, statement or transaction."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def batches(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the values in lists of `size`, the last one shorter. An iterator is read one batch at a time."""
+    remaining = iter(values)
+    while batch := list(islice(remaining, size)):
+        yield batch
