@@ -8,10 +8,12 @@ meanwhile are done again.
 """
 
 import logging
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, groupby
 from operator import attrgetter
+from typing import TypeVar
 
 from imcore import msgid as msgids
 from imcore.errors import TryAgain
@@ -32,6 +34,8 @@ from imcore.streams.client import CHUNK
 from imcore.streams.keys import uid_of
 from imcore.system import System
 from imcore.util.batches import batches
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -225,14 +229,15 @@ class _Attempt:
         strangers = [msgid for msgid in plan.live.recalled - recalled if not self._is_message(msgid)]
         owners = sorted(self._owners(members) | trimmed.keys() | plan.senders)
         once_ms, k = self._system.settings.idempotency_ms, self._k
-        calls: list[Call[int]] = []
-        calls += [repair_calls.set_recalled(k, batch) for batch in batches(recalled, PAGE)]
-        calls += [repair_calls.set_recalled(k, batch, drop=True) for batch in batches(strangers, PAGE)]
-        calls += [repair_calls.restore_own_unacked(k, batch, trimmed) for batch in batches(owners, PAGE)]
-        for rows in batches(plan.reidentified, PAGE):
-            calls.append(repair_calls.restore_idempotency(k, rows, once_ms, correct=True))
-        calls += [repair_calls.resync(k, batch) for batch in batches(members if plan.resets else (), PAGE)]
-        self._client.call_many(calls)
+        self._client.call_many(
+            [
+                *paged(recalled, partial(repair_calls.set_recalled, k)),
+                *paged(strangers, partial(repair_calls.set_recalled, k, drop=True)),
+                *paged(owners, partial(repair_calls.restore_own_unacked, k, trimmed=trimmed)),
+                *paged(plan.reidentified, partial(repair_calls.restore_idempotency, k, once_ms=once_ms, correct=True)),
+                *paged(members if plan.resets else (), partial(repair_calls.resync, k)),
+            ]
+        )
         # All of them: a group that is new in Redis, or that somebody has died over, may know none.
         for call in client_msgids(self._system, [self._gid], after=oldest_client_msgid(self._system, k.meta)):
             self._client.call(call)
@@ -254,6 +259,11 @@ class _Attempt:
 
 
 # Parts that a rebuild shares.
+
+
+def paged(values: Iterable[T], call: Callable[[list[T]], Call[int]]) -> Iterator[Call[int]]:
+    """Yield a call for each page of values."""
+    return map(call, batches(values, PAGE))
 
 
 def shadow_of(entries: int, newest: int, seq: int, floor: int) -> Shadow:
@@ -295,7 +305,5 @@ def client_msgids(system: System, gids: Sequence[str], *, after: int) -> Iterato
     """Yield calls that restore the client_msgids of messages after a msgid (packed). Known ones stay as they are."""
     rows = queries.with_client_msgid(system.database, gids, after=after)
     for gid, of_group in groupby(rows, key=attrgetter("gid")):
-        for batch in batches(of_group, PAGE):
-            yield repair_calls.restore_idempotency(
-                system.client.space.group(gid), batch, system.settings.idempotency_ms
-            )
+        k, once_ms = system.client.space.group(gid), system.settings.idempotency_ms
+        yield from paged(of_group, partial(repair_calls.restore_idempotency, k, once_ms=once_ms))

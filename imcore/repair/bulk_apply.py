@@ -1,13 +1,14 @@
 """Brings back groups that Redis does not have, many in few round trips. See `imcore.repair.rebuild`."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.repair import locks
-from imcore.repair.apply import PAGE, client_msgids, lower, shadow_of, trimmed_own
+from imcore.repair.apply import PAGE, client_msgids, lower, paged, shadow_of, trimmed_own
 from imcore.repair.desired import now_ms
 from imcore.repair.state import furthest, highest_offset, is_empty, offset_of, possible
 from imcore.repair.window import START
@@ -42,7 +43,7 @@ class BulkApply:
         """Groups whose members joined or left meanwhile."""
         self._contradicting: set[str] = set()
         """Groups with two open spans of a user, or with a message in a span after its end."""
-        self._seqs: dict[tuple[str, int], int] = {}
+        self._seqs: dict[tuple[str, int], int | None] = {}
         """The seqs of messages at which offsets are, by gid and msgid."""
         self.spans: dict[str, list[SpanRow]] = {gid: [] for gid in gids}
         self.messages = 0
@@ -68,10 +69,8 @@ class BulkApply:
         for span in queries.spans(self._database, self._gids):
             self.spans[span.gid].append(span)
         self._add_messages()
-        for gid, spans in self.spans.items():
-            members = [span.uid for span in spans if span.left_msgid is None]
-            self._contradicting.update([gid] if len(members) != len(set(members)) else ())
-            self._lower_offsets(gid)
+        for gid in self._gids:
+            self._check_spans(gid)
         sound = [gid for gid in self._gids if gid not in self._contradicting]
         answers = self._client.call_many([self._swap(gid) for gid in sound])
         done = [gid for gid, answer in zip(sound, answers, strict=True) if answer is not repair_calls.CHANGED]
@@ -84,28 +83,33 @@ class BulkApply:
 
     def _add_messages(self) -> None:
         spans = [span for of_group in self.spans.values() for span in of_group]
-        offsets = {(span.gid, span.acked_msgid) for span in spans}
+        self._seqs = dict.fromkeys((span.gid, span.acked_msgid) for span in spans)
         ends = {(s.gid, s.uid, s.joined_msgid): NEVER if s.left_msgid is None else s.left_msgid for s in spans}
         rows = queries.messages(self._database, self._gids, after=self._trim.msgid)
         for gid, of_group in groupby(rows, key=attrgetter("gid")):
             for batch in batches(of_group, PAGE):
                 self._add_page(gid, batch, ends)
-                self._seqs.update(((gid, row.msgid), row.seq) for row in batch if (gid, row.msgid) in offsets)
         self._flush()
         if self._trim.msgid:
-            gid = self._gids[0]
-            below = (acked for _, acked in offsets if acked <= self._trim.msgid)
-            self._seqs.update(((gid, msgid), seq) for msgid, seq in queries.seqs(self._database, gid, below).items())
+            self._add_trimmed_seqs(self._gids[0])
+
+    def _add_trimmed_seqs(self, gid: str) -> None:
+        below = [acked for _, acked in self._seqs if acked <= self._trim.msgid]
+        self._seqs.update(((gid, msgid), seq) for msgid, seq in queries.seqs(self._database, gid, below).items())
 
     def _add_page(self, gid: str, rows: Sequence[MessageRow], ends: dict[tuple[str, str, int], int]) -> None:
         if any(row.span is not None and row.msgid > ends.get((gid, row.sender_uid, row.span), NEVER) for row in rows):
             self._contradicting.add(gid)
+        self._seqs.update(((gid, row.msgid), row.seq) for row in rows if (gid, row.msgid) in self._seqs)
         self._newest[gid] = Trim(rows[-1].msgid, rows[-1].seq)
         self._entries[gid] += len(rows)
         self._later(repair_calls.add(self._locks[gid], map(Text, rows)))
 
-    def _lower_offsets(self, gid: str) -> None:
+    def _check_spans(self, gid: str) -> None:
         stored, newest = self.spans[gid], self._newest[gid].msgid
+        members = [span.uid for span in stored if span.left_msgid is None]
+        if len(members) != len(set(members)):
+            self._contradicting.add(gid)
         self.spans[gid] = possible(stored, newest, bound=highest_offset(newest, now_ms()))
         lowered = [span for span, row in zip(self.spans[gid], stored, strict=True) if span != row]
         if lowered:
@@ -133,16 +137,16 @@ class BulkApply:
             self._later(call)
         if self._trim.msgid:  # a shadow notes the recalls of its messages
             recalled = sorted({msgid for pair in queries.recalls(self._database, gids[0]) for msgid in pair})
-            for batch in batches(recalled, PAGE):
-                self._later(repair_calls.set_recalled(self._space.group(gids[0]), batch))
+            self._later(*paged(recalled, partial(repair_calls.set_recalled, self._space.group(gids[0]))))
         for gid, trimmed in trimmed_own(self._system, gids, self._trim.msgid).items():
-            for uids in batches(trimmed, PAGE):
-                self._later(repair_calls.restore_own_unacked(self._space.group(gid), uids, trimmed))
+            k = self._space.group(gid)
+            self._later(*paged(trimmed, partial(repair_calls.restore_own_unacked, k, trimmed=trimmed)))
 
-    def _later(self, call: Call[Any]) -> None:
-        self._waiting.append(call)
-        if len(self._waiting) == MOST_CALLS:
-            self._flush()
+    def _later(self, *calls: Call[Any]) -> None:
+        for call in calls:
+            self._waiting.append(call)
+            if len(self._waiting) == MOST_CALLS:
+                self._flush()
 
     def _flush(self) -> None:
         answers = self._client.call_many(self._waiting)

@@ -5,7 +5,7 @@ What the journals are about to bring to SQL is no difference. In memory are the 
 msgids of one group, and a page of all else.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from imcore import msgid as msgids
@@ -105,7 +105,7 @@ def _gids(system: System) -> list[str]:
 def _of_group(system: System, gid: str, before: list[Difference], repair: bool) -> Iterator[ReportedDifference]:
     """Report a group, and with `repair` mend it until nothing differs."""
     if not repair or all(difference.unsure for difference in before):
-        yield from (_reported(gid, difference) for difference in before)
+        yield from _reported(gid, before)
         return
     try:
         corrections.correct_times(system.database, gid)
@@ -114,16 +114,16 @@ def _of_group(system: System, gid: str, before: list[Difference], repair: bool) 
     except (TryAgain, ConfigurationError):
         raise
     except HAND_WRITTEN:
-        yield from (_reported(gid, difference) for difference in before)
+        yield from _reported(gid, before)
         return
-    for difference in before:
-        yield replace(_reported(gid, difference), repaired=difference.what not in left)
-    known = {difference.what for difference in before}
-    yield from (_reported(gid, difference) for what, difference in left.items() if what not in known)
+    for report in _reported(gid, before):
+        yield replace(report, repaired=left.pop(report.what, None) is None)
+    yield from _reported(gid, left.values())
 
 
-def _reported(gid: str, difference: Difference) -> ReportedDifference:
-    return ReportedDifference(gid, difference.what, difference.redis, difference.sql, unsure=difference.unsure)
+def _reported(gid: str, differences: Iterable[Difference]) -> Iterator[ReportedDifference]:
+    for each in differences:
+        yield ReportedDifference(gid, each.what, each.redis, each.sql, unsure=each.unsure)
 
 
 def _strange_listings(system: System, repair: bool) -> Iterator[ReportedDifference]:
@@ -133,16 +133,24 @@ def _strange_listings(system: System, repair: bool) -> Iterator[ReportedDifferen
     """
     client, space = system.client, system.client.space
     for uids in batches(queries.uids(system.database), AT_ONCE):
-        sets = [(uid, space.groups_of(p, uid)) for uid in uids for p in range(space.partitions)]
-        listed = client.query_many([("SMEMBERS", key) for _, key in sets])
-        triples = [(wire.text(gid), *of_set) for of_set, gids in zip(sets, listed, strict=True) for gid in gids]
-        answers = client.call_each([group_calls.is_member(space, gid, uid) for gid, uid, _ in triples])
-        for (gid, uid, key), is_member in zip(triples, answers, strict=True):
+        listed = list(_listed(system, uids))
+        answers = client.call_each([group_calls.is_member(space, gid, uid) for gid, uid, _ in listed])
+        for (gid, uid, key), is_member in zip(listed, answers, strict=True):
             # An error is about the group, whose comparison reports it.
             if is_member is False and _is_strange(system, gid, uid, key):
                 removed = repair and bool(client.execute_once("SREM", key, gid))
                 what = f"group among those of {uid!r}"
                 yield ReportedDifference(gid, what, THERE, "not a member", repaired=removed)
+
+
+def _listed(system: System, uids: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield each gid that some users list, with the uid and the key of the list."""
+    space = system.client.space
+    lists = [(uid, space.groups_of(p, uid)) for uid in uids for p in range(space.partitions)]
+    answers = system.client.query_many([("SMEMBERS", key) for _, key in lists])
+    for (uid, key), gids in zip(lists, answers, strict=True):
+        for gid in gids:
+            yield wire.text(gid), uid, key
 
 
 def _is_strange(system: System, gid: str, uid: str, key: str) -> bool:

@@ -1,9 +1,10 @@
 """Compares whole groups while the system runs: reads both sides within a window, and holds them against each other."""
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import filterfalse
 from operator import attrgetter
 from typing import Any
 
@@ -17,7 +18,6 @@ from imcore.repair.diff import (
     THERE,
     UNREADABLE,
     Difference,
-    MemberState,
     MessageDiff,
     SpanDiff,
     SpanState,
@@ -34,7 +34,7 @@ from imcore.repair.diff import (
 )
 from imcore.repair.locks import unfinished
 from imcore.repair.merge import paired
-from imcore.repair.state import Backlog, CountedMessage, GroupMeta, is_empty, key_of
+from imcore.repair.state import Backlog, Changes, CountedMessage, GroupMeta, is_empty, key_of
 from imcore.repair.window import PAGE, JournalWindow, StreamEntry, followers, live_entries, metas_of, packed_score, scan
 from imcore.sql import corrections, queries
 from imcore.sql.database import Database
@@ -81,26 +81,31 @@ def _compared(system: System, gids: Sequence[str], after: int | None) -> dict[st
 
 
 def _looked_again(system: System, gids: Sequence[str], after: int | None) -> dict[str, list[Difference]]:
-    sure: dict[str, dict[str, Difference]] = {gid: {} for gid in gids}
-    doubtful: dict[str, Counter[Difference]] = {gid: Counter() for gid in gids}
-    changing: list[str] = list(gids)
+    sure: defaultdict[str, dict[str, Difference]] = defaultdict(dict)
+    doubtful: defaultdict[str, Counter[Difference]] = defaultdict(Counter)
+    changing: Sequence[str] = gids
     for _ in range(ROUNDS):
         window = JournalWindow(system, changing)
         seen = _look(system, window, changing, after)
         changes = window.changes()
-        changing = []
-        for gid, each in seen.items():
-            doubts = [difference for difference in each if difference.explained_by(changes[gid])]
-            sure[gid].update((difference.what, difference) for difference in each if difference not in doubts)
-            doubtful[gid].update(doubts)
-            changing += [gid] if doubts else []
+        changing = [gid for gid in seen if _has_doubts(seen[gid], changes[gid], sure[gid], doubtful[gid])]
         if not changing:
             break
     for gid in changing:
-        always = [difference for difference, times in doubtful[gid].items() if times == ROUNDS]
-        for difference in always:
-            sure[gid].setdefault(difference.what, replace(difference, unsure=True))
-    return {gid: list(each.values()) for gid, each in sure.items()}
+        for difference, times in doubtful[gid].items():
+            if times == ROUNDS:
+                sure[gid].setdefault(difference.what, replace(difference, unsure=True))
+    return {gid: list(sure[gid].values()) for gid in gids}
+
+
+def _has_doubts(
+    seen: Sequence[Difference], changes: Changes, sure: dict[str, Difference], doubtful: Counter[Difference]
+) -> bool:
+    """Note the differences of one look; return whether any may come of what happened meanwhile."""
+    doubts = [difference for difference in seen if difference.explained_by(changes)]
+    sure.update((difference.what, difference) for difference in seen if difference not in doubts)
+    doubtful.update(doubts)
+    return bool(doubts)
 
 
 def _look(system: System, window: JournalWindow, gids: Sequence[str], after: int | None) -> dict[str, list[Difference]]:
@@ -209,7 +214,7 @@ class GroupComparison:
         if not messages:
             return
         counter = state.Counter(messages)
-        for span in self._backlog.applied(queries.spans(self._database, [self._gid])):
+        for span in self._desired_spans():
             counter.add(span)
         counts = iter(counter.counts())
         for batch in batches(messages, CHUNK):
@@ -220,6 +225,9 @@ class GroupComparison:
                     yield of_tally(message.msgid, answer, count)
 
     # Spans, and what is indexed by them.
+
+    def _desired_spans(self) -> Iterator[SpanRow]:
+        return self._backlog.applied(queries.spans(self._database, [self._gid]))
 
     def _own(self, messages: MessageDiff) -> dict[str, list[int]]:
         """Return the own messages of all who may have some past their offset."""
@@ -236,41 +244,32 @@ class GroupComparison:
     def _spans(self, own: dict[str, list[int]] | None) -> Iterator[Difference]:
         diff = SpanDiff(self._is_impossible)
         offsets = followers(self._client, self._k.stream)
-        rows = self._backlog.applied(queries.spans(self._database, [self._gid]))
-        for batch in batches((row for row in rows if not is_empty(row)), CHUNK):
-            for row, span, member in self._states(batch, offsets):
+        for batch in batches(filterfalse(is_empty, self._desired_spans()), CHUNK):
+            members = self._members([row.uid for row in batch if row.left_msgid is None])
+            for row, span in zip(batch, self._scores(batch), strict=True):
                 yield from diff.compare(row, span)
-                if member and span.acked is not None:
-                    yield from diff.member(row, span.acked, member)
+                if row.left_msgid is None and span.acked is not None:
+                    is_listed, listed_own = members[row.uid]
+                    yield from diff.member(row, span.acked, offsets.pop(row.uid, None), is_listed=is_listed)
                     if own is not None:
-                        yield from of_own(row.uid, span.acked, list(map(int, member.own)), own.get(row.uid, []))
+                        yield from of_own(row.uid, span.acked, list(map(int, listed_own)), own.get(row.uid, []))
         for uid, offset in offsets.items():
             yield of_follower(uid, offset)
         yield from self._strangers(diff)
 
-    def _states(
-        self, rows: Sequence[SpanRow], offsets: dict[str, int]
-    ) -> Iterator[tuple[SpanRow, SpanState, MemberState | None]]:
-        """Yield what Redis has of each span; the consumer groups of members that it has are taken out of `offsets`."""
-        k, keys = self._k, [key_of(row) for row in rows]
-        members = [row.uid for row in rows if row.left_msgid is None]
-        answers = iter(
-            self._client.query_many(
-                [
-                    *(("ZMSCORE", z, *keys) for z in (k.acked, k.joined, k.left)),
-                    *(("SISMEMBER", k.groups_of(uid), self._gid) for uid in members),
-                    *(("LRANGE", k.own_unacked(uid), 0, -1) for uid in members),
-                ]
-            )
+    def _scores(self, rows: Sequence[SpanRow]) -> Iterator[SpanState]:
+        keys = [key_of(row) for row in rows]
+        columns = self._client.query_many(
+            [("ZMSCORE", z, *keys) for z in (self._k.acked, self._k.joined, self._k.left)]
         )
-        scores = [[_score(score) for score in next(answers)] for _ in range(3)]
-        listed = {uid: bool(next(answers)) for uid in members}
-        own = {uid: next(answers) for uid in members}
-        for row, *of_row in zip(rows, *scores, strict=True):
-            span, member = SpanState(*of_row), None
-            if row.left_msgid is None and span.acked is not None:
-                member = MemberState(offsets.pop(row.uid, None), listed[row.uid], own[row.uid])
-            yield row, span, member
+        return (SpanState(*map(_score, scores)) for scores in zip(*columns, strict=True))
+
+    def _members(self, uids: Sequence[str]) -> dict[str, tuple[bool, list[bytes]]]:
+        """Return of each member whether they list the group, and their own messages past the offset."""
+        k = self._k
+        listed = self._client.query_many([("SISMEMBER", k.groups_of(uid), self._gid) for uid in uids])
+        own = self._client.query_many([("LRANGE", k.own_unacked(uid), 0, -1) for uid in uids])
+        return {uid: (bool(is_listed), msgs) for uid, is_listed, msgs in zip(uids, listed, own, strict=True)}
 
     def _strangers(self, diff: SpanDiff) -> Iterator[Difference]:
         """Yield what Redis has and SQL has not."""

@@ -53,7 +53,7 @@ class Planner:
         meta = window.metas_of(self._client, [self._gid])[self._gid]
         rows = list(queries.spans(self._database, [self._gid]))
         is_listed = self._client.query("SISMEMBER", self._k.groups, self._gid)
-        if not (meta.exists or newest_live or newest_stored or rows or live.keys or self._is_known()):
+        if not any((meta.exists, newest_live, newest_stored, rows, live.keys, self._is_known())):
             self._client.execute_once("SREM", self._k.groups, self._gid)
             return None
         newest = max(newest_live, newest_stored)

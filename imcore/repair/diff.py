@@ -112,7 +112,10 @@ class MessageDiff:
         self, row: MessageRow | None, stored: MessageRow | None, values: Sequence[bytes]
     ) -> Iterator[Difference]:
         """Yield how the next message differs; one side may not have it."""
-        yield from self._fields(row, stored)
+        if row and stored:
+            yield from self._fields(row, stored)
+        else:
+            yield from self._only(row, stored)
         if row is None:
             return
         yield from self._order(row, stored)
@@ -137,15 +140,16 @@ class MessageDiff:
         """Whether SQL has as many messages up to the trim point as the last of these counts."""
         return (self.below.messages, self.below.newest) == (self.below.last_seq, self.meta.trimmed)
 
-    def _fields(self, row: MessageRow | None, stored: MessageRow | None) -> Iterator[Difference]:
-        if row is None or stored is None:
-            only = row or stored
-            if only and not (row and self.backlog.covers(row.msgid)):
+    def _only(self, row: MessageRow | None, stored: MessageRow | None) -> Iterator[Difference]:
+        for only in filter(None, (row, stored)):
+            if only is stored or not self.backlog.covers(only.msgid):
                 yield of_message("message", only.msgid, _message(row), _message(stored))
-            return
+
+    def _fields(self, row: MessageRow, stored: MessageRow) -> Iterator[Difference]:
+        ignored = {"content"} if row.msgid in self.backlog.recalled else set()
         for name in _FIELDS:
             value, stored_value = getattr(row, name), getattr(stored, name)
-            if value == stored_value or (name == "content" and row.msgid in self.backlog.recalled):
+            if value == stored_value or name in ignored:
                 continue
             is_unreadable = (row.msgid, name) in self.unreadable
             self.unreadable.discard((row.msgid, name))
@@ -200,14 +204,6 @@ def of_recalls(scores: Mapping[str, int], wanted: Collection[int]) -> Iterator[D
 # Spans.
 
 
-class MemberState(NamedTuple):
-    """What Redis has of an open span: its consumer group, whether its user lists the group, and the own messages."""
-
-    follows: int | None
-    is_listed: bool
-    own: Sequence[bytes]
-
-
 class SpanState(NamedTuple):
     """The scores that Redis has of a span."""
 
@@ -244,12 +240,12 @@ class SpanDiff:
         if state.left != row.left_msgid or self.is_impossible(state.left):
             yield _of_span(uid, f"end of the {name}", self._end(state.left), self._end(row.left_msgid))
 
-    def member(self, row: SpanRow, acked: int, state: MemberState) -> Iterator[Difference]:
-        """Yield how the rest that Redis has of a member differs."""
-        if state.follows != acked:
+    def member(self, row: SpanRow, acked: int, follows: int | None, *, is_listed: bool) -> Iterator[Difference]:
+        """Yield how a member's consumer group, and their list of groups, differ."""
+        if follows != acked:
             sides = f"index at {described_offset(acked)}, SQL at {described_offset(row.acked_msgid)}"
-            yield _of_span(row.uid, f"consumer group of {row.uid!r}", self._offset(state.follows), sides)
-        if not state.is_listed:
+            yield _of_span(row.uid, f"consumer group of {row.uid!r}", self._offset(follows), sides)
+        if not is_listed:
             yield _of_span(row.uid, f"group among those of {row.uid!r}", MISSING, described_span(row))
 
     def _offset(self, offset: int | None) -> str:

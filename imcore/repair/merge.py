@@ -76,11 +76,14 @@ def place(
         if row is None:
             continue
         seq, msgid = seq + 1, row.msgid
-        recalls = next((side.recalls for side in (live, stored) if side and side.recalls is not None), None)
-        yield Placed(row._replace(seq=seq, span=span_of(row), recalls=recalls), stored, live)
+        yield Placed(row._replace(seq=seq, span=span_of(row), recalls=_recalls(live, stored)), stored, live)
     for live in doubles:
         seq, msgid = seq + 1, msgid + 1
         yield Placed(live._replace(msgid=msgid, seq=seq, span=span_of(live)), None, live)
+
+
+def _recalls(live: MessageRow | None, stored: MessageRow | None) -> int | None:
+    return next((row.recalls for row in (live, stored) if row and row.recalls is not None), None)
 
 
 def _is_same(one: MessageRow, other: MessageRow) -> bool:

@@ -264,31 +264,31 @@ class _Rebuild:
 
     def _bunches(self, gids: list[str]) -> Iterator[list[Head]]:
         """Merge those of the groups that are there, pass over those that are done, and yield the others."""
-        rebuilt = [self._space.rebuilt(self._space.partition_of(gid)) for gid in gids]
-        done = self._client.query_many([("SISMEMBER", key, gid) for key, gid in zip(rebuilt, gids, strict=True)])
-        there = self._client.query_many([("EXISTS", self._space.group(gid).meta) for gid in gids])
+        space = self._space
+        done = self._client.query_many([("SISMEMBER", space.rebuilt(space.partition_of(gid)), gid) for gid in gids])
+        exist = self._client.query_many([("EXISTS", space.group(gid).meta) for gid in gids])
         heads = queries.heads(self._database, gids)
         bunch: list[Head] = []
-        size = 0
-        for gid, is_done, is_there in zip(gids, done, there, strict=True):
+        for gid, is_done, exists in zip(gids, done, exist, strict=True):
             head = heads[gid]
             if is_done:
                 self._count(done_before=1)
-            elif is_there:
+            elif exists:
                 self._merge(gid)
-            elif head.messages > MESSAGES or self._is_trimmed(head):
+            elif self._is_alone(head):
                 yield [head]
-            elif size + head.messages > MESSAGES:
-                yield bunch
-                bunch, size = [head], head.messages
             else:
+                if sum(each.messages for each in bunch) + head.messages > MESSAGES:
+                    yield bunch
+                    bunch = []
                 bunch.append(head)
-                size += head.messages
         if bunch:
             yield bunch
 
-    def _is_trimmed(self, head: Head) -> bool:
-        return head.messages > self._system.settings.keep_messages or 0 < head.oldest < self._cutoff
+    def _is_alone(self, head: Head) -> bool:
+        """Return whether a group comes back alone: it is large, or has a trim point."""
+        most = min(MESSAGES, self._system.settings.keep_messages)
+        return head.messages > most or 0 < head.oldest < self._cutoff
 
     def _merge(self, gid: str) -> None:
         mended = mend(self._system, gid)

@@ -20,10 +20,10 @@ from imcore.admin.retention import trim
 from imcore.errors import NotMember, RefusedError, TryAgain, UnknownMessage
 from imcore.model.rows import Batch, GroupRow, SpanRow
 from imcore.repair.check import Checked, check
-from imcore.repair.check_members import followers
-from imcore.repair.check_messages import MessageAudit
+from imcore.repair.compare import GroupComparison
 from imcore.repair.diff import Difference
 from imcore.repair.rebuild import rebuild
+from imcore.repair.window import followers
 from imcore.settings import Settings
 from imcore.sql import queries
 from imcore.streams import keys
@@ -671,9 +671,9 @@ def test_a_journal_that_is_trimmed_meanwhile_hides_nothing_that_happened(
     # Given somebody who reads while both sides are read, and a trim before check asks what has happened meanwhile
     tell(chat)
     trim(chat.system)
-    tallies, acks = MessageAudit._tallies, iter([20, 25])
+    tallies, acks = GroupComparison._tallies, iter([20, 25])
 
-    def meanwhile(self: MessageAudit, some: list[Any]) -> list[Difference]:
+    def meanwhile(self: GroupComparison, some: list[Any]) -> list[Difference]:
         answer = list(tallies(self, some))
         for number in islice(acks, 1):
             chat.ack("ann", GID, nth(chat, number))
@@ -683,7 +683,7 @@ def test_a_journal_that_is_trimmed_meanwhile_hides_nothing_that_happened(
             assert trim(chat.system).journal_entries
         return answer
 
-    monkeypatch.setattr(MessageAudit, "_tallies", meanwhile)
+    monkeypatch.setattr(GroupComparison, "_tallies", meanwhile)
     # Then
     assert list(check(chat.system)) == []
 

@@ -17,11 +17,10 @@ from imcore.admin import dead_letters
 from imcore.admin.retention import trim
 from imcore.errors import ImError, InvalidInput, TryAgain
 from imcore.model.rows import Batch
-from imcore.repair import mend as mend_module
-from imcore.repair import rebuild_batch, watermarks
+from imcore.repair import apply, bulk_apply, watermarks
+from imcore.repair.apply import mend
 from imcore.repair.check import check
 from imcore.repair.locks import PartitionLock
-from imcore.repair.mend import mend
 from imcore.repair.rebuild import rebuild
 from imcore.repair.watermarks import watermarks_of
 from imcore.settings import Settings
@@ -111,14 +110,14 @@ def test_what_is_trimmed_meanwhile_leaves_no_hole(
 ) -> None:
     # Given somebody who trims just as the new stream is made
     lose(chat, 55)
-    make_shadow, trimmer = mend_module._Mending._make_shadow, open_chat()
+    make_shadow, trimmer = apply._Attempt._make_shadow, open_chat()
     trimmed = []
 
     def meanwhile(self: Any, plan: Any) -> int:
         trimmed.append(trim(trimmer.system, keep_messages=20, gid=GID).entries)
         return make_shadow(self, plan)
 
-    monkeypatch.setattr(mend_module._Mending, "_make_shadow", meanwhile)
+    monkeypatch.setattr(apply._Attempt, "_make_shadow", meanwhile)
     # When
     assert all(difference.repaired for difference in check(chat.system, repair=True))
     # Then it was passed over, and is trimmed the next time
@@ -145,7 +144,7 @@ def test_who_has_lost_its_claim_stops(
 ) -> None:
     # Given a mender that stalls over the new stream until its claim and its hold are over, and another one goes on
     since = msgids.pack(lose(chat, 30))
-    stored, other, restored = mend_module._Mending._stored, open_chat(), []
+    stored, other, restored = apply._Attempt._stored, open_chat(), []
 
     def meanwhile(self: Any, plan: Any) -> Iterator[Any]:
         yield from stored(self, plan)
@@ -154,7 +153,7 @@ def test_who_has_lost_its_claim_stops(
             restored.append(0)
             restored.append(mend(other.system, GID, since=since).restored)
 
-    monkeypatch.setattr(mend_module._Mending, "_stored", meanwhile)
+    monkeypatch.setattr(apply._Attempt, "_stored", meanwhile)
     # When, then
     with pytest.raises(TryAgain, match="another process"):
         mend(chat.system, GID, since=since)
@@ -310,13 +309,13 @@ def test_who_joins_while_a_group_is_rebuilt_stays_as_they_are(
     # Given a Redis that has lost everything, and somebody who adds a member in the middle of its rebuilding
     unread = chat.unread("bob")
     chat.system.client.driver.flushall()
-    other, add_spans = open_chat(), rebuild_batch.RebuildBatch._add_spans
+    other, add_spans = open_chat(), bulk_apply.BulkApply._add_spans
 
     def meanwhile(self: Any, gid: str) -> None:
         other.add_members(GID, ["bob", "eve"])
         add_spans(self, gid)
 
-    monkeypatch.setattr(rebuild_batch.RebuildBatch, "_add_spans", meanwhile)
+    monkeypatch.setattr(bulk_apply.BulkApply, "_add_spans", meanwhile)
     # When
     rebuild(open_chat().system)
     # Then

@@ -26,7 +26,8 @@ from imcore.errors import ConfigurationError, DatabaseUnavailable, RedisUnavaila
 from imcore.model.values import Message
 from imcore.repair.check import Checked, check
 from imcore.repair.rebuild import RebuildSummary, rebuild
-from imcore.repair.watermarks import Watch, watermarks_of
+from imcore.repair.watch import Watch
+from imcore.repair.watermarks import watermarks_of
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient, open_client

@@ -4,11 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imcore.model.rows import MessageRow, SpanRow
-from imcore.repair.counting import CountedMessage, Counter
 from imcore.repair.diff import Depends, Difference
-from imcore.repair.journal_window import Backlog, Changes
-from imcore.repair.merge import Placed, as_known, in_sequence, is_void, offset_of, paired, place, settle
-from imcore.repair.plan import LiveGroup, Plan, merged_messages, orders
+from imcore.repair.merge import Placed, Plan, as_known, in_sequence, paired, place, settle
+from imcore.repair.orders import orders
+from imcore.repair.state import ActualGroup, Backlog, Changes, CountedMessage, Counter, is_void, offset_of
 from imcore.streams.calls.repair_calls import StreamState, Trim
 from imcore.streams.events import Acked, Created, Entry, Event, Joined, Left, Move, Sent
 
@@ -69,12 +68,12 @@ def placed(live: list[MessageRow], stored: list[MessageRow], *, base: int = 0, n
 
 def test_what_is_alike_keeps_its_place() -> None:
     both = [message(3, 1), message(5, 2)]
-    assert [(each.row, each.is_lost) for each in placed(both, both)] == [(row, False) for row in both]
+    assert [(each.row, each.live is None) for each in placed(both, both)] == [(row, False) for row in both]
 
 
 def test_lost_messages_come_back_and_those_said_since_follow_them() -> None:
     found = placed([message(7, 3), message(8, 4)], [message(5, 3), message(6, 4)], base=2, new_from=7)
-    assert [(each.row.msgid, each.row.seq, each.is_lost) for each in found] == [
+    assert [(each.row.msgid, each.row.seq, each.live is None) for each in found] == [
         (5, 3, True),
         (6, 4, True),
         (7, 5, False),
@@ -94,12 +93,12 @@ def test_two_messages_of_one_msgid_both_stay() -> None:
         (6, 2, "hi"),
         (7, 3, "since"),
     ]
-    assert found[0].is_lost
+    assert found[0].live is None
 
 
 def test_a_message_that_one_side_has_changed_is_not_two() -> None:
     (only,) = placed([message(5, 1, content="forged")], [message(5, 1)])
-    assert (only.row.content, only.is_lost) == ("forged", False)
+    assert (only.row.content, only.live is None) == ("forged", False)
 
 
 _rows = st.lists(st.integers(1, 30), unique=True).map(lambda ids: [message(msgid) for msgid in sorted(ids)])
@@ -177,7 +176,7 @@ def plan_of(spans: dict[str, list[SpanRow]], *, live: dict[str, list[SpanRow]] |
         journal_end="0-0",
         newest_live=0,
         newest_stored=0,
-        live=LiveGroup(live or {}, set(), {}, set(), {}, set()),
+        live=ActualGroup(live or {}, set(), {}, set(), {}, set()),
         known={},
         settled=spans,
         lowered=[],
@@ -185,7 +184,7 @@ def plan_of(spans: dict[str, list[SpanRow]], *, live: dict[str, list[SpanRow]] |
         seq=0,
         newest=0,
     )
-    merged_messages(plan, [], {})
+    plan.lay_out([], {})
     return plan
 
 

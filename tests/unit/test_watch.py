@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from imcore.errors import TryAgain
-from imcore.repair import watermarks
+from imcore.repair import watch as watch_module
 from imcore.repair.watch import Watch
 from imcore.settings import Settings
 from imcore.sql.database import Database
@@ -20,8 +20,8 @@ def test_what_cannot_be_mended_yet_is_told_once_a_minute(
         raise TryAgain("another process mends partition 0")
 
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(watermarks, "time", clock)
-    monkeypatch.setattr(watermarks, "reconcile", held)
+    monkeypatch.setattr(watch_module, "time", clock)
+    monkeypatch.setattr(watch_module, "reconcile", held)
     watch = Watch(client, database, Settings.from_env({}))
     while clock.now < 1.5 * backoff._SILENCE_S:
         for partition in (0, 1):
