@@ -11,27 +11,8 @@ from typing import Any
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, TryAgain
 from imcore.model.rows import MessageRow, SpanRow
-from imcore.repair import state
-from imcore.repair.diff import (
-    BEGUN,
-    MISSING,
-    THERE,
-    UNREADABLE,
-    Difference,
-    MessageDiff,
-    SpanDiff,
-    SpanState,
-    TrimmedHead,
-    concerns_trim,
-    described_time,
-    of_entry,
-    of_follower,
-    of_message,
-    of_own,
-    of_recalls,
-    of_stranger,
-    of_tally,
-)
+from imcore.repair import diff, state
+from imcore.repair.diff import BEGUN, MISSING, THERE, UNREADABLE, Difference, MessageDiff, SpanDiff, SpanState
 from imcore.repair.locks import unfinished
 from imcore.repair.merge import paired
 from imcore.repair.state import Backlog, Changes, CountedMessage, GroupMeta, is_empty, key_of
@@ -119,7 +100,9 @@ def _look(system: System, window: JournalWindow, gids: Sequence[str], after: int
         group = GroupComparison(system, gid, metas[gid], window.backlogs[gid], after=after)
         seen[gid] = list(group.differences(is_listed=bool(is_listed), is_stored=gid in in_sql))
     now = metas_of(system.client, gids)
-    return {gid: [one for one in each if not concerns_trim(one, metas[gid], now[gid])] for gid, each in seen.items()}
+    return {
+        gid: [one for one in each if not diff.concerns_trim(one, metas[gid], now[gid])] for gid, each in seen.items()
+    }
 
 
 class GroupComparison:
@@ -168,35 +151,35 @@ class GroupComparison:
             self._after = min(self._after, newest[0].msgid - 1 if newest else 0)
         unreadable = set(queries.unreadable(self._database, self._gid)) if is_whole else set()
         head = queries.head(self._database, self._gid, until=trimmed) if trimmed else None
-        below = TrimmedHead(head.messages, head.last_seq, head.newest) if head else TrimmedHead()
+        below = diff.TrimmedHead(head.messages, head.last_seq, head.newest) if head else diff.TrimmedHead()
         return MessageDiff(self._meta, below, self._backlog, is_whole, unreadable)
 
-    def _messages(self, diff: MessageDiff) -> Iterator[Difference]:
+    def _messages(self, messages: MessageDiff) -> Iterator[Difference]:
         counted: list[CountedMessage] = []
         for entry, stored_row in self._pairs():
             entry_id, row, values = entry or (b"", None, [])
             if entry and row is None:
-                yield of_entry(entry_id, values)
+                yield diff.of_entry(entry_id, values)
                 continue
-            yield from diff.compare(row, stored_row, values)
+            yield from messages.compare(row, stored_row, values)
             counted += [CountedMessage(row.msgid, row.sender_uid)] if row else []
             if len(counted) == COUNTED_AT_ONCE:
                 yield from self._tallies(counted)
                 counted = []
         yield from self._tallies(counted)
-        yield from diff.head()
-        if diff.is_whole:
-            yield from self._stored(diff)
+        yield from messages.head()
+        if messages.is_whole:
+            yield from self._stored(messages)
 
-    def _stored(self, diff: MessageDiff) -> Iterator[Difference]:
+    def _stored(self, messages: MessageDiff) -> Iterator[Difference]:
         """Yield what is wrong in SQL by itself."""
-        if self._meta.trimmed and diff.is_trim_sound:
+        if self._meta.trimmed and messages.is_trim_sound:
             for msgid in queries.out_of_order(self._database, self._gid, self._meta.trimmed):
-                yield of_message("place of message", msgid, "trimmed", "another seq", "stored")
-        for msgid, field in sorted(diff.unreadable):
-            yield of_message(f"{field} of message", msgid, "not compared", UNREADABLE, "stored")
+                yield diff.of_message("place of message", msgid, "trimmed", "another seq", "stored")
+        for msgid, field in sorted(messages.unreadable):
+            yield diff.of_message(f"{field} of message", msgid, "not compared", UNREADABLE, "stored")
         for msgid, wrong in corrections.wrong_times(self._database, self._gid):
-            yield of_message("time of message", msgid, described_time(msgids.time_ms(msgid)), wrong, "stored")
+            yield diff.of_message("time of message", msgid, diff.described_time(msgids.time_ms(msgid)), wrong, "stored")
 
     def _pairs(self) -> Iterator[tuple[StreamEntry | None, MessageRow | None]]:
         """Yield each message with its other side, in order. What SQL has up to the trim point is no pair."""
@@ -222,7 +205,7 @@ class GroupComparison:
             answers = self._client.call(receipt_calls.tallies(self._client.space, self._gid, asked))
             for message, answer, count in zip(batch, answers, counts, strict=False):
                 if answer != count and not isinstance(answer, Trimmed):
-                    yield of_tally(message.msgid, answer, count)
+                    yield diff.of_tally(message.msgid, answer, count)
 
     # Spans, and what is indexed by them.
 
@@ -242,20 +225,20 @@ class GroupComparison:
         return own
 
     def _spans(self, own: dict[str, list[int]] | None) -> Iterator[Difference]:
-        diff = SpanDiff(self._is_impossible)
+        spans = SpanDiff(self._is_impossible)
         offsets = followers(self._client, self._k.stream)
         for batch in batches(filterfalse(is_empty, self._desired_spans()), CHUNK):
             members = self._members([row.uid for row in batch if row.left_msgid is None])
             for row, span in zip(batch, self._scores(batch), strict=True):
-                yield from diff.compare(row, span)
+                yield from spans.compare(row, span)
                 if row.left_msgid is None and span.acked is not None:
                     is_listed, listed_own = members[row.uid]
-                    yield from diff.member(row, span.acked, offsets.pop(row.uid, None), is_listed=is_listed)
+                    yield from spans.member(row, span.acked, offsets.pop(row.uid, None), is_listed=is_listed)
                     if own is not None:
-                        yield from of_own(row.uid, span.acked, list(map(int, listed_own)), own.get(row.uid, []))
+                        yield from diff.of_own(row.uid, span.acked, list(map(int, listed_own)), own.get(row.uid, []))
         for uid, offset in offsets.items():
-            yield of_follower(uid, offset)
-        yield from self._strangers(diff)
+            yield diff.of_follower(uid, offset)
+        yield from self._strangers(spans)
 
     def _scores(self, rows: Sequence[SpanRow]) -> Iterator[SpanState]:
         keys = [key_of(row) for row in rows]
@@ -271,21 +254,21 @@ class GroupComparison:
         own = self._client.query_many([("LRANGE", k.own_unacked(uid), 0, -1) for uid in uids])
         return {uid: (bool(is_listed), msgs) for uid, is_listed, msgs in zip(uids, listed, own, strict=True)}
 
-    def _strangers(self, diff: SpanDiff) -> Iterator[Difference]:
+    def _strangers(self, spans: SpanDiff) -> Iterator[Difference]:
         """Yield what Redis has and SQL has not."""
-        k, everyone = self._k, len(diff.known)
-        sets = {"acked": (k.acked, everyone), "joined": (k.joined, everyone), "left": (k.left, diff.closed)}
+        k, everyone = self._k, len(spans.known)
+        sets = {"acked": (k.acked, everyone), "joined": (k.joined, everyone), "left": (k.left, spans.closed)}
         counts = self._client.query_many([("ZCARD", key) for key, _ in sets.values()])
         for (name, (key, expected)), count in zip(sets.items(), counts, strict=True):
             for span, score in scan(self._client, key) if count != expected else ():
-                if span not in diff.known:
-                    yield of_stranger(span, score, name)
+                if span not in spans.known:
+                    yield diff.of_stranger(span, score, name)
 
     def _recalls(self, messages: MessageDiff) -> Iterator[Difference]:
         recalls = {**dict(queries.recalls(self._database, self._gid)), **messages.tombstones}
-        yield from of_recalls(dict(scan(self._client, self._k.recalled)), {*recalls, *recalls.values()})
+        yield from diff.of_recalls(dict(scan(self._client, self._k.recalled)), {*recalls, *recalls.values()})
         for msgid in queries.recalled_with_text(self._database, self._gid):
-            yield of_message("text of recalled message", msgid, MISSING, THERE, "stored")
+            yield diff.of_message("text of recalled message", msgid, MISSING, THERE, "stored")
 
     def _is_impossible(self, offset: int | None) -> bool:
         """Return whether no message can have an offset. The newest one is hardly ever asked for."""

@@ -1,7 +1,4 @@
-"""Brings to an end what processes that have died left behind in Redis. The worker `persist` does it now and then.
-
-It is a courtesy: what cannot be done of it is told, and keeps nobody from storing.
-"""
+"""Ends in Redis what processes that died had begun. The worker `persist` does so at times, and stores in any case."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -19,8 +16,9 @@ _TEXT = "what processes that died left behind is not settled: %s"
 
 
 def settle(client: RedisClient, trouble: ThrottledLog) -> None:
-    """Undo creations of groups that were given up, tell the members of those that were not told, and let nobody be
-    online for as long as the server's clock stood ahead. Raise nothing: warn by way of `trouble`.
+    """Undo abandoned creations of groups, tell members that were not told, and cut sessions to their length.
+
+    Sessions last too long if the server's clock was put back. Raise nothing: warn by way of `trouble`.
     """
     space, partitions = client.space, range(client.space.partitions)
     _answers(client, [session_calls.settle(space, p) for p in partitions], trouble)

@@ -168,8 +168,8 @@ class Watch:
         if self._dataset is None and dataset:
             if _has_stored(client):
                 raise DatabaseUnavailable(
-                    f"{database.address} is empty, though much of {client.address} has been stored: set IM_DATABASE_URL; "
-                    "or, if that database is lost, run im check --repair"
+                    f"{database.address} is empty, though much of {client.address} has been stored: "
+                    "set IM_DATABASE_URL; or, if that database is lost, run im check --repair"
                 )
             self._dataset = dataset.decode()
             database.bind(int(partitions), self._dataset)

@@ -202,7 +202,7 @@ def test_a_reconciler_that_has_lost_its_hold_does_not_lift_that_of_another(
     # When, then
     with suppress(TryAgain):
         watermarks.reconcile(chat.system, partition)
-    second.keep()
+    second.renew()
     assert chat.system.client.driver.hexists(chat.system.client.space.watermarks(partition), SEPARATOR)
 
 
