@@ -112,7 +112,7 @@ def test_histories_in_which_a_cluster_loses_all(cluster: str, new_database: Call
     run_state_machine_as_test(lambda: LosingHistories(open_chat), settings=played(2))
 
 
-def test_sends_go_on_with_higher_ids_and_seqs_even_if_the_clock_stands_behind(chat: Chat) -> None:
+def test_sends_after_a_rebuild_have_higher_ids_and_seqs_if_the_clock_is_behind(chat: Chat) -> None:
     # Given messages of a server whose clock stood an hour ahead
     gid, other = GIDS
     ahead = int(newest(chat, gid).msgid.partition("-")[0]) + HOUR
@@ -137,7 +137,7 @@ def test_sends_go_on_with_higher_ids_and_seqs_even_if_the_clock_stands_behind(ch
 
 
 @pytest.mark.parametrize("ahead_ms", [0, 48 * HOUR])
-def test_a_client_msgid_is_still_known(chat: Chat, monkeypatch: pytest.MonkeyPatch, ahead_ms: int) -> None:
+def test_rebuild_restores_client_msgids(chat: Chat, monkeypatch: pytest.MonkeyPatch, ahead_ms: int) -> None:
     before = chat.status(GIDS[0], limit=0)[3].message
     chat.system.client.driver.flushall()
     monkeypatch.setattr("imcore.repair.rebuild.time.time_ns", partial(_later, time.time_ns, ahead_ms))
@@ -151,7 +151,7 @@ def repair(chat: Chat) -> None:
 
 @pytest.mark.parametrize("left", [2, 4, 6, 9, 12, 15])
 @pytest.mark.parametrize("end", [persist, repair])
-def test_all_client_msgids_are_known_when_somebody_ends_one_that_was_broken_off(
+def test_client_msgids_are_known_after_a_broken_off_rebuild(
     chat: Chat, end: Callable[[Chat], None], left: int
 ) -> None:
     # Given messages of which Redis is to have a few only, and a rebuild that is killed
@@ -166,7 +166,7 @@ def test_all_client_msgids_are_known_when_somebody_ends_one_that_was_broken_off(
     assert list(check(chat.system)) == []
 
 
-def test_client_msgids_that_count_no_more_are_not_known_again(chat: Chat) -> None:
+def test_rebuild_restores_no_expired_client_msgids(chat: Chat) -> None:
     # Given messages that are older than a repeated send may be
     chat.system.settings = replace(chat.system.settings, idempotency_ms=1)
     killed_rebuild(chat, 2)
@@ -194,7 +194,7 @@ def killed_rebuild(chat: Chat, left: int) -> None:
     redis_client.driver.delete(lease(REBUILD, 1))
 
 
-def test_receipts_that_nobody_confirmed_come_again_and_the_others_do_not(chat: Chat) -> None:
+def test_rebuild_restores_unconfirmed_receipts_only(chat: Chat) -> None:
     # Given tallies that ann has been told: one she has confirmed, one that changed again after that
     receipts = ReceiptsWorker(
         chat.system.client, chat.system.database, replace(chat.system.settings, receipt_window_ms=0)
@@ -221,7 +221,7 @@ def test_receipts_that_nobody_confirmed_come_again_and_the_others_do_not(chat: C
     assert chat.confirm_receipts("ann", after) == len(after)
 
 
-def test_groups_that_are_there_are_left_alone_unless_it_is_said_yes(chat: Chat) -> None:
+def test_rebuild_refuses_existing_groups_without_yes(chat: Chat) -> None:
     # Given a message that only Redis has
     chat.send(GIDS[0], "not stored", sender_uid="ann")
     # When, then
@@ -234,7 +234,7 @@ def test_groups_that_are_there_are_left_alone_unless_it_is_said_yes(chat: Chat) 
     assert list(check(chat.system)) == []
 
 
-def test_a_group_that_was_begun_anew_meanwhile_keeps_both(chat: Chat) -> None:
+def test_rebuild_merges_a_group_that_was_created_again(chat: Chat) -> None:
     # Given that all is lost, and people go on writing to each other
     chat.send_direct("ann", "before", sender_uid="bob")
     persist(chat)
@@ -249,7 +249,7 @@ def test_a_group_that_was_begun_anew_meanwhile_keeps_both(chat: Chat) -> None:
     assert list(check(chat.system)) == []
 
 
-def test_an_older_snapshot_is_brought_up_to_date(chat: Chat) -> None:
+def test_rebuild_updates_an_older_snapshot(chat: Chat) -> None:
     # Given Redis as it was, without what was stored since
     client = chat.system.client.driver
     saved = {key: client.dump(key) for key in client.scan_iter()}
@@ -269,7 +269,7 @@ def test_an_older_snapshot_is_brought_up_to_date(chat: Chat) -> None:
     assert list(check(chat.system)) == []
 
 
-def test_seqs_have_no_holes_where_a_message_is_lost_for_good(chat: Chat) -> None:
+def test_rebuild_closes_holes_in_seqs(chat: Chat) -> None:
     # Given a message that neither side has any more
     lost = chat.status(GIDS[0], limit=0)[7].message
     with chat.system.database.connection() as connection:
@@ -284,7 +284,7 @@ def test_seqs_have_no_holes_where_a_message_is_lost_for_good(chat: Chat) -> None
     assert list(check(chat.system)) == []
 
 
-def test_another_number_of_partitions_is_refused(chat: Chat, valkey: str, database_url: str) -> None:
+def test_rebuild_refuses_another_number_of_partitions(chat: Chat, valkey: str, database_url: str) -> None:
     # Given that somebody has begun anew on the empty server
     chat.system.client.driver.flushall()
     with Chat.connect(valkey, database_url, settings=replace(Settings.from_env({}), partitions=5)) as other:
@@ -294,7 +294,7 @@ def test_another_number_of_partitions_is_refused(chat: Chat, valkey: str, databa
             rebuild(other.system, yes=True)
 
 
-def test_nothing_is_stored_while_it_goes_on(chat: Chat) -> None:
+def test_no_worker_stores_during_a_rebuild(chat: Chat) -> None:
     # Given
     chat.system.client.driver.flushall()
     worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
@@ -315,7 +315,7 @@ def test_nothing_is_stored_while_it_goes_on(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("stalls_at", range(4))
-def test_one_that_stalled_leaves_the_next_one_alone(
+def test_stalled_rebuild_leaves_the_next_one_alone(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, stalls_at: int
 ) -> None:
     # Given a rebuild that stalls between two steps for so long that another process begins one
@@ -339,7 +339,7 @@ def test_one_that_stalled_leaves_the_next_one_alone(
     assert watermarks_of(chat.system).behind
 
 
-def test_one_that_stalled_until_a_worker_has_ended_it_stops(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_rebuild_stops_if_a_worker_has_ended_it(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imcore.repair.rebuild.GROUPS", 1)
     chat.system.client.driver.flushall()
 
@@ -353,7 +353,7 @@ def test_one_that_stalled_until_a_worker_has_ended_it_stops(chat: Chat, monkeypa
     assert list(check(chat.system)) == []
 
 
-def test_a_worker_that_ends_one_leaves_the_next_one_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_ends_a_rebuild_leaves_the_next_one_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a rebuild that was broken off, and another one that begins while a worker mends what it left
     killed_rebuild(chat, 2)
     mend_all = Watch._mend_all
@@ -370,7 +370,7 @@ def test_a_worker_that_ends_one_leaves_the_next_one_alone(chat: Chat, monkeypatc
     assert chat.system.client.driver.hget(CONFIG, REBUILDING) == b"other"
 
 
-def test_a_check_that_ends_one_leaves_the_next_one_alone(chat: Chat) -> None:
+def test_check_that_ends_a_rebuild_leaves_the_next_one_alone(chat: Chat) -> None:
     # Given a rebuild that was broken off, and another one that begins, and is broken off, while a check mends
     killed_rebuild(chat, 2)
 
@@ -392,7 +392,7 @@ def begin_another(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("left", range(1, 34, 4))
-def test_on_sound_data_one_that_is_killed_anywhere_stops_no_storing(
+def test_killed_rebuild_of_sound_data_stops_no_storing(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:
     # Given a sound system, in which some entries are not stored yet
@@ -415,7 +415,7 @@ def test_on_sound_data_one_that_is_killed_anywhere_stops_no_storing(
 
 @pytest.mark.parametrize("fails_at", range(0, 24, 3))
 @pytest.mark.parametrize("is_lost", [False, True])
-def test_one_that_sql_breaks_off_stops_no_storing(
+def test_rebuild_that_sql_breaks_off_stops_no_storing(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails_at: int, is_lost: bool
 ) -> None:
     # Given a database that fails at one of its transactions
@@ -456,7 +456,7 @@ def test_one_that_sql_breaks_off_stops_no_storing(
     assert list(check(chat.system)) == []
 
 
-def test_an_empty_database_takes_no_redis_for_its_own(chat: Chat, valkey: str, tmp_path: Path) -> None:
+def test_rebuild_refuses_an_empty_database(chat: Chat, valkey: str, tmp_path: Path) -> None:
     # Given a forgotten IM_DATABASE_URL
     with opened(valkey, f"sqlite:///{tmp_path / 'empty.db'}") as forgotten:
         forgotten.system.database.upgrade()
@@ -474,7 +474,7 @@ def test_an_empty_database_takes_no_redis_for_its_own(chat: Chat, valkey: str, t
 
 @pytest.mark.parametrize("ahead", [1 << 62, 1_000_000_000_000])
 @pytest.mark.parametrize("is_there", [False, True])
-def test_an_offset_that_no_message_can_have_does_not_come_back(
+def test_rebuild_restores_no_impossible_offset(
     chat: Chat, caplog: pytest.LogCaptureFixture, ahead: int, is_there: bool
 ) -> None:
     # Given one, of a member whom Redis may still have

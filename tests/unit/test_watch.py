@@ -13,7 +13,7 @@ from imcore.streams.client import RedisClient
 from imcore.util import backoff
 
 
-def test_what_cannot_be_mended_yet_is_told_once_a_minute(
+def test_watch_warns_of_a_failing_reconciliation_once_a_minute(
     client: RedisClient, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def held(*_: object) -> None:

@@ -21,13 +21,13 @@ def span(uid: str, acked: int, left: int | None = None) -> SpanRow:
     return SpanRow("g", uid, 5, left, 1, acked)
 
 
-def test_an_offset_may_be_ahead_by_a_day_or_as_far_as_a_message_is() -> None:
+def test_offset_may_be_ahead_by_a_day_or_at_the_newest_message() -> None:
     assert at(23) < highest_offset(7, NOW_MS) < at(25)
     assert highest_offset(at(50), NOW_MS) == at(50)
     assert highest_offset(msgids.IMPOSSIBLE, NOW_MS) == msgids.HIGHEST
 
 
-def test_in_its_place_stands_what_redis_has_or_the_newest_message() -> None:
+def test_impossible_offset_becomes_that_of_redis_or_the_newest_message() -> None:
     rows = [span("ann", at(30)), span("bob", at(30)), span("cy", at(30), left=8), span("dee", 11), span("eve", at(2))]
     live = [span("ann", 7), span("bob", msgids.IMPOSSIBLE)]
     assert [row.acked_msgid for row in possible(rows, 9, live, bound=highest_offset(9, NOW_MS))] == [
@@ -39,7 +39,7 @@ def test_in_its_place_stands_what_redis_has_or_the_newest_message() -> None:
     ]
 
 
-def test_so_it_does_in_place_of_an_end() -> None:
+def test_impossible_end_becomes_that_of_redis_or_the_newest_message() -> None:
     rows = [span("ann", 7, left=at(30)), span("bob", at(30), left=at(30)), span("cy", 7, left=msgids.IMPOSSIBLE)]
     live = [span("ann", 7, left=8), span("bob", 6)]
     assert possible(rows, 9, live, bound=highest_offset(9, NOW_MS)) == [
@@ -51,7 +51,7 @@ def test_so_it_does_in_place_of_an_end() -> None:
 
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("number", ["9000000000000000000", str(msgids.IMPOSSIBLE), "1e9", "inf"])
-def test_an_entry_with_such_a_position_is_malformed(place: int, number: str) -> None:
+def test_entry_with_an_impossible_position_is_malformed(place: int, number: str) -> None:
     moves = ["0", "0", "9", "bob"]
     moves[place] = number
     fields = {b"kind": b"ack", b"gid": b"g", b"moves": "\x1f".join(moves).encode()}
