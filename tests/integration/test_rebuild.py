@@ -151,9 +151,7 @@ def repair(chat: Chat) -> None:
 
 @pytest.mark.parametrize("left", [2, 4, 6, 9, 12, 15])
 @pytest.mark.parametrize("end", [persist, repair])
-def test_client_msgids_are_known_after_a_broken_off_rebuild(
-    chat: Chat, end: Callable[[Chat], None], left: int
-) -> None:
+def test_client_msgids_are_known_after_a_broken_off_rebuild(chat: Chat, end: Callable[[Chat], None], left: int) -> None:
     # Given messages of which Redis is to have a few only, and a rebuild that is killed
     sent = [tally.message for gid in GIDS for tally in chat.status(gid, limit=0)]
     chat.system.settings = replace(chat.system.settings, keep_messages=3)
@@ -315,9 +313,7 @@ def test_no_worker_stores_during_a_rebuild(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("stalls_at", range(4))
-def test_stalled_rebuild_leaves_the_next_one_alone(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch, stalls_at: int
-) -> None:
+def test_stalled_rebuild_leaves_the_next_one_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch, stalls_at: int) -> None:
     # Given a rebuild that stalls between two steps for so long that another process begins one
     monkeypatch.setattr("imcore.repair.rebuild.GROUPS", 1)
     client, rebuilt = chat.system.client.driver, chat.system.client.space.rebuilt(0)
@@ -392,9 +388,7 @@ def begin_another(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("left", range(1, 34, 4))
-def test_killed_rebuild_of_sound_data_stops_no_storing(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch, left: int
-) -> None:
+def test_killed_rebuild_of_sound_data_stops_no_storing(chat: Chat, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
     # Given a sound system, in which some entries are not stored yet
     sent = [chat.send(gid, "before", sender_uid="ann") for gid in GIDS]
     # When a rebuild is killed, and the system goes on

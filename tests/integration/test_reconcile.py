@@ -457,9 +457,7 @@ def test_watermark_of_another_worker_stops_storing(chat: Chat) -> None:
     assert [message.content for message in chat.pull("bob", "g")] == ["lost and stored", "since"]
 
 
-def test_entries_that_redis_loses_meanwhile_are_not_stored(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_entries_that_redis_loses_meanwhile_are_not_stored(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a worker that has taken an ack, which Redis loses before it is stored
     chat.create_group("g", ["ann", "bob"])
     chat.send("g", "hi", sender_uid="ann")

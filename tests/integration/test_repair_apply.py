@@ -186,9 +186,7 @@ def test_two_repairs_at_once_run_one_after_the_other(chat: Chat, open_chat: Call
     assert_whole(chat, 60)
 
 
-def test_reconciliation_leaves_the_partition_lock_of_another_one(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reconciliation_leaves_the_partition_lock_of_another_one(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given one that stalls until another one has begun
     partition = chat.system.client.space.partition_of(GID)
     differences, second = watermarks.differences, PartitionLock(chat.system, partition)
