@@ -46,6 +46,7 @@ from tests.checked_group import (
     sql,
     stray_reader,
 )
+from tests.model.fingerprint import fingerprint
 
 
 @pytest.fixture
@@ -56,6 +57,15 @@ def chat(valkey: str, sqlite_url: str) -> Iterator[Chat]:
 
 def test_check_reports_nothing_for_sound_data(chat: Chat) -> None:
     assert list(check(chat.system)) == []
+
+
+def test_repair_writes_nothing_where_nothing_differs(chat: Chat, tmp_path: Path) -> None:
+    # Given
+    before = fingerprint(chat, tmp_path / "imcore.db")
+    # When
+    assert list(check(chat.system, repair=True)) == []
+    # Then
+    assert fingerprint(chat, tmp_path / "imcore.db") == before
 
 
 def test_check_progress_begins_with_the_number_of_groups(chat: Chat) -> None:
