@@ -7,6 +7,6 @@
 
 `check` reports the diff. With `--repair` it applies the plan where something differs, and compares again. A
 reconciliation (`watermarks`) does the same for a partition whose Redis is older than SQL. A rebuild applies plans to
-groups that Redis has, and brings the others back in bulk (`bulk_apply`). `check` and a reconciliation write nothing to
-a group in which nothing differs, so a group that `check` calls sound is not changed by any repair.
+groups that Redis has, and brings the others back in bulk (`bulk_apply`). `check --repair` and a
+reconciliation write nothing to a group in which nothing differs: what `check` calls sound, they do not change.
 """

@@ -1,7 +1,9 @@
 """Ends in Redis what processes that died had begun. The worker `persist` does so at times, and stores in any case."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TypeVar
 
 from imcore.errors import ImError
 from imcore.operations import creation
@@ -9,6 +11,8 @@ from imcore.streams.calls import creation_calls, session_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient
 from imcore.util.backoff import ThrottledLog
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +26,12 @@ def settle(client: RedisClient, trouble: ThrottledLog) -> None:
     """
     space, partitions = client.space, range(client.space.partitions)
     _answers(client, [session_calls.settle(space, p) for p in partitions], trouble)
-    _each(client, [creation_calls.given_up(space, p) for p in partitions], _undo, trouble)
-    _each(client, [creation_calls.untold(space, p) for p in partitions], _tell, trouble)
+    for gids_of, settle_one in ((creation_calls.given_up, _undo), (creation_calls.untold, _tell)):
+        for gid in chain.from_iterable(_answers(client, [gids_of(space, p) for p in partitions], trouble)):
+            try:
+                settle_one(client, gid)
+            except ImError as error:
+                trouble.note(error, _TEXT)
 
 
 def _undo(client: RedisClient, gid: str) -> None:
@@ -35,26 +43,14 @@ def _tell(client: RedisClient, gid: str) -> None:
     creation.tell(client, gid, list(creation.first_members(client, gid)))
 
 
-def _each(
-    client: RedisClient,
-    questions: Sequence[Call[list[str]]],
-    settle_one: Callable[[RedisClient, str], None],
-    trouble: ThrottledLog,
-) -> None:
-    for gids in _answers(client, questions, trouble):
-        for gid in gids if isinstance(gids, list) else ():
-            try:
-                settle_one(client, gid)
-            except ImError as error:
-                trouble.note(error, _TEXT)
-
-
-def _answers(client: RedisClient, batch: Sequence[Call[object]], trouble: ThrottledLog) -> Sequence[object]:
+def _answers(client: RedisClient, calls: Sequence[Call[T]], trouble: ThrottledLog) -> Iterator[T]:
+    """Make calls; warn of errors, and return the other answers."""
+    answers: Sequence[T | ImError]
     try:
-        answers = client.call_each(batch)
+        answers = client.call_each(calls)
     except ImError as error:
         answers = [error]
     for answer in answers:
         if isinstance(answer, ImError):
             trouble.note(answer, _TEXT)
-    return answers
+    return (answer for answer in answers if not isinstance(answer, ImError))
