@@ -120,11 +120,8 @@ class NaiveStore:
 
     def send(self, sender: str, text: str) -> int:
         """Store a message and the unread receipt of every other member; return its msgid."""
-        parameters = {"gid": self._gid, "uid": sender, "text": text}
-        if not self._is_sqlite:
-            return int(self._cursor.execute(self._statements.send[0], parameters).fetchone()[0])
-        self._run(self._statements.send, parameters)
-        return int(self._cursor.lastrowid)
+        self._run(self._statements.send, {"gid": self._gid, "uid": sender, "text": text})
+        return int(self._cursor.lastrowid if self._is_sqlite else self._cursor.fetchone()[0])
 
     def ack(self, uid: str, msgid: int) -> None:
         """Move `last_ack_msgid` and flip the receipts that it passed."""

@@ -1,4 +1,4 @@
-"""What people see of figures: tables, bars, what has changed since a saved run, and a picture. No I/O."""
+"""Reports of figures: tables, bars, changes since a saved run, and a picture. No I/O."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple

@@ -1,21 +1,31 @@
-"""The storm with one message at a time: how long it takes to the last of 40 live sessions, and their acks back.
+"""The storm with one message at a time: the time to the last of 40 live sessions, and back with their acks.
 
-The yardstick is a bare PUBLISH to 40 subscribers on connections of their own, read in turn by one thread through the
-same client, as the sessions are; and, for a gateway's one connection, to a single subscriber.
+The yardsticks are a bare PUBLISH to 40 subscribers on connections of their own, which one thread reads in turn through
+the same client as it reads the sessions, and, for a gateway's one connection, to a single subscriber.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import product
 from statistics import median
 from typing import Any
 
-from imcore.cli.bench.harness.figures import Aim, Figure, Yardstick
-from imcore.cli.bench.harness.fixture import TEXT
+from imcore.cli.bench.harness.figures import (
+    Aim,
+    Figure,
+    Measured,
+    Progress,
+    RoundPlan,
+    Rounds,
+    Yardstick,
+    interleave,
+    percentile,
+)
 from imcore.cli.bench.harness.servers import BenchServers
 from imcore.cli.bench.harness.sessions import DEADLINE_S, ONLINE, Mode, SessionPool, open_sessions
-from imcore.cli.bench.harness.timing import Measured, Progress, RoundPlan, Rounds, interleave, percentile
+from imcore.cli.bench.harness.traffic import TEXT
 from imcore.errors import ImError
 from imcore.streams.client import open_client
 
@@ -32,7 +42,7 @@ def run_latency(servers: BenchServers, plan: RoundPlan, progress: Progress) -> l
     servers = servers.using(servers.tables(), receipt_window_ms=0)
     contestants: dict[str, Callable[[], Measured]] = {}
     with ExitStack() as things:
-        things.enter_context(servers.running_workers("receipts"))
+        things.enter_context(servers.running("receipts"))
         for name, mode in _TOPOLOGIES.items():
             pool = things.enter_context(open_sessions(servers, f"{servers.name}-{name[:2]}", mode))
             contestants[name] = partial(_turn, pool, messages)
@@ -44,28 +54,18 @@ def run_latency(servers: BenchServers, plan: RoundPlan, progress: Progress) -> l
 
 
 def _figures(rounds: dict[str, dict[str, Rounds]]) -> Iterator[Figure]:
-    yardstick = next(iter(_SUBSCRIBERS))
-    for name in _TOPOLOGIES:
-        for part, what in _PARTS.items():
-            for share in _SHARES:
-                beside = Yardstick(yardstick, rounds[yardstick][share])
-                yield _figure(name, f"{what}, {share}", rounds[name][f"{part} {share}"], beside)
-    for name in _SUBSCRIBERS:
-        for share in _SHARES:
-            yield _figure(name, share, rounds[name][share])
-
-
-def _figure(subject: str, what: str, rounds: Rounds, yardstick: Yardstick | None = None) -> Figure:
-    return Figure(
-        bench="storm",
-        subject=subject,
-        what=what,
-        unit="us",
-        charted=what.endswith("p50"),
-        rounds=rounds,
-        yardstick=yardstick,
-        aim=_AIM if yardstick else None,
-    )
+    figure, yardstick = partial(Figure, bench="storm", unit="us"), next(iter(_SUBSCRIBERS))
+    for name, (part, what), share in product(_TOPOLOGIES, _PARTS.items(), _SHARES):
+        yield figure(
+            subject=name,
+            what=f"{what}, {share}",
+            charted=share == "p50",
+            rounds=rounds[name][f"{part} {share}"],
+            yardstick=Yardstick(yardstick, rounds[yardstick][share]),
+            aim=_AIM,
+        )
+    for name, share in product(_SUBSCRIBERS, _SHARES):
+        yield figure(subject=name, what=share, charted=share == "p50", rounds=rounds[name][share])
 
 
 def _turn(pool: SessionPool, messages: int) -> Measured:
@@ -91,7 +91,7 @@ def _bare_turn(publish: Callable[[], float], messages: int) -> Measured:
 
 @contextmanager
 def _subscribers(servers: BenchServers, count: int) -> Iterator[Callable[[], float]]:
-    """Subscribe on connections of their own. Yield what publishes once, and returns the microseconds to the last."""
+    """Subscribe on connections of their own. Yield a function that publishes; it returns the microseconds to the last."""
     channel = f"im:{{0}}:{servers.name}-bare-{count}"
     with open_client(servers.settings.redis_url) as client, ExitStack() as things:
         subscribers: list[Any] = []

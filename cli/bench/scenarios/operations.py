@@ -1,31 +1,128 @@
 """Single operations: send, ack and tally, one at a time, pipelined, and many in one call.
 
-What is pipelined is held against two yardsticks: the raw command over the same fast path of the client, so that only
-the server's part differs, and the raw command as programs send it, by the pipeline of redis-py.
+Pipelined operations have two yardsticks: the raw command over the same fast path of the client, so that only the
+server's part differs, and the raw command over the pipeline of redis-py, as programs send it.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from imcore import msgid as msgids
-from imcore.cli.bench.harness.figures import Aim, Figure
-from imcore.cli.bench.harness.fixture import PER_CALL, TEXT, Fixture, Way, measure, repeated, timed
+from imcore.chat import Chat
+from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Rounds, Yardstick, interleave
 from imcore.cli.bench.harness.servers import BenchServers
-from imcore.cli.bench.harness.timing import Progress, RoundPlan
+from imcore.cli.bench.harness.traffic import TEXT
+from imcore.errors import ImError
 from imcore.model.values import Draft
+from imcore.operations.effects import raised
 from imcore.streams.calls import message_calls, receipt_calls
 from imcore.streams.calls.call import Call
-from imcore.streams.calls.message_calls import SendResult
-from imcore.streams.client import CHUNK
+from imcore.streams.calls.message_calls import AckTarget, SendResult
+from imcore.streams.client import CHUNK, RedisClient
+from imcore.streams.keys import Keyspace
+
+SIZES = (200, 10_000, 100_000)
+PER_CALL = 100
+"""The number of messages, acks or tallies in one call of the operations for many."""
+
+_ACKS_PER_CALL = 500
+_SIZE_AIM = Aim("<=", 1.2)
 
 Command = tuple[str | int, ...]
 
 
+@dataclass(slots=True)
+class Fixture:
+    """A group. Its first member sends. A turn repeats its operation `single` times, or `many` times pipelined."""
+
+    chat: Chat
+    gid: str
+    uids: Sequence[str]
+    single: int
+    many: int
+    newest: list[SendResult] = field(default_factory=list)
+
+    @property
+    def client(self) -> RedisClient:
+        return self.chat.system.client
+
+    @property
+    def space(self) -> Keyspace:
+        return self.client.space
+
+    @property
+    def sender(self) -> str:
+        return self.uids[0]
+
+    def send(self, count: int) -> list[SendResult]:
+        """Send messages, and remember them as the newest."""
+        drafts = [Draft(self.sender, TEXT)] * count
+        self.newest = list(map(raised, self.client.call(self.send_call(drafts), repeatable=False)))
+        return self.newest
+
+    def send_call(self, drafts: Sequence[Draft]) -> Call[list[SendResult | ImError]]:
+        return message_calls.send(self.space, self.gid, drafts, self.chat.system.settings.idempotency_ms)
+
+    def acks(self, count: int, per_call: int) -> list[AckTarget]:
+        """Return `count` acks of new messages, `per_call` in a target. Each moves the offset of its member."""
+        readers = self.uids[1:]
+        targets, rest = [], count
+        for sent in self.send(-(-count // len(readers))):
+            for i in range(0, min(rest, len(readers)), per_call):
+                uids = readers[i : min(i + per_call, rest)]
+                targets.append(AckTarget(msgids.pack(sent.msgid), uids, sent.seq))
+            rest -= len(readers)
+        return targets
+
+    def ack(self, targets: Sequence[AckTarget]) -> None:
+        self.client.call_many([message_calls.ack(self.space, self.gid, [target]) for target in targets])
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to do an operation. `turn` does it on a fixture, and returns the microseconds of each.
+
+    `yardstick` and `driver` name the ways to compare it with; the aim is for both. A way with a `driver` is also
+    compared between the group sizes.
+    """
+
+    name: str
+    turn: Callable[[Fixture], float]
+    yardstick: str = ""
+    aim: Aim | None = None
+    driver: str = ""
+
+    def at(self, size: int) -> str:
+        """Return the name of the figure for groups of a size."""
+        return f"{self.name}, {size:,} members"
+
+    def measured(self, fixture: Fixture) -> Measured:
+        return {"us": self.turn(fixture)}
+
+    def figures(self, bench: str, size: int, rounds: Mapping[str, Rounds]) -> Iterator[Figure]:
+        """Yield the figure beside its yardstick, and beside redis-py where the way names it."""
+        own, is_bar = self.at(size), bool(self.driver) or (not self.yardstick and "pipelined" in self.name)
+        beside = Yardstick(self.yardstick, rounds[f"{self.yardstick}, {size:,} members"]) if self.yardstick else None
+        figure = Figure(bench=bench, what=own, unit="us", rounds=rounds[own], yardstick=beside, aim=self.aim)
+        yield replace(figure, charted=is_bar and size == SIZES[-1])
+        if self.driver:
+            driver = Yardstick(self.driver, rounds[f"{self.driver}, {size:,} members"])
+            yield replace(figure, what=f"{own} beside redis-py", yardstick=driver)
+
+    def size_figure(self, bench: str, rounds: Mapping[str, Rounds]) -> Figure:
+        """Return the figure for the largest groups beside the same for the smallest."""
+        large, small = self.at(SIZES[-1]), Yardstick(f"with {SIZES[0]}", rounds[self.at(SIZES[0])])
+        what = f"{large} beside {SIZES[0]}"
+        return Figure(bench=bench, what=what, unit="us", rounds=rounds[large], yardstick=small, aim=_SIZE_AIM)
+
+
 @dataclass(frozen=True, slots=True)
 class _Yardsticks:
-    """The raw command that an operation is held against, and the call whose function could be empty."""
+    """The raw command to compare an operation with. An empty function is called with the arguments of `call`."""
 
     name: str
     command: Callable[[Fixture], Command]
@@ -40,13 +137,12 @@ class _Yardsticks:
         return f"{self.name}, pipelined by redis-py itself"
 
     def empty(self, fixture: Fixture) -> Command:
-        """Return a call of a function that does nothing, with the keys and arguments of `call`."""
         call = self.call(fixture)
         return "FCALL_RO", "im_version", len(call.keys), *call.keys, *map(str, call.args)
 
     def many_way(self, name: str, turn: Callable[[Fixture], float], at_most: float) -> Way:
-        """Return a way whose parts travel together, with an aim beside both pipelined yardsticks."""
-        return Way(name, turn, self.pipelined, Aim("<=", at_most), compares_sizes=True, driver=self.driver)
+        """Return a way that sends many at once, with an aim beside both pipelined yardsticks."""
+        return Way(name, turn, self.pipelined, Aim("<=", at_most), self.driver)
 
     def ways(self) -> list[Way]:
         return [
@@ -68,7 +164,7 @@ def run_send(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list
         raw.many_way(f"send_many, {PER_CALL} in a call", partial(_send_many, PER_CALL), 1.4),
         *raw.ways(),
     ]
-    return measure(servers, "send", ways, plan, progress)
+    return _measure(servers, "send", ways, plan, progress)
 
 
 def run_ack(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
@@ -80,7 +176,7 @@ def run_ack(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[
         raw.many_way(f"ack_many, {PER_CALL} in a call", partial(_ack_many, PER_CALL), 1.0),
         *raw.ways(),
     ]
-    return measure(servers, "ack", ways, plan, progress)
+    return _measure(servers, "ack", ways, plan, progress)
 
 
 def run_tally(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
@@ -92,25 +188,65 @@ def run_tally(servers: BenchServers, plan: RoundPlan, progress: Progress) -> lis
         raw.many_way(f"tallies, {PER_CALL} in a call", partial(_tally_many, PER_CALL), 1.5),
         *raw.ways(),
     ]
-    return measure(servers, "tally", ways, plan, progress)
+    return _measure(servers, "tally", ways, plan, progress)
+
+
+def _measure(
+    servers: BenchServers, bench: str, ways: Sequence[Way], plan: RoundPlan, progress: Progress
+) -> list[Figure]:
+    """Measure every way at every size, all of them in each round."""
+    contestants: dict[str, Callable[[], Measured]] = {}
+    with ExitStack() as things:
+        for size in SIZES:
+            progress(f"a group of {size:,}")
+            fixture = things.enter_context(_open_fixture(servers, f"{servers.name}-{bench}-{size}", size, plan))
+            contestants |= {way.at(size): partial(way.measured, fixture) for way in ways}
+        measured = interleave(contestants, plan, progress)
+    rounds = {name: figures["us"] for name, figures in measured.items()}
+    figures = [figure for size in SIZES for way in ways for figure in way.figures(bench, size, rounds)]
+    return [*figures, *(way.size_figure(bench, rounds) for way in ways if way.driver)]
+
+
+@contextmanager
+def _open_fixture(servers: BenchServers, gid: str, size: int, plan: RoundPlan) -> Iterator[Fixture]:
+    """Make a group of which a fifth have acked its newest message."""
+    with servers.chat() as chat:
+        uids = [f"{servers.name}-{number}" for number in range(size)]
+        chat.create_group(gid, uids)
+        fixture = Fixture(chat, gid, uids, plan.size(300, 100), plan.size(2000, 1000))
+        fixture.send(PER_CALL)
+        fixture.ack(fixture.acks(size // 5, _ACKS_PER_CALL))
+        yield fixture
+
+
+def _timed(count: int, action: Callable[[], object]) -> float:
+    """Return the microseconds that an action takes for each of its `count` parts."""
+    began = time.perf_counter()
+    action()
+    return (time.perf_counter() - began) * 1e6 / count
+
+
+def _repeated(count: int, action: Callable[[], object]) -> float:
+    """Return the microseconds of one action, done `count` times one after the other."""
+    return _timed(count, lambda: [action() for _ in range(count)])
 
 
 def _one_by_one(command_of: Callable[[Fixture], Command], fixture: Fixture) -> float:
     command = command_of(fixture)
-    return repeated(fixture.single, lambda: fixture.chat.system.client.execute_once(*command))
+    return _repeated(fixture.single, lambda: fixture.client.execute_once(*command))
 
 
 def _pipelined(command_of: Callable[[Fixture], Command], fixture: Fixture) -> float:
     # query_many is the client's pipeline for plain commands: the same path that calls take.
     commands = [command_of(fixture)] * CHUNK
-    return _in_trips(fixture, lambda: fixture.chat.system.client.query_many(commands))
+    return _in_trips(fixture, lambda: fixture.client.query_many(commands))
 
 
 def _pipelined_by_driver(command_of: Callable[[Fixture], Command], fixture: Fixture) -> float:
     command = command_of(fixture)
 
     def trip() -> None:
-        with fixture.chat.system.client.driver.pipeline(transaction=False) as pipe:
+        with fixture.client.driver.pipeline(transaction=False) as pipe:
             for _ in range(CHUNK):
                 pipe.execute_command(*command)
             pipe.execute()
@@ -119,8 +255,7 @@ def _pipelined_by_driver(command_of: Callable[[Fixture], Command], fixture: Fixt
 
 
 def _in_trips(fixture: Fixture, trip: Callable[[], object]) -> float:
-    trips = fixture.many // CHUNK
-    return timed(trips * CHUNK, lambda: [trip() for _ in range(trips)])
+    return _repeated(fixture.many // CHUNK, trip) / CHUNK
 
 
 def _xadd_message(fixture: Fixture) -> Command:
@@ -139,7 +274,7 @@ def _zcount(fixture: Fixture) -> Command:
 
 
 def _send(fixture: Fixture) -> float:
-    return repeated(fixture.single, lambda: fixture.chat.send(fixture.gid, TEXT, sender_uid=fixture.sender))
+    return _repeated(fixture.single, lambda: fixture.chat.send(fixture.gid, TEXT, sender_uid=fixture.sender))
 
 
 def _send_many(per_call: int, fixture: Fixture) -> float:
@@ -152,33 +287,31 @@ def _send_with_client_msgid(fixture: Fixture) -> float:
 
 
 def _timed_sends(fixture: Fixture, drafts: list[list[Draft]]) -> float:
-    client = fixture.chat.system.client
-    return timed(fixture.many, lambda: client.call_many([fixture.send_call(part) for part in drafts], repeatable=False))
+    return _timed(
+        fixture.many,
+        lambda: fixture.client.call_many([fixture.send_call(part) for part in drafts], repeatable=False),
+    )
 
 
 def _ack(fixture: Fixture) -> float:
     acks = iter(fixture.acks(fixture.single, 1))
     msgid = fixture.newest[-1].msgid
-    return repeated(fixture.single, lambda: fixture.chat.ack(next(acks).uids[0], fixture.gid, msgid))
+    return _repeated(fixture.single, lambda: fixture.chat.ack(next(acks).uids[0], fixture.gid, msgid))
 
 
 def _ack_many(per_call: int, fixture: Fixture) -> float:
-    client, space, targets = fixture.chat.system.client, fixture.space, fixture.acks(fixture.many, per_call)
-    return timed(
-        fixture.many,
-        lambda: client.call_many([message_calls.ack(space, fixture.gid, [target]) for target in targets]),
-    )
+    targets = fixture.acks(fixture.many, per_call)
+    return _timed(fixture.many, lambda: fixture.ack(targets))
 
 
 def _tally(fixture: Fixture) -> float:
     msgid = fixture.send(PER_CALL)[0].msgid
-    return repeated(fixture.single, lambda: fixture.chat.tally(fixture.gid, msgid))
+    return _repeated(fixture.single, lambda: fixture.chat.tally(fixture.gid, msgid))
 
 
 def _tally_many(per_call: int, fixture: Fixture) -> float:
-    client, sent = fixture.chat.system.client, fixture.send(per_call)
-    calls = range(fixture.many // per_call)
-    return timed(fixture.many, lambda: client.call_many([_tallies_call(fixture, sent) for _ in calls]))
+    sent, calls = fixture.send(per_call), range(fixture.many // per_call)
+    return _timed(fixture.many, lambda: fixture.client.call_many([_tallies_call(fixture, sent) for _ in calls]))
 
 
 def _tallies_call(fixture: Fixture, sent: Sequence[SendResult]) -> Call[Any]:

@@ -1,4 +1,4 @@
-"""The storm: a group of 200, 40 online, all of whom confirm each message, beside the literal design.
+"""The storm: in a group of 200, 40 members are online and ack each message. The yardstick is the literal design.
 
 A cycle: a message is sent, received by all 40, acked by all 40, and the sender knows 40/199. Receipts are pushed at
 once (window 0), folded over the default window and pushed, or polled with heartbeats.
@@ -10,16 +10,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from statistics import median
-from typing import NamedTuple
 
-from imcore.chat import Chat
 from imcore.cli.bench.baseline.naive_design import NaiveDesign, open_naive, play
 from imcore.cli.bench.harness import counters
-from imcore.cli.bench.harness.figures import Aim, Figure, Yardstick
-from imcore.cli.bench.harness.servers import BenchServers, backlog
+from imcore.cli.bench.harness.figures import (
+    Aim,
+    Figure,
+    Measured,
+    Progress,
+    RoundPlan,
+    Rounds,
+    Yardstick,
+    interleave,
+    percentile,
+)
+from imcore.cli.bench.harness.servers import BenchServers, RunningServers
 from imcore.cli.bench.harness.sessions import Mode, SessionCounts, SessionPool, open_sessions
-from imcore.cli.bench.harness.timing import Measured, Progress, RoundPlan, Rounds, interleave, percentile
-from imcore.cli.sandbox import Processes
 
 WINDOW_MS = 200
 CONNECTIONS = (1, 8)
@@ -38,14 +44,6 @@ class Variant:
     """Whether its receipts are folded over a window, and then pushed."""
 
 
-class _Stage(NamedTuple):
-    """What all variants of one window share."""
-
-    servers: BenchServers
-    chat: Chat
-    workers: Processes
-
-
 def run_storm(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Measure every variant, and the literal design in the same rounds."""
     figures: list[Figure] = []
@@ -53,14 +51,14 @@ def run_storm(servers: BenchServers, plan: RoundPlan, progress: Progress) -> lis
     with open_naive(servers) as naive:
         for window_ms, variants in _variants(plan).items():
             windowed = servers.using(url, receipt_window_ms=window_ms)
-            with windowed.running_workers("persist", "receipts") as workers, windowed.chat() as chat:
-                figures += _measure(_Stage(windowed, chat, workers), naive, variants, plan, progress)
+            with windowed.running("persist", "receipts") as running:
+                figures += _measure(running, naive, variants, plan, progress)
     return figures
 
 
 def _variants(plan: RoundPlan) -> Mapping[int, list[Variant]]:
     """Return the variants by the window that the worker `receipts` has for them."""
-    # Long beside the window, which each storm waits out once more at its end.
+    # A storm must last far longer than the window, since it ends with one more window.
     one, many = plan.size(20_000, 4000), plan.size(60_000, 12_000)
     few = plan.size(400, 100)
     folded = [
@@ -79,14 +77,14 @@ def _variants(plan: RoundPlan) -> Mapping[int, list[Variant]]:
 
 
 def _measure(
-    stage: _Stage, naive: NaiveDesign, variants: list[Variant], plan: RoundPlan, progress: Progress
+    running: RunningServers, naive: NaiveDesign, variants: list[Variant], plan: RoundPlan, progress: Progress
 ) -> list[Figure]:
-    window_ms = stage.servers.settings.receipt_window_ms
-    gids = (f"{stage.servers.name}-storm-{window_ms}-{number}" for number in count())
-    contestants: dict[str, Callable[[], Measured]] = {v.name: partial(_turn, stage, v, gids) for v in variants}
+    servers, window_ms = running.servers, running.servers.settings.receipt_window_ms
+    gids = (f"{servers.name}-storm-{window_ms}-{number}" for number in count())
+    contestants: dict[str, Callable[[], Measured]] = {v.name: partial(_turn, running, v, gids) for v in variants}
     naive_names = {n: f"{_NAIVE}, {n} connection{'s' * (n > 1)}" for n in CONNECTIONS}
     for connections, name in naive_names.items():
-        contestants[name] = partial(_naive_turn, naive, connections, plan.size(60, 10))
+        contestants[name] = partial(_naive_turn, servers, naive, connections, plan.size(60, 10))
     rounds = interleave(contestants, plan, progress)
     best = max((rounds[name] for name in naive_names.values()), key=lambda measured: measured["cycles"].median)
     figures = [figure for variant in variants for figure in _figures(variant, rounds[variant.name], best)]
@@ -96,25 +94,45 @@ def _measure(
     return figures
 
 
-def _turn(stage: _Stage, variant: Variant, gids: Iterator[str]) -> Measured:
-    gid = next(gids)
-    with open_sessions(stage.servers, gid, variant.mode) as pool:
-        pool.start_over()
-        _wait_until_stored(stage)
-        before = _counts(stage, gid)
-        began = time.perf_counter()
-        _storm(pool, variant.messages)
-        stage.workers.relay()
-        known = max(pool.seen.known.values())
-        measured = _measured(pool.seen, variant.messages, known - began)
-        _wait_until_stored(stage)
-        measured["stored"] = variant.messages / (time.perf_counter() - began)
-        after = _counts(stage, gid)
-        return {**measured, **{key: (after[key] - before[key]) / variant.messages for key in after}}
+def _turn(running: RunningServers, variant: Variant, gids: Iterator[str]) -> Measured:
+    gid, messages = next(gids), variant.messages
+    with open_sessions(running.servers, gid, variant.mode) as pool:
+        seen = pool.start_over()
+        running.wait_until_stored()
+        before = counters.counts_of(running.servers, running.chat, gid)
+        seen.began = time.perf_counter()
+        _storm(pool, messages)
+        running.workers.watch()
+        measured = _measured(seen, messages)
+        running.wait_until_stored()
+        measured["stored"] = messages / (time.perf_counter() - seen.began)
+        windows = (max(seen.known.values()) - min(seen.sent.values())) * 1000 / WINDOW_MS
+        measured["digests_per_window"] = seen.digests / max(1.0, windows)
+        return measured | _growth(before, counters.counts_of(running.servers, running.chat, gid), messages)
 
 
-def _wait_until_stored(stage: _Stage) -> None:
-    stage.workers.wait(lambda: not backlog(stage.chat, "persist", "receipts"), "everything is stored")
+def _naive_turn(servers: BenchServers, naive: NaiveDesign, connections: int, messages: int) -> Measured:
+    before = _naive_counts(servers, naive)
+    measured = _measured(play(naive, connections, messages), messages)
+    growth = _growth(before, _naive_counts(servers, naive), messages)
+    return {**measured, "stored": measured["cycles"], **growth}
+
+
+def _naive_counts(servers: BenchServers, naive: NaiveDesign) -> dict[str, float]:
+    commands = counters.commands(naive.chat)
+    with naive.store() as store:
+        messages, receipts = store.count_rows()
+    return {
+        "rows_messages": messages,
+        "rows_receipts": receipts,
+        "bytes_sql": servers.maker.bytes_of(naive.url),
+        "commands": sum(commands.values()),
+        "publishes": commands.get("publish", 0),
+    }
+
+
+def _growth(before: Measured, after: Measured, messages: int) -> dict[str, float]:
+    return {key: (after[key] - before[key]) / messages for key in after}
 
 
 def _storm(pool: SessionPool, messages: int) -> None:
@@ -126,60 +144,17 @@ def _storm(pool: SessionPool, messages: int) -> None:
     pool.poll_until_in(seqs, pool.seen.known)
 
 
-def _measured(seen: SessionCounts, messages: int, cycles_s: float) -> dict[str, float]:
-    windows = max(1.0, (max(seen.known.values()) - min(seen.sent.values())) * 1000 / WINDOW_MS)
+def _measured(seen: SessionCounts, messages: int) -> dict[str, float]:
+    delivery_ms = [(seen.arrived[seq] - at) * 1000 for seq, at in seen.sent.items()]
+    receipt_ms = [(seen.known[seq] - seen.arrived[seq]) * 1000 for seq in seen.sent]
     return {
-        "cycles": messages / cycles_s,
-        **_legs(
-            [(seen.arrived[seq] - at) * 1000 for seq, at in seen.sent.items()],
-            [(seen.known[seq] - seen.arrived[seq]) * 1000 for seq in seen.sent],
-        ),
-        "pushes": seen.pushes / messages,
-        "digests": seen.digests / messages,
-        "digests_per_window": seen.digests / windows,
-    }
-
-
-def _legs(delivery_ms: list[float], receipt_ms: list[float]) -> Measured:
-    return {
+        "cycles": messages / (max(seen.known.values()) - seen.began),
         "delivery_p50": median(delivery_ms),
         "delivery_p99": percentile(delivery_ms, 0.99),
         "receipt_p50": median(receipt_ms),
         "receipt_p99": percentile(receipt_ms, 0.99),
-    }
-
-
-def _counts(stage: _Stage, gid: str) -> dict[str, float]:
-    chat, servers = stage.chat, stage.servers
-    commands = counters.commands(chat)
-    calls, acks = counters.acks(chat, gid)
-    rows = counters.rows(chat, gid)
-    return {
-        "commands": sum(commands.values()),
-        "calls": commands.get("fcall", 0) + commands.get("fcall_ro", 0),
-        "publishes": commands.get("spublish", 0),
-        "ack_calls": calls,
-        "acks": acks,
-        "rows_messages": rows["group_msgs"],
-        "rows_moves": rows["offset_moves"],
-        "rows_receipts": rows["msg_acks"],
-        "bytes_sql": servers.maker.bytes_of(servers.settings.database_url),
-        "bytes_group": counters.bytes_of_group(chat, gid),
-        "bytes_journal": counters.bytes_of_journal(chat, gid),
-    }
-
-
-def _naive_turn(naive: NaiveDesign, connections: int, messages: int) -> Measured:
-    before = naive.counts()
-    run = play(naive, connections, messages)
-    after = naive.counts()
-    return {
-        "cycles": messages / run.seconds,
-        "stored": messages / run.seconds,
-        **_legs(run.delivery_ms, run.receipt_ms),
-        "pushes": run.pushes / messages,
-        "digests": run.receipts / messages,
-        **{key: (after[key] - before[key]) / messages for key in after},
+        "pushes": seen.pushes / messages,
+        "digests": seen.digests / messages,
     }
 
 
@@ -207,7 +182,7 @@ _MEASURES = {
     "bytes_group": (_COUNTED, "Redis bytes", "B"),
     "bytes_journal": (_COUNTED, "journal bytes until trimmed", "B"),
 }
-"""By its key the table of a measure, its name there, and its unit."""
+"""The table, the name and the unit of each measure."""
 
 _FOLDED_AIMS = {"digests_per_window": Aim("<=", 1, of_ratio=False), "rows_messages": Aim("<=", 1, of_ratio=False)}
 
