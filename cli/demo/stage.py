@@ -48,8 +48,15 @@ class ListenProcesses(Processes):
 
     def run(self, *arguments: str) -> None:
         """Run one short command of `im`. Raise ImError if it fails."""
-        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "timeout": _LONGEST_COMMAND_S, "check": False}
-        done = subprocess.run(im_command(*arguments), env=self.environment, capture_output=True, text=True, **options)
+        done = subprocess.run(
+            im_command(*arguments),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_LONGEST_COMMAND_S,
+            check=False,
+        )
         if done.returncode:
             why = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
             raise ImError(f"`im {' '.join(arguments)}` failed: {why}")

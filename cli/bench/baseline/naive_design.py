@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -24,7 +24,7 @@ from imcore.errors import ImError
 
 @dataclass(frozen=True, slots=True)
 class NaiveDesign:
-    """The tables at `url`, a client of Redis, and a group whose members are the sender, those online, and the others."""
+    """The tables at `url`, a client of Redis, and a group. Its first member sends, and the next 40 are online."""
 
     chat: Chat
     url: str
@@ -64,7 +64,7 @@ def open_naive(servers: BenchServers) -> Iterator[NaiveDesign]:
 def play(naive: NaiveDesign, connections: int, messages: int) -> SessionCounts:
     """Send messages, have each acked by all online members, and wait until the sender has every receipt."""
     with ExitStack() as things:
-        listener = things.enter_context(_Listener(naive))
+        listener = things.enter_context(closing(_Listener(naive)))
         threads = [
             things.enter_context(_Connection(naive, listener.seen, naive.online[number::connections]))
             for number in range(connections)
@@ -96,10 +96,7 @@ class _Listener:
         self._pubsub.get_message(timeout=0.2)
         self.seen = SessionCounts()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._pubsub.close()
 
     def next_arrived(self) -> int | None:

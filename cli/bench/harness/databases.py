@@ -87,8 +87,9 @@ class PostgresSchemas:
         """Return the bytes on disk of a database, or of a table in it, with indexes."""
         query = """SELECT sum(pg_total_relation_size(oid)) FROM pg_class
             WHERE relkind = 'r' AND relnamespace = %s::regnamespace AND relname = COALESCE(%s::text, relname)"""
+        schema = str(make_url(url).query["options"]).rpartition("=")[2]
         with self._connect() as connection:
-            row = connection.execute(query, [self._schema(url), table]).fetchone()
+            row = connection.execute(query, [schema, table]).fetchone()
         return int(str(row[0])) if row and row[0] else 0
 
     def is_empty(self) -> bool:
@@ -109,10 +110,6 @@ class PostgresSchemas:
             while self._made:
                 schema = self._made.pop()
                 connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
-
-    @staticmethod
-    def _schema(url: str) -> str:
-        return str(make_url(url).query["options"]).rpartition("=")[2]
 
     def _connect(self) -> "psycopg.Connection[tuple[object, ...]]":
         try:

@@ -43,7 +43,7 @@ class Rounds(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
-    """How many rounds to measure. `quick` makes each of them smaller, and leaves out the warming up."""
+    """The number of rounds. `quick` makes each of them smaller, and leaves out the warming up."""
 
     rounds: int = LEAST_ROUNDS
     quick: bool = False
@@ -71,10 +71,11 @@ def interleave(
             measured = contestants[name]()
             if number:
                 turns[name].append(measured)
-    return {
-        name: {figure: Rounds(tuple(turn[figure] for turn in measured)) for figure in measured[0]}
-        for name, measured in turns.items()
-    }
+    return {name: _by_figure(measured) for name, measured in turns.items()}
+
+
+def _by_figure(turns: Sequence[Measured]) -> dict[str, Rounds]:
+    return {figure: Rounds(tuple(turn[figure] for turn in turns)) for figure in turns[0]}
 
 
 def percentile(samples: Sequence[float], share: float) -> float:

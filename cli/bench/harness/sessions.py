@@ -30,7 +30,7 @@ _WAIT_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """How many messages one ack confirms, receipts pushed or polled, and one connection or 41."""
+    """The number of messages that one ack confirms, receipts pushed or polled, and one connection or 41."""
 
     ack_every: int = 1
     receipts: Literal["push", "poll"] = "push"
@@ -52,7 +52,7 @@ class SessionCounts:
 
     @property
     def under_way(self) -> int:
-        """How many messages have not arrived at all of the 40."""
+        """The number of messages that have not arrived at all of the 40."""
         return len(self.sent) - len(self.arrived)
 
     def note_sent(self, msgid: str, seq: int, at: float) -> None:
@@ -70,7 +70,7 @@ class SessionCounts:
                 self.known.setdefault(self._seqs[receipt.msgid], now)
 
     def note_arrival(self, seq: int, sessions: int, now: float) -> bool:
-        """Note that so many more of the 40 received a message; return whether these were the last."""
+        """Note more sessions of the 40 that received a message; return whether these were the last."""
         self.pushes += sessions
         self._missing[seq] = self._missing.get(seq, ONLINE) - sessions
         if not self._missing[seq]:

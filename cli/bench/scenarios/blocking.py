@@ -41,43 +41,42 @@ def run_blocking(servers: BenchServers, plan: RoundPlan, progress: Progress) -> 
 
 def _turn(running: RunningServers, gids: Iterator[str], size: int) -> Measured:
     chat, gid = running.chat, next(gids)
+    longest = partial(_longest, chat.system.client.driver)
     uids = [f"user-{number:08}" for number in range(size)]
     others = [f"other-{number:08}" for number in range(size // 10)]
-    longest = {"create": _longest(chat, lambda: chat.create_group(gid, uids))}
-    longest["create again"] = _longest(chat, lambda: chat.create_group(gid, uids))
-    longest["join"] = _longest(chat, lambda: chat.add_members(gid, others))
+    measured = {"create": longest(lambda: chat.create_group(gid, uids))}
+    measured["create again"] = longest(lambda: chat.create_group(gid, uids))
+    measured["join"] = longest(lambda: chat.add_members(gid, others))
     for _ in range(MESSAGES // 500):
         sent = chat.send_many(gid, [Draft(uids[0], TEXT)] * 500)
     msgid = raised(sent[-1]).msgid
     chat.ack_many(gid, [(uid, msgid) for uid in uids[: size // 2]])
-    longest["status of 500"] = _longest(chat, lambda: chat.status(gid, limit=500))
-    longest["names"] = _longest(chat, lambda: chat.message_status(gid, msgid))
-    longest["leave"] = _longest(chat, lambda: chat.remove_members(gid, others))
+    measured["status of 500"] = longest(lambda: chat.status(gid, limit=500))
+    measured["names"] = longest(lambda: chat.message_status(gid, msgid))
+    measured["leave"] = longest(lambda: chat.remove_members(gid, others))
     running.wait_until_stored()
-    longest["trim"] = _longest(chat, lambda: retention.trim(chat.system, keep_messages=0))
-    return longest
+    measured["trim"] = longest(lambda: retention.trim(chat.system, keep_messages=0))
+    return measured
 
 
-def _longest(chat: Chat, action: Callable[[], object]) -> float:
+def _longest(server: Any, action: Callable[[], object]) -> float:
     """Return how long the longest call of an action took the server, in ms."""
-    server = chat.system.client.driver
-    with driver_errors(chat.system.client.address):
-        server.slowlog_reset()
-        action()
-        entries: list[dict[str, Any]] = server.slowlog_get(_SETTINGS["slowlog-max-len"])
+    server.slowlog_reset()
+    action()
+    entries = server.slowlog_get(_SETTINGS["slowlog-max-len"])
     return max((entry["duration"] / 1000 for entry in entries), default=_SETTINGS["slowlog-log-slower-than"] / 1000)
 
 
 @contextmanager
 def _slow_log(chat: Chat) -> Iterator[None]:
     """Make the server log every call of 0.1 ms and more; restore its settings after the `with`."""
-    client = chat.system.client.driver
+    server = chat.system.client.driver
     with driver_errors(chat.system.client.address):
-        before = {name: client.config_get(name)[name] for name in _SETTINGS}
+        before = {name: server.config_get(name)[name] for name in _SETTINGS}
         try:
             for name, value in _SETTINGS.items():
-                client.config_set(name, value)
+                server.config_set(name, value)
             yield
         finally:
             for name, setting in before.items():
-                client.config_set(name, str(setting))
+                server.config_set(name, str(setting))

@@ -6,11 +6,11 @@ wrongly. The journals are emptied before each look, as `trim` empties them once 
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import count, islice
+from itertools import count, islice, product
 
 from imcore.cli.bench.baseline.naive_store import NaiveStore
 from imcore.cli.bench.harness import counters
-from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Rounds, Yardstick, interleave
+from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Yardstick, interleave
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
 from imcore.cli.bench.harness.traffic import TEXT, ack_each, send_each
 from imcore.streams.calls import group_calls
@@ -45,24 +45,13 @@ def run_memory(servers: BenchServers, plan: RoundPlan, progress: Progress) -> li
             "the literal design": partial(_naive, servers, plan.size(1000, 200)),
         }
         rounds = interleave(contestants, plan, progress)
-    figures = [_figure(_IDLE, rounds["idle groups"][_IDLE])]
-    for size in sizes:
-        for what in _AIMS:
-            beside = rounds["the literal design"].get(what) if size == SMALL else None
-            figures.append(_figure(what, rounds[f"groups of {size:,}"][what], beside, f", {size:,} members"))
+    figure, naive = partial(Figure, bench="memory", unit="B", charted=True), rounds["the literal design"]
+    figures = [figure(what=_IDLE, rounds=rounds["idle groups"][_IDLE])]
+    for size, (what, aim) in product(sizes, _AIMS.items()):
+        beside = Yardstick("the literal design", naive[what]) if size == SMALL and what in naive else None
+        own = rounds[f"groups of {size:,}"][what]
+        figures.append(figure(what=f"{what}, {size:,} members", rounds=own, yardstick=beside, aim=aim))
     return figures
-
-
-def _figure(what: str, rounds: Rounds, beside: Rounds | None = None, suffix: str = "") -> Figure:
-    return Figure(
-        bench="memory",
-        what=what + suffix,
-        unit="B",
-        rounds=rounds,
-        yardstick=Yardstick("the literal design", beside) if beside else None,
-        aim=_AIMS.get(what),
-        charted=True,
-    )
 
 
 def _idle_groups(running: RunningServers, gids: Iterator[str], groups: int) -> Measured:

@@ -23,7 +23,7 @@ from imcore.streams.calls import message_calls, receipt_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.calls.message_calls import AckTarget, SendResult
 from imcore.streams.client import CHUNK, RedisClient
-from imcore.streams.keys import Keyspace
+from imcore.util.batches import batches
 
 SIZES = (200, 10_000, 100_000)
 PER_CALL = 100
@@ -40,46 +40,34 @@ class Fixture:
     """A group. Its first member sends. A turn repeats its operation `single` times, or `many` times pipelined."""
 
     chat: Chat
+    client: RedisClient
     gid: str
     uids: Sequence[str]
     single: int
     many: int
     newest: list[SendResult] = field(default_factory=list)
 
-    @property
-    def client(self) -> RedisClient:
-        return self.chat.system.client
-
-    @property
-    def space(self) -> Keyspace:
-        return self.client.space
-
-    @property
-    def sender(self) -> str:
-        return self.uids[0]
-
     def send(self, count: int) -> list[SendResult]:
         """Send messages, and remember them as the newest."""
-        drafts = [Draft(self.sender, TEXT)] * count
-        self.newest = list(map(raised, self.client.call(self.send_call(drafts), repeatable=False)))
+        call = self.send_call([Draft(self.uids[0], TEXT)] * count)
+        self.newest = list(map(raised, self.client.call(call, repeatable=False)))
         return self.newest
 
     def send_call(self, drafts: Sequence[Draft]) -> Call[list[SendResult | ImError]]:
-        return message_calls.send(self.space, self.gid, drafts, self.chat.system.settings.idempotency_ms)
+        return message_calls.send(self.client.space, self.gid, drafts, self.chat.system.settings.idempotency_ms)
 
     def acks(self, count: int, per_call: int) -> list[AckTarget]:
         """Return `count` acks of new messages, `per_call` in a target. Each moves the offset of its member."""
         readers = self.uids[1:]
-        targets, rest = [], count
-        for sent in self.send(-(-count // len(readers))):
-            for i in range(0, min(rest, len(readers)), per_call):
-                uids = readers[i : min(i + per_call, rest)]
-                targets.append(AckTarget(msgids.pack(sent.msgid), uids, sent.seq))
-            rest -= len(readers)
-        return targets
+        starts = range(0, count, len(readers))
+        return [
+            AckTarget(msgids.pack(sent.msgid), uids, sent.seq)
+            for start, sent in zip(starts, self.send(len(starts)), strict=True)
+            for uids in batches(readers[: count - start], per_call)
+        ]
 
     def ack(self, targets: Sequence[AckTarget]) -> None:
-        self.client.call_many([message_calls.ack(self.space, self.gid, [target]) for target in targets])
+        self.client.call_many([message_calls.ack(self.client.space, self.gid, [target]) for target in targets])
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +88,6 @@ class Way:
         """Return the name of the figure for groups of a size."""
         return f"{self.name}, {size:,} members"
 
-    def measured(self, fixture: Fixture) -> Measured:
-        return {"us": self.turn(fixture)}
-
     def figures(self, bench: str, size: int, rounds: Mapping[str, Rounds]) -> Iterator[Figure]:
         """Yield the figure beside its yardstick, and beside redis-py where the way names it."""
         own, is_bar = self.at(size), bool(self.driver) or (not self.yardstick and "pipelined" in self.name)
@@ -120,75 +105,63 @@ class Way:
         return Figure(bench=bench, what=what, unit="us", rounds=rounds[large], yardstick=small, aim=_SIZE_AIM)
 
 
-@dataclass(frozen=True, slots=True)
-class _Yardsticks:
-    """The raw command to compare an operation with. An empty function is called with the arguments of `call`."""
-
-    name: str
-    command: Callable[[Fixture], Command]
-    call: Callable[[Fixture], Call[Any]]
-
-    @property
-    def pipelined(self) -> str:
-        return f"{self.name}, pipelined"
-
-    @property
-    def driver(self) -> str:
-        return f"{self.name}, pipelined by redis-py itself"
-
-    def empty(self, fixture: Fixture) -> Command:
-        call = self.call(fixture)
-        return "FCALL_RO", "im_version", len(call.keys), *call.keys, *map(str, call.args)
-
-    def many_way(self, name: str, turn: Callable[[Fixture], float], at_most: float) -> Way:
-        """Return a way that sends many at once, with an aim beside both pipelined yardsticks."""
-        return Way(name, turn, self.pipelined, Aim("<=", at_most), self.driver)
-
-    def ways(self) -> list[Way]:
-        return [
-            Way("empty function", partial(_one_by_one, self.empty), self.name),
-            Way("empty function, pipelined", partial(_pipelined, self.empty), self.pipelined),
-            Way(self.driver, partial(_pipelined_by_driver, self.command), self.pipelined),
-            Way(self.name, partial(_one_by_one, self.command)),
-            Way(self.pipelined, partial(_pipelined, self.command)),
-        ]
-
-
 def run_send(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Measure sends beside the XADD of the same fields, to a stream that nobody reads."""
-    raw = _Yardsticks("raw XADD", _xadd_message, lambda fixture: fixture.send_call([Draft(fixture.sender, TEXT)]))
+    raw = "raw XADD"
     ways = [
-        Way("send", _send, raw.name),
-        raw.many_way("send, pipelined", partial(_send_many, 1), 2.2),
-        Way("send with client_msgid, pipelined", _send_with_client_msgid, raw.pipelined),
-        raw.many_way(f"send_many, {PER_CALL} in a call", partial(_send_many, PER_CALL), 1.4),
-        *raw.ways(),
+        Way("send", _send, raw),
+        _many_way("send, pipelined", partial(_send_many, 1), raw, 2.2),
+        Way("send with client_msgid, pipelined", _send_with_client_msgid, f"{raw}, pipelined"),
+        _many_way(f"send_many, {PER_CALL} in a call", partial(_send_many, PER_CALL), raw, 1.4),
+        *_raw_ways(raw, _xadd_message, lambda fixture: fixture.send_call([Draft(fixture.uids[0], TEXT)])),
     ]
     return _measure(servers, "send", ways, plan, progress)
 
 
 def run_ack(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Measure acks that move an offset, beside the XADD of an ack: who, and up to where."""
-    raw = _Yardsticks("raw XADD", _xadd_ack, lambda f: message_calls.ack(f.space, f.gid, f.acks(1, 1)))
+    raw = "raw XADD"
     ways = [
-        Way("ack", _ack, raw.name),
-        raw.many_way("ack, pipelined", partial(_ack_many, 1), 2.0),
-        raw.many_way(f"ack_many, {PER_CALL} in a call", partial(_ack_many, PER_CALL), 1.0),
-        *raw.ways(),
+        Way("ack", _ack, raw),
+        _many_way("ack, pipelined", partial(_ack_many, 1), raw, 2.0),
+        _many_way(f"ack_many, {PER_CALL} in a call", partial(_ack_many, PER_CALL), raw, 1.0),
+        *_raw_ways(raw, _xadd_ack, lambda f: message_calls.ack(f.client.space, f.gid, f.acks(1, 1))),
     ]
     return _measure(servers, "ack", ways, plan, progress)
 
 
 def run_tally(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Measure tallies, how many have read a message and how many not, beside one ZCOUNT over the offsets."""
-    raw = _Yardsticks("raw ZCOUNT", _zcount, lambda fixture: _tallies_call(fixture, fixture.newest[:1]))
+    raw = "raw ZCOUNT"
     ways = [
-        Way("tally", _tally, raw.name, Aim("<=", 1.5)),
-        raw.many_way("tally, pipelined", partial(_tally_many, 1), 1.5),
-        raw.many_way(f"tallies, {PER_CALL} in a call", partial(_tally_many, PER_CALL), 1.5),
-        *raw.ways(),
+        Way("tally", _tally, raw, Aim("<=", 1.5)),
+        _many_way("tally, pipelined", partial(_tally_many, 1), raw, 1.5),
+        _many_way(f"tallies, {PER_CALL} in a call", partial(_tally_many, PER_CALL), raw, 1.5),
+        *_raw_ways(raw, _zcount, lambda fixture: _tallies_call(fixture, fixture.newest[:1])),
     ]
     return _measure(servers, "tally", ways, plan, progress)
+
+
+def _many_way(name: str, turn: Callable[[Fixture], float], raw: str, at_most: float) -> Way:
+    """Return a way that sends many at once, with an aim beside both pipelined yardsticks."""
+    return Way(name, turn, f"{raw}, pipelined", Aim("<=", at_most), f"{raw}, pipelined by redis-py itself")
+
+
+def _raw_ways(raw: str, command: Callable[[Fixture], Command], call: Callable[[Fixture], Call[Any]]) -> list[Way]:
+    """Return the ways of a raw command, and of an empty function with the keys and arguments of a call."""
+    pipelined, empty = f"{raw}, pipelined", partial(_empty_function, call)
+    return [
+        Way("empty function", partial(_one_by_one, empty), raw),
+        Way("empty function, pipelined", partial(_pipelined, empty), pipelined),
+        Way(f"{pipelined} by redis-py itself", partial(_pipelined_by_driver, command), pipelined),
+        Way(raw, partial(_one_by_one, command)),
+        Way(pipelined, partial(_pipelined, command)),
+    ]
+
+
+def _empty_function(call_of: Callable[[Fixture], Call[Any]], fixture: Fixture) -> Command:
+    call = call_of(fixture)
+    return "FCALL_RO", "im_version", len(call.keys), *call.keys, *map(str, call.args)
 
 
 def _measure(
@@ -200,11 +173,15 @@ def _measure(
         for size in SIZES:
             progress(f"a group of {size:,}")
             fixture = things.enter_context(_open_fixture(servers, f"{servers.name}-{bench}-{size}", size, plan))
-            contestants |= {way.at(size): partial(way.measured, fixture) for way in ways}
+            contestants |= {way.at(size): partial(_turn, way, fixture) for way in ways}
         measured = interleave(contestants, plan, progress)
     rounds = {name: figures["us"] for name, figures in measured.items()}
     figures = [figure for size in SIZES for way in ways for figure in way.figures(bench, size, rounds)]
     return [*figures, *(way.size_figure(bench, rounds) for way in ways if way.driver)]
+
+
+def _turn(way: Way, fixture: Fixture) -> Measured:
+    return {"us": way.turn(fixture)}
 
 
 @contextmanager
@@ -213,7 +190,7 @@ def _open_fixture(servers: BenchServers, gid: str, size: int, plan: RoundPlan) -
     with servers.chat() as chat:
         uids = [f"{servers.name}-{number}" for number in range(size)]
         chat.create_group(gid, uids)
-        fixture = Fixture(chat, gid, uids, plan.size(300, 100), plan.size(2000, 1000))
+        fixture = Fixture(chat, chat.system.client, gid, uids, plan.size(300, 100), plan.size(2000, 1000))
         fixture.send(PER_CALL)
         fixture.ack(fixture.acks(size // 5, _ACKS_PER_CALL))
         yield fixture
@@ -259,31 +236,31 @@ def _in_trips(fixture: Fixture, trip: Callable[[], object]) -> float:
 
 
 def _xadd_message(fixture: Fixture) -> Command:
-    fields = ("seq", 123456, "uid", fixture.sender, "span", 0, "cid", "", "sent", "", "caught_up", 1, "text", TEXT)
-    return ("XADD", f"{fixture.space.group(fixture.gid).stream}:raw", "*", *fields)
+    fields = ("seq", 123456, "uid", fixture.uids[0], "span", 0, "cid", "", "sent", "", "caught_up", 1, "text", TEXT)
+    return ("XADD", f"{fixture.client.space.group(fixture.gid).stream}:raw", "*", *fields)
 
 
 def _xadd_ack(fixture: Fixture) -> Command:
     newest = fixture.newest[-1]
     fields = ("uid", fixture.uids[-1], "msgid", msgids.pack(newest.msgid), "seq", newest.seq)
-    return ("XADD", f"{fixture.space.group(fixture.gid).stream}:raw", "*", *fields)
+    return ("XADD", f"{fixture.client.space.group(fixture.gid).stream}:raw", "*", *fields)
 
 
 def _zcount(fixture: Fixture) -> Command:
-    return "ZCOUNT", fixture.space.group(fixture.gid).acked, msgids.pack(fixture.newest[0].msgid), "+inf"
+    return "ZCOUNT", fixture.client.space.group(fixture.gid).acked, msgids.pack(fixture.newest[0].msgid), "+inf"
 
 
 def _send(fixture: Fixture) -> float:
-    return _repeated(fixture.single, lambda: fixture.chat.send(fixture.gid, TEXT, sender_uid=fixture.sender))
+    return _repeated(fixture.single, lambda: fixture.chat.send(fixture.gid, TEXT, sender_uid=fixture.uids[0]))
 
 
 def _send_many(per_call: int, fixture: Fixture) -> float:
-    return _timed_sends(fixture, [[Draft(fixture.sender, TEXT)] * per_call] * (fixture.many // per_call))
+    return _timed_sends(fixture, [[Draft(fixture.uids[0], TEXT)] * per_call] * (fixture.many // per_call))
 
 
 def _send_with_client_msgid(fixture: Fixture) -> float:
     first = fixture.send(1)[0].seq  # makes the ids new in each round
-    return _timed_sends(fixture, [[Draft(fixture.sender, TEXT, f"{first}-{n}")] for n in range(fixture.many)])
+    return _timed_sends(fixture, [[Draft(fixture.uids[0], TEXT, f"{first}-{n}")] for n in range(fixture.many)])
 
 
 def _timed_sends(fixture: Fixture, drafts: list[list[Draft]]) -> float:
@@ -316,4 +293,4 @@ def _tally_many(per_call: int, fixture: Fixture) -> float:
 
 def _tallies_call(fixture: Fixture, sent: Sequence[SendResult]) -> Call[Any]:
     wanted = [(msgids.pack(each.msgid), "", "") for each in sent]
-    return receipt_calls.tallies(fixture.space, fixture.gid, wanted)
+    return receipt_calls.tallies(fixture.client.space, fixture.gid, wanted)

@@ -18,6 +18,7 @@ from imcore.chat import Chat
 from imcore.cli.bench.harness.databases import SQLITE
 from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Yardstick, interleave
 from imcore.cli.bench.harness.servers import BenchServers
+from imcore.cli.bench.harness.sessions import MEMBERS, ONLINE
 from imcore.cli.bench.harness.traffic import ack_each, backlog, send_each
 from imcore.errors import ImError
 from imcore.util.batches import batches
@@ -25,8 +26,6 @@ from imcore.util.batches import batches
 ROWS_PER_TRANSACTION = 5000
 """The worker writes as many."""
 
-MEMBERS = 200
-READERS = 40
 _BURST = 10
 _TABLES = ("chat_groups", "group_msgs", "group_spans", "offset_moves")
 _WAIT_S = 0.002
@@ -82,7 +81,7 @@ def _fill(chat: Chat, gid: str, bursts: int) -> int:
     uids = [f"{gid}-{number}" for number in range(MEMBERS)]
     chat.create_group(gid, uids)
     for _ in range(bursts):
-        ack_each(chat, gid, uids[1 : READERS + 1], send_each(chat, gid, uids[0], _BURST))
+        ack_each(chat, gid, uids[1 : ONLINE + 1], send_each(chat, gid, uids[0], _BURST))
     # Before the first worker ever, no entry was done.
     client = chat.system.client
     return backlog(chat, "persist") or sum(client.query("XLEN", key) for key in client.space.journals())

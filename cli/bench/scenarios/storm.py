@@ -5,11 +5,13 @@ once (window 0), folded over the default window and pushed, or polled with heart
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import count, product
 from statistics import median
+from typing import Any
 
 from imcore.cli.bench.baseline.naive_design import NaiveDesign, open_naive, play
 from imcore.cli.bench.harness import counters
@@ -25,11 +27,20 @@ from imcore.cli.bench.harness.figures import (
     percentile,
 )
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
-from imcore.cli.bench.harness.sessions import Mode, SessionCounts, SessionPool, open_sessions
+from imcore.cli.bench.harness.sessions import DEADLINE_S, ONLINE, Mode, SessionCounts, SessionPool, open_sessions
+from imcore.cli.bench.harness.traffic import TEXT
+from imcore.errors import ImError
+from imcore.streams.client import open_client
 
 WINDOW_MS = 200
 CONNECTIONS = (1, 8)
 _NAIVE = "the literal design"
+
+_SUBSCRIBERS = {f"bare PUBLISH to {ONLINE} connections": ONLINE, "bare PUBLISH to 1 connection": 1}
+_TOPOLOGIES = {"one gateway": Mode(), "40 connections": Mode(separate=True)}
+_PARTS = {"sent": "from send to the last of 40", "receipt": "from the last ack to the sender's full tally"}
+_SHARES = ("p50", "p99")
+_LATENCY_AIM = Aim("<=", 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +160,8 @@ def _measured(seen: SessionCounts, messages: int) -> dict[str, float]:
     receipt_ms = [(seen.known[seq] - seen.arrived[seq]) * 1000 for seq in seen.sent]
     return {
         "cycles": messages / (max(seen.known.values()) - seen.began),
-        "delivery_p50": median(delivery_ms),
-        "delivery_p99": percentile(delivery_ms, 0.99),
-        "receipt_p50": median(receipt_ms),
-        "receipt_p99": percentile(receipt_ms, 0.99),
+        **_shares(delivery_ms, "delivery "),
+        **_shares(receipt_ms, "receipt "),
         "pushes": seen.pushes / messages,
         "digests": seen.digests / messages,
     }
@@ -163,10 +172,10 @@ _SPEED, _COUNTED = "speed", "counted, per message"
 _MEASURES = {
     "cycles": (_SPEED, "cycles", "1/s"),
     "stored": (_SPEED, "cycles, in SQL too", "1/s"),
-    "delivery_p50": (_SPEED, "send to last of 40, p50", "ms"),
-    "delivery_p99": (_SPEED, "send to last of 40, p99", "ms"),
-    "receipt_p50": (_SPEED, "from there to 40/199, p50", "ms"),
-    "receipt_p99": (_SPEED, "from there to 40/199, p99", "ms"),
+    "delivery p50": (_SPEED, "send to last of 40, p50", "ms"),
+    "delivery p99": (_SPEED, "send to last of 40, p99", "ms"),
+    "receipt p50": (_SPEED, "from there to 40/199, p50", "ms"),
+    "receipt p99": (_SPEED, "from there to 40/199, p99", "ms"),
     "pushes": (_COUNTED, "received", ""),
     "publishes": (_COUNTED, "publishes", ""),
     "acks": (_COUNTED, "acks", ""),
@@ -202,3 +211,87 @@ def _figures(variant: Variant, rounds: Mapping[str, Rounds], naive: Mapping[str,
                 yardstick=Yardstick(_NAIVE, naive[key]) if key in naive else None,
                 aim=aims.get(key),
             )
+
+
+def run_latency(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
+    """Measure the way of one message at a time, on one gateway and on 40 connections, with a window of 0.
+
+    The yardsticks are a bare PUBLISH to 40 subscribers on connections of their own, which one thread reads in turn
+    through the same client as it reads the sessions, and, for a gateway's one connection, to a single subscriber.
+    """
+    messages = plan.size(200, 40)
+    servers = servers.using(servers.tables(), receipt_window_ms=0)
+    contestants: dict[str, Callable[[], Measured]] = {}
+    with ExitStack() as things:
+        things.enter_context(servers.running("receipts"))
+        for name, mode in _TOPOLOGIES.items():
+            pool = things.enter_context(open_sessions(servers, f"{servers.name}-{name[:2]}", mode))
+            contestants[name] = partial(_latency_turn, pool, messages)
+        for name, subscribers in _SUBSCRIBERS.items():
+            publish = things.enter_context(_subscribers(servers, subscribers))
+            contestants[name] = partial(_bare_turn, publish, messages)
+        rounds = interleave(contestants, plan, progress)
+    return list(_latency_figures(rounds))
+
+
+def _latency_figures(rounds: dict[str, dict[str, Rounds]]) -> Iterator[Figure]:
+    figure, yardstick = partial(Figure, bench="storm", unit="us"), next(iter(_SUBSCRIBERS))
+    for name, (part, what), share in product(_TOPOLOGIES, _PARTS.items(), _SHARES):
+        yield figure(
+            subject=name,
+            what=f"{what}, {share}",
+            charted=share == "p50",
+            rounds=rounds[name][f"{part} {share}"],
+            yardstick=Yardstick(yardstick, rounds[yardstick][share]),
+            aim=_LATENCY_AIM,
+        )
+    for name, share in product(_SUBSCRIBERS, _SHARES):
+        yield figure(subject=name, what=share, charted=share == "p50", rounds=rounds[name][share])
+
+
+def _latency_turn(pool: SessionPool, messages: int) -> Measured:
+    seen = pool.start_over()
+    receipt_us = []
+    for _ in range(messages):
+        seqs = pool.send(1)
+        pool.poll_until_in(seqs, seen.arrived)
+        began = time.perf_counter()  # the next poll sends the acks
+        pool.poll_until_in(seqs, seen.known)
+        receipt_us.append((seen.known[seqs[0]] - began) * 1e6)
+    sent_us = [(seen.arrived[seq] - at) * 1e6 for seq, at in seen.sent.items()]
+    return {**_shares(sent_us, "sent "), **_shares(receipt_us, "receipt ")}
+
+
+def _shares(samples: Sequence[float], prefix: str = "") -> Measured:
+    return {f"{prefix}p50": median(samples), f"{prefix}p99": percentile(samples, 0.99)}
+
+
+def _bare_turn(publish: Callable[[], float], messages: int) -> Measured:
+    return _shares([publish() for _ in range(messages)])
+
+
+@contextmanager
+def _subscribers(servers: BenchServers, count: int) -> Iterator[Callable[[], float]]:
+    """Subscribe on connections of their own. Yield a function that publishes, and returns the us to the last one."""
+    channel = f"im:{{0}}:{servers.name}-bare-{count}"
+    with open_client(servers.settings.redis_url) as client, ExitStack() as things:
+        subscribers: list[Any] = []
+        for _ in range(count):
+            subscriber: Any = client.pubsub()
+            things.callback(subscriber.close)
+            subscriber.ssubscribe(channel)
+            subscriber.get_message(timeout=DEADLINE_S)
+            subscribers.append(subscriber)
+        yield partial(_publish, client, channel, subscribers)
+
+
+def _publish(client: Any, channel: str, subscribers: list[Any]) -> float:
+    timeout_s = DEADLINE_S if len(subscribers) == 1 else 0.0
+    began = time.perf_counter()
+    client.execute_command("SPUBLISH", channel, TEXT)
+    waiting = list(subscribers)
+    while waiting:
+        waiting = [each for each in waiting if each.get_message(timeout=timeout_s) is None]
+        if time.perf_counter() - began > DEADLINE_S:
+            raise ImError(f"a bare PUBLISH has not reached {len(waiting)} of its subscribers")
+    return (time.perf_counter() - began) * 1e6
