@@ -107,7 +107,9 @@ def offset(chat: Chat, uid: str, gid: str = "team") -> str | None:
 def tell(chat: Chat, message: Message) -> None:
     """Do what the worker `receipts` does once it knows that the tally of a message has changed."""
     change = TallyChange(message.sender_uid, msgids.pack(message.msgid), 0)
-    chat.system.client.call(receipt_calls.tell(chat.system.client.space, message.gid, message.sender_uid, [change]))
+    chat.system.client.call(
+        receipt_calls.publish_receipts(chat.system.client.space, message.gid, message.sender_uid, [change])
+    )
 
 
 def trim(chat: Chat, message: Message) -> None:

@@ -228,7 +228,7 @@ def live(client: RedisClient, gid: str, *, first: str = "-", last: str = "+") ->
     """Yield the messages of a stream that can be read, and whether each one's sender moved with it."""
     for _, row, values in live_entries(client, gid, first=first, last=last):
         if row:
-            yield row, wire.moved_with_sender(values)
+            yield row, wire.was_caught_up(values)
 
 
 def live_entries(

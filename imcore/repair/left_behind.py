@@ -24,9 +24,9 @@ def settle(client: RedisClient, trouble: ThrottledLog) -> None:
     online for as long as the server's clock stood ahead. Raise nothing: warn by way of `trouble`.
     """
     space, partitions = client.space, range(client.space.partitions)
-    _answers(client, [session_calls.settle(space, p) for p in partitions], trouble)
-    _each(client, [creation_calls.given_up(space, p) for p in partitions], _undo, trouble)
-    _each(client, [creation_calls.untold(space, p) for p in partitions], _tell, trouble)
+    _answers(client, [session_calls.expire_online(space, p) for p in partitions], trouble)
+    _each(client, [creation_calls.abandoned(space, p) for p in partitions], _undo, trouble)
+    _each(client, [creation_calls.unnotified(space, p) for p in partitions], _tell, trouble)
 
 
 def _undo(client: RedisClient, gid: str) -> None:

@@ -24,7 +24,7 @@ HOLD_MS = 15_000
 """For how long at most nobody stores anything after the process that mends has died."""
 
 CLAIM_S = 6.0
-"""For how long to wait for somebody else's claim: it ends 5 s after its owner has died (`lua/restore_streams.lua`)."""
+"""For how long to wait for somebody else's claim: it ends 5 s after its owner has died (`lua/repair_streams.lua`)."""
 
 
 class PartitionLock:
@@ -102,4 +102,4 @@ def _missing(system: System, claims: Sequence[GroupLock]) -> list[GroupLock]:
 
 def unfinished(system: System, partition: int) -> set[str]:
     """Return the groups of a partition whose mending has begun and not ended: they may not be as they should."""
-    return {wire.text(gid) for gid in system.client.query("HKEYS", system.client.space.mending(partition))}
+    return {wire.text(gid) for gid in system.client.query("HKEYS", system.client.space.group_locks(partition))}

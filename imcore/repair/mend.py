@@ -50,7 +50,7 @@ from imcore.repair.plan import (
 from imcore.sql import corrections, queries
 from imcore.streams import wire
 from imcore.streams.calls import repair_calls
-from imcore.streams.calls.repair_calls import NEVER, GroupLock, Shadow, StreamState, Text, Trim
+from imcore.streams.calls.repair_calls import NEVER, GroupLock, Shadow, ShadowEntry, StreamState, Trim
 from imcore.streams.client import CHUNK
 from imcore.streams.keys import SEPARATOR, uid_of
 from imcore.system import System
@@ -280,7 +280,7 @@ class _Mending:
             if row is None:
                 plan.foreign[entry_id] = values
                 continue
-            if wire.moved_with_sender(values):
+            if wire.was_caught_up(values):
                 plan.moved_senders.add(row.msgid)
             yield row
 
@@ -341,7 +341,7 @@ class _Mending:
         """Put beside the stream what is to be in its place; return how many entries that are."""
         entries = 0 if plan.trim == plan.base else self._copy(msgids.unpack(plan.base.msgid))
         for some in self._stored(plan):
-            texts = [Text(placed.row, up=self._moves_sender(plan, placed)) for placed in some]
+            texts = [ShadowEntry(placed.row, caught_up=self._moves_sender(plan, placed)) for placed in some]
             self._client.call(repair_calls.add(self._claim, texts))
             entries += len(some)
         return entries

@@ -215,8 +215,8 @@ def passed(plan: Plan) -> Iterator[Passed]:
                 # It never was: the offset is that of the span that goes on.
                 found = _passed(plan, key, row, began)
                 stands = here.get(began)
-                back = found.known if stands is None else _offset_after(_passed(plan, key, stands, began), stands)
-                found = found._replace(lost=row.joined_msgid, back=back)
+                back = found.sql_offset if stands is None else _offset_after(_passed(plan, key, stands, began), stands)
+                found = found._replace(lost=row.joined_msgid, rollback_to=back)
             yield found
 
 
@@ -236,7 +236,7 @@ def _offset(plan: Plan, row: SpanRow) -> int:
 
 
 def _offset_after(found: Passed, row: SpanRow) -> int:
-    return found.back if row.acked_msgid >= found.lost else max(row.acked_msgid, found.known)
+    return found.rollback_to if row.acked_msgid >= found.lost else max(row.acked_msgid, found.sql_offset)
 
 
 def lowest_behind(plan: Plan) -> int | None:

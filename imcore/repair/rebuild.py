@@ -94,7 +94,7 @@ def look_before(system: System) -> Before:
     """Return what there is. Raise ConfigurationError if Redis has groups in another number of partitions than SQL."""
     system.database.check_version()
     client, database = system.client, system.database
-    [found] = client.query_unversioned([("HMGET", CONFIG, "partitions", "dataset", REBUILDING)])
+    [found] = client.query_many([("HMGET", CONFIG, "partitions", "dataset", REBUILDING)], any_library=True)
     here, dataset, goes_on = (None if value is None else value.decode() for value in found)
     partitions = str(database.partitions() or here or system.settings.partitions or keys.DEFAULT_PARTITIONS)
     groups = _count_groups(system, int(here or partitions))
@@ -169,7 +169,7 @@ def _begin(system: System, before: Before) -> None:
 
 def _count_groups(system: System, partitions: int) -> int:
     space = Keyspace(partitions)
-    return sum(system.client.query_unversioned([("SCARD", space.groups(p)) for p in range(partitions)]))
+    return sum(system.client.query_many([("SCARD", space.groups(p)) for p in range(partitions)], any_library=True))
 
 
 def _count_stored(database: Database) -> int:

@@ -16,7 +16,7 @@ from imcore.repair.merge import offset_of
 from imcore.sql import queries
 from imcore.streams.calls import repair_calls
 from imcore.streams.calls.call import Call
-from imcore.streams.calls.repair_calls import NEVER, GroupLock, Shadow, SpanOrder, StreamState, Text, Trim
+from imcore.streams.calls.repair_calls import NEVER, GroupLock, Shadow, ShadowEntry, SpanOrder, StreamState, Trim
 from imcore.system import System
 
 PAGE = 200
@@ -98,7 +98,7 @@ class RebuildBatch:
                     self._outlived.add(gid)
                 self._newest[gid] = Trim(some[-1].msgid, some[-1].seq)
                 self._entries[gid] += len(some)
-                self._later(repair_calls.add(self._claims[gid], [Text(row) for row in some]))
+                self._later(repair_calls.add(self._claims[gid], [ShadowEntry(row) for row in some]))
         self._flush()
         if self._trim.msgid:
             gid = self._gids[0]

@@ -51,8 +51,8 @@ _OLDER = "OLDER"
 _REASONS = {
     _OLDER: "Redis is older than SQL: nothing is stored until the two are reconciled",
     "GONE": "Redis has lost what was about to be stored: it is asked again what there is",
-    "HELD": "Redis and SQL are being reconciled: nothing is stored until that is done",
-    "MENDED": "Redis and SQL have been reconciled: it is asked again what there is to store",
+    "LOCKED": "Redis and SQL are being reconciled: nothing is stored until that is done",
+    "REPAIRED": "Redis and SQL have been reconciled: it is asked again what there is to store",
 }
 """Why nothing may be stored, by the answer to a mark."""
 
@@ -265,12 +265,12 @@ class Watch:
     def _call(self, row: WatermarkRow, newest: str, there: dict[Place, int]) -> Call[str]:
         known = {consumer: mark for (partition, consumer), mark in there.items() if partition == row.partition}
         mended = self._mended[row.partition] if self._mended else ""
-        return repair_calls.set_watermark(self._system.client.space, row, newest, mended=mended, stored=known)
+        return repair_calls.set_watermark(self._system.client.space, row, newest, repaired=mended, stored=known)
 
     def _states(self) -> list[str]:
         """Return what changes whenever somebody mends, of each partition."""
         client, space = self._system.client, self._system.client.space
-        fields = [("HGET", space.watermarks(p), repair_calls.MENDED) for p in range(space.partitions)]
+        fields = [("HGET", space.watermarks(p), repair_calls.REPAIRED) for p in range(space.partitions)]
         return [(state or b"").decode() for state in client.query_many(fields)]
 
     def _mend_all(self) -> None:

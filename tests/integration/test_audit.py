@@ -208,7 +208,7 @@ def own_in_disorder(chat: Chat, k: GroupKeys) -> None:
 
 
 def claimed(chat: Chat, k: GroupKeys) -> None:
-    chat.system.client.driver.hset(k.mending, GID, "somebody 0")
+    chat.system.client.driver.hset(k.group_locks, GID, "somebody 0")
 
 
 DAMAGE: dict[str, tuple[Damage, str]] = {

@@ -180,14 +180,14 @@ SPOILED: dict[str, Callable[["redis.Redis", Any], object]] = {
     "a name with NUL": lambda server, k: server.zadd(k.joined, {b"a\x00b": 0}),
     "joined": lambda server, k: server.set(k.joined, "by hand"),
     "creating": lambda server, k: server.set(k.creating, "by hand"),
-    "untold": lambda server, k: server.set(k.untold, "by hand"),
+    "untold": lambda server, k: server.set(k.unnotified, "by hand"),
     "a gid that is no UTF-8": lambda server, k: server.hset(
         k.creating, b"\xff", f"t {int(time.time() * 1000) - 20_000} 10000"
     ),
     "an odd creation": lambda server, k: server.hset(k.creating, "odd", "by hand"),
     "online": lambda server, k: server.set(k.journal.replace("journal", "online"), "by hand"),
     "groups": lambda server, k: server.sadd(k.groups, b"\xff"),
-    "mending": lambda server, k: server.hset(k.mending, b"\xff", "by hand"),
+    "mending": lambda server, k: server.hset(k.group_locks, b"\xff", "by hand"),
 }
 
 

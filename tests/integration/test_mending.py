@@ -128,15 +128,15 @@ def test_what_is_trimmed_meanwhile_leaves_no_hole(
     assert_whole(chat, 60)
 
 
-@pytest.mark.parametrize("function", ["claim", "copy", "add", "swap", "spans", "release"])
+@pytest.mark.parametrize("function", ["lock", "copy", "add", "swap", "spans", "release"])
 def test_an_answer_that_gets_lost_does_no_harm(chat: Chat, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     # Given
     since = lose(chat, 30)
-    lost = lose_answer(chat, monkeypatch, f"im_restore_{function}")
+    lost = lose_answer(chat, monkeypatch, f"im_repair_{function}")
     # When
     assert mend(chat.system, GID, since=msgids.pack(since)).restored == 1
     # Then
-    assert lost or function in {"claim", "release"}  # these travel together with others
+    assert lost or function in {"lock", "release"}  # these travel together with others
     assert_whole(chat, 60)
 
 
@@ -161,7 +161,7 @@ def test_who_has_lost_its_claim_stops(
     assert restored == [0, 1]
     assert_whole(chat, 60)
     assert (
-        chat.system.client.driver.hlen(chat.system.client.space.mending(chat.system.client.space.partition_of(GID)))
+        chat.system.client.driver.hlen(chat.system.client.space.group_locks(chat.system.client.space.partition_of(GID)))
         == 0
     )
 
@@ -407,7 +407,7 @@ def test_an_offset_at_a_message_that_both_have_lost_counts_on(chat: Chat) -> Non
     first, second = (
         Persist(chat.system.client, chat.system.database, replace(chat.system.settings, batch_size=1)) for _ in range(2)
     )
-    first._journal.take()
+    first._journal.read()
     assert second.step() == 1
     snapshot.restore(chat.system.client.driver)
     bury_the_dead(chat)

@@ -14,7 +14,7 @@ from imcore.model.values import Message, Receipt
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.system import System
-from imcore.workers.fetch import Work, fetch
+from imcore.workers.fetch import WorkItem, fetch
 from imcore.workers.persist import Persist
 from tests.deadline import wait_until
 
@@ -79,7 +79,7 @@ def test_sql_loses_the_content_and_still_tells_who_has_read_it(chat: Chat, worke
 def test_a_tombstone_that_is_stored_before_its_message(chat: Chat, worker: Persist) -> None:
     # Given a worker that has fetched a message, and is slow to store it
     message = chat.send(GID, "regrettable", sender_uid="ann")
-    works = [Work(entry) for entry in worker._journal.take()]
+    works = [WorkItem(entry) for entry in worker._journal.read()]
     fetch(chat.system.client, chat.system.database, works)
 
     # When another one stores the recall first

@@ -225,8 +225,8 @@ def bury_the_dead(chat: Chat) -> None:
         client.delete(name)
     for partition in range(space.partitions):
         client.hdel(space.watermarks(partition), keys.SEPARATOR)
-        for gid in client.hkeys(space.mending(partition)):
-            client.hset(space.mending(partition), gid, "dead 0")
+        for gid in client.hkeys(space.group_locks(partition)):
+            client.hset(space.group_locks(partition), gid, "dead 0")
 
 
 @pytest.mark.parametrize("seed", SEEDS)

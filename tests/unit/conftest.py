@@ -30,5 +30,5 @@ def database(_empty_database: Path, tmp_path: Path) -> Iterator[Database]:
 
 @pytest.fixture
 def client() -> RedisClient:
-    """A link to a new, empty server that has two partitions."""
+    """A client of a new, empty server that has two partitions."""
     return RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)

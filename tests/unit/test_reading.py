@@ -184,7 +184,7 @@ def test_tallies_leave_out_what_is_no_message_of_the_group(chat: Chat) -> None:
 
 def mark(chat: Chat, gid: str, sent: Sequence[str]) -> None:
     changed = [TallyChange("ann", msgids.pack(msgid), 0) for msgid in sent]
-    chat.system.client.call(receipt_calls.tell(chat.system.client.space, gid, "ann", changed))
+    chat.system.client.call(receipt_calls.publish_receipts(chat.system.client.space, gid, "ann", changed))
 
 
 def test_receipts_of_trimmed_messages_take_one_question_a_group(chat: Chat, statements: list[str]) -> None:

@@ -22,7 +22,7 @@ from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
 from imcore.streams.wire import message_of_row
 from imcore.system import System
-from imcore.workers.fetch import Work, fetch
+from imcore.workers.fetch import WorkItem, fetch
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 
@@ -270,8 +270,8 @@ def test_a_tombstone_that_is_stored_before_its_message(chat: Chat) -> None:
     # Given a worker that has fetched a message, and is slow to store it
     chat.send(GID, "regrettable", sender_uid="ann", client_msgid="c1")
     slow, fast = (Persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
-    entries = slow._journal.take()
-    works = [Work(entry) for entry in entries]
+    entries = slow._journal.read()
+    works = [WorkItem(entry) for entry in entries]
     fetch(chat.system.client, chat.system.database, works)
 
     # When another one stores the recall of that message, and then the first one goes on

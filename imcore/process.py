@@ -1,7 +1,7 @@
-"""Running programs side by side in the foreground, as `im up` does: their lines are passed on, and none outlives it.
+"""The signals that ask a process to stop, and child processes that end with it.
 
     im up --starts--> /bin/sh --exec, the same process id--> python -m imcore.workers persist
-      |  ^              +--forks--> the watch: a pipe that we hold open; its end means that we are gone
+      |  ^              +--forks--> the watch: a pipe that the parent holds open; its end means that the parent is gone
       |  +--- one pipe for stdout and stderr
       +--- SIGTERM, and after `STOP_S` SIGKILL to its session
 
@@ -9,9 +9,12 @@ Honcho, which would do as much in fewer lines, leaves its programs behind when a
 when it is killed itself; and the processes it forks keep the embedded server from noticing that.
 """
 
+import logging
 import os
+import select
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,16 +22,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import IO, Self, cast
+from typing import IO, Any, Self, cast
+
+log = logging.getLogger(__name__)
 
 STOP_S = 10
 """How long a program may take to finish what it has in hand; then it is killed."""
 
+WORKER_PATIENCE_S = 7.0
+"""How long a worker may take to finish what it has in hand: less than STOP_S, after which it is killed."""
+
+_READER_S = 1.0
+_CLOSING_S = 1.0
 _TICK_S = 0.1
-_AGAIN_S = 0.01
-_PATIENCE_S = 1.0
 _CHUNK_BYTES = 65_536
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # The shell leaves the watch behind and becomes the program. A line on the pipe calls the watch off.
 _BECOME = """
@@ -43,34 +50,32 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """SIGINT, SIGTERM and SIGHUP, while this is entered.
+    """SIGINT, SIGTERM and SIGHUP, while this is entered; `stopping` is set from the first one on.
 
-    The first one raises Stopped, as Ctrl-C does everywhere; after `defer()` it only sets `asked`, for code that must
-    not be cut in two. Further ones do nothing, so that the orderly end is not cut short. What was held back before
-    (`imcore.cli.main`) comes now, and what comes after the end is held back again.
+    The first one raises Stopped, as Ctrl-C does everywhere; after `defer()` it only sets `stopping`, for code that must
+    not be cut in two. A signal that was held back (`imcore.cli.main`) arrives when this is entered. One that comes
+    after the end is held back again.
 
-    Python only reports what is raised within a finalizer, and goes on: a Stopped that is lost so is raised again.
+    Python only reports an exception within a finalizer: there Stopped is raised once more, after it.
     """
 
+    _numbers: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    _again_s = (0.01, 0.0)
+
     def __init__(self) -> None:
-        self.asked = False
+        self.stopping = False
         self._deferred = self._waits = False
-        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
-        self._report = sys.unraisablehook
+        self._former: dict[signal.Signals, Any] = {}
         self._held: set[signal.Signals | int] = set()
+        self._report = sys.unraisablehook
 
     def __enter__(self) -> Self:
-        for number in _SIGNALS:
-            before = signal.getsignal(number)
-            # nohup means it; but a script's `im up &` ignores SIGINT without anybody having wished it.
-            if number != signal.SIGHUP or before is not signal.SIG_IGN:
-                self._before[number] = before
-                signal.signal(number, self._note)
-        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._raise)
+        self._former = {number: signal.getsignal(number) for number in (*self._numbers, signal.SIGALRM)}
         self._report, sys.unraisablehook = sys.unraisablehook, self._raise_again
         self._held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self.handle()
         try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
         except Stopped:
             self.__exit__(None, None, None)
             raise
@@ -80,60 +85,115 @@ class StopSignals:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._held)
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook = self._report
-        for number, before in self._before.items():
-            signal.signal(number, before)
+        for number, former in self._former.items():
+            signal.signal(number, former)
+
+    def handle(self) -> None:
+        """Install the handlers; again, after other code has installed its own."""
+        for number in self._numbers:
+            # nohup ignores SIGHUP on purpose. In a script's `im up &` SIGINT is ignored without anybody's wish.
+            if number != signal.SIGHUP or self._former[number] is not signal.SIG_IGN:
+                signal.signal(number, self.stop)
 
     def defer(self) -> None:
-        """From here on, only note a signal in `asked`."""
+        """From here on, only note a signal in `stopping`."""
         self._deferred = True
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Wait for something in the `with` that may never come, such as a reader: raise Stopped there all the same,
-        some time after a signal.
-        """
+        """Wait in the `with` for a reader that may never come: some time after a signal, Stopped is raised there."""
         self._waits = True
         try:
             yield
         finally:
             self._waits = False
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        first, self.asked = not self.asked, True
+    def stop(self, number: int, frame: FrameType | None = None) -> None:
+        """Handle a signal. Only the first one counts: a terminal and a parent process may each send one."""
+        first, self.stopping = not self.stopping, True
         if first and self._deferred:
-            signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S, _PATIENCE_S)
+            self._set_alarm(_READER_S, _READER_S)
         elif first:
-            self._raise(number, frame)
+            self._alarm(number, frame)
 
-    def _raise(self, _number: int, _frame: FrameType | None) -> None:
+    def _set_alarm(self, after_s: float, every_s: float) -> None:
+        signal.signal(signal.SIGALRM, self._alarm)  # not before: rq uses the alarm for each job
+        signal.setitimer(signal.ITIMER_REAL, after_s, every_s)
+
+    def _alarm(self, _number: int, _frame: FrameType | None) -> None:
         if self._waits or not self._deferred:
             raise Stopped
 
     def _raise_again(self, lost: "sys.UnraisableHookArgs") -> None:
         if lost.exc_type is Stopped:
-            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+            self._set_alarm(*self._again_s)
         else:
             self._report(lost)
+
+
+class WorkerSignals(StopSignals):
+    """SIGTERM and SIGINT of a worker, which looks at `stopping` between two steps.
+
+    A step that hangs does not look: WORKER_PATIENCE_S after the signal Stopped is raised in it. If closing hangs, too,
+    the process exits at once. The entries that a worker has in hand stay open for the next one.
+    """
+
+    _numbers = (signal.SIGTERM, signal.SIGINT)
+    _again_s = (_CLOSING_S, _CLOSING_S)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gives_up = False
+        self._reader: socket.socket
+        self._writer: socket.socket
+
+    def __enter__(self) -> Self:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        # The handler alone does not end a wait: Python goes on waiting after it.
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        return super().__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        super().__exit__(kind, error, at)
+        signal.set_wakeup_fd(-1)
+        self._reader.close()
+        self._writer.close()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until this time is over or a signal comes."""
+        if not self.stopping and select.select([self._reader], [], [], seconds)[0]:
+            self._reader.recv(1024)
+
+    def stop(self, number: int, _frame: FrameType | None = None) -> None:
+        """Handle a signal: note it, and give the step in hand WORKER_PATIENCE_S."""
+        if not self.stopping:
+            log.info("%s: ending after what is in hand", signal.Signals(number).name)
+            self._set_alarm(WORKER_PATIENCE_S, _CLOSING_S)
+        self.stopping = True
+
+    def _alarm(self, _number: int, _frame: FrameType | None) -> None:
+        if self._gives_up:
+            log.warning("closing hangs, too: leaving without it")
+            os._exit(0)
+        self._gives_up = True
+        log.warning("not done %g s after the signal: what is in hand stays open for the next worker", WORKER_PATIENCE_S)
+        raise Stopped
 
 
 @dataclass(eq=False)
 class _Program:
     name: str
     process: subprocess.Popen[bytes]
+    stdin: IO[bytes]
+    stdout: IO[bytes]
     rest: bytes = b""
     """The beginning of a line whose end has not come yet."""
 
-    @property
-    def stdin(self) -> IO[bytes]:
-        return cast(IO[bytes], self.process.stdin)
-
-    @property
-    def stdout(self) -> IO[bytes]:
-        return cast(IO[bytes], self.process.stdout)
-
 
 class Programs:
-    """Programs that run from `start` to the end of the `with`."""
+    """Child processes, from `start` to the end of the `with`. None of them outlives this process."""
 
     def __init__(self, on_line: Callable[[str, str], None]) -> None:
         """Call `on_line(name, line)` for each line that a program writes, from within `relay` and `stop`."""
@@ -161,12 +221,12 @@ class Programs:
             bufsize=0,
             start_new_session=True,
         )
-        program = _Program(name, process)
+        program = _Program(name, process, cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout))
         self._running.append(program)
         self._selector.register(program.stdout, selectors.EVENT_READ, program)
 
     def relay(self, timeout_s: float = _TICK_S) -> None:
-        """Pass on what the programs write, waiting at most so long for it."""
+        """Pass on what the programs write; wait for it at most `timeout_s`."""
         if not self._selector.get_map():
             time.sleep(timeout_s)
         for key, _ in self._selector.select(timeout_s):
@@ -181,7 +241,7 @@ class Programs:
         return {name: code for name, code in codes.items() if code is not None}
 
     def kill(self, name: str) -> int:
-        """End one as a crash would, by SIGKILL; return its exit code. What it has written is passed on first."""
+        """Kill a program by SIGKILL, as a crash would end it; return its exit code. Its output is passed on first."""
         program = next(program for program in self._running if program.name == name)
         program.process.kill()
         program.process.wait()
@@ -190,7 +250,7 @@ class Programs:
         return self._close(program)
 
     def stop(self, timeout_s: float = STOP_S) -> dict[str, int]:
-        """End all, pass on what they say meanwhile, and return their exit codes."""
+        """End all programs, pass on their output meanwhile, and return their exit codes."""
         give_up = time.monotonic() + timeout_s
         try:
             for program in self._running:

@@ -1,29 +1,40 @@
-"""The figures of the storm: every ack and every receipt counted once, whatever happens to the worker."""
+"""Coalescing: what many moves have changed; and every ack and receipt counted once, whatever happens to the worker."""
 
 import random
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import fakeredis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from imcore import Chat
 from imcore.admin import stats
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls import journal_calls, receipt_calls
-from imcore.streams.calls.journal_calls import CoalescingCounts, Counted
+from imcore.streams.calls.journal_calls import CoalescingCounts, CoalescingTotals
 from imcore.streams.client import RedisClient
+from imcore.streams.events import Move
 from imcore.streams.journal import Journal
 from imcore.streams.keys import lease
 from imcore.system import System
+from imcore.workers.coalescing import segments
 from imcore.workers.receipts import ReceiptsWorker
 
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, receipt_window_ms=0)
 UIDS = [f"user{number}" for number in range(8)]
+POSITIONS = st.integers(0, 12)
+MOVERS = st.sets(st.sampled_from("abc"), min_size=1).map(tuple)
+MOVES = st.lists(
+    st.builds(Move, st.just(0), POSITIONS, POSITIONS, MOVERS),
+    max_size=12,
+)
 
 
 @pytest.fixture
@@ -38,13 +49,13 @@ def chat(tmp_path: Path) -> Iterator[Chat]:
 def digests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """To whom digests went."""
     sent: list[str] = []
-    tell = receipt_calls.tell
+    tell = receipt_calls.publish_receipts
 
     def note(space: Any, gid: str, sender_uid: str, changed: Any) -> Any:
         sent.append(sender_uid)
         return tell(space, gid, sender_uid, changed)
 
-    monkeypatch.setattr(receipt_calls, "tell", note)
+    monkeypatch.setattr(receipt_calls, "publish_receipts", note)
     return sent
 
 
@@ -59,7 +70,7 @@ def drain(working: ReceiptsWorker, chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_acks_receipts_and_digests_are_those_that_there_were(chat: Chat, digests: list[str], seed: int) -> None:
+def test_the_counts_of_acks_receipts_and_digests_are_exact(chat: Chat, digests: list[str], seed: int) -> None:
     # Given a history of acks, with members who come and go, and a worker that takes it in pieces
     chance = random.Random(seed)
     working = worker(chat)
@@ -90,9 +101,7 @@ def test_acks_receipts_and_digests_are_those_that_there_were(chat: Chat, digests
     assert found.receipts_per_digest == round(found.receipts / len(digests), 1)
 
 
-def test_what_a_killed_worker_has_told_and_not_confirmed_counts_once(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unconfirmed_digests_of_a_killed_worker_count_once(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     chat.create_group("team", UIDS)
     chat.send("team", "hi", sender_uid=UIDS[0])
     for uid in UIDS[1:]:
@@ -121,12 +130,12 @@ def count(chat: Chat, seconds: dict[int, tuple[int, int]], *, acks: int = 0) -> 
     space = chat.system.client.space
     journal = Journal(chat.system.client, "receipts", SETTINGS)
     chat.system.client.driver.xadd(space.journal(0), {"kind": "nonsense"})
-    for entry in journal.take():
+    for entry in journal.read():
         journal.done([entry], {0: CoalescingCounts(acks, 0, 0, seconds)} if entry.partition == 0 else None)
     journal.close()
 
 
-def counted(chat: Chat, seconds: int = 10) -> Counted:
+def counted(chat: Chat, seconds: int = 10) -> CoalescingTotals:
     return chat.system.client.call(journal_calls.coalescing(chat.system.client.space, 0, seconds=seconds))
 
 
@@ -144,7 +153,7 @@ def test_rates_are_of_the_last_whole_seconds(chat: Chat, now: int) -> None:
     count(chat, {now - 5: (5, 0), now: (1000, 1000), now + 5: (1000, 1000)}, acks=4)
 
     # Then those before and after do not count
-    assert counted(chat) == Counted(7, 0, 0, 26, 41)
+    assert counted(chat) == CoalescingTotals(7, 0, 0, 26, 41)
     assert counted(chat, 50).messages_lately == 1026
 
 
@@ -156,11 +165,34 @@ def test_a_second_long_ago_does_not_take_the_place_of_a_later_one(chat: Chat, no
     assert counted(chat)[3:] == (0, 0)
 
 
-def test_what_others_have_done_is_counted_by_them(chat: Chat) -> None:
+def test_entries_done_by_another_worker_are_counted_once(chat: Chat) -> None:
     chat.create_group("team", UIDS)
     mine = Journal(chat.system.client, "receipts", SETTINGS)
-    entries = mine.take()
+    entries = mine.read()
     storm = {entry.partition: CoalescingCounts(1, 1, 1, {}) for entry in entries}
     mine.done(entries, storm)
     mine.done(entries, storm)
     assert stats.stats(chat.system).storm.acks == 1
+
+
+@given(MOVES)
+def test_a_message_is_covered_when_anyone_but_its_sender_moved_over_it(moves: list[Move]) -> None:
+    # When
+    found = segments(moves)
+    # Then
+    for message in range(1, 13):
+        over = {uid for move in moves if move.start < message <= move.to for uid in move.uids}
+        covering = [segment for segment in found if segment.after < message <= segment.until]
+        assert len(covering) == bool(over)
+        for sender in "abc":
+            changed = any(segment.only != sender for segment in covering)
+            assert changed == bool(over - {sender})
+
+
+@given(MOVES)
+def test_segments_are_in_order_and_as_few_as_can_be(moves: list[Move]) -> None:
+    found = segments(moves)
+    assert all(segment.after < segment.until for segment in found)
+    for one, two in pairwise(found):
+        assert one.until <= two.after
+        assert one.until < two.after or one.only != two.only

@@ -1,4 +1,4 @@
-"""A worker's patience: it tries less and less often what fails, and says so once a minute, whatever succeeds beside."""
+"""A worker's retries: it tries less and less often what fails, and says so once a minute, whatever succeeds beside."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -7,9 +7,9 @@ from itertools import chain, count, cycle, repeat
 import pytest
 
 from imcore.errors import ConfigurationError, DatabaseUnavailable, ImError, RedisRefuses, RedisUnavailable
+from imcore.process import WorkerSignals
 from imcore.util.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
-from imcore.workers.runner import Patience
-from imcore.workers.signals import Signals
+from imcore.workers.runner import Retrier
 
 STEP_S = 0.01
 """How long a step takes that succeeds."""
@@ -21,9 +21,9 @@ class Run:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.failed_at: list[float] = []
-        self.signals = Signals()
+        self.signals = WorkerSignals()
         monkeypatch.setattr(self.signals, "wait", self.wait)
-        self.patience = Patience(self.signals, clock=lambda: self.now)
+        self.retrier = Retrier(self.signals, clock=lambda: self.now)
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -38,7 +38,7 @@ class Run:
         """Take steps that end so, and then steps that succeed, for so long."""
         each, end = chain(outcomes, repeat(None)), self.now + seconds
         while self.now < end:
-            self.patience.call(lambda: self.step(next(each) if self.now < end else None))
+            self.retrier.call(lambda: self.step(next(each) if self.now < end else None))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def run(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> It
         yield run
 
 
-def test_what_fails_in_turn_with_a_success_is_tried_less_and_less_often(
+def test_a_call_that_fails_in_turn_with_a_success_is_repeated_less_and_less_often(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     run.steps(cycle([RedisRefuses("no writes"), None]), 120)
@@ -62,20 +62,22 @@ def test_what_fails_in_turn_with_a_success_is_tried_less_and_less_often(
     )
 
 
-def test_words_that_change_are_no_news(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_changing_numbers_in_an_error_are_no_news(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     run.steps((RedisRefuses(f"Command {number} was refused\nin two lines") for number in count()), 50)
 
     assert caplog.messages == ["waiting: Command 0 was refused", "going on"]
 
 
-def test_kinds_that_come_in_turn_wait_and_are_told_each_by_itself(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_kinds_of_errors_that_come_in_turn_wait_and_are_logged_each_by_itself(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     run.steps(cycle([RedisUnavailable("no Redis"), DatabaseUnavailable("no SQL")]), 50)
 
     assert caplog.messages == ["waiting: no Redis", "waiting: no SQL", "going on"]
     assert sum(at < 1020 for at in run.failed_at) <= 20
 
 
-def test_a_trouble_that_is_over_is_told_once(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_end_of_a_trouble_is_logged_once(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     run.steps([RedisUnavailable("away")] * 2, 10)
 
     assert caplog.messages == ["waiting: away", "going on"]
@@ -85,7 +87,7 @@ def test_after_a_time_without_trouble_the_first_wait_is_short(run: Run, monkeypa
     run.steps([RedisUnavailable("away")] * 10, 40)
     waits: list[float] = []
     monkeypatch.setattr(run.signals, "wait", waits.append)
-    run.patience.call(_failing_once())
+    run.retrier.call(_failing_once())
 
     assert max(waits) <= FIRST_WAIT_S
 
@@ -100,7 +102,7 @@ def _failing_once() -> Callable[[], None]:
     return attempt
 
 
-def test_what_waiting_does_not_mend_is_raised(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_configuration_error_is_raised_at_once(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigurationError):
-        run.patience.call(lambda: run.step(ConfigurationError("a right is missing")))
+        run.retrier.call(lambda: run.step(ConfigurationError("a right is missing")))
     assert caplog.messages == []

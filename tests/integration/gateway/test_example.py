@@ -1,19 +1,15 @@
-"""The gateway of README.md, as it stands there."""
+"""The example of imcore/gateway/README.md, run as it is."""
 
 import queue
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-
 from imcore import Chat
-from imcore.settings import Settings
 from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
+from tests.documents import Document
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+DOCUMENT = Document("imcore/gateway/README.md")
 
 
 class Socket:
@@ -37,17 +33,11 @@ class Socket:
         return [said["content"] for said in self.sent if "content" in said]
 
 
-@pytest.fixture
-def chat(valkey: str, tmp_path: Path) -> Iterator[Chat]:
-    with Chat.connect(settings=Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))) as chat:
-        yield chat
-
-
 def example() -> dict[str, Any]:
-    [code] = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "gateway" in block]
-    assert len(code.splitlines()) <= 40
+    [code] = DOCUMENT.blocks_in("python")
+    assert len(code.lines) <= 40
     names: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code.text, DOCUMENT.name, "exec"), names)
     return names
 
 

@@ -1,4 +1,4 @@
-"""The link over a cluster: what is sent is sent once, wherever the keys are, and whoever has them by now."""
+"""The Redis client on a cluster: each command is sent once, wherever the keys are, and whoever has them by now."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -121,7 +121,7 @@ def test_what_the_nodes_need_time_for_is_not_waited_for_by_each_of_many(
     space = chat.system.client.space
     key = space.online(space.partition_of("ann"))
     uids = [uid for uid in map(str, range(800)) if space.online(space.partition_of(uid)) == key]
-    beats = [session_calls.beat(space, uid, "s", 60_000, opens=True) for uid in uids]
+    beats = [session_calls.heartbeat(space, uid, "s", 60_000, opens=True) for uid in uids]
     answers: list[Any] = []
     waits: list[float] = []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imcore.cli.supervisor import Programs, Stopped, StopSignals
+from imcore.process import Programs, Stopped, StopSignals
 from tests.deadline import wait_until
 
 WAIT = "while :; do sleep 0.05; done"
@@ -84,7 +84,7 @@ def test_stop_lets_programs_finish_and_passes_on_their_last_words(
     assert said == [("polite", "ready"), ("polite", "bye")]
 
 
-def test_stop_kills_who_does_not_listen_and_its_children(programs: Programs, said: list[tuple[str, str]]) -> None:
+def test_stop_kills_a_deaf_program_and_its_children(programs: Programs, said: list[tuple[str, str]]) -> None:
     child = f"sh -c 'echo $$; trap \"\" TERM; {WAIT}'"
     start(programs, "deaf", f"trap '' TERM; echo $$; {child} & echo ready; {WAIT}")
     relay_until(programs, lambda: len(said) == 3)
@@ -96,7 +96,7 @@ def test_stop_kills_who_does_not_listen_and_its_children(programs: Programs, sai
     wait_until(lambda: not any(map(is_alive, pids)))
 
 
-def test_one_is_killed_and_can_be_started_again(programs: Programs, said: list[tuple[str, str]]) -> None:
+def test_a_killed_program_can_be_started_again(programs: Programs, said: list[tuple[str, str]]) -> None:
     for name in ("stays", "killed"):
         start(programs, name, f"echo {name}; {WAIT}")
     relay_until(programs, lambda: len(said) == 2)
@@ -112,7 +112,7 @@ def test_one_is_killed_and_can_be_started_again(programs: Programs, said: list[t
 def test_programs_end_when_their_owner_is_killed() -> None:
     script = (
         "import time\n"
-        "from cli.supervisor import Programs\n"
+        "from imcore.process import Programs\n"
         "programs = Programs(lambda name, line: print(line, flush=True))\n"
         f"programs.start('one', ['/bin/sh', '-c', 'echo $$; {READY_THEN_WAIT}'], {{'PATH': {os.environ['PATH']!r}}})\n"
         "while True: programs.relay()\n"
@@ -134,7 +134,7 @@ def test_the_first_signal_stops_at_once_and_later_ones_do_not_cut_the_end_short(
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
 
-    assert signals.asked
+    assert signals.stopping
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -147,7 +147,7 @@ def test_a_signal_within_a_finalizer_stops_too() -> None:
     with StopSignals() as signals:
         end = _SignalsAtItsEnd()
         del end
-        assert signals.asked
+        assert signals.stopping
 
         with pytest.raises(Stopped):
             time.sleep(10)
@@ -156,26 +156,26 @@ def test_a_signal_within_a_finalizer_stops_too() -> None:
 def test_a_deferred_signal_is_only_noted() -> None:
     with StopSignals() as signals:
         signals.defer()
-        assert not signals.asked
+        assert not signals.stopping
         signal.raise_signal(signal.SIGTERM)
 
-        assert signals.asked
+        assert signals.stopping
 
 
 @pytest.mark.parametrize(("number", "heard"), [(signal.SIGHUP, False), (signal.SIGINT, True), (signal.SIGTERM, True)])
-def test_of_signals_that_are_ignored_only_a_hangup_stays_so(number: signal.Signals, heard: bool) -> None:
+def test_only_an_ignored_hangup_stays_ignored(number: signal.Signals, heard: bool) -> None:
     before = signal.signal(number, signal.SIG_IGN)
     try:
         with StopSignals() as signals:
             signals.defer()
             signal.raise_signal(number)
 
-        assert signals.asked == heard
+        assert signals.stopping == heard
     finally:
         signal.signal(number, before)
 
 
-def test_a_signal_that_was_held_back_comes_once_somebody_listens_and_a_late_one_is_held_back_again() -> None:
+def test_a_held_back_signal_arrives_on_entry_and_a_late_one_is_held_back_again() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         signal.raise_signal(signal.SIGTERM)
@@ -189,13 +189,13 @@ def test_a_signal_that_was_held_back_comes_once_somebody_listens_and_a_late_one_
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def test_what_may_wait_for_ever_is_cut_off_some_time_after_a_signal_even_if_signals_are_deferred() -> None:
+def test_a_wait_for_a_reader_ends_some_time_after_a_deferred_signal() -> None:
     reader, writer = os.pipe()
     began = time.monotonic()
     with StopSignals() as signals:
         signals.defer()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.asked
+        assert signals.stopping
         with pytest.raises(Stopped), signals.waiting():
             os.write(writer, bytes(1_000_000))
         time.sleep(1.2)
