@@ -121,7 +121,7 @@ class PostgresSchemas:
 DatabaseMaker = SqliteFiles | PostgresSchemas
 
 
-def programs_folder() -> Path | None:
+def _programs_folder() -> Path | None:
     """Return where the wheel keeps PostgreSQL; None if it is not installed."""
     # Found, not imported: importing the wheel makes folders and warns where there is no runtime directory.
     spec = importlib.util.find_spec(_WHEEL)
@@ -131,8 +131,15 @@ def programs_folder() -> Path | None:
 
 
 @contextmanager
-def running_postgres(folder: Path, installed: Path) -> Iterator[str]:
-    """Run it in a folder, which it makes, and yield the URL of its database. Raise ImError if it does not start."""
+def running_postgres(folder: Path) -> Iterator[str | None]:
+    """Make a folder, run PostgreSQL there, and yield the URL of its database; None if the wheel is not installed.
+
+    Raise ImError if it does not start.
+    """
+    installed = _programs_folder()
+    if installed is None:
+        yield None
+        return
     folder.mkdir(mode=0o700)
     as_user, programs = list[str](), installed
     if os.geteuid() == 0:

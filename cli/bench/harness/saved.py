@@ -78,7 +78,7 @@ def load(path: Path) -> dict[tuple[str, str], float]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise InvalidInput(f"{path} is of format {record['format']}, which this program does not know")
-        return {(each["bench"], each["figure"]): float(each["median"]) for each in record["figures"]}
+        return {(figure["bench"], figure["figure"]): float(figure["median"]) for figure in record["figures"]}
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

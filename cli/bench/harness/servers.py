@@ -12,13 +12,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import RedisError
 
 from imcore.chat import Chat
-from imcore.cli.bench.harness.databases import (
-    DatabaseMaker,
-    PostgresSchemas,
-    SqliteFiles,
-    programs_folder,
-    running_postgres,
-)
+from imcore.cli.bench.harness.databases import DatabaseMaker, PostgresSchemas, SqliteFiles, running_postgres
 from imcore.cli.bench.harness.traffic import backlog
 from imcore.cli.sandbox import Processes, Sandbox, open_sandbox
 from imcore.errors import ImError, RefusedError
@@ -157,8 +151,7 @@ def _databases(things: ExitStack, settings: Settings, folder: Path, name: str) -
     makers: list[DatabaseMaker] = [SqliteFiles(folder, name)]
     if settings.database_url != Settings.from_env({}, data_dir=str(settings.data_dir)).database_url:
         makers = [_named_database(settings.database_url, name)]
-    elif installed := programs_folder():
-        url = things.enter_context(running_postgres(folder / "postgres", installed))
+    elif url := things.enter_context(running_postgres(folder / "postgres")):
         makers.insert(0, PostgresSchemas(url, name))
     for maker in makers:
         things.callback(maker.drop_all)

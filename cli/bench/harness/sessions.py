@@ -145,16 +145,13 @@ def open_sessions(servers: BenchServers, gid: str, mode: Mode) -> Iterator[Sessi
         chat.create_group(gid, uids)
         if mode.receipts == "poll":
             servers = servers.using(servers.settings.database_url, heartbeat_ms=HEARTBEAT_MS)
-        gateways = [_gateway(things, servers, mode) for _ in range(ONLINE + 1 if mode.separate else 1)]
+        gateways: list[Gateway] = []
+        for _ in range(ONLINE + 1 if mode.separate else 1):
+            own_chat = things.enter_context(servers.chat())
+            gateways.append(own_chat.gateway(ack_every=mode.ack_every, receipts=mode.receipts))
+            # Not ended in order: that would take longer than the measurement, and the group is not used again.
+            things.callback(gateways[-1].close, clean=False)
         sessions = [gateways[number % len(gateways)].open(uids[number]) for number in range(ONLINE + 1)]
         pool = SessionPool(chat, gid, gateways, sessions[0])
         pool.poll_until_in(pool.send(mode.ack_every), pool.seen.arrived)
         yield pool
-
-
-def _gateway(things: ExitStack, servers: BenchServers, mode: Mode) -> Gateway:
-    chat = things.enter_context(servers.chat())
-    # Not ended in order: ending 40 sessions would take longer than the measurement, and the group is not used again.
-    gateway = chat.gateway(ack_every=mode.ack_every, receipts=mode.receipts)
-    things.callback(gateway.close, clean=False)
-    return gateway

@@ -1,4 +1,4 @@
-"""How long one call holds the server, which serves nobody else meanwhile: the longest call of each operation.
+"""The longest call of each operation. Meanwhile the server serves nobody else.
 
 The figures come from the server's slow log. So they contain no time of the client and of the connection.
 """
@@ -33,9 +33,9 @@ def run_blocking(servers: BenchServers, plan: RoundPlan, progress: Progress) -> 
         }
         rounds = interleave(contestants, plan, progress)
     return [
-        Figure(bench="blocking", what=what, unit="ms", subject=name, table="longest call", rounds=each, aim=_AIM)
+        Figure(bench="blocking", what=what, unit="ms", subject=name, table="longest call", rounds=values, aim=_AIM)
         for name, measured in rounds.items()
-        for what, each in measured.items()
+        for what, values in measured.items()
     ]
 
 

@@ -67,7 +67,7 @@ def _groups(running: RunningServers, names: Iterator[str], size: int, messages: 
     bytes_of = partial(servers.maker.bytes_of, servers.settings.database_url)
     gids = list(islice(names, max(1, 10 * SMALL // size)))
     gid, sent = gids[0], list[SendResult]()
-    group_bytes = _growth(running, lambda: [chat.create_group(each, uids) for each in gids])
+    group_bytes = _growth(running, lambda: [chat.create_group(name, uids) for name in gids])
     rows_before = bytes_of("group_msgs")
     message_bytes = _growth(running, lambda: sent.extend(send_each(chat, gid, uids[0], messages)))
     row_bytes = bytes_of("group_msgs") - rows_before

@@ -291,7 +291,7 @@ def _publish(client: Any, channel: str, subscribers: list[Any]) -> float:
     client.execute_command("SPUBLISH", channel, TEXT)
     waiting = list(subscribers)
     while waiting:
-        waiting = [each for each in waiting if each.get_message(timeout=timeout_s) is None]
+        waiting = [subscriber for subscriber in waiting if subscriber.get_message(timeout=timeout_s) is None]
         if time.perf_counter() - began > DEADLINE_S:
             raise ImError(f"a bare PUBLISH has not reached {len(waiting)} of its subscribers")
     return (time.perf_counter() - began) * 1e6
