@@ -23,7 +23,7 @@ def test_watch_warns_of_a_failing_reconciliation_once_a_minute(
     monkeypatch.setattr(watch_module, "time", clock)
     monkeypatch.setattr(watch_module, "reconcile", held)
     watch = Watch(client, database, Settings.from_env({}))
-    while clock.now < 1.5 * backoff._SILENCE_S:
+    while clock.now < 1.5 * backoff.REPEAT_AFTER_S:
         for partition in (0, 1):
             with pytest.raises(TryAgain):
                 watch._mend(partition, "Redis is older than SQL")
