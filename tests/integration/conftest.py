@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from imcore.sql.database import Database
-from tests import apt
-from tests.postgres import PostgresServer, require_postgres, running_postgres
+from tests.helpers import apt
+from tests.helpers.postgres import PostgresServer, require_postgres, running_postgres
 
 collect_ignore = [program.tests for program in apt.missing()]
 

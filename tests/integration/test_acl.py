@@ -31,10 +31,10 @@ from imcore.settings import Settings
 from imcore.streams.journal import Journal
 from imcore.streams.keys import KINDS, kind_of, lease
 from imcore.workers import jobs
-from tests.deadline import wait_until
-from tests.forbidden_commands import FORBIDDEN
-from tests.processes import WorkerProcess
-from tests.servers import RunningCluster, start_valkey
+from tests.helpers.deadline import wait_until
+from tests.helpers.forbidden_commands import FORBIDDEN
+from tests.helpers.processes import WorkerProcess
+from tests.helpers.servers import RunningCluster, start_valkey
 
 PASSPHRASE = "correct horse"
 DATABASE_NUMBER = 1

@@ -30,7 +30,7 @@ from imcore.streams import keys
 from imcore.streams.keys import SEPARATOR, GroupKeys
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
 
 GID = "群 #1"
 UIDS = ("ann", "bob", "cy", "{dee}")

@@ -1,6 +1,6 @@
 """A server whose clock stands a day ahead for a while, and is put right: what began then ends as if it began now.
 
-The clock is libfaketime's, which a file tells what to show. See `tests.apt`.
+The clock is libfaketime's, which a file tells what to show. See `tests.helpers.apt`.
 """
 
 import os
@@ -26,9 +26,9 @@ from imcore.sql.database import Database
 from imcore.streams.calls import creation_calls, journal_calls
 from imcore.streams.journal import Journal
 from imcore.util.backoff import ThrottledLog
-from tests.apt import FAKETIME
-from tests.deadline import wait_until
-from tests.processes import WorkerProcess
+from tests.helpers.apt import FAKETIME
+from tests.helpers.deadline import wait_until
+from tests.helpers.processes import WorkerProcess
 
 SHORT_MS = 1500
 """As long as leases and sessions are where a test may choose it."""

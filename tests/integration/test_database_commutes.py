@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
 from imcore.sql.database import Database
-from tests.deadline import wait_until
-from tests.stored import FIRST_MS, at, clear, message, stored
+from tests.helpers.deadline import wait_until
+from tests.helpers.rows import FIRST_MS, at, clear, message, stored
 
 # So few keys that most rows meet another one of their key
 _GIDS = st.sampled_from(["g", "群"])

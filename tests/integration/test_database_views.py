@@ -12,7 +12,7 @@ from imcore import msgid as msgids
 from imcore.model.rows import Batch, MessageRow, MoveRow, SpanRow
 from imcore.sql.database import Database
 from imcore.sql.tables import GroupUser, MsgAck
-from tests.stored import FIRST_MS, clear
+from tests.helpers.rows import FIRST_MS, clear
 
 UIDS = ["ann", "bob", "eve"]
 

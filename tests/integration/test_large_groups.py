@@ -26,8 +26,8 @@ from imcore.system import System
 from imcore.util.backoff import ThrottledLog
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
-from tests.processes import PythonProcess
+from tests.helpers.deadline import wait_until
+from tests.helpers.processes import PythonProcess
 
 GID = "crowd"
 UIDS = [f"user{number:04}" for number in range(600)]

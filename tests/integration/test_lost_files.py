@@ -17,8 +17,8 @@ from imcore.model.rows import Batch, GroupRow, WatermarkRow
 from imcore.settings import Settings
 from imcore.sql import corrections, queries, sqlite_file
 from imcore.sql.database import Database
-from tests.deadline import wait_until
-from tests.processes import WorkerProcess
+from tests.helpers.deadline import wait_until
+from tests.helpers.processes import WorkerProcess
 
 GID = "team"
 WRITES: dict[str, Callable[[Database], object]] = {

@@ -14,7 +14,7 @@ from imcore.errors import ConfigurationError
 from imcore.model.rows import Batch, GroupRow
 from imcore.sql.database import Database
 from imcore.streams.keys import Keyspace
-from tests.processes import WorkerProcess
+from tests.helpers.processes import WorkerProcess
 
 NEWER = "is at version 9999, newer than this program"
 

@@ -20,10 +20,10 @@ from imcore.settings import Settings
 from imcore.sql import postgres_session, queries
 from imcore.sql.database import Database
 from imcore.workers.persist import Persist
-from tests.deadline import wait_until
-from tests.pgbouncer import Bouncer, running_pgbouncer
-from tests.postgres import PostgresServer, name_of
-from tests.processes import WorkerProcess
+from tests.helpers.deadline import wait_until
+from tests.helpers.pgbouncer import Bouncer, running_pgbouncer
+from tests.helpers.postgres import PostgresServer, name_of
+from tests.helpers.processes import WorkerProcess
 
 GID = "team"
 SESSIONS = 2

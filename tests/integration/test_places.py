@@ -19,8 +19,8 @@ from imcore.model.rows import Batch, GroupRow
 from imcore.settings import Settings
 from imcore.sql import postgres_checks, sqlite_file
 from imcore.sql.database import Database
-from tests.postgres import PostgresServer, require_postgres
-from tests.processes import WorkerProcess
+from tests.helpers.postgres import PostgresServer, require_postgres
+from tests.helpers.processes import WorkerProcess
 
 BATCH = Batch(groups=[GroupRow("g", 1)])
 NOBODY = 65_534

@@ -19,8 +19,8 @@ from imcore.sql import corrections
 from imcore.sql.database import Database
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
-from tests.postgres import PostgresServer, name_of
+from tests.helpers.deadline import wait_until
+from tests.helpers.postgres import PostgresServer, name_of
 
 ROLE = "talker"
 FIRST = datetime(1, 1, 1, tzinfo=UTC)

@@ -11,7 +11,7 @@ import pytest
 from imcore import Chat
 from imcore.settings import Settings
 from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

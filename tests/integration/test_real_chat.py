@@ -11,7 +11,7 @@ from imcore.repair.check import check
 from imcore.settings import Settings
 from imcore.system import System
 from imcore.workers.persist import Persist
-from tests.chat_data import ChatFile, chat_files
+from tests.helpers.chat_data import ChatFile, chat_files
 from tests.model.compare import compare_all, compare_read_times, compare_sql
 from tests.model.reference import Model
 from tests.model.replay import replay

@@ -16,7 +16,7 @@ from imcore.sql.database import Database
 from imcore.system import System
 from imcore.workers.fetch import Work, fetch
 from imcore.workers.persist import Persist
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
 
 GID = "team"
 

@@ -26,8 +26,8 @@ from imcore.streams.keys import WITHDRAWN
 from imcore.workers import jobs
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
-from tests.servers import RunningCluster, RunningServer, start_valkey
+from tests.helpers.deadline import wait_until
+from tests.helpers.servers import RunningCluster, RunningServer, start_valkey
 
 GID = "team"
 SECRET = "SECRET-4711 " * 3

@@ -26,8 +26,8 @@ from imcore.sql import queries
 from imcore.sql.database import Database
 from imcore.streams import keys
 from imcore.workers.persist import Persist
-from tests.deadline import wait_until
-from tests.dying import Dying, KilledError
+from tests.helpers.deadline import wait_until
+from tests.helpers.dying import Dying, KilledError
 from tests.model.stored import Dying as DyingDatabase
 from tests.model.stored import KilledError as KilledWorkerError
 

@@ -23,9 +23,9 @@ from imcore.model.values import Draft, Message, Receipt
 from imcore.operations import creation
 from imcore.settings import Settings
 from imcore.streams.calls.message_calls import send
-from tests.deadline import wait_until
-from tests.processes import WorkerProcess
-from tests.servers import RunningServer, require_server, start_valkey
+from tests.helpers.deadline import wait_until
+from tests.helpers.processes import WorkerProcess
+from tests.helpers.servers import RunningServer, require_server, start_valkey
 
 GID = "team"
 NO_LIMIT = 0

@@ -18,8 +18,8 @@ from imcore.cli.app import app
 from imcore.errors import ConfigurationError
 from imcore.settings import Settings
 from imcore.streams.client import RedisClient
-from tests.processes import WorkerProcess
-from tests.servers import RunningCluster, RunningServer, require_server, start_valkey
+from tests.helpers.processes import WorkerProcess
+from tests.helpers.servers import RunningCluster, RunningServer, require_server, start_valkey
 
 PROMISES: dict[str, tuple[dict[str, Any], str]] = {
     "volatile-lru": ({"maxmemory-policy": "volatile-lru", "maxmemory": "100mb"}, "leases and sessions are dropped"),

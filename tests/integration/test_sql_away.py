@@ -25,9 +25,9 @@ from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from imcore.workers.runner import Patience
 from imcore.workers.signals import Signals
-from tests.deadline import wait_until
-from tests.postgres import PostgresServer, require_postgres
-from tests.processes import WorkerProcess
+from tests.helpers.deadline import wait_until
+from tests.helpers.postgres import PostgresServer, require_postgres
+from tests.helpers.processes import WorkerProcess
 
 GID = "team"
 

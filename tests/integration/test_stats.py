@@ -16,8 +16,8 @@ from imcore.admin.stats import JobStats, stats
 from imcore.chat import Chat
 from imcore.settings import Settings
 from imcore.workers import jobs
-from tests.deadline import wait_until
-from tests.processes import WorkerProcess
+from tests.helpers.deadline import wait_until
+from tests.helpers.processes import WorkerProcess
 
 
 @pytest.fixture(params=["valkey", "cluster"])

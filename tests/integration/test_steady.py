@@ -26,9 +26,9 @@ from imcore.sql.database import Database
 from imcore.streams.keys import KINDS, kind_of
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
-from tests.key_counts import KeyCounts, all_keys, bytes_of, count_keys
-from tests.steady_traffic import SteadyTraffic, hours
+from tests.helpers.deadline import wait_until
+from tests.helpers.key_counts import KeyCounts, all_keys, bytes_of, count_keys
+from tests.helpers.steady_traffic import SteadyTraffic, hours
 
 SCALE = float(os.environ.get("IM_STEADY_SCALE", "0.1"))
 """Of the real channel's traffic."""

@@ -21,7 +21,7 @@ from imcore.settings import Settings
 from imcore.streams.calls import message_calls
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
 
 TIMES = [
     "0001-01-01T00:00:00.000Z",

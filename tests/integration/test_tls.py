@@ -15,10 +15,10 @@ from imcore.errors import ConfigurationError, RedisUnavailable
 from imcore.model.values import Message
 from imcore.settings import Settings
 from imcore.streams.client import open_client
-from tests.deadline import wait_until
-from tests.processes import WorkerProcess
-from tests.servers import RunningServer
-from tests.tls_proxy import CERTIFICATES, TlsProxy
+from tests.helpers.deadline import wait_until
+from tests.helpers.processes import WorkerProcess
+from tests.helpers.servers import RunningServer
+from tests.helpers.tls_proxy import CERTIFICATES, TlsProxy
 
 AUTHORITY = CERTIFICATES / "ca.pem"
 PASSPHRASE = "correct-horse"

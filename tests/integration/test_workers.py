@@ -38,9 +38,9 @@ from imcore.system import System
 from imcore.workers import jobs
 from imcore.workers.persist import KIND, Persist
 from imcore.workers.signals import Signals
-from tests.deadline import wait_until
-from tests.processes import END_S, PythonProcess, WorkerProcess
-from tests.servers import RunningCluster, require_server, start_valkey
+from tests.helpers.deadline import wait_until
+from tests.helpers.processes import END_S, PythonProcess, WorkerProcess
+from tests.helpers.servers import RunningCluster, require_server, start_valkey
 
 UIDS = [f"user{number}" for number in range(20)]
 
@@ -260,7 +260,7 @@ class TestLoop:
         chat.system.database.upgrade()
         with PythonProcess(
             settings.data_dir / "workers",
-            "tests.hanging",
+            "tests.helpers.hanging_worker",
             "hanging",
             redis_url=settings.redis_url,
             database_url=settings.database_url,

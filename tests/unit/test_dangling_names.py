@@ -13,7 +13,7 @@ from imcore.streams.calls import repair_calls
 from imcore.streams.client import RedisClient
 from imcore.system import System
 from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
 
 
 @pytest.fixture

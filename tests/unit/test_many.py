@@ -19,7 +19,7 @@ from imcore.streams.calls import message_calls
 from imcore.streams.client import RedisClient
 from imcore.system import System
 from imcore.workers.persist import Persist
-from tests.client_msgids import HOUR, put_back
+from tests.helpers.idempotency import HOUR, put_back
 
 
 @pytest.fixture

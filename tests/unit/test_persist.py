@@ -26,8 +26,8 @@ from imcore.streams.keys import lease
 from imcore.system import System
 from imcore.workers import fetch, persist
 from imcore.workers.persist import KIND, Persist
-from tests.deadline import wait_until
-from tests.stored import stored
+from tests.helpers.deadline import wait_until
+from tests.helpers.rows import stored
 
 UIDS = ["ann", "bob"]
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)

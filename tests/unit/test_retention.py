@@ -24,7 +24,7 @@ from imcore.streams.client import RedisClient
 from imcore.streams.journal import Journal
 from imcore.system import System
 from imcore.workers.persist import KIND, Persist
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
 
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=2)
 DAY_MS = 24 * 60 * 60 * 1000

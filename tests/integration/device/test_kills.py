@@ -13,7 +13,7 @@ from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.model.values import Message, MessageTally, Receipt
 from imcore.settings import Settings
-from tests.devices import listen, say, tell
+from tests.helpers.devices import listen, say, tell
 
 SEEDS = int(os.environ.get("IM_LIVE_SEEDS", "2"))
 """How many random histories are played; for a long run set IM_LIVE_SEEDS."""

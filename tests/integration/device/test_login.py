@@ -14,7 +14,7 @@ from imcore.model.values import Message, Receipt
 from imcore.settings import Settings
 from imcore.streams.calls import message_calls
 from imcore.streams.keys import CONFIG
-from tests.devices import listen, say, states, store, tell, texts
+from tests.helpers.devices import listen, say, states, store, tell, texts
 
 
 def test_a_server_that_comes_back_with_other_data_ends_the_session(

@@ -10,8 +10,8 @@ from imcore.device.local_database import LocalDatabase, path_of
 from imcore.model.direct import gid_of
 from imcore.model.values import Message, Receipt
 from imcore.settings import Settings
-from tests.deadline import wait_until
-from tests.devices import listen, said, say, tell, texts
+from tests.helpers.deadline import wait_until
+from tests.helpers.devices import listen, said, say, tell, texts
 
 
 def test_a_session_keeps_what_it_yields(bob: Device, local: LocalDatabase, chat: Chat) -> None:

@@ -11,7 +11,7 @@ from imcore.device.local_database import PAGE, LocalDatabase
 from imcore.device.own_tallies import OwnTallies
 from imcore.model.values import Tally
 from imcore.settings import Settings
-from tests.devices import listen, said, say, states, tell, texts
+from tests.helpers.devices import listen, said, say, states, tell, texts
 
 
 @pytest.fixture

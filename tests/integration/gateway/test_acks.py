@@ -2,7 +2,7 @@
 
 from imcore.chat import Chat
 from imcore.streams.keys import SEPARATOR
-from tests.live import Audience, offset, say, tell
+from tests.helpers.gateways import Audience, offset, say, tell
 
 
 def test_acks_go_out_by_count_and_by_time(chat: Chat) -> None:

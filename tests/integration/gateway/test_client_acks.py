@@ -13,7 +13,7 @@ from imcore.gateway.gateway import Gateway
 from imcore.settings import Settings
 from imcore.streams.keys import SEPARATOR
 from imcore.workers.receipts import ReceiptsWorker
-from tests.live import Audience, Clock, kill_connections, nodes_of, offset, say, tell, trim
+from tests.helpers.gateways import Audience, Clock, kill_connections, nodes_of, offset, say, tell, trim
 
 UIDS = ["ann", "bob", "cyd"]
 

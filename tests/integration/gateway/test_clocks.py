@@ -5,7 +5,7 @@ import time
 import pytest
 
 from imcore.chat import Chat
-from tests.live import Audience, say
+from tests.helpers.gateways import Audience, say
 
 
 def test_clocks_that_jump_do_no_harm(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:

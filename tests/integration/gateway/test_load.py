@@ -13,9 +13,9 @@ from imcore.gateway import catch_up
 from imcore.model.values import Draft
 from imcore.operations.effects import Effect, RedisCalls, SqlQuery, StartCalls, raised
 from imcore.settings import Settings
-from tests.live import Audience, Clock, kill_connections, say, subscriptions, tell, trim
-from tests.servers import start_valkey
-from tests.silent_proxy import SilentProxy
+from tests.helpers.gateways import Audience, Clock, kill_connections, say, subscriptions, tell, trim
+from tests.helpers.servers import start_valkey
+from tests.helpers.silent_proxy import SilentProxy
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 

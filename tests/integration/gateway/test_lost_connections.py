@@ -20,8 +20,8 @@ from imcore.settings import Settings
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.wire import UNSUBSCRIBED, PubSubEvent
-from tests.live import MOST_S, Audience, Clock, kill_connections, nodes_of, offset, say, subscriptions, tell
-from tests.servers import RunningCluster, move_slot
+from tests.helpers.gateways import MOST_S, Audience, Clock, kill_connections, nodes_of, offset, say, subscriptions, tell
+from tests.helpers.servers import RunningCluster, move_slot
 
 SEEDS = int(os.environ.get("IM_LIVE_SEEDS", "3"))
 """How many random histories are played on each kind of server; for a long run set IM_LIVE_SEEDS."""

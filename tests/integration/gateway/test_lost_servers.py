@@ -18,9 +18,9 @@ from imcore.errors import (
 )
 from imcore.operations.effects import Effect, SqlQuery
 from imcore.settings import Settings
-from tests.deadline import wait_until
-from tests.live import Audience, kill_connections, offset, say, tell, trim
-from tests.servers import start_valkey
+from tests.helpers.deadline import wait_until
+from tests.helpers.gateways import Audience, kill_connections, offset, say, tell, trim
+from tests.helpers.servers import start_valkey
 
 
 @pytest.fixture

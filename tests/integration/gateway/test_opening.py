@@ -14,7 +14,7 @@ from imcore.errors import (
 from imcore.operations import dirty_receipts, queries
 from imcore.operations.effects import Effects
 from imcore.streams.keys import Keyspace
-from tests.live import Audience, offset, say, tell
+from tests.helpers.gateways import Audience, offset, say, tell
 
 
 def test_a_session_begins_with_what_was_not_acked_and_goes_on_live(chat: Chat) -> None:

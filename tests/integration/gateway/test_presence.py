@@ -12,8 +12,8 @@ from imcore.errors import (
 from imcore.gateway.gateway import Gateway
 from imcore.settings import Settings
 from imcore.system import System
-from tests.deadline import wait_until
-from tests.live import Audience, say, tell
+from tests.helpers.deadline import wait_until
+from tests.helpers.gateways import Audience, say, tell
 
 
 def short_lived(chat: Chat, *, heartbeat_ms: int = 20_000, online_ms: int = 60_000) -> Gateway:

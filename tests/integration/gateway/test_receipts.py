@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from imcore.chat import Chat
 from imcore.gateway.gateway import Gateway
-from tests.live import Audience, say, tell
+from tests.helpers.gateways import Audience, say, tell
 
 
 def test_receipts_come_pushed_or_with_the_heartbeat(chat: Chat) -> None:

@@ -13,7 +13,7 @@ from imcore.operations.effects import Effect, SqlQuery
 from imcore.settings import Settings
 from imcore.streams.calls.call import Call
 from imcore.streams.pubsub import Subscription
-from tests.live import Audience, Clock, kill_connections, offset, say, tell, trim
+from tests.helpers.gateways import Audience, Clock, kill_connections, offset, say, tell, trim
 
 TICK_S = 0.05
 LONG_S = 60.0

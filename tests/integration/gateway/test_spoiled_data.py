@@ -15,7 +15,7 @@ from imcore.gateway.gateway import Gateway
 from imcore.settings import Settings
 from imcore.streams import library
 from imcore.streams.keys import GroupKeys, Keyspace
-from tests.live import Audience, Clock, offset, say, tell
+from tests.helpers.gateways import Audience, Clock, offset, say, tell
 
 HEARTBEAT_S = 20
 

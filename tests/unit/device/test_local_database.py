@@ -13,7 +13,7 @@ from imcore.errors import LocalDatabaseError
 from imcore.model.direct import gid_of
 from imcore.model.values import Message, Receipt, Tally
 from imcore.util.backoff import ThrottledLog
-from tests.devices import message
+from tests.helpers.devices import message
 
 
 def test_a_message_is_kept_once(local: LocalDatabase) -> None:

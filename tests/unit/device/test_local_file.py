@@ -19,7 +19,7 @@ from imcore.device.local_file import LocalFile
 from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.model.direct import gid_of
 from imcore.model.values import Receipt, Tally
-from tests.devices import message
+from tests.helpers.devices import message
 
 
 def test_a_local_database_is_private(local: LocalDatabase) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
 
 END_S = 30
 
