@@ -22,7 +22,6 @@ from imcore.errors import TryAgain
 from imcore.model.values import Message
 from imcore.repair import check, left_behind, locks
 from imcore.settings import Settings
-from imcore.sql.database import Database
 from imcore.streams.calls import creation_calls, journal_calls
 from imcore.streams.journal import Journal
 from imcore.util.backoff import ThrottledLog
@@ -60,7 +59,7 @@ def clock(tmp_path: Path) -> Clock:
 
 
 @pytest.fixture
-def url(tmp_path: Path, clock: Clock) -> Iterator[str]:
+def redis_url(tmp_path: Path, clock: Clock) -> Iterator[str]:
     """The URL of a server with that clock, from its beginning."""
     socket = tmp_path / "redis.sock"
     faked = {
@@ -91,18 +90,14 @@ def _answers(client: "redis.Redis") -> bool:
 
 
 @pytest.fixture
-def settings(url: str, tmp_path: Path) -> Settings:
-    database = f"sqlite:///{tmp_path / 'imcore.db'}"
-    made = Settings.from_env({}, redis_url=url, database_url=database, data_dir=str(tmp_path))
-    with Database.connect(database) as there:
-        there.upgrade()
-    return replace(made, lease_ms=SHORT_MS, online_ms=SHORT_MS, heartbeat_ms=SHORT_MS // 3)
+def settings(settings: Settings) -> Settings:
+    return replace(settings, lease_ms=SHORT_MS, online_ms=SHORT_MS, heartbeat_ms=SHORT_MS // 3)
 
 
 @pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
+def chat(chat: Chat) -> Chat:
+    chat.system.database.upgrade()
+    return chat
 
 
 @contextmanager

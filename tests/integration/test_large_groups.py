@@ -4,7 +4,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,44 +17,29 @@ from imcore.errors import GroupExists
 from imcore.operations import creation, queries, tallies
 from imcore.repair import check, left_behind
 from imcore.settings import Settings
-from imcore.sql.database import Database
 from imcore.streams import keys
 from imcore.streams.calls import creation_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient
 from imcore.system import System
 from imcore.util.backoff import ThrottledLog
-from imcore.workers.persist import Persist
-from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
 from tests.helpers.processes import PythonProcess
+from tests.helpers.workers import run_workers
 
 GID = "crowd"
 UIDS = [f"user{number:04}" for number in range(600)]
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    database = f"sqlite:///{tmp_path / 'imcore.db'}"
-    with Database.connect(database) as there:
-        there.upgrade()
-    made = Settings.from_env({}, redis_url=valkey, database_url=database, data_dir=str(tmp_path))
-    return replace(made, block_ms=1, receipt_window_ms=0, partitions=2)
+def settings(settings: Settings) -> Settings:
+    return replace(settings, block_ms=1, receipt_window_ms=0, partitions=2)
 
 
 @pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
-
-
-def store(chat: Chat) -> None:
-    """Let the workers do all that there is."""
-    for make in (Persist, ReceiptsWorker):
-        worker = make(chat.system.client, chat.system.database, chat.system.settings)
-        while worker.step():
-            pass
-        worker.close()
+def chat(chat: Chat) -> Chat:
+    chat.system.database.upgrade()
+    return chat
 
 
 class Watched(RedisClient):
@@ -133,7 +118,7 @@ class TestStatus:
             found = [tally.message for tally in chat.status("g", limit=limit)]
             assert found == (sent[-limit:] if limit else sent)
         # And also where the oldest are in SQL only
-        store(chat)
+        run_workers(chat)
         retention.trim(chat.system, keep_messages=11)
         for limit in (0, 5, 11, 12, 30):
             found = [tally.message for tally in chat.status("g", limit=limit)]
@@ -145,7 +130,7 @@ class TestTrim:
         monkeypatch.setattr(retention, "_TRIM_AT_ONCE", 7)
         chat.create_group("g", ["ann", "bob"])
         sent = chat.send_many("g", [Draft("ann", f"message {number}") for number in range(50)])
-        store(chat)
+        run_workers(chat)
         assert retention.trim(chat.system, keep_messages=3).entries == 47
         assert chat.pull("bob", "g") == sent
         assert len(chat.system.client.query("XRANGE", chat.system.client.space.group("g").stream, "-", "+")) == 3
@@ -179,7 +164,7 @@ class TestCreation:
             assert chat.create_group(gid, uids).members == members
             assert [member.uid for member in chat.members(gid)] == uids
         assert killed
-        store(chat)
+        run_workers(chat)
         assert list(check.check(chat.system)) == []
 
     def test_what_is_left_of_one_that_nobody_repeats_goes(self, chat: Chat, settings: Settings) -> None:
@@ -197,14 +182,14 @@ class TestCreation:
         with chat.gateway() as gateway:
             session = gateway.open(UIDS[0])
             gateway.poll(0)
-            store(chat)
+            run_workers(chat)
             # Then one is gone, and of the other all are told
             assert [group.gid for group in chat.groups()] == ["untold"]
             assert chat.groups_of(UIDS[0]) == ["untold"]
             sent = chat.send("untold", "hi", sender_uid=UIDS[1])
             wait_until(lambda: [e for e in gateway.poll(0.05) if getattr(e, "message", None) == sent])
             assert session.is_synced
-        store(chat)
+        run_workers(chat)
         assert list(check.check(chat.system)) == []
         kinds = Counter(keys.kind_of(key.decode()) for key in chat.system.client.driver.keys("im:*"))
         assert not {"creating", "untold"} & kinds.keys()

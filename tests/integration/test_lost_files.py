@@ -18,7 +18,7 @@ from imcore.settings import Settings
 from imcore.sql import corrections, queries, sqlite_file
 from imcore.sql.database import Database
 from tests.helpers.deadline import wait_until
-from tests.helpers.processes import WorkerProcess
+from tests.helpers.workers import start_worker
 
 GID = "team"
 WRITES: dict[str, Callable[[Database], object]] = {
@@ -31,8 +31,8 @@ WRITES: dict[str, Callable[[Database], object]] = {
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    return replace(Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path)), block_ms=50)
+def settings(settings: Settings) -> Settings:
+    return replace(settings, block_ms=50)
 
 
 @pytest.fixture
@@ -137,8 +137,7 @@ def test_a_file_removed_during_a_write_acks_nothing(
 
 
 def test_a_worker_waits_for_its_file_and_acks_nothing_meanwhile(settings: Settings, file: Path, tmp_path: Path) -> None:
-    given = {"redis_url": settings.redis_url, "block_ms": 50}
-    with Chat.connect(settings=settings) as chat, WorkerProcess(settings.data_dir, "persist", **given) as worker:
+    with Chat.connect(settings=settings) as chat, start_worker(settings) as worker:
         # Given a worker that has stored something
         worker.wait_for("working as")
         chat.create_group(GID, ["ann", "bob"])
@@ -164,8 +163,7 @@ def test_a_worker_waits_for_its_file_and_acks_nothing_meanwhile(settings: Settin
 
 
 def test_an_empty_replacement_is_not_written(settings: Settings, file: Path) -> None:
-    given = {"redis_url": settings.redis_url, "block_ms": 50}
-    with Chat.connect(settings=settings) as chat, WorkerProcess(settings.data_dir, "persist", **given) as worker:
+    with Chat.connect(settings=settings) as chat, start_worker(settings) as worker:
         worker.wait_for("working as")
         chat.create_group(GID, ["ann", "bob"])
         chat.send(GID, "before", sender_uid="ann")

@@ -17,10 +17,9 @@ from imcore.repair import check, rebuild
 from imcore.settings import Settings
 from imcore.sql import corrections
 from imcore.sql.database import Database
-from imcore.workers.persist import Persist
-from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
 from tests.helpers.postgres import PostgresServer, name_of
+from tests.helpers.workers import run_workers
 
 ROLE = "talker"
 FIRST = datetime(1, 1, 1, tzinfo=UTC)
@@ -98,7 +97,7 @@ def test_everything_works_with_any_session_settings(
             for n, each in enumerate(TIMES)
         ]
         chat.ack("bob", "team")
-        store(chat, settings)
+        run_workers(chat)
         assert retention.trim(chat.system, keep_messages=0, keep_ms=0).entries == len(sent)
 
         # Then both sides agree, and everybody gets every message
@@ -117,16 +116,6 @@ def test_everything_works_with_any_session_settings(
     with Chat.connect(settings=settings) as chat:
         assert rebuild.rebuild(chat.system).messages == len(sent)
         assert list(check.check(chat.system)) == []
-
-
-def store(chat: Chat, settings: Settings) -> None:
-    for worker in (
-        Persist(chat.system.client, chat.system.database, settings),
-        ReceiptsWorker(chat.system.client, chat.system.database, settings),
-    ):
-        while not worker.drained():
-            worker.step()
-        worker.close()
 
 
 @pytest.mark.parametrize(

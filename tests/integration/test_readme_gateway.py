@@ -6,10 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from imcore import Chat
-from imcore.settings import Settings
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
 
@@ -35,12 +32,6 @@ class Socket:
     @property
     def texts(self) -> list[str]:
         return [said["content"] for said in self.sent if "content" in said]
-
-
-@pytest.fixture
-def chat(valkey: str, tmp_path: Path) -> Iterator[Chat]:
-    with Chat.connect(settings=Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))) as chat:
-        yield chat
 
 
 def example() -> dict[str, Any]:

@@ -49,8 +49,13 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
 
 
 @pytest.fixture
-def settings(server: RunningServer, tmp_path: Path) -> Settings:
-    settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path))
+def redis_url(server: RunningServer) -> str:
+    return server.url
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Settings of a system that has one group."""
     with Chat.connect(settings=settings) as chat:
         chat.system.database.upgrade()
         chat.create_group("team", ["ann"])

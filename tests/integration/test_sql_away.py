@@ -27,7 +27,7 @@ from imcore.workers.runner import Patience
 from imcore.workers.signals import Signals
 from tests.helpers.deadline import wait_until
 from tests.helpers.postgres import PostgresServer, require_postgres
-from tests.helpers.processes import WorkerProcess
+from tests.helpers.workers import start_worker
 
 GID = "team"
 
@@ -48,13 +48,8 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    return replace(Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path)), block_ms=50)
-
-
-def worker(settings: Settings, name: str = "persist", **others: int) -> WorkerProcess:
-    urls = {each: getattr(settings, each) for each in ("redis_url", "database_url", "block_ms")}
-    return WorkerProcess(settings.data_dir / "processes", name, **urls, **others)
+def settings(settings: Settings) -> Settings:
+    return replace(settings, block_ms=50)
 
 
 def backlog(settings: Settings) -> int:
@@ -75,8 +70,8 @@ def test_postgresql_stopped_and_started(settings: Settings, postgres: PostgresSe
     settings = replace(settings, database_url=postgres.new_database())
     with (
         Chat.connect(settings=settings) as chat,
-        worker(settings, max_deliveries=2) as persist,
-        worker(settings, "receipts") as receipts,
+        start_worker(settings, max_deliveries=2) as persist,
+        start_worker(settings, "receipts") as receipts,
     ):
         persist.wait_for("working as")
         receipts.wait_for("working as")
@@ -104,7 +99,7 @@ def test_postgresql_stopped_and_started(settings: Settings, postgres: PostgresSe
         assert backlog(settings) == first + 1
 
         # And a worker that needs no database begins without it
-        with worker(settings, "receipts") as another:
+        with start_worker(settings, "receipts") as another:
             another.wait_for("working as receipts-2")
             assert another.end() == 0
 
@@ -123,7 +118,7 @@ def test_postgresql_stopped_and_started(settings: Settings, postgres: PostgresSe
 
 
 def test_a_held_lock_on_sqlite(settings: Settings) -> None:
-    with Chat.connect(settings=settings) as chat, worker(settings) as persist:
+    with Chat.connect(settings=settings) as chat, start_worker(settings) as persist:
         persist.wait_for("working as")
         chat.create_group(GID, ["ann", "bob"])
         wait_until(lambda: backlog(settings) == 0)

@@ -1,7 +1,6 @@
 """`im stats` on real servers."""
 
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +16,13 @@ from imcore.chat import Chat
 from imcore.settings import Settings
 from imcore.workers import jobs
 from tests.helpers.deadline import wait_until
-from tests.helpers.processes import WorkerProcess
+from tests.helpers.workers import run_bursts, start_worker
 
 
 @pytest.fixture(params=["valkey", "cluster"])
-def chat(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chat]:
-    url = request.getfixturevalue(request.param)
-    with Chat.connect(settings=Settings.from_env({}, redis_url=url, data_dir=str(tmp_path))) as chat:
-        yield chat
-
-
-def work_off(settings: Settings, name: str) -> None:
-    with WorkerProcess(settings.data_dir / "workers", name, "--burst", redis_url=settings.redis_url) as worker:
-        assert worker.wait() == 0, worker.log
+def redis_url(request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue(request.param)
+    return found
 
 
 def test_streams_and_the_storm(chat: Chat) -> None:
@@ -41,7 +34,7 @@ def test_streams_and_the_storm(chat: Chat) -> None:
             last = chat.send("team", "x" * 1000, sender_uid=uids[number])
         for uid in uids[10:20]:
             chat.ack(uid, "team", last.msgid)
-        work_off(chat.system.settings, "receipts")
+        run_bursts(chat.system.settings, "receipts")
         assert stats(chat.system).storm.acks == 10 * (half + 1)
 
     # Then
@@ -76,7 +69,7 @@ def test_jobs(valkey: str, tmp_path: Path) -> None:
         # Given a job that has failed, and two that wait
         queue = jobs.queue(client)
         failing = queue.enqueue("imcore.workers.jobs.no_such_job")
-        with WorkerProcess(tmp_path, "jobs", "--burst", redis_url=valkey, jobs_redis_url=settings.jobs_redis_url) as w:
+        with start_worker(settings, "jobs", "--burst") as w:
             assert w.wait() == 0, w.log
         assert failing.get_status(refresh=True) == JobStatus.FAILED
         queue.enqueue(jobs.TRIM)

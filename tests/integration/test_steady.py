@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from statistics import median
 
 import pytest
@@ -22,7 +21,6 @@ from imcore.cli.bench.harness.counters import data_memory
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.settings import Settings
-from imcore.sql.database import Database
 from imcore.streams.keys import KINDS, kind_of
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
@@ -111,18 +109,20 @@ class Crew:
 
 
 @pytest.fixture
-def chat(valkey: str, tmp_path: Path) -> Iterator[Chat]:
-    settings = replace(
-        Settings.from_env({}, redis_url=valkey, database_url=f"sqlite:///{tmp_path / 'imcore.db'}"),
+def settings(settings: Settings) -> Settings:
+    return replace(
+        settings,
         idempotency_ms=WINDOW_MS,
         online_ms=WINDOW_MS,
         heartbeat_ms=WINDOW_MS // 4,
         keep_messages=int(200 * SCALE),
     )
-    with Database.connect(settings.database_url) as database:
-        database.upgrade()
-    with Chat.connect(settings=settings) as chat:
-        yield chat
+
+
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    chat.system.database.upgrade()
+    return chat
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Times of senders, from the years 1 to 9999, are the same in every part of the system."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +18,8 @@ from imcore.repair.check import check
 from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
 from imcore.streams.calls import message_calls
-from imcore.workers.persist import Persist
-from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
+from tests.helpers.workers import run_workers
 
 TIMES = [
     "0001-01-01T00:00:00.000Z",
@@ -38,19 +36,8 @@ TIMES = [
 
 
 @pytest.fixture
-def chat(valkey: str, database_url: str, tmp_path: Path) -> Iterator[Chat]:
-    settings = Settings.from_env({}, data_dir=str(tmp_path), redis_url=valkey, database_url=database_url)
-    settings = replace(settings, block_ms=1, retry_ms=0, receipt_window_ms=0, partitions=1)
-    with Chat.connect(settings=settings) as chat:
-        chat.system.database.upgrade()
-        yield chat
-
-
-def run_workers(chat: Chat) -> None:
-    for make in (Persist, ReceiptsWorker):
-        worker = make(chat.system.client, chat.system.database, chat.system.settings)
-        wait_until(lambda worker=worker: worker.step() == 0 and worker.drained())
-        worker.close()
+def settings(settings: Settings, database_url: str) -> Settings:
+    return replace(settings, database_url=database_url, block_ms=1, retry_ms=0, receipt_window_ms=0, partitions=1)
 
 
 def pulled(chat: Chat) -> list[datetime | None]:

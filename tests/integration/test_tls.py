@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import redis
@@ -16,9 +15,9 @@ from imcore.model.values import Message
 from imcore.settings import Settings
 from imcore.streams.client import open_client
 from tests.helpers.deadline import wait_until
-from tests.helpers.processes import WorkerProcess
 from tests.helpers.servers import RunningServer
 from tests.helpers.tls_proxy import CERTIFICATES, TlsProxy
+from tests.helpers.workers import start_worker
 
 AUTHORITY = CERTIFICATES / "ca.pem"
 PASSPHRASE = "correct-horse"
@@ -33,19 +32,17 @@ def proxy(valkey_server: RunningServer, valkey: str) -> Iterator[TlsProxy]:
 
 
 @pytest.fixture
-def settings(proxy: TlsProxy, tmp_path: Path) -> Settings:
-    url = f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={AUTHORITY}"
-    return Settings.from_env({}, redis_url=url, data_dir=str(tmp_path))
+def redis_url(proxy: TlsProxy) -> str:
+    return f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={AUTHORITY}"
 
 
 def test_chat_and_workers(settings: Settings, proxy: TlsProxy) -> None:
     # Given workers on an encrypted connection
-    urls = {name: getattr(settings, name) for name in ("redis_url", "database_url")}
     folder = settings.data_dir / "processes"
     with (
-        WorkerProcess(folder, "persist", **urls) as persist,
-        WorkerProcess(folder, "receipts", **urls) as receipts,
-        WorkerProcess(folder, "jobs", **urls) as jobs,
+        start_worker(settings, "persist") as persist,
+        start_worker(settings, "receipts") as receipts,
+        start_worker(settings, "jobs") as jobs,
         Chat.connect(settings=settings) as chat,
     ):
         # When bob listens, and ann sends much at once

@@ -1,27 +1,18 @@
 """A name or mark of what is not there, left behind by whatever damage, hides nothing of the rest."""
 
-from collections.abc import Iterator
-from dataclasses import replace
-
-import fakeredis
 import pytest
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.settings import Settings
 from imcore.streams.calls import repair_calls
-from imcore.streams.client import RedisClient
-from imcore.system import System
-from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
+from tests.helpers.workers import deliver_receipts
 
 
 @pytest.fixture
-def chat() -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=1, receipt_window_ms=0)
-    with Chat(System(RedisClient(fakeredis.FakeRedis(), partitions=1), None, settings)) as chat:
-        chat.create_group("team", ["ann", "bob"])
-        yield chat
+def chat(chat: Chat) -> Chat:
+    chat.create_group("team", ["ann", "bob"])
+    return chat
 
 
 def test_a_group_that_is_none_in_a_users_list(chat: Chat) -> None:
@@ -39,9 +30,7 @@ def test_a_mark_of_a_message_that_is_none(chat: Chat) -> None:
     # Given
     sent = chat.send("team", "hi", sender_uid="ann").msgid
     chat.ack("bob", "team")
-    worker = ReceiptsWorker(chat.system.client, None, chat.system.settings)  # type: ignore[arg-type]
-    while worker.step():
-        pass
+    deliver_receipts(chat)
     [receipt] = chat.receipts("ann")
     for gid, message in (("gone", msgids.pack(sent)), ("team", msgids.pack(sent) + 1), ("team", msgids.pack(sent) - 1)):
         chat.system.client.call(repair_calls.dirty(chat.system.client.space.group(gid), "ann", [message]))

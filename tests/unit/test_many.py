@@ -1,11 +1,7 @@
 """Sends and acks of many: what the single ones do, in the same order."""
 
 import random
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
-import fakeredis
 import pytest
 
 from imcore import Chat, Draft
@@ -13,22 +9,9 @@ from imcore.admin.retention import trim
 from imcore.errors import InvalidInput, NotMember, UnknownGroup, UnknownMessage
 from imcore.model.values import Ack, Message
 from imcore.operations.messages import MESSAGES_PER_CALL
-from imcore.settings import Settings
-from imcore.sql.database import Database
 from imcore.streams.calls import message_calls
-from imcore.streams.client import RedisClient
-from imcore.system import System
 from imcore.workers.persist import Persist
 from tests.helpers.idempotency import HOUR, put_back
-
-
-@pytest.fixture
-def chat(tmp_path: Path) -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0, retry_ms=0)
-    with Chat(
-        System(RedisClient(fakeredis.FakeRedis(), partitions=2), Database.connect(settings.database_url), settings)
-    ) as chat:
-        yield chat
 
 
 def messages_of(chat: Chat, gid: str = "g") -> list[Message]:

@@ -17,35 +17,22 @@ from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import InvalidInput, NotSender, UnknownGroup, UnknownMessage
 from imcore.model.values import Message
-from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.client import RedisClient
 from imcore.streams.wire import message_of_row
 from imcore.system import System
 from imcore.workers.fetch import Work, fetch
 from imcore.workers.persist import Persist
-from imcore.workers.receipts import ReceiptsWorker
+from tests.helpers.workers import run_workers
 
 GID = "team"
 NOT_YET = "2600000000000-0"
 
 
 @pytest.fixture
-def chat(client: RedisClient, database: Database, tmp_path: Path) -> Iterator[Chat]:
+def chat(chat: Chat) -> Chat:
     """A group of ann, bob and cy."""
-    settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0, retry_ms=0, receipt_window_ms=0)
-    with Chat(System(client, database, settings)) as chat:
-        chat.create_group(GID, ["ann", "bob", "cy"])
-        yield chat
-
-
-def run_workers(chat: Chat) -> None:
-    """Let both workers do all there is."""
-    for make in (Persist, ReceiptsWorker):
-        worker = make(chat.system.client, chat.system.database, chat.system.settings)
-        while worker.step():
-            pass
-        worker.close()
+    chat.create_group(GID, ["ann", "bob", "cy"])
+    return chat
 
 
 def trim(chat: Chat) -> None:

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
@@ -20,11 +20,10 @@ from imcore.model.values import Draft, Message, Reader, Tally
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls.message_calls import send
-from imcore.streams.client import RedisClient
 from imcore.streams.journal import Journal
-from imcore.system import System
 from imcore.workers.persist import KIND, Persist
 from tests.helpers.deadline import wait_until
+from tests.helpers.workers import store
 
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=2)
 DAY_MS = 24 * 60 * 60 * 1000
@@ -32,26 +31,14 @@ UIDS = ["ann", "bob", "cy"]
 
 
 @pytest.fixture
-def chat(client: RedisClient, database: Database) -> Iterator[Chat]:
-    with Chat(System(client, database, SETTINGS)) as chat:
-        chat.system.client.upgrade()
-        yield chat
+def settings(settings: Settings) -> Settings:
+    return replace(settings, max_deliveries=2)
 
 
 @pytest.fixture
 def persist(chat: Chat) -> Callable[[], None]:
     """Stores all there is, as far as that is possible."""
-
-    def run() -> None:
-        worker, now = (
-            Persist(chat.system.client, chat.system.database, SETTINGS),
-            Journal(chat.system.client, KIND, SETTINGS),
-        )
-        while not now.drained():
-            worker.step()
-        worker.close()
-
-    return run
+    return lambda: store(chat)
 
 
 def raw(chat: Chat) -> Any:

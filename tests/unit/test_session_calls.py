@@ -1,20 +1,16 @@
 """Live sessions in Redis: what a beat and a goodbye cost, and what they answer, however many sessions a user has."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import fakeredis
 import pytest
 
 from imcore import Chat
 from imcore.errors import SessionExpired
 from imcore.settings import Settings
 from imcore.streams.calls import session_calls
-from imcore.streams.client import RedisClient
 from imcore.streams.keys import Keyspace
-from imcore.system import System
 
 SPACE = Keyspace(1)
 KEY = SPACE.sessions("ann")
@@ -25,12 +21,13 @@ AT_ONCE = 1000
 
 
 @pytest.fixture
-def chat() -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}), partitions=1, online_ms=LENGTH_MS)
-    with Chat(
-        System(RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=1), None, settings)
-    ) as chat:
-        yield chat
+def partitions() -> int:
+    return 1
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return replace(settings, online_ms=LENGTH_MS)
 
 
 def raw(chat: Chat) -> Any:

@@ -5,7 +5,8 @@ import time
 import pytest
 
 from imcore.chat import Chat
-from tests.helpers.gateways import Audience, say
+from tests.helpers.gateways import Audience
+from tests.helpers.talk import say
 
 
 def test_clocks_that_jump_do_no_harm(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:

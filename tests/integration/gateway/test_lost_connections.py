@@ -20,8 +20,9 @@ from imcore.settings import Settings
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.wire import UNSUBSCRIBED, PubSubEvent
-from tests.helpers.gateways import MOST_S, Audience, Clock, kill_connections, nodes_of, offset, say, subscriptions, tell
+from tests.helpers.gateways import MOST_S, Audience, Clock, kill_connections, nodes_of, subscriptions
 from tests.helpers.servers import RunningCluster, move_slot
+from tests.helpers.talk import offset, push_receipts, say
 
 SEEDS = int(os.environ.get("IM_LIVE_SEEDS", "3"))
 """How many random histories are played on each kind of server; for a long run set IM_LIVE_SEEDS."""
@@ -68,7 +69,7 @@ def test_a_receipt_of_the_time_without_connection_comes_after_it(chat: Chat, oth
         ann = gateway.open("ann")
         audience.settled()
         kill_connections(other.system.client.driver, "pubsub")
-        tell(other, message)
+        push_receipts(other, message)
         audience.until(lambda: audience.receipts[ann])
         assert (audience.receipts[ann][0].read, audience.receipts[ann][0].unread) == (1, 0)
 
@@ -179,7 +180,7 @@ def test_the_end_of_one_session_confirms_no_receipts_of_others(chat: Chat, other
         audience = Audience(gateway)
         ann, bob = gateway.open("ann"), gateway.open("bob")
         audience.settled()
-        tell(other, message)
+        push_receipts(other, message)
         audience.until(lambda: audience.receipts[ann])
         # When
         gateway.end(bob)
@@ -364,7 +365,7 @@ def test_tallies_that_are_refused_do_not_hold_up_the_receipts_of_others(
     monkeypatch.setattr("imcore.util.backoff.FIRST_WAIT_S", 3600)
     for gid, sender in (("a", "ann"), ("b", "bob")):
         chat.create_group(gid, ["ann", "bob"])
-        tell(other, *say(other, "1", gid=gid, sender=sender))
+        push_receipts(other, *say(other, "1", gid=gid, sender=sender))
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         with monkeypatch.context() as patch:
