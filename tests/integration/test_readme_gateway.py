@@ -1,4 +1,4 @@
-"""The gateway of README.md, as it stands there."""
+"""The example of imcore/gateway/README.md, word for word."""
 
 import queue
 import re
@@ -10,7 +10,7 @@ from imcore import Chat
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "imcore" / "gateway" / "README.md").read_text(encoding="utf-8")
 
 
 class Socket:

@@ -40,6 +40,12 @@ def settings(settings: Settings, database_url: str) -> Settings:
     return replace(settings, database_url=database_url, block_ms=1, retry_ms=0, receipt_window_ms=0, partitions=1)
 
 
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    chat.system.database.upgrade()
+    return chat
+
+
 def pulled(chat: Chat) -> list[datetime | None]:
     return [message.sent_at for message in chat.pull("bob", "team")]
 

@@ -17,6 +17,7 @@ from imcore.streams import keys
 from imcore.streams.client import RedisClient
 from imcore.system import System
 from imcore.workers.persist import KIND, Persist
+from tests.helpers.workers import drain
 from tests.model.compare import compare_read_times, compare_sql
 from tests.model.histories import STEPS, Histories, one_of
 
@@ -77,8 +78,7 @@ class StoredHistories(Histories):
     def persist_all(self) -> None:
         """Let a new worker store all there is, also what dead ones have left, and compare."""
         worker = self.new_worker()
-        while worker.step():
-            pass
+        drain(worker)
         worker.close()
         compare_sql(self.chat.system.database, self.model)
 

@@ -23,7 +23,7 @@ from imcore.sql.database import Database
 from imcore.streams.calls.call import Call
 from imcore.streams.client import Client, RedisClient, open_client
 from imcore.system import System
-from imcore.workers.persist import Persist
+from tests.helpers.workers import store
 from tests.model.compare import compare_group, compare_names, compare_offsets
 from tests.model.reference import Model
 from tests.model.replay import replay
@@ -105,10 +105,7 @@ class Stores:
         epoch = chance.choice(self.epochs)
         with self.chat() as chat:
             if epoch in {"persist", "trim", "rebuild"}:
-                worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
-                while worker.step():
-                    pass
-                worker.close()
+                store(chat)
             if epoch == "trim":
                 trim(chat.system, keep_messages=0)
             if epoch in {"trim", "forget"}:

@@ -10,8 +10,8 @@ from imcore.errors import InvalidInput, NotMember, UnknownGroup, UnknownMessage
 from imcore.model.values import Ack, Message
 from imcore.operations.messages import MESSAGES_PER_CALL
 from imcore.streams.calls import message_calls
-from imcore.workers.persist import Persist
 from tests.helpers.idempotency import HOUR, put_back
+from tests.helpers.workers import store
 
 
 def messages_of(chat: Chat, gid: str = "g") -> list[Message]:
@@ -180,11 +180,7 @@ def test_acks_of_many_are_each_answered_as_alone(chat: Chat) -> None:
 def test_messages_that_redis_has_trimmed_can_be_acked(chat: Chat) -> None:
     chat.create_group("g", ["ann", "bob", "cy"])
     one, *_ = (chat.send("g", text, sender_uid="ann") for text in ("one", "two", "three"))
-    chat.system.database.upgrade()
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
-    while worker.step():
-        pass
-    worker.close()
+    store(chat)
     assert trim(chat.system, keep_messages=1, keep_ms=0).entries == 3
     assert chat.ack_many("g", [("bob", one.msgid), ("cy", one.msgid)]) == [
         Ack("g", "bob", one.msgid, advanced=True),
