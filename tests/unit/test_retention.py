@@ -24,6 +24,8 @@ from imcore.streams.journal import Journal
 from imcore.workers.persist import KIND, Persist
 from tests.helpers.deadline import wait_until
 from tests.helpers.workers import store
+from tests.model.compare import compare_sql
+from tests.model.reference import Model
 
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=2)
 DAY_MS = 24 * 60 * 60 * 1000
@@ -333,11 +335,12 @@ class _History:
         self.chat = chat
         self.dice = dice
         self.messages: list[Message] = []
-        self.moves = 0
+        self.model = Model()
         self.workers = [self.new_worker() for _ in range(2)]
         self.other = Journal(chat.system.client, "other", replace(SETTINGS, batch_size=3))
-        chat.create_group("g")
-        chat.add_members("g", UIDS)
+        for system in (chat, self.model):
+            system.create_group("g")
+            system.add_members("g", UIDS)
 
     def new_worker(self) -> Persist:
         database = _Whimsical(self.chat.system.database, self.dice)
@@ -350,7 +353,7 @@ class _History:
         kind()
 
     def talk(self) -> None:
-        uids = [member.uid for member in self.chat.members("g")]
+        uids = self.model.group("g").members()
         drafts = (
             [Draft(self.dice.choice(uids), f"said {number}") for number in range(self.dice.randint(1, 3))]
             if uids
@@ -358,17 +361,23 @@ class _History:
         )
         if drafts:
             self.chat.system.client.call(send(self.chat.system.client.space, "g", drafts, 1000))
-            self.messages += said(self.chat)[len(self.messages) :]
+            sent = said(self.chat)[len(self.messages) :]
+            self.messages += sent
+            for message in sent:
+                self.model.send("g", message.sender_uid, message.content, None, message.msgid)
 
     def ack(self) -> None:
-        members = [member.uid for member in self.chat.members("g")]
+        members = self.model.group("g").members()
         if members and self.messages:
-            ack = self.chat.ack(self.dice.choice(members), "g", self.dice.choice(self.messages).msgid)
-            self.moves += ack.advanced
+            uid, msgid = self.dice.choice(members), self.dice.choice(self.messages).msgid
+            ack = self.chat.ack(uid, "g", msgid)
+            assert (ack.last_ack_msgid, ack.advanced) == self.model.ack("g", uid, msgid)
 
     def come_and_go(self) -> None:
         uid = self.dice.choice(UIDS)
-        self.dice.choice([self.chat.add_members, self.chat.remove_members])("g", [uid])
+        change = self.dice.choice(["add_members", "remove_members"])
+        for system in (self.chat, self.model):
+            getattr(system, change)("g", [uid])
 
     def work(self) -> None:
         what = self.dice.randrange(4)
@@ -394,15 +403,12 @@ class _History:
             worker.close()
 
     def compare_sql(self) -> None:
+        compare_sql(self.chat.system.database, self.model)
         with self.chat.system.database.connection() as connection:
             seqs = connection.execute(text("SELECT seq FROM group_msgs ORDER BY msgid")).scalars().all()
             moves = connection.execute(text("SELECT SUM(json_array_length(uids)) FROM offset_moves")).scalar_one() or 0
-            users = connection.execute(text("SELECT uid, last_ack_msgid FROM group_users ORDER BY uid")).all()
         assert seqs == [message.seq for message in self.messages]
-        assert moves == self.moves
-        assert [(uid, msgids.unpack_offset(acked or 0)) for uid, acked in users] == [
-            (member.uid, member.last_ack_msgid) for member in self.chat.members("g")
-        ]
+        assert moves == self.model.acks
 
 
 class _Whimsical(Database):
