@@ -108,7 +108,7 @@ def nobody_else_writes(path: Path) -> Iterator[None]:
         connection.execute("ROLLBACK")
 
 
-def test_entries_of_a_worker_that_died_then_are_stored(
+def test_entries_of_a_worker_that_died_with_a_clock_ahead_are_stored(
     chat: Chat, settings: Settings, clock: Clock, tmp_path: Path
 ) -> None:
     # Given a worker that is killed with entries in hand, while the clock stands a day ahead
@@ -136,7 +136,7 @@ def test_entries_of_a_worker_that_died_then_are_stored(
         assert second.end() == 0
 
 
-def test_what_began_then_ends_as_if_it_began_now(chat: Chat, clock: Clock) -> None:
+def test_locks_and_sessions_begun_with_a_clock_ahead_end_as_if_begun_now(chat: Chat, clock: Clock) -> None:
     # Given what processes have begun, and died over, while the clock stood a day ahead
     redis_client, space = chat.system.client, chat.system.client.space
     clock.put_ahead(1)
@@ -184,7 +184,7 @@ def _can(attempt: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize("days", [1, 30])
-def test_client_msgids_are_known_before_meanwhile_and_after(chat: Chat, clock: Clock, days: int) -> None:
+def test_client_msgids_are_known_before_during_and_after_a_wrong_clock(chat: Chat, clock: Clock, days: int) -> None:
     # Given messages that are sent before the clock goes wrong, meanwhile and after
     chat.create_group("team", ["ann", "bob"])
     sent = []
@@ -217,7 +217,7 @@ def test_client_msgids_are_known_whenever_the_clock_goes_wrong(chat: Chat, clock
         assert again == sent[-24:]
 
 
-def test_sessions_that_live_outlive_a_clock_that_is_put_back(chat: Chat, clock: Clock) -> None:
+def test_live_sessions_outlive_a_clock_that_is_put_back(chat: Chat, clock: Clock) -> None:
     # Given a gateway with a session
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as gateway:
@@ -233,7 +233,7 @@ def test_sessions_that_live_outlive_a_clock_that_is_put_back(chat: Chat, clock: 
             wait_until(lambda: gateway.poll(0.05) == [] and chat.online(["bob"]))
 
 
-def test_a_worker_whose_name_is_held_for_days_takes_another(chat: Chat, settings: Settings, clock: Clock) -> None:
+def test_a_worker_whose_name_is_leased_for_days_uses_another(chat: Chat, settings: Settings, clock: Clock) -> None:
     clock.put_ahead(1)
     chat.create_group("team")
     assert chat.system.client.call(journal_calls.lease("persist", 1, "dead", SHORT_MS))

@@ -56,7 +56,7 @@ class Watched(RedisClient):
 
 class TestNames:
     @pytest.mark.parametrize("seed", range(4))
-    def test_each_recipient_is_on_one_side_whoever_reads_comes_and_goes_meanwhile(
+    def test_each_recipient_is_read_or_unread_while_members_read_join_and_leave(
         self, chat: Chat, monkeypatch: pytest.MonkeyPatch, seed: int
     ) -> None:
         # Given a message in a large group, which some have read
@@ -94,7 +94,7 @@ class TestNames:
         assert read | unread == recipients
         assert early <= read <= early | late
 
-    def test_a_page_has_about_as_many_as_it_may(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_page_of_members_has_about_its_limit(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         chat.create_group(GID, UIDS)
         sent = chat.send(GID, "hi", sender_uid=UIDS[0])
         watched = Watched(chat.system.client.driver, partitions=2)
@@ -126,7 +126,9 @@ class TestStatus:
 
 
 class TestTrim:
-    def test_in_steps_it_is_as_at_once(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_group_created_in_steps_is_as_one_created_at_once(
+        self, chat: Chat, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(retention, "_TRIM_AT_ONCE", 7)
         chat.create_group("g", ["ann", "bob"])
         sent = chat.send_many("g", [Draft("ann", f"message {number}") for number in range(50)])
@@ -138,7 +140,7 @@ class TestTrim:
 
 class TestCreation:
     @pytest.mark.parametrize("seed", range(3))
-    def test_killed_at_any_moment_it_is_whole_or_not_there(
+    def test_a_creation_killed_at_any_moment_leaves_a_whole_group_or_no_group(
         self, chat: Chat, settings: Settings, seed: int, tmp_path: Path
     ) -> None:
         chance = random.Random(seed)
@@ -167,7 +169,7 @@ class TestCreation:
         run_workers(chat)
         assert list(check.check(chat.system)) == []
 
-    def test_what_is_left_of_one_that_nobody_repeats_goes(self, chat: Chat, settings: Settings) -> None:
+    def test_remains_of_a_creation_that_nobody_repeats_are_removed(self, chat: Chat, settings: Settings) -> None:
         # Given creations that are given up, one before the group is there and one after
         space, token = chat.system.client.space, creation._token(UIDS)
         for gid in ("half", "untold"):
@@ -194,7 +196,7 @@ class TestCreation:
         kinds = Counter(keys.kind_of(key.decode()) for key in chat.system.client.driver.keys("im:*"))
         assert not {"creating", "untold"} & kinds.keys()
 
-    def test_another_group_of_that_gid_is_another(self, chat: Chat) -> None:
+    def test_a_creation_with_other_members_is_refused_as_another_group(self, chat: Chat) -> None:
         chat.create_group(GID, UIDS)
         for others in (UIDS[:-1], [*UIDS[:-1], "stranger"], [*UIDS, "stranger"], UIDS[:3]):
             with pytest.raises(GroupExists):

@@ -98,7 +98,7 @@ def test_a_replacement_is_examined_like_any_other_database(database: Database, f
         database.write(Batch(groups=[GroupRow("g", 1)]))
 
 
-def test_a_removed_log_loses_nothing(database: Database, file: Path) -> None:
+def test_a_removed_wal_file_loses_no_row(database: Database, file: Path) -> None:
     # Given something that is in the log alone
     database.write(Batch(groups=[GroupRow("in the log", 1)]))
     log = file.with_name("imcore.db-wal")
@@ -231,7 +231,7 @@ def test_a_session_ends_with_one_line(settings: Settings) -> None:
         assert [each.content for each in chat.pull("bob", GID)][-1] == "two"
 
 
-def test_a_sound_system_loses_no_file(settings: Settings, file: Path) -> None:
+def test_connections_that_open_and_close_lose_no_file(settings: Settings, file: Path) -> None:
     # Given connections that open and close, and a log that is removed with the last of them
     for number in range(3):
         with Database.connect(settings.database_url) as one, Database.connect(settings.database_url) as other:

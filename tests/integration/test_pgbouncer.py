@@ -78,7 +78,7 @@ def test_workers_store_all_through_a_pooler(settings: Settings) -> None:
             assert "Traceback" not in each.log
 
 
-def test_repeated_statements(bouncer_url: str) -> None:
+def test_repeated_statements_work_through_a_pooler(bouncer_url: str) -> None:
     # Given programs that get each other's sessions, in which a driver may have prepared a statement for itself
     with ExitStack() as stack:
         databases = [stack.enter_context(Database.connect(bouncer_url)) for _ in range(SESSIONS + 1)]
@@ -96,7 +96,7 @@ def test_repeated_statements(bouncer_url: str) -> None:
         assert len(databases[-1].messages_after(GID, 0)) == 2 * 20 * len(databases)
 
 
-def test_a_rebuild_and_an_import(settings: Settings) -> None:
+def test_a_rebuild_and_an_import_work_through_a_pooler(settings: Settings) -> None:
     with Chat.connect(settings=settings) as chat:
         # Given an import, stored in SQL
         lines = [
@@ -119,7 +119,7 @@ def test_a_rebuild_and_an_import(settings: Settings) -> None:
         assert list(check.check(chat.system)) == []
 
 
-def test_several_migrations_at_once(bouncer_url: str) -> None:
+def test_several_migrations_at_once_work_through_a_pooler(bouncer_url: str) -> None:
     def upgrade(number: int) -> None:
         with Database.connect(bouncer_url) as database:
             database.upgrade()
@@ -133,7 +133,7 @@ def test_several_migrations_at_once(bouncer_url: str) -> None:
         assert queries.count_groups(database) == 2 * SESSIONS
 
 
-def test_a_stream_of_pages_beside_other_queries(bouncer_url: str) -> None:
+def test_a_stream_of_pages_works_beside_other_queries(bouncer_url: str) -> None:
     rows = [MessageRow(GID, n, n, "ann", 0, "hi", None, None) for n in range(1, 2 * queries.PAGE + 2)]
     with Database.connect(bouncer_url) as database:
         database.upgrade()

@@ -163,7 +163,7 @@ def test_a_server_without_fsync_is_logged(postgres_url: str, caplog: pytest.LogC
 class TestLimits:
     """Limits of a role are errors that say what to do."""
 
-    def test_a_statement_that_takes_too_long(self, postgres_server: PostgresServer, url: str) -> None:
+    def test_a_statement_timeout_of_the_server_is_an_error(self, postgres_server: PostgresServer, url: str) -> None:
         with Database.connect(url) as database:
             database.upgrade()
         by_role(postgres_server, url, "statement_timeout", "1")
@@ -174,7 +174,9 @@ class TestLimits:
         ):
             connection.exec_driver_sql("SELECT pg_sleep(1)")
 
-    def test_a_transaction_that_is_idle_for_too_long(self, postgres_server: PostgresServer, url: str) -> None:
+    def test_an_idle_transaction_timeout_of_the_server_is_an_error(
+        self, postgres_server: PostgresServer, url: str
+    ) -> None:
         by_role(
             postgres_server, url, "idle_in_transaction_session_timeout", "500"
         )  # longer than the start of a session
@@ -185,7 +187,7 @@ class TestLimits:
         ):
             ask_again_once_it_ended(postgres_server, connection)
 
-    def test_a_role_that_only_reads(self, postgres_server: PostgresServer, url: str) -> None:
+    def test_a_read_only_role_is_refused(self, postgres_server: PostgresServer, url: str) -> None:
         # Given a role that may write no more, and a program that wrote just now
         with Database.connect(url) as before:
             before.upgrade()

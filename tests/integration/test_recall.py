@@ -54,7 +54,7 @@ def acks(database: Database, msgid: str) -> dict[str, bool]:
         return {uid: bool(is_read) for uid, is_read in connection.exec_driver_sql(query)}
 
 
-def test_sql_loses_the_content_and_still_tells_who_has_read_it(chat: Chat) -> None:
+def test_recall_blanks_the_content_in_sql_and_keeps_its_receipts(chat: Chat) -> None:
     # Given two stored messages, which bob has read
     messages = [chat.send(GID, text, sender_uid="ann") for text in ("regrettable", "fine")]
     chat.ack("bob", GID)

@@ -25,7 +25,7 @@ def redis_url(request: pytest.FixtureRequest) -> str:
     return found
 
 
-def test_streams_and_the_storm(chat: Chat) -> None:
+def test_stats_count_streams_and_coalesced_receipts(chat: Chat) -> None:
     # Given a group of 50 with 20 messages, which ten members acked in two steps
     uids = [f"user{number}" for number in range(50)]
     chat.create_group("team", uids)
@@ -47,7 +47,7 @@ def test_streams_and_the_storm(chat: Chat) -> None:
     assert (journals.bytes or 0) > 20 * 50
 
 
-def test_bytes_of_many_streams_are_estimated_from_some(valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stats_estimate_the_bytes_of_many_streams_from_a_sample(valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Chat.connect(valkey) as chat:
         for number in range(20):
             chat.create_group(f"g{number}", ["ann"])
@@ -60,7 +60,7 @@ def test_bytes_of_many_streams_are_estimated_from_some(valkey: str, monkeypatch:
         assert some == pytest.approx(all_of_them, rel=0.1)
 
 
-def test_jobs(valkey: str, tmp_path: Path) -> None:
+def test_stats_count_jobs(valkey: str, tmp_path: Path) -> None:
     settings = Settings.from_env({}, redis_url=valkey, jobs_redis_url=f"{valkey}?db=3", data_dir=str(tmp_path))
     with Chat.connect(settings=settings) as chat, closing(redis.Redis.from_url(settings.jobs_redis_url)) as client:
         chat.create_group("team")
@@ -85,7 +85,7 @@ def test_jobs(valkey: str, tmp_path: Path) -> None:
         assert stats(chat.system).jobs is None
 
 
-def test_a_cluster_has_no_jobs(cluster: str) -> None:
+def test_stats_of_a_cluster_have_no_jobs(cluster: str) -> None:
     with Chat.connect(settings=Settings.from_env({}, redis_url=cluster)) as chat:
         chat.create_group("team")
         assert stats(chat.system).jobs is None
@@ -95,7 +95,7 @@ def dump(client: Any) -> dict[bytes, bytes]:
     return {key: client.dump(key) for key in client.keys("rq:*") if not key.startswith(b"rq:worker")}
 
 
-def test_an_empty_system_has_zeros(valkey: str, tmp_path: Path) -> None:
+def test_stats_of_an_empty_system_are_zeros(valkey: str, tmp_path: Path) -> None:
     with Chat.connect(settings=Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))) as chat:
         chat.system.client.upgrade()
         found = stats(chat.system)

@@ -50,7 +50,7 @@ def pulled(chat: Chat) -> list[datetime | None]:
     return [message.sent_at for message in chat.pull("bob", "team")]
 
 
-def test_time_of_a_sender_is_kept_everywhere(chat: Chat, tmp_path: Path) -> None:
+def test_sender_time_is_kept_everywhere(chat: Chat, tmp_path: Path) -> None:
     # Given
     message = {"type": "message", "gid": "team", "uid": "ann", "content": "hi"}
     events = [{"type": "join", "gid": "team", "uid": "bob"}]
@@ -79,7 +79,9 @@ def test_time_of_a_sender_is_kept_everywhere(chat: Chat, tmp_path: Path) -> None
             assert len(list(local.log())) == len(TIMES)
 
 
-def test_time_out_of_range_from_another_program_is_left_out(chat: Chat, caplog: pytest.LogCaptureFixture) -> None:
+def test_sender_time_out_of_range_from_another_program_is_left_out(
+    chat: Chat, caplog: pytest.LogCaptureFixture
+) -> None:
     # Given
     chat.create_group("team", ["ann", "bob"])
     drafts = [Draft("ann", "hi", "", ms) for ms in (msgids.LATEST_MS + 1, msgids.EARLIEST_MS - 1, 10**30)]

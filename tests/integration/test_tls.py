@@ -36,7 +36,7 @@ def redis_url(proxy: TlsProxy) -> str:
     return f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={AUTHORITY}"
 
 
-def test_chat_and_workers(settings: Settings, proxy: TlsProxy) -> None:
+def test_chat_and_workers_use_an_encrypted_connection(settings: Settings, proxy: TlsProxy) -> None:
     # Given workers on an encrypted connection
     folder = settings.data_dir / "processes"
     with (
@@ -72,7 +72,7 @@ def test_chat_and_workers(settings: Settings, proxy: TlsProxy) -> None:
         assert [warning for warning in worker.warnings if not any(words in warning for words in EXPECTED)] == []
 
 
-def test_users_and_passwords(settings: Settings, valkey: str) -> None:
+def test_users_and_passwords_work_over_tls(settings: Settings, valkey: str) -> None:
     with redis.Redis.from_url(valkey) as admin:
         admin.execute_command("ACL", "SETUSER", "ann", "reset", "on", f">{PASSPHRASE}", "~*", "&*", "+@all")
         try:
@@ -107,7 +107,7 @@ def test_a_server_of_another_name_is_refused(
     assert "not trusted" in str(refused.value)
 
 
-def test_clients_that_have_to_show_a_certificate(valkey_server: RunningServer, valkey: str, settings: Settings) -> None:
+def test_a_client_certificate_is_shown_on_demand(valkey_server: RunningServer, valkey: str, settings: Settings) -> None:
     with TlsProxy(str(valkey_server.server.socket), clients_show_certificates=True) as strict:
         url = f"rediss://localhost:{strict.port}?ssl_ca_certs={AUTHORITY}"
         shown = f"{url}&ssl_certfile={CERTIFICATES / 'client.pem'}&ssl_keyfile={CERTIFICATES / 'client.pem'}"
@@ -117,7 +117,7 @@ def test_clients_that_have_to_show_a_certificate(valkey_server: RunningServer, v
             chat.unread("ann")
 
 
-def test_without_tls_there_is_no_answer(settings: Settings, proxy: TlsProxy) -> None:
+def test_a_connection_without_tls_gets_no_answer(settings: Settings, proxy: TlsProxy) -> None:
     url = f"redis://127.0.0.1:{proxy.port}"
     with Chat.connect(settings=replace(settings, redis_url=url)) as chat, pytest.raises(RedisUnavailable):
         chat.unread("ann")
@@ -136,7 +136,7 @@ def test_without_tls_there_is_no_answer(settings: Settings, proxy: TlsProxy) -> 
         ("redis://host?socket_timeout=soon", "is not valid"),
     ],
 )
-def test_options_that_cannot_be(url: str, why: str) -> None:
+def test_impossible_tls_options_are_refused(url: str, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why) as refused:
         open_client(url)
     assert "\n" not in str(refused.value)

@@ -15,7 +15,7 @@ def chat(chat: Chat) -> Chat:
     return chat
 
 
-def test_a_group_that_is_none_in_a_users_list(chat: Chat) -> None:
+def test_a_user_whose_list_names_a_missing_group_still_pulls(chat: Chat) -> None:
     # Given
     chat.system.client.driver.sadd(chat.system.client.space.groups_of(0, "bob"), "gone")
     sent = chat.send("team", "hi", sender_uid="ann").msgid
@@ -26,7 +26,7 @@ def test_a_group_that_is_none_in_a_users_list(chat: Chat) -> None:
         wait_until(lambda: [message.msgid for message in listener.poll(0.01)] == [sent])
 
 
-def test_a_mark_of_a_message_that_is_none(chat: Chat) -> None:
+def test_a_dirty_receipt_of_a_missing_message_hides_no_other_receipt(chat: Chat) -> None:
     # Given
     sent = chat.send("team", "hi", sender_uid="ann").msgid
     chat.ack("bob", "team")

@@ -82,7 +82,7 @@ def test_a_client_msgid_is_known_for_as_long_as_is_promised_and_not_for_ever(cha
         assert chat.system.client.call(message_calls.rotate_idempotency(chat.system.client.space, "g")) == left
 
 
-def test_what_nobody_looks_at_often_goes_as_well(chat: Chat) -> None:
+def test_client_msgids_of_a_quiet_group_are_dropped_as_well(chat: Chat) -> None:
     # Given a client_msgid in a group in which nobody says anything more, and a trim once a day
     chat.create_group("g", ["ann"])
     chat.send("g", "first", sender_uid="ann", client_msgid="1")
@@ -124,7 +124,7 @@ def test_a_client_msgid_is_known_for_as_long_as_is_promised_however_often_the_cl
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_tallies_of_many_are_those_of_each_alone(chat: Chat, seed: int) -> None:
+def test_tallies_of_many_messages_are_those_of_each_alone(chat: Chat, seed: int) -> None:
     # Given people who come and go, write and read
     chance = random.Random(seed)
     uids = [f"u{number}" for number in range(8)]
@@ -156,7 +156,7 @@ def test_tallies_of_many_are_those_of_each_alone(chat: Chat, seed: int) -> None:
     ]
 
 
-def test_acks_of_many_are_each_answered_as_alone(chat: Chat) -> None:
+def test_ack_many_answers_each_ack_as_a_single_one(chat: Chat) -> None:
     # Given
     chat.create_group("g", ["ann", "bob", "cy"])
     one, two = (chat.send("g", text, sender_uid="ann") for text in ("one", "two"))
@@ -191,13 +191,13 @@ def test_messages_that_redis_has_trimmed_can_be_acked(chat: Chat) -> None:
 @pytest.mark.parametrize(
     "bad", [Draft("ann", ""), Draft("ann", "hi", "x" * 200), Draft("ann", "hi", "", 1 << 60), "hi"]
 )
-def test_nothing_is_stored_if_one_cannot_be(chat: Chat, bad: Draft) -> None:
+def test_send_many_stores_nothing_if_one_draft_is_invalid(chat: Chat, bad: Draft) -> None:
     chat.create_group("g", ["ann"])
     with pytest.raises(InvalidInput):
         chat.send_many("g", [Draft("ann", "good"), bad])
     assert messages_of(chat) == []
 
 
-def test_an_unknown_group_is_each_ones_error(chat: Chat) -> None:
+def test_an_unknown_group_is_the_error_of_each(chat: Chat) -> None:
     assert all(isinstance(each, UnknownGroup) for each in chat.send_many("none", [Draft("ann", "hi")] * 3))
     assert all(isinstance(each, UnknownGroup) for each in chat.ack_many("none", [("ann", None), ("bob", None)]))

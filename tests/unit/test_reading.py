@@ -47,7 +47,7 @@ def statements(chat: Chat) -> list[str]:
 
 
 @pytest.mark.parametrize(("most_bytes", "expected"), [(1, 1), (10, 1), (19, 1), (20, 2), (299, 29), (10**6, 40)])
-def test_a_pull_brings_no_more_bytes_than_asked_for_but_one_message(chat: Chat, most_bytes: int, expected: int) -> None:
+def test_a_pull_brings_at_most_its_bytes_but_at_least_one_message(chat: Chat, most_bytes: int, expected: int) -> None:
     sent = say(chat, *(f"{number:010}" for number in range(40)))
 
     pulled = pull(chat, "bob", most_bytes=most_bytes)
@@ -66,7 +66,7 @@ def test_a_pull_says_whether_there_is_more(chat: Chat, count: int) -> None:
     assert pulled.more == (count < 40)
 
 
-def test_texts_of_many_sizes_come_all_and_in_order(chat: Chat) -> None:
+def test_a_pull_brings_texts_of_many_sizes_in_order(chat: Chat) -> None:
     sizes = [5, 1, 3000, 2, 1, 1, 9000, 4, 60_000, 1, 1] * 5
     sent = say(chat, *("x" * size for size in sizes))
     after, found = 0, []
@@ -80,7 +80,7 @@ def test_texts_of_many_sizes_come_all_and_in_order(chat: Chat) -> None:
     assert found == sent
 
 
-def test_members_at_one_place_share_a_pull_but_for_those_who_may_not(chat: Chat) -> None:
+def test_members_at_one_offset_share_a_pull_and_strangers_are_left_out(chat: Chat) -> None:
     # Given one who joined later, and one who is no member
     sent = say(chat, "1", "2")
     chat.add_members("team", ["dan"])
@@ -108,7 +108,7 @@ def test_more_members_than_lua_takes_at_once_share_a_pull(chat: Chat) -> None:
     assert {uid for uid, why in pulled.apart.items() if isinstance(why, NotMember)} == {"u0", "u1000", "u2499"}
 
 
-def test_what_is_trimmed_comes_in_pages_of_its_own(chat: Chat, statements: list[str]) -> None:
+def test_trimmed_messages_come_in_pages_of_their_own(chat: Chat, statements: list[str]) -> None:
     sent = say_many(chat, 3 * SQL_PAGE + 50)
     leave_to_sql(chat, sent[2 * SQL_PAGE - 1])
     statements.clear()
@@ -125,7 +125,7 @@ def read_by(chat: Chat, *uids: str, msgid: str | None = None) -> None:
         chat.ack(uid, "team", msgid)
 
 
-def test_tallies_of_many_are_asked_for_in_few_questions(chat: Chat, statements: list[str]) -> None:
+def test_tallies_of_many_messages_take_few_queries(chat: Chat, statements: list[str]) -> None:
     # Given more than a page, most of it trimmed
     sent = say_many(chat, PAGE + 100)
     read_by(chat, "bob", msgid=sent[300])
@@ -140,7 +140,7 @@ def test_tallies_of_many_are_asked_for_in_few_questions(chat: Chat, statements: 
     assert len(statements) == 1
 
 
-def test_tallies_leave_out_what_is_no_message_of_the_group(chat: Chat) -> None:
+def test_tallies_leave_out_unknown_msgids(chat: Chat) -> None:
     first, second = say(chat, "1", "2")
     leave_to_sql(chat, first.msgid)
     unknown = ["1577836900000-0", msgids.unpack(msgids.pack(second.msgid) + 1)]
@@ -162,7 +162,7 @@ def mark(chat: Chat, gid: str, sent: Sequence[str]) -> None:
     chat.system.client.call(receipt_calls.tell(chat.system.client.space, gid, "ann", changed))
 
 
-def test_receipts_of_trimmed_messages_take_one_question_a_group(chat: Chat, statements: list[str]) -> None:
+def test_receipts_of_trimmed_messages_take_one_query_a_group(chat: Chat, statements: list[str]) -> None:
     gids = ["a", "b", "c"]
     for gid in gids:
         chat.create_group(gid, ["ann", "bob"])
@@ -175,7 +175,7 @@ def test_receipts_of_trimmed_messages_take_one_question_a_group(chat: Chat, stat
     assert len(statements) == 3
 
 
-def test_a_mark_of_what_is_gone_does_not_keep_the_others_back(chat: Chat) -> None:
+def test_a_dirty_receipt_of_a_missing_message_holds_back_no_other(chat: Chat) -> None:
     # Given marks of a message that nobody has, and of a group that is gone
     [message] = say(chat, "1")
     chat.create_group("gone", ["ann", "bob"])

@@ -144,7 +144,7 @@ class TestStreams:
         other.done(entries)
         assert trim(chat.system, keep_messages=0).entries == 3
 
-    def test_one_group_alone(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_trim_of_one_group_leaves_the_others(self, chat: Chat, persist: Callable[[], None]) -> None:
         chat.create_group("h", UIDS)
         talk(chat, "g")
         talk(chat, "h")
@@ -157,7 +157,9 @@ class TestStreams:
         with pytest.raises(UnknownGroup):
             trim(chat.system, gid="nobody's")
 
-    def test_page_by_page(self, chat: Chat, persist: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_trim_reads_page_by_page(
+        self, chat: Chat, persist: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(retention, "PAGE", 3)
         messages = talk(chat)
         persist()
@@ -172,7 +174,7 @@ class TestStreams:
         assert in_redis(chat) == 1
         assert trim(chat.system, keep_ms=0).entries == 0
 
-    def test_progress_is_reported(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_trim_reports_progress(self, chat: Chat, persist: Callable[[], None]) -> None:
         talk(chat)
         persist()
         told: list[TrimSummary] = []
@@ -308,7 +310,7 @@ class TestJournals:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_nothing_is_ever_lost(
+def test_random_trims_lose_no_message(
     chat: Chat, persist: Callable[[], None], monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """In random histories each message stays readable, and SQL gets everything."""

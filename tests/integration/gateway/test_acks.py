@@ -60,7 +60,7 @@ def test_items_taken_from_an_iterator_are_acked_and_the_rest_comes_again(chat: C
     assert chat.pull("bob") == []
 
 
-def test_acks_of_nothing_without_acks(chat: Chat) -> None:
+def test_a_gateway_without_acks_acks_no_message(chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     say(chat, "1", "2", sender="bob")
     push_receipts(chat, say(chat, "3", sender="bob")[0])

@@ -229,7 +229,7 @@ def path_of(chat: Chat) -> str:
     return chat.system.settings.redis_url.removeprefix("unix://")
 
 
-def test_the_whole_story_under_asyncio(chat: Chat) -> None:
+def test_an_asyncio_driver_delivers_messages_acks_and_receipts(chat: Chat) -> None:
     async def story() -> None:
         # Given what was not acked, some of which SQL alone has
         chat.create_group("team", ["ann", "bob", "cy"])
@@ -262,7 +262,7 @@ def test_the_whole_story_under_asyncio(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_many_sessions_miss_nothing_whatever_is_lost(chat: Chat, seed: int) -> None:
+def test_many_asyncio_sessions_miss_no_message_whatever_is_lost(chat: Chat, seed: int) -> None:
     async def story() -> None:
         # Given thirty sessions in two groups, some of which come while people talk
         chance = random.Random(seed)

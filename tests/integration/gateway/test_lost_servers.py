@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "server"
 
 
-def test_a_killed_server_that_comes_back_is_gone_on_with(folder: Path, tmp_path: Path) -> None:
+def test_a_gateway_uses_a_killed_server_again_after_its_restart(folder: Path, tmp_path: Path) -> None:
     # Given
     server = start_valkey(folder)
     settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path))

@@ -35,7 +35,7 @@ def test_a_user_is_online_while_any_session_lives(chat: Chat) -> None:
         assert chat.online(["bob"]) == set()
 
 
-def test_a_killed_session_ends_by_itself(chat: Chat) -> None:
+def test_a_killed_session_expires(chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     for uid, online_ms in (("ann", 60_000), ("bob", 200)):
         gateway = short_lived(chat, online_ms=online_ms)
