@@ -27,7 +27,7 @@ from imcore.streams.journal import Journal
 from imcore.util.backoff import ThrottledLog
 from tests.helpers.apt import FAKETIME
 from tests.helpers.deadline import wait_until
-from tests.helpers.processes import WorkerProcess
+from tests.helpers.workers import start_worker
 
 SHORT_MS = 1500
 """As long as leases and sessions are where a test may choose it."""
@@ -114,8 +114,7 @@ def test_entries_of_a_worker_that_died_with_a_clock_ahead_are_stored(
     # Given a worker that is killed with entries in hand, while the clock stands a day ahead
     clock.put_ahead(1)
     chat.create_group("team", ["ann", "bob"])
-    given = {"redis_url": settings.redis_url, "database_url": settings.database_url, "lease_ms": SHORT_MS}
-    with WorkerProcess(tmp_path / "first", "persist", **given) as first:
+    with start_worker(settings) as first:
         first.wait_for("working as persist-1")
         wait_until(lambda: [worker.backlog for worker in stats(chat.system).workers] == [0])
         with nobody_else_writes(tmp_path / "imcore.db"):
@@ -129,7 +128,7 @@ def test_entries_of_a_worker_that_died_with_a_clock_ahead_are_stored(
     assert (holder.process, holder.entries, holder.silent_ms) == ("persist-1", 1, None)
     assert "persist-1 is silent" in " ".join(each.what for each in check.check(chat.system))
     # And the next worker takes over
-    with WorkerProcess(tmp_path / "second", "persist", **given) as second:
+    with start_worker(settings) as second:
         chat.send("team", "two", sender_uid="ann")
         wait_until(lambda: {row.content for row in chat.system.database.messages_after("team", 0)} == {"one", "two"})
         wait_until(lambda: list(check.check(chat.system)) == [])

@@ -35,9 +35,9 @@ from imcore.system import System
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.dying import Dying, KilledError
+from tests.model.examples import PARTITIONS, played
 from tests.model.histories import one_of
 from tests.model.stored import STORING_STEPS, StoredHistories
-from tests.model.test_histories import PARTITIONS, played
 
 GIDS = ("#ubuntu", "群主")
 UIDS = ("ann", "bob", "cy", "dee")

@@ -1,13 +1,10 @@
 """An outage of the SQL database: the chat works, the backlog grows, and the workers catch up by themselves."""
 
 import json
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -26,7 +23,7 @@ from imcore.workers.receipts import ReceiptsWorker
 from imcore.workers.runner import Patience
 from imcore.workers.signals import Signals
 from tests.helpers.deadline import wait_until
-from tests.helpers.postgres import PostgresServer, require_postgres
+from tests.helpers.postgres import PostgresServer, require_postgres, running_postgres
 from tests.helpers.workers import start_worker
 
 GID = "team"
@@ -36,15 +33,8 @@ GID = "team"
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL of our own, to be stopped and started."""
     require_postgres()
-    folder = Path(tempfile.mkdtemp(prefix="imcore-pg-"))
-    try:
-        server = PostgresServer(folder)
-        try:
-            yield server
-        finally:
-            server.stop()
-    finally:
-        shutil.rmtree(folder)
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,13 +24,11 @@ from imcore.streams.client import Client, RedisClient, open_client
 from imcore.system import System
 from tests.helpers.workers import store
 from tests.model.compare import compare_group, compare_names, compare_offsets
+from tests.model.examples import HISTORIES_WANTED
 from tests.model.reference import Model
 from tests.model.replay import replay
 
-WANTED = os.environ.get("IM_MODEL_EXAMPLES")
-"""Read here, because the tests themselves see no setting."""
-
-CASES = [("fakeredis", seed) for seed in range(int(WANTED or 20))] + [("valkey", seed) for seed in range(4)]
+CASES = [("fakeredis", seed) for seed in range(int(HISTORIES_WANTED or 20))] + [("valkey", seed) for seed in range(4)]
 GIDS = ("#g", "群主")
 UIDS = "abcd"
 EPOCHS = ("nothing", "persist", "trim", "forget")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.gateways import Clock
+
 
 @pytest.fixture(params=["valkey", "cluster"])
 def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
@@ -13,6 +15,12 @@ def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
     yield found
     if request.param == "cluster":
         gc.collect()  # while the filter below holds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of gateways that are opened from now on."""
+    return Clock(monkeypatch)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -57,11 +57,6 @@ HEARTBEAT_S = 20
 """By the clock that jumps: however slow the machine is, an answer comes before the next heartbeat."""
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
-
-
 # Connections that die without a word.
 
 

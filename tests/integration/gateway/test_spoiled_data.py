@@ -21,6 +21,9 @@ from tests.helpers.talk import offset, push_receipts, say
 HEARTBEAT_S = 20
 
 
+pytestmark = pytest.mark.usefixtures("clock")
+
+
 @pytest.fixture
 def redis_url(valkey: str) -> str:
     """One server: what is asked here does not depend on the kind of server."""
@@ -30,12 +33,6 @@ def redis_url(valkey: str) -> str:
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return replace(settings, partitions=1)
-
-
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Autouse: a gateway keeps the clock that it finds when it opens."""
-    return Clock(monkeypatch)
 
 
 @pytest.fixture
