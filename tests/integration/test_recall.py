@@ -17,6 +17,7 @@ from imcore.sql.database import Database
 from imcore.workers.fetch import Work, fetch
 from imcore.workers.persist import Persist
 from tests.helpers.deadline import wait_until
+from tests.helpers.rows import contents
 from tests.helpers.workers import store
 
 GID = "team"
@@ -40,11 +41,6 @@ def worker(chat: Chat) -> Iterator[Persist]:
     worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
     yield worker
     worker.close()
-
-
-def contents(database: Database) -> list[str]:
-    with database.connection() as connection:
-        return list(connection.exec_driver_sql("SELECT content FROM group_msgs ORDER BY msgid").scalars())
 
 
 def acks(database: Database, msgid: str) -> dict[str, bool]:

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 import redis
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from imcore.admin import append_only, retention
 from imcore.chat import Chat
-from imcore.cli.app import app
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.model.values import Draft
@@ -25,6 +24,7 @@ from imcore.sql import sqlite_file
 from imcore.streams.keys import WITHDRAWN
 from imcore.workers import jobs
 from imcore.workers.persist import Persist
+from tests.helpers.cli import im
 from tests.helpers.deadline import wait_until
 from tests.helpers.servers import RunningCluster, RunningServer, start_valkey
 from tests.helpers.workers import drain, run_workers
@@ -213,7 +213,7 @@ class TestAppendOnlyFile:
         assert files_with("SECRET", file)
 
         where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
-        result = CliRunner().invoke(app, ["trim", "--json", "--keep-messages", "0", *where], catch_exceptions=False)
+        result = im("trim", "--json", "--keep-messages", "0", *where)
 
         assert (result.exit_code, result.stderr) == (0, "")
         assert json.loads(result.stdout)["rewritten"] == 1
@@ -222,7 +222,7 @@ class TestAppendOnlyFile:
     def test_a_trim_reports_the_texts_that_stay(self, chat: Chat, settings: Settings, file: Path) -> None:
         def trim(*words: str) -> Result:
             where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
-            return CliRunner().invoke(app, ["trim", *words, *where], catch_exceptions=False)
+            return im("trim", *words, *where)
 
         # Given none, then some that are younger than all that is dropped by default
         assert "recalled" not in trim().stderr
@@ -250,7 +250,7 @@ class TestAppendOnlyFile:
             other.commit()
 
         where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
-        result = CliRunner().invoke(app, ["trim", "--keep-messages", "0", *where], catch_exceptions=False)
+        result = im("trim", "--keep-messages", "0", *where)
 
         assert result.stderr.splitlines()[-1] == "1 recalled text stays in Redis until its message is stored"
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import redis
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from imcore.admin.acl import READER, WORKER
 from imcore.admin.server_settings import all_servers, chat_servers, jobs_servers, refuse_eviction, warning_of
 from imcore.chat import Chat
-from imcore.cli.app import app
 from imcore.errors import ConfigurationError
 from imcore.settings import Settings
 from imcore.streams.client import RedisClient
+from tests.helpers.cli import im as run_im
 from tests.helpers.processes import WorkerProcess
 from tests.helpers.servers import RunningCluster, RunningServer, require_server, start_valkey
 
@@ -69,7 +69,7 @@ def im(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> "Any":
         with monkeypatch.context() as patch:
             for name, value in environ.items():
                 patch.setenv(name, value)
-            return CliRunner().invoke(app, args, catch_exceptions=False)
+            return run_im(*args)
 
     return run
 

@@ -8,11 +8,9 @@ from dataclasses import replace
 
 import psycopg
 import pytest
-from click.testing import CliRunner
 
 from imcore.admin import dead_letters, retention
 from imcore.chat import Chat
-from imcore.cli.app import app
 from imcore.errors import DatabaseUnavailable
 from imcore.settings import Settings
 from imcore.sql import postgres_session, sqlite
@@ -22,6 +20,7 @@ from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from imcore.workers.runner import Patience
 from imcore.workers.signals import Signals
+from tests.helpers.cli import im
 from tests.helpers.deadline import wait_until
 from tests.helpers.postgres import PostgresServer, require_postgres, running_postgres
 from tests.helpers.workers import start_worker
@@ -45,7 +44,7 @@ def settings(settings: Settings) -> Settings:
 def backlog(settings: Settings) -> int:
     """The backlog of the worker `persist` in `im stats`."""
     where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
-    result = CliRunner().invoke(app, ["stats", "--json", *where], catch_exceptions=False)
+    result = im("stats", "--json", *where)
     assert (result.exit_code, result.stderr) == (0, "")
     [found] = [each for each in json.loads(result.stdout)["workers"] if each["worker"] == "persist"]
     return int(found["backlog"])

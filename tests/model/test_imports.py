@@ -3,7 +3,6 @@
 `IM_MODEL_EXAMPLES` is the number of examples, as in test_histories.py.
 """
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from imcore.sql.database import Database
 from imcore.streams.calls.call import Call
 from imcore.streams.client import Client, RedisClient, open_client
 from imcore.system import System
+from tests.helpers.import_events import lines
 from tests.helpers.workers import store
 from tests.model.compare import compare_group, compare_names, compare_offsets
 from tests.model.examples import HISTORIES_WANTED
@@ -170,10 +170,6 @@ def random_events(chance: random.Random, prefix: str = "", *, most: int = 30) ->
                 event |= {"type": "nonsense"}
         events.append(event)
     return events
-
-
-def lines(events: Sequence[Event]) -> list[bytes]:
-    return [json.dumps(event).encode() + b"\n" for event in events]
 
 
 def valid(events: Sequence[Event]) -> list[bool]:

@@ -6,13 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from imcore import msgid as msgids
 from imcore.admin import retention
 from imcore.chat import Chat
-from imcore.cli.app import app
-from imcore.cli.options import Invocation
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import InvalidInput, NotSender, UnknownGroup, UnknownMessage
@@ -22,6 +19,8 @@ from imcore.streams.wire import message_of_row
 from imcore.system import System
 from imcore.workers.fetch import Work, fetch
 from imcore.workers.persist import Persist
+from tests.helpers.cli import im, let_commands_use
+from tests.helpers.rows import contents
 from tests.helpers.workers import run_workers
 
 GID = "team"
@@ -239,11 +238,6 @@ def test_a_newcomer_sees_nothing_of_a_recalled_message(chat: Chat) -> None:
     assert unread(chat, "dan") == 0
 
 
-def contents(database: Database) -> list[str]:
-    with database.connection() as connection:
-        return list(connection.exec_driver_sql("SELECT content FROM group_msgs ORDER BY msgid").scalars())
-
-
 def test_recall_deletes_the_content_from_sql(chat: Chat) -> None:
     messages = [chat.send(GID, text, sender_uid="ann") for text in ("regrettable", "fine")]
     run_workers(chat)
@@ -350,17 +344,12 @@ class TestLocalDatabase:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def _invocation(self, chat: Chat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(
-            Invocation, "chat", lambda _: Chat(System(chat.system.client, chat.system.database, chat.system.settings))
-        )
+        let_commands_use(chat.system, monkeypatch)
         monkeypatch.setattr(Chat, "close", lambda _: None)
         monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
 
-    def im(self, *args: str) -> Result:
-        return CliRunner().invoke(app, args, catch_exceptions=False)
-
     def lines(self, *args: str) -> list[dict[str, object]]:
-        result = self.im("--json", *args)
+        result = im("--json", *args)
         assert (result.exit_code, result.stderr) == (0, "")
         return [json.loads(line) for line in result.stdout.splitlines()]
 
@@ -399,14 +388,14 @@ class TestCommand:
         assert [(line["content"], line["recalled"]) for line in self.lines("log", "ann")] == [("", True)]
 
     def test_im_recall_without_a_terminal_needs_yes(self, chat: Chat, message: Message) -> None:
-        result = self.im("recall", GID, message.msgid, "--by", "ann")
+        result = im("recall", GID, message.msgid, "--by", "ann")
 
         assert (result.exit_code, result.stdout) == (1, "")
         assert "--yes" in result.stderr
         assert chat.group(GID).messages == 1
 
     def test_im_recall_as_an_administrator(self, message: Message) -> None:
-        refused = self.im("recall", GID, message.msgid, "--by", "bob", "--yes")
+        refused = im("recall", GID, message.msgid, "--by", "bob", "--yes")
         assert refused.exit_code == 1
         assert refused.stderr == f"im: {message.msgid} of 'team' is not by 'bob'\n"
 
@@ -433,8 +422,8 @@ class TestCommand:
         said = ["(recalled)", f"(recalls {message.msgid})", "fine"]
 
         for command in (["pull", "bob"], ["status", GID]):
-            assert [row.split("\t")[-1] for row in self.im(*command).stdout.splitlines()[1:]] == said
-        assert [row.split("\t")[3] for row in self.im("log", "bob").stdout.splitlines()[1:]] == ["(recalled)", "fine"]
+            assert [row.split("\t")[-1] for row in im(*command).stdout.splitlines()[1:]] == said
+        assert [row.split("\t")[3] for row in im("log", "bob").stdout.splitlines()[1:]] == ["(recalled)", "fine"]
 
 
 def test_an_unknown_message_is_unknown_before_any_worker_has_run(chat: Chat, tmp_path: Path) -> None:
