@@ -29,7 +29,6 @@ def drain(worker: Worker) -> int:
 
 def run_workers(chat: Chat, kinds: Sequence[type[Worker]] = BOTH) -> None:
     """Let a new worker of each kind handle everything that is in the journals now."""
-    chat.system.database.upgrade()
     for kind in kinds:
         worker = kind(chat.system.client, chat.system.database, chat.system.settings)
         steps = 0
@@ -41,7 +40,8 @@ def run_workers(chat: Chat, kinds: Sequence[type[Worker]] = BOTH) -> None:
 
 
 def store(chat: Chat) -> None:
-    """Let `persist` store everything in SQL."""
+    """Let `persist` store everything in SQL, which need not have tables yet."""
+    chat.system.database.upgrade()
     run_workers(chat, [Persist])
 
 
