@@ -1,4 +1,4 @@
-"""The command group `im`: it imports a command when that command runs, and turns every error into one line."""
+"""The command group `im`: it imports only the command that runs, and makes one line of every error."""
 
 import importlib
 import keyword
@@ -16,14 +16,13 @@ from imcore.errors import ImError, InvalidInput
 
 
 class Im(CommandGroup):
-    """The group whose commands `imcore.cli.catalogue` lists."""
+    """The group of the commands in `imcore.cli.catalogue`."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        """Return the names of all commands."""
         return list(COMMANDS)
 
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command of that name; None if there is none."""
+        """Import and return the command of this name; None for an unknown one."""
         if cmd_name not in COMMANDS:
             return None
         module_name, _ = COMMANDS[cmd_name]
@@ -34,7 +33,7 @@ class Im(CommandGroup):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that the arguments name, or say which name is near."""
+        """Return the command that the arguments name. Raise UsageError with a similar name for an unknown one."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             import difflib  # noqa: PLC0415 (only a mistake needs it)
@@ -44,7 +43,7 @@ class Im(CommandGroup):
         return super().resolve_command(ctx, args)
 
     def get_help(self, _ctx: click.Context) -> str:
-        """Return the same text that is printed when click is not even imported."""
+        """Return the text that `im --help` prints without importing click."""
         return help_text().rstrip()
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **__: Any) -> NoReturn:
@@ -70,7 +69,7 @@ class Im(CommandGroup):
 
 
 def _own_arguments() -> list[str]:
-    """Return the arguments of this process as the UTF-8 they are, whatever the locale took them for."""
+    """Return the arguments of this process decoded as UTF-8, whatever the locale says."""
     arguments = []
     for number, argument in enumerate(sys.argv[1:], 1):
         try:

@@ -1,13 +1,13 @@
-"""What `im` has: its commands, each with the module it lives in, and the options they all take.
+"""The commands of `im`, each with its module, and the options of all commands.
 
-`im --help` is written from this alone, without importing click or anything else, which would take longer than the rest.
-A unit test holds it against the commands themselves.
+`im --help` is written from this alone: importing click would take longer than the rest. A unit test compares it with
+the commands themselves.
 """
 
 PURPOSE = "Instant messages with read receipts: send, pull, ack, and who has read what."
 EXAMPLE = "im demo"
 
-# The option, what its value is called (None: it takes no value), and its help.
+# The option, the name of its value (None: it takes no value), and its help.
 SHARED_OPTIONS = (
     ("--redis-url", "URL", "Redis or Valkey. [IM_REDIS_URL; default: the embedded server]"),
     ("--database-url", "URL", "SQL database. [IM_DATABASE_URL; default: SQLite in the data directory]"),
@@ -31,32 +31,31 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "ack": ("chat", "Confirm everything up to a message."),
         "unread": ("chat", "Count what a member has not read, per group."),
         "status": ("chat", "Show how many have read each message, or who has read one."),
-        "recall": ("recall", "Withdraw a message: what it said is gone for good."),
+        "recall": ("chat", "Withdraw a message: what it said is gone for good."),
         "receipts": ("live", "Show tallies that changed since their sender confirmed them."),
         "listen": ("live", "Run a live session until Ctrl-C."),
         "log": ("live", "Show a user's local database, as chat."),
         "import": ("import_", "Replay a file of chat events."),
     },
     "Operate": {
-        "stats": ("stats", "Show streams, backlogs, dead letters and who is online."),
-        "check": ("check", "Compare Redis with the SQL database."),
+        "stats": ("operate", "Show streams, backlogs, dead letters and who is online."),
+        "check": ("operate", "Compare Redis with the SQL database."),
         "dead": ("dead", "List, show, requeue and drop dead letters."),
-        "trim": ("trim", "Drop stream entries that are stored in SQL and old enough."),
-        "rebuild": ("rebuild", "Rebuild Redis from the SQL database."),
-        "acl": ("acl", "Print Redis ACL rules for gateways, workers and readers."),
-        "db": ("db", "Bring the SQL database and the functions in Redis up to date."),
+        "trim": ("operate", "Drop stream entries that are stored in SQL and old enough."),
+        "rebuild": ("operate", "Rebuild Redis from the SQL database."),
+        "acl": ("operate", "Print Redis ACL rules for gateways, workers and readers."),
+        "db": ("operate", "Bring the SQL database and the functions in Redis up to date."),
         "bench": ("bench", "Measure, each figure beside a yardstick from the same rounds."),
     },
 }
 
 ENDED_BY_SIGNALS = {"up", "worker", "listen"}
-"""What runs until SIGINT or SIGTERM ends it in order."""
+"""The commands that run until SIGINT or SIGTERM ends them in order."""
 
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
 def help_text() -> str:
-    """Return what `im --help` prints."""
     sections = {name: [(command, text) for command, (_, text) in table.items()] for name, table in SECTIONS.items()}
     options = [(f"{flag} {metavar or ''}".rstrip(), text) for flag, metavar, text in SHARED_OPTIONS]
     options += [("--version", "Print the version."), ("-h, --help", "Print this.")]
@@ -72,7 +71,7 @@ def help_text() -> str:
 
 
 def command_in(arguments: list[str]) -> str | None:
-    """Return which command these arguments of `im` are for: the first that is no option and no option's value."""
+    """Return the command in these arguments of `im`: the first that is no option and no option's value."""
     with_value = {flag for flag, metavar, _ in SHARED_OPTIONS if metavar}
     words = iter(arguments)
     for word in words:

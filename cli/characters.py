@@ -1,4 +1,4 @@
-"""Which characters act on a terminal, and which look like others. Only data; `imcore.cli.output` and `imcore.cli.names` use it.
+"""Which characters act on a terminal, and which look like others: only data, for `output` and `names`.
 
 The sets are written as a class of a regular expression has them.
 """

@@ -1,4 +1,4 @@
-"""The local database of the user that a command acts for."""
+"""The local database of the user for whom a command acts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,7 +9,7 @@ import click
 from imcore.cli import output
 from imcore.cli.options import Invocation
 from imcore.cli.peers import peers_at
-from imcore.cli.records import MESSAGE_COLUMNS, message_record
+from imcore.cli.records import MESSAGE_COLUMNS, record_of
 from imcore.errors import LocalDatabaseError
 
 if TYPE_CHECKING:
@@ -31,89 +31,89 @@ def local_database(run: Invocation, uid: str, *, exclusive: bool = False, read_o
 
 
 @contextmanager
-def client_of(run: Invocation, chat: "Chat", uid: str) -> Iterator["Device"]:
+def device_of(run: Invocation, chat: "Chat", uid: str) -> Iterator["Device"]:
     """Open a user's local database for a moment; a live session may hold it meanwhile.
 
-    Raise LocalDatabaseError, also where the server has other data than it was made with.
+    Raise LocalDatabaseError, also if it was made with the data of another server.
     """
     from imcore.device.device import Device  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
     with local_database(run, uid) as local:
-        client = Device(chat, uid, local)
-        client.check_dataset()
-        yield client
+        device = Device(chat, uid, local)
+        device.check_dataset()
+        yield device
 
 
 @contextmanager
-def client_if_any(run: Invocation, chat: "Chat", uid: str) -> Iterator["Device | None"]:
-    """Open a user's local database as `client_of` does, if there is one: nothing is made for who may be nobody."""
+def device_if_any(run: Invocation, chat: "Chat", uid: str) -> Iterator["Device | None"]:
+    """Open a user's local database as `device_of` does, if there is one: the name of a new user may be mistyped."""
     from imcore.device.local_database import path_of  # noqa: PLC0415
 
     if not path_of(run.settings().data_dir, uid).exists():
         yield None
         return
-    with client_of(run, chat, uid) as client:
-        yield client
+    with device_of(run, chat, uid) as device:
+        yield device
 
 
 def sync_outside(run: Invocation, chat: "Chat", uid: str) -> None:
-    """Do for a user who is in no group what a login does: their first message may wait, or the last tallies.
+    """Sync a user who is in no group: their first message may wait in the outbox, or the last tallies.
 
-    Raise why what waits has to go on waiting.
+    Raise the error that keeps the outbox waiting.
     """
-    with client_if_any(run, chat, uid) as client:
-        if client:
-            flushed = client.sync()
+    with device_if_any(run, chat, uid) as device:
+        if device:
+            flushed = device.sync()
             complain_of_refused(flushed)
             if flushed.stopped_by:
                 raise flushed.stopped_by
 
 
 def complain_of_refused(flushed: "Flushed", besides: "Outgoing | None" = None) -> None:
-    """Say which messages that waited in the outbox will never be sent."""
+    """Report the messages of the outbox that will never be sent."""
     for outgoing, reason in flushed.refused:
         if outgoing != besides:
             output.complain(f"a message that waited in the outbox was refused (see `im log`): {reason}")
 
 
 class Sender:
-    """What a user sends is kept in their local database, which is opened before anything is sent.
+    """Keeps a user's sent messages in their local database.
 
-    One that is not there is made by the first message that the server has taken: the user's name may be mistyped.
+    If there is no local database, the first message that the server has taken makes it: the name may be mistyped.
     """
 
-    def __init__(self, run: Invocation, chat: "Chat", uid: str, client: "Device | None") -> None:
-        self.client = client
+    def __init__(self, run: Invocation, chat: "Chat", uid: str, device: "Device | None") -> None:
+        self.device = device
         self._run = run
         self._chat = chat
         self._uid = uid
 
     def keep(self, message: "Message") -> None:
-        """Keep what was sent. Where that cannot be all the same, say that it is sent."""
+        """Keep a sent message. If that fails after all, report that the message is stored at the server."""
         try:
-            with nullcontext(self.client) if self.client else client_of(self._run, self._chat, self._uid) as client:
-                client.keep([message])
+            with nullcontext(self.device) if self.device else device_of(self._run, self._chat, self._uid) as device:
+                device.keep([message])
         except LocalDatabaseError as error:
             output.complain(f"{message.msgid} is stored, but {error}")
 
 
 @contextmanager
 def sender_of(run: Invocation, chat: "Chat", uid: str, content: str = "") -> Iterator[Sender]:
-    """Make sure that a message with this content can be kept. Raise LocalDatabaseError: then nothing is to be sent."""
+    """Make sure that a message with this content can be kept. Raise LocalDatabaseError before anything is sent."""
     from imcore.device.local_database import path_of, try_out  # noqa: PLC0415
 
     path = path_of(run.settings().data_dir, uid)
     chat.system.client.require_functions(writes=True)  # as a send does: what comes before it only reads
     is_known = path.exists() or bool(chat.groups_of(uid))
     try_out(path, uid, len(content.encode(errors="replace")))
-    with client_of(run, chat, uid) if is_known else nullcontext() as client:
-        yield Sender(run, chat, uid, client)
+    with device_of(run, chat, uid) if is_known else nullcontext() as device:
+        yield Sender(run, chat, uid, device)
 
 
 def show_stored(run: Invocation, chat: "Chat", uid: str, message: "Message") -> None:
-    """Show what a user has stored at the server. Where that cannot be, say that it is stored all the same."""
+    """Show a message that the server has stored. If that fails, say that it is stored all the same."""
     try:
-        run.show([peers_at(chat, uid).named(message_record(message))], MESSAGE_COLUMNS)
+        run.show([peers_at(chat, uid).with_peer(record_of(message))], MESSAGE_COLUMNS)
         output.flush()
     except output.OutputError as error:
         raise output.OutputError(f"{message.msgid} is stored, but {error}") from error

@@ -1,6 +1,6 @@
 """The entry point `im`.
 
-Nothing of ours is imported before `main` runs: a Ctrl-C meanwhile would be a traceback.
+It imports our other modules only in `main`: a Ctrl-C before would print a traceback.
 """
 
 import os
@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Run `im` with the arguments of this process, and exit. What is written to stderr decides nothing."""
+    """Run `im` with the arguments of this process, and exit."""
     try:
         _run()
     except KeyboardInterrupt:
@@ -39,8 +39,8 @@ def _run() -> None:
 
 
 def _hold_signals() -> None:
-    """Let signals wait until the command can end in order: it says when, and importing it takes a while."""
-    import signal  # noqa: PLC0415 (most commands need it not)
+    """Hold signals back until the command handles them: importing it takes a while."""
+    import signal  # noqa: PLC0415 (most commands do not need it)
 
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
@@ -61,7 +61,7 @@ def _printed_help() -> bool:
         while rest:
             rest = rest[os.write(sys.stdout.fileno(), rest) :]
     except OSError:
-        return False  # the usual way fails too, and says why
+        return False  # the usual way fails, too, and reports the error
     return True
 
 

@@ -1,21 +1,28 @@
-"""Names where people look: two that are different never look the same.
+"""Names as people read them: two different names never look the same.
 
-An ordinary name of any script stays as it is. What cannot be told apart is marked: a blank at an end and what could be
-taken for our own marks by quotes, letters that could as well be of another script by the name of theirs behind them, as
-`<Cyrillic>`, any other character that looks like another one by its number, as `<U+00A0>`. Letters of one script that
-only resemble each other, as l and I, stay.
+An ordinary name of any script stays as it is. Marks make the others unmistakable: quotes for a blank at an end or for
+a text that looks like a mark; the script, as `<Cyrillic>`, behind letters that could be of another one; and the
+number, as `<U+00A0>`, for any other character that looks like another. Letters of one script that only resemble each
+other, as l and I, stay.
 """
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import cache, lru_cache
 
 from imcore.cli import characters
 from imcore.model.direct import pair_of
 
 DIRECT = "dm:"
-"""What the name of the other stands behind, instead of the gid of a one-to-one chat."""
+"""The prefix of the peer's name, which replaces the gid of a one-to-one chat."""
+
+NAMES = {"gid", "uid", "sender_uid", "client_msgid", "online"}
+"""The keys of records whose texts are names."""
+
+SENTENCES = {"state", "what", "redis", "sql", "reason"}
+"""The keys of records whose texts may quote names."""
 
 _OWN_MARKS = {"-", "yes", "no"}
 _NUMBER = "<U+"
@@ -29,7 +36,7 @@ _MARK = re.compile(f"[{characters.MARKS}]")
 _KEPT = re.compile(f"[{characters.KEPT}]")
 _RARE = re.compile(f"[{characters.RARE}]")
 _SPELT_OTHERWISE = re.compile(characters.SPELT_OTHERWISE)
-# Parts of what is seen: of an emoji, a keycap, a flag; and a joiner that changes how the letters beside it look.
+# Characters that are visible only with others: parts of an emoji, a keycap, a flag; a joiner that changes letters.
 _SEEN = re.compile(
     f"(?<=[{characters.EMOJI}])(?:(?P<style>[\ufe0e\ufe0f])|\u200d(?=[{characters.EMOJI}]))"
     f"|(?<=[{characters.EMOJI}][\ufe0f])\u200d(?=[{characters.EMOJI}])"
@@ -50,7 +57,7 @@ _SCRIPTS = {
     "EXTENDED": "ARABIC",
 }
 _FIRST = ("LATIN", "CYRILLIC", "GREEK", "HAN")
-"""Of several scripts that all letters of a name may be of, the likelier one; after these by name."""
+"""The likelier script, if all letters of a name may be of several; after these by name."""
 
 _WITH_MARKS = {"LATIN", "CYRILLIC", "GREEK"}
 
@@ -63,51 +70,108 @@ def name(text: str) -> str:
 
 
 def direct(peer: str) -> str:
-    """Return what a user's one-to-one chat with a peer is called: `dm:bob`. No group and no gid looks so."""
+    """Return the name of a user's one-to-one chat with a peer: `dm:bob`. No group's name and no gid looks so."""
     is_gid = pair_of(f"{DIRECT}{peer}") is not None
     return DIRECT + (f'"{_inside(peer, chr(34))}"' if is_gid else name(peer))
 
 
 def in_sentence(text: str) -> str:
-    """Return a sentence with the names marked that stand in it between quotes, as `repr` writes them."""
+    """Return a sentence with its quoted names marked; the quotes are those of `repr`."""
     return _QUOTED_PATTERN.sub(_marked_quote, text)
 
 
 def in_one_line(text: str) -> str:
-    """Return a sentence on one line, with one blank between words, but as they are between quotes; names marked."""
+    """Return a sentence on one line with its quoted names marked. Blanks are single, except within quotes."""
     return _QUOTED_OR_BLANKS.sub(lambda match: _marked_quote(match) if match[1] else " ", text).strip()
+
+
+def readable(record: Mapping[str, object], write_time: Callable[[datetime], str]) -> Mapping[str, object]:
+    """Return a record as a table shows it: unmistakable names, written times, and why a text is missing."""
+    cells = {key: _cell(key, value, write_time) for key, value in record.items()}
+    if record.get("peer") is not None:
+        cells["gid"] = direct(str(record["peer"]))
+    if record.get("recalls"):
+        cells["content"] = f"(recalls {record['recalls']})"
+    elif record.get("recalled"):
+        cells["content"] = "(recalled)"
+    return cells
+
+
+def _cell(key: str, value: object, write_time: Callable[[datetime], str]) -> object:
+    if isinstance(value, datetime):
+        return write_time(value)
+    if key in NAMES and isinstance(value, str):
+        return name(value) or None  # a difference may be about no group
+    return in_sentence(value) if key in SENTENCES and isinstance(value, str) else value
 
 
 @lru_cache(maxsize=10_000)
 def marked(text: str) -> str:
-    """Return a text with what cannot be told from others marked: letters by their script, the rest by its number."""
-    if text.isascii():
-        return text
-    seen = {at for match in _SEEN.finditer(text) if _changes_look(match) for at in range(*match.span())}
-    otherwise = {match.start() for match in _SPELT_OTHERWISE.finditer(text)}
-    scripts = [_scripts_of(char) for char in text]
-    is_composed = unicodedata.is_normalized("NFC", text)
-    shown: list[str] = []
-    run = ""  # what stands before as it is
-    foreign = ""  # the script that is to be said of the letters before
-    for at, char in enumerate(text):
-        stays = is_composed or unicodedata.is_normalized("NFC", run + char)
-        stays = stays and at not in otherwise and bool(run if at in seen else _is_plain(char, run))
-        is_expected = _wins(char, scripts, at)
-        script = "" if is_expected or not stays else _one_script_of(char)
-        if foreign and script != foreign and not (stays and unicodedata.category(char)[0] == "M"):
-            shown.append(f"<{foreign}>")
-            foreign = ""
-        elif script and not foreign and _may_belong_to_it(run, scripts[:at]):
-            script = ""
-        if stays and (is_expected or script):
-            shown.append(char)
-            run += char
-            foreign = script or foreign
+    """Return a text with ambiguous characters marked: letters by their script, others by their number."""
+    return text if text.isascii() else _Marking(text).result()
+
+
+class _Marking:
+    """Marks one text, character by character."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._parts = {at for match in _SEEN.finditer(text) if _changes_look(match) for at in range(*match.span())}
+        self._spelt_otherwise = {match.start() for match in _SPELT_OTHERWISE.finditer(text)}
+        self._scripts = [_scripts_of(char) for char in text]
+        self._is_composed = unicodedata.is_normalized("NFC", text)
+        self._written: list[str] = []
+        self._run = ""
+        """The characters since the last number."""
+        self._foreign = ""
+        """The script whose name has to follow the last letters."""
+
+    def result(self) -> str:
+        for at, char in enumerate(self._text):
+            self._write(at, char)
+        self._end_foreign()
+        return "".join(self._written)
+
+    def _write(self, at: int, char: str) -> None:
+        is_plain = self._is_plain(at, char)
+        is_expected = _is_expected(char, self._scripts, at)
+        script = self._foreign_script(at, char) if is_plain and not is_expected else ""
+        if script != self._foreign and not (is_plain and _is_combining(char)):
+            self._end_foreign()
+        if is_plain and (is_expected or script):
+            self._written.append(char)
+            self._run += char
+            self._foreign = script or self._foreign
         else:
-            shown.append(f"{_NUMBER}{ord(char):04X}>")
-            run = ""
-    return "".join(shown) + (foreign and f"<{foreign}>")
+            self._written.append(f"{_NUMBER}{ord(char):04X}>")
+            self._run = ""
+
+    def _end_foreign(self) -> None:
+        if self._foreign:
+            self._written.append(f"<{self._foreign}>")
+            self._foreign = ""
+
+    def _is_plain(self, at: int, char: str) -> bool:
+        """Whether no other character or sequence of its script looks like this one here."""
+        if at in self._spelt_otherwise:
+            return False
+        if not (self._is_composed or unicodedata.is_normalized("NFC", self._run + char)):
+            return False
+        if at in self._parts:
+            return bool(self._run)
+        return _is_distinct(char) and (not _is_combining(char) or _belongs(char, self._run))
+
+    def _foreign_script(self, at: int, char: str) -> str:
+        """Return the script that a mark names for a letter; '' if the mark could mean the letter before it, too."""
+        script = _one_script_of(char)
+        return "" if script and not self._foreign and self._is_ambiguous_before(at) else script
+
+    def _is_ambiguous_before(self, at: int) -> bool:
+        """Whether the unmarked letter before could be of several scripts."""
+        marks = 0
+        while marks < len(self._run) and _is_combining(self._run[-1 - marks]):
+            marks += 1
+        return len(self._run) > marks and len(self._scripts[at - 1 - marks]) > 1
 
 
 def _needs_quotes(text: str) -> bool:
@@ -124,7 +188,7 @@ def _inside(text: str, quote: str) -> str:
 
 
 def _with_numbers_apart(text: str) -> str:
-    """Return a text marked, and what looks like a mark in it as what it is."""
+    """Return a text marked; what looks like a mark in the text itself gets a backslash."""
     return "\\<".join(map(marked, _LIKE_A_MARK.split(text)))
 
 
@@ -133,18 +197,17 @@ def _marked_quote(match: re.Match[str]) -> str:
 
 
 def _changes_look(match: re.Match[str]) -> bool:
-    """Whether a choice of style is seen: not that of a picture for what is one, nor of text for what is not."""
+    """Whether a choice of style is visible: a picture's for a text sign, or a text's for a picture."""
     before = match.string[match.start() - 1]
     return match["style"] is None or (unicodedata.east_asian_width(before) == "W") == (match["style"] == "\ufe0e")
 
 
-def _is_plain(char: str, run: str) -> bool:
-    """Whether no other character of its script, nor a sequence, looks like this one, after what stands before."""
-    return _stands_out(char) and (unicodedata.category(char)[0] != "M" or _belongs(char, run))
+def _is_combining(char: str) -> bool:
+    return unicodedata.category(char)[0] == "M"
 
 
 @cache
-def _stands_out(char: str) -> bool:
+def _is_distinct(char: str) -> bool:
     if char.isascii():
         return True
     is_compatible = unicodedata.normalize("NFKC", char) != char and not _KEPT.match(char)
@@ -157,8 +220,8 @@ def _stands_out(char: str) -> bool:
 
 
 def _belongs(mark: str, run: str) -> bool:
-    """Whether a combining character is one of the letter that it stands on, and changes how that looks."""
-    base = next((char for char in reversed(run) if unicodedata.category(char)[0] != "M"), "")
+    """Whether a combining character fits the letter before it, and changes how that looks."""
+    base = next((char for char in reversed(run) if not _is_combining(char)), "")
     if not base or mark == run[-1]:
         return False
     if _script_of(mark) == "COMBINING":
@@ -173,10 +236,10 @@ def _is_ordinary_letter(char: str) -> bool:
     return base.isascii() or base in characters.LATIN if script == "LATIN" else script not in {"MODIFIER", "ROMAN", ""}
 
 
-def _wins(char: str, scripts: Sequence[frozenset[str]], at: int) -> bool:
-    """Whether a character is of the script that its place in the name lets one expect.
+def _is_expected(char: str, scripts: Sequence[frozenset[str]], at: int) -> bool:
+    """Whether a character is of the script that the rest of the name suggests.
 
-    That follows from how the name looks alone: so of two names that look the same one at most has it unmarked.
+    The suggestion depends only on the look of a name. So at most one of two names that look the same has it unmarked.
     """
     expected = scripts[at]
     if len(expected) < 2 or (char.isascii() and not char.isalpha()):
@@ -189,17 +252,11 @@ def _wins(char: str, scripts: Sequence[frozenset[str]], at: int) -> bool:
 
 
 def _one_script_of(char: str) -> str:
-    """Return a character's script as a mark says it, if it is the ordinary one of those in it that look so."""
+    """Return a character's script as a mark names it, if the character is the script's ordinary one with this look."""
     base = _base_of(char)
     script = _script_of(base)
     first = next((each for each in _members().get(base, "") if _script_of(each) == script), "")
     return script.title() if base == first else ""
-
-
-def _may_belong_to_it(run: str, before: Sequence[frozenset[str]]) -> bool:
-    """Whether a letter that stands unmarked right before could be taken for one of which the mark tells, too."""
-    marks = len(run) - len(run.rstrip("".join(char for char in run if unicodedata.category(char)[0] == "M")))
-    return len(run) > marks and len(before[-1 - marks]) > 1
 
 
 def _order(script: str) -> tuple[int, str]:
@@ -208,7 +265,7 @@ def _order(script: str) -> tuple[int, str]:
 
 @cache
 def _scripts_of(char: str) -> frozenset[str]:
-    """Return the scripts in which a character could be, by its look; none for what belongs to no script."""
+    """Return the scripts of which a character could be, by its look; no script for a sign."""
     base = _base_of(char)
     kind = unicodedata.category(base)
     of_its_own = frozenset({_script_of(base)} if kind[0] == "L" or (kind == "Nd" and not base.isascii()) else ())
@@ -217,7 +274,6 @@ def _scripts_of(char: str) -> frozenset[str]:
 
 @cache
 def _base_of(char: str) -> str:
-    """Return the letter of a letter with marks."""
     return unicodedata.normalize("NFD", char)[0]
 
 
@@ -228,13 +284,13 @@ def _classes() -> dict[str, frozenset[str]]:
 
 @cache
 def _members() -> dict[str, str]:
-    """Return for each lookalike the class that it is of."""
+    """Return for each lookalike its class."""
     return {each: members for members in characters.LOOKALIKES.split() for each in members}
 
 
 @cache
 def _script_of(char: str) -> str:
-    """Return the script of a character by its name; of what is in ASCII, Latin."""
+    """Return the script of a character by its name; Latin for all ASCII."""
     if char.isascii():
         return "LATIN"
     word = unicodedata.name(char, "").partition(" ")[0]

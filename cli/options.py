@@ -1,4 +1,4 @@
-"""What all commands share: the options, taken before or after the command's name, and the way to the library."""
+"""What all commands share: the options, given before or after the command's name, and the way to the library."""
 
 import math
 import signal
@@ -14,7 +14,7 @@ import click
 from imcore.cli import output, times
 from imcore.cli.catalogue import SHARED_OPTIONS
 from imcore.cli.help import HelpFormatter
-from imcore.cli.readable import readable
+from imcore.cli.names import readable
 from imcore.errors import InvalidInput, RefusedError
 from imcore.settings import Settings
 
@@ -26,22 +26,21 @@ P = ParamSpec("P")
 
 @dataclass(slots=True)
 class Invocation:
-    """One call of `im`: what the shared options said, wherever they stood; of two, the later counts."""
+    """One call of `im`, with the values of the shared options; the last of several counts."""
 
     overrides: dict[str, str] = field(default_factory=dict)
     json: bool = False
     local_time: bool = False
 
     def settings(self) -> Settings:
-        """Return the settings of the environment and the options. Raise ConfigurationError if one makes no sense."""
+        """Return the settings of the environment and the options. Raise ConfigurationError for one that is invalid."""
         return Settings.from_env(None, **self.overrides)
 
     def chat(self) -> "Chat":
-        """Return a Chat on these settings, to be used in a `with`."""
-        from imcore.chat import Chat  # noqa: PLC0415
-        from imcore.cli.complaints import complain_of_warnings  # noqa: PLC0415 (the help of a command need not wait for these)
+        """Return a Chat with these settings, to be used in a `with`; the library's warnings go to stderr."""
+        from imcore.chat import Chat  # noqa: PLC0415 (the help of a command need not wait for it)
 
-        complain_of_warnings()
+        _show_warnings()
         settings = self.settings()
         return Chat.connect(settings.redis_url, settings.database_url, settings=settings)
 
@@ -50,29 +49,28 @@ class Invocation:
         output.show(records if self.json else map(self.readable, records), columns, as_json=self.json)
 
     def readable(self, record: output.Record) -> output.Record:
-        """Return an object as people read it: names that cannot be mistaken, and times as the options say."""
+        """Return an object as people read it, with times as the options say."""
         return readable(record, partial(times.shown, local=self.local_time, short=output.is_terminal(sys.stdout)))
 
 
 def standard_input() -> BufferedIOBase:
-    """Return stdin, as bytes. Raise InvalidInput where there is none."""
+    """Return stdin, as bytes. Raise InvalidInput if it is closed."""
     if sys.stdin is None:
         raise InvalidInput("stdin is closed: there is nothing to read")
     return cast("BufferedIOBase", sys.stdin.buffer)
 
 
 class NumberRange(click.FloatRange):
-    """A range of numbers. click's own takes NaN for a part of any range."""
+    """A range of numbers. click's own accepts NaN in any range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number. Fail for what is none, or outside the range."""
         number: float = super().convert(value, param, ctx)
         if math.isnan(number):
             self.fail(f"{value!r} is not a number", param, ctx)
         return number
 
 
-class Documented(click.Command):
+class Command(click.Command):
     """A command with the shared options, and with an example at the end of its help."""
 
     def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
@@ -81,34 +79,30 @@ class Documented(click.Command):
         self.params += shared_options()
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        """Return the option that prints the help, by our own means: click's know nothing of a full disk."""
+        """Return the option that prints the help in our own way: click's ignores a full disk."""
         option = super().get_help_option(ctx)
         if option:
             option.callback = _print_help
         return option
 
     def get_help(self, ctx: click.Context) -> str:
-        """Return the help, as wide as the terminal is where a person looks at it."""
+        """Return the help, on a terminal in its width."""
         formatter = HelpFormatter(output.width(sys.stdout) if output.is_terminal(sys.stdout) else None)
         self.format_help(ctx, formatter)
         return formatter.getvalue().rstrip("\n")
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the example; its lines are broken so that they can be copied all the same."""
+        """Write the example, with lines that can be copied also where they are broken."""
         with formatter.section("Example"):
             for line in self.example.splitlines():
                 cast(HelpFormatter, formatter).write_example(line)
 
 
-class Command(Documented):
-    """One command."""
-
-
-class CommandGroup(Documented, click.Group):
+class CommandGroup(Command, click.Group):
     """A group of commands."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what each command does, whole: click would cut it."""
+        """Write the whole short help of each command: click cuts it."""
         commands = [self.get_command(ctx, name) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl([(str(each.name), each.get_short_help_str(limit=1000)) for each in commands if each])
@@ -117,10 +111,10 @@ class CommandGroup(Documented, click.Group):
 def command(
     name: str, *, example: str, of: click.Group | None = None
 ) -> Callable[[Callable[Concatenate[Invocation, P], None]], Command]:
-    """Make the function a command of `im`, or of the group `of`; its first argument is the Invocation."""
+    """Make a function a command of `im`, or of the group `of`; its first argument is the Invocation."""
 
     def decorate(function: Callable[Concatenate[Invocation, P], None]) -> Command:
-        # click keeps the options that stand below the decorator on the function it is given.
+        # click keeps the options below the decorator on the function.
         passing = click.make_pass_decorator(Invocation, ensure=True)(function)
         made = click.command(name, cls=Command, example=example)(passing)
         if of is not None:
@@ -131,7 +125,7 @@ def command(
 
 
 def shared_options() -> list[click.Parameter]:
-    """Return the options that every command takes. They speak to the Invocation, not to the command."""
+    """Return the options of every command. Their values go to the Invocation, not to the command."""
     return [
         click.Option(
             [flag],
@@ -147,9 +141,9 @@ def shared_options() -> list[click.Parameter]:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something is destroyed. Raise RefusedError without a terminal, click.Abort if the answer is no.
+    """Ask before data is destroyed. Raise RefusedError without a terminal, click.Abort if the answer is no.
 
-    The question goes to stderr: where that is no terminal, nobody would see what they agree to.
+    The question goes to stderr, which must be a terminal, too, or nobody sees it.
     """
     if yes:
         return
@@ -159,13 +153,23 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def print_and_exit(ctx: click.Context, *lines: str) -> NoReturn:
-    """Print help or the like, and run no command: a signal that `imcore.cli.main` holds back ends the wait for a reader."""
+    """Print help or the like, and run no command; the signals that `imcore.cli.main` holds back end it."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     output.say(*lines)
     ctx.exit()
 
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def _show_warnings() -> None:
+    import logging  # noqa: PLC0415 (as for Chat)
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            output.complain(record.getMessage())
+
+    logging.basicConfig(level=logging.WARNING, handlers=[Lines()])
 
 
 def _print_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

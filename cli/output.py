@@ -1,7 +1,7 @@
-"""What reaches the terminal or the pipe, and how: nothing that people typed can colour, clear or move a terminal.
+"""Writes to the terminal or the pipe: no text that people typed can colour, clear or move a terminal.
 
 Records (`show`, `say`) are the answer of a command: a failed write raises OutputError. All other text (`remark`,
-`complain`, `report`) is best-effort: it may get lost, and decides nothing (see `imcore.util.best_effort`).
+`complain`, `report`) is best-effort: it may get lost, which changes nothing (see `imcore.util.best_effort`).
 """
 
 import json
@@ -27,23 +27,23 @@ from imcore.errors import ImError
 from imcore.util import best_effort
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
-"""Exit codes; wrong usage is 2, which click knows itself."""
+"""Exit codes; click itself uses 2 for wrong usage."""
 
 ROWS_OF_TABLE = 1000
 
 _MOMENTARY: list[Callable[[], None]] = []
-"""What hides whatever is shown on the terminal for a moment only."""
+"""Functions that hide what the terminal shows only for a moment."""
 
 _SPEAKER = "im: "
 
 _LAST_WAIT_S = 1.0
-"""How long a command that was told to end waits for the reader of its last records."""
+"""How long a stopped command waits for the reader of its last records."""
 
 Record = Mapping[str, object]
-"""One line of `--json`, which is also one row of a table."""
+"""A line of `--json`, which is also a row of a table."""
 
-# Where a character that acts belongs to what is seen: inside an emoji, in a keycap, in a flag, and between letters of
-# the scripts (Arabic to Sinhala) whose spelling needs joiners.
+# Acting characters that are visible: inside an emoji, in a keycap, in a flag, and between letters of the scripts
+# (Arabic to Sinhala) whose spelling needs joiners.
 _SEEN = (
     f"(?<=[{EMOJI}0-9#*])[\ufe0e\ufe0f]"
     f"|(?:(?<=[{EMOJI}])|(?<=[{EMOJI}]\ufe0f))\u200d(?=[{EMOJI}])"
@@ -54,14 +54,14 @@ _ACTING_PATTERN = re.compile(f"(?P<seen>{_SEEN})|[{ACTING}]")
 
 
 class OutputError(ImError):
-    """The output could not be written: what read it has gone, does not read, or there is no room."""
+    """The output could not be written: its reader has gone or does not read, or the disk is full."""
 
 
 def safe(text: str) -> str:
-    """Return `text` on one line and with nothing in it that acts on a terminal or hides.
+    """Return `text` on one line, without characters that act on a terminal or hide.
 
-    A control character becomes its picture (a line break is `␊`), any other that acts becomes `<U+202E>`; whatever
-    is seen as it is, emoji and all scripts, stays. Applied twice it changes nothing more.
+    A control character becomes its picture (a line break is `␊`), another acting character its number, as `<U+202E>`.
+    Visible characters stay, emoji and all scripts. A second call changes nothing more.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -69,15 +69,14 @@ def safe(text: str) -> str:
 
 
 def to_json(record: Record) -> str:
-    """Return the record as one line of JSON, readable as it is; what would act on a terminal is written `\\uXXXX`."""
+    """Return the record as one line of readable JSON; characters that act on a terminal are written `\\uXXXX`."""
     return _ACTING_PATTERN.sub(_json_escape, json.dumps(record, ensure_ascii=False, default=_json_time))
 
 
 def show(records: Iterable[Record], columns: Sequence[str], *, as_json: bool) -> None:
     """Write the records: JSON Lines of all their keys, or these columns as a table (tab-separated for a pipe).
 
-    They are handed to the reader: what a command says afterwards, it says of records that are written. Raise
-    OutputError if that fails.
+    They are written when this returns. Raise OutputError if that fails.
     """
     if as_json:
         _write_lines(to_json(record) for record in records)
@@ -89,22 +88,22 @@ def show(records: Iterable[Record], columns: Sequence[str], *, as_json: bool) ->
 
 
 def say(*lines: str) -> None:
-    """Write the lines to stdout, as records are: raise OutputError if that fails."""
+    """Write the lines to stdout as a part of the answer. Raise OutputError if that fails."""
     _write_lines(safe(line) for line in lines)
 
 
 def report(*lines: str) -> None:
-    """Write the lines to stdout, best-effort: the log of what runs in the foreground."""
+    """Write the lines to stdout, best-effort: the log of a command that runs in the foreground."""
     _write_best_effort(best_effort.over(sys.stdout), *map(safe, lines))
 
 
 def remark(*lines: str) -> None:
-    """Write the lines to stderr, best-effort: what a person may want to know while a program reads stdout."""
+    """Write the lines to stderr, best-effort: notes for a person, while a program may read stdout."""
     _write_best_effort(sys.stderr, *map(safe, fitted(sys.stderr, *map(in_sentence, lines))))
 
 
 def complain(text: str) -> None:
-    """Write one line to stderr, best-effort, as every error and warning is: `im: ...`, without passwords.
+    """Write an error or warning to stderr, best-effort, without passwords: one line, `im: ...`.
 
     On a terminal it is broken between words, as all text is.
     """
@@ -112,13 +111,13 @@ def complain(text: str) -> None:
 
 
 def error_line(text: str) -> str:
-    """Return the line for stderr that says this."""
+    """Return an error or warning as a line for stderr."""
     return f"{_SPEAKER}{safe(in_one_line(redact(text)))}"
 
 
 @contextmanager
 def making_way(hide: Callable[[], None]) -> Iterator[None]:
-    """In the `with`, call `hide` before anything is written: what a terminal shows for a moment only makes way."""
+    """In the `with`, call `hide` before each write: what a terminal shows only for a moment makes way."""
     _MOMENTARY.append(hide)
     try:
         yield
@@ -146,14 +145,14 @@ def flush() -> None:
 
 
 def drop() -> None:
-    """Write nothing any more: what is left in the buffer would fail, or wait, once more when the interpreter ends."""
+    """Discard all further output: else the rest of the buffer fails, or waits, again when the interpreter ends."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def in_a_moment() -> Iterator[None]:
-    """In the `with`, wait for a reader for a moment only: then raise OutputError. For what was told to end."""
+    """In the `with`, wait only a moment for a reader, then raise OutputError: the command was asked to stop."""
     before = signal.signal(signal.SIGALRM, _give_up_reader)
     signal.setitimer(signal.ITIMER_REAL, _LAST_WAIT_S)
     try:
@@ -164,7 +163,7 @@ def in_a_moment() -> Iterator[None]:
 
 
 def end_records() -> None:
-    """Hand over what is written, if somebody reads it within a moment; else drop it. The command was told to end."""
+    """Flush the output if it is read within a moment; else drop it. The command was asked to stop."""
     try:
         with in_a_moment():
             flush()
@@ -173,31 +172,31 @@ def end_records() -> None:
 
 
 def exit_with(action: Callable[[], int]) -> NoReturn:
-    """Exit with the code that `action` returns, once all is written; with 1 and one line if it raises an ImError."""
+    """Exit with the code that `action` returns, once all is written; with 1 and a line if it raises an ImError."""
     use_utf8()
     code = _one_line_errors(action)
     sys.exit(_one_line_errors(lambda: _flushed(code)))
 
 
 def interrupted() -> int:
-    """Say that somebody has broken the command off; return the exit code."""
+    """Report an interrupt; return the exit code."""
     end_records()
     complain("interrupted")
     return INTERRUPTED
 
 
 def width(stream: TextIO) -> int:
-    """Return how many columns the terminal has where a person looks at the stream."""
+    """Return the columns of a stream's terminal."""
     try:
         return width_of(stream.fileno())
-    except (OSError, ValueError):  # no file of the system's
+    except (OSError, ValueError):  # a stream without a descriptor
         return width_of(-1)
 
 
 def fitted(stream: TextIO | None, *lines: str, hang: int | None = None) -> list[str]:
-    """Return the lines as people read them there: on a terminal they are broken between words.
+    """Return the lines, broken between words if the stream is a terminal.
 
-    What goes on below is indented by `hang`, or as the line itself suggests.
+    The rest of a broken line is indented by `hang`, or as the line itself suggests.
     """
     if stream is None or not is_terminal(stream):
         return list(lines)
@@ -206,12 +205,11 @@ def fitted(stream: TextIO | None, *lines: str, hang: int | None = None) -> list[
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person is looking at the stream."""
     return stream is not None and stream.isatty()
 
 
 def is_dumb() -> bool:
-    """Whether the terminal, by what it calls itself, does no more than write one line below the other."""
+    """Whether the terminal, by its name, can only write one line below the other."""
     return os.environ.get("TERM", "").lower() in {"dumb", "unknown", ""}
 
 
@@ -257,21 +255,18 @@ def _json_escape(match: re.Match[str]) -> str:
 
 def _plain(records: Iterable[Record], columns: Sequence[str]) -> Iterator[str]:
     rows = ("\t".join(str(_cell(record[column])) for column in columns) for record in records)
-    first = list(islice(rows, 1))  # if there is an error instead, nothing is written
+    first = list(islice(rows, 1))  # after an error here nothing is written
     yield "\t".join(columns)
     yield from first
     yield from rows
 
 
 def _write_tables(records: Iterable[Record], columns: Sequence[str]) -> None:
-    """Write one table, or, where there are very many records, one after the other: not all are in memory."""
+    """Write one table, or, for very many records, one after the other: they need not fit in memory."""
     rest = iter(records)
-    some = list(islice(rest, ROWS_OF_TABLE))
-    while True:
-        _write_table(some, columns)
-        some = list(islice(rest, ROWS_OF_TABLE))
-        if not some:
-            return
+    _write_table(islice(rest, ROWS_OF_TABLE), columns)
+    while page := list(islice(rest, ROWS_OF_TABLE)):
+        _write_table(page, columns)
 
 
 def _write_table(records: Iterable[Record], columns: Sequence[str]) -> None:

@@ -1,13 +1,14 @@
-"""Keeps passwords out of sight: out of what is written, and off the command line of a running `im`.
+"""Keeps passwords out of all output, and off the command line of a running `im`.
 
-Everybody on the machine can read a command line. A password gets there by an option, for a moment; then the program
-starts anew, with the option's value in its environment. Which options of a URL are secret, their own tables say.
+Everybody on the machine can read a command line. An option puts a password there for a moment; then the program starts
+again, with the option's value in its environment. The tables of URL options say which of them are secret.
 """
 
 import os
 import re
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from urllib.parse import unquote_plus
 
 from imcore.sql.postgres_options import OPTIONS as POSTGRES_OPTIONS
@@ -25,12 +26,12 @@ _HIDDEN = "***"
 
 
 def redact(text: str) -> str:
-    """Return `text` with the password of each URL in it as `***`, and so each of its options that are secret."""
+    """Return `text` with `***` for the password of each URL in it, and for each secret option."""
     return _without_secret_options(_BEHIND_USER.sub(_without_password, text))
 
 
 def hide(arguments: Sequence[str]) -> None:
-    """Start anew if a URL among the arguments has a password in it; else do nothing."""
+    """Start the program again if a URL among the arguments has a password in it."""
     rest, moved = without_passwords(arguments)
     if moved:
         command = [sys.executable, "-P", "-m", "imcore.cli.main", *rest]
@@ -38,29 +39,30 @@ def hide(arguments: Sequence[str]) -> None:
 
 
 def without_passwords(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the arguments without the options that hold a password, and the environment that says the same."""
+    """Return the arguments without the options that hold a password, and the environment that replaces these."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    given = _given(arguments[:end])
-    secret = {name for name, value, _ in given if _has_password(value)}
-    taken = {at for name, _, places in given if name in secret for at in places}
+    options = _url_options(arguments[:end])
+    secret = {name for name, value, _ in options if _has_password(value)}
+    moved = [option for option in options if option[0] in secret]
+    taken = set(chain.from_iterable(places for _, _, places in moved))
     rest = [argument for at, argument in enumerate(arguments) if at not in taken]
-    return rest, {_VARIABLES[name]: value for name, value, _ in given if name in secret}  # the last one counts
+    return rest, {_VARIABLES[name]: value for name, value, _ in moved}  # the last one counts
 
 
-def _given(arguments: Sequence[str]) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Return these options as they come: name, value, and at which places in the arguments they stand."""
-    found: list[tuple[str, str, tuple[int, ...]]] = []
+def _url_options(arguments: Sequence[str]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Return the options that take a URL, in order: name, value, and their places in the arguments."""
+    options: list[tuple[str, str, tuple[int, ...]]] = []
     for at, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name in _VARIABLES and equals:
-            found.append((name, value, (at,)))
+            options.append((name, value, (at,)))
         elif name in _VARIABLES and at + 1 < len(arguments):
-            found.append((name, arguments[at + 1], (at, at + 1)))
-    return found
+            options.append((name, arguments[at + 1], (at, at + 1)))
+    return options
 
 
 def _has_password(url: str) -> bool:
-    """Return whether a URL may have a password in it. A blank may be a part of one, and an @ too."""
+    """Return whether a URL may have a password in it, which may contain blanks and @."""
     user_and_password = (url.partition("://")[2] or url).rpartition("@")[0]
     return ":" in user_and_password or any(_is_secret(option[1]) for option in _OPTION.finditer(url))
 
@@ -68,7 +70,7 @@ def _has_password(url: str) -> bool:
 def _without_password(match: re.Match[str]) -> str:
     user, password, rest = match.groups()
     if any(_is_secret(option[1]) for option in _OPTION.finditer(password)):
-        return f"{user}:{_HIDDEN}"  # the @ may be that of the option: what follows it is secret too
+        return f"{user}:{_HIDDEN}"  # the @ may be a part of the option: the rest is secret, too
     return f"{user}:{_HIDDEN}@{rest}"
 
 
@@ -82,6 +84,6 @@ def _without_secret_options(text: str) -> str:
 
 
 def _is_secret(name: str) -> bool:
-    """Return whether an option is secret, in whatever form its name is written. One that is misspelled may be."""
+    """Return whether an option is secret, in any spelling of its name. An unknown one may be."""
     known = re.split("[?&;]", unquote_plus(name))[-1].strip().lower()
     return _IS_SECRET.get(known, "pass" in known)

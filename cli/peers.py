@@ -1,4 +1,4 @@
-"""Whom a user knows their one-to-one chats by: the other, instead of a gid that only programs can read."""
+"""One-to-one chats by the name of the other user, the peer, instead of a gid that only programs can read."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -13,41 +13,39 @@ if TYPE_CHECKING:
 
 
 class Peers:
-    """The one-to-one chats of one user."""
+    """The peers of one user's one-to-one chats."""
 
-    def __init__(self, uid: str, known: Callable[[str], Iterable[str]]) -> None:
-        """Take a function that returns who may be in the chat of a gid, for a gid that does not say it."""
+    def __init__(self, uid: str, members: Callable[[str], Iterable[str]]) -> None:
+        """Take a function that returns the members of a chat, for a gid that does not name them."""
         self._uid = uid
-        self._known = known
-        self._found: dict[str, str | None] = {}
+        self._members = members
+        self._peers: dict[str, str | None] = {}
 
-    def named(self, record: Record) -> Record:
-        """Return the object of something in a group; if that is one-to-one, with the other as `peer`."""
-        peer = self._of(str(record["gid"]))
+    def with_peer(self, record: Record) -> Record:
+        """Return an object about a group; if the group is a one-to-one chat, with the other user as `peer`."""
+        peer = self._peer(str(record["gid"]))
         return record if peer is None else {**record, "peer": peer}
 
-    def _of(self, gid: str) -> str | None:
-        if not is_direct(gid):
-            return None
-        if self._found.get(gid) is None:  # who is not known now may be later
-            self._found[gid] = peer_of(gid, self._uid, self._known(gid))
-        return self._found[gid]
+    def _peer(self, gid: str) -> str | None:
+        if is_direct(gid) and self._peers.get(gid) is None:  # an unknown peer may be known later
+            self._peers[gid] = peer_of(gid, self._uid, self._members(gid))
+        return self._peers.get(gid)
 
 
-def chat_called(gid: str, uid: str) -> str:
-    """Return the gid of what a user may call as tables show it: `dm:bob` for the chat with bob. Raise InvalidInput."""
-    peer = peer_called(gid)
-    return gid if peer is None else gid_of(peer, uid)
+def to_gid(text: str, uid: str) -> str:
+    """Return the gid that a user means by a gid or by `dm:bob`, the chat with bob. Raise InvalidInput."""
+    peer = peer_in(text)
+    return text if peer is None else gid_of(peer, uid)
 
 
-def peer_called(gid: str) -> str | None:
-    """Return with whom the chat is that a user calls `dm:bob`, as tables show it; None for what is a gid."""
-    is_called = gid.startswith(DIRECT) and pair_of(gid) is None
-    return gid.removeprefix(DIRECT) if is_called else None
+def peer_in(text: str) -> str | None:
+    """Return the peer in a chat's name as tables show it, `dm:bob`; None for a gid."""
+    is_direct_name = text.startswith(DIRECT) and pair_of(text) is None
+    return text.removeprefix(DIRECT) if is_direct_name else None
 
 
 def peers_at(chat: "Chat", uid: str) -> Peers:
-    """Return what the server knows: who the members are. While it is away a gid stays as it is."""
+    """Return a user's peers as the server knows them. While it is away a gid stays as it is."""
 
     def members(gid: str) -> Iterator[str]:
         try:

@@ -1,7 +1,7 @@
-"""How far something that takes long has come: a bar on stderr where a person looks at it, elsewhere nothing.
+"""Progress of a long command: a bar on stderr if that is a terminal.
 
-As all that goes to stderr, a bar is best-effort: a terminal that was stopped (Ctrl-S) holds nothing up, and a bar that
-cannot be drawn is left out. No bar can stop a command, or change its exit code.
+Like all text on stderr, a bar is best-effort: a stopped terminal (Ctrl-S) delays nothing, and an error ends the bar. No
+bar can stop a command, or change its exit code.
 """
 
 import math
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _AGAIN_S = 0.1
 _HEIGHT = 24
-"""Any will do: a bar takes one line."""
+"""Any height: a bar takes one line."""
 
 
 class Progress(NamedTuple):
-    """What to call: `to` with how much is done and of how much (None: nobody knows), `complain` with a line."""
+    """Call `to` with the work done and the total (None: unknown), `complain` with a line for stderr."""
 
     to: Callable[[int, int | None], None]
     complain: Callable[[str], None]
@@ -30,29 +30,29 @@ class Progress(NamedTuple):
 
 @contextmanager
 def progress(unit: str) -> Iterator[Progress]:
-    """Show progress in so many of a unit; `bytes` get their own prefixes (kB, MB).
+    """Show progress in a unit; `bytes` get their own prefixes (kB, MB).
 
-    The bar comes with the first report, makes way for whatever is written meanwhile, and is gone at the end.
+    The bar appears with the first report, makes way for other text, and disappears at the end.
     """
-    with _shown(_Bar(lambda of: _columns(unit, of), again_s=_AGAIN_S)) as show:
-        yield Progress(lambda done, of: show("", done, of), output.complain)
+    with _shown(_Bar(unit, again_s=_AGAIN_S)) as show:
+        yield Progress(lambda done, total: show("", done, total), output.complain)
 
 
 @contextmanager
 def working() -> Iterator[Callable[[str], None]]:
-    """Show what is done just now, as it is told, and for how long. As for `progress`, it is gone at the end."""
-    with _shown(_Bar(lambda _: _columns_of_work(), again_s=0)) as show:
+    """Show the current activity and the time since the beginning; it disappears at the end."""
+    with _shown(_Bar("", again_s=0)) as show:
         yield lambda what: show(what, 0, None)
 
 
 Show = Callable[[str, int, int | None], None]
-"""Gets a text, how much is done, and of how much."""
+"""Takes a text, the work done, and the total."""
 
 
 @contextmanager
 def _shown(bar: "_Bar") -> Iterator[Show]:
     if not output.is_terminal(sys.stderr) or output.is_dumb():
-        yield lambda _what, _done, _of: None
+        yield lambda _what, _done, _total: None
         return
     with output.making_way(bar.hide):
         try:
@@ -62,26 +62,26 @@ def _shown(bar: "_Bar") -> Iterator[Show]:
 
 
 class _Bar:
-    """A bar that is there or is not, and is drawn every `again_s` at most. After any error it is never drawn."""
+    """A bar that can be shown and hidden, and is drawn at most every `again_s`. After any error it is never drawn."""
 
-    def __init__(self, columns: "Callable[[int | None], list[rich.ProgressColumn]]", *, again_s: float) -> None:
-        self._columns = columns
+    def __init__(self, unit: str, *, again_s: float) -> None:
+        self._unit = unit
         self._again_s = again_s
         self._shown: rich.Progress | None = None
         self._next = 0.0
 
-    def show(self, what: str, done: int, of: int | None) -> None:
+    def show(self, what: str, done: int, total: int | None) -> None:
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + self._again_s
         with self._left_out_after_errors():
             if self._shown is None:
-                self._shown = _rich_bar(self._columns(of))
-                self._shown.add_task(what, completed=done, total=of)
+                self._shown = _rich_bar(self._unit, total)
+                self._shown.add_task(what, completed=done, total=total)
                 self._shown.start()
             self._shown.console.width = output.width(sys.stderr)  # it may have changed
-            self._shown.update(self._shown.task_ids[0], description=what, completed=done, total=of, refresh=True)
+            self._shown.update(self._shown.task_ids[0], description=what, completed=done, total=total, refresh=True)
 
     def hide(self) -> None:
         shown, self._shown = self._shown, None
@@ -94,38 +94,29 @@ class _Bar:
     def _left_out_after_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception:  # whatever the library makes of a terminal and its environment
+        except Exception:  # the library may fail in any way over a terminal and its environment
             shown, self._shown, self._next = self._shown, None, math.inf
             if shown is not None:
                 with suppress(Exception):
                     shown.stop()  # it has hidden the cursor
 
 
-def _columns(unit: str, of: int | None) -> "list[rich.ProgressColumn]":
+def _rich_bar(unit: str, total: int | None) -> "rich.Progress":
+    """Return a bar for work in a unit; without a unit, one of the time and the current activity."""
     from rich import progress as rich  # noqa: PLC0415 (only a terminal needs it)
-
-    count: list[rich.ProgressColumn]
-    if unit == "bytes":
-        count = [rich.FileSizeColumn()] if of is None else [rich.DownloadColumn()]
-    else:
-        count = [
-            rich.TextColumn("{task.completed}") if of is None else rich.MofNCompleteColumn(),
-            rich.TextColumn(unit),
-        ]
-    return [rich.BarColumn(), *count, *([] if of is None else [rich.TimeRemainingColumn()])]
-
-
-def _columns_of_work() -> "list[rich.ProgressColumn]":
-    from rich import progress as rich  # noqa: PLC0415
-
-    return [rich.TimeElapsedColumn(), rich.TextColumn("{task.description}", markup=False)]
-
-
-def _rich_bar(columns: "list[rich.ProgressColumn]") -> "rich.Progress":
-    from rich import progress as rich  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
 
-    # With a size, or it would read COLUMNS and LINES by itself, whatever they are.
+    columns: list[rich.ProgressColumn] = [rich.BarColumn()]
+    if not unit:
+        columns = [rich.TimeElapsedColumn(), rich.TextColumn("{task.description}", markup=False)]
+    elif unit == "bytes":
+        columns.append(rich.FileSizeColumn() if total is None else rich.DownloadColumn())
+    else:
+        columns.append(rich.TextColumn("{task.completed}") if total is None else rich.MofNCompleteColumn())
+        columns.append(rich.TextColumn(unit))
+    if unit and total is not None:
+        columns.append(rich.TimeRemainingColumn())
+    # With a size: without one it reads COLUMNS and LINES, also invalid ones.
     console = Console(stderr=True, width=output.width(sys.stderr), height=_HEIGHT)
-    # Not redirected: what is written to stdout meanwhile belongs there, not beside the bar.
+    # Not redirected: other text for stdout belongs there, not beside the bar.
     return rich.Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)

@@ -1,7 +1,7 @@
-"""The JSON objects that `im` prints, a function for each kind, and the columns that a table shows of it."""
+"""The JSON objects that `im` prints, and the columns that a table shows of them."""
 
 from imcore.cli.output import Record
-from imcore.model.values import Ack, Group, LogLine, Member, Message, MessageStatus, MessageTally, Receipt
+from imcore.model.values import Ack, Group, LogLine, Member, Message, MessageStatus, MessageTally, Receipt, Unread
 
 MESSAGE_COLUMNS = ("msgid", "time", "gid", "sender_uid", "content")
 TALLY_COLUMNS = ("msgid", "time", "sender_uid", "read", "unread", "content")
@@ -10,33 +10,36 @@ MEMBER_COLUMNS = ("uid", "last_ack_msgid", "unread", "online")
 ACK_COLUMNS = ("gid", "uid", "last_ack_msgid", "advanced")
 READER_COLUMNS = ("uid", "read", "read_at")
 RECEIPT_COLUMNS = ("gid", "msgid", "read", "unread")
+UNREAD_COLUMNS = ("gid", "unread")
 LOG_COLUMNS = ("gid", "time", "sender_uid", "content", "state")
 
+_KEYS: dict[type, tuple[str, ...]] = {
+    Message: ("gid", "msgid", "seq", "sender_uid", "time", "content", "client_msgid"),
+    LogLine: ("gid", "msgid", "time", "sender_uid", "content", "client_msgid", "state"),
+    Group: GROUP_COLUMNS,
+    Member: ("gid", *MEMBER_COLUMNS),
+    Ack: ACK_COLUMNS,
+    Receipt: RECEIPT_COLUMNS,
+    Unread: UNREAD_COLUMNS,
+}
+_KEYS_IF_SET = ("recalled", "recalls")
 
-def message_record(message: Message) -> Record:
-    """Return the object of one message. `recalled` and `recalls` are there only where they apply."""
-    return {
-        "gid": message.gid,
-        "msgid": message.msgid,
-        "seq": message.seq,
-        "sender_uid": message.sender_uid,
-        "time": message.time,
-        "content": message.content,
-        "client_msgid": message.client_msgid,
-        **({"recalled": True} if message.recalled else {}),
-        **({"recalls": message.recalls} if message.recalls else {}),
-    }
+
+def record_of(value: Message | LogLine | Group | Member | Ack | Receipt | Unread) -> Record:
+    """Return the object of a value. `recalled` and `recalls` are there only where they apply."""
+    record = {key: getattr(value, key) for key in _KEYS[type(value)]}
+    return record | {key: flag for key in _KEYS_IF_SET if (flag := getattr(value, key, None))}
 
 
 def tally_record(tally: MessageTally) -> Record:
-    """Return the object of one message with how many have read it."""
-    return {**message_record(tally.message), "read": tally.read, "unread": tally.unread}
+    """Return the object of a message with how many have read it."""
+    return {**record_of(tally.message), "read": tally.read, "unread": tally.unread}
 
 
 def status_record(status: MessageStatus) -> Record:
-    """Return the object of one message with who has read it and who has not."""
+    """Return the object of a message with who has read it and who has not."""
     return {
-        **message_record(status.message),
+        **record_of(status.message),
         "read": len(status.read_by),
         "unread": len(status.unread_by),
         "read_by": [{"uid": reader.uid, "read_at": reader.read_at} for reader in status.read_by],
@@ -44,59 +47,12 @@ def status_record(status: MessageStatus) -> Record:
     }
 
 
-def group_record(group: Group) -> Record:
-    """Return the object of one group."""
-    return {
-        "gid": group.gid,
-        "members": group.members,
-        "messages": group.messages,
-        "last_msgid": group.last_msgid,
-    }
-
-
-def member_record(member: Member) -> Record:
-    """Return the object of one member."""
-    return {
-        "gid": member.gid,
-        "uid": member.uid,
-        "last_ack_msgid": member.last_ack_msgid,
-        "unread": member.unread,
-        "online": member.online,
-    }
-
-
-def ack_record(ack: Ack) -> Record:
-    """Return the object that answers an ack."""
-    return {"gid": ack.gid, "uid": ack.uid, "last_ack_msgid": ack.last_ack_msgid, "advanced": ack.advanced}
-
-
 def reader_records(status: MessageStatus) -> list[Record]:
-    """Return a row for each recipient of one message."""
+    """Return a row for each recipient of a message."""
     read: list[Record] = [{"uid": reader.uid, "read": True, "read_at": reader.read_at} for reader in status.read_by]
     return read + [{"uid": uid, "read": False, "read_at": None} for uid in status.unread_by]
 
 
-def receipt_record(receipt: Receipt) -> Record:
-    """Return the object of one message's new tally."""
-    return {"gid": receipt.gid, "msgid": receipt.msgid, "read": receipt.read, "unread": receipt.unread}
-
-
 def event_record(event: Message | Receipt) -> Record:
-    """Return the object of what a live session is told."""
-    if isinstance(event, Message):
-        return {"event": "message", **message_record(event)}
-    return {"event": "receipt", **receipt_record(event)}
-
-
-def log_record(line: LogLine) -> Record:
-    """Return the object of one line of a local database."""
-    return {
-        "gid": line.gid,
-        "msgid": line.msgid,
-        "time": line.time,
-        "sender_uid": line.sender_uid,
-        "content": line.content,
-        "client_msgid": line.client_msgid,
-        "state": line.state,
-        **({"recalled": True} if line.recalled else {}),
-    }
+    """Return the object of an event of a live session."""
+    return {"event": "message" if isinstance(event, Message) else "receipt", **record_of(event)}

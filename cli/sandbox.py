@@ -14,9 +14,9 @@ from typing import Self
 
 from imcore.chat import Chat
 from imcore.cli import worker_command
-from imcore.cli.supervisor import Programs
 from imcore.embedded.server import EmbeddedServer
 from imcore.errors import ImError
+from imcore.process import Programs
 from imcore.settings import Settings
 
 READY_S = 30

@@ -1,10 +1,10 @@
-"""How records look on a terminal of any width: every value is there, whole.
+"""Records on a terminal of any width: every value is shown whole.
 
-There are three layouts, and what the records need decides between them:
+The needs of the records decide between three layouts:
 
-- a table, in whose last column a long text may go on below;
-- where that would leave the text few columns, rows with the long texts on lines of their own;
-- where even the rest does not fit, records one below the other, each value as `name: value`.
+- a table, in whose last column a long text may continue on the next lines;
+- rows with the long texts on lines of their own, if the text would have few columns in a table;
+- records one below the other, each value as `name: value`, if even the rest does not fit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,27 +14,27 @@ from itertools import product
 from imcore.cli.terminal import cells, wrap
 
 LEAST_TEXT = 30
-"""A text that is longer gets at least so many columns, or lines of its own."""
+"""The columns that a longer text gets at least; with fewer it gets lines of its own."""
 
 TEXTS = {"figure", "yardstick", "state", "what", "redis", "sql", "reason", "value", "warning", "content"}
-"""The columns that may hold long texts. A terminal shows `content` last, and those for which there is little room."""
+"""The columns that may hold long texts. A terminal shows `content` last, and texts for which there is little room."""
 
 _GAP = 2
 _INDENT = 4
 _HEAD_ON, _HEAD_OFF = "\x1b[1;36m", "\x1b[0m"
 
 Cell = str | int | float
-"""What stands in a table: a text, or a number, which is aligned to the right."""
+"""A text, or a number, which is aligned to the right."""
 
 
 def lines(columns: Sequence[str], rows: Sequence[Sequence[Cell]], width: int, *, colour: bool) -> Iterator[str]:
-    """Yield the lines that show the rows, each with a cell for every column, on a terminal of so many columns."""
+    """Yield the lines that show the rows on a terminal of this width. A row has a cell for every column."""
     whole = _Table.of(columns, rows, width, colour=colour)
     if not rows:
         return whole.without_rows()
     for table, least in product((whole, whole.narrowed()), (LEAST_TEXT, 0)):
         long = table.texts_longer_than(least)
-        short = [at for at in range(len(columns)) if at not in long]
+        short = table.columns_without(long)
         if table.width_of(range(len(columns))) <= width:
             return table.side_by_side(range(len(columns)))
         if len(long) == 1 and long[0] and width - table.width_of(short) - _GAP >= LEAST_TEXT:
@@ -50,13 +50,12 @@ class _Table:
     rows: Sequence[Sequence[str]]
     is_number: Sequence[bool]
     widths: Sequence[int]
-    """What each column gets."""
     width: int
     colour: bool
 
     @classmethod
     def of(cls, columns: Sequence[str], rows: Sequence[Sequence[Cell]], width: int, *, colour: bool) -> "_Table":
-        """Return a table where each column gets what its name and its longest text need."""
+        """Return a table with columns as wide as their name and their longest text."""
         order = sorted(range(len(columns)), key=lambda at: columns[at] == "content")
         names = [columns[at] for at in order]
         texts = [[str(row[at]) for at in order] for row in rows]
@@ -65,7 +64,7 @@ class _Table:
         return cls(names, texts, is_number, widths, width, colour)
 
     def narrowed(self) -> "_Table":
-        """Return the table where each column gets what its name and nine of ten texts need: few rows are longer."""
+        """Return the table with columns as wide as their name and nine of ten texts: few rows are longer."""
         most = (9 * len(self.rows) - 1) // 10
         typical = [sorted(map(cells, column))[most] for column in zip(*self.rows, strict=True)]
         return replace(self, widths=[max(cells(name), need) for name, need in zip(self.names, typical, strict=True)])
@@ -73,8 +72,11 @@ class _Table:
     def width_of(self, columns: Sequence[int]) -> int:
         return sum(self.widths[at] + _GAP for at in columns) - _GAP
 
+    def columns_without(self, columns: Sequence[int]) -> list[int]:
+        return [at for at in range(len(self.names)) if at not in columns]
+
     def texts_longer_than(self, least: int) -> list[int]:
-        """Return the columns of longer texts; behind one that is not the first, all texts, to keep their order."""
+        """Return the columns of longer texts, with all texts behind one that is not the first, to keep their order."""
         texts = [at for at, name in enumerate(self.names) if name in TEXTS]
         longer = [at for at in texts if self.widths[at] > least]
         first = min(filter(None, longer), default=len(self.names))
@@ -98,21 +100,22 @@ class _Table:
                 start = indent
 
     def with_texts_apart(self, columns: Sequence[int], texts: Sequence[int]) -> Iterator[str]:
-        """Yield rows with their texts below; above, if a text is the first column: what the row is about."""
+        """Yield rows with their texts below. A text in the first column is above: the row is about it."""
         below = [at for at in texts if at]
-        is_above = len(below) < len(texts)
-        indent = " " * _INDENT * is_above
-        labels = [f"{self.names[at]}: " if is_above or len(below) > 1 else "" for at in below]
-        hang = _INDENT + _GAP * any(labels)
-        yield from map(self._head, wrap(self.names[0], self.width, _GAP) if is_above else ())
-        yield from (self._head(line) for line in self._row(self.names, columns, indent))
-        for at in below if len(texts) == 1 else ():
-            yield from map(self._head, wrap(" " * _INDENT + self.names[at], self.width, hang))
+        is_above, has_labels = len(below) < len(texts), len(texts) > 1
+        indent, hang = " " * _INDENT * is_above, _INDENT + _GAP * has_labels
+        if is_above:
+            yield from map(self._head, wrap(self.names[0], self.width, _GAP))
+        yield from map(self._head, self._row(self.names, columns, indent))
+        if not has_labels and below:
+            yield from map(self._head, wrap(" " * _INDENT + self.names[below[0]], self.width, hang))
         for row in self.rows:
-            yield from wrap(row[0], self.width, _GAP) if is_above else ()
+            if is_above:
+                yield from wrap(row[0], self.width, _GAP)
             yield from self._row(row, columns, indent)
-            for at, label in zip(below, labels, strict=True):
-                yield from () if not row[at] else wrap(" " * _INDENT + label + row[at], self.width, hang)
+            for at in filter(row.__getitem__, below):
+                label = f"{self.names[at]}: " if has_labels else ""
+                yield from wrap(" " * _INDENT + label + row[at], self.width, hang)
 
     def one_below_the_other(self) -> Iterator[str]:
         for number, row in enumerate(self.rows):
@@ -127,7 +130,7 @@ class _Table:
         return (line for part in self._parts(row, columns, indent) if (line := part.rstrip(" ")))
 
     def _parts(self, row: Sequence[str], columns: Sequence[int], indent: str = "") -> Iterator[str]:
-        """Yield the lines of a row, the last one with all its blanks. What is too long for its column ends a line."""
+        """Yield the lines of a row, the last one with all its blanks. A text that is too long ends a line."""
         start, line = len(indent), indent
         for at in columns:
             text = row[at]

@@ -1,6 +1,6 @@
-"""How wide a terminal is, how many columns a text takes there, and where lines break.
+"""The width of a terminal, the columns that a text takes there, and where lines break.
 
-`im --help` needs this before anything else is imported: so nothing heavy is imported here.
+`im --help` uses this before it imports anything else, so this imports nothing heavy.
 """
 
 import os
@@ -16,7 +16,7 @@ _JOINING_JAMO = ("\u1160", "\u11ff")
 
 
 def width_of(descriptor: int) -> int:
-    """Return how many columns there are: COLUMNS if it is a positive number, else the terminal's, else 80."""
+    """Return the number of columns: COLUMNS if it is a positive number, else the terminal's, else 80."""
     given = os.environ.get("COLUMNS", "")
     if given.isascii() and given.isdecimal() and len(given) <= _MOST_DIGITS and int(given):
         return int(given)
@@ -27,17 +27,17 @@ def width_of(descriptor: int) -> int:
 
 
 def cells(text: str) -> int:
-    """Return how many columns a text takes: a letter one, CJK and emoji two, a combining character none.
+    """Return the columns that a text takes: one for a letter, two for CJK and emoji, none for a combining character.
 
-    Terminals disagree about joined emoji: this is what those need that show every part.
+    Terminals disagree about joined emoji: this is enough for terminals that show every part.
     """
     return len(text) if text.isascii() else sum(map(_CELLS.__getitem__, text))
 
 
 def wrap(text: str, width: int, hang: int = 0) -> list[str]:
-    """Break a line between words, or where there are none before the width is reached; nothing but blanks gets lost.
+    """Break a line between words, or within a word that is too long; only blanks get lost.
 
-    What goes on below is indented by `hang`, at most by half of the width.
+    The rest is indented by `hang`, at most by half of the width.
     """
     hang = min(hang, width // 2)
     lines: list[str] = []
@@ -53,7 +53,7 @@ def wrap(text: str, width: int, hang: int = 0) -> list[str]:
 
 
 def fit(line: str, width: int, hang: int | None = None) -> list[str]:
-    """Break a line of text for people. It goes on below its second column, if it has one, or a bit indented."""
+    """Break a line of text for people. The rest begins below its second column, if it has one, or a bit indented."""
     if cells(line) <= width:
         return [line]
     if hang is not None:
@@ -66,8 +66,8 @@ def fit(line: str, width: int, hang: int | None = None) -> list[str]:
 
 class _Cells(dict[str, int]):
     def __missing__(self, char: str) -> int:
-        self[char] = found = _cells_of(char)
-        return found
+        self[char] = count = _cells_of(char)
+        return count
 
 
 _CELLS = _Cells()
@@ -82,7 +82,6 @@ def _cells_of(char: str) -> int:
 
 
 def _end_of_line(text: str, start: int, width: int) -> int:
-    """Return where the line that begins at `start` ends."""
     end = _end_by_width(text, start, width)
     if end == len(text) or text[end] == " " or 2 in (_CELLS[text[end]], _CELLS[text[end - 1]]):
         return end
@@ -91,7 +90,7 @@ def _end_of_line(text: str, start: int, width: int) -> int:
 
 
 def _end_by_width(text: str, start: int, width: int) -> int:
-    """Return before which character the width is used up; one at least fits, with all that belongs to it."""
+    """Return where the width is used up, after one character at least with all that belongs to it."""
     if text.isascii():
         return min(start + max(width, 1), len(text))
     end = start
@@ -108,7 +107,7 @@ def _end_by_width(text: str, start: int, width: int) -> int:
 
 
 def _clings(text: str, at: int) -> bool:
-    """Whether a character is one picture or letter with the one before it."""
+    """Whether a character forms one picture or letter with the one before it."""
     char, before = text[at], text[at - 1]
     if _FLAG_LETTERS[0] <= char <= _FLAG_LETTERS[1]:
         flags = len(text[:at]) - len(text[:at].rstrip(_ALL_FLAG_LETTERS))

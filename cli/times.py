@@ -1,20 +1,20 @@
-"""Times as programs and people read them."""
+"""Times as programs and as people read them."""
 
 import os
 import re
 from datetime import UTC, datetime
 
 _RULE = re.compile(r"(?:[A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)[+-]?\d")
-"""How a value of TZ begins that is no name of a zone but says itself how far from UTC it is, as POSIX has it."""
+"""The beginning of a value of TZ that gives the distance from UTC itself, as in POSIX, instead of naming a zone."""
 
 
 def iso(moment: datetime) -> str:
-    """Return the time as programs read it: UTC, ISO 8601, milliseconds."""
+    """Return the time in ISO 8601, UTC, with milliseconds."""
     return _iso(moment.astimezone(UTC), "milliseconds")
 
 
 def shown(moment: datetime, *, local: bool, short: bool) -> str:
-    """Return the time as people read it, in UTC or in this machine's zone, which it names by its offset.
+    """Return the time as people read it, in UTC or in this machine's zone with its offset.
 
     A short one has a blank and no milliseconds: `2026-11-30 10:19:10Z`, `2026-11-30 11:19:10+01`.
     """
@@ -23,7 +23,7 @@ def shown(moment: datetime, *, local: bool, short: bool) -> str:
 
 
 def zone_trouble() -> str | None:
-    """Return why this machine's zone is not the one that TZ names; None if it is, or TZ names none."""
+    """Return a warning if this machine does not know the zone that TZ names, else None."""
     from zoneinfo import ZoneInfo  # noqa: PLC0415 (only --local-time needs it)
 
     name = os.environ.get("TZ", "").removeprefix(":")

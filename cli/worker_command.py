@@ -1,4 +1,4 @@
-"""How a worker is started: as a process of its own, since the command line does not import `workers`."""
+"""The command line and the environment of a worker process: the command line does not import `imcore.workers`."""
 
 import os
 import sys
@@ -10,12 +10,12 @@ NAMES = ("persist", "receipts", "jobs")
 
 
 def command_of(name: str, *arguments: str) -> list[str]:
-    """Return the command line of a worker. `-P`: a folder named `workers` where we happen to stand is not ours."""
+    """Return the command line of a worker. `-P`: a folder `imcore` in the working directory is not ours."""
     return [sys.executable, "-P", "-m", "imcore.workers", name, *arguments]
 
 
 def environment_of(settings: Settings, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the environment that gives a worker these settings; the others are those of `environment`."""
+    """Return `environment` with these settings for a worker."""
     return {
         **environment,
         "IM_DATA_DIR": str(settings.data_dir),

@@ -111,17 +111,17 @@ class EmbeddedServerError(ImError):
 
 
 def concerns_all(error: ImError) -> bool:
-    """Whether what went wrong with one call of Redis goes wrong with all others, too: it is away, full, or refuses us.
+    """Return whether an error of one call of Redis concerns all others, too: Redis is away, full, or misconfigured.
 
-    What else a server answers is about the group, user or partition that was asked for: the others can go on.
+    All other errors are about the group, user or partition of the call: other calls may succeed.
     """
     return isinstance(error, RedisUnavailable | RedisFull | ConfigurationError)
 
 
 def raise_what_stops_all(answers: Collection[object]) -> None:
-    """Raise, of the answers to calls of Redis, an error that nobody who asked can go on with.
+    """Raise an error among the answers to calls of Redis that concerns all of them.
 
-    Of a cluster one node alone may be away or full: that concerns all only where none has another answer.
+    A single node of a cluster may be away or full: its errors are raised only if no call has another answer.
     """
     errors = [answer for answer in answers if isinstance(answer, ImError) and concerns_all(answer)]
     for error in errors:

@@ -2,8 +2,8 @@
 
 A msgid is the id of its stream entry, `<ms>-<n>`: milliseconds of the server's clock since 1970, and a counter within
 the millisecond. Packed, it is one integer, `(ms - EPOCH_MS) << 13 | n`. It stays below 2**53 until the year 2054, so
-it is exact as a sorted-set score (a double), as a Lua number, as a JSON number and as a SQL BIGINT. 0 stands for
-"before the first message". `im_send` keeps n within 13 bits, by going on to the next millisecond when one is full.
+it is exact as a sorted-set score (a double), as a Lua number, as a JSON number and as a SQL BIGINT. 0 is the position
+before the first message. `im_send` keeps n within 13 bits, by going on to the next millisecond when one is full.
 """
 
 import re
@@ -20,7 +20,7 @@ _COUNTER_MASK = (1 << COUNTER_BITS) - 1
 HIGHEST = (1 << 53) - 1
 """The highest packed msgid; the highest of all counts, too."""
 IMPOSSIBLE = HIGHEST + 1
-"""What is read in place of a number, written by hand, that is no packed msgid."""
+"""Replaces a score that was written by hand and is no packed msgid."""
 _TEXT = re.compile(r"([0-9]{1,15})-([0-9]{1,4})", re.ASCII)
 _ENTRY_ID = re.compile(r"([0-9]+)-([0-9]+)", re.ASCII)
 
@@ -44,7 +44,7 @@ def pack(text: str) -> int:
 
 
 def fault_of(text: str) -> str:
-    """Return what is wrong with a text that `pack` refuses."""
+    """Return why `pack` refuses a text."""
     match = _ENTRY_ID.fullmatch(text)
     if match is None:
         return "it looks like 1767225600000-0"
@@ -65,7 +65,7 @@ def pack_id(entry_id: bytes) -> int:
 
 
 def position_of(text: str) -> int:
-    """Return the packed form of the msgid of a message that the server handed over: what `pack` refuses, too."""
+    """Return the packed form of a msgid that the server handed out, even if `pack` refuses it."""
     return pack_id(text.encode())
 
 
@@ -82,20 +82,20 @@ def unpack_offset(packed: int) -> str | None:
 
 
 def time_ms(packed: int) -> int:
-    """Return when the server stored it, in milliseconds since 1970."""
+    """Return the time at which the server stored it, in milliseconds since 1970."""
     return (packed >> COUNTER_BITS) + EPOCH_MS
 
 
 def time_of(text: str) -> datetime:
-    """Return when the server stored the entry of this id, in UTC.
+    """Return the time at which the server stored the entry of this id, in UTC.
 
-    An id that somebody has chosen by hand may lie after the year 9999. Its time is then the last one there is.
+    An id that was chosen by hand may be after the year 9999. Its time is then the last possible one.
     """
     return from_ms(min(int(text.partition("-")[0]), LATEST_MS))
 
 
 def from_ms(ms: int) -> datetime:
-    """Return the UTC time of so many milliseconds since 1970. Raise ValueError outside the years 1 to 9999."""
+    """Return the UTC time of milliseconds since 1970. Raise ValueError outside the years 1 to 9999."""
     if not EARLIEST_MS <= ms <= LATEST_MS:
         raise ValueError(f"{ms} ms since 1970 is outside the years 1 to 9999")
     return _UNIX_EPOCH + timedelta(milliseconds=ms)

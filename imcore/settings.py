@@ -1,8 +1,8 @@
-"""Settings: one frozen value, read from the environment once; every option has its unit in its name."""
+"""Settings: one frozen value, read from the environment once; each option has its unit in its name."""
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from urllib.parse import quote
@@ -15,13 +15,13 @@ _LONGEST_SOCKET_PATH = 100
 """Unix socket paths end at 104 bytes on macOS and 108 on Linux; the server adds a few while it starts."""
 
 CHAT_URL, JOBS_URL = "IM_REDIS_URL", "IM_JOBS_REDIS_URL"
-"""The variables that name the server of the chat, and that of the jobs where it is another one."""
+"""The variables that name the server of the chat, and that of the jobs if it is another one."""
 
 _MAY_BE_ZERO = {"receipt_window_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms", "retry_ms"}
 MOST_DAYS_KEPT = 100_000
 """273 years. `im trim --keep-days` takes as many."""
 _HIGHEST = {
-    "partitions": 16_384,  # a cluster has so many slots
+    "partitions": 16_384,  # the slots of a cluster
     "max_content_bytes": 256 * 1024 * 1024,  # half of what Redis takes in one piece
     "keep_ms": MOST_DAYS_KEPT * _DAY_MS,
     "keep_read_times_ms": MOST_DAYS_KEPT * _DAY_MS,
@@ -42,27 +42,27 @@ class Settings:
     database_url: str = field(repr=False)
     jobs_redis_url: str = field(repr=False)
     partitions: int | None = None
-    """How many partitions new data gets; None takes what is there, or 8."""
+    """The partition count of new data; None: that of the data in Redis, or 8."""
     max_content_bytes: int = 65_536
     idempotency_ms: int = _DAY_MS
-    """For how long at least a repeated client_msgid is recognised."""
+    """How long a repeated client_msgid is recognised, at least."""
     batch_size: int = 500
     block_ms: int = 1000
     lease_ms: int = 10_000
-    """A worker not heard of for so long is dead, and its entries are claimed."""
+    """A worker that does not renew its lease for this long is dead, and its entries are claimed."""
     max_deliveries: int = 5
-    """An entry that fails so often becomes a dead letter."""
+    """An entry that has failed this often becomes a dead letter."""
     retry_ms: int = 200
-    """For how long an entry that failed waits before it is tried again; after each more failure twice as long."""
+    """How long a failed entry waits before it is retried; twice as long after each further failure."""
     receipt_window_ms: int = 200
     heartbeat_ms: int = 20_000
     online_ms: int = 60_000
     keep_messages: int = 10_000
     """How many of the newest messages of a group `trim` leaves in Redis."""
     keep_ms: int = 30 * _DAY_MS
-    """For how long `trim` leaves a message in Redis."""
+    """How long `trim` leaves a message in Redis."""
     keep_read_times_ms: int = 0
-    """For how long SQL keeps when messages were read; 0: for ever. Counts and names stay exact without."""
+    """How long SQL keeps the times of acks; 0: for ever. Counts and names stay exact without them."""
     trim_every_ms: int = 60 * 60 * 1000
     """How often the worker `jobs` trims; 0: never by itself."""
     allow_eviction: bool = False
@@ -70,26 +70,20 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: str | None) -> "Settings":
-        """Read `IM_*` of the environment; overrides that are not None win. An empty text stands for the default.
+        """Read `IM_*` of the environment; overrides that are not None win. An empty text means the default.
 
         Raise ConfigurationError for a value that is not what its setting takes, and for two that contradict each other.
         """
-        environ = os.environ if environ is None else environ
-        given = {f.name: environ.get(f"IM_{f.name.upper()}") for f in fields(cls)}
-        given.update({name: value for name, value in overrides.items() if value is not None})
-        given = {name: value for name, value in given.items() if value}
+        given = _given(os.environ if environ is None else environ, [f.name for f in fields(cls)], overrides)
         data_dir = _data_dir(given.pop("data_dir", None))
-        redis_url = given.pop("redis_url", None) or socket_url(socket_path(data_dir))
-        database_url = given.pop("database_url", None) or _sqlite_url(data_dir / "imcore.db")
-        jobs_redis_url = given.pop("jobs_redis_url", None) or redis_url
-        allow_eviction = _yes_or_no("allow_eviction", given.pop("allow_eviction", None) or "0")
+        redis_url = given.pop("redis_url", "") or socket_url(socket_path(data_dir))
         settings = cls(
             data_dir=data_dir,
             redis_url=redis_url,
-            database_url=database_url,
-            jobs_redis_url=jobs_redis_url,
-            allow_eviction=allow_eviction,
-            **{name: _whole_number(name, value) for name, value in given.items() if value is not None},
+            database_url=given.pop("database_url", "") or _sqlite_url(data_dir / "imcore.db"),
+            jobs_redis_url=given.pop("jobs_redis_url", redis_url),
+            allow_eviction=_yes_or_no("allow_eviction", given.pop("allow_eviction", "0")),
+            **{name: _whole_number(name, value) for name, value in given.items()},
         )
         _check_heartbeat(settings)
         return settings
@@ -105,6 +99,13 @@ class Settings:
         return CHAT_URL if self.jobs_redis_url == self.redis_url else JOBS_URL
 
 
+def _given(environ: Mapping[str, str], names: Iterable[str], overrides: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the texts of the settings that are given and not empty, by name."""
+    given = {name: environ.get(f"IM_{name.upper()}") for name in names}
+    given.update((name, value) for name, value in overrides.items() if value is not None)
+    return {name: value for name, value in given.items() if value}
+
+
 def _check_heartbeat(settings: Settings) -> None:
     if settings.heartbeat_ms >= settings.online_ms:
         raise ConfigurationError(
@@ -114,7 +115,7 @@ def _check_heartbeat(settings: Settings) -> None:
 
 
 def socket_path(data_dir: Path) -> Path:
-    """Return the embedded server's socket: in the data directory, or in a short folder where that path is too long."""
+    """Return the embedded server's socket: in the data directory, or in a short folder if that path is too long."""
     path = data_dir / "redis.sock"
     if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
         return path
@@ -128,7 +129,7 @@ def socket_url(path: Path) -> str:
 
 
 def _data_dir(given: str | None) -> Path:
-    """Return the data directory as one absolute path, however it was spelled: the socket's name may follow from it."""
+    """Return the data directory as one absolute path, however it is spelled: the socket's name may depend on it."""
     try:
         path = Path(given or _user_data_dir()).expanduser().resolve()
         str(path).encode()

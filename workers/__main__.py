@@ -8,67 +8,61 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from imcore.errors import ImError
+from imcore.process import Stopped, WorkerSignals
 from imcore.settings import Settings
 from imcore.util import best_effort
-from imcore.workers.signals import Signals, Stopped
+
+WORKERS = ("jobs", "persist", "receipts")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a worker; return the exit code. Whether its log can be written decides nothing."""
+    """Run a worker; return the exit code. A log that cannot be written changes nothing."""
     best_effort.install()
     parser = _Parser(prog="python -m imcore.workers", description="One worker process in the foreground.")
-    parser.add_argument("name", choices=sorted(WORKERS), help="which worker")
+    parser.add_argument("name", choices=WORKERS, help="which worker")
     parser.add_argument("--burst", action="store_true", help="do what is there, and exit")
     parser.add_argument(
         "--known-server", action="store_true", help="do not look at the server's settings: whoever starts this has"
     )
     given = parser.parse_args(arguments)
     _log_to_stderr(given.name)
-    # A signal that comes while the rest is loaded is not lost.
     try:
-        with Signals() as signals:
-            WORKERS[given.name](Settings.from_env(), signals, given.burst, not given.known_server)
+        with WorkerSignals() as signals:  # a signal that arrives while the rest is loaded is not lost
+            settings = Settings.from_env()
+            _run(given.name, settings, signals, burst=given.burst, checks_server=not given.known_server)
     except ImError as error:
         print(f"im worker {given.name}: {error}", file=sys.stderr)
         return 1
-    except Stopped:  # the patience with it ended while it did
+    except Stopped:  # raised late, in the worker's last step
         pass
     return 0
 
 
-def _persist(settings: Settings, signals: Signals, burst: bool, looks: bool) -> None:
-    from imcore.workers import persist, runner  # noqa: PLC0415 (only once the signals are handled, and only what is needed)
+def _run(name: str, settings: Settings, signals: WorkerSignals, *, burst: bool, checks_server: bool) -> None:
+    """Import a worker once signals are handled, and only that one."""
+    from imcore.workers import runner  # noqa: PLC0415
 
-    runner.run(persist.Persist, settings, signals, burst=burst, looks=looks)
+    if name == "persist":
+        from imcore.workers.persist import Persist  # noqa: PLC0415
 
+        runner.run(Persist, settings, signals, burst=burst, checks_server=checks_server)
+    elif name == "receipts":
+        from imcore.workers.receipts import ReceiptsWorker  # noqa: PLC0415
 
-def _receipts(settings: Settings, signals: Signals, burst: bool, looks: bool) -> None:
-    from imcore.workers import receipts, runner  # noqa: PLC0415
+        runner.run(ReceiptsWorker, settings, signals, burst=burst, checks_server=checks_server, needs_sql=False)
+    else:
+        from imcore.workers import jobs  # noqa: PLC0415
 
-    runner.run(receipts.ReceiptsWorker, settings, signals, burst=burst, looks=looks, needs_sql=False)
-
-
-def _jobs(settings: Settings, signals: Signals, burst: bool, looks: bool) -> None:
-    from imcore.workers import jobs  # noqa: PLC0415
-
-    jobs.run(settings, signals, burst=burst, looks=looks)
-
-
-WORKERS: dict[str, Callable[[Settings, Signals, bool, bool], None]] = {
-    "jobs": _jobs,
-    "persist": _persist,
-    "receipts": _receipts,
-}
+        jobs.run(settings, signals, burst=burst, checks_server=checks_server)
 
 
 class _Parser(argparse.ArgumentParser):
-    """One whose help is written as a whole, or is an error."""
+    """Writes its help as a whole, or exits with an error."""
 
     def print_help(self, _file: object = None) -> None:
-        """Write the help to stdout; exit with 1 where that fails."""
         rest = self.format_help().encode()
         try:
             while rest:

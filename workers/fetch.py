@@ -1,4 +1,4 @@
-"""Fetches the messages that journal entries tell of: many ranges of many groups in few round trips."""
+"""Fetches the messages of journal entries: many ranges of many groups in few round trips."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -10,93 +10,92 @@ from imcore.errors import ImError, TryAgain, concerns_all
 from imcore.model.rows import MessageRow
 from imcore.operations.creation import first_members
 from imcore.operations.performer import stream_from_redis
-from imcore.repair.check_messages import chunks
 from imcore.sql.database import Database
 from imcore.streams import wire
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Created, Entry, Sent
+from imcore.util.batches import batches
 
 PAGE = 1000
-"""How many messages one command brings."""
+"""How many messages one command fetches."""
 
-Stored = tuple[MessageRow, bool]
+StoredMessage = tuple[MessageRow, bool]
 """A message, and whether its sender's offset moved to it as it was stored."""
 
 
 @dataclass(slots=True)
-class Work:
-    """An entry, the messages that it tells of, and why it cannot be handled, if so."""
+class WorkItem:
+    """An entry with the data that it needs; `problem` says why it cannot be handled."""
 
     entry: Entry
-    messages: list[Stored] = field(default_factory=list)
+    messages: list[StoredMessage] = field(default_factory=list)
     members: list[str] = field(default_factory=list)
-    """With whom the group was created that the entry tells of: those that are still to be written."""
+    """The first members of a new group that are still to be written."""
     problem: str | None = None
 
 
-def fetch(client: RedisClient, database: Database, works: Sequence[Work]) -> None:
-    """Give each work its messages. It is no problem if Redis has trimmed some that SQL has.
+def fetch(client: RedisClient, database: Database, items: Sequence[WorkItem]) -> None:
+    """Give each item its messages. It is no problem if Redis has trimmed some that SQL has.
 
-    A group whose stream cannot be read is a problem of its own entries. Raise what the link raises for all.
+    A stream that cannot be read is a problem of the group's own items. Raise the client's errors that concern all.
     """
-    streams = [_Stream(gid, each) for gid, each in _by_group(works).items()]
-    while streams:
-        pages = client.query_each([stream.next_page(client) for stream in streams])
-        for stream, page in zip(streams, pages, strict=True):
-            if problem := _problem(page):
-                stream.give_up(problem)
-            else:
-                stream.take(page)
-        streams = [stream for stream in streams if stream.waiting]
-    for work in works:
-        event = work.entry.event
-        if isinstance(event, Sent) and len(work.messages) < event.messages and not work.problem:
-            work.problem = _missing(database, event, work.messages)
-    _fetch_recalled(client, works)
+    ranges = [_GroupRanges(gid, each) for gid, each in _by_group(items).items()]
+    while ranges:
+        pages = client.query_each([each.next_page(client) for each in ranges])
+        for each, page in zip(ranges, pages, strict=True):
+            each.receive(page)
+        ranges = [each for each in ranges if each.open]
+    for item in items:
+        _note_missing(database, item)
+    _fetch_recalled(client, items)
 
 
 def member_counts(client: RedisClient, entries: Sequence[Entry]) -> dict[str, int]:
-    """Return about how many first members the groups have, by gid, whose creation entries tell of."""
+    """Return by gid how many first members the groups have, about, that the entries create."""
     gids = sorted({entry.event.gid for entry in entries if isinstance(entry.event, Created)})
-    found = client.query_each([("ZCARD", client.space.group(gid).joined) for gid in gids])
-    return {gid: count for gid, count in zip(gids, found, strict=True) if isinstance(count, int)}
+    counts = client.query_each([("ZCARD", client.space.group(gid).joined) for gid in gids])
+    return {gid: count for gid, count in zip(gids, counts, strict=True) if isinstance(count, int)}
 
 
-def member_pages(client: RedisClient, work: Work, size: int) -> Iterator[list[str]]:
-    """Yield the first members of the group whose creation a work tells of, so many at a time; some may come twice.
+def member_pages(client: RedisClient, item: WorkItem, size: int) -> Iterator[list[str]]:
+    """Yield the first members of the group that an item creates, `size` at a time; some may come twice.
 
-    A group that cannot be read is a problem of the work. Raise what the link raises for all.
+    A group that cannot be read is a problem of the item. Raise the client's errors that concern all.
     """
-    if not isinstance(work.entry.event, Created):
+    if not isinstance(item.entry.event, Created):
         return
     try:
-        for some in chunks(stream_from_redis(client, first_members(work.entry.event.gid)), size):
-            yield sorted(set(some))
+        for uids in batches(stream_from_redis(client, first_members(item.entry.event.gid)), size):
+            yield sorted(set(uids))
     except ImError as error:
-        work.problem = _problem(error)
+        item.problem = _problem(error)
 
 
-def _fetch_recalled(client: RedisClient, works: Sequence[Work]) -> None:
-    """Give each tombstone the message that it recalls, blank: stored with it, what it said cannot be stored later.
+def _fetch_recalled(client: RedisClient, items: Sequence[WorkItem]) -> None:
+    """Give each tombstone the message that it recalls, with its text removed.
 
-    Another process may have that message in hand. One that Redis has no more, SQL has.
+    Both are stored in one transaction. So another process that has the message in hand cannot store its text later. A
+    message that Redis does not have any more is in SQL.
     """
-    recalled = [(work, row) for work in works for row, _ in work.messages if row.recalls is not None]
-    ids = [msgids.unpack(row.recalls or 0) for _, row in recalled]
-    streams = [client.space.group(row.gid).stream for _, row in recalled]
-    pages = client.query_each([("XRANGE", stream, each, each) for stream, each in zip(streams, ids, strict=True)])
-    for (work, row), page in zip(recalled, pages, strict=True):
+    tombstones = [(item, row) for item in items for row, _ in item.messages if row.recalls is not None]
+    pages = client.query_each([_recalled_by(client, row) for _, row in tombstones])
+    for (item, row), page in zip(tombstones, pages, strict=True):
         if problem := _problem(page):
-            work.problem = problem
+            item.problem = problem
             continue
         with suppress(IndexError, ValueError):  # it cannot be read, and is a problem of its own entry
             for entry_id, fields in page:
-                said = wire.message_row(row.gid, msgids.pack_id(entry_id), wire.values_of(fields))
-                work.messages.append((said._replace(content=""), False))
+                message = wire.message_row(row.gid, msgids.pack_id(entry_id), wire.values_of(fields))
+                item.messages.append((message._replace(content=""), False))
+
+
+def _recalled_by(client: RedisClient, tombstone: MessageRow) -> tuple[str, ...]:
+    entry_id = msgids.unpack(tombstone.recalls or 0)
+    return "XRANGE", client.space.group(tombstone.gid).stream, entry_id, entry_id
 
 
 def _problem(page: Any) -> str | None:
-    """Return what is wrong with one group. Raise what is wrong with all, or may pass."""
+    """Return what is wrong with one group. Raise an error that concerns all groups, or may pass."""
     if isinstance(page, ImError):
         if isinstance(page, TryAgain) or concerns_all(page):
             raise page
@@ -104,68 +103,69 @@ def _problem(page: Any) -> str | None:
     return None
 
 
-def _by_group(works: Sequence[Work]) -> dict[str, list[tuple[Sent, Work]]]:
-    groups: dict[str, list[tuple[Sent, Work]]] = {}
-    for work in works:
-        event = work.entry.event
+def _by_group(items: Sequence[WorkItem]) -> dict[str, list[tuple[Sent, WorkItem]]]:
+    groups: dict[str, list[tuple[Sent, WorkItem]]] = {}
+    for item in items:
+        event = item.entry.event
         if isinstance(event, Sent):
-            groups.setdefault(event.gid, []).append((event, work))
+            groups.setdefault(event.gid, []).append((event, item))
     return groups
 
 
-def _missing(database: Database, event: Sent, messages: Sequence[Stored]) -> str | None:
+def _note_missing(database: Database, item: WorkItem) -> None:
+    """Note as a problem that neither Redis nor SQL has all messages of an item."""
+    event = item.entry.event
+    if not isinstance(event, Sent) or len(item.messages) >= event.messages or item.problem:
+        return
     stored = database.messages_after(event.gid, event.first - 1, until=event.last)
-    known = {row.msgid for row in stored} | {row.msgid for row, _ in messages}
-    if len(known) >= event.messages:
-        return None
-    span = f"{msgids.unpack(event.first)} to {msgids.unpack(event.last)} of {event.gid!r}"
-    return f"of {event.messages} messages from {span} only {len(known)} are in Redis or SQL"
+    known = {row.msgid for row in stored} | {row.msgid for row, _ in item.messages}
+    if len(known) < event.messages:
+        span = f"{msgids.unpack(event.first)} to {msgids.unpack(event.last)} of {event.gid!r}"
+        item.problem = f"of {event.messages} messages from {span} only {len(known)} are in Redis or SQL"
 
 
-class _Stream:
-    """Reads the ranges of one group, in order, with what lies between them where it is little."""
+class _GroupRanges:
+    """The ranges of one group that are still to be read, in order; small gaps between them are read, too."""
 
-    def __init__(self, gid: str, wanted: list[tuple[Sent, Work]]) -> None:
-        wanted.sort(key=_first)
-        self.waiting = wanted
+    def __init__(self, gid: str, ranges: list[tuple[Sent, WorkItem]]) -> None:
+        self.open = sorted(ranges, key=lambda each: each[0].first)
         self._gid = gid
         self._after = 0
         self._count = 0
 
     def next_page(self, client: RedisClient) -> tuple[str | int, ...]:
-        """Return the command that brings what comes next: a plain one, since a function takes twice the time."""
-        first, last = max(self.waiting[0][0].first, self._after + 1), self.waiting[-1][0].last
-        self._count = min(PAGE, sum(event.messages for event, _ in self.waiting))
+        """Return the command for the next page: a plain one, since a function takes twice the time."""
+        first, last = max(self.open[0][0].first, self._after + 1), self.open[-1][0].last
+        self._count = min(PAGE, sum(event.messages for event, _ in self.open))
         stream = client.space.group(self._gid).stream
         return "XRANGE", stream, msgids.unpack(first), msgids.unpack(last), "COUNT", self._count
 
-    def take(self, page: Sequence[tuple[bytes, list[bytes]]]) -> None:
-        """Give each message of a page to whom it belongs, and strike who has got all that there is."""
-        waiting = iter(self.waiting)
-        event, work = next(waiting)
+    def receive(self, page: Any) -> None:
+        """Give each message of a page to its item; an error is the problem of all open items."""
+        if problem := _problem(page):
+            for _, item in self.open:
+                item.problem = problem
+            self.open = []
+        else:
+            self._after = self._give_out(page)
+            is_last = len(page) < self._count
+            self.open = [] if is_last else [each for each in self.open if each[0].last > self._after]
+
+    def _give_out(self, page: Sequence[tuple[bytes, list[bytes]]]) -> int:
+        """Give each message to its item; return the last msgid."""
+        ranges = iter(self.open)
+        event, item = next(ranges)
         msgid = 0
         for entry_id, fields in page:
             msgid = msgids.pack_id(entry_id)
             while event.last < msgid:
-                event, work = next(waiting)
+                event, item = next(ranges)
             if event.first <= msgid:
-                self._keep(work, msgid, wire.values_of(fields))
-        self._after = msgid
-        is_last = len(page) < self._count
-        self.waiting = [] if is_last else [each for each in self.waiting if each[0].last > msgid]
+                self._keep(item, msgid, wire.values_of(fields))
+        return msgid
 
-    def give_up(self, problem: str) -> None:
-        """Say of all who wait what keeps them from their messages."""
-        for _, work in self.waiting:
-            work.problem = problem
-        self.waiting = []
-
-    def _keep(self, work: Work, msgid: int, values: list[bytes]) -> None:
+    def _keep(self, item: WorkItem, msgid: int, values: list[bytes]) -> None:
         try:
-            work.messages.append((wire.message_row(self._gid, msgid, values), wire.moved_with_sender(values)))
+            item.messages.append((wire.message_row(self._gid, msgid, values), wire.was_caught_up(values)))
         except (IndexError, ValueError) as error:
-            work.problem = f"message {msgids.unpack(msgid)} cannot be read: {error!r}"
-
-
-def _first(wanted: tuple[Sent, Work]) -> int:
-    return wanted[0].first
+            item.problem = f"message {msgids.unpack(msgid)} cannot be read: {error!r}"

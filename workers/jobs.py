@@ -1,15 +1,15 @@
-"""The worker `jobs`: what may take long, as jobs of rq. A job is named by its dotted path, here `imcore.workers.jobs.trim`.
+"""The worker `jobs`: runs what may take long as jobs of rq, each named by its dotted path (`imcore.workers.jobs.trim`).
 
-rq's own ways to repeat a job do not fit: its cron pickles, where this queue speaks JSON; its scheduler forks a process
-that outlives a killed worker, and polls every second. So each worker, when rq has it look after its registries,
-enqueues the job of the current period, under a name that only one of them can use (rq's `unique`).
+rq's own ways to repeat a job do not fit: its cron pickles, where this queue uses JSON; its scheduler forks a process
+that outlives a killed worker, and polls every second. So each worker enqueues the job of the current period whenever rq
+maintains its registries, under a name that only one of them can use (rq's `unique`).
 """
 
 import logging
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from threading import Event
 from types import FrameType
@@ -24,17 +24,17 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from imcore.admin import append_only, retention, server_settings
-from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError, RedisFull, TryAgain
+from imcore.process import Stopped, WorkerSignals
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import open_client
 from imcore.streams.journal import one_line
 from imcore.streams.keys import QUEUE
 from imcore.streams.redis_errors import address, driver_errors, translated
+from imcore.system import System
 from imcore.util.backoff import LONGEST_WAIT_S, Backoff, ThrottledLog
-from imcore.workers.runner import Patience, look_at_server
-from imcore.workers.signals import Signals, Stopped
+from imcore.workers.runner import Retrier, check_server
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +42,19 @@ TRIM = "imcore.workers.jobs.trim"
 
 LONGEST_JOB_S = 6 * 60 * 60
 LOOK_EVERY_S = 60
-"""How often a worker looks whether a job is due."""
+"""How often a worker checks whether a job is due."""
 _WAIT_S = 10
-"""For how long a worker waits for a job at once. A server that is silent is noticed 10 s after that."""
+"""How long a worker waits for a job at once. A silent server is noticed 10 s after that."""
 _THREAD_S = 5
 _RQ_LOGS = ("rq.worker", "rq.queue", "rq.job", "rq.registry")
 
 
 def trim() -> dict[str, int]:
-    """Trim as the settings say; return what was dropped."""
-    with Chat.connect(settings=Settings.from_env()) as chat:
-        chat.system.client.upgrade()
-        summary = retention.trim(chat.system)
-        rewritten = append_only.forget_withdrawn(chat.system)
+    """Trim as the settings say; return how many entries and rows were dropped."""
+    with closing(System.connect(settings=Settings.from_env())) as system:
+        system.client.upgrade()
+        summary = retention.trim(system)
+        rewritten = append_only.forget_withdrawn(system)
     log.info(
         "trimmed %d entries of %d groups, %d of the journals, %d rows of read times; %d append-only files rewritten",
         *(summary.entries, summary.groups, summary.journal_entries, summary.read_times, rewritten),
@@ -63,12 +63,11 @@ def trim() -> dict[str, int]:
 
 
 def queue(connection: Redis) -> Queue:
-    """Return the queue that this worker works off."""
     return Queue(QUEUE, connection=connection, serializer=JSONSerializer, default_timeout=LONGEST_JOB_S)
 
 
 def enqueue_due(jobs: Queue, every_ms: int, now_ms: int) -> bool:
-    """Enqueue the trim of the current period, unless that is done; return whether this call did it."""
+    """Enqueue the trim of the current period, unless it was enqueued; return whether this call did it."""
     period = now_ms // every_ms
     keep_s = 2 * every_ms // 1000 + 1  # the job's name must be taken until the period is over
     try:
@@ -79,7 +78,7 @@ def enqueue_due(jobs: Queue, every_ms: int, now_ms: int) -> bool:
 
 
 class JobsWorker(SimpleWorker):
-    """An rq worker that runs a job in its own process: one with threads and connections had better not fork."""
+    """An rq worker that runs a job in its own process: one with threads and connections should not fork."""
 
     max_connection_wait_time = LONGEST_WAIT_S
     """rq's own waits for a server that is away grow from 1 s to this."""
@@ -87,19 +86,19 @@ class JobsWorker(SimpleWorker):
     def __init__(
         self,
         connection: Redis,
-        signals: Signals,
+        signals: WorkerSignals,
         trim_every_ms: int,
         *,
-        patience: Patience | None = None,
+        retrier: Retrier | None = None,
         on_birth: Callable[[], None] = lambda: None,
     ) -> None:
-        """`patience` is told when the server has taken something; `on_birth` is called when rq can work."""
+        """`retrier` hears of each success of the server; `on_birth` is called when rq can work."""
         self._signals = signals
         self._trim_every_ms = trim_every_ms
-        self._patience = patience or Patience(signals)
+        self._retrier = retrier or Retrier(signals)
         self._on_birth = on_birth
         self._unsubscribing = Event()
-        self._says_something = False
+        self._is_logging = False
         self._held_signal: int | None = None
         self._pubsub_wait = Backoff()
         super().__init__(
@@ -117,57 +116,57 @@ class JobsWorker(SimpleWorker):
         self.ip_address = "unknown"
 
     def register_birth(self) -> None:
-        """Be known to rq; that is, be able to work."""
+        """Register with rq: from now on this worker can work."""
         super().register_birth()  # type: ignore[no-untyped-call]
         self._on_birth()
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """Be alive for a while longer. rq does so before and after each wait for a job."""
+        """Show a sign of life. rq does so before and after each wait for a job."""
         super().heartbeat(timeout, pipeline)
         if pipeline is None:
-            self._says_something = True
+            self._is_logging = True
             try:
-                self._patience.succeeded()
+                self._retrier.succeeded()
             finally:
-                self._says_something = False
+                self._is_logging = False
             if self._held_signal is not None:
                 super().request_stop(self._held_signal, None)  # type: ignore[no-untyped-call]
 
     def run_maintenance_tasks(self) -> None:
-        """Look after the registries, and enqueue what is due."""
+        """Maintain the registries, and enqueue the job that is due."""
         super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
         if self._trim_every_ms:
             enqueue_due(self.queues[0], self._trim_every_ms, time.time_ns() // 1_000_000)
 
     def unsubscribe(self) -> None:
-        """End the thread that hears rq's commands. rq leaves it behind, trying for ever, where Redis is away."""
+        """End the thread that receives rq's commands. While Redis is away, rq leaves it behind, trying for ever."""
         self._unsubscribing.set()
         thread = self.pubsub_thread
         if thread:
             thread.stop()  # first, or it would wait for the next subscription once this one is gone
             try:
-                self.pubsub.unsubscribe()  # the answer to this ends its wait; then it closes the connection itself
+                self.pubsub.unsubscribe()  # the answer ends its wait; then it closes the connection itself
             finally:
                 thread.join(_THREAD_S)
 
     def leave(self) -> None:
-        """Let that thread end, where rq did not come to `unsubscribe`: its connection is about to be closed."""
+        """End that thread without `unsubscribe`: its connection is about to be closed."""
         self._unsubscribing.set()
         if self.pubsub_thread:
             self.pubsub_thread.stop()
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: PubSub, pubsub_thread: PubSubWorkerThread) -> None:
-        # Its connection may be closed before it has ended: that is nothing to tell of.
+        # Its connection may be closed before it has ended: that is not logged.
         if self._unsubscribing.is_set():
             pubsub_thread.stop()
         elif isinstance(exc, RedisError | OSError):
-            # It says nothing: the worker itself waits for the same server. rq would let the thread die of a timeout.
+            # This is not logged: the worker itself waits for the same server. rq lets the thread die of a timeout.
             self._unsubscribing.wait(self._pubsub_wait_s())
         else:
             super()._pubsub_exception_handler(exc, pubsub, pubsub_thread)
 
     def _pubsub_wait_s(self) -> float:
-        """Return how long the thread waits now: longer each time, until it has heard commands for a minute."""
+        """Return how long the thread waits now: longer each time, until it has received commands for a minute."""
         now = time.monotonic()
         if now - self._pubsub_wait.until > LOOK_EVERY_S:
             self._pubsub_wait.succeeded()
@@ -175,7 +174,7 @@ class JobsWorker(SimpleWorker):
         return self._pubsub_wait.until - now
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
-        """Say what went wrong with a job, unless it is the one that was in hand when this worker was to end."""
+        """Log why a job failed, unless a signal has cut it short."""
         error = exc_info[1]
         if isinstance(error, ImError):  # in one line: it is no fault of the program
             log.error("job %s failed: %s", job.id, one_line(str(error)))
@@ -184,81 +183,63 @@ class JobsWorker(SimpleWorker):
 
     def _install_signal_handlers(self) -> None:
         super()._install_signal_handlers()  # type: ignore[no-untyped-call]
-        # A signal that came before went to the handlers before, which rq knows nothing of.
+        # An earlier signal went to the earlier handlers, which rq does not know.
         self._stop_requested = self._signals.stopping
 
     def request_stop(self, signum: Any, frame: FrameType | None) -> None:
         """Stop, after the job in hand if there is one. rq's handler, which ends its wait for jobs, too."""
-        self._signals.ask(signum)
+        self._signals.stop(signum)
         self._stop_requested = True
-        if self._says_something:  # what rq raises would be lost in the midst of a log line, and a wait would begin
+        if self._is_logging:  # logging would swallow what rq raises, and a wait would begin
             self._held_signal = signum
         else:
             super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
 
-def run(settings: Settings, signals: Signals, *, burst: bool, looks: bool = True) -> None:
-    """Work off jobs until a signal comes, or, in a burst, until none is left.
+def run(settings: Settings, signals: WorkerSignals, *, burst: bool, checks_server: bool = True) -> None:
+    """Work off jobs until a signal arrives, or, in a burst, until none is left.
 
-    With `looks` it looks at the server's settings first, and says which of them break a promise.
-
-    After a signal the job in hand may end, for a while: cut short, it has failed, and the next trim does what is left.
-    Redis away is waited for, except in a burst. Raise ConfigurationError where rq cannot run.
+    With `checks_server` it first warns of settings of the server that break a promise. After a signal the job in hand
+    may end, for a while: cut short, it has failed, and the next trim does the rest. A Redis that is away is waited for,
+    except in a burst. Raise ConfigurationError where rq cannot run.
     """
-    work = _Work(settings, signals, burst)
+    loop = _RqLoop(settings, signals, burst)
     for name in _RQ_LOGS:
-        logging.getLogger(name).addFilter(work.says)
+        logging.getLogger(name).addFilter(loop.lets_pass)
     try:
         with suppress(Stopped):
-            if looks:
-                work.patience.call(lambda: _look_at_server(settings))
-            work.patience.call(work)
+            if checks_server:
+                loop.retrier.call(lambda: _check_server(settings))
+            loop.retrier.call(loop.run_worker)
     finally:
         for name in _RQ_LOGS:
-            logging.getLogger(name).removeFilter(work.says)
+            logging.getLogger(name).removeFilter(loop.lets_pass)
     log.info("ended")
 
 
-def _look_at_server(settings: Settings) -> None:
+def _check_server(settings: Settings) -> None:
     if settings.jobs_redis_url == settings.redis_url:
-        look_at_server(settings)
+        check_server(settings)
     elif warning := server_settings.warning_of(server_settings.jobs_servers(settings)):
         log.warning("%s", warning)
 
 
-class _Room:
-    """Makes room in a Redis that is full: then no job can be enqueued that would do so."""
+class _RqLoop:
+    """Runs one rq worker after the other: an rq worker ends when the server refuses a command."""
 
-    def __init__(self) -> None:
-        self._not_before = 0.0
-
-    def make(self) -> None:
-        """Trim now, unless that was tried a moment ago."""
-        if time.monotonic() < self._not_before:
-            return
-        self._not_before = time.monotonic() + LOOK_EVERY_S
-        try:
-            trim()
-        except ImError as error:
-            log.warning("Redis is full, and could not be trimmed: %s", error)
-
-
-class _Work:
-    """Works with one worker of rq after the other: each of them ends where the server refuses something."""
-
-    def __init__(self, settings: Settings, signals: Signals, burst: bool) -> None:
-        self.patience = Patience(signals, ends=burst)
+    def __init__(self, settings: Settings, signals: WorkerSignals, burst: bool) -> None:
+        self.retrier = Retrier(signals, ends=burst)
         self._settings = settings
         self._signals = signals
         self._burst = burst
-        self._room = _Room()
+        self._trim_not_before = 0.0
         self._mistakes = ThrottledLog(time.monotonic)
         self._was_born = False
         self._ended_by: ImError | None = None
-        """Why rq's worker has ended: it logs that, and raises nothing."""
+        """The error that has ended rq's worker: it logs that, and raises nothing."""
 
-    def __call__(self) -> None:
-        """Work until a signal comes; in a burst until nothing is left. Raise what keeps this from going on."""
+    def run_worker(self) -> None:
+        """Run a worker until a signal arrives; in a burst until no job is left. Raise the error that ends it."""
         url = self._settings.jobs_redis_url
         with Database.connect(self._settings.database_url, data_dir=self._settings.data_dir) as database:
             database.refuse_newer()
@@ -269,10 +250,10 @@ class _Work:
             with driver_errors(url, variable=self._settings.jobs_variable), suppress(StopRequested):
                 self._work(connection)  # the handler of its signals may raise that at any point
         except RedisFull:
-            self._room.make()
+            self._make_room()
             raise
         finally:
-            self._signals.handle()  # rq has put its own handlers there
+            self._signals.handle()  # rq has installed its own handlers
             connection.close()
         if self._signals.stopping:
             return
@@ -282,10 +263,10 @@ class _Work:
             raise TryAgain("the rq worker ended by itself")
 
     def _work(self, connection: Redis) -> None:
-        # A burst does what is there: it adds nothing.
+        # A burst adds no job.
         trim_every_ms = 0 if self._burst else self._settings.trim_every_ms
         self._ended_by = None
-        worker = JobsWorker(connection, self._signals, trim_every_ms, patience=self.patience, on_birth=self._born)
+        worker = JobsWorker(connection, self._signals, trim_every_ms, retrier=self.retrier, on_birth=self._born)
         try:
             worker.work(burst=self._burst, logging_level=None)
         finally:
@@ -296,12 +277,21 @@ class _Work:
             log.info("started: Redis at %s", address(self._settings.jobs_redis_url))
         self._was_born = True
 
-    def says(self, record: logging.LogRecord) -> bool:
-        """Let a record of rq pass, unless it is about a server in trouble: that is told in our words, now and then.
+    def _make_room(self) -> None:
+        """Trim here, at most once a minute: in a Redis that is full no job can be enqueued that would do so."""
+        if time.monotonic() < self._trim_not_before:
+            return
+        self._trim_not_before = time.monotonic() + LOOK_EVERY_S
+        try:
+            trim()
+        except ImError as error:
+            log.warning("Redis is full, and could not be trimmed: %s", error)
 
-        A traceback passes now and then, too: rq's worker ends with it, and the next one may do so.
+    def lets_pass(self, record: logging.LogRecord) -> bool:
+        """Filter rq's logs: a record about a server in trouble becomes our own warning, now and then.
 
-        A filter of rq's logs. Each of these records is made while the error is handled.
+        rq makes these records while it handles the error. Tracebacks of other errors pass now and then, too: rq's
+        worker ends with one, and the next one may do so.
         """
         error = sys.exception()
         if record.levelno < logging.WARNING or error is None:
@@ -311,11 +301,8 @@ class _Work:
         if isinstance(error, RedisError | OSError):
             error = translated(error, self._settings.jobs_redis_url, variable=self._settings.jobs_variable)
         if isinstance(error, ImError):
-            self._note(error, ends="quitting" in str(record.msg))
+            if "quitting" in str(record.msg):
+                self._ended_by = error
+            if not isinstance(error, ConfigurationError):  # no waiting helps against that one
+                self.retrier.warn(error)
         return False
-
-    def _note(self, error: ImError, *, ends: bool) -> None:
-        if ends:
-            self._ended_by = error
-        if not isinstance(error, ConfigurationError):  # which is not waited for
-            self.patience.tell(error)

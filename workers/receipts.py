@@ -1,12 +1,11 @@
-"""The worker `receipts`: tells senders who has read, in digests folded over a window.
+"""The worker `receipts`: sends digests of changed tallies to senders, coalesced over a window.
 
-Offset moves are taken from the journals, heaped up for `receipt_window_ms`, and folded: each message concerned is
-tallied once, however many members have moved over it, and each sender is told once for each group. It is tallied,
-marked as changed and told in one step at the server: of two workers, none tells an older tally after a newer one. The
-mark stays until the sender confirms it, so a digest that nobody hears is not lost.
+Offset moves are taken from the journals for `receipt_window_ms` and coalesced: each message concerned is tallied once,
+however many members have moved over it, and each sender gets one digest for each group. One step at the server tallies
+a message, marks it as changed and publishes the digest: two workers never send an older tally after a newer one. The
+mark stays until the sender confirms it, so a digest that nobody receives is not lost.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 
@@ -19,13 +18,10 @@ from imcore.streams.calls.receipt_calls import Segment, TallyChange
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Acked, Entry, Malformed, Move
 from imcore.streams.journal import Journal
-from imcore.workers.coalescing import CoalescingStats
-from imcore.workers.folding import segments
-
-log = logging.getLogger(__name__)
+from imcore.workers.coalescing import CoalescingStats, segments
 
 PAGE = 1000
-"""How many messages one call looks at: the server stands still meanwhile."""
+"""How many messages one call looks at: the server does nothing else meanwhile."""
 
 LONGEST_DIGEST = 10_000
 """How many messages one digest names, all of which are tallied in one call; more make several."""
@@ -34,11 +30,11 @@ MOST_IN_WINDOW = 100_000
 """How many entries one window takes; more are left for the next."""
 
 _SQL_AWAY = (DatabaseUnavailable, DatabaseNotReady)
-"""Why what Redis alone can tell is told, and the rest waits."""
+"""These errors delay only the digests that need SQL; Redis alone answers for the others."""
 
 
 class ReceiptsWorker:
-    """Folds and tells. `step` does one window."""
+    """The worker; `step` handles one window."""
 
     kind = "receipts"
 
@@ -48,55 +44,51 @@ class ReceiptsWorker:
         self._window_s = settings.receipt_window_ms / 1000
         self._journal = Journal(client, self.kind, settings)
         self._in_hand: list[Entry] = []
-        self._told = CoalescingStats()
+        self._stats = CoalescingStats()
 
     def step(self) -> int:
-        """Take a window of entries, tell the senders, confirm the entries; return how many are out of the way.
+        """Take a window of entries, send the digests, confirm the entries; return how many are handled.
 
-        Raise DatabaseUnavailable, after all is told that needs Redis alone, and what the link raises: the next step
-        goes on with what is not told.
+        Raise DatabaseUnavailable once all digests are sent that need Redis alone, and the client's errors: the next
+        step continues with the rest.
         """
         try:
-            self._told = CoalescingStats()
+            self._stats = CoalescingStats()
             entries = self._in_hand + self._window()
-            handled = len(entries)
-            failed = self._tell(_moves(entries))
+            failed = self._send_digests(_moves(entries))
             self._in_hand = [entry for entry in entries if _waits(entry, failed)]
-            self._put_away([entry for entry in entries if not _waits(entry, failed)], failed)
+            self._finish([entry for entry in entries if not _waits(entry, failed)], failed)
         except ImError:
             self._in_hand = []
-            self._journal.look_again()
+            self._journal.reread_open()
             raise
         if self._in_hand:
             why = next(error for error in failed.values() if isinstance(error, _SQL_AWAY))
             raise DatabaseUnavailable(str(why)) from why  # waiting helps, also where there are no tables yet
-        return handled
+        return len(entries)
 
     def drained(self) -> bool:
-        """Return whether all is told that was in the journals when this was asked first."""
+        """Return whether all entries are handled that were in the journals when this was asked first."""
         return self._journal.drained()
 
     def close(self) -> None:
-        """Let another process have this one's name and what it left open."""
+        """Give back this process's name: another process takes over its open entries at once."""
         self._journal.close()
 
     def _window(self) -> list[Entry]:
-        """Return what is there, and, if offsets have moved, what comes within the window after."""
+        """Return the entries that are there, and, if offsets have moved, those of the window after."""
         if len(self._in_hand) >= MOST_IN_WINDOW:
-            self._journal.hold_on()
+            self._journal.renew()
             return []
-        entries = self._journal.take(block_ms=0 if self._in_hand else None)
+        entries = self._journal.read(block_ms=0 if self._in_hand else None)
         if not self._window_s or not any(isinstance(entry.event, Acked) for entry in entries):
             return entries
         time.sleep(self._window_s)
-        while len(entries) < MOST_IN_WINDOW:
-            more = self._journal.take(block_ms=0)
-            if not more:
-                break
+        while len(entries) < MOST_IN_WINDOW and (more := self._journal.read(block_ms=0)):
             entries += more
         return entries
 
-    def _put_away(self, entries: Sequence[Entry], failed: dict[str, ImError]) -> None:
+    def _finish(self, entries: Sequence[Entry], failed: dict[str, ImError]) -> None:
         done = []
         for entry in entries:
             event = entry.event
@@ -107,64 +99,63 @@ class ReceiptsWorker:
             else:
                 done.append(entry)
         if done:
-            self._journal.done(done, self._told.of(done))
+            self._journal.done(done, self._stats.counts(done))
 
-    def _tell(self, moves: dict[str, list[Move]]) -> dict[str, ImError]:
-        """Tell every sender concerned; return the groups for which that is impossible, or has to wait, and why."""
+    def _send_digests(self, moves: dict[str, list[Move]]) -> dict[str, ImError]:
+        """Send a digest to every sender concerned; return the groups where that is impossible, or has to wait."""
         failed: dict[str, ImError] = {}
         digests = []
-        for gid, found in self._changes({gid: segments(each) for gid, each in moves.items()}).items():
-            if isinstance(found, ImError):
-                failed[gid] = found
+        for gid, changes in self._changes({gid: segments(each) for gid, each in moves.items()}).items():
+            if isinstance(changes, ImError):
+                failed[gid] = changes
                 continue
-            for sender_uid, changes in _by_sender(found).items():
-                for i in range(0, len(changes), LONGEST_DIGEST):
-                    some = changes[i : i + LONGEST_DIGEST]
-                    digests.append(receipt_calls.tell(self._client.space, gid, sender_uid, some))
-                    self._told.digest(gid, sender_uid, some)
+            for sender_uid, own in _by_sender(changes).items():
+                for at in range(0, len(own), LONGEST_DIGEST):
+                    digest = own[at : at + LONGEST_DIGEST]
+                    digests.append(receipt_calls.publish_receipts(self._client.space, gid, sender_uid, digest))
+                    self._stats.add_digest(gid, sender_uid, digest)
         self._client.call_many(digests)
         return failed
 
     def _changes(self, wanted: dict[str, list[Segment]]) -> dict[str, list[TallyChange] | ImError]:
-        """Return the new tallies in each group, or why they cannot be had: SQL may be away.
+        """Return the changed tallies of each group, or its error: SQL may be away.
 
         Raise TryAgain, ConfigurationError.
         """
-        found: dict[str, list[TallyChange] | ImError] = {}
+        changes: dict[str, list[TallyChange] | ImError] = {}
         calls = [receipt_calls.changes(self._client.space, gid, each, PAGE) for gid, each in wanted.items()]
         for (gid, each), answer in zip(wanted.items(), self._client.call_each(calls), strict=True):
             try:
-                found[gid] = self._rest(gid, each, raised(answer))
+                changes[gid] = self._all_pages(gid, each, raised(answer))
             except ImError as error:
-                of_all = isinstance(error, TryAgain | ConfigurationError)
-                if of_all and not isinstance(error, _SQL_AWAY):
+                concerns_all = isinstance(error, TryAgain | ConfigurationError)
+                if concerns_all and not isinstance(error, _SQL_AWAY):
                     raise
-                found[gid] = error
-        return found
+                changes[gid] = error
+        return changes
 
-    def _rest(self, gid: str, wanted: list[Segment], page: receipt_calls.TallyChanges) -> list[TallyChange]:
-        """Return a first page and the pages after it, each with what SQL alone has of it by now."""
-        found = self._trimmed(gid, wanted, page.trimmed) + page.found
+    def _all_pages(self, gid: str, wanted: list[Segment], page: receipt_calls.TallyChanges) -> list[TallyChange]:
+        """Return the changes of a first page and the pages after it, with those of trimmed messages from SQL."""
+        changes = self._trimmed(gid, wanted, page.trimmed) + page.found
         while page.next_after is not None:
             wanted = _after(wanted, page.next_after)
             page = self._client.call(receipt_calls.changes(self._client.space, gid, wanted, PAGE))
-            found += self._trimmed(gid, wanted, page.trimmed) + page.found
-        return found
+            changes += self._trimmed(gid, wanted, page.trimmed) + page.found
+        return changes
 
     def _trimmed(self, gid: str, wanted: list[Segment], trimmed: int) -> list[TallyChange]:
-        found: list[TallyChange] = []
+        changes: list[TallyChange] = []
         for segment in wanted:
-            start = segment.after
-            while start < min(segment.until, trimmed):
-                until = min(segment.until, trimmed)
+            start, until = segment.after, min(segment.until, trimmed)
+            while start < until:
                 rows = self._database.messages_after(gid, start, until=until, limit=PAGE)
-                found += [
+                changes += [
                     TallyChange(row.sender_uid, row.msgid, row.span)
                     for row in rows
                     if row.sender_uid != segment.only and row.recalls is None
                 ]
                 start = rows[-1].msgid if len(rows) == PAGE else until
-        return found
+        return changes
 
 
 def _moves(entries: Sequence[Entry]) -> dict[str, list[Move]]:
@@ -181,7 +172,6 @@ def _waits(entry: Entry, failed: dict[str, ImError]) -> bool:
 
 
 def _after(wanted: Sequence[Segment], position: int) -> list[Segment]:
-    """Return what is left of the segments after a message."""
     return [
         Segment(max(segment.after, position), segment.until, segment.only)
         for segment in wanted
@@ -190,7 +180,7 @@ def _after(wanted: Sequence[Segment], position: int) -> list[Segment]:
 
 
 def _by_sender(changes: Sequence[TallyChange]) -> dict[str, list[TallyChange]]:
-    found: dict[str, list[TallyChange]] = {}
+    by_sender: dict[str, list[TallyChange]] = {}
     for change in changes:
-        found.setdefault(change.sender_uid, []).append(change)
-    return found
+        by_sender.setdefault(change.sender_uid, []).append(change)
+    return by_sender

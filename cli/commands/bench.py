@@ -15,7 +15,7 @@ from imcore.cli.bench.harness.report import Medians, bars, picture, tables
 from imcore.cli.bench.harness.timing import LEAST_ROUNDS, Progress, RoundPlan
 from imcore.cli.options import Invocation, command
 from imcore.cli.progress import working
-from imcore.cli.supervisor import Stopped, StopSignals
+from imcore.process import Stopped, StopSignals
 
 if TYPE_CHECKING:
     from imcore.cli.bench.harness.servers import BenchServers

@@ -1,37 +1,38 @@
-"""Sending, pulling, confirming, and asking who has read what."""
+"""Sending, pulling, confirming, recalling, and asking who has read what."""
 
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
 import click
 
 from imcore.cli import output
 from imcore.cli.local import (
-    client_if_any,
-    client_of,
     complain_of_refused,
+    device_if_any,
+    device_of,
     local_database,
     no_local_option,
     sender_of,
     show_stored,
 )
-from imcore.cli.options import Invocation, command, standard_input
-from imcore.cli.peers import Peers, chat_called, peer_called, peers_at
+from imcore.cli.names import name
+from imcore.cli.options import Invocation, command, confirm, standard_input, yes_option
+from imcore.cli.peers import Peers, peer_in, peers_at, to_gid
 from imcore.cli.records import (
     ACK_COLUMNS,
     LOG_COLUMNS,
     MESSAGE_COLUMNS,
     READER_COLUMNS,
     TALLY_COLUMNS,
-    ack_record,
-    log_record,
-    message_record,
+    UNREAD_COLUMNS,
     reader_records,
+    record_of,
     status_record,
     tally_record,
 )
 from imcore.errors import InvalidInput, TryAgain
-from imcore.model.values import Message, MessageStatus
+from imcore.model.values import Message
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
@@ -79,7 +80,7 @@ def send(run: Invocation, gid: str, text: str, **options: Unpack[_Sending]) -> N
     """
     with run.chat() as chat:
         content = _content(text, chat.system.settings.max_content_bytes)
-        peer = peer_called(gid)
+        peer = peer_in(gid)
         _send(run, chat, _Draft(content, gid=gid) if peer is None else _Draft(content, to_uid=peer), options)
 
 
@@ -109,28 +110,26 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
     """Show what a member has not acked, oldest first.
 
     The member's own messages are included, so that there are no holes. Without GID: of all their groups, by gid.
-    As at a login, the user's local database is brought up to date: messages, receipts, and its outbox is sent. Who is
-    in no group after that is an error.
+    As at a login, the user's local database is brought up to date: messages, receipts, and its outbox is sent. A user
+    who is in no group after that is an error.
     """
-    gid = gid and chat_called(gid, uid)
+    gid = gid and to_gid(gid, uid)
     with run.chat() as chat, ExitStack() as stack:
         if with_ack:
             chat.system.client.require_writes()
-        is_known = bool(chat.groups_of(uid))
-        opened = client_of if is_known else client_if_any  # who is nobody's name may be mistyped
-        client = None if no_local else stack.enter_context(opened(run, chat, uid))
+        is_member = bool(chat.groups_of(uid))
+        open_device = device_of if is_member else device_if_any  # the name of a stranger may be mistyped
+        device = None if no_local else stack.enter_context(open_device(run, chat, uid))
         messages = chat.pull(uid, gid, limit=limit)
-        if client:
-            client.keep(messages)
-            complain_of_refused(client.sync())
-        if gid is None and not is_known:
+        if device:
+            device.keep(messages)
+            complain_of_refused(device.sync())
+        if gid is None and not is_member:
             chat.known_user(uid)  # their first message may have waited until now
-        run.show(map(peers_at(chat, uid).named, map(message_record, messages)), MESSAGE_COLUMNS)
+        run.show(map(peers_at(chat, uid).with_peer, map(record_of, messages)), MESSAGE_COLUMNS)
         output.flush()
         if with_ack:
-            newest = {message.gid: message.msgid for message in messages}
-            for each, msgid in newest.items():
-                chat.ack(uid, each, msgid)
+            _ack_newest(chat, uid, messages)
 
 
 @command("ack", example="im ack bob team\nim ack bob team 1767225600000-0")
@@ -143,8 +142,8 @@ def ack(run: Invocation, uid: str, gid: str, msgid: str | None) -> None:
     Without MSGID: up to the newest. An older message than confirmed before changes nothing.
     """
     with run.chat() as chat:
-        acked = chat.ack(uid, chat_called(gid, uid), msgid)
-        run.show([peers_at(chat, uid).named(ack_record(acked))], ACK_COLUMNS)
+        acked = chat.ack(uid, to_gid(gid, uid), msgid)
+        run.show([peers_at(chat, uid).with_peer(record_of(acked))], ACK_COLUMNS)
 
 
 @command("unread", example="im unread bob")
@@ -155,8 +154,8 @@ def unread(run: Invocation, uid: str) -> None:
     Groups where all is read are shown too, with 0. Own messages do not count.
     """
     with run.chat() as chat:
-        found = [{"gid": each.gid, "unread": each.unread} for each in chat.unread(chat.known_user(uid))]
-        run.show(map(peers_at(chat, uid).named, found), ("gid", "unread"))
+        counts = chat.unread(chat.known_user(uid))
+        run.show(map(peers_at(chat, uid).with_peer, map(record_of, counts)), UNREAD_COLUMNS)
 
 
 @command("status", example="im status team --limit 5\nim status team 1767225600000-0")
@@ -170,14 +169,47 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
     """
     if msgid is not None and limit is not None:
         raise click.UsageError("--limit is for the tallies of a group: leave it out, or leave MSGID out")
-    if (peer := peer_called(gid)) is not None:
+    if (peer := peer_in(gid)) is not None:
         raise InvalidInput(f"{gid!r} does not say whose chat with {peer!r} is meant: its gid is in `im group list`")
     with run.chat() as chat:
         if msgid is None:
             tallies = chat.status(gid, limit=20 if limit is None else limit)
             run.show(map(tally_record, tallies), TALLY_COLUMNS)
-        else:
-            _show_status(run, chat.message_status(gid, msgid))
+            return
+        message_status = chat.message_status(gid, msgid)
+    run.show([status_record(message_status)], TALLY_COLUMNS)
+    if not run.json:
+        output.say("")
+        run.show(reader_records(message_status), READER_COLUMNS)
+
+
+@command("recall", example="im recall team 1767225600000-0 --by ann --yes")
+@click.argument("gid")
+@click.argument("msgid")
+@click.option("--by", "by_uid", metavar="UID", required=True, help="Who withdraws it: its sender.")
+@click.option("--admin", is_flag=True, help="UID may withdraw what others have sent, and need not be a member.")
+@no_local_option
+@yes_option
+def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, no_local: bool, yes: bool) -> None:
+    """Withdraw a message: what it said is gone for good.
+
+    Its place stays, with who has read it, and no `im unread` counts it. A tombstone goes to every member, and is
+    printed; for a message that is recalled already there is no second one, and the message is printed as it is now.
+    """
+    confirm(f"Recall message {msgid} of {name(gid)}? What it says is gone for good.", yes=yes)
+    with run.chat() as chat:
+        with nullcontext() if no_local or admin else sender_of(run, chat, by_uid) as sender:
+            message = chat.recall(to_gid(gid, by_uid), msgid, by=by_uid, admin=admin)
+            if sender:
+                sender.keep(message)
+        show_stored(run, chat, by_uid, message)
+
+
+def _ack_newest(chat: "Chat", uid: str, messages: Sequence[Message]) -> None:
+    """Confirm the newest message of each group; within a group the messages are in order."""
+    newest = {message.gid: message.msgid for message in messages}
+    for gid, msgid in newest.items():
+        chat.ack(uid, gid, msgid)
 
 
 def _send(run: Invocation, chat: "Chat", draft: _Draft, options: _Sending) -> None:
@@ -189,8 +221,8 @@ def _send(run: Invocation, chat: "Chat", draft: _Draft, options: _Sending) -> No
         show_stored(run, chat, options["sender_uid"], _sent(chat, draft, options))
     else:
         with sender_of(run, chat, options["sender_uid"], draft.content) as sender:
-            if sender.client:
-                _send_what_waits(sender.client)
+            if sender.device:
+                _send_waiting(sender.device)
             message = _sent(chat, draft, options)
             sender.keep(message)
         show_stored(run, chat, message.sender_uid, message)
@@ -203,9 +235,9 @@ def _sent(chat: "Chat", draft: _Draft, options: _Sending) -> Message:
     return chat.send_direct(draft.to_uid or "", draft.content, sender_uid=uid, client_msgid=client_msgid)
 
 
-def _send_what_waits(client: "Device") -> None:
-    """Send what was written before. Raise TryAgain if that has to go on waiting: nothing may overtake it."""
-    flushed = client.flush()
+def _send_waiting(device: "Device") -> None:
+    """Send the outbox. Raise TryAgain if a message there has to wait: no later one may overtake it."""
+    flushed = device.flush()
     complain_of_refused(flushed)
     if flushed.stopped_by:
         raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
@@ -215,29 +247,21 @@ def _queue(run: Invocation, chat: "Chat", draft: _Draft, sender_uid: str) -> Non
     from imcore.device.device import Device  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
     with local_database(run, sender_uid) as local:
-        client = Device(chat, sender_uid, local)
+        device = Device(chat, sender_uid, local)
         with suppress(TryAgain):
-            client.check_dataset()
-        outgoing = client.queue(draft.content, gid=draft.gid, to_uid=draft.to_uid)
-        flushed = client.flush()
+            device.check_dataset()
+        outgoing = device.queue(draft.content, gid=draft.gid, to_uid=draft.to_uid)
+        flushed = device.flush()
         complain_of_refused(flushed, besides=outgoing)
         sent = {message.client_msgid: message for message in flushed.sent}
         if outgoing.client_msgid in sent:
             show_stored(run, chat, sender_uid, sent[outgoing.client_msgid])
         else:
             peers = Peers(sender_uid, lambda _: filter(None, [draft.to_uid]))
-            run.show([peers.named(log_record(client.unsent_line(outgoing)))], LOG_COLUMNS)
-
-
-def _show_status(run: Invocation, found: MessageStatus) -> None:
-    run.show([status_record(found)], TALLY_COLUMNS)
-    if not run.json:
-        output.say("")
-        run.show(reader_records(found), READER_COLUMNS)
+            run.show([peers.with_peer(record_of(device.unsent_line(outgoing)))], LOG_COLUMNS)
 
 
 def _content(text: str, max_bytes: int) -> str:
-    """Return the text, or for `-` what stdin holds."""
     if text != "-":
         return text
     data = standard_input().read(max_bytes + 1)

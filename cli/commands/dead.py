@@ -9,7 +9,6 @@ import click
 from imcore.cli import names, output
 from imcore.cli.options import CommandGroup, Invocation, command, confirm, yes_option
 from imcore.cli.output import Record
-from imcore.cli.readable import NAMES
 from imcore.errors import ImError
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def show(run: Invocation, dead_id: str) -> None:
     if not run.json:
         output.say("")
         run.show(
-            [{"field": name, "value": _seen(name, value)} for name, value in letter.fields.items()], _FIELD_COLUMNS
+            [{"field": name, "value": _readable(name, value)} for name, value in letter.fields.items()], _FIELD_COLUMNS
         )
 
 
@@ -72,7 +71,7 @@ def drop(run: Invocation, dead_ids: tuple[str, ...], yes: bool) -> None:
 
 
 def _each(run: Invocation, dead_ids: Sequence[str], action: Callable[[str], None], name: str) -> None:
-    """Do it to each of them, and show those to which it was done. What cannot be done, or be shown, ends it."""
+    """Apply an action to each dead letter, and show those that are done. The first failure ends it."""
     done: list[str] = []
     failures: list[BaseException] = []
 
@@ -86,30 +85,23 @@ def _each(run: Invocation, dead_ids: Sequence[str], action: Callable[[str], None
             done.append(dead_id)
             yield {"id": dead_id, name: True}
 
-    found = records()
+    rows = records()
     try:
-        if first := list(islice(found, 1)):
-            run.show(output.handed_over(chain(first, found)), ("id", name))
+        if first := list(islice(rows, 1)):
+            run.show(output.handed_over(chain(first, rows)), ("id", name))
     except output.OutputError as error:
         raise output.OutputError(f"{done[-1]} is {name}, but {error}") from error
     if failures:
         raise failures[0]
 
 
-def _seen(field: str, value: str) -> str:
-    """Return what a field says as people read it: a name, a text, or several names in one value."""
-    if field in NAMES:
+def _readable(field: str, value: str) -> str:
+    """Return the value of a field as people read it: a name, a text, or several names in one value."""
+    if field in names.NAMES:
         return names.name(value)
     return value if field == "content" else names.marked(value)
 
 
 def _record(letter: "DeadLetter") -> Record:
-    return {
-        "id": letter.id,
-        "worker": letter.worker,
-        "reason": letter.reason,
-        "entry": letter.entry,
-        "deliveries": letter.deliveries,
-        "time": letter.time,
-        "fields": dict(letter.fields),
-    }
+    keys = ("id", "worker", "reason", "entry", "deliveries", "time")
+    return {key: getattr(letter, key) for key in keys} | {"fields": dict(letter.fields)}

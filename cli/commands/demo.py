@@ -1,12 +1,12 @@
-"""The whole story, on a stack that is thrown away afterwards."""
+"""The whole story on a throw-away stack."""
 
 import time
 
 from imcore.cli import output
 from imcore.cli.demo.claims import Claims
 from imcore.cli.options import Invocation, command
-from imcore.cli.supervisor import Stopped
 from imcore.errors import ImError
+from imcore.process import Stopped
 
 
 @command("demo", example="im demo")

@@ -4,7 +4,7 @@ import click
 
 from imcore.cli.names import name
 from imcore.cli.options import CommandGroup, Invocation, command, confirm, yes_option
-from imcore.cli.records import GROUP_COLUMNS, MEMBER_COLUMNS, group_record, member_record
+from imcore.cli.records import GROUP_COLUMNS, MEMBER_COLUMNS, record_of
 from imcore.model import values
 
 _COUNT_COLUMNS = ("gid", "members")
@@ -28,7 +28,7 @@ def create(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
 @click.argument("gid")
 @click.argument("uids", metavar="UID...", nargs=-1, required=True)
 def add(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
-    """Let users join a group. Who is a member already stays as they are."""
+    """Let users join a group. Members stay as they are."""
     with run.chat() as chat:
         _show_count(run, chat.add_members(gid, uids))
 
@@ -48,7 +48,7 @@ def remove(run: Invocation, gid: str, uids: tuple[str, ...], yes: bool) -> None:
 def list_(run: Invocation) -> None:
     """List all groups, by gid."""
     with run.chat() as chat:
-        run.show(map(group_record, chat.groups()), GROUP_COLUMNS)
+        run.show(map(record_of, chat.groups()), GROUP_COLUMNS)
 
 
 @command("show", of=group, example="im group show team")
@@ -56,7 +56,7 @@ def list_(run: Invocation) -> None:
 def show(run: Invocation, gid: str) -> None:
     """Show the members of a group, by uid: their offset, what they have not read, and who is online."""
     with run.chat() as chat:
-        run.show(map(member_record, chat.members(gid)), MEMBER_COLUMNS)
+        run.show(map(record_of, chat.members(gid)), MEMBER_COLUMNS)
 
 
 def _show_count(run: Invocation, changed: values.Group) -> None:

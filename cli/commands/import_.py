@@ -21,10 +21,10 @@ def import_(run: Invocation, file: str) -> None:
     """Replay a file of chat events.
 
     FILE has one JSON object a line, in UTF-8, or in UTF-16 with a byte order mark; it may be compressed by gzip. `-`
-    reads stdin. A line that is not valid is reported and passed over. The same file again adds no message, and one that
-    was interrupted goes on where it ended; who has come or gone since is a member again, or is none, as the file ends.
-    A message needs a client_msgid, and may have a "time" (ISO 8601), which SQL keeps as its sent_at; other keys are
-    ignored:
+    reads stdin. A line that is not valid is reported and passed over. The same file again adds no message, and an
+    interrupted import continues where it ended; members are set to what the end of the file says, whatever has changed
+    since. A message needs a client_msgid, and may have a "time" (ISO 8601), which SQL keeps as its sent_at; other keys
+    are ignored:
 
     \b
     {"type": "message", "gid": "team", "uid": "ann", "content": "Hi", "client_msgid": "17"}
@@ -33,8 +33,8 @@ def import_(run: Invocation, file: str) -> None:
     {"type": "rename", "gid": "team", "uid": "bob", "new_uid": "rob"}
     {"type": "ack", "gid": "team", "uid": "rob", "client_msgid": "17"}
 
-    An ack confirms all up to the message that carries its client_msgid. Who sends or acks and is no member joins first;
-    the first event of a group makes it.
+    An ack confirms all up to the message that carries its client_msgid. A user who sends or acks and is no member joins
+    first; the first event of a group makes it.
     """
     from imcore.importer.formats import EventLines  # noqa: PLC0415 (the help need not wait for these)
     from imcore.importer.importer import import_events  # noqa: PLC0415
@@ -68,6 +68,6 @@ def _opened(file: str) -> AbstractContextManager[BufferedIOBase]:
 def _size(source: BufferedIOBase) -> int | None:
     try:
         status = os.fstat(source.fileno())
-    except OSError:  # not a file of the system's
+    except OSError:  # a stream without a descriptor
         return None
     return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -1,39 +1,37 @@
-"""A live session, the receipts that wait, and a client's own database."""
+"""Live sessions, pending receipts, and the local database of a user."""
 
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from imcore.cli import output
-from imcore.cli.local import client_of, local_database, no_local_option, sync_outside
+from imcore.cli.local import device_of, local_database, no_local_option, sync_outside
 from imcore.cli.options import Invocation, NumberRange, command
-from imcore.cli.peers import Peers, chat_called, peers_at
-from imcore.cli.records import LOG_COLUMNS, MESSAGE_COLUMNS, RECEIPT_COLUMNS, event_record, log_record, receipt_record
-from imcore.cli.supervisor import Stopped, StopSignals
+from imcore.cli.peers import Peers, peers_at, to_gid
+from imcore.cli.records import LOG_COLUMNS, MESSAGE_COLUMNS, RECEIPT_COLUMNS, event_record, record_of
 from imcore.model.limits import check_name
 from imcore.model.values import Message, Receipt
+from imcore.process import Stopped, StopSignals
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
-
-
-class _Listening(TypedDict):
-    ack_every: int
-    ack_interval: float
-    no_ack: bool
-    receipts: str
-    no_local: bool
+    from imcore.device.device import SessionOptions
 
 
 @command("listen", example="im listen bob\nim listen bob --ack-every 1 --json")
 @click.argument("uid")
 @click.option("--ack-every", type=click.IntRange(min=1), default=10, metavar="N", help="Ack after N messages. [10]")
 @click.option(
-    "--ack-interval", type=NumberRange(min=0), default=1.0, metavar="S", help="Ack after S seconds at most. [1]"
+    "--ack-interval",
+    "ack_interval_s",
+    type=NumberRange(min=0),
+    default=1.0,
+    metavar="S",
+    help="Ack after S seconds at most. [1]",
 )
 @click.option("--no-ack", is_flag=True, help="Only look: confirm nothing.")
 @click.option(
@@ -43,7 +41,7 @@ class _Listening(TypedDict):
     help="Learn who has read as it happens, or with each heartbeat. [push]",
 )
 @no_local_option
-def listen(run: Invocation, uid: str, **options: Unpack[_Listening]) -> None:
+def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options: "Unpack[SessionOptions]") -> None:
     """Run a live session until Ctrl-C.
 
     It is online, shows what was not acked and then what comes, own messages included, and the receipts of own messages.
@@ -52,16 +50,17 @@ def listen(run: Invocation, uid: str, **options: Unpack[_Listening]) -> None:
     """
     from imcore.device.device import when_there  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
+    options["acks"] = "off" if no_ack else "auto"
     try:
         with (
             StopSignals() as signals,
-            when_there(lambda: _chat_of(run, uid, options["no_local"]), lambda: False) as chat,
-            closing(_events(run, chat, uid, lambda: signals.asked, options)) as events,
+            when_there(lambda: _chat_of(run, uid, no_local), lambda: False) as chat,
+            closing(_events(run, chat, uid, lambda: signals.stopping, no_local, options)) as events,
         ):
             signals.defer()
             _show(run, events, peers_at(chat, uid), signals)
     except Stopped:
-        output.drop()  # nobody reads it
+        output.drop()  # its reader does not read
 
 
 def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":
@@ -77,21 +76,15 @@ def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":
 
 
 def _events(
-    run: Invocation, chat: "Chat", uid: str, stopping: Callable[[], bool], options: _Listening
+    run: Invocation, chat: "Chat", uid: str, stopping: Callable[[], bool], no_local: bool, options: "SessionOptions"
 ) -> Generator[Message | Receipt]:
-    from imcore.device.device import Device, SessionOptions, watch  # noqa: PLC0415
+    from imcore.device.device import Device, watch  # noqa: PLC0415
 
-    given = SessionOptions(
-        ack_every=options["ack_every"],
-        ack_interval_s=options["ack_interval"],
-        acks="off" if options["no_ack"] else "auto",
-        receipts=cast(Literal["push", "poll"], options["receipts"]),
-    )
-    if options["no_local"]:
-        yield from watch(chat, uid, stopping, **given)
+    if no_local:
+        yield from watch(chat, uid, stopping, **options)
         return
     with local_database(run, uid, exclusive=True) as local:
-        yield from Device(chat, uid, local).live(stopping, **given)
+        yield from Device(chat, uid, local).live(stopping, **options)
 
 
 @command("receipts", example="im receipts ann\nim receipts ann --ack")
@@ -102,22 +95,22 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
     """Show tallies that changed since their sender confirmed them.
 
     What is confirmed with --ack comes again when more people have read it; the user's local database keeps it. The
-    worker `receipts` must have run. Who has left all groups still gets the receipts of what they wrote there.
+    worker `receipts` must have run. A user who has left all groups still gets the receipts of their messages.
     """
     with run.chat() as chat, ExitStack() as stack:
         if with_ack:
             chat.system.client.require_writes()
-        found = chat.receipts(uid)
-        if not found:
-            chat.known_user(uid)  # who has left all groups may still have receipts
-        keeps = with_ack and not no_local and found
-        client = stack.enter_context(client_of(run, chat, uid)) if keeps else None
-        run.show(map(peers_at(chat, uid).named, map(receipt_record, found)), RECEIPT_COLUMNS)
+        pending = chat.receipts(uid)
+        if not pending:
+            chat.known_user(uid)  # a user who has left all groups may still have receipts
+        keeps = with_ack and not no_local and pending
+        device = stack.enter_context(device_of(run, chat, uid)) if keeps else None
+        run.show(map(peers_at(chat, uid).with_peer, map(record_of, pending)), RECEIPT_COLUMNS)
         output.flush()
-        if client:
-            client.keep(found)
+        if device:
+            device.keep(pending)
         if with_ack:
-            chat.confirm_receipts(uid, found)
+            chat.confirm_receipts(uid, pending)
 
 
 @command("log", example="im log bob\nim log bob team")
@@ -129,21 +122,20 @@ def log(run: Invocation, uid: str, gid: str | None) -> None:
     Oldest first, of all groups as they came, then what waits in the outbox. Own messages are `waiting`, `refused`,
     `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
     """
-    gid = gid if gid is None else check_name(chat_called(gid, uid), "gid")
+    gid = gid if gid is None else check_name(to_gid(gid, uid), "gid")
     with local_database(run, uid, read_only=True) as local:
-        peers = local.peers()
-        named = Peers(uid, lambda gid: filter(None, [peers.get(gid)])).named
+        known = local.peers()
+        peers = Peers(uid, lambda gid: filter(None, [known.get(gid)]))
         lines = local.log(gid)
         first = list(islice(lines, 1))
         if gid and not first:
             output.remark(f"nothing of {gid!r} is here")
-        run.show(map(named, map(log_record, chain(first, lines))), LOG_COLUMNS)
+        run.show(map(peers.with_peer, map(record_of, chain(first, lines))), LOG_COLUMNS)
 
 
 def _show(run: Invocation, events: Iterator[Message | Receipt], peers: Peers, signals: StopSignals) -> None:
-    """Write each event as it comes."""
     for event in events:
-        record = peers.named(event_record(event))
+        record = peers.with_peer(event_record(event))
         with signals.waiting():
             if run.json:
                 run.show([record], ())

@@ -1,4 +1,4 @@
-"""Everything at once: the embedded server, the database's schema, and all workers."""
+"""The embedded server, the database's schema, and all workers in one command."""
 
 import signal
 import sys
@@ -8,10 +8,10 @@ from functools import partial
 from imcore.cli import output, worker_command
 from imcore.cli.names import in_sentence
 from imcore.cli.options import Invocation, command
-from imcore.cli.supervisor import STOP_S, Programs, Stopped, StopSignals
 from imcore.embedded.health import HealthCheck
 from imcore.embedded.server import EmbeddedServer
 from imcore.errors import EmbeddedServerError, ImError
+from imcore.process import STOP_S, Programs, Stopped, StopSignals
 from imcore.settings import Settings
 
 
@@ -26,7 +26,7 @@ def up(run: Invocation) -> None:
     settings = run.settings()
     last_words: tuple[str, ...] = ()
     try:
-        # Left in the opposite order: the workers finish what they have in hand while the server still answers.
+        # The end is in the opposite order: the workers finish what they have in hand while the server still answers.
         with StopSignals() as signals, ExitStack() as stack:
             health = _start_server(stack, settings)
             _prepare(run, settings)
@@ -49,7 +49,7 @@ def _start_server(stack: ExitStack, settings: Settings) -> HealthCheck | None:
 
 
 def _prepare(run: Invocation, settings: Settings) -> None:
-    """Make sure that both sides answer, and say where they are."""
+    """Bring Redis and SQL up to date, and report their addresses."""
     from imcore.admin import server_settings  # noqa: PLC0415 (the help need not wait for the drivers)
     from imcore.sql.database import Database  # noqa: PLC0415
 
@@ -75,13 +75,13 @@ def _prepare(run: Invocation, settings: Settings) -> None:
 def _start_workers(programs: Programs, settings: Settings) -> None:
     environment = worker_command.environment_of(settings)
     for name in worker_command.NAMES:
-        # One complaint is enough; but the jobs may have a server of their own.
+        # One warning about the server is enough; but the jobs may have a server of their own.
         is_known = name != "jobs" or settings.jobs_redis_url == settings.redis_url
         programs.start(name, worker_command.command_of(name, *["--known-server"] * is_known), environment)
 
 
 def _serve(run: Invocation, programs: Programs, signals: StopSignals, health: HealthCheck | None) -> None:
-    while not signals.asked:
+    while not signals.stopping:
         programs.relay()
         for name, code in programs.ended().items():
             raise ImError(f"the worker {name} ended by itself (exit code {code}): see its last lines above")
@@ -94,11 +94,11 @@ def _serve(run: Invocation, programs: Programs, signals: StopSignals, health: He
 
 def _check_health(run: Invocation, health: HealthCheck, programs: Programs, signals: StopSignals) -> None:
     def wait() -> None:
-        if signals.asked:
+        if signals.stopping:
             raise Stopped
         programs.relay(0.01)
 
-    with suppress(Stopped):  # a restart of the server was cut short: the loop sees the signal, too
+    with suppress(Stopped):  # a signal has cut a restart of the server short: the loop sees it, too
         for line in health.step(wait):
             _say(run, None, f"im: {line}")
 
@@ -116,9 +116,9 @@ def _pass_on(run: Invocation, name: str, line: str) -> None:
 
 
 def _say(run: Invocation, record: output.Record | None, *lines: str) -> None:
-    """Say it to a person, on stdout; or, as JSON, the record to the program that reads stdout, the rest on stderr.
+    """Write the lines to stdout for a person; with --json the record to stdout for a program, the lines to stderr.
 
-    What is said to a person is best-effort, wherever it goes: nobody has to read the log.
+    The lines are best-effort in both cases: nobody has to read the log.
     """
     if not run.json:
         output.report(*output.fitted(sys.stdout, *lines))

@@ -9,8 +9,8 @@ from imcore.cli.demo import large_group, live_group
 from imcore.cli.demo.claims import Claims
 from imcore.cli.demo.sessions import ListenProcesses
 from imcore.cli.sandbox import Processes, open_sandbox
-from imcore.cli.supervisor import StopSignals
 from imcore.errors import ImError
+from imcore.process import StopSignals
 from imcore.repair.check import check
 
 

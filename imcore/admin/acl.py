@@ -37,8 +37,8 @@ _INSPECTIONS = (
 _PUBSUB = ("spublish", "ssubscribe", "sunsubscribe")
 
 _USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
-    ("meta", "idempotency_newer", "idempotency_older", "creating", "untold"): ("hset",),
-    ("creating", "untold"): ("hdel",),
+    ("meta", "idempotency_newer", "idempotency_older", "creating", "unnotified"): ("hset",),
+    ("creating", "unnotified"): ("hdel",),
     ("stream",): ("xgroup|create", "xgroup|destroy", "xgroup|setid"),
     ("stream", "journal"): ("xadd",),
     ("journal",): ("xdel",),  # replaces an entry whose id cannot be packed
@@ -84,7 +84,7 @@ _OF_RQ = (
 )
 """The keys of rq: all commands that are not dangerous, on these keys only."""
 
-_ONE_PER_PARTITION = {"journal", "groups", "online", "online_ms", "version", "rebuilt", "creating", "untold"}
+_ONE_PER_PARTITION = {"journal", "groups", "online", "online_ms", "version", "rebuilt", "creating", "unnotified"}
 """Kinds with one key per partition. All others have one per gid or uid."""
 
 

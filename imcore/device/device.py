@@ -76,7 +76,7 @@ class Device:
     def check_dataset(self) -> None:
         """Make sure that the server has the data that the local database was made with."""
         if not self._has_checked:
-            [dataset] = self._client.query_unversioned([("HGET", CONFIG, "dataset")])
+            [dataset] = self._client.query_many([("HGET", CONFIG, "dataset")], any_library=True)
             self._local.bind(None if dataset is None else dataset.decode(), self._client.address)
             self._has_checked = dataset is not None
 

@@ -39,7 +39,7 @@ class Heartbeat:
 
     def call(self, session: Session, *, opens: bool) -> Call[int]:
         """Return the call that keeps a session alive, or opens it."""
-        return session_calls.beat(self._space, session.uid, session.sid, self._online_ms, opens=opens)
+        return session_calls.heartbeat(self._space, session.uid, session.sid, self._online_ms, opens=opens)
 
     def end(self, sessions: Sequence[Session]) -> Effects[None]:
         """End sessions at the server, and those of `end_soon`. Raise TryAgain where that cannot be done now."""
@@ -97,7 +97,7 @@ class Heartbeat:
 
     def _end(self, sessions: Sequence[Session]) -> Effects[dict[Session, ImError]]:
         """End sessions at the server; return the errors of some. Raise the error that all have to wait for."""
-        calls = [session_calls.bye(self._space, session.uid, session.sid) for session in sessions]
+        calls = [session_calls.end_session(self._space, session.uid, session.sid) for session in sessions]
         return (yield from self._refused(sessions, calls))
 
     def _beat(self, sessions: Sequence[Session]) -> Effects[dict[Session, ImError]]:

@@ -12,10 +12,9 @@ _MOST_DIGITS = len(str(MAX_NAME_BYTES))
 
 
 def gid_of(one: str, other: str) -> str:
-    """Return the gid of the chat between two users, the same whoever asks. Raise InvalidInput for what is no uid.
+    """Return the gid of the chat between two users, in either order. Raise InvalidInput for an invalid uid.
 
-    The length of the first uid makes it unambiguous for any two uids. Where that gets longer than a gid may be, it
-    is a SHA-256 instead.
+    The length of the first uid makes it unambiguous for any two uids. If it would be too long, it is a SHA-256 instead.
     """
     return _gid_of(check_name(one, "uid"), check_name(other, "uid"))
 
@@ -30,9 +29,9 @@ def _gid_of(one: str, other: str) -> str:
 
 
 def peer_of(gid: str, uid: str, known: Iterable[str] = ()) -> str | None:
-    """Return with whom a user has the one-to-one chat of this gid (it may be themselves); None if they have none.
+    """Return the other user of a user's one-to-one chat (perhaps themselves); None if it is not their chat.
 
-    A gid that is a SHA-256 does not say it: then it is the one of the `known` users whose chat has this gid.
+    A SHA-256 does not name the users: then it is the one of the `known` users whose chat has this gid.
     """
     if gid.startswith(_HASHED):
         return next((other for other in known if _gid_of(uid, other) == gid), None)
@@ -43,7 +42,7 @@ def peer_of(gid: str, uid: str, known: Iterable[str] = ()) -> str | None:
 
 
 def pair_of(gid: str) -> tuple[str, str] | None:
-    """Return between whom the one-to-one chat of a gid is; None for one that does not say it, or is no such gid."""
+    """Return the two users of a one-to-one chat; None for a SHA-256 and for other groups."""
     length, _, pair = gid.removeprefix(_PLAIN).partition(":")
     if not gid.startswith(_PLAIN) or not (length.isascii() and length.isdecimal() and len(length) <= _MOST_DIGITS):
         return None
@@ -57,7 +56,7 @@ def is_direct(gid: str) -> bool:
 
 
 def refuse_direct(gid: str) -> None:
-    """Raise InvalidInput if a gid is kept for one-to-one chats, whose members are what they are."""
+    """Raise InvalidInput if a gid is reserved for one-to-one chats, whose members are fixed."""
     if is_direct(gid):
         raise InvalidInput(f"{gid!r} is kept for one-to-one chats ({_PLAIN} and {_HASHED}): use `im dm`")
 

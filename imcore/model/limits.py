@@ -1,7 +1,7 @@
-"""What a uid, a gid, a content and a msgid may be. Everything from outside passes here before it goes anywhere.
+"""The limits of uids, gids, contents, msgids and times. All input from outside is checked here first.
 
-A value of another type than it should be is refused as a wrong value is: programs take these from requests unseen.
-Each value has one limit, and it is here. What the server has handed over passes no narrower one on its way back.
+A value of the wrong type is refused like a wrong value: programs pass these on from requests unseen. Each value has one
+limit, which is here. Values that the server has handed out pass no narrower limit on their way back.
 """
 
 import math
@@ -20,8 +20,8 @@ T = TypeVar("T")
 MAX_NAME_BYTES = 128
 _BEFORE_THE_FIRST = msgids.unpack(msgids.NONE)
 
-# C0, DEL and C1, and the two separators that end a line: a name with one could move a terminal's cursor, and
-# the unit separator (0x1f) is what composed names are made with.
+# C0, DEL and C1, and the two separators that end a line: a name with one could move a terminal's cursor. And the unit
+# separator (0x1f) joins composed names.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -38,7 +38,7 @@ def check_name(name: str, what: str) -> str:
 
 
 def check_handed_over(name: str, what: str) -> str:
-    """Return a name unchanged that the server may have handed over: any text. Raise InvalidInput for what is no text.
+    """Return a name unchanged that the server may have handed out: any text. Raise InvalidInput for anything else.
 
     Programs that call the Redis functions themselves may choose names that `check_name` refuses.
     """
@@ -56,7 +56,7 @@ def check_uids(uids: Iterable[str]) -> list[str]:
 
 
 def check_list(items: Iterable[T], what: str) -> list[T]:
-    """Return what there is in a list. Raise InvalidInput for what is none."""
+    """Return an iterable as a list. Raise InvalidInput for anything else."""
     if isinstance(items, str) or not isinstance(items, Iterable):
         raise InvalidInput(f"{what} must be a list; it is {reprlib.repr(items)}")
     return list(items)
@@ -85,13 +85,13 @@ def check_msgid(text: str) -> int:
 
 
 def check_receipts(receipts: Iterable[Receipt]) -> list[Receipt]:
-    """Return receipts unchanged. Raise InvalidInput for one that is none, or that cannot have been given out."""
-    found = check_list(receipts, "receipts")
-    for receipt in found:
+    """Return receipts unchanged. Raise InvalidInput for a value that is no receipt, or cannot have been handed out."""
+    checked = check_list(receipts, "receipts")
+    for receipt in checked:
         if not isinstance(receipt, Receipt):
             raise InvalidInput(f"each must be a Receipt; one is {reprlib.repr(receipt)}")
         _check_receipt(receipt)
-    return found
+    return checked
 
 
 def _check_receipt(receipt: Receipt) -> None:
@@ -108,7 +108,7 @@ def check_resume_points(after: Mapping[str, str] | None) -> dict[str, int]:
 
 
 def check_mapping(mapping: Mapping[str, str], what: str) -> Mapping[str, str]:
-    """Return a mapping unchanged. Raise InvalidInput for what is none."""
+    """Return a mapping unchanged. Raise InvalidInput for anything else."""
     if not isinstance(mapping, Mapping):
         raise InvalidInput(f"{what} must be msgids by gid; it is {reprlib.repr(mapping)}")
     return mapping
@@ -132,7 +132,7 @@ def check_time(moment: datetime) -> int:
 
 
 def check_time_ms(ms: int) -> int:
-    """Return ms since 1970 unchanged. Raise InvalidInput for what is none, or outside the years 1 to 9999."""
+    """Return ms since 1970 unchanged. Raise InvalidInput for no whole number, or outside the years 1 to 9999."""
     if not _is_whole(ms):
         raise InvalidInput(f"the time {reprlib.repr(ms)} is no whole number of ms since 1970")
     return _in_the_years(ms, f"{reprlib.repr(ms)} (ms since 1970)")
@@ -145,12 +145,12 @@ def _in_the_years(ms: int, said: str) -> int:
 
 
 def check_limit(limit: int | None, *, lowest: int = 1) -> int | None:
-    """Return a limit unchanged. Raise InvalidInput for what is no whole number, or below the lowest."""
+    """Return a limit unchanged. Raise InvalidInput for no whole number, or below the lowest."""
     return None if limit is None else check_count(limit, "a limit of", lowest=lowest)
 
 
 def check_count(count: int, what: str, *, lowest: int = 1) -> int:
-    """Return a count unchanged. Raise InvalidInput for what is no whole number, or below the lowest."""
+    """Return a count unchanged. Raise InvalidInput for no whole number, or below the lowest."""
     if not _is_whole(count):
         raise InvalidInput(f"{what} {reprlib.repr(count)} makes no sense: give a whole number")
     if count < lowest:
@@ -159,7 +159,7 @@ def check_count(count: int, what: str, *, lowest: int = 1) -> int:
 
 
 def check_seconds(seconds: float, what: str) -> float:
-    """Return a time in seconds unchanged; it may be without end. Raise InvalidInput for what is none, or negative."""
+    """Return a time in seconds unchanged; it may be infinite. Raise InvalidInput for no number, or a negative one."""
     if not is_number(seconds) or seconds < 0:
         raise InvalidInput(f"{what} {reprlib.repr(seconds)} makes no sense: give seconds, 0 or more")
     return seconds

@@ -1,7 +1,7 @@
 """Rows of the database as workers write and readers get them: plain tuples of packed msgids and milliseconds.
 
-Every row has a key, and rows of one key merge the same way in any order and any number of times. So a batch may hold
-what other batches hold, and nobody needs to know what has been written before.
+Every row has a key. Rows of one key merge to the same row in any order and any number of times. So batches may overlap,
+and no writer needs to know what has been written before.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,14 +10,14 @@ from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 NO_TIME = 1 << 62
-"""What `MessageRow.sent_at_ms` is where a time is stored that cannot be read. It is never written."""
+"""`MessageRow.sent_at_ms` of a stored time that cannot be read. It is never written."""
 
 
 class MessageRow(NamedTuple):
     """A message. Key: gid and msgid. `span` is the joined_msgid of the sender's span, None for an admin who has none.
 
-    A message that `recalls` another one (its msgid) takes that one's content away. `recalled` is only an answer, and so
-    is a `sent_at_ms` of NO_TIME.
+    A message that `recalls` another one (its msgid) removes that one's content. `recalled` is only read, never written,
+    like a `sent_at_ms` of NO_TIME.
     """
 
     gid: str
@@ -35,8 +35,8 @@ class MessageRow(NamedTuple):
 class SpanRow(NamedTuple):
     """A membership (joined_msgid, left_msgid]. Key: gid, uid and joined_msgid.
 
-    `left_msgid` is None while it lasts. `changed` is the version of `left_msgid`: the packed id of the journal entry
-    that told it, 0 if that is not known. `acked_msgid` is the offset within the span, 0 before the first message.
+    `left_msgid` is None while it lasts. `changed` is the version of `left_msgid`: the packed id of its journal entry, 0
+    if unknown. `acked_msgid` is the offset within the span, 0 before the first message.
     """
 
     gid: str
@@ -48,9 +48,9 @@ class SpanRow(NamedTuple):
 
 
 class MoveRow(NamedTuple):
-    """Offsets moved from `start` to `msgid`, as the journal's `entry` (its packed id) tells. Key: all but the uids.
+    """Offsets moved from `start` to `msgid`, by the journal's `entry` (packed id). Key: all but the uids.
 
-    Whose they are is the same wherever the key is.
+    Rows of one key have the same uids.
     """
 
     gid: str
@@ -68,7 +68,7 @@ class GroupRow(NamedTuple):
 
 
 class ConfirmRow(NamedTuple):
-    """The sender of a message knows that so many have read it. It says nothing of a message that is not stored."""
+    """The sender has confirmed how many have read a message. Ignored for a message that is not stored."""
 
     gid: str
     msgid: int
@@ -85,7 +85,7 @@ class WatermarkRow(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """What one transaction writes; any list may hold a key more than once."""
+    """The rows of one transaction; any list may have a key more than once."""
 
     groups: list[GroupRow] = field(default_factory=list)
     messages: list[MessageRow] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Batch:
         return sum(len(getattr(self, each.name)) for each in fields(self))
 
     def folded(self) -> "Batch":
-        """Return the same with every key once, in order of key: writers then never wait for each other in a ring."""
+        """Return the same with every key once, in order of key: so writers never deadlock."""
         return Batch(
             groups=_fold(self.groups, 1, _earliest),
             messages=_fold(self.messages, 2, max),
@@ -110,7 +110,7 @@ class Batch:
 
 
 def merged(one: SpanRow, other: SpanRow) -> SpanRow:
-    """Return what two rows of one span say together: the newer end, the further offset. `bulk` does the same."""
+    """Return two rows of one span merged: the newer end, the further offset. `bulk` does the same in SQL."""
     newer = max(one, other, key=_version)
     return newer._replace(acked_msgid=max(one.acked_msgid, other.acked_msgid))
 

@@ -1,4 +1,4 @@
-"""What imcore takes and returns: small frozen values without behaviour of their own."""
+"""The values of the public API: small, frozen, without behaviour."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,8 +11,8 @@ from imcore import msgid as msgids
 class Message:
     """One stored message. `seq` is its dense number within the group; `sent_at` is what the sender's client claimed.
 
-    A recalled message has lost its content. A message that `recalls` another one (its msgid) is the tombstone which
-    says so to everyone; it has no content, and is never unread.
+    A recalled message has lost its content. A message that `recalls` another one (its msgid) is its tombstone, which
+    has no content, and is never unread.
     """
 
     gid: str
@@ -43,7 +43,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A current member: the offset (None before the first message), what is unread, and whether a session lives."""
+    """A current member: offset (None before the first message), unread messages, and whether a session is alive."""
 
     gid: str
     uid: str
@@ -54,7 +54,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The answer to an ack: where the offset stands now, and whether this ack moved it."""
+    """The answer to an ack: the offset now, and whether this ack moved it."""
 
     gid: str
     uid: str
@@ -64,7 +64,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """What one member has not read in one group, with the two positions it follows from, all of one moment."""
+    """The unread messages of one member in one group, and the two positions behind that count, all of one moment."""
 
     gid: str
     unread: int
@@ -84,7 +84,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What the sender of a message is told: its tally now. Once confirmed, it comes again when it has changed again."""
+    """The tally of a message, for its sender. A confirmed receipt is delivered again when it has changed again."""
 
     gid: str
     msgid: str
@@ -95,7 +95,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """A message as a client's local database knows it.
+    """A message in a client's local database.
 
     `state` is given for own messages: waiting, refused (never to be stored), stored, read 3/7, or read by all.
     A message without a msgid has not reached the server; its time is then the client's own. A recalled one has lost its
@@ -123,7 +123,7 @@ class MessageTally:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Someone who has read a message. `read_at` is None until the worker `persist` has stored the ack that did it."""
+    """A member who has read a message. `read_at` is None until the worker `persist` has stored their ack."""
 
     uid: str
     read_at: datetime | None

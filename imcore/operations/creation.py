@@ -54,7 +54,7 @@ def _create_in_steps(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[
     if begun:
         if begun.group.members != len(uids) or not (yield from _are_members(space, gid, uids)):
             raise GroupExists(f"group {gid!r} exists already, with other members: use `im group add` or `remove`")
-        if begun.is_untold:
+        if begun.is_unnotified:
             yield from tell(gid, uids)
         return begun.group
     for step in _steps(uids, STEP):
@@ -87,7 +87,7 @@ def tell(gid: str, uids: Sequence[str]) -> Effects[None]:
     space = yield from GetKeyspace()
     pages = list(_steps(uids, TOLD_AT_ONCE)) or [[]]
     for number, page in enumerate(pages, 1):
-        yield from call(creation_calls.tell(space, gid, page, is_last=number == len(pages)))
+        yield from call(creation_calls.notify(space, gid, page, is_last=number == len(pages)))
 
 
 def undo(gid: str, *, mends: bool = False) -> Effects[bool]:
@@ -99,7 +99,7 @@ def undo(gid: str, *, mends: bool = False) -> Effects[bool]:
     space = yield from GetKeyspace()
     while True:
         uids = yield from call(scan_calls.some_spans(space, gid, STEP))
-        if not (yield from call(creation_calls.undo(space, gid, uids, mends=mends))):
+        if not (yield from call(creation_calls.undo(space, gid, uids, is_repair=mends))):
             return False
         if not uids:
             return True

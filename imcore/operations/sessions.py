@@ -25,7 +25,7 @@ def heartbeat(uid: str, session: str, *, online_ms: int) -> Effects[list[Receipt
 
 def _beat(uid: str, session: str, online_ms: int, *, opens: bool) -> Effects[None]:
     space = yield from GetKeyspace()
-    yield from call(session_calls.beat(space, uid, session, online_ms, opens=opens))
+    yield from call(session_calls.heartbeat(space, uid, session, online_ms, opens=opens))
 
 
 def end(uid: str, session: str) -> Effects[None]:
@@ -33,7 +33,7 @@ def end(uid: str, session: str) -> Effects[None]:
     check_name(uid, "uid")
     check_name(session, "session")
     space = yield from GetKeyspace()
-    yield from call(session_calls.bye(space, uid, session))
+    yield from call(session_calls.end_session(space, uid, session))
 
 
 def receipts(uid: str, *, limit: int | None) -> Effects[list[Receipt]]:

@@ -1,1 +1,1 @@
-"""The side of Redis: names, function calls as values, the link that carries them, and the journal."""
+"""Redis: names, function calls as values, the client that makes them, and the journals."""

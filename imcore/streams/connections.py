@@ -1,4 +1,4 @@
-"""Connections to Redis that keep what the server said while they began: its own word is the reason of a failure."""
+"""Connections to Redis that keep what the server sent while they began: its own words are the reason of a failure."""
 
 import errno
 import os
@@ -14,86 +14,93 @@ from imcore.files.folders import check_socket
 
 _MOST_BYTES = 4096
 _CLOSED = "Connection closed by server."
-"""What the driver says where a server hangs up before it answers."""
+"""The driver's text for a server that hangs up before it answers."""
 _NOT_READ = b"-ERR Protocol error"
 _BROKEN = {errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED}
 
 
 class NotRedisError(RedisError):
-    """What answers there does not speak the protocol of Redis; the text says how it began."""
+    """The server does not speak the protocol of Redis; the text says how its answer began."""
 
 
 class HungUpError(RedisConnectionError):
-    """A server took the connection, and hung up without a word."""
+    """A server accepted the connection, and hung up without a word."""
 
 
-class _Beginning:
-    """A mixin for the driver's classes: what becomes of a connection while it begins.
+class _Unread(NamedTuple):
+    """What a server sent and nobody has read: data, or an alert of TLS."""
 
-    A server that refuses a client says why and hangs up, perhaps before the client has written anything. Then the
-    client's first write fails, and the driver would drop the socket with the server's word in it.
+    data: bytes = b""
+    alert: ssl.SSLError | None = None
+
+
+class _RefusalReader:
+    """A mixin for the driver's classes that finds the reason when a connection fails while it begins.
+
+    A server that refuses a client sends the reason and hangs up, perhaps before the client has written anything. Then
+    the client's first write fails, and the driver would drop the socket with the reason in it.
     """
 
     _sock: Any
     _parser: Any
     pid: int
     _begins = _sends = False
-    _left: "_Left | None" = None
+    _unread: _Unread | None = None
 
     def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
-        """Connect. Raise NotRedisError, HungUpError, what the server said, or what else the driver raises."""
+        """Connect. Raise NotRedisError, HungUpError, the server's own error, or what else the driver raises."""
         if self._sock:
             return
-        self._begins, self._left = True, None
+        self._begins, self._unread = True, None
         try:
             super().connect_check_health(check_health, retry_socket_connect)  # type: ignore[misc]
         except InvalidResponse as error:
             raise NotRedisError(str(error)) from error
         except RedisConnectionError as error:
-            if self._left and _is_broken(error):
-                raise self._reason(self._left) from (self._left.alert or error)
+            if self._unread and _is_broken(error):
+                raise self._reason(self._unread) from (self._unread.alert or error)
             raise
         finally:
             self._begins = False
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        """Send. Raise what the driver raises, or what the server said of a command that it did not read to its end."""
+        """Send. Raise what the driver raises, or the server's error about a command that it did not read to its end."""
         self._sends = True
         try:
             super().send_packed_command(command, check_health)  # type: ignore[misc]
         except RedisConnectionError as error:
-            if self._left and self._left.data.startswith(_NOT_READ) and not self._begins:
-                raise self._reason(self._left) from error
+            if self._unread and self._unread.data.startswith(_NOT_READ) and not self._begins:
+                raise self._reason(self._unread) from error
             raise
         finally:
             self._sends = False
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
-        """Disconnect; after a failure read first what has come and nobody has read."""
+        """Disconnect; after a failure read first what has arrived."""
         if (self._begins or self._sends) and self._sock is not None and os.getpid() == self.pid:
-            self._left = (self._begins and self._left) or _left_in(self._sock)
+            self._unread = (self._begins and self._unread) or _unread_of(self._sock)
         super().disconnect(*args, **kwargs)  # type: ignore[misc]
 
-    def _reason(self, left: "_Left") -> Exception:
-        if left.alert:
-            return RedisConnectionError(str(left.alert))
-        line = left.data.partition(b"\r\n")[0].decode(errors="replace")
+    def _reason(self, unread: _Unread) -> Exception:
+        if unread.alert:
+            return RedisConnectionError(str(unread.alert))
+        line = unread.data.partition(b"\r\n")[0].decode(errors="replace")
         if line.startswith("-"):
-            said: Exception = self._parser.parse_error(line[1:])
-            return said
+            reason: Exception = self._parser.parse_error(line[1:])
+            return reason
         return NotRedisError(line) if line else HungUpError(_CLOSED)
 
 
-class TcpConnection(_Beginning, redis.Connection):
-    """Over TCP."""
+class TcpConnection(_RefusalReader, redis.Connection):
+    pass
 
 
-class TlsConnection(_Beginning, redis.SSLConnection):
-    """Over TLS."""
+class TlsConnection(_RefusalReader, redis.SSLConnection):
+    pass
 
 
-class UnixConnection(_Beginning, redis.UnixDomainSocketConnection):
-    """Over a unix socket, unless somebody else could have put it there."""
+class UnixConnection(_RefusalReader, redis.UnixDomainSocketConnection):
+    """Over a unix socket, unless another user could have put it there."""
 
     def _connect(self) -> Any:
         check_socket(self.path)
@@ -106,21 +113,14 @@ def _is_broken(error: Exception) -> bool:
     return str(error) == _CLOSED or (isinstance(cause, OSError) and cause.errno in _BROKEN)
 
 
-class _Left(NamedTuple):
-    """What has come from a server and was not read: data, or an alert of TLS."""
-
-    data: bytes = b""
-    alert: ssl.SSLError | None = None
-
-
-def _left_in(sock: socket.socket) -> _Left:
-    """Return what is left, without waiting for more."""
+def _unread_of(sock: socket.socket) -> _Unread:
+    """Return what has arrived, without waiting for more."""
     try:
         sock.settimeout(0)
-        return _Left(sock.recv(_MOST_BYTES))
+        return _Unread(sock.recv(_MOST_BYTES))
     except (ssl.SSLWantReadError, ssl.SSLEOFError):
-        return _Left()
+        return _Unread()
     except ssl.SSLError as error:
-        return _Left(alert=error)
-    except (OSError, ValueError):  # also where it is closed
-        return _Left()
+        return _Unread(alert=error)
+    except (OSError, ValueError):  # also if it is closed
+        return _Unread()

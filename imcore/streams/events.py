@@ -1,6 +1,6 @@
-"""What the journal says: one small value for each kind of entry. No I/O.
+"""The events of the journal: one small value for each kind of entry. No I/O.
 
-Msgids are packed. An entry that cannot be read is Malformed, for the worker to put aside, and never an exception.
+Msgids are packed. An entry that cannot be read is Malformed, for the worker to bury, and never an exception.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,6 @@ Fields = dict[bytes, bytes]
 
 
 class Created(NamedTuple):
-    """A group was made."""
-
     gid: str
 
 
@@ -38,7 +36,7 @@ class Left(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """So many messages were stored, from `first` to `last`."""
+    """This number of messages was stored, from `first` to `last`."""
 
     gid: str
     first: int
@@ -56,14 +54,12 @@ class Move(NamedTuple):
 
 
 class Acked(NamedTuple):
-    """Offsets moved."""
-
     gid: str
     moves: tuple[Move, ...]
 
 
 class Confirmation(NamedTuple):
-    """A sender knows that so many have read a message."""
+    """A sender has confirmed how many have `read` a message."""
 
     gid: str
     msgid: int
@@ -71,13 +67,11 @@ class Confirmation(NamedTuple):
 
 
 class Confirmed(NamedTuple):
-    """Senders have confirmed receipts."""
-
     tallies: tuple[Confirmation, ...]
 
 
 class Malformed(NamedTuple):
-    """Not an entry that this program can read, and why."""
+    """An entry that this program cannot read, and why."""
 
     reason: str
 
@@ -88,8 +82,7 @@ Event = Created | Joined | Left | Sent | Acked | Confirmed | Malformed
 class Entry(NamedTuple):
     """An entry of a partition's journal.
 
-    One that has been a dead letter says in `of` which id it had before, and in `kind` which kind of worker it is for;
-    else these are ''.
+    For a requeued dead letter `of` is its first id, and `kind` the kind of worker that it is for; else both are ''.
     """
 
     partition: int
@@ -100,17 +93,17 @@ class Entry(NamedTuple):
 
     @property
     def time_ms(self) -> int:
-        """When it happened, in ms since 1970."""
+        """The time of the event, in ms since 1970."""
         return int((self.of or self.id).partition("-")[0])
 
     @property
     def version(self) -> int:
-        """The packed id: what happened later in a partition has a higher one."""
+        """The packed id: a later event of the partition has a higher one."""
         return msgids.pack_id((self.of or self.id).encode())
 
 
 def read(partition: int, entry_id: bytes, fields: Fields | None) -> Entry:
-    """Return what an entry says; no fields: somebody deleted it after it was taken."""
+    """Return the entry of raw fields; None: it was deleted after it was read."""
     text = entry_id.decode()
     if fields is None:
         return Entry(partition, text, Malformed("it was deleted from the journal"))
@@ -169,7 +162,7 @@ def _move(record: str) -> Move:
 
 @lru_cache(maxsize=256)
 def _names(joined: str) -> tuple[str, ...]:
-    """Return the uids. Those of a gateway's sessions ack together, again and again."""
+    """Return the uids. Cached, since the sessions of a gateway ack together again and again."""
     return tuple(joined.split(SEPARATOR))
 
 

@@ -1,7 +1,8 @@
-"""The functions in Redis: which version of them a server holds, and how they get there."""
+"""The functions in Redis: which version of them a server holds, and how they are loaded."""
 
 from collections.abc import Iterator
 from importlib import resources
+from itertools import count
 from typing import Any
 
 import redis
@@ -9,29 +10,29 @@ from redis.cluster import RedisCluster
 from redis.exceptions import NoPermissionError, ResponseError
 
 from imcore.errors import ConfigurationError, RedisRefuses, RedisUnavailable
+from imcore.streams.calls import message_calls
+from imcore.streams.calls.call import Call
+from imcore.streams.keys import Keyspace
 from imcore.streams.server_info import servers_of
 
-VERSION = 6
+VERSION = 7
 """Raised with every change of the functions; `lua/base.lua` holds the same number."""
 
-NOT_LOADED = "Function not found"
-
 _FILES = (
-    *("base", "groups", "messages", "acks", "receipts", "sessions", "storm", "journals"),
-    *("restore_streams", "restore_members", "marks"),
+    *("base", "groups", "idempotency", "messages", "acks", "receipts"),
+    *("sessions", "coalescing", "journals", "repair_streams", "repair_members", "watermarks"),
 )
-"""The files of `lua/` that make up the library, in this order: each may use what stands before it."""
+"""The files of `lua/` that make up the library. Each may use what earlier ones define."""
 
 _MOST_TRIES = 5
-_LOADED_BY_ANOTHER = "already exists"
 _WHAT_TO_DO = "start a worker of this imcore, or run `im db upgrade`"
 
 
 class Library:
-    """The functions of one server, or of all nodes of a cluster that take writes.
+    """The functions of one server, or of all primaries of a cluster.
 
-    Who only reads never loads them. Who writes does where there are none at all. Older ones are replaced only by who
-    `upgrades`: a worker, or an operator who means it.
+    A caller that only reads never loads them. A caller that writes loads them where there are none at all. Older ones
+    are replaced only if `upgrades` is set: by a worker, or by an operator who means it.
     """
 
     def __init__(self, client: redis.Redis | RedisCluster, where: str) -> None:
@@ -40,7 +41,7 @@ class Library:
         self.upgrades = False
 
     def require(self, *, writes: bool) -> None:
-        """Make sure that the functions of this program are there.
+        """Make sure that the functions of this program are loaded.
 
         Raise RedisUnavailable if they are missing or older and may not be loaded, ConfigurationError if newer ones are,
         RedisRefuses if they do not stay.
@@ -60,27 +61,24 @@ class Library:
                 )
 
     def _nodes(self) -> Iterator[dict[str, Any]]:
-        """Yield where a command is to run, as options of the driver."""
+        """Yield the nodes, as options of the driver's commands."""
         if not isinstance(self._client, RedisCluster):
             yield {}
         else:
             yield from ({"target_nodes": node} for node in self._client.get_primaries())
 
     def _version(self, node: dict[str, Any]) -> int:
-        """Return the version that is loaded, 0 for none."""
+        """Return the loaded version, 0 without one."""
         try:
             return int(self._client.execute_command("FCALL_RO", "im_version", 0, **node))
         except ResponseError as error:
-            if NOT_LOADED in str(error):
+            if is_missing(error):
                 return 0
             self.refuse_stranger(error)
             raise
 
     def refuse_stranger(self, error: Exception) -> None:
-        """Say what a server is that does not know a command of ours, unless it is just too old.
-
-        Raise ConfigurationError; do nothing for another error.
-        """
+        """Raise ConfigurationError if a server does not know a command and is not just too old: say what it is."""
         if "unknown command" not in str(error):
             return
         info = next(servers_of(self._client, asks_config=False))
@@ -89,8 +87,9 @@ class Library:
                 f"{self._where} is a Sentinel: set IM_REDIS_URL to the primary that it watches"
             ) from error
         if info.version and not info.is_too_old:
+            command = str(error).partition(",")[0]  # without its arguments
             raise ConfigurationError(
-                f"{self._where} is {info.server} {info.version}, but has an {_first_part(error)}: "
+                f"{self._where} is {info.server} {info.version}, but has an {command}: "
                 "allow that command there (rename-command), or use a server without a proxy before it"
             ) from error
 
@@ -110,10 +109,32 @@ class Library:
                 f"{self._where} has not the functions of this imcore, and this user may not load them: {_WHAT_TO_DO}"
             ) from error
         except ResponseError as error:
-            if _LOADED_BY_ANOTHER not in str(error) or is_last:
+            if "already exists" not in str(error) or is_last:  # another process may have loaded them
                 raise
 
 
-def _first_part(error: Exception) -> str:
-    """Return which command is not known, without its arguments."""
-    return str(error).partition(",")[0]
+def is_missing(answer: object) -> bool:
+    """Return whether a server answered that it does not have the functions."""
+    return isinstance(answer, ResponseError) and "Function not found" in str(answer)
+
+
+def empty_acks(client: redis.Redis | RedisCluster, space: Keyspace) -> list[Call[Any]]:
+    """Return an ack of nothing for the server, or for each primary that has a partition. The group need not exist.
+
+    A server refuses it like any write: if it is a replica, cannot save to its disk, or has too few replicas.
+    """
+    return [message_calls.ack(space, gid, []) for gid in _gid_per_node(client, space)]
+
+
+def _gid_per_node(client: redis.Redis | RedisCluster, space: Keyspace) -> Iterator[str]:
+    gids = map(str, count())
+    if not isinstance(client, RedisCluster):
+        yield next(gids)
+        return
+    left = {client.get_node_from_key(journal).name for journal in space.journals()}
+    while left:
+        gid = next(gids)
+        node = client.get_node_from_key(space.group(gid).meta).name
+        if node in left:
+            left.discard(node)
+            yield gid

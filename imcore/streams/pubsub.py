@@ -1,7 +1,7 @@
-"""The connection that hears sharded channels: one to a server, or one to each node of a cluster that has some of them.
+"""Subscriptions to sharded channels: over one connection to a server, or one to each node of a cluster that has some.
 
-Not the driver's PubSub: that one connects again unseen, waits for the nodes of a cluster in turn, and does not tell
-when a node gives a channel away. Here all of these are one thing: RedisUnavailable, and pushes may have been missed.
+The driver's PubSub reconnects unseen, waits for the nodes of a cluster in turn, and does not report when a node gives a
+channel away. Here all of these are one thing: RedisUnavailable, and pushes may have been missed.
 """
 
 import select
@@ -30,34 +30,33 @@ class Subscription:
         self._where = client.address
         self._client = client.driver
         self._connections: dict[str, Any] = {}
-        self._silent: set[str] | None = None
+        self._silent: set[str] | None = None  # connections that have not answered a ping
         if client.is_cluster:
-            # Asked for a key of each slot, the client learns which node has it now.
+            # Queries for a key of each slot let the client learn which node has it now.
             client.query_many([("EXISTS", key) for key in client.space.journals()])
 
     def change(self, drop: Sequence[str], add: Sequence[str]) -> None:
-        """Stop hearing channels, and begin to hear others: what is published after the news of it has been read."""
+        """Unsubscribe and subscribe channels; pushes come after their SUBSCRIBED event."""
         self._send("SUNSUBSCRIBE", drop)
         self._send("SSUBSCRIBE", add)
 
     def ping(self) -> None:
-        """Ask each connection for a sign of life: whatever it brings next is one."""
+        """Ping each connection: whatever it brings next is an answer."""
         with self._errors():
             for connection in self._connections.values():
                 connection.send_command("PING", check_health=False)
         self._silent = set(self._connections)
 
     def read(self, timeout_s: float) -> list[PubSubEvent]:
-        """Return what came, after waiting at most so long for the first."""
+        """Return the events that have arrived, after waiting for the first one at most this long."""
         with self._errors():
-            heard = [each for name in self._readable(timeout_s) for each in self._drain(name)]
+            events = [event for name in self._readable(timeout_s) for event in self._drain(name)]
         if self._silent is not None and not self._silent:
             self._silent = None
-            heard.append(PubSubEvent(PONG))
-        return heard
+            events.append(PubSubEvent(PONG))
+        return events
 
     def close(self) -> None:
-        """End the connections."""
         for connection in self._connections.values():
             connection.disconnect()
 
@@ -69,13 +68,10 @@ class Subscription:
                     connection.send_command(command, *names[i : i + _CHUNK], check_health=False)
 
     def _by_slot(self, channels: Iterable[str]) -> Iterable[Sequence[str]]:
-        if not isinstance(self._client, RedisCluster):
-            names = list(channels)
-            return [names] if names else []
-        found: dict[int, list[str]] = defaultdict(list)
+        slots: dict[int, list[str]] = defaultdict(list)
         for channel in channels:
-            found[self._client.keyslot(channel)].append(channel)
-        return found.values()
+            slots[self._client.keyslot(channel) if isinstance(self._client, RedisCluster) else 0].append(channel)
+        return slots.values()
 
     def _connection_of(self, channel: str) -> Any:
         name, client = "", self._client
@@ -83,7 +79,7 @@ class Subscription:
             node = client.get_node_from_key(channel)
             name, client = node.name, client.get_redis_connection(node)
         if name not in self._connections:
-            # One that no pool knows: nobody else may use it, or close it and connect it again without our channels.
+            # Not of the pool: another user might close it and reconnect it without our channels.
             pool = client.connection_pool
             self._connections[name] = _opened(pool.connection_class(**pool.connection_kwargs))
         return self._connections[name]
@@ -128,10 +124,6 @@ class Subscription:
 def _opened(connection: Any) -> Any:
     connection.connect()
     if connection.get_protocol() not in {2, "2"}:  # as the driver's PubSub does it
-        # By itself the driver writes each push out as text for its log, at a tenth of a gateway's time.
-        connection._parser.set_pubsub_push_handler(_as_it_is)
+        # The driver's own handler formats each push for its log, at a tenth of a gateway's time.
+        connection._parser.set_pubsub_push_handler(lambda push: push)
     return connection
-
-
-def _as_it_is(push: Any) -> Any:
-    return push

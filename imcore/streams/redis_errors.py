@@ -1,10 +1,9 @@
-"""What the Redis driver raises, in our words: what is wrong, where, and what to do; and never a password."""
+"""Translates errors of the Redis driver: what is wrong, where, and what to do; and never a password."""
 
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from redis.exceptions import (
     AskError,
@@ -40,12 +39,10 @@ from imcore.settings import CHAT_URL
 from imcore.streams.connections import NotRedisError
 from imcore.streams.unreachable import no_protocol, unavailable
 
-_DATABASE = re.compile(r"/*[0-9]*/*")
-
 LOST = (RedisConnectionError, RedisTimeoutError, ClusterDownError, SlotNotCoveredError, OSError)
-"""No answer came: what was asked may have happened or not."""
+"""No answer came: the command may have run or not."""
 
-_REFUSALS = {
+_REFUSED_BY_WORD = {
     "LOADING": "is still loading its data: try again in a moment",
     "READONLY": "is a replica by now and takes no writes: connect to the new primary",
     "REDIRECT": "has handed over to another server: connect to the new primary",
@@ -59,9 +56,9 @@ _REFUSALS = {
     "CLUSTERDOWN": "has slots that no node serves: wait for a failover, or mend the cluster",
     "TRYAGAIN": "is moving a partition to another node: try again in a moment",
 }
-"""Why a server may refuse for a while, by the word that its answer begins with."""
+"""Temporary refusals, by the first word of the answer."""
 
-_STRIPPED = {
+_STRIPPED_WORDS = {
     BusyLoadingError: "LOADING",
     ReadOnlyError: "READONLY",
     MasterDownError: "MASTERDOWN",
@@ -69,178 +66,35 @@ _STRIPPED = {
     TryAgainError: "TRYAGAIN",
     AskError: "TRYAGAIN",  # and MovedError, which is one
 }
-"""Those whose word the driver takes away: it makes a class of it. A subclass stands before its base."""
+"""First words that the driver removes, since it makes a class of each. A subclass precedes its base."""
 
+_REFUSED_BY_PART = {
+    "max number of clients": "has as many clients as it takes (maxclients): end some of them, or let it take more",
+    "Function not found": "has lost the functions of imcore: the next call brings them back, try again",
+    "FUNCTION KILL": "was told to end a function that took long (FUNCTION KILL): try again",
+    "LDAP service": "cannot ask its LDAP service who this user is: try again in a moment",
+}
+"""Other temporary refusals, by a part of the answer."""
 
-class _Saying(NamedTuple):
-    """What the server says, in part; whether it helps to try again, and what is wrong, in our words."""
-
-    part: str
-    kind: type[ImError]
-    what: str
-
-
-_SAYINGS = (
-    _Saying(
-        "max number of clients",
-        RedisRefuses,
-        "has as many clients as it takes (maxclients): end some of them, or let it take more",
-    ),
-    _Saying(
-        "Function not found",
-        RedisRefuses,
-        "has lost the functions of imcore: the next call brings them back, try again",
-    ),
-    *(
-        _Saying(
-            part,
-            ConfigurationError,
-            "cannot take the functions of imcore: one of that name already exists, of somebody else (FUNCTION LIST)",
-        )
-        for part in ("Library 'imcore' already exists", "Function im_")
-    ),
-    _Saying("FUNCTION KILL", RedisRefuses, "was told to end a function that took long (FUNCTION KILL): try again"),
-    _Saying("LDAP service", RedisRefuses, "cannot ask its LDAP service who this user is: try again in a moment"),
-    _Saying(
-        "running in protected mode",
-        ConfigurationError,
-        "is in protected mode, and takes nobody from other machines: give its default user a password, or set "
-        "protected-mode no there",
-    ),
-    _Saying(
-        "unsupported protocol version",
-        ConfigurationError,
-        "does not speak that protocol: add ?protocol=2 to the URL",
-    ),
-    _Saying(
-        "DB index is out of range",
-        ConfigurationError,
-        "has no database of that number: give a lower one in the URL, or let it have more (databases)",
-    ),
-    _Saying(
-        "SELECT is not allowed in cluster mode",
-        ConfigurationError,
-        "is a node of a cluster, which has no numbers of databases: use redis+cluster:// without one",
-    ),
-    _Saying(
-        "cluster support disabled",
-        ConfigurationError,
-        "is a single server, no cluster: use redis:// or rediss://",
-    ),
-    _Saying(
-        "invalid bulk length",
-        ConfigurationError,
-        "does not take a text of that size (proto-max-bulk-len): let it take more, or lower IM_MAX_CONTENT_BYTES",
-    ),
-)
+_NAME_TAKEN = "cannot take the functions of imcore: one of that name already exists, of somebody else (FUNCTION LIST)"
+_MISCONFIGURED_BY_PART = {
+    "Library 'imcore' already exists": _NAME_TAKEN,
+    "Function im_": _NAME_TAKEN,
+    "running in protected mode": "is in protected mode, and takes nobody from other machines: give its default user a "
+    "password, or set protected-mode no there",
+    "unsupported protocol version": "does not speak that protocol: add ?protocol=2 to the URL",
+    "DB index is out of range": "has no database of that number: give a lower one in the URL, or let it have "
+    "more (databases)",
+    "SELECT is not allowed in cluster mode": "is a node of a cluster, which has no numbers of databases: use "
+    "redis+cluster:// without one",
+    "cluster support disabled": "is a single server, no cluster: use redis:// or rediss://",
+    "invalid bulk length": "does not take a text of that size (proto-max-bulk-len): let it take more, or lower "
+    "IM_MAX_CONTENT_BYTES",
+}
+"""Permanent refusals, by a part of the answer."""
 
 _NO_PASSWORD = ("Authentication required", "already authenticated")
 _NO_RIGHT = ("ACL failure in script: ", "The user executing the script can't ", "NOPERM ")
-_DISCARDED = "Transaction discarded because of: "
-_IN_PIPELINE = ("Command # ", " of pipeline caused error: ")
-"""What the driver writes before and behind a command of a pipeline, before the answer of the server."""
-
-
-def address(url: str) -> str:
-    """Return a URL as it may be shown: without user, password and options, and nothing that may be a part of these."""
-    scheme, found, _ = url.partition("://")
-    if not found or not scheme.replace("+", "").isalnum():
-        return "the given text"
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return f"{scheme}://..."
-    # An @ behind the host: the password has a / ? or # in it, and what stands before that is no host.
-    is_path = scheme == "unix" and not parts.netloc
-    if "@" in f"{parts.path}{parts.query}{parts.fragment}" and not is_path:
-        return f"{scheme}://..."
-    host = parts.hostname or ""
-    # Of a server, only the number of a database: anything else may be an option without its question mark.
-    path = parts.path if scheme == "unix" or _DATABASE.fullmatch(parts.path) else "/..."
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}{port}{path}"
-
-
-@contextmanager
-def driver_errors(where: str, gid: str = "", *, variable: str = CHAT_URL) -> Iterator[None]:
-    """Translate what the Redis driver raises into an ImError, with the cause kept. A `variable` names the server."""
-    try:
-        yield
-    except (RedisError, RedisClusterException, OSError) as error:
-        raise translated(error, where, gid, variable=variable) from error
-
-
-def translated(error: Exception, where: str, gid: str = "", *, variable: str = CHAT_URL) -> ImError:
-    """Return what an error of the driver means, at this address and, if it is one, about this group.
-
-    `variable` is the one that names the server.
-    """
-    error = _why_no_node(error)
-    where = address(where) if "://" in where else where
-    text = _said(error)
-    if refusal := _refusal(error, text, where, variable):
-        return refusal
-    if isinstance(error, MaxConnectionsError):
-        return RedisRefuses(
-            f"this program has as many connections to {where} as it may: raise max_connections in the URL"
-        )
-    if isinstance(error, NotRedisError | InvalidResponse):
-        return no_protocol(error, where, variable)
-    if isinstance(error, (*LOST, RedisClusterException)):
-        return unavailable(error, where, variable)
-    return _answered(text, where, gid)
-
-
-def _why_no_node(error: Exception) -> Exception:
-    """Return what a node said, where the driver says that it could not ask any, or that one is no part of a cluster."""
-    while isinstance(error, RedisClusterException):
-        cause = error.__cause__ or error.__context__
-        if not isinstance(cause, RedisError | RedisClusterException):
-            break
-        error = cause
-    return error
-
-
-def _refusal(error: Exception, text: str, where: str, variable: str) -> ImError | None:
-    """Return what it means that a server refuses something, None for what is no refusal."""
-    if isinstance(error, NoPermissionError | AuthenticationError) or text.startswith(_NO_RIGHT):
-        return _no_right(error, text, where, variable)
-    if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
-        return RedisFull(f"{where} has no memory left (maxmemory): nothing was stored")
-    if isinstance(error, AskError) and "+cluster://" not in where:
-        return ConfigurationError(f"{where} is a node of a cluster: use redis+cluster:// or rediss+cluster://")
-    if reason := _REFUSALS.get(_first_word(error)):
-        return RedisRefuses(f"{where} {reason}")
-    if said := next((saying for saying in _SAYINGS if saying.part in text), None):
-        return said.kind(f"{where} {said.what}")
-    return None
-
-
-def _first_word(error: Exception) -> str:
-    """Return what the server's answer began with."""
-    stripped = next((word for kind, word in _STRIPPED.items() if isinstance(error, kind)), None)
-    return stripped or _said(error).partition(" ")[0]
-
-
-def _said(error: Exception) -> str:
-    """Return what the server has answered, without what the driver has put before it."""
-    text = str(error)
-    begin, end = _IN_PIPELINE
-    if text.startswith(begin) and end in text:
-        text = text.rpartition(end)[2]
-    return text.removeprefix(_DISCARDED)
-
-
-def _no_right(error: Exception, text: str, where: str, variable: str) -> ImError:
-    if not isinstance(error, AuthenticationError):
-        what = _first_line(text).removeprefix(_NO_RIGHT[0]).removeprefix(_NO_RIGHT[2]).partition(" script:")[0]
-        return ConfigurationError(f"{where} refuses this: {what} (`im acl` prints the rights that are needed)")
-    if any(words in text for words in _NO_PASSWORD):
-        return ConfigurationError(f"{where} wants a password: set {variable} to redis://USER:PASSWORD@HOST")
-    return ConfigurationError(
-        f"{where} refuses this user or password ({_first_line(text).rstrip('.')}): set {variable}"
-    )
-
 
 _CODES: dict[str, Callable[[str, str], ImError]] = {
     "NOGROUP": lambda _, gid: UnknownGroup(f"there is no group {gid!r}"),
@@ -254,13 +108,120 @@ _CODES: dict[str, Callable[[str, str], ImError]] = {
     "LOST": lambda _, gid: TryAgain(f"another process mends {gid!r}"),
     "CLOCK": lambda where, _: ConfigurationError(f"the clock of {where} stands before 2020: set it"),
 }
-"""What our functions answer, by the first word: of an address and a group."""
+"""Errors of our functions by their first word, from an address and a group."""
+
+
+def address(url: str) -> str:
+    """Return a URL as it may be shown: without user, password and options; doubtful text is left out."""
+    scheme, separator, _ = url.partition("://")
+    if not separator or not scheme.replace("+", "").isalnum():
+        return "the given text"
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return f"{scheme}://..."
+    # An @ behind the host: the password has a / ? or # in it, and the "host" is a part of it.
+    is_path = scheme == "unix" and not parts.netloc
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}" and not is_path:
+        return f"{scheme}://..."
+    return f"{scheme}://{_host(parts)}{port}{_path(scheme, parts.path)}"
+
+
+def _host(parts: SplitResult) -> str:
+    host = parts.hostname or ""
+    return f"[{host}]" if ":" in host else host
+
+
+def _path(scheme: str, path: str) -> str:
+    """Return the path of a socket or the number of a database: anything else may be an option without its ?."""
+    return path if scheme == "unix" or re.fullmatch(r"/*[0-9]*/*", path) else "/..."
+
+
+@contextmanager
+def driver_errors(where: str, gid: str = "", *, variable: str = CHAT_URL) -> Iterator[None]:
+    """Translate what the driver raises into an ImError, as `translated` does, with the cause kept."""
+    try:
+        yield
+    except (RedisError, RedisClusterException, OSError) as error:
+        raise translated(error, where, gid, variable=variable) from error
+
+
+def translated(error: Exception, where: str, gid: str = "", *, variable: str = CHAT_URL) -> ImError:
+    """Return the ImError for an error of the driver, at this address and perhaps about this group.
+
+    `variable` is the environment variable that names the server.
+    """
+    error = _error_of_node(error)
+    where = address(where) if "://" in where else where
+    text = _answer_of(error)
+    if refusal := _rights(error, text, where, variable) or _refusal(error, text, where):
+        return refusal
+    if isinstance(error, MaxConnectionsError):
+        return RedisRefuses(
+            f"this program has as many connections to {where} as it may: raise max_connections in the URL"
+        )
+    if isinstance(error, NotRedisError | InvalidResponse):
+        return no_protocol(error, where, variable)
+    if isinstance(error, (*LOST, RedisClusterException)):
+        return unavailable(error, where, variable)
+    return _answered(text, where, gid)
+
+
+def _error_of_node(error: Exception) -> Exception:
+    """Return the error of a node, if the driver only says that it could not ask any."""
+    while isinstance(error, RedisClusterException):
+        cause = error.__cause__ or error.__context__
+        if not isinstance(cause, RedisError | RedisClusterException):
+            break
+        error = cause
+    return error
+
+
+def _answer_of(error: Exception) -> str:
+    """Return the server's answer without the texts that the driver and MULTI put before it."""
+    text = str(error)
+    if text.startswith("Command # "):
+        text = text.rpartition(" of pipeline caused error: ")[2]
+    return text.removeprefix("Transaction discarded because of: ")
+
+
+def _rights(error: Exception, text: str, where: str, variable: str) -> ImError | None:
+    if isinstance(error, AuthenticationError):
+        if any(words in text for words in _NO_PASSWORD):
+            return ConfigurationError(f"{where} wants a password: set {variable} to redis://USER:PASSWORD@HOST")
+        return ConfigurationError(
+            f"{where} refuses this user or password ({_first_line(text).rstrip('.')}): set {variable}"
+        )
+    if isinstance(error, NoPermissionError) or text.startswith(_NO_RIGHT):
+        what = _first_line(text).removeprefix(_NO_RIGHT[0]).removeprefix(_NO_RIGHT[2]).partition(" script:")[0]
+        return ConfigurationError(f"{where} refuses this: {what} (`im acl` prints the rights that are needed)")
+    return None
+
+
+def _refusal(error: Exception, text: str, where: str) -> ImError | None:
+    if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
+        return RedisFull(f"{where} has no memory left (maxmemory): nothing was stored")
+    if isinstance(error, AskError) and "+cluster://" not in where:
+        return ConfigurationError(f"{where} is a node of a cluster: use redis+cluster:// or rediss+cluster://")
+    if reason := _REFUSED_BY_WORD.get(_first_word(error, text)) or _reason_in(text, _REFUSED_BY_PART):
+        return RedisRefuses(f"{where} {reason}")
+    reason = _reason_in(text, _MISCONFIGURED_BY_PART)
+    return ConfigurationError(f"{where} {reason}") if reason else None
+
+
+def _first_word(error: Exception, text: str) -> str:
+    return next((word for kind, word in _STRIPPED_WORDS.items() if isinstance(error, kind)), text.partition(" ")[0])
+
+
+def _reason_in(text: str, reasons: dict[str, str]) -> str | None:
+    return next((reason for part, reason in reasons.items() if part in text), None)
 
 
 def _answered(text: str, where: str, gid: str) -> ImError:
     if error := _CODES.get(text.partition(" ")[0]):
         return error(where, gid)
-    if text.startswith("unknown command"):  # of ours each is known since then
+    if text.startswith("unknown command"):  # every server that is new enough knows all of ours
         return ConfigurationError(f"{where} is too old: imcore needs Redis 7.0 or Valkey 7.2, or newer")
     about = f" about {gid!r}" if gid else ""
     return ImError(f"{where} answered{about}: {_first_line(text)}")

@@ -1,4 +1,4 @@
-"""What a server says of itself: its version, its role, and those of its settings that promises depend on."""
+"""The version and role of a server, and those of its settings that promises depend on."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -12,20 +12,19 @@ from redis.exceptions import ResponseError
 OLDEST: Mapping[str, tuple[int, int]] = {"Valkey": (7, 2), "Redis": (7, 0)}
 """The oldest versions that have all that imcore needs, by the name of the server."""
 
-_ASKED = ("appendfsync", "no-appendfsync-on-rewrite", "save", "min-string-size-avoid-copy-reply")
+_BUFFER_LIMIT = "min-string-size-avoid-copy-reply"
+_SETTINGS = ("appendfsync", "no-appendfsync-on-rewrite", "save", _BUFFER_LIMIT)
 """Settings that only CONFIG GET knows."""
-
-_VERSION_FIELDS = {"Valkey": "valkey_version", "Redis": "redis_version"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
-    """One server. None: it is not known, since this user may not ask, or the server does not have that setting."""
+    """One server. None: unknown, since this user may not ask, or the server does not have that setting."""
 
     node: str = ""
     """Host and port of a cluster's node; "" for a single server."""
     run_id: str | None = None
-    """What tells this process of the server from all others."""
+    """Identifies this process of the server."""
     server: str | None = None
     version: str | None = None
     is_sentinel: bool | None = None
@@ -39,7 +38,7 @@ class ServerInfo:
     no_appendfsync_on_rewrite: bool | None = None
     saves_snapshots: bool | None = None
     uncounted_bytes: int | None = None
-    """So long a push has to be to escape the count of what waits for a subscriber (Valkey 9)."""
+    """A push of this size or more is not counted in a subscriber's output buffer (Valkey 9)."""
 
     @property
     def is_too_old(self) -> bool:
@@ -48,10 +47,10 @@ class ServerInfo:
 
 
 def servers_of(client: "redis.Redis | RedisCluster", *, asks_config: bool = True) -> Iterator[ServerInfo]:
-    """Ask a server, or each primary of a cluster, what it says of itself. Raise what the driver raises.
+    """Yield the information of a server, or of each primary of a cluster. Raise what the driver raises.
 
-    What a user has no right to ask is not known: that is no error. But the server logs it, so leave out CONFIG GET for
-    one who is known to have no right to it.
+    What a user has no right to ask is unknown: that is no error. But the server logs it, so leave out CONFIG GET for
+    a user who is known to have no right to it.
     """
     if not isinstance(client, RedisCluster):
         yield _info_of(client, "", asks_config)
@@ -61,26 +60,23 @@ def servers_of(client: "redis.Redis | RedisCluster", *, asks_config: bool = True
 
 
 def user_of(client: "redis.Redis | RedisCluster") -> str | None:
-    """Return as whom a client connects, None for the default user."""
-    kwargs = (
-        client.nodes_manager.connection_kwargs
-        if isinstance(client, RedisCluster)
-        else client.connection_pool.connection_kwargs
-    )
-    user: str | None = kwargs.get("username")
+    """Return the user name of a client, None for the default user."""
+    source = client.nodes_manager if isinstance(client, RedisCluster) else client.connection_pool
+    user: str | None = source.connection_kwargs.get("username")
     return user
 
 
 def _info_of(client: redis.Redis, node: str, asks_config: bool) -> ServerInfo:
     info = _answer(client, "INFO")
-    config = _answer(client, "CONFIG GET", *_ASKED) if asks_config else {}
+    config = _answer(client, "CONFIG GET", *_SETTINGS) if asks_config else {}
     server = None if not info else "Valkey" if "valkey_version" in info else "Redis"
-    uncounted = config.get(_ASKED[3])
+    version = info.get("valkey_version", info.get("redis_version"))
+    uncounted = config.get(_BUFFER_LIMIT)
     return ServerInfo(
         node=node,
         run_id=info.get("run_id"),
         server=server,
-        version=_text(info.get(_VERSION_FIELDS[server])) if server else None,
+        version=None if version is None else str(version),  # the driver takes 9.1 for a number
         is_sentinel=_is(info.get("redis_mode"), "sentinel"),
         is_replica=_is(info.get("role"), "slave"),
         replica_takes_writes=info.get("slave_read_only") == 0,
@@ -95,10 +91,10 @@ def _info_of(client: redis.Redis, node: str, asks_config: bool) -> ServerInfo:
 
 
 def _answer(client: redis.Redis, *command: str) -> dict[str, Any]:
-    """Return what a server answers, nothing where it refuses to."""
-    ask: Any = client.execute_command
-    with suppress(ResponseError):  # no right, or, at some who run servers for others, no such command
-        answer = ask(*command)
+    """Return the answer of a server, nothing if it refuses."""
+    execute: Any = client.execute_command
+    with suppress(ResponseError):  # no right or, on some hosted servers, no such command
+        answer = execute(*command)
         return answer if isinstance(answer, dict) else {}
     return {}
 
@@ -107,12 +103,7 @@ def _is(value: object, wanted: object) -> bool | None:
     return None if value is None else value == wanted
 
 
-def _text(value: object) -> str | None:
-    """Return a version as text: the driver takes 9.1 for a number."""
-    return None if value is None else str(value)
-
-
 def _numbers(version: str) -> tuple[int, int]:
     """Return the first two numbers of a version."""
-    parts = [int(part) if part.isdecimal() else 0 for part in version.split(".")]
-    return (parts[0], parts[1] if len(parts) > 1 else 0)
+    major, minor, *_ = (int(part) if part.isdecimal() else 0 for part in f"{version}.0".split("."))
+    return major, minor

@@ -1,7 +1,7 @@
-"""The options that a Redis URL may have: their types, their limits, and what they must not contradict.
+"""The options that a Redis URL may have: their types, their limits, and their contradictions.
 
-Everything else is refused. The driver would take any argument of its classes from a URL: some of them change the
-answers that the program reads, some repeat by themselves what must happen once, and some were never checked.
+All others are refused. The driver would take any argument of its classes from a URL: some of them change the answers
+that the program reads, some repeat commands that must run once, and some were never tested.
 """
 
 import math
@@ -15,34 +15,31 @@ from urllib.parse import parse_qsl, urlsplit
 from imcore.errors import ConfigurationError
 
 LONGEST_BLOCK_MS = 5000
-"""For so long a worker waits for journal entries at most, whatever IM_BLOCK_MS says."""
+"""A worker waits for journal entries no longer, whatever IM_BLOCK_MS says."""
 
 FEWEST_CONNECTIONS = 3
 """rq's worker hears commands on one connection, and needs two more for a job whose dependents it watches; a gateway
-needs one for acks that are under way, and one for questions; everything else needs one."""
+needs one for acks in flight, and one for queries; everything else needs one."""
 
 _SLACK_MS = 1000
-"""A server that answers a wait at its end may be so late: it was busy, or the machine was."""
+"""How late a busy server may answer at the end of a wait."""
 
 _LONGEST_S = 86_400
 
 TCP, TLS, UNIX, CLUSTER, TLS_CLUSTER = "redis", "rediss", "unix", "redis+cluster", "rediss+cluster"
 _SINGLE = {TCP, TLS, UNIX}
-_CLUSTERS = {CLUSTER, TLS_CLUSTER}
-_ALL = _SINGLE | _CLUSTERS
-_NETWORK = _ALL - {UNIX}
+_NETWORK = {TCP, TLS, CLUSTER, TLS_CLUSTER}
+_ALL = _SINGLE | _NETWORK
 _ENCRYPTED = {TLS, TLS_CLUSTER}
 
-_NAME = re.compile(r"[A-Za-z_]{1,40}")
-_CLIENT_NAME = re.compile(r"[!-~]{1,128}")
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Option:
-    """One option: the schemes of the URLs that take it, how its text becomes a value, and what it must be, in words.
+    """One option: the schemes that allow it, how its text is read, and what it must be, in words.
 
-    `read` raises ValueError for a text that cannot be one.
+    `read` raises ValueError for an invalid text.
     """
 
     schemes: set[str]
@@ -67,41 +64,32 @@ def _whole(lowest: int, highest: int) -> Callable[[str], int]:
     return read
 
 
+def _matching(pattern: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError
+        return text
+
+    return read
+
+
 def _yes_or_no(text: str) -> bool:
     if text.lower() not in _TRUE | _FALSE:
         raise ValueError
     return text.lower() in _TRUE
 
 
-def _one_of(*words: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in words:
-            raise ValueError
-        return text
-
-    return read
-
-
-def _matching(pattern: re.Pattern[str]) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if not pattern.fullmatch(text):
-            raise ValueError
-        return text
-
-    return read
-
-
+_database = _whole(0, 2**31 - 1)
 _A_TIME = f"seconds, more than 0 and at most {_LONGEST_S}"
+_A_COUNT = f"a whole number from {FEWEST_CONNECTIONS} (what a worker needs)"
 
 OPTIONS: Mapping[str, _Option] = {
-    "db": _Option(_ALL, _whole(0, 2**31 - 1), "the number of a database"),
+    "db": _Option(_ALL, _database, "the number of a database"),
     "username": _Option(_ALL, str, "the name of a user"),
     "password": _Option(_ALL, str, "a password", is_secret=True),
     "protocol": _Option(_ALL, _whole(2, 3), "2 or 3"),
-    "client_name": _Option(_ALL, _matching(_CLIENT_NAME), "ASCII without spaces, at most 128 letters"),
-    "max_connections": _Option(
-        _ALL, _whole(FEWEST_CONNECTIONS, 100_000), f"a whole number from {FEWEST_CONNECTIONS} (what a worker needs)"
-    ),
+    "client_name": _Option(_ALL, _matching("[!-~]{1,128}"), "ASCII without spaces, at most 128 letters"),
+    "max_connections": _Option(_ALL, _whole(FEWEST_CONNECTIONS, 100_000), _A_COUNT),
     "socket_timeout": _Option(_ALL, _seconds, _A_TIME),
     "socket_connect_timeout": _Option(_NETWORK, _seconds, _A_TIME),
     "health_check_interval": _Option(_SINGLE, _whole(0, _LONGEST_S), f"whole seconds from 0 (never) to {_LONGEST_S}"),
@@ -111,55 +99,60 @@ OPTIONS: Mapping[str, _Option] = {
     "ssl_keyfile": _Option(_ENCRYPTED, str, "the path of a file"),
     "ssl_password": _Option(_ENCRYPTED, str, "a password", is_secret=True),
     "ssl_cert_reqs": _Option(
-        _ENCRYPTED, _one_of("required", "optional", "none"), "one of 'required', 'optional' and 'none'"
+        _ENCRYPTED, _matching("required|optional|none"), "one of 'required', 'optional' and 'none'"
     ),
     "ssl_check_hostname": _Option(_ENCRYPTED, _yes_or_no, "'true' or 'false'"),
 }
 
-_NEEDS = {"ssl_keyfile": "ssl_certfile", "ssl_password": "ssl_certfile"}
-
 
 def options_of(url: str, where: str, block_ms: int) -> dict[str, Any]:
-    """Return the options of a URL, by name, and what its place says beside them: the database number.
+    """Return the options of a URL by name, among them the database number that its path may have.
 
-    `where` is the URL as it may be shown, `block_ms` for how long a worker waits for entries (IM_BLOCK_MS). Raise
-    ConfigurationError for an option that cannot be, ValueError for a text that is no list of options at all.
+    `where` is the URL as it may be shown, `block_ms` how long a worker waits for entries (IM_BLOCK_MS). Raise
+    ConfigurationError for an invalid option, ValueError for a text that is no list of options at all.
     """
     scheme = urlsplit(url).scheme
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for name, text in _pairs(url):
-        option = _known(name, scheme, where)
-        if name in found:
+        option = _allowed(name, scheme, where)
+        if name in options:
             raise ConfigurationError(f"{where} has the option {name!r} twice")
         try:
-            found[name] = option.read(text)
+            options[name] = option.read(text)
         except ValueError as error:
             value = "" if option.is_secret else f"={reprlib.repr(text)}"
             raise ConfigurationError(
                 f"{where} has a wrong option: {name}{value} is not valid, it must be {option.must_be}"
             ) from error
-    _check_place(url, found, where)
-    _check_together(found, where)
-    _check_timeout(found.get("socket_timeout"), where, block_ms)
-    return found
+    _check_place(url, options, where)
+    _check_together(options, where)
+    _check_timeout(options.get("socket_timeout"), where, block_ms)
+    return options
 
 
 def _pairs(url: str) -> Sequence[tuple[str, str]]:
-    """Return the names and values of a URL's query. Raise ValueError for what may be a part of a password."""
+    """Return the names and values of a URL's query. Raise ValueError for a text that may be part of a password."""
     parts = urlsplit(url)
-    if parts.fragment or (parts.scheme != UNIX and "@" in parts.path):
-        raise ValueError("what stands behind the place is no list of options")
+    path, query = ("", "") if parts.scheme == UNIX else (parts.path, parts.query)
+    if parts.fragment or "@" in path:
+        raise ValueError("the text behind the host is no list of options")
     pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    if not all(_NAME.fullmatch(name) for name, _ in pairs) or not all(value.isprintable() for _, value in pairs):
-        raise ValueError("what stands behind the ? is no list of options")
-    if parts.scheme != UNIX and "@" in parts.query and not all(name in OPTIONS for name, _ in pairs):
+    for name, value in pairs:
+        if not re.fullmatch("[A-Za-z_]{1,40}", name) or not value.isprintable():
+            raise ValueError("the text behind the ? is no list of options")
+    if "@" in query and not dict(pairs).keys() <= OPTIONS.keys():
         raise ValueError("an @ behind the ? may be that of a password")
-    if empty := next((name for name, value in pairs if name in OPTIONS and not value), None):
-        raise ConfigurationError(f"a Redis URL has the option {empty!r} without a value: give one, or leave it out")
+    _refuse_empty(pairs)
     return pairs
 
 
-def _known(name: str, scheme: str, where: str) -> _Option:
+def _refuse_empty(pairs: Sequence[tuple[str, str]]) -> None:
+    for name, value in pairs:
+        if name in OPTIONS and not value:
+            raise ConfigurationError(f"a Redis URL has the option {name!r} without a value: give one, or leave it out")
+
+
+def _allowed(name: str, scheme: str, where: str) -> _Option:
     option = OPTIONS.get(name)
     if option and scheme in option.schemes:
         return option
@@ -170,25 +163,22 @@ def _known(name: str, scheme: str, where: str) -> _Option:
     raise ConfigurationError(f"{where} does not take the option {name!r}: {hint}")
 
 
-def _check_place(url: str, found: dict[str, Any], where: str) -> None:
-    """Join what the place says with what the options say: user, password and database number are said once."""
+def _check_place(url: str, options: dict[str, Any], where: str) -> None:
+    """Add the database number of the path. User, password and number may be given only once."""
     parts = urlsplit(url)
-    for name, said in (("username", parts.username), ("password", parts.password)):
-        if said and name in found:
+    for name, value in (("username", parts.username), ("password", parts.password)):
+        if value and name in options:
             raise ConfigurationError(f"{where} has a {name} before the host and as an option: leave one out")
     path = "" if parts.scheme == UNIX else parts.path.strip("/")
-    if not path:
-        return
-    number = _whole(0, 2**31 - 1)(path)
-    if found.setdefault("db", number) != number:
-        raise ConfigurationError(f"{where} names the database {number}, and db={found['db']}: leave one out")
+    if path and options.setdefault("db", number := _database(path)) != number:
+        raise ConfigurationError(f"{where} names the database {number}, and db={options['db']}: leave one out")
 
 
-def _check_together(found: Mapping[str, Any], where: str) -> None:
-    for name, needed in _NEEDS.items():
-        if name in found and needed not in found:
-            raise ConfigurationError(f"{where} has the option {name!r} without {needed!r}: give both, or none")
-    if found.get("ssl_cert_reqs") == "none" and found.get("ssl_check_hostname"):
+def _check_together(options: Mapping[str, Any], where: str) -> None:
+    for name in ("ssl_keyfile", "ssl_password"):
+        if name in options and "ssl_certfile" not in options:
+            raise ConfigurationError(f"{where} has the option {name!r} without 'ssl_certfile': give both, or none")
+    if options.get("ssl_cert_reqs") == "none" and options.get("ssl_check_hostname"):
         raise ConfigurationError(f"{where} has ssl_cert_reqs=none, which checks no host name: leave one option out")
 
 

@@ -1,4 +1,4 @@
-"""Redis URLs: what they say, what is wrong with them, and the clients for them.
+"""Redis URLs: their form and errors, and the driver's clients for them.
 
 Every client is made here, with the same checks: those of chats, workers, statistics and benchmarks.
 """
@@ -28,24 +28,26 @@ _CONNECTIONS = {
     UNIX: UnixConnection,
 }
 
-_PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
-"""After so many seconds of silence a peer is probed, so often, so many times; by the names that systems have for it."""
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""Seconds before the first probe, seconds between probes, and how many, by the names on several systems."""
 
 
 def is_cluster(url: str) -> bool:
-    """Whether the URL names a cluster."""
     return url.partition("://")[0] in {CLUSTER, TLS_CLUSTER}
 
 
-def client_of(url: str, timeout_s: float | None, block_ms: int) -> redis.Redis | RedisCluster:
-    """Return a client, which repeats nothing. It sends nothing yet; but a cluster is asked for its nodes.
+def open_client(url: str, *, timeout_s: float | None = 10.0, block_ms: int = 1000) -> redis.Redis | RedisCluster:
+    """Return a driver's client for a Redis URL. Nothing is sent yet, except to a cluster, which is asked for its nodes.
 
-    `timeout_s` is for a URL that does not say how long to wait for an answer, `block_ms` is IM_BLOCK_MS. Raise
-    ConfigurationError for a URL that is none, or has an option that cannot be; for a cluster what the driver raises.
+    The client itself repeats nothing: only `RedisClient` knows which calls may be repeated. `timeout_s` is how long to
+    wait for an answer, unless the URL says so; a timeout in the URL is checked against `block_ms` (IM_BLOCK_MS). Raise
+    ConfigurationError for a wrong URL or option, RedisUnavailable if no node of a cluster answers.
     """
     scheme, where = url.partition("://")[0], address(url)
     try:
-        options = {**_patience(scheme, timeout_s), **_checked_options(url, where, block_ms)}
+        if scheme not in _CONNECTIONS or not url.isprintable():
+            raise ValueError("not a Redis URL")
+        options = {**_keepalive(scheme), "socket_timeout": timeout_s, **options_of(url, where, block_ms)}
         place = _place(url)
     except ValueError:  # its text may be a part of a password
         raise ConfigurationError(f"{where} is {_wrong_with(scheme)}") from None
@@ -60,31 +62,24 @@ def client_of(url: str, timeout_s: float | None, block_ms: int) -> redis.Redis |
         return RedisCluster.from_url(place, retry=retry, **options)
 
 
-def _patience(scheme: str, timeout_s: float | None) -> dict[str, Any]:
-    """Return what the driver is to do about a peer that does not answer, or is gone without a word."""
+def _keepalive(scheme: str) -> dict[str, Any]:
     if scheme == UNIX:
-        return {"socket_timeout": timeout_s}
-    probes = {getattr(socket, name): value for name, value in _PROBES.items() if hasattr(socket, name)}
-    return {"socket_timeout": timeout_s, "socket_keepalive": True, "socket_keepalive_options": probes}
-
-
-def _checked_options(url: str, where: str, block_ms: int) -> dict[str, Any]:
-    if url.partition("://")[0] not in _CONNECTIONS or not url.isprintable():
-        raise ValueError("no URL of ours")
-    return options_of(url, where, block_ms)
+        return {}
+    probes = {getattr(socket, name): value for name, value in _KEEPALIVE.items() if hasattr(socket, name)}
+    return {"socket_keepalive": True, "socket_keepalive_options": probes}
 
 
 def _place(url: str) -> str:
-    """Return the URL without options, as the driver knows it. Raise ValueError for a place that is none."""
+    """Return the URL without options, in the driver's form. Raise ValueError for an invalid host, port or path."""
     parts = urlsplit(url)
     if parts.scheme == UNIX:
-        # A host is what is left of a path that begins with two slashes only.
+        # A host is left over from a path that begins with two slashes only.
         if parts.hostname or not unquote(parts.path).strip("/"):
             raise ValueError("no path of a socket")
         return f"unix://{parts.netloc}{parts.path}"
     if parts.port == 0:  # the driver would take its default
         raise ValueError("no port")
-    return f"redis://{parts.netloc}"  # TLS is a matter of the connection's class
+    return f"redis://{parts.netloc}"  # the connection's class decides about TLS
 
 
 def _wrong_with(scheme: str) -> str:
@@ -99,16 +94,15 @@ def _wrong_with(scheme: str) -> str:
 
 
 def _check_files(options: Mapping[str, Any], where: str) -> None:
-    """Raise ConfigurationError for an option of TLS that names a file which cannot be used."""
+    """Raise ConfigurationError for a TLS option whose file cannot be used."""
     if not any(name.startswith("ssl_") for name in options):
         return
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    key, password = options.get("ssl_keyfile"), options.get("ssl_password") or ""
     loads: Mapping[str, Callable[[str], object]] = {
         "ssl_ca_certs": context.load_verify_locations,
         "ssl_ca_path": os.listdir,
-        "ssl_certfile": lambda path: context.load_cert_chain(
-            path, options.get("ssl_keyfile"), options.get("ssl_password") or ""
-        ),
+        "ssl_certfile": lambda path: context.load_cert_chain(path, key, password),
     }
     for option in loads.keys() & options.keys():
         try:

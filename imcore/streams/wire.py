@@ -1,9 +1,10 @@
-"""The forms that leave and enter Redis, decoded into values. No I/O.
+"""Decodes the forms of Redis into values. No I/O.
 
-Anybody may write into Redis by hand, or by a program of their own. What members are shown is therefore read whatever it
-is: a value that cannot be read is left out, and one message never hides the others. Only what goes to SQL is strict.
+Anybody may write into Redis. So messages for members are decoded leniently: a value that cannot be read is left out,
+and one message never hides the others. Only rows for SQL are decoded strictly.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -13,10 +14,10 @@ from imcore.model.values import Message, Receipt
 from imcore.streams.keys import SEPARATOR
 
 Entry = list[Any]
-"""A stream entry as a function answers it: its id, and its fields and values in turn, as `im_send` writes them."""
+"""A stream entry as functions answer it: its id, and fields and values in turn, as `im_send` writes them."""
 
 _SEP = SEPARATOR.encode()
-_SEQ, _UID, _SPAN, _CID, _SENT, _UP, _TEXT = range(1, 15, 2)
+_SEQ, _UID, _SPAN, _CID, _SENT, _CAUGHT_UP, _TEXT = range(1, 15, 2)
 _EXTRA = 14
 _RECALLED = [b"recalled", b"1"]
 
@@ -24,9 +25,7 @@ SUBSCRIBED, UNSUBSCRIBED, PUSHED, PONG = b"ssubscribe", b"sunsubscribe", b"smess
 
 
 class PubSubEvent(NamedTuple):
-    """One thing that a subscription heard: it SUBSCRIBED or UNSUBSCRIBED a channel, data was PUSHED on it, or PONG:
-    all connections have answered a ping.
-    """
+    """A channel was SUBSCRIBED or UNSUBSCRIBED, data was PUSHED on it, or all connections answered a ping (PONG)."""
 
     kind: bytes
     channel: str = ""
@@ -50,17 +49,32 @@ def message(gid: str, entry: Entry) -> Message:
 
 
 def text(raw: bytes) -> str:
-    """Return the text of some bytes. What is not UTF-8 in them becomes U+FFFD."""
+    """Decode UTF-8; invalid bytes become U+FFFD."""
     return raw.decode("utf-8", "replace")
+
+
+def texts(raws: Iterable[bytes]) -> list[str]:
+    return list(map(text, raws))
+
+
+def streams(answer: Any) -> Any:
+    """Return an answer of XREADGROUP as (stream, entries) pairs. By RESP3 the driver nests the entries once more."""
+    if not isinstance(answer, dict):
+        return answer or []
+    return [(stream, [entry for part in parts for entry in part]) for stream, parts in answer.items()]
 
 
 def number(raw: bytes) -> int | None:
     """Return a whole number from 0 to the highest packed msgid; None for anything else."""
+    return _between(raw, 0, msgids.HIGHEST)
+
+
+def _between(raw: bytes, lowest: int, highest: int) -> int | None:
     try:
-        found = int(raw)
+        value = int(raw)
     except ValueError:
         return None
-    return found if 0 <= found <= msgids.HIGHEST else None
+    return value if lowest <= value <= highest else None
 
 
 def _recalls(values: list[bytes]) -> str | None:
@@ -73,12 +87,8 @@ def _is_tombstone(values: list[bytes]) -> bool:
 
 
 def _sent_at_ms(raw: bytes) -> int | None:
-    """Return a client's time in ms since 1970; None without one, and for what is no time of the years 1 to 9999."""
-    try:
-        found = int(raw)
-    except ValueError:
-        return None
-    return found if msgids.EARLIEST_MS <= found <= msgids.LATEST_MS else None
+    """Return a client's time in ms since 1970; None for anything outside the years 1 to 9999."""
+    return _between(raw, msgids.EARLIEST_MS, msgids.LATEST_MS)
 
 
 def _time(ms: int | None) -> datetime | None:
@@ -89,14 +99,14 @@ def _time(ms: int | None) -> datetime | None:
 
 
 def values_of(fields: list[bytes] | dict[bytes, bytes]) -> list[bytes]:
-    """Return fields and values in turn, in whichever form the client answered a plain command."""
+    """Return fields and values in turn; the driver may have made a dict of them."""
     return [each for pair in fields.items() for each in pair] if isinstance(fields, dict) else fields
 
 
 def message_row(gid: str, msgid: int, values: list[bytes]) -> MessageRow:
-    """Return what SQL keeps of the entry with this packed msgid. Raise IndexError, ValueError for what is none.
+    """Return the SQL row of an entry. Raise IndexError, ValueError if it is no message.
 
-    A time of the sender that is none is left out, as `message` does: SQL and members have the same.
+    An invalid time of the sender is left out, as in `message`: SQL and members have the same.
     """
     return MessageRow(
         gid,
@@ -112,29 +122,29 @@ def message_row(gid: str, msgid: int, values: list[bytes]) -> MessageRow:
 
 
 def _whole(raw: bytes) -> int:
-    found = number(raw)
-    if found is None:
+    value = number(raw)
+    if value is None:
         raise ValueError(f"{raw[:30]!r} is no number from 0 to {msgids.HIGHEST}")
-    return found
+    return value
 
 
-def moved_with_sender(values: list[bytes]) -> bool:
+def was_caught_up(values: list[bytes]) -> bool:
     """Return whether the sender was caught up, so that their offset moved to this message as it was stored."""
-    return values[_UP] == b"1"
+    return values[_CAUGHT_UP] == b"1"
 
 
 Push = tuple[bytes, list[bytes]]
-"""What a channel brings: its kind (m: message, r: recall, d: digest, j: joined, l: left), and the fields after it."""
+"""Data of a channel: its kind (m: message, r: recall, d: digest, j: joined, l: left), and its fields."""
 
 
 def push(data: bytes) -> Push:
-    """Split what a channel brought. A message's content comes last, since it alone may hold the separator."""
+    """Split the data of a channel. A message's content comes last, since it alone may hold the separator."""
     kind, _, rest = data.partition(_SEP)
     return kind, rest.split(_SEP, 6 if kind == b"m" else -1)
 
 
 def pushed_message(fields: list[bytes]) -> tuple[int, Message]:
-    """Return the packed msgid and the message of a push of kind m. Raise ValueError for a push that is none."""
+    """Return the packed msgid and the message of a push of kind m. Raise ValueError for any other data."""
     gid, msgid, seq, uid, cid, sent, content = fields
     return msgids.pack_id(msgid), Message(
         gid=text(gid),
@@ -148,25 +158,24 @@ def pushed_message(fields: list[bytes]) -> tuple[int, Message]:
 
 
 def pushed_recall(fields: list[bytes]) -> tuple[int, Message]:
-    """Return the packed msgid and the tombstone of a push of kind r. Raise ValueError for a push that is none."""
+    """Return the packed msgid and the tombstone of a push of kind r. Raise ValueError for any other data."""
     gid, msgid, seq, uid, target = map(text, fields)
     tombstone = Message(gid, msgid, int(seq), uid, "", recalls=msgids.unpack(int(target)))
     return msgids.pack_id(fields[1]), tombstone
 
 
 def pushed_receipts(fields: list[bytes]) -> list[Receipt]:
-    """Return the receipts of a digest, a push of kind d. Raise ValueError for a push that is none."""
+    """Return the receipts of a digest, a push of kind d. Raise ValueError for any other data."""
     first, version, *items = fields
     gid = text(first)
     receipts = []
-    for each, item in enumerate(items, int(version)):
+    for item_version, item in enumerate(items, int(version)):
         msgid, read, unread = map(int, item.split())
-        receipts.append(Receipt(gid, msgids.unpack(msgid), read, unread, each))
+        receipts.append(Receipt(gid, msgids.unpack(msgid), read, unread, item_version))
     return receipts
 
 
 def message_of_row(row: MessageRow) -> Message:
-    """Return the message of a stored row."""
     return Message(
         gid=row.gid,
         msgid=msgids.unpack(row.msgid),

@@ -227,7 +227,7 @@ def test_a_terminal_gets_a_table_and_no_hostile_text_acts_on_it(im: Im) -> None:
     assert said.count("x") >= 3000
 
 
-def test_what_destroys_asks_on_a_terminal(im: Im) -> None:
+def test_destructive_commands_ask_on_a_terminal(im: Im) -> None:
     code, said = on_a_terminal(im.command("group", "remove", "team", "bob"), im.environment, b"n\n")
     assert code == 1
     assert "Remove bob from team? [y/N]:" in said

@@ -260,7 +260,7 @@ def test_a_path_with_a_space_and_more_is_a_path_like_others(tmp_path: Path) -> N
     wait_until(lambda: not stack.processes())
 
 
-def test_up_says_once_what_the_settings_of_a_given_server_break(stack: Stack, valkey: str) -> None:
+def test_up_warns_once_of_settings_of_a_given_server(stack: Stack, valkey: str) -> None:
     # Given a server that keeps nothing on its disk
     with stack.running("up", "--redis-url", valkey) as up:
         assert up.stdout

@@ -219,7 +219,7 @@ def test_an_interrupt_writes_nothing_to_stdout_where_stderr_is_closed(im: Im) ->
     assert (process.returncode, printed) == (130, b"")
 
 
-def test_what_destroys_does_not_ask_where_nobody_sees_the_question(im: Im) -> None:
+def test_destructive_commands_do_not_ask_if_the_question_is_invisible(im: Im) -> None:
     terminal, theirs = pty.openpty()
     os.write(terminal, b"y\n")
 
@@ -235,7 +235,7 @@ def test_what_destroys_does_not_ask_where_nobody_sees_the_question(im: Im) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_up_whose_records_nobody_reads_ends_when_it_is_told_to(embedded: Im, number: signal.Signals) -> None:
+def test_a_signal_ends_up_whose_records_nobody_reads(embedded: Im, number: signal.Signals) -> None:
     with nobody_reads() as stdout, embedded.started("up", "--json", stdout=stdout, stderr=subprocess.PIPE) as up:
         embedded.talk()
         up.send_signal(number)

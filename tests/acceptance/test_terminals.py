@@ -33,7 +33,7 @@ def im(valkey: str, tmp_path: Path) -> Im:
 @pytest.mark.parametrize(
     ("columns", "given"), [(1, {}), (40, {}), (80, {"COLUMNS": "0"}), (0, {}), (80, {"COLUMNS": "-5"}), (200, {})]
 )
-def test_what_is_confirmed_was_shown_at_any_width(im: Im, columns: int, given: dict[str, str]) -> None:
+def test_confirmed_records_were_shown_at_any_width(im: Im, columns: int, given: dict[str, str]) -> None:
     im.json("send", "team", "Where shall we go today?", "--from", "ann", "--no-local")
 
     environment = {**im.environment, **given}

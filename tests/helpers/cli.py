@@ -1,12 +1,39 @@
 """Commands of `im` that run inside the test's process."""
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import fakeredis
 import pytest
 from click.testing import CliRunner, Result
 
-from imcore import Chat
+from imcore.chat import Chat
 from imcore.cli.app import app
 from imcore.cli.options import Invocation
+from imcore.settings import Settings
+from imcore.streams.client import RedisClient
 from imcore.system import System
+
+
+def connected_chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
+    """Yield a Chat where a worker has been, which every command gets; local databases are in the test's folder."""
+    monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
+    settings = Settings.from_env({}, data_dir=str(tmp_path))
+    server = fakeredis.FakeServer()
+
+    def connect(_: Invocation | None = None) -> Chat:
+        return Chat(System(RedisClient(fakeredis.FakeRedis(server=server)), None, settings))
+
+    monkeypatch.setattr(Invocation, "chat", connect)
+    with connect() as chat:
+        chat.system.client.upgrade()
+        yield chat
+
+
+def let_commands_use(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every command a Chat of its own on this system."""
+    monkeypatch.setattr(Invocation, "chat", lambda *_: Chat(system))
 
 
 def im(*args: str, stdin: str | bytes | None = None) -> Result:
@@ -14,6 +41,15 @@ def im(*args: str, stdin: str | bytes | None = None) -> Result:
     return CliRunner().invoke(app, args, input=stdin, catch_exceptions=False)
 
 
-def let_commands_use(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every command a Chat of its own on this system."""
-    monkeypatch.setattr(Invocation, "chat", lambda *_: Chat(system))
+def lines(*args: str, stdin: str | bytes | None = None) -> list[dict[str, object]]:
+    result = im("--json", *args, stdin=stdin)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def refused(*args: str, stdin: str | bytes | None = None) -> str:
+    result = im(*args, stdin=stdin)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("im: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr.removeprefix("im: ").strip()

@@ -4,8 +4,9 @@ import logging
 import time
 from typing import Any, NoReturn
 
+from imcore import process
 from imcore.settings import Settings
-from imcore.workers import runner, signals
+from imcore.workers import runner
 
 
 class Hanging:
@@ -28,6 +29,6 @@ class Hanging:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    signals.PATIENCE_S = 0.1
-    with signals.Signals() as caught:
+    process.WORKER_PATIENCE_S = 0.1
+    with process.WorkerSignals() as caught:
         runner.run(Hanging, Settings.from_env(), caught, burst=False)

@@ -30,7 +30,9 @@ def push_receipts(chat: Chat, *messages: Message) -> None:
     """Do what the worker `receipts` does once it knows that the tallies of these messages have changed."""
     for message in messages:
         change = TallyChange(message.sender_uid, msgids.pack(message.msgid), 0)
-        chat.system.client.call(receipt_calls.tell(chat.system.client.space, message.gid, message.sender_uid, [change]))
+        chat.system.client.call(
+            receipt_calls.publish_receipts(chat.system.client.space, message.gid, message.sender_uid, [change])
+        )
 
 
 def leave_to_sql(chat: Chat, msgid: str, gid: str = "team") -> None:

@@ -263,8 +263,8 @@ def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "red
             admin.xadd(space.journal(0), {"kind": "nonsense"})
     with connect(settings, WORKER) as chat:
         first, second = (Journal(chat.system.client, "persist", settings) for _ in range(2))
-        first.hold_on()
-        second.take()
+        first.renew()
+        second.read()
     admin.delete(lease("persist", 1))
     admin.set(lease("persist", 2), "dead 1", px=10**8)  # by a clock that has been put back since
     admin.function_flush()
@@ -336,7 +336,7 @@ def test_a_reader_can_look_at_everything(settings: Settings, watch: Watch, admin
     with connect(settings, GATEWAY) as chat:
         chat.send("team", "in hand", sender_uid="ann")
     with connect(settings, WORKER) as chat:
-        Journal(chat.system.client, "persist", settings).take()
+        Journal(chat.system.client, "persist", settings).read()
 
     # When a reader looks
     with watch.looking(), connect(settings, READER) as chat:
@@ -455,7 +455,7 @@ def test_the_roles_on_a_cluster(cluster_servers: RunningCluster, cluster: str, t
             role: cluster.replace("://", f"://{role.user}:{PASSPHRASE.replace(' ', '%20')}@") for role in ROLES.values()
         }
         with Chat.connect(settings=replace(settings, redis_url=urls[WORKER])) as chat:
-            Journal(chat.system.client, "persist", settings).take(block_ms=0)
+            Journal(chat.system.client, "persist", settings).read(block_ms=0)
         with Chat.connect(settings=replace(settings, redis_url=urls[GATEWAY])) as chat:
             talk(chat)
             with chat.listen("dan") as session:

@@ -152,7 +152,7 @@ def test_locks_and_sessions_begun_with_a_clock_ahead_end_as_if_begun_now(chat: C
             "lease": not redis_client.call(journal_calls.is_held("persist", 1)),
             "claim": _can(lambda: locks.take(chat.system, ["team"])),
             "hold": _can(lambda: locks.PartitionLock(chat.system, 0).__enter__()),
-            "creation": redis_client.call(creation_calls.given_up(space, partition)) == ["new"],
+            "creation": redis_client.call(creation_calls.abandoned(space, partition)) == ["new"],
             "session": chat.online(["ann"]) == set(),
         }
 
@@ -162,7 +162,7 @@ def test_locks_and_sessions_begun_with_a_clock_ahead_end_as_if_begun_now(chat: C
     # Then nothing of it has ended at once
     assert not redis_client.call(journal_calls.lease("persist", 1, "other", SHORT_MS))
     assert chat.online(["ann"]) == {"ann"}
-    assert redis_client.call(creation_calls.given_up(space, partition)) == []
+    assert redis_client.call(creation_calls.abandoned(space, partition)) == []
     # And all of it ends soon
     ended: set[str] = set()
 
@@ -238,6 +238,6 @@ def test_a_worker_whose_name_is_leased_for_days_uses_another(chat: Chat, setting
     assert chat.system.client.call(journal_calls.lease("persist", 1, "dead", SHORT_MS))
     clock.put_ahead(0)
     journal = Journal(chat.system.client, "persist", replace(settings, block_ms=0))
-    assert len(journal.take()) == 1
-    assert journal.consumer == "persist-2"
+    assert len(journal.read()) == 1
+    assert journal.lease.name == "persist-2"
     wait_until(lambda: not chat.system.client.call(journal_calls.is_held("persist", 1)), timeout_s=60)

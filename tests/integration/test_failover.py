@@ -1,4 +1,4 @@
-"""What a link makes of a server that goes without a word, or that stops being the primary."""
+"""The Redis client when a server goes without a word, or stops being the primary."""
 
 import socket
 from collections.abc import Callable

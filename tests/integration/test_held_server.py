@@ -16,7 +16,7 @@ from imcore import msgid as msgids
 from imcore.admin import retention
 from imcore.chat import Chat
 from imcore.model.values import Draft, Message
-from imcore.repair import check, journal_window
+from imcore.repair import check, window
 from imcore.settings import Settings
 from imcore.streams.calls import journal_calls, message_calls, receipt_calls
 from imcore.streams.keys import SEPARATOR
@@ -70,15 +70,15 @@ def test_a_session_of_a_user_who_has_many(chat: Chat, server: "redis.Redis") -> 
     space = chat.system.client.space
     one, other = chat.begin_session("guest"), chat.begin_session("guest")
     server.zadd(space.sessions("guest"), {f"{number:032x}": now_ms() + 60_000 for number in range(MANY)})
-    assert least_ms(server, "im_beat", lambda: chat.heartbeat("guest", one)) < MOST_MS
-    assert least_ms(server, "im_bye", lambda: chat.end_session("guest", other)) < MOST_MS
+    assert least_ms(server, "im_heartbeat", lambda: chat.heartbeat("guest", one)) < MOST_MS
+    assert least_ms(server, "im_end_session", lambda: chat.end_session("guest", other)) < MOST_MS
 
 
 def commands_of(server: "redis.Redis", call: Callable[[], object]) -> int:
     """Return how many commands the server runs meanwhile, those within functions included."""
     server.config_resetstat()
     call()
-    return sum(each["message_calls"] for each in server.info("commandstats").values())
+    return sum(each["calls"] for each in server.info("commandstats").values())
 
 
 def unread(chat: Chat) -> list[int]:
@@ -140,9 +140,7 @@ def test_a_page_of_large_texts_is_a_small_one(chat: Chat) -> None:
         chat.system.client.execute_once("XADD", space.journal(0), "*", "kind", "x" * LARGE)
     page, more = chat.system.client.call(journal_calls.entries(space, 0, "-", 500))
     assert (len(page) < 30, more) == (True, True)
-    assert len(list(journal_window.entries(chat.system.client, 0, "-"))) == chat.system.client.query(
-        "XLEN", space.journal(0)
-    )
+    assert len(list(window.entries(chat.system.client, 0, "-"))) == chat.system.client.query("XLEN", space.journal(0))
 
 
 def test_tallies_that_changed_are_looked_for_in_small_pages(chat: Chat) -> None:
@@ -186,7 +184,7 @@ def test_what_is_left_of_many_failures_goes_some_at_a_time(chat: Chat, server: "
     # Given failures of entries that are done, and of some that are not
     space = chat.system.client.space
     for kind in retention.READS:
-        chat.system.client.call(journal_calls.follow(space, 0, kind))
+        chat.system.client.call(journal_calls.create_group(space, 0, kind))
         server.xgroup_setid(space.journal(0), kind, "$")
     gone = {f"persist{SEPARATOR}{number}-0": 1 for number in range(1, 2501)}
     kept = {f"persist{SEPARATOR}{now_ms() + 1_000_000 + number}-0": 1 for number in range(10)}
@@ -207,4 +205,4 @@ def test_who_of_many_is_online_is_asked_in_parts(chat: Chat, server: "redis.Redi
     chat.online(uids[:1])
     server.config_resetstat()
     assert chat.online(uids) == set(uids[::2])
-    assert server.info("commandstats")["cmdstat_fcall_ro"]["message_calls"] == 3
+    assert server.info("commandstats")["cmdstat_fcall_ro"]["calls"] == 3

@@ -177,7 +177,7 @@ class TestCreation:
             for start in range(0, len(UIDS) if gid == "untold" else 300, creation.STEP):
                 chat.system.client.call(creation_calls.add(space, gid, token, UIDS[start : start + creation.STEP]))
         chat.system.client.call(creation_calls.end(space, "untold", token, len(UIDS)))
-        for key in (space.creating(space.partition_of("half")), space.untold(space.partition_of("untold"))):
+        for key in (space.creating(space.partition_of("half")), space.unnotified(space.partition_of("untold"))):
             for gid, _ in chat.system.client.driver.hgetall(key).items():
                 chat.system.client.driver.hset(key, gid, f"{token} 1 1")
         # When a worker looks
@@ -194,7 +194,7 @@ class TestCreation:
         run_workers(chat)
         assert list(check.check(chat.system)) == []
         kinds = Counter(keys.kind_of(key.decode()) for key in chat.system.client.driver.keys("im:*"))
-        assert not {"creating", "untold"} & kinds.keys()
+        assert not {"creating", "unnotified"} & kinds.keys()
 
     def test_a_creation_with_other_members_is_refused_as_another_group(self, chat: Chat) -> None:
         chat.create_group(GID, UIDS)

@@ -45,15 +45,15 @@ def server(valkey: str) -> Iterator[Any]:
 
 @pytest.fixture
 def connect(valkey: str) -> Iterator[Callable[[], RedisClient]]:
-    """Makes links, as so many processes have them."""
-    links: list[RedisClient] = []
+    """Makes clients, one for each process of the test."""
+    clients: list[RedisClient] = []
 
     def connect() -> RedisClient:
-        links.append(RedisClient(open_client(valkey), url=valkey))
-        return links[-1]
+        clients.append(RedisClient(open_client(valkey), url=valkey))
+        return clients[-1]
 
     yield connect
-    for redis_client in links:
+    for redis_client in clients:
         redis_client.close()
 
 
@@ -67,7 +67,7 @@ def im(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 
 
 def load(server: Any, version: int) -> None:
-    """Put functions of another version there."""
+    """Put functions of another version."""
     code = "#!lua name=imcore\nredis.register_function{function_name='im_version', " + (
         f"callback=function() return {version} end, flags={{'no-writes'}}}}"
     )
@@ -82,13 +82,13 @@ def loaded(server: Any) -> int:
 
 
 @pytest.mark.parametrize("line", READS)
-@pytest.mark.parametrize("there", [0, library.VERSION - 1], ids=["none", "older"])
+@pytest.mark.parametrize("loaded_version", [0, library.VERSION - 1], ids=["none", "older"])
 def test_a_command_that_only_shows_loads_nothing_and_says_what_to_do(
-    server: Any, im: Callable[..., Result], line: str, there: int
+    server: Any, im: Callable[..., Result], line: str, loaded_version: int
 ) -> None:
     # Given a server without our functions, or with older ones
-    if there:
-        load(server, there)
+    if loaded_version:
+        load(server, loaded_version)
 
     # When
     result = im(*shlex.split(line))
@@ -96,8 +96,8 @@ def test_a_command_that_only_shows_loads_nothing_and_says_what_to_do(
     # Then
     assert (result.exit_code, result.stdout) == (1, "")
     assert re.fullmatch(r"im: unix:.* has .*: start a worker of this imcore, or run `im db upgrade`\n", result.stderr)
-    assert ("older" if there else "no functions") in result.stderr
-    assert (loaded(server), server.dbsize()) == (there, 0)
+    assert ("older" if loaded_version else "no functions") in result.stderr
+    assert (loaded(server), server.dbsize()) == (loaded_version, 0)
 
 
 def test_a_first_write_loads_them_where_there_are_none(server: Any, connect: Callable[[], RedisClient]) -> None:

@@ -17,8 +17,8 @@ from imcore.repair.check import check
 from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
 from imcore.streams import transport
-from imcore.streams.answers import plain
 from imcore.streams.client import RedisClient, open_client
+from imcore.streams.wire import streams
 from tests.helpers.deadline import wait_until
 from tests.helpers.gateways import Audience, nodes_of
 from tests.helpers.processes import WorkerProcess
@@ -132,7 +132,7 @@ def test_jobs(valkey: str, option: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_the_protocol_is_the_one_that_is_asked_for(request: pytest.FixtureRequest, server: str, protocol: int) -> None:
     with closing(RedisClient(open_client(f"{request.getfixturevalue(server)}?protocol={protocol}"))) as client:
-        client.query_unversioned([("EXISTS", "im:config")])
+        client.query_many([("EXISTS", "im:config")], any_library=True)
         mine = {node.client_id(): node for node in nodes_of(client.driver)}
         spoken = {each["resp"] for me, node in mine.items() for each in node.client_list() if int(each["id"]) == me}
     assert spoken == {str(protocol)}
@@ -142,9 +142,9 @@ def test_the_protocol_is_the_one_that_is_asked_for(request: pytest.FixtureReques
     "answer", [[[b"s", [(b"1-1", {b"a": b"b"})]]], {b"s": [[(b"1-1", {b"a": b"b"})]]}], ids=["RESP2", "RESP3"]
 )
 def test_streams_have_one_shape(answer: object) -> None:
-    assert plain("XREADGROUP", answer) == [[b"s", [(b"1-1", {b"a": b"b"})]]]
-    assert plain("XREADGROUP", None) is None
-    assert plain("XREADGROUP", {}) == []
+    assert [(name, entries) for name, entries in streams(answer)] == [(b"s", [(b"1-1", {b"a": b"b"})])]
+    assert streams(None) == []
+    assert streams({}) == []
 
 
 def test_no_sign_of_life_is_asked_for_among_commands_under_way(
@@ -165,5 +165,5 @@ def test_no_sign_of_life_is_asked_for_among_commands_under_way(
 
         monkeypatch.setattr(type(connection), "send_packed_command", due_again)
         # Then each answer is that of its command
-        answers = chat.system.client.query_unversioned([("ECHO", str(number)) for number in range(20)])
+        answers = chat.system.client.query_many([("ECHO", str(number)) for number in range(20)], any_library=True)
         assert answers == [str(number).encode() for number in range(20)]

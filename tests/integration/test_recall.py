@@ -14,7 +14,7 @@ from imcore.device.local_database import LocalDatabase, path_of
 from imcore.model.values import Message, Receipt
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.workers.fetch import Work, fetch
+from imcore.workers.fetch import WorkItem, fetch
 from imcore.workers.persist import Persist
 from tests.helpers.deadline import wait_until
 from tests.helpers.rows import contents
@@ -75,7 +75,7 @@ def test_recall_blanks_the_content_in_sql_and_keeps_its_receipts(chat: Chat) -> 
 def test_a_tombstone_that_is_stored_before_its_message(chat: Chat, worker: Persist) -> None:
     # Given a worker that has fetched a message, and is slow to store it
     message = chat.send(GID, "regrettable", sender_uid="ann")
-    works = [Work(entry) for entry in worker._journal.take()]
+    works = [WorkItem(entry) for entry in worker._journal.read()]
     fetch(chat.system.client, chat.system.database, works)
 
     # When another one stores the recall first

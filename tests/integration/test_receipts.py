@@ -179,7 +179,9 @@ def rows(chat: Chat) -> dict[str, int]:
 
 
 @on_both
-def test_who_was_offline_sees_what_who_was_online_saw(chat: Chat, settings: Settings, worker: WorkerProcess) -> None:
+def test_offline_and_online_senders_see_the_same_receipts(
+    chat: Chat, settings: Settings, worker: WorkerProcess
+) -> None:
     # Given ann who is online, and bob who is not, and who both talk
     chat.create_group("team", ["ann", "bob", *READERS])
     chat.create_group("home", ["ann", "bob", "cyd"])
@@ -239,7 +241,7 @@ def test_a_worker_killed_again_and_again_leaves_no_tally_wrong(chat: Chat, setti
 
 
 @on_both
-def test_of_two_workers_none_tells_an_older_tally_last(
+def test_two_workers_never_send_an_older_tally_last(
     chat: Chat, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a worker that has seen that bob has read, and is slow to tell it
@@ -297,7 +299,7 @@ def kept(sender: Sender) -> dict[str, tuple[int, int]]:
     return found
 
 
-def test_nothing_is_told_without_a_window_later_than_needed(chat: Chat, settings: Settings) -> None:
+def test_without_a_window_digests_are_sent_at_once(chat: Chat, settings: Settings) -> None:
     worker = ReceiptsWorker(
         chat.system.client, chat.system.database, replace(settings, receipt_window_ms=0, block_ms=10)
     )

@@ -113,12 +113,12 @@ def test_a_wait_that_the_server_ends(server: RunningServer, admin: "redis.Redis"
     with Chat.connect(settings=settings) as chat:
         chat.create_group("team", ["ann"])
         journal = Journal(chat.system.client, "persist", settings)
-        journal.take(block_ms=0)
+        journal.read(block_ms=0)
         found: list[ImError] = []
 
         def wait() -> None:
             try:
-                journal.take()
+                journal.read()
             except ImError as error:
                 found.append(error)
 

@@ -12,14 +12,14 @@ import pytest
 from imcore.admin import dead_letters, retention
 from imcore.chat import Chat
 from imcore.errors import DatabaseUnavailable
+from imcore.process import WorkerSignals
 from imcore.settings import Settings
 from imcore.sql import postgres_session, sqlite
 from imcore.sql.database import Database
 from imcore.util.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
-from imcore.workers.runner import Patience
-from imcore.workers.signals import Signals
+from imcore.workers.runner import Retrier
 from tests.helpers.cli import im
 from tests.helpers.deadline import wait_until
 from tests.helpers.postgres import PostgresServer, require_postgres, running_postgres
@@ -177,9 +177,9 @@ def test_waits_grow_up_to_a_limit_and_are_short_again_after_a_time_without_troub
     # Given a server that is away for thirty tries
     waits: list[float] = []
     now = 0.0
-    with Signals() as signals:
+    with WorkerSignals() as signals:
         monkeypatch.setattr(signals, "wait", waits.append)
-        patience = Patience(signals, clock=lambda: now)
+        retrier = Retrier(signals, clock=lambda: now)
         answers = iter([*[DatabaseUnavailable()] * 30, None, None, DatabaseUnavailable(), None])
 
         def attempt() -> None:
@@ -188,10 +188,10 @@ def test_waits_grow_up_to_a_limit_and_are_short_again_after_a_time_without_troub
                 raise answer
 
         # When it is waited for, and again after a while
-        patience.call(attempt)
+        retrier.call(attempt)
         now += LONGEST_WAIT_S
-        patience.call(attempt)
-        patience.call(attempt)
+        retrier.call(attempt)
+        retrier.call(attempt)
 
     # Then each wait is up to twice as long as the one before, and none is longer than the limit
     longest = [min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tries) for tries in range(30)]

@@ -1,48 +1,35 @@
 """The loops of the workers, as processes on a real server: signals, bursts, servers that go away and come back."""
 
-import logging
-import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import psycopg
 import pytest
 import redis
-from rq import Queue
-from rq.job import JobStatus
-from rq.serializers import JSONSerializer
-from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.admin import dead_letters, retention
-from imcore.cli.supervisor import STOP_S
-from imcore.model.values import Draft
+from imcore.process import STOP_S
 from imcore.repair.check import check
 from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.calls.message_calls import AckTarget, ack, send
 from imcore.streams.client import Client, RedisClient, open_client
 from imcore.streams.events import Joined
 from imcore.streams.journal import CLUSTER_BLOCK_MS, Journal
 from imcore.streams.keys import CONFIG, lease
 from imcore.system import System
-from imcore.workers import jobs
 from imcore.workers.persist import KIND, Persist
-from imcore.workers.signals import Signals
 from tests.helpers.deadline import wait_until
-from tests.helpers.processes import END_S, PythonProcess, WorkerProcess
+from tests.helpers.processes import PythonProcess
 from tests.helpers.servers import RunningCluster, require_server, start_valkey
-
-UIDS = [f"user{number}" for number in range(20)]
+from tests.helpers.worker_runs import UIDS, count, talk, worker
 
 
 @pytest.fixture
@@ -56,21 +43,6 @@ def chat(settings: Settings) -> Iterator[Chat]:
         yield chat
 
 
-def talk(chat: Chat, gid: str = "g", count: int = 100) -> None:
-    """Have a group of twenty say so much, and one of them ack it."""
-    chat.create_group(gid, UIDS)
-    for start in range(0, count, 100):
-        drafts = [Draft(UIDS[number % 20], f"{number}") for number in range(start, min(count, start + 100))]
-        chat.system.client.call(send(chat.system.client.space, gid, drafts, 1000))
-    chat.system.client.call(ack(chat.system.client.space, gid, [AckTarget(None, [UIDS[0]])]))
-
-
-def count(database: Database, table: str = "group_msgs") -> int:
-    with database.connection() as connection:
-        found: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
-    return found
-
-
 def has(database: Database, messages: int) -> bool:
     return count(database) == messages
 
@@ -80,13 +52,8 @@ def open_entries(chat: Chat) -> int:
     return sum(chat.system.client.driver.xpending(key, KIND)["pending"] for key in chat.system.client.space.journals())
 
 
-def worker(settings: Settings, name: str = "persist", *arguments: str, **others: str | int) -> WorkerProcess:
-    same = {name: getattr(settings, name) or "" for name in ("redis_url", "database_url", "partitions")}
-    return WorkerProcess(settings.data_dir / "workers", name, *arguments, **{**same, **others})
-
-
 class TestBurst:
-    def test_it_stores_all_and_ends(self, chat: Chat, settings: Settings) -> None:
+    def test_a_burst_stores_all_and_ends(self, chat: Chat, settings: Settings) -> None:
         talk(chat, count=1000)
         with worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
@@ -94,7 +61,7 @@ class TestBurst:
         assert open_entries(chat) == 0
 
     @pytest.mark.parametrize("name", ["persist", "receipts", "trim"])
-    def test_a_redis_that_has_lost_all_is_begun_as_the_data_was(
+    def test_an_empty_redis_gets_the_partitions_of_the_data_in_sql(
         self, chat: Chat, settings: Settings, name: str
     ) -> None:
         # Given data of 4 partitions, which only SQL has by now, and one whom nobody has told of it
@@ -102,15 +69,15 @@ class TestBurst:
         chat.system.database.set_meta("partitions", "4")
         if name == "trim":
             with Chat.connect(settings=replace(settings, partitions=None)) as other:
-                other.client.upgrade()
-                retention.trim(other)
+                other.system.client.upgrade()
+                retention.trim(other.system)
         else:
             with worker(settings, name, "--burst", partitions="") as burst:
                 assert burst.wait() == 0
         # Then a rebuild will not change it under those who are there already
         assert chat.system.client.driver.hget(CONFIG, "partitions") == b"4"
 
-    def test_it_takes_over_what_the_dead_left(self, chat: Chat, settings: Settings) -> None:
+    def test_a_burst_takes_over_entries_of_dead_workers(self, chat: Chat, settings: Settings) -> None:
         # Given a worker that died with entries in hand
         talk(chat)
         dead = Journal(chat.system.client, KIND, settings)
@@ -122,12 +89,12 @@ class TestBurst:
             assert burst.wait() == 0
         assert count(chat.system.database) == 100
 
-    def test_it_waits_for_what_others_have_in_hand(self, chat: Chat, settings: Settings) -> None:
+    def test_a_burst_waits_for_entries_in_other_workers_hands(self, chat: Chat, settings: Settings) -> None:
         # Given a living worker with entries in hand, which is not heard of while the burst starts
         chat.system.database.upgrade()
         talk(chat)
         other = Persist(chat.system.client, chat.system.database, replace(settings, lease_ms=600_000))
-        other._in_hand = other._journal.take()
+        other._in_hand = other._journal.read()
 
         # When a burst has nothing left to do itself
         with worker(settings, "persist", "--burst") as burst:
@@ -141,7 +108,7 @@ class TestBurst:
             assert burst.wait() == 0
         assert count(chat.system.database) == 100
 
-    def test_it_ends_only_when_what_failed_is_done_or_dead(self, chat: Chat, settings: Settings) -> None:
+    def test_a_burst_ends_when_failed_entries_are_done_or_dead(self, chat: Chat, settings: Settings) -> None:
         # Given an entry that nobody can handle, and some behind it
         chat.create_group("g", UIDS)
         chat.system.client.driver.xadd(chat.system.client.space.group("g").journal, {"kind": "feast"})
@@ -158,7 +125,7 @@ class TestBurst:
         assert [letter.deliveries for letter in dead_letters.list_dead(chat.system)] == [4]
         assert open_entries(chat) == 0
 
-    def test_it_notices_a_redis_that_has_lost_all(self, chat: Chat, settings: Settings) -> None:
+    def test_a_burst_notices_a_redis_that_has_lost_all(self, chat: Chat, settings: Settings) -> None:
         talk(chat)
         with worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
@@ -186,7 +153,7 @@ def consumers(chat: Chat) -> set[str]:
 
 class TestLoop:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_a_signal_ends_it_cleanly(self, chat: Chat, settings: Settings, number: signal.Signals) -> None:
+    def test_a_signal_ends_a_worker_cleanly(self, chat: Chat, settings: Settings, number: signal.Signals) -> None:
         # Given a worker with nothing to do
         with worker(settings, block_ms=1000) as idle:
             idle.wait_for("working as persist-1")
@@ -219,7 +186,7 @@ class TestLoop:
         assert open_entries(chat) == 0
 
     @pytest.mark.parametrize("arguments", [[], ["--burst"]], ids=["loop", "burst"])
-    def test_a_signal_while_the_database_hangs_ends_it_soon(
+    def test_a_signal_while_the_database_hangs_ends_a_worker_soon(
         self, chat: Chat, settings: Settings, postgres_url: str, arguments: list[str]
     ) -> None:
         # Given a worker that waits for somebody's lock
@@ -255,7 +222,7 @@ class TestLoop:
             assert count(database) == 10
         assert open_entries(chat) == 0
 
-    def test_it_ends_too_where_closing_hangs(self, chat: Chat, settings: Settings) -> None:
+    def test_a_signal_ends_a_worker_whose_closing_hangs(self, chat: Chat, settings: Settings) -> None:
         # Given a worker that neither ends a step nor closes
         chat.system.database.upgrade()
         with PythonProcess(
@@ -358,12 +325,12 @@ class TestServersAway:
             finally:
                 server.stop()
 
-    def test_asked_to_end_while_it_waits_it_ends(self, settings: Settings) -> None:
+    def test_a_signal_ends_a_worker_that_waits(self, settings: Settings) -> None:
         with worker(settings, redis_url=f"unix://{settings.data_dir}/nowhere.sock") as waiting:
             waiting.wait_for("waiting: no answer from Redis")
             assert waiting.end() == 0
 
-    def test_what_waiting_does_not_mend_ends_it(self, chat: Chat, settings: Settings) -> None:
+    def test_a_configuration_error_ends_a_worker(self, chat: Chat, settings: Settings) -> None:
         chat.create_group("g")
         with worker(settings, partitions=99) as wrong:
             assert wrong.wait() == 1
@@ -395,7 +362,7 @@ class TestOnRealServers:
         journal = Journal(chat.system.client, KIND, replace(settings, batch_size=20_000))
 
         # Then each has its own version, in their order
-        versions = [entry.version for entry in journal.take() if isinstance(entry.event, Joined)]
+        versions = [entry.version for entry in journal.read() if isinstance(entry.event, Joined)]
         assert len(versions) == len(set(versions)) == 10_000
         assert versions == sorted(versions)
 
@@ -470,134 +437,9 @@ def wait_for_locks(url: str) -> int:
     return int(found)
 
 
-class TestJobs:
-    def test_a_job_that_hangs_is_cut_short_by_a_signal(
-        self, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        # Given a worker whose job hangs, after one that did not
-        for name in ("redis_url", "database_url", "data_dir"):
-            monkeypatch.setenv(f"IM_{name.upper()}", str(getattr(settings, name)))
-        monkeypatch.setattr("imcore.workers.signals.PATIENCE_S", 0.1)
-        began = threading.Event()
-
-        def hang(_chat: Chat) -> NoReturn:
-            began.set()
-            while True:
-                time.sleep(0.01)  # a signal may come in any thread, and ends no longer one in this
-
-        def ask() -> None:
-            began.wait(END_S)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-        with closing(redis.Redis.from_url(settings.redis_url)) as connection:
-            first = jobs.queue(connection).enqueue("time.time")
-            monkeypatch.setattr(retention, "trim", hang)
-
-            # When it is asked to end
-            with Signals() as signals:
-                asking = threading.Thread(target=ask)
-                asking.start()
-                jobs.run(settings, signals, burst=False)
-                asking.join()
-
-            # Then it ends, and keeps no job to itself
-            assert first.get_status() == JobStatus.FINISHED
-            assert not jobs.JobsWorker.all(connection)
-            assert len(jobs.queue(connection).failed_job_registry) == 1
-        assert [record for record in caplog.records if record.levelno > logging.WARNING] == []
-
-    def test_trim_is_due_once_a_period(self, valkey: str) -> None:
-        with closing(redis.Redis.from_url(valkey)) as connection:
-            queue = jobs.queue(connection)
-            assert [jobs.enqueue_due(queue, 60_000, now_ms) for now_ms in (60_000, 60_001, 119_999, 120_000)] == [
-                *(True, False, False),
-                True,
-            ]
-            assert queue.job_ids == ["trim-1", "trim-2"]
-
-    def test_the_worker_trims_by_itself_and_ends_cleanly(self, chat: Chat, settings: Settings) -> None:
-        # Given something stored that need not be kept
-        talk(chat, count=100)
-        with worker(settings, "persist", "--burst") as burst:
-            assert burst.wait() == 0
-
-        # When the worker for jobs runs, all the time within one period
-        with worker(settings, "jobs", keep_messages=10, trim_every_ms=10**12) as steady:
-            steady.wait_for("trimmed 90 entries of 1 groups")
-
-            # Then it has done that once, and ends when asked to
-            assert steady.end() == 0
-        assert steady.log.count("trimmed") == 1
-        assert "Traceback" not in steady.log
-        assert len(chat.status("g", limit=0)) == 100
-
-    def test_a_burst_works_off_the_queue_and_adds_nothing(self, chat: Chat, settings: Settings) -> None:
-        # Given a job that somebody has enqueued by name, as JSON
-        chat.system.database.upgrade()
-        with closing(redis.Redis.from_url(settings.redis_url)) as connection:
-            job = Queue(jobs.QUEUE, connection=connection, serializer=JSONSerializer).enqueue(jobs.TRIM)
-
-            # When the queue is worked off
-            with worker(settings, "jobs", "--burst") as burst:
-                assert burst.wait() == 0
-
-            # Then that is all that was done
-            assert job.return_value() == {
-                "groups": 0,
-                "entries": 0,
-                "journal_entries": 0,
-                "read_times": 0,
-                "rewritten": 0,
-            }
-        assert burst.log.count("trimmed") == 1
-
-    def test_a_burst_without_redis_says_so_in_one_line(self, settings: Settings) -> None:
-        nowhere = f"unix://{settings.data_dir}/nowhere.sock"
-        with worker(settings, "jobs", "--burst", jobs_redis_url=nowhere) as burst:
-            assert burst.wait() == 1
-        assert burst.log.splitlines()[-1].startswith("im worker jobs: no answer from Redis")
-
-    def test_asked_to_end_while_redis_is_away_it_ends(self, settings: Settings) -> None:
-        nowhere = f"unix://{settings.data_dir}/nowhere.sock"
-        with worker(settings, "jobs", jobs_redis_url=nowhere) as waiting:
-            waiting.wait_for("waiting:")
-            assert waiting.end() == 0
-
-    def test_a_cluster_is_refused(self, cluster: str, settings: Settings) -> None:
-        with worker(settings, "jobs", redis_url=cluster) as refused:
-            assert refused.wait() == 1
-        assert "IM_JOBS_REDIS_URL" in refused.log.splitlines()[-1]
-
-
 def test_an_unknown_worker_is_wrong_usage(settings: Settings) -> None:
     with worker(settings, "sleeper") as wrong:
         assert wrong.wait() == 2
-
-
-@pytest.mark.parametrize("comes_to_unsubscribe", [True, False])
-def test_no_thread_of_rq_is_left_behind_by_a_server_that_went_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_to_unsubscribe: bool
-) -> None:
-    require_server()
-    server = start_valkey(tmp_path)
-    died: list[object] = []
-    monkeypatch.setattr(threading, "excepthook", died.append)
-    try:
-        with Signals() as signals, redis.Redis.from_url(server.url) as connection:
-            worker = jobs.JobsWorker(connection, signals, 0)
-            worker.subscribe()
-            # When
-            server.kill()
-            if comes_to_unsubscribe:
-                with pytest.raises(redis.ConnectionError):
-                    worker.unsubscribe()
-            worker.leave()
-            connection.close()
-            # Then it ends, and has nothing to tell
-            wait_until(lambda: not worker.pubsub_thread.is_alive())
-            assert died == []
-    finally:
-        server.stop()
 
 
 def test_entries_that_come_while_the_clock_is_put_back_can_be_told_apart(chat: Chat) -> None:

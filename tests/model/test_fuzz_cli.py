@@ -124,7 +124,7 @@ class Stopping:
         pass
 
     @property
-    def asked(self) -> bool:
+    def stopping(self) -> bool:
         return next(self._looks)
 
 

@@ -53,7 +53,7 @@ def test_which_command_is_meant_is_known_before_anything_is_imported(words: str,
     assert command_in(words.split()) == command
 
 
-def test_the_catalogue_says_what_the_commands_say() -> None:
+def test_the_catalogue_has_the_short_help_of_the_commands() -> None:
     for name, command in all_commands():
         if name in COMMANDS:
             assert command.name == name
@@ -104,7 +104,7 @@ def _words(text: str) -> list[str]:
 
 _IMPORTED_BY_HELP = """
 import sys
-from cli.app import app
+from imcore.cli.app import app
 from imcore.cli.catalogue import COMMANDS
 for name in COMMANDS:
     try:
@@ -122,7 +122,7 @@ def test_no_help_waits_for_the_drivers() -> None:
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_example_is_one_that_the_command_takes(name: str) -> None:
+def test_every_example_is_valid(name: str) -> None:
     command = dict(all_commands())[name]
     example = re.findall(r"\bim (.*?)(?: (?:&&|\|).*)?$", command.example, re.MULTILINE)  # type: ignore[attr-defined]
 
@@ -290,7 +290,7 @@ def test_a_signal_ends_the_wait_for_the_reader_of_a_help(args: list[str], monkey
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["send", "--help"]])
-def test_a_help_that_a_closed_stdout_does_not_take_is_an_error(arguments: list[str]) -> None:
+def test_a_help_for_a_closed_stdout_is_an_error(arguments: list[str]) -> None:
     result = subprocess.run(
         ["/bin/sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "imcore.cli.main", *arguments],
         stderr=subprocess.PIPE,
@@ -306,7 +306,7 @@ def test_a_help_that_a_closed_stdout_does_not_take_is_an_error(arguments: list[s
     ids=" ".join,
 )
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
-def test_a_help_that_the_disk_takes_in_part_is_an_error(program: list[str], unbuffered: str) -> None:
+def test_a_help_on_a_disk_that_fills_up_is_an_error(program: list[str], unbuffered: str) -> None:
     with tempfile.TemporaryFile() as file:
         file.write(bytes(500))
         file.flush()
@@ -324,7 +324,8 @@ def test_a_help_that_the_disk_takes_in_part_is_an_error(program: list[str], unbu
 
 def test_help_does_not_import_click() -> None:
     script = (
-        "import sys; sys.argv = ['im', '--help']; import cli.main; cli.main.main(); sys.exit('click' in sys.modules)"
+        "import sys; sys.argv = ['im', '--help']; from imcore.cli import main; main.main(); "
+        "sys.exit('click' in sys.modules)"
     )
 
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
@@ -358,8 +359,8 @@ class Interrupted:
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Interrupted())
 sys.argv = ["im", *{arguments!r}]
-import cli.main
-cli.main.main()
+import imcore.cli.main
+imcore.cli.main.main()
 """
     result = subprocess.run(
         [sys.executable, "-c", script],

@@ -1,32 +1,20 @@
 """The chat commands against a real Chat on fakeredis: their JSON, their tables, and what is refused."""
 
-import json
-import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 
-import fakeredis
 import pytest
-from click.testing import CliRunner, Result
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.cli import output
-from imcore.cli.app import app
-from imcore.cli.options import Invocation
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, path_of
-from imcore.errors import LocalDatabaseError, RedisFull, RedisUnavailable
-from imcore.model.values import Message, Receipt
-from imcore.settings import Settings
+from imcore.model.values import Receipt
 from imcore.streams.calls import receipt_calls
 from imcore.streams.calls.receipt_calls import TallyChange
-from imcore.streams.client import RedisClient
-from imcore.streams.keys import CONFIG
-from imcore.system import System
+from tests.helpers.cli import connected_chat, im, lines, refused
 
 MESSAGE_KEYS = ["gid", "msgid", "seq", "sender_uid", "time", "content", "client_msgid"]
 HOSTILE = "\x1b[2J[red]eve[/red]\n{0} 'x' \u202e群 👩\u200d💻 " + "x" * 3000
@@ -34,36 +22,7 @@ HOSTILE = "\x1b[2J[red]eve[/red]\n{0} 'x' \u202e群 👩\u200d💻 " + "x" * 300
 
 @pytest.fixture(autouse=True)
 def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
-    """A Chat where a worker has been, which every command gets; local databases are in a folder of the test's own."""
-    monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
-    settings = Settings.from_env({}, data_dir=str(tmp_path))
-    server = fakeredis.FakeServer()
-
-    def connect(_: Invocation | None = None) -> Chat:
-        return Chat(System(RedisClient(fakeredis.FakeRedis(server=server)), None, settings))
-
-    monkeypatch.setattr(Invocation, "chat", connect)
-    with connect() as chat:
-        chat.system.client.upgrade()
-        yield chat
-
-
-def im(*args: str, stdin: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(app, args, input=stdin, catch_exceptions=False)
-
-
-def lines(*args: str, stdin: str | bytes | None = None) -> list[dict[str, object]]:
-    result = im("--json", *args, stdin=stdin)
-    assert (result.exit_code, result.stderr) == (0, "")
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-def refused(*args: str, stdin: str | bytes | None = None) -> str:
-    result = im(*args, stdin=stdin)
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("im: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr.removeprefix("im: ").strip()
+    yield from connected_chat(monkeypatch, tmp_path)
 
 
 def test_groups() -> None:
@@ -135,7 +94,7 @@ def test_a_table_shows_nobody_as_a_group_could_be_called() -> None:
     assert "is kept for one-to-one chats" in refused("group", "create", shown, "ann", "bob")
 
 
-def test_a_live_session_names_the_other_of_a_one_to_one_chat(
+def test_a_live_session_names_the_peer_of_a_one_to_one_chat(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     chat.create_group("team", ["ann", "bob"])
@@ -193,7 +152,7 @@ def test_pull_with_ack_confirms_what_it_printed_and_no_more() -> None:
     assert [each["content"] for each in lines("pull", "bob")] == ["c", "c"]
 
 
-def test_what_a_pull_prints_is_in_the_local_database(chat: Chat, tmp_path: Path) -> None:
+def test_pulled_messages_are_in_the_local_database(chat: Chat, tmp_path: Path) -> None:
     # Given a message that came back after a power cut, before what the local database has
     chat.create_group("team", ["ann", "bob"])
     back, kept = (chat.send("team", text, sender_uid="ann") for text in ("back", "kept"))
@@ -223,12 +182,14 @@ def test_the_log_reads_like_a_chat_across_groups(chat: Chat) -> None:
     assert [line["content"] for line in lines("log", "bob", "zoo")] == ["in zoo", "in zoo"]
 
 
-def test_what_receipts_confirms_is_in_the_local_database(chat: Chat) -> None:
+def test_confirmed_receipts_are_in_the_local_database(chat: Chat) -> None:
     # Given
     im("group", "create", "team", "ann", "bob", "cy")
     msgid = str(lines("send", "team", "hi", "--from", "ann")[0]["msgid"])
     chat.system.client.call(
-        receipt_calls.tell(chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(msgid), 0)])
+        receipt_calls.publish_receipts(
+            chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(msgid), 0)]
+        )
     )
     im("receipts", "ann")
     assert [line["state"] for line in lines("log", "ann")] == ["stored"]
@@ -241,7 +202,7 @@ def test_what_receipts_confirms_is_in_the_local_database(chat: Chat) -> None:
     assert lines("receipts", "ann") == []
 
 
-def test_what_is_stored_is_said_when_the_output_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stored_message_is_reported_when_the_output_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     lines("group", "create", "team", "ann", "bob")
 
     def lose() -> None:
@@ -268,245 +229,6 @@ def test_pull_confirms_nothing_when_the_output_was_lost(chat: Chat, monkeypatch:
 
     assert result.exit_code == 1
     assert len(chat.pull("bob")) == 1
-
-
-# The outbox.
-
-
-def wait_in_the_outbox(*texts: str, gid: str = "team") -> None:
-    """Write something that the server cannot take now."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Chat, "send", _refuse)
-        for text in texts:
-            [line] = lines("send", gid, text, "--from", "ann", "--queue")
-            assert line["state"] == "waiting"
-
-
-def _refuse(*_: object, **__: object) -> None:
-    raise RedisUnavailable("no answer from Redis at nowhere")
-
-
-def test_the_first_message_of_one_who_is_in_no_group_goes_out_with_a_pull(chat: Chat) -> None:
-    # Given
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Chat, "send_direct", _refuse)
-        lines("dm", "bob", "hello", "--from", "ann", "--queue")
-    # When
-    assert lines("pull", "ann") == []
-    # Then
-    assert [each.content for each in chat.pull("bob")] == ["hello"]
-    assert [line["state"] for line in lines("log", "ann")] == ["stored"]
-
-
-def test_who_is_no_member_any_more_learns_by_a_pull_who_has_read(chat: Chat) -> None:
-    lines("group", "create", "team", "ann", "bob")
-    lines("send", "team", "hi", "--from", "ann")
-    chat.ack("bob", "team")
-    lines("group", "remove", "team", "ann", "--yes")
-    assert refused("pull", "ann") == "'ann' is in no group: add them to one first"
-    assert [line["state"] for line in lines("log", "ann")] == ["read by all"]
-
-
-def test_what_is_sent_does_not_overtake_what_waits(chat: Chat) -> None:
-    # Given
-    lines("group", "create", "team", "ann", "bob")
-    wait_in_the_outbox("one", "two")
-    # When
-    [third] = lines("send", "team", "three", "--from", "ann")
-    # Then
-    assert third["content"] == "three"
-    assert [each.content for each in chat.pull("bob")] == ["one", "two", "three"]
-    assert [(line["content"], line["state"]) for line in lines("log", "ann")] == [
-        (text, "stored") for text in ("one", "two", "three")
-    ]
-
-
-def test_where_what_waits_cannot_go_out_nothing_else_does(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines("group", "create", "team", "ann", "bob")
-    wait_in_the_outbox("one")
-    send = Chat.send
-
-    def full(self: Chat, gid: str, content: str, **options: Any) -> Message:
-        if content == "one":
-            raise RedisFull("nowhere has no memory left")
-        return send(self, gid, content, **options)
-
-    monkeypatch.setattr(Chat, "send", full)
-
-    assert refused("send", "team", "two", "--from", "ann") == (
-        "not sent, since what waits in the outbox comes first: nowhere has no memory left"
-    )
-    assert chat.pull("bob") == []
-    assert lines("send", "team", "two", "--from", "ann", "--no-local")[0]["content"] == "two"
-
-
-def test_what_will_never_be_taken_is_said_in_one_line_and_shown_in_the_log(chat: Chat) -> None:
-    # Given
-    lines("group", "create", "team", "ann", "bob")
-    lines("group", "create", "theirs", "bob")
-    reason = "'ann' is not a member of 'theirs'"
-    # When
-    assert refused("send", "theirs", "mine?", "--from", "ann", "--queue") == (
-        f"the message was not sent and is refused: {reason}"
-    )
-    # Then
-    assert [(line["content"], line["state"]) for line in lines("log", "ann")] == [("mine?", f"refused: {reason}")]
-    wait_in_the_outbox("no", gid="theirs")
-    wait_in_the_outbox("yes")
-    result = im("send", "team", "too", "--from", "ann")
-    assert result.stderr == f"im: a message that waited in the outbox was refused (see `im log`): {reason}\n"
-    assert [each.content for each in chat.pull("bob", "team")] == ["yes", "too"]
-    assert im("pull", "ann").stderr == ""
-
-
-# Whose data it is.
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["pull", "ann"],
-        ["pull", "ann", "--ack"],
-        ["send", "team", "hi", "--from", "ann"],
-        ["send", "team", "hi", "--from", "ann", "--queue"],
-        ["dm", "bob", "hi", "--from", "ann"],
-        ["receipts", "ann", "--ack"],
-        ["listen", "ann"],
-    ],
-)
-def test_a_local_database_of_other_data_is_refused_before_anything_is_done(
-    chat: Chat, tmp_path: Path, words: list[str]
-) -> None:
-    # Given a local database that was made with the data that was here before
-    lines("group", "create", "team", "ann", "bob")
-    [sent] = lines("send", "team", "mine", "--from", "ann")
-    chat.system.client.driver.hset(CONFIG, "dataset", "another")
-    lines("send", "team", "theirs", "--from", "bob")
-    change = [TallyChange("ann", msgids.pack(str(sent["msgid"])), 0)]
-    chat.system.client.call(receipt_calls.tell(chat.system.client.space, "team", "ann", change))
-    before = (lines("log", "ann"), chat.unread("ann"), chat.receipts("ann"), chat.status("team"))
-    # When
-    assert "was made with other data than Redis has: set IM_REDIS_URL" in refused(*words)
-    # Then
-    assert (lines("log", "ann"), chat.unread("ann"), chat.receipts("ann"), chat.status("team")) == before
-    assert [line["content"] for line in lines("pull", "ann", "--no-local")] == ["theirs"]
-
-
-def test_a_local_database_that_cannot_be_written_says_what_to_do(chat: Chat, tmp_path: Path) -> None:
-    lines("group", "create", "team", "ann", "bob")
-    (tmp_path / "clients").write_text("a file, where a folder must be")
-
-    for words in (["pull", "ann"], ["listen", "ann"], ["send", "team", "hi", "--from", "ann", "--queue"]):
-        line = refused(*words)
-        assert "cannot be used now" in line
-        assert "IM_DATA_DIR" in line
-        assert "--no-local" in line
-    assert lines("pull", "ann", "--no-local") == []
-
-
-def _a_file_where_the_folder_is_to_be(path: Path, _: pytest.MonkeyPatch) -> None:
-    path.parent.write_text("a file")
-
-
-def _damaged(path: Path, _: pytest.MonkeyPatch) -> None:
-    path.parent.mkdir()
-    path.write_bytes(b"no database" * 1000)
-
-
-def _of_something_else(path: Path, _: pytest.MonkeyPatch) -> None:
-    path.parent.mkdir()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE recipes (name TEXT)")
-
-
-def _of_another_user(path: Path, _: pytest.MonkeyPatch) -> None:
-    LocalDatabase(path, "eve").close()
-
-
-def _a_full_disk(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    connect = sqlite3.connect
-
-    def full(*args: Any, **options: Any) -> sqlite3.Connection:
-        connection = connect(*args, **options)
-        connection.execute("PRAGMA max_page_count = 3")
-        return connection
-
-    monkeypatch.setattr(sqlite3, "connect", full)
-
-
-@pytest.mark.parametrize(
-    "obstacle",
-    [_a_file_where_the_folder_is_to_be, _damaged, _of_something_else, _of_another_user, _a_full_disk],
-)
-@pytest.mark.parametrize("uid", ["ann", "stranger"])
-def test_what_could_not_be_kept_is_not_sent(
-    chat: Chat,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    obstacle: Callable[[Path, pytest.MonkeyPatch], None],
-    uid: str,
-) -> None:
-    # Given
-    chat.create_group("team", ["ann", "bob"])
-    msgid = chat.send("team", "first", sender_uid="ann").msgid
-    obstacle(path_of(tmp_path, uid), monkeypatch)
-    before = sorted(tmp_path.rglob("*"))
-    commands = [["send", "team", "hi", "--from", uid], ["dm", "bob", "hi", "--from", uid]]
-    commands += [["recall", "team", msgid, "--by", uid, "--yes"]]
-    # When, then
-    for words in commands:
-        assert "database" in refused(*words)
-        assert [(group.gid, group.messages) for group in chat.groups()] == [("team", 1)]
-        assert sorted(tmp_path.rglob("*")) == before
-    # And without a local database
-    assert [line["content"] for line in lines("dm", "bob", "hi", "--from", uid, "--no-local")] == ["hi"]
-
-
-def test_the_first_message_of_all_needs_no_worker(chat: Chat) -> None:
-    chat.system.client.driver.function_flush()
-    assert lines("dm", "bob", "hi", "--from", "ann")[0]["seq"] == 1
-    assert [line["content"] for line in lines("log", "ann")] == ["hi"]
-
-
-def test_nothing_is_left_of_a_sender_whose_name_was_mistyped(chat: Chat, tmp_path: Path) -> None:
-    chat.create_group("team", ["ann", "bob"])
-    assert refused("send", "team", "hi", "--from", "amn") == "'amn' is not a member of 'team'"
-    assert refused("recall", "team", "1767225600000-0", "--by", "amn", "--yes").endswith("is not a message of 'team'")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_connection_that_was_opened_before_a_send_keeps_it(
-    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Given a place where no database can be opened any more while something is sent
-    chat.create_group("team", ["ann", "bob"])
-    send = Chat.send
-
-    def refused(*_: object, **__: object) -> NoReturn:
-        raise sqlite3.OperationalError("unable to open database file")
-
-    def send_and_refuse(self: Chat, *args: Any, **options: Any) -> Message:
-        monkeypatch.setattr(sqlite3, "connect", refused)
-        return send(self, *args, **options)
-
-    monkeypatch.setattr(Chat, "send", send_and_refuse)
-    # When
-    assert lines("send", "team", "hi", "--from", "ann")[0]["content"] == "hi"
-    # Then
-    monkeypatch.undo()
-    with LocalDatabase(path_of(tmp_path, "ann"), "ann", read_only=True) as local:
-        assert [line.content for line in local.log()] == ["hi"]
-
-
-def test_what_cannot_be_kept_after_all_is_said_to_be_stored(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise LocalDatabaseError("the disk has broken")
-
-    chat.create_group("team", ["ann", "bob"])
-    monkeypatch.setattr(Device, "keep", fail)
-    result = im("send", "team", "hi", "--from", "ann")
-    [message] = chat.pull("bob")
-    assert (result.exit_code, result.stderr) == (0, f"im: {message.msgid} is stored, but the disk has broken\n")
 
 
 def test_status_takes_a_limit_and_0_is_all() -> None:
@@ -546,7 +268,7 @@ def test_without_json_a_pipe_gets_plain_rows_that_cannot_act() -> None:
     ids=" ".join,
 )
 @pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["table", "json"])
-def test_who_is_in_no_group_is_an_error(words: list[str], as_json: list[str], tmp_path: Path) -> None:
+def test_a_user_in_no_group_is_an_error(words: list[str], as_json: list[str], tmp_path: Path) -> None:
     command, *options = words
 
     assert refused(command, "nobody", *options, *as_json) == "'nobody' is in no group: add them to one first"
@@ -554,7 +276,7 @@ def test_who_is_in_no_group_is_an_error(words: list[str], as_json: list[str], tm
 
 
 @pytest.mark.parametrize("words", [["pull", "ann"], ["unread", "ann"], ["receipts", "ann"], ["group", "show", "team"]])
-def test_who_has_nothing_is_no_error(words: list[str]) -> None:
+def test_a_user_without_messages_is_no_error(words: list[str]) -> None:
     lines("group", "create", "team", *["ann"] * (words[0] != "group"))
 
     result = im(*words)
@@ -563,13 +285,15 @@ def test_who_has_nothing_is_no_error(words: list[str]) -> None:
     assert len(result.stdout.splitlines()) == (2 if words[0] == "unread" else 1)
 
 
-def test_who_has_left_all_groups_still_gets_their_receipts(chat: Chat) -> None:
+def test_a_user_who_left_all_groups_still_gets_receipts(chat: Chat) -> None:
     # Given a sender who learns of a reader only after they have left
     lines("group", "create", "team", "ann", "bob")
     msgid = str(lines("send", "team", "hi", "--from", "ann", "--no-local")[0]["msgid"])
     lines("ack", "bob", "team")
     chat.system.client.call(
-        receipt_calls.tell(chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(msgid), 0)])
+        receipt_calls.publish_receipts(
+            chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(msgid), 0)]
+        )
     )
     lines("group", "remove", "team", "ann", "--yes")
     # When
@@ -579,7 +303,7 @@ def test_who_has_left_all_groups_still_gets_their_receipts(chat: Chat) -> None:
     assert refused("receipts", "ann") == "'ann' is in no group: add them to one first"
 
 
-def test_of_what_a_local_database_does_not_have_it_is_said_so() -> None:
+def test_the_log_reports_a_group_that_a_local_database_does_not_have() -> None:
     lines("group", "create", "team", "ann", "bob")
     lines("send", "team", "hi", "--from", "ann")
     result = im("log", "ann", "taem")
@@ -587,7 +311,7 @@ def test_of_what_a_local_database_does_not_have_it_is_said_so() -> None:
     assert refused("log", "ann", "") == "gid is empty: give 1 to 128 bytes"
 
 
-def test_a_one_to_one_chat_may_be_called_as_tables_show_it() -> None:
+def test_commands_accept_the_name_of_a_one_to_one_chat_from_tables() -> None:
     [sent] = lines("dm", "bob", "hi", "--from", "ann")
     assert [message["content"] for message in lines("pull", "bob", "dm:ann")] == ["hi"]
     assert lines("send", "dm:ann", "hello", "--from", "cy")[0]["gid"] == "dm:3:ann:cy"
@@ -600,7 +324,7 @@ def test_a_one_to_one_chat_may_be_called_as_tables_show_it() -> None:
     assert lines("pull", "bob", str(sent["gid"])) == lines("pull", "bob", "dm:ann")
 
 
-def test_a_one_to_one_chat_is_called_so_however_long_the_others_name_is() -> None:
+def test_a_one_to_one_chat_with_the_longest_name_has_the_name_of_the_peer() -> None:
     long = "x" * 128
     [sent] = lines("dm", long, "hi", "--from", "ann")
     called = f"dm:{long}"
@@ -643,170 +367,3 @@ def test_an_ack_in_an_empty_group_does_nothing() -> None:
     lines("group", "create", "team", "ann")
 
     assert lines("ack", "ann", "team") == [{"gid": "team", "uid": "ann", "last_ack_msgid": None, "advanced": False}]
-
-
-def test_stats_count_everything_and_how_far_the_workers_are_behind(chat: Chat) -> None:
-    lines("group", "create", "team", "ann", "bob")
-    lines("send", "team", "hi", "--from", "ann")
-    space = chat.system.client.space
-    journal = space.journal(space.partition_of("team"))
-    written = chat.system.client.query("XLEN", journal)
-    chat.system.client.driver.xgroup_create(journal, "persist", "0")
-    chat.system.client.driver.xreadgroup("persist", "persist-1", {journal: ">"}, count=1)
-    chat.begin_session("ann")
-
-    [found] = lines("stats")
-
-    [worker] = found.pop("workers")  # type: ignore[misc]
-    assert worker.pop("lag_ms") >= 0
-    assert worker == {"worker": "persist", "backlog": written, "pending": 1}
-    assert found.pop("storm") == {
-        "acks": 0,
-        "receipts": 0,
-        "digests": 0,
-        "receipts_per_digest": None,
-        "messages_per_s": 0.0,
-        "acks_per_s": 0.0,
-    }
-    assert found.pop("streams") == [
-        {"kind": "groups", "streams": 1, "entries": 1, "bytes": None},
-        {"kind": "journals", "streams": 8, "entries": written, "bytes": None},
-    ]
-    [server] = found.pop("servers")  # type: ignore[misc]
-    assert (server["holds"], server["maxmemory_policy"], server["warnings"]) == ("chat", None, [])
-    assert (found.pop("silent"), found.pop("rebuild"), found.pop("unseen")) == ([], None, [])
-    assert found == {
-        "groups": 1,
-        "members": 2,
-        "messages": 1,
-        "online": 1,
-        "journal": written,
-        "dead_letters": 0,
-        "jobs": None,
-    }
-    assert im("stats").stdout.splitlines()[3] == "worker\tbacklog\tpending\tlag_ms"
-    assert "ann" not in im("stats").stdout
-
-
-def test_stats_name_who_is_online_if_that_is_asked_for(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imcore.admin.stats.CHUNK", 2)
-    uids = [f"user{number}" for number in range(30)]
-    lines("group", "create", "team", *uids)
-    for uid in uids[:20]:
-        chat.begin_session(uid)
-
-    [found] = lines("stats", "--online")
-
-    assert sorted(found["online_uids"]) == sorted(uids[:20])  # type: ignore[arg-type, type-var]
-    assert set(uids) & set(im("stats", "--online").stdout.splitlines()) == set(uids[:20])
-
-
-def test_stats_say_that_nobody_is_online_if_that_is_asked_for() -> None:
-    assert im("stats", "--online").stdout.endswith("\n\nonline\n")
-    assert not im("stats").stdout.endswith("online\n")
-
-
-def test_stats_count_the_backlog_where_redis_has_lost_count(chat: Chat) -> None:
-    client, journal = chat.system.client.driver, chat.system.client.space.journal(0)
-    ids = [client.xadd(journal, {"kind": "test"}) for _ in range(5)]
-    client.xgroup_create(journal, "persist", ids[0])
-    client.xdel(journal, ids[2])
-
-    [worker] = lines("stats")[0]["workers"]  # type: ignore[misc]
-
-    assert worker["backlog"] == 3
-
-
-@pytest.fixture
-def dead_id(chat: Chat) -> str:
-    """The id of a dead letter, whose entry says something hostile."""
-    space = chat.system.client.space
-    partition = space.partition_of("team")
-    dead = {"dead_worker": "persist", "dead_reason": "no \x1b[31mway", "dead_entry": "1-1", "dead_deliveries": "5"}
-    entry_id = chat.system.client.driver.xadd(
-        space.dead_letters(partition), dead | {"kind": "msg", "gid": "[red]\x1b[2J"}
-    )
-    return f"{partition}:{entry_id.decode()}"
-
-
-def test_dead_letters_are_listed_and_shown(dead_id: str) -> None:
-    expected = {
-        "id": dead_id,
-        "worker": "persist",
-        "reason": "no \x1b[31mway",
-        "entry": "1-1",
-        "deliveries": 5,
-        "fields": {"kind": "msg", "gid": "[red]\x1b[2J"},
-    }
-
-    [listed] = lines("dead", "list")
-
-    assert str(listed.pop("time")).endswith("Z")
-    assert listed == expected
-    assert lines("dead", "show", dead_id)[0]["fields"] == expected["fields"]
-    assert im("dead", "show", dead_id).stdout.endswith("field\tvalue\nkind\tmsg\ngid\t[red]␛[2J\n")
-
-
-def test_a_dead_letter_goes_back_into_the_journal(chat: Chat, dead_id: str) -> None:
-    assert lines("dead", "requeue", dead_id) == [{"id": dead_id, "requeued": True}]
-
-    assert lines("dead", "list") == []
-    journal = chat.system.client.space.journal(int(dead_id.partition(":")[0]))
-    assert chat.system.client.query("XLEN", journal) == 1
-    assert "there is no dead letter" in refused("dead", "requeue", dead_id)
-
-
-def test_a_dead_letter_is_dropped_only_if_that_is_meant(dead_id: str) -> None:
-    assert "--yes" in refused("dead", "drop", dead_id)
-    assert len(lines("dead", "list")) == 1
-
-    assert lines("dead", "drop", dead_id, "--yes") == [{"id": dead_id, "dropped": True}]
-
-    assert lines("dead", "list") == []
-    assert "there is no dead letter" in refused("dead", "drop", dead_id, "--yes")
-    assert "is not the id of a dead letter" in refused("dead", "show", "soon\x1b[2J")
-
-
-@pytest.mark.parametrize(
-    ("dead_id", "why"),
-    [
-        ("soon", "'soon' is not the id of a dead letter: it looks like 3:1767225600000-0"),
-        ("3", "'3' is not the id of a dead letter: it looks like 3:1767225600000-0"),
-        ("1767225600000-0", "'1767225600000-0' is not the id of a dead letter: it looks like 3:1767225600000-0"),
-        ("8:1767225600000-0", "there is no dead letter 8:1767225600000-0: the first number, the partition, is 0 to 7"),
-        ("9" * 60 + ":1-1", "there is no dead letter 999999999999...999999999:1-1: the first number"),
-        (f"3:{2**64}-0", f"there is no dead letter 3:{2**64}-0: no entry has a number over {2**64 - 1}"),
-        (f"3:1-{2**64}", f"there is no dead letter 3:1-{2**64}: no entry has a number over {2**64 - 1}"),
-        ("3:1-" + "9" * 5000, "there is no dead letter 3:1-99999999...9999999999999: no entry has a number over"),
-        (f"3:{2**64 - 1}-{2**64 - 1}", f"there is no dead letter 3:{2**64 - 1}-{2**64 - 1}: `im dead list` shows"),
-        ("3:0-0", "there is no dead letter 3:0-0: `im dead list` shows them all"),
-    ],
-)
-def test_what_is_wrong_with_the_id_of_a_dead_letter_is_said(dead_id: str, why: str) -> None:
-    for words in (["show", dead_id], ["requeue", dead_id], ["drop", dead_id, "--yes"]):
-        assert refused("dead", *words).startswith(why)
-
-
-def test_a_dead_letter_that_somebody_has_written_hides_no_other(chat: Chat, dead_id: str) -> None:
-    # Given
-    letters = chat.system.client.space.dead_letters(0)
-    chat.system.client.driver.xadd(letters, {"dead_deliveries": "many", b"\xff": b"\xff"}, id="5-1")
-    chat.system.client.driver.xadd(letters, {"kind": "msg"}, id="99999999999999999-0")
-    # When, then
-    found = {line["id"]: line for line in lines("dead", "list")}
-    assert {"0:5-1", "0:99999999999999999-0", dead_id} == set(found)
-    assert found["0:5-1"]["deliveries"] == 0
-    assert found["0:99999999999999999-0"]["time"] == "9999-12-31T23:59:59.999Z"
-    assert lines("dead", "drop", "0:05-01", "--yes") == [{"id": "0:05-01", "dropped": True}]
-    assert "0:5-1" not in im("dead", "list").stdout
-
-
-def test_of_many_dead_letters_those_are_shown_that_were_handled(chat: Chat, dead_id: str) -> None:
-    partition, _, first = dead_id.partition(":")
-    letters = chat.system.client.space.dead_letters(int(partition))
-    [(_, fields)] = chat.system.client.driver.xrange(letters)
-    second = f"{partition}:{chat.system.client.driver.xadd(letters, fields).decode()}"
-    result = im("dead", "drop", dead_id, second, "0:1-1", "--yes")
-    assert result.exit_code == 1
-    assert result.stdout == f"id\tdropped\n{partition}:{first}\tyes\n{second}\tyes\n"
-    assert "there is no dead letter" in result.stderr

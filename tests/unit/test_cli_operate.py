@@ -108,7 +108,7 @@ def test_import_reports_bad_lines_goes_on_and_ends_with_1(seen: list[bytes]) -> 
 @pytest.mark.parametrize(
     ("name", "why"), [("nowhere\x1b[0m", "No such file or directory"), (".", "Is a directory"), ("a\0b", "null byte")]
 )
-def test_import_of_what_is_no_file(seen: list[bytes], name: str, why: str) -> None:
+def test_import_of_a_path_that_is_no_file(seen: list[bytes], name: str, why: str) -> None:
     result = im("import", name)
 
     assert (result.exit_code, result.stdout) == (1, "")
@@ -141,7 +141,7 @@ def test_import_reads_the_forms_that_people_have(
         (b"PK\x03\x04" + bytes(100), "is a zip archive"),
     ],
 )
-def test_import_tells_a_wrong_form_once_before_it_asks_any_server(
+def test_import_reports_a_wrong_form_once_before_it_asks_any_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes, form: str
 ) -> None:
     monkeypatch.setattr(Invocation, "chat", lambda _: pytest.fail("it asks a server"))
@@ -155,7 +155,7 @@ def test_import_tells_a_wrong_form_once_before_it_asks_any_server(
         assert result.stderr.count("\n") == 1
 
 
-def test_import_does_what_is_whole_of_a_file_that_is_cut_off(seen: list[bytes], tmp_path: Path) -> None:
+def test_import_replays_the_whole_part_of_a_truncated_file(seen: list[bytes], tmp_path: Path) -> None:
     file = tmp_path / "chat.jsonl.gz"
     file.write_bytes(gzip.compress(b"".join(LINES))[:-4])
 
@@ -166,7 +166,7 @@ def test_import_does_what_is_whole_of_a_file_that_is_cut_off(seen: list[bytes], 
     assert json.loads(result.stdout) == {"messages": 2, "joins": 0, "leaves": 0, "acks": 0, "errors": 1}
 
 
-def test_import_shows_how_far_it_has_come_in_bytes_of_the_file(
+def test_import_shows_progress_in_bytes_of_the_file(
     seen: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[tuple[int, int | None]] = []
@@ -285,7 +285,7 @@ def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     ("option", "setting", "per_unit"),
     [("--keep-days", "keep_ms", 24 * 60 * 60 * 1000), ("--keep-messages", "keep_messages", 1)],
 )
-def test_what_trim_keeps_has_one_limit_as_an_option_and_as_a_setting(
+def test_the_options_of_trim_have_the_limits_of_the_settings(
     monkeypatch: pytest.MonkeyPatch, option: str, setting: str, per_unit: int
 ) -> None:
     asked: list[int | None] = []

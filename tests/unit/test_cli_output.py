@@ -58,7 +58,7 @@ def test_safe_text_is_left_alone(text: str) -> None:
 
 
 @given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"], exclude_characters="\u115f\u1160\u3164\uffa0")))
-def test_what_is_seen_stays_as_it_is(text: str) -> None:
+def test_visible_characters_stay_as_they_are(text: str) -> None:
     assert safe(text) == text
 
 
@@ -91,7 +91,7 @@ def test_names_scripts_and_emoji_are_kept(text: str) -> None:
         ("\udcff.txt", "<U+DCFF>.txt"),
     ],
 )
-def test_what_acts_is_shown_as_what_it_is(text: str, shown: str) -> None:
+def test_acting_characters_are_shown_as_pictures_or_numbers(text: str, shown: str) -> None:
     assert safe(text) == shown
 
 
@@ -199,7 +199,7 @@ def test_nothing_for_people_is_written_to_stdout_where_stderr_is_closed(
     assert capsys.readouterr().out == ""
 
 
-def test_the_last_records_of_what_is_to_end_wait_a_moment_only(stdout_to: Callable[[int], TextIO]) -> None:
+def test_a_stopped_command_waits_only_a_moment_for_a_reader(stdout_to: Callable[[int], TextIO]) -> None:
     before = signal.getsignal(signal.SIGALRM)
     with nobody_reads() as descriptor:
         stream = stdout_to(descriptor)
@@ -212,7 +212,7 @@ def test_the_last_records_of_what_is_to_end_wait_a_moment_only(stdout_to: Callab
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-def test_the_last_records_of_what_is_to_end_are_written_if_somebody_reads(stdout_to: Callable[[int], TextIO]) -> None:
+def test_a_stopped_command_writes_its_last_records_to_a_reader(stdout_to: Callable[[int], TextIO]) -> None:
     reader, writer = os.pipe()
     stdout_to(writer)
     output.say("kept")
@@ -225,7 +225,7 @@ def test_the_last_records_of_what_is_to_end_are_written_if_somebody_reads(stdout
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_nothing_more_is_done_once_what_was_done_cannot_be_written(
+def test_no_record_is_fetched_after_one_that_could_not_be_written(
     as_json: bool, stdout_to: Callable[[int], TextIO]
 ) -> None:
     done: list[int] = []
@@ -266,7 +266,9 @@ def test_records_are_out_before_anything_more_is_said(
 def test_a_check_has_no_verdict_where_its_table_is_not_out(
     monkeypatch: pytest.MonkeyPatch, stdout_to: Callable[[int], TextIO], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(client=None, settings=None)))
+    monkeypatch.setattr(
+        Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=SimpleNamespace(client=None, settings=None)))
+    )
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
     monkeypatch.setattr("imcore.repair.check.check", lambda *_, **__: [])
     with disk_full() as descriptor:

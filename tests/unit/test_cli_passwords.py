@@ -39,7 +39,7 @@ PLAIN = "redis://host"
         (["up", "--redis-url"], ["up", "--redis-url"], {}),
     ],
 )  # fmt: skip
-def test_what_stays_and_what_goes_into_the_environment(
+def test_urls_with_passwords_go_into_the_environment(
     arguments: list[str], rest: list[str], moved: dict[str, str]
 ) -> None:
     assert without_passwords(arguments) == (rest, moved)
@@ -80,7 +80,7 @@ def secret_options() -> Iterator[tuple[str, str, str]]:
         yield from ((option, variable, name) for name, known in table.items() if known.is_secret)
 
 
-def test_every_option_that_sounds_like_a_secret_is_known_as_one() -> None:
+def test_every_option_named_like_a_secret_is_secret() -> None:
     for _, _, table in TABLES:
         assert {name for name in table if "password" in name} == {name for name in table if table[name].is_secret}
 
@@ -104,13 +104,13 @@ def test_every_secret_option_is_found_in_every_form_of_its_name(
 
 
 @pytest.mark.parametrize("url", ["redis://ann:s3 cret@h", "redis://h?passwort=s3cret", "ann:s3cret@h"])
-def test_what_may_be_one_leaves_the_command_line_too(url: str) -> None:
+def test_a_possible_password_leaves_the_command_line_too(url: str) -> None:
     assert without_passwords(["up", "--redis-url", url]) == (["up"], {"IM_REDIS_URL": url})
 
 
 @pytest.mark.parametrize(
     "url", ["postgresql:///chat?passfile=/home/ann/.pgpass", "rediss://h?ssl_certfile=a&ssl_keyfile=b", "redis://ann@h"]
 )
-def test_what_is_no_secret_stays_as_it_is(url: str) -> None:
+def test_text_without_secrets_stays_as_it_is(url: str) -> None:
     assert redact(url) == url
     assert without_passwords(["up", "--redis-url", url])[1] == {}

@@ -65,7 +65,7 @@ def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
         chat.recall("team", chat.send("team", "oops", sender_uid="bob").msgid, by="bob")
         chat.ack("cy", "team", sent[2].msgid)
         chat.system.client.call(
-            receipt_calls.tell(
+            receipt_calls.publish_receipts(
                 chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(sent[0].msgid), 0)]
             )
         )
@@ -148,7 +148,7 @@ def test_a_terminal_shows_whatever_a_pipe_gets(chat: Chat, monkeypatch: pytest.M
         assert_all_is_shown(monkeypatch, *words)
 
 
-def test_what_is_about_one_message_or_letter_is_shown(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_all_of_one_message_or_letter(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     [letter] = [line.split("\t")[0] for line in piped("dead", "list").splitlines()[1:]]
     msgid = chat.status("team")[1].message.msgid
 
@@ -165,7 +165,7 @@ def test_a_local_database_is_shown(chat: Chat, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("columns", [1, 20, 40, 80, 200])
-def test_what_a_pull_confirms_was_shown(chat: Chat, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+def test_a_pull_confirms_only_shown_messages(chat: Chat, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     texts = [without_blanks(text) for text in (TEXTS[0], TEXTS[1], TEXTS[2], "Are you coming?")]
 
     found = without_blanks(on_terminal(monkeypatch, columns, "pull", "bob", "--ack", "--no-local"))
@@ -175,7 +175,7 @@ def test_what_a_pull_confirms_was_shown(chat: Chat, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("columns", [1, 20, 40, 80, 200])
-def test_what_receipts_confirms_was_shown(chat: Chat, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+def test_receipts_confirms_only_shown_receipts(chat: Chat, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     [receipt] = chat.receipts("ann")
 
     found = without_blanks(on_terminal(monkeypatch, columns, "receipts", "ann", "--ack", "--no-local"))
@@ -185,7 +185,7 @@ def test_what_receipts_confirms_was_shown(chat: Chat, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("columns", [1, 20, 40, 80, 200])
-def test_what_a_session_hands_over_is_shown(chat: Chat, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+def test_a_terminal_shows_all_events_of_a_session(chat: Chat, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     events = [*chat.pull("bob"), Receipt("team", "1767225600000-0", 10, 20, 1)]
     monkeypatch.setattr("imcore.device.device.watch", lambda *_, **__: iter(events))
     wanted = [without_blanks(line) for line in piped("listen", "bob", "--no-local").splitlines()]
@@ -197,13 +197,13 @@ def test_what_a_session_hands_over_is_shown(chat: Chat, monkeypatch: pytest.Monk
     assert len(wanted) == len(events)
 
 
-def test_what_operators_run_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_all_of_operators_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [
         ReportedDifference("team", f"text of message {n} of {'u' * n!r}", "a " * n, "b" * n) for n in range(1, 60, 7)
     ]
     found.append(ReportedDifference("", "journal: no worker persist runs", "3 entries", "not stored"))
-    places = {name: SimpleNamespace(address=name) for name in ("link", "database")}
-    chat = SimpleNamespace(settings=None, **places)
+    stores = {name: SimpleNamespace(address=name) for name in ("client", "database")}
+    chat = SimpleNamespace(system=SimpleNamespace(settings=None, **stores))
     monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(chat))
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
     monkeypatch.setattr("imcore.repair.check.check", lambda *_, on_progress, **__: on_progress(Checked(0, 1)) or found)
@@ -220,7 +220,9 @@ def test_what_operators_run_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_differences_about_no_group_have_a_line_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [ReportedDifference("", "journal: no worker persist runs", "3 entries " * 5, "not stored")]
-    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(client=None, settings=None)))
+    monkeypatch.setattr(
+        Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=SimpleNamespace(client=None, settings=None)))
+    )
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
     monkeypatch.setattr("imcore.repair.check.check", lambda *_, **__: found)
 
@@ -268,7 +270,7 @@ def test_json_is_exact(chat: Chat) -> None:
 
 @pytest.mark.parametrize("where", ["--local-time status team", "status team --local-time"])
 def test_local_time_is_for_people_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    monkeypatch.setattr("cli.times._in_zone", lambda moment: moment.astimezone(_KOLKATA))
+    monkeypatch.setattr("imcore.cli.times._in_zone", lambda moment: moment.astimezone(_KOLKATA))
     words = where.split()
 
     assert "+05:30\t" in piped(*words)

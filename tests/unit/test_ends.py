@@ -103,26 +103,26 @@ ENDS = {
     ),
     "hold, as another one mends": End(
         lambda chat: chat.system.client.call(repair_calls.lock_partition(SPACE, 0, "dead", LENGTH_MS)),
-        _put_off_field(SPACE.watermarks(0), SEPARATOR, 0),
+        _put_off_field(SPACE.watermarks(0), SEPARATOR, 1),
         lambda chat: chat.system.client.call(repair_calls.lock_partition(SPACE, 0, "other", LENGTH_MS)),
-        _read_field(SPACE.watermarks(0), SEPARATOR, 0),
+        _read_field(SPACE.watermarks(0), SEPARATOR, 1),
     ),
     "claim of a group": End(
         lambda chat: chat.system.client.call(repair_calls.lock(_claim(chat, "dead"))),
-        _put_off_field(SPACE.mending(0), "team", 1),
+        _put_off_field(SPACE.group_locks(0), "team", 1),
         lambda chat: chat.system.client.call(repair_calls.lock(_claim(chat, "other"))),
-        _read_field(SPACE.mending(0), "team", 1),
+        _read_field(SPACE.group_locks(0), "team", 1),
         5_000,
     ),
     "creation of a group": End(
         lambda chat: chat.system.client.call(creation_calls.begin(SPACE, "new", TOKEN)),
         _put_off_field(SPACE.creating(0), "new", 1),
-        lambda chat: chat.system.client.call(creation_calls.given_up(SPACE, 0)),
+        lambda chat: chat.system.client.call(creation_calls.abandoned(SPACE, 0)),
         _read_field(SPACE.creating(0), "new", 1),
         10_000,
     ),
     "session, as its user opens another": End(
-        lambda chat: chat.system.client.call(session_calls.beat(SPACE, "ann", "dead", LENGTH_MS, opens=True)),
+        lambda chat: chat.system.client.call(session_calls.heartbeat(SPACE, "ann", "dead", LENGTH_MS, opens=True)),
         lambda chat: raw(chat).zincrby(SPACE.sessions("ann"), DAY_MS, "dead"),
         lambda chat: chat.begin_session("ann"),
         lambda chat: end_of(chat, "dead"),
@@ -170,10 +170,12 @@ def test_an_end_that_is_not_too_far_ahead_stays(chat: Chat, end: End) -> None:
 
 def test_a_session_that_was_opened_for_longer_is_not_cut_back_by_one_that_was_not(chat: Chat) -> None:
     # Given sessions of two processes with settings of their own
-    chat.system.client.call(session_calls.beat(chat.system.client.space, "ann", "long", 10 * LENGTH_MS, opens=True))
+    chat.system.client.call(
+        session_calls.heartbeat(chat.system.client.space, "ann", "long", 10 * LENGTH_MS, opens=True)
+    )
     long_end = end_of(chat, "long")
     # When the other one beats
-    chat.system.client.call(session_calls.beat(chat.system.client.space, "ann", "short", LENGTH_MS, opens=True))
+    chat.system.client.call(session_calls.heartbeat(chat.system.client.space, "ann", "short", LENGTH_MS, opens=True))
     # Then each lives for as long as it was given
     assert end_of(chat, "long") == long_end
     assert float(raw(chat).zscore(SPACE.online(0), "ann")) == long_end
@@ -212,11 +214,11 @@ def test_acks_a_second_are_counted_again_after_the_clock_was_put_back(chat: Chat
     # Given a second that was counted by a clock which stood ahead, in the place of the second that is now
     space, now_s = chat.system.client.space, int(time.time())
     for second in range(now_s - 5, now_s + 60):
-        raw(chat).hset(space.storm(0), str(second % 64), f"{second + 64 * 1350} 7 7")
+        raw(chat).hset(space.coalescing(0), str(second % 64), f"{second + 64 * 1350} 7 7")
     # When acks are counted now
-    chat.system.client.call(journal_calls.follow(space, 0, "receipts"))
+    chat.system.client.call(journal_calls.create_group(space, 0, "receipts"))
     [(entry, _), *_] = chat.system.client.call(
-        journal_calls.take(space, 0, "receipts", "receipts-1", start=">", count=1)
+        journal_calls.read(space, 0, "receipts", "receipts-1", start=">", count=1)
     )
     [done] = journal_calls.done(space, 0, "receipts", [entry.decode()], CoalescingCounts(3, 3, 1, {now_s - 3: (1, 3)}))
     chat.system.client.call(done)
@@ -228,8 +230,8 @@ class TestSilentHolders:
     @pytest.fixture
     def in_hand(self, chat: Chat) -> None:
         """An entry in the hand of a worker that has died."""
-        chat.system.client.call(journal_calls.follow(SPACE, 0, "persist"))
-        chat.system.client.call(journal_calls.take(SPACE, 0, "persist", "persist-1", start=">", count=10))
+        chat.system.client.call(journal_calls.create_group(SPACE, 0, "persist"))
+        chat.system.client.call(journal_calls.read(SPACE, 0, "persist", "persist-1", start=">", count=10))
 
     def find(self, chat: Chat, lease_ms: int) -> list[tuple[str, int]]:
         found = holders.silent_holders(chat.system.client, replace(chat.system.settings, lease_ms=lease_ms))
@@ -279,7 +281,7 @@ class TestCreations:
         chat.system.client.call(creation_calls.add(SPACE, "crowd", token, UIDS[: creation.STEP]))
 
     def let_die(self, chat: Chat) -> None:
-        for key in (SPACE.creating(0), SPACE.untold(0)):
+        for key in (SPACE.creating(0), SPACE.unnotified(0)):
             if said := raw(chat).hget(key, "crowd"):
                 token, _, length = said.decode().split()
                 raw(chat).hset(key, "crowd", f"{token} 0 {length}")
@@ -304,7 +306,7 @@ class TestCreations:
         assert (group.members, chat.group("crowd").members) == (len(UIDS), len(UIDS))
         assert [member.uid for member in chat.members("crowd")] == sorted(UIDS)
         assert chat.groups_of("u0") == ["crowd"]
-        assert not raw(chat).exists(SPACE.creating(0), SPACE.untold(0))
+        assert not raw(chat).exists(SPACE.creating(0), SPACE.unnotified(0))
 
     @pytest.mark.parametrize("uids", [["zoe"], [f"v{number}" for number in range(creation.STEP + 1)]])
     def test_another_creation_does_not_mix_with_one_that_was_given_up(self, chat: Chat, uids: list[str]) -> None:
@@ -321,13 +323,13 @@ class TestCreations:
         for start in range(0, len(UIDS), creation.STEP):
             chat.system.client.call(creation_calls.add(SPACE, "crowd", token, UIDS[start : start + creation.STEP]))
         chat.system.client.call(creation_calls.end(SPACE, "crowd", token, len(UIDS)))
-        assert chat.system.client.call(creation_calls.untold(SPACE, 0)) == []
+        assert chat.system.client.call(creation_calls.unnotified(SPACE, 0)) == []
         self.let_die(chat)
         # When a worker sees to it, or somebody repeats it
-        assert chat.system.client.call(creation_calls.untold(SPACE, 0)) == ["crowd"]
+        assert chat.system.client.call(creation_calls.unnotified(SPACE, 0)) == ["crowd"]
         left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))
         # Then nobody has to be told any more
-        assert not raw(chat).exists(SPACE.untold(0))
+        assert not raw(chat).exists(SPACE.unnotified(0))
 
     def test_a_process_that_stalled_does_not_go_on_where_it_was(self, chat: Chat) -> None:
         self.half(chat)

@@ -40,7 +40,7 @@ class Sender:
     def mark(self, sent: Sequence[str], gid: str = "team") -> None:
         """Let the worker mark these as changed."""
         changed = [TallyChange("ann", msgids.pack(msgid), 0) for msgid in sent]
-        self.chat.system.client.call(receipt_calls.tell(self.chat.system.client.space, gid, "ann", changed))
+        self.chat.system.client.call(receipt_calls.publish_receipts(self.chat.system.client.space, gid, "ann", changed))
 
     def ask(self, *sessions: Session) -> list[ReceiptsChanged]:
         """Let sessions ask for all that waits."""

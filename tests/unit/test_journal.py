@@ -1,4 +1,4 @@
-"""The mechanics of the journals, on fakeredis: names, taking, confirming, failing, taking over."""
+"""The journals and their leases, on fakeredis: read, confirm, fail, claim, bury."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,13 +40,13 @@ def journal(redis_client: RedisClient, **settings: Any) -> Journal:
     return Journal(redis_client, KIND, replace(SETTINGS, **settings))
 
 
-def taken(worker: Journal) -> list[Event]:
-    return [entry.event for entry in worker.take()]
+def events_of(worker: Journal) -> list[Event]:
+    return [entry.event for entry in worker.read()]
 
 
-def dies(redis_client: RedisClient, worker: Journal) -> None:
+def expire_lease(redis_client: RedisClient, worker: Journal) -> None:
     """What becomes of a killed process: its lease runs out."""
-    redis_client.driver.delete(lease(KIND, int(worker.consumer.rpartition("-")[2])))
+    redis_client.driver.delete(lease(KIND, int(worker.lease.name.rpartition("-")[2])))
 
 
 def write(redis_client: RedisClient, partition: int = 0, **fields: str | bytes) -> str:
@@ -57,7 +57,7 @@ def write(redis_client: RedisClient, partition: int = 0, **fields: str | bytes) 
 
 
 class TestEntries:
-    def test_every_kind_is_read(self, chat: Chat) -> None:
+    def test_each_kind_of_entry_is_read(self, chat: Chat) -> None:
         # Given a bit of everything, all in one partition
         chat.create_group("g", ["ann"])
         chat.add_members("g", ["bob"])
@@ -66,7 +66,7 @@ class TestEntries:
         chat.remove_members("g", ["bob"])
 
         # When it is taken
-        entries = journal(chat.system.client).take()
+        entries = journal(chat.system.client).read()
 
         # Then it says so, with packed msgids
         msgid = msgids.pack(first.msgid)
@@ -95,76 +95,76 @@ class TestEntries:
             {b"kind": b"group", b"gid": b"g", b"of": b"once upon a time"},
         ],
     )
-    def test_what_cannot_be_read_is_malformed(self, fields: dict[bytes, bytes]) -> None:
+    def test_unreadable_entry_is_malformed(self, fields: dict[bytes, bytes]) -> None:
         assert isinstance(read(0, b"1767225600000-0", fields).event, Malformed)
 
-    def test_a_deleted_entry_is_malformed(self) -> None:
+    def test_deleted_entry_is_malformed(self) -> None:
         assert read(0, b"1767225600000-0", None).event == Malformed("it was deleted from the journal")
 
-    def test_the_version_of_a_requeued_entry_is_its_first_one(self) -> None:
+    def test_requeued_entry_keeps_its_first_version(self) -> None:
         fields = {b"kind": b"group", b"gid": b"g", b"of": b"1767225600000-7"}
         entry = read(0, b"1767225609999-0", fields)
         assert (entry.version, entry.time_ms) == (msgids.pack("1767225600000-7"), 1767225600000)
 
-    def test_reasons_fit_in_one_line_of_a_terminal(self) -> None:
+    def test_reason_fits_one_terminal_line(self) -> None:
         assert one_line("  broken\x1b[2J: é\t群\n  detail of a row") == "broken\ufffd[2J: é\ufffd群"
         assert len(one_line("x" * 10_000)) == LONGEST_REASON
 
 
-class TestNames:
-    def test_the_lowest_free_name_is_taken(self, redis_client: RedisClient) -> None:
+class TestLease:
+    def test_lease_takes_the_lowest_free_name(self, redis_client: RedisClient) -> None:
         # Given three processes
         leases = [Lease(redis_client, KIND, 10_000) for _ in range(3)]
-        assert [each.hold() for each in leases] == [True, True, True]
+        assert [each.renew() for each in leases] == [True, True, True]
         assert [each.name for each in leases] == ["persist-1", "persist-2", "persist-3"]
 
         # When the second one ends
-        leases[1].give_back()
+        leases[1].release()
 
         # Then the next one gets its name
         late = Lease(redis_client, KIND, 10_000)
-        late.hold()
+        late.renew()
         assert late.name == "persist-2"
 
-    def test_a_held_name_is_kept_and_its_lease_renewed(self, redis_client: RedisClient) -> None:
+    def test_lease_is_renewed_under_the_same_name(self, redis_client: RedisClient) -> None:
         # Given a lease that is renewed each time, since a third of it is over at once
         held = Lease(redis_client, KIND, 2)
-        held.hold()
+        held.renew()
         redis_client.driver.persist(lease(KIND, 1))
 
         # When it is held on to
-        renewed = [held.hold() for _ in range(50_000)]
+        renewed = [held.renew() for _ in range(50_000)]
 
         # Then it is the same name, and it will run out again
         assert not any(renewed)
         assert held.name == "persist-1"
         assert redis_client.driver.pttl(lease(KIND, 1)) != -1
 
-    def test_who_was_silent_for_too_long_takes_another_name(self, redis_client: RedisClient) -> None:
+    def test_process_with_an_expired_lease_takes_another_name(self, redis_client: RedisClient) -> None:
         # Given a process whose lease has run out, and whose name another one has
         silent, other = Lease(redis_client, KIND, 1), Lease(redis_client, KIND, 10_000)
-        silent.hold()
+        silent.renew()
         redis_client.driver.delete(lease(KIND, 1))
-        other.hold()
+        other.renew()
 
         # When it comes back, as soon as it renews its lease
-        changed = any(silent.hold() for _ in range(100_000))
+        changed = any(silent.renew() for _ in range(100_000))
 
         # Then the other one keeps the name
         assert changed
         assert (silent.name, other.name) == ("persist-2", "persist-1")
 
-    def test_another_ones_name_is_not_given_back(self, redis_client: RedisClient) -> None:
+    def test_name_of_another_process_is_not_released(self, redis_client: RedisClient) -> None:
         silent, other = Lease(redis_client, KIND, 10_000), Lease(redis_client, KIND, 10_000)
-        silent.hold()
+        silent.renew()
         redis_client.driver.delete(lease(KIND, 1))
-        other.hold()
-        silent.give_back()
+        other.renew()
+        silent.release()
         assert redis_client.driver.exists(lease(KIND, 1))
 
 
-class TestTaking:
-    def test_entries_come_once_and_to_each_kind(self, chat: Chat) -> None:
+class TestRead:
+    def test_entries_are_read_once_by_each_kind(self, chat: Chat) -> None:
         # Given two workers of one kind and one of another
         chat.create_group("g")
         one, two, other = (
@@ -174,121 +174,121 @@ class TestTaking:
         )
 
         # Then the entry goes to one of the two, and to the other kind
-        assert [taken(one), taken(two), taken(other)] == [[Created("g")], [], [Created("g")]]
+        assert [events_of(one), events_of(two), events_of(other)] == [[Created("g")], [], [Created("g")]]
 
-    def test_nothing_is_skipped_that_was_there_before_the_first_worker(self, chat: Chat) -> None:
+    def test_entries_before_the_first_worker_are_read(self, chat: Chat) -> None:
         for gid in ("a", "b", "c", "d"):
             chat.create_group(gid)
-        assert {event.gid for event in taken(journal(chat.system.client)) if isinstance(event, Created)} == {
+        assert {event.gid for event in events_of(journal(chat.system.client)) if isinstance(event, Created)} == {
             "a",
             "b",
             "c",
             "d",
         }
 
-    def test_at_most_so_many_of_a_partition_come_at_once(self, chat: Chat) -> None:
+    def test_read_is_limited_per_partition(self, chat: Chat) -> None:
         chat.create_group("g")
         chat.add_members("g", ["ann", "bob", "cy"])
         worker = journal(chat.system.client, batch_size=3)
-        assert [len(worker.take()) for _ in range(3)] == [3, 1, 0]
+        assert [len(worker.read()) for _ in range(3)] == [3, 1, 0]
 
-    def test_open_entries_come_again_after_a_restart_under_the_same_name(self, chat: Chat) -> None:
+    def test_open_entries_are_read_again_after_a_restart(self, chat: Chat) -> None:
         # Given a process that took two pages and confirmed one entry
         chat.create_group("g")
         chat.add_members("g", ["ann", "bob", "cy"])
         before = journal(chat.system.client, batch_size=2)
-        entries = before.take() + before.take()
+        entries = before.read() + before.read()
         before.done(entries[:1])
         before.close()
 
         # When one of the same name begins
         after = journal(chat.system.client, batch_size=2)
-        again = after.take() + after.take()
+        again = after.read() + after.read()
 
         # Then it gets the rest, page by page, and then nothing more
-        assert after.consumer == "persist-1"
+        assert after.lease.name == "persist-1"
         assert again == entries[1:]
-        assert after.take() == []
+        assert after.read() == []
 
-    def test_entries_in_hand_do_not_come_again(self, chat: Chat) -> None:
+    def test_entries_in_hand_are_not_read_again(self, chat: Chat) -> None:
         chat.create_group("g")
         chat.add_members("g", ["ann", "bob", "cy"])
         worker = journal(chat.system.client, batch_size=1)
-        assert len({entry.id for entry in [*worker.take(), *worker.take(), *worker.take(), *worker.take()]}) == 4
+        assert len({entry.id for entry in [*worker.read(), *worker.read(), *worker.read(), *worker.read()]}) == 4
 
-    def test_a_dead_workers_entries_are_taken_over_at_once(self, chat: Chat) -> None:
+    def test_entries_of_a_dead_worker_are_claimed_at_once(self, chat: Chat) -> None:
         # Given a worker with entries in hand, and a second one
         chat.create_group("g", ["ann"])
         dead, living = journal(chat.system.client), journal(chat.system.client)
-        entries = dead.take()
-        assert living.take() == []
+        entries = dead.read()
+        assert living.read() == []
 
         # When the first one dies
-        dies(chat.system.client, dead)
+        expire_lease(chat.system.client, dead)
 
         # Then the second one has them with its next look
-        assert living.take() == entries
+        assert living.read() == entries
         living.done(entries)
-        assert journal(chat.system.client).take() == []
+        assert journal(chat.system.client).read() == []
 
-    def test_a_living_workers_entries_are_left_alone(self, chat: Chat) -> None:
+    def test_entries_of_a_living_worker_are_not_claimed(self, chat: Chat) -> None:
         chat.create_group("g")
         slow, other = journal(chat.system.client), journal(chat.system.client)
-        assert taken(slow) == [Created("g")]
-        assert [other.take() for _ in range(3)] == [[], [], []]
+        assert events_of(slow) == [Created("g")]
+        assert [other.read() for _ in range(3)] == [[], [], []]
 
-    def test_what_a_stranger_took_is_taken_over(self, chat: Chat) -> None:
+    def test_entries_of_an_unknown_consumer_are_claimed(self, chat: Chat) -> None:
         # Given somebody who has read in the name of the workers
         chat.create_group("g")
         worker = journal(chat.system.client)
-        worker.done(worker.take())
+        worker.done(worker.read())
         chat.create_group("h")
         for key in chat.system.client.space.journals():
             chat.system.client.driver.xreadgroup(KIND, "bob", {key: ">"})
 
         # Then a worker has it when there is nothing else to do
-        assert worker.take() == []
-        assert taken(worker) == [Created("h")]
+        assert worker.read() == []
+        assert events_of(worker) == [Created("h")]
 
-    def test_done_twice_is_done_once(self, chat: Chat) -> None:
+    def test_done_twice_counts_once(self, chat: Chat) -> None:
         chat.create_group("g")
         worker = journal(chat.system.client)
-        entries = worker.take()
+        entries = worker.read()
         worker.done(entries)
         worker.done(entries)
         worker.done([])
-        assert taken(journal(chat.system.client)) == []
+        assert events_of(journal(chat.system.client)) == []
 
-    def test_entries_by_the_thousand_are_confirmed(self, chat: Chat) -> None:
+    def test_thousands_of_entries_are_confirmed(self, chat: Chat) -> None:
         chat.create_group("g", [f"user{number}" for number in range(journal_calls.MOST_IDS + 1)])
         worker = journal(chat.system.client, batch_size=5000)
-        worker.done(worker.take())
+        worker.done(worker.read())
         assert journal(chat.system.client).drained()
 
-    def test_after_redis_lost_everything_the_worker_begins_again(self, chat: Chat) -> None:
+    def test_worker_begins_again_after_a_loss_of_redis(self, chat: Chat) -> None:
         # Given a worker that runs, and a Redis that comes back empty
         chat.create_group("g")
         worker = journal(chat.system.client)
-        worker.done(worker.take())
+        worker.done(worker.read())
         chat.system.client.driver.flushall()
         chat.create_group("h")
 
         # When it goes on, after one error
         with pytest.raises(ImError):
-            worker.take()
+            worker.read()
 
         # Then it has what is there now
-        assert taken(worker) == [Created("h")]
+        assert events_of(worker) == [Created("h")]
 
 
 class TestDrained:
-    def test_it_waits_for_what_others_have_in_hand(self, chat: Chat) -> None:
+    def test_drained_waits_for_entries_of_other_processes(self, chat: Chat) -> None:
         # Given another process with an entry in hand
         chat.create_group("g")
         other, mine = journal(chat.system.client), journal(chat.system.client)
-        entries = other.take()
+        entries = other.read()
         assert not mine.drained()
-        assert mine.take() == []
+        assert mine.read() == []
         assert not mine.drained()
 
         # When that is done
@@ -297,35 +297,35 @@ class TestDrained:
         # Then so is everything
         assert mine.drained()
 
-    def test_what_comes_later_does_not_count(self, chat: Chat) -> None:
+    def test_drained_ignores_later_entries(self, chat: Chat) -> None:
         chat.create_group("g")
         worker = journal(chat.system.client)
         assert not worker.drained()
-        entries = worker.take()
+        entries = worker.read()
         chat.create_group("h")
         worker.done(entries)
         assert worker.drained()
 
-    def test_without_any_entry_it_is_so_at_once(self, redis_client: RedisClient) -> None:
+    def test_empty_journal_is_drained_at_once(self, redis_client: RedisClient) -> None:
         assert journal(redis_client).drained()
 
 
-class TestFailing:
-    def test_an_entry_that_keeps_failing_becomes_a_dead_letter(self, chat: Chat) -> None:
+class TestFail:
+    def test_entry_that_keeps_failing_becomes_a_dead_letter(self, chat: Chat) -> None:
         # Given an entry that nobody can read
         write(chat.system.client, 1, kind="feast", gid="g", guest=b"\xff")
         worker = journal(chat.system.client)
 
         # When it is tried three times, which is all that the settings allow
-        [entry] = worker.take()
+        [entry] = worker.read()
         outcomes = [worker.fail(entry, "no such kind\nat all")]
         for _ in range(2):
-            assert worker.take() == [entry]
+            assert worker.read() == [entry]
             outcomes.append(worker.fail(entry, "no such kind\nat all"))
 
         # Then it is out of the way, and kept with all that is known
         assert outcomes == [False, False, True]
-        assert worker.take() == []
+        assert worker.read() == []
         assert worker.drained()
         [letter] = dead_letters.list_dead(chat.system)
         assert letter.id.startswith("1:")
@@ -333,84 +333,84 @@ class TestFailing:
         assert letter.fields == {"kind": "feast", "gid": "g", "guest": "\ufffd"}
         assert dead_letters.show(chat.system, letter.id) == letter
 
-    def test_a_failed_entry_blocks_nothing_behind_it(self, chat: Chat) -> None:
+    def test_failed_entry_blocks_no_later_entry(self, chat: Chat) -> None:
         write(chat.system.client, 0, kind="feast")
         chat.create_group("g")
         worker = journal(chat.system.client, batch_size=1)
-        entries = worker.take()
+        entries = worker.read()
         seen = {type(entry.event) for entry in entries}
         for entry in entries:
             worker.fail(entry, "") if isinstance(entry.event, Malformed) else worker.done([entry])
         for _ in range(3):
-            seen |= {type(event) for event in taken(worker)}
+            seen |= {type(event) for event in events_of(worker)}
         assert seen == {Malformed, Created}
 
-    def test_what_failed_and_is_lost_since_is_not_taken_again(self, chat: Chat) -> None:
+    def test_failed_entry_that_redis_lost_is_not_read_again(self, chat: Chat) -> None:
         # Given two entries that failed, of which a crash of the server takes one back
         for _ in range(2):
             write(chat.system.client, 0, kind="feast")
         worker = journal(chat.system.client)
-        kept, lost = worker.take()
+        kept, lost = worker.read()
         for entry in (kept, lost):
             worker.fail(entry, "")
         chat.system.client.driver.xack(chat.system.client.space.journal(0), KIND, lost.id)
         chat.system.client.driver.xdel(chat.system.client.space.journal(0), lost.id)
         # When the worker has met an error
-        worker.look_again()
+        worker.reread_open()
         # Then
-        assert worker.take() == [kept]
-        assert worker.take() == []
+        assert worker.read() == [kept]
+        assert worker.read() == []
 
-    def test_it_is_no_failure_if_somebody_else_has_done_it(self, chat: Chat) -> None:
+    def test_entry_done_by_another_process_has_not_failed(self, chat: Chat) -> None:
         chat.create_group("g")
         worker = journal(chat.system.client, max_deliveries=1)
-        [entry] = worker.take()
+        [entry] = worker.read()
         worker.done([entry])
         assert worker.fail(entry, "too late")
         assert list(dead_letters.list_dead(chat.system)) == []
 
-    def test_failures_outlive_the_worker_and_deliveries_are_none(self, chat: Chat) -> None:
+    def test_failures_outlive_the_worker_and_deliveries_do_not_count(self, chat: Chat) -> None:
         # Given an entry that failed with a worker that died, and that has been taken often
         chat.create_group("g")
         first = journal(chat.system.client)
-        [entry] = first.take()
+        [entry] = first.read()
         first.fail(entry, "")
-        dies(chat.system.client, first)
+        expire_lease(chat.system.client, first)
         second = journal(chat.system.client)
         for _ in range(10):
-            assert second.take() == [entry]
-            second.look_again()
+            assert second.read() == [entry]
+            second.reread_open()
 
         # Then that counts as the one failure that it was
         assert not second.fail(entry, "again")
-        [entry] = second.take()
+        [entry] = second.read()
         assert second.fail(entry, "and again")
         [letter] = dead_letters.list_dead(chat.system)
         assert letter.deliveries == 3
 
     @pytest.mark.parametrize("ends", ["done", "dead"])
-    def test_nothing_is_left_of_failures(self, chat: Chat, ends: str) -> None:
+    def test_no_failures_are_left_of_done_entries(self, chat: Chat, ends: str) -> None:
         chat.create_group("g")
         chat.add_members("g", ["ann"])
         worker = journal(chat.system.client)
-        entries = worker.take()
+        entries = worker.read()
         for entry in entries:
             worker.fail(entry, "")
         failures = chat.system.client.space.failures(entries[0].partition)
         assert chat.system.client.driver.hlen(failures) == len(entries) == 2
         if ends == "done":
-            worker.done(worker.take())
+            worker.done(worker.read())
         else:
             for _ in range(2):
-                for entry in worker.take():
+                for entry in worker.read():
                     worker.fail(entry, "")
         assert not chat.system.client.driver.exists(failures)
 
-    def test_nor_of_those_of_an_entry_that_somebody_has_put_away_by_hand(self, chat: Chat) -> None:
+    def test_no_failures_are_left_of_entries_acked_by_hand(self, chat: Chat) -> None:
         chat.create_group("g")
         chat.add_members("g", ["ann"])
         worker = journal(chat.system.client)
-        put_away, failed = worker.take()
+        put_away, failed = worker.read()
         for entry in (put_away, failed):
             worker.fail(entry, "")
         space, partition = chat.system.client.space, failed.partition
@@ -418,52 +418,54 @@ class TestFailing:
         chat.system.client.call(journal_calls.trim_journal(space, partition, [KIND]))
         assert chat.system.client.driver.hkeys(space.failures(partition)) == [f"{KIND}\x1f{failed.id}".encode()]
 
-    def test_a_failed_entry_waits_longer_each_time_and_what_stands_behind_goes_on(
+    def test_failed_entry_waits_longer_each_time_and_later_entries_do_not(
         self, chat: Chat, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given an entry that failed
         clock = Clock(monkeypatch)
         chat.create_group("bad")
         worker = journal(chat.system.client, retry_ms=200, lease_ms=10**9)
-        [bad] = worker.take()
+        [bad] = worker.read()
         worker.fail(bad, "")
 
         # Then others come meanwhile, and it comes after 0.2 s, and then after 0.4 s
         chat.create_group("good")
-        [good] = worker.take()
+        [good] = worker.read()
         assert good.event == Created("good")
         worker.done([good])
         for wait_s in (0.2, 0.4):
             clock.now += wait_s - 0.01
-            assert worker.take() == []
+            assert worker.read() == []
             assert not worker.drained()
-            worker.look_again()  # as after an error
-            assert worker.take() == []
+            worker.reread_open()  # as after an error
+            assert worker.read() == []
             clock.now += 0.02
-            assert worker.take() == [bad]
+            assert worker.read() == [bad]
             outcome = worker.fail(bad, "")
         assert outcome
         assert worker.drained()
 
-    def test_who_has_a_new_name_leaves_what_waits_to_others(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_process_with_a_new_name_leaves_its_failed_entries_to_others(
+        self, chat: Chat, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         # Given a worker with an entry that waits, whose name has gone to another one
         clock = Clock(monkeypatch)
         chat.create_group("g")
         silent = journal(chat.system.client, retry_ms=200, lease_ms=1000)
-        [entry] = silent.take()
+        [entry] = silent.read()
         silent.fail(entry, "")
-        dies(chat.system.client, silent)
+        expire_lease(chat.system.client, silent)
         other = journal(chat.system.client)
-        assert other.take() == [entry]
+        assert other.read() == [entry]
 
         # When it comes back
         clock.now += 10
-        assert silent.take() == []
+        assert silent.read() == []
 
         # Then the other one alone has the entry
-        assert silent.consumer != other.consumer
+        assert silent.lease.name != other.lease.name
         other.done([entry])
-        assert silent.take() == []
+        assert silent.read() == []
 
 
 class Clock:
@@ -479,18 +481,18 @@ class TestDeadLetters:
     def dead_id(self, chat: Chat) -> str:
         chat.create_group("g")
         worker = journal(chat.system.client, max_deliveries=1)
-        [entry] = worker.take()
+        [entry] = worker.read()
         assert worker.fail(entry, "no room")
         return next(dead_letters.list_dead(chat.system)).id
 
-    def test_requeued_it_comes_again_as_what_it_was(self, chat: Chat, dead_id: str) -> None:
+    def test_requeued_letter_is_read_as_the_same_event(self, chat: Chat, dead_id: str) -> None:
         # When it is requeued
         letter = dead_letters.show(chat.system, dead_id)
         dead_letters.requeue(chat.system, dead_id)
 
         # Then it is a new entry, that happened when it happened
         worker = journal(chat.system.client, max_deliveries=1)
-        [entry] = worker.take()
+        [entry] = worker.read()
         assert entry == Entry(entry.partition, entry.id, Created("g"), of=letter.entry, kind=KIND)
         assert entry.id != letter.entry
         assert list(dead_letters.list_dead(chat.system)) == []
@@ -498,17 +500,17 @@ class TestDeadLetters:
         # And so it is when it has failed again
         worker.fail(entry, "still no room")
         dead_letters.requeue(chat.system, next(dead_letters.list_dead(chat.system)).id)
-        [third] = worker.take()
+        [third] = worker.read()
         assert third.of == letter.entry
 
     @pytest.mark.parametrize("kind", ["feast", "group"])
-    def test_requeued_it_is_for_the_kind_that_failed(self, chat: Chat, kind: str) -> None:
+    def test_requeued_letter_is_for_the_kind_that_failed(self, chat: Chat, kind: str) -> None:
         # Given an entry that no kind of worker can handle
         write(chat.system.client, 0, kind=kind)
         kinds = ["persist", "receipts"]
         workers = {kind: Journal(chat.system.client, kind, replace(SETTINGS, max_deliveries=1)) for kind in kinds}
         for worker in workers.values():
-            for entry in worker.take():
+            for entry in worker.read():
                 worker.fail(entry, "bad")
         letters = {letter.worker: letter.id for letter in dead_letters.list_dead(chat.system)}
         assert list(letters) == kinds
@@ -516,9 +518,9 @@ class TestDeadLetters:
         # When one letter is requeued, again and again
         for _ in range(3):
             dead_letters.requeue(chat.system, letters["receipts"])
-            assert workers["persist"].take() == []
+            assert workers["persist"].read() == []
             assert workers["persist"].drained()
-            [entry] = workers["receipts"].take()
+            [entry] = workers["receipts"].read()
             assert workers["receipts"].fail(entry, "still bad")
             letters = {letter.worker: letter.id for letter in dead_letters.list_dead(chat.system)}
 
@@ -527,31 +529,31 @@ class TestDeadLetters:
         assert dead_letters.show(chat.system, letters["receipts"]).fields["kind"] == kind
         assert len(list(dead_letters.list_dead(chat.system))) == 2
 
-    def test_dropped_it_is_gone(self, chat: Chat, dead_id: str) -> None:
+    def test_dropped_letter_is_gone(self, chat: Chat, dead_id: str) -> None:
         dead_letters.drop(chat.system, dead_id)
         assert list(dead_letters.list_dead(chat.system)) == []
-        assert journal(chat.system.client).take() == []
+        assert journal(chat.system.client).read() == []
 
     @pytest.mark.parametrize("act", [dead_letters.show, dead_letters.requeue, dead_letters.drop])
     @pytest.mark.parametrize("unknown", ["0:1767225600000-0", "99:1767225600000-0"])
-    def test_an_unknown_id_is_refused(self, chat: Chat, act: object, unknown: str) -> None:
+    def test_unknown_letter_is_refused(self, chat: Chat, act: object, unknown: str) -> None:
         assert callable(act)
         with pytest.raises(UnknownDeadLetter, match=unknown):
             act(chat.system, unknown)
 
     @pytest.mark.parametrize("wrong", ["", "x", "1767225600000-0", "0:", "-1:1-1", "0:1-0\n", "\u0660:1-1", "0:-"])
-    def test_what_is_no_id_is_refused(self, chat: Chat, wrong: str) -> None:
+    def test_invalid_letter_id_is_refused(self, chat: Chat, wrong: str) -> None:
         with pytest.raises(InvalidInput):
             dead_letters.show(chat.system, wrong)
 
-    def test_a_letter_without_an_entry_can_only_be_dropped(self, chat: Chat) -> None:
+    def test_letter_without_an_entry_can_only_be_dropped(self, chat: Chat) -> None:
         # Given an entry that was deleted while a worker had it in hand
         entry_id = write(chat.system.client, 0, kind="group", gid="g")
         worker = journal(chat.system.client, max_deliveries=1)
-        worker.take()
+        worker.read()
         chat.system.client.driver.xdel(chat.system.client.space.journal(0), entry_id)
-        worker.look_again()
-        [entry] = worker.take()
+        worker.reread_open()
+        [entry] = worker.read()
         assert worker.fail(entry, "gone")
         [letter] = dead_letters.list_dead(chat.system)
         assert (letter.entry, letter.fields) == (entry_id, {})
@@ -562,28 +564,28 @@ class TestDeadLetters:
         dead_letters.drop(chat.system, letter.id)
         assert list(dead_letters.list_dead(chat.system)) == []
 
-    def test_many_are_listed_page_by_page(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_many_letters_are_listed_in_pages(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(dead_letters, "PAGE", 2)
         worker = journal(chat.system.client, max_deliveries=1)
         written = [(p, write(chat.system.client, p, kind="feast")) for p in (0, 1) for _ in range(5)]
-        for entry in worker.take():
+        for entry in worker.read():
             worker.fail(entry, "")
         assert [(int(each.id[0]), each.entry) for each in dead_letters.list_dead(chat.system)] == written
 
 
-def test_what_was_done_and_is_open_again_under_our_name_is_taken_again(chat: Chat, redis_client: RedisClient) -> None:
+def test_done_entry_that_is_open_again_is_read_again(chat: Chat, redis_client: RedisClient) -> None:
     # Given a worker that has done an entry
     chat.create_group("g", ["ann"])
     worker = journal(redis_client)
-    entries = worker.take()
+    entries = worker.read()
     worker.done(entries)
-    assert worker.take() == []
+    assert worker.read() == []
     # When Redis loses that, and the worker does not notice: its connection was only made anew
     client: Any = redis_client.driver
     for entry in entries:
         journal_key = redis_client.space.journal(entry.partition)
-        client.xclaim(journal_key, KIND, worker.consumer, 0, [entry.id], force=True)
+        client.xclaim(journal_key, KIND, worker.lease.name, 0, [entry.id], force=True)
     # Then
-    assert worker.take() == entries
+    assert worker.read() == entries
     worker.done(entries)
-    assert worker.take() == []
+    assert worker.read() == []

@@ -94,7 +94,7 @@ def test_a_one_to_one_chat_is_never_taken_for_a_gid(peer: str, gid: str) -> None
 
 
 @given(TRICKY)
-def test_nothing_is_left_that_acts_or_hides(text: str) -> None:
+def test_a_shown_name_has_no_character_that_acts_or_hides(text: str) -> None:
     assert safe(name(text)) == name(text)
     assert "\u200b" not in name(text)
 
@@ -186,11 +186,11 @@ def test_ordinary_names_of_every_script_stay_as_they_are(text: str) -> None:
         ("ann\u202e", "ann<U+202E>"),
     ],
 )
-def test_what_cannot_be_told_apart_is_marked(text: str, shown: str) -> None:
+def test_ambiguous_characters_are_marked(text: str, shown: str) -> None:
     assert name(text) == shown
 
 
-def test_a_one_to_one_chat_is_called_by_the_other() -> None:
+def test_a_one_to_one_chat_has_the_name_of_the_peer() -> None:
     assert direct("bob") == "dm:bob"
     assert direct("bob ") == 'dm:"bob "'
     assert direct("3:ann:bob") == 'dm:"3:ann:bob"'
@@ -210,7 +210,7 @@ def test_names_are_marked_where_a_sentence_quotes_them(text: str, shown: str) ->
     assert in_sentence(text) == shown
 
 
-def test_a_sentence_is_made_one_line_but_for_what_it_quotes() -> None:
+def test_a_sentence_becomes_one_line_except_its_quotes() -> None:
     assert in_one_line(" no\n answer  to 'a  b'\tor\xa0'a b' ") == "no answer to 'a  b' or 'a b'"
 
 

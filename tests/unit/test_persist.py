@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -15,22 +14,17 @@ from imcore import msgid as msgids
 from imcore.admin import dead_letters
 from imcore.errors import DatabaseUnavailable, ImError, RedisUnavailable
 from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
-from imcore.model.values import Draft
-from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import AckTarget
 from imcore.streams.client import RedisClient
-from imcore.streams.journal import Journal
 from imcore.streams.keys import lease
 from imcore.system import System
-from imcore.workers import fetch, persist
+from imcore.workers import persist
 from imcore.workers.persist import KIND, Persist
 from tests.helpers.deadline import wait_until
+from tests.helpers.persist_runs import SETTINGS, UIDS, drain, packed, raw
 from tests.helpers.rows import stored
-
-UIDS = ["ann", "bob"]
-SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)
 
 
 @pytest.fixture
@@ -45,23 +39,6 @@ def worker(chat: Chat) -> Persist:
     return Persist(chat.system.client, chat.system.database, SETTINGS)
 
 
-def raw(chat: Chat) -> Any:
-    """The driver's client: its types leave open what it answers."""
-    return chat.system.client.driver
-
-
-def drain(worker: Persist) -> int:
-    """Step until all that is there now is out of the way; return how many entries that were."""
-    handled, now = 0, Journal(worker._client, KIND, SETTINGS)
-    while not now.drained():
-        handled += worker.step()
-    return handled
-
-
-def packed(*texts: str | None) -> list[int]:
-    return [msgids.pack(text) if text else 0 for text in texts]
-
-
 def journal_times(chat: Chat) -> dict[bytes, list[int]]:
     """The packed ids of the journal's entries, by kind."""
     times: dict[bytes, list[int]] = {}
@@ -69,22 +46,6 @@ def journal_times(chat: Chat) -> dict[bytes, list[int]]:
         for entry_id, fields in raw(chat).xrange(key):
             times.setdefault(fields[b"kind"], []).append(msgids.pack_id(entry_id))
     return times
-
-
-def test_a_group_that_somebody_has_spoiled_keeps_nobody_else_waiting(chat: Chat, worker: Persist) -> None:
-    # Given messages, and a tombstone, of two groups, of which one has a stream by another hand
-    for gid in ("spoiled", "sound"):
-        chat.create_group(gid, ["ann"])
-        sent = chat.send(gid, "hi", sender_uid="ann")
-        chat.recall(gid, sent.msgid, by="ann")
-    raw(chat).set(chat.system.client.space.group("spoiled").stream, "by hand")
-    # When
-    drain(worker)
-    # Then the other one is stored, and what cannot be is put aside with the reason
-    assert {row.gid for row in stored(chat.system.database).messages} == {"sound"}
-    letters = list(dead_letters.list_dead(chat.system))
-    assert {letter.fields["gid"] for letter in letters} == {"spoiled"}
-    assert all("WRONGTYPE" in letter.reason for letter in letters)
 
 
 class TestRows:
@@ -185,145 +146,6 @@ class TestRows:
         assert stored(chat.system.database) == before
 
 
-class TestFetching:
-    @pytest.mark.parametrize("page", [1, 2, 3, 100])
-    def test_ranges_are_read_page_by_page(
-        self, chat: Chat, worker: Persist, monkeypatch: pytest.MonkeyPatch, page: int
-    ) -> None:
-        # Given sends of several messages each, in two groups, and pages that are shorter or longer than they
-        monkeypatch.setattr(fetch, "PAGE", page)
-        for gid in ("g", "h"):
-            chat.create_group(gid, ["ann"])
-            for n in (1, 4, 2, 3):
-                drafts = [Draft("ann", f"{number} of {n}") for number in range(n)]
-                chat.system.client.call(message_calls.send(chat.system.client.space, gid, drafts, 1000))
-
-        # When they are stored
-        drain(worker)
-
-        # Then none is missing
-        assert [(row.gid, row.seq) for row in stored(chat.system.database).messages] == [
-            (gid, seq) for gid in ("g", "h") for seq in range(1, 11)
-        ]
-
-    def test_what_lies_between_the_ranges_is_left_to_others(self, chat: Chat, worker: Persist) -> None:
-        # Given two workers who share the entries of a group: every other one
-        chat.create_group("g", ["ann"])
-        drain(worker)
-        other = Persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
-        mine = Persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
-        steps = []
-        for number in range(6):
-            chat.send("g", f"{number}", sender_uid="ann")
-            steps.append((mine if number % 2 else other).step())
-        assert steps == [1] * 6
-        assert [row.seq for row in stored(chat.system.database).messages] == [1, 2, 3, 4, 5, 6]
-
-    def test_big_batches_are_cut(self, chat: Chat, worker: Persist, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Given three sends of four messages, where a transaction takes five
-        monkeypatch.setattr(persist, "MOST_ROWS", 5)
-        chat.create_group("g", ["ann"])
-        drain(worker)
-        for _ in range(3):
-            chat.system.client.call(message_calls.send(chat.system.client.space, "g", [Draft("ann", "x")] * 4, 1000))
-
-        # Then each makes a transaction of its own
-        assert [worker.step() for _ in range(4)] == [1, 1, 1, 0]
-        assert len(stored(chat.system.database).messages) == 12
-
-    def test_acks_of_many_make_a_big_batch_and_those_of_the_same_again_do_not(
-        self, chat: Chat, worker: Persist, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # Given acks of three at once, in two groups, where a transaction takes five rows
-        monkeypatch.setattr(persist, "MOST_ROWS", 5)
-        readers = ["bob", "cy", "dora"]
-        for gid in ("g", "h"):
-            chat.create_group(gid, ["ann", *readers])
-        messages = [chat.send(gid, "x", sender_uid="ann") for gid in ("g", "g", "h")]
-        drain(worker)
-        for message in messages:
-            chat.ack_many(message.gid, [(uid, message.msgid) for uid in readers])
-
-        # Then a row for each move and one for each offset that has moved are counted
-        assert [worker.step() for _ in range(3)] == [2, 1, 0]
-
-    def test_new_groups_with_many_members_make_a_big_batch(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Given groups with a few members each, and one with more than a transaction takes
-        monkeypatch.setattr(persist, "MOST_ROWS", 12)
-        database = Watching(chat.system.database)
-        worker = Persist(chat.system.client, database, SETTINGS)
-        for number, members in enumerate([5, 5, 5, 40, 5]):
-            chat.create_group(f"g{number}", [f"u{member}" for member in range(members)])
-        chat.send("g4", "one", sender_uid="u1")
-        # When
-        assert drain(worker) == 6
-        # Then no transaction has more members than that, and some have those of more than one group
-        assert max(spans for spans, _ in database.wrote) == 12
-        assert len(database.wrote) <= 7
-        # And all of it is there
-        rows = stored(chat.system.database)
-        assert [len([span for span in rows.spans if span.gid == group.gid]) for group in rows.groups] == [
-            5,
-            5,
-            5,
-            40,
-            5,
-        ]
-        assert len(rows.messages) == 1
-
-    @pytest.mark.parametrize("fails_at", range(5))
-    def test_a_new_group_is_not_done_before_all_its_members_are_stored(
-        self, chat: Chat, monkeypatch: pytest.MonkeyPatch, fails_at: int
-    ) -> None:
-        # Given a group with more members than a transaction takes, and a worker that dies over one of these
-        monkeypatch.setattr(persist, "MOST_ROWS", 12)
-        database = Watching(chat.system.database)
-        database.left = fails_at
-        dying = Persist(chat.system.client, database, SETTINGS)
-        chat.create_group("g", [f"u{member}" for member in range(50)])
-        with pytest.raises(DatabaseUnavailable):
-            dying.step()
-        # When another one goes on
-        raw(chat).delete(lease(KIND, 1))
-        assert drain(Persist(chat.system.client, chat.system.database, SETTINGS)) == 1
-        # Then all are there
-        rows = stored(chat.system.database)
-        assert (len(rows.groups), len(rows.spans)) == (1, 50)
-
-    def test_a_worker_shows_signs_of_life_while_it_stores_a_group(
-        self, chat: Chat, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # Given a worker whose lease is over whenever it has written something
-        monkeypatch.setattr(persist, "MOST_ROWS", 12)
-        database = Watching(chat.system.database)
-        worker = Persist(chat.system.client, database, SETTINGS)
-        worker.step()
-        chat.create_group("g", [f"u{member}" for member in range(50)])
-
-        def end_lease() -> None:
-            database.wrote[-1] = (database.wrote[-1][0], bool(raw(chat).exists(lease(KIND, 1))))
-            raw(chat).delete(lease(KIND, 1))
-            worker._journal._lease._renew_at = 0
-
-        database.after = end_lease
-        # When it stores more than one transaction takes
-        worker.step()
-        # Then each of them has found it alive
-        assert [lived for _, lived in database.wrote] == [True] * 5
-
-    def test_trimmed_messages_are_not_missed_if_they_are_stored(self, chat: Chat, worker: Persist) -> None:
-        # Given a message that was stored and trimmed, and an entry that tells of it again
-        chat.create_group("g", ["ann"])
-        message = chat.send("g", "one", sender_uid="ann")
-        drain(worker)
-        chat.system.client.call(message_calls.trim(chat.system.client.space, "g", msgids.pack(message.msgid)))
-        tell_again(chat)
-
-        # Then it is simply done
-        assert drain(worker) == 1
-        assert list(dead_letters.list_dead(chat.system)) == []
-
-
 class TestPoison:
     @pytest.fixture
     def poisoned(self, chat: Chat) -> Callable[[], None]:
@@ -348,7 +170,9 @@ class TestPoison:
         assert letter.deliveries == SETTINGS.max_deliveries
         assert [row.content for row in stored(chat.system.database).messages] == ["before", "after"]
 
-    def test_it_blocks_nobody_meanwhile(self, chat: Chat, worker: Persist, poisoned: Callable[[], None]) -> None:
+    def test_a_poisoned_entry_blocks_no_other_entry(
+        self, chat: Chat, worker: Persist, poisoned: Callable[[], None]
+    ) -> None:
         poisoned()
         worker.step()
         assert [row.content for row in stored(chat.system.database).messages] == ["before", "after"]
@@ -373,7 +197,7 @@ class TestPoison:
         assert [row.content for row in stored(chat.system.database).messages] == ["fine"]
 
     @pytest.mark.parametrize("place", [0, 3, 6])
-    def test_what_sql_refuses_is_found_among_the_others(self, chat: Chat, place: int) -> None:
+    def test_entries_that_sql_refuses_are_found_among_the_others(self, chat: Chat, place: int) -> None:
         # Given a message that SQL refuses, somewhere in a batch
         worker = Persist(chat.system.client, RefusingOdd(chat.system.database), SETTINGS)
         chat.create_group("g", ["ann"])
@@ -392,7 +216,7 @@ class TestPoison:
         assert ["cannot be stored" in letter.reason for letter in dead_letters.list_dead(chat.system)] == [True]
         assert [row.content for row in stored(chat.system.database).messages] == [f"{number}" for number in range(7)]
 
-    def test_mended_and_requeued_it_is_stored(self, chat: Chat, worker: Persist) -> None:
+    def test_a_requeued_join_does_not_undo_a_later_leave(self, chat: Chat, worker: Persist) -> None:
         # Given a join that SQL refused for a while, so that the leave after it is stored and it is not
         chat.create_group("g")
         drain(worker)
@@ -447,15 +271,15 @@ class TestServersAway:
         assert drain(worker) == 1
         assert len(stored(chat.system.database).spans) == 1
 
-    def test_a_worker_that_waits_for_sql_with_nothing_in_hand_is_not_taken_for_dead(
+    def test_a_worker_that_waits_for_sql_with_nothing_in_hand_keeps_its_lease(
         self, chat: Chat, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given an idle worker whose lease is over by now
         worker = Persist(chat.system.client, chat.system.database, replace(SETTINGS, lease_ms=3))
         worker.step()
         raw(chat).delete(lease(KIND, 1))
-        wait_until(lambda: time.monotonic() > worker._journal._lease._renew_at)
-        worker._journal._lease._lease_ms = 60_000
+        wait_until(lambda: time.monotonic() > worker._journal.lease._renew_at)
+        worker._journal.lease._lease_ms = 60_000
         # When it looks into a database that is away
         worker._watch.doubt()
         with monkeypatch.context() as patch:
@@ -473,7 +297,7 @@ class TestServersAway:
         chat.create_group("g", ["ann"])
         chat.send("g", "one", sender_uid="ann")
         with monkeypatch.context() as patch:
-            lose_answers(chat.system.client, patch, "im_take" if failing == "XREADGROUP" else failing)
+            lose_answers(chat.system.client, patch, "im_read" if failing == "XREADGROUP" else failing)
             with pytest.raises(RedisUnavailable):
                 worker.step()
 
@@ -482,7 +306,7 @@ class TestServersAway:
         assert [row.content for row in stored(chat.system.database).messages] == ["one"]
         assert list(dead_letters.list_dead(chat.system)) == []
 
-    def test_entries_left_by_a_worker_that_ended_are_for_others_at_once(self, chat: Chat) -> None:
+    def test_other_workers_get_the_entries_of_an_ended_worker_at_once(self, chat: Chat) -> None:
         # Given a worker that ended while SQL was away
         database = Flaky(chat.system.database)
         chat.create_group("g")
@@ -496,12 +320,12 @@ class TestServersAway:
         # Then another one has what it left
         assert drain(Persist(chat.system.client, chat.system.database, SETTINGS)) == 1
 
-    def test_a_worker_that_was_taken_for_dead_does_no_harm(self, chat: Chat) -> None:
+    def test_a_worker_that_lost_its_lease_does_no_harm(self, chat: Chat) -> None:
         # Given a worker that stands still with entries in hand, until another one has its name and has done its work
         chat.create_group("g", UIDS)
         chat.send("g", "one", sender_uid="ann")
         slow = Persist(chat.system.client, chat.system.database, replace(SETTINGS, lease_ms=1))
-        slow._in_hand = slow._journal.take()
+        slow._in_hand = slow._journal.read()
         raw(chat).delete(lease(KIND, 1))
         other = Persist(chat.system.client, chat.system.database, SETTINGS)
         drain(other)
@@ -543,23 +367,6 @@ class Flaky(Database):
         super().write(batch)
 
 
-class Watching(Database):
-    """A database that counts the spans of each write, and calls `after`. It goes away when no write is `left`."""
-
-    def __init__(self, database: Database) -> None:
-        super().__init__(database._backend)
-        self.wrote: list[tuple[int, bool]] = []
-        self.left = 1000
-        self.after: Callable[[], None] = lambda: None
-
-    def write(self, batch: Batch) -> None:
-        if len(self.wrote) == self.left:
-            raise DatabaseUnavailable
-        super().write(batch)
-        self.wrote.append((len(batch.spans), True))
-        self.after()
-
-
 class Refusing(Database):
     """A database that refuses every row."""
 
@@ -584,13 +391,6 @@ def write(chat: Chat, **fields: str) -> None:
     """Put an entry of kind msg into the journal of group g."""
     journal = chat.system.client.space.group("g").journal
     raw(chat).xadd(journal, {"kind": "msg", **fields})
-
-
-def tell_again(chat: Chat) -> None:
-    """Put the last entry of kind msg into the journal once more."""
-    journal = chat.system.client.space.group("g").journal
-    fields = next(f for _, f in raw(chat).xrevrange(journal) if f[b"kind"] == b"msg")
-    raw(chat).xadd(journal, fields)
 
 
 def deliveries(chat: Chat) -> set[int]:

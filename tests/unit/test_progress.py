@@ -37,7 +37,7 @@ def test_a_bar_comes_with_the_first_report_and_goes_at_the_end(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("unit", "text"), [("bytes", "5 bytes"), ("groups", "5")])
-def test_where_nobody_knows_the_total_none_is_shown(monkeypatch: pytest.MonkeyPatch, unit: str, text: str) -> None:
+def test_an_unknown_total_is_not_shown(monkeypatch: pytest.MonkeyPatch, unit: str, text: str) -> None:
     terminal = open_terminal(monkeypatch)
     with progress(unit) as shown:
         shown.to(5, None)
@@ -45,7 +45,7 @@ def test_where_nobody_knows_the_total_none_is_shown(monkeypatch: pytest.MonkeyPa
         assert "/" not in standing(terminal)[0]
 
 
-def test_what_is_written_meanwhile_stands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_written_meanwhile_has_lines_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = open_terminal(monkeypatch)
     with progress("groups") as shown:
         shown.to(1, 7)
@@ -59,7 +59,7 @@ def test_what_is_written_meanwhile_stands_alone(monkeypatch: pytest.MonkeyPatch)
     assert standing(terminal) == ["gid", "team", "im: one line", "another", '{"gid": "team"}', "the last"]
 
 
-def test_a_bar_comes_back_after_what_made_it_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_comes_back_after_other_text(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = open_terminal(monkeypatch)
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)

@@ -159,7 +159,7 @@ def test_tallies_leave_out_unknown_msgids(chat: Chat) -> None:
 
 def mark(chat: Chat, gid: str, sent: Sequence[str]) -> None:
     changed = [TallyChange("ann", msgids.pack(msgid), 0) for msgid in sent]
-    chat.system.client.call(receipt_calls.tell(chat.system.client.space, gid, "ann", changed))
+    chat.system.client.call(receipt_calls.publish_receipts(chat.system.client.space, gid, "ann", changed))
 
 
 def test_receipts_of_trimmed_messages_take_one_query_a_group(chat: Chat, statements: list[str]) -> None:

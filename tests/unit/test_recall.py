@@ -17,7 +17,7 @@ from imcore.model.values import Message
 from imcore.sql.database import Database
 from imcore.streams.wire import message_of_row
 from imcore.system import System
-from imcore.workers.fetch import Work, fetch
+from imcore.workers.fetch import WorkItem, fetch
 from imcore.workers.persist import Persist
 from tests.helpers.cli import im, let_commands_use
 from tests.helpers.rows import contents
@@ -253,8 +253,8 @@ def test_a_tombstone_that_is_stored_before_its_message(chat: Chat) -> None:
     # Given a worker that has fetched a message, and is slow to store it
     chat.send(GID, "regrettable", sender_uid="ann", client_msgid="c1")
     slow, fast = (Persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
-    entries = slow._journal.take()
-    works = [Work(entry) for entry in entries]
+    entries = slow._journal.read()
+    works = [WorkItem(entry) for entry in entries]
     fetch(chat.system.client, chat.system.database, works)
 
     # When another one stores the recall of that message, and then the first one goes on

@@ -46,13 +46,13 @@ def worker(chat: Chat) -> ReceiptsWorker:
 def digests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
     """The digests that go out: group, sender, and how many messages each names."""
     found: list[tuple[str, str, int]] = []
-    tell = receipt_calls.tell
+    tell = receipt_calls.publish_receipts
 
     def counted(space: Any, gid: str, sender_uid: str, changed: Sequence[receipt_calls.TallyChange]) -> Call[int]:
         found.append((gid, sender_uid, len(changed)))
         return tell(space, gid, sender_uid, changed)
 
-    monkeypatch.setattr(receipt_calls, "tell", counted)
+    monkeypatch.setattr(receipt_calls, "publish_receipts", counted)
     return found
 
 
@@ -81,7 +81,7 @@ def told(found: Sequence[Receipt]) -> list[tuple[str, int, int]]:
     return [(each.msgid, each.read, each.unread) for each in found]
 
 
-def test_nobody_is_told_before_somebody_has_read(chat: Chat, worker: ReceiptsWorker) -> None:
+def test_there_is_no_digest_before_a_message_is_read(chat: Chat, worker: ReceiptsWorker) -> None:
     chat.create_group("team", ["ann", "bob"])
     say(chat, 3)
     chat.add_members("team", ["cyd"])
@@ -106,7 +106,7 @@ def test_one_message_read_by_forty_makes_one_digest(
     assert told(chat.receipts("ann")) == [(message, 40, 0)]
 
 
-def test_each_sender_is_told_of_their_own_messages(
+def test_a_digest_names_only_messages_of_its_sender(
     chat: Chat, worker: ReceiptsWorker, digests: list[tuple[str, str, int]]
 ) -> None:
     chat.create_group("team", ["ann", "bob", "cyd"])
@@ -135,7 +135,7 @@ def test_an_ack_of_ones_own_messages_is_no_news(
     assert chat.receipts("ann") == []
 
 
-def test_more_than_a_page_is_told_and_none_is_cut_off(chat: Chat, worker: ReceiptsWorker) -> None:
+def test_digests_name_all_messages_of_several_pages(chat: Chat, worker: ReceiptsWorker) -> None:
     chat.create_group("team", ["ann", "bob", "cyd"])
     sent = say(chat, 1300)
     chat.ack("bob", "team", sent[1249])
@@ -174,7 +174,7 @@ def test_a_page_ends_anywhere(chat: Chat, worker: ReceiptsWorker, monkeypatch: p
         assert [each.msgid for each in chat.receipts("bob") if each.gid == gid] == second[:2]
 
 
-def test_a_sender_who_left_is_told_still(chat: Chat, worker: ReceiptsWorker) -> None:
+def test_a_sender_who_left_still_gets_digests(chat: Chat, worker: ReceiptsWorker) -> None:
     chat.create_group("team", ["ann", "bob", "cyd"])
     sent = say(chat, 2)
     chat.remove_members("team", ["ann"])
@@ -185,7 +185,7 @@ def test_a_sender_who_left_is_told_still(chat: Chat, worker: ReceiptsWorker) -> 
     assert chat.receipts("ann") == []
 
 
-def test_what_a_leaver_had_read_is_told(chat: Chat, worker: ReceiptsWorker) -> None:
+def test_digests_count_reads_of_members_who_left(chat: Chat, worker: ReceiptsWorker) -> None:
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, 2)
     chat.ack("bob", "team", sent[0])
@@ -205,7 +205,7 @@ def trim(chat: Chat, gid: str, msgid: str) -> None:
     chat.system.client.call(message_calls.trim(chat.system.client.space, gid, msgids.pack(msgid)))
 
 
-def test_messages_that_redis_no_longer_has_are_told_from_sql(
+def test_digests_name_trimmed_messages_from_sql(
     chat: Chat, worker: ReceiptsWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for page in (1, 3, 100):
@@ -222,7 +222,7 @@ def test_messages_that_redis_no_longer_has_are_told_from_sql(
         ]
 
 
-def test_what_is_trimmed_between_two_pages_is_told_too(
+def test_digests_name_messages_trimmed_between_two_pages(
     chat: Chat, worker: ReceiptsWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a worker that has seen the first page
@@ -247,7 +247,7 @@ def test_what_is_trimmed_between_two_pages_is_told_too(
 # What fails.
 
 
-@pytest.mark.parametrize("at", ["changes", "tell"])
+@pytest.mark.parametrize("at", ["changes", "publish_receipts"])
 def test_an_answer_that_never_came_is_asked_for_again(
     chat: Chat, worker: ReceiptsWorker, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -294,7 +294,9 @@ def test_a_database_that_is_away_is_waited_for(
     assert list(dead_letters.list_dead(chat.system)) == []
 
 
-def test_what_can_never_be_told_is_put_aside_and_the_rest_goes_on(chat: Chat, worker: ReceiptsWorker) -> None:
+def test_entries_without_any_possible_digest_are_put_aside_and_the_rest_goes_on(
+    chat: Chat, worker: ReceiptsWorker
+) -> None:
     # Given an entry that says nothing, and one of a group that is gone
     chat.create_group("gone", ["ann", "bob"])
     chat.create_group("team", ["ann", "bob"])
@@ -313,7 +315,7 @@ def test_what_can_never_be_told_is_put_aside_and_the_rest_goes_on(chat: Chat, wo
 
 
 @pytest.mark.parametrize("told_already", [False, True])
-def test_what_a_killed_worker_had_in_hand_is_told_by_the_next(
+def test_the_next_worker_sends_the_digests_of_a_killed_one(
     chat: Chat, worker: ReceiptsWorker, told_already: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given one that is killed before it told, or between that and confirming its entries
@@ -328,7 +330,8 @@ def test_what_a_killed_worker_had_in_hand_is_told_by_the_next(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "done", killed) if told_already else patch.setattr(receipt_calls, "tell", killed)
+        owner, name = (Journal, "done") if told_already else (receipt_calls, "publish_receipts")
+        patch.setattr(owner, name, killed)
         with pytest.raises(Killed):
             worker.step()
     chat.system.client.driver.delete(lease(KIND, 1))  # as it does by itself in time
@@ -342,7 +345,7 @@ def test_what_a_killed_worker_had_in_hand_is_told_by_the_next(
 # Pulling and confirming.
 
 
-def test_what_changed_meanwhile_stays(chat: Chat, worker: ReceiptsWorker) -> None:
+def test_a_receipt_that_changed_meanwhile_stays(chat: Chat, worker: ReceiptsWorker) -> None:
     # Given
     chat.create_group("team", ["ann", "bob", "cyd"])
     sent = say(chat, 2)
@@ -360,7 +363,7 @@ def test_what_changed_meanwhile_stays(chat: Chat, worker: ReceiptsWorker) -> Non
     assert chat.receipts("ann") == []
 
 
-def test_a_reader_who_is_not_told_yet_is_in_the_tally_and_comes_again(chat: Chat, worker: ReceiptsWorker) -> None:
+def test_a_reader_without_a_digest_yet_is_in_the_tally_and_comes_again(chat: Chat, worker: ReceiptsWorker) -> None:
     chat.create_group("team", ["ann", "bob", "cyd"])
     [message] = say(chat, 1)
     chat.ack("bob", "team")

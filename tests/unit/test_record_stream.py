@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from imcore.cli.record_stream import Waiting
+from imcore.cli.record_stream import BlockingFile
 from tests.helpers.outputs import FAILING, PIPE_BYTES, Output, stuck_pipe
 
 SHOW = """
 import resource
-from cli import output, record_stream
+from imcore.cli import output, record_stream
 record_stream.install()
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 output.exit_with(lambda: output.say("x" * 5000) or 0)
@@ -37,10 +37,10 @@ def test_a_record_for_which_the_disk_has_room_in_part_is_an_error(unbuffered: st
     assert written == 4096
 
 
-def test_a_pipe_that_others_made_non_blocking_is_waited_for() -> None:
+def test_a_record_waits_for_a_pipe_that_others_made_non_blocking() -> None:
     with stuck_pipe() as (writer, reader), ThreadPoolExecutor() as pool:
         os.set_blocking(writer, False)
-        stream = io.BufferedWriter(Waiting(writer, "w", closefd=False))
+        stream = io.BufferedWriter(BlockingFile(writer, "w", closefd=False))
 
         writing = pool.submit(lambda: stream.write(bytes(50_000)) and stream.flush())
         read = 0
@@ -55,7 +55,7 @@ def test_a_pipe_that_others_made_non_blocking_is_waited_for() -> None:
 def test_what_fails_is_raised(output: Output) -> None:
     with (
         output() as descriptor,
-        Waiting(descriptor, "w", closefd=False) as raw,
+        BlockingFile(descriptor, "w", closefd=False) as raw,
         pytest.raises(OSError, match="Errno"),
     ):
         raw.write(b"x")

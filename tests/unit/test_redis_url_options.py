@@ -11,13 +11,13 @@ import redis
 from imcore.admin.stats import stats
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError
+from imcore.process import WorkerSignals
 from imcore.settings import Settings
 from imcore.streams.client import RedisClient, open_client
 from imcore.streams.url_options import FEWEST_CONNECTIONS, OPTIONS
 from imcore.system import System
 from imcore.workers import jobs, runner
 from imcore.workers.receipts import ReceiptsWorker
-from imcore.workers.signals import Signals
 
 GIVEN = {
     "db": "3",
@@ -189,7 +189,7 @@ def test_whoever_opens_a_connection_checks_the_options(settings: Settings, optio
     url = f"redis://127.0.0.1:1?{option}"
     wrong = replace(settings, redis_url=url, block_ms=4000)
     wrong_jobs = replace(settings, jobs_redis_url=url, block_ms=4000)
-    with Signals() as signals, Chat(System(RedisClient(redis.Redis()), None, wrong_jobs)) as chat:
+    with WorkerSignals() as signals, Chat(System(RedisClient(redis.Redis()), None, wrong_jobs)) as chat:
         for open_it in (
             lambda: Chat.connect(settings=wrong),
             lambda: Chat.connect(url, settings=replace(settings, block_ms=4000)),

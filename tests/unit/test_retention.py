@@ -131,9 +131,9 @@ class TestStreams:
         # Given messages that are stored, and another kind of worker that has the third to fifth of them in hand
         other = Journal(chat.system.client, "other", SETTINGS)
         talk(chat, count=2)
-        other.done(other.take())
+        other.done(other.read())
         talk(chat, count=3)
-        entries = other.take()
+        entries = other.read()
         talk(chat, count=5)
         persist()
 
@@ -195,7 +195,7 @@ class TestStreams:
 def read_receipts(chat: Chat) -> None:
     """Let the worker `receipts` have seen everything."""
     journal = Journal(chat.system.client, "receipts", SETTINGS)
-    while entries := journal.take():
+    while entries := journal.read():
         journal.done(entries)
     journal.close()
 
@@ -258,8 +258,8 @@ class TestJournals:
         other = Journal(chat.system.client, "other", replace(SETTINGS, batch_size=1))
         chat.create_group("g")
         chat.add_members("g", UIDS)
-        other.done(other.take())
-        other.take()
+        other.done(other.read())
+        other.read()
         persist()
         read_receipts(chat)
 
@@ -271,7 +271,7 @@ class TestJournals:
         other = Journal(chat.system.client, "other", SETTINGS)
         chat.create_group("g")
         chat.add_members("g", UIDS)
-        other.done(other.take())
+        other.done(other.read())
         read_receipts(chat)
         assert trim(chat.system).journal_entries == 0
         assert journal_length(chat) == 4
@@ -296,7 +296,7 @@ class TestJournals:
         # Given a dead letter whose entry is trimmed away
         chat.create_group("g")
         worker = Journal(chat.system.client, KIND, replace(SETTINGS, max_deliveries=1))
-        [entry] = worker.take()
+        [entry] = worker.read()
         worker.fail(entry, "")
         worker.close()
         read_receipts(chat)
@@ -384,9 +384,9 @@ class _History:
     def work(self) -> None:
         what = self.dice.randrange(4)
         if what == 0:
-            entries = self.other.take()
+            entries = self.other.read()
             self.other.done([entry for entry in entries if self.dice.random() < 0.7])
-            self.other.look_again()
+            self.other.reread_open()
         elif what == 1:
             place = self.dice.randrange(2)
             self.workers[place].close()
@@ -399,7 +399,7 @@ class _History:
 
     def end(self) -> None:
         """The workers finish what they have in hand, and are gone."""
-        while entries := self.other.take():
+        while entries := self.other.read():
             self.other.done(entries)
         for worker in self.workers:
             worker.close()

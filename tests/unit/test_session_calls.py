@@ -35,11 +35,11 @@ def raw(chat: Chat) -> Any:
 
 
 def beat(chat: Chat, session: str, length_ms: int = LENGTH_MS, *, opens: bool = True) -> int:
-    return chat.system.client.call(session_calls.beat(SPACE, "ann", session, length_ms, opens=opens))
+    return chat.system.client.call(session_calls.heartbeat(SPACE, "ann", session, length_ms, opens=opens))
 
 
 def bye(chat: Chat, session: str) -> int:
-    return chat.system.client.call(session_calls.bye(SPACE, "ann", session))
+    return chat.system.client.call(session_calls.end_session(SPACE, "ann", session))
 
 
 def now_ms() -> int:
@@ -113,13 +113,16 @@ def test_users_without_sessions_are_removed_some_at_a_time(chat: Chat) -> None:
     online, many = SPACE.online(0), 2 * AT_ONCE + 500
     raw(chat).zadd(online, {f"u{number}": now_ms() - 1 for number in range(many)})
     left = []
-    for call in (session_calls.settle(SPACE, 0), session_calls.beat(SPACE, "ann", "1", LENGTH_MS, opens=True)):
+    for call in (
+        session_calls.expire_online(SPACE, 0),
+        session_calls.heartbeat(SPACE, "ann", "1", LENGTH_MS, opens=True),
+    ):
         chat.system.client.call(call)
         left.append(raw(chat).zcard(online))
     assert left == [many - AT_ONCE, many - 2 * AT_ONCE + 1]
     # And nobody is shown for longer
     assert (
-        chat.system.client.call(session_calls.settle(SPACE, 0))
+        chat.system.client.call(session_calls.expire_online(SPACE, 0))
         == chat.system.client.call(session_calls.count_online(SPACE, 0))
         == 1
     )

@@ -52,7 +52,7 @@ def test_every_value_is_shown_whole_and_fits(table: tuple[tuple[str, ...], list[
     assert max(map(cells, found.splitlines())) <= max(width, 2)  # a wide letter needs as much
 
 
-def test_what_is_longer_than_its_column_fits_below_a_text_too() -> None:
+def test_a_cell_longer_than_its_column_fits_below_a_text_too() -> None:
     figures: list[tuple[Cell, ...]] = [("one text that says what is measured, as in a benchmark", "1 us", "ok")] * 30
     figures[3] = (figures[0][0], "x" * 70, "ok")
 
@@ -158,7 +158,7 @@ def test_texts_stay_in_their_order_with_names_where_there_are_several() -> None:
         """)
 
 
-def test_a_long_text_that_a_row_is_about_stands_above_it() -> None:
+def test_a_long_text_in_the_first_column_is_above_its_row() -> None:
     rows: list[tuple[Cell, ...]] = [("one gateway, acks per message, receipts folded", "603", "1/s")]
 
     assert shown(("figure", "median", "unit"), rows, 48) == dedent("""\

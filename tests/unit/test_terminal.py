@@ -37,7 +37,7 @@ def test_the_width_is_that_of_columns_if_it_is_a_positive_number(
 @pytest.mark.parametrize(
     "columns", ["", "0", "-1", "80.5", "wide", "٨٠", "²", " 80", "1e3", "9" * 20, "9" * 5000, "\udcff"]
 )
-def test_what_is_no_width_is_passed_over(terminal: int, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+def test_an_invalid_width_is_ignored(terminal: int, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     assert width_of(terminal) == 33
     assert width_of(-1) == 80

@@ -1,4 +1,8 @@
-"""What every call of a Redis function is. No I/O: any client can carry calls."""
+"""What every call of a Redis function is. No I/O: any client can carry calls.
+
+Each builder in this package names one function of the library in `lua/`, where its keys, arguments and answer are
+described.
+"""
 
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -11,7 +15,7 @@ Value = str | bytes | int
 
 
 class Call(NamedTuple, Generic[T_co]):
-    """One call of a Redis function; without one, `args` are a plain command that only reads.
+    """One call of a Redis function; if `function` is empty, `args` are a plain command that only reads.
 
     `gid` is the group that an error of the whole call is about.
     """
@@ -36,7 +40,7 @@ class Trimmed(UnknownMessage):
 
 
 def error_of(code: bytes, gid: str, *, uid: str = "", msgid: int | None = None) -> ImError:
-    """Return the error that an item's code stands for."""
+    """Return the error of an item's code."""
     text = msgids.unpack(msgid) if msgid else "that message"
     match code:
         case b"NOTMEMBER":
@@ -52,6 +56,13 @@ def error_of(code: bytes, gid: str, *, uid: str = "", msgid: int | None = None) 
         case b"NOMSG":
             return UnknownMessage(f"{text} is not a message of {gid!r}")
     raise AssertionError(f"unknown code {code!r}")
+
+
+def checked(answer: Any, gid: str, *, uid: str = "", msgid: int | None = None) -> Any:
+    """Return an answer unchanged; raise the error if it is a code."""
+    if isinstance(answer, bytes):
+        raise error_of(answer, gid, uid=uid, msgid=msgid)
+    return answer
 
 
 def or_empty(number: int | None) -> Value:

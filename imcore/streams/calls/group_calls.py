@@ -1,4 +1,4 @@
-"""Calls about groups, their members and their positions. No I/O; see `imcore.streams.calls.call`."""
+"""Calls about groups, their members and positions. No I/O; see `lua/groups.lua`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 from imcore import msgid as msgids
 from imcore.model.values import Group
 from imcore.streams import wire
-from imcore.streams.calls.call import Call, error_of
+from imcore.streams.calls.call import Call, checked
 from imcore.streams.keys import CONFIG, Keyspace
 
 MembersCall = Callable[[Keyspace, str, Sequence[str]], Call[Group]]
-"""A builder for a change of members: of these uids, in this group."""
+"""A builder for a change of members: these uids, in this group."""
 
 
 class Position(NamedTuple):
@@ -24,7 +24,7 @@ class Position(NamedTuple):
 
 
 def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
-    """Fix the partition count and the dataset id of new data; answers what stands."""
+    """Fix the partition count and the dataset id of new data; answers the stored ones."""
     return Call(
         "im_init", (CONFIG,), (partitions, dataset), lambda answer: (int(answer[0]), answer[1].decode()), writes=True
     )
@@ -36,21 +36,19 @@ def version() -> Call[int]:
 
 
 def create_group(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
-    """Make a group, in one step. See `imcore.streams.calls.creation_calls` for one with many members."""
+    """Create a group, in one step. See `creation_calls` for one with many members."""
     k = space.group(gid)
     keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, k.groups, k.creating, *map(k.groups_of, uids))
     return Call("im_create", keys, (gid, k.inboxes, *uids), _group(gid), gid, writes=True)
 
 
 def add_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
-    """Add members."""
     k = space.group(gid)
     keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, *map(k.groups_of, uids))
     return Call("im_join", keys, (gid, k.inboxes, *uids), _group(gid), gid, writes=True)
 
 
 def remove_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
-    """Remove members."""
     k = space.group(gid)
     pairs = [key for uid in uids for key in (k.groups_of(uid), k.own_unacked(uid))]
     keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, *pairs)
@@ -58,36 +56,28 @@ def remove_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group
 
 
 def group(space: Keyspace, gid: str) -> Call[Group]:
-    """Ask what a group is now."""
     k = space.group(gid)
     return Call("im_group", (k.meta, k.acked, k.left), (), _group(gid), gid)
 
 
 def offset_and_join(space: Keyspace, gid: str, uid: str) -> list[Call[int | None]]:
-    """Ask for the offset of a member, and after which message they joined; None for one who is none."""
+    """Ask for the offset of a member, and after which message they joined; None for no member."""
     k = space.group(gid)
     return [Call("", (), ("ZSCORE", key, uid), _score, gid) for key in (k.acked, k.joined)]
 
 
 def is_member(space: Keyspace, gid: str, uid: str) -> Call[bool]:
-    """Ask whether somebody is a member, wherever their offset is."""
     return Call("", (), ("ZSCORE", space.group(gid).acked, uid), lambda score: score is not None, gid)
 
 
 def groups_of(space: Keyspace, uid: str) -> list[Call[list[str]]]:
     """Ask for a user's groups, in each partition."""
-    return [
-        Call("", (), ("SMEMBERS", space.groups_of(partition, uid)), lambda found: list(map(wire.text, found)))
-        for partition in range(space.partitions)
-    ]
+    return [Call("", (), ("SMEMBERS", space.groups_of(p, uid)), wire.texts) for p in range(space.partitions)]
 
 
 def being_created(space: Keyspace) -> list[Call[list[str]]]:
-    """Ask which groups are being created, in each partition: they are not there yet."""
-    return [
-        Call("", (), ("HKEYS", space.creating(partition)), lambda found: list(map(wire.text, found)))
-        for partition in range(space.partitions)
-    ]
+    """Ask which groups are being created and do not exist yet, in each partition."""
+    return [Call("", (), ("HKEYS", space.creating(p)), wire.texts) for p in range(space.partitions)]
 
 
 def position(space: Keyspace, gid: str, uid: str) -> Call[Position]:
@@ -95,9 +85,7 @@ def position(space: Keyspace, gid: str, uid: str) -> Call[Position]:
     k = space.group(gid)
 
     def decode(answer: Any) -> Position:
-        if isinstance(answer, bytes):
-            raise error_of(answer, gid, uid=uid)
-        head_seq, last, acked, acked_seq, not_unread = answer
+        head_seq, last, acked, acked_seq, not_unread = checked(answer, gid, uid=uid)
         return Position(int(head_seq), int(last), int(acked), None if acked_seq == b"" else int(acked_seq), not_unread)
 
     return Call("im_unread", (k.meta, k.stream, k.acked, k.own_unacked(uid), k.recalled), (uid,), decode, gid)
@@ -112,4 +100,4 @@ def _group(gid: str) -> Callable[[list[Any]], Group]:
 
 
 def _score(answer: Any) -> int | None:
-    return None if answer is None else int(float(answer))  # by the driver's protocol it is a text or a number
+    return None if answer is None else int(float(answer))  # a text or a number, depending on the driver's protocol

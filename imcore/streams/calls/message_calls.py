@@ -1,7 +1,4 @@
-"""Calls of the Redis functions, as values: what to send, how to read the answer. No I/O: any client can carry them.
-
-Each builder names one function of the library in `lua/`, where its keys, arguments and answer are described.
-"""
+"""Calls that send, recall, pull, ack and trim messages. No I/O; see `lua/messages.lua` and `lua/acks.lua`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,15 +7,15 @@ from imcore import msgid as msgids
 from imcore.errors import ImError, NotMember
 from imcore.model.values import Ack, Draft, Message
 from imcore.streams import wire
-from imcore.streams.calls.call import Call, Value, error_of, or_empty
+from imcore.streams.calls.call import Call, Value, checked, error_of, or_empty
 from imcore.streams.keys import Keyspace
 
 UIDS_PER_CALL = 1000
-"""So many acks take the server some two milliseconds."""
+"""One call with this many acks takes the server about two milliseconds."""
 
 
 class SendResult(NamedTuple):
-    """What became of a draft: its place, and whether an earlier send of the same client_msgid had made it."""
+    """The position of a sent message; `repeated`: an earlier send of the same client_msgid had stored it."""
 
     msgid: str
     seq: int
@@ -28,7 +25,7 @@ class SendResult(NamedTuple):
 class AckTarget(NamedTuple):
     """A message (packed msgid, None: the newest) that members ack.
 
-    `seq`, where the message is at hand, spares the look-up, or stands in for a trimmed entry.
+    A given `seq` spares the look-up, and replaces that of a trimmed entry.
     """
 
     msgid: int | None
@@ -37,9 +34,9 @@ class AckTarget(NamedTuple):
 
 
 class AckResult(NamedTuple):
-    """What became of a target: where the offsets stand now of those who acked it, or why it cannot be acked.
+    """The offset of the members who acked a target, or why it cannot be acked.
 
-    `unmoved` has those whose offset stood there or further already, or who are no members.
+    `unmoved` has the offsets of members who had acked it before, and the errors of uids that are no members.
     """
 
     gid: str
@@ -47,7 +44,7 @@ class AckResult(NamedTuple):
     unmoved: Mapping[str, int | NotMember]
 
     def of(self, uid: str) -> Ack | ImError:
-        """Return what became of one member's ack."""
+        """Return the result of one member's ack."""
         offset = self.unmoved.get(uid, self.target)
         if isinstance(offset, ImError):
             return offset
@@ -55,10 +52,10 @@ class AckResult(NamedTuple):
 
 
 class PullResult(NamedTuple):
-    """Messages after `start` (packed) of a group that stands at `head_seq`. Those up to `trimmed` are in SQL only.
+    """Messages after `start` (packed) of a group whose newest seq is `head_seq`. Up to `trimmed` they are in SQL only.
 
-    With `more`, Redis has others after these. Who is `apart` may not be handed them: is no member, or joined after some
-    later position.
+    With `more`, Redis has others after these. Uids in `apart` may not get all of them: each is no member, or joined
+    after the later position given.
     """
 
     start: int
@@ -70,7 +67,7 @@ class PullResult(NamedTuple):
 
 
 class EntryPage(NamedTuple):
-    """Entries of a group's stream; with `more`, others may come after these."""
+    """Entries of a group's stream; with `more`, others may follow."""
 
     entries: list[wire.Entry]
     more: bool
@@ -117,7 +114,7 @@ def ack(space: Keyspace, gid: str, targets: Sequence[AckTarget]) -> Call[list[Ac
 
 
 def _apart(gid: str, uids: Sequence[str], numbers: list[Any]) -> dict[str, int | NotMember]:
-    """Return what is said of some of the uids, by their numbers: a position, or that they are no members."""
+    """Return the positions of some uids, given by their numbers, or the errors of those that are no members."""
     return {
         uids[number]: NotMember(f"{uids[number]!r} is not a member of {gid!r}") if at == b"NOTMEMBER" else int(at)
         for number, at in zip(numbers[::2], numbers[1::2], strict=True)
@@ -125,50 +122,45 @@ def _apart(gid: str, uids: Sequence[str], numbers: list[Any]) -> dict[str, int |
 
 
 def recall(space: Keyspace, gid: str, msgid: int, *, by: str, sender_uid: str, admin: bool) -> Call[SendResult | None]:
-    """Withdraw a message of a sender; answers the tombstone, None if it is recalled already."""
+    """Recall a message of a sender; answers the tombstone, None if it is recalled already."""
     k = space.group(gid)
     keys = (k.meta, k.stream, k.acked, k.joined, k.recalled, k.journal, k.own_unacked(sender_uid))
 
     def decode(answer: Any) -> SendResult | None:
         if answer == b"RECALLED":
             return None
-        if isinstance(answer, bytes):
-            raise error_of(answer, gid, uid=by, msgid=msgid)
-        return SendResult(answer[0].decode(), answer[1], False)
+        tombstone, seq = checked(answer, gid, uid=by, msgid=msgid)
+        return SendResult(tombstone.decode(), seq, False)
 
     args = (gid, k.channel, by, msgid, sender_uid, int(admin))
     return Call("im_recall", keys, args, decode, gid, writes=True)
 
 
 def entries(space: Keyspace, gid: str, first: str, last: str, count: int) -> Call[EntryPage]:
-    """Ask for a page of the entries from `first` to `last` (ids as XRANGE takes them), oldest first.
+    """Ask for a page of the entries from `first` to `last` (XRANGE ids), oldest first.
 
-    At most so many, and about 1 MiB, but one in any case.
+    At most `count` entries, and about 1 MiB, but one entry in any case.
     """
     k = space.group(gid)
-    return Call(
-        "im_range",
-        (k.stream, k.recalled),
-        (first, last, count),
-        lambda answer: EntryPage(answer[0], answer[1] == 1),
-        gid,
-    )
+
+    def decode(answer: Any) -> EntryPage:
+        return EntryPage(answer[0], answer[1] == 1)
+
+    return Call("im_range", (k.stream, k.recalled), (first, last, count), decode, gid)
 
 
 def pull(
     space: Keyspace, gid: str, uids: Sequence[str], *, after: int | None, count: int, most_bytes: int
 ) -> Call[PullResult]:
-    """Ask for what members have not acked: after a position that they share, or after the offset of one.
+    """Ask for unacked messages of members: after a shared position or, for a single member, after their offset.
 
-    At most so many messages, and so many bytes of text but for the first one.
+    At most `count` messages, and `most_bytes` of text, exceeded by the first message only.
     """
     k = space.group(gid)
 
     def decode(answer: Any) -> PullResult:
-        if isinstance(answer, bytes):
-            raise error_of(answer, gid, uid=uids[0])
-        start, trimmed, head_seq, more, found, apart = answer
-        messages = [wire.message(gid, entry) for entry in found]
+        start, trimmed, head_seq, more, entries, apart = checked(answer, gid, uid=uids[0])
+        messages = [wire.message(gid, entry) for entry in entries]
         return PullResult(int(start), int(trimmed), head_seq, messages, more == 1, _apart(gid, uids, apart))
 
     args: list[Value] = [or_empty(after), count, most_bytes, *uids]
@@ -182,7 +174,7 @@ def recalled(space: Keyspace, gid: str, messages: Sequence[int]) -> Call[list[bo
 
 
 def rotate_idempotency(space: Keyspace, gid: str) -> Call[int]:
-    """Let the client_msgids of a group go that count no more; answers how many tables are left."""
+    """Drop client_msgids of a group that count no longer; answers how many tables are left."""
     k = space.group(gid)
     return Call("im_rotate_idempotency", (k.idempotency_newer, k.idempotency_older), (), int, gid, writes=True)
 
@@ -192,24 +184,22 @@ def trim(space: Keyspace, gid: str, msgid: int) -> Call[int]:
     k = space.group(gid)
 
     def decode(answer: Any) -> int:
-        if isinstance(answer, bytes):
-            raise error_of(answer, gid, msgid=msgid)
-        return int(answer)
+        return int(checked(answer, gid, msgid=msgid))
 
-    return Call("im_trim", (k.meta, k.stream, k.mending), (gid, msgid), decode, gid, writes=True)
+    return Call("im_trim", (k.meta, k.stream, k.group_locks), (gid, msgid), decode, gid, writes=True)
 
 
 def split_targets(acks: Iterable[AckTarget]) -> Iterator[list[AckTarget]]:
-    """Yield the acks of each call: the server does nothing else while it carries one out."""
+    """Yield the acks of each call, limited by UIDS_PER_CALL: a call blocks the server."""
     part: list[AckTarget] = []
     room = UIDS_PER_CALL
     for target in acks:
-        for some in [target] if len(target.uids) <= UIDS_PER_CALL else _pieces(target):
-            if len(some.uids) > room:
+        for piece in [target] if len(target.uids) <= UIDS_PER_CALL else _pieces(target):
+            if len(piece.uids) > room:
                 yield part
                 part, room = [], UIDS_PER_CALL
-            part.append(some)
-            room -= len(some.uids)
+            part.append(piece)
+            room -= len(piece.uids)
     if part:
         yield part
 

@@ -1,4 +1,4 @@
-"""Calls that ask who has read what, and that tell senders. No I/O; see `imcore.streams.calls`."""
+"""Calls about tallies, readers and receipts. No I/O; see `lua/receipts.lua`."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -7,13 +7,11 @@ from imcore import msgid as msgids
 from imcore.errors import ImError
 from imcore.model.values import Message, MessageTally, Receipt
 from imcore.streams import wire
-from imcore.streams.calls.call import Call, Value, error_of
+from imcore.streams.calls.call import Call, Value, checked, error_of, or_empty
 from imcore.streams.keys import SEPARATOR, Keyspace, uid_of
 
 
 class Counts(NamedTuple):
-    """Read and unread of one message."""
-
     read: int
     unread: int
 
@@ -30,7 +28,7 @@ class TallyPage(NamedTuple):
 
 
 class Names(NamedTuple):
-    """A page of those who are behind a tally, the sender perhaps among them. `message` is None where it is trimmed.
+    """A page of the members behind a tally, perhaps with the sender. `message` is None if it is trimmed.
 
     The next page begins at `cursor`; it is '0' after the last one. `newest` is the group's newest message (packed).
     """
@@ -43,7 +41,7 @@ class Names(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """Those behind a tally whose memberships have ended since, a page of them; `looked_at`: how many ended."""
+    """A page of the members behind a tally whose memberships have ended since; `looked_at`: how many ended."""
 
     read: set[str]
     unread: set[str]
@@ -51,7 +49,7 @@ class Gone(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Messages (packed) that offsets have moved over: after `after`, up to `until`. `only` is who, if one alone has."""
+    """Messages (packed) that offsets have moved over: after `after`, up to `until`; `only`: the uid if one moved."""
 
     after: int
     until: int
@@ -59,7 +57,7 @@ class Segment(NamedTuple):
 
 
 class TallyChange(NamedTuple):
-    """A message (packed msgid) whose tally changed, with its sender and the span that they sent it in, if any."""
+    """A message (packed msgid) whose tally changed, its sender and their span, if any."""
 
     sender_uid: str
     msgid: int
@@ -75,7 +73,7 @@ class TallyChanges(NamedTuple):
 
 
 class DirtyReceipt(NamedTuple):
-    """A message (packed msgid) whose tally changed, and the version of that change."""
+    """A message (packed msgid) whose tally changed; `version` orders the changes."""
 
     gid: str
     msgid: int
@@ -100,7 +98,7 @@ def tallies(space: Keyspace, gid: str, messages: Iterable[tuple[int, str, int | 
 def status(space: Keyspace, gid: str, *, before: str, count: int, most_bytes: int) -> Call[TallyPage]:
     """Ask for the newest messages before an id ('+': the newest of all) with their tallies.
 
-    At most so many messages, and so many bytes of text but for the first one.
+    At most `count` messages, and `most_bytes` of text, exceeded by the first message only.
     """
 
     def decode(answer: list[Any]) -> TallyPage:
@@ -114,12 +112,10 @@ def status(space: Keyspace, gid: str, *, before: str, count: int, most_bytes: in
 
 
 def names(space: Keyspace, gid: str, msgid: int, *, cursor: str, count: int) -> Call[Names]:
-    """Ask who has read a message and who has not, about so many of them."""
+    """Ask who has read a message and who has not, about `count` of them."""
 
     def decode(answer: Any) -> Names:
-        if isinstance(answer, bytes):
-            raise error_of(answer, gid, msgid=msgid)
-        entry, next_cursor, read, unread, newest = answer
+        entry, next_cursor, read, unread, newest = checked(answer, gid, msgid=msgid)
         message = wire.message(gid, entry) if entry else None
         return Names(message, next_cursor.decode(), _uids(read), _uids(unread), int(newest))
 
@@ -127,7 +123,7 @@ def names(space: Keyspace, gid: str, msgid: int, *, cursor: str, count: int) -> 
 
 
 def names_gone(space: Keyspace, gid: str, msgid: int, *, since: int, offset: int, count: int) -> Call[Gone]:
-    """Ask the same of those whose memberships have ended since a message (packed) was the newest."""
+    """Ask the same of members whose memberships have ended since a message (packed) was the newest."""
 
     def decode(answer: Any) -> Gone:
         read, unread, looked_at = answer
@@ -137,13 +133,13 @@ def names_gone(space: Keyspace, gid: str, msgid: int, *, since: int, offset: int
 
 
 def changes(space: Keyspace, gid: str, segments: Sequence[Segment], count: int) -> Call[TallyChanges]:
-    """Ask of which messages moves of offsets have changed the tallies, looking at `count` messages at most."""
+    """Ask for which messages moves of offsets have changed the tallies, among the first `count` messages."""
 
     def decode(answer: list[Any]) -> TallyChanges:
-        trimmed, found, next_after = answer
+        trimmed, items, next_after = answer
         return TallyChanges(
             int(trimmed),
-            [TallyChange(wire.text(sender), int(msgid), int(span) if span else None) for sender, msgid, span in found],
+            [TallyChange(wire.text(sender), int(msgid), int(span) if span else None) for sender, msgid, span in items],
             int(next_after) if next_after else None,
         )
 
@@ -152,18 +148,18 @@ def changes(space: Keyspace, gid: str, segments: Sequence[Segment], count: int) 
     return Call("im_changes", (k.meta, k.stream), (count, *args), decode, gid)
 
 
-def tell(space: Keyspace, gid: str, sender_uid: str, changed: Sequence[TallyChange]) -> Call[int]:
-    """Mark a sender's messages, in order, as changed, and push their tallies; answers how many connections got them."""
+def publish_receipts(space: Keyspace, gid: str, sender_uid: str, changed: Sequence[TallyChange]) -> Call[int]:
+    """Mark a sender's messages (in order) as changed, and publish their tallies; answers how many connections heard."""
     k = space.group(gid)
     args: list[Value] = [k.inboxes + sender_uid, gid, sender_uid]
     for change in changed:
-        args += (change.msgid, "" if change.span is None else change.span)
+        args += (change.msgid, or_empty(change.span))
     keys = (k.meta, k.version, k.acked, k.joined, k.left, k.dirty(sender_uid))
-    return Call("im_tell", keys, tuple(args), int, gid, writes=True)
+    return Call("im_publish_receipts", keys, tuple(args), int, gid, writes=True)
 
 
 def confirm(space: Keyspace, uid: str, receipts: Sequence[Receipt]) -> list[Call[int]]:
-    """Confirm receipts, one call a partition; answers how many were still marked."""
+    """Confirm receipts, one call per partition; answers how many were still dirty."""
     by_keys: dict[tuple[str, str], list[Value]] = {}
     for receipt in receipts:
         k = space.group(receipt.gid)
@@ -173,20 +169,20 @@ def confirm(space: Keyspace, uid: str, receipts: Sequence[Receipt]) -> list[Call
 
 
 def dirty(space: Keyspace, partition: int, uid: str, *, after: int, count: int) -> Call[list[DirtyReceipt]]:
-    """Ask for a page of a user's messages whose tallies changed, in the order in which they last did."""
+    """Ask for a page of a user's messages whose tallies changed, in the order of their last change."""
 
     def decode(answer: list[Any]) -> list[DirtyReceipt]:
-        return [_mark(member, version) for member, version in zip(answer[::2], answer[1::2], strict=True)]
+        return [_dirty_receipt(member, version) for member, version in zip(answer[::2], answer[1::2], strict=True)]
 
-    return Call("im_dirty", (space.dirty(partition, uid),), (after, count), decode)
+    return Call("im_dirty_receipts", (space.dirty(partition, uid),), (after, count), decode)
 
 
 def _uids(spans: Iterable[bytes]) -> set[str]:
     return {uid_of(wire.text(span)) for span in spans}
 
 
-def _mark(member: bytes, version: bytes) -> DirtyReceipt:
-    """Return a mark. What somebody has added by hand names no message."""
+def _dirty_receipt(member: bytes, version: bytes) -> DirtyReceipt:
+    """Return a dirty receipt. One that was added by hand may name no message."""
     gid, _, msgid = member.rpartition(SEPARATOR.encode())
     return DirtyReceipt(
         wire.text(gid), wire.number(msgid) or msgids.IMPOSSIBLE, int(min(float(version), msgids.HIGHEST))

@@ -1,6 +1,6 @@
--- Acks, and what is unread.
+-- Acks and unread counts.
 
--- The seq of the message that an ack names, or nil and the problem with it.
+-- The seq of the message that an ack names, or nil and the reason.
 local function seq_of(keys, packed, seq, head, last)
   if packed == last then
     return head
@@ -9,19 +9,19 @@ local function seq_of(keys, packed, seq, head, last)
   elseif seq ~= '' then
     return seq
   end
-  local entry, why = find(keys[2], keys[1], packed)
+  local entry, why = find_message(keys[2], keys[1], packed)
   return entry and entry[2][2], why
 end
 
--- Move the offsets of some members to a message, those that stand before it. Without a seq there is no such message, and
--- none moves. Names who did not move in `unmoved`, and notes the moves by where they began.
+-- Move the offsets of members to a message, where they are before it. Without a seq there is no such message, and no offset
+-- moves. Appends the others to `unmoved`, and groups the moves by where they began.
 local function move(keys, args, first, last, zeroth, packed, seq, unmoved, moves)
   local stream, acked, text, id = keys[2], keys[3], unmoved[1], seq and unpack_id(packed)
   local offsets = redis.call('ZMSCORE', acked, unpack(args, first, last))
   local joined, scored, n = nil, {'ZADD', acked}, 2
   local before, behind, since, record = nil, false, nil, nil
   for i, offset in ipairs(offsets) do
-    if offset ~= before then  -- most stand where the one before them stands
+    if offset ~= before then  -- most members have the same offset as the one before them
       before, behind, since = offset, seq and offset and packed > tonumber(offset), nil
     end
     if behind then
@@ -52,23 +52,19 @@ end
 
 -- im_ack: move offsets forward, never back.
 -- Keys: meta, stream, acked, joined, journal.
--- Arguments: gid, then for each message that is acked: its packed msgid or '' for the newest, its seq where the caller has
--- it from the message itself or from SQL, else '' to have it looked up, how many uids follow, these.
--- Answer: for each message {its packed msgid, or NOMSG, FUTURE, TRIMMED, then for each uid who is no member or whose offset
--- is there already: its number from 0 on, and NOTMEMBER or the packed offset}. Errors: NOGROUP.
-local function ack(keys, args)
-  local head, newest = head_of(keys[1])
-  if not head then
-    return no_group()
-  end
+-- Arguments: gid, then for each acked message: its packed msgid or '' for the newest, its seq if the caller knows it from the
+-- message itself or from SQL, else '' to look it up, how many uids follow, these.
+-- Answer: for each message {its packed msgid, or NOMSG, FUTURE, TRIMMED, then for each uid that is no member or whose offset is
+-- already there: its number from 0 on, and NOTMEMBER or the packed offset}. Errors: NOGROUP.
+define_for_group('im_ack', ALLOW_OOM, function(keys, args, head, newest)
   local answers, records, a = {}, {}, 2
   while args[a] do
     local packed = args[a] == '' and newest or tonumber(args[a])
     local seq, problem = seq_of(keys, packed, args[a + 1], head, newest)
     local first, last = a + 3, a + 2 + tonumber(args[a + 2])
     local unmoved, moves = {problem or decimal(packed)}, {}
-    for start = first, last, AT_ONCE do
-      move(keys, args, start, math.min(start + AT_ONCE - 1, last), first, packed, seq, unmoved, moves)
+    for start = first, last, MAX_UNPACKED do
+      move(keys, args, start, math.min(start + MAX_UNPACKED - 1, last), first, packed, seq, unmoved, moves)
     end
     answers[#answers + 1] = unmoved
     for _, record in ipairs(moves) do
@@ -77,20 +73,16 @@ local function ack(keys, args)
     a = last + 1
   end
   if records[1] then
-    note(keys[5], 'kind', 'ack', 'gid', args[1], 'moves', table.concat(records, RECORD))
+    append_entry(keys[5], 'kind', 'ack', 'gid', args[1], 'moves', table.concat(records, RECORD))
   end
   return answers
-end
+end)
 
--- im_unread: how far a member is behind, all of one moment.
--- Keys: meta, stream, acked, own, recalled. Arguments: uid.
--- Answer: {seq of the newest, last, offset, seq at the offset or '' if that entry is trimmed, how many past the offset do
--- not count: own ones, recalled ones and tombstones}, or NOTMEMBER. Errors: NOGROUP.
-local function unread(keys, args)
-  local head, last = head_of(keys[1])
-  if not head then
-    return no_group()
-  end
+-- im_unread: the position of a member, all of one moment.
+-- Keys: meta, stream, acked, own_unacked, recalled. Arguments: uid.
+-- Answer: {seq of the newest, last, offset, seq at the offset or '' if that entry is trimmed, how many messages past the offset
+-- are not unread: own and recalled ones and tombstones}, or NOTMEMBER. Errors: NOGROUP.
+define_for_group('im_unread', READ_ONLY, function(keys, args, head, last)
   local offset = redis.call('ZSCORE', keys[3], args[1])
   if not offset then
     return 'NOTMEMBER'
@@ -101,16 +93,13 @@ local function unread(keys, args)
   elseif packed == 0 then
     seq = 0
   else
-    -- By the message after it: the one at the offset may be trimmed, or be one that a crash of the server took back.
+    -- From the next message: the one at the offset may be trimmed, or a crash of the server may have lost it.
     if packed >= tonumber(redis.call('HGET', keys[1], 'trimmed') or '0') then
-      local after = messages_in('XRANGE', keys[2], '(' .. unpack_id(packed), '+', 1)[1]
+      local after = first_message('XRANGE', keys[2], '(' .. unpack_id(packed), '+')
       seq = after and tonumber(after[2][2]) - 1 or head
     end
   end
-  local passed, all = own_passed(keys[4], packed)
+  local passed, all = count_acked_own(keys[4], packed)
   local not_counted = all - passed + redis.call('ZCOUNT', keys[5], '(' .. offset, '+inf')
   return {head, decimal(last), offset, seq, not_counted}
-end
-
-redis.register_function{function_name = 'im_ack', callback = ack, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_unread', callback = unread, flags = READS}
+end)

@@ -1,55 +1,59 @@
 #!lua name=imcore
 
--- The Redis functions of imcore: every step that must happen as one.
+-- The Redis functions of imcore: each step that must be atomic.
 --
--- Units. A packed msgid is (ms - EPOCH_MS) * 8192 + n for the stream entry id `ms-n`: exact in a double, so it is a
+-- Units. A packed msgid is (ms - EPOCH_MS) * 8192 + n for the stream entry id `ms-n`. It is exact in a double, so it can be a
 -- sorted-set score and a Lua number. It travels as decimal text. 0 is the position before the first message.
 --
 -- Keys of one group (all in the slot of its partition's hash tag):
---   meta    hash    seq (of the newest message), last (its packed msgid), trimmed (packed, newest entry trimmed away)
---   stream  stream  one entry a message, one consumer group a current member; its last-delivered-id is the offset
+--   meta    hash    seq (of the newest message), last (its packed msgid), trimmed (packed msgid of the newest trimmed entry)
+--   stream  stream  one entry per message, one consumer group per current member; its last-delivered-id is the offset
 --   acked   zset    span key -> packed offset
 --   joined  zset    span key -> newest message at the join
 --   left    zset    span key of a closed span -> newest message at the leave
---   once    hash    uid SEP client_msgid -> "msgid seq", and SEP -> "since length seen" (ms): when it was begun, by its own count
---                   of time, for how long what is in it counts, when it was looked at; two of them take turns, so that each
---                   entry lives long enough. They have no time to live: a server that evicts keys with one would forget them.
---   own     list    per member: packed, oldest first; those past their offset are own messages that are not unread for
---                   them. What their offset has passed since is dropped when the next one comes.
---   recalled zset  packed msgids of recalled messages and of the tombstones that recall them: they are never unread
+--   idempotency_newer, idempotency_older  hashes that rotate, so that each entry lives long enough: uid SEP client_msgid ->
+--                   "msgid seq", and SEP -> "since length seen" (ms): when the table began by its own count of time, for how
+--                   long its entries count, when it was last looked at. Without a TTL: a server may evict keys that have one.
+--   own_unacked list  per member, packed, oldest first. Entries past the offset are own messages, which are not unread.
+--                   Entries that the offset has passed are dropped when the next one is appended.
+--   recalled zset   packed msgids of recalled messages and of the tombstones that recall them: never unread
 -- Keys of one user in one partition:
---   groups_of set   gids of that partition which they are a member of
---   dirty   zset    gid SEP packed msgid -> version; their messages whose tallies changed and were not confirmed yet
+--   groups_of set   gids of the user's groups in that partition
+--   dirty   zset    gid SEP packed msgid -> version; the user's messages whose tallies changed and are not confirmed yet
 -- Keys of one user in the partition of their uid:
---   sessions zset   session id -> end (ms); and their lengths, see sessions.lua
+--   sessions zset   session id -> end (ms), and their lengths (see sessions.lua)
 -- Keys of one partition, beside its journal:
---   online   zset   uid -> when their last session ends (ms)
+--   online   zset   uid -> end of the user's last session (ms)
 --   online_ms string the greatest length of any session
---   creating hash   gid -> "token end length" of a group that is being created in steps, and is not there for anybody yet
---   untold   hash   the same, once the group is there, until all its members are told
+--   creating hash   gid -> "token end length" of a group that is being created in steps and does not exist yet
+--   unnotified hash the same for a group that exists, until all its members are notified
 -- A span key is the uid while the span is open, and uid SEP joined once it is closed.
 --
--- Ends. A lease, a hold, a claim, a session and a creation end at a time of the server's clock (ms), which is kept with the length that
--- it was set with. An end that is further ahead than its length was set before the clock was put back: whoever looks at it cuts it
--- back to that length from now. Nothing ends early by that, and nothing lives on for as long as the clock was wrong.
+-- Ends. A lease, a lock, a session and a creation end at a time of the server's clock (ms), which is stored with the length.
+-- An end that is further ahead than its length was set before the clock was put back. Every reader then cuts it to that length
+-- from now. So nothing ends early, and nothing outlives its length because the clock was wrong.
 --
--- Errors answer with a code as their first word: NOGROUP, EXISTS, CREATING, ABANDONED, CLOCK. An item of a call for many that fails is
--- answered by a code in its place (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others go on.
+-- Errors begin with a code: NOGROUP, EXISTS, CREATING, ABANDONED, CLOCK, LOST. In a call for many items, an item that fails
+-- is answered with a code (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others are carried out.
 
-local VERSION = 6
+local VERSION = 7
 local EPOCH_MS = 1577836800000
 local PER_MS = 8192
 local HIGHEST = 9007199254740991  -- of all packed msgids
 local SEP = '\31'
 local RECORD = '\30'
-local READS = {'no-writes'}
-local WRITES_LITTLE = {'allow-oom'}
+local MAX_UNPACKED = 1000  -- Lua's stack ends at some thousands
 
--- Lua's stack ends at some thousands.
-local AT_ONCE = 1000
+local READ_ONLY = {'no-writes'}
+local ALLOW_OOM = {'allow-oom'}
+local DENY_OOM = {}
+
+local function define(name, flags, callback)
+  redis.register_function{function_name = name, callback = callback, flags = flags}
+end
 
 local function decimal(number)
-  return string.format('%d', number)  -- half of what %.0f takes
+  return string.format('%d', number)  -- twice as fast as %.0f
 end
 
 local function parts_of(id)
@@ -81,14 +85,32 @@ local function now_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
--- An end as it counts now: not further ahead than its length.
+-- An end, cut to its length from now.
 local function end_from(now, ends, length)
   return math.min(tonumber(ends), now + tonumber(length))
 end
 
--- Note in the journal what happened. An entry's id has to be packable like a msgid: when the counter of a millisecond is
--- full (10,000 members at once, or a clock that was put back), go on to the next one.
-local function note(journal, ...)
+-- Let a process hold a lock for a time from now: the value of a hash field becomes "token end length", perhaps with a rest.
+local function set_holder(hash, field, token, length, rest)
+  redis.call('HSET', hash, field, table.concat({token, decimal(now_ms() + length), decimal(length)}, ' ') .. (rest or ''))
+end
+
+-- The token of the process that holds a lock, or has held it last, and whether it has not ended. Nil without one.
+local function holder_of(hash, field)
+  local token, ends, length, rest = string.match(redis.call('HGET', hash, field) or '', '^(%S+) (%d+) (%d+)(.*)$')
+  if token then
+    local now = now_ms()
+    local cut = end_from(now, ends, length)
+    if cut < tonumber(ends) then
+      redis.call('HSET', hash, field, table.concat({token, decimal(cut), length}, ' ') .. rest)
+    end
+    return token, cut > now
+  end
+end
+
+-- Append an entry to the journal. Its id must be packable like a msgid: when the counter of a millisecond is full (10,000
+-- members at once, or a clock that was put back), take an id of the next millisecond.
+local function append_entry(journal, ...)
   local id = redis.call('XADD', journal, '*', ...)
   if string.find(id, '-', -4, true) then
     return id  -- a counter of at most three digits
@@ -101,6 +123,30 @@ local function note(journal, ...)
   return id
 end
 
+-- The answers of a command that answers one value per argument, for any number of arguments from `first` on.
+local function call_for_all(command, key, args, first)
+  if #args < MAX_UNPACKED then
+    return args[first] and redis.call(command, key, unpack(args, first)) or {}
+  end
+  local answers, n = {}, 0
+  for from = first, #args, MAX_UNPACKED do
+    for _, value in ipairs(redis.call(command, key, unpack(args, from, math.min(from + MAX_UNPACKED - 1, #args)))) do
+      n = n + 1
+      answers[n] = value
+    end
+  end
+  return answers
+end
+
+-- A map as XINFO answers it: fields and values in turn.
+local function fields_of(info)
+  local fields = {}
+  for i = 1, #info, 2 do
+    fields[info[i]] = info[i + 1]
+  end
+  return fields
+end
+
 local function no_group()
   return redis.error_reply('NOGROUP there is no such group')
 end
@@ -110,68 +156,86 @@ local function head_of(meta)
   return tonumber(head[1]), tonumber(head[2])
 end
 
+-- Define a function about a group, whose first key is meta; the callback gets seq and last, too. Without a group: NOGROUP.
+local function define_for_group(name, flags, callback)
+  define(name, flags, function(keys, args)
+    local seq, last = head_of(keys[1])
+    if not seq then
+      return no_group()
+    end
+    return callback(keys, args, seq, last)
+  end)
+end
+
 local function member_count(acked, left)
   return redis.call('ZCARD', acked) - redis.call('ZCARD', left)
 end
 
--- Whether an entry of a group's stream is a message: by hand anybody may add something else.
+-- Whether an entry of a group's stream is a message: anybody may add other entries by hand.
 local function is_message(entry)
   local fields = entry[2]
   return fields[1] == 'seq' and fields[13] == 'text'
 end
 
--- Messages of a stream, at most so many, in the order of the command (XRANGE or XREVRANGE). What is none is passed over.
-local function messages_in(command, stream, from, to, count)
-  local found, n, room = {}, 0, tonumber(count)
+-- The first message of a stream in the order of the command (XRANGE or XREVRANGE), nil without one.
+local function first_message(command, stream, from, to)
+  local entry
+  repeat
+    entry = redis.call(command, stream, from, to, 'COUNT', 1)[1]
+    from = entry and '(' .. entry[1]
+  until not entry or is_message(entry)
+  return entry
+end
+
+local FIRST_PAGE_SIZE = 16  -- entries read at once before their sizes are known
+local PAGE_BYTES = 2 ^ 20   -- soft limit for the entries of one answer; a single entry may exceed it
+
+-- How many entries to read next: as many as fit into the bytes left if they are as long as those so far.
+local function next_page_size(entries, bytes, left)
+  return math.max(1, math.min(MAX_UNPACKED, entries == 0 and FIRST_PAGE_SIZE or math.floor(entries * left / (bytes - left + 1))))
+end
+
+-- At most `count` entries from a position on, in the order of the command (XRANGE or XREVRANGE), and at most `limit` bytes of
+-- them, but one entry in any case. And whether more may follow. `bytes_of` answers the size of an entry, false to skip it.
+local function read_page(command, stream, from, to, count, limit, bytes_of)
+  local entries, n, left, size = {}, 0, limit, math.min(count, FIRST_PAGE_SIZE)
   while true do
-    local page = redis.call(command, stream, from, to, 'COUNT', room - n)
-    for _, entry in ipairs(page) do
-      if is_message(entry) then
+    local part = redis.call(command, stream, from, to, 'COUNT', size)
+    for _, entry in ipairs(part) do
+      local bytes = bytes_of(entry)
+      if bytes then
+        left = left - bytes
+        if n == count or (left < 0 and n > 0) then
+          return entries, true
+        end
         n = n + 1
-        found[n] = entry
+        entries[n] = entry
       end
     end
-    if n == room or #page == 0 then
-      return found
+    if #part < size or n == count then
+      return entries, n == count
     end
-    from = '(' .. page[#page][1]
+    from = '(' .. part[#part][1]
+    size = math.min(count - n, next_page_size(n, limit, left))
   end
 end
 
--- Before their size is known, so many entries are read at once.
-local FIRST_PAGE = 16
--- About so many bytes of entries are answered at once, but one entry in any case.
-local PAGE_BYTES = 2 ^ 20
-
--- How many entries fit into the bytes that are left, if they go on like those so far; not so many that much is read in vain.
-local function fitting(entries, bytes, left)
-  return math.max(1, math.min(AT_ONCE, entries == 0 and FIRST_PAGE or math.floor(entries * left / (bytes - left + 1))))
-end
-
--- A page of a stream, oldest first: entries, at most so many, and 1 if others may come after these, else 0.
-local function page_of(stream, from, to, count)
-  local found, n, left, size = {}, 0, PAGE_BYTES, math.min(count, FIRST_PAGE)
-  while true do
-    local entries = redis.call('XRANGE', stream, from, to, 'COUNT', size)
-    for i, entry in ipairs(entries) do
-      found[n + i] = entry
-      for _, value in ipairs(entry[2]) do
-        left = left - #value
-      end
-    end
-    n = n + #entries
-    if #entries < size then
-      return {found, 0}
-    elseif n >= count or left <= 0 then
-      return {found, 1}
-    end
-    from = '(' .. entries[size][1]
-    size = math.min(count - n, fitting(n, PAGE_BYTES, left))
+local function bytes_of_values(entry)
+  local bytes = 0
+  for _, value in ipairs(entry[2]) do
+    bytes = bytes + #value
   end
+  return bytes
 end
 
--- The stream entry of a packed msgid, or nil and why not: NOGROUP, FUTURE, TRIMMED or NOMSG.
-local function find(stream, meta, packed)
+-- A page of a stream, oldest first, with all kinds of entries: {entries, 1 if more may follow else 0}.
+local function entry_page(stream, from, to, count)
+  local entries, more = read_page('XRANGE', stream, from, to, count, PAGE_BYTES, bytes_of_values)
+  return {entries, more and 1 or 0}
+end
+
+-- The message with a packed msgid, or nil and the reason: NOGROUP, FUTURE, TRIMMED or NOMSG.
+local function find_message(stream, meta, packed)
   local id = unpack_id(packed)
   local entry = redis.call('XRANGE', stream, id, id)[1]
   if entry and is_message(entry) then
@@ -186,24 +250,21 @@ local function find(stream, meta, packed)
   return nil, packed <= tonumber(head[2] or '0') and 'TRIMMED' or 'NOMSG'
 end
 
--- A user's live sessions listen on the inbox of every partition.
-local function tell(inboxes, uid, fields)
+-- Publish to a user's live sessions: they are subscribed to the inbox of every partition.
+local function notify(inboxes, uid, fields)
   redis.call('SPUBLISH', inboxes .. uid, table.concat(fields, SEP))
 end
 
--- im_version: which version of this library the server holds.
+-- im_version: the version of the loaded library.
 -- Keys: none. Arguments: none. Answer: an integer.
-local function version()
+define('im_version', READ_ONLY, function()
   return VERSION
-end
+end)
 
--- im_init: fix how many partitions the data has, once.
--- Keys: config. Arguments: partitions, dataset id for new data. Answer: {partitions, dataset id} as they stand.
-local function init(keys, args)
+-- im_init: fix the number of partitions of the data, once.
+-- Keys: config. Arguments: partitions, dataset id for new data. Answer: {partitions, dataset id} as stored.
+define('im_init', DENY_OOM, function(keys, args)
   redis.call('HSETNX', keys[1], 'partitions', args[1])
   redis.call('HSETNX', keys[1], 'dataset', args[2])
   return redis.call('HMGET', keys[1], 'partitions', 'dataset')
-end
-
-redis.register_function{function_name = 'im_version', callback = version, flags = READS}
-redis.register_function{function_name = 'im_init', callback = init}
+end)

@@ -1,9 +1,9 @@
--- Groups and who is in them.
+-- Groups and memberships.
 
--- For how long a creation in steps lives without another step.
+-- A creation in steps ends after this time without another step.
 local CREATION_MS = 10000
 
--- Begin a span after the newest message. Returns false for one who is a member already.
+-- Begin a span after the newest message. Returns false for a member.
 local function begin_span(group, uid, groups_of)
   if redis.call('ZSCORE', group.acked, uid) then
     return false
@@ -16,45 +16,35 @@ local function begin_span(group, uid, groups_of)
   return true
 end
 
--- The creation of a group: its token, and whether its process lives. Nil if there is none.
-local function creation_of(creations, gid)
-  local token, ends, length = string.match(redis.call('HGET', creations, gid) or '', '^(%S+) (%d+) (%d+)$')
-  if token then
-    local now = now_ms()
-    local cut = end_from(now, ends, length)
-    if cut < tonumber(ends) then
-      redis.call('HSET', creations, gid, table.concat({token, decimal(cut), length}, ' '))
-    end
-    return token, cut > now
+-- Drop all that a group keeps of a current member, except the span.
+local function remove_member(stream, uid, groups_of, own_unacked, gid)
+  redis.call('XGROUP', 'DESTROY', stream, uid)
+  redis.call('SREM', groups_of, gid)
+  redis.call('UNLINK', own_unacked)
+end
+
+-- The error if another creation is in the way, whose process is alive or has died over it, or if the clock is wrong.
+local function creation_conflict(creating, gid, token)
+  local holder, is_alive = holder_of(creating, gid)
+  if holder and holder ~= token then
+    return redis.error_reply(
+      is_alive and 'CREATING another process creates the group' or 'ABANDONED the group was created by half')
+  elseif now_ms() < EPOCH_MS + 1000 then
+    return redis.error_reply('CLOCK the clock of the server stands before 2020')
   end
 end
 
-local function keep_creation(creations, gid, token)
-  redis.call('HSET', creations, gid, table.concat({token, decimal(now_ms() + CREATION_MS), CREATION_MS}, ' '))
+-- The token of a creation that a repair has undone: for a while no other creation may begin.
+local UNDONE = '-'
+
+-- Whether a creation of the group has begun, even if it is abandoned.
+local function is_being_created(creating, gid)
+  local token = holder_of(creating, gid)
+  return token and token ~= UNDONE
 end
 
--- What keeps a creation from beginning: another one, whose process lives or has died over it. Nil if nothing does.
-local function in_the_way(creating, gid, token)
-  local holder, lives = creation_of(creating, gid)
-  if not holder or holder == token then
-    return nil
-  elseif lives then
-    return redis.error_reply('CREATING another process creates the group')
-  end
-  return redis.error_reply('ABANDONED the group was created by half')
-end
-
--- The token in the place of a creation that who mends the group has undone: for a while nobody may begin another one.
-local MENDED = '-'
-
--- Whether somebody has begun to create the group, be it that this is given up.
-local function is_created(creating, gid)
-  local token = creation_of(creating, gid)
-  return token and token ~= MENDED
-end
-
--- Whether the group is there: then no creation of it goes on, however it came there, as from SQL after a loss of Redis.
-local function is_there(meta, creating, gid)
+-- Whether the group exists. Then no creation of it continues, however the group came there, as from SQL after a loss of Redis.
+local function group_exists(meta, creating, gid)
   if redis.call('EXISTS', meta) == 0 then
     return false
   end
@@ -62,26 +52,18 @@ local function is_there(meta, creating, gid)
   return true
 end
 
-local function is_before_epoch()
-  return tonumber(redis.call('TIME')[1]) * 1000 <= EPOCH_MS
-end
-
-local function wrong_clock()
-  return redis.error_reply('CLOCK the clock of the server stands before 2020')
-end
-
--- Let a group be there from now on. The journal does not name its members: whoever reads it finds them by where they joined.
-local function found(gid, meta, journal, groups)
+-- Make a group visible. The journal does not name its members: its readers find them by where they joined.
+local function make_visible(gid, meta, journal, groups)
   redis.call('HSET', meta, 'seq', 0, 'last', 0)
   redis.call('SADD', groups, gid)
-  note(journal, 'kind', 'group', 'gid', gid)
+  append_entry(journal, 'kind', 'group', 'gid', gid)
 end
 
--- im_create: a new group with its first members, in one step; the same group again changes nothing.
+-- im_create: create a group with its first members, in one step; the same group again changes nothing.
 -- Keys: meta, stream, acked, joined, left, journal, groups, creating, then groups_of of each member.
--- Arguments: gid, start of the inbox channels, then the uid of each member. Answer: {members, seq, last}.
+-- Arguments: gid, prefix of the inbox channels, then the uid of each member. Answer: {members, seq, last}.
 -- Errors: EXISTS, CREATING, ABANDONED, CLOCK.
-local function create(keys, args)
+define('im_create', DENY_OOM, function(keys, args)
   local gid = args[1]
   local seq, last = head_of(keys[1])
   if seq then
@@ -94,51 +76,47 @@ local function create(keys, args)
     end
     return {#args - 2, seq, decimal(last)}
   end
-  local problem = in_the_way(keys[8], gid)
+  local problem = creation_conflict(keys[8], gid)
   if problem then
     return problem
-  elseif is_before_epoch() then
-    return wrong_clock()
   end
   local group = {gid = gid, stream = keys[2], acked = keys[3], joined = keys[4], seq = 0, last = 0}
   for i = 3, #args do
     begin_span(group, args[i], keys[6 + i])
   end
-  found(gid, keys[1], keys[6], keys[7])
+  make_visible(gid, keys[1], keys[6], keys[7])
   for i = 3, #args do
-    tell(args[2], args[i], {'j', gid})
+    notify(args[2], args[i], {'j', gid})
   end
   return {#args - 2, 0, '0'}
-end
+end)
 
--- A group with more members than one call takes is created in steps. Until im_create_end there is no such group for anybody, since
--- its meta is missing; then it is there, whole. Each step renews the creation, whose token says which members it is to have: so the
--- same creation again goes on where it ended, and another one has to wait until that has ended, and is undone.
+-- A group with more members than one call can add is created in steps. Until im_create_end the group does not exist for
+-- anybody, since its meta is missing. Each step renews the creation, whose token says which members it is to have: so the same
+-- creation can be resumed, and another one must wait until the first has ended and is undone.
 
--- im_create_begin: begin to create a group in steps, or go on with that.
--- Keys: meta, acked, left, creating, untold. Arguments: gid, token.
--- Answer: {members, seq, last, 1 if they may not have been told} if the group is there already, else {}.
+-- im_create_begin: begin to create a group in steps, or resume.
+-- Keys: meta, acked, left, creating, unnotified. Arguments: gid, token.
+-- Answer: {members, seq, last, 1 if they may not have been notified} if the group exists, else {}.
 -- Errors: CREATING, ABANDONED, CLOCK.
-local function create_begin(keys, args)
-  if is_there(keys[1], keys[4], args[1]) then
+define('im_create_begin', DENY_OOM, function(keys, args)
+  if group_exists(keys[1], keys[4], args[1]) then
     local seq, last = head_of(keys[1])
     return {member_count(keys[2], keys[3]), seq, decimal(last), redis.call('HGET', keys[5], args[1]) and 1 or 0}
   end
-  local problem = in_the_way(keys[4], args[1], args[2])
+  local problem = creation_conflict(keys[4], args[1], args[2])
   if problem then
     return problem
-  elseif is_before_epoch() then
-    return wrong_clock()
   end
-  keep_creation(keys[4], args[1], args[2])
+  set_holder(keys[4], args[1], args[2], CREATION_MS)
   return {}
-end
+end)
 
--- im_create_add: give first members to a group that is being created.
+-- im_create_add: add first members to a group that is being created.
 -- Keys: creating, meta, stream, acked, joined, then groups_of of each. Arguments: gid, token, then each uid.
--- Answer: how many were new, or LOST if the creation is the caller's no more, or the group is there.
-local function create_add(keys, args)
-  if is_there(keys[2], keys[1], args[1]) or creation_of(keys[1], args[1]) ~= args[2] then
+-- Answer: how many were new, or LOST if the creation is not the caller's any more, or the group exists.
+define('im_create_add', DENY_OOM, function(keys, args)
+  if group_exists(keys[2], keys[1], args[1]) or holder_of(keys[1], args[1]) ~= args[2] then
     return 'LOST'
   end
   local group = {gid = args[1], stream = keys[3], acked = keys[4], joined = keys[5], seq = 0, last = 0}
@@ -146,53 +124,53 @@ local function create_add(keys, args)
   for i = 3, #args do
     added = added + (begin_span(group, args[i], keys[3 + i]) and 1 or 0)
   end
-  keep_creation(keys[1], args[1], args[2])
+  set_holder(keys[1], args[1], args[2], CREATION_MS)
   return added
-end
+end)
 
--- im_create_end: let the group be there.
--- Keys: creating, meta, acked, journal, groups, untold. Arguments: gid, token, how many members it is to have.
+-- im_create_end: make the group visible.
+-- Keys: creating, meta, acked, journal, groups, unnotified. Arguments: gid, token, how many members it is to have.
 -- Answer: how many it has, or LOST.
-local function create_end(keys, args)
-  if is_there(keys[2], keys[1], args[1]) or creation_of(keys[1], args[1]) ~= args[2]
+define('im_create_end', DENY_OOM, function(keys, args)
+  if group_exists(keys[2], keys[1], args[1]) or holder_of(keys[1], args[1]) ~= args[2]
       or redis.call('ZCARD', keys[3]) ~= tonumber(args[3]) then
     return 'LOST'
   end
-  found(args[1], keys[2], keys[4], keys[5])
+  make_visible(args[1], keys[2], keys[4], keys[5])
   redis.call('HDEL', keys[1], args[1])
-  keep_creation(keys[6], args[1], args[2])
+  set_holder(keys[6], args[1], args[2], CREATION_MS)
   return tonumber(args[3])
-end
+end)
 
--- im_create_tell: tell the live sessions of members that they are in a group; with the last call all are told.
--- Keys: untold, acked. Arguments: gid, start of the inbox channels, 1 if this is the last call, then uids.
--- Answer: how many were told.
-local function create_tell(keys, args)
-  local told = 0
+-- im_create_notify: publish to the live sessions of members that they joined; after the last call all are notified.
+-- Keys: unnotified, acked. Arguments: gid, prefix of the inbox channels, 1 if this is the last call, then uids.
+-- Answer: how many were notified.
+define('im_create_notify', ALLOW_OOM, function(keys, args)
+  local notified = 0
   for i = 4, #args do
     if redis.call('ZSCORE', keys[2], args[i]) then
-      tell(args[2], args[i], {'j', args[1]})
-      told = told + 1
+      notify(args[2], args[i], {'j', args[1]})
+      notified = notified + 1
     end
   end
   if args[3] == '1' then
     redis.call('HDEL', keys[1], args[1])
   end
-  return told
-end
+  return notified
+end)
 
--- im_create_undo: take away what is left of a creation whose process has died, some members at a time; without uids, end it. The
--- stream stays, empty: no role but that of workers may make an end of one.
+-- im_create_undo: undo the creation of a process that has died, some members at a time; without uids, end it. The stream stays,
+-- empty: only the role of workers may delete one.
 -- Keys: creating, meta, stream, acked, joined, then groups_of of each.
--- Arguments: gid, 1 from who mends the group and does not care whether its process lives, then uids.
--- Answer: 1, or 0 if that creation lives after all, or the group is there.
-local function create_undo(keys, args)
-  local token, lives = creation_of(keys[1], args[1])
-  local mends = args[2] == '1'
-  if is_there(keys[2], keys[1], args[1]) or not token or lives and not mends then
+-- Arguments: gid, 1 from a repair, which undoes a creation that is alive, too, then uids.
+-- Answer: 1, or 0 if that creation is alive after all, or the group exists.
+define('im_create_undo', ALLOW_OOM, function(keys, args)
+  local token, is_alive = holder_of(keys[1], args[1])
+  local is_repair = args[2] == '1'
+  if group_exists(keys[2], keys[1], args[1]) or not token or is_alive and not is_repair then
     return 0
-  elseif mends then
-    keep_creation(keys[1], args[1], MENDED)  -- so no step of it follows, and no other one begins
+  elseif is_repair then
+    set_holder(keys[1], args[1], UNDONE, CREATION_MS)  -- so no step of it follows, and no other one begins
   end
   local has_stream = redis.call('EXISTS', keys[3]) == 1
   for i = 3, #args do
@@ -209,60 +187,47 @@ local function create_undo(keys, args)
         redis.call('ZREM', key, by_hand)
       end
     end
-    if not mends then
+    if not is_repair then
       redis.call('HDEL', keys[1], args[1])
     end
   end
   return 1
-end
+end)
 
 -- im_abandoned: the creations of a partition whose processes have died.
--- Keys: creating or untold. Arguments: none. Answer: their gids.
-local function abandoned(keys)
+-- Keys: creating or unnotified. Arguments: none. Answer: their gids.
+define('im_abandoned', ALLOW_OOM, function(keys)
   local gids = {}
   for _, gid in ipairs(redis.call('HKEYS', keys[1])) do
-    local token, lives = creation_of(keys[1], gid)
+    local token, is_alive = holder_of(keys[1], gid)
     if not token then
       redis.call('HDEL', keys[1], gid)  -- written by hand
-    elseif not lives then
+    elseif not is_alive then
       gids[#gids + 1] = gid
     end
   end
   return gids
-end
+end)
 
-local function join(group, uid, groups_of)
-  if begin_span(group, uid, groups_of) then
-    note(group.journal, 'kind', 'join', 'gid', group.gid, 'uid', uid, 'joined', decimal(group.last))
-    tell(group.inboxes, uid, {'j', group.gid})
-  end
-end
-
--- im_join: add members; one who is a member already stays as they are.
+-- im_join: add members; a member stays as they are.
 -- Keys: meta, stream, acked, joined, left, journal, then groups_of of each.
--- Arguments: gid, start of the inbox channels, then each uid. Answer: {members, seq, last}. Errors: NOGROUP.
-local function join_many(keys, args)
-  local seq, last = head_of(keys[1])
-  if not seq then
-    return no_group()
-  end
-  local group = {gid = args[1], inboxes = args[2], stream = keys[2], acked = keys[3], joined = keys[4], journal = keys[6],
-    seq = seq, last = last}
+-- Arguments: gid, prefix of the inbox channels, then each uid. Answer: {members, seq, last}. Errors: NOGROUP.
+define_for_group('im_join', DENY_OOM, function(keys, args, seq, last)
+  local group = {gid = args[1], stream = keys[2], acked = keys[3], joined = keys[4], seq = seq, last = last}
   for i = 3, #args do
-    join(group, args[i], keys[4 + i])
+    if begin_span(group, args[i], keys[4 + i]) then
+      append_entry(keys[6], 'kind', 'join', 'gid', args[1], 'uid', args[i], 'joined', decimal(last))
+      notify(args[2], args[i], {'j', args[1]})
+    end
   end
   return {member_count(keys[3], keys[5]), seq, decimal(last)}
-end
+end)
 
--- im_leave: end memberships; one who is no member is passed over.
--- A closed span keeps its scores under its own key; a span that covers no message is dropped.
--- Keys: meta, stream, acked, joined, left, journal, then groups_of and own of each.
--- Arguments: gid, start of the inbox channels, then each uid. Answer: {members, seq, last}. Errors: NOGROUP.
-local function leave_many(keys, args)
-  local seq, last = head_of(keys[1])
-  if not seq then
-    return no_group()
-  end
+-- im_leave: end memberships; a uid that is no member is skipped.
+-- A closed span keeps its scores under its own key; a span without messages is dropped.
+-- Keys: meta, stream, acked, joined, left, journal, then groups_of and own_unacked of each.
+-- Arguments: gid, prefix of the inbox channels, then each uid. Answer: {members, seq, last}. Errors: NOGROUP.
+define_for_group('im_leave', ALLOW_OOM, function(keys, args, seq, last)
   local stream, acked, joined, left = keys[2], keys[3], keys[4], keys[5]
   for i = 3, #args do
     local uid = args[i]
@@ -273,38 +238,21 @@ local function leave_many(keys, args)
       redis.call('ZREM', joined, uid)
       if last > tonumber(from) then
         local span = uid .. SEP .. from
-        -- A crash of both servers may have taken the message at the offset, and all after it.
+        -- A crash of both servers may have lost the message at the offset, and all after it.
         redis.call('ZADD', acked, tonumber(offset) > last and decimal(last) or offset, span)
         redis.call('ZADD', joined, from, span)
         redis.call('ZADD', left, decimal(last), span)
       end
-      redis.call('XGROUP', 'DESTROY', stream, uid)
-      redis.call('SREM', keys[1 + 2 * i], args[1])
-      redis.call('UNLINK', keys[2 + 2 * i])
-      note(keys[6], 'kind', 'leave', 'gid', args[1], 'uid', uid, 'joined', from, 'left', decimal(last))
-      tell(args[2], uid, {'l', args[1]})
+      remove_member(stream, uid, keys[1 + 2 * i], keys[2 + 2 * i], args[1])
+      append_entry(keys[6], 'kind', 'leave', 'gid', args[1], 'uid', uid, 'joined', from, 'left', decimal(last))
+      notify(args[2], uid, {'l', args[1]})
     end
   end
   return {member_count(acked, left), seq, decimal(last)}
-end
+end)
 
--- im_group: what a group is now.
+-- im_group: the size of a group.
 -- Keys: meta, acked, left. Arguments: none. Answer: {members, seq, last}. Errors: NOGROUP.
-local function show(keys)
-  local seq, last = head_of(keys[1])
-  if not seq then
-    return no_group()
-  end
+define_for_group('im_group', READ_ONLY, function(keys, _, seq, last)
   return {member_count(keys[2], keys[3]), seq, decimal(last)}
-end
-
-redis.register_function{function_name = 'im_create', callback = create}
-redis.register_function{function_name = 'im_create_begin', callback = create_begin}
-redis.register_function{function_name = 'im_create_add', callback = create_add}
-redis.register_function{function_name = 'im_create_end', callback = create_end}
-redis.register_function{function_name = 'im_create_tell', callback = create_tell, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_create_undo', callback = create_undo, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_abandoned', callback = abandoned, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_join', callback = join_many}
-redis.register_function{function_name = 'im_leave', callback = leave_many, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_group', callback = show, flags = READS}
+end)

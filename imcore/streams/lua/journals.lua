@@ -1,10 +1,10 @@
--- Journals, as workers take and confirm their entries; dead letters. How often an entry has failed that is not done stands in
--- the hash `failures` of its partition, by kind SEP id.
+-- Journals as workers read and confirm their entries; dead letters. The hash `failures` of a partition counts, by kind SEP id,
+-- how often an open entry has failed.
 
 local TRIM_AT_ONCE = 10000
 
--- Where the entries of a journal begin that some kind of worker has not done. All kinds that follow it count, or, with
--- `only`, these. Returns nil if one of these has not begun.
+-- The id from which on entries are not done by some kind of worker: any kind that reads the journal or, with `only`, these.
+-- Nil if one of these has not begun.
 local function lowest_undone(journal, only, kinds)
   local missing, lowest_ms, lowest_n = {}, nil, nil
   for _, kind in ipairs(kinds) do
@@ -13,11 +13,8 @@ local function lowest_undone(journal, only, kinds)
   if redis.call('EXISTS', journal) == 0 then
     return nil
   end
-  for _, fields in ipairs(redis.call('XINFO', 'GROUPS', journal)) do
-    local info = {}
-    for i = 1, #fields, 2 do
-      info[fields[i]] = fields[i + 1]
-    end
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', journal)) do
+    local info = fields_of(group)
     if missing[info.name] or not only then
       missing[info.name] = nil
       local ms, n = parts_of(info['last-delivered-id'])
@@ -36,9 +33,9 @@ local function lowest_undone(journal, only, kinds)
   return string.format('%.0f-%.0f', lowest_ms, lowest_n)
 end
 
--- im_follow: let a kind of worker see a journal, from its first entry on. Again: nothing.
+-- im_create_consumer_group: let a kind of worker read a journal, from its first entry on. Again: nothing.
 -- Keys: journal. Arguments: kind. Answer: 1 if it is new.
-local function follow(keys, args)
+define('im_create_consumer_group', ALLOW_OOM, function(keys, args)
   local answer = redis.pcall('XGROUP', 'CREATE', keys[1], args[1], '0', 'MKSTREAM')
   if not answer['err'] then
     return 1
@@ -47,30 +44,29 @@ local function follow(keys, args)
     return 0
   end
   return answer
-end
+end)
 
--- im_take: entries of a journal for a consumer, without waiting.
--- Keys: journal. Arguments: kind, consumer, '>' for new entries or, for those it has taken and not done, the id that
--- they come after, count.
--- Answer: entries; one that was taken and is no longer in the journal has no fields.
-local function take(keys, args)
-  local found = redis.call('XREADGROUP', 'GROUP', args[1], args[2], 'COUNT', args[4], 'STREAMS', keys[1], args[3])
-  if not found or not found[1] then
+-- im_read: entries of a journal for a consumer, without waiting.
+-- Keys: journal. Arguments: kind, consumer, '>' for new entries or, for open ones of this consumer, the id to start after, count.
+-- Answer: entries; an open one that was deleted from the journal has no fields.
+define('im_read', ALLOW_OOM, function(keys, args)
+  local streams = redis.call('XREADGROUP', 'GROUP', args[1], args[2], 'COUNT', args[4], 'STREAMS', keys[1], args[3])
+  if not streams or not streams[1] then
     return {}
   end
-  return type(found[1]) == 'table' and found[1][2] or found[2]  -- fakeredis answers {key, entries} without a list around
-end
+  return type(streams[1]) == 'table' and streams[1][2] or streams[2]  -- fakeredis answers {key, entries} without a list around
+end)
 
--- im_entries: a page of a journal or of dead letters, oldest first, without taking them.
--- Keys: either. Arguments: first id, last id (XRANGE forms), at most so many. Answer: {entries, 1 if others may come after these else 0}.
-local function entries(keys, args)
-  return page_of(keys[1], args[1], args[2], tonumber(args[3]))
-end
+-- im_entries: a page of a journal or of dead letters, oldest first, without assigning its entries to a consumer.
+-- Keys: either. Arguments: first id, last id (XRANGE forms), limit. Answer: {entries, 1 if more may follow else 0}.
+define('im_entries', READ_ONLY, function(keys, args)
+  return entry_page(keys[1], args[1], args[2], tonumber(args[3]))
+end)
 
--- im_done: entries are handled. Who has told senders of them says what that came to, unless others have done them all.
--- Keys: journal, failures, storm. Arguments: kind, how many ids follow, these, and perhaps what `count_storm` takes.
--- Answer: how many of them were still open.
-local function done(keys, args)
+-- im_done: confirm entries. A worker that has published receipts reports the counts, unless others have confirmed all entries.
+-- Keys: journal, failures, coalescing. Arguments: kind, how many ids follow, these, and optionally the arguments of
+-- `add_coalescing`. Answer: how many of them were still open.
+define('im_done', ALLOW_OOM, function(keys, args)
   local last = 2 + tonumber(args[2])
   if redis.call('EXISTS', keys[2]) == 1 then
     local fields = {}
@@ -81,24 +77,24 @@ local function done(keys, args)
   end
   local count = redis.call('XACK', keys[1], args[1], unpack(args, 3, last))
   if args[last + 1] and count > 0 then
-    count_storm(keys[3], args, last + 1)
+    add_coalescing(keys[3], args, last + 1)
   end
   return count
-end
+end)
 
--- im_holders: which consumers have entries open.
+-- im_consumers: the consumers that have open entries.
 -- Keys: journal. Arguments: kind. Answer: their names.
-local function holders(keys, args)
+define('im_consumers', READ_ONLY, function(keys, args)
   local names = {}
-  for _, holder in ipairs(redis.call('XPENDING', keys[1], args[1])[4] or {}) do
-    names[#names + 1] = holder[1]
+  for _, consumer in ipairs(redis.call('XPENDING', keys[1], args[1])[4] or {}) do
+    names[#names + 1] = consumer[1]
   end
   return names
-end
+end)
 
--- im_claim: give a consumer what another one, which is dead, has taken and not done.
+-- im_claim: assign the open entries of a dead consumer to another one.
 -- Keys: journal. Arguments: kind, consumer, dead consumer, count. Answer: how many it got.
-local function claim(keys, args)
+define('im_claim', ALLOW_OOM, function(keys, args)
   local ids = {}
   for _, pending in ipairs(redis.call('XPENDING', keys[1], args[1], '-', '+', args[4], args[3])) do
     ids[#ids + 1] = pending[1]
@@ -109,12 +105,12 @@ local function claim(keys, args)
   ids[#ids + 1] = 'JUSTID'
   redis.call('XCLAIM', keys[1], args[1], args[2], 0, unpack(ids))
   return #ids - 1
-end
+end)
 
--- im_fail: an entry could not be handled. It stays open, and the last of so many failures makes it a dead letter.
--- Keys: journal, dead letters, failures. Arguments: kind, id, reason, how many failures.
--- Answer: {failures so far, id of the dead letter or ''}; 0 failures if somebody has done it meanwhile.
-local function fail(keys, args)
+-- im_fail: count a failure of an entry. It stays open; after the last allowed failure it becomes a dead letter.
+-- Keys: journal, dead, failures. Arguments: kind, id, reason, how many failures are allowed.
+-- Answer: {failures so far, id of the dead letter or ''}; 0 failures if it has been done meanwhile.
+define('im_fail', ALLOW_OOM, function(keys, args)
   if not redis.call('XPENDING', keys[1], args[1], args[2], args[2], 1)[1] then
     return {0, ''}
   end
@@ -125,51 +121,50 @@ local function fail(keys, args)
   end
   local entry = redis.call('XRANGE', keys[1], args[2], args[2])[1]
   local fields = {'dead_worker', args[1], 'dead_reason', args[3], 'dead_entry', args[2], 'dead_deliveries', failures}
-  for _, each in ipairs(entry and entry[2] or {}) do
-    fields[#fields + 1] = each
+  for _, value in ipairs(entry and entry[2] or {}) do
+    fields[#fields + 1] = value
   end
   local id = redis.call('XADD', keys[2], '*', unpack(fields))
   redis.call('HDEL', keys[3], field)
   redis.call('XACK', keys[1], args[1], args[2])
   return {failures, id}
-end
+end)
 
--- im_requeue: put a dead letter back into the journal. The new entry says in `of` which one it was at first: when it
--- happened, and before what, stays as it was; and in `for` which kind of worker it is for: the others have done it, or have
--- a letter of their own.
--- Keys: dead letters, journal. Arguments: id. Answer: id of the new entry, NONE if there is no such dead letter, or EMPTY
--- if nothing is left of its entry.
-local function requeue(keys, args)
+-- im_requeue: put a dead letter back into the journal. The new entry names the first one in `of`, whose time and order it keeps,
+-- and its kind of worker in `for`: the others have done it, or have a dead letter of their own.
+-- Keys: dead, journal. Arguments: id. Answer: id of the new entry, NONE without such a dead letter, or EMPTY if nothing is left
+-- of its entry.
+define('im_requeue', ALLOW_OOM, function(keys, args)
   local letter = redis.call('XRANGE', keys[1], args[1], args[1])[1]
   if not letter then
     return 'NONE'
   end
-  local said, fields, of = letter[2], {}, letter[2][6]
-  if #said <= 8 then
+  local letter_fields, fields, of = letter[2], {}, letter[2][6]
+  if #letter_fields <= 8 then
     return 'EMPTY'
   end
-  for i = 9, #said, 2 do
-    if said[i] == 'of' then
-      of = said[i + 1]
-    elseif said[i] ~= 'for' then
-      fields[#fields + 1] = said[i]
-      fields[#fields + 1] = said[i + 1]
+  for i = 9, #letter_fields, 2 do
+    if letter_fields[i] == 'of' then
+      of = letter_fields[i + 1]
+    elseif letter_fields[i] ~= 'for' then
+      fields[#fields + 1] = letter_fields[i]
+      fields[#fields + 1] = letter_fields[i + 1]
     end
   end
   local n = #fields
-  fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = 'of', of, 'for', said[2]
+  fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = 'of', of, 'for', letter_fields[2]
   redis.call('XDEL', keys[1], args[1])
-  return note(keys[2], unpack(fields))
-end
+  return append_entry(keys[2], unpack(fields))
+end)
 
--- im_drop: forget a dead letter.
--- Keys: dead letters. Arguments: id. Answer: 1 if it was there.
-local function drop(keys, args)
+-- im_drop: delete a dead letter.
+-- Keys: dead. Arguments: id. Answer: 1 if it existed.
+define('im_drop', ALLOW_OOM, function(keys, args)
   return redis.call('XDEL', keys[1], args[1])
-end
+end)
 
--- Who holds a lease ("token length"), nil if nobody does. One without an end is of nobody's making, and ends, too.
-local function holder_of(lease)
+-- The holder of a lease ("token length"), nil if it is free. A lease without an end was written by hand, and gets one.
+local function lease_holder(lease)
   local holder, length = string.match(redis.call('GET', lease) or '', '^(%S+) (%d+)$')
   if holder then
     local left = redis.call('PTTL', lease)
@@ -180,10 +175,10 @@ local function holder_of(lease)
   return holder
 end
 
--- im_lease: the sign of life of a worker process; who holds it keeps it for so long, or gives it back.
--- Keys: lease. Arguments: token of the process, ms (0: give it back). Answer: 1, or 0 if another process holds it.
-local function lease(keys, args)
-  local holder = holder_of(keys[1])
+-- im_lease: take, renew or release the lease of a process.
+-- Keys: lease. Arguments: token of the process, ms (0: release). Answer: 1, or 0 if another process holds it.
+define('im_lease', ALLOW_OOM, function(keys, args)
+  local holder = lease_holder(keys[1])
   if holder and holder ~= args[1] then
     return 0
   end
@@ -193,48 +188,34 @@ local function lease(keys, args)
     redis.call('SET', keys[1], args[1] .. ' ' .. args[2], 'PX', args[2])
   end
   return 1
-end
+end)
 
--- im_is_held: whether some process holds a lease. Keys: lease. Arguments: none. Answer: 1 or 0.
-local function is_held(keys)
-  return holder_of(keys[1]) and 1 or 0
-end
+-- im_is_held: whether a process holds a lease. Keys: lease. Arguments: none. Answer: 1 or 0.
+define('im_is_held', ALLOW_OOM, function(keys)
+  return lease_holder(keys[1]) and 1 or 0
+end)
 
--- im_undone: where the entries begin that some kind of worker has not done.
--- Keys: journal. Arguments: 1 if only these kinds count, 0 if all that follow the journal, then each kind that must have
--- begun. Answer: an id, or '' if one has not.
-local function undone(keys, args)
+-- im_undone: the id from which on entries are not done by some kind of worker.
+-- Keys: journal. Arguments: 1 if only these kinds count, 0 for all that read the journal, then each kind that must have begun.
+-- Answer: an id, or '' if one has not begun.
+define('im_undone', READ_ONLY, function(keys, args)
   return lowest_undone(keys[1], args[1] == '1', {unpack(args, 2)}) or ''
-end
+end)
 
--- im_trim_journal: drop the entries that every kind of worker has done, and what is left of their failures: an entry that
--- somebody has deleted by hand leaves some. The server stands still meanwhile: more than TRIM_AT_ONCE entries take more than one call,
--- and of more than AT_ONCE failures some are looked at, by chance: in the end all of them.
+-- im_trim_journal: drop the entries that every kind of worker has done, and failures of entries that were deleted by hand.
+-- The server is blocked meanwhile, so more than TRIM_AT_ONCE entries need more than one call, and of more than MAX_UNPACKED
+-- failures a random sample is checked: in the end all of them.
 -- Keys: journal, failures. Arguments: each kind that must have begun. Answer: how many were dropped; 0 if none is left to drop.
-local function trim_journal(keys, args)
+define('im_trim_journal', ALLOW_OOM, function(keys, args)
   local lowest = lowest_undone(keys[1], false, args)
   if not lowest then
     return 0
   end
-  for _, field in ipairs(redis.call('HRANDFIELD', keys[2], AT_ONCE) or {}) do
+  for _, field in ipairs(redis.call('HRANDFIELD', keys[2], MAX_UNPACKED) or {}) do
     if is_after(lowest, string.match(field, '[^' .. SEP .. ']+$')) then
       redis.call('HDEL', keys[2], field)
     end
   end
   local dropped = redis.call('XTRIM', keys[1], 'MINID', '~', lowest, 'LIMIT', TRIM_AT_ONCE)
   return dropped > 0 and dropped or redis.call('XTRIM', keys[1], 'MINID', lowest)
-end
-
-redis.register_function{function_name = 'im_follow', callback = follow, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_take', callback = take, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_entries', callback = entries, flags = READS}
-redis.register_function{function_name = 'im_done', callback = done, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_holders', callback = holders, flags = READS}
-redis.register_function{function_name = 'im_claim', callback = claim, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_fail', callback = fail, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_requeue', callback = requeue, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_drop', callback = drop, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_lease', callback = lease, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_is_held', callback = is_held, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_undone', callback = undone, flags = READS}
-redis.register_function{function_name = 'im_trim_journal', callback = trim_journal, flags = WRITES_LITTLE}
+end)

@@ -1,111 +1,10 @@
--- Messages: sent, withdrawn, pulled, trimmed.
+-- Messages: send, recall, pull, trim.
 
--- So many own messages that an offset has passed are forgotten at once; the rest with the next message.
-local MOST_FORGOTTEN = 200000
+-- At most this many acked own messages are dropped at once; the rest with the next message.
+local MAX_TRIMMED_OWN = 200000
 
--- A table of client_msgids counts its age in steps, from one look at it to the next. Between two looks the clock may have jumped,
--- and nobody can tell that from a long wait. So a step, ahead or back, counts as one such part of the table's length at most: a
--- jump ahead makes a table older by one step, and the jump back makes it younger again. A table lives two steps longer than
--- promised, and so outlives two jumps ahead that nobody has put right. Where nobody looks for longer than a step, a table lives
--- longer still: it goes after 18 looks.
-local ONCE_STEPS = 16
-local SPARE_STEPS = 2
-
--- A shorter step is not written down, but added to the next one.
-local SHORTEST_STEP = 1 / 8
-
-local function once_step(length)
-  return math.max(1, math.floor(length / ONCE_STEPS))
-end
-
--- How long a table lives in which client_msgids count for so long.
-local function once_life(length)
-  return length + SPARE_STEPS * once_step(length)
-end
-
--- How old a table of client_msgids is, as it counts, and for how long what is in it counts (ms); nil if it is not there. And whether
--- a step was written down.
-local function age_of_once(once, now)
-  local since, length, seen = string.match(redis.call('HGET', once, SEP) or '', '^(%d+) (%d+) (%d+)$')
-  if not since then
-    return redis.call('EXISTS', once) == 1 and 0 or nil, 0
-  end
-  since, length = tonumber(since), tonumber(length)
-  local step, longest = now - tonumber(seen), once_step(length)
-  local is_noted = step < 0 or step > longest * SHORTEST_STEP
-  if is_noted then
-    local counted = math.max(-longest, math.min(step, longest))
-    since = math.min(since + step - counted, now)
-    redis.call('HSET', once, SEP, table.concat({decimal(since), decimal(length), decimal(now)}, ' '))
-  end
-  return now - since, length, is_noted
-end
-
--- Two tables of client_msgids take turns: once the newer one is as old as it lives, it becomes the older one, as soon as the one
--- before it is as old, too, and dropped. Whatever was noted in the newer one counts from then on for as long again.
--- Returns what age_of_once says of the newer one then.
-local function rotate_idempotency(newer, older, now)
-  local age, length, is_noted = age_of_once(newer, now)
-  local is_due = not age or age >= once_life(length)
-  if not is_due and not is_noted then
-    return age, length
-  end
-  local older_age, older_length = age_of_once(older, now)
-  if older_age and older_age >= once_life(older_length) then
-    redis.call('UNLINK', older)
-    older_age = nil
-  end
-  if age and is_due and not older_age then
-    redis.call('RENAME', newer, older)
-    redis.call('HSET', older, SEP, table.concat({decimal(now), decimal(length), decimal(now)}, ' '))
-    age = nil
-  end
-  return age, length
-end
-
--- Begin the newer table, whose age is given, if it is not there, and let what is in it count for `once_ms` at least.
-local function begin_once(newer, once_ms, now, age, length)
-  if not age or length < once_ms then
-    redis.call('HSET', newer, SEP, table.concat({decimal(now - (age or 0)), decimal(once_ms), decimal(now)}, ' '))
-  end
-end
-
--- What the client_msgids of drafts, which are the arguments from the fourth on, have made before: by field (uid SEP
--- client_msgid), "msgid seq". And what keep_made wants to know of the newer table.
-local function made_before(newer, older, args)
-  local fields, made, once = {}, {}, {}
-  for a = 4, #args, 4 do
-    if args[a + 1] ~= '' then
-      fields[#fields + 1] = args[a] .. SEP .. args[a + 1]
-    end
-  end
-  if #fields > 0 then
-    once.now = now_ms()
-    once.age, once.length = rotate_idempotency(newer, older, once.now)
-  end
-  for first = 1, #fields, AT_ONCE do
-    local last = math.min(first + AT_ONCE - 1, #fields)
-    local new = redis.call('HMGET', newer, unpack(fields, first, last))
-    local old = redis.call('HMGET', older, unpack(fields, first, last))
-    for i = 1, #new do
-      made[fields[first + i - 1]] = new[i] or old[i]
-    end
-  end
-  return made, once
-end
-
--- Keep what client_msgids have made now: fields and values in turn.
-local function keep_made(newer, made, once_ms, once)
-  if made[1] then
-    begin_once(newer, once_ms, once.now, once.age, once.length)
-  end
-  for first = 1, #made, AT_ONCE do
-    redis.call('HSET', newer, unpack(made, first, math.min(first + AT_ONCE - 1, #made)))
-  end
-end
-
--- A sender as one call of im_send sees them, or nil if they are no member; `id` is set once their offset has moved.
-local function sender_of(senders, uid, keys)
+-- The state of a sender within one call of im_send, nil for no member. `id` is set once their offset has moved.
+local function load_sender(senders, uid, keys)
   local offset = redis.call('ZSCORE', keys[3], uid)
   if offset then
     senders[uid] = {offset = tonumber(offset), span = redis.call('ZSCORE', keys[4], uid)}
@@ -113,8 +12,8 @@ local function sender_of(senders, uid, keys)
   return senders[uid]
 end
 
--- How many of the first messages in a list of own ones an offset has passed, and how many there are.
-local function own_passed(own, offset)
+-- How many of the first messages in an own_unacked list an offset has passed, and the length of the list.
+local function count_acked_own(own, offset)
   local low, high = 0, redis.call('LLEN', own)
   local all = high
   if all == 0 or tonumber(redis.call('LINDEX', own, 0)) > offset then
@@ -131,43 +30,39 @@ local function own_passed(own, offset)
   return low, all
 end
 
--- Note an own message past the offset, and forget those that the offset has passed.
-local function keep_own(own, packed, offset)
+-- Append an own message past the offset, and drop those that the offset has passed.
+local function append_own_unacked(own, packed, offset)
   local oldest = redis.call('LINDEX', own, 0)
   if oldest and tonumber(oldest) <= offset then
-    local passed, all = own_passed(own, offset)
+    local passed, all = count_acked_own(own, offset)
     if passed == all then
       redis.call('UNLINK', own)
     else
-      redis.call('LTRIM', own, math.min(passed, MOST_FORGOTTEN), -1)
+      redis.call('LTRIM', own, math.min(passed, MAX_TRIMMED_OWN), -1)
     end
   end
   redis.call('RPUSH', own, decimal(packed))
 end
 
--- im_send: store messages, tell every online member, and note them for the workers.
--- A sender who was caught up stays caught up; otherwise the message waits in their `own` list.
--- A client_msgid that the sender has used before stores nothing and is answered with the message it made.
--- Keys: meta, stream, acked, joined, once newer, once older, journal, then the sender's own list for each message.
--- Arguments: gid, push channel, once_ms, then for each message: uid, client_msgid or '', sent_at in ms or '', content.
--- Answer: for each message {msgid, seq, 1 if it was known already}, or NOTMEMBER. Errors: NOGROUP.
-local function send(keys, args)
-  local seq, last = head_of(keys[1])
-  if not seq then
-    return no_group()
-  end
-  local gid, channel, once_ms = args[1], args[2], tonumber(args[3])
+-- im_send: store messages, publish them to the online members, and append them to the journal.
+-- A sender who was caught up stays caught up; otherwise the message is appended to their own_unacked list.
+-- A client_msgid that the sender has used before stores nothing; it is answered with the message that it made.
+-- Keys: meta, stream, acked, joined, idempotency_newer, idempotency_older, journal, then own_unacked of each message's sender.
+-- Arguments: gid, push channel, idempotency_ms, then for each message: uid, client_msgid or '', sent_at in ms or '', content.
+-- Answer: for each message {msgid, seq, 1 if it was stored before}, or NOTMEMBER. Errors: NOGROUP.
+define_for_group('im_send', DENY_OOM, function(keys, args, seq, last)
+  local gid, channel, idempotency_ms = args[1], args[2], tonumber(args[3])
   local answers, senders, first_id, last_id, stored = {}, {}, nil, nil, 0
-  local made, once = made_before(keys[5], keys[6], args)
-  local news = {}
+  local known, state = known_client_msgids(keys[5], keys[6], args)
+  local new_pairs = {}
   for i = 8, #keys do
     local a = 4 * (i - 7)
     local uid, cid, sent, text = args[a], args[a + 1], args[a + 2], args[a + 3]
     local field = cid ~= '' and uid .. SEP .. cid
-    local known = field and made[field]
-    local sender = not known and (senders[uid] or sender_of(senders, uid, keys))
-    if known then
-      local id, number = string.match(known, '^(%S+) (%d+)$')
+    local made = field and known[field]
+    local sender = not made and (senders[uid] or load_sender(senders, uid, keys))
+    if made then
+      local id, number = string.match(made, '^(%S+) (%d+)$')
       answers[i - 7] = {id, tonumber(number), 1}
     elseif not sender then
       answers[i - 7] = 'NOTMEMBER'
@@ -181,11 +76,11 @@ local function send(keys, args)
       if caught_up then
         sender.offset, sender.id, sender.seq = last, id, seq
       else
-        keep_own(keys[i], last, sender.offset)
+        append_own_unacked(keys[i], last, sender.offset)
       end
       if field then
-        made[field] = id .. ' ' .. seq
-        news[#news + 1], news[#news + 2] = field, made[field]
+        known[field] = id .. ' ' .. seq
+        new_pairs[#new_pairs + 1], new_pairs[#new_pairs + 2] = field, known[field]
       end
       redis.call('SPUBLISH', channel, table.concat({'m', gid, id, seq, uid, cid, sent, text}, SEP))
       first_id, last_id, stored = first_id or id, id, stored + 1
@@ -198,37 +93,26 @@ local function send(keys, args)
       redis.call('XGROUP', 'SETID', keys[2], uid, sender.id, 'ENTRIESREAD', sender.seq)
     end
   end
-  keep_made(keys[5], news, once_ms, once)
+  store_client_msgids(keys[5], new_pairs, idempotency_ms, state)
   if stored > 0 then
     redis.call('HSET', keys[1], 'seq', seq, 'last', decimal(last))
     if stored == 1 then
-      note(keys[7], 'kind', 'msg', 'gid', gid, 'first', first_id)
+      append_entry(keys[7], 'kind', 'msg', 'gid', gid, 'first', first_id)
     else
-      note(keys[7], 'kind', 'msg', 'gid', gid, 'first', first_id, 'last', last_id, 'n', stored)
+      append_entry(keys[7], 'kind', 'msg', 'gid', gid, 'first', first_id, 'last', last_id, 'n', stored)
     end
   end
   return answers
-end
+end)
 
--- im_rotate_idempotency: let client_msgids go that count no more, also of a group in which nobody says anything.
--- Keys: once newer, once older. Arguments: none. Answer: how many tables are left.
-local function rotate(keys)
-  rotate_idempotency(keys[1], keys[2], now_ms())
-  return redis.call('EXISTS', keys[1], keys[2])
-end
-
--- im_recall: withdraw a message. A tombstone goes its way, through the stream to every member; the message keeps its seq,
--- its receipts stay answerable, and neither of the two is unread for anyone.
--- Keys: meta, stream, acked, joined, recalled, journal, own of the message's sender. Arguments: gid, push channel, uid
--- that recalls, packed msgid, the message's sender, 1 if the uid may recall what others have sent.
+-- im_recall: recall a message. A tombstone goes through the stream to every member. The message keeps its seq and its
+-- receipts, and neither message nor tombstone is unread for anyone.
+-- Keys: meta, stream, acked, joined, recalled, journal, own_unacked of the message's sender. Arguments: gid, push channel, uid
+-- that recalls, packed msgid, the message's sender, 1 if the uid may recall messages of others.
 -- Answer: {msgid of the tombstone, its seq}, or NOMSG, FUTURE, TRIMMED, NOTSENDER, RECALLED, TOMBSTONE. Errors: NOGROUP.
-local function recall(keys, args)
-  local seq, last = head_of(keys[1])
-  if not seq then
-    return no_group()
-  end
+define_for_group('im_recall', ALLOW_OOM, function(keys, args, seq, last)
   local gid, uid, target, sender = args[1], args[3], args[4], args[5]
-  local entry, problem = find(keys[2], keys[1], tonumber(target))
+  local entry, problem = find_message(keys[2], keys[1], tonumber(target))
   if entry then
     sender = entry[2][4]
     if entry[2][15] then
@@ -256,14 +140,14 @@ local function recall(keys, args)
     redis.call('ZADD', keys[3], packed, uid)
     redis.call('XGROUP', 'SETID', keys[2], uid, id, 'ENTRIESREAD', seq + 1)
   end
-  note(keys[6], 'kind', 'msg', 'gid', gid, 'first', id)
+  append_entry(keys[6], 'kind', 'msg', 'gid', gid, 'first', id)
   redis.call('SPUBLISH', args[2], table.concat({'r', gid, id, seq + 1, uid, target}, SEP))
   return {id, seq + 1}
-end
+end)
 
--- Entries as members may see them: of a recalled message the text is gone, and a field more says so. A tombstone has a
--- field more that names what it recalls.
-local function seen(entries, recalled)
+-- Entries as members may see them: a recalled message has an empty text and the field `recalled`. A tombstone has the field
+-- `recalls`, which names the recalled message.
+local function hide_recalled(entries, recalled)
   if #entries == 0 or redis.call('EXISTS', recalled) == 0 then
     return entries
   end
@@ -276,63 +160,45 @@ local function seen(entries, recalled)
   return entries
 end
 
--- im_range: a page of a group's stream, oldest first, also what is no message.
--- Keys: stream, recalled. Arguments: first id, last id (XRANGE forms), at most so many. Answer: {entries, 1 if others may come after
--- these else 0}.
-local function range(keys, args)
-  local page = page_of(keys[1], args[1], args[2], tonumber(args[3]))
-  seen(page[1], keys[2])
+-- im_range: a page of a group's stream, oldest first, with entries that are no messages.
+-- Keys: stream, recalled. Arguments: first id, last id (XRANGE forms), limit. Answer: {entries, 1 if more may follow else 0}.
+define('im_range', READ_ONLY, function(keys, args)
+  local page = entry_page(keys[1], args[1], args[2], tonumber(args[3]))
+  hide_recalled(page[1], keys[2])
   return page
+end)
+
+local function text_bytes(entry)
+  return is_message(entry) and #entry[2][14]
 end
 
--- Messages from a position on, in the order of the command (XRANGE or XREVRANGE): at most so many, and so many bytes of text, but one in
--- any case. And whether others come after these.
+-- At most `count` messages from a position on, in the order of the command (XRANGE or XREVRANGE), and at most `bytes` of text,
+-- but one message in any case. And whether more may follow.
 local function messages_within(command, stream, from, to, count, bytes)
-  local found, n, room, page_size = {}, 0, bytes, math.min(count, FIRST_PAGE)
-  while true do
-    local page = redis.call(command, stream, from, to, 'COUNT', page_size)
-    for _, entry in ipairs(page) do
-      if is_message(entry) then
-        room = room - #entry[2][14]
-        if n == count or (room < 0 and n > 0) then
-          return found, true
-        end
-        n = n + 1
-        found[n] = entry
-      end
-    end
-    if #page < page_size or n == count then
-      return found, n == count
-    end
-    from = '(' .. page[#page][1]
-    page_size = math.min(count - n, fitting(n, bytes, room))
-  end
+  return read_page(command, stream, from, to, count, bytes, text_bytes)
 end
 
--- Who of some members may not be handed what comes after a position to all alike: their numbers, each with NOTMEMBER, or
--- with the later position after which they joined.
+-- The members who may not get all messages after a position: for each their number, then NOTMEMBER or the later position
+-- after which they joined.
 local function apart_of(joined, args, first, start)
   local apart = {}
-  for from = first, #args, AT_ONCE do
-    local scores = redis.call('ZMSCORE', joined, unpack(args, from, math.min(from + AT_ONCE - 1, #args)))
-    for i, score in ipairs(scores) do
-      if not score or tonumber(score) > start then
-        apart[#apart + 1] = from - first + i - 1
-        apart[#apart + 1] = score or 'NOTMEMBER'
-      end
+  for i, score in ipairs(call_for_all('ZMSCORE', joined, args, first)) do
+    if not score or tonumber(score) > start then
+      apart[#apart + 1] = i - 1
+      apart[#apart + 1] = score or 'NOTMEMBER'
     end
   end
   return apart
 end
 
--- im_pull: what members have not acked, oldest first.
--- Keys: meta, stream, acked, joined, recalled. Arguments: packed msgid to start after or '' for the first uid's offset; at
--- most so many messages; at most so many bytes of text, but one message in any case; then the uids that all start there.
--- For one uid alone, a start before they joined is moved up to there.
--- Answer: {start, trimmed, seq of the newest, 1 if Redis has more after these else 0, entries, {number of a uid from 0 on,
--- and NOTMEMBER or the packed msgid after which they joined, for each who may not be handed all of that}}; entries up to
--- `trimmed` are in SQL only. For one uid alone NOTMEMBER. Errors: NOGROUP.
-local function pull(keys, args)
+-- im_pull: the messages that members have not acked, oldest first.
+-- Keys: meta, stream, acked, joined, recalled. Arguments: packed msgid to start after, or '' for the first uid's offset; limit;
+-- limit of bytes of text, exceeded by the first message only; then the uids that all start there.
+-- For a single uid, a start before they joined is moved up to there.
+-- Answer: {start, trimmed, seq of the newest, 1 if Redis has more after these else 0, entries, {number of a uid from 0 on, then
+-- NOTMEMBER or the packed msgid after which they joined, for each uid who may not get all of that}}; messages up to `trimmed`
+-- are in SQL only. For a single uid that is no member: NOTMEMBER. Errors: NOGROUP.
+define('im_pull', READ_ONLY, function(keys, args)
   local meta = redis.call('HMGET', keys[1], 'seq', 'trimmed', 'last')
   if not meta[1] then
     return no_group()
@@ -352,26 +218,26 @@ local function pull(keys, args)
   end
   local entries, count = {}, tonumber(args[2])
   if tonumber(start) < tonumber(meta[2] or '0') then
-    count = math.min(count, FIRST_PAGE)  -- there may be so many in SQL that these are asked for again
+    count = math.min(count, FIRST_PAGE_SIZE)  -- SQL may have as many, and then these are asked for again
   end
   if #apart < 2 * (#args - 3) then
     local after = '(' .. unpack_id(tonumber(start))
     entries = messages_within('XRANGE', keys[2], after, '+', count, tonumber(args[3]))
   end
   local more = entries[1] and pack(entries[#entries][1]) < tonumber(meta[3]) and 1 or 0
-  return {start, meta[2] or '0', tonumber(meta[1]), more, seen(entries, keys[5]), apart}
-end
+  return {start, meta[2] or '0', tonumber(meta[1]), more, hide_recalled(entries, keys[5]), apart}
+end)
 
--- im_trim: drop the entries of a stream up to a message, which stays known as the trim point.
--- A group that somebody mends is left as it is.
--- Keys: meta, stream, mending. Arguments: gid, packed msgid. Answer: how many were dropped, or NOMSG, FUTURE, TRIMMED.
+-- im_trim: drop the entries of a stream up to a message, which is remembered as the trim point.
+-- A group that is being repaired is left as it is.
+-- Keys: meta, stream, group_locks. Arguments: gid, packed msgid. Answer: how many were dropped, or NOMSG, FUTURE, TRIMMED.
 -- Errors: NOGROUP.
-local function trim(keys, args)
+define('im_trim', ALLOW_OOM, function(keys, args)
   if redis.call('HGET', keys[3], args[1]) then
     return 0
   end
   local packed = tonumber(args[2])
-  local entry, problem = find(keys[2], keys[1], packed)
+  local entry, problem = find_message(keys[2], keys[1], packed)
   if problem == 'NOGROUP' then
     return no_group()
   elseif not entry then
@@ -379,11 +245,4 @@ local function trim(keys, args)
   end
   redis.call('HSET', keys[1], 'trimmed', args[2])
   return redis.call('XTRIM', keys[2], 'MINID', unpack_id(packed + 1))
-end
-
-redis.register_function{function_name = 'im_send', callback = send}
-redis.register_function{function_name = 'im_rotate_idempotency', callback = rotate, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_recall', callback = recall, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_range', callback = range, flags = READS}
-redis.register_function{function_name = 'im_pull', callback = pull, flags = READS}
-redis.register_function{function_name = 'im_trim', callback = trim, flags = WRITES_LITTLE}
+end)

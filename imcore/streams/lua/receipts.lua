@@ -1,11 +1,11 @@
--- Receipts: who has read what, and what senders are told of it.
+-- Receipts: tallies, readers, digests for senders.
 
 local function is_before(one, other)
   return tonumber(one) < tonumber(other)
 end
 
--- How many spans have acked each message from one to another, which are counted. The later, the fewer: where it is the
--- same on both sides, it is the same between.
+-- Count the spans that have acked each message between two that are counted. The counts never rise with later messages, so
+-- where both ends are equal, all between are.
 local function count_between(acked, messages, low, high, counts)
   local count = counts[messages[low]]
   if count == counts[messages[high]] then
@@ -20,9 +20,9 @@ local function count_between(acked, messages, low, high, counts)
   end
 end
 
--- What the tallies of some messages (packed, as decimals; one at least) are made of. Where nobody came or went between
--- them, how many spans began before a message and how many ended before it is the same for all.
-local function tallying(keys, messages)
+-- The counts that the tallies of messages (packed, as decimals; at least one) are computed from. If no span begins or ends
+-- between them, these two counts are the same for all.
+local function tally_context(keys, messages)
   for i = 2, #messages do
     if is_before(messages[i], messages[i - 1]) then
       table.sort(messages, is_before)
@@ -30,7 +30,7 @@ local function tallying(keys, messages)
     end
   end
   local lowest, highest = messages[1], messages[#messages]
-  local common = {joined = keys[4], left = keys[5], acked = keys[3], spans = redis.call('ZCARD', keys[4]), offsets = {}}
+  local context = {joined = keys[4], left = keys[5], acked = keys[3], spans = redis.call('ZCARD', keys[4]), offsets = {}}
   local before = redis.call('ZCOUNT', keys[4], '-inf', '(' .. lowest)
   local ended = redis.call('ZCOUNT', keys[5], '-inf', '(' .. lowest)
   local counts = {[lowest] = redis.call('ZCOUNT', keys[3], lowest, '+inf')}
@@ -40,35 +40,35 @@ local function tallying(keys, messages)
   end
   if lowest == highest or before == redis.call('ZCOUNT', keys[4], '-inf', '(' .. highest)
       and ended == redis.call('ZCOUNT', keys[5], '-inf', '(' .. highest) then
-    common.before, common.ended = before, ended
+    context.before, context.ended = before, ended
   end
-  common.counts = counts
-  return common
+  context.counts = counts
+  return context
 end
 
--- The offset of a sender within the span that they sent in; -1 where there is none.
-local function offset_in_span(common, sender, span)
+-- The offset of a sender within the span they sent in; -1 without one.
+local function offset_in_span(context, sender, span)
   local key = sender .. SEP .. span
-  local offset = common.offsets[key]
+  local offset = context.offsets[key]
   if not offset then
-    local is_open = redis.call('ZSCORE', common.joined, sender) == span
-    offset = tonumber(redis.call('ZSCORE', common.acked, is_open and sender or key) or '-1')
-    common.offsets[key] = offset
+    local is_open = redis.call('ZSCORE', context.joined, sender) == span
+    offset = tonumber(redis.call('ZSCORE', context.acked, is_open and sender or key) or '-1')
+    context.offsets[key] = offset
   end
   return offset
 end
 
--- Read and unread of one message; the sender is a recipient in none of the counts (an admin who recalls has no span).
+-- Read and unread of one message. The sender is counted in neither (an admin who recalls has no span).
 --   read       = spans that have acked it - spans that began at or after it - the sender, if they have acked it
 --   recipients = spans that began before it - spans that ended before it - the sender
-local function tally(common, message, sender, span)
-  local before = common.before or redis.call('ZCOUNT', common.joined, '-inf', '(' .. message)
-  local ended = common.ended or redis.call('ZCOUNT', common.left, '-inf', '(' .. message)
-  local read = common.counts[message] - (common.spans - before)
+local function tally(context, message, sender, span)
+  local before = context.before or redis.call('ZCOUNT', context.joined, '-inf', '(' .. message)
+  local ended = context.ended or redis.call('ZCOUNT', context.left, '-inf', '(' .. message)
+  local read = context.counts[message] - (context.spans - before)
   local recipients = before - ended
   if span ~= '' then
     recipients = recipients - 1
-    if offset_in_span(common, sender, span) >= tonumber(message) then
+    if offset_in_span(context, sender, span) >= tonumber(message) then
       read = read - 1
     end
   end
@@ -76,19 +76,19 @@ local function tally(common, message, sender, span)
 end
 
 -- im_tally: read and unread of messages.
--- Keys: meta, stream, acked, joined, left. Arguments: for each message its packed msgid, sender and the sender's span; the
--- last two '' to have them looked up.
+-- Keys: meta, stream, acked, joined, left. Arguments: for each message its packed msgid, sender and the sender's span; the last
+-- two are '' to be looked up.
 -- Answer: for each {read, unread}, or NOMSG, FUTURE, TRIMMED. Errors: NOGROUP.
-local function tally_many(keys, args)
+define('im_tally', READ_ONLY, function(keys, args)
   local answers, messages = {}, {}
   for i = 1, #args, 3 do
     messages[#messages + 1] = args[i]
   end
-  local common = args[1] and tallying(keys, messages)
+  local context = args[1] and tally_context(keys, messages)
   for i = 1, #args, 3 do
     local message, sender, span, problem = args[i], args[i + 1], args[i + 2], nil
     if sender == '' then
-      local entry, why = find(keys[2], keys[1], tonumber(message))
+      local entry, why = find_message(keys[2], keys[1], tonumber(message))
       problem = why
       if entry then
         sender, span = entry[2][4], entry[2][6]
@@ -99,62 +99,57 @@ local function tally_many(keys, args)
     elseif problem then
       answers[#answers + 1] = problem
     else
-      local read, not_read = tally(common, message, sender, span)
+      local read, not_read = tally(context, message, sender, span)
       answers[#answers + 1] = {read, not_read}
     end
   end
   return answers
-end
+end)
 
 -- im_status: the newest messages in Redis with their tallies, newest first.
--- Keys: meta, stream, acked, joined, left, recalled. Arguments: id to start before (XREVRANGE form, '+' for the newest); at most so
--- many messages; at most so many bytes of text, but one message in any case.
+-- Keys: meta, stream, acked, joined, left, recalled. Arguments: id to start before (XREVRANGE form, '+' for the newest); limit;
+-- limit of bytes of text, exceeded by the first message only.
 -- Answer: {trimmed, {entry, read, unread} for each, 1 if Redis has more before these else 0}. Errors: NOGROUP.
-local function status(keys, args)
+define('im_status', READ_ONLY, function(keys, args)
   local trimmed = redis.call('HMGET', keys[1], 'seq', 'trimmed')
   if not trimmed[1] then
     return no_group()
   end
   local answers = {}
   local entries, more = messages_within('XREVRANGE', keys[2], args[1], '-', tonumber(args[2]), tonumber(args[3]))
-  if #seen(entries, keys[6]) > 0 then
+  if #hide_recalled(entries, keys[6]) > 0 then
     local messages = {}
     for i, entry in ipairs(entries) do
       messages[#entries + 1 - i] = decimal(pack(entry[1]))
     end
-    local common = tallying(keys, messages)
+    local context = tally_context(keys, messages)
     for i, entry in ipairs(entries) do
-      local read, not_read = tally(common, messages[#entries + 1 - i], entry[2][4], entry[2][6])
+      local read, not_read = tally(context, messages[#entries + 1 - i], entry[2][4], entry[2][6])
       answers[i] = {entry, read, not_read}
     end
   end
   return {trimmed[2] or '0', answers, more and 1 or 0}
-end
+end)
 
--- Put spans, some of those that began before a message, to those that have read it or to those that have not. One that ended before the
--- message, or is no more, is of neither.
-local function sort_spans(keys, message, spans, read, unread)
-  for first = 1, #spans, AT_ONCE do
-    local last = math.min(first + AT_ONCE - 1, #spans)
-    local acked = redis.call('ZMSCORE', keys[3], unpack(spans, first, last))
-    local left = redis.call('ZMSCORE', keys[5], unpack(spans, first, last))
-    for i = 1, #acked do
-      if acked[i] and tonumber(acked[i]) >= message then
-        read[#read + 1] = spans[first + i - 1]
-      elseif acked[i] and (not left[i] or tonumber(left[i]) >= message) then
-        unread[#unread + 1] = spans[first + i - 1]
-      end
+-- Append spans that began before a message to `read` or `unread`. A span that ended before the message, or is gone, is skipped.
+local function split_spans(keys, message, spans, read, unread)
+  local acked, left = call_for_all('ZMSCORE', keys[3], spans, 1), call_for_all('ZMSCORE', keys[5], spans, 1)
+  for i, span in ipairs(spans) do
+    if acked[i] and tonumber(acked[i]) >= message then
+      read[#read + 1] = span
+    elseif acked[i] and (not left[i] or tonumber(left[i]) >= message) then
+      unread[#unread + 1] = span
     end
   end
 end
 
--- im_readers: the spans behind a tally, a page of them, from which the caller takes the names.
--- Keys: meta, stream, acked, joined, left, recalled. Arguments: packed msgid, cursor ('0' at first), about how many.
--- Answer: {entry or '' if trimmed, cursor of the next page or '0', spans that have read it, spans that have not, packed msgid of the
--- newest message}, or NOMSG, FUTURE. Errors: NOGROUP.
-local function readers(keys, args)
+-- im_readers: a page of the spans behind a tally, from which the caller takes the names.
+-- Keys: meta, stream, acked, joined, left, recalled. Arguments: packed msgid, cursor ('0' at first), approximate count.
+-- Answer: {entry or '' if trimmed, cursor of the next page or '0', spans that have read it, spans that have not, packed msgid
+-- of the newest message}, or NOMSG, FUTURE. Errors: NOGROUP.
+define('im_readers', READ_ONLY, function(keys, args)
   local message = tonumber(args[1])
-  local entry, problem = find(keys[2], keys[1], message)
+  local entry, problem = find_message(keys[2], keys[1], message)
   if problem == 'NOGROUP' then
     return no_group()
   elseif not entry and problem ~= 'TRIMMED' then
@@ -167,34 +162,31 @@ local function readers(keys, args)
       spans[#spans + 1] = page[2][i]
     end
   end
-  sort_spans(keys, message, spans, read, unread)
-  return {entry and seen({entry}, keys[6])[1] or '', page[1], read, unread, redis.call('HGET', keys[1], 'last')}
-end
+  split_spans(keys, message, spans, read, unread)
+  return {entry and hide_recalled({entry}, keys[6])[1] or '', page[1], read, unread, redis.call('HGET', keys[1], 'last')}
+end)
 
--- im_readers_left: the same of spans that have ended since the newest message was this one: their names have changed meanwhile.
--- Keys: meta, stream, acked, joined, left, recalled. Arguments: packed msgid, packed msgid of the newest, how many to pass over, count.
+-- im_readers_left: the same for spans that ended at or after a message: their keys have changed since it was the newest.
+-- Keys: meta, stream, acked, joined, left, recalled. Arguments: packed msgid, packed msgid of that newest message, offset, count.
 -- Answer: {spans that have read it, spans that have not, how many were looked at}.
-local function readers_left(keys, args)
+define('im_readers_left', READ_ONLY, function(keys, args)
   local ended = redis.call('ZRANGEBYSCORE', keys[5], args[2], '+inf', 'LIMIT', args[3], args[4])
   local spans, read, unread = {}, {}, {}
-  for first = 1, #ended, AT_ONCE do
-    local last = math.min(first + AT_ONCE - 1, #ended)
-    for i, joined in ipairs(redis.call('ZMSCORE', keys[4], unpack(ended, first, last))) do
-      if joined and tonumber(joined) < tonumber(args[1]) then
-        spans[#spans + 1] = ended[first + i - 1]
-      end
+  for i, joined in ipairs(call_for_all('ZMSCORE', keys[4], ended, 1)) do
+    if joined and tonumber(joined) < tonumber(args[1]) then
+      spans[#spans + 1] = ended[i]
     end
   end
-  sort_spans(keys, tonumber(args[1]), spans, read, unread)
+  split_spans(keys, tonumber(args[1]), spans, read, unread)
   return {read, unread, #ended}
-end
+end)
 
--- im_changes: the messages whose tallies moves of offsets have changed, at most so many, and so many bytes as go into a page.
--- Keys: meta, stream. Arguments: count, then segments: packed msgid it begins after, packed msgid it ends with, and the uid
--- if one member alone has moved over it (whose own messages it does not change), else ''.
+-- im_changes: a page of the messages whose tallies were changed by moves of offsets, limited by count and by PAGE_BYTES.
+-- Keys: meta, stream. Arguments: count, then segments: packed msgid it begins after, packed msgid it ends with, and the uid if
+-- a single member has moved over it (which does not change their own messages), else ''.
 -- Answer: {trimmed, {sender, packed msgid, the sender's span} for each message, where the next call begins after or ''}.
 -- Messages up to `trimmed` are in SQL only. Errors: NOGROUP.
-local function changes(keys, args)
+define('im_changes', READ_ONLY, function(keys, args)
   local meta = redis.call('HMGET', keys[1], 'seq', 'trimmed')
   if not meta[1] then
     return no_group()
@@ -217,14 +209,14 @@ local function changes(keys, args)
     end
   end
   return {meta[2] or '0', answers, ''}
-end
+end)
 
--- im_tell: mark messages as changed for their sender, and push one digest to the sender's live sessions, with the tallies
--- as they are now: so a higher version never has an older tally, whoever tells.
--- Each message gets a version of its own, from the one that the digest names upwards.
--- Keys: meta, version counter, acked, joined, left, dirty. Arguments: inbox channel, gid, sender, then for each message, in
--- order, its packed msgid and the sender's span. Answer: how many connections got the digest. Errors: NOGROUP.
-local function tell_sender(keys, args)
+-- im_publish_receipts: mark messages as changed for their sender, and publish one digest to the sender's live sessions. Its
+-- tallies are counted in the same step, so a higher version never has an older tally, whichever process publishes.
+-- Each message gets a version of its own; the digest names the lowest.
+-- Keys: meta, version, acked, joined, left, dirty. Arguments: inbox channel, gid, sender, then for each message, in order, its
+-- packed msgid and the sender's span. Answer: how many connections got the digest. Errors: NOGROUP.
+define('im_publish_receipts', ALLOW_OOM, function(keys, args)
   if redis.call('EXISTS', keys[1]) == 0 then
     return no_group()
   end
@@ -234,62 +226,46 @@ local function tell_sender(keys, args)
   for i = 4, #args, 2 do
     messages[#messages + 1] = args[i]
   end
-  local digest, common = {'d', gid, decimal(version)}, tallying(keys, messages)
-  local marks, n = {'ZADD', keys[6]}, 2
+  local digest, context = {'d', gid, decimal(version)}, tally_context(keys, messages)
+  local dirty, n = {'ZADD', keys[6]}, 2
   for i = 4, #args, 2 do
-    local read, not_read = tally(common, args[i], sender, args[i + 1])
+    local read, not_read = tally(context, args[i], sender, args[i + 1])
     digest[#digest + 1] = args[i] .. ' ' .. read .. ' ' .. not_read
-    marks[n + 1], marks[n + 2] = decimal(version), gid .. SEP .. args[i]
+    dirty[n + 1], dirty[n + 2] = decimal(version), gid .. SEP .. args[i]
     n = n + 2
     version = version + 1
-    if n > AT_ONCE or i + 2 > #args then
-      redis.call(unpack(marks, 1, n))
+    if n > MAX_UNPACKED or i + 2 > #args then
+      redis.call(unpack(dirty, 1, n))
       n = 2
     end
   end
   return redis.call('SPUBLISH', args[1], table.concat(digest, SEP))
-end
+end)
 
--- im_confirm: the sender has taken over these tallies. A message that changed again since stays marked.
--- The journal notes how many readers were confirmed: with that, SQL alone tells which tallies changed since.
+-- im_confirm: the sender confirms these tallies. A message that has changed again since stays dirty.
+-- The journal entry says how many readers were confirmed, so that SQL alone can find the tallies that changed since.
 -- Keys: dirty, journal. Arguments: for each message: gid SEP packed msgid, version, read. Answer: how many are confirmed.
-local function confirm(keys, args)
-  local marks, gone, confirmed = {}, {}, {}
+define('im_confirm', ALLOW_OOM, function(keys, args)
+  local messages, is_confirmed, confirmed = {}, {}, {}
   for i = 1, #args, 3 do
-    marks[#marks + 1] = args[i]
+    messages[#messages + 1] = args[i]
   end
-  for first = 1, #marks, AT_ONCE do
-    local versions = redis.call('ZMSCORE', keys[1], unpack(marks, first, math.min(first + AT_ONCE - 1, #marks)))
-    local told = {'ZREM', keys[1]}
-    for i, version in ipairs(versions) do
-      local a = 3 * (first + i) - 5
-      if version and tonumber(version) <= tonumber(args[a + 1]) and not gone[args[a]] then
-        gone[args[a]] = true
-        told[#told + 1] = args[a]
-        confirmed[#confirmed + 1] = args[a] .. SEP .. args[a + 2]
-      end
-    end
-    if told[3] then
-      redis.call(unpack(told))
+  for i, version in ipairs(call_for_all('ZMSCORE', keys[1], messages, 1)) do
+    local message, a = messages[i], 3 * i - 2
+    if version and tonumber(version) <= tonumber(args[a + 1]) and not is_confirmed[message] then
+      is_confirmed[message] = true
+      redis.call('ZREM', keys[1], message)
+      confirmed[#confirmed + 1] = message .. SEP .. args[a + 2]
     end
   end
   if #confirmed > 0 then
-    note(keys[2], 'kind', 'confirm', 'tallies', table.concat(confirmed, RECORD))
+    append_entry(keys[2], 'kind', 'confirm', 'tallies', table.concat(confirmed, RECORD))
   end
   return #confirmed
-end
+end)
 
--- im_dirty: a page of the messages whose tallies changed, in the order they last changed.
+-- im_dirty_receipts: a page of the messages whose tallies changed, in the order of their last change.
 -- Keys: dirty. Arguments: version to start after, count. Answer: {gid SEP packed msgid, version, ...}.
-local function dirty(keys, args)
+define('im_dirty_receipts', READ_ONLY, function(keys, args)
   return redis.call('ZRANGE', keys[1], '(' .. args[1], '+inf', 'BYSCORE', 'LIMIT', 0, args[2], 'WITHSCORES')
-end
-
-redis.register_function{function_name = 'im_tally', callback = tally_many, flags = READS}
-redis.register_function{function_name = 'im_status', callback = status, flags = READS}
-redis.register_function{function_name = 'im_readers', callback = readers, flags = READS}
-redis.register_function{function_name = 'im_readers_left', callback = readers_left, flags = READS}
-redis.register_function{function_name = 'im_changes', callback = changes, flags = READS}
-redis.register_function{function_name = 'im_tell', callback = tell_sender, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_confirm', callback = confirm, flags = WRITES_LITTLE}
-redis.register_function{function_name = 'im_dirty', callback = dirty, flags = READS}
+end)

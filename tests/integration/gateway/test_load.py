@@ -268,7 +268,7 @@ def test_sessions_that_expired_are_opened_again_together(chat: Chat, asked: Aske
         asked.clear()
         gateway._core._heartbeat.beat_now()
         audience.settled()
-        assert asked.calls["im_beat"] == 200
+        assert asked.calls["im_heartbeat"] == 200
         assert asked.trips <= 3
         assert chat.online(uids) == set(uids)
 

@@ -119,7 +119,7 @@ def ask_again(gateway: Gateway) -> None:
 
 
 REFUSALS = [RedisRefuses("too few replicas"), RedisFull("no room"), RedisUnavailable("no node"), ImError("by hand")]
-FUNCTIONS = ["im_beat", "im_confirm", "im_pull", "im_dirty", "im_tally"]
+FUNCTIONS = ["im_heartbeat", "im_confirm", "im_pull", "im_dirty_receipts", "im_tally"]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_a_subscription_that_is_cut_again_and_again_is_opened_less_and_less_ofte
 def test_a_goodbye_that_is_refused_is_tried_less_and_less_often(
     chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = refusing(chat, "im_bye")
+    refused = refusing(chat, "im_end_session")
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         bob, _ = gateway.open("bob"), gateway.open("ann")

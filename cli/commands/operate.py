@@ -1,0 +1,290 @@
+"""What operators run: figures, comparison and repair, retention, access rules, and upgrades."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from imcore.admin.acl import ROLES
+from imcore.cli import output
+from imcore.cli.options import CommandGroup, Invocation, NumberRange, command, confirm, yes_option
+from imcore.cli.output import Record
+from imcore.cli.progress import progress
+from imcore.errors import RedisUnavailable
+from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT, Settings
+
+if TYPE_CHECKING:
+    from imcore.repair.check import ReportedDifference
+    from imcore.streams.client import RedisClient
+
+T = TypeVar("T")
+
+_STATS_COLUMNS = ("groups", "members", "messages", "online", "journal", "dead_letters")
+_WORKER_COLUMNS = ("worker", "backlog", "pending", "lag_ms")
+_SILENT_COLUMNS = ("worker", "process", "entries", "silent_ms")
+_JOB_COLUMNS = ("queued", "running", "failed")
+_STREAM_COLUMNS = ("kind", "streams", "entries", "bytes")
+_ONLINE_COLUMNS = ("online",)
+_SERVER_COLUMNS = (
+    *("holds", "server", "version", "role"),
+    *("maxmemory", "maxmemory_policy", "appendonly", "appendfsync"),
+)
+_NOT_KNOWN = "not known"
+_COALESCING_COLUMNS = ("acks", "receipts", "digests", "receipts_per_digest", "messages_per_s", "acks_per_s")
+_DIFFERENCE_COLUMNS = ("gid", "what", "redis", "sql")
+_TRIM_COLUMNS = ("groups", "entries", "journal_entries", "read_times", "rewritten")
+_UPGRADE_COLUMNS = ("database", "redis", "status")
+
+
+@command("stats", example="im stats\nim stats --json | jq .workers\nim stats --online")
+@click.option("--online", is_flag=True, help="Name those who are online, too.")
+def stats(run: Invocation, online: bool) -> None:
+    """Show streams, backlogs, dead letters and who is online.
+
+    A worker's backlog is what it has not done yet, its lag the age of the oldest entry of that; pending is what its
+    processes have in hand. A silent process with entries in hand has a line of its own. Jobs are shown if their Redis
+    answers. Bytes are an estimate. Coalescing: how many acks made how many receipts (one recipient, one message), and
+    in how many digests senders got them, as far as the worker `receipts` has come; messages and acks a second are
+    those of the last 10. Each Redis server is shown with its settings, and with those that break a promise; settings
+    that this user may not read are `not known`, and stderr says why a server is missing.
+    """
+    from imcore.admin import stats as admin  # noqa: PLC0415 (the help need not wait for the drivers)
+
+    with run.chat() as chat:
+        record = asdict(admin.stats(chat.system))
+        if online:
+            record["online_uids"] = list(admin.online_uids(chat.system))
+    run.show([record], _STATS_COLUMNS)
+    if not run.json:
+        _show_rest(run, record)
+    if record["unseen"]:
+        output.remark(*record["unseen"])
+    if record["rebuild"]:
+        output.complain(f"a rebuild of Redis is {record['rebuild']}: nothing is stored until it has ended")
+
+
+def _show_rest(run: Invocation, record: dict[str, Any]) -> None:
+    jobs = [record["jobs"]] if record["jobs"] else []
+    tables = [
+        (record["workers"], _WORKER_COLUMNS),
+        (record["silent"], _SILENT_COLUMNS),
+        (jobs, _JOB_COLUMNS),
+        (record["streams"], _STREAM_COLUMNS),
+        ([record["storm"]], _COALESCING_COLUMNS),
+        (_with_unknown(record["servers"]), _SERVER_COLUMNS),
+        (_warnings(record["servers"]), ("server", "warning")),
+        ([{"online": uid} for uid in record.get("online_uids", ())], _ONLINE_COLUMNS),
+    ]
+    always = {_WORKER_COLUMNS, *([_ONLINE_COLUMNS] if "online_uids" in record else [])}
+    for rows, columns in tables:
+        if rows or columns in always:
+            output.say("")
+            run.show(rows, columns)
+
+
+def _warnings(servers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"server": server["server"], "warning": text} for server in servers for text in server["warnings"]]
+
+
+def _with_unknown(servers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: _NOT_KNOWN if value is None else value for name, value in server.items()} for server in servers]
+
+
+@command("check", example="im check && echo they agree\nim check --repair")
+@click.option("--repair", is_flag=True, help="Mend what can be mended, and say of each difference whether it was.")
+def check(run: Invocation, repair: bool) -> None:
+    """Compare Redis with the SQL database.
+
+    Every count is computed anew. Each difference is a line; the exit code is 0 if there is none, or all were mended.
+    Entries that a running worker `persist` is about to store are no difference. stderr names what changes too fast to
+    be compared, and settings of the Redis server that break a promise.
+    """
+    from imcore.admin import server_settings  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.repair.check import check as differences_of  # noqa: PLC0415
+
+    counts: Counter[str] = Counter()
+    with run.chat() as chat, progress("groups") as shown:
+        differences = differences_of(
+            chat.system, repair=repair, on_progress=lambda seen: shown.to(seen.groups, seen.of)
+        )
+        records = (_difference_record(each, repair=repair) for each in _counted(differences, counts, shown.complain))
+        if repair:
+            run.show(output.handed_over(records), (*_DIFFERENCE_COLUMNS, "repaired"))
+        else:
+            run.show(records, _DIFFERENCE_COLUMNS)
+        if warning := server_settings.warning_of(
+            server_settings.all_servers(chat.system.client, chat.system.settings, output.remark)
+        ):
+            shown.complain(warning)
+    if counts.total():
+        output.complain(
+            f"differences between Redis and SQL: {counts.total()}" + f", {counts['repaired']} mended" * repair
+        )
+    elif not run.json:
+        output.remark("no difference")
+    if counts["left"]:
+        click.get_current_context().exit(output.FAILED)
+
+
+def _counted(
+    differences: Iterable["ReportedDifference"], counts: Counter[str], complain: Callable[[str], None]
+) -> Iterator["ReportedDifference"]:
+    """Count and yield the differences; one that may be none is only reported."""
+    for each in differences:
+        if each.unsure:
+            complain(
+                f"cannot be decided while it changes: {each.what} of {each.gid!r}: {each.redis}, in SQL {each.sql}"
+            )
+        else:
+            counts["repaired" if each.repaired else "left"] += 1
+            yield each
+
+
+def _difference_record(difference: "ReportedDifference", *, repair: bool) -> Record:
+    record = {name: getattr(difference, name) for name in _DIFFERENCE_COLUMNS}
+    return record | {"repaired": difference.repaired} if repair else record
+
+
+@command("trim", example="im trim\nim trim --keep-messages 1000")
+@click.option(
+    "--keep-messages",
+    type=click.IntRange(min=0, max=MOST_MESSAGES_KEPT),
+    metavar="N",
+    help="Keep the newest N messages of each group. [IM_KEEP_MESSAGES; default: 10000]",
+)
+@click.option(
+    "--keep-days",
+    type=NumberRange(min=0, max=MOST_DAYS_KEPT),
+    metavar="D",
+    help="Of these, keep what is younger than D days. [IM_KEEP_MS; default: 30 days]",
+)
+def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) -> None:
+    """Drop stream entries that are stored in SQL and old enough.
+
+    Nothing gets lost: messages that Redis has dropped are read from SQL. Journal entries that every kind of worker has
+    handled are dropped, too, and so are read times that are older than IM_KEEP_READ_TIMES_MS, if that is set. Then each
+    Redis rewrites its append-only file, so that dropped texts are on no disk any more; this waits for it.
+
+    Nobody sees a recalled text, and SQL does not have it any more. But it stays in Redis, and in the rewritten file,
+    until its message is dropped: by default when it is 30 days old, or 10,000 newer ones have come. If any stay, stderr
+    says so; `im trim --keep-messages 0` drops at once all messages that SQL has, and these texts with them.
+    """
+    from imcore.admin import append_only, retention  # noqa: PLC0415 (the help need not wait for the drivers)
+
+    keep_ms = None if keep_days is None else round(keep_days * 24 * 60 * 60 * 1000)
+    with run.chat() as chat:
+        summary = retention.trim(chat.system, keep_messages=keep_messages, keep_ms=keep_ms)
+        why_not = None if summary.journal_entries else retention.held_up(chat.system)
+        with progress("servers") as shown:
+            rewritten = append_only.forget_withdrawn(chat.system, always=True, on_progress=shown.to)
+        recalled = append_only.count_kept(chat.system)
+    run.show([asdict(summary) | {"rewritten": rewritten}], _TRIM_COLUMNS)
+    if why_not:
+        output.complain(why_not)
+    if recalled and not run.json:
+        keeps_none = 0 in {keep_messages, keep_ms}
+        output.remark(
+            _recalled_line(recalled, "stored" if keeps_none else "past retention; --keep-messages 0 drops them now")
+        )
+
+
+def _recalled_line(recalled: int, until: str) -> str:
+    texts, their = ("text stays", "its message is") if recalled == 1 else ("texts stay", "their messages are")
+    return f"{recalled} recalled {texts} in Redis until {their} {until}"
+
+
+@command("rebuild", example="im rebuild\nim rebuild --yes")
+@click.option("--adopt", is_flag=True, help="Merge groups that Redis got after this system had lost it, too.")
+@yes_option
+def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
+    """Rebuild Redis from the SQL database.
+
+    For a Redis that has lost its data. What the worker `persist` had not stored yet is not in SQL, and stays lost;
+    groups that Redis has are merged. Interrupted, it can be started again.
+    """
+    from imcore.repair import rebuild as admin  # noqa: PLC0415 (the help need not wait for the drivers)
+
+    with run.chat() as chat:
+        before = admin.look_before(chat.system)
+        confirm(
+            f"Rebuild Redis at {chat.system.client.address}, which holds {before.redis_groups} groups, from the "
+            f"{before.sql_groups} groups of {chat.system.database.address}?",
+            yes=yes,
+        )
+        with progress("groups") as shown:
+            shown.to(0, before.sql_groups)
+            summary = admin.rebuild(
+                chat.system,
+                yes=True,
+                adopt=adopt,
+                on_progress=lambda so_far: shown.to(
+                    so_far.groups + so_far.merged + so_far.done_before, before.sql_groups
+                ),
+            )
+    run.show([asdict(summary)], tuple(asdict(summary)))
+
+
+@command("acl", example="im acl\nim acl gateway reader --aclfile")
+@click.argument("roles", metavar="[worker] [gateway] [reader]", nargs=-1, type=click.Choice(list(ROLES)))
+@click.option("--aclfile", is_flag=True, help="As lines of the server's aclfile, not as commands.")
+def acl(run: Invocation, roles: tuple[str, ...], aclfile: bool) -> None:
+    """Print Redis ACL rules for gateways, workers and readers.
+
+    Each gives the least rights. Put the SHA-256 of a password (printf %s PASSWORD | sha256sum) where the line says so:
+    the server refuses the line without it. This command connects to no server.
+    """
+    for role in dict.fromkeys(roles or ROLES):
+        rules = ROLES[role]
+        if run.json:
+            run.show([{"role": role, "user": rules.user, "rules": list(rules.rules)}], ())
+        else:
+            output.say(rules.file_line() if aclfile else rules.set_user())
+
+
+@click.group("db", cls=CommandGroup, example="im db upgrade")
+def db() -> None:
+    """Bring the SQL database and the functions in Redis up to date."""
+
+
+@command("upgrade", of=db, example="im db upgrade --database-url postgresql:///chat")
+def upgrade(run: Invocation) -> None:
+    """Make the tables, or change them to what this version of the program needs.
+
+    The functions in Redis are loaded, or replaced by those of this version. Where Redis cannot be reached that is left
+    to the workers, who do it when they start.
+    """
+    from imcore.sql.database import Database  # noqa: PLC0415 (the help need not wait for the drivers)
+
+    settings = run.settings()
+    with ExitStack() as stack:
+        client = _attempt(lambda: _writable(stack, settings))  # first: without the right to write there, change nothing
+        with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
+            database.upgrade()
+        redis = client and _attempt(lambda: _upgraded(client))
+    run.show([{"database": database.address, "redis": redis, "status": "up to date"}], _UPGRADE_COLUMNS)
+
+
+def _attempt(action: Callable[[], T]) -> T | None:
+    """Return the result of an action; None, with a line on stderr, if Redis cannot be reached."""
+    try:
+        return action()
+    except RedisUnavailable as error:
+        output.complain(f"the functions in Redis are as they were: {error}")
+        return None
+
+
+def _writable(stack: ExitStack, settings: Settings) -> "RedisClient":
+    """Return a client that may write. Raise RedisRefuses, RedisUnavailable."""
+    from imcore.streams.client import RedisClient  # noqa: PLC0415
+
+    client = stack.enter_context(closing(RedisClient.connect(settings)))
+    client.require_writes()
+    return client
+
+
+def _upgraded(client: "RedisClient") -> str:
+    client.upgrade()
+    return client.address
