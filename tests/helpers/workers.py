@@ -1,16 +1,19 @@
 """Workers that run inside the test's process, and bursts of worker processes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from imcore import Chat
 from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.streams.client import RedisClient
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.processes import WorkerProcess
 
 Worker = Persist | ReceiptsWorker
-BOTH: Sequence[type[Worker]] = (Persist, ReceiptsWorker)
+Maker = Callable[[RedisClient, Database, Settings], Worker]
+BOTH: Sequence[Maker] = (Persist, ReceiptsWorker)
 
 _MOST_STEPS = 10_000
 _DEFAULTS = Settings.from_env({}, data_dir="/nowhere")
@@ -27,10 +30,10 @@ def drain(worker: Worker) -> int:
     raise AssertionError(f"{worker} does not come to an end")
 
 
-def run_workers(chat: Chat, kinds: Sequence[type[Worker]] = BOTH) -> None:
+def run_workers(chat: Chat, makers: Sequence[Maker] = BOTH) -> None:
     """Let a new worker of each kind handle everything that is in the journals now."""
-    for kind in kinds:
-        worker = kind(chat.system.client, chat.system.database, chat.system.settings)
+    for make in makers:
+        worker = make(chat.system.client, chat.system.database, chat.system.settings)
         steps = 0
         while not worker.drained():
             worker.step()
