@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from tests import apt
+from tests.helpers import apt
+from tests.helpers.servers import RunningCluster, RunningServer, require_server, start_cluster, start_valkey
 from tests.house.loaded import second_names
-from tests.servers import RunningCluster, RunningServer, require_server, start_cluster, start_valkey
 
 # A shared machine is slow now and then: that is no fault of the code.
 hypothesis.settings.register_profile("imcore", deadline=None, print_blob=True)

@@ -15,8 +15,8 @@ import redis
 from imcore.cli.bench.baseline.naive_store import NaiveStore
 from imcore.cli.bench.harness.databases import PostgresSchemas
 from imcore.sql.database import Database
-from tests.deadline import wait_until
-from tests.postgres import require_postgres, running_postgres
+from tests.helpers.deadline import wait_until
+from tests.helpers.postgres import require_postgres, running_postgres
 
 LONGEST_S = 300
 

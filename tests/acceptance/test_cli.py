@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
 
 INTERRUPT_AGAIN_S = 3
 HOSTILE = "\x1b[2J[red]eve[/red]\n\u202e{0} 群主 o'neil 👩\u200d💻 " + "x" * 3000

@@ -15,8 +15,8 @@ import pytest
 import redis
 
 from imcore.settings import socket_path, socket_url
-from tests.deadline import wait_until
-from tests.servers import require_server
+from tests.helpers.deadline import wait_until
+from tests.helpers.servers import require_server
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.processes import END_S, Im, Line, Listening
-from tests.deadline import wait_until
-from tests.documents import README
-from tests.servers import require_server
+from tests.helpers.commands import END_S, Im, Line, Listening
+from tests.helpers.deadline import wait_until
+from tests.helpers.documents import README
+from tests.helpers.servers import require_server
 
 [SESSION] = README.blocks_in("console")
 

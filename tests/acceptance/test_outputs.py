@@ -16,8 +16,8 @@ import redis
 from imcore.chat import Chat
 from imcore.errors import ImError
 from imcore.settings import Settings, socket_path, socket_url
-from tests.deadline import wait_until
-from tests.outputs import (
+from tests.helpers.deadline import wait_until
+from tests.helpers.outputs import (
     FAILING,
     PIPE_BYTES,
     STANDING,
@@ -28,7 +28,7 @@ from tests.outputs import (
     reader_gone,
     stuck_pipe,
 )
-from tests.servers import require_server
+from tests.helpers.servers import require_server
 
 END_S = 30
 

@@ -18,9 +18,9 @@ import redis
 from click.testing import CliRunner
 
 from imcore.cli.app import app
-from tests.deadline import wait_until
-from tests.postgres import PostgresServer, require_postgres, running_postgres
-from tests.processes import PythonProcess, WorkerProcess
+from tests.helpers.deadline import wait_until
+from tests.helpers.postgres import PostgresServer, require_postgres, running_postgres
+from tests.helpers.processes import PythonProcess, WorkerProcess
 
 SECRET = "hunter2"
 PASSWORD = f"{SECRET}%40horse"

@@ -24,20 +24,20 @@ from imcore.admin.stats import stats
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import LocalDatabaseError, TryAgain
 from imcore.repair.check import check
-from tests.acceptance.processes import Listening, events_in
-from tests.acceptance.soak.diary import read_diary
-from tests.acceptance.soak.observer import Observer
-from tests.acceptance.soak.script import scenes_of
-from tests.acceptance.soak.stack import KEEP_MESSAGES, Part, Soak
-from tests.acceptance.soak.talker import GOES_ON
-from tests.acceptance.soak.verdict import Local, Written, ack_once_more, compare_view, group_as_told, local_as_due
-from tests.chat_data import chat_files
-from tests.deadline import wait_until
+from tests.helpers.chat_data import chat_files
+from tests.helpers.commands import Listening, events_in
+from tests.helpers.deadline import wait_until
+from tests.helpers.postgres import require_postgres, running_postgres
+from tests.helpers.processes import PythonProcess
+from tests.helpers.servers import require_server
+from tests.helpers.soak.diary import read_diary
+from tests.helpers.soak.observer import Observer
+from tests.helpers.soak.script import scenes_of
+from tests.helpers.soak.stack import KEEP_MESSAGES, Part, Soak
+from tests.helpers.soak.talker import GOES_ON
+from tests.helpers.soak.verdict import Local, Written, ack_once_more, compare_view, group_as_told, local_as_due
 from tests.model.compare import compare_group, compare_names, compare_offsets
 from tests.model.reference import Model, ModelGroup
-from tests.postgres import require_postgres, running_postgres
-from tests.processes import PythonProcess
-from tests.servers import require_server
 
 KILLS = int(os.environ.get("IM_SOAK_KILLS", "12"))
 SEED = int(os.environ.get("IM_SOAK_SEED", time.time_ns() % 1_000_000))

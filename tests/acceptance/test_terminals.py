@@ -11,9 +11,9 @@ import pytest
 
 from imcore import Chat
 from imcore.settings import Settings
-from tests.acceptance.processes import Im
 from tests.acceptance.test_cli import on_a_terminal
-from tests.terminals import on_terminal, screen
+from tests.helpers.commands import Im
+from tests.helpers.terminals import on_terminal, screen
 
 BAR = re.compile(r"[━╸╺]|\d+/(\d+|\?) groups")
 

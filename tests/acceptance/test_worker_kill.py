@@ -19,9 +19,9 @@ from imcore.model.values import Draft
 from imcore.settings import Settings
 from imcore.streams.calls.message_calls import AckTarget, ack, send
 from imcore.workers.persist import KIND
-from tests.deadline import wait_until
-from tests.postgres import require_postgres, running_postgres
-from tests.processes import WorkerProcess
+from tests.helpers.deadline import wait_until
+from tests.helpers.postgres import require_postgres, running_postgres
+from tests.helpers.processes import WorkerProcess
 
 KILLS = 6
 SEED = int(os.environ.get("IM_KILL_SEED", time.time_ns() % 1_000_000))

@@ -27,9 +27,9 @@ from imcore.gateway.gateway import Gateway
 from imcore.settings import Settings
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
+from tests.helpers.servers import start_valkey
 from tests.house.loaded import second_names
 from tests.house.sources import ROOT
-from tests.servers import start_valkey
 
 _STORES = ("imcore/streams/", "imcore/sql/")
 _LONGEST_S = 20

@@ -1,13 +1,19 @@
-"""Fixtures of the tests on real databases."""
+"""Fixtures of the tests on real servers and databases.
+
+`chat` and `other` are two processes' connections with the same `settings`. A file that needs other settings, another
+server or a group to begin with overrides `settings`, `redis_url` or `chat`, and may take the fixture that it overrides.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from imcore import Chat
+from imcore.settings import Settings
 from imcore.sql.database import Database
-from tests import apt
-from tests.postgres import PostgresServer, require_postgres, running_postgres
+from tests.helpers import apt
+from tests.helpers.postgres import PostgresServer, require_postgres, running_postgres
 
 collect_ignore = [program.tests for program in apt.missing()]
 
@@ -47,3 +53,27 @@ def database(database_url: str) -> Iterator[Database]:
     with Database.connect(database_url) as database:
         database.upgrade()
         yield database
+
+
+@pytest.fixture
+def redis_url(valkey: str) -> str:
+    """The URL of the Redis that `settings` name."""
+    return valkey
+
+
+@pytest.fixture
+def settings(redis_url: str, tmp_path: Path) -> Settings:
+    return Settings.from_env({}, redis_url=redis_url, data_dir=str(tmp_path))
+
+
+@pytest.fixture
+def chat(settings: Settings) -> Iterator[Chat]:
+    with Chat.connect(settings=settings) as chat:
+        yield chat
+
+
+@pytest.fixture
+def other(settings: Settings) -> Iterator[Chat]:
+    """Another process's connection."""
+    with Chat.connect(settings=settings) as other:
+        yield other

@@ -31,10 +31,10 @@ from imcore.settings import Settings
 from imcore.streams.journal import Journal
 from imcore.streams.keys import KINDS, kind_of, lease
 from imcore.workers import jobs
-from tests.deadline import wait_until
-from tests.forbidden_commands import FORBIDDEN
-from tests.processes import WorkerProcess
-from tests.servers import RunningCluster, start_valkey
+from tests.helpers.deadline import wait_until
+from tests.helpers.forbidden_commands import FORBIDDEN
+from tests.helpers.servers import RunningCluster, start_valkey
+from tests.helpers.workers import run_bursts, start_worker
 
 PASSPHRASE = "correct horse"
 DATABASE_NUMBER = 1
@@ -63,8 +63,12 @@ def admin(valkey: str) -> Iterator["redis.Redis"]:
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    settings = Settings.from_env({}, redis_url=f"{valkey}?db={DATABASE_NUMBER}", data_dir=str(tmp_path))
+def redis_url(valkey: str) -> str:
+    return f"{valkey}?db={DATABASE_NUMBER}"
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
     return replace(settings, block_ms=20, max_deliveries=1)
 
 
@@ -75,19 +79,6 @@ def as_user(settings: Settings, role: Role) -> Settings:
 
 def connect(settings: Settings, role: Role) -> Chat:
     return Chat.connect(settings=as_user(settings, role))
-
-
-def process(settings: Settings, name: str, *arguments: str) -> WorkerProcess:
-    """A worker, as the user that is made for it."""
-    mine = as_user(settings, WORKER)
-    urls = {each: getattr(mine, each) for each in ("redis_url", "jobs_redis_url", "database_url")}
-    return WorkerProcess(settings.data_dir / "processes", name, *arguments, **urls, max_deliveries=1, block_ms=20)
-
-
-def work_off(settings: Settings, *names: str) -> None:
-    for name in names:
-        with process(settings, name, "--burst") as burst:
-            assert burst.wait() == 0, burst.log
 
 
 class Watch:
@@ -217,14 +208,14 @@ def serve(chat: Chat) -> None:
 
 def trim(settings: Settings) -> None:
     """Leave all messages but the newest in SQL only."""
-    work_off(settings, "persist", "receipts")
+    run_bursts(as_user(settings, WORKER), "persist", "receipts")
     with connect(settings, WORKER) as chat:
         retention.trim(chat.system, keep_messages=1)
 
 
 @pytest.mark.usefixtures("admin")
 def test_a_forbidden_recall_changes_nothing(settings: Settings) -> None:
-    work_off(settings, "persist")
+    run_bursts(as_user(settings, WORKER), "persist")
     with connect(settings, GATEWAY) as chat:
         chat.create_group("team", ["ann", "bob"])
         sent = [chat.send("team", text, sender_uid="ann").msgid for text in ("one", "two")]
@@ -236,7 +227,7 @@ def test_a_forbidden_recall_changes_nothing(settings: Settings) -> None:
 
 def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:
     # Given a worker that has been there
-    work_off(settings, "persist")
+    run_bursts(as_user(settings, WORKER), "persist")
 
     # When users talk, of whom some are a crowd, after a clock that stood ahead has left no ids in a millisecond
     with watch.listing() as ran:
@@ -264,7 +255,7 @@ def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "red
 
 def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:
     # Given talk, entries that say nothing, and workers that died with all of it in hand
-    work_off(settings, "persist")
+    run_bursts(as_user(settings, WORKER), "persist")
     with connect(settings, GATEWAY) as chat:
         talk(chat)
         space = chat.system.client.space
@@ -283,7 +274,7 @@ def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "red
         with connect(settings, WORKER) as chat:
             chat.system.client.upgrade()
             assert [holder.process for holder in stats(chat.system).silent] == ["persist-2"]
-        work_off(settings, "persist", "receipts")
+        run_bursts(as_user(settings, WORKER), "persist", "receipts")
         with connect(settings, WORKER) as chat:
             first_letter, *letters = dead_letters.list_dead(chat.system)
             dead_letters.requeue(chat.system, first_letter.id)
@@ -325,7 +316,7 @@ def test_jobs_keep_to_their_keys(settings: Settings, watch: Watch, admin: "redis
         failing = queue.enqueue("imcore.workers.jobs.no_such_job")
 
         # When the worker enqueues another by itself, and does both
-        with watch.looking(), process(settings, "jobs") as worker:
+        with watch.looking(), start_worker(as_user(settings, WORKER), "jobs") as worker:
             worker.wait_for("trimmed 0 entries")
             worker.wait_for("no_such_job")
             assert worker.end() == 0
@@ -338,7 +329,7 @@ def test_jobs_keep_to_their_keys(settings: Settings, watch: Watch, admin: "redis
 
 def test_a_reader_can_look_at_everything(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:
     # Given talk, some of which is stored, some in the hand of a worker, and some of it only in Redis
-    work_off(settings, "persist")
+    run_bursts(as_user(settings, WORKER), "persist")
     with connect(settings, GATEWAY) as chat:
         talk(chat)
     trim(settings)
@@ -362,7 +353,7 @@ def test_a_reader_can_look_at_everything(settings: Settings, watch: Watch, admin
 @pytest.mark.parametrize("role", ROLES.values(), ids=ROLES.keys())
 def test_forbidden_commands_are_refused(settings: Settings, admin: "redis.Redis", role: Role) -> None:
     # Given groups, one of a name that looks like the end of a key that may be deleted
-    work_off(settings, "persist")
+    run_bursts(as_user(settings, WORKER), "persist")
     odd = "x}:own_unacked:y"
     with connect(settings, GATEWAY) as chat:
         for gid in ("team", odd):
@@ -413,7 +404,7 @@ def test_a_start_before_any_worker_is_an_error(settings: Settings, admin: "redis
 
 def test_a_missing_right_is_one_line_that_says_what_to_do(settings: Settings, admin: "redis.Redis") -> None:
     # Given a reader, and a gateway that has lost a right
-    work_off(settings, "persist")
+    run_bursts(as_user(settings, WORKER), "persist")
     with connect(settings, GATEWAY) as chat:
         chat.create_group("team", ["ann"])
     admin.execute_command("ACL", "SETUSER", GATEWAY.user, "-zscore")

@@ -16,7 +16,7 @@ from imcore.repair.rebuild import rebuild
 from imcore.repair.window import followers
 from imcore.sql import queries
 from imcore.streams.keys import SEPARATOR
-from tests.checked_group import (
+from tests.helpers.checked_group import (
     GID,
     MESSAGES,
     UIDS,

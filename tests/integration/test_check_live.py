@@ -20,8 +20,8 @@ from imcore.repair.diff import Difference
 from imcore.streams import keys
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
-from tests.checked_group import GID, UIDS, checked_group, lose_message, nth, opened, persist, redis, said
-from tests.deadline import wait_until
+from tests.helpers.checked_group import GID, UIDS, checked_group, lose_message, nth, opened, persist, redis, said
+from tests.helpers.deadline import wait_until
 
 ROUNDS = int(os.environ.get("IM_CHECK_ROUNDS", "10"))
 """How often all is checked while people use the system."""

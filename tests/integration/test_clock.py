@@ -1,6 +1,6 @@
 """A server whose clock stands a day ahead for a while, and is put right: what began then ends as if it began now.
 
-The clock is libfaketime's, which a file tells what to show. See `tests.apt`.
+The clock is libfaketime's, which a file tells what to show. See `tests.helpers.apt`.
 """
 
 import os
@@ -22,13 +22,12 @@ from imcore.errors import TryAgain
 from imcore.model.values import Message
 from imcore.repair import check, left_behind, locks
 from imcore.settings import Settings
-from imcore.sql.database import Database
 from imcore.streams.calls import creation_calls, journal_calls
 from imcore.streams.journal import Journal
 from imcore.util.backoff import ThrottledLog
-from tests.apt import FAKETIME
-from tests.deadline import wait_until
-from tests.processes import WorkerProcess
+from tests.helpers.apt import FAKETIME
+from tests.helpers.deadline import wait_until
+from tests.helpers.workers import start_worker
 
 SHORT_MS = 1500
 """As long as leases and sessions are where a test may choose it."""
@@ -60,7 +59,7 @@ def clock(tmp_path: Path) -> Clock:
 
 
 @pytest.fixture
-def url(tmp_path: Path, clock: Clock) -> Iterator[str]:
+def redis_url(tmp_path: Path, clock: Clock) -> Iterator[str]:
     """The URL of a server with that clock, from its beginning."""
     socket = tmp_path / "redis.sock"
     faked = {
@@ -91,18 +90,14 @@ def _answers(client: "redis.Redis") -> bool:
 
 
 @pytest.fixture
-def settings(url: str, tmp_path: Path) -> Settings:
-    database = f"sqlite:///{tmp_path / 'imcore.db'}"
-    made = Settings.from_env({}, redis_url=url, database_url=database, data_dir=str(tmp_path))
-    with Database.connect(database) as there:
-        there.upgrade()
-    return replace(made, lease_ms=SHORT_MS, online_ms=SHORT_MS, heartbeat_ms=SHORT_MS // 3)
+def settings(settings: Settings) -> Settings:
+    return replace(settings, lease_ms=SHORT_MS, online_ms=SHORT_MS, heartbeat_ms=SHORT_MS // 3)
 
 
 @pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
+def chat(chat: Chat) -> Chat:
+    chat.system.database.upgrade()
+    return chat
 
 
 @contextmanager
@@ -113,14 +108,13 @@ def nobody_else_writes(path: Path) -> Iterator[None]:
         connection.execute("ROLLBACK")
 
 
-def test_entries_of_a_worker_that_died_then_are_stored(
+def test_entries_of_a_worker_that_died_with_a_clock_ahead_are_stored(
     chat: Chat, settings: Settings, clock: Clock, tmp_path: Path
 ) -> None:
     # Given a worker that is killed with entries in hand, while the clock stands a day ahead
     clock.put_ahead(1)
     chat.create_group("team", ["ann", "bob"])
-    given = {"redis_url": settings.redis_url, "database_url": settings.database_url, "lease_ms": SHORT_MS}
-    with WorkerProcess(tmp_path / "first", "persist", **given) as first:
+    with start_worker(settings) as first:
         first.wait_for("working as persist-1")
         wait_until(lambda: [worker.backlog for worker in stats(chat.system).workers] == [0])
         with nobody_else_writes(tmp_path / "imcore.db"):
@@ -134,14 +128,14 @@ def test_entries_of_a_worker_that_died_then_are_stored(
     assert (holder.process, holder.entries, holder.silent_ms) == ("persist-1", 1, None)
     assert "persist-1 is silent" in " ".join(each.what for each in check.check(chat.system))
     # And the next worker takes over
-    with WorkerProcess(tmp_path / "second", "persist", **given) as second:
+    with start_worker(settings) as second:
         chat.send("team", "two", sender_uid="ann")
         wait_until(lambda: {row.content for row in chat.system.database.messages_after("team", 0)} == {"one", "two"})
         wait_until(lambda: list(check.check(chat.system)) == [])
         assert second.end() == 0
 
 
-def test_what_began_then_ends_as_if_it_began_now(chat: Chat, clock: Clock) -> None:
+def test_locks_and_sessions_begun_with_a_clock_ahead_end_as_if_begun_now(chat: Chat, clock: Clock) -> None:
     # Given what processes have begun, and died over, while the clock stood a day ahead
     redis_client, space = chat.system.client, chat.system.client.space
     clock.put_ahead(1)
@@ -189,7 +183,7 @@ def _can(attempt: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize("days", [1, 30])
-def test_client_msgids_are_known_before_meanwhile_and_after(chat: Chat, clock: Clock, days: int) -> None:
+def test_client_msgids_are_known_before_during_and_after_a_wrong_clock(chat: Chat, clock: Clock, days: int) -> None:
     # Given messages that are sent before the clock goes wrong, meanwhile and after
     chat.create_group("team", ["ann", "bob"])
     sent = []
@@ -222,7 +216,7 @@ def test_client_msgids_are_known_whenever_the_clock_goes_wrong(chat: Chat, clock
         assert again == sent[-24:]
 
 
-def test_sessions_that_live_outlive_a_clock_that_is_put_back(chat: Chat, clock: Clock) -> None:
+def test_live_sessions_outlive_a_clock_that_is_put_back(chat: Chat, clock: Clock) -> None:
     # Given a gateway with a session
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as gateway:
@@ -238,7 +232,7 @@ def test_sessions_that_live_outlive_a_clock_that_is_put_back(chat: Chat, clock: 
             wait_until(lambda: gateway.poll(0.05) == [] and chat.online(["bob"]))
 
 
-def test_a_worker_whose_name_is_held_for_days_takes_another(chat: Chat, settings: Settings, clock: Clock) -> None:
+def test_a_worker_whose_name_is_leased_for_days_uses_another(chat: Chat, settings: Settings, clock: Clock) -> None:
     clock.put_ahead(1)
     chat.create_group("team")
     assert chat.system.client.call(journal_calls.lease("persist", 1, "dead", SHORT_MS))

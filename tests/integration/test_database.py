@@ -17,8 +17,8 @@ from imcore.sql import queries
 from imcore.sql.database import Database
 from imcore.sql.postgres import PostgresBackend
 from imcore.sql.tables import GROUP_MSGS, GroupMsg
-from tests.chat_data import ODD_GIDS, ODD_NAMES, ODD_TEXTS
-from tests.stored import FIRST_MS, at, clear, message, stored
+from tests.helpers.chat_data import ODD_GIDS, ODD_NAMES, ODD_TEXTS
+from tests.helpers.rows import FIRST_MS, at, clear, message, stored
 
 MOST_BYTES = 250
 """The limit of a stored message beyond its texts, with its indexes."""

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
 from imcore.sql.database import Database
-from tests.deadline import wait_until
-from tests.stored import FIRST_MS, at, clear, message, stored
+from tests.helpers.deadline import wait_until
+from tests.helpers.rows import FIRST_MS, at, clear, message, stored
 
 # So few keys that most rows meet another one of their key
 _GIDS = st.sampled_from(["g", "群"])
@@ -40,7 +40,7 @@ def batch_of(rows: Sequence[Any]) -> Batch:
 class TestWritesCommute:
     @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(rows=st.lists(_ROW, min_size=1, max_size=30), data=st.data())
-    def test_in_any_order_with_any_repetition_in_any_batches(
+    def test_rows_are_the_same_in_any_order_repetition_and_batches(
         self, database: Database, rows: list[Any], data: st.DataObject
     ) -> None:
         clear(database)
@@ -53,7 +53,7 @@ class TestWritesCommute:
 
         assert stored(database) == batch_of(rows).folded()
 
-    def test_from_several_writers_at_once(self, database: Database) -> None:
+    def test_rows_are_the_same_from_several_writers_at_once(self, database: Database) -> None:
         # Given batches that overlap, in every order, with new rows and changed ones
         chance = random.Random(1)
         rows: list[Any] = [message(number, gid) for number in range(1, 60) for gid in ("g", "h")]
@@ -76,7 +76,7 @@ class TestWritesCommute:
         assert stored(database) == batch_of(rows).folded()
 
 
-def test_a_deadlock_is_repeated(postgres_url: str) -> None:
+def test_a_batch_that_deadlocks_is_repeated(postgres_url: str) -> None:
     with (
         Database.connect(postgres_url) as database,
         psycopg.connect(postgres_url) as other,

@@ -47,14 +47,14 @@ class TestRejected:
             assert connection.exec_driver_sql("SELECT count(*) FROM chat_groups").scalar() == 0
         database.write(Batch(groups=[GroupRow("h", 1)]))  # nothing is in the way afterwards
 
-    def test_nul_on_postgresql(self, postgres_url: str) -> None:
+    def test_postgresql_rejects_nul(self, postgres_url: str) -> None:
         with Database.connect(postgres_url) as database:
             database.upgrade()
             with pytest.raises(DatabaseRejected):
                 database.write(Batch(messages=[GOOD._replace(content="a\x00b")]))
 
     @pytest.mark.parametrize("copies", [True, False], ids=["copied", "inserted"])
-    def test_a_name_too_long_for_an_index_on_postgresql(self, postgres_url: str, copies: bool) -> None:
+    def test_postgresql_rejects_a_name_too_long_for_an_index(self, postgres_url: str, copies: bool) -> None:
         name = random.Random(7).randbytes(10_000).hex()  # so that it cannot be compressed
         with Database.connect(postgres_url) as database:
             database.upgrade()
@@ -67,7 +67,7 @@ class TestRejected:
 
 
 class TestUnavailable:
-    def test_no_server(self) -> None:
+    def test_an_absent_server_is_unavailable(self) -> None:
         url = f"postgresql://ann:{PASSWORD}@127.0.0.1:1/chat"
         with Database.connect(url) as database, pytest.raises(DatabaseUnavailable) as caught:
             database.check_version()
@@ -76,14 +76,14 @@ class TestUnavailable:
         assert "IM_DATABASE_URL" in str(caught.value)
         assert "\n" not in str(caught.value)
 
-    def test_no_such_database(self, postgres_url: str) -> None:
+    def test_an_absent_database_is_unavailable(self, postgres_url: str) -> None:
         with (
             Database.connect(postgres_url.replace("/test_", "/no_")) as database,
             pytest.raises(DatabaseUnavailable, match="does not exist"),
         ):
             database.write(Batch(groups=[GroupRow("g", 1)]))
 
-    def test_no_connection_is_free(self, sqlite_url: str) -> None:
+    def test_a_server_without_free_connections_is_unavailable(self, sqlite_url: str) -> None:
         with Database.connect(sqlite_url) as database, ExitStack() as held:
             database.upgrade()
             database._backend.engine.pool._timeout = 0.01  # type: ignore[attr-defined]
@@ -92,7 +92,7 @@ class TestUnavailable:
             with pytest.raises(DatabaseUnavailable, match=r"no connection to sqlite:///.* is free"):
                 held.enter_context(database.connection())
 
-    def test_deadlocks_without_end(self, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_endless_deadlocks_are_an_error(self, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         def deadlock(*_: object) -> None:
             raise psycopg.errors.DeadlockDetected("deadlock detected")
 
@@ -179,7 +179,7 @@ class TestBrokenOff:
 
 class TestUrls:
     @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
-    def test_the_ways_to_name_postgresql(self, postgres_url: str, scheme: str) -> None:
+    def test_postgresql_urls_have_several_forms(self, postgres_url: str, scheme: str) -> None:
         with Database.connect(postgres_url.replace("postgresql", scheme, 1)) as database:
             database.upgrade()
 

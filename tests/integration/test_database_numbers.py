@@ -8,7 +8,7 @@ import pytest
 from imcore.chat import Chat
 from imcore.gateway.fanout import NewMessage
 from imcore.gateway.gateway import Gateway
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
 
 
 @pytest.fixture

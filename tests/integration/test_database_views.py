@@ -1,6 +1,4 @@
-"""The views and the read times against a model that does keep a receipt per message and recipient."""
-
-from dataclasses import dataclass, field
+"""The views and the read times against the brute-force model."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +10,8 @@ from imcore import msgid as msgids
 from imcore.model.rows import Batch, MessageRow, MoveRow, SpanRow
 from imcore.sql.database import Database
 from imcore.sql.tables import GroupUser, MsgAck
-from tests.stored import FIRST_MS, clear
+from tests.helpers.rows import FIRST_MS, clear
+from tests.model.reference import Model, ModelSpan
 
 UIDS = ["ann", "bob", "eve"]
 
@@ -25,58 +24,61 @@ _STEPS = st.lists(
 )
 
 
-@dataclass
 class History:
-    """One group. Every step changes the model's receipts, and adds the rows that a worker would write for it."""
+    """One group. Every step changes the model, and adds the rows that a worker would write for it."""
 
-    gid: str
-    spans: dict[str, SpanRow] = field(default_factory=dict)
-    """The current one of each member."""
-    newest: int = 0
-    sent: int = 0
-    clock: int = 0
-    receipts: dict[tuple[int, str], int | None] = field(default_factory=dict)
-    """By message and recipient: when it was read."""
-    senders: dict[int, str] = field(default_factory=dict)
-    batch: Batch = field(default_factory=Batch)
+    def __init__(self, gid: str) -> None:
+        self.gid = gid
+        self.model = Model()
+        self.model.create_group(gid)
+        self.group = self.model.group(gid)
+        self.clock = 0
+        self.ack_times: dict[int, int] = {}
+        """In milliseconds, by the number that the model gives to an ack."""
+        self.batch = Batch()
 
     def play(self, kind: str, uid: str, back: int) -> None:
         """Take a step; one that makes no sense does nothing."""
         self.clock += 1
-        if (kind == "join") == (uid not in self.spans):
+        if (kind == "join") == (uid not in self.group.members()):
             getattr(self, kind)(uid, back)
 
     def join(self, uid: str, _back: int) -> None:
-        self._span(SpanRow(self.gid, uid, self.newest, None, self.clock, self.newest))
+        self.model.add_members(self.gid, [uid])
+        self._write(self.group.current(uid))
 
     def leave(self, uid: str, _back: int) -> None:
-        self._span(self.spans[uid]._replace(left_msgid=self.newest, changed=self.clock))
-        del self.spans[uid]
+        span = self.group.current(uid)
+        self.model.remove_members(self.gid, [uid])
+        self._write(span)
 
     def send(self, uid: str, _back: int) -> None:
-        self.sent += 1
-        self.newest = msgids.first_at(FIRST_MS + self.clock)
-        self.senders[self.newest] = uid
-        self.receipts |= {(self.newest, member): None for member in self.spans if member != uid}
-        span = self.spans[uid].joined_msgid
-        self.batch.messages.append(MessageRow(self.gid, self.newest, self.sent, uid, span, "hello", None, None))
+        span = self.group.current(uid)
+        self.model.send(self.gid, uid, "hello", None, msgids.unpack(msgids.first_at(FIRST_MS + self.clock)))
+        newest, joined = self.packed(self.group.newest), self.packed(span.joined)
+        self.batch.messages.append(MessageRow(self.gid, newest, self.group.newest, uid, joined, "hello", None, None))
+        self._write(span)
 
     def ack(self, uid: str, back: int) -> None:
         """Confirm all but the newest messages."""
-        span = self.spans[uid]
-        to = [span.joined_msgid, *(m for m in self.senders if m > span.joined_msgid)][: -back or None]
-        if not to or to[-1] <= span.acked_msgid:
+        span = self.group.current(uid)
+        before, to = span.acked, self.group.newest - back
+        if to <= before:
             return
-        for message, member in self.receipts:
-            if member == uid and span.joined_msgid < message <= to[-1]:
-                self.receipts[message, uid] = self.receipts[message, uid] or self.clock
-        self._span(span._replace(acked_msgid=to[-1]))
+        self.model.ack(self.gid, uid, self.group.msgid(to))
+        self.ack_times[self.model.acks] = FIRST_MS + self.clock
+        self._write(span)
         entry = msgids.first_at(FIRST_MS + self.clock)
-        self.batch.moves.append(MoveRow(self.gid, to[-1], span.acked_msgid, entry, (uid,)))
+        self.batch.moves.append(MoveRow(self.gid, self.packed(to), self.packed(before), entry, (uid,)))
 
-    def _span(self, span: SpanRow) -> None:
-        self.spans[span.uid] = span
-        self.batch.spans.append(span)
+    def packed(self, seq: int) -> int:
+        msgid = self.group.msgid(seq)
+        return msgids.pack(msgid) if msgid else msgids.NONE
+
+    def _write(self, span: ModelSpan) -> None:
+        left = None if span.left is None else self.packed(span.left)
+        joined, acked = self.packed(span.joined), self.packed(span.acked)
+        self.batch.spans.append(SpanRow(self.gid, span.uid, joined, left, self.clock, acked))
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -86,32 +88,36 @@ def test_views_and_read_times_agree_with_the_history(
 ) -> None:
     # Given two groups of the same people, stored
     clear(database)
-    groups = [History("g"), History("h")]
-    for group, group_steps in zip(groups, [steps, others], strict=True):
-        for step in group_steps:
-            group.play(*step)
-        database.write(group.batch)
+    histories = [History("g"), History("h")]
+    for history, history_steps in zip(histories, [steps, others], strict=True):
+        for step in history_steps:
+            history.play(*step)
+        database.write(history.batch)
 
     # Then there is a receipt for each recipient of each message, and no other
     with Session(database._backend.engine) as session:
         receipts = session.exec(select(MsgAck)).all()
         members = session.exec(select(GroupUser)).all()
     assert sorted((r.gid, r.msgid, r.sender_uid, r.recv_uid, r.if_ack) for r in receipts) == sorted(
-        (group.gid, message, group.senders[message], uid, read_at is not None)
-        for group in groups
-        for (message, uid), read_at in group.receipts.items()
+        (history.gid, history.packed(message.seq), message.sender_uid, uid, read)
+        for history in histories
+        for message in history.group.messages
+        for uid, read in history.group.receipts(message).items()
     )
     # And a row for each member, and no other
     assert sorted((m.gid, m.uid, m.last_ack_msgid or 0, m.joined_msgid) for m in members) == sorted(
-        (group.gid, span.uid, span.acked_msgid, span.joined_msgid) for group in groups for span in group.spans.values()
+        (history.gid, uid, history.packed(span.acked), history.packed(span.joined))
+        for history in histories
+        for uid in history.group.members()
+        for span in [history.group.current(uid)]
     )
     # And it is known when each was read
-    for group in groups:
-        for message, sender in group.senders.items():
-            times = database.read_times(group.gid, message)
-            times.pop(sender, None)
-            expected = {u: FIRST_MS + at for (m, u), at in group.receipts.items() if m == message and at is not None}
-            assert times == expected
+    for history in histories:
+        for message in history.group.messages:
+            times = database.read_times(history.gid, history.packed(message.seq))
+            times.pop(message.sender_uid, None)
+            acks = history.group.read_by_ack(message)
+            assert times == {uid: history.ack_times[ack] for uid, ack in acks.items()}
 
 
 def test_no_offset_is_null(database: Database) -> None:

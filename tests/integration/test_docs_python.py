@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.documents import README
+from tests.helpers.documents import README
 
 REDIS_URL, DATABASE_URL = "redis://localhost:6379", "postgresql:///chat"
 

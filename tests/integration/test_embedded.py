@@ -26,8 +26,8 @@ from imcore.embedded.program import find_server
 from imcore.embedded.server import EmbeddedServer
 from imcore.errors import ConfigurationError, EmbeddedServerError
 from imcore.settings import Settings, socket_path
-from tests.deadline import wait_until
-from tests.servers import require_server
+from tests.helpers.deadline import wait_until
+from tests.helpers.servers import require_server
 
 OWNER = """
 import sys

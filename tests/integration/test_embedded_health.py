@@ -18,8 +18,8 @@ from imcore.embedded import server as embedded
 from imcore.embedded.health import HealthCheck
 from imcore.embedded.server import EmbeddedServer
 from imcore.errors import EmbeddedServerError
-from tests.deadline import wait_until
-from tests.servers import require_server
+from tests.helpers.deadline import wait_until
+from tests.helpers.servers import require_server
 
 GONE = "the socket {} of the embedded server was gone: "
 RESTARTED = GONE + "the server was restarted and made it anew"

@@ -12,7 +12,7 @@ from imcore.errors import RedisRefuses
 from imcore.model.values import Draft
 from imcore.streams.calls import message_calls
 from imcore.streams.client import Client, open_client
-from tests.servers import require_server, start_valkey
+from tests.helpers.servers import require_server, start_valkey
 
 
 def options_of(client: Client) -> dict[str, object]:

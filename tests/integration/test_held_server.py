@@ -20,8 +20,8 @@ from imcore.repair import check, window
 from imcore.settings import Settings
 from imcore.streams.calls import journal_calls, message_calls, receipt_calls
 from imcore.streams.keys import SEPARATOR
-from tests.processes import WorkerProcess
-from tests.servers import require_server, start_valkey
+from tests.helpers.processes import WorkerProcess
+from tests.helpers.servers import require_server, start_valkey
 
 MOST_MS = 10
 MANY = 100_000

@@ -22,10 +22,10 @@ from imcore.admin import retention
 from imcore.process import WorkerSignals
 from imcore.settings import Settings
 from imcore.workers import jobs
-from tests.deadline import wait_until
-from tests.processes import END_S
-from tests.servers import require_server, start_valkey
-from tests.worker_runs import talk, worker
+from tests.helpers.deadline import wait_until
+from tests.helpers.processes import END_S
+from tests.helpers.servers import require_server, start_valkey
+from tests.helpers.worker_runs import talk, worker
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,44 +17,29 @@ from imcore.errors import GroupExists
 from imcore.operations import creation, queries, tallies
 from imcore.repair import check, left_behind
 from imcore.settings import Settings
-from imcore.sql.database import Database
 from imcore.streams import keys
 from imcore.streams.calls import creation_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient
 from imcore.system import System
 from imcore.util.backoff import ThrottledLog
-from imcore.workers.persist import Persist
-from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
-from tests.processes import PythonProcess
+from tests.helpers.deadline import wait_until
+from tests.helpers.processes import PythonProcess
+from tests.helpers.workers import run_workers
 
 GID = "crowd"
 UIDS = [f"user{number:04}" for number in range(600)]
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    database = f"sqlite:///{tmp_path / 'imcore.db'}"
-    with Database.connect(database) as there:
-        there.upgrade()
-    made = Settings.from_env({}, redis_url=valkey, database_url=database, data_dir=str(tmp_path))
-    return replace(made, block_ms=1, receipt_window_ms=0, partitions=2)
+def settings(settings: Settings) -> Settings:
+    return replace(settings, block_ms=1, receipt_window_ms=0, partitions=2)
 
 
 @pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
-
-
-def store(chat: Chat) -> None:
-    """Let the workers do all that there is."""
-    for make in (Persist, ReceiptsWorker):
-        worker = make(chat.system.client, chat.system.database, chat.system.settings)
-        while worker.step():
-            pass
-        worker.close()
+def chat(chat: Chat) -> Chat:
+    chat.system.database.upgrade()
+    return chat
 
 
 class Watched(RedisClient):
@@ -71,7 +56,7 @@ class Watched(RedisClient):
 
 class TestNames:
     @pytest.mark.parametrize("seed", range(4))
-    def test_each_recipient_is_on_one_side_whoever_reads_comes_and_goes_meanwhile(
+    def test_each_recipient_is_read_or_unread_while_members_read_join_and_leave(
         self, chat: Chat, monkeypatch: pytest.MonkeyPatch, seed: int
     ) -> None:
         # Given a message in a large group, which some have read
@@ -109,7 +94,7 @@ class TestNames:
         assert read | unread == recipients
         assert early <= read <= early | late
 
-    def test_a_page_has_about_as_many_as_it_may(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_page_of_members_has_about_its_limit(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         chat.create_group(GID, UIDS)
         sent = chat.send(GID, "hi", sender_uid=UIDS[0])
         watched = Watched(chat.system.client.driver, partitions=2)
@@ -133,7 +118,7 @@ class TestStatus:
             found = [tally.message for tally in chat.status("g", limit=limit)]
             assert found == (sent[-limit:] if limit else sent)
         # And also where the oldest are in SQL only
-        store(chat)
+        run_workers(chat)
         retention.trim(chat.system, keep_messages=11)
         for limit in (0, 5, 11, 12, 30):
             found = [tally.message for tally in chat.status("g", limit=limit)]
@@ -141,11 +126,13 @@ class TestStatus:
 
 
 class TestTrim:
-    def test_in_steps_it_is_as_at_once(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_group_created_in_steps_is_as_one_created_at_once(
+        self, chat: Chat, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(retention, "_TRIM_AT_ONCE", 7)
         chat.create_group("g", ["ann", "bob"])
         sent = chat.send_many("g", [Draft("ann", f"message {number}") for number in range(50)])
-        store(chat)
+        run_workers(chat)
         assert retention.trim(chat.system, keep_messages=3).entries == 47
         assert chat.pull("bob", "g") == sent
         assert len(chat.system.client.query("XRANGE", chat.system.client.space.group("g").stream, "-", "+")) == 3
@@ -153,7 +140,7 @@ class TestTrim:
 
 class TestCreation:
     @pytest.mark.parametrize("seed", range(3))
-    def test_killed_at_any_moment_it_is_whole_or_not_there(
+    def test_a_creation_killed_at_any_moment_leaves_a_whole_group_or_no_group(
         self, chat: Chat, settings: Settings, seed: int, tmp_path: Path
     ) -> None:
         chance = random.Random(seed)
@@ -179,10 +166,10 @@ class TestCreation:
             assert chat.create_group(gid, uids).members == members
             assert [member.uid for member in chat.members(gid)] == uids
         assert killed
-        store(chat)
+        run_workers(chat)
         assert list(check.check(chat.system)) == []
 
-    def test_what_is_left_of_one_that_nobody_repeats_goes(self, chat: Chat, settings: Settings) -> None:
+    def test_remains_of_a_creation_that_nobody_repeats_are_removed(self, chat: Chat, settings: Settings) -> None:
         # Given creations that are given up, one before the group is there and one after
         space, token = chat.system.client.space, creation._token(UIDS)
         for gid in ("half", "untold"):
@@ -197,19 +184,19 @@ class TestCreation:
         with chat.gateway() as gateway:
             session = gateway.open(UIDS[0])
             gateway.poll(0)
-            store(chat)
+            run_workers(chat)
             # Then one is gone, and of the other all are told
             assert [group.gid for group in chat.groups()] == ["untold"]
             assert chat.groups_of(UIDS[0]) == ["untold"]
             sent = chat.send("untold", "hi", sender_uid=UIDS[1])
             wait_until(lambda: [e for e in gateway.poll(0.05) if getattr(e, "message", None) == sent])
             assert session.is_synced
-        store(chat)
+        run_workers(chat)
         assert list(check.check(chat.system)) == []
         kinds = Counter(keys.kind_of(key.decode()) for key in chat.system.client.driver.keys("im:*"))
         assert not {"creating", "unnotified"} & kinds.keys()
 
-    def test_another_group_of_that_gid_is_another(self, chat: Chat) -> None:
+    def test_a_creation_with_other_members_is_refused_as_another_group(self, chat: Chat) -> None:
         chat.create_group(GID, UIDS)
         for others in (UIDS[:-1], [*UIDS[:-1], "stranger"], [*UIDS, "stranger"], UIDS[:3]):
             with pytest.raises(GroupExists):

@@ -20,8 +20,8 @@ from imcore.streams import library
 from imcore.streams.calls import group_calls
 from imcore.streams.client import RedisClient, open_client
 from imcore.system import System
-from tests.processes import WorkerProcess
-from tests.servers import RunningCluster
+from tests.helpers.processes import WorkerProcess
+from tests.helpers.servers import RunningCluster
 
 READS = [
     *("group list", "group show team", "unread bob", "pull bob --no-local", "status team", "receipts bob --no-local"),

@@ -17,8 +17,8 @@ from imcore.model.rows import Batch, GroupRow, WatermarkRow
 from imcore.settings import Settings
 from imcore.sql import corrections, queries, sqlite_file
 from imcore.sql.database import Database
-from tests.deadline import wait_until
-from tests.processes import WorkerProcess
+from tests.helpers.deadline import wait_until
+from tests.helpers.workers import start_worker
 
 GID = "team"
 WRITES: dict[str, Callable[[Database], object]] = {
@@ -31,8 +31,8 @@ WRITES: dict[str, Callable[[Database], object]] = {
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    return replace(Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path)), block_ms=50)
+def settings(settings: Settings) -> Settings:
+    return replace(settings, block_ms=50)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_replacement_is_examined_like_any_other_database(database: Database, f
         database.write(Batch(groups=[GroupRow("g", 1)]))
 
 
-def test_a_removed_log_loses_nothing(database: Database, file: Path) -> None:
+def test_a_removed_wal_file_loses_no_row(database: Database, file: Path) -> None:
     # Given something that is in the log alone
     database.write(Batch(groups=[GroupRow("in the log", 1)]))
     log = file.with_name("imcore.db-wal")
@@ -137,8 +137,7 @@ def test_a_file_removed_during_a_write_acks_nothing(
 
 
 def test_a_worker_waits_for_its_file_and_acks_nothing_meanwhile(settings: Settings, file: Path, tmp_path: Path) -> None:
-    given = {"redis_url": settings.redis_url, "block_ms": 50}
-    with Chat.connect(settings=settings) as chat, WorkerProcess(settings.data_dir, "persist", **given) as worker:
+    with Chat.connect(settings=settings) as chat, start_worker(settings) as worker:
         # Given a worker that has stored something
         worker.wait_for("working as")
         chat.create_group(GID, ["ann", "bob"])
@@ -164,8 +163,7 @@ def test_a_worker_waits_for_its_file_and_acks_nothing_meanwhile(settings: Settin
 
 
 def test_an_empty_replacement_is_not_written(settings: Settings, file: Path) -> None:
-    given = {"redis_url": settings.redis_url, "block_ms": 50}
-    with Chat.connect(settings=settings) as chat, WorkerProcess(settings.data_dir, "persist", **given) as worker:
+    with Chat.connect(settings=settings) as chat, start_worker(settings) as worker:
         worker.wait_for("working as")
         chat.create_group(GID, ["ann", "bob"])
         chat.send(GID, "before", sender_uid="ann")
@@ -233,7 +231,7 @@ def test_a_session_ends_with_one_line(settings: Settings) -> None:
         assert [each.content for each in chat.pull("bob", GID)][-1] == "two"
 
 
-def test_a_sound_system_loses_no_file(settings: Settings, file: Path) -> None:
+def test_connections_that_open_and_close_lose_no_file(settings: Settings, file: Path) -> None:
     # Given connections that open and close, and a log that is removed with the last of them
     for number in range(3):
         with Database.connect(settings.database_url) as one, Database.connect(settings.database_url) as other:

@@ -5,16 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from sqlalchemy import text
 
 from imcore.chat import Chat
-from imcore.cli.app import app
 from imcore.errors import ConfigurationError
 from imcore.model.rows import Batch, GroupRow
 from imcore.sql.database import Database
 from imcore.streams.keys import Keyspace
-from tests.processes import WorkerProcess
+from tests.helpers.cli import im as run_im
+from tests.helpers.processes import WorkerProcess
 
 NEWER = "is at version 9999, newer than this program"
 
@@ -71,7 +71,7 @@ def im(valkey: str, sqlite_newer: str, tmp_path: Path, monkeypatch: pytest.Monke
         chat.create_group("team", ["ann", "bob"])
         sent = chat.send("team", "hi", sender_uid="ann")
         chat.ack("bob", "team")
-    return lambda line: CliRunner().invoke(app, shlex.split(line.replace("MSGID", sent.msgid)), catch_exceptions=False)
+    return lambda line: run_im(*shlex.split(line.replace("MSGID", sent.msgid)))
 
 
 @pytest.mark.parametrize(

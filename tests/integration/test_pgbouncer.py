@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -20,10 +19,10 @@ from imcore.settings import Settings
 from imcore.sql import postgres_session, queries
 from imcore.sql.database import Database
 from imcore.workers.persist import Persist
-from tests.deadline import wait_until
-from tests.pgbouncer import Bouncer, running_pgbouncer
-from tests.postgres import PostgresServer, name_of
-from tests.processes import WorkerProcess
+from tests.helpers.deadline import wait_until
+from tests.helpers.pgbouncer import Bouncer, running_pgbouncer
+from tests.helpers.postgres import PostgresServer, name_of
+from tests.helpers.workers import start_worker
 
 GID = "team"
 SESSIONS = 2
@@ -39,26 +38,21 @@ def bouncer(request: pytest.FixtureRequest, postgres_server: PostgresServer) -> 
 
 
 @pytest.fixture
-def url(bouncer: Bouncer, postgres_url: str) -> str:
+def bouncer_url(bouncer: Bouncer, postgres_url: str) -> str:
     return bouncer.url(postgres_url)
 
 
 @pytest.fixture
-def settings(valkey: str, url: str, tmp_path: Path) -> Settings:
-    return replace(Settings.from_env({}, redis_url=valkey, database_url=url, data_dir=str(tmp_path)), block_ms=50)
-
-
-def worker(settings: Settings, name: str) -> WorkerProcess:
-    urls = {each: getattr(settings, each) for each in ("redis_url", "database_url", "block_ms")}
-    return WorkerProcess(settings.data_dir / "processes", name, **urls)
+def settings(settings: Settings, bouncer_url: str) -> Settings:
+    return replace(settings, database_url=bouncer_url, block_ms=50)
 
 
 def test_workers_store_all_through_a_pooler(settings: Settings) -> None:
     # Given more workers than sessions
     with (
-        worker(settings, "persist") as first,
-        worker(settings, "persist") as second,
-        worker(settings, "receipts") as receipts,
+        start_worker(settings) as first,
+        start_worker(settings) as second,
+        start_worker(settings, "receipts") as receipts,
         Chat.connect(settings=settings) as chat,
     ):
         workers = (first, second, receipts)
@@ -84,10 +78,10 @@ def test_workers_store_all_through_a_pooler(settings: Settings) -> None:
             assert "Traceback" not in each.log
 
 
-def test_repeated_statements(url: str) -> None:
+def test_repeated_statements_work_through_a_pooler(bouncer_url: str) -> None:
     # Given programs that get each other's sessions, in which a driver may have prepared a statement for itself
     with ExitStack() as stack:
-        databases = [stack.enter_context(Database.connect(url)) for _ in range(SESSIONS + 1)]
+        databases = [stack.enter_context(Database.connect(bouncer_url)) for _ in range(SESSIONS + 1)]
         databases[0].upgrade()
 
         # When each does the same more often than a driver would without preparing it
@@ -102,7 +96,7 @@ def test_repeated_statements(url: str) -> None:
         assert len(databases[-1].messages_after(GID, 0)) == 2 * 20 * len(databases)
 
 
-def test_a_rebuild_and_an_import(settings: Settings) -> None:
+def test_a_rebuild_and_an_import_work_through_a_pooler(settings: Settings) -> None:
     with Chat.connect(settings=settings) as chat:
         # Given an import, stored in SQL
         lines = [
@@ -125,23 +119,23 @@ def test_a_rebuild_and_an_import(settings: Settings) -> None:
         assert list(check.check(chat.system)) == []
 
 
-def test_several_migrations_at_once(url: str) -> None:
+def test_several_migrations_at_once_work_through_a_pooler(bouncer_url: str) -> None:
     def upgrade(number: int) -> None:
-        with Database.connect(url) as database:
+        with Database.connect(bouncer_url) as database:
             database.upgrade()
             database.write(Batch(groups=[GroupRow(f"g{number}", 1)]))
 
     with ThreadPoolExecutor(SESSIONS) as threads:
         list(threads.map(upgrade, range(2 * SESSIONS)))
 
-    with Database.connect(url) as database:
+    with Database.connect(bouncer_url) as database:
         database.check_version()
         assert queries.count_groups(database) == 2 * SESSIONS
 
 
-def test_a_stream_of_pages_beside_other_queries(url: str) -> None:
+def test_a_stream_of_pages_works_beside_other_queries(bouncer_url: str) -> None:
     rows = [MessageRow(GID, n, n, "ann", 0, "hi", None, None) for n in range(1, 2 * queries.PAGE + 2)]
-    with Database.connect(url) as database:
+    with Database.connect(bouncer_url) as database:
         database.upgrade()
         database.write(Batch(groups=[GroupRow(GID, 1)], messages=rows))
 
@@ -154,9 +148,9 @@ def test_a_stream_of_pages_beside_other_queries(url: str) -> None:
         assert seen == len(rows)
 
 
-def test_a_wait_for_a_lock_is_limited(url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_for_a_lock_is_limited(bouncer_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_session, "LOCK_TIMEOUT_MS", 10)
-    with Database.connect(url) as database, psycopg.connect(postgres_url) as holder:
+    with Database.connect(bouncer_url) as database, psycopg.connect(postgres_url) as holder:
         database.upgrade()
         holder.execute("LOCK TABLE chat_groups IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(DatabaseUnavailable, match="somebody has had a lock"):
@@ -164,17 +158,17 @@ def test_a_wait_for_a_lock_is_limited(url: str, postgres_url: str, monkeypatch: 
 
 
 def test_settings_of_a_role_are_overridden_in_each_transaction(
-    url: str, postgres_url: str, postgres_server: PostgresServer
+    bouncer_url: str, postgres_url: str, postgres_server: PostgresServer
 ) -> None:
     postgres_server.run(f"ALTER DATABASE {name_of(postgres_url)} SET timezone = 'America/New_York'")
-    with Database.connect(url) as one, Database.connect(url) as other:
+    with Database.connect(bouncer_url) as one, Database.connect(bouncer_url) as other:
         one.upgrade()
         for database in (one, other, one):
             with database.connection() as connection:
                 assert connection.exec_driver_sql("SHOW timezone").scalar() == "UTC"
 
     # And it stays in there: the next one to have that session finds what the database says
-    with psycopg.connect(url, autocommit=True) as somebody:
+    with psycopg.connect(bouncer_url, autocommit=True) as somebody:
         assert somebody.execute("SHOW timezone").fetchone() == ("America/New_York",)
 
 

@@ -19,8 +19,8 @@ from imcore.model.rows import Batch, GroupRow
 from imcore.settings import Settings
 from imcore.sql import postgres_checks, sqlite_file
 from imcore.sql.database import Database
-from tests.postgres import PostgresServer, require_postgres
-from tests.processes import WorkerProcess
+from tests.helpers.postgres import PostgresServer, require_postgres
+from tests.helpers.processes import WorkerProcess
 
 BATCH = Batch(groups=[GroupRow("g", 1)])
 NOBODY = 65_534
@@ -44,7 +44,7 @@ def refusal(action: Callable[[], object], kind: type[ImError] = ConfigurationErr
 class TestPostgres:
     @pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
     @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
-    def test_an_encoding_other_than_utf8(
+    def test_a_database_with_another_encoding_is_refused(
         self, postgres_server: PostgresServer, encoding: str, use: Callable[[Database], object]
     ) -> None:
         url = postgres_server.new_database(f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
@@ -67,7 +67,7 @@ class TestPostgres:
         postgres_server.drop_database(url)
 
     @pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
-    def test_a_server_that_is_too_old(
+    def test_a_postgresql_server_that_is_too_old_is_refused(
         self, postgres_url: str, monkeypatch: pytest.MonkeyPatch, use: Callable[[Database], object]
     ) -> None:
         monkeypatch.setattr(postgres_checks, "OLDEST", 990_000)
@@ -92,11 +92,11 @@ class TestRights:
             for statement in statements:
                 owner.execute(statement.encode())
 
-    def test_no_right_on_the_schema(self, url: str) -> None:
+    def test_a_role_without_a_right_on_the_schema_is_refused(self, url: str) -> None:
         with Database.connect(url) as database:
             assert "GRANT USAGE, CREATE ON SCHEMA name TO app" in refusal(database.upgrade)
 
-    def test_no_right_to_create_tables(self, url: str, postgres_url: str) -> None:
+    def test_a_role_that_may_not_create_tables_is_refused(self, url: str, postgres_url: str) -> None:
         self.grant(postgres_url, "GRANT USAGE ON SCHEMA public TO app")
         with Database.connect(url) as database:
             assert "GRANT CREATE ON SCHEMA public TO app" in refusal(database.upgrade)
@@ -106,7 +106,7 @@ class TestRights:
             database.upgrade()
             database.write(BATCH)
 
-    def test_too_few_rights_on_existing_tables(self, url: str, postgres_url: str) -> None:
+    def test_a_role_with_too_few_rights_on_tables_is_refused(self, url: str, postgres_url: str) -> None:
         # Given tables of their owner, which a role may read
         with Database.connect(postgres_url) as owner:
             owner.upgrade()
@@ -129,7 +129,7 @@ class TestRights:
             database.upgrade()
             database.write(BATCH)
 
-    def test_no_right_to_read(self, url: str, postgres_url: str) -> None:
+    def test_a_role_that_may_not_read_is_refused(self, url: str, postgres_url: str) -> None:
         with Database.connect(postgres_url) as owner:
             owner.upgrade()
         self.grant(postgres_url, "GRANT USAGE ON SCHEMA public TO app", "GRANT SELECT ON imcore_version TO app")
@@ -191,7 +191,7 @@ class TestSqlite:
         yield folder
         shutil.rmtree(folder)
 
-    def test_a_sqlite_library_that_is_too_old(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_sqlite_library_that_is_too_old_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 26, 0))
         monkeypatch.setattr(sqlite3, "sqlite_version", "3.26.0")
         line = "this Python has SQLite 3.26.0, and imcore needs 3.37 or newer: use a newer Python"
@@ -200,7 +200,7 @@ class TestSqlite:
         assert refusal(lambda: LocalDatabase(tmp_path / "ann.db", "ann"), LocalDatabaseError) == line
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_file_system_that_cannot_keep_the_log(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_system_without_wal_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given one without shared memory, as that of some networks
         connect = sqlite3.connect
         monkeypatch.setattr(
@@ -215,7 +215,7 @@ class TestSqlite:
         assert "--no-local" in said
 
     @pytest.mark.parametrize("use", ["upgrade", "write"])
-    def test_a_folder_that_cannot_take_the_log(self, folder: Path, use: str) -> None:
+    def test_a_folder_that_cannot_hold_the_wal_is_refused(self, folder: Path, use: str) -> None:
         # Given a file that may be written, in a folder that may not
         with Database.connect(f"sqlite:///{folder / 'imcore.db'}") as database:
             database.upgrade()

@@ -17,10 +17,9 @@ from imcore.repair import check, rebuild
 from imcore.settings import Settings
 from imcore.sql import corrections
 from imcore.sql.database import Database
-from imcore.workers.persist import Persist
-from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
-from tests.postgres import PostgresServer, name_of
+from tests.helpers.deadline import wait_until
+from tests.helpers.postgres import PostgresServer, name_of
+from tests.helpers.workers import run_workers
 
 ROLE = "talker"
 FIRST = datetime(1, 1, 1, tzinfo=UTC)
@@ -98,7 +97,7 @@ def test_everything_works_with_any_session_settings(
             for n, each in enumerate(TIMES)
         ]
         chat.ack("bob", "team")
-        store(chat, settings)
+        run_workers(chat)
         assert retention.trim(chat.system, keep_messages=0, keep_ms=0).entries == len(sent)
 
         # Then both sides agree, and everybody gets every message
@@ -117,16 +116,6 @@ def test_everything_works_with_any_session_settings(
     with Chat.connect(settings=settings) as chat:
         assert rebuild.rebuild(chat.system).messages == len(sent)
         assert list(check.check(chat.system)) == []
-
-
-def store(chat: Chat, settings: Settings) -> None:
-    for worker in (
-        Persist(chat.system.client, chat.system.database, settings),
-        ReceiptsWorker(chat.system.client, chat.system.database, settings),
-    ):
-        while not worker.drained():
-            worker.step()
-        worker.close()
 
 
 @pytest.mark.parametrize(
@@ -174,7 +163,7 @@ def test_a_server_without_fsync_is_logged(postgres_url: str, caplog: pytest.LogC
 class TestLimits:
     """Limits of a role are errors that say what to do."""
 
-    def test_a_statement_that_takes_too_long(self, postgres_server: PostgresServer, url: str) -> None:
+    def test_a_statement_timeout_of_the_server_is_an_error(self, postgres_server: PostgresServer, url: str) -> None:
         with Database.connect(url) as database:
             database.upgrade()
         by_role(postgres_server, url, "statement_timeout", "1")
@@ -185,7 +174,9 @@ class TestLimits:
         ):
             connection.exec_driver_sql("SELECT pg_sleep(1)")
 
-    def test_a_transaction_that_is_idle_for_too_long(self, postgres_server: PostgresServer, url: str) -> None:
+    def test_an_idle_transaction_timeout_of_the_server_is_an_error(
+        self, postgres_server: PostgresServer, url: str
+    ) -> None:
         by_role(
             postgres_server, url, "idle_in_transaction_session_timeout", "500"
         )  # longer than the start of a session
@@ -196,7 +187,7 @@ class TestLimits:
         ):
             ask_again_once_it_ended(postgres_server, connection)
 
-    def test_a_role_that_only_reads(self, postgres_server: PostgresServer, url: str) -> None:
+    def test_a_read_only_role_is_refused(self, postgres_server: PostgresServer, url: str) -> None:
         # Given a role that may write no more, and a program that wrote just now
         with Database.connect(url) as before:
             before.upgrade()

@@ -28,11 +28,12 @@ from imcore.settings import Settings
 from imcore.streams.client import RedisClient, open_client
 from imcore.streams.keys import lease
 from imcore.workers.persist import KIND, Persist
-from tests.chat_data import chat_files
-from tests.deadline import wait_until
-from tests.model.stored import Dying, KilledError
-from tests.processes import WorkerProcess
-from tests.servers import require_server, start_valkey
+from tests.helpers.chat_data import chat_files
+from tests.helpers.deadline import wait_until
+from tests.helpers.dying import DyingDatabase as Dying
+from tests.helpers.dying import KilledError
+from tests.helpers.processes import WorkerProcess
+from tests.helpers.servers import require_server, start_valkey
 
 SEEDS = range(int(os.environ.get("IM_POWER_CUT_SEEDS", "6")))
 GIDS = ("#ubuntu", "群主", "{x}")

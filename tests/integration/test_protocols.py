@@ -19,9 +19,9 @@ from imcore.settings import Settings
 from imcore.streams import transport
 from imcore.streams.client import RedisClient, open_client
 from imcore.streams.wire import streams
-from tests.deadline import wait_until
-from tests.live import Audience, nodes_of
-from tests.processes import WorkerProcess
+from tests.helpers.deadline import wait_until
+from tests.helpers.gateways import Audience, nodes_of
+from tests.helpers.processes import WorkerProcess
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 

@@ -1,6 +1,5 @@
 """Real chat through the whole system: imported, stored, and equal to the brute-force model whatever is asked."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,8 +9,8 @@ from imcore.importer.importer import ImportSummary, import_events
 from imcore.repair.check import check
 from imcore.settings import Settings
 from imcore.system import System
-from imcore.workers.persist import Persist
-from tests.chat_data import ChatFile, chat_files
+from tests.helpers.chat_data import ChatFile, chat_files
+from tests.helpers.workers import store
 from tests.model.compare import compare_all, compare_read_times, compare_sql
 from tests.model.reference import Model
 from tests.model.replay import replay
@@ -21,9 +20,8 @@ SOME = 20
 
 
 @pytest.fixture
-def chat(valkey: str, database_url: str) -> Iterator[Chat]:
-    with Chat.connect(valkey, database_url, settings=Settings.from_env({})) as chat:
-        yield chat
+def settings(settings: Settings, database_url: str) -> Settings:
+    return replace(settings, database_url=database_url)
 
 
 @pytest.mark.parametrize("file", chat_files(), ids=str)
@@ -38,7 +36,7 @@ def test_import_of_real_chat_equals_the_model(chat: Chat, file: ChatFile) -> Non
     compare_all(live, model)
 
     # And, once it is stored, in SQL
-    stored(chat)
+    store(chat)
     compare_sql(chat.system.database, model)
     for gid in model.groups:
         compare_read_times(chat, model, gid, every=SOME)
@@ -46,7 +44,7 @@ def test_import_of_real_chat_equals_the_model(chat: Chat, file: ChatFile) -> Non
 
     # When the same file comes again, then it changes nothing
     assert imported(chat, file) == ImportSummary()
-    stored(chat)
+    store(chat)
     compare_sql(chat.system.database, model)
     compare_all(live, model, every=SOME)
     assert list(check(chat.system)) == []
@@ -64,11 +62,3 @@ def replayed(chat: Chat, file: ChatFile, model: Model) -> Model:
     msgids = {group.gid: [tally.message.msgid for tally in chat.status(group.gid, limit=0)] for group in chat.groups()}
     replay(model, file.events(), msgids)
     return model
-
-
-def stored(chat: Chat) -> None:
-    """Let the worker `persist` store all there is."""
-    worker = Persist(chat.system.client, chat.system.database, replace(chat.system.settings, block_ms=0))
-    while worker.step():
-        pass
-    worker.close()

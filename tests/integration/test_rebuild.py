@@ -34,9 +34,9 @@ from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, lease
 from imcore.system import System
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
-from tests.dying import Dying, KilledError
+from tests.helpers.dying import Dying, KilledError
+from tests.model.examples import PARTITIONS, played
 from tests.model.lost import LosingHistories
-from tests.model.test_histories import PARTITIONS, played
 
 GIDS = ("#ubuntu", "群主")
 UIDS = ("ann", "bob", "cy", "dee")

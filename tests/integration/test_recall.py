@@ -1,6 +1,7 @@
 """Recalls on real servers: in both databases, and before the eyes of who is online."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,21 +14,26 @@ from imcore.device.local_database import LocalDatabase, path_of
 from imcore.model.values import Message, Receipt
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.system import System
 from imcore.workers.fetch import WorkItem, fetch
 from imcore.workers.persist import Persist
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
+from tests.helpers.rows import contents
+from tests.helpers.workers import store
 
 GID = "team"
 
 
 @pytest.fixture
-def chat(valkey: str, database: Database, tmp_path: Path) -> Iterator[Chat]:
+def settings(settings: Settings, database_url: str) -> Settings:
+    return replace(settings, database_url=database_url)
+
+
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
     """A group of ann, bob and cy, on each kind of database."""
-    settings = Settings.from_env({}, redis_url=valkey, database_url="sqlite:////nowhere", data_dir=str(tmp_path))
-    with Chat.connect(settings=settings) as chat:
-        chat.create_group(GID, ["ann", "bob", "cy"])
-        yield Chat(System(chat.system.client, database, settings))
+    chat.system.database.upgrade()
+    chat.create_group(GID, ["ann", "bob", "cy"])
+    return chat
 
 
 @pytest.fixture
@@ -37,16 +43,6 @@ def worker(chat: Chat) -> Iterator[Persist]:
     worker.close()
 
 
-def drain(worker: Persist) -> None:
-    while not worker.drained():
-        worker.step()
-
-
-def contents(database: Database) -> list[str]:
-    with database.connection() as connection:
-        return list(connection.exec_driver_sql("SELECT content FROM group_msgs ORDER BY msgid").scalars())
-
-
 def acks(database: Database, msgid: str) -> dict[str, bool]:
     """Who has read a message, as SQL alone tells it."""
     query = f"SELECT recv_uid, if_ack FROM msg_acks WHERE gid = '{GID}' AND msgid = {msgids.pack(msgid)}"
@@ -54,17 +50,17 @@ def acks(database: Database, msgid: str) -> dict[str, bool]:
         return {uid: bool(is_read) for uid, is_read in connection.exec_driver_sql(query)}
 
 
-def test_sql_loses_the_content_and_still_tells_who_has_read_it(chat: Chat, worker: Persist) -> None:
+def test_recall_blanks_the_content_in_sql_and_keeps_its_receipts(chat: Chat) -> None:
     # Given two stored messages, which bob has read
     messages = [chat.send(GID, text, sender_uid="ann") for text in ("regrettable", "fine")]
     chat.ack("bob", GID)
-    drain(worker)
+    store(chat)
     assert contents(chat.system.database) == ["regrettable", "fine"]
 
     # When the first one is recalled, and cy reads on
     chat.recall(GID, messages[0].msgid, by="ann")
     chat.ack("cy", GID)
-    drain(Persist(chat.system.client, chat.system.database, chat.system.settings))
+    store(chat)
 
     # Then its words are gone, and its receipts are not
     assert contents(chat.system.database) == ["", "fine", ""]

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 import redis
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from imcore.admin import append_only, retention
 from imcore.chat import Chat
-from imcore.cli.app import app
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.model.values import Draft
@@ -25,9 +24,10 @@ from imcore.sql import sqlite_file
 from imcore.streams.keys import WITHDRAWN
 from imcore.workers import jobs
 from imcore.workers.persist import Persist
-from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
-from tests.servers import RunningCluster, RunningServer, start_valkey
+from tests.helpers.cli import im
+from tests.helpers.deadline import wait_until
+from tests.helpers.servers import RunningCluster, RunningServer, start_valkey
+from tests.helpers.workers import drain, run_workers
 
 GID = "team"
 SECRET = "SECRET-4711 " * 3
@@ -44,17 +44,22 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
 
 
 @pytest.fixture
-def settings(server: RunningServer, tmp_path: Path) -> Settings:
-    settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path / "data"))
-    return replace(settings, block_ms=5, keep_messages=0, keep_ms=0)
+def redis_url(server: RunningServer) -> str:
+    return server.url
 
 
 @pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        chat.system.database.upgrade()
-        chat.create_group(GID, ["ann", "bob"])
-        yield chat
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    """`data` holds no file of the server."""
+    elsewhere = Settings.from_env({}, redis_url=settings.redis_url, data_dir=str(tmp_path / "data"))
+    return replace(elsewhere, block_ms=5, keep_messages=0, keep_ms=0)
+
+
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    chat.system.database.upgrade()
+    chat.create_group(GID, ["ann", "bob"])
+    return chat
 
 
 @pytest.fixture
@@ -63,21 +68,6 @@ def persist(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Iterator[Persist]:
     persist = Persist(chat.system.client, chat.system.database, chat.system.settings)
     yield persist
     persist.close()
-
-
-def drain(worker: Persist | ReceiptsWorker) -> None:
-    while worker.step():
-        pass
-
-
-def store_all(chat: Chat) -> None:
-    """Let workers handle all there is."""
-    for worker in (
-        Persist(chat.system.client, chat.system.database, chat.system.settings),
-        ReceiptsWorker(chat.system.client, chat.system.database, chat.system.settings),
-    ):
-        drain(worker)
-        worker.close()
 
 
 def files_with(text: str, folder: Path) -> list[str]:
@@ -215,7 +205,7 @@ class TestAppendOnlyFile:
         """Send a message and recall it; workers have stored both."""
         sent = chat.send(GID, text, sender_uid="ann")
         chat.recall(GID, sent.msgid, by="ann")
-        store_all(chat)
+        run_workers(chat)
         return sent.msgid
 
     def test_a_recalled_text_is_gone_after_its_trim(self, chat: Chat, settings: Settings, file: Path) -> None:
@@ -223,7 +213,7 @@ class TestAppendOnlyFile:
         assert files_with("SECRET", file)
 
         where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
-        result = CliRunner().invoke(app, ["trim", "--json", "--keep-messages", "0", *where], catch_exceptions=False)
+        result = im("trim", "--json", "--keep-messages", "0", *where)
 
         assert (result.exit_code, result.stderr) == (0, "")
         assert json.loads(result.stdout)["rewritten"] == 1
@@ -232,7 +222,7 @@ class TestAppendOnlyFile:
     def test_a_trim_reports_the_texts_that_stay(self, chat: Chat, settings: Settings, file: Path) -> None:
         def trim(*words: str) -> Result:
             where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
-            return CliRunner().invoke(app, ["trim", *words, *where], catch_exceptions=False)
+            return im("trim", *words, *where)
 
         # Given none, then some that are younger than all that is dropped by default
         assert "recalled" not in trim().stderr
@@ -260,7 +250,7 @@ class TestAppendOnlyFile:
             other.commit()
 
         where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
-        result = CliRunner().invoke(app, ["trim", "--keep-messages", "0", *where], catch_exceptions=False)
+        result = im("trim", "--keep-messages", "0", *where)
 
         assert result.stderr.splitlines()[-1] == "1 recalled text stays in Redis until its message is stored"
 
@@ -272,7 +262,7 @@ class TestAppendOnlyFile:
 
         # Nothing was recalled
         chat.send(GID, "hi", sender_uid="ann")
-        store_all(chat)
+        run_workers(chat)
         assert jobs.trim()["rewritten"] == 0
 
         # A recalled text is in the stream yet, from which a rewrite would copy it
@@ -290,16 +280,16 @@ class TestAppendOnlyFile:
 
         # Once is enough
         chat.send(GID, "more", sender_uid="ann")
-        store_all(chat)
+        run_workers(chat)
         assert jobs.trim()["rewritten"] == 0
         assert chat.system.client.query("ZCARD", WITHDRAWN) == 0
 
     def test_a_text_recalled_after_its_trim(self, chat: Chat, file: Path) -> None:
         sent = chat.send(GID, SECRET, sender_uid="ann")
-        store_all(chat)
+        run_workers(chat)
         retention.trim(chat.system)
         chat.recall(GID, sent.msgid, by="ann")
-        store_all(chat)
+        run_workers(chat)
 
         assert append_only.forget_withdrawn(chat.system) == 1
         wait_until(lambda: files_with("SECRET", file) == [])

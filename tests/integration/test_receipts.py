@@ -19,8 +19,8 @@ from imcore.model.values import Draft, Receipt
 from imcore.settings import Settings
 from imcore.streams.calls import message_calls
 from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
-from tests.processes import WorkerProcess
+from tests.helpers.deadline import wait_until
+from tests.helpers.processes import WorkerProcess
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 

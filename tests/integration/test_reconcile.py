@@ -26,10 +26,9 @@ from imcore.sql import queries
 from imcore.sql.database import Database
 from imcore.streams import keys
 from imcore.workers.persist import Persist
-from tests.deadline import wait_until
-from tests.dying import Dying, KilledError
-from tests.model.stored import Dying as DyingDatabase
-from tests.model.stored import KilledError as KilledWorkerError
+from tests.helpers.deadline import wait_until
+from tests.helpers.dying import Dying, DyingDatabase, KilledError
+from tests.helpers.dying import KilledError as KilledWorkerError
 
 SEEDS = range(int(os.environ.get("IM_RECONCILE_SEEDS", "12")))
 GIDS = ("#ubuntu", "群主")

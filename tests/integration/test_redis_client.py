@@ -10,7 +10,7 @@ from imcore.errors import RedisUnavailable
 from imcore.streams import client, transport
 from imcore.streams.calls import group_calls
 from imcore.streams.client import RedisClient, open_client
-from tests.servers import RunningServer
+from tests.helpers.servers import RunningServer
 
 
 def interrupt(*_: Any) -> Any:

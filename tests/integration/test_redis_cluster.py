@@ -19,8 +19,8 @@ from imcore.streams.calls import session_calls
 from imcore.streams.calls.message_calls import send
 from imcore.streams.client import RedisClient, open_client
 from imcore.system import System
-from tests.deadline import wait_until
-from tests.servers import RunningCluster, add_replica, free_ports, move_slot, start_cluster, start_valkey
+from tests.helpers.deadline import wait_until
+from tests.helpers.servers import RunningCluster, add_replica, free_ports, move_slot, start_cluster, start_valkey
 
 # The driver forgets sockets of a cluster's nodes when one of them has failed.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")

@@ -23,9 +23,9 @@ from imcore.model.values import Draft, Message, Receipt
 from imcore.operations import creation
 from imcore.settings import Settings
 from imcore.streams.calls.message_calls import send
-from tests.deadline import wait_until
-from tests.processes import WorkerProcess
-from tests.servers import RunningServer, require_server, start_valkey
+from tests.helpers.deadline import wait_until
+from tests.helpers.servers import RunningServer, require_server, start_valkey
+from tests.helpers.workers import run_bursts, start_worker
 
 GID = "team"
 NO_LIMIT = 0
@@ -52,37 +52,28 @@ def admin(server: RunningServer) -> Iterator["redis.Redis"]:
 
 
 @pytest.fixture
-def settings(server: RunningServer, tmp_path: Path) -> Settings:
-    return replace(
-        Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path)), partitions=2, block_ms=20, max_deliveries=1
-    )
+def redis_url(server: RunningServer) -> str:
+    return server.url
 
 
 @pytest.fixture
-def chat(admin: "redis.Redis", settings: Settings) -> Iterator[Chat]:
-    """A group in the middle of its talk, that SQL knows nothing of yet; then no memory is left."""
-    with Chat.connect(settings=settings) as chat:
-        chat.create_group(GID, ["ann", "bob", "cy", "dan"])
-        chat.send_direct("bob", "hello", sender_uid="ann")
-        for number in range(20):
-            chat.send(GID, f"message {number}", sender_uid=("ann", "bob")[number % 2], client_msgid=f"c{number}")
-        admin.config_set("maxmemory", BELOW_ANY_USE)
-        yield chat
+def settings(settings: Settings) -> Settings:
+    return replace(settings, partitions=2, block_ms=20, max_deliveries=1)
+
+
+@pytest.fixture
+def chat(admin: "redis.Redis", chat: Chat) -> Chat:
+    """A group in the middle of its talk, none of which SQL has; then no memory is left."""
+    chat.create_group(GID, ["ann", "bob", "cy", "dan"])
+    chat.send_direct("bob", "hello", sender_uid="ann")
+    for number in range(20):
+        chat.send(GID, f"message {number}", sender_uid=("ann", "bob")[number % 2], client_msgid=f"c{number}")
+    admin.config_set("maxmemory", BELOW_ANY_USE)
+    return chat
 
 
 def dump(admin: "redis.Redis") -> dict[Any, Any]:
     return {key: admin.dump(key) for key in admin.keys("*")}
-
-
-def worker(settings: Settings, name: str, *arguments: str, **others: int) -> WorkerProcess:
-    urls = {each: getattr(settings, each) for each in ("redis_url", "database_url", "max_deliveries", "block_ms")}
-    return WorkerProcess(settings.data_dir / "processes", name, *arguments, **urls, **others)
-
-
-def work_off(settings: Settings, *names: str) -> None:
-    for name in names:
-        with worker(settings, name, "--burst") as burst:
-            assert burst.wait() == 0, burst.log
 
 
 class TestRefused:
@@ -178,7 +169,7 @@ class TestGoesOn:
 
             # When somebody reads what she sent, and the worker tells her
             chat.ack("cy", GID)
-            with worker(settings, "receipts") as receipts:
+            with start_worker(settings, "receipts") as receipts:
                 heard.extend(live)
                 assert receipts.end() == 0
 
@@ -197,7 +188,7 @@ class TestGoesOn:
         chat.ack("bob", GID)
 
         # When the workers run
-        work_off(settings, "persist", "receipts")
+        run_bursts(settings, "persist", "receipts")
 
         # Then all is stored and told, and the dead letters can be put away
         assert len(chat.system.database.messages_after(GID, 0)) == 20
@@ -218,7 +209,7 @@ def fill_with_what_is_stored(chat: Chat, settings: Settings, admin: "redis.Redis
     empty = used_memory(admin)
     for _ in range(20):
         chat.system.client.call(send(chat.system.client.space, GID, [Draft("ann", "x" * 10_000)] * 50, 1000))
-    work_off(settings, "persist")
+    run_bursts(settings, "persist")
     admin.config_set("maxmemory", (empty + used_memory(admin)) // 2)
 
 
@@ -310,7 +301,7 @@ class TestRoom:
         fill_with_what_is_stored(chat, settings, admin)
 
         # When a worker comes that looks after that
-        with worker(settings, "jobs", keep_messages=10) as jobs:
+        with start_worker(settings, "jobs", keep_messages=10) as jobs:
             wait_until(lambda: "started" in jobs.log, timeout_s=30)
 
             # Then it has made room before it began, and is one that can be ended

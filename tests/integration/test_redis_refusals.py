@@ -16,8 +16,8 @@ from imcore.settings import Settings
 from imcore.streams.calls.call import Call
 from imcore.streams.client import open_client
 from imcore.streams.journal import Journal
-from tests.deadline import wait_until
-from tests.servers import RunningServer, free_ports, require_server, start_valkey
+from tests.helpers.deadline import wait_until
+from tests.helpers.servers import RunningServer, free_ports, require_server, start_valkey
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from imcore.chat import Chat
 from imcore.cli.app import app
 from imcore.errors import RedisRefuses
 from imcore.settings import Settings
-from tests.deadline import wait_until
-from tests.processes import WorkerProcess
-from tests.servers import RunningCluster, RunningServer, require_server, start_valkey
+from tests.helpers.deadline import wait_until
+from tests.helpers.processes import WorkerProcess
+from tests.helpers.servers import RunningCluster, RunningServer, require_server, start_valkey
 
 Im = Callable[..., Result]
 

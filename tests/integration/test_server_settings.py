@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 import redis
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from imcore.admin.acl import READER, WORKER
 from imcore.admin.server_settings import all_servers, chat_servers, jobs_servers, refuse_eviction, warning_of
 from imcore.chat import Chat
-from imcore.cli.app import app
 from imcore.errors import ConfigurationError
 from imcore.settings import Settings
 from imcore.streams.client import RedisClient
-from tests.processes import WorkerProcess
-from tests.servers import RunningCluster, RunningServer, require_server, start_valkey
+from tests.helpers.cli import im as run_im
+from tests.helpers.processes import WorkerProcess
+from tests.helpers.servers import RunningCluster, RunningServer, require_server, start_valkey
 
 PROMISES: dict[str, tuple[dict[str, Any], str]] = {
     "volatile-lru": ({"maxmemory-policy": "volatile-lru", "maxmemory": "100mb"}, "leases and sessions are dropped"),
@@ -49,8 +49,13 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
 
 
 @pytest.fixture
-def settings(server: RunningServer, tmp_path: Path) -> Settings:
-    settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path))
+def redis_url(server: RunningServer) -> str:
+    return server.url
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Settings of a system that has one group."""
     with Chat.connect(settings=settings) as chat:
         chat.system.database.upgrade()
         chat.create_group("team", ["ann"])
@@ -64,7 +69,7 @@ def im(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> "Any":
         with monkeypatch.context() as patch:
             for name, value in environ.items():
                 patch.setenv(name, value)
-            return CliRunner().invoke(app, args, catch_exceptions=False)
+            return run_im(*args)
 
     return run
 

@@ -17,9 +17,9 @@ from imcore.model.rows import Batch, GroupRow
 from imcore.settings import Settings
 from imcore.sql import postgres_session
 from imcore.sql.database import Database
-from tests.deadline import wait_until
-from tests.postgres import PostgresServer, name_of
-from tests.processes import WorkerProcess
+from tests.helpers.deadline import wait_until
+from tests.helpers.postgres import PostgresServer, name_of
+from tests.helpers.processes import WorkerProcess
 
 GID = "team"
 WORDS = "has not answered for"

@@ -1,21 +1,16 @@
 """An outage of the SQL database: the chat works, the backlog grows, and the workers catch up by themselves."""
 
 import json
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import psycopg
 import pytest
-from click.testing import CliRunner
 
 from imcore.admin import dead_letters, retention
 from imcore.chat import Chat
-from imcore.cli.app import app
 from imcore.errors import DatabaseUnavailable
 from imcore.process import WorkerSignals
 from imcore.settings import Settings
@@ -25,9 +20,10 @@ from imcore.util.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from imcore.workers.runner import Retrier
-from tests.deadline import wait_until
-from tests.postgres import PostgresServer, require_postgres
-from tests.processes import WorkerProcess
+from tests.helpers.cli import im
+from tests.helpers.deadline import wait_until
+from tests.helpers.postgres import PostgresServer, require_postgres, running_postgres
+from tests.helpers.workers import start_worker
 
 GID = "team"
 
@@ -36,31 +32,19 @@ GID = "team"
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL of our own, to be stopped and started."""
     require_postgres()
-    folder = Path(tempfile.mkdtemp(prefix="imcore-pg-"))
-    try:
-        server = PostgresServer(folder)
-        try:
-            yield server
-        finally:
-            server.stop()
-    finally:
-        shutil.rmtree(folder)
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    return replace(Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path)), block_ms=50)
-
-
-def worker(settings: Settings, name: str = "persist", **others: int) -> WorkerProcess:
-    urls = {each: getattr(settings, each) for each in ("redis_url", "database_url", "block_ms")}
-    return WorkerProcess(settings.data_dir / "processes", name, **urls, **others)
+def settings(settings: Settings) -> Settings:
+    return replace(settings, block_ms=50)
 
 
 def backlog(settings: Settings) -> int:
     """The backlog of the worker `persist` in `im stats`."""
     where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
-    result = CliRunner().invoke(app, ["stats", "--json", *where], catch_exceptions=False)
+    result = im("stats", "--json", *where)
     assert (result.exit_code, result.stderr) == (0, "")
     [found] = [each for each in json.loads(result.stdout)["workers"] if each["worker"] == "persist"]
     return int(found["backlog"])
@@ -75,8 +59,8 @@ def test_postgresql_stopped_and_started(settings: Settings, postgres: PostgresSe
     settings = replace(settings, database_url=postgres.new_database())
     with (
         Chat.connect(settings=settings) as chat,
-        worker(settings, max_deliveries=2) as persist,
-        worker(settings, "receipts") as receipts,
+        start_worker(settings, max_deliveries=2) as persist,
+        start_worker(settings, "receipts") as receipts,
     ):
         persist.wait_for("working as")
         receipts.wait_for("working as")
@@ -104,7 +88,7 @@ def test_postgresql_stopped_and_started(settings: Settings, postgres: PostgresSe
         assert backlog(settings) == first + 1
 
         # And a worker that needs no database begins without it
-        with worker(settings, "receipts") as another:
+        with start_worker(settings, "receipts") as another:
             another.wait_for("working as receipts-2")
             assert another.end() == 0
 
@@ -123,7 +107,7 @@ def test_postgresql_stopped_and_started(settings: Settings, postgres: PostgresSe
 
 
 def test_a_held_lock_on_sqlite(settings: Settings) -> None:
-    with Chat.connect(settings=settings) as chat, worker(settings) as persist:
+    with Chat.connect(settings=settings) as chat, start_worker(settings) as persist:
         persist.wait_for("working as")
         chat.create_group(GID, ["ann", "bob"])
         wait_until(lambda: backlog(settings) == 0)

@@ -1,7 +1,6 @@
 """`im stats` on real servers."""
 
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,23 +15,17 @@ from imcore.admin.stats import JobStats, stats
 from imcore.chat import Chat
 from imcore.settings import Settings
 from imcore.workers import jobs
-from tests.deadline import wait_until
-from tests.processes import WorkerProcess
+from tests.helpers.deadline import wait_until
+from tests.helpers.workers import run_bursts, start_worker
 
 
 @pytest.fixture(params=["valkey", "cluster"])
-def chat(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chat]:
-    url = request.getfixturevalue(request.param)
-    with Chat.connect(settings=Settings.from_env({}, redis_url=url, data_dir=str(tmp_path))) as chat:
-        yield chat
+def redis_url(request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue(request.param)
+    return found
 
 
-def work_off(settings: Settings, name: str) -> None:
-    with WorkerProcess(settings.data_dir / "workers", name, "--burst", redis_url=settings.redis_url) as worker:
-        assert worker.wait() == 0, worker.log
-
-
-def test_streams_and_the_storm(chat: Chat) -> None:
+def test_stats_count_streams_and_coalesced_receipts(chat: Chat) -> None:
     # Given a group of 50 with 20 messages, which ten members acked in two steps
     uids = [f"user{number}" for number in range(50)]
     chat.create_group("team", uids)
@@ -41,7 +34,7 @@ def test_streams_and_the_storm(chat: Chat) -> None:
             last = chat.send("team", "x" * 1000, sender_uid=uids[number])
         for uid in uids[10:20]:
             chat.ack(uid, "team", last.msgid)
-        work_off(chat.system.settings, "receipts")
+        run_bursts(chat.system.settings, "receipts")
         assert stats(chat.system).storm.acks == 10 * (half + 1)
 
     # Then
@@ -54,7 +47,7 @@ def test_streams_and_the_storm(chat: Chat) -> None:
     assert (journals.bytes or 0) > 20 * 50
 
 
-def test_bytes_of_many_streams_are_estimated_from_some(valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stats_estimate_the_bytes_of_many_streams_from_a_sample(valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Chat.connect(valkey) as chat:
         for number in range(20):
             chat.create_group(f"g{number}", ["ann"])
@@ -67,7 +60,7 @@ def test_bytes_of_many_streams_are_estimated_from_some(valkey: str, monkeypatch:
         assert some == pytest.approx(all_of_them, rel=0.1)
 
 
-def test_jobs(valkey: str, tmp_path: Path) -> None:
+def test_stats_count_jobs(valkey: str, tmp_path: Path) -> None:
     settings = Settings.from_env({}, redis_url=valkey, jobs_redis_url=f"{valkey}?db=3", data_dir=str(tmp_path))
     with Chat.connect(settings=settings) as chat, closing(redis.Redis.from_url(settings.jobs_redis_url)) as client:
         chat.create_group("team")
@@ -76,7 +69,7 @@ def test_jobs(valkey: str, tmp_path: Path) -> None:
         # Given a job that has failed, and two that wait
         queue = jobs.queue(client)
         failing = queue.enqueue("imcore.workers.jobs.no_such_job")
-        with WorkerProcess(tmp_path, "jobs", "--burst", redis_url=valkey, jobs_redis_url=settings.jobs_redis_url) as w:
+        with start_worker(settings, "jobs", "--burst") as w:
             assert w.wait() == 0, w.log
         assert failing.get_status(refresh=True) == JobStatus.FAILED
         queue.enqueue(jobs.TRIM)
@@ -92,7 +85,7 @@ def test_jobs(valkey: str, tmp_path: Path) -> None:
         assert stats(chat.system).jobs is None
 
 
-def test_a_cluster_has_no_jobs(cluster: str) -> None:
+def test_stats_of_a_cluster_have_no_jobs(cluster: str) -> None:
     with Chat.connect(settings=Settings.from_env({}, redis_url=cluster)) as chat:
         chat.create_group("team")
         assert stats(chat.system).jobs is None
@@ -102,7 +95,7 @@ def dump(client: Any) -> dict[bytes, bytes]:
     return {key: client.dump(key) for key in client.keys("rq:*") if not key.startswith(b"rq:worker")}
 
 
-def test_an_empty_system_has_zeros(valkey: str, tmp_path: Path) -> None:
+def test_stats_of_an_empty_system_are_zeros(valkey: str, tmp_path: Path) -> None:
     with Chat.connect(settings=Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))) as chat:
         chat.system.client.upgrade()
         found = stats(chat.system)

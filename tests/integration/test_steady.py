@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from statistics import median
 
 import pytest
@@ -22,13 +21,12 @@ from imcore.cli.bench.harness.counters import data_memory
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.settings import Settings
-from imcore.sql.database import Database
 from imcore.streams.keys import KINDS, kind_of
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
-from tests.key_counts import KeyCounts, all_keys, bytes_of, count_keys
-from tests.steady_traffic import SteadyTraffic, hours
+from tests.helpers.deadline import wait_until
+from tests.helpers.key_counts import KeyCounts, all_keys, bytes_of, count_keys
+from tests.helpers.steady_traffic import SteadyTraffic, hours
 
 SCALE = float(os.environ.get("IM_STEADY_SCALE", "0.1"))
 """Of the real channel's traffic."""
@@ -111,18 +109,20 @@ class Crew:
 
 
 @pytest.fixture
-def chat(valkey: str, tmp_path: Path) -> Iterator[Chat]:
-    settings = replace(
-        Settings.from_env({}, redis_url=valkey, database_url=f"sqlite:///{tmp_path / 'imcore.db'}"),
+def settings(settings: Settings) -> Settings:
+    return replace(
+        settings,
         idempotency_ms=WINDOW_MS,
         online_ms=WINDOW_MS,
         heartbeat_ms=WINDOW_MS // 4,
         keep_messages=int(200 * SCALE),
     )
-    with Database.connect(settings.database_url) as database:
-        database.upgrade()
-    with Chat.connect(settings=settings) as chat:
-        yield chat
+
+
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    chat.system.database.upgrade()
+    return chat
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def counts_after(traffic: SteadyTraffic, crew: Crew, messages: int) -> KeyCounts
     return count_keys(traffic.chat)
 
 
-def test_a_day_leaves_redis_as_it_is(chat: Chat, crew: Crew) -> None:
+def test_a_day_of_traffic_leaves_redis_no_larger(chat: Chat, crew: Crew) -> None:
     day = played_day(chat, crew)
 
     for value, hours_of in product((day.bytes_of, lambda counts: counts.key_bytes), (LATER, MORNING)):
@@ -181,7 +181,7 @@ def test_a_day_leaves_redis_as_it_is(chat: Chat, crew: Crew) -> None:
     assert day.at_the_end.members["journal"] <= 2 * len(day.at_the_end.sessions) + 100
 
 
-def test_what_grows_is_found() -> None:
+def test_key_counts_find_a_key_that_grows() -> None:
     """The checks above can fail."""
     day = Day()
     for hour in range(HOURS):
@@ -216,7 +216,9 @@ def read_messages(chat: Chat) -> None:
 @pytest.mark.parametrize(
     ("act", "bytes_at_most"), [(end_memberships, 350), (recall_messages, 200), (read_messages, 140)]
 )
-def test_redis_keeps_little_for_good(chat: Chat, crew: Crew, act: Callable[[Chat], None], bytes_at_most: int) -> None:
+def test_redis_keeps_little_of_past_members_and_groups(
+    chat: Chat, crew: Crew, act: Callable[[Chat], None], bytes_at_most: int
+) -> None:
     """Counts and receipts follow from it, whatever retention says: 290, 160 and 110 bytes of each were measured."""
 
     def kept_bytes() -> int:
@@ -249,5 +251,5 @@ def test_redis_keeps_little_for_good(chat: Chat, crew: Crew, act: Callable[[Chat
         ("theirs", None),
     ],
 )
-def test_the_kind_of_a_key(key: str, kind: str | None) -> None:
+def test_key_counts_know_the_kind_of_each_key(key: str, kind: str | None) -> None:
     assert kind_of(key) == kind

@@ -1,7 +1,6 @@
 """Times of senders, from the years 1 to 9999, are the same in every part of the system."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +18,8 @@ from imcore.repair.check import check
 from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
 from imcore.streams.calls import message_calls
-from imcore.workers.persist import Persist
-from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
+from tests.helpers.workers import run_workers
 
 TIMES = [
     "0001-01-01T00:00:00.000Z",
@@ -38,26 +36,21 @@ TIMES = [
 
 
 @pytest.fixture
-def chat(valkey: str, database_url: str, tmp_path: Path) -> Iterator[Chat]:
-    settings = Settings.from_env({}, data_dir=str(tmp_path), redis_url=valkey, database_url=database_url)
-    settings = replace(settings, block_ms=1, retry_ms=0, receipt_window_ms=0, partitions=1)
-    with Chat.connect(settings=settings) as chat:
-        chat.system.database.upgrade()
-        yield chat
+def settings(settings: Settings, database_url: str) -> Settings:
+    return replace(settings, database_url=database_url, block_ms=1, retry_ms=0, receipt_window_ms=0, partitions=1)
 
 
-def run_workers(chat: Chat) -> None:
-    for make in (Persist, ReceiptsWorker):
-        worker = make(chat.system.client, chat.system.database, chat.system.settings)
-        wait_until(lambda worker=worker: worker.step() == 0 and worker.drained())
-        worker.close()
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    chat.system.database.upgrade()
+    return chat
 
 
 def pulled(chat: Chat) -> list[datetime | None]:
     return [message.sent_at for message in chat.pull("bob", "team")]
 
 
-def test_time_of_a_sender_is_kept_everywhere(chat: Chat, tmp_path: Path) -> None:
+def test_sender_time_is_kept_everywhere(chat: Chat, tmp_path: Path) -> None:
     # Given
     message = {"type": "message", "gid": "team", "uid": "ann", "content": "hi"}
     events = [{"type": "join", "gid": "team", "uid": "bob"}]
@@ -86,7 +79,9 @@ def test_time_of_a_sender_is_kept_everywhere(chat: Chat, tmp_path: Path) -> None
             assert len(list(local.log())) == len(TIMES)
 
 
-def test_time_out_of_range_from_another_program_is_left_out(chat: Chat, caplog: pytest.LogCaptureFixture) -> None:
+def test_sender_time_out_of_range_from_another_program_is_left_out(
+    chat: Chat, caplog: pytest.LogCaptureFixture
+) -> None:
     # Given
     chat.create_group("team", ["ann", "bob"])
     drafts = [Draft("ann", "hi", "", ms) for ms in (msgids.LATEST_MS + 1, msgids.EARLIEST_MS - 1, 10**30)]

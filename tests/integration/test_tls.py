@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import redis
@@ -15,10 +14,10 @@ from imcore.errors import ConfigurationError, RedisUnavailable
 from imcore.model.values import Message
 from imcore.settings import Settings
 from imcore.streams.client import open_client
-from tests.deadline import wait_until
-from tests.processes import WorkerProcess
-from tests.servers import RunningServer
-from tests.tls_proxy import CERTIFICATES, TlsProxy
+from tests.helpers.deadline import wait_until
+from tests.helpers.servers import RunningServer
+from tests.helpers.tls_proxy import CERTIFICATES, TlsProxy
+from tests.helpers.workers import start_worker
 
 AUTHORITY = CERTIFICATES / "ca.pem"
 PASSPHRASE = "correct-horse"
@@ -33,19 +32,17 @@ def proxy(valkey_server: RunningServer, valkey: str) -> Iterator[TlsProxy]:
 
 
 @pytest.fixture
-def settings(proxy: TlsProxy, tmp_path: Path) -> Settings:
-    url = f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={AUTHORITY}"
-    return Settings.from_env({}, redis_url=url, data_dir=str(tmp_path))
+def redis_url(proxy: TlsProxy) -> str:
+    return f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={AUTHORITY}"
 
 
-def test_chat_and_workers(settings: Settings, proxy: TlsProxy) -> None:
+def test_chat_and_workers_use_an_encrypted_connection(settings: Settings, proxy: TlsProxy) -> None:
     # Given workers on an encrypted connection
-    urls = {name: getattr(settings, name) for name in ("redis_url", "database_url")}
     folder = settings.data_dir / "processes"
     with (
-        WorkerProcess(folder, "persist", **urls) as persist,
-        WorkerProcess(folder, "receipts", **urls) as receipts,
-        WorkerProcess(folder, "jobs", **urls) as jobs,
+        start_worker(settings, "persist") as persist,
+        start_worker(settings, "receipts") as receipts,
+        start_worker(settings, "jobs") as jobs,
         Chat.connect(settings=settings) as chat,
     ):
         # When bob listens, and ann sends much at once
@@ -75,7 +72,7 @@ def test_chat_and_workers(settings: Settings, proxy: TlsProxy) -> None:
         assert [warning for warning in worker.warnings if not any(words in warning for words in EXPECTED)] == []
 
 
-def test_users_and_passwords(settings: Settings, valkey: str) -> None:
+def test_users_and_passwords_work_over_tls(settings: Settings, valkey: str) -> None:
     with redis.Redis.from_url(valkey) as admin:
         admin.execute_command("ACL", "SETUSER", "ann", "reset", "on", f">{PASSPHRASE}", "~*", "&*", "+@all")
         try:
@@ -110,7 +107,7 @@ def test_a_server_of_another_name_is_refused(
     assert "not trusted" in str(refused.value)
 
 
-def test_clients_that_have_to_show_a_certificate(valkey_server: RunningServer, valkey: str, settings: Settings) -> None:
+def test_a_client_certificate_is_shown_on_demand(valkey_server: RunningServer, valkey: str, settings: Settings) -> None:
     with TlsProxy(str(valkey_server.server.socket), clients_show_certificates=True) as strict:
         url = f"rediss://localhost:{strict.port}?ssl_ca_certs={AUTHORITY}"
         shown = f"{url}&ssl_certfile={CERTIFICATES / 'client.pem'}&ssl_keyfile={CERTIFICATES / 'client.pem'}"
@@ -120,7 +117,7 @@ def test_clients_that_have_to_show_a_certificate(valkey_server: RunningServer, v
             chat.unread("ann")
 
 
-def test_without_tls_there_is_no_answer(settings: Settings, proxy: TlsProxy) -> None:
+def test_a_connection_without_tls_gets_no_answer(settings: Settings, proxy: TlsProxy) -> None:
     url = f"redis://127.0.0.1:{proxy.port}"
     with Chat.connect(settings=replace(settings, redis_url=url)) as chat, pytest.raises(RedisUnavailable):
         chat.unread("ann")
@@ -139,7 +136,7 @@ def test_without_tls_there_is_no_answer(settings: Settings, proxy: TlsProxy) -> 
         ("redis://host?socket_timeout=soon", "is not valid"),
     ],
 )
-def test_options_that_cannot_be(url: str, why: str) -> None:
+def test_impossible_tls_options_are_refused(url: str, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why) as refused:
         open_client(url)
     assert "\n" not in str(refused.value)

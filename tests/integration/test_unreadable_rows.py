@@ -14,8 +14,7 @@ from imcore.model.values import Message
 from imcore.repair import check, rebuild
 from imcore.settings import Settings
 from imcore.sql import queries
-from imcore.workers.persist import Persist
-from imcore.workers.receipts import ReceiptsWorker
+from tests.helpers.workers import run_workers
 
 BAD, GOOD = "bad", "good"
 NAMES = ["ann", "bob", "cy"]
@@ -85,14 +84,7 @@ class System:
 
     def store(self) -> None:
         """Let workers do what there is to do."""
-        database = self.chat.system.database
-        for worker in (
-            Persist(self.chat.system.client, database, self.settings),
-            ReceiptsWorker(self.chat.system.client, database, self.settings),
-        ):
-            while not worker.drained():
-                worker.step()
-            worker.close()
+        run_workers(self.chat)
 
     def write(self, table: str, column: str, value: str) -> None:
         """Write something into a row, by hand."""

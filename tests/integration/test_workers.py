@@ -26,10 +26,10 @@ from imcore.streams.journal import CLUSTER_BLOCK_MS, Journal
 from imcore.streams.keys import CONFIG, lease
 from imcore.system import System
 from imcore.workers.persist import KIND, Persist
-from tests.deadline import wait_until
-from tests.processes import PythonProcess
-from tests.servers import RunningCluster, require_server, start_valkey
-from tests.worker_runs import UIDS, count, talk, worker
+from tests.helpers.deadline import wait_until
+from tests.helpers.processes import PythonProcess
+from tests.helpers.servers import RunningCluster, require_server, start_valkey
+from tests.helpers.worker_runs import UIDS, count, talk, worker
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ class TestLoop:
         chat.system.database.upgrade()
         with PythonProcess(
             settings.data_dir / "workers",
-            "tests.hanging",
+            "tests.helpers.hanging_worker",
             "hanging",
             redis_url=settings.redis_url,
             database_url=settings.database_url,

@@ -25,3 +25,9 @@ def new_folder(tmp_path: Path) -> Callable[[], Path]:
         return folder
 
     return new
+
+
+@pytest.fixture
+def new_database(new_folder: Callable[[], Path]) -> Callable[[], Database]:
+    """Makes an empty database, each time."""
+    return lambda: Database.connect(f"sqlite:///{new_folder() / 'imcore.db'}")

@@ -1,14 +1,11 @@
 """Random calls of everything public, right and wrong ones, in any order: what is refused has changed nothing."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, Phase
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
@@ -28,9 +25,6 @@ from tests.model.entries import Entry, entries
 from tests.model.fingerprint import Fingerprint, fingerprint
 from tests.model.mischief import GIDS, UIDS, Known, resolved
 
-WANTED = os.environ.get("IM_FUZZ_EXAMPLES")
-"""Read here, because the tests themselves see no setting."""
-
 _OLD = "1767225600000-0"
 _NOTHING: dict[str, Callable[[], Any]] = {
     "msgid": lambda: _OLD,
@@ -46,20 +40,6 @@ _NOTHING: dict[str, Callable[[], Any]] = {
 
 _WORK = ("persist", "receipts", "poison")
 _MOST = 1000
-
-
-def played(examples: int) -> hypothesis_settings:
-    """The settings of a run: so many examples, unless somebody wants another number."""
-    return hypothesis_settings(
-        phases=[Phase.generate] if os.environ.get("CI") else [Phase.generate, Phase.shrink],
-        max_examples=int(WANTED or examples),
-        stateful_step_count=40,
-        derandomize=WANTED is None,
-        database=None,
-        deadline=None,
-        print_blob=True,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 def step() -> st.SearchStrategy[tuple[Entry | str, dict[str, Any]]]:

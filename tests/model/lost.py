@@ -12,10 +12,10 @@ from imcore.repair.rebuild import rebuild
 from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, lease
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
-from tests.dying import Dying, KilledError
+from tests.helpers.dying import Dying, KilledError
+from tests.model.examples import PARTITIONS
 from tests.model.histories import one_of
 from tests.model.stored import STORING_STEPS, StoredHistories
-from tests.model.test_histories import PARTITIONS
 
 LOSING_STEPS = {
     **STORING_STEPS,

@@ -83,6 +83,10 @@ class ModelGroup:
                 return message
         return None
 
+    def said_to(self, uid: str) -> list[ModelMessage]:
+        """The messages that were said while the user was a member."""
+        return [m for m in self.messages if any(span.uid == uid and span.covers(m.seq) for span in self.spans)]
+
     def receipts(self, message: ModelMessage) -> dict[str, bool]:
         """For every recipient, whether they have read the message."""
         return {

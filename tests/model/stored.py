@@ -9,14 +9,14 @@ from hypothesis.stateful import rule
 
 from imcore import Chat
 from imcore.admin.retention import trim
-from imcore.model.rows import Batch
 from imcore.repair.check import check
 from imcore.repair.rebuild import rebuild
-from imcore.sql.database import Database
 from imcore.streams import keys
 from imcore.streams.client import RedisClient
 from imcore.system import System
 from imcore.workers.persist import KIND, Persist
+from tests.helpers.dying import DyingDatabase, KilledError
+from tests.helpers.workers import drain
 from tests.model.compare import compare_read_times, compare_sql
 from tests.model.histories import STEPS, Histories, one_of
 
@@ -65,7 +65,7 @@ class StoredHistories(Histories):
     def die(self, worker: int, committed: bool) -> None:
         """A worker is killed over a batch, before or after SQL has it. Its lease ends; another one takes its place."""
         self.workers[worker].close()
-        dying = Persist(self.chat.system.client, Dying(self.chat.system.database, committed), self.settings)
+        dying = Persist(self.chat.system.client, DyingDatabase(self.chat.system.database, committed), self.settings)
         try:
             dying.step()
         except KilledError:
@@ -77,8 +77,7 @@ class StoredHistories(Histories):
     def persist_all(self) -> None:
         """Let a new worker store all there is, also what dead ones have left, and compare."""
         worker = self.new_worker()
-        while worker.step():
-            pass
+        drain(worker)
         worker.close()
         compare_sql(self.chat.system.database, self.model)
 
@@ -114,20 +113,3 @@ class RebuiltHistories(StoredHistories):
         rebuild(self.chat.system)
         self.workers = [self.new_worker() for _ in range(WORKERS)]
         self.touched |= self.model.groups.keys()
-
-
-class KilledError(Exception):
-    """What SIGKILL is here."""
-
-
-class Dying(Database):
-    """A database at whose first write its user dies."""
-
-    def __init__(self, database: Database, committed: bool) -> None:
-        super().__init__(database._backend)
-        self._committed = committed
-
-    def write(self, batch: Batch) -> None:
-        if self._committed:
-            super().write(batch)
-        raise KilledError

@@ -17,7 +17,8 @@ from imcore.sql.database import Database
 from imcore.streams.client import Client, RedisClient, open_client
 from imcore.system import System
 from tests.model.entries import ELSEWHERE, entries
-from tests.model.fuzzing import Fuzzing, played
+from tests.model.examples import fuzzed
+from tests.model.fuzzing import Fuzzing
 
 PARTITIONS = 2
 
@@ -42,7 +43,7 @@ def test_every_public_function_is_known_and_every_parameter_has_a_strategy() -> 
 
 def test_random_calls_on_fakeredis(new_folder: Callable[[], Path]) -> None:
     run_state_machine_as_test(
-        lambda: fuzzing(fakeredis.FakeRedis(server=fakeredis.FakeServer()), new_folder()), settings=played(15)
+        lambda: fuzzing(fakeredis.FakeRedis(server=fakeredis.FakeServer()), new_folder()), settings=fuzzed(15)
     )
 
 
@@ -52,4 +53,4 @@ def test_random_calls_on_valkey(valkey: str, new_folder: Callable[[], Path]) -> 
         client.flushall()
         return fuzzing(client, new_folder())
 
-    run_state_machine_as_test(machine, settings=played(30))
+    run_state_machine_as_test(machine, settings=fuzzed(30))

@@ -27,8 +27,8 @@ from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
 from imcore.system import System
+from tests.model.examples import fuzzed
 from tests.model.fingerprint import fingerprint
-from tests.model.fuzzing import played
 from tests.model.mischief import GIDS, MSGIDS, ODD, UIDS
 
 STARTS_PROCESSES = {"up", "worker", "demo", "bench"}
@@ -184,7 +184,7 @@ def check_stderr(name: str, result: Result) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_random_arguments(name: str, new_folder: Callable[[], Path]) -> None:
-    @played(12)
+    @fuzzed(12)
     @given(st.data())
     def fuzz(data: st.DataObject) -> None:
         here = world(new_folder())

@@ -23,8 +23,8 @@ from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
 from imcore.system import System
+from tests.model.examples import fuzzed
 from tests.model.fingerprint import fingerprint
-from tests.model.fuzzing import played
 from tests.model.mischief import GIDS, MSGIDS, UIDS, texts, wrong_types
 
 _numbers = st.integers(-(2**70), 2**70).map(str)
@@ -40,7 +40,7 @@ _variables = st.dictionaries(
 
 
 def test_random_settings() -> None:
-    @played(150)
+    @fuzzed(150)
     @given(_variables)
     def fuzz(environ: dict[str, str]) -> None:
         with suppress(ImError):
@@ -62,7 +62,7 @@ def complaint(connect: Callable[[], Chat | Database]) -> str:
 def test_random_urls(tmp_path: Path) -> None:
     """Nothing is sent before the first call, so these reach no server."""
 
-    @played(200)
+    @fuzzed(200)
     @given(_urls, _urls)
     def fuzz(redis_url: str, database_url: str) -> None:
         settings = Settings.from_env({}, data_dir=str(tmp_path))
@@ -76,7 +76,7 @@ def test_random_urls(tmp_path: Path) -> None:
 
 
 def test_random_msgids() -> None:
-    @played(300)
+    @fuzzed(300)
     @given(texts | st.sampled_from(MSGIDS) | st.from_regex(msgids._TEXT))
     def fuzz(text: str) -> None:
         try:
@@ -115,7 +115,7 @@ _lines = st.one_of(
 def test_random_lines_to_import(new_folder: Callable[[], Path]) -> None:
     """A line that is refused changes nothing; each is imported for itself, and then all of them at once."""
 
-    @played(25)
+    @fuzzed(25)
     @given(st.lists(_lines, min_size=1, max_size=12))
     def fuzz(lines: list[bytes]) -> None:
         folder = new_folder()

@@ -3,8 +3,6 @@
 `IM_MODEL_EXAMPLES` is the number of examples, as in test_histories.py.
 """
 
-import json
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,15 +21,14 @@ from imcore.sql.database import Database
 from imcore.streams.calls.call import Call
 from imcore.streams.client import Client, RedisClient, open_client
 from imcore.system import System
-from imcore.workers.persist import Persist
+from tests.helpers.import_events import lines
+from tests.helpers.workers import store
 from tests.model.compare import compare_group, compare_names, compare_offsets
+from tests.model.examples import HISTORIES_WANTED
 from tests.model.reference import Model
 from tests.model.replay import replay
 
-WANTED = os.environ.get("IM_MODEL_EXAMPLES")
-"""Read here, because the tests themselves see no setting."""
-
-CASES = [("fakeredis", seed) for seed in range(int(WANTED or 20))] + [("valkey", seed) for seed in range(4)]
+CASES = [("fakeredis", seed) for seed in range(int(HISTORIES_WANTED or 20))] + [("valkey", seed) for seed in range(4)]
 GIDS = ("#g", "群主")
 UIDS = "abcd"
 EPOCHS = ("nothing", "persist", "trim", "forget")
@@ -105,10 +102,7 @@ class Stores:
         epoch = chance.choice(self.epochs)
         with self.chat() as chat:
             if epoch in {"persist", "trim", "rebuild"}:
-                worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
-                while worker.step():
-                    pass
-                worker.close()
+                store(chat)
             if epoch == "trim":
                 trim(chat.system, keep_messages=0)
             if epoch in {"trim", "forget"}:
@@ -176,10 +170,6 @@ def random_events(chance: random.Random, prefix: str = "", *, most: int = 30) ->
                 event |= {"type": "nonsense"}
         events.append(event)
     return events
-
-
-def lines(events: Sequence[Event]) -> list[bytes]:
-    return [json.dumps(event).encode() + b"\n" for event in events]
 
 
 def valid(events: Sequence[Event]) -> list[bool]:

@@ -19,8 +19,8 @@ import pytest
 
 from imcore.util import best_effort
 from imcore.util.best_effort import MOST_WAITING_BYTES, BestEffort, over
-from tests.deadline import wait_until
-from tests.outputs import FAILING, PIPE_BYTES, STANDING, Output, disk_full, nobody_reads, stuck_pipe
+from tests.helpers.deadline import wait_until
+from tests.helpers.outputs import FAILING, PIPE_BYTES, STANDING, Output, disk_full, nobody_reads, stuck_pipe
 
 MANY = 3000
 """So many lines of 48 bytes are more than wait."""

@@ -14,7 +14,7 @@ from imcore.device.local_database import LocalDatabase, path_of
 from imcore.model.values import Receipt
 from imcore.streams.calls import receipt_calls
 from imcore.streams.calls.receipt_calls import TallyChange
-from tests.cli_runs import connected_chat, im, lines, refused
+from tests.helpers.cli import connected_chat, im, lines, refused
 
 MESSAGE_KEYS = ["gid", "msgid", "seq", "sender_uid", "time", "content", "client_msgid"]
 HOSTILE = "\x1b[2J[red]eve[/red]\n{0} 'x' \u202e群 👩\u200d💻 " + "x" * 3000

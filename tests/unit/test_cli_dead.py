@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from imcore.chat import Chat
-from tests.cli_runs import connected_chat, im, lines, refused
+from tests.helpers.cli import connected_chat, im, lines, refused
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from imcore.model.values import Message
 from imcore.streams.calls import receipt_calls
 from imcore.streams.calls.receipt_calls import TallyChange
 from imcore.streams.keys import CONFIG
-from tests.cli_runs import connected_chat, im, lines, refused
+from tests.helpers.cli import connected_chat, im, lines, refused
 
 
 @pytest.fixture(autouse=True)

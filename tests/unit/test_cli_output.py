@@ -19,7 +19,7 @@ from imcore.cli import output
 from imcore.cli.app import app
 from imcore.cli.options import Invocation
 from imcore.cli.output import safe, show, to_json
-from tests.outputs import FAILING, STANDING, Output, disk_full, nobody_reads
+from tests.helpers.outputs import FAILING, STANDING, Output, disk_full, nobody_reads
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
 _CONTROLS = ["\x1b[2J", "\x9b31m", "\r", "\n", "\t", "\x7f", "\u2028", "\u202e", "\u2066", "\ud800", "\u3164"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from imcore.chat import Chat
-from tests.cli_runs import connected_chat, im, lines
+from tests.helpers.cli import connected_chat, im, lines
 
 
 @pytest.fixture(autouse=True)

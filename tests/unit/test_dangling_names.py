@@ -1,30 +1,21 @@
 """A name or mark of what is not there, left behind by whatever damage, hides nothing of the rest."""
 
-from collections.abc import Iterator
-from dataclasses import replace
-
-import fakeredis
 import pytest
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.settings import Settings
 from imcore.streams.calls import repair_calls
-from imcore.streams.client import RedisClient
-from imcore.system import System
-from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
+from tests.helpers.workers import deliver_receipts
 
 
 @pytest.fixture
-def chat() -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=1, receipt_window_ms=0)
-    with Chat(System(RedisClient(fakeredis.FakeRedis(), partitions=1), None, settings)) as chat:
-        chat.create_group("team", ["ann", "bob"])
-        yield chat
+def chat(chat: Chat) -> Chat:
+    chat.create_group("team", ["ann", "bob"])
+    return chat
 
 
-def test_a_group_that_is_none_in_a_users_list(chat: Chat) -> None:
+def test_a_user_whose_list_names_a_missing_group_still_pulls(chat: Chat) -> None:
     # Given
     chat.system.client.driver.sadd(chat.system.client.space.groups_of(0, "bob"), "gone")
     sent = chat.send("team", "hi", sender_uid="ann").msgid
@@ -35,13 +26,11 @@ def test_a_group_that_is_none_in_a_users_list(chat: Chat) -> None:
         wait_until(lambda: [message.msgid for message in listener.poll(0.01)] == [sent])
 
 
-def test_a_mark_of_a_message_that_is_none(chat: Chat) -> None:
+def test_a_dirty_receipt_of_a_missing_message_hides_no_other_receipt(chat: Chat) -> None:
     # Given
     sent = chat.send("team", "hi", sender_uid="ann").msgid
     chat.ack("bob", "team")
-    worker = ReceiptsWorker(chat.system.client, None, chat.system.settings)  # type: ignore[arg-type]
-    while worker.step():
-        pass
+    deliver_receipts(chat)
     [receipt] = chat.receipts("ann")
     for gid, message in (("gone", msgids.pack(sent)), ("team", msgids.pack(sent) + 1), ("team", msgids.pack(sent) - 1)):
         chat.system.client.call(repair_calls.dirty(chat.system.client.space.group(gid), "ann", [message]))

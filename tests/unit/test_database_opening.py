@@ -26,8 +26,8 @@ from imcore.streams.keys import CONFIG
 from imcore.system import System
 from imcore.util.backoff import ThrottledLog
 from imcore.workers.persist import Persist
-from tests.deadline import wait_until
-from tests.live import Audience
+from tests.helpers.deadline import wait_until
+from tests.helpers.gateways import Audience
 
 SLOW_S = 0.5
 QUESTION = MessagesAfter("team", 0, msgids.HIGHEST, 100)

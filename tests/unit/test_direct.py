@@ -27,7 +27,7 @@ uids = odd | st.text(min_size=1, max_size=MAX_NAME_BYTES).filter(_valid)
 @example("1", "1:1")
 @example("👩\u200d💻", "群主")
 @example("ann", "ann")
-def test_the_gid_says_who_the_other_is_whoever_asks(one: str, other: str) -> None:
+def test_a_direct_gid_names_the_peer_of_either_member(one: str, other: str) -> None:
     gid = gid_of(one, other)
 
     assert is_direct(gid)
@@ -42,13 +42,13 @@ def test_the_gid_says_who_the_other_is_whoever_asks(one: str, other: str) -> Non
 
 
 @given(uids, uids, uids)
-def test_a_stranger_has_no_peer_there(one: str, other: str, stranger: str) -> None:
+def test_a_stranger_has_no_peer_in_a_direct_gid(one: str, other: str, stranger: str) -> None:
     if stranger not in (one, other):
         assert peer_of(gid_of(one, other), stranger, [one, other, stranger]) is None
 
 
 @given(uids, uids, uids, uids)
-def test_no_two_pairs_share_a_gid(one: str, other: str, third: str, fourth: str) -> None:
+def test_no_two_pairs_share_a_direct_gid(one: str, other: str, third: str, fourth: str) -> None:
     assert (gid_of(one, other) == gid_of(third, fourth)) == ({one, other} == {third, fourth})
 
 
@@ -59,5 +59,5 @@ def test_no_two_pairs_share_a_gid(one: str, other: str, third: str, fourth: str)
         *("dm:3:bob:ann", "dm:-1:ann:bob", "dm:9999:ann:bob", "dm#ann"),
     ],
 )
-def test_what_is_no_such_gid_names_nobody(gid: str) -> None:
+def test_other_gids_name_no_pair(gid: str) -> None:
     assert peer_of(gid, "ann", ["bob"]) is None

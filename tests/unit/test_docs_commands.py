@@ -11,7 +11,7 @@ import pytest
 
 from imcore.cli.app import app
 from imcore.cli.catalogue import COMMANDS, SHARED_OPTIONS
-from tests.documents import README, Document, documents
+from tests.helpers.documents import README, Document, documents
 from tests.house.sources import ROOT
 
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*")

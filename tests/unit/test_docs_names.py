@@ -15,7 +15,7 @@ import pytest
 import imcore
 from imcore import Chat, Gateway, Session
 from imcore.settings import Settings
-from tests.documents import Document, documents
+from tests.helpers.documents import Document, documents
 from tests.house.sources import ROOT, files
 
 _PATH = re.compile(r"[\w.*-]*/[\w./*-]*|[\w-]+\.(py|lua|md|toml|yaml)|Procfile")

@@ -17,7 +17,7 @@ from imcore.settings import Settings
 from imcore.sql import postgres_checks
 from imcore.streams import keys, server_info
 from imcore.util import backoff
-from tests.documents import README, Document, code_in
+from tests.helpers.documents import README, Document, code_in
 from tests.house.figures import BOUNDS
 from tests.house.sources import ROOT
 

@@ -23,7 +23,7 @@ from imcore.streams.client import RedisClient
 from imcore.streams.keys import SEPARATOR
 from imcore.system import System
 from imcore.util.backoff import ThrottledLog
-from tests.client_msgids import put_back
+from tests.helpers.idempotency import put_back
 
 DAY_MS = 24 * 60 * 60 * 1000
 LENGTH_MS = 20_000

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from imcore import msgid as msgids
 from imcore.errors import InvalidInput
 from imcore.importer.event import parse
-from tests.imports import HELLO
+from tests.helpers.import_events import HELLO
 
 
 @given(st.sampled_from(["", "+", "-"]), st.integers(0, 3), st.integers(0, 10**6))

@@ -9,22 +9,22 @@ import imcore
 
 
 @pytest.mark.parametrize("name", imcore.__all__)
-def test_every_name_can_be_imported(name: str) -> None:
+def test_every_exported_name_can_be_imported(name: str) -> None:
     found = getattr(imcore, name)
 
     assert found is imcore.errors if name == "errors" else name in (getattr(found, "__name__", ""), "Event")
 
 
-def test_what_is_no_name_is_said_so() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Chatter'"):
         _ = imcore.Chatter
 
 
-def test_nothing_is_loaded_before_it_is_asked_for() -> None:
+def test_no_module_is_loaded_before_its_name_is_used() -> None:
     assert not loaded_by("imcore") & {"redis", "sqlalchemy", "imcore.chat"}
 
 
-def test_what_decides_in_a_gateway_loads_nothing_that_does_io() -> None:
+def test_the_core_of_a_gateway_loads_no_module_that_does_io() -> None:
     assert not loaded_by("imcore.gateway.core") & {"redis", "hiredis", "sqlalchemy", "socket", "select", "asyncio"}
 
 

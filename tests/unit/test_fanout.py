@@ -208,7 +208,7 @@ def test_acks_that_are_due_soon_go_with_those_that_are_due() -> None:
     assert targets(buffer.take_due(1.26)) == {"g": [AckTarget(packed(4), ("u3",), 4)]}
 
 
-def test_an_older_message_takes_nothing_back() -> None:
+def test_an_older_message_moves_no_ack_back() -> None:
     buffer, ann = AckBuffer(10, 1.0), Session("ann")
     for seq in (4, 2):
         buffer.received("g", ann.as_recipients, point(seq), 0.0)

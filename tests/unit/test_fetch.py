@@ -18,8 +18,8 @@ from imcore.streams.keys import lease
 from imcore.system import System
 from imcore.workers import fetch, persist
 from imcore.workers.persist import KIND, Persist
-from tests.persist_runs import SETTINGS, drain, raw, tell_again
-from tests.stored import stored
+from tests.helpers.persist_runs import SETTINGS, drain, raw, tell_again
+from tests.helpers.rows import stored
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from imcore.streams.client import RedisClient
 from imcore.system import System
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
 
 
 @pytest.fixture

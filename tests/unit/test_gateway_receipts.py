@@ -1,11 +1,10 @@
 """Receipts of a gateway, on fakeredis: each change once to each session, the newest last, in bounded pieces."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 
-import fakeredis
 import pytest
 
 from imcore import Chat, Receipt, Session
@@ -18,11 +17,8 @@ from imcore.gateway.fanout import ReceiptsChanged
 from imcore.gateway.receipts import RECEIPTS_PER_EVENT, ReceiptConfirmation, ReceiptDelivery
 from imcore.model.values import Draft
 from imcore.operations.effects import Effect, RedisCalls
-from imcore.settings import Settings
 from imcore.streams.calls import message_calls, receipt_calls
 from imcore.streams.calls.receipt_calls import TallyChange
-from imcore.streams.client import RedisClient
-from imcore.system import System
 from imcore.util.backoff import ThrottledLog
 
 
@@ -62,12 +58,15 @@ class Sender:
 
 
 @pytest.fixture
-def chat() -> Iterator[Chat]:
-    client = RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=4)
-    with Chat(System(client, None, Settings.from_env({}, data_dir="/nowhere"))) as chat:
-        for gid in ("team", "home"):
-            chat.create_group(gid, ["ann", "bob", "cy"])
-        yield chat
+def partitions() -> int:
+    return 4
+
+
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    for gid in ("team", "home"):
+        chat.create_group(gid, ["ann", "bob", "cy"])
+    return chat
 
 
 @pytest.fixture

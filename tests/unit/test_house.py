@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.servers import require_server
 from tests.house.figures import BOUNDS
 from tests.house.sources import ROOT
-from tests.servers import require_server
 
 
 @pytest.fixture(scope="module")

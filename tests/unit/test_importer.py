@@ -25,9 +25,9 @@ from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
 from imcore.system import System
-from tests.chat_data import made_up_lines
-from tests.deadline import wait_until
-from tests.imports import BY_BOB, HELLO, INVALID, event, lines, run, run_with_errors
+from tests.helpers.chat_data import made_up_lines
+from tests.helpers.deadline import wait_until
+from tests.helpers.import_events import BY_BOB, HELLO, INVALID, event, lines, run, run_with_errors
 from tests.model.compare import compare_all
 from tests.model.reference import Model
 from tests.model.replay import replay

@@ -1,11 +1,7 @@
 """Sends and acks of many: what the single ones do, in the same order."""
 
 import random
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
-import fakeredis
 import pytest
 
 from imcore import Chat, Draft
@@ -13,22 +9,9 @@ from imcore.admin.retention import trim
 from imcore.errors import InvalidInput, NotMember, UnknownGroup, UnknownMessage
 from imcore.model.values import Ack, Message
 from imcore.operations.messages import MESSAGES_PER_CALL
-from imcore.settings import Settings
-from imcore.sql.database import Database
 from imcore.streams.calls import message_calls
-from imcore.streams.client import RedisClient
-from imcore.system import System
-from imcore.workers.persist import Persist
-from tests.client_msgids import HOUR, put_back
-
-
-@pytest.fixture
-def chat(tmp_path: Path) -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0, retry_ms=0)
-    with Chat(
-        System(RedisClient(fakeredis.FakeRedis(), partitions=2), Database.connect(settings.database_url), settings)
-    ) as chat:
-        yield chat
+from tests.helpers.idempotency import HOUR, put_back
+from tests.helpers.workers import store
 
 
 def messages_of(chat: Chat, gid: str = "g") -> list[Message]:
@@ -99,7 +82,7 @@ def test_a_client_msgid_is_known_for_as_long_as_is_promised_and_not_for_ever(cha
         assert chat.system.client.call(message_calls.rotate_idempotency(chat.system.client.space, "g")) == left
 
 
-def test_what_nobody_looks_at_often_goes_as_well(chat: Chat) -> None:
+def test_client_msgids_of_a_quiet_group_are_dropped_as_well(chat: Chat) -> None:
     # Given a client_msgid in a group in which nobody says anything more, and a trim once a day
     chat.create_group("g", ["ann"])
     chat.send("g", "first", sender_uid="ann", client_msgid="1")
@@ -141,7 +124,7 @@ def test_a_client_msgid_is_known_for_as_long_as_is_promised_however_often_the_cl
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_tallies_of_many_are_those_of_each_alone(chat: Chat, seed: int) -> None:
+def test_tallies_of_many_messages_are_those_of_each_alone(chat: Chat, seed: int) -> None:
     # Given people who come and go, write and read
     chance = random.Random(seed)
     uids = [f"u{number}" for number in range(8)]
@@ -173,7 +156,7 @@ def test_tallies_of_many_are_those_of_each_alone(chat: Chat, seed: int) -> None:
     ]
 
 
-def test_acks_of_many_are_each_answered_as_alone(chat: Chat) -> None:
+def test_ack_many_answers_each_ack_as_a_single_one(chat: Chat) -> None:
     # Given
     chat.create_group("g", ["ann", "bob", "cy"])
     one, two = (chat.send("g", text, sender_uid="ann") for text in ("one", "two"))
@@ -197,11 +180,7 @@ def test_acks_of_many_are_each_answered_as_alone(chat: Chat) -> None:
 def test_messages_that_redis_has_trimmed_can_be_acked(chat: Chat) -> None:
     chat.create_group("g", ["ann", "bob", "cy"])
     one, *_ = (chat.send("g", text, sender_uid="ann") for text in ("one", "two", "three"))
-    chat.system.database.upgrade()
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
-    while worker.step():
-        pass
-    worker.close()
+    store(chat)
     assert trim(chat.system, keep_messages=1, keep_ms=0).entries == 3
     assert chat.ack_many("g", [("bob", one.msgid), ("cy", one.msgid)]) == [
         Ack("g", "bob", one.msgid, advanced=True),
@@ -212,13 +191,13 @@ def test_messages_that_redis_has_trimmed_can_be_acked(chat: Chat) -> None:
 @pytest.mark.parametrize(
     "bad", [Draft("ann", ""), Draft("ann", "hi", "x" * 200), Draft("ann", "hi", "", 1 << 60), "hi"]
 )
-def test_nothing_is_stored_if_one_cannot_be(chat: Chat, bad: Draft) -> None:
+def test_send_many_stores_nothing_if_one_draft_is_invalid(chat: Chat, bad: Draft) -> None:
     chat.create_group("g", ["ann"])
     with pytest.raises(InvalidInput):
         chat.send_many("g", [Draft("ann", "good"), bad])
     assert messages_of(chat) == []
 
 
-def test_an_unknown_group_is_each_ones_error(chat: Chat) -> None:
+def test_an_unknown_group_is_the_error_of_each(chat: Chat) -> None:
     assert all(isinstance(each, UnknownGroup) for each in chat.send_many("none", [Draft("ann", "hi")] * 3))
     assert all(isinstance(each, UnknownGroup) for each in chat.ack_many("none", [("ann", None), ("bob", None)]))

@@ -22,9 +22,9 @@ from imcore.streams.keys import lease
 from imcore.system import System
 from imcore.workers import persist
 from imcore.workers.persist import KIND, Persist
-from tests.deadline import wait_until
-from tests.persist_runs import SETTINGS, UIDS, drain, packed, raw
-from tests.stored import stored
+from tests.helpers.deadline import wait_until
+from tests.helpers.persist_runs import SETTINGS, UIDS, drain, packed, raw
+from tests.helpers.rows import stored
 
 
 @pytest.fixture

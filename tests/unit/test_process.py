@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imcore.process import Programs, Stopped, StopSignals
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
 
 WAIT = "while :; do sleep 0.05; done"
 READY_THEN_WAIT = f"echo ready; {WAIT}"

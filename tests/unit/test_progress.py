@@ -8,7 +8,7 @@ import pytest
 
 from imcore.cli import output
 from imcore.cli.progress import progress, working
-from tests.terminals import screen
+from tests.helpers.terminals import screen
 
 
 def open_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:

@@ -1,7 +1,6 @@
 """Pulls and tallies on fakeredis and SQLite: bounded, and as few questions to SQL as can be."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,48 +9,24 @@ from sqlalchemy import event
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable, NotMember, UnknownGroup
-from imcore.model.values import Draft, Message
 from imcore.operations.effects import Effect, SqlQuery
 from imcore.operations.queries import PAGE, SQL_PAGE
-from imcore.settings import Settings
-from imcore.sql.database import Database
 from imcore.streams.calls import message_calls, receipt_calls
 from imcore.streams.calls.message_calls import PullResult
 from imcore.streams.calls.receipt_calls import TallyChange
-from imcore.streams.client import RedisClient
-from imcore.system import System
-from imcore.workers.persist import Persist
+from tests.helpers.talk import leave_to_sql, say, say_many
 
 
 @pytest.fixture
-def chat(client: RedisClient, database: Database) -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0)
-    with Chat(System(client, database, settings)) as chat:
-        chat.create_group("team", ["ann", "bob", "cyd"])
-        yield chat
-
-
-def say(chat: Chat, *texts: str, gid: str = "team") -> list[Message]:
-    return [chat.send(gid, text, sender_uid="ann") for text in texts]
-
-
-def say_many(chat: Chat, count: int, gid: str = "team") -> list[str]:
-    drafts = [Draft("ann", str(number)) for number in range(count)]
-    sent = chat.system.client.call(message_calls.send(chat.system.client.space, gid, drafts, 1000))
-    return [each.msgid for each in sent if isinstance(each, message_calls.SendResult)]
+def chat(chat: Chat) -> Chat:
+    chat.create_group("team", ["ann", "bob", "cyd"])
+    return chat
 
 
 def pull(chat: Chat, *uids: str, after: int | None = 0, count: int = PAGE, most_bytes: int = 1 << 20) -> PullResult:
     return chat.system.client.call(
         message_calls.pull(chat.system.client.space, "team", uids, after=after, count=count, most_bytes=most_bytes)
     )
-
-
-def trim(chat: Chat, msgid: str, gid: str = "team") -> None:
-    persist = Persist(chat.system.client, chat.system.database, chat.system.settings)
-    while persist.step():
-        pass
-    chat.system.client.call(message_calls.trim(chat.system.client.space, gid, msgids.pack(msgid)))
 
 
 @pytest.fixture
@@ -72,7 +47,7 @@ def statements(chat: Chat) -> list[str]:
 
 
 @pytest.mark.parametrize(("most_bytes", "expected"), [(1, 1), (10, 1), (19, 1), (20, 2), (299, 29), (10**6, 40)])
-def test_a_pull_brings_no_more_bytes_than_asked_for_but_one_message(chat: Chat, most_bytes: int, expected: int) -> None:
+def test_a_pull_brings_at_most_its_bytes_but_at_least_one_message(chat: Chat, most_bytes: int, expected: int) -> None:
     sent = say(chat, *(f"{number:010}" for number in range(40)))
 
     pulled = pull(chat, "bob", most_bytes=most_bytes)
@@ -91,7 +66,7 @@ def test_a_pull_says_whether_there_is_more(chat: Chat, count: int) -> None:
     assert pulled.more == (count < 40)
 
 
-def test_texts_of_many_sizes_come_all_and_in_order(chat: Chat) -> None:
+def test_a_pull_brings_texts_of_many_sizes_in_order(chat: Chat) -> None:
     sizes = [5, 1, 3000, 2, 1, 1, 9000, 4, 60_000, 1, 1] * 5
     sent = say(chat, *("x" * size for size in sizes))
     after, found = 0, []
@@ -105,7 +80,7 @@ def test_texts_of_many_sizes_come_all_and_in_order(chat: Chat) -> None:
     assert found == sent
 
 
-def test_members_at_one_place_share_a_pull_but_for_those_who_may_not(chat: Chat) -> None:
+def test_members_at_one_offset_share_a_pull_and_strangers_are_left_out(chat: Chat) -> None:
     # Given one who joined later, and one who is no member
     sent = say(chat, "1", "2")
     chat.add_members("team", ["dan"])
@@ -133,9 +108,9 @@ def test_more_members_than_lua_takes_at_once_share_a_pull(chat: Chat) -> None:
     assert {uid for uid, why in pulled.apart.items() if isinstance(why, NotMember)} == {"u0", "u1000", "u2499"}
 
 
-def test_what_is_trimmed_comes_in_pages_of_its_own(chat: Chat, statements: list[str]) -> None:
+def test_trimmed_messages_come_in_pages_of_their_own(chat: Chat, statements: list[str]) -> None:
     sent = say_many(chat, 3 * SQL_PAGE + 50)
-    trim(chat, sent[2 * SQL_PAGE - 1])
+    leave_to_sql(chat, sent[2 * SQL_PAGE - 1])
     statements.clear()
 
     assert [message.msgid for message in chat.pull("bob", "team")] == sent
@@ -150,11 +125,11 @@ def read_by(chat: Chat, *uids: str, msgid: str | None = None) -> None:
         chat.ack(uid, "team", msgid)
 
 
-def test_tallies_of_many_are_asked_for_in_few_questions(chat: Chat, statements: list[str]) -> None:
+def test_tallies_of_many_messages_take_few_queries(chat: Chat, statements: list[str]) -> None:
     # Given more than a page, most of it trimmed
     sent = say_many(chat, PAGE + 100)
     read_by(chat, "bob", msgid=sent[300])
-    trim(chat, sent[PAGE])
+    leave_to_sql(chat, sent[PAGE])
     statements.clear()
     # When
     found = chat.tallies("team", sent)
@@ -165,9 +140,9 @@ def test_tallies_of_many_are_asked_for_in_few_questions(chat: Chat, statements: 
     assert len(statements) == 1
 
 
-def test_tallies_leave_out_what_is_no_message_of_the_group(chat: Chat) -> None:
+def test_tallies_leave_out_unknown_msgids(chat: Chat) -> None:
     first, second = say(chat, "1", "2")
-    trim(chat, first.msgid)
+    leave_to_sql(chat, first.msgid)
     unknown = ["1577836900000-0", msgids.unpack(msgids.pack(second.msgid) + 1)]
 
     assert [each.msgid for each in chat.tallies("team", [*unknown, second.msgid, first.msgid])] == [
@@ -187,24 +162,24 @@ def mark(chat: Chat, gid: str, sent: Sequence[str]) -> None:
     chat.system.client.call(receipt_calls.publish_receipts(chat.system.client.space, gid, "ann", changed))
 
 
-def test_receipts_of_trimmed_messages_take_one_question_a_group(chat: Chat, statements: list[str]) -> None:
+def test_receipts_of_trimmed_messages_take_one_query_a_group(chat: Chat, statements: list[str]) -> None:
     gids = ["a", "b", "c"]
     for gid in gids:
         chat.create_group(gid, ["ann", "bob"])
-        sent = say_many(chat, 200, gid)
+        sent = say_many(chat, 200, gid=gid)
         mark(chat, gid, sent)
-        trim(chat, sent[-1], gid)
+        leave_to_sql(chat, sent[-1], gid)
     statements.clear()
 
     assert len(chat.receipts("ann")) == 600
     assert len(statements) == 3
 
 
-def test_a_mark_of_what_is_gone_does_not_keep_the_others_back(chat: Chat) -> None:
+def test_a_dirty_receipt_of_a_missing_message_holds_back_no_other(chat: Chat) -> None:
     # Given marks of a message that nobody has, and of a group that is gone
     [message] = say(chat, "1")
     chat.create_group("gone", ["ann", "bob"])
-    mark(chat, "gone", say_many(chat, 1, "gone"))
+    mark(chat, "gone", say_many(chat, 1, gid="gone"))
     mark(chat, "team", ["1577836900000-0", message.msgid])
     gone = chat.system.client.space.group("gone")
     chat.system.client.driver.delete(gone.meta, gone.stream)
@@ -227,7 +202,7 @@ def test_sql_is_asked_only_where_it_is_needed(chat: Chat, monkeypatch: pytest.Mo
     monkeypatch.setattr(chat.performer, "perform_one", away)
     assert len(chat.receipts("ann")) == len(chat.tallies("team", [sent[0].msgid, sent[1].msgid])) == 2
     monkeypatch.undo()
-    trim(chat, sent[0].msgid)
+    leave_to_sql(chat, sent[0].msgid)
     monkeypatch.setattr(chat.performer, "perform_one", away)
     with pytest.raises(DatabaseUnavailable):
         chat.receipts("ann")

@@ -6,46 +6,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from imcore import msgid as msgids
 from imcore.admin import retention
 from imcore.chat import Chat
-from imcore.cli.app import app
-from imcore.cli.options import Invocation
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import InvalidInput, NotSender, UnknownGroup, UnknownMessage
 from imcore.model.values import Message
-from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.client import RedisClient
 from imcore.streams.wire import message_of_row
 from imcore.system import System
 from imcore.workers.fetch import WorkItem, fetch
 from imcore.workers.persist import Persist
-from imcore.workers.receipts import ReceiptsWorker
+from tests.helpers.cli import im, let_commands_use
+from tests.helpers.rows import contents
+from tests.helpers.workers import run_workers
 
 GID = "team"
 NOT_YET = "2600000000000-0"
 
 
 @pytest.fixture
-def chat(client: RedisClient, database: Database, tmp_path: Path) -> Iterator[Chat]:
+def chat(chat: Chat) -> Chat:
     """A group of ann, bob and cy."""
-    settings = replace(Settings.from_env({}, data_dir=str(tmp_path)), block_ms=0, retry_ms=0, receipt_window_ms=0)
-    with Chat(System(client, database, settings)) as chat:
-        chat.create_group(GID, ["ann", "bob", "cy"])
-        yield chat
-
-
-def run_workers(chat: Chat) -> None:
-    """Let both workers do all there is."""
-    for make in (Persist, ReceiptsWorker):
-        worker = make(chat.system.client, chat.system.database, chat.system.settings)
-        while worker.step():
-            pass
-        worker.close()
+    chat.create_group(GID, ["ann", "bob", "cy"])
+    return chat
 
 
 def trim(chat: Chat) -> None:
@@ -90,7 +76,7 @@ def test_a_recalled_message_loses_its_content_and_is_followed_by_a_tombstone(
     assert chat.message_status(GID, first.msgid).message.recalled
 
 
-def test_neither_it_nor_its_tombstone_is_unread(chat: Chat, settle: Callable[[], None]) -> None:
+def test_a_recalled_message_and_its_tombstone_are_not_unread(chat: Chat, settle: Callable[[], None]) -> None:
     # Given a message that bob has not read and one that he has
     messages = [chat.send(GID, text, sender_uid="ann") for text in ("read", "regrettable", "fine")]
     chat.ack("bob", GID, messages[0].msgid)
@@ -108,7 +94,7 @@ def test_neither_it_nor_its_tombstone_is_unread(chat: Chat, settle: Callable[[],
     assert unread(chat, "bob") == 0
 
 
-def test_own_messages_are_left_out_once(chat: Chat, settle: Callable[[], None]) -> None:
+def test_unread_leaves_out_own_recalled_messages_once(chat: Chat, settle: Callable[[], None]) -> None:
     # Given an own message past the sender's offset, which is not unread for them as it is
     chat.send(GID, "before", sender_uid="bob")
     own = chat.send(GID, "regrettable", sender_uid="ann")
@@ -124,7 +110,7 @@ def test_own_messages_are_left_out_once(chat: Chat, settle: Callable[[], None]) 
     assert [unread(chat, uid) for uid in ("ann", "bob", "cy")] == [2, 1, 1]
 
 
-def test_tallies_and_names_stay(chat: Chat, settle: Callable[[], None]) -> None:
+def test_a_recalled_message_keeps_its_tallies_and_readers(chat: Chat, settle: Callable[[], None]) -> None:
     # Given a message that bob has read
     message = chat.send(GID, "regrettable", sender_uid="ann")
     chat.ack("bob", GID)
@@ -167,7 +153,7 @@ def test_a_second_recall_changes_nothing(chat: Chat, settle: Callable[[], None])
     assert chat.group(GID).last_msgid == tombstone.msgid
 
 
-def test_who_may_not(chat: Chat, settle: Callable[[], None]) -> None:
+def test_recall_is_refused_to_others(chat: Chat, settle: Callable[[], None]) -> None:
     message = chat.send(GID, "mine", sender_uid="ann")
     tombstone = chat.recall(GID, chat.send(GID, "regrettable", sender_uid="ann").msgid, by="ann")
     settle()
@@ -189,7 +175,7 @@ def test_who_may_not(chat: Chat, settle: Callable[[], None]) -> None:
     assert chat.group(GID).last_msgid == tombstone.msgid
 
 
-def test_an_administrator_who_is_no_member(chat: Chat, settle: Callable[[], None]) -> None:
+def test_an_administrator_who_is_no_member_may_recall(chat: Chat, settle: Callable[[], None]) -> None:
     # Given messages of two members, and somebody from outside
     messages = [chat.send(GID, "regrettable", sender_uid=uid) for uid in ("ann", "bob")]
     settle()
@@ -220,7 +206,7 @@ def test_a_sender_who_has_left_may_still_recall(chat: Chat, settle: Callable[[],
     assert unread(chat, "bob") == 0
 
 
-def test_a_sender_who_was_caught_up_stays_so(chat: Chat) -> None:
+def test_a_sender_who_was_caught_up_stays_caught_up_after_a_recall(chat: Chat) -> None:
     message = chat.send(GID, "regrettable", sender_uid="ann")
 
     tombstone = chat.recall(GID, message.msgid, by="ann")
@@ -229,7 +215,9 @@ def test_a_sender_who_was_caught_up_stays_so(chat: Chat) -> None:
     assert chat.unread("ann")[0].last_ack_msgid == tombstone.msgid
 
 
-def test_a_repeated_send_of_it_is_answered_without_the_content(chat: Chat, settle: Callable[[], None]) -> None:
+def test_a_repeated_send_of_a_recalled_message_is_answered_without_content(
+    chat: Chat, settle: Callable[[], None]
+) -> None:
     message = chat.send(GID, "regrettable", sender_uid="ann", client_msgid="c1")
     chat.recall(GID, message.msgid, by="ann")
     settle()
@@ -240,7 +228,7 @@ def test_a_repeated_send_of_it_is_answered_without_the_content(chat: Chat, settl
     assert chat.group(GID).messages == 2
 
 
-def test_a_newcomer_sees_nothing_of_it(chat: Chat) -> None:
+def test_a_newcomer_sees_nothing_of_a_recalled_message(chat: Chat) -> None:
     message = chat.send(GID, "regrettable", sender_uid="ann")
     chat.add_members(GID, ["dan"])
 
@@ -250,12 +238,7 @@ def test_a_newcomer_sees_nothing_of_it(chat: Chat) -> None:
     assert unread(chat, "dan") == 0
 
 
-def contents(database: Database) -> list[str]:
-    with database.connection() as connection:
-        return list(connection.exec_driver_sql("SELECT content FROM group_msgs ORDER BY msgid").scalars())
-
-
-def test_the_content_is_gone_from_sql(chat: Chat) -> None:
+def test_recall_deletes_the_content_from_sql(chat: Chat) -> None:
     messages = [chat.send(GID, text, sender_uid="ann") for text in ("regrettable", "fine")]
     run_workers(chat)
     assert contents(chat.system.database) == ["regrettable", "fine"]
@@ -338,7 +321,7 @@ class TestLocalDatabase:
 
         assert [(line.recalled, line.state) for line in local.log()] == [(True, "read 1/2")]
 
-    def test_own_words_kept_after_the_tombstone_came_are_blank_too(self, chat: Chat, local: LocalDatabase) -> None:
+    def test_an_own_message_kept_after_its_tombstone_is_blank(self, chat: Chat, local: LocalDatabase) -> None:
         # Given a client that hears of the recall before it has kept what it sent
         message = chat.send(GID, "regrettable", sender_uid="bob")
         tombstone = chat.recall(GID, message.msgid, by="bob")
@@ -348,7 +331,7 @@ class TestLocalDatabase:
 
         assert self.log(local) == [("", True)]
 
-    def test_own_words_are_blanked_by_the_answer_to_a_second_recall(self, chat: Chat, local: LocalDatabase) -> None:
+    def test_the_answer_to_a_second_recall_blanks_an_own_message(self, chat: Chat, local: LocalDatabase) -> None:
         message = chat.send(GID, "regrettable", sender_uid="bob")
         local.keep([message])
         chat.recall(GID, message.msgid, by="ann", admin=True)
@@ -361,17 +344,12 @@ class TestLocalDatabase:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def _invocation(self, chat: Chat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(
-            Invocation, "chat", lambda _: Chat(System(chat.system.client, chat.system.database, chat.system.settings))
-        )
+        let_commands_use(chat.system, monkeypatch)
         monkeypatch.setattr(Chat, "close", lambda _: None)
         monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
 
-    def im(self, *args: str) -> Result:
-        return CliRunner().invoke(app, args, catch_exceptions=False)
-
     def lines(self, *args: str) -> list[dict[str, object]]:
-        result = self.im("--json", *args)
+        result = im("--json", *args)
         assert (result.exit_code, result.stderr) == (0, "")
         return [json.loads(line) for line in result.stdout.splitlines()]
 
@@ -379,7 +357,7 @@ class TestCommand:
     def message(self, chat: Chat) -> Message:
         return chat.send(GID, "regrettable", sender_uid="ann")
 
-    def test_it_prints_the_tombstone(self, message: Message) -> None:
+    def test_im_recall_prints_the_tombstone(self, message: Message) -> None:
         [tombstone] = self.lines("recall", GID, message.msgid, "--by", "ann", "--yes")
 
         assert tombstone.pop("time")
@@ -393,7 +371,7 @@ class TestCommand:
             "recalls": message.msgid,
         }
 
-    def test_again_it_prints_the_message_as_it_is(self, message: Message) -> None:
+    def test_a_second_im_recall_prints_the_recalled_message(self, message: Message) -> None:
         self.lines("recall", GID, message.msgid, "--by", "ann", "--yes")
 
         [again] = self.lines("recall", GID, message.msgid, "--by", "ann", "--yes")
@@ -401,7 +379,7 @@ class TestCommand:
         assert (again["msgid"], again["content"], again["recalled"]) == (message.msgid, "", True)
         assert "recalls" not in again
 
-    def test_the_local_database_of_who_recalls_is_blanked(self, chat: Chat) -> None:
+    def test_im_recall_blanks_the_local_database_of_the_caller(self, chat: Chat) -> None:
         [sent] = self.lines("send", GID, "regrettable", "--from", "ann")
         assert [line["content"] for line in self.lines("log", "ann")] == ["regrettable"]
 
@@ -409,21 +387,21 @@ class TestCommand:
 
         assert [(line["content"], line["recalled"]) for line in self.lines("log", "ann")] == [("", True)]
 
-    def test_without_a_terminal_it_has_to_be_meant(self, chat: Chat, message: Message) -> None:
-        result = self.im("recall", GID, message.msgid, "--by", "ann")
+    def test_im_recall_without_a_terminal_needs_yes(self, chat: Chat, message: Message) -> None:
+        result = im("recall", GID, message.msgid, "--by", "ann")
 
         assert (result.exit_code, result.stdout) == (1, "")
         assert "--yes" in result.stderr
         assert chat.group(GID).messages == 1
 
-    def test_an_administrator(self, message: Message) -> None:
-        refused = self.im("recall", GID, message.msgid, "--by", "bob", "--yes")
+    def test_im_recall_as_an_administrator(self, message: Message) -> None:
+        refused = im("recall", GID, message.msgid, "--by", "bob", "--yes")
         assert refused.exit_code == 1
         assert refused.stderr == f"im: {message.msgid} of 'team' is not by 'bob'\n"
 
         assert self.lines("recall", GID, message.msgid, "--by", "bob", "--admin", "--yes")[0]["sender_uid"] == "bob"
 
-    def test_json_says_so_only_where_it_applies(self, chat: Chat, message: Message) -> None:
+    def test_json_marks_recalled_messages_and_tombstones_only(self, chat: Chat, message: Message) -> None:
         tombstone = chat.recall(GID, message.msgid, by="ann")
         chat.send(GID, "fine", sender_uid="ann")
 
@@ -438,17 +416,17 @@ class TestCommand:
         first, second = self.lines("log", "bob")
         assert (first["recalled"], "recalled" in second) == (True, False)
 
-    def test_tables_say_so_where_the_content_was(self, chat: Chat, message: Message) -> None:
+    def test_tables_mark_recalled_messages_in_place_of_the_content(self, chat: Chat, message: Message) -> None:
         chat.recall(GID, message.msgid, by="ann")
         chat.send(GID, "fine", sender_uid="ann")
         said = ["(recalled)", f"(recalls {message.msgid})", "fine"]
 
         for command in (["pull", "bob"], ["status", GID]):
-            assert [row.split("\t")[-1] for row in self.im(*command).stdout.splitlines()[1:]] == said
-        assert [row.split("\t")[3] for row in self.im("log", "bob").stdout.splitlines()[1:]] == ["(recalled)", "fine"]
+            assert [row.split("\t")[-1] for row in im(*command).stdout.splitlines()[1:]] == said
+        assert [row.split("\t")[3] for row in im("log", "bob").stdout.splitlines()[1:]] == ["(recalled)", "fine"]
 
 
-def test_what_is_unknown_is_unknown_before_any_worker_has_run(chat: Chat, tmp_path: Path) -> None:
+def test_an_unknown_message_is_unknown_before_any_worker_has_run(chat: Chat, tmp_path: Path) -> None:
     with Chat(
         System(chat.system.client, Database.connect(f"sqlite:///{tmp_path / 'none.db'}"), chat.system.settings)
     ) as early:

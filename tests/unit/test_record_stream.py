@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from imcore.cli.record_stream import BlockingFile
-from tests.outputs import FAILING, PIPE_BYTES, Output, stuck_pipe
+from tests.helpers.outputs import FAILING, PIPE_BYTES, Output, stuck_pipe
 
 SHOW = """
 import resource

@@ -14,7 +14,7 @@ from imcore.errors import ConfigurationError, RedisUnavailable
 from imcore.settings import Settings, socket_path, socket_url
 from imcore.streams.client import RedisClient, open_client
 from imcore.streams.redis_errors import address
-from tests.fake_server import Answer, answering
+from tests.helpers.fake_server import Answer, answering
 
 PASSWORD = "s3cret"
 

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
@@ -20,11 +20,12 @@ from imcore.model.values import Draft, Message, Reader, Tally
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls.message_calls import send
-from imcore.streams.client import RedisClient
 from imcore.streams.journal import Journal
-from imcore.system import System
 from imcore.workers.persist import KIND, Persist
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
+from tests.helpers.workers import store
+from tests.model.compare import compare_sql
+from tests.model.reference import Model
 
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=2)
 DAY_MS = 24 * 60 * 60 * 1000
@@ -32,26 +33,14 @@ UIDS = ["ann", "bob", "cy"]
 
 
 @pytest.fixture
-def chat(client: RedisClient, database: Database) -> Iterator[Chat]:
-    with Chat(System(client, database, SETTINGS)) as chat:
-        chat.system.client.upgrade()
-        yield chat
+def settings(settings: Settings) -> Settings:
+    return replace(settings, max_deliveries=2)
 
 
 @pytest.fixture
 def persist(chat: Chat) -> Callable[[], None]:
     """Stores all there is, as far as that is possible."""
-
-    def run() -> None:
-        worker, now = (
-            Persist(chat.system.client, chat.system.database, SETTINGS),
-            Journal(chat.system.client, KIND, SETTINGS),
-        )
-        while not now.drained():
-            worker.step()
-        worker.close()
-
-    return run
+    return lambda: store(chat)
 
 
 def raw(chat: Chat) -> Any:
@@ -155,7 +144,7 @@ class TestStreams:
         other.done(entries)
         assert trim(chat.system, keep_messages=0).entries == 3
 
-    def test_one_group_alone(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_trim_of_one_group_leaves_the_others(self, chat: Chat, persist: Callable[[], None]) -> None:
         chat.create_group("h", UIDS)
         talk(chat, "g")
         talk(chat, "h")
@@ -168,7 +157,9 @@ class TestStreams:
         with pytest.raises(UnknownGroup):
             trim(chat.system, gid="nobody's")
 
-    def test_page_by_page(self, chat: Chat, persist: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_trim_reads_page_by_page(
+        self, chat: Chat, persist: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(retention, "PAGE", 3)
         messages = talk(chat)
         persist()
@@ -183,7 +174,7 @@ class TestStreams:
         assert in_redis(chat) == 1
         assert trim(chat.system, keep_ms=0).entries == 0
 
-    def test_progress_is_reported(self, chat: Chat, persist: Callable[[], None]) -> None:
+    def test_trim_reports_progress(self, chat: Chat, persist: Callable[[], None]) -> None:
         talk(chat)
         persist()
         told: list[TrimSummary] = []
@@ -319,7 +310,7 @@ class TestJournals:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_nothing_is_ever_lost(
+def test_random_trims_lose_no_message(
     chat: Chat, persist: Callable[[], None], monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """In random histories each message stays readable, and SQL gets everything."""
@@ -346,11 +337,12 @@ class _History:
         self.chat = chat
         self.dice = dice
         self.messages: list[Message] = []
-        self.moves = 0
+        self.model = Model()
         self.workers = [self.new_worker() for _ in range(2)]
         self.other = Journal(chat.system.client, "other", replace(SETTINGS, batch_size=3))
-        chat.create_group("g")
-        chat.add_members("g", UIDS)
+        for system in (chat, self.model):
+            system.create_group("g")
+            system.add_members("g", UIDS)
 
     def new_worker(self) -> Persist:
         database = _Whimsical(self.chat.system.database, self.dice)
@@ -363,7 +355,7 @@ class _History:
         kind()
 
     def talk(self) -> None:
-        uids = [member.uid for member in self.chat.members("g")]
+        uids = self.model.group("g").members()
         drafts = (
             [Draft(self.dice.choice(uids), f"said {number}") for number in range(self.dice.randint(1, 3))]
             if uids
@@ -371,17 +363,23 @@ class _History:
         )
         if drafts:
             self.chat.system.client.call(send(self.chat.system.client.space, "g", drafts, 1000))
-            self.messages += said(self.chat)[len(self.messages) :]
+            sent = said(self.chat)[len(self.messages) :]
+            self.messages += sent
+            for message in sent:
+                self.model.send("g", message.sender_uid, message.content, None, message.msgid)
 
     def ack(self) -> None:
-        members = [member.uid for member in self.chat.members("g")]
+        members = self.model.group("g").members()
         if members and self.messages:
-            ack = self.chat.ack(self.dice.choice(members), "g", self.dice.choice(self.messages).msgid)
-            self.moves += ack.advanced
+            uid, msgid = self.dice.choice(members), self.dice.choice(self.messages).msgid
+            ack = self.chat.ack(uid, "g", msgid)
+            assert (ack.last_ack_msgid, ack.advanced) == self.model.ack("g", uid, msgid)
 
     def come_and_go(self) -> None:
         uid = self.dice.choice(UIDS)
-        self.dice.choice([self.chat.add_members, self.chat.remove_members])("g", [uid])
+        change = self.dice.choice(["add_members", "remove_members"])
+        for system in (self.chat, self.model):
+            getattr(system, change)("g", [uid])
 
     def work(self) -> None:
         what = self.dice.randrange(4)
@@ -407,15 +405,12 @@ class _History:
             worker.close()
 
     def compare_sql(self) -> None:
+        compare_sql(self.chat.system.database, self.model)
         with self.chat.system.database.connection() as connection:
             seqs = connection.execute(text("SELECT seq FROM group_msgs ORDER BY msgid")).scalars().all()
             moves = connection.execute(text("SELECT SUM(json_array_length(uids)) FROM offset_moves")).scalar_one() or 0
-            users = connection.execute(text("SELECT uid, last_ack_msgid FROM group_users ORDER BY uid")).all()
         assert seqs == [message.seq for message in self.messages]
-        assert moves == self.moves
-        assert [(uid, msgids.unpack_offset(acked or 0)) for uid, acked in users] == [
-            (member.uid, member.last_ack_msgid) for member in self.chat.members("g")
-        ]
+        assert moves == self.model.acks
 
 
 class _Whimsical(Database):

@@ -1,20 +1,16 @@
 """Live sessions in Redis: what a beat and a goodbye cost, and what they answer, however many sessions a user has."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import fakeredis
 import pytest
 
 from imcore import Chat
 from imcore.errors import SessionExpired
 from imcore.settings import Settings
 from imcore.streams.calls import session_calls
-from imcore.streams.client import RedisClient
 from imcore.streams.keys import Keyspace
-from imcore.system import System
 
 SPACE = Keyspace(1)
 KEY = SPACE.sessions("ann")
@@ -25,12 +21,13 @@ AT_ONCE = 1000
 
 
 @pytest.fixture
-def chat() -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}), partitions=1, online_ms=LENGTH_MS)
-    with Chat(
-        System(RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=1), None, settings)
-    ) as chat:
-        yield chat
+def partitions() -> int:
+    return 1
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return replace(settings, online_ms=LENGTH_MS)
 
 
 def raw(chat: Chat) -> Any:
@@ -65,7 +62,7 @@ class TestSessionsOfSeveralLengths:
         assert chat.online(["ann"]) == set()
         assert raw(chat).keys("*sessions*") == []
 
-    def test_each_is_cut_back_to_its_own_length(self, chat: Chat) -> None:
+    def test_each_session_is_cut_back_to_its_own_length(self, chat: Chat) -> None:
         # Given sessions whose ends were set by a clock that stood a day ahead
         before = now_ms()
         for number, length in enumerate(self.LENGTHS):
@@ -95,7 +92,7 @@ class TestSessionsOfSeveralLengths:
         assert bye(chat, "one") == 0
 
 
-def test_more_than_one_call_settles_are_settled_in_turn(chat: Chat) -> None:
+def test_more_ended_sessions_than_one_call_removes_are_removed_in_turn(chat: Chat) -> None:
     # Given more sessions than one call looks at, that have ended, and more whose ends a clock has put off
     beat(chat, "first")
     many = 2 * AT_ONCE + 500
@@ -112,7 +109,7 @@ def test_more_than_one_call_settles_are_settled_in_turn(chat: Chat) -> None:
     assert raw(chat).zcount(KEY, now_ms() + LENGTH_MS + 1000, "+inf") == 0
 
 
-def test_users_whose_sessions_have_ended_go_some_at_a_time(chat: Chat) -> None:
+def test_users_without_sessions_are_removed_some_at_a_time(chat: Chat) -> None:
     online, many = SPACE.online(0), 2 * AT_ONCE + 500
     raw(chat).zadd(online, {f"u{number}": now_ms() - 1 for number in range(many)})
     left = []

@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError, ImError, RedisRefuses, RedisUnavailable
 from imcore.streams.redis_errors import translated
-from tests.fake_server import answering, hanging_up
+from tests.helpers.fake_server import answering, hanging_up
 
 PASSWORD = "s3cret"
 

@@ -16,6 +16,7 @@ from imcore.streams.calls import message_calls
 from imcore.streams.client import RedisClient
 from imcore.system import System
 from imcore.workers.persist import Persist
+from tests.helpers.workers import drain
 
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0)
 
@@ -27,8 +28,7 @@ def msgid(client: RedisClient, database: Database) -> str:
         chat.create_group("team", ["ann", "bob"])
         sent = [chat.send("team", text, sender_uid="ann").msgid for text in "abc"]
         persist = Persist(client, database, SETTINGS)
-        while persist.step():
-            pass
+        drain(persist)
         persist.close()
         client.call(message_calls.trim(client.space, "team", msgids.pack(sent[1])))
         return sent[1]
@@ -68,8 +68,7 @@ def test_read_times_do_not_come_from_a_wrong_database(client: RedisClient, datab
     newest = chat.send("team", "d", sender_uid="bob").msgid
     chat.ack("ann", "team", newest)
     persist = Persist(client, database, SETTINGS)
-    while persist.step():
-        pass
+    drain(persist)
     [ann] = chat.message_status("team", newest).read_by
     assert ann.read_at
     # When the same is in the database of another system
@@ -127,6 +126,5 @@ def test_the_worker_stores_nothing_in_a_wrong_database(wrong: Chat, database: Da
     assert wrong.system.database.messages_after("team", 0) == []
     # And the right one gets it all
     persist = Persist(wrong.system.client, database, SETTINGS)
-    while persist.step():
-        pass
+    drain(persist)
     assert [row.msgid for row in database.messages_after("team", msgids.pack(msgid))][-1] == msgids.pack(newest)

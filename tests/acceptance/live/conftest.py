@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.live.stack import Stack
+from tests.helpers.live_stack import Stack
 
 
 @pytest.fixture

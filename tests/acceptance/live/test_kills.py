@@ -9,9 +9,9 @@ from imcore import Chat
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import LocalDatabaseError
 from imcore.msgid import pack
-from tests.acceptance.live.stack import Stack
-from tests.acceptance.processes import END_S, Listening, events_in
-from tests.deadline import wait_until
+from tests.helpers.commands import END_S, Listening, events_in
+from tests.helpers.deadline import wait_until
+from tests.helpers.live_stack import Stack
 
 UIDS = ["ann", "bob", "cyd"]
 GIDS = ["team", "群主"]

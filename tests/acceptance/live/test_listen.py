@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from imcore.device.local_database import path_of
-from tests.acceptance.live.stack import Stack
-from tests.acceptance.processes import END_S, Im
-from tests.deadline import wait_until
-from tests.servers import require_server, start_valkey
+from tests.helpers.commands import END_S, Im
+from tests.helpers.deadline import wait_until
+from tests.helpers.live_stack import Stack
+from tests.helpers.servers import require_server, start_valkey
 
 # Presence.
 

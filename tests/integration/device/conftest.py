@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,21 +12,8 @@ from imcore.settings import Settings
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    return replace(Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path)), receipt_window_ms=0, block_ms=10)
-
-
-@pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
-
-
-@pytest.fixture
-def other(settings: Settings) -> Iterator[Chat]:
-    """Another process's connection."""
-    with Chat.connect(settings=settings) as chat:
-        yield chat
+def settings(settings: Settings) -> Settings:
+    return replace(settings, receipt_window_ms=0, block_ms=10)
 
 
 @pytest.fixture

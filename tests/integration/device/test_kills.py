@@ -13,7 +13,9 @@ from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.model.values import Message, MessageTally, Receipt
 from imcore.settings import Settings
-from tests.devices import listen, say, tell
+from tests.helpers.devices import listen
+from tests.helpers.talk import say
+from tests.helpers.workers import deliver_receipts
 
 SEEDS = int(os.environ.get("IM_LIVE_SEEDS", "2"))
 """How many random histories are played; for a long run set IM_LIVE_SEEDS."""
@@ -80,10 +82,10 @@ def test_sessions_killed_at_random_moments(
             killed += 1
         danger.odds = 0.0
         other.ack("ann", chance.choice(gids))
-        tell(other)
+        deliver_receipts(other)
     for gid in gids:
         other.ack("cyd", gid)
-    tell(other)
+    deliver_receipts(other)
     # Then he has everything, and all that he has acked was shown, by each session in order
     session(
         lambda local: (

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from imcore import Chat
-from imcore import msgid as msgids
 from imcore.device.device import Device
 from imcore.device.local_database import PAGE, LocalDatabase, path_of
 from imcore.errors import LocalDatabaseError
 from imcore.model.values import Message, Receipt
 from imcore.settings import Settings
-from imcore.streams.calls import message_calls
 from imcore.streams.keys import CONFIG
-from tests.devices import listen, say, states, store, tell, texts
+from tests.helpers.devices import listen, states, texts
+from tests.helpers.talk import leave_to_sql, say, say_many
+from tests.helpers.workers import deliver_receipts
 
 
 def test_a_server_that_comes_back_with_other_data_ends_the_session(
@@ -51,12 +51,11 @@ def test_a_login_brings_everything_by_the_page(
 ) -> None:
     # Given more than a page, some of it trimmed, and receipts
     chat.create_group("team", ["ann", "bob"])
-    own = say(chat, "mine", sender="bob")
+    own = [message.msgid for message in say(chat, "mine", sender="bob")]
     chat.ack("ann", "team")
-    sent = say(chat, *(str(number) for number in range(1200)))
-    store(chat)
-    tell(chat)
-    chat.system.client.call(message_calls.trim(chat.system.client.space, "team", msgids.pack(sent[700])))
+    sent = say_many(chat, 1200)
+    deliver_receipts(chat)
+    leave_to_sql(chat, sent[700])
     local.keep([chat.send("team", "mine too", sender_uid="bob")])
     pages: list[int] = []
     keep = local.keep
@@ -112,7 +111,7 @@ def test_a_device_that_was_away_has_the_same_tallies_as_one_that_was_there(
         read = ["read 7/8", "read 5/8", "read 5/8", "read 4/8", "read 1/8", "stored"]
         for uid, number in zip(uids, (0, 0, 2, 3, 3, 3, 4), strict=True):
             chat.ack(uid, "team", sent[2 * number + 1].msgid)
-        tell(chat)
+        deliver_receipts(chat)
         listen(ann, lambda: [state for state in states(hers) if state] == read, acks="off")
     bob.sync()
     # Then

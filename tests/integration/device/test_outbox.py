@@ -15,8 +15,9 @@ from imcore.model.direct import gid_of
 from imcore.model.values import Message
 from imcore.settings import Settings
 from imcore.util.backoff import LONGEST_WAIT_S
-from tests.devices import listen, said, say, states, texts
-from tests.servers import start_valkey
+from tests.helpers.devices import listen, said, states, texts
+from tests.helpers.servers import start_valkey
+from tests.helpers.talk import say
 
 
 def test_an_outbox_that_was_refused_is_tried_less_often_and_goes_out_soon_after(

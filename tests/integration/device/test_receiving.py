@@ -10,8 +10,10 @@ from imcore.device.local_database import LocalDatabase, path_of
 from imcore.model.direct import gid_of
 from imcore.model.values import Message, Receipt
 from imcore.settings import Settings
-from tests.deadline import wait_until
-from tests.devices import listen, said, say, tell, texts
+from tests.helpers.deadline import wait_until
+from tests.helpers.devices import listen, said, texts
+from tests.helpers.talk import say
+from tests.helpers.workers import deliver_receipts
 
 
 def test_a_session_keeps_what_it_yields(bob: Device, local: LocalDatabase, chat: Chat) -> None:
@@ -36,8 +38,8 @@ def test_a_session_killed_before_it_acked_yields_and_acks_when_it_comes_back(
     found = listen(bob, lambda: chat.pull("bob") == [], ack_interval_s=0.05)
     # Then
     assert said(found) == texts(local) == ["1", "2", "3"]
-    tell(chat)
-    assert [(each.msgid, each.read) for each in chat.receipts("ann")] == [(each, 1) for each in sent]
+    deliver_receipts(chat)
+    assert [(each.msgid, each.read) for each in chat.receipts("ann")] == [(each.msgid, 1) for each in sent]
 
 
 def test_acked_messages_were_yielded_whatever_the_local_database_has(
@@ -109,7 +111,7 @@ def test_one_to_one_with_anybody(
         found = listen(Device(other, uid, theirs), lambda: texts(theirs, gid) or uid == "bob", ack_interval_s=0.01)
         assert [each.content for each in found if isinstance(each, Message)] == ["hello"] * (uid != "bob")
     other.send_direct("bob", "hello yourself", sender_uid=uid)
-    tell(other)
+    deliver_receipts(other)
     # Then
     assert {each.gid: each.unread for each in chat.unread("bob")} == {gid: 0 if uid == "bob" else 1}
     bob.sync()

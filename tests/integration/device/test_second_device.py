@@ -11,7 +11,9 @@ from imcore.device.local_database import PAGE, LocalDatabase
 from imcore.device.own_tallies import OwnTallies
 from imcore.model.values import Tally
 from imcore.settings import Settings
-from tests.devices import listen, said, say, states, tell, texts
+from tests.helpers.devices import listen, said, states, texts
+from tests.helpers.talk import say, say_many
+from tests.helpers.workers import deliver_receipts
 
 
 @pytest.fixture
@@ -79,10 +81,10 @@ def test_every_device_has_the_tallies_of_the_server(
         device.keep(mine)
     # When one of them is told of what was read, and confirms it
     chat.ack("ann", "team", mine[1].msgid)
-    tell(chat)
+    deliver_receipts(chat)
     listen(bob, lambda: states(local) == ["read 1/2", "read 1/2", "stored"] and not other.receipts("bob"))
     chat.ack("cyd", "team", mine[0].msgid)
-    tell(chat)
+    deliver_receipts(chat)
     chat.confirm_receipts("bob", chat.receipts("bob"))
     # Then the other one knows it too, at its login, and so does the first in its next session
     Device(other, "bob", elsewhere).sync()
@@ -98,7 +100,7 @@ def test_own_messages_that_come_with_their_receipts_long_confirmed_are_asked_for
     bob.sync()
     say(other, *map(str, range(3)), sender="bob")
     other.ack("ann", "team")
-    tell(other)
+    deliver_receipts(other)
     other.confirm_receipts("bob", other.receipts("bob"))
     # When they come after all that was here before was asked for
     monkeypatch.setattr(OwnTallies, "step", lambda tallies: setattr(tallies, "done", True))
@@ -113,7 +115,7 @@ def test_tallies_are_asked_for_by_the_page(
     # Given
     chat.create_group("team", ["ann", "bob"])
     bob.sync()
-    sent = say(chat, *map(str, range(2 * PAGE)), sender="bob")
+    sent = say_many(chat, 2 * PAGE, sender="bob")
     bob.sync()
     local.keep([Tally("team", sent[-1], 1, 0)])
     asked: list[int] = []
@@ -162,7 +164,7 @@ def test_a_reconnect_brings_the_tallies_of_the_meantime(
         if not told and other.system.client.driver.client_list(_type="pubsub"):
             # When it was read, told and confirmed while his connection was lost
             other.ack("ann", "team")
-            tell(other)
+            deliver_receipts(other)
             other.confirm_receipts("bob", other.receipts("bob"))
             told.append(other.system.client.driver.client_kill_filter(_type="pubsub"))
         return states(local) == ["read by all"]

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from imcore.chat import Chat
-from imcore.settings import Settings
+from tests.helpers.gateways import Clock
 
 
 @pytest.fixture(params=["valkey", "cluster"])
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
+def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
     found: str = request.getfixturevalue(request.param)
     yield found
     if request.param == "cluster":
@@ -19,21 +18,9 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def settings(url: str, tmp_path: Path) -> Settings:
-    return Settings.from_env({}, redis_url=url, data_dir=str(tmp_path))
-
-
-@pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
-
-
-@pytest.fixture
-def other(settings: Settings) -> Iterator[Chat]:
-    """Another process's connection."""
-    with Chat.connect(settings=settings) as chat:
-        yield chat
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of gateways that are opened from now on."""
+    return Clock(monkeypatch)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

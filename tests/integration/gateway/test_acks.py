@@ -2,7 +2,8 @@
 
 from imcore.chat import Chat
 from imcore.streams.keys import SEPARATOR
-from tests.live import Audience, offset, say, tell
+from tests.helpers.gateways import Audience
+from tests.helpers.talk import offset, push_receipts, say
 
 
 def test_acks_go_out_by_count_and_by_time(chat: Chat) -> None:
@@ -59,10 +60,10 @@ def test_items_taken_from_an_iterator_are_acked_and_the_rest_comes_again(chat: C
     assert chat.pull("bob") == []
 
 
-def test_acks_of_nothing_without_acks(chat: Chat) -> None:
+def test_a_gateway_without_acks_acks_no_message(chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     say(chat, "1", "2", sender="bob")
-    tell(chat, say(chat, "3", sender="bob")[0])
+    push_receipts(chat, say(chat, "3", sender="bob")[0])
     with chat.gateway(acks="off", ack_every=1) as gateway:
         audience = Audience(gateway)
         ann, bob = gateway.open("ann"), gateway.open("bob")

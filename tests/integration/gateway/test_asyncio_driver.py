@@ -4,9 +4,9 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Self
 
 import hiredis
@@ -33,8 +33,9 @@ from imcore.streams.calls.call import Call, command_of
 from imcore.streams.calls.message_calls import trim
 from imcore.streams.redis_errors import translated
 from imcore.streams.wire import PONG, PUSHED, PubSubEvent
-from imcore.workers.persist import Persist
-from imcore.workers.receipts import ReceiptsWorker
+from tests.helpers.gateways import kill_connections
+from tests.helpers.talk import say
+from tests.helpers.workers import deliver_receipts, store
 
 MOST_S = 20.0
 
@@ -208,49 +209,32 @@ class Audience:
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    return Settings.from_env(
-        {"IM_RECEIPT_WINDOW_MS": "0", "IM_BLOCK_MS": "10", "IM_HEARTBEAT_MS": "100"},
-        redis_url=valkey,
-        data_dir=str(tmp_path),
-    )
+def redis_url(valkey: str) -> str:
+    """One server: what is asked here does not depend on the kind of server."""
+    return valkey
 
 
 @pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        chat.system.database.upgrade()
-        yield chat
+def settings(settings: Settings) -> Settings:
+    return replace(settings, receipt_window_ms=0, block_ms=10, heartbeat_ms=100)
+
+
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    chat.system.database.upgrade()
+    return chat
 
 
 def path_of(chat: Chat) -> str:
     return chat.system.settings.redis_url.removeprefix("unix://")
 
 
-def say(chat: Chat, *texts: str, gid: str = "team") -> list[Message]:
-    return [chat.send(gid, text, sender_uid="ann") for text in texts]
-
-
-def work_off(chat: Chat, kind: type[Persist] | type[ReceiptsWorker]) -> None:
-    worker = kind(chat.system.client, chat.system.database, chat.system.settings)
-    while not worker.drained():
-        worker.step()
-    worker.close()
-
-
-def kill_connections(chat: Chat, kind: str) -> None:
-    me = chat.system.client.driver.client_id()
-    for each in chat.system.client.driver.client_list(_type=kind):
-        if int(each["id"]) != me:
-            chat.system.client.driver.client_kill_filter(_id=int(each["id"]))
-
-
-def test_the_whole_story_under_asyncio(chat: Chat) -> None:
+def test_an_asyncio_driver_delivers_messages_acks_and_receipts(chat: Chat) -> None:
     async def story() -> None:
         # Given what was not acked, some of which SQL alone has
         chat.create_group("team", ["ann", "bob", "cy"])
         sent = say(chat, "1", "2")
-        work_off(chat, Persist)
+        store(chat)
         chat.system.client.call(trim(chat.system.client.space, "team", msgids.pack(sent[0].msgid)))
         gateway = AsyncGateway(chat, path_of(chat), GatewayOptions(ack_every=2, ack_interval_s=0.05))
         audience = Audience(gateway)
@@ -259,14 +243,14 @@ def test_the_whole_story_under_asyncio(chat: Chat) -> None:
         await audience.until(lambda: audience.heard(bob) == ["1", "2"])
         sent += say(chat, "3")
         await audience.until(lambda: audience.heard(bob) == ["1", "2", "3"])
-        kill_connections(chat, "pubsub")
+        kill_connections(chat.system.client.driver, "pubsub")
         sent += say(chat, "4")
         chat.create_group("home", ["ann", "bob"])
         say(chat, "at home", gid="home")
         await audience.until(lambda: audience.heard(bob) == ["1", "2", "3", "4"] and audience.heard(bob, "home"))
         # Then it is acked, and its sender is told
         await audience.until(lambda: {each.unread for each in chat.unread("bob")} == {0})
-        work_off(chat, ReceiptsWorker)
+        deliver_receipts(chat)
         await audience.until(lambda: [audience.read[ann].get(each.msgid) for each in sent] == [1] * 4)
         await audience.until(lambda: chat.receipts("ann") == [])
         await audience.until(lambda: bob.reconnects)  # more often where the server once took longer than a heartbeat
@@ -278,7 +262,7 @@ def test_the_whole_story_under_asyncio(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_many_sessions_miss_nothing_whatever_is_lost(chat: Chat, seed: int) -> None:
+def test_many_asyncio_sessions_miss_no_message_whatever_is_lost(chat: Chat, seed: int) -> None:
     async def story() -> None:
         # Given thirty sessions in two groups, some of which come while people talk
         chance = random.Random(seed)
@@ -299,7 +283,7 @@ def test_many_sessions_miss_nothing_whatever_is_lost(chat: Chat, seed: int) -> N
                 await audience.until(opening.done)
                 sessions.append(opening.result())
             if chance.random() < 0.05:
-                kill_connections(chat, "pubsub")
+                kill_connections(chat.system.client.driver, "pubsub")
             if chance.random() < 0.5:
                 await audience.until(lambda: True)
         # Then

@@ -1,9 +1,7 @@
 """The truth about delivery: what counts as received, when a session's end is clean, and what each device is told."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,28 +11,27 @@ from imcore.gateway.gateway import Gateway
 from imcore.settings import Settings
 from imcore.streams.keys import SEPARATOR
 from imcore.workers.receipts import ReceiptsWorker
-from tests.live import Audience, Clock, kill_connections, nodes_of, offset, say, tell, trim
+from tests.helpers.gateways import Audience, Clock, kill_connections, nodes_of
+from tests.helpers.talk import leave_to_sql, offset, push_receipts, say
 
 UIDS = ["ann", "bob", "cyd"]
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    return replace(Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path)), receipt_window_ms=0, block_ms=10)
+def redis_url(valkey: str) -> str:
+    """One server: what is asked here does not depend on the kind of server."""
+    return valkey
 
 
 @pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        chat.create_group("team", UIDS)
-        yield chat
+def settings(settings: Settings) -> Settings:
+    return replace(settings, receipt_window_ms=0, block_ms=10)
 
 
 @pytest.fixture
-def other(settings: Settings) -> Iterator[Chat]:
-    """Another process's connection."""
-    with Chat.connect(settings=settings) as chat:
-        yield chat
+def chat(chat: Chat) -> Chat:
+    chat.create_group("team", UIDS)
+    return chat
 
 
 def entered(audience: Audience, *uids: str) -> list[Session]:
@@ -227,7 +224,7 @@ def test_a_slow_client_may_receive_what_redis_no_longer_has(chat: Chat, other: C
         [bob] = entered(audience, "bob")
         sent = say(other, "1", "2", "3")
         audience.until(lambda: len(audience.heard(bob)) == 3)
-        trim(other, sent[1])
+        leave_to_sql(other, sent[1].msgid)
         gateway.received(bob, "team", sent[0].msgid)
         audience.until(lambda: offset(chat, "bob") == sent[0].msgid)
 
@@ -235,7 +232,7 @@ def test_a_slow_client_may_receive_what_redis_no_longer_has(chat: Chat, other: C
 def test_receipts_are_confirmed_when_the_client_says_so(chat: Chat, other: Chat) -> None:
     [message] = say(other, "1")
     other.ack("bob", "team")
-    tell(other, message)
+    push_receipts(other, message)
     with chat.gateway(acks="client", ack_interval_s=0.02) as gateway:
         audience = Audience(gateway)
         [ann] = entered(audience, "ann")
@@ -292,7 +289,7 @@ def test_every_session_of_a_lost_subscription_counts_it(chat: Chat, other: Chat)
 def test_polled_receipts_come_once_also_without_acks(chat: Chat, other: Chat) -> None:
     [message] = say(other, "1")
     other.ack("bob", "team")
-    tell(other, message)
+    push_receipts(other, message)
     often = replace(chat.system.settings, heartbeat_ms=20)
     with Gateway(chat.performer, often, acks="off", receipts="poll") as gateway:
         audience = Audience(gateway)
@@ -302,6 +299,6 @@ def test_polled_receipts_come_once_also_without_acks(chat: Chat, other: Chat) ->
         assert [each.read for each in audience.receipts[ann]] == [1]
         # When it changes again
         other.ack("cyd", "team")
-        tell(other, message)
+        push_receipts(other, message)
         audience.until(lambda: len(audience.receipts[ann]) == 2)
         assert audience.receipts[ann][1].read == 2

@@ -5,10 +5,11 @@ import time
 import pytest
 
 from imcore.chat import Chat
-from tests.live import Audience, say
+from tests.helpers.gateways import Audience
+from tests.helpers.talk import say
 
 
-def test_clocks_that_jump_do_no_harm(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gateway_misses_no_message_when_clocks_jump(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given
     chat.create_group("team", ["ann", "bob"])
     jumps = [0.0, 7200.0, 7200.5, 100_000.0, 100_001.0]

@@ -6,8 +6,8 @@ from typing import Any
 
 from imcore import Chat
 from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
-from tests.documents import Document
+from tests.helpers.deadline import wait_until
+from tests.helpers.documents import Document
 
 DOCUMENT = Document("imcore/gateway/README.md")
 

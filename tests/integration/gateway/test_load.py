@@ -2,7 +2,6 @@
 
 import socket
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,18 @@ from imcore.gateway import catch_up
 from imcore.model.values import Draft
 from imcore.operations.effects import Effect, RedisCalls, SqlQuery, StartCalls, raised
 from imcore.settings import Settings
-from tests.live import Audience, Clock, kill_connections, say, subscriptions, tell, trim
-from tests.servers import start_valkey
-from tests.silent_proxy import SilentProxy
+from tests.helpers.gateways import Audience, Clock, kill_connections, subscriptions
+from tests.helpers.servers import start_valkey
+from tests.helpers.silent_proxy import SilentProxy
+from tests.helpers.talk import leave_to_sql, push_receipts, say
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 
 @pytest.fixture
-def chat(valkey: str, tmp_path: Path) -> Iterator[Chat]:
-    with Chat.connect(settings=Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))) as chat:
-        yield chat
-
-
-@pytest.fixture
-def other(valkey: str, tmp_path: Path) -> Iterator[Chat]:
-    """Another process's connection."""
-    with Chat.connect(settings=Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))) as chat:
-        yield chat
+def redis_url(valkey: str) -> str:
+    """One server: what is asked here does not depend on the kind of server."""
+    return valkey
 
 
 class Asked:
@@ -62,11 +55,6 @@ def asked(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 HEARTBEAT_S = 20
 """By the clock that jumps: however slow the machine is, an answer comes before the next heartbeat."""
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
 
 
 # Connections that die without a word.
@@ -253,8 +241,8 @@ def test_acks_and_beats_of_many_sessions_travel_in_one_trip(chat: Chat, other: C
     chat.create_group("team", ["rd", *uids])
     sent = list(map(raised, other.send_many("team", [Draft(uid, "hi") for uid in uids])))
     for message in sent:
-        tell(other, message)
-    trim(other, sent[49])
+        push_receipts(other, message)
+    leave_to_sql(other, sent[49].msgid)
     with chat.gateway(ack_interval_s=0.05) as gateway:
         audience = Audience(gateway)
         sessions = [gateway.open(uid) for uid in uids]

@@ -20,8 +20,10 @@ from imcore.settings import Settings
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.wire import UNSUBSCRIBED, PubSubEvent
-from tests.live import MOST_S, Audience, Clock, kill_connections, nodes_of, offset, say, subscriptions, tell
-from tests.servers import RunningCluster, move_slot
+from tests.helpers.gateways import MOST_S, Audience, Clock, kill_connections, nodes_of, subscriptions
+from tests.helpers.servers import RunningCluster, move_slot
+from tests.helpers.talk import offset, push_receipts, say
+from tests.model.reference import Model
 
 SEEDS = int(os.environ.get("IM_LIVE_SEEDS", "3"))
 """How many random histories are played on each kind of server; for a long run set IM_LIVE_SEEDS."""
@@ -68,12 +70,12 @@ def test_a_receipt_of_the_time_without_connection_comes_after_it(chat: Chat, oth
         ann = gateway.open("ann")
         audience.settled()
         kill_connections(other.system.client.driver, "pubsub")
-        tell(other, message)
+        push_receipts(other, message)
         audience.until(lambda: audience.receipts[ann])
         assert (audience.receipts[ann][0].read, audience.receipts[ann][0].unread) == (1, 0)
 
 
-@pytest.mark.parametrize("url", ["valkey"], indirect=True)  # with a cluster an ack's answer is waited for
+@pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)  # with a cluster an ack's answer is waited for
 def test_acks_that_are_due_while_answers_of_others_get_lost_are_sent_too(chat: Chat, other: Chat) -> None:
     # Given an ack under way that will never be carried out, and another that is due
     for gid in ("one", "two"):
@@ -179,7 +181,7 @@ def test_the_end_of_one_session_confirms_no_receipts_of_others(chat: Chat, other
         audience = Audience(gateway)
         ann, bob = gateway.open("ann"), gateway.open("bob")
         audience.settled()
-        tell(other, message)
+        push_receipts(other, message)
         audience.until(lambda: audience.receipts[ann])
         # When
         gateway.end(bob)
@@ -194,12 +196,12 @@ class History:
     def __init__(self, chat: Chat, audience: Audience, chance: random.Random) -> None:
         self.chat, self.audience, self.chance = chat, audience, chance
         self.uids, self.gids = ["ann", "bob", "cyd", "dan"], ["team", "home", "群"]
-        self.members = {(gid, "ann") for gid in self.gids}
-        self.due: dict[tuple[str, str], list[str]] = {(gid, uid): [] for gid in self.gids for uid in self.uids}
+        self.model = Model()
         self.number = 0
         chat.create_group("all", self.uids)
         for gid in self.gids:
             chat.create_group(gid, ["ann"])
+            self.model.create_group(gid, ["ann"])
         self.sessions = {uid: audience.gateway.open(uid) for uid in self.uids}
         audience.settled()
 
@@ -211,26 +213,27 @@ class History:
 
     def send(self, gid: str, _uid: str) -> None:
         self.number += 1
-        say(self.chat, str(self.number), gid=gid)
-        for at, uid in self.members:
-            if at == gid:
-                self.due[gid, uid].append(str(self.number))
+        [message] = say(self.chat, str(self.number), gid=gid)
+        self.model.send(gid, "ann", message.content, None, message.msgid)
 
     def join(self, gid: str, uid: str) -> None:
         self.chat.add_members(gid, [uid])
-        self.members.add((gid, uid))
+        self.model.add_members(gid, [uid])
 
     def leave(self, gid: str, uid: str) -> None:
         # What a member has not heard when they leave is not theirs any more.
-        self.audience.until(lambda: self.heard(gid, uid) == self.due[gid, uid])
+        self.audience.until(lambda: self.heard(gid, uid) == self.due(gid, uid))
         self.chat.remove_members(gid, [uid])
-        self.members.discard((gid, uid))
+        self.model.remove_members(gid, [uid])
 
     def kill(self, _gid: str, _uid: str) -> None:
         kill_connections(self.chat.system.client.driver, self.chance.choice(["pubsub", "normal"]), self.chance)
 
     def poll(self, _gid: str, _uid: str) -> None:
         self.audience.poll(self.chance.choice([0, 0, 0.05]))
+
+    def due(self, gid: str, uid: str) -> list[str]:
+        return [message.content for message in self.model.group(gid).said_to(uid)]
 
     def heard(self, gid: str, uid: str) -> list[str]:
         return self.audience.heard(self.sessions[uid], gid)
@@ -243,9 +246,10 @@ def test_random_histories_with_lost_connections(chat: Chat, other: Chat, seed: i
         history = History(other, audience, random.Random(seed))
         for _ in range(300):
             history.step()
-        audience.until(lambda: all(history.heard(*key) == due for key, due in history.due.items()))
+        due = {(gid, uid): history.due(gid, uid) for gid in history.gids for uid in history.uids}
+        audience.until(lambda: all(history.heard(*key) == texts for key, texts in due.items()))
         audience.settled()
-        assert {key: history.heard(*key) for key in history.due} == history.due
+        assert {key: history.heard(*key) for key in due} == due
     assert {each.unread for uid in history.uids for each in chat.unread(uid)} == {0}
 
 
@@ -364,7 +368,7 @@ def test_tallies_that_are_refused_do_not_hold_up_the_receipts_of_others(
     monkeypatch.setattr("imcore.util.backoff.FIRST_WAIT_S", 3600)
     for gid, sender in (("a", "ann"), ("b", "bob")):
         chat.create_group(gid, ["ann", "bob"])
-        tell(other, *say(other, "1", gid=gid, sender=sender))
+        push_receipts(other, *say(other, "1", gid=gid, sender=sender))
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         with monkeypatch.context() as patch:

@@ -18,9 +18,10 @@ from imcore.errors import (
 )
 from imcore.operations.effects import Effect, SqlQuery
 from imcore.settings import Settings
-from tests.deadline import wait_until
-from tests.live import Audience, kill_connections, offset, say, tell, trim
-from tests.servers import start_valkey
+from tests.helpers.deadline import wait_until
+from tests.helpers.gateways import Audience, kill_connections
+from tests.helpers.servers import start_valkey
+from tests.helpers.talk import leave_to_sql, offset, push_receipts, say
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "server"
 
 
-def test_a_killed_server_that_comes_back_is_gone_on_with(folder: Path, tmp_path: Path) -> None:
+def test_a_gateway_uses_a_killed_server_again_after_its_restart(folder: Path, tmp_path: Path) -> None:
     # Given
     server = start_valkey(folder)
     settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path))
@@ -160,8 +161,8 @@ def test_a_session_that_needs_an_absent_database_does_not_hold_up_the_others(
     chat.create_group("home", ["ann", "cyd"])
     sent = say(chat, "1", "2", "3")
     chat.ack("dan", "team")
-    tell(chat, sent[0])
-    trim(chat, sent[1])
+    push_receipts(chat, sent[0])
+    leave_to_sql(chat, sent[1].msgid)
     answer = chat.performer.perform_one
 
     def away(question: Effect[Any]) -> Any:
@@ -192,7 +193,7 @@ def test_a_database_that_is_silent_is_not_waited_for_all_the_time(
     # Given bob, whose missed messages are in SQL only, in several groups
     for gid in ("a", "b", "c"):
         chat.create_group(gid, ["ann", "bob"])
-        trim(chat, say(chat, "1", "2", gid=gid)[0])
+        leave_to_sql(chat, say(chat, "1", "2", gid=gid)[0].msgid, gid)
     chat.create_group("home", ["ann", "cyd"])
     answer = chat.performer.perform_one
     asked = []

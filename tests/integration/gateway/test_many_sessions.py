@@ -3,7 +3,8 @@
 from imcore.chat import Chat
 from imcore.model.values import Draft
 from imcore.streams.calls import message_calls
-from tests.live import Audience, say
+from tests.helpers.gateways import Audience
+from tests.helpers.talk import say
 
 
 def test_every_session_of_a_user_gets_everything(chat: Chat) -> None:

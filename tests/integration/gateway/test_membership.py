@@ -1,7 +1,8 @@
 """A session hears a group from the join on, until the user leaves it."""
 
 from imcore.chat import Chat
-from tests.live import Audience, offset, say
+from tests.helpers.gateways import Audience
+from tests.helpers.talk import offset, say
 
 
 def test_a_session_hears_a_group_after_the_join_and_not_after_the_leave(chat: Chat) -> None:

@@ -14,7 +14,8 @@ from imcore.errors import (
 from imcore.operations import dirty_receipts, queries
 from imcore.operations.effects import Effects
 from imcore.streams.keys import Keyspace
-from tests.live import Audience, offset, say, tell
+from tests.helpers.gateways import Audience
+from tests.helpers.talk import offset, push_receipts, say
 
 
 def test_a_session_begins_with_what_was_not_acked_and_goes_on_live(chat: Chat) -> None:
@@ -75,7 +76,7 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
         found = yield from asked(*args)
         if not told:
             told = True
-            tell(other, message)
+            push_receipts(other, message)
         return found
 
     with chat.gateway() as gateway:

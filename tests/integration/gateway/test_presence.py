@@ -12,8 +12,9 @@ from imcore.errors import (
 from imcore.gateway.gateway import Gateway
 from imcore.settings import Settings
 from imcore.system import System
-from tests.deadline import wait_until
-from tests.live import Audience, say, tell
+from tests.helpers.deadline import wait_until
+from tests.helpers.gateways import Audience
+from tests.helpers.talk import push_receipts, say
 
 
 def short_lived(chat: Chat, *, heartbeat_ms: int = 20_000, online_ms: int = 60_000) -> Gateway:
@@ -34,7 +35,7 @@ def test_a_user_is_online_while_any_session_lives(chat: Chat) -> None:
         assert chat.online(["bob"]) == set()
 
 
-def test_a_killed_session_ends_by_itself(chat: Chat) -> None:
+def test_a_killed_session_expires(chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     for uid, online_ms in (("ann", 60_000), ("bob", 200)):
         gateway = short_lived(chat, online_ms=online_ms)
@@ -111,7 +112,7 @@ def test_a_heartbeat_of_an_expired_session_is_refused(chat: Chat, settings: Sett
     assert brief.online(["bob"]) == set()
     session = chat.begin_session("bob")
     assert chat.online(["bob"]) == {"bob"}
-    tell(chat, say(chat, "1", sender="bob")[0])
+    push_receipts(chat, say(chat, "1", sender="bob")[0])
     assert [(each.read, each.unread) for each in chat.heartbeat("bob", session)] == [(0, 1)]
     chat.end_session("bob", session)
     assert chat.online(["bob"]) == set()

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from imcore.chat import Chat
-from tests.live import Audience, say
+from tests.helpers.gateways import Audience
+from tests.helpers.talk import say
 
 
 def test_a_message_is_there_at_once_wherever_its_partition_is(chat: Chat, other: Chat) -> None:

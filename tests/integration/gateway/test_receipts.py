@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from imcore.chat import Chat
 from imcore.gateway.gateway import Gateway
-from tests.live import Audience, say, tell
+from tests.helpers.gateways import Audience
+from tests.helpers.talk import push_receipts, say
 
 
 def test_receipts_come_pushed_or_with_the_heartbeat(chat: Chat) -> None:
@@ -24,7 +25,7 @@ def test_receipts_come_pushed_or_with_the_heartbeat(chat: Chat) -> None:
         # When
         [message] = say(chat, "hi")
         chat.ack("bob", "team")
-        tell(chat, message)
+        push_receipts(chat, message)
         # Then
         one.until(lambda: one.receipts[here])
         two.until(lambda: two.receipts[there])

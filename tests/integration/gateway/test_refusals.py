@@ -1,7 +1,7 @@
 """What is refused for long is tried less and less often, whatever succeeds beside it, and is told once a minute."""
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +13,8 @@ from imcore.operations.effects import Effect, SqlQuery
 from imcore.settings import Settings
 from imcore.streams.calls.call import Call
 from imcore.streams.pubsub import Subscription
-from tests.live import Audience, Clock, kill_connections, offset, say, tell, trim
+from tests.helpers.gateways import Audience, Clock, kill_connections
+from tests.helpers.talk import leave_to_sql, offset, push_receipts, say
 
 TICK_S = 0.05
 LONG_S = 60.0
@@ -24,29 +25,25 @@ ALL, TEAM = frozenset({"team", "home", ""}), frozenset({"team"})
 HEARTBEAT_S = 20
 
 
-@pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    return Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path), partitions="1")
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
+def redis_url(valkey: str) -> str:
+    """One server: what is asked here does not depend on the kind of server."""
+    return valkey
 
 
 @pytest.fixture
-def chat(settings: Settings, clock: Clock) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
+def settings(settings: Settings) -> Settings:
+    return replace(settings, partitions=1)
 
 
 @pytest.fixture
-def other(settings: Settings) -> Iterator[Chat]:
-    """Another process's connection."""
-    with Chat.connect(settings=settings) as other:
-        other.create_group("team", ["ann", "bob"])
-        other.create_group("home", ["ann", "bob"])
-        yield other
+def other(other: Chat) -> Chat:
+    other.create_group("team", ["ann", "bob"])
+    other.create_group("home", ["ann", "bob"])
+    return other
 
 
 class Refusing:
@@ -99,7 +96,7 @@ def pass_time(audience: Audience, clock: Clock, other: Chat, *, seconds: float =
             for gid in ("team", "home"):
                 sent += say(other, str(tick), gid=gid)
         if tick % 200 == 0:
-            tell(other, sent[-1])
+            push_receipts(other, sent[-1])
     return [(message.gid, message.seq) for message in sent]
 
 
@@ -150,7 +147,7 @@ def test_a_refused_call_is_tried_less_and_less_often(
         audience = Audience(gateway)
         bob, ann = gateway.open("bob"), gateway.open("ann")
         audience.settled()
-        tell(other, say(other, "read")[0])
+        push_receipts(other, say(other, "read")[0])
         ask_again(gateway)
         refused.error = error
         # When time passes
@@ -188,7 +185,7 @@ def test_a_database_that_is_away_is_asked_less_and_less_often(
     chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given bob, whose missed messages of one group are in SQL only
-    trim(chat, say(chat, "1", "2")[0])
+    leave_to_sql(chat, say(chat, "1", "2")[0].msgid)
     answer, asked = chat.performer.perform_one, []
     away = True
 

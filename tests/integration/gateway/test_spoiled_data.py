@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import replace
 from threading import Event, Thread
 from typing import Any
 
@@ -15,34 +15,32 @@ from imcore.gateway.gateway import Gateway
 from imcore.settings import Settings
 from imcore.streams import library
 from imcore.streams.keys import GroupKeys, Keyspace
-from tests.live import Audience, Clock, offset, say, tell
+from tests.helpers.gateways import Audience, Clock
+from tests.helpers.talk import offset, push_receipts, say
 
 HEARTBEAT_S = 20
 
 
-@pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    return Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path), partitions="1")
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
+def redis_url(valkey: str) -> str:
+    """One server: what is asked here does not depend on the kind of server."""
+    return valkey
 
 
 @pytest.fixture
-def chat(settings: Settings, clock: Clock) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
+def settings(settings: Settings) -> Settings:
+    return replace(settings, partitions=1)
 
 
 @pytest.fixture
-def other(settings: Settings) -> Iterator[Chat]:
-    """Another process's connection: of ann, who talks to bob in two groups, and to cy in one of them."""
-    with Chat.connect(settings=settings) as other:
-        other.create_group("team", ["ann", "bob"])
-        other.create_group("home", ["ann", "bob", "cy"])
-        yield other
+def other(other: Chat) -> Chat:
+    """Another process: ann talks to bob in two groups, and to cy in one of them."""
+    other.create_group("team", ["ann", "bob"])
+    other.create_group("home", ["ann", "bob", "cy"])
+    return other
 
 
 @pytest.fixture
@@ -144,8 +142,8 @@ def test_a_user_who_is_spoiled_waits_alone(
         gateway._core.subscription_lost(TryAgain("lost"))  # type: ignore[arg-type]
         audience.until(lambda: bob.reconnects == 1)
         if kind != "dirty":
-            tell(other, by_ann)
-        tell(other, by_bob)
+            push_receipts(other, by_ann)
+        push_receipts(other, by_bob)
         # Then bob hears, is told, and stays online
         audience.until(lambda: [receipt.msgid for receipt in audience.receipts[bob]] == [by_bob.msgid])
         clock.jump(HEARTBEAT_S)

@@ -13,7 +13,7 @@ from imcore.errors import LocalDatabaseError
 from imcore.model.direct import gid_of
 from imcore.model.values import Message, Receipt, Tally
 from imcore.util.backoff import ThrottledLog
-from tests.devices import message
+from tests.helpers.devices import message
 
 
 def test_a_message_is_kept_once(local: LocalDatabase) -> None:
@@ -39,7 +39,7 @@ def test_resume_points_begin_once(local: LocalDatabase) -> None:
     assert (local.begun, local.resume_points()) == (True, {"g": message(4).msgid})
 
 
-def test_own_messages_show_how_far_they_have_come(local: LocalDatabase) -> None:
+def test_own_messages_show_their_state(local: LocalDatabase) -> None:
     # Given
     for seq in range(1, 4):
         local.keep([message(seq, sender="bob")])
@@ -90,7 +90,7 @@ def test_sqlite_sorts_nothing_for_a_log(local: LocalDatabase, monkeypatch: pytes
     assert any("INDEX chat" in step if gid is None else "PRIMARY KEY (gid=?)" in step for step in plans)
 
 
-def test_a_late_digest_takes_no_reader_away(local: LocalDatabase) -> None:
+def test_an_older_receipt_removes_no_reader(local: LocalDatabase) -> None:
     local.keep([message(1, sender="bob")])
     local.keep([Receipt("g", message(1).msgid, 3, 1, 2)])
     local.keep([Receipt("g", message(1).msgid, 2, 2, 1)])
@@ -212,7 +212,7 @@ UNKEEPABLE: list[Message | Receipt] = [
 
 
 @pytest.mark.parametrize("odd", UNKEEPABLE, ids=str)
-def test_an_item_that_cannot_be_kept_stops_no_other(
+def test_an_item_that_cannot_be_stored_stops_no_other(
     local: LocalDatabase, caplog: pytest.LogCaptureFixture, odd: Message | Receipt
 ) -> None:
     # When
@@ -241,7 +241,7 @@ def test_a_bad_resume_point_does_not_stop_the_others(local: LocalDatabase, caplo
     assert len(caplog.messages) == 1
 
 
-def test_of_very_many_unkeepable_items_few_are_named(
+def test_a_warning_of_very_many_unstorable_items_names_a_few(
     local: LocalDatabase, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given

@@ -19,7 +19,7 @@ from imcore.device.local_file import LocalFile
 from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.model.direct import gid_of
 from imcore.model.values import Receipt, Tally
-from tests.devices import message
+from tests.helpers.devices import message
 
 
 def test_a_local_database_is_private(local: LocalDatabase) -> None:
@@ -27,7 +27,7 @@ def test_a_local_database_is_private(local: LocalDatabase) -> None:
     assert stat.S_IMODE(local.path.parent.stat().st_mode) == 0o700
 
 
-def test_a_data_directory_that_it_makes_is_private_and_what_that_is_in_is_not(tmp_path: Path) -> None:
+def test_a_new_data_directory_is_private_and_its_parent_is_not(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         with LocalDatabase(path_of(tmp_path / "share" / "imcore", "bob"), "bob") as local:
@@ -46,7 +46,7 @@ def test_a_second_session_is_refused_but_a_short_command_is_not(local: LocalData
         assert len(list(reading.log())) == 1
 
 
-def test_the_end_of_a_session_frees_it(tmp_path: Path) -> None:
+def test_the_end_of_a_session_frees_the_local_database(tmp_path: Path) -> None:
     for _ in range(2):
         with LocalDatabase(path_of(tmp_path, "bob"), "bob", exclusive=True):
             pass
@@ -107,7 +107,7 @@ def test_a_file_that_another_program_has_locked_cannot_be_used_now(
     other.close()
 
 
-def test_reading_makes_nothing(tmp_path: Path) -> None:
+def test_reading_a_local_database_makes_no_file(tmp_path: Path) -> None:
     with pytest.raises(LocalDatabaseError, match="has no local database here"):
         LocalDatabase(path_of(tmp_path, "bob"), "bob", read_only=True)
     assert os.listdir(tmp_path) == []
@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 # Whether it could be used.
 
 
-def test_a_trial_makes_and_removes_nothing(tmp_path: Path) -> None:
+def test_a_write_trial_makes_and_removes_no_file(tmp_path: Path) -> None:
     for data_dir in (tmp_path / "new" / "imcore", tmp_path):
         path = path_of(data_dir, "bob")
         for _ in range(2):
@@ -132,9 +132,7 @@ def test_a_trial_makes_and_removes_nothing(tmp_path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def test_a_trial_leaves_another_first_send_the_folder_that_it_has_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_trial_leaves_the_folder_of_another_first_send(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given another one that has just made the folder, and not yet its file
     path = path_of(tmp_path / "imcore", "bob")
 
@@ -150,7 +148,7 @@ def test_a_trial_leaves_another_first_send_the_folder_that_it_has_made(
 
 
 @pytest.mark.parametrize("size", [10, 200_000])
-def test_a_trial_finds_out_that_there_is_no_room_for_what_is_there(local: LocalDatabase, size: int) -> None:
+def test_a_write_trial_finds_a_full_disk_beside_an_existing_file(local: LocalDatabase, size: int) -> None:
     before = sorted(local.path.parent.iterdir())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10_000, limits[1]))
@@ -162,7 +160,7 @@ def test_a_trial_finds_out_that_there_is_no_room_for_what_is_there(local: LocalD
     assert sorted(local.path.parent.iterdir()) == before
 
 
-def test_a_trial_leaves_alone_what_is_there(local: LocalDatabase) -> None:
+def test_a_write_trial_leaves_existing_files_alone(local: LocalDatabase) -> None:
     local.keep([message(1)])
     before = sorted(local.path.parent.iterdir())
     try_out(local.path, "bob", 10)
@@ -171,7 +169,7 @@ def test_a_trial_leaves_alone_what_is_there(local: LocalDatabase) -> None:
 
 
 @pytest.mark.parametrize(("pages", "size"), [(3, 10), (30, 200_000)])
-def test_a_trial_finds_out_that_there_is_no_room(
+def test_a_write_trial_finds_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int, size: int
 ) -> None:
     # Given a disk with room for so many pages
@@ -251,7 +249,7 @@ def damaged(sound: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_no_damage_ends_in_a_traceback(sound: bytes, tmp_path: Path, seed: int) -> None:
+def test_a_damaged_local_database_never_ends_in_a_traceback(sound: bytes, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     for number in range(FUZZ // 10):
         path = tmp_path / f"{number}.db"
@@ -280,7 +278,7 @@ def test_no_damage_ends_in_a_traceback(sound: bytes, tmp_path: Path, seed: int) 
         " INSERT INTO outbox VALUES (1, 'g', NULL, 7, 'c', 1, 0, NULL)",
     ],
 )
-def test_damage_is_one_line_that_says_so(sound: bytes, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_local_database_is_reported_in_one_line(sound: bytes, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "db"
     path.write_bytes(sound)
     with closing(sqlite3.connect(path)) as connection:
@@ -290,7 +288,7 @@ def test_damage_is_one_line_that_says_so(sound: bytes, tmp_path: Path, damage: s
     assert "\n" not in str(error.value)
 
 
-def test_a_commit_that_fails_is_taken_back_and_the_next_one_works(local: LocalDatabase) -> None:
+def test_a_commit_that_fails_is_rolled_back_and_the_next_one_works(local: LocalDatabase) -> None:
     # Given a disk with room for a little more
     local.keep([message(1)])
     connection = local._file._connection
@@ -305,7 +303,7 @@ def test_a_commit_that_fails_is_taken_back_and_the_next_one_works(local: LocalDa
     assert [line.content for line in local.log()] == ["words 1", "words 2"]
 
 
-def test_a_failing_commit_itself_is_taken_back(local: LocalDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_failing_commit_itself_is_rolled_back(local: LocalDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given
     connection = local._file._connection
 

@@ -4,23 +4,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from imcore import Chat
 from imcore import msgid as msgids
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase
-from imcore.model.values import Draft, Message, Receipt
-from imcore.streams.calls import message_calls
-from imcore.workers.persist import Persist
-from imcore.workers.receipts import ReceiptsWorker
+from imcore.model.values import Message, Receipt
 
 MOST_S = 20.0
-
-
-def say(chat: Chat, *texts: str, gid: str = "team", sender: str = "ann") -> list[str]:
-    sent = chat.system.client.call(
-        message_calls.send(chat.system.client.space, gid, [Draft(sender, text) for text in texts], 1000)
-    )
-    return [each.msgid for each in sent if isinstance(each, message_calls.SendResult)]
 
 
 def listen(
@@ -50,23 +39,6 @@ def texts(local: LocalDatabase, gid: str = "team") -> list[str]:
 
 def states(local: LocalDatabase, gid: str = "team") -> list[str | None]:
     return [line.state for line in local.log(gid)]
-
-
-def tell(chat: Chat) -> None:
-    """Have the worker `receipts` tell what is there."""
-    worker = ReceiptsWorker(chat.system.client, chat.system.database, chat.system.settings)
-    while not worker.drained():
-        worker.step()
-    worker.close()
-
-
-def store(chat: Chat) -> None:
-    """Have the worker `persist` store what is there."""
-    chat.system.database.upgrade()
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
-    while not worker.drained():
-        worker.step()
-    worker.close()
 
 
 BASE = msgids.EPOCH_MS + 1000

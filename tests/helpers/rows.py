@@ -54,3 +54,9 @@ def clear(database: Database) -> None:
     with database.connection() as connection:
         for table in Stored.metadata.tables.values():
             connection.execute(table.delete())
+
+
+def contents(database: Database) -> list[str]:
+    """The contents of all messages, oldest first."""
+    with database.connection() as connection:
+        return list(connection.exec_driver_sql("SELECT content FROM group_msgs ORDER BY msgid").scalars())

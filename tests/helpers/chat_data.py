@@ -31,7 +31,7 @@ ODD_TEXTS = (
     " ",
 )
 
-_REPOSITORY = Path(__file__).parents[1]
+_REPOSITORY = Path(__file__).parents[2]
 _NAMES = (*(f"user{n}" for n in range(25)), *ODD_NAMES)
 _TURNS = {"message": 50, "ack": 30, "join": 7, "leave": 7, "rename": 3, "repeat": 3}
 

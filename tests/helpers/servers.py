@@ -15,7 +15,7 @@ import redis
 from imcore.embedded.program import find_server
 from imcore.embedded.server import EmbeddedServer
 from imcore.errors import EmbeddedServerError
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
 
 SLOTS = 16_384
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import psycopg
 
-from tests import apt
-from tests.deadline import wait_until
-from tests.postgres import PostgresServer
+from tests.helpers import apt
+from tests.helpers.deadline import wait_until
+from tests.helpers.postgres import PostgresServer
 
 _PORTS = count(6432)
 """Each one has a port of its own, which is only a part of its socket's name."""

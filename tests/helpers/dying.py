@@ -1,7 +1,9 @@
-"""A Redis client whose user is killed at one of its commands."""
+"""A Redis client and a database whose user is killed: at one of the commands, at the first write."""
 
 from typing import Any
 
+from imcore.model.rows import Batch
+from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
 
 
@@ -33,3 +35,16 @@ class Dying(RedisClient):
         self.left -= 1
         if self.left == 0:
             raise KilledError
+
+
+class DyingDatabase(Database):
+    """A database at whose first write its user dies, before or after it is committed."""
+
+    def __init__(self, database: Database, committed: bool) -> None:
+        super().__init__(database._backend)
+        self._committed = committed
+
+    def write(self, batch: Batch) -> None:
+        if self._committed:
+            super().write(batch)
+        raise KilledError

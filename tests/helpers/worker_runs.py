@@ -7,7 +7,7 @@ from imcore.model.values import Draft
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls.message_calls import AckTarget, ack, send
-from tests.processes import WorkerProcess
+from tests.helpers.processes import WorkerProcess
 
 UIDS = [f"user{number}" for number in range(20)]
 

@@ -2,16 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from tests.deadline import wait_until
-
-END_S = 30
+from tests.helpers.deadline import wait_until
+from tests.helpers.processes import END_S, Process
 
 Line = dict[str, Any]
 
@@ -65,7 +62,7 @@ class Im:
         return line
 
 
-class Listening:
+class Listening(Process):
     """One `im listen UID --json`. What it writes is in files, so that a kill loses none of it."""
 
     def __init__(self, im: Im, folder: Path, uid: str, *args: str) -> None:
@@ -74,23 +71,15 @@ class Listening:
         self.uid = uid
         self._out, self._err = folder / f"{number}.out", folder / f"{number}.err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "imcore.cli.main", "listen", uid, "--json", *args],
-                env=im.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
+            super().__init__(
+                subprocess.Popen(
+                    [sys.executable, "-m", "imcore.cli.main", "listen", uid, "--json", *args],
+                    env=im.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                )
             )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.kill()
-
-    @property
-    def runs(self) -> bool:
-        return self._process.poll() is None
 
     @property
     def errors(self) -> str:
@@ -113,17 +102,3 @@ class Listening:
         """Wait until it has told of so many messages."""
         wait_until(lambda: len(self.messages) >= count or not self.runs, timeout_s=END_S)
         assert self.runs, self.errors
-
-    def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        self._process.send_signal(number)
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Ask it to end; return the exit code."""
-        self.send(number)
-        return self._process.wait(END_S)
-
-    def kill(self) -> None:
-        """End it with SIGKILL."""
-        self._process.kill()
-        self._process.wait(END_S)

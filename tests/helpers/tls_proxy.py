@@ -1,6 +1,6 @@
 """TLS in front of a server that has none, as the wheel's Valkey: what comes in encrypted goes on to its unix socket.
 
-The certificates in `tests/tls` are for these tests alone, and their keys are no secret. `ca.pem` has signed
+The certificates in `tests/helpers/tls` are for these tests alone, and their keys are no secret. `ca.pem` has signed
 `server.pem` (for 127.0.0.1 and localhost) and `client.pem`; `other-ca.pem` has signed nothing.
 """
 

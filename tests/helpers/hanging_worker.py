@@ -1,4 +1,4 @@
-"""A worker that neither ends a step nor closes: `python -m tests.hanging NAME`."""
+"""A worker that neither ends a step nor closes: `python -m tests.helpers.hanging_worker NAME`."""
 
 import logging
 import time

@@ -12,8 +12,8 @@ from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from tests.acceptance.soak.diary import Diary, Turn
-from tests.acceptance.soak.script import Scene
+from tests.helpers.soak.diary import Diary, Turn
+from tests.helpers.soak.script import Scene
 from tests.model.reference import ModelGroup, ModelMessage, ModelSpan
 
 Local = list[tuple[str, str | None, str, str | None]]

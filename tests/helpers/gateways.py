@@ -9,12 +9,8 @@ from typing import Any
 import pytest
 from redis.cluster import RedisCluster
 
-from imcore import Chat, Event, Gateway, Message, NewMessage, Receipt, Session
-from imcore import msgid as msgids
-from imcore.streams.calls import message_calls, receipt_calls
-from imcore.streams.calls.receipt_calls import TallyChange
+from imcore import Event, Gateway, Message, NewMessage, Receipt, Session
 from imcore.streams.client import Client
-from imcore.workers.persist import Persist
 
 MOST_S = 20.0
 
@@ -93,30 +89,3 @@ def kill_connections(client: Client, kind: str, chance: random.Random | None = N
 
 def subscriptions(client: Client) -> set[str]:
     return {each["id"] for node in nodes_of(client) for each in node.client_list(_type="pubsub")}
-
-
-def say(chat: Chat, *texts: str, gid: str = "team", sender: str = "ann") -> list[Message]:
-    return [chat.send(gid, text, sender_uid=sender) for text in texts]
-
-
-def offset(chat: Chat, uid: str, gid: str = "team") -> str | None:
-    [found] = [member for member in chat.members(gid) if member.uid == uid]
-    return found.last_ack_msgid
-
-
-def tell(chat: Chat, message: Message) -> None:
-    """Do what the worker `receipts` does once it knows that the tally of a message has changed."""
-    change = TallyChange(message.sender_uid, msgids.pack(message.msgid), 0)
-    chat.system.client.call(
-        receipt_calls.publish_receipts(chat.system.client.space, message.gid, message.sender_uid, [change])
-    )
-
-
-def trim(chat: Chat, message: Message) -> None:
-    """Leave messages up to this one to SQL."""
-    chat.system.database.upgrade()
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
-    while not worker.drained():
-        worker.step()
-    worker.close()
-    chat.system.client.call(message_calls.trim(chat.system.client.space, message.gid, msgids.pack(message.msgid)))

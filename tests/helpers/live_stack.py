@@ -10,9 +10,9 @@ from imcore import Chat
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import LocalDatabaseError
 from imcore.settings import Settings
-from tests.acceptance.processes import Im, Listening
-from tests.processes import WorkerProcess
-from tests.servers import RunningServer, require_server, start_valkey
+from tests.helpers.commands import Im, Listening
+from tests.helpers.processes import WorkerProcess
+from tests.helpers.servers import RunningServer, require_server, start_valkey
 
 
 class Stack:

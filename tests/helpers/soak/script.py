@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tests.chat_data import ChatFile, Event
+from tests.helpers.chat_data import ChatFile, Event
 
 
 @dataclass(frozen=True)

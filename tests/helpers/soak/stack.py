@@ -11,11 +11,11 @@ from typing import Protocol
 
 from imcore import Chat
 from imcore.settings import Settings
-from tests.acceptance.processes import Im, Listening
-from tests.acceptance.soak.script import Scene, most_talkative, shares
-from tests.acceptance.soak.talker import diary_of, write_plan
-from tests.processes import PythonProcess, WorkerProcess
-from tests.servers import RunningServer, start_valkey
+from tests.helpers.commands import Im, Listening
+from tests.helpers.processes import PythonProcess, WorkerProcess
+from tests.helpers.servers import RunningServer, start_valkey
+from tests.helpers.soak.script import Scene, most_talkative, shares
+from tests.helpers.soak.talker import diary_of, write_plan
 
 HEARTBEAT_MS = 500
 ONLINE_MS = 2000
@@ -151,7 +151,7 @@ class Soak:
         return Listening(self.im, folder, uid, "--ack-every", "3", "--ack-interval", "0.2")
 
     def _speak(self, plan: Path) -> PythonProcess:
-        module = "tests.acceptance.soak.talker"
+        module = "tests.helpers.soak.talker"
         return PythonProcess(self.folder / "talkers", module, str(plan), **self._environment)
 
     def _write_plans(self, talkers: int, seed: int) -> list[Path]:

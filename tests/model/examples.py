@@ -1,0 +1,40 @@
+"""How many random histories are played, and how.
+
+`IM_MODEL_EXAMPLES` and `IM_FUZZ_EXAMPLES` ask for another number; then each run plays other histories.
+"""
+
+import os
+
+from hypothesis import HealthCheck, Phase
+from hypothesis import settings as hypothesis_settings
+
+# Read here, because the tests themselves see no setting.
+HISTORIES_WANTED = os.environ.get("IM_MODEL_EXAMPLES")
+CALLS_WANTED = os.environ.get("IM_FUZZ_EXAMPLES")
+
+PARTITIONS = 2
+"""Few, so that groups meet in one."""
+
+
+def played(examples: int) -> hypothesis_settings:
+    """The settings of a run of so many histories, unless another number is wanted."""
+    return _settings(examples, HISTORIES_WANTED)
+
+
+def fuzzed(examples: int) -> hypothesis_settings:
+    """The settings of a run of so many random calls, unless another number is wanted."""
+    return _settings(examples, CALLS_WANTED)
+
+
+def _settings(examples: int, wanted: str | None) -> hypothesis_settings:
+    # At home an example that fails is made as short as can be, which may take five minutes
+    return hypothesis_settings(
+        phases=[Phase.generate] if os.environ.get("CI") else [Phase.generate, Phase.shrink],
+        max_examples=int(wanted or examples),
+        stateful_step_count=40,
+        derandomize=wanted is None,
+        database=None,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )
