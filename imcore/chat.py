@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from imcore.errors import ImError
-from imcore.gateway.core import AckMode, ReceiptMode
+from imcore.gateway.core import SessionOptions
 from imcore.gateway.gateway import Gateway, Listener
 from imcore.model.values import Ack, Draft, Group, Member, Message, MessageStatus, MessageTally, Receipt, Tally, Unread
 from imcore.operations import groups, messages, sessions, tallies
@@ -46,9 +45,7 @@ class Chat:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def create_group(self, gid: str, uids: Iterable[str] = ()) -> Group:
@@ -202,23 +199,9 @@ class Chat:
         """Confirm receipts. A receipt that changed again meanwhile stays. Return how many are confirmed."""
         return self.performer.perform(sessions.confirm_receipts(uid, receipts))
 
-    def gateway(
-        self,
-        *,
-        ack_every: int = 10,
-        ack_interval_s: float = 1.0,
-        acks: AckMode = "auto",
-        receipts: ReceiptMode = "push",
-    ) -> Gateway:
-        """Return a gateway: the live sessions of many users over one connection."""
-        return Gateway(
-            self.performer,
-            self.system.settings,
-            ack_every=ack_every,
-            ack_interval_s=ack_interval_s,
-            acks=acks,
-            receipts=receipts,
-        )
+    def gateway(self, **options: Unpack[SessionOptions]) -> Gateway:
+        """Return a gateway: the live sessions of many users over one connection. Options: see `GatewayOptions`."""
+        return Gateway(self.performer, self.system.settings, **options)
 
     def listen(
         self,
@@ -226,19 +209,15 @@ class Chat:
         *,
         after: Mapping[str, str] | None = None,
         since_join: bool = False,
-        ack_every: int = 10,
-        ack_interval_s: float = 1.0,
-        acks: AckMode = "auto",
-        receipts: ReceiptMode = "push",
+        **options: Unpack[SessionOptions],
     ) -> Listener:
         """Begin a live session, to be used in a `with`: an iterator of Message and Receipt.
 
-        It begins with what was not acked, and with what came after the client's own resume points `after` (see `Gateway.open`); then
-        it goes live. Raise UnknownUser for one who is in no group.
+        It begins with what was not acked, and with what came after the client's own resume points `after` (see
+        `Gateway.open`); then it is live. Options: see `GatewayOptions`. Raise UnknownUser for one who is in no group.
         """
         self.known_user(uid)
-        gateway = self.gateway(ack_every=ack_every, ack_interval_s=ack_interval_s, acks=acks, receipts=receipts)
-        return Listener(gateway, uid, after=after, since_join=since_join)
+        return Listener(self.gateway(**options), uid, after=after, since_join=since_join)
 
     def begin_session(self, uid: str) -> str:
         """Begin a session without pushes, kept alive by heartbeats; return its id. The user is online from now on."""

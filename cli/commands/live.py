@@ -79,7 +79,8 @@ def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":
 def _events(
     run: Invocation, chat: "Chat", uid: str, stopping: Callable[[], bool], options: _Listening
 ) -> Generator[Message | Receipt]:
-    from imcore.device.device import Device, SessionOptions, watch  # noqa: PLC0415
+    from imcore.device.device import Device, watch  # noqa: PLC0415
+    from imcore.gateway.core import SessionOptions  # noqa: PLC0415
 
     given = SessionOptions(
         ack_every=options["ack_every"],

@@ -2,17 +2,17 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from itertools import islice
-from typing import Literal, NamedTuple, TypedDict, TypeVar, Unpack
+from typing import NamedTuple, TypeVar, Unpack
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.device.local_database import PAGE, LocalDatabase, Outgoing
-from imcore.device.own_tallies import OwnTallies
 from imcore.errors import (
     ConfigurationError,
+    DatabaseNotReady,
+    DatabaseUnavailable,
     ImError,
     InvalidInput,
     NotMember,
@@ -21,15 +21,17 @@ from imcore.errors import (
     TryAgain,
     UnknownGroup,
 )
+from imcore.gateway.core import SessionOptions
 from imcore.gateway.gateway import Listener
 from imcore.model.direct import gid_of, is_direct, peer_of
 from imcore.model.limits import check_content, check_name, check_resume_points
-from imcore.model.values import LogLine, Message, Receipt
+from imcore.model.values import LogLine, Message, Receipt, Tally
 from imcore.operations.effects import raised
 from imcore.operations.messages import after
 from imcore.streams.calls import group_calls
 from imcore.streams.keys import CONFIG
 from imcore.util.backoff import Backoff, ThrottledLog
+from imcore.util.batches import batches
 
 T = TypeVar("T")
 
@@ -47,15 +49,6 @@ class Flushed(NamedTuple):
     """Why the rest still waits."""
 
 
-class SessionOptions(TypedDict, total=False):
-    """How a live session acks, and how it learns of receipts: see `Gateway`."""
-
-    ack_every: int
-    ack_interval_s: float
-    acks: Literal["auto", "off"]
-    receipts: Literal["push", "poll"]
-
-
 class Device:
     """Joins a Chat and a LocalDatabase. Raises what these raise.
 
@@ -68,7 +61,9 @@ class Device:
         self._client = chat.system.client
         self._uid = uid
         self._local = local
-        self._tallies = OwnTallies(chat.tallies, local)
+        self._tallies_before: tuple[str, str] | None = None
+        """Gid and msgid of the own message before which tallies are asked for next; None: the newest."""
+        self._has_all_tallies = True
         self._has_checked = False
         self._log = ThrottledLog(time.monotonic)
         self._outbox_backoff, self._tallies_backoff = Backoff(), Backoff()
@@ -162,9 +157,9 @@ class Device:
         self._learn_peers(gids)
         self._local.mark_tried()
         flushed = self._send_waiting()
-        self._tallies.begin()
-        while not self._tallies.done:
-            self._tallies.step()
+        self._begin_tallies()
+        while not self._has_all_tallies:
+            self._fetch_older_tallies()
         return flushed
 
     def _begin(self) -> None:
@@ -186,8 +181,7 @@ class Device:
         for gid in gids:
             messages = self._chat.performer.stream(after(gid, self._uid, resume_points.get(gid, msgids.NONE)))
             with suppress(NotMember, UnknownGroup):  # the user has left, or was never in
-                while page := list(islice(messages, PAGE)):
-                    yield page
+                yield from batches(messages, PAGE)
 
     def _learn_peers(self, gids: Iterable[str]) -> None:
         """Ask for the other users of one-to-one chats whose gids do not say them."""
@@ -197,15 +191,7 @@ class Device:
                 for member in self._chat.members(gid):
                     self._local.note_peer(gid, member.uid)
 
-    def live(
-        self,
-        stopping: Callable[[], bool],
-        *,
-        ack_every: int = 10,
-        ack_interval_s: float = 1.0,
-        acks: Literal["auto", "off"] = "auto",
-        receipts: Literal["push", "poll"] = "push",
-    ) -> Iterator[Message | Receipt]:
+    def live(self, stopping: Callable[[], bool], **options: Unpack[SessionOptions]) -> Iterator[Message | Receipt]:
         """Yield what a live session brings, until `stopping()`; wait for the server while it is away.
 
         Each item is in the local database before it is yielded, and is acked afterwards: items that were yielded and
@@ -216,15 +202,7 @@ class Device:
         def begin() -> Listener:
             self.check_dataset()
             self._begin()
-            return self._chat.listen(
-                self._uid,
-                after=self._local.resume_points(),
-                since_join=True,
-                ack_every=ack_every,
-                ack_interval_s=ack_interval_s,
-                acks=acks,
-                receipts=receipts,
-            )
+            return self._chat.listen(self._uid, after=self._local.resume_points(), since_join=True, **options)
 
         with suppress(_Stopped), when_there(begin, stopping, self._log) as listener:
             yield from self._items(listener, stopping)
@@ -245,7 +223,7 @@ class Device:
                     break
                 self._outbox_backoff.succeeded()
                 self._tallies_backoff.succeeded()
-                self._tallies.begin()
+                self._begin_tallies()
             # Resume after yielded messages only: if this process is killed before, the next one yields the others.
             self._local.keep(items, yielded)
             yielded = {item.gid: item.msgid for item in items if isinstance(item, Message)}
@@ -274,18 +252,48 @@ class Device:
         own = [item for item in items if isinstance(item, Message) and item.sender_uid == self._uid]
         if time.monotonic() < self._tallies_backoff.until:
             if own:
-                self._tallies.begin()
+                self._begin_tallies()
             return True
         try:
-            self._tallies.ask([message for message in own if message.recalls is None])
-            if not self._tallies.done:
-                self._tallies.step()
+            # Earlier receipts of messages that have just come went to other devices.
+            for page in batches((message for message in own if message.recalls is None), PAGE):
+                self._fetch_tallies({(message.gid, message.msgid): (0, None) for message in page})
+            if not self._has_all_tallies:
+                self._fetch_older_tallies()
         except TryAgain as error:
-            self._tallies.begin()
+            self._begin_tallies()
             self._wait(self._tallies_backoff, error, "tallies wait: %s")
             return True
         self._tallies_backoff.succeeded()
-        return self._tallies.done
+        return self._has_all_tallies
+
+    # Digests are not enough for the tallies of own messages: the first device that confirms them ends them.
+
+    def _begin_tallies(self) -> None:
+        self._tallies_before, self._has_all_tallies = None, False
+
+    def _fetch_older_tallies(self) -> None:
+        """Ask for a page of own messages that may be unread. If RedisUnavailable is raised, no tally is kept."""
+        known = self._local.unread_own_messages(self._tallies_before)
+        self._fetch_tallies(known)
+        self._tallies_before = next(reversed(known), None)
+        self._has_all_tallies = len(known) < PAGE
+
+    def _fetch_tallies(self, known: Mapping[tuple[str, str], tuple[int, int | None]]) -> None:
+        """Ask for the tallies of own messages; keep those that differ from the known ones."""
+        by_gid: dict[str, list[str]] = {}
+        for gid, msgid in known:
+            by_gid.setdefault(gid, []).append(msgid)
+        tallies = [tally for gid, msgids_of_gid in by_gid.items() for tally in self._tallies_of(gid, msgids_of_gid)]
+        # A message that nobody has read yet is no news.
+        news = (tally for tally in tallies if tally.read or not tally.unread)
+        self._local.keep(tally for tally in news if known[tally.gid, tally.msgid] != (tally.read, tally.unread))
+
+    def _tallies_of(self, gid: str, wanted: list[str]) -> list[Tally]:
+        try:
+            return self._chat.tallies(gid, wanted)
+        except (UnknownGroup, DatabaseNotReady, DatabaseUnavailable):  # other groups may answer
+            return []
 
     def _wait(self, backoff: Backoff, error: ImError, text: str) -> None:
         backoff.failed(time.monotonic())

@@ -12,11 +12,11 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from types import MappingProxyType, NoneType, TracebackType
+from types import MappingProxyType, NoneType
 from typing import NamedTuple, Self
 
 from imcore import msgid as msgids
-from imcore.device.local_file import LocalFile, Schema, check_room
+from imcore.device.local_file import LocalFile, check_room
 from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.model.direct import is_direct, peer_of
 from imcore.model.limits import (
@@ -35,30 +35,6 @@ PAGE = 500
 
 _ROOM_BYTES = 1 << 16
 """For the pages that a new message changes besides its text."""
-
-# Every message of the owner has a row in `tallies`: `unread` is NULL until this device has asked, and 0 at the end.
-SCHEMA = Schema(
-    4,
-    """
-CREATE TABLE owner (uid TEXT NOT NULL, dataset TEXT, begun INTEGER NOT NULL DEFAULT 0) STRICT;
-CREATE TABLE messages (
-    gid TEXT NOT NULL, msgid INTEGER NOT NULL, seq INTEGER NOT NULL, sender_uid TEXT NOT NULL, content TEXT NOT NULL,
-    client_msgid TEXT, sent_at_ms INTEGER, recalls INTEGER, PRIMARY KEY (gid, msgid)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX chat ON messages (msgid, gid) WHERE recalls IS NULL;
-CREATE INDEX tombstones ON messages (gid, recalls) WHERE recalls IS NOT NULL;
-CREATE TABLE tallies (
-    gid TEXT NOT NULL, msgid INTEGER NOT NULL, read INTEGER NOT NULL, unread INTEGER, PRIMARY KEY (gid, msgid)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX perhaps_unread ON tallies (msgid, gid) WHERE unread IS NOT 0;
-CREATE TABLE resume_points (gid TEXT PRIMARY KEY, msgid INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE peers (gid TEXT PRIMARY KEY, uid TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE outbox (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, gid TEXT NOT NULL, to_uid TEXT, content TEXT NOT NULL,
-    client_msgid TEXT NOT NULL UNIQUE, written_ms INTEGER NOT NULL, tried INTEGER NOT NULL DEFAULT 0, refused TEXT
-) STRICT;
-""",
-)
 
 # An own message may be kept after its tombstone has come.
 _INSERT = """
@@ -103,15 +79,6 @@ class Outgoing(NamedTuple):
     client_msgid: str
 
 
-class UnreadOwnMessage(NamedTuple):
-    """An own message that may be unread by someone, and its tally as far as it is known here."""
-
-    gid: str
-    msgid: str
-    read: int
-    unread: int | None
-
-
 def path_of(data_dir: Path, uid: str) -> Path:
     """Return where a user's local database is, by a digest: not every uid can be a file name. Raise InvalidInput."""
     check_name(uid, "uid")
@@ -129,7 +96,7 @@ def try_out(path: Path, uid: str, content_bytes: int) -> None:
         return
     scratch = folder / f"{path.stem}.{uuid.uuid4().hex}.try"
     try:
-        with closing(LocalFile(scratch, uid, SCHEMA, called=path)) as file, file.transaction() as connection:
+        with closing(LocalFile(scratch, uid, called=path)) as file, file.transaction() as connection:
             connection.execute(_INSERT, ("", 0, 0, uid, "x" * content_bytes, None, None, None))
     finally:
         with suppress(OSError):
@@ -149,15 +116,13 @@ class LocalDatabase:
         """Open it, or make it unless `read_only`. Raise what LocalFile raises."""
         self.path = path
         self.uid = uid
-        self._file = LocalFile(path, uid, SCHEMA, exclusive=exclusive, read_only=read_only)
+        self._file = LocalFile(path, uid, exclusive=exclusive, read_only=read_only)
         self._warnings = ThrottledLog(time.monotonic)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -237,11 +202,16 @@ class LocalDatabase:
                 self._warnings.warn(f"the resume point of {gid!r} is not kept in the local database: {error}")
         return rows
 
-    def unread_own_messages(self, before: UnreadOwnMessage | None = None) -> list[UnreadOwnMessage]:
-        """Return a page of the own messages that may be unread by someone, newest first, before one of them."""
-        start = (msgids.HIGHEST + 1, "") if before is None else (check_msgid(before.msgid), before.gid)
+    def unread_own_messages(
+        self, before: tuple[str, str] | None = None
+    ) -> dict[tuple[str, str], tuple[int, int | None]]:
+        """Return a page of own messages that may be unread: read and unread as known here, by gid and msgid.
+
+        They are the newest ones before one of them, newest first. `unread` is None before this device has asked.
+        """
+        start = (msgids.HIGHEST + 1, "") if before is None else (check_msgid(before[1]), before[0])
         rows = self._file.rows(_UNREAD_OWN, (str, int, int, _NUMBER_OR_NONE), start)
-        return [UnreadOwnMessage(gid, self._unpacked(msgid), *tally) for gid, msgid, *tally in rows]
+        return {(gid, self._unpacked(msgid)): (read, unread) for gid, msgid, read, unread in rows}
 
     def queue(self, gid: str, content: str, *, to_uid: str | None = None) -> Outgoing:
         """Put a message at the end of the outbox."""

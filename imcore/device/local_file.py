@@ -10,13 +10,36 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.files.folders import make_private
 from imcore.sql import sqlite_file
 from imcore.sql.sqlite_file import FileConnection
+
+SCHEMA_VERSION = 4
+
+# Every message of the owner has a row in `tallies`: `unread` is NULL until this device has asked, and 0 at the end.
+_SCHEMA = """
+CREATE TABLE owner (uid TEXT NOT NULL, dataset TEXT, begun INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE TABLE messages (
+    gid TEXT NOT NULL, msgid INTEGER NOT NULL, seq INTEGER NOT NULL, sender_uid TEXT NOT NULL, content TEXT NOT NULL,
+    client_msgid TEXT, sent_at_ms INTEGER, recalls INTEGER, PRIMARY KEY (gid, msgid)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX chat ON messages (msgid, gid) WHERE recalls IS NULL;
+CREATE INDEX tombstones ON messages (gid, recalls) WHERE recalls IS NOT NULL;
+CREATE TABLE tallies (
+    gid TEXT NOT NULL, msgid INTEGER NOT NULL, read INTEGER NOT NULL, unread INTEGER, PRIMARY KEY (gid, msgid)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX perhaps_unread ON tallies (msgid, gid) WHERE unread IS NOT 0;
+CREATE TABLE resume_points (gid TEXT PRIMARY KEY, msgid INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE peers (gid TEXT PRIMARY KEY, uid TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, gid TEXT NOT NULL, to_uid TEXT, content TEXT NOT NULL,
+    client_msgid TEXT NOT NULL UNIQUE, written_ms INTEGER NOT NULL, tried INTEGER NOT NULL DEFAULT 0, refused TEXT
+) STRICT;
+"""
 
 BUSY_TIMEOUT_S = 10.0
 """For how long a transaction waits for another program."""
@@ -39,13 +62,6 @@ _WAYS_OUT = "free it, set IM_DATA_DIR to another folder, or leave it out (--no-l
 Values = Mapping[str, object] | Sequence[object]
 Types = tuple[Any, ...]
 """Of the columns of a row, as `isinstance` takes them."""
-
-
-class Schema(NamedTuple):
-    """The tables of a file, and their version. The first one is `owner`, with a column `uid`."""
-
-    version: int
-    statements: str
 
 
 def check_room(size: int, folder: Path, *, called: Path) -> None:
@@ -79,7 +95,6 @@ class LocalFile:
         self,
         path: Path,
         uid: str,
-        schema: Schema,
         *,
         exclusive: bool = False,
         read_only: bool = False,
@@ -93,7 +108,6 @@ class LocalFile:
         self.path = path
         self._called = called or path
         self._uid = uid
-        self._schema = schema
         self._lock: int | None = None
         self.withdrawn = sqlite_file.Withdrawn()
         """Texts that were taken away, and may still be in the log."""
@@ -218,11 +232,11 @@ class LocalFile:
             raise self._missing()
         if connection.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
             raise self._foreign()
-        if version > self._schema.version:
+        if version > SCHEMA_VERSION:
             raise LocalDatabaseError(f"the local database {self._called} is of a newer imcore: upgrade imcore")
         if version < 0:
             raise self.damaged()
-        if version < self._schema.version:
+        if version < SCHEMA_VERSION:
             raise LocalDatabaseError(
                 f"the local database {self._called} is of an older imcore: move it away, and what is not acked will be "
                 "pulled again"
@@ -240,11 +254,11 @@ class LocalFile:
     def _create(self, connection: sqlite3.Connection) -> None:
         if connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
             raise self._foreign()
-        for statement in self._schema.statements.split(";"):
+        for statement in _SCHEMA.split(";"):
             connection.execute(statement)
         connection.execute("INSERT INTO owner (uid) VALUES (?)", (self._uid,))
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {self._schema.version}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _foreign(self) -> LocalDatabaseError:
         return LocalDatabaseError(f"{self._called} is a database of something else: set IM_DATA_DIR to another folder")

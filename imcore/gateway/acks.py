@@ -4,12 +4,11 @@ import math
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from imcore.errors import ImError, TryAgain, UnknownGroup, raise_what_stops_all
 from imcore.gateway.fanout import Recipients, ResumePoint, Session
 from imcore.operations.effects import Answers, Effects, FinishCalls, StartCalls, call_many
-from imcore.operations.sql_queries import MessagesByMsgid
+from imcore.operations.queries import MessagesByMsgid
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Trimmed
 from imcore.streams.calls.message_calls import AckResult, AckTarget, split_targets
@@ -174,12 +173,8 @@ def _target(same: Sequence[UnackedMessages]) -> AckTarget:
     return AckTarget(newest.msgid, tuple(dict.fromkeys(uid for each in same for uid in each.uids)), next(seqs, None))
 
 
-class _SentAcks(NamedTuple):
-    """Acks whose answers have not been read yet."""
-
-    acks: list[UnackedMessages]
-    batch: list[tuple[str, list[AckTarget]]]
-    started: Answers[list[AckResult]]
+_Batch = list[tuple[str, list[AckTarget]]]
+"""The gid and the targets of each call."""
 
 
 @dataclass(eq=False)
@@ -194,7 +189,8 @@ class AckSender:
     _log: ThrottledLog
     _clock: Clock
     _backoffs: Backoffs[str] = field(default_factory=Backoffs)
-    _sent: _SentAcks | None = None
+    _sent: tuple[list[UnackedMessages], _Batch, Answers[list[AckResult]]] | None = None
+    """Acks whose answers have not been read yet."""
 
     def due(self) -> float:
         """Return when to step: at once while there are answers to read, which takes next to no time."""
@@ -231,7 +227,7 @@ class AckSender:
         """Read and ignore the answers that are still to come."""
         sent, self._sent = self._sent, None
         if sent:
-            yield from FinishCalls(sent.started)
+            yield from FinishCalls(sent[2])
 
     def _read_answers(self) -> Effects[list[ImError]]:
         """Read the answers to the acks that were sent; return the errors of groups, whose acks wait alone.
@@ -240,31 +236,33 @@ class AckSender:
         """
         if self._sent is None:
             return []
-        sent, self._sent = self._sent, None
+        (acks, batch, started), self._sent = self._sent, None
         try:
-            answers = yield from FinishCalls(sent.started)
+            answers = yield from FinishCalls(started)
         except BaseException:
-            self.buffer.requeue(sent.acks)
+            self.buffer.requeue(acks)
             raise
-        refused = self._postpone(sent, answers)
+        refused = self._postpone(acks, batch, answers)
         raise_what_stops_all(answers)
-        for (gid, part), answer in zip(sent.batch, answers, strict=True):
+        for (gid, part), answer in zip(batch, answers, strict=True):
             for target in self._trimmed(part, answer):
                 yield from self._ack_trimmed(gid, target)
         return refused
 
-    def _postpone(self, sent: _SentAcks, answers: Sequence[list[AckResult] | ImError]) -> list[ImError]:
+    def _postpone(
+        self, acks: list[UnackedMessages], batch: _Batch, answers: Sequence[list[AckResult] | ImError]
+    ) -> list[ImError]:
         """Requeue the acks of groups that were refused; return the errors. A group that is gone needs no acks."""
         refused = {
             gid: answer
-            for (gid, _), answer in zip(sent.batch, answers, strict=True)
+            for (gid, _), answer in zip(batch, answers, strict=True)
             if isinstance(answer, ImError) and not isinstance(answer, UnknownGroup)
         }
         for gid, error in refused.items():
             until = self._backoffs.failed(gid, self._clock())
-            self.buffer.requeue((each for each in sent.acks if each.gid == gid), until)
+            self.buffer.requeue((each for each in acks if each.gid == gid), until)
             self._log.note(error, "acks in some groups have to wait: %s")
-        self._backoffs.succeeded(gid for gid, _ in sent.batch if gid not in refused)
+        self._backoffs.succeeded(gid for gid, _ in batch if gid not in refused)
         return list(refused.values())
 
     def _send(self, acks: list[UnackedMessages]) -> Effects[None]:
@@ -273,7 +271,7 @@ class AckSender:
             batch = [(gid, part) for gid, of_group in targets(acks).items() for part in split_targets(of_group)]
             if batch:
                 started = yield from StartCalls([message_calls.ack(self._space, gid, part) for gid, part in batch])
-                self._sent = _SentAcks(acks, batch, started)
+                self._sent = acks, batch, started
         except BaseException:
             self.buffer.requeue(acks)
             raise

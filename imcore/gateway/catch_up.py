@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all, raise_what_stops_all
 from imcore.gateway.acks import AckBuffer
 from imcore.gateway.channels import Channels
-from imcore.gateway.delivery_queue import DeliveryQueue
-from imcore.gateway.fanout import Cursor, GroupSubscribers, ResumePoint, Session
+from imcore.gateway.fanout import Cursor, DeliveryQueue, GroupSubscribers, ResumePoint, Session
 from imcore.gateway.scheduler import DelayQueue
 from imcore.model.values import Message
 from imcore.operations import queries

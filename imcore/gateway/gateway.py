@@ -9,21 +9,18 @@ import logging
 import reprlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from types import TracebackType
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Self, TypeVar, Unpack
 
 from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable, InvalidInput, RedisUnavailable, TryAgain
-from imcore.gateway.core import AckMode, Core, GatewayOptions, ReceiptMode
+from imcore.gateway.core import Core, GatewayOptions, SessionOptions
 from imcore.gateway.fanout import Event, NewMessage, Session
 from imcore.model.limits import (
-    check_count,
     check_handed_over,
     check_msgid,
     check_name,
     check_receipts,
     check_resume_points,
-    check_seconds,
     is_number,
 )
 from imcore.model.values import Message, Receipt
@@ -52,32 +49,12 @@ _SQL_PAUSE_FACTOR = 5
 
 
 class Gateway:
-    """Sessions that share a connection. For one thread.
+    """Sessions that share a connection. For one thread."""
 
-    `ack_every` messages of a group or `ack_interval_s` seconds, whichever is first, make one ack. `acks` says what
-    counts as received: "auto" all that a `poll` has returned, once the next one is called; "client" only what
-    `received` and `confirm_receipts` are given; "off" nothing, so nothing is acked or confirmed. `receipts` says how
-    senders learn who has read: "push" as it happens, "poll" with each heartbeat. Raise InvalidInput for any other
-    value.
-    """
-
-    def __init__(
-        self,
-        performer: Performer,
-        settings: Settings,
-        *,
-        ack_every: int = 10,
-        ack_interval_s: float = 1.0,
-        acks: AckMode = "auto",
-        receipts: ReceiptMode = "push",
-    ) -> None:
-        check_count(ack_every, "ack_every")
-        _check_choice(acks, "acks", get_args(AckMode))
-        _check_choice(receipts, "receipts", get_args(ReceiptMode))
-        check_seconds(ack_interval_s, "ack_interval_s")
+    def __init__(self, performer: Performer, settings: Settings, **options: Unpack[SessionOptions]) -> None:
         self._client = performer.system.client
         self._settings = settings
-        self._options = GatewayOptions(ack_every, ack_interval_s, acks, receipts)
+        self._options = GatewayOptions(**options)
         self._performer = performer
         self._core: Core | None = None
         """Made for the first session: the server may be unreachable before."""
@@ -87,9 +64,7 @@ class Gateway:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(clean=kind is None)
 
     def open(self, uid: str, *, after: Mapping[str, str] | None = None, since_join: bool = False) -> Session:
@@ -253,11 +228,6 @@ class Gateway:
             subscription.close()
 
 
-def _check_choice(value: object, what: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise InvalidInput(f"{what} must be one of {', '.join(choices)}; it is {value!r}")
-
-
 class Listener:
     """One live session, as an iterator of messages, and receipts of the user's own. Use it as a context manager.
 
@@ -267,7 +237,6 @@ class Listener:
     def __init__(
         self, gateway: Gateway, uid: str, *, after: Mapping[str, str] | None = None, since_join: bool = False
     ) -> None:
-        """Begin the session, as `Gateway.open` does."""
         self._gateway = gateway
         self.session = gateway.open(uid, after=after, since_join=since_join)
         self._not_yielded = 0
@@ -276,9 +245,7 @@ class Listener:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._requeue_not_yielded()
         self._gateway.close(clean=kind is None)
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from imcore.errors import ImError, TryAgain
 from imcore.gateway.channels import Inbox
-from imcore.gateway.delivery_queue import DeliveryQueue
-from imcore.gateway.fanout import ReceiptsChanged, Recipients, Session
+from imcore.gateway.fanout import DeliveryQueue, ReceiptsChanged, Recipients, Session
 from imcore.gateway.scheduler import DelayQueue
 from imcore.model.values import Receipt
 from imcore.operations import dirty_receipts
@@ -15,6 +14,7 @@ from imcore.operations.dirty_receipts import DirtyCursor
 from imcore.operations.effects import Effects
 from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Backoffs, Clock, ThrottledLog
+from imcore.util.batches import batches
 
 SESSIONS_PER_STEP = 32
 
@@ -126,8 +126,7 @@ class ReceiptDelivery:
         if sessions:
             recipients = sessions[0].as_recipients if len(sessions) == 1 else Recipients(sessions)
             self._deliveries.ready += [
-                ReceiptsChanged(recipients, tuple(receipts[at : at + RECEIPTS_PER_EVENT]))
-                for at in range(0, len(receipts), RECEIPTS_PER_EVENT)
+                ReceiptsChanged(recipients, tuple(batch)) for batch in batches(receipts, RECEIPTS_PER_EVENT)
             ]
 
 

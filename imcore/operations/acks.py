@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-from imcore import msgid as msgids
-from imcore.errors import ImError, InvalidInput, UnknownMessage
+from imcore.errors import ImError, InvalidInput
 from imcore.model.limits import check_handed_over, check_list, check_msgid, check_name
 from imcore.model.values import Ack
 from imcore.operations.effects import Effects, GetKeyspace, call_each, raised
 from imcore.operations.messages import each_of
-from imcore.operations.sql_queries import MessageByMsgid
+from imcore.operations.queries import stored_message
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Trimmed
 from imcore.streams.calls.message_calls import AckResult, AckTarget, split_targets
@@ -55,8 +54,8 @@ def _ack(gid: str, targets: Sequence[AckTarget]) -> Effects[list[AckResult | ImE
     for number, (target, result) in enumerate(zip(targets, results, strict=True)):
         if isinstance(result, AckResult) and isinstance(result.target, Trimmed):
             try:
-                seq = yield from _seq_of(gid, target.msgid or 0)
-                [results[number]] = yield from _ack_in_redis(gid, [target._replace(seq=seq)])
+                row = yield from stored_message(gid, target.msgid or 0)
+                [results[number]] = yield from _ack_in_redis(gid, [target._replace(seq=row.seq)])
             except ImError as error:
                 results[number] = error
     return results
@@ -66,10 +65,3 @@ def _ack_in_redis(gid: str, targets: Sequence[AckTarget]) -> Effects[list[AckRes
     space = yield from GetKeyspace()
     answers = yield from call_each([message_calls.ack(space, gid, [target]) for target in targets])
     return [each for answer in answers for each in each_of(answer, 1)]
-
-
-def _seq_of(gid: str, packed: int) -> Effects[int]:
-    row = yield from MessageByMsgid(gid, packed)
-    if row is None:
-        raise UnknownMessage(f"{msgids.unpack(packed)} is not a message of {gid!r}")
-    return row.seq

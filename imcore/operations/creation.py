@@ -1,11 +1,11 @@
 """Creates a group with its first members: whole to everybody else, however many they are, and however often killed.
 
-No call may hold the server for long, so many members are added in steps. Nobody sees the group before the last step. The
-same creation again continues where it ended. An abandoned creation is undone by whoever needs the gid, or by a worker.
+No call may hold the server for long, so many members are added in steps. Nobody sees the group before the last step.
+The same creation again continues where it ended. Whoever needs the gid undoes an abandoned creation, or a worker does.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from imcore.errors import GroupAbandoned, GroupExists, GroupUnderWay
 from imcore.model.values import Group
@@ -14,6 +14,7 @@ from imcore.streams.calls import creation_calls, group_calls, scan_calls
 from imcore.streams.calls.creation_calls import LOST
 from imcore.streams.keys import Keyspace, uid_of
 from imcore.util.backoff import pauses
+from imcore.util.batches import batches
 
 STEP = 100
 """How many members one call adds or removes: they take the server some milliseconds."""
@@ -57,7 +58,7 @@ def _create_in_steps(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[
         if begun.is_untold:
             yield from tell(gid, uids)
         return begun.group
-    for step in _steps(uids, STEP):
+    for step in batches(uids, STEP):
         _check_owned(gid, (yield from call(creation_calls.add(space, gid, token, step))))
     _check_owned(gid, (yield from call(creation_calls.end(space, gid, token, len(uids)))))
     yield from tell(gid, uids)
@@ -78,14 +79,16 @@ def _token(uids: Sequence[str]) -> str:
 
 
 def _are_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[bool]:
-    answers = yield from call_many([scan_calls.are_members(space, gid, step) for step in _steps(uids, scan_calls.PAGE)])
+    answers = yield from call_many(
+        [scan_calls.are_members(space, gid, step) for step in batches(uids, scan_calls.PAGE)]
+    )
     return all(answers)
 
 
 def tell(gid: str, uids: Sequence[str]) -> Effects[None]:
     """Tell the live sessions of a group's first members that they are in it."""
     space = yield from GetKeyspace()
-    pages = list(_steps(uids, TOLD_AT_ONCE)) or [[]]
+    pages = list(batches(uids, TOLD_AT_ONCE)) or [[]]
     for number, page in enumerate(pages, 1):
         yield from call(creation_calls.tell(space, gid, page, is_last=number == len(pages)))
 
@@ -116,7 +119,3 @@ def first_members(gid: str) -> Pages[str]:
     while cursor != "0":
         cursor, spans = yield from call(scan_calls.first_spans(space, gid, cursor or "0"))
         yield Page(list(map(uid_of, spans)))
-
-
-def _steps(uids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    return (uids[at : at + size] for at in range(0, len(uids), size))

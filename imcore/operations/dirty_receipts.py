@@ -21,6 +21,7 @@ from imcore.streams.calls import receipt_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.calls.receipt_calls import Counts, DirtyReceipt
 from imcore.streams.keys import Keyspace
+from imcore.util.batches import batches
 
 
 @dataclass(slots=True)
@@ -121,8 +122,8 @@ def confirmed(space: Keyspace, receipts: Mapping[str, Sequence[Receipt]]) -> Eff
     batch = [
         (uid, call)
         for uid, of_user in receipts.items()
-        for at in range(0, len(of_user), PAGE)
-        for call in receipt_calls.confirm(space, uid, of_user[at : at + PAGE])
+        for page in batches(of_user, PAGE)
+        for call in receipt_calls.confirm(space, uid, page)
     ]
     answers = yield from call_each([call for _, call in batch])
     raise_what_stops_all(answers)

@@ -90,8 +90,7 @@ class SqlQuery(Effect[T], ABC):
     __slots__ = ()
 
     @abstractmethod
-    def run(self, database: "Database") -> T:
-        """Query the database. Raise what it raises."""
+    def run(self, database: "Database") -> T: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,24 +188,6 @@ def stream(effects: Pages[T], perform_one: Callable[[Effect[Any]], Any]) -> Iter
             effect = _resumed(effects.throw, error)
         else:
             effect = _resumed(effects.send, answer)
-
-
-def collected(pages: Pages[T]) -> Effects[list[T]]:
-    """Return all results of an operation that yields them in pages."""
-    items: list[T] = []
-    effect: Effect[Any] | Page[T] | None = next(pages, None)
-    while effect is not None:
-        answer = None
-        try:
-            if isinstance(effect, Page):
-                items += effect.items
-            else:
-                answer = yield effect
-        except BaseException as error:
-            effect = _resumed(pages.throw, error)
-        else:
-            effect = _resumed(pages.send, answer)
-    return items
 
 
 def _resumed(resume: Callable[[Any], T], value: Any) -> T | None:

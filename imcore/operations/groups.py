@@ -10,10 +10,11 @@ from imcore.model.limits import check_name, check_uids
 from imcore.model.values import Group, Member, Unread
 from imcore.operations import creation, queries
 from imcore.operations.effects import Effects, GetKeyspace, Page, Pages, call, call_each, call_many, raised
-from imcore.operations.sql_queries import MessagesBefore
+from imcore.operations.queries import MessagesBefore
 from imcore.streams.calls import group_calls, scan_calls, session_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.keys import SEPARATOR
+from imcore.util.batches import batches
 
 BATCH = 500
 """How many groups, members or users one round trip asks about."""
@@ -64,7 +65,7 @@ def groups() -> Pages[Group]:
     gids: set[str] = set()
     for partition in range(space.partitions):
         gids |= yield from _scan(partial(scan_calls.groups, space, partition))
-    for batch in _batches(sorted(gids)):
+    for batch in batches(sorted(gids), BATCH):
         answers = yield from call_each([group_calls.group(space, gid) for gid in batch])
         yield Page([raised(answer) for answer in answers if not isinstance(answer, UnknownGroup)])
 
@@ -74,7 +75,7 @@ def members(gid: str) -> Pages[Member]:
     yield from group(gid)
     space = yield from GetKeyspace()
     spans = yield from _scan(partial(scan_calls.spans, space, gid))
-    for uids in _batches(sorted(span for span in spans if SEPARATOR not in span)):
+    for uids in batches(sorted(span for span in spans if SEPARATOR not in span), BATCH):
         online_uids = yield from _online(uids)
         positions = yield from _positions([(gid, uid) for uid in uids], NotMember)
         yield Page(
@@ -94,10 +95,6 @@ def _scan(page_after: Callable[[str], Call[scan_calls.NamesPage]]) -> Effects[se
         cursor, page = yield from call(page_after(cursor or "0"))
         names.update(page)
     return names
-
-
-def _batches(items: Sequence[str]) -> Iterable[Sequence[str]]:
-    return (items[at : at + BATCH] for at in range(0, len(items), BATCH))
 
 
 def groups_of(uid: str) -> Effects[list[str]]:
@@ -124,7 +121,7 @@ def _online(uids: Sequence[str]) -> Effects[set[str]]:
     by_partition: dict[int, list[str]] = {}
     for uid in uids:
         by_partition.setdefault(space.partition_of(uid), []).append(uid)
-    asked = [(partition, batch) for partition, of in by_partition.items() for batch in _batches(of)]
+    asked = [(partition, batch) for partition, of in by_partition.items() for batch in batches(of, BATCH)]
     answers = yield from call_many([session_calls.online(space, partition, batch) for partition, batch in asked])
     flags = (
         (uid, flag)

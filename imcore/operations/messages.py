@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from imcore import msgid as msgids
-from imcore.errors import ImError, InvalidInput, NotMember, UnknownGroup, UnknownMessage
+from imcore.errors import ImError, InvalidInput, NotMember, UnknownGroup
 from imcore.model.direct import gid_of, members_of
 from imcore.model.limits import (
     check_content,
@@ -20,9 +20,8 @@ from imcore.model.limits import (
 )
 from imcore.model.values import Draft, Message
 from imcore.operations import creation, queries
-from imcore.operations.effects import Effects, GetKeyspace, HasDatabase, Page, Pages, call, call_each, collected, raised
+from imcore.operations.effects import Effects, GetKeyspace, HasDatabase, Page, Pages, call, call_each, raised
 from imcore.operations.groups import group, groups_of
-from imcore.operations.sql_queries import MessageByMsgid
 from imcore.settings import Settings
 from imcore.streams import wire
 from imcore.streams.calls import message_calls, scan_calls
@@ -137,7 +136,7 @@ def recall(gid: str, msgid: str, *, by: str, admin: bool) -> Effects[Message]:
     recalled = yield from message(check_name(gid, "gid"), packed)
     if recalled is None:
         yield from group(gid)
-        raise UnknownMessage(f"{msgid} is not a message of {gid!r}")
+        raise queries.unknown_message(gid, packed)
     if recalled.recalls is not None:
         raise error_of(b"TOMBSTONE", gid, msgid=packed)
     space = yield from GetKeyspace()
@@ -157,8 +156,8 @@ def message(gid: str, packed: int) -> Effects[Message | None]:
             return wire.message(gid, entry)
     if packed > (yield from call(scan_calls.trimmed(space, gid))) or not (yield from HasDatabase()):
         return None
-    row = yield from MessageByMsgid(gid, packed)
-    return (yield from queries.messages(space, gid, [row]))[0] if row else None
+    rows = yield from queries.MessagesByMsgid(gid, [packed])
+    return (yield from queries.messages(space, gid, [rows[packed]]))[0] if rows else None
 
 
 def pull(uid: str, gid: str | None, *, limit: int | None) -> Effects[list[Message]]:
@@ -166,28 +165,38 @@ def pull(uid: str, gid: str | None, *, limit: int | None) -> Effects[list[Messag
     check_name(uid, "uid")
     check_limit(limit)
     if gid is not None:
-        return (yield from collected(after(check_name(gid, "gid"), uid, None, limit=limit)))
+        return (yield from _pull(check_name(gid, "gid"), uid, limit))
     messages: list[Message] = []
     for each in (yield from groups_of(uid)):
         with suppress(NotMember, UnknownGroup):  # the user has left it meanwhile
-            messages += yield from collected(after(each, uid, None, limit=limit))
+            messages += yield from _pull(each, uid, limit)
     return messages
 
 
-def after(gid: str, uid: str, start: int | None, *, limit: int | None = None) -> Pages[Message]:
-    """Yield what came after a message (packed), or after the member's offset, in their present membership.
+def _pull(gid: str, uid: str, limit: int | None) -> Effects[list[Message]]:
+    messages: list[Message] = []
+    start, more = None, True
+    while more and (limit is None or len(messages) < limit):
+        count = queries.PAGE if limit is None else min(limit - len(messages), queries.PAGE)
+        page = yield from _page_after(gid, uid, start, count)
+        messages += page.messages
+        more = page.more
+        start = msgids.position_of(messages[-1].msgid) if more else None
+    return messages
 
-    Raise UnknownGroup, NotMember.
-    """
-    space = yield from GetKeyspace()
-    while limit is None or limit > 0:
-        count = queries.PAGE if limit is None else min(limit, queries.PAGE)
-        pulled = yield from call(
-            message_calls.pull(space, gid, [uid], after=start, count=count, most_bytes=queries.PAGE_BYTES)
-        )
-        page = raised((yield from queries.page(space, gid, pulled, count)))
+
+def after(gid: str, uid: str, start: int) -> Pages[Message]:
+    """Yield what came after a message (packed) in a member's present membership. Raise UnknownGroup, NotMember."""
+    more = True
+    while more:
+        page = yield from _page_after(gid, uid, start, queries.PAGE)
         yield Page(page.messages)
-        if not page.more:
-            return
-        start = msgids.position_of(page.messages[-1].msgid)
-        limit = None if limit is None else limit - len(page.messages)
+        more = page.more
+        start = msgids.position_of(page.messages[-1].msgid) if more else start
+
+
+def _page_after(gid: str, uid: str, start: int | None, count: int) -> Effects[queries.MessagePage]:
+    """Return what came after a message (packed), or after the member's offset."""
+    space = yield from GetKeyspace()
+    pull = message_calls.pull(space, gid, [uid], after=start, count=count, most_bytes=queries.PAGE_BYTES)
+    return raised((yield from queries.page(space, gid, (yield from call(pull)), count)))

@@ -9,7 +9,7 @@ from imcore.model.rows import MessageRow
 from imcore.model.values import MessageStatus, MessageTally, Reader, Tally
 from imcore.operations import queries
 from imcore.operations.effects import Effects, GetKeyspace, HasDatabase, Warn, call, raised
-from imcore.operations.sql_queries import MessageByMsgid, MessagesBefore, ReadTimes
+from imcore.operations.queries import MessagesBefore, ReadTimes, stored_message
 from imcore.streams.calls import receipt_calls
 from imcore.streams.calls.receipt_calls import Names
 from imcore.streams.keys import Keyspace
@@ -91,9 +91,7 @@ def message_status(gid: str, msgid: str) -> Effects[MessageStatus]:
     names = yield from _names(space, gid, packed)
     message = names.message
     if message is None:
-        row = yield from MessageByMsgid(gid, packed)
-        if row is None:
-            raise UnknownMessage(f"{msgid} is not a message of {gid!r}")
+        row = yield from stored_message(gid, packed)
         [message] = yield from queries.messages(space, gid, [row])
     read = names.read - {message.sender_uid}
     read_at = (yield from _read_times(gid, packed)) if read else {}

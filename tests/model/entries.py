@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from hypothesis import strategies as st
 
@@ -78,4 +78,8 @@ def _of_modules() -> Iterator[Entry]:
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(function).parameters)
+    names: list[str] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        is_options = parameter.kind is inspect.Parameter.VAR_KEYWORD  # its annotation is Unpack[a TypedDict]
+        names += get_args(parameter.annotation)[0].__annotations__ if is_options else [name]
+    return tuple(names)
