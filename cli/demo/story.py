@@ -2,7 +2,6 @@
 
 from functools import partial
 
-from imcore.admin.lag import worker_stats
 from imcore.chat import Chat
 from imcore.cli import worker_command
 from imcore.cli.demo import large_group, live_group
@@ -12,6 +11,7 @@ from imcore.cli.sandbox import Processes, open_sandbox
 from imcore.cli.supervisor import StopSignals
 from imcore.errors import ImError
 from imcore.repair.check import check
+from imcore.streams.consumers import worker_stats
 
 
 def play(claims: Claims, log: list[str]) -> None:
@@ -53,4 +53,4 @@ def _play_acts(claims: Claims, chat: Chat, workers: Processes, sessions: ListenP
 
 
 def _is_stored(chat: Chat) -> bool:
-    return any(worker.worker == "persist" and not worker.backlog for worker in worker_stats(chat.system))
+    return any(worker.worker == "persist" and not worker.backlog for worker in worker_stats(chat.system.client))

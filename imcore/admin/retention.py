@@ -14,7 +14,6 @@ from functools import partial
 from itertools import chain
 
 from imcore import msgid as msgids
-from imcore.admin.lag import worker_stats
 from imcore.errors import DatabaseUnavailable
 from imcore.model.limits import check_limit
 from imcore.model.rows import MessageRow
@@ -22,10 +21,11 @@ from imcore.model.values import Group
 from imcore.operations import groups as operations
 from imcore.operations.performer import perform_in_redis, stream_from_redis
 from imcore.sql import queries
-from imcore.streams import events, wire
+from imcore.streams import events, paging, wire
 from imcore.streams.calls import journal_calls, message_calls
 from imcore.streams.calls.call import Trimmed
 from imcore.streams.client import CHUNK
+from imcore.streams.consumers import worker_stats
 from imcore.streams.events import Sent
 from imcore.streams.keys import CONFIG
 from imcore.system import System
@@ -99,7 +99,7 @@ def _groups(system: System, gid: str | None) -> list[Group]:
 def held_up(system: System) -> str | None:
     """Return the kinds of worker that keep journal entries from being trimmed, in words; None if there are none."""
     kept = sum(system.client.query_many([("XLEN", journal) for journal in system.client.space.journals()]))
-    backlogs = {worker.worker: worker.backlog for worker in worker_stats(system)}
+    backlogs = {worker.worker: worker.backlog for worker in worker_stats(system.client)}
     reasons = [f"the worker {kind} has never run" for kind in READS if kind not in backlogs]
     reasons += [f"the worker {kind} is {_entries(behind)} behind" for kind, behind in backlogs.items() if behind]
     return f"the journals keep {_entries(kept)}: {', '.join(reasons)}" if kept and reasons else None
@@ -209,15 +209,11 @@ def _needed(system: System) -> dict[str, int]:
 def _undone(system: System, partition: int) -> Iterator[Sent]:
     client, space = system.client, system.client.space
     start = client.call(journal_calls.undone(space, partition, STORES, only=False)) or "-"
-    while True:
-        entries, more = client.call(journal_calls.entries(space, partition, start, PAGE))
-        for entry_id, fields in entries:
-            event = events.read(partition, entry_id, fields).event
-            if isinstance(event, Sent):
-                yield event
-        if not more:
-            return
-        start = f"({entries[-1][0].decode()}"
+    entries = paging.entries(lambda first: client.call(journal_calls.entries(space, partition, first, PAGE)), start)
+    for entry_id, fields in entries:
+        event = events.read(partition, entry_id, fields).event
+        if isinstance(event, Sent):
+            yield event
 
 
 def _delete_read_times(system: System) -> int:

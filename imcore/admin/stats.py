@@ -4,8 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from imcore.admin.holders import SilentHolder, lives, silent_holders
-from imcore.admin.lag import WorkerStats, worker_stats
 from imcore.admin.server_settings import ServerSettings, all_servers
 from imcore.errors import ConfigurationError, ImError
 from imcore.model.values import Group
@@ -15,6 +13,7 @@ from imcore.settings import Settings
 from imcore.streams import keys, urls
 from imcore.streams.calls import journal_calls, session_calls
 from imcore.streams.client import CHUNK, RedisClient, open_client
+from imcore.streams.consumers import SilentHolder, WorkerStats, lives, silent_holders, worker_stats
 from imcore.streams.redis_errors import driver_errors
 from imcore.system import System
 
@@ -105,7 +104,7 @@ def stats(system: System) -> Stats:
         online=sum(client.call_many([session_calls.count_online(space, p) for p in partitions])),
         journal=sum(journals),
         dead_letters=sum(dead_letters),
-        workers=worker_stats(system),
+        workers=worker_stats(system.client),
         jobs=_jobs(system.settings),
         streams=(_group_streams(client, groups), _journals(client, journals)),
         storm=_storm(client),

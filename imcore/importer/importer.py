@@ -27,7 +27,7 @@ from imcore.importer.formats import Line, Unreadable, is_blank
 from imcore.model.limits import check_content
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
-from imcore.streams import wire
+from imcore.streams import paging, wire
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import SendResult
 from imcore.system import System
@@ -308,13 +308,11 @@ class _StoredMessages:
 
     def _read_redis(self) -> None:
         """Add the messages that came to Redis since the last call: SQL may not have them yet."""
-        has_more = True
-        while has_more:
-            first = f"({self._newest}" if self._newest else "-"
-            call = message_calls.entries(self._client.space, self._gid, first, "+", _ENTRIES_PER_PAGE)
-            entries, has_more = self._client.call(call)
-            for entry in entries:
-                message = wire.message(self._gid, entry)
-                self._newest = message.msgid
-                if message.client_msgid:
-                    self.add(message.sender_uid, message.client_msgid, message.msgid)
+        for entry in paging.entries(self._page_from, f"({self._newest}" if self._newest else "-"):
+            message = wire.message(self._gid, entry)
+            self._newest = message.msgid
+            if message.client_msgid:
+                self.add(message.sender_uid, message.client_msgid, message.msgid)
+
+    def _page_from(self, first: str) -> message_calls.EntryPage:
+        return self._client.call(message_calls.entries(self._client.space, self._gid, first, "+", _ENTRIES_PER_PAGE))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from imcore import msgid as msgids
-from imcore.admin.holders import lives, silent_holders
 from imcore.errors import ConfigurationError, TryAgain
 from imcore.repair.check_group import UNREADABLE, differences, oldest_of
 from imcore.repair.check_messages import chunks
@@ -21,6 +20,7 @@ from imcore.repair.mend import mend
 from imcore.repair.watermarks import end_rebuild, rebuild_token, reconcile, watermarks_of
 from imcore.sql import corrections, queries
 from imcore.streams import keys, wire
+from imcore.streams.consumers import lives, silent_holders
 from imcore.system import System
 
 AT_ONCE = 200

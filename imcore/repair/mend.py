@@ -20,7 +20,6 @@ from itertools import chain
 from operator import attrgetter
 
 from imcore import msgid as msgids
-from imcore.admin.dead_letters import CHECK
 from imcore.errors import TryAgain
 from imcore.model.rows import Batch, GroupRow, MessageRow, SpanRow, WatermarkRow
 from imcore.operations.messages import message as message_of
@@ -52,6 +51,7 @@ from imcore.streams import wire
 from imcore.streams.calls import repair_calls
 from imcore.streams.calls.repair_calls import NEVER, GroupLock, Shadow, StreamState, Text, Trim
 from imcore.streams.client import CHUNK
+from imcore.streams.dead_letters import CHECK
 from imcore.streams.keys import SEPARATOR, uid_of
 from imcore.system import System
 

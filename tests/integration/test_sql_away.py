@@ -13,13 +13,14 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from imcore.admin import dead_letters, retention
+from imcore.admin import retention
 from imcore.chat import Chat
 from imcore.cli.app import app
 from imcore.errors import DatabaseUnavailable
 from imcore.settings import Settings
 from imcore.sql import postgres_session, sqlite
 from imcore.sql.database import Database
+from imcore.streams import dead_letters
 from imcore.util.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
@@ -116,7 +117,7 @@ def test_postgresql_stopped_and_started(settings: Settings, postgres: PostgresSe
         assert stored(chat.system.database) == 52
         status = chat.message_status(GID, newest)
         assert [(reader.uid, reader.read_at is not None) for reader in status.read_by] == [("bob", True)]
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
         assert (persist.end(), receipts.end()) == (0, 0)
     assert persist.log.count("going on") == 1
     assert "Traceback" not in persist.log + receipts.log
@@ -177,7 +178,7 @@ def test_a_long_lock_moves_no_entry_to_the_dead_letters(
             persist.step()
         persist.close()
         assert stored(chat.system.database) == 1
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
 
 
 def test_a_lock_timeout_of_the_operator_is_kept(postgres_url: str) -> None:
@@ -246,7 +247,7 @@ def test_a_group_that_waits_for_sql_delays_no_other_group(settings: Settings, mo
         # And of the other one once the database is back
         receipts.step()
         assert {each.msgid for each in chat.receipts("ann")} == set(sent.values())
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
         for each in (persist, receipts):
             each.close()
 

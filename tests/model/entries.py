@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, get_args
 from hypothesis import strategies as st
 
 from imcore import Chat
-from imcore.admin import dead_letters, retention, stats
+from imcore.admin import retention, stats
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase
 from imcore.gateway.gateway import Gateway
 from imcore.model import direct
 from imcore.repair import check
+from imcore.streams import dead_letters
 from tests.model.mischief import OF_ONE_ENTRY, PARAMETERS
 
 CLASSES: tuple[type, ...] = (Chat, Gateway, Device, LocalDatabase)

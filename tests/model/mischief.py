@@ -133,6 +133,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "on_progress": st.none(),
     "repair": st.just(False),  # fakeredis cannot mend
     "system": st.just(Known("system", 0)),
+    "client": st.just(Known("client", 0)),
     "one": odd(st.sampled_from(UIDS), texts),
     "other": odd(st.sampled_from(UIDS), texts),
     "known": st.lists(st.sampled_from(UIDS) | texts, max_size=3),

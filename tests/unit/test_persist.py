@@ -12,12 +12,12 @@ import pytest
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin import dead_letters
 from imcore.errors import DatabaseUnavailable, ImError, RedisUnavailable
 from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
 from imcore.model.values import Draft
 from imcore.settings import Settings
 from imcore.sql.database import Database
+from imcore.streams import dead_letters
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import AckTarget
 from imcore.streams.client import RedisClient
@@ -82,7 +82,7 @@ def test_a_group_that_somebody_has_spoiled_keeps_nobody_else_waiting(chat: Chat,
     drain(worker)
     # Then the other one is stored, and what cannot be is put aside with the reason
     assert {row.gid for row in stored(chat.system.database).messages} == {"sound"}
-    letters = list(dead_letters.list_dead(chat.system))
+    letters = list(dead_letters.list_dead(chat.system.client))
     assert {letter.fields["gid"] for letter in letters} == {"spoiled"}
     assert all("WRONGTYPE" in letter.reason for letter in letters)
 
@@ -321,7 +321,7 @@ class TestFetching:
 
         # Then it is simply done
         assert drain(worker) == 1
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
 
 
 class TestPoison:
@@ -343,7 +343,7 @@ class TestPoison:
         assert drain(worker) == 4
 
         # Then only that entry has become a dead letter, and what came after it is stored
-        [letter] = dead_letters.list_dead(chat.system)
+        [letter] = dead_letters.list_dead(chat.system.client)
         assert "only 0 are in Redis or SQL" in letter.reason
         assert letter.deliveries == SETTINGS.max_deliveries
         assert [row.content for row in stored(chat.system.database).messages] == ["before", "after"]
@@ -352,7 +352,7 @@ class TestPoison:
         poisoned()
         worker.step()
         assert [row.content for row in stored(chat.system.database).messages] == ["before", "after"]
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
         assert not worker.drained()
 
     def test_unreadable_messages_make_dead_letters(self, chat: Chat, worker: Persist) -> None:
@@ -369,7 +369,10 @@ class TestPoison:
         drain(worker)
 
         # Then so are the others
-        assert ["cannot be read" in letter.reason for letter in dead_letters.list_dead(chat.system)] == [True, True]
+        assert ["cannot be read" in letter.reason for letter in dead_letters.list_dead(chat.system.client)] == [
+            True,
+            True,
+        ]
         assert [row.content for row in stored(chat.system.database).messages] == ["fine"]
 
     @pytest.mark.parametrize("place", [0, 3, 6])
@@ -389,7 +392,7 @@ class TestPoison:
         drain(worker)
 
         # Then just that one is a dead letter
-        assert ["cannot be stored" in letter.reason for letter in dead_letters.list_dead(chat.system)] == [True]
+        assert ["cannot be stored" in letter.reason for letter in dead_letters.list_dead(chat.system.client)] == [True]
         assert [row.content for row in stored(chat.system.database).messages] == [f"{number}" for number in range(7)]
 
     def test_mended_and_requeued_it_is_stored(self, chat: Chat, worker: Persist) -> None:
@@ -400,10 +403,10 @@ class TestPoison:
         drain(Persist(chat.system.client, Refusing(chat.system.database), SETTINGS))
         chat.remove_members("g", ["ann"])
         drain(worker)
-        [letter] = dead_letters.list_dead(chat.system)
+        [letter] = dead_letters.list_dead(chat.system.client)
 
         # When it is requeued
-        dead_letters.requeue(chat.system, letter.id)
+        dead_letters.requeue(chat.system.client, letter.id)
         drain(worker)
 
         # Then the leave, which was later, still holds
@@ -480,7 +483,7 @@ class TestServersAway:
         # Then the worker finds what it had taken, and goes on
         drain(worker)
         assert [row.content for row in stored(chat.system.database).messages] == ["one"]
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
 
     def test_entries_left_by_a_worker_that_ended_are_for_others_at_once(self, chat: Chat) -> None:
         # Given a worker that ended while SQL was away
@@ -525,7 +528,7 @@ class TestServersAway:
         for _ in range(SETTINGS.max_deliveries + 1):
             with pytest.raises(ImError, match="im db upgrade"):
                 worker.step()
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
         worker.close()
         assert drain(Persist(chat.system.client, chat.system.database, SETTINGS)) == 1
 

@@ -71,7 +71,7 @@ class BenchServers(Sandbox):
 def backlog(chat: Chat, *kinds: str) -> int:
     """Return how many journal entries these kinds of workers have not done; 0 too where they have not begun.
 
-    It reads little, since benchmarks ask often: `imcore.admin.lag` reads the entries.
+    It reads little, since benchmarks ask often: `imcore.streams.consumers` reads the entries.
     """
     client = chat.system.client
     return sum(
