@@ -5,7 +5,6 @@ worker `persist` notes every recalled message. The note is deleted after a rewri
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -20,6 +19,7 @@ from imcore.streams.keys import SEPARATOR, WITHDRAWN
 from imcore.streams.redis_errors import driver_errors
 from imcore.system import System
 from imcore.util.batches import batches
+from imcore.util.deadlines import attempts
 
 log = logging.getLogger(__name__)
 
@@ -161,15 +161,12 @@ def _rewrite_all(client: RedisClient, notes: Sequence[bytes], on_progress: Progr
 
 def _run(rewrites: Sequence[_Rewrite], on_progress: Progress | None) -> None:
     """Run the rewrites of all servers at the same time, for LONGEST_S at most."""
-    give_up = time.monotonic() + LONGEST_S
     left = list(rewrites)
-    while left:
+    for _ in attempts(LONGEST_S, longest_pause_s=_PAUSE_S):
         left = [rewrite for rewrite in left if not rewrite.step()]
         if on_progress:
             on_progress(len(rewrites) - len(left), len(rewrites))
-        if time.monotonic() > give_up:
-            for rewrite in left:
-                rewrite.give_up()
+        if not left:
             return
-        if left:
-            time.sleep(_PAUSE_S)
+    for rewrite in left:
+        rewrite.give_up()

@@ -295,7 +295,7 @@ class LocalDatabase:
         if recalls is not None or message.recalled:
             recalled = (message.gid, msgid if recalls is None else recalls)
             connection.execute("UPDATE messages SET content = '' WHERE gid = ? AND msgid = ?", recalled)
-            self._file.withdrawn.note()
+            self._file.recalled_texts.note()
         if message.sender_uid != self.uid:
             self._note_peer(connection, message.gid, message.sender_uid)
         elif recalls is None:

@@ -109,8 +109,8 @@ class LocalFile:
         self._called = called or path
         self._uid = uid
         self._lock: int | None = None
-        self.withdrawn = sqlite_file.Withdrawn()
-        """Texts that were taken away, and may still be in the log."""
+        self.recalled_texts = sqlite_file.RecalledTexts()
+        """Texts that were deleted, and may still be in the log."""
         self._is_read_only = read_only
         if problem := sqlite_file.library_problem():
             raise LocalDatabaseError(problem)
@@ -133,10 +133,10 @@ class LocalFile:
         self._release()
 
     def empty_log(self) -> None:
-        """Take withdrawn texts out of the log. While another program reads an older state, a later call does it."""
-        if self.withdrawn.is_due and not self._is_read_only:
+        """Remove recalled texts from the log. While another program reads an older state, a later call does it."""
+        if self.recalled_texts.is_due and not self._is_read_only:
             with self.guard():
-                self.withdrawn.empty(self._connection)
+                self.recalled_texts.empty(self._connection)
 
     def rows(self, sql: str, types: Types, values: Values = ()) -> Iterator[Any]:
         """Yield the rows of a query, page by page, after a check of the type of every value."""

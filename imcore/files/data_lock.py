@@ -7,10 +7,10 @@ whether the owner lives. A process id would prove nothing: the number may be reu
 
 import fcntl
 import os
-import time
 from pathlib import Path
 
 from imcore.errors import ConfigurationError, EmbeddedServerError
+from imcore.util.deadlines import attempts
 
 _PAUSE_S = 0.01
 _LOWEST_DESCRIPTOR = 10
@@ -71,12 +71,9 @@ class DataLock:
             raise _in_use(self._data_dir, os.pread(self._owner, 20, 0))
         os.ftruncate(self._owner, 0)
         os.pwrite(self._owner, b"%d\n" % os.getpid(), 0)
-        give_up = time.monotonic() + patience_s
-        while not self._try_lock_directory():
-            # The owner is gone, or somebody removed its `redis.lock`. A server without an owner ends in a moment.
-            if time.monotonic() > give_up:
-                raise _in_use(self._data_dir)
-            time.sleep(_PAUSE_S)
+        # The owner is gone, or somebody removed its `redis.lock`. A server without an owner ends in a moment.
+        if not any(self._try_lock_directory() for _ in attempts(patience_s, longest_pause_s=_PAUSE_S)):
+            raise _in_use(self._data_dir)
 
     def _try_lock_directory(self) -> bool:
         try:

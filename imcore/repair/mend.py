@@ -391,7 +391,7 @@ class _Mending:
             trimmed.setdefault(uid, []).extend([msgid] if msgid <= plan.trim.msgid else [])
         owners = self._owners(members) | trimmed.keys() | plan.senders
         recalled = {msgid for pair in queries.recalls(self._database, self._gid) for msgid in pair}
-        corrections.take_texts_away(self._database, self._gid)
+        corrections.delete_recalled_texts(self._database, self._gid)
         once_ms = self._system.settings.idempotency_ms
         strangers = [msgid for msgid in plan.live.recalled - recalled if not self._is_message(msgid)]
         batch = [repair_calls.set_recalled(self._k, some) for some in chunks(recalled, PAGE)]

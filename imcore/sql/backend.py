@@ -43,7 +43,7 @@ class Backend(ABC):
     def write(self, batch: Batch) -> None:
         """Write a folded batch in one transaction. Repeat it where the database asks for that."""
 
-    def note_withdrawn(self) -> None:
+    def note_recalled_text(self) -> None:
         """Note that the text of a recalled message was deleted: the log may still hold it."""
 
     def empty_log(self, *, always: bool = False) -> bool:  # noqa: ARG002

@@ -43,14 +43,14 @@ def lower_spans(database: Database, rows: Iterable[SpanRow], *, above: int) -> N
             connection.execute(change, values)
 
 
-def take_texts_away(database: Database, gid: str) -> None:
+def delete_recalled_texts(database: Database, gid: str) -> None:
     """Delete the texts of a group's recalled messages."""
     c, tombstone = GROUP_MSGS.c, GROUP_MSGS.alias()
     recalled = select(tombstone.c.recalls).where(tombstone.c.gid == gid, tombstone.c.recalls.is_not(None))
     with_text = and_(c.gid == gid, c.msgid.in_(recalled), c.content != "")
     with database.writing() as connection:
         if connection.execute(update(GROUP_MSGS).where(with_text).values(content="")).rowcount:
-            database.note_withdrawn()
+            database.note_recalled_text()
     database.empty_log()
 
 

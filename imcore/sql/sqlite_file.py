@@ -8,7 +8,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
+
+from imcore.util.deadlines import attempts
 
 T = TypeVar("T")
 
@@ -20,6 +22,8 @@ LOG_BYTES = 4 * 1024 * 1024
 
 EMPTY_AGAIN_S = 2.0
 """The pause after a failed attempt to empty a log, which keeps writers out."""
+
+_PAUSE_S = 0.01
 
 _SLICE_MS = 100
 """The wait of SQLite in one call. Python handles a signal only between two calls."""
@@ -33,11 +37,8 @@ _SETTINGS = (
 )
 
 
-class Identity(NamedTuple):
-    """Identifies the file at a path."""
-
-    device: int
-    inode: int
+Identity = tuple[int, int]
+"""The device and inode of a file."""
 
 
 class FileConnection(sqlite3.Connection):
@@ -65,7 +66,7 @@ class FileConnection(sqlite3.Connection):
         return None
 
 
-class Withdrawn:
+class RecalledTexts:
     """Whether a log may hold recalled texts, and when to empty it."""
 
     def __init__(self) -> None:
@@ -170,14 +171,14 @@ def _short_waits(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _patient(attempt: Callable[[], T], timeout_s: float) -> T:
-    give_up = time.monotonic() + timeout_s
-    while True:
+    for _ in attempts(timeout_s, longest_pause_s=_PAUSE_S):
         try:
             return attempt()
         except sqlite3.OperationalError as error:
-            if error_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up:
+            if error_code(error) != sqlite3.SQLITE_BUSY:
                 raise
-            time.sleep(0.01)
+            busy = error
+    raise busy
 
 
 def _log_of(path: str) -> str:
@@ -189,4 +190,4 @@ def _identity(path: str) -> Identity | None:
         status = os.stat(path)
     except OSError:
         return None
-    return Identity(status.st_dev, status.st_ino)
+    return status.st_dev, status.st_ino
