@@ -38,7 +38,6 @@ class Chat:
         return cls(System.connect(redis_url, database_url, settings=settings))
 
     def close(self) -> None:
-        """Close all connections."""
         self.system.client.close()
         self.performer.close()
 
@@ -58,10 +57,7 @@ class Chat:
         return self.performer.perform(groups.create_group(gid, uids))
 
     def add_members(self, gid: str, uids: Iterable[str]) -> Group:
-        """Add members, who begin after the newest message. Present members stay as they are.
-
-        More than 100 are added in steps. Raise RedisFull, which says how many are in.
-        """
+        """Add members, who begin after the newest message, 100 at a time. Raise RedisFull: it says how many are in."""
         return self.performer.perform(groups.add_members(gid, uids))
 
     def remove_members(self, gid: str, uids: Iterable[str]) -> Group:
@@ -118,7 +114,7 @@ class Chat:
         return self.performer.perform(messages.send_many(gid, drafts, settings=self.system.settings))
 
     def ack_many(self, gid: str, acks: Iterable[tuple[str, str | None]]) -> list[Ack | ImError]:
-        """Do many acks, each a uid and the msgid they confirm (None: the newest), in a call for each msgid.
+        """Do many acks, each a uid and a msgid (None: the newest), in a call for each msgid.
 
         Return for each what `ack` returns, or the error that it would raise. Raise InvalidInput before any is done.
         """
@@ -158,7 +154,7 @@ class Chat:
     def ack(self, uid: str, gid: str, msgid: str | None = None) -> Ack:
         """Confirm everything up to a message, the newest if none is given. An older ack than before changes nothing.
 
-        Raise NotMember, and UnknownMessage for a msgid that is not of this group or not issued yet.
+        Raise NotMember; UnknownMessage for a msgid that is not of this group.
         """
         return self.performer.perform(ack(uid, gid, msgid))
 
@@ -175,10 +171,7 @@ class Chat:
         return self.performer.perform(tallies.tally(gid, msgid))
 
     def tallies(self, gid: str, msgids: Iterable[str]) -> list[Tally]:
-        """Return how many have read each of a group's messages, and how many have not. Unknown msgids are left out.
-
-        Takes any number of msgids, also of messages that Redis has trimmed.
-        """
+        """Return how many have read each message, trimmed ones too, and how many have not. Unknown msgids are left out."""
         return self.performer.perform(tallies.tallies(gid, msgids))
 
     def message_status(self, gid: str, msgid: str) -> MessageStatus:
@@ -191,7 +184,7 @@ class Chat:
     def receipts(self, uid: str, *, limit: int | None = None) -> list[Receipt]:
         """Return the tallies of the user's own messages that changed since they were confirmed, by gid and age.
 
-        The worker `receipts` finds them. Confirm them with `confirm_receipts`, or they come again.
+        They come again until `confirm_receipts` confirms them.
         """
         return self.performer.perform(sessions.receipts(uid, limit=limit))
 

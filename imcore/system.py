@@ -46,12 +46,10 @@ class System:
 
     @property
     def has_database(self) -> bool:
-        """Whether there is a database, opened or not."""
         return self._database is not None
 
     @property
     def database_if_any(self) -> "Database | None":
-        """The database, opened when it is first needed."""
         with self._lock:
             if callable(self._database):
                 self._database = self._database()
@@ -65,12 +63,10 @@ class System:
         return self.database_if_any
 
     def close(self) -> None:
-        """Close all connections."""
         self.client.close()
         self.close_database()
 
     def close_database(self) -> None:
-        """Close the database's connections, if it was opened."""
         if self._database is not None and not callable(self._database):
             self._database.close()
 

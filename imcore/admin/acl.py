@@ -97,7 +97,6 @@ class Role:
 
     @property
     def user(self) -> str:
-        """The default name of its user."""
         return f"im-{self.name}"
 
     def set_user(self) -> str:

@@ -42,11 +42,11 @@ def note_recalled(client: RedisClient, messages: Iterable[tuple[str, int]]) -> N
 
 
 def forget_withdrawn(system: System, *, always: bool = False, on_progress: Progress | None = None) -> int:
-    """Remove recalled texts from SQLite's log, and from the append-only files of Redis; return the number of rewrites.
+    """Remove recalled texts from SQLite's log and Redis' append-only files; return the number of rewrites.
 
-    Call it after a trim: only texts that no stream holds any more are removed. Files that hold none are rewritten only
-    with `always`. It waits for the rewrites, LONGEST_S at most. A refusal of a server, a longer rewrite, and a reader
-    of SQLite's log are logged as warnings. Raise RedisUnavailable.
+    Call it after a trim: only texts that no stream holds any more are removed. With `always` files that hold none are
+    rewritten, too. A refusal, a rewrite longer than LONGEST_S and a reader of SQLite's log are logged as warnings.
+    Raise RedisUnavailable.
     """
     with suppress(DatabaseUnavailable, DatabaseNotReady):
         if not system.database.empty_log(always=True):
@@ -60,10 +60,7 @@ def forget_withdrawn(system: System, *, always: bool = False, on_progress: Progr
 
 
 def count_kept(system: System) -> int:
-    """Return the number of recalled texts in streams, from where each rewrite copies them.
-
-    No entry is deleted from the middle of a stream: `trim` drops it together with all earlier entries.
-    """
+    """Return the number of recalled texts in streams, from where each rewrite copies them until `trim`."""
     return sum(not is_trimmed for _, is_trimmed in _notes(system))
 
 
@@ -93,7 +90,7 @@ class _Rewrite:
         self.has_failed = False
 
     def step(self) -> bool:
-        """Begin the rewrite, or look whether it has ended; return True once there is nothing more to do."""
+        """Begin the rewrite, or look whether it has ended; return whether there is nothing more to do."""
         try:
             return self._step()
         except NoPermissionError:
@@ -102,7 +99,6 @@ class _Rewrite:
             return self._fail(f"it cannot be rewritten ({error})")
 
     def give_up(self) -> None:
-        """Log that the rewrite has not ended in time."""
         reason = "its rewrite still waits for a save to end" if self._is_waiting else "its rewrite has not ended"
         self._fail(f"{reason} after {LONGEST_S // 60} minutes")
 
@@ -160,7 +156,6 @@ def _rewrite_all(client: RedisClient, notes: Sequence[bytes], on_progress: Progr
 
 
 def _run(rewrites: Sequence[_Rewrite], on_progress: Progress | None) -> None:
-    """Run the rewrites of all servers at the same time, for LONGEST_S at most."""
     left = list(rewrites)
     for _ in attempts(LONGEST_S, longest_pause_s=_PAUSE_S):
         left = [rewrite for rewrite in left if not rewrite.step()]

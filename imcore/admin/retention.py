@@ -69,8 +69,8 @@ def trim(
 ) -> TrimSummary:
     """Trim all streams and journals, or the stream of one group; return what was dropped.
 
-    The settings give the limits that are None. `on_progress` gets the summary so far. It may be interrupted, and run
-    twice at the same time. Raise UnknownGroup, DatabaseUnavailable.
+    The settings give the limits that are None. `on_progress` gets the summary so far. Several processes may trim at the
+    same time. Raise UnknownGroup, DatabaseUnavailable.
     """
     with suppress(DatabaseUnavailable):  # journals can be trimmed without it
         system.database.refuse_newer()
@@ -120,7 +120,6 @@ class _Limit:
         self._last = last if needed is None else min(last, needed - 1)
 
     def may_drop(self, row: MessageRow) -> bool:
-        """Return whether this message may be dropped, if SQL has it."""
         is_old = row.seq <= self._seq or msgids.time_ms(row.msgid) <= self._cutoff_ms
         return is_old and row.msgid <= self._last
 
@@ -217,10 +216,7 @@ def _undone(system: System, partition: int) -> Iterator[Sent]:
 
 
 def _delete_read_times(system: System) -> int:
-    """Delete old offset moves, in batches that leave room for writers; return the number of rows.
-
-    Their age is that by the slower clock, of this machine or the server: deleted rows never come back.
-    """
+    """Delete old offset moves in batches; return the number of rows. Deleted rows never come back."""
     keep_ms = system.settings.keep_read_times_ms
     if not keep_ms:
         return 0
@@ -235,5 +231,4 @@ def _trim_journals(system: System) -> int:
 
 
 def _repeat(drop: Callable[[], int]) -> int:
-    """Call `drop` until it drops nothing; return the sum."""
     return sum(iter(drop, 0))

@@ -49,10 +49,9 @@ class JobStats:
 
 @dataclass(frozen=True, slots=True)
 class StormStats:
-    """Acks, receipts and digests since the data is in this Redis, as far as the worker `receipts` has handled them.
+    """Acks, receipts and digests that the worker `receipts` has handled since the data is in this Redis.
 
-    An ack moves an offset; it makes receipts (one recipient, one message each); a digest reports receipts to a sender.
-    The rates are those of the last LATELY_S.
+    A receipt is that of one recipient for one message. The rates are those of the last LATELY_S.
     """
 
     acks: int
@@ -144,7 +143,6 @@ def _group_streams(client: RedisClient, groups: Sequence[Group]) -> StreamStats:
 
 
 def _extrapolated(memory: int | None, measured: int, entries: int) -> int | None:
-    """Return the memory of all entries, from the memory of the measured ones."""
     if memory is None or not measured:
         return memory if not entries else None
     return round(memory * entries / measured)
@@ -164,7 +162,7 @@ def _memory(client: RedisClient, names: Sequence[str]) -> int | None:
 
 
 def _jobs(settings: Settings) -> JobStats | None:
-    """Count rq's keys. rq's own functions would delete old jobs, and so write."""
+    """Count rq's keys: its own functions would delete old jobs."""
     url = settings.jobs_redis_url
     if urls.is_cluster(url):
         return None  # rq does not run there

@@ -76,10 +76,7 @@ class Device:
             self._has_checked = dataset is not None
 
     def queue(self, content: str, *, gid: str | None = None, to_uid: str | None = None) -> Outgoing:
-        """Put a message into the outbox, to a group or one-to-one. It is sent once, after those before it.
-
-        Raise InvalidInput.
-        """
+        """Put a message into the outbox, to a group or one-to-one. It is sent once, in order. Raise InvalidInput."""
         check_content(content, self._chat.system.settings.max_content_bytes)
         if to_uid is not None:
             gid = gid_of(check_name(to_uid, "uid"), self._uid)
@@ -88,7 +85,7 @@ class Device:
     def flush(self) -> Flushed:
         """Send the outbox in order. Stop, and leave the rest, when the server cannot take it now.
 
-        Messages that may have been sent before, without an answer, are looked for first, and not sent again.
+        A message that may have been sent before, without an answer, is not sent again if the server has it.
         """
         try:
             self.check_dataset()
@@ -124,10 +121,7 @@ class Device:
         return self._chat.send(gid, content, sender_uid=self._uid, client_msgid=client_msgid)
 
     def unsent_line(self, outgoing: Outgoing) -> LogLine:
-        """Return the log line of a message that waits in the outbox.
-
-        Raise RefusedError if it will never be sent, InvalidInput for a message that is not here.
-        """
+        """Return the log line of a message that waits in the outbox. Raise RefusedError, InvalidInput."""
         lines = (line for line in self._local.unsent(outgoing.gid) if line.client_msgid == outgoing.client_msgid)
         line = next(lines, None)
         if line is None:
@@ -233,7 +227,6 @@ class Device:
         self._local.keep((), yielded)
 
     def _try_outbox(self) -> None:
-        """Send the outbox, unless the server could not take it a moment ago."""
         if time.monotonic() < self._outbox_backoff.until:
             return
         flushed = self.flush()
@@ -247,7 +240,7 @@ class Device:
     def _try_tallies(self, items: Iterable[Message | Receipt]) -> bool:
         """Ask for the tallies of new own messages, and for a page of older ones; return whether that was the last page.
 
-        If they cannot be had now, all are asked for later, beginning with the newest.
+        If that fails, all are asked for later, beginning with the newest.
         """
         own = [item for item in items if isinstance(item, Message) and item.sender_uid == self._uid]
         if time.monotonic() < self._tallies_backoff.until:
@@ -304,7 +297,7 @@ class Device:
 def watch(
     chat: Chat, uid: str, stopping: Callable[[], bool], **options: Unpack[SessionOptions]
 ) -> Iterator[Message | Receipt]:
-    """Yield what a live session without a local database brings, from the user's offset on, until `stopping()`.
+    """Yield what a live session without a local database brings, until `stopping()`.
 
     Items are acked after they were yielded. Raise UnknownUser for a user who is in no group.
     """

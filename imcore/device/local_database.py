@@ -86,9 +86,9 @@ def path_of(data_dir: Path, uid: str) -> Path:
 
 
 def try_out(path: Path, uid: str, content_bytes: int) -> None:
-    """Raise LocalDatabaseError unless a path has room for a message of so many bytes, and SQLite can make a file there.
+    """Raise LocalDatabaseError unless SQLite can make a file at a path, with room for a message of this length.
 
-    Nothing is left of the trial. It makes and removes no folder, since another first send may be about to use it.
+    Nothing is left of the trial. It makes and removes no folder: another first send may be about to use it.
     """
     folder = next(each for each in (path.parent, *path.parent.parents) if os.path.lexists(each))
     check_room(_ROOM_BYTES + 2 * content_bytes, folder, called=path)  # in the log, and then in the file
@@ -162,7 +162,7 @@ class LocalDatabase:
     def keep(
         self, items: Iterable[Message | Receipt | Tally], resume_points: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        """Keep messages, tallies of own ones, and how far groups are here without holes now, in one step.
+        """Keep messages, tallies of own ones, and how far groups are here without holes, in one step.
 
         A message that is here stays as it is. Readers and resume points never go down. If one item cannot be kept, each
         is kept by itself.
@@ -214,7 +214,6 @@ class LocalDatabase:
         return {(gid, self._unpacked(msgid)): (read, unread) for gid, msgid, read, unread in rows}
 
     def queue(self, gid: str, content: str, *, to_uid: str | None = None) -> Outgoing:
-        """Put a message at the end of the outbox."""
         client_msgid = uuid.uuid4().hex
         with self._file.transaction() as connection:
             if to_uid is not None:
@@ -226,7 +225,6 @@ class LocalDatabase:
             return Outgoing(cursor.lastrowid or 0, gid, to_uid, content, client_msgid)
 
     def waiting(self) -> list[Outgoing]:
-        """Return the messages that wait to be sent, in order."""
         sql = "SELECT id, gid, to_uid, content, client_msgid FROM outbox WHERE refused IS NULL ORDER BY id"
         return [Outgoing(*row) for row in self._file.rows(sql, (int, str, _TEXT_OR_NONE, str, str))]
 
@@ -239,7 +237,6 @@ class LocalDatabase:
         return {gid for gid, tried in rows if tried}
 
     def refuse(self, outgoing: Outgoing, reason: str) -> None:
-        """Note that the server will never take a message, so that the next ones can go out."""
         with self._file.transaction() as connection:
             connection.execute("UPDATE outbox SET refused = ? WHERE id = ?", (reason, outgoing.number))
 

@@ -65,10 +65,7 @@ Types = tuple[Any, ...]
 
 
 def check_room(size: int, folder: Path, *, called: Path) -> None:
-    """Raise LocalDatabaseError, about the database `called`, unless a folder has room for so many bytes.
-
-    They are written to a file without a name, of which nothing is left, whatever happens.
-    """
+    """Raise LocalDatabaseError, about the database `called`, unless a folder has room: for a file that is removed."""
     try:
         path = folder / f"{uuid.uuid4().hex}.try"
         with open(path, "xb", buffering=0) as file:
@@ -102,8 +99,7 @@ class LocalFile:
     ) -> None:
         """Open it, or make it unless `read_only`. Errors name its path, or `called`.
 
-        Raise LocalDatabaseError if another session holds it, or if it is damaged, of another version, of another user,
-        or in a folder that cannot be written.
+        Raise LocalDatabaseError if another session holds it, or if it is damaged or not this user's.
         """
         self.path = path
         self._called = called or path
@@ -133,7 +129,7 @@ class LocalFile:
         self._release()
 
     def empty_log(self) -> None:
-        """Remove recalled texts from the log. While another program reads an older state, a later call does it."""
+        """Remove recalled texts from the log. If another program reads it, a later call does so."""
         if self.recalled_texts.is_due and not self._is_read_only:
             with self.guard():
                 self.recalled_texts.empty(self._connection)
@@ -166,7 +162,6 @@ class LocalFile:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Translate what SQLite raises."""
         try:
             yield
         except UnicodeDecodeError as error:  # of SQLite's own words, which quote the file

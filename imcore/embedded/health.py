@@ -50,8 +50,8 @@ class HealthCheck:
     def step(self, wait: Callable[[], None]) -> list[str]:
         """Check the server, if a check is due, and mend the damage. Return a line for each problem and each repair.
 
-        It returns at once, unless the server must be restarted: that calls `wait` again and again.
-        Raise EmbeddedServerError if clients cannot reach the server any more and it cannot be mended.
+        Only a restart of the server takes time: it calls `wait` again and again. Raise EmbeddedServerError if clients
+        cannot reach the server and it cannot be mended.
         """
         if not self.server.running:
             return []

@@ -97,12 +97,10 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """The address for a Redis client."""
         return socket_url(self.socket)
 
     @property
     def pid(self) -> int | None:
-        """The process id; None if the server does not run."""
         return self._process.pid if self._process and self.running else None
 
     @property
@@ -117,7 +115,6 @@ class EmbeddedServer:
 
     @property
     def has_data_dir(self) -> bool:
-        """Whether the locked data directory is still at its path."""
         return self._lock is not None and self._lock.is_in_place
 
     @property
@@ -134,7 +131,7 @@ class EmbeddedServer:
         """Start the server and wait until it answers. Do nothing if it runs.
 
         Raise ConfigurationError if the data directory cannot be used; EmbeddedServerError if there is no server
-        program, if another server holds the data directory or the socket, or if the server does not come up.
+        program, if another server holds the directory or the socket, or if the server does not come up.
         """
         if self.running:
             return
@@ -162,11 +159,10 @@ class EmbeddedServer:
         return self._short_folder if self._short_folder and close_socket_folder(self._short_folder) else None
 
     def mend_socket(self, wait: Callable[[], None], timeout_s: float = START_S) -> str:
-        """Replace a lost socket, by a restart of the server if there is no other way; return what was done, in words.
+        """Replace a lost socket, by a restart if there is no other way; return what was done, in words.
 
-        `wait` is called again and again while the server ends and starts; an exception from it ends the server. The
-        caller makes sure that the server can write its files: then a restart loses nothing.
-        Raise EmbeddedServerError if it fails. If another file has the socket's path, the server runs on.
+        `wait` is called again and again during a restart; an exception from it ends the server. The server must be able
+        to write its files. Raise EmbeddedServerError if it fails. If another file has the path, the server runs on.
         """
         self.mend_folder()
         self._clear_socket_path()
@@ -184,7 +180,6 @@ class EmbeddedServer:
         return "the server was restarted and made it anew"
 
     def _run(self, program: Path, timeout_s: float, wait: Callable[[], None]) -> None:
-        """Start the process on the locked data directory, and wait until it answers."""
         try:
             self._clear_socket_path()
             _clear_socket(self._own_path)

@@ -21,7 +21,6 @@ class DataLock:
     """The lock, from `take` to `release`. The server inherits `for_server`, and with it the lock, while it lives."""
 
     def __init__(self, data_dir: Path) -> None:
-        """Open the files to lock, without locking them: see `take`."""
         self._data_dir = data_dir
         self._owner = _open(data_dir / "redis.lock", os.O_RDWR | os.O_CREAT)
         self._directory = _open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
@@ -29,7 +28,7 @@ class DataLock:
 
     @classmethod
     def take(cls, data_dir: Path, *, patience_s: float) -> "DataLock":
-        """Make the data directory and lock it. A server without an owner gets `patience_s` to end.
+        """Make the data directory and lock it; a server without an owner gets `patience_s` to end.
 
         Raise ConfigurationError if the directory cannot be used, EmbeddedServerError if it is in use.
         """
@@ -49,12 +48,10 @@ class DataLock:
 
     @property
     def for_server(self) -> int:
-        """The descriptor that the server inherits."""
         return self._directory if self._locks_directory else self._owner
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the locked directory is still at its path."""
         try:
             return os.path.samestat(self._data_dir.stat(), os.fstat(self._directory))
         except OSError:

@@ -36,7 +36,6 @@ class UnackedMessages:
 
     @property
     def uids(self) -> tuple[str, ...]:
-        """The users who ack."""
         return (self.recipients.without(self.ended) if self.ended else self.recipients).uids
 
 
@@ -59,7 +58,6 @@ class AckBuffer:
         """No later than the first requeued ack is due."""
 
     def received(self, gid: str, recipients: Recipients, message: ResumePoint, now: float) -> None:
-        """Note that recipients have received a message, and so all before it."""
         unacked = self._waiting.get(gid, _NONE).get(recipients)
         if unacked is None:
             unacked = UnackedMessages(gid, recipients, message, now + self._interval_s, is_taken=self._every == 1)
@@ -80,7 +78,6 @@ class AckBuffer:
         return min(self._requeued_due, self._in_order[0].due if self._in_order else math.inf)
 
     def take_due(self, now: float) -> list[UnackedMessages]:
-        """Take out the acks that are due."""
         taken, self._full = [*self._take_requeued(now), *self._full], []
         self._pop_taken()
         until = now + self._slack_s if self._in_order and self._in_order[0].due <= now else now
@@ -101,10 +98,7 @@ class AckBuffer:
         self._remove(sessions, {gid} if gid else {gid for session in sessions for gid in session.gids})
 
     def requeue(self, acks: Iterable[UnackedMessages], not_before: float = 0.0) -> None:
-        """Put back acks that were refused or could not be sent: they are due at once, or at a time.
-
-        Of two acks by the same recipients in a group, the one of the later message stays.
-        """
+        """Put back acks that failed: they are due at once, or at a time. The ack of the later message stays."""
         for unacked in acks:
             key = unacked.gid, unacked.recipients
             other = self._requeued.get(key, unacked)
@@ -205,7 +199,6 @@ class AckSender:
             yield from self._read_answers()
 
     def _not_waiting(self, due: Iterable[UnackedMessages], now: float) -> list[UnackedMessages]:
-        """Requeue the acks of groups that wait; return the others."""
         ready = []
         for unacked in due:
             until = self._backoffs.until(unacked.gid)
@@ -230,10 +223,7 @@ class AckSender:
             yield from FinishCalls(sent[2])
 
     def _read_answers(self) -> Effects[list[ImError]]:
-        """Read the answers to the acks that were sent; return the errors of groups, whose acks wait alone.
-
-        Raise the error that all acks have to wait for.
-        """
+        """Read the answers; return the errors of groups, whose acks wait alone. Raise the error that stops all."""
         if self._sent is None:
             return []
         (acks, batch, started), self._sent = self._sent, None

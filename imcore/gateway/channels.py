@@ -26,7 +26,6 @@ class Inbox:
 
     @property
     def is_subscribed(self) -> bool:
-        """Whether all news of the user is pushed from now on."""
         return self.missing == 0
 
 
@@ -57,12 +56,10 @@ class Channels:
         return subscribers
 
     def close_group(self, gid: str) -> None:
-        """Unsubscribe from a group that no session follows any more."""
         del self.groups[gid]
         self._drop(self._space.group(gid).channel)
 
     def open_inbox(self, session: Session) -> Inbox:
-        """Add a session to its user's inbox; return the inbox."""
         inbox = self._inboxes.get(session.uid)
         if inbox is None:
             channels = self._space.inboxes(session.uid)
@@ -95,7 +92,6 @@ class Channels:
             inbox.missing = self._space.partitions
 
     def has_changes(self) -> bool:
-        """Return whether `changes` has any now."""
         return bool(self._to_drop or self._to_add) and self._free() > 0
 
     def changes(self) -> ChangeChannels:
@@ -156,10 +152,10 @@ def _confirmed(awaited: Counter[str], channel: str) -> bool:
 
 @dataclass(eq=False)
 class Resubscription:
-    """A task: opens the subscription, and again after it was lost; changes its channels; pings it.
+    """A task: opens the subscription, and again after it was lost; changes its channels; pings it every `every_s`.
 
-    It sends a PING every `every_s` seconds. A subscription that has not answered by the next one is lost. Only an
-    answered PING ends the back-off. `on_open` is called whenever a subscription was opened.
+    A subscription that has not answered by the next PING is lost. Only an answered PING ends the back-off. `on_open` is
+    called whenever a subscription was opened.
     """
 
     _channels: Channels
@@ -173,12 +169,10 @@ class Resubscription:
     _awaits_pong: bool = False
 
     def lost(self) -> None:
-        """Note that the subscription is lost, and perhaps pushes with it."""
         self.is_open = False
         self._backoff.failed(self._clock())
 
     def pong(self) -> None:
-        """Note that the last PING was answered."""
         self._awaits_pong = False
         self._backoff.succeeded()
 

@@ -79,7 +79,6 @@ class Core:
     """Sessions that share a subscription."""
 
     def __init__(self, space: Keyspace, settings: Settings, options: GatewayOptions, clock: Clock) -> None:
-        """`clock` returns seconds, and never goes back."""
         self._space = space
         self._options = options
         self._clock = clock
@@ -113,7 +112,6 @@ class Core:
 
     @property
     def sessions(self) -> Collection[Session]:
-        """All sessions that were opened and not ended."""
         return self._sessions.values()
 
     def open(self, uid: str, after: Mapping[str, int], *, since_join: bool) -> Effects[Session]:
@@ -182,7 +180,7 @@ class Core:
     # What clients have received.
 
     def received(self, session: Session, gid: str, msgid: int) -> None:
-        """Note that a client has received a message (packed msgid). See `Gateway.received`."""
+        """See `Gateway.received`; the msgid is packed."""
         cursor = session.cursors.get(gid)
         newest = ResumePoint(cursor.msgid or 0, cursor.seq) if cursor else session.resume_points.get(gid)
         if session.sid in self._sessions and newest and msgid <= newest.msgid:
@@ -190,7 +188,6 @@ class Core:
             self._acks.buffer.received(gid, session.as_recipients, message, self._clock())
 
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
-        """Note that a client has got receipts. See `Gateway.confirm_receipts`."""
         if session.sid in self._sessions:
             self._confirmation.received(session.uid, receipts)
 
@@ -213,7 +210,6 @@ class Core:
     # Tasks, and what comes on the subscription.
 
     def due(self) -> float:
-        """Return when to step, if no pubsub event comes before."""
         return self._scheduler.due()
 
     def step(self) -> Effects[None]:
@@ -228,7 +224,6 @@ class Core:
             self._heartbeat.beat_now()
 
     def handle(self, pubsub_events: Iterable[PubSubEvent]) -> None:
-        """Handle what came on the subscription."""
         for kind, channel, data in pubsub_events:
             if kind == PUSHED:
                 self._pushed(channel, data)

@@ -53,10 +53,9 @@ class Cursor:
         return False
 
     def pulled(self, pulled: PullResult, page: MessagePage) -> list[Message]:
-        """Take a page of a pull; return its new messages. After the last page the cursor is not behind any more.
+        """Handle a page of a pull; return its new messages. After the last page the cursor is not behind any more.
 
-        If Redis had lost messages and they came back before this point, the cursor returns to the offset: then `msgid`
-        is None and no message is new.
+        If messages that Redis had lost came back before this point, the cursor returns to the offset: `msgid` is None.
         """
         if self._has_missed(pulled, page):
             self.msgid = self.seq = None
@@ -84,8 +83,8 @@ class Cursor:
 class Session:
     """One live client of a user, `uid`; `sid` names it to the server.
 
-    `is_synced`: the session is subscribed, and the gateway has fetched the groups that its user joined before.
-    `reconnects` counts how often it was synced again after the subscription was lost.
+    `is_synced`: it is subscribed, and its user's groups were fetched. `reconnects` counts the syncs after lost
+    subscriptions.
     """
 
     uid: str
@@ -166,7 +165,6 @@ class DeliveryQueue:
 
     @property
     def in_flight(self) -> int:
-        """How many events are in flight."""
         return len(self._in_flight)
 
     def take(self) -> list[Event]:
@@ -183,7 +181,6 @@ class DeliveryQueue:
         return confirmed
 
     def in_flight_of(self, sessions: Collection[Session]) -> list[Event]:
-        """Return the events in flight for these sessions alone."""
         parts = ((event, event.recipients.session_set.intersection(sessions)) for event in self._in_flight)
         return [event._replace(recipients=Recipients(own)) for event, own in parts if own]
 
@@ -194,7 +191,6 @@ class DeliveryQueue:
         self._in_flight = self._in_flight[:at]
 
     def end(self, sessions: Iterable[Session]) -> None:
-        """Take sessions out of all events."""
         self._ended.update(sessions)
 
     def retract(self, session: Session, gid: str) -> None:
@@ -221,10 +217,9 @@ def _less(events: Iterable[Event], session: Session, gid: str) -> Iterator[Event
 
 
 class GroupSubscribers:
-    """The sessions of this process that follow one group, by cursor.
+    """The sessions of this process that follow one group, by cursor. Only this class changes their cursors.
 
-    Only this class changes their cursors, so that sessions at the same point find each other. `is_subscribed`: the
-    group's channel is subscribed, and every message from now on is pushed.
+    `is_subscribed`: the group's channel is subscribed, and every message from now on is pushed.
     """
 
     def __init__(self, gid: str) -> None:
@@ -290,10 +285,7 @@ class GroupSubscribers:
         return events, behind
 
     def pulled(self, cursor: Cursor, pulled: PullResult, page: MessagePage) -> tuple[list[NewMessage], Cursor]:
-        """Take a page that was pulled for a cursor; return its events, and the cursor that the sessions have now.
-
-        If this cursor has no msgid, each session has to begin again at its user's offset.
-        """
+        """Handle a page that was pulled for a cursor; return its events, and the cursor that the sessions have now."""
         recipients = self.recipients(cursor)
         self._unindex(cursor)
         events = [

@@ -102,10 +102,7 @@ class Gateway:
         self._perform(core.end(list(sessions)))
 
     def close(self, *, clean: bool = True) -> None:
-        """End all sessions. Not clean: as if the process had been killed, so nothing more is acked.
-
-        Sessions that are opened afterwards begin anew.
-        """
+        """End all sessions. Not clean: as if the process had been killed, so nothing more is acked."""
         try:
             if clean and self._core:
                 self._end(self._core, self._core.sessions)
@@ -121,7 +118,7 @@ class Gateway:
         """Note that the client of a session has received a message, and so all before it in this group.
 
         It is acked with others. Ignored are messages that were not handed over to this session or will be again, and
-        sessions that have ended. Raise InvalidInput unless `acks="client"`, and for a msgid that cannot be one.
+        ended sessions. Raise InvalidInput unless `acks="client"`, and for a msgid that cannot be one.
         """
         self._check_client()
         check_handed_over(gid, "gid")
@@ -167,10 +164,7 @@ class Gateway:
         return core.deliveries.take()
 
     def requeue(self, count: int) -> None:
-        """Take back the last `count` events of the last `poll`: not received, they are returned by the next one.
-
-        Raise InvalidInput if it returned less.
-        """
+        """Make the last `count` events of the last `poll` not received: they come again. Raise InvalidInput."""
         returned = self._core.deliveries.in_flight if self._core else 0
         if not 0 <= count <= returned:
             raise InvalidInput(f"{count} events cannot be taken back: {returned} were returned")
@@ -211,7 +205,6 @@ class Gateway:
         return answer
 
     def _read(self, timeout_s: float) -> None:
-        """Pass on what comes on the subscription, after waiting at most so long for the first event."""
         timeout_s = min(max(0.0, timeout_s), _LONGEST_WAIT_S)
         if self._core is None or self._subscription is None:
             time.sleep(timeout_s)
@@ -267,23 +260,17 @@ class Listener:
         return [item for event in events for item in _items(event)]
 
     def requeue(self) -> None:
-        """Take back what the last `poll` returned: it was not shown, and does not count as received."""
+        """Make what the last `poll` returned not received: it was not shown."""
         self._gateway.requeue(self._polled)
         self._polled = 0
 
     @property
     def reconnects(self) -> int:
-        """How often the subscription was opened again. A client that needs every tally exact asks for them then.
-
-        Receipts of the time in between come by themselves, unless another session of the user has confirmed them.
-        """
+        """How often the subscription was opened again. A client that needs every tally exact asks for them then."""
         return self.session.reconnects
 
     def resume_points(self) -> dict[str, str]:
-        """Return by gid the msgid up to which each group has been returned, for `after` of the next session.
-
-        It is `0-0` before the first message. A group that the session is still catching up with is left out.
-        """
+        """Return for `after` of the next session how far each group has been returned; 0-0 at its beginning."""
         return {
             gid: msgids.unpack(cursor.msgid)
             for gid, cursor in self.session.cursors.items()
@@ -296,7 +283,6 @@ class Listener:
         return self._gateway.poll(timeout_s)
 
     def _requeue_not_yielded(self) -> None:
-        """Take back what an iteration that was broken off has not yielded."""
         self._gateway.requeue(self._not_yielded)
         self._not_yielded = 0
 

@@ -55,7 +55,6 @@ class ReceiptDelivery:
             self._queue.add([session])
 
     def forget(self, session: Session) -> None:
-        """Forget a session that has ended."""
         self._queue.discard(session)
         self._cursors.pop(session, None)
         self._newer.pop(session, None)
@@ -70,7 +69,6 @@ class ReceiptDelivery:
         self._newer, self._older = {}, self._newer
 
     def pushed(self, inbox: Inbox, receipts: Sequence[Receipt]) -> None:
-        """Deliver receipts that were pushed to a user."""
         asked = {session for session in inbox.sessions if session in self._newer or session in self._older}
         for session in asked:
             self._deliver([session], self._news(session, receipts))
@@ -80,7 +78,6 @@ class ReceiptDelivery:
         return self._queue.due()
 
     def step(self) -> Effects[None]:
-        """Fetch and deliver the next page of some sessions."""
         sessions = self._queue.take(SESSIONS_PER_STEP, self._clock())
         cursors = [replace(self._cursors[session]) for session in sessions]
         try:
@@ -144,7 +141,6 @@ class ReceiptConfirmation:
     _due: float = math.inf
 
     def received(self, uid: str, receipts: Iterable[Receipt]) -> None:
-        """Note that a sender has got these receipts."""
         newest = self._received.setdefault(uid, {})
         for receipt in receipts:
             before = newest.get((receipt.gid, receipt.msgid))

@@ -214,7 +214,6 @@ class _LineSplitter:
                     yield from self.end()
 
     def end(self) -> Iterator[Line]:
-        """Yield the rest, unless it is empty."""
         if self.rest:
             yield bytes(self.rest)
             self.rest.clear()
@@ -283,10 +282,7 @@ def _examined(lines: Iterator[Line], head: bytes, name: str) -> list[Line]:
 
 
 def _examined_after(lines: Iterator[Line], wrong: bytes, line: bytes, name: str) -> list[Line]:
-    """Return the lines that had to be read after the first JSON object. Raise InvalidInput if it ends an array.
-
-    The last value of an array has no comma behind it, and may have a line of its own.
-    """
+    """Return the lines after the first JSON object that had to be read. Raise InvalidInput if it ends an array."""
     if not wrong_formats.may_be_array(wrong):
         return []
     following = list(islice(lines, 1))

@@ -43,10 +43,7 @@ _NumberedEvent = tuple[int, Event]
 
 @dataclass(slots=True)
 class ImportSummary:
-    """What an import changed: messages stored, memberships begun and ended, offsets moved; and lines not valid.
-
-    Joins include those by a message, an ack or a new name. An event that changed nothing is not counted.
-    """
+    """What an import changed, and the number of lines not valid. Joins include those by a message, ack or rename."""
 
     messages: int = 0
     joins: int = 0
@@ -112,7 +109,6 @@ class _Import:
         self._groups: dict[str, _GroupImport] = {}
 
     def apply(self, number: int, line: Line) -> None:
-        """Apply the event of a line, or let it wait for the next message of its group."""
         with self.reported(number):
             if isinstance(line, Unreadable):
                 raise InvalidInput(line.reason)
@@ -122,13 +118,11 @@ class _Import:
             self._groups[event.gid].apply(number, event)
 
     def end(self) -> None:
-        """Apply the events that wait."""
         for group in self._groups.values():
             group.end()
 
     @contextmanager
     def reported(self, number: int) -> Iterator[None]:
-        """Report the error of a line that is not valid."""
         try:
             yield
         except (InvalidInput, UnknownMessage, UnknownGroup, NotMember) as error:
@@ -139,7 +133,7 @@ class _Import:
 class _GroupImport:
     """One run over the lines of one group.
 
-    The events between two messages wait for the second one. If an earlier run has stored it, it has applied them, too.
+    The events between two messages wait: if an earlier run has stored the second one, it has applied them, too.
     """
 
     def __init__(self, run: _Import, gid: str) -> None:
@@ -157,7 +151,6 @@ class _GroupImport:
         self._members: int | None = None
 
     def apply(self, number: int, event: Event) -> None:
-        """Apply an event, or let it wait for the next message."""
         if event.type == "message":
             self._message(event)
             return
@@ -255,10 +248,9 @@ class _GroupImport:
 
 
 class _StoredMessages:
-    """The stored messages of a group, by their client_msgids.
+    """The stored messages of a group, by their client_msgids. Those of this run and of Redis are kept in memory.
 
-    This run's own messages, and those in Redis, are kept in memory. Older ones are looked up in SQL: Redis knows a
-    client_msgid for a day only.
+    Older ones are looked up in SQL: Redis knows a client_msgid for a day only.
     """
 
     def __init__(self, system: System, gid: str) -> None:
@@ -287,15 +279,11 @@ class _StoredMessages:
         return msgids.unpack(row.msgid) if row else None
 
     def add(self, sender_uid: str, client_msgid: str, msgid: str) -> None:
-        """Add a message."""
         self._msgids.setdefault(client_msgid, msgid)
         self._msgids_of_senders[sender_uid, client_msgid] = msgid
 
     def msgid(self, client_msgid: str, *, before: str | None = None) -> str:
-        """Return the msgid of the message with a client_msgid. Raise UnknownMessage.
-
-        `before`: the message must have been stored before this one, or this run must have come to it.
-        """
+        """Return the msgid for a client_msgid: stored before `before`, or come to by this run. Raise UnknownMessage."""
         if client_msgid not in self._msgids:
             if row := self._database.message_by_client_msgid(self._gid, client_msgid):
                 self._msgids[client_msgid] = msgids.unpack(row.msgid)

@@ -25,10 +25,7 @@ _PATIENCE_S = 12.0
 
 
 def create(gid: str, uids: Sequence[str]) -> Effects[Group]:
-    """Create a group; the same group with the same members again changes nothing.
-
-    Raise GroupExists if it exists with other members, GroupUnderWay if another process keeps creating it.
-    """
+    """Create a group; the same again changes nothing. Raise GroupExists, GroupUnderWay."""
     space = yield from GetKeyspace()
     attempt = _create_at_once if len(uids) <= STEP else _create_in_steps
     waited_s, pause = 0.0, pauses()
@@ -71,7 +68,6 @@ def _check_owned(gid: str, answer: int | None) -> None:
 
 
 def _token(uids: Sequence[str]) -> str:
-    """Return the name of a creation: the same for the same members, whoever creates the group."""
     digest = hashlib.sha256()
     for uid in sorted(uids):
         digest.update(uid.encode() + b"\0")
@@ -94,7 +90,7 @@ def tell(gid: str, uids: Sequence[str]) -> Effects[None]:
 
 
 def undo(gid: str, *, mends: bool = False) -> Effects[bool]:
-    """Remove what an abandoned creation has left; return whether that was done, or the creation continues after all.
+    """Remove what an abandoned creation has left; return False if the creation continues after all.
 
     A repair that brings the group back from SQL `mends` it: it undoes the creation also while its process lives, and
     nobody begins another creation for some seconds, unless the group exists before.
@@ -109,10 +105,9 @@ def undo(gid: str, *, mends: bool = False) -> Effects[bool]:
 
 
 def first_members(gid: str) -> Pages[str]:
-    """Yield the uids that joined a group before its first message; one may come twice.
+    """Yield the uids that joined a group before its first message; one may come twice, a leaver may be missing.
 
-    The journal does not name the members with whom a group was created. One who has left meanwhile may be missing here:
-    a journal entry names each leaver.
+    The journal does not name the members with whom a group was created; it names each leaver.
     """
     space = yield from GetKeyspace()
     cursor = ""

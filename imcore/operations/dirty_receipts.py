@@ -33,7 +33,6 @@ class DirtyCursor:
 
     @classmethod
     def of(cls, space: Keyspace, uid: str) -> "DirtyCursor":
-        """Return a cursor before the first one."""
         return cls(uid, dict.fromkeys(range(space.partitions), 0))
 
     def calls(self, space: Keyspace, count: int) -> list[Call[list[DirtyReceipt]]]:
@@ -73,8 +72,7 @@ def _advanced(
 class ReceiptsToDeliver(NamedTuple):
     """The receipts to deliver to one user, by gid and age.
 
-    `waits`: the error for which all of them have to wait, since SQL or a partition does not answer; then there are no
-    receipts. `left_out`: the error of a group whose receipts stay dirty.
+    `waits`: the error of SQL or a partition for which all of them wait. `left_out`: the error of a group.
     """
 
     receipts: list[Receipt]

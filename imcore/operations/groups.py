@@ -60,7 +60,6 @@ def group(gid: str) -> Effects[Group]:
 
 
 def groups() -> Pages[Group]:
-    """Yield all groups, by gid."""
     space = yield from GetKeyspace()
     gids: set[str] = set()
     for partition in range(space.partitions):
@@ -88,7 +87,6 @@ def members(gid: str) -> Pages[Member]:
 
 
 def _scan(page_after: Callable[[str], Call[scan_calls.NamesPage]]) -> Effects[set[str]]:
-    """Return all names of a large set."""
     names: set[str] = set()
     cursor = ""
     while cursor != "0":
@@ -98,7 +96,6 @@ def _scan(page_after: Callable[[str], Call[scan_calls.NamesPage]]) -> Effects[se
 
 
 def groups_of(uid: str) -> Effects[list[str]]:
-    """Return the gids of a user's groups, in order."""
     check_name(uid, "uid")
     space = yield from GetKeyspace()
     return (yield from queries.groups_of(space, [uid]))[uid]
@@ -112,7 +109,6 @@ def known_user(uid: str) -> Effects[str]:
 
 
 def online(uids: Iterable[str]) -> Effects[set[str]]:
-    """Return those of the users who have a live session."""
     return (yield from _online(check_uids(uids)))
 
 

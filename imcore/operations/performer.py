@@ -92,7 +92,6 @@ class Performer:
             )
 
     def close(self) -> None:
-        """Give the database's connections back."""
         opening, self._opening = self._opening, None
         if opening:
             self._is_abandoned.set()
@@ -134,7 +133,6 @@ def perform_in_redis(client: RedisClient, effects: Effects[T]) -> T:
 
 
 def stream_from_redis(client: RedisClient, effects: Pages[T]) -> Iterator[T]:
-    """Perform an operation that needs Redis alone; yield its results one by one."""
     return stream(effects, partial(_perform_in_redis, client))
 
 

@@ -74,7 +74,7 @@ def suspect(dialect: str) -> ColumnElement[bool]:
 def has_msgid() -> ColumnElement[bool]:
     """Return the condition for rows with a possible msgid. Readers skip all other rows.
 
-    Only for queries that count or limit and use the index on msgid anyway: it would lead any other query to that index.
+    Only for queries that use the index on msgid anyway: it would lead any other query to that index.
     """
     return GROUP_MSGS.c.msgid.between(1, msgids.HIGHEST)
 
@@ -97,10 +97,7 @@ class MessageReader:
         return c.gid, c.msgid, c.seq, c.sender_uid, c.span, text, c.client_msgid, self._sent_at, c.recalls, recalled
 
     def rows(self, selected: Iterable[Sequence[Any]]) -> Iterator[MessageRow]:
-        """Yield the messages of selected `columns`.
-
-        An unreadable cell becomes a readable one. A row with an unreadable msgid is left out.
-        """
+        """Yield the messages of selected `columns`, unreadable cells made readable; leave out unreadable msgids."""
         return (self._row(values) for values in selected if is_msgid(values[1]))
 
     def _row(self, values: Sequence[Any]) -> MessageRow:

@@ -63,9 +63,9 @@ class Database:
 
     @classmethod
     def connect(cls, url: str, *, data_dir: Path | None = None) -> Self:
-        """Return the database at `sqlite:///path` or `postgresql://...`, without any I/O.
+        """Return the database at `sqlite:///path` or `postgresql://...`, without any I/O. Raise ConfigurationError.
 
-        `upgrade` makes the folder of a SQLite file in `data_dir`. Raise ConfigurationError for any other URL.
+        `upgrade` makes the folder of a SQLite file in `data_dir`.
         """
         return cls(backend_of(url, data_dir))
 
@@ -80,7 +80,6 @@ class Database:
 
     @property
     def address(self) -> str:
-        """The URL as people may see it: without a password."""
         return self._backend.address
 
     def close(self) -> None:
@@ -109,7 +108,6 @@ class Database:
             self._backend.check_commit(connection)
 
     def fetch(self, query: Executable) -> list[Sequence[Any]]:
-        """Return all rows of a query."""
         with self.connection() as connection:
             return list(connection.execute(query))
 
@@ -150,9 +148,8 @@ class Database:
             raise ConfigurationError(f"the database {self.address} {state}: run im db upgrade")
 
     def write(self, batch: Batch) -> None:
-        """Write the batch in one transaction.
+        """Write the batch in one transaction. Batches may overlap and repeat, in any order, from several writers.
 
-        Batches may overlap and repeat, in any order, from several writers at once: the tables end up the same.
         Raise DatabaseRejected for a row that is never accepted, DatabaseUnavailable if a repetition can succeed.
         """
         if not len(batch):
@@ -171,8 +168,8 @@ class Database:
     def empty_log(self, *, always: bool = False) -> bool:
         """Remove recalled texts from SQLite's log; return False if a reader prevents it.
 
-        With `always` the log is emptied in any case. Repeated calls cost little: without a recalled text, and for a
-        moment after a failure, they do nothing.
+        Repeated calls cost little: without `always` they do nothing if there is no recalled text, or just after a
+        failure.
         """
         with self._translated():
             return self._backend.empty_log(always=always)

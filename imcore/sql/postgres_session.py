@@ -89,9 +89,9 @@ class SlowAnswerLog:
 
 
 class PostgresConnection(psycopg.Connection[Any]):
-    """A connection that logs long waits, and is closed by an interruption of a wait.
+    """A connection that logs long waits. An interruption of a wait closes it: an answer is still to come.
 
-    It cannot be used after that, as an answer is still to come: the driver's clean-up would wait for the silent server.
+    The driver's clean-up would wait for the silent server.
     """
 
     slow_answers: SlowAnswerLog | None = None

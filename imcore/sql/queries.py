@@ -136,10 +136,7 @@ def light(database: Database, gids: Sequence[str], *, after: int = 0) -> Iterato
 
 
 def own_unread(database: Database, gids: Sequence[str], *, until: int | None = None) -> Iterator[tuple[str, str, int]]:
-    """Yield gid, uid and msgid of each message (up to `until`) that a member sent and has not acked.
-
-    Recalled messages and tombstones are left out: they are never unread.
-    """
+    """Yield gid, uid and msgid of each message (up to `until`) that its sender has not acked; none that is recalled."""
     m, s = GROUP_MSGS.c, GROUP_SPANS.c
     own = and_(s.gid == m.gid, s.uid == m.sender_uid, s.left_msgid.is_(None), s.acked_msgid < m.msgid)
     lowest = select(func.min(s.acked_msgid)).where(s.gid.in_(gids), s.left_msgid.is_(None)).scalar_subquery()

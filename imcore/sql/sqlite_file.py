@@ -74,7 +74,6 @@ class RecalledTexts:
         self._again_at = 0.0
 
     def note(self) -> None:
-        """Note that the text of a recalled message was deleted."""
         self._may_hold_text = True
 
     def empty(self, connection: sqlite3.Connection) -> bool:
@@ -89,7 +88,6 @@ class RecalledTexts:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to empty the log."""
         return self._may_hold_text and time.monotonic() >= self._again_at
 
 
@@ -145,10 +143,7 @@ def begin_writing(connection: sqlite3.Connection, timeout_s: float) -> None:
 
 
 def empty_log(connection: sqlite3.Connection) -> bool:
-    """Write the log back into the file and empty it; return False if a reader or a writer prevents it.
-
-    Raise sqlite3.Error.
-    """
+    """Write the log back into the file and empty it; return False if somebody prevents it. Raise sqlite3.Error."""
     with _short_waits(connection):  # nobody else can write meanwhile
         (is_busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     return not is_busy

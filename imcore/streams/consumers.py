@@ -29,10 +29,9 @@ _IS_GONE = -2
 class WorkerStats:
     """How far one kind of worker is behind, over all partitions.
 
-    `backlog` counts the journal entries that are not done; `pending` counts those of them that a process has read. The
-    backlog of a partition is exact up to MOST_COUNTED. Above, it is the server's figure if that is possible, else the
-    length of the journal. `lag_ms` is the age of the oldest of them by the server's clock, which has named them; 0
-    without a backlog.
+    `backlog` counts the journal entries that are not done, `pending` those of them that a process has read. Above
+    MOST_COUNTED in a partition it is the server's figure if that is possible, else the length of the journal. `lag_ms`
+    is the age of the oldest of them by the server's clock.
     """
 
     worker: str
@@ -97,10 +96,7 @@ def _unread(client: RedisClient, journal: str, last: str, lag: int | None) -> tu
 
 @dataclass(frozen=True, slots=True)
 class SilentHolder:
-    """A silent worker process with pending entries.
-
-    `silent_ms` is None if its lease ends later than any lease can: then nobody knows how long it has been silent.
-    """
+    """A silent process with pending entries. `silent_ms` is None if its lease ends later than any lease can."""
 
     worker: str
     process: str

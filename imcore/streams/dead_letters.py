@@ -62,10 +62,9 @@ def show(client: RedisClient, dead_id: str) -> DeadLetter:
 
 
 def requeue(client: RedisClient, dead_id: str) -> None:
-    """Move a dead letter back into the journal, atomically, for the kind of worker that failed; other kinds skip it.
+    """Move a dead letter back into the journal, atomically, for the kind of worker that failed.
 
-    It keeps its time and its order. Raise InvalidInput, also for a letter of `im check`; UnknownDeadLetter;
-    RedisRefuses.
+    It keeps its time and order. Raise InvalidInput, also for a letter of `im check`; UnknownDeadLetter; RedisRefuses.
     """
     client.require_writes()
     if show(client, dead_id).worker == CHECK:
@@ -80,7 +79,7 @@ def requeue(client: RedisClient, dead_id: str) -> None:
 
 
 def drop(client: RedisClient, dead_id: str) -> None:
-    """Delete a dead letter, which is never handled then. Raise InvalidInput, UnknownDeadLetter."""
+    """Delete a dead letter for good. Raise InvalidInput, UnknownDeadLetter."""
     partition, entry_id = _split(client, dead_id)
     if not client.call(journal_calls.drop(client.space, partition, entry_id), repeatable=False):
         raise _unknown(dead_id)

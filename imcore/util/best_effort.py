@@ -38,8 +38,8 @@ _NEVER_BLOCKS_BYTES = 512
 def install() -> None:
     """Make sys.stderr best-effort for every writer: logging, warnings, tracebacks, rich, click, rq.
 
-    Occupy the numbers of closed standard descriptors: no file or socket that is opened later receives text for people.
-    Text for a closed stderr does not go to stdout either, where Python's `print` would put it.
+    Occupy the numbers of closed standard descriptors: no file that is opened later receives text for people, and text
+    for a closed stderr does not go to stdout, where Python's `print` would put it.
     """
     _occupy_closed_descriptors()
     given = sys.stderr
