@@ -38,9 +38,7 @@ class System:
                 raise ConfigurationError(f"a URL must be a text; it is {reprlib.repr(url)}")
         settings = settings or Settings.from_env()
         settings = replace(
-            settings,
-            redis_url=redis_url or settings.redis_url,
-            database_url=database_url or settings.database_url,
+            settings, redis_url=redis_url or settings.redis_url, database_url=database_url or settings.database_url
         )
         return cls(RedisClient.connect(settings), _opener(settings), settings)
 

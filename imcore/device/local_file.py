@@ -89,13 +89,7 @@ class LocalFile:
     """
 
     def __init__(
-        self,
-        path: Path,
-        uid: str,
-        *,
-        exclusive: bool = False,
-        read_only: bool = False,
-        called: Path | None = None,
+        self, path: Path, uid: str, *, exclusive: bool = False, read_only: bool = False, called: Path | None = None
     ) -> None:
         """Open it, or make it unless `read_only`. Errors name its path, or `called`.
 

@@ -36,13 +36,7 @@ CONTENT_PER_CALL = 1 << 20
 
 
 def send(
-    gid: str,
-    content: str,
-    *,
-    sender_uid: str,
-    client_msgid: str | None,
-    sent_at: datetime | None,
-    settings: Settings,
+    gid: str, content: str, *, sender_uid: str, client_msgid: str | None, sent_at: datetime | None, settings: Settings
 ) -> Effects[Message]:
     """See `Chat.send`."""
     check_name(gid, "gid")

@@ -11,16 +11,7 @@ from sqlalchemy import ColumnElement, Subquery, and_, delete, exists, func, lite
 
 from imcore.model.rows import MessageRow, SpanRow, WatermarkRow
 from imcore.sql.bulk import WATERMARK, watermark_name
-from imcore.sql.cells import (
-    faults,
-    has_msgid,
-    int_of,
-    is_msgid,
-    is_recalled,
-    msgid_of,
-    suspect,
-    text_of,
-)
+from imcore.sql.cells import faults, has_msgid, int_of, is_msgid, is_recalled, msgid_of, suspect, text_of
 from imcore.sql.database import PAGE, PUT_META, Database
 from imcore.sql.tables import CHAT_GROUPS, GROUP_MSGS, GROUP_SPANS, META, OFFSET_MOVES
 from imcore.util.batches import batches
