@@ -171,7 +171,7 @@ class Chat:
         return self.performer.perform(tallies.tally(gid, msgid))
 
     def tallies(self, gid: str, msgids: Iterable[str]) -> list[Tally]:
-        """Return how many have read each message, trimmed ones too, and how many have not. Unknown msgids are left out."""
+        """Return how many have read each of these messages and how many have not. Unknown msgids are left out."""
         return self.performer.perform(tallies.tallies(gid, msgids))
 
     def message_status(self, gid: str, msgid: str) -> MessageStatus:

@@ -26,7 +26,6 @@ _QUERIES = (
     *("xrange", "xrevrange"),
     *("zcard", "zcount", "zmscore", "zrange", "zrangebyscore", "zscan", "zscore"),
 )
-"""Queries about the chat."""
 
 _INSPECTIONS = (
     *("get", "info", "lrange", "memory|usage", "pttl", "sismember"),
@@ -54,7 +53,6 @@ _USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
 """Commands of the functions for users' calls, by the kinds of keys on which they run."""
 
 _USER_KEYS = dict.fromkeys(kind for kinds in _USER_COMMANDS for kind in kinds)
-"""The kinds of keys of these functions."""
 
 _CHANGES = (
     *("fcall", "hset", "rpush", "sadd", "spublish", "srem", "xadd", "xgroup|create", "xgroup|destroy", "xgroup|setid"),

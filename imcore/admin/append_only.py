@@ -76,15 +76,35 @@ def _notes(system: System) -> Iterator[tuple[bytes, bool]]:
             yield note, not group_exists or int(msgid) <= int(bound or 0)
 
 
+def _rewrite_all(client: RedisClient, notes: Sequence[bytes], on_progress: Progress | None) -> int:
+    """Rewrite the file of each primary; then delete the notes, if no rewrite failed. Return the number of rewrites."""
+    driver: Any = client.driver
+    is_cluster = isinstance(driver, RedisCluster)
+    nodes = [{"target_nodes": node} for node in driver.get_primaries()] if is_cluster else [{}]
+    rewrites = [_Rewrite(client, node) for node in nodes]
+    left = list(rewrites)
+    for _ in attempts(LONGEST_S, longest_pause_s=_PAUSE_S):
+        left = [rewrite for rewrite in left if not rewrite.step()]
+        if on_progress:
+            on_progress(len(rewrites) - len(left), len(rewrites))
+        if not left:
+            break
+    for rewrite in left:
+        rewrite.fail(f"{rewrite.state} after {LONGEST_S // 60} minutes")
+    if not any(rewrite.has_failed for rewrite in rewrites):
+        for batch in batches(notes, CHUNK):
+            client.execute_once("ZREM", WITHDRAWN, *batch)
+    return sum(rewrite.is_done for rewrite in rewrites)
+
+
 class _Rewrite:
     """The rewrite of one server's append-only file. Call `step` until it returns True."""
 
     def __init__(self, client: RedisClient, node: Mapping[str, Any]) -> None:
-        self._address = client.address
-        self._driver: Any = client.driver
+        self._client = client
         self._node = node
         self._has_begun = False
-        self._is_waiting = False
+        self.state = ""
         self.is_done = False
         """Whether a rewrite that began here has succeeded."""
         self.has_failed = False
@@ -94,74 +114,47 @@ class _Rewrite:
         try:
             return self._step()
         except NoPermissionError:
-            return self._fail("this role may not have it rewritten (`im acl` prints the rights that are needed)")
+            return self.fail("this role may not have it rewritten (`im acl` prints the rights that are needed)")
         except ResponseError as error:
-            return self._fail(f"it cannot be rewritten ({error})")
+            return self.fail(f"it cannot be rewritten ({error})")
 
-    def give_up(self) -> None:
-        reason = "its rewrite still waits for a save to end" if self._is_waiting else "its rewrite has not ended"
-        self._fail(f"{reason} after {LONGEST_S // 60} minutes")
+    def fail(self, reason: str) -> bool:
+        self.has_failed = True
+        node = self._node.get("target_nodes")
+        log.warning(_BY_HAND, f"{node.host}:{node.port}" if node else self._client.address, reason)
+        return True
 
     def _step(self) -> bool:
         info = self._call("INFO", "persistence")
         if not info.get("aof_enabled"):
             return True
-        self._is_waiting = bool(info.get("aof_rewrite_scheduled"))
-        if info.get("aof_rewrite_in_progress") or self._is_waiting:
+        is_waiting = bool(info.get("aof_rewrite_scheduled"))
+        self.state = "its rewrite still waits for a save to end" if is_waiting else "its rewrite has not ended"
+        if info.get("aof_rewrite_in_progress") or is_waiting:
             return False  # if it began before this call, another one has to follow
         if not self._has_begun:
-            self._begin()
+            self._has_begun = self._begin()
             return False
         if info.get("aof_last_bgrewrite_status") != "ok":
-            return self._fail("the rewrite failed (see the server's log)")
+            return self.fail("the rewrite failed (see the server's log)")
         self.is_done = True
         return True
 
-    def _begin(self) -> None:
+    def _begin(self) -> bool:
         try:
             self._call("BGREWRITEAOF")
         except ResponseError as error:
             if _UNDER_WAY not in str(error):
                 raise
-        else:
-            self._has_begun = True
+            return False
+        return True
 
     def _call(self, *command: str) -> Any:
+        driver: Any = self._client.driver
         try:
-            return self._driver.execute_command(*command, **self._node)
+            return driver.execute_command(*command, **self._node)
         except ResponseError:
             raise
         except (RedisError, OSError):
-            with driver_errors(self._address):
+            with driver_errors(self._client.address):
                 raise
-
-    def _fail(self, reason: str) -> bool:
-        self.has_failed = True
-        node = self._node.get("target_nodes")
-        log.warning(_BY_HAND, f"{node.host}:{node.port}" if node else self._address, reason)
-        return True
-
-
-def _rewrite_all(client: RedisClient, notes: Sequence[bytes], on_progress: Progress | None) -> int:
-    """Rewrite the file of each primary; then delete the notes, if no rewrite failed. Return the number of rewrites."""
-    driver: Any = client.driver
-    is_cluster = isinstance(driver, RedisCluster)
-    nodes = [{"target_nodes": node} for node in driver.get_primaries()] if is_cluster else [{}]
-    rewrites = [_Rewrite(client, node) for node in nodes]
-    _run(rewrites, on_progress)
-    if not any(rewrite.has_failed for rewrite in rewrites):
-        for batch in batches(notes, CHUNK):
-            client.execute_once("ZREM", WITHDRAWN, *batch)
-    return sum(rewrite.is_done for rewrite in rewrites)
-
-
-def _run(rewrites: Sequence[_Rewrite], on_progress: Progress | None) -> None:
-    left = list(rewrites)
-    for _ in attempts(LONGEST_S, longest_pause_s=_PAUSE_S):
-        left = [rewrite for rewrite in left if not rewrite.step()]
-        if on_progress:
-            on_progress(len(rewrites) - len(left), len(rewrites))
-        if not left:
-            return
-    for rewrite in left:
-        rewrite.give_up()

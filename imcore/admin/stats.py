@@ -21,7 +21,6 @@ LATELY_S = 10
 """Rates are averages over this time."""
 
 _WEIGHED = 100
-"""The number of streams whose memory is measured."""
 
 _MOST_MEMBERS = 2000
 """Only streams of groups with fewer members are measured: it takes the server 0.1 us per member."""
@@ -80,7 +79,6 @@ class Stats:
     streams: tuple[StreamStats, ...]
     storm: StormStats
     silent: tuple[SilentHolder, ...]
-    """Silent processes with pending entries."""
     rebuild: str | None
     """`under way` or `broken off` for a rebuild that has not ended: until then some entries are not stored."""
     servers: tuple[ServerSettings, ...]

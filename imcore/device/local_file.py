@@ -42,7 +42,6 @@ CREATE TABLE outbox (
 """
 
 BUSY_TIMEOUT_S = 10.0
-"""For how long a transaction waits for another program."""
 
 _APPLICATION_ID = 0x696D6372
 _ROWS_AT_ONCE = 500
@@ -100,7 +99,6 @@ class LocalFile:
         self._uid = uid
         self._lock: int | None = None
         self.recalled_texts = sqlite_file.RecalledTexts()
-        """Texts that were deleted, and may still be in the log."""
         self._is_read_only = read_only
         if problem := sqlite_file.library_problem():
             raise LocalDatabaseError(problem)

@@ -37,7 +37,6 @@ class HealthCheck:
         self._connection: socket.socket | None = None
         self._answer = b""
         self._asked_at: float | None = None
-        """When the question was sent whose answer is awaited."""
         self._reported: set[str] = set()
         """Problems that last, each of which is reported once."""
         self._connect()

@@ -39,9 +39,7 @@ class Channels:
         self._space = space
         self._inboxes: dict[str, Inbox] = {}
         self.owners: dict[str, ChannelOwner] = {}
-        """By channel."""
         self.groups: dict[str, GroupSubscribers] = {}
-        """By gid, of the groups that sessions follow."""
         self._to_drop: dict[str, None] = {}
         self._to_add: dict[str, None] = {}
         self._dropping: Counter[str] = Counter()
@@ -163,7 +161,6 @@ class Resubscription:
     _on_open: Callable[[], None]
     _clock: Clock
     is_open: bool = False
-    """Whether there is a subscription, as far as is known."""
     _backoff: Backoff = field(default_factory=Backoff)
     _next_ping: float = math.inf
     _awaits_pong: bool = False

@@ -84,7 +84,6 @@ class Core:
         self._clock = clock
         self._sessions: dict[str, Session] = {}
         self.deliveries = DeliveryQueue()
-        """The events that are ready to be taken, and those that were."""
         self._to_resync: DelayQueue[Session] = DelayQueue()
         self._channels = Channels(space)
         self._log = log = ThrottledLog(clock)

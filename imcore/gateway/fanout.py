@@ -96,7 +96,6 @@ class Session:
     resume_points: dict[str, ResumePoint | None] = field(default_factory=dict)
     """By gid, of the groups that it does not follow now. None: at the user's ack offset."""
     as_recipients: "Recipients" = field(init=False, repr=False)
-    """This session alone."""
 
     def __post_init__(self) -> None:
         self.as_recipients = Recipients([self])

@@ -71,11 +71,9 @@ class Gateway:
         """Begin a session.
 
         `after` comes from the client's own database: by gid, the msgid up to which it has the group. Each group begins
-        after that or after the user's offset as it is now, whichever comes first: so the session gets all that is not
-        acked, and what another device has acked. A group that is not in `after` begins after the offset; with
-        `since_join`, for a device that had a database before, where the user joined it.
-
-        Raise InvalidInput for a uid, gid or msgid that cannot be one, TryAgain if the session could not begin.
+        after that or after the user's offset, whichever comes first. A group that is not in `after` begins after the
+        offset; with `since_join`, for a device that had a database before, where the user joined it. Raise InvalidInput
+        for a uid, gid or msgid that cannot be one, TryAgain if the session could not begin.
         """
         check_name(uid, "uid")
         known = check_resume_points(after)
@@ -85,12 +83,12 @@ class Gateway:
         return session
 
     def end(self, session: Session, *, clean: bool = True) -> None:
-        """End one session; the user is offline if it was the last one. A session that has ended already is ignored.
+        """End one session; the user is offline if it was the last one. A session that has ended is ignored.
 
-        A clean end acks what was handed over to it (with `acks="client"` what was received). Raise TryAgain if that is
-        impossible now: then the session goes on. An end that is not clean, as where a socket is found dead, acks only
-        what the client has confirmed, so that the rest comes again to the user's next session. The session ends at
-        once, at the server with the next `poll`, and nothing is raised.
+        A clean end acks what was handed over (with `acks="client"` what was received). Raise TryAgain if that is
+        impossible now: then the session continues. Any other end, as where a socket is found dead, acks only what the
+        client has confirmed: the rest comes again to the user's next session. It raises nothing; the server learns of
+        it with the next `poll`.
         """
         if self._core and clean:
             self._end(self._core, [session])
@@ -127,8 +125,9 @@ class Gateway:
             self._core.received(session, gid, packed)
 
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
-        """Note that the client of a session has got these receipts: they are confirmed with others, for all the user's
-        sessions. Raise InvalidInput unless `acks="client"`, and for receipts that were never given out.
+        """Note that the client of a session has got these receipts. They are confirmed for all the user's sessions.
+
+        Raise InvalidInput unless `acks="client"`, and for receipts that were never given out.
         """
         self._check_client()
         checked = check_receipts(receipts)
@@ -143,9 +142,9 @@ class Gateway:
         """Return new events, after waiting at most so long for the first. The events of the last call are received now.
 
         While Redis is away, full, or refuses something (any TryAgain), the gateway tries that again after longer and
-        longer waits; all else goes on, and nothing is lost. A user whose missed messages or receipts need the database
-        waits alone while that is away. Raise InvalidInput for a timeout that is no number, ConfigurationError for a
-        problem that waiting does not mend, such as a missing right.
+        longer waits, and nothing is lost. A user whose missed messages or receipts need the database waits alone for
+        it. Raise InvalidInput for a timeout that is no number, ConfigurationError for a problem that waiting does not
+        mend.
         """
         if not is_number(timeout_s):
             raise InvalidInput(f"timeout_s must be seconds; it is {reprlib.repr(timeout_s)}")

@@ -9,9 +9,9 @@ from imcore.gateway.channels import Inbox
 from imcore.gateway.fanout import DeliveryQueue, ReceiptsChanged, Recipients, Session
 from imcore.gateway.scheduler import DelayQueue
 from imcore.model.values import Receipt
-from imcore.operations import dirty_receipts
-from imcore.operations.dirty_receipts import DirtyCursor
+from imcore.operations import sessions as operations
 from imcore.operations.effects import Effects
+from imcore.operations.sessions import DirtyCursor
 from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Backoffs, Clock, ThrottledLog
 from imcore.util.batches import batches
@@ -81,8 +81,8 @@ class ReceiptDelivery:
         sessions = self._queue.take(SESSIONS_PER_STEP, self._clock())
         cursors = [replace(self._cursors[session]) for session in sessions]
         try:
-            dirty = yield from dirty_receipts.dirty_receipts(self._space, cursors, RECEIPTS_PER_PAGE)
-            pages = yield from dirty_receipts.receipts(
+            dirty = yield from operations.dirty_receipts(self._space, cursors, RECEIPTS_PER_PAGE)
+            pages = yield from operations.to_deliver(
                 self._space, [[] if isinstance(page, ImError) else page for page in dirty]
             )
         except BaseException:
@@ -178,7 +178,7 @@ class ReceiptConfirmation:
 
     def _confirm(self, receipts: dict[str, list[Receipt]]) -> Effects[list[TryAgain]]:
         """Confirm receipts by sender; return the refusals that may pass. Raise the error that all have to wait for."""
-        answers = yield from dirty_receipts.confirmed(self._space, receipts)
+        answers = yield from operations.confirm_many(self._space, receipts)
         refused = []
         for uid, confirmed in receipts.items():
             errors = [answer for answer in answers[uid] if isinstance(answer, ImError)]

@@ -38,7 +38,6 @@ _MOST_WAITING = 10_000
 _ENTRIES_PER_PAGE = 1000
 
 _NumberedEvent = tuple[int, Event]
-"""An event with the number of its line."""
 
 
 @dataclass(slots=True)
@@ -62,19 +61,15 @@ def import_events(
     """Replay events, one JSON object a line, in their order.
 
     A message that is stored already (same gid, sender and client_msgid) does nothing, however old it is. The events
-    before it in its group were applied before it was stored, so of these only the final memberships are applied again.
-    Therefore the same import again changes nothing, unless others have changed the members meanwhile, and an import
-    that was interrupted continues where it ended. (The events after the last message of a group may have been applied
-    or not: of these, too, only the final memberships and acks are applied again.) Otherwise the sender of a message or
-    ack who is not a member joins first, and the first event of a group creates it.
+    before it in its group were applied before it was stored: of these, and of those after the last message of a
+    group, only the final memberships (and acks) are applied again. So the same import again changes nothing, unless
+    others have changed the members meanwhile, and an interrupted import continues where it ended. Otherwise the
+    sender of a message or ack who is not a member joins first, and the first event of a group creates it.
 
-    A line that is not valid changes nothing: `on_error` gets its number, from 1, and the reason, and the import
-    continues. Blank lines are ignored. `on_progress` gets the bytes of each line. `imcore.importer.formats.EventLines`
-    reads the lines of a file.
-
-    Raise ConfigurationError for a database that cannot be used, RedisUnavailable, RedisFull or DatabaseUnavailable;
-    afterwards the same import can be run again. If others change the same groups at the same time, all of this holds
-    but the counts of joins and leaves.
+    A line that is not valid changes nothing: `on_error` gets its number, from 1, and the reason. Blank lines are
+    ignored. `on_progress` gets the bytes of each line. `imcore.importer.formats.EventLines` reads the lines of a
+    file. Raise ConfigurationError for a database that cannot be used, RedisUnavailable, RedisFull or
+    DatabaseUnavailable; afterwards the same import can be run again.
     """
     _make_ready(chat)
     run = _Import(chat, on_error)
@@ -258,13 +253,10 @@ class _StoredMessages:
         self._database = system.database
         self._gid = gid
         self._msgids: dict[str, str] = {}
-        """By client_msgid."""
         self._msgids_of_senders: dict[tuple[str, str], str] = {}
-        """By uid and client_msgid."""
         self.mentioned: set[str] = set()
         """The msgids of the messages that this run has come to."""
         self._newest: str | None = None
-        """The newest msgid that was read from Redis."""
         self._sql_was_empty = not self._database.messages_after(gid, msgids.NONE, limit=1)
         self._read_redis()
         self.is_empty = self._sql_was_empty and self._newest is None

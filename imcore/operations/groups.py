@@ -17,7 +17,6 @@ from imcore.streams.keys import SEPARATOR
 from imcore.util.batches import batches
 
 BATCH = 500
-"""How many groups, members or users one round trip asks about."""
 
 
 def create_group(gid: str, uids: Iterable[str]) -> Effects[Group]:

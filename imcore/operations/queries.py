@@ -159,7 +159,6 @@ def messages(space: Keyspace, gid: str, rows: Sequence[MessageRow]) -> Effects[l
 
 
 Messages = Mapping[str, Sequence[int]]
-"""Msgids (packed) by gid."""
 Tallies = dict[tuple[str, int], Counts | ImError]
 """By gid and msgid: read and unread, or the error of that message: UnknownGroup, UnknownMessage, RedisRefuses (a
 partition moves to another node), RedisUnavailable (a node of a cluster is away), SQL's, or that of a damaged group."""

@@ -15,10 +15,8 @@ from imcore.streams.calls.receipt_calls import Names
 from imcore.streams.keys import Keyspace
 
 NAMES = 1000
-"""About how many names one call of Redis answers."""
 
 _TALLIES = 200
-"""How many messages one call of Redis answers with their tallies."""
 
 
 def tally(gid: str, msgid: str) -> Effects[Tally]:

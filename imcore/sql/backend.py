@@ -18,7 +18,6 @@ class Backend(ABC):
     """The URL as people may see it: without a password."""
     engine: Engine
     driver_error: type[Exception]
-    """The base class of the driver's errors."""
 
     def create(self) -> None:
         """Make what a first connection needs, if it is missing."""

@@ -21,7 +21,6 @@ from imcore.sql.bulk import UPDATES, BulkTable, by_table
 from imcore.util.batches import batches
 
 TRIES = 5
-"""The number of attempts at a transaction that conflicts with others."""
 ROWS_PER_INSERT = 1000
 
 _PATIENCE = {

@@ -17,10 +17,8 @@ from imcore.util.backoff import ThrottledLog
 log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_MS = 10_000
-"""The longest wait of a statement for a lock."""
 
 SLOW_AFTER_S = 10.0
-"""A longer wait for an answer is logged."""
 
 _INTERVAL_S = 0.1
 """How often a wait for the server looks for an interruption, and whether it has become long."""

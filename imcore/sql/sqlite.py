@@ -31,7 +31,6 @@ from imcore.sql.sqlite_file import FileConnection, error_code
 from imcore.sql.tables import to_iso
 
 BUSY_TIMEOUT_MS = 10_000
-"""The longest wait of a writer for another writer."""
 
 _REJECTED = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_RANGE}
 _NOT_USABLE = {

@@ -38,7 +38,6 @@ _SETTINGS = (
 
 
 Identity = tuple[int, int]
-"""The device and inode of a file."""
 
 
 class FileConnection(sqlite3.Connection):
