@@ -102,7 +102,6 @@ class Role:
         return " ".join(("ACL SETUSER", self.user, "reset on", PASSWORD, *self.rules))
 
     def file_line(self) -> str:
-        """Return the line for the server's `aclfile`."""
         return " ".join(("user", self.user, "on", PASSWORD, *self.rules))
 
 

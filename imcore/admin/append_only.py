@@ -82,19 +82,23 @@ def _rewrite_all(client: RedisClient, notes: Sequence[bytes], on_progress: Progr
     is_cluster = isinstance(driver, RedisCluster)
     nodes = [{"target_nodes": node} for node in driver.get_primaries()] if is_cluster else [{}]
     rewrites = [_Rewrite(client, node) for node in nodes]
+    _run(rewrites, on_progress)
+    if not any(rewrite.has_failed for rewrite in rewrites):
+        for batch in batches(notes, CHUNK):
+            client.execute_once("ZREM", WITHDRAWN, *batch)
+    return sum(rewrite.is_done for rewrite in rewrites)
+
+
+def _run(rewrites: Sequence["_Rewrite"], on_progress: Progress | None) -> None:
     left = list(rewrites)
     for _ in attempts(LONGEST_S, longest_pause_s=_PAUSE_S):
         left = [rewrite for rewrite in left if not rewrite.step()]
         if on_progress:
             on_progress(len(rewrites) - len(left), len(rewrites))
         if not left:
-            break
+            return
     for rewrite in left:
         rewrite.fail(f"{rewrite.state} after {LONGEST_S // 60} minutes")
-    if not any(rewrite.has_failed for rewrite in rewrites):
-        for batch in batches(notes, CHUNK):
-            client.execute_once("ZREM", WITHDRAWN, *batch)
-    return sum(rewrite.is_done for rewrite in rewrites)
 
 
 class _Rewrite:

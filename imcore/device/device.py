@@ -248,9 +248,7 @@ class Device:
                 self._begin_tallies()
             return True
         try:
-            # Earlier receipts of messages that have just come went to other devices.
-            for page in batches((message for message in own if message.recalls is None), PAGE):
-                self._fetch_tallies({(message.gid, message.msgid): (0, None) for message in page})
+            self._fetch_new_tallies(own)
             if not self._has_all_tallies:
                 self._fetch_older_tallies()
         except TryAgain as error:
@@ -264,6 +262,11 @@ class Device:
 
     def _begin_tallies(self) -> None:
         self._tallies_before, self._has_all_tallies = None, False
+
+    def _fetch_new_tallies(self, own: Iterable[Message]) -> None:
+        """Ask for own messages that have just come: their earlier receipts went to other devices."""
+        for page in batches((message for message in own if message.recalls is None), PAGE):
+            self._fetch_tallies({(message.gid, message.msgid): (0, None) for message in page})
 
     def _fetch_older_tallies(self) -> None:
         """Ask for a page of own messages that may be unread. If RedisUnavailable is raised, no tally is kept."""

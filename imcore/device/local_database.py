@@ -113,7 +113,6 @@ class LocalDatabase:
     """
 
     def __init__(self, path: Path, uid: str, *, exclusive: bool = False, read_only: bool = False) -> None:
-        """Open it, or make it unless `read_only`. Raise what LocalFile raises."""
         self.path = path
         self.uid = uid
         self._file = LocalFile(path, uid, exclusive=exclusive, read_only=read_only)

@@ -119,7 +119,6 @@ class EmbeddedServer:
 
     @property
     def has_socket(self) -> bool:
-        """Whether the file at the socket's path is this server's socket."""
         return self._inode is not None and _inode_of(self.socket) == self._inode
 
     @property
@@ -230,7 +229,6 @@ class EmbeddedServer:
         self._publish_socket()
 
     def _publish_socket(self) -> None:
-        """Give the socket its public name, unless it has it."""
         self._inode = _inode_of(self._own_path)
         if self.has_socket:
             return

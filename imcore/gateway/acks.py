@@ -71,7 +71,6 @@ class AckBuffer:
             self._full.append(unacked if unacked.is_taken else self._take(unacked))
 
     def next_due(self) -> float:
-        """Return when the next ack is due: `inf` if none waits."""
         if self._full:
             return 0.0
         self._pop_taken()

@@ -113,7 +113,6 @@ class Channels:
         return owner if owner and owner.is_subscribed else None
 
     def dropped(self, channel: str) -> bool:
-        """Note that a channel was dropped; return whether that was wanted."""
         return _confirmed(self._dropping, channel)
 
     def _add(self, channel: str, owner: ChannelOwner) -> None:

@@ -76,7 +76,7 @@ class GatewayOptions:
 
 
 class Core:
-    """Sessions that share a subscription."""
+    """Sessions that share a subscription. `Gateway` documents the operations; msgids are packed here."""
 
     def __init__(self, space: Keyspace, settings: Settings, options: GatewayOptions, clock: Clock) -> None:
         self._space = space
@@ -143,7 +143,6 @@ class Core:
         return positions
 
     def end(self, sessions: Sequence[Session]) -> Effects[None]:
-        """End sessions cleanly. See `Gateway.end`."""
         ending = [session for session in sessions if session.sid in self._sessions]
         if self._options.acks == "auto":
             self._receive(self.deliveries.in_flight_of(ending))
@@ -154,7 +153,6 @@ class Core:
         self._forget(ending)
 
     def drop(self, sessions: Sequence[Session]) -> None:
-        """End sessions whose clients are gone. See `Gateway.end`, not clean."""
         ending = [session for session in sessions if session.sid in self._sessions]
         if self._options.acks == "auto":
             self._acks.buffer.forget(ending)
@@ -179,7 +177,6 @@ class Core:
     # What clients have received.
 
     def received(self, session: Session, gid: str, msgid: int) -> None:
-        """See `Gateway.received`; the msgid is packed."""
         cursor = session.cursors.get(gid)
         newest = ResumePoint(cursor.msgid or 0, cursor.seq) if cursor else session.resume_points.get(gid)
         if session.sid in self._sessions and newest and msgid <= newest.msgid:
@@ -212,7 +209,6 @@ class Core:
         return self._scheduler.due()
 
     def step(self) -> Effects[None]:
-        """Do what is due. What Redis or the database cannot do now is done later."""
         yield from self._scheduler.step()
 
     def subscription_lost(self, error: RedisUnavailable) -> None:

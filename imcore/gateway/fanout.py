@@ -102,7 +102,6 @@ class Session:
 
     @property
     def gids(self) -> set[str]:
-        """The groups of which it may have got messages."""
         return self.cursors.keys() | self.resume_points.keys()
 
 

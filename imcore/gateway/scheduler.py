@@ -33,7 +33,6 @@ class Scheduler:
         self._clock = clock
 
     def due(self) -> float:
-        """Return when the next task is due."""
         return max(self._all.until, min(max(task.due(), wait.until) for task, wait in self._backoffs.items()))
 
     def step(self) -> Effects[None]:

@@ -197,7 +197,6 @@ class _LineSplitter:
         self._is_too_long = False
 
     def add(self, chunk: bytes) -> Iterator[Line]:
-        """Yield the lines that end in a chunk."""
         for piece in BytesIO(chunk):  # in C, and by LF alone
             is_end = piece.endswith(b"\n")
             if self._is_too_long:
@@ -232,7 +231,7 @@ def _until_damage(lines: Iterator[Line], gzip: GzipStream) -> Iterator[Line]:
 # From lines to the format.
 
 
-class _Beginning:
+class _FirstLines:
     """The lines up to the first JSON object, or enough lines to identify the format."""
 
     def __init__(self) -> None:
@@ -263,7 +262,7 @@ class _Beginning:
 
 def _examined(lines: Iterator[Line], head: bytes, name: str) -> list[Line]:
     """Return the lines that had to be read to identify the format. Raise InvalidInput for a wrong one."""
-    beginning = _Beginning()
+    beginning = _FirstLines()
     any(map(beginning.add, lines))  # up to the line that ends it
     wrong = b"".join(beginning.wrong)
     if beginning.object is not None:

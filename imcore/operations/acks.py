@@ -14,7 +14,6 @@ from imcore.streams.calls.message_calls import AckResult, AckTarget, split_targe
 
 
 def ack(uid: str, gid: str, msgid: str | None) -> Effects[Ack]:
-    """See `Chat.ack`."""
     check_name(uid, "uid")
     check_handed_over(gid, "gid")
     target = AckTarget(None if msgid is None else check_msgid(msgid), [uid])
@@ -23,7 +22,6 @@ def ack(uid: str, gid: str, msgid: str | None) -> Effects[Ack]:
 
 
 def ack_many(gid: str, acks: Iterable[tuple[str, str | None]]) -> Effects[list[Ack | ImError]]:
-    """See `Chat.ack_many`."""
     check_handed_over(gid, "gid")
     checked = [_checked(each) for each in check_list(acks, "acks")]
     by_msgid: dict[int | None, dict[str, None]] = {}

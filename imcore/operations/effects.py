@@ -137,19 +137,16 @@ def call_each(calls: Sequence[Call[T]], *, repeatable: bool = True) -> Effects[l
 
 
 def call_many(calls: Sequence[Call[T]], *, repeatable: bool = True) -> Effects[list[T]]:
-    """Call Redis; raise the first error."""
     answers = yield from call_each(calls, repeatable=repeatable)
     return [raised(answer) for answer in answers]
 
 
 def call(one: Call[T], *, repeatable: bool = True) -> Effects[T]:
-    """Call Redis once; raise its error."""
     [answer] = yield from RedisCalls([one], repeatable)
     return raised(answer)
 
 
 def raised(answer: T | ImError) -> T:
-    """Return an answer, or raise the error in its place."""
     if isinstance(answer, ImError):
         raise answer
     return answer

@@ -20,18 +20,15 @@ BATCH = 500
 
 
 def create_group(gid: str, uids: Iterable[str]) -> Effects[Group]:
-    """See `Chat.create_group`."""
     refuse_direct(check_name(gid, "gid"))
     return (yield from creation.create(gid, check_uids(uids)))
 
 
 def add_members(gid: str, uids: Iterable[str]) -> Effects[Group]:
-    """See `Chat.add_members`."""
     return (yield from _change_members(group_calls.add_members, gid, uids))
 
 
 def remove_members(gid: str, uids: Iterable[str]) -> Effects[Group]:
-    """See `Chat.remove_members`."""
     return (yield from _change_members(group_calls.remove_members, gid, uids))
 
 

@@ -38,7 +38,6 @@ CONTENT_PER_CALL = 1 << 20
 def send(
     gid: str, content: str, *, sender_uid: str, client_msgid: str | None, sent_at: datetime | None, settings: Settings
 ) -> Effects[Message]:
-    """See `Chat.send`."""
     check_name(gid, "gid")
     _check(sender_uid, content, client_msgid, settings)
     sent_at_ms = None if sent_at is None else check_time(sent_at)
@@ -50,7 +49,6 @@ def send(
 def send_direct(
     uid: str, content: str, *, sender_uid: str, client_msgid: str | None, settings: Settings
 ) -> Effects[Message]:
-    """See `Chat.send_direct`."""
     gid = gid_of(uid, sender_uid)
     # What the send refuses is refused here already: else the chat would be created and nothing said in it.
     _check(sender_uid, content, client_msgid, settings)
@@ -61,7 +59,6 @@ def send_direct(
 
 
 def send_many(gid: str, drafts: Iterable[Draft], *, settings: Settings) -> Effects[list[Message | ImError]]:
-    """See `Chat.send_many`."""
     check_name(gid, "gid")
     checked = [_checked(draft, settings) for draft in check_list(drafts, "drafts")]
     return (yield from _send(gid, checked, settings))
@@ -96,7 +93,6 @@ def _send(gid: str, drafts: Sequence[Draft], settings: Settings) -> Effects[list
 
 
 def _parts(drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
-    """Yield the drafts of each call, in order."""
     part: list[Draft] = []
     size = 0
     for draft in drafts:
@@ -124,7 +120,6 @@ def _sent(gid: str, draft: Draft, result: SendResult) -> Effects[Message]:
 
 
 def recall(gid: str, msgid: str, *, by: str, admin: bool) -> Effects[Message]:
-    """See `Chat.recall`."""
     check_name(by, "uid")
     packed = check_msgid(msgid)
     recalled = yield from message(check_name(gid, "gid"), packed)
@@ -155,7 +150,6 @@ def message(gid: str, packed: int) -> Effects[Message | None]:
 
 
 def pull(uid: str, gid: str | None, *, limit: int | None) -> Effects[list[Message]]:
-    """See `Chat.pull`."""
     check_name(uid, "uid")
     check_limit(limit)
     if gid is not None:

@@ -128,7 +128,6 @@ class Performer:
 
 
 def perform_in_redis(client: RedisClient, effects: Effects[T]) -> T:
-    """Perform an operation that needs Redis alone."""
     return perform(effects, partial(_perform_in_redis, client))
 
 

@@ -100,7 +100,6 @@ class MessagePage(NamedTuple):
 
 
 def groups_of(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, list[str]]]:
-    """Return the gids of each user's groups, in order."""
     answers = yield from groups_or_errors(space, uids)
     return {uid: raised(gids) for uid, gids in answers.items()}
 
@@ -127,7 +126,6 @@ def _gids(answers: Sequence[list[str] | ImError]) -> set[str]:
 
 
 def first_error(answers: Iterable[object]) -> ImError | None:
-    """Return the first error among answers."""
     return next((answer for answer in answers if isinstance(answer, ImError)), None)
 
 

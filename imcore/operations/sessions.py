@@ -41,7 +41,6 @@ class DirtyCursor:
         return cls(uid, dict.fromkeys(range(space.partitions), 0))
 
     def calls(self, space: Keyspace, count: int) -> list[Call[list[DirtyReceipt]]]:
-        """Return the calls for the next `count` of each partition."""
         return [
             receipt_calls.dirty(space, partition, self.uid, after=after, count=count)
             for partition, after in self.after.items()
@@ -137,14 +136,12 @@ def confirm_many(space: Keyspace, receipts: Mapping[str, Sequence[Receipt]]) -> 
 
 
 def begin(uid: str, *, online_ms: int) -> Effects[str]:
-    """See `Chat.begin_session`."""
     session = uuid.uuid4().hex
     yield from _beat(check_name(uid, "uid"), session, online_ms, opens=True)
     return session
 
 
 def heartbeat(uid: str, session: str, *, online_ms: int) -> Effects[list[Receipt]]:
-    """See `Chat.heartbeat`."""
     yield from _beat(check_name(uid, "uid"), check_name(session, "session"), online_ms, opens=False)
     return (yield from receipts(uid, limit=None))
 
@@ -155,7 +152,6 @@ def _beat(uid: str, session: str, online_ms: int, *, opens: bool) -> Effects[Non
 
 
 def end(uid: str, session: str) -> Effects[None]:
-    """See `Chat.end_session`."""
     check_name(uid, "uid")
     check_name(session, "session")
     space = yield from GetKeyspace()
@@ -163,7 +159,6 @@ def end(uid: str, session: str) -> Effects[None]:
 
 
 def receipts(uid: str, *, limit: int | None) -> Effects[list[Receipt]]:
-    """See `Chat.receipts`."""
     check_name(uid, "uid")
     check_limit(limit)
     space = yield from GetKeyspace()
@@ -171,7 +166,6 @@ def receipts(uid: str, *, limit: int | None) -> Effects[list[Receipt]]:
 
 
 def confirm_receipts(uid: str, confirmed: Sequence[Receipt]) -> Effects[int]:
-    """See `Chat.confirm_receipts`."""
     check_name(uid, "uid")
     known = check_receipts(confirmed)
     space = yield from GetKeyspace()

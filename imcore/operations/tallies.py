@@ -20,13 +20,11 @@ _TALLIES = 200
 
 
 def tally(gid: str, msgid: str) -> Effects[Tally]:
-    """See `Chat.tally`."""
     [counts] = (yield from _counts(check_name(gid, "gid"), [check_msgid(msgid)])).values()
     return Tally(gid, msgid, *raised(counts))
 
 
 def tallies(gid: str, of: Iterable[str]) -> Effects[list[Tally]]:
-    """See `Chat.tallies`."""
     check_handed_over(gid, "gid")
     wanted = {check_msgid(msgid): msgid for msgid in check_list(of, "msgids")}
     counts = yield from _counts(gid, list(wanted))
@@ -40,7 +38,6 @@ def _counts(gid: str, packed: Sequence[int]) -> Effects[queries.Tallies]:
 
 
 def status(gid: str, *, limit: int) -> Effects[list[MessageTally]]:
-    """See `Chat.status`."""
     check_limit(limit, lowest=0)
     check_name(gid, "gid")
     space = yield from GetKeyspace()

@@ -146,7 +146,6 @@ def decoded(raw: bytes) -> str | bytes:
 
 
 def text_of(value: object) -> str:
-    """Return a cell as text."""
     if isinstance(value, str):
         return value
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
@@ -158,7 +157,6 @@ def int_of(value: object) -> int:
 
 
 def is_msgid(value: object) -> bool:
-    """Return whether a cell holds the packed msgid of a message."""
     return type(value) is int and 0 < value <= msgids.HIGHEST
 
 

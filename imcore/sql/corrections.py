@@ -37,7 +37,6 @@ def lower_spans(database: Database, rows: Iterable[SpanRow], *, above: int) -> N
 
 
 def delete_recalled_texts(database: Database, gid: str) -> None:
-    """Delete the texts of a group's recalled messages."""
     c, tombstone = GROUP_MSGS.c, GROUP_MSGS.alias()
     recalled = select(tombstone.c.recalls).where(tombstone.c.gid == gid, tombstone.c.recalls.is_not(None))
     with_text = and_(c.gid == gid, c.msgid.in_(recalled), c.content != "")

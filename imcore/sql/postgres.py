@@ -43,7 +43,6 @@ class PostgresBackend(Backend):
     driver_error = psycopg.Error
 
     def __init__(self, url: str) -> None:
-        """Raise ConfigurationError for a URL that cannot be used."""
         given = postgres_url.parse(url)
         self.address = postgres_url.shown(given)
         arguments = {"application_name": "imcore", **_PATIENCE, **given}

@@ -41,7 +41,6 @@ class Light(NamedTuple):
 
 
 def gids(database: Database) -> Iterator[str]:
-    """Yield the gids of all groups, in order."""
     page = [""]
     while page:  # not one stream: it would keep a transaction open while each group is handled
         query = select(CHAT_GROUPS.c.gid).where(CHAT_GROUPS.c.gid > page[-1]).order_by(CHAT_GROUPS.c.gid).limit(PAGE)
@@ -62,7 +61,6 @@ def count_groups(database: Database) -> int:
 
 
 def listed(database: Database, gids: Sequence[str]) -> set[str]:
-    """Return the gids among these that belong to groups."""
     return {gid for (gid,) in database.fetch(select(CHAT_GROUPS.c.gid).where(CHAT_GROUPS.c.gid.in_(gids)))}
 
 
@@ -76,7 +74,6 @@ def unlisted(database: Database) -> list[str]:
 
 
 def heads(database: Database, gids: Sequence[str]) -> dict[str, Head]:
-    """Return the heads of some groups, in the given order."""
     heads_by_gid = {gid: Head(gid) for gid in gids}
     if gids:
         c = GROUP_MSGS.c

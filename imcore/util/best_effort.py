@@ -94,7 +94,6 @@ class BestEffort(io.RawIOBase):
         super().close()
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        """Queue the text, or drop it; return its length."""
         text = bytes(data)
         if sys.is_finalizing():  # no thread runs any more
             self._write_at_the_end(text)
