@@ -537,7 +537,7 @@ class TestDeadLetters:
     def test_an_unknown_id_is_refused(self, chat: Chat, act: object, unknown: str) -> None:
         assert callable(act)
         with pytest.raises(UnknownDeadLetter, match=unknown):
-            act(chat.system, unknown)
+            act(chat.system.client, unknown)
 
     @pytest.mark.parametrize("wrong", ["", "x", "1767225600000-0", "0:", "-1:1-1", "0:1-0\n", "\u0660:1-1", "0:-"])
     def test_what_is_no_id_is_refused(self, chat: Chat, wrong: str) -> None:

@@ -122,7 +122,7 @@ def test_tallies_are_asked_for_by_the_page(
         asked.append(len(msgids))
         return tallies(gid, msgids)
 
-    monkeypatch.setattr(bob._tallies, "_fetch", ask)
+    monkeypatch.setattr(chat, "tallies", ask)
     # When
     chat.ack("ann", "team")
     for _ in range(2):
