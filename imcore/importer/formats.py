@@ -7,7 +7,7 @@ import codecs
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedIOBase, BytesIO
 from itertools import chain, islice
 from typing import Any
@@ -231,17 +231,17 @@ def _until_damage(lines: Iterator[Line], gzip: GzipStream) -> Iterator[Line]:
 # From lines to the format.
 
 
+@dataclass(slots=True)
 class _FirstLines:
     """The lines up to the first JSON object, or enough lines to identify the format."""
 
-    def __init__(self) -> None:
-        self.lines: list[Line] = []
-        self.object: bytes | None = None
-        self.wrong: list[bytes] = []
-        self.wrong_bytes = 0
-        self.first_wrong = ""
-        """The number of the first line that is not a JSON object, and why."""
-        self.blank_bytes = 0
+    lines: list[Line] = field(default_factory=list)
+    object: bytes | None = None
+    wrong: list[bytes] = field(default_factory=list)
+    wrong_bytes: int = 0
+    first_wrong: str = ""
+    """The number of the first line that is not a JSON object, and why."""
+    blank_bytes: int = 0
 
     def add(self, line: Line) -> bool:
         """Add a line. Return whether the beginning ends with it."""

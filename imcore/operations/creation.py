@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from imcore.errors import GroupAbandoned, GroupExists, GroupUnderWay
 from imcore.model.values import Group
-from imcore.operations.effects import Effects, GetKeyspace, Page, Pages, Sleep, call, call_many
+from imcore.operations.effects import Effects, GetKeyspace, Pages, Sleep, call, call_many
 from imcore.streams.calls import creation_calls, group_calls, scan_calls
 from imcore.streams.calls.creation_calls import LOST
 from imcore.streams.keys import Keyspace, uid_of
@@ -113,4 +113,4 @@ def first_members(gid: str) -> Pages[str]:
     cursor = ""
     while cursor != "0":
         cursor, spans = yield from call(scan_calls.first_spans(space, gid, cursor or "0"))
-        yield Page(list(map(uid_of, spans)))
+        yield list(map(uid_of, spans))

@@ -100,15 +100,8 @@ class Sleep(Effect[None]):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
-    """A page of the results of an operation that has many."""
-
-    items: Sequence[T]
-
-
-Pages = Generator[Effect[Any] | Page[T], Any, None]
-"""An operation that yields its results in pages, between its effects."""
+Pages = Generator[Effect[Any] | list[T], Any, None]
+"""An operation that yields its results in lists, between its effects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +163,11 @@ def perform(effects: Effects[T], perform_one: Callable[[Effect[Any]], Any]) -> T
 
 def stream(effects: Pages[T], perform_one: Callable[[Effect[Any]], Any]) -> Iterator[T]:
     """Perform one effect after the other; yield the results, page by page, as they are asked for."""
-    effect: Effect[Any] | Page[T] | None = next(effects, None)
+    effect: Effect[Any] | list[T] | None = next(effects, None)
     while effect is not None:
         try:
-            if isinstance(effect, Page):
-                yield from effect.items
+            if isinstance(effect, list):
+                yield from effect
                 answer = None
             else:
                 answer = perform_one(effect)

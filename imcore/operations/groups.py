@@ -9,7 +9,7 @@ from imcore.model.direct import refuse_direct
 from imcore.model.limits import check_name, check_uids
 from imcore.model.values import Group, Member, Unread
 from imcore.operations import creation, queries
-from imcore.operations.effects import Effects, GetKeyspace, Page, Pages, call, call_each, call_many, raised
+from imcore.operations.effects import Effects, GetKeyspace, Pages, call, call_each, call_many, raised
 from imcore.operations.queries import MessagesBefore
 from imcore.streams.calls import group_calls, scan_calls, session_calls
 from imcore.streams.calls.call import Call
@@ -62,7 +62,7 @@ def groups() -> Pages[Group]:
         gids |= yield from _scan(partial(scan_calls.groups, space, partition))
     for batch in batches(sorted(gids), BATCH):
         answers = yield from call_each([group_calls.group(space, gid) for gid in batch])
-        yield Page([raised(answer) for answer in answers if not isinstance(answer, UnknownGroup)])
+        yield [raised(answer) for answer in answers if not isinstance(answer, UnknownGroup)]
 
 
 def members(gid: str) -> Pages[Member]:
@@ -73,13 +73,11 @@ def members(gid: str) -> Pages[Member]:
     for uids in batches(sorted(span for span in spans if SEPARATOR not in span), BATCH):
         online_uids = yield from _online(uids)
         positions = yield from _positions([(gid, uid) for uid in uids], NotMember)
-        yield Page(
-            [
-                Member(gid, uid, position.last_ack_msgid, position.unread, online=uid in online_uids)
-                for uid, position in zip(uids, positions, strict=True)
-                if position
-            ]
-        )
+        yield [
+            Member(gid, uid, position.last_ack_msgid, position.unread, online=uid in online_uids)
+            for uid, position in zip(uids, positions, strict=True)
+            if position
+        ]
 
 
 def _scan(page_after: Callable[[str], Call[scan_calls.NamesPage]]) -> Effects[set[str]]:

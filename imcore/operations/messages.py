@@ -20,7 +20,7 @@ from imcore.model.limits import (
 )
 from imcore.model.values import Draft, Message
 from imcore.operations import creation, queries
-from imcore.operations.effects import Effects, GetKeyspace, HasDatabase, Page, Pages, call, call_each, raised
+from imcore.operations.effects import Effects, GetKeyspace, HasDatabase, Pages, call, call_each, raised
 from imcore.operations.groups import group, groups_of
 from imcore.settings import Settings
 from imcore.streams import wire
@@ -178,7 +178,7 @@ def after(gid: str, uid: str, start: int) -> Pages[Message]:
     more = True
     while more:
         page = yield from _page_after(gid, uid, start, queries.PAGE)
-        yield Page(page.messages)
+        yield page.messages
         more = page.more
         start = msgids.position_of(page.messages[-1].msgid) if more else start
 

@@ -116,15 +116,13 @@ class MessageReader:
     def _warn(self, values: Sequence[Any]) -> None:
         if not self._has_warned:
             self._has_warned = True
-            log.warning(
-                "%s: message %s of group %r has a %s that cannot be read (`im check` names all of these)",
-                *(
-                    self._address,
-                    msgids.unpack(msgid_of(values[1])),
-                    text_of(values[0]),
-                    " and a ".join(faults(values)),
-                ),
+            gid, msgid, unreadable = (
+                text_of(values[0]),
+                msgids.unpack(msgid_of(values[1])),
+                " and a ".join(faults(values)),
             )
+            text = "%s: message %s of group %r has a %s that cannot be read (`im check` names all of these)"
+            log.warning(text, self._address, msgid, gid, unreadable)
 
 
 def faults(values: Sequence[Any]) -> list[str]:

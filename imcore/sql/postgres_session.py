@@ -23,6 +23,8 @@ SLOW_AFTER_S = 10.0
 _INTERVAL_S = 0.1
 """How often a wait for the server looks for an interruption, and whether it has become long."""
 
+_SILENT = "the database %s has not answered for %d s: it is silent or busy, and this waits for it (see that it runs)"
+
 _ALWAYS = {
     # How times leave the server, and enter it.
     "TimeZone": "UTC",
@@ -73,11 +75,7 @@ class SlowAnswerLog:
                 ready = yield state
                 if not ready and time.monotonic() - began >= SLOW_AFTER_S and self._throttle.is_due("silent"):
                     was_logged = True
-                    log.warning(
-                        "the database %s has not answered for %d s: it is silent or busy, and this waits for it (see "
-                        "that it runs)",
-                        *(self._address, time.monotonic() - began),
-                    )
+                    log.warning(_SILENT, self._address, time.monotonic() - began)
                 state = gen.send(ready)
         except StopIteration as end:
             if was_logged:
