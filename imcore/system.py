@@ -55,7 +55,7 @@ class System:
 
     @property
     def database(self) -> "Database":
-        """The database, opened when it is first needed. Raise DatabaseUnavailable where there is none."""
+        """The database, opened when it is first needed. Raise DatabaseUnavailable without a URL."""
         if self.database_if_any is None:
             raise DatabaseUnavailable("this needs the database: give its URL")
         return self.database_if_any

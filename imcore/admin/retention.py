@@ -97,7 +97,7 @@ def _groups(system: System, gid: str | None) -> list[Group]:
 
 
 def held_up(system: System) -> str | None:
-    """Return the kinds of worker that keep journal entries from being trimmed, in words; None if there are none."""
+    """Return the kinds of worker that keep journal entries from being trimmed, in words; None if no kind does."""
     kept = sum(system.client.query_many([("XLEN", journal) for journal in system.client.space.journals()]))
     backlogs = {worker.worker: worker.backlog for worker in worker_stats(system.client)}
     reasons = [f"the worker {kind} has never run" for kind in READS if kind not in backlogs]
@@ -110,7 +110,7 @@ def _entries(count: int) -> str:
 
 
 class _Limit:
-    """Which messages of a group may be dropped."""
+    """The limit up to which messages of a group may be dropped."""
 
     def __init__(self, group: Group, keep_messages: int, cutoff_ms: int, needed: int | None) -> None:
         self.gid = group.gid

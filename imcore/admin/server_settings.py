@@ -78,7 +78,7 @@ def _reported(query: Callable[[], list[ServerSettings]], tell: Callable[[str], o
 
 
 def warning_of(servers: Iterable[ServerSettings]) -> str | None:
-    """Return the warnings of all servers in one line; None if there are none."""
+    """Return the warnings of all servers in one line, None without a warning."""
     by_text: dict[str, list[str]] = {}
     for server in servers:
         for text in server.warnings:

@@ -41,7 +41,7 @@ _POLL_S = 0.25
 
 
 class Flushed(NamedTuple):
-    """What became of an outbox: the messages sent, and those that the server will never take, with the reasons."""
+    """The outcome for an outbox: messages sent, and messages that the server will never accept, with the reasons."""
 
     sent: list[Message]
     refused: list[tuple[Outgoing, str]]

@@ -31,7 +31,7 @@ from imcore.model.values import LogLine, Message, Receipt, Tally
 from imcore.util.backoff import ThrottledLog
 
 PAGE = 500
-"""How many messages, or tallies of own ones, one step reads at most."""
+"""The most messages, or tallies of own ones, that one step reads."""
 
 _ROOM_BYTES = 1 << 16
 """For the pages that a new message changes besides its text."""

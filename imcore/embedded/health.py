@@ -180,7 +180,7 @@ def _info_of(answer: bytes) -> dict[str, str]:
 
 
 def _lost_file(data_dir: Path) -> Path | None:
-    """Return a missing file that the server needs to start again; None if there is none."""
+    """Return a missing file that the server needs to start again; None if all are there."""
     folder = data_dir / "appendonlydir"
     manifest = folder / "appendonly.aof.manifest"
     with suppress(OSError):

@@ -323,7 +323,7 @@ def _sleep() -> None:
 
 
 def _inode_of(path: Path) -> tuple[int, int] | None:
-    """Return what identifies the file at a path; None if there is none, or none that can be seen."""
+    """Return the identity of the file at a path; None if no file can be seen there."""
     try:
         status = path.lstat()
     except OSError:

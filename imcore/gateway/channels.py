@@ -13,7 +13,7 @@ from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Backoff, Clock
 
 UNCONFIRMED_CHANGES = 5000
-"""At most so many changes wait for their confirmation: a server keeps little for a subscriber that does not read."""
+"""The most changes that await confirmation: a server keeps little for a subscriber that does not read."""
 
 
 @dataclass(eq=False, slots=True)

@@ -22,7 +22,7 @@ SESSIONS_PER_PULL = 1000
 
 
 class ResumePoint(NamedTuple):
-    """Where a session resumes a group: after this message (packed msgid). Its seq is None where it is not known."""
+    """A session resumes a group after this message (packed msgid). The seq is None if it is unknown."""
 
     msgid: int
     seq: int | None = None
@@ -30,7 +30,7 @@ class ResumePoint(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Cursor:
-    """How far sessions have come in one group.
+    """The position of sessions in one group.
 
     `msgid` (packed) and `seq` are those of the newest message handed over. Without a msgid the cursor begins at the
     user's ack offset, and the first pull finds the seq. While it is `behind`, it gets messages from pulls and ignores

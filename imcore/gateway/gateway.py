@@ -265,7 +265,7 @@ class Listener:
 
     @property
     def reconnects(self) -> int:
-        """How often the subscription was opened again. A client that needs every tally exact asks for them then."""
+        """The number of lost subscriptions. A client that needs exact tallies asks for them after each."""
         return self.session.reconnects
 
     def resume_points(self) -> dict[str, str]:

@@ -89,7 +89,7 @@ class ReceiptDelivery:
             self._queue.add(sessions)
             raise
         for session, cursor, marks, page in zip(sessions, cursors, dirty, pages, strict=True):
-            # The database may be away, a partition may move, or Redis may hold rubbish of this user: others go on.
+            # The database may be away, a partition may move, or Redis may hold rubbish of this user: others continue.
             problem = marks if isinstance(marks, ImError) else page.waits
             if problem:
                 self._note(problem)

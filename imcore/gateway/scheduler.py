@@ -17,7 +17,7 @@ class Task(Protocol):
     """Work that comes up again and again."""
 
     def due(self) -> float:
-        """Return when there is work: `inf` if there is none before something happens."""
+        """Return when there is work: `inf` if nothing is to do before something happens."""
 
     def step(self) -> Effects[None]:
         """Do some of the work. Raise TryAgain if all of it has to wait; then none of it is lost."""

@@ -20,13 +20,13 @@ from imcore.importer.wrong_formats import BYTES_OF_MAGIC, WrongFormat, without_m
 
 _BYTES_PER_READ = 1 << 16
 _OTHER_KEYS_BYTES = 16 << 20
-"""How long a line may be besides its content: unknown keys are ignored."""
+"""The most bytes of a line besides its content: unknown keys are ignored."""
 _BYTES_IN_JSON = 6
 """JSON may write one byte of a text in 6 bytes: `\\u0041`."""
 _MOST_WRONG_LINES = 100
 _MOST_WRONG_BYTES = 8 << 20
 _MOST_BLANK_BYTES = 1 << 20
-"""How much is examined until the first JSON object. Blank lines are kept in memory, for the numbers of the lines."""
+"""The most bytes examined before the first JSON object. Blank lines stay in memory, for the numbers of lines."""
 
 # UTF-32 first: in little endian its mark begins with that of UTF-16.
 _MARKS = (

@@ -42,7 +42,7 @@ _NumberedEvent = tuple[int, Event]
 
 @dataclass(slots=True)
 class ImportSummary:
-    """What an import changed, and the number of lines not valid. Joins include those by a message, ack or rename."""
+    """The changes of an import, and the number of lines not valid. Joins include those by a message, ack or rename."""
 
     messages: int = 0
     joins: int = 0

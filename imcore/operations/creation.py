@@ -1,4 +1,4 @@
-"""Creates a group with its first members: whole to everybody else, however many they are, and however often killed.
+"""Creates a group with its first members: others see the whole group or no group, even if the process is killed.
 
 No call may hold the server for long, so many members are added in steps. Nobody sees the group before the last step.
 The same creation again continues where it ended. Whoever needs the gid undoes an abandoned creation, or a worker does.
@@ -17,11 +17,11 @@ from imcore.util.backoff import pauses
 from imcore.util.batches import batches
 
 STEP = 100
-"""How many members one call adds or removes: they take the server some milliseconds."""
+"""The members that one call adds or removes: that costs the server some milliseconds."""
 
 TOLD_AT_ONCE = 500
 _PATIENCE_S = 12.0
-"""How long to wait for another process that creates the group. Its lock ends 10 s after it has died."""
+"""The longest wait for another process that creates the group. Its lock ends 10 s after its death."""
 
 
 def create(gid: str, uids: Sequence[str]) -> Effects[Group]:

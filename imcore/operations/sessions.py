@@ -31,7 +31,7 @@ from imcore.util.batches import batches
 
 @dataclass(slots=True)
 class DirtyCursor:
-    """How far a user's dirty receipts are read: the version by partition. A partition that is done is left out."""
+    """The version up to which a user's dirty receipts are read, by partition. Partitions that are done are left out."""
 
     uid: str
     after: dict[int, int]

@@ -107,7 +107,7 @@ def _names(space: Keyspace, gid: str, packed: int) -> Effects[Names]:
         read |= names.read
         unread |= names.unread
     if names is not first:
-        # Who left while the pages came may be on none of them: their span has another name since.
+        # A member who left between two pages may be on no page: the span has another name since.
         offset, answered = 0, NAMES
         while answered >= NAMES:
             left = yield from call(

@@ -21,7 +21,7 @@ LOCK_TIMEOUT_MS = 10_000
 SLOW_AFTER_S = 10.0
 
 _INTERVAL_S = 0.1
-"""How often a wait for the server looks for an interruption, and whether it has become long."""
+"""The interval at which a wait for the server looks for an interruption, and at its own length."""
 
 _SILENT = "the database %s has not answered for %d s: it is silent or busy, and this waits for it (see that it runs)"
 

@@ -90,7 +90,7 @@ def head(database: Database, gid: str, *, until: int) -> Head:
 
 
 def older_than(database: Database, gid: str, count: int) -> tuple[int, int] | None:
-    """Return msgid and seq of the message before the newest `count`; None if there is none."""
+    """Return msgid and seq of the message before the newest `count`, None without one."""
     c = GROUP_MSGS.c
     query = select(c.msgid, c.seq).where(c.gid == gid, has_msgid()).order_by(c.msgid.desc()).offset(count).limit(1)
     return next(((int_of(msgid), int_of(seq)) for msgid, seq in database.fetch(query)), None)

@@ -27,7 +27,7 @@ _IS_GONE = -2
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """How far one kind of worker is behind, over all partitions.
+    """The backlog of one kind of worker, over all partitions.
 
     `backlog` counts the journal entries that are not done, `pending` those of them that a process has read. Above
     MOST_COUNTED in a partition it is the server's figure if that is possible, else the length of the journal. `lag_ms`
