@@ -48,10 +48,7 @@ class JobStats:
 
 @dataclass(frozen=True, slots=True)
 class StormStats:
-    """Acks, receipts and digests that the worker `receipts` has handled since the data is in this Redis.
-
-    A receipt is that of one recipient for one message. The rates are those of the last LATELY_S.
-    """
+    """Acks, receipts and digests that the worker `receipts` has handled; rates of the last LATELY_S."""
 
     acks: int
     receipts: int

@@ -300,10 +300,7 @@ class Device:
 def watch(
     chat: Chat, uid: str, stopping: Callable[[], bool], **options: Unpack[SessionOptions]
 ) -> Iterator[Message | Receipt]:
-    """Yield what a live session without a local database brings, until `stopping()`.
-
-    Items are acked after they were yielded. Raise UnknownUser for a user who is in no group.
-    """
+    """Yield what a live session without a local database brings, acked once it was yielded. Raise UnknownUser."""
     with suppress(_Stopped), when_there(lambda: chat.listen(uid, **options), stopping) as listener:
         while not stopping():
             yield from listener.poll(_POLL_S)

@@ -81,11 +81,7 @@ def _unusable(called: Path, why: str) -> LocalDatabaseError:
 
 
 class LocalFile:
-    """One connection to the file of one user's local database.
-
-    Every method raises LocalDatabaseError if the file cannot be used, InvalidInput for values that it cannot keep; then
-    nothing has changed.
-    """
+    """One connection to the file of one user's local database. It raises what LocalDatabase raises."""
 
     def __init__(
         self, path: Path, uid: str, *, exclusive: bool = False, read_only: bool = False, called: Path | None = None

@@ -28,10 +28,7 @@ class DataLock:
 
     @classmethod
     def take(cls, data_dir: Path, *, patience_s: float) -> "DataLock":
-        """Make the data directory and lock it; a server without an owner gets `patience_s` to end.
-
-        Raise ConfigurationError if the directory cannot be used, EmbeddedServerError if it is in use.
-        """
+        """Make and lock the directory within `patience_s`. Raise ConfigurationError, or EmbeddedServerError if it is in use."""
         try:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(data_dir, os.W_OK | os.X_OK):

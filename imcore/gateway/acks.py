@@ -172,10 +172,7 @@ _Batch = list[tuple[str, list[AckTarget]]]
 
 @dataclass(eq=False)
 class AckSender:
-    """A task: sends the acks of a buffer. Acks that cannot be sent, or whose answers get lost, return to the buffer.
-
-    Sending is no success yet: if Redis refuses the acks of a group, this group waits alone.
-    """
+    """A task: sends the acks of a buffer, which gets failed acks back. If Redis refuses a group, this group waits alone."""
 
     _space: Keyspace
     buffer: AckBuffer

@@ -223,7 +223,7 @@ class Gateway:
 class Listener:
     """One live session, as an iterator of messages, and receipts of the user's own. Use it as a context manager.
 
-    Leaving it normally acks what was handed over; leaving it by an error does not, so that the messages come again.
+    Leaving it normally acks what was handed over; after an error the messages come again.
     """
 
     def __init__(

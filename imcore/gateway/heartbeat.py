@@ -17,10 +17,7 @@ from imcore.util.backoff import Clock, ThrottledLog
 
 @dataclass(eq=False)
 class Heartbeat:
-    """A task: beats for all sessions, opens expired ones again, and fetches receipts if they are polled.
-
-    If Redis refuses the beat or the end of a session, this session waits alone.
-    """
+    """A task: beats for all sessions, opens expired ones again, and polls receipts. A refused session waits alone."""
 
     _space: Keyspace
     _online_ms: int

@@ -35,7 +35,7 @@ _Versions = dict[Session, dict[tuple[str, str], int]]
 class ReceiptDelivery:
     """A task: fetches the receipts that wait for sessions.
 
-    A push that was on its way while a session asked is older than the answer: its version says so, and it is dropped.
+    A push that was on its way meanwhile is older than the answer: its version says so, and it is dropped.
     """
 
     _space: Keyspace

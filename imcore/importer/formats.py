@@ -51,10 +51,7 @@ Chunks = Iterator[bytes]
 
 
 class EventLines:
-    """The lines of a source in UTF-8, each with its line break. `bytes_read`: how much of the source has been read.
-
-    A line that is longer than any event, and the rest of a source that cannot be read, are Unreadable.
-    """
+    """The lines of a source in UTF-8, with line breaks; Unreadable for a long one, and for a rest that cannot be read."""
 
     def __init__(self, source: BufferedIOBase, name: str, *, max_content_bytes: int) -> None:
         """Read the beginning. Raise InvalidInput with the name of the source for a wrong format."""

@@ -48,10 +48,7 @@ class GetKeyspace(Effect[Keyspace]):
 
 @dataclass(frozen=True, slots=True)
 class RedisCalls(Effect[list[T | ImError]]):
-    """Call Redis functions; a call that failed has its error in its place.
-
-    `repeatable`: a second run of a call whose answer was lost does no harm.
-    """
+    """Call Redis functions; a failed call has its error in its place. `repeatable`: a second run does no harm."""
 
     calls: Sequence[Call[T]]
     repeatable: bool = True

@@ -65,10 +65,7 @@ class Performer:
 
     @property
     def history_database(self) -> "Database":
-        """The database, for what Redis has trimmed: it must be the one that has this data.
-
-        Raise DatabaseNotReady or ConfigurationError if it is not, or what the database and the client raise.
-        """
+        """The database, for what Redis has trimmed. Raise DatabaseNotReady, ConfigurationError if it has other data."""
         if self._history_since != self.system.database.changes:
             since = self.system.database.changes
             self._check_dataset()
