@@ -31,7 +31,7 @@ class Chat:
     def connect(
         cls, redis_url: str | None = None, database_url: str | None = None, *, settings: Settings | None = None
     ) -> Self:
-        """Return a Chat for these URLs, or those of the settings, without any I/O. Raise ConfigurationError for a wrong URL."""
+        """Return a Chat for these URLs, or those of the settings, without any I/O. Raise ConfigurationError."""
         return cls(System.connect(redis_url, database_url, settings=settings))
 
     def close(self) -> None:

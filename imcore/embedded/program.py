@@ -16,7 +16,7 @@ _VERSION = re.compile(r"\b(Valkey|Redis) server v=(\d+)\.(\d+)")
 
 
 def find_server() -> Path:
-    """Return the server program of the wheel, else a new one on PATH. Raise EmbeddedServerError: it names the faults."""
+    """Return the server program of the wheel, else one on PATH. Raise EmbeddedServerError: it names the faults."""
     refusals = []
     for program in _candidates():
         refusal = _refusal(program)

@@ -28,7 +28,7 @@ class DataLock:
 
     @classmethod
     def take(cls, data_dir: Path, *, patience_s: float) -> "DataLock":
-        """Make and lock the directory within `patience_s`. Raise ConfigurationError, or EmbeddedServerError if it is in use."""
+        """Make and lock the directory. Raise ConfigurationError, or EmbeddedServerError if it stays in use."""
         try:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(data_dir, os.W_OK | os.X_OK):

@@ -172,7 +172,7 @@ _Batch = list[tuple[str, list[AckTarget]]]
 
 @dataclass(eq=False)
 class AckSender:
-    """A task: sends the acks of a buffer, which gets failed acks back. If Redis refuses a group, this group waits alone."""
+    """A task: sends the acks of a buffer; failed acks return to it. A group that Redis refuses waits alone."""
 
     _space: Keyspace
     buffer: AckBuffer

@@ -51,7 +51,7 @@ Chunks = Iterator[bytes]
 
 
 class EventLines:
-    """The lines of a source in UTF-8, with line breaks; Unreadable for a long one, and for a rest that cannot be read."""
+    """The lines of a source in UTF-8, with line breaks. A line that is too long, and a damaged rest, are Unreadable."""
 
     def __init__(self, source: BufferedIOBase, name: str, *, max_content_bytes: int) -> None:
         """Read the beginning. Raise InvalidInput with the name of the source for a wrong format."""

@@ -63,7 +63,7 @@ class Database:
 
     @classmethod
     def connect(cls, url: str, *, data_dir: Path | None = None) -> Self:
-        """Return the database at a URL, without any I/O; `upgrade` may make folders in `data_dir`. Raise ConfigurationError."""
+        """Return the database at `sqlite:///path` or `postgresql://...`, without I/O. Raise ConfigurationError."""
         return cls(backend_of(url, data_dir))
 
     def __enter__(self) -> Self:
