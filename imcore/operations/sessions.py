@@ -57,12 +57,13 @@ def dirty_receipts(
     space: Keyspace, cursors: Sequence[DirtyCursor], count: int
 ) -> Effects[list[list[DirtyReceipt] | ImError]]:
     """Return the next dirty receipts of each user, or the error of that user. The cursors move over them."""
-    batches = [cursor.calls(space, count) for cursor in cursors]
-    answers = yield from call_each([call for batch in batches for call in batch])
+    calls = [cursor.calls(space, count) for cursor in cursors]
+    answers = yield from call_each([call for of_cursor in calls for call in of_cursor])
     raise_what_stops_all(answers)
     rest = iter(answers)
     return [
-        _advanced(cursor, [next(rest) for _ in batch], count) for cursor, batch in zip(cursors, batches, strict=True)
+        _advanced(cursor, [next(rest) for _ in of_cursor], count)
+        for cursor, of_cursor in zip(cursors, calls, strict=True)
     ]
 
 
