@@ -18,7 +18,7 @@ from imcore.chat import Chat
 from imcore.cli.app import app
 from imcore.errors import DatabaseUnavailable
 from imcore.settings import Settings
-from imcore.sql import postgres_session, sqlite
+from imcore.sql import sqlite
 from imcore.sql.database import Database
 from imcore.streams import dead_letters
 from imcore.util.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
@@ -161,7 +161,7 @@ def test_a_long_lock_moves_no_entry_to_the_dead_letters(
 ) -> None:
     # Given a lock that outlasts all patience of the driver, more often than an entry may be delivered
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 10)
-    monkeypatch.setattr(postgres_session, "LOCK_TIMEOUT_MS", 10)
+    monkeypatch.setattr("imcore.sql.postgres.LOCK_TIMEOUT_MS", 10)
     settings = replace(settings, max_deliveries=2, database_url=database_url)
     with Chat.connect(settings=settings) as chat:
         chat.system.database.upgrade()
