@@ -9,7 +9,6 @@ from imcore.gateway.core import SessionOptions
 from imcore.gateway.gateway import Gateway, Listener
 from imcore.model.values import Ack, Draft, Group, Member, Message, MessageStatus, MessageTally, Receipt, Tally, Unread
 from imcore.operations import groups, messages, sessions, tallies
-from imcore.operations.acks import ack, ack_many
 from imcore.operations.performer import Performer
 from imcore.settings import Settings
 from imcore.system import System
@@ -115,7 +114,7 @@ class Chat:
 
         Return for each what `ack` returns, or the error that it would raise. Raise InvalidInput before any is done.
         """
-        return self.performer.perform(ack_many(gid, acks))
+        return self.performer.perform(messages.ack_many(gid, acks))
 
     def recall(self, gid: str, msgid: str, *, by: str, admin: bool = False) -> Message:
         """Recall a message: its content is deleted, and it is unread for nobody. Return the tombstone that members get.
@@ -153,7 +152,7 @@ class Chat:
 
         Raise NotMember; UnknownMessage for a msgid that is not of this group.
         """
-        return self.performer.perform(ack(uid, gid, msgid))
+        return self.performer.perform(messages.ack(uid, gid, msgid))
 
     def unread(self, uid: str) -> list[Unread]:
         """Return what a user has not read in each of their groups, by gid; own messages do not count."""
