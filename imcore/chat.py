@@ -2,15 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from imcore.errors import ImError
-from imcore.gateway.core import AckMode, ReceiptMode
+from imcore.gateway.core import SessionOptions
 from imcore.gateway.gateway import Gateway, Listener
 from imcore.model.values import Ack, Draft, Group, Member, Message, MessageStatus, MessageTally, Receipt, Tally, Unread
 from imcore.operations import groups, messages, sessions, tallies
-from imcore.operations.acks import ack, ack_many
 from imcore.operations.performer import Performer
 from imcore.settings import Settings
 from imcore.system import System
@@ -32,23 +30,17 @@ class Chat:
     def connect(
         cls, redis_url: str | None = None, database_url: str | None = None, *, settings: Settings | None = None
     ) -> Self:
-        """Return a Chat for these URLs; the settings, read from the environment, stand in for a missing one.
-
-        Nothing is sent before the first call. Raise ConfigurationError for a wrong URL.
-        """
+        """Return a Chat for these URLs, or those of the settings, without any I/O. Raise ConfigurationError."""
         return cls(System.connect(redis_url, database_url, settings=settings))
 
     def close(self) -> None:
-        """Close all connections."""
         self.system.client.close()
         self.performer.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def create_group(self, gid: str, uids: Iterable[str] = ()) -> Group:
@@ -61,10 +53,7 @@ class Chat:
         return self.performer.perform(groups.create_group(gid, uids))
 
     def add_members(self, gid: str, uids: Iterable[str]) -> Group:
-        """Add members, who begin after the newest message. Present members stay as they are.
-
-        More than 100 are added in steps. Raise RedisFull, which says how many are in.
-        """
+        """Add members, who begin after the newest message, 100 at a time. Raise RedisFull: it says how many are in."""
         return self.performer.perform(groups.add_members(gid, uids))
 
     def remove_members(self, gid: str, uids: Iterable[str]) -> Group:
@@ -121,11 +110,11 @@ class Chat:
         return self.performer.perform(messages.send_many(gid, drafts, settings=self.system.settings))
 
     def ack_many(self, gid: str, acks: Iterable[tuple[str, str | None]]) -> list[Ack | ImError]:
-        """Do many acks, each a uid and the msgid they confirm (None: the newest), in a call for each msgid.
+        """Do many acks, each a uid and a msgid (None: the newest), in a call for each msgid.
 
         Return for each what `ack` returns, or the error that it would raise. Raise InvalidInput before any is done.
         """
-        return self.performer.perform(ack_many(gid, acks))
+        return self.performer.perform(messages.ack_many(gid, acks))
 
     def recall(self, gid: str, msgid: str, *, by: str, admin: bool = False) -> Message:
         """Recall a message: its content is deleted, and it is unread for nobody. Return the tombstone that members get.
@@ -161,9 +150,9 @@ class Chat:
     def ack(self, uid: str, gid: str, msgid: str | None = None) -> Ack:
         """Confirm everything up to a message, the newest if none is given. An older ack than before changes nothing.
 
-        Raise NotMember, and UnknownMessage for a msgid that is not of this group or not issued yet.
+        Raise NotMember; UnknownMessage for a msgid that is not of this group.
         """
-        return self.performer.perform(ack(uid, gid, msgid))
+        return self.performer.perform(messages.ack(uid, gid, msgid))
 
     def unread(self, uid: str) -> list[Unread]:
         """Return what a user has not read in each of their groups, by gid; own messages do not count."""
@@ -178,10 +167,7 @@ class Chat:
         return self.performer.perform(tallies.tally(gid, msgid))
 
     def tallies(self, gid: str, msgids: Iterable[str]) -> list[Tally]:
-        """Return how many have read each of a group's messages, and how many have not. Unknown msgids are left out.
-
-        Takes any number of msgids, also of messages that Redis has trimmed.
-        """
+        """Return how many have read each of these messages and how many have not. Unknown msgids are left out."""
         return self.performer.perform(tallies.tallies(gid, msgids))
 
     def message_status(self, gid: str, msgid: str) -> MessageStatus:
@@ -194,7 +180,7 @@ class Chat:
     def receipts(self, uid: str, *, limit: int | None = None) -> list[Receipt]:
         """Return the tallies of the user's own messages that changed since they were confirmed, by gid and age.
 
-        The worker `receipts` finds them. Confirm them with `confirm_receipts`, or they come again.
+        They come again until `confirm_receipts` confirms them.
         """
         return self.performer.perform(sessions.receipts(uid, limit=limit))
 
@@ -202,23 +188,9 @@ class Chat:
         """Confirm receipts. A receipt that changed again meanwhile stays. Return how many are confirmed."""
         return self.performer.perform(sessions.confirm_receipts(uid, receipts))
 
-    def gateway(
-        self,
-        *,
-        ack_every: int = 10,
-        ack_interval_s: float = 1.0,
-        acks: AckMode = "auto",
-        receipts: ReceiptMode = "push",
-    ) -> Gateway:
-        """Return a gateway: the live sessions of many users over one connection."""
-        return Gateway(
-            self.performer,
-            self.system.settings,
-            ack_every=ack_every,
-            ack_interval_s=ack_interval_s,
-            acks=acks,
-            receipts=receipts,
-        )
+    def gateway(self, **options: Unpack[SessionOptions]) -> Gateway:
+        """Return a gateway: the live sessions of many users over one connection. Options: see `GatewayOptions`."""
+        return Gateway(self.performer, self.system.settings, **options)
 
     def listen(
         self,
@@ -226,19 +198,15 @@ class Chat:
         *,
         after: Mapping[str, str] | None = None,
         since_join: bool = False,
-        ack_every: int = 10,
-        ack_interval_s: float = 1.0,
-        acks: AckMode = "auto",
-        receipts: ReceiptMode = "push",
+        **options: Unpack[SessionOptions],
     ) -> Listener:
         """Begin a live session, to be used in a `with`: an iterator of Message and Receipt.
 
-        It begins with what was not acked, and with what came after the client's own resume points `after` (see `Gateway.open`); then
-        it goes live. Raise UnknownUser for one who is in no group.
+        It begins with what was not acked, and with what came after the client's own resume points `after` (see
+        `Gateway.open`); then it is live. Options: see `GatewayOptions`. Raise UnknownUser for one who is in no group.
         """
         self.known_user(uid)
-        gateway = self.gateway(ack_every=ack_every, ack_interval_s=ack_interval_s, acks=acks, receipts=receipts)
-        return Listener(gateway, uid, after=after, since_join=since_join)
+        return Listener(self.gateway(**options), uid, after=after, since_join=since_join)
 
     def begin_session(self, uid: str) -> str:
         """Begin a session without pushes, kept alive by heartbeats; return its id. The user is online from now on."""

@@ -38,20 +38,16 @@ class System:
                 raise ConfigurationError(f"a URL must be a text; it is {reprlib.repr(url)}")
         settings = settings or Settings.from_env()
         settings = replace(
-            settings,
-            redis_url=redis_url or settings.redis_url,
-            database_url=database_url or settings.database_url,
+            settings, redis_url=redis_url or settings.redis_url, database_url=database_url or settings.database_url
         )
         return cls(RedisClient.connect(settings), _opener(settings), settings)
 
     @property
     def has_database(self) -> bool:
-        """Whether there is a database, opened or not."""
         return self._database is not None
 
     @property
     def database_if_any(self) -> "Database | None":
-        """The database, opened when it is first needed."""
         with self._lock:
             if callable(self._database):
                 self._database = self._database()
@@ -59,18 +55,16 @@ class System:
 
     @property
     def database(self) -> "Database":
-        """The database, opened when it is first needed. Raise DatabaseUnavailable where there is none."""
+        """The database, opened when it is first needed. Raise DatabaseUnavailable without a URL."""
         if self.database_if_any is None:
             raise DatabaseUnavailable("this needs the database: give its URL")
         return self.database_if_any
 
     def close(self) -> None:
-        """Close all connections."""
         self.client.close()
         self.close_database()
 
     def close_database(self) -> None:
-        """Close the database's connections, if it was opened."""
         if self._database is not None and not callable(self._database):
             self._database.close()
 

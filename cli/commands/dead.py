@@ -12,7 +12,7 @@ from imcore.cli.output import Record
 from imcore.errors import ImError
 
 if TYPE_CHECKING:
-    from imcore.admin.dead_letters import DeadLetter
+    from imcore.streams.dead_letters import DeadLetter
 
 _COLUMNS = ("id", "time", "worker", "deliveries", "reason")
 _FIELD_COLUMNS = ("field", "value")
@@ -26,20 +26,20 @@ def dead() -> None:
 @command("list", of=dead, example="im dead list\nim dead list --json | jq -r .id | xargs -r im dead requeue")
 def list_(run: Invocation) -> None:
     """List all dead letters."""
-    from imcore.admin import dead_letters  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.streams import dead_letters  # noqa: PLC0415 (the help need not wait for the drivers)
 
     with run.chat() as chat:
-        run.show(map(_record, dead_letters.list_dead(chat.system)), _COLUMNS)
+        run.show(map(_record, dead_letters.list_dead(chat.system.client)), _COLUMNS)
 
 
 @command("show", of=dead, example="im dead show 3:1767225600000-0")
 @click.argument("dead_id", metavar="ID")
 def show(run: Invocation, dead_id: str) -> None:
     """Show one dead letter, with what the entry said."""
-    from imcore.admin import dead_letters  # noqa: PLC0415
+    from imcore.streams import dead_letters  # noqa: PLC0415
 
     with run.chat() as chat:
-        letter = dead_letters.show(chat.system, dead_id)
+        letter = dead_letters.show(chat.system.client, dead_id)
     run.show([_record(letter)], _COLUMNS)
     if not run.json:
         output.say("")
@@ -52,10 +52,10 @@ def show(run: Invocation, dead_id: str) -> None:
 @click.argument("dead_ids", metavar="ID...", nargs=-1, required=True)
 def requeue(run: Invocation, dead_ids: tuple[str, ...]) -> None:
     """Put dead letters back into the journal, each for the kind of worker that failed."""
-    from imcore.admin import dead_letters  # noqa: PLC0415
+    from imcore.streams import dead_letters  # noqa: PLC0415
 
     with run.chat() as chat:
-        _each(run, dead_ids, lambda dead_id: dead_letters.requeue(chat.system, dead_id), "requeued")
+        _each(run, dead_ids, lambda dead_id: dead_letters.requeue(chat.system.client, dead_id), "requeued")
 
 
 @command("drop", of=dead, example="im dead drop 3:1767225600000-0 --yes")
@@ -63,11 +63,11 @@ def requeue(run: Invocation, dead_ids: tuple[str, ...]) -> None:
 @yes_option
 def drop(run: Invocation, dead_ids: tuple[str, ...], yes: bool) -> None:
     """Forget dead letters: what they tell of is never handled."""
-    from imcore.admin import dead_letters  # noqa: PLC0415
+    from imcore.streams import dead_letters  # noqa: PLC0415
 
     confirm(f"Drop {', '.join(dead_ids)}? What they tell of is never handled.", yes=yes)
     with run.chat() as chat:
-        _each(run, dead_ids, lambda dead_id: dead_letters.drop(chat.system, dead_id), "dropped")
+        _each(run, dead_ids, lambda dead_id: dead_letters.drop(chat.system.client, dead_id), "dropped")
 
 
 def _each(run: Invocation, dead_ids: Sequence[str], action: Callable[[str], None], name: str) -> None:

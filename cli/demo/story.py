@@ -1,6 +1,5 @@
 """The story of the demo: a throw-away stack, its two acts, and their order."""
 
-from imcore.admin.lag import worker_stats
 from imcore.chat import Chat
 from imcore.cli import worker_command
 from imcore.cli.demo import large_group, live_group
@@ -10,6 +9,7 @@ from imcore.cli.sandbox import Processes, open_sandbox
 from imcore.errors import ImError
 from imcore.process import StopSignals
 from imcore.repair.check import check
+from imcore.streams.consumers import worker_stats
 
 
 def play(claims: Claims, log: list[str]) -> None:
@@ -51,4 +51,4 @@ def _play_acts(claims: Claims, chat: Chat, workers: Processes, sessions: ListenP
 
 
 def _is_stored(chat: Chat) -> bool:
-    return any(worker.worker == "persist" and not worker.backlog for worker in worker_stats(chat.system))
+    return any(worker.worker == "persist" and not worker.backlog for worker in worker_stats(chat.system.client))

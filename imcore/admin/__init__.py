@@ -1,1 +1,1 @@
-"""What operators do: check, rebuild, reconcile, trim, dead letters, figures, access rules."""
+"""Commands of operators: retention, figures, settings of servers, access rules."""

@@ -26,7 +26,6 @@ _QUERIES = (
     *("xrange", "xrevrange"),
     *("zcard", "zcount", "zmscore", "zrange", "zrangebyscore", "zscan", "zscore"),
 )
-"""Queries about the chat."""
 
 _INSPECTIONS = (
     *("get", "info", "lrange", "memory|usage", "pttl", "sismember"),
@@ -54,7 +53,6 @@ _USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
 """Commands of the functions for users' calls, by the kinds of keys on which they run."""
 
 _USER_KEYS = dict.fromkeys(kind for kinds in _USER_COMMANDS for kind in kinds)
-"""The kinds of keys of these functions."""
 
 _CHANGES = (
     *("fcall", "hset", "rpush", "sadd", "spublish", "srem", "xadd", "xgroup|create", "xgroup|destroy", "xgroup|setid"),
@@ -97,7 +95,6 @@ class Role:
 
     @property
     def user(self) -> str:
-        """The default name of its user."""
         return f"im-{self.name}"
 
     def set_user(self) -> str:
@@ -105,7 +102,6 @@ class Role:
         return " ".join(("ACL SETUSER", self.user, "reset on", PASSWORD, *self.rules))
 
     def file_line(self) -> str:
-        """Return the line for the server's `aclfile`."""
         return " ".join(("user", self.user, "on", PASSWORD, *self.rules))
 
 

@@ -5,7 +5,6 @@ worker `persist` notes every recalled message. The note is deleted after a rewri
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -20,6 +19,7 @@ from imcore.streams.keys import SEPARATOR, WITHDRAWN
 from imcore.streams.redis_errors import driver_errors
 from imcore.system import System
 from imcore.util.batches import batches
+from imcore.util.deadlines import attempts
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +42,11 @@ def note_recalled(client: RedisClient, messages: Iterable[tuple[str, int]]) -> N
 
 
 def forget_withdrawn(system: System, *, always: bool = False, on_progress: Progress | None = None) -> int:
-    """Remove recalled texts from SQLite's log, and from the append-only files of Redis; return the number of rewrites.
+    """Remove recalled texts from SQLite's log and Redis' append-only files; return the number of rewrites.
 
-    Call it after a trim: only texts that no stream holds any more are removed. Files that hold none are rewritten only
-    with `always`. It waits for the rewrites, LONGEST_S at most. A refusal of a server, a longer rewrite, and a reader
-    of SQLite's log are logged as warnings. Raise RedisUnavailable.
+    Call it after a trim: only texts that no stream holds any more are removed. With `always` files that hold none are
+    rewritten, too. A refusal, a rewrite longer than LONGEST_S and a reader of SQLite's log are logged as warnings.
+    Raise RedisUnavailable.
     """
     with suppress(DatabaseUnavailable, DatabaseNotReady):
         if not system.database.empty_log(always=True):
@@ -60,10 +60,7 @@ def forget_withdrawn(system: System, *, always: bool = False, on_progress: Progr
 
 
 def count_kept(system: System) -> int:
-    """Return the number of recalled texts in streams, from where each rewrite copies them.
-
-    No entry is deleted from the middle of a stream: `trim` drops it together with all earlier entries.
-    """
+    """Return the number of recalled texts in streams, from where each rewrite copies them until `trim`."""
     return sum(not is_trimmed for _, is_trimmed in _notes(system))
 
 
@@ -79,73 +76,6 @@ def _notes(system: System) -> Iterator[tuple[bytes, bool]]:
             yield note, not group_exists or int(msgid) <= int(bound or 0)
 
 
-class _Rewrite:
-    """The rewrite of one server's append-only file. Call `step` until it returns True."""
-
-    def __init__(self, client: RedisClient, node: Mapping[str, Any]) -> None:
-        self._address = client.address
-        self._driver: Any = client.driver
-        self._node = node
-        self._has_begun = False
-        self._is_waiting = False
-        self.is_done = False
-        """Whether a rewrite that began here has succeeded."""
-        self.has_failed = False
-
-    def step(self) -> bool:
-        """Begin the rewrite, or look whether it has ended; return True once there is nothing more to do."""
-        try:
-            return self._step()
-        except NoPermissionError:
-            return self._fail("this role may not have it rewritten (`im acl` prints the rights that are needed)")
-        except ResponseError as error:
-            return self._fail(f"it cannot be rewritten ({error})")
-
-    def give_up(self) -> None:
-        """Log that the rewrite has not ended in time."""
-        reason = "its rewrite still waits for a save to end" if self._is_waiting else "its rewrite has not ended"
-        self._fail(f"{reason} after {LONGEST_S // 60} minutes")
-
-    def _step(self) -> bool:
-        info = self._call("INFO", "persistence")
-        if not info.get("aof_enabled"):
-            return True
-        self._is_waiting = bool(info.get("aof_rewrite_scheduled"))
-        if info.get("aof_rewrite_in_progress") or self._is_waiting:
-            return False  # if it began before this call, another one has to follow
-        if not self._has_begun:
-            self._begin()
-            return False
-        if info.get("aof_last_bgrewrite_status") != "ok":
-            return self._fail("the rewrite failed (see the server's log)")
-        self.is_done = True
-        return True
-
-    def _begin(self) -> None:
-        try:
-            self._call("BGREWRITEAOF")
-        except ResponseError as error:
-            if _UNDER_WAY not in str(error):
-                raise
-        else:
-            self._has_begun = True
-
-    def _call(self, *command: str) -> Any:
-        try:
-            return self._driver.execute_command(*command, **self._node)
-        except ResponseError:
-            raise
-        except (RedisError, OSError):
-            with driver_errors(self._address):
-                raise
-
-    def _fail(self, reason: str) -> bool:
-        self.has_failed = True
-        node = self._node.get("target_nodes")
-        log.warning(_BY_HAND, f"{node.host}:{node.port}" if node else self._address, reason)
-        return True
-
-
 def _rewrite_all(client: RedisClient, notes: Sequence[bytes], on_progress: Progress | None) -> int:
     """Rewrite the file of each primary; then delete the notes, if no rewrite failed. Return the number of rewrites."""
     driver: Any = client.driver
@@ -159,17 +89,76 @@ def _rewrite_all(client: RedisClient, notes: Sequence[bytes], on_progress: Progr
     return sum(rewrite.is_done for rewrite in rewrites)
 
 
-def _run(rewrites: Sequence[_Rewrite], on_progress: Progress | None) -> None:
-    """Run the rewrites of all servers at the same time, for LONGEST_S at most."""
-    give_up = time.monotonic() + LONGEST_S
+def _run(rewrites: Sequence["_Rewrite"], on_progress: Progress | None) -> None:
     left = list(rewrites)
-    while left:
+    for _ in attempts(LONGEST_S, longest_pause_s=_PAUSE_S):
         left = [rewrite for rewrite in left if not rewrite.step()]
         if on_progress:
             on_progress(len(rewrites) - len(left), len(rewrites))
-        if time.monotonic() > give_up:
-            for rewrite in left:
-                rewrite.give_up()
+        if not left:
             return
-        if left:
-            time.sleep(_PAUSE_S)
+    for rewrite in left:
+        rewrite.fail(f"{rewrite.state} after {LONGEST_S // 60} minutes")
+
+
+class _Rewrite:
+    """The rewrite of one server's append-only file. Call `step` until it returns True."""
+
+    def __init__(self, client: RedisClient, node: Mapping[str, Any]) -> None:
+        self._client = client
+        self._node = node
+        self._has_begun = False
+        self.state = ""
+        self.is_done = False
+        """Whether a rewrite that began here has succeeded."""
+        self.has_failed = False
+
+    def step(self) -> bool:
+        """Begin the rewrite, or look whether it has ended; return whether there is nothing more to do."""
+        try:
+            return self._step()
+        except NoPermissionError:
+            return self.fail("this role may not have it rewritten (`im acl` prints the rights that are needed)")
+        except ResponseError as error:
+            return self.fail(f"it cannot be rewritten ({error})")
+
+    def fail(self, reason: str) -> bool:
+        self.has_failed = True
+        node = self._node.get("target_nodes")
+        log.warning(_BY_HAND, f"{node.host}:{node.port}" if node else self._client.address, reason)
+        return True
+
+    def _step(self) -> bool:
+        info = self._call("INFO", "persistence")
+        if not info.get("aof_enabled"):
+            return True
+        is_waiting = bool(info.get("aof_rewrite_scheduled"))
+        self.state = "its rewrite still waits for a save to end" if is_waiting else "its rewrite has not ended"
+        if info.get("aof_rewrite_in_progress") or is_waiting:
+            return False  # if it began before this call, another one has to follow
+        if not self._has_begun:
+            self._has_begun = self._begin()
+            return False
+        if info.get("aof_last_bgrewrite_status") != "ok":
+            return self.fail("the rewrite failed (see the server's log)")
+        self.is_done = True
+        return True
+
+    def _begin(self) -> bool:
+        try:
+            self._call("BGREWRITEAOF")
+        except ResponseError as error:
+            if _UNDER_WAY not in str(error):
+                raise
+            return False
+        return True
+
+    def _call(self, *command: str) -> Any:
+        driver: Any = self._client.driver
+        try:
+            return driver.execute_command(*command, **self._node)
+        except ResponseError:
+            raise
+        except (RedisError, OSError):
+            with driver_errors(self._client.address):
+                raise

@@ -14,7 +14,6 @@ from functools import partial
 from itertools import chain
 
 from imcore import msgid as msgids
-from imcore.admin.lag import worker_stats
 from imcore.errors import DatabaseUnavailable
 from imcore.model.limits import check_limit
 from imcore.model.rows import MessageRow
@@ -22,10 +21,11 @@ from imcore.model.values import Group
 from imcore.operations import groups as operations
 from imcore.operations.performer import perform_in_redis, stream_from_redis
 from imcore.sql import queries
-from imcore.streams import events, wire
+from imcore.streams import events, paging, wire
 from imcore.streams.calls import journal_calls, message_calls
 from imcore.streams.calls.call import Trimmed
 from imcore.streams.client import CHUNK
+from imcore.streams.consumers import worker_stats
 from imcore.streams.events import Sent
 from imcore.streams.keys import CONFIG
 from imcore.system import System
@@ -69,8 +69,8 @@ def trim(
 ) -> TrimSummary:
     """Trim all streams and journals, or the stream of one group; return what was dropped.
 
-    The settings give the limits that are None. `on_progress` gets the summary so far. It may be interrupted, and run
-    twice at the same time. Raise UnknownGroup, DatabaseUnavailable.
+    The settings give the limits that are None. `on_progress` gets the summary so far. Several processes may trim at the
+    same time. Raise UnknownGroup, DatabaseUnavailable.
     """
     with suppress(DatabaseUnavailable):  # journals can be trimmed without it
         system.database.refuse_newer()
@@ -97,9 +97,9 @@ def _groups(system: System, gid: str | None) -> list[Group]:
 
 
 def held_up(system: System) -> str | None:
-    """Return the kinds of worker that keep journal entries from being trimmed, in words; None if there are none."""
+    """Return the kinds of worker that keep journal entries from being trimmed, in words; None if no kind does."""
     kept = sum(system.client.query_many([("XLEN", journal) for journal in system.client.space.journals()]))
-    backlogs = {worker.worker: worker.backlog for worker in worker_stats(system)}
+    backlogs = {worker.worker: worker.backlog for worker in worker_stats(system.client)}
     reasons = [f"the worker {kind} has never run" for kind in READS if kind not in backlogs]
     reasons += [f"the worker {kind} is {_entries(behind)} behind" for kind, behind in backlogs.items() if behind]
     return f"the journals keep {_entries(kept)}: {', '.join(reasons)}" if kept and reasons else None
@@ -110,7 +110,7 @@ def _entries(count: int) -> str:
 
 
 class _Limit:
-    """Which messages of a group may be dropped."""
+    """The limit up to which messages of a group may be dropped."""
 
     def __init__(self, group: Group, keep_messages: int, cutoff_ms: int, needed: int | None) -> None:
         self.gid = group.gid
@@ -120,7 +120,6 @@ class _Limit:
         self._last = last if needed is None else min(last, needed - 1)
 
     def may_drop(self, row: MessageRow) -> bool:
-        """Return whether this message may be dropped, if SQL has it."""
         is_old = row.seq <= self._seq or msgids.time_ms(row.msgid) <= self._cutoff_ms
         return is_old and row.msgid <= self._last
 
@@ -209,22 +208,15 @@ def _needed(system: System) -> dict[str, int]:
 def _undone(system: System, partition: int) -> Iterator[Sent]:
     client, space = system.client, system.client.space
     start = client.call(journal_calls.undone(space, partition, STORES, only=False)) or "-"
-    while True:
-        entries, more = client.call(journal_calls.entries(space, partition, start, PAGE))
-        for entry_id, fields in entries:
-            event = events.read(partition, entry_id, fields).event
-            if isinstance(event, Sent):
-                yield event
-        if not more:
-            return
-        start = f"({entries[-1][0].decode()}"
+    entries = paging.entries(lambda first: client.call(journal_calls.entries(space, partition, first, PAGE)), start)
+    for entry_id, fields in entries:
+        event = events.read(partition, entry_id, fields).event
+        if isinstance(event, Sent):
+            yield event
 
 
 def _delete_read_times(system: System) -> int:
-    """Delete old offset moves, in batches that leave room for writers; return the number of rows.
-
-    Their age is that by the slower clock, of this machine or the server: deleted rows never come back.
-    """
+    """Delete old offset moves in batches; return the number of rows. Deleted rows never come back."""
     keep_ms = system.settings.keep_read_times_ms
     if not keep_ms:
         return 0
@@ -239,5 +231,4 @@ def _trim_journals(system: System) -> int:
 
 
 def _repeat(drop: Callable[[], int]) -> int:
-    """Call `drop` until it drops nothing; return the sum."""
     return sum(iter(drop, 0))

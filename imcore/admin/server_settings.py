@@ -23,9 +23,8 @@ _SET = "set noeviction"
 class ServerSettings:
     """A server, or a primary of a cluster. None means unknown, mostly because this user may not ask.
 
-    It `holds` the chat, or the jobs if IM_JOBS_REDIS_URL names another server. `server` is its address; that of a
-    cluster's node is host and port. `maxmemory` is in bytes, 0 for no limit. `warnings` has a text for each setting
-    that breaks a promise, with its effect and remedy.
+    It `holds` the chat, or the jobs if IM_JOBS_REDIS_URL names another server. `maxmemory` is in bytes, 0 for no limit.
+    `warnings` has a text for each setting that breaks a promise, with its effect and remedy.
     """
 
     holds: Literal["chat", "jobs"]
@@ -62,10 +61,7 @@ def jobs_servers(settings: Settings) -> list[ServerSettings]:
 
 
 def all_servers(client: RedisClient, settings: Settings, tell: Callable[[str], object]) -> tuple[ServerSettings, ...]:
-    """Return the settings of the chat's servers, and of the jobs' server if it is another one.
-
-    An error of a server goes to `tell` and is not raised: the settings are for information only.
-    """
+    """Return the settings of the servers of chat and jobs. The error of a server goes to `tell`."""
     servers = _reported(lambda: chat_servers(client), tell)
     if settings.jobs_redis_url != settings.redis_url:
         known = {server.run_id for server in servers if server.run_id}
@@ -82,7 +78,7 @@ def _reported(query: Callable[[], list[ServerSettings]], tell: Callable[[str], o
 
 
 def warning_of(servers: Iterable[ServerSettings]) -> str | None:
-    """Return the warnings of all servers in one line; None if there are none."""
+    """Return the warnings of all servers in one line, None without a warning."""
     by_text: dict[str, list[str]] = {}
     for server in servers:
         for text in server.warnings:

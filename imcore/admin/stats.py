@@ -4,8 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from imcore.admin.holders import SilentHolder, lives, silent_holders
-from imcore.admin.lag import WorkerStats, worker_stats
 from imcore.admin.server_settings import ServerSettings, all_servers
 from imcore.errors import ConfigurationError, ImError
 from imcore.model.values import Group
@@ -15,6 +13,7 @@ from imcore.settings import Settings
 from imcore.streams import keys, urls
 from imcore.streams.calls import journal_calls, session_calls
 from imcore.streams.client import CHUNK, RedisClient, open_client
+from imcore.streams.consumers import SilentHolder, WorkerStats, lives, silent_holders, worker_stats
 from imcore.streams.redis_errors import driver_errors
 from imcore.system import System
 
@@ -22,7 +21,6 @@ LATELY_S = 10
 """Rates are averages over this time."""
 
 _WEIGHED = 100
-"""The number of streams whose memory is measured."""
 
 _MOST_MEMBERS = 2000
 """Only streams of groups with fewer members are measured: it takes the server 0.1 us per member."""
@@ -50,11 +48,7 @@ class JobStats:
 
 @dataclass(frozen=True, slots=True)
 class StormStats:
-    """Acks, receipts and digests since the data is in this Redis, as far as the worker `receipts` has handled them.
-
-    An ack moves an offset; it makes receipts (one recipient, one message each); a digest reports receipts to a sender.
-    The rates are those of the last LATELY_S.
-    """
+    """Acks, receipts and digests that the worker `receipts` has handled; rates of the last LATELY_S."""
 
     acks: int
     receipts: int
@@ -82,7 +76,6 @@ class Stats:
     streams: tuple[StreamStats, ...]
     storm: StormStats
     silent: tuple[SilentHolder, ...]
-    """Silent processes with pending entries."""
     rebuild: str | None
     """`under way` or `broken off` for a rebuild that has not ended: until then some entries are not stored."""
     servers: tuple[ServerSettings, ...]
@@ -105,7 +98,7 @@ def stats(system: System) -> Stats:
         online=sum(client.call_many([session_calls.count_online(space, p) for p in partitions])),
         journal=sum(journals),
         dead_letters=sum(dead_letters),
-        workers=worker_stats(system),
+        workers=worker_stats(system.client),
         jobs=_jobs(system.settings),
         streams=(_group_streams(client, groups), _journals(client, journals)),
         storm=_storm(client),
@@ -145,7 +138,6 @@ def _group_streams(client: RedisClient, groups: Sequence[Group]) -> StreamStats:
 
 
 def _extrapolated(memory: int | None, measured: int, entries: int) -> int | None:
-    """Return the memory of all entries, from the memory of the measured ones."""
     if memory is None or not measured:
         return memory if not entries else None
     return round(memory * entries / measured)
@@ -165,7 +157,7 @@ def _memory(client: RedisClient, names: Sequence[str]) -> int | None:
 
 
 def _jobs(settings: Settings) -> JobStats | None:
-    """Count rq's keys. rq's own functions would delete old jobs, and so write."""
+    """Count rq's keys: its own functions would delete old jobs."""
     url = settings.jobs_redis_url
     if urls.is_cluster(url):
         return None  # rq does not run there

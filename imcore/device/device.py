@@ -2,17 +2,17 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from itertools import islice
-from typing import Literal, NamedTuple, TypedDict, TypeVar, Unpack
+from typing import NamedTuple, TypeVar, Unpack
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.device.local_database import PAGE, LocalDatabase, Outgoing
-from imcore.device.own_tallies import OwnTallies
 from imcore.errors import (
     ConfigurationError,
+    DatabaseNotReady,
+    DatabaseUnavailable,
     ImError,
     InvalidInput,
     NotMember,
@@ -21,15 +21,17 @@ from imcore.errors import (
     TryAgain,
     UnknownGroup,
 )
+from imcore.gateway.core import SessionOptions
 from imcore.gateway.gateway import Listener
 from imcore.model.direct import gid_of, is_direct, peer_of
 from imcore.model.limits import check_content, check_name, check_resume_points
-from imcore.model.values import LogLine, Message, Receipt
+from imcore.model.values import LogLine, Message, Receipt, Tally
 from imcore.operations.effects import raised
 from imcore.operations.messages import after
 from imcore.streams.calls import group_calls
 from imcore.streams.keys import CONFIG
 from imcore.util.backoff import Backoff, ThrottledLog
+from imcore.util.batches import batches
 
 T = TypeVar("T")
 
@@ -39,21 +41,12 @@ _POLL_S = 0.25
 
 
 class Flushed(NamedTuple):
-    """What became of an outbox: the messages sent, and those that the server will never take, with the reasons."""
+    """The outcome for an outbox: messages sent, and messages that the server will never accept, with the reasons."""
 
     sent: list[Message]
     refused: list[tuple[Outgoing, str]]
     stopped_by: ImError | None = None
     """Why the rest still waits."""
-
-
-class SessionOptions(TypedDict, total=False):
-    """How a live session acks, and how it learns of receipts: see `Gateway`."""
-
-    ack_every: int
-    ack_interval_s: float
-    acks: Literal["auto", "off"]
-    receipts: Literal["push", "poll"]
 
 
 class Device:
@@ -68,7 +61,9 @@ class Device:
         self._client = chat.system.client
         self._uid = uid
         self._local = local
-        self._tallies = OwnTallies(chat.tallies, local)
+        self._tallies_before: tuple[str, str] | None = None
+        """Gid and msgid of the own message before which tallies are asked for next; None: the newest."""
+        self._has_all_tallies = True
         self._has_checked = False
         self._log = ThrottledLog(time.monotonic)
         self._outbox_backoff, self._tallies_backoff = Backoff(), Backoff()
@@ -81,10 +76,7 @@ class Device:
             self._has_checked = dataset is not None
 
     def queue(self, content: str, *, gid: str | None = None, to_uid: str | None = None) -> Outgoing:
-        """Put a message into the outbox, to a group or one-to-one. It is sent once, after those before it.
-
-        Raise InvalidInput.
-        """
+        """Put a message into the outbox, to a group or one-to-one. It is sent once, in order. Raise InvalidInput."""
         check_content(content, self._chat.system.settings.max_content_bytes)
         if to_uid is not None:
             gid = gid_of(check_name(to_uid, "uid"), self._uid)
@@ -93,7 +85,7 @@ class Device:
     def flush(self) -> Flushed:
         """Send the outbox in order. Stop, and leave the rest, when the server cannot take it now.
 
-        Messages that may have been sent before, without an answer, are looked for first, and not sent again.
+        A message that may have been sent before, without an answer, is not sent again if the server has it.
         """
         try:
             self.check_dataset()
@@ -129,10 +121,7 @@ class Device:
         return self._chat.send(gid, content, sender_uid=self._uid, client_msgid=client_msgid)
 
     def unsent_line(self, outgoing: Outgoing) -> LogLine:
-        """Return the log line of a message that waits in the outbox.
-
-        Raise RefusedError if it will never be sent, InvalidInput for a message that is not here.
-        """
+        """Return the log line of a message that waits in the outbox. Raise RefusedError, InvalidInput."""
         lines = (line for line in self._local.unsent(outgoing.gid) if line.client_msgid == outgoing.client_msgid)
         line = next(lines, None)
         if line is None:
@@ -162,9 +151,9 @@ class Device:
         self._learn_peers(gids)
         self._local.mark_tried()
         flushed = self._send_waiting()
-        self._tallies.begin()
-        while not self._tallies.done:
-            self._tallies.step()
+        self._begin_tallies()
+        while not self._has_all_tallies:
+            self._fetch_older_tallies()
         return flushed
 
     def _begin(self) -> None:
@@ -186,8 +175,7 @@ class Device:
         for gid in gids:
             messages = self._chat.performer.stream(after(gid, self._uid, resume_points.get(gid, msgids.NONE)))
             with suppress(NotMember, UnknownGroup):  # the user has left, or was never in
-                while page := list(islice(messages, PAGE)):
-                    yield page
+                yield from batches(messages, PAGE)
 
     def _learn_peers(self, gids: Iterable[str]) -> None:
         """Ask for the other users of one-to-one chats whose gids do not say them."""
@@ -197,15 +185,7 @@ class Device:
                 for member in self._chat.members(gid):
                     self._local.note_peer(gid, member.uid)
 
-    def live(
-        self,
-        stopping: Callable[[], bool],
-        *,
-        ack_every: int = 10,
-        ack_interval_s: float = 1.0,
-        acks: Literal["auto", "off"] = "auto",
-        receipts: Literal["push", "poll"] = "push",
-    ) -> Iterator[Message | Receipt]:
+    def live(self, stopping: Callable[[], bool], **options: Unpack[SessionOptions]) -> Iterator[Message | Receipt]:
         """Yield what a live session brings, until `stopping()`; wait for the server while it is away.
 
         Each item is in the local database before it is yielded, and is acked afterwards: items that were yielded and
@@ -216,15 +196,7 @@ class Device:
         def begin() -> Listener:
             self.check_dataset()
             self._begin()
-            return self._chat.listen(
-                self._uid,
-                after=self._local.resume_points(),
-                since_join=True,
-                ack_every=ack_every,
-                ack_interval_s=ack_interval_s,
-                acks=acks,
-                receipts=receipts,
-            )
+            return self._chat.listen(self._uid, after=self._local.resume_points(), since_join=True, **options)
 
         with suppress(_Stopped), when_there(begin, stopping, self._log) as listener:
             yield from self._items(listener, stopping)
@@ -245,7 +217,7 @@ class Device:
                     break
                 self._outbox_backoff.succeeded()
                 self._tallies_backoff.succeeded()
-                self._tallies.begin()
+                self._begin_tallies()
             # Resume after yielded messages only: if this process is killed before, the next one yields the others.
             self._local.keep(items, yielded)
             yielded = {item.gid: item.msgid for item in items if isinstance(item, Message)}
@@ -255,7 +227,6 @@ class Device:
         self._local.keep((), yielded)
 
     def _try_outbox(self) -> None:
-        """Send the outbox, unless the server could not take it a moment ago."""
         if time.monotonic() < self._outbox_backoff.until:
             return
         flushed = self.flush()
@@ -269,23 +240,56 @@ class Device:
     def _try_tallies(self, items: Iterable[Message | Receipt]) -> bool:
         """Ask for the tallies of new own messages, and for a page of older ones; return whether that was the last page.
 
-        If they cannot be had now, all are asked for later, beginning with the newest.
+        If that fails, all are asked for later, beginning with the newest.
         """
         own = [item for item in items if isinstance(item, Message) and item.sender_uid == self._uid]
         if time.monotonic() < self._tallies_backoff.until:
             if own:
-                self._tallies.begin()
+                self._begin_tallies()
             return True
         try:
-            self._tallies.ask([message for message in own if message.recalls is None])
-            if not self._tallies.done:
-                self._tallies.step()
+            self._fetch_new_tallies(own)
+            if not self._has_all_tallies:
+                self._fetch_older_tallies()
         except TryAgain as error:
-            self._tallies.begin()
+            self._begin_tallies()
             self._wait(self._tallies_backoff, error, "tallies wait: %s")
             return True
         self._tallies_backoff.succeeded()
-        return self._tallies.done
+        return self._has_all_tallies
+
+    # Digests are not enough for the tallies of own messages: the first device that confirms them ends them.
+
+    def _begin_tallies(self) -> None:
+        self._tallies_before, self._has_all_tallies = None, False
+
+    def _fetch_new_tallies(self, own: Iterable[Message]) -> None:
+        """Ask for own messages that have just come: their earlier receipts went to other devices."""
+        for page in batches((message for message in own if message.recalls is None), PAGE):
+            self._fetch_tallies({(message.gid, message.msgid): (0, None) for message in page})
+
+    def _fetch_older_tallies(self) -> None:
+        """Ask for a page of own messages that may be unread. If RedisUnavailable is raised, no tally is kept."""
+        known = self._local.unread_own_messages(self._tallies_before)
+        self._fetch_tallies(known)
+        self._tallies_before = next(reversed(known), None)
+        self._has_all_tallies = len(known) < PAGE
+
+    def _fetch_tallies(self, known: Mapping[tuple[str, str], tuple[int, int | None]]) -> None:
+        """Ask for the tallies of own messages; keep those that differ from the known ones."""
+        by_gid: dict[str, list[str]] = {}
+        for gid, msgid in known:
+            by_gid.setdefault(gid, []).append(msgid)
+        tallies = [tally for gid, msgids_of_gid in by_gid.items() for tally in self._tallies_of(gid, msgids_of_gid)]
+        # A message that nobody has read yet is no news.
+        news = (tally for tally in tallies if tally.read or not tally.unread)
+        self._local.keep(tally for tally in news if known[tally.gid, tally.msgid] != (tally.read, tally.unread))
+
+    def _tallies_of(self, gid: str, wanted: list[str]) -> list[Tally]:
+        try:
+            return self._chat.tallies(gid, wanted)
+        except (UnknownGroup, DatabaseNotReady, DatabaseUnavailable):  # other groups may answer
+            return []
 
     def _wait(self, backoff: Backoff, error: ImError, text: str) -> None:
         backoff.failed(time.monotonic())
@@ -296,10 +300,7 @@ class Device:
 def watch(
     chat: Chat, uid: str, stopping: Callable[[], bool], **options: Unpack[SessionOptions]
 ) -> Iterator[Message | Receipt]:
-    """Yield what a live session without a local database brings, from the user's offset on, until `stopping()`.
-
-    Items are acked after they were yielded. Raise UnknownUser for a user who is in no group.
-    """
+    """Yield what a live session without a local database brings, acked once it was yielded. Raise UnknownUser."""
     with suppress(_Stopped), when_there(lambda: chat.listen(uid, **options), stopping) as listener:
         while not stopping():
             yield from listener.poll(_POLL_S)

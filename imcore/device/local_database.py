@@ -12,11 +12,11 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from types import MappingProxyType, NoneType, TracebackType
+from types import MappingProxyType, NoneType
 from typing import NamedTuple, Self
 
 from imcore import msgid as msgids
-from imcore.device.local_file import LocalFile, Schema, check_room
+from imcore.device.local_file import LocalFile, check_room
 from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.model.direct import is_direct, peer_of
 from imcore.model.limits import (
@@ -31,34 +31,10 @@ from imcore.model.values import LogLine, Message, Receipt, Tally
 from imcore.util.backoff import ThrottledLog
 
 PAGE = 500
-"""How many messages, or tallies of own ones, one step reads at most."""
+"""The most messages, or tallies of own ones, that one step reads."""
 
 _ROOM_BYTES = 1 << 16
 """For the pages that a new message changes besides its text."""
-
-# Every message of the owner has a row in `tallies`: `unread` is NULL until this device has asked, and 0 at the end.
-SCHEMA = Schema(
-    4,
-    """
-CREATE TABLE owner (uid TEXT NOT NULL, dataset TEXT, begun INTEGER NOT NULL DEFAULT 0) STRICT;
-CREATE TABLE messages (
-    gid TEXT NOT NULL, msgid INTEGER NOT NULL, seq INTEGER NOT NULL, sender_uid TEXT NOT NULL, content TEXT NOT NULL,
-    client_msgid TEXT, sent_at_ms INTEGER, recalls INTEGER, PRIMARY KEY (gid, msgid)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX chat ON messages (msgid, gid) WHERE recalls IS NULL;
-CREATE INDEX tombstones ON messages (gid, recalls) WHERE recalls IS NOT NULL;
-CREATE TABLE tallies (
-    gid TEXT NOT NULL, msgid INTEGER NOT NULL, read INTEGER NOT NULL, unread INTEGER, PRIMARY KEY (gid, msgid)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX perhaps_unread ON tallies (msgid, gid) WHERE unread IS NOT 0;
-CREATE TABLE resume_points (gid TEXT PRIMARY KEY, msgid INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE peers (gid TEXT PRIMARY KEY, uid TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE outbox (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, gid TEXT NOT NULL, to_uid TEXT, content TEXT NOT NULL,
-    client_msgid TEXT NOT NULL UNIQUE, written_ms INTEGER NOT NULL, tried INTEGER NOT NULL DEFAULT 0, refused TEXT
-) STRICT;
-""",
-)
 
 # An own message may be kept after its tombstone has come.
 _INSERT = """
@@ -103,15 +79,6 @@ class Outgoing(NamedTuple):
     client_msgid: str
 
 
-class UnreadOwnMessage(NamedTuple):
-    """An own message that may be unread by someone, and its tally as far as it is known here."""
-
-    gid: str
-    msgid: str
-    read: int
-    unread: int | None
-
-
 def path_of(data_dir: Path, uid: str) -> Path:
     """Return where a user's local database is, by a digest: not every uid can be a file name. Raise InvalidInput."""
     check_name(uid, "uid")
@@ -119,9 +86,9 @@ def path_of(data_dir: Path, uid: str) -> Path:
 
 
 def try_out(path: Path, uid: str, content_bytes: int) -> None:
-    """Raise LocalDatabaseError unless a path has room for a message of so many bytes, and SQLite can make a file there.
+    """Raise LocalDatabaseError unless SQLite can make a file at a path, with room for a message of this length.
 
-    Nothing is left of the trial. It makes and removes no folder, since another first send may be about to use it.
+    Nothing is left of the trial. It makes and removes no folder: another first send may be about to use it.
     """
     folder = next(each for each in (path.parent, *path.parent.parents) if os.path.lexists(each))
     check_room(_ROOM_BYTES + 2 * content_bytes, folder, called=path)  # in the log, and then in the file
@@ -129,7 +96,7 @@ def try_out(path: Path, uid: str, content_bytes: int) -> None:
         return
     scratch = folder / f"{path.stem}.{uuid.uuid4().hex}.try"
     try:
-        with closing(LocalFile(scratch, uid, SCHEMA, called=path)) as file, file.transaction() as connection:
+        with closing(LocalFile(scratch, uid, called=path)) as file, file.transaction() as connection:
             connection.execute(_INSERT, ("", 0, 0, uid, "x" * content_bytes, None, None, None))
     finally:
         with suppress(OSError):
@@ -146,18 +113,15 @@ class LocalDatabase:
     """
 
     def __init__(self, path: Path, uid: str, *, exclusive: bool = False, read_only: bool = False) -> None:
-        """Open it, or make it unless `read_only`. Raise what LocalFile raises."""
         self.path = path
         self.uid = uid
-        self._file = LocalFile(path, uid, SCHEMA, exclusive=exclusive, read_only=read_only)
+        self._file = LocalFile(path, uid, exclusive=exclusive, read_only=read_only)
         self._warnings = ThrottledLog(time.monotonic)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -197,7 +161,7 @@ class LocalDatabase:
     def keep(
         self, items: Iterable[Message | Receipt | Tally], resume_points: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        """Keep messages, tallies of own ones, and how far groups are here without holes now, in one step.
+        """Keep messages, tallies of own ones, and how far groups are here without holes, in one step.
 
         A message that is here stays as it is. Readers and resume points never go down. If one item cannot be kept, each
         is kept by itself.
@@ -237,14 +201,18 @@ class LocalDatabase:
                 self._warnings.warn(f"the resume point of {gid!r} is not kept in the local database: {error}")
         return rows
 
-    def unread_own_messages(self, before: UnreadOwnMessage | None = None) -> list[UnreadOwnMessage]:
-        """Return a page of the own messages that may be unread by someone, newest first, before one of them."""
-        start = (msgids.HIGHEST + 1, "") if before is None else (check_msgid(before.msgid), before.gid)
+    def unread_own_messages(
+        self, before: tuple[str, str] | None = None
+    ) -> dict[tuple[str, str], tuple[int, int | None]]:
+        """Return a page of own messages that may be unread: read and unread as known here, by gid and msgid.
+
+        They are the newest ones before one of them, newest first. `unread` is None before this device has asked.
+        """
+        start = (msgids.HIGHEST + 1, "") if before is None else (check_msgid(before[1]), before[0])
         rows = self._file.rows(_UNREAD_OWN, (str, int, int, _NUMBER_OR_NONE), start)
-        return [UnreadOwnMessage(gid, self._unpacked(msgid), *tally) for gid, msgid, *tally in rows]
+        return {(gid, self._unpacked(msgid)): (read, unread) for gid, msgid, read, unread in rows}
 
     def queue(self, gid: str, content: str, *, to_uid: str | None = None) -> Outgoing:
-        """Put a message at the end of the outbox."""
         client_msgid = uuid.uuid4().hex
         with self._file.transaction() as connection:
             if to_uid is not None:
@@ -256,7 +224,6 @@ class LocalDatabase:
             return Outgoing(cursor.lastrowid or 0, gid, to_uid, content, client_msgid)
 
     def waiting(self) -> list[Outgoing]:
-        """Return the messages that wait to be sent, in order."""
         sql = "SELECT id, gid, to_uid, content, client_msgid FROM outbox WHERE refused IS NULL ORDER BY id"
         return [Outgoing(*row) for row in self._file.rows(sql, (int, str, _TEXT_OR_NONE, str, str))]
 
@@ -269,7 +236,6 @@ class LocalDatabase:
         return {gid for gid, tried in rows if tried}
 
     def refuse(self, outgoing: Outgoing, reason: str) -> None:
-        """Note that the server will never take a message, so that the next ones can go out."""
         with self._file.transaction() as connection:
             connection.execute("UPDATE outbox SET refused = ? WHERE id = ?", (reason, outgoing.number))
 
@@ -325,7 +291,7 @@ class LocalDatabase:
         if recalls is not None or message.recalled:
             recalled = (message.gid, msgid if recalls is None else recalls)
             connection.execute("UPDATE messages SET content = '' WHERE gid = ? AND msgid = ?", recalled)
-            self._file.withdrawn.note()
+            self._file.recalled_texts.note()
         if message.sender_uid != self.uid:
             self._note_peer(connection, message.gid, message.sender_uid)
         elif recalls is None:

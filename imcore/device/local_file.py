@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 from imcore.errors import InvalidInput, LocalDatabaseError
@@ -18,8 +18,30 @@ from imcore.files.folders import make_private
 from imcore.sql import sqlite_file
 from imcore.sql.sqlite_file import FileConnection
 
+SCHEMA_VERSION = 4
+
+# Every message of the owner has a row in `tallies`: `unread` is NULL until this device has asked, and 0 at the end.
+_SCHEMA = """
+CREATE TABLE owner (uid TEXT NOT NULL, dataset TEXT, begun INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE TABLE messages (
+    gid TEXT NOT NULL, msgid INTEGER NOT NULL, seq INTEGER NOT NULL, sender_uid TEXT NOT NULL, content TEXT NOT NULL,
+    client_msgid TEXT, sent_at_ms INTEGER, recalls INTEGER, PRIMARY KEY (gid, msgid)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX chat ON messages (msgid, gid) WHERE recalls IS NULL;
+CREATE INDEX tombstones ON messages (gid, recalls) WHERE recalls IS NOT NULL;
+CREATE TABLE tallies (
+    gid TEXT NOT NULL, msgid INTEGER NOT NULL, read INTEGER NOT NULL, unread INTEGER, PRIMARY KEY (gid, msgid)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX perhaps_unread ON tallies (msgid, gid) WHERE unread IS NOT 0;
+CREATE TABLE resume_points (gid TEXT PRIMARY KEY, msgid INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE peers (gid TEXT PRIMARY KEY, uid TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, gid TEXT NOT NULL, to_uid TEXT, content TEXT NOT NULL,
+    client_msgid TEXT NOT NULL UNIQUE, written_ms INTEGER NOT NULL, tried INTEGER NOT NULL DEFAULT 0, refused TEXT
+) STRICT;
+"""
+
 BUSY_TIMEOUT_S = 10.0
-"""For how long a transaction waits for another program."""
 
 _APPLICATION_ID = 0x696D6372
 _ROWS_AT_ONCE = 500
@@ -41,18 +63,8 @@ Types = tuple[Any, ...]
 """Of the columns of a row, as `isinstance` takes them."""
 
 
-class Schema(NamedTuple):
-    """The tables of a file, and their version. The first one is `owner`, with a column `uid`."""
-
-    version: int
-    statements: str
-
-
 def check_room(size: int, folder: Path, *, called: Path) -> None:
-    """Raise LocalDatabaseError, about the database `called`, unless a folder has room for so many bytes.
-
-    They are written to a file without a name, of which nothing is left, whatever happens.
-    """
+    """Raise LocalDatabaseError, about the database `called`, unless a folder has room: for a file that is removed."""
     try:
         path = folder / f"{uuid.uuid4().hex}.try"
         with open(path, "xb", buffering=0) as file:
@@ -69,34 +81,20 @@ def _unusable(called: Path, why: str) -> LocalDatabaseError:
 
 
 class LocalFile:
-    """One connection to the file of one user's local database.
-
-    Every method raises LocalDatabaseError if the file cannot be used, InvalidInput for values that it cannot keep; then
-    nothing has changed.
-    """
+    """One connection to the file of one user's local database. It raises what LocalDatabase raises."""
 
     def __init__(
-        self,
-        path: Path,
-        uid: str,
-        schema: Schema,
-        *,
-        exclusive: bool = False,
-        read_only: bool = False,
-        called: Path | None = None,
+        self, path: Path, uid: str, *, exclusive: bool = False, read_only: bool = False, called: Path | None = None
     ) -> None:
         """Open it, or make it unless `read_only`. Errors name its path, or `called`.
 
-        Raise LocalDatabaseError if another session holds it, or if it is damaged, of another version, of another user,
-        or in a folder that cannot be written.
+        Raise LocalDatabaseError if another session holds it, or if it is damaged or not this user's.
         """
         self.path = path
         self._called = called or path
         self._uid = uid
-        self._schema = schema
         self._lock: int | None = None
-        self.withdrawn = sqlite_file.Withdrawn()
-        """Texts that were taken away, and may still be in the log."""
+        self.recalled_texts = sqlite_file.RecalledTexts()
         self._is_read_only = read_only
         if problem := sqlite_file.library_problem():
             raise LocalDatabaseError(problem)
@@ -119,10 +117,10 @@ class LocalFile:
         self._release()
 
     def empty_log(self) -> None:
-        """Take withdrawn texts out of the log. While another program reads an older state, a later call does it."""
-        if self.withdrawn.is_due and not self._is_read_only:
+        """Remove recalled texts from the log. If another program reads it, a later call does so."""
+        if self.recalled_texts.is_due and not self._is_read_only:
             with self.guard():
-                self.withdrawn.empty(self._connection)
+                self.recalled_texts.empty(self._connection)
 
     def rows(self, sql: str, types: Types, values: Values = ()) -> Iterator[Any]:
         """Yield the rows of a query, page by page, after a check of the type of every value."""
@@ -152,7 +150,6 @@ class LocalFile:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Translate what SQLite raises."""
         try:
             yield
         except UnicodeDecodeError as error:  # of SQLite's own words, which quote the file
@@ -218,11 +215,11 @@ class LocalFile:
             raise self._missing()
         if connection.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
             raise self._foreign()
-        if version > self._schema.version:
+        if version > SCHEMA_VERSION:
             raise LocalDatabaseError(f"the local database {self._called} is of a newer imcore: upgrade imcore")
         if version < 0:
             raise self.damaged()
-        if version < self._schema.version:
+        if version < SCHEMA_VERSION:
             raise LocalDatabaseError(
                 f"the local database {self._called} is of an older imcore: move it away, and what is not acked will be "
                 "pulled again"
@@ -240,11 +237,11 @@ class LocalFile:
     def _create(self, connection: sqlite3.Connection) -> None:
         if connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
             raise self._foreign()
-        for statement in self._schema.statements.split(";"):
+        for statement in _SCHEMA.split(";"):
             connection.execute(statement)
         connection.execute("INSERT INTO owner (uid) VALUES (?)", (self._uid,))
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {self._schema.version}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _foreign(self) -> LocalDatabaseError:
         return LocalDatabaseError(f"{self._called} is a database of something else: set IM_DATA_DIR to another folder")

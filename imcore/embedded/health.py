@@ -37,7 +37,6 @@ class HealthCheck:
         self._connection: socket.socket | None = None
         self._answer = b""
         self._asked_at: float | None = None
-        """When the question was sent whose answer is awaited."""
         self._reported: set[str] = set()
         """Problems that last, each of which is reported once."""
         self._connect()
@@ -50,8 +49,8 @@ class HealthCheck:
     def step(self, wait: Callable[[], None]) -> list[str]:
         """Check the server, if a check is due, and mend the damage. Return a line for each problem and each repair.
 
-        It returns at once, unless the server must be restarted: that calls `wait` again and again.
-        Raise EmbeddedServerError if clients cannot reach the server any more and it cannot be mended.
+        Only a restart of the server takes time: it calls `wait` again and again. Raise EmbeddedServerError if clients
+        cannot reach the server and it cannot be mended.
         """
         if not self.server.running:
             return []
@@ -181,7 +180,7 @@ def _info_of(answer: bytes) -> dict[str, str]:
 
 
 def _lost_file(data_dir: Path) -> Path | None:
-    """Return a missing file that the server needs to start again; None if there is none."""
+    """Return a missing file that the server needs to start again; None if all are there."""
     folder = data_dir / "appendonlydir"
     manifest = folder / "appendonly.aof.manifest"
     with suppress(OSError):

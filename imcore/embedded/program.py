@@ -16,10 +16,7 @@ _VERSION = re.compile(r"\b(Valkey|Redis) server v=(\d+)\.(\d+)")
 
 
 def find_server() -> Path:
-    """Return the server program: that of the wheel, else one on PATH that is new enough.
-
-    Raise EmbeddedServerError, which names the fault of each program found and says what to do.
-    """
+    """Return the server program of the wheel, else one on PATH. Raise EmbeddedServerError: it names the faults."""
     refusals = []
     for program in _candidates():
         refusal = _refusal(program)

@@ -97,12 +97,10 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """The address for a Redis client."""
         return socket_url(self.socket)
 
     @property
     def pid(self) -> int | None:
-        """The process id; None if the server does not run."""
         return self._process.pid if self._process and self.running else None
 
     @property
@@ -117,12 +115,10 @@ class EmbeddedServer:
 
     @property
     def has_data_dir(self) -> bool:
-        """Whether the locked data directory is still at its path."""
         return self._lock is not None and self._lock.is_in_place
 
     @property
     def has_socket(self) -> bool:
-        """Whether the file at the socket's path is this server's socket."""
         return self._inode is not None and _inode_of(self.socket) == self._inode
 
     @property
@@ -134,7 +130,7 @@ class EmbeddedServer:
         """Start the server and wait until it answers. Do nothing if it runs.
 
         Raise ConfigurationError if the data directory cannot be used; EmbeddedServerError if there is no server
-        program, if another server holds the data directory or the socket, or if the server does not come up.
+        program, if another server holds the directory or the socket, or if the server does not come up.
         """
         if self.running:
             return
@@ -162,11 +158,10 @@ class EmbeddedServer:
         return self._short_folder if self._short_folder and close_socket_folder(self._short_folder) else None
 
     def mend_socket(self, wait: Callable[[], None], timeout_s: float = START_S) -> str:
-        """Replace a lost socket, by a restart of the server if there is no other way; return what was done, in words.
+        """Replace a lost socket, by a restart if there is no other way; return what was done, in words.
 
-        `wait` is called again and again while the server ends and starts; an exception from it ends the server. The
-        caller makes sure that the server can write its files: then a restart loses nothing.
-        Raise EmbeddedServerError if it fails. If another file has the socket's path, the server runs on.
+        `wait` is called again and again during a restart; an exception from it ends the server. The server must be able
+        to write its files. Raise EmbeddedServerError if it fails. If another file has the path, the server runs on.
         """
         self.mend_folder()
         self._clear_socket_path()
@@ -184,7 +179,6 @@ class EmbeddedServer:
         return "the server was restarted and made it anew"
 
     def _run(self, program: Path, timeout_s: float, wait: Callable[[], None]) -> None:
-        """Start the process on the locked data directory, and wait until it answers."""
         try:
             self._clear_socket_path()
             _clear_socket(self._own_path)
@@ -235,7 +229,6 @@ class EmbeddedServer:
         self._publish_socket()
 
     def _publish_socket(self) -> None:
-        """Give the socket its public name, unless it has it."""
         self._inode = _inode_of(self._own_path)
         if self.has_socket:
             return
@@ -330,7 +323,7 @@ def _sleep() -> None:
 
 
 def _inode_of(path: Path) -> tuple[int, int] | None:
-    """Return what identifies the file at a path; None if there is none, or none that can be seen."""
+    """Return the identity of the file at a path; None if no file can be seen there."""
     try:
         status = path.lstat()
     except OSError:

@@ -7,10 +7,10 @@ whether the owner lives. A process id would prove nothing: the number may be reu
 
 import fcntl
 import os
-import time
 from pathlib import Path
 
 from imcore.errors import ConfigurationError, EmbeddedServerError
+from imcore.util.deadlines import attempts
 
 _PAUSE_S = 0.01
 _LOWEST_DESCRIPTOR = 10
@@ -21,7 +21,6 @@ class DataLock:
     """The lock, from `take` to `release`. The server inherits `for_server`, and with it the lock, while it lives."""
 
     def __init__(self, data_dir: Path) -> None:
-        """Open the files to lock, without locking them: see `take`."""
         self._data_dir = data_dir
         self._owner = _open(data_dir / "redis.lock", os.O_RDWR | os.O_CREAT)
         self._directory = _open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
@@ -29,10 +28,7 @@ class DataLock:
 
     @classmethod
     def take(cls, data_dir: Path, *, patience_s: float) -> "DataLock":
-        """Make the data directory and lock it. A server without an owner gets `patience_s` to end.
-
-        Raise ConfigurationError if the directory cannot be used, EmbeddedServerError if it is in use.
-        """
+        """Make and lock the directory. Raise ConfigurationError, or EmbeddedServerError if it stays in use."""
         try:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(data_dir, os.W_OK | os.X_OK):
@@ -49,12 +45,10 @@ class DataLock:
 
     @property
     def for_server(self) -> int:
-        """The descriptor that the server inherits."""
         return self._directory if self._locks_directory else self._owner
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the locked directory is still at its path."""
         try:
             return os.path.samestat(self._data_dir.stat(), os.fstat(self._directory))
         except OSError:
@@ -71,12 +65,9 @@ class DataLock:
             raise _in_use(self._data_dir, os.pread(self._owner, 20, 0))
         os.ftruncate(self._owner, 0)
         os.pwrite(self._owner, b"%d\n" % os.getpid(), 0)
-        give_up = time.monotonic() + patience_s
-        while not self._try_lock_directory():
-            # The owner is gone, or somebody removed its `redis.lock`. A server without an owner ends in a moment.
-            if time.monotonic() > give_up:
-                raise _in_use(self._data_dir)
-            time.sleep(_PAUSE_S)
+        # The owner is gone, or somebody removed its `redis.lock`. A server without an owner ends in a moment.
+        if not any(self._try_lock_directory() for _ in attempts(patience_s, longest_pause_s=_PAUSE_S)):
+            raise _in_use(self._data_dir)
 
     def _try_lock_directory(self) -> bool:
         try:

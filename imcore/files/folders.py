@@ -12,10 +12,7 @@ _NAME = re.compile(r"imcore-([0-9]{1,10})-[0-9a-f]{16}")
 
 
 def make_private(folder: Path, top: Path) -> None:
-    """Make the folder and its parents. Those within `top`, and `top` itself, are made for their owner only.
-
-    A folder that exists stays as it is. Raise OSError.
-    """
+    """Make a folder and its parents, those within `top` for their owner only. Existing ones stay. Raise OSError."""
     for path in reversed((folder, *folder.parents)):
         if path.is_relative_to(top):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ from itertools import chain
 from typing import Any
 
 CHUNK_BYTES = 1 << 16
-"""The size of a decompressed chunk."""
 
 AHEAD_BYTES = 16 << 20
 """The compressed data that is read ahead at most to find out whether a member is damaged."""

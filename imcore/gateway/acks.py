@@ -4,12 +4,11 @@ import math
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from imcore.errors import ImError, TryAgain, UnknownGroup, raise_what_stops_all
 from imcore.gateway.fanout import Recipients, ResumePoint, Session
 from imcore.operations.effects import Answers, Effects, FinishCalls, StartCalls, call_many
-from imcore.operations.sql_queries import MessagesByMsgid
+from imcore.operations.queries import MessagesByMsgid
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Trimmed
 from imcore.streams.calls.message_calls import AckResult, AckTarget, split_targets
@@ -37,7 +36,6 @@ class UnackedMessages:
 
     @property
     def uids(self) -> tuple[str, ...]:
-        """The users who ack."""
         return (self.recipients.without(self.ended) if self.ended else self.recipients).uids
 
 
@@ -60,7 +58,6 @@ class AckBuffer:
         """No later than the first requeued ack is due."""
 
     def received(self, gid: str, recipients: Recipients, message: ResumePoint, now: float) -> None:
-        """Note that recipients have received a message, and so all before it."""
         unacked = self._waiting.get(gid, _NONE).get(recipients)
         if unacked is None:
             unacked = UnackedMessages(gid, recipients, message, now + self._interval_s, is_taken=self._every == 1)
@@ -74,14 +71,12 @@ class AckBuffer:
             self._full.append(unacked if unacked.is_taken else self._take(unacked))
 
     def next_due(self) -> float:
-        """Return when the next ack is due: `inf` if none waits."""
         if self._full:
             return 0.0
         self._pop_taken()
         return min(self._requeued_due, self._in_order[0].due if self._in_order else math.inf)
 
     def take_due(self, now: float) -> list[UnackedMessages]:
-        """Take out the acks that are due."""
         taken, self._full = [*self._take_requeued(now), *self._full], []
         self._pop_taken()
         until = now + self._slack_s if self._in_order and self._in_order[0].due <= now else now
@@ -102,10 +97,7 @@ class AckBuffer:
         self._remove(sessions, {gid} if gid else {gid for session in sessions for gid in session.gids})
 
     def requeue(self, acks: Iterable[UnackedMessages], not_before: float = 0.0) -> None:
-        """Put back acks that were refused or could not be sent: they are due at once, or at a time.
-
-        Of two acks by the same recipients in a group, the one of the later message stays.
-        """
+        """Put back acks that failed: they are due at once, or at a time. The ack of the later message stays."""
         for unacked in acks:
             key = unacked.gid, unacked.recipients
             other = self._requeued.get(key, unacked)
@@ -174,27 +166,21 @@ def _target(same: Sequence[UnackedMessages]) -> AckTarget:
     return AckTarget(newest.msgid, tuple(dict.fromkeys(uid for each in same for uid in each.uids)), next(seqs, None))
 
 
-class _SentAcks(NamedTuple):
-    """Acks whose answers have not been read yet."""
-
-    acks: list[UnackedMessages]
-    batch: list[tuple[str, list[AckTarget]]]
-    started: Answers[list[AckResult]]
+_Batch = list[tuple[str, list[AckTarget]]]
+"""The gid and the targets of each call."""
 
 
 @dataclass(eq=False)
 class AckSender:
-    """A task: sends the acks of a buffer. Acks that cannot be sent, or whose answers get lost, return to the buffer.
-
-    Sending is no success yet: if Redis refuses the acks of a group, this group waits alone.
-    """
+    """A task: sends the acks of a buffer; failed acks return to it. A group that Redis refuses waits alone."""
 
     _space: Keyspace
     buffer: AckBuffer
     _log: ThrottledLog
     _clock: Clock
     _backoffs: Backoffs[str] = field(default_factory=Backoffs)
-    _sent: _SentAcks | None = None
+    _sent: tuple[list[UnackedMessages], _Batch, Answers[list[AckResult]]] | None = None
+    """Acks whose answers have not been read yet."""
 
     def due(self) -> float:
         """Return when to step: at once while there are answers to read, which takes next to no time."""
@@ -209,7 +195,6 @@ class AckSender:
             yield from self._read_answers()
 
     def _not_waiting(self, due: Iterable[UnackedMessages], now: float) -> list[UnackedMessages]:
-        """Requeue the acks of groups that wait; return the others."""
         ready = []
         for unacked in due:
             until = self._backoffs.until(unacked.gid)
@@ -231,40 +216,39 @@ class AckSender:
         """Read and ignore the answers that are still to come."""
         sent, self._sent = self._sent, None
         if sent:
-            yield from FinishCalls(sent.started)
+            yield from FinishCalls(sent[2])
 
     def _read_answers(self) -> Effects[list[ImError]]:
-        """Read the answers to the acks that were sent; return the errors of groups, whose acks wait alone.
-
-        Raise the error that all acks have to wait for.
-        """
+        """Read the answers; return the errors of groups, whose acks wait alone. Raise the error that stops all."""
         if self._sent is None:
             return []
-        sent, self._sent = self._sent, None
+        (acks, batch, started), self._sent = self._sent, None
         try:
-            answers = yield from FinishCalls(sent.started)
+            answers = yield from FinishCalls(started)
         except BaseException:
-            self.buffer.requeue(sent.acks)
+            self.buffer.requeue(acks)
             raise
-        refused = self._postpone(sent, answers)
+        refused = self._postpone(acks, batch, answers)
         raise_what_stops_all(answers)
-        for (gid, part), answer in zip(sent.batch, answers, strict=True):
+        for (gid, part), answer in zip(batch, answers, strict=True):
             for target in self._trimmed(part, answer):
                 yield from self._ack_trimmed(gid, target)
         return refused
 
-    def _postpone(self, sent: _SentAcks, answers: Sequence[list[AckResult] | ImError]) -> list[ImError]:
+    def _postpone(
+        self, acks: list[UnackedMessages], batch: _Batch, answers: Sequence[list[AckResult] | ImError]
+    ) -> list[ImError]:
         """Requeue the acks of groups that were refused; return the errors. A group that is gone needs no acks."""
         refused = {
             gid: answer
-            for (gid, _), answer in zip(sent.batch, answers, strict=True)
+            for (gid, _), answer in zip(batch, answers, strict=True)
             if isinstance(answer, ImError) and not isinstance(answer, UnknownGroup)
         }
         for gid, error in refused.items():
             until = self._backoffs.failed(gid, self._clock())
-            self.buffer.requeue((each for each in sent.acks if each.gid == gid), until)
+            self.buffer.requeue((each for each in acks if each.gid == gid), until)
             self._log.note(error, "acks in some groups have to wait: %s")
-        self._backoffs.succeeded(gid for gid, _ in sent.batch if gid not in refused)
+        self._backoffs.succeeded(gid for gid, _ in batch if gid not in refused)
         return list(refused.values())
 
     def _send(self, acks: list[UnackedMessages]) -> Effects[None]:
@@ -273,7 +257,7 @@ class AckSender:
             batch = [(gid, part) for gid, of_group in targets(acks).items() for part in split_targets(of_group)]
             if batch:
                 started = yield from StartCalls([message_calls.ack(self._space, gid, part) for gid, part in batch])
-                self._sent = _SentAcks(acks, batch, started)
+                self._sent = acks, batch, started
         except BaseException:
             self.buffer.requeue(acks)
             raise

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all, raise_what_stops_all
 from imcore.gateway.acks import AckBuffer
 from imcore.gateway.channels import Channels
-from imcore.gateway.delivery_queue import DeliveryQueue
-from imcore.gateway.fanout import Cursor, GroupSubscribers, ResumePoint, Session
+from imcore.gateway.fanout import Cursor, DeliveryQueue, GroupSubscribers, ResumePoint, Session
 from imcore.gateway.scheduler import DelayQueue
 from imcore.model.values import Message
 from imcore.operations import queries
@@ -63,10 +62,7 @@ class CatchUp:
                 self._channels.close_group(gid)
 
     def restart(self, session: Session, gid: str) -> None:
-        """Let a session begin again at the offset: messages that Redis had lost are back, before its cursor.
-
-        It gets again all that is not acked, or its next ack would pass over the messages that came back.
-        """
+        """Let a session begin again at the offset: messages that Redis had lost are back, before its cursor."""
         subscribers = self._channels.groups.get(gid)
         if subscribers and gid in session.cursors:
             subscribers.remove(session)
@@ -76,7 +72,6 @@ class CatchUp:
             self._to_resync.add([session])  # receipts have changed, too
 
     def pushed(self, subscribers: GroupSubscribers, msgid: int, message: Message) -> None:
-        """Take a message that was pushed."""
         events, behind = subscribers.pushed(message, msgid)
         self._deliveries.ready += events
         if behind:
@@ -91,7 +86,6 @@ class CatchUp:
         return self._behind.due()
 
     def step(self) -> Effects[None]:
-        """Pull a page for some cursors."""
         taken = self._behind.take(CURSORS_PER_STEP, self._clock())
         self._behind.succeeded(cursor for cursor in taken if not self._subscribers(cursor))
         try:
@@ -103,7 +97,6 @@ class CatchUp:
             raise
 
     def _subscribers(self, cursor: Cursor) -> GroupSubscribers | None:
-        """Return the subscribers of a cursor's group, None if no session has the cursor any more."""
         subscribers = self._channels.groups.get(cursor.gid)
         return subscribers if subscribers and subscribers.sessions(cursor) else None
 
@@ -189,7 +182,6 @@ class Resync:
         return self._queue.due()
 
     def step(self) -> Effects[None]:
-        """Sync some sessions."""
         sessions = self._queue.take(SESSIONS_PER_STEP, self._clock())
         try:
             groups = yield from queries.groups_or_errors(self._space, list({session.uid for session in sessions}))

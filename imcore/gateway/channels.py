@@ -13,7 +13,7 @@ from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Backoff, Clock
 
 UNCONFIRMED_CHANGES = 5000
-"""At most so many changes wait for their confirmation: a server keeps little for a subscriber that does not read."""
+"""The most changes that await confirmation: a server keeps little for a subscriber that does not read."""
 
 
 @dataclass(eq=False, slots=True)
@@ -26,7 +26,6 @@ class Inbox:
 
     @property
     def is_subscribed(self) -> bool:
-        """Whether all news of the user is pushed from now on."""
         return self.missing == 0
 
 
@@ -40,9 +39,7 @@ class Channels:
         self._space = space
         self._inboxes: dict[str, Inbox] = {}
         self.owners: dict[str, ChannelOwner] = {}
-        """By channel."""
         self.groups: dict[str, GroupSubscribers] = {}
-        """By gid, of the groups that sessions follow."""
         self._to_drop: dict[str, None] = {}
         self._to_add: dict[str, None] = {}
         self._dropping: Counter[str] = Counter()
@@ -57,12 +54,10 @@ class Channels:
         return subscribers
 
     def close_group(self, gid: str) -> None:
-        """Unsubscribe from a group that no session follows any more."""
         del self.groups[gid]
         self._drop(self._space.group(gid).channel)
 
     def open_inbox(self, session: Session) -> Inbox:
-        """Add a session to its user's inbox; return the inbox."""
         inbox = self._inboxes.get(session.uid)
         if inbox is None:
             channels = self._space.inboxes(session.uid)
@@ -95,7 +90,6 @@ class Channels:
             inbox.missing = self._space.partitions
 
     def has_changes(self) -> bool:
-        """Return whether `changes` has any now."""
         return bool(self._to_drop or self._to_add) and self._free() > 0
 
     def changes(self) -> ChangeChannels:
@@ -119,7 +113,6 @@ class Channels:
         return owner if owner and owner.is_subscribed else None
 
     def dropped(self, channel: str) -> bool:
-        """Note that a channel was dropped; return whether that was wanted."""
         return _confirmed(self._dropping, channel)
 
     def _add(self, channel: str, owner: ChannelOwner) -> None:
@@ -156,10 +149,10 @@ def _confirmed(awaited: Counter[str], channel: str) -> bool:
 
 @dataclass(eq=False)
 class Resubscription:
-    """A task: opens the subscription, and again after it was lost; changes its channels; pings it.
+    """A task: opens the subscription, and again after it was lost; changes its channels; pings it every `every_s`.
 
-    It sends a PING every `every_s` seconds. A subscription that has not answered by the next one is lost. Only an
-    answered PING ends the back-off. `on_open` is called whenever a subscription was opened.
+    A subscription that has not answered by the next PING is lost. Only an answered PING ends the back-off. `on_open` is
+    called whenever a subscription was opened.
     """
 
     _channels: Channels
@@ -167,18 +160,15 @@ class Resubscription:
     _on_open: Callable[[], None]
     _clock: Clock
     is_open: bool = False
-    """Whether there is a subscription, as far as is known."""
     _backoff: Backoff = field(default_factory=Backoff)
     _next_ping: float = math.inf
     _awaits_pong: bool = False
 
     def lost(self) -> None:
-        """Note that the subscription is lost, and perhaps pushes with it."""
         self.is_open = False
         self._backoff.failed(self._clock())
 
     def pong(self) -> None:
-        """Note that the last PING was answered."""
         self._awaits_pong = False
         self._backoff.succeeded()
 

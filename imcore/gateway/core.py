@@ -16,17 +16,17 @@ After a gap in the seqs or a lost subscription it pulls, and a session that has 
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict, get_args
 
-from imcore.errors import ConfigurationError, ImError, RedisUnavailable, TryAgain
+from imcore.errors import ConfigurationError, ImError, InvalidInput, RedisUnavailable, TryAgain
 from imcore.gateway.acks import AckBuffer, AckSender
 from imcore.gateway.catch_up import CatchUp, Resync
 from imcore.gateway.channels import ChannelOwner, Channels, Inbox, Resubscription
-from imcore.gateway.delivery_queue import DeliveryQueue
-from imcore.gateway.fanout import Event, GroupSubscribers, NewMessage, ResumePoint, Session
+from imcore.gateway.fanout import DeliveryQueue, Event, GroupSubscribers, NewMessage, ResumePoint, Session
 from imcore.gateway.heartbeat import Heartbeat
 from imcore.gateway.receipts import ReceiptConfirmation, ReceiptDelivery
 from imcore.gateway.scheduler import DelayQueue, Scheduler
+from imcore.model.limits import check_count, check_seconds
 from imcore.model.values import Receipt
 from imcore.operations import queries
 from imcore.operations.effects import Effects, call_each, raised
@@ -42,27 +42,48 @@ AckMode = Literal["auto", "client", "off"]
 ReceiptMode = Literal["push", "poll"]
 
 
+class SessionOptions(TypedDict, total=False):
+    """The fields of `GatewayOptions`, as keyword arguments."""
+
+    ack_every: int
+    ack_interval_s: float
+    acks: AckMode
+    receipts: ReceiptMode
+
+
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """How a gateway acks, and how it learns of receipts. See `Gateway`."""
+    """How a gateway acks, and how it learns of receipts.
+
+    `ack_every` messages of a group or `ack_interval_s` seconds, whichever is first, make one ack. `acks` says what
+    counts as received: "auto" all that a `poll` has returned, once the next one is called; "client" only what
+    `received` and `confirm_receipts` are given; "off" nothing, so nothing is acked or confirmed. `receipts` says how
+    senders learn who has read: "push" as it happens, "poll" with each heartbeat. Raise InvalidInput for any other
+    value.
+    """
 
     ack_every: int = 10
     ack_interval_s: float = 1.0
     acks: AckMode = "auto"
     receipts: ReceiptMode = "push"
 
+    def __post_init__(self) -> None:
+        check_count(self.ack_every, "ack_every")
+        for name, choices in (("acks", get_args(AckMode)), ("receipts", get_args(ReceiptMode))):
+            if (value := getattr(self, name)) not in choices:
+                raise InvalidInput(f"{name} must be one of {', '.join(choices)}; it is {value!r}")
+        check_seconds(self.ack_interval_s, "ack_interval_s")
+
 
 class Core:
-    """Sessions that share a subscription."""
+    """Sessions that share a subscription. `Gateway` documents the operations; msgids are packed here."""
 
     def __init__(self, space: Keyspace, settings: Settings, options: GatewayOptions, clock: Clock) -> None:
-        """`clock` returns seconds, and never goes back."""
         self._space = space
         self._options = options
         self._clock = clock
         self._sessions: dict[str, Session] = {}
         self.deliveries = DeliveryQueue()
-        """The events that are ready to be taken, and those that were."""
         self._to_resync: DelayQueue[Session] = DelayQueue()
         self._channels = Channels(space)
         self._log = log = ThrottledLog(clock)
@@ -90,7 +111,6 @@ class Core:
 
     @property
     def sessions(self) -> Collection[Session]:
-        """All sessions that were opened and not ended."""
         return self._sessions.values()
 
     def open(self, uid: str, after: Mapping[str, int], *, since_join: bool) -> Effects[Session]:
@@ -123,7 +143,6 @@ class Core:
         return positions
 
     def end(self, sessions: Sequence[Session]) -> Effects[None]:
-        """End sessions cleanly. See `Gateway.end`."""
         ending = [session for session in sessions if session.sid in self._sessions]
         if self._options.acks == "auto":
             self._receive(self.deliveries.in_flight_of(ending))
@@ -134,7 +153,6 @@ class Core:
         self._forget(ending)
 
     def drop(self, sessions: Sequence[Session]) -> None:
-        """End sessions whose clients are gone. See `Gateway.end`, not clean."""
         ending = [session for session in sessions if session.sid in self._sessions]
         if self._options.acks == "auto":
             self._acks.buffer.forget(ending)
@@ -159,7 +177,6 @@ class Core:
     # What clients have received.
 
     def received(self, session: Session, gid: str, msgid: int) -> None:
-        """Note that a client has received a message (packed msgid). See `Gateway.received`."""
         cursor = session.cursors.get(gid)
         newest = ResumePoint(cursor.msgid or 0, cursor.seq) if cursor else session.resume_points.get(gid)
         if session.sid in self._sessions and newest and msgid <= newest.msgid:
@@ -167,7 +184,6 @@ class Core:
             self._acks.buffer.received(gid, session.as_recipients, message, self._clock())
 
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
-        """Note that a client has got receipts. See `Gateway.confirm_receipts`."""
         if session.sid in self._sessions:
             self._confirmation.received(session.uid, receipts)
 
@@ -190,11 +206,9 @@ class Core:
     # Tasks, and what comes on the subscription.
 
     def due(self) -> float:
-        """Return when to step, if no pubsub event comes before."""
         return self._scheduler.due()
 
     def step(self) -> Effects[None]:
-        """Do what is due. What Redis or the database cannot do now is done later."""
         yield from self._scheduler.step()
 
     def subscription_lost(self, error: RedisUnavailable) -> None:
@@ -205,7 +219,6 @@ class Core:
             self._heartbeat.beat_now()
 
     def handle(self, pubsub_events: Iterable[PubSubEvent]) -> None:
-        """Handle what came on the subscription."""
         for kind, channel, data in pubsub_events:
             if kind == PUSHED:
                 self._pushed(channel, data)

@@ -1,4 +1,4 @@
-"""Fan-out: the live sessions of this process that follow a group, and the events that a message makes for them. No I/O.
+"""Fan-out: the live sessions of this process that follow a group, and the events for them. No I/O.
 
 Sessions at the same point of a group share one cursor, and one event is for all of them: a message costs much the same
 for one session and for a thousand, and so does a pull.
@@ -15,13 +15,14 @@ from imcore import msgid as msgids
 from imcore.model.values import Message, Receipt
 from imcore.operations.queries import MessagePage
 from imcore.streams.calls.message_calls import PullResult
+from imcore.util.batches import batches
 
 SESSIONS_PER_PULL = 1000
 """The server checks the membership of each."""
 
 
 class ResumePoint(NamedTuple):
-    """Where a session resumes a group: after this message (packed msgid). Its seq is None where it is not known."""
+    """A session resumes a group after this message (packed msgid). The seq is None if it is unknown."""
 
     msgid: int
     seq: int | None = None
@@ -29,7 +30,7 @@ class ResumePoint(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Cursor:
-    """How far sessions have come in one group.
+    """The position of sessions in one group.
 
     `msgid` (packed) and `seq` are those of the newest message handed over. Without a msgid the cursor begins at the
     user's ack offset, and the first pull finds the seq. While it is `behind`, it gets messages from pulls and ignores
@@ -52,10 +53,9 @@ class Cursor:
         return False
 
     def pulled(self, pulled: PullResult, page: MessagePage) -> list[Message]:
-        """Take a page of a pull; return its new messages. After the last page the cursor is not behind any more.
+        """Handle a page of a pull; return its new messages. After the last page the cursor is not behind any more.
 
-        If Redis had lost messages and they came back before this point, the cursor returns to the offset: then `msgid`
-        is None and no message is new.
+        If messages that Redis had lost came back before this point, the cursor returns to the offset: `msgid` is None.
         """
         if self._has_missed(pulled, page):
             self.msgid = self.seq = None
@@ -83,8 +83,8 @@ class Cursor:
 class Session:
     """One live client of a user, `uid`; `sid` names it to the server.
 
-    `is_synced`: the session is subscribed, and the gateway has fetched the groups that its user joined before.
-    `reconnects` counts how often it was synced again after the subscription was lost.
+    `is_synced`: it is subscribed, and its user's groups were fetched. `reconnects` counts the syncs after lost
+    subscriptions.
     """
 
     uid: str
@@ -96,14 +96,12 @@ class Session:
     resume_points: dict[str, ResumePoint | None] = field(default_factory=dict)
     """By gid, of the groups that it does not follow now. None: at the user's ack offset."""
     as_recipients: "Recipients" = field(init=False, repr=False)
-    """This session alone."""
 
     def __post_init__(self) -> None:
         self.as_recipients = Recipients([self])
 
     @property
     def gids(self) -> set[str]:
-        """The groups of which it may have got messages."""
         return self.cursors.keys() | self.resume_points.keys()
 
 
@@ -155,11 +153,71 @@ class ReceiptsChanged(NamedTuple):
 Event = NewMessage | ReceiptsChanged
 
 
-class GroupSubscribers:
-    """The sessions of this process that follow one group, by cursor.
+@dataclass(slots=True)
+class DeliveryQueue:
+    """Events go from `ready` to in flight, and are confirmed or requeued. Sessions that have ended get no more."""
 
-    Only this class changes their cursors, so that sessions at the same point find each other. `is_subscribed`: the
-    group's channel is subscribed, and every message from now on is pushed.
+    ready: list[Event] = field(default_factory=list)
+    _in_flight: list[Event] = field(default_factory=list)
+    _ended: set[Session] = field(default_factory=set)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._in_flight)
+
+    def take(self) -> list[Event]:
+        """Return the events that are ready, in order: they are in flight now."""
+        taken = list(_without(self.ready, self._ended)) if self._ended else self.ready
+        self._ended.clear()
+        self._in_flight, self.ready = taken, []
+        return taken
+
+    def confirm(self) -> list[Event]:
+        """End the flight of all events; return them, for the sessions that have not ended."""
+        confirmed = list(_without(self._in_flight, self._ended)) if self._ended else self._in_flight
+        self._in_flight = []
+        return confirmed
+
+    def in_flight_of(self, sessions: Collection[Session]) -> list[Event]:
+        parts = ((event, event.recipients.session_set.intersection(sessions)) for event in self._in_flight)
+        return [event._replace(recipients=Recipients(own)) for event, own in parts if own]
+
+    def requeue(self, count: int) -> None:
+        """Make the last `count` events in flight ready again, before all others."""
+        at = len(self._in_flight) - count
+        self.ready = self._in_flight[at:] + self.ready
+        self._in_flight = self._in_flight[:at]
+
+    def end(self, sessions: Iterable[Session]) -> None:
+        self._ended.update(sessions)
+
+    def retract(self, session: Session, gid: str) -> None:
+        """Take a session out of the events of a group, whose messages it will get again."""
+        self.ready = [event for event in _less(self.ready, session, gid) if event.sessions]
+        self._in_flight = list(_less(self._in_flight, session, gid))
+
+
+def _without(events: Iterable[Event], ended: set[Session]) -> Iterator[Event]:
+    """Yield events for the other sessions. Events that shared their recipients still do."""
+    left: dict[Recipients, Recipients] = {}
+    for event in events:
+        if event.recipients not in left:
+            left[event.recipients] = event.recipients.without(ended)
+        if left[event.recipients].sessions:
+            yield event._replace(recipients=left[event.recipients])
+
+
+def _less(events: Iterable[Event], session: Session, gid: str) -> Iterator[Event]:
+    """Yield events; those of a group without one session, and perhaps without any."""
+    for event in events:
+        is_of_group = isinstance(event, NewMessage) and event.message.gid == gid
+        yield event._replace(recipients=event.recipients.without([session])) if is_of_group else event
+
+
+class GroupSubscribers:
+    """The sessions of this process that follow one group, by cursor. Only this class changes their cursors.
+
+    `is_subscribed`: the group's channel is subscribed, and every message from now on is pushed.
     """
 
     def __init__(self, gid: str) -> None:
@@ -225,10 +283,7 @@ class GroupSubscribers:
         return events, behind
 
     def pulled(self, cursor: Cursor, pulled: PullResult, page: MessagePage) -> tuple[list[NewMessage], Cursor]:
-        """Take a page that was pulled for a cursor; return its events, and the cursor that the sessions have now.
-
-        If this cursor has no msgid, each session has to begin again at its user's offset.
-        """
+        """Handle a page that was pulled for a cursor; return its events, and the cursor that the sessions have now."""
         recipients = self.recipients(cursor)
         self._unindex(cursor)
         events = [
@@ -263,11 +318,10 @@ class GroupSubscribers:
 
     def _split(self, cursor: Cursor) -> Iterator[Cursor]:
         """Yield new cursors at the same point for the sessions that are too many for one pull."""
-        sessions = self.sessions(cursor)
-        for start in range(SESSIONS_PER_PULL, len(sessions), SESSIONS_PER_PULL):
+        for sessions in batches(self.sessions(cursor)[SESSIONS_PER_PULL:], SESSIONS_PER_PULL):
             part = Cursor(self.gid, cursor.msgid, cursor.seq)
             self._sessions[part] = {}
-            self._move(sessions[start : start + SESSIONS_PER_PULL], cursor, part)
+            self._move(sessions, cursor, part)
             yield part
 
     def _move(self, sessions: Iterable[Session], cursor: Cursor, to: Cursor) -> None:

@@ -9,21 +9,18 @@ import logging
 import reprlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from types import TracebackType
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Self, TypeVar, Unpack
 
 from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable, InvalidInput, RedisUnavailable, TryAgain
-from imcore.gateway.core import AckMode, Core, GatewayOptions, ReceiptMode
+from imcore.gateway.core import Core, GatewayOptions, SessionOptions
 from imcore.gateway.fanout import Event, NewMessage, Session
 from imcore.model.limits import (
-    check_count,
     check_handed_over,
     check_msgid,
     check_name,
     check_receipts,
     check_resume_points,
-    check_seconds,
     is_number,
 )
 from imcore.model.values import Message, Receipt
@@ -52,32 +49,12 @@ _SQL_PAUSE_FACTOR = 5
 
 
 class Gateway:
-    """Sessions that share a connection. For one thread.
+    """Sessions that share a connection. For one thread."""
 
-    `ack_every` messages of a group or `ack_interval_s` seconds, whichever is first, make one ack. `acks` says what
-    counts as received: "auto" all that a `poll` has returned, once the next one is called; "client" only what
-    `received` and `confirm_receipts` are given; "off" nothing, so nothing is acked or confirmed. `receipts` says how
-    senders learn who has read: "push" as it happens, "poll" with each heartbeat. Raise InvalidInput for any other
-    value.
-    """
-
-    def __init__(
-        self,
-        performer: Performer,
-        settings: Settings,
-        *,
-        ack_every: int = 10,
-        ack_interval_s: float = 1.0,
-        acks: AckMode = "auto",
-        receipts: ReceiptMode = "push",
-    ) -> None:
-        check_count(ack_every, "ack_every")
-        _check_choice(acks, "acks", get_args(AckMode))
-        _check_choice(receipts, "receipts", get_args(ReceiptMode))
-        check_seconds(ack_interval_s, "ack_interval_s")
+    def __init__(self, performer: Performer, settings: Settings, **options: Unpack[SessionOptions]) -> None:
         self._client = performer.system.client
         self._settings = settings
-        self._options = GatewayOptions(ack_every, ack_interval_s, acks, receipts)
+        self._options = GatewayOptions(**options)
         self._performer = performer
         self._core: Core | None = None
         """Made for the first session: the server may be unreachable before."""
@@ -87,20 +64,16 @@ class Gateway:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(clean=kind is None)
 
     def open(self, uid: str, *, after: Mapping[str, str] | None = None, since_join: bool = False) -> Session:
         """Begin a session.
 
         `after` comes from the client's own database: by gid, the msgid up to which it has the group. Each group begins
-        after that or after the user's offset as it is now, whichever comes first: so the session gets all that is not
-        acked, and what another device has acked. A group that is not in `after` begins after the offset; with
-        `since_join`, for a device that had a database before, where the user joined it.
-
-        Raise InvalidInput for a uid, gid or msgid that cannot be one, TryAgain if the session could not begin.
+        after that or after the user's offset, whichever comes first. A group that is not in `after` begins after the
+        offset; with `since_join`, for a device that had a database before, where the user joined it. Raise InvalidInput
+        for a uid, gid or msgid that cannot be one, TryAgain if the session could not begin.
         """
         check_name(uid, "uid")
         known = check_resume_points(after)
@@ -110,12 +83,12 @@ class Gateway:
         return session
 
     def end(self, session: Session, *, clean: bool = True) -> None:
-        """End one session; the user is offline if it was the last one. A session that has ended already is ignored.
+        """End one session; the user is offline if it was the last one. A session that has ended is ignored.
 
-        A clean end acks what was handed over to it (with `acks="client"` what was received). Raise TryAgain if that is
-        impossible now: then the session goes on. An end that is not clean, as where a socket is found dead, acks only
-        what the client has confirmed, so that the rest comes again to the user's next session. The session ends at
-        once, at the server with the next `poll`, and nothing is raised.
+        A clean end acks what was handed over (with `acks="client"` what was received). Raise TryAgain if that is
+        impossible now: then the session continues. Any other end, as where a socket is found dead, acks only what the
+        client has confirmed: the rest comes again to the user's next session. It raises nothing; the server learns of
+        it with the next `poll`.
         """
         if self._core and clean:
             self._end(self._core, [session])
@@ -127,10 +100,7 @@ class Gateway:
         self._perform(core.end(list(sessions)))
 
     def close(self, *, clean: bool = True) -> None:
-        """End all sessions. Not clean: as if the process had been killed, so nothing more is acked.
-
-        Sessions that are opened afterwards begin anew.
-        """
+        """End all sessions. Not clean: as if the process had been killed, so nothing more is acked."""
         try:
             if clean and self._core:
                 self._end(self._core, self._core.sessions)
@@ -146,7 +116,7 @@ class Gateway:
         """Note that the client of a session has received a message, and so all before it in this group.
 
         It is acked with others. Ignored are messages that were not handed over to this session or will be again, and
-        sessions that have ended. Raise InvalidInput unless `acks="client"`, and for a msgid that cannot be one.
+        ended sessions. Raise InvalidInput unless `acks="client"`, and for a msgid that cannot be one.
         """
         self._check_client()
         check_handed_over(gid, "gid")
@@ -155,8 +125,9 @@ class Gateway:
             self._core.received(session, gid, packed)
 
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
-        """Note that the client of a session has got these receipts: they are confirmed with others, for all the user's
-        sessions. Raise InvalidInput unless `acks="client"`, and for receipts that were never given out.
+        """Note that the client of a session has got these receipts. They are confirmed for all the user's sessions.
+
+        Raise InvalidInput unless `acks="client"`, and for receipts that were never given out.
         """
         self._check_client()
         checked = check_receipts(receipts)
@@ -171,9 +142,9 @@ class Gateway:
         """Return new events, after waiting at most so long for the first. The events of the last call are received now.
 
         While Redis is away, full, or refuses something (any TryAgain), the gateway tries that again after longer and
-        longer waits; all else goes on, and nothing is lost. A user whose missed messages or receipts need the database
-        waits alone while that is away. Raise InvalidInput for a timeout that is no number, ConfigurationError for a
-        problem that waiting does not mend, such as a missing right.
+        longer waits, and nothing is lost. A user whose missed messages or receipts need the database waits alone for
+        it. Raise InvalidInput for a timeout that is no number, ConfigurationError for a problem that waiting does not
+        mend.
         """
         if not is_number(timeout_s):
             raise InvalidInput(f"timeout_s must be seconds; it is {reprlib.repr(timeout_s)}")
@@ -192,10 +163,7 @@ class Gateway:
         return core.deliveries.take()
 
     def requeue(self, count: int) -> None:
-        """Take back the last `count` events of the last `poll`: not received, they are returned by the next one.
-
-        Raise InvalidInput if it returned less.
-        """
+        """Make the last `count` events of the last `poll` not received: they come again. Raise InvalidInput."""
         returned = self._core.deliveries.in_flight if self._core else 0
         if not 0 <= count <= returned:
             raise InvalidInput(f"{count} events cannot be taken back: {returned} were returned")
@@ -236,7 +204,6 @@ class Gateway:
         return answer
 
     def _read(self, timeout_s: float) -> None:
-        """Pass on what comes on the subscription, after waiting at most so long for the first event."""
         timeout_s = min(max(0.0, timeout_s), _LONGEST_WAIT_S)
         if self._core is None or self._subscription is None:
             time.sleep(timeout_s)
@@ -253,21 +220,15 @@ class Gateway:
             subscription.close()
 
 
-def _check_choice(value: object, what: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise InvalidInput(f"{what} must be one of {', '.join(choices)}; it is {value!r}")
-
-
 class Listener:
     """One live session, as an iterator of messages, and receipts of the user's own. Use it as a context manager.
 
-    Leaving it normally acks what was handed over; leaving it by an error does not, so that the messages come again.
+    Leaving it normally acks what was handed over; after an error the messages come again.
     """
 
     def __init__(
         self, gateway: Gateway, uid: str, *, after: Mapping[str, str] | None = None, since_join: bool = False
     ) -> None:
-        """Begin the session, as `Gateway.open` does."""
         self._gateway = gateway
         self.session = gateway.open(uid, after=after, since_join=since_join)
         self._not_yielded = 0
@@ -276,9 +237,7 @@ class Listener:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._requeue_not_yielded()
         self._gateway.close(clean=kind is None)
 
@@ -300,23 +259,17 @@ class Listener:
         return [item for event in events for item in _items(event)]
 
     def requeue(self) -> None:
-        """Take back what the last `poll` returned: it was not shown, and does not count as received."""
+        """Make what the last `poll` returned not received: it was not shown."""
         self._gateway.requeue(self._polled)
         self._polled = 0
 
     @property
     def reconnects(self) -> int:
-        """How often the subscription was opened again. A client that needs every tally exact asks for them then.
-
-        Receipts of the time in between come by themselves, unless another session of the user has confirmed them.
-        """
+        """The number of lost subscriptions. A client that needs exact tallies asks for them after each."""
         return self.session.reconnects
 
     def resume_points(self) -> dict[str, str]:
-        """Return by gid the msgid up to which each group has been returned, for `after` of the next session.
-
-        It is `0-0` before the first message. A group that the session is still catching up with is left out.
-        """
+        """Return for `after` of the next session how far each group has been returned; 0-0 at its beginning."""
         return {
             gid: msgids.unpack(cursor.msgid)
             for gid, cursor in self.session.cursors.items()
@@ -329,7 +282,6 @@ class Listener:
         return self._gateway.poll(timeout_s)
 
     def _requeue_not_yielded(self) -> None:
-        """Take back what an iteration that was broken off has not yielded."""
         self._gateway.requeue(self._not_yielded)
         self._not_yielded = 0
 

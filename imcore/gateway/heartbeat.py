@@ -17,10 +17,7 @@ from imcore.util.backoff import Clock, ThrottledLog
 
 @dataclass(eq=False)
 class Heartbeat:
-    """A task: beats for all sessions, opens those again that have expired, and fetches receipts if they are polled.
-
-    If Redis refuses the beat or the end of a session, this session waits alone.
-    """
+    """A task: beats for all sessions, opens expired ones again, and polls receipts. A refused session waits alone."""
 
     _space: Keyspace
     _online_ms: int
@@ -38,7 +35,6 @@ class Heartbeat:
         self._next = self._clock() + self._every_s
 
     def call(self, session: Session, *, opens: bool) -> Call[int]:
-        """Return the call that keeps a session alive, or opens it."""
         return session_calls.heartbeat(self._space, session.uid, session.sid, self._online_ms, opens=opens)
 
     def end(self, sessions: Sequence[Session]) -> Effects[None]:
@@ -54,11 +50,9 @@ class Heartbeat:
         self._to_end.add(sessions)
 
     def beat_now(self) -> None:
-        """Make the next heartbeat due: sessions may have expired meanwhile."""
         self._next = 0.0
 
     def forget(self, session: Session) -> None:
-        """Beat no more for a session that has ended."""
         self._to_beat.discard(session)
 
     def due(self) -> float:

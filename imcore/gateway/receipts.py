@@ -6,15 +6,15 @@ from dataclasses import dataclass, field, replace
 
 from imcore.errors import ImError, TryAgain
 from imcore.gateway.channels import Inbox
-from imcore.gateway.delivery_queue import DeliveryQueue
-from imcore.gateway.fanout import ReceiptsChanged, Recipients, Session
+from imcore.gateway.fanout import DeliveryQueue, ReceiptsChanged, Recipients, Session
 from imcore.gateway.scheduler import DelayQueue
 from imcore.model.values import Receipt
-from imcore.operations import dirty_receipts
-from imcore.operations.dirty_receipts import DirtyCursor
+from imcore.operations import sessions as operations
 from imcore.operations.effects import Effects
+from imcore.operations.sessions import DirtyCursor
 from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Backoffs, Clock, ThrottledLog
+from imcore.util.batches import batches
 
 SESSIONS_PER_STEP = 32
 
@@ -35,7 +35,7 @@ _Versions = dict[Session, dict[tuple[str, str], int]]
 class ReceiptDelivery:
     """A task: fetches the receipts that wait for sessions.
 
-    A push that was on its way while a session asked is older than the answer: its version says so, and it is dropped.
+    A push that was on its way meanwhile is older than the answer: its version says so, and it is dropped.
     """
 
     _space: Keyspace
@@ -55,7 +55,6 @@ class ReceiptDelivery:
             self._queue.add([session])
 
     def forget(self, session: Session) -> None:
-        """Forget a session that has ended."""
         self._queue.discard(session)
         self._cursors.pop(session, None)
         self._newer.pop(session, None)
@@ -70,7 +69,6 @@ class ReceiptDelivery:
         self._newer, self._older = {}, self._newer
 
     def pushed(self, inbox: Inbox, receipts: Sequence[Receipt]) -> None:
-        """Deliver receipts that were pushed to a user."""
         asked = {session for session in inbox.sessions if session in self._newer or session in self._older}
         for session in asked:
             self._deliver([session], self._news(session, receipts))
@@ -80,19 +78,18 @@ class ReceiptDelivery:
         return self._queue.due()
 
     def step(self) -> Effects[None]:
-        """Fetch and deliver the next page of some sessions."""
         sessions = self._queue.take(SESSIONS_PER_STEP, self._clock())
         cursors = [replace(self._cursors[session]) for session in sessions]
         try:
-            dirty = yield from dirty_receipts.dirty_receipts(self._space, cursors, RECEIPTS_PER_PAGE)
-            pages = yield from dirty_receipts.receipts(
+            dirty = yield from operations.dirty_receipts(self._space, cursors, RECEIPTS_PER_PAGE)
+            pages = yield from operations.to_deliver(
                 self._space, [[] if isinstance(page, ImError) else page for page in dirty]
             )
         except BaseException:
             self._queue.add(sessions)
             raise
         for session, cursor, marks, page in zip(sessions, cursors, dirty, pages, strict=True):
-            # The database may be away, a partition may move, or Redis may hold rubbish of this user: others go on.
+            # The database may be away, a partition may move, or Redis may hold rubbish of this user: others continue.
             problem = marks if isinstance(marks, ImError) else page.waits
             if problem:
                 self._note(problem)
@@ -126,8 +123,7 @@ class ReceiptDelivery:
         if sessions:
             recipients = sessions[0].as_recipients if len(sessions) == 1 else Recipients(sessions)
             self._deliveries.ready += [
-                ReceiptsChanged(recipients, tuple(receipts[at : at + RECEIPTS_PER_EVENT]))
-                for at in range(0, len(receipts), RECEIPTS_PER_EVENT)
+                ReceiptsChanged(recipients, tuple(batch)) for batch in batches(receipts, RECEIPTS_PER_EVENT)
             ]
 
 
@@ -145,7 +141,6 @@ class ReceiptConfirmation:
     _due: float = math.inf
 
     def received(self, uid: str, receipts: Iterable[Receipt]) -> None:
-        """Note that a sender has got these receipts."""
         newest = self._received.setdefault(uid, {})
         for receipt in receipts:
             before = newest.get((receipt.gid, receipt.msgid))
@@ -183,7 +178,7 @@ class ReceiptConfirmation:
 
     def _confirm(self, receipts: dict[str, list[Receipt]]) -> Effects[list[TryAgain]]:
         """Confirm receipts by sender; return the refusals that may pass. Raise the error that all have to wait for."""
-        answers = yield from dirty_receipts.confirmed(self._space, receipts)
+        answers = yield from operations.confirm_many(self._space, receipts)
         refused = []
         for uid, confirmed in receipts.items():
             errors = [answer for answer in answers[uid] if isinstance(answer, ImError)]

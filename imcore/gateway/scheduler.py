@@ -17,13 +17,10 @@ class Task(Protocol):
     """Work that comes up again and again."""
 
     def due(self) -> float:
-        """Return when there is work: `inf` if there is none before something happens."""
+        """Return when there is work: `inf` if nothing is to do before something happens."""
 
     def step(self) -> Effects[None]:
-        """Do some of the work. If Redis refuses a thing, such as a group or a user, that thing waits alone.
-
-        Raise TryAgain if all of the work has to wait. Then none of it is lost.
-        """
+        """Do some of the work. Raise TryAgain if all of it has to wait; then none of it is lost."""
 
 
 class Scheduler:
@@ -36,7 +33,6 @@ class Scheduler:
         self._clock = clock
 
     def due(self) -> float:
-        """Return when the next task is due."""
         return max(self._all.until, min(max(task.due(), wait.until) for task, wait in self._backoffs.items()))
 
     def step(self) -> Effects[None]:
@@ -107,7 +103,6 @@ class DelayQueue(Generic[T]):
         return taken
 
     def due(self) -> float:
-        """Return when there is something to take: `inf` if the queue is empty."""
         return 0.0 if self._now else self._next_end()
 
     def _next_end(self) -> float:

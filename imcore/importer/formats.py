@@ -7,7 +7,7 @@ import codecs
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedIOBase, BytesIO
 from itertools import chain, islice
 from typing import Any
@@ -20,13 +20,13 @@ from imcore.importer.wrong_formats import BYTES_OF_MAGIC, WrongFormat, without_m
 
 _BYTES_PER_READ = 1 << 16
 _OTHER_KEYS_BYTES = 16 << 20
-"""How long a line may be besides its content: unknown keys are ignored."""
+"""The most bytes of a line besides its content: unknown keys are ignored."""
 _BYTES_IN_JSON = 6
 """JSON may write one byte of a text in 6 bytes: `\\u0041`."""
 _MOST_WRONG_LINES = 100
 _MOST_WRONG_BYTES = 8 << 20
 _MOST_BLANK_BYTES = 1 << 20
-"""How much is examined until the first JSON object. Blank lines are kept in memory, for the numbers of the lines."""
+"""The most bytes examined before the first JSON object. Blank lines stay in memory, for the numbers of lines."""
 
 # UTF-32 first: in little endian its mark begins with that of UTF-16.
 _MARKS = (
@@ -51,10 +51,7 @@ Chunks = Iterator[bytes]
 
 
 class EventLines:
-    """The lines of a source in UTF-8, each with its line break. `bytes_read`: how much of the source has been read.
-
-    A line that is longer than any event, and the rest of a source that cannot be read, are Unreadable.
-    """
+    """The lines of a source in UTF-8, with line breaks. A line that is too long, and a damaged rest, are Unreadable."""
 
     def __init__(self, source: BufferedIOBase, name: str, *, max_content_bytes: int) -> None:
         """Read the beginning. Raise InvalidInput with the name of the source for a wrong format."""
@@ -197,7 +194,6 @@ class _LineSplitter:
         self._is_too_long = False
 
     def add(self, chunk: bytes) -> Iterator[Line]:
-        """Yield the lines that end in a chunk."""
         for piece in BytesIO(chunk):  # in C, and by LF alone
             is_end = piece.endswith(b"\n")
             if self._is_too_long:
@@ -214,7 +210,6 @@ class _LineSplitter:
                     yield from self.end()
 
     def end(self) -> Iterator[Line]:
-        """Yield the rest, unless it is empty."""
         if self.rest:
             yield bytes(self.rest)
             self.rest.clear()
@@ -233,17 +228,17 @@ def _until_damage(lines: Iterator[Line], gzip: GzipStream) -> Iterator[Line]:
 # From lines to the format.
 
 
-class _Beginning:
+@dataclass(slots=True)
+class _FirstLines:
     """The lines up to the first JSON object, or enough lines to identify the format."""
 
-    def __init__(self) -> None:
-        self.lines: list[Line] = []
-        self.object: bytes | None = None
-        self.wrong: list[bytes] = []
-        self.wrong_bytes = 0
-        self.first_wrong = ""
-        """The number of the first line that is not a JSON object, and why."""
-        self.blank_bytes = 0
+    lines: list[Line] = field(default_factory=list)
+    object: bytes | None = None
+    wrong: list[bytes] = field(default_factory=list)
+    wrong_bytes: int = 0
+    first_wrong: str = ""
+    """The number of the first line that is not a JSON object, and why."""
+    blank_bytes: int = 0
 
     def add(self, line: Line) -> bool:
         """Add a line. Return whether the beginning ends with it."""
@@ -264,7 +259,7 @@ class _Beginning:
 
 def _examined(lines: Iterator[Line], head: bytes, name: str) -> list[Line]:
     """Return the lines that had to be read to identify the format. Raise InvalidInput for a wrong one."""
-    beginning = _Beginning()
+    beginning = _FirstLines()
     any(map(beginning.add, lines))  # up to the line that ends it
     wrong = b"".join(beginning.wrong)
     if beginning.object is not None:
@@ -283,10 +278,7 @@ def _examined(lines: Iterator[Line], head: bytes, name: str) -> list[Line]:
 
 
 def _examined_after(lines: Iterator[Line], wrong: bytes, line: bytes, name: str) -> list[Line]:
-    """Return the lines that had to be read after the first JSON object. Raise InvalidInput if it ends an array.
-
-    The last value of an array has no comma behind it, and may have a line of its own.
-    """
+    """Return the lines after the first JSON object that had to be read. Raise InvalidInput if it ends an array."""
     if not wrong_formats.may_be_array(wrong):
         return []
     following = list(islice(lines, 1))

@@ -27,7 +27,7 @@ from imcore.importer.formats import Line, Unreadable, is_blank
 from imcore.model.limits import check_content
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
-from imcore.streams import wire
+from imcore.streams import paging, wire
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import SendResult
 from imcore.system import System
@@ -38,15 +38,11 @@ _MOST_WAITING = 10_000
 _ENTRIES_PER_PAGE = 1000
 
 _NumberedEvent = tuple[int, Event]
-"""An event with the number of its line."""
 
 
 @dataclass(slots=True)
 class ImportSummary:
-    """What an import changed: messages stored, memberships begun and ended, offsets moved; and lines not valid.
-
-    Joins include those by a message, an ack or a new name. An event that changed nothing is not counted.
-    """
+    """The changes of an import, and the number of lines not valid. Joins include those by a message, ack or rename."""
 
     messages: int = 0
     joins: int = 0
@@ -65,19 +61,15 @@ def import_events(
     """Replay events, one JSON object a line, in their order.
 
     A message that is stored already (same gid, sender and client_msgid) does nothing, however old it is. The events
-    before it in its group were applied before it was stored, so of these only the final memberships are applied again.
-    Therefore the same import again changes nothing, unless others have changed the members meanwhile, and an import
-    that was interrupted continues where it ended. (The events after the last message of a group may have been applied
-    or not: of these, too, only the final memberships and acks are applied again.) Otherwise the sender of a message or
-    ack who is not a member joins first, and the first event of a group creates it.
+    before it in its group were applied before it was stored: of these, and of those after the last message of a
+    group, only the final memberships (and acks) are applied again. So the same import again changes nothing, unless
+    others have changed the members meanwhile, and an interrupted import continues where it ended. Otherwise the
+    sender of a message or ack who is not a member joins first, and the first event of a group creates it.
 
-    A line that is not valid changes nothing: `on_error` gets its number, from 1, and the reason, and the import
-    continues. Blank lines are ignored. `on_progress` gets the bytes of each line. `imcore.importer.formats.EventLines`
-    reads the lines of a file.
-
-    Raise ConfigurationError for a database that cannot be used, RedisUnavailable, RedisFull or DatabaseUnavailable;
-    afterwards the same import can be run again. If others change the same groups at the same time, all of this holds
-    but the counts of joins and leaves.
+    A line that is not valid changes nothing: `on_error` gets its number, from 1, and the reason. Blank lines are
+    ignored. `on_progress` gets the bytes of each line. `imcore.importer.formats.EventLines` reads the lines of a
+    file. Raise ConfigurationError for a database that cannot be used, RedisUnavailable, RedisFull or
+    DatabaseUnavailable; afterwards the same import can be run again.
     """
     _make_ready(chat)
     run = _Import(chat, on_error)
@@ -112,7 +104,6 @@ class _Import:
         self._groups: dict[str, _GroupImport] = {}
 
     def apply(self, number: int, line: Line) -> None:
-        """Apply the event of a line, or let it wait for the next message of its group."""
         with self.reported(number):
             if isinstance(line, Unreadable):
                 raise InvalidInput(line.reason)
@@ -122,13 +113,11 @@ class _Import:
             self._groups[event.gid].apply(number, event)
 
     def end(self) -> None:
-        """Apply the events that wait."""
         for group in self._groups.values():
             group.end()
 
     @contextmanager
     def reported(self, number: int) -> Iterator[None]:
-        """Report the error of a line that is not valid."""
         try:
             yield
         except (InvalidInput, UnknownMessage, UnknownGroup, NotMember) as error:
@@ -139,7 +128,7 @@ class _Import:
 class _GroupImport:
     """One run over the lines of one group.
 
-    The events between two messages wait for the second one. If an earlier run has stored it, it has applied them, too.
+    The events between two messages wait: if an earlier run has stored the second one, it has applied them, too.
     """
 
     def __init__(self, run: _Import, gid: str) -> None:
@@ -157,7 +146,6 @@ class _GroupImport:
         self._members: int | None = None
 
     def apply(self, number: int, event: Event) -> None:
-        """Apply an event, or let it wait for the next message."""
         if event.type == "message":
             self._message(event)
             return
@@ -255,10 +243,9 @@ class _GroupImport:
 
 
 class _StoredMessages:
-    """The stored messages of a group, by their client_msgids.
+    """The stored messages of a group, by their client_msgids. Those of this run and of Redis are kept in memory.
 
-    This run's own messages, and those in Redis, are kept in memory. Older ones are looked up in SQL: Redis knows a
-    client_msgid for a day only.
+    Older ones are looked up in SQL: Redis knows a client_msgid for a day only.
     """
 
     def __init__(self, system: System, gid: str) -> None:
@@ -266,13 +253,10 @@ class _StoredMessages:
         self._database = system.database
         self._gid = gid
         self._msgids: dict[str, str] = {}
-        """By client_msgid."""
         self._msgids_of_senders: dict[tuple[str, str], str] = {}
-        """By uid and client_msgid."""
         self.mentioned: set[str] = set()
         """The msgids of the messages that this run has come to."""
         self._newest: str | None = None
-        """The newest msgid that was read from Redis."""
         self._sql_was_empty = not self._database.messages_after(gid, msgids.NONE, limit=1)
         self._read_redis()
         self.is_empty = self._sql_was_empty and self._newest is None
@@ -287,15 +271,11 @@ class _StoredMessages:
         return msgids.unpack(row.msgid) if row else None
 
     def add(self, sender_uid: str, client_msgid: str, msgid: str) -> None:
-        """Add a message."""
         self._msgids.setdefault(client_msgid, msgid)
         self._msgids_of_senders[sender_uid, client_msgid] = msgid
 
     def msgid(self, client_msgid: str, *, before: str | None = None) -> str:
-        """Return the msgid of the message with a client_msgid. Raise UnknownMessage.
-
-        `before`: the message must have been stored before this one, or this run must have come to it.
-        """
+        """Return the msgid for a client_msgid: stored before `before`, or come to by this run. Raise UnknownMessage."""
         if client_msgid not in self._msgids:
             if row := self._database.message_by_client_msgid(self._gid, client_msgid):
                 self._msgids[client_msgid] = msgids.unpack(row.msgid)
@@ -308,13 +288,11 @@ class _StoredMessages:
 
     def _read_redis(self) -> None:
         """Add the messages that came to Redis since the last call: SQL may not have them yet."""
-        has_more = True
-        while has_more:
-            first = f"({self._newest}" if self._newest else "-"
-            call = message_calls.entries(self._client.space, self._gid, first, "+", _ENTRIES_PER_PAGE)
-            entries, has_more = self._client.call(call)
-            for entry in entries:
-                message = wire.message(self._gid, entry)
-                self._newest = message.msgid
-                if message.client_msgid:
-                    self.add(message.sender_uid, message.client_msgid, message.msgid)
+        for entry in paging.entries(self._page_from, f"({self._newest}" if self._newest else "-"):
+            message = wire.message(self._gid, entry)
+            self._newest = message.msgid
+            if message.client_msgid:
+                self.add(message.sender_uid, message.client_msgid, message.msgid)
+
+    def _page_from(self, first: str) -> message_calls.EntryPage:
+        return self._client.call(message_calls.entries(self._client.space, self._gid, first, "+", _ENTRIES_PER_PAGE))

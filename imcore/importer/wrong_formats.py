@@ -33,7 +33,7 @@ _MARKUP = re.compile(rb"\s*<(?:!doctype|html|\?xml)", re.IGNORECASE)
 _TAR_AT = 257
 
 BYTES_OF_MAGIC = _TAR_AT + 5
-"""How many bytes at the beginning may hold a magic number."""
+"""The length of the beginning that may hold a magic number."""
 
 # JSON begins with an ASCII character: the bytes beside it are zeros (RFC 4627, section 3).
 _UNMARKED = (

@@ -1,33 +1,31 @@
-"""Creates a group with its first members: whole to everybody else, however many they are, and however often killed.
+"""Creates a group with its first members: others see the whole group or no group, even if the process is killed.
 
-No call may hold the server for long, so many members are added in steps. Nobody sees the group before the last step. The
-same creation again continues where it ended. An abandoned creation is undone by whoever needs the gid, or by a worker.
+No call may hold the server for long, so many members are added in steps. Nobody sees the group before the last step.
+The same creation again continues where it ended. Whoever needs the gid undoes an abandoned creation, or a worker does.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from imcore.errors import GroupAbandoned, GroupExists, GroupUnderWay
 from imcore.model.values import Group
-from imcore.operations.effects import Effects, GetKeyspace, Page, Pages, Sleep, call, call_many
+from imcore.operations.effects import Effects, GetKeyspace, Pages, Sleep, call, call_many
 from imcore.streams.calls import creation_calls, group_calls, scan_calls
 from imcore.streams.calls.creation_calls import LOST
 from imcore.streams.keys import Keyspace, uid_of
 from imcore.util.backoff import pauses
+from imcore.util.batches import batches
 
 STEP = 100
-"""How many members one call adds or removes: they take the server some milliseconds."""
+"""The members that one call adds or removes: that costs the server some milliseconds."""
 
 TOLD_AT_ONCE = 500
 _PATIENCE_S = 12.0
-"""How long to wait for another process that creates the group. Its lock ends 10 s after it has died."""
+"""The longest wait for another process that creates the group. Its lock ends 10 s after its death."""
 
 
 def create(gid: str, uids: Sequence[str]) -> Effects[Group]:
-    """Create a group; the same group with the same members again changes nothing.
-
-    Raise GroupExists if it exists with other members, GroupUnderWay if another process keeps creating it.
-    """
+    """Create a group; the same again changes nothing. Raise GroupExists, GroupUnderWay."""
     space = yield from GetKeyspace()
     attempt = _create_at_once if len(uids) <= STEP else _create_in_steps
     waited_s, pause = 0.0, pauses()
@@ -57,7 +55,7 @@ def _create_in_steps(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[
         if begun.is_unnotified:
             yield from tell(gid, uids)
         return begun.group
-    for step in _steps(uids, STEP):
+    for step in batches(uids, STEP):
         _check_owned(gid, (yield from call(creation_calls.add(space, gid, token, step))))
     _check_owned(gid, (yield from call(creation_calls.end(space, gid, token, len(uids)))))
     yield from tell(gid, uids)
@@ -70,7 +68,6 @@ def _check_owned(gid: str, answer: int | None) -> None:
 
 
 def _token(uids: Sequence[str]) -> str:
-    """Return the name of a creation: the same for the same members, whoever creates the group."""
     digest = hashlib.sha256()
     for uid in sorted(uids):
         digest.update(uid.encode() + b"\0")
@@ -78,20 +75,22 @@ def _token(uids: Sequence[str]) -> str:
 
 
 def _are_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[bool]:
-    answers = yield from call_many([scan_calls.are_members(space, gid, step) for step in _steps(uids, scan_calls.PAGE)])
+    answers = yield from call_many(
+        [scan_calls.are_members(space, gid, step) for step in batches(uids, scan_calls.PAGE)]
+    )
     return all(answers)
 
 
 def tell(gid: str, uids: Sequence[str]) -> Effects[None]:
     """Tell the live sessions of a group's first members that they are in it."""
     space = yield from GetKeyspace()
-    pages = list(_steps(uids, TOLD_AT_ONCE)) or [[]]
+    pages = list(batches(uids, TOLD_AT_ONCE)) or [[]]
     for number, page in enumerate(pages, 1):
         yield from call(creation_calls.notify(space, gid, page, is_last=number == len(pages)))
 
 
 def undo(gid: str, *, mends: bool = False) -> Effects[bool]:
-    """Remove what an abandoned creation has left; return whether that was done, or the creation continues after all.
+    """Remove what an abandoned creation has left; return False if the creation continues after all.
 
     A repair that brings the group back from SQL `mends` it: it undoes the creation also while its process lives, and
     nobody begins another creation for some seconds, unless the group exists before.
@@ -106,17 +105,12 @@ def undo(gid: str, *, mends: bool = False) -> Effects[bool]:
 
 
 def first_members(gid: str) -> Pages[str]:
-    """Yield the uids that joined a group before its first message; one may come twice.
+    """Yield the uids that joined a group before its first message; one may come twice, a leaver may be missing.
 
-    The journal does not name the members with whom a group was created. One who has left meanwhile may be missing here:
-    a journal entry names each leaver.
+    The journal does not name the members with whom a group was created; it names each leaver.
     """
     space = yield from GetKeyspace()
     cursor = ""
     while cursor != "0":
         cursor, spans = yield from call(scan_calls.first_spans(space, gid, cursor or "0"))
-        yield Page(list(map(uid_of, spans)))
-
-
-def _steps(uids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    return (uids[at : at + size] for at in range(0, len(uids), size))
+        yield list(map(uid_of, spans))

@@ -48,10 +48,7 @@ class GetKeyspace(Effect[Keyspace]):
 
 @dataclass(frozen=True, slots=True)
 class RedisCalls(Effect[list[T | ImError]]):
-    """Call Redis functions; a call that failed has its error in its place.
-
-    `repeatable`: a second run of a call whose answer was lost does no harm.
-    """
+    """Call Redis functions; a failed call has its error in its place. `repeatable`: a second run does no harm."""
 
     calls: Sequence[Call[T]]
     repeatable: bool = True
@@ -90,8 +87,7 @@ class SqlQuery(Effect[T], ABC):
     __slots__ = ()
 
     @abstractmethod
-    def run(self, database: "Database") -> T:
-        """Query the database. Raise what it raises."""
+    def run(self, database: "Database") -> T: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +97,8 @@ class Sleep(Effect[None]):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
-    """A page of the results of an operation that has many."""
-
-    items: Sequence[T]
-
-
-Pages = Generator[Effect[Any] | Page[T], Any, None]
-"""An operation that yields its results in pages, between its effects."""
+Pages = Generator[Effect[Any] | list[T], Any, None]
+"""An operation that yields its results in lists, between its effects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,19 +127,16 @@ def call_each(calls: Sequence[Call[T]], *, repeatable: bool = True) -> Effects[l
 
 
 def call_many(calls: Sequence[Call[T]], *, repeatable: bool = True) -> Effects[list[T]]:
-    """Call Redis; raise the first error."""
     answers = yield from call_each(calls, repeatable=repeatable)
     return [raised(answer) for answer in answers]
 
 
 def call(one: Call[T], *, repeatable: bool = True) -> Effects[T]:
-    """Call Redis once; raise its error."""
     [answer] = yield from RedisCalls([one], repeatable)
     return raised(answer)
 
 
 def raised(answer: T | ImError) -> T:
-    """Return an answer, or raise the error in its place."""
     if isinstance(answer, ImError):
         raise answer
     return answer
@@ -174,11 +160,11 @@ def perform(effects: Effects[T], perform_one: Callable[[Effect[Any]], Any]) -> T
 
 def stream(effects: Pages[T], perform_one: Callable[[Effect[Any]], Any]) -> Iterator[T]:
     """Perform one effect after the other; yield the results, page by page, as they are asked for."""
-    effect: Effect[Any] | Page[T] | None = next(effects, None)
+    effect: Effect[Any] | list[T] | None = next(effects, None)
     while effect is not None:
         try:
-            if isinstance(effect, Page):
-                yield from effect.items
+            if isinstance(effect, list):
+                yield from effect
                 answer = None
             else:
                 answer = perform_one(effect)
@@ -189,24 +175,6 @@ def stream(effects: Pages[T], perform_one: Callable[[Effect[Any]], Any]) -> Iter
             effect = _resumed(effects.throw, error)
         else:
             effect = _resumed(effects.send, answer)
-
-
-def collected(pages: Pages[T]) -> Effects[list[T]]:
-    """Return all results of an operation that yields them in pages."""
-    items: list[T] = []
-    effect: Effect[Any] | Page[T] | None = next(pages, None)
-    while effect is not None:
-        answer = None
-        try:
-            if isinstance(effect, Page):
-                items += effect.items
-            else:
-                answer = yield effect
-        except BaseException as error:
-            effect = _resumed(pages.throw, error)
-        else:
-            effect = _resumed(pages.send, answer)
-    return items
 
 
 def _resumed(resume: Callable[[Any], T], value: Any) -> T | None:

@@ -9,29 +9,26 @@ from imcore.model.direct import refuse_direct
 from imcore.model.limits import check_name, check_uids
 from imcore.model.values import Group, Member, Unread
 from imcore.operations import creation, queries
-from imcore.operations.effects import Effects, GetKeyspace, Page, Pages, call, call_each, call_many, raised
-from imcore.operations.sql_queries import MessagesBefore
+from imcore.operations.effects import Effects, GetKeyspace, Pages, call, call_each, call_many, raised
+from imcore.operations.queries import MessagesBefore
 from imcore.streams.calls import group_calls, scan_calls, session_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.keys import SEPARATOR
+from imcore.util.batches import batches
 
 BATCH = 500
-"""How many groups, members or users one round trip asks about."""
 
 
 def create_group(gid: str, uids: Iterable[str]) -> Effects[Group]:
-    """See `Chat.create_group`."""
     refuse_direct(check_name(gid, "gid"))
     return (yield from creation.create(gid, check_uids(uids)))
 
 
 def add_members(gid: str, uids: Iterable[str]) -> Effects[Group]:
-    """See `Chat.add_members`."""
     return (yield from _change_members(group_calls.add_members, gid, uids))
 
 
 def remove_members(gid: str, uids: Iterable[str]) -> Effects[Group]:
-    """See `Chat.remove_members`."""
     return (yield from _change_members(group_calls.remove_members, gid, uids))
 
 
@@ -59,14 +56,13 @@ def group(gid: str) -> Effects[Group]:
 
 
 def groups() -> Pages[Group]:
-    """Yield all groups, by gid."""
     space = yield from GetKeyspace()
     gids: set[str] = set()
     for partition in range(space.partitions):
         gids |= yield from _scan(partial(scan_calls.groups, space, partition))
-    for batch in _batches(sorted(gids)):
+    for batch in batches(sorted(gids), BATCH):
         answers = yield from call_each([group_calls.group(space, gid) for gid in batch])
-        yield Page([raised(answer) for answer in answers if not isinstance(answer, UnknownGroup)])
+        yield [raised(answer) for answer in answers if not isinstance(answer, UnknownGroup)]
 
 
 def members(gid: str) -> Pages[Member]:
@@ -74,20 +70,17 @@ def members(gid: str) -> Pages[Member]:
     yield from group(gid)
     space = yield from GetKeyspace()
     spans = yield from _scan(partial(scan_calls.spans, space, gid))
-    for uids in _batches(sorted(span for span in spans if SEPARATOR not in span)):
+    for uids in batches(sorted(span for span in spans if SEPARATOR not in span), BATCH):
         online_uids = yield from _online(uids)
         positions = yield from _positions([(gid, uid) for uid in uids], NotMember)
-        yield Page(
-            [
-                Member(gid, uid, position.last_ack_msgid, position.unread, online=uid in online_uids)
-                for uid, position in zip(uids, positions, strict=True)
-                if position
-            ]
-        )
+        yield [
+            Member(gid, uid, position.last_ack_msgid, position.unread, online=uid in online_uids)
+            for uid, position in zip(uids, positions, strict=True)
+            if position
+        ]
 
 
 def _scan(page_after: Callable[[str], Call[scan_calls.NamesPage]]) -> Effects[set[str]]:
-    """Return all names of a large set."""
     names: set[str] = set()
     cursor = ""
     while cursor != "0":
@@ -96,12 +89,7 @@ def _scan(page_after: Callable[[str], Call[scan_calls.NamesPage]]) -> Effects[se
     return names
 
 
-def _batches(items: Sequence[str]) -> Iterable[Sequence[str]]:
-    return (items[at : at + BATCH] for at in range(0, len(items), BATCH))
-
-
 def groups_of(uid: str) -> Effects[list[str]]:
-    """Return the gids of a user's groups, in order."""
     check_name(uid, "uid")
     space = yield from GetKeyspace()
     return (yield from queries.groups_of(space, [uid]))[uid]
@@ -115,7 +103,6 @@ def known_user(uid: str) -> Effects[str]:
 
 
 def online(uids: Iterable[str]) -> Effects[set[str]]:
-    """Return those of the users who have a live session."""
     return (yield from _online(check_uids(uids)))
 
 
@@ -124,7 +111,7 @@ def _online(uids: Sequence[str]) -> Effects[set[str]]:
     by_partition: dict[int, list[str]] = {}
     for uid in uids:
         by_partition.setdefault(space.partition_of(uid), []).append(uid)
-    asked = [(partition, batch) for partition, of in by_partition.items() for batch in _batches(of)]
+    asked = [(partition, batch) for partition, of in by_partition.items() for batch in batches(of, BATCH)]
     answers = yield from call_many([session_calls.online(space, partition, batch) for partition, batch in asked])
     flags = (
         (uid, flag)

@@ -1,4 +1,4 @@
-"""Messages: sent, recalled, pulled."""
+"""Messages: sent, recalled, pulled, acked."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -7,10 +7,11 @@ from datetime import datetime
 from typing import TypeVar
 
 from imcore import msgid as msgids
-from imcore.errors import ImError, InvalidInput, NotMember, UnknownGroup, UnknownMessage
+from imcore.errors import ImError, InvalidInput, NotMember, UnknownGroup
 from imcore.model.direct import gid_of, members_of
 from imcore.model.limits import (
     check_content,
+    check_handed_over,
     check_limit,
     check_list,
     check_msgid,
@@ -18,16 +19,15 @@ from imcore.model.limits import (
     check_time,
     check_time_ms,
 )
-from imcore.model.values import Draft, Message
+from imcore.model.values import Ack, Draft, Message
 from imcore.operations import creation, queries
-from imcore.operations.effects import Effects, GetKeyspace, HasDatabase, Page, Pages, call, call_each, collected, raised
+from imcore.operations.effects import Effects, GetKeyspace, HasDatabase, Pages, call, call_each, raised
 from imcore.operations.groups import group, groups_of
-from imcore.operations.sql_queries import MessageByMsgid
 from imcore.settings import Settings
 from imcore.streams import wire
 from imcore.streams.calls import message_calls, scan_calls
-from imcore.streams.calls.call import error_of
-from imcore.streams.calls.message_calls import SendResult
+from imcore.streams.calls.call import Trimmed, error_of
+from imcore.streams.calls.message_calls import AckResult, AckTarget, SendResult, split_targets
 
 T = TypeVar("T")
 
@@ -37,15 +37,8 @@ CONTENT_PER_CALL = 1 << 20
 
 
 def send(
-    gid: str,
-    content: str,
-    *,
-    sender_uid: str,
-    client_msgid: str | None,
-    sent_at: datetime | None,
-    settings: Settings,
+    gid: str, content: str, *, sender_uid: str, client_msgid: str | None, sent_at: datetime | None, settings: Settings
 ) -> Effects[Message]:
-    """See `Chat.send`."""
     check_name(gid, "gid")
     _check(sender_uid, content, client_msgid, settings)
     sent_at_ms = None if sent_at is None else check_time(sent_at)
@@ -57,7 +50,6 @@ def send(
 def send_direct(
     uid: str, content: str, *, sender_uid: str, client_msgid: str | None, settings: Settings
 ) -> Effects[Message]:
-    """See `Chat.send_direct`."""
     gid = gid_of(uid, sender_uid)
     # What the send refuses is refused here already: else the chat would be created and nothing said in it.
     _check(sender_uid, content, client_msgid, settings)
@@ -68,7 +60,6 @@ def send_direct(
 
 
 def send_many(gid: str, drafts: Iterable[Draft], *, settings: Settings) -> Effects[list[Message | ImError]]:
-    """See `Chat.send_many`."""
     check_name(gid, "gid")
     checked = [_checked(draft, settings) for draft in check_list(drafts, "drafts")]
     return (yield from _send(gid, checked, settings))
@@ -95,7 +86,7 @@ def _send(gid: str, drafts: Sequence[Draft], settings: Settings) -> Effects[list
     parts = list(_parts(drafts))
     calls = [message_calls.send(space, gid, part, settings.idempotency_ms) for part in parts]
     answers = yield from call_each(calls, repeatable=all(draft.client_msgid for draft in drafts))
-    results = [each for part, answer in zip(parts, answers, strict=True) for each in each_of(answer, len(part))]
+    results = [each for part, answer in zip(parts, answers, strict=True) for each in _each_of(answer, len(part))]
     messages: list[Message | ImError] = []
     for draft, result in zip(drafts, results, strict=True):
         messages.append(result if isinstance(result, ImError) else (yield from _sent(gid, draft, result)))
@@ -103,7 +94,6 @@ def _send(gid: str, drafts: Sequence[Draft], settings: Settings) -> Effects[list
 
 
 def _parts(drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
-    """Yield the drafts of each call, in order."""
     part: list[Draft] = []
     size = 0
     for draft in drafts:
@@ -116,7 +106,7 @@ def _parts(drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
         yield part
 
 
-def each_of(answer: Sequence[T | ImError] | ImError, count: int) -> Sequence[T | ImError]:
+def _each_of(answer: Sequence[T | ImError] | ImError, count: int) -> Sequence[T | ImError]:
     """Return what a call for many answers to each of them: the error of the whole call to all."""
     return [answer] * count if isinstance(answer, ImError) else answer
 
@@ -131,13 +121,12 @@ def _sent(gid: str, draft: Draft, result: SendResult) -> Effects[Message]:
 
 
 def recall(gid: str, msgid: str, *, by: str, admin: bool) -> Effects[Message]:
-    """See `Chat.recall`."""
     check_name(by, "uid")
     packed = check_msgid(msgid)
     recalled = yield from message(check_name(gid, "gid"), packed)
     if recalled is None:
         yield from group(gid)
-        raise UnknownMessage(f"{msgid} is not a message of {gid!r}")
+        raise queries.unknown_message(gid, packed)
     if recalled.recalls is not None:
         raise error_of(b"TOMBSTONE", gid, msgid=packed)
     space = yield from GetKeyspace()
@@ -157,37 +146,98 @@ def message(gid: str, packed: int) -> Effects[Message | None]:
             return wire.message(gid, entry)
     if packed > (yield from call(scan_calls.trimmed(space, gid))) or not (yield from HasDatabase()):
         return None
-    row = yield from MessageByMsgid(gid, packed)
-    return (yield from queries.messages(space, gid, [row]))[0] if row else None
+    rows = yield from queries.MessagesByMsgid(gid, [packed])
+    return (yield from queries.messages(space, gid, [rows[packed]]))[0] if rows else None
 
 
 def pull(uid: str, gid: str | None, *, limit: int | None) -> Effects[list[Message]]:
-    """See `Chat.pull`."""
     check_name(uid, "uid")
     check_limit(limit)
     if gid is not None:
-        return (yield from collected(after(check_name(gid, "gid"), uid, None, limit=limit)))
+        return (yield from _pull(check_name(gid, "gid"), uid, limit))
     messages: list[Message] = []
     for each in (yield from groups_of(uid)):
         with suppress(NotMember, UnknownGroup):  # the user has left it meanwhile
-            messages += yield from collected(after(each, uid, None, limit=limit))
+            messages += yield from _pull(each, uid, limit)
     return messages
 
 
-def after(gid: str, uid: str, start: int | None, *, limit: int | None = None) -> Pages[Message]:
-    """Yield what came after a message (packed), or after the member's offset, in their present membership.
+def _pull(gid: str, uid: str, limit: int | None) -> Effects[list[Message]]:
+    messages: list[Message] = []
+    start, more = None, True
+    while more and (limit is None or len(messages) < limit):
+        count = queries.PAGE if limit is None else min(limit - len(messages), queries.PAGE)
+        page = yield from _page_after(gid, uid, start, count)
+        messages += page.messages
+        more = page.more
+        start = msgids.position_of(messages[-1].msgid) if more else None
+    return messages
 
-    Raise UnknownGroup, NotMember.
-    """
+
+def after(gid: str, uid: str, start: int) -> Pages[Message]:
+    """Yield what came after a message (packed) in a member's present membership. Raise UnknownGroup, NotMember."""
+    more = True
+    while more:
+        page = yield from _page_after(gid, uid, start, queries.PAGE)
+        yield page.messages
+        more = page.more
+        start = msgids.position_of(page.messages[-1].msgid) if more else start
+
+
+def _page_after(gid: str, uid: str, start: int | None, count: int) -> Effects[queries.MessagePage]:
+    """Return what came after a message (packed), or after the member's offset."""
     space = yield from GetKeyspace()
-    while limit is None or limit > 0:
-        count = queries.PAGE if limit is None else min(limit, queries.PAGE)
-        pulled = yield from call(
-            message_calls.pull(space, gid, [uid], after=start, count=count, most_bytes=queries.PAGE_BYTES)
-        )
-        page = raised((yield from queries.page(space, gid, pulled, count)))
-        yield Page(page.messages)
-        if not page.more:
-            return
-        start = msgids.position_of(page.messages[-1].msgid)
-        limit = None if limit is None else limit - len(page.messages)
+    pull = message_calls.pull(space, gid, [uid], after=start, count=count, most_bytes=queries.PAGE_BYTES)
+    return raised((yield from queries.page(space, gid, (yield from call(pull)), count)))
+
+
+def ack(uid: str, gid: str, msgid: str | None) -> Effects[Ack]:
+    check_name(uid, "uid")
+    check_handed_over(gid, "gid")
+    target = AckTarget(None if msgid is None else check_msgid(msgid), [uid])
+    [answer] = yield from _ack(gid, [target])
+    return raised(raised(answer).of(uid))
+
+
+def ack_many(gid: str, acks: Iterable[tuple[str, str | None]]) -> Effects[list[Ack | ImError]]:
+    check_handed_over(gid, "gid")
+    checked = [_checked_ack(each) for each in check_list(acks, "acks")]
+    by_msgid: dict[int | None, dict[str, None]] = {}
+    for uid, packed in checked:
+        by_msgid.setdefault(packed, {})[uid] = None
+    parts = split_targets(AckTarget(packed, list(uids)) for packed, uids in by_msgid.items())
+    targets = [target for part in parts for target in part]
+    answers = yield from _ack(gid, targets)
+    by_ack = {
+        (target.msgid, uid): answer if isinstance(answer, ImError) else answer.of(uid)
+        for target, answer in zip(targets, answers, strict=True)
+        for uid in target.uids
+    }
+    return [by_ack[packed, uid] for uid, packed in checked]
+
+
+def _checked_ack(ack: tuple[str, str | None]) -> tuple[str, int | None]:
+    try:
+        uid, msgid = ack
+    except (TypeError, ValueError):
+        raise InvalidInput("each ack must be a uid and a msgid") from None
+    return check_name(uid, "uid"), None if msgid is None else check_msgid(msgid)
+
+
+def _ack(gid: str, targets: Sequence[AckTarget]) -> Effects[list[AckResult | ImError]]:
+    """Ack; a message that Redis has trimmed is acked again with its seq from SQL."""
+    results = yield from _ack_in_redis(gid, targets)
+    for number, (target, result) in enumerate(zip(targets, results, strict=True)):
+        if isinstance(result, AckResult) and isinstance(result.target, Trimmed):
+            try:
+                row = yield from queries.stored_message(gid, target.msgid or 0)
+                [results[number]] = yield from _ack_in_redis(gid, [target._replace(seq=row.seq)])
+            except ImError as error:
+                results[number] = error
+    return results
+
+
+def _ack_in_redis(gid: str, targets: Sequence[AckTarget]) -> Effects[list[AckResult | ImError]]:
+    space = yield from GetKeyspace()
+    answers = yield from call_each([message_calls.ack(space, gid, [target]) for target in targets])
+    return [each for answer in answers for each in _each_of(answer, 1)]

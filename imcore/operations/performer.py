@@ -1,4 +1,4 @@
-"""Answers what the parts that decide ask of Redis and of the database, one question after the other."""
+"""Performs effects on Redis and the database, one after the other."""
 
 import time
 from collections.abc import Iterator
@@ -43,53 +43,58 @@ class Performer:
     def __init__(self, system: System) -> None:
         self.system = system
         self._log = ThrottledLog(time.monotonic)
-        self._opening: _Opening | None = None
+        self._opening: Thread | None = None
+        self._is_abandoned = Event()
         self._history_since: int | None = None
 
     def open_early(self) -> None:
         """Begin to open the database in the background, the first time that this is called. Raise nothing.
 
-        Loading SQL's libraries and connecting take half a second: too long in the midst of live traffic. Meanwhile
-        `answer` raises DatabaseOpening. What goes wrong is raised when the database is next asked something.
+        Loading SQL's libraries and connecting take half a second: too long for live traffic. Meanwhile `perform_one`
+        raises DatabaseOpening. The next query raises the error of an opening that failed.
         """
         if self.system.has_database and self._opening is None:
-            opening = _Opening(self)
+            self._is_abandoned = Event()
+            # A daemon: an ending process does not wait for a silent database.
+            opening = Thread(
+                target=_open, args=(self.system, self._is_abandoned), name="imcore-opens-database", daemon=True
+            )
             with suppress(RuntimeError):  # this process has as many threads as it may
                 opening.start()
                 self._opening = opening
 
     @property
     def history_database(self) -> "Database":
-        """The database, for what Redis has trimmed: it must be the one that has this data.
-
-        Raise DatabaseNotReady or ConfigurationError if it is not, or what the database and the link raise.
-        """
+        """The database, for what Redis has trimmed. Raise DatabaseNotReady, ConfigurationError if it has other data."""
         if self._history_since != self.system.database.changes:
             since = self.system.database.changes
-            self._look_whose_it_is()
+            self._check_dataset()
             self._history_since = since
         return self.system.database
 
-    def _look_whose_it_is(self) -> None:
-        here, there = self.system.client.query("HGET", CONFIG, "dataset"), self.system.database.meta("dataset")
-        where, redis = self.system.database.address, self.system.client.address
-        if there is None:
-            raise DatabaseNotReady(f"{where} holds nothing of this system yet: is IM_DATABASE_URL right?")
-        if here is None:
+    def _check_dataset(self) -> None:
+        client, database = self.system.client, self.system.database
+        in_redis, in_sql = client.query("HGET", CONFIG, "dataset"), database.meta("dataset")
+        if in_sql is None:
+            raise DatabaseNotReady(f"{database.address} holds nothing of this system yet: is IM_DATABASE_URL right?")
+        if in_redis is None:
             raise ConfigurationError(
-                f"{redis} does not have the data that {where} has: set IM_DATABASE_URL or IM_REDIS_URL if one is "
-                "wrong; if Redis has lost its data, run im rebuild"
+                f"{client.address} does not have the data that {database.address} has: set IM_DATABASE_URL or "
+                "IM_REDIS_URL if one is wrong; if Redis has lost its data, run im rebuild"
             )
-        if here.decode() != there:
+        if in_redis.decode() != in_sql:
             raise ConfigurationError(
-                f"{where} holds the data of another system than {redis}: set IM_DATABASE_URL or IM_REDIS_URL"
+                f"{database.address} holds the data of another system than {client.address}: set IM_DATABASE_URL or "
+                "IM_REDIS_URL"
             )
 
     def close(self) -> None:
-        """Give the database's connections back."""
         opening, self._opening = self._opening, None
-        if opening and not opening.abandon(_CLOSING_S):
-            return
+        if opening:
+            self._is_abandoned.set()
+            opening.join(_CLOSING_S)
+            if opening.is_alive():
+                return  # it closes the database once it has opened it
         self.system.close_database()
 
     def perform(self, effects: Effects[T]) -> T:
@@ -120,12 +125,10 @@ class Performer:
 
 
 def perform_in_redis(client: RedisClient, effects: Effects[T]) -> T:
-    """Perform an operation that needs Redis alone."""
     return perform(effects, partial(_perform_in_redis, client))
 
 
 def stream_from_redis(client: RedisClient, effects: Pages[T]) -> Iterator[T]:
-    """Perform an operation that needs Redis alone; yield its results one by one."""
     return stream(effects, partial(_perform_in_redis, client))
 
 
@@ -144,28 +147,13 @@ def _perform_in_redis(client: RedisClient, effect: Effect[Any]) -> Any:
     raise AssertionError(f"{effect} is for a driver with a subscription or a database")
 
 
-class _Opening(Thread):
-    """Opens the database. It asks the database alone: the link is for its own thread."""
-
-    def __init__(self, performer: Performer) -> None:
-        super().__init__(name="imcore-opens-database", daemon=True)  # whoever exits does not wait for a silent one
-        self._performer = performer
-        self._abandoned = Event()
-
-    def run(self) -> None:
-        with suppress(Exception):  # whoever asks next meets it again
-            self._open(self._performer.system.database)
-
-    def _open(self, database: "Database") -> None:
+def _open(system: System, is_abandoned: Event) -> None:
+    """Open the database. Only the database is asked: the client of Redis is for its own thread."""
+    with suppress(Exception):  # the next query raises it again
         try:
-            if not self._abandoned.is_set():
+            database = system.database
+            if not is_abandoned.is_set():
                 database.meta("dataset")  # connects, and looks whether the database can hold our data
         finally:
-            if self._abandoned.is_set():
-                database.close()
-
-    def abandon(self, patience_s: float) -> bool:
-        """Nobody wants it any more: return whether it has ended. If not, it closes the database once it has."""
-        self._abandoned.set()
-        self.join(patience_s)
-        return not self.is_alive()
+            if is_abandoned.is_set():
+                system.close_database()

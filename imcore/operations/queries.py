@@ -1,26 +1,24 @@
 """Reads groups, messages and tallies: Redis first, and SQL for what Redis has trimmed. No I/O."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from imcore import msgid as msgids
-from imcore.errors import (
-    ImError,
-    UnknownMessage,
-    raise_what_stops_all,
-)
+from imcore.errors import ImError, UnknownMessage, raise_what_stops_all
 from imcore.model.rows import MessageRow
 from imcore.model.values import Message
-from imcore.operations.effects import Effects, call_each, call_many, raised
-from imcore.operations.sql_queries import MessagesAfter, MessagesByMsgid
+from imcore.operations.effects import Effects, SqlQuery, call_each, call_many, raised
 from imcore.streams import wire
 from imcore.streams.calls import group_calls, message_calls, receipt_calls
 from imcore.streams.calls.call import Trimmed
 from imcore.streams.calls.message_calls import PullResult
 from imcore.streams.calls.receipt_calls import Counts
 from imcore.streams.keys import Keyspace
+from imcore.util.batches import batches
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from imcore.sql.database import Database
 
 PAGE = 500
 """The most messages or tallies that one call of Redis answers."""
@@ -32,6 +30,68 @@ SQL_PAGE = 100
 """The most messages that SQL answers at once for a pull: it does not count bytes."""
 
 
+# What operations query of the database, by name. Msgids are packed, and messages come oldest first.
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesByMsgid(SqlQuery[dict[int, MessageRow]]):
+    """Those of some messages of a group that exist, by msgid."""
+
+    gid: str
+    msgids: Sequence[int]
+
+    def run(self, database: "Database") -> dict[int, MessageRow]:
+        return database.messages(self.gid, self.msgids)
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesAfter(SqlQuery[list[MessageRow]]):
+    """The first messages with after < msgid <= until."""
+
+    gid: str
+    after: int
+    until: int
+    limit: int
+
+    def run(self, database: "Database") -> list[MessageRow]:
+        return database.messages_after(self.gid, self.after, until=self.until, limit=self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesBefore(SqlQuery[list[MessageRow]]):
+    """The last messages with msgid < before."""
+
+    gid: str
+    before: int
+    limit: int
+
+    def run(self, database: "Database") -> list[MessageRow]:
+        return database.messages_before(self.gid, self.before, limit=self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTimes(SqlQuery[dict[str, int]]):
+    """When each reader read a message, in ms since 1970 by uid."""
+
+    gid: str
+    msgid: int
+
+    def run(self, database: "Database") -> dict[str, int]:
+        return database.read_times(self.gid, self.msgid)
+
+
+def stored_message(gid: str, msgid: int) -> Effects[MessageRow]:
+    """Return a message (packed msgid) from SQL. Raise UnknownMessage."""
+    rows = yield from MessagesByMsgid(gid, [msgid])
+    if msgid not in rows:
+        raise unknown_message(gid, msgid)
+    return rows[msgid]
+
+
+def unknown_message(gid: str, msgid: int) -> UnknownMessage:
+    return UnknownMessage(f"{msgids.unpack(msgid)} is not a message of {gid!r}")
+
+
 class MessagePage(NamedTuple):
     """Messages in order. `more`: others come after them."""
 
@@ -40,7 +100,6 @@ class MessagePage(NamedTuple):
 
 
 def groups_of(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, list[str]]]:
-    """Return the gids of each user's groups, in order."""
     answers = yield from groups_or_errors(space, uids)
     return {uid: raised(gids) for uid, gids in answers.items()}
 
@@ -67,7 +126,6 @@ def _gids(answers: Sequence[list[str] | ImError]) -> set[str]:
 
 
 def first_error(answers: Iterable[object]) -> ImError | None:
-    """Return the first error among answers."""
     return next((answer for answer in answers if isinstance(answer, ImError)), None)
 
 
@@ -99,10 +157,9 @@ def messages(space: Keyspace, gid: str, rows: Sequence[MessageRow]) -> Effects[l
 
 
 Messages = Mapping[str, Sequence[int]]
-"""Msgids (packed) by gid."""
 Tallies = dict[tuple[str, int], Counts | ImError]
-"""By gid and msgid: read and unread, or the error of that message: UnknownGroup, UnknownMessage, RedisRefuses (its
-partition moves to another node), RedisUnavailable (its node of a cluster is away), SQL's, or that of a damaged group."""
+"""By gid and msgid: read and unread, or the error of that message: UnknownGroup, UnknownMessage, RedisRefuses (a
+partition moves to another node), RedisUnavailable (a node of a cluster is away), SQL's, or that of a damaged group."""
 
 
 def tallies(space: Keyspace, wanted: Messages) -> Effects[Tallies]:
@@ -121,9 +178,7 @@ def _trimmed_tallies(space: Keyspace, gid: str, trimmed: Sequence[int]) -> Effec
         rows = yield from MessagesByMsgid(gid, trimmed)
     except ImError as error:
         return {(gid, msgid): error for msgid in trimmed}
-    unknown: Tallies = {
-        (gid, msgid): UnknownMessage(f"{msgids.unpack(msgid)} is not a message of {gid!r}") for msgid in trimmed
-    }
+    unknown: Tallies = {(gid, msgid): unknown_message(gid, msgid) for msgid in trimmed}
     return unknown | (yield from counts_of_rows(space, gid, list(rows.values())))
 
 
@@ -137,7 +192,7 @@ def _named(row: MessageRow) -> tuple[int, str, int | str]:
 
 
 def _counts(space: Keyspace, wanted: Mapping[str, Sequence[tuple[int, str, int | str]]]) -> Effects[Tallies]:
-    parts = [(gid, each[at : at + PAGE]) for gid, each in wanted.items() for at in range(0, len(each), PAGE)]
+    parts = [(gid, part) for gid, of_group in wanted.items() for part in batches(of_group, PAGE)]
     answers = yield from call_each([receipt_calls.tallies(space, gid, part) for gid, part in parts])
     raise_what_stops_all(answers)
     tallies: Tallies = {}

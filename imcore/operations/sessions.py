@@ -1,24 +1,148 @@
-"""Sessions that live by heartbeats, and the receipts that wait for a sender."""
+"""Sessions that live by heartbeats, and the receipts that wait for a sender. No I/O.
+
+A receipt is dirty if the tally of its message changed since the sender confirmed it.
+"""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
+from imcore import msgid as msgids
+from imcore.errors import (
+    ConfigurationError,
+    DatabaseRejected,
+    ImError,
+    TryAgain,
+    UnknownGroup,
+    UnknownMessage,
+    raise_what_stops_all,
+)
 from imcore.model.limits import check_limit, check_name, check_receipts
 from imcore.model.values import Receipt
-from imcore.operations import dirty_receipts
-from imcore.operations.effects import Effects, GetKeyspace, call, raised
-from imcore.streams.calls import session_calls
+from imcore.operations.effects import Effects, GetKeyspace, call, call_each, raised
+from imcore.operations.queries import PAGE, Tallies, first_error, tallies
+from imcore.streams.calls import receipt_calls, session_calls
+from imcore.streams.calls.call import Call
+from imcore.streams.calls.receipt_calls import Counts, DirtyReceipt
+from imcore.streams.keys import Keyspace
+from imcore.util.batches import batches
+
+
+@dataclass(slots=True)
+class DirtyCursor:
+    """The version up to which a user's dirty receipts are read, by partition. Partitions that are done are left out."""
+
+    uid: str
+    after: dict[int, int]
+
+    @classmethod
+    def of(cls, space: Keyspace, uid: str) -> "DirtyCursor":
+        return cls(uid, dict.fromkeys(range(space.partitions), 0))
+
+    def calls(self, space: Keyspace, count: int) -> list[Call[list[DirtyReceipt]]]:
+        return [
+            receipt_calls.dirty(space, partition, self.uid, after=after, count=count)
+            for partition, after in self.after.items()
+        ]
+
+    def advance(self, pages: Sequence[list[DirtyReceipt]], count: int) -> list[DirtyReceipt]:
+        """Move over the answers of these calls; return them as one list."""
+        by_partition = list(zip(self.after, pages, strict=True))
+        self.after = {partition: page[-1].version for partition, page in by_partition if len(page) == count}
+        return [dirty for _, page in by_partition for dirty in page]
+
+
+def dirty_receipts(
+    space: Keyspace, cursors: Sequence[DirtyCursor], count: int
+) -> Effects[list[list[DirtyReceipt] | ImError]]:
+    """Return the next dirty receipts of each user, or the error of that user. The cursors move over them."""
+    calls = [cursor.calls(space, count) for cursor in cursors]
+    answers = yield from call_each([call for of_cursor in calls for call in of_cursor])
+    raise_what_stops_all(answers)
+    rest = iter(answers)
+    return [
+        _advanced(cursor, [next(rest) for _ in of_cursor], count)
+        for cursor, of_cursor in zip(cursors, calls, strict=True)
+    ]
+
+
+def _advanced(
+    cursor: DirtyCursor, pages: Sequence[list[DirtyReceipt] | ImError], count: int
+) -> list[DirtyReceipt] | ImError:
+    error = first_error(pages)
+    return error or cursor.advance([page for page in pages if not isinstance(page, ImError)], count)
+
+
+class ReceiptsToDeliver(NamedTuple):
+    """The receipts to deliver to one user, by gid and age.
+
+    `waits`: the error of SQL or a partition for which all of them wait. `left_out`: the error of a group.
+    """
+
+    receipts: list[Receipt]
+    waits: ImError | None = None
+    left_out: ImError | None = None
+
+
+def to_deliver(space: Keyspace, dirty: Sequence[Sequence[DirtyReceipt]]) -> Effects[list[ReceiptsToDeliver]]:
+    """Return the receipts of dirty ones, user by user. An unknown group or message has no receipt."""
+    wanted: dict[str, list[int]] = {}
+    for each in (each for of_user in dirty for each in of_user):
+        wanted.setdefault(each.gid, []).append(each.msgid)
+    counts = yield from tallies(space, wanted)
+    return [_to_deliver(counts, of_user) for of_user in dirty]
+
+
+def _to_deliver(tallies: Tallies, dirty: Sequence[DirtyReceipt]) -> ReceiptsToDeliver:
+    ready: list[Receipt] = []
+    left_out: ImError | None = None
+    for each in sorted(dirty, key=lambda each: (each.gid, each.msgid)):
+        counts = tallies[each.gid, each.msgid]
+        if isinstance(counts, Counts):
+            ready.append(Receipt(each.gid, msgids.unpack(each.msgid), *counts, each.version))
+        elif isinstance(counts, TryAgain | ConfigurationError | DatabaseRejected):
+            return ReceiptsToDeliver([], waits=counts)
+        elif not isinstance(counts, UnknownGroup | UnknownMessage):
+            left_out = counts
+    return ReceiptsToDeliver(ready, left_out=left_out)
+
+
+def _pending(space: Keyspace, uid: str, limit: int | None) -> Effects[list[Receipt]]:
+    """Return the receipts that wait for a sender, by gid and age. Raise what SQL raises."""
+    cursor = DirtyCursor.of(space, uid)
+    dirty: list[DirtyReceipt] = []
+    while cursor.after and (limit is None or len(dirty) < limit):
+        dirty += raised((yield from dirty_receipts(space, [cursor], PAGE))[0])
+    [delivery] = yield from to_deliver(space, [dirty[:limit]])
+    if error := delivery.waits or delivery.left_out:
+        raise error
+    return delivery.receipts
+
+
+def confirm_many(space: Keyspace, receipts: Mapping[str, Sequence[Receipt]]) -> Effects[dict[str, list[int | ImError]]]:
+    """Confirm receipts of users; return for each how many were still dirty, call by call."""
+    batch = [
+        (uid, call)
+        for uid, of_user in receipts.items()
+        for page in batches(of_user, PAGE)
+        for call in receipt_calls.confirm(space, uid, page)
+    ]
+    answers = yield from call_each([call for _, call in batch])
+    raise_what_stops_all(answers)
+    by_uid: dict[str, list[int | ImError]] = {uid: [] for uid in receipts}
+    for (uid, _), answer in zip(batch, answers, strict=True):
+        by_uid[uid].append(answer)
+    return by_uid
 
 
 def begin(uid: str, *, online_ms: int) -> Effects[str]:
-    """See `Chat.begin_session`."""
     session = uuid.uuid4().hex
     yield from _beat(check_name(uid, "uid"), session, online_ms, opens=True)
     return session
 
 
 def heartbeat(uid: str, session: str, *, online_ms: int) -> Effects[list[Receipt]]:
-    """See `Chat.heartbeat`."""
     yield from _beat(check_name(uid, "uid"), check_name(session, "session"), online_ms, opens=False)
     return (yield from receipts(uid, limit=None))
 
@@ -29,7 +153,6 @@ def _beat(uid: str, session: str, online_ms: int, *, opens: bool) -> Effects[Non
 
 
 def end(uid: str, session: str) -> Effects[None]:
-    """See `Chat.end_session`."""
     check_name(uid, "uid")
     check_name(session, "session")
     space = yield from GetKeyspace()
@@ -37,17 +160,15 @@ def end(uid: str, session: str) -> Effects[None]:
 
 
 def receipts(uid: str, *, limit: int | None) -> Effects[list[Receipt]]:
-    """See `Chat.receipts`."""
     check_name(uid, "uid")
     check_limit(limit)
     space = yield from GetKeyspace()
-    return (yield from dirty_receipts.pending(space, uid, limit))
+    return (yield from _pending(space, uid, limit))
 
 
 def confirm_receipts(uid: str, confirmed: Sequence[Receipt]) -> Effects[int]:
-    """See `Chat.confirm_receipts`."""
     check_name(uid, "uid")
     known = check_receipts(confirmed)
     space = yield from GetKeyspace()
-    answers = yield from dirty_receipts.confirmed(space, {uid: known})
+    answers = yield from confirm_many(space, {uid: known})
     return sum(map(raised, answers[uid]))

@@ -9,26 +9,22 @@ from imcore.model.rows import MessageRow
 from imcore.model.values import MessageStatus, MessageTally, Reader, Tally
 from imcore.operations import queries
 from imcore.operations.effects import Effects, GetKeyspace, HasDatabase, Warn, call, raised
-from imcore.operations.sql_queries import MessageByMsgid, MessagesBefore, ReadTimes
+from imcore.operations.queries import MessagesBefore, ReadTimes, stored_message
 from imcore.streams.calls import receipt_calls
 from imcore.streams.calls.receipt_calls import Names
 from imcore.streams.keys import Keyspace
 
 NAMES = 1000
-"""About how many names one call of Redis answers."""
 
 _TALLIES = 200
-"""How many messages one call of Redis answers with their tallies."""
 
 
 def tally(gid: str, msgid: str) -> Effects[Tally]:
-    """See `Chat.tally`."""
     [counts] = (yield from _counts(check_name(gid, "gid"), [check_msgid(msgid)])).values()
     return Tally(gid, msgid, *raised(counts))
 
 
 def tallies(gid: str, of: Iterable[str]) -> Effects[list[Tally]]:
-    """See `Chat.tallies`."""
     check_handed_over(gid, "gid")
     wanted = {check_msgid(msgid): msgid for msgid in check_list(of, "msgids")}
     counts = yield from _counts(gid, list(wanted))
@@ -42,7 +38,6 @@ def _counts(gid: str, packed: Sequence[int]) -> Effects[queries.Tallies]:
 
 
 def status(gid: str, *, limit: int) -> Effects[list[MessageTally]]:
-    """See `Chat.status`."""
     check_limit(limit, lowest=0)
     check_name(gid, "gid")
     space = yield from GetKeyspace()
@@ -91,9 +86,7 @@ def message_status(gid: str, msgid: str) -> Effects[MessageStatus]:
     names = yield from _names(space, gid, packed)
     message = names.message
     if message is None:
-        row = yield from MessageByMsgid(gid, packed)
-        if row is None:
-            raise UnknownMessage(f"{msgid} is not a message of {gid!r}")
+        row = yield from stored_message(gid, packed)
         [message] = yield from queries.messages(space, gid, [row])
     read = names.read - {message.sender_uid}
     read_at = (yield from _read_times(gid, packed)) if read else {}
@@ -114,7 +107,7 @@ def _names(space: Keyspace, gid: str, packed: int) -> Effects[Names]:
         read |= names.read
         unread |= names.unread
     if names is not first:
-        # Who left while the pages came may be on none of them: their span has another name since.
+        # A member who left between two pages may be on no page: the span has another name since.
         offset, answered = 0, NAMES
         while answered >= NAMES:
             left = yield from call(

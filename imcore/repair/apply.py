@@ -24,13 +24,14 @@ from imcore.repair.diff import described_span
 from imcore.repair.locks import PartitionLock
 from imcore.repair.merge import Placed, Plan
 from imcore.repair.orders import lowest_behind, orders, passed
-from imcore.repair.state import CHECK, highest_offset
+from imcore.repair.state import highest_offset
 from imcore.repair.window import START
 from imcore.sql import corrections, queries
 from imcore.streams.calls import repair_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.calls.repair_calls import GroupLock, Shadow, ShadowEntry
 from imcore.streams.client import CHUNK
+from imcore.streams.dead_letters import CHECK
 from imcore.streams.keys import uid_of
 from imcore.system import System
 from imcore.util.batches import batches
@@ -225,7 +226,7 @@ class _Attempt:
         members = [row.uid for row in plan.rows if row.left_msgid is None]
         trimmed = trimmed_own(self._system, [self._gid], plan.trim.msgid).get(self._gid, {})
         recalled = {msgid for pair in queries.recalls(self._database, self._gid) for msgid in pair}
-        corrections.take_texts_away(self._database, self._gid)
+        corrections.delete_recalled_texts(self._database, self._gid)
         strangers = [msgid for msgid in plan.live.recalled - recalled if not self._is_message(msgid)]
         owners = sorted(self._owners(members) | trimmed.keys() | plan.senders)
         once_ms, k = self._system.settings.idempotency_ms, self._k

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from imcore import msgid as msgids
-from imcore.admin.holders import lives, silent_holders
 from imcore.errors import ConfigurationError, TryAgain
 from imcore.repair.apply import mend
 from imcore.repair.compare import HAND_WRITTEN, differences
@@ -19,6 +18,7 @@ from imcore.repair.window import KIND, undone
 from imcore.sql import corrections, queries
 from imcore.streams import keys, wire
 from imcore.streams.calls import group_calls
+from imcore.streams.consumers import lives, silent_holders
 from imcore.system import System
 from imcore.util.batches import batches
 

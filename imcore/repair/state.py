@@ -20,9 +20,6 @@ from imcore.streams.calls.receipt_calls import Counts
 from imcore.streams.events import Acked, Created, Entry, Joined, Left, Move, Sent
 from imcore.streams.keys import span_key
 
-CHECK = "check"
-"""The worker of dead letters that repair has put aside: entries of a stream that are no messages."""
-
 MAX_AHEAD_MS = 24 * 60 * 60 * 1000
 """No server's clock is further ahead of ours."""
 

@@ -18,7 +18,6 @@ class Backend(ABC):
     """The URL as people may see it: without a password."""
     engine: Engine
     driver_error: type[Exception]
-    """The base class of the driver's errors."""
 
     def create(self) -> None:
         """Make what a first connection needs, if it is missing."""
@@ -43,7 +42,7 @@ class Backend(ABC):
     def write(self, batch: Batch) -> None:
         """Write a folded batch in one transaction. Repeat it where the database asks for that."""
 
-    def note_withdrawn(self) -> None:
+    def note_recalled_text(self) -> None:
         """Note that the text of a recalled message was deleted: the log may still hold it."""
 
     def empty_log(self, *, always: bool = False) -> bool:  # noqa: ARG002

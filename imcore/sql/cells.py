@@ -74,7 +74,7 @@ def suspect(dialect: str) -> ColumnElement[bool]:
 def has_msgid() -> ColumnElement[bool]:
     """Return the condition for rows with a possible msgid. Readers skip all other rows.
 
-    Only for queries that count or limit and use the index on msgid anyway: it would lead any other query to that index.
+    Only for queries that use the index on msgid anyway: it would lead any other query to that index.
     """
     return GROUP_MSGS.c.msgid.between(1, msgids.HIGHEST)
 
@@ -97,10 +97,7 @@ class MessageReader:
         return c.gid, c.msgid, c.seq, c.sender_uid, c.span, text, c.client_msgid, self._sent_at, c.recalls, recalled
 
     def rows(self, selected: Iterable[Sequence[Any]]) -> Iterator[MessageRow]:
-        """Yield the messages of selected `columns`.
-
-        An unreadable cell becomes a readable one. A row with an unreadable msgid is left out.
-        """
+        """Yield the messages of selected `columns`, unreadable cells made readable; leave out unreadable msgids."""
         return (self._row(values) for values in selected if is_msgid(values[1]))
 
     def _row(self, values: Sequence[Any]) -> MessageRow:
@@ -119,15 +116,13 @@ class MessageReader:
     def _warn(self, values: Sequence[Any]) -> None:
         if not self._has_warned:
             self._has_warned = True
-            log.warning(
-                "%s: message %s of group %r has a %s that cannot be read (`im check` names all of these)",
-                *(
-                    self._address,
-                    msgids.unpack(msgid_of(values[1])),
-                    text_of(values[0]),
-                    " and a ".join(faults(values)),
-                ),
+            gid, msgid, unreadable = (
+                text_of(values[0]),
+                msgids.unpack(msgid_of(values[1])),
+                " and a ".join(faults(values)),
             )
+            text = "%s: message %s of group %r has a %s that cannot be read (`im check` names all of these)"
+            log.warning(text, self._address, msgid, gid, unreadable)
 
 
 def faults(values: Sequence[Any]) -> list[str]:
@@ -149,7 +144,6 @@ def decoded(raw: bytes) -> str | bytes:
 
 
 def text_of(value: object) -> str:
-    """Return a cell as text."""
     if isinstance(value, str):
         return value
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
@@ -161,7 +155,6 @@ def int_of(value: object) -> int:
 
 
 def is_msgid(value: object) -> bool:
-    """Return whether a cell holds the packed msgid of a message."""
     return type(value) is int and 0 < value <= msgids.HIGHEST
 
 

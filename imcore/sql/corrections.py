@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import NamedTuple
 
 from sqlalchemy import BigInteger, ColumnElement, and_, bindparam, cast, literal_column, or_, select, text, update
 
@@ -12,22 +11,16 @@ from imcore.sql.cells import has_msgid, msgid_of, text_of
 from imcore.sql.database import Database
 from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS
 
-
-class _Time(NamedTuple):
-    """SQL expressions: the time of a row's msgid, and the stored time in ISO 8601."""
-
-    of_msgid: str
-    stored: str
-
-
 _MS = f"((msgid >> {msgids.COUNTER_BITS}) + {msgids.EPOCH_MS})"
-_TIMES = {
-    "sqlite": _Time(f"strftime('%Y-%m-%dT%H:%M:%fZ', {_MS} / 1000.0, 'unixepoch')", "CAST(time AS TEXT)"),
-    "postgresql": _Time(
-        f"TIMESTAMPTZ 'epoch' + {_MS} * INTERVAL '1 millisecond'",
-        """to_char(time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')""",
-    ),
+_TIME_OF_MSGID = {
+    "sqlite": f"strftime('%Y-%m-%dT%H:%M:%fZ', {_MS} / 1000.0, 'unixepoch')",
+    "postgresql": f"TIMESTAMPTZ 'epoch' + {_MS} * INTERVAL '1 millisecond'",
 }
+_STORED_TIME = {
+    "sqlite": "CAST(time AS TEXT)",
+    "postgresql": """to_char(time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')""",
+}
+"""In ISO 8601."""
 
 
 def lower_spans(database: Database, rows: Iterable[SpanRow], *, above: int) -> None:
@@ -43,35 +36,34 @@ def lower_spans(database: Database, rows: Iterable[SpanRow], *, above: int) -> N
             connection.execute(change, values)
 
 
-def take_texts_away(database: Database, gid: str) -> None:
-    """Delete the texts of a group's recalled messages."""
+def delete_recalled_texts(database: Database, gid: str) -> None:
     c, tombstone = GROUP_MSGS.c, GROUP_MSGS.alias()
     recalled = select(tombstone.c.recalls).where(tombstone.c.gid == gid, tombstone.c.recalls.is_not(None))
     with_text = and_(c.gid == gid, c.msgid.in_(recalled), c.content != "")
     with database.writing() as connection:
         if connection.execute(update(GROUP_MSGS).where(with_text).values(content="")).rowcount:
-            database.note_withdrawn()
+            database.note_recalled_text()
     database.empty_log()
 
 
 def wrong_times(database: Database, gid: str) -> Iterator[tuple[int, str]]:
     """Yield each message (packed) of a group whose time differs from that of its msgid, and that time in ISO 8601."""
-    c, time = GROUP_MSGS.c, _TIMES[database.dialect]
-    query = select(c.msgid, literal_column(time.stored)).where(c.gid == gid, _is_wrong(database))
+    c, stored_time = GROUP_MSGS.c, _STORED_TIME[database.dialect]
+    query = select(c.msgid, literal_column(stored_time)).where(c.gid == gid, _is_wrong(database))
     for msgid, stored in database.stream(query.order_by(c.msgid)):
         yield msgid_of(msgid), text_of(stored)
 
 
 def correct_times(database: Database, gid: str) -> None:
     """Set the times of a group's messages to those of their msgids."""
-    correct: ColumnElement[datetime] = literal_column(_TIMES[database.dialect].of_msgid)
+    correct: ColumnElement[datetime] = literal_column(_TIME_OF_MSGID[database.dialect])
     with database.writing() as connection:
         wrong = update(GROUP_MSGS).where(GROUP_MSGS.c.gid == gid, _is_wrong(database))
         connection.execute(wrong.values(time=correct))
 
 
 def _is_wrong(database: Database) -> ColumnElement[bool]:
-    return and_(has_msgid(), GROUP_MSGS.c.time != literal_column(_TIMES[database.dialect].of_msgid))
+    return and_(has_msgid(), GROUP_MSGS.c.time != literal_column(_TIME_OF_MSGID[database.dialect]))
 
 
 def close_gaps(database: Database, gid: str) -> int:

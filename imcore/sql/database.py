@@ -63,10 +63,7 @@ class Database:
 
     @classmethod
     def connect(cls, url: str, *, data_dir: Path | None = None) -> Self:
-        """Return the database at `sqlite:///path` or `postgresql://...`, without any I/O.
-
-        `upgrade` makes the folder of a SQLite file in `data_dir`. Raise ConfigurationError for any other URL.
-        """
+        """Return the database at `sqlite:///path` or `postgresql://...`, without I/O. Raise ConfigurationError."""
         return cls(backend_of(url, data_dir))
 
     def __enter__(self) -> Self:
@@ -80,7 +77,6 @@ class Database:
 
     @property
     def address(self) -> str:
-        """The URL as people may see it: without a password."""
         return self._backend.address
 
     def close(self) -> None:
@@ -109,7 +105,6 @@ class Database:
             self._backend.check_commit(connection)
 
     def fetch(self, query: Executable) -> list[Sequence[Any]]:
-        """Return all rows of a query."""
         with self.connection() as connection:
             return list(connection.execute(query))
 
@@ -150,9 +145,8 @@ class Database:
             raise ConfigurationError(f"the database {self.address} {state}: run im db upgrade")
 
     def write(self, batch: Batch) -> None:
-        """Write the batch in one transaction.
+        """Write the batch in one transaction. Batches may overlap and repeat, in any order, from several writers.
 
-        Batches may overlap and repeat, in any order, from several writers at once: the tables end up the same.
         Raise DatabaseRejected for a row that is never accepted, DatabaseUnavailable if a repetition can succeed.
         """
         if not len(batch):
@@ -164,15 +158,15 @@ class Database:
         except (ValueError, OverflowError, TypeError) as error:
             raise DatabaseRejected(f"a row cannot be stored: {error}") from error
 
-    def note_withdrawn(self) -> None:
+    def note_recalled_text(self) -> None:
         """Note that the text of a recalled message was deleted: `empty_log` has to remove it from the log."""
-        self._backend.note_withdrawn()
+        self._backend.note_recalled_text()
 
     def empty_log(self, *, always: bool = False) -> bool:
         """Remove recalled texts from SQLite's log; return False if a reader prevents it.
 
-        With `always` the log is emptied in any case. Repeated calls cost little: without a recalled text, and for a
-        moment after a failure, they do nothing.
+        Repeated calls cost little: without `always` they do nothing if there is no recalled text, or just after a
+        failure.
         """
         with self._translated():
             return self._backend.empty_log(always=always)

@@ -118,7 +118,6 @@ def _examine_rights(facts: Row[Any], address: str) -> None:
 
 
 def translate(error: Exception, address: str) -> ImError:
-    """Return the ImError for an error of psycopg."""
     state = getattr(error, "sqlstate", None) or ""
     reason = str(error).partition("\n")[0]  # the other lines may quote rows
     if state[:2] in _ROW_ERRORS or isinstance(error, psycopg.DataError):

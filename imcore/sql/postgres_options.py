@@ -50,9 +50,7 @@ OPTIONS: Mapping[str, Option] = {
     "port": Option(PORT, is_list=True),
     **dict.fromkeys(("user", "passfile", "dbname", "service"), _TEXT),
     "password": _SECRET,
-    "target_session_attrs": Option(
-        _one_of("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
-    ),
+    "target_session_attrs": Option(_one_of("any", "read-write", "read-only", "primary", "standby", "prefer-standby")),
     "load_balance_hosts": Option(_one_of("disable", "random")),
     # TLS and authentication.
     "sslmode": Option(_one_of("disable", "allow", "prefer", "require", "verify-ca", "verify-full")),

@@ -35,10 +35,7 @@ _BEFORE_OPTIONS = {
 
 
 def parse(url: str) -> dict[str, str]:
-    """Return the arguments of libpq for a PostgreSQL URL.
-
-    Raise ConfigurationError, which shows no password, for a URL that cannot be used.
-    """
+    """Return the arguments of libpq for a PostgreSQL URL. Raise ConfigurationError, which shows no password."""
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):

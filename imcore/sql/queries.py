@@ -11,16 +11,7 @@ from sqlalchemy import ColumnElement, Subquery, and_, delete, exists, func, lite
 
 from imcore.model.rows import MessageRow, SpanRow, WatermarkRow
 from imcore.sql.bulk import WATERMARK, watermark_name
-from imcore.sql.cells import (
-    faults,
-    has_msgid,
-    int_of,
-    is_msgid,
-    is_recalled,
-    msgid_of,
-    suspect,
-    text_of,
-)
+from imcore.sql.cells import faults, has_msgid, int_of, is_msgid, is_recalled, msgid_of, suspect, text_of
 from imcore.sql.database import PAGE, PUT_META, Database
 from imcore.sql.tables import CHAT_GROUPS, GROUP_MSGS, GROUP_SPANS, META, OFFSET_MOVES
 from imcore.util.batches import batches
@@ -50,7 +41,6 @@ class Light(NamedTuple):
 
 
 def gids(database: Database) -> Iterator[str]:
-    """Yield the gids of all groups, in order."""
     page = [""]
     while page:  # not one stream: it would keep a transaction open while each group is handled
         query = select(CHAT_GROUPS.c.gid).where(CHAT_GROUPS.c.gid > page[-1]).order_by(CHAT_GROUPS.c.gid).limit(PAGE)
@@ -71,7 +61,6 @@ def count_groups(database: Database) -> int:
 
 
 def listed(database: Database, gids: Sequence[str]) -> set[str]:
-    """Return the gids among these that belong to groups."""
     return {gid for (gid,) in database.fetch(select(CHAT_GROUPS.c.gid).where(CHAT_GROUPS.c.gid.in_(gids)))}
 
 
@@ -85,7 +74,6 @@ def unlisted(database: Database) -> list[str]:
 
 
 def heads(database: Database, gids: Sequence[str]) -> dict[str, Head]:
-    """Return the heads of some groups, in the given order."""
     heads_by_gid = {gid: Head(gid) for gid in gids}
     if gids:
         c = GROUP_MSGS.c
@@ -102,7 +90,7 @@ def head(database: Database, gid: str, *, until: int) -> Head:
 
 
 def older_than(database: Database, gid: str, count: int) -> tuple[int, int] | None:
-    """Return msgid and seq of the message before the newest `count`; None if there is none."""
+    """Return msgid and seq of the message before the newest `count`, None without one."""
     c = GROUP_MSGS.c
     query = select(c.msgid, c.seq).where(c.gid == gid, has_msgid()).order_by(c.msgid.desc()).offset(count).limit(1)
     return next(((int_of(msgid), int_of(seq)) for msgid, seq in database.fetch(query)), None)
@@ -136,10 +124,7 @@ def light(database: Database, gids: Sequence[str], *, after: int = 0) -> Iterato
 
 
 def own_unread(database: Database, gids: Sequence[str], *, until: int | None = None) -> Iterator[tuple[str, str, int]]:
-    """Yield gid, uid and msgid of each message (up to `until`) that a member sent and has not acked.
-
-    Recalled messages and tombstones are left out: they are never unread.
-    """
+    """Yield gid, uid and msgid of each message (up to `until`) that its sender has not acked; none that is recalled."""
     m, s = GROUP_MSGS.c, GROUP_SPANS.c
     own = and_(s.gid == m.gid, s.uid == m.sender_uid, s.left_msgid.is_(None), s.acked_msgid < m.msgid)
     lowest = select(func.min(s.acked_msgid)).where(s.gid.in_(gids), s.left_msgid.is_(None)).scalar_subquery()

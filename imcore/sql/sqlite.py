@@ -31,16 +31,9 @@ from imcore.sql.sqlite_file import FileConnection, error_code
 from imcore.sql.tables import to_iso
 
 BUSY_TIMEOUT_MS = 10_000
-"""The longest wait of a writer for another writer."""
 
 _REJECTED = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_RANGE}
-_NOT_USABLE = {
-    sqlite3.SQLITE_AUTH,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_NOTADB,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_READONLY,
-}
+_NOT_USABLE = {sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOTADB}
 _NOT_WRITABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
 
 
@@ -55,7 +48,7 @@ class SqliteBackend(Backend):
         self._path = path.absolute()
         self._data_dir = data_dir
         self._was_open = False
-        self._withdrawn = sqlite_file.Withdrawn()
+        self._recalled_texts = sqlite_file.RecalledTexts()
         self.address = f"sqlite:///{path}"
         self.engine = create_engine("sqlite://", creator=self._connect, poolclass=QueuePool, hide_parameters=True)
         event.listen(self.engine, "checkout", self._check_out)
@@ -89,17 +82,17 @@ class SqliteBackend(Backend):
                     driver.executemany(statement, values_of(batch))
             _refuse_lost(driver)
         if any(row.recalls is not None for row in batch.messages):
-            self._withdrawn.note()
+            self._recalled_texts.note()
             self.empty_log()
 
     def empty_log(self, *, always: bool = False) -> bool:
-        if not (always or self._withdrawn.is_due):
+        if not (always or self._recalled_texts.is_due):
             return True
         with self._lend() as driver:
-            return self._withdrawn.empty(driver)
+            return self._recalled_texts.empty(driver)
 
-    def note_withdrawn(self) -> None:
-        self._withdrawn.note()
+    def note_recalled_text(self) -> None:
+        self._recalled_texts.note()
 
     def check_commit(self, connection: Connection) -> None:
         _refuse_lost(_driver(connection.connection))

@@ -8,7 +8,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
+
+from imcore.util.deadlines import attempts
 
 T = TypeVar("T")
 
@@ -20,6 +22,8 @@ LOG_BYTES = 4 * 1024 * 1024
 
 EMPTY_AGAIN_S = 2.0
 """The pause after a failed attempt to empty a log, which keeps writers out."""
+
+_PAUSE_S = 0.01
 
 _SLICE_MS = 100
 """The wait of SQLite in one call. Python handles a signal only between two calls."""
@@ -33,11 +37,7 @@ _SETTINGS = (
 )
 
 
-class Identity(NamedTuple):
-    """Identifies the file at a path."""
-
-    device: int
-    inode: int
+Identity = tuple[int, int]
 
 
 class FileConnection(sqlite3.Connection):
@@ -65,7 +65,7 @@ class FileConnection(sqlite3.Connection):
         return None
 
 
-class Withdrawn:
+class RecalledTexts:
     """Whether a log may hold recalled texts, and when to empty it."""
 
     def __init__(self) -> None:
@@ -73,7 +73,6 @@ class Withdrawn:
         self._again_at = 0.0
 
     def note(self) -> None:
-        """Note that the text of a recalled message was deleted."""
         self._may_hold_text = True
 
     def empty(self, connection: sqlite3.Connection) -> bool:
@@ -88,7 +87,6 @@ class Withdrawn:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to empty the log."""
         return self._may_hold_text and time.monotonic() >= self._again_at
 
 
@@ -144,10 +142,7 @@ def begin_writing(connection: sqlite3.Connection, timeout_s: float) -> None:
 
 
 def empty_log(connection: sqlite3.Connection) -> bool:
-    """Write the log back into the file and empty it; return False if a reader or a writer prevents it.
-
-    Raise sqlite3.Error.
-    """
+    """Write the log back into the file and empty it; return False if somebody prevents it. Raise sqlite3.Error."""
     with _short_waits(connection):  # nobody else can write meanwhile
         (is_busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     return not is_busy
@@ -170,14 +165,14 @@ def _short_waits(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _patient(attempt: Callable[[], T], timeout_s: float) -> T:
-    give_up = time.monotonic() + timeout_s
-    while True:
+    for _ in attempts(timeout_s, longest_pause_s=_PAUSE_S):
         try:
             return attempt()
         except sqlite3.OperationalError as error:
-            if error_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up:
+            if error_code(error) != sqlite3.SQLITE_BUSY:
                 raise
-            time.sleep(0.01)
+            busy = error
+    raise busy
 
 
 def _log_of(path: str) -> str:
@@ -189,4 +184,4 @@ def _identity(path: str) -> Identity | None:
         status = os.stat(path)
     except OSError:
         return None
-    return Identity(status.st_dev, status.st_ino)
+    return status.st_dev, status.st_ino

@@ -48,7 +48,6 @@ class UtcTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[datetime] | TypeEngine[str]:
-        """Choose the column type of a database."""
         if dialect.name == "postgresql":
             return TIMESTAMP(precision=3, timezone=True)
         return Text()
@@ -61,7 +60,6 @@ class UtcTime(TypeDecorator[datetime]):
         return _EPOCH + ms * _MS if dialect.name == "postgresql" else to_iso(ms)
 
     def process_result_value(self, value: datetime | str | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Convert from the session's time zone to UTC."""
         if isinstance(value, str):
             return datetime.fromisoformat(value)
         return value and value.astimezone(UTC)
@@ -141,8 +139,8 @@ def reach(length: int) -> int:
 class OffsetMove(Stored, table=True):
     """The offsets of `uids`, a JSON array, moved from `start` to `msgid` at the time of the journal's `entry`.
 
-    These users read the messages between at that time. The moves that cover message m are found by intervals: a move
-    of class `reach` that covers m ends within [m, m + longest(reach)), which is one range of the primary key.
+    These users read the messages between at that time. A move of class `reach` that covers message m ends within
+    [m, m + longest(reach)), which is one range of the primary key.
     """
 
     __tablename__ = "offset_moves"

@@ -33,10 +33,7 @@ _NAMES = re.compile(r"\b[0-9a-f]*[0-9][0-9a-f]*\b|'[^']*'")
 
 
 class Backoff:
-    """When to repeat an action that failed. Each wait is twice the last one, up to seconds, until the action succeeds.
-
-    One Backoff belongs to one action. The success of another action says nothing about it.
-    """
+    """When to repeat one action that failed. Each wait is twice the last one, up to seconds, until it succeeds."""
 
     __slots__ = ("_wait_s", "until")
 
@@ -46,12 +43,10 @@ class Backoff:
         self._wait_s = FIRST_WAIT_S
 
     def failed(self, now: float) -> None:
-        """Begin the next wait."""
         self.until = now + self._wait_s
         self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
 
     def succeeded(self) -> None:
-        """End the wait. The next one is short again."""
         self.until, self._wait_s = 0.0, FIRST_WAIT_S
 
 
@@ -68,13 +63,11 @@ class Backoffs(Generic[T]):
         return backoff.until
 
     def succeeded(self, keys: Iterable[T]) -> None:
-        """End the waits of these keys."""
         if self._waiting:
             for key in keys:
                 self._waiting.pop(key, None)
 
     def until(self, key: T) -> float:
-        """Return when to try a key again."""
         return self._waiting[key].until if key in self._waiting else 0.0
 
 
@@ -110,7 +103,7 @@ class ThrottledLog:
     def is_news(self, error: ImError) -> bool:
         """Return whether to log an error now: no error of the same type and text was logged in the last minute.
 
-        Texts that differ only in numbers and quoted words are the same. A few texts of one type are logged in a minute.
+        Numbers and quoted words do not count. A few texts of one type are logged in a minute.
         """
         if isinstance(error, DatabaseOpening):  # not a failure
             return False

@@ -15,7 +15,7 @@ import sys
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Lock, RLock, Thread
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, TextIO
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ _NEVER_BLOCKS_BYTES = 512
 def install() -> None:
     """Make sys.stderr best-effort for every writer: logging, warnings, tracebacks, rich, click, rq.
 
-    Occupy the numbers of closed standard descriptors: no file or socket that is opened later receives text for people.
-    Text for a closed stderr does not go to stdout either, where Python's `print` would put it.
+    Occupy the numbers of closed standard descriptors: no file that is opened later receives text for people, and text
+    for a closed stderr does not go to stdout, where Python's `print` would put it.
     """
     _occupy_closed_descriptors()
     given = sys.stderr
@@ -94,7 +94,6 @@ class BestEffort(io.RawIOBase):
         super().close()
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        """Queue the text, or drop it; return its length."""
         text = bytes(data)
         if sys.is_finalizing():  # no thread runs any more
             self._write_at_the_end(text)
@@ -120,20 +119,13 @@ class BestEffort(io.RawIOBase):
                 os.write(self._descriptor, text[:_NEVER_BLOCKS_BYTES])
 
 
-class _Text(NamedTuple):
-    """A piece of text in the queue. `is_out` is released once it is written."""
-
-    data: bytes
-    dropped_before: int
-    is_out: Lock
-
-
 class _Pump:
     """The thread that writes to a descriptor, and its queue."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._queue: SimpleQueue[_Text] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[bytes, int, Lock]] = SimpleQueue()
+        """Texts, each with the number of lines dropped before, and a lock that is released once it is written."""
         self._lock = RLock()  # as in BestEffort; its holder never waits
         self._waiting_bytes = 0
         self._dropped = 0
@@ -164,7 +156,7 @@ class _Pump:
                 self._dropped += data.count(b"\n")
                 return None
             self._waiting_bytes += len(data)
-            self._queue.put(_Text(data, self._dropped, is_out))
+            self._queue.put((data, self._dropped, is_out))
             self._dropped = 0
         return is_out
 
@@ -172,11 +164,11 @@ class _Pump:
         # The main thread handles signals. With SIGTTOU blocked, a background job may write to its terminal.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
-            text = self._queue.get()
-            self._lost += text.dropped_before
-            self._write(text.data)
-            text.is_out.release()
-            if dropped := self._dropped_at_the_end(len(text.data)):
+            data, dropped_before, is_out = self._queue.get()
+            self._lost += dropped_before
+            self._write(data)
+            is_out.release()
+            if dropped := self._dropped_at_the_end(len(data)):
                 self._lost += dropped
                 self._write(b"")
 
@@ -216,7 +208,6 @@ class _Pump:
 
 
 _made: WeakKeyDictionary[TextIO, TextIO] = WeakKeyDictionary()
-"""The best-effort stream of each stream."""
 
 
 def _stream(descriptor: int, encoding: str, errors: str) -> "io.TextIOWrapper[BestEffort]":

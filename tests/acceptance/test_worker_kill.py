@@ -14,9 +14,9 @@ from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin import dead_letters
 from imcore.model.values import Draft
 from imcore.settings import Settings
+from imcore.streams import dead_letters
 from imcore.streams.calls.message_calls import AckTarget, ack, send
 from imcore.workers.persist import KIND
 from tests.helpers.deadline import wait_until
@@ -70,7 +70,7 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(
 
         # And everything is stored, once
         talk.compare_sql()
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
 
 
 def start(settings: Settings, *arguments: str, batch_size: int = 2) -> WorkerProcess:

@@ -16,7 +16,7 @@ from rq import Queue
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from imcore.admin import append_only, dead_letters, retention
+from imcore.admin import append_only, retention
 from imcore.admin.acl import GATEWAY, PASSWORD, READER, ROLES, WORKER, Role
 from imcore.admin.stats import online_uids, stats
 from imcore.chat import Chat
@@ -28,6 +28,7 @@ from imcore.importer.importer import import_events
 from imcore.model.values import Receipt
 from imcore.repair import check, rebuild
 from imcore.settings import Settings
+from imcore.streams import dead_letters
 from imcore.streams.journal import Journal
 from imcore.streams.keys import KINDS, kind_of, lease
 from imcore.workers import jobs
@@ -276,10 +277,10 @@ def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "red
             assert [holder.process for holder in stats(chat.system).silent] == ["persist-2"]
         run_bursts(as_user(settings, WORKER), "persist", "receipts")
         with connect(settings, WORKER) as chat:
-            first_letter, *letters = dead_letters.list_dead(chat.system)
-            dead_letters.requeue(chat.system, first_letter.id)
+            first_letter, *letters = dead_letters.list_dead(chat.system.client)
+            dead_letters.requeue(chat.system.client, first_letter.id)
             for letter in letters:
-                dead_letters.drop(chat.system, letter.id)
+                dead_letters.drop(chat.system.client, letter.id)
         trim(settings)
         admin.config_set("appendonly", "yes")
         try:
@@ -343,7 +344,7 @@ def test_a_reader_can_look_at_everything(settings: Settings, watch: Watch, admin
         look(chat)
         assert stats(chat.system).workers
         assert list(online_uids(chat.system)) == []
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
         list(check.check(chat.system))
 
     # Then they could, and every right was used

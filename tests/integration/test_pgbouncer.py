@@ -16,7 +16,7 @@ from imcore.importer.importer import import_events
 from imcore.model.rows import Batch, GroupRow, MessageRow, SpanRow
 from imcore.repair import check, rebuild
 from imcore.settings import Settings
-from imcore.sql import postgres_session, queries
+from imcore.sql import postgres, queries
 from imcore.sql.database import Database
 from imcore.workers.persist import Persist
 from tests.helpers.deadline import wait_until
@@ -149,7 +149,7 @@ def test_a_stream_of_pages_works_beside_other_queries(bouncer_url: str) -> None:
 
 
 def test_a_wait_for_a_lock_is_limited(bouncer_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_session, "LOCK_TIMEOUT_MS", 10)
+    monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 10)
     with Database.connect(bouncer_url) as database, psycopg.connect(postgres_url) as holder:
         database.upgrade()
         holder.execute("LOCK TABLE chat_groups IN ACCESS EXCLUSIVE MODE")

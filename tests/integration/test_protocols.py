@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import redis
 
-from imcore.admin import dead_letters
 from imcore.admin.retention import trim
 from imcore.admin.stats import online_uids, stats
 from imcore.chat import Chat
@@ -16,7 +15,7 @@ from imcore.errors import GroupExists
 from imcore.repair.check import check
 from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
-from imcore.streams import transport
+from imcore.streams import dead_letters, transport
 from imcore.streams.client import RedisClient, open_client
 from imcore.streams.wire import streams
 from tests.helpers.deadline import wait_until
@@ -110,8 +109,8 @@ def test_whatever_an_operator_does(settings: Settings, chat: Chat) -> None:
     assert [(each.worker, each.backlog, each.pending) for each in found.workers] == [("persist", 0, 0)]
     assert [member.uid for member in chat.members("team")] == ["ann", "bob"]
     assert list(check(chat.system)) == []
-    [letter] = dead_letters.list_dead(chat.system)
-    dead_letters.drop(chat.system, letter.id)
+    [letter] = dead_letters.list_dead(chat.system.client)
+    dead_letters.drop(chat.system.client, letter.id)
     assert trim(chat.system, keep_messages=0).entries == 2
     status = chat.message_status("team", sent.msgid) if sent.gid == "team" else chat.message_status("home", sent.msgid)
     assert [reader.uid for reader in status.read_by] == ["bob"]

@@ -11,7 +11,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from imcore.admin import dead_letters, retention
+from imcore.admin import retention
 from imcore.admin.stats import stats
 from imcore.chat import Chat
 from imcore.cli.app import app
@@ -22,6 +22,7 @@ from imcore.importer.importer import import_events
 from imcore.model.values import Draft, Message, Receipt
 from imcore.operations import creation
 from imcore.settings import Settings
+from imcore.streams import dead_letters
 from imcore.streams.calls.message_calls import send
 from tests.helpers.deadline import wait_until
 from tests.helpers.servers import RunningServer, require_server, start_valkey
@@ -194,9 +195,9 @@ class TestGoesOn:
         assert len(chat.system.database.messages_after(GID, 0)) == 20
         assert chat.receipts("ann")
         assert {each.backlog for each in stats(chat.system).workers} == {0}
-        first, second = dead_letters.list_dead(chat.system)
-        dead_letters.requeue(chat.system, first.id)
-        dead_letters.drop(chat.system, second.id)
+        first, second = dead_letters.list_dead(chat.system.client)
+        dead_letters.requeue(chat.system.client, first.id)
+        dead_letters.drop(chat.system.client, second.id)
 
 
 def used_memory(admin: "redis.Redis") -> int:

@@ -13,7 +13,6 @@ from sqlalchemy import text
 
 from imcore import Chat, Draft
 from imcore import msgid as msgids
-from imcore.admin import dead_letters
 from imcore.admin.retention import trim
 from imcore.errors import ImError, InvalidInput, TryAgain
 from imcore.model.rows import Batch
@@ -24,6 +23,7 @@ from imcore.repair.locks import PartitionLock
 from imcore.repair.rebuild import rebuild
 from imcore.repair.watermarks import watermarks_of
 from imcore.settings import Settings
+from imcore.streams import dead_letters
 from imcore.streams.keys import SEPARATOR, GroupKeys
 from imcore.workers.persist import Persist
 from tests.integration.test_reconcile import Snapshot, bury_the_dead
@@ -385,14 +385,14 @@ def test_repair_puts_an_entry_aside_that_is_no_message(chat: Chat) -> None:
     # When
     assert all(difference.repaired for difference in check(chat.system, repair=True))
     # Then
-    (letter,) = dead_letters.list_dead(chat.system)
+    (letter,) = dead_letters.list_dead(chat.system.client)
     assert (letter.entry, dict(letter.fields)) == (entry_id.decode(), {"nonsense": "1"})
     assert GID in letter.reason
     assert_whole(chat, 60)
     # It never was in the journal, where every worker would pass over it
     with pytest.raises(InvalidInput, match="can only be dropped"):
-        dead_letters.requeue(chat.system, letter.id)
-    assert list(dead_letters.list_dead(chat.system)) == [letter]
+        dead_letters.requeue(chat.system.client, letter.id)
+    assert list(dead_letters.list_dead(chat.system.client)) == [letter]
 
 
 def test_an_offset_at_a_message_that_both_sides_lost_still_counts(chat: Chat) -> None:

@@ -15,7 +15,7 @@ import pytest
 from imcore.chat import Chat
 from imcore.model.rows import Batch, GroupRow
 from imcore.settings import Settings
-from imcore.sql import postgres_session
+from imcore.sql import postgres
 from imcore.sql.database import Database
 from tests.helpers.deadline import wait_until
 from tests.helpers.postgres import PostgresServer, name_of
@@ -62,7 +62,7 @@ def test_a_wait_for_a_silent_server_is_logged(
     caplog: pytest.LogCaptureFixture,
     action: Callable[[Database], object],
 ) -> None:
-    monkeypatch.setattr(postgres_session, "SLOW_AFTER_S", 0.2)
+    monkeypatch.setattr(postgres, "SLOW_AFTER_S", 0.2)
     caplog.set_level(logging.INFO)
     with Database.connect(postgres_url) as database:
         database.upgrade()

@@ -9,13 +9,14 @@ from dataclasses import replace
 import psycopg
 import pytest
 
-from imcore.admin import dead_letters, retention
+from imcore.admin import retention
 from imcore.chat import Chat
 from imcore.errors import DatabaseUnavailable
 from imcore.process import WorkerSignals
 from imcore.settings import Settings
-from imcore.sql import postgres_session, sqlite
+from imcore.sql import sqlite
 from imcore.sql.database import Database
+from imcore.streams import dead_letters
 from imcore.util.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
@@ -100,7 +101,7 @@ def test_postgresql_stopped_and_started(settings: Settings, postgres: PostgresSe
         assert stored(chat.system.database) == 52
         status = chat.message_status(GID, newest)
         assert [(reader.uid, reader.read_at is not None) for reader in status.read_by] == [("bob", True)]
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
         assert (persist.end(), receipts.end()) == (0, 0)
     assert persist.log.count("going on") == 1
     assert "Traceback" not in persist.log + receipts.log
@@ -144,7 +145,7 @@ def test_a_long_lock_moves_no_entry_to_the_dead_letters(
 ) -> None:
     # Given a lock that outlasts all patience of the driver, more often than an entry may be delivered
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 10)
-    monkeypatch.setattr(postgres_session, "LOCK_TIMEOUT_MS", 10)
+    monkeypatch.setattr("imcore.sql.postgres.LOCK_TIMEOUT_MS", 10)
     settings = replace(settings, max_deliveries=2, database_url=database_url)
     with Chat.connect(settings=settings) as chat:
         chat.system.database.upgrade()
@@ -161,7 +162,7 @@ def test_a_long_lock_moves_no_entry_to_the_dead_letters(
             persist.step()
         persist.close()
         assert stored(chat.system.database) == 1
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
 
 
 def test_a_lock_timeout_of_the_operator_is_kept(postgres_url: str) -> None:
@@ -230,7 +231,7 @@ def test_a_group_that_waits_for_sql_delays_no_other_group(settings: Settings, mo
         # And of the other one once the database is back
         receipts.step()
         assert {each.msgid for each in chat.receipts("ann")} == set(sent.values())
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
         for each in (persist, receipts):
             each.close()
 

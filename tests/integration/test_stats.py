@@ -10,10 +10,10 @@ import pytest
 import redis
 from rq.job import JobStatus
 
-from imcore.admin import lag
 from imcore.admin.stats import JobStats, stats
 from imcore.chat import Chat
 from imcore.settings import Settings
+from imcore.streams import consumers
 from imcore.workers import jobs
 from tests.helpers.deadline import wait_until
 from tests.helpers.workers import run_bursts, start_worker
@@ -133,8 +133,8 @@ def test_a_backlog_is_exact_despite_a_wrong_lag_of_the_server(chat: Chat, said_t
 
 def test_a_large_backlog_is_not_read_whole(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given more entries than are counted
-    monkeypatch.setattr(lag, "PAGE", 10)
-    monkeypatch.setattr(lag, "MOST_COUNTED", 20)
+    monkeypatch.setattr(consumers, "PAGE", 10)
+    monkeypatch.setattr(consumers, "MOST_COUNTED", 20)
     journal = journal_of(chat, 101)
     read: list[int] = []
     ask = chat.system.client.query

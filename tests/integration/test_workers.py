@@ -14,12 +14,13 @@ import redis
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin import dead_letters, retention
+from imcore.admin import retention
 from imcore.process import STOP_S
 from imcore.repair.check import check
 from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
 from imcore.sql.database import Database
+from imcore.streams import dead_letters
 from imcore.streams.client import Client, RedisClient, open_client
 from imcore.streams.events import Joined
 from imcore.streams.journal import CLUSTER_BLOCK_MS, Journal
@@ -122,7 +123,7 @@ class TestBurst:
         # Then all is out of the way
         assert time.monotonic() - began > 0.35
         assert count(chat.system.database) == 10
-        assert [letter.deliveries for letter in dead_letters.list_dead(chat.system)] == [4]
+        assert [letter.deliveries for letter in dead_letters.list_dead(chat.system.client)] == [4]
         assert open_entries(chat) == 0
 
     def test_a_burst_notices_a_redis_that_has_lost_all(self, chat: Chat, settings: Settings) -> None:
@@ -392,7 +393,7 @@ class TestOnRealServers:
         with worker(settings, max_deliveries=2) as steady:
             talk(chat, "g", count=10)
             wait_until(lambda: count(chat.system.database) == 10)
-            wait_until(lambda: len(list(dead_letters.list_dead(chat.system))) == 3)
+            wait_until(lambda: len(list(dead_letters.list_dead(chat.system.client))) == 3)
             assert steady.log.count("failed 1 times") == 3
             assert steady.end() == 0
         assert open_entries(chat) == 0

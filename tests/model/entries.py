@@ -3,17 +3,18 @@
 import inspect
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from hypothesis import strategies as st
 
 from imcore import Chat
-from imcore.admin import dead_letters, retention, stats
+from imcore.admin import retention, stats
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase
 from imcore.gateway.gateway import Gateway
 from imcore.model import direct
 from imcore.repair import check
+from imcore.streams import dead_letters
 from tests.model.mischief import OF_ONE_ENTRY, PARAMETERS
 
 CLASSES: tuple[type, ...] = (Chat, Gateway, Device, LocalDatabase)
@@ -78,4 +79,8 @@ def _of_modules() -> Iterator[Entry]:
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(function).parameters)
+    names: list[str] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        is_options = parameter.kind is inspect.Parameter.VAR_KEYWORD  # its annotation is Unpack[a TypedDict]
+        names += get_args(parameter.annotation)[0].__annotations__ if is_options else [name]
+    return tuple(names)

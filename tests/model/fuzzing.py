@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from imcore import Chat
-from imcore.admin.dead_letters import DeadLetter, list_dead
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, Outgoing, path_of
 from imcore.errors import ImError
@@ -18,6 +17,7 @@ from imcore.gateway.fanout import Session
 from imcore.gateway.gateway import Gateway, Listener
 from imcore.model.values import Message, Receipt
 from imcore.repair.check import check
+from imcore.streams.dead_letters import DeadLetter, list_dead
 from imcore.streams.keys import CONFIG
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
@@ -68,7 +68,7 @@ class Fuzzing(RuleBasedStateMachine):
         settings = replace(self.chat.system.settings, block_ms=0, retry_ms=0, receipt_window_ms=0, max_deliveries=1)
         self.persist = Persist(self.chat.system.client, self.chat.system.database, settings)
         self.receipts = ReceiptsWorker(self.chat.system.client, self.chat.system.database, settings)
-        self.given_out: dict[str, list[Any]] = {"system": [self.chat.system]}
+        self.given_out: dict[str, list[Any]] = {"system": [self.chat.system], "client": [self.chat.system.client]}
         self.before: Fingerprint | None = None
 
     def teardown(self) -> None:
@@ -94,7 +94,7 @@ class Fuzzing(RuleBasedStateMachine):
         self.work_poison()
         self.work_persist()
         self.work_receipts()
-        self.remember(list(list_dead(self.chat.system)))
+        self.remember(list(list_dead(self.chat.system.client)))
         self.given_out["sid"] = [self.chat.begin_session(UIDS[0])]
         self.given_out["dataset"] = [self.chat.system.client.query("HGET", CONFIG, "dataset").decode()]
         Device(self.chat, UIDS[0], self.local).sync()

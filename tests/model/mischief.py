@@ -7,7 +7,6 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from imcore.device.local_database import UnreadOwnMessage
 from imcore.model.direct import gid_of
 from imcore.model.limits import MAX_NAME_BYTES
 from imcore.model.values import Draft, Message, Receipt
@@ -122,7 +121,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "count": st.sampled_from([0, 1, 1]) | st.sampled_from([2**70, -(2**70)]),
     "message": messages,
     "items": odd(st.lists(messages, max_size=3), st.lists(known("receipt"), max_size=3)),
-    "before": st.none() | st.builds(UnreadOwnMessage, gids, msgids, st.just(0), st.none()),
+    "before": st.none() | st.tuples(gids, msgids),
     "dataset": odd(known("dataset"), st.none() | texts),
     "server": texts,
     "outgoing": known("outgoing"),
@@ -134,6 +133,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "on_progress": st.none(),
     "repair": st.just(False),  # fakeredis cannot mend
     "system": st.just(Known("system", 0)),
+    "client": st.just(Known("client", 0)),
     "one": odd(st.sampled_from(UIDS), texts),
     "other": odd(st.sampled_from(UIDS), texts),
     "known": st.lists(st.sampled_from(UIDS) | texts, max_size=3),
@@ -170,8 +170,8 @@ def resolved(value: Any, lookup: Lookup) -> Any:
         return [resolved(each, lookup) for each in value]
     if isinstance(value, dict):
         return {name: resolved(each, lookup) for name, each in value.items()}
-    if isinstance(value, UnreadOwnMessage):
-        return value._replace(gid=resolved(value.gid, lookup), msgid=resolved(value.msgid, lookup))
+    if type(value) is tuple:
+        return tuple(resolved(each, lookup) for each in value)
     if isinstance(value, Receipt | Message):
         changed = {name: resolved(getattr(value, name), lookup) for name in ("gid", "msgid")}
         return type(value)(**{**{name: getattr(value, name) for name in value.__slots__}, **changed})

@@ -17,7 +17,7 @@ from imcore.model.rows import MessageRow
 from imcore.operations import performer as performer_module
 from imcore.operations.effects import Effects
 from imcore.operations.performer import Performer
-from imcore.operations.sql_queries import MessagesAfter
+from imcore.operations.queries import MessagesAfter
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls import group_calls

@@ -9,13 +9,12 @@ import fakeredis
 import pytest
 
 from imcore import Chat
-from imcore.admin import holders
 from imcore.errors import UnknownGroup
 from imcore.model.values import Draft
 from imcore.operations import creation
 from imcore.repair import left_behind
 from imcore.settings import Settings
-from imcore.streams import keys
+from imcore.streams import consumers, keys
 from imcore.streams.calls import creation_calls, journal_calls, message_calls, repair_calls, session_calls
 from imcore.streams.calls.journal_calls import CoalescingCounts
 from imcore.streams.calls.repair_calls import GroupLock
@@ -234,7 +233,7 @@ class TestSilentHolders:
         chat.system.client.call(journal_calls.read(SPACE, 0, "persist", "persist-1", start=">", count=10))
 
     def find(self, chat: Chat, lease_ms: int) -> list[tuple[str, int]]:
-        found = holders.silent_holders(chat.system.client, replace(chat.system.settings, lease_ms=lease_ms))
+        found = consumers.silent_holders(chat.system.client, replace(chat.system.settings, lease_ms=lease_ms))
         return [(holder.process, holder.entries) for holder in found]
 
     @pytest.mark.usefixtures("in_hand")
@@ -243,7 +242,7 @@ class TestSilentHolders:
         assert self.find(chat, LENGTH_MS) == []
         raw(chat).pexpire(LEASE, DAY_MS)
         assert self.find(chat, LENGTH_MS) == [("persist-1", 1)]
-        assert not holders.lives(chat.system.client, "persist", [1])
+        assert not consumers.lives(chat.system.client, "persist", [1])
 
     @pytest.mark.usefixtures("in_hand")
     def test_one_that_was_not_heard_of_for_two_leases(self, chat: Chat) -> None:

@@ -7,11 +7,11 @@ import pytest
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin import dead_letters
 from imcore.errors import DatabaseUnavailable
 from imcore.model.rows import Batch
 from imcore.model.values import Draft
 from imcore.sql.database import Database
+from imcore.streams import dead_letters
 from imcore.streams.calls import message_calls
 from imcore.streams.client import RedisClient
 from imcore.streams.keys import lease
@@ -45,7 +45,7 @@ def test_a_spoiled_group_delays_no_other_group(chat: Chat, worker: Persist) -> N
     drain(worker)
     # Then the other one is stored, and what cannot be is put aside with the reason
     assert {row.gid for row in stored(chat.system.database).messages} == {"sound"}
-    letters = list(dead_letters.list_dead(chat.system))
+    letters = list(dead_letters.list_dead(chat.system.client))
     assert {letter.fields["gid"] for letter in letters} == {"spoiled"}
     assert all("WRONGTYPE" in letter.reason for letter in letters)
 
@@ -186,7 +186,7 @@ class TestFetching:
 
         # Then it is simply done
         assert drain(worker) == 1
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
 
 
 class Watching(Database):

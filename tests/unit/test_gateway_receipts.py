@@ -12,8 +12,7 @@ from imcore import msgid as msgids
 from imcore.errors import RedisRefuses, RedisUnavailable
 from imcore.gateway import receipts as gateway_receipts
 from imcore.gateway.channels import Inbox
-from imcore.gateway.delivery_queue import DeliveryQueue
-from imcore.gateway.fanout import ReceiptsChanged
+from imcore.gateway.fanout import DeliveryQueue, ReceiptsChanged
 from imcore.gateway.receipts import RECEIPTS_PER_EVENT, ReceiptConfirmation, ReceiptDelivery
 from imcore.model.values import Draft
 from imcore.operations.effects import Effect, RedisCalls

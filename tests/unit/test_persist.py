@@ -11,10 +11,10 @@ import pytest
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin import dead_letters
 from imcore.errors import DatabaseUnavailable, ImError, RedisUnavailable
 from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
 from imcore.sql.database import Database
+from imcore.streams import dead_letters
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import AckTarget
 from imcore.streams.client import RedisClient
@@ -165,7 +165,7 @@ class TestPoison:
         assert drain(worker) == 4
 
         # Then only that entry has become a dead letter, and what came after it is stored
-        [letter] = dead_letters.list_dead(chat.system)
+        [letter] = dead_letters.list_dead(chat.system.client)
         assert "only 0 are in Redis or SQL" in letter.reason
         assert letter.deliveries == SETTINGS.max_deliveries
         assert [row.content for row in stored(chat.system.database).messages] == ["before", "after"]
@@ -176,7 +176,7 @@ class TestPoison:
         poisoned()
         worker.step()
         assert [row.content for row in stored(chat.system.database).messages] == ["before", "after"]
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
         assert not worker.drained()
 
     def test_unreadable_messages_make_dead_letters(self, chat: Chat, worker: Persist) -> None:
@@ -193,7 +193,10 @@ class TestPoison:
         drain(worker)
 
         # Then so are the others
-        assert ["cannot be read" in letter.reason for letter in dead_letters.list_dead(chat.system)] == [True, True]
+        assert ["cannot be read" in letter.reason for letter in dead_letters.list_dead(chat.system.client)] == [
+            True,
+            True,
+        ]
         assert [row.content for row in stored(chat.system.database).messages] == ["fine"]
 
     @pytest.mark.parametrize("place", [0, 3, 6])
@@ -213,7 +216,7 @@ class TestPoison:
         drain(worker)
 
         # Then just that one is a dead letter
-        assert ["cannot be stored" in letter.reason for letter in dead_letters.list_dead(chat.system)] == [True]
+        assert ["cannot be stored" in letter.reason for letter in dead_letters.list_dead(chat.system.client)] == [True]
         assert [row.content for row in stored(chat.system.database).messages] == [f"{number}" for number in range(7)]
 
     def test_a_requeued_join_does_not_undo_a_later_leave(self, chat: Chat, worker: Persist) -> None:
@@ -224,10 +227,10 @@ class TestPoison:
         drain(Persist(chat.system.client, Refusing(chat.system.database), SETTINGS))
         chat.remove_members("g", ["ann"])
         drain(worker)
-        [letter] = dead_letters.list_dead(chat.system)
+        [letter] = dead_letters.list_dead(chat.system.client)
 
         # When it is requeued
-        dead_letters.requeue(chat.system, letter.id)
+        dead_letters.requeue(chat.system.client, letter.id)
         drain(worker)
 
         # Then the leave, which was later, still holds
@@ -304,7 +307,7 @@ class TestServersAway:
         # Then the worker finds what it had taken, and goes on
         drain(worker)
         assert [row.content for row in stored(chat.system.database).messages] == ["one"]
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
 
     def test_other_workers_get_the_entries_of_an_ended_worker_at_once(self, chat: Chat) -> None:
         # Given a worker that ended while SQL was away
@@ -349,7 +352,7 @@ class TestServersAway:
         for _ in range(SETTINGS.max_deliveries + 1):
             with pytest.raises(ImError, match="im db upgrade"):
                 worker.step()
-        assert list(dead_letters.list_dead(chat.system)) == []
+        assert list(dead_letters.list_dead(chat.system.client)) == []
         worker.close()
         assert drain(Persist(chat.system.client, chat.system.database, SETTINGS)) == 1
 

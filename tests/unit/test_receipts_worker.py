@@ -9,11 +9,11 @@ import pytest
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin import dead_letters
 from imcore.errors import DatabaseNotReady, DatabaseUnavailable, ImError, RedisUnavailable
 from imcore.model.values import Draft, Receipt
 from imcore.settings import Settings
 from imcore.sql.database import Database
+from imcore.streams import dead_letters
 from imcore.streams.calls import message_calls, receipt_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient
@@ -291,7 +291,7 @@ def test_a_database_that_is_away_is_waited_for(
     monkeypatch.setattr(Database, "messages_after", messages_after)
     drain(worker)
     assert told(chat.receipts("ann")) == [(each, 1, 0) for each in sent]
-    assert list(dead_letters.list_dead(chat.system)) == []
+    assert list(dead_letters.list_dead(chat.system.client)) == []
 
 
 def test_entries_without_any_possible_digest_are_put_aside_and_the_rest_goes_on(
@@ -311,7 +311,7 @@ def test_entries_without_any_possible_digest_are_put_aside_and_the_rest_goes_on(
     drain(worker)
     # Then
     assert told(chat.receipts("ann"))[-1] == (message, 1, 0)
-    assert len(list(dead_letters.list_dead(chat.system))) == 2
+    assert len(list(dead_letters.list_dead(chat.system.client))) == 2
 
 
 @pytest.mark.parametrize("told_already", [False, True])

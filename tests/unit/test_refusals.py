@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from imcore import Chat
-from imcore.admin import dead_letters, retention
+from imcore.admin import retention
 from imcore.cli.app import app
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, Outgoing
@@ -18,6 +18,7 @@ from imcore.gateway.fanout import Session
 from imcore.model.direct import gid_of, peer_of
 from imcore.model.values import Draft, Message, Receipt
 from imcore.settings import Settings
+from imcore.streams import dead_letters
 from imcore.streams.calls import scan_calls
 from imcore.streams.client import RedisClient
 from imcore.system import System
@@ -54,7 +55,7 @@ WRONG: dict[str, Callable[[Any], object]] = {
     "a session to end that cannot be one": lambda chat: chat.end_session("ann", None),
     "a receipt of no msgid": lambda chat: chat.confirm_receipts("ann", [Receipt("team", "x", 1, 0, 1)]),
     "a receipt of a huge version": lambda chat: chat.confirm_receipts("ann", [Receipt("team", MSGID, 1, 0, 2**70)]),
-    "an id of a dead letter that is no text": lambda chat: dead_letters.show(chat.system, None),
+    "an id of a dead letter that is no text": lambda chat: dead_letters.show(chat.system.client, None),
     "a negative retention": lambda chat: retention.trim(chat.system, keep_messages=-1),
     "a time that is true": lambda chat: chat.send_many("team", [Draft("ann", "hi", "", True)]),
     "a limit that is true": lambda chat: chat.pull("ann", limit=True),

@@ -12,13 +12,14 @@ from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin import dead_letters, retention
+from imcore.admin import retention
 from imcore.admin.retention import TrimSummary, trim
 from imcore.errors import UnknownGroup
 from imcore.model.rows import Batch
 from imcore.model.values import Draft, Message, Reader, Tally
 from imcore.settings import Settings
 from imcore.sql.database import Database
+from imcore.streams import dead_letters
 from imcore.streams.calls.message_calls import send
 from imcore.streams.journal import Journal
 from imcore.workers.persist import KIND, Persist
@@ -303,7 +304,7 @@ class TestJournals:
         assert trim(chat.system).journal_entries == 1
 
         # Then it can be requeued all the same
-        dead_letters.requeue(chat.system, next(dead_letters.list_dead(chat.system)).id)
+        dead_letters.requeue(chat.system.client, next(dead_letters.list_dead(chat.system.client)).id)
         persist()
         with chat.system.database.connection() as connection:
             assert connection.execute(text("SELECT gid FROM chat_groups")).scalars().all() == ["g"]
@@ -320,8 +321,8 @@ def test_random_trims_lose_no_message(
         history.step()
         assert said(chat) == history.messages
     history.end()
-    for letter in list(dead_letters.list_dead(chat.system)):
-        dead_letters.requeue(chat.system, letter.id)
+    for letter in list(dead_letters.list_dead(chat.system.client)):
+        dead_letters.requeue(chat.system.client, letter.id)
     persist()
     history.end()
     trim(chat.system, keep_messages=0)

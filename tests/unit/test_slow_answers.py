@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import pytest
 
-from imcore.sql import postgres_session
-from imcore.sql.postgres_session import SLOW_AFTER_S, SlowAnswerLog
+from imcore.sql import postgres
+from imcore.sql.postgres import SLOW_AFTER_S, SlowAnswerLog
 from imcore.util.backoff import REPEAT_AFTER_S
 
 READY = 1
@@ -26,7 +26,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(postgres_session, "time", clock)
+    monkeypatch.setattr(postgres, "time", clock)
     return clock
 
 

@@ -35,7 +35,7 @@ def ack_each(chat: Chat, gid: str, uids: Sequence[str], messages: Sequence[SendR
 def backlog(chat: Chat, *kinds: str) -> int:
     """Return how many journal entries these kinds of workers have not done; 0 too where they have not begun.
 
-    Benchmarks ask often. So it reads less than `imcore.admin.lag`, which reads the entries.
+    Benchmarks ask often. So it reads less than `imcore.streams.consumers`, which reads the entries.
     """
     client = chat.system.client
     return sum(

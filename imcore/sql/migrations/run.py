@@ -13,13 +13,11 @@ _ONE_AT_A_TIME = Lock()
 
 
 def upgrade(connection: Connection, revision: str = HEAD) -> None:
-    """Bring the schema to `revision`, in the transaction of `connection`."""
     with _ONE_AT_A_TIME:
         command.upgrade(_config(connection), revision)
 
 
 def downgrade(connection: Connection, revision: str) -> None:
-    """Take the schema back to `revision` (`base`: to nothing), in the transaction of `connection`."""
     with _ONE_AT_A_TIME:
         command.downgrade(_config(connection), revision)
 

@@ -8,7 +8,6 @@ import pytest
 from imcore import Chat
 from imcore.device.device import Device
 from imcore.device.local_database import PAGE, LocalDatabase
-from imcore.device.own_tallies import OwnTallies
 from imcore.model.values import Tally
 from imcore.settings import Settings
 from tests.helpers.devices import listen, said, states, texts
@@ -103,7 +102,7 @@ def test_own_messages_that_come_with_their_receipts_long_confirmed_are_asked_for
     deliver_receipts(other)
     other.confirm_receipts("bob", other.receipts("bob"))
     # When they come after all that was here before was asked for
-    monkeypatch.setattr(OwnTallies, "step", lambda tallies: setattr(tallies, "done", True))
+    monkeypatch.setattr(Device, "_fetch_older_tallies", lambda device: setattr(device, "_has_all_tallies", True))
     listen(bob, 3)
     # Then
     assert states(local) == ["read by all"] * 3
@@ -125,7 +124,7 @@ def test_tallies_are_asked_for_by_the_page(
         asked.append(len(msgids))
         return tallies(gid, msgids)
 
-    monkeypatch.setattr(bob._tallies, "_fetch", ask)
+    monkeypatch.setattr(chat, "tallies", ask)
     # When
     chat.ack("ann", "team")
     for _ in range(2):

@@ -11,7 +11,7 @@ from imcore.errors import (
     ImError,
     UnknownUser,
 )
-from imcore.operations import dirty_receipts, queries
+from imcore.operations import queries, sessions
 from imcore.operations.effects import Effects
 from imcore.streams.keys import Keyspace
 from tests.helpers.gateways import Audience
@@ -68,7 +68,7 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
     # Given a digest right after the session has asked what waits
     chat.create_group("team", ["ann", "bob"])
     [message] = say(chat, "hi")
-    asked = dirty_receipts.dirty_receipts
+    asked = sessions.dirty_receipts
     told = False
 
     def then_told(*args: Any) -> Effects[Any]:
@@ -81,7 +81,7 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
 
     with chat.gateway() as gateway:
         audience = Audience(gateway)
-        monkeypatch.setattr(dirty_receipts, "dirty_receipts", then_told)
+        monkeypatch.setattr(sessions, "dirty_receipts", then_told)
         # When
         ann = gateway.open("ann")
         # Then

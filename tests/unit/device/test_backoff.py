@@ -104,8 +104,8 @@ def test_tallies_are_asked_for_less_and_less_often(
         tried.append(clock.now)
         raise error
 
-    monkeypatch.setattr(bob._tallies, "step", refused)
-    bob._tallies.begin()
+    monkeypatch.setattr(bob, "_fetch_older_tallies", refused)
+    bob._begin_tallies()
     while clock.now < 1020:
         assert bob._try_tallies([])
         clock.now += 0.01
@@ -117,4 +117,4 @@ def test_tallies_are_asked_for_less_and_less_often(
     monkeypatch.setattr(device_module, "time", clock)
     clock.now += LONGEST_WAIT_S
     assert bob._try_tallies([])
-    assert bob._tallies.done
+    assert bob._has_all_tallies

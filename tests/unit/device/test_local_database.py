@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from imcore.device.local_database import PAGE, LocalDatabase, UnreadOwnMessage
+from imcore.device.local_database import PAGE, LocalDatabase
 from imcore.device.local_file import LocalFile
 from imcore.errors import LocalDatabaseError
 from imcore.model.direct import gid_of
@@ -149,12 +149,14 @@ def test_own_messages_that_all_have_not_read_are_listed_newest_first_by_the_page
     # When
     local.keep([Tally("g0", message(PAGE + 2).msgid, 3, 0), Tally("g1", message(PAGE + 3).msgid, 2, 1)])
     first = local.unread_own_messages()
-    second = local.unread_own_messages(first[-1])
+    second = local.unread_own_messages(list(first)[-1])
     # Then
-    assert first[0] == UnreadOwnMessage("g1", message(PAGE + 3).msgid, 2, 1)
-    assert first[1] == UnreadOwnMessage("g1", message(PAGE + 1).msgid, 0, None)
-    assert [each.msgid for each in second] == [message(2).msgid, message(1).msgid]
-    assert local.unread_own_messages(second[-1]) == []
+    assert list(first.items())[:2] == [
+        (("g1", message(PAGE + 3).msgid), (2, 1)),
+        (("g1", message(PAGE + 1).msgid), (0, None)),
+    ]
+    assert [msgid for _, msgid in second] == [message(2).msgid, message(1).msgid]
+    assert local.unread_own_messages(list(second)[-1]) == {}
 
 
 def test_a_database_is_for_the_data_of_one_server(local: LocalDatabase) -> None:

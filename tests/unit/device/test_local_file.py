@@ -220,7 +220,7 @@ def use(path: Path) -> None:
         assert all(isinstance(each, str) for each in [*local.resume_points().values(), *local.peers().values()])
         last = None
         while page := local.unread_own_messages(last):
-            last = page[-1]
+            last = list(page)[-1]
         list(local.log("g"))
         assert local.mark_tried() <= {"g", *local.peers()}
         local.keep([*map(message, range(395, 405)), Tally("g", message(3).msgid, 3, 0)], {"g": message(404).msgid})
