@@ -8,8 +8,7 @@ import click
 
 from imcore.cli import output
 from imcore.cli.options import Invocation
-from imcore.cli.peers import peers_at
-from imcore.cli.records import MESSAGE_COLUMNS, record_of
+from imcore.cli.records import MESSAGE_COLUMNS, records_for
 from imcore.errors import LocalDatabaseError
 
 if TYPE_CHECKING:
@@ -76,30 +75,13 @@ def complain_of_refused(flushed: "Flushed", besides: "Outgoing | None" = None) -
             output.complain(f"a message that waited in the outbox was refused (see `im log`): {reason}")
 
 
-class Sender:
-    """Keeps a user's sent messages in their local database.
-
-    If there is no local database, the first message that the server has taken makes it: the name may be mistyped.
-    """
-
-    def __init__(self, run: Invocation, chat: "Chat", uid: str, device: "Device | None") -> None:
-        self.device = device
-        self._run = run
-        self._chat = chat
-        self._uid = uid
-
-    def keep(self, message: "Message") -> None:
-        """Keep a sent message. If that fails after all, report that the message is stored at the server."""
-        try:
-            with nullcontext(self.device) if self.device else device_of(self._run, self._chat, self._uid) as device:
-                device.keep([message])
-        except LocalDatabaseError as error:
-            output.complain(f"{message.msgid} is stored, but {error}")
-
-
 @contextmanager
-def sender_of(run: Invocation, chat: "Chat", uid: str, content: str = "") -> Iterator[Sender]:
-    """Make sure that a message with this content can be kept. Raise LocalDatabaseError before anything is sent."""
+def sending_device(run: Invocation, chat: "Chat", uid: str, content: str = "") -> Iterator["Device | None"]:
+    """Open the local database of a user who sends, and make sure that a message with this content can be kept there.
+
+    None for a user who has none and is in no group: the name may be mistyped. Raise LocalDatabaseError before anything
+    is sent.
+    """
     from imcore.device.local_database import path_of, try_out  # noqa: PLC0415
 
     path = path_of(run.settings().data_dir, uid)
@@ -107,13 +89,25 @@ def sender_of(run: Invocation, chat: "Chat", uid: str, content: str = "") -> Ite
     is_known = path.exists() or bool(chat.groups_of(uid))
     try_out(path, uid, len(content.encode(errors="replace")))
     with device_of(run, chat, uid) if is_known else nullcontext() as device:
-        yield Sender(run, chat, uid, device)
+        yield device
+
+
+def keep_sent(run: Invocation, chat: "Chat", device: "Device | None", message: "Message") -> None:
+    """Keep a message that the server has stored. The first one makes the sender's local database.
+
+    If that fails after all, report that the message is stored at the server.
+    """
+    try:
+        with nullcontext(device) if device else device_of(run, chat, message.sender_uid) as sender:
+            sender.keep([message])
+    except LocalDatabaseError as error:
+        output.complain(f"{message.msgid} is stored, but {error}")
 
 
 def show_stored(run: Invocation, chat: "Chat", uid: str, message: "Message") -> None:
     """Show a message that the server has stored. If that fails, say that it is stored all the same."""
     try:
-        run.show([peers_at(chat, uid).with_peer(record_of(message))], MESSAGE_COLUMNS)
+        run.show(records_for(chat, uid, [message]), MESSAGE_COLUMNS)
         output.flush()
     except output.OutputError as error:
         raise output.OutputError(f"{message.msgid} is stored, but {error}") from error

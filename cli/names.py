@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import cache, lru_cache
 
 from imcore.cli import characters
-from imcore.model.direct import pair_of
+from imcore.model.direct import gid_of, pair_of
 
 DIRECT = "dm:"
 """The prefix of the peer's name, which replaces the gid of a one-to-one chat."""
@@ -73,6 +73,17 @@ def direct(peer: str) -> str:
     """Return the name of a user's one-to-one chat with a peer: `dm:bob`. No group's name and no gid looks so."""
     is_gid = pair_of(f"{DIRECT}{peer}") is not None
     return DIRECT + (f'"{_inside(peer, chr(34))}"' if is_gid else name(peer))
+
+
+def peer_in(text: str) -> str | None:
+    """Return the peer in a chat's name as tables show it, `dm:bob`; None for a gid."""
+    return text.removeprefix(DIRECT) if text.startswith(DIRECT) and pair_of(text) is None else None
+
+
+def to_gid(text: str, uid: str) -> str:
+    """Return the gid that a user means by a gid or by `dm:bob`, the chat with bob. Raise InvalidInput."""
+    peer = peer_in(text)
+    return text if peer is None else gid_of(peer, uid)
 
 
 def in_sentence(text: str) -> str:
@@ -176,9 +187,8 @@ class _Marking:
 
 def _needs_quotes(text: str) -> bool:
     is_like_mark = text in _OWN_MARKS or text.startswith('"') or _LIKE_A_MARK.search(text) is not None
-    is_like_direct = text.startswith(DIRECT) and pair_of(text) is None
     has_lost_blanks = text != text.strip(" ") or "  " in text
-    return is_like_mark or is_like_direct or has_lost_blanks
+    return is_like_mark or has_lost_blanks or peer_in(text) is not None
 
 
 def _inside(text: str, quote: str) -> str:

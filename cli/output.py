@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from io import TextIOWrapper
-from itertools import islice
+from itertools import chain, islice
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -25,6 +25,7 @@ from imcore.cli.terminal import fit, width_of
 from imcore.cli.times import iso
 from imcore.errors import ImError
 from imcore.util import best_effort
+from imcore.util.batches import batches
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 """Exit codes; click itself uses 2 for wrong usage."""
@@ -175,7 +176,7 @@ def exit_with(action: Callable[[], int]) -> NoReturn:
     """Exit with the code that `action` returns, once all is written; with 1 and a line if it raises an ImError."""
     use_utf8()
     code = _one_line_errors(action)
-    sys.exit(_one_line_errors(lambda: _flushed(code)))
+    sys.exit(_one_line_errors(flush) or code)
 
 
 def interrupted() -> int:
@@ -225,19 +226,14 @@ def _make_way() -> None:
         hide()
 
 
-def _one_line_errors(action: Callable[[], int]) -> int:
+def _one_line_errors(action: Callable[[], int | None]) -> int:
     try:
-        return action()
+        return action() or DONE
     except ImError as error:
         complain(str(error))
         return FAILED
     except KeyboardInterrupt:
         return interrupted()
-
-
-def _flushed(code: int) -> int:
-    flush()
-    return code
 
 
 def _picture(match: re.Match[str]) -> str:
@@ -263,20 +259,11 @@ def _plain(records: Iterable[Record], columns: Sequence[str]) -> Iterator[str]:
 
 def _write_tables(records: Iterable[Record], columns: Sequence[str]) -> None:
     """Write one table, or, for very many records, one after the other: they need not fit in memory."""
-    rest = iter(records)
-    _write_table(islice(rest, ROWS_OF_TABLE), columns)
-    while page := list(islice(rest, ROWS_OF_TABLE)):
-        _write_table(page, columns)
-
-
-def _write_table(records: Iterable[Record], columns: Sequence[str]) -> None:
-    rows = [[_cell(record[column]) for column in columns] for record in records]
-    stream = _stdout()
-    _write_lines(tables.lines(columns, rows, width(stream), colour=_has_colours(stream)))
-
-
-def _has_colours(stream: TextIO) -> bool:
-    return stream.isatty() and not is_dumb() and not os.environ.get("NO_COLOR")
+    rows = ([_cell(record[column]) for column in columns] for record in records)
+    for page in chain([list(islice(rows, ROWS_OF_TABLE))], batches(rows, ROWS_OF_TABLE)):
+        stream = _stdout()
+        colour = not (is_dumb() or os.environ.get("NO_COLOR"))
+        _write_lines(tables.lines(columns, page, width(stream), colour=colour))
 
 
 def _cell(value: object) -> tables.Cell:

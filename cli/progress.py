@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from imcore.cli import output
 
@@ -21,21 +21,14 @@ _HEIGHT = 24
 """Any height: a bar takes one line."""
 
 
-class Progress(NamedTuple):
-    """Call `to` with the work done and the total (None: unknown), `complain` with a line for stderr."""
-
-    to: Callable[[int, int | None], None]
-    complain: Callable[[str], None]
-
-
 @contextmanager
-def progress(unit: str) -> Iterator[Progress]:
-    """Show progress in a unit; `bytes` get their own prefixes (kB, MB).
+def progress(unit: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show progress in a unit, by the work done and the total (None: unknown); `bytes` get prefixes (kB, MB).
 
     The bar appears with the first report, makes way for other text, and disappears at the end.
     """
     with _shown(_Bar(unit, again_s=_AGAIN_S)) as show:
-        yield Progress(lambda done, total: show("", done, total), output.complain)
+        yield lambda done, total: show("", done, total)
 
 
 @contextmanager
@@ -45,12 +38,8 @@ def working() -> Iterator[Callable[[str], None]]:
         yield lambda what: show(what, 0, None)
 
 
-Show = Callable[[str, int, int | None], None]
-"""Takes a text, the work done, and the total."""
-
-
 @contextmanager
-def _shown(bar: "_Bar") -> Iterator[Show]:
+def _shown(bar: "_Bar") -> Iterator[Callable[[str, int, int | None], None]]:
     if not output.is_terminal(sys.stderr) or output.is_dumb():
         yield lambda _what, _done, _total: None
         return

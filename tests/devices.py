@@ -10,8 +10,8 @@ from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase
 from imcore.model.values import Draft, Message, Receipt
 from imcore.streams.calls import message_calls
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
+from tests.persist_runs import new_persist
 
 MOST_S = 20.0
 
@@ -63,7 +63,7 @@ def tell(chat: Chat) -> None:
 def store(chat: Chat) -> None:
     """Have the worker `persist` store what is there."""
     chat.system.database.upgrade()
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     while not worker.drained():
         worker.step()
     worker.close()

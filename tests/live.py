@@ -14,7 +14,7 @@ from imcore import msgid as msgids
 from imcore.streams.calls import message_calls, receipt_calls
 from imcore.streams.calls.receipt_calls import TallyChange
 from imcore.streams.client import Client
-from imcore.workers.persist import Persist
+from tests.persist_runs import new_persist
 
 MOST_S = 20.0
 
@@ -115,7 +115,7 @@ def tell(chat: Chat, message: Message) -> None:
 def trim(chat: Chat, message: Message) -> None:
     """Leave messages up to this one to SQL."""
     chat.system.database.upgrade()
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     while not worker.drained():
         worker.step()
     worker.close()

@@ -10,11 +10,11 @@ from imcore.errors import ImError, TryAgain, concerns_all
 from imcore.model.rows import MessageRow
 from imcore.operations.creation import first_members
 from imcore.operations.performer import stream_from_redis
-from imcore.repair.check_messages import chunks
 from imcore.sql.database import Database
 from imcore.streams import wire
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Created, Entry, Sent
+from imcore.util.batches import batches, grouped
 
 PAGE = 1000
 """How many messages one command fetches."""
@@ -39,7 +39,9 @@ def fetch(client: RedisClient, database: Database, items: Sequence[WorkItem]) ->
 
     A stream that cannot be read is a problem of the group's own items. Raise the client's errors that concern all.
     """
-    ranges = [_GroupRanges(gid, each) for gid, each in _by_group(items).items()]
+    sent = ((item.entry.event, item) for item in items)
+    by_group = grouped((event.gid, (event, item)) for event, item in sent if isinstance(event, Sent))
+    ranges = [_GroupRanges(gid, each) for gid, each in by_group.items()]
     while ranges:
         pages = client.query_each([each.next_page(client) for each in ranges])
         for each, page in zip(ranges, pages, strict=True):
@@ -65,7 +67,7 @@ def member_pages(client: RedisClient, item: WorkItem, size: int) -> Iterator[lis
     if not isinstance(item.entry.event, Created):
         return
     try:
-        for uids in chunks(stream_from_redis(client, first_members(item.entry.event.gid)), size):
+        for uids in batches(stream_from_redis(client, first_members(item.entry.event.gid)), size):
             yield sorted(set(uids))
     except ImError as error:
         item.problem = _problem(error)
@@ -78,7 +80,9 @@ def _fetch_recalled(client: RedisClient, items: Sequence[WorkItem]) -> None:
     message that Redis does not have any more is in SQL.
     """
     tombstones = [(item, row) for item in items for row, _ in item.messages if row.recalls is not None]
-    pages = client.query_each([_recalled_by(client, row) for _, row in tombstones])
+    ids = [msgids.unpack(row.recalls or 0) for _, row in tombstones]
+    streams = [client.space.group(row.gid).stream for _, row in tombstones]
+    pages = client.query_each([("XRANGE", stream, at, at) for stream, at in zip(streams, ids, strict=True)])
     for (item, row), page in zip(tombstones, pages, strict=True):
         if problem := _problem(page):
             item.problem = problem
@@ -89,11 +93,6 @@ def _fetch_recalled(client: RedisClient, items: Sequence[WorkItem]) -> None:
                 item.messages.append((message._replace(content=""), False))
 
 
-def _recalled_by(client: RedisClient, tombstone: MessageRow) -> tuple[str, ...]:
-    entry_id = msgids.unpack(tombstone.recalls or 0)
-    return "XRANGE", client.space.group(tombstone.gid).stream, entry_id, entry_id
-
-
 def _problem(page: Any) -> str | None:
     """Return what is wrong with one group. Raise an error that concerns all groups, or may pass."""
     if isinstance(page, ImError):
@@ -101,15 +100,6 @@ def _problem(page: Any) -> str | None:
             raise page
         return str(page)
     return None
-
-
-def _by_group(items: Sequence[WorkItem]) -> dict[str, list[tuple[Sent, WorkItem]]]:
-    groups: dict[str, list[tuple[Sent, WorkItem]]] = {}
-    for item in items:
-        event = item.entry.event
-        if isinstance(event, Sent):
-            groups.setdefault(event.gid, []).append((event, item))
-    return groups
 
 
 def _note_missing(database: Database, item: WorkItem) -> None:
@@ -160,12 +150,11 @@ class _GroupRanges:
             msgid = msgids.pack_id(entry_id)
             while event.last < msgid:
                 event, item = next(ranges)
-            if event.first <= msgid:
-                self._keep(item, msgid, wire.values_of(fields))
+            if event.first > msgid:
+                continue
+            values = wire.values_of(fields)
+            try:
+                item.messages.append((wire.message_row(self._gid, msgid, values), wire.was_caught_up(values)))
+            except (IndexError, ValueError) as error:
+                item.problem = f"message {msgids.unpack(msgid)} cannot be read: {error!r}"
         return msgid
-
-    def _keep(self, item: WorkItem, msgid: int, values: list[bytes]) -> None:
-        try:
-            item.messages.append((wire.message_row(self._gid, msgid, values), wire.was_caught_up(values)))
-        except (IndexError, ValueError) as error:
-            item.problem = f"message {msgids.unpack(msgid)} cannot be read: {error!r}"

@@ -9,18 +9,21 @@ themselves.
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from imcore.admin import append_only
 from imcore.errors import DatabaseRejected, DatabaseUnavailable, ImError
 from imcore.model.rows import Batch, ConfirmRow, GroupRow, MoveRow, SpanRow, WatermarkRow
 from imcore.msgid import NONE
-from imcore.repair.watermarks import Watch
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Acked, Confirmed, Created, Entry, Joined, Left, Malformed, Sent
 from imcore.streams.journal import Journal
 from imcore.workers.fetch import StoredMessage, WorkItem, fetch, member_counts, member_pages
+
+if TYPE_CHECKING:
+    from imcore.repair.watermarks import Watch
 
 KIND = "persist"
 
@@ -41,13 +44,13 @@ Offsets = dict[Spans, int]
 
 
 class Persist:
-    """The worker. It sends nothing before the first step."""
+    """The worker. It sends nothing before the first step. `watch` keeps SQL from storing what Redis has lost."""
 
-    def __init__(self, client: RedisClient, database: Database, settings: Settings) -> None:
+    def __init__(self, client: RedisClient, database: Database, settings: Settings, watch: "Watch") -> None:
         self._client = client
         self._database = database
         self._journal = Journal(client, KIND, settings)
-        self._watch = Watch(client, database, settings)
+        self._watch = watch
         self._batch_size = settings.batch_size
         self._in_hand: list[Entry] = []
         self._member_counts: dict[str, int] = {}
@@ -96,7 +99,6 @@ class Persist:
         return entries
 
     def _drop_batch(self) -> None:
-        """Ask Redis again which entries are open."""
         self._in_hand = []
         self._journal.reread_open()
 
@@ -117,7 +119,8 @@ class Persist:
             self._fetch_members(item)
         sound = _sound(items)
         if sound:
-            append_only.note_recalled(self._client, _recalled(sound))
+            rows = (row for item in sound for row, _ in item.messages)
+            append_only.note_recalled(self._client, ((row.gid, row.recalls) for row in rows if row.recalls is not None))
             self._write(sound)
         written = [item.entry for item in _sound(items)]
         self._journal.done(written)
@@ -156,10 +159,6 @@ class Persist:
 
 def _sound(items: Sequence[WorkItem]) -> list[WorkItem]:
     return [item for item in items if not item.problem]
-
-
-def _recalled(items: Sequence[WorkItem]) -> list[tuple[str, int]]:
-    return [(row.gid, row.recalls) for item in items for row, _ in item.messages if row.recalls is not None]
 
 
 def fold(items: Sequence[WorkItem]) -> Batch:

@@ -44,12 +44,12 @@ def import_(run: Invocation, file: str) -> None:
         lines = EventLines(source, name, max_content_bytes=run.settings().max_content_bytes)
         size = _size(source)
         with run.chat() as chat, progress("bytes") as shown:
-            shown.to(0, size)
+            shown(0, size)
             summary = import_events(
                 chat,
                 lines,
-                on_error=lambda number, reason: shown.complain(f"line {number}: {reason}"),
-                on_progress=lambda _: shown.to(lines.bytes_read, size),
+                on_error=lambda number, reason: output.complain(f"line {number}: {reason}"),
+                on_progress=lambda _: shown(lines.bytes_read, size),
             )
     run.show([{name: getattr(summary, name) for name in _COLUMNS}], _COLUMNS)
     if summary.errors:

@@ -1,7 +1,7 @@
 """Live sessions, pending receipts, and the local database of a user."""
 
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Unpack
@@ -10,9 +10,17 @@ import click
 
 from imcore.cli import output
 from imcore.cli.local import device_of, local_database, no_local_option, sync_outside
+from imcore.cli.names import to_gid
 from imcore.cli.options import Invocation, NumberRange, command
-from imcore.cli.peers import Peers, peers_at, to_gid
-from imcore.cli.records import LOG_COLUMNS, MESSAGE_COLUMNS, RECEIPT_COLUMNS, event_record, record_of
+from imcore.cli.records import (
+    LOG_COLUMNS,
+    MESSAGE_COLUMNS,
+    RECEIPT_COLUMNS,
+    peers_at,
+    record_of,
+    records_for,
+    with_peers,
+)
 from imcore.model.limits import check_name
 from imcore.model.values import Message, Receipt
 from imcore.process import Stopped, StopSignals
@@ -58,7 +66,16 @@ def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options
             closing(_events(run, chat, uid, lambda: signals.stopping, no_local, options)) as events,
         ):
             signals.defer()
-            _show(run, events, peers_at(chat, uid), signals)
+            with_peer = peers_at(chat, uid)
+            for event in events:
+                kind = "message" if isinstance(event, Message) else "receipt"
+                record = {"event": kind, **with_peer(record_of(event))}
+                with signals.waiting():
+                    if run.json:
+                        run.show([record], ())
+                    else:
+                        output.say(*output.fitted(sys.stdout, _line(event, run.readable(record))))
+                    output.flush()
     except Stopped:
         output.drop()  # its reader does not read
 
@@ -105,7 +122,7 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
             chat.known_user(uid)  # a user who has left all groups may still have receipts
         keeps = with_ack and not no_local and pending
         device = stack.enter_context(device_of(run, chat, uid)) if keeps else None
-        run.show(map(peers_at(chat, uid).with_peer, map(record_of, pending)), RECEIPT_COLUMNS)
+        run.show(records_for(chat, uid, pending), RECEIPT_COLUMNS)
         output.flush()
         if device:
             device.keep(pending)
@@ -125,23 +142,12 @@ def log(run: Invocation, uid: str, gid: str | None) -> None:
     gid = gid if gid is None else check_name(to_gid(gid, uid), "gid")
     with local_database(run, uid, read_only=True) as local:
         known = local.peers()
-        peers = Peers(uid, lambda gid: filter(None, [known.get(gid)]))
+        with_peer = with_peers(uid, lambda gid: filter(None, [known.get(gid)]))
         lines = local.log(gid)
         first = list(islice(lines, 1))
         if gid and not first:
             output.remark(f"nothing of {gid!r} is here")
-        run.show(map(peers.with_peer, map(record_of, chain(first, lines))), LOG_COLUMNS)
-
-
-def _show(run: Invocation, events: Iterator[Message | Receipt], peers: Peers, signals: StopSignals) -> None:
-    for event in events:
-        record = peers.with_peer(event_record(event))
-        with signals.waiting():
-            if run.json:
-                run.show([record], ())
-            else:
-                output.say(*output.fitted(sys.stdout, _line(event, run.readable(record))))
-            output.flush()
+        run.show(map(with_peer, map(record_of, chain(first, lines))), LOG_COLUMNS)
 
 
 def _line(event: Message | Receipt, record: output.Record) -> str:

@@ -2,41 +2,32 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from imcore.admin.acl import ROLES
 from imcore.cli import output
 from imcore.cli.options import CommandGroup, Invocation, NumberRange, command, confirm, yes_option
-from imcore.cli.output import Record
 from imcore.cli.progress import progress
 from imcore.errors import RedisUnavailable
 from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT, Settings
 
 if TYPE_CHECKING:
     from imcore.repair.check import ReportedDifference
-    from imcore.streams.client import RedisClient
-
-T = TypeVar("T")
 
 _STATS_COLUMNS = ("groups", "members", "messages", "online", "journal", "dead_letters")
 _WORKER_COLUMNS = ("worker", "backlog", "pending", "lag_ms")
-_SILENT_COLUMNS = ("worker", "process", "entries", "silent_ms")
-_JOB_COLUMNS = ("queued", "running", "failed")
-_STREAM_COLUMNS = ("kind", "streams", "entries", "bytes")
 _ONLINE_COLUMNS = ("online",)
 _SERVER_COLUMNS = (
     *("holds", "server", "version", "role"),
     *("maxmemory", "maxmemory_policy", "appendonly", "appendfsync"),
 )
-_NOT_KNOWN = "not known"
 _COALESCING_COLUMNS = ("acks", "receipts", "digests", "receipts_per_digest", "messages_per_s", "acks_per_s")
 _DIFFERENCE_COLUMNS = ("gid", "what", "redis", "sql")
 _TRIM_COLUMNS = ("groups", "entries", "journal_entries", "read_times", "rewritten")
-_UPGRADE_COLUMNS = ("database", "redis", "status")
 
 
 @command("stats", example="im stats\nim stats --json | jq .workers\nim stats --online")
@@ -67,15 +58,17 @@ def stats(run: Invocation, online: bool) -> None:
 
 
 def _show_rest(run: Invocation, record: dict[str, Any]) -> None:
-    jobs = [record["jobs"]] if record["jobs"] else []
-    tables = [
+    servers = record["servers"]
+    known = [{key: "not known" if value is None else value for key, value in server.items()} for server in servers]
+    warnings = [{"server": server["server"], "warning": text} for server in servers for text in server["warnings"]]
+    tables: list[tuple[list[dict[str, Any]], tuple[str, ...]]] = [
         (record["workers"], _WORKER_COLUMNS),
-        (record["silent"], _SILENT_COLUMNS),
-        (jobs, _JOB_COLUMNS),
-        (record["streams"], _STREAM_COLUMNS),
+        (record["silent"], ("worker", "process", "entries", "silent_ms")),
+        ([record["jobs"]] if record["jobs"] else [], ("queued", "running", "failed")),
+        (record["streams"], ("kind", "streams", "entries", "bytes")),
         ([record["storm"]], _COALESCING_COLUMNS),
-        (_with_unknown(record["servers"]), _SERVER_COLUMNS),
-        (_warnings(record["servers"]), ("server", "warning")),
+        (known, _SERVER_COLUMNS),
+        (warnings, ("server", "warning")),
         ([{"online": uid} for uid in record.get("online_uids", ())], _ONLINE_COLUMNS),
     ]
     always = {_WORKER_COLUMNS, *([_ONLINE_COLUMNS] if "online_uids" in record else [])}
@@ -83,14 +76,6 @@ def _show_rest(run: Invocation, record: dict[str, Any]) -> None:
         if rows or columns in always:
             output.say("")
             run.show(rows, columns)
-
-
-def _warnings(servers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"server": server["server"], "warning": text} for server in servers for text in server["warnings"]]
-
-
-def _with_unknown(servers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: _NOT_KNOWN if value is None else value for name, value in server.items()} for server in servers]
 
 
 @command("check", example="im check && echo they agree\nim check --repair")
@@ -107,18 +92,14 @@ def check(run: Invocation, repair: bool) -> None:
 
     counts: Counter[str] = Counter()
     with run.chat() as chat, progress("groups") as shown:
-        differences = differences_of(
-            chat.system, repair=repair, on_progress=lambda seen: shown.to(seen.groups, seen.of)
-        )
-        records = (_difference_record(each, repair=repair) for each in _counted(differences, counts, shown.complain))
-        if repair:
-            run.show(output.handed_over(records), (*_DIFFERENCE_COLUMNS, "repaired"))
-        else:
-            run.show(records, _DIFFERENCE_COLUMNS)
+        differences = differences_of(chat.system, repair=repair, on_progress=lambda seen: shown(seen.groups, seen.of))
+        columns = (*_DIFFERENCE_COLUMNS, *["repaired"] * repair)
+        records = ({key: getattr(each, key) for key in columns} for each in _counted(differences, counts))
+        run.show(output.handed_over(records) if repair else records, columns)
         if warning := server_settings.warning_of(
             server_settings.all_servers(chat.system.client, chat.system.settings, output.remark)
         ):
-            shown.complain(warning)
+            output.complain(warning)
     if counts.total():
         output.complain(
             f"differences between Redis and SQL: {counts.total()}" + f", {counts['repaired']} mended" * repair
@@ -129,23 +110,16 @@ def check(run: Invocation, repair: bool) -> None:
         click.get_current_context().exit(output.FAILED)
 
 
-def _counted(
-    differences: Iterable["ReportedDifference"], counts: Counter[str], complain: Callable[[str], None]
-) -> Iterator["ReportedDifference"]:
+def _counted(differences: Iterable["ReportedDifference"], counts: Counter[str]) -> Iterator["ReportedDifference"]:
     """Count and yield the differences; one that may be none is only reported."""
     for each in differences:
         if each.unsure:
-            complain(
+            output.complain(
                 f"cannot be decided while it changes: {each.what} of {each.gid!r}: {each.redis}, in SQL {each.sql}"
             )
         else:
             counts["repaired" if each.repaired else "left"] += 1
             yield each
-
-
-def _difference_record(difference: "ReportedDifference", *, repair: bool) -> Record:
-    record = {name: getattr(difference, name) for name in _DIFFERENCE_COLUMNS}
-    return record | {"repaired": difference.repaired} if repair else record
 
 
 @command("trim", example="im trim\nim trim --keep-messages 1000")
@@ -179,21 +153,16 @@ def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) ->
         summary = retention.trim(chat.system, keep_messages=keep_messages, keep_ms=keep_ms)
         why_not = None if summary.journal_entries else retention.held_up(chat.system)
         with progress("servers") as shown:
-            rewritten = append_only.forget_withdrawn(chat.system, always=True, on_progress=shown.to)
+            rewritten = append_only.forget_withdrawn(chat.system, always=True, on_progress=shown)
         recalled = append_only.count_kept(chat.system)
     run.show([asdict(summary) | {"rewritten": rewritten}], _TRIM_COLUMNS)
     if why_not:
         output.complain(why_not)
     if recalled and not run.json:
+        texts, their = ("text stays", "its message is") if recalled == 1 else ("texts stay", "their messages are")
         keeps_none = 0 in {keep_messages, keep_ms}
-        output.remark(
-            _recalled_line(recalled, "stored" if keeps_none else "past retention; --keep-messages 0 drops them now")
-        )
-
-
-def _recalled_line(recalled: int, until: str) -> str:
-    texts, their = ("text stays", "its message is") if recalled == 1 else ("texts stay", "their messages are")
-    return f"{recalled} recalled {texts} in Redis until {their} {until}"
+        until = "stored" if keeps_none else "past retention; --keep-messages 0 drops them now"
+        output.remark(f"{recalled} recalled {texts} in Redis until {their} {until}")
 
 
 @command("rebuild", example="im rebuild\nim rebuild --yes")
@@ -215,14 +184,12 @@ def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
             yes=yes,
         )
         with progress("groups") as shown:
-            shown.to(0, before.sql_groups)
+            shown(0, before.sql_groups)
             summary = admin.rebuild(
                 chat.system,
                 yes=True,
                 adopt=adopt,
-                on_progress=lambda so_far: shown.to(
-                    so_far.groups + so_far.merged + so_far.done_before, before.sql_groups
-                ),
+                on_progress=lambda done: shown(done.groups + done.merged + done.done_before, before.sql_groups),
             )
     run.show([asdict(summary)], tuple(asdict(summary)))
 
@@ -257,34 +224,28 @@ def upgrade(run: Invocation) -> None:
     to the workers, who do it when they start.
     """
     from imcore.sql.database import Database  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.streams.client import RedisClient  # noqa: PLC0415
 
     settings = run.settings()
-    with ExitStack() as stack:
-        client = _attempt(lambda: _writable(stack, settings))  # first: without the right to write there, change nothing
-        with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
-            database.upgrade()
-        redis = client and _attempt(lambda: _upgraded(client))
-    run.show([{"database": database.address, "redis": redis, "status": "up to date"}], _UPGRADE_COLUMNS)
+    redis = _at_redis(settings, RedisClient.require_writes)  # first: without the right to write there, change nothing
+    with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
+        database.upgrade()
+    upgraded = {
+        "database": database.address,
+        "redis": redis and _at_redis(settings, RedisClient.upgrade),
+        "status": "up to date",
+    }
+    run.show([upgraded], tuple(upgraded))
 
 
-def _attempt(action: Callable[[], T]) -> T | None:
-    """Return the result of an action; None, with a line on stderr, if Redis cannot be reached."""
+def _at_redis(settings: Settings, action: "Callable[[RedisClient], None]") -> str | None:
+    """Do an action at Redis; return its address. None, with a line on stderr, if it cannot be reached."""
+    from imcore.streams.client import RedisClient  # noqa: PLC0415
+
     try:
-        return action()
+        with closing(RedisClient.connect(settings)) as client:
+            action(client)
+            return client.address
     except RedisUnavailable as error:
         output.complain(f"the functions in Redis are as they were: {error}")
         return None
-
-
-def _writable(stack: ExitStack, settings: Settings) -> "RedisClient":
-    """Return a client that may write. Raise RedisRefuses, RedisUnavailable."""
-    from imcore.streams.client import RedisClient  # noqa: PLC0415
-
-    client = stack.enter_context(closing(RedisClient.connect(settings)))
-    client.require_writes()
-    return client
-
-
-def _upgraded(client: "RedisClient") -> str:
-    client.upgrade()
-    return client.address

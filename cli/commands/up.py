@@ -28,24 +28,24 @@ def up(run: Invocation) -> None:
     try:
         # The end is in the opposite order: the workers finish what they have in hand while the server still answers.
         with StopSignals() as signals, ExitStack() as stack:
-            health = _start_server(stack, settings)
+            health = None
+            if settings.embedded:
+                server = stack.enter_context(EmbeddedServer(settings.data_dir))
+                health = stack.enter_context(closing(HealthCheck(server)))
             _prepare(run, settings)
             signals.defer()
             programs = stack.enter_context(Programs(partial(_pass_on, run)))
             _start_workers(programs, settings)
             _serve(run, programs, signals, health)
-            _stop_workers(programs)
+            for name, code in programs.stop().items():
+                if code == -signal.SIGKILL:
+                    output.complain(
+                        f"the worker {name} did not end within {STOP_S} s and was killed: others take over from it"
+                    )
     except Stopped:
         last_words = ("im: stopped before the workers were started",)
     with output.in_a_moment():
         _say(run, {"event": "stopped"}, *last_words)
-
-
-def _start_server(stack: ExitStack, settings: Settings) -> HealthCheck | None:
-    if not settings.embedded:
-        return None
-    server = stack.enter_context(EmbeddedServer(settings.data_dir))
-    return stack.enter_context(closing(HealthCheck(server)))
 
 
 def _prepare(run: Invocation, settings: Settings) -> None:
@@ -101,12 +101,6 @@ def _check_health(run: Invocation, health: HealthCheck, programs: Programs, sign
     with suppress(Stopped):  # a signal has cut a restart of the server short: the loop sees it, too
         for line in health.step(wait):
             _say(run, None, f"im: {line}")
-
-
-def _stop_workers(programs: Programs) -> None:
-    for name, code in programs.stop().items():
-        if code == -signal.SIGKILL:
-            output.complain(f"the worker {name} did not end within {STOP_S} s and was killed: others take over from it")
 
 
 def _pass_on(run: Invocation, name: str, line: str) -> None:

@@ -28,9 +28,9 @@ from imcore.settings import Settings
 from imcore.sql import queries
 from imcore.streams import keys
 from imcore.streams.keys import SEPARATOR, GroupKeys
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
+from tests.persist_runs import new_persist
 
 GID = "群 #1"
 UIDS = ("ann", "bob", "cy", "{dee}")
@@ -78,7 +78,7 @@ def nth(chat: Chat, number: int) -> str:
 
 
 def persist(chat: Chat) -> None:
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     while worker.step():
         pass
     worker.close()
@@ -652,7 +652,7 @@ class Crowd:
         chance.choice((chat.add_members, chat.remove_members))("other", [uid])
 
     def _store(self, chat: Chat, _: random.Random) -> None:
-        self._worker = getattr(self, "_worker", None) or Persist(
+        self._worker = getattr(self, "_worker", None) or new_persist(
             chat.system.client, chat.system.database, chat.system.settings
         )
         with suppress(TryAgain):  # somebody mends: a worker waits, and goes on

@@ -26,8 +26,8 @@ from imcore.repair.rebuild import rebuild
 from imcore.repair.watermarks import watermarks_of
 from imcore.settings import Settings
 from imcore.streams.keys import SEPARATOR, GroupKeys
-from imcore.workers.persist import Persist
 from tests.integration.test_reconcile import Snapshot, bury_the_dead
+from tests.persist_runs import new_persist
 
 GID = "team"
 UIDS = ("ann", "bob", "cy", "dee")
@@ -72,7 +72,7 @@ def keys_of(chat: Chat) -> GroupKeys:
 
 
 def persist(chat: Chat) -> None:
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     while worker.step():
         pass
     worker.close()
@@ -257,11 +257,11 @@ def test_a_commit_that_comes_late_is_noticed(
     chat: Chat, open_chat: Callable[[], Chat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a worker that stalls in its commit, for so long that its name has gone to another one
-    slow, other = Persist(chat.system.client, chat.system.database, chat.system.settings), open_chat()
+    slow, other = new_persist(chat.system.client, chat.system.database, chat.system.settings), open_chat()
     slow.step()
     snapshot = Snapshot.of(chat.system.client.driver)
     late = chat.send(GID, "stored late", sender_uid="ann")
-    heir = Persist(other.system.client, other.system.database, other.system.settings)
+    heir = new_persist(other.system.client, other.system.database, other.system.settings)
     write = chat.system.database.write
 
     def stall(batch: Batch) -> None:
@@ -405,7 +405,8 @@ def test_an_offset_at_a_message_that_both_have_lost_counts_on(chat: Chat) -> Non
     lost = chat.send(GID, "lost", sender_uid="ann")
     chat.ack("bob", GID, lost.msgid)
     first, second = (
-        Persist(chat.system.client, chat.system.database, replace(chat.system.settings, batch_size=1)) for _ in range(2)
+        new_persist(chat.system.client, chat.system.database, replace(chat.system.settings, batch_size=1))
+        for _ in range(2)
     )
     first._journal.read()
     assert second.step() == 1

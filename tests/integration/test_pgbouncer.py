@@ -19,8 +19,8 @@ from imcore.repair import check, rebuild
 from imcore.settings import Settings
 from imcore.sql import postgres_session, queries
 from imcore.sql.database import Database
-from imcore.workers.persist import Persist
 from tests.deadline import wait_until
+from tests.persist_runs import new_persist
 from tests.pgbouncer import Bouncer, running_pgbouncer
 from tests.postgres import PostgresServer, name_of
 from tests.processes import WorkerProcess
@@ -111,7 +111,7 @@ def test_a_rebuild_and_an_import(settings: Settings) -> None:
         events = "\n".join(json.dumps(line) for line in lines).encode()
         chat.system.database.upgrade()
         assert import_events(chat, BytesIO(events), on_error=pytest.fail).messages == 99
-        persist = Persist(chat.system.client, chat.system.database, settings)
+        persist = new_persist(chat.system.client, chat.system.database, settings)
         while not persist.drained():
             persist.step()
         persist.close()

@@ -17,9 +17,9 @@ from imcore.repair import check, rebuild
 from imcore.settings import Settings
 from imcore.sql import corrections
 from imcore.sql.database import Database
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
+from tests.persist_runs import new_persist
 from tests.postgres import PostgresServer, name_of
 
 ROLE = "talker"
@@ -121,7 +121,7 @@ def test_everything_works_with_any_session_settings(
 
 def store(chat: Chat, settings: Settings) -> None:
     for worker in (
-        Persist(chat.system.client, chat.system.database, settings),
+        new_persist(chat.system.client, chat.system.database, settings),
         ReceiptsWorker(chat.system.client, chat.system.database, settings),
     ):
         while not worker.drained():

@@ -10,11 +10,11 @@ from imcore.importer.importer import ImportSummary, import_events
 from imcore.repair.check import check
 from imcore.settings import Settings
 from imcore.system import System
-from imcore.workers.persist import Persist
 from tests.chat_data import ChatFile, chat_files
 from tests.model.compare import compare_all, compare_read_times, compare_sql
 from tests.model.reference import Model
 from tests.model.replay import replay
+from tests.persist_runs import new_persist
 
 SOME = 20
 """Slow comparisons look at every 20th message only. `msg_acks` has the names of all."""
@@ -68,7 +68,7 @@ def replayed(chat: Chat, file: ChatFile, model: Model) -> Model:
 
 def stored(chat: Chat) -> None:
     """Let the worker `persist` store all there is."""
-    worker = Persist(chat.system.client, chat.system.database, replace(chat.system.settings, block_ms=0))
+    worker = new_persist(chat.system.client, chat.system.database, replace(chat.system.settings, block_ms=0))
     while worker.step():
         pass
     worker.close()

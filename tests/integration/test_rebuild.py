@@ -38,6 +38,7 @@ from tests.dying import Dying, KilledError
 from tests.model.histories import one_of
 from tests.model.stored import STORING_STEPS, StoredHistories
 from tests.model.test_histories import PARTITIONS, played
+from tests.persist_runs import new_persist
 
 GIDS = ("#ubuntu", "群主")
 UIDS = ("ann", "bob", "cy", "dee")
@@ -66,7 +67,7 @@ class LosingHistories(StoredHistories):
             super().teardown()
 
     def new_worker(self) -> Persist:
-        return Persist(self.chat.system.client, self.chat.system.database, self.settings)
+        return new_persist(self.chat.system.client, self.chat.system.database, self.settings)
 
     def lose_all(self, keep: int) -> None:
         """Of each group so many messages come back into Redis; the others are trimmed."""
@@ -92,7 +93,7 @@ class LosingHistories(StoredHistories):
         with self.killed_after(calls_left):
             rebuild(self.chat.system)
         if self.chat.system.client.driver.exists(CONFIG):
-            worker = Persist(
+            worker = new_persist(
                 self.chat.system.client, self.chat.system.database, replace(self.settings, keep_messages=keep)
             )
             worker.step()
@@ -186,7 +187,7 @@ def opened(valkey: str, database_url: str, **changes: Any) -> Chat:
 
 
 def persist(chat: Chat) -> None:
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     while worker.step():
         pass
     worker.close()
@@ -403,7 +404,7 @@ def test_another_number_of_partitions_is_refused(chat: Chat, valkey: str, databa
 def test_nothing_is_stored_while_it_goes_on(chat: Chat) -> None:
     # Given
     chat.system.client.driver.flushall()
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     refused: list[str] = []
 
     def store(_: RebuildSummary) -> None:
@@ -469,7 +470,7 @@ def test_a_worker_that_ends_one_leaves_the_next_one_alone(chat: Chat, monkeypatc
         begin_another(chat)
 
     monkeypatch.setattr(Watch, "_mend_all", mend)
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     # When, then
     with pytest.raises(RedisUnavailable, match="is being rebuilt"):
         worker.step()

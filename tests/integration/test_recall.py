@@ -17,6 +17,7 @@ from imcore.system import System
 from imcore.workers.fetch import WorkItem, fetch
 from imcore.workers.persist import Persist
 from tests.deadline import wait_until
+from tests.persist_runs import new_persist
 
 GID = "team"
 
@@ -32,7 +33,7 @@ def chat(valkey: str, database: Database, tmp_path: Path) -> Iterator[Chat]:
 
 @pytest.fixture
 def worker(chat: Chat) -> Iterator[Persist]:
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     yield worker
     worker.close()
 
@@ -64,7 +65,7 @@ def test_sql_loses_the_content_and_still_tells_who_has_read_it(chat: Chat, worke
     # When the first one is recalled, and cy reads on
     chat.recall(GID, messages[0].msgid, by="ann")
     chat.ack("cy", GID)
-    drain(Persist(chat.system.client, chat.system.database, chat.system.settings))
+    drain(new_persist(chat.system.client, chat.system.database, chat.system.settings))
 
     # Then its words are gone, and its receipts are not
     assert contents(chat.system.database) == ["", "fine", ""]
@@ -84,7 +85,7 @@ def test_a_tombstone_that_is_stored_before_its_message(chat: Chat, worker: Persi
 
     # When another one stores the recall first
     chat.recall(GID, message.msgid, by="ann")
-    other = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    other = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     assert other.step() == 1
     other.close()
     worker._write(works, [])

@@ -27,6 +27,7 @@ from imcore.workers import jobs
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
+from tests.persist_runs import new_persist
 from tests.servers import RunningCluster, RunningServer, start_valkey
 
 GID = "team"
@@ -60,7 +61,7 @@ def chat(settings: Settings) -> Iterator[Chat]:
 @pytest.fixture
 def persist(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Iterator[Persist]:
     monkeypatch.setattr(sqlite_file, "EMPTY_AGAIN_S", 0.0)
-    persist = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    persist = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     yield persist
     persist.close()
 
@@ -73,7 +74,7 @@ def drain(worker: Persist | ReceiptsWorker) -> None:
 def store_all(chat: Chat) -> None:
     """Let workers handle all there is."""
     for worker in (
-        Persist(chat.system.client, chat.system.database, chat.system.settings),
+        new_persist(chat.system.client, chat.system.database, chat.system.settings),
         ReceiptsWorker(chat.system.client, chat.system.database, chat.system.settings),
     ):
         drain(worker)

@@ -25,11 +25,11 @@ from imcore.settings import Settings
 from imcore.sql import queries
 from imcore.sql.database import Database
 from imcore.streams import keys
-from imcore.workers.persist import Persist
 from tests.deadline import wait_until
 from tests.dying import Dying, KilledError
 from tests.model.stored import Dying as DyingDatabase
 from tests.model.stored import KilledError as KilledWorkerError
+from tests.persist_runs import new_persist
 
 SEEDS = range(int(os.environ.get("IM_RECONCILE_SEEDS", "12")))
 GIDS = ("#ubuntu", "群主")
@@ -127,7 +127,7 @@ def rows(chat: Chat) -> Rows:
 
 def persist(chat: Chat, steps: int = 10_000) -> None:
     """Let a worker handle so many batches, or all there is."""
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     while steps and worker.step():
         steps -= 1
     worker.close()
@@ -136,7 +136,9 @@ def persist(chat: Chat, steps: int = 10_000) -> None:
 def take_and_die(chat: Chat) -> None:
     """Let a worker take a batch and die: others go on behind it, and SQL has holes."""
     with suppress(KilledWorkerError):
-        Persist(chat.system.client, DyingDatabase(chat.system.database, committed=False), chat.system.settings).step()
+        new_persist(
+            chat.system.client, DyingDatabase(chat.system.database, committed=False), chat.system.settings
+        ).step()
 
 
 def shift_clock(chat: Chat, gid: str, ms: int) -> None:
@@ -242,7 +244,7 @@ def test_a_worker_that_dies_over_it_leaves_it_to_the_next(chat: Chat, seed: int)
         dying = Dying(redis_client.driver, partitions=2)
         dying.left = calls_left
         with suppress(KilledError):
-            Persist(dying, chat.system.database, chat.system.settings).step()
+            new_persist(dying, chat.system.database, chat.system.settings).step()
         bury_the_dead(chat)
         since.play(1)
     persist(chat)
@@ -253,7 +255,7 @@ def test_a_worker_that_dies_over_it_leaves_it_to_the_next(chat: Chat, seed: int)
 def test_nobody_stores_what_came_since_before_it_is_reconciled(chat: Chat) -> None:
     # Given a worker that runs, while Redis comes back older and goes on
     chat.create_group("g", ["ann", "bob"])
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     worker.step()
     snapshot = Snapshot.of(chat.system.client.driver)
     first = chat.send("g", "lost and stored", sender_uid="ann")
@@ -353,7 +355,7 @@ def test_marks_that_a_worker_takes_over_meanwhile_are_no_difference(chat: Chat, 
 def test_marks_that_a_worker_takes_over_meanwhile_keep_no_other_from_storing(chat: Chat, heir: list[str]) -> None:
     # Given a worker, and one that has ended
     chat.create_group("g", ["ann", "bob"])
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     worker.step()
     chat.send("g", "hi", sender_uid="ann")
     persist(chat)
@@ -439,7 +441,7 @@ def test_a_sender_is_told_who_had_read_by_what_redis_has_lost(chat: Chat) -> Non
 def test_what_another_worker_has_stored_keeps_one_from_storing_too(chat: Chat) -> None:
     # Given two workers, of which the first one stores what Redis then loses
     chat.create_group("g", ["ann", "bob"])
-    first, second = (Persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
+    first, second = (new_persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
     assert (first.step(), second.step()) == (1, 0)
     snapshot = Snapshot.of(chat.system.client.driver)
     chat.send("g", "lost and stored", sender_uid="ann")
@@ -463,7 +465,7 @@ def test_what_redis_loses_while_a_worker_has_it_in_hand_is_not_stored(
     # Given a worker that has taken an ack, which Redis loses before it is stored
     chat.create_group("g", ["ann", "bob"])
     chat.send("g", "hi", sender_uid="ann")
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     worker.step()
     snapshot = Snapshot.of(chat.system.client.driver)
     chat.ack("bob", "g")
@@ -482,7 +484,7 @@ def test_what_was_taken_before_the_two_were_reconciled_is_not_stored_after(
 ) -> None:
     # Given a worker that has something in hand while another one reconciles
     chat.create_group("g", ["ann", "bob"])
-    slow, fast = (Persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
+    slow, fast = (new_persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
     slow.step()
     fast.step()
     chat.send("g", "hi", sender_uid="ann")

@@ -28,6 +28,7 @@ from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
 from tests.key_counts import KeyCounts, all_keys, bytes_of, count_keys
+from tests.persist_runs import new_persist
 from tests.steady_traffic import SteadyTraffic, hours
 
 SCALE = float(os.environ.get("IM_STEADY_SCALE", "0.1"))
@@ -90,7 +91,7 @@ class Crew:
         self.receipts = self._new_receipts()
 
     def _new_persist(self) -> Persist:
-        return Persist(self._chat.system.client, self._chat.system.database, self._settings)
+        return new_persist(self._chat.system.client, self._chat.system.database, self._settings)
 
     def _new_receipts(self) -> ReceiptsWorker:
         return ReceiptsWorker(self._chat.system.client, self._chat.system.database, self._settings)

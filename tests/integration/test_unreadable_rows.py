@@ -14,8 +14,8 @@ from imcore.model.values import Message
 from imcore.repair import check, rebuild
 from imcore.settings import Settings
 from imcore.sql import queries
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
+from tests.persist_runs import new_persist
 
 BAD, GOOD = "bad", "good"
 NAMES = ["ann", "bob", "cy"]
@@ -87,7 +87,7 @@ class System:
         """Let workers do what there is to do."""
         database = self.chat.system.database
         for worker in (
-            Persist(self.chat.system.client, database, self.settings),
+            new_persist(self.chat.system.client, database, self.settings),
             ReceiptsWorker(self.chat.system.client, database, self.settings),
         ):
             while not worker.drained():

@@ -25,8 +25,9 @@ from imcore.streams.events import Joined
 from imcore.streams.journal import CLUSTER_BLOCK_MS, Journal
 from imcore.streams.keys import CONFIG, lease
 from imcore.system import System
-from imcore.workers.persist import KIND, Persist
+from imcore.workers.persist import KIND
 from tests.deadline import wait_until
+from tests.persist_runs import new_persist
 from tests.processes import PythonProcess
 from tests.servers import RunningCluster, require_server, start_valkey
 from tests.worker_runs import UIDS, count, talk, worker
@@ -93,7 +94,7 @@ class TestBurst:
         # Given a living worker with entries in hand, which is not heard of while the burst starts
         chat.system.database.upgrade()
         talk(chat)
-        other = Persist(chat.system.client, chat.system.database, replace(settings, lease_ms=600_000))
+        other = new_persist(chat.system.client, chat.system.database, replace(settings, lease_ms=600_000))
         other._in_hand = other._journal.read()
 
         # When a burst has nothing left to do itself

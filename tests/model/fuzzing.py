@@ -22,11 +22,11 @@ from imcore.gateway.gateway import Gateway, Listener
 from imcore.model.values import Message, Receipt
 from imcore.repair.check import check
 from imcore.streams.keys import CONFIG
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.model.entries import Entry, entries
 from tests.model.fingerprint import Fingerprint, fingerprint
 from tests.model.mischief import GIDS, UIDS, Known, resolved
+from tests.persist_runs import new_persist
 
 WANTED = os.environ.get("IM_FUZZ_EXAMPLES")
 """Read here, because the tests themselves see no setting."""
@@ -86,7 +86,7 @@ class Fuzzing(RuleBasedStateMachine):
             "LocalDatabase": self.local,
         }
         settings = replace(self.chat.system.settings, block_ms=0, retry_ms=0, receipt_window_ms=0, max_deliveries=1)
-        self.persist = Persist(self.chat.system.client, self.chat.system.database, settings)
+        self.persist = new_persist(self.chat.system.client, self.chat.system.database, settings)
         self.receipts = ReceiptsWorker(self.chat.system.client, self.chat.system.database, settings)
         self.given_out: dict[str, list[Any]] = {"system": [self.chat.system]}
         self.before: Fingerprint | None = None

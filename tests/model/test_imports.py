@@ -23,10 +23,10 @@ from imcore.sql.database import Database
 from imcore.streams.calls.call import Call
 from imcore.streams.client import Client, RedisClient, open_client
 from imcore.system import System
-from imcore.workers.persist import Persist
 from tests.model.compare import compare_group, compare_names, compare_offsets
 from tests.model.reference import Model
 from tests.model.replay import replay
+from tests.persist_runs import new_persist
 
 WANTED = os.environ.get("IM_MODEL_EXAMPLES")
 """Read here, because the tests themselves see no setting."""
@@ -105,7 +105,7 @@ class Stores:
         epoch = chance.choice(self.epochs)
         with self.chat() as chat:
             if epoch in {"persist", "trim", "rebuild"}:
-                worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+                worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
                 while worker.step():
                     pass
                 worker.close()

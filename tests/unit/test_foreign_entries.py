@@ -25,6 +25,7 @@ from imcore.system import System
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
+from tests.persist_runs import new_persist
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ def test_a_time_that_is_none_is_left_out_by_members_and_by_sql_alike(chat: Chat,
     journal = chat.system.client.space.group("g").journal
     chat.system.client.driver.xadd(journal, {"kind": "msg", "gid": "g", "first": odd})
     # When
-    worker = Persist(chat.system.client, database, chat.system.settings)
+    worker = new_persist(chat.system.client, database, chat.system.settings)
     wait_until(lambda: not worker.step() and worker.drained())
     # Then
     assert [message.sent_at for message in chat.pull("bob")] == [None]

@@ -18,8 +18,8 @@ from imcore.sql.database import Database
 from imcore.streams.calls import message_calls
 from imcore.streams.client import RedisClient
 from imcore.system import System
-from imcore.workers.persist import Persist
 from tests.client_msgids import HOUR, put_back
+from tests.persist_runs import new_persist
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_messages_that_redis_has_trimmed_can_be_acked(chat: Chat) -> None:
     chat.create_group("g", ["ann", "bob", "cy"])
     one, *_ = (chat.send("g", text, sender_uid="ann") for text in ("one", "two", "three"))
     chat.system.database.upgrade()
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     while worker.step():
         pass
     worker.close()

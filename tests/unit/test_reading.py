@@ -20,7 +20,7 @@ from imcore.streams.calls.message_calls import PullResult
 from imcore.streams.calls.receipt_calls import TallyChange
 from imcore.streams.client import RedisClient
 from imcore.system import System
-from imcore.workers.persist import Persist
+from tests.persist_runs import new_persist
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def pull(chat: Chat, *uids: str, after: int | None = 0, count: int = PAGE, most_
 
 
 def trim(chat: Chat, msgid: str, gid: str = "team") -> None:
-    persist = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    persist = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     while persist.step():
         pass
     chat.system.client.call(message_calls.trim(chat.system.client.space, gid, msgids.pack(msgid)))

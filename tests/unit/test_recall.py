@@ -25,6 +25,7 @@ from imcore.system import System
 from imcore.workers.fetch import WorkItem, fetch
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
+from tests.persist_runs import new_persist
 
 GID = "team"
 NOT_YET = "2600000000000-0"
@@ -269,7 +270,7 @@ def test_the_content_is_gone_from_sql(chat: Chat) -> None:
 def test_a_tombstone_that_is_stored_before_its_message(chat: Chat) -> None:
     # Given a worker that has fetched a message, and is slow to store it
     chat.send(GID, "regrettable", sender_uid="ann", client_msgid="c1")
-    slow, fast = (Persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
+    slow, fast = (new_persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
     entries = slow._journal.read()
     works = [WorkItem(entry) for entry in entries]
     fetch(chat.system.client, chat.system.database, works)

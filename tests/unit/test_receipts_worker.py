@@ -23,6 +23,7 @@ from imcore.system import System
 from imcore.workers import persist, receipts
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
+from tests.persist_runs import new_persist
 
 KIND = ReceiptsWorker.kind
 SETTINGS = replace(
@@ -201,7 +202,7 @@ def test_digests_count_reads_of_members_who_left(chat: Chat, worker: ReceiptsWor
 
 
 def trim(chat: Chat, gid: str, msgid: str) -> None:
-    drain(Persist(chat.system.client, chat.system.database, SETTINGS))
+    drain(new_persist(chat.system.client, chat.system.database, SETTINGS))
     chat.system.client.call(message_calls.trim(chat.system.client.space, gid, msgids.pack(msgid)))
 
 

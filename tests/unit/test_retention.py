@@ -25,6 +25,7 @@ from imcore.streams.journal import Journal
 from imcore.system import System
 from imcore.workers.persist import KIND, Persist
 from tests.deadline import wait_until
+from tests.persist_runs import new_persist
 
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=2)
 DAY_MS = 24 * 60 * 60 * 1000
@@ -44,7 +45,7 @@ def persist(chat: Chat) -> Callable[[], None]:
 
     def run() -> None:
         worker, now = (
-            Persist(chat.system.client, chat.system.database, SETTINGS),
+            new_persist(chat.system.client, chat.system.database, SETTINGS),
             Journal(chat.system.client, KIND, SETTINGS),
         )
         while not now.drained():
@@ -354,7 +355,7 @@ class _History:
 
     def new_worker(self) -> Persist:
         database = _Whimsical(self.chat.system.database, self.dice)
-        return Persist(self.chat.system.client, database, replace(SETTINGS, batch_size=self.dice.randint(1, 4)))
+        return new_persist(self.chat.system.client, database, replace(SETTINGS, batch_size=self.dice.randint(1, 4)))
 
     def step(self) -> None:
         kind = self.dice.choice(
