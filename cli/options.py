@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import cleandoc
 from io import BufferedIOBase
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, cast
 
 import click
 
 from imcore.cli import output, times
-from imcore.cli.catalogue import SHARED_OPTIONS
+from imcore.cli.catalogue import COMMANDS, SHARED_OPTIONS
 from imcore.cli.names import readable
 from imcore.errors import InvalidInput, RefusedError
 from imcore.settings import Settings
@@ -134,12 +135,18 @@ class CommandGroup(Command, click.Group):
 def command(
     name: str, *, example: str, of: click.Group | None = None
 ) -> Callable[[Callable[Concatenate[Invocation, P], None]], Command]:
-    """Make a function a command of `im`, or of the group `of`; its first argument is the Invocation."""
+    """Make a function a command of `im`, or of the group `of`; its first argument is the Invocation.
+
+    Its docstring is the help; that of a command of `im` begins with the line in the catalogue.
+    """
 
     def decorate(function: Callable[Concatenate[Invocation, P], None]) -> Command:
         # click keeps the options below the decorator on the function.
         passing = click.make_pass_decorator(Invocation, ensure=True)(function)
-        made = click.command(name, cls=Command, example=example)(passing)
+        text = cleandoc(function.__doc__ or "")
+        if of is None:
+            text = f"{COMMANDS[name][1]}\n\n{text}"
+        made = click.command(name, cls=Command, example=example, help=text)(passing)
         if of is not None:
             of.add_command(made)
         return made

@@ -68,10 +68,7 @@ def _sending_options(function: F) -> F:
 @click.argument("text")
 @_sending_options
 def send(run: Invocation, /, gid: str, text: str, **options: Any) -> None:
-    """Send a message to a group.
-
-    TEXT `-` reads the message from stdin, exactly as it is, a last line break included.
-    """
+    """TEXT `-` reads the message from stdin, exactly as it is, a last line break included."""
     _send(run, text, options, gid, peer_in(gid))
 
 
@@ -80,10 +77,7 @@ def send(run: Invocation, /, gid: str, text: str, **options: Any) -> None:
 @click.argument("text")
 @_sending_options
 def dm(run: Invocation, /, uid: str, text: str, **options: Any) -> None:
-    """Send a message to one person.
-
-    TEXT `-` reads the message from stdin, exactly as it is, a last line break included.
-    """
+    """TEXT `-` reads the message from stdin, exactly as it is, a last line break included."""
     _send(run, text, options, "", uid)
 
 
@@ -94,9 +88,7 @@ def dm(run: Invocation, /, uid: str, text: str, **options: Any) -> None:
 @click.option("--ack", "with_ack", is_flag=True, help="Confirm what was printed, once it was.")
 @no_local_option
 def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack: bool, no_local: bool) -> None:
-    """Show what a member has not acked, oldest first.
-
-    The member's own messages are included, so that there are no holes. Without GID: of all their groups, by gid.
+    """The member's own messages are included, so that there are no holes. Without GID: of all their groups, by gid.
     As at a login, the user's local database is brought up to date: messages, receipts, and its outbox is sent. A user
     who is in no group after that is an error.
     """
@@ -126,10 +118,7 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
 @click.argument("gid")
 @click.argument("msgid", required=False)
 def ack(run: Invocation, uid: str, gid: str, msgid: str | None) -> None:
-    """Confirm everything up to a message.
-
-    Without MSGID: up to the newest. An older message than confirmed before changes nothing.
-    """
+    """Without MSGID: up to the newest. An older message than confirmed before changes nothing."""
     with run.chat() as chat:
         run.show(records_for(chat, uid, [chat.ack(uid, to_gid(gid, uid), msgid)]), ACK_COLUMNS)
 
@@ -137,10 +126,7 @@ def ack(run: Invocation, uid: str, gid: str, msgid: str | None) -> None:
 @command("unread", example="im unread bob")
 @click.argument("uid")
 def unread(run: Invocation, uid: str) -> None:
-    """Count what a member has not read, per group.
-
-    Groups where all is read are shown too, with 0. Own messages do not count.
-    """
+    """Groups where all is read are shown too, with 0. Own messages do not count."""
     with run.chat() as chat:
         counts = chat.unread(chat.known_user(uid))
         run.show(records_for(chat, uid, counts), UNREAD_COLUMNS)
@@ -151,9 +137,8 @@ def unread(run: Invocation, uid: str) -> None:
 @click.argument("msgid", required=False)
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="The newest N messages (default 20; 0: all).")
 def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> None:
-    """Show how many have read each message, or who has read one.
-
-    Without MSGID: tallies of the newest messages, oldest first. With MSGID: the names, and when each of them read it.
+    """Without MSGID: tallies of the newest messages, oldest first. With MSGID: the names, and when each of them read
+    it.
     """
     if msgid is not None and limit is not None:
         raise click.UsageError("--limit is for the tallies of a group: leave it out, or leave MSGID out")
@@ -179,9 +164,7 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
 @no_local_option
 @yes_option
 def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, no_local: bool, yes: bool) -> None:
-    """Withdraw a message: what it said is gone for good.
-
-    Its place stays, with who has read it, and no `im unread` counts it. A tombstone goes to every member, and is
+    """Its place stays, with who has read it, and no `im unread` counts it. A tombstone goes to every member, and is
     printed; for a message that is recalled already there is no second one, and the message is printed as it is now.
     """
     confirm(f"Recall message {msgid} of {name(gid)}? What it says is gone for good.", yes=yes)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from imcore.cli import names, output
+from imcore.cli.catalogue import COMMANDS
 from imcore.cli.options import CommandGroup, Invocation, command, confirm, yes_option
 from imcore.cli.output import Record
 from imcore.errors import ImError
@@ -18,9 +19,7 @@ _COLUMNS = ("id", "time", "worker", "deliveries", "reason")
 _FIELD_COLUMNS = ("field", "value")
 
 
-@click.group("dead", cls=CommandGroup, example="im dead list\nim dead requeue 3:1767225600000-0")
-def dead() -> None:
-    """List, show, requeue and drop dead letters."""
+dead = CommandGroup("dead", help=COMMANDS["dead"][1], example="im dead list\nim dead requeue 3:1767225600000-0")
 
 
 @command("list", of=dead, example="im dead list\nim dead list --json | jq -r .id | xargs -r im dead requeue")

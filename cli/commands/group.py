@@ -2,6 +2,7 @@
 
 import click
 
+from imcore.cli.catalogue import COMMANDS
 from imcore.cli.names import name
 from imcore.cli.options import CommandGroup, Invocation, command, confirm, yes_option
 from imcore.cli.records import GROUP_COLUMNS, MEMBER_COLUMNS, record_of
@@ -10,9 +11,7 @@ from imcore.model import values
 _COUNT_COLUMNS = ("gid", "members")
 
 
-@click.group("group", cls=CommandGroup, example="im group create team ann bob\nim group show team")
-def group() -> None:
-    """Create and list groups; add, remove and show members."""
+group = CommandGroup("group", help=COMMANDS["group"][1], example="im group create team ann bob\nim group show team")
 
 
 @command("create", of=group, example="im group create team ann bob cleo")

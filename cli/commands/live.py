@@ -50,11 +50,9 @@ if TYPE_CHECKING:
 )
 @no_local_option
 def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options: "Unpack[SessionOptions]") -> None:
-    """Run a live session until Ctrl-C.
-
-    It is online, shows what was not acked and then what comes, own messages included, and the receipts of own messages.
-    What is acked has been shown. Everything is kept in the user's local database (see `im log`), and what waits in its
-    outbox is sent. While the server is away it waits.
+    """It is online, shows what was not acked and then what comes, own messages included, and the receipts of own
+    messages. What is acked has been shown. Everything is kept in the user's local database (see `im log`), and what
+    waits in its outbox is sent. While the server is away it waits.
     """
     from imcore.device.device import when_there  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
@@ -109,9 +107,7 @@ def _events(
 @click.option("--ack", "with_ack", is_flag=True, help="Confirm what was printed, once it was.")
 @no_local_option
 def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
-    """Show tallies that changed since their sender confirmed them.
-
-    What is confirmed with --ack comes again when more people have read it; the user's local database keeps it. The
+    """What is confirmed with --ack comes again when more people have read it; the user's local database keeps it. The
     worker `receipts` must have run. A user who has left all groups still gets the receipts of their messages.
     """
     with run.chat() as chat, ExitStack() as stack:
@@ -134,9 +130,7 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
 @click.argument("uid")
 @click.argument("gid", required=False)
 def log(run: Invocation, uid: str, gid: str | None) -> None:
-    """Show a user's local database, as chat.
-
-    Oldest first, of all groups as they came, then what waits in the outbox. Own messages are `waiting`, `refused`,
+    """Oldest first, of all groups as they came, then what waits in the outbox. Own messages are `waiting`, `refused`,
     `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
     """
     gid = gid if gid is None else check_name(to_gid(gid, uid), "gid")

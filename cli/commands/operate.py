@@ -10,6 +10,7 @@ import click
 
 from imcore.admin.acl import ROLES
 from imcore.cli import output
+from imcore.cli.catalogue import COMMANDS
 from imcore.cli.options import CommandGroup, Invocation, NumberRange, command, confirm, yes_option
 from imcore.cli.progress import progress
 from imcore.errors import RedisUnavailable
@@ -17,6 +18,7 @@ from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT, Settings
 
 if TYPE_CHECKING:
     from imcore.repair.check import ReportedDifference
+    from imcore.streams.client import RedisClient
 
 _STATS_COLUMNS = ("groups", "members", "messages", "online", "journal", "dead_letters")
 _WORKER_COLUMNS = ("worker", "backlog", "pending", "lag_ms")
@@ -33,9 +35,7 @@ _TRIM_COLUMNS = ("groups", "entries", "journal_entries", "read_times", "rewritte
 @command("stats", example="im stats\nim stats --json | jq .workers\nim stats --online")
 @click.option("--online", is_flag=True, help="Name those who are online, too.")
 def stats(run: Invocation, online: bool) -> None:
-    """Show streams, backlogs, dead letters and who is online.
-
-    A worker's backlog is what it has not done yet, its lag the age of the oldest entry of that; pending is what its
+    """A worker's backlog is what it has not done yet, its lag the age of the oldest entry of that; pending is what its
     processes have in hand. A silent process with entries in hand has a line of its own. Jobs are shown if their Redis
     answers. Bytes are an estimate. Coalescing: how many acks made how many receipts (one recipient, one message), and
     in how many digests senders got them, as far as the worker `receipts` has come; messages and acks a second are
@@ -81,9 +81,7 @@ def _show_rest(run: Invocation, record: dict[str, Any]) -> None:
 @command("check", example="im check && echo they agree\nim check --repair")
 @click.option("--repair", is_flag=True, help="Mend what can be mended, and say of each difference whether it was.")
 def check(run: Invocation, repair: bool) -> None:
-    """Compare Redis with the SQL database.
-
-    Every count is computed anew. Each difference is a line; the exit code is 0 if there is none, or all were mended.
+    """Every count is computed anew. Each difference is a line; the exit code is 0 if there is none, or all were mended.
     Entries that a running worker `persist` is about to store are no difference. stderr names what changes too fast to
     be compared, and settings of the Redis server that break a promise.
     """
@@ -136,11 +134,9 @@ def _counted(differences: Iterable["ReportedDifference"], counts: Counter[str]) 
     help="Of these, keep what is younger than D days. [IM_KEEP_MS; default: 30 days]",
 )
 def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) -> None:
-    """Drop stream entries that are stored in SQL and old enough.
-
-    Nothing gets lost: messages that Redis has dropped are read from SQL. Journal entries that every kind of worker has
-    handled are dropped, too, and so are read times that are older than IM_KEEP_READ_TIMES_MS, if that is set. Then each
-    Redis rewrites its append-only file, so that dropped texts are on no disk any more; this waits for it.
+    """Nothing gets lost: messages that Redis has dropped are read from SQL. Journal entries that every kind of worker
+    has handled are dropped, too, and so are read times that are older than IM_KEEP_READ_TIMES_MS, if that is set. Then
+    each Redis rewrites its append-only file, so that dropped texts are on no disk any more; this waits for it.
 
     Nobody sees a recalled text, and SQL does not have it any more. But it stays in Redis, and in the rewritten file,
     until its message is dropped: by default when it is 30 days old, or 10,000 newer ones have come. If any stay, stderr
@@ -169,9 +165,7 @@ def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) ->
 @click.option("--adopt", is_flag=True, help="Merge groups that Redis got after this system had lost it, too.")
 @yes_option
 def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
-    """Rebuild Redis from the SQL database.
-
-    For a Redis that has lost its data. What the worker `persist` had not stored yet is not in SQL, and stays lost;
+    """For a Redis that has lost its data. What the worker `persist` had not stored yet is not in SQL, and stays lost;
     groups that Redis has are merged. Interrupted, it can be started again.
     """
     from imcore.repair import rebuild as admin  # noqa: PLC0415 (the help need not wait for the drivers)
@@ -198,10 +192,8 @@ def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
 @click.argument("roles", metavar="[worker] [gateway] [reader]", nargs=-1, type=click.Choice(list(ROLES)))
 @click.option("--aclfile", is_flag=True, help="As lines of the server's aclfile, not as commands.")
 def acl(run: Invocation, roles: tuple[str, ...], aclfile: bool) -> None:
-    """Print Redis ACL rules for gateways, workers and readers.
-
-    Each gives the least rights. Put the SHA-256 of a password (printf %s PASSWORD | sha256sum) where the line says so:
-    the server refuses the line without it. This command connects to no server.
+    """Each gives the least rights. Put the SHA-256 of a password (printf %s PASSWORD | sha256sum) where the line says
+    so: the server refuses the line without it. This command connects to no server.
     """
     for role in dict.fromkeys(roles or ROLES):
         rules = ROLES[role]
@@ -211,9 +203,7 @@ def acl(run: Invocation, roles: tuple[str, ...], aclfile: bool) -> None:
             output.say(rules.file_line() if aclfile else rules.set_user())
 
 
-@click.group("db", cls=CommandGroup, example="im db upgrade")
-def db() -> None:
-    """Bring the SQL database and the functions in Redis up to date."""
+db = CommandGroup("db", help=COMMANDS["db"][1], example="im db upgrade")
 
 
 @command("upgrade", of=db, example="im db upgrade --database-url postgresql:///chat")

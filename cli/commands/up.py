@@ -17,11 +17,9 @@ from imcore.settings import Settings
 
 @command("up", example="im up\nim up --redis-url redis://localhost:6379 --database-url postgresql:///chat")
 def up(run: Invocation) -> None:
-    """Run the embedded server and all workers, until Ctrl-C.
-
-    With a Redis URL set, that server is used and none is started. The database's tables and the functions in Redis are
-    made or brought up to date first. With --json stdout gets an object once the workers start, and one when they ended.
-    All other output is a log: `im up` runs on if nobody reads it, or if its disk is full.
+    """With a Redis URL set, that server is used and none is started. The database's tables and the functions in Redis
+    are made or brought up to date first. With --json stdout gets an object once the workers start, and one when they
+    ended. All other output is a log: `im up` runs on if nobody reads it, or if its disk is full.
     """
     settings = run.settings()
     last_words: tuple[str, ...] = ()

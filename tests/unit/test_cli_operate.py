@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from imcore.admin.retention import TrimSummary
+from imcore.cli import output
 from imcore.cli.app import app
 from imcore.cli.options import Invocation
 from imcore.cli.progress import progress
@@ -207,7 +208,7 @@ def test_progress_is_a_bar_where_a_person_looks(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("TERM", "xterm")
 
     with progress("bytes") as shown:
-        shown.to(5, 10)
+        shown(5, 10)
         shown.complain("line 1: [red]:smile:[/red]\x1b[2J")
 
     assert "5/10 bytes" in terminal.getvalue()
