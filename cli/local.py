@@ -1,7 +1,7 @@
 """The local database of the user for whom a command acts."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import click
@@ -43,16 +43,11 @@ def device_of(run: Invocation, chat: "Chat", uid: str) -> Iterator["Device"]:
         yield device
 
 
-@contextmanager
-def device_if_any(run: Invocation, chat: "Chat", uid: str) -> Iterator["Device | None"]:
+def device_if_any(run: Invocation, chat: "Chat", uid: str) -> "AbstractContextManager[Device | None]":
     """Open a user's local database as `device_of` does, if there is one: the name of a new user may be mistyped."""
     from imcore.device.local_database import path_of  # noqa: PLC0415
 
-    if not path_of(run.settings().data_dir, uid).exists():
-        yield None
-        return
-    with device_of(run, chat, uid) as device:
-        yield device
+    return device_of(run, chat, uid) if path_of(run.settings().data_dir, uid).exists() else nullcontext()
 
 
 def sync_outside(run: Invocation, chat: "Chat", uid: str) -> None:
@@ -75,8 +70,9 @@ def complain_of_refused(flushed: "Flushed", besides: "Outgoing | None" = None) -
             output.complain(f"a message that waited in the outbox was refused (see `im log`): {reason}")
 
 
-@contextmanager
-def sending_device(run: Invocation, chat: "Chat", uid: str, content: str = "") -> Iterator["Device | None"]:
+def sending_device(
+    run: Invocation, chat: "Chat", uid: str, content: str = ""
+) -> "AbstractContextManager[Device | None]":
     """Open the local database of a user who sends, and make sure that a message with this content can be kept there.
 
     None for a user who has none and is in no group: the name may be mistyped. Raise LocalDatabaseError before anything
@@ -88,8 +84,7 @@ def sending_device(run: Invocation, chat: "Chat", uid: str, content: str = "") -
     chat.system.client.require_functions(writes=True)  # as a send does: what comes before it only reads
     is_known = path.exists() or bool(chat.groups_of(uid))
     try_out(path, uid, len(content.encode(errors="replace")))
-    with device_of(run, chat, uid) if is_known else nullcontext() as device:
-        yield device
+    return device_of(run, chat, uid) if is_known else nullcontext()
 
 
 def keep_sent(run: Invocation, chat: "Chat", device: "Device | None", message: "Message") -> None:

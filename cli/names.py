@@ -123,8 +123,6 @@ def marked(text: str) -> str:
 
 
 class _Marking:
-    """Marks one text, character by character."""
-
     def __init__(self, text: str) -> None:
         self._text = text
         self._parts = {at for match in _SEEN.finditer(text) if _changes_look(match) for at in range(*match.span())}
@@ -279,7 +277,7 @@ def _scripts_of(char: str) -> frozenset[str]:
     base = _base_of(char)
     kind = unicodedata.category(base)
     of_its_own = frozenset({_script_of(base)} if kind[0] == "L" or (kind == "Nd" and not base.isascii()) else ())
-    return _classes().get(base, of_its_own)
+    return frozenset(map(_script_of, _members()[base])) if base in _members() else of_its_own
 
 
 @cache
@@ -288,13 +286,7 @@ def _base_of(char: str) -> str:
 
 
 @cache
-def _classes() -> dict[str, frozenset[str]]:
-    return {each: frozenset(map(_script_of, members)) for each, members in _members().items()}
-
-
-@cache
 def _members() -> dict[str, str]:
-    """Return for each lookalike its class."""
     return {each: members for members in characters.LOOKALIKES.split() for each in members}
 
 

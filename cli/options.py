@@ -110,7 +110,6 @@ class Command(click.Command):
         return option
 
     def get_help(self, ctx: click.Context) -> str:
-        """Return the help, on a terminal in its width."""
         formatter = HelpFormatter(output.width(sys.stdout) if output.is_terminal(sys.stdout) else None)
         self.format_help(ctx, formatter)
         return formatter.getvalue().rstrip("\n")
@@ -123,8 +122,6 @@ class Command(click.Command):
 
 
 class CommandGroup(Command, click.Group):
-    """A group of commands."""
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the whole short help of each command: click cuts it."""
         commands = [self.get_command(ctx, name) for name in self.list_commands(ctx)]

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from io import TextIOWrapper
 from itertools import chain, islice
-from types import FrameType
 from typing import NoReturn, TextIO
 
 from imcore.cli import tables
@@ -71,7 +70,8 @@ def safe(text: str) -> str:
 
 def to_json(record: Record) -> str:
     """Return the record as one line of readable JSON; characters that act on a terminal are written `\\uXXXX`."""
-    return _ACTING_PATTERN.sub(_json_escape, json.dumps(record, ensure_ascii=False, default=_json_time))
+    text = json.dumps(record, ensure_ascii=False, default=_json_time)
+    return _ACTING_PATTERN.sub(lambda match: match[0] if match["seen"] else json.dumps(match[0])[1:-1], text)
 
 
 def show(records: Iterable[Record], columns: Sequence[str], *, as_json: bool) -> None:
@@ -112,7 +112,6 @@ def complain(text: str) -> None:
 
 
 def error_line(text: str) -> str:
-    """Return an error or warning as a line for stderr."""
     return f"{_SPEAKER}{safe(in_one_line(redact(text)))}"
 
 
@@ -142,7 +141,7 @@ def flush() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        _give_up_stdout(error)
+        _give_up(error.strerror)
 
 
 def drop() -> None:
@@ -154,7 +153,7 @@ def drop() -> None:
 @contextmanager
 def in_a_moment() -> Iterator[None]:
     """In the `with`, wait only a moment for a reader, then raise OutputError: the command was asked to stop."""
-    before = signal.signal(signal.SIGALRM, _give_up_reader)
+    before = signal.signal(signal.SIGALRM, lambda *_: _give_up("nobody reads it"))
     signal.setitimer(signal.ITIMER_REAL, _LAST_WAIT_S)
     try:
         yield
@@ -187,7 +186,6 @@ def interrupted() -> int:
 
 
 def width(stream: TextIO) -> int:
-    """Return the columns of a stream's terminal."""
     try:
         return width_of(stream.fileno())
     except (OSError, ValueError):  # a stream without a descriptor
@@ -245,10 +243,6 @@ def _picture(match: re.Match[str]) -> str:
     return "\u2421" if char == "\x7f" else f"<U+{ord(char):04X}>"
 
 
-def _json_escape(match: re.Match[str]) -> str:
-    return match[0] if match["seen"] else json.dumps(match[0])[1:-1]
-
-
 def _plain(records: Iterable[Record], columns: Sequence[str]) -> Iterator[str]:
     rows = ("\t".join(str(_cell(record[column])) for column in columns) for record in records)
     first = list(islice(rows, 1))  # after an error here nothing is written
@@ -287,7 +281,7 @@ def _write_lines(lines: Iterable[str]) -> None:
         try:
             stream.write(line + "\n")
         except OSError as error:
-            _give_up_stdout(error)
+            _give_up(error.strerror)
 
 
 def _write_best_effort(stream: TextIO | None, *lines: str) -> None:
@@ -296,17 +290,12 @@ def _write_best_effort(stream: TextIO | None, *lines: str) -> None:
         print(*lines, sep="\n", file=stream, flush=True)
 
 
-def _give_up_reader(_number: int, _frame: FrameType | None) -> NoReturn:
-    drop()
-    raise OutputError("the output could not be written: nobody reads it")
-
-
 def _stdout() -> TextIO:
     if sys.stdout is None:
-        raise OutputError("the output could not be written: stdout is closed")
+        _give_up("stdout is closed")
     return sys.stdout
 
 
-def _give_up_stdout(error: OSError) -> NoReturn:
+def _give_up(reason: str | None) -> NoReturn:
     drop()
-    raise OutputError(f"the output could not be written: {error.strerror}") from error
+    raise OutputError(f"the output could not be written: {reason}")

@@ -42,12 +42,10 @@ def record_of(value: Value) -> Record:
 
 
 def tally_record(tally: MessageTally) -> Record:
-    """Return the object of a message with how many have read it."""
     return {**record_of(tally.message), "read": tally.read, "unread": tally.unread}
 
 
 def status_record(status: MessageStatus) -> Record:
-    """Return the object of a message with who has read it and who has not."""
     return {
         **record_of(status.message),
         "read": len(status.read_by),
@@ -58,7 +56,6 @@ def status_record(status: MessageStatus) -> Record:
 
 
 def reader_records(status: MessageStatus) -> list[Record]:
-    """Return a row for each recipient of a message."""
     read: list[Record] = [{"uid": reader.uid, "read": True, "read_at": reader.read_at} for reader in status.read_by]
     return read + [{"uid": uid, "read": False, "read_at": None} for uid in status.unread_by]
 

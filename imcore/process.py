@@ -162,7 +162,6 @@ class WorkerSignals(StopSignals):
         self._writer.close()
 
     def wait(self, seconds: float) -> None:
-        """Wait until this time is over or a signal comes."""
         if not self.stopping and select.select([self._reader], [], [], seconds)[0]:
             self._reader.recv(1024)
 

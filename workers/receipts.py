@@ -160,7 +160,6 @@ class ReceiptsWorker:
 
 
 def _waits(entry: Entry, failed: dict[str, ImError]) -> bool:
-    """Return whether an entry has to wait for SQL."""
     return isinstance(entry.event, Acked) and isinstance(failed.get(entry.event.gid), _SQL_AWAY)
 
 

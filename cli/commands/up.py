@@ -47,7 +47,6 @@ def up(run: Invocation) -> None:
 
 
 def _prepare(run: Invocation, settings: Settings) -> None:
-    """Bring Redis and SQL up to date, and report their addresses."""
     from imcore.admin import server_settings  # noqa: PLC0415 (the help need not wait for the drivers)
     from imcore.sql.database import Database  # noqa: PLC0415
 

@@ -209,7 +209,7 @@ def test_progress_is_a_bar_where_a_person_looks(monkeypatch: pytest.MonkeyPatch)
 
     with progress("bytes") as shown:
         shown(5, 10)
-        shown.complain("line 1: [red]:smile:[/red]\x1b[2J")
+        output.complain("line 1: [red]:smile:[/red]\x1b[2J")
 
     assert "5/10 bytes" in terminal.getvalue()
     assert "im: line 1: [red]:smile:[/red]␛[2J" in terminal.getvalue()
