@@ -50,19 +50,6 @@ def device_if_any(run: Invocation, chat: "Chat", uid: str) -> "AbstractContextMa
     return device_of(run, chat, uid) if path_of(run.settings().data_dir, uid).exists() else nullcontext()
 
 
-def sync_outside(run: Invocation, chat: "Chat", uid: str) -> None:
-    """Sync a user who is in no group: their first message may wait in the outbox, or the last tallies.
-
-    Raise the error that keeps the outbox waiting.
-    """
-    with device_if_any(run, chat, uid) as device:
-        if device:
-            flushed = device.sync()
-            complain_of_refused(flushed)
-            if flushed.stopped_by:
-                raise flushed.stopped_by
-
-
 def complain_of_refused(flushed: "Flushed", besides: "Outgoing | None" = None) -> None:
     """Report the messages of the outbox that will never be sent."""
     for outgoing, reason in flushed.refused:

@@ -27,11 +27,11 @@ def _run() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     if sys.argv[1:] in (["-h"], ["--help"]) and _printed_help():
         return
-    from imcore.cli import record_stream  # noqa: PLC0415 (the help need not wait for these)
+    from imcore.cli import output  # noqa: PLC0415 (the help need not wait for these)
     from imcore.util import best_effort  # noqa: PLC0415
 
     best_effort.install()
-    record_stream.install()
+    output.install()
     if any(argument.startswith(("--redis-url", "--database-url")) for argument in sys.argv):
         from imcore.cli import passwords  # noqa: PLC0415 (it is needed where such an option is given)
 

@@ -256,7 +256,8 @@ def _is_expected(char: str, scripts: Sequence[frozenset[str]], at: int) -> bool:
         expected = expected & other or expected
         if len(expected) == 1:
             break
-    return _script_of(_base_of(char)) == min(expected, key=_order)
+    likeliest = next((script for script in _FIRST if script in expected), min(expected))
+    return _script_of(_base_of(char)) == likeliest
 
 
 def _one_script_of(char: str) -> str:
@@ -265,10 +266,6 @@ def _one_script_of(char: str) -> str:
     script = _script_of(base)
     first = next((each for each in _members().get(base, "") if _script_of(each) == script), "")
     return script.title() if base == first else ""
-
-
-def _order(script: str) -> tuple[int, str]:
-    return (_FIRST.index(script) if script in _FIRST else len(_FIRST)), script
 
 
 @cache

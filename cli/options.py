@@ -100,7 +100,18 @@ class Command(click.Command):
     def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"context_settings": {"help_option_names": ["-h", "--help"]}})
         self.example = example
-        self.params += shared_options()
+        self.params += [
+            click.Option(
+                [flag],
+                metavar=metavar,
+                help=text,
+                is_flag=metavar is None,
+                default=None,
+                expose_value=False,
+                callback=_note,
+            )
+            for flag, metavar, text in SHARED_OPTIONS
+        ]  # their values go to the Invocation
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         """Return the option that prints the help in our own way: click's ignores a full disk."""
@@ -149,22 +160,6 @@ def command(
         return made
 
     return decorate
-
-
-def shared_options() -> list[click.Parameter]:
-    """Return the options of every command. Their values go to the Invocation, not to the command."""
-    return [
-        click.Option(
-            [flag],
-            metavar=metavar,
-            help=text,
-            is_flag=metavar is None,
-            default=None,
-            expose_value=False,
-            callback=_note,
-        )
-        for flag, metavar, text in SHARED_OPTIONS
-    ]
 
 
 def confirm(question: str, *, yes: bool) -> None:

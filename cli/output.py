@@ -7,14 +7,14 @@ Records (`show`, `say`) are the answer of a command: a failed write raises Outpu
 import json
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
-from io import TextIOWrapper
+from io import BufferedWriter, FileIO, TextIOWrapper
 from itertools import chain, islice
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from imcore.cli import tables
 from imcore.cli.characters import ACTING, EMOJI
@@ -25,6 +25,9 @@ from imcore.cli.times import iso
 from imcore.errors import ImError
 from imcore.util import best_effort
 from imcore.util.batches import batches
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 """Exit codes; click itself uses 2 for wrong usage."""
@@ -57,6 +60,16 @@ class OutputError(ImError):
     """The output could not be written: its reader has gone or does not read, or the disk is full."""
 
 
+class BlockingFile(FileIO):
+    """A descriptor that waits for its reader, also if another process has made it non-blocking."""
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        """Write as many bytes as there is room for; return how many. Raise OSError."""
+        while (written := super().write(data)) is None:
+            select.select((), (self,), ())
+        return written
+
+
 def safe(text: str) -> str:
     """Return `text` on one line, without characters that act on a terminal or hide.
 
@@ -70,7 +83,7 @@ def safe(text: str) -> str:
 
 def to_json(record: Record) -> str:
     """Return the record as one line of readable JSON; characters that act on a terminal are written `\\uXXXX`."""
-    text = json.dumps(record, ensure_ascii=False, default=_json_time)
+    text = json.dumps(record, ensure_ascii=False, default=iso)
     return _ACTING_PATTERN.sub(lambda match: match[0] if match["seen"] else json.dumps(match[0])[1:-1], text)
 
 
@@ -212,6 +225,18 @@ def is_dumb() -> bool:
     return os.environ.get("TERM", "").lower() in {"dumb", "unknown", ""}
 
 
+def install() -> None:
+    """Give sys.stdout a buffer, whatever PYTHONUNBUFFERED says, unless it is closed.
+
+    A buffer checks how much of a text was written; Python's text layer does not. Without a buffer a full disk cuts the
+    last record in two without an error.
+    """
+    if sys.stdout is not None:
+        buffer = BufferedWriter(BlockingFile(sys.stdout.fileno(), "w", closefd=False))
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        sys.stdout = TextIOWrapper(buffer, encoding, errors, newline="\n", line_buffering=buffer.isatty())
+
+
 def use_utf8() -> None:
     """Make stdout and stderr write UTF-8, whatever the locale and PYTHONIOENCODING say."""
     for stream in (sys.stdout, sys.stderr):
@@ -266,12 +291,6 @@ def _cell(value: object) -> tables.Cell:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return value if isinstance(value, int | float) else safe(str(value))
-
-
-def _json_time(value: object) -> str:
-    if isinstance(value, datetime):
-        return iso(value)
-    raise TypeError(f"{type(value)} is nothing that JSON has")
 
 
 def _write_lines(lines: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import IO, Any, Self, cast
@@ -191,7 +191,7 @@ class _Program:
     """The beginning of a line whose end has not come yet."""
 
 
-class Programs:
+class Programs(AbstractContextManager["Programs"]):
     """Child processes, from `start` to the end of the `with`. None of them outlives this process."""
 
     def __init__(self, on_line: Callable[[str, str], None]) -> None:
@@ -199,9 +199,6 @@ class Programs:
         self._on_line = on_line
         self._running: list[_Program] = []
         self._selector = selectors.DefaultSelector()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:

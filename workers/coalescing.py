@@ -30,7 +30,10 @@ def segments(moves: Iterable[Move]) -> list[Segment]:
     start = 0
     for position, change, uids in bounds:
         if movers and position > start:
-            _append(covered, Segment(start, position, _only(movers)))
+            segment = Segment(start, position, _only(movers))
+            if covered and (covered[-1].until, covered[-1].only) == (start, segment.only):  # they touch
+                segment = segment._replace(after=covered.pop().after)
+            covered.append(segment)
         start = position
         movers[uids] += change
         if not movers[uids]:
@@ -47,13 +50,6 @@ def _only(movers: Iterable[tuple[str, ...]]) -> str:
                 return ""
             member = uid
     return member
-
-
-def _append(covered: list[Segment], segment: Segment) -> None:
-    """Append a range, or join it to the last one if they touch and name the same member."""
-    if covered and covered[-1].until == segment.after and covered[-1].only == segment.only:
-        segment = Segment(covered.pop().after, segment.until, segment.only)
-    covered.append(segment)
 
 
 def moves_by_group(entries: Iterable[Entry]) -> dict[str, list[Move]]:

@@ -138,14 +138,12 @@ class JobsWorker(SimpleWorker):
 
     def unsubscribe(self) -> None:
         """End the thread that receives rq's commands. While Redis is away, rq leaves it behind, trying for ever."""
-        self._unsubscribing.set()
-        thread = self.pubsub_thread
-        if thread:
-            thread.stop()  # first, or it would wait for the next subscription once this one is gone
+        self.leave()  # first, or it would wait for the next subscription once this one is gone
+        if self.pubsub_thread:
             try:
                 self.pubsub.unsubscribe()  # the answer ends its wait; then it closes the connection itself
             finally:
-                thread.join(_THREAD_S)
+                self.pubsub_thread.join(_THREAD_S)
 
     def leave(self) -> None:
         """End that thread without `unsubscribe`: its connection is about to be closed."""

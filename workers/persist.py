@@ -84,19 +84,15 @@ class Persist:
         if self._watch.look():
             self._drop_batch()
         if not self._in_hand:
-            self._in_hand = self._take()
+            time.sleep(max(0.0, self._next - time.monotonic()))
+            self._in_hand = self._journal.read()
+            self._next = time.monotonic() + (PACE_S if len(self._in_hand) < self._batch_size else 0.0)
             self._member_counts = member_counts(self._client, self._in_hand)
         batch = self._in_hand[: _batch_length(self._in_hand, self._member_counts)]
         self._database.empty_log()  # a reader may have been in the way when it was to be emptied
         handled = self._persist(batch) if batch else 0
         del self._in_hand[: len(batch)]
         return handled
-
-    def _take(self) -> list[Entry]:
-        time.sleep(max(0.0, self._next - time.monotonic()))
-        entries = self._journal.read()
-        self._next = time.monotonic() + (PACE_S if len(entries) < self._batch_size else 0.0)
-        return entries
 
     def _drop_batch(self) -> None:
         self._in_hand = []

@@ -139,7 +139,8 @@ class ReceiptsWorker:
         """Return the changes of a first page and the pages after it, with those of trimmed messages from SQL."""
         changes = self._trimmed(gid, wanted, page.trimmed) + page.found
         while page.next_after is not None:
-            wanted = _after(wanted, page.next_after)
+            after = page.next_after
+            wanted = [Segment(max(s.after, after), s.until, s.only) for s in wanted if s.until > after]
             page = self._client.call(receipt_calls.changes(self._client.space, gid, wanted, PAGE))
             changes += self._trimmed(gid, wanted, page.trimmed) + page.found
         return changes
@@ -161,11 +162,3 @@ class ReceiptsWorker:
 
 def _waits(entry: Entry, failed: dict[str, ImError]) -> bool:
     return isinstance(entry.event, Acked) and isinstance(failed.get(entry.event.gid), _SQL_AWAY)
-
-
-def _after(wanted: Sequence[Segment], position: int) -> list[Segment]:
-    return [
-        Segment(max(segment.after, position), segment.until, segment.only)
-        for segment in wanted
-        if segment.until > position
-    ]

@@ -3,7 +3,7 @@
 import gc
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import click
 
 from imcore.cli import output
 from imcore.cli.bench.harness.figures import Figure, to_record
-from imcore.cli.bench.harness.report import Medians, bars, picture, tables
+from imcore.cli.bench.harness.report import bars, picture, tables
 from imcore.cli.bench.harness.timing import LEAST_ROUNDS, Progress, RoundPlan
 from imcore.cli.options import Invocation, command
 from imcore.cli.progress import working
@@ -84,8 +84,12 @@ def bench(run: Invocation, /, name: str, latency: bool, quick: bool, rounds: int
         saved.write(svg, picture(figures, caption))
     if run.json:
         run.show([to_record(figure) for figure in figures], ())
-    else:
-        _show(run, figures, before, caption)
+        return
+    for table in tables(figures, before):
+        output.say("", *output.fitted(sys.stdout, table.title))
+        run.show(table.rows, table.columns)
+    columns = output.width(sys.stdout) if output.is_terminal(sys.stdout) else None
+    output.say(*output.fitted(sys.stdout, *bars(figures, columns), "", caption))
 
 
 def _names(name: str, *, latency: bool) -> list[str]:
@@ -101,11 +105,3 @@ def _imported(name: str) -> "Scenario":
     module = importlib.import_module(f"imcore.cli.bench.scenarios.{BENCHES.get(name, name)}")
     scenario: Scenario = getattr(module, f"run_{name}")
     return scenario
-
-
-def _show(run: Invocation, figures: Sequence[Figure], before: Medians | None, caption: str) -> None:
-    for table in tables(figures, before):
-        output.say("", *output.fitted(sys.stdout, table.title))
-        run.show(table.rows, table.columns)
-    columns = output.width(sys.stdout) if output.is_terminal(sys.stdout) else None
-    output.say(*output.fitted(sys.stdout, *bars(figures, columns), "", caption))

@@ -1,11 +1,12 @@
-"""Sending, pulling, confirming, recalling, and asking who has read what."""
+"""Groups and their members; sending, pulling, confirming, recalling, and asking who has read what."""
 
 from contextlib import ExitStack, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from imcore.cli import output
+from imcore.cli.catalogue import COMMANDS
 from imcore.cli.local import (
     complain_of_refused,
     device_if_any,
@@ -17,10 +18,12 @@ from imcore.cli.local import (
     show_stored,
 )
 from imcore.cli.names import name, peer_in, to_gid
-from imcore.cli.options import Invocation, command, confirm, standard_input, yes_option
+from imcore.cli.options import CommandGroup, Invocation, command, confirm, standard_input, yes_option
 from imcore.cli.records import (
     ACK_COLUMNS,
+    GROUP_COLUMNS,
     LOG_COLUMNS,
+    MEMBER_COLUMNS,
     MESSAGE_COLUMNS,
     READER_COLUMNS,
     TALLY_COLUMNS,
@@ -33,16 +36,15 @@ from imcore.cli.records import (
     with_peers,
 )
 from imcore.errors import InvalidInput, TryAgain
+from imcore.model.values import Group
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imcore.chat import Chat
 
-F = TypeVar("F", bound="Callable[..., Any]")
 
-
-def _sending_options(function: F) -> F:
+def _sending_options(function: "Callable[..., None]") -> "Callable[..., None]":
     options = (
         click.option("--from", "sender_uid", metavar="UID", required=True, help="Who sends it."),
         click.option(
@@ -230,3 +232,54 @@ def _content(text: str, max_bytes: int) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise InvalidInput(f"content on stdin is not valid UTF-8: byte {error.start + 1} cannot be read") from None
+
+
+group = CommandGroup("group", help=COMMANDS["group"][1], example="im group create team ann bob\nim group show team")
+
+
+@command("create", of=group, example="im group create team ann bob cleo")
+@click.argument("gid")
+@click.argument("uids", metavar="[UID]...", nargs=-1)
+def create(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
+    """Create a group. The same group with the same members again changes nothing."""
+    with run.chat() as chat:
+        _show_count(run, chat.create_group(gid, uids))
+
+
+@command("add", of=group, example="im group add team dora emil")
+@click.argument("gid")
+@click.argument("uids", metavar="UID...", nargs=-1, required=True)
+def add(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
+    """Let users join a group. Members stay as they are."""
+    with run.chat() as chat:
+        _show_count(run, chat.add_members(gid, uids))
+
+
+@command("remove", of=group, example="im group remove team emil\nim group remove team emil --yes")
+@click.argument("gid")
+@click.argument("uids", metavar="UID...", nargs=-1, required=True)
+@yes_option
+def remove(run: Invocation, gid: str, uids: tuple[str, ...], yes: bool) -> None:
+    """Let members leave a group. What they had read stays read."""
+    confirm(f"Remove {', '.join(map(name, uids))} from {name(gid)}?", yes=yes)
+    with run.chat() as chat:
+        _show_count(run, chat.remove_members(gid, uids))
+
+
+@command("list", of=group, example="im group list")
+def list_(run: Invocation) -> None:
+    """List all groups, by gid."""
+    with run.chat() as chat:
+        run.show(map(record_of, chat.groups()), GROUP_COLUMNS)
+
+
+@command("show", of=group, example="im group show team")
+@click.argument("gid")
+def show(run: Invocation, gid: str) -> None:
+    """Show the members of a group, by uid: their offset, what they have not read, and who is online."""
+    with run.chat() as chat:
+        run.show(map(record_of, chat.members(gid)), MEMBER_COLUMNS)
+
+
+def _show_count(run: Invocation, changed: Group) -> None:
+    run.show([{"gid": changed.gid, "members": changed.members}], ("gid", "members"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from imcore.cli import output
-from imcore.cli.local import device_of, local_database, no_local_option, sync_outside
+from imcore.cli.local import complain_of_refused, device_if_any, device_of, local_database, no_local_option
 from imcore.cli.names import to_gid
 from imcore.cli.options import Invocation, NumberRange, command
 from imcore.cli.records import (
@@ -82,7 +82,12 @@ def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":
     chat = run.chat()
     try:
         if not no_local and not chat.groups_of(uid):
-            sync_outside(run, chat, uid)
+            with device_if_any(run, chat, uid) as device:  # their first message may wait in the outbox
+                flushed = device.sync() if device else None
+            if flushed:
+                complain_of_refused(flushed)
+            if flushed and flushed.stopped_by:
+                raise flushed.stopped_by
         chat.known_user(uid)
     except BaseException:
         chat.close()

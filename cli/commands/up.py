@@ -33,7 +33,11 @@ def up(run: Invocation) -> None:
             _prepare(run, settings)
             signals.defer()
             programs = stack.enter_context(Programs(partial(_pass_on, run)))
-            _start_workers(programs, settings)
+            environment = worker_command.environment_of(settings)
+            for name in worker_command.NAMES:
+                # One warning about the server is enough; but the jobs may have a server of their own.
+                is_known = name != "jobs" or settings.jobs_redis_url == settings.redis_url
+                programs.start(name, worker_command.command_of(name, *["--known-server"] * is_known), environment)
             _serve(run, programs, signals, health)
             for name, code in programs.stop().items():
                 if code == -signal.SIGKILL:
@@ -67,14 +71,6 @@ def _prepare(run: Invocation, settings: Settings) -> None:
         f"im: SQL at {sql}",
         f"im: starting the workers {', '.join(worker_command.NAMES)}; Ctrl-C ends all",
     )
-
-
-def _start_workers(programs: Programs, settings: Settings) -> None:
-    environment = worker_command.environment_of(settings)
-    for name in worker_command.NAMES:
-        # One warning about the server is enough; but the jobs may have a server of their own.
-        is_known = name != "jobs" or settings.jobs_redis_url == settings.redis_url
-        programs.start(name, worker_command.command_of(name, *["--known-server"] * is_known), environment)
 
 
 def _serve(run: Invocation, programs: Programs, signals: StopSignals, health: HealthCheck | None) -> None:
