@@ -31,10 +31,7 @@ def local_database(run: Invocation, uid: str, *, exclusive: bool = False, read_o
 
 @contextmanager
 def device_of(run: Invocation, chat: "Chat", uid: str) -> Iterator["Device"]:
-    """Open a user's local database for a moment; a live session may hold it meanwhile.
-
-    Raise LocalDatabaseError, also if it was made with the data of another server.
-    """
+    """Open a user's local database. Raise LocalDatabaseError, also if it has the data of another server."""
     from imcore.device.device import Device  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
     with local_database(run, uid) as local:
@@ -75,10 +72,7 @@ def sending_device(
 
 
 def keep_sent(run: Invocation, chat: "Chat", device: "Device | None", message: "Message") -> None:
-    """Keep a message that the server has stored. The first one makes the sender's local database.
-
-    If that fails after all, report that the message is stored at the server.
-    """
+    """Keep a message that the server has stored; report if that fails. The first one makes the local database."""
     try:
         with nullcontext(device) if device else device_of(run, chat, message.sender_uid) as sender:
             sender.keep([message])

@@ -1,4 +1,4 @@
-"""What all commands share: the options, given before or after the command's name, and the way to the library."""
+"""The parts of all commands: the options, given before or after the command's name, and the way to the library."""
 
 import math
 import re

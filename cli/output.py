@@ -40,7 +40,7 @@ _MOMENTARY: list[Callable[[], None]] = []
 _SPEAKER = "im: "
 
 _LAST_WAIT_S = 1.0
-"""How long a stopped command waits for the reader of its last records."""
+"""A stopped command waits this long for the reader of its last records."""
 
 Record = Mapping[str, object]
 """A line of `--json`, which is also a row of a table."""
@@ -88,10 +88,7 @@ def to_json(record: Record) -> str:
 
 
 def show(records: Iterable[Record], columns: Sequence[str], *, as_json: bool) -> None:
-    """Write the records: JSON Lines of all their keys, or these columns as a table (tab-separated for a pipe).
-
-    They are written when this returns. Raise OutputError if that fails.
-    """
+    """Write all records: JSON Lines, or these columns as a table (tab-separated for a pipe). Raise OutputError."""
     if as_json:
         _write_lines(to_json(record) for record in records)
     elif is_terminal(sys.stdout):
@@ -117,15 +114,9 @@ def remark(*lines: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Write an error or warning to stderr, best-effort, without passwords: one line, `im: ...`.
-
-    On a terminal it is broken between words, as all text is.
-    """
-    _write_best_effort(sys.stderr, *fitted(sys.stderr, error_line(text), hang=len(_SPEAKER)))
-
-
-def error_line(text: str) -> str:
-    return f"{_SPEAKER}{safe(in_one_line(redact(text)))}"
+    """Write an error or warning to stderr, best-effort, without passwords: one line, `im: ...`."""
+    line = f"{_SPEAKER}{safe(in_one_line(redact(text)))}"
+    _write_best_effort(sys.stderr, *fitted(sys.stderr, line, hang=len(_SPEAKER)))
 
 
 @contextmanager
@@ -139,10 +130,7 @@ def making_way(hide: Callable[[], None]) -> Iterator[None]:
 
 
 def handed_over(records: Iterable[Record]) -> Iterator[Record]:
-    """Yield the records, each handed to the reader before the next is fetched.
-
-    Use it where fetching a record changes something: a failed write raises OutputError before the next change.
-    """
+    """Yield the records, each handed to the reader before the next is fetched: fetching one changes something."""
     for record in records:
         yield record
         flush()
@@ -206,10 +194,7 @@ def width(stream: TextIO) -> int:
 
 
 def fitted(stream: TextIO | None, *lines: str, hang: int | None = None) -> list[str]:
-    """Return the lines, broken between words if the stream is a terminal.
-
-    The rest of a broken line is indented by `hang`, or as the line itself suggests.
-    """
+    """Return the lines, broken if the stream is a terminal; `hang` is the indent after a break."""
     if stream is None or not is_terminal(stream):
         return list(lines)
     columns = width(stream)

@@ -17,16 +17,11 @@ if TYPE_CHECKING:
     from rich import progress as rich
 
 _AGAIN_S = 0.1
-_HEIGHT = 24
-"""Any height: a bar takes one line."""
 
 
 @contextmanager
 def progress(unit: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show progress in a unit, by the work done and the total (None: unknown); `bytes` get prefixes (kB, MB).
-
-    The bar appears with the first report, makes way for other text, and disappears at the end.
-    """
+    """Show progress in a unit as a bar, by the work done and the total (None: unknown)."""
     with _shown(_Bar(unit, again_s=_AGAIN_S)) as show:
         yield lambda done, total: show("", done, total)
 
@@ -105,7 +100,7 @@ def _rich_bar(unit: str, total: int | None) -> "rich.Progress":
         columns.append(rich.TextColumn(unit))
     if unit and total is not None:
         columns.append(rich.TimeRemainingColumn())
-    # With a size: without one it reads COLUMNS and LINES, also invalid ones.
-    console = Console(stderr=True, width=output.width(sys.stderr), height=_HEIGHT)
+    # With a size (a bar takes one line): without one it reads COLUMNS and LINES, also invalid ones.
+    console = Console(stderr=True, width=output.width(sys.stderr), height=24)
     # Not redirected: other text for stdout belongs there, not beside the bar.
     return rich.Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)

@@ -60,17 +60,14 @@ def reader_records(status: MessageStatus) -> list[Record]:
     return read + [{"uid": uid, "read": False, "read_at": None} for uid in status.unread_by]
 
 
-def with_peers(uid: str, members: Callable[[str], Iterable[str]]) -> Callable[[Record], Record]:
-    """Return a function that adds the other user, as `peer`, to an object about a one-to-one chat of this user.
-
-    `members` gives the members of a chat, for a gid that does not name them.
-    """
+def with_peers(uid: str, members_of: Callable[[str], Iterable[str]]) -> Callable[[Record], Record]:
+    """Return a function that adds the other user, as `peer`, to an object about a one-to-one chat."""
     peers: dict[str, str | None] = {}
 
     def with_peer(record: Record) -> Record:
         gid = str(record["gid"])
         if is_direct(gid) and peers.get(gid) is None:  # an unknown peer may be known later
-            peers[gid] = peer_of(gid, uid, members(gid))
+            peers[gid] = peer_of(gid, uid, members_of(gid))
         peer = peers.get(gid)
         return record if peer is None else {**record, "peer": peer}
 

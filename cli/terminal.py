@@ -110,6 +110,4 @@ def _clings(text: str, at: int) -> bool:
 
 
 def _skip_blanks(text: str, at: int) -> int:
-    while at < len(text) and text[at] == " ":
-        at += 1
-    return at
+    return len(text) - len(text[at:].lstrip(" "))

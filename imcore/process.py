@@ -27,10 +27,10 @@ from typing import IO, Any, Self, cast
 log = logging.getLogger(__name__)
 
 STOP_S = 10
-"""How long a program may take to finish what it has in hand; then it is killed."""
+"""A program may take this long to finish what it has in hand; then it is killed."""
 
 WORKER_PATIENCE_S = 7.0
-"""How long a worker may take to finish what it has in hand: less than STOP_S, after which it is killed."""
+"""A worker may take this long to finish what it has in hand: less than STOP_S, after which it is killed."""
 
 _READER_S = 1.0
 _CLOSING_S = 1.0

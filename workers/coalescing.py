@@ -43,13 +43,9 @@ def segments(moves: Iterable[Move]) -> list[Segment]:
 
 def _only(movers: Iterable[tuple[str, ...]]) -> str:
     """Return the one member among the movers; '' if there are several."""
-    member = ""
-    for uids in movers:
-        for uid in uids:
-            if member and uid != member:
-                return ""
-            member = uid
-    return member
+    uids = (uid for uids in movers for uid in uids)
+    first = next(uids, "")
+    return first if all(uid == first for uid in uids) else ""
 
 
 def moves_by_group(entries: Iterable[Entry]) -> dict[str, list[Move]]:
@@ -58,7 +54,7 @@ def moves_by_group(entries: Iterable[Entry]) -> dict[str, list[Move]]:
 
 
 def coalescing_counts(entries: Iterable[Entry], digests: Iterable[Digest]) -> dict[int, CoalescingCounts]:
-    """Return by partition how many acks these entries hold, and what the digests that were sent for them stand for."""
+    """Return by partition the acks of these entries, and how many receipts and digests reported them."""
     by_group = grouped((gid, (sender_uid, msgids)) for gid, sender_uid, msgids in digests)
     by_partition = grouped((entry.partition, entry) for entry in entries)
     return {partition: _counts(own, by_group) for partition, own in by_partition.items()}

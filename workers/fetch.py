@@ -17,7 +17,7 @@ from imcore.streams.events import Created, Entry, Sent
 from imcore.util.batches import batches, grouped
 
 PAGE = 1000
-"""How many messages one command fetches."""
+"""One command fetches this many messages."""
 
 StoredMessage = tuple[MessageRow, bool]
 """A message, and whether its sender's offset moved to it as it was stored."""
@@ -39,9 +39,7 @@ def fetch(client: RedisClient, database: Database, items: Sequence[WorkItem]) ->
 
     A stream that cannot be read is a problem of the group's own items. Raise the client's errors that concern all.
     """
-    sent = ((item.entry.event, item) for item in items)
-    by_group = grouped((event.gid, (event, item)) for event, item in sent if isinstance(event, Sent))
-    ranges = [_GroupRanges(gid, each) for gid, each in by_group.items()]
+    ranges = _ranges(items)
     while ranges:
         pages = client.query_each([each.next_page(client) for each in ranges])
         for each, page in zip(ranges, pages, strict=True):
@@ -80,9 +78,7 @@ def _fetch_recalled(client: RedisClient, items: Sequence[WorkItem]) -> None:
     message that Redis does not have any more is in SQL.
     """
     tombstones = [(item, row) for item in items for row, _ in item.messages if row.recalls is not None]
-    ids = [msgids.unpack(row.recalls or 0) for _, row in tombstones]
-    streams = [client.space.group(row.gid).stream for _, row in tombstones]
-    pages = client.query_each([("XRANGE", stream, at, at) for stream, at in zip(streams, ids, strict=True)])
+    pages = client.query_each([_recalled_by(client, row) for _, row in tombstones])
     for (item, row), page in zip(tombstones, pages, strict=True):
         if problem := _problem(page):
             item.problem = problem
@@ -91,6 +87,11 @@ def _fetch_recalled(client: RedisClient, items: Sequence[WorkItem]) -> None:
             for entry_id, fields in page:
                 message = wire.message_row(row.gid, msgids.pack_id(entry_id), wire.values_of(fields))
                 item.messages.append((message._replace(content=""), False))
+
+
+def _recalled_by(client: RedisClient, tombstone: MessageRow) -> tuple[str, ...]:
+    entry_id = msgids.unpack(tombstone.recalls or 0)
+    return "XRANGE", client.space.group(tombstone.gid).stream, entry_id, entry_id
 
 
 def _problem(page: Any) -> str | None:
@@ -158,3 +159,9 @@ class _GroupRanges:
             except (IndexError, ValueError) as error:
                 item.problem = f"message {msgids.unpack(msgid)} cannot be read: {error!r}"
         return msgid
+
+
+def _ranges(items: Sequence[WorkItem]) -> list[_GroupRanges]:
+    sent = ((item.entry.event, item) for item in items)
+    by_group = grouped((event.gid, (event, item)) for event, item in sent if isinstance(event, Sent))
+    return [_GroupRanges(gid, ranges) for gid, ranges in by_group.items()]

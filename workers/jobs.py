@@ -42,9 +42,9 @@ TRIM = "imcore.workers.jobs.trim"
 
 LONGEST_JOB_S = 6 * 60 * 60
 LOOK_EVERY_S = 60
-"""How often a worker checks whether a job is due."""
+"""A worker checks this often whether a job is due."""
 _WAIT_S = 10
-"""How long a worker waits for a job at once. A silent server is noticed 10 s after that."""
+"""A worker waits this long for a job at once. A silent server is noticed 10 s after that."""
 _THREAD_S = 5
 _RQ_LOGS = ("rq.worker", "rq.queue", "rq.job", "rq.registry")
 

@@ -57,11 +57,6 @@ class Persist:
         """Of the groups that the entries in hand create, by gid."""
         self._next = 0.0
 
-    @property
-    def name(self) -> str:
-        """The name of this process among its kind, from the first step on."""
-        return self._journal.lease.name
-
     def step(self) -> int:
         """Handle one batch, waiting a moment for it; return how many entries are handled.
 
@@ -70,12 +65,10 @@ class Persist:
         """
         try:
             return self._step()
-        except DatabaseUnavailable:
+        except ImError as error:
             self._watch.doubt()
-            raise  # the entries are still in hand: they need not be taken again
-        except ImError:
-            self._watch.doubt()
-            self._drop_batch()
+            if not isinstance(error, DatabaseUnavailable):  # after that one the entries are still in hand
+                self._drop_batch()
             raise
 
     def _step(self) -> int:
@@ -99,11 +92,9 @@ class Persist:
         self._journal.reread_open()
 
     def drained(self) -> bool:
-        """Return whether all entries are done, by any process, that were in the journals when this was asked first."""
         return not self._in_hand and self._journal.drained()
 
     def close(self) -> None:
-        """Give back this process's name: another process takes over its open entries at once."""
         self._journal.close()
 
     def _persist(self, entries: Sequence[Entry]) -> int:
@@ -115,8 +106,7 @@ class Persist:
             self._fetch_members(item)
         sound = _sound(items)
         if sound:
-            rows = (row for item in sound for row, _ in item.messages)
-            append_only.note_recalled(self._client, ((row.gid, row.recalls) for row in rows if row.recalls is not None))
+            append_only.note_recalled(self._client, _recalled(sound))
             self._write(sound)
         written = [item.entry for item in _sound(items)]
         self._journal.done(written)
@@ -155,6 +145,10 @@ class Persist:
 
 def _sound(items: Sequence[WorkItem]) -> list[WorkItem]:
     return [item for item in items if not item.problem]
+
+
+def _recalled(items: Sequence[WorkItem]) -> list[tuple[str, int]]:
+    return [(row.gid, row.recalls) for item in items for row, _ in item.messages if row.recalls is not None]
 
 
 def fold(items: Sequence[WorkItem]) -> Batch:

@@ -22,13 +22,13 @@ from imcore.util.batches import batches, grouped
 from imcore.workers.coalescing import Digest, coalescing_counts, moves_by_group, segments
 
 PAGE = 1000
-"""How many messages one call looks at: the server does nothing else meanwhile."""
+"""One call looks at this many messages: the server does nothing else meanwhile."""
 
 LONGEST_DIGEST = 10_000
-"""How many messages one digest names, all of which are tallied in one call; more make several."""
+"""One digest names this many messages, which are tallied in one call; more make several."""
 
 MOST_IN_WINDOW = 100_000
-"""How many entries one window takes; more are left for the next."""
+"""One window takes this many entries; more are left for the next."""
 
 _SQL_AWAY = (DatabaseUnavailable, DatabaseNotReady)
 """These errors delay only the digests that need SQL; Redis alone answers for the others."""
@@ -70,11 +70,9 @@ class ReceiptsWorker:
         return len(entries)
 
     def drained(self) -> bool:
-        """Return whether all entries are handled that were in the journals when this was asked first."""
         return self._journal.drained()
 
     def close(self) -> None:
-        """Give back this process's name: another process takes over its open entries at once."""
         self._journal.close()
 
     def _window(self) -> list[Entry]:
@@ -119,10 +117,7 @@ class ReceiptsWorker:
         return failed
 
     def _changes(self, wanted: dict[str, list[Segment]]) -> dict[str, list[TallyChange] | ImError]:
-        """Return the changed tallies of each group, or its error: SQL may be away.
-
-        Raise TryAgain, ConfigurationError.
-        """
+        """Return the changed tallies of each group, or its error. Raise TryAgain, ConfigurationError."""
         changes: dict[str, list[TallyChange] | ImError] = {}
         calls = [receipt_calls.changes(self._client.space, gid, each, PAGE) for gid, each in wanted.items()]
         for (gid, each), answer in zip(wanted.items(), self._client.call_each(calls), strict=True):

@@ -3,7 +3,7 @@
 import gc
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import click
 
 from imcore.cli import output
 from imcore.cli.bench.harness.figures import Figure, to_record
-from imcore.cli.bench.harness.report import bars, picture, tables
+from imcore.cli.bench.harness.report import Medians, bars, picture, tables
 from imcore.cli.bench.harness.timing import LEAST_ROUNDS, Progress, RoundPlan
 from imcore.cli.options import Invocation, command
 from imcore.cli.progress import working
@@ -61,7 +61,7 @@ def bench(run: Invocation, /, name: str, latency: bool, quick: bool, rounds: int
     from imcore.cli.bench.harness import saved  # noqa: PLC0415 (the help need not wait for the drivers)
     from imcore.cli.bench.harness.servers import open_servers  # noqa: PLC0415
 
-    scenarios = list(map(_imported, _names(name, latency=latency)))
+    scenarios = _scenarios(name, latency=latency)
     out, svg, compare = files["out"], files["svg"], files["compare"]
     for file in filter(None, (out, svg)):
         saved.check_writable(file)
@@ -84,24 +84,29 @@ def bench(run: Invocation, /, name: str, latency: bool, quick: bool, rounds: int
         saved.write(svg, picture(figures, caption))
     if run.json:
         run.show([to_record(figure) for figure in figures], ())
-        return
-    for table in tables(figures, before):
-        output.say("", *output.fitted(sys.stdout, table.title))
-        run.show(table.rows, table.columns)
-    columns = output.width(sys.stdout) if output.is_terminal(sys.stdout) else None
-    output.say(*output.fitted(sys.stdout, *bars(figures, columns), "", caption))
+    else:
+        _show(run, figures, before, caption)
 
 
-def _names(name: str, *, latency: bool) -> list[str]:
-    """Return the scenarios to run. Raise click.UsageError for a latency of anything but the storm."""
+def _scenarios(name: str, *, latency: bool) -> "list[Scenario]":
+    """Import the scenarios to run. Raise click.UsageError for a latency of anything but the storm."""
+    names = [LATENCY if latency else name]
     if name == ALL:
-        return ["storm", LATENCY, *(each for each in BENCHES if each != "storm")]
-    if latency and name != "storm":
+        names = ["storm", LATENCY, *(each for each in BENCHES if each != "storm")]
+    elif latency and name != "storm":
         raise click.UsageError("--latency is for storm only")
-    return [LATENCY if latency else name]
+    return [_imported(each) for each in names]
 
 
 def _imported(name: str) -> "Scenario":
     module = importlib.import_module(f"imcore.cli.bench.scenarios.{BENCHES.get(name, name)}")
     scenario: Scenario = getattr(module, f"run_{name}")
     return scenario
+
+
+def _show(run: Invocation, figures: Sequence[Figure], before: Medians | None, caption: str) -> None:
+    for table in tables(figures, before):
+        output.say("", *output.fitted(sys.stdout, table.title))
+        run.show(table.rows, table.columns)
+    columns = output.width(sys.stdout) if output.is_terminal(sys.stdout) else None
+    output.say(*output.fitted(sys.stdout, *bars(figures, columns), "", caption))

@@ -36,12 +36,13 @@ from imcore.cli.records import (
     with_peers,
 )
 from imcore.errors import InvalidInput, TryAgain
-from imcore.model.values import Group
+from imcore.model.values import Group, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from imcore.chat import Chat
+    from imcore.device.device import Device
 
 
 def _sending_options(function: "Callable[..., None]") -> "Callable[..., None]":
@@ -110,9 +111,7 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
         run.show(records_for(chat, uid, messages), MESSAGE_COLUMNS)
         output.flush()
         if with_ack:
-            # Within a group the messages are in order, so that the newest remains.
-            for newest_gid, msgid in {message.gid: message.msgid for message in messages}.items():
-                chat.ack(uid, newest_gid, msgid)
+            _ack_newest(chat, uid, messages)
 
 
 @command("ack", example="im ack bob team\nim ack bob team 1767225600000-0")
@@ -190,11 +189,8 @@ def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid:
             _queue(run, chat, uid, content, gid, to_uid)
             return
         with sending_device(run, chat, uid, content) if keeps else nullcontext() as device:
-            flushed = device.flush() if device else None
-            if flushed:
-                complain_of_refused(flushed)
-            if flushed and flushed.stopped_by:  # no later message may overtake the outbox
-                raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
+            if device:
+                _send_waiting(device)
             if to_uid is None:
                 message = chat.send(gid, content, sender_uid=uid, client_msgid=client_msgid)
             else:
@@ -202,6 +198,19 @@ def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid:
             if keeps:
                 keep_sent(run, chat, device, message)
         show_stored(run, chat, uid, message)
+
+
+def _ack_newest(chat: "Chat", uid: str, messages: "Sequence[Message]") -> None:
+    for gid, msgid in {message.gid: message.msgid for message in messages}.items():  # those of a group are in order
+        chat.ack(uid, gid, msgid)
+
+
+def _send_waiting(device: "Device") -> None:
+    """Send the outbox. Raise TryAgain if a message there has to wait: no later one may overtake it."""
+    flushed = device.flush()
+    complain_of_refused(flushed)
+    if flushed.stopped_by:
+        raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
 
 
 def _queue(run: Invocation, chat: "Chat", uid: str, content: str, gid: str, to_uid: str | None) -> None:

@@ -112,7 +112,7 @@ def _events(
 @click.option("--ack", "with_ack", is_flag=True, help="Confirm what was printed, once it was.")
 @no_local_option
 def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
-    """What is confirmed with --ack comes again when more people have read it; the user's local database keeps it. The
+    """A confirmed one (--ack) comes again when more people have read it; the user's local database keeps it. The
     worker `receipts` must have run. A user who has left all groups still gets the receipts of their messages.
     """
     with run.chat() as chat, ExitStack() as stack:

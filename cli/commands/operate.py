@@ -1,4 +1,4 @@
-"""What operators run: figures, dead letters, comparison and repair, retention, access rules, and upgrades."""
+"""The commands of operators: figures, dead letters, comparison and repair, retention, access rules, and upgrades."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -62,29 +62,32 @@ def stats(run: Invocation, online: bool) -> None:
 
 def _show_rest(run: Invocation, record: dict[str, Any]) -> None:
     servers = record["servers"]
-    known = [{key: "not known" if value is None else value for key, value in server.items()} for server in servers]
     warnings = [{"server": server["server"], "warning": text} for server in servers for text in server["warnings"]]
-    tables: list[tuple[list[dict[str, Any]], tuple[str, ...]]] = [
+    tables: list[tuple[Iterable[dict[str, Any]], tuple[str, ...]]] = [
         (record["workers"], _WORKER_COLUMNS),
         (record["silent"], ("worker", "process", "entries", "silent_ms")),
         ([record["jobs"]] if record["jobs"] else [], ("queued", "running", "failed")),
         (record["streams"], ("kind", "streams", "entries", "bytes")),
         ([record["storm"]], _COALESCING_COLUMNS),
-        (known, _SERVER_COLUMNS),
+        (list(map(_with_unknown, servers)), _SERVER_COLUMNS),
         (warnings, ("server", "warning")),
         ([{"online": uid} for uid in record.get("online_uids", ())], _ONLINE_COLUMNS),
     ]
-    always = {_WORKER_COLUMNS, *([_ONLINE_COLUMNS] if "online_uids" in record else [])}
+    always = {_WORKER_COLUMNS, *[_ONLINE_COLUMNS] * ("online_uids" in record)}
     for rows, columns in tables:
         if rows or columns in always:
             output.say("")
             run.show(rows, columns)
 
 
+def _with_unknown(server: dict[str, Any]) -> dict[str, Any]:
+    return {key: "not known" if value is None else value for key, value in server.items()}
+
+
 @command("check", example="im check && echo they agree\nim check --repair")
 @click.option("--repair", is_flag=True, help="Mend what can be mended, and say of each difference whether it was.")
 def check(run: Invocation, repair: bool) -> None:
-    """Every count is computed anew. Each difference is a line; the exit code is 0 if there is none, or all were mended.
+    """Every count is computed anew. Each difference is a line; the exit code is 0 without any, or if all were mended.
     Entries that a running worker `persist` is about to store are no difference. stderr names what changes too fast to
     be compared, and settings of the Redis server that break a promise.
     """

@@ -74,6 +74,11 @@ def _prepare(run: Invocation, settings: Settings) -> None:
 
 
 def _serve(run: Invocation, programs: Programs, signals: StopSignals, health: HealthCheck | None) -> None:
+    def wait() -> None:
+        if signals.stopping:
+            raise Stopped
+        programs.relay(0.01)
+
     while not signals.stopping:
         programs.relay()
         for name, code in programs.ended().items():
@@ -82,18 +87,9 @@ def _serve(run: Invocation, programs: Programs, signals: StopSignals, health: He
             if not health.server.running:
                 log = health.server.data_dir / "redis.log"
                 raise EmbeddedServerError(f"the embedded server ended by itself: see {log}")
-            _check_health(run, health, programs, signals)
-
-
-def _check_health(run: Invocation, health: HealthCheck, programs: Programs, signals: StopSignals) -> None:
-    def wait() -> None:
-        if signals.stopping:
-            raise Stopped
-        programs.relay(0.01)
-
-    with suppress(Stopped):  # a signal has cut a restart of the server short: the loop sees it, too
-        for line in health.step(wait):
-            _say(run, None, f"im: {line}")
+            with suppress(Stopped):  # a signal has cut a restart of the server short: the loop sees it, too
+                for line in health.step(wait):
+                    _say(run, None, f"im: {line}")
 
 
 def _pass_on(run: Invocation, name: str, line: str) -> None:
@@ -103,10 +99,7 @@ def _pass_on(run: Invocation, name: str, line: str) -> None:
 
 
 def _say(run: Invocation, record: output.Record | None, *lines: str) -> None:
-    """Write the lines to stdout for a person; with --json the record to stdout for a program, the lines to stderr.
-
-    The lines are best-effort in both cases: nobody has to read the log.
-    """
+    """Write lines for a person, best-effort; with --json the record to stdout, and the lines to stderr."""
     if not run.json:
         output.report(*output.fitted(sys.stdout, *lines))
         return

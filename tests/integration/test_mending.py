@@ -271,7 +271,7 @@ def test_a_commit_that_comes_late_is_noticed(
             other.send(GID, "since", sender_uid="bob")
             while heir.step():
                 pass
-            assert heir.name == "persist-1"
+            assert heir._journal.lease.name == "persist-1"
         write(batch)
 
     monkeypatch.setattr(chat.system.database, "write", stall)
