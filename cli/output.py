@@ -37,11 +37,6 @@ ROWS_OF_TABLE = 1000
 _MOMENTARY: list[Callable[[], None]] = []
 """Functions that hide what the terminal shows only for a moment."""
 
-_SPEAKER = "im: "
-
-_LAST_WAIT_S = 1.0
-"""A stopped command waits this long for the reader of its last records."""
-
 Record = Mapping[str, object]
 """A line of `--json`, which is also a row of a table."""
 
@@ -115,8 +110,8 @@ def remark(*lines: str) -> None:
 
 def complain(text: str) -> None:
     """Write an error or warning to stderr, best-effort, without passwords: one line, `im: ...`."""
-    line = f"{_SPEAKER}{safe(in_one_line(redact(text)))}"
-    _write_best_effort(sys.stderr, *fitted(sys.stderr, line, hang=len(_SPEAKER)))
+    line = f"im: {safe(in_one_line(redact(text)))}"
+    _write_best_effort(sys.stderr, *fitted(sys.stderr, line, hang=len("im: ")))
 
 
 @contextmanager
@@ -153,9 +148,9 @@ def drop() -> None:
 
 @contextmanager
 def in_a_moment() -> Iterator[None]:
-    """In the `with`, wait only a moment for a reader, then raise OutputError: the command was asked to stop."""
+    """In the `with`, wait only a second for a reader, then raise OutputError: the command was asked to stop."""
     before = signal.signal(signal.SIGALRM, lambda *_: _give_up("nobody reads it"))
-    signal.setitimer(signal.ITIMER_REAL, _LAST_WAIT_S)
+    signal.setitimer(signal.ITIMER_REAL, 1)
     try:
         yield
     finally:

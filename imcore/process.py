@@ -109,7 +109,7 @@ class StopSignals:
             self._waits = False
 
     def stop(self, number: int, frame: FrameType | None = None) -> None:
-        """Handle a signal. Only the first one counts: a terminal and a parent process may each send one."""
+        """Only the first signal counts: a terminal and a parent process may each send one."""
         first, self.stopping = not self.stopping, True
         if first and self._deferred:
             self._set_alarm(_READER_S, _READER_S)
@@ -166,7 +166,6 @@ class WorkerSignals(StopSignals):
             self._reader.recv(1024)
 
     def stop(self, number: int, _frame: FrameType | None = None) -> None:
-        """Handle a signal: note it, and give the step in hand WORKER_PATIENCE_S."""
         if not self.stopping:
             log.info("%s: ending after what is in hand", signal.Signals(number).name)
             self._set_alarm(WORKER_PATIENCE_S, _CLOSING_S)

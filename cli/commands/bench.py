@@ -95,13 +95,8 @@ def _scenarios(name: str, *, latency: bool) -> "list[Scenario]":
         names = ["storm", LATENCY, *(each for each in BENCHES if each != "storm")]
     elif latency and name != "storm":
         raise click.UsageError("--latency is for storm only")
-    return [_imported(each) for each in names]
-
-
-def _imported(name: str) -> "Scenario":
-    module = importlib.import_module(f"imcore.cli.bench.scenarios.{BENCHES.get(name, name)}")
-    scenario: Scenario = getattr(module, f"run_{name}")
-    return scenario
+    modules = {each: f"imcore.cli.bench.scenarios.{BENCHES.get(each, each)}" for each in names}
+    return [getattr(importlib.import_module(module), f"run_{each}") for each, module in modules.items()]
 
 
 def _show(run: Invocation, figures: Sequence[Figure], before: Medians | None, caption: str) -> None:

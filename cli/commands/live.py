@@ -72,7 +72,11 @@ def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options
                     if run.json:
                         run.show([record], ())
                     else:
-                        output.say(*output.fitted(sys.stdout, _line(event, run.readable(record))))
+                        shown = run.readable(record)
+                        line = "  ".join(str(shown[column]) for column in MESSAGE_COLUMNS if column in shown)
+                        if isinstance(event, Receipt):
+                            line = f"{shown['gid']}  {event.msgid}  read {event.read}/{event.read + event.unread}"
+                        output.say(*output.fitted(sys.stdout, line))
                     output.flush()
     except Stopped:
         output.drop()  # its reader does not read
@@ -147,9 +151,3 @@ def log(run: Invocation, uid: str, gid: str | None) -> None:
         if gid and not first:
             output.remark(f"nothing of {gid!r} is here")
         run.show(map(with_peer, map(record_of, chain(first, lines))), LOG_COLUMNS)
-
-
-def _line(event: Message | Receipt, record: output.Record) -> str:
-    if isinstance(event, Message):
-        return "  ".join(str(record[column]) for column in MESSAGE_COLUMNS)
-    return f"{record['gid']}  {event.msgid}  read {event.read}/{event.read + event.unread}"
