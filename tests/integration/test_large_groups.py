@@ -24,9 +24,9 @@ from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient
 from imcore.system import System
 from imcore.util.backoff import ThrottledLog
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
+from tests.persist_runs import new_persist
 from tests.processes import PythonProcess
 
 GID = "crowd"
@@ -50,7 +50,7 @@ def chat(settings: Settings) -> Iterator[Chat]:
 
 def store(chat: Chat) -> None:
     """Let the workers do all that there is."""
-    for make in (Persist, ReceiptsWorker):
+    for make in (new_persist, ReceiptsWorker):
         worker = make(chat.system.client, chat.system.database, chat.system.settings)
         while worker.step():
             pass

@@ -19,9 +19,9 @@ from imcore.repair.check import check
 from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
 from imcore.streams.calls import message_calls
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
+from tests.persist_runs import new_persist
 
 TIMES = [
     "0001-01-01T00:00:00.000Z",
@@ -47,7 +47,7 @@ def chat(valkey: str, database_url: str, tmp_path: Path) -> Iterator[Chat]:
 
 
 def run_workers(chat: Chat) -> None:
-    for make in (Persist, ReceiptsWorker):
+    for make in (new_persist, ReceiptsWorker):
         worker = make(chat.system.client, chat.system.database, chat.system.settings)
         wait_until(lambda worker=worker: worker.step() == 0 and worker.drained())
         worker.close()

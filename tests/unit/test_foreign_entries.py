@@ -22,7 +22,6 @@ from imcore.sql.database import Database
 from imcore.streams.calls import group_calls, message_calls
 from imcore.streams.client import RedisClient
 from imcore.system import System
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
 from tests.persist_runs import new_persist
@@ -157,7 +156,7 @@ def test_an_odd_message_stops_no_worker(chat: Chat, database: Database, around: 
     # Given
     chat.ack("bob", "g")
     # When
-    for make in (Persist, ReceiptsWorker):
+    for make in (new_persist, ReceiptsWorker):
         worker = make(chat.system.client, database, chat.system.settings)
         wait_until(lambda worker=worker: not worker.step() and worker.drained())
         worker.close()

@@ -23,7 +23,6 @@ from imcore.streams.client import RedisClient
 from imcore.streams.wire import message_of_row
 from imcore.system import System
 from imcore.workers.fetch import WorkItem, fetch
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.persist_runs import new_persist
 
@@ -42,7 +41,7 @@ def chat(client: RedisClient, database: Database, tmp_path: Path) -> Iterator[Ch
 
 def run_workers(chat: Chat) -> None:
     """Let both workers do all there is."""
-    for make in (Persist, ReceiptsWorker):
+    for make in (new_persist, ReceiptsWorker):
         worker = make(chat.system.client, chat.system.database, chat.system.settings)
         while worker.step():
             pass

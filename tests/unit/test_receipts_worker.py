@@ -231,14 +231,16 @@ def test_digests_name_messages_trimmed_between_two_pages(
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, 10)
     chat.ack("bob", "team")
-    after = receipts._after
+    pages: list[Any] = []
+    changes = receipts.receipt_calls.changes
 
-    def then_trims(wanted: Any, position: int) -> Any:
-        trim(chat, "team", sent[7])
-        monkeypatch.setattr(receipts, "_after", after)
-        return after(wanted, position)
+    def trim_before_second(*arguments: Any) -> Any:
+        pages.append(arguments)
+        if len(pages) == 2:
+            trim(chat, "team", sent[7])
+        return changes(*arguments)
 
-    monkeypatch.setattr(receipts, "_after", then_trims)
+    monkeypatch.setattr(receipts.receipt_calls, "changes", trim_before_second)
     # When
     drain(worker)
     # Then

@@ -33,8 +33,9 @@ from imcore.streams.calls.call import Call, command_of
 from imcore.streams.calls.message_calls import trim
 from imcore.streams.redis_errors import translated
 from imcore.streams.wire import PONG, PUSHED, PubSubEvent
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
+from imcore.workers.runner import WorkerFactory
+from tests.persist_runs import new_persist
 
 MOST_S = 20.0
 
@@ -231,8 +232,8 @@ def say(chat: Chat, *texts: str, gid: str = "team") -> list[Message]:
     return [chat.send(gid, text, sender_uid="ann") for text in texts]
 
 
-def work_off(chat: Chat, kind: type[Persist] | type[ReceiptsWorker]) -> None:
-    worker = kind(chat.system.client, chat.system.database, chat.system.settings)
+def work_off(chat: Chat, make: WorkerFactory) -> None:
+    worker = make(chat.system.client, chat.system.database, chat.system.settings)
     while not worker.drained():
         worker.step()
     worker.close()
@@ -250,7 +251,7 @@ def test_the_whole_story_under_asyncio(chat: Chat) -> None:
         # Given what was not acked, some of which SQL alone has
         chat.create_group("team", ["ann", "bob", "cy"])
         sent = say(chat, "1", "2")
-        work_off(chat, Persist)
+        work_off(chat, new_persist)
         chat.system.client.call(trim(chat.system.client.space, "team", msgids.pack(sent[0].msgid)))
         gateway = AsyncGateway(chat, path_of(chat), GatewayOptions(ack_every=2, ack_interval_s=0.05))
         audience = Audience(gateway)
