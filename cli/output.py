@@ -175,7 +175,6 @@ def exit_with(action: Callable[[], int]) -> NoReturn:
 
 
 def interrupted() -> int:
-    """Report an interrupt; return the exit code."""
     end_records()
     complain("interrupted")
     return INTERRUPTED

@@ -41,12 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(name: str, settings: Settings, signals: WorkerSignals, *, burst: bool, checks_server: bool) -> None:
+def _run(name: str, settings: Settings, signals: WorkerSignals, **how: bool) -> None:
     """Import a worker once signals are handled, and only that one."""
     if name == "jobs":
         from imcore.workers import jobs  # noqa: PLC0415
 
-        jobs.run(settings, signals, burst=burst, checks_server=checks_server)
+        jobs.run(settings, signals, **how)
         return
     from imcore.workers.runner import run  # noqa: PLC0415
 
@@ -54,16 +54,11 @@ def _run(name: str, settings: Settings, signals: WorkerSignals, *, burst: bool, 
         from imcore.repair.watermarks import Watch  # noqa: PLC0415
         from imcore.workers.persist import Persist  # noqa: PLC0415
 
-        run(
-            lambda client, database, own: Persist(client, database, own, Watch(client, database, own)),
-            *(settings, signals),
-            burst=burst,
-            checks_server=checks_server,
-        )
+        run(lambda redis, sql, own: Persist(redis, sql, own, Watch(redis, sql, own)), settings, signals, **how)
     else:
         from imcore.workers.receipts import ReceiptsWorker  # noqa: PLC0415
 
-        run(ReceiptsWorker, settings, signals, burst=burst, checks_server=checks_server, needs_sql=False)
+        run(ReceiptsWorker, settings, signals, **how, needs_sql=False)
 
 
 class _Parser(argparse.ArgumentParser):

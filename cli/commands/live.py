@@ -69,17 +69,21 @@ def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options
                 kind = "message" if isinstance(event, Message) else "receipt"
                 record = {"event": kind, **with_peer(record_of(event))}
                 with signals.waiting():
-                    if run.json:
-                        run.show([record], ())
-                    else:
-                        shown = run.readable(record)
-                        line = "  ".join(str(shown[column]) for column in MESSAGE_COLUMNS if column in shown)
-                        if isinstance(event, Receipt):
-                            line = f"{shown['gid']}  {event.msgid}  read {event.read}/{event.read + event.unread}"
-                        output.say(*output.fitted(sys.stdout, line))
-                    output.flush()
+                    _show(run, event, record)
     except Stopped:
         output.drop()  # its reader does not read
+
+
+def _show(run: Invocation, event: Message | Receipt, record: output.Record) -> None:
+    if run.json:
+        run.show([record], ())
+    else:
+        shown = run.readable(record)
+        line = "  ".join(str(shown[column]) for column in MESSAGE_COLUMNS if column in shown)
+        if isinstance(event, Receipt):
+            line = f"{shown['gid']}  {event.msgid}  read {event.read}/{event.read + event.unread}"
+        output.say(*output.fitted(sys.stdout, line))
+    output.flush()
 
 
 def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":
