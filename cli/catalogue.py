@@ -24,7 +24,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("demo", "Play the whole story on a throw-away stack, and check it."),
     },
     "Chat": {
-        "group": ("group", "Create and list groups; add, remove and show members."),
+        "group": ("chat", "Create and list groups; add, remove and show members."),
         "send": ("chat", "Send a message to a group."),
         "dm": ("chat", "Send a message to one person."),
         "pull": ("chat", "Show what a member has not acked, oldest first."),
@@ -40,7 +40,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Operate": {
         "stats": ("operate", "Show streams, backlogs, dead letters and who is online."),
         "check": ("operate", "Compare Redis with the SQL database."),
-        "dead": ("dead", "List, show, requeue and drop dead letters."),
+        "dead": ("operate", "List, show, requeue and drop dead letters."),
         "trim": ("operate", "Drop stream entries that are stored in SQL and old enough."),
         "rebuild": ("operate", "Rebuild Redis from the SQL database."),
         "acl": ("operate", "Print Redis ACL rules for gateways, workers and readers."),

@@ -1,4 +1,4 @@
-"""Which characters act on a terminal, and which look like others: only data, for `output` and `names`.
+"""The characters that act on a terminal, and those that look like others: data for `output` and `names`.
 
 The sets are written as a class of a regular expression has them.
 """
@@ -15,7 +15,7 @@ and every default ignorable code point of Unicode (zero-width, bidirectional, ta
 the annotation and hieroglyph controls."""
 
 EMOJI = "\xa9\xae\u203c\u2049\u2100-\u27bf\u2900-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
-"""Where emoji are, among other signs."""
+"""The ranges of emoji, with other signs among them."""
 
 SIGNS = (
     "\xa1-\xa3\xa5-\xa7\xa9\xab\xae\xb0\xb1\xb6\xb7\xbb\xbf\xf7\u060c\u061b\u061f\u0964\u0965\u20ac\u3001\u3002"
@@ -39,7 +39,7 @@ SPELT_OTHERWISE = (
     "|(?<=\u0e40)\u0e40|(?<=\u0ec0)\u0ec0|(?<=\u0964)\u0964|(?<=[\u0d07\u0d12])\u0d57"
     "|[\u1100-\u11ff\ua960-\ua97f\ud7b0-\ud7ff]"
 )
-"""What makes the same picture as one letter, one of KEPT or another: a regular expression."""
+"""A regular expression of what makes the same picture as one letter, one of KEPT or another."""
 
 RARE = (
     "\u04c0\u04cf\u05f0-\u05f2\u066e\u066f\u06a1\u08bb-\u08bd\u2de0-\u2dff"

@@ -1,15 +1,14 @@
 """The local database of the user for whom a command acts."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import click
 
 from imcore.cli import output
 from imcore.cli.options import Invocation
-from imcore.cli.peers import peers_at
-from imcore.cli.records import MESSAGE_COLUMNS, record_of
+from imcore.cli.records import MESSAGE_COLUMNS, records_for
 from imcore.errors import LocalDatabaseError
 
 if TYPE_CHECKING:
@@ -32,10 +31,7 @@ def local_database(run: Invocation, uid: str, *, exclusive: bool = False, read_o
 
 @contextmanager
 def device_of(run: Invocation, chat: "Chat", uid: str) -> Iterator["Device"]:
-    """Open a user's local database for a moment; a live session may hold it meanwhile.
-
-    Raise LocalDatabaseError, also if it was made with the data of another server.
-    """
+    """Open a user's local database. Raise LocalDatabaseError, also if it has the data of another server."""
     from imcore.device.device import Device  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
     with local_database(run, uid) as local:
@@ -44,29 +40,11 @@ def device_of(run: Invocation, chat: "Chat", uid: str) -> Iterator["Device"]:
         yield device
 
 
-@contextmanager
-def device_if_any(run: Invocation, chat: "Chat", uid: str) -> Iterator["Device | None"]:
+def device_if_any(run: Invocation, chat: "Chat", uid: str) -> "AbstractContextManager[Device | None]":
     """Open a user's local database as `device_of` does, if there is one: the name of a new user may be mistyped."""
     from imcore.device.local_database import path_of  # noqa: PLC0415
 
-    if not path_of(run.settings().data_dir, uid).exists():
-        yield None
-        return
-    with device_of(run, chat, uid) as device:
-        yield device
-
-
-def sync_outside(run: Invocation, chat: "Chat", uid: str) -> None:
-    """Sync a user who is in no group: their first message may wait in the outbox, or the last tallies.
-
-    Raise the error that keeps the outbox waiting.
-    """
-    with device_if_any(run, chat, uid) as device:
-        if device:
-            flushed = device.sync()
-            complain_of_refused(flushed)
-            if flushed.stopped_by:
-                raise flushed.stopped_by
+    return device_of(run, chat, uid) if path_of(run.settings().data_dir, uid).exists() else nullcontext()
 
 
 def complain_of_refused(flushed: "Flushed", besides: "Outgoing | None" = None) -> None:
@@ -76,44 +54,36 @@ def complain_of_refused(flushed: "Flushed", besides: "Outgoing | None" = None) -
             output.complain(f"a message that waited in the outbox was refused (see `im log`): {reason}")
 
 
-class Sender:
-    """Keeps a user's sent messages in their local database.
+def sending_device(
+    run: Invocation, chat: "Chat", uid: str, content: str = ""
+) -> "AbstractContextManager[Device | None]":
+    """Open the local database of a user who sends, and make sure that a message with this content can be kept there.
 
-    If there is no local database, the first message that the server has taken makes it: the name may be mistyped.
+    None for a user who has none and is in no group: the name may be mistyped. Raise LocalDatabaseError before anything
+    is sent.
     """
-
-    def __init__(self, run: Invocation, chat: "Chat", uid: str, device: "Device | None") -> None:
-        self.device = device
-        self._run = run
-        self._chat = chat
-        self._uid = uid
-
-    def keep(self, message: "Message") -> None:
-        """Keep a sent message. If that fails after all, report that the message is stored at the server."""
-        try:
-            with nullcontext(self.device) if self.device else device_of(self._run, self._chat, self._uid) as device:
-                device.keep([message])
-        except LocalDatabaseError as error:
-            output.complain(f"{message.msgid} is stored, but {error}")
-
-
-@contextmanager
-def sender_of(run: Invocation, chat: "Chat", uid: str, content: str = "") -> Iterator[Sender]:
-    """Make sure that a message with this content can be kept. Raise LocalDatabaseError before anything is sent."""
     from imcore.device.local_database import path_of, try_out  # noqa: PLC0415
 
     path = path_of(run.settings().data_dir, uid)
     chat.system.client.require_functions(writes=True)  # as a send does: what comes before it only reads
     is_known = path.exists() or bool(chat.groups_of(uid))
     try_out(path, uid, len(content.encode(errors="replace")))
-    with device_of(run, chat, uid) if is_known else nullcontext() as device:
-        yield Sender(run, chat, uid, device)
+    return device_of(run, chat, uid) if is_known else nullcontext()
+
+
+def keep_sent(run: Invocation, chat: "Chat", device: "Device | None", message: "Message") -> None:
+    """Keep a message that the server has stored; report if that fails. The first one makes the local database."""
+    try:
+        with nullcontext(device) if device else device_of(run, chat, message.sender_uid) as sender:
+            sender.keep([message])
+    except LocalDatabaseError as error:
+        output.complain(f"{message.msgid} is stored, but {error}")
 
 
 def show_stored(run: Invocation, chat: "Chat", uid: str, message: "Message") -> None:
     """Show a message that the server has stored. If that fails, say that it is stored all the same."""
     try:
-        run.show([peers_at(chat, uid).with_peer(record_of(message))], MESSAGE_COLUMNS)
+        run.show(records_for(chat, uid, [message]), MESSAGE_COLUMNS)
         output.flush()
     except output.OutputError as error:
         raise output.OutputError(f"{message.msgid} is stored, but {error}") from error

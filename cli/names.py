@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import cache, lru_cache
 
 from imcore.cli import characters
-from imcore.model.direct import pair_of
+from imcore.model.direct import gid_of, pair_of
 
 DIRECT = "dm:"
 """The prefix of the peer's name, which replaces the gid of a one-to-one chat."""
@@ -75,6 +75,17 @@ def direct(peer: str) -> str:
     return DIRECT + (f'"{_inside(peer, chr(34))}"' if is_gid else name(peer))
 
 
+def peer_in(text: str) -> str | None:
+    """Return the peer in a chat's name as tables show it, `dm:bob`; None for a gid."""
+    return text.removeprefix(DIRECT) if text.startswith(DIRECT) and pair_of(text) is None else None
+
+
+def to_gid(text: str, uid: str) -> str:
+    """Return the gid that a user means by a gid or by `dm:bob`, the chat with bob. Raise InvalidInput."""
+    peer = peer_in(text)
+    return text if peer is None else gid_of(peer, uid)
+
+
 def in_sentence(text: str) -> str:
     """Return a sentence with its quoted names marked; the quotes are those of `repr`."""
     return _QUOTED_PATTERN.sub(_marked_quote, text)
@@ -112,8 +123,6 @@ def marked(text: str) -> str:
 
 
 class _Marking:
-    """Marks one text, character by character."""
-
     def __init__(self, text: str) -> None:
         self._text = text
         self._parts = {at for match in _SEEN.finditer(text) if _changes_look(match) for at in range(*match.span())}
@@ -176,9 +185,8 @@ class _Marking:
 
 def _needs_quotes(text: str) -> bool:
     is_like_mark = text in _OWN_MARKS or text.startswith('"') or _LIKE_A_MARK.search(text) is not None
-    is_like_direct = text.startswith(DIRECT) and pair_of(text) is None
     has_lost_blanks = text != text.strip(" ") or "  " in text
-    return is_like_mark or is_like_direct or has_lost_blanks
+    return is_like_mark or has_lost_blanks or peer_in(text) is not None
 
 
 def _inside(text: str, quote: str) -> str:
@@ -248,7 +256,8 @@ def _is_expected(char: str, scripts: Sequence[frozenset[str]], at: int) -> bool:
         expected = expected & other or expected
         if len(expected) == 1:
             break
-    return _script_of(_base_of(char)) == min(expected, key=_order)
+    likeliest = next((script for script in _FIRST if script in expected), min(expected))
+    return _script_of(_base_of(char)) == likeliest
 
 
 def _one_script_of(char: str) -> str:
@@ -259,17 +268,13 @@ def _one_script_of(char: str) -> str:
     return script.title() if base == first else ""
 
 
-def _order(script: str) -> tuple[int, str]:
-    return (_FIRST.index(script) if script in _FIRST else len(_FIRST)), script
-
-
 @cache
 def _scripts_of(char: str) -> frozenset[str]:
     """Return the scripts of which a character could be, by its look; no script for a sign."""
     base = _base_of(char)
     kind = unicodedata.category(base)
     of_its_own = frozenset({_script_of(base)} if kind[0] == "L" or (kind == "Nd" and not base.isascii()) else ())
-    return _classes().get(base, of_its_own)
+    return frozenset(map(_script_of, _members()[base])) if base in _members() else of_its_own
 
 
 @cache
@@ -278,13 +283,7 @@ def _base_of(char: str) -> str:
 
 
 @cache
-def _classes() -> dict[str, frozenset[str]]:
-    return {each: frozenset(map(_script_of, members)) for each, members in _members().items()}
-
-
-@cache
 def _members() -> dict[str, str]:
-    """Return for each lookalike its class."""
     return {each: members for members in characters.LOOKALIKES.split() for each in members}
 
 

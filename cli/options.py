@@ -1,19 +1,20 @@
-"""What all commands share: the options, given before or after the command's name, and the way to the library."""
+"""The parts of all commands: the options, given before or after the command's name, and the way to the library."""
 
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import cleandoc
 from io import BufferedIOBase
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, cast
 
 import click
 
 from imcore.cli import output, times
-from imcore.cli.catalogue import SHARED_OPTIONS
-from imcore.cli.help import HelpFormatter
+from imcore.cli.catalogue import COMMANDS, SHARED_OPTIONS
 from imcore.cli.names import readable
 from imcore.errors import InvalidInput, RefusedError
 from imcore.settings import Settings
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from imcore.chat import Chat
 
 P = ParamSpec("P")
+
+_WIDEST = 100
+_CLICKS_WIDTH = 78
+_GOES_ON = " " * 4
+_WORD = re.compile(r"'[^']*'|\S+")
 
 
 @dataclass(slots=True)
@@ -70,13 +76,42 @@ class NumberRange(click.FloatRange):
         return number
 
 
+class HelpFormatter(click.HelpFormatter):
+    """Writes for a terminal of this many columns; without a number, as click does for a pipe."""
+
+    def __init__(self, columns: int | None) -> None:
+        super().__init__(width=None if columns is None else min(columns, _WIDEST))
+        self._is_for_terminal = columns is not None
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """Write a list of options; on a narrow terminal long options get a line of their own."""
+        super().write_dl(rows, col_max if self.width >= _CLICKS_WIDTH else self.width // 3, col_spacing)
+
+    def write_example(self, line: str) -> None:
+        """Write a command so that it can be copied: each break has a backslash for the shell."""
+        indent = " " * self.current_indent
+        parts = _broken(line, self.width - len(indent + _GOES_ON)) if self._is_for_terminal else [line]
+        self.write(indent + f" \\\n{indent}{_GOES_ON}".join(parts) + "\n")
+
+
 class Command(click.Command):
     """A command with the shared options, and with an example at the end of its help."""
 
     def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"context_settings": {"help_option_names": ["-h", "--help"]}})
         self.example = example
-        self.params += shared_options()
+        self.params += [
+            click.Option(
+                [flag],
+                metavar=metavar,
+                help=text,
+                is_flag=metavar is None,
+                default=None,
+                expose_value=False,
+                callback=_note,
+            )
+            for flag, metavar, text in SHARED_OPTIONS
+        ]  # their values go to the Invocation
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         """Return the option that prints the help in our own way: click's ignores a full disk."""
@@ -86,7 +121,6 @@ class Command(click.Command):
         return option
 
     def get_help(self, ctx: click.Context) -> str:
-        """Return the help, on a terminal in its width."""
         formatter = HelpFormatter(output.width(sys.stdout) if output.is_terminal(sys.stdout) else None)
         self.format_help(ctx, formatter)
         return formatter.getvalue().rstrip("\n")
@@ -99,8 +133,6 @@ class Command(click.Command):
 
 
 class CommandGroup(Command, click.Group):
-    """A group of commands."""
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the whole short help of each command: click cuts it."""
         commands = [self.get_command(ctx, name) for name in self.list_commands(ctx)]
@@ -111,33 +143,23 @@ class CommandGroup(Command, click.Group):
 def command(
     name: str, *, example: str, of: click.Group | None = None
 ) -> Callable[[Callable[Concatenate[Invocation, P], None]], Command]:
-    """Make a function a command of `im`, or of the group `of`; its first argument is the Invocation."""
+    """Make a function a command of `im`, or of the group `of`; its first argument is the Invocation.
+
+    Its docstring is the help; that of a command of `im` begins with the line in the catalogue.
+    """
 
     def decorate(function: Callable[Concatenate[Invocation, P], None]) -> Command:
         # click keeps the options below the decorator on the function.
         passing = click.make_pass_decorator(Invocation, ensure=True)(function)
-        made = click.command(name, cls=Command, example=example)(passing)
+        text = cleandoc(function.__doc__ or "")
+        if of is None:
+            text = f"{COMMANDS[name][1]}\n\n{text}"
+        made = click.command(name, cls=Command, example=example, help=text)(passing)
         if of is not None:
             of.add_command(made)
         return made
 
     return decorate
-
-
-def shared_options() -> list[click.Parameter]:
-    """Return the options of every command. Their values go to the Invocation, not to the command."""
-    return [
-        click.Option(
-            [flag],
-            metavar=metavar,
-            help=text,
-            is_flag=metavar is None,
-            default=None,
-            expose_value=False,
-            callback=_note,
-        )
-        for flag, metavar, text in SHARED_OPTIONS
-    ]
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -187,3 +209,15 @@ def _note(ctx: click.Context, param: click.Parameter, value: str | bool | None) 
         invocation.local_time = True
         if trouble := times.zone_trouble():
             output.complain(trouble)
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """Return a command broken between words, with room for a blank and a backslash after each part but the last."""
+    parts: list[str] = []
+    start = 0
+    for word in _WORD.finditer(line):
+        needed = word.end() - start + (0 if word.end() == len(line) else len(" \\"))
+        if needed > width and word.start() > start:
+            parts.append(line[start : word.start()].rstrip())
+            start = word.start()
+    return [*parts, line[start:]]

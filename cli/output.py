@@ -7,15 +7,14 @@ Records (`show`, `say`) are the answer of a command: a failed write raises Outpu
 import json
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
-from io import TextIOWrapper
-from itertools import islice
-from types import FrameType
-from typing import NoReturn, TextIO
+from io import BufferedWriter, FileIO, TextIOWrapper
+from itertools import chain, islice
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from imcore.cli import tables
 from imcore.cli.characters import ACTING, EMOJI
@@ -25,6 +24,10 @@ from imcore.cli.terminal import fit, width_of
 from imcore.cli.times import iso
 from imcore.errors import ImError
 from imcore.util import best_effort
+from imcore.util.batches import batches
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 """Exit codes; click itself uses 2 for wrong usage."""
@@ -33,11 +36,6 @@ ROWS_OF_TABLE = 1000
 
 _MOMENTARY: list[Callable[[], None]] = []
 """Functions that hide what the terminal shows only for a moment."""
-
-_SPEAKER = "im: "
-
-_LAST_WAIT_S = 1.0
-"""How long a stopped command waits for the reader of its last records."""
 
 Record = Mapping[str, object]
 """A line of `--json`, which is also a row of a table."""
@@ -57,6 +55,16 @@ class OutputError(ImError):
     """The output could not be written: its reader has gone or does not read, or the disk is full."""
 
 
+class BlockingFile(FileIO):
+    """A descriptor that waits for its reader, also if another process has made it non-blocking."""
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        """Write as many bytes as there is room for; return how many. Raise OSError."""
+        while (written := super().write(data)) is None:
+            select.select((), (self,), ())
+        return written
+
+
 def safe(text: str) -> str:
     """Return `text` on one line, without characters that act on a terminal or hide.
 
@@ -70,14 +78,12 @@ def safe(text: str) -> str:
 
 def to_json(record: Record) -> str:
     """Return the record as one line of readable JSON; characters that act on a terminal are written `\\uXXXX`."""
-    return _ACTING_PATTERN.sub(_json_escape, json.dumps(record, ensure_ascii=False, default=_json_time))
+    text = json.dumps(record, ensure_ascii=False, default=iso)
+    return _ACTING_PATTERN.sub(lambda match: match[0] if match["seen"] else json.dumps(match[0])[1:-1], text)
 
 
 def show(records: Iterable[Record], columns: Sequence[str], *, as_json: bool) -> None:
-    """Write the records: JSON Lines of all their keys, or these columns as a table (tab-separated for a pipe).
-
-    They are written when this returns. Raise OutputError if that fails.
-    """
+    """Write all records: JSON Lines, or these columns as a table (tab-separated for a pipe). Raise OutputError."""
     if as_json:
         _write_lines(to_json(record) for record in records)
     elif is_terminal(sys.stdout):
@@ -103,16 +109,9 @@ def remark(*lines: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Write an error or warning to stderr, best-effort, without passwords: one line, `im: ...`.
-
-    On a terminal it is broken between words, as all text is.
-    """
-    _write_best_effort(sys.stderr, *fitted(sys.stderr, error_line(text), hang=len(_SPEAKER)))
-
-
-def error_line(text: str) -> str:
-    """Return an error or warning as a line for stderr."""
-    return f"{_SPEAKER}{safe(in_one_line(redact(text)))}"
+    """Write an error or warning to stderr, best-effort, without passwords: one line, `im: ...`."""
+    line = f"im: {safe(in_one_line(redact(text)))}"
+    _write_best_effort(sys.stderr, *fitted(sys.stderr, line, hang=len("im: ")))
 
 
 @contextmanager
@@ -126,10 +125,7 @@ def making_way(hide: Callable[[], None]) -> Iterator[None]:
 
 
 def handed_over(records: Iterable[Record]) -> Iterator[Record]:
-    """Yield the records, each handed to the reader before the next is fetched.
-
-    Use it where fetching a record changes something: a failed write raises OutputError before the next change.
-    """
+    """Yield the records, each handed to the reader before the next is fetched: fetching one changes something."""
     for record in records:
         yield record
         flush()
@@ -141,7 +137,7 @@ def flush() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        _give_up_stdout(error)
+        _give_up(error.strerror)
 
 
 def drop() -> None:
@@ -152,9 +148,9 @@ def drop() -> None:
 
 @contextmanager
 def in_a_moment() -> Iterator[None]:
-    """In the `with`, wait only a moment for a reader, then raise OutputError: the command was asked to stop."""
-    before = signal.signal(signal.SIGALRM, _give_up_reader)
-    signal.setitimer(signal.ITIMER_REAL, _LAST_WAIT_S)
+    """In the `with`, wait only a second for a reader, then raise OutputError: the command was asked to stop."""
+    before = signal.signal(signal.SIGALRM, lambda *_: _give_up("nobody reads it"))
+    signal.setitimer(signal.ITIMER_REAL, 1)
     try:
         yield
     finally:
@@ -175,18 +171,16 @@ def exit_with(action: Callable[[], int]) -> NoReturn:
     """Exit with the code that `action` returns, once all is written; with 1 and a line if it raises an ImError."""
     use_utf8()
     code = _one_line_errors(action)
-    sys.exit(_one_line_errors(lambda: _flushed(code)))
+    sys.exit(_one_line_errors(flush) or code)
 
 
 def interrupted() -> int:
-    """Report an interrupt; return the exit code."""
     end_records()
     complain("interrupted")
     return INTERRUPTED
 
 
 def width(stream: TextIO) -> int:
-    """Return the columns of a stream's terminal."""
     try:
         return width_of(stream.fileno())
     except (OSError, ValueError):  # a stream without a descriptor
@@ -194,10 +188,7 @@ def width(stream: TextIO) -> int:
 
 
 def fitted(stream: TextIO | None, *lines: str, hang: int | None = None) -> list[str]:
-    """Return the lines, broken between words if the stream is a terminal.
-
-    The rest of a broken line is indented by `hang`, or as the line itself suggests.
-    """
+    """Return the lines, broken if the stream is a terminal; `hang` is the indent after a break."""
     if stream is None or not is_terminal(stream):
         return list(lines)
     columns = width(stream)
@@ -213,6 +204,18 @@ def is_dumb() -> bool:
     return os.environ.get("TERM", "").lower() in {"dumb", "unknown", ""}
 
 
+def install() -> None:
+    """Give sys.stdout a buffer, whatever PYTHONUNBUFFERED says, unless it is closed.
+
+    A buffer checks how much of a text was written; Python's text layer does not. Without a buffer a full disk cuts the
+    last record in two without an error.
+    """
+    if sys.stdout is not None:
+        buffer = BufferedWriter(BlockingFile(sys.stdout.fileno(), "w", closefd=False))
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        sys.stdout = TextIOWrapper(buffer, encoding, errors, newline="\n", line_buffering=buffer.isatty())
+
+
 def use_utf8() -> None:
     """Make stdout and stderr write UTF-8, whatever the locale and PYTHONIOENCODING say."""
     for stream in (sys.stdout, sys.stderr):
@@ -225,19 +228,14 @@ def _make_way() -> None:
         hide()
 
 
-def _one_line_errors(action: Callable[[], int]) -> int:
+def _one_line_errors(action: Callable[[], int | None]) -> int:
     try:
-        return action()
+        return action() or DONE
     except ImError as error:
         complain(str(error))
         return FAILED
     except KeyboardInterrupt:
         return interrupted()
-
-
-def _flushed(code: int) -> int:
-    flush()
-    return code
 
 
 def _picture(match: re.Match[str]) -> str:
@@ -247,10 +245,6 @@ def _picture(match: re.Match[str]) -> str:
     if char < " ":
         return chr(0x2400 + ord(char))
     return "\u2421" if char == "\x7f" else f"<U+{ord(char):04X}>"
-
-
-def _json_escape(match: re.Match[str]) -> str:
-    return match[0] if match["seen"] else json.dumps(match[0])[1:-1]
 
 
 def _plain(records: Iterable[Record], columns: Sequence[str]) -> Iterator[str]:
@@ -263,20 +257,11 @@ def _plain(records: Iterable[Record], columns: Sequence[str]) -> Iterator[str]:
 
 def _write_tables(records: Iterable[Record], columns: Sequence[str]) -> None:
     """Write one table, or, for very many records, one after the other: they need not fit in memory."""
-    rest = iter(records)
-    _write_table(islice(rest, ROWS_OF_TABLE), columns)
-    while page := list(islice(rest, ROWS_OF_TABLE)):
-        _write_table(page, columns)
-
-
-def _write_table(records: Iterable[Record], columns: Sequence[str]) -> None:
-    rows = [[_cell(record[column]) for column in columns] for record in records]
-    stream = _stdout()
-    _write_lines(tables.lines(columns, rows, width(stream), colour=_has_colours(stream)))
-
-
-def _has_colours(stream: TextIO) -> bool:
-    return stream.isatty() and not is_dumb() and not os.environ.get("NO_COLOR")
+    rows = ([_cell(record[column]) for column in columns] for record in records)
+    for page in chain([list(islice(rows, ROWS_OF_TABLE))], batches(rows, ROWS_OF_TABLE)):
+        stream = _stdout()
+        colour = not (is_dumb() or os.environ.get("NO_COLOR"))
+        _write_lines(tables.lines(columns, page, width(stream), colour=colour))
 
 
 def _cell(value: object) -> tables.Cell:
@@ -287,12 +272,6 @@ def _cell(value: object) -> tables.Cell:
     return value if isinstance(value, int | float) else safe(str(value))
 
 
-def _json_time(value: object) -> str:
-    if isinstance(value, datetime):
-        return iso(value)
-    raise TypeError(f"{type(value)} is nothing that JSON has")
-
-
 def _write_lines(lines: Iterable[str]) -> None:
     stream = _stdout()
     for line in lines:
@@ -300,7 +279,7 @@ def _write_lines(lines: Iterable[str]) -> None:
         try:
             stream.write(line + "\n")
         except OSError as error:
-            _give_up_stdout(error)
+            _give_up(error.strerror)
 
 
 def _write_best_effort(stream: TextIO | None, *lines: str) -> None:
@@ -309,17 +288,12 @@ def _write_best_effort(stream: TextIO | None, *lines: str) -> None:
         print(*lines, sep="\n", file=stream, flush=True)
 
 
-def _give_up_reader(_number: int, _frame: FrameType | None) -> NoReturn:
-    drop()
-    raise OutputError("the output could not be written: nobody reads it")
-
-
 def _stdout() -> TextIO:
     if sys.stdout is None:
-        raise OutputError("the output could not be written: stdout is closed")
+        _give_up("stdout is closed")
     return sys.stdout
 
 
-def _give_up_stdout(error: OSError) -> NoReturn:
+def _give_up(reason: str | None) -> NoReturn:
     drop()
-    raise OutputError(f"the output could not be written: {error.strerror}") from error
+    raise OutputError(f"the output could not be written: {reason}")

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from imcore.cli import output
 
@@ -17,25 +17,13 @@ if TYPE_CHECKING:
     from rich import progress as rich
 
 _AGAIN_S = 0.1
-_HEIGHT = 24
-"""Any height: a bar takes one line."""
-
-
-class Progress(NamedTuple):
-    """Call `to` with the work done and the total (None: unknown), `complain` with a line for stderr."""
-
-    to: Callable[[int, int | None], None]
-    complain: Callable[[str], None]
 
 
 @contextmanager
-def progress(unit: str) -> Iterator[Progress]:
-    """Show progress in a unit; `bytes` get their own prefixes (kB, MB).
-
-    The bar appears with the first report, makes way for other text, and disappears at the end.
-    """
+def progress(unit: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show progress in a unit as a bar, by the work done and the total (None: unknown)."""
     with _shown(_Bar(unit, again_s=_AGAIN_S)) as show:
-        yield Progress(lambda done, total: show("", done, total), output.complain)
+        yield lambda done, total: show("", done, total)
 
 
 @contextmanager
@@ -45,12 +33,8 @@ def working() -> Iterator[Callable[[str], None]]:
         yield lambda what: show(what, 0, None)
 
 
-Show = Callable[[str, int, int | None], None]
-"""Takes a text, the work done, and the total."""
-
-
 @contextmanager
-def _shown(bar: "_Bar") -> Iterator[Show]:
+def _shown(bar: "_Bar") -> Iterator[Callable[[str, int, int | None], None]]:
     if not output.is_terminal(sys.stderr) or output.is_dumb():
         yield lambda _what, _done, _total: None
         return
@@ -116,7 +100,7 @@ def _rich_bar(unit: str, total: int | None) -> "rich.Progress":
         columns.append(rich.TextColumn(unit))
     if unit and total is not None:
         columns.append(rich.TimeRemainingColumn())
-    # With a size: without one it reads COLUMNS and LINES, also invalid ones.
-    console = Console(stderr=True, width=output.width(sys.stderr), height=_HEIGHT)
+    # With a size (a bar takes one line): without one it reads COLUMNS and LINES, also invalid ones.
+    console = Console(stderr=True, width=output.width(sys.stderr), height=24)
     # Not redirected: other text for stdout belongs there, not beside the bar.
     return rich.Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)

@@ -31,12 +31,13 @@ def lines(columns: Sequence[str], rows: Sequence[Sequence[Cell]], width: int, *,
     """Yield the lines that show the rows on a terminal of this width. A row has a cell for every column."""
     whole = _Table.of(columns, rows, width, colour=colour)
     if not rows:
-        return whole.without_rows()
+        return map(whole.head, wrap((" " * _GAP).join(whole.names), width))
+    every = range(len(columns))
     for table, least in product((whole, whole.narrowed()), (LEAST_TEXT, 0)):
         long = table.texts_longer_than(least)
-        short = table.columns_without(long)
-        if table.width_of(range(len(columns))) <= width:
-            return table.side_by_side(range(len(columns)))
+        short = sorted({*every} - {*long})
+        if table.width_of(every) <= width:
+            return table.side_by_side(every)
         if len(long) == 1 and long[0] and width - table.width_of(short) - _GAP >= LEAST_TEXT:
             return table.side_by_side([*short, *long])
         if short and table.width_of(short) + _INDENT * (0 in long) <= width:
@@ -72,9 +73,6 @@ class _Table:
     def width_of(self, columns: Sequence[int]) -> int:
         return sum(self.widths[at] + _GAP for at in columns) - _GAP
 
-    def columns_without(self, columns: Sequence[int]) -> list[int]:
-        return [at for at in range(len(self.names)) if at not in columns]
-
     def texts_longer_than(self, least: int) -> list[int]:
         """Return the columns of longer texts, with all texts behind one that is not the first, to keep their order."""
         texts = [at for at, name in enumerate(self.names) if name in TEXTS]
@@ -82,13 +80,10 @@ class _Table:
         first = min(filter(None, longer), default=len(self.names))
         return [at for at in texts if at in longer or at > first]
 
-    def without_rows(self) -> Iterator[str]:
-        yield from map(self._head, wrap((" " * _GAP).join(self.names), self.width))
-
     def side_by_side(self, columns: Sequence[int]) -> Iterator[str]:
         *others, last = columns
         indent = " " * (self.width_of(others) + _GAP if others else 0)
-        yield from map(self._head, self._row(self.names, columns))
+        yield from map(self.head, self._row(self.names, columns))
         for row in self.rows:
             if self.names[last] not in TEXTS:
                 yield from self._row(row, columns)
@@ -105,10 +100,10 @@ class _Table:
         is_above, has_labels = len(below) < len(texts), len(texts) > 1
         indent, hang = " " * _INDENT * is_above, _INDENT + _GAP * has_labels
         if is_above:
-            yield from map(self._head, wrap(self.names[0], self.width, _GAP))
-        yield from map(self._head, self._row(self.names, columns, indent))
+            yield from map(self.head, wrap(self.names[0], self.width, _GAP))
+        yield from map(self.head, self._row(self.names, columns, indent))
         if not has_labels and below:
-            yield from map(self._head, wrap(" " * _INDENT + self.names[below[0]], self.width, hang))
+            yield from map(self.head, wrap(" " * _INDENT + self.names[below[0]], self.width, hang))
         for row in self.rows:
             if is_above:
                 yield from wrap(row[0], self.width, _GAP)
@@ -123,7 +118,7 @@ class _Table:
                 yield ""
             for name, text in zip(self.names, row, strict=True):
                 first, *rest = wrap(f"{name}: {text}" if name else text, self.width, _GAP)
-                yield first.replace(name, self._head(name), 1)
+                yield first.replace(name, self.head(name), 1)
                 yield from rest
 
     def _row(self, row: Sequence[str], columns: Sequence[int], indent: str = "") -> Iterator[str]:
@@ -142,5 +137,5 @@ class _Table:
                 line = " " * start
         yield line
 
-    def _head(self, text: str) -> str:
+    def head(self, text: str) -> str:
         return f"{_HEAD_ON}{text}{_HEAD_OFF}" if self.colour and text else text

@@ -5,13 +5,14 @@
 
 import os
 import unicodedata
+from functools import cache
 
 DEFAULT_WIDTH = 80
 _MOST_DIGITS = 9
 
 _ZERO_WIDTH_JOINER, _EMOJI_STYLE = "\u200d", "\ufe0f"
 _SKIN_TONES = ("\U0001f3fb", "\U0001f3ff")
-_FLAG_LETTERS = ("\U0001f1e6", "\U0001f1ff")
+_FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 _JOINING_JAMO = ("\u1160", "\u11ff")
 
 
@@ -31,7 +32,7 @@ def cells(text: str) -> int:
 
     Terminals disagree about joined emoji: this is enough for terminals that show every part.
     """
-    return len(text) if text.isascii() else sum(map(_CELLS.__getitem__, text))
+    return len(text) if text.isascii() else sum(map(_cells_of, text))
 
 
 def wrap(text: str, width: int, hang: int = 0) -> list[str]:
@@ -64,15 +65,7 @@ def fit(line: str, width: int, hang: int | None = None) -> list[str]:
     return wrap(line, width, second if second <= width // 2 else indented + 2)
 
 
-class _Cells(dict[str, int]):
-    def __missing__(self, char: str) -> int:
-        self[char] = count = _cells_of(char)
-        return count
-
-
-_CELLS = _Cells()
-
-
+@cache
 def _cells_of(char: str) -> int:
     if char == _EMOJI_STYLE:  # it makes a narrow sign a wide picture
         return 1
@@ -83,7 +76,7 @@ def _cells_of(char: str) -> int:
 
 def _end_of_line(text: str, start: int, width: int) -> int:
     end = _end_by_width(text, start, width)
-    if end == len(text) or text[end] == " " or 2 in (_CELLS[text[end]], _CELLS[text[end - 1]]):
+    if end == len(text) or text[end] == " " or 2 in (_cells_of(text[end]), _cells_of(text[end - 1])):
         return end
     blank = text.rfind(" ", start, end)
     return blank if blank > start and text[start:blank].strip(" ") else end
@@ -94,7 +87,7 @@ def _end_by_width(text: str, start: int, width: int) -> int:
     if text.isascii():
         return min(start + max(width, 1), len(text))
     end = start
-    while end < len(text) and (width := width - _CELLS[text[end]]) >= 0:
+    while end < len(text) and (width := width - _cells_of(text[end])) >= 0:
         end += 1
     while end > start and end < len(text) and _clings(text, end):
         end -= 1
@@ -109,17 +102,12 @@ def _end_by_width(text: str, start: int, width: int) -> int:
 def _clings(text: str, at: int) -> bool:
     """Whether a character forms one picture or letter with the one before it."""
     char, before = text[at], text[at - 1]
-    if _FLAG_LETTERS[0] <= char <= _FLAG_LETTERS[1]:
-        flags = len(text[:at]) - len(text[:at].rstrip(_ALL_FLAG_LETTERS))
+    if char in _FLAG_LETTERS:
+        flags = at - len(text[:at].rstrip(_FLAG_LETTERS))
         return flags % 2 == 1
     is_part = unicodedata.category(char) in {"Mn", "Me", "Mc", "Cf"} or _JOINING_JAMO[0] <= char <= _JOINING_JAMO[1]
     return is_part or before == _ZERO_WIDTH_JOINER or _SKIN_TONES[0] <= char <= _SKIN_TONES[1]
 
 
-_ALL_FLAG_LETTERS = "".join(map(chr, range(ord(_FLAG_LETTERS[0]), ord(_FLAG_LETTERS[1]) + 1)))
-
-
 def _skip_blanks(text: str, at: int) -> int:
-    while at < len(text) and text[at] == " ":
-        at += 1
-    return at
+    return len(text) - len(text[at:].lstrip(" "))

@@ -27,10 +27,10 @@ from typing import IO, Any, Self, cast
 log = logging.getLogger(__name__)
 
 STOP_S = 10
-"""How long a program may take to finish what it has in hand; then it is killed."""
+"""A program may take this long to finish what it has in hand; then it is killed."""
 
 WORKER_PATIENCE_S = 7.0
-"""How long a worker may take to finish what it has in hand: less than STOP_S, after which it is killed."""
+"""A worker may take this long to finish what it has in hand: less than STOP_S, after which it is killed."""
 
 _READER_S = 1.0
 _CLOSING_S = 1.0
@@ -109,7 +109,7 @@ class StopSignals:
             self._waits = False
 
     def stop(self, number: int, frame: FrameType | None = None) -> None:
-        """Handle a signal. Only the first one counts: a terminal and a parent process may each send one."""
+        """Only the first signal counts: a terminal and a parent process may each send one."""
         first, self.stopping = not self.stopping, True
         if first and self._deferred:
             self._set_alarm(_READER_S, _READER_S)
@@ -162,12 +162,10 @@ class WorkerSignals(StopSignals):
         self._writer.close()
 
     def wait(self, seconds: float) -> None:
-        """Wait until this time is over or a signal comes."""
         if not self.stopping and select.select([self._reader], [], [], seconds)[0]:
             self._reader.recv(1024)
 
     def stop(self, number: int, _frame: FrameType | None = None) -> None:
-        """Handle a signal: note it, and give the step in hand WORKER_PATIENCE_S."""
         if not self.stopping:
             log.info("%s: ending after what is in hand", signal.Signals(number).name)
             self._set_alarm(WORKER_PATIENCE_S, _CLOSING_S)

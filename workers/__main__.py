@@ -41,22 +41,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(name: str, settings: Settings, signals: WorkerSignals, *, burst: bool, checks_server: bool) -> None:
+def _run(name: str, settings: Settings, signals: WorkerSignals, **how: bool) -> None:
     """Import a worker once signals are handled, and only that one."""
-    from imcore.workers import runner  # noqa: PLC0415
-
-    if name == "persist":
-        from imcore.workers.persist import Persist  # noqa: PLC0415
-
-        runner.run(Persist, settings, signals, burst=burst, checks_server=checks_server)
-    elif name == "receipts":
-        from imcore.workers.receipts import ReceiptsWorker  # noqa: PLC0415
-
-        runner.run(ReceiptsWorker, settings, signals, burst=burst, checks_server=checks_server, needs_sql=False)
-    else:
+    if name == "jobs":
         from imcore.workers import jobs  # noqa: PLC0415
 
-        jobs.run(settings, signals, burst=burst, checks_server=checks_server)
+        jobs.run(settings, signals, **how)
+        return
+    from imcore.workers.runner import run  # noqa: PLC0415
+
+    if name == "persist":
+        from imcore.repair.watch import Watch  # noqa: PLC0415
+        from imcore.workers.persist import Persist  # noqa: PLC0415
+
+        run(lambda redis, sql, own: Persist(redis, sql, own, Watch(redis, sql, own)), settings, signals, **how)
+    else:
+        from imcore.workers.receipts import ReceiptsWorker  # noqa: PLC0415
+
+        run(ReceiptsWorker, settings, signals, **how, needs_sql=False)
 
 
 class _Parser(argparse.ArgumentParser):

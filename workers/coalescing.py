@@ -2,12 +2,16 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 
 from imcore.streams.calls.journal_calls import CoalescingCounts
-from imcore.streams.calls.receipt_calls import Segment, TallyChange
+from imcore.streams.calls.receipt_calls import Segment
 from imcore.streams.events import Acked, Entry, Move, Sent
+from imcore.util.batches import grouped
+
+Digest = tuple[str, str, list[int]]
+"""The gid, the sender, and the messages (packed) that the digest names."""
 
 
 def segments(moves: Iterable[Move]) -> list[Segment]:
@@ -26,7 +30,10 @@ def segments(moves: Iterable[Move]) -> list[Segment]:
     start = 0
     for position, change, uids in bounds:
         if movers and position > start:
-            _append(covered, Segment(start, position, _only(movers)))
+            segment = Segment(start, position, _only(movers))
+            if covered and (covered[-1].until, covered[-1].only) == (start, segment.only):  # they touch
+                segment = segment._replace(after=covered.pop().after)
+            covered.append(segment)
         start = position
         movers[uids] += change
         if not movers[uids]:
@@ -36,67 +43,48 @@ def segments(moves: Iterable[Move]) -> list[Segment]:
 
 def _only(movers: Iterable[tuple[str, ...]]) -> str:
     """Return the one member among the movers; '' if there are several."""
-    member = ""
-    for uids in movers:
-        for uid in uids:
-            if member and uid != member:
-                return ""
-            member = uid
-    return member
+    uids = (uid for uids in movers for uid in uids)
+    first = next(uids, "")
+    return first if all(uid == first for uid in uids) else ""
 
 
-def _append(covered: list[Segment], segment: Segment) -> None:
-    """Append a range, or join it to the last one if they touch and name the same member."""
-    if covered and covered[-1].until == segment.after and covered[-1].only == segment.only:
-        segment = Segment(covered.pop().after, segment.until, segment.only)
-    covered.append(segment)
+def moves_by_group(entries: Iterable[Entry]) -> dict[str, list[Move]]:
+    acks = (entry.event for entry in entries if isinstance(entry.event, Acked))
+    return grouped((event.gid, move) for event in acks for move in event.moves)
 
 
-class CoalescingStats:
-    """The digests that were sent for some entries: how many acks they stand for, until the entries are done."""
+def coalescing_counts(entries: Iterable[Entry], digests: Iterable[Digest]) -> dict[int, CoalescingCounts]:
+    """Return by partition the acks of these entries, and how many receipts and digests reported them."""
+    by_group = grouped((gid, (sender_uid, msgids)) for gid, sender_uid, msgids in digests)
+    by_partition = grouped((entry.partition, entry) for entry in entries)
+    return {partition: _counts(own, by_group) for partition, own in by_partition.items()}
 
-    def __init__(self) -> None:
-        self._digests: Counter[str] = Counter()
-        self._messages: dict[str, dict[str, list[int]]] = {}
-        """By gid and sender: the messages (packed) that the digests name."""
 
-    def add_digest(self, gid: str, sender_uid: str, changes: Iterable[TallyChange]) -> None:
-        self._digests[gid] += 1
-        self._messages.setdefault(gid, {}).setdefault(sender_uid, []).extend(change.msgid for change in changes)
-
-    def counts(self, entries: Iterable[Entry]) -> dict[int, CoalescingCounts]:
-        """Return the counts for these entries, by partition."""
-        by_partition: dict[int, list[Entry]] = {}
-        for entry in entries:
-            by_partition.setdefault(entry.partition, []).append(entry)
-        return {partition: self._counts(page) for partition, page in by_partition.items()}
-
-    def _counts(self, entries: Sequence[Entry]) -> CoalescingCounts:
-        moves: dict[str, list[Move]] = {}
-        seconds: dict[int, tuple[int, int]] = {}
-        for entry in entries:
-            event = entry.event
-            if isinstance(event, Acked):
-                moves.setdefault(event.gid, []).extend(event.moves)
-            messages, acks = seconds.get(entry.time_ms // 1000, (0, 0))
-            messages += event.messages if isinstance(event, Sent) else 0
-            acks += _acks(event.moves) if isinstance(event, Acked) else 0
-            seconds[entry.time_ms // 1000] = (messages, acks)
-        return CoalescingCounts(
-            acks=sum(map(_acks, moves.values())),
-            receipts=sum(_receipts(each, self._messages.get(gid, {})) for gid, each in moves.items()),
-            digests=sum(self._digests[gid] for gid in moves),
-            seconds=seconds,
-        )
+def _counts(entries: Sequence[Entry], digests: Mapping[str, list[tuple[str, list[int]]]]) -> CoalescingCounts:
+    moves = moves_by_group(entries)
+    seconds: dict[int, tuple[int, int]] = {}
+    for entry in entries:
+        event, second = entry.event, entry.time_ms // 1000
+        messages, acks = seconds.get(second, (0, 0))
+        messages += event.messages if isinstance(event, Sent) else 0
+        acks += _acks(event.moves) if isinstance(event, Acked) else 0
+        seconds[second] = (messages, acks)
+    return CoalescingCounts(
+        acks=sum(map(_acks, moves.values())),
+        receipts=sum(_receipts(own, digests.get(gid, ())) for gid, own in moves.items()),
+        digests=sum(len(digests.get(gid, ())) for gid in moves),
+        seconds=seconds,
+    )
 
 
 def _acks(moves: Iterable[Move]) -> int:
     return sum(len(move.uids) for move in moves)
 
 
-def _receipts(moves: Iterable[Move], by_sender: dict[str, list[int]]) -> int:
+def _receipts(moves: Iterable[Move], digests: Iterable[tuple[str, list[int]]]) -> int:
     """Return the number of pairs of recipient and message. A sender is no recipient of their own message."""
-    own = {uid: sorted(set(msgids)) for uid, msgids in by_sender.items()}
+    named = grouped((sender_uid, msgid) for sender_uid, msgids in digests for msgid in msgids)
+    own = {uid: sorted(set(msgids)) for uid, msgids in named.items()}
     messages = sorted(msgid for msgids in own.values() for msgid in msgids)
     receipts = 0
     for move in moves:

@@ -14,10 +14,10 @@ from imcore.sql.database import Database
 from imcore.streams import wire
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Created, Entry, Sent
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 
 PAGE = 1000
-"""How many messages one command fetches."""
+"""One command fetches this many messages."""
 
 StoredMessage = tuple[MessageRow, bool]
 """A message, and whether its sender's offset moved to it as it was stored."""
@@ -39,7 +39,7 @@ def fetch(client: RedisClient, database: Database, items: Sequence[WorkItem]) ->
 
     A stream that cannot be read is a problem of the group's own items. Raise the client's errors that concern all.
     """
-    ranges = [_GroupRanges(gid, each) for gid, each in _by_group(items).items()]
+    ranges = _ranges(items)
     while ranges:
         pages = client.query_each([each.next_page(client) for each in ranges])
         for each, page in zip(ranges, pages, strict=True):
@@ -103,15 +103,6 @@ def _problem(page: Any) -> str | None:
     return None
 
 
-def _by_group(items: Sequence[WorkItem]) -> dict[str, list[tuple[Sent, WorkItem]]]:
-    groups: dict[str, list[tuple[Sent, WorkItem]]] = {}
-    for item in items:
-        event = item.entry.event
-        if isinstance(event, Sent):
-            groups.setdefault(event.gid, []).append((event, item))
-    return groups
-
-
 def _note_missing(database: Database, item: WorkItem) -> None:
     """Note as a problem that neither Redis nor SQL has all messages of an item."""
     event = item.entry.event
@@ -160,12 +151,17 @@ class _GroupRanges:
             msgid = msgids.pack_id(entry_id)
             while event.last < msgid:
                 event, item = next(ranges)
-            if event.first <= msgid:
-                self._keep(item, msgid, wire.values_of(fields))
+            if event.first > msgid:
+                continue
+            values = wire.values_of(fields)
+            try:
+                item.messages.append((wire.message_row(self._gid, msgid, values), wire.was_caught_up(values)))
+            except (IndexError, ValueError) as error:
+                item.problem = f"message {msgids.unpack(msgid)} cannot be read: {error!r}"
         return msgid
 
-    def _keep(self, item: WorkItem, msgid: int, values: list[bytes]) -> None:
-        try:
-            item.messages.append((wire.message_row(self._gid, msgid, values), wire.was_caught_up(values)))
-        except (IndexError, ValueError) as error:
-            item.problem = f"message {msgids.unpack(msgid)} cannot be read: {error!r}"
+
+def _ranges(items: Sequence[WorkItem]) -> list[_GroupRanges]:
+    sent = ((item.entry.event, item) for item in items)
+    by_group = grouped((event.gid, (event, item)) for event, item in sent if isinstance(event, Sent))
+    return [_GroupRanges(gid, ranges) for gid, ranges in by_group.items()]

@@ -42,9 +42,9 @@ TRIM = "imcore.workers.jobs.trim"
 
 LONGEST_JOB_S = 6 * 60 * 60
 LOOK_EVERY_S = 60
-"""How often a worker checks whether a job is due."""
+"""A worker checks this often whether a job is due."""
 _WAIT_S = 10
-"""How long a worker waits for a job at once. A silent server is noticed 10 s after that."""
+"""A worker waits this long for a job at once. A silent server is noticed 10 s after that."""
 _THREAD_S = 5
 _RQ_LOGS = ("rq.worker", "rq.queue", "rq.job", "rq.registry")
 
@@ -116,7 +116,6 @@ class JobsWorker(SimpleWorker):
         self.ip_address = "unknown"
 
     def register_birth(self) -> None:
-        """Register with rq: from now on this worker can work."""
         super().register_birth()  # type: ignore[no-untyped-call]
         self._on_birth()
 
@@ -133,21 +132,18 @@ class JobsWorker(SimpleWorker):
                 super().request_stop(self._held_signal, None)  # type: ignore[no-untyped-call]
 
     def run_maintenance_tasks(self) -> None:
-        """Maintain the registries, and enqueue the job that is due."""
         super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
         if self._trim_every_ms:
             enqueue_due(self.queues[0], self._trim_every_ms, time.time_ns() // 1_000_000)
 
     def unsubscribe(self) -> None:
         """End the thread that receives rq's commands. While Redis is away, rq leaves it behind, trying for ever."""
-        self._unsubscribing.set()
-        thread = self.pubsub_thread
-        if thread:
-            thread.stop()  # first, or it would wait for the next subscription once this one is gone
+        self.leave()  # first, or it would wait for the next subscription once this one is gone
+        if self.pubsub_thread:
             try:
                 self.pubsub.unsubscribe()  # the answer ends its wait; then it closes the connection itself
             finally:
-                thread.join(_THREAD_S)
+                self.pubsub_thread.join(_THREAD_S)
 
     def leave(self) -> None:
         """End that thread without `unsubscribe`: its connection is about to be closed."""
@@ -161,17 +157,14 @@ class JobsWorker(SimpleWorker):
             pubsub_thread.stop()
         elif isinstance(exc, RedisError | OSError):
             # This is not logged: the worker itself waits for the same server. rq lets the thread die of a timeout.
-            self._unsubscribing.wait(self._pubsub_wait_s())
+            # It waits longer each time, until it has received commands for a minute.
+            now = time.monotonic()
+            if now - self._pubsub_wait.until > LOOK_EVERY_S:
+                self._pubsub_wait.succeeded()
+            self._pubsub_wait.failed(now)
+            self._unsubscribing.wait(self._pubsub_wait.until - now)
         else:
             super()._pubsub_exception_handler(exc, pubsub, pubsub_thread)
-
-    def _pubsub_wait_s(self) -> float:
-        """Return how long the thread waits now: longer each time, until it has received commands for a minute."""
-        now = time.monotonic()
-        if now - self._pubsub_wait.until > LOOK_EVERY_S:
-            self._pubsub_wait.succeeded()
-        self._pubsub_wait.failed(now)
-        return self._pubsub_wait.until - now
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Log why a job failed, unless a signal has cut it short."""

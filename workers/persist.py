@@ -9,18 +9,21 @@ themselves.
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from imcore.admin import append_only
 from imcore.errors import DatabaseRejected, DatabaseUnavailable, ImError
 from imcore.model.rows import Batch, ConfirmRow, GroupRow, MoveRow, SpanRow, WatermarkRow
 from imcore.msgid import NONE
-from imcore.repair.watch import Watch
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Acked, Confirmed, Created, Entry, Joined, Left, Malformed, Sent
 from imcore.streams.journal import Journal
 from imcore.workers.fetch import StoredMessage, WorkItem, fetch, member_counts, member_pages
+
+if TYPE_CHECKING:
+    from imcore.repair.watch import Watch
 
 KIND = "persist"
 
@@ -41,23 +44,18 @@ Offsets = dict[Spans, int]
 
 
 class Persist:
-    """The worker. It sends nothing before the first step."""
+    """The worker. It sends nothing before the first step. `watch` keeps SQL from storing what Redis has lost."""
 
-    def __init__(self, client: RedisClient, database: Database, settings: Settings) -> None:
+    def __init__(self, client: RedisClient, database: Database, settings: Settings, watch: "Watch") -> None:
         self._client = client
         self._database = database
         self._journal = Journal(client, KIND, settings)
-        self._watch = Watch(client, database, settings)
+        self._watch = watch
         self._batch_size = settings.batch_size
         self._in_hand: list[Entry] = []
         self._member_counts: dict[str, int] = {}
         """Of the groups that the entries in hand create, by gid."""
         self._next = 0.0
-
-    @property
-    def name(self) -> str:
-        """The name of this process among its kind, from the first step on."""
-        return self._journal.lease.name
 
     def step(self) -> int:
         """Handle one batch, waiting a moment for it; return how many entries are handled.
@@ -67,12 +65,10 @@ class Persist:
         """
         try:
             return self._step()
-        except DatabaseUnavailable:
+        except ImError as error:
             self._watch.doubt()
-            raise  # the entries are still in hand: they need not be taken again
-        except ImError:
-            self._watch.doubt()
-            self._drop_batch()
+            if not isinstance(error, DatabaseUnavailable):  # after that one the entries are still in hand
+                self._drop_batch()
             raise
 
     def _step(self) -> int:
@@ -81,7 +77,9 @@ class Persist:
         if self._watch.look():
             self._drop_batch()
         if not self._in_hand:
-            self._in_hand = self._take()
+            time.sleep(max(0.0, self._next - time.monotonic()))
+            self._in_hand = self._journal.read()
+            self._next = time.monotonic() + (PACE_S if len(self._in_hand) < self._batch_size else 0.0)
             self._member_counts = member_counts(self._client, self._in_hand)
         batch = self._in_hand[: _batch_length(self._in_hand, self._member_counts)]
         self._database.empty_log()  # a reader may have been in the way when it was to be emptied
@@ -89,23 +87,14 @@ class Persist:
         del self._in_hand[: len(batch)]
         return handled
 
-    def _take(self) -> list[Entry]:
-        time.sleep(max(0.0, self._next - time.monotonic()))
-        entries = self._journal.read()
-        self._next = time.monotonic() + (PACE_S if len(entries) < self._batch_size else 0.0)
-        return entries
-
     def _drop_batch(self) -> None:
-        """Ask Redis again which entries are open."""
         self._in_hand = []
         self._journal.reread_open()
 
     def drained(self) -> bool:
-        """Return whether all entries are done, by any process, that were in the journals when this was asked first."""
         return not self._in_hand and self._journal.drained()
 
     def close(self) -> None:
-        """Give back this process's name: another process takes over its open entries at once."""
         self._journal.close()
 
     def _persist(self, entries: Sequence[Entry]) -> int:

@@ -18,16 +18,17 @@ from imcore.streams.calls.receipt_calls import Segment, TallyChange
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Acked, Entry, Malformed, Move
 from imcore.streams.journal import Journal
-from imcore.workers.coalescing import CoalescingStats, segments
+from imcore.util.batches import batches, grouped
+from imcore.workers.coalescing import Digest, coalescing_counts, moves_by_group, segments
 
 PAGE = 1000
-"""How many messages one call looks at: the server does nothing else meanwhile."""
+"""One call looks at this many messages: the server does nothing else meanwhile."""
 
 LONGEST_DIGEST = 10_000
-"""How many messages one digest names, all of which are tallied in one call; more make several."""
+"""One digest names this many messages, which are tallied in one call; more make several."""
 
 MOST_IN_WINDOW = 100_000
-"""How many entries one window takes; more are left for the next."""
+"""One window takes this many entries; more are left for the next."""
 
 _SQL_AWAY = (DatabaseUnavailable, DatabaseNotReady)
 """These errors delay only the digests that need SQL; Redis alone answers for the others."""
@@ -44,7 +45,8 @@ class ReceiptsWorker:
         self._window_s = settings.receipt_window_ms / 1000
         self._journal = Journal(client, self.kind, settings)
         self._in_hand: list[Entry] = []
-        self._stats = CoalescingStats()
+        self._digests: list[Digest] = []
+        """Those sent for the entries in hand."""
 
     def step(self) -> int:
         """Take a window of entries, send the digests, confirm the entries; return how many are handled.
@@ -53,9 +55,9 @@ class ReceiptsWorker:
         step continues with the rest.
         """
         try:
-            self._stats = CoalescingStats()
+            self._digests = []
             entries = self._in_hand + self._window()
-            failed = self._send_digests(_moves(entries))
+            failed = self._send_digests(moves_by_group(entries))
             self._in_hand = [entry for entry in entries if _waits(entry, failed)]
             self._finish([entry for entry in entries if not _waits(entry, failed)], failed)
         except ImError:
@@ -68,11 +70,9 @@ class ReceiptsWorker:
         return len(entries)
 
     def drained(self) -> bool:
-        """Return whether all entries are handled that were in the journals when this was asked first."""
         return self._journal.drained()
 
     def close(self) -> None:
-        """Give back this process's name: another process takes over its open entries at once."""
         self._journal.close()
 
     def _window(self) -> list[Entry]:
@@ -99,7 +99,7 @@ class ReceiptsWorker:
             else:
                 done.append(entry)
         if done:
-            self._journal.done(done, self._stats.counts(done))
+            self._journal.done(done, coalescing_counts(done, self._digests))
 
     def _send_digests(self, moves: dict[str, list[Move]]) -> dict[str, ImError]:
         """Send a digest to every sender concerned; return the groups where that is impossible, or has to wait."""
@@ -109,19 +109,15 @@ class ReceiptsWorker:
             if isinstance(changes, ImError):
                 failed[gid] = changes
                 continue
-            for sender_uid, own in _by_sender(changes).items():
-                for at in range(0, len(own), LONGEST_DIGEST):
-                    digest = own[at : at + LONGEST_DIGEST]
+            for sender_uid, own in grouped((change.sender_uid, change) for change in changes).items():
+                for digest in batches(own, LONGEST_DIGEST):
                     digests.append(receipt_calls.publish_receipts(self._client.space, gid, sender_uid, digest))
-                    self._stats.add_digest(gid, sender_uid, digest)
+                    self._digests.append((gid, sender_uid, [change.msgid for change in digest]))
         self._client.call_many(digests)
         return failed
 
     def _changes(self, wanted: dict[str, list[Segment]]) -> dict[str, list[TallyChange] | ImError]:
-        """Return the changed tallies of each group, or its error: SQL may be away.
-
-        Raise TryAgain, ConfigurationError.
-        """
+        """Return the changed tallies of each group, or its error. Raise TryAgain, ConfigurationError."""
         changes: dict[str, list[TallyChange] | ImError] = {}
         calls = [receipt_calls.changes(self._client.space, gid, each, PAGE) for gid, each in wanted.items()]
         for (gid, each), answer in zip(wanted.items(), self._client.call_each(calls), strict=True):
@@ -138,7 +134,8 @@ class ReceiptsWorker:
         """Return the changes of a first page and the pages after it, with those of trimmed messages from SQL."""
         changes = self._trimmed(gid, wanted, page.trimmed) + page.found
         while page.next_after is not None:
-            wanted = _after(wanted, page.next_after)
+            after = page.next_after
+            wanted = [Segment(max(s.after, after), s.until, s.only) for s in wanted if s.until > after]
             page = self._client.call(receipt_calls.changes(self._client.space, gid, wanted, PAGE))
             changes += self._trimmed(gid, wanted, page.trimmed) + page.found
         return changes
@@ -158,29 +155,5 @@ class ReceiptsWorker:
         return changes
 
 
-def _moves(entries: Sequence[Entry]) -> dict[str, list[Move]]:
-    moves: dict[str, list[Move]] = {}
-    for entry in entries:
-        if isinstance(entry.event, Acked):
-            moves.setdefault(entry.event.gid, []).extend(entry.event.moves)
-    return moves
-
-
 def _waits(entry: Entry, failed: dict[str, ImError]) -> bool:
-    """Return whether an entry has to wait for SQL."""
     return isinstance(entry.event, Acked) and isinstance(failed.get(entry.event.gid), _SQL_AWAY)
-
-
-def _after(wanted: Sequence[Segment], position: int) -> list[Segment]:
-    return [
-        Segment(max(segment.after, position), segment.until, segment.only)
-        for segment in wanted
-        if segment.until > position
-    ]
-
-
-def _by_sender(changes: Sequence[TallyChange]) -> dict[str, list[TallyChange]]:
-    by_sender: dict[str, list[TallyChange]] = {}
-    for change in changes:
-        by_sender.setdefault(change.sender_uid, []).append(change)
-    return by_sender

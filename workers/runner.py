@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BURST_BLOCK_MS = 20
-"""How long a worker waits for new entries in a burst, before it looks whether the others are done."""
+"""In a burst a worker waits this long for new entries, before it looks whether the others are done."""
 
 
 class Worker(Protocol):
@@ -34,10 +34,10 @@ class Worker(Protocol):
         """Handle the entries that are there, waiting a moment for them; return how many."""
 
     def drained(self) -> bool:
-        """Return whether all entries are done that were there when this was asked first."""
+        """Return whether all entries are done, by any process, that were there when this was asked first."""
 
     def close(self) -> None:
-        """Let other processes have the open entries."""
+        """Give back this process's name: another process takes over its open entries at once."""
 
 
 WorkerFactory = Callable[[RedisClient, Database, Settings], Worker]
@@ -62,10 +62,7 @@ class Retrier:
         self._has_warned = False
 
     def call(self, attempt: Callable[[], T]) -> T:
-        """Return the result of the attempt once it succeeds. Raise Stopped if a signal arrives before.
-
-        Raise ConfigurationError at once: waiting does not help.
-        """
+        """Repeat the attempt until it succeeds; return its result. Raise Stopped, and ConfigurationError at once."""
         while not self._signals.stopping:
             try:
                 result = attempt()

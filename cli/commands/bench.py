@@ -39,7 +39,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--compare", metavar="FILE", type=_FILE, help="Show what has changed since a saved run.")
 @click.option("--svg", metavar="FILE", type=_FILE, help="Draw the bars as a picture.")
 def bench(run: Invocation, /, name: str, latency: bool, quick: bool, rounds: int, **files: Path | None) -> None:
-    """Measure, each figure beside a yardstick from the same rounds. NAME is one of these, or all:
+    """NAME is one of these, or all:
 
     storm: a group of 200 with 40 online, beside the literal design, which has a row and a push for every receipt and a
     transaction for every ack, and with --latency how long a message takes to 40 sessions, and receipts back; send, ack,

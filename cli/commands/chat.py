@@ -1,66 +1,66 @@
-"""Sending, pulling, confirming, recalling, and asking who has read what."""
+"""Groups and their members; sending, pulling, confirming, recalling, and asking who has read what."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from imcore.cli import output
+from imcore.cli.catalogue import COMMANDS
 from imcore.cli.local import (
     complain_of_refused,
     device_if_any,
     device_of,
+    keep_sent,
     local_database,
     no_local_option,
-    sender_of,
+    sending_device,
     show_stored,
 )
-from imcore.cli.names import name
-from imcore.cli.options import Invocation, command, confirm, standard_input, yes_option
-from imcore.cli.peers import Peers, peer_in, peers_at, to_gid
+from imcore.cli.names import name, peer_in, to_gid
+from imcore.cli.options import CommandGroup, Invocation, command, confirm, standard_input, yes_option
 from imcore.cli.records import (
     ACK_COLUMNS,
+    GROUP_COLUMNS,
     LOG_COLUMNS,
+    MEMBER_COLUMNS,
     MESSAGE_COLUMNS,
     READER_COLUMNS,
     TALLY_COLUMNS,
     UNREAD_COLUMNS,
     reader_records,
     record_of,
+    records_for,
     status_record,
     tally_record,
+    with_peers,
 )
 from imcore.errors import InvalidInput, TryAgain
-from imcore.model.values import Message
+from imcore.model.values import Group, Message
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from imcore.chat import Chat
     from imcore.device.device import Device
 
-_from_option = click.option("--from", "sender_uid", metavar="UID", required=True, help="Who sends it.")
-_client_msgid_option = click.option(
-    "--client-msgid", metavar="ID", help="Makes it safe to repeat: the same ID again stores nothing new."
-)
-_queue_option = click.option(
-    "--queue",
-    is_flag=True,
-    help="If the server is away, let it wait in the outbox: the next session, pull or send sends it.",
-)
-_POSITIVE = click.IntRange(min=1)
 
-
-class _Sending(TypedDict):
-    sender_uid: str
-    client_msgid: str | None
-    queue: bool
-    no_local: bool
-
-
-class _Draft(NamedTuple):
-    content: str
-    gid: str | None = None
-    to_uid: str | None = None
+def _sending_options(function: "Callable[..., None]") -> "Callable[..., None]":
+    options = (
+        click.option("--from", "sender_uid", metavar="UID", required=True, help="Who sends it."),
+        click.option(
+            "--client-msgid", metavar="ID", help="Makes it safe to repeat: the same ID again stores nothing new."
+        ),
+        click.option(
+            "--queue",
+            is_flag=True,
+            help="If the server is away, let it wait in the outbox: the next session, pull or send sends it.",
+        ),
+        no_local_option,
+    )
+    for option in reversed(options):  # as decorators are applied
+        function = option(function)
+    return function
 
 
 @command(
@@ -69,47 +69,29 @@ class _Draft(NamedTuple):
 )
 @click.argument("gid")
 @click.argument("text")
-@_from_option
-@_client_msgid_option
-@_queue_option
-@no_local_option
-def send(run: Invocation, gid: str, text: str, **options: Unpack[_Sending]) -> None:
-    """Send a message to a group.
-
-    TEXT `-` reads the message from stdin, exactly as it is, a last line break included.
-    """
-    with run.chat() as chat:
-        content = _content(text, chat.system.settings.max_content_bytes)
-        peer = peer_in(gid)
-        _send(run, chat, _Draft(content, gid=gid) if peer is None else _Draft(content, to_uid=peer), options)
+@_sending_options
+def send(run: Invocation, /, gid: str, text: str, **options: Any) -> None:
+    """TEXT `-` reads the message from stdin, exactly as it is, a last line break included."""
+    _send(run, text, options, gid, peer_in(gid))
 
 
 @command("dm", example="im dm bob 'Hello, Bob' --from ann")
 @click.argument("uid")
 @click.argument("text")
-@_from_option
-@_client_msgid_option
-@_queue_option
-@no_local_option
-def dm(run: Invocation, uid: str, text: str, **options: Unpack[_Sending]) -> None:
-    """Send a message to one person.
-
-    TEXT `-` reads the message from stdin, exactly as it is, a last line break included.
-    """
-    with run.chat() as chat:
-        _send(run, chat, _Draft(_content(text, chat.system.settings.max_content_bytes), to_uid=uid), options)
+@_sending_options
+def dm(run: Invocation, /, uid: str, text: str, **options: Any) -> None:
+    """TEXT `-` reads the message from stdin, exactly as it is, a last line break included."""
+    _send(run, text, options, "", uid)
 
 
 @command("pull", example="im pull bob\nim pull bob team --limit 50 --ack")
 @click.argument("uid")
 @click.argument("gid", required=False)
-@click.option("--limit", type=_POSITIVE, metavar="N", help="At most N messages of each group.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N messages of each group.")
 @click.option("--ack", "with_ack", is_flag=True, help="Confirm what was printed, once it was.")
 @no_local_option
 def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack: bool, no_local: bool) -> None:
-    """Show what a member has not acked, oldest first.
-
-    The member's own messages are included, so that there are no holes. Without GID: of all their groups, by gid.
+    """The member's own messages are included, so that there are no holes. Without GID: of all their groups, by gid.
     As at a login, the user's local database is brought up to date: messages, receipts, and its outbox is sent. A user
     who is in no group after that is an error.
     """
@@ -126,7 +108,7 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
             complain_of_refused(device.sync())
         if gid is None and not is_member:
             chat.known_user(uid)  # their first message may have waited until now
-        run.show(map(peers_at(chat, uid).with_peer, map(record_of, messages)), MESSAGE_COLUMNS)
+        run.show(records_for(chat, uid, messages), MESSAGE_COLUMNS)
         output.flush()
         if with_ack:
             _ack_newest(chat, uid, messages)
@@ -137,25 +119,18 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
 @click.argument("gid")
 @click.argument("msgid", required=False)
 def ack(run: Invocation, uid: str, gid: str, msgid: str | None) -> None:
-    """Confirm everything up to a message.
-
-    Without MSGID: up to the newest. An older message than confirmed before changes nothing.
-    """
+    """Without MSGID: up to the newest. An older message than confirmed before changes nothing."""
     with run.chat() as chat:
-        acked = chat.ack(uid, to_gid(gid, uid), msgid)
-        run.show([peers_at(chat, uid).with_peer(record_of(acked))], ACK_COLUMNS)
+        run.show(records_for(chat, uid, [chat.ack(uid, to_gid(gid, uid), msgid)]), ACK_COLUMNS)
 
 
 @command("unread", example="im unread bob")
 @click.argument("uid")
 def unread(run: Invocation, uid: str) -> None:
-    """Count what a member has not read, per group.
-
-    Groups where all is read are shown too, with 0. Own messages do not count.
-    """
+    """Groups where all is read are shown too, with 0. Own messages do not count."""
     with run.chat() as chat:
         counts = chat.unread(chat.known_user(uid))
-        run.show(map(peers_at(chat, uid).with_peer, map(record_of, counts)), UNREAD_COLUMNS)
+        run.show(records_for(chat, uid, counts), UNREAD_COLUMNS)
 
 
 @command("status", example="im status team --limit 5\nim status team 1767225600000-0")
@@ -163,9 +138,8 @@ def unread(run: Invocation, uid: str) -> None:
 @click.argument("msgid", required=False)
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="The newest N messages (default 20; 0: all).")
 def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> None:
-    """Show how many have read each message, or who has read one.
-
-    Without MSGID: tallies of the newest messages, oldest first. With MSGID: the names, and when each of them read it.
+    """Without MSGID: tallies of the newest messages, oldest first. With MSGID: the names, and when each of them read
+    it.
     """
     if msgid is not None and limit is not None:
         raise click.UsageError("--limit is for the tallies of a group: leave it out, or leave MSGID out")
@@ -191,48 +165,44 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
 @no_local_option
 @yes_option
 def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, no_local: bool, yes: bool) -> None:
-    """Withdraw a message: what it said is gone for good.
-
-    Its place stays, with who has read it, and no `im unread` counts it. A tombstone goes to every member, and is
+    """Its place stays, with who has read it, and no `im unread` counts it. A tombstone goes to every member, and is
     printed; for a message that is recalled already there is no second one, and the message is printed as it is now.
     """
     confirm(f"Recall message {msgid} of {name(gid)}? What it says is gone for good.", yes=yes)
     with run.chat() as chat:
-        with nullcontext() if no_local or admin else sender_of(run, chat, by_uid) as sender:
+        keeps = not (no_local or admin)
+        with sending_device(run, chat, by_uid) if keeps else nullcontext() as device:
             message = chat.recall(to_gid(gid, by_uid), msgid, by=by_uid, admin=admin)
-            if sender:
-                sender.keep(message)
+            if keeps:
+                keep_sent(run, chat, device, message)
         show_stored(run, chat, by_uid, message)
 
 
-def _ack_newest(chat: "Chat", uid: str, messages: Sequence[Message]) -> None:
-    """Confirm the newest message of each group; within a group the messages are in order."""
-    newest = {message.gid: message.msgid for message in messages}
-    for gid, msgid in newest.items():
+def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid: str | None) -> None:
+    """Send to a group, or one-to-one to `to_uid`."""
+    uid, client_msgid, keeps = options["sender_uid"], options["client_msgid"], not options["no_local"]
+    with run.chat() as chat:
+        content = _content(text, chat.system.settings.max_content_bytes)
+        if options["queue"]:
+            if client_msgid or not keeps:
+                raise click.UsageError("--queue chooses the client_msgid itself and needs the local database")
+            _queue(run, chat, uid, content, gid, to_uid)
+            return
+        with sending_device(run, chat, uid, content) if keeps else nullcontext() as device:
+            if device:
+                _send_waiting(device)
+            if to_uid is None:
+                message = chat.send(gid, content, sender_uid=uid, client_msgid=client_msgid)
+            else:
+                message = chat.send_direct(to_uid, content, sender_uid=uid, client_msgid=client_msgid)
+            if keeps:
+                keep_sent(run, chat, device, message)
+        show_stored(run, chat, uid, message)
+
+
+def _ack_newest(chat: "Chat", uid: str, messages: "Sequence[Message]") -> None:
+    for gid, msgid in {message.gid: message.msgid for message in messages}.items():  # those of a group are in order
         chat.ack(uid, gid, msgid)
-
-
-def _send(run: Invocation, chat: "Chat", draft: _Draft, options: _Sending) -> None:
-    if options["queue"]:
-        if options["client_msgid"] or options["no_local"]:
-            raise click.UsageError("--queue chooses the client_msgid itself and needs the local database")
-        _queue(run, chat, draft, options["sender_uid"])
-    elif options["no_local"]:
-        show_stored(run, chat, options["sender_uid"], _sent(chat, draft, options))
-    else:
-        with sender_of(run, chat, options["sender_uid"], draft.content) as sender:
-            if sender.device:
-                _send_waiting(sender.device)
-            message = _sent(chat, draft, options)
-            sender.keep(message)
-        show_stored(run, chat, message.sender_uid, message)
-
-
-def _sent(chat: "Chat", draft: _Draft, options: _Sending) -> Message:
-    uid, client_msgid = options["sender_uid"], options["client_msgid"]
-    if draft.gid is not None:
-        return chat.send(draft.gid, draft.content, sender_uid=uid, client_msgid=client_msgid)
-    return chat.send_direct(draft.to_uid or "", draft.content, sender_uid=uid, client_msgid=client_msgid)
 
 
 def _send_waiting(device: "Device") -> None:
@@ -243,22 +213,22 @@ def _send_waiting(device: "Device") -> None:
         raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
 
 
-def _queue(run: Invocation, chat: "Chat", draft: _Draft, sender_uid: str) -> None:
+def _queue(run: Invocation, chat: "Chat", uid: str, content: str, gid: str, to_uid: str | None) -> None:
     from imcore.device.device import Device  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
-    with local_database(run, sender_uid) as local:
-        device = Device(chat, sender_uid, local)
+    with local_database(run, uid) as local:
+        device = Device(chat, uid, local)
         with suppress(TryAgain):
             device.check_dataset()
-        outgoing = device.queue(draft.content, gid=draft.gid, to_uid=draft.to_uid)
+        outgoing = device.queue(content, gid=gid, to_uid=to_uid)
         flushed = device.flush()
         complain_of_refused(flushed, besides=outgoing)
         sent = {message.client_msgid: message for message in flushed.sent}
         if outgoing.client_msgid in sent:
-            show_stored(run, chat, sender_uid, sent[outgoing.client_msgid])
+            show_stored(run, chat, uid, sent[outgoing.client_msgid])
         else:
-            peers = Peers(sender_uid, lambda _: filter(None, [draft.to_uid]))
-            run.show([peers.with_peer(record_of(device.unsent_line(outgoing)))], LOG_COLUMNS)
+            with_peer = with_peers(uid, lambda _: filter(None, [to_uid]))
+            run.show([with_peer(record_of(device.unsent_line(outgoing)))], LOG_COLUMNS)
 
 
 def _content(text: str, max_bytes: int) -> str:
@@ -271,3 +241,54 @@ def _content(text: str, max_bytes: int) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise InvalidInput(f"content on stdin is not valid UTF-8: byte {error.start + 1} cannot be read") from None
+
+
+group = CommandGroup("group", help=COMMANDS["group"][1], example="im group create team ann bob\nim group show team")
+
+
+@command("create", of=group, example="im group create team ann bob cleo")
+@click.argument("gid")
+@click.argument("uids", metavar="[UID]...", nargs=-1)
+def create(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
+    """Create a group. The same group with the same members again changes nothing."""
+    with run.chat() as chat:
+        _show_count(run, chat.create_group(gid, uids))
+
+
+@command("add", of=group, example="im group add team dora emil")
+@click.argument("gid")
+@click.argument("uids", metavar="UID...", nargs=-1, required=True)
+def add(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
+    """Let users join a group. Members stay as they are."""
+    with run.chat() as chat:
+        _show_count(run, chat.add_members(gid, uids))
+
+
+@command("remove", of=group, example="im group remove team emil\nim group remove team emil --yes")
+@click.argument("gid")
+@click.argument("uids", metavar="UID...", nargs=-1, required=True)
+@yes_option
+def remove(run: Invocation, gid: str, uids: tuple[str, ...], yes: bool) -> None:
+    """Let members leave a group. What they had read stays read."""
+    confirm(f"Remove {', '.join(map(name, uids))} from {name(gid)}?", yes=yes)
+    with run.chat() as chat:
+        _show_count(run, chat.remove_members(gid, uids))
+
+
+@command("list", of=group, example="im group list")
+def list_(run: Invocation) -> None:
+    """List all groups, by gid."""
+    with run.chat() as chat:
+        run.show(map(record_of, chat.groups()), GROUP_COLUMNS)
+
+
+@command("show", of=group, example="im group show team")
+@click.argument("gid")
+def show(run: Invocation, gid: str) -> None:
+    """Show the members of a group, by uid: their offset, what they have not read, and who is online."""
+    with run.chat() as chat:
+        run.show(map(record_of, chat.members(gid)), MEMBER_COLUMNS)
+
+
+def _show_count(run: Invocation, changed: Group) -> None:
+    run.show([{"gid": changed.gid, "members": changed.members}], ("gid", "members"))

@@ -18,9 +18,7 @@ _COLUMNS = ("messages", "joins", "leaves", "acks", "errors")
 @command("import", example="im import chat.jsonl\nxzcat chat.jsonl.xz | im import -")
 @click.argument("file")
 def import_(run: Invocation, file: str) -> None:
-    """Replay a file of chat events.
-
-    FILE has one JSON object a line, in UTF-8, or in UTF-16 with a byte order mark; it may be compressed by gzip. `-`
+    """FILE has one JSON object a line, in UTF-8, or in UTF-16 with a byte order mark; it may be compressed by gzip. `-`
     reads stdin. A line that is not valid is reported and passed over. The same file again adds no message, and an
     interrupted import continues where it ended; members are set to what the end of the file says, whatever has changed
     since. A message needs a client_msgid, and may have a "time" (ISO 8601), which SQL keeps as its sent_at; other keys
@@ -44,12 +42,12 @@ def import_(run: Invocation, file: str) -> None:
         lines = EventLines(source, name, max_content_bytes=run.settings().max_content_bytes)
         size = _size(source)
         with run.chat() as chat, progress("bytes") as shown:
-            shown.to(0, size)
+            shown(0, size)
             summary = import_events(
                 chat,
                 lines,
-                on_error=lambda number, reason: shown.complain(f"line {number}: {reason}"),
-                on_progress=lambda _: shown.to(lines.bytes_read, size),
+                on_error=lambda number, reason: output.complain(f"line {number}: {reason}"),
+                on_progress=lambda _: shown(lines.bytes_read, size),
             )
     run.show([{name: getattr(summary, name) for name in _COLUMNS}], _COLUMNS)
     if summary.errors:

@@ -1,7 +1,7 @@
 """Live sessions, pending receipts, and the local database of a user."""
 
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Unpack
@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from imcore.cli import output
-from imcore.cli.local import device_of, local_database, no_local_option, sync_outside
+from imcore.cli.local import complain_of_refused, device_if_any, device_of, local_database, no_local_option
+from imcore.cli.names import to_gid
 from imcore.cli.options import Invocation, NumberRange, command
-from imcore.cli.peers import Peers, peers_at, to_gid
-from imcore.cli.records import LOG_COLUMNS, MESSAGE_COLUMNS, RECEIPT_COLUMNS, event_record, record_of
+from imcore.cli.records import (
+    LOG_COLUMNS,
+    MESSAGE_COLUMNS,
+    RECEIPT_COLUMNS,
+    peers_at,
+    record_of,
+    records_for,
+    with_peers,
+)
 from imcore.model.limits import check_name
 from imcore.model.values import Message, Receipt
 from imcore.process import Stopped, StopSignals
@@ -42,11 +50,9 @@ if TYPE_CHECKING:
 )
 @no_local_option
 def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options: "Unpack[SessionOptions]") -> None:
-    """Run a live session until Ctrl-C.
-
-    It is online, shows what was not acked and then what comes, own messages included, and the receipts of own messages.
-    What is acked has been shown. Everything is kept in the user's local database (see `im log`), and what waits in its
-    outbox is sent. While the server is away it waits.
+    """It is online, shows what was not acked and then what comes, own messages included, and the receipts of own
+    messages. What is acked has been shown. Everything is kept in the user's local database (see `im log`), and what
+    waits in its outbox is sent. While the server is away it waits.
     """
     from imcore.device.device import when_there  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
@@ -58,16 +64,38 @@ def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options
             closing(_events(run, chat, uid, lambda: signals.stopping, no_local, options)) as events,
         ):
             signals.defer()
-            _show(run, events, peers_at(chat, uid), signals)
+            with_peer = peers_at(chat, uid)
+            for event in events:
+                kind = "message" if isinstance(event, Message) else "receipt"
+                record = {"event": kind, **with_peer(record_of(event))}
+                with signals.waiting():
+                    _show(run, event, record)
     except Stopped:
         output.drop()  # its reader does not read
+
+
+def _show(run: Invocation, event: Message | Receipt, record: output.Record) -> None:
+    if run.json:
+        run.show([record], ())
+    else:
+        shown = run.readable(record)
+        line = "  ".join(str(shown[column]) for column in MESSAGE_COLUMNS if column in shown)
+        if isinstance(event, Receipt):
+            line = f"{shown['gid']}  {event.msgid}  read {event.read}/{event.read + event.unread}"
+        output.say(*output.fitted(sys.stdout, line))
+    output.flush()
 
 
 def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":
     chat = run.chat()
     try:
         if not no_local and not chat.groups_of(uid):
-            sync_outside(run, chat, uid)
+            with device_if_any(run, chat, uid) as device:  # their first message may wait in the outbox
+                flushed = device.sync() if device else None
+            if flushed:
+                complain_of_refused(flushed)
+            if flushed and flushed.stopped_by:
+                raise flushed.stopped_by
         chat.known_user(uid)
     except BaseException:
         chat.close()
@@ -92,9 +120,7 @@ def _events(
 @click.option("--ack", "with_ack", is_flag=True, help="Confirm what was printed, once it was.")
 @no_local_option
 def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
-    """Show tallies that changed since their sender confirmed them.
-
-    What is confirmed with --ack comes again when more people have read it; the user's local database keeps it. The
+    """A confirmed one (--ack) comes again when more people have read it; the user's local database keeps it. The
     worker `receipts` must have run. A user who has left all groups still gets the receipts of their messages.
     """
     with run.chat() as chat, ExitStack() as stack:
@@ -105,7 +131,7 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
             chat.known_user(uid)  # a user who has left all groups may still have receipts
         keeps = with_ack and not no_local and pending
         device = stack.enter_context(device_of(run, chat, uid)) if keeps else None
-        run.show(map(peers_at(chat, uid).with_peer, map(record_of, pending)), RECEIPT_COLUMNS)
+        run.show(records_for(chat, uid, pending), RECEIPT_COLUMNS)
         output.flush()
         if device:
             device.keep(pending)
@@ -117,34 +143,15 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
 @click.argument("uid")
 @click.argument("gid", required=False)
 def log(run: Invocation, uid: str, gid: str | None) -> None:
-    """Show a user's local database, as chat.
-
-    Oldest first, of all groups as they came, then what waits in the outbox. Own messages are `waiting`, `refused`,
+    """Oldest first, of all groups as they came, then what waits in the outbox. Own messages are `waiting`, `refused`,
     `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
     """
     gid = gid if gid is None else check_name(to_gid(gid, uid), "gid")
     with local_database(run, uid, read_only=True) as local:
         known = local.peers()
-        peers = Peers(uid, lambda gid: filter(None, [known.get(gid)]))
+        with_peer = with_peers(uid, lambda gid: filter(None, [known.get(gid)]))
         lines = local.log(gid)
         first = list(islice(lines, 1))
         if gid and not first:
             output.remark(f"nothing of {gid!r} is here")
-        run.show(map(peers.with_peer, map(record_of, chain(first, lines))), LOG_COLUMNS)
-
-
-def _show(run: Invocation, events: Iterator[Message | Receipt], peers: Peers, signals: StopSignals) -> None:
-    for event in events:
-        record = peers.with_peer(event_record(event))
-        with signals.waiting():
-            if run.json:
-                run.show([record], ())
-            else:
-                output.say(*output.fitted(sys.stdout, _line(event, run.readable(record))))
-            output.flush()
-
-
-def _line(event: Message | Receipt, record: output.Record) -> str:
-    if isinstance(event, Message):
-        return "  ".join(str(record[column]) for column in MESSAGE_COLUMNS)
-    return f"{record['gid']}  {event.msgid}  read {event.read}/{event.read + event.unread}"
+        run.show(map(with_peer, map(record_of, chain(first, lines))), LOG_COLUMNS)

@@ -1,50 +1,44 @@
-"""What operators run: figures, comparison and repair, retention, access rules, and upgrades."""
+"""The commands of operators: figures, dead letters, comparison and repair, retention, access rules, and upgrades."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from imcore.admin.acl import ROLES
-from imcore.cli import output
+from imcore.cli import names, output
+from imcore.cli.catalogue import COMMANDS
 from imcore.cli.options import CommandGroup, Invocation, NumberRange, command, confirm, yes_option
-from imcore.cli.output import Record
 from imcore.cli.progress import progress
-from imcore.errors import RedisUnavailable
+from imcore.errors import ImError, RedisUnavailable
 from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT, Settings
 
 if TYPE_CHECKING:
     from imcore.repair.check import ReportedDifference
     from imcore.streams.client import RedisClient
-
-T = TypeVar("T")
+    from imcore.streams.dead_letters import DeadLetter
 
 _STATS_COLUMNS = ("groups", "members", "messages", "online", "journal", "dead_letters")
 _WORKER_COLUMNS = ("worker", "backlog", "pending", "lag_ms")
-_SILENT_COLUMNS = ("worker", "process", "entries", "silent_ms")
-_JOB_COLUMNS = ("queued", "running", "failed")
-_STREAM_COLUMNS = ("kind", "streams", "entries", "bytes")
 _ONLINE_COLUMNS = ("online",)
 _SERVER_COLUMNS = (
     *("holds", "server", "version", "role"),
     *("maxmemory", "maxmemory_policy", "appendonly", "appendfsync"),
 )
-_NOT_KNOWN = "not known"
 _COALESCING_COLUMNS = ("acks", "receipts", "digests", "receipts_per_digest", "messages_per_s", "acks_per_s")
+_DEAD_COLUMNS = ("id", "time", "worker", "deliveries", "reason")
 _DIFFERENCE_COLUMNS = ("gid", "what", "redis", "sql")
 _TRIM_COLUMNS = ("groups", "entries", "journal_entries", "read_times", "rewritten")
-_UPGRADE_COLUMNS = ("database", "redis", "status")
 
 
 @command("stats", example="im stats\nim stats --json | jq .workers\nim stats --online")
 @click.option("--online", is_flag=True, help="Name those who are online, too.")
 def stats(run: Invocation, online: bool) -> None:
-    """Show streams, backlogs, dead letters and who is online.
-
-    A worker's backlog is what it has not done yet, its lag the age of the oldest entry of that; pending is what its
+    """A worker's backlog is what it has not done yet, its lag the age of the oldest entry of that; pending is what its
     processes have in hand. A silent process with entries in hand has a line of its own. Jobs are shown if their Redis
     answers. Bytes are an estimate. Coalescing: how many acks made how many receipts (one recipient, one message), and
     in how many digests senders got them, as far as the worker `receipts` has come; messages and acks a second are
@@ -67,38 +61,33 @@ def stats(run: Invocation, online: bool) -> None:
 
 
 def _show_rest(run: Invocation, record: dict[str, Any]) -> None:
-    jobs = [record["jobs"]] if record["jobs"] else []
-    tables = [
+    servers = record["servers"]
+    warnings = [{"server": server["server"], "warning": text} for server in servers for text in server["warnings"]]
+    tables: list[tuple[Iterable[dict[str, Any]], tuple[str, ...]]] = [
         (record["workers"], _WORKER_COLUMNS),
-        (record["silent"], _SILENT_COLUMNS),
-        (jobs, _JOB_COLUMNS),
-        (record["streams"], _STREAM_COLUMNS),
+        (record["silent"], ("worker", "process", "entries", "silent_ms")),
+        ([record["jobs"]] if record["jobs"] else [], ("queued", "running", "failed")),
+        (record["streams"], ("kind", "streams", "entries", "bytes")),
         ([record["storm"]], _COALESCING_COLUMNS),
-        (_with_unknown(record["servers"]), _SERVER_COLUMNS),
-        (_warnings(record["servers"]), ("server", "warning")),
+        (list(map(_with_unknown, servers)), _SERVER_COLUMNS),
+        (warnings, ("server", "warning")),
         ([{"online": uid} for uid in record.get("online_uids", ())], _ONLINE_COLUMNS),
     ]
-    always = {_WORKER_COLUMNS, *([_ONLINE_COLUMNS] if "online_uids" in record else [])}
+    always = {_WORKER_COLUMNS, *[_ONLINE_COLUMNS] * ("online_uids" in record)}
     for rows, columns in tables:
         if rows or columns in always:
             output.say("")
             run.show(rows, columns)
 
 
-def _warnings(servers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"server": server["server"], "warning": text} for server in servers for text in server["warnings"]]
-
-
-def _with_unknown(servers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: _NOT_KNOWN if value is None else value for name, value in server.items()} for server in servers]
+def _with_unknown(server: dict[str, Any]) -> dict[str, Any]:
+    return {key: "not known" if value is None else value for key, value in server.items()}
 
 
 @command("check", example="im check && echo they agree\nim check --repair")
 @click.option("--repair", is_flag=True, help="Mend what can be mended, and say of each difference whether it was.")
 def check(run: Invocation, repair: bool) -> None:
-    """Compare Redis with the SQL database.
-
-    Every count is computed anew. Each difference is a line; the exit code is 0 if there is none, or all were mended.
+    """Every count is computed anew. Each difference is a line; the exit code is 0 without any, or if all were mended.
     Entries that a running worker `persist` is about to store are no difference. stderr names what changes too fast to
     be compared, and settings of the Redis server that break a promise.
     """
@@ -107,18 +96,14 @@ def check(run: Invocation, repair: bool) -> None:
 
     counts: Counter[str] = Counter()
     with run.chat() as chat, progress("groups") as shown:
-        differences = differences_of(
-            chat.system, repair=repair, on_progress=lambda seen: shown.to(seen.groups, seen.of)
-        )
-        records = (_difference_record(each, repair=repair) for each in _counted(differences, counts, shown.complain))
-        if repair:
-            run.show(output.handed_over(records), (*_DIFFERENCE_COLUMNS, "repaired"))
-        else:
-            run.show(records, _DIFFERENCE_COLUMNS)
+        differences = differences_of(chat.system, repair=repair, on_progress=lambda seen: shown(seen.groups, seen.of))
+        columns = (*_DIFFERENCE_COLUMNS, *["repaired"] * repair)
+        records = ({key: getattr(each, key) for key in columns} for each in _counted(differences, counts))
+        run.show(output.handed_over(records) if repair else records, columns)
         if warning := server_settings.warning_of(
             server_settings.all_servers(chat.system.client, chat.system.settings, output.remark)
         ):
-            shown.complain(warning)
+            output.complain(warning)
     if counts.total():
         output.complain(
             f"differences between Redis and SQL: {counts.total()}" + f", {counts['repaired']} mended" * repair
@@ -129,23 +114,16 @@ def check(run: Invocation, repair: bool) -> None:
         click.get_current_context().exit(output.FAILED)
 
 
-def _counted(
-    differences: Iterable["ReportedDifference"], counts: Counter[str], complain: Callable[[str], None]
-) -> Iterator["ReportedDifference"]:
+def _counted(differences: Iterable["ReportedDifference"], counts: Counter[str]) -> Iterator["ReportedDifference"]:
     """Count and yield the differences; one that may be none is only reported."""
     for each in differences:
         if each.unsure:
-            complain(
+            output.complain(
                 f"cannot be decided while it changes: {each.what} of {each.gid!r}: {each.redis}, in SQL {each.sql}"
             )
         else:
             counts["repaired" if each.repaired else "left"] += 1
             yield each
-
-
-def _difference_record(difference: "ReportedDifference", *, repair: bool) -> Record:
-    record = {name: getattr(difference, name) for name in _DIFFERENCE_COLUMNS}
-    return record | {"repaired": difference.repaired} if repair else record
 
 
 @command("trim", example="im trim\nim trim --keep-messages 1000")
@@ -162,11 +140,9 @@ def _difference_record(difference: "ReportedDifference", *, repair: bool) -> Rec
     help="Of these, keep what is younger than D days. [IM_KEEP_MS; default: 30 days]",
 )
 def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) -> None:
-    """Drop stream entries that are stored in SQL and old enough.
-
-    Nothing gets lost: messages that Redis has dropped are read from SQL. Journal entries that every kind of worker has
-    handled are dropped, too, and so are read times that are older than IM_KEEP_READ_TIMES_MS, if that is set. Then each
-    Redis rewrites its append-only file, so that dropped texts are on no disk any more; this waits for it.
+    """Nothing gets lost: messages that Redis has dropped are read from SQL. Journal entries that every kind of worker
+    has handled are dropped, too, and so are read times that are older than IM_KEEP_READ_TIMES_MS, if that is set. Then
+    each Redis rewrites its append-only file, so that dropped texts are on no disk any more; this waits for it.
 
     Nobody sees a recalled text, and SQL does not have it any more. But it stays in Redis, and in the rewritten file,
     until its message is dropped: by default when it is 30 days old, or 10,000 newer ones have come. If any stay, stderr
@@ -179,30 +155,23 @@ def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) ->
         summary = retention.trim(chat.system, keep_messages=keep_messages, keep_ms=keep_ms)
         why_not = None if summary.journal_entries else retention.held_up(chat.system)
         with progress("servers") as shown:
-            rewritten = append_only.forget_withdrawn(chat.system, always=True, on_progress=shown.to)
+            rewritten = append_only.forget_withdrawn(chat.system, always=True, on_progress=shown)
         recalled = append_only.count_kept(chat.system)
     run.show([asdict(summary) | {"rewritten": rewritten}], _TRIM_COLUMNS)
     if why_not:
         output.complain(why_not)
     if recalled and not run.json:
+        texts, their = ("text stays", "its message is") if recalled == 1 else ("texts stay", "their messages are")
         keeps_none = 0 in {keep_messages, keep_ms}
-        output.remark(
-            _recalled_line(recalled, "stored" if keeps_none else "past retention; --keep-messages 0 drops them now")
-        )
-
-
-def _recalled_line(recalled: int, until: str) -> str:
-    texts, their = ("text stays", "its message is") if recalled == 1 else ("texts stay", "their messages are")
-    return f"{recalled} recalled {texts} in Redis until {their} {until}"
+        until = "stored" if keeps_none else "past retention; --keep-messages 0 drops them now"
+        output.remark(f"{recalled} recalled {texts} in Redis until {their} {until}")
 
 
 @command("rebuild", example="im rebuild\nim rebuild --yes")
 @click.option("--adopt", is_flag=True, help="Merge groups that Redis got after this system had lost it, too.")
 @yes_option
 def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
-    """Rebuild Redis from the SQL database.
-
-    For a Redis that has lost its data. What the worker `persist` had not stored yet is not in SQL, and stays lost;
+    """For a Redis that has lost its data. What the worker `persist` had not stored yet is not in SQL, and stays lost;
     groups that Redis has are merged. Interrupted, it can be started again.
     """
     from imcore.repair import rebuild as admin  # noqa: PLC0415 (the help need not wait for the drivers)
@@ -215,14 +184,12 @@ def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
             yes=yes,
         )
         with progress("groups") as shown:
-            shown.to(0, before.sql_groups)
+            shown(0, before.sql_groups)
             summary = admin.rebuild(
                 chat.system,
                 yes=True,
                 adopt=adopt,
-                on_progress=lambda so_far: shown.to(
-                    so_far.groups + so_far.merged + so_far.done_before, before.sql_groups
-                ),
+                on_progress=lambda done: shown(done.groups + done.merged + done.done_before, before.sql_groups),
             )
     run.show([asdict(summary)], tuple(asdict(summary)))
 
@@ -231,10 +198,8 @@ def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
 @click.argument("roles", metavar="[worker] [gateway] [reader]", nargs=-1, type=click.Choice(list(ROLES)))
 @click.option("--aclfile", is_flag=True, help="As lines of the server's aclfile, not as commands.")
 def acl(run: Invocation, roles: tuple[str, ...], aclfile: bool) -> None:
-    """Print Redis ACL rules for gateways, workers and readers.
-
-    Each gives the least rights. Put the SHA-256 of a password (printf %s PASSWORD | sha256sum) where the line says so:
-    the server refuses the line without it. This command connects to no server.
+    """Each gives the least rights. Put the SHA-256 of a password (printf %s PASSWORD | sha256sum) where the line says
+    so: the server refuses the line without it. This command connects to no server.
     """
     for role in dict.fromkeys(roles or ROLES):
         rules = ROLES[role]
@@ -244,9 +209,7 @@ def acl(run: Invocation, roles: tuple[str, ...], aclfile: bool) -> None:
             output.say(rules.file_line() if aclfile else rules.set_user())
 
 
-@click.group("db", cls=CommandGroup, example="im db upgrade")
-def db() -> None:
-    """Bring the SQL database and the functions in Redis up to date."""
+db = CommandGroup("db", help=COMMANDS["db"][1], example="im db upgrade")
 
 
 @command("upgrade", of=db, example="im db upgrade --database-url postgresql:///chat")
@@ -257,34 +220,116 @@ def upgrade(run: Invocation) -> None:
     to the workers, who do it when they start.
     """
     from imcore.sql.database import Database  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.streams.client import RedisClient  # noqa: PLC0415
 
     settings = run.settings()
-    with ExitStack() as stack:
-        client = _attempt(lambda: _writable(stack, settings))  # first: without the right to write there, change nothing
-        with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
-            database.upgrade()
-        redis = client and _attempt(lambda: _upgraded(client))
-    run.show([{"database": database.address, "redis": redis, "status": "up to date"}], _UPGRADE_COLUMNS)
+    redis = _at_redis(settings, RedisClient.require_writes)  # first: without the right to write there, change nothing
+    with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
+        database.upgrade()
+    upgraded = {
+        "database": database.address,
+        "redis": redis and _at_redis(settings, RedisClient.upgrade),
+        "status": "up to date",
+    }
+    run.show([upgraded], tuple(upgraded))
 
 
-def _attempt(action: Callable[[], T]) -> T | None:
-    """Return the result of an action; None, with a line on stderr, if Redis cannot be reached."""
+def _at_redis(settings: Settings, action: "Callable[[RedisClient], None]") -> str | None:
+    """Do an action at Redis; return its address. None, with a line on stderr, if it cannot be reached."""
+    from imcore.streams.client import RedisClient  # noqa: PLC0415
+
     try:
-        return action()
+        with closing(RedisClient.connect(settings)) as client:
+            action(client)
+            return client.address
     except RedisUnavailable as error:
         output.complain(f"the functions in Redis are as they were: {error}")
         return None
 
 
-def _writable(stack: ExitStack, settings: Settings) -> "RedisClient":
-    """Return a client that may write. Raise RedisRefuses, RedisUnavailable."""
-    from imcore.streams.client import RedisClient  # noqa: PLC0415
-
-    client = stack.enter_context(closing(RedisClient.connect(settings)))
-    client.require_writes()
-    return client
+dead = CommandGroup("dead", help=COMMANDS["dead"][1], example="im dead list\nim dead requeue 3:1767225600000-0")
 
 
-def _upgraded(client: "RedisClient") -> str:
-    client.upgrade()
-    return client.address
+@command("list", of=dead, example="im dead list\nim dead list --json | jq -r .id | xargs -r im dead requeue")
+def list_(run: Invocation) -> None:
+    """List all dead letters."""
+    from imcore.streams import dead_letters  # noqa: PLC0415 (the help need not wait for the drivers)
+
+    with run.chat() as chat:
+        run.show(map(_dead_record, dead_letters.list_dead(chat.system.client)), _DEAD_COLUMNS)
+
+
+@command("show", of=dead, example="im dead show 3:1767225600000-0")
+@click.argument("dead_id", metavar="ID")
+def show(run: Invocation, dead_id: str) -> None:
+    """Show one dead letter, with what the entry said."""
+    from imcore.streams import dead_letters  # noqa: PLC0415
+
+    with run.chat() as chat:
+        letter = dead_letters.show(chat.system.client, dead_id)
+    run.show([_dead_record(letter)], _DEAD_COLUMNS)
+    if not run.json:
+        output.say("")
+        run.show(
+            [{"field": name, "value": _readable(name, value)} for name, value in letter.fields.items()],
+            ("field", "value"),
+        )
+
+
+@command("requeue", of=dead, example="im dead requeue 3:1767225600000-0")
+@click.argument("dead_ids", metavar="ID...", nargs=-1, required=True)
+def requeue(run: Invocation, dead_ids: tuple[str, ...]) -> None:
+    """Put dead letters back into the journal, each for the kind of worker that failed."""
+    from imcore.streams import dead_letters  # noqa: PLC0415
+
+    with run.chat() as chat:
+        _each(run, dead_ids, lambda dead_id: dead_letters.requeue(chat.system.client, dead_id), "requeued")
+
+
+@command("drop", of=dead, example="im dead drop 3:1767225600000-0 --yes")
+@click.argument("dead_ids", metavar="ID...", nargs=-1, required=True)
+@yes_option
+def drop(run: Invocation, dead_ids: tuple[str, ...], yes: bool) -> None:
+    """Forget dead letters: what they tell of is never handled."""
+    from imcore.streams import dead_letters  # noqa: PLC0415
+
+    confirm(f"Drop {', '.join(dead_ids)}? What they tell of is never handled.", yes=yes)
+    with run.chat() as chat:
+        _each(run, dead_ids, lambda dead_id: dead_letters.drop(chat.system.client, dead_id), "dropped")
+
+
+def _each(run: Invocation, dead_ids: Sequence[str], action: Callable[[str], None], name: str) -> None:
+    """Apply an action to each dead letter, and show those that are done. The first failure ends it."""
+    done: list[str] = []
+    failures: list[BaseException] = []
+
+    def records() -> Iterator[output.Record]:
+        for dead_id in dead_ids:
+            try:
+                action(dead_id)
+            except (ImError, KeyboardInterrupt) as error:
+                failures.append(error)
+                return
+            done.append(dead_id)
+            yield {"id": dead_id, name: True}
+
+    rows = records()
+    try:
+        if first := list(islice(rows, 1)):
+            run.show(output.handed_over(chain(first, rows)), ("id", name))
+    except output.OutputError as error:
+        raise output.OutputError(f"{done[-1]} is {name}, but {error}") from error
+    if failures:
+        raise failures[0]
+
+
+def _readable(field: str, value: str) -> str:
+    """Return the value of a field as people read it: a name, a text, or several names in one value."""
+    if field in names.NAMES:
+        return names.name(value)
+    return value if field == "content" else names.marked(value)
+
+
+def _dead_record(letter: "DeadLetter") -> output.Record:
+    keys = ("id", "worker", "reason", "entry", "deliveries", "time")
+    return {key: getattr(letter, key) for key in keys} | {"fields": dict(letter.fields)}

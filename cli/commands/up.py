@@ -17,39 +17,40 @@ from imcore.settings import Settings
 
 @command("up", example="im up\nim up --redis-url redis://localhost:6379 --database-url postgresql:///chat")
 def up(run: Invocation) -> None:
-    """Run the embedded server and all workers, until Ctrl-C.
-
-    With a Redis URL set, that server is used and none is started. The database's tables and the functions in Redis are
-    made or brought up to date first. With --json stdout gets an object once the workers start, and one when they ended.
-    All other output is a log: `im up` runs on if nobody reads it, or if its disk is full.
+    """With a Redis URL set, that server is used and none is started. The database's tables and the functions in Redis
+    are made or brought up to date first. With --json stdout gets an object once the workers start, and one when they
+    ended. All other output is a log: `im up` runs on if nobody reads it, or if its disk is full.
     """
     settings = run.settings()
     last_words: tuple[str, ...] = ()
     try:
         # The end is in the opposite order: the workers finish what they have in hand while the server still answers.
         with StopSignals() as signals, ExitStack() as stack:
-            health = _start_server(stack, settings)
+            health = None
+            if settings.embedded:
+                server = stack.enter_context(EmbeddedServer(settings.data_dir))
+                health = stack.enter_context(closing(HealthCheck(server)))
             _prepare(run, settings)
             signals.defer()
             programs = stack.enter_context(Programs(partial(_pass_on, run)))
-            _start_workers(programs, settings)
+            environment = worker_command.environment_of(settings)
+            for name in worker_command.NAMES:
+                # One warning about the server is enough; but the jobs may have a server of their own.
+                is_known = name != "jobs" or settings.jobs_redis_url == settings.redis_url
+                programs.start(name, worker_command.command_of(name, *["--known-server"] * is_known), environment)
             _serve(run, programs, signals, health)
-            _stop_workers(programs)
+            for name, code in programs.stop().items():
+                if code == -signal.SIGKILL:
+                    output.complain(
+                        f"the worker {name} did not end within {STOP_S} s and was killed: others take over from it"
+                    )
     except Stopped:
         last_words = ("im: stopped before the workers were started",)
     with output.in_a_moment():
         _say(run, {"event": "stopped"}, *last_words)
 
 
-def _start_server(stack: ExitStack, settings: Settings) -> HealthCheck | None:
-    if not settings.embedded:
-        return None
-    server = stack.enter_context(EmbeddedServer(settings.data_dir))
-    return stack.enter_context(closing(HealthCheck(server)))
-
-
 def _prepare(run: Invocation, settings: Settings) -> None:
-    """Bring Redis and SQL up to date, and report their addresses."""
     from imcore.admin import server_settings  # noqa: PLC0415 (the help need not wait for the drivers)
     from imcore.sql.database import Database  # noqa: PLC0415
 
@@ -72,15 +73,12 @@ def _prepare(run: Invocation, settings: Settings) -> None:
     )
 
 
-def _start_workers(programs: Programs, settings: Settings) -> None:
-    environment = worker_command.environment_of(settings)
-    for name in worker_command.NAMES:
-        # One warning about the server is enough; but the jobs may have a server of their own.
-        is_known = name != "jobs" or settings.jobs_redis_url == settings.redis_url
-        programs.start(name, worker_command.command_of(name, *["--known-server"] * is_known), environment)
-
-
 def _serve(run: Invocation, programs: Programs, signals: StopSignals, health: HealthCheck | None) -> None:
+    def wait() -> None:
+        if signals.stopping:
+            raise Stopped
+        programs.relay(0.01)
+
     while not signals.stopping:
         programs.relay()
         for name, code in programs.ended().items():
@@ -89,24 +87,9 @@ def _serve(run: Invocation, programs: Programs, signals: StopSignals, health: He
             if not health.server.running:
                 log = health.server.data_dir / "redis.log"
                 raise EmbeddedServerError(f"the embedded server ended by itself: see {log}")
-            _check_health(run, health, programs, signals)
-
-
-def _check_health(run: Invocation, health: HealthCheck, programs: Programs, signals: StopSignals) -> None:
-    def wait() -> None:
-        if signals.stopping:
-            raise Stopped
-        programs.relay(0.01)
-
-    with suppress(Stopped):  # a signal has cut a restart of the server short: the loop sees it, too
-        for line in health.step(wait):
-            _say(run, None, f"im: {line}")
-
-
-def _stop_workers(programs: Programs) -> None:
-    for name, code in programs.stop().items():
-        if code == -signal.SIGKILL:
-            output.complain(f"the worker {name} did not end within {STOP_S} s and was killed: others take over from it")
+            with suppress(Stopped):  # a signal has cut a restart of the server short: the loop sees it, too
+                for line in health.step(wait):
+                    _say(run, None, f"im: {line}")
 
 
 def _pass_on(run: Invocation, name: str, line: str) -> None:
@@ -116,10 +99,7 @@ def _pass_on(run: Invocation, name: str, line: str) -> None:
 
 
 def _say(run: Invocation, record: output.Record | None, *lines: str) -> None:
-    """Write the lines to stdout for a person; with --json the record to stdout for a program, the lines to stderr.
-
-    The lines are best-effort in both cases: nobody has to read the log.
-    """
+    """Write lines for a person, best-effort; with --json the record to stdout, and the lines to stderr."""
     if not run.json:
         output.report(*output.fitted(sys.stdout, *lines))
         return

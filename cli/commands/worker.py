@@ -13,11 +13,9 @@ from imcore.cli.options import Invocation, command
 @click.argument("name", metavar="NAME", type=click.Choice(worker_command.NAMES))
 @click.option("--burst", is_flag=True, help="Drain what is there, and exit.")
 def worker(run: Invocation, name: str, burst: bool) -> None:
-    """Run one worker in the foreground.
-
-    `persist` stores what happened in the SQL database, `receipts` tells senders who has read, `jobs` does what may take
-    long. Any number of each may run. Ctrl-C and SIGTERM end one after the batch in hand; what hangs is left to the next
-    one after 7 s.
+    """`persist` stores what happened in the SQL database, `receipts` tells senders who has read, `jobs` does what may
+    take long. Any number of each may run. Ctrl-C and SIGTERM end one after the batch in hand; what hangs is left to the
+    next one after 7 s.
     """
     environment = worker_command.environment_of(run.settings())
     output.flush()

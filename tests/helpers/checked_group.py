@@ -11,7 +11,7 @@ from imcore import msgid as msgids
 from imcore.admin.retention import trim
 from imcore.settings import Settings
 from imcore.streams.keys import GroupKeys
-from imcore.workers.persist import Persist
+from tests.helpers.persist_runs import new_persist
 
 GID = "群 #1"
 UIDS = ("ann", "bob", "cy", "{dee}")
@@ -55,7 +55,7 @@ def nth(chat: Chat, number: int) -> str:
 
 
 def persist(chat: Chat) -> None:
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     while worker.step():
         pass
     worker.close()

@@ -5,12 +5,20 @@ from typing import Any
 
 from imcore import Chat
 from imcore import msgid as msgids
+from imcore.repair.watch import Watch
 from imcore.settings import Settings
+from imcore.sql.database import Database
+from imcore.streams.client import RedisClient
 from imcore.streams.journal import Journal
 from imcore.workers.persist import KIND, Persist
 
 UIDS = ["ann", "bob"]
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)
+
+
+def new_persist(client: RedisClient, database: Database, settings: Settings) -> Persist:
+    """The worker as its process makes it."""
+    return Persist(client, database, settings, Watch(client, database, settings))
 
 
 def raw(chat: Chat) -> Any:

@@ -9,11 +9,12 @@ from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
+from tests.helpers.persist_runs import new_persist
 from tests.helpers.processes import WorkerProcess
 
 Worker = Persist | ReceiptsWorker
 Maker = Callable[[RedisClient, Database, Settings], Worker]
-BOTH: Sequence[Maker] = (Persist, ReceiptsWorker)
+BOTH: Sequence[Maker] = (new_persist, ReceiptsWorker)
 
 _MOST_STEPS = 10_000
 _DEFAULTS = Settings.from_env({}, data_dir="/nowhere")
@@ -45,7 +46,7 @@ def run_workers(chat: Chat, makers: Sequence[Maker] = BOTH) -> None:
 def store(chat: Chat) -> None:
     """Let `persist` store everything in SQL, which need not have tables yet."""
     chat.system.database.upgrade()
-    run_workers(chat, [Persist])
+    run_workers(chat, [new_persist])
 
 
 def deliver_receipts(chat: Chat) -> None:

@@ -25,8 +25,8 @@ from imcore import Chat, ReceiptsChanged
 from imcore.cli.app import app
 from imcore.gateway.gateway import Gateway
 from imcore.settings import Settings
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
+from tests.helpers.persist_runs import new_persist
 from tests.helpers.servers import start_valkey
 from tests.house.loaded import second_names
 from tests.house.sources import ROOT
@@ -86,7 +86,7 @@ def _send_and_hear(gateway: Gateway, worker: ReceiptsWorker) -> None:
 
 def _store(chat: Chat) -> None:
     """Let the worker `persist` store all that was sent."""
-    with closing(Persist(chat.system.client, chat.system.database, chat.system.settings)) as worker:
+    with closing(new_persist(chat.system.client, chat.system.database, chat.system.settings)) as worker:
         while not worker.drained():
             worker.step()
 

@@ -18,10 +18,10 @@ from imcore.repair.check import check
 from imcore.repair.compare import GroupComparison
 from imcore.repair.diff import Difference
 from imcore.streams import keys
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.checked_group import GID, UIDS, checked_group, lose_message, nth, opened, persist, redis, said
 from tests.helpers.deadline import wait_until
+from tests.helpers.persist_runs import new_persist
 
 ROUNDS = int(os.environ.get("IM_CHECK_ROUNDS", "10"))
 """How often all is checked while people use the system."""
@@ -132,7 +132,7 @@ class Crowd:
         chance.choice((chat.add_members, chat.remove_members))("other", [uid])
 
     def _store(self, chat: Chat, _: random.Random) -> None:
-        self._worker = getattr(self, "_worker", None) or Persist(
+        self._worker = getattr(self, "_worker", None) or new_persist(
             chat.system.client, chat.system.database, chat.system.settings
         )
         with suppress(TryAgain):  # somebody mends: a worker waits, and goes on

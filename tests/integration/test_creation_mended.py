@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import redis
+from tests.persist_runs import new_persist
 
 from imcore.chat import Chat
 from imcore.errors import GroupExists, ImError
@@ -20,7 +21,6 @@ from imcore.settings import Settings
 from imcore.streams.calls import creation_calls
 from imcore.streams.calls.creation_calls import LOST
 from imcore.util.backoff import ThrottledLog
-from imcore.workers.persist import Persist
 
 MEMBERS = [f"u{number:03}" for number in range(150)]
 STRANGERS = [f"stranger{number:03}" for number in range(150)]
@@ -53,7 +53,7 @@ def server(valkey: str, chat: Chat) -> Iterator["redis.Redis"]:
 
 
 def drain(chat: Chat) -> None:
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     worker.step()
     while not worker.drained():
         worker.step()
@@ -197,7 +197,7 @@ def test_spoiled_creations_keep_no_worker_from_storing(chat: Chat, server: "redi
     chat.create_group("home", ["ann"])
     SPOILED[what](server, chat.system.client.space.group("team"))
     sent = chat.send("home", "hi", sender_uid="ann")
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     give_up = time.monotonic() + 10
     while not (stored := chat.system.database.messages_after("home", 0)) and time.monotonic() < give_up:
         try:

@@ -18,8 +18,8 @@ from imcore.repair import check, rebuild
 from imcore.settings import Settings
 from imcore.sql import postgres, queries
 from imcore.sql.database import Database
-from imcore.workers.persist import Persist
 from tests.helpers.deadline import wait_until
+from tests.helpers.persist_runs import new_persist
 from tests.helpers.pgbouncer import Bouncer, running_pgbouncer
 from tests.helpers.postgres import PostgresServer, name_of
 from tests.helpers.workers import start_worker
@@ -105,7 +105,7 @@ def test_a_rebuild_and_an_import_work_through_a_pooler(settings: Settings) -> No
         events = "\n".join(json.dumps(line) for line in lines).encode()
         chat.system.database.upgrade()
         assert import_events(chat, BytesIO(events), on_error=pytest.fail).messages == 99
-        persist = Persist(chat.system.client, chat.system.database, settings)
+        persist = new_persist(chat.system.client, chat.system.database, settings)
         while not persist.drained():
             persist.step()
         persist.close()

@@ -27,11 +27,12 @@ from imcore.repair.check import check
 from imcore.settings import Settings
 from imcore.streams.client import RedisClient, open_client
 from imcore.streams.keys import lease
-from imcore.workers.persist import KIND, Persist
+from imcore.workers.persist import KIND
 from tests.helpers.chat_data import chat_files
 from tests.helpers.deadline import wait_until
 from tests.helpers.dying import DyingDatabase as Dying
 from tests.helpers.dying import KilledError
+from tests.helpers.persist_runs import new_persist
 from tests.helpers.processes import WorkerProcess
 from tests.helpers.servers import require_server, start_valkey
 
@@ -168,7 +169,7 @@ class Staff:
         self._chance = chance
         self._settings = replace(chat.system.settings, lease_ms=chance.choice([60, 700]))
         self._links = [RedisClient(open_client(url), partitions=PARTITIONS) for _ in range(2)]
-        self._workers = [Persist(client, chat.system.database, self._settings) for client in self._links]
+        self._workers = [new_persist(client, chat.system.database, self._settings) for client in self._links]
 
     def step(self) -> None:
         with suppress(ImError):
@@ -176,7 +177,9 @@ class Staff:
 
     def die(self) -> None:
         """One more takes a batch and dies over it: others go on behind it, and SQL has a hole."""
-        dying = Persist(self._chat.system.client, Dying(self._chat.system.database, committed=False), self._settings)
+        dying = new_persist(
+            self._chat.system.client, Dying(self._chat.system.database, committed=False), self._settings
+        )
         with suppress(KilledError):
             dying.step()
         self._chat.system.client.driver.delete(lease(KIND, int(dying.name.rpartition("-")[2])))

@@ -32,9 +32,9 @@ from imcore.sql.database import Database
 from imcore.streams.client import RedisClient, open_client
 from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, lease
 from imcore.system import System
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.dying import Dying, KilledError
+from tests.helpers.persist_runs import new_persist
 from tests.model.examples import PARTITIONS, played
 from tests.model.lost import LosingHistories
 
@@ -80,7 +80,7 @@ def opened(valkey: str, database_url: str, **changes: Any) -> Chat:
 
 
 def persist(chat: Chat) -> None:
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     while worker.step():
         pass
     worker.close()
@@ -295,7 +295,7 @@ def test_rebuild_refuses_another_number_of_partitions(chat: Chat, valkey: str, d
 def test_no_worker_stores_during_a_rebuild(chat: Chat) -> None:
     # Given
     chat.system.client.driver.flushall()
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     refused: list[str] = []
 
     def store(_: RebuildSummary) -> None:
@@ -359,7 +359,7 @@ def test_worker_that_ends_a_rebuild_leaves_the_next_one_alone(chat: Chat, monkey
         begin_another(chat)
 
     monkeypatch.setattr(Watch, "_mend_all", mend)
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     # When, then
     with pytest.raises(RedisUnavailable, match="is being rebuilt"):
         worker.step()

@@ -17,6 +17,7 @@ from imcore.sql.database import Database
 from imcore.workers.fetch import WorkItem, fetch
 from imcore.workers.persist import Persist
 from tests.helpers.deadline import wait_until
+from tests.helpers.persist_runs import new_persist
 from tests.helpers.rows import contents
 from tests.helpers.workers import store
 
@@ -38,7 +39,7 @@ def chat(chat: Chat) -> Chat:
 
 @pytest.fixture
 def worker(chat: Chat) -> Iterator[Persist]:
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     yield worker
     worker.close()
 
@@ -80,7 +81,7 @@ def test_a_tombstone_that_is_stored_before_its_message(chat: Chat, worker: Persi
 
     # When another one stores the recall first
     chat.recall(GID, message.msgid, by="ann")
-    other = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    other = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     assert other.step() == 1
     other.close()
     worker._write(works, [])

@@ -26,6 +26,7 @@ from imcore.workers import jobs
 from imcore.workers.persist import Persist
 from tests.helpers.cli import im
 from tests.helpers.deadline import wait_until
+from tests.helpers.persist_runs import new_persist
 from tests.helpers.servers import RunningCluster, RunningServer, start_valkey
 from tests.helpers.workers import drain, run_workers
 
@@ -65,7 +66,7 @@ def chat(chat: Chat) -> Chat:
 @pytest.fixture
 def persist(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Iterator[Persist]:
     monkeypatch.setattr(sqlite_file, "EMPTY_AGAIN_S", 0.0)
-    persist = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    persist = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     yield persist
     persist.close()
 

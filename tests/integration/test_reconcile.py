@@ -25,10 +25,10 @@ from imcore.settings import Settings
 from imcore.sql import queries
 from imcore.sql.database import Database
 from imcore.streams import keys
-from imcore.workers.persist import Persist
 from tests.helpers.deadline import wait_until
 from tests.helpers.dying import Dying, DyingDatabase, KilledError
 from tests.helpers.dying import KilledError as KilledWorkerError
+from tests.helpers.persist_runs import new_persist
 
 SEEDS = range(int(os.environ.get("IM_RECONCILE_SEEDS", "12")))
 GIDS = ("#ubuntu", "群主")
@@ -126,7 +126,7 @@ def rows(chat: Chat) -> Rows:
 
 def persist(chat: Chat, steps: int = 10_000) -> None:
     """Let a worker handle so many batches, or all there is."""
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     while steps and worker.step():
         steps -= 1
     worker.close()
@@ -135,7 +135,9 @@ def persist(chat: Chat, steps: int = 10_000) -> None:
 def take_and_die(chat: Chat) -> None:
     """Let a worker take a batch and die: others go on behind it, and SQL has holes."""
     with suppress(KilledWorkerError):
-        Persist(chat.system.client, DyingDatabase(chat.system.database, committed=False), chat.system.settings).step()
+        new_persist(
+            chat.system.client, DyingDatabase(chat.system.database, committed=False), chat.system.settings
+        ).step()
 
 
 def shift_clock(chat: Chat, gid: str, ms: int) -> None:
@@ -241,7 +243,7 @@ def test_reconciliation_goes_on_after_its_worker_died(chat: Chat, seed: int) -> 
         dying = Dying(redis_client.driver, partitions=2)
         dying.left = calls_left
         with suppress(KilledError):
-            Persist(dying, chat.system.database, chat.system.settings).step()
+            new_persist(dying, chat.system.database, chat.system.settings).step()
         bury_the_dead(chat)
         since.play(1)
     persist(chat)
@@ -252,7 +254,7 @@ def test_reconciliation_goes_on_after_its_worker_died(chat: Chat, seed: int) -> 
 def test_no_worker_stores_new_entries_before_the_reconciliation(chat: Chat) -> None:
     # Given a worker that runs, while Redis comes back older and goes on
     chat.create_group("g", ["ann", "bob"])
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     worker.step()
     snapshot = Snapshot.of(chat.system.client.driver)
     first = chat.send("g", "lost and stored", sender_uid="ann")
@@ -352,7 +354,7 @@ def test_check_ignores_watermarks_that_a_worker_inherits_meanwhile(chat: Chat, h
 def test_inherited_watermarks_keep_no_other_worker_from_storing(chat: Chat, heir: list[str]) -> None:
     # Given a worker, and one that has ended
     chat.create_group("g", ["ann", "bob"])
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     worker.step()
     chat.send("g", "hi", sender_uid="ann")
     persist(chat)
@@ -438,7 +440,7 @@ def test_sender_gets_tallies_of_offsets_that_redis_lost(chat: Chat) -> None:
 def test_watermark_of_another_worker_stops_storing(chat: Chat) -> None:
     # Given two workers, of which the first one stores what Redis then loses
     chat.create_group("g", ["ann", "bob"])
-    first, second = (Persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
+    first, second = (new_persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
     assert (first.step(), second.step()) == (1, 0)
     snapshot = Snapshot.of(chat.system.client.driver)
     chat.send("g", "lost and stored", sender_uid="ann")
@@ -460,7 +462,7 @@ def test_entries_that_redis_loses_meanwhile_are_not_stored(chat: Chat, monkeypat
     # Given a worker that has taken an ack, which Redis loses before it is stored
     chat.create_group("g", ["ann", "bob"])
     chat.send("g", "hi", sender_uid="ann")
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     worker.step()
     snapshot = Snapshot.of(chat.system.client.driver)
     chat.ack("bob", "g")
@@ -479,7 +481,7 @@ def test_entries_read_before_a_reconciliation_are_not_stored_after_it(
 ) -> None:
     # Given a worker that has something in hand while another one reconciles
     chat.create_group("g", ["ann", "bob"])
-    slow, fast = (Persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
+    slow, fast = (new_persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
     slow.step()
     fast.step()
     chat.send("g", "hi", sender_uid="ann")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy import text
+from tests.persist_runs import new_persist
 
 from imcore import Chat, Draft
 from imcore import msgid as msgids
@@ -25,7 +26,6 @@ from imcore.repair.watermarks import watermarks_of
 from imcore.settings import Settings
 from imcore.streams import dead_letters
 from imcore.streams.keys import SEPARATOR, GroupKeys
-from imcore.workers.persist import Persist
 from tests.integration.test_reconcile import Snapshot, bury_the_dead
 
 GID = "team"
@@ -71,7 +71,7 @@ def keys_of(chat: Chat) -> GroupKeys:
 
 
 def persist(chat: Chat) -> None:
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     while worker.step():
         pass
     worker.close()
@@ -254,11 +254,11 @@ def test_watermarks_show_a_late_commit(
     chat: Chat, open_chat: Callable[[], Chat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a worker that stalls in its commit, for so long that its name has gone to another one
-    slow, other = Persist(chat.system.client, chat.system.database, chat.system.settings), open_chat()
+    slow, other = new_persist(chat.system.client, chat.system.database, chat.system.settings), open_chat()
     slow.step()
     snapshot = Snapshot.of(chat.system.client.driver)
     late = chat.send(GID, "stored late", sender_uid="ann")
-    heir = Persist(other.system.client, other.system.database, other.system.settings)
+    heir = new_persist(other.system.client, other.system.database, other.system.settings)
     write = chat.system.database.write
 
     def stall(batch: Batch) -> None:
@@ -268,7 +268,7 @@ def test_watermarks_show_a_late_commit(
             other.send(GID, "since", sender_uid="bob")
             while heir.step():
                 pass
-            assert heir.name == "persist-1"
+            assert heir._journal.lease.name == "persist-1"
         write(batch)
 
     monkeypatch.setattr(chat.system.database, "write", stall)
@@ -402,7 +402,8 @@ def test_an_offset_at_a_message_that_both_sides_lost_still_counts(chat: Chat) ->
     lost = chat.send(GID, "lost", sender_uid="ann")
     chat.ack("bob", GID, lost.msgid)
     first, second = (
-        Persist(chat.system.client, chat.system.database, replace(chat.system.settings, batch_size=1)) for _ in range(2)
+        new_persist(chat.system.client, chat.system.database, replace(chat.system.settings, batch_size=1))
+        for _ in range(2)
     )
     first._journal.read()
     assert second.step() == 1

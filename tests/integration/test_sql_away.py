@@ -18,11 +18,11 @@ from imcore.sql import sqlite
 from imcore.sql.database import Database
 from imcore.streams import dead_letters
 from imcore.util.backoff import FIRST_WAIT_S, LONGEST_WAIT_S
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from imcore.workers.runner import Retrier
 from tests.helpers.cli import im
 from tests.helpers.deadline import wait_until
+from tests.helpers.persist_runs import new_persist
 from tests.helpers.postgres import PostgresServer, require_postgres, running_postgres
 from tests.helpers.workers import start_worker
 
@@ -149,7 +149,7 @@ def test_a_long_lock_moves_no_entry_to_the_dead_letters(
     settings = replace(settings, max_deliveries=2, database_url=database_url)
     with Chat.connect(settings=settings) as chat:
         chat.system.database.upgrade()
-        persist = Persist(chat.system.client, chat.system.database, settings)
+        persist = new_persist(chat.system.client, chat.system.database, settings)
         chat.create_group(GID, ["ann", "bob"])
         chat.send(GID, "meanwhile", sender_uid="ann")
         with locked(database_url):
@@ -206,7 +206,7 @@ def test_a_group_that_waits_for_sql_delays_no_other_group(settings: Settings, mo
     with Chat.connect(settings=settings) as chat:
         chat.system.database.upgrade()
         receipts = ReceiptsWorker(chat.system.client, chat.system.database, settings)
-        persist = Persist(chat.system.client, chat.system.database, settings)
+        persist = new_persist(chat.system.client, chat.system.database, settings)
         sent = {}
         for gid in ("old", "new"):
             chat.create_group(gid, ["ann", "bob"])

@@ -26,6 +26,7 @@ from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
 from tests.helpers.key_counts import KeyCounts, all_keys, bytes_of, count_keys
+from tests.helpers.persist_runs import new_persist
 from tests.helpers.steady_traffic import SteadyTraffic, hours
 
 SCALE = float(os.environ.get("IM_STEADY_SCALE", "0.1"))
@@ -88,7 +89,7 @@ class Crew:
         self.receipts = self._new_receipts()
 
     def _new_persist(self) -> Persist:
-        return Persist(self._chat.system.client, self._chat.system.database, self._settings)
+        return new_persist(self._chat.system.client, self._chat.system.database, self._settings)
 
     def _new_receipts(self) -> ReceiptsWorker:
         return ReceiptsWorker(self._chat.system.client, self._chat.system.database, self._settings)

@@ -26,8 +26,9 @@ from imcore.streams.events import Joined
 from imcore.streams.journal import CLUSTER_BLOCK_MS, Journal
 from imcore.streams.keys import CONFIG, lease
 from imcore.system import System
-from imcore.workers.persist import KIND, Persist
+from imcore.workers.persist import KIND
 from tests.helpers.deadline import wait_until
+from tests.helpers.persist_runs import new_persist
 from tests.helpers.processes import PythonProcess
 from tests.helpers.servers import RunningCluster, require_server, start_valkey
 from tests.helpers.worker_runs import UIDS, count, talk, worker
@@ -94,7 +95,7 @@ class TestBurst:
         # Given a living worker with entries in hand, which is not heard of while the burst starts
         chat.system.database.upgrade()
         talk(chat)
-        other = Persist(chat.system.client, chat.system.database, replace(settings, lease_ms=600_000))
+        other = new_persist(chat.system.client, chat.system.database, replace(settings, lease_ms=600_000))
         other._in_hand = other._journal.read()
 
         # When a burst has nothing left to do itself

@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from tests.persist_runs import new_persist
 
 from imcore import Chat
 from imcore.device.device import Device
@@ -19,7 +20,6 @@ from imcore.model.values import Message, Receipt
 from imcore.repair.check import check
 from imcore.streams.dead_letters import DeadLetter, list_dead
 from imcore.streams.keys import CONFIG
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.model.entries import Entry, entries
 from tests.model.fingerprint import Fingerprint, fingerprint
@@ -66,7 +66,7 @@ class Fuzzing(RuleBasedStateMachine):
             "LocalDatabase": self.local,
         }
         settings = replace(self.chat.system.settings, block_ms=0, retry_ms=0, receipt_window_ms=0, max_deliveries=1)
-        self.persist = Persist(self.chat.system.client, self.chat.system.database, settings)
+        self.persist = new_persist(self.chat.system.client, self.chat.system.database, settings)
         self.receipts = ReceiptsWorker(self.chat.system.client, self.chat.system.database, settings)
         self.given_out: dict[str, list[Any]] = {"system": [self.chat.system], "client": [self.chat.system.client]}
         self.before: Fingerprint | None = None

@@ -13,6 +13,7 @@ from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, lease
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.dying import Dying, KilledError
+from tests.helpers.persist_runs import new_persist
 from tests.model.examples import PARTITIONS
 from tests.model.histories import one_of
 from tests.model.stored import STORING_STEPS, StoredHistories
@@ -40,7 +41,7 @@ class LosingHistories(StoredHistories):
             super().teardown()
 
     def new_worker(self) -> Persist:
-        return Persist(self.chat.system.client, self.chat.system.database, self.settings)
+        return new_persist(self.chat.system.client, self.chat.system.database, self.settings)
 
     def lose_all(self, keep: int) -> None:
         """Of each group so many messages come back into Redis; the others are trimmed."""
@@ -66,7 +67,7 @@ class LosingHistories(StoredHistories):
         with self.killed_after(calls_left):
             rebuild(self.chat.system)
         if self.chat.system.client.driver.exists(CONFIG):
-            worker = Persist(
+            worker = new_persist(
                 self.chat.system.client, self.chat.system.database, replace(self.settings, keep_messages=keep)
             )
             worker.step()

@@ -16,6 +16,7 @@ from imcore.streams.client import RedisClient
 from imcore.system import System
 from imcore.workers.persist import KIND, Persist
 from tests.helpers.dying import DyingDatabase, KilledError
+from tests.helpers.persist_runs import new_persist
 from tests.helpers.workers import drain
 from tests.model.compare import compare_read_times, compare_sql
 from tests.model.histories import STEPS, Histories, one_of
@@ -57,7 +58,7 @@ class StoredHistories(Histories):
         super().take(step)
 
     def new_worker(self) -> Persist:
-        return Persist(self.chat.system.client, self.chat.system.database, self.settings)
+        return new_persist(self.chat.system.client, self.chat.system.database, self.settings)
 
     def persist(self, worker: int) -> None:
         self.workers[worker].step()
@@ -65,7 +66,7 @@ class StoredHistories(Histories):
     def die(self, worker: int, committed: bool) -> None:
         """A worker is killed over a batch, before or after SQL has it. Its lease ends; another one takes its place."""
         self.workers[worker].close()
-        dying = Persist(self.chat.system.client, DyingDatabase(self.chat.system.database, committed), self.settings)
+        dying = new_persist(self.chat.system.client, DyingDatabase(self.chat.system.database, committed), self.settings)
         try:
             dying.step()
         except KilledError:

@@ -18,9 +18,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from imcore.admin.retention import TrimSummary
+from imcore.cli import output
 from imcore.cli.app import app
 from imcore.cli.options import Invocation
-from imcore.cli.progress import Progress, progress
+from imcore.cli.progress import progress
 from imcore.errors import ConfigurationError
 from imcore.importer.event import parse
 from imcore.importer.formats import Line, Unreadable
@@ -170,8 +171,8 @@ def test_import_shows_progress_in_bytes_of_the_file(
     seen: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[tuple[int, int | None]] = []
-    recorder = Progress(lambda done, of: shown.append((done, of)), pytest.fail)
-    monkeypatch.setattr("imcore.cli.commands.import_.progress", lambda _: nullcontext(recorder))
+    monkeypatch.setattr("imcore.cli.commands.import_.progress", lambda _: nullcontext(lambda *seen: shown.append(seen)))
+    monkeypatch.setattr(output, "complain", pytest.fail)
     file = tmp_path / "chat.jsonl.gz"
     chance = random.Random(1)
     file.write_bytes(gzip.compress(b"".join(b'{"n": "%d"}\n' % chance.getrandbits(512) for _ in range(5000))))
@@ -207,8 +208,8 @@ def test_progress_is_a_bar_where_a_person_looks(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("TERM", "xterm")
 
     with progress("bytes") as shown:
-        shown.to(5, 10)
-        shown.complain("line 1: [red]:smile:[/red]\x1b[2J")
+        shown(5, 10)
+        output.complain("line 1: [red]:smile:[/red]\x1b[2J")
 
     assert "5/10 bytes" in terminal.getvalue()
     assert "im: line 1: [red]:smile:[/red]␛[2J" in terminal.getvalue()

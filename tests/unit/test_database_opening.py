@@ -25,9 +25,9 @@ from imcore.streams.client import RedisClient
 from imcore.streams.keys import CONFIG
 from imcore.system import System
 from imcore.util.backoff import ThrottledLog
-from imcore.workers.persist import Persist
 from tests.helpers.deadline import wait_until
 from tests.helpers.gateways import Audience
+from tests.helpers.persist_runs import new_persist
 
 SLOW_S = 0.5
 QUESTION = MessagesAfter("team", 0, msgids.HIGHEST, 100)
@@ -83,7 +83,7 @@ def test_the_first_question_of_sql_does_not_stall_live_traffic(
         chat.create_group("home", ["ann", "bob"])
         for number in range(3):
             chat.send("team", str(number), sender_uid="ann")
-        persist = Persist(client, database, settings)
+        persist = new_persist(client, database, settings)
         while not persist.drained():
             persist.step()
         persist.close()

@@ -18,7 +18,7 @@ from imcore.streams.keys import lease
 from imcore.system import System
 from imcore.workers import fetch, persist
 from imcore.workers.persist import KIND, Persist
-from tests.helpers.persist_runs import SETTINGS, drain, raw, tell_again
+from tests.helpers.persist_runs import SETTINGS, drain, new_persist, raw, tell_again
 from tests.helpers.rows import stored
 
 
@@ -31,7 +31,7 @@ def chat(client: RedisClient, database: Database) -> Iterator[Chat]:
 
 @pytest.fixture
 def worker(chat: Chat) -> Persist:
-    return Persist(chat.system.client, chat.system.database, SETTINGS)
+    return new_persist(chat.system.client, chat.system.database, SETTINGS)
 
 
 def test_a_spoiled_group_delays_no_other_group(chat: Chat, worker: Persist) -> None:
@@ -75,8 +75,8 @@ class TestFetching:
         # Given two workers who share the entries of a group: every other one
         chat.create_group("g", ["ann"])
         drain(worker)
-        other = Persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
-        mine = Persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
+        other = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
+        mine = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
         steps = []
         for number in range(6):
             chat.send("g", f"{number}", sender_uid="ann")
@@ -116,7 +116,7 @@ class TestFetching:
         # Given groups with a few members each, and one with more than a transaction takes
         monkeypatch.setattr(persist, "MOST_ROWS", 12)
         database = Watching(chat.system.database)
-        worker = Persist(chat.system.client, database, SETTINGS)
+        worker = new_persist(chat.system.client, database, SETTINGS)
         for number, members in enumerate([5, 5, 5, 40, 5]):
             chat.create_group(f"g{number}", [f"u{member}" for member in range(members)])
         chat.send("g4", "one", sender_uid="u1")
@@ -144,13 +144,13 @@ class TestFetching:
         monkeypatch.setattr(persist, "MOST_ROWS", 12)
         database = Watching(chat.system.database)
         database.left = fails_at
-        dying = Persist(chat.system.client, database, SETTINGS)
+        dying = new_persist(chat.system.client, database, SETTINGS)
         chat.create_group("g", [f"u{member}" for member in range(50)])
         with pytest.raises(DatabaseUnavailable):
             dying.step()
         # When another one goes on
         raw(chat).delete(lease(KIND, 1))
-        assert drain(Persist(chat.system.client, chat.system.database, SETTINGS)) == 1
+        assert drain(new_persist(chat.system.client, chat.system.database, SETTINGS)) == 1
         # Then all are there
         rows = stored(chat.system.database)
         assert (len(rows.groups), len(rows.spans)) == (1, 50)
@@ -161,7 +161,7 @@ class TestFetching:
         # Given a worker whose lease is over whenever it has written something
         monkeypatch.setattr(persist, "MOST_ROWS", 12)
         database = Watching(chat.system.database)
-        worker = Persist(chat.system.client, database, SETTINGS)
+        worker = new_persist(chat.system.client, database, SETTINGS)
         worker.step()
         chat.create_group("g", [f"u{member}" for member in range(50)])
 

@@ -22,9 +22,9 @@ from imcore.sql.database import Database
 from imcore.streams.calls import group_calls, message_calls
 from imcore.streams.client import RedisClient
 from imcore.system import System
-from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
+from tests.helpers.persist_runs import new_persist
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_an_odd_message_stops_no_worker(chat: Chat, database: Database, around: 
     # Given
     chat.ack("bob", "g")
     # When
-    for make in (Persist, ReceiptsWorker):
+    for make in (new_persist, ReceiptsWorker):
         worker = make(chat.system.client, database, chat.system.settings)
         wait_until(lambda worker=worker: not worker.step() and worker.drained())
         worker.close()
@@ -174,7 +174,7 @@ def test_a_time_that_is_none_is_left_out_by_members_and_by_sql_alike(chat: Chat,
     journal = chat.system.client.space.group("g").journal
     chat.system.client.driver.xadd(journal, {"kind": "msg", "gid": "g", "first": odd})
     # When
-    worker = Persist(chat.system.client, database, chat.system.settings)
+    worker = new_persist(chat.system.client, database, chat.system.settings)
     wait_until(lambda: not worker.step() and worker.drained())
     # Then
     assert [message.sent_at for message in chat.pull("bob")] == [None]

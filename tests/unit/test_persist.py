@@ -23,7 +23,7 @@ from imcore.system import System
 from imcore.workers import persist
 from imcore.workers.persist import KIND, Persist
 from tests.helpers.deadline import wait_until
-from tests.helpers.persist_runs import SETTINGS, UIDS, drain, packed, raw
+from tests.helpers.persist_runs import SETTINGS, UIDS, drain, new_persist, packed, raw
 from tests.helpers.rows import stored
 
 
@@ -36,7 +36,7 @@ def chat(client: RedisClient, database: Database) -> Iterator[Chat]:
 
 @pytest.fixture
 def worker(chat: Chat) -> Persist:
-    return Persist(chat.system.client, chat.system.database, SETTINGS)
+    return new_persist(chat.system.client, chat.system.database, SETTINGS)
 
 
 def journal_times(chat: Chat) -> dict[bytes, list[int]]:
@@ -140,7 +140,7 @@ class TestRows:
         # When all workers forget that they have done it
         for key in chat.system.client.space.journals():
             raw(chat).xgroup_destroy(key, KIND)
-        drain(Persist(chat.system.client, chat.system.database, SETTINGS))
+        drain(new_persist(chat.system.client, chat.system.database, SETTINGS))
 
         # Then nothing has changed
         assert stored(chat.system.database) == before
@@ -202,7 +202,7 @@ class TestPoison:
     @pytest.mark.parametrize("place", [0, 3, 6])
     def test_entries_that_sql_refuses_are_found_among_the_others(self, chat: Chat, place: int) -> None:
         # Given a message that SQL refuses, somewhere in a batch
-        worker = Persist(chat.system.client, RefusingOdd(chat.system.database), SETTINGS)
+        worker = new_persist(chat.system.client, RefusingOdd(chat.system.database), SETTINGS)
         chat.create_group("g", ["ann"])
         stream = chat.system.client.space.group("g").stream
         fields = {"seq": 99, "uid": "ann", "span": 0, "cid": "", "sent": "", "caught_up": 0, "text": "odd"}
@@ -224,7 +224,7 @@ class TestPoison:
         chat.create_group("g")
         drain(worker)
         chat.add_members("g", ["ann"])
-        drain(Persist(chat.system.client, Refusing(chat.system.database), SETTINGS))
+        drain(new_persist(chat.system.client, Refusing(chat.system.database), SETTINGS))
         chat.remove_members("g", ["ann"])
         drain(worker)
         [letter] = dead_letters.list_dead(chat.system.client)
@@ -241,7 +241,7 @@ class TestServersAway:
     def test_sql_away_and_back(self, chat: Chat) -> None:
         # Given a database that is away when entries come, for longer than an entry may fail
         database = Flaky(chat.system.database)
-        worker = Persist(chat.system.client, database, SETTINGS)
+        worker = new_persist(chat.system.client, database, SETTINGS)
         chat.create_group("g", ["ann"])
         chat.send("g", "one", sender_uid="ann")
         database.is_away = True
@@ -261,7 +261,7 @@ class TestServersAway:
         # Given batches of one, and a database that goes away after the first
         monkeypatch.setattr(persist, "MOST_ROWS", 1)
         database = Flaky(chat.system.database)
-        worker = Persist(chat.system.client, database, SETTINGS)
+        worker = new_persist(chat.system.client, database, SETTINGS)
         chat.create_group("g")
         chat.add_members("g", ["ann"])
         assert worker.step() == 1
@@ -278,7 +278,7 @@ class TestServersAway:
         self, chat: Chat, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given an idle worker whose lease is over by now
-        worker = Persist(chat.system.client, chat.system.database, replace(SETTINGS, lease_ms=3))
+        worker = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, lease_ms=3))
         worker.step()
         raw(chat).delete(lease(KIND, 1))
         wait_until(lambda: time.monotonic() > worker._journal.lease._renew_at)
@@ -295,7 +295,7 @@ class TestServersAway:
     @pytest.mark.parametrize("failing", ["XREADGROUP", "XRANGE", "im_done"])
     def test_redis_away_and_back(self, chat: Chat, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
         # Given a Redis that is away in the middle of a step
-        worker = Persist(chat.system.client, chat.system.database, SETTINGS)
+        worker = new_persist(chat.system.client, chat.system.database, SETTINGS)
         worker.step()
         chat.create_group("g", ["ann"])
         chat.send("g", "one", sender_uid="ann")
@@ -313,7 +313,7 @@ class TestServersAway:
         # Given a worker that ended while SQL was away
         database = Flaky(chat.system.database)
         chat.create_group("g")
-        ending = Persist(chat.system.client, database, SETTINGS)
+        ending = new_persist(chat.system.client, database, SETTINGS)
         database.is_away = True
         with pytest.raises(DatabaseUnavailable):
             ending.step()
@@ -321,16 +321,16 @@ class TestServersAway:
         assert not raw(chat).exists(lease(KIND, 1))
 
         # Then another one has what it left
-        assert drain(Persist(chat.system.client, chat.system.database, SETTINGS)) == 1
+        assert drain(new_persist(chat.system.client, chat.system.database, SETTINGS)) == 1
 
     def test_a_worker_that_lost_its_lease_does_no_harm(self, chat: Chat) -> None:
         # Given a worker that stands still with entries in hand, until another one has its name and has done its work
         chat.create_group("g", UIDS)
         chat.send("g", "one", sender_uid="ann")
-        slow = Persist(chat.system.client, chat.system.database, replace(SETTINGS, lease_ms=1))
+        slow = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, lease_ms=1))
         slow._in_hand = slow._journal.read()
         raw(chat).delete(lease(KIND, 1))
-        other = Persist(chat.system.client, chat.system.database, SETTINGS)
+        other = new_persist(chat.system.client, chat.system.database, SETTINGS)
         drain(other)
         before = stored(chat.system.database)
 
@@ -345,7 +345,7 @@ class TestServersAway:
     def test_a_database_that_cannot_be_used_is_no_fault_of_the_entries(self, chat: Chat, tmp_path: Path) -> None:
         # Given a database without tables
         empty = Database.connect(f"sqlite:///{tmp_path / 'empty.db'}")
-        worker = Persist(chat.system.client, empty, SETTINGS)
+        worker = new_persist(chat.system.client, empty, SETTINGS)
         chat.create_group("g")
 
         # Then that is said, however often it is tried, and no entry is put aside for it
@@ -354,7 +354,7 @@ class TestServersAway:
                 worker.step()
         assert list(dead_letters.list_dead(chat.system.client)) == []
         worker.close()
-        assert drain(Persist(chat.system.client, chat.system.database, SETTINGS)) == 1
+        assert drain(new_persist(chat.system.client, chat.system.database, SETTINGS)) == 1
 
 
 class Flaky(Database):

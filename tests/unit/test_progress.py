@@ -30,7 +30,7 @@ def test_a_bar_comes_with_the_first_report_and_goes_at_the_end(monkeypatch: pyte
     terminal = open_terminal(monkeypatch)
     with progress("groups") as shown:
         assert terminal.getvalue() == ""
-        shown.to(0, 7)
+        shown(0, 7)
         assert "0/7 groups" in standing(terminal)[0]
     assert standing(terminal) == []
     assert "?" not in terminal.getvalue().replace("?25", "")
@@ -40,7 +40,7 @@ def test_a_bar_comes_with_the_first_report_and_goes_at_the_end(monkeypatch: pyte
 def test_an_unknown_total_is_not_shown(monkeypatch: pytest.MonkeyPatch, unit: str, text: str) -> None:
     terminal = open_terminal(monkeypatch)
     with progress(unit) as shown:
-        shown.to(5, None)
+        shown(5, None)
         assert text in standing(terminal)[0]
         assert "/" not in standing(terminal)[0]
 
@@ -48,9 +48,9 @@ def test_an_unknown_total_is_not_shown(monkeypatch: pytest.MonkeyPatch, unit: st
 def test_text_written_meanwhile_has_lines_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = open_terminal(monkeypatch)
     with progress("groups") as shown:
-        shown.to(1, 7)
+        shown(1, 7)
         output.show([{"gid": "team"}], ("gid",), as_json=False)
-        shown.to(2, 7)
+        shown(2, 7)
         output.complain("one line")
         output.remark("another")
         output.show([{"gid": "team"}], (), as_json=True)
@@ -64,19 +64,19 @@ def test_a_bar_comes_back_after_other_text(monkeypatch: pytest.MonkeyPatch) -> N
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     with progress("groups") as shown:
-        shown.to(1, 7)
+        shown(1, 7)
         output.complain("one line")
-        shown.to(2, 7)
+        shown(2, 7)
         assert standing(terminal) == ["im: one line"]
         now += 1
-        shown.to(3, 7)
+        shown(3, 7)
         assert "3/7" in standing(terminal)[-1]
 
 
 def test_a_bar_goes_where_the_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = open_terminal(monkeypatch)
     with suppress(ValueError), progress("groups") as shown:
-        shown.to(1, 7)
+        shown(1, 7)
         raise ValueError("fails")
     output.say("after")
 
@@ -91,7 +91,7 @@ def test_no_size_that_somebody_has_set_can_stop_a_command(
     terminal = open_terminal(monkeypatch)
     monkeypatch.setenv(name, size)
     with progress("groups") as shown:
-        shown.to(0, 7)
+        shown(0, 7)
         assert "0/7 groups" in standing(terminal)[0]
     assert standing(terminal) == []
     with working() as say:
@@ -114,7 +114,7 @@ def test_a_bar_that_cannot_be_drawn_is_left_out(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("imcore.cli.progress._AGAIN_S", 0.0)
     with progress("groups") as shown:
         for done in range(3):
-            shown.to(done, 7)
+            shown(done, 7)
             output.complain("one line")
         output.say("done")
 
@@ -130,9 +130,9 @@ def test_a_terminal_that_only_writes_lines_has_no_bar(monkeypatch: pytest.Monkey
     else:
         monkeypatch.setenv("TERM", term)
     with progress("groups") as shown:
-        shown.to(1, 7)
+        shown(1, 7)
         output.complain("one line")
-        shown.to(2, 7)
+        shown(2, 7)
     output.show([{"gid": "team"}], ("gid",), as_json=False)
 
     assert terminal.getvalue() == "im: one line\ngid\nteam\n"

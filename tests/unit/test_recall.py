@@ -18,8 +18,8 @@ from imcore.sql.database import Database
 from imcore.streams.wire import message_of_row
 from imcore.system import System
 from imcore.workers.fetch import WorkItem, fetch
-from imcore.workers.persist import Persist
 from tests.helpers.cli import im, let_commands_use
+from tests.helpers.persist_runs import new_persist
 from tests.helpers.rows import contents
 from tests.helpers.workers import run_workers
 
@@ -252,7 +252,7 @@ def test_recall_deletes_the_content_from_sql(chat: Chat) -> None:
 def test_a_tombstone_that_is_stored_before_its_message(chat: Chat) -> None:
     # Given a worker that has fetched a message, and is slow to store it
     chat.send(GID, "regrettable", sender_uid="ann", client_msgid="c1")
-    slow, fast = (Persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
+    slow, fast = (new_persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
     entries = slow._journal.read()
     works = [WorkItem(entry) for entry in entries]
     fetch(chat.system.client, chat.system.database, works)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.persist_runs import new_persist
 
 from imcore import Chat
 from imcore import msgid as msgids
@@ -201,7 +202,7 @@ def test_digests_count_reads_of_members_who_left(chat: Chat, worker: ReceiptsWor
 
 
 def trim(chat: Chat, gid: str, msgid: str) -> None:
-    drain(Persist(chat.system.client, chat.system.database, SETTINGS))
+    drain(new_persist(chat.system.client, chat.system.database, SETTINGS))
     chat.system.client.call(message_calls.trim(chat.system.client.space, gid, msgids.pack(msgid)))
 
 
@@ -230,14 +231,16 @@ def test_digests_name_messages_trimmed_between_two_pages(
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, 10)
     chat.ack("bob", "team")
-    after = receipts._after
+    pages: list[Any] = []
+    changes = receipts.receipt_calls.changes
 
-    def then_trims(wanted: Any, position: int) -> Any:
-        trim(chat, "team", sent[7])
-        monkeypatch.setattr(receipts, "_after", after)
-        return after(wanted, position)
+    def trim_before_second(*arguments: Any) -> Any:
+        pages.append(arguments)
+        if len(pages) == 2:
+            trim(chat, "team", sent[7])
+        return changes(*arguments)
 
-    monkeypatch.setattr(receipts, "_after", then_trims)
+    monkeypatch.setattr(receipts.receipt_calls, "changes", trim_before_second)
     # When
     drain(worker)
     # Then

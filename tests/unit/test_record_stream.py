@@ -8,8 +8,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-
 from imcore.cli.record_stream import BlockingFile
+
 from tests.helpers.outputs import FAILING, PIPE_BYTES, Output, stuck_pipe
 
 SHOW = """

@@ -24,6 +24,7 @@ from imcore.streams.calls.message_calls import send
 from imcore.streams.journal import Journal
 from imcore.workers.persist import KIND, Persist
 from tests.helpers.deadline import wait_until
+from tests.helpers.persist_runs import new_persist
 from tests.helpers.workers import store
 from tests.model.compare import compare_sql
 from tests.model.reference import Model
@@ -347,7 +348,7 @@ class _History:
 
     def new_worker(self) -> Persist:
         database = _Whimsical(self.chat.system.database, self.dice)
-        return Persist(self.chat.system.client, database, replace(SETTINGS, batch_size=self.dice.randint(1, 4)))
+        return new_persist(self.chat.system.client, database, replace(SETTINGS, batch_size=self.dice.randint(1, 4)))
 
     def step(self) -> None:
         kind = self.dice.choice(

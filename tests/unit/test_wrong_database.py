@@ -15,7 +15,7 @@ from imcore.sql.database import Database
 from imcore.streams.calls import message_calls
 from imcore.streams.client import RedisClient
 from imcore.system import System
-from imcore.workers.persist import Persist
+from tests.helpers.persist_runs import new_persist
 from tests.helpers.workers import drain
 
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0)
@@ -27,7 +27,7 @@ def msgid(client: RedisClient, database: Database) -> str:
     with Chat(System(client, database, SETTINGS)) as chat:
         chat.create_group("team", ["ann", "bob"])
         sent = [chat.send("team", text, sender_uid="ann").msgid for text in "abc"]
-        persist = Persist(client, database, SETTINGS)
+        persist = new_persist(client, database, SETTINGS)
         drain(persist)
         persist.close()
         client.call(message_calls.trim(client.space, "team", msgids.pack(sent[1])))
@@ -67,7 +67,7 @@ def test_read_times_do_not_come_from_a_wrong_database(client: RedisClient, datab
     chat = Chat(System(client, database, SETTINGS))
     newest = chat.send("team", "d", sender_uid="bob").msgid
     chat.ack("ann", "team", newest)
-    persist = Persist(client, database, SETTINGS)
+    persist = new_persist(client, database, SETTINGS)
     drain(persist)
     [ann] = chat.message_status("team", newest).read_by
     assert ann.read_at
@@ -120,11 +120,11 @@ def test_the_worker_stores_nothing_in_a_wrong_database(wrong: Chat, database: Da
     newest = wrong.send("team", "d", sender_uid="bob").msgid
     # When
     with pytest.raises(DatabaseUnavailable, match="set IM_DATABASE_URL"):
-        Persist(wrong.system.client, wrong.system.database, SETTINGS).step()
+        new_persist(wrong.system.client, wrong.system.database, SETTINGS).step()
     # Then
     assert wrong.system.database.meta("dataset") is None
     assert wrong.system.database.messages_after("team", 0) == []
     # And the right one gets it all
-    persist = Persist(wrong.system.client, database, SETTINGS)
+    persist = new_persist(wrong.system.client, database, SETTINGS)
     drain(persist)
     assert [row.msgid for row in database.messages_after("team", msgids.pack(msgid))][-1] == msgids.pack(newest)
