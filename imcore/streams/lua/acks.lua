@@ -56,7 +56,11 @@ end
 -- message itself or from SQL, else '' to look it up, how many uids follow, these.
 -- Answer: for each message {its packed msgid, or NOMSG, FUTURE, TRIMMED, then for each uid that is no member or whose offset is
 -- already there: its number from 0 on, and NOTMEMBER or the packed offset}. Errors: NOGROUP.
-define_for_group('im_ack', ALLOW_OOM, function(keys, args, head, newest)
+define('im_ack', ALLOW_OOM, function(keys, args)
+  local head, newest = head_of(keys[1])
+  if not head then
+    return no_group()
+  end
   local answers, records, a = {}, {}, 2
   while args[a] do
     local packed = args[a] == '' and newest or tonumber(args[a])

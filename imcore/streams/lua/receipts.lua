@@ -116,7 +116,7 @@ define('im_status', READ_ONLY, function(keys, args)
     return no_group()
   end
   local answers = {}
-  local entries, more = messages_within('XREVRANGE', keys[2], args[1], '-', tonumber(args[2]), tonumber(args[3]))
+  local entries, more = read_page('XREVRANGE', keys[2], args[1], '-', tonumber(args[2]), tonumber(args[3]))
   if #hide_recalled(entries, keys[6]) > 0 then
     local messages = {}
     for i, entry in ipairs(entries) do
@@ -194,7 +194,7 @@ define('im_changes', READ_ONLY, function(keys, args)
   local room, bytes, answers, next_after = tonumber(args[1]), PAGE_BYTES, {}, ''
   for i = 2, #args, 3 do
     local first, final = '(' .. unpack_id(tonumber(args[i])), unpack_id(tonumber(args[i + 1]))
-    local entries, more = messages_within('XRANGE', keys[2], first, final, room, bytes)
+    local entries, more = read_page('XRANGE', keys[2], first, final, room, bytes)
     for _, entry in ipairs(entries) do
       bytes = bytes - #entry[2][14]
       local sender = entry[2][4]
