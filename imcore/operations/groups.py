@@ -11,7 +11,7 @@ from imcore.model.values import Group, Member, Unread
 from imcore.operations import creation, queries
 from imcore.operations.effects import Effects, GetKeyspace, Page, Pages, call, call_each, call_many, raised
 from imcore.operations.sql_queries import MessagesBefore
-from imcore.streams.calls import group_calls, scan_calls, session_calls
+from imcore.streams.calls import group_calls, session_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.keys import SEPARATOR
 
@@ -63,7 +63,7 @@ def groups() -> Pages[Group]:
     space = yield from GetKeyspace()
     gids: set[str] = set()
     for partition in range(space.partitions):
-        gids |= yield from _scan(partial(scan_calls.groups, space, partition))
+        gids |= yield from _scan(partial(group_calls.scan_groups, space, partition))
     for batch in _batches(sorted(gids)):
         answers = yield from call_each([group_calls.group(space, gid) for gid in batch])
         yield Page([raised(answer) for answer in answers if not isinstance(answer, UnknownGroup)])
@@ -73,7 +73,7 @@ def members(gid: str) -> Pages[Member]:
     """Yield the current members of a group, by uid. Raise UnknownGroup."""
     yield from group(gid)
     space = yield from GetKeyspace()
-    spans = yield from _scan(partial(scan_calls.spans, space, gid))
+    spans = yield from _scan(partial(group_calls.scan_spans, space, gid))
     for uids in _batches(sorted(span for span in spans if SEPARATOR not in span)):
         online_uids = yield from _online(uids)
         positions = yield from _positions([(gid, uid) for uid in uids], NotMember)
@@ -86,7 +86,7 @@ def members(gid: str) -> Pages[Member]:
         )
 
 
-def _scan(page_after: Callable[[str], Call[scan_calls.NamesPage]]) -> Effects[set[str]]:
+def _scan(page_after: Callable[[str], Call[group_calls.NamesPage]]) -> Effects[set[str]]:
     """Return all names of a large set."""
     names: set[str] = set()
     cursor = ""

@@ -149,14 +149,14 @@ class Journal:
         most = self._settings.max_deliveries
         call = calls.fail(self._client.space, entry.partition, self._kind, entry.id, reason=reason, max_failures=most)
         with self._recovery():
-            failure = self._client.call(call, repeatable=False)  # or one failure might count twice
+            failures, dead_id = self._client.call(call, repeatable=False)  # or one failure might count twice
         self._in_hand -= 1
-        if failure.dead_id:
-            log.error("dead letter %d:%s of entry %s: %s", entry.partition, failure.dead_id, entry.id, reason)
-        elif failure.failures:
-            wait_s = self._settings.retry_ms * 2 ** (failure.failures - 1) / 1000
+        if dead_id:
+            log.error("dead letter %d:%s of entry %s: %s", entry.partition, dead_id, entry.id, reason)
+        elif failures:
+            wait_s = self._settings.retry_ms * 2 ** (failures - 1) / 1000
             self._failed[entry.partition, entry.id] = _Failed(entry, time.monotonic() + wait_s)
-            log.warning("entry %d:%s failed %d times: %s", entry.partition, entry.id, failure.failures, reason)
+            log.warning("entry %d:%s failed %d times: %s", entry.partition, entry.id, failures, reason)
             return False
         return True
 

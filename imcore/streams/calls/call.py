@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from imcore import msgid as msgids
 from imcore.errors import ImError, InvalidInput, NotMember, NotSender, UnknownMessage
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Value = str | bytes | int
 
@@ -33,6 +34,13 @@ def command_of(call: Call[Any]) -> tuple[Any, ...]:
     if not call.function:
         return call.args
     return ("FCALL" if call.writes else "FCALL_RO", call.function, len(call.keys), *call.keys, *call.args)
+
+
+class EntryPage(NamedTuple, Generic[T]):
+    """Entries of a stream: about 1 MiB at most, but one in any case. With `more`, others may follow."""
+
+    entries: list[T]
+    more: bool
 
 
 class Trimmed(UnknownMessage):
