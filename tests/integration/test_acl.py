@@ -29,10 +29,11 @@ from imcore.model.values import Receipt
 from imcore.repair import check, rebuild
 from imcore.settings import Settings
 from imcore.streams.journal import Journal
-from imcore.streams.keys import KINDS, kind_of, lease
+from imcore.streams.keys import lease
 from imcore.workers import jobs
 from tests.deadline import wait_until
 from tests.forbidden_commands import FORBIDDEN
+from tests.key_counts import KINDS, kind_of
 from tests.processes import WorkerProcess
 from tests.servers import RunningCluster, start_valkey
 

@@ -18,7 +18,6 @@ from imcore.operations import creation, queries, tallies
 from imcore.repair import check, left_behind
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import keys
 from imcore.streams.calls import creation_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient
@@ -27,6 +26,7 @@ from imcore.util.backoff import ThrottledLog
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
+from tests.key_counts import kind_of
 from tests.processes import PythonProcess
 
 GID = "crowd"
@@ -206,7 +206,7 @@ class TestCreation:
             assert session.is_synced
         store(chat)
         assert list(check.check(chat.system)) == []
-        kinds = Counter(keys.kind_of(key.decode()) for key in chat.system.client.driver.keys("im:*"))
+        kinds = Counter(kind_of(key.decode()) for key in chat.system.client.driver.keys("im:*"))
         assert not {"creating", "unnotified"} & kinds.keys()
 
     def test_another_group_of_that_gid_is_another(self, chat: Chat) -> None:

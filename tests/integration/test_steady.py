@@ -23,11 +23,10 @@ from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.keys import KINDS, kind_of
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.deadline import wait_until
-from tests.key_counts import KeyCounts, all_keys, bytes_of, count_keys
+from tests.key_counts import KINDS, KeyCounts, all_keys, bytes_of, count_keys, kind_of
 from tests.steady_traffic import SteadyTraffic, hours
 
 SCALE = float(os.environ.get("IM_STEADY_SCALE", "0.1"))
