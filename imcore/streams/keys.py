@@ -68,7 +68,6 @@ class GroupKeys:
 
     @cached_property
     def for_ack(self) -> tuple[str, ...]:
-        """The keys of `im_ack`."""
         return (self.meta, self.stream, self.acked, self.joined, self.journal)
 
     @cached_property
@@ -144,7 +143,6 @@ class Keyspace:
         return f"{_tag(self.partition_of(uid))}sessions:{uid}"
 
     def journals(self) -> list[str]:
-        """All journals, by partition."""
         return [self.journal(p) for p in range(self.partitions)]
 
     def inboxes(self, uid: str) -> list[str]:
@@ -153,7 +151,6 @@ class Keyspace:
 
 
 def lease(kind: str, slot: int) -> str:
-    """The lease of one worker process."""
     return f"im:lease:{kind}:{slot}"
 
 

@@ -287,7 +287,6 @@ def _first_system_error(causes: list[BaseException]) -> OSError:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -110,6 +110,5 @@ def _is(value: object, wanted: object) -> bool | None:
 
 
 def _numbers(version: str) -> tuple[int, int]:
-    """Return the first two numbers of a version."""
     major, minor, *_ = (int(part) if part.isdecimal() else 0 for part in f"{version}.0".split("."))
     return major, minor

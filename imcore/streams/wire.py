@@ -33,7 +33,6 @@ class PubSubEvent(NamedTuple):
 
 
 def message(gid: str, entry: Entry) -> Message:
-    """Return the message of a group's stream entry."""
     msgid, values = entry
     extra = values[_EXTRA:]
     return Message(

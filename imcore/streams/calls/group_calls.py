@@ -100,7 +100,6 @@ def position(space: Keyspace, gid: str, uid: str) -> Call[Position]:
 
 
 def scan_groups(space: Keyspace, partition: int, cursor: str) -> Call[NamesPage]:
-    """Read gids of a partition."""
     return Call("", (), ("SSCAN", space.groups(partition), cursor, "COUNT", PAGE), _page_of_names)
 
 
@@ -115,12 +114,10 @@ def scan_first_spans(space: Keyspace, gid: str, cursor: str) -> Call[NamesPage]:
 
 
 def some_spans(space: Keyspace, gid: str, count: int) -> Call[list[str]]:
-    """Read the names of some spans of a group."""
     return Call("", (), ("ZRANGE", space.group(gid).acked, 0, count - 1), lambda raw: list(_decodable(raw)), gid)
 
 
 def are_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[bool]:
-    """Return whether all of these are members."""
     return Call("", (), ("ZMSCORE", space.group(gid).acked, *uids), lambda scores: None not in scores, gid)
 
 

@@ -113,7 +113,6 @@ def requeue(space: Keyspace, partition: int, dead_id: str) -> Call[str]:
 
 
 def drop(space: Keyspace, partition: int, dead_id: str) -> Call[bool]:
-    """Delete a dead letter; answers whether it existed."""
     return Call("im_drop", (space.dead_letters(partition),), (dead_id,), bool, writes=True)
 
 

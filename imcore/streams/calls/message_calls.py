@@ -88,7 +88,6 @@ def send(space: Keyspace, gid: str, drafts: Sequence[Draft], idempotency_ms: int
 
 
 def ack(space: Keyspace, gid: str, targets: Sequence[AckTarget]) -> Call[list[AckResult]]:
-    """Move offsets of one group forward."""
     args: list[Value] = [gid]
     for target in targets:
         args += (or_empty(target.msgid), or_empty(target.seq), len(target.uids))
@@ -168,7 +167,6 @@ def rotate_idempotency(space: Keyspace, gid: str) -> Call[int]:
 
 
 def trim(space: Keyspace, gid: str, msgid: int) -> Call[int]:
-    """Drop the entries of a group's stream up to a message."""
     k = space.group(gid)
 
     def decode(answer: Any) -> int:

@@ -156,15 +156,15 @@ local function head_of(meta)
   return tonumber(head[1]), tonumber(head[2])
 end
 
--- Define a function about a group, whose first key is meta; the callback gets seq and last, too. Without a group: NOGROUP.
--- im_send and im_ack do the same themselves, since they run most often.
+-- Define a function about a group, whose first key is meta; the callback gets seq, last and the trim point, too. Without a group:
+-- NOGROUP. im_send, im_ack and im_pull read meta themselves, since they run most often.
 local function define_for_group(name, flags, callback)
   define(name, flags, function(keys, args)
-    local seq, last = head_of(keys[1])
-    if not seq then
+    local meta = redis.call('HMGET', keys[1], 'seq', 'last', 'trimmed')
+    if not meta[1] then
       return no_group()
     end
-    return callback(keys, args, seq, last)
+    return callback(keys, args, tonumber(meta[1]), tonumber(meta[2]), meta[3] or '0')
   end)
 end
 
