@@ -13,14 +13,15 @@ from redis.cluster import RedisCluster
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
-from imcore.errors import ConfigurationError, ImError, UnknownGroup
+from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
 from imcore.streams import urls
 from imcore.streams.calls import group_calls
 from imcore.streams.calls.call import Call, command_of
 from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
-from imcore.streams.library import Library, empty_acks, is_missing
+from imcore.streams.library import Library, is_missing
 from imcore.streams.redis_errors import LOST, address, driver_errors, translated
+from imcore.streams.server_info import primaries_of
 from imcore.streams.transport import Command, InFlight, call_cluster, refresh_slots
 from imcore.util.batches import batches
 
@@ -97,12 +98,20 @@ class RedisClient:
         A command that writes begins with this: else it would succeed on a replica if there is nothing to write. Raise
         RedisRefuses with the reason why the server takes no writes, RedisUnavailable.
         """
-        [partitions] = self.query_many([("HGET", CONFIG, "partitions")], any_library=True)
-        calls = empty_acks(self.driver, Keyspace(int(partitions or 1)))
-        for call, answer in zip(calls, self._pipeline(calls, repeatable=True), strict=True):
-            if not is_missing(answer):
-                with suppress(UnknownGroup):
-                    _raised(self._result(call, answer))
+
+        def check() -> None:
+            for _, primary in primaries_of(self.driver):
+                execute: Callable[..., Any] = primary.execute_command
+                execute("FCALL", "im_check_writes", 0)
+
+        with driver_errors(self.address):
+            try:
+                self._attempt(check, repeatable=True)
+            except ResponseError as error:
+                if isinstance(error, ReadOnlyError):
+                    self._drop_connections()
+                if not is_missing(error):
+                    raise
 
     @cached_property
     def space(self) -> Keyspace:

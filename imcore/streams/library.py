@@ -1,8 +1,6 @@
 """The functions in Redis: which version of them a server holds, and how they are loaded."""
 
-from collections.abc import Iterator
 from importlib import resources
-from itertools import count
 from typing import Any
 
 import redis
@@ -10,9 +8,6 @@ from redis.cluster import RedisCluster
 from redis.exceptions import NoPermissionError, ResponseError
 
 from imcore.errors import ConfigurationError, RedisRefuses, RedisUnavailable
-from imcore.streams.calls import message_calls
-from imcore.streams.calls.call import Call
-from imcore.streams.keys import Keyspace
 from imcore.streams.server_info import primaries_of, servers_of
 
 VERSION = 7
@@ -109,25 +104,3 @@ class Library:
 def is_missing(answer: object) -> bool:
     """Return whether a server answered that it does not have the functions."""
     return isinstance(answer, ResponseError) and "Function not found" in str(answer)
-
-
-def empty_acks(client: redis.Redis | RedisCluster, space: Keyspace) -> list[Call[Any]]:
-    """Return an ack of nothing for the server, or for each primary that has a partition. The group need not exist.
-
-    A server refuses it like any write: if it is a replica, cannot save to its disk, or has too few replicas.
-    """
-    return [message_calls.ack(space, gid, []) for gid in _gid_per_node(client, space)]
-
-
-def _gid_per_node(client: redis.Redis | RedisCluster, space: Keyspace) -> Iterator[str]:
-    gids = map(str, count())
-    if not isinstance(client, RedisCluster):
-        yield next(gids)
-        return
-    left = {client.get_node_from_key(journal).name for journal in space.journals()}
-    while left:
-        gid = next(gids)
-        node = client.get_node_from_key(space.group(gid).meta).name
-        if node in left:
-            left.discard(node)
-            yield gid

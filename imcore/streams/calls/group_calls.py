@@ -40,10 +40,6 @@ def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
     return Call("im_init", (CONFIG,), args, lambda answer: (int(answer[0]), answer[1].decode()), writes=True)
 
 
-def version() -> Call[int]:
-    return Call("im_version", (), (), int)
-
-
 def create_group(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
     """Create a group in one step. For one with many members see `creation_calls`."""
     k = space.group(gid)

@@ -261,6 +261,13 @@ define('im_version', READ_ONLY, function()
   return VERSION
 end)
 
+-- im_check_writes: change nothing. A server that takes no writes refuses it like any write: a replica, one that cannot save to its
+-- disk, one with too few replicas.
+-- Keys: none. Arguments: none. Answer: 0.
+define('im_check_writes', ALLOW_OOM, function()
+  return 0
+end)
+
 -- im_init: fix the number of partitions of the data, once.
 -- Keys: config. Arguments: partitions, dataset id for new data. Answer: {partitions, dataset id} as stored.
 define('im_init', DENY_OOM, function(keys, args)
