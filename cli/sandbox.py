@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from imcore.chat import Chat
 from imcore.cli import worker_command
@@ -38,60 +36,45 @@ class Sandbox:
         """Return a Chat with connections of its own."""
         return Chat.connect(settings=self.settings)
 
-    def processes(self, what: str, on_line: OnLine | None = None) -> "Processes":
-        """Return a set of processes, empty yet. `what` says in errors what each of them is: "the worker"."""
+    def environment(self) -> dict[str, str]:
+        """Return the environment of processes on these servers, without the user's own settings."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("IM_")}
         environment["IM_RECEIPT_WINDOW_MS"] = str(self.settings.receipt_window_ms)
-        return Processes(worker_command.environment_of(self.settings, environment), what, on_line)
+        return worker_command.environment_of(self.settings, environment)
 
     @contextmanager
     def workers(self, *names: str, on_line: OnLine | None = None) -> "Iterator[Processes]":
         """Start workers, which may not be ready yet in the `with`, and end them after it."""
-        with self.processes("the worker", on_line) as workers:
+        with Processes(self.environment(), "the worker", on_line) as workers:
             for name in names:
-                workers.start(name, worker_command.command_of(name))
+                workers.launch(name, worker_command.command_of(name))
             yield workers
 
 
-class Processes:
-    """Named processes on a sandbox. The end of the `with` ends them."""
+class Processes(Programs):
+    """Programs that share an environment. `what` says in errors what each of them is: "the worker"."""
 
     def __init__(self, environment: dict[str, str], what: str, on_line: OnLine | None = None) -> None:
         """Hand each line that a process writes to `on_line`. Without it, errors quote the last lines."""
+        super().__init__(on_line or self._keep)
         self.environment = environment
         self._what = what
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
-        self._programs = Programs(on_line or self._keep)
 
-    def __enter__(self) -> Self:
-        return self
+    def launch(self, name: str, command: Sequence[str]) -> None:
+        self.start(name, command, self.environment)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._programs.__exit__(kind, error, at)
-
-    def start(self, name: str, command: Sequence[str]) -> None:
-        """Start a process under a name."""
-        self._programs.start(name, command, self.environment)
-
-    def kill(self, name: str) -> int:
-        """End a process by SIGKILL; return its exit code."""
-        return self._programs.kill(name)
-
-    def stop(self) -> dict[str, int]:
-        """Ask all processes to end; return their exit codes by name."""
-        return self._programs.stop()
-
-    def relay(self, timeout_s: float = 0.0) -> None:
-        """Read what the processes wrote, waiting `timeout_s` at most. Raise ImError if one has ended by itself."""
-        self._programs.relay(timeout_s)
-        for name, code in self._programs.ended().items():
+    def watch(self) -> None:
+        """Read what the processes wrote. Raise ImError if one has ended by itself."""
+        self.relay(0)
+        for name, code in self.ended().items():
             raise ImError(f"{self._what} {name} ended by itself (exit code {code}){self._quoted(': ')}")
 
     def wait(self, condition: Callable[[], bool], what: str, *, timeout_s: float = READY_S) -> None:
         """Wait until a condition holds. Raise ImError after `timeout_s`, or if a process ends meanwhile."""
         give_up = time.monotonic() + timeout_s
         while not condition():
-            self.relay()
+            self.watch()
             if time.monotonic() > give_up:
                 raise ImError(f"after {timeout_s:g} s still not so: {what}{self._quoted('. The last lines: ')}")
             time.sleep(_POLL_S)

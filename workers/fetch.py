@@ -10,11 +10,11 @@ from imcore.errors import ImError, TryAgain, concerns_all
 from imcore.model.rows import MessageRow
 from imcore.operations.creation import first_members
 from imcore.operations.performer import stream_from_redis
-from imcore.repair.check_messages import chunks
 from imcore.sql.database import Database
 from imcore.streams import wire
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Created, Entry, Sent
+from imcore.util.batches import batches
 
 PAGE = 1000
 """How many messages one command fetches."""
@@ -65,7 +65,7 @@ def member_pages(client: RedisClient, item: WorkItem, size: int) -> Iterator[lis
     if not isinstance(item.entry.event, Created):
         return
     try:
-        for uids in chunks(stream_from_redis(client, first_members(item.entry.event.gid)), size):
+        for uids in batches(stream_from_redis(client, first_members(item.entry.event.gid)), size):
             yield sorted(set(uids))
     except ImError as error:
         item.problem = _problem(error)

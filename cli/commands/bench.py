@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from imcore.cli import output
-from imcore.cli.bench.harness.figures import Figure, to_record
+from imcore.cli.bench.harness.figures import LEAST_ROUNDS, Figure, Progress, RoundPlan, to_record
 from imcore.cli.bench.harness.report import Medians, bars, picture, tables
-from imcore.cli.bench.harness.timing import LEAST_ROUNDS, Progress, RoundPlan
 from imcore.cli.options import Invocation, command
 from imcore.cli.progress import working
 from imcore.process import Stopped, StopSignals
@@ -22,16 +21,9 @@ if TYPE_CHECKING:
 
     Scenario = Callable[[BenchServers, RoundPlan, Progress], list[Figure]]
 
-# Each benchmark, with the module of `imcore.cli.bench.scenarios` that it is in: there it is called `run_` and its name.
-BENCHES = {
-    "storm": "storm",
-    "send": "operations",
-    "ack": "operations",
-    "tally": "operations",
-    "persist": "persist",
-    "memory": "memory",
-    "blocking": "blocking",
-}
+# The module of `imcore.cli.bench.scenarios` for each benchmark, where its function is named `run_` and its name.
+BENCHES = {"storm": "storm", "send": "operations", "ack": "operations", "tally": "operations"}
+BENCHES |= {"persist": "persist", "memory": "memory", "blocking": "blocking"}
 LATENCY = "latency"
 ALL = "all"
 
@@ -61,7 +53,7 @@ def bench(run: Invocation, /, name: str, latency: bool, quick: bool, rounds: int
     from imcore.cli.bench.harness import saved  # noqa: PLC0415 (the help need not wait for the drivers)
     from imcore.cli.bench.harness.servers import open_servers  # noqa: PLC0415
 
-    scenarios = list(map(_imported, _names(name, latency=latency)))
+    scenarios = _scenarios(name, latency=latency)
     out, svg, compare = files["out"], files["svg"], files["compare"]
     for file in filter(None, (out, svg)):
         saved.check_writable(file)
@@ -88,19 +80,15 @@ def bench(run: Invocation, /, name: str, latency: bool, quick: bool, rounds: int
         _show(run, figures, before, caption)
 
 
-def _names(name: str, *, latency: bool) -> list[str]:
-    """Return the scenarios to run. Raise click.UsageError for a latency of anything but the storm."""
-    if name == ALL:
-        return ["storm", LATENCY, *(each for each in BENCHES if each != "storm")]
-    if latency and name != "storm":
+def _scenarios(name: str, *, latency: bool) -> list["Scenario"]:
+    """Return the functions to run. Raise click.UsageError for a latency of anything but the storm."""
+    if latency and name not in {"storm", ALL}:
         raise click.UsageError("--latency is for storm only")
-    return [LATENCY if latency else name]
-
-
-def _imported(name: str) -> "Scenario":
-    module = importlib.import_module(f"imcore.cli.bench.scenarios.{BENCHES.get(name, name)}")
-    scenario: Scenario = getattr(module, f"run_{name}")
-    return scenario
+    names = [LATENCY if latency else name]
+    if name == ALL:
+        names = ["storm", LATENCY, *(each for each in BENCHES if each != "storm")]
+    modules = [importlib.import_module(f"imcore.cli.bench.scenarios.{BENCHES.get(name, 'storm')}") for name in names]
+    return [getattr(module, f"run_{name}") for module, name in zip(modules, names, strict=True)]
 
 
 def _show(run: Invocation, figures: Sequence[Figure], before: Medians | None, caption: str) -> None:

@@ -31,4 +31,4 @@ def demo(run: Invocation) -> None:
     except ImError:
         claims.chapter("What the workers and the sessions said:", *log)
         raise
-    claims.tell("", f"All {claims.made} claims held, in {time.monotonic() - began:.1f} s.")
+    claims.say("", f"All {claims.made} claims held, in {time.monotonic() - began:.1f} s.")

@@ -1,4 +1,4 @@
-"""What the demo says, and whether it was so."""
+"""The text of the demo, and its claims, each with whether it held."""
 
 import sys
 
@@ -6,7 +6,7 @@ from imcore.cli import output
 
 
 class Claims:
-    """Tells the story, and counts the claims that were made, and those that did not hold.
+    """Prints the story and its claims; counts claims, and those that did not hold.
 
     As JSON a claim is an object of `what`, `held` and `details` on stdout; all else goes to stderr.
     """
@@ -22,24 +22,21 @@ class Claims:
         self.broken += not holds
         if self._as_json:
             output.show([{"what": claim, "held": holds, "details": details}], (), as_json=True)
+            output.flush()
         else:
-            self._say(f"  {'ok    ' if holds else 'BROKEN'} {claim}", *map(_indented, details))
-        output.flush()
+            self.say(f"  {'ok    ' if holds else 'BROKEN'} {claim}", *map(_indented, details))
 
     def chapter(self, title: str, *lines: str) -> None:
         """Print what comes next."""
-        self.tell("", title, *map(_indented, lines))
+        self.say("", title, *map(_indented, lines))
 
-    def tell(self, *lines: str) -> None:
-        """Print what is no claim."""
+    def say(self, *lines: str) -> None:
+        """Print lines that are no claim."""
         if self._as_json:
             output.remark(*lines)
         else:
-            self._say(*lines)
+            output.say(*output.fitted(sys.stdout, *lines))
             output.flush()
-
-    def _say(self, *lines: str) -> None:
-        output.say(*output.fitted(sys.stdout, *lines))
 
 
 def _indented(line: str) -> str:

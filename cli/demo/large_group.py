@@ -1,16 +1,15 @@
-"""The first act of the demo: a group of 200, some of whom are online, leave, join, or come by later."""
+"""The first act of the demo: a group of 200. Some members are online, leave, join, or read later."""
 
 from itertools import cycle
 from statistics import median
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.cli.demo.claims import Claims
 from imcore.cli.demo.oracle import Oracle
-from imcore.cli.demo.sessions import ListenProcesses
-from imcore.cli.demo.stage import MEMBERS, ONLINE, Stage
+from imcore.cli.demo.stage import MEMBERS, ONLINE, ListenProcesses, Stage
 from imcore.errors import ImError
 
 GID = "demo"
@@ -18,11 +17,11 @@ SENDERS = (MEMBERS[-1], *ONLINE[:2])
 LEAVER, NEWCOMER, LATE_READER = ONLINE[-1], "newcomer", MEMBERS[100]
 MESSAGES = 100
 TURNING_POINT = 50
-"""After this message the leaver goes and the newcomer comes."""
+"""After this message the leaver leaves and the newcomer joins."""
 LATE_READ = 60
 ACK_EVERY = 10
 
-_TABLES = ("group_msgs", "group_spans", "offset_moves")
+_TABLES = ("group_msgs", "group_spans", "offset_moves", "msg_acks")
 _ACKS = text("SELECT SUM(json_array_length(uids)) FROM offset_moves WHERE gid = :gid")
 _STORED_TALLIES = text(
     """SELECT msgid, SUM(CASE WHEN if_ack THEN 1 ELSE 0 END), SUM(CASE WHEN if_ack THEN 0 ELSE 1 END)
@@ -31,7 +30,7 @@ _STORED_TALLIES = text(
 
 
 def play(claims: Claims, chat: Chat, sessions: ListenProcesses) -> Oracle:
-    """Let it happen, and claim that all online members had all messages pushed to them."""
+    """Play the act, and claim that every online member received every message. Return the oracle's account."""
     claims.chapter(
         f"A group of {len(MEMBERS)}, {len(ONLINE)} of them online; {MESSAGES} messages",
         f"after message {TURNING_POINT} {LEAVER} leaves and {NEWCOMER!r} joins",
@@ -39,16 +38,17 @@ def play(claims: Claims, chat: Chat, sessions: ListenProcesses) -> Oracle:
     )
     with chat.gateway(ack_every=ACK_EVERY) as gateway:
         stage = Stage(chat, gateway, sessions, GID, MEMBERS)
+        oracle = stage.oracle
         for seq, sender in zip(range(1, MESSAGES + 1), cycle(SENDERS), strict=False):
             stage.send_and_wait(f"message {seq}", sender, f"{sender}/{seq}")
             if seq == TURNING_POINT:
                 stage.leave(LEAVER)
-                stage.join(NEWCOMER)
+                chat.add_members(GID, [NEWCOMER])
+                oracle.joined(NEWCOMER)
         online = len(chat.online(MEMBERS))
         if online != len(ONLINE) - 1:
             raise ImError(f"{online} members are online, not {len(ONLINE) - 1}")
     chat.ack(LATE_READER, GID, chat.pull(LATE_READER, GID)[LATE_READ - 1].msgid)
-    oracle = stage.oracle
     oracle.acked(ONLINE)
     oracle.acked([LATE_READER], LATE_READ)
     claims.hold(
@@ -60,7 +60,7 @@ def play(claims: Claims, chat: Chat, sessions: ListenProcesses) -> Oracle:
 
 
 def claim_tallies(claims: Claims, chat: Chat, oracle: Oracle) -> None:
-    """Claim that tallies, names and unread counts are those of the account."""
+    """Claim that tallies, names and unread counts are those of the oracle."""
     tallies = chat.status(GID, limit=0)
     shown = (tallies[0], tallies[TURNING_POINT - 1], tallies[-1])
     claims.hold(
@@ -83,7 +83,7 @@ def claim_tallies(claims: Claims, chat: Chat, oracle: Oracle) -> None:
 
 
 def claim_storage(claims: Claims, chat: Chat, oracle: Oracle) -> None:
-    """Claim what is stored where, and what is not."""
+    """Claim what Redis and SQL store."""
     client = chat.system.client
     stream = client.space.group(GID).stream
     entries, offsets = client.query("XLEN", stream), len(client.query("XINFO GROUPS", stream))
@@ -92,10 +92,11 @@ def claim_storage(claims: Claims, chat: Chat, oracle: Oracle) -> None:
         f"Redis: one stream of {entries} entries, one a message,",
         f"with {offsets} consumer groups, one a member, whose position is last_ack_msgid",
     )
+    counts = {name: text(f"SELECT COUNT(*) FROM {name} WHERE gid = :gid") for name in _TABLES}  # noqa: S608 (our names)
     with chat.system.database.connection() as connection:
-        rows = {name: connection.scalar(_count_of(name), {"gid": GID}) for name in _TABLES}
-        receipts = connection.scalar(_count_of("msg_acks"), {"gid": GID})
+        rows = {name: connection.scalar(query, {"gid": GID}) for name, query in counts.items()}
         acks = connection.scalar(_ACKS, {"gid": GID}) or 0
+    receipts = rows.pop("msg_acks")
     claims.hold(
         (rows["group_msgs"], rows["group_spans"]) == (MESSAGES, oracle.memberships),
         f"SQL: {', '.join(f'{count} rows in {name}' for name, count in rows.items())}",
@@ -111,7 +112,7 @@ def claim_storage(claims: Claims, chat: Chat, oracle: Oracle) -> None:
 
 
 def claim_sql(claims: Claims, chat: Chat, oracle: Oracle) -> None:
-    """Claim that SQL says the same as Redis, and when somebody has read."""
+    """Claim that the tallies of SQL are those of Redis, and that SQL knows the time of each reading."""
     with chat.system.database.connection() as connection:
         stored = {row[0]: (row[1], row[2]) for row in connection.execute(_STORED_TALLIES, {"gid": GID})}
     live = {msgids.pack(t.message.msgid): (t.read, t.unread) for t in chat.status(GID, limit=0)}
@@ -122,7 +123,3 @@ def claim_sql(claims: Claims, chat: Chat, oracle: Oracle) -> None:
         len(times) == len(status.read_by) > 0,
         f"it is known when each of {len(times)} read the first message, though nobody acked it by itself",
     )
-
-
-def _count_of(table: str) -> TextClause:
-    return text(f"SELECT COUNT(*) FROM {table} WHERE gid = :gid")  # noqa: S608 (the names are ours)

@@ -1,12 +1,11 @@
-"""The second act of the demo: live sessions that are processes, what comes to them, and what they keep."""
+"""The second act of the demo: live sessions that are processes, their events, and their local databases."""
 
 from collections.abc import Mapping
 
 from imcore.chat import Chat
 from imcore.cli.demo.claims import Claims
 from imcore.cli.demo.large_group import ACK_EVERY
-from imcore.cli.demo.sessions import ListenProcesses
-from imcore.cli.demo.stage import ONLINE, Stage
+from imcore.cli.demo.stage import ONLINE, ListenProcesses, Stage
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.model.direct import gid_of
 
@@ -25,11 +24,10 @@ def begin(chat: Chat, sessions: ListenProcesses) -> None:
     """Make the group, and start the sessions."""
     chat.create_group(GID, MEMBERS)
     for uid in PROCESSES:
-        sessions.start(uid)
+        sessions.listen(uid)
 
 
 def play(claims: Claims, chat: Chat, sessions: ListenProcesses) -> None:
-    """Let it happen, and claim what came of it."""
     claims.chapter(
         f"Live: {', '.join(PROCESSES)}, each with a process (`im listen`), beside a gateway of {len(ONLINE)}",
         f"{HOST} says hello and leaves, {SENDER} and {ABSENT} write {MESSAGES - 1} messages; {ABSENT} is never online",
@@ -43,12 +41,12 @@ def play(claims: Claims, chat: Chat, sessions: ListenProcesses) -> None:
         _claim_receipts(claims, stage)
         _claim_one_to_one(claims, stage)
         _claim_absent(claims, stage)
-    codes = sessions.processes.stop()
+    codes = sessions.stop()
     claims.hold(not any(codes.values()), f"the sessions ended in order: {codes}")
 
 
 def _converse(stage: Stage) -> int:
-    """Send all messages; return how many of them the killed session had received, but not acked."""
+    """Send all messages; return how many the killed session had received, but not acked."""
     unacked = 0
     stage.send("hello", HOST)
     stage.leave(HOST)
@@ -58,20 +56,20 @@ def _converse(stage: Stage) -> int:
         stage.poll(0)
         if seq == KILLED_AFTER:
             stage.wait(lambda: _printed(stage, KILLED) == [stage.oracle.msgids])
-            stage.sessions.processes.kill(KILLED)
+            stage.sessions.kill(KILLED)
             unacked = len(stage.chat.pull(KILLED, GID))
         if seq == BACK_AFTER:
-            stage.sessions.start(KILLED)
+            stage.sessions.listen(KILLED)
     return unacked
 
 
 def _printed(stage: Stage, uid: str) -> list[list[str]]:
-    """Return the messages that each of a user's sessions, one after the other, has printed."""
+    """Return the msgids that a user has printed: a list for each session, in their order."""
     return [[message["msgid"] for message in messages] for messages in stage.sessions.messages(uid, GID)]
 
 
 def _logged(stage: Stage, uid: str) -> Mapping[str | None, str | None]:
-    """Return the messages in a user's local database, in its order, and the state of own ones: `im log`."""
+    """Return the state of each message in a user's local database, as `im log` has it; None for others' messages."""
     path = path_of(stage.chat.system.settings.data_dir, uid)
     if not path.exists():
         return {}
@@ -86,7 +84,7 @@ def _tallies(stage: Stage, uid: str) -> dict[str, tuple[int, int]]:
 
 
 def _log_holds(stage: Stage, uid: str) -> bool:
-    """Whether a local database comes to show a user's own messages, and no others, as `im status` has them now."""
+    """Wait until a local database has the tallies of `im status` for all of a user's own messages, and no others."""
     states = {
         msgid: "read by all" if not unread else f"read {read}/{read + unread}"
         for msgid, (read, unread) in _tallies(stage, uid).items()

@@ -30,7 +30,6 @@ class Oracle:
 
     @property
     def memberships(self) -> int:
-        """How many there have been."""
         return len(self._members)
 
     def sent(self, message: Message) -> None:

@@ -1,11 +1,15 @@
 """A group of the demo: online members on one gateway, sessions that are processes, and the oracle."""
 
+import json
+import subprocess
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
 
 from imcore.chat import Chat
 from imcore.cli.demo.oracle import Oracle
-from imcore.cli.demo.sessions import ListenProcesses
+from imcore.cli.sandbox import Processes, Sandbox, im_command
 from imcore.errors import ImError
 from imcore.gateway.fanout import NewMessage
 from imcore.gateway.gateway import Gateway
@@ -13,13 +17,65 @@ from imcore.gateway.gateway import Gateway
 MEMBERS = tuple(f"user-{number:03}" for number in range(1, 201))
 ONLINE = MEMBERS[:40]
 PATIENCE_S = 10
+_ACK_INTERVAL_S = 0.2
+_LONGEST_COMMAND_S = 20
+
+Record = dict[str, Any]
+
+
+class ListenProcesses(Processes):
+    """Live sessions as processes of their own, `im listen UID --json`, each named by its user."""
+
+    def __init__(self, sandbox: Sandbox, log: list[str]) -> None:
+        """Keep the events that the sessions print. All other lines go into the log."""
+        super().__init__(sandbox.environment(), "the session of", self._note)
+        self._log = log
+        self._events: dict[str, list[list[Record]]] = {}
+
+    def listen(self, uid: str) -> None:
+        """Begin a user's session."""
+        self._events.setdefault(uid, []).append([])
+        self.launch(uid, im_command("listen", uid, "--json", "--ack-interval", str(_ACK_INTERVAL_S)))
+
+    def messages(self, uid: str, gid: str) -> list[list[Record]]:
+        """Return the printed messages of a group: a list for each session of the user, in their order."""
+        return [[event for event in events if event["event"] == "message"] for events in self._of(uid, gid)]
+
+    def receipts(self, uid: str, gid: str) -> list[tuple[str, tuple[int, int]]]:
+        """Return the printed receipts of a user, in their order: the msgid, and how many read it and did not."""
+        events = chain.from_iterable(self._of(uid, gid))
+        return [(e["msgid"], (e["read"], e["unread"])) for e in events if e["event"] == "receipt"]
+
+    def run(self, *arguments: str) -> None:
+        """Run one short command of `im`. Raise ImError if it fails."""
+        done = subprocess.run(
+            im_command(*arguments),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_LONGEST_COMMAND_S,
+            check=False,
+        )
+        if done.returncode:
+            why = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise ImError(f"`im {' '.join(arguments)}` failed: {why}")
+
+    def _of(self, uid: str, gid: str) -> list[list[Record]]:
+        return [[event for event in events if event["gid"] == gid] for events in self._events[uid]]
+
+    def _note(self, uid: str, line: str) -> None:
+        if line.startswith("{"):
+            self._events[uid][-1].append(json.loads(line))
+        else:
+            self._log.append(f"{uid} | {line}")
 
 
 class Stage:
-    """What happens in one group.
+    """One group, its oracle, and the messages that its sessions received.
 
-    Somebody who is offline must send the first message, and all receive it: own messages that are sent before a session
-    has subscribed count as read, and do not come to it.
+    The first message must be sent by somebody offline, and all members must receive it: a session does not receive its
+    user's own messages from before its subscription, and they count as read.
     """
 
     def __init__(
@@ -42,14 +98,15 @@ class Stage:
         self.oracle.sent(self.chat.send(self.gid, content, sender_uid=sender, client_msgid=client_msgid))
 
     def send_and_wait(self, content: str, sender: str, client_msgid: str) -> None:
-        """Send, and wait until all who are online have the message. Raise ImError if they do not get it."""
+        """Send, and wait until all online members have the message. Raise ImError if one does not receive it."""
         self.send(content, sender, client_msgid)
-        if not self.wait(lambda: not self._missing()):
-            raise ImError(f"{content} has not reached {len(self._missing())} online members within {PATIENCE_S} s")
+        newest = self.oracle.msgids[-1:]
 
-    def _missing(self) -> list[str]:
-        newest = self.oracle.messages[-1].msgid
-        return [uid for uid in self._sessions if self.received[uid][-1:] != [newest]]
+        def missing() -> list[str]:
+            return [uid for uid in self._sessions if self.received[uid][-1:] != newest]
+
+        if not self.wait(lambda: not missing()):
+            raise ImError(f"{content} has not reached {len(missing())} online members within {PATIENCE_S} s")
 
     def leave(self, uid: str) -> None:
         """End a member's session, if there is one, and then the membership."""
@@ -58,12 +115,8 @@ class Stage:
         self.chat.remove_members(self.gid, [uid])
         self.oracle.left(uid)
 
-    def join(self, uid: str) -> None:
-        self.chat.add_members(self.gid, [uid])
-        self.oracle.joined(uid)
-
     def wait(self, condition: Callable[[], bool]) -> bool:
-        """Poll until the condition holds; return whether it did within a few seconds."""
+        """Poll until the condition holds; return whether it did within PATIENCE_S."""
         give_up = time.monotonic() + PATIENCE_S
         while not condition():
             if time.monotonic() > give_up:
@@ -72,8 +125,8 @@ class Stage:
         return True
 
     def poll(self, timeout_s: float) -> None:
-        """Read what the processes print, ask the gateway for events, and note which messages came to whom."""
-        self.sessions.processes.relay()
+        """Read the lines of the processes, ask the gateway for events, and note the received messages."""
+        self.sessions.watch()
         for event in self._gateway.poll(timeout_s):
             if isinstance(event, NewMessage) and event.message.gid == self.gid:
                 self.arrival_ms.append((time.perf_counter() - self._sent_at) * 1000)

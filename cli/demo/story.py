@@ -1,13 +1,11 @@
 """The story of the demo: a throw-away stack, its two acts, and their order."""
 
-from functools import partial
-
 from imcore.admin.lag import worker_stats
 from imcore.chat import Chat
 from imcore.cli import worker_command
 from imcore.cli.demo import large_group, live_group
 from imcore.cli.demo.claims import Claims
-from imcore.cli.demo.sessions import ListenProcesses
+from imcore.cli.demo.stage import ListenProcesses
 from imcore.cli.sandbox import Processes, open_sandbox
 from imcore.errors import ImError
 from imcore.process import StopSignals
@@ -15,9 +13,9 @@ from imcore.repair.check import check
 
 
 def play(claims: Claims, log: list[str]) -> None:
-    """Tell the whole story; what the workers and the sessions complain of goes into the log.
+    """Play the whole story. The complaints of the workers and the sessions go into the log.
 
-    Raise ImError if a claim did not hold, or if the story did not come to its end.
+    Raise ImError if a claim did not hold, or if the story did not reach its end.
     """
     with StopSignals(), open_sandbox("im-demo-") as sandbox, sandbox.chat() as chat:
         chat.system.database.upgrade()
@@ -37,13 +35,13 @@ def play(claims: Claims, log: list[str]) -> None:
 
 
 def _play_acts(claims: Claims, chat: Chat, workers: Processes, sessions: ListenProcesses) -> None:
-    with sessions.processes:
-        live_group.begin(chat, sessions)  # they take a moment to start
+    with sessions:
+        live_group.begin(chat, sessions)  # they start meanwhile
         oracle = large_group.play(claims, chat, sessions)
         claims.chapter("Who has read what, live from Redis, before any worker has to have run")
         large_group.claim_tallies(claims, chat, oracle)
         live_group.play(claims, chat, sessions)
-    workers.wait(partial(_is_stored, chat), "the worker persist has stored everything")
+    workers.wait(lambda: _is_stored(chat), "the worker persist has stored everything")
     claims.chapter("The group of 200 from SQL, where the worker `persist` has stored it")
     large_group.claim_storage(claims, chat, oracle)
     large_group.claim_sql(claims, chat, oracle)

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from imcore import msgid as msgids
 from imcore.errors import InvalidInput, UnknownDeadLetter
+from imcore.repair.state import CHECK
 from imcore.streams import wire
 from imcore.streams.calls import journal_calls
 from imcore.system import System
@@ -20,9 +21,6 @@ _ID = re.compile(r"([0-9]+):([0-9]+)-([0-9]+)", re.ASCII)
 _HIGHEST_HALF = 2**64 - 1
 """The highest number in an entry id of Redis."""
 _OURS = "dead_"
-
-CHECK = "check"
-"""The `worker` of a dead letter from `im check`, which found an entry in a group's stream that is no message."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,39 +1,39 @@
-"""`im check`: holds Redis against SQL, while the system runs, and mends what has one right answer.
+"""`im check`: compares Redis with SQL while the system runs, and mends what has one right answer.
 
-Every message, span, offset and index is compared, and every count of the messages in Redis is made anew from SQL. What
-is on its way through the journals is no difference: see `imcore.repair.journal_window`. In memory are the names of all groups,
-and of one group the members and the msgids; of all else a page.
+Every message, span, offset and index is compared, and the tallies of all messages in Redis are counted again from SQL.
+What the journals are about to bring to SQL is no difference. In memory are the names of all groups, the members and
+msgids of one group, and a page of all else.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from imcore import msgid as msgids
 from imcore.admin.holders import lives, silent_holders
 from imcore.errors import ConfigurationError, TryAgain
-from imcore.repair.check_group import UNREADABLE, differences, oldest_of
-from imcore.repair.check_messages import chunks
-from imcore.repair.check_users import strange_listings
-from imcore.repair.diff import MISSING, NOTHING, THERE, Difference
-from imcore.repair.journal_window import KIND, undone
-from imcore.repair.locks import unfinished
-from imcore.repair.mend import mend
+from imcore.repair.apply import mend
+from imcore.repair.compare import HAND_WRITTEN, differences
+from imcore.repair.diff import MISSING, NOTHING, THERE, Difference, oldest_of
 from imcore.repair.watermarks import end_rebuild, rebuild_token, reconcile, watermarks_of
+from imcore.repair.window import KIND, undone
 from imcore.sql import corrections, queries
 from imcore.streams import keys, wire
+from imcore.streams.calls import group_calls
 from imcore.system import System
+from imcore.util.batches import batches
 
 AT_ONCE = 200
-"""How many groups are looked at within one window."""
+"""How many groups are compared within one window, and how many users are looked at together."""
 
 _MOST_WORKERS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class ReportedDifference:
-    """What Redis and SQL do not agree on, and both sides. No gid: it is about the data as a whole.
+    """A difference between Redis and SQL, with both sides. Without a gid it is about the data as a whole.
 
-    `repaired`: it was so, and is no more. `unsure`: it may be none, since it is about what changes all the time.
+    `repaired`: it was there, and is no more. `unsure`: it may be none, since its data
+    changes all the time.
     """
 
     gid: str
@@ -46,7 +46,7 @@ class ReportedDifference:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """How many of the groups have been looked at."""
+    """How many of the groups have been compared."""
 
     groups: int
     of: int
@@ -58,11 +58,11 @@ Progress = Callable[[Checked], None]
 def check(system: System, *, repair: bool = False, on_progress: Progress | None = None) -> Iterator[ReportedDifference]:
     """Yield every difference; with `repair`, those that could be mended are marked so.
 
-    What is mended: SQL gets what no journal tells any more, Redis gets what only SQL has, the further offset wins
-    (never one that no message can have), and what is derived is made anew. What is left: texts that differ, and
-    messages that both have lost. Nothing is ever dropped but names that are no member and no group. Where the two hold
-    the data of different systems, that is the only difference, and nothing is mended. Raise DatabaseUnavailable,
-    RedisUnavailable, and with `repair` RedisRefuses for a Redis that takes no writes.
+    SQL gets what no journal brings any more, Redis gets what only SQL has, the further offset wins (but none that no
+    message can have), and derived data is made anew. Texts that differ stay, and so do holes where both have lost a
+    message. Only names that are no member and no group are dropped. If the two hold data of different systems, that is
+    the only difference, and nothing is mended. Raise DatabaseUnavailable, RedisUnavailable, and with `repair`
+    RedisRefuses for a Redis that takes no writes.
     """
     system.database.check_version()
     if repair:
@@ -74,69 +74,100 @@ def check(system: System, *, repair: bool = False, on_progress: Progress | None 
     if repair:
         _bind(system)
     rebuild = rebuild_token(system)
-    yield from _rebuild_under_way(system, rebuild)
+    if rebuild and lives(system.client, keys.REBUILD, [1]):
+        yield ReportedDifference("", "rebuild", "under way: wait for its end", THERE)
     yield from _older(system, repair)
     yield from _backlog(system)
     yield from _silent(system)
-    gids = _gids(system)
-    done = 0
-    if on_progress:
-        on_progress(Checked(0, len(gids)))
-    for some in chunks(gids, AT_ONCE):
-        half_done = {
-            gid for p in {system.client.space.partition_of(gid) for gid in some} for gid in unfinished(system, p)
-        }
-        for gid, found in differences(system, some).items():
-            begun = [_BEGUN] if gid in half_done else []
-            yield from _of_group(system, gid, [*begun, *found], repair)
-        done += len(some)
-        if on_progress:
-            on_progress(Checked(done, len(gids)))
-    for gid, uid, removed in strange_listings(system, repair=repair):
-        yield ReportedDifference(gid, f"group among those of {uid!r}", THERE, "not a member", repaired=removed)
+    yield from _groups(system, repair, on_progress or (lambda _: None))
+    yield from _strange_listings(system, repair)
     yield from _rebuild_broken_off(system, rebuild, repair)
 
 
-_BEGUN = Difference("mending", "begun and not ended", "nothing of it", "stored")
+def _groups(system: System, repair: bool, on_progress: Progress) -> Iterator[ReportedDifference]:
+    gids = _gids(system)
+    done = 0
+    on_progress(Checked(0, len(gids)))
+    for batch in batches(gids, AT_ONCE):
+        for gid, of_group in differences(system, batch).items():
+            yield from _of_group(system, gid, of_group, repair)
+        done += len(batch)
+        on_progress(Checked(done, len(gids)))
 
 
 def _gids(system: System) -> list[str]:
     client, space = system.client, system.client.space
-    found = client.query_many([("SMEMBERS", space.groups(p)) for p in range(space.partitions)])
-    in_redis = {wire.text(gid) for some in found for gid in some}
+    answers = client.query_many([("SMEMBERS", space.groups(p)) for p in range(space.partitions)])
+    in_redis = {wire.text(gid) for names in answers for gid in names}
     return sorted({*in_redis, *queries.gids(system.database), *queries.unlisted(system.database)})
 
 
-def _of_group(system: System, gid: str, found: list[Difference], repair: bool) -> Iterator[ReportedDifference]:
-    if not repair or all(suspicion.unsure for suspicion in found):
-        yield from _differences(gid, found)
+def _of_group(system: System, gid: str, before: list[Difference], repair: bool) -> Iterator[ReportedDifference]:
+    """Report a group, and with `repair` mend it until nothing differs."""
+    if not repair or all(difference.unsure for difference in before):
+        yield from _reported(gid, before)
         return
     try:
         corrections.correct_times(system.database, gid)
-        mend(system, gid, since=oldest_of(found))
-        left = {suspicion.what: suspicion for suspicion in differences(system, [gid])[gid]}
+        mend(system, gid, since=oldest_of(before))
+        left = {difference.what: difference for difference in differences(system, [gid])[gid]}
     except (TryAgain, ConfigurationError):
         raise
-    except UNREADABLE:
-        yield from _differences(gid, found)
+    except HAND_WRITTEN:
+        yield from _reported(gid, before)
         return
-    for difference in _differences(gid, found):
-        yield replace(difference, repaired=difference.what not in left)
-    known = {suspicion.what for suspicion in found}
-    yield from _differences(gid, [suspicion for what, suspicion in left.items() if what not in known])
+    for report in _reported(gid, before):
+        yield replace(report, repaired=left.pop(report.what, None) is None)
+    yield from _reported(gid, left.values())
 
 
-def _differences(gid: str, found: list[Difference]) -> Iterator[ReportedDifference]:
-    for suspicion in found:
-        yield ReportedDifference(gid, suspicion.what, suspicion.redis, suspicion.sql, unsure=suspicion.unsure)
+def _reported(gid: str, differences: Iterable[Difference]) -> Iterator[ReportedDifference]:
+    for each in differences:
+        yield ReportedDifference(gid, each.what, each.redis, each.sql, unsure=each.unsure)
+
+
+def _strange_listings(system: System, repair: bool) -> Iterator[ReportedDifference]:
+    """Yield the groups that users list and are no members of; with `repair` these go.
+
+    The comparison of a group's members finds users who do not list it.
+    """
+    client, space = system.client, system.client.space
+    for uids in batches(queries.uids(system.database), AT_ONCE):
+        listed = list(_listed(system, uids))
+        answers = client.call_each([group_calls.is_member(space, gid, uid) for gid, uid, _ in listed])
+        for (gid, uid, key), is_member in zip(listed, answers, strict=True):
+            # An error is about the group, whose comparison reports it.
+            if is_member is False and _is_strange(system, gid, uid, key):
+                removed = repair and bool(client.execute_once("SREM", key, gid))
+                what = f"group among those of {uid!r}"
+                yield ReportedDifference(gid, what, THERE, "not a member", repaired=removed)
+
+
+def _listed(system: System, uids: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield each gid that some users list, with the uid and the key of the list."""
+    space = system.client.space
+    lists = [(uid, space.groups_of(p, uid)) for uid in uids for p in range(space.partitions)]
+    answers = system.client.query_many([("SMEMBERS", key) for _, key in lists])
+    for (uid, key), gids in zip(lists, answers, strict=True):
+        for gid in gids:
+            yield wire.text(gid), uid, key
+
+
+def _is_strange(system: System, gid: str, uid: str, key: str) -> bool:
+    """Ask once more, since users join and leave: both sides change in one step."""
+    listed = system.client.query("SISMEMBER", key, gid)
+    return bool(listed) and system.client.query("ZSCORE", system.client.space.group(gid).acked, uid) is None
+
+
+# The data as a whole.
 
 
 def _dataset(system: System) -> Iterator[ReportedDifference]:
     """Redis and SQL hold the same data, in as many partitions."""
     for name in ("dataset", "partitions"):
-        here, there = system.client.query("HGET", keys.CONFIG, name), system.database.meta(name)
-        if there is not None and (here or b"").decode() != there:
-            yield ReportedDifference("", name, here.decode() if here else MISSING, there)
+        in_redis, in_sql = system.client.query("HGET", keys.CONFIG, name), system.database.meta(name)
+        if in_sql is not None and (in_redis or b"").decode() != in_sql:
+            yield ReportedDifference("", name, in_redis.decode() if in_redis else MISSING, in_sql)
 
 
 def _bind(system: System) -> None:
@@ -146,13 +177,8 @@ def _bind(system: System) -> None:
         system.database.bind(int(partitions), dataset.decode())
 
 
-def _rebuild_under_way(system: System, begun: str | None) -> Iterator[ReportedDifference]:
-    if begun and lives(system.client, keys.REBUILD, [1]):
-        yield ReportedDifference("", "rebuild", "under way: wait for its end", THERE)
-
-
 def _rebuild_broken_off(system: System, begun: str | None, repair: bool) -> Iterator[ReportedDifference]:
-    """What a rebuild has left that was killed or has failed is mended by now, if it had begun before this check."""
+    """If a rebuild was broken off before this check, the check has mended what it left."""
     now = rebuild_token(system)
     if now and not lives(system.client, keys.REBUILD, [1]):
         is_ended = repair and now == begun and end_rebuild(system, now)
@@ -160,19 +186,18 @@ def _rebuild_broken_off(system: System, begun: str | None, repair: bool) -> Iter
 
 
 def _older(system: System, repair: bool) -> Iterator[ReportedDifference]:
-    """Redis knows of all that was stored."""
+    """Redis has the watermarks of all that was stored."""
     behind = watermarks_of(system).behind
-    for (partition, consumer), (here, there) in behind.items():
+    for (partition, consumer), (in_redis, in_sql) in behind.items():
         what = f"partition {partition}: stored by {consumer} up to"
-        yield ReportedDifference(
-            "", what, msgids.unpack(here) if here else NOTHING, msgids.unpack(there), repaired=repair
-        )
+        redis = msgids.unpack(in_redis) if in_redis else NOTHING
+        yield ReportedDifference("", what, redis, msgids.unpack(in_sql), repaired=repair)
     for partition in sorted({partition for partition, _ in behind}) if repair else ():
         reconcile(system, partition)
 
 
 def _backlog(system: System) -> Iterator[ReportedDifference]:
-    """Where no worker runs that would store it, what is not stored is a difference."""
+    """Entries that are not stored are a difference if no worker runs that would store them."""
     if lives(system.client, KIND, range(1, _MOST_WORKERS + 1)):
         return
     waiting = sum(1 for partition in range(system.client.space.partitions) for _ in undone(system.client, partition))
@@ -181,13 +206,12 @@ def _backlog(system: System) -> Iterator[ReportedDifference]:
 
 
 def _silent(system: System) -> Iterator[ReportedDifference]:
-    """What a process has in hand that is heard of no more, and nobody has taken over."""
+    """Yield the processes that are silent while they hold entries which nobody has taken over."""
     for holder in silent_holders(system.client, system.settings):
         since = "" if holder.silent_ms is None else f" for {holder.silent_ms // 1000} s"
         what = f"journal: {holder.process} is silent{since}"
-        yield ReportedDifference(
-            "", what, f"{_entries(holder.entries)} in its hand", "not stored" if holder.worker == KIND else "not told"
-        )
+        sql = "not stored" if holder.worker == KIND else "not told"
+        yield ReportedDifference("", what, f"{_entries(holder.entries)} in its hand", sql)
 
 
 def _entries(count: int) -> str:

@@ -1,17 +1,25 @@
-"""A difference that may be one: what differs, both sides, and what it depends on. No I/O."""
+"""What differs between Redis and SQL, as people see it. No I/O: `imcore.repair.compare` reads both sides."""
 
 import reprlib
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from imcore import msgid as msgids
+from imcore.errors import ImError
 from imcore.model.rows import MessageRow, SpanRow
-from imcore.repair.journal_window import Changes
-from imcore.sql.tables import to_iso
+from imcore.repair.state import Backlog, Changes, GroupMeta, key_of, offset_of
+from imcore.streams.calls.receipt_calls import Counts
+from imcore.streams.keys import SEPARATOR
 
 MISSING, THERE, NOTHING, UNREADABLE = "missing", "there", "nothing", "cannot be read"
+NO_MESSAGE = "no message can have that id"
 
 Depends = Literal["group", "head", "trim", "message", "tally", "span", "own", "stored"]
+
+_FIELDS = ("seq", "sender_uid", "span", "content", "client_msgid", "sent_at_ms", "recalls")
+_COMMON_VALUES = 14
+"""How many values an entry of any message has. Those of recalled messages and tombstones have more."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -19,9 +27,9 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Both sides of what differs, as people see them, and what that depends on: at times a `uid` or packed `msgid`.
+    """Both sides of a difference, and what it depends on, at times of a `uid` or packed `msgid`.
 
-    What is `stored` depends on nothing that goes on. `unsure`: it differed at every look, but what it depends on
+    "stored" depends on nothing that happens meanwhile. `unsure`: it was there at every look, but what it depends on
     changed each time.
     """
 
@@ -33,86 +41,309 @@ class Difference:
     msgid: int = 0
     unsure: bool = False
 
-    def explained_by(self, touched: Changes) -> bool:
+    def explained_by(self, changes: Changes) -> bool:
         """Return whether it may come of what happened while the two sides were read."""
         if self.depends == "stored":
             return False
-        return touched.anything or touched.created or self._touched_by(touched)
+        return changes.anything or changes.created or self._is_touched(changes)
 
-    def _touched_by(self, touched: Changes) -> bool:
+    def _is_touched(self, changes: Changes) -> bool:
         match self.depends:
             case "span":
-                return self.uid in touched.uids
+                return self.uid in changes.uids
             case "own":
-                return touched.own(self.uid, self.msgid)
+                return changes.own(self.uid, self.msgid)
             case "message":
-                return touched.message(self.msgid)
+                return changes.message(self.msgid)
             case "tally":
-                return touched.tally(self.msgid)
+                return changes.tally(self.msgid)
             case "head":
-                return touched.first_sent is not None
+                return changes.first_sent is not None
         return False
 
 
-def of_message(row: MessageRow | None) -> str:
-    """Describe a message in a few words."""
-    return MISSING if row is None else f"seq {row.seq} by {row.sender_uid!r}"
+BEGUN = Difference("mending", "begun and not ended", "nothing of it", "stored")
 
 
-def of_offset(msgid: int | None) -> str:
+def oldest_of(differences: Sequence[Difference]) -> int | None:
+    """Return the oldest message (packed) that differs, None if none does.
+
+    If only tallies differ, return the oldest of these: its neighbours show which span has the wrong end on both sides.
+    """
+    differences = [difference for difference in differences if difference != BEGUN]
+    about = {"message"} if any(difference.depends != "tally" for difference in differences) else {"tally"}
+    return min((each.msgid for each in differences if each.depends in about and each.msgid), default=None)
+
+
+def concerns_trim(difference: Difference, before: GroupMeta, after: GroupMeta) -> bool:
+    """Return whether a difference may come of a trim between two looks at the group's hash."""
+    concerned = difference.depends in {"head", "trim", "own"} or 0 < difference.msgid <= after.trimmed
+    return after.trimmed > before.trimmed and concerned
+
+
+# Messages.
+
+
+class TrimmedHead(NamedTuple):
+    """The messages up to the trim point, as SQL has them: how many, and the highest seq and msgid."""
+
+    messages: int = 0
+    last_seq: int = 0
+    newest: int = 0
+
+
+@dataclass(slots=True)
+class MessageDiff:
+    """Compares the messages of one group, in order. `is_whole`: from the trim point on, else only the newest ones."""
+
+    meta: GroupMeta
+    below: TrimmedHead
+    backlog: Backlog
+    is_whole: bool
+    unreadable: set[tuple[int, str]]
+    """The msgid and field of each value that SQL cannot read. `compare` takes away those that it has reported."""
+    own: dict[str, list[int]] = field(default_factory=dict)
+    """The messages in Redis that count as unread, by sender."""
+    tombstones: dict[int, int] = field(default_factory=dict)
+    """The tombstones in Redis, and what each recalls."""
+    newest: MessageRow | None = None
+
+    def compare(
+        self, row: MessageRow | None, stored: MessageRow | None, values: Sequence[bytes]
+    ) -> Iterator[Difference]:
+        """Yield how the next message differs; one side may not have it."""
+        if row and stored:
+            yield from self._fields(row, stored)
+        else:
+            yield from self._only(row, stored)
+        if row is None:
+            return
+        yield from self._order(row, stored)
+        self.newest = row
+        if row.recalls is not None:
+            self.tombstones[row.msgid] = row.recalls
+        elif b"recalled" not in values[_COMMON_VALUES:]:
+            self.own.setdefault(row.sender_uid, []).append(row.msgid)
+
+    def head(self) -> Iterator[Difference]:
+        """Yield how the head and the trim point differ, once all messages were compared."""
+        meta, below, newest = self.meta, self.below, self.newest
+        seq, last = (newest.seq, newest.msgid) if newest else (below.last_seq, meta.trimmed)
+        if (self.is_whole or newest) and (meta.seq, meta.last) != (seq, last):
+            yield Difference("newest message", _place(meta.seq, meta.last), _place(seq, last), "head")
+        if not self.is_trim_sound:
+            stored = f"{below.messages} up to {_place(below.last_seq, below.newest)}" if below.messages else NOTHING
+            yield Difference("trimmed messages", f"up to {described_offset(meta.trimmed)}", stored, "trim")
+
+    @property
+    def is_trim_sound(self) -> bool:
+        """Whether SQL has as many messages up to the trim point as the last of these counts."""
+        return (self.below.messages, self.below.newest) == (self.below.last_seq, self.meta.trimmed)
+
+    def _only(self, row: MessageRow | None, stored: MessageRow | None) -> Iterator[Difference]:
+        for only in filter(None, (row, stored)):
+            if only is stored or not self.backlog.covers(only.msgid):
+                yield of_message("message", only.msgid, _message(row), _message(stored))
+
+    def _fields(self, row: MessageRow, stored: MessageRow) -> Iterator[Difference]:
+        ignored = {"content"} if row.msgid in self.backlog.recalled else set()
+        for name in _FIELDS:
+            value, stored_value = getattr(row, name), getattr(stored, name)
+            if value == stored_value or name in ignored:
+                continue
+            is_unreadable = (row.msgid, name) in self.unreadable
+            self.unreadable.discard((row.msgid, name))
+            sql = UNREADABLE if is_unreadable else _value(name, stored_value)
+            yield of_message(f"{name} of message", row.msgid, _value(name, value), sql)
+
+    def _order(self, row: MessageRow, stored: MessageRow | None) -> Iterator[Difference]:
+        """Seqs have no holes, and the first one follows the trim point."""
+        before, below = self.newest, self.below
+        if before is None:
+            if self.is_whole and (row.msgid <= below.newest or row.seq != below.last_seq + 1):
+                point = f"trimmed up to {_place(below.last_seq, below.newest)}"
+                yield Difference("first message after the trim point", _place(row.seq, row.msgid), point, "trim")
+        elif row.seq != before.seq + 1:
+            what = f"order of message {msgids.unpack(row.msgid)}"
+            # It depends on the message before, since those between the two may just be trimmed.
+            redis = f"seq {row.seq} after seq {before.seq}"
+            yield Difference(what, redis, _message(stored), "message", msgid=before.msgid)
+
+
+def of_entry(entry_id: bytes, values: Sequence[bytes]) -> Difference:
+    """Return the difference of an entry that is no message."""
+    redis = f"no message: {_short(b' '.join(values).decode(errors='replace'))}"
+    msgid = msgids.pack_id(entry_id)
+    return Difference(f"message {entry_id.decode()} that cannot be read", redis, MISSING, "message", msgid=msgid)
+
+
+def of_message(what: str, msgid: int, redis: str, sql: str, depends: Depends = "message") -> Difference:
+    """Return a difference of one message. `what` comes before its msgid."""
+    about = 0 if depends == "stored" else msgid
+    return Difference(f"{what} {msgids.unpack(msgid)}", redis, sql, depends, msgid=about)
+
+
+def of_tally(msgid: int, redis: Counts | ImError, sql: Counts) -> Difference:
+    """Return the difference of a tally."""
+    return of_message("tally of", msgid, _tally(redis), _tally(sql), "tally")
+
+
+def of_recalls(scores: Mapping[str, int], wanted: Collection[int]) -> Iterator[Difference]:
+    """Recalled messages and tombstones are known as what they are, and no others."""
+    known = {int(name) for name, score in scores.items() if name == str(score)}
+    for msgid in sorted(known.symmetric_difference(wanted)):
+        redis, sql = ("recalled" if msgid in side else "not recalled" for side in (known, wanted))
+        yield of_message("recall of message", msgid, redis, sql)
+    for name in sorted(scores.keys() - map(str, known)):
+        packed = int(name) if name.isdecimal() else msgids.IMPOSSIBLE
+        what = f"score of a recalled message {described_offset(packed) if packed <= msgids.HIGHEST else _short(name)}"
+        expected = described_offset(packed if packed in wanted else None)
+        yield Difference(what, described_offset(scores[name]), expected, "stored")
+
+
+# Spans.
+
+
+class SpanState(NamedTuple):
+    """The scores that Redis has of a span."""
+
+    acked: int | None
+    joined: int | None
+    left: int | None
+
+
+@dataclass(slots=True)
+class SpanDiff:
+    """Compares the spans of one group with the desired ones."""
+
+    is_impossible: Callable[[int | None], bool]
+    """Whether no message can have an offset."""
+    known: set[str] = field(default_factory=set)
+    """The keys of the spans that were compared."""
+    closed: int = 0
+
+    def compare(self, row: SpanRow, state: SpanState) -> Iterator[Difference]:
+        """Yield how the scores of a span differ."""
+        self.known.add(key_of(row))
+        self.closed += row.left_msgid is not None
+        name, uid = _span_name(row.uid, row.joined_msgid), row.uid
+        if state.acked is None and state.joined is None:
+            yield _of_span(uid, name, MISSING, described_span(row))
+            return
+        within = offset_of(row)
+        offset = row.acked_msgid if self.is_impossible(row.acked_msgid) else within
+        if state.acked != offset or offset != within or self.is_impossible(offset):
+            yield _of_span(uid, f"offset in the {name}", self._offset(state.acked), self._offset(offset))
+        if state.joined != row.joined_msgid:
+            sides = described_offset(state.joined), described_offset(row.joined_msgid)
+            yield _of_span(uid, f"beginning of the {name}", *sides)
+        if state.left != row.left_msgid or self.is_impossible(state.left):
+            yield _of_span(uid, f"end of the {name}", self._end(state.left), self._end(row.left_msgid))
+
+    def member(self, row: SpanRow, acked: int, follows: int | None, *, is_listed: bool) -> Iterator[Difference]:
+        """Yield how a member's consumer group, and their list of groups, differ."""
+        if follows != acked:
+            sides = f"index at {described_offset(acked)}, SQL at {described_offset(row.acked_msgid)}"
+            yield _of_span(row.uid, f"consumer group of {row.uid!r}", self._offset(follows), sides)
+        if not is_listed:
+            yield _of_span(row.uid, f"group among those of {row.uid!r}", MISSING, described_span(row))
+
+    def _offset(self, offset: int | None) -> str:
+        return described_offset(offset) + f": {NO_MESSAGE}" * self.is_impossible(offset)
+
+    def _end(self, left: int | None) -> str:
+        return _described_end(left) + f": {NO_MESSAGE}" * self.is_impossible(left)
+
+
+def of_own(uid: str, acked: int, actual: Sequence[int], own: Sequence[int]) -> Iterator[Difference]:
+    """Yield how a member's own messages past the offset differ. The list also keeps some that the offset has passed."""
+    wanted = [msgid for msgid in own if msgid > acked]
+    listed = [msgid for msgid in actual if msgid > acked]
+    for msgid in sorted(set(wanted).symmetric_difference(listed)):
+        what = f"own message {msgids.unpack(msgid)} of {uid!r} past the offset"
+        redis, sql = (THERE if msgid in side else MISSING for side in (listed, wanted))
+        yield Difference(what, redis, sql, "own", uid=uid, msgid=msgid)
+    if listed != wanted and set(wanted) == set(listed):
+        what = f"order of the own messages of {uid!r} past the offset"
+        yield Difference(what, _listed(listed), _listed(wanted), "own", uid=uid, msgid=max(wanted))
+
+
+def of_stranger(span: str, score: int, set_name: str) -> Difference:
+    """Return the difference of a key in one of the sorted sets that is no span."""
+    uid, _, joined = span.partition(SEPARATOR)
+    name = _span_name(uid, int(joined)) if joined else f"open span of {uid!r}"
+    return _of_span(uid, f"{name} in {set_name}", described_offset(score), MISSING)
+
+
+def of_follower(uid: str, offset: int) -> Difference:
+    """Return the difference of a consumer group of nobody's."""
+    return _of_span(uid, f"consumer group of {uid!r}", described_offset(offset), MISSING)
+
+
+def _of_span(uid: str, what: str, redis: str, sql: str) -> Difference:
+    return Difference(what, redis, sql, "span", uid=uid)
+
+
+# Values as people see them.
+
+
+def described_offset(msgid: int | None) -> str:
     """Describe an offset."""
     if msgid is None:
         return MISSING
     return msgids.unpack(msgid) if msgid <= msgids.HIGHEST else "no msgid"
 
 
-def of_end(left: int | None) -> str:
-    """Describe the end of a span."""
-    return "open" if left is None else f"left at {of_offset(left)}"
+def described_span(row: SpanRow) -> str:
+    """Describe a span."""
+    return f"{_described_end(row.left_msgid)}, offset {described_offset(row.acked_msgid)}"
 
 
-def of_place(seq: int | None, msgid: int | None) -> str:
-    """Describe a place in a group: that of a message, or before all."""
-    if (seq, msgid) == (0, 0):
-        return "before the first message"
-    return f"seq {_number(seq)} at {'no msgid' if msgid is None else of_offset(msgid)}"
-
-
-def _number(number: int | None) -> str:
-    return "that is no number" if number is None else str(number)
-
-
-def of_field(name: str, value: str | int | None) -> str:
-    """Describe a field of a message."""
-    if value is None:
-        return NOTHING
-    match name, value:
-        case (("span" | "recalls"), int()):
-            return of_offset(value)
-        case "sent_at_ms", int():
-            return _iso(value)
-    return short(value)
-
-
-def _iso(ms: int) -> str:
+def described_time(ms: int) -> str:
+    """Describe a time."""
     try:
-        return to_iso(ms)
+        return msgids.from_ms(ms).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
     except ValueError:
         return UNREADABLE
 
 
-def of_span(row: SpanRow | None) -> str:
-    """Describe a span."""
-    if row is None:
-        return MISSING
-    return f"{of_end(row.left_msgid)}, offset {of_offset(row.acked_msgid)}"
+def _described_end(left: int | None) -> str:
+    return "open" if left is None else f"left at {described_offset(left)}"
 
 
-def short(value: object) -> str:
-    """Describe any value in one line."""
-    return _SHORT.repr(value)
+def _message(row: MessageRow | None) -> str:
+    return MISSING if row is None else f"seq {row.seq} by {row.sender_uid!r}"
 
 
-def named(uid: str, joined: int) -> str:
-    """Name a span."""
+def _place(seq: int | None, msgid: int | None) -> str:
+    """Describe the place of a message in its group, or that before all."""
+    if (seq, msgid) == (0, 0):
+        return "before the first message"
+    number = "that is no number" if seq is None else str(seq)
+    return f"seq {number} at {'no msgid' if msgid is None else described_offset(msgid)}"
+
+
+def _value(name: str, value: Any) -> str:
+    if value is None:
+        return NOTHING
+    if name in {"span", "recalls"} and isinstance(value, int):
+        return described_offset(value)
+    if name == "sent_at_ms" and isinstance(value, int):
+        return described_time(value)
+    return _short(value)
+
+
+def _tally(tally: Counts | ImError) -> str:
+    return str(tally) if isinstance(tally, ImError) else f"{tally.read} read, {tally.unread} unread"
+
+
+def _span_name(uid: str, joined: int) -> str:
     return f"span of {uid!r} from {msgids.unpack(joined)}"
+
+
+def _listed(offsets: Sequence[int]) -> str:
+    return _short(" ".join(map(described_offset, offsets)))
+
+
+def _short(value: object) -> str:
+    return _SHORT.repr(value)

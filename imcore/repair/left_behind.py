@@ -1,10 +1,9 @@
-"""Brings to an end what processes that have died left behind in Redis. The worker `persist` does it now and then.
-
-It is a courtesy: what cannot be done of it is told, and keeps nobody from storing.
-"""
+"""Ends in Redis what processes that died had begun. The worker `persist` does so at times, and stores in any case."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TypeVar
 
 from imcore.errors import ImError
 from imcore.operations import creation
@@ -14,19 +13,26 @@ from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient
 from imcore.util.backoff import ThrottledLog
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 _TEXT = "what processes that died left behind is not settled: %s"
 
 
 def settle(client: RedisClient, trouble: ThrottledLog) -> None:
-    """Undo creations of groups that were given up, tell the members of those that were not told, and let nobody be
-    online for as long as the server's clock stood ahead. Raise nothing: warn by way of `trouble`.
+    """Undo abandoned creations of groups, tell members that were not told, and cut sessions to their length.
+
+    Sessions last too long if the server's clock was put back. Raise nothing: warn by way of `trouble`.
     """
     space, partitions = client.space, range(client.space.partitions)
     _answers(client, [session_calls.expire_online(space, p) for p in partitions], trouble)
-    _each(client, [creation_calls.abandoned(space, p) for p in partitions], _undo, trouble)
-    _each(client, [creation_calls.unnotified(space, p) for p in partitions], _tell, trouble)
+    for gids_of, settle_one in ((creation_calls.abandoned, _undo), (creation_calls.unnotified, _tell)):
+        for gid in chain.from_iterable(_answers(client, [gids_of(space, p) for p in partitions], trouble)):
+            try:
+                settle_one(client, gid)
+            except ImError as error:
+                trouble.note(error, _TEXT)
 
 
 def _undo(client: RedisClient, gid: str) -> None:
@@ -35,29 +41,18 @@ def _undo(client: RedisClient, gid: str) -> None:
 
 
 def _tell(client: RedisClient, gid: str) -> None:
-    perform_in_redis(client, creation.tell(gid, list(stream_from_redis(client, creation.first_members(gid)))))
+    uids = list(stream_from_redis(client, creation.first_members(gid)))
+    perform_in_redis(client, creation.tell(gid, uids))
 
 
-def _each(
-    client: RedisClient,
-    questions: Sequence[Call[list[str]]],
-    settle_one: Callable[[RedisClient, str], None],
-    trouble: ThrottledLog,
-) -> None:
-    for gids in _answers(client, questions, trouble):
-        for gid in gids if isinstance(gids, list) else ():
-            try:
-                settle_one(client, gid)
-            except ImError as error:
-                trouble.note(error, _TEXT)
-
-
-def _answers(client: RedisClient, batch: Sequence[Call[object]], trouble: ThrottledLog) -> Sequence[object]:
+def _answers(client: RedisClient, calls: Sequence[Call[T]], trouble: ThrottledLog) -> Iterator[T]:
+    """Make calls; warn of errors, and return the other answers."""
+    answers: Sequence[T | ImError]
     try:
-        answers = client.call_each(batch)
+        answers = client.call_each(calls)
     except ImError as error:
         answers = [error]
     for answer in answers:
         if isinstance(answer, ImError):
             trouble.note(answer, _TEXT)
-    return answers
+    return (answer for answer in answers if not isinstance(answer, ImError))

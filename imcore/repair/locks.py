@@ -1,7 +1,7 @@
-"""Who mends what: a hold on a partition keeps the workers from storing, a claim on a group keeps other menders off.
+"""Who repairs what: a partition's lock keeps the workers from storing, a group's lock keeps other repairs off.
 
-Both end by themselves where their owner has died. Who has lost one while it stalled is told so at its next step, and
-stops: it has done nothing since that another one could not do again.
+Both end by themselves after their owner has died. An owner that stalled and lost its lock learns that at its next step,
+and stops: it has done nothing since that another one could not do again.
 """
 
 import time
@@ -20,18 +20,17 @@ from imcore.streams.calls.repair_calls import GroupLock
 from imcore.system import System
 from imcore.util.backoff import pauses
 
-HOLD_MS = 15_000
-"""For how long at most nobody stores anything after the process that mends has died."""
+LOCK_MS = 15_000
+"""For how long at most nobody stores anything after a process has died over a repair."""
 
-CLAIM_S = 6.0
-"""For how long to wait for somebody else's claim: it ends 5 s after its owner has died (`lua/repair_streams.lua`)."""
+PATIENCE_S = 6.0
+"""For how long to wait for a group's lock: it ends 5 s after its owner has died (`lua/restore_streams.lua`)."""
 
 
 class PartitionLock:
     """Keeps every worker from storing anything of a partition, while it is used in a `with`."""
 
     def __init__(self, system: System, partition: int, *, wait_s: float = 0.0) -> None:
-        """Wait so long where somebody else holds it."""
         self._system = system
         self._partition = partition
         self._token = uuid.uuid4().hex
@@ -39,9 +38,9 @@ class PartitionLock:
         self._renew_at = 0.0
 
     def __enter__(self) -> Self:
-        """Raise TryAgain if somebody else holds it."""
+        """Wait up to `wait_s` while another process has it, then raise TryAgain."""
         give_up, pause = time.monotonic() + self._wait_s, pauses()
-        while not self._renew(HOLD_MS):
+        while not self._extend(LOCK_MS):
             if time.monotonic() > give_up:
                 raise TryAgain(f"another process mends partition {self._partition}")
             time.sleep(next(pause))
@@ -49,57 +48,50 @@ class PartitionLock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         with suppress(ImError):  # then it ends by itself
-            self._renew(0)
+            self._extend(0)
 
-    def keep(self) -> None:
-        """Go on holding it; call this now and then. Raise TryAgain if it is lost."""
-        if time.monotonic() >= self._renew_at and not self._renew(HOLD_MS):
+    def renew(self) -> None:
+        """Keep it; call this now and then. Raise TryAgain if it is lost."""
+        if time.monotonic() >= self._renew_at and not self._extend(LOCK_MS):
             raise TryAgain(f"another process has gone on with the mending of partition {self._partition}")
 
-    def _renew(self, for_ms: int) -> bool:
-        self._renew_at = time.monotonic() + HOLD_MS / 3000
+    def _extend(self, for_ms: int) -> bool:
+        self._renew_at = time.monotonic() + LOCK_MS / 3000
         call = repair_calls.lock_partition(self._system.client.space, self._partition, self._token, for_ms)
         return self._system.client.call(call)
 
 
 def take(system: System, gids: Sequence[str]) -> list[GroupLock]:
-    """Claim groups, to mend them; wait for others who do. Raise TryAgain if they take too long."""
+    """Lock groups; wait while others have them, then raise TryAgain. Creations of these groups are undone.
+
+    Such a group comes back with the members that it had. Its creator begins again, and finds the group.
+    """
     token = uuid.uuid4().hex
     wanted = [GroupLock(system.client.space.group(gid), token) for gid in gids]
     missing = wanted
-    give_up, pause = time.monotonic() + CLAIM_S, pauses()
+    give_up, pause = time.monotonic() + PATIENCE_S, pauses()
     while missing := _missing(system, missing):
         if time.monotonic() > give_up:
             give_back(system, wanted, done=False)
             raise TryAgain(f"another process mends {missing[0].k.gid!r}")
         time.sleep(next(pause))
-    _give_up_creations(system, gids)
+    for under_way in system.client.call_many(group_calls.being_created(system.client.space)):
+        for gid in set(under_way).intersection(gids):
+            perform_in_redis(system.client, creation.undo(gid, mends=True))
     return wanted
 
 
-def _give_up_creations(system: System, gids: Sequence[str]) -> None:
-    """Undo creations of these groups that go on: the groups come back with the members that they had.
-
-    Who is in the middle of it begins again, and finds the group.
-    """
-    under_way = {
-        gid for some in system.client.call_many(group_calls.being_created(system.client.space)) for gid in some
-    }
-    for gid in under_way.intersection(gids):
-        perform_in_redis(system.client, creation.undo(gid, mends=True))
-
-
-def give_back(system: System, claims: Sequence[GroupLock], *, done: bool) -> None:
-    """Give claims up; `done`: the groups are mended to the end, else the next one begins again, at once."""
+def give_back(system: System, locks: Sequence[GroupLock], *, done: bool) -> None:
+    """Release locks. `done`: the groups are as desired, else the next process begins again at once."""
     with suppress(ImError):  # then they end by themselves
-        system.client.call_many([repair_calls.release(claim, done=done) for claim in claims])
+        system.client.call_many([repair_calls.release(lock, done=done) for lock in locks])
 
 
-def _missing(system: System, claims: Sequence[GroupLock]) -> list[GroupLock]:
-    answers = system.client.call_many([repair_calls.lock(claim) for claim in claims])
-    return [claim for claim, is_mine in zip(claims, answers, strict=True) if not is_mine]
+def _missing(system: System, locks: Sequence[GroupLock]) -> list[GroupLock]:
+    answers = system.client.call_many([repair_calls.lock(lock) for lock in locks])
+    return [lock for lock, is_mine in zip(locks, answers, strict=True) if not is_mine]
 
 
 def unfinished(system: System, partition: int) -> set[str]:
-    """Return the groups of a partition whose mending has begun and not ended: they may not be as they should."""
+    """Return the groups of a partition whose repair has begun and not ended. They may not be as desired."""
     return {wire.text(gid) for gid in system.client.query("HKEYS", system.client.space.group_locks(partition))}

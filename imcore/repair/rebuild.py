@@ -1,12 +1,12 @@
 """`im rebuild`: brings back from SQL what Redis has lost: all of it, or what it did not know yet when it was saved.
 
-Groups come back in bunches, each group first with its messages and then with its members. Where a group is there
-already, in an older state or with messages that came since, the two are merged instead (`imcore.repair.mend`):
-nothing that Redis has is dropped. What is done is noted in Redis, so a rebuild that was ended goes on where it stood.
+Groups that Redis does not have come back in batches (`imcore.repair.bulk_apply`). A group that is there already, in an
+older state or with newer messages, is mended instead (`imcore.repair.apply`): no data of Redis is dropped. Redis keeps
+the list of groups that are done, so a rebuild that was killed goes on from there.
 
-Back come groups, members and who has left, messages with their msgids and seqs (those that retention would keep; SQL
-has the others), offsets, own messages, recalls, client_msgids, and which tallies senders have not confirmed. Not back
-come sessions, which begin again by themselves, dead letters, and what no worker had stored.
+Groups, present and former members, messages that retention would keep, offsets, own messages, recalls, client_msgids,
+and tallies that senders have not confirmed come back. Sessions begin again by themselves. Dead letters, and entries
+that no worker had stored, are lost.
 """
 
 import time
@@ -23,14 +23,11 @@ from typing import Self
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, RefusedError, TryAgain
 from imcore.model.rows import Batch, GroupRow, SpanRow
-from imcore.repair import client_msgids
-from imcore.repair.check_messages import chunks
-from imcore.repair.dirty_receipts import mark_unconfirmed
-from imcore.repair.mend import id_above, mend, trim_point
-from imcore.repair.rebuild_batch import RebuildBatch
-from imcore.repair.watermarks import end_rebuild, rebuild_token
+from imcore.repair.apply import mend, oldest_client_msgid
+from imcore.repair.bulk_apply import BulkApply
+from imcore.repair.desired import now_ms, trim_point
+from imcore.repair.watermarks import end_rebuild, mark_unconfirmed, raise_journals, rebuild_token
 from imcore.sql import corrections, queries
-from imcore.sql.database import Database
 from imcore.sql.queries import Head, Light
 from imcore.streams import keys
 from imcore.streams.calls import journal_calls, repair_calls
@@ -38,19 +35,20 @@ from imcore.streams.calls.repair_calls import Trim
 from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, Keyspace
 from imcore.system import System
 from imcore.util.backoff import pauses
+from imcore.util.batches import batches
 
 GROUPS = 200
 MESSAGES = 10_000
-"""A bunch has at most so many groups, and so many messages unless one group alone has more."""
+"""A batch has at most so many groups, and so many messages unless one group alone has more."""
 
 LEASE_MS = 5000
 
 
 @dataclass(frozen=True, slots=True)
 class RebuildSummary:
-    """What came back. `merged` counts the groups that were there already, `done_before` those of a rebuild that ended.
+    """What came back. `merged`: groups that were there already. `done_before`: groups of an earlier, killed rebuild.
 
-    `receipts` are tallies that their senders have not confirmed, `renumbered` messages whose seq had to change because
+    `receipts`: tallies that their senders have not confirmed. `renumbered`: messages whose seq had to change because
     others are lost for good.
     """
 
@@ -68,9 +66,9 @@ Progress = Callable[[RebuildSummary], None]
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What there is before a rebuild: groups in Redis (some of a rebuild that `goes_on`) and in SQL, of which data.
+    """How many groups there are before a rebuild, and of which data. `goes_on`: an earlier rebuild has not ended.
 
-    `partitions` are those that the data has, or is to have.
+    `partitions`: how many the data has, or will have.
     """
 
     redis_groups: int
@@ -91,23 +89,28 @@ class Before:
 
 
 def look_before(system: System) -> Before:
-    """Return what there is. Raise ConfigurationError if Redis has groups in another number of partitions than SQL."""
+    """Return the state before a rebuild.
+
+    Raise ConfigurationError if Redis has groups in another number of partitions than SQL.
+    """
     system.database.check_version()
     client, database = system.client, system.database
-    [found] = client.query_many([("HMGET", CONFIG, "partitions", "dataset", REBUILDING)], any_library=True)
-    here, dataset, goes_on = (None if value is None else value.decode() for value in found)
-    partitions = str(database.partitions() or here or system.settings.partitions or keys.DEFAULT_PARTITIONS)
-    groups = _count_groups(system, int(here or partitions))
-    if groups and here not in {None, partitions}:
+    [values] = client.query_many([("HMGET", CONFIG, "partitions", "dataset", REBUILDING)], any_library=True)
+    in_redis, dataset, token = (None if value is None else value.decode() for value in values)
+    partitions = str(database.partitions() or in_redis or system.settings.partitions or keys.DEFAULT_PARTITIONS)
+    groups = _count_groups(system, int(in_redis or partitions))
+    if groups and in_redis not in {None, partitions}:
         raise ConfigurationError(
-            f"{client.address} holds groups in {here} partitions, and the database those of {partitions}: empty it first"
+            f"{client.address} holds groups in {in_redis} partitions, and the database those of {partitions}: empty it "
+            "first"
         )
     if system.settings.partitions not in {None, int(partitions)}:
         raise ConfigurationError(
             f"the data has {partitions} partitions, not {system.settings.partitions}: set IM_PARTITIONS={partitions}, "
             "or unset it"
         )
-    return Before(groups, _count_stored(database), int(partitions), dataset, database.meta("dataset"), bool(goes_on))
+    in_sql = queries.count_groups(database) + len(queries.unlisted(database))
+    return Before(groups, in_sql, int(partitions), dataset, database.meta("dataset"), bool(token))
 
 
 def rebuild(
@@ -115,10 +118,9 @@ def rebuild(
 ) -> RebuildSummary:
     """Bring back what SQL has; return what that was. `on_progress` gets the summary so far.
 
-    The Chat must not have been used before. Killed and started again, it goes on. Raise RefusedError if there are
-    groups in Redis and none in SQL, whatever is said; if there are some and it is not said `yes`; or if these are of
-    other data and it is not said to `adopt` them;
-    ConfigurationError if Redis has them in another number of partitions; TryAgain if another process is about it.
+    The system must not have been used before. Killed and started again, a rebuild goes on. Raise RefusedError if Redis
+    has groups and SQL has none; if Redis has groups, without `yes`; if these are of other data, without `adopt`.
+    Raise ConfigurationError if Redis has another number of partitions, TryAgain if another process rebuilds it.
     """
     before = look_before(system)
     _refuse(system, before, yes, adopt)
@@ -155,9 +157,9 @@ def _refuse(system: System, before: Before, yes: bool, adopt: bool) -> None:
 
 
 def _begin(system: System, before: Before) -> None:
-    """Write down what data this is to be, before anything else is: where everything lies follows from it.
+    """Write down the id of the data and the number of partitions, which say where all else belongs.
 
-    In SQL first: if that cannot be written, nothing has begun.
+    SQL comes first: if it cannot be written, nothing has begun.
     """
     client = system.client
     dataset = before.sql_dataset or before.redis_dataset or uuid.uuid4().hex
@@ -172,14 +174,10 @@ def _count_groups(system: System, partitions: int) -> int:
     return sum(system.client.query_many([("SCARD", space.groups(p)) for p in range(partitions)], any_library=True))
 
 
-def _count_stored(database: Database) -> int:
-    return queries.count_groups(database) + len(queries.unlisted(database))
-
-
 def _end(system: System, lease: "_Lease") -> None:
-    """From now on workers may store again: Redis knows all that they have stored."""
+    """Let workers store again, once Redis has the watermarks of all that they have stored."""
     client, space = system.client, system.client.space
-    lease.keep()
+    lease.confirm()
     for (partition, consumer), mark in queries.watermarks(system.database).items():
         client.call(repair_calls.set_watermarks(space, partition, {consumer: mark}))
     if not end_rebuild(system, lease.token):
@@ -190,11 +188,10 @@ _LOST = "another process has gone on with this rebuild, or Redis was emptied mea
 
 
 class _Lease:
-    """The right to rebuild, of one process: workers store nothing while it is used in a `with`.
+    """The right of one process to rebuild. Workers store nothing while it is used in a `with`.
 
-    A thread renews it, since one group may take longer than it lasts. Where the process dies, or the rebuild fails, the
-    next worker goes on: it reconciles what is left. Where it stalls for longer, another one may have gone on: then it
-    must not end what is that one's.
+    A thread renews it, since one group may take longer than it lasts. If the process dies, or the rebuild fails, the
+    next worker reconciles what is left. If it stalls, another one may have begun, whose rebuild it must not end.
     """
 
     def __init__(self, system: System) -> None:
@@ -204,7 +201,7 @@ class _Lease:
         self._renewing = Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> Self:
-        """Raise TryAgain if another process has it; one that was killed just now counts as alive for a moment."""
+        """Raise TryAgain if another process has it, or was killed less than LEASE_MS ago."""
         give_up, pause = time.monotonic() + LEASE_MS / 1000 + 1, pauses()
         while not self._hold(LEASE_MS):
             if time.monotonic() > give_up:
@@ -220,11 +217,11 @@ class _Lease:
             self._hold(0)
 
     def begin(self) -> None:
-        """Let everybody know that a rebuild is under way, and that it is this one."""
+        """Show everybody that this rebuild is under way."""
         self._system.client.execute_once("HSET", CONFIG, REBUILDING, self.token)
 
-    def keep(self) -> None:
-        """Go on with the rebuild. Raise TryAgain if another one has begun since, or somebody has ended this one."""
+    def confirm(self) -> None:
+        """Raise TryAgain if another rebuild has begun since, or somebody has ended this one."""
         if not self._hold(LEASE_MS) or rebuild_token(self._system) != self.token:
             raise TryAgain(_LOST)
 
@@ -247,54 +244,49 @@ class _Rebuild:
         self._client = system.client
         self._database = system.database
         self._space = system.client.space
-        self._cutoff = msgids.first_at(_now_ms() - system.settings.keep_ms)
-        self._once_after = client_msgids.oldest_known(system, CONFIG)
+        self._cutoff = msgids.first_at(now_ms() - system.settings.keep_ms)
+        self._known_after = oldest_client_msgid(system, CONFIG)
         self.summary = RebuildSummary()
 
     def steps(self) -> Iterator[None]:
-        """Bring back one bunch after the other."""
-        self._raise_journals()
-        now_ms = _now_ms()
-        self._database.write(Batch(groups=[GroupRow(gid, now_ms) for gid in queries.unlisted(self._database)]))
-        for some in chunks(queries.gids(self._database), GROUPS):
-            for fresh in self._bunches(some):
-                self._bring_back(fresh)
+        """Bring back one batch after the other."""
+        watermarks = queries.watermarks(self._database).values()
+        raise_journals(self._system, range(self._space.partitions), watermarks)
+        created_ms = now_ms()
+        self._database.write(Batch(groups=[GroupRow(gid, created_ms) for gid in queries.unlisted(self._database)]))
+        for gids in batches(queries.gids(self._database), GROUPS):
+            for heads in self._missing(gids):
+                self._bring_back(heads)
                 yield
             yield
 
-    def _raise_journals(self) -> None:
-        """What happens from now on is to be later than what SQL knows, also where the clock stands behind."""
-        latest = max(queries.newest_change(self._database), *queries.watermarks(self._database).values(), 0)
-        partitions = range(self._space.partitions)
-        self._client.call_many([repair_calls.journal(self._space, p, id_above(latest)) for p in partitions])
-
-    def _bunches(self, gids: list[str]) -> Iterator[list[Head]]:
-        """Merge those of the groups that are there, pass over those that are done, and yield the others."""
-        rebuilt = [self._space.rebuilt(self._space.partition_of(gid)) for gid in gids]
-        done = self._client.query_many([("SISMEMBER", key, gid) for key, gid in zip(rebuilt, gids, strict=True)])
-        there = self._client.query_many([("EXISTS", self._space.group(gid).meta) for gid in gids])
+    def _missing(self, gids: list[str]) -> Iterator[list[Head]]:
+        """Yield batches of groups that Redis does not have. Mend those that it has, and skip those that are done."""
+        space = self._space
+        done = self._client.query_many([("SISMEMBER", space.rebuilt(space.partition_of(gid)), gid) for gid in gids])
+        exist = self._client.query_many([("EXISTS", space.group(gid).meta) for gid in gids])
         heads = queries.heads(self._database, gids)
-        bunch: list[Head] = []
-        size = 0
-        for gid, is_done, is_there in zip(gids, done, there, strict=True):
+        batch: list[Head] = []
+        for gid, is_done, exists in zip(gids, done, exist, strict=True):
             head = heads[gid]
             if is_done:
                 self._count(done_before=1)
-            elif is_there:
+            elif exists:
                 self._merge(gid)
-            elif head.messages > MESSAGES or self._is_trimmed(head):
+            elif self._is_alone(head):
                 yield [head]
-            elif size + head.messages > MESSAGES:
-                yield bunch
-                bunch, size = [head], head.messages
             else:
-                bunch.append(head)
-                size += head.messages
-        if bunch:
-            yield bunch
+                if sum(each.messages for each in batch) + head.messages > MESSAGES:
+                    yield batch
+                    batch = []
+                batch.append(head)
+        if batch:
+            yield batch
 
-    def _is_trimmed(self, head: Head) -> bool:
-        return head.messages > self._system.settings.keep_messages or 0 < head.oldest < self._cutoff
+    def _is_alone(self, head: Head) -> bool:
+        """Return whether a group comes back alone: it is large, or has a trim point."""
+        most = min(MESSAGES, self._system.settings.keep_messages)
+        return head.messages > most or 0 < head.oldest < self._cutoff
 
     def _merge(self, gid: str) -> None:
         mended = mend(self._system, gid)
@@ -304,37 +296,31 @@ class _Rebuild:
         self._note_done([gid])
 
     def _bring_back(self, heads: Sequence[Head]) -> None:
-        """Bring back groups that are not there, and have no trim point unless it is one alone."""
         gids = [head.gid for head in heads]
         for gid in queries.with_gaps(self._database, gids):
             self._count(renumbered=corrections.close_gaps(self._database, gid))
         trim = trim_point(self._system, gids[0]) if len(gids) == 1 else Trim(0, 0)
-        bunch = RebuildBatch(self._system, gids, trim, once_after=self._once_after)
-        changed = bunch.bring_back()
+        bulk = BulkApply(self._system, gids, trim, known_after=self._known_after)
+        changed = bulk.run()
         for gid in changed:
             self._merge(gid)
-        self._count(groups=len(gids) - len(changed), messages=bunch.messages, members=bunch.members)
-        lights = groupby(queries.light(self._database, gids), key=attrgetter("gid"))
-        for gid, each in lights:
-            self._mark_dirty(gid, each, bunch.spans.get(gid, []))
+        self._count(groups=len(gids) - len(changed), messages=bulk.messages, members=bulk.members)
+        for gid, messages in groupby(queries.light(self._database, gids), key=attrgetter("gid")):
+            self._mark_dirty(gid, messages, bulk.spans.get(gid, []))
         self._note_done(gids)
 
     def _mark_dirty(self, gid: str, messages: Iterable[Light], spans: Sequence[SpanRow]) -> None:
         self._count(receipts=sum(mark_unconfirmed(self._system, gid, messages, spans).values()))
 
     def _note_done(self, gids: Sequence[str]) -> None:
-        self._lease.keep()
+        self._lease.confirm()
         by_partition: dict[int, list[str]] = {}
         for gid in gids:
             by_partition.setdefault(self._space.partition_of(gid), []).append(gid)
-        for partition, some in by_partition.items():
-            self._client.execute_once("SADD", self._space.rebuilt(partition), *some)
+        for partition, names in by_partition.items():
+            self._client.execute_once("SADD", self._space.rebuilt(partition), *names)
 
     def _count(self, **more: int) -> None:
         self.summary = replace(
             self.summary, **{name: getattr(self.summary, name) + number for name, number in more.items()}
         )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -1,62 +1,44 @@
-"""A Redis that came back older than SQL: how it is noticed, and how the two become one again.
+"""A Redis that came back older than SQL: how that is seen, and how a partition is reconciled.
 
-A power cut may take the last second of what Redis had, and a replica that is made the master may have lagged. By then a
-worker may have stored what Redis has lost; and Redis goes on, with messages and members that SQL does not know.
+A power cut may cost Redis its last second, and a replica that becomes the master may have lagged. By then a worker may
+have stored what Redis has lost, and Redis goes on with messages and members that SQL does not know.
 
-It is noticed by marks. Before a worker stores entries of a journal, it sets its mark in Redis to the last of them, and
-stores it in SQL with them; nobody else sets it. So Redis is never behind SQL with a mark, unless it has lost that mark,
-and with it perhaps the entries before it. That can be seen for as long as it is not mended, whatever is written to
-Redis since. Every storing looks at all marks of the partition, in the same step as it sets its own and sees that its
-entries are still there; and every worker looks at all marks at times, and after every error.
-
-It is mended group by group: see `imcore.repair.mend`. Until that is done, no worker stores anything of the partition;
-so SQL stays what it was when Redis fell behind it.
+Watermarks show it. Before a worker stores entries of a journal, it sets its watermark in Redis to the last of them, and
+stores it in SQL with them. So Redis is behind SQL with a watermark only if it has lost that, and perhaps the entries
+before it. This can be seen until it is mended, whatever is written to Redis since. Until then no worker stores anything
+of the partition, so SQL stays as it was when Redis fell behind.
 """
 
 import logging
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from imcore import msgid as msgids
-from imcore.errors import DatabaseUnavailable, RedisUnavailable, TryAgain
-from imcore.model.rows import WatermarkRow
-from imcore.repair import left_behind
-from imcore.repair.check_group import differences, oldest_of
-from imcore.repair.check_messages import chunks
-from imcore.repair.dirty_receipts import mark_unconfirmed
-from imcore.repair.locks import PartitionLock, unfinished
-from imcore.repair.mend import Mended, id_above, mend
-from imcore.settings import Settings
+from imcore.model.rows import SpanRow
+from imcore.repair.apply import Mended, id_above, mend
+from imcore.repair.compare import differences
+from imcore.repair.diff import oldest_of
+from imcore.repair.locks import PartitionLock
+from imcore.repair.state import CountedMessage, Counter
 from imcore.sql import queries
-from imcore.sql.database import Database
+from imcore.sql.queries import Light
 from imcore.streams import keys, wire
 from imcore.streams.calls import journal_calls, repair_calls
-from imcore.streams.calls.call import Call
 from imcore.streams.calls.repair_calls import NEVER
-from imcore.streams.client import RedisClient
-from imcore.streams.events import Entry
 from imcore.system import System
-from imcore.util.backoff import ThrottledLog
+from imcore.util.batches import batches
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 100
-"""How many groups are looked at within one window."""
+GROUPS_AT_ONCE = 100
+"""How many groups are compared within one window."""
 
 RECENT_MS = 600_000
-"""So much older than the last entry of a batch that Redis has lost may what that batch has stored be."""
+"""A lost batch may hold data up to 10 minutes older than its last entry."""
 
-_OLDER = "OLDER"
-_REASONS = {
-    _OLDER: "Redis is older than SQL: nothing is stored until the two are reconciled",
-    "GONE": "Redis has lost what was about to be stored: it is asked again what there is",
-    "LOCKED": "Redis and SQL are being reconciled: nothing is stored until that is done",
-    "REPAIRED": "Redis and SQL have been reconciled: it is asked again what there is to store",
-}
-"""Why nothing may be stored, by the answer to a mark."""
-
-_IS_REBUILT = "Redis is being rebuilt from SQL: nothing is stored until that is done"
+MARKED_AT_ONCE = 200
+COUNTED_AT_ONCE = 10_000
+"""For how many messages the spans are gone through once."""
 
 Place = tuple[int, str]
 """A partition, and the name of a consumer of its journal."""
@@ -64,7 +46,7 @@ Place = tuple[int, str]
 
 @dataclass(frozen=True, slots=True)
 class Watermarks:
-    """Up to where consumers have stored (packed ids), as SQL has it; and which Redis has less of, with both."""
+    """Up to where consumers have stored (packed ids), as SQL has it; and where Redis has less, with both sides."""
 
     stored: dict[Place, int] = field(default_factory=dict)
     behind: dict[Place, tuple[int, int]] = field(default_factory=dict)
@@ -72,7 +54,7 @@ class Watermarks:
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What was done: groups that had to be mended, messages that Redis got again, messages with another seq now."""
+    """What was done: groups that were mended, messages that Redis got again, messages that have another seq now."""
 
     groups: int = 0
     restored: int = 0
@@ -80,72 +62,89 @@ class Reconciled:
 
 
 def watermarks_of(system: System) -> Watermarks:
-    """Compare the marks. Those of SQL are read first: those of Redis only ever go forward."""
+    """Compare the watermarks. Those of SQL are read first, since those of Redis only go forward."""
     client, space = system.client, system.client.space
-    there = queries.watermarks(system.database)
-    places = list(there)
-    found = client.query_many([("HGET", space.watermarks(p), consumer) for p, consumer in places])
-    here = {place: int(mark) if mark and mark.isdigit() else 0 for place, mark in zip(places, found, strict=True)}
-    behind = {place: (here[place], there[place]) for place in places if here[place] < there[place]}
-    if behind:  # a process that has taken some over meanwhile has let SQL forget them, and then Redis
+    stored = queries.watermarks(system.database)
+    fields = client.query_many([("HGET", space.watermarks(p), consumer) for p, consumer in stored])
+    actual = [int(mark) if mark and mark.isdigit() else 0 for mark in fields]
+    behind = {place: (mark, stored[place]) for place, mark in zip(stored, actual, strict=True) if mark < stored[place]}
+    if behind:  # a process that has inherited some meanwhile has let SQL forget them, and then Redis
         now = queries.watermarks(system.database)
         behind = {place: sides for place, sides in behind.items() if place in now}
-    return Watermarks(there, behind)
+    return Watermarks(stored, behind)
 
 
 def reconcile(system: System, partition: int) -> Reconciled:
-    """Give the groups of a partition what only SQL has; return what was done. Again: nothing is left to do.
+    """Mend the groups of a partition in which Redis is older than SQL; return what was done. Repeat it at will.
 
-    Raise TryAgain if another process is about it.
+    Raise TryAgain if another process does so.
     """
-    with PartitionLock(system, partition) as hold:
-        return _reconcile(system, partition, hold)
+    with PartitionLock(system, partition) as lock:
+        found = watermarks_of(system)
+        marks = {consumer: mark for (p, consumer), mark in found.stored.items() if p == partition}
+        lost = [stored for (p, _), (_, stored) in found.behind.items() if p == partition]
+        after = msgids.first_at(msgids.time_ms(min(lost)) - RECENT_MS) if lost else NEVER
+        raise_journals(system, [partition], marks.values())
+        system.client.call(repair_calls.raise_versions(system.client.space, partition))
+        done = Reconciled()
+        for gids in batches(_gids(system, partition), GROUPS_AT_ONCE):
+            for gid, each in differences(system, gids, after=after).items():
+                if not all(difference.unsure for difference in each):
+                    done = _added(system, gid, done, mend(system, gid, since=oldest_of(each), lock=lock))
+            lock.renew()
+        system.client.call(repair_calls.set_watermarks(system.client.space, partition, marks))
+        return done
 
 
-def _reconcile(system: System, partition: int, hold: PartitionLock) -> Reconciled:
-    client, space, database = system.client, system.client.space, system.database
-    found = watermarks_of(system)
-    marks = {consumer: mark for (p, consumer), mark in found.stored.items() if p == partition}
-    lost = [there for (p, _), (_, there) in found.behind.items() if p == partition]
-    after = msgids.first_at(msgids.time_ms(min(lost)) - RECENT_MS) if lost else NEVER
-    # What happens from now on is to be later than what SQL knows, also where the clock stands behind.
-    latest = max(queries.newest_change(database), *marks.values(), 0)
-    client.call(repair_calls.journal(space, partition, id_above(latest)))
-    client.call(repair_calls.raise_versions(space, partition))
-    done = Reconciled()
-    half_done = unfinished(system, partition)
-    for some in chunks(_gids(system, partition), AT_ONCE):
-        for gid, each in differences(system, some, after=after).items():
-            if gid in half_done or not all(suspicion.unsure for suspicion in each):
-                done = _mended(system, gid, done, mend(system, gid, since=oldest_of(each), hold=hold))
-        hold.keep()
-    client.call(repair_calls.set_watermarks(space, partition, marks))
-    return done
+def raise_journals(system: System, partitions: Iterable[int], watermarks: Iterable[int]) -> None:
+    """Let later entries have ids above these watermarks and all that SQL knows, also where the clock is behind."""
+    latest = max(queries.newest_change(system.database), *watermarks, 0)
+    space = system.client.space
+    system.client.call_many([repair_calls.journal(space, p, id_above(latest)) for p in partitions])
 
 
-def _mended(system: System, gid: str, done: Reconciled, mended: Mended) -> Reconciled:
-    if mended.behind is not None:
-        _tell_senders(system, gid, mended.behind)
+def _added(system: System, gid: str, done: Reconciled, mended: Mended) -> Reconciled:
+    if mended.behind is not None:  # nobody knows whether senders got the tallies that Redis had lost with the offsets
+        spans = list(queries.spans(system.database, [gid]))
+        marked = mark_unconfirmed(system, gid, queries.light(system.database, [gid], after=mended.behind), spans)
+        k = system.client.space.group(gid)
+        system.client.call_many([repair_calls.resync(k, uids) for uids in batches(sorted(marked), MARKED_AT_ONCE)])
     log.warning("group %r: %d lost messages are back, %d have another seq", gid, mended.restored, mended.renumbered)
     return Reconciled(done.groups + 1, done.restored + mended.restored, done.renumbered + mended.renumbered)
 
 
-def _tell_senders(system: System, gid: str, after: int) -> None:
-    """Let senders have the tallies that Redis had lost with the offsets: whether they were told, nobody knows."""
-    spans = list(queries.spans(system.database, [gid]))
-    marked = mark_unconfirmed(system, gid, queries.light(system.database, [gid], after=after), spans)
-    k = system.client.space.group(gid)
-    system.client.call_many([repair_calls.resync(k, some) for some in chunks(sorted(marked), AT_ONCE)])
-
-
 def _gids(system: System, partition: int) -> Iterator[str]:
     space = system.client.space
-    here = {wire.text(gid) for gid in system.client.query("SMEMBERS", space.groups(partition))}
+    only_in_redis = {wire.text(gid) for gid in system.client.query("SMEMBERS", space.groups(partition))}
     for gid in queries.gids(system.database):
         if space.partition_of(gid) == partition:
-            here.discard(gid)
+            only_in_redis.discard(gid)
             yield gid
-    yield from sorted(here)
+    yield from sorted(only_in_redis)
+
+
+def mark_unconfirmed(system: System, gid: str, messages: Iterable[Light], spans: Sequence[SpanRow]) -> dict[str, int]:
+    """Mark the messages of a group that more have read than their senders have confirmed.
+
+    Return how many were not marked before, by sender.
+    """
+    k = system.client.space.group(gid)
+    marked: dict[str, int] = {}
+    for batch in batches((light for light in messages if light.recalls is None), COUNTED_AT_ONCE):
+        counter = Counter([CountedMessage(light.msgid, light.sender_uid) for light in batch])
+        for span in spans:
+            counter.add(span)
+        dirty: dict[str, list[int]] = {}
+        for light, count in zip(batch, counter.counts(), strict=True):
+            if count.read != light.confirmed_read:
+                dirty.setdefault(light.sender_uid, []).append(light.msgid)
+        for uid, msgs in dirty.items():
+            calls = [repair_calls.dirty(k, uid, page) for page in batches(msgs, MARKED_AT_ONCE)]
+            marked[uid] = marked.get(uid, 0) + sum(system.client.call_many(calls))
+    return marked
+
+
+# Rebuilds under way.
 
 
 def is_rebuilding(system: System) -> bool:
@@ -160,9 +159,9 @@ def rebuild_token(system: System) -> str | None:
 
 
 def end_rebuild(system: System, token: str) -> bool:
-    """Note that this rebuild is under way no more, as Redis has all that SQL has; return False if another one is.
+    """Note that this rebuild has ended, as Redis has all that SQL has; return False if another one is under way.
 
-    What it has done is forgotten first: killed in between, it is ended by whoever comes next.
+    Its list of groups is dropped first. If this process is killed in between, the next one ends the rebuild.
     """
     client, space = system.client, system.client.space
     if rebuild_token(system) != token:
@@ -170,165 +169,3 @@ def end_rebuild(system: System, token: str) -> bool:
     for partition in range(space.partitions):
         client.execute_once("UNLINK", space.rebuilt(partition))
     return client.call(repair_calls.end_rebuild(token)) or rebuild_token(system) is None
-
-
-class Watch:
-    """What the worker `persist` asks before it stores anything: whether Redis still has what SQL has."""
-
-    def __init__(self, client: RedisClient, database: Database, settings: Settings) -> None:
-        self._system = System(client, database, settings)
-        self._every_s = settings.lease_ms / 1000
-        self._mended: list[str] | None = None
-        self._look_at = 0.0
-        self._dataset: str | None = None
-        self._heir = ""
-        self._trouble = ThrottledLog(time.monotonic)
-        self._broken_off = ""
-        """The token of a rebuild that was begun, and whose process is no more."""
-
-    def look(self) -> bool:
-        """Look at all marks, if it is time to; mend what is behind, and end what somebody has begun and died over.
-
-        Call it before entries are taken. Return whether somebody has mended since the last look: what was taken before
-        that may not be stored. Raise RedisUnavailable, DatabaseUnavailable, TryAgain.
-        """
-        if time.monotonic() < self._look_at:
-            return False
-        self._adopt()
-        self._mend_all()
-        if self._broken_off:
-            self._end_rebuild()
-        left_behind.settle(self._system.client, self._trouble)
-        before, self._mended = self._mended, self._states()
-        if self._dataset is not None:
-            self._look_at = time.monotonic() + self._every_s
-        return before is not None and before != self._mended
-
-    def _end_rebuild(self) -> None:
-        """End the rebuild that was broken off. Raise RedisUnavailable if another one has begun since."""
-        if end_rebuild(self._system, self._broken_off):
-            log.warning("the rebuild that was broken off is ended: what it left is reconciled")
-        elif rebuild_token(self._system):
-            raise RedisUnavailable(_IS_REBUILT)
-
-    def doubt(self) -> None:
-        """Look at all marks next time, and whose data SQL has: the connection was lost, or SQL did not answer."""
-        self._look_at = 0.0
-        self._dataset = None
-
-    def mark(self, process: str, entries: Sequence[Entry]) -> list[WatermarkRow]:
-        """Set the marks for entries that are about to be stored; return what has to be stored with them.
-
-        The marks of SQL are read first, so that nobody else can have stored anything since the entries were taken that
-        Redis has lost by now. Raise RedisUnavailable if they may not be stored.
-        """
-        if self._dataset is None:
-            self._adopt()  # the data has begun since the last look
-        newest = {entry.partition: entry for entry in sorted(entries, key=_packed)}
-        rows = [WatermarkRow(partition, process, _packed(entry)) for partition, entry in newest.items()]
-        there = queries.watermarks(self._system.database)
-        if self._heir != process:
-            self._inherit(process, there)
-            there = queries.watermarks(self._system.database)
-        answers = self._system.client.call_many([self._call(row, newest[row.partition].id, there) for row in rows])
-        if _OLDER in answers and not watermarks_of(self._system).behind:
-            return self.mark(process, entries)  # a new process has taken over some of these marks meanwhile
-        for answer in answers:
-            if answer != repair_calls.OK:
-                raise self._refused(answer)
-        return rows
-
-    def _refused(self, answer: str) -> RedisUnavailable:
-        self.doubt()
-        return RedisUnavailable(_REASONS[answer])
-
-    def _inherit(self, process: str, there: dict[Place, int]) -> None:
-        """Take over the marks of those that had this name before: they are no more, and marks shall not pile up.
-
-        If one of them lives after all and stores something late, its mark is there again, and Redis has it not: that is
-        noticed as if Redis were older.
-        """
-        before: dict[int, dict[str, int]] = {}
-        for (partition, consumer), mark in there.items():
-            if _name_of(consumer) == _name_of(process):
-                before.setdefault(partition, {})[consumer] = mark
-        rows = [WatermarkRow(partition, process, max(marks.values())) for partition, marks in before.items()]
-        client, space = self._system.client, self._system.client.space
-        if not all(client.call_many([repair_calls.inherit(space, row, before[row.partition]) for row in rows])):
-            raise self._refused(_OLDER)
-        queries.replace_watermarks(
-            self._system.database, rows, [(p, consumer) for p in before for consumer in before[p]]
-        )
-        client.call_many([repair_calls.forget(space, p, list(marks)) for p, marks in before.items()])
-        self._heir = process
-
-    def _call(self, row: WatermarkRow, newest: str, there: dict[Place, int]) -> Call[str]:
-        known = {consumer: mark for (partition, consumer), mark in there.items() if partition == row.partition}
-        mended = self._mended[row.partition] if self._mended else ""
-        return repair_calls.set_watermark(self._system.client.space, row, newest, repaired=mended, stored=known)
-
-    def _states(self) -> list[str]:
-        """Return what changes whenever somebody mends, of each partition."""
-        client, space = self._system.client, self._system.client.space
-        fields = [("HGET", space.watermarks(p), repair_calls.REPAIRED) for p in range(space.partitions)]
-        return [(state or b"").decode() for state in client.query_many(fields)]
-
-    def _mend_all(self) -> None:
-        """Mend each partition that needs it; raise only then what went wrong with one that must not be stored now."""
-        behind = {partition for partition, _ in watermarks_of(self._system).behind}
-        half_done = {p for p in range(self._system.client.space.partitions) if unfinished(self._system, p)}
-        problem = None
-        for partition in sorted(behind | half_done):
-            why = "Redis is older than SQL" if partition in behind else "somebody has died over mending it"
-            try:
-                self._mend(partition, why)
-            except TryAgain as error:
-                if partition in behind:
-                    problem = error
-        if problem:
-            raise problem
-
-    def _mend(self, partition: int, why: str) -> None:
-        if self._trouble.is_due((partition, why)):  # while it fails it is tried again and again
-            log.warning("partition %d: %s; the two are reconciled", partition, why)
-        done = reconcile(self._system, partition)
-        log.warning("partition %d: %d groups mended, %d messages back", partition, done.groups, done.restored)
-
-    def _adopt(self) -> None:
-        """Hold the id of Redis' data against that of the data in SQL. Raise RedisUnavailable if it is another."""
-        client, database = self._system.client, self._system.database
-        partitions, dataset, rebuilding = client.query("HMGET", keys.CONFIG, "partitions", "dataset", keys.REBUILDING)
-        self._broken_off = (rebuilding or b"").decode()
-        if rebuilding and is_rebuilding(self._system):
-            raise RedisUnavailable(_IS_REBUILT)
-        if self._broken_off and self._trouble.is_due("broken off"):
-            log.warning("a rebuild of Redis was broken off: what it left is reconciled now, group by group")
-        if self._dataset is None:
-            self._dataset = database.meta("dataset")
-        if self._dataset is None and dataset:
-            if _has_stored(client):
-                raise DatabaseUnavailable(
-                    f"{database.address} is empty, though much of {client.address} has been stored: set IM_DATABASE_URL; "
-                    "or, if that database is lost, run im check --repair"
-                )
-            self._dataset = dataset.decode()
-            database.bind(int(partitions), self._dataset)
-        elif self._dataset is not None and (dataset or b"").decode() != self._dataset:
-            raise RedisUnavailable(
-                f"{client.address} does not have the data that {database.address} has: set IM_DATABASE_URL or "
-                "IM_REDIS_URL if one is wrong; if Redis has lost its data, run im rebuild"
-            )
-
-
-def _has_stored(client: RedisClient) -> bool:
-    """Whether any worker has ever stored something that Redis holds."""
-    marks = client.query_many([("HKEYS", client.space.watermarks(p)) for p in range(client.space.partitions)])
-    return any(not name.startswith(keys.SEPARATOR.encode()) for names in marks for name in names)
-
-
-def _name_of(process: str) -> str:
-    return process.partition(".")[0]
-
-
-def _packed(entry: Entry) -> int:
-    return msgids.pack_id(entry.id.encode())

@@ -97,7 +97,7 @@ def dump(server: "redis.Redis") -> dict[bytes, bytes]:
 @pytest.mark.parametrize("added", [0, 1, 2, 3])
 @pytest.mark.parametrize("uids", [MEMBERS, STRANGERS], ids=["the same", "others"])
 @pytest.mark.parametrize("how", ["rebuild", "reconciliation"])
-def test_a_group_that_comes_back_is_what_it_was_whoever_creates_it_meanwhile(
+def test_rebuilt_group_is_unchanged_by_a_creation_meanwhile(
     chat: Chat, other: Chat, server: "redis.Redis", how: str, uids: list[str], added: int
 ) -> None:
     # Given a group that SQL knows, and that Redis has lost
@@ -192,7 +192,7 @@ SPOILED: dict[str, Callable[["redis.Redis", Any], object]] = {
 
 
 @pytest.mark.parametrize("what", SPOILED)
-def test_what_is_spoiled_keeps_nobody_from_storing(chat: Chat, server: "redis.Redis", what: str) -> None:
+def test_spoiled_creations_keep_no_worker_from_storing(chat: Chat, server: "redis.Redis", what: str) -> None:
     chat.create_group("team", ["ann", "bob"])
     chat.create_group("home", ["ann"])
     SPOILED[what](server, chat.system.client.space.group("team"))
@@ -208,7 +208,7 @@ def test_what_is_spoiled_keeps_nobody_from_storing(chat: Chat, server: "redis.Re
     worker.close()
 
 
-def test_a_creation_that_was_given_up_is_undone_without_its_stream(
+def test_abandoned_creation_is_undone_without_its_stream(
     chat: Chat, server: "redis.Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
     k = chat.system.client.space.group("team")

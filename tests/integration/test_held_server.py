@@ -16,7 +16,7 @@ from imcore import msgid as msgids
 from imcore.admin import retention
 from imcore.chat import Chat
 from imcore.model.values import Draft, Message
-from imcore.repair import check, journal_window
+from imcore.repair import check, window
 from imcore.settings import Settings
 from imcore.streams.calls import journal_calls, message_calls, receipt_calls
 from imcore.streams.keys import SEPARATOR
@@ -140,9 +140,7 @@ def test_a_page_of_large_texts_is_a_small_one(chat: Chat) -> None:
         chat.system.client.execute_once("XADD", space.journal(0), "*", "kind", "x" * LARGE)
     page, more = chat.system.client.call(journal_calls.entries(space, 0, "-", 500))
     assert (len(page) < 30, more) == (True, True)
-    assert len(list(journal_window.entries(chat.system.client, 0, "-"))) == chat.system.client.query(
-        "XLEN", space.journal(0)
-    )
+    assert len(list(window.entries(chat.system.client, 0, "-"))) == chat.system.client.query("XLEN", space.journal(0))
 
 
 def test_tallies_that_changed_are_looked_for_in_small_pages(chat: Chat) -> None:

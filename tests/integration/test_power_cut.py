@@ -259,7 +259,7 @@ def chat(power: Power, sqlite_url: str) -> Iterator[Chat]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nothing_that_is_known_is_lost(power: Power, chat: Chat, seed: int) -> None:
+def test_power_cut_loses_nothing_that_is_known(power: Power, chat: Chat, seed: int) -> None:
     # Given people who talk, and workers who store a part of it
     chance = random.Random(seed)
     people = People(chat, chance)
@@ -330,7 +330,7 @@ def assert_alike(chat: Chat) -> None:
             assert (tally.read, tally.unread) == (sum(reads), len(reads) - sum(reads))
 
 
-def test_worker_processes_notice_it_by_themselves(power: Power, chat: Chat, tmp_path: Path) -> None:
+def test_worker_processes_notice_a_power_cut(power: Power, chat: Chat, tmp_path: Path) -> None:
     # Given two processes that store, one that tells senders, and what they have stored and told
     chat.create_group("team", ["ann", "bob"])
     power.secure()

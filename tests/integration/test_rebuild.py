@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import rule, run_state_machine_as_test
+from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import Connection, text
 
 from imcore import Chat
@@ -26,7 +25,8 @@ from imcore.errors import ConfigurationError, DatabaseUnavailable, RedisUnavaila
 from imcore.model.values import Message
 from imcore.repair.check import Checked, check
 from imcore.repair.rebuild import RebuildSummary, rebuild
-from imcore.repair.watermarks import Watch, watermarks_of
+from imcore.repair.watch import Watch
+from imcore.repair.watermarks import watermarks_of
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient, open_client
@@ -35,118 +35,12 @@ from imcore.system import System
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.dying import Dying, KilledError
-from tests.model.histories import one_of
-from tests.model.stored import STORING_STEPS, StoredHistories
+from tests.model.lost import LosingHistories
 from tests.model.test_histories import PARTITIONS, played
 
 GIDS = ("#ubuntu", "群主")
 UIDS = ("ann", "bob", "cy", "dee")
 HOUR = 3_600_000
-
-LOSING_STEPS = {
-    **STORING_STEPS,
-    "lose_all": (2, (st.integers(0, 4),)),
-    "lose_and_be_killed": (2, (st.integers(1, 30),)),
-    "lose_and_leave_it_to_a_worker": (2, (st.integers(1, 30), st.sampled_from([0, 1, 4, 10_000]))),
-}
-
-
-class LosingHistories(StoredHistories):
-    """Now and then Redis loses all it has, and is rebuilt."""
-
-    @rule(step=one_of(LOSING_STEPS))
-    def take(self, step: tuple[Any, ...]) -> None:
-        super().take(step)
-
-    def teardown(self) -> None:
-        try:
-            self.lose_all(10_000)
-            self.check()
-        finally:
-            super().teardown()
-
-    def new_worker(self) -> Persist:
-        return Persist(self.chat.system.client, self.chat.system.database, self.settings)
-
-    def lose_all(self, keep: int) -> None:
-        """Of each group so many messages come back into Redis; the others are trimmed."""
-        self.lose()
-        self.chat.system.settings = replace(self.chat.system.settings, keep_messages=keep)
-        rebuild(self.chat.system)
-        self.rebuilt()
-
-    def lose_and_be_killed(self, calls_left: int) -> None:
-        self.lose()
-        with self.killed_after(calls_left) as was_killed:
-            rebuild(self.chat.system)
-        if was_killed:
-            rebuild(
-                self.chat.system, yes=True
-            )  # killed at its very end, it has left whole data, over which it would ask
-        self.rebuilt()
-
-    def lose_and_leave_it_to_a_worker(self, calls_left: int, keep: int) -> None:
-        """Nobody repeats a rebuild that was killed. Of each group so many messages come back into Redis."""
-        self.lose()
-        self.chat.system.settings = replace(self.chat.system.settings, keep_messages=keep)
-        with self.killed_after(calls_left):
-            rebuild(self.chat.system)
-        if self.chat.system.client.driver.exists(CONFIG):
-            worker = Persist(
-                self.chat.system.client, self.chat.system.database, replace(self.settings, keep_messages=keep)
-            )
-            worker.step()
-            worker.close()
-            assert not self.chat.system.client.driver.hexists(CONFIG, REBUILDING)
-        else:
-            rebuild(self.chat.system)
-        self.rebuilt()
-
-    @contextmanager
-    def killed_after(self, calls: int) -> Iterator[list[KilledError]]:
-        """Kill what is done in the `with` after so many calls, if it takes so many; its lease ends then."""
-        redis_client = self.chat.system.client
-        dying = Dying(redis_client.driver, partitions=PARTITIONS)
-        dying.left = calls
-        self.chat.system.client = dying
-        killed: list[KilledError] = []
-        try:
-            yield killed
-        except KilledError as error:
-            killed.append(error)
-        dying.left = 10**9
-        redis_client.driver.delete(lease(REBUILD, 1))
-        self.chat.system.client = redis_client
-
-    def lose(self) -> None:
-        """Senders are told who has read, and confirm a part of it; then Redis is emptied."""
-        receipts = ReceiptsWorker(
-            self.chat.system.client, self.chat.system.database, replace(self.settings, receipt_window_ms=0)
-        )
-        while receipts.step():
-            pass
-        receipts.close()
-        for uid in self.model.uids():
-            self.chat.confirm_receipts(uid, self.chat.receipts(uid)[::2])
-        self.persist_all()
-        self.receipts = self.all_receipts()
-        self.chat.system.client.driver.flushall()
-
-    def all_receipts(self) -> list[tuple[str, str, str, int, int]]:
-        """What is still to be confirmed, and by whom."""
-        receipts = ((uid, receipt) for uid in self.model.uids() for receipt in self.chat.receipts(uid))
-        return [(uid, r.gid, r.msgid, r.read, r.unread) for uid, r in receipts]
-
-    def rebuilt(self) -> None:
-        """Receipts wait as before, and a repeated send is known; all else is compared as after any other step."""
-        assert self.all_receipts() == self.receipts
-        for gid, group in self.model.groups.items():
-            for message in group.messages:
-                if message.client_msgid:
-                    resent = self.chat.send(gid, "?", sender_uid=message.sender_uid, client_msgid=message.client_msgid)
-                    assert resent.msgid == message.msgid
-        self.touched |= self.model.groups.keys()
-        self.workers = [self.new_worker() for _ in self.workers]
 
 
 @pytest.fixture
@@ -218,7 +112,7 @@ def test_histories_in_which_a_cluster_loses_all(cluster: str, new_database: Call
     run_state_machine_as_test(lambda: LosingHistories(open_chat), settings=played(2))
 
 
-def test_sends_go_on_with_higher_ids_and_seqs_even_if_the_clock_stands_behind(chat: Chat) -> None:
+def test_sends_after_a_rebuild_have_higher_ids_and_seqs_if_the_clock_is_behind(chat: Chat) -> None:
     # Given messages of a server whose clock stood an hour ahead
     gid, other = GIDS
     ahead = int(newest(chat, gid).msgid.partition("-")[0]) + HOUR
@@ -243,7 +137,7 @@ def test_sends_go_on_with_higher_ids_and_seqs_even_if_the_clock_stands_behind(ch
 
 
 @pytest.mark.parametrize("ahead_ms", [0, 48 * HOUR])
-def test_a_client_msgid_is_still_known(chat: Chat, monkeypatch: pytest.MonkeyPatch, ahead_ms: int) -> None:
+def test_rebuild_restores_client_msgids(chat: Chat, monkeypatch: pytest.MonkeyPatch, ahead_ms: int) -> None:
     before = chat.status(GIDS[0], limit=0)[3].message
     chat.system.client.driver.flushall()
     monkeypatch.setattr("imcore.repair.rebuild.time.time_ns", partial(_later, time.time_ns, ahead_ms))
@@ -257,9 +151,7 @@ def repair(chat: Chat) -> None:
 
 @pytest.mark.parametrize("left", [2, 4, 6, 9, 12, 15])
 @pytest.mark.parametrize("end", [persist, repair])
-def test_all_client_msgids_are_known_when_somebody_ends_one_that_was_broken_off(
-    chat: Chat, end: Callable[[Chat], None], left: int
-) -> None:
+def test_client_msgids_are_known_after_a_broken_off_rebuild(chat: Chat, end: Callable[[Chat], None], left: int) -> None:
     # Given messages of which Redis is to have a few only, and a rebuild that is killed
     sent = [tally.message for gid in GIDS for tally in chat.status(gid, limit=0)]
     chat.system.settings = replace(chat.system.settings, keep_messages=3)
@@ -272,7 +164,7 @@ def test_all_client_msgids_are_known_when_somebody_ends_one_that_was_broken_off(
     assert list(check(chat.system)) == []
 
 
-def test_client_msgids_that_count_no_more_are_not_known_again(chat: Chat) -> None:
+def test_rebuild_restores_no_expired_client_msgids(chat: Chat) -> None:
     # Given messages that are older than a repeated send may be
     chat.system.settings = replace(chat.system.settings, idempotency_ms=1)
     killed_rebuild(chat, 2)
@@ -300,7 +192,7 @@ def killed_rebuild(chat: Chat, left: int) -> None:
     redis_client.driver.delete(lease(REBUILD, 1))
 
 
-def test_receipts_that_nobody_confirmed_come_again_and_the_others_do_not(chat: Chat) -> None:
+def test_rebuild_restores_unconfirmed_receipts_only(chat: Chat) -> None:
     # Given tallies that ann has been told: one she has confirmed, one that changed again after that
     receipts = ReceiptsWorker(
         chat.system.client, chat.system.database, replace(chat.system.settings, receipt_window_ms=0)
@@ -327,7 +219,7 @@ def test_receipts_that_nobody_confirmed_come_again_and_the_others_do_not(chat: C
     assert chat.confirm_receipts("ann", after) == len(after)
 
 
-def test_groups_that_are_there_are_left_alone_unless_it_is_said_yes(chat: Chat) -> None:
+def test_rebuild_refuses_existing_groups_without_yes(chat: Chat) -> None:
     # Given a message that only Redis has
     chat.send(GIDS[0], "not stored", sender_uid="ann")
     # When, then
@@ -340,7 +232,7 @@ def test_groups_that_are_there_are_left_alone_unless_it_is_said_yes(chat: Chat) 
     assert list(check(chat.system)) == []
 
 
-def test_a_group_that_was_begun_anew_meanwhile_keeps_both(chat: Chat) -> None:
+def test_rebuild_merges_a_group_that_was_created_again(chat: Chat) -> None:
     # Given that all is lost, and people go on writing to each other
     chat.send_direct("ann", "before", sender_uid="bob")
     persist(chat)
@@ -355,7 +247,7 @@ def test_a_group_that_was_begun_anew_meanwhile_keeps_both(chat: Chat) -> None:
     assert list(check(chat.system)) == []
 
 
-def test_an_older_snapshot_is_brought_up_to_date(chat: Chat) -> None:
+def test_rebuild_updates_an_older_snapshot(chat: Chat) -> None:
     # Given Redis as it was, without what was stored since
     client = chat.system.client.driver
     saved = {key: client.dump(key) for key in client.scan_iter()}
@@ -375,7 +267,7 @@ def test_an_older_snapshot_is_brought_up_to_date(chat: Chat) -> None:
     assert list(check(chat.system)) == []
 
 
-def test_seqs_have_no_holes_where_a_message_is_lost_for_good(chat: Chat) -> None:
+def test_rebuild_closes_holes_in_seqs(chat: Chat) -> None:
     # Given a message that neither side has any more
     lost = chat.status(GIDS[0], limit=0)[7].message
     with chat.system.database.connection() as connection:
@@ -390,17 +282,17 @@ def test_seqs_have_no_holes_where_a_message_is_lost_for_good(chat: Chat) -> None
     assert list(check(chat.system)) == []
 
 
-def test_another_number_of_partitions_is_refused(chat: Chat, valkey: str, database_url: str) -> None:
+def test_rebuild_refuses_another_number_of_partitions(chat: Chat, valkey: str, database_url: str) -> None:
     # Given that somebody has begun anew on the empty server
     chat.system.client.driver.flushall()
     with Chat.connect(valkey, database_url, settings=replace(Settings.from_env({}), partitions=5)) as other:
         other.create_group("new", ["ann"])
         # When, then
         with pytest.raises(ConfigurationError, match="in 5 partitions"):
-            rebuild(other, yes=True)
+            rebuild(other.system, yes=True)
 
 
-def test_nothing_is_stored_while_it_goes_on(chat: Chat) -> None:
+def test_no_worker_stores_during_a_rebuild(chat: Chat) -> None:
     # Given
     chat.system.client.driver.flushall()
     worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
@@ -421,9 +313,7 @@ def test_nothing_is_stored_while_it_goes_on(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("stalls_at", range(4))
-def test_one_that_stalled_leaves_the_next_one_alone(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch, stalls_at: int
-) -> None:
+def test_stalled_rebuild_leaves_the_next_one_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch, stalls_at: int) -> None:
     # Given a rebuild that stalls between two steps for so long that another process begins one
     monkeypatch.setattr("imcore.repair.rebuild.GROUPS", 1)
     client, rebuilt = chat.system.client.driver, chat.system.client.space.rebuilt(0)
@@ -445,7 +335,7 @@ def test_one_that_stalled_leaves_the_next_one_alone(
     assert watermarks_of(chat.system).behind
 
 
-def test_one_that_stalled_until_a_worker_has_ended_it_stops(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_rebuild_stops_if_a_worker_has_ended_it(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imcore.repair.rebuild.GROUPS", 1)
     chat.system.client.driver.flushall()
 
@@ -459,7 +349,7 @@ def test_one_that_stalled_until_a_worker_has_ended_it_stops(chat: Chat, monkeypa
     assert list(check(chat.system)) == []
 
 
-def test_a_worker_that_ends_one_leaves_the_next_one_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_ends_a_rebuild_leaves_the_next_one_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a rebuild that was broken off, and another one that begins while a worker mends what it left
     killed_rebuild(chat, 2)
     mend_all = Watch._mend_all
@@ -476,7 +366,7 @@ def test_a_worker_that_ends_one_leaves_the_next_one_alone(chat: Chat, monkeypatc
     assert chat.system.client.driver.hget(CONFIG, REBUILDING) == b"other"
 
 
-def test_a_check_that_ends_one_leaves_the_next_one_alone(chat: Chat) -> None:
+def test_check_that_ends_a_rebuild_leaves_the_next_one_alone(chat: Chat) -> None:
     # Given a rebuild that was broken off, and another one that begins, and is broken off, while a check mends
     killed_rebuild(chat, 2)
 
@@ -498,15 +388,13 @@ def begin_another(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("left", range(1, 34, 4))
-def test_on_sound_data_one_that_is_killed_anywhere_stops_no_storing(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch, left: int
-) -> None:
+def test_killed_rebuild_of_sound_data_stops_no_storing(chat: Chat, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
     # Given a sound system, in which some entries are not stored yet
     sent = [chat.send(gid, "before", sender_uid="ann") for gid in GIDS]
     # When a rebuild is killed, and the system goes on
     dying = Dying(chat.system.client.driver, partitions=PARTITIONS)
     with monkeypatch.context() as patch:
-        patch.setattr(chat, "link", dying)
+        patch.setattr(chat.system, "client", dying)
         dying.left = left
         with suppress(KilledError):
             rebuild(chat.system, yes=True)
@@ -521,7 +409,7 @@ def test_on_sound_data_one_that_is_killed_anywhere_stops_no_storing(
 
 @pytest.mark.parametrize("fails_at", range(0, 24, 3))
 @pytest.mark.parametrize("is_lost", [False, True])
-def test_one_that_sql_breaks_off_stops_no_storing(
+def test_rebuild_that_sql_breaks_off_stops_no_storing(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails_at: int, is_lost: bool
 ) -> None:
     # Given a database that fails at one of its transactions
@@ -562,17 +450,17 @@ def test_one_that_sql_breaks_off_stops_no_storing(
     assert list(check(chat.system)) == []
 
 
-def test_an_empty_database_takes_no_redis_for_its_own(chat: Chat, valkey: str, tmp_path: Path) -> None:
+def test_rebuild_refuses_an_empty_database(chat: Chat, valkey: str, tmp_path: Path) -> None:
     # Given a forgotten IM_DATABASE_URL
     with opened(valkey, f"sqlite:///{tmp_path / 'empty.db'}") as forgotten:
-        forgotten.database.upgrade()
+        forgotten.system.database.upgrade()
         config = chat.system.client.driver.hgetall(CONFIG)
         # When, then
         for adopt in (False, True):
             with pytest.raises(RefusedError, match=r"is empty, though .* holds 2 groups: set IM_DATABASE_URL"):
-                rebuild(forgotten, yes=True, adopt=adopt)
+                rebuild(forgotten.system, yes=True, adopt=adopt)
         # And it belongs to no data, and Redis waits for no rebuild
-        assert forgotten.database.meta("dataset") is None
+        assert forgotten.system.database.meta("dataset") is None
         assert chat.system.client.driver.hgetall(CONFIG) == config
         with pytest.raises(DatabaseUnavailable, match="set IM_DATABASE_URL"):
             persist(forgotten)
@@ -580,7 +468,7 @@ def test_an_empty_database_takes_no_redis_for_its_own(chat: Chat, valkey: str, t
 
 @pytest.mark.parametrize("ahead", [1 << 62, 1_000_000_000_000])
 @pytest.mark.parametrize("is_there", [False, True])
-def test_an_offset_that_no_message_can_have_does_not_come_back(
+def test_rebuild_restores_no_impossible_offset(
     chat: Chat, caplog: pytest.LogCaptureFixture, ahead: int, is_there: bool
 ) -> None:
     # Given one, of a member whom Redis may still have

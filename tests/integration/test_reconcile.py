@@ -202,7 +202,7 @@ def assert_reconciled(chat: Chat, lost: Lost, since: Story) -> None:
 
 @pytest.mark.parametrize("clock", ["right", "behind", "the same id twice"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nothing_that_was_stored_is_lost(chat: Chat, seed: int, clock: str) -> None:
+def test_reconciliation_loses_no_stored_message(chat: Chat, seed: int, clock: str) -> None:
     # Given
     story, since = Story(chat, seed), Story(chat, seed + 1000)
     lost = lose(chat, story, clock)
@@ -230,7 +230,7 @@ def bury_the_dead(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_worker_that_dies_over_it_leaves_it_to_the_next(chat: Chat, seed: int) -> None:
+def test_reconciliation_goes_on_after_its_worker_died(chat: Chat, seed: int) -> None:
     # Given
     story, since = Story(chat, seed), Story(chat, seed + 1000)
     lost = lose(chat, story, "right")
@@ -250,7 +250,7 @@ def test_a_worker_that_dies_over_it_leaves_it_to_the_next(chat: Chat, seed: int)
     assert_reconciled(chat, lost, since)
 
 
-def test_nobody_stores_what_came_since_before_it_is_reconciled(chat: Chat) -> None:
+def test_no_worker_stores_new_entries_before_the_reconciliation(chat: Chat) -> None:
     # Given a worker that runs, while Redis comes back older and goes on
     chat.create_group("g", ["ann", "bob"])
     worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
@@ -277,7 +277,7 @@ def test_nobody_stores_what_came_since_before_it_is_reconciled(chat: Chat) -> No
     assert [message.msgid for message in chat.pull("bob", "g")] == [first.msgid, second.msgid]
 
 
-def test_an_offset_that_no_message_can_have_is_not_taken_from_sql(chat: Chat) -> None:
+def test_reconciliation_ignores_an_impossible_offset_in_sql(chat: Chat) -> None:
     # Given members of whom one stands where no message can be, in SQL, and a Redis that has lost that they came
     chat.create_group("g", ["ann"])
     persist(chat)
@@ -295,7 +295,7 @@ def test_an_offset_that_no_message_can_have_is_not_taken_from_sql(chat: Chat) ->
     assert list(check(chat.system)) == []
 
 
-def test_a_redis_with_other_data_is_left_alone(chat: Chat) -> None:
+def test_worker_leaves_a_redis_with_other_data_alone(chat: Chat) -> None:
     # Given data of which SQL knows, and then a server that somebody has emptied, or another one
     chat.create_group("g", ["ann", "bob"])
     persist(chat)
@@ -310,7 +310,7 @@ def test_a_redis_with_other_data_is_left_alone(chat: Chat) -> None:
         persist(chat)
 
 
-def test_check_tells_of_it_and_repairs_it(chat: Chat) -> None:
+def test_check_reports_an_older_redis_and_repairs_it(chat: Chat) -> None:
     # Given
     chat.create_group("g", ["ann", "bob"])
     persist(chat)
@@ -338,11 +338,11 @@ def heir(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             persist(chat)
         return found
 
-    monkeypatch.setattr(queries, "marks", marks_and_then_an_heir)
+    monkeypatch.setattr(queries, "watermarks", marks_and_then_an_heir)
     return senders
 
 
-def test_marks_that_a_worker_takes_over_meanwhile_are_no_difference(chat: Chat, heir: list[str]) -> None:
+def test_check_ignores_watermarks_that_a_worker_inherits_meanwhile(chat: Chat, heir: list[str]) -> None:
     chat.create_group("g", ["ann", "bob"])
     persist(chat)
     heir.append("ann")
@@ -350,7 +350,7 @@ def test_marks_that_a_worker_takes_over_meanwhile_are_no_difference(chat: Chat, 
     assert not heir
 
 
-def test_marks_that_a_worker_takes_over_meanwhile_keep_no_other_from_storing(chat: Chat, heir: list[str]) -> None:
+def test_inherited_watermarks_keep_no_other_worker_from_storing(chat: Chat, heir: list[str]) -> None:
     # Given a worker, and one that has ended
     chat.create_group("g", ["ann", "bob"])
     worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
@@ -389,7 +389,7 @@ def lost_one(chat: Chat) -> None:
     chat.send("g", "since", sender_uid="ann")
 
 
-def test_a_live_session_hears_what_was_lost(chat: Chat) -> None:
+def test_live_session_gets_lost_messages(chat: Chat) -> None:
     lost_one(chat)
     with chat.gateway(ack_every=1) as gateway:
         gateway.open("bob")
@@ -403,7 +403,7 @@ def test_a_live_session_hears_what_was_lost(chat: Chat) -> None:
         wait_until(lambda: gateway.poll(0.02) == [] and chat.pull("bob", "g") == [])
 
 
-def test_a_client_that_was_away_gets_what_was_lost_before_its_own_place(chat: Chat) -> None:
+def test_client_that_was_away_gets_lost_messages_before_its_position(chat: Chat) -> None:
     # Given a client that has what was said since, and goes
     lost_one(chat)
     (since,) = chat.pull("bob", "g")
@@ -416,7 +416,7 @@ def test_a_client_that_was_away_gets_what_was_lost_before_its_own_place(chat: Ch
         wait_until(lambda: gateway.poll(0.02) == [] and chat.pull("bob", "g") == [])
 
 
-def test_a_sender_is_told_who_had_read_by_what_redis_has_lost(chat: Chat) -> None:
+def test_sender_gets_tallies_of_offsets_that_redis_lost(chat: Chat) -> None:
     # Given an ack that is stored and lost, with what its sender was to be told; the sender is online
     chat.create_group("g", ["ann", "bob"])
     message = chat.send("g", "hi", sender_uid="ann")
@@ -436,7 +436,7 @@ def test_a_sender_is_told_who_had_read_by_what_redis_has_lost(chat: Chat) -> Non
         assert [(r.msgid, r.read) for r in chat.receipts("ann")] == [(message.msgid, 1)]
 
 
-def test_what_another_worker_has_stored_keeps_one_from_storing_too(chat: Chat) -> None:
+def test_watermark_of_another_worker_stops_storing(chat: Chat) -> None:
     # Given two workers, of which the first one stores what Redis then loses
     chat.create_group("g", ["ann", "bob"])
     first, second = (Persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
@@ -457,9 +457,7 @@ def test_what_another_worker_has_stored_keeps_one_from_storing_too(chat: Chat) -
     assert [message.content for message in chat.pull("bob", "g")] == ["lost and stored", "since"]
 
 
-def test_what_redis_loses_while_a_worker_has_it_in_hand_is_not_stored(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_entries_that_redis_loses_meanwhile_are_not_stored(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a worker that has taken an ack, which Redis loses before it is stored
     chat.create_group("g", ["ann", "bob"])
     chat.send("g", "hi", sender_uid="ann")
@@ -477,7 +475,7 @@ def test_what_redis_loses_while_a_worker_has_it_in_hand_is_not_stored(
     assert [message.content for message in chat.pull("bob", "g")] == ["hi"]
 
 
-def test_what_was_taken_before_the_two_were_reconciled_is_not_stored_after(
+def test_entries_read_before_a_reconciliation_are_not_stored_after_it(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a worker that has something in hand while another one reconciles

@@ -7,9 +7,17 @@ from xml.etree import ElementTree
 import pytest
 
 from imcore.cli.bench.harness import saved
-from imcore.cli.bench.harness.figures import Aim, Figure, Yardstick, number, to_record, to_row
+from imcore.cli.bench.harness.figures import (
+    Aim,
+    Figure,
+    RoundPlan,
+    Rounds,
+    Yardstick,
+    number,
+    to_record,
+    to_row,
+)
 from imcore.cli.bench.harness.report import bars, picture, tables
-from imcore.cli.bench.harness.timing import RoundPlan, Rounds
 from imcore.errors import InvalidInput
 
 MACHINE = {"cpu": "a <fast> one", "cores": 2, "redis": "Valkey 9", "databases": ["SQLite 3"], "date": "2026-01-02T03"}

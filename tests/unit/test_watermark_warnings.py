@@ -5,25 +5,25 @@ from types import SimpleNamespace
 import pytest
 
 from imcore.errors import TryAgain
-from imcore.repair import watermarks
-from imcore.repair.watermarks import Watch
+from imcore.repair import watch as watch_module
+from imcore.repair.watch import Watch
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
 from imcore.util import backoff
 
 
-def test_a_partition_that_cannot_be_mended_yet_is_logged_once_a_minute(
+def test_watch_warns_of_a_failing_reconciliation_once_a_minute(
     client: RedisClient, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def held(*_: object) -> None:
         raise TryAgain("another process mends partition 0")
 
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(watermarks, "time", clock)
-    monkeypatch.setattr(watermarks, "reconcile", held)
+    monkeypatch.setattr(watch_module, "time", clock)
+    monkeypatch.setattr(watch_module, "reconcile", held)
     watch = Watch(client, database, Settings.from_env({}))
-    while clock.now < 1.5 * backoff._SILENCE_S:
+    while clock.now < 1.5 * backoff.REPEAT_AFTER_S:
         for partition in (0, 1):
             with pytest.raises(TryAgain):
                 watch._mend(partition, "Redis is older than SQL")

@@ -22,18 +22,25 @@ class _Statements(NamedTuple):
     ack: Sequence[str]
 
 
-_POSTGRES = _Statements(
-    """
+_TABLES = """
 CREATE TABLE group_msgs (
-    msgid bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    gid text NOT NULL, sender_uid text NOT NULL, time timestamptz NOT NULL, content text NOT NULL);
-CREATE TABLE group_users (
-    gid text, uid text, last_ack_msgid bigint NOT NULL, PRIMARY KEY (gid, uid)) WITH (fillfactor = 50);
+    msgid %s PRIMARY KEY, gid text NOT NULL, sender_uid text NOT NULL, time %s NOT NULL, content text NOT NULL);
+CREATE TABLE group_users (gid text, uid text, last_ack_msgid bigint NOT NULL, PRIMARY KEY (gid, uid)) %s;
 CREATE TABLE msg_acks (
     gid text, recv_uid text, msgid bigint, sender_uid text NOT NULL, if_ack boolean NOT NULL,
-    PRIMARY KEY (gid, recv_uid, msgid)) WITH (fillfactor = 90);
-CREATE INDEX ON msg_acks (gid, msgid);
-""",
+    PRIMARY KEY (gid, recv_uid, msgid)) %s;
+CREATE INDEX ix_msg_acks ON msg_acks (gid, msgid)
+"""
+_POSTGRES_TYPES = (
+    "bigint GENERATED ALWAYS AS IDENTITY",
+    "timestamptz",
+    "WITH (fillfactor = 50)",
+    "WITH (fillfactor = 90)",
+)
+_SQLITE_TYPES = ("integer", "text", "WITHOUT ROWID", "WITHOUT ROWID")
+
+_POSTGRES = _Statements(
+    _TABLES % _POSTGRES_TYPES,
     "INSERT INTO group_users VALUES (%s, %s, 0)",
     [
         """
@@ -59,15 +66,7 @@ WHERE gid = %(gid)s AND recv_uid = %(uid)s AND msgid > moved.start AND msgid <= 
     ],
 )
 _SQLITE = _Statements(
-    """
-CREATE TABLE group_msgs (
-    msgid INTEGER PRIMARY KEY, gid TEXT NOT NULL, sender_uid TEXT NOT NULL, time TEXT NOT NULL, content TEXT NOT NULL);
-CREATE TABLE group_users (gid TEXT, uid TEXT, last_ack_msgid INTEGER NOT NULL, PRIMARY KEY (gid, uid)) WITHOUT ROWID;
-CREATE TABLE msg_acks (
-    gid TEXT, recv_uid TEXT, msgid INTEGER, sender_uid TEXT NOT NULL, if_ack INTEGER NOT NULL,
-    PRIMARY KEY (gid, recv_uid, msgid)) WITHOUT ROWID;
-CREATE INDEX ix_msg_acks ON msg_acks (gid, msgid);
-""",
+    _TABLES % _SQLITE_TYPES,
     "INSERT INTO group_users VALUES (?, ?, 0)",
     [
         "BEGIN IMMEDIATE",
@@ -113,18 +112,15 @@ class NaiveStore:
 
     def create(self, uids: Sequence[str]) -> None:
         """Make the tables and the members."""
-        for statement in self._statements.tables.strip().rstrip(";").split(";"):
+        for statement in self._statements.tables.split(";"):
             self._cursor.execute(statement)
         self._cursor.executemany(self._statements.member, [(self._gid, uid) for uid in uids])
         self._cursor.execute("ANALYZE group_users")
 
     def send(self, sender: str, text: str) -> int:
         """Store a message and the unread receipt of every other member; return its msgid."""
-        parameters = {"gid": self._gid, "uid": sender, "text": text}
-        if not self._is_sqlite:
-            return int(self._cursor.execute(self._statements.send[0], parameters).fetchone()[0])
-        self._run(self._statements.send, parameters)
-        return int(self._cursor.lastrowid)
+        self._run(self._statements.send, {"gid": self._gid, "uid": sender, "text": text})
+        return int(self._cursor.lastrowid if self._is_sqlite else self._cursor.fetchone()[0])
 
     def ack(self, uid: str, msgid: int) -> None:
         """Move `last_ack_msgid` and flip the receipts that it passed."""

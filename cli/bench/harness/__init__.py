@@ -1,1 +1,1 @@
-"""How figures come about: servers, sessions, rounds, and what is shown and saved of them."""
+"""Servers, sessions, rounds, and the figures that are shown and saved."""

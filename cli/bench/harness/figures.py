@@ -1,16 +1,92 @@
-"""What a benchmark answers: figures, each with its yardstick and with what it should be. No I/O."""
+"""Figures: the values of rounds, each with its yardstick and its aim. No I/O.
 
+A shared machine is faster at one moment than at another. So a figure and its yardstick take turns in every round, each
+round in the opposite order. A ratio is taken within each round, and then the median.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
 
-from imcore.cli.bench.harness.timing import Rounds
 from imcore.cli.output import Record
 
 COLUMNS = ("figure", "median", "spread", "unit", "yardstick", "ratio", "aim")
+LEAST_ROUNDS = 5
+
+Progress = Callable[[str], None]
+"""Called with the name of the next measurement."""
+
+
+class Rounds(NamedTuple):
+    """The values of one figure, one of each round."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.values)
+
+    @property
+    def low(self) -> float:
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        return max(self.values)
+
+    def over(self, other: "Rounds") -> "Rounds":
+        """Return the ratios to another figure, round by round."""
+        return Rounds(tuple(mine / yours for mine, yours in zip(self.values, other.values, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """The number of rounds. `quick` makes each of them smaller, and leaves out the warming up."""
+
+    rounds: int = LEAST_ROUNDS
+    quick: bool = False
+
+    def size(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
+
+
+Measured = Mapping[str, float]
+"""The figures of one turn of a contestant, by name."""
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], Measured]], plan: RoundPlan, progress: Progress
+) -> dict[str, dict[str, Rounds]]:
+    """Let each contestant take its turn in each round; return its figures by name.
+
+    Before the first round each runs once unmeasured, to fill caches and to open connections, unless it must be quick.
+    """
+    turns: dict[str, list[Measured]] = {name: [] for name in contestants}
+    for number in range(1 if plan.quick else 0, plan.rounds + 1):
+        names = list(contestants)
+        for name in reversed(names) if number % 2 else names:
+            progress(f"{name}, round {number} of {plan.rounds}" if number else f"{name}, warming up")
+            measured = contestants[name]()
+            if number:
+                turns[name].append(measured)
+    return {name: _by_figure(measured) for name, measured in turns.items()}
+
+
+def _by_figure(turns: Sequence[Measured]) -> dict[str, Rounds]:
+    return {figure: Rounds(tuple(turn[figure] for turn in turns)) for figure in turns[0]}
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """Return the sample that `share` (0 to 1) of all do not exceed: nearest rank, so it is one that occurred."""
+    ordered = sorted(samples)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What a figure, or its ratio to the yardstick, should be."""
+    """The limit of a figure, or of its ratio to the yardstick."""
 
     sign: str
     """<= or >=."""
@@ -24,9 +100,8 @@ class Aim:
         return value <= self.limit if self.sign == "<=" else value >= self.limit
 
 
-@dataclass(frozen=True, slots=True)
-class Yardstick:
-    """What a figure is held against, measured in the same rounds, in the same unit."""
+class Yardstick(NamedTuple):
+    """Another measurement from the same rounds, in the same unit, to compare a figure with."""
 
     name: str
     rounds: Rounds
@@ -36,8 +111,8 @@ class Yardstick:
 class Figure:
     """One figure. `bench`, `subject` and `what` together name it, in this run and in saved ones.
 
-    Figures of one `table` are shown with their subjects below and their measures beside each other. `charted` ones make
-    the bars.
+    Figures of one `table` are shown as a row for each subject and a column for each measure. `charted` figures are the
+    bars.
     """
 
     bench: str
@@ -63,11 +138,9 @@ class Figure:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the aim is reached; None where there is none."""
-        if self.aim is None:
-            return None
-        rounds = self.ratio if self.aim.of_ratio else self.rounds
-        return None if rounds is None else self.aim.reached_by(rounds.median)
+        """Whether the aim is reached; None without an aim, or without the ratio that it is for."""
+        rounds = self.ratio if self.aim and self.aim.of_ratio else self.rounds
+        return self.aim.reached_by(rounds.median) if self.aim and rounds else None
 
 
 def to_record(figure: Figure) -> Record:

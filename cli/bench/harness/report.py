@@ -1,4 +1,4 @@
-"""What people see of figures: tables, bars, what has changed since a saved run, and a picture. No I/O."""
+"""Reports of figures: tables, bars, changes since a saved run, and a picture. No I/O."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -23,8 +23,6 @@ Medians = Mapping[tuple[str, str], float]
 
 
 class Table(NamedTuple):
-    """A table to show."""
-
     title: str
     columns: Sequence[str]
     rows: Sequence[Record]
@@ -32,44 +30,41 @@ class Table(NamedTuple):
 
 def tables(figures: Sequence[Figure], before: Medians | None = None) -> Iterator[Table]:
     """Yield the tables of a run; with the medians of another one, last what has changed since."""
-    for bench, own in by_bench(figures):
-        yield from _tables_of(bench, own)
+    for bench, own in _by_bench(figures):
+        for title in dict.fromkeys(figure.table for figure in own if figure.table):
+            yield _pivot(f"{bench}: {title}", [figure for figure in own if figure.table == title])
+        if rows := _rows(own):
+            yield Table(bench, COLUMNS, rows)
     if before is not None:
         yield Table("compared", ("figure", "before", "now", "unit", "change"), list(_changes(figures, before)))
 
 
-def by_bench(figures: Sequence[Figure]) -> Iterator[tuple[str, list[Figure]]]:
-    """Yield each benchmark with its figures, in their order."""
-    for bench in dict.fromkeys(figure.bench for figure in figures):
-        yield bench, [figure for figure in figures if figure.bench == bench]
-
-
 def bars(figures: Sequence[Figure], columns: int | None = None) -> Iterator[str]:
     """Yield the lines of a bar chart for each benchmark; on a terminal of few columns bars are shorter, or below."""
-    for bench, charted in by_bench([figure for figure in figures if figure.charted]):
+    for bench, charted in _by_bench([figure for figure in figures if figure.charted]):
         yield from ("", f"{bench}, {charted[0].unit}")
         yield from _chart({figure.name: figure.rounds.median for figure in charted}, columns)
 
 
-def _tables_of(bench: str, figures: Sequence[Figure]) -> Iterator[Table]:
-    for title in dict.fromkeys(figure.table for figure in figures if figure.table):
-        yield _pivot(f"{bench}: {title}", [figure for figure in figures if figure.table == title])
-    rows = [to_row(figure) for figure in figures if not figure.table or figure.aim]
-    if rows:
-        yield Table(bench, COLUMNS, rows)
+def _rows(figures: Sequence[Figure]) -> list[Record]:
+    return [to_row(figure) for figure in figures if not figure.table or figure.aim]
+
+
+def _by_bench(figures: Sequence[Figure]) -> Iterator[tuple[str, list[Figure]]]:
+    """Yield each benchmark with its figures, in their order."""
+    for bench in dict.fromkeys(figure.bench for figure in figures):
+        yield bench, [figure for figure in figures if figure.bench == bench]
 
 
 def _chart(values: Mapping[str, float], columns: int | None) -> Iterator[str]:
     longest, name_width = max(values.values()), max(map(len, values))
     number_width = max(len(number(value)) for value in values.values())
     beside = _BAR_WIDTH if columns is None else min(_BAR_WIDTH, columns - name_width - number_width - 5)
-    if beside >= _LEAST_BAR_WIDTH:
-        for name, value in values.items():
-            yield f"  {name.ljust(name_width)}  {_bar(value / longest, beside)} {number(value)}"
-        return
+    is_beside = beside >= _LEAST_BAR_WIDTH
+    width = beside if is_beside else min(_BAR_WIDTH, max(1, beside + name_width))
     for name, value in values.items():
-        yield f"  {name}"
-        yield f"    {_bar(value / longest, min(_BAR_WIDTH, max(1, beside + name_width)))} {number(value)}"
+        bar = f"{_bar(value / longest, width)} {number(value)}"
+        yield from [f"  {name.ljust(name_width)}  {bar}"] if is_beside else [f"  {name}", f"    {bar}"]
 
 
 def _bar(share: float, width: int) -> str:
@@ -106,7 +101,7 @@ def _changes(figures: Sequence[Figure], before: Medians) -> Iterator[Record]:
 def picture(figures: Sequence[Figure], caption: str) -> str:
     """Return the bars as SVG: for each benchmark a bar for each charted figure, yardsticks in another colour."""
     body, height = [], _TITLE
-    for bench, charted in by_bench([figure for figure in figures if figure.charted]):
+    for bench, charted in _by_bench([figure for figure in figures if figure.charted]):
         body.append(f'<text class="title" x="10" y="{height}">{escape(bench)}, {escape(charted[0].unit)}</text>')
         body += _svg_bars(charted, height)
         height += _LINE * len(charted) + _TITLE

@@ -1,4 +1,4 @@
-"""Runs in files: written with what they ran on, read to be compared with."""
+"""Saved runs: the figures, and the machine that they were measured on."""
 
 import json
 import os
@@ -10,9 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from imcore.cli.bench.harness.figures import Figure, to_record
+from imcore.cli.bench.harness.figures import Figure, RoundPlan, to_record
 from imcore.cli.bench.harness.servers import BenchServers
-from imcore.cli.bench.harness.timing import RoundPlan
 from imcore.cli.output import Record
 from imcore.cli.times import iso
 from imcore.errors import ImError, InvalidInput
@@ -23,7 +22,7 @@ _CPU = Path("/proc/cpuinfo")
 
 
 def machine(servers: BenchServers) -> Record:
-    """Return what a run took place on: versions, processor and date."""
+    """Return the versions, the processor and the date of a run."""
     with servers.chat() as chat:
         info: dict[str, Any] = chat.system.client.query("INFO", "server")
     valkey = info.get("valkey_version")
@@ -40,15 +39,15 @@ def machine(servers: BenchServers) -> Record:
 
 
 def caption(about: Record, plan: RoundPlan) -> str:
-    """Return in one line what a run took place on."""
+    """Return the machine in one line."""
     databases = about["databases"]
-    where = ", ".join(str(database) for database in databases) if isinstance(databases, list) else ""
+    where = ", ".join(map(str, databases)) if isinstance(databases, list) else ""
     quick = ", --quick" if plan.quick else ""
     return f"{about['cpu']}, {about['cores']} cores, {about['redis']}, {where}, {str(about['date'])[:10]}{quick}"
 
 
 def check_writable(path: Path) -> None:
-    """Raise InvalidInput if a file cannot be written there: better now than after minutes."""
+    """Raise InvalidInput if a file cannot be written there. A benchmark of minutes must not fail at its end."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise InvalidInput(f"{path} cannot be written: give a file in a folder that is there, and yours")
 
@@ -74,12 +73,12 @@ def write(path: Path, text: str) -> None:
 
 
 def load(path: Path) -> dict[tuple[str, str], float]:
-    """Return the medians of a saved run, by benchmark and figure. Raise InvalidInput if it is none."""
+    """Return the medians of a saved run, by benchmark and figure. Raise InvalidInput if the file is not a saved run."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise InvalidInput(f"{path} is of format {record['format']}, which this program does not know")
-        return {(each["bench"], each["figure"]): float(each["median"]) for each in record["figures"]}
+        return {(figure["bench"], figure["figure"]): float(figure["median"]) for figure in record["figures"]}
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

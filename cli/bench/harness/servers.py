@@ -12,8 +12,8 @@ from redis.cluster import RedisCluster
 from redis.exceptions import RedisError
 
 from imcore.chat import Chat
-from imcore.cli.bench.harness.databases import DatabaseMaker, PostgresSchemas, SqliteFiles
-from imcore.cli.bench.harness.postgres import programs_folder, running_postgres
+from imcore.cli.bench.harness.databases import DatabaseMaker, PostgresSchemas, SqliteFiles, running_postgres
+from imcore.cli.bench.harness.traffic import backlog
 from imcore.cli.sandbox import Processes, Sandbox, open_sandbox
 from imcore.errors import ImError, RefusedError
 from imcore.settings import Settings
@@ -24,12 +24,12 @@ from imcore.streams.client import open_client
 from imcore.streams.redis_errors import address, driver_errors
 
 _LIBRARY = "imcore"
-_PAGE = 100_000
+_LONGEST_S = 300
 
 
 @dataclass(frozen=True, slots=True)
 class BenchServers(Sandbox):
-    """What is measured. `name` begins every gid and uid; `databases` make empty databases, the main kind first."""
+    """A sandbox to measure. `name` begins every gid and uid; `databases` make empty databases, the main kind first."""
 
     name: str = ""
     databases: Sequence[DatabaseMaker] = ()
@@ -40,11 +40,11 @@ class BenchServers(Sandbox):
         return self.databases[0]
 
     def using(self, database_url: str, **settings: Any) -> "BenchServers":
-        """Return the same servers with a database that `tables` made, and with other settings where they are given."""
+        """Return the same servers with a database that `tables` made, and with these settings changed."""
         return replace(self, settings=replace(self.settings, database_url=database_url, **settings))
 
     def tables(self, maker: DatabaseMaker | None = None) -> str:
-        """Make a database with the tables of imcore, for what Redis has now; return its URL."""
+        """Make a database with the tables of imcore, bound to the groups that Redis has now; return its URL."""
         url = (maker or self.maker).new()
         with Database.connect(url) as database, self.chat() as chat:
             database.upgrade()
@@ -53,42 +53,33 @@ class BenchServers(Sandbox):
         return url
 
     def clear(self) -> None:
-        """Remove what a benchmark has left in Redis, so that the next one begins as if it were the first."""
+        """Remove the keys of a benchmark from Redis, so that the next one begins with an empty server."""
         with driver_errors(address(self.settings.redis_url)), open_client(self.settings.redis_url) as client:
             _unlink_all(client)
 
     @contextmanager
-    def running_workers(self, *names: str) -> Iterator[Processes]:
-        """Run workers, ready in the `with`."""
+    def running(self, *names: str) -> "Iterator[RunningServers]":
+        """Run these workers, ready in the `with`."""
         with self.workers(*names) as workers, self.chat() as chat:
             leases = [("EXISTS", keys.lease(name, 1)) for name in names]
-            workers.wait(
-                lambda: all(chat.system.client.query_many(leases)), f"the workers {', '.join(names)} are ready"
-            )
-            yield workers
+            client, ready = chat.system.client, f"the workers {', '.join(names)} are ready"
+            workers.wait(lambda: all(client.query_many(leases)), ready)
+            yield RunningServers(self, chat, workers, names)
 
 
-def backlog(chat: Chat, *kinds: str) -> int:
-    """Return how many journal entries these kinds of workers have not done; 0 too where they have not begun.
+@dataclass(frozen=True, slots=True)
+class RunningServers:
+    """Servers with a Chat and running workers."""
 
-    It reads little, since benchmarks ask often: `imcore.admin.lag` reads the entries.
-    """
-    client = chat.system.client
-    return sum(
-        _not_done(chat, journal, info)
-        for journal in client.space.journals()
-        if client.query("EXISTS", journal)
-        for info in client.query("XINFO GROUPS", journal)
-        if info["name"].decode() in kinds
-    )
+    servers: BenchServers
+    chat: Chat
+    workers: Processes
+    names: tuple[str, ...]
 
-
-def _not_done(chat: Chat, journal: str, info: dict[str, Any]) -> int:
-    undelivered = info["lag"]
-    if undelivered is None:  # as it is once an entry was deleted, which making a large group does
-        after = info["last-delivered-id"].decode()
-        undelivered = len(chat.system.client.query("XRANGE", journal, f"({after}", "+", "COUNT", _PAGE))
-    return int(undelivered + info["pending"])
+    def wait_until_stored(self) -> None:
+        """Wait until the workers have done every journal entry. Raise ImError if that takes too long."""
+        is_stored = "everything is stored"
+        self.workers.wait(lambda: not backlog(self.chat, *self.names), is_stored, timeout_s=_LONGEST_S)
 
 
 @contextmanager
@@ -148,7 +139,7 @@ def _has_library(client: redis.Redis, where: str) -> bool:
     return True
 
 
-def _unlink_all(client: "redis.Redis | RedisCluster") -> None:
+def _unlink_all(client: redis.Redis | RedisCluster) -> None:
     with client.pipeline(transaction=False) as pipe:
         for key in client.scan_iter(match="im:*", count=1000):
             pipe.unlink(key)
@@ -157,14 +148,11 @@ def _unlink_all(client: "redis.Redis | RedisCluster") -> None:
 
 def _databases(things: ExitStack, settings: Settings, folder: Path, name: str) -> list[DatabaseMaker]:
     """Return what makes databases: the given kind alone, or PostgreSQL, where its wheel is, and SQLite."""
-    makers: list[DatabaseMaker] = []
+    makers: list[DatabaseMaker] = [SqliteFiles(folder, name)]
     if settings.database_url != Settings.from_env({}, data_dir=str(settings.data_dir)).database_url:
-        makers.append(_named_database(settings.database_url, name))
-    else:
-        if installed := programs_folder():
-            url = things.enter_context(running_postgres(folder / "postgres", installed))
-            makers.append(PostgresSchemas(url, name))
-        makers.append(SqliteFiles(folder, name))
+        makers = [_named_database(settings.database_url, name)]
+    elif url := things.enter_context(running_postgres(folder / "postgres")):
+        makers.insert(0, PostgresSchemas(url, name))
     for maker in makers:
         things.callback(maker.drop_all)
     return makers
@@ -173,9 +161,10 @@ def _databases(things: ExitStack, settings: Settings, folder: Path, name: str) -
 def _named_database(url: str, name: str) -> DatabaseMaker:
     with Database.connect(url) as database:  # refuses a URL of another kind
         where = database.address
+    maker: DatabaseMaker
     if url.startswith("sqlite:///"):
         path = Path(url.removeprefix("sqlite:///")).absolute()
-        maker: DatabaseMaker = SqliteFiles(path.parent, name)
+        maker = SqliteFiles(path.parent, name)
         is_empty = not path.exists() or not path.stat().st_size
     else:
         maker = PostgresSchemas(url, name)

@@ -1,4 +1,4 @@
-"""The people of the storm: a group of 200 of whom 40 recipients and the sender are online, as live sessions."""
+"""The live sessions of the storm: the sender and 40 recipients of a group of 200."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from imcore.chat import Chat
-from imcore.cli.bench.harness.fixture import TEXT
 from imcore.cli.bench.harness.servers import BenchServers
+from imcore.cli.bench.harness.traffic import TEXT
 from imcore.errors import ImError
 from imcore.gateway.fanout import Event, NewMessage, Session
 from imcore.gateway.gateway import Gateway
@@ -19,10 +19,10 @@ MEMBERS = 200
 ONLINE = 40
 
 HEARTBEAT_MS = 1000
-"""Where receipts are polled: with the default, 20 s, polling would be nothing but waiting."""
+"""For polled receipts. The default, 20 s, would measure waiting alone."""
 
 IN_FLIGHT = 20
-"""How many messages are under way at once, at most."""
+"""The limit of messages in flight at once."""
 
 DEADLINE_S = 30
 _WAIT_S = 0.05
@@ -30,7 +30,7 @@ _WAIT_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """How the sessions live: how many messages one ack confirms, receipts pushed or polled, one connection or 41."""
+    """The number of messages that one ack confirms, receipts pushed or polled, and one connection or 41."""
 
     ack_every: int = 1
     receipts: Literal["push", "poll"] = "push"
@@ -39,8 +39,9 @@ class Mode:
 
 @dataclass(slots=True)
 class SessionCounts:
-    """When things happened, by seq (perf_counter): sent, at the last of the 40, and the sender knows 40/199."""
+    """Times by seq (perf_counter): sent, arrived at the last of the 40, and known to the sender as 40/199."""
 
+    began: float = field(default_factory=time.perf_counter)
     sent: dict[int, float] = field(default_factory=dict)
     arrived: dict[int, float] = field(default_factory=dict)
     known: dict[int, float] = field(default_factory=dict)
@@ -51,7 +52,7 @@ class SessionCounts:
 
     @property
     def under_way(self) -> int:
-        """How many messages have not arrived everywhere."""
+        """The number of messages that have not arrived at all of the 40."""
         return len(self.sent) - len(self.arrived)
 
     def note_sent(self, msgid: str, seq: int, at: float) -> None:
@@ -59,21 +60,22 @@ class SessionCounts:
         self.sent[seq] = at
 
     def note(self, event: Event, sender: Session, now: float) -> None:
-        """Note what sessions received."""
         if isinstance(event, NewMessage):
             others = len(event.sessions) - (sender in event.recipients.session_set)
-            self._note_arrival(event.message.seq, others, now)
+            self.note_arrival(event.message.seq, others, now)
             return
         self.digests += 1
         for receipt in event.receipts:
             if receipt.read == ONLINE and receipt.msgid in self._seqs:
                 self.known.setdefault(self._seqs[receipt.msgid], now)
 
-    def _note_arrival(self, seq: int, sessions: int, now: float) -> None:
+    def note_arrival(self, seq: int, sessions: int, now: float) -> bool:
+        """Note more sessions of the 40 that received a message; return whether these were the last."""
         self.pushes += sessions
         self._missing[seq] = self._missing.get(seq, ONLINE) - sessions
         if not self._missing[seq]:
             self.arrived[seq] = now
+        return not self._missing[seq]
 
 
 class SessionPool:
@@ -97,7 +99,7 @@ class SessionPool:
         return [message.seq for message in messages]
 
     def poll(self) -> None:
-        """Ask every gateway once for events; this confirms those that it returned before."""
+        """Ask every gateway once for events. This confirms its events of the poll before."""
         for gateway in self._gateways:
             events = gateway.poll(self._wait_s)
             now = time.perf_counter()
@@ -105,7 +107,7 @@ class SessionPool:
                 self.seen.note(event, self._sender, now)
 
     def send_when_free(self, most: int) -> list[int]:
-        """Poll until a message may be sent; send as many as may be under way, `most` at most. Return their seqs."""
+        """Poll until fewer than IN_FLIGHT messages are under way; fill up with `most` at most. Return their seqs."""
         self._poll_until(lambda: self.seen.under_way < IN_FLIGHT)
         return self.send(min(most, IN_FLIGHT - self.seen.under_way))
 
@@ -121,7 +123,7 @@ class SessionPool:
         self._poll_until(has_all)
 
     def start_over(self) -> SessionCounts:
-        """Wait until the sender knows of all messages. Then begin counting anew, and return the new counts."""
+        """Wait until the sender knows of all messages. Then count anew; return the new counts."""
         self.poll_until_in(list(self.seen.sent), self.seen.known)
         self.seen = SessionCounts()
         return self.seen
@@ -143,16 +145,13 @@ def open_sessions(servers: BenchServers, gid: str, mode: Mode) -> Iterator[Sessi
         chat.create_group(gid, uids)
         if mode.receipts == "poll":
             servers = servers.using(servers.settings.database_url, heartbeat_ms=HEARTBEAT_MS)
-        gateways = [_gateway(things, servers, mode) for _ in range(ONLINE + 1 if mode.separate else 1)]
+        gateways: list[Gateway] = []
+        for _ in range(ONLINE + 1 if mode.separate else 1):
+            own_chat = things.enter_context(servers.chat())
+            gateways.append(own_chat.gateway(ack_every=mode.ack_every, receipts=mode.receipts))
+            # Not ended in order: that would take longer than the measurement, and the group is not used again.
+            things.callback(gateways[-1].close, clean=False)
         sessions = [gateways[number % len(gateways)].open(uids[number]) for number in range(ONLINE + 1)]
         pool = SessionPool(chat, gid, gateways, sessions[0])
         pool.poll_until_in(pool.send(mode.ack_every), pool.seen.arrived)
         yield pool
-
-
-def _gateway(things: ExitStack, servers: BenchServers, mode: Mode) -> Gateway:
-    chat = things.enter_context(servers.chat())
-    # Not ended in order: the 40 goodbyes would take longer than what is measured, and the group is used no more.
-    gateway = chat.gateway(ack_every=mode.ack_every, receipts=mode.receipts)
-    things.callback(gateway.close, clean=False)
-    return gateway

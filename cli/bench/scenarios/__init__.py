@@ -1,1 +1,1 @@
-"""What `im bench` measures: a module for each benchmark, with a function `run_` and its name."""
+"""The benchmarks: each is a function named `run_` and its name."""

@@ -1,31 +1,23 @@
 """Bytes: in Redis per message, member and idle group, in SQL per message and per ack, beside the literal design.
 
-Redis is asked for the memory it has allocated, before and after; MEMORY USAGE would estimate consumer groups wrongly.
-The journals are emptied before each look, as `trim` empties them once the workers are done.
+The figures come from the memory that Redis has allocated, before and after: MEMORY USAGE estimates consumer groups
+wrongly. The journals are emptied before each look, as `trim` empties them once the workers are done.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import count, islice
+from itertools import count, islice, product
 
-from imcore import msgid as msgids
-from imcore.chat import Chat
 from imcore.cli.bench.baseline.naive_store import NaiveStore
 from imcore.cli.bench.harness import counters
-from imcore.cli.bench.harness.figures import Aim, Figure, Yardstick
-from imcore.cli.bench.harness.fixture import TEXT
-from imcore.cli.bench.harness.servers import BenchServers, backlog
-from imcore.cli.bench.harness.timing import Measured, Progress, RoundPlan, Rounds, interleave
-from imcore.cli.sandbox import Processes
-from imcore.model.values import Draft
-from imcore.operations.effects import raised
-from imcore.streams.calls import group_calls, message_calls
-from imcore.streams.calls.message_calls import AckTarget
+from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Yardstick, interleave
+from imcore.cli.bench.harness.servers import BenchServers, RunningServers
+from imcore.cli.bench.harness.traffic import TEXT, ack_each, send_each
+from imcore.streams.calls import group_calls
+from imcore.streams.calls.message_calls import SendResult
 
 SMALL = 200
 ACKS_PER_MESSAGE = 10
-_LONGEST_S = 120
 
 _IDLE = "Redis, per idle group of two"
 _MEMBER = "Redis, per member"
@@ -42,116 +34,82 @@ _AIMS = {
 
 
 def run_memory(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
-    """Weigh everything, anew in each round."""
+    """Measure all of it, anew in each round."""
     servers = servers.using(servers.tables())
     sizes = (SMALL, plan.size(100_000, 10_000))
     gids = (f"{servers.name}-{number}" for number in count())
-    with servers.running_workers("persist") as workers, servers.chat() as chat:
-        scales = _Scales(servers, chat, workers)
+    with servers.running("persist") as running:
         contestants: dict[str, Callable[[], Measured]] = {
-            "idle groups": lambda: scales.idle_groups(next(gids), plan.size(1000, 200)),
-            **{f"groups of {n:,}": partial(scales.group, gids, n, plan.size(10_000, 2000)) for n in sizes},
-            "the literal design": lambda: scales.naive(plan.size(1000, 200)),
+            "idle groups": partial(_idle_groups, running, gids, plan.size(1000, 200)),
+            **{f"groups of {n:,}": partial(_groups, running, gids, n, plan.size(10_000, 2000)) for n in sizes},
+            "the literal design": partial(_naive, servers, plan.size(1000, 200)),
         }
         rounds = interleave(contestants, plan, progress)
-    figures = [_figure(_IDLE, rounds["idle groups"][_IDLE])]
-    for size in sizes:
-        for what in _AIMS:
-            beside = rounds["the literal design"].get(what) if size == SMALL else None
-            figures.append(_figure(what, rounds[f"groups of {size:,}"][what], beside, f", {size:,} members"))
+    figure, naive = partial(Figure, bench="memory", unit="B", charted=True), rounds["the literal design"]
+    figures = [figure(what=_IDLE, rounds=rounds["idle groups"][_IDLE])]
+    for size, (what, aim) in product(sizes, _AIMS.items()):
+        beside = Yardstick("the literal design", naive[what]) if size == SMALL and what in naive else None
+        own = rounds[f"groups of {size:,}"][what]
+        figures.append(figure(what=f"{what}, {size:,} members", rounds=own, yardstick=beside, aim=aim))
     return figures
 
 
-def _figure(what: str, rounds: Rounds, beside: Rounds | None = None, suffix: str = "") -> Figure:
-    return Figure(
-        bench="memory",
-        what=what + suffix,
-        unit="B",
-        rounds=rounds,
-        yardstick=Yardstick("the literal design", beside) if beside else None,
-        aim=_AIMS.get(what),
-        charted=True,
-    )
+def _idle_groups(running: RunningServers, gids: Iterator[str], groups: int) -> Measured:
+    """Make groups of two, and nothing else."""
+    client, name = running.chat.system.client, next(gids)
+    batch = [group_calls.create_group(client.space, f"{name}-{n}", ["ann", "bob"]) for n in range(groups)]
+    return {_IDLE: _growth(running, lambda: client.call_many(batch)) / groups}
 
 
-@dataclass(frozen=True, slots=True)
-class _Scales:
-    """Makes things, and weighs what they take."""
+def _groups(running: RunningServers, names: Iterator[str], size: int, messages: int) -> Measured:
+    """Make groups of a size, with messages and acks in one of them."""
+    servers, chat, uids = running.servers, running.chat, _uids(size)
+    bytes_of = partial(servers.maker.bytes_of, servers.settings.database_url)
+    gids = list(islice(names, max(1, 10 * SMALL // size)))
+    gid, sent = gids[0], list[SendResult]()
+    group_bytes = _growth(running, lambda: [chat.create_group(name, uids) for name in gids])
+    rows_before = bytes_of("group_msgs")
+    message_bytes = _growth(running, lambda: sent.extend(send_each(chat, gid, uids[0], messages)))
+    row_bytes = bytes_of("group_msgs") - rows_before
+    moves_before = bytes_of("offset_moves")
+    _growth(running, lambda: ack_each(chat, gid, uids[1 : ACKS_PER_MESSAGE + 1], sent))
+    move_bytes = bytes_of("offset_moves") - moves_before
+    return {
+        _MEMBER: group_bytes / len(gids) / size,
+        _MESSAGE: message_bytes / messages - len(TEXT),
+        _ROW: row_bytes / messages - len(TEXT),
+        _MOVE: move_bytes / messages / ACKS_PER_MESSAGE,
+    }
 
-    servers: BenchServers
-    chat: Chat
-    workers: Processes
 
-    def idle_groups(self, name: str, groups: int) -> Measured:
-        """Make groups of two, and nothing else."""
-        client = self.chat.system.client
-        batch = [group_calls.create_group(client.space, f"{name}-{n}", ["ann", "bob"]) for n in range(groups)]
-        return {_IDLE: self._growth(lambda: client.call_many(batch)) / groups}
+def _naive(servers: BenchServers, messages: int) -> Measured:
+    """Weigh the literal design in a small group, each message acked by ACKS_PER_MESSAGE members."""
+    url, uids = servers.maker.new(), _uids(SMALL)
+    with NaiveStore(url, "literal") as store:
+        store.create(uids)
+        before = servers.maker.bytes_of(url)
+        sent = [store.send(uids[0], TEXT) for _ in range(messages)]
+        after = servers.maker.bytes_of(url)
+        for uid in uids[1 : ACKS_PER_MESSAGE + 1]:
+            for msgid in sent:
+                store.ack(uid, msgid)
+        move_bytes = servers.maker.bytes_of(url) - after
+    return {_ROW: (after - before) / messages - len(TEXT), _MOVE: move_bytes / messages / ACKS_PER_MESSAGE}
 
-    def group(self, names: Iterator[str], size: int, messages: int) -> Measured:
-        """Make groups of a size, with messages and acks in one of them."""
-        uids = _uids(size)
-        gids = list(islice(names, max(1, 10 * SMALL // size)))
-        per_group = self._growth(lambda: [self.chat.create_group(gid, uids) for gid in gids]) / len(gids)
-        bytes_before = self._bytes_of("group_msgs")
-        redis_bytes = self._growth(lambda: self._send(gids[0], uids[0], messages))
-        row_bytes = self._bytes_of("group_msgs") - bytes_before
-        bytes_before = self._bytes_of("offset_moves")
-        self._growth(lambda: self._ack(gids[0], uids[1 : ACKS_PER_MESSAGE + 1]))
-        move_bytes = self._bytes_of("offset_moves") - bytes_before
-        return {
-            _MEMBER: per_group / size,
-            _MESSAGE: redis_bytes / messages - len(TEXT),
-            _ROW: row_bytes / messages - len(TEXT),
-            _MOVE: move_bytes / messages / ACKS_PER_MESSAGE,
-        }
 
-    def naive(self, messages: int) -> Measured:
-        """Weigh the literal design in a small group, each message acked by some."""
-        maker, uids = self.servers.maker, _uids(SMALL)
-        url = maker.new()
-        with NaiveStore(url, "literal") as store:
-            store.create(uids)
-            before = maker.bytes_of(url)
-            sent = [store.send(uids[0], TEXT) for _ in range(messages)]
-            after = maker.bytes_of(url)
-            for uid in uids[1 : ACKS_PER_MESSAGE + 1]:
-                for msgid in sent:
-                    store.ack(uid, msgid)
-            move_bytes = maker.bytes_of(url) - after
-        return {
-            _ROW: (after - before) / messages - len(TEXT),
-            _MOVE: move_bytes / messages / ACKS_PER_MESSAGE,
-        }
+def _growth(running: RunningServers, action: Callable[[], object]) -> int:
+    """Return how many bytes Redis holds more after an action, once it is stored and the journals are empty."""
+    before = _settled_bytes(running)
+    action()
+    return _settled_bytes(running) - before
 
-    def _send(self, gid: str, sender: str, messages: int) -> None:
-        call = message_calls.send(self.chat.system.client.space, gid, [Draft(sender, TEXT)], 1)
-        self.chat.system.client.call_many([call] * messages, repeatable=False)
 
-    def _ack(self, gid: str, uids: Sequence[str]) -> None:
-        """Ack each message by each of these members."""
-        client = self.chat.system.client
-        entries = client.query("XRANGE", client.space.group(gid).stream, "-", "+")
-        targets = [AckTarget(msgids.pack_id(entry_id), uids, seq) for seq, (entry_id, _) in enumerate(entries, 1)]
-        for results in client.call_many([message_calls.ack(client.space, gid, [target]) for target in targets]):
-            for result in results:
-                raised(result.target)
-
-    def _growth(self, action: Callable[[], object]) -> int:
-        """Return how many bytes Redis holds more after an action, once it is stored and the journals are empty."""
-        self._settle()
-        before = counters.data_memory(self.chat)
-        action()
-        self._settle()
-        return counters.data_memory(self.chat) - before
-
-    def _settle(self) -> None:
-        self.workers.wait(lambda: not backlog(self.chat, "persist"), "everything is stored", timeout_s=_LONGEST_S)
-        for journal in self.chat.system.client.space.journals():
-            self.chat.system.client.execute_once("XTRIM", journal, "MAXLEN", 0)
-
-    def _bytes_of(self, table: str) -> int:
-        return self.servers.maker.bytes_of(self.servers.settings.database_url, table)
+def _settled_bytes(running: RunningServers) -> int:
+    running.wait_until_stored()
+    client = running.chat.system.client
+    for journal in client.space.journals():
+        client.execute_once("XTRIM", journal, "MAXLEN", 0)
+    return counters.data_memory(running.chat)
 
 
 def _uids(count: int) -> list[str]:

@@ -1,12 +1,12 @@
-"""The worker `persist`: how fast it brings the journal into SQL, beside the driver's own bulk path.
+"""The worker `persist`: how fast it stores the journal in SQL, beside the driver's own bulk path.
 
-The yardstick writes exactly the rows that the worker wrote, into tables and indexes of the same schema, with nothing
-else to do: executemany into SQLite, COPY into PostgreSQL, in transactions of as many rows.
+The yardstick writes the same rows into tables and indexes of the same schema, and does nothing else: executemany into
+SQLite, COPY into PostgreSQL, in transactions of as many rows.
 """
 
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -14,24 +14,18 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.cli.bench.harness.databases import SQLITE
-from imcore.cli.bench.harness.figures import Aim, Figure, Yardstick
-from imcore.cli.bench.harness.fixture import TEXT
-from imcore.cli.bench.harness.servers import BenchServers, backlog
-from imcore.cli.bench.harness.timing import Measured, Progress, RoundPlan, interleave
+from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Yardstick, interleave
+from imcore.cli.bench.harness.servers import BenchServers
+from imcore.cli.bench.harness.sessions import MEMBERS, ONLINE
+from imcore.cli.bench.harness.traffic import ack_each, backlog, send_each
 from imcore.errors import ImError
-from imcore.model.values import Draft
-from imcore.operations.effects import raised
-from imcore.streams.calls import message_calls
-from imcore.streams.calls.message_calls import AckTarget
+from imcore.util.batches import batches
 
 ROWS_PER_TRANSACTION = 5000
-"""As many as the worker writes in one."""
+"""The worker writes as many."""
 
-MEMBERS = 200
-READERS = 40
 _BURST = 10
 _TABLES = ("chat_groups", "group_msgs", "group_spans", "offset_moves")
 _WAIT_S = 0.002
@@ -39,7 +33,7 @@ _LONGEST_S = 120
 _AIM = Aim(">=", 0.7)
 
 Rows = dict[str, tuple[list[str], list[tuple[Any, ...]]]]
-"""Of each table the names of its columns, and its rows."""
+"""The column names and the rows of each table."""
 
 
 def run_persist(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
@@ -86,27 +80,23 @@ def _fill(chat: Chat, gid: str, bursts: int) -> int:
     """Send bursts of messages, each acked by 40 members in one call; return how many entries that makes."""
     uids = [f"{gid}-{number}" for number in range(MEMBERS)]
     chat.create_group(gid, uids)
-    space, client = chat.system.client.space, chat.system.client
-    call = message_calls.send(space, gid, [Draft(uids[0], TEXT)], 1)
     for _ in range(bursts):
-        results = [raised(answer[0]) for answer in client.call_many([call] * _BURST, repeatable=False)]
-        # As a gateway sends them: those of the 40 for one message in one call.
-        acks = [AckTarget(msgids.pack(sent.msgid), uids[1 : READERS + 1], sent.seq) for sent in results]
-        client.call_many([message_calls.ack(space, gid, [target]) for target in acks])
-    # Before the first worker ever, nobody has done any entry.
-    return backlog(chat, "persist") or sum(client.query("XLEN", key) for key in space.journals())
+        ack_each(chat, gid, uids[1 : ONLINE + 1], send_each(chat, gid, uids[0], _BURST))
+    # Before the first worker ever, no entry was done.
+    client = chat.system.client
+    return backlog(chat, "persist") or sum(client.query("XLEN", key) for key in client.space.journals())
 
 
 def _watch(servers: BenchServers, chat: Chat, entries: int) -> float:
     """Run the worker until nothing is left; return its entries per second, from the end of its first batch on."""
     started = time.monotonic()
-    with servers.running_workers("persist") as workers:
+    with servers.running("persist") as running:
         began, rest = started, entries
         while left := backlog(chat, "persist"):
             now = time.monotonic()
             if began == started and left < entries:
                 began, rest = now, left
-            workers.relay()
+            running.workers.watch()
             if now - started > _LONGEST_S:
                 raise ImError(f"the worker persist has {left} entries left after {_LONGEST_S} s")
             time.sleep(_WAIT_S)
@@ -114,7 +104,7 @@ def _watch(servers: BenchServers, chat: Chat, entries: int) -> float:
 
 
 def _read(chat: Chat, gid: str) -> Rows:
-    """Return everything that the worker wrote about a group, in the order of the keys."""
+    """Return all rows of a group, in the order of their keys."""
     with chat.system.database.connection() as connection:
         driver: Any = connection.connection.driver_connection
         rows: Rows = {}
@@ -132,7 +122,7 @@ def _executemany(url: str, rows: Rows) -> float:
         for table, (columns, values) in rows.items():
             marks = ", ".join("?" for _ in columns)
             statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608
-            for part in _parts(values):
+            for part in batches(values, ROWS_PER_TRANSACTION):
                 connection.execute("BEGIN IMMEDIATE")
                 connection.executemany(statement, part)
                 connection.execute("COMMIT")
@@ -145,13 +135,9 @@ def _copy(url: str, rows: Rows) -> float:
         for table, (columns, values) in rows.items():
             names = sql.SQL(", ").join(map(sql.Identifier, columns))
             statement = sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table), names)
-            for part in _parts(values):
+            for part in batches(values, ROWS_PER_TRANSACTION):
                 with cursor.copy(statement) as copy:
                     for value in part:
                         copy.write_row(value)
                 connection.commit()
         return time.perf_counter() - began
-
-
-def _parts(values: Sequence[tuple[Any, ...]]) -> list[Sequence[tuple[Any, ...]]]:
-    return [values[i : i + ROWS_PER_TRANSACTION] for i in range(0, len(values), ROWS_PER_TRANSACTION)]

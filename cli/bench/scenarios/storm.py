@@ -1,29 +1,46 @@
-"""The storm: a group of 200, 40 online, all of whom confirm each message, beside the literal design.
+"""The storm: in a group of 200, 40 members are online and ack each message. The yardstick is the literal design.
 
 A cycle: a message is sent, received by all 40, acked by all 40, and the sender knows 40/199. Receipts are pushed at
 once (window 0), folded over the default window and pushed, or polled with heartbeats.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import count, product
 from statistics import median
-from typing import NamedTuple
+from typing import Any
 
-from imcore.chat import Chat
 from imcore.cli.bench.baseline.naive_design import NaiveDesign, open_naive, play
 from imcore.cli.bench.harness import counters
-from imcore.cli.bench.harness.figures import Aim, Figure, Yardstick
-from imcore.cli.bench.harness.servers import BenchServers, backlog
-from imcore.cli.bench.harness.sessions import Mode, SessionCounts, SessionPool, open_sessions
-from imcore.cli.bench.harness.timing import Measured, Progress, RoundPlan, Rounds, interleave, percentile
-from imcore.cli.sandbox import Processes
+from imcore.cli.bench.harness.figures import (
+    Aim,
+    Figure,
+    Measured,
+    Progress,
+    RoundPlan,
+    Rounds,
+    Yardstick,
+    interleave,
+    percentile,
+)
+from imcore.cli.bench.harness.servers import BenchServers, RunningServers
+from imcore.cli.bench.harness.sessions import DEADLINE_S, ONLINE, Mode, SessionCounts, SessionPool, open_sessions
+from imcore.cli.bench.harness.traffic import TEXT
+from imcore.errors import ImError
+from imcore.streams.client import open_client
 
 WINDOW_MS = 200
 CONNECTIONS = (1, 8)
 _NAIVE = "the literal design"
+
+_SUBSCRIBERS = {f"bare PUBLISH to {ONLINE} connections": ONLINE, "bare PUBLISH to 1 connection": 1}
+_TOPOLOGIES = {"one gateway": Mode(), "40 connections": Mode(separate=True)}
+_PARTS = {"sent": "from send to the last of 40", "receipt": "from the last ack to the sender's full tally"}
+_SHARES = ("p50", "p99")
+_LATENCY_AIM = Aim("<=", 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +55,6 @@ class Variant:
     """Whether its receipts are folded over a window, and then pushed."""
 
 
-class _Stage(NamedTuple):
-    """What all variants of one window share."""
-
-    servers: BenchServers
-    chat: Chat
-    workers: Processes
-
-
 def run_storm(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Measure every variant, and the literal design in the same rounds."""
     figures: list[Figure] = []
@@ -53,14 +62,14 @@ def run_storm(servers: BenchServers, plan: RoundPlan, progress: Progress) -> lis
     with open_naive(servers) as naive:
         for window_ms, variants in _variants(plan).items():
             windowed = servers.using(url, receipt_window_ms=window_ms)
-            with windowed.running_workers("persist", "receipts") as workers, windowed.chat() as chat:
-                figures += _measure(_Stage(windowed, chat, workers), naive, variants, plan, progress)
+            with windowed.running("persist", "receipts") as running:
+                figures += _measure(running, naive, variants, plan, progress)
     return figures
 
 
 def _variants(plan: RoundPlan) -> Mapping[int, list[Variant]]:
     """Return the variants by the window that the worker `receipts` has for them."""
-    # Long beside the window, which each storm waits out once more at its end.
+    # A storm must last far longer than the window, since it ends with one more window.
     one, many = plan.size(20_000, 4000), plan.size(60_000, 12_000)
     few = plan.size(400, 100)
     folded = [
@@ -79,14 +88,14 @@ def _variants(plan: RoundPlan) -> Mapping[int, list[Variant]]:
 
 
 def _measure(
-    stage: _Stage, naive: NaiveDesign, variants: list[Variant], plan: RoundPlan, progress: Progress
+    running: RunningServers, naive: NaiveDesign, variants: list[Variant], plan: RoundPlan, progress: Progress
 ) -> list[Figure]:
-    window_ms = stage.servers.settings.receipt_window_ms
-    gids = (f"{stage.servers.name}-storm-{window_ms}-{number}" for number in count())
-    contestants: dict[str, Callable[[], Measured]] = {v.name: partial(_turn, stage, v, gids) for v in variants}
+    servers, window_ms = running.servers, running.servers.settings.receipt_window_ms
+    gids = (f"{servers.name}-storm-{window_ms}-{number}" for number in count())
+    contestants: dict[str, Callable[[], Measured]] = {v.name: partial(_turn, running, v, gids) for v in variants}
     naive_names = {n: f"{_NAIVE}, {n} connection{'s' * (n > 1)}" for n in CONNECTIONS}
     for connections, name in naive_names.items():
-        contestants[name] = partial(_naive_turn, naive, connections, plan.size(60, 10))
+        contestants[name] = partial(_naive_turn, servers, naive, connections, plan.size(60, 10))
     rounds = interleave(contestants, plan, progress)
     best = max((rounds[name] for name in naive_names.values()), key=lambda measured: measured["cycles"].median)
     figures = [figure for variant in variants for figure in _figures(variant, rounds[variant.name], best)]
@@ -96,25 +105,45 @@ def _measure(
     return figures
 
 
-def _turn(stage: _Stage, variant: Variant, gids: Iterator[str]) -> Measured:
-    gid = next(gids)
-    with open_sessions(stage.servers, gid, variant.mode) as pool:
-        pool.start_over()
-        _wait_until_stored(stage)
-        before = _counts(stage, gid)
-        began = time.perf_counter()
-        _storm(pool, variant.messages)
-        stage.workers.relay()
-        known = max(pool.seen.known.values())
-        measured = _measured(pool.seen, variant.messages, known - began)
-        _wait_until_stored(stage)
-        measured["stored"] = variant.messages / (time.perf_counter() - began)
-        after = _counts(stage, gid)
-        return {**measured, **{key: (after[key] - before[key]) / variant.messages for key in after}}
+def _turn(running: RunningServers, variant: Variant, gids: Iterator[str]) -> Measured:
+    gid, messages = next(gids), variant.messages
+    with open_sessions(running.servers, gid, variant.mode) as pool:
+        seen = pool.start_over()
+        running.wait_until_stored()
+        before = counters.counts_of(running.servers, running.chat, gid)
+        seen.began = time.perf_counter()
+        _storm(pool, messages)
+        running.workers.watch()
+        measured = _measured(seen, messages)
+        running.wait_until_stored()
+        measured["stored"] = messages / (time.perf_counter() - seen.began)
+        windows = (max(seen.known.values()) - min(seen.sent.values())) * 1000 / WINDOW_MS
+        measured["digests_per_window"] = seen.digests / max(1.0, windows)
+        return measured | _growth(before, counters.counts_of(running.servers, running.chat, gid), messages)
 
 
-def _wait_until_stored(stage: _Stage) -> None:
-    stage.workers.wait(lambda: not backlog(stage.chat, "persist", "receipts"), "everything is stored")
+def _naive_turn(servers: BenchServers, naive: NaiveDesign, connections: int, messages: int) -> Measured:
+    before = _naive_counts(servers, naive)
+    measured = _measured(play(naive, connections, messages), messages)
+    growth = _growth(before, _naive_counts(servers, naive), messages)
+    return {**measured, "stored": measured["cycles"], **growth}
+
+
+def _naive_counts(servers: BenchServers, naive: NaiveDesign) -> dict[str, float]:
+    commands = counters.commands(naive.chat)
+    with naive.store() as store:
+        messages, receipts = store.count_rows()
+    return {
+        "rows_messages": messages,
+        "rows_receipts": receipts,
+        "bytes_sql": servers.maker.bytes_of(naive.url),
+        "commands": sum(commands.values()),
+        "publishes": commands.get("publish", 0),
+    }
+
+
+def _growth(before: Measured, after: Measured, messages: int) -> dict[str, float]:
+    return {key: (after[key] - before[key]) / messages for key in after}
 
 
 def _storm(pool: SessionPool, messages: int) -> None:
@@ -126,60 +155,15 @@ def _storm(pool: SessionPool, messages: int) -> None:
     pool.poll_until_in(seqs, pool.seen.known)
 
 
-def _measured(seen: SessionCounts, messages: int, cycles_s: float) -> dict[str, float]:
-    windows = max(1.0, (max(seen.known.values()) - min(seen.sent.values())) * 1000 / WINDOW_MS)
+def _measured(seen: SessionCounts, messages: int) -> dict[str, float]:
+    delivery_ms = [(seen.arrived[seq] - at) * 1000 for seq, at in seen.sent.items()]
+    receipt_ms = [(seen.known[seq] - seen.arrived[seq]) * 1000 for seq in seen.sent]
     return {
-        "cycles": messages / cycles_s,
-        **_legs(
-            [(seen.arrived[seq] - at) * 1000 for seq, at in seen.sent.items()],
-            [(seen.known[seq] - seen.arrived[seq]) * 1000 for seq in seen.sent],
-        ),
+        "cycles": messages / (max(seen.known.values()) - seen.began),
+        **_shares(delivery_ms, "delivery "),
+        **_shares(receipt_ms, "receipt "),
         "pushes": seen.pushes / messages,
         "digests": seen.digests / messages,
-        "digests_per_window": seen.digests / windows,
-    }
-
-
-def _legs(delivery_ms: list[float], receipt_ms: list[float]) -> Measured:
-    return {
-        "delivery_p50": median(delivery_ms),
-        "delivery_p99": percentile(delivery_ms, 0.99),
-        "receipt_p50": median(receipt_ms),
-        "receipt_p99": percentile(receipt_ms, 0.99),
-    }
-
-
-def _counts(stage: _Stage, gid: str) -> dict[str, float]:
-    chat, servers = stage.chat, stage.servers
-    commands = counters.commands(chat)
-    calls, acks = counters.acks(chat, gid)
-    rows = counters.rows(chat, gid)
-    return {
-        "commands": sum(commands.values()),
-        "calls": commands.get("fcall", 0) + commands.get("fcall_ro", 0),
-        "publishes": commands.get("spublish", 0),
-        "ack_calls": calls,
-        "acks": acks,
-        "rows_messages": rows["group_msgs"],
-        "rows_moves": rows["offset_moves"],
-        "rows_receipts": rows["msg_acks"],
-        "bytes_sql": servers.maker.bytes_of(servers.settings.database_url),
-        "bytes_group": counters.bytes_of_group(chat, gid),
-        "bytes_journal": counters.bytes_of_journal(chat, gid),
-    }
-
-
-def _naive_turn(naive: NaiveDesign, connections: int, messages: int) -> Measured:
-    before = naive.counts()
-    run = play(naive, connections, messages)
-    after = naive.counts()
-    return {
-        "cycles": messages / run.seconds,
-        "stored": messages / run.seconds,
-        **_legs(run.delivery_ms, run.receipt_ms),
-        "pushes": run.pushes / messages,
-        "digests": run.receipts / messages,
-        **{key: (after[key] - before[key]) / messages for key in after},
     }
 
 
@@ -188,10 +172,10 @@ _SPEED, _COUNTED = "speed", "counted, per message"
 _MEASURES = {
     "cycles": (_SPEED, "cycles", "1/s"),
     "stored": (_SPEED, "cycles, in SQL too", "1/s"),
-    "delivery_p50": (_SPEED, "send to last of 40, p50", "ms"),
-    "delivery_p99": (_SPEED, "send to last of 40, p99", "ms"),
-    "receipt_p50": (_SPEED, "from there to 40/199, p50", "ms"),
-    "receipt_p99": (_SPEED, "from there to 40/199, p99", "ms"),
+    "delivery p50": (_SPEED, "send to last of 40, p50", "ms"),
+    "delivery p99": (_SPEED, "send to last of 40, p99", "ms"),
+    "receipt p50": (_SPEED, "from there to 40/199, p50", "ms"),
+    "receipt p99": (_SPEED, "from there to 40/199, p99", "ms"),
     "pushes": (_COUNTED, "received", ""),
     "publishes": (_COUNTED, "publishes", ""),
     "acks": (_COUNTED, "acks", ""),
@@ -207,7 +191,7 @@ _MEASURES = {
     "bytes_group": (_COUNTED, "Redis bytes", "B"),
     "bytes_journal": (_COUNTED, "journal bytes until trimmed", "B"),
 }
-"""By its key the table of a measure, its name there, and its unit."""
+"""The table, the name and the unit of each measure."""
 
 _FOLDED_AIMS = {"digests_per_window": Aim("<=", 1, of_ratio=False), "rows_messages": Aim("<=", 1, of_ratio=False)}
 
@@ -227,3 +211,87 @@ def _figures(variant: Variant, rounds: Mapping[str, Rounds], naive: Mapping[str,
                 yardstick=Yardstick(_NAIVE, naive[key]) if key in naive else None,
                 aim=aims.get(key),
             )
+
+
+def run_latency(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
+    """Measure the way of one message at a time, on one gateway and on 40 connections, with a window of 0.
+
+    The yardsticks are a bare PUBLISH to 40 subscribers on connections of their own, which one thread reads in turn
+    through the same client as it reads the sessions, and, for a gateway's one connection, to a single subscriber.
+    """
+    messages = plan.size(200, 40)
+    servers = servers.using(servers.tables(), receipt_window_ms=0)
+    contestants: dict[str, Callable[[], Measured]] = {}
+    with ExitStack() as things:
+        things.enter_context(servers.running("receipts"))
+        for name, mode in _TOPOLOGIES.items():
+            pool = things.enter_context(open_sessions(servers, f"{servers.name}-{name[:2]}", mode))
+            contestants[name] = partial(_latency_turn, pool, messages)
+        for name, subscribers in _SUBSCRIBERS.items():
+            publish = things.enter_context(_subscribers(servers, subscribers))
+            contestants[name] = partial(_bare_turn, publish, messages)
+        rounds = interleave(contestants, plan, progress)
+    return list(_latency_figures(rounds))
+
+
+def _latency_figures(rounds: dict[str, dict[str, Rounds]]) -> Iterator[Figure]:
+    figure, yardstick = partial(Figure, bench="storm", unit="us"), next(iter(_SUBSCRIBERS))
+    for name, (part, what), share in product(_TOPOLOGIES, _PARTS.items(), _SHARES):
+        yield figure(
+            subject=name,
+            what=f"{what}, {share}",
+            charted=share == "p50",
+            rounds=rounds[name][f"{part} {share}"],
+            yardstick=Yardstick(yardstick, rounds[yardstick][share]),
+            aim=_LATENCY_AIM,
+        )
+    for name, share in product(_SUBSCRIBERS, _SHARES):
+        yield figure(subject=name, what=share, charted=share == "p50", rounds=rounds[name][share])
+
+
+def _latency_turn(pool: SessionPool, messages: int) -> Measured:
+    seen = pool.start_over()
+    receipt_us = []
+    for _ in range(messages):
+        seqs = pool.send(1)
+        pool.poll_until_in(seqs, seen.arrived)
+        began = time.perf_counter()  # the next poll sends the acks
+        pool.poll_until_in(seqs, seen.known)
+        receipt_us.append((seen.known[seqs[0]] - began) * 1e6)
+    sent_us = [(seen.arrived[seq] - at) * 1e6 for seq, at in seen.sent.items()]
+    return {**_shares(sent_us, "sent "), **_shares(receipt_us, "receipt ")}
+
+
+def _shares(samples: Sequence[float], prefix: str = "") -> Measured:
+    return {f"{prefix}p50": median(samples), f"{prefix}p99": percentile(samples, 0.99)}
+
+
+def _bare_turn(publish: Callable[[], float], messages: int) -> Measured:
+    return _shares([publish() for _ in range(messages)])
+
+
+@contextmanager
+def _subscribers(servers: BenchServers, count: int) -> Iterator[Callable[[], float]]:
+    """Subscribe on connections of their own. Yield a function that publishes, and returns the us to the last one."""
+    channel = f"im:{{0}}:{servers.name}-bare-{count}"
+    with open_client(servers.settings.redis_url) as client, ExitStack() as things:
+        subscribers: list[Any] = []
+        for _ in range(count):
+            subscriber: Any = client.pubsub()
+            things.callback(subscriber.close)
+            subscriber.ssubscribe(channel)
+            subscriber.get_message(timeout=DEADLINE_S)
+            subscribers.append(subscriber)
+        yield partial(_publish, client, channel, subscribers)
+
+
+def _publish(client: Any, channel: str, subscribers: list[Any]) -> float:
+    timeout_s = DEADLINE_S if len(subscribers) == 1 else 0.0
+    began = time.perf_counter()
+    client.execute_command("SPUBLISH", channel, TEXT)
+    waiting = list(subscribers)
+    while waiting:
+        waiting = [subscriber for subscriber in waiting if subscriber.get_message(timeout=timeout_s) is None]
+        if time.perf_counter() - began > DEADLINE_S:
+            raise ImError(f"a bare PUBLISH has not reached {len(waiting)} of its subscribers")
+    return (time.perf_counter() - began) * 1e6

@@ -17,11 +17,10 @@ from imcore.admin import dead_letters
 from imcore.admin.retention import trim
 from imcore.errors import ImError, InvalidInput, TryAgain
 from imcore.model.rows import Batch
-from imcore.repair import mend as mend_module
-from imcore.repair import rebuild_batch, watermarks
+from imcore.repair import apply, bulk_apply, watermarks
+from imcore.repair.apply import mend
 from imcore.repair.check import check
 from imcore.repair.locks import PartitionLock
-from imcore.repair.mend import mend
 from imcore.repair.rebuild import rebuild
 from imcore.repair.watermarks import watermarks_of
 from imcore.settings import Settings
@@ -106,33 +105,33 @@ def assert_whole(chat: Chat, messages: int) -> None:
     assert [message.seq for message in chat.pull("dee", GID)] == list(range(1, messages + 1))
 
 
-def test_what_is_trimmed_meanwhile_leaves_no_hole(
+def test_repair_leaves_no_hole_if_the_group_is_trimmed_meanwhile(
     chat: Chat, open_chat: Callable[[], Chat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given somebody who trims just as the new stream is made
     lose(chat, 55)
-    make_shadow, trimmer = mend_module._Mending._make_shadow, open_chat()
+    make_shadow, trimmer = apply._Attempt._make_shadow, open_chat()
     trimmed = []
 
     def meanwhile(self: Any, plan: Any) -> int:
-        trimmed.append(trim(trimmer, keep_messages=20, gid=GID).entries)
+        trimmed.append(trim(trimmer.system, keep_messages=20, gid=GID).entries)
         return make_shadow(self, plan)
 
-    monkeypatch.setattr(mend_module._Mending, "_make_shadow", meanwhile)
+    monkeypatch.setattr(apply._Attempt, "_make_shadow", meanwhile)
     # When
     assert all(difference.repaired for difference in check(chat.system, repair=True))
     # Then it was passed over, and is trimmed the next time
     assert trimmed == [0]
     assert_whole(chat, 60)
-    assert trim(trimmer, keep_messages=20, gid=GID).entries == 40
+    assert trim(trimmer.system, keep_messages=20, gid=GID).entries == 40
     assert_whole(chat, 60)
 
 
 @pytest.mark.parametrize("function", ["lock", "copy", "add", "swap", "spans", "release"])
-def test_an_answer_that_gets_lost_does_no_harm(chat: Chat, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+def test_repair_survives_lost_answers(chat: Chat, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     # Given
     since = lose(chat, 30)
-    lost = lose_answer(chat, monkeypatch, f"im_repair_{function}")
+    lost = lose_answer(chat, monkeypatch, f"im_restore_{function}")
     # When
     assert mend(chat.system, GID, since=msgids.pack(since)).restored == 1
     # Then
@@ -140,12 +139,12 @@ def test_an_answer_that_gets_lost_does_no_harm(chat: Chat, monkeypatch: pytest.M
     assert_whole(chat, 60)
 
 
-def test_who_has_lost_its_claim_stops(
+def test_repair_stops_once_its_group_lock_is_lost(
     chat: Chat, open_chat: Callable[[], Chat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a mender that stalls over the new stream until its claim and its hold are over, and another one goes on
     since = msgids.pack(lose(chat, 30))
-    stored, other, restored = mend_module._Mending._stored, open_chat(), []
+    stored, other, restored = apply._Attempt._stored, open_chat(), []
 
     def meanwhile(self: Any, plan: Any) -> Iterator[Any]:
         yield from stored(self, plan)
@@ -154,7 +153,7 @@ def test_who_has_lost_its_claim_stops(
             restored.append(0)
             restored.append(mend(other.system, GID, since=since).restored)
 
-    monkeypatch.setattr(mend_module._Mending, "_stored", meanwhile)
+    monkeypatch.setattr(apply._Attempt, "_stored", meanwhile)
     # When, then
     with pytest.raises(TryAgain, match="another process"):
         mend(chat.system, GID, since=since)
@@ -166,7 +165,7 @@ def test_who_has_lost_its_claim_stops(
     )
 
 
-def test_two_who_mend_at_once_do_it_one_after_the_other(chat: Chat, open_chat: Callable[[], Chat]) -> None:
+def test_two_repairs_at_once_run_one_after_the_other(chat: Chat, open_chat: Callable[[], Chat]) -> None:
     # Given
     lose(chat, 10)
     found: list[list[bool]] = []
@@ -187,9 +186,7 @@ def test_two_who_mend_at_once_do_it_one_after_the_other(chat: Chat, open_chat: C
     assert_whole(chat, 60)
 
 
-def test_a_reconciler_that_has_lost_its_hold_does_not_lift_that_of_another(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reconciliation_leaves_the_partition_lock_of_another_one(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given one that stalls until another one has begun
     partition = chat.system.client.space.partition_of(GID)
     differences, second = watermarks.differences, PartitionLock(chat.system, partition)
@@ -203,11 +200,11 @@ def test_a_reconciler_that_has_lost_its_hold_does_not_lift_that_of_another(
     # When, then
     with suppress(TryAgain):
         watermarks.reconcile(chat.system, partition)
-    second.keep()
+    second.renew()
     assert chat.system.client.driver.hexists(chat.system.client.space.watermarks(partition), SEPARATOR)
 
 
-def test_a_large_group_is_mended_while_people_come_and_go(chat: Chat, open_chat: Callable[[], Chat]) -> None:
+def test_repair_mends_a_large_group_while_members_join_and_leave(chat: Chat, open_chat: Callable[[], Chat]) -> None:
     # Given
     chat.add_members(GID, [f"user-{number}" for number in range(2000)])
     persist(chat)
@@ -236,7 +233,7 @@ def test_a_large_group_is_mended_while_people_come_and_go(chat: Chat, open_chat:
     assert chat.system.client.driver.exists(keys_of(chat).shadow) == 0
 
 
-def test_what_is_mended_into_sql_and_then_lost_by_redis_is_noticed(chat: Chat) -> None:
+def test_watermarks_show_a_loss_of_mended_messages(chat: Chat) -> None:
     # Given a repair that stores what no worker has stored, in the second before the power goes
     lose(chat, 30)
     snapshot = Snapshot.of(chat.system.client.driver)
@@ -253,7 +250,7 @@ def test_what_is_mended_into_sql_and_then_lost_by_redis_is_noticed(chat: Chat) -
     assert_whole(chat, 62)
 
 
-def test_a_commit_that_comes_late_is_noticed(
+def test_watermarks_show_a_late_commit(
     chat: Chat, open_chat: Callable[[], Chat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a worker that stalls in its commit, for so long that its name has gone to another one
@@ -289,7 +286,7 @@ def test_a_commit_that_comes_late_is_noticed(
     assert_whole(chat, 62)
 
 
-def test_marks_do_not_pile_up(chat: Chat) -> None:
+def test_watermarks_do_not_pile_up(chat: Chat) -> None:
     # Given many processes, one after the other
     for number in range(5):
         chat.send(GID, f"more {number}", sender_uid="ann")
@@ -304,21 +301,21 @@ def test_marks_do_not_pile_up(chat: Chat) -> None:
     assert len(stored) == 1
 
 
-def test_who_joins_while_a_group_is_rebuilt_stays_as_they_are(
+def test_rebuild_keeps_members_that_join_meanwhile(
     chat: Chat, open_chat: Callable[[], Chat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a Redis that has lost everything, and somebody who adds a member in the middle of its rebuilding
     unread = chat.unread("bob")
     chat.system.client.driver.flushall()
-    other, add_spans = open_chat(), rebuild_batch.RebuildBatch._add_spans
+    other, add_spans = open_chat(), bulk_apply.BulkApply._add_spans
 
     def meanwhile(self: Any, gid: str) -> None:
         other.add_members(GID, ["bob", "eve"])
         add_spans(self, gid)
 
-    monkeypatch.setattr(rebuild_batch.RebuildBatch, "_add_spans", meanwhile)
+    monkeypatch.setattr(bulk_apply.BulkApply, "_add_spans", meanwhile)
     # When
-    rebuild(open_chat())
+    rebuild(open_chat().system)
     # Then
     assert chat.unread("bob") == unread
     persist(other)
@@ -326,7 +323,7 @@ def test_who_joins_while_a_group_is_rebuilt_stays_as_they_are(
     assert {member.uid for member in other.members(GID)} == {*UIDS, "eve"}
 
 
-def test_a_stray_mark_of_a_recall_takes_nobodys_words_away(chat: Chat) -> None:
+def test_repair_keeps_text_despite_a_stray_recall(chat: Chat) -> None:
     # Given, beside a message that only Redis has
     said = chat.send(GID, "words", sender_uid="ann")
     packed = msgids.pack(said.msgid)
@@ -341,7 +338,7 @@ def test_a_stray_mark_of_a_recall_takes_nobodys_words_away(chat: Chat) -> None:
     assert chat.system.client.driver.xrange(keys_of(chat).stream, said.msgid)[0][1][b"text"] == b"words"
 
 
-def test_what_was_recalled_stays_recalled(chat: Chat) -> None:
+def test_repair_keeps_recalled_message_recalled(chat: Chat) -> None:
     # Given a database that has lost which message a tombstone recalls
     recalled = nth(chat, 40)
     chat.recall(GID, recalled, by="ann", admin=True)
@@ -357,7 +354,7 @@ def test_what_was_recalled_stays_recalled(chat: Chat) -> None:
     assert chat.message_status(GID, recalled).message.recalled
 
 
-def test_an_offset_beyond_all_messages_is_not_believed(chat: Chat) -> None:
+def test_repair_ignores_an_offset_beyond_all_messages(chat: Chat) -> None:
     # Given
     chat.system.client.driver.zadd(keys_of(chat).acked, {"bob": 1 << 52})
     # When
@@ -370,7 +367,7 @@ def test_an_offset_beyond_all_messages_is_not_believed(chat: Chat) -> None:
     assert list(check(chat.system)) == []
 
 
-def test_a_name_among_the_groups_that_is_no_group_goes(chat: Chat) -> None:
+def test_repair_drops_a_name_that_is_no_group(chat: Chat) -> None:
     # Given
     k = chat.system.client.space.group("ghost")
     chat.system.client.driver.sadd(k.groups, "ghost")
@@ -381,7 +378,7 @@ def test_a_name_among_the_groups_that_is_no_group_goes(chat: Chat) -> None:
     assert chat.system.database.message("ghost", 1) is None
 
 
-def test_what_is_no_message_is_put_aside(chat: Chat) -> None:
+def test_repair_puts_an_entry_aside_that_is_no_message(chat: Chat) -> None:
     # Given
     entry_id = chat.system.client.driver.xadd(keys_of(chat).stream, {"nonsense": "1"})
     assert any("cannot be read" in difference.what for difference in check(chat.system))
@@ -398,7 +395,7 @@ def test_what_is_no_message_is_put_aside(chat: Chat) -> None:
     assert list(dead_letters.list_dead(chat.system)) == [letter]
 
 
-def test_an_offset_at_a_message_that_both_have_lost_counts_on(chat: Chat) -> None:
+def test_an_offset_at_a_message_that_both_sides_lost_still_counts(chat: Chat) -> None:
     # Given an ack that was stored, of a message that was not, when the power went
     persist(chat)
     snapshot = Snapshot.of(chat.system.client.driver)

@@ -1,94 +1,74 @@
-"""`check` on a real server: it finds each kind of damage, mends it, and is not misled by what is on its way."""
+"""`check` on a real server: it finds each kind of damage, and `--repair` mends it."""
 
-import os
-import random
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.admin.retention import trim
-from imcore.errors import NotMember, RefusedError, TryAgain, UnknownMessage
+from imcore.errors import RefusedError
 from imcore.model.rows import Batch, GroupRow, SpanRow
 from imcore.repair.check import Checked, check
-from imcore.repair.check_members import followers
-from imcore.repair.check_messages import MessageAudit
-from imcore.repair.diff import Difference
 from imcore.repair.rebuild import rebuild
-from imcore.settings import Settings
+from imcore.repair.window import followers
 from imcore.sql import queries
-from imcore.streams import keys
-from imcore.streams.keys import SEPARATOR, GroupKeys
-from imcore.workers.persist import Persist
-from imcore.workers.receipts import ReceiptsWorker
-from tests.deadline import wait_until
-
-GID = "群 #1"
-UIDS = ("ann", "bob", "cy", "{dee}")
-MESSAGES = 30
-ROUNDS = int(os.environ.get("IM_CHECK_ROUNDS", "10"))
-"""How often all is checked while people use the system."""
-PAUSE_S = 0.003
-"""How long each of them waits between two steps: the machine is to do other things, too."""
+from imcore.streams.keys import SEPARATOR
+from tests.checked_group import (
+    GID,
+    MESSAGES,
+    UIDS,
+    Damage,
+    ahead,
+    back,
+    begun_another_day,
+    beyond_its_end,
+    checked_group,
+    claimed,
+    closed_span,
+    end_beyond,
+    end_of_another_day,
+    garbage,
+    index_ahead,
+    listed_too_often,
+    lose_message,
+    lose_newest_message,
+    lose_stream,
+    nth,
+    opened,
+    own_in_disorder,
+    persist,
+    recall_at_another_place,
+    redis,
+    said,
+    sql,
+    stray_reader,
+)
+from tests.model.fingerprint import fingerprint
 
 
 @pytest.fixture
 def chat(valkey: str, sqlite_url: str) -> Iterator[Chat]:
-    """A group with a history, all of it stored: who left and came back, who is behind, a recall, a trim point."""
-    with opened(valkey, sqlite_url) as chat:
-        chat.system.database.upgrade()
-        chat.create_group(GID, UIDS)
-        chat.create_group("other", UIDS[:2])
-        for number in range(MESSAGES):
-            said(chat, number)
-        chat.ack("bob", GID, nth(chat, 12))
-        chat.remove_members(GID, ["cy", "{dee}"])
-        said(chat, MESSAGES, "bob")
-        chat.add_members(GID, ["cy"])
-        said(chat, MESSAGES + 1, "bob")
-        said(chat, MESSAGES + 2, "cy")
-        chat.recall(GID, nth(chat, 25), by="ann", admin=True)
-        chat.send("other", "hello", sender_uid="ann")
-        persist(chat)
-        trim(chat.system, keep_messages=20)
+    with checked_group(valkey, sqlite_url) as chat:
         yield chat
 
 
-def opened(valkey: str, database_url: str) -> Chat:
-    return Chat.connect(
-        valkey, database_url, settings=replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=2)
-    )
-
-
-def said(chat: Chat, number: int, sender: str = "") -> None:
-    chat.send(GID, f"message {number}", sender_uid=sender or UIDS[number % 3], client_msgid=f"c{number}")
-
-
-def nth(chat: Chat, number: int) -> str:
-    return chat.status(GID, limit=0)[number].message.msgid
-
-
-def persist(chat: Chat) -> None:
-    worker = Persist(chat.system.client, chat.system.database, chat.system.settings)
-    while worker.step():
-        pass
-    worker.close()
-
-
-def test_what_agrees_is_no_difference(chat: Chat) -> None:
+def test_check_reports_nothing_for_sound_data(chat: Chat) -> None:
     assert list(check(chat.system)) == []
 
 
-def test_progress_says_from_the_beginning_how_many_groups_there_are(chat: Chat) -> None:
+def test_repair_writes_nothing_where_nothing_differs(chat: Chat, tmp_path: Path) -> None:
+    # Given
+    before = fingerprint(chat, tmp_path / "imcore.db")
+    # When
+    assert list(check(chat.system, repair=True)) == []
+    # Then
+    assert fingerprint(chat, tmp_path / "imcore.db") == before
+
+
+def test_check_progress_begins_with_the_number_of_groups(chat: Chat) -> None:
     told: list[Checked] = []
 
     assert list(check(chat.system, on_progress=told.append)) == []
@@ -96,7 +76,7 @@ def test_progress_says_from_the_beginning_how_many_groups_there_are(chat: Chat) 
     assert told == [Checked(0, 2), Checked(2, 2)]
 
 
-def test_what_no_worker_stores_is_one_line(chat: Chat) -> None:
+def test_check_reports_unstored_entries_in_one_line(chat: Chat) -> None:
     # Given a group of which SQL knows nothing, and changes in another one
     chat.create_group("new", ["ann", "bob"])
     said_first = chat.send("new", "first", sender_uid="ann")
@@ -113,103 +93,7 @@ def test_what_no_worker_stores_is_one_line(chat: Chat) -> None:
     assert list(check(chat.system)) == []
 
 
-# Each kind of damage: what is done to Redis or to SQL, and something that the line about it says.
-
-Damage = Callable[[Chat, GroupKeys], object]
-
-
-def sql(statement: str, **values: object) -> Damage:
-    def damage(chat: Chat, _: GroupKeys) -> None:
-        with chat.system.database.connection() as connection:
-            newest = chat.group(GID).last_msgid
-            given = {"gid": GID, "newest": msgids.pack(newest or ""), **values}
-            names = {name: value for name, value in given.items() if f":{name}" in statement}
-            assert connection.execute(text(statement), names).rowcount
-
-    return damage
-
-
-def redis(command: str, key: str, *args: object) -> Damage:
-    def damage(chat: Chat, k: GroupKeys) -> None:
-        name = {"own_unacked": k.own_unacked("bob"), "groups_of": k.groups_of("bob")}.get(key) or getattr(k, key)
-        assert chat.system.client.driver.execute_command(command, name, *args)
-
-    return damage
-
-
-def lose_message(chat: Chat, k: GroupKeys) -> None:
-    chat.system.client.driver.xdel(k.stream, nth(chat, 20))
-
-
-def lose_newest_message(chat: Chat, k: GroupKeys) -> None:
-    chat.system.client.driver.xdel(k.stream, nth(chat, -1))
-
-
-def lose_stream(chat: Chat, k: GroupKeys) -> None:
-    chat.system.client.driver.delete(k.stream)
-
-
-def garbage(chat: Chat, k: GroupKeys) -> None:
-    chat.system.client.driver.xadd(k.stream, {"nonsense": "1"})
-
-
-def back(chat: Chat, k: GroupKeys) -> None:
-    chat.system.client.driver.xgroup_setid(k.stream, "bob", nth(chat, 11))
-
-
-def ahead(chat: Chat, k: GroupKeys) -> None:
-    chat.system.client.driver.xgroup_setid(k.stream, "bob", nth(chat, 20))
-
-
-def stray_reader(chat: Chat, k: GroupKeys) -> None:
-    assert chat.system.client.driver.xreadgroup("bob", "device", {k.stream: ">"})
-
-
-def index_ahead(chat: Chat, k: GroupKeys) -> None:
-    chat.system.client.driver.zadd(k.acked, {"bob": msgids.pack(nth(chat, 20))})
-
-
-def closed_span(chat: Chat, k: GroupKeys) -> None:
-    (span,) = (name for name in chat.system.client.driver.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
-    chat.system.client.driver.zrem(k.left, span)
-
-
-def beyond_its_end(chat: Chat, k: GroupKeys) -> None:
-    (span,) = (name for name in chat.system.client.driver.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
-    chat.system.client.driver.zadd(k.acked, {span: 1 << 51})
-
-
-def end_beyond(chat: Chat, k: GroupKeys) -> None:
-    (span,) = (name for name in chat.system.client.driver.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
-    chat.system.client.driver.zadd(k.left, {span: 9e18})
-
-
-def end_of_another_day(chat: Chat, k: GroupKeys) -> None:
-    (span,) = (name for name in chat.system.client.driver.zrange(k.left, 0, -1) if name.startswith(b"{dee}"))
-    chat.system.client.driver.zincrby(k.left, 1_000_000_000_000, span)
-
-
-def begun_another_day(chat: Chat, k: GroupKeys) -> None:
-    chat.system.client.driver.zadd(k.joined, {"bob": msgids.pack(nth(chat, -1)) + 1_000_000_000_000})
-
-
-def recall_at_another_place(chat: Chat, k: GroupKeys) -> None:
-    (recalled, _) = chat.system.client.driver.zrange(k.recalled, 0, -1)
-    chat.system.client.driver.zadd(k.recalled, {recalled: 5})
-
-
-def listed_too_often(chat: Chat, k: GroupKeys) -> None:
-    chat.system.client.driver.sadd(k.groups_of("{dee}"), GID)
-
-
-def own_in_disorder(chat: Chat, k: GroupKeys) -> None:
-    client, key = chat.system.client.driver, k.own_unacked("bob")
-    client.rpush(key, client.lpop(key))
-
-
-def claimed(chat: Chat, k: GroupKeys) -> None:
-    chat.system.client.driver.hset(k.group_locks, GID, "somebody 0")
-
+# Each kind of damage, and a part of the line that reports it.
 
 DAMAGE: dict[str, tuple[Damage, str]] = {
     "redis lost a message": (lose_message, "message"),
@@ -328,7 +212,7 @@ MEMBERS_GO = {"sql has an end that did not come"}
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_each_damage_is_found_and_mended(chat: Chat, kind: str) -> None:
+def test_repair_mends_each_damage(chat: Chat, kind: str) -> None:
     # Given
     damage, says = DAMAGE[kind]
     before = answers(chat)
@@ -356,7 +240,7 @@ def test_each_damage_is_found_and_mended(chat: Chat, kind: str) -> None:
     assert followers(chat.system.client, k.stream) == {uid.decode(): score for uid, score in acked.items()}
 
 
-def test_the_data_of_another_system_is_left_alone(chat: Chat, valkey: str, tmp_path: Path) -> None:
+def test_repair_leaves_data_of_another_system_alone(chat: Chat, valkey: str, tmp_path: Path) -> None:
     # Given the database of another system, with a group of the same name
     with opened(valkey, f"sqlite:///{tmp_path / 'other.db'}") as other:
         other.system.database.upgrade()
@@ -364,23 +248,23 @@ def test_the_data_of_another_system_is_left_alone(chat: Chat, valkey: str, tmp_p
         other.system.database.write(Batch(groups=[GroupRow(GID, 0)], spans=[SpanRow(GID, "mallory", 0, None, 1, 0)]))
         before = answers(chat)
         # When
-        (found,) = check(other, repair=True)
+        (found,) = check(other.system, repair=True)
         # Then
         assert (found.what, found.sql, found.repaired) == ("dataset", "another", False)
         with pytest.raises(RefusedError, match=r"set IM_DATABASE_URL or IM_REDIS_URL if .* --adopt"):
-            rebuild(other, yes=True)
+            rebuild(other.system, yes=True)
     assert answers(chat) == before
     assert "mallory" not in {member.uid for member in chat.members(GID)}
     assert list(check(chat.system)) == []
     persist(chat)
 
 
-def test_a_new_database_in_place_of_one_that_is_lost_is_filled(chat: Chat, valkey: str, tmp_path: Path) -> None:
+def test_repair_fills_a_new_database(chat: Chat, valkey: str, tmp_path: Path) -> None:
     with opened(valkey, f"sqlite:///{tmp_path / 'new.db'}") as other:
         other.system.database.upgrade()
         said(other, 99)
         # When
-        list(check(other, repair=True))
+        list(check(other.system, repair=True))
         # Then it has what Redis has, and the workers go on with it
         said(other, 100)
         persist(other)
@@ -389,7 +273,7 @@ def test_a_new_database_in_place_of_one_that_is_lost_is_filled(chat: Chat, valke
         assert len(rows) == 22
 
 
-def test_the_time_of_a_message_is_that_of_its_msgid(valkey: str, database_url: str) -> None:
+def test_repair_sets_times_to_those_of_msgids(valkey: str, database_url: str) -> None:
     with opened(valkey, database_url) as chat:
         # Given
         chat.system.database.upgrade()
@@ -412,13 +296,13 @@ def test_the_time_of_a_message_is_that_of_its_msgid(valkey: str, database_url: s
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_an_entry_that_is_no_message_is_named_by_its_own_id(chat: Chat, number: int) -> None:
+def test_check_names_an_entry_that_is_no_message_by_its_id(chat: Chat, number: int) -> None:
     stream = chat.system.client.space.group(GID).stream
     ids = [chat.system.client.driver.xadd(stream, {"nonsense": "1"}).decode() for _ in range(number)]
     assert [each.what for each in check(chat.system)] == [f"message {entry_id} that cannot be read" for entry_id in ids]
 
 
-def test_what_both_sides_have_lost_shows_in_the_order(chat: Chat) -> None:
+def test_check_reports_a_hole_where_both_sides_lost_a_message(chat: Chat) -> None:
     # Given
     k = chat.system.client.space.group(GID)
     lost, after = nth(chat, 20), nth(chat, 21)
@@ -439,7 +323,7 @@ IMPOSSIBLE = ("9000000000000000000", ":newest + 1000000000000", "'many'")
 
 
 @pytest.mark.parametrize("offset", IMPOSSIBLE)
-def test_where_no_message_can_have_either_offset_the_newest_one_counts(chat: Chat, offset: str) -> None:
+def test_repair_replaces_impossible_offsets_of_both_sides_by_the_newest_message(chat: Chat, offset: str) -> None:
     # Given
     k = chat.system.client.space.group(GID)
     sql(f"UPDATE group_spans SET acked_msgid = {offset} WHERE gid = :gid AND uid = 'bob'")(chat, k)
@@ -454,7 +338,7 @@ def test_where_no_message_can_have_either_offset_the_newest_one_counts(chat: Cha
     assert {member.uid: member.last_ack_msgid for member in chat.members(GID)}["bob"] == newest
 
 
-def test_what_redis_and_sql_agree_on_is_told_if_no_message_can_have_it(chat: Chat) -> None:
+def test_check_reports_an_impossible_offset_that_both_sides_have(chat: Chat) -> None:
     k = chat.system.client.space.group(GID)
     offset = msgids.pack(nth(chat, -1)) + 1_000_000_000_000
     chat.system.client.driver.zadd(k.acked, {"bob": offset})
@@ -478,7 +362,7 @@ def close_before_the_last_word(chat: Chat) -> str:
 
 
 @pytest.mark.parametrize("has_redis_lost_it", [False, True])
-def test_a_span_goes_on_to_the_last_that_was_said_in_it(chat: Chat, has_redis_lost_it: bool) -> None:
+def test_repair_extends_a_span_to_its_last_message(chat: Chat, has_redis_lost_it: bool) -> None:
     # Given
     last_word = close_before_the_last_word(chat)
     # When
@@ -498,7 +382,7 @@ def test_a_span_goes_on_to_the_last_that_was_said_in_it(chat: Chat, has_redis_lo
         assert list(ends) == [msgids.pack(last_word)]
 
 
-def test_so_it_does_where_both_sides_have_the_wrong_end(chat: Chat) -> None:
+def test_repair_extends_a_span_whose_end_is_wrong_on_both_sides(chat: Chat) -> None:
     # Given
     close_before_the_last_word(chat)
     with pytest.MonkeyPatch.context() as as_it_was:
@@ -512,7 +396,7 @@ def test_so_it_does_where_both_sides_have_the_wrong_end(chat: Chat) -> None:
     assert list(check(chat.system)) == []
 
 
-def test_seqs_that_are_wrong_below_the_trim_point_are_found(chat: Chat) -> None:
+def test_check_reports_wrong_seqs_of_trimmed_messages(chat: Chat) -> None:
     sql("UPDATE group_msgs SET seq = 5 - seq WHERE gid = :gid AND seq IN (2, 3)")(
         chat, chat.system.client.space.group(GID)
     )
@@ -520,7 +404,7 @@ def test_seqs_that_are_wrong_below_the_trim_point_are_found(chat: Chat) -> None:
     assert [each.what.split()[0] for each in found] == ["place", "place"]
 
 
-def test_a_group_that_cannot_be_read_hides_no_other(chat: Chat) -> None:
+def test_check_reports_other_groups_beside_an_unreadable_one(chat: Chat) -> None:
     # Given one key of the wrong type, and damage elsewhere
     k, other = chat.system.client.space.group(GID), chat.system.client.space.group("other")
     chat.system.client.driver.delete(other.acked)
@@ -533,24 +417,7 @@ def test_a_group_that_cannot_be_read_hides_no_other(chat: Chat) -> None:
     assert any("WRONGTYPE" in each.redis for each in found)
 
 
-def test_damage_is_found_while_a_group_changes_all_the_time(chat: Chat, valkey: str, sqlite_url: str) -> None:
-    # Given, in a group where somebody speaks at every moment
-    k = chat.system.client.space.group(GID)
-    strange = msgids.pack(nth(chat, 15))
-    chat.system.client.driver.zadd(k.recalled, {str(strange): strange})
-    chat.add_members(GID, ["zoe"])
-    said(chat, 77)
-    chat.system.client.driver.rpush(k.own_unacked("zoe"), msgids.pack(nth(chat, -1)))
-    persist(chat)
-    with Crowd(valkey, sqlite_url):
-        # When
-        found = {each.what for each in check(chat.system) if not each.unsure}
-    # Then
-    assert any(what.startswith("recall of message") for what in found)
-    assert any("of 'zoe' past the offset" in what for what in found)
-
-
-def test_what_has_no_one_answer_is_said_and_left(chat: Chat) -> None:
+def test_repair_reports_and_leaves_texts_that_differ(chat: Chat) -> None:
     sql("UPDATE group_msgs SET content = 'forged' WHERE gid = :gid AND msgid = :newest")(
         chat, chat.system.client.space.group(GID)
     )
@@ -570,139 +437,3 @@ def answers(chat: Chat) -> dict[str, object]:
         "tallies": chat.status(GID, limit=0),
         "names": [chat.message_status(GID, msgid) for msgid in messages],
     }
-
-
-def test_what_happens_meanwhile_is_no_difference(chat: Chat, valkey: str, sqlite_url: str) -> None:
-    """People talk, ack, come and go; the worker stores it; retention trims: and all the while `check` finds nothing."""
-    # Given
-    with Crowd(valkey, sqlite_url) as crowd:
-        for number in range(ROUNDS):
-            crowd.trims = number >= ROUNDS // 2
-            # When, then
-            found = list(check(chat.system))
-            assert found == []
-    persist(chat)
-    assert list(check(chat.system)) == []
-
-
-def test_damage_is_mended_while_all_goes_on(chat: Chat, valkey: str, sqlite_url: str) -> None:
-    # Given
-    k = chat.system.client.space.group(GID)
-    with Crowd(valkey, sqlite_url):
-        for damage in (lose_message, redis("ZREM", "acked", "bob"), redis("DEL", "left"), redis("DEL", "own_unacked")):
-            chat.remove_members(GID, ["bob"])
-            chat.add_members(GID, ["bob"])
-            said(chat, 0, "bob")
-            # When
-            with suppress(AssertionError):  # nothing was there to be lost
-                damage(chat, k)
-            # Then
-            assert [each for each in check(chat.system, repair=True) if not each.repaired] == []
-    persist(chat)
-    assert list(check(chat.system)) == []
-
-
-class Crowd:
-    """Threads that use the system for as long as they are let."""
-
-    def __init__(self, valkey: str, database_url: str) -> None:
-        self.trims = False
-        self._stop = threading.Event()
-        self._errors: list[BaseException] = []
-        tasks = (self._talk, self._ack, self._come_and_go, self._store, self._trim)
-        self._chats = [opened(valkey, database_url) for _ in tasks]
-        self._threads = [
-            threading.Thread(target=self._run, args=(task, chat)) for task, chat in zip(tasks, self._chats, strict=True)
-        ]
-
-    def __enter__(self) -> "Crowd":
-        for thread in self._threads:
-            thread.start()
-        client = self._chats[0].client.driver
-        wait_until(lambda: client.exists(keys.lease("persist", 1)))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        for chat in self._chats:
-            chat.close()
-        assert self._errors == []
-
-    def _run(self, task: Callable[[Chat, random.Random], object], chat: Chat) -> None:
-        try:
-            chance = random.Random(1)
-            while not self._stop.wait(PAUSE_S):
-                with suppress(NotMember, UnknownMessage):
-                    task(chat, chance)
-        except BaseException as error:  # for the test to see
-            self._errors.append(error)
-
-    def _talk(self, chat: Chat, chance: random.Random) -> None:
-        chat.send(chance.choice((GID, "other")), "talk", sender_uid=chance.choice(UIDS[:3]))
-
-    def _ack(self, chat: Chat, chance: random.Random) -> None:
-        gid = chance.choice((GID, "other"))
-        tallies = chat.status(gid, limit=5)
-        chat.ack(chance.choice(UIDS), gid, chance.choice(tallies).message.msgid if tallies else None)
-
-    def _come_and_go(self, chat: Chat, chance: random.Random) -> None:
-        uid = chance.choice(UIDS)
-        chance.choice((chat.add_members, chat.remove_members))("other", [uid])
-
-    def _store(self, chat: Chat, _: random.Random) -> None:
-        self._worker = getattr(self, "_worker", None) or Persist(
-            chat.system.client, chat.system.database, chat.system.settings
-        )
-        with suppress(TryAgain):  # somebody mends: a worker waits, and goes on
-            self._worker.step()
-        if self._stop.is_set():
-            self._worker.close()
-
-    def _trim(self, chat: Chat, chance: random.Random) -> None:
-        if self.trims:
-            trim(chat.system, keep_messages=chance.randrange(3, 30))
-
-
-def test_a_journal_that_is_trimmed_meanwhile_hides_nothing_that_happened(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Given somebody who reads while both sides are read, and a trim before check asks what has happened meanwhile
-    tell(chat)
-    trim(chat.system)
-    tallies, acks = MessageAudit._tallies, iter([20, 25])
-
-    def meanwhile(self: MessageAudit, some: list[Any]) -> list[Difference]:
-        answer = list(tallies(self, some))
-        for number in islice(acks, 1):
-            chat.ack("ann", GID, nth(chat, number))
-            answer = list(tallies(self, some))
-            persist(chat)
-            tell(chat)
-            assert trim(chat.system).journal_entries
-        return answer
-
-    monkeypatch.setattr(MessageAudit, "_tallies", meanwhile)
-    # Then
-    assert list(check(chat.system)) == []
-
-
-def tell(chat: Chat) -> None:
-    worker = ReceiptsWorker(chat.system.client, chat.system.database, chat.system.settings)
-    while not worker.drained():
-        worker.step()
-    worker.close()
-
-
-def test_a_recall_of_a_trimmed_message_that_is_not_stored_yet_is_no_difference(chat: Chat) -> None:
-    # Given an own message past the offset, which is in SQL only
-    chat.create_group("team", ["ann", "bob"])
-    chat.send("team", "not read by ann", sender_uid="bob")
-    own = chat.send("team", "a slip", sender_uid="ann")
-    persist(chat)
-    trim(chat.system, keep_messages=0)
-    # When
-    chat.recall("team", own.msgid, by="ann")
-    # Then
-    assert [difference for difference in check(chat.system) if difference.gid == "team"] == []

@@ -1,48 +1,57 @@
 """Which offsets no message can have, and what takes their place."""
 
-import time
-
 import pytest
 
 from imcore import msgid as msgids
 from imcore.model.rows import SpanRow
-from imcore.repair import offsets
+from imcore.repair.state import highest_offset, possible
 from imcore.streams import events
 from imcore.streams.events import Malformed
 
 HOUR_MS = 3_600_000
+NOW_MS = 1_796_000_000_000
 ENTRY = b"1767225600123-4"
 
 
 def at(hours: int) -> int:
-    return msgids.first_at(time.time_ns() // 1_000_000 + hours * HOUR_MS)
+    return msgids.first_at(NOW_MS + hours * HOUR_MS)
 
 
 def span(uid: str, acked: int, left: int | None = None) -> SpanRow:
     return SpanRow("g", uid, 5, left, 1, acked)
 
 
-def test_an_offset_may_be_ahead_by_a_day_or_as_far_as_a_message_is() -> None:
-    assert at(23) < offsets.highest(7) < at(25)
-    assert offsets.highest(at(50)) == at(50)
-    assert offsets.highest(msgids.IMPOSSIBLE) == msgids.HIGHEST
+def test_offset_may_be_ahead_by_a_day_or_at_the_newest_message() -> None:
+    assert at(23) < highest_offset(7, NOW_MS) < at(25)
+    assert highest_offset(at(50), NOW_MS) == at(50)
+    assert highest_offset(msgids.IMPOSSIBLE, NOW_MS) == msgids.HIGHEST
 
 
-def test_in_its_place_stands_what_redis_has_or_the_newest_message() -> None:
+def test_impossible_offset_becomes_that_of_redis_or_the_newest_message() -> None:
     rows = [span("ann", at(30)), span("bob", at(30)), span("cy", at(30), left=8), span("dee", 11), span("eve", at(2))]
     live = [span("ann", 7), span("bob", msgids.IMPOSSIBLE)]
-    assert [row.acked_msgid for row in offsets.possible(rows, 9, live)] == [7, 9, 8, 11, rows[-1].acked_msgid]
+    assert [row.acked_msgid for row in possible(rows, 9, live, bound=highest_offset(9, NOW_MS))] == [
+        7,
+        9,
+        8,
+        11,
+        rows[-1].acked_msgid,
+    ]
 
 
-def test_so_it_does_in_place_of_an_end() -> None:
+def test_impossible_end_becomes_that_of_redis_or_the_newest_message() -> None:
     rows = [span("ann", 7, left=at(30)), span("bob", at(30), left=at(30)), span("cy", 7, left=msgids.IMPOSSIBLE)]
     live = [span("ann", 7, left=8), span("bob", 6)]
-    assert offsets.possible(rows, 9, live) == [span("ann", 7, left=8), span("bob", 6, left=9), span("cy", 7, left=9)]
+    assert possible(rows, 9, live, bound=highest_offset(9, NOW_MS)) == [
+        span("ann", 7, left=8),
+        span("bob", 6, left=9),
+        span("cy", 7, left=9),
+    ]
 
 
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("number", ["9000000000000000000", str(msgids.IMPOSSIBLE), "1e9", "inf"])
-def test_an_entry_with_such_a_position_is_malformed(place: int, number: str) -> None:
+def test_entry_with_an_impossible_position_is_malformed(place: int, number: str) -> None:
     moves = ["0", "0", "9", "bob"]
     moves[place] = number
     fields = {b"kind": b"ack", b"gid": b"g", b"moves": "\x1f".join(moves).encode()}

@@ -1,14 +1,13 @@
-"""What `check`, `rebuild` and the reconciliation are made of, as far as it does no I/O."""
+"""The parts of repair that do no I/O: state, diff, merge and orders."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from imcore.model.rows import MessageRow, SpanRow
-from imcore.repair.counting import CountedMessage, Counter
 from imcore.repair.diff import Depends, Difference
-from imcore.repair.journal_window import Backlog, Changes
-from imcore.repair.merge import Placed, as_known, in_sequence, is_void, offset_of, paired, place, settle
-from imcore.repair.plan import LiveGroup, Plan, merged_messages, orders
+from imcore.repair.merge import Placed, Plan, as_known, in_sequence, paired, place, settle
+from imcore.repair.orders import orders
+from imcore.repair.state import ActualGroup, Backlog, Changes, CountedMessage, Counter, is_void, offset_of
 from imcore.streams.calls.repair_calls import StreamState, Trim
 from imcore.streams.events import Acked, Created, Entry, Event, Joined, Left, Move, Sent
 
@@ -44,7 +43,7 @@ _told = st.lists(
 
 
 @given(_told.map(sorted), st.lists(_span, unique_by=lambda row: (row.uid, row.joined_msgid)))
-def test_counts_are_those_of_the_definition(messages: list[CountedMessage], spans: list[SpanRow]) -> None:
+def test_counter_counts_by_the_definition(messages: list[CountedMessage], spans: list[SpanRow]) -> None:
     counter = Counter(messages)
     for row in spans:
         counter.add(row)
@@ -67,14 +66,14 @@ def placed(live: list[MessageRow], stored: list[MessageRow], *, base: int = 0, n
     return list(place(pairs, base=base, is_new=lambda msgid: msgid >= new_from, span_of=lambda row: row.span))
 
 
-def test_what_is_alike_keeps_its_place() -> None:
+def test_equal_messages_keep_their_place() -> None:
     both = [message(3, 1), message(5, 2)]
-    assert [(each.row, each.is_lost) for each in placed(both, both)] == [(row, False) for row in both]
+    assert [(each.row, each.live is None) for each in placed(both, both)] == [(row, False) for row in both]
 
 
-def test_lost_messages_come_back_and_those_said_since_follow_them() -> None:
+def test_new_messages_follow_lost_ones() -> None:
     found = placed([message(7, 3), message(8, 4)], [message(5, 3), message(6, 4)], base=2, new_from=7)
-    assert [(each.row.msgid, each.row.seq, each.is_lost) for each in found] == [
+    assert [(each.row.msgid, each.row.seq, each.live is None) for each in found] == [
         (5, 3, True),
         (6, 4, True),
         (7, 5, False),
@@ -82,31 +81,31 @@ def test_lost_messages_come_back_and_those_said_since_follow_them() -> None:
     ]
 
 
-def test_the_order_is_that_of_the_msgids_also_where_a_clock_stood_behind() -> None:
+def test_messages_are_in_order_of_msgid_also_if_a_clock_was_behind() -> None:
     found = placed([message(4, 3)], [message(5, 3)], base=2, new_from=4)
     assert [(each.row.msgid, each.row.seq) for each in found] == [(4, 3), (5, 4)]
 
 
-def test_two_messages_of_one_msgid_both_stay() -> None:
+def test_two_messages_of_one_msgid_are_both_kept() -> None:
     found = placed([message(5, 3, content="since"), message(6, 4)], [message(5, 3, content="before")], new_from=5)
     assert [(each.row.msgid, each.row.seq, each.row.content) for each in found] == [
         (5, 1, "before"),
         (6, 2, "hi"),
         (7, 3, "since"),
     ]
-    assert found[0].is_lost
+    assert found[0].live is None
 
 
-def test_a_message_that_one_side_has_changed_is_not_two() -> None:
+def test_message_that_one_side_changed_is_not_doubled() -> None:
     (only,) = placed([message(5, 1, content="forged")], [message(5, 1)])
-    assert (only.row.content, only.is_lost) == ("forged", False)
+    assert (only.row.content, only.live is None) == ("forged", False)
 
 
 _rows = st.lists(st.integers(1, 30), unique=True).map(lambda ids: [message(msgid) for msgid in sorted(ids)])
 
 
 @given(_rows, _rows)
-def test_no_message_is_dropped_and_seqs_have_no_holes(live: list[MessageRow], stored: list[MessageRow]) -> None:
+def test_place_drops_no_message_and_leaves_no_hole(live: list[MessageRow], stored: list[MessageRow]) -> None:
     found = placed(live, stored, base=10)
     assert {each.row.msgid for each in found} == {row.msgid for row in live + stored}
     assert [each.row.seq for each in found] == list(range(11, 11 + len(found)))
@@ -122,23 +121,23 @@ def settled(stored: list[SpanRow], live: list[SpanRow], said: dict[int, int] | N
     return spans.rows
 
 
-def test_the_further_offset_stands() -> None:
+def test_further_offset_wins() -> None:
     assert settled([span("bob", 0, acked=5)], [span("bob", 0, acked=7)]) == [span("bob", 0, acked=7)]
     assert settled([span("bob", 0, acked=7)], [span("bob", 0, acked=5)]) == [span("bob", 0, acked=7)]
 
 
-def test_what_one_side_has_closed_is_closed() -> None:
+def test_span_that_one_side_closed_is_closed() -> None:
     closed = span("bob", 0, 5, 5)
     assert settled([closed], [span("bob", 0)]) == [closed]
     assert settled([span("bob", 0, acked=5)], [closed]) == [closed._replace(changed=VERSION)]
 
 
-def test_who_spoke_after_they_left_left_after_that() -> None:
+def test_span_ends_after_its_last_message() -> None:
     (row,) = settled([span("bob", 0, 5)], [span("bob", 0)], {0: 8})
     assert (row.left_msgid, row.changed) == (8, VERSION)
 
 
-def test_who_joined_twice_has_joined_once() -> None:
+def test_second_join_is_void() -> None:
     # Given a join that Redis has lost, and another one since
     stored, live = [span("bob", 3)], [span("bob", 6, acked=9)]
     # When
@@ -151,7 +150,7 @@ def test_who_joined_twice_has_joined_once() -> None:
     assert settled(rows, [span("bob", 3, acked=9)]) == [rows[0]._replace(acked_msgid=9), rows[1]]
 
 
-def test_a_leave_and_a_return_around_what_was_lost_never_were() -> None:
+def test_leave_and_return_around_a_lost_message_are_void() -> None:
     # Given what bob said, which Redis has lost, and so took him to have left before it
     stored, live = [span("bob", 0, acked=7)], [span("bob", 0, 4), span("bob", 4)]
     # When
@@ -161,7 +160,7 @@ def test_a_leave_and_a_return_around_what_was_lost_never_were() -> None:
     assert settled(rows, live, {0: 7}) == rows
 
 
-def test_nobody_reads_beyond_the_end_of_a_span() -> None:
+def test_offset_ends_with_its_span() -> None:
     assert offset_of(span("bob", 0, 5, 9)) == 5
     assert offset_of(span("bob", 0, None, 9)) == 9
 
@@ -177,7 +176,7 @@ def plan_of(spans: dict[str, list[SpanRow]], *, live: dict[str, list[SpanRow]] |
         journal_end="0-0",
         newest_live=0,
         newest_stored=0,
-        live=LiveGroup(live or {}, set(), {}, set(), {}, set()),
+        live=ActualGroup(live or {}, set(), {}, set(), {}, set()),
         known={},
         settled=spans,
         lowered=[],
@@ -185,23 +184,23 @@ def plan_of(spans: dict[str, list[SpanRow]], *, live: dict[str, list[SpanRow]] |
         seq=0,
         newest=0,
     )
-    merged_messages(plan, [], {})
+    plan.lay_out([], {})
     return plan
 
 
-def test_a_sender_whose_membership_nobody_knows_any_more_has_no_span() -> None:
+def test_message_of_an_unknown_member_has_no_span() -> None:
     assert plan_of({}).span_of(message(5, span=3)) is None
     assert plan_of({"ann": [span("ann", 0, 2)]}).span_of(message(5, span=3)) is None
 
 
-def test_a_message_lies_in_the_span_whose_end_is_lost_with_the_beginning_of_its_own() -> None:
+def test_message_belongs_to_the_span_whose_end_was_lost() -> None:
     plan = plan_of({"ann": [span("ann", 0)]})
     assert plan.span_of(message(5, span=3)) == 0
     assert plan.span_of(message(5, span=None)) == 0
     assert plan.span_of(message(5, span=0)) == 0
 
 
-def test_an_offset_stands_that_has_passed_nothing_that_was_lost() -> None:
+def test_offset_goes_back_only_if_it_passed_a_lost_message() -> None:
     # Given that only Redis knows how far bob has read, in a span that goes on since another one never was
     stood = [span("bob", 0, 7, 5), span("bob", 7, acked=9)]
     plan = plan_of({"bob": [span("bob", 0, None, 5)]}, live={"bob": stood})
@@ -216,7 +215,7 @@ def test_an_offset_stands_that_has_passed_nothing_that_was_lost() -> None:
 # What is on its way.
 
 
-def test_what_is_pending_is_applied_to_what_is_stored() -> None:
+def test_backlog_is_applied_to_stored_spans() -> None:
     # Given
     pending = Backlog()
     for event in (
@@ -236,7 +235,7 @@ def test_what_is_pending_is_applied_to_what_is_stored() -> None:
     assert (pending.created_ms, pending.covers(6), pending.covers(7)) == (1767225600123, False, True)
 
 
-def test_what_has_happened_explains_what_it_has_touched_and_nothing_else() -> None:
+def test_changes_explain_only_differences_that_depend_on_them() -> None:
     # Given
     touched = Changes()
     for event in (Sent("g", 7, 8, 2), Acked("g", (Move(0, 2, 5, ("cy",)),)), Joined("g", "eve", 4)):

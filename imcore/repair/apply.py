@@ -1,0 +1,309 @@
+"""Makes one group alike in Redis and in SQL, while the system runs: each side gets what only the other one has.
+
+Meanwhile no worker stores anything of the partition, and nobody else mends the group (`imcore.repair.locks`). SQL is
+written first. If messages are not as desired, a new stream (the shadow) is made beside the group's own, and takes its
+place in one step. Spans and own messages follow. Killed anywhere or done twice, this does no harm: the next attempt
+finds the rest. The system goes on: later messages follow in the new stream, and spans of users who join or leave
+meanwhile are done again.
+"""
+
+import logging
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, groupby
+from operator import attrgetter
+from typing import TypeVar
+
+from imcore import msgid as msgids
+from imcore.errors import TryAgain
+from imcore.model.rows import Batch, GroupRow, SpanRow, WatermarkRow
+from imcore.repair import locks, window
+from imcore.repair.desired import Planner, now_ms, packed
+from imcore.repair.diff import described_span
+from imcore.repair.locks import PartitionLock
+from imcore.repair.merge import Placed, Plan
+from imcore.repair.orders import lowest_behind, orders, passed
+from imcore.repair.state import CHECK, highest_offset
+from imcore.repair.window import START
+from imcore.sql import corrections, queries
+from imcore.streams.calls import repair_calls
+from imcore.streams.calls.call import Call
+from imcore.streams.calls.repair_calls import GroupLock, Shadow, ShadowEntry
+from imcore.streams.client import CHUNK
+from imcore.streams.keys import uid_of
+from imcore.system import System
+from imcore.util.batches import batches
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+PAGE = 200
+"""How many messages one call adds to a shadow, and how many spans one asserts: the server does nothing else."""
+
+TRIES = 20
+MOST_NAMES = 3
+
+MENDER = "mend"
+"""The consumer name of the watermark that repairs set."""
+
+Uids = Container[str]
+
+
+class _Everybody:
+    """All uids."""
+
+    def __contains__(self, uid: object) -> bool:
+        return True
+
+
+EVERYBODY: Uids = _Everybody()
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """What was done: messages that Redis got again, messages that SQL got, and messages that have another seq now.
+
+    `behind` is the lowest offset (packed) that Redis had behind SQL, None if it had none.
+    """
+
+    restored: int = 0
+    stored: int = 0
+    renumbered: int = 0
+    behind: int | None = None
+
+    def plus(self, other: "Mended") -> "Mended":
+        """Return both together."""
+        behind = min((each.behind for each in (self, other) if each.behind is not None), default=None)
+        sums = self.restored + other.restored, self.stored + other.stored, self.renumbered + other.renumbered
+        return Mended(*sums, behind)
+
+
+def mend(system: System, gid: str, *, since: int | None = None, lock: PartitionLock | None = None) -> Mended:
+    """Make one group alike on both sides; return what was done. Messages before `since` (packed) are looked at too.
+
+    `lock` is the caller's on the partition, if it has one. Raise TryAgain if somebody else mends it all the time, or if
+    members join and leave too fast.
+    """
+    if lock is None:
+        with PartitionLock(system, system.client.space.partition_of(gid), wait_s=locks.LOCK_MS / 1000 + 1) as own:
+            return mend(system, gid, since=since, lock=own)
+    total, left = Mended(), EVERYBODY
+    for _ in range(TRIES):
+        lock.renew()
+        [group_lock] = locks.take(system, [gid])
+        remaining: Uids = left
+        try:
+            done, remaining = _Attempt(system, group_lock, since, lock).run(left)
+        finally:
+            locks.give_back(system, [group_lock], done=not remaining)
+        total, left = total.plus(done), remaining
+        if not left:
+            return total
+    raise TryAgain(f"{gid!r} changes too fast to mend it now")
+
+
+class _Attempt:
+    """One attempt."""
+
+    def __init__(self, system: System, group_lock: GroupLock, since: int | None, lock: PartitionLock) -> None:
+        self._system = system
+        self._client = system.client
+        self._database = system.database
+        self._group_lock = group_lock
+        self._k = group_lock.k
+        self._gid = gid = group_lock.k.gid
+        self._partition = system.client.space.partition_of(gid)
+        self._lock = lock
+        self._planner = Planner(system, group_lock.k, since)
+
+    def run(self, uids: Uids) -> tuple[Mended, Uids]:
+        """Put the spans of these uids right, and all else; return what was done, and the uids that are left."""
+        plan = self._planner.plan()
+        if plan is None:
+            return Mended(), ()
+        self._set_watermark(plan)
+        self._write_spans(plan)
+        if plan.is_sound and not plan.resets:
+            for _ in self._stored(plan):
+                pass
+        elif not self._swap(plan, self._make_shadow(plan)):
+            return Mended(), uids
+        left = self._restore_spans(plan, uids)
+        if not left:
+            self._restore_rest(plan)
+        return Mended(len(plan.lost), plan.added, plan.moved, lowest_behind(plan)), left
+
+    # SQL first.
+
+    def _set_watermark(self, plan: Plan) -> None:
+        """Set a watermark in both before anything is stored: a Redis that loses it afterwards shows that."""
+        if plan.journal_end == START:
+            return
+        entry = packed(plan.journal_end)
+        self._client.call(repair_calls.set_watermarks(self._client.space, self._partition, {MENDER: entry}))
+        self._database.write(Batch(marks=[WatermarkRow(self._partition, MENDER, entry)]))
+
+    def _write_spans(self, plan: Plan) -> None:
+        if plan.lowered:
+            lower(self._system, self._gid, plan.lowered, max(plan.newest_live, plan.newest_stored))
+        if plan.rewritten:
+            corrections.rewrite(self._database, plan.rewritten)
+        rows = [row for spans in plan.spans.values() for row in spans.rows]
+        if plan.resets:  # which offsets hold is clear only after the swap: the journal will say so
+            rows = [row._replace(acked_msgid=row.joined_msgid) for row in rows]
+        batch = Batch(spans=rows)
+        if not queries.listed(self._database, [self._gid]):
+            batch.groups.append(GroupRow(self._gid, self._planner.backlog.created_ms or now_ms()))
+        self._database.write(batch)
+
+    def _stored(self, plan: Plan) -> Iterator[list[Placed]]:
+        """Yield the messages after the base, a page at a time, once SQL has them; recalled ones without their text."""
+        recalled = {msgid for _, msgid in queries.recalls(self._database, self._gid)}
+        for batch in batches(self._planner.placed(plan), PAGE):
+            new = [placed.row for placed in batch if placed.stored is None]
+            rows = [row._replace(content="") if row.msgid in recalled else row for row in new]
+            self._database.write(Batch(messages=rows))
+            self._lock.renew()
+            yield batch
+
+    # Then Redis.
+
+    def _make_shadow(self, plan: Plan) -> int:
+        """Make the shadow; return how many entries it has."""
+        entries = 0 if plan.trim == plan.base else self._copy(msgids.unpack(plan.base.msgid))
+        for batch in self._stored(plan):
+            texts = [ShadowEntry(placed.row, caught_up=self._moves_sender(plan, placed)) for placed in batch]
+            self._client.call(repair_calls.add(self._group_lock, texts))
+            entries += len(batch)
+        return entries
+
+    def _copy(self, last: str) -> int:
+        before, entries = -1, 0
+        while before != entries:
+            before, entries = entries, self._client.call(repair_calls.copy(self._group_lock, last=last, count=PAGE))
+            self._lock.renew()
+        return entries
+
+    def _moves_sender(self, plan: Plan, placed: Placed) -> bool:
+        return placed.stored is None and not plan.resets and placed.row.msgid in plan.moved_senders
+
+    def _swap(self, plan: Plan, entries: int) -> bool:
+        undone = window.undone_from(self._client, self._partition) if plan.journal_end != START else None
+        shadow = shadow_of(entries, plan.newest, plan.seq, plan.floor)
+        spans = list(passed(plan)) if plan.resets else ()
+        call = repair_calls.swap(self._group_lock, plan.seen, shadow, plan.trim, undone=undone, passed=spans)
+        if self._client.call(call) is repair_calls.CHANGED:
+            return False
+        self._put_aside(plan)
+        return True
+
+    def _put_aside(self, plan: Plan) -> None:
+        """Keep entries that are no messages as dead letters."""
+        why: tuple[str, ...] = (
+            "dead_worker",
+            CHECK,
+            "dead_reason",
+            f"no message, and stood in the stream of {self._gid!r}",
+        )
+        for entry_id, values in plan.foreign.items():
+            about = (*why, "dead_entry", entry_id.decode(), "dead_deliveries", "0")
+            self._client.execute_once("XADD", self._client.space.dead_letters(self._partition), "*", *about, *values)
+
+    def _restore_spans(self, plan: Plan, uids: Uids) -> set[str]:
+        """Put spans right; return the uids who joined or left meanwhile."""
+        missed: set[str] = set()
+        for batch in batches((order for order in orders(plan) if uid_of(order.uid) in uids), PAGE):
+            numbers = self._client.call(repair_calls.spans(self._group_lock, batch, plan.trim))
+            missed.update(uid_of(batch[number].uid) for number in numbers)
+            self._lock.renew()
+        return missed
+
+    def _restore_rest(self, plan: Plan) -> None:
+        """Restore recalls, own messages past the offsets, and client_msgids."""
+        members = [row.uid for row in plan.rows if row.left_msgid is None]
+        trimmed = trimmed_own(self._system, [self._gid], plan.trim.msgid).get(self._gid, {})
+        recalled = {msgid for pair in queries.recalls(self._database, self._gid) for msgid in pair}
+        corrections.take_texts_away(self._database, self._gid)
+        strangers = [msgid for msgid in plan.live.recalled - recalled if not self._is_message(msgid)]
+        owners = sorted(self._owners(members) | trimmed.keys() | plan.senders)
+        once_ms, k = self._system.settings.idempotency_ms, self._k
+        self._client.call_many(
+            [
+                *paged(recalled, partial(repair_calls.set_recalled, k)),
+                *paged(strangers, partial(repair_calls.set_recalled, k, drop=True)),
+                *paged(owners, partial(repair_calls.restore_own_unacked, k, trimmed=trimmed)),
+                *paged(plan.reidentified, partial(repair_calls.restore_idempotency, k, for_ms=once_ms, correct=True)),
+                *paged(members if plan.resets else (), partial(repair_calls.resync, k)),
+            ]
+        )
+        # All of them: a group that is new in Redis, or that somebody has died over, may know none.
+        for call in client_msgids(self._system, [self._gid], after=oldest_client_msgid(self._system, k.meta)):
+            self._client.call(call)
+            self._lock.renew()
+
+    def _is_message(self, msgid: int) -> bool:
+        """Return whether either side has a message. It then stays recalled, even without its tombstone."""
+        entry_id = msgids.unpack(msgid)
+        entries = self._client.query("XRANGE", self._k.stream, entry_id, entry_id)
+        return bool(entries) or self._database.message(self._gid, msgid) is not None
+
+    def _owners(self, uids: Sequence[str]) -> set[str]:
+        """Return the members who have own messages past the offset, as Redis has it."""
+        lengths = (
+            self._client.query_many([("LLEN", self._k.own_unacked(uid)) for uid in batch])
+            for batch in batches(uids, CHUNK)
+        )
+        return {uid for uid, length in zip(uids, chain.from_iterable(lengths), strict=True) if length}
+
+
+# Parts that a rebuild shares.
+
+
+def paged(values: Iterable[T], call: Callable[[list[T]], Call[int]]) -> Iterator[Call[int]]:
+    """Yield a call for each page of values."""
+    return map(call, batches(values, PAGE))
+
+
+def shadow_of(entries: int, newest: int, seq: int, floor: int) -> Shadow:
+    """Return the description of a shadow. Ids go on after `floor`, the highest msgid that a span names."""
+    return Shadow(entries, msgids.unpack(newest), seq, id_above(floor) if floor > newest else START)
+
+
+def id_above(packed: int) -> str:
+    """Return the first id (text) of the millisecond after a packed one: ids that follow it can be packed."""
+    return msgids.unpack(msgids.first_at(msgids.time_ms(packed) + 1))
+
+
+def lower(system: System, gid: str, rows: Sequence[SpanRow], newest: int) -> None:
+    """Set offsets and ends in SQL that no message can have to those of these rows."""
+    corrections.lower_spans(system.database, rows, above=highest_offset(newest, now_ms()))
+    named = "; ".join(f"{row.uid!r} {described_span(row)}" for row in rows[:MOST_NAMES])
+    more = f"; and {len(rows) - MOST_NAMES} more" if len(rows) > MOST_NAMES else ""
+    log.warning("group %r: SQL had offsets or ends that no message can have; now: %s%s", gid, named, more)
+
+
+def trimmed_own(system: System, gids: Sequence[str], trimmed: int) -> dict[str, dict[str, list[int]]]:
+    """Return who has own messages past the offset, by group and uid, with those (packed) that only SQL has."""
+    own: dict[str, dict[str, list[int]]] = {}
+    for gid, uid, msgid in queries.own_unread(system.database, gids):
+        own.setdefault(gid, {}).setdefault(uid, []).extend([msgid] if msgid <= trimmed else [])
+    return own
+
+
+def oldest_client_msgid(system: System, key: str) -> int:
+    """Return the msgid (packed) after which a message's client_msgid has to be known.
+
+    The earlier of our clock and that of the key's server counts: a clock that is ahead forgets nothing early.
+    """
+    earlier_ms = min(now_ms(), system.client.time_ms(key))
+    return msgids.first_at(earlier_ms - system.settings.idempotency_ms)
+
+
+def client_msgids(system: System, gids: Sequence[str], *, after: int) -> Iterator[Call[int]]:
+    """Yield calls that restore the client_msgids of messages after a msgid (packed). Known ones stay as they are."""
+    rows = queries.with_client_msgid(system.database, gids, after=after)
+    for gid, of_group in groupby(rows, key=attrgetter("gid")):
+        k, once_ms = system.client.space.group(gid), system.settings.idempotency_ms
+        yield from paged(of_group, partial(repair_calls.restore_idempotency, k, for_ms=once_ms))

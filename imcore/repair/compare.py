@@ -1,0 +1,300 @@
+"""Compares whole groups while the system runs: reads both sides within a window, and holds them against each other."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import filterfalse
+from operator import attrgetter
+from typing import Any
+
+from imcore import msgid as msgids
+from imcore.errors import ConfigurationError, ImError, TryAgain
+from imcore.model.rows import MessageRow, SpanRow
+from imcore.repair import diff, state
+from imcore.repair.diff import BEGUN, MISSING, THERE, UNREADABLE, Difference, MessageDiff, SpanDiff, SpanState
+from imcore.repair.locks import unfinished
+from imcore.repair.merge import paired
+from imcore.repair.state import Backlog, Changes, CountedMessage, GroupMeta, is_empty, key_of
+from imcore.repair.window import PAGE, JournalWindow, StreamEntry, followers, live_entries, metas_of, packed_score, scan
+from imcore.sql import corrections, queries
+from imcore.sql.database import Database
+from imcore.streams.calls import receipt_calls
+from imcore.streams.calls.call import Trimmed
+from imcore.streams.calls.repair_calls import NEVER
+from imcore.streams.client import CHUNK
+from imcore.streams.journal import one_line
+from imcore.system import System
+from imcore.util.batches import batches
+
+ROUNDS = 10
+"""How often a group is compared again that changed meanwhile."""
+
+COUNTED_AT_ONCE = 20_000
+"""For how many messages the spans are read once."""
+
+HAND_WRITTEN = (ImError, ValueError, TypeError, IndexError, KeyError, OverflowError)
+"""Errors that come of data which somebody has written by hand."""
+
+
+def differences(system: System, gids: Sequence[str], *, after: int | None = None) -> dict[str, list[Difference]]:
+    """Return what differs in each group, and is not explained by what happened while both sides were read.
+
+    With `after` (packed), older messages are left out, except for the newest page in SQL. A difference is `unsure` if
+    it was there at every look, but the group changed each time. It is a difference too if a group's repair has begun
+    and not ended, or if a group cannot be read. Raise RedisUnavailable, DatabaseUnavailable, ConfigurationError.
+    """
+    partitions = {system.client.space.partition_of(gid) for gid in gids}
+    begun = {gid for partition in partitions for gid in unfinished(system, partition)}
+    compared = _compared(system, gids, after)
+    return {gid: [*([BEGUN] if gid in begun else ()), *each] for gid, each in compared.items()}
+
+
+def _compared(system: System, gids: Sequence[str], after: int | None) -> dict[str, list[Difference]]:
+    try:
+        return _looked_again(system, gids, after)
+    except (TryAgain, ConfigurationError):
+        raise
+    except HAND_WRITTEN as error:
+        if len(gids) == 1:
+            return {gids[0]: [Difference("data", f"cannot be read: {one_line(str(error))}", "not compared", "stored")]}
+    return {gid: each for one in gids for gid, each in _compared(system, [one], after).items()}
+
+
+def _looked_again(system: System, gids: Sequence[str], after: int | None) -> dict[str, list[Difference]]:
+    sure: defaultdict[str, dict[str, Difference]] = defaultdict(dict)
+    doubtful: defaultdict[str, Counter[Difference]] = defaultdict(Counter)
+    changing: Sequence[str] = gids
+    for _ in range(ROUNDS):
+        window = JournalWindow(system, changing)
+        seen = _look(system, window, changing, after)
+        changes = window.changes()
+        changing = [gid for gid in seen if _has_doubts(seen[gid], changes[gid], sure[gid], doubtful[gid])]
+        if not changing:
+            break
+    for gid in changing:
+        for difference, times in doubtful[gid].items():
+            if times == ROUNDS:
+                sure[gid].setdefault(difference.what, replace(difference, unsure=True))
+    return {gid: list(sure[gid].values()) for gid in gids}
+
+
+def _has_doubts(
+    seen: Sequence[Difference], changes: Changes, sure: dict[str, Difference], doubtful: Counter[Difference]
+) -> bool:
+    """Note the differences of one look; return whether any may come of what happened meanwhile."""
+    doubts = [difference for difference in seen if difference.explained_by(changes)]
+    sure.update((difference.what, difference) for difference in seen if difference not in doubts)
+    doubtful.update(doubts)
+    return bool(doubts)
+
+
+def _look(system: System, window: JournalWindow, gids: Sequence[str], after: int | None) -> dict[str, list[Difference]]:
+    """Return how each group differs, except for what a trim explains."""
+    in_sql = queries.listed(system.database, gids)
+    keys = [system.client.space.group(gid) for gid in gids]
+    listed = system.client.query_many([("SISMEMBER", k.groups, k.gid) for k in keys])
+    metas = metas_of(system.client, gids)
+    seen: dict[str, list[Difference]] = {}
+    for gid, is_listed in zip(gids, listed, strict=True):
+        group = GroupComparison(system, gid, metas[gid], window.backlogs[gid], after=after)
+        seen[gid] = list(group.differences(is_listed=bool(is_listed), is_stored=gid in in_sql))
+    now = metas_of(system.client, gids)
+    return {
+        gid: [one for one in each if not diff.concerns_trim(one, metas[gid], now[gid])] for gid, each in seen.items()
+    }
+
+
+class GroupComparison:
+    """One comparison of one group."""
+
+    def __init__(self, system: System, gid: str, meta: GroupMeta, backlog: Backlog, *, after: int | None) -> None:
+        self._client = system.client
+        self._database: Database = system.database
+        self._gid = gid
+        self._k = system.client.space.group(gid)
+        self._meta = meta
+        self._backlog = backlog
+        self._after = after
+        self._soon = _highest_offset(0)
+
+    def differences(self, *, is_listed: bool, is_stored: bool) -> Iterator[Difference]:
+        """Yield what differs. `is_listed`: Redis lists the group. `is_stored`: SQL does."""
+        if not self._meta.exists:
+            if is_stored or self._has_rows():
+                yield Difference("group", MISSING, THERE, "group")
+            elif is_listed:
+                yield Difference("name in the list of all groups", THERE, MISSING, "group")
+            return
+        if not is_stored and self._backlog.created_ms is None:
+            yield Difference("group", THERE, MISSING, "group")
+        if not is_listed:
+            yield Difference("group in the list of all", MISSING, THERE, "group")
+        messages = self._message_diff()
+        yield from self._messages(messages)
+        own = self._own(messages) if messages.is_whole else None
+        yield from self._spans(own)
+        if messages.is_whole:
+            yield from self._recalls(messages)
+
+    def _has_rows(self) -> bool:
+        """Return whether SQL has anything of a group that it does not list."""
+        head = queries.head(self._database, self._gid, until=NEVER)
+        return bool(head.messages) or any(queries.spans(self._database, [self._gid]))
+
+    # Messages.
+
+    def _message_diff(self) -> MessageDiff:
+        is_whole, trimmed = self._after is None, self._meta.trimmed
+        if self._after is not None:
+            newest = self._database.messages_before(self._gid, NEVER, limit=PAGE)
+            self._after = min(self._after, newest[0].msgid - 1 if newest else 0)
+        unreadable = set(queries.unreadable(self._database, self._gid)) if is_whole else set()
+        head = queries.head(self._database, self._gid, until=trimmed) if trimmed else None
+        below = diff.TrimmedHead(head.messages, head.last_seq, head.newest) if head else diff.TrimmedHead()
+        return MessageDiff(self._meta, below, self._backlog, is_whole, unreadable)
+
+    def _messages(self, messages: MessageDiff) -> Iterator[Difference]:
+        counted: list[CountedMessage] = []
+        for entry, stored_row in self._pairs():
+            entry_id, row, values = entry or (b"", None, [])
+            if entry and row is None:
+                yield diff.of_entry(entry_id, values)
+                continue
+            yield from messages.compare(row, stored_row, values)
+            counted += [CountedMessage(row.msgid, row.sender_uid)] if row else []
+            if len(counted) == COUNTED_AT_ONCE:
+                yield from self._tallies(counted)
+                counted = []
+        yield from self._tallies(counted)
+        yield from messages.head()
+        if messages.is_whole:
+            yield from self._stored(messages)
+
+    def _stored(self, messages: MessageDiff) -> Iterator[Difference]:
+        """Yield what is wrong in SQL by itself."""
+        if self._meta.trimmed and messages.is_trim_sound:
+            for msgid in queries.out_of_order(self._database, self._gid, self._meta.trimmed):
+                yield diff.of_message("place of message", msgid, "trimmed", "another seq", "stored")
+        for msgid, field in sorted(messages.unreadable):
+            yield diff.of_message(f"{field} of message", msgid, "not compared", UNREADABLE, "stored")
+        for msgid, wrong in corrections.wrong_times(self._database, self._gid):
+            yield diff.of_message("time of message", msgid, diff.described_time(msgids.time_ms(msgid)), wrong, "stored")
+
+    def _pairs(self) -> Iterator[tuple[StreamEntry | None, MessageRow | None]]:
+        """Yield each message with its other side, in order. What SQL has up to the trim point is no pair."""
+        after = max(self._after or 0, self._meta.trimmed)
+        first = "-" if self._after is None else f"({msgids.unpack(self._after)}"
+        entries = live_entries(self._client, self._gid, first=first)
+        rows = stored_after(self._database, self._gid, after)
+        for entry, stored_row in paired(entries, rows, _msgid_of, attrgetter("msgid")):
+            row = entry[1] if entry else None
+            is_trimmed = row is not None and row.msgid <= after
+            yield entry, self._database.message(self._gid, row.msgid) if row and is_trimmed else stored_row
+
+    def _tallies(self, messages: list[CountedMessage]) -> Iterator[Difference]:
+        """Count from SQL who has read each message, and compare that with what Redis answers."""
+        if not messages:
+            return
+        counter = state.Counter(messages)
+        for span in self._desired_spans():
+            counter.add(span)
+        counts = iter(counter.counts())
+        for batch in batches(messages, CHUNK):
+            asked = [(message.msgid, "", "") for message in batch]
+            answers = self._client.call(receipt_calls.tallies(self._client.space, self._gid, asked))
+            for message, answer, count in zip(batch, answers, counts, strict=False):
+                if answer != count and not isinstance(answer, Trimmed):
+                    yield diff.of_tally(message.msgid, answer, count)
+
+    # Spans, and what is indexed by them.
+
+    def _desired_spans(self) -> Iterator[SpanRow]:
+        return self._backlog.applied(queries.spans(self._database, [self._gid]))
+
+    def _own(self, messages: MessageDiff) -> dict[str, list[int]]:
+        """Return the own messages of all who may have some past their offset."""
+        own: dict[str, list[int]] = {}
+        trimmed = self._meta.trimmed
+        if trimmed:
+            for _, uid, msgid in queries.own_unread(self._database, [self._gid], until=trimmed):
+                if msgid not in self._backlog.recalled:
+                    own.setdefault(uid, []).append(msgid)
+        for uid, sent in messages.own.items():
+            own.setdefault(uid, []).extend(msgid for msgid in sent if msgid > trimmed)
+        return own
+
+    def _spans(self, own: dict[str, list[int]] | None) -> Iterator[Difference]:
+        spans = SpanDiff(self._is_impossible)
+        offsets = followers(self._client, self._k.stream)
+        for batch in batches(filterfalse(is_empty, self._desired_spans()), CHUNK):
+            members = self._members([row.uid for row in batch if row.left_msgid is None])
+            for row, span in zip(batch, self._scores(batch), strict=True):
+                yield from spans.compare(row, span)
+                if row.left_msgid is None and span.acked is not None:
+                    is_listed, listed_own = members[row.uid]
+                    yield from spans.member(row, span.acked, offsets.pop(row.uid, None), is_listed=is_listed)
+                    if own is not None:
+                        yield from diff.of_own(row.uid, span.acked, list(map(int, listed_own)), own.get(row.uid, []))
+        for uid, offset in offsets.items():
+            yield diff.of_follower(uid, offset)
+        yield from self._strangers(spans)
+
+    def _scores(self, rows: Sequence[SpanRow]) -> Iterator[SpanState]:
+        keys = [key_of(row) for row in rows]
+        columns = self._client.query_many(
+            [("ZMSCORE", z, *keys) for z in (self._k.acked, self._k.joined, self._k.left)]
+        )
+        return (SpanState(*map(_score, scores)) for scores in zip(*columns, strict=True))
+
+    def _members(self, uids: Sequence[str]) -> dict[str, tuple[bool, list[bytes]]]:
+        """Return of each member whether they list the group, and their own messages past the offset."""
+        k = self._k
+        listed = self._client.query_many([("SISMEMBER", k.groups_of(uid), self._gid) for uid in uids])
+        own = self._client.query_many([("LRANGE", k.own_unacked(uid), 0, -1) for uid in uids])
+        return {uid: (bool(is_listed), msgs) for uid, is_listed, msgs in zip(uids, listed, own, strict=True)}
+
+    def _strangers(self, spans: SpanDiff) -> Iterator[Difference]:
+        """Yield what Redis has and SQL has not."""
+        k, everyone = self._k, len(spans.known)
+        sets = {"acked": (k.acked, everyone), "joined": (k.joined, everyone), "left": (k.left, spans.closed)}
+        counts = self._client.query_many([("ZCARD", key) for key, _ in sets.values()])
+        for (name, (key, expected)), count in zip(sets.items(), counts, strict=True):
+            for span, score in scan(self._client, key) if count != expected else ():
+                if span not in spans.known:
+                    yield diff.of_stranger(span, score, name)
+
+    def _recalls(self, messages: MessageDiff) -> Iterator[Difference]:
+        recalls = {**dict(queries.recalls(self._database, self._gid)), **messages.tombstones}
+        yield from diff.of_recalls(dict(scan(self._client, self._k.recalled)), {*recalls, *recalls.values()})
+        for msgid in queries.recalled_with_text(self._database, self._gid):
+            yield diff.of_message("text of recalled message", msgid, MISSING, THERE, "stored")
+
+    def _is_impossible(self, offset: int | None) -> bool:
+        """Return whether no message can have an offset. The newest one is hardly ever asked for."""
+        if offset is None or offset <= self._soon:
+            return False
+        newest = self._database.messages_before(self._gid, NEVER, limit=1)
+        return offset > _highest_offset(max(self._meta.last or 0, 0, *(row.msgid for row in newest)))
+
+
+def stored_after(database: Database, gid: str, after: int) -> Iterator[MessageRow]:
+    """Yield what SQL has of a group after a message."""
+    while True:
+        page = database.messages_after(gid, after, limit=PAGE)
+        yield from page
+        if len(page) < PAGE:
+            return
+        after = page[-1].msgid
+
+
+def _msgid_of(entry: StreamEntry) -> int:
+    return entry[1].msgid if entry[1] else 0
+
+
+def _highest_offset(newest: int) -> int:
+    return state.highest_offset(newest, time.time_ns() // 1_000_000)
+
+
+def _score(score: Any) -> int | None:
+    return None if score is None else packed_score(float(score))

@@ -1,0 +1,175 @@
+"""Reads what both sides have of a group where they differ, and merges the two into a plan."""
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from operator import attrgetter
+
+from imcore import msgid as msgids
+from imcore.model.rows import MessageRow, SpanRow
+from imcore.repair import window
+from imcore.repair.merge import (
+    Placed,
+    Plan,
+    Span,
+    bounded,
+    ended,
+    identity_of,
+    paired,
+    place,
+    settled_spans,
+    version_after,
+)
+from imcore.repair.state import GroupMeta, highest_offset, possible
+from imcore.repair.window import START, JournalWindow
+from imcore.sql import queries
+from imcore.streams import wire
+from imcore.streams.calls.repair_calls import NEVER, StreamState, Trim
+from imcore.streams.keys import GroupKeys
+from imcore.system import System
+
+PAGE = 200
+
+
+class Planner:
+    """Makes the plan of one group, with a window of its own."""
+
+    def __init__(self, system: System, k: GroupKeys, since: int | None) -> None:
+        self._system = system
+        self._client = system.client
+        self._database = system.database
+        self._k = k
+        self._gid = k.gid
+        self._since = since
+        self._window = JournalWindow(system, [k.gid])
+        self.backlog = self._window.backlogs[k.gid]
+
+    def plan(self) -> Plan | None:
+        """Return what to do, None for a name that is no group on either side."""
+        # In this order: what SQL has by now and Redis does not have then, is lost.
+        newest_stored = queries.head(self._database, self._gid, until=NEVER).newest
+        live = window.actual_group(self._client, self._k)
+        newest_live = self._newest()
+        meta = window.metas_of(self._client, [self._gid])[self._gid]
+        rows = list(queries.spans(self._database, [self._gid]))
+        is_listed = self._client.query("SISMEMBER", self._k.groups, self._gid)
+        if not any((meta.exists, newest_live, newest_stored, rows, live.keys, self._is_known())):
+            self._client.execute_once("SREM", self._k.groups, self._gid)
+            return None
+        newest = max(newest_live, newest_stored)
+        bound = highest_offset(newest, now_ms())
+        sound = possible(rows, newest, chain.from_iterable(live.rows.values()), bound=bound)
+        desired = possible(self.backlog.applied(sound), newest, sound, bound=bound)
+        live = bounded(live, desired, newest, bound=bound)
+        base = self._base(meta)
+        journal_end = self._window.opened_at(self._client.space.partition_of(self._gid))
+        version = version_after(desired, packed(journal_end))
+        plan = Plan(
+            base=base,
+            trim=self._trim(meta, base),
+            seen=StreamState(msgids.unpack(newest_live), meta.trimmed if meta.exists else None),
+            journal_end=journal_end,
+            newest_live=newest_live,
+            newest_stored=newest_stored,
+            live=live,
+            settled=settled_spans(desired, live, version=version),
+            known={(row.uid, row.joined_msgid): row.acked_msgid for row in sound},
+            lowered=[row for row, stored in zip(sound, rows, strict=True) if row != stored],
+            version=version,
+            seq=base.seq,
+            newest=base.msgid,
+        )
+        self._fill(plan, desired)
+        is_whole = (meta.seq, meta.last, meta.trimmed) == (plan.seq, plan.newest, plan.trim.msgid)
+        plan.is_sound &= bool(is_listed) and is_whole and not plan.foreign
+        return plan
+
+    def _fill(self, plan: Plan, desired: Sequence[SpanRow]) -> None:
+        """Go through the messages: first for the spans that they need, then for what becomes of each."""
+        plan.lay_out(self.placed(plan), self._last_own(plan, desired))
+        for placed in self.placed(plan):
+            plan.note(placed)
+        plan.is_sound &= plan.live.followers == plan.live.opened.keys() and plan.floor <= plan.newest
+
+    def _last_own(self, plan: Plan, desired: Sequence[SpanRow]) -> dict[Span, int]:
+        """Return the newest message (packed) up to the base in each span of which the two sides have another end."""
+        spans = ended(plan, desired)
+        uids, after = sorted({uid for uid, _ in spans}), min(spans.values(), default=NEVER)
+        return queries.newest_own(self._database, self._gid, uids, after=after, until=plan.base.msgid)
+
+    def _is_known(self) -> bool:
+        return self.backlog.created_ms is not None or bool(queries.listed(self._database, [self._gid]))
+
+    def _newest(self) -> int:
+        newest = self._client.query("XREVRANGE", self._k.stream, "+", "-", "COUNT", 1)
+        return msgids.pack_id(newest[0][0]) if newest else 0
+
+    def _base(self, meta: GroupMeta) -> Trim:
+        """Return the newest message that is the same on both sides: all after it is looked at.
+
+        Without one it is the trim point, and for a group that Redis does not have, the point where it would be trimmed.
+        """
+        if not meta.exists:
+            return trim_point(self._system, self._gid)
+        bound = NEVER if self._since is None else self._since
+        while True:
+            stored = self._database.messages_before(self._gid, bound, limit=PAGE)
+            live = self._live_before(bound)
+            if both := set(map(identity_of, live)) & set(map(identity_of, stored)):
+                return Trim(*max(both)[:2])
+            if not live or not stored:
+                below = queries.head(self._database, self._gid, until=meta.trimmed)
+                return Trim(meta.trimmed, below.last_seq)
+            bound = max(live[0].msgid, stored[0].msgid)
+
+    def _live_before(self, bound: int) -> list[MessageRow]:
+        last = "+" if bound == NEVER else f"({msgids.unpack(bound)}"
+        page = self._client.query("XREVRANGE", self._k.stream, last, "-", "COUNT", PAGE)
+        rows = [window.readable(self._gid, entry_id, wire.values_of(fields)) for entry_id, fields in reversed(page)]
+        return [row for row in rows if row]
+
+    def _trim(self, meta: GroupMeta, base: Trim) -> Trim:
+        """Return the trim point of the shadow: the message before the first that is copied into it."""
+        last = msgids.unpack(base.msgid)
+        first = next((row for row, _ in window.live(self._client, self._gid, last=last)), None)
+        if not meta.exists or first is None:
+            return base
+        if first.seq == 1:
+            return Trim(0, 0)
+        before = self._database.messages_before(self._gid, first.msgid, limit=1)
+        return Trim(before[0].msgid if before else meta.trimmed, first.seq - 1)
+
+    def placed(self, plan: Plan) -> Iterator[Placed]:
+        """Yield the messages after the base, as desired, up to the newest ones when this attempt began."""
+        stored = queries.messages(self._database, [self._gid], after=plan.base.msgid, until=plan.newest_stored)
+        pairs = paired(self._live(plan), stored, attrgetter("msgid"), attrgetter("msgid"))
+        return place(pairs, base=plan.base.seq, is_new=self.backlog.covers, span_of=plan.span_of)
+
+    def _live(self, plan: Plan) -> Iterator[MessageRow]:
+        first = f"({msgids.unpack(plan.base.msgid)}" if plan.base.msgid else "-"
+        last = msgids.unpack(plan.newest_live)
+        for entry_id, row, values in window.raw_entries(self._client, self._gid, first=first, last=last):
+            if row is None:
+                plan.foreign[entry_id] = values
+                continue
+            if wire.was_caught_up(values):
+                plan.moved_senders.add(row.msgid)
+            yield row
+
+
+def trim_point(system: System, gid: str) -> Trim:
+    """Return where a group would be trimmed, by the settings."""
+    settings, database = system.settings, system.database
+    by_count = queries.older_than(database, gid, settings.keep_messages)
+    by_age = database.messages_before(gid, msgids.first_at(now_ms() - settings.keep_ms), limit=1)
+    return Trim(*max(by_count or (0, 0), by_age[0][1:3] if by_age else (0, 0)))
+
+
+def now_ms() -> int:
+    """Return our clock's time."""
+    return time.time_ns() // 1_000_000
+
+
+def packed(entry_id: str) -> int:
+    """Return the id (text) of a journal's entry as a packed one, 0 for START."""
+    return 0 if entry_id == START else msgids.pack_id(entry_id.encode())

@@ -1,0 +1,274 @@
+"""The state of one group, as values: what Redis has, what SQL has, and what the journal adds to SQL. No I/O.
+
+The two are compared within a window, since they never rest together:
+
+    the ends of the journals are noted -> unstored entries are read -> both sides are read -> newer entries are read
+
+SQL with the unstored entries (`Backlog`) is where Redis was when the window opened. Entries merge in any order,
+and more than once. What no newer entry has changed (`Changes`) has to be alike, whether the worker runs or lags.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import NamedTuple
+
+from imcore import msgid as msgids
+from imcore.model.rows import MessageRow, SpanRow, merged
+from imcore.streams.calls.receipt_calls import Counts
+from imcore.streams.events import Acked, Created, Entry, Joined, Left, Move, Sent
+from imcore.streams.keys import span_key
+
+CHECK = "check"
+"""The worker of dead letters that repair has put aside: entries of a stream that are no messages."""
+
+MAX_AHEAD_MS = 24 * 60 * 60 * 1000
+"""No server's clock is further ahead of ours."""
+
+
+class GroupMeta(NamedTuple):
+    """What a group's hash says, None for what is no number. Msgids are packed."""
+
+    seq: int | None
+    last: int | None
+    trimmed: int
+    exists: bool
+
+
+@dataclass(slots=True)
+class ActualGroup:
+    """What Redis has of a group beside its messages."""
+
+    rows: dict[str, list[SpanRow]]
+    keys: set[str]
+    """The keys in any of the three sorted sets, also those that make no span."""
+    opened: dict[str, int]
+    """Where the open span of each uid begins."""
+    followers: set[str]
+    """The consumer groups of the stream."""
+    beyond: dict[str, tuple[int, int]]
+    """Offsets that no message can have, by span key: the offset, and the one to assume instead."""
+    recalled: set[int]
+    """Recalled messages and tombstones."""
+
+
+@dataclass(slots=True)
+class Backlog:
+    """What the journal adds to SQL for one group: entries that may not be stored yet. Msgids are packed."""
+
+    entries: int = 0
+    created_ms: int | None = None
+    created: int | None = None
+    """The version of the entry of its creation."""
+    sent_from: int | None = None
+    """Messages from here on may not be stored."""
+    recalled: set[int] = field(default_factory=set)
+    spans: dict[tuple[str, int], SpanRow] = field(default_factory=dict)
+
+    def add(self, entry: Entry) -> None:
+        """Add an unstored entry."""
+        self.entries += 1
+        event = entry.event
+        if isinstance(event, Created):
+            self.created_ms, self.created = entry.time_ms, entry.version
+        elif isinstance(event, Sent):
+            self.sent_from = min(event.first, self.sent_from or event.first)
+        elif isinstance(event, Joined):
+            self._merge(SpanRow(*event, left_msgid=None, changed=entry.version, acked_msgid=event.joined))
+        elif isinstance(event, Left):
+            self._merge(SpanRow(*event, changed=entry.version, acked_msgid=event.joined))
+        elif isinstance(event, Acked):
+            for move in event.moves:
+                for uid in move.uids:
+                    self._merge(SpanRow(event.gid, uid, move.joined, None, 0, move.to))
+
+    def add_first_member(self, gid: str, uid: str) -> None:
+        """Add a member of the group's unstored creation."""
+        self._merge(SpanRow(gid, uid, msgids.NONE, None, self.created or 0, msgids.NONE))
+
+    def add_message(self, row: MessageRow, *, moved_sender: bool) -> None:
+        """Add a message from `sent_from` on."""
+        if moved_sender and row.span is not None:
+            self._merge(SpanRow(row.gid, row.sender_uid, row.span, None, 0, row.msgid))
+        if row.recalls is not None:
+            self.recalled.add(row.recalls)
+
+    def covers(self, msgid: int) -> bool:
+        """Return whether SQL may not have this message yet."""
+        return self.sent_from is not None and msgid >= self.sent_from
+
+    def applied(self, stored: Iterable[SpanRow]) -> Iterator[SpanRow]:
+        """Yield the desired spans: those that SQL has, with what the journal adds."""
+        rest = dict(self.spans)
+        for row in stored:
+            newer = rest.pop((row.uid, row.joined_msgid), None)
+            yield merged(row, newer) if newer else row
+        yield from rest.values()
+
+    def _merge(self, row: SpanRow) -> None:
+        key = row.uid, row.joined_msgid
+        known = self.spans.get(key)
+        self.spans[key] = merged(known, row) if known else row
+
+
+@dataclass(slots=True)
+class Changes:
+    """What of one group changed within a window. `anything`: the journal was trimmed, so anything may have changed."""
+
+    anything: bool = False
+    created: bool = False
+    first_sent: int | None = None
+    uids: set[str] = field(default_factory=set)
+    members: set[str] = field(default_factory=set)
+    """The uids that joined or left."""
+    recalled: set[int] = field(default_factory=set)
+    moves: list[Move] = field(default_factory=list)
+
+    def add(self, entry: Entry) -> None:
+        """Add an entry of the window."""
+        event = entry.event
+        if isinstance(event, Created):
+            self.created = True
+        elif isinstance(event, Sent):
+            self.first_sent = min(event.first, self.first_sent or event.first)
+        elif isinstance(event, Joined | Left):
+            self.uids.add(event.uid)
+            self.members.add(event.uid)
+        elif isinstance(event, Acked):
+            self.uids.update(uid for move in event.moves for uid in move.uids)
+            self.moves += event.moves
+
+    def add_message(self, sender_uid: str, recalls: int | None) -> None:
+        """Add a message of the window."""
+        self.uids.add(sender_uid)
+        if recalls is not None:
+            self.recalled.add(recalls)
+
+    def message(self, msgid: int) -> bool:
+        """Return whether a message was sent or recalled."""
+        return msgid in self.recalled or (self.first_sent is not None and msgid >= self.first_sent)
+
+    def tally(self, msgid: int) -> bool:
+        """Return whether somebody may have read a message."""
+        return self.message(msgid) or any(move.start < msgid <= move.to for move in self.moves)
+
+    def own(self, uid: str, msgid: int) -> bool:
+        """Return whether a message may have become, or ceased to be, an own message past its sender's offset."""
+        passed = any(move.start < msgid <= move.to and uid in move.uids for move in self.moves)
+        return passed or uid in self.members or self.message(msgid)
+
+
+# Spans.
+
+
+def offset_of(row: SpanRow) -> int:
+    """Return the offset within a span: nobody reads beyond its end."""
+    return row.acked_msgid if row.left_msgid is None else min(row.acked_msgid, row.left_msgid)
+
+
+def is_void(row: SpanRow) -> bool:
+    """Return whether a row is no span: it marks a beginning that never was, and ends before it."""
+    return row.left_msgid is not None and row.left_msgid < row.joined_msgid
+
+
+def is_empty(row: SpanRow) -> bool:
+    """Return whether a span covers no message. Redis drops these when they are closed."""
+    return row.left_msgid is not None and row.left_msgid <= row.joined_msgid
+
+
+def covers(row: SpanRow, msgid: int) -> bool:
+    """Return whether a message was sent during a membership."""
+    return row.joined_msgid < msgid and (row.left_msgid is None or msgid <= row.left_msgid)
+
+
+def key_of(row: SpanRow) -> str:
+    """Return the key of a span in Redis."""
+    return row.uid if row.left_msgid is None else span_key(row.uid, row.joined_msgid)
+
+
+def furthest(rows: Iterable[SpanRow]) -> int:
+    """Return the highest msgid that any span names, 0 without spans. No later message may have a lower one."""
+    return max((max(row.joined_msgid, row.left_msgid or 0, row.acked_msgid) for row in rows), default=0)
+
+
+def highest_offset(newest: int, now_ms: int) -> int:
+    """Return the highest offset (packed) that is possible where this message is the newest.
+
+    A power cut may take the newest messages from both sides, so an offset a little beyond them is possible. One that is
+    days ahead was written by hand, and would pass all later messages.
+    """
+    return min(msgids.HIGHEST, max(newest, msgids.first_at(now_ms + MAX_AHEAD_MS)))
+
+
+def possible(rows: Iterable[SpanRow], newest: int, actual: Iterable[SpanRow] = (), *, bound: int) -> list[SpanRow]:
+    """Return spans with what Redis has, or the newest message, for each offset and end above `bound`."""
+    in_redis = {(row.uid, row.joined_msgid): row for row in actual}
+    return [
+        row
+        if max(row.acked_msgid, row.left_msgid or 0) <= bound
+        else _lowered(row, in_redis.get(row[1:3]), newest, bound)
+        for row in rows
+    ]
+
+
+def _lowered(row: SpanRow, actual: SpanRow | None, newest: int, bound: int) -> SpanRow:
+    def lowered(stored: int | None, in_redis: int | None) -> int | None:
+        if stored is None or stored <= bound:
+            return stored
+        return max(row.joined_msgid, newest if in_redis is None or in_redis > bound else in_redis)
+
+    left = lowered(row.left_msgid, actual and actual.left_msgid)
+    row = row._replace(left_msgid=left, acked_msgid=lowered(row.acked_msgid, actual and actual.acked_msgid) or 0)
+    return row._replace(acked_msgid=offset_of(row))
+
+
+# Tallies by their definition. Redis counts in another way, by the ranks of scores, so the two can be compared.
+
+
+class CountedMessage(NamedTuple):
+    """A message (packed msgid) and its sender."""
+
+    msgid: int
+    sender_uid: str
+
+
+class Counter:
+    """Counts readers of messages, which are in order of msgid. Give it every span of their group with `add`.
+
+    A span costs O(log n). In memory are the messages and the spans of their senders.
+    """
+
+    def __init__(self, messages: Sequence[CountedMessage]) -> None:
+        self._messages = messages
+        self._msgids = [message.msgid for message in messages]
+        self._present = [0] * (len(messages) + 1)
+        self._read = [0] * (len(messages) + 1)
+        self._of_senders: dict[str, list[SpanRow]] = {message.sender_uid: [] for message in messages}
+
+    def add(self, span: SpanRow) -> None:
+        """Count a span for each message that it covers."""
+        first = bisect_right(self._msgids, span.joined_msgid)
+        end = len(self._msgids) if span.left_msgid is None else bisect_right(self._msgids, span.left_msgid)
+        _raise(self._present, first, end)
+        _raise(self._read, first, min(end, bisect_right(self._msgids, span.acked_msgid)))
+        if span.uid in self._of_senders:
+            self._of_senders[span.uid].append(span)
+
+    def counts(self) -> list[Counts]:
+        """Return read and unread of each message."""
+        sums = zip(self._messages, accumulate(self._present), accumulate(self._read), strict=False)
+        return [self._without_sender(message, present, read) for message, present, read in sums]
+
+    def _without_sender(self, message: CountedMessage, present: int, read: int) -> Counts:
+        for span in self._of_senders[message.sender_uid]:
+            if covers(span, message.msgid):
+                present -= 1
+                read -= span.acked_msgid >= message.msgid
+        return Counts(read, present - read)
+
+
+def _raise(steps: list[int], first: int, end: int) -> None:
+    if first < end:
+        steps[first] += 1
+        steps[end] -= 1

@@ -1,0 +1,197 @@
+"""What the worker `persist` asks before it stores anything: whether Redis still has what SQL has."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from imcore import msgid as msgids
+from imcore.errors import DatabaseUnavailable, RedisUnavailable, TryAgain
+from imcore.model.rows import WatermarkRow
+from imcore.repair import left_behind
+from imcore.repair.locks import unfinished
+from imcore.repair.watermarks import Place, end_rebuild, is_rebuilding, rebuild_token, reconcile, watermarks_of
+from imcore.settings import Settings
+from imcore.sql import queries
+from imcore.sql.database import Database
+from imcore.streams import keys
+from imcore.streams.calls import repair_calls
+from imcore.streams.calls.call import Call
+from imcore.streams.client import RedisClient
+from imcore.streams.events import Entry
+from imcore.system import System
+from imcore.util.backoff import ThrottledLog
+
+log = logging.getLogger(__name__)
+
+_OLDER = "OLDER"
+_REASONS = {
+    _OLDER: "Redis is older than SQL: nothing is stored until the two are reconciled",
+    "GONE": "Redis has lost what was about to be stored: it is asked again what there is",
+    "LOCKED": "Redis and SQL are being reconciled: nothing is stored until that is done",
+    "REPAIRED": "Redis and SQL have been reconciled: it is asked again what there is to store",
+}
+"""Why nothing may be stored, by Redis' answer to a watermark."""
+
+_IS_REBUILT = "Redis is being rebuilt from SQL: nothing is stored until that is done"
+
+
+class Watch:
+    """Looks at the watermarks at times, mends what is behind, and sets those of a worker."""
+
+    def __init__(self, client: RedisClient, database: Database, settings: Settings) -> None:
+        self._system = System(client, database, settings)
+        self._every_s = settings.lease_ms / 1000
+        self._mended: list[str] | None = None
+        self._look_at = 0.0
+        self._dataset: str | None = None
+        self._heir = ""
+        self._trouble = ThrottledLog(time.monotonic)
+        self._broken_off = ""
+        """The token of a rebuild whose process has died."""
+
+    def look(self) -> bool:
+        """Look at all watermarks, if it is time to; mend what is behind, and end repairs that somebody has died over.
+
+        Call it before entries are read. Return whether somebody has mended since the last look: entries that were read
+        before may not be stored. Raise RedisUnavailable, DatabaseUnavailable, TryAgain.
+        """
+        if time.monotonic() < self._look_at:
+            return False
+        self._adopt()
+        self._mend_all()
+        if self._broken_off:
+            self._end_rebuild()
+        left_behind.settle(self._system.client, self._trouble)
+        before, self._mended = self._mended, self._states()
+        if self._dataset is not None:
+            self._look_at = time.monotonic() + self._every_s
+        return before is not None and before != self._mended
+
+    def _end_rebuild(self) -> None:
+        """End the rebuild that was broken off. Raise RedisUnavailable if another one has begun since."""
+        if end_rebuild(self._system, self._broken_off):
+            log.warning("the rebuild that was broken off is ended: what it left is reconciled")
+        elif rebuild_token(self._system):
+            raise RedisUnavailable(_IS_REBUILT)
+
+    def doubt(self) -> None:
+        """Look at all again next time: the connection was lost, or SQL did not answer."""
+        self._look_at = 0.0
+        self._dataset = None
+
+    def mark(self, process: str, entries: Sequence[Entry]) -> list[WatermarkRow]:
+        """Set the watermarks for entries that are about to be stored; return the rows to store with them.
+
+        The watermarks of SQL are read first, so nobody else can have stored anything since the entries were read that
+        Redis has lost by now. Raise RedisUnavailable if they may not be stored.
+        """
+        if self._dataset is None:
+            self._adopt()  # the data has begun since the last look
+        newest = {entry.partition: entry for entry in sorted(entries, key=_packed)}
+        rows = [WatermarkRow(partition, process, _packed(entry)) for partition, entry in newest.items()]
+        stored = queries.watermarks(self._system.database)
+        if self._heir != process:
+            self._inherit(process, stored)
+            stored = queries.watermarks(self._system.database)
+        answers = self._system.client.call_many([self._call(row, newest[row.partition].id, stored) for row in rows])
+        if _OLDER in answers and not watermarks_of(self._system).behind:
+            return self.mark(process, entries)  # a new process has inherited some of these meanwhile
+        for answer in answers:
+            if answer != repair_calls.OK:
+                raise self._refused(answer)
+        return rows
+
+    def _refused(self, answer: str) -> RedisUnavailable:
+        self.doubt()
+        return RedisUnavailable(_REASONS[answer])
+
+    def _inherit(self, process: str, stored: dict[Place, int]) -> None:
+        """Inherit the watermarks of earlier processes of this name, so that they do not pile up.
+
+        If one of these lives after all and stores something late, its watermark is in SQL again, and not in Redis. That
+        is treated as an older Redis.
+        """
+        before: dict[int, dict[str, int]] = {}
+        for (partition, consumer), mark in stored.items():
+            if consumer.partition(".")[0] == process.partition(".")[0]:
+                before.setdefault(partition, {})[consumer] = mark
+        rows = [WatermarkRow(partition, process, max(marks.values())) for partition, marks in before.items()]
+        client, space = self._system.client, self._system.client.space
+        if not all(client.call_many([repair_calls.inherit(space, row, before[row.partition]) for row in rows])):
+            raise self._refused(_OLDER)
+        gone = [(p, consumer) for p, marks in before.items() for consumer in marks]
+        queries.replace_watermarks(self._system.database, rows, gone)
+        client.call_many([repair_calls.forget(space, p, list(marks)) for p, marks in before.items()])
+        self._heir = process
+
+    def _call(self, row: WatermarkRow, newest: str, stored: dict[Place, int]) -> Call[str]:
+        known = {consumer: mark for (partition, consumer), mark in stored.items() if partition == row.partition}
+        mended = self._mended[row.partition] if self._mended else ""
+        return repair_calls.set_watermark(self._system.client.space, row, newest, repaired=mended, stored=known)
+
+    def _states(self) -> list[str]:
+        """Return a value of each partition that changes whenever somebody mends."""
+        client, space = self._system.client, self._system.client.space
+        fields = [("HGET", space.watermarks(p), repair_calls.REPAIRED) for p in range(space.partitions)]
+        return [(state or b"").decode() for state in client.query_many(fields)]
+
+    def _mend_all(self) -> None:
+        """Reconcile each partition that needs it. Raise only afterwards, if one that is behind could not be."""
+        behind = {partition for partition, _ in watermarks_of(self._system).behind}
+        half_done = {p for p in range(self._system.client.space.partitions) if unfinished(self._system, p)}
+        problem = None
+        for partition in sorted(behind | half_done):
+            why = "Redis is older than SQL" if partition in behind else "somebody has died over mending it"
+            try:
+                self._mend(partition, why)
+            except TryAgain as error:
+                problem = error if partition in behind else problem
+        if problem:
+            raise problem
+
+    def _mend(self, partition: int, why: str) -> None:
+        if self._trouble.is_due((partition, why)):  # while it fails it is tried again and again
+            log.warning("partition %d: %s; the two are reconciled", partition, why)
+        done = reconcile(self._system, partition)
+        log.warning("partition %d: %d groups mended, %d messages back", partition, done.groups, done.restored)
+
+    def _adopt(self) -> None:
+        """Compare the id of Redis' data with that in SQL, or let an empty SQL have it.
+
+        Raise RedisUnavailable or DatabaseUnavailable if these are different data.
+        """
+        client, database = self._system.client, self._system.database
+        partitions, dataset, rebuilding = client.query("HMGET", keys.CONFIG, "partitions", "dataset", keys.REBUILDING)
+        self._notice_rebuild((rebuilding or b"").decode())
+        if self._dataset is None:
+            self._dataset = database.meta("dataset")
+        if self._dataset is None and dataset:
+            if _has_stored(client):
+                raise DatabaseUnavailable(
+                    f"{database.address} is empty, though much of {client.address} has been stored: "
+                    "set IM_DATABASE_URL; or, if that database is lost, run im check --repair"
+                )
+            self._dataset = dataset.decode()
+            database.bind(int(partitions), self._dataset)
+        elif self._dataset is not None and (dataset or b"").decode() != self._dataset:
+            raise RedisUnavailable(
+                f"{client.address} does not have the data that {database.address} has: set IM_DATABASE_URL or "
+                "IM_REDIS_URL if one is wrong; if Redis has lost its data, run im rebuild"
+            )
+
+    def _notice_rebuild(self, token: str) -> None:
+        self._broken_off = token
+        if token and is_rebuilding(self._system):
+            raise RedisUnavailable(_IS_REBUILT)
+        if token and self._trouble.is_due("broken off"):
+            log.warning("a rebuild of Redis was broken off: what it left is reconciled now, group by group")
+
+
+def _has_stored(client: RedisClient) -> bool:
+    """Return whether any worker has ever stored something that Redis holds."""
+    marks = client.query_many([("HKEYS", client.space.watermarks(p)) for p in range(client.space.partitions)])
+    return any(not name.startswith(keys.SEPARATOR.encode()) for names in marks for name in names)
+
+
+def _packed(entry: Entry) -> int:
+    return msgids.pack_id(entry.id.encode())

@@ -1,0 +1,228 @@
+"""Reads what the journals and Redis have of some groups. See `imcore.repair.state` for the window of a comparison."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from imcore import msgid as msgids
+from imcore.errors import ImError
+from imcore.model.rows import MessageRow, SpanRow
+from imcore.operations.creation import first_members
+from imcore.operations.performer import stream_from_redis
+from imcore.repair.state import ActualGroup, Backlog, Changes, GroupMeta
+from imcore.sql import queries
+from imcore.streams import events, wire
+from imcore.streams.calls import journal_calls, message_calls
+from imcore.streams.client import RedisClient
+from imcore.streams.events import Entry
+from imcore.streams.keys import SEPARATOR, GroupKeys
+from imcore.system import System
+
+PAGE = 500
+
+KIND = "persist"
+"""The worker that stores the journals' entries."""
+
+START = "0-0"
+
+StreamEntry = tuple[bytes, MessageRow | None, list[bytes]]
+"""An entry's id, its message (None if it is no message), and its values."""
+
+
+class JournalWindow:
+    """A stretch of the journals, for some groups. It opens when it is made."""
+
+    def __init__(self, system: System, gids: Sequence[str]) -> None:
+        self._client = client = system.client
+        self._database = system.database
+        self._gids = frozenset(gids)
+        partitions = sorted({client.space.partition_of(gid) for gid in gids})
+        self._ends = {partition: end_of(client, partition) for partition in partitions}
+        self._undone = {partition: undone_from(client, partition) for partition in partitions}
+        self.backlogs = {gid: Backlog() for gid in gids}
+        for entry in (entry for partition in partitions for entry in undone(client, partition)):
+            if gid := self._gid_of(entry):
+                self.backlogs[gid].add(entry)
+        for gid, backlog in self.backlogs.items():
+            self._complete(gid, backlog)
+
+    def opened_at(self, partition: int) -> str:
+        """Return the id of the newest entry of a journal when the window opened."""
+        return self._ends[partition]
+
+    def changes(self) -> dict[str, Changes]:
+        """Return what has changed since the window opened, by group."""
+        changes = {gid: Changes() for gid in self._gids}
+        for partition, end in self._ends.items():
+            for entry in entries(self._client, partition, f"({end}"):
+                if gid := self._gid_of(entry):
+                    changes[gid].add(entry)
+        trimmed = {partition for partition in self._ends if self._is_trimmed(partition)}
+        for gid, changed in changes.items():
+            changed.anything = self._client.space.partition_of(gid) in trimmed
+            if changed.first_sent is not None:
+                self._add_messages(gid, changed, changed.first_sent)
+        return changes
+
+    def _complete(self, gid: str, backlog: Backlog) -> None:
+        """Add what the entries do not say: who was in a new group, and what was sent."""
+        if backlog.created is not None:
+            for uid in stream_from_redis(self._client, first_members(gid)):
+                backlog.add_first_member(gid, uid)
+        if backlog.sent_from is not None:
+            for row, moved_sender in live(self._client, gid, first=msgids.unpack(backlog.sent_from)):
+                backlog.add_message(row, moved_sender=moved_sender)
+
+    def _is_trimmed(self, partition: int) -> bool:
+        """Return whether entries of the window may be gone: a trim drops the oldest entries first."""
+        end = self._ends[partition]
+        if end == START:
+            return undone_from(self._client, partition) != self._undone[partition]
+        return not self._client.query("XRANGE", self._client.space.journal(partition), end, end)
+
+    def _add_messages(self, gid: str, changes: Changes, first: int) -> None:
+        for row, _ in live(self._client, gid, first=msgids.unpack(first)):
+            changes.add_message(row.sender_uid, row.recalls)
+        for light in queries.light(self._database, [gid], after=first - 1):  # some may have been trimmed already
+            changes.add_message(light.sender_uid, light.recalls)
+
+    def _gid_of(self, entry: Entry) -> str | None:
+        gid: str | None = getattr(entry.event, "gid", None)
+        return gid if gid in self._gids else None
+
+
+# Journals.
+
+
+def end_of(client: RedisClient, partition: int) -> str:
+    """Return the id of the newest entry of a journal, as text; START where there is none."""
+    newest = client.query("XREVRANGE", client.space.journal(partition), "+", "-", "COUNT", 1)
+    return newest[0][0].decode() if newest else START
+
+
+def undone_from(client: RedisClient, partition: int) -> str:
+    """Return the id from which on entries of a journal may not be stored."""
+    return client.call(journal_calls.undone(client.space, partition, [KIND], only=True)) or "-"
+
+
+def undone(client: RedisClient, partition: int) -> Iterator[Entry]:
+    """Yield the entries of a journal that are not stored. Some of them may be."""
+    return entries(client, partition, undone_from(client, partition))
+
+
+def entries(client: RedisClient, partition: int, first: str) -> Iterator[Entry]:
+    """Yield the entries of a journal from an id on (as XRANGE takes it)."""
+
+    def page_from(start: str) -> Any:
+        return client.call(journal_calls.entries(client.space, partition, start, PAGE))
+
+    return (events.read(partition, entry_id, fields) for entry_id, fields in _paged(page_from, first))
+
+
+# Streams.
+
+
+def live(client: RedisClient, gid: str, *, first: str = "-", last: str = "+") -> Iterator[tuple[MessageRow, bool]]:
+    """Yield the readable messages of a stream, and whether each one's sender moved with it."""
+    for _, row, values in live_entries(client, gid, first=first, last=last):
+        if row:
+            yield row, wire.was_caught_up(values)
+
+
+def live_entries(client: RedisClient, gid: str, *, first: str = "-", last: str = "+") -> Iterator[StreamEntry]:
+    """Yield the entries of a stream as members see them, oldest first."""
+
+    def page_from(start: str) -> Any:
+        return client.call(message_calls.entries(client.space, gid, start, last, PAGE))
+
+    return ((entry_id, readable(gid, entry_id, values), values) for entry_id, values in _paged(page_from, first))
+
+
+def raw_entries(client: RedisClient, gid: str, *, first: str = "-", last: str = "+") -> Iterator[StreamEntry]:
+    """Yield the entries of a stream as they are stored, with the texts of recalled messages."""
+
+    def page_from(start: str) -> Any:
+        page = client.query("XRANGE", client.space.group(gid).stream, start, last, "COUNT", PAGE)
+        return page, len(page) == PAGE
+
+    for entry_id, fields in _paged(page_from, first):
+        values = wire.values_of(fields)
+        yield entry_id, readable(gid, entry_id, values), values
+
+
+def readable(gid: str, entry_id: bytes, values: list[bytes]) -> MessageRow | None:
+    """Return the message of an entry, None if it is none."""
+    try:
+        return wire.message_row(gid, msgids.pack_id(entry_id), values)
+    except (IndexError, ValueError):
+        return None
+
+
+def _paged(page_from: Callable[[str], Any], first: str) -> Iterator[tuple[bytes, Any]]:
+    """Yield entries, which come in pages: each page is asked for with its first id, and says whether more follow."""
+    while True:
+        page, more = page_from(first)
+        yield from page
+        if not more:
+            return
+        first = f"({page[-1][0].decode()}"
+
+
+# What Redis has of a group beside these.
+
+
+def metas_of(client: RedisClient, gids: Sequence[str]) -> dict[str, GroupMeta]:
+    """Return what the hashes of groups say."""
+    answers = client.query_many([("HMGET", client.space.group(gid).meta, "seq", "last", "trimmed") for gid in gids])
+    return {gid: _meta(values) for gid, values in zip(gids, answers, strict=True)}
+
+
+def _meta(values: Sequence[bytes | None]) -> GroupMeta:
+    seq, last, trimmed = (int(value) if value and value.isdigit() else None for value in values)
+    return GroupMeta(seq, last, trimmed or 0, values[0] is not None)
+
+
+def actual_group(client: RedisClient, k: GroupKeys) -> ActualGroup:
+    """Return the spans, the consumer groups and the recalls that Redis has of a group."""
+    acked, joined, left = map(dict, map(partial(scan, client), (k.acked, k.joined, k.left)))
+    rows: dict[str, list[SpanRow]] = {}
+    for key, began in joined.items():
+        uid, _, closed = key.partition(SEPARATOR)
+        if key in acked and bool(closed) == (key in left) and (not closed or int(closed) == began):
+            # The consumer group moves with the index in one step. Where the two differ, somebody has set it by hand.
+            rows.setdefault(uid, []).append(SpanRow(k.gid, uid, began, left.get(key), 0, acked[key]))
+    opened = {key: began for key, began in joined.items() if SEPARATOR not in key}
+    recalled = {int(msgid) for msgid, _ in scan(client, k.recalled)}
+    return ActualGroup(rows, {*acked, *joined, *left}, opened, set(followers(client, k.stream)), {}, recalled)
+
+
+def followers(client: RedisClient, stream: str) -> dict[str, int]:
+    """Return the consumer groups of a stream, and the packed id up to which each has read."""
+    try:
+        infos = client.query("XINFO GROUPS", stream)
+    except ImError as error:
+        if "no such key" in str(error):  # a group without members and messages has no stream
+            return {}
+        raise
+    return {wire.text(info["name"]): _packed(info["last-delivered-id"]) for info in infos}
+
+
+def scan(client: RedisClient, key: str) -> Iterator[tuple[str, int]]:
+    """Yield the members of a sorted set with their scores. One may come twice."""
+    cursor = 0
+    while True:
+        cursor, page = client.query("ZSCAN", key, cursor, "COUNT", 1000)
+        for name, score in page:
+            yield wire.text(name), packed_score(score)
+        if int(cursor) == 0:
+            return
+
+
+def packed_score(score: float) -> int:
+    """Return a score as a packed msgid. One that was written by hand may be anything."""
+    score = max(score, 0.0)
+    return int(score) if score <= msgids.HIGHEST and score.is_integer() else msgids.IMPOSSIBLE
+
+
+def _packed(entry_id: bytes) -> int:
+    return 0 if entry_id == b"0-0" else msgids.pack_id(entry_id)
