@@ -85,7 +85,11 @@ class Settings:
             allow_eviction=_yes_or_no("allow_eviction", given.pop("allow_eviction", "0")),
             **{name: _whole_number(name, value) for name, value in given.items()},
         )
-        _check_heartbeat(settings)
+        if settings.heartbeat_ms >= settings.online_ms:
+            raise ConfigurationError(
+                f"IM_HEARTBEAT_MS ({settings.heartbeat_ms}) must be less than IM_ONLINE_MS ({settings.online_ms}), "
+                "or sessions end between two heartbeats"
+            )
         return settings
 
     @property
@@ -106,14 +110,6 @@ def _given(environ: Mapping[str, str], names: Iterable[str], overrides: Mapping[
     return {name: value for name, value in given.items() if value}
 
 
-def _check_heartbeat(settings: Settings) -> None:
-    if settings.heartbeat_ms >= settings.online_ms:
-        raise ConfigurationError(
-            f"IM_HEARTBEAT_MS ({settings.heartbeat_ms}) must be less than IM_ONLINE_MS ({settings.online_ms}), "
-            "or sessions end between two heartbeats"
-        )
-
-
 def socket_path(data_dir: Path) -> Path:
     """Return the embedded server's socket: in the data directory, or in a short folder if that path is too long."""
     path = data_dir / "redis.sock"
@@ -124,7 +120,6 @@ def socket_path(data_dir: Path) -> Path:
 
 
 def socket_url(path: Path) -> str:
-    """Return the Redis URL of a unix socket."""
     return f"unix://{quote(os.fsencode(path))}"
 
 

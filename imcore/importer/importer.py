@@ -29,6 +29,7 @@ from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.streams import paging, wire
 from imcore.streams.calls import message_calls
+from imcore.streams.calls.call import EntryPage
 from imcore.streams.calls.message_calls import SendResult
 from imcore.system import System
 
@@ -294,5 +295,5 @@ class _StoredMessages:
             if message.client_msgid:
                 self.add(message.sender_uid, message.client_msgid, message.msgid)
 
-    def _page_from(self, first: str) -> message_calls.EntryPage:
+    def _page_from(self, first: str) -> EntryPage[wire.Entry]:
         return self._client.call(message_calls.entries(self._client.space, self._gid, first, "+", _ENTRIES_PER_PAGE))

@@ -51,7 +51,6 @@ def pair_of(gid: str) -> tuple[str, str] | None:
 
 
 def is_direct(gid: str) -> bool:
-    """Return whether a gid is that of a one-to-one chat."""
     return gid.startswith((_PLAIN, _HASHED))
 
 
@@ -62,5 +61,4 @@ def refuse_direct(gid: str) -> None:
 
 
 def members_of(one: str, other: str) -> list[str]:
-    """Return the members of the chat between two users."""
     return sorted({one, other})

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from imcore.errors import GroupAbandoned, GroupExists, GroupUnderWay
 from imcore.model.values import Group
 from imcore.operations.effects import Effects, GetKeyspace, Pages, Sleep, call, call_many
-from imcore.streams.calls import creation_calls, group_calls, scan_calls
+from imcore.streams.calls import creation_calls, group_calls
 from imcore.streams.calls.creation_calls import LOST
 from imcore.streams.keys import Keyspace, uid_of
 from imcore.util.backoff import pauses
@@ -50,11 +50,12 @@ def _create_in_steps(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[
     token = _token(uids)
     begun = yield from call(creation_calls.begin(space, gid, token))
     if begun:
-        if begun.group.members != len(uids) or not (yield from _are_members(space, gid, uids)):
+        existing, is_unnotified = begun
+        if existing.members != len(uids) or not (yield from _are_members(space, gid, uids)):
             raise GroupExists(f"group {gid!r} exists already, with other members: use `im group add` or `remove`")
-        if begun.is_unnotified:
+        if is_unnotified:
             yield from tell(gid, uids)
-        return begun.group
+        return existing
     for step in batches(uids, STEP):
         _check_owned(gid, (yield from call(creation_calls.add(space, gid, token, step))))
     _check_owned(gid, (yield from call(creation_calls.end(space, gid, token, len(uids)))))
@@ -76,7 +77,7 @@ def _token(uids: Sequence[str]) -> str:
 
 def _are_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[bool]:
     answers = yield from call_many(
-        [scan_calls.are_members(space, gid, step) for step in batches(uids, scan_calls.PAGE)]
+        [group_calls.are_members(space, gid, step) for step in batches(uids, group_calls.PAGE)]
     )
     return all(answers)
 
@@ -97,7 +98,7 @@ def undo(gid: str, *, mends: bool = False) -> Effects[bool]:
     """
     space = yield from GetKeyspace()
     while True:
-        uids = yield from call(scan_calls.some_spans(space, gid, STEP))
+        uids = yield from call(group_calls.some_spans(space, gid, STEP))
         if not (yield from call(creation_calls.undo(space, gid, uids, is_repair=mends))):
             return False
         if not uids:
@@ -112,5 +113,5 @@ def first_members(gid: str) -> Pages[str]:
     space = yield from GetKeyspace()
     cursor = ""
     while cursor != "0":
-        cursor, spans = yield from call(scan_calls.first_spans(space, gid, cursor or "0"))
+        cursor, spans = yield from call(group_calls.scan_first_spans(space, gid, cursor or "0"))
         yield list(map(uid_of, spans))

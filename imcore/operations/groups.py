@@ -11,7 +11,7 @@ from imcore.model.values import Group, Member, Unread
 from imcore.operations import creation, queries
 from imcore.operations.effects import Effects, GetKeyspace, Pages, call, call_each, call_many, raised
 from imcore.operations.queries import MessagesBefore
-from imcore.streams.calls import group_calls, scan_calls, session_calls
+from imcore.streams.calls import group_calls, session_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.keys import SEPARATOR
 from imcore.util.batches import batches
@@ -59,7 +59,7 @@ def groups() -> Pages[Group]:
     space = yield from GetKeyspace()
     gids: set[str] = set()
     for partition in range(space.partitions):
-        gids |= yield from _scan(partial(scan_calls.groups, space, partition))
+        gids |= yield from _scan(partial(group_calls.scan_groups, space, partition))
     for batch in batches(sorted(gids), BATCH):
         answers = yield from call_each([group_calls.group(space, gid) for gid in batch])
         yield [raised(answer) for answer in answers if not isinstance(answer, UnknownGroup)]
@@ -69,7 +69,7 @@ def members(gid: str) -> Pages[Member]:
     """Yield the current members of a group, by uid. Raise UnknownGroup."""
     yield from group(gid)
     space = yield from GetKeyspace()
-    spans = yield from _scan(partial(scan_calls.spans, space, gid))
+    spans = yield from _scan(partial(group_calls.scan_spans, space, gid))
     for uids in batches(sorted(span for span in spans if SEPARATOR not in span), BATCH):
         online_uids = yield from _online(uids)
         positions = yield from _positions([(gid, uid) for uid in uids], NotMember)
@@ -80,7 +80,7 @@ def members(gid: str) -> Pages[Member]:
         ]
 
 
-def _scan(page_after: Callable[[str], Call[scan_calls.NamesPage]]) -> Effects[set[str]]:
+def _scan(page_after: Callable[[str], Call[group_calls.NamesPage]]) -> Effects[set[str]]:
     names: set[str] = set()
     cursor = ""
     while cursor != "0":

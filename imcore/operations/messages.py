@@ -25,7 +25,7 @@ from imcore.operations.effects import Effects, GetKeyspace, HasDatabase, Pages, 
 from imcore.operations.groups import group, groups_of
 from imcore.settings import Settings
 from imcore.streams import wire
-from imcore.streams.calls import message_calls, scan_calls
+from imcore.streams.calls import group_calls, message_calls
 from imcore.streams.calls.call import Trimmed, error_of
 from imcore.streams.calls.message_calls import AckResult, AckTarget, SendResult, split_targets
 
@@ -144,7 +144,7 @@ def message(gid: str, packed: int) -> Effects[Message | None]:
     for entry in (yield from call(message_calls.entries(space, gid, msgid, msgid, 1))).entries:
         with suppress(IndexError, ValueError):  # somebody has added an entry by hand that is no message
             return wire.message(gid, entry)
-    if packed > (yield from call(scan_calls.trimmed(space, gid))) or not (yield from HasDatabase()):
+    if packed > (yield from call(group_calls.trimmed(space, gid))) or not (yield from HasDatabase()):
         return None
     rows = yield from queries.MessagesByMsgid(gid, [packed])
     return (yield from queries.messages(space, gid, [rows[packed]]))[0] if rows else None

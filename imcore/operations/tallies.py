@@ -110,12 +110,11 @@ def _names(space: Keyspace, gid: str, packed: int) -> Effects[Names]:
         # A member who left between two pages may be on no page: the span has another name since.
         offset, answered = 0, NAMES
         while answered >= NAMES:
-            left = yield from call(
+            read_left, unread_left, answered = yield from call(
                 receipt_calls.names_gone(space, gid, packed, since=first.newest, offset=offset, count=NAMES)
             )
-            read |= left.read
-            unread |= left.unread
-            answered = left.looked_at
+            read |= read_left
+            unread |= unread_left
             offset += answered
     return first._replace(read=read, unread=unread)
 

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -13,15 +13,17 @@ from redis.cluster import RedisCluster
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
-from imcore.errors import ConfigurationError, ImError, UnknownGroup
+from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
 from imcore.streams import urls
 from imcore.streams.calls import group_calls
 from imcore.streams.calls.call import Call, command_of
 from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
-from imcore.streams.library import Library, empty_acks, is_missing
+from imcore.streams.library import Library, is_missing
 from imcore.streams.redis_errors import LOST, address, driver_errors, translated
+from imcore.streams.server_info import primaries_of
 from imcore.streams.transport import Command, InFlight, call_cluster, refresh_slots
+from imcore.util.batches import batches
 
 T = TypeVar("T")
 Client = redis.Redis | RedisCluster
@@ -96,12 +98,20 @@ class RedisClient:
         A command that writes begins with this: else it would succeed on a replica if there is nothing to write. Raise
         RedisRefuses with the reason why the server takes no writes, RedisUnavailable.
         """
-        [partitions] = self.query_many([("HGET", CONFIG, "partitions")], any_library=True)
-        calls = empty_acks(self.driver, Keyspace(int(partitions or 1)))
-        for call, answer in zip(calls, self._pipeline(calls, repeatable=True), strict=True):
-            error = None if is_missing(answer) else self._result(call, answer)
-            if isinstance(error, ImError) and not isinstance(error, UnknownGroup):
-                raise error
+
+        def check() -> None:
+            for _, primary in primaries_of(self.driver):
+                execute: Callable[..., Any] = primary.execute_command
+                execute("FCALL", "im_check_writes", 0)
+
+        with driver_errors(self.address):
+            try:
+                self._attempt(check, repeatable=True)
+            except ResponseError as error:
+                if isinstance(error, ReadOnlyError):
+                    self._drop_connections()
+                if not is_missing(error):
+                    raise
 
     @cached_property
     def space(self) -> Keyspace:
@@ -141,25 +151,17 @@ class RedisClient:
                     raise
                 self._load_again([call])
                 answer = self._attempt(attempt, repeatable)
-        try:
-            return call.decode(answer)
-        except _UNREADABLE as error:
-            raise self._unreadable(call, error) from error
+        return _raised(self._result(call, answer))
 
     def call_many(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T]:
         """Make calls in as few round trips as possible and return their answers in order; raise the first error."""
-        results = self.call_each(batch, repeatable=repeatable)
-        for result in results:
-            if isinstance(result, ImError):
-                raise result
-        return cast(list[T], results)
+        return [_raised(result) for result in self.call_each(batch, repeatable=repeatable)]
 
     def call_each(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T | ImError]:
         """Make calls in as few round trips as possible; a call that fails has its error in its place."""
         self._prepare(batch)
         results: list[T | ImError] = []
-        for start in range(0, len(batch), CHUNK):
-            part = batch[start : start + CHUNK]
+        for part in batches(batch, CHUNK):
             answers = self._pipeline(part, repeatable)
             missing = [number for number, answer in enumerate(answers) if is_missing(answer)]
             if missing:  # on one node of a cluster, or until another process loaded them: the other calls are done
@@ -232,7 +234,7 @@ class RedisClient:
             try:
                 return self._execute_command(*command)
             except LOST:
-                self._refresh_slots()
+                refresh_slots(self.driver)
                 raise
 
     def time_ms(self, key: str) -> int:
@@ -254,15 +256,11 @@ class RedisClient:
         give_up = time.monotonic() + PATIENCE_S
 
         def failed(lost: Exception) -> None:
-            self._refresh_slots()
+            refresh_slots(self.driver)
             if time.monotonic() > give_up:
                 raise lost
 
         return self._retry.call_with_retry(attempt, failed)
-
-    def _refresh_slots(self) -> None:
-        if isinstance(self.driver, RedisCluster):
-            refresh_slots(self.driver)
 
     def _send(self, command: Command) -> Any:
         if not isinstance(self.driver, RedisCluster):
@@ -309,15 +307,11 @@ class RedisClient:
             return call.decode(answer)
         except ImError as error:
             return error
-        except _UNREADABLE as error:
-            return self._unreadable(call, error)
-
-    def _unreadable(self, call: Call[Any], cause: Exception) -> ImError:
-        """Return the error for an answer of the wrong form: its data was written by hand."""
-        about = f" about {call.gid!r}" if call.gid else ""
-        error = ImError(f"{self.address} holds what cannot be read{about} ({call.function}): {cause!r}")
-        error.__cause__ = cause
-        return error
+        except _UNREADABLE as cause:  # the data was written by hand
+            about = f" about {call.gid!r}" if call.gid else ""
+            unreadable = ImError(f"{self.address} holds what cannot be read{about} ({call.function}): {cause!r}")
+            unreadable.__cause__ = cause
+            return unreadable
 
     def _drop_connections(self) -> None:
         """Disconnect from a former primary: its host name may lead to the new one by now."""
@@ -342,6 +336,11 @@ class RedisClient:
                 raise ConfigurationError(f"the data has just been created with {stored} partitions: try again")
 
     def _load_again(self, batch: Sequence[Call[Any]]) -> None:
-        """Load the functions, which the server has lost."""
         self._has_functions = False
         self.require_functions(writes=any(call.writes for call in batch))
+
+
+def _raised(result: T | ImError) -> T:
+    if isinstance(result, ImError):
+        raise result
+    return result

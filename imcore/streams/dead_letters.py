@@ -14,6 +14,8 @@ from imcore import msgid as msgids
 from imcore.errors import InvalidInput, UnknownDeadLetter
 from imcore.streams import paging, wire
 from imcore.streams.calls import journal_calls
+from imcore.streams.calls.call import EntryPage
+from imcore.streams.calls.journal_calls import RawEntry
 from imcore.streams.client import RedisClient
 
 PAGE = 500
@@ -47,7 +49,7 @@ def list_dead(client: RedisClient) -> Iterator[DeadLetter]:
         yield from (_letter(partition, raw) for raw in paging.entries(partial(_page, client, partition)))
 
 
-def _page(client: RedisClient, partition: int, first: str) -> journal_calls.JournalPage:
+def _page(client: RedisClient, partition: int, first: str) -> EntryPage[RawEntry]:
     return client.call(journal_calls.dead_letters(client.space, partition, first, "+", PAGE))
 
 

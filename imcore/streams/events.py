@@ -116,21 +116,15 @@ def read(partition: int, entry_id: bytes, fields: Fields | None) -> Entry:
         return Entry(partition, text, Malformed(f"it cannot be read: {error!r}"), kind=kind)
 
 
-def _created(fields: Fields) -> Event:
-    return Created(fields[b"gid"].decode())
+def _gid(fields: Fields) -> str:
+    return fields[b"gid"].decode()
 
 
-def _joined(fields: Fields) -> Event:
-    return Joined(fields[b"gid"].decode(), fields[b"uid"].decode(), _position(fields[b"joined"]))
+def _membership(fields: Fields) -> tuple[str, str, int]:
+    return _gid(fields), fields[b"uid"].decode(), _position(fields[b"joined"])
 
 
-def _left(fields: Fields) -> Event:
-    return Left(
-        fields[b"gid"].decode(), fields[b"uid"].decode(), _position(fields[b"joined"]), _position(fields[b"left"])
-    )
-
-
-def _position(text: bytes) -> int:
+def _position(text: bytes | str) -> int:
     packed = int(text)
     if packed > HIGHEST:
         raise ValueError("no message can have such an id")
@@ -144,19 +138,16 @@ def _sent(fields: Fields) -> Event:
         last, messages = msgids.pack_id(fields[b"last"]), int(fields[b"n"])
     if not (0 < first <= last <= HIGHEST and messages > 0):
         raise ValueError("not a range of messages")
-    return Sent(fields[b"gid"].decode(), first, last, messages)
+    return Sent(_gid(fields), first, last, messages)
 
 
-def _acked(fields: Fields) -> Event:
-    records = fields[b"moves"].decode().split(RECORD_SEPARATOR)
-    return Acked(fields[b"gid"].decode(), tuple(map(_move, records)))
+def _records(text: bytes) -> list[str]:
+    return text.decode().split(RECORD_SEPARATOR)
 
 
 def _move(record: str) -> Move:
-    began, came, went, uids = record.split(SEPARATOR, 3)
-    joined, start, to = int(began), int(came), int(went)
-    if to > HIGHEST or start > HIGHEST or joined > HIGHEST:
-        raise ValueError("no message can have such an id")
+    *positions, uids = record.split(SEPARATOR, 3)
+    joined, start, to = map(_position, positions)
     return Move(joined, start, to, _names(uids))
 
 
@@ -166,21 +157,16 @@ def _names(joined: str) -> tuple[str, ...]:
     return tuple(joined.split(SEPARATOR))
 
 
-def _confirmed(fields: Fields) -> Event:
-    records = fields[b"tallies"].decode().split(RECORD_SEPARATOR)
-    return Confirmed(tuple(map(_confirmation, records)))
-
-
 def _confirmation(record: str) -> Confirmation:
     gid, msgid, read = record.split(SEPARATOR)
     return Confirmation(gid, int(msgid), int(read))
 
 
 _KINDS: dict[bytes, Callable[[Fields], Event]] = {
-    b"group": _created,
-    b"join": _joined,
-    b"leave": _left,
+    b"group": lambda fields: Created(_gid(fields)),
+    b"join": lambda fields: Joined(*_membership(fields)),
+    b"leave": lambda fields: Left(*_membership(fields), _position(fields[b"left"])),
     b"msg": _sent,
-    b"ack": _acked,
-    b"confirm": _confirmed,
+    b"ack": lambda fields: Acked(_gid(fields), tuple(map(_move, _records(fields[b"moves"])))),
+    b"confirm": lambda fields: Confirmed(tuple(map(_confirmation, _records(fields[b"tallies"])))),
 }

@@ -12,22 +12,26 @@ So each entry is handled at least once; handling it must be idempotent.
 """
 
 import logging
+import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from imcore.errors import ImError, RedisUnavailable, UnknownGroup
 from imcore.settings import Settings
 from imcore.streams import events, wire
 from imcore.streams.calls import journal_calls as calls
+from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Entry
+from imcore.streams.keys import Keyspace
 from imcore.streams.url_options import LONGEST_BLOCK_MS
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CLUSTER_BLOCK_MS = 50
 """On a cluster one command waits for one partition only; the others are read when it ends."""
@@ -121,7 +125,8 @@ class Journal:
         with self._recovery():
             self._renew()
             if not self._has_groups:
-                self._create_groups()
+                self._in_each_partition(lambda space, p: calls.create_group(space, p, self._kind))
+                self._has_groups = True
             if time.monotonic() >= self._claim_at:
                 self._claim()
                 self._claim_at = time.monotonic() + self._settings.lease_ms / 2000
@@ -149,14 +154,14 @@ class Journal:
         most = self._settings.max_deliveries
         call = calls.fail(self._client.space, entry.partition, self._kind, entry.id, reason=reason, max_failures=most)
         with self._recovery():
-            failure = self._client.call(call, repeatable=False)  # or one failure might count twice
+            failures, dead_id = self._client.call(call, repeatable=False)  # or one failure might count twice
         self._in_hand -= 1
-        if failure.dead_id:
-            log.error("dead letter %d:%s of entry %s: %s", entry.partition, failure.dead_id, entry.id, reason)
-        elif failure.failures:
-            wait_s = self._settings.retry_ms * 2 ** (failure.failures - 1) / 1000
+        if dead_id:
+            log.error("dead letter %d:%s of entry %s: %s", entry.partition, dead_id, entry.id, reason)
+        elif failures:
+            wait_s = self._settings.retry_ms * 2 ** (failures - 1) / 1000
             self._failed[entry.partition, entry.id] = _Failed(entry, time.monotonic() + wait_s)
-            log.warning("entry %d:%s failed %d times: %s", entry.partition, entry.id, failure.failures, reason)
+            log.warning("entry %d:%s failed %d times: %s", entry.partition, entry.id, failures, reason)
             return False
         return True
 
@@ -173,11 +178,11 @@ class Journal:
 
     def drained(self) -> bool:
         """Return whether the kind's workers have done all entries that existed at the first call of this."""
-        client, space = self._client, self._client.space
         if self._ends is None:
-            newest = client.query_many([("XREVRANGE", key, "+", "-", "COUNT", 1) for key in space.journals()])
+            journals = self._client.space.journals()
+            newest = self._client.query_many([("XREVRANGE", key, "+", "-", "COUNT", 1) for key in journals])
             self._ends = [entries[0][0].decode() if entries else "" for entries in newest]
-        begins = client.call_many([calls.undone(space, p, [self._kind], only=True) for p in range(space.partitions)])
+        begins = self._in_each_partition(lambda space, p: calls.undone(space, p, [self._kind], only=True))
         return all(_order(begin or "") > _order(end) for begin, end in zip(begins, self._ends, strict=True) if end)
 
     def close(self) -> None:
@@ -190,10 +195,10 @@ class Journal:
             self._failed.clear()  # another process has the open entries of the former name
             self.reread_open()  # a former process of this name may have left entries open
 
-    def _create_groups(self) -> None:
+    def _in_each_partition(self, build: Callable[[Keyspace, int], Call[T]], *, repeatable: bool = True) -> list[T]:
         space = self._client.space
-        self._client.call_many([calls.create_group(space, p, self._kind) for p in range(space.partitions)])
-        self._has_groups = True
+        batch = [build(space, partition) for partition in range(space.partitions)]
+        return self._client.call_many(batch, repeatable=repeatable)
 
     def _read_open(self) -> list[Entry]:
         while self._open is not None:
@@ -260,15 +265,12 @@ class Journal:
 
     def _read(self, opened: dict[int, str] | None) -> list[Entry]:
         """Return new entries or, if given the last ids of a former answer, the open ones after these."""
-        space, size = self._client.space, self._settings.batch_size
-        starts = [calls.NEW if opened is None else opened.get(p, calls.FIRST) for p in range(space.partitions)]
-        pages = self._client.call_many(
-            [
-                calls.read(space, p, self._kind, self.lease.name, start=start, count=size)
-                for p, start in enumerate(starts)
-            ],
-            repeatable=opened is not None,
-        )
+
+        def read(space: Keyspace, p: int) -> Call[list[calls.RawEntry]]:
+            start = calls.NEW if opened is None else opened.get(p, calls.FIRST)
+            return calls.read(space, p, self._kind, self.lease.name, start=start, count=self._settings.batch_size)
+
+        pages = self._in_each_partition(read, repeatable=opened is not None)
         return [events.read(p, *raw) for p, page in enumerate(pages) for raw in page]
 
     def _claim(self) -> None:
@@ -290,18 +292,14 @@ class Journal:
 
     def _holders(self) -> list[tuple[int, str]]:
         """Return the consumers that have open entries, by partition."""
-        space = self._client.space
-        consumers = self._client.call_many([calls.consumers(space, p, self._kind) for p in range(space.partitions)])
+        consumers = self._in_each_partition(lambda space, p: calls.consumers(space, p, self._kind))
         return [(p, name) for p, names in enumerate(consumers) for name in names]
 
     def _without_lease(self, names: set[str]) -> set[str]:
-        slots = {name: slot for name in names if (slot := self._slot_of(name))}
+        leases = re.compile(re.escape(self._kind) + "-([0-9]+)")
+        slots = {name: int(match[1]) for name in names if (match := leases.fullmatch(name))}
         held = self._client.call_many([calls.is_held(self._kind, slot) for slot in slots.values()])
         return names - {name for name, is_held in zip(slots, held, strict=True) if is_held}
-
-    def _slot_of(self, name: str) -> int | None:
-        kind, _, slot = name.rpartition("-")
-        return int(slot) if kind == self._kind and slot.isdecimal() else None
 
     @contextmanager
     def _recovery(self) -> Iterator[None]:

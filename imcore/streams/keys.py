@@ -4,7 +4,6 @@ A gid or uid always comes last in its key, after the hash tag `{p}` of the parti
 the tag: Redis takes the first braces only.
 """
 
-import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,17 +27,11 @@ SEPARATOR = "\x1f"
 """Joins the parts of one name; `imcore.model.limits` keeps it out of uids and gids."""
 RECORD_SEPARATOR = "\x1e"
 
-_IDEMPOTENCY = ("idempotency_newer", "idempotency_older")
-_PER_GROUP = ("meta", "stream", "acked", "joined", "left", "recalled", "shadow", *_IDEMPOTENCY)
+_PER_GROUP = (
+    *("meta", "stream", "acked", "joined", "left"),
+    *("recalled", "shadow", "idempotency_newer", "idempotency_older"),
+)
 _PARTITION_OF_GROUP = ("journal", "groups", "group_locks", "creating", "unnotified", "version")
-_PER_PARTITION = ("online", "online_ms", "dead", "failures", "coalescing", "watermarks", "rebuilt")
-_PER_USER = ("own_unacked", "groups_of", "dirty", "sessions")
-_OTHERS = ("config", "lease", "withdrawn")
-
-KINDS = frozenset((*_PER_GROUP, *_PARTITION_OF_GROUP, *_PER_PARTITION, *_PER_USER, *_OTHERS))
-"""The kinds of all keys: the word after the partition, or after `im:` without one."""
-
-_KIND = re.compile(r"im:(?:\{[0-9]+\}:)?([a-z_]+)")
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,6 @@ class GroupKeys:
 
     @cached_property
     def for_ack(self) -> tuple[str, ...]:
-        """The keys of `im_ack`."""
         return (self.meta, self.stream, self.acked, self.joined, self.journal)
 
     @cached_property
@@ -151,7 +143,6 @@ class Keyspace:
         return f"{_tag(self.partition_of(uid))}sessions:{uid}"
 
     def journals(self) -> list[str]:
-        """All journals, by partition."""
         return [self.journal(p) for p in range(self.partitions)]
 
     def inboxes(self, uid: str) -> list[str]:
@@ -159,14 +150,7 @@ class Keyspace:
         return [f"{_tag(p)}{self._channels}inbox:{uid}" for p in range(self.partitions)]
 
 
-def kind_of(key: str) -> str | None:
-    """Return which of the KINDS a key is; None for a name of another program."""
-    match = _KIND.match(key)
-    return match[1] if match and match[1] in KINDS else None
-
-
 def lease(kind: str, slot: int) -> str:
-    """The lease of one worker process."""
     return f"im:lease:{kind}:{slot}"
 
 

@@ -1,8 +1,6 @@
 """The functions in Redis: which version of them a server holds, and how they are loaded."""
 
-from collections.abc import Iterator
 from importlib import resources
-from itertools import count
 from typing import Any
 
 import redis
@@ -10,10 +8,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import NoPermissionError, ResponseError
 
 from imcore.errors import ConfigurationError, RedisRefuses, RedisUnavailable
-from imcore.streams.calls import message_calls
-from imcore.streams.calls.call import Call
-from imcore.streams.keys import Keyspace
-from imcore.streams.server_info import servers_of
+from imcore.streams.server_info import primaries_of, servers_of
 
 VERSION = 7
 """Raised with every change of the functions; `lua/base.lua` holds the same number."""
@@ -36,7 +31,7 @@ class Library:
     """
 
     def __init__(self, client: redis.Redis | RedisCluster, where: str) -> None:
-        self._client: Any = client
+        self._client = client
         self._where = where
         self.upgrades = False
 
@@ -46,7 +41,7 @@ class Library:
         Raise RedisUnavailable if they are missing or older and may not be loaded, ConfigurationError if newer ones are,
         RedisRefuses if they do not stay.
         """
-        for node in list(self._nodes()):
+        for _, node in list(primaries_of(self._client)):
             tries = 0
             while (found := self._version(node)) < VERSION:
                 self._check_may_load(found, writes)
@@ -60,17 +55,10 @@ class Library:
                     f"{VERSION}): upgrade imcore"
                 )
 
-    def _nodes(self) -> Iterator[dict[str, Any]]:
-        """Yield the nodes, as options of the driver's commands."""
-        if not isinstance(self._client, RedisCluster):
-            yield {}
-        else:
-            yield from ({"target_nodes": node} for node in self._client.get_primaries())
-
-    def _version(self, node: dict[str, Any]) -> int:
+    def _version(self, node: Any) -> int:
         """Return the loaded version, 0 without one."""
         try:
-            return int(self._client.execute_command("FCALL_RO", "im_version", 0, **node))
+            return int(node.execute_command("FCALL_RO", "im_version", 0))
         except ResponseError as error:
             if is_missing(error):
                 return 0
@@ -99,11 +87,11 @@ class Library:
         what = f"the functions of an older imcore (version {found}; this program needs {VERSION})"
         raise RedisUnavailable(f"{self._where} has {what if found else 'no functions of imcore'}: {_WHAT_TO_DO}")
 
-    def _load(self, node: dict[str, Any], *, replace: bool, is_last: bool) -> None:
+    def _load(self, node: Any, *, replace: bool, is_last: bool) -> None:
         folder = resources.files("imcore.streams").joinpath("lua")
         code = "\n".join(folder.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in _FILES)
         try:
-            self._client.execute_command("FUNCTION LOAD", *["REPLACE"] * replace, code, **node)
+            node.execute_command("FUNCTION LOAD", *["REPLACE"] * replace, code)
         except NoPermissionError as error:
             raise RedisUnavailable(
                 f"{self._where} has not the functions of this imcore, and this user may not load them: {_WHAT_TO_DO}"
@@ -116,25 +104,3 @@ class Library:
 def is_missing(answer: object) -> bool:
     """Return whether a server answered that it does not have the functions."""
     return isinstance(answer, ResponseError) and "Function not found" in str(answer)
-
-
-def empty_acks(client: redis.Redis | RedisCluster, space: Keyspace) -> list[Call[Any]]:
-    """Return an ack of nothing for the server, or for each primary that has a partition. The group need not exist.
-
-    A server refuses it like any write: if it is a replica, cannot save to its disk, or has too few replicas.
-    """
-    return [message_calls.ack(space, gid, []) for gid in _gid_per_node(client, space)]
-
-
-def _gid_per_node(client: redis.Redis | RedisCluster, space: Keyspace) -> Iterator[str]:
-    gids = map(str, count())
-    if not isinstance(client, RedisCluster):
-        yield next(gids)
-        return
-    left = {client.get_node_from_key(journal).name for journal in space.journals()}
-    while left:
-        gid = next(gids)
-        node = client.get_node_from_key(space.group(gid).meta).name
-        if node in left:
-            left.discard(node)
-            yield gid

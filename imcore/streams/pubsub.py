@@ -17,6 +17,7 @@ from imcore.errors import ConfigurationError, ImError, RedisUnavailable
 from imcore.streams.client import RedisClient
 from imcore.streams.redis_errors import driver_errors
 from imcore.streams.wire import PONG, PUSHED, PubSubEvent
+from imcore.util.batches import batches
 
 _CHUNK = 500
 _MOST_AT_ONCE = 1000
@@ -64,8 +65,8 @@ class Subscription:
         with self._errors():
             for names in self._by_slot(channels):
                 connection = self._connection_of(names[0])
-                for i in range(0, len(names), _CHUNK):
-                    connection.send_command(command, *names[i : i + _CHUNK], check_health=False)
+                for chunk in batches(names, _CHUNK):
+                    connection.send_command(command, *chunk, check_health=False)
 
     def _by_slot(self, channels: Iterable[str]) -> Iterable[Sequence[str]]:
         slots: dict[int, list[str]] = defaultdict(list)

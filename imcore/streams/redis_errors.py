@@ -1,45 +1,21 @@
 """Translates errors of the Redis driver: what is wrong, where, and what to do; and never a password."""
 
+import errno
 import re
+import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import SplitResult, urlsplit
 
-from redis.exceptions import (
-    AskError,
-    AuthenticationError,
-    BusyLoadingError,
-    ClusterDownError,
-    InvalidResponse,
-    MasterDownError,
-    MaxConnectionsError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisClusterException,
-    RedisError,
-    SlotNotCoveredError,
-    TryAgainError,
-)
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis import exceptions as driver
 
-from imcore.errors import (
-    ConfigurationError,
-    GroupAbandoned,
-    GroupExists,
-    GroupUnderWay,
-    ImError,
-    RedisFull,
-    RedisRefuses,
-    TryAgain,
-    UnknownGroup,
-)
-from imcore.settings import CHAT_URL
-from imcore.streams.connections import NotRedisError
-from imcore.streams.unreachable import no_protocol, unavailable
+from imcore import errors
+from imcore.errors import ConfigurationError, ImError, RedisFull, RedisRefuses, RedisUnavailable
+from imcore.settings import CHAT_URL, JOBS_URL
+from imcore.streams.connections import HungUpError, NotRedisError
 
-LOST = (RedisConnectionError, RedisTimeoutError, ClusterDownError, SlotNotCoveredError, OSError)
+LOST = (driver.ConnectionError, driver.TimeoutError, driver.ClusterDownError, driver.SlotNotCoveredError, OSError)
 """No answer came: the command may have run or not."""
 
 _REFUSED_BY_WORD = {
@@ -59,12 +35,12 @@ _REFUSED_BY_WORD = {
 """Temporary refusals, by the first word of the answer."""
 
 _STRIPPED_WORDS = {
-    BusyLoadingError: "LOADING",
-    ReadOnlyError: "READONLY",
-    MasterDownError: "MASTERDOWN",
-    ClusterDownError: "CLUSTERDOWN",
-    TryAgainError: "TRYAGAIN",
-    AskError: "TRYAGAIN",  # and MovedError, which is one
+    driver.BusyLoadingError: "LOADING",
+    driver.ReadOnlyError: "READONLY",
+    driver.MasterDownError: "MASTERDOWN",
+    driver.ClusterDownError: "CLUSTERDOWN",
+    driver.TryAgainError: "TRYAGAIN",
+    driver.AskError: "TRYAGAIN",  # and MovedError, which is one
 }
 """First words that the driver removes, since it makes a class of each. A subclass precedes its base."""
 
@@ -97,18 +73,35 @@ _NO_PASSWORD = ("Authentication required", "already authenticated")
 _NO_RIGHT = ("ACL failure in script: ", "The user executing the script can't ", "NOPERM ")
 
 _CODES: dict[str, Callable[[str, str], ImError]] = {
-    "NOGROUP": lambda _, gid: UnknownGroup(f"there is no group {gid!r}"),
-    "EXISTS": lambda _, gid: GroupExists(
+    "NOGROUP": lambda _, gid: errors.UnknownGroup(f"there is no group {gid!r}"),
+    "EXISTS": lambda _, gid: errors.GroupExists(
         f"group {gid!r} exists already, with other members: use `im group add` or `remove`"
     ),
-    "CREATING": lambda _, gid: GroupUnderWay(f"another process creates group {gid!r}: try again in a moment"),
-    "ABANDONED": lambda _, gid: GroupAbandoned(
+    "CREATING": lambda _, gid: errors.GroupUnderWay(f"another process creates group {gid!r}: try again in a moment"),
+    "ABANDONED": lambda _, gid: errors.GroupAbandoned(
         f"a process has died over the creation of group {gid!r}: create it again"
     ),
-    "LOST": lambda _, gid: TryAgain(f"another process mends {gid!r}"),
+    "LOST": lambda _, gid: errors.TryAgain(f"another process mends {gid!r}"),
     "CLOCK": lambda where, _: ConfigurationError(f"the clock of {where} stands before 2020: set it"),
 }
 """Errors of our functions by their first word, from an address and a group."""
+
+_NO_FILES = {errno.EMFILE, errno.ENFILE}
+_NO_RIGHTS = {errno.EACCES, errno.EPERM}
+_NOT_LISTENING = {None, errno.ECONNREFUSED, errno.ENOENT}
+
+_NOT_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"}
+"""OpenSSL's reasons for the answer of a server that does not speak TLS."""
+
+_CERTIFICATE_REFUSED = {
+    *("TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE", "TLSV1_ALERT_UNKNOWN_CA"),
+    *("SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_CERTIFICATE_UNKNOWN", "SSLV3_ALERT_CERTIFICATE_EXPIRED"),
+    *("SSLV3_ALERT_CERTIFICATE_REVOKED", "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE"),
+}
+_TLS_ALERT = ("\\x15", "\x15")
+"""How an alert of TLS begins, as the driver and as the system show it."""
+
+_START = {CHAT_URL: "start it with `im up`", JOBS_URL: "start it"}
 
 
 def address(url: str) -> str:
@@ -143,7 +136,7 @@ def driver_errors(where: str, gid: str = "", *, variable: str = CHAT_URL) -> Ite
     """Translate what the driver raises into an ImError, as `translated` does, with the cause kept."""
     try:
         yield
-    except (RedisError, RedisClusterException, OSError) as error:
+    except (driver.RedisError, driver.RedisClusterException, OSError) as error:
         raise translated(error, where, gid, variable=variable) from error
 
 
@@ -157,22 +150,22 @@ def translated(error: Exception, where: str, gid: str = "", *, variable: str = C
     text = _answer_of(error)
     if refusal := _rights(error, text, where, variable) or _refusal(error, text, where):
         return refusal
-    if isinstance(error, MaxConnectionsError):
+    if isinstance(error, driver.MaxConnectionsError):
         return RedisRefuses(
             f"this program has as many connections to {where} as it may: raise max_connections in the URL"
         )
-    if isinstance(error, NotRedisError | InvalidResponse):
-        return no_protocol(error, where, variable)
-    if isinstance(error, (*LOST, RedisClusterException)):
-        return unavailable(error, where, variable)
+    if isinstance(error, NotRedisError | driver.InvalidResponse):
+        return _no_protocol(error, where, variable)
+    if isinstance(error, (*LOST, driver.RedisClusterException)):
+        return _unavailable(error, where, variable)
     return _answered(text, where, gid)
 
 
 def _error_of_node(error: Exception) -> Exception:
     """Return the error of a node, if the driver only says that it could not ask any."""
-    while isinstance(error, RedisClusterException):
+    while isinstance(error, driver.RedisClusterException):
         cause = error.__cause__ or error.__context__
-        if not isinstance(cause, RedisError | RedisClusterException):
+        if not isinstance(cause, driver.RedisError | driver.RedisClusterException):
             break
         error = cause
     return error
@@ -187,22 +180,22 @@ def _answer_of(error: Exception) -> str:
 
 
 def _rights(error: Exception, text: str, where: str, variable: str) -> ImError | None:
-    if isinstance(error, AuthenticationError):
+    if isinstance(error, driver.AuthenticationError):
         if any(words in text for words in _NO_PASSWORD):
             return ConfigurationError(f"{where} wants a password: set {variable} to redis://USER:PASSWORD@HOST")
         return ConfigurationError(
             f"{where} refuses this user or password ({_first_line(text).rstrip('.')}): set {variable}"
         )
-    if isinstance(error, NoPermissionError) or text.startswith(_NO_RIGHT):
+    if isinstance(error, driver.NoPermissionError) or text.startswith(_NO_RIGHT):
         what = _first_line(text).removeprefix(_NO_RIGHT[0]).removeprefix(_NO_RIGHT[2]).partition(" script:")[0]
         return ConfigurationError(f"{where} refuses this: {what} (`im acl` prints the rights that are needed)")
     return None
 
 
 def _refusal(error: Exception, text: str, where: str) -> ImError | None:
-    if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
+    if isinstance(error, driver.OutOfMemoryError) or text.startswith("OOM"):
         return RedisFull(f"{where} has no memory left (maxmemory): nothing was stored")
-    if isinstance(error, AskError) and "+cluster://" not in where:
+    if isinstance(error, driver.AskError) and "+cluster://" not in where:
         return ConfigurationError(f"{where} is a node of a cluster: use redis+cluster:// or rediss+cluster://")
     if reason := _REFUSED_BY_WORD.get(_first_word(error, text)) or _reason_in(text, _REFUSED_BY_PART):
         return RedisRefuses(f"{where} {reason}")
@@ -229,3 +222,75 @@ def _answered(text: str, where: str, gid: str) -> ImError:
 
 def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else "nothing"
+
+
+def _no_protocol(error: Exception, where: str, variable: str) -> ImError:
+    """Return what is wrong with a server, named by a variable, that does not speak the protocol of Redis."""
+    if not isinstance(error, NotRedisError):  # it did when the connection began
+        return RedisUnavailable(f"what came from {where} was broken on its way ({_short(error)}): try again")
+    if any(begin in str(error) for begin in _TLS_ALERT):
+        return ConfigurationError(f"{where} speaks TLS: use rediss://")
+    return ConfigurationError(
+        f"what answers at {where} is no Redis ({_short(error)}): set {variable} to the port where Redis listens"
+    )
+
+
+def _unavailable(error: Exception, where: str, variable: str) -> ImError:
+    """Return why no answer came from the server that a variable names."""
+    causes = list(_chain(error))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLError):
+            return _over_tls(cause, where)
+    if isinstance(error, driver.TimeoutError) and "connecting" in str(error) and where.startswith("rediss"):
+        return RedisUnavailable(f"no answer from Redis at {where} over TLS: if it does not speak that, use redis://")
+    if isinstance(error, HungUpError):
+        hint = "" if where.startswith(("rediss", "unix")) else "; if it wants TLS, use rediss://"
+        return RedisUnavailable(f"no answer from Redis at {where}: it hangs up without a word{hint}")
+    return _system_error(causes, where, variable)
+
+
+def _over_tls(error: ssl.SSLError, where: str) -> ImError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConfigurationError(
+            f"{where} is not trusted ({error.verify_message}): name the file of its authority, ?ssl_ca_certs=FILE"
+        )
+    if error.reason in _NOT_TLS:
+        return ConfigurationError(f"{where} does not speak TLS: use redis:// or redis+cluster://")
+    if error.reason in _CERTIFICATE_REFUSED:
+        return ConfigurationError(
+            f"{where} does not accept our certificate, or the want of one ({error.reason}): "
+            "name one that it trusts, ?ssl_certfile=FILE&ssl_keyfile=FILE"
+        )
+    return RedisUnavailable(f"no answer from Redis at {where} over TLS ({error.reason or 'it ended too early'})")
+
+
+def _system_error(causes: list[BaseException], where: str, variable: str) -> ImError:
+    error = _first_system_error(causes)
+    if "path too long" in str(error):  # it has no errno
+        return ConfigurationError(f"the path of the socket in {where} is too long for this system: use a shorter one")
+    if isinstance(error, socket.gaierror):
+        return RedisUnavailable(f"the name of the host in {where} cannot be resolved ({error.strerror})")
+    if error.errno in _NO_FILES:
+        return RedisUnavailable(
+            f"no connection to {where}: this process has as many files open as it may (raise ulimit -n)"
+        )
+    if error.errno in _NO_RIGHTS and where.startswith("unix"):
+        return ConfigurationError(f"this user has no right to use the socket of {where}: {error.strerror}")
+    reason = "" if error.errno in _NOT_LISTENING else f" ({error.strerror})"
+    return RedisUnavailable(f"no answer from Redis at {where}{reason}: {_START[variable]}, or set {variable}")
+
+
+def _first_system_error(causes: list[BaseException]) -> OSError:
+    """Return the first error with a number, else the first one, else one that says nothing."""
+    errors = [cause for cause in causes if isinstance(cause, OSError)]
+    return next((error for error in errors if error.errno), errors[0] if errors else OSError())
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _short(error: Exception) -> str:
+    return str(error)[:100].strip() or type(error).__name__

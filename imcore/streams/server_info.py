@@ -52,11 +52,17 @@ def servers_of(client: "redis.Redis | RedisCluster", *, asks_config: bool = True
     What a user has no right to ask is unknown: that is no error. But the server logs it, so leave out CONFIG GET for
     a user who is known to have no right to it.
     """
+    for name, node in primaries_of(client):
+        yield _info_of(node, name, asks_config)
+
+
+def primaries_of(client: "redis.Redis | RedisCluster") -> Iterator[tuple[str, redis.Redis]]:
+    """Yield the server of a client with the name "", or each primary of a cluster with its host and port."""
     if not isinstance(client, RedisCluster):
-        yield _info_of(client, "", asks_config)
+        yield "", client
         return
     for node in client.get_primaries():
-        yield _info_of(client.get_redis_connection(node), node.name, asks_config)
+        yield node.name, client.get_redis_connection(node)
 
 
 def user_of(client: "redis.Redis | RedisCluster") -> str | None:
@@ -104,6 +110,5 @@ def _is(value: object, wanted: object) -> bool | None:
 
 
 def _numbers(version: str) -> tuple[int, int]:
-    """Return the first two numbers of a version."""
     major, minor, *_ = (int(part) if part.isdecimal() else 0 for part in f"{version}.0".split("."))
     return major, minor

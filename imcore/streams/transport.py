@@ -5,30 +5,24 @@ without an answer, which may have run.
 """
 
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from hiredis import pack_command
+from redis import Redis
+from redis import exceptions as driver
 from redis.cluster import RedisCluster
-from redis.exceptions import (
-    AskError,
-    MovedError,
-    RedisClusterException,
-    RedisError,
-    ResponseError,
-    SlotNotCoveredError,
-    TryAgainError,
-)
 
 from imcore.streams.redis_errors import LOST
+from imcore.util.batches import batches
 
 Command = tuple[Any, ...]
 
 PIECE = 50
 """How many commands are sent at once: the server runs them while the next ones are packed."""
 
-_REDIRECTED = (AskError, TryAgainError)
+_REDIRECTED = (driver.AskError, driver.TryAgainError)
 """Answers of a node that does not have the keys of a command (a MovedError is an AskError), and did nothing."""
 _KEY_AT = {"FCALL": 3, "FCALL_RO": 3, "MEMORY": 2}
 """The index of the first key of a command, if it does not follow the name."""
@@ -49,10 +43,9 @@ class InFlight:
         self._pool = client.connection_pool
         self._connection = self._pool.get_connection()
         try:
-            for start in range(0, len(commands), PIECE):
-                packed = b"".join(map(pack_command, commands[start : start + PIECE]))
+            for number, piece in enumerate(batches(commands, PIECE)):
                 # No PING among them: its answer would come after theirs.
-                self._connection.send_packed_command([packed], check_health=start == 0)
+                self._connection.send_packed_command([b"".join(map(pack_command, piece))], check_health=number == 0)
         except BaseException:
             self.drop()
             raise
@@ -68,7 +61,6 @@ class InFlight:
         return answers
 
     def drop(self) -> None:
-        """Give up on the answers."""
         if self._connection is not None:
             self._connection.disconnect()
             self._release()
@@ -90,24 +82,25 @@ def call_cluster(client: RedisCluster, commands: Sequence[Command]) -> list[Any]
     for number, command in enumerate(commands):
         hops = 0
         while isinstance(answers[number], _REDIRECTED):
-            if isinstance(answers[number], TryAgainError) or hops >= _FEW_HOPS:  # two nodes may name each other
+            if isinstance(answers[number], driver.TryAgainError) or hops >= _FEW_HOPS:  # two nodes may name each other
                 if not waits:
                     break
                 waits -= 1
                 time.sleep(_WAIT_S)
             answers[number] = _redirect(client, command, answers[number])
             hops += 1
-        if isinstance(answers[number], AskError):
-            answers[number] = TryAgainError(str(answers[number]))
+        if isinstance(answers[number], driver.AskError):
+            answers[number] = driver.TryAgainError(str(answers[number]))
     if any(isinstance(answer, LOST) for answer in answers):
         refresh_slots(client)
     return answers
 
 
-def refresh_slots(client: RedisCluster) -> None:
-    """Ask the cluster which node has which slots, if any node answers. Else the driver may go on asking a dead one."""
-    with suppress(*LOST, RedisError, RedisClusterException):
-        client.nodes_manager.initialize()
+def refresh_slots(client: Redis | RedisCluster) -> None:
+    """Ask a cluster which node has which slots, if any node answers. Else the driver may go on asking a dead one."""
+    if isinstance(client, RedisCluster):
+        with suppress(*LOST, driver.RedisError, driver.RedisClusterException):
+            client.nodes_manager.initialize()
 
 
 def _at_their_nodes(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
@@ -116,19 +109,25 @@ def _at_their_nodes(client: RedisCluster, commands: Sequence[Command]) -> list[A
     with ExitStack() as stack:
         flights = []
         for node, numbers in _by_node(client, commands, answers):
-            try:
+            with _errors_put(answers, numbers):
                 flight = InFlight(client.get_redis_connection(node), [commands[number] for number in numbers])
-            except LOST as error:
-                _put(answers, numbers, [error] * len(numbers))
-            else:
                 stack.callback(flight.drop)
                 flights.append((flight, numbers))
         for flight, numbers in flights:
-            try:
-                _put(answers, numbers, flight.answers())
-            except LOST as error:
-                _put(answers, numbers, [error] * len(numbers))
+            with _errors_put(answers, numbers):
+                for number, answer in zip(numbers, flight.answers(), strict=True):
+                    answers[number] = answer
     return answers
+
+
+@contextmanager
+def _errors_put(answers: list[Any], numbers: Sequence[int]) -> Iterator[None]:
+    """Put the error of a lost connection in the place of all its answers."""
+    try:
+        yield
+    except LOST as error:
+        for number in numbers:
+            answers[number] = error
 
 
 def _by_node(client: RedisCluster, commands: Sequence[Command], answers: list[Any]) -> Iterable[tuple[Any, list[int]]]:
@@ -137,39 +136,33 @@ def _by_node(client: RedisCluster, commands: Sequence[Command], answers: list[An
     for number, command in enumerate(commands):
         try:
             node = client.get_node_from_key(_key_of(command))
-        except SlotNotCoveredError as error:
+        except driver.SlotNotCoveredError as error:
             answers[number] = error
         else:
             nodes.setdefault(node.name, (node, []))[1].append(number)
     return nodes.values()
 
 
-def _key_of(command: Command) -> str:
+def _key_of(command: Command) -> Any:
     """Return a key of a command. All of its keys are in one slot."""
-    key: str = command[_KEY_AT.get(command[0], 1)]
-    return key
+    return command[_KEY_AT.get(command[0], 1)]
 
 
-def _put(answers: list[Any], numbers: Sequence[int], new: Sequence[Any]) -> None:
-    for number, answer in zip(numbers, new, strict=True):
-        answers[number] = answer
-
-
-def _redirect(client: RedisCluster, command: Command, redirection: ResponseError) -> Any:
+def _redirect(client: RedisCluster, command: Command, redirection: driver.ResponseError) -> Any:
     """Send a command to the node that a redirection names; return the answer, or the error."""
     commands, node = [command], None
     try:
-        if isinstance(redirection, MovedError):
+        if isinstance(redirection, driver.MovedError):
             node = _node_of_moved(client, redirection)
-        elif isinstance(redirection, AskError):
+        elif isinstance(redirection, driver.AskError):
             commands, node = [("ASKING",), command], client.get_node(redirection.host, redirection.port)
         node = node or client.get_node_from_key(_key_of(command))
         return InFlight(client.get_redis_connection(node), commands).answers()[-1]
-    except (*LOST, RedisClusterException) as error:
+    except (*LOST, driver.RedisClusterException) as error:
         return error
 
 
-def _node_of_moved(client: RedisCluster, moved: MovedError) -> Any:
+def _node_of_moved(client: RedisCluster, moved: driver.MovedError) -> Any:
     """Update the slots after a slot has moved; return its node, None if it is unknown."""
     slots = client.nodes_manager.slots_cache
     node = client.get_node(moved.host, moved.port)
@@ -184,5 +177,5 @@ def _node_of_moved(client: RedisCluster, moved: MovedError) -> Any:
 def _answer(connection: Any) -> Any:
     try:
         return connection.read_response()
-    except ResponseError as error:
+    except driver.ResponseError as error:
         return error

@@ -33,19 +33,23 @@ class PubSubEvent(NamedTuple):
 
 
 def message(gid: str, entry: Entry) -> Message:
-    """Return the message of a group's stream entry."""
     msgid, values = entry
+    extra = values[_EXTRA:]
     return Message(
-        gid=gid,
-        msgid=text(msgid),
-        seq=number(values[_SEQ]) or 0,
-        sender_uid=text(values[_UID]),
-        content=text(values[_TEXT]),
-        client_msgid=text(values[_CID]) if values[_CID] else None,
-        sent_at=_time(_sent_at_ms(values[_SENT])) if values[_SENT] else None,
-        recalled=len(values) > _EXTRA and values[_EXTRA:] == _RECALLED,
-        recalls=_recalls(values) if len(values) > _EXTRA else None,
+        gid,
+        text(msgid),
+        number(values[_SEQ]) or 0,
+        *_from_client(values[_UID], values[_TEXT], values[_CID], values[_SENT]),
+        recalled=extra == _RECALLED,
+        recalls=_recalls(extra) if extra else None,
     )
+
+
+def _from_client(
+    uid: bytes, content: bytes, client_msgid: bytes, sent_at: bytes
+) -> tuple[str, str, str | None, datetime | None]:
+    """Return the values of a message that its sender gave."""
+    return text(uid), text(content), text(client_msgid) or None, _time(_sent_at_ms(sent_at))
 
 
 def text(raw: bytes) -> str:
@@ -77,18 +81,18 @@ def _between(raw: bytes, lowest: int, highest: int) -> int | None:
     return value if lowest <= value <= highest else None
 
 
-def _recalls(values: list[bytes]) -> str | None:
-    recalls = number(values[_EXTRA + 1]) if _is_tombstone(values) else None
+def _recalls(extra: list[bytes]) -> str | None:
+    recalls = number(extra[1]) if _is_tombstone(extra) else None
     return msgids.unpack(recalls) if recalls else None
 
 
-def _is_tombstone(values: list[bytes]) -> bool:
-    return values[_EXTRA] == b"recalls" and len(values) > _EXTRA + 1
+def _is_tombstone(extra: list[bytes]) -> bool:
+    return extra[:1] == [b"recalls"] and len(extra) > 1
 
 
 def _sent_at_ms(raw: bytes) -> int | None:
     """Return a client's time in ms since 1970; None for anything outside the years 1 to 9999."""
-    return _between(raw, msgids.EARLIEST_MS, msgids.LATEST_MS)
+    return _between(raw, msgids.EARLIEST_MS, msgids.LATEST_MS) if raw else None
 
 
 def _time(ms: int | None) -> datetime | None:
@@ -116,8 +120,8 @@ def message_row(gid: str, msgid: int, values: list[bytes]) -> MessageRow:
         _whole(values[_SPAN]) if values[_SPAN] else None,
         values[_TEXT].decode(),
         values[_CID].decode() or None,
-        _sent_at_ms(values[_SENT]) if values[_SENT] else None,
-        _whole(values[_EXTRA + 1]) if len(values) > _EXTRA and _is_tombstone(values) else None,
+        _sent_at_ms(values[_SENT]),
+        _whole(values[_EXTRA + 1]) if _is_tombstone(values[_EXTRA:]) else None,
     )
 
 
@@ -146,15 +150,8 @@ def push(data: bytes) -> Push:
 def pushed_message(fields: list[bytes]) -> tuple[int, Message]:
     """Return the packed msgid and the message of a push of kind m. Raise ValueError for any other data."""
     gid, msgid, seq, uid, cid, sent, content = fields
-    return msgids.pack_id(msgid), Message(
-        gid=text(gid),
-        msgid=text(msgid),
-        seq=int(seq),
-        sender_uid=text(uid),
-        content=text(content),
-        client_msgid=text(cid) if cid else None,
-        sent_at=_time(_sent_at_ms(sent)) if sent else None,
-    )
+    message = Message(text(gid), text(msgid), int(seq), *_from_client(uid, content, cid, sent))
+    return msgids.pack_id(msgid), message
 
 
 def pushed_recall(fields: list[bytes]) -> tuple[int, Message]:
@@ -167,8 +164,7 @@ def pushed_recall(fields: list[bytes]) -> tuple[int, Message]:
 def pushed_receipts(fields: list[bytes]) -> list[Receipt]:
     """Return the receipts of a digest, a push of kind d. Raise ValueError for any other data."""
     first, version, *items = fields
-    gid = text(first)
-    receipts = []
+    gid, receipts = text(first), []
     for item_version, item in enumerate(items, int(version)):
         msgid, read, unread = map(int, item.split())
         receipts.append(Receipt(gid, msgids.unpack(msgid), read, unread, item_version))
@@ -176,14 +172,7 @@ def pushed_receipts(fields: list[bytes]) -> list[Receipt]:
 
 
 def message_of_row(row: MessageRow) -> Message:
-    return Message(
-        gid=row.gid,
-        msgid=msgids.unpack(row.msgid),
-        seq=row.seq,
-        sender_uid=row.sender_uid,
-        content=row.content,
-        client_msgid=row.client_msgid,
-        sent_at=_time(row.sent_at_ms),
-        recalled=row.recalled,
-        recalls=None if row.recalls is None else msgids.unpack(row.recalls),
-    )
+    gid, msgid, seq, uid, _, content, client_msgid, sent_at_ms, recalls, recalled = row
+    tombstone_of = None if recalls is None else msgids.unpack(recalls)
+    sent_at = _time(sent_at_ms)
+    return Message(gid, msgids.unpack(msgid), seq, uid, content, client_msgid, sent_at, recalled, tombstone_of)

@@ -1,5 +1,6 @@
 """Counts of everything in Redis: how many keys there are of each kind, and how much memory they take."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,19 @@ from typing import Any
 
 from imcore.chat import Chat
 from imcore.cli.bench.harness.counters import data_memory
-from imcore.streams.keys import SEPARATOR, kind_of
+from imcore.streams.keys import SEPARATOR
+
+KINDS = frozenset(
+    (
+        *("meta", "stream", "acked", "joined", "left", "recalled", "shadow", "idempotency_newer", "idempotency_older"),
+        *("journal", "groups", "group_locks", "creating", "unnotified", "version"),
+        *("online", "online_ms", "dead", "failures", "coalescing", "watermarks", "rebuilt"),
+        *("own_unacked", "groups_of", "dirty", "sessions", "config", "lease", "withdrawn"),
+    )
+)
+"""The kinds of all keys: the word after the partition, or after `im:` without one."""
+
+_KIND = re.compile(r"im:(?:\{[0-9]+\}:)?([a-z_]+)")
 
 UNKNOWN = "unknown"
 """The kind of a key that is of no kind."""
@@ -38,6 +51,12 @@ class KeyCounts:
     sessions: Mapping[str, int]
     consumers: Mapping[str, int]
     foreign_consumers: int
+
+
+def kind_of(key: str) -> str | None:
+    """Return which of the KINDS a key is; None for a name of another program."""
+    match = _KIND.match(key)
+    return match[1] if match and match[1] in KINDS else None
 
 
 def count_keys(chat: Chat) -> KeyCounts:

@@ -30,10 +30,11 @@ from imcore.repair import check, rebuild
 from imcore.settings import Settings
 from imcore.streams import dead_letters
 from imcore.streams.journal import Journal
-from imcore.streams.keys import KINDS, kind_of, lease
+from imcore.streams.keys import lease
 from imcore.workers import jobs
 from tests.helpers.deadline import wait_until
 from tests.helpers.forbidden_commands import FORBIDDEN
+from tests.helpers.key_counts import KINDS, kind_of
 from tests.helpers.servers import RunningCluster, start_valkey
 from tests.helpers.workers import run_bursts, start_worker
 

@@ -17,13 +17,13 @@ from imcore.errors import GroupExists
 from imcore.operations import creation, queries, tallies
 from imcore.repair import check, left_behind
 from imcore.settings import Settings
-from imcore.streams import keys
 from imcore.streams.calls import creation_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient
 from imcore.system import System
 from imcore.util.backoff import ThrottledLog
 from tests.helpers.deadline import wait_until
+from tests.helpers.key_counts import kind_of
 from tests.helpers.processes import PythonProcess
 from tests.helpers.workers import run_workers
 
@@ -193,7 +193,7 @@ class TestCreation:
             assert session.is_synced
         run_workers(chat)
         assert list(check.check(chat.system)) == []
-        kinds = Counter(keys.kind_of(key.decode()) for key in chat.system.client.driver.keys("im:*"))
+        kinds = Counter(kind_of(key.decode()) for key in chat.system.client.driver.keys("im:*"))
         assert not {"creating", "unnotified"} & kinds.keys()
 
     def test_a_creation_with_other_members_is_refused_as_another_group(self, chat: Chat) -> None:

@@ -17,11 +17,13 @@ from imcore.errors import ConfigurationError, RedisUnavailable
 from imcore.repair.rebuild import rebuild
 from imcore.sql.database import Database
 from imcore.streams import library
-from imcore.streams.calls import group_calls
+from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient, open_client
 from imcore.system import System
 from tests.helpers.processes import WorkerProcess
 from tests.helpers.servers import RunningCluster
+
+VERSION_CALL = Call("im_version", (), (), int)
 
 READS = [
     *("group list", "group show team", "unread bob", "pull bob --no-local", "status team", "receipts bob --no-local"),
@@ -131,9 +133,9 @@ def test_who_upgrades_replaces_older_ones_and_loads_them_whenever_they_are_lost(
 
     for _ in range(2):
         server.function_flush("SYNC")
-        assert redis_client.call(group_calls.version()) == library.VERSION
+        assert redis_client.call(VERSION_CALL) == library.VERSION
         server.function_flush("SYNC")
-        assert redis_client.call_each([group_calls.version()]) == [library.VERSION]
+        assert redis_client.call_each([VERSION_CALL]) == [library.VERSION]
 
 
 def test_newer_ones_are_left_alone(server: Any, connect: Callable[[], RedisClient]) -> None:
@@ -154,7 +156,7 @@ def test_two_may_load_them_at_once(connect: Callable[[], RedisClient], monkeypat
 
     # Then the second one finds those of the first
     two.require_functions(writes=True)
-    assert two.call(group_calls.version()) == library.VERSION
+    assert two.call(VERSION_CALL) == library.VERSION
 
 
 def test_functions_of_somebody_elses_by_our_name_are_an_error(server: Any, connect: Callable[[], RedisClient]) -> None:

@@ -21,11 +21,10 @@ from imcore.cli.bench.harness.counters import data_memory
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.settings import Settings
-from imcore.streams.keys import KINDS, kind_of
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
-from tests.helpers.key_counts import KeyCounts, all_keys, bytes_of, count_keys
+from tests.helpers.key_counts import KINDS, KeyCounts, all_keys, bytes_of, count_keys, kind_of
 from tests.helpers.persist_runs import new_persist
 from tests.helpers.steady_traffic import SteadyTraffic, hours
 

@@ -19,7 +19,7 @@ from imcore.model.direct import gid_of, peer_of
 from imcore.model.values import Draft, Message, Receipt
 from imcore.settings import Settings
 from imcore.streams import dead_letters
-from imcore.streams.calls import scan_calls
+from imcore.streams.calls import group_calls
 from imcore.streams.client import RedisClient
 from imcore.system import System
 
@@ -151,6 +151,6 @@ def test_nan_is_wrong_usage(words: list[str]) -> None:
 
 
 def test_a_group_that_a_scan_brings_twice_is_listed_once(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = scan_calls._page_of_names
-    monkeypatch.setattr(scan_calls, "_page_of_names", lambda answer: (page(answer)[0], page(answer)[1] * 2))
+    page = group_calls._page_of_names
+    monkeypatch.setattr(group_calls, "_page_of_names", lambda answer: (page(answer)[0], page(answer)[1] * 2))
     assert [group.gid for group in chat.groups()] == ["team"]

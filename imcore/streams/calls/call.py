@@ -4,12 +4,13 @@ Each builder in this package names one function of the library in `lua/`, where 
 described.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from imcore import msgid as msgids
 from imcore.errors import ImError, InvalidInput, NotMember, NotSender, UnknownMessage
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Value = str | bytes | int
 
@@ -29,33 +30,36 @@ class Call(NamedTuple, Generic[T_co]):
 
 
 def command_of(call: Call[Any]) -> tuple[Any, ...]:
-    """Return a call as the command that is sent."""
     if not call.function:
         return call.args
     return ("FCALL" if call.writes else "FCALL_RO", call.function, len(call.keys), *call.keys, *call.args)
+
+
+class EntryPage(NamedTuple, Generic[T]):
+    """Entries of a stream: about 1 MiB at most, but one in any case. With `more`, others may follow."""
+
+    entries: list[T]
+    more: bool
 
 
 class Trimmed(UnknownMessage):
     """That message is no longer in Redis: SQL has it."""
 
 
+_ERRORS: Mapping[bytes, tuple[type[ImError], str]] = {
+    b"NOTMEMBER": (NotMember, "{uid!r} is not a member of {gid!r}"),
+    b"NOTSENDER": (NotSender, "{msgid} of {gid!r} is not by {uid!r}"),
+    b"TOMBSTONE": (InvalidInput, "{msgid} of {gid!r} is itself the recall of a message"),
+    b"FUTURE": (UnknownMessage, "{msgid} has not been issued yet in {gid!r}"),
+    b"TRIMMED": (Trimmed, "{msgid} of {gid!r} is no longer in Redis"),
+    b"NOMSG": (UnknownMessage, "{msgid} is not a message of {gid!r}"),
+}
+"""The errors of items, by the code in their place."""
+
+
 def error_of(code: bytes, gid: str, *, uid: str = "", msgid: int | None = None) -> ImError:
-    """Return the error of an item's code."""
-    text = msgids.unpack(msgid) if msgid else "that message"
-    match code:
-        case b"NOTMEMBER":
-            return NotMember(f"{uid!r} is not a member of {gid!r}")
-        case b"NOTSENDER":
-            return NotSender(f"{text} of {gid!r} is not by {uid!r}")
-        case b"TOMBSTONE":
-            return InvalidInput(f"{text} of {gid!r} is itself the recall of a message")
-        case b"FUTURE":
-            return UnknownMessage(f"{text} has not been issued yet in {gid!r}")
-        case b"TRIMMED":
-            return Trimmed(f"{text} of {gid!r} is no longer in Redis")
-        case b"NOMSG":
-            return UnknownMessage(f"{text} is not a message of {gid!r}")
-    raise AssertionError(f"unknown code {code!r}")
+    kind, text = _ERRORS[code]
+    return kind(text.format(gid=gid, uid=uid, msgid=msgids.unpack(msgid) if msgid else "that message"))
 
 
 def checked(answer: Any, gid: str, *, uid: str = "", msgid: int | None = None) -> Any:

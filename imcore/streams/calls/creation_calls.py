@@ -1,34 +1,27 @@
 """Calls that create a group in steps. No I/O; see `lua/groups.lua`."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from imcore import msgid as msgids
 from imcore.model.values import Group
 from imcore.streams import wire
-from imcore.streams.calls.call import Call
+from imcore.streams.calls.call import Call, Value
+from imcore.streams.calls.group_calls import group_of
 from imcore.streams.keys import Keyspace
 
 LOST = None
 """The answer of a step if another process has taken the creation over."""
 
 
-class Begun(NamedTuple):
-    """The answer of `begin` for a group that exists. `is_unnotified`: its members may not have been notified."""
+def begin(space: Keyspace, gid: str, token: str) -> Call[tuple[Group, bool] | None]:
+    """Begin to create a group, or resume; answers None, or the group if it exists already.
 
-    group: Group
-    is_unnotified: bool
-
-
-def begin(space: Keyspace, gid: str, token: str) -> Call[Begun | None]:
-    """Begin to create a group, or resume; answers the group if it exists already."""
+    With the group it answers whether the members may not have been notified.
+    """
     k = space.group(gid)
 
-    def decode(answer: list[Any]) -> Begun | None:
-        if not answer:
-            return None
-        members, messages, last, is_unnotified = answer
-        return Begun(Group(gid, members, messages, msgids.unpack_offset(int(last))), is_unnotified == 1)
+    def decode(answer: list[Any]) -> tuple[Group, bool] | None:
+        return (group_of(gid)(answer[:3]), answer[3] == 1) if answer else None
 
     keys = (k.meta, k.acked, k.left, k.creating, k.unnotified)
     return Call("im_create_begin", keys, (gid, token), decode, gid, writes=True)
@@ -51,9 +44,8 @@ def end(space: Keyspace, gid: str, token: str, members: int) -> Call[int | None]
 def notify(space: Keyspace, gid: str, uids: Sequence[str], *, is_last: bool) -> Call[int]:
     """Publish to the live sessions of members that they joined; answers how many were notified."""
     k = space.group(gid)
-    return Call(
-        "im_create_notify", (k.unnotified, k.acked), (gid, k.inboxes, int(is_last), *uids), int, gid, writes=True
-    )
+    args: tuple[Value, ...] = (gid, k.inboxes, int(is_last), *uids)
+    return Call("im_create_notify", (k.unnotified, k.acked), args, int, gid, writes=True)
 
 
 def undo(space: Keyspace, gid: str, uids: Sequence[str], *, is_repair: bool = False) -> Call[bool]:

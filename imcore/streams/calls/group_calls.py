@@ -1,6 +1,11 @@
-"""Calls about groups, their members and positions. No I/O; see `lua/groups.lua`."""
+"""Calls about groups, their members and positions. No I/O; see `lua/groups.lua`.
 
-from collections.abc import Callable, Sequence
+A scan reads a large set page by page, and may answer a name twice. Its cursor is "0" before the first page, and again
+after the last one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from imcore import msgid as msgids
@@ -11,6 +16,12 @@ from imcore.streams.keys import CONFIG, Keyspace
 
 MembersCall = Callable[[Keyspace, str, Sequence[str]], Call[Group]]
 """A builder for a change of members: these uids, in this group."""
+
+PAGE = 1000
+"""About how many names a page has."""
+
+NamesPage = tuple[str, list[str]]
+"""The cursor of the next page, and names."""
 
 
 class Position(NamedTuple):
@@ -25,39 +36,33 @@ class Position(NamedTuple):
 
 def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
     """Fix the partition count and the dataset id of new data; answers the stored ones."""
-    return Call(
-        "im_init", (CONFIG,), (partitions, dataset), lambda answer: (int(answer[0]), answer[1].decode()), writes=True
-    )
-
-
-def version() -> Call[int]:
-    """Ask which version of the library is loaded."""
-    return Call("im_version", (), (), int)
+    args = (partitions, dataset)
+    return Call("im_init", (CONFIG,), args, lambda answer: (int(answer[0]), answer[1].decode()), writes=True)
 
 
 def create_group(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
-    """Create a group, in one step. See `creation_calls` for one with many members."""
+    """Create a group in one step. For one with many members see `creation_calls`."""
     k = space.group(gid)
     keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, k.groups, k.creating, *map(k.groups_of, uids))
-    return Call("im_create", keys, (gid, k.inboxes, *uids), _group(gid), gid, writes=True)
+    return Call("im_create", keys, (gid, k.inboxes, *uids), group_of(gid), gid, writes=True)
 
 
 def add_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
     k = space.group(gid)
     keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, *map(k.groups_of, uids))
-    return Call("im_join", keys, (gid, k.inboxes, *uids), _group(gid), gid, writes=True)
+    return Call("im_join", keys, (gid, k.inboxes, *uids), group_of(gid), gid, writes=True)
 
 
 def remove_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
     k = space.group(gid)
     pairs = [key for uid in uids for key in (k.groups_of(uid), k.own_unacked(uid))]
     keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, *pairs)
-    return Call("im_leave", keys, (gid, k.inboxes, *uids), _group(gid), gid, writes=True)
+    return Call("im_leave", keys, (gid, k.inboxes, *uids), group_of(gid), gid, writes=True)
 
 
 def group(space: Keyspace, gid: str) -> Call[Group]:
     k = space.group(gid)
-    return Call("im_group", (k.meta, k.acked, k.left), (), _group(gid), gid)
+    return Call("im_group", (k.meta, k.acked, k.left), (), group_of(gid), gid)
 
 
 def offset_and_join(space: Keyspace, gid: str, uid: str) -> list[Call[int | None]]:
@@ -81,7 +86,6 @@ def being_created(space: Keyspace) -> list[Call[list[str]]]:
 
 
 def position(space: Keyspace, gid: str, uid: str) -> Call[Position]:
-    """Ask how far a member is behind."""
     k = space.group(gid)
 
     def decode(answer: Any) -> Position:
@@ -91,7 +95,34 @@ def position(space: Keyspace, gid: str, uid: str) -> Call[Position]:
     return Call("im_unread", (k.meta, k.stream, k.acked, k.own_unacked(uid), k.recalled), (uid,), decode, gid)
 
 
-def _group(gid: str) -> Callable[[list[Any]], Group]:
+def scan_groups(space: Keyspace, partition: int, cursor: str) -> Call[NamesPage]:
+    return Call("", (), ("SSCAN", space.groups(partition), cursor, "COUNT", PAGE), _page_of_names)
+
+
+def scan_spans(space: Keyspace, gid: str, cursor: str) -> Call[NamesPage]:
+    """Read the names of a group's spans: the uids of current members, and keys of closed spans."""
+    return _zscan(space.group(gid).acked, cursor, lambda _: True, gid)
+
+
+def scan_first_spans(space: Keyspace, gid: str, cursor: str) -> Call[NamesPage]:
+    """Read the names of the spans that began before the first message."""
+    return _zscan(space.group(gid).joined, cursor, lambda joined: joined == 0, gid)
+
+
+def some_spans(space: Keyspace, gid: str, count: int) -> Call[list[str]]:
+    return Call("", (), ("ZRANGE", space.group(gid).acked, 0, count - 1), lambda raw: list(_decodable(raw)), gid)
+
+
+def are_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[bool]:
+    return Call("", (), ("ZMSCORE", space.group(gid).acked, *uids), lambda scores: None not in scores, gid)
+
+
+def trimmed(space: Keyspace, gid: str) -> Call[int]:
+    """Read up to which message (packed) Redis has trimmed a group."""
+    return Call("", (), ("HGET", space.group(gid).meta, "trimmed"), lambda raw: int(raw or 0), gid)
+
+
+def group_of(gid: str) -> Callable[[list[Any]], Group]:
     def decode(answer: list[Any]) -> Group:
         members, messages, last = answer
         return Group(gid, members, messages, msgids.unpack_offset(int(last)))
@@ -101,3 +132,23 @@ def _group(gid: str) -> Callable[[list[Any]], Group]:
 
 def _score(answer: Any) -> int | None:
     return None if answer is None else int(float(answer))  # a text or a number, depending on the driver's protocol
+
+
+def _page_of_names(answer: Any) -> NamesPage:
+    cursor, names = answer
+    return cursor.decode(), list(_decodable(names))
+
+
+def _zscan(key: str, cursor: str, is_wanted: Callable[[float], bool], gid: str) -> Call[NamesPage]:
+    def decode(answer: Any) -> NamesPage:
+        next_cursor, flat = answer
+        names = [name for name, score in zip(flat[::2], flat[1::2], strict=True) if is_wanted(float(score))]
+        return _page_of_names((next_cursor, names))
+
+    return Call("", (), ("ZSCAN", key, cursor, "COUNT", PAGE), decode, gid)
+
+
+def _decodable(names: Iterable[bytes]) -> Iterator[str]:
+    for name in names:
+        with suppress(UnicodeDecodeError):  # somebody has added it by hand
+            yield name.decode()

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 from imcore.streams import keys as names
 from imcore.streams import wire
-from imcore.streams.calls.call import Call
+from imcore.streams.calls.call import Call, EntryPage
 from imcore.streams.keys import Keyspace
+from imcore.util.batches import batches
 
 RawEntry = tuple[bytes, dict[bytes, bytes] | None]
 """An entry of a journal: its id and fields. No fields: it was deleted by hand after it was read."""
@@ -19,20 +20,6 @@ NO_ENTRY = "EMPTY"
 
 MOST_IDS = 1000
 """How many ids one call may have: Lua's stack ends at some thousands."""
-
-
-class Failure(NamedTuple):
-    """How often an entry has failed; 0: another process has done it meanwhile."""
-
-    failures: int
-    dead_id: str | None
-
-
-class JournalPage(NamedTuple):
-    """Entries of a journal, or dead letters; with `more`, others may follow."""
-
-    entries: list[RawEntry]
-    more: bool
 
 
 class CoalescingCounts(NamedTuple):
@@ -68,16 +55,13 @@ def read(space: Keyspace, partition: int, kind: str, consumer: str, *, start: st
     return Call("im_read", (space.journal(partition),), (kind, consumer, start, count), _raw_entries, writes=True)
 
 
-def entries(space: Keyspace, partition: int, first: str, count: int) -> Call[JournalPage]:
-    """Ask for a page of a journal from `first` on (an XRANGE id), without assigning its entries to a consumer.
-
-    At most `count` entries, and about 1 MiB, but one entry in any case.
-    """
+def entries(space: Keyspace, partition: int, first: str, count: int) -> Call[EntryPage[RawEntry]]:
+    """Ask for a page of a journal from `first` on (an XRANGE id), without assigning its entries to a consumer."""
     return Call("im_entries", (space.journal(partition),), (first, "+", count), _page)
 
 
-def dead_letters(space: Keyspace, partition: int, first: str, last: str, count: int) -> Call[JournalPage]:
-    """Ask for a page of the dead letters from `first` to `last` (XRANGE ids), limited as `entries`."""
+def dead_letters(space: Keyspace, partition: int, first: str, last: str, count: int) -> Call[EntryPage[RawEntry]]:
+    """Ask for a page of the dead letters from `first` to `last` (XRANGE ids)."""
     return Call("im_entries", (space.dead_letters(partition),), (first, last, count), _page)
 
 
@@ -90,10 +74,9 @@ def done(
     if counts:
         seconds = ((second, *pair) for second, pair in counts.seconds.items())
         added = (*counts[:3], *(number for numbers in seconds for number in numbers))
-    chunks = [ids[i : i + MOST_IDS] for i in range(0, len(ids), MOST_IDS)]
     return [
         Call("im_done", keys, (kind, len(chunk), *chunk, *(added if number == 0 else ())), int, writes=True)
-        for number, chunk in enumerate(chunks)
+        for number, chunk in enumerate(batches(ids, MOST_IDS))
     ]
 
 
@@ -112,14 +95,15 @@ def claim(space: Keyspace, partition: int, kind: str, consumer: str, dead: str) 
     return Call("im_claim", (space.journal(partition),), (kind, consumer, dead, MOST_IDS), int, writes=True)
 
 
-def fail(space: Keyspace, partition: int, kind: str, entry_id: str, *, reason: str, max_failures: int) -> Call[Failure]:
-    """Count a failure of an entry; after `max_failures` it is a dead letter."""
+def fail(
+    space: Keyspace, partition: int, kind: str, entry_id: str, *, reason: str, max_failures: int
+) -> Call[tuple[int, str]]:
+    """Count a failure of an entry; after `max_failures` it is a dead letter.
 
-    def decode(answer: list[Any]) -> Failure:
-        return Failure(answer[0], answer[1].decode() or None)
-
+    Answers how often it has failed (0: another process has done it meanwhile), and the id of the dead letter or ''.
+    """
     keys = (space.journal(partition), space.dead_letters(partition), space.failures(partition))
-    return Call("im_fail", keys, (kind, entry_id, reason, max_failures), decode, writes=True)
+    return Call("im_fail", keys, (kind, entry_id, reason, max_failures), _failure, writes=True)
 
 
 def requeue(space: Keyspace, partition: int, dead_id: str) -> Call[str]:
@@ -129,7 +113,6 @@ def requeue(space: Keyspace, partition: int, dead_id: str) -> Call[str]:
 
 
 def drop(space: Keyspace, partition: int, dead_id: str) -> Call[bool]:
-    """Delete a dead letter; answers whether it existed."""
     return Call("im_drop", (space.dead_letters(partition),), (dead_id,), bool, writes=True)
 
 
@@ -148,8 +131,8 @@ def undone(space: Keyspace, partition: int, kinds: Sequence[str], *, only: bool)
 
     None if one of these has not begun.
     """
-    args: tuple[str | int, ...] = (int(only), *kinds)
-    return Call("im_undone", (space.journal(partition),), args, lambda answer: answer.decode() or None)
+    keys = (space.journal(partition),)
+    return Call("im_undone", keys, (int(only), *kinds), lambda answer: answer.decode() or None)
 
 
 def trim_journal(space: Keyspace, partition: int, kinds: Sequence[str]) -> Call[int]:
@@ -161,8 +144,12 @@ def trim_journal(space: Keyspace, partition: int, kinds: Sequence[str]) -> Call[
     return Call("im_trim_journal", keys, tuple(kinds), int, writes=True)
 
 
-def _page(answer: list[Any]) -> JournalPage:
-    return JournalPage(_raw_entries(answer[0]), answer[1] == 1)
+def _failure(answer: list[Any]) -> tuple[int, str]:
+    return answer[0], answer[1].decode()
+
+
+def _page(answer: list[Any]) -> EntryPage[RawEntry]:
+    return EntryPage(_raw_entries(answer[0]), answer[1] == 1)
 
 
 def _raw_entries(answer: list[Any]) -> list[RawEntry]:

@@ -7,8 +7,9 @@ from imcore import msgid as msgids
 from imcore.errors import ImError, NotMember
 from imcore.model.values import Ack, Draft, Message
 from imcore.streams import wire
-from imcore.streams.calls.call import Call, Value, checked, error_of, or_empty
+from imcore.streams.calls.call import Call, EntryPage, Value, checked, error_of, or_empty
 from imcore.streams.keys import Keyspace
+from imcore.util.batches import batches
 
 UIDS_PER_CALL = 1000
 """One call with this many acks takes the server about two milliseconds."""
@@ -66,13 +67,6 @@ class PullResult(NamedTuple):
     apart: Mapping[str, int | NotMember] = {}
 
 
-class EntryPage(NamedTuple):
-    """Entries of a group's stream; with `more`, others may follow."""
-
-    entries: list[wire.Entry]
-    more: bool
-
-
 def send(space: Keyspace, gid: str, drafts: Sequence[Draft], idempotency_ms: int) -> Call[list[SendResult | ImError]]:
     """Store messages of one group; a draft that cannot be stored has its error in its place."""
     k = space.group(gid)
@@ -94,7 +88,6 @@ def send(space: Keyspace, gid: str, drafts: Sequence[Draft], idempotency_ms: int
 
 
 def ack(space: Keyspace, gid: str, targets: Sequence[AckTarget]) -> Call[list[AckResult]]:
-    """Move offsets of one group forward."""
     args: list[Value] = [gid]
     for target in targets:
         args += (or_empty(target.msgid), or_empty(target.seq), len(target.uids))
@@ -136,17 +129,11 @@ def recall(space: Keyspace, gid: str, msgid: int, *, by: str, sender_uid: str, a
     return Call("im_recall", keys, args, decode, gid, writes=True)
 
 
-def entries(space: Keyspace, gid: str, first: str, last: str, count: int) -> Call[EntryPage]:
-    """Ask for a page of the entries from `first` to `last` (XRANGE ids), oldest first.
-
-    At most `count` entries, and about 1 MiB, but one entry in any case.
-    """
+def entries(space: Keyspace, gid: str, first: str, last: str, count: int) -> Call[EntryPage[wire.Entry]]:
+    """Ask for a page of the entries of a group's stream from `first` to `last` (XRANGE ids), oldest first."""
     k = space.group(gid)
-
-    def decode(answer: Any) -> EntryPage:
-        return EntryPage(answer[0], answer[1] == 1)
-
-    return Call("im_range", (k.stream, k.recalled), (first, last, count), decode, gid)
+    keys = (k.stream, k.recalled)
+    return Call("im_range", keys, (first, last, count), lambda answer: EntryPage(answer[0], answer[1] == 1), gid)
 
 
 def pull(
@@ -180,7 +167,6 @@ def rotate_idempotency(space: Keyspace, gid: str) -> Call[int]:
 
 
 def trim(space: Keyspace, gid: str, msgid: int) -> Call[int]:
-    """Drop the entries of a group's stream up to a message."""
     k = space.group(gid)
 
     def decode(answer: Any) -> int:
@@ -194,7 +180,10 @@ def split_targets(acks: Iterable[AckTarget]) -> Iterator[list[AckTarget]]:
     part: list[AckTarget] = []
     room = UIDS_PER_CALL
     for target in acks:
-        for piece in [target] if len(target.uids) <= UIDS_PER_CALL else _pieces(target):
+        pieces = [target]
+        if len(target.uids) > UIDS_PER_CALL:
+            pieces = [target._replace(uids=uids) for uids in batches(target.uids, UIDS_PER_CALL)]
+        for piece in pieces:
             if len(piece.uids) > room:
                 yield part
                 part, room = [], UIDS_PER_CALL
@@ -202,8 +191,3 @@ def split_targets(acks: Iterable[AckTarget]) -> Iterator[list[AckTarget]]:
             room -= len(piece.uids)
     if part:
         yield part
-
-
-def _pieces(target: AckTarget) -> Iterator[AckTarget]:
-    for start in range(0, len(target.uids), UIDS_PER_CALL):
-        yield target._replace(uids=target.uids[start : start + UIDS_PER_CALL])

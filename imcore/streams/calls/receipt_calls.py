@@ -40,14 +40,6 @@ class Names(NamedTuple):
     newest: int
 
 
-class Gone(NamedTuple):
-    """A page of the members behind a tally whose memberships have ended since; `looked_at`: how many ended."""
-
-    read: set[str]
-    unread: set[str]
-    looked_at: int
-
-
 class Segment(NamedTuple):
     """Messages (packed) that offsets have moved over: after `after`, up to `until`; `only`: the uid if one moved."""
 
@@ -122,12 +114,16 @@ def names(space: Keyspace, gid: str, msgid: int, *, cursor: str, count: int) -> 
     return Call("im_readers", space.group(gid).for_tally, (msgid, cursor, count), decode, gid)
 
 
-def names_gone(space: Keyspace, gid: str, msgid: int, *, since: int, offset: int, count: int) -> Call[Gone]:
-    """Ask the same of members whose memberships have ended since a message (packed) was the newest."""
+def names_gone(
+    space: Keyspace, gid: str, msgid: int, *, since: int, offset: int, count: int
+) -> Call[tuple[set[str], set[str], int]]:
+    """Ask for the members whose memberships have ended since a message (packed) was the newest.
 
-    def decode(answer: Any) -> Gone:
-        read, unread, looked_at = answer
-        return Gone(_uids(read), _uids(unread), looked_at)
+    Answers who has read the message, who has not, and how many memberships of the page have ended.
+    """
+
+    def decode(answer: Any) -> tuple[set[str], set[str], int]:
+        return _uids(answer[0]), _uids(answer[1]), answer[2]
 
     return Call("im_readers_left", space.group(gid).for_tally, (msgid, since, offset, count), decode, gid)
 

@@ -56,7 +56,11 @@ end
 -- message itself or from SQL, else '' to look it up, how many uids follow, these.
 -- Answer: for each message {its packed msgid, or NOMSG, FUTURE, TRIMMED, then for each uid that is no member or whose offset is
 -- already there: its number from 0 on, and NOTMEMBER or the packed offset}. Errors: NOGROUP.
-define_for_group('im_ack', ALLOW_OOM, function(keys, args, head, newest)
+define('im_ack', ALLOW_OOM, function(keys, args)
+  local head, newest = head_of(keys[1])
+  if not head then
+    return no_group()
+  end
   local answers, records, a = {}, {}, 2
   while args[a] do
     local packed = args[a] == '' and newest or tonumber(args[a])
@@ -82,7 +86,7 @@ end)
 -- Keys: meta, stream, acked, own_unacked, recalled. Arguments: uid.
 -- Answer: {seq of the newest, last, offset, seq at the offset or '' if that entry is trimmed, how many messages past the offset
 -- are not unread: own and recalled ones and tombstones}, or NOTMEMBER. Errors: NOGROUP.
-define_for_group('im_unread', READ_ONLY, function(keys, args, head, last)
+define_for_group('im_unread', READ_ONLY, function(keys, args, head, last, trimmed)
   local offset = redis.call('ZSCORE', keys[3], args[1])
   if not offset then
     return 'NOTMEMBER'
@@ -92,12 +96,10 @@ define_for_group('im_unread', READ_ONLY, function(keys, args, head, last)
     seq = head
   elseif packed == 0 then
     seq = 0
-  else
+  elseif packed >= tonumber(trimmed) then
     -- From the next message: the one at the offset may be trimmed, or a crash of the server may have lost it.
-    if packed >= tonumber(redis.call('HGET', keys[1], 'trimmed') or '0') then
-      local after = first_message('XRANGE', keys[2], '(' .. unpack_id(packed), '+')
-      seq = after and tonumber(after[2][2]) - 1 or head
-    end
+    local after = first_message('XRANGE', keys[2], '(' .. unpack_id(packed), '+')
+    seq = after and tonumber(after[2][2]) - 1 or head
   end
   local passed, all = count_acked_own(keys[4], packed)
   local not_counted = all - passed + redis.call('ZCOUNT', keys[5], '(' .. offset, '+inf')

@@ -156,14 +156,15 @@ local function head_of(meta)
   return tonumber(head[1]), tonumber(head[2])
 end
 
--- Define a function about a group, whose first key is meta; the callback gets seq and last, too. Without a group: NOGROUP.
+-- Define a function about a group, whose first key is meta; the callback gets seq, last and the trim point, too. Without a group:
+-- NOGROUP. im_send, im_ack and im_pull read meta themselves, since they run most often.
 local function define_for_group(name, flags, callback)
   define(name, flags, function(keys, args)
-    local seq, last = head_of(keys[1])
-    if not seq then
+    local meta = redis.call('HMGET', keys[1], 'seq', 'last', 'trimmed')
+    if not meta[1] then
       return no_group()
     end
-    return callback(keys, args, seq, last)
+    return callback(keys, args, tonumber(meta[1]), tonumber(meta[2]), meta[3] or '0')
   end)
 end
 
@@ -195,16 +196,23 @@ local function next_page_size(entries, bytes, left)
   return math.max(1, math.min(MAX_UNPACKED, entries == 0 and FIRST_PAGE_SIZE or math.floor(entries * left / (bytes - left + 1))))
 end
 
--- At most `count` entries from a position on, in the order of the command (XRANGE or XREVRANGE), and at most `limit` bytes of
--- them, but one entry in any case. And whether more may follow. `bytes_of` answers the size of an entry, false to skip it.
-local function read_page(command, stream, from, to, count, limit, bytes_of)
+local function bytes_of_values(entry)
+  local bytes = 0
+  for _, value in ipairs(entry[2]) do
+    bytes = bytes + #value
+  end
+  return bytes
+end
+
+-- At most `count` messages from a position on, in the order of the command (XRANGE or XREVRANGE), and at most `limit` bytes of
+-- text, but one message in any case. And whether more may follow. With `all_kinds`: entries, and bytes of all their values.
+local function read_page(command, stream, from, to, count, limit, all_kinds)
   local entries, n, left, size = {}, 0, limit, math.min(count, FIRST_PAGE_SIZE)
   while true do
     local part = redis.call(command, stream, from, to, 'COUNT', size)
     for _, entry in ipairs(part) do
-      local bytes = bytes_of(entry)
-      if bytes then
-        left = left - bytes
+      if all_kinds or is_message(entry) then
+        left = left - (all_kinds and bytes_of_values(entry) or #entry[2][14])
         if n == count or (left < 0 and n > 0) then
           return entries, true
         end
@@ -220,17 +228,9 @@ local function read_page(command, stream, from, to, count, limit, bytes_of)
   end
 end
 
-local function bytes_of_values(entry)
-  local bytes = 0
-  for _, value in ipairs(entry[2]) do
-    bytes = bytes + #value
-  end
-  return bytes
-end
-
 -- A page of a stream, oldest first, with all kinds of entries: {entries, 1 if more may follow else 0}.
 local function entry_page(stream, from, to, count)
-  local entries, more = read_page('XRANGE', stream, from, to, count, PAGE_BYTES, bytes_of_values)
+  local entries, more = read_page('XRANGE', stream, from, to, count, PAGE_BYTES, true)
   return {entries, more and 1 or 0}
 end
 
@@ -259,6 +259,13 @@ end
 -- Keys: none. Arguments: none. Answer: an integer.
 define('im_version', READ_ONLY, function()
   return VERSION
+end)
+
+-- im_check_writes: change nothing. A server that takes no writes refuses it like any write: a replica, one that cannot save to its
+-- disk, one with too few replicas.
+-- Keys: none. Arguments: none. Answer: 0.
+define('im_check_writes', ALLOW_OOM, function()
+  return 0
 end)
 
 -- im_init: fix the number of partitions of the data, once.

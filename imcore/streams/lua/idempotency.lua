@@ -79,10 +79,11 @@ local function known_client_msgids(newer, older, args)
       fields[#fields + 1] = args[a] .. SEP .. args[a + 1]
     end
   end
-  if #fields > 0 then
-    state.now = now_ms()
-    state.age, state.length = rotate_idempotency(newer, older, state.now)
+  if #fields == 0 then
+    return known, state
   end
+  state.now = now_ms()
+  state.age, state.length = rotate_idempotency(newer, older, state.now)
   local in_newer, in_older = call_for_all('HMGET', newer, fields, 1), call_for_all('HMGET', older, fields, 1)
   for i = 1, #in_newer do
     known[fields[i]] = in_newer[i] or in_older[i]

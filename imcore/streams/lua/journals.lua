@@ -6,7 +6,7 @@ local TRIM_AT_ONCE = 10000
 -- The id from which on entries are not done by some kind of worker: any kind that reads the journal or, with `only`, these.
 -- Nil if one of these has not begun.
 local function lowest_undone(journal, only, kinds)
-  local missing, lowest_ms, lowest_n = {}, nil, nil
+  local missing, lowest = {}, nil
   for _, kind in ipairs(kinds) do
     missing[kind] = true
   end
@@ -18,19 +18,13 @@ local function lowest_undone(journal, only, kinds)
     if missing[info.name] or not only then
       missing[info.name] = nil
       local ms, n = parts_of(info['last-delivered-id'])
-      n = n + 1
-      if info.pending > 0 then
-        ms, n = parts_of(redis.call('XPENDING', journal, info.name)[2])
-      end
-      if not lowest_ms or ms < lowest_ms or ms == lowest_ms and n < lowest_n then
-        lowest_ms, lowest_n = ms, n
+      local undone = info.pending > 0 and redis.call('XPENDING', journal, info.name)[2] or string.format('%.0f-%.0f', ms, n + 1)
+      if not lowest or is_after(lowest, undone) then
+        lowest = undone
       end
     end
   end
-  if not lowest_ms or next(missing) then
-    return nil
-  end
-  return string.format('%.0f-%.0f', lowest_ms, lowest_n)
+  return not next(missing) and lowest or nil
 end
 
 -- im_create_consumer_group: let a kind of worker read a journal, from its first entry on. Again: nothing.

@@ -50,7 +50,11 @@ end
 -- Keys: meta, stream, acked, joined, idempotency_newer, idempotency_older, journal, then own_unacked of each message's sender.
 -- Arguments: gid, push channel, idempotency_ms, then for each message: uid, client_msgid or '', sent_at in ms or '', content.
 -- Answer: for each message {msgid, seq, 1 if it was stored before}, or NOTMEMBER. Errors: NOGROUP.
-define_for_group('im_send', DENY_OOM, function(keys, args, seq, last)
+define('im_send', DENY_OOM, function(keys, args)
+  local seq, last = head_of(keys[1])
+  if not seq then
+    return no_group()
+  end
   local gid, channel, idempotency_ms = args[1], args[2], tonumber(args[3])
   local answers, senders, first_id, last_id, stored = {}, {}, nil, nil, 0
   local known, state = known_client_msgids(keys[5], keys[6], args)
@@ -168,16 +172,6 @@ define('im_range', READ_ONLY, function(keys, args)
   return page
 end)
 
-local function text_bytes(entry)
-  return is_message(entry) and #entry[2][14]
-end
-
--- At most `count` messages from a position on, in the order of the command (XRANGE or XREVRANGE), and at most `bytes` of text,
--- but one message in any case. And whether more may follow.
-local function messages_within(command, stream, from, to, count, bytes)
-  return read_page(command, stream, from, to, count, bytes, text_bytes)
-end
-
 -- The members who may not get all messages after a position: for each their number, then NOTMEMBER or the later position
 -- after which they joined.
 local function apart_of(joined, args, first, start)
@@ -222,7 +216,7 @@ define('im_pull', READ_ONLY, function(keys, args)
   end
   if #apart < 2 * (#args - 3) then
     local after = '(' .. unpack_id(tonumber(start))
-    entries = messages_within('XRANGE', keys[2], after, '+', count, tonumber(args[3]))
+    entries = read_page('XRANGE', keys[2], after, '+', count, tonumber(args[3]))
   end
   local more = entries[1] and pack(entries[#entries][1]) < tonumber(meta[3]) and 1 or 0
   return {start, meta[2] or '0', tonumber(meta[1]), more, hide_recalled(entries, keys[5]), apart}

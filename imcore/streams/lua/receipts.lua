@@ -110,13 +110,9 @@ end)
 -- Keys: meta, stream, acked, joined, left, recalled. Arguments: id to start before (XREVRANGE form, '+' for the newest); limit;
 -- limit of bytes of text, exceeded by the first message only.
 -- Answer: {trimmed, {entry, read, unread} for each, 1 if Redis has more before these else 0}. Errors: NOGROUP.
-define('im_status', READ_ONLY, function(keys, args)
-  local trimmed = redis.call('HMGET', keys[1], 'seq', 'trimmed')
-  if not trimmed[1] then
-    return no_group()
-  end
+define_for_group('im_status', READ_ONLY, function(keys, args, _, _, trimmed)
   local answers = {}
-  local entries, more = messages_within('XREVRANGE', keys[2], args[1], '-', tonumber(args[2]), tonumber(args[3]))
+  local entries, more = read_page('XREVRANGE', keys[2], args[1], '-', tonumber(args[2]), tonumber(args[3]))
   if #hide_recalled(entries, keys[6]) > 0 then
     local messages = {}
     for i, entry in ipairs(entries) do
@@ -128,7 +124,7 @@ define('im_status', READ_ONLY, function(keys, args)
       answers[i] = {entry, read, not_read}
     end
   end
-  return {trimmed[2] or '0', answers, more and 1 or 0}
+  return {trimmed, answers, more and 1 or 0}
 end)
 
 -- Append spans that began before a message to `read` or `unread`. A span that ended before the message, or is gone, is skipped.
@@ -147,12 +143,10 @@ end
 -- Keys: meta, stream, acked, joined, left, recalled. Arguments: packed msgid, cursor ('0' at first), approximate count.
 -- Answer: {entry or '' if trimmed, cursor of the next page or '0', spans that have read it, spans that have not, packed msgid
 -- of the newest message}, or NOMSG, FUTURE. Errors: NOGROUP.
-define('im_readers', READ_ONLY, function(keys, args)
+define_for_group('im_readers', READ_ONLY, function(keys, args, _, last)
   local message = tonumber(args[1])
   local entry, problem = find_message(keys[2], keys[1], message)
-  if problem == 'NOGROUP' then
-    return no_group()
-  elseif not entry and problem ~= 'TRIMMED' then
+  if not entry and problem ~= 'TRIMMED' then
     return problem
   end
   local page = redis.call('ZSCAN', keys[4], args[2], 'COUNT', args[3])
@@ -163,7 +157,7 @@ define('im_readers', READ_ONLY, function(keys, args)
     end
   end
   split_spans(keys, message, spans, read, unread)
-  return {entry and hide_recalled({entry}, keys[6])[1] or '', page[1], read, unread, redis.call('HGET', keys[1], 'last')}
+  return {entry and hide_recalled({entry}, keys[6])[1] or '', page[1], read, unread, decimal(last)}
 end)
 
 -- im_readers_left: the same for spans that ended at or after a message: their keys have changed since it was the newest.
@@ -186,15 +180,11 @@ end)
 -- a single member has moved over it (which does not change their own messages), else ''.
 -- Answer: {trimmed, {sender, packed msgid, the sender's span} for each message, where the next call begins after or ''}.
 -- Messages up to `trimmed` are in SQL only. Errors: NOGROUP.
-define('im_changes', READ_ONLY, function(keys, args)
-  local meta = redis.call('HMGET', keys[1], 'seq', 'trimmed')
-  if not meta[1] then
-    return no_group()
-  end
+define_for_group('im_changes', READ_ONLY, function(keys, args, _, _, trimmed)
   local room, bytes, answers, next_after = tonumber(args[1]), PAGE_BYTES, {}, ''
   for i = 2, #args, 3 do
     local first, final = '(' .. unpack_id(tonumber(args[i])), unpack_id(tonumber(args[i + 1]))
-    local entries, more = messages_within('XRANGE', keys[2], first, final, room, bytes)
+    local entries, more = read_page('XRANGE', keys[2], first, final, room, bytes)
     for _, entry in ipairs(entries) do
       bytes = bytes - #entry[2][14]
       local sender = entry[2][4]
@@ -205,10 +195,10 @@ define('im_changes', READ_ONLY, function(keys, args)
     end
     room = room - #entries
     if more or bytes <= 0 then
-      return {meta[2] or '0', answers, next_after}
+      return {trimmed, answers, next_after}
     end
   end
-  return {meta[2] or '0', answers, ''}
+  return {trimmed, answers, ''}
 end)
 
 -- im_publish_receipts: mark messages as changed for their sender, and publish one digest to the sender's live sessions. Its

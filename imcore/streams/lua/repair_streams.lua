@@ -162,11 +162,7 @@ local function delete_acks(journal, gid, undone, lost)
 end
 
 local function call_xgroup(command, stream, uid, id, seq)
-  if seq then
-    redis.call('XGROUP', command, stream, uid, id, 'ENTRIESREAD', seq)
-  else
-    redis.call('XGROUP', command, stream, uid, id)
-  end
+  redis.call('XGROUP', command, stream, uid, id, unpack(seq and {'ENTRIESREAD', seq} or {}))
 end
 
 -- Create the consumer groups of the members in a shadow, at their offsets.
