@@ -260,7 +260,7 @@ def _write_tables(records: Iterable[Record], columns: Sequence[str]) -> None:
     rows = ([_cell(record[column]) for column in columns] for record in records)
     for page in chain([list(islice(rows, ROWS_OF_TABLE))], batches(rows, ROWS_OF_TABLE)):
         stream = _stdout()
-        colour = not (is_dumb() or os.environ.get("NO_COLOR"))
+        colour = stream.isatty() and not is_dumb() and not os.environ.get("NO_COLOR")
         _write_lines(tables.lines(columns, page, width(stream), colour=colour))
 
 

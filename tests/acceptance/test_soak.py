@@ -60,7 +60,7 @@ KEPT = {
         "online",
         "online_ms",
         "watermarks",
-        "storm",
+        "coalescing",
     ),
 }
 """The keys that may be there when nobody does anything."""

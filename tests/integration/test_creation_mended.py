@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import redis
-from tests.persist_runs import new_persist
 
 from imcore.chat import Chat
 from imcore.errors import GroupExists, ImError
@@ -21,6 +20,7 @@ from imcore.settings import Settings
 from imcore.streams.calls import creation_calls
 from imcore.streams.calls.creation_calls import LOST
 from imcore.util.backoff import ThrottledLog
+from tests.helpers.persist_runs import new_persist
 
 MEMBERS = [f"u{number:03}" for number in range(150)]
 STRANGERS = [f"stranger{number:03}" for number in range(150)]

@@ -182,7 +182,7 @@ class Staff:
         )
         with suppress(KilledError):
             dying.step()
-        self._chat.system.client.driver.delete(lease(KIND, int(dying.name.rpartition("-")[2])))
+        self._chat.system.client.driver.delete(lease(KIND, int(dying._journal.lease.name.rpartition("-")[2])))
 
     def drain(self) -> None:
         wait_until(self._is_drained, timeout_s=30)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy import text
-from tests.persist_runs import new_persist
 
 from imcore import Chat, Draft
 from imcore import msgid as msgids
@@ -26,6 +25,7 @@ from imcore.repair.watermarks import watermarks_of
 from imcore.settings import Settings
 from imcore.streams import dead_letters
 from imcore.streams.keys import SEPARATOR, GroupKeys
+from tests.helpers.persist_runs import new_persist
 from tests.integration.test_reconcile import Snapshot, bury_the_dead
 
 GID = "team"

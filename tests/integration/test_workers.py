@@ -83,7 +83,7 @@ class TestBurst:
         # Given a worker that died with entries in hand
         talk(chat)
         dead = Journal(chat.system.client, KIND, settings)
-        assert dead.take()
+        assert dead.read()
         chat.system.client.driver.delete(lease(KIND, 1))
 
         # Then a burst stores them too

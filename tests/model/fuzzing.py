@@ -8,7 +8,6 @@ from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from tests.persist_runs import new_persist
 
 from imcore import Chat
 from imcore.device.device import Device
@@ -21,6 +20,7 @@ from imcore.repair.check import check
 from imcore.streams.dead_letters import DeadLetter, list_dead
 from imcore.streams.keys import CONFIG
 from imcore.workers.receipts import ReceiptsWorker
+from tests.helpers.persist_runs import new_persist
 from tests.model.entries import Entry, entries
 from tests.model.fingerprint import Fingerprint, fingerprint
 from tests.model.mischief import GIDS, UIDS, Known, resolved

@@ -70,7 +70,7 @@ class StoredHistories(Histories):
         try:
             dying.step()
         except KilledError:
-            self.chat.system.client.driver.delete(keys.lease(KIND, int(dying.name.rpartition("-")[2])))
+            self.chat.system.client.driver.delete(keys.lease(KIND, int(dying._journal.lease.name.rpartition("-")[2])))
         else:
             dying.close()
         self.workers[worker] = self.new_worker()

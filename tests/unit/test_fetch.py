@@ -168,7 +168,7 @@ class TestFetching:
         def end_lease() -> None:
             database.wrote[-1] = (database.wrote[-1][0], bool(raw(chat).exists(lease(KIND, 1))))
             raw(chat).delete(lease(KIND, 1))
-            worker._journal._lease._renew_at = 0
+            worker._journal.lease._renew_at = 0
 
         database.after = end_lease
         # When it stores more than one transaction takes

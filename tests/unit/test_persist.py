@@ -339,7 +339,7 @@ class TestServersAway:
             pass
 
         # Then it has another name, and has changed nothing
-        assert (other.name, slow.name) == ("persist-1", "persist-2")
+        assert (other._journal.lease.name, slow._journal.lease.name) == ("persist-1", "persist-2")
         assert stored(chat.system.database) == before
 
     def test_a_database_that_cannot_be_used_is_no_fault_of_the_entries(self, chat: Chat, tmp_path: Path) -> None:

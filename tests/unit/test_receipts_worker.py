@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.persist_runs import new_persist
 
 from imcore import Chat
 from imcore import msgid as msgids
@@ -24,6 +23,7 @@ from imcore.system import System
 from imcore.workers import persist, receipts
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
+from tests.helpers.persist_runs import new_persist
 
 KIND = ReceiptsWorker.kind
 SETTINGS = replace(

@@ -8,14 +8,14 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from imcore.cli.record_stream import BlockingFile
 
+from imcore.cli.output import BlockingFile
 from tests.helpers.outputs import FAILING, PIPE_BYTES, Output, stuck_pipe
 
 SHOW = """
 import resource
-from imcore.cli import output, record_stream
-record_stream.install()
+from imcore.cli import output
+output.install()
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 output.exit_with(lambda: output.say("x" * 5000) or 0)
 """
