@@ -106,13 +106,15 @@ class Performer:
         return stream(effects, self._perform_in_turn)
 
     def _perform_in_turn(self, effect: Effect[Any]) -> Any:
-        if isinstance(effect, SqlQuery) and self._opening:
+        if self._opening and isinstance(effect, SqlQuery):
             self._opening.join()  # nobody else waits for this one
         return self.perform_one(effect)
 
     def perform_one(self, effect: Effect[Any]) -> Any:
         """Return the answer to an effect. Raise DatabaseOpening for a query while the database is being opened."""
         match effect:
+            case RedisCalls() | GetKeyspace():  # by far the most frequent ones
+                return _perform_in_redis(self.system.client, effect)
             case SqlQuery():
                 if self._opening and self._opening.is_alive():
                     raise DatabaseOpening

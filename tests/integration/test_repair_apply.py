@@ -131,7 +131,7 @@ def test_repair_leaves_no_hole_if_the_group_is_trimmed_meanwhile(
 def test_repair_survives_lost_answers(chat: Chat, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     # Given
     since = lose(chat, 30)
-    lost = lose_answer(chat, monkeypatch, f"im_restore_{function}")
+    lost = lose_answer(chat, monkeypatch, f"im_repair_{function}")
     # When
     assert mend(chat.system, GID, since=msgids.pack(since)).restored == 1
     # Then
