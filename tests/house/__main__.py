@@ -1,4 +1,4 @@
-"""`python -m tests.house [--json] [--why]`: print the figures of the house; exit with 1 if one is above its bound."""
+"""`python -m tests.house [--json] [--why]`: print the figures of the house; exit with 1 if one is above its aim."""
 
 import argparse
 import json
@@ -18,12 +18,12 @@ def main() -> int:
     if options.json:
         print(json.dumps([asdict(figure) for figure in measured]))
         return 0
-    print(f"{'figure':52} {'now':>6} {'bound':>6}")
+    print(f"{'figure':52} {'now':>6} {'aim':>6}")
     for figure in measured:
-        print(f"{figure.name:52} {figure.value:6} {figure.bound:6}{'' if figure.holds else '  missed'}")
-        if options.why and not figure.holds:
+        print(f"{figure.name:52} {figure.value:6} {figure.aim:6}{'' if figure.is_reached else '  missed'}")
+        if options.why and not figure.is_reached:
             print(*(f"    {line}" for line in figure.because), sep="\n")
-    return int(not all(figure.holds for figure in measured))
+    return int(not all(figure.is_reached for figure in measured))
 
 
 if __name__ == "__main__":
