@@ -35,7 +35,7 @@ _MOST_DIGITS = len(str(max(_HIGHEST.values())))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Where things are, and how much of everything. Make it with `Settings.from_env`."""
+    """Addresses, limits and intervals. Make it with `Settings.from_env`."""
 
     data_dir: Path
     redis_url: str = field(repr=False)  # these three may hold passwords

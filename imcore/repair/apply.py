@@ -64,7 +64,7 @@ EVERYBODY: Uids = _Everybody()
 
 @dataclass(frozen=True, slots=True)
 class Mended:
-    """What was done: messages that Redis got again, messages that SQL got, and messages that have another seq now.
+    """The result of a repair: messages that Redis got again, that SQL got, and that have another seq now.
 
     `behind` is the lowest offset (packed) that Redis had behind SQL, None if it had none.
     """

@@ -20,7 +20,7 @@ from imcore.system import System
 from imcore.util.batches import batches
 
 MOST_CALLS = 20
-"""How many calls travel together: their messages are in memory."""
+"""The most calls of one round trip: their messages are in memory."""
 
 
 class BulkApply:

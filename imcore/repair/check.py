@@ -23,7 +23,7 @@ from imcore.system import System
 from imcore.util.batches import batches
 
 AT_ONCE = 200
-"""How many groups are compared within one window, and how many users are looked at together."""
+"""The groups that one window compares, and the users that one round trip looks at."""
 
 _MOST_WORKERS = 32
 
@@ -46,7 +46,7 @@ class ReportedDifference:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """How many of the groups have been compared."""
+    """The groups that have been compared, of all."""
 
     groups: int
     of: int

@@ -28,7 +28,7 @@ from imcore.system import System
 from imcore.util.batches import batches
 
 ROUNDS = 10
-"""How often a group is compared again that changed meanwhile."""
+"""The most comparisons of a group that changes meanwhile."""
 
 COUNTED_AT_ONCE = 20_000
 """For how many messages the spans are read once."""

@@ -1,4 +1,4 @@
-"""What differs between Redis and SQL, as people see it. No I/O: `imcore.repair.compare` reads both sides."""
+"""The difference between Redis and SQL, as people see it. No I/O: `imcore.repair.compare` reads both sides."""
 
 import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ Depends = Literal["group", "head", "trim", "message", "tally", "span", "own", "s
 
 _FIELDS = ("seq", "sender_uid", "span", "content", "client_msgid", "sent_at_ms", "recalls")
 _COMMON_VALUES = 14
-"""How many values an entry of any message has. Those of recalled messages and tombstones have more."""
+"""The values that an entry of any message has. Recalled messages and tombstones have more."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60

@@ -1,4 +1,4 @@
-"""Who repairs what: a partition's lock keeps the workers from storing, a group's lock keeps other repairs off.
+"""Locks of repairs: a partition's lock keeps the workers from storing, a group's lock keeps other repairs off.
 
 Both end by themselves after their owner has died. An owner that stalled and lost its lock learns that at its next step,
 and stops: it has done nothing since that another one could not do again.

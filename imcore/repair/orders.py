@@ -1,4 +1,4 @@
-"""What a plan does to the spans that Redis has. No I/O.
+"""The orders of a plan for the spans that Redis has. No I/O.
 
 A message that Redis had lost may lie before the offset of a member who has read on without it. That offset goes back to
 before the message, unless SQL knows that it had passed it: the member pulls the message with what follows.

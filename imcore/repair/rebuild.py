@@ -39,14 +39,14 @@ from imcore.util.batches import batches
 
 GROUPS = 200
 MESSAGES = 10_000
-"""A batch has at most so many groups, and so many messages unless one group alone has more."""
+"""The most groups and messages of a batch. One group alone may have more messages."""
 
 LEASE_MS = 5000
 
 
 @dataclass(frozen=True, slots=True)
 class RebuildSummary:
-    """What came back. `merged`: groups that were there already. `done_before`: groups of an earlier, killed rebuild.
+    """The result of a rebuild. `merged`: groups that were there already. `done_before`: groups of an earlier, killed rebuild.
 
     `receipts`: tallies that their senders have not confirmed. `renumbered`: messages whose seq had to change because
     others are lost for good.
@@ -66,7 +66,7 @@ Progress = Callable[[RebuildSummary], None]
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """How many groups there are before a rebuild, and of which data. `goes_on`: an earlier rebuild has not ended.
+    """The groups before a rebuild, and their data. `goes_on`: an earlier rebuild has not ended.
 
     `partitions`: how many the data has, or will have.
     """

@@ -25,7 +25,7 @@ MAX_AHEAD_MS = 24 * 60 * 60 * 1000
 
 
 class GroupMeta(NamedTuple):
-    """What a group's hash says, None for what is no number. Msgids are packed."""
+    """A group's hash; None for a field that holds no number. Msgids are packed."""
 
     seq: int | None
     last: int | None
@@ -35,13 +35,13 @@ class GroupMeta(NamedTuple):
 
 @dataclass(slots=True)
 class ActualGroup:
-    """What Redis has of a group beside its messages."""
+    """The state of a group in Redis beside its messages."""
 
     rows: dict[str, list[SpanRow]]
     keys: set[str]
     """The keys in any of the three sorted sets, also those that make no span."""
     opened: dict[str, int]
-    """Where the open span of each uid begins."""
+    """The beginning of each uid's open span."""
     followers: set[str]
     """The consumer groups of the stream."""
     beyond: dict[str, tuple[int, int]]
@@ -52,7 +52,7 @@ class ActualGroup:
 
 @dataclass(slots=True)
 class Backlog:
-    """What the journal adds to SQL for one group: entries that may not be stored yet. Msgids are packed."""
+    """The journal's additions to SQL for one group: entries that may not be stored yet. Msgids are packed."""
 
     entries: int = 0
     created_ms: int | None = None
@@ -111,7 +111,7 @@ class Backlog:
 
 @dataclass(slots=True)
 class Changes:
-    """What of one group changed within a window. `anything`: the journal was trimmed, so anything may have changed."""
+    """The changes of one group within a window. `anything`: the journal was trimmed, so anything may have changed."""
 
     anything: bool = False
     created: bool = False

@@ -1,4 +1,4 @@
-"""What the worker `persist` asks before it stores anything: whether Redis still has what SQL has."""
+"""The watch of the worker `persist`: before it stores anything, it checks whether Redis still has what SQL has."""
 
 import logging
 import time

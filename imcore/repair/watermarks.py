@@ -31,7 +31,7 @@ from imcore.util.batches import batches
 log = logging.getLogger(__name__)
 
 GROUPS_AT_ONCE = 100
-"""How many groups are compared within one window."""
+"""The groups that one window compares."""
 
 RECENT_MS = 600_000
 """A lost batch may hold data up to 10 minutes older than its last entry."""
@@ -46,7 +46,7 @@ Place = tuple[int, str]
 
 @dataclass(frozen=True, slots=True)
 class Watermarks:
-    """Up to where consumers have stored (packed ids), as SQL has it; and where Redis has less, with both sides."""
+    """The watermarks of consumers (packed ids) in SQL; and where Redis has less, with both sides."""
 
     stored: dict[Place, int] = field(default_factory=dict)
     behind: dict[Place, tuple[int, int]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Watermarks:
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What was done: groups that were mended, messages that Redis got again, messages that have another seq now."""
+    """The result of a reconciliation: groups that were mended, messages that Redis got again, messages that have another seq now."""
 
     groups: int = 0
     restored: int = 0

@@ -95,7 +95,7 @@ class JournalWindow:
 
 
 def end_of(client: RedisClient, partition: int) -> str:
-    """Return the id of the newest entry of a journal, as text; START where there is none."""
+    """Return the id of the newest entry of a journal, as text; START for an empty journal."""
     newest = client.query("XREVRANGE", client.space.journal(partition), "+", "-", "COUNT", 1)
     return newest[0][0].decode() if newest else START
 
@@ -151,7 +151,7 @@ def raw_entries(client: RedisClient, gid: str, *, first: str = "-", last: str = 
 
 
 def readable(gid: str, entry_id: bytes, values: list[bytes]) -> MessageRow | None:
-    """Return the message of an entry, None if it is none."""
+    """Return the message of an entry, None for another entry."""
     try:
         return wire.message_row(gid, msgids.pack_id(entry_id), values)
     except (IndexError, ValueError):

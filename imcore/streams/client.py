@@ -31,13 +31,13 @@ Answers = Callable[[], list[T | ImError]]
 """Waits for the answers of calls in flight; a call that failed has its error in its place."""
 
 CHUNK = 500
-"""How many calls one round trip carries."""
+"""The most calls of one round trip."""
 
 PATIENCE_S = 15.0
 """A call is not repeated later: a silent server would cost the full timeout each time."""
 
 _UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What decoding an answer of the wrong form raises."""
+"""The errors of decoding an answer of the wrong form."""
 
 open_client = urls.open_client
 

@@ -28,7 +28,7 @@ class HungUpError(RedisConnectionError):
 
 
 class _Unread(NamedTuple):
-    """What a server sent and nobody has read: data, or an alert of TLS."""
+    """Unread bytes of a server: data, or an alert of TLS."""
 
     data: bytes = b""
     alert: ssl.SSLError | None = None

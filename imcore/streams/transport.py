@@ -20,7 +20,7 @@ from imcore.util.batches import batches
 Command = tuple[Any, ...]
 
 PIECE = 50
-"""How many commands are sent at once: the server runs them while the next ones are packed."""
+"""The commands that are sent at once: the server runs them while the next ones are packed."""
 
 _REDIRECTED = (driver.AskError, driver.TryAgainError)
 """Answers of a node that does not have the keys of a command (a MovedError is an AskError), and did nothing."""

@@ -1,4 +1,4 @@
-"""What every call of a Redis function is. No I/O: any client can carry calls.
+"""Calls of Redis functions, as values. No I/O: any client can carry calls.
 
 Each builder in this package names one function of the library in `lua/`, where its keys, arguments and answer are
 described.

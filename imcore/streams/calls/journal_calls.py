@@ -19,7 +19,7 @@ NO_LETTER = "NONE"
 NO_ENTRY = "EMPTY"
 
 MOST_IDS = 1000
-"""How many ids one call may have: Lua's stack ends at some thousands."""
+"""The most ids of one call: Lua's stack ends at some thousands."""
 
 
 class CoalescingCounts(NamedTuple):
