@@ -46,9 +46,9 @@ LEASE_MS = 5000
 
 @dataclass(frozen=True, slots=True)
 class RebuildSummary:
-    """The result of a rebuild. `merged`: groups that were there already. `done_before`: groups of an earlier, killed rebuild.
+    """The result of a rebuild. `merged`: groups that were there already.
 
-    `receipts`: tallies that their senders have not confirmed. `renumbered`: messages whose seq had to change because
+    `done_before`: groups of an earlier, killed rebuild. `receipts`: tallies that their senders have not confirmed. `renumbered`: messages whose seq had to change because
     others are lost for good.
     """
 

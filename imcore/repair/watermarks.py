@@ -54,7 +54,7 @@ class Watermarks:
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """The result of a reconciliation: groups that were mended, messages that Redis got again, messages that have another seq now."""
+    """The result of a reconciliation: repaired groups, messages that Redis got again, messages with another seq."""
 
     groups: int = 0
     restored: int = 0
