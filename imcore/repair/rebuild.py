@@ -48,8 +48,8 @@ LEASE_MS = 5000
 class RebuildSummary:
     """The result of a rebuild. `merged`: groups that were there already.
 
-    `done_before`: groups of an earlier, killed rebuild. `receipts`: tallies that their senders have not confirmed. `renumbered`: messages whose seq had to change because
-    others are lost for good.
+    `done_before`: groups of an earlier, killed rebuild. `receipts`: tallies that their senders have not confirmed.
+    `renumbered`: messages whose seq had to change because others are lost for good.
     """
 
     groups: int = 0
