@@ -77,5 +77,6 @@ def orders(plan: Plan) -> Iterator[SpanOrder]:
             continue
         offset = offset_of(row._replace(acked_msgid=acked))
         yield SpanOrder("close", row.uid, row.joined_msgid, row.left_msgid, offset, None, seen)
+    whole = {key_of(row) for rows in plan.live.rows.values() for row in rows}
     for key in sorted(plan.live.keys - wanted):
-        yield SpanOrder("drop", key, seen=plan.live.opened.get(key))
+        yield SpanOrder("drop" if key in whole else "sweep", key, seen=plan.live.opened.get(key))

@@ -16,7 +16,7 @@ from imcore import msgid as msgids
 from imcore.admin.retention import trim
 from imcore.errors import ImError, InvalidInput, TryAgain
 from imcore.model.rows import Batch
-from imcore.repair import apply, bulk_apply, watermarks
+from imcore.repair import apply, bulk_apply, watermarks, window
 from imcore.repair.apply import mend
 from imcore.repair.check import check
 from imcore.repair.locks import PartitionLock
@@ -24,6 +24,7 @@ from imcore.repair.rebuild import rebuild
 from imcore.repair.watermarks import watermarks_of
 from imcore.settings import Settings
 from imcore.streams import dead_letters
+from imcore.streams.client import RedisClient
 from imcore.streams.keys import SEPARATOR, GroupKeys
 from tests.helpers.persist_runs import new_persist
 from tests.integration.test_reconcile import Snapshot, bury_the_dead
@@ -231,6 +232,32 @@ def test_repair_mends_a_large_group_while_members_join_and_leave(chat: Chat, ope
     persist(chat)
     assert list(check(chat.system)) == []
     assert chat.system.client.driver.exists(keys_of(chat).shadow) == 0
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3])
+@pytest.mark.parametrize("change", ["add_members", "remove_members"])
+def test_repair_keeps_who_joins_or_leaves_between_two_reads(
+    chat: Chat, open_chat: Callable[[], Chat], monkeypatch: pytest.MonkeyPatch, change: str, moment: int
+) -> None:
+    # Given members who come or go while the indexes of the spans are read, one after the other
+    lost, other, read = lose(chat, 50), open_chat(), window.scan
+    reads: list[str] = []
+
+    def meanwhile(client: RedisClient, key: str) -> Iterator[tuple[str, int]]:
+        reads.append(key)
+        if len(reads) == moment:
+            getattr(other, change)(GID, ["new" if change == "add_members" else "dee"])
+        return iter(list(read(client, key)))
+
+    monkeypatch.setattr(window, "scan", meanwhile)
+    # When
+    assert mend(chat.system, GID, since=msgids.pack(lost)).restored == 1
+    # Then
+    monkeypatch.undo()
+    persist(chat)
+    assert list(check(chat.system)) == []
+    members = {member.uid for member in chat.members(GID)}
+    assert ("new" in members) if change == "add_members" else ("dee" not in members)
 
 
 def test_watermarks_show_a_loss_of_mended_messages(chat: Chat) -> None:

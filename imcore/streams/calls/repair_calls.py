@@ -82,6 +82,8 @@ class GroupLock(NamedTuple):
 class SpanOrder(NamedTuple):
     """How to correct a span: `open` it, `close` it, `drop` the key in `uid`, or move its offset `back` from `left`.
 
+    `sweep` drops the key too, unless it is a whole span by then: the indexes are not read at one moment.
+
     `seq` belongs to its offset, if known. `seen` is where the uid's open span began when the caller looked.
     """
 

@@ -21,12 +21,18 @@ local function clean_score(score)
   return number and decimal(number)
 end
 
+-- Whether a key is a span in all indexes that hold one.
+local function is_whole(acked, joined, left, key, is_closed)
+  return redis.call('ZSCORE', acked, key) and redis.call('ZSCORE', joined, key)
+    and (not is_closed or redis.call('ZSCORE', left, key))
+end
+
 -- im_repair_spans: correct spans. Offsets move forward only, and not beyond the end of their span.
 -- Keys: group_locks, stream, acked, joined, left, then groups_of and own_unacked of each span's uid.
 -- Arguments: gid, token, prefix of the inbox channels, trim point, then for each span: order, uid, joined, left, its offset and
 -- the seq of that (or ''), and where the uid's open span began when the caller looked ('' without one). Orders: `open` it,
--- `close` it, `drop` the key that is given as the uid, or move its offset `back` if it is still at or past `left`, which is no
--- message.
+-- `close` it, `drop` the key that is given as the uid, `sweep` that key if it is still no whole span, or move its offset `back` if
+-- it is still at or past `left`, which is no message.
 -- Answer: the numbers (from 0 on) of spans that were left alone, since members came or went. Errors: LOST.
 define_locked('im_repair_spans', function(keys, args)
   local stream, acked, joined, left = keys[2], keys[3], keys[4], keys[5]
@@ -38,7 +44,9 @@ define_locked('im_repair_spans', function(keys, args)
     local is_closed = string.find(uid, SEP, 1, true)
     if not is_closed and (began or '') ~= args[i + 6] then
       skipped[#skipped + 1] = (i - 5) / 7
-    elseif order == 'drop' then
+    elseif order == 'sweep' and is_whole(acked, joined, left, uid, is_closed) then
+      skipped[#skipped + 1] = (i - 5) / 7
+    elseif order == 'drop' or order == 'sweep' then
       for z = 3, 5 do
         redis.call('ZREM', keys[z], uid)
       end
