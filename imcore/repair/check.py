@@ -17,7 +17,7 @@ from imcore.repair.watermarks import end_rebuild, rebuild_token, reconcile, wate
 from imcore.repair.window import KIND, undone
 from imcore.sql import corrections, queries
 from imcore.streams import keys, wire
-from imcore.streams.calls import group_calls
+from imcore.streams.calls import group_calls, repair_calls
 from imcore.streams.consumers import lives, silent_holders
 from imcore.system import System
 from imcore.util.batches import batches
@@ -138,7 +138,7 @@ def _strange_listings(system: System, repair: bool) -> Iterator[ReportedDifferen
         for (gid, uid, key), is_member in zip(listed, answers, strict=True):
             # An error is about the group, whose comparison reports it.
             if is_member is False and _is_strange(system, gid, uid, key):
-                removed = repair and bool(client.execute_once("SREM", key, gid))
+                removed = repair and client.call(repair_calls.unlist(space.group(gid), uid))
                 what = f"group among those of {uid!r}"
                 yield ReportedDifference(gid, what, THERE, "not a member", repaired=removed)
 

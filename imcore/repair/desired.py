@@ -24,6 +24,7 @@ from imcore.repair.state import GroupMeta, highest_offset, possible
 from imcore.repair.window import START, JournalWindow
 from imcore.sql import queries
 from imcore.streams import wire
+from imcore.streams.calls import repair_calls
 from imcore.streams.calls.repair_calls import NEVER, StreamState, Trim
 from imcore.streams.keys import GroupKeys
 from imcore.system import System
@@ -54,7 +55,7 @@ class Planner:
         rows = list(queries.spans(self._database, [self._gid]))
         is_listed = self._client.query("SISMEMBER", self._k.groups, self._gid)
         if not any((meta.exists, newest_live, newest_stored, rows, live.keys, self._is_known())):
-            self._client.execute_once("SREM", self._k.groups, self._gid)
+            self._client.call(repair_calls.unlist_group(self._k))
             return None
         newest = max(newest_live, newest_stored)
         bound = highest_offset(newest, now_ms())

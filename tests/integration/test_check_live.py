@@ -14,6 +14,7 @@ from imcore import Chat
 from imcore import msgid as msgids
 from imcore.admin.retention import trim
 from imcore.errors import NotMember, TryAgain, UnknownMessage
+from imcore.repair import check as check_module
 from imcore.repair.check import check
 from imcore.repair.compare import GroupComparison
 from imcore.repair.diff import Difference
@@ -184,3 +185,23 @@ def test_check_reports_no_unstored_recall_of_a_trimmed_message(chat: Chat) -> No
     chat.recall("team", own.msgid, by="ann")
     # Then
     assert [difference for difference in check(chat.system) if difference.gid == "team"] == []
+
+
+def test_repair_keeps_the_listing_of_who_joins_meanwhile(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a user who lists a group, is no member, and joins it while a repair looks
+    client, looked = chat.system.client, check_module._is_strange
+    chat.create_group("zoo", ["dee"])
+    chat.remove_members("zoo", ["dee"])
+    persist(chat)
+    client.driver.sadd(client.space.group("zoo").groups_of("dee"), "zoo")
+
+    def joins(*args: Any) -> bool:
+        is_strange = looked(*args)
+        chat.add_members("zoo", ["dee"])
+        return is_strange
+
+    monkeypatch.setattr(check_module, "_is_strange", joins)
+    # When
+    list(check(chat.system, repair=True))
+    # Then
+    assert "zoo" in chat.groups_of("dee")

@@ -192,6 +192,16 @@ def restore_idempotency(k: GroupKeys, rows: Iterable[MessageRow], for_ms: int, *
     return Call("im_repair_idempotency", (k.idempotency_newer,), args, int, k.gid, writes=True)
 
 
+def unlist_group(k: GroupKeys) -> Call[bool]:
+    """Remove a gid from the list of all groups, unless its group exists; answers whether it was removed."""
+    return Call("im_repair_unlist_group", (k.meta, k.groups), (k.gid,), bool, writes=True)
+
+
+def unlist(k: GroupKeys, uid: str) -> Call[bool]:
+    """Remove a group from the list of a user, unless the user is a member; answers whether it was removed."""
+    return Call("im_repair_unlist", (k.acked, k.groups_of(uid)), (k.gid, uid), bool, writes=True)
+
+
 def dirty(k: GroupKeys, sender_uid: str, messages: Sequence[int]) -> Call[int]:
     """Mark messages (packed) of a sender as changed; answers how many were not dirty."""
     members = tuple(f"{k.gid}{SEPARATOR}{msgid}" for msgid in messages)

@@ -178,3 +178,15 @@ define('im_repair_dirty', DENY_OOM, function(keys, args)
   end
   return added
 end)
+
+-- im_repair_unlist_group: remove a gid from the list of all groups, unless there is a group of that gid.
+-- Keys: meta, groups. Arguments: gid. Answer: 1 if it was removed, else 0.
+define('im_repair_unlist_group', ALLOW_OOM, function(keys, args)
+  return redis.call('EXISTS', keys[1]) == 1 and 0 or redis.call('SREM', keys[2], args[1])
+end)
+
+-- im_repair_unlist: remove a group from the list of a user, unless the user is a member.
+-- Keys: acked, groups_of of the user. Arguments: gid, uid. Answer: 1 if it was removed, else 0.
+define('im_repair_unlist', ALLOW_OOM, function(keys, args)
+  return redis.call('ZSCORE', keys[1], args[2]) and 0 or redis.call('SREM', keys[2], args[1])
+end)
