@@ -30,7 +30,7 @@ AIMS = {
 """What each figure is to be at most."""
 
 REACHED = {
-    "product lines, Python and Lua": 27_800,
+    "product lines, Python and Lua": 27_850,
     "classes between `im send` and the sender's receipt": 102,
     "files between `im send` and the sender's receipt": 38,
     "files that `im check` walks through": 25,
