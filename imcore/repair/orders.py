@@ -5,7 +5,7 @@ before the message, unless SQL knows that it had passed it: the member pulls the
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from imcore.model.rows import SpanRow
 from imcore.repair.merge import Plan
@@ -55,6 +55,13 @@ def _offset_after(found: Passed, row: SpanRow) -> int:
     return found.rollback_to if row.acked_msgid >= found.lost else max(row.acked_msgid, found.sql_offset)
 
 
+def _drops(plan: Plan, keys: Iterable[str]) -> Iterator[SpanOrder]:
+    """Yield the orders that drop keys; those that were no whole spans may have become ones since they were read."""
+    whole = {key_of(row) for rows in plan.live.rows.values() for row in rows}
+    for key in sorted(keys):
+        yield SpanOrder("drop" if key in whole else "sweep", key, seen=plan.live.opened.get(key))
+
+
 def orders(plan: Plan) -> Iterator[SpanOrder]:
     """Yield what to do about spans: each desired one is asserted, and each other key is dropped."""
     opened = dict(plan.live.opened)
@@ -77,6 +84,4 @@ def orders(plan: Plan) -> Iterator[SpanOrder]:
             continue
         offset = offset_of(row._replace(acked_msgid=acked))
         yield SpanOrder("close", row.uid, row.joined_msgid, row.left_msgid, offset, None, seen)
-    whole = {key_of(row) for rows in plan.live.rows.values() for row in rows}
-    for key in sorted(plan.live.keys - wanted):
-        yield SpanOrder("drop" if key in whole else "sweep", key, seen=plan.live.opened.get(key))
+    yield from _drops(plan, plan.live.keys - wanted)
