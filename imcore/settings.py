@@ -45,7 +45,7 @@ class Settings:
     """The partition count of new data; None: that of the data in Redis, or 8."""
     max_content_bytes: int = 65_536
     idempotency_ms: int = _DAY_MS
-    """How long a repeated client_msgid is recognised, at least."""
+    """The least time in which a repeated client_msgid is recognised."""
     batch_size: int = 500
     block_ms: int = 1000
     lease_ms: int = 10_000
@@ -53,18 +53,18 @@ class Settings:
     max_deliveries: int = 5
     """An entry that has failed this often becomes a dead letter."""
     retry_ms: int = 200
-    """How long a failed entry waits before it is retried; twice as long after each further failure."""
+    """The wait of a failed entry before it is retried; twice as long after each further failure."""
     receipt_window_ms: int = 200
     heartbeat_ms: int = 20_000
     online_ms: int = 60_000
     keep_messages: int = 10_000
-    """How many of the newest messages of a group `trim` leaves in Redis."""
+    """The newest messages of a group that `trim` leaves in Redis."""
     keep_ms: int = 30 * _DAY_MS
-    """How long `trim` leaves a message in Redis."""
+    """The age up to which `trim` leaves a message in Redis."""
     keep_read_times_ms: int = 0
-    """How long SQL keeps the times of acks; 0: for ever. Counts and names stay exact without them."""
+    """The age up to which SQL keeps the times of acks; 0: for ever. Counts and names stay exact without them."""
     trim_every_ms: int = 60 * 60 * 1000
-    """How often the worker `jobs` trims; 0: never by itself."""
+    """The pause between two trims of the worker `jobs`; 0: never by itself."""
     allow_eviction: bool = False
     """Whether to work on a Redis that drops groups and messages when its memory is full."""
 

@@ -74,7 +74,7 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many recipients have read a message and how many have not. The two add up to its recipients."""
+    """The numbers of recipients who have read a message and who have not. The two add up to its recipients."""
 
     gid: str
     msgid: str

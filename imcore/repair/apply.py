@@ -41,7 +41,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 PAGE = 200
-"""How many messages one call adds to a shadow, and how many spans one asserts: the server does nothing else."""
+"""The messages that one call adds to a shadow, and the spans that one asserts: the server does nothing else."""
 
 TRIES = 20
 MOST_NAMES = 3

@@ -25,7 +25,7 @@ NamesPage = tuple[str, list[str]]
 
 
 class Position(NamedTuple):
-    """How far a member is behind (msgids packed); `not_unread` counts own and recalled messages past the offset."""
+    """A member's position (msgids packed); `not_unread` counts own and recalled messages past the offset."""
 
     head_seq: int
     last: int
