@@ -1,6 +1,6 @@
 """The worker `persist`: writes what the journals report into SQL.
 
-    journals --take--> entries --fetch--> their messages --mark, fold--> rows --write, one transaction--> SQL
+    journals --take--> entries --fetch--> their messages --mark, merge--> rows --write, one transaction--> SQL
                           `------------------------------ done, only then ------------------------------'
 
 If it is killed anywhere on the way its entries stay open, and the next worker handles them again: rows merge with
@@ -131,7 +131,7 @@ class Persist:
         """Write the rows of the items. An item that SQL refuses is found among the others by halving."""
         marks = marks or self._watch.mark(self._journal.lease.process, [item.entry for item in items])
         try:
-            batch = fold(items)
+            batch = batch_of(items)
             batch.marks = marks
             self._database.write(batch)
         except DatabaseRejected as error:
@@ -151,23 +151,23 @@ def _recalled(items: Sequence[WorkItem]) -> list[tuple[str, int]]:
     return [(row.gid, row.recalls) for item in items for row, _ in item.messages if row.recalls is not None]
 
 
-def fold(items: Sequence[WorkItem]) -> Batch:
+def batch_of(items: Sequence[WorkItem]) -> Batch:
     """Return the rows that items make; of several offsets of one span only the newest."""
     batch = Batch()
     offsets: Offsets = {}
     for item in items:
-        _fold_item(item, batch, offsets)
+        _add_rows(item, batch, offsets)
     for (gid, joined, uids), to in offsets.items():
         batch.spans += (SpanRow(gid, uid, joined, None, 0, to) for uid in uids)
     return batch
 
 
-def _fold_item(item: WorkItem, batch: Batch, offsets: Offsets) -> None:
+def _add_rows(item: WorkItem, batch: Batch, offsets: Offsets) -> None:
     event, version = item.entry.event, item.entry.version
     if isinstance(event, Sent):
-        _fold_messages(item.messages, batch, offsets)
+        _add_messages(item.messages, batch, offsets)
     elif isinstance(event, Acked):
-        _fold_moves(event, version, batch, offsets)
+        _add_moves(event, version, batch, offsets)
     elif isinstance(event, Joined):
         batch.spans.append(SpanRow(*event, left_msgid=None, changed=version, acked_msgid=event.joined))
     elif isinstance(event, Left):
@@ -179,7 +179,7 @@ def _fold_item(item: WorkItem, batch: Batch, offsets: Offsets) -> None:
         batch.spans += (SpanRow(event.gid, uid, NONE, None, version, NONE) for uid in item.members)
 
 
-def _fold_messages(messages: Sequence[StoredMessage], batch: Batch, offsets: Offsets) -> None:
+def _add_messages(messages: Sequence[StoredMessage], batch: Batch, offsets: Offsets) -> None:
     for row, moved_sender in messages:
         batch.messages.append(row)
         if moved_sender and row.span is not None:
@@ -188,7 +188,7 @@ def _fold_messages(messages: Sequence[StoredMessage], batch: Batch, offsets: Off
             offsets[spans] = max(row.msgid, offsets.get(spans, 0))
 
 
-def _fold_moves(event: Acked, entry: int, batch: Batch, offsets: Offsets) -> None:
+def _add_moves(event: Acked, entry: int, batch: Batch, offsets: Offsets) -> None:
     gid = event.gid
     uids: dict[tuple[int, int], tuple[str, ...]] = {}
     for joined, start, to, movers in event.moves:

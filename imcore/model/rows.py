@@ -97,19 +97,19 @@ class Batch:
     def __len__(self) -> int:
         return sum(len(getattr(self, each.name)) for each in fields(self))
 
-    def folded(self) -> "Batch":
+    def merged(self) -> "Batch":
         """Return the same with every key once, in order of key: so writers never deadlock."""
         return Batch(
-            groups=_fold(self.groups, 1, _earliest),
-            messages=_fold(self.messages, 2, max),
-            spans=_fold(self.spans, 3, merged),
-            moves=_fold(self.moves, 4, max),
-            confirms=_fold(self.confirms, 2, max),
-            marks=_fold(self.marks, 2, max),
+            groups=_merge(self.groups, 1, _earliest),
+            messages=_merge(self.messages, 2, max),
+            spans=_merge(self.spans, 3, merged_span),
+            moves=_merge(self.moves, 4, max),
+            confirms=_merge(self.confirms, 2, max),
+            marks=_merge(self.marks, 2, max),
         )
 
 
-def merged(one: SpanRow, other: SpanRow) -> SpanRow:
+def merged_span(one: SpanRow, other: SpanRow) -> SpanRow:
     """Return two rows of one span merged: the newer end, the further offset. `bulk` does the same in SQL."""
     newer = max(one, other, key=_version)
     return newer._replace(acked_msgid=max(one.acked_msgid, other.acked_msgid))
@@ -126,10 +126,10 @@ def _earliest(one: _Row, other: _Row) -> _Row:
     return min(one, other, key=itemgetter(-1))
 
 
-def _fold(rows: Iterable[_Row], key_width: int, merge: Callable[[_Row, _Row], _Row]) -> list[_Row]:
-    folded: dict[tuple[Any, ...], _Row] = {}
+def _merge(rows: Iterable[_Row], key_width: int, merge: Callable[[_Row, _Row], _Row]) -> list[_Row]:
+    by_key: dict[tuple[Any, ...], _Row] = {}
     for row in rows:
         key = row[:key_width]
-        known = folded.get(key)
-        folded[key] = row if known is None else merge(known, row)
-    return [folded[key] for key in sorted(folded)]
+        known = by_key.get(key)
+        by_key[key] = row if known is None else merge(known, row)
+    return [by_key[key] for key in sorted(by_key)]

@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from imcore import msgid as msgids
-from imcore.model.rows import MessageRow, SpanRow, merged
+from imcore.model.rows import MessageRow, SpanRow, merged_span
 from imcore.streams.calls.receipt_calls import Counts
 from imcore.streams.events import Acked, Created, Entry, Joined, Left, Move, Sent
 from imcore.streams.keys import span_key
@@ -100,13 +100,13 @@ class Backlog:
         rest = dict(self.spans)
         for row in stored:
             newer = rest.pop((row.uid, row.joined_msgid), None)
-            yield merged(row, newer) if newer else row
+            yield merged_span(row, newer) if newer else row
         yield from rest.values()
 
     def _merge(self, row: SpanRow) -> None:
         key = row.uid, row.joined_msgid
         known = self.spans.get(key)
-        self.spans[key] = merged(known, row) if known else row
+        self.spans[key] = merged_span(known, row) if known else row
 
 
 @dataclass(slots=True)

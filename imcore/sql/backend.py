@@ -40,7 +40,7 @@ class Backend(ABC):
 
     @abstractmethod
     def write(self, batch: Batch) -> None:
-        """Write a folded batch in one transaction. Repeat it where the database asks for that."""
+        """Write a merged batch in one transaction. Repeat it where the database asks for that."""
 
     def note_recalled_text(self) -> None:
         """Note that the text of a recalled message was deleted: the log may still hold it."""

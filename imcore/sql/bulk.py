@@ -109,7 +109,7 @@ _SPAN_IS_NEWER = """(excluded.changed, COALESCE(excluded.left_msgid, -1))
 _SPANS: BulkTable[SpanRow] = BulkTable(
     table="group_spans",
     columns="gid text, uid text, joined_msgid int8, left_msgid int8, changed int8, acked_msgid int8",
-    # As imcore.model.rows.merged does.
+    # As imcore.model.rows.merged_span does.
     on_conflict=f"""(gid, uid, joined_msgid) DO UPDATE SET
         left_msgid = CASE WHEN {_SPAN_IS_NEWER} THEN excluded.left_msgid ELSE group_spans.left_msgid END,
         changed = CASE WHEN {_SPAN_IS_NEWER} THEN excluded.changed ELSE group_spans.changed END,

@@ -154,7 +154,7 @@ class Database:
         self._know(writes=True)
         try:
             with self._translated():
-                self._backend.write(batch.folded())
+                self._backend.write(batch.merged())
         except (ValueError, OverflowError, TypeError) as error:
             raise DatabaseRejected(f"a row cannot be stored: {error}") from error
 

@@ -70,7 +70,7 @@ class TestWrite:
             messages=[message(1, name, sender_uid=name, client_msgid=name) for name in names],
             spans=[SpanRow(name, name, 0, None, 1, 0) for name in names],
             moves=[MoveRow(name, at(1), 0, at(1), (name,)) for name in names],
-        ).folded()
+        ).merged()
 
         database.write(batch)
 

@@ -51,7 +51,7 @@ class TestWritesCommute:
         for start in range(0, len(shuffled), size):
             database.write(batch_of(shuffled[start : start + size]))
 
-        assert stored(database) == batch_of(rows).folded()
+        assert stored(database) == batch_of(rows).merged()
 
     def test_rows_are_the_same_from_several_writers_at_once(self, database: Database) -> None:
         # Given batches that overlap, in every order, with new rows and changed ones
@@ -73,7 +73,7 @@ class TestWritesCommute:
             for done in [threads.submit(write, parts), threads.submit(write, parts[::-1])]:
                 done.result()
 
-        assert stored(database) == batch_of(rows).folded()
+        assert stored(database) == batch_of(rows).merged()
 
 
 def test_a_batch_that_deadlocks_is_repeated(postgres_url: str) -> None:
