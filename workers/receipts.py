@@ -43,6 +43,7 @@ class ReceiptsWorker:
         self._client = client
         self._database = database
         self._window_s = settings.receipt_window_ms / 1000
+        self._longest_sleep_s = settings.lease_ms / 3000
         self._journal = Journal(client, self.kind, settings)
         self._in_hand: list[Entry] = []
         self._digests: list[Digest] = []
@@ -83,10 +84,17 @@ class ReceiptsWorker:
         entries = self._journal.read(block_ms=0 if self._in_hand else None)
         if not self._window_s or not any(isinstance(entry.event, Acked) for entry in entries):
             return entries
-        time.sleep(self._window_s)
+        self._sleep_window()
         while len(entries) < MOST_IN_WINDOW and (more := self._journal.read(block_ms=0)):
             entries += more
         return entries
+
+    def _sleep_window(self) -> None:
+        """Sleep for a window; renew the lease meanwhile, or another worker would claim the entries in hand."""
+        end = time.monotonic() + self._window_s
+        while (left_s := end - time.monotonic()) > 0:
+            time.sleep(min(left_s, self._longest_sleep_s))
+            self._journal.renew()
 
     def _finish(self, entries: Sequence[Entry], failed: dict[str, ImError]) -> None:
         done = []

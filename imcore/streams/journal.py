@@ -131,6 +131,8 @@ class Journal:
                 self._claim()
                 self._claim_at = time.monotonic() + self._settings.lease_ms / 2000
             wait_ms = self._settings.block_ms if block_ms is None else block_ms
+            # Read again before the lease ends: a worker that waits is not dead.
+            wait_ms = min(wait_ms, max(1, self._settings.lease_ms // 3))
             entries = self._read_open() or self._read_next(wait_ms)
             if not entries:
                 self._claim_at = 0.0  # nothing else to do: look for dead workers next

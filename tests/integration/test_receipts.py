@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from imcore.gateway.fanout import NewMessage, ReceiptsChanged, Session
 from imcore.gateway.gateway import Gateway
 from imcore.model.values import Draft, Receipt
 from imcore.settings import Settings
-from imcore.streams.calls import message_calls
+from imcore.streams.calls import journal_calls, message_calls
+from imcore.streams.client import RedisClient
+from imcore.streams.journal import Journal
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
 from tests.helpers.processes import WorkerProcess
@@ -288,6 +291,40 @@ def test_two_workers_side_by_side_tell_all(chat: Chat, settings: Settings) -> No
             ann.poll(0)
         everything = {msgid: tally for gid in gids for msgid, tally in live(chat, gid).items()}
         ann.until(lambda: kept(ann) == everything)
+
+
+def test_no_other_worker_claims_entries_during_a_window_longer_than_the_lease(chat: Chat, settings: Settings) -> None:
+    # Given a worker in its window
+    short_lease = replace(settings, receipt_window_ms=1500, lease_ms=300, block_ms=20)
+    chat.create_group("team", ["ann", "bob"])
+    say(chat, 1)
+    read(chat, "bob")
+    worker = ReceiptsWorker(chat.system.client, chat.system.database, short_lease)
+    with closing(RedisClient.connect(settings)) as client, closing(Journal(client, "receipts", short_lease)) as other:
+        step = Thread(target=worker.step)
+        step.start()
+        wait_until(
+            lambda: client.query("XPENDING", client.space.journal(client.space.partition_of("team")), "receipts")[
+                "pending"
+            ]
+        )
+        # When
+        claimed = []
+        while step.is_alive():
+            claimed += other.read()
+        # Then
+        assert claimed == []
+        assert worker.drained()
+    worker.close()
+
+
+def test_an_idle_worker_keeps_its_lease_while_it_waits_for_entries(chat: Chat, settings: Settings) -> None:
+    chat.create_group("team", ["ann"])
+    client = chat.system.client
+    with closing(Journal(client, "receipts", replace(settings, lease_ms=300, block_ms=1500))) as journal:
+        for _ in range(5):
+            journal.read()
+            assert client.call(journal_calls.is_held("receipts", 1))
 
 
 def kept(sender: Sender) -> dict[str, tuple[int, int]]:
