@@ -99,7 +99,7 @@ FACTS = {
         f"1 byte to {DEFAULTS.max_content_bytes // 1024} KiB without NUL",
         f"may be repeated for {DEFAULTS.idempotency_ms // 3_600_000} hours (`IM_IDEMPOTENCY_MS`)",
         f"more than {creation.STEP} members is created in steps",
-        f"leaves them to the next one after {process.WORKER_PATIENCE_S:g} s",
+        f"those that take longer than {process.WORKER_PATIENCE_S:g} s",
         f"({DEFAULTS.keep_ms // 86_400_000} days or {DEFAULTS.keep_messages:,} messages;",
     ],
     "imcore/README.md": [
