@@ -74,9 +74,6 @@ _NO_RIGHT = ("ACL failure in script: ", "The user executing the script can't ", 
 
 _CODES: dict[str, Callable[[str, str], ImError]] = {
     "NOGROUP": lambda _, gid: errors.UnknownGroup(f"there is no group {gid!r}"),
-    "EXISTS": lambda _, gid: errors.GroupExists(
-        f"group {gid!r} exists already, with other members: use `im group add` or `remove`"
-    ),
     "CREATING": lambda _, gid: errors.GroupUnderWay(f"another process creates group {gid!r}: try again in a moment"),
     "ABANDONED": lambda _, gid: errors.GroupAbandoned(
         f"a process has died over the creation of group {gid!r}: create it again"

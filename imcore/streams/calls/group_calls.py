@@ -40,13 +40,6 @@ def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
     return Call("im_init", (CONFIG,), args, lambda answer: (int(answer[0]), answer[1].decode()), writes=True)
 
 
-def create_group(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
-    """Create a group in one step. For one with many members see `creation_calls`."""
-    k = space.group(gid)
-    keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, k.groups, k.creating, *map(k.groups_of, uids))
-    return Call("im_create", keys, (gid, k.inboxes, *uids), group_of(gid), gid, writes=True)
-
-
 def add_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
     k = space.group(gid)
     keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, *map(k.groups_of, uids))

@@ -33,10 +33,10 @@
 -- An end that is further ahead than its length was set before the clock was put back. Every reader then cuts it to that length
 -- from now. So nothing ends early, and nothing outlives its length because the clock was wrong.
 --
--- Errors begin with a code: NOGROUP, EXISTS, CREATING, ABANDONED, CLOCK, LOST. In a call for many items, an item that fails
+-- Errors begin with a code: NOGROUP, CREATING, ABANDONED, CLOCK, LOST. In a call for many items, an item that fails
 -- is answered with a code (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others are carried out.
 
-local VERSION = 8
+local VERSION = 9
 local EPOCH_MS = 1577836800000
 local PER_MS = 8192
 local HIGHEST = 9007199254740991  -- of all packed msgids
