@@ -4,7 +4,8 @@ Each builder in this package names one function of the library in `lua/`, where 
 described.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from imcore import msgid as msgids
@@ -67,6 +68,11 @@ def checked(answer: Any, gid: str, *, uid: str = "", msgid: int | None = None) -
     if isinstance(answer, bytes):
         raise error_of(answer, gid, uid=uid, msgid=msgid)
     return answer
+
+
+def flat(rows: Iterable[tuple[Any, ...]]) -> tuple[Value, ...]:
+    """Return the values of all rows in turn."""
+    return tuple(chain.from_iterable(rows))
 
 
 def or_empty(number: int | None) -> Value:

@@ -55,8 +55,7 @@ def _unless_lost(members: int) -> Callable[[list[Any]], int | None]:
 def notify(space: Keyspace, gid: str, uids: Sequence[str], *, is_last: bool) -> Call[int]:
     """Publish to the live sessions of members that they joined; answers how many were notified."""
     k = space.group(gid)
-    args: tuple[Value, ...] = (gid, k.inboxes, int(is_last), *uids)
-    return Call("im_create_notify", (k.unnotified, k.acked), args, int, gid, writes=True)
+    return Call("im_notify", (k.acked, k.unnotified), (gid, k.inboxes, "", int(is_last), *uids), int, gid, writes=True)
 
 
 def undo(space: Keyspace, gid: str, uids: Sequence[str], *, is_repair: bool = False) -> Call[bool]:

@@ -57,12 +57,12 @@ def read(space: Keyspace, partition: int, kind: str, consumer: str, *, start: st
 
 def entries(space: Keyspace, partition: int, first: str, count: int) -> Call[EntryPage[RawEntry]]:
     """Ask for a page of a journal from `first` on (an XRANGE id), without assigning its entries to a consumer."""
-    return Call("im_entries", (space.journal(partition),), (first, "+", count), _page)
+    return Call("im_range", (space.journal(partition),), (first, "+", count), _page)
 
 
 def dead_letters(space: Keyspace, partition: int, first: str, last: str, count: int) -> Call[EntryPage[RawEntry]]:
     """Ask for a page of the dead letters from `first` to `last` (XRANGE ids)."""
-    return Call("im_entries", (space.dead_letters(partition),), (first, last, count), _page)
+    return Call("im_range", (space.dead_letters(partition),), (first, last, count), _page)
 
 
 def done(

@@ -7,7 +7,7 @@ from imcore import msgid as msgids
 from imcore.errors import ImError
 from imcore.model.values import Message, MessageTally, Receipt
 from imcore.streams import wire
-from imcore.streams.calls.call import Call, Value, checked, error_of, or_empty
+from imcore.streams.calls.call import Call, Value, checked, error_of, flat, or_empty
 from imcore.streams.keys import SEPARATOR, Keyspace, uid_of
 
 
@@ -83,8 +83,7 @@ def tallies(space: Keyspace, gid: str, messages: Iterable[tuple[int, str, int | 
             for item, message in zip(answer, wanted, strict=True)
         ]
 
-    args = tuple(value for message in wanted for value in message)
-    return Call("im_tally", k.for_tally, args, decode, gid)
+    return Call("im_tally", k.for_tally, flat(wanted), decode, gid)
 
 
 def status(space: Keyspace, gid: str, *, before: str, count: int, most_bytes: int) -> Call[TallyPage]:
@@ -140,8 +139,7 @@ def changes(space: Keyspace, gid: str, segments: Sequence[Segment], count: int) 
         )
 
     k = space.group(gid)
-    args = tuple(value for segment in segments for value in segment)
-    return Call("im_changes", (k.meta, k.stream), (count, *args), decode, gid)
+    return Call("im_changes", (k.meta, k.stream), (count, *flat(segments)), decode, gid)
 
 
 def publish_receipts(space: Keyspace, gid: str, sender_uid: str, changed: Sequence[TallyChange]) -> Call[int]:

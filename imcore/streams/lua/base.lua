@@ -228,12 +228,6 @@ local function read_page(command, stream, from, to, count, limit, all_kinds)
   end
 end
 
--- A page of a stream, oldest first, with all kinds of entries: {entries, 1 if more may follow else 0}.
-local function entry_page(stream, from, to, count)
-  local entries, more = read_page('XRANGE', stream, from, to, count, PAGE_BYTES, true)
-  return {entries, more and 1 or 0}
-end
-
 -- The message with a packed msgid, or nil and the reason: NOGROUP, FUTURE, TRIMMED or NOMSG.
 local function find_message(stream, meta, packed)
   local id = unpack_id(packed)

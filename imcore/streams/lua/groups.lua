@@ -95,21 +95,22 @@ define('im_create', DENY_OOM, function(keys, args)
   return {}
 end)
 
--- im_create_notify: publish to the live sessions of members that they joined; after the last call all are notified.
--- Keys: unnotified, acked. Arguments: gid, prefix of the inbox channels, 1 if this is the last call, then uids.
--- Answer: how many were notified.
-define('im_create_notify', ALLOW_OOM, function(keys, args)
-  local notified = 0
-  for i = 4, #args do
-    if redis.call('ZSCORE', keys[2], args[i]) then
-      notify(args[2], args[i], {'j', args[1]})
-      notified = notified + 1
+-- im_notify: publish to the live sessions of members that they joined or, with `again`, that they must resync the group from
+-- their offsets.
+-- Keys: acked, unnotified. Arguments: gid, prefix of the inbox channels, 'again' or '', 1 if all first members of a new group are
+-- notified then, uids. Answer: how many are members.
+define('im_notify', ALLOW_OOM, function(keys, args)
+  local count, fields = 0, {'j', args[1], args[3] ~= '' and args[3] or nil}
+  for i = 5, #args do
+    if redis.call('ZSCORE', keys[1], args[i]) then
+      notify(args[2], args[i], fields)
+      count = count + 1
     end
   end
-  if args[3] == '1' then
-    redis.call('HDEL', keys[1], args[1])
+  if args[4] == '1' then
+    redis.call('HDEL', keys[2], args[1])
   end
-  return notified
+  return count
 end)
 
 -- im_create_undo: undo the creation of a process that has died, some members at a time; without uids, end it. The stream stays,
@@ -176,8 +177,19 @@ define_for_group('im_join', DENY_OOM, function(keys, args, seq, last)
   return {member_count(keys[3], keys[5]), seq, decimal(last)}
 end)
 
+-- Add a closed span under its own key, unless it has no messages. Its offset does not move back; it may be given beyond the end of
+-- the span, since a crash of both servers may have lost the message at the offset, and all after it.
+local function add_closed_span(acked, joined, left, uid, from, to, offset)
+  if to > tonumber(from) then
+    local span = uid .. SEP .. from
+    local current = tonumber(redis.call('ZSCORE', acked, span) or '0')
+    redis.call('ZADD', acked, decimal(math.min(math.max(current, tonumber(offset)), to)), span)
+    redis.call('ZADD', joined, from, span)
+    redis.call('ZADD', left, decimal(to), span)
+  end
+end
+
 -- im_leave: end memberships; a uid that is no member is skipped.
--- A closed span keeps its scores under its own key; a span without messages is dropped.
 -- Keys: meta, stream, acked, joined, left, journal, then groups_of and own_unacked of each.
 -- Arguments: gid, prefix of the inbox channels, then each uid. Answer: {members, seq, last}. Errors: NOGROUP.
 define_for_group('im_leave', ALLOW_OOM, function(keys, args, seq, last)
@@ -189,13 +201,7 @@ define_for_group('im_leave', ALLOW_OOM, function(keys, args, seq, last)
       local from = redis.call('ZSCORE', joined, uid)
       redis.call('ZREM', acked, uid)
       redis.call('ZREM', joined, uid)
-      if last > tonumber(from) then
-        local span = uid .. SEP .. from
-        -- A crash of both servers may have lost the message at the offset, and all after it.
-        redis.call('ZADD', acked, tonumber(offset) > last and decimal(last) or offset, span)
-        redis.call('ZADD', joined, from, span)
-        redis.call('ZADD', left, decimal(last), span)
-      end
+      add_closed_span(acked, joined, left, uid, from, last, offset)
       remove_member(stream, uid, keys[1 + 2 * i], keys[2 + 2 * i], args[1])
       append_entry(keys[6], 'kind', 'leave', 'gid', args[1], 'uid', uid, 'joined', from, 'left', decimal(last))
       notify(args[2], uid, {'l', args[1]})

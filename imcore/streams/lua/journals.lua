@@ -51,12 +51,6 @@ define('im_read', ALLOW_OOM, function(keys, args)
   return type(streams[1]) == 'table' and streams[1][2] or streams[2]  -- fakeredis answers {key, entries} without a list around
 end)
 
--- im_entries: a page of a journal or of dead letters, oldest first, without assigning its entries to a consumer.
--- Keys: either. Arguments: first id, last id (XRANGE forms), limit. Answer: {entries, 1 if more may follow else 0}.
-define('im_entries', READ_ONLY, function(keys, args)
-  return entry_page(keys[1], args[1], args[2], tonumber(args[3]))
-end)
-
 -- im_done: confirm entries. A worker that has published receipts reports the counts, unless others have confirmed all entries.
 -- Keys: journal, failures, coalescing. Arguments: kind, how many ids follow, these, and optionally the arguments of
 -- `add_coalescing`. Answer: how many of them were still open.

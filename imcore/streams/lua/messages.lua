@@ -164,12 +164,12 @@ local function hide_recalled(entries, recalled)
   return entries
 end
 
--- im_range: a page of a group's stream, oldest first, with entries that are no messages.
--- Keys: stream, recalled. Arguments: first id, last id (XRANGE forms), limit. Answer: {entries, 1 if more may follow else 0}.
+-- im_range: a page of a group's stream, a journal or the dead letters, oldest first, with all kinds of entries.
+-- Keys: that, and recalled for a group's stream. Arguments: first id, last id (XRANGE forms), limit.
+-- Answer: {entries, 1 if more may follow else 0}.
 define('im_range', READ_ONLY, function(keys, args)
-  local page = entry_page(keys[1], args[1], args[2], tonumber(args[3]))
-  hide_recalled(page[1], keys[2])
-  return page
+  local entries, more = read_page('XRANGE', keys[1], args[1], args[2], tonumber(args[3]), PAGE_BYTES, true)
+  return {keys[2] and hide_recalled(entries, keys[2]) or entries, more and 1 or 0}
 end)
 
 -- The members who may not get all messages after a position: for each their number, then NOTMEMBER or the later position
