@@ -1,8 +1,6 @@
 """The embedded server: a private Valkey or Redis in the data directory, which listens on a unix socket only.
 
-    EmbeddedServer --starts--> /bin/sh --exec, the same process id--> valkey-server   (a session of its own)
-          |                       +--forks--> the watch
-          +--- holds a pipe open; its end tells the watch that the owner is gone -------+
+It has a session of its own, and ends with its owner (`imcore.process.start_child`).
 
 The data directory gets `redis.log`, `redis.lock`, `appendonlydir/` and, where the path is short enough, the socket with
 its two names `redis.sock` and `redis.own`.
@@ -24,6 +22,7 @@ from imcore.embedded.program import find_server
 from imcore.errors import EmbeddedServerError
 from imcore.files.data_lock import DataLock
 from imcore.files.folders import close_socket_folder, make_socket_folder
+from imcore.process import call_off_watch, start_child
 from imcore.settings import socket_path, socket_url
 
 START_S = 30
@@ -49,15 +48,6 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK}
 """Errors of file systems on which a socket can have one name only."""
 
 _LOG_PREFIX = re.compile(r"^\d+:\S+ .*? [.*#-] ")
-
-# The shell forks the watch and becomes the server. A line on the pipe calls the watch off. If the pipe ends without a
-# line, the owner is gone, even by SIGKILL, and the watch ends the server. PR_SET_PDEATHSIG would work on Linux only,
-# would need code between fork and exec, and would end the server with the *thread* that started it.
-_BECOME_SERVER = """
-exec 3<&0 </dev/null
-{ read -r line || kill -TERM $$; } <&3 &
-exec "$@" 3<&-
-"""
 
 
 class EmbeddedServer:
@@ -110,7 +100,7 @@ class EmbeddedServer:
             return False
         if self._process.poll() is None:
             return True
-        _call_off_watch(self._process)  # at once: the process id is free now, and may be reused
+        call_off_watch(self._process)  # at once: the process id is free now, and may be reused
         return False
 
     @property
@@ -197,19 +187,17 @@ class EmbeddedServer:
         """Start the process; return the offset in the log at which its lines begin."""
         with open(self.data_dir / "redis.log", "ab", opener=_private_opener) as log:
             start = log.seek(0, os.SEEK_END)
-            self._process = subprocess.Popen(
-                ["/bin/sh", "-c", _BECOME_SERVER, "imcore", program, *self._arguments],
-                stdin=subprocess.PIPE,
+            self._process = start_child(
+                "imcore",
+                (program, *self._arguments),
                 stdout=log,
                 stderr=log,
-                bufsize=0,
                 cwd=self.data_dir,
                 # Redis 7.2 and newer ends if the locale is not installed (valkey-io/valkey#3067).
                 env={"GLIBC_TUNABLES": _MALLOC, **os.environ, "LC_ALL": "C"},
                 umask=0o077,
                 # The server holds the lock too: after the loss of its owner it takes a moment to end.
                 pass_fds=(self._lock.for_server,) if self._lock else (),
-                start_new_session=True,
             )
         return start
 
@@ -315,7 +303,7 @@ def _end(process: subprocess.Popen[bytes], timeout_s: float, wait: Callable[[], 
         wait()
     process.kill()
     process.wait()
-    _call_off_watch(process)
+    call_off_watch(process)
 
 
 def _sleep() -> None:
@@ -329,10 +317,3 @@ def _inode_of(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _call_off_watch(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None and not process.stdin.closed:
-        with suppress(BrokenPipeError):  # the watch was killed
-            process.stdin.write(b"\n")
-        process.stdin.close()
