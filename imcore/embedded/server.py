@@ -21,7 +21,7 @@ from typing import Self
 from imcore.embedded.program import find_server
 from imcore.errors import EmbeddedServerError
 from imcore.files.data_lock import DataLock
-from imcore.files.folders import close_socket_folder, make_socket_folder
+from imcore.files.folders import Identity, close_socket_folder, identity, make_socket_folder
 from imcore.process import call_off_watch, start_child
 from imcore.settings import socket_path, socket_url
 
@@ -76,7 +76,7 @@ class EmbeddedServer:
         self._arguments = [*_arguments(self.data_dir, self._own_path, appendonly, appendfsync), *options]
         self._lock: DataLock | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._inode: tuple[int, int] | None = None
+        self._inode: Identity | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -109,12 +109,12 @@ class EmbeddedServer:
 
     @property
     def has_socket(self) -> bool:
-        return self._inode is not None and _inode_of(self.socket) == self._inode
+        return self._inode is not None and identity(self.socket, follow_symlinks=False) == self._inode
 
     @property
     def can_relink_socket(self) -> bool:
         """Whether the socket still exists under the server's own name, so `mend_socket` needs no restart."""
-        return self._inode is not None and _inode_of(self._own_path) == self._inode
+        return self._inode is not None and identity(self._own_path, follow_symlinks=False) == self._inode
 
     def start(self, timeout_s: float = START_S) -> None:
         """Start the server and wait until it answers. Do nothing if it runs.
@@ -217,7 +217,7 @@ class EmbeddedServer:
         self._publish_socket()
 
     def _publish_socket(self) -> None:
-        self._inode = _inode_of(self._own_path)
+        self._inode = identity(self._own_path, follow_symlinks=False)
         if self.has_socket:
             return
         try:
@@ -233,7 +233,7 @@ class EmbeddedServer:
         _end(self._process, timeout_s, wait)
         self._process = None
         for path in (self.socket, self._own_path):
-            if self._inode and _inode_of(path) == self._inode:
+            if self._inode and identity(path, follow_symlinks=False) == self._inode:
                 with suppress(OSError):
                     path.unlink()
         self._inode = None
@@ -308,12 +308,3 @@ def _end(process: subprocess.Popen[bytes], timeout_s: float, wait: Callable[[], 
 
 def _sleep() -> None:
     time.sleep(_PAUSE_S)
-
-
-def _inode_of(path: Path) -> tuple[int, int] | None:
-    """Return the identity of the file at a path; None if no file can be seen there."""
-    try:
-        status = path.lstat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

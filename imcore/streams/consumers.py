@@ -9,6 +9,7 @@ claims its entries: no worker runs, or the server's clock was put back and the l
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 from imcore.settings import Settings
@@ -42,21 +43,15 @@ class WorkerStats:
 
 def worker_stats(client: RedisClient) -> tuple[WorkerStats, ...]:
     """Return the backlog of each kind of worker that has begun."""
-    lags = [
-        _lag(client, journal, group) for journal in _begun_journals(client) for group in _groups_of(client, journal)
-    ]
-    return tuple(_sums(lags))
+    return tuple(_sums([_lag(client, journal, group) for journal, group in _groups(client)]))
 
 
-def _begun_journals(client: RedisClient) -> list[str]:
+def _groups(client: RedisClient) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each journal that has begun with what the server says of each consumer group."""
     journals = client.space.journals()
-    exists = client.query_many([("EXISTS", journal) for journal in journals])
-    return [journal for journal, is_there in zip(journals, exists, strict=True) if is_there]
-
-
-def _groups_of(client: RedisClient, journal: str) -> list[dict[str, Any]]:
-    groups: list[dict[str, Any]] = client.query("XINFO GROUPS", journal)
-    return groups
+    for journal in compress(journals, client.query_many([("EXISTS", journal) for journal in journals])):
+        for group in client.query("XINFO GROUPS", journal):
+            yield journal, group
 
 
 def _sums(lags: list[WorkerStats]) -> Iterator[WorkerStats]:
@@ -125,14 +120,13 @@ def lives(client: RedisClient, kind: str, slots: Iterable[int]) -> bool:
 def _pending(client: RedisClient) -> dict[str, tuple[int, int]]:
     """Return by consumer the number of its pending entries, and the time since its last command in ms."""
     pending: dict[str, tuple[int, int]] = {}
-    for journal in _begun_journals(client):
-        for group in _groups_of(client, journal):
-            consumers = client.query("XINFO CONSUMERS", journal, group["name"].decode()) if group["pending"] else ()
-            for consumer in consumers:
-                name, idle_ms = consumer["name"].decode(), consumer["idle"]
-                if consumer["pending"]:
-                    entries, shortest_ms = pending.get(name, (0, idle_ms))
-                    pending[name] = entries + consumer["pending"], min(idle_ms, shortest_ms)
+    for journal, group in _groups(client):
+        consumers = client.query("XINFO CONSUMERS", journal, group["name"].decode()) if group["pending"] else ()
+        for consumer in consumers:
+            name, idle_ms = consumer["name"].decode(), consumer["idle"]
+            if consumer["pending"]:
+                entries, shortest_ms = pending.get(name, (0, idle_ms))
+                pending[name] = entries + consumer["pending"], min(idle_ms, shortest_ms)
     return pending
 
 

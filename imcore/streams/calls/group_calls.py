@@ -64,10 +64,6 @@ def offset_and_join(space: Keyspace, gid: str, uid: str) -> list[Call[int | None
     return [Call("", (), ("ZSCORE", key, uid), _score, gid) for key in (k.acked, k.joined)]
 
 
-def is_member(space: Keyspace, gid: str, uid: str) -> Call[bool]:
-    return Call("", (), ("ZSCORE", space.group(gid).acked, uid), lambda score: score is not None, gid)
-
-
 def groups_of(space: Keyspace, uid: str) -> list[Call[list[str]]]:
     """Ask for a user's groups, in each partition."""
     return [Call("", (), ("SMEMBERS", space.groups_of(p, uid)), wire.texts) for p in range(space.partitions)]
