@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Self, TypeVar
 
 import redis
@@ -138,20 +138,8 @@ class RedisClient:
         repeated a few times, within PATIENCE_S. Raise the ImError that the answer means, or RedisUnavailable,
         RedisFull.
         """
-        self._prepare([call])
-        attempt = partial(self._send, command_of(call))
-        with driver_errors(self.address, call.gid):
-            try:
-                answer = self._attempt(attempt, repeatable)
-            except ReadOnlyError:
-                self._drop_connections()
-                raise
-            except ResponseError as error:
-                if not is_missing(error):
-                    raise
-                self._load_again([call])
-                answer = self._attempt(attempt, repeatable)
-        return _raised(self._result(call, answer))
+        [answer] = self.call_many([call], repeatable=repeatable)
+        return answer
 
     def call_many(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T]:
         """Make calls in as few round trips as possible and return their answers in order; raise the first error."""
@@ -252,14 +240,6 @@ class RedisClient:
                 raise lost
 
         return self._retry.call_with_retry(attempt, failed)
-
-    def _send(self, command: Command) -> Any:
-        if not isinstance(self.driver, RedisCluster):
-            return self._execute_command(*command)
-        [answer] = call_cluster(self.driver, [command])
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
     def _pipeline(self, part: Sequence[Call[Any]], repeatable: bool) -> list[Any]:
         with driver_errors(self.address):
