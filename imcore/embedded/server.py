@@ -62,18 +62,16 @@ class EmbeddedServer:
         data_dir: Path,
         *,
         socket: Path | None = None,
-        appendonly: bool = True,
-        appendfsync: str = "everysec",
         options: Sequence[str] = (),
     ) -> None:
-        """Set what to run. With `appendonly=False` nothing is stored; `options` go to the server's command line."""
+        """Set what to run; `options` go to the server's command line, and replace those of the same name."""
         self.data_dir = data_dir.resolve()
         self.socket = socket.absolute() if socket else socket_path(self.data_dir)
         self._short_folder = None if socket or self.socket.parent == self.data_dir else self.socket.parent
         # The server removes any file at its own path when it starts and ends. So `socket` is a second name that it does
         # not know: it leaves a file of somebody else there alone.
         self._own_path = self.socket.with_suffix(".own")
-        self._arguments = [*_arguments(self.data_dir, self._own_path, appendonly, appendfsync), *options]
+        self._arguments = [*_arguments(self.data_dir, self._own_path), *options]
         self._lock: DataLock | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._inode: Identity | None = None
@@ -239,7 +237,7 @@ class EmbeddedServer:
         self._inode = None
 
 
-def _arguments(data_dir: Path, socket: Path, appendonly: bool, appendfsync: str) -> list[str]:
+def _arguments(data_dir: Path, socket: Path) -> list[str]:
     # All other settings keep their defaults, on purpose:
     # - stream-node-max-bytes, -entries: any sizes cost 129 to 131 bytes a message, at the same speed;
     # - io-threads: they would use the cores that the workers need;
@@ -250,8 +248,7 @@ def _arguments(data_dir: Path, socket: Path, appendonly: bool, appendfsync: str)
         "unixsocket": str(socket),
         "unixsocketperm": "700",
         "dir": str(data_dir),
-        "appendonly": "yes" if appendonly else "no",
-        "appendfsync": appendfsync,
+        "appendonly": "yes",
         "save": "",  # the append-only file has all data
     }
     return [part for name, value in options.items() for part in (f"--{name}", value)]

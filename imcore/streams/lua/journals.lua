@@ -34,10 +34,7 @@ define('im_create_consumer_group', ALLOW_OOM, function(keys, args)
   if not answer['err'] then
     return 1
   end
-  if string.find(tostring(answer['err']), 'BUSYGROUP', 1, true) then
-    return 0
-  end
-  return answer
+  return string.find(tostring(answer['err']), 'BUSYGROUP', 1, true) and 0 or answer
 end)
 
 -- im_read: entries of a journal for a consumer, without waiting.
