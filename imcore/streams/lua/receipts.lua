@@ -139,40 +139,39 @@ local function split_spans(keys, message, spans, read, unread)
   end
 end
 
--- im_readers: a page of the spans behind a tally, from which the caller takes the names.
--- Keys: meta, stream, acked, joined, left, recalled. Arguments: packed msgid, cursor ('0' at first), approximate count.
+-- im_readers: a page of the spans behind a tally, from which the caller takes the names. After the last of several pages come the
+-- spans that ended since the first one: their keys have changed.
+-- Keys: meta, stream, acked, joined, left, recalled. Arguments: packed msgid, cursor ('0' at first), approximate count, packed
+-- msgid of the group's newest message as the first page was answered ('' at first).
 -- Answer: {entry or '' if trimmed, cursor of the next page or '0', spans that have read it, spans that have not, packed msgid
--- of the newest message}, or NOMSG, FUTURE. Errors: NOGROUP.
+-- of that newest message}, or NOMSG, FUTURE. Errors: NOGROUP.
 define_for_group('im_readers', READ_ONLY, function(keys, args, _, last)
-  local message = tonumber(args[1])
+  local message, count, newest = tonumber(args[1]), tonumber(args[3]), args[4]
   local entry, problem = find_message(keys[2], keys[1], message)
   if not entry and problem ~= 'TRIMMED' then
     return problem
   end
-  local page = redis.call('ZSCAN', keys[4], args[2], 'COUNT', args[3])
-  local spans, read, unread = {}, {}, {}
-  for i = 1, #page[2], 2 do
-    if tonumber(page[2][i + 1]) < message then
-      spans[#spans + 1] = page[2][i]
+  local spans, cursor, read, unread = {}, '0', {}, {}
+  local offset = string.match(args[2], '^ended:(%d+)$')
+  if offset then
+    local ended = redis.call('ZRANGEBYSCORE', keys[5], newest, '+inf', 'LIMIT', offset, count)
+    for i, joined in ipairs(call_for_all('ZMSCORE', keys[4], ended, 1)) do
+      if joined and tonumber(joined) < message then
+        spans[#spans + 1] = ended[i]
+      end
     end
+    cursor = #ended < count and '0' or 'ended:' .. offset + #ended
+  else
+    local page = redis.call('ZSCAN', keys[4], args[2], 'COUNT', count)
+    for i = 1, #page[2], 2 do
+      if tonumber(page[2][i + 1]) < message then
+        spans[#spans + 1] = page[2][i]
+      end
+    end
+    cursor = page[1] == '0' and newest ~= '' and 'ended:0' or page[1]
   end
   split_spans(keys, message, spans, read, unread)
-  return {entry and hide_recalled({entry}, keys[6])[1] or '', page[1], read, unread, decimal(last)}
-end)
-
--- im_readers_left: the same for spans that ended at or after a message: their keys have changed since it was the newest.
--- Keys: meta, stream, acked, joined, left, recalled. Arguments: packed msgid, packed msgid of that newest message, offset, count.
--- Answer: {spans that have read it, spans that have not, how many were looked at}.
-define('im_readers_left', READ_ONLY, function(keys, args)
-  local ended = redis.call('ZRANGEBYSCORE', keys[5], args[2], '+inf', 'LIMIT', args[3], args[4])
-  local spans, read, unread = {}, {}, {}
-  for i, joined in ipairs(call_for_all('ZMSCORE', keys[4], ended, 1)) do
-    if joined and tonumber(joined) < tonumber(args[1]) then
-      spans[#spans + 1] = ended[i]
-    end
-  end
-  split_spans(keys, tonumber(args[1]), spans, read, unread)
-  return {read, unread, #ended}
+  return {entry and hide_recalled({entry}, keys[6])[1] or '', cursor, read, unread, newest ~= '' and newest or decimal(last)}
 end)
 
 -- im_changes: a page of the messages whose tallies were changed by moves of offsets, limited by count and by PAGE_BYTES.
