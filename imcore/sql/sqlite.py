@@ -91,9 +91,6 @@ class SqliteBackend(Backend):
         with self._lend() as driver:
             return self._recalled_texts.empty(driver)
 
-    def note_recalled_text(self) -> None:
-        self._recalled_texts.note()
-
     def check_commit(self, connection: Connection) -> None:
         _refuse_lost(_driver(connection.connection))
 

@@ -8,19 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from imcore import errors
 from imcore import msgid as msgids
-from imcore.errors import (
-    ConfigurationError,
-    GroupAbandoned,
-    GroupUnderWay,
-    ImError,
-    InvalidInput,
-    NotMember,
-    NotSender,
-    TryAgain,
-    UnknownGroup,
-    UnknownMessage,
-)
+from imcore.errors import ImError
 
 T = TypeVar("T")
 Entry = TypeVar("Entry", bound=Sequence[Any])
@@ -68,22 +58,22 @@ def all_entries(page_from: Callable[[str], tuple[Sequence[Entry], bool]], first:
             first = f"({page[-1][0].decode()}"
 
 
-class Trimmed(UnknownMessage):
+class Trimmed(errors.UnknownMessage):
     """That message is no longer in Redis: SQL has it."""
 
 
 ERRORS: Mapping[bytes, tuple[type[ImError], str]] = {
-    b"NOGROUP": (UnknownGroup, "there is no group {gid!r}"),
-    b"CREATING": (GroupUnderWay, "another process creates group {gid!r}: try again in a moment"),
-    b"ABANDONED": (GroupAbandoned, "a process has died over the creation of group {gid!r}: create it again"),
-    b"LOST": (TryAgain, "another process mends {gid!r}"),
-    b"CLOCK": (ConfigurationError, "the clock of {where} stands before 2020: set it"),
-    b"NOTMEMBER": (NotMember, "{uid!r} is not a member of {gid!r}"),
-    b"NOTSENDER": (NotSender, "{msgid} of {gid!r} is not by {uid!r}"),
-    b"TOMBSTONE": (InvalidInput, "{msgid} of {gid!r} is itself the recall of a message"),
-    b"FUTURE": (UnknownMessage, "{msgid} has not been issued yet in {gid!r}"),
+    b"NOGROUP": (errors.UnknownGroup, "there is no group {gid!r}"),
+    b"CREATING": (errors.GroupUnderWay, "another process creates group {gid!r}: try again in a moment"),
+    b"ABANDONED": (errors.GroupAbandoned, "a process has died over the creation of group {gid!r}: create it again"),
+    b"LOST": (errors.TryAgain, "another process mends {gid!r}"),
+    b"CLOCK": (errors.ConfigurationError, "the clock of {where} stands before 2020: set it"),
+    b"NOTMEMBER": (errors.NotMember, "{uid!r} is not a member of {gid!r}"),
+    b"NOTSENDER": (errors.NotSender, "{msgid} of {gid!r} is not by {uid!r}"),
+    b"TOMBSTONE": (errors.InvalidInput, "{msgid} of {gid!r} is itself the recall of a message"),
+    b"FUTURE": (errors.UnknownMessage, "{msgid} has not been issued yet in {gid!r}"),
     b"TRIMMED": (Trimmed, "{msgid} of {gid!r} is no longer in Redis"),
-    b"NOMSG": (UnknownMessage, "{msgid} is not a message of {gid!r}"),
+    b"NOMSG": (errors.UnknownMessage, "{msgid} is not a message of {gid!r}"),
 }
 """The errors of whole calls, by their first word, and those of items, by the code in their place."""
 
