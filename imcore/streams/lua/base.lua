@@ -157,7 +157,7 @@ local function head_of(meta)
 end
 
 -- Define a function about a group, whose first key is meta; the callback gets seq, last and the trim point, too. Without a group:
--- NOGROUP. im_send, im_ack and im_pull read meta themselves, since they run most often.
+-- NOGROUP. im_send reads meta itself, since it needs less of it and runs most often.
 local function define_for_group(name, flags, callback)
   define(name, flags, function(keys, args)
     local meta = redis.call('HMGET', keys[1], 'seq', 'last', 'trimmed')
@@ -228,20 +228,16 @@ local function read_page(command, stream, from, to, count, limit, all_kinds)
   end
 end
 
--- The message with a packed msgid, or nil and the reason: NOGROUP, FUTURE, TRIMMED or NOMSG.
-local function find_message(stream, meta, packed)
+-- The message with a packed msgid, or nil and the reason: FUTURE, TRIMMED or NOMSG.
+local function find_message(stream, packed, last, trimmed)
   local id = unpack_id(packed)
   local entry = redis.call('XRANGE', stream, id, id)[1]
   if entry and is_message(entry) then
     return entry
-  end
-  local head = redis.call('HMGET', meta, 'last', 'trimmed')
-  if not head[1] then
-    return nil, 'NOGROUP'
-  elseif packed > tonumber(head[1]) then
+  elseif packed > last then
     return nil, 'FUTURE'
   end
-  return nil, packed <= tonumber(head[2] or '0') and 'TRIMMED' or 'NOMSG'
+  return nil, packed <= tonumber(trimmed) and 'TRIMMED' or 'NOMSG'
 end
 
 -- Publish to a user's live sessions: they are subscribed to the inbox of every partition.

@@ -79,7 +79,7 @@ end
 -- Keys: meta, stream, acked, joined, left. Arguments: for each message its packed msgid, sender and the sender's span; the last
 -- two are '' to be looked up.
 -- Answer: for each {read, unread}, or NOMSG, FUTURE, TRIMMED. Errors: NOGROUP.
-define('im_tally', READ_ONLY, function(keys, args)
+define_for_group('im_tally', READ_ONLY, function(keys, args, _, last, trimmed)
   local answers, messages = {}, {}
   for i = 1, #args, 3 do
     messages[#messages + 1] = args[i]
@@ -88,15 +88,13 @@ define('im_tally', READ_ONLY, function(keys, args)
   for i = 1, #args, 3 do
     local message, sender, span, problem = args[i], args[i + 1], args[i + 2], nil
     if sender == '' then
-      local entry, why = find_message(keys[2], keys[1], tonumber(message))
+      local entry, why = find_message(keys[2], tonumber(message), last, trimmed)
       problem = why
       if entry then
         sender, span = entry[2][4], entry[2][6]
       end
     end
-    if problem == 'NOGROUP' then
-      return no_group()
-    elseif problem then
+    if problem then
       answers[#answers + 1] = problem
     else
       local read, not_read = tally(context, message, sender, span)
@@ -145,9 +143,9 @@ end
 -- msgid of the group's newest message as the first page was answered ('' at first).
 -- Answer: {entry or '' if trimmed, cursor of the next page or '0', spans that have read it, spans that have not, packed msgid
 -- of that newest message}, or NOMSG, FUTURE. Errors: NOGROUP.
-define_for_group('im_readers', READ_ONLY, function(keys, args, _, last)
+define_for_group('im_readers', READ_ONLY, function(keys, args, _, last, trimmed)
   local message, count, newest = tonumber(args[1]), tonumber(args[3]), args[4]
-  local entry, problem = find_message(keys[2], keys[1], message)
+  local entry, problem = find_message(keys[2], message, last, trimmed)
   if not entry and problem ~= 'TRIMMED' then
     return problem
   end
