@@ -183,7 +183,7 @@ class EmbeddedServer:
 
     def _launch(self, program: Path) -> int:
         """Start the process; return the offset in the log at which its lines begin."""
-        with open(self.data_dir / "redis.log", "ab", opener=_private_opener) as log:
+        with open(self.data_dir / "redis.log", "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
             start = log.seek(0, os.SEEK_END)
             self._process = start_child(
                 "imcore",
@@ -252,10 +252,6 @@ def _arguments(data_dir: Path, socket: Path) -> list[str]:
         "save": "",  # the append-only file has all data
     }
     return [part for name, value in options.items() for part in (f"--{name}", value)]
-
-
-def _private_opener(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _clear_socket(path: Path) -> None:

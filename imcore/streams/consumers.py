@@ -15,6 +15,7 @@ from typing import Any
 from imcore.settings import Settings
 from imcore.streams import keys
 from imcore.streams.client import RedisClient
+from imcore.util.batches import grouped
 
 PAGE = 100
 """The entries that are read at once to count them. One entry may name a thousand users."""
@@ -43,7 +44,17 @@ class WorkerStats:
 
 def worker_stats(client: RedisClient) -> tuple[WorkerStats, ...]:
     """Return the backlog of each kind of worker that has begun."""
-    return tuple(_sums([_lag(client, journal, group) for journal, group in _groups(client)]))
+    lags = (_lag(client, journal, group) for journal, group in _groups(client))
+    by_worker = grouped((lag.worker, lag) for lag in lags)
+    return tuple(
+        WorkerStats(
+            worker=worker,
+            backlog=sum(lag.backlog for lag in own),
+            pending=sum(lag.pending for lag in own),
+            lag_ms=max(lag.lag_ms for lag in own),
+        )
+        for worker, own in sorted(by_worker.items())
+    )
 
 
 def _groups(client: RedisClient) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -52,17 +63,6 @@ def _groups(client: RedisClient) -> Iterator[tuple[str, dict[str, Any]]]:
     for journal in compress(journals, client.query_many([("EXISTS", journal) for journal in journals])):
         for group in client.query("XINFO GROUPS", journal):
             yield journal, group
-
-
-def _sums(lags: list[WorkerStats]) -> Iterator[WorkerStats]:
-    for worker in sorted({lag.worker for lag in lags}):
-        own = [lag for lag in lags if lag.worker == worker]
-        yield WorkerStats(
-            worker=worker,
-            backlog=sum(lag.backlog for lag in own),
-            pending=sum(lag.pending for lag in own),
-            lag_ms=max(lag.lag_ms for lag in own),
-        )
 
 
 def _lag(client: RedisClient, journal: str, group: dict[str, Any]) -> WorkerStats:

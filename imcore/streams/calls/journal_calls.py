@@ -103,7 +103,8 @@ def fail(
     Answers how often it has failed (0: another process has done it meanwhile), and the id of the dead letter or ''.
     """
     keys = (space.journal(partition), space.dead_letters(partition), space.failures(partition))
-    return Call("im_fail", keys, (kind, entry_id, reason, max_failures), _failure, writes=True)
+    args = (kind, entry_id, reason, max_failures)
+    return Call("im_fail", keys, args, lambda answer: (answer[0], answer[1].decode()), writes=True)
 
 
 def requeue(space: Keyspace, partition: int, dead_id: str) -> Call[str]:
@@ -142,10 +143,6 @@ def trim_journal(space: Keyspace, partition: int, kinds: Sequence[str]) -> Call[
     """
     keys = (space.journal(partition), space.failures(partition))
     return Call("im_trim_journal", keys, tuple(kinds), int, writes=True)
-
-
-def _failure(answer: list[Any]) -> tuple[int, str]:
-    return answer[0], answer[1].decode()
 
 
 def _page(answer: list[Any]) -> EntryPage[RawEntry]:
