@@ -19,7 +19,7 @@ Value = str | bytes | int
 
 
 class Call(NamedTuple, Generic[T_co]):
-    """One call of a Redis function; if `function` is empty, `args` are a plain command that only reads.
+    """One call of a Redis function; if `function` is empty, `args` are a plain command. `writes` is about functions.
 
     `gid` is the group that an error of the whole call is about.
     """

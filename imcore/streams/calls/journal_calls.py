@@ -87,7 +87,8 @@ def coalescing(space: Keyspace, partition: int, *, seconds: int) -> Call[Coalesc
 
 def consumers(space: Keyspace, partition: int, kind: str) -> Call[list[str]]:
     """Ask which consumers have open entries."""
-    return Call("im_consumers", (space.journal(partition),), (kind,), wire.texts)
+    command = ("XPENDING", space.journal(partition), kind)
+    return Call("", (), command, lambda answer: [wire.text(name) for name, _ in answer[3] or ()])
 
 
 def claim(space: Keyspace, partition: int, kind: str, consumer: str, dead: str) -> Call[int]:
@@ -114,7 +115,7 @@ def requeue(space: Keyspace, partition: int, dead_id: str) -> Call[str]:
 
 
 def drop(space: Keyspace, partition: int, dead_id: str) -> Call[bool]:
-    return Call("im_drop", (space.dead_letters(partition),), (dead_id,), bool, writes=True)
+    return Call("", (), ("XDEL", space.dead_letters(partition), dead_id), bool)
 
 
 def lease(kind: str, slot: int, token: str, lease_ms: int) -> Call[bool]:

@@ -127,7 +127,8 @@ def _values(entry: ShadowEntry) -> tuple[Value, ...]:
 
 def set_recalled(k: GroupKeys, messages: Sequence[int], *, drop: bool = False) -> Call[int]:
     """Mark messages (packed) as recalled or tombstones, or (`drop`) as neither; answers how many changed."""
-    return Call("im_repair_set_recalled", (k.recalled,), (int(drop), *messages), int, k.gid, writes=True)
+    values = messages if drop else flat((msgid, msgid) for msgid in messages)
+    return Call("", (), ("ZREM" if drop else "ZADD", k.recalled, *values), int, k.gid)
 
 
 def swap(
@@ -246,7 +247,7 @@ def lock_partition(space: Keyspace, partition: int, token: str, for_ms: int) -> 
 
 def forget(space: Keyspace, partition: int, consumers: Sequence[str]) -> Call[int]:
     """Drop the watermarks of ended consumers; answers how many."""
-    return Call("im_repair_forget", (space.watermarks(partition),), tuple(consumers), int, writes=True)
+    return Call("", (), ("HDEL", space.watermarks(partition), *consumers), int)
 
 
 def end_rebuild(token: str) -> Call[bool]:

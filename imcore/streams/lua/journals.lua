@@ -67,16 +67,6 @@ define('im_done', ALLOW_OOM, function(keys, args)
   return count
 end)
 
--- im_consumers: the consumers that have open entries.
--- Keys: journal. Arguments: kind. Answer: their names.
-define('im_consumers', READ_ONLY, function(keys, args)
-  local names = {}
-  for _, consumer in ipairs(redis.call('XPENDING', keys[1], args[1])[4] or {}) do
-    names[#names + 1] = consumer[1]
-  end
-  return names
-end)
-
 -- im_claim: assign the open entries of a dead consumer to another one.
 -- Keys: journal. Arguments: kind, consumer, dead consumer, count. Answer: how many it got.
 define('im_claim', ALLOW_OOM, function(keys, args)
@@ -140,12 +130,6 @@ define('im_requeue', ALLOW_OOM, function(keys, args)
   fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = 'of', of, 'for', letter_fields[2]
   redis.call('XDEL', keys[1], args[1])
   return append_entry(keys[2], unpack(fields))
-end)
-
--- im_drop: delete a dead letter.
--- Keys: dead. Arguments: id. Answer: 1 if it existed.
-define('im_drop', ALLOW_OOM, function(keys, args)
-  return redis.call('XDEL', keys[1], args[1])
 end)
 
 -- The holder of a lease ("token length"), nil if it is free. A lease without an end was written by hand, and gets one.

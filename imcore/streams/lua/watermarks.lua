@@ -85,11 +85,6 @@ define('im_repair_lock_partition', ALLOW_OOM, function(keys, args)
   return 1
 end)
 
--- im_repair_forget: drop watermarks of processes that have ended. Keys: watermarks. Arguments: consumers. Answer: how many.
-define('im_repair_forget', ALLOW_OOM, function(keys, args)
-  return redis.call('HDEL', keys[1], unpack(args))
-end)
-
 -- im_repair_end_rebuild: mark a rebuild as ended, unless another one has begun since.
 -- Keys: config. Arguments: field of the running rebuild, its token. Answer: 1 if it was that one.
 define('im_repair_end_rebuild', ALLOW_OOM, function(keys, args)
