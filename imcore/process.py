@@ -37,7 +37,9 @@ _CLOSING_S = 1.0
 _TICK_S = 0.1
 _CHUNK_BYTES = 65_536
 
-# The shell leaves the watch behind and becomes the program. A line on the pipe calls the watch off.
+# The shell leaves the watch behind and becomes the program. A line on the pipe calls the watch off. If the pipe ends
+# without a line, the parent is gone, even by SIGKILL, and the watch ends the program. PR_SET_PDEATHSIG would work on
+# Linux only, need code between fork and exec, and end the program with the *thread* that started it.
 _BECOME = """
 exec 3<&0 </dev/null
 { read -r line || kill -TERM $$; } <&3 >/dev/null 2>&1 &
@@ -180,11 +182,26 @@ class WorkerSignals(StopSignals):
         raise Stopped
 
 
+def start_child(name: str, command: Sequence[str | os.PathLike[str]], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a program that ends with this process, with options of Popen.
+
+    It has a session of its own, so the terminal's Ctrl-C does not reach it. Once it has ended, call `call_off_watch`.
+    """
+    shell = ["/bin/sh", "-c", _BECOME, name, *command]
+    return subprocess.Popen(shell, stdin=subprocess.PIPE, bufsize=0, start_new_session=True, **options)
+
+
+def call_off_watch(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None and not process.stdin.closed:
+        with suppress(BrokenPipeError):  # the watch was killed
+            process.stdin.write(b"\n")
+        process.stdin.close()
+
+
 @dataclass(eq=False)
 class _Program:
     name: str
     process: subprocess.Popen[bytes]
-    stdin: IO[bytes]
     stdout: IO[bytes]
     rest: bytes = b""
     """The beginning of a line whose end has not come yet."""
@@ -209,17 +226,8 @@ class Programs:
             self._selector.close()
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start a program in a session of its own, so that the terminal's Ctrl-C does not reach it."""
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", _BECOME, name, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            bufsize=0,
-            start_new_session=True,
-        )
-        program = _Program(name, process, cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout))
+        process = start_child(name, command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+        program = _Program(name, process, cast(IO[bytes], process.stdout))
         self._running.append(program)
         self._selector.register(program.stdout, selectors.EVENT_READ, program)
 
@@ -273,9 +281,7 @@ class Programs:
         if program.process.poll() is None:
             os.killpg(program.process.pid, signal.SIGKILL)
         code = program.process.wait()
-        with suppress(BrokenPipeError):  # the watch was killed too
-            program.stdin.write(b"\n")  # calls off the watch
-        program.stdin.close()
+        call_off_watch(program.process)
         if program.stdout in self._selector.get_map():
             self._selector.unregister(program.stdout)
         program.stdout.close()

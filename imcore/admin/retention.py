@@ -21,9 +21,9 @@ from imcore.model.values import Group
 from imcore.operations import groups as operations
 from imcore.operations.performer import perform_in_redis, stream_from_redis
 from imcore.sql import queries
-from imcore.streams import events, paging, wire
+from imcore.streams import events, wire
 from imcore.streams.calls import journal_calls, message_calls
-from imcore.streams.calls.call import Trimmed
+from imcore.streams.calls.call import Trimmed, all_entries
 from imcore.streams.client import CHUNK
 from imcore.streams.consumers import worker_stats
 from imcore.streams.events import Sent
@@ -208,7 +208,7 @@ def _needed(system: System) -> dict[str, int]:
 def _undone(system: System, partition: int) -> Iterator[Sent]:
     client, space = system.client, system.client.space
     start = client.call(journal_calls.undone(space, partition, STORES, only=False)) or "-"
-    entries = paging.entries(lambda first: client.call(journal_calls.entries(space, partition, first, PAGE)), start)
+    entries = all_entries(lambda first: client.call(journal_calls.entries(space, partition, first, PAGE)), start)
     for entry_id, fields in entries:
         event = events.read(partition, entry_id, fields).event
         if isinstance(event, Sent):

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import hiredis
+
 from imcore.embedded.server import EmbeddedServer
 from imcore.errors import EmbeddedServerError
 
@@ -35,7 +37,7 @@ class HealthCheck:
         self._every_s, self._silent_s = every_s, silent_s
         self._look_at = time.monotonic() + every_s
         self._connection: socket.socket | None = None
-        self._answer = b""
+        self._reader = hiredis.Reader()
         self._asked_at: float | None = None
         self._reported: set[str] = set()
         """Problems that last, each of which is reported once."""
@@ -44,7 +46,7 @@ class HealthCheck:
     def close(self) -> None:
         if self._connection:
             self._connection.close()
-        self._connection, self._answer = None, b""
+        self._connection, self._reader = None, hiredis.Reader()
 
     def step(self, wait: Callable[[], None]) -> list[str]:
         """Check the server, if a check is due, and mend the damage. Return a line for each problem and each repair.
@@ -111,17 +113,18 @@ class HealthCheck:
             return []
         except OSError:
             data = b""
-        self._answer += data
         if not data:
             self.close()
-        if not _is_whole(self._answer):
+        self._reader.feed(data)
+        answer = self._reader.gets()
+        if answer is False:
             return []
-        answer, self._answer, self._asked_at = self._answer, b"", None
+        self._asked_at = None
         lines = []
         if "silent" in self._reported:
             self._reported.remove("silent")
             lines.append("the embedded server answers again")
-        if not answer.startswith(b"$"):  # the answer to BGREWRITEAOF, or an error while a script runs
+        if not isinstance(answer, bytes) or b":" not in answer:  # the answer to BGREWRITEAOF, or an error of a script
             return lines
         return lines + self._mend(_info_of(answer), wait)
 
@@ -165,13 +168,6 @@ class HealthCheck:
             return []
         self._reported.add(problem)
         return [line]
-
-
-def _is_whole(answer: bytes) -> bool:
-    head, end, rest = answer.partition(b"\r\n")
-    if not end or not head.startswith(b"$"):
-        return bool(end)
-    return len(rest) >= int(head[1:]) + len(b"\r\n")
 
 
 def _info_of(answer: bytes) -> dict[str, str]:

@@ -1,8 +1,6 @@
 """The embedded server: a private Valkey or Redis in the data directory, which listens on a unix socket only.
 
-    EmbeddedServer --starts--> /bin/sh --exec, the same process id--> valkey-server   (a session of its own)
-          |                       +--forks--> the watch
-          +--- holds a pipe open; its end tells the watch that the owner is gone -------+
+It has a session of its own, and ends with its owner (`imcore.process.start_child`).
 
 The data directory gets `redis.log`, `redis.lock`, `appendonlydir/` and, where the path is short enough, the socket with
 its two names `redis.sock` and `redis.own`.
@@ -23,7 +21,8 @@ from typing import Self
 from imcore.embedded.program import find_server
 from imcore.errors import EmbeddedServerError
 from imcore.files.data_lock import DataLock
-from imcore.files.folders import close_socket_folder, make_socket_folder
+from imcore.files.folders import Identity, close_socket_folder, identity, make_socket_folder
+from imcore.process import call_off_watch, start_child
 from imcore.settings import socket_path, socket_url
 
 START_S = 30
@@ -50,15 +49,6 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK}
 
 _LOG_PREFIX = re.compile(r"^\d+:\S+ .*? [.*#-] ")
 
-# The shell forks the watch and becomes the server. A line on the pipe calls the watch off. If the pipe ends without a
-# line, the owner is gone, even by SIGKILL, and the watch ends the server. PR_SET_PDEATHSIG would work on Linux only,
-# would need code between fork and exec, and would end the server with the *thread* that started it.
-_BECOME_SERVER = """
-exec 3<&0 </dev/null
-{ read -r line || kill -TERM $$; } <&3 &
-exec "$@" 3<&-
-"""
-
 
 class EmbeddedServer:
     """A private server, on `url` from `start` to `stop`. At most one runs on a data directory.
@@ -72,21 +62,19 @@ class EmbeddedServer:
         data_dir: Path,
         *,
         socket: Path | None = None,
-        appendonly: bool = True,
-        appendfsync: str = "everysec",
         options: Sequence[str] = (),
     ) -> None:
-        """Set what to run. With `appendonly=False` nothing is stored; `options` go to the server's command line."""
+        """Set what to run; `options` go to the server's command line, and replace those of the same name."""
         self.data_dir = data_dir.resolve()
         self.socket = socket.absolute() if socket else socket_path(self.data_dir)
         self._short_folder = None if socket or self.socket.parent == self.data_dir else self.socket.parent
         # The server removes any file at its own path when it starts and ends. So `socket` is a second name that it does
         # not know: it leaves a file of somebody else there alone.
         self._own_path = self.socket.with_suffix(".own")
-        self._arguments = [*_arguments(self.data_dir, self._own_path, appendonly, appendfsync), *options]
+        self._arguments = [*_arguments(self.data_dir, self._own_path), *options]
         self._lock: DataLock | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._inode: tuple[int, int] | None = None
+        self._inode: Identity | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -110,7 +98,7 @@ class EmbeddedServer:
             return False
         if self._process.poll() is None:
             return True
-        _call_off_watch(self._process)  # at once: the process id is free now, and may be reused
+        call_off_watch(self._process)  # at once: the process id is free now, and may be reused
         return False
 
     @property
@@ -119,12 +107,12 @@ class EmbeddedServer:
 
     @property
     def has_socket(self) -> bool:
-        return self._inode is not None and _inode_of(self.socket) == self._inode
+        return self._inode is not None and identity(self.socket, follow_symlinks=False) == self._inode
 
     @property
     def can_relink_socket(self) -> bool:
         """Whether the socket still exists under the server's own name, so `mend_socket` needs no restart."""
-        return self._inode is not None and _inode_of(self._own_path) == self._inode
+        return self._inode is not None and identity(self._own_path, follow_symlinks=False) == self._inode
 
     def start(self, timeout_s: float = START_S) -> None:
         """Start the server and wait until it answers. Do nothing if it runs.
@@ -195,21 +183,19 @@ class EmbeddedServer:
 
     def _launch(self, program: Path) -> int:
         """Start the process; return the offset in the log at which its lines begin."""
-        with open(self.data_dir / "redis.log", "ab", opener=_private_opener) as log:
+        with open(self.data_dir / "redis.log", "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
             start = log.seek(0, os.SEEK_END)
-            self._process = subprocess.Popen(
-                ["/bin/sh", "-c", _BECOME_SERVER, "imcore", program, *self._arguments],
-                stdin=subprocess.PIPE,
+            self._process = start_child(
+                "imcore",
+                (program, *self._arguments),
                 stdout=log,
                 stderr=log,
-                bufsize=0,
                 cwd=self.data_dir,
                 # Redis 7.2 and newer ends if the locale is not installed (valkey-io/valkey#3067).
                 env={"GLIBC_TUNABLES": _MALLOC, **os.environ, "LC_ALL": "C"},
                 umask=0o077,
                 # The server holds the lock too: after the loss of its owner it takes a moment to end.
                 pass_fds=(self._lock.for_server,) if self._lock else (),
-                start_new_session=True,
             )
         return start
 
@@ -229,7 +215,7 @@ class EmbeddedServer:
         self._publish_socket()
 
     def _publish_socket(self) -> None:
-        self._inode = _inode_of(self._own_path)
+        self._inode = identity(self._own_path, follow_symlinks=False)
         if self.has_socket:
             return
         try:
@@ -245,13 +231,13 @@ class EmbeddedServer:
         _end(self._process, timeout_s, wait)
         self._process = None
         for path in (self.socket, self._own_path):
-            if self._inode and _inode_of(path) == self._inode:
+            if self._inode and identity(path, follow_symlinks=False) == self._inode:
                 with suppress(OSError):
                     path.unlink()
         self._inode = None
 
 
-def _arguments(data_dir: Path, socket: Path, appendonly: bool, appendfsync: str) -> list[str]:
+def _arguments(data_dir: Path, socket: Path) -> list[str]:
     # All other settings keep their defaults, on purpose:
     # - stream-node-max-bytes, -entries: any sizes cost 129 to 131 bytes a message, at the same speed;
     # - io-threads: they would use the cores that the workers need;
@@ -262,15 +248,10 @@ def _arguments(data_dir: Path, socket: Path, appendonly: bool, appendfsync: str)
         "unixsocket": str(socket),
         "unixsocketperm": "700",
         "dir": str(data_dir),
-        "appendonly": "yes" if appendonly else "no",
-        "appendfsync": appendfsync,
+        "appendonly": "yes",
         "save": "",  # the append-only file has all data
     }
     return [part for name, value in options.items() for part in (f"--{name}", value)]
-
-
-def _private_opener(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _clear_socket(path: Path) -> None:
@@ -315,24 +296,8 @@ def _end(process: subprocess.Popen[bytes], timeout_s: float, wait: Callable[[], 
         wait()
     process.kill()
     process.wait()
-    _call_off_watch(process)
+    call_off_watch(process)
 
 
 def _sleep() -> None:
     time.sleep(_PAUSE_S)
-
-
-def _inode_of(path: Path) -> tuple[int, int] | None:
-    """Return the identity of the file at a path; None if no file can be seen there."""
-    try:
-        status = path.lstat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _call_off_watch(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None and not process.stdin.closed:
-        with suppress(BrokenPipeError):  # the watch was killed
-            process.stdin.write(b"\n")
-        process.stdin.close()

@@ -7,8 +7,19 @@ from pathlib import Path
 
 from imcore.errors import ConfigurationError, EmbeddedServerError
 
+Identity = tuple[int, int]
+
 _SHORT_PLACE = Path("/tmp")  # noqa: S108 (each use of it is checked)
 _NAME = re.compile(r"imcore-([0-9]{1,10})-[0-9a-f]{16}")
+
+
+def identity(path: str | Path, *, follow_symlinks: bool = True) -> Identity | None:
+    """Return the identity of the file at a path; None if no file can be seen there."""
+    try:
+        status = os.stat(path, follow_symlinks=follow_symlinks)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def make_private(folder: Path, top: Path) -> None:

@@ -107,10 +107,10 @@ class GzipStream:
                 read += len(chunk)
                 yield chunk
         except OSError as error:
-            self._chunks = _raising(error)
+            self._chunks = raising(error)
 
 
-def _raising(error: Exception) -> Chunks:
+def raising(error: Exception) -> Chunks:
     raise error
     yield b""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from imcore.errors import InvalidInput
 from imcore.files import gzip_stream
-from imcore.files.gzip_stream import DamagedGzip, ForeignTail, GzipStream, TruncatedGzip
+from imcore.files.gzip_stream import DamagedGzip, ForeignTail, GzipStream, TruncatedGzip, raising
 from imcore.importer import wrong_formats
 from imcore.importer.wrong_formats import BYTES_OF_MAGIC, WrongFormat, without_mark
 
@@ -146,13 +146,8 @@ def _peeked(chunks: Chunks) -> tuple[bytes, Chunks]:
     except _DAMAGE as error:
         if not head:
             raise
-        return head, _raising(error)
+        return head, raising(error)
     return head, chunks
-
-
-def _raising(error: Exception) -> Chunks:
-    raise error
-    yield b""
 
 
 def _recoded(chunks: Chunks, encoding: str) -> Chunks:

@@ -27,9 +27,9 @@ from imcore.importer.formats import Line, Unreadable, is_blank
 from imcore.model.limits import check_content
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
-from imcore.streams import paging, wire
+from imcore.streams import wire
 from imcore.streams.calls import message_calls
-from imcore.streams.calls.call import EntryPage
+from imcore.streams.calls.call import EntryPage, all_entries
 from imcore.streams.calls.message_calls import SendResult
 from imcore.system import System
 
@@ -289,7 +289,7 @@ class _StoredMessages:
 
     def _read_redis(self) -> None:
         """Add the messages that came to Redis since the last call: SQL may not have them yet."""
-        for entry in paging.entries(self._page_from, f"({self._newest}" if self._newest else "-"):
+        for entry in all_entries(self._page_from, f"({self._newest}" if self._newest else "-"):
             message = wire.message(self._gid, entry)
             self._newest = message.msgid
             if message.client_msgid:

@@ -27,11 +27,10 @@ _PATIENCE_S = 12.0
 def create(gid: str, uids: Sequence[str]) -> Effects[Group]:
     """Create a group; the same again changes nothing. Raise GroupExists, GroupUnderWay."""
     space = yield from GetKeyspace()
-    attempt = _create_at_once if len(uids) <= STEP else _create_in_steps
     waited_s, pause = 0.0, pauses()
     while True:
         try:
-            return (yield from attempt(space, gid, uids))
+            return (yield from _attempt(space, gid, uids))
         except GroupAbandoned:
             yield from undo(gid)
         except GroupUnderWay:
@@ -42,13 +41,10 @@ def create(gid: str, uids: Sequence[str]) -> Effects[Group]:
             yield from Sleep(seconds)
 
 
-def _create_at_once(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[Group]:
-    return (yield from call(group_calls.create_group(space, gid, uids)))
-
-
-def _create_in_steps(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[Group]:
-    token = _token(uids)
-    begun = yield from call(creation_calls.begin(space, gid, token))
+def _attempt(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[Group]:
+    token, at_once = _token(uids), len(uids) <= STEP
+    first = creation_calls.create(space, gid, uids) if at_once else creation_calls.begin(space, gid, token)
+    begun = yield from call(first)
     if begun:
         existing, is_unnotified = begun
         if existing.members != len(uids) or not (yield from _are_members(space, gid, uids)):
@@ -56,11 +52,16 @@ def _create_in_steps(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[
         if is_unnotified:
             yield from tell(gid, uids)
         return existing
+    if not at_once:
+        yield from _go_on(space, gid, uids, token)
+    return Group(gid, len(uids), 0, None)
+
+
+def _go_on(space: Keyspace, gid: str, uids: Sequence[str], token: str) -> Effects[None]:
     for step in batches(uids, STEP):
         _check_owned(gid, (yield from call(creation_calls.add(space, gid, token, step))))
     _check_owned(gid, (yield from call(creation_calls.end(space, gid, token, len(uids)))))
     yield from tell(gid, uids)
-    return Group(gid, len(uids), 0, None)
 
 
 def _check_owned(gid: str, answer: int | None) -> None:

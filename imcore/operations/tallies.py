@@ -103,19 +103,11 @@ def _names(space: Keyspace, gid: str, packed: int) -> Effects[Names]:
     first = names = yield from call(receipt_calls.names(space, gid, packed, cursor="0", count=NAMES))
     read, unread = names.read, names.unread
     while names.cursor != "0":
-        names = yield from call(receipt_calls.names(space, gid, packed, cursor=names.cursor, count=NAMES))
+        names = yield from call(
+            receipt_calls.names(space, gid, packed, cursor=names.cursor, newest=first.newest, count=NAMES)
+        )
         read |= names.read
         unread |= names.unread
-    if names is not first:
-        # A member who left between two pages may be on no page: the span has another name since.
-        offset, answered = 0, NAMES
-        while answered >= NAMES:
-            read_left, unread_left, answered = yield from call(
-                receipt_calls.names_gone(space, gid, packed, since=first.newest, offset=offset, count=NAMES)
-            )
-            read |= read_left
-            unread |= unread_left
-            offset += answered
     return first._replace(read=read, unread=unread)
 
 

@@ -134,7 +134,7 @@ def _strange_listings(system: System, repair: bool) -> Iterator[ReportedDifferen
     client, space = system.client, system.client.space
     for uids in batches(queries.uids(system.database), AT_ONCE):
         listed = list(_listed(system, uids))
-        answers = client.call_each([group_calls.is_member(space, gid, uid) for gid, uid, _ in listed])
+        answers = client.call_each([group_calls.are_members(space, gid, [uid]) for gid, uid, _ in listed])
         for (gid, uid, key), is_member in zip(listed, answers, strict=True):
             # An error is about the group, whose comparison reports it.
             if is_member is False and _is_strange(system, gid, uid, key):

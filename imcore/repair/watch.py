@@ -117,7 +117,10 @@ class Watch:
                 before.setdefault(partition, {})[consumer] = mark
         rows = [WatermarkRow(partition, process, max(marks.values())) for partition, marks in before.items()]
         client, space = self._system.client, self._system.client.space
-        if not all(client.call_many([repair_calls.inherit(space, row, before[row.partition]) for row in rows])):
+        inherit = [
+            repair_calls.set_watermarks(space, p, {process: entry}, unless_lost=before[p]) for p, process, entry in rows
+        ]
+        if not all(client.call_many(inherit)):
             raise self._refused(_OLDER)
         gone = [(p, consumer) for p, marks in before.items() for consumer in marks]
         queries.replace_watermarks(self._system.database, rows, gone)

@@ -42,9 +42,6 @@ class Backend(ABC):
     def write(self, batch: Batch) -> None:
         """Write a merged batch in one transaction. Repeat it where the database asks for that."""
 
-    def note_recalled_text(self) -> None:
-        """Note that the text of a recalled message was deleted: the log may still hold it."""
-
     def empty_log(self, *, always: bool = False) -> bool:  # noqa: ARG002
         """Empty the log if it may hold recalled texts, or `always`; return False if a reader prevents it."""
         return True

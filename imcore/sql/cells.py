@@ -5,7 +5,7 @@ SQLite stores any value in any column. PostgreSQL stores times that Python canno
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import product
 from types import NoneType
 from typing import Any
@@ -14,12 +14,9 @@ from sqlalchemy import ColumnElement, exists, false, literal_column, or_
 
 from imcore import msgid as msgids
 from imcore.model.rows import NO_TIME, MessageRow
-from imcore.sql.tables import GROUP_MSGS, to_ms
+from imcore.sql.tables import GROUP_MSGS
 
 log = logging.getLogger(__name__)
-
-_EARLIEST_MS = to_ms(datetime(1, 1, 1, tzinfo=UTC))
-_LATEST_MS = to_ms(datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC))
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "gid": (str,),
@@ -167,7 +164,7 @@ def _sent_at_ms(value: object) -> int | None:
     if value is None or type(value) is int:
         return value
     try:
-        ms = to_ms(datetime.fromisoformat(text_of(value)))
-    except (TypeError, ValueError):  # not a time, or a time without a zone
+        ms = msgids.to_ms(datetime.fromisoformat(text_of(value)))
+    except ValueError:  # not a time, or a time without a zone
         return NO_TIME
-    return ms if _EARLIEST_MS <= ms <= _LATEST_MS else NO_TIME
+    return ms if msgids.EARLIEST_MS <= ms <= msgids.LATEST_MS else NO_TIME

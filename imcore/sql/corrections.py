@@ -41,9 +41,8 @@ def delete_recalled_texts(database: Database, gid: str) -> None:
     recalled = select(tombstone.c.recalls).where(tombstone.c.gid == gid, tombstone.c.recalls.is_not(None))
     with_text = and_(c.gid == gid, c.msgid.in_(recalled), c.content != "")
     with database.writing() as connection:
-        if connection.execute(update(GROUP_MSGS).where(with_text).values(content="")).rowcount:
-            database.note_recalled_text()
-    database.empty_log()
+        deleted = connection.execute(update(GROUP_MSGS).where(with_text).values(content="")).rowcount
+    database.empty_log(always=deleted > 0)
 
 
 def wrong_times(database: Database, gid: str) -> Iterator[tuple[int, str]]:

@@ -158,10 +158,6 @@ class Database:
         except (ValueError, OverflowError, TypeError) as error:
             raise DatabaseRejected(f"a row cannot be stored: {error}") from error
 
-    def note_recalled_text(self) -> None:
-        """Note that the text of a recalled message was deleted: `empty_log` has to remove it from the log."""
-        self._backend.note_recalled_text()
-
     def empty_log(self, *, always: bool = False) -> bool:
         """Remove recalled texts from SQLite's log; return False if a reader prevents it.
 

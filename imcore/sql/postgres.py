@@ -87,7 +87,7 @@ class PostgresBackend(Backend):
             use_native_hstore=False,
             hide_parameters=True,
         )
-        event.listen(self.engine, "begin", _begin)
+        event.listen(self.engine, "begin", lambda connection: connection.exec_driver_sql(begin_statement()))
 
     def remarks(self, connection: Connection) -> list[str]:
         return postgres_checks.remarks(connection, self.address)
@@ -138,10 +138,6 @@ class PostgresBackend(Backend):
             if driver.closed:
                 pooled.invalidate()
             pooled.close()
-
-
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql(begin_statement())
 
 
 def _copy(cursor: psycopg.Cursor[Any], table: BulkTable[Any], rows: list[tuple[Any, ...]]) -> None:

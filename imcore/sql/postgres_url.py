@@ -68,14 +68,7 @@ def _bracketed(host: str) -> str:
 
 
 def _before_options(url: URL) -> dict[str, str]:
-    values = {
-        "user": url.username,
-        "password": url.password,
-        "host": url.host,
-        "port": url.port,
-        "dbname": url.database,
-    }
-    return {name: str(value) for name, value in values.items() if value}
+    return {name: str(value) for name, value in url.translate_connect_args(username="user", database="dbname").items()}
 
 
 def _options(url: URL) -> dict[str, str]:

@@ -5,11 +5,12 @@ Repair compares these rows with Redis, or puts them back there. Msgids and journ
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Subquery, and_, delete, exists, func, literal, select, tuple_, union
 
 from imcore.model.rows import MessageRow, SpanRow, WatermarkRow
+from imcore.msgid import HIGHEST
 from imcore.sql.bulk import WATERMARK, watermark_name
 from imcore.sql.cells import faults, has_msgid, int_of, is_msgid, is_recalled, msgid_of, suspect, text_of
 from imcore.sql.database import PAGE, PUT_META, Database
@@ -73,20 +74,17 @@ def unlisted(database: Database) -> list[str]:
     return sorted(_texts(gid for (gid,) in database.fetch(union(*missing))))
 
 
-def heads(database: Database, gids: Sequence[str]) -> dict[str, Head]:
-    heads_by_gid = {gid: Head(gid) for gid in gids}
-    if gids:
-        c = GROUP_MSGS.c
-        query = select(c.gid, *_head_columns()).where(c.gid.in_(gids), has_msgid()).group_by(c.gid)
-        heads_by_gid.update((gid, Head(gid, *map(int_of, numbers))) for gid, *numbers in database.fetch(query))
-    return heads_by_gid
-
-
-def head(database: Database, gid: str, *, until: int) -> Head:
-    """Return the head of a group as if the message `until` were the newest."""
+def heads(database: Database, gids: Sequence[str], *, until: int = HIGHEST) -> dict[str, Head]:
+    """Return the heads of groups as if the message `until` were the newest."""
     c = GROUP_MSGS.c
-    query = select(*_head_columns()).where(c.gid == gid, has_msgid(), c.msgid <= until)
-    return Head(gid, *(0 if number is None else int_of(number) for number in database.fetch(query)[0]))
+    columns = (c.gid, func.count(), func.max(c.seq), func.min(c.msgid), func.max(c.msgid))
+    query = select(*columns).where(c.gid.in_(gids), has_msgid(), c.msgid <= until).group_by(c.gid)
+    stored = {gid: Head(gid, *map(int_of, numbers)) for gid, *numbers in database.fetch(query)} if gids else {}
+    return {gid: stored.get(gid, Head(gid)) for gid in gids}
+
+
+def head(database: Database, gid: str, *, until: int = HIGHEST) -> Head:
+    return heads(database, [gid], until=until)[gid]
 
 
 def older_than(database: Database, gid: str, count: int) -> tuple[int, int] | None:
@@ -249,11 +247,6 @@ def _texts(cells: Iterable[object]) -> list[str]:
 
 def _int_or_none(cell: object) -> int | None:
     return None if cell is None else int_of(cell)
-
-
-def _head_columns() -> tuple[ColumnElement[Any], ...]:
-    c = GROUP_MSGS.c
-    return func.count(), func.max(c.seq), func.min(c.msgid), func.max(c.msgid)
 
 
 def _numbered(*conditions: ColumnElement[bool]) -> Subquery:

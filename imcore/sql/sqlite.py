@@ -51,7 +51,7 @@ class SqliteBackend(Backend):
         self._recalled_texts = sqlite_file.RecalledTexts()
         self.address = f"sqlite:///{path}"
         self.engine = create_engine("sqlite://", creator=self._connect, poolclass=QueuePool, hide_parameters=True)
-        event.listen(self.engine, "checkout", self._check_out)
+        event.listen(self.engine, "checkout", lambda driver, *_: _refuse_lost(driver))  # the pool closes it then
 
     def create(self) -> None:
         """Make the file, for its owner only, and its folder, if that is the data directory or below it."""
@@ -65,7 +65,14 @@ class SqliteBackend(Backend):
             raise ConfigurationError(
                 f"cannot write {self._path} ({error.strerror}): set IM_DATA_DIR or IM_DATABASE_URL to another place"
             ) from error
-        self._use_log()
+        with self._lend() as driver:
+            mode = sqlite_file.use_log(driver, BUSY_TIMEOUT_MS / 1000)
+            if mode is not None:
+                raise ConfigurationError(
+                    f"the file system of {self._path} cannot keep SQLite's write-ahead log (journal mode {mode}): set "
+                    "IM_DATA_DIR or IM_DATABASE_URL to a disk of this machine"
+                )
+            driver.note_files()
 
     def begin_writing(self, connection: Connection) -> None:
         """Become the only writer, and so the only one that migrates."""
@@ -90,9 +97,6 @@ class SqliteBackend(Backend):
             return True
         with self._lend() as driver:
             return self._recalled_texts.empty(driver)
-
-    def note_recalled_text(self) -> None:
-        self._recalled_texts.note()
 
     def check_commit(self, connection: Connection) -> None:
         _refuse_lost(_driver(connection.connection))
@@ -119,10 +123,6 @@ class SqliteBackend(Backend):
             return DatabaseReplaced(sqlite_file.lost_file(str(self._path), "removed"))
         return DatabaseNotReady(f"there is no database {self._path} yet: run im db upgrade, or set IM_DATABASE_URL")
 
-    def _check_out(self, driver: FileConnection, *_: object) -> None:
-        """Refuse a connection of the pool whose files are lost. The pool closes it."""
-        _refuse_lost(driver)
-
     @contextmanager
     def _lend(self) -> Iterator[FileConnection]:
         with closing(self.engine.raw_connection()) as pooled:
@@ -141,16 +141,6 @@ class SqliteBackend(Backend):
         connection.text_factory = cells.decoded
         self._was_open = True
         return connection
-
-    def _use_log(self) -> None:
-        with self._lend() as driver:
-            mode = sqlite_file.use_log(driver, BUSY_TIMEOUT_MS / 1000)
-            if mode is not None:
-                raise ConfigurationError(
-                    f"the file system of {self._path} cannot keep SQLite's write-ahead log (journal mode {mode}): set "
-                    "IM_DATA_DIR or IM_DATABASE_URL to a disk of this machine"
-                )
-            driver.note_files()
 
 
 def _driver(pooled: Any) -> FileConnection:

@@ -3,13 +3,13 @@
 The local database of a device uses this module too, without SQLAlchemy.
 """
 
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from imcore.files.folders import Identity, identity
 from imcore.util.deadlines import attempts
 
 T = TypeVar("T")
@@ -37,9 +37,6 @@ _SETTINGS = (
 )
 
 
-Identity = tuple[int, int]
-
-
 class FileConnection(sqlite3.Connection):
     """A connection that notices if its files are lost: SQLite goes on writing to a removed file. See `connect`."""
 
@@ -50,14 +47,14 @@ class FileConnection(sqlite3.Connection):
     def note_files(self) -> None:
         """Remember the log, which stays the same while this connection is open."""
         self.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()  # the first transaction opens the log
-        self.log = _identity(_log_of(self.path))
+        self.log = identity(_log_of(self.path))
 
     def lost(self) -> str | None:
         """Return which open file was removed or replaced, and what to do; None if all are in place."""
-        now = _identity(self.path)
+        now = identity(self.path)
         if now != self.database:
             return lost_file(self.path, "replaced" if now else "removed")
-        if self.log is not None and _identity(_log_of(self.path)) != self.log:
+        if self.log is not None and identity(_log_of(self.path)) != self.log:
             return (
                 f"{_log_of(self.path)} was removed while it was in use, and nothing was stored just now: leave it "
                 "alone while a program runs, and see with im check whether anything is missing"
@@ -108,7 +105,7 @@ def library_problem() -> str | None:
 
 def connect(path: str, uri: str, *, timeout_s: float, same_thread: bool = True) -> FileConnection:
     """Open the file at `path`, which `uri` names. Raise sqlite3.Error."""
-    database = _identity(path)  # before it is opened, to notice a replacement meanwhile
+    database = identity(path)  # before it is opened, to notice a replacement meanwhile
     connection = sqlite3.connect(
         uri,
         uri=True,
@@ -177,11 +174,3 @@ def _patient(attempt: Callable[[], T], timeout_s: float) -> T:
 
 def _log_of(path: str) -> str:
     return f"{path}-wal"
-
-
-def _identity(path: str) -> Identity | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

@@ -4,7 +4,7 @@ Migrations create them; a test compares both. No table has a row per message and
 are packed (see `imcore.msgid`), so they sort as messages do.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 
 from sqlalchemy import BigInteger, Dialect, Index, Integer, PrimaryKeyConstraint, SmallInteger, Table, Text, text
@@ -13,18 +13,13 @@ from sqlalchemy.orm import registry
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import Field, SQLModel
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MS = timedelta(milliseconds=1)
+from imcore import msgid as msgids
+
 NAME = Text().with_variant(TEXT(collation="C"), "postgresql")
 """Every database compares names by code point: their order never depends on a server's locale."""
 
 _HAS_CLIENT_MSGID = text("client_msgid IS NOT NULL")
 _RECALLS = text("recalls IS NOT NULL")
-
-
-def to_ms(time: datetime) -> int:
-    """Return the whole milliseconds since 1970 of an aware datetime."""
-    return (time - _EPOCH) // _MS
 
 
 def to_iso(ms: int) -> str:
@@ -35,10 +30,7 @@ def to_iso(ms: int) -> str:
 
 @lru_cache(maxsize=1024)
 def _iso_second(second: int) -> str:
-    try:
-        return (_EPOCH + timedelta(seconds=second)).replace(tzinfo=None).isoformat()
-    except OverflowError:
-        raise ValueError(f"{second} s since 1970 is outside the years 1 to 9999") from None
+    return msgids.from_ms(1000 * second).replace(tzinfo=None).isoformat()
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -56,8 +48,8 @@ class UtcTime(TypeDecorator[datetime]):
         """Truncate to milliseconds: PostgreSQL would round, perhaps to a time in the future."""
         if value is None:
             return None
-        ms = to_ms(value)
-        return _EPOCH + ms * _MS if dialect.name == "postgresql" else to_iso(ms)
+        ms = msgids.to_ms(value)
+        return msgids.from_ms(ms) if dialect.name == "postgresql" else to_iso(ms)
 
     def process_result_value(self, value: datetime | str | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         if isinstance(value, str):

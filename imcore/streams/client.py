@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Self, TypeVar
 
 import redis
@@ -138,20 +138,8 @@ class RedisClient:
         repeated a few times, within PATIENCE_S. Raise the ImError that the answer means, or RedisUnavailable,
         RedisFull.
         """
-        self._prepare([call])
-        attempt = partial(self._send, command_of(call))
-        with driver_errors(self.address, call.gid):
-            try:
-                answer = self._attempt(attempt, repeatable)
-            except ReadOnlyError:
-                self._drop_connections()
-                raise
-            except ResponseError as error:
-                if not is_missing(error):
-                    raise
-                self._load_again([call])
-                answer = self._attempt(attempt, repeatable)
-        return _raised(self._result(call, answer))
+        [answer] = self.call_many([call], repeatable=repeatable)
+        return answer
 
     def call_many(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T]:
         """Make calls in as few round trips as possible and return their answers in order; raise the first error."""
@@ -207,26 +195,17 @@ class RedisClient:
 
         With `any_library` they are made whatever functions are loaded.
         """
-        answers = self._query(commands, any_library)
-        with driver_errors(self.address):
-            for answer in answers:
-                if isinstance(answer, Exception):
-                    self._library.refuse_stranger(answer)
-                    raise answer
-        return answers
+        return [_raised(answer) for answer in self.query_each(commands, any_library=any_library)]
 
-    def query_each(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+    def query_each(self, commands: Sequence[tuple[str | int, ...]], *, any_library: bool = False) -> list[Any]:
         """Do as `query_many` does; a command that fails has its ImError in its place."""
-        answers = self._query(commands, any_library=False)
-        return [translated(answer, self.address) if isinstance(answer, Exception) else answer for answer in answers]
-
-    def _query(self, commands: Sequence[tuple[str | int, ...]], any_library: bool) -> list[Any]:
         if not commands:
             return []
         if not any_library:
             self.require_functions(writes=False)
         with driver_errors(self.address):
-            return self._execute(commands, repeatable=True)
+            answers = self._execute(commands, repeatable=True)
+        return [self._error(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
     def execute_once(self, *command: str | bytes | int) -> Any:
         """Run a plain command that must not run twice unseen: after RedisUnavailable it is unknown whether it ran."""
@@ -262,14 +241,6 @@ class RedisClient:
 
         return self._retry.call_with_retry(attempt, failed)
 
-    def _send(self, command: Command) -> Any:
-        if not isinstance(self.driver, RedisCluster):
-            return self._execute_command(*command)
-        [answer] = call_cluster(self.driver, [command])
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
     def _pipeline(self, part: Sequence[Call[Any]], repeatable: bool) -> list[Any]:
         with driver_errors(self.address):
             return self._execute(list(map(command_of, part)), repeatable=repeatable)
@@ -297,12 +268,8 @@ class RedisClient:
         return answers
 
     def _result(self, call: Call[T], answer: Any) -> T | ImError:
-        if isinstance(answer, ReadOnlyError):
-            self._drop_connections()
         if isinstance(answer, Exception):
-            error = translated(answer, self.address, call.gid)
-            error.__cause__ = answer
-            return error
+            return self._error(answer, call.gid)
         try:
             return call.decode(answer)
         except ImError as error:
@@ -312,6 +279,13 @@ class RedisClient:
             unreadable = ImError(f"{self.address} holds what cannot be read{about} ({call.function}): {cause!r}")
             unreadable.__cause__ = cause
             return unreadable
+
+    def _error(self, answer: Exception, gid: str = "") -> ImError:
+        if isinstance(answer, ReadOnlyError):
+            self._drop_connections()
+        error = self._library.stranger(answer) or translated(answer, self.address, gid)
+        error.__cause__ = answer
+        return error
 
     def _drop_connections(self) -> None:
         """Disconnect from a former primary: its host name may lead to the new one by now."""

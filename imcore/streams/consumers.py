@@ -9,11 +9,13 @@ claims its entries: no worker runs, or the server's clock was put back and the l
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 from imcore.settings import Settings
 from imcore.streams import keys
 from imcore.streams.client import RedisClient
+from imcore.util.batches import grouped
 
 PAGE = 100
 """The entries that are read at once to count them. One entry may name a thousand users."""
@@ -42,32 +44,25 @@ class WorkerStats:
 
 def worker_stats(client: RedisClient) -> tuple[WorkerStats, ...]:
     """Return the backlog of each kind of worker that has begun."""
-    lags = [
-        _lag(client, journal, group) for journal in _begun_journals(client) for group in _groups_of(client, journal)
-    ]
-    return tuple(_sums(lags))
-
-
-def _begun_journals(client: RedisClient) -> list[str]:
-    journals = client.space.journals()
-    exists = client.query_many([("EXISTS", journal) for journal in journals])
-    return [journal for journal, is_there in zip(journals, exists, strict=True) if is_there]
-
-
-def _groups_of(client: RedisClient, journal: str) -> list[dict[str, Any]]:
-    groups: list[dict[str, Any]] = client.query("XINFO GROUPS", journal)
-    return groups
-
-
-def _sums(lags: list[WorkerStats]) -> Iterator[WorkerStats]:
-    for worker in sorted({lag.worker for lag in lags}):
-        own = [lag for lag in lags if lag.worker == worker]
-        yield WorkerStats(
+    lags = (_lag(client, journal, group) for journal, group in _groups(client))
+    by_worker = grouped((lag.worker, lag) for lag in lags)
+    return tuple(
+        WorkerStats(
             worker=worker,
             backlog=sum(lag.backlog for lag in own),
             pending=sum(lag.pending for lag in own),
             lag_ms=max(lag.lag_ms for lag in own),
         )
+        for worker, own in sorted(by_worker.items())
+    )
+
+
+def _groups(client: RedisClient) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each journal that has begun with what the server says of each consumer group."""
+    journals = client.space.journals()
+    for journal in compress(journals, client.query_many([("EXISTS", journal) for journal in journals])):
+        for group in client.query("XINFO GROUPS", journal):
+            yield journal, group
 
 
 def _lag(client: RedisClient, journal: str, group: dict[str, Any]) -> WorkerStats:
@@ -125,14 +120,13 @@ def lives(client: RedisClient, kind: str, slots: Iterable[int]) -> bool:
 def _pending(client: RedisClient) -> dict[str, tuple[int, int]]:
     """Return by consumer the number of its pending entries, and the time since its last command in ms."""
     pending: dict[str, tuple[int, int]] = {}
-    for journal in _begun_journals(client):
-        for group in _groups_of(client, journal):
-            consumers = client.query("XINFO CONSUMERS", journal, group["name"].decode()) if group["pending"] else ()
-            for consumer in consumers:
-                name, idle_ms = consumer["name"].decode(), consumer["idle"]
-                if consumer["pending"]:
-                    entries, shortest_ms = pending.get(name, (0, idle_ms))
-                    pending[name] = entries + consumer["pending"], min(idle_ms, shortest_ms)
+    for journal, group in _groups(client):
+        consumers = client.query("XINFO CONSUMERS", journal, group["name"].decode()) if group["pending"] else ()
+        for consumer in consumers:
+            name, idle_ms = consumer["name"].decode(), consumer["idle"]
+            if consumer["pending"]:
+                entries, shortest_ms = pending.get(name, (0, idle_ms))
+                pending[name] = entries + consumer["pending"], min(idle_ms, shortest_ms)
     return pending
 
 

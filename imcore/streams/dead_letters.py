@@ -12,9 +12,9 @@ from functools import partial
 
 from imcore import msgid as msgids
 from imcore.errors import InvalidInput, UnknownDeadLetter
-from imcore.streams import paging, wire
+from imcore.streams import wire
 from imcore.streams.calls import journal_calls
-from imcore.streams.calls.call import EntryPage
+from imcore.streams.calls.call import EntryPage, all_entries
 from imcore.streams.calls.journal_calls import RawEntry
 from imcore.streams.client import RedisClient
 
@@ -46,7 +46,7 @@ class DeadLetter:
 def list_dead(client: RedisClient) -> Iterator[DeadLetter]:
     """Yield all dead letters, partition by partition, oldest first."""
     for partition in range(client.space.partitions):
-        yield from (_letter(partition, raw) for raw in paging.entries(partial(_page, client, partition)))
+        yield from (_letter(partition, raw) for raw in all_entries(partial(_page, client, partition)))
 
 
 def _page(client: RedisClient, partition: int, first: str) -> EntryPage[RawEntry]:

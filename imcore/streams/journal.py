@@ -29,6 +29,7 @@ from imcore.streams.client import RedisClient
 from imcore.streams.events import Entry
 from imcore.streams.keys import Keyspace
 from imcore.streams.url_options import LONGEST_BLOCK_MS
+from imcore.util.batches import grouped
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -248,9 +249,7 @@ class Journal:
         return [entry for entry in entries if entry.kind in {"", self._kind}]
 
     def _confirm(self, entries: Sequence[Entry], counts: Mapping[int, calls.CoalescingCounts]) -> None:
-        ids: dict[int, list[str]] = {}
-        for entry in entries:
-            ids.setdefault(entry.partition, []).append(entry.id)
+        ids = grouped((entry.partition, entry.id) for entry in entries)
         space = self._client.space
         self._client.call_many(
             [call for p, each in ids.items() for call in calls.done(space, p, self._kind, each, counts.get(p))]

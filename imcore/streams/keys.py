@@ -6,8 +6,7 @@ the tag: Redis takes the first braces only.
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 DEFAULT_PARTITIONS = 8
 CONFIG = "im:config"
@@ -27,53 +26,38 @@ SEPARATOR = "\x1f"
 """Joins the parts of one name; `imcore.model.limits` keeps it out of uids and gids."""
 RECORD_SEPARATOR = "\x1e"
 
-_PER_GROUP = (
-    *("meta", "stream", "acked", "joined", "left"),
-    *("recalled", "shadow", "idempotency_newer", "idempotency_older"),
-)
-_PARTITION_OF_GROUP = ("journal", "groups", "group_locks", "creating", "unnotified", "version")
 
-
-@dataclass(frozen=True)
 class GroupKeys:
     """The keys of one group and of its partition. Cached, with the tuples of keys that frequent calls need."""
 
-    gid: str
-    meta: str
-    stream: str
-    acked: str
-    joined: str
-    left: str
-    idempotency_newer: str
-    idempotency_older: str
-    recalled: str
-    shadow: str
-    journal: str
-    groups: str
-    group_locks: str
-    creating: str
-    unnotified: str
-    version: str
-    channel: str
-    inboxes: str
-    """The prefix of the inbox channels, which end with a uid."""
-    _tag: str
-    _own: str
-
-    @cached_property
-    def for_send(self) -> tuple[str, ...]:
-        """The keys of `im_send`, before the lists of the senders."""
+    def __init__(self, gid: str, tag: str, channels: str) -> None:
+        self.gid = gid
+        self.meta = f"{tag}meta:{gid}"
+        self.stream = f"{tag}stream:{gid}"
+        self.acked = f"{tag}acked:{gid}"
+        self.joined = f"{tag}joined:{gid}"
+        self.left = f"{tag}left:{gid}"
+        self.idempotency_newer = f"{tag}idempotency_newer:{gid}"
+        self.idempotency_older = f"{tag}idempotency_older:{gid}"
+        self.recalled = f"{tag}recalled:{gid}"
+        self.shadow = f"{tag}shadow:{gid}"
+        self.journal = f"{tag}journal"
+        self.groups = f"{tag}groups"
+        self.group_locks = f"{tag}group_locks"
+        self.creating = f"{tag}creating"
+        self.unnotified = f"{tag}unnotified"
+        self.version = f"{tag}version"
+        self.channel = f"{tag}{channels}push:{gid}"
+        self.inboxes = f"{tag}{channels}inbox:"
+        """The prefix of the inbox channels, which end with a uid."""
+        self._tag = tag
+        self._own = f"{tag}own_unacked:{gid}{SEPARATOR}"
         newer, older = self.idempotency_newer, self.idempotency_older
-        return (self.meta, self.stream, self.acked, self.joined, newer, older, self.journal)
-
-    @cached_property
-    def for_ack(self) -> tuple[str, ...]:
-        return (self.meta, self.stream, self.acked, self.joined, self.journal)
-
-    @cached_property
-    def for_tally(self) -> tuple[str, ...]:
+        self.for_send = (self.meta, self.stream, self.acked, self.joined, newer, older, self.journal)
+        """The keys of `im_send`, before the lists of the senders."""
+        self.for_ack = (self.meta, self.stream, self.acked, self.joined, self.journal)
+        self.for_tally = (self.meta, self.stream, self.acked, self.joined, self.left, self.recalled)
         """The keys of the functions that count readers."""
-        return (self.meta, self.stream, self.acked, self.joined, self.left, self.recalled)
 
     def own_unacked(self, uid: str) -> str:
         """A member's own messages past their offset, and perhaps some that it has passed since the last of them."""
@@ -122,16 +106,7 @@ class Keyspace:
         return zlib.crc32(name.encode()) % self.partitions
 
     def _group(self, gid: str) -> GroupKeys:
-        tag = _tag(self.partition_of(gid))
-        return GroupKeys(
-            gid=gid,
-            **{kind: f"{tag}{kind}:{gid}" for kind in _PER_GROUP},
-            **{kind: f"{tag}{kind}" for kind in _PARTITION_OF_GROUP},
-            channel=f"{tag}{self._channels}push:{gid}",
-            inboxes=f"{tag}{self._channels}inbox:",
-            _tag=tag,
-            _own=f"{tag}own_unacked:{gid}{SEPARATOR}",
-        )
+        return GroupKeys(gid, _tag(self.partition_of(gid)), self._channels)
 
     def groups_of(self, partition: int, uid: str) -> str:
         return f"{_tag(partition)}groups_of:{uid}"

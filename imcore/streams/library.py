@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from imcore.errors import ConfigurationError, RedisRefuses, RedisUnavailable
 from imcore.streams.server_info import primaries_of, servers_of
 
-VERSION = 8
+VERSION = 9
 """Raised with every change of the functions; `lua/base.lua` holds the same number."""
 
 _FILES = (
@@ -62,24 +62,24 @@ class Library:
         except ResponseError as error:
             if is_missing(error):
                 return 0
-            self.refuse_stranger(error)
+            if stranger := self.stranger(error):
+                raise stranger from error
             raise
 
-    def refuse_stranger(self, error: Exception) -> None:
-        """Raise ConfigurationError if a server does not know a command and is not just too old: say what it is."""
+    def stranger(self, error: Exception) -> ConfigurationError | None:
+        """Return what a server is that does not know a command and is not just too old; None for another error."""
         if "unknown command" not in str(error):
-            return
+            return None
         info = next(servers_of(self._client, asks_config=False))
         if info.is_sentinel:
-            raise ConfigurationError(
-                f"{self._where} is a Sentinel: set IM_REDIS_URL to the primary that it watches"
-            ) from error
+            return ConfigurationError(f"{self._where} is a Sentinel: set IM_REDIS_URL to the primary that it watches")
         if info.version and not info.is_too_old:
             command = str(error).partition(",")[0]  # without its arguments
-            raise ConfigurationError(
+            return ConfigurationError(
                 f"{self._where} is {info.server} {info.version}, but has an {command}: "
                 "allow that command there (rename-command), or use a server without a proxy before it"
-            ) from error
+            )
+        return None
 
     def _check_may_load(self, found: int, writes: bool) -> None:
         if self.upgrades or (writes and not found):

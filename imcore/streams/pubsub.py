@@ -6,7 +6,6 @@ channel away. Here all of these are one thing: RedisUnavailable, and pushes may 
 
 import select
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from imcore.errors import ConfigurationError, ImError, RedisUnavailable
 from imcore.streams.client import RedisClient
 from imcore.streams.redis_errors import driver_errors
 from imcore.streams.wire import PONG, PUSHED, PubSubEvent
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 
 _CHUNK = 500
 _MOST_AT_ONCE = 1000
@@ -69,10 +68,9 @@ class Subscription:
                     connection.send_command(command, *chunk, check_health=False)
 
     def _by_slot(self, channels: Iterable[str]) -> Iterable[Sequence[str]]:
-        slots: dict[int, list[str]] = defaultdict(list)
-        for channel in channels:
-            slots[self._client.keyslot(channel) if isinstance(self._client, RedisCluster) else 0].append(channel)
-        return slots.values()
+        client = self._client
+        slot_of = client.keyslot if isinstance(client, RedisCluster) else lambda _: 0
+        return grouped((slot_of(channel), channel) for channel in channels).values()
 
     def _connection_of(self, channel: str) -> Any:
         name, client = "", self._client

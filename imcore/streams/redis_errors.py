@@ -4,15 +4,15 @@ import errno
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import SplitResult, urlsplit
 
 from redis import exceptions as driver
 
-from imcore import errors
 from imcore.errors import ConfigurationError, ImError, RedisFull, RedisRefuses, RedisUnavailable
 from imcore.settings import CHAT_URL, JOBS_URL
+from imcore.streams.calls.call import ERRORS, error_of
 from imcore.streams.connections import HungUpError, NotRedisError
 
 LOST = (driver.ConnectionError, driver.TimeoutError, driver.ClusterDownError, driver.SlotNotCoveredError, OSError)
@@ -71,20 +71,6 @@ _MISCONFIGURED_BY_PART = {
 
 _NO_PASSWORD = ("Authentication required", "already authenticated")
 _NO_RIGHT = ("ACL failure in script: ", "The user executing the script can't ", "NOPERM ")
-
-_CODES: dict[str, Callable[[str, str], ImError]] = {
-    "NOGROUP": lambda _, gid: errors.UnknownGroup(f"there is no group {gid!r}"),
-    "EXISTS": lambda _, gid: errors.GroupExists(
-        f"group {gid!r} exists already, with other members: use `im group add` or `remove`"
-    ),
-    "CREATING": lambda _, gid: errors.GroupUnderWay(f"another process creates group {gid!r}: try again in a moment"),
-    "ABANDONED": lambda _, gid: errors.GroupAbandoned(
-        f"a process has died over the creation of group {gid!r}: create it again"
-    ),
-    "LOST": lambda _, gid: errors.TryAgain(f"another process mends {gid!r}"),
-    "CLOCK": lambda where, _: ConfigurationError(f"the clock of {where} stands before 2020: set it"),
-}
-"""Errors of our functions by their first word, from an address and a group."""
 
 _NO_FILES = {errno.EMFILE, errno.ENFILE}
 _NO_RIGHTS = {errno.EACCES, errno.EPERM}
@@ -212,8 +198,8 @@ def _reason_in(text: str, reasons: dict[str, str]) -> str | None:
 
 
 def _answered(text: str, where: str, gid: str) -> ImError:
-    if error := _CODES.get(text.partition(" ")[0]):
-        return error(where, gid)
+    if (code := text.partition(" ")[0].encode()) in ERRORS:
+        return error_of(code, gid, where=where)
     if text.startswith("unknown command"):  # every server that is new enough knows all of ours
         return ConfigurationError(f"{where} is too old: imcore needs Redis 7.0 or Valkey 7.2, or newer")
     about = f" about {gid!r}" if gid else ""

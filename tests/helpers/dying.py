@@ -16,11 +16,6 @@ class Dying(RedisClient):
 
     left = 10**9
 
-    def call(self, call: Any, *, repeatable: bool = True) -> Any:
-        answer = super().call(call, repeatable=repeatable)
-        self._count()
-        return answer
-
     def query(self, *command: Any) -> Any:
         answer = super().query(*command)
         self._count()

@@ -59,7 +59,7 @@ NOT_THE_CHAT = [
         "FCALL im_repair_lock_partition 1 {p}watermarks me 1000000000000",
         "FCALL im_repair_set_watermarks 1 {p}watermarks persist-1 9",
     ),
-    *("FCALL im_repair_forget 1 {p}watermarks persist-1", "FCALL im_repair_journal 1 {journal} 99999999999999-0"),
+    *("HDEL {p}watermarks persist-1", "FCALL im_repair_journal 1 {journal} 99999999999999-0"),
     *("FCALL im_repair_raise_versions 1 {p}version", "FCALL im_repair_lock 1 {p}group_locks team me 1000"),
     *("FCALL im_trim 3 {team}meta {team}stream {p}group_locks team 9", "FCALL im_trim_journal 2 {journal} {p}failures"),
     *(
@@ -67,7 +67,7 @@ NOT_THE_CHAT = [
         "FCALL im_done 3 {journal} {p}failures {p}coalescing persist 1 1-1",
     ),
     *("FCALL im_claim 1 {journal} persist evil persist-1 10", "FCALL im_create_consumer_group 1 {journal} evil"),
-    *("FCALL im_fail 3 {journal} {p}dead {p}failures persist 1-1 no 1", "FCALL im_drop 1 {p}dead 1-1"),
+    "FCALL im_fail 3 {journal} {p}dead {p}failures persist 1-1 no 1",
     *("FCALL im_requeue 2 {p}dead {journal} 1-1", "FCALL im_lease 1 im:lease:persist:1 me 1000"),
     *("FCALL im_init 1 im:config 99 other", "FCALL im_publish_receipts 2 {p}version im:{0}:dirty:ann x team"),
     *("FUNCTION LOAD REPLACE x", "GET rq:x", "SADD rq:queues x", "LPUSH rq:queue:imcore x", "EVAL return(1) 0"),

@@ -9,8 +9,9 @@ from sqlalchemy import select
 
 from imcore import msgid as msgids
 from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
+from imcore.msgid import to_ms
 from imcore.sql.database import Database
-from imcore.sql.tables import Stored, to_ms
+from imcore.sql.tables import Stored
 
 FIRST_MS = 1_767_225_600_123
 

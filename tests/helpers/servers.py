@@ -81,7 +81,9 @@ def start_valkey(folder: Path, *args: str, appendonly: bool = True) -> RunningSe
 
     It leaves syncing to the system: with `everysec` it holds writes back where a disk is slow, and a kill loses them.
     """
-    server = EmbeddedServer(folder, appendonly=appendonly, appendfsync="no", options=args)
+    server = EmbeddedServer(
+        folder, options=["--appendonly", "yes" if appendonly else "no", "--appendfsync", "no", *args]
+    )
     server.start()
     assert server.pid is not None
     return RunningServer(server, server.pid)

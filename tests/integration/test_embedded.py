@@ -146,13 +146,13 @@ class TestData:
         assert ask(server, "GET", "key") == "value"
 
     def test_without_an_append_only_file_nothing_is_stored(self, tmp_path: Path) -> None:
-        with EmbeddedServer(tmp_path, appendonly=False) as server:
+        with EmbeddedServer(tmp_path, options=["--appendonly", "no"]) as server:
             ask(server, "SET", "key", "value")
-        with EmbeddedServer(tmp_path, appendonly=False) as server:
+        with EmbeddedServer(tmp_path, options=["--appendonly", "no"]) as server:
             assert ask(server, "GET", "key") is None
 
     def test_fsync_and_further_options_reach_it(self, tmp_path: Path) -> None:
-        with EmbeddedServer(tmp_path, appendfsync="always", options=["--maxmemory", "50mb"]) as server:
+        with EmbeddedServer(tmp_path, options=["--appendfsync", "always", "--maxmemory", "50mb"]) as server:
             assert ask(server, "CONFIG", "GET", "appendfsync") == {"appendfsync": "always"}
             assert ask(server, "CONFIG", "GET", "maxmemory") == {"maxmemory": str(50 * 1024 * 1024)}
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -23,9 +23,10 @@ from imcore.repair.locks import PartitionLock
 from imcore.repair.rebuild import rebuild
 from imcore.repair.watermarks import watermarks_of
 from imcore.settings import Settings
-from imcore.streams import dead_letters
+from imcore.streams import client, dead_letters
 from imcore.streams.client import RedisClient
 from imcore.streams.keys import SEPARATOR, GroupKeys
+from imcore.streams.transport import Command, InFlight
 from tests.helpers.persist_runs import new_persist
 from tests.integration.test_reconcile import Snapshot, bury_the_dead
 
@@ -84,19 +85,23 @@ def lose(chat: Chat, number: int) -> str:
     return msgid
 
 
-def lose_answer(chat: Chat, monkeypatch: pytest.MonkeyPatch, function: str) -> list[str]:
+def lose_answer(monkeypatch: pytest.MonkeyPatch, function: str) -> list[str]:
     """Let the first answer of a function get lost; return what was lost, once it is."""
-    real: Callable[..., Any] = chat.system.client._execute_command
     lost: list[str] = []
 
-    def execute(*command: Any) -> Any:
-        answer = real(*command)
-        if command[1:2] == (function,) and not lost:
-            lost.append(function)
-            raise RedisTimeoutError
-        return answer
+    class Losing(InFlight):
+        def __init__(self, driver: Any, commands: Sequence[Command]) -> None:
+            self.holds_it = any(command[1:2] == (function,) for command in commands)
+            super().__init__(driver, commands)
 
-    monkeypatch.setattr(chat.system.client, "_execute_command", execute)
+        def answers(self) -> list[Any]:
+            answers = super().answers()
+            if self.holds_it and not lost:
+                lost.append(function)
+                raise RedisTimeoutError
+            return answers
+
+    monkeypatch.setattr(client, "InFlight", Losing)
     return lost
 
 
@@ -132,7 +137,7 @@ def test_repair_leaves_no_hole_if_the_group_is_trimmed_meanwhile(
 def test_repair_survives_lost_answers(chat: Chat, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     # Given
     since = lose(chat, 30)
-    lost = lose_answer(chat, monkeypatch, f"im_repair_{function}")
+    lost = lose_answer(monkeypatch, f"im_repair_{function}")
     # When
     assert mend(chat.system, GID, since=msgids.pack(since)).restored == 1
     # Then

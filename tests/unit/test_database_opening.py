@@ -20,7 +20,7 @@ from imcore.operations.performer import Performer
 from imcore.operations.queries import MessagesAfter
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.calls import group_calls
+from imcore.streams.calls import creation_calls
 from imcore.streams.client import RedisClient
 from imcore.streams.keys import CONFIG
 from imcore.system import System
@@ -55,7 +55,7 @@ def _leaves_no_thread() -> Iterator[None]:
 @pytest.fixture
 def bound(client: RedisClient, database: Database) -> RedisClient:
     """A link to the server whose data the database has."""
-    client.call(group_calls.create_group(client.space, "team", ["ann"]))
+    client.call(creation_calls.create(client.space, "team", ["ann"]))
     database.bind(2, client.query("HGET", CONFIG, "dataset").decode())
     return client
 

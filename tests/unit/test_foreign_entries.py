@@ -19,7 +19,7 @@ from imcore.model.values import Draft
 from imcore.operations.messages import message as message_of
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.calls import group_calls, message_calls
+from imcore.streams.calls import creation_calls, group_calls, message_calls
 from imcore.streams.client import RedisClient
 from imcore.system import System
 from imcore.workers.receipts import ReceiptsWorker
@@ -248,7 +248,7 @@ def test_a_group_with_a_name_that_no_command_takes_is_served_like_others(
 ) -> None:
     # Given a group that another program has made
     redis_client = chat.system.client
-    redis_client.call(group_calls.create_group(redis_client.space, gid, ["ann", "bob"]))
+    redis_client.call(creation_calls.create(redis_client.space, gid, ["ann", "bob"]))
     for each in (gid, "g"):
         redis_client.call(message_calls.send(redis_client.space, each, [Draft("ann", "hi")], 1000))
     pulled = {message.gid: message.msgid for message in chat.pull("bob")}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from imcore.streams import paging
+from imcore.streams.calls.call import all_entries
 
 Entry = tuple[bytes, str]
 
@@ -22,5 +22,5 @@ def pages_of(entries: list[Entry], size: int, asked: list[str]) -> Callable[[str
 def test_all_entries_come_in_order_by_the_page(count: int, questions: list[str]) -> None:
     entries = [(b"%d-0" % number, "text") for number in range(1, count + 1)]
     asked: list[str] = []
-    assert list(paging.entries(pages_of(entries, 2, asked))) == entries
+    assert list(all_entries(pages_of(entries, 2, asked))) == entries
     assert asked == questions

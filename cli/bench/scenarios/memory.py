@@ -13,7 +13,7 @@ from imcore.cli.bench.harness import counters
 from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Yardstick, interleave
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
 from imcore.cli.bench.harness.traffic import TEXT, ack_each, send_each
-from imcore.streams.calls import group_calls
+from imcore.streams.calls import creation_calls
 from imcore.streams.calls.message_calls import SendResult
 
 SMALL = 200
@@ -57,7 +57,7 @@ def run_memory(servers: BenchServers, plan: RoundPlan, progress: Progress) -> li
 def _idle_groups(running: RunningServers, gids: Iterator[str], groups: int) -> Measured:
     """Make groups of two, and nothing else."""
     client, name = running.chat.system.client, next(gids)
-    batch = [group_calls.create_group(client.space, f"{name}-{n}", ["ann", "bob"]) for n in range(groups)]
+    batch = [creation_calls.create(client.space, f"{name}-{n}", ["ann", "bob"]) for n in range(groups)]
     return {_IDLE: _growth(running, lambda: client.call_many(batch)) / groups}
 
 

@@ -4,19 +4,22 @@ Each builder in this package names one function of the library in `lua/`, where 
 described.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from imcore import errors
 from imcore import msgid as msgids
-from imcore.errors import ImError, InvalidInput, NotMember, NotSender, UnknownMessage
+from imcore.errors import ImError
 
 T = TypeVar("T")
+Entry = TypeVar("Entry", bound=Sequence[Any])
 T_co = TypeVar("T_co", covariant=True)
 Value = str | bytes | int
 
 
 class Call(NamedTuple, Generic[T_co]):
-    """One call of a Redis function; if `function` is empty, `args` are a plain command that only reads.
+    """One call of a Redis function; if `function` is empty, `args` are a plain command. `writes` is about functions.
 
     `gid` is the group that an error of the whole call is about.
     """
@@ -42,24 +45,43 @@ class EntryPage(NamedTuple, Generic[T]):
     more: bool
 
 
-class Trimmed(UnknownMessage):
+def all_entries(page_from: Callable[[str], tuple[Sequence[Entry], bool]], first: str = "-") -> Iterator[Entry]:
+    """Yield the entries of a stream from `first` on (an id as XRANGE takes it), which begin with the id.
+
+    `page_from` returns the page that begins at an id, and whether others may come after it.
+    """
+    more = True
+    while more:
+        page, more = page_from(first)
+        yield from page
+        if page:
+            first = f"({page[-1][0].decode()}"
+
+
+class Trimmed(errors.UnknownMessage):
     """That message is no longer in Redis: SQL has it."""
 
 
-_ERRORS: Mapping[bytes, tuple[type[ImError], str]] = {
-    b"NOTMEMBER": (NotMember, "{uid!r} is not a member of {gid!r}"),
-    b"NOTSENDER": (NotSender, "{msgid} of {gid!r} is not by {uid!r}"),
-    b"TOMBSTONE": (InvalidInput, "{msgid} of {gid!r} is itself the recall of a message"),
-    b"FUTURE": (UnknownMessage, "{msgid} has not been issued yet in {gid!r}"),
+ERRORS: Mapping[bytes, tuple[type[ImError], str]] = {
+    b"NOGROUP": (errors.UnknownGroup, "there is no group {gid!r}"),
+    b"CREATING": (errors.GroupUnderWay, "another process creates group {gid!r}: try again in a moment"),
+    b"ABANDONED": (errors.GroupAbandoned, "a process has died over the creation of group {gid!r}: create it again"),
+    b"LOST": (errors.TryAgain, "another process mends {gid!r}"),
+    b"CLOCK": (errors.ConfigurationError, "the clock of {where} stands before 2020: set it"),
+    b"NOTMEMBER": (errors.NotMember, "{uid!r} is not a member of {gid!r}"),
+    b"NOTSENDER": (errors.NotSender, "{msgid} of {gid!r} is not by {uid!r}"),
+    b"TOMBSTONE": (errors.InvalidInput, "{msgid} of {gid!r} is itself the recall of a message"),
+    b"FUTURE": (errors.UnknownMessage, "{msgid} has not been issued yet in {gid!r}"),
     b"TRIMMED": (Trimmed, "{msgid} of {gid!r} is no longer in Redis"),
-    b"NOMSG": (UnknownMessage, "{msgid} is not a message of {gid!r}"),
+    b"NOMSG": (errors.UnknownMessage, "{msgid} is not a message of {gid!r}"),
 }
-"""The errors of items, by the code in their place."""
+"""The errors of whole calls, by their first word, and those of items, by the code in their place."""
 
 
-def error_of(code: bytes, gid: str, *, uid: str = "", msgid: int | None = None) -> ImError:
-    kind, text = _ERRORS[code]
-    return kind(text.format(gid=gid, uid=uid, msgid=msgids.unpack(msgid) if msgid else "that message"))
+def error_of(code: bytes, gid: str, *, uid: str = "", msgid: int | None = None, where: str = "") -> ImError:
+    kind, text = ERRORS[code]
+    message = msgids.unpack(msgid) if msgid else "that message"
+    return kind(text.format(gid=gid, uid=uid, msgid=message, where=where))
 
 
 def checked(answer: Any, gid: str, *, uid: str = "", msgid: int | None = None) -> Any:
@@ -67,6 +89,11 @@ def checked(answer: Any, gid: str, *, uid: str = "", msgid: int | None = None) -
     if isinstance(answer, bytes):
         raise error_of(answer, gid, uid=uid, msgid=msgid)
     return answer
+
+
+def flat(rows: Iterable[tuple[Any, ...]]) -> tuple[Value, ...]:
+    """Return the values of all rows in turn."""
+    return tuple(chain.from_iterable(rows))
 
 
 def or_empty(number: int | None) -> Value:

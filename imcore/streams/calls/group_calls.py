@@ -40,13 +40,6 @@ def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
     return Call("im_init", (CONFIG,), args, lambda answer: (int(answer[0]), answer[1].decode()), writes=True)
 
 
-def create_group(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
-    """Create a group in one step. For one with many members see `creation_calls`."""
-    k = space.group(gid)
-    keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, k.groups, k.creating, *map(k.groups_of, uids))
-    return Call("im_create", keys, (gid, k.inboxes, *uids), group_of(gid), gid, writes=True)
-
-
 def add_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
     k = space.group(gid)
     keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, *map(k.groups_of, uids))
@@ -69,10 +62,6 @@ def offset_and_join(space: Keyspace, gid: str, uid: str) -> list[Call[int | None
     """Ask for the offset of a member, and after which message they joined; None for no member."""
     k = space.group(gid)
     return [Call("", (), ("ZSCORE", key, uid), _score, gid) for key in (k.acked, k.joined)]
-
-
-def is_member(space: Keyspace, gid: str, uid: str) -> Call[bool]:
-    return Call("", (), ("ZSCORE", space.group(gid).acked, uid), lambda score: score is not None, gid)
 
 
 def groups_of(space: Keyspace, uid: str) -> list[Call[list[str]]]:

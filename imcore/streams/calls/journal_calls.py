@@ -57,12 +57,12 @@ def read(space: Keyspace, partition: int, kind: str, consumer: str, *, start: st
 
 def entries(space: Keyspace, partition: int, first: str, count: int) -> Call[EntryPage[RawEntry]]:
     """Ask for a page of a journal from `first` on (an XRANGE id), without assigning its entries to a consumer."""
-    return Call("im_entries", (space.journal(partition),), (first, "+", count), _page)
+    return Call("im_range", (space.journal(partition),), (first, "+", count), _page)
 
 
 def dead_letters(space: Keyspace, partition: int, first: str, last: str, count: int) -> Call[EntryPage[RawEntry]]:
     """Ask for a page of the dead letters from `first` to `last` (XRANGE ids)."""
-    return Call("im_entries", (space.dead_letters(partition),), (first, last, count), _page)
+    return Call("im_range", (space.dead_letters(partition),), (first, last, count), _page)
 
 
 def done(
@@ -87,7 +87,8 @@ def coalescing(space: Keyspace, partition: int, *, seconds: int) -> Call[Coalesc
 
 def consumers(space: Keyspace, partition: int, kind: str) -> Call[list[str]]:
     """Ask which consumers have open entries."""
-    return Call("im_consumers", (space.journal(partition),), (kind,), wire.texts)
+    command = ("XPENDING", space.journal(partition), kind)
+    return Call("", (), command, lambda answer: [wire.text(name) for name, _ in answer[3] or ()])
 
 
 def claim(space: Keyspace, partition: int, kind: str, consumer: str, dead: str) -> Call[int]:
@@ -103,7 +104,8 @@ def fail(
     Answers how often it has failed (0: another process has done it meanwhile), and the id of the dead letter or ''.
     """
     keys = (space.journal(partition), space.dead_letters(partition), space.failures(partition))
-    return Call("im_fail", keys, (kind, entry_id, reason, max_failures), _failure, writes=True)
+    args = (kind, entry_id, reason, max_failures)
+    return Call("im_fail", keys, args, lambda answer: (answer[0], answer[1].decode()), writes=True)
 
 
 def requeue(space: Keyspace, partition: int, dead_id: str) -> Call[str]:
@@ -113,7 +115,7 @@ def requeue(space: Keyspace, partition: int, dead_id: str) -> Call[str]:
 
 
 def drop(space: Keyspace, partition: int, dead_id: str) -> Call[bool]:
-    return Call("im_drop", (space.dead_letters(partition),), (dead_id,), bool, writes=True)
+    return Call("", (), ("XDEL", space.dead_letters(partition), dead_id), bool)
 
 
 def lease(kind: str, slot: int, token: str, lease_ms: int) -> Call[bool]:
@@ -142,10 +144,6 @@ def trim_journal(space: Keyspace, partition: int, kinds: Sequence[str]) -> Call[
     """
     keys = (space.journal(partition), space.failures(partition))
     return Call("im_trim_journal", keys, tuple(kinds), int, writes=True)
-
-
-def _failure(answer: list[Any]) -> tuple[int, str]:
-    return answer[0], answer[1].decode()
 
 
 def _page(answer: list[Any]) -> EntryPage[RawEntry]:

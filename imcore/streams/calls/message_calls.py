@@ -168,11 +168,8 @@ def rotate_idempotency(space: Keyspace, gid: str) -> Call[int]:
 
 def trim(space: Keyspace, gid: str, msgid: int) -> Call[int]:
     k = space.group(gid)
-
-    def decode(answer: Any) -> int:
-        return int(checked(answer, gid, msgid=msgid))
-
-    return Call("im_trim", (k.meta, k.stream, k.group_locks), (gid, msgid), decode, gid, writes=True)
+    keys = (k.meta, k.stream, k.group_locks)
+    return Call("im_trim", keys, (gid, msgid), lambda answer: int(checked(answer, gid, msgid=msgid)), gid, writes=True)
 
 
 def split_targets(acks: Iterable[AckTarget]) -> Iterator[list[AckTarget]]:

@@ -7,7 +7,7 @@ from imcore import msgid as msgids
 from imcore.errors import ImError
 from imcore.model.values import Message, MessageTally, Receipt
 from imcore.streams import wire
-from imcore.streams.calls.call import Call, Value, checked, error_of, or_empty
+from imcore.streams.calls.call import Call, Value, checked, error_of, flat, or_empty
 from imcore.streams.keys import SEPARATOR, Keyspace, uid_of
 
 
@@ -30,7 +30,8 @@ class TallyPage(NamedTuple):
 class Names(NamedTuple):
     """A page of the members behind a tally, perhaps with the sender. `message` is None if it is trimmed.
 
-    The next page begins at `cursor`; it is '0' after the last one. `newest` is the group's newest message (packed).
+    The next page begins at `cursor`; it is '0' after the last one. `newest` is the group's newest message (packed) at
+    the first page.
     """
 
     message: Message | None
@@ -83,8 +84,7 @@ def tallies(space: Keyspace, gid: str, messages: Iterable[tuple[int, str, int | 
             for item, message in zip(answer, wanted, strict=True)
         ]
 
-    args = tuple(value for message in wanted for value in message)
-    return Call("im_tally", k.for_tally, args, decode, gid)
+    return Call("im_tally", k.for_tally, flat(wanted), decode, gid)
 
 
 def status(space: Keyspace, gid: str, *, before: str, count: int, most_bytes: int) -> Call[TallyPage]:
@@ -103,29 +103,15 @@ def status(space: Keyspace, gid: str, *, before: str, count: int, most_bytes: in
     return Call("im_status", space.group(gid).for_tally, (before, count, most_bytes), decode, gid)
 
 
-def names(space: Keyspace, gid: str, msgid: int, *, cursor: str, count: int) -> Call[Names]:
-    """Ask who has read a message and who has not, about `count` of them."""
+def names(space: Keyspace, gid: str, msgid: int, *, cursor: str, newest: int | None = None, count: int) -> Call[Names]:
+    """Ask who has read a message and who has not, about `count` of them; after the first page with its `newest`."""
 
     def decode(answer: Any) -> Names:
         entry, next_cursor, read, unread, newest = checked(answer, gid, msgid=msgid)
         message = wire.message(gid, entry) if entry else None
         return Names(message, next_cursor.decode(), _uids(read), _uids(unread), int(newest))
 
-    return Call("im_readers", space.group(gid).for_tally, (msgid, cursor, count), decode, gid)
-
-
-def names_gone(
-    space: Keyspace, gid: str, msgid: int, *, since: int, offset: int, count: int
-) -> Call[tuple[set[str], set[str], int]]:
-    """Ask for the members whose memberships have ended since a message (packed) was the newest.
-
-    Answers who has read the message, who has not, and how many memberships of the page have ended.
-    """
-
-    def decode(answer: Any) -> tuple[set[str], set[str], int]:
-        return _uids(answer[0]), _uids(answer[1]), answer[2]
-
-    return Call("im_readers_left", space.group(gid).for_tally, (msgid, since, offset, count), decode, gid)
+    return Call("im_readers", space.group(gid).for_tally, (msgid, cursor, count, or_empty(newest)), decode, gid)
 
 
 def changes(space: Keyspace, gid: str, segments: Sequence[Segment], count: int) -> Call[TallyChanges]:
@@ -140,8 +126,7 @@ def changes(space: Keyspace, gid: str, segments: Sequence[Segment], count: int) 
         )
 
     k = space.group(gid)
-    args = tuple(value for segment in segments for value in segment)
-    return Call("im_changes", (k.meta, k.stream), (count, *args), decode, gid)
+    return Call("im_changes", (k.meta, k.stream), (count, *flat(segments)), decode, gid)
 
 
 def publish_receipts(space: Keyspace, gid: str, sender_uid: str, changed: Sequence[TallyChange]) -> Call[int]:

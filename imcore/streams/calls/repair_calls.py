@@ -1,11 +1,11 @@
 """Calls that repair lost or wrong data. No I/O; see `lua/repair_*.lua` and `lua/watermarks.lua`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from imcore import msgid as msgids
 from imcore.model.rows import NO_TIME, MessageRow, WatermarkRow
-from imcore.streams.calls.call import Call, Value
+from imcore.streams.calls.call import Call, Value, flat
 from imcore.streams.keys import CONFIG, REBUILDING, SEPARATOR, GroupKeys, Keyspace
 
 CHANGED = None
@@ -114,7 +114,7 @@ def copy(lock: GroupLock, *, last: str, count: int) -> Call[int]:
 
 def add(lock: GroupLock, entries: Iterable[ShadowEntry]) -> Call[int]:
     """Add messages to a shadow; answers how many entries it has now."""
-    args = (value for entry in entries for value in _values(entry))
+    args = flat(map(_values, entries))
     return Call("im_repair_add", (*lock.keys, lock.k.recalled), (*lock.args, *args), int, lock.k.gid, writes=True)
 
 
@@ -127,7 +127,8 @@ def _values(entry: ShadowEntry) -> tuple[Value, ...]:
 
 def set_recalled(k: GroupKeys, messages: Sequence[int], *, drop: bool = False) -> Call[int]:
     """Mark messages (packed) as recalled or tombstones, or (`drop`) as neither; answers how many changed."""
-    return Call("im_repair_set_recalled", (k.recalled,), (int(drop), *messages), int, k.gid, writes=True)
+    values = messages if drop else flat((msgid, msgid) for msgid in messages)
+    return Call("", (), ("ZREM" if drop else "ZADD", k.recalled, *values), int, k.gid)
 
 
 def swap(
@@ -150,7 +151,7 @@ def swap(
         *(*lock.args, seen.newest, "" if seen.trimmed is None else seen.trimmed),
         *(shadow.entries, shadow.newest, shadow.seq, *trim, shadow.floor),
         *(undone or "", "" if lost == NEVER else lost),
-        *(value for span in passed for value in span),
+        *flat(passed),
     )
 
     def decode(answer: Any) -> tuple[int, int] | None:
@@ -178,7 +179,7 @@ def restore_own_unacked(k: GroupKeys, uids: Sequence[str], trimmed: dict[str, li
 
 def resync(k: GroupKeys, uids: Sequence[str]) -> Call[int]:
     """Let the live sessions of members resync from their offsets; answers how many are members."""
-    return Call("im_repair_resync", (k.acked,), (k.gid, k.inboxes, *uids), int, k.gid, writes=True)
+    return Call("im_notify", (k.acked, k.unnotified), (k.gid, k.inboxes, "again", 0, *uids), int, k.gid, writes=True)
 
 
 def restore_idempotency(k: GroupKeys, rows: Iterable[MessageRow], for_ms: int, *, correct: bool = False) -> Call[int]:
@@ -227,15 +228,16 @@ def set_watermark(
     the watermarks in SQL of all consumers of the partition.
     """
     keys = (space.watermarks(row.partition), space.journal(row.partition))
-    known = (value for pair in stored.items() for value in pair)
-    args = (row.consumer, newest, row.entry, repaired, *known)
+    args = (row.consumer, newest, row.entry, repaired, *flat(stored.items()))
     return Call("im_repair_set_watermark", keys, args, bytes.decode, writes=True)
 
 
-def set_watermarks(space: Keyspace, partition: int, stored: dict[str, int]) -> Call[int]:
-    """Set the watermarks of consumers; answers how many moved."""
-    args = tuple(value for pair in stored.items() for value in pair)
-    return Call("im_repair_set_watermarks", (space.watermarks(partition),), args, int, writes=True)
+def set_watermarks(
+    space: Keyspace, partition: int, marks: Mapping[str, int], *, unless_lost: Mapping[str, int] | None = None
+) -> Call[bool]:
+    """Set the watermarks of consumers, unless Redis has lost one of others; answers whether they are set."""
+    args = (len(marks), *flat(marks.items()), *flat((unless_lost or {}).items()))
+    return Call("im_repair_set_watermarks", (space.watermarks(partition),), args, bool, writes=True)
 
 
 def lock_partition(space: Keyspace, partition: int, token: str, for_ms: int) -> Call[bool]:
@@ -243,16 +245,9 @@ def lock_partition(space: Keyspace, partition: int, token: str, for_ms: int) -> 
     return Call("im_repair_lock_partition", (space.watermarks(partition),), (token, for_ms), bool, writes=True)
 
 
-def inherit(space: Keyspace, row: WatermarkRow, stored: dict[str, int]) -> Call[bool]:
-    """Let a process inherit the watermarks of ended processes; answers False if Redis has lost one of these."""
-    known = (value for pair in stored.items() for value in pair)
-    args = (row.consumer, row.entry, *known)
-    return Call("im_repair_inherit", (space.watermarks(row.partition),), args, bool, writes=True)
-
-
 def forget(space: Keyspace, partition: int, consumers: Sequence[str]) -> Call[int]:
     """Drop the watermarks of ended consumers; answers how many."""
-    return Call("im_repair_forget", (space.watermarks(partition),), tuple(consumers), int, writes=True)
+    return Call("", (), ("HDEL", space.watermarks(partition), *consumers), int)
 
 
 def end_rebuild(token: str) -> Call[bool]:

@@ -1,7 +1,7 @@
 -- Acks and unread counts.
 
 -- The seq of the message that an ack names, or nil and the reason.
-local function seq_of(keys, packed, seq, head, last)
+local function seq_of(stream, packed, seq, head, last, trimmed)
   if packed == last then
     return head
   elseif packed > last then
@@ -9,7 +9,7 @@ local function seq_of(keys, packed, seq, head, last)
   elseif seq ~= '' then
     return seq
   end
-  local entry, why = find_message(keys[2], keys[1], packed)
+  local entry, why = find_message(stream, packed, last, trimmed)
   return entry and entry[2][2], why
 end
 
@@ -56,17 +56,13 @@ end
 -- message itself or from SQL, else '' to look it up, how many uids follow, these.
 -- Answer: for each message {its packed msgid, or NOMSG, FUTURE, TRIMMED, then for each uid that is no member or whose offset is
 -- already there: its number from 0 on, and NOTMEMBER or the packed offset}. Errors: NOGROUP.
-define('im_ack', ALLOW_OOM, function(keys, args)
-  local head, newest = head_of(keys[1])
-  if not head then
-    return no_group()
-  end
+define_for_group('im_ack', ALLOW_OOM, function(keys, args, head, newest, trimmed)
   local answers, records, a = {}, {}, 2
   while args[a] do
     local packed = args[a] == '' and newest or tonumber(args[a])
-    local seq, problem = seq_of(keys, packed, args[a + 1], head, newest)
+    local seq, problem = seq_of(keys[2], packed, args[a + 1], head, newest, trimmed)
     local first, last = a + 3, a + 2 + tonumber(args[a + 2])
-    local unmoved, moves = {problem or decimal(packed)}, {}
+    local unmoved, moves = {problem or args[a] ~= '' and args[a] or decimal(packed)}, {}
     for start = first, last, MAX_UNPACKED do
       move(keys, args, start, math.min(start + MAX_UNPACKED - 1, last), first, packed, seq, unmoved, moves)
     end

@@ -33,10 +33,10 @@
 -- An end that is further ahead than its length was set before the clock was put back. Every reader then cuts it to that length
 -- from now. So nothing ends early, and nothing outlives its length because the clock was wrong.
 --
--- Errors begin with a code: NOGROUP, EXISTS, CREATING, ABANDONED, CLOCK, LOST. In a call for many items, an item that fails
+-- Errors begin with a code: NOGROUP, CREATING, ABANDONED, CLOCK, LOST. In a call for many items, an item that fails
 -- is answered with a code (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others are carried out.
 
-local VERSION = 8
+local VERSION = 9
 local EPOCH_MS = 1577836800000
 local PER_MS = 8192
 local HIGHEST = 9007199254740991  -- of all packed msgids
@@ -157,7 +157,7 @@ local function head_of(meta)
 end
 
 -- Define a function about a group, whose first key is meta; the callback gets seq, last and the trim point, too. Without a group:
--- NOGROUP. im_send, im_ack and im_pull read meta themselves, since they run most often.
+-- NOGROUP. im_send reads meta itself, since it needs less of it and runs most often.
 local function define_for_group(name, flags, callback)
   define(name, flags, function(keys, args)
     local meta = redis.call('HMGET', keys[1], 'seq', 'last', 'trimmed')
@@ -228,26 +228,16 @@ local function read_page(command, stream, from, to, count, limit, all_kinds)
   end
 end
 
--- A page of a stream, oldest first, with all kinds of entries: {entries, 1 if more may follow else 0}.
-local function entry_page(stream, from, to, count)
-  local entries, more = read_page('XRANGE', stream, from, to, count, PAGE_BYTES, true)
-  return {entries, more and 1 or 0}
-end
-
--- The message with a packed msgid, or nil and the reason: NOGROUP, FUTURE, TRIMMED or NOMSG.
-local function find_message(stream, meta, packed)
+-- The message with a packed msgid, or nil and the reason: FUTURE, TRIMMED or NOMSG.
+local function find_message(stream, packed, last, trimmed)
   local id = unpack_id(packed)
   local entry = redis.call('XRANGE', stream, id, id)[1]
   if entry and is_message(entry) then
     return entry
-  end
-  local head = redis.call('HMGET', meta, 'last', 'trimmed')
-  if not head[1] then
-    return nil, 'NOGROUP'
-  elseif packed > tonumber(head[1]) then
+  elseif packed > last then
     return nil, 'FUTURE'
   end
-  return nil, packed <= tonumber(head[2] or '0') and 'TRIMMED' or 'NOMSG'
+  return nil, packed <= tonumber(trimmed) and 'TRIMMED' or 'NOMSG'
 end
 
 -- Publish to a user's live sessions: they are subscribed to the inbox of every partition.

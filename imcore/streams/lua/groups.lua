@@ -52,111 +52,65 @@ local function group_exists(meta, creating, gid)
   return true
 end
 
--- Make a group visible. The journal does not name its members: its readers find them by where they joined.
-local function make_visible(gid, meta, journal, groups)
-  redis.call('HSET', meta, 'seq', 0, 'last', 0)
-  redis.call('SADD', groups, gid)
-  append_entry(journal, 'kind', 'group', 'gid', gid)
-end
-
--- im_create: create a group with its first members, in one step; the same group again changes nothing.
--- Keys: meta, stream, acked, joined, left, journal, groups, creating, then groups_of of each member.
--- Arguments: gid, prefix of the inbox channels, then the uid of each member. Answer: {members, seq, last}.
--- Errors: EXISTS, CREATING, ABANDONED, CLOCK.
+-- im_create: create a group with its first members: nobody sees it before the last step of its creation. A group with more members
+-- than one call can add needs several steps. Each renews the creation, whose token says which members it is to have: so the same
+-- creation can be resumed, and another one must wait until the first has ended and is undone.
+-- Keys: meta, stream, acked, joined, left, journal, groups, creating, unnotified, then groups_of of each member.
+-- Arguments: gid, prefix of the inbox channels, token, 1 if this is the first step, how many members the group is to have ('' if
+-- another step follows), then the uid of each new member.
+-- Answer: {}; in the first step {members, seq, last, 1 if they may not have been notified} if the group exists; in a later one
+-- LOST if the creation is not the caller's any more, or the group exists or has other members. Errors: CREATING, ABANDONED, CLOCK.
 define('im_create', DENY_OOM, function(keys, args)
-  local gid = args[1]
-  local seq, last = head_of(keys[1])
-  if seq then
-    local same = member_count(keys[3], keys[5]) == #args - 2
-    for i = 3, #args do
-      same = same and redis.call('ZSCORE', keys[3], args[i])
-    end
-    if not same then
-      return redis.error_reply('EXISTS the group exists with other members')
-    end
-    return {#args - 2, seq, decimal(last)}
+  local gid, token, is_first, total = args[1], args[3], args[4] == '1', tonumber(args[5])
+  if group_exists(keys[1], keys[8], gid) then
+    local seq, last = head_of(keys[1])
+    return is_first and {member_count(keys[3], keys[5]), seq, decimal(last), redis.call('HGET', keys[9], gid) and 1 or 0} or 'LOST'
+  elseif not is_first and holder_of(keys[8], gid) ~= token then
+    return 'LOST'
   end
-  local problem = creation_conflict(keys[8], gid)
+  local problem = is_first and creation_conflict(keys[8], gid, token)
   if problem then
     return problem
   end
   local group = {gid = gid, stream = keys[2], acked = keys[3], joined = keys[4], seq = 0, last = 0}
-  for i = 3, #args do
-    begin_span(group, args[i], keys[6 + i])
+  for i = 6, #args do
+    begin_span(group, args[i], keys[4 + i])
   end
-  make_visible(gid, keys[1], keys[6], keys[7])
-  for i = 3, #args do
+  if not total then
+    set_holder(keys[8], gid, token, CREATION_MS)
+    return {}
+  elseif not is_first and redis.call('ZCARD', keys[3]) ~= total then
+    return 'LOST'
+  end
+  redis.call('HSET', keys[1], 'seq', 0, 'last', 0)
+  redis.call('SADD', keys[7], gid)
+  redis.call('HDEL', keys[8], gid)
+  append_entry(keys[6], 'kind', 'group', 'gid', gid)  -- readers find its members by where they joined
+  if not is_first then
+    set_holder(keys[9], gid, token, CREATION_MS)
+  end
+  for i = 6, #args do
     notify(args[2], args[i], {'j', gid})
   end
-  return {#args - 2, 0, '0'}
-end)
-
--- A group with more members than one call can add is created in steps. Until im_create_end the group does not exist for
--- anybody, since its meta is missing. Each step renews the creation, whose token says which members it is to have: so the same
--- creation can be resumed, and another one must wait until the first has ended and is undone.
-
--- im_create_begin: begin to create a group in steps, or resume.
--- Keys: meta, acked, left, creating, unnotified. Arguments: gid, token.
--- Answer: {members, seq, last, 1 if they may not have been notified} if the group exists, else {}.
--- Errors: CREATING, ABANDONED, CLOCK.
-define('im_create_begin', DENY_OOM, function(keys, args)
-  if group_exists(keys[1], keys[4], args[1]) then
-    local seq, last = head_of(keys[1])
-    return {member_count(keys[2], keys[3]), seq, decimal(last), redis.call('HGET', keys[5], args[1]) and 1 or 0}
-  end
-  local problem = creation_conflict(keys[4], args[1], args[2])
-  if problem then
-    return problem
-  end
-  set_holder(keys[4], args[1], args[2], CREATION_MS)
   return {}
 end)
 
--- im_create_add: add first members to a group that is being created.
--- Keys: creating, meta, stream, acked, joined, then groups_of of each. Arguments: gid, token, then each uid.
--- Answer: how many were new, or LOST if the creation is not the caller's any more, or the group exists.
-define('im_create_add', DENY_OOM, function(keys, args)
-  if group_exists(keys[2], keys[1], args[1]) or holder_of(keys[1], args[1]) ~= args[2] then
-    return 'LOST'
-  end
-  local group = {gid = args[1], stream = keys[3], acked = keys[4], joined = keys[5], seq = 0, last = 0}
-  local added = 0
-  for i = 3, #args do
-    added = added + (begin_span(group, args[i], keys[3 + i]) and 1 or 0)
-  end
-  set_holder(keys[1], args[1], args[2], CREATION_MS)
-  return added
-end)
-
--- im_create_end: make the group visible.
--- Keys: creating, meta, acked, journal, groups, unnotified. Arguments: gid, token, how many members it is to have.
--- Answer: how many it has, or LOST.
-define('im_create_end', DENY_OOM, function(keys, args)
-  if group_exists(keys[2], keys[1], args[1]) or holder_of(keys[1], args[1]) ~= args[2]
-      or redis.call('ZCARD', keys[3]) ~= tonumber(args[3]) then
-    return 'LOST'
-  end
-  make_visible(args[1], keys[2], keys[4], keys[5])
-  redis.call('HDEL', keys[1], args[1])
-  set_holder(keys[6], args[1], args[2], CREATION_MS)
-  return tonumber(args[3])
-end)
-
--- im_create_notify: publish to the live sessions of members that they joined; after the last call all are notified.
--- Keys: unnotified, acked. Arguments: gid, prefix of the inbox channels, 1 if this is the last call, then uids.
--- Answer: how many were notified.
-define('im_create_notify', ALLOW_OOM, function(keys, args)
-  local notified = 0
-  for i = 4, #args do
-    if redis.call('ZSCORE', keys[2], args[i]) then
-      notify(args[2], args[i], {'j', args[1]})
-      notified = notified + 1
+-- im_notify: publish to the live sessions of members that they joined or, with `again`, that they must resync the group from
+-- their offsets.
+-- Keys: acked, unnotified. Arguments: gid, prefix of the inbox channels, 'again' or '', 1 if all first members of a new group are
+-- notified then, uids. Answer: how many are members.
+define('im_notify', ALLOW_OOM, function(keys, args)
+  local count, fields = 0, {'j', args[1], args[3] ~= '' and args[3] or nil}
+  for i = 5, #args do
+    if redis.call('ZSCORE', keys[1], args[i]) then
+      notify(args[2], args[i], fields)
+      count = count + 1
     end
   end
-  if args[3] == '1' then
-    redis.call('HDEL', keys[1], args[1])
+  if args[4] == '1' then
+    redis.call('HDEL', keys[2], args[1])
   end
-  return notified
+  return count
 end)
 
 -- im_create_undo: undo the creation of a process that has died, some members at a time; without uids, end it. The stream stays,
@@ -223,8 +177,19 @@ define_for_group('im_join', DENY_OOM, function(keys, args, seq, last)
   return {member_count(keys[3], keys[5]), seq, decimal(last)}
 end)
 
+-- Add a closed span under its own key, unless it has no messages. Its offset does not move back; it may be given beyond the end of
+-- the span, since a crash of both servers may have lost the message at the offset, and all after it.
+local function add_closed_span(acked, joined, left, uid, from, to, offset)
+  if to > tonumber(from) then
+    local span = uid .. SEP .. from
+    local current = tonumber(redis.call('ZSCORE', acked, span) or '0')
+    redis.call('ZADD', acked, decimal(math.min(math.max(current, tonumber(offset)), to)), span)
+    redis.call('ZADD', joined, from, span)
+    redis.call('ZADD', left, decimal(to), span)
+  end
+end
+
 -- im_leave: end memberships; a uid that is no member is skipped.
--- A closed span keeps its scores under its own key; a span without messages is dropped.
 -- Keys: meta, stream, acked, joined, left, journal, then groups_of and own_unacked of each.
 -- Arguments: gid, prefix of the inbox channels, then each uid. Answer: {members, seq, last}. Errors: NOGROUP.
 define_for_group('im_leave', ALLOW_OOM, function(keys, args, seq, last)
@@ -236,13 +201,7 @@ define_for_group('im_leave', ALLOW_OOM, function(keys, args, seq, last)
       local from = redis.call('ZSCORE', joined, uid)
       redis.call('ZREM', acked, uid)
       redis.call('ZREM', joined, uid)
-      if last > tonumber(from) then
-        local span = uid .. SEP .. from
-        -- A crash of both servers may have lost the message at the offset, and all after it.
-        redis.call('ZADD', acked, tonumber(offset) > last and decimal(last) or offset, span)
-        redis.call('ZADD', joined, from, span)
-        redis.call('ZADD', left, decimal(last), span)
-      end
+      add_closed_span(acked, joined, left, uid, from, last, offset)
       remove_member(stream, uid, keys[1 + 2 * i], keys[2 + 2 * i], args[1])
       append_entry(keys[6], 'kind', 'leave', 'gid', args[1], 'uid', uid, 'joined', from, 'left', decimal(last))
       notify(args[2], uid, {'l', args[1]})

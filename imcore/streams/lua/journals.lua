@@ -34,10 +34,7 @@ define('im_create_consumer_group', ALLOW_OOM, function(keys, args)
   if not answer['err'] then
     return 1
   end
-  if string.find(tostring(answer['err']), 'BUSYGROUP', 1, true) then
-    return 0
-  end
-  return answer
+  return string.find(tostring(answer['err']), 'BUSYGROUP', 1, true) and 0 or answer
 end)
 
 -- im_read: entries of a journal for a consumer, without waiting.
@@ -49,12 +46,6 @@ define('im_read', ALLOW_OOM, function(keys, args)
     return {}
   end
   return type(streams[1]) == 'table' and streams[1][2] or streams[2]  -- fakeredis answers {key, entries} without a list around
-end)
-
--- im_entries: a page of a journal or of dead letters, oldest first, without assigning its entries to a consumer.
--- Keys: either. Arguments: first id, last id (XRANGE forms), limit. Answer: {entries, 1 if more may follow else 0}.
-define('im_entries', READ_ONLY, function(keys, args)
-  return entry_page(keys[1], args[1], args[2], tonumber(args[3]))
 end)
 
 -- im_done: confirm entries. A worker that has published receipts reports the counts, unless others have confirmed all entries.
@@ -74,16 +65,6 @@ define('im_done', ALLOW_OOM, function(keys, args)
     add_coalescing(keys[3], args, last + 1)
   end
   return count
-end)
-
--- im_consumers: the consumers that have open entries.
--- Keys: journal. Arguments: kind. Answer: their names.
-define('im_consumers', READ_ONLY, function(keys, args)
-  local names = {}
-  for _, consumer in ipairs(redis.call('XPENDING', keys[1], args[1])[4] or {}) do
-    names[#names + 1] = consumer[1]
-  end
-  return names
 end)
 
 -- im_claim: assign the open entries of a dead consumer to another one.
@@ -149,12 +130,6 @@ define('im_requeue', ALLOW_OOM, function(keys, args)
   fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = 'of', of, 'for', letter_fields[2]
   redis.call('XDEL', keys[1], args[1])
   return append_entry(keys[2], unpack(fields))
-end)
-
--- im_drop: delete a dead letter.
--- Keys: dead. Arguments: id. Answer: 1 if it existed.
-define('im_drop', ALLOW_OOM, function(keys, args)
-  return redis.call('XDEL', keys[1], args[1])
 end)
 
 -- The holder of a lease ("token length"), nil if it is free. A lease without an end was written by hand, and gets one.

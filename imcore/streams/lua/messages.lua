@@ -114,9 +114,9 @@ end)
 -- Keys: meta, stream, acked, joined, recalled, journal, own_unacked of the message's sender. Arguments: gid, push channel, uid
 -- that recalls, packed msgid, the message's sender, 1 if the uid may recall messages of others.
 -- Answer: {msgid of the tombstone, its seq}, or NOMSG, FUTURE, TRIMMED, NOTSENDER, RECALLED, TOMBSTONE. Errors: NOGROUP.
-define_for_group('im_recall', ALLOW_OOM, function(keys, args, seq, last)
+define_for_group('im_recall', ALLOW_OOM, function(keys, args, seq, last, trimmed)
   local gid, uid, target, sender = args[1], args[3], args[4], args[5]
-  local entry, problem = find_message(keys[2], keys[1], tonumber(target))
+  local entry, problem = find_message(keys[2], tonumber(target), last, trimmed)
   if entry then
     sender = entry[2][4]
     if entry[2][15] then
@@ -164,12 +164,12 @@ local function hide_recalled(entries, recalled)
   return entries
 end
 
--- im_range: a page of a group's stream, oldest first, with entries that are no messages.
--- Keys: stream, recalled. Arguments: first id, last id (XRANGE forms), limit. Answer: {entries, 1 if more may follow else 0}.
+-- im_range: a page of a group's stream, a journal or the dead letters, oldest first, with all kinds of entries.
+-- Keys: that, and recalled for a group's stream. Arguments: first id, last id (XRANGE forms), limit.
+-- Answer: {entries, 1 if more may follow else 0}.
 define('im_range', READ_ONLY, function(keys, args)
-  local page = entry_page(keys[1], args[1], args[2], tonumber(args[3]))
-  hide_recalled(page[1], keys[2])
-  return page
+  local entries, more = read_page('XRANGE', keys[1], args[1], args[2], tonumber(args[3]), PAGE_BYTES, true)
+  return {keys[2] and hide_recalled(entries, keys[2]) or entries, more and 1 or 0}
 end)
 
 -- The members who may not get all messages after a position: for each their number, then NOTMEMBER or the later position
@@ -192,11 +192,7 @@ end
 -- Answer: {start, trimmed, seq of the newest, 1 if Redis has more after these else 0, entries, {number of a uid from 0 on, then
 -- NOTMEMBER or the packed msgid after which they joined, for each uid who may not get all of that}}; messages up to `trimmed`
 -- are in SQL only. For a single uid that is no member: NOTMEMBER. Errors: NOGROUP.
-define('im_pull', READ_ONLY, function(keys, args)
-  local meta = redis.call('HMGET', keys[1], 'seq', 'trimmed', 'last')
-  if not meta[1] then
-    return no_group()
-  end
+define_for_group('im_pull', READ_ONLY, function(keys, args, seq, last, trimmed)
   local start, apart = args[1], {}
   if #args == 4 then
     local joined = redis.call('ZSCORE', keys[4], args[4])
@@ -211,30 +207,28 @@ define('im_pull', READ_ONLY, function(keys, args)
     apart = apart_of(keys[4], args, 4, tonumber(start))
   end
   local entries, count = {}, tonumber(args[2])
-  if tonumber(start) < tonumber(meta[2] or '0') then
+  if tonumber(start) < tonumber(trimmed) then
     count = math.min(count, FIRST_PAGE_SIZE)  -- SQL may have as many, and then these are asked for again
   end
   if #apart < 2 * (#args - 3) then
     local after = '(' .. unpack_id(tonumber(start))
     entries = read_page('XRANGE', keys[2], after, '+', count, tonumber(args[3]))
   end
-  local more = entries[1] and pack(entries[#entries][1]) < tonumber(meta[3]) and 1 or 0
-  return {start, meta[2] or '0', tonumber(meta[1]), more, hide_recalled(entries, keys[5]), apart}
+  local more = entries[1] and pack(entries[#entries][1]) < last and 1 or 0
+  return {start, trimmed, seq, more, hide_recalled(entries, keys[5]), apart}
 end)
 
 -- im_trim: drop the entries of a stream up to a message, which is remembered as the trim point.
 -- A group that is being repaired is left as it is.
 -- Keys: meta, stream, group_locks. Arguments: gid, packed msgid. Answer: how many were dropped, or NOMSG, FUTURE, TRIMMED.
 -- Errors: NOGROUP.
-define('im_trim', ALLOW_OOM, function(keys, args)
+define_for_group('im_trim', ALLOW_OOM, function(keys, args, _, last, trimmed)
   if redis.call('HGET', keys[3], args[1]) then
     return 0
   end
   local packed = tonumber(args[2])
-  local entry, problem = find_message(keys[2], keys[1], packed)
-  if problem == 'NOGROUP' then
-    return no_group()
-  elseif not entry then
+  local entry, problem = find_message(keys[2], packed, last, trimmed)
+  if not entry then
     return problem
   end
   redis.call('HSET', keys[1], 'trimmed', args[2])

@@ -79,7 +79,7 @@ end
 -- Keys: meta, stream, acked, joined, left. Arguments: for each message its packed msgid, sender and the sender's span; the last
 -- two are '' to be looked up.
 -- Answer: for each {read, unread}, or NOMSG, FUTURE, TRIMMED. Errors: NOGROUP.
-define('im_tally', READ_ONLY, function(keys, args)
+define_for_group('im_tally', READ_ONLY, function(keys, args, _, last, trimmed)
   local answers, messages = {}, {}
   for i = 1, #args, 3 do
     messages[#messages + 1] = args[i]
@@ -88,15 +88,13 @@ define('im_tally', READ_ONLY, function(keys, args)
   for i = 1, #args, 3 do
     local message, sender, span, problem = args[i], args[i + 1], args[i + 2], nil
     if sender == '' then
-      local entry, why = find_message(keys[2], keys[1], tonumber(message))
+      local entry, why = find_message(keys[2], tonumber(message), last, trimmed)
       problem = why
       if entry then
         sender, span = entry[2][4], entry[2][6]
       end
     end
-    if problem == 'NOGROUP' then
-      return no_group()
-    elseif problem then
+    if problem then
       answers[#answers + 1] = problem
     else
       local read, not_read = tally(context, message, sender, span)
@@ -139,40 +137,39 @@ local function split_spans(keys, message, spans, read, unread)
   end
 end
 
--- im_readers: a page of the spans behind a tally, from which the caller takes the names.
--- Keys: meta, stream, acked, joined, left, recalled. Arguments: packed msgid, cursor ('0' at first), approximate count.
+-- im_readers: a page of the spans behind a tally, from which the caller takes the names. After the last of several pages come the
+-- spans that ended since the first one: their keys have changed.
+-- Keys: meta, stream, acked, joined, left, recalled. Arguments: packed msgid, cursor ('0' at first), approximate count, packed
+-- msgid of the group's newest message as the first page was answered ('' at first).
 -- Answer: {entry or '' if trimmed, cursor of the next page or '0', spans that have read it, spans that have not, packed msgid
--- of the newest message}, or NOMSG, FUTURE. Errors: NOGROUP.
-define_for_group('im_readers', READ_ONLY, function(keys, args, _, last)
-  local message = tonumber(args[1])
-  local entry, problem = find_message(keys[2], keys[1], message)
+-- of that newest message}, or NOMSG, FUTURE. Errors: NOGROUP.
+define_for_group('im_readers', READ_ONLY, function(keys, args, _, last, trimmed)
+  local message, count, newest = tonumber(args[1]), tonumber(args[3]), args[4]
+  local entry, problem = find_message(keys[2], message, last, trimmed)
   if not entry and problem ~= 'TRIMMED' then
     return problem
   end
-  local page = redis.call('ZSCAN', keys[4], args[2], 'COUNT', args[3])
-  local spans, read, unread = {}, {}, {}
-  for i = 1, #page[2], 2 do
-    if tonumber(page[2][i + 1]) < message then
-      spans[#spans + 1] = page[2][i]
+  local spans, cursor, read, unread = {}, '0', {}, {}
+  local offset = string.match(args[2], '^ended:(%d+)$')
+  if offset then
+    local ended = redis.call('ZRANGEBYSCORE', keys[5], newest, '+inf', 'LIMIT', offset, count)
+    for i, joined in ipairs(call_for_all('ZMSCORE', keys[4], ended, 1)) do
+      if joined and tonumber(joined) < message then
+        spans[#spans + 1] = ended[i]
+      end
     end
+    cursor = #ended < count and '0' or 'ended:' .. offset + #ended
+  else
+    local page = redis.call('ZSCAN', keys[4], args[2], 'COUNT', count)
+    for i = 1, #page[2], 2 do
+      if tonumber(page[2][i + 1]) < message then
+        spans[#spans + 1] = page[2][i]
+      end
+    end
+    cursor = page[1] == '0' and newest ~= '' and 'ended:0' or page[1]
   end
   split_spans(keys, message, spans, read, unread)
-  return {entry and hide_recalled({entry}, keys[6])[1] or '', page[1], read, unread, decimal(last)}
-end)
-
--- im_readers_left: the same for spans that ended at or after a message: their keys have changed since it was the newest.
--- Keys: meta, stream, acked, joined, left, recalled. Arguments: packed msgid, packed msgid of that newest message, offset, count.
--- Answer: {spans that have read it, spans that have not, how many were looked at}.
-define('im_readers_left', READ_ONLY, function(keys, args)
-  local ended = redis.call('ZRANGEBYSCORE', keys[5], args[2], '+inf', 'LIMIT', args[3], args[4])
-  local spans, read, unread = {}, {}, {}
-  for i, joined in ipairs(call_for_all('ZMSCORE', keys[4], ended, 1)) do
-    if joined and tonumber(joined) < tonumber(args[1]) then
-      spans[#spans + 1] = ended[i]
-    end
-  end
-  split_spans(keys, tonumber(args[1]), spans, read, unread)
-  return {read, unread, #ended}
+  return {entry and hide_recalled({entry}, keys[6])[1] or '', cursor, read, unread, newest ~= '' and newest or decimal(last)}
 end)
 
 -- im_changes: a page of the messages whose tallies were changed by moves of offsets, limited by count and by PAGE_BYTES.

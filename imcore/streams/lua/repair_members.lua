@@ -77,13 +77,7 @@ define_locked('im_repair_spans', function(keys, args)
         remove_member(stream, uid, keys[k], keys[k + 1], args[1])
         notify(args[3], uid, {'l', args[1]})
       end
-      if tonumber(to) > tonumber(from) then
-        local span = uid .. SEP .. from
-        local current = tonumber(redis.call('ZSCORE', acked, span) or '0')
-        redis.call('ZADD', acked, decimal(math.min(math.max(current, tonumber(offset)), tonumber(to))), span)
-        redis.call('ZADD', joined, from, span)
-        redis.call('ZADD', left, to, span)
-      end
+      add_closed_span(acked, joined, left, uid, from, tonumber(to), offset)
     end
   end
   return skipped
@@ -125,19 +119,6 @@ define('im_repair_own_unacked', DENY_OOM, function(keys, args)
     total = total + #own
   end
   return total
-end)
-
--- im_repair_resync: publish to the live sessions of members that they must resync a group, from their offsets.
--- Keys: acked. Arguments: gid, prefix of the inbox channels, uids. Answer: how many are members.
-define('im_repair_resync', ALLOW_OOM, function(keys, args)
-  local count = 0
-  for i = 3, #args do
-    if redis.call('ZSCORE', keys[1], args[i]) then
-      notify(args[2], args[i], {'j', args[1], 'again'})
-      count = count + 1
-    end
-  end
-  return count
 end)
 
 -- im_repair_idempotency: add client_msgids.

@@ -114,20 +114,6 @@ define_locked('im_repair_add', function(keys, args)
   return redis.call('XLEN', keys[2])
 end)
 
--- im_repair_set_recalled: add recalled messages and tombstones to `recalled`, or remove others.
--- Keys: recalled. Arguments: 1 to remove, then packed msgids. Answer: how many were added or removed.
-define('im_repair_set_recalled', DENY_OOM, function(keys, args)
-  local changed = 0
-  for i = 2, #args do
-    if args[1] == '1' then
-      changed = changed + redis.call('ZREM', keys[1], args[i])
-    else
-      changed = changed + redis.call('ZADD', keys[1], args[i], args[i])
-    end
-  end
-  return changed
-end)
-
 -- Call a function with each entry of a stream from an id on (an XRANGE form; nil: with none).
 local function each_entry(stream, first, visit)
   while first do

@@ -15,7 +15,9 @@ local function is_below(watermarks, consumer, packed)
 end
 
 local function raise_watermark(watermarks, consumer, packed)
-  return is_below(watermarks, consumer, packed) and redis.call('HSET', watermarks, consumer, packed) and 1 or 0
+  if is_below(watermarks, consumer, packed) then
+    redis.call('HSET', watermarks, consumer, packed)
+  end
 end
 
 -- Whether Redis has lost a watermark: one of the arguments from `first` on, which are consumers and packed ids in turn.
@@ -53,14 +55,18 @@ define('im_repair_set_watermark', ALLOW_OOM, function(keys, args)
   return 'OK'
 end)
 
--- im_repair_set_watermarks: set the watermarks of consumers (forward only), once Redis has again what SQL has.
--- Keys: watermarks. Arguments: consumer and packed id of each. Answer: how many moved.
+-- im_repair_set_watermarks: set the watermarks of consumers (forward only), unless Redis has lost others.
+-- Keys: watermarks. Arguments: how many to set, consumer and packed id of each, and the same of those that may be lost.
+-- Answer: 1, or 0 if Redis has lost one.
 define('im_repair_set_watermarks', ALLOW_OOM, function(keys, args)
-  local count = 0
-  for i = 1, #args, 2 do
-    count = count + raise_watermark(keys[1], args[i], args[i + 1])
+  local last = 1 + 2 * tonumber(args[1])
+  if has_lost(keys[1], args, last + 1) then
+    return 0
   end
-  return count
+  for i = 2, last, 2 do
+    raise_watermark(keys[1], args[i], args[i + 1])
+  end
+  return 1
 end)
 
 -- im_repair_lock_partition: lock a partition: no worker may store its entries for this time, nor ever the entries it took before.
@@ -77,22 +83,6 @@ define('im_repair_lock_partition', ALLOW_OOM, function(keys, args)
     redis.call('HSET', keys[1], REPAIRED, decimal(now_ms()) .. ' ' .. args[1])  -- the same time may come twice
   end
   return 1
-end)
-
--- im_repair_inherit: a process inherits the watermarks of processes that have ended, if Redis has not lost any of these.
--- Keys: watermarks. Arguments: process, packed id of the newest, then for each: process, packed id.
--- Answer: 1, or 0 if Redis has lost one.
-define('im_repair_inherit', ALLOW_OOM, function(keys, args)
-  if has_lost(keys[1], args, 3) then
-    return 0
-  end
-  raise_watermark(keys[1], args[1], args[2])
-  return 1
-end)
-
--- im_repair_forget: drop watermarks of processes that have ended. Keys: watermarks. Arguments: consumers. Answer: how many.
-define('im_repair_forget', ALLOW_OOM, function(keys, args)
-  return redis.call('HDEL', keys[1], unpack(args))
 end)
 
 -- im_repair_end_rebuild: mark a rebuild as ended, unless another one has begun since.
