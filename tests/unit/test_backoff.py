@@ -58,21 +58,21 @@ def test_the_opening_of_a_database_is_not_logged(caplog: pytest.LogCaptureFixtur
 
 
 def test_pauses_double_up_to_seconds() -> None:
-    found = list(islice(backoff.pauses(), 9))
-    assert found[:3] == pytest.approx([0.05, 0.1, 0.2])
-    assert found[-2:] == [backoff.LONGEST_WAIT_S] * 2
+    pauses = list(islice(backoff.pauses(), 9))
+    assert pauses[:3] == pytest.approx([0.05, 0.1, 0.2])
+    assert pauses[-2:] == [backoff.LONGEST_WAIT_S] * 2
 
 
-@pytest.mark.parametrize("who", ["creation", "claims"])
-def test_waits_for_the_work_of_others_grow(who: str, client: RedisClient, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("owner", ["creation", "claims"])
+def test_waits_for_the_work_of_others_grow(owner: str, client: RedisClient, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, sleep=sleep_with(lambda: clock))
-    module = {"creation": performer, "claims": locks}[who]
+    module = {"creation": performer, "claims": locks}[owner]
     monkeypatch.setattr(module, "time", clock)
     tried: list[float] = []
 
     def under_way(*_: object) -> list[str]:
         tried.append(clock.now)
-        if who == "creation":
+        if owner == "creation":
             raise GroupUnderWay
         return [GroupLock(client.space.group("team"), "token")]
 
@@ -80,11 +80,11 @@ def test_waits_for_the_work_of_others_grow(who: str, client: RedisClient, monkey
     monkeypatch.setattr(locks, "_missing", under_way)
     chat = Chat(System(client, None))
     with pytest.raises(TryAgain):
-        perform_in_redis(client, creation.create("team", ["ann"])) if who == "creation" else locks.take(
+        perform_in_redis(client, creation.create("team", ["ann"])) if owner == "creation" else locks.take(
             chat.system, ["team"]
         )
     assert 8 <= len(tried) <= 12
-    assert tried[-1] > {"creation": 12, "claims": 6}[who]
+    assert tried[-1] > {"creation": 12, "claims": 6}[owner]
 
 
 def sleep_with(clock: Callable[[], SimpleNamespace]) -> Callable[[float], None]:

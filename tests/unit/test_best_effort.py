@@ -62,15 +62,15 @@ def write_all(writer: BestEffort, lines: list[bytes]) -> Callable[[], None]:
 def read_until(reader: int, end: bytes) -> bytes:
     """Return what comes, up to an end that must come."""
     os.set_blocking(reader, False)
-    found = bytearray()
+    received = bytearray()
 
     def has_ended() -> bool:
         with suppress(BlockingIOError):
-            found.extend(os.read(reader, 65_536))
-        return found.endswith(end)
+            received.extend(os.read(reader, 65_536))
+        return received.endswith(end)
 
     wait_until(has_ended)
-    return bytes(found).lstrip(b"x")
+    return bytes(received).lstrip(b"x")
 
 
 @pytest.mark.parametrize("output", [*STANDING, *FAILING], ids=lambda output: output.__name__)
@@ -119,8 +119,8 @@ def test_each_gap_is_reported_in_place_with_its_length(to: Callable[[int], BestE
     with stuck_pipe() as (descriptor, reader):
         writer = to(descriptor)
         text = b""
-        for some in range(0, len(lines), MANY):
-            ends(write_all(writer, lines[some : some + MANY]))
+        for start in range(0, len(lines), MANY):
+            ends(write_all(writer, lines[start : start + MANY]))
             text += b"".join(os.read(reader, PIPE_BYTES) for _ in range(5))
         # When it reads all
         while not text.endswith(b"\n") or accounted_for(text) < len(lines):

@@ -195,8 +195,8 @@ def test_confirmed_receipts_are_in_the_local_database(chat: Chat) -> None:
     assert [line["state"] for line in lines("log", "ann")] == ["stored"]
     im("ack", "bob", "team")
     # When
-    told = {"gid": "team", "msgid": msgid, "read": 1, "unread": 1}
-    assert lines("receipts", "ann", "--ack") == [told]
+    receipt = {"gid": "team", "msgid": msgid, "read": 1, "unread": 1}
+    assert lines("receipts", "ann", "--ack") == [receipt]
     # Then
     assert [line["state"] for line in lines("log", "ann")] == ["read 1/2"]
     assert lines("receipts", "ann") == []
@@ -297,9 +297,9 @@ def test_a_user_who_left_all_groups_still_gets_receipts(chat: Chat) -> None:
     )
     lines("group", "remove", "team", "ann", "--yes")
     # When
-    told = lines("receipts", "ann", "--ack", "--no-local")
+    receipts = lines("receipts", "ann", "--ack", "--no-local")
     # Then
-    assert told == [{"gid": "team", "msgid": msgid, "read": 1, "unread": 0}]
+    assert receipts == [{"gid": "team", "msgid": msgid, "read": 1, "unread": 0}]
     assert refused("receipts", "ann") == "'ann' is in no group: add them to one first"
 
 

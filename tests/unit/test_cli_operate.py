@@ -218,14 +218,14 @@ def test_progress_is_a_bar_where_a_person_looks(monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def differences(monkeypatch: pytest.MonkeyPatch) -> list[ReportedDifference]:
     """What a check finds."""
-    found: list[ReportedDifference] = []
+    reported: list[ReportedDifference] = []
 
     def check(_: object, *, repair: bool, on_progress: Callable[[Checked], None]) -> Iterator[ReportedDifference]:
         on_progress(Checked(1, 2))
-        yield from (each if repair else replace(each, repaired=False) for each in found)
+        yield from (each if repair else replace(each, repaired=False) for each in reported)
 
     monkeypatch.setattr("imcore.repair.check.check", check)
-    return found
+    return reported
 
 
 def test_check_without_a_difference_is_0(differences: list[ReportedDifference]) -> None:
@@ -266,10 +266,10 @@ def test_db_upgrade_makes_the_database(tmp_path: Path) -> None:
 
 
 def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, int | None]] = []
+    calls: list[dict[str, int | None]] = []
 
     def trimmed(_: object, **limits: int | None) -> TrimSummary:
-        asked.append(limits)
+        calls.append(limits)
         return TrimSummary(groups=1, entries=20, journal_entries=3)
 
     monkeypatch.setattr("imcore.admin.retention.trim", trimmed)
@@ -279,7 +279,7 @@ def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     dropped = {"groups": 1, "entries": 20, "journal_entries": 3, "read_times": 0, "rewritten": 1}
     assert json.loads(im("trim", "--json").stdout) == dropped
     assert im("trim", "--keep-messages", "0", "--keep-days", "0.5").exit_code == 0
-    assert asked == [{"keep_messages": None, "keep_ms": None}, {"keep_messages": 0, "keep_ms": 43_200_000}]
+    assert calls == [{"keep_messages": None, "keep_ms": None}, {"keep_messages": 0, "keep_ms": 43_200_000}]
 
 
 @pytest.mark.parametrize(
@@ -289,10 +289,10 @@ def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_options_of_trim_have_the_limits_of_the_settings(
     monkeypatch: pytest.MonkeyPatch, option: str, setting: str, per_unit: int
 ) -> None:
-    asked: list[int | None] = []
+    limit_values: list[int | None] = []
 
     def trimmed(_: object, **limits: int | None) -> TrimSummary:
-        asked.append(limits[setting])
+        limit_values.append(limits[setting])
         return TrimSummary(journal_entries=1)
 
     monkeypatch.setattr("imcore.admin.retention.trim", trimmed)
@@ -304,7 +304,7 @@ def test_the_options_of_trim_have_the_limits_of_the_settings(
 
     assert im("trim", option, str(most)).exit_code == 0
 
-    assert asked == [most * per_unit]
+    assert limit_values == [most * per_unit]
     assert getattr(Settings.from_env({}, **{setting: str(most * per_unit)}), setting) == most * per_unit
     with pytest.raises(ConfigurationError):
         Settings.from_env({}, **{setting: str(most * per_unit + 1)})

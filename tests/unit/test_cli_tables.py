@@ -108,14 +108,14 @@ def assert_all_is_shown(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     """Hold what a terminal shows against the cells that a pipe gets: there nothing is broken."""
     piped(*words)  # what changes something has done so now
     table = piped(*words)
-    wanted = [without_blanks(_shorter(cell)) for line in table.splitlines() for cell in line.split("\t")]
-    assert len(wanted) > 1
+    piped_cells = [without_blanks(_shorter(cell)) for line in table.splitlines() for cell in line.split("\t")]
+    assert len(piped_cells) > 1
     for columns in WIDTHS:
-        found = on_terminal(monkeypatch, columns, *words)
-        assert [cell for cell in wanted if cell not in without_blanks(found)] == []
-        assert "…" not in found
+        screen = on_terminal(monkeypatch, columns, *words)
+        assert [cell for cell in piped_cells if cell not in without_blanks(screen)] == []
+        assert "…" not in screen
         if columns > 4:  # below, a wide letter may not fit beside its indent
-            assert max(map(cells, found.splitlines())) <= columns
+            assert max(map(cells, screen.splitlines())) <= columns
 
 
 def _shorter(cell: str) -> str:
@@ -168,9 +168,9 @@ def test_a_local_database_is_shown(chat: Chat, monkeypatch: pytest.MonkeyPatch) 
 def test_a_pull_confirms_only_shown_messages(chat: Chat, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     texts = [without_blanks(text) for text in (TEXTS[0], TEXTS[1], TEXTS[2], "Are you coming?")]
 
-    found = without_blanks(on_terminal(monkeypatch, columns, "pull", "bob", "--ack", "--no-local"))
+    screen = without_blanks(on_terminal(monkeypatch, columns, "pull", "bob", "--ack", "--no-local"))
 
-    assert [text for text in texts if text not in found] == []
+    assert [text for text in texts if text not in screen] == []
     assert chat.pull("bob") == []
 
 
@@ -178,9 +178,9 @@ def test_a_pull_confirms_only_shown_messages(chat: Chat, monkeypatch: pytest.Mon
 def test_receipts_confirms_only_shown_receipts(chat: Chat, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     [receipt] = chat.receipts("ann")
 
-    found = without_blanks(on_terminal(monkeypatch, columns, "receipts", "ann", "--ack", "--no-local"))
+    screen = without_blanks(on_terminal(monkeypatch, columns, "receipts", "ann", "--ack", "--no-local"))
 
-    assert receipt.msgid in found
+    assert receipt.msgid in screen
     assert chat.receipts("ann") == []
 
 
@@ -188,25 +188,27 @@ def test_receipts_confirms_only_shown_receipts(chat: Chat, monkeypatch: pytest.M
 def test_a_terminal_shows_all_events_of_a_session(chat: Chat, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     events = [*chat.pull("bob"), Receipt("team", "1767225600000-0", 10, 20, 1)]
     monkeypatch.setattr("imcore.device.device.watch", lambda *_, **__: iter(events))
-    wanted = [without_blanks(line) for line in piped("listen", "bob", "--no-local").splitlines()]
-    wanted = [re.sub(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)\.\d{3}Z", r"\1\2Z", line) for line in wanted]
+    piped_lines = [without_blanks(line) for line in piped("listen", "bob", "--no-local").splitlines()]
+    piped_lines = [re.sub(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)\.\d{3}Z", r"\1\2Z", line) for line in piped_lines]
 
-    found = without_blanks(on_terminal(monkeypatch, columns, "listen", "bob", "--no-local"))
+    screen = without_blanks(on_terminal(monkeypatch, columns, "listen", "bob", "--no-local"))
 
-    assert "".join(wanted) == found
-    assert len(wanted) == len(events)
+    assert "".join(piped_lines) == screen
+    assert len(piped_lines) == len(events)
 
 
 def test_a_terminal_shows_all_of_operators_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [
+    differences = [
         ReportedDifference("team", f"text of message {n} of {'u' * n!r}", "a " * n, "b" * n) for n in range(1, 60, 7)
     ]
-    found.append(ReportedDifference("", "journal: no worker persist runs", "3 entries", "not stored"))
+    differences.append(ReportedDifference("", "journal: no worker persist runs", "3 entries", "not stored"))
     stores = {name: SimpleNamespace(address=name) for name in ("client", "database")}
     chat = SimpleNamespace(system=SimpleNamespace(settings=None, **stores))
     monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(chat))
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
-    monkeypatch.setattr("imcore.repair.check.check", lambda *_, on_progress, **__: on_progress(Checked(0, 1)) or found)
+    monkeypatch.setattr(
+        "imcore.repair.check.check", lambda *_, on_progress, **__: on_progress(Checked(0, 1)) or differences
+    )
     monkeypatch.setattr("imcore.admin.retention.trim", lambda *_, **__: TrimSummary(1, 20, 3))
     monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 1)
     monkeypatch.setattr("imcore.admin.append_only.count_kept", lambda _: 0)
@@ -219,12 +221,12 @@ def test_a_terminal_shows_all_of_operators_commands(monkeypatch: pytest.MonkeyPa
 
 
 def test_differences_about_no_group_have_a_line_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [ReportedDifference("", "journal: no worker persist runs", "3 entries " * 5, "not stored")]
+    differences = [ReportedDifference("", "journal: no worker persist runs", "3 entries " * 5, "not stored")]
     monkeypatch.setattr(
         Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=SimpleNamespace(client=None, settings=None)))
     )
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
-    monkeypatch.setattr("imcore.repair.check.check", lambda *_, **__: found)
+    monkeypatch.setattr("imcore.repair.check.check", lambda *_, **__: differences)
 
     assert "\n-  " in on_terminal(monkeypatch, 120, "check")
 

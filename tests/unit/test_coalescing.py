@@ -94,11 +94,11 @@ def test_the_counts_of_acks_receipts_and_digests_are_exact(chat: Chat, digests: 
     drain(working, chat)
 
     # Then every ack is counted, and every read message of every recipient
-    found = stats.stats(chat.system).storm
-    assert found.acks == acks
-    assert found.receipts == sum(tally.read for gid in gids for tally in chat.status(gid, limit=0))
-    assert found.digests == len(digests)
-    assert found.receipts_per_digest == round(found.receipts / len(digests), 1)
+    storm = stats.stats(chat.system).storm
+    assert storm.acks == acks
+    assert storm.receipts == sum(tally.read for gid in gids for tally in chat.status(gid, limit=0))
+    assert storm.digests == len(digests)
+    assert storm.receipts_per_digest == round(storm.receipts / len(digests), 1)
 
 
 def test_unconfirmed_digests_of_a_killed_worker_count_once(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,8 +120,8 @@ def test_unconfirmed_digests_of_a_killed_worker_count_once(chat: Chat, monkeypat
     chat.system.client.driver.delete(lease("receipts", 1))  # as it does by itself in time
     drain(worker(chat), chat)
 
-    found = stats.stats(chat.system).storm
-    assert (found.acks, found.receipts, found.digests) == (7, 7, 1)
+    storm = stats.stats(chat.system).storm
+    assert (storm.acks, storm.receipts, storm.digests) == (7, 7, 1)
 
 
 def count(chat: Chat, seconds: dict[int, tuple[int, int]], *, acks: int = 0) -> None:
@@ -167,22 +167,22 @@ def test_a_second_long_ago_does_not_take_the_place_of_a_later_one(chat: Chat, no
 
 def test_entries_done_by_another_worker_are_counted_once(chat: Chat) -> None:
     chat.create_group("team", UIDS)
-    mine = Journal(chat.system.client, "receipts", SETTINGS)
-    entries = mine.read()
+    journal = Journal(chat.system.client, "receipts", SETTINGS)
+    entries = journal.read()
     storm = {entry.partition: CoalescingCounts(1, 1, 1, {}) for entry in entries}
-    mine.done(entries, storm)
-    mine.done(entries, storm)
+    journal.done(entries, storm)
+    journal.done(entries, storm)
     assert stats.stats(chat.system).storm.acks == 1
 
 
 @given(MOVES)
 def test_a_message_is_covered_when_anyone_but_its_sender_moved_over_it(moves: list[Move]) -> None:
     # When
-    found = segments(moves)
+    cut = segments(moves)
     # Then
     for message in range(1, 13):
         over = {uid for move in moves if move.start < message <= move.to for uid in move.uids}
-        covering = [segment for segment in found if segment.after < message <= segment.until]
+        covering = [segment for segment in cut if segment.after < message <= segment.until]
         assert len(covering) == bool(over)
         for sender in "abc":
             changed = any(segment.only != sender for segment in covering)
@@ -191,8 +191,8 @@ def test_a_message_is_covered_when_anyone_but_its_sender_moved_over_it(moves: li
 
 @given(MOVES)
 def test_segments_are_in_order_and_as_few_as_can_be(moves: list[Move]) -> None:
-    found = segments(moves)
-    assert all(segment.after < segment.until for segment in found)
-    for one, two in pairwise(found):
+    cut = segments(moves)
+    assert all(segment.after < segment.until for segment in cut)
+    for one, two in pairwise(cut):
         assert one.until <= two.after
         assert one.until < two.after or one.only != two.only

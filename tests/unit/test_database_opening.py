@@ -65,11 +65,11 @@ class Opener:
 
     def __init__(self, database: Database) -> None:
         self.may = Event()
-        self.asked = 0
+        self.calls = 0
         self.database = database
 
     def __call__(self) -> Database:
-        self.asked += 1
+        self.calls += 1
         assert self.may.wait(10)
         return self.database
 
@@ -124,7 +124,7 @@ def test_a_query_that_may_not_wait_says_that_the_database_is_being_opened(
     wait_until(lambda: not opening())
 
     assert performer.perform_one(QUESTION) == []
-    assert opener.asked == 1
+    assert opener.calls == 1
     performer.close()
 
 
@@ -134,7 +134,7 @@ def test_a_query_that_may_wait_does(bound: RedisClient, database: Database) -> N
     performer.open_early()
     threading.Timer(0.1, opener.may.set).start()
     assert performer.perform(_query()) == []
-    assert opener.asked == 1
+    assert opener.calls == 1
     performer.close()
 
 
@@ -147,12 +147,12 @@ def test_only_a_gateway_opens_it_early(client: RedisClient, database: Database, 
         chat.pull("bob")
         chat.ack("bob", "team")
         gateway = chat.gateway()
-        assert opener.asked == 0
+        assert opener.calls == 0
         with gateway:
             gateway.open("bob")
             gateway.open("ann")
             wait_until(lambda: not opening())
-            assert opener.asked == 1
+            assert opener.calls == 1
 
 
 def test_without_a_database_nothing_is_opened(client: RedisClient) -> None:

@@ -139,7 +139,7 @@ def test_lint_runs_what_contributing_says() -> None:
     assert "`.ci/lint` runs ruff (format and lint), mypy strict, and import-linter's contracts" in contributing
     lines = (ROOT / ".ci/lint").read_text(encoding="utf-8").splitlines()
     run = [line.split()[:2] for line in lines if line.startswith(".venv/bin/")]
-    assert [[program.removeprefix(".venv/bin/"), *rest] for program, *rest in run] == [
+    assert [[program.removeprefix(".venv/bin/"), *arguments] for program, *arguments in run] == [
         ["ruff", "format"],
         ["ruff", "check"],
         ["mypy"],
@@ -178,9 +178,9 @@ def files_run_by(line: str) -> list[Path]:
     words = shlex.split(line)[1:]
     [place] = [ROOT / word for word in words if "/" in word]
     paths = [place] if place.is_file() else sorted(place.rglob("test_*.py"))
-    wanted = words[words.index("-k") + 1] if "-k" in words else ""
+    filter_text = words[words.index("-k") + 1] if "-k" in words else ""
     tests = {path: [path.name, *re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8"))] for path in paths}
-    return [path for path, names in tests.items() if any(wanted in name for name in names)]
+    return [path for path, names in tests.items() if any(filter_text in name for name in names)]
 
 
 @pytest.mark.parametrize("line", pytest_commands())

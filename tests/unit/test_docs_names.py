@@ -84,9 +84,9 @@ def test_every_heading_that_is_linked_exists(document: Document) -> None:
 
 
 def test_every_readme_is_a_document_here() -> None:
-    found = [path for top in ("imcore", "cli", "workers", "tests", ".github") for path in files(top, ".md")]
+    readmes = [path for top in ("imcore", "cli", "workers", "tests", ".github") for path in files(top, ".md")]
     known = {document.path.resolve() for document in documents()}
-    assert {path.resolve() for path in found} | {ROOT / "README.md", ROOT / "CHANGELOG.md"} == known
+    assert {path.resolve() for path in readmes} | {ROOT / "README.md", ROOT / "CHANGELOG.md"} == known
 
 
 def missing_modules(document: Document) -> list[str]:

@@ -233,8 +233,8 @@ class TestSilentHolders:
         chat.system.client.call(journal_calls.read(SPACE, 0, "persist", "persist-1", start=">", count=10))
 
     def find(self, chat: Chat, lease_ms: int) -> list[tuple[str, int]]:
-        found = consumers.silent_holders(chat.system.client, replace(chat.system.settings, lease_ms=lease_ms))
-        return [(holder.process, holder.entries) for holder in found]
+        holders = consumers.silent_holders(chat.system.client, replace(chat.system.settings, lease_ms=lease_ms))
+        return [(holder.process, holder.entries) for holder in holders]
 
     @pytest.mark.usefixtures("in_hand")
     def test_one_whose_lease_ends_later_than_any_that_it_can_have_taken(self, chat: Chat) -> None:

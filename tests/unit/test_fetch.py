@@ -75,12 +75,12 @@ class TestFetching:
         # Given two workers who share the entries of a group: every other one
         chat.create_group("g", ["ann"])
         drain(worker)
-        other = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
-        mine = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
+        worker_a = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
+        worker_b = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
         steps = []
         for number in range(6):
             chat.send("g", f"{number}", sender_uid="ann")
-            steps.append((mine if number % 2 else other).step())
+            steps.append((worker_b if number % 2 else worker_a).step())
         assert steps == [1] * 6
         assert [row.seq for row in stored(chat.system.database).messages] == [1, 2, 3, 4, 5, 6]
 

@@ -120,12 +120,12 @@ def around(request: pytest.FixtureRequest, chat: Chat) -> tuple[str, str]:
 
 
 def test_an_odd_message_hides_no_other_from_who_reads(chat: Chat, around: tuple[str, str]) -> None:
-    for found in (
+    for listed in (
         [message.msgid for message in chat.pull("bob")],
         [message.msgid for message in chat.pull("bob", "g", limit=3)],
         [tally.message.msgid for tally in chat.status("g")],
     ):
-        assert [found[0], found[2]] == list(around)
+        assert [listed[0], listed[2]] == list(around)
     assert [chat.performer.perform(message_of("g", msgids.pack(msgid))).content for msgid in around] == [
         "before",
         "after",

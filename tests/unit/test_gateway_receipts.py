@@ -154,8 +154,8 @@ def test_every_session_gets_every_receipt(chat: Chat) -> None:
     # And a push goes to both
     chat.ack("bob", "team")
     ann.mark(sent)
-    told = ann.push(*chat.receipts("ann"))
-    assert {session for event in told for session in event.sessions} == {one, other}
+    events = ann.push(*chat.receipts("ann"))
+    assert {session for event in events for session in event.sessions} == {one, other}
 
 
 def test_another_server_counts_versions_anew(ann: Sender, chat: Chat) -> None:
@@ -200,23 +200,23 @@ def test_receipts_are_confirmed_in_bounded_calls(ann: Sender, chat: Chat, monkey
     monkeypatch.setattr(gateway_receipts, "CONFIRMATIONS_PER_STEP", 1200)
     for event in ann.ask():
         confirmation.received("ann", event.receipts)
-    asked: list[int] = []
+    sizes: list[int] = []
     perform_one = chat.performer.perform_one
 
     def counting(effect: Effect) -> Any:
         if isinstance(effect, RedisCalls):
-            asked.extend(len(call.args) // 3 for call in effect.calls if call.function == "im_confirm")
+            sizes.extend(len(call.args) // 3 for call in effect.calls if call.function == "im_confirm")
         return perform_one(effect)
 
     monkeypatch.setattr(chat.performer, "perform_one", counting)
     # When
     assert confirmation.due() == 1.0
     chat.performer.perform(confirmation.step())
-    assert sum(asked) == 1200
+    assert sum(sizes) == 1200
     chat.performer.perform(confirmation.step())
     # Then
-    assert max(asked) <= 500
-    assert sum(asked) == 1300
+    assert max(sizes) <= 500
+    assert sum(sizes) == 1300
     assert chat.receipts("ann") == []
     assert confirmation.due() > 1e9
 

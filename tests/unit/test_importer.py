@@ -240,14 +240,14 @@ def test_random_file_has_the_same_result_wherever_it_was_interrupted(
     chance = random.Random(seed)
     events = random_events(chance)
     run_with_errors(chat, lines(events))
-    found = seen(chat)
+    imported = seen(chat)
     # When, then
     run_with_errors(chat, lines(events))
-    assert seen(chat) == found
+    assert seen(chat) == imported
     broken_off = new_chat()
     run_with_errors(broken_off, lines(events[: chance.randint(0, len(events))]))
     run_with_errors(broken_off, lines(events))
-    assert seen(broken_off) == found
+    assert seen(broken_off) == imported
 
 
 def random_events(chance: random.Random) -> list[dict[str, Any]]:

@@ -285,17 +285,17 @@ class TestDrained:
     def test_drained_waits_for_entries_of_other_processes(self, chat: Chat) -> None:
         # Given another process with an entry in hand
         chat.create_group("g")
-        other, mine = journal(chat.system.client), journal(chat.system.client)
+        other, own = journal(chat.system.client), journal(chat.system.client)
         entries = other.read()
-        assert not mine.drained()
-        assert mine.read() == []
-        assert not mine.drained()
+        assert not own.drained()
+        assert own.read() == []
+        assert not own.drained()
 
         # When that is done
         other.done(entries)
 
         # Then so is everything
-        assert mine.drained()
+        assert own.drained()
 
     def test_drained_ignores_later_entries(self, chat: Chat) -> None:
         chat.create_group("g")

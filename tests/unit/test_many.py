@@ -131,26 +131,26 @@ def test_tallies_of_many_messages_are_those_of_each_alone(chat: Chat, seed: int)
     chat.create_group("g", uids)
     for _ in range(200):
         uid = chance.choice(uids)
-        here = [member.uid for member in chat.members("g")]
+        members = [member.uid for member in chat.members("g")]
         match chance.randrange(8):
-            case 0 if len(here) > 2 and uid in here:
+            case 0 if len(members) > 2 and uid in members:
                 chat.remove_members("g", [uid])
             case 1:
                 chat.add_members("g", [uid])
-            case 2 | 3 if uid in here and (unread := chat.pull(uid)):
+            case 2 | 3 if uid in members and (unread := chat.pull(uid)):
                 chat.ack(uid, "g", chance.choice(unread).msgid)
             case _:
-                chat.send("g", "hi", sender_uid=chance.choice(here))
+                chat.send("g", "hi", sender_uid=chance.choice(members))
     msgids = [message.msgid for message in messages_of(chat)]
     alone = [chat.tally("g", msgid) for msgid in msgids]
     assert len({tally.read for tally in alone}) > 2
     # When
     shuffled = chance.sample(msgids, len(msgids))
-    some = sorted(chance.sample(msgids, 7), key=msgids.index)
+    sample = sorted(chance.sample(msgids, 7), key=msgids.index)
     # Then
     assert chat.tallies("g", msgids) == alone
     assert chat.tallies("g", shuffled) == [alone[msgids.index(msgid)] for msgid in shuffled]
-    assert chat.tallies("g", some) == [alone[msgids.index(msgid)] for msgid in some]
+    assert chat.tallies("g", sample) == [alone[msgids.index(msgid)] for msgid in sample]
     assert [(each.read, each.unread) for each in chat.status("g", limit=0)] == [
         (tally.read, tally.unread) for tally in alone
     ]

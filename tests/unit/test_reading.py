@@ -32,15 +32,15 @@ def pull(chat: Chat, *uids: str, after: int | None = 0, count: int = PAGE, most_
 @pytest.fixture
 def statements(chat: Chat) -> list[str]:
     """The SELECTs that go to SQL, but for the first question of all: whose data it has."""
-    found: list[str] = []
+    selects: list[str] = []
     engine = chat.system.database._backend.engine
 
     @event.listens_for(engine, "before_cursor_execute")
     def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
         if "FROM imcore_meta" not in statement:
-            found.append(statement)
+            selects.append(statement)
 
-    return found
+    return selects
 
 
 # Pulls.
@@ -69,15 +69,15 @@ def test_a_pull_says_whether_there_is_more(chat: Chat, count: int) -> None:
 def test_a_pull_brings_texts_of_many_sizes_in_order(chat: Chat) -> None:
     sizes = [5, 1, 3000, 2, 1, 1, 9000, 4, 60_000, 1, 1] * 5
     sent = say(chat, *("x" * size for size in sizes))
-    after, found = 0, []
+    after, messages = 0, []
     while True:
         pulled = pull(chat, "bob", after=after, most_bytes=10_000)
         assert sum(len(message.content) for message in pulled.messages) <= 10_000 or len(pulled.messages) == 1
-        found += pulled.messages
+        messages += pulled.messages
         if not pulled.more:
             break
-        after = msgids.pack(found[-1].msgid)
-    assert found == sent
+        after = msgids.pack(messages[-1].msgid)
+    assert messages == sent
 
 
 def test_members_at_one_offset_share_a_pull_and_strangers_are_left_out(chat: Chat) -> None:
@@ -132,9 +132,9 @@ def test_tallies_of_many_messages_take_few_queries(chat: Chat, statements: list[
     leave_to_sql(chat, sent[PAGE])
     statements.clear()
     # When
-    found = chat.tallies("team", sent)
+    tallies = chat.tallies("team", sent)
     # Then
-    assert [(each.msgid, each.read, each.unread) for each in found] == [
+    assert [(each.msgid, each.read, each.unread) for each in tallies] == [
         (msgid, int(at <= 300), 2 - int(at <= 300)) for at, msgid in enumerate(sent)
     ]
     assert len(statements) == 1

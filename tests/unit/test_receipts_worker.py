@@ -46,15 +46,15 @@ def worker(chat: Chat) -> ReceiptsWorker:
 @pytest.fixture
 def digests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
     """The digests that go out: group, sender, and how many messages each names."""
-    found: list[tuple[str, str, int]] = []
+    published: list[tuple[str, str, int]] = []
     tell = receipt_calls.publish_receipts
 
     def counted(space: Any, gid: str, sender_uid: str, changed: Sequence[receipt_calls.TallyChange]) -> Call[int]:
-        found.append((gid, sender_uid, len(changed)))
+        published.append((gid, sender_uid, len(changed)))
         return tell(space, gid, sender_uid, changed)
 
     monkeypatch.setattr(receipt_calls, "publish_receipts", counted)
-    return found
+    return published
 
 
 def new_worker(chat: Chat) -> ReceiptsWorker:
@@ -78,8 +78,8 @@ def say(chat: Chat, count: int, *, gid: str = "team", sender: str = "ann") -> li
     return [each.msgid for each in sent if isinstance(each, message_calls.SendResult)]
 
 
-def told(found: Sequence[Receipt]) -> list[tuple[str, int, int]]:
-    return [(each.msgid, each.read, each.unread) for each in found]
+def counts_of(all_receipts: Sequence[Receipt]) -> list[tuple[str, int, int]]:
+    return [(each.msgid, each.read, each.unread) for each in all_receipts]
 
 
 def test_there_is_no_digest_before_a_message_is_read(chat: Chat, worker: ReceiptsWorker) -> None:
@@ -104,7 +104,7 @@ def test_one_message_read_by_forty_makes_one_digest(
     worker.step()
     # Then
     assert digests == [("team", "ann", 1)]
-    assert told(chat.receipts("ann")) == [(message, 40, 0)]
+    assert counts_of(chat.receipts("ann")) == [(message, 40, 0)]
 
 
 def test_a_digest_names_only_messages_of_its_sender(
@@ -117,8 +117,8 @@ def test_a_digest_names_only_messages_of_its_sender(
     chat.ack("cyd", "home")
     worker.step()
     assert sorted(digests) == [("home", "ann", 1), ("team", "ann", 2), ("team", "bob", 1)]
-    assert told(chat.receipts("ann")) == [(home[0], 1, 0), (hers[0], 1, 1), (hers[1], 1, 1)]
-    assert told(chat.receipts("bob")) == [(his[0], 1, 1)]
+    assert counts_of(chat.receipts("ann")) == [(home[0], 1, 0), (hers[0], 1, 1), (hers[1], 1, 1)]
+    assert counts_of(chat.receipts("bob")) == [(his[0], 1, 1)]
 
 
 def test_an_ack_of_ones_own_messages_is_no_news(
@@ -142,7 +142,7 @@ def test_digests_name_all_messages_of_several_pages(chat: Chat, worker: Receipts
     chat.ack("bob", "team", sent[1249])
     chat.ack("cyd", "team", sent[5])
     drain(worker)
-    assert told(chat.receipts("ann")) == [
+    assert counts_of(chat.receipts("ann")) == [
         (each, 2 if at <= 5 else 1, 0 if at <= 5 else 1) for at, each in enumerate(sent[:1250])
     ]
 
@@ -157,7 +157,7 @@ def test_a_very_long_digest_is_several(
     chat.ack("bob", "team")
     worker.step()
     assert [count for _, _, count in digests] == [40, 40, 20]
-    assert told(chat.receipts("ann")) == [(each, 1, 0) for each in sent]
+    assert counts_of(chat.receipts("ann")) == [(each, 1, 0) for each in sent]
 
 
 def test_a_page_ends_anywhere(chat: Chat, worker: ReceiptsWorker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_a_sender_who_left_still_gets_digests(chat: Chat, worker: ReceiptsWorker
     chat.remove_members("team", ["ann"])
     chat.ack("bob", "team", sent[0])
     drain(worker)
-    assert told(chat.receipts("ann")) == [(sent[0], 1, 1)]
+    assert counts_of(chat.receipts("ann")) == [(sent[0], 1, 1)]
     assert chat.confirm_receipts("ann", chat.receipts("ann") * 2) == 1
     assert chat.receipts("ann") == []
 
@@ -195,7 +195,7 @@ def test_digests_count_reads_of_members_who_left(chat: Chat, worker: ReceiptsWor
     sent += say(chat, 1)
     chat.ack("bob", "team")
     drain(worker)
-    assert told(chat.receipts("ann")) == [(sent[0], 1, 0), (sent[2], 1, 0)]
+    assert counts_of(chat.receipts("ann")) == [(sent[0], 1, 0), (sent[2], 1, 0)]
 
 
 # What is trimmed.
@@ -218,7 +218,7 @@ def test_digests_name_trimmed_messages_from_sql(
         chat.ack("bob", gid, sent[8])
         trim(chat, gid, sent[5])
         worker.step()
-        assert told(each for each in chat.receipts("ann") if each.gid == gid) == [
+        assert counts_of(each for each in chat.receipts("ann") if each.gid == gid) == [
             (each, 2 if at <= 1 else 1, 0 if at <= 1 else 1) for at, each in enumerate(sent[:9])
         ]
 
@@ -244,7 +244,7 @@ def test_digests_name_messages_trimmed_between_two_pages(
     # When
     drain(worker)
     # Then
-    assert told(chat.receipts("ann")) == [(each, 1, 0) for each in sent]
+    assert counts_of(chat.receipts("ann")) == [(each, 1, 0) for each in sent]
 
 
 # What fails.
@@ -271,7 +271,7 @@ def test_an_answer_that_never_came_is_asked_for_again(
     assert chat.receipts("ann") == []
     drain(worker)
     # Then
-    assert told(chat.receipts("ann")) == [(message, 1, 0)]
+    assert counts_of(chat.receipts("ann")) == [(message, 1, 0)]
 
 
 @pytest.mark.parametrize("why", [DatabaseUnavailable, DatabaseNotReady])
@@ -293,7 +293,7 @@ def test_a_database_that_is_away_is_waited_for(
             worker.step()
     monkeypatch.setattr(Database, "messages_after", messages_after)
     drain(worker)
-    assert told(chat.receipts("ann")) == [(each, 1, 0) for each in sent]
+    assert counts_of(chat.receipts("ann")) == [(each, 1, 0) for each in sent]
     assert list(dead_letters.list_dead(chat.system.client)) == []
 
 
@@ -313,7 +313,7 @@ def test_entries_without_any_possible_digest_are_put_aside_and_the_rest_goes_on(
     # When
     drain(worker)
     # Then
-    assert told(chat.receipts("ann"))[-1] == (message, 1, 0)
+    assert counts_of(chat.receipts("ann"))[-1] == (message, 1, 0)
     assert len(list(dead_letters.list_dead(chat.system.client))) == 2
 
 
@@ -342,7 +342,7 @@ def test_the_next_worker_sends_the_digests_of_a_killed_one(
     chat.ack("cyd", "team")
     drain(new_worker(chat))
     # Then
-    assert told(chat.receipts("ann")) == [(message, 2, 0)]
+    assert counts_of(chat.receipts("ann")) == [(message, 2, 0)]
 
 
 # Pulling and confirming.
@@ -360,7 +360,7 @@ def test_a_receipt_that_changed_meanwhile_stays(chat: Chat, worker: ReceiptsWork
     drain(new_worker(chat))
     # Then
     assert chat.confirm_receipts("ann", seen) == 1
-    assert told(chat.receipts("ann")) == [(sent[0], 2, 0)]
+    assert counts_of(chat.receipts("ann")) == [(sent[0], 2, 0)]
     assert chat.confirm_receipts("ann", seen) == 0
     assert chat.confirm_receipts("ann", chat.receipts("ann")) == 1
     assert chat.receipts("ann") == []
@@ -373,10 +373,10 @@ def test_a_reader_without_a_digest_yet_is_in_the_tally_and_comes_again(chat: Cha
     worker.step()
     chat.ack("cyd", "team")
     seen = chat.receipts("ann")
-    assert told(seen) == [(message, 2, 0)]
+    assert counts_of(seen) == [(message, 2, 0)]
     chat.confirm_receipts("ann", seen)
     drain(worker)
-    assert told(chat.receipts("ann")) == [(message, 2, 0)]
+    assert counts_of(chat.receipts("ann")) == [(message, 2, 0)]
 
 
 def test_receipts_of_others_cannot_be_confirmed(chat: Chat, worker: ReceiptsWorker) -> None:
@@ -443,11 +443,13 @@ def test_random_histories_against_counting_by_hand(chat: Chat, worker: ReceiptsW
             for gid in gids
             for each in chat.status(gid, limit=0)
         }
-        found = {uid: chat.receipts(uid) for uid in uids}
-        assert {(uid, each.gid, each.msgid) for uid in uids for each in found[uid]} == changed
-        assert all((each.read, each.unread) == statuses[each.gid, each.msgid] for uid in uids for each in found[uid])
+        receipts_of = {uid: chat.receipts(uid) for uid in uids}
+        assert {(uid, each.gid, each.msgid) for uid in uids for each in receipts_of[uid]} == changed
+        assert all(
+            (each.read, each.unread) == statuses[each.gid, each.msgid] for uid in uids for each in receipts_of[uid]
+        )
         for uid in chance.sample(uids, 2):
-            chat.confirm_receipts(uid, found[uid])
+            chat.confirm_receipts(uid, receipts_of[uid])
             changed = {each for each in changed if each[0] != uid}
 
 

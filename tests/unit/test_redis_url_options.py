@@ -54,8 +54,8 @@ def refused(url: str, block_ms: int = 1000) -> str:
 def test_each_option_reaches_the_driver_as_its_type(scheme: str) -> None:
     place = "unix:///run/redis.sock" if scheme == "unix" else f"{scheme}://host"
     given = {name: text for name, text in GIVEN.items() if scheme in OPTIONS[name].schemes}
-    found = kwargs_of(f"{place}?{'&'.join(f'{name}={text}' for name, text in given.items())}")
-    assert {name: found[name] for name in given} == {name: OPTIONS[name].read(text) for name, text in given.items()}
+    kwargs = kwargs_of(f"{place}?{'&'.join(f'{name}={text}' for name, text in given.items())}")
+    assert {name: kwargs[name] for name in given} == {name: OPTIONS[name].read(text) for name, text in given.items()}
 
 
 def test_every_option_is_tried_here() -> None:

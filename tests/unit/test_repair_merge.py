@@ -37,24 +37,24 @@ _span = st.builds(
     st.none() | _position,
     _position,
 )
-_told = st.lists(
-    st.builds(CountedMessage, st.integers(1, 12), st.sampled_from(UIDS)), unique_by=lambda told: told.msgid
+_counted_messages = st.lists(
+    st.builds(CountedMessage, st.integers(1, 12), st.sampled_from(UIDS)), unique_by=lambda counted: counted.msgid
 )
 
 
-@given(_told.map(sorted), st.lists(_span, unique_by=lambda row: (row.uid, row.joined_msgid)))
+@given(_counted_messages.map(sorted), st.lists(_span, unique_by=lambda row: (row.uid, row.joined_msgid)))
 def test_counter_counts_by_the_definition(messages: list[CountedMessage], spans: list[SpanRow]) -> None:
     counter = Counter(messages)
     for row in spans:
         counter.add(row)
-    for told, count in zip(messages, counter.counts(), strict=True):
+    for counted, count in zip(messages, counter.counts(), strict=True):
         covering = [
             row
             for row in spans
-            if row.joined_msgid < told.msgid and (row.left_msgid is None or told.msgid <= row.left_msgid)
+            if row.joined_msgid < counted.msgid and (row.left_msgid is None or counted.msgid <= row.left_msgid)
         ]
-        recipients = [row for row in covering if row.uid != told.sender_uid]
-        read = sum(row.acked_msgid >= told.msgid for row in recipients)
+        recipients = [row for row in covering if row.uid != counted.sender_uid]
+        read = sum(row.acked_msgid >= counted.msgid for row in recipients)
         assert (count.read, count.unread) == (read, len(recipients) - read)
 
 
@@ -72,8 +72,8 @@ def test_equal_messages_keep_their_place() -> None:
 
 
 def test_new_messages_follow_lost_ones() -> None:
-    found = placed([message(7, 3), message(8, 4)], [message(5, 3), message(6, 4)], base=2, new_from=7)
-    assert [(each.row.msgid, each.row.seq, each.live is None) for each in found] == [
+    merged = placed([message(7, 3), message(8, 4)], [message(5, 3), message(6, 4)], base=2, new_from=7)
+    assert [(each.row.msgid, each.row.seq, each.live is None) for each in merged] == [
         (5, 3, True),
         (6, 4, True),
         (7, 5, False),
@@ -82,18 +82,18 @@ def test_new_messages_follow_lost_ones() -> None:
 
 
 def test_messages_are_in_order_of_msgid_also_if_a_clock_was_behind() -> None:
-    found = placed([message(4, 3)], [message(5, 3)], base=2, new_from=4)
-    assert [(each.row.msgid, each.row.seq) for each in found] == [(4, 3), (5, 4)]
+    merged = placed([message(4, 3)], [message(5, 3)], base=2, new_from=4)
+    assert [(each.row.msgid, each.row.seq) for each in merged] == [(4, 3), (5, 4)]
 
 
 def test_two_messages_of_one_msgid_are_both_kept() -> None:
-    found = placed([message(5, 3, content="since"), message(6, 4)], [message(5, 3, content="before")], new_from=5)
-    assert [(each.row.msgid, each.row.seq, each.row.content) for each in found] == [
+    merged = placed([message(5, 3, content="since"), message(6, 4)], [message(5, 3, content="before")], new_from=5)
+    assert [(each.row.msgid, each.row.seq, each.row.content) for each in merged] == [
         (5, 1, "before"),
         (6, 2, "hi"),
         (7, 3, "since"),
     ]
-    assert found[0].live is None
+    assert merged[0].live is None
 
 
 def test_message_that_one_side_changed_is_not_doubled() -> None:
@@ -106,10 +106,10 @@ _rows = st.lists(st.integers(1, 30), unique=True).map(lambda ids: [message(msgid
 
 @given(_rows, _rows)
 def test_place_drops_no_message_and_leaves_no_hole(live: list[MessageRow], stored: list[MessageRow]) -> None:
-    found = placed(live, stored, base=10)
-    assert {each.row.msgid for each in found} == {row.msgid for row in live + stored}
-    assert [each.row.seq for each in found] == list(range(11, 11 + len(found)))
-    assert [each.row.msgid for each in found] == sorted(each.row.msgid for each in found)
+    merged = placed(live, stored, base=10)
+    assert {each.row.msgid for each in merged} == {row.msgid for row in live + stored}
+    assert [each.row.seq for each in merged] == list(range(11, 11 + len(merged)))
+    assert [each.row.msgid for each in merged] == sorted(each.row.msgid for each in merged)
 
 
 # Spans.
