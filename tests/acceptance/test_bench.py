@@ -119,8 +119,8 @@ def _check_counts(medians: dict[str, float]) -> None:
 def test_bench_refuses_a_server_that_holds_data(bench: Bench, client: redis.Redis) -> None:
     client.set("theirs", "precious")
     with redis.Redis.from_url(bench.redis_url, db=1) as other:
-        for theirs, rest in ((client, other), (other, client)):
-            rest.flushdb()
+        for theirs, empty in ((client, other), (other, client)):
+            empty.flushdb()
             theirs.set("im:config", "precious")
 
             result = bench.run("tally", "--quick")

@@ -59,9 +59,9 @@ class Stack:
 
     def is_stored(self) -> bool:
         """Whether the worker `persist` has stored everything."""
-        found = self.im("stats", "--json")
-        assert (found.returncode, found.stderr) == (0, "")
-        workers = json.loads(found.stdout)["workers"]
+        stats = self.im("stats", "--json")
+        assert (stats.returncode, stats.stderr) == (0, "")
+        workers = json.loads(stats.stdout)["workers"]
         return any(worker["worker"] == "persist" and worker["backlog"] == 0 for worker in workers)
 
     def is_working(self) -> bool:
@@ -72,15 +72,15 @@ class Stack:
 
     def processes(self) -> dict[int, str]:
         """The processes that belong to this data directory, with their command lines."""
-        found = {}
+        commands = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 environment, command = (folder / "environ").read_bytes(), (folder / "cmdline").read_bytes()
             except OSError:
                 continue
             if os.fsencode(self.data_dir) in environment + command and command:
-                found[int(folder.name)] = command.replace(b"\0", b" ").decode()
-        return found
+                commands[int(folder.name)] = command.replace(b"\0", b" ").decode()
+        return commands
 
     def pid_of(self, worker: str) -> int:
         """The process of a worker, once it is there."""

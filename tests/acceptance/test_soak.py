@@ -179,10 +179,10 @@ def trim(soak: Soak) -> None:
 def look_for_differences(soak: Soak) -> None:
     """While it goes on, `check` sees no difference, but that perhaps no worker lives at this moment."""
     try:
-        found = [each for each in check(soak.chat.system) if each.what != "journal: no worker persist runs"]
+        differences = [each for each in check(soak.chat.system) if each.what != "journal: no worker persist runs"]
     except TryAgain:
         return
-    assert found == []
+    assert differences == []
 
 
 # The end.

@@ -88,15 +88,15 @@ def burst(settings: Settings) -> None:
 
 def count(chat: Chat, table: str) -> int:
     with chat.system.database.connection() as connection:
-        found: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
-    return found
+        rows: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
+    return rows
 
 
 def open_entries(chat: Chat, worker: WorkerProcess) -> int:
     """How many entries a worker has taken and not done."""
     [*_, name] = re.findall(r"working as (\S+)", worker.log) or [""]
-    found = [chat.system.client.driver.xpending(key, KIND)["consumers"] for key in chat.system.client.space.journals()]
-    return sum(each["pending"] for consumers in found for each in consumers if each["name"].decode() == name)
+    groups = [chat.system.client.driver.xpending(key, KIND)["consumers"] for key in chat.system.client.space.journals()]
+    return sum(each["pending"] for consumers in groups for each in consumers if each["name"].decode() == name)
 
 
 class _Talk:

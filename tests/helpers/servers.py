@@ -105,14 +105,14 @@ def start_cluster(folder: Path, nodes: int = 3) -> RunningCluster:
 def free_ports(count: int) -> list[int]:
     """Return ports of loopback that nobody listens on at this moment, and that the system gives to nobody by itself."""
     chance = random.SystemRandom()  # other processes look for ports, too
-    found: list[int] = []
+    ports: list[int] = []
     with ExitStack() as taken:
-        while len(found) < count:
+        while len(ports) < count:
             port = chance.randrange(10_000, 32_768)
             with suppress(OSError):
                 taken.enter_context(socket.create_server(("127.0.0.1", port)))
-                found.append(port)
-    return found
+                ports.append(port)
+    return ports
 
 
 def _start_node(folder: Path, port: int, bus: int) -> RunningServer:
@@ -202,5 +202,5 @@ def move_slot(
 
 
 def _owns(node: redis.Redis, slot: int) -> bool:
-    [mine] = [info["slots"] for info in node.execute_command("CLUSTER NODES").values() if "myself" in info["flags"]]
-    return any(int(ends[0]) <= slot <= int(ends[-1]) for ends in mine)
+    [ranges] = [info["slots"] for info in node.execute_command("CLUSTER NODES").values() if "myself" in info["flags"]]
+    return any(int(ends[0]) <= slot <= int(ends[-1]) for ends in ranges)

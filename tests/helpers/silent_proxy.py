@@ -58,10 +58,10 @@ class SilentProxy:
 
     def _take(self, ready: object) -> None:
         if ready is self._listening:
-            here, _ = self._listening.accept()
-            there = socket.socket(socket.AF_UNIX)
-            there.connect(self._target)
-            for one, other in ((here, there), (there, here)):
+            client, _ = self._listening.accept()
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self._target)
+            for one, other in ((client, server), (server, client)):
                 self._peers[one] = other
                 self._selector.register(one, selectors.EVENT_READ)
         elif isinstance(ready, socket.socket) and ready in self._peers:

@@ -23,8 +23,8 @@ def talk(chat: Chat, gid: str = "g", count: int = 100) -> None:
 
 def count(database: Database, table: str = "group_msgs") -> int:
     with database.connection() as connection:
-        found: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
-    return found
+        rows: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
+    return rows
 
 
 def worker(settings: Settings, name: str = "persist", *arguments: str, **others: str | int) -> WorkerProcess:

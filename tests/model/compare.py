@@ -40,8 +40,8 @@ def compare_group(chat: Chat, model: Model, gid: str) -> None:
 def compare_offsets(chat: Chat, model: Model, gid: str) -> None:
     """What any Redis tool sees: a consumer group for each member and no other, at the member's offset."""
     group, stream = model.groups[gid], chat.system.client.space.group(gid).stream
-    found = chat.system.client.driver.xinfo_groups(stream) if chat.system.client.driver.exists(stream) else []
-    assert {info["name"].decode(): info["last-delivered-id"].decode() for info in found} == {
+    infos = chat.system.client.driver.xinfo_groups(stream) if chat.system.client.driver.exists(stream) else []
+    assert {info["name"].decode(): info["last-delivered-id"].decode() for info in infos} == {
         uid: group.msgid(group.current(uid).acked) or "0-0" for uid in group.members()
     }
 
@@ -114,12 +114,12 @@ def same_form(message: Message) -> ModelMessage:
 
 
 def _members(model: Model) -> list[tuple[str, str, int | None]]:
-    found = []
+    rows = []
     for gid, group in model.groups.items():
         for uid in group.members():
             offset = group.msgid(group.current(uid).acked)
-            found.append((gid, uid, msgids.pack(offset) if offset else None))
-    return found
+            rows.append((gid, uid, msgids.pack(offset) if offset else None))
+    return rows
 
 
 def _receipts(model: Model) -> list[tuple[str, int, str, str, bool]]:

@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
     def strategy(self, parameter: str) -> st.SearchStrategy[Any]:
         """What is given for a parameter. Raise KeyError where nobody has thought of it."""
-        special = {name: found for name, found in OF_ONE_ENTRY.items() if name.endswith(f".{parameter}")}
+        special = {name: generator for name, generator in OF_ONE_ENTRY.items() if name.endswith(f".{parameter}")}
         for name in (f"{self.title}.{parameter}", f"{self.owner}.{parameter}"):
             if name in special:
                 return special[name]

@@ -26,13 +26,13 @@ def fuzzed(examples: int) -> hypothesis_settings:
     return _settings(examples, CALLS_WANTED)
 
 
-def _settings(examples: int, wanted: str | None) -> hypothesis_settings:
+def _settings(examples: int, long_form: str | None) -> hypothesis_settings:
     # At home an example that fails is made as short as can be, which may take five minutes
     return hypothesis_settings(
         phases=[Phase.generate] if os.environ.get("CI") else [Phase.generate, Phase.shrink],
-        max_examples=int(wanted or examples),
+        max_examples=int(long_form or examples),
         stateful_step_count=40,
-        derandomize=wanted is None,
+        derandomize=long_form is None,
         database=None,
         deadline=None,
         print_blob=True,

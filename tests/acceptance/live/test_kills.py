@@ -119,11 +119,11 @@ def test_whatever_is_killed_everybody_has_everything_once_and_every_tally_is_rig
         # And so was it shown: by each session once and in order, and nothing is missing
         shown = set()
         for path in (stack.folder / "sessions" / uid).glob("*.out"):
-            told = [(event["gid"], event["msgid"]) for event in events_in(path) if event["event"] == "message"]
+            printed = [(event["gid"], event["msgid"]) for event in events_in(path) if event["event"] == "message"]
             for gid in GIDS:
-                msgids = [(len(msgid), msgid) for where, msgid in told if where == gid]
+                msgids = [(len(msgid), msgid) for where, msgid in printed if where == gid]
                 assert msgids == sorted(set(msgids))
-            shown.update(told)
+            shown.update(printed)
         assert shown == {(line["gid"], line["msgid"]) for line in statuses}
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 
-class Told(NamedTuple):
+class SendAnswer(NamedTuple):
     """What a sender was told: the message is stored."""
 
     msgid: str
@@ -47,7 +47,7 @@ class Diary:
 
     said: list[Said] = field(default_factory=list)
     lines: Counter[str] = field(default_factory=Counter)
-    told: dict[tuple[str, str], Told] = field(default_factory=dict)
+    answers: dict[tuple[str, str], SendAnswer] = field(default_factory=dict)
     acking: list[tuple[str, str, str]] = field(default_factory=list)
     acked: list[tuple[str, str, str | None]] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
@@ -59,9 +59,9 @@ class Diary:
             case "say":
                 self.said.append(Said(*values))
                 self.lines[self.said[-1].gid] += 1
-            case "told":
-                gid, client_msgid, *told = values
-                self.told[gid, client_msgid] = Told(*told)
+            case "sent":
+                gid, client_msgid, *answer = values
+                self.answers[gid, client_msgid] = SendAnswer(*answer)
             case "acking":
                 self.acking.append(values)  # type: ignore[arg-type]
             case "acked":
@@ -79,7 +79,7 @@ class Diary:
     def open_line(self) -> Said | None:
         """The line that has no answer yet."""
         last = self.said[-1] if self.said else None
-        return last if last and (last.gid, last.client_msgid) not in self.told else None
+        return last if last and (last.gid, last.client_msgid) not in self.answers else None
 
     def is_in(self, gid: str, uid: str) -> bool:
         """Whether a guest is a member: all are in the beginning."""

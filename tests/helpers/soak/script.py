@@ -38,12 +38,12 @@ class Share:
 
 def scenes_of(files: Iterable[ChatFile]) -> list[Scene]:
     """The groups of the files. Those of two files are two groups, even where they have one name."""
-    found = []
+    scenes = []
     for file in files:
         events = file.events()
         for gid in dict.fromkeys(event["gid"] for event in events):
-            found.append(_scene(f"{file} {gid}", [event for event in events if event["gid"] == gid]))
-    return found
+            scenes.append(_scene(f"{file} {gid}", [event for event in events if event["gid"] == gid]))
+    return scenes
 
 
 def most_talkative(scenes: Sequence[Scene], count: int) -> list[str]:
