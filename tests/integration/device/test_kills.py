@@ -98,8 +98,8 @@ def test_sessions_killed_at_random_moments(
         for one in messages:
             assert [each.seq for each in one] == sorted({each.seq for each in one})
         assert {each.msgid for one in messages for each in one} == {msgid for msgid, *_ in lines_at(other, gid)}
-    mine = [text for gid in gids for _, text, state in lines_at(other, gid) if state]
-    assert sorted(mine) == sorted(f"bob {number}" for number in range(rounds))
+    bob_texts = [text for gid in gids for _, text, state in lines_at(other, gid) if state]
+    assert sorted(bob_texts) == sorted(f"bob {number}" for number in range(rounds))
     assert 5 < killed < rounds
 
 

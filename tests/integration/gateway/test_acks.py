@@ -89,8 +89,8 @@ def test_a_hundred_messages_to_forty_cost_four_hundred_acks(chat: Chat) -> None:
 
 
 def journalled_moves(chat: Chat) -> list[bytes]:
-    found: list[bytes] = []
+    moves: list[bytes] = []
     for key in chat.system.client.space.journals():
         for _, fields in chat.system.client.query("XRANGE", key, "-", "+"):
-            found += fields[b"moves"].split(b"\x1e") if fields[b"kind"] == b"ack" else []
-    return found
+            moves += fields[b"moves"].split(b"\x1e") if fields[b"kind"] == b"ack" else []
+    return moves

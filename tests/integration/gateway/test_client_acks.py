@@ -93,17 +93,17 @@ def test_sessions_may_begin_and_end_between_the_events_of_a_poll(chat: Chat, oth
         audience = Audience(gateway)
         bob, cyd = entered(audience, "bob", "cyd")
         sent = say(other, "1", "2", "3")
-        found: list[tuple[str, str]] = []
+        texts: list[tuple[str, str]] = []
         late: Session | None = None
-        while len([each for each in found if each[0] == "cyd"]) < 3:
+        while len([each for each in texts if each[0] == "cyd"]) < 3:
             for event in gateway.poll(0.05):
                 for session in event.sessions:
                     if session is bob:
                         gateway.end(bob, clean=False)
                         late = late or gateway.open("ann")
-                    found.append((session.uid, getattr(event, "message", sent[0]).content))
+                    texts.append((session.uid, getattr(event, "message", sent[0]).content))
         # Then the others have all, and nothing of it is acked by the dead one
-        assert [text for uid, text in found if uid == "cyd"] == ["1", "2", "3"]
+        assert [text for uid, text in texts if uid == "cyd"] == ["1", "2", "3"]
         audience.until(lambda: offset(chat, "cyd") == sent[-1].msgid)
         assert late
         audience.until(lambda: late.is_synced)
@@ -251,26 +251,26 @@ def test_a_device_whose_subscription_was_lost_can_be_exact(chat: Chat, other: Ch
     [message] = say(other, "1")
     with (
         closing(ReceiptsWorker(other.system.client, other.system.database, settings)) as worker,
-        chat.listen("ann") as here,
-        other.listen("ann", ack_interval_s=0.0) as there,
+        chat.listen("ann") as ann,
+        other.listen("ann", ack_interval_s=0.0) as elsewhere,
     ):
-        for live in (here, there):
+        for live in (ann, elsewhere):
             while live.poll(0.05) or not live.session.is_synced:
                 pass
-        mine = next(iter(nodes_of(other.system.client.driver))).client_list(_type="pubsub")[0]
-        other.system.client.driver.client_kill_filter(_id=int(mine["id"]))
+        subscription = next(iter(nodes_of(other.system.client.driver))).client_list(_type="pubsub")[0]
+        other.system.client.driver.client_kill_filter(_id=int(subscription["id"]))
         other.ack("bob", "team")
         while not worker.drained():
             worker.step()
-        found: list[Message | Receipt] = []
+        events: list[Message | Receipt] = []
         while other.receipts("ann"):  # until they are confirmed
-            found += there.poll(0.05)
-        assert [(item.msgid, item.read) for item in found if not isinstance(item, Message)] == [(message.msgid, 1)]
-        assert (here.reconnects, there.reconnects) == (0, 0)
+            events += elsewhere.poll(0.05)
+        assert [(item.msgid, item.read) for item in events if not isinstance(item, Message)] == [(message.msgid, 1)]
+        assert (ann.reconnects, elsewhere.reconnects) == (0, 0)
         # When it comes back, it sees that it has been away, and asks
-        while not here.reconnects:
-            here.poll(0.05)
-        assert here.reconnects == 1
+        while not ann.reconnects:
+            ann.poll(0.05)
+        assert ann.reconnects == 1
         assert [tally.read for tally in chat.tallies("team", [message.msgid])] == [1]
 
 

@@ -196,11 +196,11 @@ def test_a_database_that_is_silent_is_not_waited_for_all_the_time(
         leave_to_sql(chat, say(chat, "1", "2", gid=gid)[0].msgid, gid)
     chat.create_group("home", ["ann", "cyd"])
     answer = chat.performer.perform_one
-    asked = []
+    sql_queries = []
 
     def silent(question: Effect[Any]) -> Any:
         if isinstance(question, SqlQuery):
-            asked.append(question)
+            sql_queries.append(question)
             time.sleep(0.5)
             raise DatabaseUnavailable
         return answer(question)
@@ -213,13 +213,13 @@ def test_a_database_that_is_silent_is_not_waited_for_all_the_time(
             patch.setattr(chat.performer, "perform_one", silent)
             # When
             begun = time.monotonic()
-            audience.until(lambda: asked)
+            audience.until(lambda: sql_queries)
             for number in range(1, 6):
                 say(other, str(number), gid="home")
                 audience.until(lambda n=number: len(audience.heard(cyd, "home")) == n)
                 audience.poll(0.1)
         # Then it was asked again after five times as long only, if so much time has passed
-        assert len(asked) <= 1 + (time.monotonic() - begun) / 2.5
+        assert len(sql_queries) <= 1 + (time.monotonic() - begun) / 2.5
         audience.until(lambda: all(audience.heard(bob, gid) == ["1", "2"] for gid in ("a", "b", "c")))
 
 

@@ -52,14 +52,14 @@ def test_every_session_hears_a_group_from_the_join_on(chat: Chat, other: Chat) -
     # Given two sessions, and one of them acks what came before the other looks
     chat.create_group("home", ["bob"])
     with chat.gateway(ack_every=1) as quick, other.gateway() as slow:
-        here, there = Audience(quick), Audience(slow)
+        quick_audience, slow_audience = Audience(quick), Audience(slow)
         one, two = quick.open("bob"), slow.open("bob")
-        here.settled()
-        there.settled()
+        quick_audience.settled()
+        slow_audience.settled()
         chat.create_group("team", ["ann", "bob"])
         sent = say(chat, "1", "2")
-        here.until(lambda: here.heard(one) == ["1", "2"])
-        here.until(lambda: offset(chat, "bob") == sent[1].msgid)
+        quick_audience.until(lambda: quick_audience.heard(one) == ["1", "2"])
+        quick_audience.until(lambda: offset(chat, "bob") == sent[1].msgid)
         say(chat, "3", sender="bob")
         # Then
-        there.until(lambda: there.heard(two) == ["1", "2", "3"])
+        slow_audience.until(lambda: slow_audience.heard(two) == ["1", "2", "3"])

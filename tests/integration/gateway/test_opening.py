@@ -39,13 +39,13 @@ def test_a_group_joined_in_the_moment_a_session_begins_is_not_missed(
 ) -> None:
     # Given a user who joins right after the session has asked for their groups, at its beginning and again
     chat.create_group("old", ["ann", "bob"])
-    asked = queries.groups_or_errors
+    groups_or_errors = queries.groups_or_errors
 
     def then_joins(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, list[str] | ImError]]:
-        found = yield from asked(space, uids)
+        groups = yield from groups_or_errors(space, uids)
         if joins:
             other.create_group(joins.pop(), ["bob", "ann"])
-        return found
+        return groups
 
     with chat.gateway() as gateway:
         audience = Audience(gateway)
@@ -68,20 +68,20 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
     # Given a digest right after the session has asked what waits
     chat.create_group("team", ["ann", "bob"])
     [message] = say(chat, "hi")
-    asked = sessions.dirty_receipts
-    told = False
+    dirty_receipts = sessions.dirty_receipts
+    is_pushed = False
 
-    def then_told(*args: Any) -> Effects[Any]:
-        nonlocal told
-        found = yield from asked(*args)
-        if not told:
-            told = True
+    def then_pushes(*args: Any) -> Effects[Any]:
+        nonlocal is_pushed
+        dirty = yield from dirty_receipts(*args)
+        if not is_pushed:
+            is_pushed = True
             push_receipts(other, message)
-        return found
+        return dirty
 
     with chat.gateway() as gateway:
         audience = Audience(gateway)
-        monkeypatch.setattr(sessions, "dirty_receipts", then_told)
+        monkeypatch.setattr(sessions, "dirty_receipts", then_pushes)
         # When
         ann = gateway.open("ann")
         # Then
@@ -162,14 +162,14 @@ def test_the_offset_counts_as_of_the_opening(chat: Chat, other: Chat) -> None:
     # Given a session that is opened, and another one of the same user that acks before it polls
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as slow, other.gateway(ack_every=1) as quick:
-        there = Audience(quick)
+        quick_audience = Audience(quick)
         bobs = quick.open("bob")
-        there.settled()
+        quick_audience.settled()
         bob = slow.open("bob")
         # When
         say(other, "in between")
-        there.until(lambda: there.heard(bobs) == ["in between"])
-        there.until(lambda: [each.unread for each in other.unread("bob")] == [0])
+        quick_audience.until(lambda: quick_audience.heard(bobs) == ["in between"])
+        quick_audience.until(lambda: [each.unread for each in other.unread("bob")] == [0])
         # Then
-        here = Audience(slow)
-        here.until(lambda: here.heard(bob) == ["in between"])
+        slow_audience = Audience(slow)
+        slow_audience.until(lambda: slow_audience.heard(bob) == ["in between"])

@@ -80,10 +80,10 @@ class Refusing:
 
 
 def refusing(chat: Chat, function: str, gids: frozenset[str] = ALL) -> Refusing:
-    found = Refusing(chat, function, gids)
-    chat.system.client.call_each = found.call_each  # type: ignore[assignment, method-assign]
-    chat.system.client.start = found.start  # type: ignore[method-assign]
-    return found
+    refuser = Refusing(chat, function, gids)
+    chat.system.client.call_each = refuser.call_each  # type: ignore[assignment, method-assign]
+    chat.system.client.start = refuser.start  # type: ignore[method-assign]
+    return refuser
 
 
 def pass_time(audience: Audience, clock: Clock, other: Chat, *, seconds: float = LONG_S) -> list[tuple[str, int]]:
@@ -186,12 +186,12 @@ def test_a_database_that_is_away_is_asked_less_and_less_often(
 ) -> None:
     # Given bob, whose missed messages of one group are in SQL only
     leave_to_sql(chat, say(chat, "1", "2")[0].msgid)
-    answer, asked = chat.performer.perform_one, []
+    answer, sql_queries = chat.performer.perform_one, []
     away = True
 
     def answer_if_there(question: Effect[Any]) -> Any:
         if isinstance(question, SqlQuery) and away:
-            asked.append(question)
+            sql_queries.append(question)
             raise DatabaseUnavailable("PostgreSQL is away")
         return answer(question)
 
@@ -202,7 +202,7 @@ def test_a_database_that_is_away_is_asked_less_and_less_often(
         # When
         pass_time(audience, clock, other)
         # Then
-        assert 5 <= len(asked) <= MOST_TRIES
+        assert 5 <= len(sql_queries) <= MOST_TRIES
         assert len(caplog.records) <= 2
         assert audience.heard(bob, "home")
         away = False
@@ -210,12 +210,12 @@ def test_a_database_that_is_away_is_asked_less_and_less_often(
         assert audience.heard(bob)[:2] == ["1", "2"]
 
 
-@pytest.mark.parametrize("asked", ["Listen", "change"])
+@pytest.mark.parametrize("step", ["Listen", "change"])
 def test_a_subscription_that_does_not_come_about_is_tried_less_and_less_often(
     chat: Chat,
     other: Chat,
     clock: Clock,
-    asked: str,
+    step: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -230,7 +230,7 @@ def test_a_subscription_that_does_not_come_about_is_tried_less_and_less_often(
         bob = gateway.open("bob")
         audience.settled()
         with monkeypatch.context() as patch:
-            patch.setattr(Subscription, "__init__" if asked == "Listen" else "change", refuse)
+            patch.setattr(Subscription, "__init__" if step == "Listen" else "change", refuse)
             gateway._core.subscription_lost(RedisUnavailable("lost"))
             sent = pass_time(audience, clock, other)
         assert 5 <= len(tries) <= MOST_TRIES
