@@ -95,27 +95,27 @@ class Watch:
     def looking(self) -> Iterator[None]:
         self._admin.config_resetstat()
         yield
-        found = self._admin.info("commandstats")
-        ran = {name.removeprefix("cmdstat_") for name, each in found.items() if each["calls"]}
+        commandstats = self._admin.info("commandstats")
+        ran = {name.removeprefix("cmdstat_") for name, each in commandstats.items() if each["calls"]}
         self.used |= ran - OF_THE_TEST
         assert self._admin.acl_log() == []
 
     @contextmanager
     def listing(self) -> Iterator[set[tuple[str, str]]]:
         """Look closely: gather which commands functions run, and on which kinds of keys."""
-        found: set[tuple[str, str]] = set()
+        commands: set[tuple[str, str]] = set()
         pool = self._admin.connection_pool
         where = {**pool.connection_kwargs, "socket_timeout": None}
         with redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **where)).monitor() as monitor:
-            reader = Thread(target=self._gather, args=(monitor, found), daemon=True)
+            reader = Thread(target=self._gather, args=(monitor, commands), daemon=True)
             reader.start()
             try:
-                yield found
+                yield commands
             finally:
                 self._admin.echo(END)
                 reader.join(10)
 
-    def _gather(self, monitor: Any, found: set[tuple[str, str]]) -> None:
+    def _gather(self, monitor: Any, commands: set[tuple[str, str]]) -> None:
         for heard in monitor.listen():
             words = heard["command"].split()
             if words == ["ECHO", END]:
@@ -123,7 +123,7 @@ class Watch:
             if heard["client_type"] == "lua":
                 name = "|".join(words[:2]) if words[0] == "XGROUP" else words[0]
                 keys = [word for word in words[1:4] if word.startswith("im:{")][: 2 if name == "RENAME" else 1]
-                found.update((name.lower(), kind_of(key) or "") for key in keys)
+                commands.update((name.lower(), kind_of(key) or "") for key in keys)
 
     def unused(self, role: Role) -> set[str]:
         """The rights of a role, without those on keys of rq, that it has not used."""
@@ -312,8 +312,8 @@ def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "red
 
 def test_jobs_keep_to_their_keys(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:
     # Given a job that fails
-    mine = as_user(settings, WORKER)
-    with closing(redis.Redis.from_url(mine.redis_url)) as connection:
+    worker_settings = as_user(settings, WORKER)
+    with closing(redis.Redis.from_url(worker_settings.redis_url)) as connection:
         queue = Queue(jobs.QUEUE, connection=connection, serializer=JSONSerializer)
         failing = queue.enqueue("imcore.workers.jobs.no_such_job")
 

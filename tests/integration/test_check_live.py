@@ -47,10 +47,10 @@ def test_check_finds_damage_in_a_group_that_changes_all_the_time(chat: Chat, val
     persist(chat)
     with Crowd(valkey, sqlite_url):
         # When
-        found = {each.what for each in check(chat.system) if not each.unsure}
+        damages = {each.what for each in check(chat.system) if not each.unsure}
     # Then
-    assert any(what.startswith("recall of message") for what in found)
-    assert any("of 'zoe' past the offset" in what for what in found)
+    assert any(what.startswith("recall of message") for what in damages)
+    assert any("of 'zoe' past the offset" in what for what in damages)
 
 
 def test_check_reports_nothing_that_happens_meanwhile(chat: Chat, valkey: str, sqlite_url: str) -> None:
@@ -60,8 +60,8 @@ def test_check_reports_nothing_that_happens_meanwhile(chat: Chat, valkey: str, s
         for number in range(ROUNDS):
             crowd.trims = number >= ROUNDS // 2
             # When, then
-            found = list(check(chat.system))
-            assert found == []
+            differences = list(check(chat.system))
+            assert differences == []
     persist(chat)
     assert list(check(chat.system)) == []
 
@@ -152,11 +152,11 @@ def test_check_reports_nothing_if_the_journal_is_trimmed_meanwhile(chat: Chat, m
     trim(chat.system)
     tallies, acks = GroupComparison._tallies, iter([20, 25])
 
-    def meanwhile(self: GroupComparison, some: list[Any]) -> list[Difference]:
-        answer = list(tallies(self, some))
+    def meanwhile(self: GroupComparison, batch: list[Any]) -> list[Difference]:
+        answer = list(tallies(self, batch))
         for number in islice(acks, 1):
             chat.ack("ann", GID, nth(chat, number))
-            answer = list(tallies(self, some))
+            answer = list(tallies(self, batch))
             persist(chat)
             tell(chat)
             assert trim(chat.system).journal_entries

@@ -40,10 +40,10 @@ OTHER_KINDS_INDEXES = {
 
 def names(connection: Connection) -> dict[str, str]:
     """The columns of every table and view."""
-    found = inspect(connection)
+    inspector = inspect(connection)
     return {
-        name: " ".join(column["name"] for column in found.get_columns(name))
-        for name in found.get_table_names() + found.get_view_names()
+        name: " ".join(column["name"] for column in inspector.get_columns(name))
+        for name in inspector.get_table_names() + inspector.get_view_names()
     }
 
 
@@ -75,7 +75,7 @@ class TestMigrations:
 
     def test_upgrade_downgrade_upgrade(self, database: Database) -> None:
         with database.connection() as connection:
-            there = names(connection)
+            columns = names(connection)
             run.downgrade(connection, "base")
         with database.connection() as connection:
             assert names(connection) == {VERSION_TABLE: "version_num"}
@@ -85,7 +85,7 @@ class TestMigrations:
         database.upgrade()
 
         with database.connection() as connection:
-            assert names(connection) == there
+            assert names(connection) == columns
 
     @pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
     def test_migrations_make_the_tables_of_the_classes(self, database: Database) -> None:

@@ -16,8 +16,8 @@ from tests.helpers.servers import require_server, start_valkey
 
 
 def options_of(client: Client) -> dict[str, object]:
-    found = client.nodes_manager.connection_kwargs if isinstance(client, RedisCluster) else None
-    return dict(found or client.connection_pool.connection_kwargs)
+    cluster_kwargs = client.nodes_manager.connection_kwargs if isinstance(client, RedisCluster) else None
+    return dict(cluster_kwargs or client.connection_pool.connection_kwargs)
 
 
 def test_connections_over_tcp_probe_a_silent_peer(cluster: str) -> None:

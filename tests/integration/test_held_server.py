@@ -53,8 +53,8 @@ def longest_ms(server: "redis.Redis", function: str, call: Callable[[], object])
     """Return the longest of the calls of a function that something makes."""
     server.slowlog_reset()
     call()
-    found = [each["duration"] / 1000 for each in server.slowlog_get(10_000) if function.encode() in each["command"]]
-    return max(found)
+    durations = [each["duration"] / 1000 for each in server.slowlog_get(10_000) if function.encode() in each["command"]]
+    return max(durations)
 
 
 def least_ms(server: "redis.Redis", function: str, call: Callable[[], object]) -> float:
@@ -124,16 +124,16 @@ def test_a_page_of_large_texts_is_a_small_one(chat: Chat) -> None:
     # Given messages of which a page by number alone would be of many megabytes
     sent = chat.send_many("team", [Draft("ann", "x" * LARGE)] * 50)
     # When a page is asked for, and those after it
-    asked, first = [], "-"
+    page_sizes, first = [], "-"
     while True:
         page, more = chat.system.client.call(message_calls.entries(chat.system.client.space, "team", first, "+", 500))
-        asked.append(len(page))
+        page_sizes.append(len(page))
         first = f"({page[-1][0].decode()}"
         if not more:
             break
     # Then none is of much more than a megabyte, and they have all
-    assert max(asked) <= (1 << 20) / LARGE + 1
-    assert sum(asked) == len(sent)
+    assert max(page_sizes) <= (1 << 20) / LARGE + 1
+    assert sum(page_sizes) == len(sent)
     # And so it is with a journal
     space = chat.system.client.space
     for _ in range(50):
@@ -146,15 +146,15 @@ def test_a_page_of_large_texts_is_a_small_one(chat: Chat) -> None:
 def test_tallies_that_changed_are_looked_for_in_small_pages(chat: Chat) -> None:
     sent = chat.send_many("team", [Draft("ann", "x" * LARGE)] * 50)
     ids = [msgids.pack(each.msgid) for each in sent if isinstance(each, Message)]
-    segment, found, pages = receipt_calls.Segment(0, ids[-1], "bob"), list[int](), 0
+    segment, changed, pages = receipt_calls.Segment(0, ids[-1], "bob"), list[int](), 0
     while True:
         page = chat.system.client.call(receipt_calls.changes(chat.system.client.space, "team", [segment], 1000))
-        found += [change.msgid for change in page.found]
+        changed += [change.msgid for change in page.found]
         pages += 1
         if page.next_after is None:
             break
         segment = segment._replace(after=page.next_after)
-    assert found == ids
+    assert changed == ids
     assert pages >= 3
 
 

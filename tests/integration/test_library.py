@@ -149,10 +149,10 @@ def test_newer_ones_are_left_alone(server: Any, connect: Callable[[], RedisClien
 def test_two_may_load_them_at_once(connect: Callable[[], RedisClient], monkeypatch: pytest.MonkeyPatch) -> None:
     # Given two who have looked, and found none
     one, two = connect(), connect()
-    asked = library.Library._version
+    version = library.Library._version
     answers = iter([0])
     one.require_functions(writes=True)
-    monkeypatch.setattr(library.Library, "_version", lambda *args: next(answers, None) or asked(*args))
+    monkeypatch.setattr(library.Library, "_version", lambda *args: next(answers, None) or version(*args))
 
     # Then the second one finds those of the first
     two.require_functions(writes=True)

@@ -107,9 +107,9 @@ def test_everything_works_with_any_session_settings(
         assert [row.sent_at_ms for row in chat.system.database.messages_after("team", 0)] == list(
             map(msgids.to_ms, TIMES)
         )
-        found = chat.system.database.message_by_client_msgid("team", "\\1")
-        assert found
-        assert found.sent_at_ms == msgids.to_ms(LAST)
+        stored = chat.system.database.message_by_client_msgid("team", "\\1")
+        assert stored
+        assert stored.sent_at_ms == msgids.to_ms(LAST)
 
         # And a Redis that is lost comes back
         chat.system.client.driver.flushall()

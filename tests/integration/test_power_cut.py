@@ -305,9 +305,9 @@ def assert_known(chat: Chat, people: People, stored: Known, left: Known) -> None
     for gid, uid, joined in now.members:
         people.pull(gid, uid)
         passed = max(known.offsets.get((gid, uid, joined), joined) for known in (stored, left))
-        there = {msgid for g, msgid in now.messages if g == gid and msgids.pack(msgid) > passed}
+        visible = {msgid for g, msgid in now.messages if g == gid and msgids.pack(msgid) > passed}
         own = {msgid for (g, msgid), (sender, _) in people.by.items() if (g, sender) == (gid, uid)}
-        missed = there - people.pulled[gid, uid] - own
+        missed = visible - people.pulled[gid, uid] - own
         assert not {m for m in missed if now.messages[gid, m]}, (gid, uid)
     for (gid, msgid), (uid, client_msgid) in people.by.items():
         if (gid, msgid) in now.messages:

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning
 
 @pytest.fixture(params=["", "protocol=2", "protocol=3"], ids=lambda option: option or "as the driver chooses")
 def option(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
+    query: str = request.param
+    return query
 
 
 @pytest.fixture(params=["valkey", "cluster"])
@@ -104,9 +104,9 @@ def test_whatever_an_operator_does(settings: Settings, chat: Chat) -> None:
         "XADD", dead, "*", "dead_worker", "persist", "dead_reason", "no", "dead_entry", "1-1"
     )
     # Then it is shown, counted, compared, trimmed and rebuilt alike
-    found = stats(chat.system)
-    assert (found.groups, found.members, found.messages, found.dead_letters) == (2, 4, 2, 1)
-    assert [(each.worker, each.backlog, each.pending) for each in found.workers] == [("persist", 0, 0)]
+    counts = stats(chat.system)
+    assert (counts.groups, counts.members, counts.messages, counts.dead_letters) == (2, 4, 2, 1)
+    assert [(each.worker, each.backlog, each.pending) for each in counts.workers] == [("persist", 0, 0)]
     assert [member.uid for member in chat.members("team")] == ["ann", "bob"]
     assert list(check(chat.system)) == []
     [letter] = dead_letters.list_dead(chat.system.client)
@@ -132,8 +132,8 @@ def test_jobs(valkey: str, option: str, tmp_path: Path) -> None:
 def test_the_protocol_is_the_one_that_is_asked_for(request: pytest.FixtureRequest, server: str, protocol: int) -> None:
     with closing(RedisClient(open_client(f"{request.getfixturevalue(server)}?protocol={protocol}"))) as client:
         client.query_many([("EXISTS", "im:config")], any_library=True)
-        mine = {node.client_id(): node for node in nodes_of(client.driver)}
-        spoken = {each["resp"] for me, node in mine.items() for each in node.client_list() if int(each["id"]) == me}
+        nodes = {node.client_id(): node for node in nodes_of(client.driver)}
+        spoken = {each["resp"] for me, node in nodes.items() for each in node.client_list() if int(each["id"]) == me}
     assert spoken == {str(protocol)}
 
 

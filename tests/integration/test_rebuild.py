@@ -198,15 +198,15 @@ def test_rebuild_restores_unconfirmed_receipts_only(chat: Chat) -> None:
         chat.system.client, chat.system.database, replace(chat.system.settings, receipt_window_ms=0)
     )
     receipts.step()
-    told = [receipt for receipt in chat.receipts("ann") if receipt.gid == GIDS[0]]
-    chat.confirm_receipts("ann", told[:2])
-    chat.ack("dee", GIDS[0], told[0].msgid)
+    published = [receipt for receipt in chat.receipts("ann") if receipt.gid == GIDS[0]]
+    chat.confirm_receipts("ann", published[:2])
+    chat.ack("dee", GIDS[0], published[0].msgid)
     while receipts.step():
         pass
     persist(chat)
     before = chat.receipts("ann")
-    assert told[0].msgid in {receipt.msgid for receipt in before}
-    assert told[1].msgid not in {receipt.msgid for receipt in before if receipt.gid == GIDS[0]}
+    assert published[0].msgid in {receipt.msgid for receipt in before}
+    assert published[1].msgid not in {receipt.msgid for receipt in before if receipt.gid == GIDS[0]}
     # When
     chat.system.client.driver.flushall()
     summary = rebuild(chat.system)

@@ -165,11 +165,11 @@ def test_a_hundred_messages_read_by_forty_do_not_storm(chat: Chat, settings: Set
 
 def moves(chat: Chat) -> list[bytes]:
     """The acks that moved an offset, as the journal tells them."""
-    found: list[bytes] = []
+    acks: list[bytes] = []
     for key in chat.system.client.space.journals():
         for _, fields in chat.system.client.query("XRANGE", key, "-", "+"):
-            found += fields[b"moves"].split(b"\x1e") if fields[b"kind"] == b"ack" else []
-    return [each for each in found if not each.startswith(b"ann\x1f")]
+            acks += fields[b"moves"].split(b"\x1e") if fields[b"kind"] == b"ack" else []
+    return [each for each in acks if not each.startswith(b"ann\x1f")]
 
 
 def rows(chat: Chat) -> dict[str, int]:
@@ -203,10 +203,10 @@ def test_offline_and_online_senders_see_the_same_receipts(
     with LocalDatabase(path_of(settings.data_dir, "bob"), "bob") as local:
         local.keep(chat.receipts("bob"))
         # Then
-    found = {each.msgid: (each.read, each.unread) for each in chat.receipts("bob")}
+    tallies = {each.msgid: (each.read, each.unread) for each in chat.receipts("bob")}
     everything = {**live(chat), **live(chat, "home")}
-    assert found == {msgid: everything[msgid] for msgid in his + his_at_home if everything[msgid][0]}
-    assert len(found) == 630
+    assert tallies == {msgid: everything[msgid] for msgid in his + his_at_home if everything[msgid][0]}
+    assert len(tallies) == 630
 
 
 def test_receipts_of_messages_that_redis_no_longer_has(chat: Chat, settings: Settings) -> None:
@@ -233,9 +233,9 @@ def test_a_worker_killed_again_and_again_leaves_no_tally_wrong(chat: Chat, setti
                 worker.wait_for("working as")
                 sent += say(chat, 3)
                 read(chat, uid)
-                told = len(ann.digests)
+                digests = len(ann.digests)
                 if number % 3:
-                    ann.until(lambda told=told: len(ann.digests) > told)
+                    ann.until(lambda digests=digests: len(ann.digests) > digests)
         burst(settings)
         ann.until(lambda: ann.tallies == live(chat))
 
@@ -257,11 +257,11 @@ def test_two_workers_never_send_an_older_tally_last(
         changes_of = slow._changes
 
         def slowly(*args: Any) -> Any:
-            found = changes_of(*args)
+            changes = changes_of(*args)
             monkeypatch.setattr(slow, "_changes", changes_of)
             read(chat, "cyd", "dan")
             wait_until(quick.step)  # which tells that all three have
-            return found
+            return changes
 
         # When
         monkeypatch.setattr(slow, "_changes", slowly)
@@ -292,11 +292,11 @@ def test_two_workers_side_by_side_tell_all(chat: Chat, settings: Settings) -> No
 
 def kept(sender: Sender) -> dict[str, tuple[int, int]]:
     """What a client keeps: of two tallies of a message the one with more readers, whichever came later."""
-    found: dict[str, tuple[int, int]] = {}
+    tallies: dict[str, tuple[int, int]] = {}
     for digest in sender.digests:
         for each in digest:
-            found[each.msgid] = max(found.get(each.msgid, (0, 0)), (each.read, each.unread))
-    return found
+            tallies[each.msgid] = max(tallies.get(each.msgid, (0, 0)), (each.read, each.unread))
+    return tallies
 
 
 def test_without_a_window_digests_are_sent_at_once(chat: Chat, settings: Settings) -> None:

@@ -171,8 +171,8 @@ def lose(chat: Chat, story: Story, clock: str) -> Lost:
     persist(chat, story.random.randrange(8))
     before = rows(chat)
     snapshot.restore(chat.system.client.driver)
-    there = {(gid, tally.message.msgid) for gid in GIDS for tally in chat.status(gid, limit=0)}
-    return Lost(before, before.messages.keys() - there)
+    left = {(gid, tally.message.msgid) for gid in GIDS for tally in chat.status(gid, limit=0)}
+    return Lost(before, before.messages.keys() - left)
 
 
 def assert_reconciled(chat: Chat, lost: Lost, since: Story) -> None:
@@ -333,11 +333,11 @@ def heir(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     senders: list[str] = []
 
     def marks_and_then_an_heir(database: Database) -> dict[tuple[int, str], int]:
-        found = marks(database)
+        watermarks = marks(database)
         if senders:
             chat.send("g", "meanwhile", sender_uid=senders.pop())
             persist(chat)
-        return found
+        return watermarks
 
     monkeypatch.setattr(queries, "watermarks", marks_and_then_an_heir)
     return senders
@@ -432,8 +432,8 @@ def test_sender_gets_tallies_of_offsets_that_redis_lost(chat: Chat) -> None:
         # When
         persist(chat)
         # Then
-        told = wait_until(lambda: [event for event in gateway.poll(0.02) if isinstance(event, ReceiptsChanged)])
-        assert [(r.msgid, r.read, r.unread) for r in told[0].receipts] == [(message.msgid, 1, 0)]
+        events = wait_until(lambda: [event for event in gateway.poll(0.02) if isinstance(event, ReceiptsChanged)])
+        assert [(r.msgid, r.read, r.unread) for r in events[0].receipts] == [(message.msgid, 1, 0)]
         assert [(r.msgid, r.read) for r in chat.receipts("ann")] == [(message.msgid, 1)]
 
 

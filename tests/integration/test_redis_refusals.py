@@ -76,13 +76,13 @@ def test_a_function_that_somebody_ends(server: RunningServer, admin: "redis.Redi
         chat.create_group("team", ["ann"])
         admin.function_load("#!lua name=slow\nredis.register_function('slow', function() while true do end end)")
         slow = Call("slow", (), (), int, writes=True)
-        found: list[ImError] = []
+        errors: list[ImError] = []
 
         def run() -> None:
             try:
                 chat.system.client.call(slow, repeatable=False)
             except ImError as error:
-                found.append(error)
+                errors.append(error)
 
         running = threading.Thread(target=run)
         running.start()
@@ -94,8 +94,8 @@ def test_a_function_that_somebody_ends(server: RunningServer, admin: "redis.Redi
         with redis.Redis.from_url(server.url) as killer:
             killer.execute_command("FUNCTION KILL")
         running.join()
-        assert [type(error) for error in found] == [RedisRefuses]
-        assert "FUNCTION KILL" in str(found[0])
+        assert [type(error) for error in errors] == [RedisRefuses]
+        assert "FUNCTION KILL" in str(errors[0])
 
 
 def refusal_of(chat: Chat) -> ImError | None:
@@ -114,13 +114,13 @@ def test_a_wait_that_the_server_ends(server: RunningServer, admin: "redis.Redis"
         chat.create_group("team", ["ann"])
         journal = Journal(chat.system.client, "persist", settings)
         journal.read(block_ms=0)
-        found: list[ImError] = []
+        errors: list[ImError] = []
 
         def wait() -> None:
             try:
                 journal.read()
             except ImError as error:
-                found.append(error)
+                errors.append(error)
 
         waiting = threading.Thread(target=wait)
         waiting.start()
@@ -133,8 +133,8 @@ def test_a_wait_that_the_server_ends(server: RunningServer, admin: "redis.Redis"
             admin.replicaof("127.0.0.1", 1)
         waiting.join()
         # Then it is to be tried again
-        assert [type(error) for error in found] == [RedisRefuses]
-        assert "has ended a wait" in str(found[0])
+        assert [type(error) for error in errors] == [RedisRefuses]
+        assert "has ended a wait" in str(errors[0])
 
 
 def test_no_descriptor_is_left(server: RunningServer) -> None:

@@ -169,11 +169,11 @@ def test_repair_stops_once_its_group_lock_is_lost(
 def test_two_repairs_at_once_run_one_after_the_other(chat: Chat, open_chat: Callable[[], Chat]) -> None:
     # Given
     lose(chat, 10)
-    found: list[list[bool]] = []
+    outcomes: list[list[bool]] = []
     others = [open_chat() for _ in range(3)]
 
     def repair(other: Chat) -> None:
-        found.append([difference.repaired for difference in check(other.system, repair=True)])
+        outcomes.append([difference.repaired for difference in check(other.system, repair=True)])
 
     threads = [threading.Thread(target=repair, args=(other,)) for other in others]
     # When
@@ -182,8 +182,8 @@ def test_two_repairs_at_once_run_one_after_the_other(chat: Chat, open_chat: Call
     for thread in threads:
         thread.join()
     # Then
-    assert len(found) == len(threads)
-    assert all(all(each) for each in found)
+    assert len(outcomes) == len(threads)
+    assert all(all(each) for each in outcomes)
     assert_whole(chat, 60)
 
 

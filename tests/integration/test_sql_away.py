@@ -47,8 +47,8 @@ def backlog(settings: Settings) -> int:
     where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
     result = im("stats", "--json", *where)
     assert (result.exit_code, result.stderr) == (0, "")
-    [found] = [each for each in json.loads(result.stdout)["workers"] if each["worker"] == "persist"]
-    return int(found["backlog"])
+    [persist_stats] = [each for each in json.loads(result.stdout)["workers"] if each["worker"] == "persist"]
+    return int(persist_stats["backlog"])
 
 
 def stored(database: Database) -> int:

@@ -68,7 +68,7 @@ ROW = {
 CASES = [
     *(("sqlite", "group_msgs", name, value) for name, values in SQLITE.items() for value in values),
     *(("postgresql", "group_msgs", name, value) for name, values in POSTGRES.items() for value in values),
-    *((kind, *each) for kind, some in OF_OTHER_TABLES.items() for each in some),
+    *((kind, *each) for kind, cases in OF_OTHER_TABLES.items() for each in cases),
 ]
 BLANK = {("postgresql", "content", "''")}
 """Readable values that differ from the old ones."""

@@ -433,10 +433,10 @@ def all_reads(cluster: RunningCluster) -> int:
 
 def wait_for_locks(url: str) -> int:
     """How many wait for a lock in a database."""
-    asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with psycopg.connect(url) as connection:
-        [found] = connection.execute(asked).fetchone() or (0,)
-    return int(found)
+        [waiting] = connection.execute(query).fetchone() or (0,)
+    return int(waiting)
 
 
 def test_an_unknown_worker_is_wrong_usage(settings: Settings) -> None:
