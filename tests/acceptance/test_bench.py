@@ -105,12 +105,12 @@ def test_bench_gives_figures_of_five_rounds_and_leaves_nothing(bench: Bench, nam
 
 def _check_counts(medians: dict[str, float]) -> None:
     """These are counted, so whatever the speed of the machine they are the same."""
-    each, tenth = "one gateway, acks per message, receipts folded", "one gateway, acks of 10, receipts folded"
-    assert (medians[f"{each}: received"], medians[f"{each}: acks"]) == (40, 40)
+    per_message, tenth = "one gateway, acks per message, receipts folded", "one gateway, acks of 10, receipts folded"
+    assert (medians[f"{per_message}: received"], medians[f"{per_message}: acks"]) == (40, 40)
     assert (medians[f"{tenth}: received"], medians[f"{tenth}: acks"]) == (40, 4)
-    assert medians[f"{each}: SQL rows: message"] == medians[f"{tenth}: SQL rows: message"] == 1
-    assert medians[f"{each}: SQL rows: receipts"] == 0
-    assert medians[f"{each}: receipt frames in 200 ms"] <= 1.5
+    assert medians[f"{per_message}: SQL rows: message"] == medians[f"{tenth}: SQL rows: message"] == 1
+    assert medians[f"{per_message}: SQL rows: receipts"] == 0
+    assert medians[f"{per_message}: receipt frames in 200 ms"] <= 1.5
     literal = "the literal design, 8 connections (beside a window of 200 ms)"
     assert medians[f"{literal}: SQL rows: receipts"] == 199
     assert medians[f"{literal}: receipt frames"] == 40

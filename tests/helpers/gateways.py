@@ -81,9 +81,9 @@ def kill_connections(client: Client, kind: str, chance: random.Random | None = N
     killed = 0
     for node in nodes_of(client):
         me = node.client_id()
-        for each in node.client_list(_type=kind):
-            if int(each["id"]) != me and (chance is None or chance.random() < 0.5):
-                killed += node.client_kill_filter(_id=int(each["id"]))
+        for connection in node.client_list(_type=kind):
+            if int(connection["id"]) != me and (chance is None or chance.random() < 0.5):
+                killed += node.client_kill_filter(_id=int(connection["id"]))
     return killed
 
 

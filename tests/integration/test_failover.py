@@ -47,8 +47,8 @@ def test_a_primary_that_became_a_replica_is_left_for_the_new_one(
     name.symlink_to(one.url.removeprefix("unix://"))
     try:
         with Chat.connect(f"unix://{name}") as chat, Chat.connect(two.url) as other:
-            for each in (chat, other):
-                each.create_group("team", ["ann"])
+            for connected in (chat, other):
+                connected.create_group("team", ["ann"])
             # When it becomes a replica
             chat.system.client.driver.replicaof("127.0.0.1", 1)
             with pytest.raises(RedisRefuses, match="new primary"):

@@ -56,8 +56,8 @@ def test_workers_store_all_through_a_pooler(settings: Settings) -> None:
         Chat.connect(settings=settings) as chat,
     ):
         workers = (first, second, receipts)
-        for each in workers:
-            each.wait_for("working as")
+        for worker in workers:
+            worker.wait_for("working as")
 
         # When people talk, read and withdraw
         for gid in (GID, "other", "third"):
@@ -73,9 +73,9 @@ def test_workers_store_all_through_a_pooler(settings: Settings) -> None:
         wait_until(lambda: list(check.check(chat.system)) == [], timeout_s=30)
         assert chat.message_status(GID, chat.status(GID)[-1].message.msgid).read_by[0].read_at is not None
         assert [each.end() for each in workers] == [0, 0, 0]
-        for each in workers:
-            assert all("fsync = off" in warning or "appendonly is no" in warning for warning in each.warnings)
-            assert "Traceback" not in each.log
+        for worker in workers:
+            assert all("fsync = off" in warning or "appendonly is no" in warning for warning in worker.warnings)
+            assert "Traceback" not in worker.log
 
 
 def test_repeated_statements_work_through_a_pooler(bouncer_url: str) -> None:
@@ -86,8 +86,8 @@ def test_repeated_statements_work_through_a_pooler(bouncer_url: str) -> None:
 
         # When each does the same more often than a driver would without preparing it
         for number in range(1, 21):
-            for each, database in enumerate(databases):
-                row = MessageRow(GID, 100 * number + each, number, "ann", 0, "hi", None, None)
+            for place, database in enumerate(databases):
+                row = MessageRow(GID, 100 * number + place, number, "ann", 0, "hi", None, None)
                 database.write(Batch(messages=[row], spans=[SpanRow(GID, "ann", 0, None, 1, row.msgid)]))
                 database.write(Batch(messages=[row._replace(msgid=row.msgid + 50, recalls=row.msgid)]))
                 assert database.message(GID, row.msgid)

@@ -91,10 +91,10 @@ def test_everything_works_with_any_session_settings(
                 "team",
                 "emoji \N{WAVING HAND SIGN} \u7fa4 \\ ' NULL",
                 sender_uid="ann",
-                sent_at=each,
+                sent_at=sent_at,
                 client_msgid=f"\\{n}",
             )
-            for n, each in enumerate(TIMES)
+            for n, sent_at in enumerate(TIMES)
         ]
         chat.ack("bob", "team")
         run_workers(chat)

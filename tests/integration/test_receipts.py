@@ -294,8 +294,8 @@ def kept(sender: Sender) -> dict[str, tuple[int, int]]:
     """What a client keeps: of two tallies of a message the one with more readers, whichever came later."""
     tallies: dict[str, tuple[int, int]] = {}
     for digest in sender.digests:
-        for each in digest:
-            tallies[each.msgid] = max(tallies.get(each.msgid, (0, 0)), (each.read, each.unread))
+        for receipt in digest:
+            tallies[receipt.msgid] = max(tallies.get(receipt.msgid, (0, 0)), (receipt.read, receipt.unread))
     return tallies
 
 

@@ -41,8 +41,8 @@ def test_as_many_clients_as_the_server_takes(server: RunningServer, admin: "redi
     admin.config_set("maxclients", 3)
     with ExitStack() as stack:
         held = [stack.enter_context(redis.Redis.from_url(server.url)) for _ in range(2)]
-        for each in held:
-            each.ping()
+        for connection in held:
+            connection.ping()
         # When, then: often, as it is a race who speaks first
         with Chat.connect(f"{server.url}?protocol={protocol}") as chat:
             for _ in range(20):

@@ -211,9 +211,9 @@ def test_a_group_that_waits_for_sql_delays_no_other_group(settings: Settings, mo
         for gid in ("old", "new"):
             chat.create_group(gid, ["ann", "bob"])
             sent[gid] = chat.send(gid, "hi", sender_uid="ann").msgid
-            for each in (persist, receipts):
-                while not each.drained():
-                    each.step()
+            for worker in (persist, receipts):
+                while not worker.drained():
+                    worker.step()
             retention.trim(chat.system, gid="old", keep_messages=0)
 
         # When somebody reads both while the database is away
@@ -232,8 +232,8 @@ def test_a_group_that_waits_for_sql_delays_no_other_group(settings: Settings, mo
         receipts.step()
         assert {each.msgid for each in chat.receipts("ann")} == set(sent.values())
         assert list(dead_letters.list_dead(chat.system.client)) == []
-        for each in (persist, receipts):
-            each.close()
+        for worker in (persist, receipts):
+            worker.close()
 
 
 def refuse(*_: object, **__: object) -> None:

@@ -100,8 +100,8 @@ class System:
     def look(self) -> None:
         """Do what users and operators do: nothing of it may fail, and of the good group all is as it was."""
         for gid in (GOOD, BAD):
-            for each in self.chat.status(gid, limit=0):
-                self.chat.message_status(gid, each.message.msgid)
+            for tally in self.chat.status(gid, limit=0):
+                self.chat.message_status(gid, tally.message.msgid)
         assert [each.message for each in self.chat.status(GOOD, limit=0)] == self.sent
         assert self.chat.pull("bob", GOOD) == self.sent
         self.chat.pull("bob", BAD)

@@ -142,8 +142,8 @@ class Fuzzing(RuleBasedStateMachine):
     def remember(self, answer: Any) -> None:
         """Keep what was given out, to give it back in another call."""
         if isinstance(answer, list):
-            for each in answer[:3]:
-                self.remember(each)
+            for item in answer[:3]:
+                self.remember(item)
         kinds = {Message: "message", Receipt: "receipt", Session: "session", Outgoing: "outgoing", DeadLetter: "dead"}
         if kind := kinds.get(type(answer)):
             self.given_out.setdefault(kind, []).append(answer.id if isinstance(answer, DeadLetter) else answer)

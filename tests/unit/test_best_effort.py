@@ -36,8 +36,8 @@ def to() -> Iterator[Callable[[int], BestEffort]]:
         return made[-1]
 
     yield make
-    for each in made:
-        each.close()
+    for writer in made:
+        writer.close()
 
 
 def ends(action: Callable[[], object]) -> None:

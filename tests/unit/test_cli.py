@@ -179,9 +179,9 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     todo: list[object] = []
 
     def chat(self: Invocation) -> object:
-        for each in todo:
-            assert callable(each)
-            each(self)
+        for step in todo:
+            assert callable(step)
+            step(self)
         raise ImError("end of the test")
 
     monkeypatch.setattr(Invocation, "chat", chat)

@@ -100,8 +100,8 @@ def test_the_table_has_every_command_with_its_parts() -> None:
 def test_every_option_is_one_of_a_command() -> None:
     options = {"--help", "--version"} | {flag for flag, *_ in SHARED_OPTIONS}
     for command in all_commands().values():
-        each = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
-        options |= {option for one in each for parameter in one.params for option in parameter.opts}
+        described = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+        options |= {option for one in described for parameter in one.params for option in parameter.opts}
     named = {word for document in documents() for code in document.code for word in code.split() if word[:2] == "--"}
     assert named - options == set()
 

@@ -143,7 +143,7 @@ def test_digests_name_all_messages_of_several_pages(chat: Chat, worker: Receipts
     chat.ack("cyd", "team", sent[5])
     drain(worker)
     assert counts_of(chat.receipts("ann")) == [
-        (each, 2 if at <= 5 else 1, 0 if at <= 5 else 1) for at, each in enumerate(sent[:1250])
+        (msgid, 2 if at <= 5 else 1, 0 if at <= 5 else 1) for at, msgid in enumerate(sent[:1250])
     ]
 
 
@@ -219,7 +219,7 @@ def test_digests_name_trimmed_messages_from_sql(
         trim(chat, gid, sent[5])
         worker.step()
         assert counts_of(each for each in chat.receipts("ann") if each.gid == gid) == [
-            (each, 2 if at <= 1 else 1, 0 if at <= 1 else 1) for at, each in enumerate(sent[:9])
+            (msgid, 2 if at <= 1 else 1, 0 if at <= 1 else 1) for at, msgid in enumerate(sent[:9])
         ]
 
 

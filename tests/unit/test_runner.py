@@ -36,9 +36,9 @@ class Run:
 
     def steps(self, outcomes: Iterable[ImError | None], seconds: float) -> None:
         """Take steps that end so, and then steps that succeed, for so long."""
-        each, end = chain(outcomes, repeat(None)), self.now + seconds
+        outcome, end = chain(outcomes, repeat(None)), self.now + seconds
         while self.now < end:
-            self.retrier.call(lambda: self.step(next(each) if self.now < end else None))
+            self.retrier.call(lambda: self.step(next(outcome) if self.now < end else None))
 
 
 @pytest.fixture

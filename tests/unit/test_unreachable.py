@@ -151,8 +151,8 @@ def test_as_many_connections_as_the_url_allows(tmp_path: Path) -> None:
         held = [pool.get_connection() for _ in range(3)]
         with pytest.raises(RedisRefuses, match="raise max_connections in the URL"):
             chat.unread("ann")
-        for each in held:
-            pool.release(each)
+        for connection in held:
+            pool.release(connection)
 
 
 def test_an_error_that_says_nothing_is_no_answer() -> None:

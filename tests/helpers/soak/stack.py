@@ -156,7 +156,7 @@ class Soak:
 
     def _write_plans(self, talkers: int, seed: int) -> list[Path]:
         plans = []
-        for number, each in enumerate(shares(self.scenes, talkers, self.listeners)):
+        for number, share in enumerate(shares(self.scenes, talkers, self.listeners)):
             plans.append(self.folder / f"talker{number}.json")
-            write_plan(plans[-1], each, seed + number)
+            write_plan(plans[-1], share, seed + number)
         return plans

@@ -115,7 +115,7 @@ def lines_at(chat: Chat, gid: str) -> list[tuple[str | None, str, str | None]]:
     ]
 
 
-def state_of(each: MessageTally) -> str:
-    if not each.read:
+def state_of(status: MessageTally) -> str:
+    if not status.read:
         return "stored"
-    return f"read {each.read}/{each.read + each.unread}" if each.unread else "read by all"
+    return f"read {status.read}/{status.read + status.unread}" if status.unread else "read by all"
