@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.cli import output
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.model.values import Receipt
-from imcore.streams.calls import receipt_calls
-from imcore.streams.calls.receipt_calls import TallyChange
 from tests.helpers.cli import connected_chat, im, lines, refused
+from tests.helpers.talk import publish_receipts
 
 MESSAGE_KEYS = ["gid", "msgid", "seq", "sender_uid", "time", "content", "client_msgid"]
 HOSTILE = "\x1b[2J[red]eve[/red]\n{0} 'x' \u202e群 👩\u200d💻 " + "x" * 3000
@@ -186,11 +184,7 @@ def test_confirmed_receipts_are_in_the_local_database(chat: Chat) -> None:
     # Given
     im("group", "create", "team", "ann", "bob", "cy")
     msgid = str(lines("send", "team", "hi", "--from", "ann")[0]["msgid"])
-    chat.system.client.call(
-        receipt_calls.publish_receipts(
-            chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(msgid), 0)]
-        )
-    )
+    publish_receipts(chat, [msgid])
     im("receipts", "ann")
     assert [line["state"] for line in lines("log", "ann")] == ["stored"]
     im("ack", "bob", "team")
@@ -290,11 +284,7 @@ def test_a_user_who_left_all_groups_still_gets_receipts(chat: Chat) -> None:
     lines("group", "create", "team", "ann", "bob")
     msgid = str(lines("send", "team", "hi", "--from", "ann", "--no-local")[0]["msgid"])
     lines("ack", "bob", "team")
-    chat.system.client.call(
-        receipt_calls.publish_receipts(
-            chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(msgid), 0)]
-        )
-    )
+    publish_receipts(chat, [msgid])
     lines("group", "remove", "team", "ann", "--yes")
     # When
     receipts = lines("receipts", "ann", "--ack", "--no-local")

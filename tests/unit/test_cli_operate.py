@@ -15,11 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner, Result
 
 from imcore.admin.retention import TrimSummary
 from imcore.cli import output
-from imcore.cli.app import app
 from imcore.cli.options import Invocation
 from imcore.cli.progress import progress
 from imcore.errors import ConfigurationError
@@ -29,6 +27,7 @@ from imcore.importer.importer import ImportSummary
 from imcore.repair.check import Checked, ReportedDifference
 from imcore.repair.rebuild import Before, RebuildSummary
 from imcore.settings import Settings
+from tests.helpers.cli import im
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +36,6 @@ def _no_chat(monkeypatch: pytest.MonkeyPatch) -> None:
         Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=SimpleNamespace(client=None, settings=None)))
     )
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
-
-
-def im(*args: str, stdin: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(app, args, input=stdin, catch_exceptions=False)
 
 
 @pytest.fixture

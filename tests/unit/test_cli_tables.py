@@ -5,16 +5,14 @@ import io
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
-import fakeredis
 import pytest
 from click.testing import CliRunner
 
-from imcore import msgid as msgids
 from imcore.admin.retention import TrimSummary
 from imcore.chat import Chat
 from imcore.cli.app import app
@@ -24,11 +22,8 @@ from imcore.importer.importer import ImportSummary
 from imcore.model.values import Receipt
 from imcore.repair.check import Checked, ReportedDifference
 from imcore.repair.rebuild import Before, RebuildSummary
-from imcore.settings import Settings
-from imcore.streams.calls import receipt_calls
-from imcore.streams.calls.receipt_calls import TallyChange
-from imcore.streams.client import RedisClient
-from imcore.system import System
+from tests.helpers.cli import connected_chat
+from tests.helpers.talk import push_receipts
 
 _KOLKATA = timezone(timedelta(hours=5, minutes=30))
 WIDTHS = [1, 2, 7, 16, 30, 40, 50, 60, 79, 80, 81, 100, 120, 200]
@@ -47,16 +42,7 @@ TEXTS = [
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
     """A Chat with all kinds of names and texts, which every command gets."""
-    monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
-    settings = Settings.from_env({}, data_dir=str(tmp_path))
-    server = fakeredis.FakeServer()
-
-    def connect(_: Invocation | None = None) -> Chat:
-        return Chat(System(RedisClient(fakeredis.FakeRedis(server=server)), None, settings))
-
-    monkeypatch.setattr(Invocation, "chat", connect)
-    with connect() as chat:
-        chat.system.client.upgrade()
+    with contextmanager(connected_chat)(monkeypatch, tmp_path) as chat:
         chat.create_group("team", UIDS)
         chat.create_group("團體", ["ann", "bob"])
         sent = [chat.send("team", text, sender_uid=UIDS[n]) for n, text in enumerate(TEXTS)]
@@ -64,11 +50,7 @@ def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
         chat.send_direct("bob", "Are you coming?", sender_uid="ann")
         chat.recall("team", chat.send("team", "oops", sender_uid="bob").msgid, by="bob")
         chat.ack("cy", "team", sent[2].msgid)
-        chat.system.client.call(
-            receipt_calls.publish_receipts(
-                chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(sent[0].msgid), 0)]
-            )
-        )
+        push_receipts(chat, sent[0])
         chat.begin_session("ann ")
         _put_aside(chat)
         yield chat

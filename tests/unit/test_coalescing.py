@@ -2,13 +2,10 @@
 
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import fakeredis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,16 +13,14 @@ from hypothesis import strategies as st
 from imcore import Chat
 from imcore.admin import stats
 from imcore.settings import Settings
-from imcore.sql.database import Database
 from imcore.streams.calls import journal_calls, receipt_calls
 from imcore.streams.calls.journal_calls import CoalescingCounts, CoalescingTotals
-from imcore.streams.client import RedisClient
 from imcore.streams.events import Move
 from imcore.streams.journal import Journal
 from imcore.streams.keys import lease
-from imcore.system import System
 from imcore.workers.coalescing import segments
 from imcore.workers.receipts import ReceiptsWorker
+from tests.helpers.workers import drain
 
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, receipt_window_ms=0)
 UIDS = [f"user{number}" for number in range(8)]
@@ -35,14 +30,6 @@ MOVES = st.lists(
     st.builds(Move, st.just(0), POSITIONS, POSITIONS, MOVERS),
     max_size=12,
 )
-
-
-@pytest.fixture
-def chat(tmp_path: Path) -> Iterator[Chat]:
-    client = RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(System(client, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), SETTINGS)) as chat:
-        chat.system.client.upgrade()
-        yield chat
 
 
 @pytest.fixture
@@ -61,12 +48,6 @@ def digests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def worker(chat: Chat) -> ReceiptsWorker:
     return ReceiptsWorker(chat.system.client, chat.system.database, SETTINGS)
-
-
-def drain(working: ReceiptsWorker, chat: Chat) -> None:
-    now = Journal(chat.system.client, "receipts", SETTINGS)
-    while not now.drained():
-        working.step()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -91,7 +72,7 @@ def test_the_counts_of_acks_receipts_and_digests_are_exact(chat: Chat, digests: 
             acks += bool(waiting) and chat.ack(uid, gid, waiting[-1].msgid).advanced
         if chance.random() < 0.1:
             working.step()
-    drain(working, chat)
+    drain(working)
 
     # Then every ack is counted, and every read message of every recipient
     storm = stats.stats(chat.system).storm
@@ -118,7 +99,7 @@ def test_unconfirmed_digests_of_a_killed_worker_count_once(chat: Chat, monkeypat
         with pytest.raises(Killed):
             worker(chat).step()
     chat.system.client.driver.delete(lease("receipts", 1))  # as it does by itself in time
-    drain(worker(chat), chat)
+    drain(worker(chat))
 
     storm = stats.stats(chat.system).storm
     assert (storm.acks, storm.receipts, storm.digests) == (7, 7, 1)

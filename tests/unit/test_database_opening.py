@@ -27,7 +27,7 @@ from imcore.system import System
 from imcore.util.backoff import ThrottledLog
 from tests.helpers.deadline import wait_until
 from tests.helpers.gateways import Audience
-from tests.helpers.persist_runs import new_persist
+from tests.helpers.workers import store
 
 SLOW_S = 0.5
 QUESTION = MessagesAfter("team", 0, msgids.HIGHEST, 100)
@@ -83,10 +83,7 @@ def test_the_first_question_of_sql_does_not_stall_live_traffic(
         chat.create_group("home", ["ann", "bob"])
         for number in range(3):
             chat.send("team", str(number), sender_uid="ann")
-        persist = new_persist(client, database, settings)
-        while not persist.drained():
-            persist.step()
-        persist.close()
+        store(chat)
         retention.trim(chat.system, gid="team", keep_messages=0)
 
     def slow() -> Database:

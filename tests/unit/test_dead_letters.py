@@ -1,10 +1,8 @@
 """Dead letters: listed, shown, requeued, dropped."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import fakeredis
 import pytest
 
 from imcore import Chat
@@ -14,23 +12,14 @@ from imcore.streams import dead_letters
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Created, Entry
 from imcore.streams.journal import Journal
-from imcore.system import System
 
 KIND = "persist"
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)
 
 
 @pytest.fixture
-def chat() -> Iterator[Chat]:
-    redis_client = RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(System(redis_client, None, SETTINGS)) as chat:
-        chat.system.client.upgrade()
-        yield chat
-
-
-@pytest.fixture
-def redis_client(chat: Chat) -> RedisClient:
-    return chat.system.client
+def settings() -> Settings:
+    return SETTINGS
 
 
 def journal(redis_client: RedisClient, **settings: Any) -> Journal:

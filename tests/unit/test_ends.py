@@ -1,11 +1,10 @@
 """Ends that a server's clock has set while it stood ahead: whoever looks cuts them back to their length from now."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import fakeredis
 import pytest
 
 from imcore import Chat
@@ -20,7 +19,6 @@ from imcore.streams.calls.journal_calls import CoalescingCounts
 from imcore.streams.calls.repair_calls import GroupLock
 from imcore.streams.client import RedisClient
 from imcore.streams.keys import SEPARATOR
-from imcore.system import System
 from imcore.util.backoff import ThrottledLog
 from tests.helpers.idempotency import put_back
 
@@ -31,13 +29,19 @@ SLACK_MS = 5_000
 
 
 @pytest.fixture
-def chat() -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}), partitions=1, online_ms=LENGTH_MS)
-    with Chat(
-        System(RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=1), None, settings)
-    ) as chat:
-        chat.create_group("team", ["ann", "bob"])
-        yield chat
+def partitions() -> int:
+    return 1
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return replace(settings, online_ms=LENGTH_MS)
+
+
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    chat.create_group("team", ["ann", "bob"])
+    return chat
 
 
 def now_ms() -> int:

@@ -1,6 +1,6 @@
 """Fetching the messages and members of journal entries, on fakeredis and SQLite."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,23 +10,21 @@ from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable
 from imcore.model.rows import Batch
 from imcore.model.values import Draft
+from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import dead_letters
 from imcore.streams.calls import message_calls
-from imcore.streams.client import RedisClient
 from imcore.streams.keys import lease
-from imcore.system import System
 from imcore.workers import fetch, persist
 from imcore.workers.persist import KIND, Persist
-from tests.helpers.persist_runs import SETTINGS, drain, new_persist, raw, tell_again
+from tests.helpers.persist_runs import SETTINGS, new_persist, raw, tell_again
 from tests.helpers.rows import stored
+from tests.helpers.workers import drain
 
 
 @pytest.fixture
-def chat(client: RedisClient, database: Database) -> Iterator[Chat]:
-    with Chat(System(client, database, SETTINGS)) as chat:
-        chat.system.client.upgrade()
-        yield chat
+def settings() -> Settings:
+    return SETTINGS
 
 
 @pytest.fixture

@@ -1,11 +1,8 @@
 """What somebody has added to Redis by hand, or by a program of their own, stops nobody."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fakeredis
 import pytest
 
 from imcore import Chat, Gateway, Message, NewMessage, Receipt
@@ -17,22 +14,22 @@ from imcore.device.local_database import LocalDatabase
 from imcore.errors import UnknownMessage
 from imcore.model.values import Draft
 from imcore.operations.messages import message as message_of
-from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls import group_calls, message_calls
-from imcore.streams.client import RedisClient
-from imcore.system import System
-from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
 from tests.helpers.persist_runs import new_persist
+from tests.helpers.workers import deliver_receipts, run_workers
 
 
 @pytest.fixture
-def chat() -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=1, receipt_window_ms=0)
-    with Chat(System(RedisClient(fakeredis.FakeRedis(), partitions=1), None, settings)) as chat:
-        chat.create_group("g", ["ann", "bob"])
-        yield chat
+def partitions() -> int:
+    return 1
+
+
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    chat.create_group("g", ["ann", "bob"])
+    return chat
 
 
 def add_garbage(chat: Chat) -> str:
@@ -79,9 +76,7 @@ def test_senders_are_told_of_what_stands_around_it(chat: Chat) -> None:
     second = chat.send("g", "there", sender_uid="ann")
     chat.ack("bob", "g")
     # When
-    worker = ReceiptsWorker(chat.system.client, None, chat.system.settings)  # type: ignore[arg-type]
-    while worker.step():
-        pass
+    deliver_receipts(chat)
     # Then
     assert [(receipt.msgid, receipt.read) for receipt in chat.receipts("ann")] == [(first.msgid, 1), (second.msgid, 1)]
 
@@ -156,10 +151,7 @@ def test_an_odd_message_stops_no_worker(chat: Chat, database: Database, around: 
     # Given
     chat.ack("bob", "g")
     # When
-    for make in (new_persist, ReceiptsWorker):
-        worker = make(chat.system.client, database, chat.system.settings)
-        wait_until(lambda worker=worker: not worker.step() and worker.drained())
-        worker.close()
+    run_workers(chat)
     # Then
     assert set(around) <= {msgids.unpack(row.msgid) for row in database.messages_after("g", 0, limit=10)}
     assert set(around) <= {receipt.msgid for receipt in chat.receipts("ann")}
@@ -174,8 +166,7 @@ def test_a_time_that_is_none_is_left_out_by_members_and_by_sql_alike(chat: Chat,
     journal = chat.system.client.space.group("g").journal
     chat.system.client.driver.xadd(journal, {"kind": "msg", "gid": "g", "first": odd})
     # When
-    worker = new_persist(chat.system.client, database, chat.system.settings)
-    wait_until(lambda: not worker.step() and worker.drained())
+    run_workers(chat, [new_persist])
     # Then
     assert [message.sent_at for message in chat.pull("bob")] == [None]
     assert [(row.content, row.sent_at_ms) for row in database.messages_after("g", 0, limit=10)] == [("odd", None)]
@@ -230,8 +221,7 @@ def test_a_mark_that_somebody_has_added_hides_no_receipt(chat: Chat, tmp_path: P
     # Given
     sent = chat.send("g", "hi", sender_uid="ann").msgid
     chat.ack("bob", "g")
-    worker = ReceiptsWorker(chat.system.client, None, chat.system.settings)  # type: ignore[arg-type]
-    wait_until(lambda: not worker.step())
+    deliver_receipts(chat)
     marks = chat.system.client.space.group("g").dirty("ann")
     chat.system.client.driver.zadd(
         marks, {b"\xff": 0.5, "g": 1.5, "g\x1fabc": 1e17, f"g\x1f{10**30}": 2, "\x1f5": float("inf")}
@@ -280,8 +270,7 @@ def test_a_member_with_a_name_that_no_command_takes_hides_no_other(chat: Chat, u
     assert set(chat.message_status("g", sent.msgid).unread_by) == {"bob", uid}
     assert [message.sender_uid for message in chat.pull("bob")] == ["ann", uid]
     assert chat.ack("bob", "g").advanced
-    worker = ReceiptsWorker(redis_client, None, chat.system.settings)  # type: ignore[arg-type]
-    wait_until(lambda: not worker.step())
+    deliver_receipts(chat)
     assert [receipt.read for receipt in chat.receipts("ann")] == [1]
 
 

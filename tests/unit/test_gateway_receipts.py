@@ -8,17 +8,14 @@ from typing import Any
 import pytest
 
 from imcore import Chat, Receipt, Session
-from imcore import msgid as msgids
 from imcore.errors import RedisRefuses, RedisUnavailable
 from imcore.gateway import receipts as gateway_receipts
 from imcore.gateway.channels import Inbox
 from imcore.gateway.fanout import DeliveryQueue, ReceiptsChanged
 from imcore.gateway.receipts import RECEIPTS_PER_EVENT, ReceiptConfirmation, ReceiptDelivery
-from imcore.model.values import Draft
 from imcore.operations.effects import Effect, RedisCalls
-from imcore.streams.calls import message_calls, receipt_calls
-from imcore.streams.calls.receipt_calls import TallyChange
 from imcore.util.backoff import ThrottledLog
+from tests.helpers.talk import publish_receipts, say_many
 
 
 class Sender:
@@ -32,14 +29,10 @@ class Sender:
         self.inbox = Inbox("ann", 0, dict.fromkeys(self.sessions))
 
     def say(self, count: int, gid: str = "team") -> list[str]:
-        drafts = [Draft("ann", "hi")] * count
-        sent = self.chat.system.client.call(message_calls.send(self.chat.system.client.space, gid, drafts, 1000))
-        return [each.msgid for each in sent if isinstance(each, message_calls.SendResult)]
+        return say_many(self.chat, count, gid=gid)
 
     def mark(self, sent: Sequence[str], gid: str = "team") -> None:
-        """Let the worker mark these as changed."""
-        changed = [TallyChange("ann", msgids.pack(msgid), 0) for msgid in sent]
-        self.chat.system.client.call(receipt_calls.publish_receipts(self.chat.system.client.space, gid, "ann", changed))
+        publish_receipts(self.chat, sent, gid=gid)
 
     def ask(self, *sessions: Session) -> list[ReceiptsChanged]:
         """Let sessions ask for all that waits."""

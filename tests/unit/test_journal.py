@@ -1,10 +1,8 @@
 """The journals and their leases, on fakeredis: read, confirm, fail, claim, bury."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import fakeredis
 import pytest
 
 from imcore import Chat
@@ -17,18 +15,14 @@ from imcore.streams.client import RedisClient
 from imcore.streams.events import Acked, Created, Event, Joined, Left, Malformed, Move, Sent, read
 from imcore.streams.journal import LONGEST_REASON, Journal, Lease, one_line
 from imcore.streams.keys import lease
-from imcore.system import System
 
 KIND = "persist"
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)
 
 
 @pytest.fixture
-def chat() -> Iterator[Chat]:
-    redis_client = RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(System(redis_client, None, SETTINGS)) as chat:
-        chat.system.client.upgrade()
-        yield chat
+def settings() -> Settings:
+    return SETTINGS
 
 
 @pytest.fixture

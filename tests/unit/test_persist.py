@@ -1,7 +1,7 @@
 """The worker `persist`, step by step, on fakeredis and SQLite: what becomes of entries, and of those that fail."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,25 +13,24 @@ from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable, ImError, RedisUnavailable
 from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
+from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import dead_letters
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import AckTarget
 from imcore.streams.client import RedisClient
 from imcore.streams.keys import lease
-from imcore.system import System
 from imcore.workers import persist
 from imcore.workers.persist import KIND, Persist
 from tests.helpers.deadline import wait_until
-from tests.helpers.persist_runs import SETTINGS, UIDS, drain, new_persist, packed, raw
+from tests.helpers.persist_runs import SETTINGS, UIDS, new_persist, packed, raw
 from tests.helpers.rows import stored
+from tests.helpers.workers import drain
 
 
 @pytest.fixture
-def chat(client: RedisClient, database: Database) -> Iterator[Chat]:
-    with Chat(System(client, database, SETTINGS)) as chat:
-        chat.system.client.upgrade()
-        yield chat
+def settings() -> Settings:
+    return SETTINGS
 
 
 @pytest.fixture

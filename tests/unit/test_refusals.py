@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fakeredis
 import pytest
 from click.testing import CliRunner
 
@@ -17,22 +16,16 @@ from imcore.errors import ImError, InvalidInput, LocalDatabaseError
 from imcore.gateway.fanout import Session
 from imcore.model.direct import gid_of, peer_of
 from imcore.model.values import Draft, Message, Receipt
-from imcore.settings import Settings
 from imcore.streams import dead_letters
 from imcore.streams.calls import group_calls
-from imcore.streams.client import RedisClient
-from imcore.system import System
 
 MSGID = "1767225600000-0"
 
 
 @pytest.fixture
-def chat() -> Iterator[Chat]:
-    """A Chat with one group; without a database."""
-    client = RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(System(client, None, Settings.from_env({}))) as chat:
-        chat.create_group("team", ["ann", "bob"])
-        yield chat
+def chat(chat: Chat) -> Chat:
+    chat.create_group("team", ["ann", "bob"])
+    return chat
 
 
 @pytest.fixture
