@@ -177,9 +177,9 @@ def on_a_terminal(
     *,
     interrupt_at: bytes = b"",
 ) -> tuple[int, str]:
-    """Run a program on a terminal of its own; return its exit code and all that stood there.
+    """Run a program on a terminal of its own; return its exit code and all that it printed there.
 
-    It is interrupted once a text stands there, if one is given.
+    It is interrupted once this text is printed, if one is given.
     """
     pid, terminal = pty.fork()
     if pid == 0:

@@ -247,7 +247,7 @@ def test_a_signal_ends_up_whose_records_nobody_reads(embedded: Im, number: signa
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("as_json", [(), ("--json",)], ids=["plain", "json"])
-def test_pull_confirms_nothing_of_which_the_disk_took_a_part(
+def test_pull_confirms_no_message_that_the_disk_took_in_part(
     im: Im, tmp_path: Path, unbuffered: str, as_json: tuple[str, ...]
 ) -> None:
     im.chat.send("team", "x" * 9000, sender_uid="ann")

@@ -153,7 +153,7 @@ def pick(soak: Soak, chance: random.Random, kind: str) -> Part | None:
 
 
 def pass_time(soak: Soak, seconds: float) -> None:
-    """Let so much time pass, in which what was killed comes back."""
+    """Let these seconds pass; what was killed comes back meanwhile."""
     until = time.monotonic() + seconds
 
     def is_over() -> bool:
@@ -177,7 +177,7 @@ def trim(soak: Soak) -> None:
 
 
 def look_for_differences(soak: Soak) -> None:
-    """While it goes on, `check` sees no difference, but that perhaps no worker lives at this moment."""
+    """While people talk, `check` sees no difference, but that perhaps no worker lives at this moment."""
     try:
         differences = [each for each in check(soak.chat.system) if each.what != "journal: no worker persist runs"]
     except TryAgain:
@@ -238,7 +238,7 @@ def all_agrees(soak: Soak) -> None:
 
 
 def end_all(soak: Soak) -> None:
-    """End sessions and workers in order; none of them, killed ones included, has said anything odd."""
+    """End sessions and workers in order; no log, also of a killed one, has an unexpected line."""
     for part in soak.of_kind("session", "persist", "receipts", "jobs"):
         assert isinstance(part.process, Listening | PythonProcess)
         assert part.process.end() == 0, part.name

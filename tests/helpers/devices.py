@@ -15,7 +15,7 @@ MOST_S = 20.0
 def listen(
     client: Device, until: Callable[[], object] | int, into: list[Message | Receipt] | None = None, **options: Any
 ) -> list[Message | Receipt]:
-    """Run a session until the condition holds, as seen between two polls, or until so many messages were yielded."""
+    """Run a session until the condition holds, as seen between two polls, or until it has yielded `until` messages."""
     give_up = time.monotonic() + MOST_S
     events = [] if into is None else into
 

@@ -59,14 +59,14 @@ def _is_there(session: Session) -> bool:
 
 
 class Clock:
-    """The time as a gateway sees it that is opened from now on: it goes on as it does, and jumps when told to."""
+    """The time that gateways opened from now on see: the real time, plus all jumps."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monotonic, self._ahead_s = time.monotonic, 0.0
         monkeypatch.setattr(time, "monotonic", lambda: monotonic() + self._ahead_s)
 
     def jump(self, seconds: float) -> None:
-        """Let so much time be over."""
+        """Put the time ahead."""
         self._ahead_s += seconds
 
 

@@ -88,7 +88,7 @@ def start_valkey(folder: Path, *args: str, appendonly: bool = True) -> RunningSe
 
 
 def start_cluster(folder: Path, nodes: int = 3) -> RunningCluster:
-    """Start a cluster of so many nodes, without replicas, on ports that are free."""
+    """Start a cluster of `nodes` nodes, without replicas, on free ports."""
     started: list[RunningServer] = []
     try:
         free = iter(free_ports(2 * nodes))
@@ -154,7 +154,7 @@ def _is_whole(client: redis.Redis, nodes: int) -> bool:
 
 
 def add_replica(cluster: RunningCluster, folder: Path) -> RunningServer:
-    """Start a replica of the cluster's first node, and wait until it has its data and clients are told of it."""
+    """Start a replica of the cluster's first node, and wait until it has its data and clients know it."""
     [(port, bus)] = [free_ports(2)]
     replica = _start_node(folder, port, bus)
     try:

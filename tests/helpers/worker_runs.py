@@ -13,7 +13,7 @@ UIDS = [f"user{number}" for number in range(20)]
 
 
 def talk(chat: Chat, gid: str = "g", count: int = 100) -> None:
-    """Have a group of twenty say so much, and one of them ack it."""
+    """Have a group of twenty send `count` messages, and one of them ack all."""
     chat.create_group(gid, UIDS)
     for start in range(0, count, 100):
         drafts = [Draft(UIDS[number % 20], f"{number}") for number in range(start, min(count, start + 100))]

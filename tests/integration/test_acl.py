@@ -231,7 +231,7 @@ def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "red
     # Given a worker that has been there
     run_bursts(as_user(settings, WORKER), "persist")
 
-    # When users talk, of whom some are a crowd, after a clock that stood ahead has left no ids in a millisecond
+    # When users talk, of whom some are a crowd, after a clock that was ahead has left no ids in a millisecond
     with watch.listing() as ran:
         with watch.looking(), connect(replace(settings, idempotency_ms=1), GATEWAY) as chat:
             ahead = f"{time.time_ns() // 1_000_000 + 60_000}-8191"
@@ -330,7 +330,7 @@ def test_jobs_keep_to_their_keys(settings: Settings, watch: Watch, admin: "redis
 
 
 def test_a_reader_can_look_at_everything(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:
-    # Given talk, some of which is stored, some in the hand of a worker, and some of it only in Redis
+    # Given messages: some are stored, a worker has read some, and some are only in Redis
     run_bursts(as_user(settings, WORKER), "persist")
     with connect(settings, GATEWAY) as chat:
         talk(chat)

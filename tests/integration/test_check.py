@@ -39,13 +39,13 @@ from tests.helpers.checked_group import (
     nth,
     opened,
     own_in_disorder,
-    persist,
     recall_at_another_place,
     redis,
     said,
     sql,
     stray_reader,
 )
+from tests.helpers.workers import persist
 from tests.model.fingerprint import fingerprint
 
 
@@ -77,7 +77,7 @@ def test_check_progress_begins_with_the_number_of_groups(chat: Chat) -> None:
 
 
 def test_check_reports_unstored_entries_in_one_line(chat: Chat) -> None:
-    # Given a group of which SQL knows nothing, and changes in another one
+    # Given a group that SQL does not have, and changes in another one
     chat.create_group("new", ["ann", "bob"])
     said_first = chat.send("new", "first", sender_uid="ann")
     chat.ack("bob", "new", said_first.msgid)
@@ -232,7 +232,7 @@ def test_repair_mends_each_damage(chat: Chat, kind: str) -> None:
     after = answers(chat)
     for question in before if kind not in OFFSETS_MOVE | MEMBERS_GO else ["group"] if kind in OFFSETS_MOVE else []:
         assert after[question] == before[question], question
-    # And the consumer groups stand where the index does
+    # And the consumer groups have the offsets of the index
     k = chat.system.client.space.group(GID)
     acked = {
         uid: int(score) for uid, score in chat.system.client.driver.zscan_iter(k.acked) if SEPARATOR.encode() not in uid

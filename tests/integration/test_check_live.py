@@ -19,10 +19,10 @@ from imcore.repair.check import check
 from imcore.repair.compare import GroupComparison
 from imcore.repair.diff import Difference
 from imcore.streams import keys
-from imcore.workers.receipts import ReceiptsWorker
-from tests.helpers.checked_group import GID, UIDS, checked_group, lose_message, nth, opened, persist, redis, said
+from tests.helpers.checked_group import GID, UIDS, checked_group, lose_message, nth, opened, redis, said
 from tests.helpers.deadline import wait_until
 from tests.helpers.persist_runs import new_persist
+from tests.helpers.workers import deliver_receipts, persist
 
 ROUNDS = int(os.environ.get("IM_CHECK_ROUNDS", "10"))
 """How often all is checked while people use the system."""
@@ -148,7 +148,7 @@ class Crowd:
 
 def test_check_reports_nothing_if_the_journal_is_trimmed_meanwhile(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given somebody who reads while both sides are read, and a trim before check asks what has happened meanwhile
-    tell(chat)
+    deliver_receipts(chat)
     trim(chat.system)
     tallies, acks = GroupComparison._tallies, iter([20, 25])
 
@@ -158,20 +158,13 @@ def test_check_reports_nothing_if_the_journal_is_trimmed_meanwhile(chat: Chat, m
             chat.ack("ann", GID, nth(chat, number))
             answer = list(tallies(self, batch))
             persist(chat)
-            tell(chat)
+            deliver_receipts(chat)
             assert trim(chat.system).journal_entries
         return answer
 
     monkeypatch.setattr(GroupComparison, "_tallies", meanwhile)
     # Then
     assert list(check(chat.system)) == []
-
-
-def tell(chat: Chat) -> None:
-    worker = ReceiptsWorker(chat.system.client, chat.system.database, chat.system.settings)
-    while not worker.drained():
-        worker.step()
-    worker.close()
 
 
 def test_check_reports_no_unstored_recall_of_a_trimmed_message(chat: Chat) -> None:

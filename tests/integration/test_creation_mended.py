@@ -4,7 +4,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,23 +26,14 @@ STRANGERS = [f"stranger{number:03}" for number in range(150)]
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    given = Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path), partitions="1")
-    return replace(given, lease_ms=100, retry_ms=1, max_deliveries=2)
+def settings(settings: Settings) -> Settings:
+    return replace(settings, partitions=1, lease_ms=100, retry_ms=1, max_deliveries=2)
 
 
 @pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        chat.system.database.upgrade()
-        yield chat
-
-
-@pytest.fixture
-def other(settings: Settings) -> Iterator[Chat]:
-    """Another process, which creates the group meanwhile."""
-    with Chat.connect(settings=settings) as other:
-        yield other
+def chat(chat: Chat) -> Chat:
+    chat.system.database.upgrade()
+    return chat
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def names(connection: Connection) -> dict[str, str]:
 
 
 def catalogue(connection: Connection) -> list[str]:
-    """Everything that the database itself says of the tables, types and storage included."""
+    """The tables as the database itself describes them, types and storage included."""
     queries = {
         "sqlite": "SELECT sql FROM sqlite_schema WHERE type IN ('table', 'index') AND sql IS NOT NULL",
         "postgresql": """

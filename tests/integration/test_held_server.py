@@ -20,8 +20,8 @@ from imcore.repair import check, window
 from imcore.settings import Settings
 from imcore.streams.calls import journal_calls, message_calls, receipt_calls
 from imcore.streams.keys import SEPARATOR
-from tests.helpers.processes import WorkerProcess
 from tests.helpers.servers import require_server, start_valkey
+from tests.helpers.workers import run_bursts
 
 MOST_MS = 10
 MANY = 100_000
@@ -100,7 +100,7 @@ def test_an_ack_past_many_own_messages_makes_the_next_send_no_longer(chat: Chat,
 
 
 def test_more_own_messages_than_go_at_once(chat: Chat, server: "redis.Redis") -> None:
-    # Given a list of own messages of which the offset has passed more than one call forgets
+    # Given a list of own messages: the offset has passed more of them than one call removes
     chat.send("team", "for ann", sender_uid="bob")
     last = chat.send("team", "x", sender_uid="ann")
     chat.send("team", "for ann", sender_uid="bob")
@@ -121,7 +121,7 @@ LARGE = 60_000
 
 
 def test_a_page_of_large_texts_is_a_small_one(chat: Chat) -> None:
-    # Given messages of which a page by number alone would be of many megabytes
+    # Given messages so large that a page limited by their number alone would have many megabytes
     sent = chat.send_many("team", [Draft("ann", "x" * LARGE)] * 50)
     # When a page is asked for, and those after it
     page_sizes, first = [], "-"
@@ -162,7 +162,7 @@ def test_tallies_that_changed_are_looked_for_in_small_pages(chat: Chat) -> None:
 def test_a_trim_goes_in_steps(chat: Chat, monkeypatch: pytest.MonkeyPatch, size: int, most: int) -> None:
     # Given messages that SQL has
     chat.send_many("team", [Draft("ann", "x" * size)] * (2 * most + 1))
-    burst(chat)
+    run_bursts(chat.system.settings, "persist", "receipts")
     # When they are trimmed
     steps, trim_up_to = [], retention._trim_up_to
     monkeypatch.setattr(retention, "_trim_up_to", lambda *args: steps.append(trim_up_to(*args)) or steps[-1])
@@ -170,14 +170,6 @@ def test_a_trim_goes_in_steps(chat: Chat, monkeypatch: pytest.MonkeyPatch, size:
     # Then
     assert max(steps) <= most
     assert list(check.check(chat.system)) == []
-
-
-def burst(chat: Chat) -> None:
-    """Let the workers do what there is."""
-    urls = {"redis_url": chat.system.settings.redis_url, "database_url": chat.system.settings.database_url}
-    for name in ("persist", "receipts"):
-        with WorkerProcess(chat.system.settings.data_dir / "w", name, "--burst", **urls) as worker:
-            assert worker.wait() == 0, worker.log
 
 
 def test_what_is_left_of_many_failures_goes_some_at_a_time(chat: Chat, server: "redis.Redis") -> None:

@@ -1,4 +1,4 @@
-"""Groups of so many that no call may take them at once: what comes in steps is whole all the same."""
+"""Groups too large for one call: they are changed in steps, and nobody sees a part."""
 
 import random
 import signal
@@ -108,7 +108,7 @@ class TestNames:
 
 class TestStatus:
     def test_long_texts_come_in_pages(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Given texts of which a page holds a few
+        # Given texts so long that a page holds a few
         monkeypatch.setattr(queries, "PAGE_BYTES", 25_000)
         chat.create_group("g", ["ann", "bob"])
         sizes = [10_000, 1, 30_000, 10_000, 10_000, 40_000, 40_000, 1, 1, 10_000] * 3

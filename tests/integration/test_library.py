@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import redis
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from imcore.chat import Chat
-from imcore.cli.app import app
 from imcore.errors import ConfigurationError, RedisUnavailable
 from imcore.repair.rebuild import rebuild
 from imcore.sql.database import Database
@@ -20,6 +19,7 @@ from imcore.streams import library
 from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient, open_client
 from imcore.system import System
+from tests.helpers.cli import im as run_im
 from tests.helpers.processes import WorkerProcess
 from tests.helpers.servers import RunningCluster
 
@@ -65,7 +65,7 @@ def im(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
     with Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}") as database:
         database.upgrade()
-    return lambda *args: CliRunner().invoke(app, args, catch_exceptions=False)
+    return run_im
 
 
 def load(server: Any, version: int) -> None:

@@ -19,10 +19,9 @@ from imcore.settings import Settings
 from imcore.sql import postgres, queries
 from imcore.sql.database import Database
 from tests.helpers.deadline import wait_until
-from tests.helpers.persist_runs import new_persist
 from tests.helpers.pgbouncer import Bouncer, running_pgbouncer
 from tests.helpers.postgres import PostgresServer, name_of
-from tests.helpers.workers import start_worker
+from tests.helpers.workers import start_worker, store
 
 GID = "team"
 SESSIONS = 2
@@ -105,10 +104,7 @@ def test_a_rebuild_and_an_import_work_through_a_pooler(settings: Settings) -> No
         events = "\n".join(json.dumps(line) for line in lines).encode()
         chat.system.database.upgrade()
         assert import_events(chat, BytesIO(events), on_error=pytest.fail).messages == 99
-        persist = new_persist(chat.system.client, chat.system.database, settings)
-        while not persist.drained():
-            persist.step()
-        persist.close()
+        store(chat)
         chat.system.client.driver.flushall()
 
     # When Redis has lost it

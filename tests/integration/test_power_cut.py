@@ -176,7 +176,7 @@ class Staff:
             self._chance.choice(self._workers).step()
 
     def die(self) -> None:
-        """One more takes a batch and dies over it: others go on behind it, and SQL has a hole."""
+        """Another worker takes a batch and dies: the others handle later entries, and SQL has a hole."""
         dying = new_persist(
             self._chat.system.client, Dying(self._chat.system.database, committed=False), self._settings
         )

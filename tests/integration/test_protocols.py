@@ -1,6 +1,5 @@
 """Whichever protocol the URL asks for, everything works: answers have one shape in the program."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -35,12 +34,6 @@ def option(request: pytest.FixtureRequest) -> str:
 def settings(request: pytest.FixtureRequest, option: str, tmp_path: Path) -> Settings:
     url = request.getfixturevalue(request.param)
     return Settings.from_env({}, redis_url=f"{url}?{option}".rstrip("?"), data_dir=str(tmp_path))
-
-
-@pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
 
 
 def urls(settings: Settings) -> dict[str, str]:

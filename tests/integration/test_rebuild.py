@@ -35,6 +35,7 @@ from imcore.system import System
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.dying import Dying, KilledError
 from tests.helpers.persist_runs import new_persist
+from tests.helpers.workers import persist
 from tests.model.examples import PARTITIONS, played
 from tests.model.lost import LosingHistories
 
@@ -61,7 +62,7 @@ def new_database(tmp_path: Path) -> Callable[[], Database]:
 
 @pytest.fixture
 def chat(valkey: str, database_url: str) -> Iterator[Chat]:
-    """A chat of which a part is read, by members who came and went."""
+    """A chat in part read, by members who came and went."""
     with opened(valkey, database_url) as chat:
         chat.system.database.upgrade()
         for gid in GIDS:
@@ -77,13 +78,6 @@ def chat(valkey: str, database_url: str) -> Iterator[Chat]:
 def opened(valkey: str, database_url: str, **changes: Any) -> Chat:
     settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=PARTITIONS, **changes)
     return Chat.connect(valkey, database_url, settings=settings)
-
-
-def persist(chat: Chat) -> None:
-    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
-    while worker.step():
-        pass
-    worker.close()
 
 
 def _later(now_ns: Callable[[], int], ms: int) -> int:
@@ -113,7 +107,7 @@ def test_histories_in_which_a_cluster_loses_all(cluster: str, new_database: Call
 
 
 def test_sends_after_a_rebuild_have_higher_ids_and_seqs_if_the_clock_is_behind(chat: Chat) -> None:
-    # Given messages of a server whose clock stood an hour ahead
+    # Given messages of a server whose clock was an hour ahead
     gid, other = GIDS
     ahead = int(newest(chat, gid).msgid.partition("-")[0]) + HOUR
     chat.system.client.driver.execute_command("XSETID", chat.system.client.space.group(gid).stream, f"{ahead}-8190")
@@ -152,7 +146,7 @@ def repair(chat: Chat) -> None:
 @pytest.mark.parametrize("left", [2, 4, 6, 9, 12, 15])
 @pytest.mark.parametrize("end", [persist, repair])
 def test_client_msgids_are_known_after_a_broken_off_rebuild(chat: Chat, end: Callable[[Chat], None], left: int) -> None:
-    # Given messages of which Redis is to have a few only, and a rebuild that is killed
+    # Given messages, a few of them to be kept in Redis, and a rebuild that is killed
     sent = [tally.message for gid in GIDS for tally in chat.status(gid, limit=0)]
     chat.system.settings = replace(chat.system.settings, keep_messages=3)
     killed_rebuild(chat, left)
@@ -177,7 +171,7 @@ def test_rebuild_restores_no_expired_client_msgids(chat: Chat) -> None:
 
 
 def killed_rebuild(chat: Chat, left: int) -> None:
-    """Empty Redis, and kill its rebuild after so many calls from its beginning on."""
+    """Empty Redis, and kill its rebuild after `left` calls."""
     chat.system.client.driver.flushall()
     redis_client, chat.system.client = chat.system.client, Dying(chat.system.client.driver, partitions=PARTITIONS)
     try:

@@ -15,12 +15,14 @@ from imcore import msgid as msgids
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.gateway.fanout import NewMessage, ReceiptsChanged, Session
 from imcore.gateway.gateway import Gateway
-from imcore.model.values import Draft, Receipt
+from imcore.model.values import Receipt
 from imcore.settings import Settings
 from imcore.streams.calls import message_calls
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
 from tests.helpers.processes import WorkerProcess
+from tests.helpers.talk import say_many
+from tests.helpers.workers import drain, run_bursts, start_worker
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
@@ -35,41 +37,16 @@ on_both = pytest.mark.parametrize("settings", ["valkey", "cluster"], indirect=Tr
 @pytest.fixture
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     url = request.getfixturevalue(getattr(request, "param", "valkey"))
-    return replace(Settings.from_env({}, redis_url=url, data_dir=str(tmp_path)), receipt_window_ms=WINDOW_MS)
-
-
-@pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
-
-
-def start(settings: Settings, name: str = "receipts", *arguments: str, **others: str | int) -> WorkerProcess:
-    own: dict[str, str | int] = {
-        "data_dir": str(settings.data_dir),
-        "redis_url": settings.redis_url,
-        "receipt_window_ms": settings.receipt_window_ms,
-        "lease_ms": 500,
-    }
-    return WorkerProcess(settings.data_dir / "workers", name, *arguments, **{**own, **others})
+    return replace(
+        Settings.from_env({}, redis_url=url, data_dir=str(tmp_path)), receipt_window_ms=WINDOW_MS, lease_ms=500
+    )
 
 
 @pytest.fixture
 def worker(settings: Settings) -> Iterator[WorkerProcess]:
-    with start(settings) as worker:
+    with start_worker(settings, "receipts") as worker:
         worker.wait_for("working as")
         yield worker
-
-
-def burst(settings: Settings, name: str = "receipts") -> None:
-    with start(settings, name, "--burst") as worker:
-        assert worker.wait() == 0, worker.log
-
-
-def say(chat: Chat, count: int, *, gid: str = "team", sender: str = "ann") -> list[str]:
-    drafts = [Draft(sender, str(number)) for number in range(count)]
-    sent = chat.system.client.call(message_calls.send(chat.system.client.space, gid, drafts, 1000))
-    return [each.msgid for each in sent if isinstance(each, message_calls.SendResult)]
 
 
 def read(chat: Chat, *uids: str, gid: str = "team", msgid: str | None = None) -> None:
@@ -124,7 +101,7 @@ def test_one_message_read_by_forty_in_a_window_makes_one_digest(chat: Chat, work
     chat.create_group("team", ["ann", *READERS])
     with chat.gateway() as gateway:
         ann = Sender(gateway)
-        [message] = say(chat, 1)
+        [message] = say_many(chat, 1)
         began = time.monotonic()
         for uid in READERS:
             read(chat, uid)
@@ -147,7 +124,7 @@ def test_a_hundred_messages_read_by_forty_do_not_storm(chat: Chat, settings: Set
         # When
         sent = []
         for _ in range(100):
-            sent += say(chat, 1)
+            sent += say_many(chat, 1)
             ann.poll(0)
         ann.until(lambda: all(ann.others.get(session) == 100 for session in readers))
         ann.until(lambda: ann.tallies == dict.fromkeys(sent, (40, 159)))
@@ -157,7 +134,7 @@ def test_a_hundred_messages_read_by_forty_do_not_storm(chat: Chat, settings: Set
     assert len(moves(chat)) <= 400
     assert 1 <= len(ann.digests) <= windows
     assert ann.tallies == live(chat)
-    burst(settings, "persist")
+    run_bursts(settings, "persist")
     assert rows(chat)["group_msgs"] == 100
     assert rows(chat)["group_spans"] == 200
     assert sum(rows(chat).values()) < 1000  # a row for each receipt would make 19,900
@@ -187,18 +164,18 @@ def test_offline_and_online_senders_see_the_same_receipts(
     chat.create_group("home", ["ann", "bob", "cyd"])
     with chat.gateway() as gateway:
         ann = Sender(gateway)
-        hers = say(chat, 30)
-        his = say(chat, 30, sender="bob")
+        hers = say_many(chat, 30)
+        his = say_many(chat, 30, sender="bob")
         for uid in READERS[:10]:
             read(chat, uid, msgid=his[4])
-        his_at_home = say(chat, 600, gid="home", sender="bob")
+        his_at_home = say_many(chat, 600, gid="home", sender="bob")
         read(chat, "cyd", gid="home")
         for uid in READERS[10:15]:
             read(chat, uid)
         chat.remove_members("team", [READERS[0]])
         ann.until(lambda: {msgid: live(chat)[msgid] for msgid in hers}.items() <= ann.tallies.items())
         ann.settled()
-    burst(settings)
+    run_bursts(settings, "receipts")
     # When bob comes, with an empty local database
     with LocalDatabase(path_of(settings.data_dir, "bob"), "bob") as local:
         local.keep(chat.receipts("bob"))
@@ -211,12 +188,12 @@ def test_offline_and_online_senders_see_the_same_receipts(
 
 def test_receipts_of_messages_that_redis_no_longer_has(chat: Chat, settings: Settings) -> None:
     chat.create_group("team", ["ann", "bob", "cyd"])
-    sent = say(chat, 1500)
-    burst(settings, "persist")
+    sent = say_many(chat, 1500)
+    run_bursts(settings, "persist")
     chat.system.client.call(message_calls.trim(chat.system.client.space, "team", msgids.pack(sent[1200])))
     chat.ack("bob", "team", sent[1400])
     chat.ack("cyd", "team", sent[3])
-    burst(settings)
+    run_bursts(settings, "receipts")
     with chat.gateway() as gateway:
         ann = Sender(gateway)
         ann.until(lambda: len(ann.tallies) == 1401)
@@ -229,14 +206,14 @@ def test_a_worker_killed_again_and_again_leaves_no_tally_wrong(chat: Chat, setti
         ann = Sender(gateway)
         sent = []
         for number, uid in enumerate(READERS[:6]):
-            with start(settings, receipt_window_ms=20) as worker:
+            with start_worker(settings, "receipts", receipt_window_ms=20) as worker:
                 worker.wait_for("working as")
-                sent += say(chat, 3)
+                sent += say_many(chat, 3)
                 read(chat, uid)
                 digests = len(ann.digests)
                 if number % 3:
                     ann.until(lambda digests=digests: len(ann.digests) > digests)
-        burst(settings)
+        run_bursts(settings, "receipts")
         ann.until(lambda: ann.tallies == live(chat))
 
 
@@ -250,9 +227,8 @@ def test_two_workers_never_send_an_older_tally_last(
     chat.create_group("team", ["ann", "bob", "cyd", "dan"])
     with closing(slow), closing(quick), chat.gateway() as gateway:
         ann = Sender(gateway)
-        say(chat, 1)
-        while not quick.drained():
-            quick.step()
+        say_many(chat, 1)
+        drain(quick)
         read(chat, "bob")
         changes_of = slow._changes
 
@@ -277,13 +253,17 @@ def test_two_workers_side_by_side_tell_all(chat: Chat, settings: Settings) -> No
     gids = [f"g{number}" for number in range(16)]
     for gid in gids:
         chat.create_group(gid, ["ann", *READERS])
-    with chat.gateway() as gateway, start(settings) as one, start(settings) as two:
+    with (
+        chat.gateway() as gateway,
+        start_worker(settings, "receipts") as one,
+        start_worker(settings, "receipts") as two,
+    ):
         ann = Sender(gateway)
         for worker in (one, two):
             worker.wait_for("working as")
         for uid in READERS:
             for gid in gids:
-                say(chat, 1, gid=gid)
+                say_many(chat, 1, gid=gid)
                 read(chat, uid, gid=gid)
             ann.poll(0)
         everything = {msgid: tally for gid in gids for msgid, tally in live(chat, gid).items()}
@@ -306,7 +286,7 @@ def test_without_a_window_digests_are_sent_at_once(chat: Chat, settings: Setting
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as gateway:
         ann = Sender(gateway)
-        [message] = say(chat, 1)
+        [message] = say_many(chat, 1)
         read(chat, "bob")
         wait_until(lambda: worker.step() and chat.receipts("ann"))
         ann.until(lambda: ann.tallies == {message: (1, 0)})

@@ -6,7 +6,6 @@ since. `IM_RECONCILE_SEEDS=500 pytest tests/integration/test_reconcile.py` plays
 
 import os
 import random
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +28,7 @@ from tests.helpers.deadline import wait_until
 from tests.helpers.dying import Dying, DyingDatabase, KilledError
 from tests.helpers.dying import KilledError as KilledWorkerError
 from tests.helpers.persist_runs import new_persist
+from tests.helpers.workers import persist
 
 SEEDS = range(int(os.environ.get("IM_RECONCILE_SEEDS", "12")))
 GIDS = ("#ubuntu", "群主")
@@ -53,11 +53,14 @@ class Snapshot:
 
 
 @pytest.fixture
-def chat(valkey: str, sqlite_url: str) -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=2, batch_size=5)
-    with Chat.connect(valkey, sqlite_url, settings=settings) as chat:
-        chat.system.database.upgrade()
-        yield chat
+def settings(settings: Settings) -> Settings:
+    return replace(settings, block_ms=0, retry_ms=0, partitions=2, batch_size=5)
+
+
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    chat.system.database.upgrade()
+    return chat
 
 
 class Story:
@@ -124,16 +127,8 @@ def rows(chat: Chat) -> Rows:
     )
 
 
-def persist(chat: Chat, steps: int = 10_000) -> None:
-    """Let a worker handle so many batches, or all there is."""
-    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
-    while steps and worker.step():
-        steps -= 1
-    worker.close()
-
-
 def take_and_die(chat: Chat) -> None:
-    """Let a worker take a batch and die: others go on behind it, and SQL has holes."""
+    """Let a worker take a batch and die: others handle later entries, and SQL has holes."""
     with suppress(KilledWorkerError):
         new_persist(
             chat.system.client, DyingDatabase(chat.system.database, committed=False), chat.system.settings
@@ -141,7 +136,7 @@ def take_and_die(chat: Chat) -> None:
 
 
 def shift_clock(chat: Chat, gid: str, ms: int) -> None:
-    """Let the stream of a group go on as if the clock had stood so much ahead."""
+    """Put the newest id of a group's stream ahead, as a clock that was ahead would have."""
     stream = chat.system.client.space.group(gid).stream
     last = chat.system.client.driver.xinfo_stream(stream)["last-generated-id"].decode()
     moment, _, _ = last.partition("-")
@@ -279,7 +274,7 @@ def test_no_worker_stores_new_entries_before_the_reconciliation(chat: Chat) -> N
 
 
 def test_reconciliation_ignores_an_impossible_offset_in_sql(chat: Chat) -> None:
-    # Given members of whom one stands where no message can be, in SQL, and a Redis that has lost that they came
+    # Given members, one with an offset in SQL that no message can have, and a Redis that has lost their joins
     chat.create_group("g", ["ann"])
     persist(chat)
     snapshot = Snapshot.of(chat.system.client.driver)
@@ -297,7 +292,7 @@ def test_reconciliation_ignores_an_impossible_offset_in_sql(chat: Chat) -> None:
 
 
 def test_worker_leaves_a_redis_with_other_data_alone(chat: Chat) -> None:
-    # Given data of which SQL knows, and then a server that somebody has emptied, or another one
+    # Given data that SQL has, and then a server that somebody has emptied, or another one
     chat.create_group("g", ["ann", "bob"])
     persist(chat)
     chat.system.client.driver.flushall()
@@ -368,7 +363,7 @@ def test_inherited_watermarks_keep_no_other_worker_from_storing(chat: Chat, heir
 
 
 def hears(gateway: Gateway, contents: list[str]) -> None:
-    """Poll until so much has been handed over, in this order."""
+    """Poll until these texts have been handed over, in this order."""
     heard: list[str] = []
 
     def all_heard() -> bool:
@@ -438,7 +433,7 @@ def test_sender_gets_tallies_of_offsets_that_redis_lost(chat: Chat) -> None:
 
 
 def test_watermark_of_another_worker_stops_storing(chat: Chat) -> None:
-    # Given two workers, of which the first one stores what Redis then loses
+    # Given two workers: the first one stores messages that Redis then loses
     chat.create_group("g", ["ann", "bob"])
     first, second = (new_persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
     assert (first.step(), second.step()) == (1, 0)

@@ -1,6 +1,5 @@
 """The Redis client on a cluster: each command is sent once, wherever the keys are, and whoever has them by now."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,10 +26,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning
 
 
 @pytest.fixture
-def chat(cluster: str) -> Iterator[Chat]:
-    with Chat.connect(cluster) as chat:
-        chat.create_group("team", ["ann", "bob"])
-        yield chat
+def redis_url(cluster: str) -> str:
+    return cluster
+
+
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    chat.create_group("team", ["ann", "bob"])
+    return chat
 
 
 def contents(chat: Chat, gid: str = "team") -> list[str]:
@@ -79,7 +82,7 @@ class TestALostAnswer:
 
 
 def test_a_node_without_functions_lets_nothing_happen_twice_at_the_others(chat: Chat) -> None:
-    # Given groups at several nodes, of which one has lost the functions
+    # Given groups at several nodes, and one node that has lost the functions
     gids = [f"g{number}" for number in range(12)]
     space, client = chat.system.client.space, chat.system.client.driver
     nodes = {gid: client.get_node_from_key(space.group(gid).stream).name for gid in gids}

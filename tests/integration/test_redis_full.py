@@ -64,7 +64,7 @@ def settings(settings: Settings) -> Settings:
 
 @pytest.fixture
 def chat(admin: "redis.Redis", chat: Chat) -> Chat:
-    """A group in the middle of its talk, none of which SQL has; then no memory is left."""
+    """A group whose messages are not in SQL; then no memory is left."""
     chat.create_group(GID, ["ann", "bob", "cy", "dan"])
     chat.send_direct("bob", "hello", sender_uid="ann")
     for number in range(20):

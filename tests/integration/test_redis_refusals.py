@@ -151,7 +151,7 @@ def test_no_descriptor_is_left(server: RunningServer) -> None:
             chat.unread("ann")
 
 
-def test_who_may_not_ask_for_the_nodes_of_a_cluster_is_not_told_of_a_single_server(tmp_path: Path) -> None:
+def test_a_user_without_the_right_to_ask_for_cluster_nodes_is_not_told_it_is_a_single_server(tmp_path: Path) -> None:
     require_server()
     [port] = free_ports(1)
     server = start_valkey(tmp_path, "--port", str(port), "--bind", "127.0.0.1", appendonly=False)

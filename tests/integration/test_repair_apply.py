@@ -27,6 +27,7 @@ from imcore.streams import dead_letters
 from imcore.streams.client import RedisClient
 from imcore.streams.keys import SEPARATOR, GroupKeys
 from tests.helpers.persist_runs import new_persist
+from tests.helpers.workers import persist
 from tests.integration.test_reconcile import Snapshot, bury_the_dead
 
 GID = "team"
@@ -69,13 +70,6 @@ def nth(chat: Chat, number: int) -> str:
 
 def keys_of(chat: Chat) -> GroupKeys:
     return chat.system.client.space.group(GID)
-
-
-def persist(chat: Chat) -> None:
-    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
-    while worker.step():
-        pass
-    worker.close()
 
 
 def lose(chat: Chat, number: int) -> str:

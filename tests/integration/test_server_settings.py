@@ -297,7 +297,7 @@ def test_a_server_lost_after_the_check_does_not_change_its_result(
 
 
 def test_each_primary_of_a_cluster_is_examined(cluster: str, cluster_servers: RunningCluster) -> None:
-    # Given a cluster of which one node drops keys
+    # Given a cluster with one node that drops keys
     settings = Settings.from_env({}, redis_url=cluster)
     node = cluster_servers.nodes[1]
     configure(node, ALLKEYS)

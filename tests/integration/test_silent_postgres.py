@@ -1,4 +1,4 @@
-"""A PostgreSQL that says nothing: no error, no answer. Whoever waits for it says so."""
+"""A PostgreSQL that sends neither an answer nor an error: a process that waits for it logs so."""
 
 import logging
 import os

@@ -76,7 +76,7 @@ BLANK = {("postgresql", "content", "''")}
 
 @dataclass
 class System:
-    """Both sides, of which SQL has all that was said."""
+    """Redis and SQL; SQL has all messages."""
 
     settings: Settings
     chat: Chat

@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -35,14 +34,8 @@ from tests.helpers.worker_runs import UIDS, count, talk, worker
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    return replace(Settings.from_env({}, data_dir=str(tmp_path), redis_url=valkey), block_ms=50, partitions=4)
-
-
-@pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
+def settings(settings: Settings) -> Settings:
+    return replace(settings, block_ms=50, partitions=4)
 
 
 def has(database: Database, messages: int) -> bool:
@@ -66,7 +59,7 @@ class TestBurst:
     def test_an_empty_redis_gets_the_partitions_of_the_data_in_sql(
         self, chat: Chat, settings: Settings, name: str
     ) -> None:
-        # Given data of 4 partitions, which only SQL has by now, and one whom nobody has told of it
+        # Given data of 4 partitions, by now only in SQL, and a worker without that setting
         chat.system.database.upgrade()
         chat.system.database.set_meta("partitions", "4")
         if name == "trim":
@@ -445,7 +438,7 @@ def test_an_unknown_worker_is_wrong_usage(settings: Settings) -> None:
 
 
 def test_entries_that_come_while_the_clock_is_put_back_can_be_told_apart(chat: Chat) -> None:
-    # Given a clock that stands an hour behind the newest entry, so that all are of one millisecond for an hour
+    # Given a clock that is an hour behind the newest entry, so that all are of one millisecond for an hour
     chat.create_group("g", ["ann", "bob"])
     journal = chat.system.client.space.group("g").journal
     newest = chat.system.client.driver.xinfo_stream(journal)["last-generated-id"].decode().partition("-")[0]

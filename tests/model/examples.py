@@ -17,12 +17,12 @@ PARTITIONS = 2
 
 
 def played(examples: int) -> hypothesis_settings:
-    """The settings of a run of so many histories, unless another number is wanted."""
+    """The settings of a run of this many histories, unless the environment names another number."""
     return _settings(examples, HISTORIES_WANTED)
 
 
 def fuzzed(examples: int) -> hypothesis_settings:
-    """The settings of a run of so many random calls, unless another number is wanted."""
+    """The settings of a run of this many random calls, unless the environment names another number."""
     return _settings(examples, CALLS_WANTED)
 
 

@@ -28,7 +28,7 @@ MANY = 3000
 
 @pytest.fixture
 def to() -> Iterator[Callable[[int], BestEffort]]:
-    """Makes writers to descriptors; none of them writes after the test."""
+    """Makes writers to descriptors, and closes them after the test."""
     made: list[BestEffort] = []
 
     def make(descriptor: int) -> BestEffort:

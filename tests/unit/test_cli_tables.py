@@ -70,7 +70,7 @@ def piped(*words: str) -> str:
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, *words: str) -> str:
-    """Return what a command writes to a terminal of so many columns."""
+    """Return what a command writes to a terminal of this many columns."""
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     with monkeypatch.context() as patch:

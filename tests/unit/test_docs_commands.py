@@ -174,7 +174,7 @@ def pytest_commands() -> list[str]:
 
 
 def files_run_by(line: str) -> list[Path]:
-    """Return the test files that a pytest command names, those of which `-k` wants something."""
+    """Return the test files that a pytest command names, without those in which `-k` selects nothing."""
     words = shlex.split(line)[1:]
     [place] = [ROOT / word for word in words if "/" in word]
     paths = [place] if place.is_file() else sorted(place.rglob("test_*.py"))

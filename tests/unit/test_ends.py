@@ -1,4 +1,4 @@
-"""Ends that a server's clock has set while it stood ahead: whoever looks cuts them back to their length from now."""
+"""Ends that were set while the server's clock was ahead: the next look cuts them back to their length from now."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -147,7 +147,7 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
 def test_an_end_is_cut_back_to_its_length_and_not_dropped(chat: Chat, end: End) -> None:
-    # Given an end that was set while the clock stood a day ahead
+    # Given an end that was set while the clock was a day ahead
     end.begin(chat)
     end.put_off(chat)
     # When somebody looks at it
@@ -214,7 +214,7 @@ def test_a_longer_promise_holds_for_what_a_table_of_a_shorter_one_gets(chat: Cha
 
 
 def test_acks_a_second_are_counted_again_after_the_clock_was_put_back(chat: Chat) -> None:
-    # Given a second that was counted by a clock which stood ahead, in the place of the second that is now
+    # Given a second that was counted while the clock was ahead, in the place of the present second
     space, now_s = chat.system.client.space, int(time.time())
     for second in range(now_s - 5, now_s + 60):
         raw(chat).hset(space.coalescing(0), str(second % 64), f"{second + 64 * 1350} 7 7")

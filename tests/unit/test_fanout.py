@@ -29,7 +29,7 @@ def point(seq: int) -> ResumePoint:
 
 
 class Story:
-    """A group that goes on while sessions come and go, lose pushes, and pull, each cursor by itself."""
+    """A group that talks while sessions come and go, lose pushes, and pull, each cursor by itself."""
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
@@ -187,7 +187,7 @@ def test_acks_are_due_by_count_or_by_time_and_name_the_newest_of_each_group() ->
 
 
 def test_acks_of_one_message_are_one_target() -> None:
-    # Given clients that say one by one what they have received, of which one names its seq
+    # Given clients that report one by one what they have received; one of them names its seq
     buffer = AckBuffer(10, 1.0)
     for number, uid in enumerate(("ann", "bob", "bob", "cy")):
         buffer.received("g", Session(uid).as_recipients, point(4) if number == 2 else ResumePoint(packed(4)), 0.0)

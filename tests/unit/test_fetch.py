@@ -33,7 +33,7 @@ def worker(chat: Chat) -> Persist:
 
 
 def test_a_spoiled_group_delays_no_other_group(chat: Chat, worker: Persist) -> None:
-    # Given messages, and a tombstone, of two groups, of which one has a stream by another hand
+    # Given messages, and a tombstone, of two groups, one with a stream that another program wrote
     for gid in ("spoiled", "sound"):
         chat.create_group(gid, ["ann"])
         sent = chat.send(gid, "hi", sender_uid="ann")
@@ -175,7 +175,7 @@ class TestFetching:
         assert [lived for _, lived in database.wrote] == [True] * 5
 
     def test_trimmed_messages_are_not_missed_if_they_are_stored(self, chat: Chat, worker: Persist) -> None:
-        # Given a message that was stored and trimmed, and an entry that tells of it again
+        # Given a message that was stored and trimmed, and a second entry for it
         chat.create_group("g", ["ann"])
         message = chat.send("g", "one", sender_uid="ann")
         drain(worker)

@@ -37,7 +37,7 @@ def add_garbage(chat: Chat) -> str:
     return entry_id.decode()
 
 
-def test_it_is_passed_over_by_who_reads(chat: Chat) -> None:
+def test_readers_pass_over_it(chat: Chat) -> None:
     # Given
     sent = []
     for number in range(4):
@@ -69,7 +69,7 @@ def test_it_is_no_message_to_ask_for(chat: Chat) -> None:
         chat.recall("g", garbage, by="ann")
 
 
-def test_senders_are_told_of_what_stands_around_it(chat: Chat) -> None:
+def test_senders_get_receipts_of_the_messages_around_it(chat: Chat) -> None:
     # Given
     first = chat.send("g", "hi", sender_uid="ann")
     add_garbage(chat)
@@ -114,7 +114,7 @@ def around(request: pytest.FixtureRequest, chat: Chat) -> tuple[str, str]:
     return before, chat.send("g", "after", sender_uid="ann").msgid
 
 
-def test_an_odd_message_hides_no_other_from_who_reads(chat: Chat, around: tuple[str, str]) -> None:
+def test_an_odd_message_hides_no_other_from_readers(chat: Chat, around: tuple[str, str]) -> None:
     for listed in (
         [message.msgid for message in chat.pull("bob")],
         [message.msgid for message in chat.pull("bob", "g", limit=3)],
@@ -158,7 +158,7 @@ def test_an_odd_message_stops_no_worker(chat: Chat, database: Database, around: 
 
 
 @pytest.mark.parametrize("sent", ["yesterday", msgids.LATEST_MS + 1, "9" * 5000])
-def test_a_time_that_is_none_is_left_out_by_members_and_by_sql_alike(chat: Chat, database: Database, sent: Any) -> None:
+def test_an_impossible_time_is_left_out_for_members_and_in_sql_alike(chat: Chat, database: Database, sent: Any) -> None:
     # Given
     odd = chat.system.client.driver.xadd(
         chat.system.client.space.group("g").stream, SOUND | {"seq": 1, "sent": sent}

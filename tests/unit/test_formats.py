@@ -34,7 +34,7 @@ TEXT = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in EVENTS)
 
 
 class Dribble(io.BytesIO):
-    """A pipe that brings so many bytes at a time."""
+    """A pipe that brings this many bytes at a time."""
 
     def __init__(self, data: bytes, count: int) -> None:
         super().__init__(data)
@@ -208,7 +208,7 @@ def test_line_that_is_not_valid_in_sound_gzip_does_not_end_it() -> None:
 
 
 def test_damage_of_a_second_gzip_member_does_not_spoil_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a line that is not valid in each, of which the second is damaged behind it
+    # Given a line in each that is not valid, and damage behind the second one
     first, second = (
         compressed_by_gzip(TEXT.encode() + b"oh\n"),
         bytearray(compressed_by_gzip(TEXT.encode() + b"no\n" + numbered(500))),

@@ -136,7 +136,7 @@ def test_fetching_again_and_again_brings_changed_receipts_only(ann: Sender, chat
 
 
 def test_every_session_gets_every_receipt(chat: Chat) -> None:
-    # Given two sessions, one of which has been told
+    # Given two sessions, one of which has the receipts
     ann = Sender(chat, sessions=2)
     one, other = ann.sessions
     sent = ann.say(2)

@@ -272,7 +272,7 @@ def random_events(chance: random.Random) -> list[dict[str, Any]]:
 
 
 def seen(chat: Chat) -> object:
-    """What can be told of the group, but for msgids, which no two imports share."""
+    """What the group shows, without msgids, which no two imports share."""
     if not list(chat.groups()):
         return None
     said = [tally.message for tally in chat.status("#g", limit=0)]
@@ -290,7 +290,7 @@ def test_one_client_msgid_of_two_senders_is_two_messages(chat: Chat) -> None:
 
 
 def test_message_that_only_sql_has_is_not_stored_again(chat: Chat) -> None:
-    # Given two messages, of which Redis has forgotten the client_msgid: they are more than a day old
+    # Given two messages whose client_msgid Redis has forgotten: they are more than a day old
     run(chat, HELLO, HELLO | {"uid": "bob"}, event("leave", "ann"))
     in_sql(chat)
     forget_client_msgids(chat)

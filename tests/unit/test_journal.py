@@ -340,7 +340,7 @@ class TestFail:
         assert seen == {Malformed, Created}
 
     def test_failed_entry_that_redis_lost_is_not_read_again(self, chat: Chat) -> None:
-        # Given two entries that failed, of which a crash of the server takes one back
+        # Given two entries that failed, and a crash of the server that takes one of them back
         for _ in range(2):
             write(chat.system.client, 0, kind="feast")
         worker = journal(chat.system.client)

@@ -152,7 +152,7 @@ class TestMsgids:
             ("1767225600000-00", "its numbers have no leading zeros"),
         ],
     )
-    def test_what_looks_like_a_msgid_and_is_none_is_told_why(self, text: str, fault: str) -> None:
+    def test_a_text_that_only_looks_like_a_msgid_is_refused_with_the_reason(self, text: str, fault: str) -> None:
         with pytest.raises(InvalidInput) as refusal:
             check_msgid(text)
         assert str(refusal.value).endswith(f" is not a msgid: {fault}")

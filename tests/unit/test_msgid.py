@@ -84,7 +84,7 @@ def test_a_text_is_refused_unless_it_is_how_an_id_is_written(text: str) -> None:
         "9" * 5000 + "-0",
     ],
 )
-def test_such_a_text_is_refused(text: str) -> None:
+def test_a_text_that_is_no_msgid_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"not a msgid: {text!r}")):
         msgid.pack(text)
 

@@ -323,7 +323,7 @@ class TestServersAway:
         assert drain(new_persist(chat.system.client, chat.system.database, SETTINGS)) == 1
 
     def test_a_worker_that_lost_its_lease_does_no_harm(self, chat: Chat) -> None:
-        # Given a worker that stands still with entries in hand, until another one has its name and has done its work
+        # Given a worker that stalls with entries in hand, until another one has its name and has done its work
         chat.create_group("g", UIDS)
         chat.send("g", "one", sender_uid="ann")
         slow = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, lease_ms=1))

@@ -1,4 +1,4 @@
-"""The worker `receipts`, step by step, on fakeredis and SQLite: who is told what, and what becomes of what fails."""
+"""The worker `receipts`, step by step, on fakeredis and SQLite: who gets which receipts, and how entries fail."""
 
 import random
 from collections.abc import Callable, Sequence

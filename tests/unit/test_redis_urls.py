@@ -106,7 +106,7 @@ def test_a_server_that_is_too_old(tmp_path: Path, answer: Answer) -> None:
 
 
 def without_fcall(info: bytes) -> Answer:
-    """A server that says of itself that it is new enough, and knows no functions all the same."""
+    """A server that reports a version that is new enough, and has no functions all the same."""
 
     def answer(command: list[bytes]) -> bytes:
         return b"$%d\r\n%s\r\n" % (len(info), info) if command[0].upper() == b"INFO" else redis_6(command)

@@ -201,7 +201,7 @@ def test_message_belongs_to_the_span_whose_end_was_lost() -> None:
 
 
 def test_offset_goes_back_only_if_it_passed_a_lost_message() -> None:
-    # Given that only Redis knows how far bob has read, in a span that goes on since another one never was
+    # Given an offset of bob that only Redis has, in a second span that goes: the first one stays open
     stood = [span("bob", 0, 7, 5), span("bob", 7, acked=9)]
     plan = plan_of({"bob": [span("bob", 0, None, 5)]}, live={"bob": stood})
     plan.lost, plan.before = [8], {8: 7}

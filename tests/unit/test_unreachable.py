@@ -1,4 +1,4 @@
-"""What is said of a server that is none, or refuses a connection before it has begun: its own word, and what to do."""
+"""The error for a server that is no Redis, or refuses a connection at once: its own words, and what to do."""
 
 import errno
 import os

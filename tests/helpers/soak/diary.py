@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 
 
 class SendAnswer(NamedTuple):
-    """What a sender was told: the message is stored."""
+    """The answer of a send: the message is stored."""
 
     msgid: str
     seq: int
@@ -30,7 +30,7 @@ class Said(NamedTuple):
 class Turn(NamedTuple):
     """A guest came or went, after some message from `earliest` to `latest` (None: no answer yet).
 
-    `position` is where their offset stood: before they went, or after they came.
+    `position` is their offset: before they went, or after they came.
     """
 
     gid: str

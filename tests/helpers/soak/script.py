@@ -53,7 +53,7 @@ def most_talkative(scenes: Sequence[Scene], count: int) -> list[str]:
 
 
 def shares(scenes: Sequence[Scene], talkers: int, listeners: Sequence[str]) -> list[list[Share]]:
-    """Deal the speakers and guests to so many talkers. Listeners ack by live sessions of their own."""
+    """Deal the speakers and guests to this many talkers. Listeners ack by live sessions of their own."""
     return [[_share(scene, number, talkers, listeners) for scene in scenes] for number in range(talkers)]
 
 

@@ -110,7 +110,7 @@ class Soak:
             self._add("talker", plan.stem, lambda plan=plan: self._speak(plan))
 
     def kill(self, part: Part, down_s: float) -> None:
-        """Kill a process, which comes back after so long."""
+        """Kill a process, which comes back after these seconds."""
         part.process.kill()
         part.back_at = time.monotonic() + down_s
         self.killed[part.kind] += 1

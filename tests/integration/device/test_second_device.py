@@ -78,7 +78,7 @@ def test_every_device_has_the_tallies_of_the_server(
     messages = [chat.send("team", str(number), sender_uid="bob") for number in range(3)]
     for device in (local, elsewhere):
         device.keep(messages)
-    # When one of them is told of what was read, and confirms it
+    # When one of them gets the receipts, and confirms them
     chat.ack("ann", "team", messages[1].msgid)
     deliver_receipts(chat)
     listen(bob, lambda: states(local) == ["read 1/2", "read 1/2", "stored"] and not other.receipts("bob"))
@@ -94,7 +94,7 @@ def test_every_device_has_the_tallies_of_the_server(
 def test_own_messages_that_come_with_their_receipts_long_confirmed_are_asked_for(
     bob: Device, local: LocalDatabase, chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given what another device has sent, and been told of, since this one was used
+    # Given messages and receipts of another device since this one was used
     chat.create_group("team", ["ann", "bob"])
     bob.sync()
     say(other, *map(str, range(3)), sender="bob")
@@ -176,7 +176,7 @@ def test_a_reconnect_brings_the_tallies_of_the_meantime(
 def test_a_session_that_is_to_end_is_over_and_has_acked_what_it_yielded(
     bob: Device, chat: Chat, other: Chat, looks: int
 ) -> None:
-    # Given one that is asked to end the so many-th time that it looks whether it is
+    # Given a session that finds at its `looks`-th check that it is to end
     chat.create_group("team", ["ann", "bob"])
     say(other, "hi")
     answers = iter([False] * looks)

@@ -13,6 +13,7 @@ from imcore.streams.keys import SEPARATOR
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.gateways import Audience, Clock, kill_connections, nodes_of
 from tests.helpers.talk import leave_to_sql, offset, push_receipts, say
+from tests.helpers.workers import drain
 
 UIDS = ["ann", "bob", "cyd"]
 
@@ -126,7 +127,7 @@ def test_an_end_that_is_not_clean_needs_no_server(chat: Chat, other: Chat) -> No
             audience.settled()
         finally:
             other.system.client.driver.config_set("min-replicas-to-write", 0)
-        # Then one goes on, and the other one is gone
+        # Then one continues, and the other one is gone
         [later] = say(other, "2")
         audience.until(lambda: audience.heard(cyd) == ["1", "2"])
         assert audience.heard(bob) == ["1"]
@@ -260,8 +261,7 @@ def test_a_device_whose_subscription_was_lost_can_be_exact(chat: Chat, other: Ch
         subscription = next(iter(nodes_of(other.system.client.driver))).client_list(_type="pubsub")[0]
         other.system.client.driver.client_kill_filter(_id=int(subscription["id"]))
         other.ack("bob", "team")
-        while not worker.drained():
-            worker.step()
+        drain(worker)
         events: list[Message | Receipt] = []
         while other.receipts("ann"):  # until they are confirmed
             events += elsewhere.poll(0.05)

@@ -159,7 +159,7 @@ def test_very_many_channels_are_subscribed_to_over_a_small_buffer(tmp_path: Path
         server.stop()
 
 
-def test_catching_up_takes_only_so_many_bytes_at_once(chat: Chat, other: Chat, requests: Requests) -> None:
+def test_catching_up_takes_bounded_bytes_at_once(chat: Chat, other: Chat, requests: Requests) -> None:
     # Given sessions at places of their own, and long texts
     uids = [f"u{number}" for number in range(40)]
     chat.create_group("team", ["ann", *uids])

@@ -138,7 +138,7 @@ def test_a_resume_point_beyond_all_messages_acks_nothing(chat: Chat) -> None:
 
 
 def test_a_device_that_had_a_database_begins_new_groups_where_the_user_joined(chat: Chat) -> None:
-    # Given groups that another device has read to the end, of which this one has a place in one
+    # Given groups that another device has read to the end; this device has a resume point in one of them
     chat.create_group("team", ["ann", "bob"])
     chat.create_group("news", ["ann"])
     kept = say(chat, "1", "2")

@@ -1,4 +1,4 @@
-"""What is refused for long is tried less and less often, whatever succeeds beside it, and is told once a minute."""
+"""Calls that are refused for long are repeated less and less often, and logged once a minute, while others succeed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What somebody has spoiled by hand, of one group or one user, waits alone: the others' live sessions go on."""
+"""Data of one group or user that was spoiled by hand waits alone: the live sessions of others continue."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress

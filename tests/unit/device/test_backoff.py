@@ -19,7 +19,7 @@ POLL_S = 0.25
 
 
 class Clock:
-    """Time that goes on when somebody sleeps."""
+    """Time that passes only in sleeps."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -127,7 +127,7 @@ def test_a_tried_message_may_have_been_sent_from_then_on(local: LocalDatabase) -
 
 
 def test_an_own_message_that_comes_back_leaves_the_outbox(local: LocalDatabase) -> None:
-    # Given two in the outbox, of which one was refused: an earlier attempt was stored, and its answer got lost
+    # Given two in the outbox, one of them refused: an earlier attempt was stored, and its answer got lost
     sent, refused = local.queue("g", "sent"), local.queue("g", "refused")
     local.refuse(refused, "not a member")
     others = local.queue("h", "another group")
