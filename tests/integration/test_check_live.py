@@ -180,7 +180,7 @@ def test_check_reports_no_unstored_recall_of_a_trimmed_message(chat: Chat) -> No
     assert [difference for difference in check(chat.system) if difference.gid == "team"] == []
 
 
-def test_repair_keeps_the_listing_of_who_joins_meanwhile(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repair_keeps_the_listing_of_members_who_join_meanwhile(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a user who lists a group, is no member, and joins it while a repair looks
     client, looked = chat.system.client, check_module._is_strange
     chat.create_group("zoo", ["dee"])

@@ -114,7 +114,7 @@ class TestPrivacy:
 
 class TestAddresses:
     @pytest.mark.parametrize("name", ["plain", "a b'c\"群", "#x&{y}[z]", "long" * 30])
-    def test_the_default_settings_lead_to_it(self, tmp_path: Path, name: str) -> None:
+    def test_the_default_settings_name_the_embedded_server(self, tmp_path: Path, name: str) -> None:
         settings = Settings.from_env({"IM_DATA_DIR": str(tmp_path / name)})
         with EmbeddedServer(settings.data_dir) as server:
             assert server.url == settings.redis_url
@@ -151,7 +151,7 @@ class TestData:
         with EmbeddedServer(tmp_path, appendonly=False) as server:
             assert ask(server, "GET", "key") is None
 
-    def test_fsync_and_further_options_reach_it(self, tmp_path: Path) -> None:
+    def test_fsync_and_further_options_reach_the_server(self, tmp_path: Path) -> None:
         with EmbeddedServer(tmp_path, appendfsync="always", options=["--maxmemory", "50mb"]) as server:
             assert ask(server, "CONFIG", "GET", "appendfsync") == {"appendfsync": "always"}
             assert ask(server, "CONFIG", "GET", "maxmemory") == {"maxmemory": str(50 * 1024 * 1024)}

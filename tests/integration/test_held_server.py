@@ -66,7 +66,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def test_a_session_of_a_user_who_has_many(chat: Chat, server: "redis.Redis") -> None:
+def test_calls_for_one_of_many_sessions_of_a_user(chat: Chat, server: "redis.Redis") -> None:
     space = chat.system.client.space
     one, other = chat.begin_session("guest"), chat.begin_session("guest")
     server.zadd(space.sessions("guest"), {f"{number:032x}": now_ms() + 60_000 for number in range(MANY)})
@@ -172,7 +172,7 @@ def test_a_trim_goes_in_steps(chat: Chat, monkeypatch: pytest.MonkeyPatch, size:
     assert list(check.check(chat.system)) == []
 
 
-def test_what_is_left_of_many_failures_goes_some_at_a_time(chat: Chat, server: "redis.Redis") -> None:
+def test_leftover_failures_are_removed_some_at_a_time(chat: Chat, server: "redis.Redis") -> None:
     # Given failures of entries that are done, and of some that are not
     space = chat.system.client.space
     for kind in retention.READS:
@@ -191,7 +191,7 @@ def test_what_is_left_of_many_failures_goes_some_at_a_time(chat: Chat, server: "
     assert set(server.hkeys(space.failures(0))) == {name.encode() for name in kept}
 
 
-def test_who_of_many_is_online_is_asked_in_parts(chat: Chat, server: "redis.Redis") -> None:
+def test_online_asks_for_many_users_in_parts(chat: Chat, server: "redis.Redis") -> None:
     uids = [f"u{number}" for number in range(1201)]
     server.zadd(chat.system.client.space.online(0), dict.fromkeys(uids[::2], now_ms() + 60_000))
     chat.online(uids[:1])

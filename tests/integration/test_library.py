@@ -85,7 +85,7 @@ def loaded(server: Any) -> int:
 
 @pytest.mark.parametrize("line", READS)
 @pytest.mark.parametrize("loaded_version", [0, library.VERSION - 1], ids=["none", "older"])
-def test_a_command_that_only_shows_loads_nothing_and_says_what_to_do(
+def test_a_command_that_only_reads_loads_nothing_and_says_what_to_do(
     server: Any, im: Callable[..., Result], line: str, loaded_version: int
 ) -> None:
     # Given a server without our functions, or with older ones
@@ -102,7 +102,7 @@ def test_a_command_that_only_shows_loads_nothing_and_says_what_to_do(
     assert (loaded(server), server.dbsize()) == (loaded_version, 0)
 
 
-def test_a_first_write_loads_them_where_there_are_none(server: Any, connect: Callable[[], RedisClient]) -> None:
+def test_a_first_write_loads_missing_functions(server: Any, connect: Callable[[], RedisClient]) -> None:
     chat = Chat(System(connect(), None))
     chat.create_group("team", ["ann"])
     assert loaded(server) == library.VERSION
@@ -115,7 +115,7 @@ def test_a_first_write_loads_them_where_there_are_none(server: Any, connect: Cal
     assert chat.group("team").members == 2
 
 
-def test_who_writes_does_not_replace_older_ones(server: Any, connect: Callable[[], RedisClient]) -> None:
+def test_a_write_does_not_replace_older_functions(server: Any, connect: Callable[[], RedisClient]) -> None:
     load(server, library.VERSION - 1)
     for redis_client in (connect(), connect()):
         with pytest.raises(RedisUnavailable, match=r"older imcore \(version"):
@@ -123,7 +123,7 @@ def test_who_writes_does_not_replace_older_ones(server: Any, connect: Callable[[
     assert (loaded(server), server.dbsize()) == (library.VERSION - 1, 0)
 
 
-def test_who_upgrades_replaces_older_ones_and_loads_them_whenever_they_are_lost(
+def test_an_upgrade_replaces_older_functions_and_loads_lost_ones(
     server: Any, connect: Callable[[], RedisClient]
 ) -> None:
     load(server, library.VERSION - 1)
@@ -138,7 +138,7 @@ def test_who_upgrades_replaces_older_ones_and_loads_them_whenever_they_are_lost(
         assert redis_client.call_each([VERSION_CALL]) == [library.VERSION]
 
 
-def test_newer_ones_are_left_alone(server: Any, connect: Callable[[], RedisClient]) -> None:
+def test_newer_functions_are_left_alone(server: Any, connect: Callable[[], RedisClient]) -> None:
     load(server, library.VERSION + 1)
     for act in (lambda: Chat(System(connect(), None)).create_group("team"), lambda: connect().upgrade()):
         with pytest.raises(ConfigurationError, match=r"a newer imcore .*: upgrade imcore"):

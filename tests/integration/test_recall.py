@@ -91,7 +91,7 @@ def test_a_tombstone_that_is_stored_before_its_message(chat: Chat, worker: Persi
 
 
 @pytest.mark.parametrize("acks_every", [1, 100])
-def test_who_is_online_loses_the_content_at_once(valkey: str, tmp_path: Path, acks_every: int) -> None:
+def test_online_users_lose_the_content_at_once(valkey: str, tmp_path: Path, acks_every: int) -> None:
     # Given bob, online, who has a message in his local database
     settings = Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))
     with (

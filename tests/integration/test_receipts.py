@@ -249,7 +249,7 @@ def test_two_workers_never_send_an_older_tally_last(
 
 
 @on_both
-def test_two_workers_side_by_side_tell_all(chat: Chat, settings: Settings) -> None:
+def test_two_workers_side_by_side_publish_all_receipts(chat: Chat, settings: Settings) -> None:
     gids = [f"g{number}" for number in range(16)]
     for gid in gids:
         chat.create_group(gid, ["ann", *READERS])

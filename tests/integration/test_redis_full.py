@@ -78,7 +78,7 @@ def dump(admin: "redis.Redis") -> dict[Any, Any]:
 
 
 class TestRefused:
-    def test_what_needs_room_is_refused_and_changes_nothing(self, chat: Chat, admin: "redis.Redis") -> None:
+    def test_calls_that_need_room_are_refused_and_change_nothing(self, chat: Chat, admin: "redis.Redis") -> None:
         before = dump(admin)
 
         for attempt in (
@@ -96,7 +96,7 @@ class TestRefused:
 
         assert dump(admin) == before
 
-    def test_of_many_at_once_none_is_half_done(self, chat: Chat, admin: "redis.Redis") -> None:
+    def test_no_call_of_a_batch_is_half_done(self, chat: Chat, admin: "redis.Redis") -> None:
         before = dump(admin)
         space = chat.system.client.space
         batch = [send(space, GID, [Draft("ann", f"{number}")] * 10, 1000) for number in range(10)]
@@ -106,7 +106,7 @@ class TestRefused:
         assert [type(answer) for answer in answers] == [RedisFull] * 10
         assert dump(admin) == before
 
-    def test_the_command_line_says_it_in_one_line(self, chat: Chat, settings: Settings) -> None:
+    def test_a_refused_command_prints_one_line(self, chat: Chat, settings: Settings) -> None:
         where = ["--redis-url", settings.redis_url, "--data-dir", str(settings.data_dir)]
 
         result = CliRunner().invoke(app, ["send", GID, "hi", "--from", "ann", *where])
@@ -254,7 +254,7 @@ class TestRoom:
         assert chat.create_group("crowd", uids).members == 10_000
         assert len(list(chat.members("crowd"))) == 10_000
 
-    def test_of_very_many_new_members_it_is_said_how_many_are_in(self, chat: Chat, admin: "redis.Redis") -> None:
+    def test_the_error_says_how_many_of_many_new_members_are_in(self, chat: Chat, admin: "redis.Redis") -> None:
         # Given room for some steps
         uids = [f"user{number}" for number in range(10_000)]
         admin.config_set("maxmemory", used_memory(admin) + 500_000)

@@ -230,7 +230,7 @@ def test_repair_mends_a_large_group_while_members_join_and_leave(chat: Chat, ope
 
 @pytest.mark.parametrize("moment", [1, 2, 3])
 @pytest.mark.parametrize("change", ["add_members", "remove_members"])
-def test_repair_keeps_who_joins_or_leaves_between_two_reads(
+def test_repair_keeps_joins_and_leaves_between_two_reads(
     chat: Chat, open_chat: Callable[[], Chat], monkeypatch: pytest.MonkeyPatch, change: str, moment: int
 ) -> None:
     # Given members who come or go while the indexes of the spans are read, one after the other

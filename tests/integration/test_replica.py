@@ -86,7 +86,7 @@ def dump(server: RunningServer) -> dict[bytes, bytes]:
         return {key: client.dump(key) for key in client.scan_iter()}
 
 
-def test_what_is_to_write_fails_in_one_line(
+def test_commands_that_write_fail_in_one_line(
     servers: tuple[RunningServer, RunningServer], words: dict[str, str], im: Im
 ) -> None:
     before = dump(servers[1])
@@ -116,7 +116,7 @@ def test_commands_that_only_read_work(words: dict[str, str], im: Im) -> None:
         assert result.stdout
 
 
-def test_who_asks_for_writes_learns_what_keeps_a_server_from_taking_them(
+def test_require_writes_raises_the_reason_why_a_server_takes_none(
     servers: tuple[RunningServer, RunningServer],
 ) -> None:
     with Chat.connect(servers[0].url) as chat, redis.Redis.from_url(servers[0].url) as client:

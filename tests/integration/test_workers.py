@@ -129,7 +129,7 @@ class TestBurst:
             assert burst.wait() == 1
         assert "run im rebuild" in burst.log.splitlines()[-1]
 
-    def test_without_a_server_it_says_so_in_one_line(self, settings: Settings) -> None:
+    def test_a_burst_without_a_server_prints_one_line(self, settings: Settings) -> None:
         nowhere = f"unix://{settings.data_dir}/nowhere.sock"
         with worker(settings, "persist", "--burst", redis_url=nowhere) as burst:
             assert burst.wait() == 1

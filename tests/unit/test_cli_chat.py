@@ -112,7 +112,7 @@ def test_a_live_session_names_the_peer_of_a_one_to_one_chat(
     ]
 
 
-def test_one_to_one_where_the_gid_does_not_say_with_whom() -> None:
+def test_one_to_one_where_the_gid_does_not_name_the_peer() -> None:
     bob = "b" * 100
     [sent] = lines("dm", bob, "Hello", "--from", "a" * 100)
 
@@ -138,7 +138,7 @@ def test_content_from_stdin_is_taken_as_it_is() -> None:
     assert "content is empty" in refused("send", "team", "-", "--from", "ann", stdin="")
 
 
-def test_pull_with_ack_confirms_what_it_printed_and_no_more() -> None:
+def test_pull_with_ack_confirms_the_printed_messages_only() -> None:
     for gid in ("one", "two"):
         lines("group", "create", gid, "ann", "bob")
         for text in "abc":

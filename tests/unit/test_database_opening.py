@@ -135,7 +135,7 @@ def test_a_query_that_may_wait_does(bound: RedisClient, database: Database) -> N
     performer.close()
 
 
-def test_only_a_gateway_opens_it_early(client: RedisClient, database: Database, settings: Settings) -> None:
+def test_only_a_gateway_opens_the_database_early(client: RedisClient, database: Database, settings: Settings) -> None:
     opener = Opener(database)
     opener.may.set()
     with Chat(System(client, opener, settings)) as chat:
@@ -160,7 +160,7 @@ def test_without_a_database_nothing_is_opened(client: RedisClient) -> None:
         performer.perform_one(QUESTION)
 
 
-def test_without_a_thread_it_is_opened_when_it_is_asked(
+def test_without_a_thread_the_first_query_opens_the_database(
     bound: RedisClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(_: threading.Thread) -> None:
@@ -232,7 +232,7 @@ def test_a_database_is_closed_once_it_is_open(
     assert not opening()
 
 
-def test_that_it_is_being_opened_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_warning_while_the_database_is_being_opened(caplog: pytest.LogCaptureFixture) -> None:
     trouble = ThrottledLog(time.monotonic)
     trouble.note(DatabaseOpening(), "it has to wait: %s")
     trouble.note(DatabaseUnavailable("away"), "it has to wait: %s")

@@ -122,7 +122,7 @@ def test_every_module_that_python_runs_can_be_found(document: Document) -> None:
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda document: document.name)
-def test_every_call_takes_what_it_is_given(document: Document) -> None:
+def test_every_call_takes_the_arguments_in_the_documents(document: Document) -> None:
     wrong = []
     for code, owner, name, arguments in calls(document):
         attribute = getattr(owner, name, None)

@@ -202,7 +202,7 @@ def test_a_client_msgid_lives_for_as_long_as_is_promised_however_the_clock_goes(
     assert int(said.split()[0]) <= now_ms()
 
 
-def test_a_longer_promise_holds_for_what_a_table_of_a_shorter_one_gets(chat: Chat) -> None:
+def test_a_longer_setting_extends_a_table_begun_with_a_shorter_one(chat: Chat) -> None:
     # Given a table that a process with a shorter setting has begun
     space = chat.system.client.space
     short = message_calls.send(space, "team", [Draft("ann", "short", "1")], 1_000)
@@ -241,7 +241,7 @@ class TestSilentHolders:
         return [(holder.process, holder.entries) for holder in holders]
 
     @pytest.mark.usefixtures("in_hand")
-    def test_one_whose_lease_ends_later_than_any_that_it_can_have_taken(self, chat: Chat) -> None:
+    def test_finds_a_process_whose_lease_is_longer_than_any_it_can_have_taken(self, chat: Chat) -> None:
         chat.system.client.call(journal_calls.lease("persist", 1, "dead", LENGTH_MS))
         assert self.find(chat, LENGTH_MS) == []
         raw(chat).pexpire(LEASE, DAY_MS)
@@ -249,13 +249,15 @@ class TestSilentHolders:
         assert not consumers.lives(chat.system.client, "persist", [1])
 
     @pytest.mark.usefixtures("in_hand")
-    def test_one_that_was_not_heard_of_for_two_leases(self, chat: Chat) -> None:
+    def test_finds_a_process_that_was_silent_for_two_leases(self, chat: Chat) -> None:
         assert self.find(chat, DAY_MS) == []
         raw(chat).xgroup_createconsumer(SPACE.journal(0), "persist", "persist-2")  # it holds nothing
         assert self.find(chat, 0) in ([("persist-1", 1)], [])  # the server counts whole milliseconds
 
     @pytest.mark.usefixtures("in_hand")
-    def test_not_one_whose_lease_ends_while_it_is_looked_at(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_leaves_out_a_process_whose_lease_ends_during_the_look(
+        self, chat: Chat, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         chat.system.client.call(journal_calls.lease("persist", 1, "dies now", LENGTH_MS))
         whole = RedisClient._execute
 
@@ -303,7 +305,7 @@ class TestCreations:
         left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))
         assert set(raw(chat).keys("*")) - before == {SPACE.group("crowd").stream.encode()}
 
-    def test_the_same_creation_again_completes_it(self, chat: Chat) -> None:
+    def test_a_repeated_creation_is_completed(self, chat: Chat) -> None:
         self.half(chat)
         group = chat.create_group("crowd", UIDS)
         assert (group.members, chat.group("crowd").members) == (len(UIDS), len(UIDS))
@@ -319,7 +321,7 @@ class TestCreations:
         assert [member.uid for member in chat.members("crowd")] == sorted(uids)
         assert chat.groups_of("u0") == []
 
-    def test_members_of_one_that_died_before_it_told_them_are_told(self, chat: Chat) -> None:
+    def test_members_of_a_creation_that_died_before_notifying_them_are_notified(self, chat: Chat) -> None:
         # Given a creation whose process dies once the group is there
         token = creation._token(UIDS)
         chat.system.client.call(creation_calls.begin(SPACE, "crowd", token))
@@ -334,7 +336,7 @@ class TestCreations:
         # Then nobody has to be told any more
         assert not raw(chat).exists(SPACE.unnotified(0))
 
-    def test_a_process_that_stalled_does_not_go_on_where_it_was(self, chat: Chat) -> None:
+    def test_a_process_that_stalled_does_not_continue_its_creation(self, chat: Chat) -> None:
         self.half(chat)
         self.let_die(chat)
         left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))

@@ -94,7 +94,7 @@ class TestFetching:
         assert [worker.step() for _ in range(4)] == [1, 1, 1, 0]
         assert len(stored(chat.system.database).messages) == 12
 
-    def test_acks_of_many_make_a_big_batch_and_those_of_the_same_again_do_not(
+    def test_acks_of_many_make_a_big_batch_and_repeated_acks_do_not(
         self, chat: Chat, worker: Persist, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given acks of three at once, in two groups, where a transaction takes five rows

@@ -37,7 +37,7 @@ def add_garbage(chat: Chat) -> str:
     return entry_id.decode()
 
 
-def test_readers_pass_over_it(chat: Chat) -> None:
+def test_readers_skip_foreign_entries(chat: Chat) -> None:
     # Given
     sent = []
     for number in range(4):
@@ -54,7 +54,7 @@ def test_readers_pass_over_it(chat: Chat) -> None:
     assert chat.tally("g", sent[1]).read == 1
 
 
-def test_it_is_no_message_to_ask_for(chat: Chat) -> None:
+def test_a_foreign_entry_is_an_unknown_message(chat: Chat) -> None:
     # Given
     chat.send("g", "hi", sender_uid="ann")
     garbage = add_garbage(chat)

@@ -132,7 +132,7 @@ def test_same_file_again_does_not_move_members_who_left_and_came_back(chat: Chat
     assert [unread.unread for unread in chat.unread("bob")] == [1]
 
 
-def test_same_file_again_undoes_what_others_did_to_its_members(chat: Chat) -> None:
+def test_same_file_again_undoes_changes_of_others_to_its_members(chat: Chat) -> None:
     # Given
     acks = [event("ack", uid, client_msgid="1") for uid in ("cy", "dan")]
     comings = [event("join", "bob"), HELLO, *acks, event("leave", "dan"), event("join", "eve"), event("leave", "eve")]

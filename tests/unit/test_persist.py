@@ -256,7 +256,7 @@ class TestServersAway:
         assert drain(worker) == 2
         assert [row.content for row in stored(chat.system.database).messages] == ["one"]
 
-    def test_sql_away_halfway_through_what_was_taken(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_sql_away_halfway_through_a_batch(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given batches of one, and a database that goes away after the first
         monkeypatch.setattr(persist, "MOST_ROWS", 1)
         database = Flaky(chat.system.database)

@@ -101,7 +101,7 @@ def test_a_digest_names_only_messages_of_its_sender(
     assert counts_of(chat.receipts("bob")) == [(his[0], 1, 1)]
 
 
-def test_an_ack_of_ones_own_messages_is_no_news(
+def test_an_ack_of_own_messages_changes_no_receipt(
     chat: Chat, worker: ReceiptsWorker, digests: list[tuple[str, str, int]]
 ) -> None:
     # Given ann, who is not caught up, so that her own messages wait for her ack

@@ -43,7 +43,7 @@ PASSWORD = "s3cret"
         ("ann s3cret://host", "the given text"),
     ],
 )
-def test_what_is_shown(url: str, shown: str) -> None:
+def test_an_address_shows_no_password(url: str, shown: str) -> None:
     assert address(url) == shown
 
 
@@ -57,7 +57,7 @@ def test_what_is_shown(url: str, shown: str) -> None:
         *("redis://ann:s3cret@host?db=one", "redis://host?password=s3cret&colour=red"),
     ],
 )
-def test_what_is_no_url_for_us_is_said_without_the_password(url: str) -> None:
+def test_an_unusable_url_is_refused_without_showing_the_password(url: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         open_client(url)
     assert PASSWORD not in f"{refused.value} {refused.value!r}"
@@ -139,7 +139,7 @@ def test_a_server_without_functions_that_is_not_too_old(tmp_path: Path, info: by
         assert said in str(refused.value)
 
 
-def test_a_sentinel_knows_not_even_what_is_asked_first(tmp_path: Path) -> None:
+def test_a_sentinel_is_refused_at_the_first_command(tmp_path: Path) -> None:
     def answer(command: list[bytes]) -> bytes:
         info = b"redis_mode:sentinel\r\nredis_version:7.0.15\r\n"
         return {

@@ -74,7 +74,7 @@ WRONG: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG.keys())
-def test_it_is_refused(chat: Chat, call: Callable[[Chat], object]) -> None:
+def test_wrong_input_is_refused(chat: Chat, call: Callable[[Chat], object]) -> None:
     with pytest.raises(InvalidInput):
         call(chat)
 
@@ -120,7 +120,7 @@ def test_no_gid_without_uids() -> None:
         lambda local: list(local.log(gid="\ud800")),
     ],
 )
-def test_what_a_local_database_cannot_keep_does_not_damage_it(
+def test_data_that_a_local_database_cannot_keep_does_not_damage_it(
     local: LocalDatabase, keep: Callable[[LocalDatabase], object]
 ) -> None:
     with pytest.raises(ImError) as caught:

@@ -128,7 +128,7 @@ def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
         (errno.ENOENT, RedisUnavailable, "/s.sock: start it with `im up`, or set IM_REDIS_URL"),
     ],
 )
-def test_what_the_system_says(
+def test_errors_of_the_system_are_translated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, error: type[ImError], said: str
 ) -> None:
     def fails(*_: object) -> None:

@@ -42,7 +42,7 @@ def test_a_session_killed_before_it_acked_yields_and_acks_when_it_comes_back(
     assert [(each.msgid, each.read) for each in chat.receipts("ann")] == [(each.msgid, 1) for each in sent]
 
 
-def test_acked_messages_were_yielded_whatever_the_local_database_has(
+def test_messages_in_the_local_database_are_yielded_before_they_are_acked(
     bob: Device, local: LocalDatabase, chat: Chat
 ) -> None:
     # Given a login, and a session that only looked
@@ -69,9 +69,7 @@ def test_messages_that_could_not_be_shown_are_not_acked(bob: Device, chat: Chat)
     assert [each.content for each in chat.pull("bob")] == ["1", "2", "3"]
 
 
-def test_own_messages_are_yielded_whoever_has_sent_them(
-    bob: Device, local: LocalDatabase, chat: Chat, other: Chat
-) -> None:
+def test_own_messages_are_yielded_from_every_device(bob: Device, local: LocalDatabase, chat: Chat, other: Chat) -> None:
     # Given bob, who is live, and something of his that waits
     chat.create_group("team", ["ann", "bob"])
     bob.queue("waited", gid="team")

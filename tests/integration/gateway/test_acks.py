@@ -24,7 +24,7 @@ def test_acks_go_out_by_count_and_by_time(chat: Chat) -> None:
         audience.until(lambda: offset(chat, "bob") == sent[3].msgid)
 
 
-def test_a_clean_end_acks_what_was_handed_over_and_a_kill_does_not(chat: Chat) -> None:
+def test_a_clean_end_acks_delivered_messages_and_a_kill_does_not(chat: Chat) -> None:
     # Given
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1", "2")

@@ -154,7 +154,7 @@ def test_many_sessions_end_at_once_with_few_calls(chat: Chat, other: Chat) -> No
 # Acks by the client's word.
 
 
-def test_only_what_the_client_has_received_is_acked(chat: Chat, other: Chat) -> None:
+def test_only_messages_that_the_client_has_received_are_acked(chat: Chat, other: Chat) -> None:
     with chat.gateway(acks="client", ack_interval_s=0.02) as gateway:
         audience = Audience(gateway)
         bob, cyd = entered(audience, "bob", "cyd")
@@ -219,7 +219,7 @@ def test_acks_of_a_client_hold_when_its_socket_dies(chat: Chat, other: Chat) -> 
         audience.until(lambda: offset(chat, "bob") == sent[0].msgid)
 
 
-def test_a_slow_client_may_receive_what_redis_no_longer_has(chat: Chat, other: Chat) -> None:
+def test_a_slow_client_may_receive_messages_that_redis_no_longer_has(chat: Chat, other: Chat) -> None:
     with chat.gateway(acks="client", ack_interval_s=0.02) as gateway:
         audience = Audience(gateway)
         [bob] = entered(audience, "bob")
@@ -230,7 +230,7 @@ def test_a_slow_client_may_receive_what_redis_no_longer_has(chat: Chat, other: C
         audience.until(lambda: offset(chat, "bob") == sent[0].msgid)
 
 
-def test_receipts_are_confirmed_when_the_client_says_so(chat: Chat, other: Chat) -> None:
+def test_receipts_are_confirmed_when_the_client_confirms_them(chat: Chat, other: Chat) -> None:
     [message] = say(other, "1")
     other.ack("bob", "team")
     push_receipts(other, message)

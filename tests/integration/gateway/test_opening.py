@@ -18,7 +18,7 @@ from tests.helpers.gateways import Audience
 from tests.helpers.talk import offset, push_receipts, say
 
 
-def test_a_session_begins_with_what_was_not_acked_and_goes_on_live(chat: Chat) -> None:
+def test_a_session_begins_with_unacked_messages_and_continues_live(chat: Chat) -> None:
     # Given
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1", "2", "3", "4")
@@ -110,7 +110,7 @@ def test_unacked_messages_come_again_whatever_the_client_has(chat: Chat) -> None
         audience.until(lambda: offset(chat, "bob") == sent[2].msgid)
 
 
-def test_a_client_that_is_behind_what_another_device_has_acked_gets_what_it_lacks(chat: Chat) -> None:
+def test_a_client_behind_another_devices_acks_gets_the_missing_messages(chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1", "2", "3")
     chat.ack("bob", "team")

@@ -50,7 +50,7 @@ def test_own_messages_show_their_state(local: LocalDatabase) -> None:
     assert [line.state for line in local.log("g")] == ["read 3/7", "read by all", "stored", "waiting"]
 
 
-def test_the_log_is_by_time_across_groups_and_then_what_waits(local: LocalDatabase) -> None:
+def test_the_log_is_by_time_across_groups_followed_by_waiting_messages(local: LocalDatabase) -> None:
     # Given
     local.queue("a", "first to wait")
     local.keep([message(4, gid="a"), message(2, gid="z"), message(3, gid="m", sender="bob")])
@@ -172,7 +172,7 @@ def test_a_database_is_for_the_data_of_one_server(local: LocalDatabase) -> None:
         assert "IM_DATA_DIR" in str(error.value)
 
 
-def test_the_peer_is_kept_where_the_gid_does_not_say_it(local: LocalDatabase) -> None:
+def test_the_peer_is_kept_where_the_gid_does_not_name_it(local: LocalDatabase) -> None:
     # Given
     ann, cy, eve = "a" * 128, "c" * 128, "e" * 128
     silent, addressed, written = (gid_of("bob", uid) for uid in (ann, cy, eve))
