@@ -153,7 +153,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         sql("UPDATE group_msgs SET span = NULL WHERE gid = :gid AND msgid = :newest"),
         "span of message",
     ),
-    "somebody died over mending it": (claimed, "mending"),
+    "somebody died over a repair": (claimed, "mending"),
     "sql has another seq": (sql("UPDATE group_msgs SET seq = 99 WHERE gid = :gid AND msgid = :newest"), "seq of"),
     "sql lost the group": (sql("DELETE FROM chat_groups WHERE gid = :gid"), "group"),
     "sql lost a span": (sql("DELETE FROM group_spans WHERE gid = :gid AND uid = 'bob'"), "open span of 'bob'"),
@@ -225,9 +225,9 @@ def test_repair_mends_each_damage(chat: Chat, kind: str) -> None:
     assert [each for each in differences for side in (each.redis, each.sql) if not is_readable(side)] == []
     assert [(each.what, each.repaired) for each in check(chat.system)] == [(each.what, False) for each in differences]
     # When
-    mended = list(check(chat.system, repair=True))
+    repaired = list(check(chat.system, repair=True))
     # Then
-    assert [each for each in mended if not each.repaired] == []
+    assert [each for each in repaired if not each.repaired] == []
     assert list(check(chat.system)) == []
     after = answers(chat)
     for question in before if kind not in OFFSETS_MOVE | MEMBERS_GO else ["group"] if kind in OFFSETS_MOVE else []:
@@ -390,9 +390,9 @@ def test_repair_extends_a_span_whose_end_is_wrong_on_both_sides(chat: Chat) -> N
         list(check(chat.system, repair=True))
     assert {each.what.split()[0] for each in check(chat.system)} == {"tally"}
     # When
-    mended = list(check(chat.system, repair=True))
+    repaired = list(check(chat.system, repair=True))
     # Then
-    assert [each for each in mended if not each.repaired] == []
+    assert [each for each in repaired if not each.repaired] == []
     assert list(check(chat.system)) == []
 
 

@@ -150,8 +150,8 @@ def test_locks_and_sessions_begun_with_a_clock_ahead_end_as_if_begun_now(chat: C
     def is_free() -> dict[str, bool]:
         return {
             "lease": not redis_client.call(journal_calls.is_held("persist", 1)),
-            "claim": _can(lambda: locks.take(chat.system, ["team"])),
-            "hold": _can(lambda: locks.PartitionLock(chat.system, 0).__enter__()),
+            "group lock": _can(lambda: locks.take(chat.system, ["team"])),
+            "partition lock": _can(lambda: locks.PartitionLock(chat.system, 0).__enter__()),
             "creation": redis_client.call(creation_calls.abandoned(space, partition)) == ["new"],
             "session": chat.online(["ann"]) == set(),
         }

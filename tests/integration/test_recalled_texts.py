@@ -137,7 +137,7 @@ class TestSqlite:
             other.execute("UPDATE group_msgs SET content = ? WHERE recalls IS NULL", (SECRET,))
             other.commit()
 
-        # When it is mended
+        # When it is repaired
         assert any(each.repaired for each in check.check(chat.system, repair=True))
 
         # Then it is on no disk either

@@ -215,7 +215,7 @@ def test_reconciliation_loses_no_stored_message(chat: Chat, seed: int, clock: st
 
 
 def bury_the_dead(chat: Chat) -> None:
-    """Let all leases, holds and claims be over, as they are after some seconds."""
+    """Let all leases and locks be over, as they are after some seconds."""
     client, space = chat.system.client.driver, chat.system.client.space
     for name in client.scan_iter("im:lease:*"):
         client.delete(name)
@@ -323,18 +323,18 @@ def test_check_reports_an_older_redis_and_repairs_it(chat: Chat) -> None:
 
 @pytest.fixture
 def heir(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Once something is in the list: who reads the marks next does so just before a worker takes over some of them."""
-    marks = queries.watermarks
+    """Once a sender is in the list: the next read of the watermarks is just before a worker takes over some of them."""
+    read_watermarks = queries.watermarks
     senders: list[str] = []
 
-    def marks_and_then_an_heir(database: Database) -> dict[tuple[int, str], int]:
-        watermarks = marks(database)
+    def read_before_an_heir(database: Database) -> dict[tuple[int, str], int]:
+        watermarks = read_watermarks(database)
         if senders:
             chat.send("g", "meanwhile", sender_uid=senders.pop())
             persist(chat)
         return watermarks
 
-    monkeypatch.setattr(queries, "watermarks", marks_and_then_an_heir)
+    monkeypatch.setattr(queries, "watermarks", read_before_an_heir)
     return senders
 
 

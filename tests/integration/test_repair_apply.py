@@ -1,4 +1,4 @@
-"""Mending beside all else that goes on: trims, other menders, lost answers, people who come and go, power cuts."""
+"""Repair beside everything else: trims, other repairs, lost answers, people who come and go, power cuts."""
 
 import threading
 import time
@@ -137,7 +137,7 @@ def test_repair_survives_lost_answers(chat: Chat, monkeypatch: pytest.MonkeyPatc
 def test_repair_stops_once_its_group_lock_is_lost(
     chat: Chat, open_chat: Callable[[], Chat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a mender that stalls over the new stream until its claim and its hold are over, and another one goes on
+    # Given a repair that stalls over the new stream until its locks are over, and another one that continues
     since = msgids.pack(lose(chat, 30))
     stored, other, restored = apply._Attempt._stored, open_chat(), []
 

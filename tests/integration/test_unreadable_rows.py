@@ -160,7 +160,7 @@ def test_an_unreadable_row_blocks_nothing(
         assert [line for line in before if "cannot be read" in line]
         assert [line for line in after if "cannot be read" in line]
 
-    # And mending it, or losing Redis, changes nothing of that
+    # And neither a repair nor a loss of Redis changes that
     list(check.check(system.chat.system, repair=True))
     system.look()
     system.chat.system.client.driver.flushall()

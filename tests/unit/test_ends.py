@@ -63,7 +63,7 @@ class End:
     length_ms: int = LENGTH_MS
 
 
-def _claim(chat: Chat, token: str) -> GroupLock:
+def _lock(chat: Chat, token: str) -> GroupLock:
     return GroupLock(chat.system.client.space.group("team"), token)
 
 
@@ -110,10 +110,10 @@ ENDS = {
         lambda chat: chat.system.client.call(repair_calls.lock_partition(SPACE, 0, "other", LENGTH_MS)),
         _read_field(SPACE.watermarks(0), SEPARATOR, 1),
     ),
-    "claim of a group": End(
-        lambda chat: chat.system.client.call(repair_calls.lock(_claim(chat, "dead"))),
+    "lock of a group": End(
+        lambda chat: chat.system.client.call(repair_calls.lock(_lock(chat, "dead"))),
         _put_off_field(SPACE.group_locks(0), "team", 1),
-        lambda chat: chat.system.client.call(repair_calls.lock(_claim(chat, "other"))),
+        lambda chat: chat.system.client.call(repair_calls.lock(_lock(chat, "other"))),
         _read_field(SPACE.group_locks(0), "team", 1),
         5_000,
     ),
