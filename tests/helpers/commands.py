@@ -33,7 +33,7 @@ class Im:
             text=True,
             env=self.environment,
             check=False,
-            timeout=END_S,
+            timeout=2 * END_S,
         )
 
     def start(self, *args: str) -> "subprocess.Popen[str]":

@@ -1,13 +1,11 @@
-"""Worker processes, and a chat that gives them work."""
+"""A chat that gives workers work, and how much of it is stored."""
 
 from sqlalchemy import text
 
 from imcore import Chat
 from imcore.model.values import Draft
-from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls.message_calls import AckTarget, ack, send
-from tests.helpers.processes import WorkerProcess
 
 UIDS = [f"user{number}" for number in range(20)]
 
@@ -25,8 +23,3 @@ def count(database: Database, table: str = "group_msgs") -> int:
     with database.connection() as connection:
         rows: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
     return rows
-
-
-def worker(settings: Settings, name: str = "persist", *arguments: str, **others: str | int) -> WorkerProcess:
-    same = {name: getattr(settings, name) or "" for name in ("redis_url", "database_url", "partitions")}
-    return WorkerProcess(settings.data_dir / "workers", name, *arguments, **{**same, **others})

@@ -30,7 +30,8 @@ from tests.helpers.deadline import wait_until
 from tests.helpers.persist_runs import new_persist
 from tests.helpers.processes import PythonProcess
 from tests.helpers.servers import RunningCluster, require_server, start_valkey
-from tests.helpers.worker_runs import UIDS, count, talk, worker
+from tests.helpers.worker_runs import UIDS, count, talk
+from tests.helpers.workers import start_worker
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def open_entries(chat: Chat) -> int:
 class TestBurst:
     def test_a_burst_stores_all_and_ends(self, chat: Chat, settings: Settings) -> None:
         talk(chat, count=1000)
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
         assert count(chat.system.database) == 1000
         assert open_entries(chat) == 0
@@ -67,7 +68,7 @@ class TestBurst:
                 other.system.client.upgrade()
                 retention.trim(other.system)
         else:
-            with worker(settings, name, "--burst", partitions="") as burst:
+            with start_worker(settings, name, "--burst", partitions="") as burst:
                 assert burst.wait() == 0
         # Then a rebuild will not change it under those who are there already
         assert chat.system.client.driver.hget(CONFIG, "partitions") == b"4"
@@ -80,7 +81,7 @@ class TestBurst:
         chat.system.client.driver.delete(lease(KIND, 1))
 
         # Then a burst stores them too
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
         assert count(chat.system.database) == 100
 
@@ -92,7 +93,7 @@ class TestBurst:
         other._in_hand = other._journal.read()
 
         # When a burst has nothing left to do itself
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             burst.wait_for("working as persist-2")
             wait_until(lambda: consumers(chat) == {"persist-1", "persist-2"})
             assert burst.runs
@@ -111,7 +112,7 @@ class TestBurst:
 
         # When a burst tries it, after waits of 50, 100 and 200 ms: longer than it waits for new entries
         began = time.monotonic()
-        with worker(settings, "persist", "--burst", retry_ms=50, max_deliveries=4) as burst:
+        with start_worker(settings, "persist", "--burst", retry_ms=50, max_deliveries=4) as burst:
             assert burst.wait() == 0
 
         # Then all is out of the way
@@ -122,16 +123,16 @@ class TestBurst:
 
     def test_a_burst_notices_a_redis_that_has_lost_all(self, chat: Chat, settings: Settings) -> None:
         talk(chat)
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
         chat.system.client.driver.flushall()
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 1
         assert "run im rebuild" in burst.log.splitlines()[-1]
 
     def test_a_burst_without_a_server_prints_one_line(self, settings: Settings) -> None:
         nowhere = f"unix://{settings.data_dir}/nowhere.sock"
-        with worker(settings, "persist", "--burst", redis_url=nowhere) as burst:
+        with start_worker(settings, "persist", "--burst", redis_url=nowhere) as burst:
             assert burst.wait() == 1
         [line] = [line for line in burst.log.splitlines() if not line.startswith("20")]
         assert line.startswith("im worker persist: ")
@@ -150,7 +151,7 @@ class TestLoop:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_ends_a_worker_cleanly(self, chat: Chat, settings: Settings, number: signal.Signals) -> None:
         # Given a worker with nothing to do
-        with worker(settings, block_ms=1000) as idle:
+        with start_worker(settings, block_ms=1000) as idle:
             idle.wait_for("working as persist-1")
 
             # When it is asked to end, twice, as Ctrl-C does
@@ -167,7 +168,7 @@ class TestLoop:
         chat.system.database.upgrade()
         for number in range(20):
             talk(chat, f"g{number}", count=1000)
-        with worker(settings, batch_size=5) as busy:
+        with start_worker(settings, batch_size=5) as busy:
             wait_until(lambda: count(chat.system.database))
 
             # When it is asked to end
@@ -175,7 +176,7 @@ class TestLoop:
 
         # Then it has done a part, and another one does the rest
         done = count(chat.system.database)
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
         assert 0 < done <= count(chat.system.database) == 20_000
         assert open_entries(chat) == 0
@@ -186,13 +187,13 @@ class TestLoop:
     ) -> None:
         # Given a worker that waits for somebody's lock
         settings = replace(settings, database_url=postgres_url)
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
         talk(chat, count=10)
         with (
             closing(psycopg.connect(postgres_url)) as holder,
             Database.connect(postgres_url) as database,
-            worker(settings, "persist", *arguments) as stuck,
+            start_worker(settings, "persist", *arguments) as stuck,
         ):
             holder.execute("LOCK TABLE group_msgs, group_spans, chat_groups IN ACCESS EXCLUSIVE MODE")
             wait_until(lambda: wait_for_locks(postgres_url))
@@ -212,7 +213,7 @@ class TestLoop:
 
             # And the next one stores them
             holder.rollback()
-            with worker(settings, "persist", "--burst") as burst:
+            with start_worker(settings, "persist", "--burst") as burst:
                 assert burst.wait() == 0
             assert count(database) == 10
         assert open_entries(chat) == 0
@@ -236,14 +237,14 @@ class TestLoop:
 
     def test_messages_are_stored_as_they_come(self, chat: Chat, settings: Settings) -> None:
         chat.system.database.upgrade()
-        with worker(settings):
+        with start_worker(settings):
             for number in range(1, 6):
                 talk(chat, f"g{number}", count=1)
                 wait_until(partial(has, chat.system.database, number))
 
     def test_an_idle_loop_does_not_spin(self, chat: Chat, settings: Settings) -> None:
         # Given a worker with nothing to do
-        with worker(settings, block_ms=200) as idle:
+        with start_worker(settings, block_ms=200) as idle:
             idle.wait_for("working as")
             server = chat.system.client.driver
 
@@ -266,7 +267,7 @@ class TestServersAway:
         server = start_valkey(tmp_path / "valkey")
         settings = Settings.from_env({}, data_dir=str(tmp_path), redis_url=server.url)
         try:
-            with Chat.connect(settings=settings) as chat, worker(settings) as steady:
+            with Chat.connect(settings=settings) as chat, start_worker(settings) as steady:
                 talk(chat, "g", count=10)
                 steady.wait_for("working as")
                 wait_until(lambda: count(chat.system.database) == 10)
@@ -289,7 +290,7 @@ class TestServersAway:
         # Given a database that lets nobody in, and a worker that looks into it only when there is something to store
         settings = replace(settings, database_url=postgres_url)
         talk(chat, "g", count=10)
-        with Database.connect(postgres_url) as database, worker(settings, lease_ms=600_000) as steady:
+        with Database.connect(postgres_url) as database, start_worker(settings, lease_ms=600_000) as steady:
             steady.wait_for("working as")
             wait_until(lambda: count(database) == 10)
             database.close()
@@ -311,7 +312,7 @@ class TestServersAway:
         require_server()
         folder = tmp_path / "valkey"
         settings = Settings.from_env({}, data_dir=str(tmp_path), redis_url=f"unix://{folder}/redis.sock")
-        with worker(settings) as early:
+        with start_worker(settings) as early:
             early.wait_for("waiting: no answer from Redis")
             server = start_valkey(folder)
             try:
@@ -321,13 +322,13 @@ class TestServersAway:
                 server.stop()
 
     def test_a_signal_ends_a_worker_that_waits(self, settings: Settings) -> None:
-        with worker(settings, redis_url=f"unix://{settings.data_dir}/nowhere.sock") as waiting:
+        with start_worker(settings, redis_url=f"unix://{settings.data_dir}/nowhere.sock") as waiting:
             waiting.wait_for("waiting: no answer from Redis")
             assert waiting.end() == 0
 
     def test_a_configuration_error_ends_a_worker(self, chat: Chat, settings: Settings) -> None:
         chat.create_group("g")
-        with worker(settings, partitions=99) as wrong:
+        with start_worker(settings, partitions=99) as wrong:
             assert wrong.wait() == 1
         assert "IM_PARTITIONS=4" in wrong.log.splitlines()[-1]
         assert "Traceback" not in wrong.log
@@ -365,7 +366,7 @@ class TestOnRealServers:
         self, chat: Chat, settings: Settings
     ) -> None:
         chat.system.database.upgrade()
-        with worker(settings) as steady:
+        with start_worker(settings) as steady:
             talk(chat, "g", count=1)
             wait_until(lambda: count(chat.system.database) == 1)
             # When all is lost, and people begin anew
@@ -384,7 +385,7 @@ class TestOnRealServers:
         chat.create_group("g", UIDS)
         for _ in range(3):
             chat.system.client.driver.xadd(chat.system.client.space.group("g").journal, {"kind": "feast"})
-        with worker(settings, max_deliveries=2) as steady:
+        with start_worker(settings, max_deliveries=2) as steady:
             talk(chat, "g", count=10)
             wait_until(lambda: count(chat.system.database) == 10)
             wait_until(lambda: len(list(dead_letters.list_dead(chat.system.client))) == 3)
@@ -401,7 +402,7 @@ class TestOnRealServers:
                 talk(chat, f"g{number}", count=10)
 
             # Then a worker stores what was there and what comes
-            with worker(settings, block_ms=1000) as steady:
+            with start_worker(settings, block_ms=1000) as steady:
                 steady.wait_for("working as")
                 wait_until(lambda: count(chat.system.database) == 120)
                 talk(chat, "late", count=10)
@@ -412,7 +413,7 @@ class TestOnRealServers:
                 wait_until(lambda: all_reads(cluster_servers) >= looks + 10 * 7)
                 assert time.monotonic() - start > 8 * CLUSTER_BLOCK_MS / 1000
                 assert steady.end() == 0
-            with worker(settings, "persist", "--burst") as burst:
+            with start_worker(settings, "persist", "--burst") as burst:
                 assert burst.wait() == 0
 
 
@@ -433,7 +434,7 @@ def wait_for_locks(url: str) -> int:
 
 
 def test_an_unknown_worker_is_wrong_usage(settings: Settings) -> None:
-    with worker(settings, "sleeper") as wrong:
+    with start_worker(settings, "sleeper") as wrong:
         assert wrong.wait() == 2
 
 
