@@ -22,7 +22,7 @@ LONGEST_S = 300
 
 
 class Bench:
-    """Runs `im bench` on an empty server that is named, with SQLite files in a folder."""
+    """Runs `im bench` on an empty server that it names, with SQLite files in a folder."""
 
     def __init__(self, redis_url: str, folder: Path) -> None:
         self.redis_url = redis_url
@@ -104,7 +104,7 @@ def test_bench_gives_figures_of_five_rounds_and_leaves_nothing(bench: Bench, nam
 
 
 def _check_counts(medians: dict[str, float]) -> None:
-    """These are counted, so whatever the speed of the machine they are the same."""
+    """These are counted: they are the same on every machine."""
     per_message, tenth = "one gateway, acks per message, receipts folded", "one gateway, acks of 10, receipts folded"
     assert (medians[f"{per_message}: received"], medians[f"{per_message}: acks"]) == (40, 40)
     assert (medians[f"{tenth}: received"], medians[f"{tenth}: acks"]) == (40, 4)

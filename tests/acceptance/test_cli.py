@@ -196,7 +196,7 @@ def on_a_terminal(
 
 
 def _interrupt(pid: int, terminal: int) -> None:
-    """Interrupt until something comes of it: one that comes as readline begins waits there for the next key."""
+    """Interrupt until the program reacts: an interrupt at the begin of readline waits there for the next key."""
     is_heard = False
     while not is_heard:
         os.kill(pid, signal.SIGINT)

@@ -56,7 +56,7 @@ class Stack(Im):
         return any(worker["worker"] == "persist" and worker["backlog"] == 0 for worker in workers)
 
     def is_working(self) -> bool:
-        """Whether all workers have begun; of `jobs` rq tells."""
+        """Whether all workers have begun; `jobs` is registered by rq."""
         with redis.Redis.from_url(socket_url(socket_path(self.data_dir))) as client, suppress(redis.ConnectionError):
             return bool(client.scard("rq:workers")) and len(client.keys("im:lease:*")) == 2
         return False

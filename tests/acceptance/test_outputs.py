@@ -1,4 +1,4 @@
-"""What nobody reads, or no disk has room for: logs and remarks decide nothing, records decide what is confirmed."""
+"""Outputs that nobody reads, or that no disk has room for: lost logs change nothing, lost records are not confirmed."""
 
 import json
 import os
@@ -81,7 +81,7 @@ class Im:
         self.chat.send("team", "hi", sender_uid="ann")
 
     def is_working(self, worker: str) -> bool:
-        """Whether a worker of a kind has begun; of `jobs` rq tells."""
+        """Whether a worker of a kind has begun; `jobs` is registered by rq."""
         with redis.Redis.from_url(self.redis_url) as client:
             return bool(client.scard("rq:workers") if worker == "jobs" else client.keys(f"im:lease:{worker}:*"))
 
@@ -91,7 +91,7 @@ class Im:
             return bool(connection.exec_driver_sql("SELECT COUNT(*) FROM group_msgs").scalar_one())
 
     def make_noise(self) -> None:
-        """Let `persist` have more to complain of than a pipe holds."""
+        """Let `persist` log more than a pipe holds."""
         with redis.Redis.from_url(self.redis_url) as client:
             for _ in range(100):
                 client.xadd("im:{0}:journal", {"kind": "nonsense"})

@@ -129,7 +129,7 @@ def test_whatever_is_killed_nothing_is_lost_or_there_twice_and_every_count_is_ri
 
 
 def kill_at_random(soak: Soak, observer: Observer, chance: random.Random) -> list[Written]:
-    """Kill this and that, each kind at least once; meanwhile messages are written offline and streams are trimmed."""
+    """Kill random processes, each kind at least once; meanwhile write messages offline and trim streams."""
     kinds = chance.sample(list(ODDS), len(ODDS))
     kinds += chance.choices(list(ODDS), list(ODDS.values()), k=max(0, KILLS - len(kinds)))
     written: list[Written] = []
@@ -205,7 +205,7 @@ def end_talkers(soak: Soak) -> None:
 
 
 def is_stored(soak: Soak) -> bool:
-    """Whether all is sent that waited in outboxes, and the workers are done with it."""
+    """Whether the outboxes are empty and the workers have handled everything."""
     soak.look_after()
     sent = all(state != "waiting" for uid in soak.listeners for *_, state in local_of(soak, uid))
     return sent and all(worker.backlog == 0 for worker in stats(soak.chat.system).workers)

@@ -104,7 +104,7 @@ class _Talk:
             chat.create_group(gid, UIDS)
 
     def go_on(self) -> None:
-        """Say some 300 messages more, by 100 calls, with acks in between."""
+        """Send some 300 messages more, in 100 calls, with acks in between."""
         space = self._chat.system.client.space
         for gid in GIDS:
             self._come_and_go(gid)
@@ -127,7 +127,7 @@ class _Talk:
         return [Draft(self._dice.choice(UIDS), f"{number}") for number in range(self._dice.randint(1, 5))]
 
     def compare_sql(self) -> None:
-        """Hold what SQL has against what Redis says."""
+        """Compare SQL with Redis."""
         chat = self._chat
         with chat.system.database.connection() as connection:
             messages = connection.execute(text("SELECT gid, seq FROM group_msgs ORDER BY gid, msgid")).all()

@@ -1,4 +1,4 @@
-"""Live sessions in tests: what each was handed over, and what happens around them."""
+"""Live sessions in tests: the events that each was handed, and what happens around them."""
 
 import random
 import time
@@ -16,7 +16,7 @@ MOST_S = 20.0
 
 
 class Audience:
-    """A gateway, and what each of its sessions was handed over."""
+    """A gateway, and the events that each of its sessions was handed."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -77,7 +77,7 @@ def nodes_of(client: Client) -> list[Any]:
 
 
 def kill_connections(client: Client, kind: str, chance: random.Random | None = None) -> int:
-    """Close connections of a kind (`pubsub`, `normal`) from the server's side; each with one half if by chance."""
+    """Close connections of a kind (`pubsub`, `normal`) from the server's side: all, or by chance one half."""
     killed = 0
     for node in nodes_of(client):
         me = node.client_id()

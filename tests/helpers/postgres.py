@@ -52,7 +52,7 @@ class PostgresServer:
 
     @property
     def user(self) -> str | None:
-        """Who runs it, if that is somebody else."""
+        """The user who runs it, if that is another one."""
         return self._user and self._user.pw_name
 
     @property

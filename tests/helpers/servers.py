@@ -1,4 +1,4 @@
-"""Real servers for the tests: Valkey (or Redis) alone and as a cluster, ended by whoever started them."""
+"""Real servers for the tests: Valkey (or Redis) alone and as a cluster, ended by those who started them."""
 
 import os
 import random

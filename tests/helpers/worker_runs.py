@@ -1,4 +1,4 @@
-"""A chat that gives workers work, and how much of it is stored."""
+"""A chat that gives workers work, and the rows that are stored."""
 
 from sqlalchemy import text
 

@@ -148,7 +148,7 @@ def _branches(node: ast.AST) -> int:
 
 
 def calls_with_chat() -> list[str]:
-    """Return where a Chat is handed on by modules on floors below `imcore.chat`."""
+    """Return the places below `imcore.chat` that hand a Chat on."""
     return [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for module, path in product().items()

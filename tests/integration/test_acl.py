@@ -177,7 +177,7 @@ def talk(chat: Chat) -> None:
 
 
 def look(chat: Chat) -> None:
-    """Everything that can be asked about the chat."""
+    """All queries about the chat."""
     for group in chat.groups():
         assert list(chat.members(group.gid))
         for tally in chat.status(group.gid, limit=0):
@@ -189,7 +189,7 @@ def look(chat: Chat) -> None:
 
 
 def listen(chat: Chat, uid: str) -> None:
-    """Hear what a session has to say, until receipts come."""
+    """Take the events of a session until receipts come."""
     heard: list[object] = []
     with LocalDatabase(path_of(chat.system.settings.data_dir, uid), uid) as local:
         live = Device(chat, uid, local).live(lambda: any(isinstance(each, Receipt) for each in heard))
@@ -200,7 +200,7 @@ def listen(chat: Chat, uid: str) -> None:
 
 
 def serve(chat: Chat) -> None:
-    """Hold sessions over some heartbeats, and end one while the others go on."""
+    """Hold sessions over some heartbeats, and end one while the others stay."""
     with Gateway(chat.performer, replace(chat.system.settings, heartbeat_ms=20)) as gateway:
         one, other = gateway.open("ann"), gateway.open("cy")
         wait_until(lambda: gateway.poll(0.05) == [] and one.is_synced and other.is_synced)

@@ -1,4 +1,4 @@
-"""`check` on a real server: it finds each kind of damage, and `--repair` mends it."""
+"""`check` on a real server: it finds each kind of damage, and `--repair` repairs it."""
 
 import re
 from collections.abc import Iterator
@@ -202,7 +202,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
 
 
 def is_readable(side: str) -> bool:
-    """Return whether a side says something, in words and msgids."""
+    """Return whether the text of a side is readable: words and msgids."""
     return bool(side) and "None" not in side and not re.search(r"(?<![-.\d])\d{14,}(?![-\d])", side)
 
 
@@ -349,7 +349,7 @@ def test_check_reports_an_impossible_offset_that_both_sides_have(chat: Chat) -> 
 
 
 def close_before_the_last_word(chat: Chat) -> str:
-    """Close the span of bob by hand in SQL, before something that he says; return the id of that."""
+    """Close the span of bob by hand in SQL, before a message of his; return its id."""
     before = nth(chat, -1)
     last_word = chat.send(GID, "one more thing", sender_uid="bob").msgid
     for number in range(3):
@@ -427,7 +427,7 @@ def test_repair_reports_and_leaves_texts_that_differ(chat: Chat) -> None:
 
 
 def answers(chat: Chat) -> dict[str, object]:
-    """All that can be asked, of every message and everybody."""
+    """The answers to all queries, for every message and every user."""
     messages = [tally.message.msgid for tally in chat.status(GID, limit=0)]
     return {
         "group": chat.group(GID),

@@ -1,4 +1,4 @@
-"""`check` while the system runs: it is not misled by what happens meanwhile, and finds and mends damage."""
+"""`check` while the system runs: it reports no change of that time as damage, and finds and repairs damage."""
 
 import os
 import random
@@ -84,7 +84,7 @@ def test_repair_mends_damage_while_the_system_runs(chat: Chat, valkey: str, sqli
 
 
 class Crowd:
-    """Threads that use the system for as long as they are let."""
+    """Threads that use the system until the end of the block."""
 
     def __init__(self, valkey: str, database_url: str) -> None:
         self.trims = False

@@ -74,7 +74,7 @@ def bring_back(chat: Chat, how: str) -> None:
 
 
 def lose(server: "redis.Redis", how: str, before: dict[bytes, bytes]) -> None:
-    """Lose all, or what came after a moment."""
+    """Lose all data, or those after a moment."""
     server.flushall()
     for key, value in before.items() if how == "reconciliation" else ():
         server.restore(key, 0, value)
@@ -138,7 +138,7 @@ def test_random_moments(chat: Chat, other: Chat, server: "redis.Redis", seed: in
     call_many = chat.system.client.call_many
 
     def and_somebody_creates(batch: Sequence[Any], **options: Any) -> list[Any]:
-        """Let a step of a creation come before any round trip of who mends."""
+        """Let a step of a creation come before any round trip of the repair."""
         nonlocal left
         for _ in range(chance.randrange(3)):
             if left:

@@ -1,4 +1,4 @@
-"""Two systems on one server, each in a database of its own: neither hears the other."""
+"""Two systems on one server, each in a database of its own: neither receives from the other."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack

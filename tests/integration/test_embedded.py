@@ -444,7 +444,7 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def _not_root() -> Iterator[None]:
-    """Be a user to whom permissions apply."""
+    """Run as a user to whom permissions apply."""
     if os.geteuid() != 0:
         yield
         return

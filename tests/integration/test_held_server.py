@@ -1,4 +1,4 @@
-"""For how long calls hold the server, by its SLOWLOG: what they do in one step is bounded, however much there is.
+"""How long calls hold the server, by its SLOWLOG: the work of one step is bounded, however large the data.
 
 The limits are generous, and the least of some tries counts, as the machine may be busy. Without a bound each of these
 would take several times as long.
@@ -50,7 +50,7 @@ def server(chat: Chat) -> Iterator["redis.Redis"]:
 
 
 def longest_ms(server: "redis.Redis", function: str, call: Callable[[], object]) -> float:
-    """Return the longest of the calls of a function that something makes."""
+    """Return the longest of the calls of this function that `call` makes."""
     server.slowlog_reset()
     call()
     durations = [each["duration"] / 1000 for each in server.slowlog_get(10_000) if function.encode() in each["command"]]

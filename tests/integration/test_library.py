@@ -1,4 +1,4 @@
-"""Who loads the functions, and who never does."""
+"""Which commands load the functions, and which never do."""
 
 import re
 import shlex

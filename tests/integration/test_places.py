@@ -1,4 +1,4 @@
-"""A place to store is looked at before it is used: what cannot hold the data is refused in one line, which says how."""
+"""A path or URL is checked before it is used: one that cannot hold the data is refused in one line that says why."""
 
 import os
 import shutil

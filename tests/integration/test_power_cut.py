@@ -141,7 +141,7 @@ class People:
         return pulled
 
     def forget(self, known: set[Place]) -> None:
-        """What is not known any more, no caller was told is safe; and what was pulled is to come again."""
+        """Forget all messages but these: nobody was told that the others are safe. Pulled messages must come again."""
         self.said = {place: content for place, content in self.said.items() if place in known}
         self.recalled = {place: tombstone for place, tombstone in self.recalled.items() if tombstone in known}
         self.pulled.clear()
@@ -295,7 +295,7 @@ def test_power_cut_loses_nothing_that_is_known(power: Power, chat: Chat, seed: i
 
 
 def assert_known(chat: Chat, people: People, stored: Known, left: Known) -> None:
-    """What anybody knew is there, once; nobody has missed any of it; no offset is behind; a resend adds nothing."""
+    """Check that all known messages are there, once; nobody missed any; no offset is behind; a resend adds nothing."""
     now = in_sql(chat)
     assert now.messages.keys() == stored.messages.keys() | left.messages.keys() | people.said.keys()
     for place, content in people.said.items():

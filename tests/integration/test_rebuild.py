@@ -1,4 +1,4 @@
-"""Redis from SQL: whatever the history was, every question is answered alike before and after.
+"""Redis from SQL: after any history, every query has the same answer before and after.
 
 `IM_MODEL_EXAMPLES=500 pytest tests/integration/test_rebuild.py` plays that many histories, by chance.
 """

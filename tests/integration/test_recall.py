@@ -1,4 +1,4 @@
-"""Recalls on real servers: in both databases, and before the eyes of who is online."""
+"""Recalls on real servers: in both databases, and on the devices of online users."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -45,7 +45,7 @@ def worker(chat: Chat) -> Iterator[Persist]:
 
 
 def acks(database: Database, msgid: str) -> dict[str, bool]:
-    """Who has read a message, as SQL alone tells it."""
+    """The readers of a message, from SQL alone."""
     query = f"SELECT recv_uid, if_ack FROM msg_acks WHERE gid = '{GID}' AND msgid = {msgids.pack(msgid)}"
     with database.connection() as connection:
         return {uid: bool(is_read) for uid, is_read in connection.exec_driver_sql(query)}

@@ -1,4 +1,4 @@
-"""A text that was recalled is on no disk: it leaves SQLite's files at once, append-only files once it was dropped."""
+"""A recalled text is on no disk: it leaves SQLite's files at once, append-only files once it was dropped."""
 
 import json
 import logging

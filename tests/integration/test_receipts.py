@@ -141,7 +141,7 @@ def test_a_hundred_messages_read_by_forty_do_not_storm(chat: Chat, settings: Set
 
 
 def moves(chat: Chat) -> list[bytes]:
-    """The acks that moved an offset, as the journal tells them."""
+    """The acks that moved an offset, as the journal has them."""
     acks: list[bytes] = []
     for key in chat.system.client.space.journals():
         for _, fields in chat.system.client.query("XRANGE", key, "-", "+"):

@@ -171,7 +171,7 @@ def lose(chat: Chat, story: Story, clock: str) -> Lost:
 
 
 def assert_reconciled(chat: Chat, lost: Lost, since: Story) -> None:
-    """Nothing that was stored is gone, nor what was said since; and members get what they have missed."""
+    """Check that all stored and all later messages are there, and that members get those they have missed."""
     before, after = lost.before, rows(chat)
     # What was stored is there, just so
     for place, (_, content) in before.messages.items():

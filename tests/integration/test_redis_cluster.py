@@ -1,4 +1,4 @@
-"""The Redis client on a cluster: each command is sent once, wherever the keys are, and whoever has them by now."""
+"""The Redis client on a cluster: each command is sent once, to whichever node has the keys by now."""
 
 from contextlib import closing
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is said when a real server refuses something: its own word, in ours; and whether to try again is of help."""
+"""Errors for the refusals of a real server: its own word, in ours; and whether trying again can help."""
 
 import resource
 import threading

@@ -40,7 +40,7 @@ SOUND = {"maxmemory-policy": "allkeys-lru", "maxmemory": 0, "appendonly": "yes",
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RunningServer]:
-    """A server of the test's own, with nothing to be said of it."""
+    """A server of the test's own, without a setting to warn of."""
     require_server()
     server = start_valkey(tmp_path / "server", "--appendfsync", "everysec")
     configure(server, SOUND)

@@ -1,4 +1,4 @@
-"""Redis over TLS: all works, and who is not trusted is refused. The wheel's server has no TLS: see `TlsProxy`."""
+"""Redis over TLS: all works, and an untrusted side is refused. The wheel's server has no TLS: see `TlsProxy`."""
 
 from collections.abc import Iterator
 from contextlib import closing

@@ -343,7 +343,7 @@ def allow_connections(url: str, *, allowed: bool) -> None:
 
 
 class TestOnRealServers:
-    """What fakeredis does otherwise."""
+    """Behaviour in which fakeredis differs."""
 
     def test_more_joins_than_a_millisecond_has_ids_have_ids_that_can_be_packed(
         self, chat: Chat, settings: Settings

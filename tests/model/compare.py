@@ -1,4 +1,4 @@
-"""Holds what the system says against what the model says: live from Redis, and again from SQL."""
+"""Compares the system with the model: live from Redis, and again from SQL."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,7 +13,7 @@ from tests.model.reference import Model, ModelMessage
 
 
 def compare_all(chat: Chat, model: Model, *, every: int = 1) -> None:
-    """Everything that can be asked of the live system; of every so manieth message and user, if not of all."""
+    """Everything that can be asked of the live system; of all messages and users, or of each `every`-th one."""
     assert [group.gid for group in chat.groups()] == sorted(model.groups)
     for gid, group in model.groups.items():
         compare_group(chat, model, gid)

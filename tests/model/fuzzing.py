@@ -1,4 +1,4 @@
-"""Random calls of everything public, right and wrong ones, in any order: what is refused has changed nothing."""
+"""Random calls of everything public, right and wrong ones, in any order: a refused call has changed nothing."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -51,7 +51,7 @@ def step() -> st.SearchStrategy[tuple[Entry | str, dict[str, Any]]]:
 
 
 class Fuzzing(RuleBasedStateMachine):
-    """One history on a Chat, with the client of one user, a gateway, and workers that store and tell."""
+    """One history on a Chat, with the client of one user, a gateway, and the workers."""
 
     def __init__(self, open_chat: Callable[[], Chat], folder: Path) -> None:
         super().__init__()

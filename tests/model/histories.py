@@ -142,7 +142,7 @@ class Histories(RuleBasedStateMachine):
         self.said(message, gid, uid, content, client_msgid)
 
     def said(self, message: Message, gid: str, uid: str, content: str, client_msgid: str | None) -> None:
-        """Hold what a send answered against the model, which learns the msgid of a new message by it."""
+        """Compare the answer of a send with the model, which takes the msgid of a new message from it."""
         self.touched.add(gid)
         assert message.gid == gid
         newest = self.message(gid, 0)

@@ -94,7 +94,7 @@ class LosingHistories(StoredHistories):
         self.chat.system.client = redis_client
 
     def lose(self) -> None:
-        """Senders are told who has read, and confirm a part of it; then Redis is emptied."""
+        """Senders get receipts, and confirm a part of them; then Redis is emptied."""
         receipts = ReceiptsWorker(
             self.chat.system.client, self.chat.system.database, replace(self.settings, receipt_window_ms=0)
         )

@@ -1,4 +1,4 @@
-"""What the storm counts, the naive design that it is held against, and the databases of a benchmark."""
+"""The counts of the storm, the naive design that it is compared with, and the databases of a benchmark."""
 
 import sqlite3
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Text that nobody has to read: writing it raises nothing and waits for nobody, and what can be read is in order."""
+"""Best-effort text: writing it never raises and never waits, and the part that arrives is in order."""
 
 import fcntl
 import io
@@ -102,7 +102,7 @@ def test_queued_text_comes_first_then_the_number_of_lost_lines_then_new_text(
 
 
 def accounted_for(text: bytes) -> int:
-    """Return up to which line it is known what became of each, and check that none is out of order."""
+    """Return the number of lines that arrived or were reported missing; check that they are in order."""
     at = 0
     for line in text.lstrip(b"x").splitlines():
         if missing := re.match(rb"im: lines missing here: (\d+) ", line):

@@ -14,7 +14,7 @@ SPACE = Keyspace(3)
 
 
 class Server:
-    """Has a subscription, carries out what it is sent in order, and confirms it when it is channel_set to."""
+    """Has a subscription: it carries out commands in order, and confirms each when the test lets it."""
 
     def __init__(self, channels: Channels) -> None:
         self.channels = channels

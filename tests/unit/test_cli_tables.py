@@ -87,7 +87,7 @@ def without_blanks(text: str) -> str:
 
 
 def assert_all_is_shown(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    """Hold what a terminal shows against the cells that a pipe gets: there nothing is broken."""
+    """Compare the text on a terminal with the cells in a pipe, where no line is broken."""
     piped(*words)  # what changes something has done so now
     table = piped(*words)
     piped_cells = [without_blanks(_shorter(cell)) for line in table.splitlines() for cell in line.split("\t")]

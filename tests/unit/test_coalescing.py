@@ -1,4 +1,4 @@
-"""Coalescing: what many moves have changed; and every ack and receipt counted once, whatever happens to the worker."""
+"""Coalescing: what many moves have changed; and every ack and receipt is counted once, also if the worker dies."""
 
 import random
 import time
@@ -34,7 +34,7 @@ MOVES = st.lists(
 
 @pytest.fixture
 def digests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """To whom digests went."""
+    """The senders who got digests."""
     sent: list[str] = []
     tell = receipt_calls.publish_receipts
 
@@ -106,7 +106,7 @@ def test_unconfirmed_digests_of_a_killed_worker_count_once(chat: Chat, monkeypat
 
 
 def count(chat: Chat, seconds: dict[int, tuple[int, int]], *, acks: int = 0) -> None:
-    """Confirm an entry, and say that it came to this."""
+    """Confirm an entry with these counts."""
     chat.create_group("team")
     space = chat.system.client.space
     journal = Journal(chat.system.client, "receipts", SETTINGS)

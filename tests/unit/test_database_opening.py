@@ -1,4 +1,4 @@
-"""A gateway opens its database in the background: no question of SQL stalls the others, and no thread is left."""
+"""A gateway opens its database in the background: no SQL query stalls other sessions, and no thread is left."""
 
 import threading
 import time

@@ -14,7 +14,7 @@ def arrived(number: int, gid: str = "g", recipients: Recipients = ALL) -> NewMes
 
 
 def seen(events: list[Event]) -> list[tuple[str, str]]:
-    """What each is handed: a message's seq, or that receipts came."""
+    """The events that each session is handed: a message's seq, or `receipts`."""
     pairs = []
     for event in events:
         what = str(event.message.seq) if isinstance(event, NewMessage) else "receipts"

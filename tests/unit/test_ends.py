@@ -54,7 +54,7 @@ def raw(chat: Chat) -> Any:
 
 @dataclass(frozen=True)
 class End:
-    """One kind of end: how it comes to be, how it looks a day later than it should, who looks, and where it is then."""
+    """One kind of end: how it begins, how it is put off by a day, who looks at it, and how to read it."""
 
     begin: Callable[[Chat], object]
     put_off: Callable[[Chat], object]
@@ -83,7 +83,7 @@ def _read_field(key: str, field: str, at: int) -> Callable[[Chat], float]:
 
 
 def end_of(chat: Chat, session: str) -> float:
-    """When a session of ann's ends, of whichever class it is."""
+    """The end of a session of ann, of either class."""
     return float(raw(chat).zscore(SPACE.sessions("ann"), session)) % 2**42
 
 
@@ -280,7 +280,7 @@ UIDS = [f"u{number}" for number in range(2 * creation.STEP + 7)]
 
 class TestCreations:
     def half(self, chat: Chat, *, token: str | None = None) -> None:
-        """Create a group by half."""
+        """Create a half of a group."""
         token = token or creation._token(UIDS)
         chat.system.client.call(creation_calls.begin(SPACE, "crowd", token))
         chat.system.client.call(creation_calls.add(SPACE, "crowd", token, UIDS[: creation.STEP]))

@@ -1,4 +1,4 @@
-"""What somebody has added to Redis by hand, or by a program of their own, stops nobody."""
+"""Entries that somebody has added to Redis by hand, or with another program, stop nobody."""
 
 from pathlib import Path
 from typing import Any

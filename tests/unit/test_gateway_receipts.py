@@ -19,7 +19,7 @@ from tests.helpers.talk import publish_receipts, say_many
 
 
 class Sender:
-    """The sessions of ann, who has said something in a group of three."""
+    """The sessions of ann, who sends messages to a group of three."""
 
     def __init__(self, chat: Chat, sessions: int = 1) -> None:
         self.chat = chat

@@ -58,7 +58,7 @@ def test_a_signal_while_rq_waits_ends_the_wait() -> None:
 
 
 class Killing(logging.Handler):
-    """Sends this process a signal in the midst of a line, and passes over what comes of it, as logging does."""
+    """Sends this process a signal in the middle of a line, and ignores the error, as logging does."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -1,4 +1,4 @@
-"""What may come in: every boundary, in bytes of UTF-8, and what is said about the rest."""
+"""Limits of inputs: every boundary, in bytes of UTF-8, and the errors beyond."""
 
 import unicodedata
 from datetime import UTC, datetime, timedelta, timezone

@@ -1,4 +1,4 @@
-"""Sends and acks of many: what the single ones do, in the same order."""
+"""Batches of sends and acks do the same as single calls in the same order."""
 
 import random
 

@@ -391,7 +391,7 @@ def test_however_many_wait_all_are_answered_once(chat: Chat, worker: ReceiptsWor
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_histories_against_counting_by_hand(chat: Chat, worker: ReceiptsWorker, seed: int) -> None:
-    """After any acks, exactly the messages that somebody else has newly read are told, with the tallies of `status`."""
+    """After any acks, the receipts are exactly those of messages newly read by others, with the tallies of `status`."""
     chance = random.Random(seed)
     uids, gids = ["ann", "bob", "cyd", "dan"], ["team", "home"]
     for gid in gids:

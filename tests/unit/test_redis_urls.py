@@ -1,4 +1,4 @@
-"""What is shown of a Redis URL, and what is said of one that is wrong: no password, and no part of one."""
+"""Redis URLs in outputs and errors: they show no password, and no part of one."""
 
 import os
 import shutil

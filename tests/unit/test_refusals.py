@@ -1,4 +1,4 @@
-"""What must be refused with one line and without a change: each found by random calls (tests/model/test_fuzz.py)."""
+"""Calls that must be refused in one line and without a change: each was found by tests/model/test_fuzz.py."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Live sessions in Redis: what a beat and a goodbye cost, and what they answer, however many sessions a user has."""
+"""Live sessions in Redis: the cost and the answers of heartbeats and ends, however many sessions a user has."""
 
 import time
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Settings: defaults, the environment, options above it, and what is said about a value that cannot be."""
+"""Settings: defaults, the environment, options above it, and the errors for impossible values."""
 
 import dataclasses
 import os

@@ -44,7 +44,7 @@ class Talk:
             return False
 
     def go_on(self) -> None:
-        """Say something while something is killed."""
+        """Send messages while something is killed."""
         heard = self.heard
         self.say()
         dangers = {self.kill_a_session: 4, self.kill_the_worker: 2, self.kill_connections: 3, self.kill_the_server: 1}
@@ -128,7 +128,7 @@ def test_whatever_is_killed_everybody_has_everything_once_and_every_tally_is_rig
 
 
 def due(chat: Chat, uid: str) -> list[tuple[str, str | None, str, str | None]]:
-    """What a user has to have in the end, by the server."""
+    """The messages that a user must have in the end, by the server."""
     tallies = [(gid, each) for gid in GIDS for each in chat.status(gid, limit=0)]
     return [
         (

@@ -1,4 +1,4 @@
-"""What a talker has done, on disk before and after each step: so it goes on after a kill, and can be held to its word.
+"""What a talker has done, on disk before and after each step: for the next start after a kill, and for the verdict.
 
 A step is two lines: what is about to be done, and what was answered. A step without an answer may have happened or not.
 """
@@ -19,7 +19,7 @@ class SendAnswer(NamedTuple):
 
 
 class Said(NamedTuple):
-    """A line of the script that somebody began to say: the number-th of the talker in that group."""
+    """A line of the script that a talker began to send: its `number`-th in that group."""
 
     gid: str
     uid: str

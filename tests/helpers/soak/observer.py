@@ -105,7 +105,7 @@ class Observer:
         return int(meta[1]), spans
 
     def _watch_tallies(self, chat: Chat, gid: str, last: int) -> None:
-        """How many have read a message never goes down, and who is to read it never changes."""
+        """The number of readers of a message never goes down, and its recipients never change."""
         watched = [packed for watched_gid, packed in self._watched if watched_gid == gid]
         if len(watched) < _WATCHED and self._chance.random() < 0.1 and last not in watched:
             watched.append(last)

@@ -9,7 +9,7 @@ from tests.helpers.chat_data import ChatFile, Event
 
 @dataclass(frozen=True)
 class Line:
-    """Something to be said, for the first time or in a later round."""
+    """A message to send, for the first time or in a later round."""
 
     uid: str
     content: str

@@ -2,7 +2,7 @@
 
     python -m tests.helpers.soak.talker PLAN
 
-PLAN is a file that `write_plan` wrote; beside it is the diary. What fails is tried again. Started again after a kill,
+PLAN is a file that `write_plan` wrote; beside it is the diary. Failed steps are repeated. Started again after a kill,
 it goes on where its diary ends.
 """
 
@@ -51,7 +51,7 @@ def _read_plan(path: Path) -> tuple[int, list[Share]]:
 
 
 def patiently(step: Callable[[], T]) -> T:
-    """Return what a step returns, in the end: while something is away, it is tried again."""
+    """Return the result of a step; repeat it while a server is away."""
     while True:
         try:
             return step()
@@ -70,7 +70,7 @@ class Talker:
         self._chance = chance
 
     def go_on(self) -> None:
-        """Finish what a kill has left open: a line is said again, or given up by chance."""
+        """Finish the step that a kill has left open: a line is sent again, or by chance given up."""
         if turn := self._diary.open_turn():
             self._finish(turn)
         line = self._diary.open_line()

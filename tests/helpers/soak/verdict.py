@@ -1,6 +1,6 @@
-"""What has to have become of it all: built from what was told to the talkers, in the form of the brute-force model.
+"""The state that must be there in the end, built from the answers to the talkers, in the form of the brute-force model.
 
-Messages are what SQL holds, once that has been held to what the talkers were told. A guest's spans are those of SQL,
+Messages are what SQL holds, once that was compared with the answers to the talkers. A guest's spans are those of SQL,
 once each has been found to begin and end where the guest came and went. Offsets are those of the last acks.
 """
 
@@ -46,7 +46,7 @@ class Stay(NamedTuple):
 
     @property
     def may_be_empty(self) -> bool:
-        """Whether nothing may have been said while it lasted: then nobody keeps it."""
+        """Whether perhaps no message was sent during it: then no system keeps it."""
         return self.went is not None and self.went.earliest <= _bounds(self.came, 0)[1]
 
 
@@ -63,7 +63,7 @@ def group_as_told(
 
 
 def ack_once_more(chat: Chat, gid: str, group: ModelGroup, listeners: Collection[str], chance: random.Random) -> None:
-    """Have every member ack some message for the last time; only listeners have acked all by themselves."""
+    """Let every member ack some message for the last time; only listeners have acked all by themselves."""
     for span in group.spans:
         if span.left is None:
             span.acked = group.newest if span.uid in listeners else chance.randint(span.acked, group.newest)
@@ -83,7 +83,7 @@ def local_as_due(groups: dict[str, ModelGroup], uid: str) -> Local:
 
 
 def compare_view(chat: Chat, gid: str, group: ModelGroup) -> None:
-    """The tallies that `msg_acks` gives. Its rows are too many to be held against the model one by one."""
+    """The tallies that `msg_acks` gives. Its rows are too many to compare each with the model."""
     query = text(
         "SELECT msgid, count(*), sum(CASE WHEN if_ack THEN 1 ELSE 0 END) FROM msg_acks WHERE gid = :gid GROUP BY msgid"
     )
@@ -96,7 +96,7 @@ def compare_view(chat: Chat, gid: str, group: ModelGroup) -> None:
 
 
 def tally(group: ModelGroup, message: ModelMessage) -> tuple[int, int]:
-    """How many have read a message, and how many have not."""
+    """The numbers of those who have read a message, and of those who have not."""
     receipts = list(group.receipts(message).values())
     return sum(receipts), len(receipts) - sum(receipts)
 
@@ -136,7 +136,7 @@ def _rows(chat: Chat, query: str, gid: str) -> Sequence[Any]:
 def _hold_to_what_was_told(
     scene: Scene, messages: Sequence[ModelMessage], diaries: Sequence[Diary], written: Sequence[Written]
 ) -> None:
-    """Dense, nothing twice, nothing that nobody said; what was told to be stored is there, in that order."""
+    """Check that seqs are dense, no message is there twice or unsent, and all confirmed ones are in order."""
     assert [message.seq for message in messages] == list(range(1, len(messages) + 1))
     stored = {(message.sender_uid, message.client_msgid): message for message in messages}
     assert len(stored) == len(messages), "a message is there twice"

@@ -108,7 +108,7 @@ def lines_of(local: LocalDatabase, gid: str) -> list[tuple[str | None, str, str 
 
 
 def lines_at(chat: Chat, gid: str) -> list[tuple[str | None, str, str | None]]:
-    """What bob has to have of a group in the end, by the server."""
+    """The messages of a group that bob must have in the end, by the server."""
     return [
         (each.message.msgid, each.message.content, state_of(each) if each.message.sender_uid == "bob" else None)
         for each in chat.status(gid, limit=0)

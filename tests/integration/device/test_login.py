@@ -1,4 +1,4 @@
-"""A login brings a local database up to date, whose data is that of one server."""
+"""A login brings a local database up to date; its data belong to one server."""
 
 from collections.abc import Iterable
 from typing import Any

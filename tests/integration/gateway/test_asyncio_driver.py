@@ -1,4 +1,4 @@
-"""The same core under asyncio, with a driver of its own: nothing of what decides is there twice."""
+"""The same core under asyncio, with another driver: no decision is written twice."""
 
 import asyncio
 import random
@@ -73,7 +73,7 @@ class Wire:
 
 
 class AsyncGateway:
-    """Drives a core: its questions are awaited, its waits too. One task at a time is in the core."""
+    """Drives a core: it awaits the core's effects and waits. One task at a time is in the core."""
 
     def __init__(self, chat: Chat, path: str, options: GatewayOptions) -> None:
         self._chat, self._path = chat, path
@@ -186,7 +186,7 @@ def _decoded(call: Call[Any], answer: Any) -> Any:
 
 
 class Audience:
-    """A gateway, and what each of its sessions was handed over."""
+    """A gateway, and the events that each of its sessions was handed."""
 
     def __init__(self, gateway: AsyncGateway) -> None:
         self.gateway = gateway

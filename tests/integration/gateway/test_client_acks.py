@@ -1,4 +1,4 @@
-"""The truth about delivery: what counts as received, when a session's end is clean, and what each device is told."""
+"""Delivery: what counts as received, when a session's end is clean, and which receipts each device gets."""
 
 from contextlib import closing
 from dataclasses import replace
@@ -47,7 +47,7 @@ def read_by(chat: Chat, message: Message) -> list[str]:
 
 
 def acks(chat: Chat) -> list[bytes]:
-    """The calls that moved offsets, as the journal tells them."""
+    """The acks that moved offsets, as the journal has them."""
     key = chat.system.client.space.group("team").journal
     return [
         fields[b"moves"] for _, fields in chat.system.client.query("XRANGE", key, "-", "+") if fields[b"kind"] == b"ack"

@@ -49,7 +49,7 @@ def test_people_come_talk_and_go(chat: Chat) -> None:
     readers: list[str] = []
 
     def story() -> Iterator[Callable[[], object]]:
-        """What is waited for, each before the next thing happens."""
+        """The conditions to wait for, each before the next event."""
         for socket, uid in ((ann, "ann"), (bob, "bob"), (cy, "cy")):
             news.put((socket, uid))
         yield lambda: chat.online(["ann", "bob", "cy"]) == {"ann", "bob", "cy"}

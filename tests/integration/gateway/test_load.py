@@ -1,4 +1,4 @@
-"""Gateways under load, and on connections that die without a word: bounded, and as few questions as can be."""
+"""Gateways under load, and on connections that die silently: bounded, and with few requests."""
 
 import socket
 from collections import Counter

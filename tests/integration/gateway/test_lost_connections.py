@@ -191,7 +191,7 @@ def test_the_end_of_one_session_confirms_no_receipts_of_others(chat: Chat, other
 
 
 class History:
-    """Random events in some groups, and what each member has to hear of them."""
+    """Random events in some groups, and the messages that each member must get."""
 
     def __init__(self, chat: Chat, audience: Audience, chance: random.Random) -> None:
         self.chat, self.audience, self.chance = chat, audience, chance
@@ -324,7 +324,7 @@ def test_a_node_that_gives_many_channels_away_is_not_waited_for_longer(
 
 
 def refusing(chat: Chat, gid: str, function: str) -> Callable[..., list[Any]]:
-    """What takes the place of `call_each` while the partition of a group moves to another node."""
+    """Replaces `call_each` while the partition of a group moves to another node."""
     call_each = chat.system.client.call_each
 
     def refuse(batch: Sequence[Call[Any]], **options: bool) -> list[Any]:

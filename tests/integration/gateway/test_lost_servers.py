@@ -1,4 +1,4 @@
-"""A server or database that is away stops only those who need it, and nothing is lost."""
+"""A server or database that is away stops only the sessions that need it, and nothing is lost."""
 
 import shutil
 import time

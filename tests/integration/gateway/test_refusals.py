@@ -47,7 +47,7 @@ def other(other: Chat) -> Chat:
 
 
 class Refusing:
-    """Answers calls of a function with an error, as long as there is one; counts how often that was."""
+    """Answers calls of a function with `error`, unless that is None, and counts these answers."""
 
     def __init__(self, chat: Chat, function: str, gids: frozenset[str] = ALL) -> None:
         self.error: ImError | None = None
@@ -87,7 +87,7 @@ def refusing(chat: Chat, function: str, gids: frozenset[str] = ALL) -> Refusing:
 
 
 def pass_time(audience: Audience, clock: Clock, other: Chat, *, seconds: float = LONG_S) -> list[tuple[str, int]]:
-    """Let time pass in which ann talks to bob all the time. Return gids and seqs of what she says."""
+    """Let time pass while ann sends messages to bob. Return their gids and seqs."""
     sent: list[Message] = []
     for tick in range(round(seconds / TICK_S)):
         clock.jump(TICK_S)
@@ -101,7 +101,7 @@ def pass_time(audience: Audience, clock: Clock, other: Chat, *, seconds: float =
 
 
 def assert_heard(audience: Audience, session: Session, sent: Sequence[tuple[str, int]]) -> None:
-    """Say that each message was heard once, and those of each group in order."""
+    """Assert that each message came once, and those of each group in order."""
     heard = [(message.gid, message.seq) for message in audience.messages[session]]
     assert len(heard) == len(set(heard))
     assert set(sent) <= set(heard)
@@ -111,7 +111,7 @@ def assert_heard(audience: Audience, session: Session, sent: Sequence[tuple[str,
 
 
 def ask_again(gateway: Gateway) -> None:
-    """Let all pull what was not pushed, and be told what waits for them."""
+    """Let all pull the messages that were not pushed, and get the receipts that wait for them."""
     core = gateway._core
     for gid in ("team", "home"):
         core._fetch_missed(core._channels.open_group(gid))

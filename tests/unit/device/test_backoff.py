@@ -1,4 +1,4 @@
-"""A live device while the server refuses something: it tries less and less often, and says so once a minute."""
+"""A live device while the server refuses something: it tries less and less often, and logs it once a minute."""
 
 from collections.abc import Iterator
 from pathlib import Path
