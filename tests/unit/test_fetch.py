@@ -10,7 +10,6 @@ from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable
 from imcore.model.rows import Batch
 from imcore.model.values import Draft
-from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import dead_letters
 from imcore.streams.calls import message_calls
@@ -20,11 +19,6 @@ from imcore.workers.persist import KIND, Persist
 from tests.helpers.persist_runs import SETTINGS, new_persist, raw, tell_again
 from tests.helpers.rows import stored
 from tests.helpers.workers import drain
-
-
-@pytest.fixture
-def settings() -> Settings:
-    return SETTINGS
 
 
 @pytest.fixture

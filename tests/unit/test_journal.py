@@ -1,6 +1,5 @@
 """The journals and their leases, on fakeredis: read, confirm, fail, claim, bury."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,30 +7,20 @@ import pytest
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import ImError
-from imcore.settings import Settings
 from imcore.streams import dead_letters
 from imcore.streams.calls import journal_calls
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Acked, Created, Event, Joined, Left, Malformed, Move, Sent, read
 from imcore.streams.journal import LONGEST_REASON, Journal, Lease, one_line
 from imcore.streams.keys import lease
-
-KIND = "persist"
-SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)
-
-
-@pytest.fixture
-def settings() -> Settings:
-    return SETTINGS
+from imcore.workers.persist import KIND
+from tests.helpers.journals import journal, write
+from tests.helpers.persist_runs import SETTINGS
 
 
 @pytest.fixture
 def redis_client(chat: Chat) -> RedisClient:
     return chat.system.client
-
-
-def journal(redis_client: RedisClient, **settings: Any) -> Journal:
-    return Journal(redis_client, KIND, replace(SETTINGS, **settings))
 
 
 def events_of(worker: Journal) -> list[Event]:
@@ -41,13 +30,6 @@ def events_of(worker: Journal) -> list[Event]:
 def expire_lease(redis_client: RedisClient, worker: Journal) -> None:
     """What becomes of a killed process: its lease runs out."""
     redis_client.driver.delete(lease(KIND, int(worker.lease.name.rpartition("-")[2])))
-
-
-def write(redis_client: RedisClient, partition: int = 0, **fields: str | bytes) -> str:
-    """Put an entry into a journal that no function of ours has written."""
-    client: Any = redis_client.driver
-    entry_id: bytes = client.xadd(redis_client.space.journal(partition), fields)
-    return entry_id.decode()
 
 
 class TestEntries:

@@ -13,7 +13,6 @@ from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable, ImError, RedisUnavailable
 from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
-from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import dead_letters
 from imcore.streams.calls import message_calls
@@ -26,11 +25,6 @@ from tests.helpers.deadline import wait_until
 from tests.helpers.persist_runs import SETTINGS, UIDS, new_persist, packed, raw
 from tests.helpers.rows import stored
 from tests.helpers.workers import drain
-
-
-@pytest.fixture
-def settings() -> Settings:
-    return SETTINGS
 
 
 @pytest.fixture

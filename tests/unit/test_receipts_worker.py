@@ -31,11 +31,6 @@ SETTINGS = replace(
 
 
 @pytest.fixture
-def settings() -> Settings:
-    return SETTINGS
-
-
-@pytest.fixture
 def worker(chat: Chat) -> ReceiptsWorker:
     return new_worker(chat)
 
