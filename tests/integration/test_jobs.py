@@ -127,7 +127,7 @@ class TestJobs:
             assert waiting.end() == 0
 
     def test_a_cluster_is_refused(self, cluster: str, settings: Settings) -> None:
-        with start_worker(settings, "jobs", redis_url=cluster) as refused:
+        with start_worker(settings, "jobs", redis_url=cluster, jobs_redis_url="") as refused:
             assert refused.wait() == 1
         assert "IM_JOBS_REDIS_URL" in refused.log.splitlines()[-1]
 
