@@ -195,7 +195,9 @@ def test_no_remark_or_complaint_changes_how_a_command_ends(
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_an_import_goes_on_whatever_becomes_of_its_complaints_and_its_bar(im: Im, tmp_path: Path, kind: Output) -> None:
+def test_an_import_continues_when_its_errors_and_its_bar_cannot_be_written(
+    im: Im, tmp_path: Path, kind: Output
+) -> None:
     file = tmp_path / "chat.jsonl"
     file.write_text('{"type": "nothing"}\n' * 2000 + '{"type": "join", "gid": "team", "uid": "cleo"}\n')
 

@@ -100,7 +100,7 @@ def test_whatever_is_killed_nothing_is_lost_or_there_twice_and_every_count_is_ri
         end_talkers(soak)
         wait_until(lambda: is_stored(soak), timeout_s=SETTLE_S)
 
-        # Then it is as was told
+        # Then the state agrees with the answers
         diaries = [read_diary(path) for path in soak.diaries]
         groups = {scene.gid: group_as_told(soak.chat, scene, soak.listeners, diaries, written) for scene in soak.scenes}
         for gid, group in groups.items():
@@ -125,7 +125,7 @@ def test_whatever_is_killed_nothing_is_lost_or_there_twice_and_every_count_is_ri
     )
 
 
-# While it goes on.
+# While people talk.
 
 
 def kill_at_random(soak: Soak, observer: Observer, chance: random.Random) -> list[Written]:

@@ -231,7 +231,7 @@ def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "red
     # Given a worker that has been there
     run_bursts(as_user(settings, WORKER), "persist")
 
-    # When users talk, of whom some are a crowd, after a clock that was ahead has left no ids in a millisecond
+    # When users talk, some of them a crowd, after a clock that was ahead has left no ids in a millisecond
     with watch.listing() as ran:
         with watch.looking(), connect(replace(settings, idempotency_ms=1), GATEWAY) as chat:
             ahead = f"{time.time_ns() // 1_000_000 + 60_000}-8191"
@@ -242,7 +242,7 @@ def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "red
             for number in range(60):  # twice the number of looks before a table is deleted
                 chat.send("team", "so late that older client_msgids go", sender_uid="ann", client_msgid=f"d{number}")
 
-        # And look, and listen
+        # And read, and listen
         trim(settings)
         with watch.looking(), connect(settings, GATEWAY) as chat:
             look(chat)
@@ -256,7 +256,7 @@ def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "red
 
 
 def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:
-    # Given talk, entries that say nothing, and workers that died with all of it in hand
+    # Given messages, entries without meaning, and workers that died with all of it in hand
     run_bursts(as_user(settings, WORKER), "persist")
     with connect(settings, GATEWAY) as chat:
         talk(chat)
@@ -271,7 +271,7 @@ def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "red
     admin.set(lease("persist", 2), "dead 1", px=10**8)  # by a clock that has been put back since
     admin.function_flush()
 
-    # When workers do their work, and an operator looks at it and puts away what they leave
+    # When workers do their work, and an operator looks at it and clears the dead letters
     with watch.looking():
         with connect(settings, WORKER) as chat:
             chat.system.client.upgrade()
@@ -293,7 +293,7 @@ def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "red
             look(chat)
             assert stats(chat.system).workers
 
-    # And when they mend what the server has forgotten, or never should have known: a part of it
+    # And when they repair a part that the server has lost, or never should have had
     group = space.group("team")
     admin.delete(group.acked, *admin.keys("im:*:own:*"))
     admin.zadd(group.joined, {"eve": 0})
@@ -340,7 +340,7 @@ def test_a_reader_can_look_at_everything(settings: Settings, watch: Watch, admin
     with connect(settings, WORKER) as chat:
         Journal(chat.system.client, "persist", settings).read()
 
-    # When a reader looks
+    # When a reader runs all queries
     with watch.looking(), connect(settings, READER) as chat:
         look(chat)
         assert stats(chat.system).workers

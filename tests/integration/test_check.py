@@ -265,7 +265,7 @@ def test_repair_fills_a_new_database(chat: Chat, valkey: str, tmp_path: Path) ->
         said(other, 99)
         # When
         list(check(other.system, repair=True))
-        # Then it has what Redis has, and the workers go on with it
+        # Then it has what Redis has, and the workers continue with it
         said(other, 100)
         persist(other)
         rows = other.system.database.messages_after(GID, 0)

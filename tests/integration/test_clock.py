@@ -123,7 +123,7 @@ def test_entries_of_a_worker_that_died_with_a_clock_ahead_are_stored(
             first.kill()
     # When the clock is put right
     clock.put_ahead(0)
-    # Then that is told
+    # Then it is reported
     [holder] = stats(chat.system).silent
     assert (holder.process, holder.entries, holder.silent_ms) == ("persist-1", 1, None)
     assert "persist-1 is silent" in " ".join(each.what for each in check.check(chat.system))
@@ -226,7 +226,7 @@ def test_live_sessions_outlive_a_clock_that_is_put_back(chat: Chat, clock: Clock
             # When the clock jumps, forward and back
             clock.put_ahead(days)
             sent = chat.send("team", f"{days} days ahead", sender_uid="ann")
-            # Then it is told, and online, as soon as it has beaten once more
+            # Then it gets the message, and is online after its next heartbeat
             events = wait_until(lambda: gateway.poll(0.05))
             assert [event.message.msgid for event in events] == [sent.msgid]
             wait_until(lambda: gateway.poll(0.05) == [] and chat.online(["bob"]))

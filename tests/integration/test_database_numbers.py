@@ -40,7 +40,7 @@ def test_sessions_receive_only_from_their_own_database(chats: tuple[Chat, Chat],
         foreign.remove_members("team", ["bob"])
         foreign.create_group("more", ["bob"])
 
-        # Then nothing of it is heard
+        # Then nothing of it arrives
         assert heard(gateway) == []
         assert list(session.cursors) == ["team"]
 

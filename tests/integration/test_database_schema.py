@@ -261,7 +261,7 @@ class TestSqliteFile:
         other.execute("BEGIN")
         other.execute("SELECT * FROM theirs").fetchall()
         with Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}") as database:
-            # When they go on for too long
+            # When they run for too long
             monkeypatch.setattr("imcore.sql.sqlite.BUSY_TIMEOUT_MS", 0)
             with pytest.raises(DatabaseUnavailable, match="database is locked"):
                 database.upgrade()

@@ -131,7 +131,7 @@ def test_a_page_of_large_texts_is_a_small_one(chat: Chat) -> None:
         first = f"({page[-1][0].decode()}"
         if not more:
             break
-    # Then none is of much more than a megabyte, and they have all
+    # Then no page has much more than a megabyte, and together they have all
     assert max(page_sizes) <= (1 << 20) / LARGE + 1
     assert sum(page_sizes) == len(sent)
     # And so it is with a journal

@@ -151,7 +151,7 @@ def test_no_thread_of_rq_is_left_behind_by_a_server_that_went_away(
                     worker.unsubscribe()
             worker.leave()
             connection.close()
-            # Then it ends, and has nothing to tell
+            # Then its thread ends without an error
             wait_until(lambda: not worker.pubsub_thread.is_alive())
             assert died == []
     finally:

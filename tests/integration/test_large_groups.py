@@ -185,7 +185,7 @@ class TestCreation:
             session = gateway.open(UIDS[0])
             gateway.poll(0)
             run_workers(chat)
-            # Then one is gone, and of the other all are told
+            # Then one is gone, and all members of the other are notified
             assert [group.gid for group in chat.groups()] == ["untold"]
             assert chat.groups_of(UIDS[0]) == ["untold"]
             sent = chat.send("untold", "hi", sender_uid=UIDS[1])

@@ -147,7 +147,7 @@ def test_newer_functions_are_left_alone(server: Any, connect: Callable[[], Redis
 
 
 def test_two_may_load_them_at_once(connect: Callable[[], RedisClient], monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given two who have looked, and found none
+    # Given two processes that have found no functions
     one, two = connect(), connect()
     version = library.Library._version
     answers = iter([0])
@@ -198,7 +198,7 @@ def test_a_library_user_rebuilds_on_an_empty_server(valkey: str, tmp_path: Path)
 
 
 def test_a_node_of_a_cluster_that_has_lost_them_gets_them_again(cluster: str, cluster_servers: RunningCluster) -> None:
-    # Given a node that has none
+    # Given a node without functions
     with closing(RedisClient(open_client(cluster), url=cluster)) as redis_client:
         redis_client.upgrade()
         chat = Chat(System(redis_client, None))
@@ -207,7 +207,7 @@ def test_a_node_of_a_cluster_that_has_lost_them_gets_them_again(cluster: str, cl
     with redis.Redis.from_url(cluster_servers.nodes[1].url) as node:
         node.function_flush("SYNC")
 
-    # Then a reader is told so, and a writer loads them there
+    # Then a reader gets an error, and a writer loads them there
     for writes in (False, True):
         with Chat.connect(cluster) as chat:
             if not writes:

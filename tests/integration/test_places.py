@@ -177,7 +177,7 @@ def test_a_standby_is_only_read(standby: tuple[PostgresServer, str], valkey: str
         # When it is promoted
         server.run("SELECT pg_promote()")
 
-        # Then all go on by themselves
+        # Then all continue by themselves
         database.write(BATCH)
         waiting.wait_for("working as")
         assert waiting.end() == 0

@@ -154,7 +154,7 @@ def test_a_server_without_fsync_is_logged(postgres_url: str, caplog: pytest.LogC
         [message] = caplog.messages
         assert message.startswith(f"the server of {database.address} has fsync = off and full_page_writes = off")
 
-        # Those who only use it need not hear it each time
+        # Those who only use it need not read it each time
         caplog.clear()
         database.write(Batch(groups=[GroupRow("g", 1)]))
         assert caplog.messages == []

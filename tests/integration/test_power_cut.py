@@ -281,7 +281,7 @@ def test_power_cut_loses_nothing_that_is_known(power: Power, chat: Chat, seed: i
         power.cut(chance)
         stored, left = in_sql(chat), in_redis(chat)
         people.forget({*stored.messages, *left.messages})
-        # And people go on before the workers come to it, and after
+        # And people continue before the workers come to it, and after
         for _ in range(chance.randrange(30)):
             people.step()
         for _ in range(chance.randrange(10, 40)):
@@ -335,7 +335,7 @@ def assert_alike(chat: Chat) -> None:
 
 
 def test_worker_processes_notice_a_power_cut(power: Power, chat: Chat, tmp_path: Path) -> None:
-    # Given two processes that store, one that tells senders, and what they have stored and told
+    # Given two processes that store, one that publishes receipts, and their results
     chat.create_group("team", ["ann", "bob"])
     power.secure()
     urls = {"redis_url": power.url, "database_url": f"sqlite:///{tmp_path / 'imcore.db'}", "partitions": PARTITIONS}
@@ -351,11 +351,11 @@ def test_worker_processes_notice_a_power_cut(power: Power, chat: Chat, tmp_path:
         # When
         power.cut_all()
         since = chat.send("team", "since", sender_uid="bob")
-        # Then the two become one, and nobody is told otherwise
+        # Then the two become one, and nobody gets another answer
         wait_until(lambda: len(chat.status("team", limit=0)) == 31, timeout_s=30)
         assert [message.msgid for message in chat.pull("bob", "team")] == [m.msgid for m in [*before[20:], since]]
         assert [(t.read, t.unread) for t in chat.status("team", limit=0)] == [(1, 0)] * 20 + [(0, 1)] * 11
-        # And all goes on: what is said is stored, and senders are told
+        # And all continues: messages are stored, and senders get receipts
         chat.ack("bob", "team")
         wait_until(lambda: len([r for r in chat.receipts("ann") if r.read == 1]) == 30)
         wait_until(lambda: list(check(chat.system)) == [], timeout_s=30)

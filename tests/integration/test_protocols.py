@@ -56,7 +56,7 @@ def test_workers_wait_for_entries_and_handle_them(settings: Settings, chat: Chat
             audience.settled()
             # When
             sent = chat.send("team", "hi", sender_uid="ann")
-            # Then it is heard, acked, told and stored
+            # Then it is received, acked, stored, and its receipt published
             audience.until(lambda: audience.heard(bob) == ["hi"])
             audience.until(lambda: [(each.msgid, each.read) for each in audience.receipts[ann]] == [(sent.msgid, 1)])
             assert sorted(online_uids(chat.system)) == ["ann", "bob"]

@@ -187,7 +187,7 @@ def killed_rebuild(chat: Chat, left: int) -> None:
 
 
 def test_rebuild_restores_unconfirmed_receipts_only(chat: Chat) -> None:
-    # Given tallies that ann has been told: one she has confirmed, one that changed again after that
+    # Given receipts of ann: one she has confirmed, one that changed again after that
     receipts = ReceiptsWorker(
         chat.system.client, chat.system.database, replace(chat.system.settings, receipt_window_ms=0)
     )
@@ -208,7 +208,7 @@ def test_rebuild_restores_unconfirmed_receipts_only(chat: Chat) -> None:
     after = chat.receipts("ann")
     assert [replace(receipt, version=0) for receipt in after] == [replace(receipt, version=0) for receipt in before]
     assert summary.receipts == sum(len(chat.receipts(uid)) for uid in UIDS)
-    # And confirming what was told before the loss does not confirm what came since
+    # And confirming receipts of before the loss does not confirm later ones
     assert chat.confirm_receipts("ann", before) == 0
     assert chat.confirm_receipts("ann", after) == len(after)
 
@@ -227,7 +227,7 @@ def test_rebuild_refuses_existing_groups_without_yes(chat: Chat) -> None:
 
 
 def test_rebuild_merges_a_group_that_was_created_again(chat: Chat) -> None:
-    # Given that all is lost, and people go on writing to each other
+    # Given that all is lost, and people continue to write to each other
     chat.send_direct("ann", "before", sender_uid="bob")
     persist(chat)
     chat.system.client.driver.flushall()
@@ -308,7 +308,7 @@ def test_no_worker_stores_during_a_rebuild(chat: Chat) -> None:
 
 @pytest.mark.parametrize("stalls_at", range(4))
 def test_stalled_rebuild_leaves_the_next_one_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch, stalls_at: int) -> None:
-    # Given a rebuild that stalls between two steps for so long that another process begins one
+    # Given a rebuild that stalls between two steps until another process begins one
     monkeypatch.setattr("imcore.repair.rebuild.GROUPS", 1)
     client, rebuilt = chat.system.client.driver, chat.system.client.space.rebuilt(0)
     client.flushall()
@@ -319,7 +319,7 @@ def test_stalled_rebuild_leaves_the_next_one_alone(chat: Chat, monkeypatch: pyte
             begin_another(chat)
             client.sadd(rebuilt, "done by the other one")
 
-    # When it goes on
+    # When it continues
     with pytest.raises(TryAgain, match="another process has gone on with this rebuild"):
         rebuild(chat.system, on_progress=stall)
     # Then all that is the other one's is there, and nobody takes Redis for whole
@@ -344,7 +344,7 @@ def test_stalled_rebuild_stops_if_a_worker_has_ended_it(chat: Chat, monkeypatch:
 
 
 def test_worker_that_ends_a_rebuild_leaves_the_next_one_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a rebuild that was broken off, and another one that begins while a worker mends what it left
+    # Given a rebuild that was broken off, and another one that begins while a worker repairs its leftovers
     killed_rebuild(chat, 2)
     mend_all = Watch._mend_all
 
@@ -361,7 +361,7 @@ def test_worker_that_ends_a_rebuild_leaves_the_next_one_alone(chat: Chat, monkey
 
 
 def test_check_that_ends_a_rebuild_leaves_the_next_one_alone(chat: Chat) -> None:
-    # Given a rebuild that was broken off, and another one that begins, and is broken off, while a check mends
+    # Given a rebuild that was broken off, and another one that begins, and is broken off, while a check repairs
     killed_rebuild(chat, 2)
 
     def begin(_: Checked) -> None:
@@ -385,7 +385,7 @@ def begin_another(chat: Chat) -> None:
 def test_killed_rebuild_of_sound_data_stops_no_storing(chat: Chat, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
     # Given a sound system, in which some entries are not stored yet
     sent = [chat.send(gid, "before", sender_uid="ann") for gid in GIDS]
-    # When a rebuild is killed, and the system goes on
+    # When a rebuild is killed, and the system continues
     dying = Dying(chat.system.client.driver, partitions=PARTITIONS)
     with monkeypatch.context() as patch:
         patch.setattr(chat.system, "client", dying)
@@ -476,7 +476,7 @@ def test_rebuild_restores_no_impossible_offset(
         chat.system.client.driver.flushall()
     # When
     rebuild(chat.system, yes=True)
-    # Then it is said, and ids go on as before
+    # Then it is reported, and ids continue as before
     assert [record.getMessage() for record in caplog.records if "no message can have" in record.getMessage()] == [
         f"group {gid!r}: SQL had offsets or ends that no message can have; now: 'bob' open, offset {instead}"
     ]

@@ -108,7 +108,7 @@ def test_one_message_read_by_forty_in_a_window_makes_one_digest(chat: Chat, work
         ann.until(lambda: ann.tallies == {message: (40, 0)})
         windows = (time.monotonic() - began) / (WINDOW_MS / 1000)
         ann.settled()
-    # Then it is one, unless this took so long that there were more windows
+    # Then it is one, unless this took several windows
     assert 1 <= len(ann.digests) <= windows
     assert [(each.msgid, each.read, each.unread) for each in ann.digests[-1]] == [(message, 40, 0)]
 
@@ -221,7 +221,7 @@ def test_a_worker_killed_again_and_again_leaves_no_tally_wrong(chat: Chat, setti
 def test_two_workers_never_send_an_older_tally_last(
     chat: Chat, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a worker that has seen that bob has read, and is slow to tell it
+    # Given a worker that has seen the ack of bob, and is slow to publish it
     prompt = replace(settings, receipt_window_ms=0, block_ms=20)
     slow, quick = (ReceiptsWorker(chat.system.client, chat.system.database, prompt) for _ in range(2))
     chat.create_group("team", ["ann", "bob", "cyd", "dan"])

@@ -1,4 +1,4 @@
-"""A Redis that comes back older than SQL, and goes on before anybody notices.
+"""A Redis that comes back older than SQL, and continues before anybody notices.
 
 Two lines of history follow one snapshot of Redis: what was lost, of which a worker has stored a part, and what happened
 since. `IM_RECONCILE_SEEDS=500 pytest tests/integration/test_reconcile.py` plays that many more of them.
@@ -202,13 +202,13 @@ def test_reconciliation_loses_no_stored_message(chat: Chat, seed: int, clock: st
     # Given
     story, since = Story(chat, seed), Story(chat, seed + 1000)
     lost = lose(chat, story, clock)
-    # When it goes on, and then a worker comes
+    # When people continue, and then a worker comes
     since.number = 1000
     since.play(story.random.randrange(25))
     persist(chat)
     # Then
     assert_reconciled(chat, lost, since)
-    # And all goes on
+    # And all continues
     story.play(20)
     persist(chat)
     assert list(check(chat.system)) == []
@@ -226,13 +226,13 @@ def bury_the_dead(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_reconciliation_goes_on_after_its_worker_died(chat: Chat, seed: int) -> None:
+def test_reconciliation_continues_after_its_worker_died(chat: Chat, seed: int) -> None:
     # Given
     story, since = Story(chat, seed), Story(chat, seed + 1000)
     lost = lose(chat, story, "right")
     since.number = 1000
     since.play(story.random.randrange(25))
-    # When workers die over it, each one a little later, while people go on
+    # When workers die over it, each one a little later, while people continue
     redis_client = chat.system.client
     for calls_left in range(3, 60, story.random.randrange(4, 12)):
         dying = Dying(redis_client.driver, partitions=2)
@@ -247,7 +247,7 @@ def test_reconciliation_goes_on_after_its_worker_died(chat: Chat, seed: int) -> 
 
 
 def test_no_worker_stores_new_entries_before_the_reconciliation(chat: Chat) -> None:
-    # Given a worker that runs, while Redis comes back older and goes on
+    # Given a worker that runs, while Redis comes back older and continues
     chat.create_group("g", ["ann", "bob"])
     worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     worker.step()
@@ -375,7 +375,7 @@ def hears(gateway: Gateway, contents: list[str]) -> None:
 
 
 def lost_one(chat: Chat) -> None:
-    """A message is stored and then lost by Redis, and people go on."""
+    """A message is stored and then lost by Redis, and people continue."""
     chat.create_group("g", ["ann", "bob"])
     persist(chat)
     snapshot = Snapshot.of(chat.system.client.driver)
@@ -413,7 +413,7 @@ def test_client_that_was_away_gets_lost_messages_before_its_position(chat: Chat)
 
 
 def test_sender_gets_tallies_of_offsets_that_redis_lost(chat: Chat) -> None:
-    # Given an ack that is stored and lost, with what its sender was to be told; the sender is online
+    # Given an ack that is stored and lost, with the receipt of its sender; the sender is online
     chat.create_group("g", ["ann", "bob"])
     message = chat.send("g", "hi", sender_uid="ann")
     persist(chat)
@@ -446,7 +446,7 @@ def test_watermark_of_another_worker_stops_storing(chat: Chat) -> None:
     chat.ack("bob", "g")
     with pytest.raises(RedisUnavailable, match="older than SQL"):
         second.step()
-    # Then it reconciles the two before it stores anything, and the first one goes on, too
+    # Then it reconciles the two before it stores anything, and the first one continues, too
     assert second.step() == 1  # the ack is taken back: it would pass over what was lost
     assert first.step() == 0
     assert list(check(chat.system)) == []
@@ -474,7 +474,7 @@ def test_entries_that_redis_loses_meanwhile_are_not_stored(chat: Chat, monkeypat
 def test_entries_read_before_a_reconciliation_are_not_stored_after_it(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a worker that has something in hand while another one reconciles
+    # Given a worker with entries in hand while another one reconciles
     chat.create_group("g", ["ann", "bob"])
     slow, fast = (new_persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
     slow.step()

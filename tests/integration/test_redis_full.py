@@ -114,7 +114,7 @@ class TestRefused:
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr == f"im: {chat.system.client.address} has no memory left (maxmemory): nothing was stored\n"
 
-    def test_an_import_stops_and_goes_on_later(self, chat: Chat, admin: "redis.Redis") -> None:
+    def test_an_import_stops_and_continues_later(self, chat: Chat, admin: "redis.Redis") -> None:
         event = b'{"type": "message", "gid": "team", "uid": "cy", "content": "later", "client_msgid": "i1"}'
 
         def run() -> int:
@@ -168,13 +168,13 @@ class TestGoesOn:
             heard: list[object] = []
             live = Device(anns, "ann", local).live(lambda: any(isinstance(each, Receipt) for each in heard))
 
-            # When somebody reads what she sent, and the worker tells her
+            # When somebody reads her messages, and the worker publishes the receipts
             chat.ack("cy", GID)
             with start_worker(settings, "receipts") as receipts:
                 heard.extend(live)
                 assert receipts.end() == 0
 
-        # Then she has heard all that came after her own first message, and confirmed it
+        # Then she has received and confirmed all after her own first message
         assert sum(isinstance(each, Message) for each in heard) == 19
         assert chat.receipts("ann") == []
         session = chat.begin_session("ann")
@@ -191,7 +191,7 @@ class TestGoesOn:
         # When the workers run
         run_bursts(settings, "persist", "receipts")
 
-        # Then all is stored and told, and the dead letters can be put away
+        # Then all is stored and published, and the dead letters can be dropped
         assert len(chat.system.database.messages_after(GID, 0)) == 20
         assert chat.receipts("ann")
         assert {each.backlog for each in stats(chat.system).workers} == {0}
@@ -230,7 +230,7 @@ class TestRoom:
         # When it is made
         assert chat.add_members(GID, uids[creation.STEP :]).members == 4 + len(uids)
 
-        # Then the server went over its limit in the middle of it, and it is all there, and told to the workers
+        # Then the server went over its limit in the middle, and all is there, and in the journal
         assert used_memory(admin) > limit
         assert {member.uid for member in chat.members(GID)} >= set(uids)
         entries: Any = admin.xrange(chat.system.client.space.group(GID).journal)

@@ -274,7 +274,7 @@ def test_watermarks_show_a_loss_of_mended_messages(chat: Chat) -> None:
 def test_watermarks_show_a_late_commit(
     chat: Chat, open_chat: Callable[[], Chat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a worker that stalls in its commit, for so long that its name has gone to another one
+    # Given a worker that stalls in its commit until another one has its name
     slow, other = new_persist(chat.system.client, chat.system.database, chat.system.settings), open_chat()
     slow.step()
     snapshot = Snapshot.of(chat.system.client.driver)

@@ -59,7 +59,7 @@ def test_chat_and_workers_use_an_encrypted_connection(settings: Settings, proxy:
                     for text in texts[1:]:
                         chat.send("team", text, sender_uid="ann")
 
-        # Then he has heard all of it, and the workers do their work
+        # Then he has received all of it, and the workers do their work
         assert heard == texts
         with chat.listen("ann") as anns:
             assert next(iter(anns))

@@ -86,7 +86,7 @@ class TestBurst:
         assert count(chat.system.database) == 100
 
     def test_a_burst_waits_for_entries_in_other_workers_hands(self, chat: Chat, settings: Settings) -> None:
-        # Given a living worker with entries in hand, which is not heard of while the burst starts
+        # Given a living worker with entries in hand that is silent while the burst starts
         chat.system.database.upgrade()
         talk(chat)
         other = new_persist(chat.system.client, chat.system.database, replace(settings, lease_ms=600_000))
@@ -248,7 +248,7 @@ class TestLoop:
             idle.wait_for("working as")
             server = chat.system.client.driver
 
-            # Then five looks for new entries take about five waits
+            # Then five reads of new entries take about five waits
             start, looks = time.monotonic(), reads(server)
             wait_until(lambda: reads(server) >= looks + 5)
             assert time.monotonic() - start > 4 * 0.2
@@ -279,7 +279,7 @@ class TestServersAway:
                 wait_until(chat.system.client.driver.ping)
                 talk(chat, "h", count=10)
 
-                # Then the worker goes on by itself, and has said each thing once
+                # Then the worker continues by itself, and has logged each thing once
                 wait_until(lambda: count(chat.system.database) == 20)
                 assert steady.end() == 0
             assert steady.log.count("waiting:") == steady.log.count("going on") == 1
@@ -287,7 +287,7 @@ class TestServersAway:
             server.stop()
 
     def test_sql_away_and_back(self, chat: Chat, settings: Settings, postgres_url: str) -> None:
-        # Given a database that lets nobody in, and a worker that looks into it only when there is something to store
+        # Given a database that lets nobody in, and a worker that uses it only when there is something to store
         settings = replace(settings, database_url=postgres_url)
         talk(chat, "g", count=10)
         with Database.connect(postgres_url) as database, start_worker(settings, lease_ms=600_000) as steady:
@@ -348,7 +348,7 @@ class TestOnRealServers:
     def test_more_joins_than_a_millisecond_has_ids_have_ids_that_can_be_packed(
         self, chat: Chat, settings: Settings
     ) -> None:
-        # Given a clock that has been put back: the journal goes on in the millisecond that it had come to
+        # Given a clock that has been put back: the journal continues in the millisecond that it had come to
         chat.create_group("g")
         ahead = time.time_ns() // 1_000_000 + 60_000
         chat.system.client.driver.xadd(
@@ -372,7 +372,7 @@ class TestOnRealServers:
             # When all is lost, and people begin anew
             chat.system.client.driver.flushall()
             talk(chat, "h", count=1)
-            # Then the worker says what to do, and goes on once that is done
+            # Then the worker says what to do, and continues once that is done
             steady.wait_for("run im rebuild")
             assert count(chat.system.database) == 1
             rebuild(chat.system, yes=True)
@@ -408,7 +408,7 @@ class TestOnRealServers:
                 talk(chat, "late", count=10)
                 wait_until(lambda: count(chat.system.database) == 130)
 
-                # And is in no hurry when nothing comes: a round is one look at each of 6 partitions, and a wait at one
+                # And is in no hurry when nothing comes: a round is one read of each of 6 partitions, and a wait at one
                 start, looks = time.monotonic(), all_reads(cluster_servers)
                 wait_until(lambda: all_reads(cluster_servers) >= looks + 10 * 7)
                 assert time.monotonic() - start > 8 * CLUSTER_BLOCK_MS / 1000

@@ -281,7 +281,7 @@ def test_a_signal_ends_the_wait_for_the_reader_of_a_help(args: list[str], monkey
         im(*args)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    # Then none is while the help is printed
+    # Then no signal is held back while the help is printed
     assert held == [before]
 
 

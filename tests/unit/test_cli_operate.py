@@ -93,7 +93,7 @@ def test_import_reads_stdin(seen: list[bytes]) -> None:
     assert seen == [b"{}\n", b"\xff\n"]
 
 
-def test_import_reports_bad_lines_goes_on_and_ends_with_1(seen: list[bytes]) -> None:
+def test_import_reports_bad_lines_continues_and_ends_with_1(seen: list[bytes]) -> None:
     result = im("import", "-", "--json", stdin="{}\nbad\nthree\n")
 
     assert result.exit_code == 1

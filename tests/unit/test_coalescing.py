@@ -129,7 +129,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_rates_are_of_the_last_whole_seconds(chat: Chat, now: int) -> None:
-    # Given what happened in some seconds, told in pieces
+    # Given the counts of some seconds, reported in pieces
     count(chat, {now - 5: (20, 40), now - 4: (1, 1), now - 40: (1000, 1000)}, acks=3)
     count(chat, {now - 5: (5, 0), now: (1000, 1000), now + 5: (1000, 1000)}, acks=4)
 

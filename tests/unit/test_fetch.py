@@ -140,7 +140,7 @@ class TestFetching:
         chat.create_group("g", [f"u{member}" for member in range(50)])
         with pytest.raises(DatabaseUnavailable):
             dying.step()
-        # When another one goes on
+        # When another one continues
         raw(chat).delete(lease(KIND, 1))
         assert drain(new_persist(chat.system.client, chat.system.database, SETTINGS)) == 1
         # Then all are there

@@ -186,7 +186,7 @@ def test_after_an_error_all_waiting_receipts_still_come(ann: Sender, chat: Chat)
 
 
 def test_receipts_are_confirmed_in_bounded_calls(ann: Sender, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a sender who was told very much
+    # Given a sender with very many receipts
     sent = ann.say(1300)
     ann.mark(sent)
     confirmation = ReceiptConfirmation(chat.system.client.space, 1.0, ThrottledLog(lambda: 0.0), lambda: 0.0)

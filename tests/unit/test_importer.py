@@ -125,7 +125,7 @@ def test_same_file_again_does_not_move_members_who_left_and_came_back(chat: Chat
     # When, then
     assert run(chat, *events) == {}
     assert [unread.unread for unread in chat.unread("bob")] == [1]
-    # And what comes back in the end, with nothing behind it that tells whether that was done, does so once
+    # And a join at the end, with nothing behind it that shows whether it was done, is done once
     run(chat, *coming_back)
     run(chat, HELLO | {"client_msgid": "4"})
     assert run(chat, *events, *coming_back) == {}
@@ -144,7 +144,7 @@ def test_same_file_again_undoes_changes_of_others_to_its_members(chat: Chat) -> 
     # Then, but for whom the file does not speak of, or only by what is stored
     assert run(chat, *events) == {"joins": 2, "leaves": 2}
     assert members(chat) == ["ann", "bob", "cyd", "fay"]
-    # And where it goes on
+    # And where it continues
     chat.remove_members("#g", ["bob"])
     assert run(chat, *events, HELLO | {"client_msgid": "4"}) == {"messages": 1, "joins": 1}
     assert members(chat) == ["ann", "bob", "cyd", "fay"]

@@ -249,7 +249,7 @@ class TestRead:
         chat.system.client.driver.flushall()
         chat.create_group("h")
 
-        # When it goes on, after one error
+        # When it continues, after one error
         with pytest.raises(ImError):
             worker.read()
 

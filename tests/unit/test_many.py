@@ -74,7 +74,7 @@ def test_a_client_msgid_is_known_for_as_long_as_is_promised_and_not_for_ever(cha
     assert chat.send("g", "third", sender_uid="ann", client_msgid="3") == third
     chat.send("g", "fourth", sender_uid="ann", client_msgid="4")
     assert chat.send("g", "first anew", sender_uid="ann", client_msgid="1") != first
-    # And a server that evicts what has a time to live takes none of it
+    # And a server that evicts keys with a time to live takes none of these keys
     assert [chat.system.client.driver.pttl(key) for key in (keys.idempotency_newer, keys.idempotency_older)] == [-1, -1]
     # And where nobody says anything any more, nothing is left of it
     for left in (1, 0, 0):

@@ -245,7 +245,7 @@ class TestServersAway:
         # When it comes back
         database.is_away = False
 
-        # Then the worker goes on by itself, and that did not count as failures
+        # Then the worker continues by itself, and that did not count as failures
         assert deliveries(chat) == {1}
         assert drain(worker) == 2
         assert [row.content for row in stored(chat.system.database).messages] == ["one"]
@@ -276,7 +276,7 @@ class TestServersAway:
         raw(chat).delete(lease(KIND, 1))
         wait_until(lambda: time.monotonic() > worker._journal.lease._renew_at)
         worker._journal.lease._lease_ms = 60_000
-        # When it looks into a database that is away
+        # When it reads a database that is away
         worker._watch.doubt()
         with monkeypatch.context() as patch:
             patch.setattr(Database, "connection", Mock(side_effect=DatabaseUnavailable))
@@ -297,7 +297,7 @@ class TestServersAway:
             with pytest.raises(RedisUnavailable):
                 worker.step()
 
-        # Then the worker finds what it had taken, and goes on
+        # Then the worker finds its entries, and continues
         drain(worker)
         assert [row.content for row in stored(chat.system.database).messages] == ["one"]
         assert list(dead_letters.list_dead(chat.system.client)) == []
@@ -327,7 +327,7 @@ class TestServersAway:
         drain(other)
         before = stored(chat.system.database)
 
-        # When it goes on
+        # When it continues
         while slow.step():
             pass
 

@@ -257,7 +257,7 @@ def test_a_tombstone_that_is_stored_before_its_message(chat: Chat) -> None:
     works = [WorkItem(entry) for entry in entries]
     fetch(chat.system.client, chat.system.database, works)
 
-    # When another one stores the recall of that message, and then the first one goes on
+    # When another one stores the recall of that message, and then the first one continues
     before = chat.pull("bob", GID)[0]
     chat.recall(GID, before.msgid, by="ann")
     assert fast.step() == 1

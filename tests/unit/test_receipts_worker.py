@@ -272,7 +272,7 @@ def test_a_database_that_is_away_is_waited_for(
     assert list(dead_letters.list_dead(chat.system.client)) == []
 
 
-def test_entries_without_any_possible_digest_are_put_aside_and_the_rest_goes_on(
+def test_entries_without_any_possible_digest_become_dead_letters_and_others_are_handled(
     chat: Chat, worker: ReceiptsWorker
 ) -> None:
     # Given an entry that says nothing, and one of a group that is gone
@@ -296,7 +296,7 @@ def test_entries_without_any_possible_digest_are_put_aside_and_the_rest_goes_on(
 def test_the_next_worker_sends_the_digests_of_a_killed_one(
     chat: Chat, worker: ReceiptsWorker, told_already: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given one that is killed before it told, or between that and confirming its entries
+    # Given a worker that is killed before it published receipts, or before it confirmed their entries
     chat.create_group("team", ["ann", "bob", "cyd"])
     [message] = say_many(chat, 1)
     chat.ack("bob", "team")

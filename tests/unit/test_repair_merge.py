@@ -142,7 +142,7 @@ def test_second_join_is_void() -> None:
     stored, live = [span("bob", 3)], [span("bob", 6, acked=9)]
     # When
     rows = settled(stored, live)
-    # Then the first goes on, and what was said before the second is not read by that
+    # Then the first span stays open, and messages before the second are not read by it
     assert rows[0] == span("bob", 3, None, 3, VERSION)
     assert is_void(rows[1])
     # And so it stays, whatever Redis still says, and when it is found again

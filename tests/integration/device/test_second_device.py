@@ -161,7 +161,7 @@ def test_a_reconnect_brings_the_tallies_of_the_meantime(
 
     def meanwhile() -> bool:
         if not lost_connections and other.system.client.driver.client_list(_type="pubsub"):
-            # When it was read, told and confirmed while his connection was lost
+            # When it was read, and the receipt published and confirmed, while his connection was lost
             other.ack("ann", "team")
             deliver_receipts(other)
             other.confirm_receipts("bob", other.receipts("bob"))

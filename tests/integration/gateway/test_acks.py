@@ -83,7 +83,7 @@ def test_a_hundred_messages_to_forty_cost_four_hundred_acks(chat: Chat) -> None:
             say(chat, str(number))
             audience.until(lambda n=number: all(len(audience.heard(s)) == n + 1 for s in sessions))
         audience.settled()
-        # Moves, as the journal tells them: each is one ack of one member that reached Redis.
+        # Moves, as the journal has them: each is one ack of one member that reached Redis.
         acks = sum(len(move.split(SEPARATOR.encode())) - 3 for move in journalled_moves(chat))
     assert 40 * 10 >= acks >= 40 * 9
 

@@ -231,7 +231,7 @@ def path_of(chat: Chat) -> str:
 
 def test_an_asyncio_driver_delivers_messages_acks_and_receipts(chat: Chat) -> None:
     async def story() -> None:
-        # Given what was not acked, some of which SQL alone has
+        # Given unacked messages, some of them only in SQL
         chat.create_group("team", ["ann", "bob", "cy"])
         sent = say(chat, "1", "2")
         store(chat)
@@ -239,7 +239,7 @@ def test_an_asyncio_driver_delivers_messages_acks_and_receipts(chat: Chat) -> No
         gateway = AsyncGateway(chat, path_of(chat), GatewayOptions(ack_every=2, ack_interval_s=0.05))
         audience = Audience(gateway)
         ann, bob = await gateway.open("ann"), await gateway.open("bob")
-        # When it goes on live, over a lost subscription
+        # When it continues live, over a lost subscription
         await audience.until(lambda: audience.heard(bob) == ["1", "2"])
         sent += say(chat, "3")
         await audience.until(lambda: audience.heard(bob) == ["1", "2", "3"])
@@ -248,7 +248,7 @@ def test_an_asyncio_driver_delivers_messages_acks_and_receipts(chat: Chat) -> No
         chat.create_group("home", ["ann", "bob"])
         say(chat, "at home", gid="home")
         await audience.until(lambda: audience.heard(bob) == ["1", "2", "3", "4"] and audience.heard(bob, "home"))
-        # Then it is acked, and its sender is told
+        # Then it is acked, and its sender gets the receipt
         await audience.until(lambda: {each.unread for each in chat.unread("bob")} == {0})
         deliver_receipts(chat)
         await audience.until(lambda: [audience.read[ann].get(each.msgid) for each in sent] == [1] * 4)
@@ -264,7 +264,7 @@ def test_an_asyncio_driver_delivers_messages_acks_and_receipts(chat: Chat) -> No
 @pytest.mark.parametrize("seed", range(3))
 def test_many_asyncio_sessions_miss_no_message_whatever_is_lost(chat: Chat, seed: int) -> None:
     async def story() -> None:
-        # Given thirty sessions in two groups, some of which come while people talk
+        # Given thirty sessions in two groups; some begin while people talk
         chance = random.Random(seed)
         uids = [f"u{number}" for number in range(30)]
         for gid in ("team", "home"):

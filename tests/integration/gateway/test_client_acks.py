@@ -248,7 +248,7 @@ def test_receipts_are_confirmed_when_the_client_confirms_them(chat: Chat, other:
 
 
 def test_a_device_whose_subscription_was_lost_can_be_exact(chat: Chat, other: Chat, settings: Settings) -> None:
-    # Given a device that has lost its subscription, and another one that confirms what is told meanwhile
+    # Given a device that has lost its subscription, and another one that confirms the receipts meanwhile
     [message] = say(other, "1")
     with (
         closing(ReceiptsWorker(other.system.client, other.system.database, settings)) as worker,

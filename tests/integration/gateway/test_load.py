@@ -209,7 +209,7 @@ def test_sessions_at_one_point_pull_together(chat: Chat, other: Chat, requests: 
 
 
 def test_a_shared_pull_finds_members_who_left_or_joined_again(chat: Chat, other: Chat) -> None:
-    # Given sessions at one place, some of whose users leave unseen, and one of whom comes back
+    # Given sessions at one point; some of their users leave unseen, and one comes back
     uids = [f"u{number}" for number in range(6)]
     chat.create_group("team", ["ann", *uids])
     chat.create_group("home", uids)

@@ -59,7 +59,7 @@ def test_a_gateway_uses_a_killed_server_again_after_its_restart(folder: Path, tm
 
 
 def test_a_server_that_lost_its_last_second_gives_the_same_seqs_again(folder: Path, tmp_path: Path) -> None:
-    # Given a session that has heard what the disk had not yet, as after a power cut
+    # Given a session that has messages that were not on the disk yet, as after a power cut
     server = start_valkey(folder)
     settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path))
     with Chat.connect(settings=settings) as chat, Chat.connect(settings=settings) as other:

@@ -38,7 +38,7 @@ def test_a_member_who_leaves_and_comes_back_unseen_gets_no_message_twice(chat: C
         say(other, "without bob")
         other.add_members("team", ["bob"])
         say(other, "2")
-        # When it pulls first, and hears afterwards
+        # When it pulls first, and gets the push afterwards
         core = gateway._core
         core._catch_up.fall_behind(core._channels.open_group("team"))
         gateway._perform(core.step())

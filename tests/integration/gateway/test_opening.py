@@ -97,7 +97,7 @@ def test_a_user_in_no_group_cannot_listen(chat: Chat) -> None:
 
 
 def test_unacked_messages_come_again_whatever_the_client_has(chat: Chat) -> None:
-    # Given a client that was killed after it had kept three messages, one of which it had acked
+    # Given a client that was killed after it had kept three messages and acked one of them
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1", "2", "3")
     chat.ack("bob", "team", sent[0].msgid)
@@ -122,7 +122,7 @@ def test_a_client_behind_another_devices_acks_gets_the_missing_messages(chat: Ch
 
 
 def test_a_resume_point_beyond_all_messages_acks_nothing(chat: Chat) -> None:
-    # Given a client whose place is of another server, or of one that has lost its last second since
+    # Given a client whose resume point is of another server, or of one that has lost its last second since
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1")
     beyond = msgids.unpack(msgids.pack(sent[0].msgid) + (5000 << msgids.COUNTER_BITS))

@@ -298,7 +298,7 @@ def test_an_absent_node_stops_no_session_on_the_others(
         audience.until(lambda: len(audience.heard(bob, "home")) == 1200, timeout_s=5)
 
 
-def test_an_error_that_waiting_does_not_mend_is_raised_while_others_go_on(
+def test_an_error_that_waiting_does_not_mend_is_raised_while_others_continue(
     chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = refusing(chat, "im_ack", TEAM)
