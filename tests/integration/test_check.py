@@ -69,11 +69,11 @@ def test_repair_writes_nothing_where_nothing_differs(chat: Chat, tmp_path: Path)
 
 
 def test_check_progress_begins_with_the_number_of_groups(chat: Chat) -> None:
-    reports: list[Checked] = []
+    told: list[Checked] = []
 
-    assert list(check(chat.system, on_progress=reports.append)) == []
+    assert list(check(chat.system, on_progress=told.append)) == []
 
-    assert reports == [Checked(0, 2), Checked(2, 2)]
+    assert told == [Checked(0, 2), Checked(2, 2)]
 
 
 def test_check_reports_unstored_entries_in_one_line(chat: Chat) -> None:

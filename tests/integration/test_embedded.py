@@ -151,7 +151,7 @@ class TestData:
         with EmbeddedServer(tmp_path, appendonly=False) as server:
             assert ask(server, "GET", "key") is None
 
-    def test_fsync_and_further_options_reach_the_server(self, tmp_path: Path) -> None:
+    def test_fsync_and_further_options_reach_it(self, tmp_path: Path) -> None:
         with EmbeddedServer(tmp_path, appendfsync="always", options=["--maxmemory", "50mb"]) as server:
             assert ask(server, "CONFIG", "GET", "appendfsync") == {"appendfsync": "always"}
             assert ask(server, "CONFIG", "GET", "maxmemory") == {"maxmemory": str(50 * 1024 * 1024)}

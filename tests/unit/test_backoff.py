@@ -1,6 +1,8 @@
 """Waits that grow with what fails, and warnings that do not grow with it."""
 
+from collections.abc import Callable
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +16,6 @@ from imcore.streams.client import RedisClient
 from imcore.system import System
 from imcore.util import backoff
 from imcore.util.backoff import Backoff, Backoffs, ThrottledLog
-from tests.helpers.clock import Clock
 
 
 def test_waits_double_up_to_seconds_and_are_short_again_after_a_success() -> None:
@@ -62,16 +63,16 @@ def test_pauses_double_up_to_seconds() -> None:
     assert pauses[-2:] == [backoff.LONGEST_WAIT_S] * 2
 
 
-@pytest.mark.parametrize("owner", ["creation", "locks"])
-def test_waits_for_the_work_of_others_grow(owner: str, client: RedisClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(0.0)
-    module = {"creation": performer, "locks": locks}[owner]
+@pytest.mark.parametrize("who", ["creation", "claims"])
+def test_waits_for_the_work_of_others_grow(who: str, client: RedisClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, sleep=sleep_with(lambda: clock))
+    module = {"creation": performer, "claims": locks}[who]
     monkeypatch.setattr(module, "time", clock)
     tried: list[float] = []
 
     def under_way(*_: object) -> list[str]:
         tried.append(clock.now)
-        if owner == "creation":
+        if who == "creation":
             raise GroupUnderWay
         return [GroupLock(client.space.group("team"), "token")]
 
@@ -79,11 +80,18 @@ def test_waits_for_the_work_of_others_grow(owner: str, client: RedisClient, monk
     monkeypatch.setattr(locks, "_missing", under_way)
     chat = Chat(System(client, None))
     with pytest.raises(TryAgain):
-        perform_in_redis(client, creation.create("team", ["ann"])) if owner == "creation" else locks.take(
+        perform_in_redis(client, creation.create("team", ["ann"])) if who == "creation" else locks.take(
             chat.system, ["team"]
         )
     assert 8 <= len(tried) <= 12
-    assert tried[-1] > {"creation": 12, "locks": 6}[owner]
+    assert tried[-1] > {"creation": 12, "claims": 6}[who]
+
+
+def sleep_with(clock: Callable[[], SimpleNamespace]) -> Callable[[float], None]:
+    def sleep(seconds: float) -> None:
+        clock().now += seconds
+
+    return sleep
 
 
 def test_the_success_of_one_key_ends_no_wait_of_another() -> None:

@@ -175,9 +175,9 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     todo: list[object] = []
 
     def chat(self: Invocation) -> object:
-        for step in todo:
-            assert callable(step)
-            step(self)
+        for each in todo:
+            assert callable(each)
+            each(self)
         raise ImError("end of the test")
 
     monkeypatch.setattr(Invocation, "chat", chat)

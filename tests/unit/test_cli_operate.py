@@ -213,14 +213,14 @@ def test_progress_is_a_bar_where_a_person_looks(monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def differences(monkeypatch: pytest.MonkeyPatch) -> list[ReportedDifference]:
     """What a check finds."""
-    reported: list[ReportedDifference] = []
+    found: list[ReportedDifference] = []
 
     def check(_: object, *, repair: bool, on_progress: Callable[[Checked], None]) -> Iterator[ReportedDifference]:
         on_progress(Checked(1, 2))
-        yield from (each if repair else replace(each, repaired=False) for each in reported)
+        yield from (each if repair else replace(each, repaired=False) for each in found)
 
     monkeypatch.setattr("imcore.repair.check.check", check)
-    return reported
+    return found
 
 
 def test_check_without_a_difference_is_0(differences: list[ReportedDifference]) -> None:

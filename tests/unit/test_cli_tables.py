@@ -5,11 +5,12 @@ import io
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from datetime import timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
+import fakeredis
 import pytest
 from click.testing import CliRunner
 
@@ -22,7 +23,9 @@ from imcore.importer.importer import ImportSummary
 from imcore.model.values import Receipt
 from imcore.repair.check import Checked, ReportedDifference
 from imcore.repair.rebuild import Before, RebuildSummary
-from tests.helpers.cli import connected_chat
+from imcore.settings import Settings
+from imcore.streams.client import RedisClient
+from imcore.system import System
 from tests.helpers.talk import push_receipts
 
 _KOLKATA = timezone(timedelta(hours=5, minutes=30))
@@ -42,7 +45,16 @@ TEXTS = [
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
     """A Chat with all kinds of names and texts, which every command gets."""
-    with contextmanager(connected_chat)(monkeypatch, tmp_path) as chat:
+    monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
+    settings = Settings.from_env({}, data_dir=str(tmp_path))
+    server = fakeredis.FakeServer()
+
+    def connect(_: Invocation | None = None) -> Chat:
+        return Chat(System(RedisClient(fakeredis.FakeRedis(server=server)), None, settings))
+
+    monkeypatch.setattr(Invocation, "chat", connect)
+    with connect() as chat:
+        chat.system.client.upgrade()
         chat.create_group("team", UIDS)
         chat.create_group("團體", ["ann", "bob"])
         sent = [chat.send("team", text, sender_uid=UIDS[n]) for n, text in enumerate(TEXTS)]
@@ -180,17 +192,15 @@ def test_a_terminal_shows_all_events_of_a_session(chat: Chat, monkeypatch: pytes
 
 
 def test_a_terminal_shows_all_of_operators_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    differences = [
+    found = [
         ReportedDifference("team", f"text of message {n} of {'u' * n!r}", "a " * n, "b" * n) for n in range(1, 60, 7)
     ]
-    differences.append(ReportedDifference("", "journal: no worker persist runs", "3 entries", "not stored"))
+    found.append(ReportedDifference("", "journal: no worker persist runs", "3 entries", "not stored"))
     stores = {name: SimpleNamespace(address=name) for name in ("client", "database")}
     chat = SimpleNamespace(system=SimpleNamespace(settings=None, **stores))
     monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(chat))
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
-    monkeypatch.setattr(
-        "imcore.repair.check.check", lambda *_, on_progress, **__: on_progress(Checked(0, 1)) or differences
-    )
+    monkeypatch.setattr("imcore.repair.check.check", lambda *_, on_progress, **__: on_progress(Checked(0, 1)) or found)
     monkeypatch.setattr("imcore.admin.retention.trim", lambda *_, **__: TrimSummary(1, 20, 3))
     monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 1)
     monkeypatch.setattr("imcore.admin.append_only.count_kept", lambda _: 0)
@@ -203,12 +213,12 @@ def test_a_terminal_shows_all_of_operators_commands(monkeypatch: pytest.MonkeyPa
 
 
 def test_differences_about_no_group_have_a_line_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    differences = [ReportedDifference("", "journal: no worker persist runs", "3 entries " * 5, "not stored")]
+    found = [ReportedDifference("", "journal: no worker persist runs", "3 entries " * 5, "not stored")]
     monkeypatch.setattr(
         Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=SimpleNamespace(client=None, settings=None)))
     )
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
-    monkeypatch.setattr("imcore.repair.check.check", lambda *_, **__: differences)
+    monkeypatch.setattr("imcore.repair.check.check", lambda *_, **__: found)
 
     assert "\n-  " in on_terminal(monkeypatch, 120, "check")
 

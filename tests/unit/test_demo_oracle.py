@@ -1,4 +1,4 @@
-"""The brute-force account with which the demo compares its answers."""
+"""The brute-force account that the demo's answers are held against."""
 
 from imcore.cli.demo.oracle import Oracle
 from imcore.model.values import Message, MessageStatus, MessageTally, Reader

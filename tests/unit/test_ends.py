@@ -333,7 +333,7 @@ class TestCreations:
         # When a worker sees to it, or somebody repeats it
         assert chat.system.client.call(creation_calls.unnotified(SPACE, 0)) == ["crowd"]
         left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))
-        # Then nobody has to be notified any more
+        # Then nobody has to be told any more
         assert not raw(chat).exists(SPACE.unnotified(0))
 
     def test_a_process_that_stalled_does_not_continue_its_creation(self, chat: Chat) -> None:

@@ -239,8 +239,8 @@ def test_a_group_with_a_name_that_no_command_takes_is_served_like_others(
     # Given a group that another program has made
     redis_client = chat.system.client
     redis_client.call(group_calls.create_group(redis_client.space, gid, ["ann", "bob"]))
-    for group in (gid, "g"):
-        redis_client.call(message_calls.send(redis_client.space, group, [Draft("ann", "hi")], 1000))
+    for each in (gid, "g"):
+        redis_client.call(message_calls.send(redis_client.space, each, [Draft("ann", "hi")], 1000))
     pulled = {message.gid: message.msgid for message in chat.pull("bob")}
     assert set(pulled) == {gid, "g"}
     # When

@@ -9,9 +9,9 @@ from imcore.streams import paging
 Entry = tuple[bytes, str]
 
 
-def pages_of(entries: list[Entry], size: int, first_ids: list[str]) -> Callable[[str], tuple[list[Entry], bool]]:
+def pages_of(entries: list[Entry], size: int, asked: list[str]) -> Callable[[str], tuple[list[Entry], bool]]:
     def page_from(first: str) -> tuple[list[Entry], bool]:
-        first_ids.append(first)
+        asked.append(first)
         left = [entry for entry in entries if first == "-" or f"({entry[0].decode()}" > first]
         return left[:size], len(left) > size
 
@@ -21,6 +21,6 @@ def pages_of(entries: list[Entry], size: int, first_ids: list[str]) -> Callable[
 @pytest.mark.parametrize(("count", "questions"), [(0, ["-"]), (2, ["-"]), (5, ["-", "(2-0", "(4-0"])])
 def test_all_entries_come_in_order_by_the_page(count: int, questions: list[str]) -> None:
     entries = [(b"%d-0" % number, "text") for number in range(1, count + 1)]
-    first_ids: list[str] = []
-    assert list(paging.entries(pages_of(entries, 2, first_ids))) == entries
-    assert first_ids == questions
+    asked: list[str] = []
+    assert list(paging.entries(pages_of(entries, 2, asked))) == entries
+    assert asked == questions

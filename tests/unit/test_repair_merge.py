@@ -37,24 +37,24 @@ _span = st.builds(
     st.none() | _position,
     _position,
 )
-_counted_messages = st.lists(
-    st.builds(CountedMessage, st.integers(1, 12), st.sampled_from(UIDS)), unique_by=lambda counted: counted.msgid
+_told = st.lists(
+    st.builds(CountedMessage, st.integers(1, 12), st.sampled_from(UIDS)), unique_by=lambda told: told.msgid
 )
 
 
-@given(_counted_messages.map(sorted), st.lists(_span, unique_by=lambda row: (row.uid, row.joined_msgid)))
+@given(_told.map(sorted), st.lists(_span, unique_by=lambda row: (row.uid, row.joined_msgid)))
 def test_counter_counts_by_the_definition(messages: list[CountedMessage], spans: list[SpanRow]) -> None:
     counter = Counter(messages)
     for row in spans:
         counter.add(row)
-    for counted, count in zip(messages, counter.counts(), strict=True):
+    for told, count in zip(messages, counter.counts(), strict=True):
         covering = [
             row
             for row in spans
-            if row.joined_msgid < counted.msgid and (row.left_msgid is None or counted.msgid <= row.left_msgid)
+            if row.joined_msgid < told.msgid and (row.left_msgid is None or told.msgid <= row.left_msgid)
         ]
-        recipients = [row for row in covering if row.uid != counted.sender_uid]
-        read = sum(row.acked_msgid >= counted.msgid for row in recipients)
+        recipients = [row for row in covering if row.uid != told.sender_uid]
+        read = sum(row.acked_msgid >= told.msgid for row in recipients)
         assert (count.read, count.unread) == (read, len(recipients) - read)
 
 
