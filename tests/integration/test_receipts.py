@@ -21,7 +21,7 @@ from imcore.streams.calls import message_calls
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
 from tests.helpers.processes import WorkerProcess
-from tests.helpers.talk import say_many
+from tests.helpers.talk import say_many as say
 from tests.helpers.workers import drain, run_bursts, start_worker
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -101,7 +101,7 @@ def test_one_message_read_by_forty_in_a_window_makes_one_digest(chat: Chat, work
     chat.create_group("team", ["ann", *READERS])
     with chat.gateway() as gateway:
         ann = Sender(gateway)
-        [message] = say_many(chat, 1)
+        [message] = say(chat, 1)
         began = time.monotonic()
         for uid in READERS:
             read(chat, uid)
@@ -124,7 +124,7 @@ def test_a_hundred_messages_read_by_forty_do_not_storm(chat: Chat, settings: Set
         # When
         sent = []
         for _ in range(100):
-            sent += say_many(chat, 1)
+            sent += say(chat, 1)
             ann.poll(0)
         ann.until(lambda: all(ann.others.get(session) == 100 for session in readers))
         ann.until(lambda: ann.tallies == dict.fromkeys(sent, (40, 159)))
@@ -164,11 +164,11 @@ def test_offline_and_online_senders_see_the_same_receipts(
     chat.create_group("home", ["ann", "bob", "cyd"])
     with chat.gateway() as gateway:
         ann = Sender(gateway)
-        hers = say_many(chat, 30)
-        his = say_many(chat, 30, sender="bob")
+        hers = say(chat, 30)
+        his = say(chat, 30, sender="bob")
         for uid in READERS[:10]:
             read(chat, uid, msgid=his[4])
-        his_at_home = say_many(chat, 600, gid="home", sender="bob")
+        his_at_home = say(chat, 600, gid="home", sender="bob")
         read(chat, "cyd", gid="home")
         for uid in READERS[10:15]:
             read(chat, uid)
@@ -188,7 +188,7 @@ def test_offline_and_online_senders_see_the_same_receipts(
 
 def test_receipts_of_messages_that_redis_no_longer_has(chat: Chat, settings: Settings) -> None:
     chat.create_group("team", ["ann", "bob", "cyd"])
-    sent = say_many(chat, 1500)
+    sent = say(chat, 1500)
     run_bursts(settings, "persist")
     chat.system.client.call(message_calls.trim(chat.system.client.space, "team", msgids.pack(sent[1200])))
     chat.ack("bob", "team", sent[1400])
@@ -208,7 +208,7 @@ def test_a_worker_killed_again_and_again_leaves_no_tally_wrong(chat: Chat, setti
         for number, uid in enumerate(READERS[:6]):
             with start_worker(settings, "receipts", receipt_window_ms=20) as worker:
                 worker.wait_for("working as")
-                sent += say_many(chat, 3)
+                sent += say(chat, 3)
                 read(chat, uid)
                 digests = len(ann.digests)
                 if number % 3:
@@ -227,7 +227,7 @@ def test_two_workers_never_send_an_older_tally_last(
     chat.create_group("team", ["ann", "bob", "cyd", "dan"])
     with closing(slow), closing(quick), chat.gateway() as gateway:
         ann = Sender(gateway)
-        say_many(chat, 1)
+        say(chat, 1)
         drain(quick)
         read(chat, "bob")
         changes_of = slow._changes
@@ -263,7 +263,7 @@ def test_two_workers_side_by_side_publish_all_receipts(chat: Chat, settings: Set
             worker.wait_for("working as")
         for uid in READERS:
             for gid in gids:
-                say_many(chat, 1, gid=gid)
+                say(chat, 1, gid=gid)
                 read(chat, uid, gid=gid)
             ann.poll(0)
         everything = {msgid: tally for gid in gids for msgid, tally in live(chat, gid).items()}
@@ -286,7 +286,7 @@ def test_without_a_window_digests_are_sent_at_once(chat: Chat, settings: Setting
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as gateway:
         ann = Sender(gateway)
-        [message] = say_many(chat, 1)
+        [message] = say(chat, 1)
         read(chat, "bob")
         wait_until(lambda: worker.step() and chat.receipts("ann"))
         ann.until(lambda: ann.tallies == {message: (1, 0)})
