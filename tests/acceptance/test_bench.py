@@ -22,7 +22,7 @@ LONGEST_S = 300
 
 
 class Bench:
-    """Runs `im bench` on an empty server that is named, with SQLite files in a folder."""
+    """Runs `im bench` on an empty server that it names, with SQLite files in a folder."""
 
     def __init__(self, redis_url: str, folder: Path) -> None:
         self.redis_url = redis_url
@@ -104,13 +104,13 @@ def test_bench_gives_figures_of_five_rounds_and_leaves_nothing(bench: Bench, nam
 
 
 def _check_counts(medians: dict[str, float]) -> None:
-    """These are counted, so whatever the speed of the machine they are the same."""
-    each, tenth = "one gateway, acks per message, receipts folded", "one gateway, acks of 10, receipts folded"
-    assert (medians[f"{each}: received"], medians[f"{each}: acks"]) == (40, 40)
+    """These are counted: they are the same on every machine."""
+    per_message, tenth = "one gateway, acks per message, receipts folded", "one gateway, acks of 10, receipts folded"
+    assert (medians[f"{per_message}: received"], medians[f"{per_message}: acks"]) == (40, 40)
     assert (medians[f"{tenth}: received"], medians[f"{tenth}: acks"]) == (40, 4)
-    assert medians[f"{each}: SQL rows: message"] == medians[f"{tenth}: SQL rows: message"] == 1
-    assert medians[f"{each}: SQL rows: receipts"] == 0
-    assert medians[f"{each}: receipt frames in 200 ms"] <= 1.5
+    assert medians[f"{per_message}: SQL rows: message"] == medians[f"{tenth}: SQL rows: message"] == 1
+    assert medians[f"{per_message}: SQL rows: receipts"] == 0
+    assert medians[f"{per_message}: receipt frames in 200 ms"] <= 1.5
     literal = "the literal design, 8 connections (beside a window of 200 ms)"
     assert medians[f"{literal}: SQL rows: receipts"] == 199
     assert medians[f"{literal}: receipt frames"] == 40
@@ -119,8 +119,8 @@ def _check_counts(medians: dict[str, float]) -> None:
 def test_bench_refuses_a_server_that_holds_data(bench: Bench, client: redis.Redis) -> None:
     client.set("theirs", "precious")
     with redis.Redis.from_url(bench.redis_url, db=1) as other:
-        for theirs, rest in ((client, other), (other, client)):
-            rest.flushdb()
+        for theirs, empty in ((client, other), (other, client)):
+            empty.flushdb()
             theirs.set("im:config", "precious")
 
             result = bench.run("tally", "--quick")

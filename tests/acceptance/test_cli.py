@@ -177,9 +177,9 @@ def on_a_terminal(
     *,
     interrupt_at: bytes = b"",
 ) -> tuple[int, str]:
-    """Run a program on a terminal of its own; return its exit code and all that stood there.
+    """Run a program on a terminal of its own; return its exit code and all that it printed there.
 
-    It is interrupted once a text stands there, if one is given.
+    It is interrupted once this text is printed, if one is given.
     """
     pid, terminal = pty.fork()
     if pid == 0:
@@ -196,7 +196,7 @@ def on_a_terminal(
 
 
 def _interrupt(pid: int, terminal: int) -> None:
-    """Interrupt until something comes of it: one that comes as readline begins waits there for the next key."""
+    """Interrupt until the program reacts: an interrupt at the begin of readline waits there for the next key."""
     is_heard = False
     while not is_heard:
         os.kill(pid, signal.SIGINT)

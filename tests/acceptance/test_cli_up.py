@@ -15,18 +15,19 @@ import pytest
 import redis
 
 from imcore.settings import socket_path, socket_url
+from tests.helpers.commands import Im
 from tests.helpers.deadline import wait_until
 from tests.helpers.servers import require_server
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 
 
-class Stack:
+class Stack(Im):
     """`im` on a data directory of its own, with the server that `im up` brings."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self.environment = {**os.environ, "IM_DATA_DIR": str(data_dir), "PYTHONPATH": os.pathsep.join(sys.path)}
+        super().__init__(data_dir=data_dir)
 
     @contextmanager
     def running(self, *args: str) -> Iterator["subprocess.Popen[str]"]:
@@ -43,44 +44,34 @@ class Stack:
             finally:
                 process.kill()
 
-    def im(self, *args: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "imcore.cli.main", *args],
-            capture_output=True,
-            text=True,
-            env=self.environment,
-            check=False,
-            timeout=60,
-        )
-
-    def im_once_reached(self, *args: str) -> "subprocess.CompletedProcess[str]":
+    def run_once_reached(self, *args: str) -> "subprocess.CompletedProcess[str]":
         """The same, as soon as the server can be reached."""
-        return wait_until(lambda: None if "no answer" in (done := self.im(*args)).stderr else done)
+        return wait_until(lambda: None if "no answer" in (done := self.run(*args)).stderr else done)
 
     def is_stored(self) -> bool:
         """Whether the worker `persist` has stored everything."""
-        found = self.im("stats", "--json")
-        assert (found.returncode, found.stderr) == (0, "")
-        workers = json.loads(found.stdout)["workers"]
+        stats = self.run("stats", "--json")
+        assert (stats.returncode, stats.stderr) == (0, "")
+        workers = json.loads(stats.stdout)["workers"]
         return any(worker["worker"] == "persist" and worker["backlog"] == 0 for worker in workers)
 
     def is_working(self) -> bool:
-        """Whether all workers have begun; of `jobs` rq tells."""
+        """Whether all workers have begun; `jobs` is registered by rq."""
         with redis.Redis.from_url(socket_url(socket_path(self.data_dir))) as client, suppress(redis.ConnectionError):
             return bool(client.scard("rq:workers")) and len(client.keys("im:lease:*")) == 2
         return False
 
     def processes(self) -> dict[int, str]:
         """The processes that belong to this data directory, with their command lines."""
-        found = {}
+        commands = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 environment, command = (folder / "environ").read_bytes(), (folder / "cmdline").read_bytes()
             except OSError:
                 continue
             if os.fsencode(self.data_dir) in environment + command and command:
-                found[int(folder.name)] = command.replace(b"\0", b" ").decode()
-        return found
+                commands[int(folder.name)] = command.replace(b"\0", b" ").decode()
+        return commands
 
     def pid_of(self, worker: str) -> int:
         """The process of a worker, once it is there."""
@@ -110,10 +101,10 @@ def read_lines(process: "subprocess.Popen[str]", count: int) -> list[str]:
 def test_up_serves_until_a_signal_and_ends_with_0(stack: Stack, number: signal.Signals) -> None:
     with stack.running("up") as up:
         said = read_lines(up, 3)
-        assert stack.im("group", "create", "team", "ann", "bob").returncode == 0
-        assert stack.im("send", "team", "hi", "--from", "ann").returncode == 0
+        assert stack.run("group", "create", "team", "ann", "bob").returncode == 0
+        assert stack.run("send", "team", "hi", "--from", "ann").returncode == 0
         wait_until(stack.is_stored, timeout_s=30)
-        assert stack.im("check").returncode == 0
+        assert stack.run("check").returncode == 0
 
         up.send_signal(number)
         _, err = up.communicate(timeout=30)
@@ -186,19 +177,19 @@ def test_up_can_be_reached_again_when_its_socket_was_removed(tmp_path: Path, los
     stack = Stack(tmp_path / ("long" * 30))
     socket = socket_path(stack.data_dir)
     with stack.running("up") as up:
-        assert stack.im_once_reached("group", "create", "team", "ann", "bob").returncode == 0
+        assert stack.run_once_reached("group", "create", "team", "ann", "bob").returncode == 0
         wait_until(stack.is_working, timeout_s=30)
-        assert stack.im("send", "team", "before", "--from", "ann").returncode == 0
+        assert stack.run("send", "team", "before", "--from", "ann").returncode == 0
         # When a cleaner removes it
         if lost == "folder":
             shutil.rmtree(socket.parent)
         else:
             socket.unlink()
         # Then a message can be sent in some seconds, the workers store it, and it is said in one line
-        assert stack.im_once_reached("send", "team", "after", "--from", "ann").returncode == 0
+        assert stack.run_once_reached("send", "team", "after", "--from", "ann").returncode == 0
         wait_until(stack.is_stored, timeout_s=30)
-        assert stack.im("check").returncode == 0
-        pulled = stack.im("pull", "bob").stdout
+        assert stack.run("check").returncode == 0
+        pulled = stack.run("pull", "bob").stdout
         up.terminate()
         out, err = up.communicate(timeout=30)
     assert "before" in pulled
@@ -233,7 +224,7 @@ def test_nothing_is_left_when_up_is_killed(stack: Stack) -> None:
 def test_a_second_up_on_the_same_data_is_refused(stack: Stack) -> None:
     with stack.running("up") as up:
         read_lines(up, 3)
-        second = stack.im("up")
+        second = stack.run("up")
         up.terminate()
         up.communicate(timeout=30)
 
@@ -280,10 +271,10 @@ def test_up_warns_once_of_settings_of_a_given_server(stack: Stack, valkey: str) 
 
 def test_up_on_a_replica_ends_before_a_worker_is_started(stack: Stack, valkey: str) -> None:
     with redis.Redis.from_url(valkey) as client:
-        stack.im("group", "create", "team", "--redis-url", valkey)
+        stack.run("group", "create", "team", "--redis-url", valkey)
         client.replicaof("127.0.0.1", 1)
         try:
-            result = stack.im("up", "--redis-url", valkey)
+            result = stack.run("up", "--redis-url", valkey)
         finally:
             client.replicaof("NO", "ONE")
     assert (result.returncode, result.stdout) == (1, "")
@@ -291,7 +282,7 @@ def test_up_on_a_replica_ends_before_a_worker_is_started(stack: Stack, valkey: s
 
 
 def test_up_without_its_redis_says_so_and_starts_nothing(stack: Stack) -> None:
-    result = stack.im("up", "--redis-url", "redis://ann:secret@127.0.0.1:1")
+    result = stack.run("up", "--redis-url", "redis://ann:secret@127.0.0.1:1")
 
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(r"im: no answer from Redis at redis://127\.0\.0\.1:1.*\n", result.stderr)
@@ -299,13 +290,13 @@ def test_up_without_its_redis_says_so_and_starts_nothing(stack: Stack) -> None:
 
 def test_worker_drains_what_is_there(stack: Stack, valkey: str) -> None:
     stack.environment["IM_REDIS_URL"] = valkey
-    assert stack.im("group", "create", "team", "ann", "bob").returncode == 0
-    assert stack.im("send", "team", "hi", "--from", "ann").returncode == 0
+    assert stack.run("group", "create", "team", "ann", "bob").returncode == 0
+    assert stack.run("send", "team", "hi", "--from", "ann").returncode == 0
 
-    assert stack.im("worker", "persist", "--burst").returncode == 0
+    assert stack.run("worker", "persist", "--burst").returncode == 0
 
     assert stack.is_stored()
-    assert stack.im("check").returncode == 0
+    assert stack.run("check").returncode == 0
 
 
 def test_worker_ends_with_0_on_a_signal(stack: Stack, valkey: str) -> None:
@@ -326,7 +317,7 @@ def test_the_demo_holds(stack: Stack) -> None:
     folder.mkdir()
     stack.environment["TMPDIR"] = str(folder)
 
-    result = stack.im("demo")
+    result = stack.run("demo")
 
     assert (result.returncode, result.stderr) == (0, "")
     assert re.search(r"^All \d+ claims held", result.stdout, re.MULTILINE)
@@ -335,7 +326,7 @@ def test_the_demo_holds(stack: Stack) -> None:
 
 
 def test_the_demo_as_json_has_nothing_else_on_stdout(stack: Stack) -> None:
-    result = stack.im("--json", "demo")
+    result = stack.run("--json", "demo")
 
     claims = [json.loads(line) for line in result.stdout.splitlines()]
     assert result.returncode == 0

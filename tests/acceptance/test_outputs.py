@@ -1,4 +1,4 @@
-"""What nobody reads, or no disk has room for: logs and remarks decide nothing, records decide what is confirmed."""
+"""Outputs that nobody reads, or that no disk has room for: lost logs change nothing, lost records are not confirmed."""
 
 import json
 import os
@@ -81,7 +81,7 @@ class Im:
         self.chat.send("team", "hi", sender_uid="ann")
 
     def is_working(self, worker: str) -> bool:
-        """Whether a worker of a kind has begun; of `jobs` rq tells."""
+        """Whether a worker of a kind has begun; `jobs` is registered by rq."""
         with redis.Redis.from_url(self.redis_url) as client:
             return bool(client.scard("rq:workers") if worker == "jobs" else client.keys(f"im:lease:{worker}:*"))
 
@@ -91,7 +91,7 @@ class Im:
             return bool(connection.exec_driver_sql("SELECT COUNT(*) FROM group_msgs").scalar_one())
 
     def make_noise(self) -> None:
-        """Let `persist` have more to complain of than a pipe holds."""
+        """Let `persist` log more than a pipe holds."""
         with redis.Redis.from_url(self.redis_url) as client:
             for _ in range(100):
                 client.xadd("im:{0}:journal", {"kind": "nonsense"})
@@ -195,7 +195,9 @@ def test_no_remark_or_complaint_changes_how_a_command_ends(
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_an_import_goes_on_whatever_becomes_of_its_complaints_and_its_bar(im: Im, tmp_path: Path, kind: Output) -> None:
+def test_an_import_continues_when_its_errors_and_its_bar_cannot_be_written(
+    im: Im, tmp_path: Path, kind: Output
+) -> None:
     file = tmp_path / "chat.jsonl"
     file.write_text('{"type": "nothing"}\n' * 2000 + '{"type": "join", "gid": "team", "uid": "cleo"}\n')
 
@@ -247,7 +249,7 @@ def test_a_signal_ends_up_whose_records_nobody_reads(embedded: Im, number: signa
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("as_json", [(), ("--json",)], ids=["plain", "json"])
-def test_pull_confirms_nothing_of_which_the_disk_took_a_part(
+def test_pull_confirms_no_message_that_the_disk_took_in_part(
     im: Im, tmp_path: Path, unbuffered: str, as_json: tuple[str, ...]
 ) -> None:
     im.chat.send("team", "x" * 9000, sender_uid="ann")

@@ -37,7 +37,7 @@ COMMANDS = [
 
 
 class StrictPostgres:
-    """Asks whoever connects for their password, and takes none."""
+    """Asks each client for a password, and refuses it."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -187,7 +187,7 @@ def said_enough(worker: WorkerProcess) -> bool:
 
 
 def command_line(pid: int) -> str:
-    """What the list of processes shows of it; nothing once it has ended."""
+    """The command line in the list of processes; empty once it has ended."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/cmdline").read_text()
     return ""

@@ -100,7 +100,7 @@ def test_whatever_is_killed_nothing_is_lost_or_there_twice_and_every_count_is_ri
         end_talkers(soak)
         wait_until(lambda: is_stored(soak), timeout_s=SETTLE_S)
 
-        # Then it is as was told
+        # Then the state agrees with the answers
         diaries = [read_diary(path) for path in soak.diaries]
         groups = {scene.gid: group_as_told(soak.chat, scene, soak.listeners, diaries, written) for scene in soak.scenes}
         for gid, group in groups.items():
@@ -125,11 +125,11 @@ def test_whatever_is_killed_nothing_is_lost_or_there_twice_and_every_count_is_ri
     )
 
 
-# While it goes on.
+# While people talk.
 
 
 def kill_at_random(soak: Soak, observer: Observer, chance: random.Random) -> list[Written]:
-    """Kill this and that, each kind at least once; meanwhile messages are written offline and streams are trimmed."""
+    """Kill random processes, each kind at least once; meanwhile write messages offline and trim streams."""
     kinds = chance.sample(list(ODDS), len(ODDS))
     kinds += chance.choices(list(ODDS), list(ODDS.values()), k=max(0, KILLS - len(kinds)))
     written: list[Written] = []
@@ -153,7 +153,7 @@ def pick(soak: Soak, chance: random.Random, kind: str) -> Part | None:
 
 
 def pass_time(soak: Soak, seconds: float) -> None:
-    """Let so much time pass, in which what was killed comes back."""
+    """Let these seconds pass; what was killed comes back meanwhile."""
     until = time.monotonic() + seconds
 
     def is_over() -> bool:
@@ -177,12 +177,12 @@ def trim(soak: Soak) -> None:
 
 
 def look_for_differences(soak: Soak) -> None:
-    """While it goes on, `check` sees no difference, but that perhaps no worker lives at this moment."""
+    """While people talk, `check` sees no difference, but that perhaps no worker lives at this moment."""
     try:
-        found = [each for each in check(soak.chat.system) if each.what != "journal: no worker persist runs"]
+        differences = [each for each in check(soak.chat.system) if each.what != "journal: no worker persist runs"]
     except TryAgain:
         return
-    assert found == []
+    assert differences == []
 
 
 # The end.
@@ -205,7 +205,7 @@ def end_talkers(soak: Soak) -> None:
 
 
 def is_stored(soak: Soak) -> bool:
-    """Whether all is sent that waited in outboxes, and the workers are done with it."""
+    """Whether the outboxes are empty and the workers have handled everything."""
     soak.look_after()
     sent = all(state != "waiting" for uid in soak.listeners for *_, state in local_of(soak, uid))
     return sent and all(worker.backlog == 0 for worker in stats(soak.chat.system).workers)
@@ -238,7 +238,7 @@ def all_agrees(soak: Soak) -> None:
 
 
 def end_all(soak: Soak) -> None:
-    """End sessions and workers in order; none of them, killed ones included, has said anything odd."""
+    """End sessions and workers in order; no log, also of a killed one, has an unexpected line."""
     for part in soak.of_kind("session", "persist", "receipts", "jobs"):
         assert isinstance(part.process, Listening | PythonProcess)
         assert part.process.end() == 0, part.name

@@ -22,6 +22,7 @@ from imcore.workers.persist import KIND
 from tests.helpers.deadline import wait_until
 from tests.helpers.postgres import require_postgres, running_postgres
 from tests.helpers.processes import WorkerProcess
+from tests.helpers.workers import run_bursts, start_worker
 
 KILLS = 6
 SEED = int(os.environ.get("IM_KILL_SEED", time.time_ns() % 1_000_000))
@@ -42,12 +43,13 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(
 ) -> None:
     # Given two workers at work, and people who talk all the time
     database_url = request.getfixturevalue("postgres_url") if kind == "postgresql" else None
-    settings = Settings.from_env({}, data_dir=str(tmp_path), redis_url=valkey, database_url=database_url)
+    urls = {"redis_url": valkey, "database_url": database_url}
+    settings = Settings.from_env({}, data_dir=str(tmp_path), lease_ms="500", **urls)
     print("IM_KILL_SEED", SEED)
     dice = random.Random(SEED)
     with Chat.connect(settings=settings) as chat:
         talk = _Talk(chat, dice)
-        burst(settings)
+        run_bursts(settings, "persist")
         workers = [start(settings) for _ in range(2)]
         in_hand = []
 
@@ -62,7 +64,7 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(
         finally:
             for worker in workers:
                 worker.kill()
-        burst(settings)
+        run_bursts(settings, "persist")
 
         # Then it was in the middle of its work
 
@@ -73,30 +75,22 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(
         assert list(dead_letters.list_dead(chat.system.client)) == []
 
 
-def start(settings: Settings, *arguments: str, batch_size: int = 2) -> WorkerProcess:
+def start(settings: Settings) -> WorkerProcess:
     """Start a worker with small batches, so that there are many moments to be killed at."""
-    urls = {"redis_url": settings.redis_url, "database_url": settings.database_url}
-    how = {"batch_size": batch_size, "lease_ms": 500}
-    return WorkerProcess(settings.data_dir / "workers", "persist", *arguments, **how, **urls)
-
-
-def burst(settings: Settings) -> None:
-    """Have all stored that is there."""
-    with start(settings, "--burst", batch_size=settings.batch_size) as worker:
-        assert worker.wait() == 0, worker.log
+    return start_worker(settings, batch_size=2)
 
 
 def count(chat: Chat, table: str) -> int:
     with chat.system.database.connection() as connection:
-        found: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
-    return found
+        rows: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
+    return rows
 
 
 def open_entries(chat: Chat, worker: WorkerProcess) -> int:
     """How many entries a worker has taken and not done."""
     [*_, name] = re.findall(r"working as (\S+)", worker.log) or [""]
-    found = [chat.system.client.driver.xpending(key, KIND)["consumers"] for key in chat.system.client.space.journals()]
-    return sum(each["pending"] for consumers in found for each in consumers if each["name"].decode() == name)
+    groups = [chat.system.client.driver.xpending(key, KIND)["consumers"] for key in chat.system.client.space.journals()]
+    return sum(each["pending"] for consumers in groups for each in consumers if each["name"].decode() == name)
 
 
 class _Talk:
@@ -110,7 +104,7 @@ class _Talk:
             chat.create_group(gid, UIDS)
 
     def go_on(self) -> None:
-        """Say some 300 messages more, by 100 calls, with acks in between."""
+        """Send some 300 messages more, in 100 calls, with acks in between."""
         space = self._chat.system.client.space
         for gid in GIDS:
             self._come_and_go(gid)
@@ -133,7 +127,7 @@ class _Talk:
         return [Draft(self._dice.choice(UIDS), f"{number}") for number in range(self._dice.randint(1, 5))]
 
     def compare_sql(self) -> None:
-        """Hold what SQL has against what Redis says."""
+        """Compare SQL with Redis."""
         chat = self._chat
         with chat.system.database.connection() as connection:
             messages = connection.execute(text("SELECT gid, seq FROM group_msgs ORDER BY gid, msgid")).all()

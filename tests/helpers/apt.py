@@ -21,8 +21,8 @@ class Program:
     @cached_property
     def path(self) -> Path | None:
         """Where it is; None if it is not here."""
-        found = shutil.which(self.name) or shutil.which(self.name, path="/usr/sbin:/usr/local/sbin")
-        return Path(found) if found else next(Path("/").glob(self.name), None)
+        program = shutil.which(self.name) or shutil.which(self.name, path="/usr/sbin:/usr/local/sbin")
+        return Path(program) if program else next(Path("/").glob(self.name), None)
 
     @property
     def needed(self) -> Path:

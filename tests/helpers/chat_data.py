@@ -63,7 +63,7 @@ def chat_files() -> list[ChatFile]:
 
 
 def made_up_lines(events: int = 500) -> list[bytes]:
-    """A history of so many events, always the same."""
+    """A history of this many events, always the same."""
     story = _Story()
     return [json.dumps(story.event(number), ensure_ascii=False).encode() + b"\n" for number in range(events)]
 

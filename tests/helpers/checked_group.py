@@ -11,7 +11,7 @@ from imcore import msgid as msgids
 from imcore.admin.retention import trim
 from imcore.settings import Settings
 from imcore.streams.keys import GroupKeys
-from tests.helpers.persist_runs import new_persist
+from tests.helpers.workers import persist
 
 GID = "群 #1"
 UIDS = ("ann", "bob", "cy", "{dee}")
@@ -52,13 +52,6 @@ def said(chat: Chat, number: int, sender: str = "") -> None:
 
 def nth(chat: Chat, number: int) -> str:
     return chat.status(GID, limit=0)[number].message.msgid
-
-
-def persist(chat: Chat) -> None:
-    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
-    while worker.step():
-        pass
-    worker.close()
 
 
 # Damage: what is done to Redis or to SQL.

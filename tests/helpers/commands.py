@@ -14,7 +14,7 @@ Line = dict[str, Any]
 
 
 def events_in(path: Path) -> list[Line]:
-    """Return what a session has told; a line that is not whole is left out."""
+    """Return the events that a session has printed; a line that is not whole is left out."""
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
@@ -33,7 +33,7 @@ class Im:
             text=True,
             env=self.environment,
             check=False,
-            timeout=END_S,
+            timeout=2 * END_S,
         )
 
     def start(self, *args: str) -> "subprocess.Popen[str]":
@@ -87,7 +87,7 @@ class Listening(Process):
 
     @property
     def events(self) -> list[Line]:
-        """What it has told so far, in order."""
+        """What it has printed so far, in order."""
         return events_in(self._out)
 
     @property
@@ -99,6 +99,6 @@ class Listening(Process):
         return [event for event in self.events if event["event"] == "receipt"]
 
     def wait_for(self, count: int) -> None:
-        """Wait until it has told of so many messages."""
+        """Wait until it has printed `count` messages."""
         wait_until(lambda: len(self.messages) >= count or not self.runs, timeout_s=END_S)
         assert self.runs, self.errors

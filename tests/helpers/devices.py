@@ -15,22 +15,22 @@ MOST_S = 20.0
 def listen(
     client: Device, until: Callable[[], object] | int, into: list[Message | Receipt] | None = None, **options: Any
 ) -> list[Message | Receipt]:
-    """Run a session until the condition holds, as seen between two polls, or until so many messages were yielded."""
+    """Run a session until the condition holds, as seen between two polls, or until it has yielded `until` messages."""
     give_up = time.monotonic() + MOST_S
-    found = [] if into is None else into
+    events = [] if into is None else into
 
     def stopping() -> bool:
         assert time.monotonic() < give_up, f"not so within {MOST_S} s"
-        return len(said(found)) >= until if isinstance(until, int) else bool(until())
+        return len(said(events)) >= until if isinstance(until, int) else bool(until())
 
     for event in client.live(stopping, **options):
-        found.append(event)
-    return found
+        events.append(event)
+    return events
 
 
-def said(found: list[Message | Receipt]) -> list[str]:
+def said(events: list[Message | Receipt]) -> list[str]:
     """The contents of the messages among what a session has yielded."""
-    return [each.content for each in found if isinstance(each, Message)]
+    return [each.content for each in events if isinstance(each, Message)]
 
 
 def texts(local: LocalDatabase, gid: str = "team") -> list[str]:

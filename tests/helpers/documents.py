@@ -70,7 +70,7 @@ class Document:
 
     @property
     def code(self) -> list[str]:
-        """What stands in backticks within the prose."""
+        """The texts in backticks within the prose."""
         return _CODE.findall(self.prose)
 
     @property
@@ -94,7 +94,7 @@ class Document:
 
 
 def code_in(cell: str) -> list[str]:
-    """Return what stands in backticks in a cell of a table."""
+    """Return the texts in backticks in a cell of a table."""
     return _CODE.findall(cell)
 
 

@@ -1,4 +1,4 @@
-"""A server that answers as it is told, on a unix socket: for what no server at hand does."""
+"""A server on a unix socket whose answers the test gives: for answers that no real server gives here."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ def answering(path: Path, answer: Answer) -> Iterator[None]:
 
 @contextmanager
 def hanging_up(word: bytes, *, hears: bool = True) -> Iterator[int]:
-    """Say one thing to whoever connects to a port of loopback, and hang up: at once, or once it `hears` something."""
+    """Send these bytes to each client of a port of loopback, and hang up: at once, or once it `hears` something."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def accept() -> None:

@@ -1,4 +1,4 @@
-"""Live sessions in tests: what each was handed over, and what happens around them."""
+"""Live sessions in tests: the events that each was handed, and what happens around them."""
 
 import random
 import time
@@ -16,7 +16,7 @@ MOST_S = 20.0
 
 
 class Audience:
-    """A gateway, and what each of its sessions was handed over."""
+    """A gateway, and the events that each of its sessions was handed."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -59,14 +59,14 @@ def _is_there(session: Session) -> bool:
 
 
 class Clock:
-    """The time as a gateway sees it that is opened from now on: it goes on as it does, and jumps when told to."""
+    """The time that gateways opened from now on see: the real time, plus all jumps."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monotonic, self._ahead_s = time.monotonic, 0.0
         monkeypatch.setattr(time, "monotonic", lambda: monotonic() + self._ahead_s)
 
     def jump(self, seconds: float) -> None:
-        """Let so much time be over."""
+        """Put the time ahead."""
         self._ahead_s += seconds
 
 
@@ -77,13 +77,13 @@ def nodes_of(client: Client) -> list[Any]:
 
 
 def kill_connections(client: Client, kind: str, chance: random.Random | None = None) -> int:
-    """Close connections of a kind (`pubsub`, `normal`) from the server's side; each with one half if by chance."""
+    """Close connections of a kind (`pubsub`, `normal`) from the server's side: all, or by chance one half."""
     killed = 0
     for node in nodes_of(client):
         me = node.client_id()
-        for each in node.client_list(_type=kind):
-            if int(each["id"]) != me and (chance is None or chance.random() < 0.5):
-                killed += node.client_kill_filter(_id=int(each["id"]))
+        for connection in node.client_list(_type=kind):
+            if int(connection["id"]) != me and (chance is None or chance.random() < 0.5):
+                killed += node.client_kill_filter(_id=int(connection["id"]))
     return killed
 
 

@@ -10,7 +10,7 @@ from imcore.workers import runner
 
 
 class Hanging:
-    """What hangs is whatever it was made of."""
+    """In place of the worker's class; it hangs."""
 
     def __init__(self, *_: Any) -> None:
         pass

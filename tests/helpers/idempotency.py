@@ -7,7 +7,7 @@ HOUR = 3_600_000
 
 
 def put_back(chat: Chat, gid: str, ms: int) -> None:
-    """Put all times in both tables back: for these the server's clock then stands so far ahead of where it stood."""
+    """Put all times in both tables back, as if the server's clock had been put ahead."""
     k = chat.system.client.space.group(gid)
     for table in (k.idempotency_newer, k.idempotency_older):
         if said := chat.system.client.driver.hget(table, SEPARATOR):

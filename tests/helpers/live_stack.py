@@ -45,9 +45,9 @@ class Stack:
         """Close some connections of the sessions and of the worker from the server's side."""
         with closing(redis.Redis.from_url(self.server.url)) as client:
             me = client.client_id()
-            for each in client.client_list():
-                if int(each["id"]) != me and chance.random() < 0.4:
-                    client.client_kill_filter(_id=int(each["id"]))
+            for connection in client.client_list():
+                if int(connection["id"]) != me and chance.random() < 0.4:
+                    client.client_kill_filter(_id=int(connection["id"]))
 
     def log(self, uid: str) -> list[tuple[str, str | None, str, str | None]]:
         """A user's local database, as it is now, if it is there already."""

@@ -1,4 +1,4 @@
-"""Descriptors that cannot be written to, or stand still: what a program may find as its stdout or stderr."""
+"""Descriptors that refuse or block writes, as a program may find them as its stdout or stderr."""
 
 import fcntl
 import os

@@ -9,8 +9,7 @@ from imcore.repair.watch import Watch
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
-from imcore.streams.journal import Journal
-from imcore.workers.persist import KIND, Persist
+from imcore.workers.persist import Persist
 
 UIDS = ["ann", "bob"]
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)
@@ -24,14 +23,6 @@ def new_persist(client: RedisClient, database: Database, settings: Settings) -> 
 def raw(chat: Chat) -> Any:
     """The driver's client: its types leave open what it answers."""
     return chat.system.client.driver
-
-
-def drain(worker: Persist) -> int:
-    """Step until all that is there now is out of the way; return how many entries that were."""
-    handled, now = 0, Journal(worker._client, KIND, SETTINGS)
-    while not now.drained():
-        handled += worker.step()
-    return handled
 
 
 def packed(*texts: str | None) -> list[int]:

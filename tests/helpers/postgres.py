@@ -52,7 +52,7 @@ class PostgresServer:
 
     @property
     def user(self) -> str | None:
-        """Who runs it, if that is somebody else."""
+        """The user who runs it, if that is another one."""
         return self._user and self._user.pw_name
 
     @property
@@ -61,7 +61,7 @@ class PostgresServer:
         return self._process.pid
 
     def new_database(self, options: str = "") -> str:
-        """Create an empty database, with such options of CREATE DATABASE, and return its URL."""
+        """Create an empty database, with these options of CREATE DATABASE, and return its URL."""
         name = f"test_{uuid.uuid4().hex}"
         self.run(f'CREATE DATABASE "{name}" {options}')
         return self._url(name)

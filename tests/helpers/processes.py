@@ -74,11 +74,11 @@ class PythonProcess(Process):
 
     @property
     def warnings(self) -> list[str]:
-        """What it has warned of."""
+        """The lines of its warnings."""
         return [line for line in self.log.splitlines() if " WARNING " in line]
 
     def wait_for(self, words: str) -> None:
-        """Wait until it has said so."""
+        """Wait until its log has these words."""
         wait_until(lambda: words in self.log or not self.runs, timeout_s=END_S)
         assert words in self.log, self.log
 

@@ -1,4 +1,4 @@
-"""Real servers for the tests: Valkey (or Redis) alone and as a cluster, ended by whoever started them."""
+"""Real servers for the tests: Valkey (or Redis) alone and as a cluster, ended by those who started them."""
 
 import os
 import random
@@ -90,7 +90,7 @@ def start_valkey(folder: Path, *args: str, appendonly: bool = True) -> RunningSe
 
 
 def start_cluster(folder: Path, nodes: int = 3) -> RunningCluster:
-    """Start a cluster of so many nodes, without replicas, on ports that are free."""
+    """Start a cluster of `nodes` nodes, without replicas, on free ports."""
     started: list[RunningServer] = []
     try:
         free = iter(free_ports(2 * nodes))
@@ -107,14 +107,14 @@ def start_cluster(folder: Path, nodes: int = 3) -> RunningCluster:
 def free_ports(count: int) -> list[int]:
     """Return ports of loopback that nobody listens on at this moment, and that the system gives to nobody by itself."""
     chance = random.SystemRandom()  # other processes look for ports, too
-    found: list[int] = []
+    ports: list[int] = []
     with ExitStack() as taken:
-        while len(found) < count:
+        while len(ports) < count:
             port = chance.randrange(10_000, 32_768)
             with suppress(OSError):
                 taken.enter_context(socket.create_server(("127.0.0.1", port)))
-                found.append(port)
-    return found
+                ports.append(port)
+    return ports
 
 
 def _start_node(folder: Path, port: int, bus: int) -> RunningServer:
@@ -156,7 +156,7 @@ def _is_whole(client: redis.Redis, nodes: int) -> bool:
 
 
 def add_replica(cluster: RunningCluster, folder: Path) -> RunningServer:
-    """Start a replica of the cluster's first node, and wait until it has its data and clients are told of it."""
+    """Start a replica of the cluster's first node, and wait until it has its data and clients know it."""
     [(port, bus)] = [free_ports(2)]
     replica = _start_node(folder, port, bus)
     try:
@@ -204,5 +204,5 @@ def move_slot(
 
 
 def _owns(node: redis.Redis, slot: int) -> bool:
-    [mine] = [info["slots"] for info in node.execute_command("CLUSTER NODES").values() if "myself" in info["flags"]]
-    return any(int(ends[0]) <= slot <= int(ends[-1]) for ends in mine)
+    [ranges] = [info["slots"] for info in node.execute_command("CLUSTER NODES").values() if "myself" in info["flags"]]
+    return any(int(ends[0]) <= slot <= int(ends[-1]) for ends in ranges)

@@ -36,15 +36,15 @@ class SilentProxy:
     ) -> None:
         self._ending = True
         self._thread.join()
-        for each in [*self._peers, *self._silenced, self._listening]:
-            each.close()
+        for connection in [*self._peers, *self._silenced, self._listening]:
+            connection.close()
         self._selector.close()
 
     def fall_silent(self) -> int:
         """Forward nothing more on the connections there are; return how many. New ones are forwarded."""
         with self._lock:
-            for each in self._peers:
-                self._selector.unregister(each)
+            for connection in self._peers:
+                self._selector.unregister(connection)
             self._silenced += self._peers
             count = len(self._peers) // 2
             self._peers.clear()
@@ -58,10 +58,10 @@ class SilentProxy:
 
     def _take(self, ready: object) -> None:
         if ready is self._listening:
-            here, _ = self._listening.accept()
-            there = socket.socket(socket.AF_UNIX)
-            there.connect(self._target)
-            for one, other in ((here, there), (there, here)):
+            client, _ = self._listening.accept()
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self._target)
+            for one, other in ((client, server), (server, client)):
                 self._peers[one] = other
                 self._selector.register(one, selectors.EVENT_READ)
         elif isinstance(ready, socket.socket) and ready in self._peers:
@@ -76,7 +76,7 @@ class SilentProxy:
                 return
         except OSError:
             pass
-        for each in (ready, peer):
-            self._selector.unregister(each)
-            del self._peers[each]
-            each.close()
+        for connection in (ready, peer):
+            self._selector.unregister(connection)
+            del self._peers[connection]
+            connection.close()

@@ -63,7 +63,7 @@ class SteadyTraffic:
         return [f"{self.name}-channel", f"{self.name}-one", f"{self.name}-two", *pairs]
 
     def play(self, messages: int) -> None:
-        """Let users send messages, and all that goes with them."""
+        """Let users send messages, and do all that comes with them."""
         self._come_and_go()
         for start in range(0, messages, _AT_ONCE):
             for _ in range(min(_AT_ONCE, messages - start)):

@@ -1,5 +1,7 @@
 """What people and workers do around a test's subject, in one call each."""
 
+from collections.abc import Iterable
+
 from imcore import Chat, Message
 from imcore import msgid as msgids
 from imcore.model.values import Draft
@@ -26,13 +28,16 @@ def offset(chat: Chat, uid: str, gid: str = "team") -> str | None:
     return position.last_ack_msgid
 
 
-def push_receipts(chat: Chat, *messages: Message) -> None:
+def publish_receipts(chat: Chat, sent: Iterable[str], *, gid: str = "team", sender: str = "ann") -> None:
     """Do what the worker `receipts` does once it knows that the tallies of these messages have changed."""
+    changes = [TallyChange(sender, msgids.pack(msgid), 0) for msgid in sent]
+    chat.system.client.call(receipt_calls.publish_receipts(chat.system.client.space, gid, sender, changes))
+
+
+def push_receipts(chat: Chat, *messages: Message) -> None:
+    """Publish a digest for each of these messages."""
     for message in messages:
-        change = TallyChange(message.sender_uid, msgids.pack(message.msgid), 0)
-        chat.system.client.call(
-            receipt_calls.publish_receipts(chat.system.client.space, message.gid, message.sender_uid, [change])
-        )
+        publish_receipts(chat, [message.msgid], gid=message.gid, sender=message.sender_uid)
 
 
 def leave_to_sql(chat: Chat, msgid: str, gid: str = "team") -> None:

@@ -1,4 +1,4 @@
-"""Programs on terminals of a given width, and what stands on the screen in the end."""
+"""Programs on terminals of a given width, and what the screen shows in the end."""
 
 import fcntl
 import os
@@ -13,7 +13,7 @@ _PIECE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
 
 
 def on_terminal(command: Sequence[str | bytes], environment: Mapping[str, str], columns: int) -> tuple[int, str]:
-    """Run a program on a terminal of so many columns; return its exit code and all that it wrote there."""
+    """Run a program on a terminal of this many columns; return its exit code and all that it wrote there."""
     terminal, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     without_columns = {name: value for name, value in environment.items() if name != "COLUMNS"}
@@ -36,7 +36,7 @@ def _read(terminal: int) -> bytes:
 
 
 def screen(said: str) -> list[str]:
-    """Return the lines that stand on a terminal, wide enough, after this was written to it."""
+    """Return the lines that a terminal, wide enough, shows after this was written to it."""
     lines, row, column = [""], 0, 0
     for parameters, command, control, text in _PIECE.findall(said):
         if text:

@@ -1,19 +1,17 @@
-"""Worker processes, and a chat that gives them work."""
+"""A chat that gives workers work, and the rows that are stored."""
 
 from sqlalchemy import text
 
 from imcore import Chat
 from imcore.model.values import Draft
-from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls.message_calls import AckTarget, ack, send
-from tests.helpers.processes import WorkerProcess
 
 UIDS = [f"user{number}" for number in range(20)]
 
 
 def talk(chat: Chat, gid: str = "g", count: int = 100) -> None:
-    """Have a group of twenty say so much, and one of them ack it."""
+    """Have a group of twenty send `count` messages, and one of them ack all."""
     chat.create_group(gid, UIDS)
     for start in range(0, count, 100):
         drafts = [Draft(UIDS[number % 20], f"{number}") for number in range(start, min(count, start + 100))]
@@ -23,10 +21,5 @@ def talk(chat: Chat, gid: str = "g", count: int = 100) -> None:
 
 def count(database: Database, table: str = "group_msgs") -> int:
     with database.connection() as connection:
-        found: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
-    return found
-
-
-def worker(settings: Settings, name: str = "persist", *arguments: str, **others: str | int) -> WorkerProcess:
-    same = {name: getattr(settings, name) or "" for name in ("redis_url", "database_url", "partitions")}
-    return WorkerProcess(settings.data_dir / "workers", name, *arguments, **{**same, **others})
+        rows: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
+    return rows

@@ -43,6 +43,14 @@ def run_workers(chat: Chat, makers: Sequence[Maker] = BOTH) -> None:
         worker.close()
 
 
+def persist(chat: Chat, steps: int = _MOST_STEPS) -> None:
+    """Let a new `persist` take this many steps, or all until one handles nothing."""
+    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
+    while steps and worker.step():
+        steps -= 1
+    worker.close()
+
+
 def store(chat: Chat) -> None:
     """Let `persist` store everything in SQL, which need not have tables yet."""
     chat.system.database.upgrade()

@@ -17,5 +17,5 @@ def second_names() -> list[str]:
         path = Path(getattr(module, "__file__", None) or "/").resolve()
         if path.is_relative_to(ROOT) and ".venv" not in path.parts and name != "__main__":
             names[path].add(name)
-    several = {name for found in names.values() if len(found) > 1 for name in found}
+    several = {name for module_names in names.values() if len(module_names) > 1 for name in module_names}
     return sorted(several | {name for name in sys.modules if name.split(".")[0] in TAKEN})

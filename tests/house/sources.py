@@ -20,11 +20,11 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 def files(folder: str, *suffixes: str) -> list[Path]:
     """Return the files below a folder of the repository that end so, sorted. It follows links."""
-    found = []
+    paths = []
     for place, folders, names in os.walk(ROOT / folder, followlinks=True):
         folders[:] = [name for name in folders if name != "__pycache__"]
-        found += [Path(place, name) for name in names if name.endswith(suffixes)]
-    return sorted(found)
+        paths += [Path(place, name) for name in names if name.endswith(suffixes)]
+    return sorted(paths)
 
 
 @cache
@@ -51,14 +51,14 @@ def syntax(path: Path) -> ast.Module:
 
 def imports(module: str) -> set[str]:
     """Return the modules of the product that load with a module: what functions import is left out, and annotations."""
-    found = set()
+    modules = set()
     for node in _statements(syntax(product()[module])):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {name if name in product() else node.module for name in names}
-    return (found & product().keys()) - {module}
+            modules |= {name if name in product() else node.module for name in names}
+    return (modules & product().keys()) - {module}
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
@@ -113,18 +113,18 @@ def shared_class_names() -> dict[str, list[str]]:
     for module, path in product().items():
         for name in classes([path]):
             modules[name].append(module)
-    return {name: found for name, found in modules.items() if len(found) > 1}
+    return {name: owners for name, owners in modules.items() if len(owners) > 1}
 
 
 def complex_functions(above: int) -> dict[str, int]:
     """Return the functions of the product whose complexity is above a bound, the worst first."""
-    found = {
+    complexities = {
         f"{path.relative_to(ROOT)}:{node.lineno} {node.name}": complexity(node)
         for path in product().values()
         for node in ast.walk(syntax(path))
         if isinstance(node, _FUNCTIONS)
     }
-    return {name: value for name, value in sorted(found.items(), key=lambda item: -item[1]) if value > above}
+    return {name: value for name, value in sorted(complexities.items(), key=lambda item: -item[1]) if value > above}
 
 
 def complexity(function: ast.AST) -> int:
@@ -148,7 +148,7 @@ def _branches(node: ast.AST) -> int:
 
 
 def calls_with_chat() -> list[str]:
-    """Return where a Chat is handed on by modules on floors below `imcore.chat`."""
+    """Return the places below `imcore.chat` that hand a Chat on."""
     return [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for module, path in product().items()

@@ -95,27 +95,27 @@ class Watch:
     def looking(self) -> Iterator[None]:
         self._admin.config_resetstat()
         yield
-        found = self._admin.info("commandstats")
-        ran = {name.removeprefix("cmdstat_") for name, each in found.items() if each["calls"]}
+        commandstats = self._admin.info("commandstats")
+        ran = {name.removeprefix("cmdstat_") for name, each in commandstats.items() if each["calls"]}
         self.used |= ran - OF_THE_TEST
         assert self._admin.acl_log() == []
 
     @contextmanager
     def listing(self) -> Iterator[set[tuple[str, str]]]:
         """Look closely: gather which commands functions run, and on which kinds of keys."""
-        found: set[tuple[str, str]] = set()
+        commands: set[tuple[str, str]] = set()
         pool = self._admin.connection_pool
         where = {**pool.connection_kwargs, "socket_timeout": None}
         with redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **where)).monitor() as monitor:
-            reader = Thread(target=self._gather, args=(monitor, found), daemon=True)
+            reader = Thread(target=self._gather, args=(monitor, commands), daemon=True)
             reader.start()
             try:
-                yield found
+                yield commands
             finally:
                 self._admin.echo(END)
                 reader.join(10)
 
-    def _gather(self, monitor: Any, found: set[tuple[str, str]]) -> None:
+    def _gather(self, monitor: Any, commands: set[tuple[str, str]]) -> None:
         for heard in monitor.listen():
             words = heard["command"].split()
             if words == ["ECHO", END]:
@@ -123,7 +123,7 @@ class Watch:
             if heard["client_type"] == "lua":
                 name = "|".join(words[:2]) if words[0] == "XGROUP" else words[0]
                 keys = [word for word in words[1:4] if word.startswith("im:{")][: 2 if name == "RENAME" else 1]
-                found.update((name.lower(), kind_of(key) or "") for key in keys)
+                commands.update((name.lower(), kind_of(key) or "") for key in keys)
 
     def unused(self, role: Role) -> set[str]:
         """The rights of a role, without those on keys of rq, that it has not used."""
@@ -177,7 +177,7 @@ def talk(chat: Chat) -> None:
 
 
 def look(chat: Chat) -> None:
-    """Everything that can be asked about the chat."""
+    """All queries about the chat."""
     for group in chat.groups():
         assert list(chat.members(group.gid))
         for tally in chat.status(group.gid, limit=0):
@@ -189,7 +189,7 @@ def look(chat: Chat) -> None:
 
 
 def listen(chat: Chat, uid: str) -> None:
-    """Hear what a session has to say, until receipts come."""
+    """Take the events of a session until receipts come."""
     heard: list[object] = []
     with LocalDatabase(path_of(chat.system.settings.data_dir, uid), uid) as local:
         live = Device(chat, uid, local).live(lambda: any(isinstance(each, Receipt) for each in heard))
@@ -200,7 +200,7 @@ def listen(chat: Chat, uid: str) -> None:
 
 
 def serve(chat: Chat) -> None:
-    """Hold sessions over some heartbeats, and end one while the others go on."""
+    """Hold sessions over some heartbeats, and end one while the others stay."""
     with Gateway(chat.performer, replace(chat.system.settings, heartbeat_ms=20)) as gateway:
         one, other = gateway.open("ann"), gateway.open("cy")
         wait_until(lambda: gateway.poll(0.05) == [] and one.is_synced and other.is_synced)
@@ -231,7 +231,7 @@ def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "red
     # Given a worker that has been there
     run_bursts(as_user(settings, WORKER), "persist")
 
-    # When users talk, of whom some are a crowd, after a clock that stood ahead has left no ids in a millisecond
+    # When users talk, some of them a crowd, after a clock that was ahead has left no ids in a millisecond
     with watch.listing() as ran:
         with watch.looking(), connect(replace(settings, idempotency_ms=1), GATEWAY) as chat:
             ahead = f"{time.time_ns() // 1_000_000 + 60_000}-8191"
@@ -242,7 +242,7 @@ def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "red
             for number in range(60):  # twice the number of looks before a table is deleted
                 chat.send("team", "so late that older client_msgids go", sender_uid="ann", client_msgid=f"d{number}")
 
-        # And look, and listen
+        # And read, and listen
         trim(settings)
         with watch.looking(), connect(settings, GATEWAY) as chat:
             look(chat)
@@ -256,7 +256,7 @@ def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "red
 
 
 def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:
-    # Given talk, entries that say nothing, and workers that died with all of it in hand
+    # Given messages, entries without meaning, and workers that died with all of it in hand
     run_bursts(as_user(settings, WORKER), "persist")
     with connect(settings, GATEWAY) as chat:
         talk(chat)
@@ -271,7 +271,7 @@ def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "red
     admin.set(lease("persist", 2), "dead 1", px=10**8)  # by a clock that has been put back since
     admin.function_flush()
 
-    # When workers do their work, and an operator looks at it and puts away what they leave
+    # When workers do their work, and an operator looks at it and clears the dead letters
     with watch.looking():
         with connect(settings, WORKER) as chat:
             chat.system.client.upgrade()
@@ -293,7 +293,7 @@ def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "red
             look(chat)
             assert stats(chat.system).workers
 
-    # And when they mend what the server has forgotten, or never should have known: a part of it
+    # And when they repair a part that the server has lost, or never should have had
     group = space.group("team")
     admin.delete(group.acked, *admin.keys("im:*:own:*"))
     admin.zadd(group.joined, {"eve": 0})
@@ -312,8 +312,8 @@ def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "red
 
 def test_jobs_keep_to_their_keys(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:
     # Given a job that fails
-    mine = as_user(settings, WORKER)
-    with closing(redis.Redis.from_url(mine.redis_url)) as connection:
+    worker_settings = as_user(settings, WORKER)
+    with closing(redis.Redis.from_url(worker_settings.redis_url)) as connection:
         queue = Queue(jobs.QUEUE, connection=connection, serializer=JSONSerializer)
         failing = queue.enqueue("imcore.workers.jobs.no_such_job")
 
@@ -330,7 +330,7 @@ def test_jobs_keep_to_their_keys(settings: Settings, watch: Watch, admin: "redis
 
 
 def test_a_reader_can_look_at_everything(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:
-    # Given talk, some of which is stored, some in the hand of a worker, and some of it only in Redis
+    # Given messages: some are stored, a worker has read some, and some are only in Redis
     run_bursts(as_user(settings, WORKER), "persist")
     with connect(settings, GATEWAY) as chat:
         talk(chat)
@@ -340,7 +340,7 @@ def test_a_reader_can_look_at_everything(settings: Settings, watch: Watch, admin
     with connect(settings, WORKER) as chat:
         Journal(chat.system.client, "persist", settings).read()
 
-    # When a reader looks
+    # When a reader runs all queries
     with watch.looking(), connect(settings, READER) as chat:
         look(chat)
         assert stats(chat.system).workers

@@ -1,4 +1,4 @@
-"""`check` on a real server: it finds each kind of damage, and `--repair` mends it."""
+"""`check` on a real server: it finds each kind of damage, and `--repair` repairs it."""
 
 import re
 from collections.abc import Iterator
@@ -39,13 +39,13 @@ from tests.helpers.checked_group import (
     nth,
     opened,
     own_in_disorder,
-    persist,
     recall_at_another_place,
     redis,
     said,
     sql,
     stray_reader,
 )
+from tests.helpers.workers import persist
 from tests.model.fingerprint import fingerprint
 
 
@@ -77,7 +77,7 @@ def test_check_progress_begins_with_the_number_of_groups(chat: Chat) -> None:
 
 
 def test_check_reports_unstored_entries_in_one_line(chat: Chat) -> None:
-    # Given a group of which SQL knows nothing, and changes in another one
+    # Given a group that SQL does not have, and changes in another one
     chat.create_group("new", ["ann", "bob"])
     said_first = chat.send("new", "first", sender_uid="ann")
     chat.ack("bob", "new", said_first.msgid)
@@ -86,8 +86,8 @@ def test_check_reports_unstored_entries_in_one_line(chat: Chat) -> None:
     chat.recall(GID, nth(chat, 30), by="bob", admin=True)
     chat.remove_members(GID, ["ann"])
     # When, then
-    (found,) = check(chat.system, repair=True)
-    assert (found.gid, found.sql, found.repaired) == ("", "not stored", False)
+    (difference,) = check(chat.system, repair=True)
+    assert (difference.gid, difference.sql, difference.repaired) == ("", "not stored", False)
     # And once it is stored, nothing
     persist(chat)
     assert list(check(chat.system)) == []
@@ -153,7 +153,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         sql("UPDATE group_msgs SET span = NULL WHERE gid = :gid AND msgid = :newest"),
         "span of message",
     ),
-    "somebody died over mending it": (claimed, "mending"),
+    "somebody died over a repair": (claimed, "mending"),
     "sql has another seq": (sql("UPDATE group_msgs SET seq = 99 WHERE gid = :gid AND msgid = :newest"), "seq of"),
     "sql lost the group": (sql("DELETE FROM chat_groups WHERE gid = :gid"), "group"),
     "sql lost a span": (sql("DELETE FROM group_spans WHERE gid = :gid AND uid = 'bob'"), "open span of 'bob'"),
@@ -202,7 +202,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
 
 
 def is_readable(side: str) -> bool:
-    """Return whether a side says something, in words and msgids."""
+    """Return whether the text of a side is readable: words and msgids."""
     return bool(side) and "None" not in side and not re.search(r"(?<![-.\d])\d{14,}(?![-\d])", side)
 
 
@@ -218,21 +218,21 @@ def test_repair_mends_each_damage(chat: Chat, kind: str) -> None:
     before = answers(chat)
     damage(chat, chat.system.client.space.group(GID))
     # When
-    found = list(check(chat.system))
+    differences = list(check(chat.system))
     # Then it says so, and looking has changed nothing
-    assert any(says in each.what for each in found), found
-    assert {each.gid for each in found} == {GID}
-    assert [each for each in found for side in (each.redis, each.sql) if not is_readable(side)] == []
-    assert [(each.what, each.repaired) for each in check(chat.system)] == [(each.what, False) for each in found]
+    assert any(says in each.what for each in differences), differences
+    assert {each.gid for each in differences} == {GID}
+    assert [each for each in differences for side in (each.redis, each.sql) if not is_readable(side)] == []
+    assert [(each.what, each.repaired) for each in check(chat.system)] == [(each.what, False) for each in differences]
     # When
-    mended = list(check(chat.system, repair=True))
+    repaired = list(check(chat.system, repair=True))
     # Then
-    assert [each for each in mended if not each.repaired] == []
+    assert [each for each in repaired if not each.repaired] == []
     assert list(check(chat.system)) == []
     after = answers(chat)
     for question in before if kind not in OFFSETS_MOVE | MEMBERS_GO else ["group"] if kind in OFFSETS_MOVE else []:
         assert after[question] == before[question], question
-    # And the consumer groups stand where the index does
+    # And the consumer groups have the offsets of the index
     k = chat.system.client.space.group(GID)
     acked = {
         uid: int(score) for uid, score in chat.system.client.driver.zscan_iter(k.acked) if SEPARATOR.encode() not in uid
@@ -248,9 +248,9 @@ def test_repair_leaves_data_of_another_system_alone(chat: Chat, valkey: str, tmp
         other.system.database.write(Batch(groups=[GroupRow(GID, 0)], spans=[SpanRow(GID, "mallory", 0, None, 1, 0)]))
         before = answers(chat)
         # When
-        (found,) = check(other.system, repair=True)
+        (difference,) = check(other.system, repair=True)
         # Then
-        assert (found.what, found.sql, found.repaired) == ("dataset", "another", False)
+        assert (difference.what, difference.sql, difference.repaired) == ("dataset", "another", False)
         with pytest.raises(RefusedError, match=r"set IM_DATABASE_URL or IM_REDIS_URL if .* --adopt"):
             rebuild(other.system, yes=True)
     assert answers(chat) == before
@@ -265,7 +265,7 @@ def test_repair_fills_a_new_database(chat: Chat, valkey: str, tmp_path: Path) ->
         said(other, 99)
         # When
         list(check(other.system, repair=True))
-        # Then it has what Redis has, and the workers go on with it
+        # Then it has what Redis has, and the workers continue with it
         said(other, 100)
         persist(other)
         rows = other.system.database.messages_after(GID, 0)
@@ -286,12 +286,12 @@ def test_repair_sets_times_to_those_of_msgids(valkey: str, database_url: str) ->
             chat, chat.system.client.space.group(GID)
         )
         # When
-        (found,) = check(chat.system, repair=True)
+        (difference,) = check(chat.system, repair=True)
         # Then
         message = chat.status(GID, limit=0)[4].message
-        assert found.what == f"time of message {message.msgid}"
-        assert found.redis == f"{message.time:%Y-%m-%dT%H:%M:%S}.{message.time.microsecond // 1000:03}Z"
-        assert (found.sql, found.repaired) == ("2020-01-02T03:04:05.678Z", True)
+        assert difference.what == f"time of message {message.msgid}"
+        assert difference.redis == f"{message.time:%Y-%m-%dT%H:%M:%S}.{message.time.microsecond // 1000:03}Z"
+        assert (difference.sql, difference.repaired) == ("2020-01-02T03:04:05.678Z", True)
         assert list(check(chat.system)) == []
 
 
@@ -309,9 +309,9 @@ def test_check_reports_a_hole_where_both_sides_lost_a_message(chat: Chat) -> Non
     chat.system.client.driver.xdel(k.stream, lost)
     sql("DELETE FROM group_msgs WHERE gid = :gid AND msgid = :lost", lost=msgids.pack(lost))(chat, k)
     # When
-    (found,) = check(chat.system)
+    (difference,) = check(chat.system)
     # Then
-    assert (found.what, found.redis, found.sql) == (
+    assert (difference.what, difference.redis, difference.sql) == (
         f"order of message {after}",
         "seq 22 after seq 20",
         "seq 22 by 'ann'",
@@ -329,10 +329,10 @@ def test_repair_replaces_impossible_offsets_of_both_sides_by_the_newest_message(
     sql(f"UPDATE group_spans SET acked_msgid = {offset} WHERE gid = :gid AND uid = 'bob'")(chat, k)
     chat.system.client.driver.zadd(k.acked, {"bob": float("inf")})
     # When
-    (found,) = (each for each in check(chat.system, repair=True) if each.what.startswith("offset"))
+    (difference,) = (each for each in check(chat.system, repair=True) if each.what.startswith("offset"))
     # Then
-    assert all(side.endswith(": no message can have that id") for side in (found.redis, found.sql))
-    assert found.repaired
+    assert all(side.endswith(": no message can have that id") for side in (difference.redis, difference.sql))
+    assert difference.repaired
     assert list(check(chat.system)) == []
     newest = chat.group(GID).last_msgid
     assert {member.uid: member.last_ack_msgid for member in chat.members(GID)}["bob"] == newest
@@ -344,12 +344,12 @@ def test_check_reports_an_impossible_offset_that_both_sides_have(chat: Chat) -> 
     chat.system.client.driver.zadd(k.acked, {"bob": offset})
     chat.system.client.driver.xgroup_setid(k.stream, "bob", msgids.unpack(offset))
     sql("UPDATE group_spans SET acked_msgid = :offset WHERE gid = :gid AND uid = 'bob'", offset=offset)(chat, k)
-    (found,) = check(chat.system)
-    assert found.redis == found.sql == f"{msgids.unpack(offset)}: no message can have that id"
+    (difference,) = check(chat.system)
+    assert difference.redis == difference.sql == f"{msgids.unpack(offset)}: no message can have that id"
 
 
 def close_before_the_last_word(chat: Chat) -> str:
-    """Close the span of bob by hand in SQL, before something that he says; return the id of that."""
+    """Close the span of bob by hand in SQL, before a message of his; return its id."""
     before = nth(chat, -1)
     last_word = chat.send(GID, "one more thing", sender_uid="bob").msgid
     for number in range(3):
@@ -390,9 +390,9 @@ def test_repair_extends_a_span_whose_end_is_wrong_on_both_sides(chat: Chat) -> N
         list(check(chat.system, repair=True))
     assert {each.what.split()[0] for each in check(chat.system)} == {"tally"}
     # When
-    mended = list(check(chat.system, repair=True))
+    repaired = list(check(chat.system, repair=True))
     # Then
-    assert [each for each in mended if not each.repaired] == []
+    assert [each for each in repaired if not each.repaired] == []
     assert list(check(chat.system)) == []
 
 
@@ -400,8 +400,8 @@ def test_check_reports_wrong_seqs_of_trimmed_messages(chat: Chat) -> None:
     sql("UPDATE group_msgs SET seq = 5 - seq WHERE gid = :gid AND seq IN (2, 3)")(
         chat, chat.system.client.space.group(GID)
     )
-    found = list(check(chat.system))
-    assert [each.what.split()[0] for each in found] == ["place", "place"]
+    differences = list(check(chat.system))
+    assert [each.what.split()[0] for each in differences] == ["place", "place"]
 
 
 def test_check_reports_other_groups_beside_an_unreadable_one(chat: Chat) -> None:
@@ -411,23 +411,23 @@ def test_check_reports_other_groups_beside_an_unreadable_one(chat: Chat) -> None
     chat.system.client.driver.set(other.acked, "text")
     chat.system.client.driver.zrem(k.acked, "bob")
     # When
-    found = list(check(chat.system, repair=True))
+    differences = list(check(chat.system, repair=True))
     # Then
-    assert {(each.gid, each.repaired) for each in found} == {("other", False), (GID, True)}
-    assert any("WRONGTYPE" in each.redis for each in found)
+    assert {(each.gid, each.repaired) for each in differences} == {("other", False), (GID, True)}
+    assert any("WRONGTYPE" in each.redis for each in differences)
 
 
 def test_repair_reports_and_leaves_texts_that_differ(chat: Chat) -> None:
     sql("UPDATE group_msgs SET content = 'forged' WHERE gid = :gid AND msgid = :newest")(
         chat, chat.system.client.space.group(GID)
     )
-    (found,) = check(chat.system, repair=True)
-    assert (found.what.split()[0], found.repaired) == ("content", False)
-    assert "forged" in found.sql
+    (difference,) = check(chat.system, repair=True)
+    assert (difference.what.split()[0], difference.repaired) == ("content", False)
+    assert "forged" in difference.sql
 
 
 def answers(chat: Chat) -> dict[str, object]:
-    """All that can be asked, of every message and everybody."""
+    """The answers to all queries, for every message and every user."""
     messages = [tally.message.msgid for tally in chat.status(GID, limit=0)]
     return {
         "group": chat.group(GID),

@@ -1,4 +1,4 @@
-"""`check` while the system runs: it is not misled by what happens meanwhile, and finds and mends damage."""
+"""`check` while the system runs: it reports no change of that time as damage, and finds and repairs damage."""
 
 import os
 import random
@@ -19,10 +19,10 @@ from imcore.repair.check import check
 from imcore.repair.compare import GroupComparison
 from imcore.repair.diff import Difference
 from imcore.streams import keys
-from imcore.workers.receipts import ReceiptsWorker
-from tests.helpers.checked_group import GID, UIDS, checked_group, lose_message, nth, opened, persist, redis, said
+from tests.helpers.checked_group import GID, UIDS, checked_group, lose_message, nth, opened, redis, said
 from tests.helpers.deadline import wait_until
 from tests.helpers.persist_runs import new_persist
+from tests.helpers.workers import deliver_receipts, persist
 
 ROUNDS = int(os.environ.get("IM_CHECK_ROUNDS", "10"))
 """How often all is checked while people use the system."""
@@ -47,10 +47,10 @@ def test_check_finds_damage_in_a_group_that_changes_all_the_time(chat: Chat, val
     persist(chat)
     with Crowd(valkey, sqlite_url):
         # When
-        found = {each.what for each in check(chat.system) if not each.unsure}
+        damages = {each.what for each in check(chat.system) if not each.unsure}
     # Then
-    assert any(what.startswith("recall of message") for what in found)
-    assert any("of 'zoe' past the offset" in what for what in found)
+    assert any(what.startswith("recall of message") for what in damages)
+    assert any("of 'zoe' past the offset" in what for what in damages)
 
 
 def test_check_reports_nothing_that_happens_meanwhile(chat: Chat, valkey: str, sqlite_url: str) -> None:
@@ -60,8 +60,8 @@ def test_check_reports_nothing_that_happens_meanwhile(chat: Chat, valkey: str, s
         for number in range(ROUNDS):
             crowd.trims = number >= ROUNDS // 2
             # When, then
-            found = list(check(chat.system))
-            assert found == []
+            differences = list(check(chat.system))
+            assert differences == []
     persist(chat)
     assert list(check(chat.system)) == []
 
@@ -84,7 +84,7 @@ def test_repair_mends_damage_while_the_system_runs(chat: Chat, valkey: str, sqli
 
 
 class Crowd:
-    """Threads that use the system for as long as they are let."""
+    """Threads that use the system until the end of the block."""
 
     def __init__(self, valkey: str, database_url: str) -> None:
         self.trims = False
@@ -148,30 +148,23 @@ class Crowd:
 
 def test_check_reports_nothing_if_the_journal_is_trimmed_meanwhile(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given somebody who reads while both sides are read, and a trim before check asks what has happened meanwhile
-    tell(chat)
+    deliver_receipts(chat)
     trim(chat.system)
     tallies, acks = GroupComparison._tallies, iter([20, 25])
 
-    def meanwhile(self: GroupComparison, some: list[Any]) -> list[Difference]:
-        answer = list(tallies(self, some))
+    def meanwhile(self: GroupComparison, batch: list[Any]) -> list[Difference]:
+        answer = list(tallies(self, batch))
         for number in islice(acks, 1):
             chat.ack("ann", GID, nth(chat, number))
-            answer = list(tallies(self, some))
+            answer = list(tallies(self, batch))
             persist(chat)
-            tell(chat)
+            deliver_receipts(chat)
             assert trim(chat.system).journal_entries
         return answer
 
     monkeypatch.setattr(GroupComparison, "_tallies", meanwhile)
     # Then
     assert list(check(chat.system)) == []
-
-
-def tell(chat: Chat) -> None:
-    worker = ReceiptsWorker(chat.system.client, chat.system.database, chat.system.settings)
-    while not worker.drained():
-        worker.step()
-    worker.close()
 
 
 def test_check_reports_no_unstored_recall_of_a_trimmed_message(chat: Chat) -> None:
@@ -187,7 +180,7 @@ def test_check_reports_no_unstored_recall_of_a_trimmed_message(chat: Chat) -> No
     assert [difference for difference in check(chat.system) if difference.gid == "team"] == []
 
 
-def test_repair_keeps_the_listing_of_who_joins_meanwhile(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repair_keeps_the_listing_of_members_who_join_meanwhile(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a user who lists a group, is no member, and joins it while a repair looks
     client, looked = chat.system.client, check_module._is_strange
     chat.create_group("zoo", ["dee"])

@@ -1,4 +1,4 @@
-"""A server whose clock stands a day ahead for a while, and is put right: what began then ends as if it began now.
+"""A server whose clock is a day ahead for a while, and then put right: what began meanwhile ends as if it began now.
 
 The clock is libfaketime's, which a file tells what to show. See `tests.helpers.apt`.
 """
@@ -42,7 +42,7 @@ class Clock:
         self.put_ahead(0)
 
     def put_ahead(self, days: int, *, hours: int = 0) -> None:
-        """Let it show a time so many days and hours ahead, from now on."""
+        """Let it show a time this many days and hours ahead, from now on."""
         ahead_s = days * 86_400 + hours * 3600
         self._file.write_text(f"{ahead_s:+d}")
         if server := self._server:  # which may look at the file a call later
@@ -111,7 +111,7 @@ def nobody_else_writes(path: Path) -> Iterator[None]:
 def test_entries_of_a_worker_that_died_with_a_clock_ahead_are_stored(
     chat: Chat, settings: Settings, clock: Clock, tmp_path: Path
 ) -> None:
-    # Given a worker that is killed with entries in hand, while the clock stands a day ahead
+    # Given a worker that is killed with entries in hand, while the clock is a day ahead
     clock.put_ahead(1)
     chat.create_group("team", ["ann", "bob"])
     with start_worker(settings) as first:
@@ -123,7 +123,7 @@ def test_entries_of_a_worker_that_died_with_a_clock_ahead_are_stored(
             first.kill()
     # When the clock is put right
     clock.put_ahead(0)
-    # Then that is told
+    # Then it is reported
     [holder] = stats(chat.system).silent
     assert (holder.process, holder.entries, holder.silent_ms) == ("persist-1", 1, None)
     assert "persist-1 is silent" in " ".join(each.what for each in check.check(chat.system))
@@ -136,7 +136,7 @@ def test_entries_of_a_worker_that_died_with_a_clock_ahead_are_stored(
 
 
 def test_locks_and_sessions_begun_with_a_clock_ahead_end_as_if_begun_now(chat: Chat, clock: Clock) -> None:
-    # Given what processes have begun, and died over, while the clock stood a day ahead
+    # Given what processes have begun, and died over, while the clock was a day ahead
     redis_client, space = chat.system.client, chat.system.client.space
     clock.put_ahead(1)
     chat.create_group("team", ["ann", "bob"])
@@ -150,8 +150,8 @@ def test_locks_and_sessions_begun_with_a_clock_ahead_end_as_if_begun_now(chat: C
     def is_free() -> dict[str, bool]:
         return {
             "lease": not redis_client.call(journal_calls.is_held("persist", 1)),
-            "claim": _can(lambda: locks.take(chat.system, ["team"])),
-            "hold": _can(lambda: locks.PartitionLock(chat.system, 0).__enter__()),
+            "group lock": _can(lambda: locks.take(chat.system, ["team"])),
+            "partition lock": _can(lambda: locks.PartitionLock(chat.system, 0).__enter__()),
             "creation": redis_client.call(creation_calls.abandoned(space, partition)) == ["new"],
             "session": chat.online(["ann"]) == set(),
         }
@@ -198,7 +198,7 @@ def test_client_msgids_are_known_before_during_and_after_a_wrong_clock(chat: Cha
 
 @pytest.mark.parametrize("wrong_at", [3, 25, 30])
 def test_client_msgids_are_known_whenever_the_clock_goes_wrong(chat: Chat, clock: Clock, wrong_at: int) -> None:
-    # Given one message an hour, and a clock that once stands a day ahead for a moment
+    # Given one message an hour, and a clock that is once a day ahead for a moment
     chat.create_group("team", ["ann", "bob"])
     sent: list[Message] = []
     for hour in range(36):
@@ -226,7 +226,7 @@ def test_live_sessions_outlive_a_clock_that_is_put_back(chat: Chat, clock: Clock
             # When the clock jumps, forward and back
             clock.put_ahead(days)
             sent = chat.send("team", f"{days} days ahead", sender_uid="ann")
-            # Then it is told, and online, as soon as it has beaten once more
+            # Then it gets the message, and is online after its next heartbeat
             events = wait_until(lambda: gateway.poll(0.05))
             assert [event.message.msgid for event in events] == [sent.msgid]
             wait_until(lambda: gateway.poll(0.05) == [] and chat.online(["bob"]))

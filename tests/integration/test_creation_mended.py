@@ -4,7 +4,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,23 +26,14 @@ STRANGERS = [f"stranger{number:03}" for number in range(150)]
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    given = Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path), partitions="1")
-    return replace(given, lease_ms=100, retry_ms=1, max_deliveries=2)
+def settings(settings: Settings) -> Settings:
+    return replace(settings, partitions=1, lease_ms=100, retry_ms=1, max_deliveries=2)
 
 
 @pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        chat.system.database.upgrade()
-        yield chat
-
-
-@pytest.fixture
-def other(settings: Settings) -> Iterator[Chat]:
-    """Another process, which creates the group meanwhile."""
-    with Chat.connect(settings=settings) as other:
-        yield other
+def chat(chat: Chat) -> Chat:
+    chat.system.database.upgrade()
+    return chat
 
 
 @pytest.fixture
@@ -84,7 +74,7 @@ def bring_back(chat: Chat, how: str) -> None:
 
 
 def lose(server: "redis.Redis", how: str, before: dict[bytes, bytes]) -> None:
-    """Lose all, or what came after a moment."""
+    """Lose all data, or those after a moment."""
     server.flushall()
     for key, value in before.items() if how == "reconciliation" else ():
         server.restore(key, 0, value)
@@ -148,7 +138,7 @@ def test_random_moments(chat: Chat, other: Chat, server: "redis.Redis", seed: in
     call_many = chat.system.client.call_many
 
     def and_somebody_creates(batch: Sequence[Any], **options: Any) -> list[Any]:
-        """Let a step of a creation come before any round trip of who mends."""
+        """Let a step of a creation come before any round trip of the repair."""
         nonlocal left
         for _ in range(chance.randrange(3)):
             if left:

@@ -212,7 +212,7 @@ def _bytes_of_messages(database: Database) -> int:
 
 
 def test_a_recall_of_a_stored_message_is_written_at_once(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not first tried in vain, which would be an error in the log of PostgreSQL for each recall."""
+    """It is not first tried in vain: that would be an error in the log of PostgreSQL for each recall."""
     tries: list[Batch] = []
     write_once = PostgresBackend._write_once
 

@@ -1,4 +1,4 @@
-"""Two systems on one server, each in a database of its own: neither hears the other."""
+"""Two systems on one server, each in a database of its own: neither receives from the other."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,10 +15,10 @@ from tests.helpers.deadline import wait_until
 def chats(valkey: str) -> Iterator[tuple[Chat, Chat]]:
     """The same group of the same people in both."""
     with ExitStack() as stack:
-        here, there = (stack.enter_context(Chat.connect(f"{valkey}?db={number}")) for number in (0, 5))
-        for chat in (here, there):
+        first, second = (stack.enter_context(Chat.connect(f"{valkey}?db={number}")) for number in (0, 5))
+        for chat in (first, second):
             chat.create_group("team", ["ann", "bob"])
-        yield here, there
+        yield first, second
 
 
 def heard(gateway: Gateway) -> list[str]:
@@ -27,8 +27,8 @@ def heard(gateway: Gateway) -> list[str]:
 
 @pytest.mark.parametrize("other_way", [False, True])
 def test_sessions_receive_only_from_their_own_database(chats: tuple[Chat, Chat], other_way: bool) -> None:
-    here, there = reversed(chats) if other_way else chats
-    with here.gateway() as gateway:
+    own, foreign = reversed(chats) if other_way else chats
+    with own.gateway() as gateway:
         # Given a session that has begun
         session = gateway.open("bob")
         wait_until(
@@ -36,14 +36,14 @@ def test_sessions_receive_only_from_their_own_database(chats: tuple[Chat, Chat],
         )
 
         # When something is said in the other database, and bob is removed there
-        there.send("team", "not for here", sender_uid="ann")
-        there.remove_members("team", ["bob"])
-        there.create_group("more", ["bob"])
+        foreign.send("team", "not for here", sender_uid="ann")
+        foreign.remove_members("team", ["bob"])
+        foreign.create_group("more", ["bob"])
 
-        # Then nothing of it is heard
+        # Then nothing of it arrives
         assert heard(gateway) == []
         assert list(session.cursors) == ["team"]
 
         # And these are the same
-        here.send("team", "for here", sender_uid="ann")
+        own.send("team", "for here", sender_uid="ann")
         assert wait_until(lambda: heard(gateway)) == ["for here"]

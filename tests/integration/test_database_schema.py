@@ -40,15 +40,15 @@ OTHER_KINDS_INDEXES = {
 
 def names(connection: Connection) -> dict[str, str]:
     """The columns of every table and view."""
-    found = inspect(connection)
+    inspector = inspect(connection)
     return {
-        name: " ".join(column["name"] for column in found.get_columns(name))
-        for name in found.get_table_names() + found.get_view_names()
+        name: " ".join(column["name"] for column in inspector.get_columns(name))
+        for name in inspector.get_table_names() + inspector.get_view_names()
     }
 
 
 def catalogue(connection: Connection) -> list[str]:
-    """Everything that the database itself says of the tables, types and storage included."""
+    """The tables as the database itself describes them, types and storage included."""
     queries = {
         "sqlite": "SELECT sql FROM sqlite_schema WHERE type IN ('table', 'index') AND sql IS NOT NULL",
         "postgresql": """
@@ -75,7 +75,7 @@ class TestMigrations:
 
     def test_upgrade_downgrade_upgrade(self, database: Database) -> None:
         with database.connection() as connection:
-            there = names(connection)
+            columns = names(connection)
             run.downgrade(connection, "base")
         with database.connection() as connection:
             assert names(connection) == {VERSION_TABLE: "version_num"}
@@ -85,7 +85,7 @@ class TestMigrations:
         database.upgrade()
 
         with database.connection() as connection:
-            assert names(connection) == there
+            assert names(connection) == columns
 
     @pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
     def test_migrations_make_the_tables_of_the_classes(self, database: Database) -> None:
@@ -261,7 +261,7 @@ class TestSqliteFile:
         other.execute("BEGIN")
         other.execute("SELECT * FROM theirs").fetchall()
         with Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}") as database:
-            # When they go on for too long
+            # When they run for too long
             monkeypatch.setattr("imcore.sql.sqlite.BUSY_TIMEOUT_MS", 0)
             with pytest.raises(DatabaseUnavailable, match="database is locked"):
                 database.upgrade()

@@ -114,7 +114,7 @@ class TestPrivacy:
 
 class TestAddresses:
     @pytest.mark.parametrize("name", ["plain", "a b'c\"群", "#x&{y}[z]", "long" * 30])
-    def test_the_default_settings_lead_to_it(self, tmp_path: Path, name: str) -> None:
+    def test_the_default_settings_name_the_embedded_server(self, tmp_path: Path, name: str) -> None:
         settings = Settings.from_env({"IM_DATA_DIR": str(tmp_path / name)})
         with EmbeddedServer(settings.data_dir) as server:
             assert server.url == settings.redis_url
@@ -444,7 +444,7 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def _not_root() -> Iterator[None]:
-    """Be a user to whom permissions apply."""
+    """Run as a user to whom permissions apply."""
     if os.geteuid() != 0:
         yield
         return

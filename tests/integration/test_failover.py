@@ -16,8 +16,8 @@ from tests.helpers.servers import require_server, start_valkey
 
 
 def options_of(client: Client) -> dict[str, object]:
-    found = client.nodes_manager.connection_kwargs if isinstance(client, RedisCluster) else None
-    return dict(found or client.connection_pool.connection_kwargs)
+    cluster_kwargs = client.nodes_manager.connection_kwargs if isinstance(client, RedisCluster) else None
+    return dict(cluster_kwargs or client.connection_pool.connection_kwargs)
 
 
 def test_connections_over_tcp_probe_a_silent_peer(cluster: str) -> None:
@@ -47,8 +47,8 @@ def test_a_primary_that_became_a_replica_is_left_for_the_new_one(
     name.symlink_to(one.url.removeprefix("unix://"))
     try:
         with Chat.connect(f"unix://{name}") as chat, Chat.connect(two.url) as other:
-            for each in (chat, other):
-                each.create_group("team", ["ann"])
+            for connected in (chat, other):
+                connected.create_group("team", ["ann"])
             # When it becomes a replica
             chat.system.client.driver.replicaof("127.0.0.1", 1)
             with pytest.raises(RedisRefuses, match="new primary"):

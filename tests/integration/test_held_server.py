@@ -1,4 +1,4 @@
-"""For how long calls hold the server, by its SLOWLOG: what they do in one step is bounded, however much there is.
+"""How long calls hold the server, by its SLOWLOG: the work of one step is bounded, however large the data.
 
 The limits are generous, and the least of some tries counts, as the machine may be busy. Without a bound each of these
 would take several times as long.
@@ -20,8 +20,8 @@ from imcore.repair import check, window
 from imcore.settings import Settings
 from imcore.streams.calls import journal_calls, message_calls, receipt_calls
 from imcore.streams.keys import SEPARATOR
-from tests.helpers.processes import WorkerProcess
 from tests.helpers.servers import require_server, start_valkey
+from tests.helpers.workers import run_bursts
 
 MOST_MS = 10
 MANY = 100_000
@@ -50,11 +50,11 @@ def server(chat: Chat) -> Iterator["redis.Redis"]:
 
 
 def longest_ms(server: "redis.Redis", function: str, call: Callable[[], object]) -> float:
-    """Return the longest of the calls of a function that something makes."""
+    """Return the longest of the calls of this function that `call` makes."""
     server.slowlog_reset()
     call()
-    found = [each["duration"] / 1000 for each in server.slowlog_get(10_000) if function.encode() in each["command"]]
-    return max(found)
+    durations = [each["duration"] / 1000 for each in server.slowlog_get(10_000) if function.encode() in each["command"]]
+    return max(durations)
 
 
 def least_ms(server: "redis.Redis", function: str, call: Callable[[], object]) -> float:
@@ -66,7 +66,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def test_a_session_of_a_user_who_has_many(chat: Chat, server: "redis.Redis") -> None:
+def test_calls_for_one_of_many_sessions_of_a_user(chat: Chat, server: "redis.Redis") -> None:
     space = chat.system.client.space
     one, other = chat.begin_session("guest"), chat.begin_session("guest")
     server.zadd(space.sessions("guest"), {f"{number:032x}": now_ms() + 60_000 for number in range(MANY)})
@@ -100,7 +100,7 @@ def test_an_ack_past_many_own_messages_makes_the_next_send_no_longer(chat: Chat,
 
 
 def test_more_own_messages_than_go_at_once(chat: Chat, server: "redis.Redis") -> None:
-    # Given a list of own messages of which the offset has passed more than one call forgets
+    # Given a list of own messages: the offset has passed more of them than one call removes
     chat.send("team", "for ann", sender_uid="bob")
     last = chat.send("team", "x", sender_uid="ann")
     chat.send("team", "for ann", sender_uid="bob")
@@ -121,19 +121,19 @@ LARGE = 60_000
 
 
 def test_a_page_of_large_texts_is_a_small_one(chat: Chat) -> None:
-    # Given messages of which a page by number alone would be of many megabytes
+    # Given messages so large that a page limited by their number alone would have many megabytes
     sent = chat.send_many("team", [Draft("ann", "x" * LARGE)] * 50)
     # When a page is asked for, and those after it
-    asked, first = [], "-"
+    page_sizes, first = [], "-"
     while True:
         page, more = chat.system.client.call(message_calls.entries(chat.system.client.space, "team", first, "+", 500))
-        asked.append(len(page))
+        page_sizes.append(len(page))
         first = f"({page[-1][0].decode()}"
         if not more:
             break
-    # Then none is of much more than a megabyte, and they have all
-    assert max(asked) <= (1 << 20) / LARGE + 1
-    assert sum(asked) == len(sent)
+    # Then no page has much more than a megabyte, and together they have all
+    assert max(page_sizes) <= (1 << 20) / LARGE + 1
+    assert sum(page_sizes) == len(sent)
     # And so it is with a journal
     space = chat.system.client.space
     for _ in range(50):
@@ -146,15 +146,15 @@ def test_a_page_of_large_texts_is_a_small_one(chat: Chat) -> None:
 def test_tallies_that_changed_are_looked_for_in_small_pages(chat: Chat) -> None:
     sent = chat.send_many("team", [Draft("ann", "x" * LARGE)] * 50)
     ids = [msgids.pack(each.msgid) for each in sent if isinstance(each, Message)]
-    segment, found, pages = receipt_calls.Segment(0, ids[-1], "bob"), list[int](), 0
+    segment, changed, pages = receipt_calls.Segment(0, ids[-1], "bob"), list[int](), 0
     while True:
         page = chat.system.client.call(receipt_calls.changes(chat.system.client.space, "team", [segment], 1000))
-        found += [change.msgid for change in page.found]
+        changed += [change.msgid for change in page.found]
         pages += 1
         if page.next_after is None:
             break
         segment = segment._replace(after=page.next_after)
-    assert found == ids
+    assert changed == ids
     assert pages >= 3
 
 
@@ -162,7 +162,7 @@ def test_tallies_that_changed_are_looked_for_in_small_pages(chat: Chat) -> None:
 def test_a_trim_goes_in_steps(chat: Chat, monkeypatch: pytest.MonkeyPatch, size: int, most: int) -> None:
     # Given messages that SQL has
     chat.send_many("team", [Draft("ann", "x" * size)] * (2 * most + 1))
-    burst(chat)
+    run_bursts(chat.system.settings, "persist", "receipts")
     # When they are trimmed
     steps, trim_up_to = [], retention._trim_up_to
     monkeypatch.setattr(retention, "_trim_up_to", lambda *args: steps.append(trim_up_to(*args)) or steps[-1])
@@ -172,15 +172,7 @@ def test_a_trim_goes_in_steps(chat: Chat, monkeypatch: pytest.MonkeyPatch, size:
     assert list(check.check(chat.system)) == []
 
 
-def burst(chat: Chat) -> None:
-    """Let the workers do what there is."""
-    urls = {"redis_url": chat.system.settings.redis_url, "database_url": chat.system.settings.database_url}
-    for name in ("persist", "receipts"):
-        with WorkerProcess(chat.system.settings.data_dir / "w", name, "--burst", **urls) as worker:
-            assert worker.wait() == 0, worker.log
-
-
-def test_what_is_left_of_many_failures_goes_some_at_a_time(chat: Chat, server: "redis.Redis") -> None:
+def test_leftover_failures_are_removed_some_at_a_time(chat: Chat, server: "redis.Redis") -> None:
     # Given failures of entries that are done, and of some that are not
     space = chat.system.client.space
     for kind in retention.READS:
@@ -199,7 +191,7 @@ def test_what_is_left_of_many_failures_goes_some_at_a_time(chat: Chat, server: "
     assert set(server.hkeys(space.failures(0))) == {name.encode() for name in kept}
 
 
-def test_who_of_many_is_online_is_asked_in_parts(chat: Chat, server: "redis.Redis") -> None:
+def test_online_asks_for_many_users_in_parts(chat: Chat, server: "redis.Redis") -> None:
     uids = [f"u{number}" for number in range(1201)]
     server.zadd(chat.system.client.space.online(0), dict.fromkeys(uids[::2], now_ms() + 60_000))
     chat.online(uids[:1])

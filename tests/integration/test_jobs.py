@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -25,18 +24,13 @@ from imcore.workers import jobs
 from tests.helpers.deadline import wait_until
 from tests.helpers.processes import END_S
 from tests.helpers.servers import require_server, start_valkey
-from tests.helpers.worker_runs import talk, worker
+from tests.helpers.worker_runs import talk
+from tests.helpers.workers import start_worker
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    return replace(Settings.from_env({}, data_dir=str(tmp_path), redis_url=valkey), block_ms=50, partitions=4)
-
-
-@pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
+def settings(settings: Settings) -> Settings:
+    return replace(settings, block_ms=50, partitions=4)
 
 
 class TestJobs:
@@ -87,11 +81,11 @@ class TestJobs:
     def test_the_worker_trims_by_itself_and_ends_cleanly(self, chat: Chat, settings: Settings) -> None:
         # Given something stored that need not be kept
         talk(chat, count=100)
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
 
         # When the worker for jobs runs, all the time within one period
-        with worker(settings, "jobs", keep_messages=10, trim_every_ms=10**12) as steady:
+        with start_worker(settings, "jobs", keep_messages=10, trim_every_ms=10**12) as steady:
             steady.wait_for("trimmed 90 entries of 1 groups")
 
             # Then it has done that once, and ends when asked to
@@ -107,7 +101,7 @@ class TestJobs:
             job = Queue(jobs.QUEUE, connection=connection, serializer=JSONSerializer).enqueue(jobs.TRIM)
 
             # When the queue is worked off
-            with worker(settings, "jobs", "--burst") as burst:
+            with start_worker(settings, "jobs", "--burst") as burst:
                 assert burst.wait() == 0
 
             # Then that is all that was done
@@ -122,18 +116,18 @@ class TestJobs:
 
     def test_a_burst_without_redis_says_so_in_one_line(self, settings: Settings) -> None:
         nowhere = f"unix://{settings.data_dir}/nowhere.sock"
-        with worker(settings, "jobs", "--burst", jobs_redis_url=nowhere) as burst:
+        with start_worker(settings, "jobs", "--burst", jobs_redis_url=nowhere) as burst:
             assert burst.wait() == 1
         assert burst.log.splitlines()[-1].startswith("im worker jobs: no answer from Redis")
 
     def test_a_signal_ends_the_jobs_worker_while_redis_is_away(self, settings: Settings) -> None:
         nowhere = f"unix://{settings.data_dir}/nowhere.sock"
-        with worker(settings, "jobs", jobs_redis_url=nowhere) as waiting:
+        with start_worker(settings, "jobs", jobs_redis_url=nowhere) as waiting:
             waiting.wait_for("waiting:")
             assert waiting.end() == 0
 
     def test_a_cluster_is_refused(self, cluster: str, settings: Settings) -> None:
-        with worker(settings, "jobs", redis_url=cluster) as refused:
+        with start_worker(settings, "jobs", redis_url=cluster, jobs_redis_url="") as refused:
             assert refused.wait() == 1
         assert "IM_JOBS_REDIS_URL" in refused.log.splitlines()[-1]
 
@@ -157,7 +151,7 @@ def test_no_thread_of_rq_is_left_behind_by_a_server_that_went_away(
                     worker.unsubscribe()
             worker.leave()
             connection.close()
-            # Then it ends, and has nothing to tell
+            # Then its thread ends without an error
             wait_until(lambda: not worker.pubsub_thread.is_alive())
             assert died == []
     finally:

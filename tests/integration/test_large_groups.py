@@ -1,4 +1,4 @@
-"""Groups of so many that no call may take them at once: what comes in steps is whole all the same."""
+"""Groups too large for one call: they are changed in steps, and nobody sees a part."""
 
 import random
 import signal
@@ -98,31 +98,31 @@ class TestNames:
         chat.create_group(GID, UIDS)
         sent = chat.send(GID, "hi", sender_uid=UIDS[0])
         watched = Watched(chat.system.client.driver, partitions=2)
-        asked: list[Call[Any]] = []
-        monkeypatch.setattr(watched, "on_call", asked.append)
+        calls: list[Call[Any]] = []
+        monkeypatch.setattr(watched, "on_call", calls.append)
         monkeypatch.setattr(tallies, "NAMES", 100)
         status = Chat(System(watched, None, chat.system.settings)).message_status(GID, sent.msgid)
         assert len(status.unread_by) == len(UIDS) - 1
-        assert sum(call.function == "im_readers" for call in asked) >= 3
+        assert sum(call.function == "im_readers" for call in calls) >= 3
 
 
 class TestStatus:
     def test_long_texts_come_in_pages(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Given texts of which a page holds a few
+        # Given texts so long that a page holds a few
         monkeypatch.setattr(queries, "PAGE_BYTES", 25_000)
         chat.create_group("g", ["ann", "bob"])
         sizes = [10_000, 1, 30_000, 10_000, 10_000, 40_000, 40_000, 1, 1, 10_000] * 3
         sent = [chat.send("g", "x" * size, sender_uid="ann") for size in sizes]
         # Then all of them come, in order, however many are asked for
         for limit in (0, 1, 2, 7, 29, 30, 31):
-            found = [tally.message for tally in chat.status("g", limit=limit)]
-            assert found == (sent[-limit:] if limit else sent)
+            messages = [tally.message for tally in chat.status("g", limit=limit)]
+            assert messages == (sent[-limit:] if limit else sent)
         # And also where the oldest are in SQL only
         run_workers(chat)
         retention.trim(chat.system, keep_messages=11)
         for limit in (0, 5, 11, 12, 30):
-            found = [tally.message for tally in chat.status("g", limit=limit)]
-            assert found == (sent[-limit:] if limit else sent)
+            messages = [tally.message for tally in chat.status("g", limit=limit)]
+            assert messages == (sent[-limit:] if limit else sent)
 
 
 class TestTrim:
@@ -156,12 +156,12 @@ class TestCreation:
             )
             acked = chat.system.client.space.group(gid).acked
             with creating:
-                wait_until(lambda key=acked, at=at, it=creating: _has(chat, key, at) or not it.runs)
+                wait_until(lambda key=acked, at=at, process=creating: _has(chat, key, at) or not process.runs)
                 killed += creating.end(signal.SIGKILL) == -signal.SIGKILL
             # Then nobody sees any of it, or all of it
-            there = {group.gid: group.members for group in chat.groups()}
-            assert there.get(gid, members) == members
-            assert (gid in chat.groups_of("user0000")) == (gid in there)
+            members_of = {group.gid: group.members for group in chat.groups()}
+            assert members_of.get(gid, members) == members
+            assert (gid in chat.groups_of("user0000")) == (gid in members_of)
             # And repeated, it is complete
             assert chat.create_group(gid, uids).members == members
             assert [member.uid for member in chat.members(gid)] == uids
@@ -185,7 +185,7 @@ class TestCreation:
             session = gateway.open(UIDS[0])
             gateway.poll(0)
             run_workers(chat)
-            # Then one is gone, and of the other all are told
+            # Then one is gone, and all members of the other are notified
             assert [group.gid for group in chat.groups()] == ["untold"]
             assert chat.groups_of(UIDS[0]) == ["untold"]
             sent = chat.send("untold", "hi", sender_uid=UIDS[1])

@@ -1,4 +1,4 @@
-"""Who loads the functions, and who never does."""
+"""Which commands load the functions, and which never do."""
 
 import re
 import shlex
@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import redis
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from imcore.chat import Chat
-from imcore.cli.app import app
 from imcore.errors import ConfigurationError, RedisUnavailable
 from imcore.repair.rebuild import rebuild
 from imcore.sql.database import Database
@@ -20,6 +19,7 @@ from imcore.streams import library
 from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient, open_client
 from imcore.system import System
+from tests.helpers.cli import im as run_im
 from tests.helpers.processes import WorkerProcess
 from tests.helpers.servers import RunningCluster
 
@@ -65,7 +65,7 @@ def im(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
     with Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}") as database:
         database.upgrade()
-    return lambda *args: CliRunner().invoke(app, args, catch_exceptions=False)
+    return run_im
 
 
 def load(server: Any, version: int) -> None:
@@ -85,7 +85,7 @@ def loaded(server: Any) -> int:
 
 @pytest.mark.parametrize("line", READS)
 @pytest.mark.parametrize("loaded_version", [0, library.VERSION - 1], ids=["none", "older"])
-def test_a_command_that_only_shows_loads_nothing_and_says_what_to_do(
+def test_a_command_that_only_reads_loads_nothing_and_says_what_to_do(
     server: Any, im: Callable[..., Result], line: str, loaded_version: int
 ) -> None:
     # Given a server without our functions, or with older ones
@@ -102,7 +102,7 @@ def test_a_command_that_only_shows_loads_nothing_and_says_what_to_do(
     assert (loaded(server), server.dbsize()) == (loaded_version, 0)
 
 
-def test_a_first_write_loads_them_where_there_are_none(server: Any, connect: Callable[[], RedisClient]) -> None:
+def test_a_first_write_loads_missing_functions(server: Any, connect: Callable[[], RedisClient]) -> None:
     chat = Chat(System(connect(), None))
     chat.create_group("team", ["ann"])
     assert loaded(server) == library.VERSION
@@ -115,7 +115,7 @@ def test_a_first_write_loads_them_where_there_are_none(server: Any, connect: Cal
     assert chat.group("team").members == 2
 
 
-def test_who_writes_does_not_replace_older_ones(server: Any, connect: Callable[[], RedisClient]) -> None:
+def test_a_write_does_not_replace_older_functions(server: Any, connect: Callable[[], RedisClient]) -> None:
     load(server, library.VERSION - 1)
     for redis_client in (connect(), connect()):
         with pytest.raises(RedisUnavailable, match=r"older imcore \(version"):
@@ -123,7 +123,7 @@ def test_who_writes_does_not_replace_older_ones(server: Any, connect: Callable[[
     assert (loaded(server), server.dbsize()) == (library.VERSION - 1, 0)
 
 
-def test_who_upgrades_replaces_older_ones_and_loads_them_whenever_they_are_lost(
+def test_an_upgrade_replaces_older_functions_and_loads_lost_ones(
     server: Any, connect: Callable[[], RedisClient]
 ) -> None:
     load(server, library.VERSION - 1)
@@ -138,7 +138,7 @@ def test_who_upgrades_replaces_older_ones_and_loads_them_whenever_they_are_lost(
         assert redis_client.call_each([VERSION_CALL]) == [library.VERSION]
 
 
-def test_newer_ones_are_left_alone(server: Any, connect: Callable[[], RedisClient]) -> None:
+def test_newer_functions_are_left_alone(server: Any, connect: Callable[[], RedisClient]) -> None:
     load(server, library.VERSION + 1)
     for act in (lambda: Chat(System(connect(), None)).create_group("team"), lambda: connect().upgrade()):
         with pytest.raises(ConfigurationError, match=r"a newer imcore .*: upgrade imcore"):
@@ -147,12 +147,12 @@ def test_newer_ones_are_left_alone(server: Any, connect: Callable[[], RedisClien
 
 
 def test_two_may_load_them_at_once(connect: Callable[[], RedisClient], monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given two who have looked, and found none
+    # Given two processes that have found no functions
     one, two = connect(), connect()
-    asked = library.Library._version
+    version = library.Library._version
     answers = iter([0])
     one.require_functions(writes=True)
-    monkeypatch.setattr(library.Library, "_version", lambda *args: next(answers, None) or asked(*args))
+    monkeypatch.setattr(library.Library, "_version", lambda *args: next(answers, None) or version(*args))
 
     # Then the second one finds those of the first
     two.require_functions(writes=True)
@@ -198,7 +198,7 @@ def test_a_library_user_rebuilds_on_an_empty_server(valkey: str, tmp_path: Path)
 
 
 def test_a_node_of_a_cluster_that_has_lost_them_gets_them_again(cluster: str, cluster_servers: RunningCluster) -> None:
-    # Given a node that has none
+    # Given a node without functions
     with closing(RedisClient(open_client(cluster), url=cluster)) as redis_client:
         redis_client.upgrade()
         chat = Chat(System(redis_client, None))
@@ -207,7 +207,7 @@ def test_a_node_of_a_cluster_that_has_lost_them_gets_them_again(cluster: str, cl
     with redis.Redis.from_url(cluster_servers.nodes[1].url) as node:
         node.function_flush("SYNC")
 
-    # Then a reader is told so, and a writer loads them there
+    # Then a reader gets an error, and a writer loads them there
     for writes in (False, True):
         with Chat.connect(cluster) as chat:
             if not writes:

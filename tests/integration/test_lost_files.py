@@ -1,4 +1,4 @@
-"""Files that somebody removes or replaces while they are in use: that is noticed, and nothing is stored in vain."""
+"""Files that somebody removes or replaces while they are in use: this is noticed, and nothing is stored in vain."""
 
 import shutil
 import sqlite3

@@ -19,10 +19,9 @@ from imcore.settings import Settings
 from imcore.sql import postgres, queries
 from imcore.sql.database import Database
 from tests.helpers.deadline import wait_until
-from tests.helpers.persist_runs import new_persist
 from tests.helpers.pgbouncer import Bouncer, running_pgbouncer
 from tests.helpers.postgres import PostgresServer, name_of
-from tests.helpers.workers import start_worker
+from tests.helpers.workers import start_worker, store
 
 GID = "team"
 SESSIONS = 2
@@ -56,8 +55,8 @@ def test_workers_store_all_through_a_pooler(settings: Settings) -> None:
         Chat.connect(settings=settings) as chat,
     ):
         workers = (first, second, receipts)
-        for each in workers:
-            each.wait_for("working as")
+        for worker in workers:
+            worker.wait_for("working as")
 
         # When people talk, read and withdraw
         for gid in (GID, "other", "third"):
@@ -73,9 +72,9 @@ def test_workers_store_all_through_a_pooler(settings: Settings) -> None:
         wait_until(lambda: list(check.check(chat.system)) == [], timeout_s=30)
         assert chat.message_status(GID, chat.status(GID)[-1].message.msgid).read_by[0].read_at is not None
         assert [each.end() for each in workers] == [0, 0, 0]
-        for each in workers:
-            assert all("fsync = off" in warning or "appendonly is no" in warning for warning in each.warnings)
-            assert "Traceback" not in each.log
+        for worker in workers:
+            assert all("fsync = off" in warning or "appendonly is no" in warning for warning in worker.warnings)
+            assert "Traceback" not in worker.log
 
 
 def test_repeated_statements_work_through_a_pooler(bouncer_url: str) -> None:
@@ -86,8 +85,8 @@ def test_repeated_statements_work_through_a_pooler(bouncer_url: str) -> None:
 
         # When each does the same more often than a driver would without preparing it
         for number in range(1, 21):
-            for each, database in enumerate(databases):
-                row = MessageRow(GID, 100 * number + each, number, "ann", 0, "hi", None, None)
+            for place, database in enumerate(databases):
+                row = MessageRow(GID, 100 * number + place, number, "ann", 0, "hi", None, None)
                 database.write(Batch(messages=[row], spans=[SpanRow(GID, "ann", 0, None, 1, row.msgid)]))
                 database.write(Batch(messages=[row._replace(msgid=row.msgid + 50, recalls=row.msgid)]))
                 assert database.message(GID, row.msgid)
@@ -105,10 +104,7 @@ def test_a_rebuild_and_an_import_work_through_a_pooler(settings: Settings) -> No
         events = "\n".join(json.dumps(line) for line in lines).encode()
         chat.system.database.upgrade()
         assert import_events(chat, BytesIO(events), on_error=pytest.fail).messages == 99
-        persist = new_persist(chat.system.client, chat.system.database, settings)
-        while not persist.drained():
-            persist.step()
-        persist.close()
+        store(chat)
         chat.system.client.driver.flushall()
 
     # When Redis has lost it

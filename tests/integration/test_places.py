@@ -1,4 +1,4 @@
-"""A place to store is looked at before it is used: what cannot hold the data is refused in one line, which says how."""
+"""A path or URL is checked before it is used: one that cannot hold the data is refused in one line that says why."""
 
 import os
 import shutil
@@ -177,7 +177,7 @@ def test_a_standby_is_only_read(standby: tuple[PostgresServer, str], valkey: str
         # When it is promoted
         server.run("SELECT pg_promote()")
 
-        # Then all go on by themselves
+        # Then all continue by themselves
         database.write(BATCH)
         waiting.wait_for("working as")
         assert waiting.end() == 0

@@ -91,10 +91,10 @@ def test_everything_works_with_any_session_settings(
                 "team",
                 "emoji \N{WAVING HAND SIGN} \u7fa4 \\ ' NULL",
                 sender_uid="ann",
-                sent_at=each,
+                sent_at=sent_at,
                 client_msgid=f"\\{n}",
             )
-            for n, each in enumerate(TIMES)
+            for n, sent_at in enumerate(TIMES)
         ]
         chat.ack("bob", "team")
         run_workers(chat)
@@ -107,9 +107,9 @@ def test_everything_works_with_any_session_settings(
         assert [row.sent_at_ms for row in chat.system.database.messages_after("team", 0)] == list(
             map(msgids.to_ms, TIMES)
         )
-        found = chat.system.database.message_by_client_msgid("team", "\\1")
-        assert found
-        assert found.sent_at_ms == msgids.to_ms(LAST)
+        stored = chat.system.database.message_by_client_msgid("team", "\\1")
+        assert stored
+        assert stored.sent_at_ms == msgids.to_ms(LAST)
 
         # And a Redis that is lost comes back
         chat.system.client.driver.flushall()
@@ -154,7 +154,7 @@ def test_a_server_without_fsync_is_logged(postgres_url: str, caplog: pytest.LogC
         [message] = caplog.messages
         assert message.startswith(f"the server of {database.address} has fsync = off and full_page_writes = off")
 
-        # Those who only use it need not hear it each time
+        # Those who only use it need not read it each time
         caplog.clear()
         database.write(Batch(groups=[GroupRow("g", 1)]))
         assert caplog.messages == []

@@ -141,7 +141,7 @@ class People:
         return pulled
 
     def forget(self, known: set[Place]) -> None:
-        """What is not known any more, no caller was told is safe; and what was pulled is to come again."""
+        """Forget all messages but these: nobody was told that the others are safe. Pulled messages must come again."""
         self.said = {place: content for place, content in self.said.items() if place in known}
         self.recalled = {place: tombstone for place, tombstone in self.recalled.items() if tombstone in known}
         self.pulled.clear()
@@ -176,7 +176,7 @@ class Staff:
             self._chance.choice(self._workers).step()
 
     def die(self) -> None:
-        """One more takes a batch and dies over it: others go on behind it, and SQL has a hole."""
+        """Another worker takes a batch and dies: the others handle later entries, and SQL has a hole."""
         dying = new_persist(
             self._chat.system.client, Dying(self._chat.system.database, committed=False), self._settings
         )
@@ -281,7 +281,7 @@ def test_power_cut_loses_nothing_that_is_known(power: Power, chat: Chat, seed: i
         power.cut(chance)
         stored, left = in_sql(chat), in_redis(chat)
         people.forget({*stored.messages, *left.messages})
-        # And people go on before the workers come to it, and after
+        # And people continue before the workers come to it, and after
         for _ in range(chance.randrange(30)):
             people.step()
         for _ in range(chance.randrange(10, 40)):
@@ -295,7 +295,7 @@ def test_power_cut_loses_nothing_that_is_known(power: Power, chat: Chat, seed: i
 
 
 def assert_known(chat: Chat, people: People, stored: Known, left: Known) -> None:
-    """What anybody knew is there, once; nobody has missed any of it; no offset is behind; a resend adds nothing."""
+    """Check that all known messages are there, once; nobody missed any; no offset is behind; a resend adds nothing."""
     now = in_sql(chat)
     assert now.messages.keys() == stored.messages.keys() | left.messages.keys() | people.said.keys()
     for place, content in people.said.items():
@@ -305,9 +305,9 @@ def assert_known(chat: Chat, people: People, stored: Known, left: Known) -> None
     for gid, uid, joined in now.members:
         people.pull(gid, uid)
         passed = max(known.offsets.get((gid, uid, joined), joined) for known in (stored, left))
-        there = {msgid for g, msgid in now.messages if g == gid and msgids.pack(msgid) > passed}
+        visible = {msgid for g, msgid in now.messages if g == gid and msgids.pack(msgid) > passed}
         own = {msgid for (g, msgid), (sender, _) in people.by.items() if (g, sender) == (gid, uid)}
-        missed = there - people.pulled[gid, uid] - own
+        missed = visible - people.pulled[gid, uid] - own
         assert not {m for m in missed if now.messages[gid, m]}, (gid, uid)
     for (gid, msgid), (uid, client_msgid) in people.by.items():
         if (gid, msgid) in now.messages:
@@ -335,7 +335,7 @@ def assert_alike(chat: Chat) -> None:
 
 
 def test_worker_processes_notice_a_power_cut(power: Power, chat: Chat, tmp_path: Path) -> None:
-    # Given two processes that store, one that tells senders, and what they have stored and told
+    # Given two processes that store, one that publishes receipts, and their results
     chat.create_group("team", ["ann", "bob"])
     power.secure()
     urls = {"redis_url": power.url, "database_url": f"sqlite:///{tmp_path / 'imcore.db'}", "partitions": PARTITIONS}
@@ -351,11 +351,11 @@ def test_worker_processes_notice_a_power_cut(power: Power, chat: Chat, tmp_path:
         # When
         power.cut_all()
         since = chat.send("team", "since", sender_uid="bob")
-        # Then the two become one, and nobody is told otherwise
+        # Then the two become one, and nobody gets another answer
         wait_until(lambda: len(chat.status("team", limit=0)) == 31, timeout_s=30)
         assert [message.msgid for message in chat.pull("bob", "team")] == [m.msgid for m in [*before[20:], since]]
         assert [(t.read, t.unread) for t in chat.status("team", limit=0)] == [(1, 0)] * 20 + [(0, 1)] * 11
-        # And all goes on: what is said is stored, and senders are told
+        # And all continues: messages are stored, and senders get receipts
         chat.ack("bob", "team")
         wait_until(lambda: len([r for r in chat.receipts("ann") if r.read == 1]) == 30)
         wait_until(lambda: list(check(chat.system)) == [], timeout_s=30)

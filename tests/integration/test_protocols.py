@@ -1,6 +1,5 @@
 """Whichever protocol the URL asks for, everything works: answers have one shape in the program."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -27,20 +26,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning
 
 @pytest.fixture(params=["", "protocol=2", "protocol=3"], ids=lambda option: option or "as the driver chooses")
 def option(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
+    query: str = request.param
+    return query
 
 
 @pytest.fixture(params=["valkey", "cluster"])
 def settings(request: pytest.FixtureRequest, option: str, tmp_path: Path) -> Settings:
     url = request.getfixturevalue(request.param)
     return Settings.from_env({}, redis_url=f"{url}?{option}".rstrip("?"), data_dir=str(tmp_path))
-
-
-@pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
 
 
 def urls(settings: Settings) -> dict[str, str]:
@@ -63,7 +56,7 @@ def test_workers_wait_for_entries_and_handle_them(settings: Settings, chat: Chat
             audience.settled()
             # When
             sent = chat.send("team", "hi", sender_uid="ann")
-            # Then it is heard, acked, told and stored
+            # Then it is received, acked, stored, and its receipt published
             audience.until(lambda: audience.heard(bob) == ["hi"])
             audience.until(lambda: [(each.msgid, each.read) for each in audience.receipts[ann]] == [(sent.msgid, 1)])
             assert sorted(online_uids(chat.system)) == ["ann", "bob"]
@@ -104,9 +97,9 @@ def test_whatever_an_operator_does(settings: Settings, chat: Chat) -> None:
         "XADD", dead, "*", "dead_worker", "persist", "dead_reason", "no", "dead_entry", "1-1"
     )
     # Then it is shown, counted, compared, trimmed and rebuilt alike
-    found = stats(chat.system)
-    assert (found.groups, found.members, found.messages, found.dead_letters) == (2, 4, 2, 1)
-    assert [(each.worker, each.backlog, each.pending) for each in found.workers] == [("persist", 0, 0)]
+    counts = stats(chat.system)
+    assert (counts.groups, counts.members, counts.messages, counts.dead_letters) == (2, 4, 2, 1)
+    assert [(each.worker, each.backlog, each.pending) for each in counts.workers] == [("persist", 0, 0)]
     assert [member.uid for member in chat.members("team")] == ["ann", "bob"]
     assert list(check(chat.system)) == []
     [letter] = dead_letters.list_dead(chat.system.client)
@@ -132,8 +125,8 @@ def test_jobs(valkey: str, option: str, tmp_path: Path) -> None:
 def test_the_protocol_is_the_one_that_is_asked_for(request: pytest.FixtureRequest, server: str, protocol: int) -> None:
     with closing(RedisClient(open_client(f"{request.getfixturevalue(server)}?protocol={protocol}"))) as client:
         client.query_many([("EXISTS", "im:config")], any_library=True)
-        mine = {node.client_id(): node for node in nodes_of(client.driver)}
-        spoken = {each["resp"] for me, node in mine.items() for each in node.client_list() if int(each["id"]) == me}
+        nodes = {node.client_id(): node for node in nodes_of(client.driver)}
+        spoken = {each["resp"] for me, node in nodes.items() for each in node.client_list() if int(each["id"]) == me}
     assert spoken == {str(protocol)}
 
 

@@ -1,4 +1,4 @@
-"""Redis from SQL: whatever the history was, every question is answered alike before and after.
+"""Redis from SQL: after any history, every query has the same answer before and after.
 
 `IM_MODEL_EXAMPLES=500 pytest tests/integration/test_rebuild.py` plays that many histories, by chance.
 """
@@ -35,6 +35,7 @@ from imcore.system import System
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.dying import Dying, KilledError
 from tests.helpers.persist_runs import new_persist
+from tests.helpers.workers import persist
 from tests.model.examples import PARTITIONS, played
 from tests.model.lost import LosingHistories
 
@@ -61,7 +62,7 @@ def new_database(tmp_path: Path) -> Callable[[], Database]:
 
 @pytest.fixture
 def chat(valkey: str, database_url: str) -> Iterator[Chat]:
-    """A chat of which a part is read, by members who came and went."""
+    """A chat in part read, by members who came and went."""
     with opened(valkey, database_url) as chat:
         chat.system.database.upgrade()
         for gid in GIDS:
@@ -77,13 +78,6 @@ def chat(valkey: str, database_url: str) -> Iterator[Chat]:
 def opened(valkey: str, database_url: str, **changes: Any) -> Chat:
     settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=PARTITIONS, **changes)
     return Chat.connect(valkey, database_url, settings=settings)
-
-
-def persist(chat: Chat) -> None:
-    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
-    while worker.step():
-        pass
-    worker.close()
 
 
 def _later(now_ns: Callable[[], int], ms: int) -> int:
@@ -113,7 +107,7 @@ def test_histories_in_which_a_cluster_loses_all(cluster: str, new_database: Call
 
 
 def test_sends_after_a_rebuild_have_higher_ids_and_seqs_if_the_clock_is_behind(chat: Chat) -> None:
-    # Given messages of a server whose clock stood an hour ahead
+    # Given messages of a server whose clock was an hour ahead
     gid, other = GIDS
     ahead = int(newest(chat, gid).msgid.partition("-")[0]) + HOUR
     chat.system.client.driver.execute_command("XSETID", chat.system.client.space.group(gid).stream, f"{ahead}-8190")
@@ -152,7 +146,7 @@ def repair(chat: Chat) -> None:
 @pytest.mark.parametrize("left", [2, 4, 6, 9, 12, 15])
 @pytest.mark.parametrize("end", [persist, repair])
 def test_client_msgids_are_known_after_a_broken_off_rebuild(chat: Chat, end: Callable[[Chat], None], left: int) -> None:
-    # Given messages of which Redis is to have a few only, and a rebuild that is killed
+    # Given messages, a few of them to be kept in Redis, and a rebuild that is killed
     sent = [tally.message for gid in GIDS for tally in chat.status(gid, limit=0)]
     chat.system.settings = replace(chat.system.settings, keep_messages=3)
     killed_rebuild(chat, left)
@@ -177,7 +171,7 @@ def test_rebuild_restores_no_expired_client_msgids(chat: Chat) -> None:
 
 
 def killed_rebuild(chat: Chat, left: int) -> None:
-    """Empty Redis, and kill its rebuild after so many calls from its beginning on."""
+    """Empty Redis, and kill its rebuild after `left` calls."""
     chat.system.client.driver.flushall()
     redis_client, chat.system.client = chat.system.client, Dying(chat.system.client.driver, partitions=PARTITIONS)
     try:
@@ -193,20 +187,20 @@ def killed_rebuild(chat: Chat, left: int) -> None:
 
 
 def test_rebuild_restores_unconfirmed_receipts_only(chat: Chat) -> None:
-    # Given tallies that ann has been told: one she has confirmed, one that changed again after that
+    # Given receipts of ann: one she has confirmed, one that changed again after that
     receipts = ReceiptsWorker(
         chat.system.client, chat.system.database, replace(chat.system.settings, receipt_window_ms=0)
     )
     receipts.step()
-    told = [receipt for receipt in chat.receipts("ann") if receipt.gid == GIDS[0]]
-    chat.confirm_receipts("ann", told[:2])
-    chat.ack("dee", GIDS[0], told[0].msgid)
+    published = [receipt for receipt in chat.receipts("ann") if receipt.gid == GIDS[0]]
+    chat.confirm_receipts("ann", published[:2])
+    chat.ack("dee", GIDS[0], published[0].msgid)
     while receipts.step():
         pass
     persist(chat)
     before = chat.receipts("ann")
-    assert told[0].msgid in {receipt.msgid for receipt in before}
-    assert told[1].msgid not in {receipt.msgid for receipt in before if receipt.gid == GIDS[0]}
+    assert published[0].msgid in {receipt.msgid for receipt in before}
+    assert published[1].msgid not in {receipt.msgid for receipt in before if receipt.gid == GIDS[0]}
     # When
     chat.system.client.driver.flushall()
     summary = rebuild(chat.system)
@@ -214,7 +208,7 @@ def test_rebuild_restores_unconfirmed_receipts_only(chat: Chat) -> None:
     after = chat.receipts("ann")
     assert [replace(receipt, version=0) for receipt in after] == [replace(receipt, version=0) for receipt in before]
     assert summary.receipts == sum(len(chat.receipts(uid)) for uid in UIDS)
-    # And confirming what was told before the loss does not confirm what came since
+    # And confirming receipts of before the loss does not confirm later ones
     assert chat.confirm_receipts("ann", before) == 0
     assert chat.confirm_receipts("ann", after) == len(after)
 
@@ -233,7 +227,7 @@ def test_rebuild_refuses_existing_groups_without_yes(chat: Chat) -> None:
 
 
 def test_rebuild_merges_a_group_that_was_created_again(chat: Chat) -> None:
-    # Given that all is lost, and people go on writing to each other
+    # Given that all is lost, and people continue to write to each other
     chat.send_direct("ann", "before", sender_uid="bob")
     persist(chat)
     chat.system.client.driver.flushall()
@@ -314,7 +308,7 @@ def test_no_worker_stores_during_a_rebuild(chat: Chat) -> None:
 
 @pytest.mark.parametrize("stalls_at", range(4))
 def test_stalled_rebuild_leaves_the_next_one_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch, stalls_at: int) -> None:
-    # Given a rebuild that stalls between two steps for so long that another process begins one
+    # Given a rebuild that stalls between two steps until another process begins one
     monkeypatch.setattr("imcore.repair.rebuild.GROUPS", 1)
     client, rebuilt = chat.system.client.driver, chat.system.client.space.rebuilt(0)
     client.flushall()
@@ -325,7 +319,7 @@ def test_stalled_rebuild_leaves_the_next_one_alone(chat: Chat, monkeypatch: pyte
             begin_another(chat)
             client.sadd(rebuilt, "done by the other one")
 
-    # When it goes on
+    # When it continues
     with pytest.raises(TryAgain, match="another process has gone on with this rebuild"):
         rebuild(chat.system, on_progress=stall)
     # Then all that is the other one's is there, and nobody takes Redis for whole
@@ -350,7 +344,7 @@ def test_stalled_rebuild_stops_if_a_worker_has_ended_it(chat: Chat, monkeypatch:
 
 
 def test_worker_that_ends_a_rebuild_leaves_the_next_one_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a rebuild that was broken off, and another one that begins while a worker mends what it left
+    # Given a rebuild that was broken off, and another one that begins while a worker repairs its leftovers
     killed_rebuild(chat, 2)
     mend_all = Watch._mend_all
 
@@ -367,7 +361,7 @@ def test_worker_that_ends_a_rebuild_leaves_the_next_one_alone(chat: Chat, monkey
 
 
 def test_check_that_ends_a_rebuild_leaves_the_next_one_alone(chat: Chat) -> None:
-    # Given a rebuild that was broken off, and another one that begins, and is broken off, while a check mends
+    # Given a rebuild that was broken off, and another one that begins, and is broken off, while a check repairs
     killed_rebuild(chat, 2)
 
     def begin(_: Checked) -> None:
@@ -391,7 +385,7 @@ def begin_another(chat: Chat) -> None:
 def test_killed_rebuild_of_sound_data_stops_no_storing(chat: Chat, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
     # Given a sound system, in which some entries are not stored yet
     sent = [chat.send(gid, "before", sender_uid="ann") for gid in GIDS]
-    # When a rebuild is killed, and the system goes on
+    # When a rebuild is killed, and the system continues
     dying = Dying(chat.system.client.driver, partitions=PARTITIONS)
     with monkeypatch.context() as patch:
         patch.setattr(chat.system, "client", dying)
@@ -482,7 +476,7 @@ def test_rebuild_restores_no_impossible_offset(
         chat.system.client.driver.flushall()
     # When
     rebuild(chat.system, yes=True)
-    # Then it is said, and ids go on as before
+    # Then it is reported, and ids continue as before
     assert [record.getMessage() for record in caplog.records if "no message can have" in record.getMessage()] == [
         f"group {gid!r}: SQL had offsets or ends that no message can have; now: 'bob' open, offset {instead}"
     ]

@@ -1,4 +1,4 @@
-"""Recalls on real servers: in both databases, and before the eyes of who is online."""
+"""Recalls on real servers: in both databases, and on the devices of online users."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -45,7 +45,7 @@ def worker(chat: Chat) -> Iterator[Persist]:
 
 
 def acks(database: Database, msgid: str) -> dict[str, bool]:
-    """Who has read a message, as SQL alone tells it."""
+    """The readers of a message, from SQL alone."""
     query = f"SELECT recv_uid, if_ack FROM msg_acks WHERE gid = '{GID}' AND msgid = {msgids.pack(msgid)}"
     with database.connection() as connection:
         return {uid: bool(is_read) for uid, is_read in connection.exec_driver_sql(query)}
@@ -91,7 +91,7 @@ def test_a_tombstone_that_is_stored_before_its_message(chat: Chat, worker: Persi
 
 
 @pytest.mark.parametrize("acks_every", [1, 100])
-def test_who_is_online_loses_the_content_at_once(valkey: str, tmp_path: Path, acks_every: int) -> None:
+def test_online_users_lose_the_content_at_once(valkey: str, tmp_path: Path, acks_every: int) -> None:
     # Given bob, online, who has a message in his local database
     settings = Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))
     with (

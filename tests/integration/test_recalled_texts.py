@@ -1,4 +1,4 @@
-"""A text that was recalled is on no disk: it leaves SQLite's files at once, append-only files once it was dropped."""
+"""A recalled text is on no disk: it leaves SQLite's files at once, append-only files once it was dropped."""
 
 import json
 import logging
@@ -137,7 +137,7 @@ class TestSqlite:
             other.execute("UPDATE group_msgs SET content = ? WHERE recalls IS NULL", (SECRET,))
             other.commit()
 
-        # When it is mended
+        # When it is repaired
         assert any(each.repaired for each in check.check(chat.system, repair=True))
 
         # Then it is on no disk either
@@ -225,7 +225,7 @@ class TestAppendOnlyFile:
             where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
             return im("trim", *words, *where)
 
-        # Given none, then some that are younger than all that is dropped by default
+        # Given no texts, then some that are younger than the default drops
         assert "recalled" not in trim().stderr
         self.recalled(chat)
         result = trim()
@@ -238,7 +238,7 @@ class TestAppendOnlyFile:
         assert "2 recalled texts stay in Redis until their messages are past retention" in trim().stderr
         assert trim("--json").stderr == ""
 
-        # When all are dropped, then none is said to stay, and none does
+        # When all are dropped, then no text is reported as kept, and none is kept
         assert "recalled" not in trim("--keep-messages", "0").stderr
         wait_until(lambda: files_with("SECRET", file) == [])
         assert "recalled" not in trim().stderr
@@ -298,7 +298,7 @@ class TestAppendOnlyFile:
     def test_a_rewrite_from_before_the_trim_does_not_count(
         self, chat: Chat, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Given a rewrite under way that has the text in hand, as it began before the trim
+        # Given a rewrite under way that still has the text, as it began before the trim
         self.recalled(chat)
         chat.system.client.driver.config_set("rdb-key-save-delay", 200_000)  # microseconds for each key
         chat.system.client.driver.bgrewriteaof()

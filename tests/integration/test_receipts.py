@@ -16,7 +16,7 @@ from imcore import msgid as msgids
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.gateway.fanout import NewMessage, ReceiptsChanged, Session
 from imcore.gateway.gateway import Gateway
-from imcore.model.values import Draft, Receipt
+from imcore.model.values import Receipt
 from imcore.settings import Settings
 from imcore.streams.calls import journal_calls, message_calls
 from imcore.streams.client import RedisClient
@@ -24,6 +24,8 @@ from imcore.streams.journal import Journal
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
 from tests.helpers.processes import WorkerProcess
+from tests.helpers.talk import say_many as say
+from tests.helpers.workers import drain, run_bursts, start_worker
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
@@ -38,41 +40,16 @@ on_both = pytest.mark.parametrize("settings", ["valkey", "cluster"], indirect=Tr
 @pytest.fixture
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     url = request.getfixturevalue(getattr(request, "param", "valkey"))
-    return replace(Settings.from_env({}, redis_url=url, data_dir=str(tmp_path)), receipt_window_ms=WINDOW_MS)
-
-
-@pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
-
-
-def start(settings: Settings, name: str = "receipts", *arguments: str, **others: str | int) -> WorkerProcess:
-    own: dict[str, str | int] = {
-        "data_dir": str(settings.data_dir),
-        "redis_url": settings.redis_url,
-        "receipt_window_ms": settings.receipt_window_ms,
-        "lease_ms": 500,
-    }
-    return WorkerProcess(settings.data_dir / "workers", name, *arguments, **{**own, **others})
+    return replace(
+        Settings.from_env({}, redis_url=url, data_dir=str(tmp_path)), receipt_window_ms=WINDOW_MS, lease_ms=500
+    )
 
 
 @pytest.fixture
 def worker(settings: Settings) -> Iterator[WorkerProcess]:
-    with start(settings) as worker:
+    with start_worker(settings, "receipts") as worker:
         worker.wait_for("working as")
         yield worker
-
-
-def burst(settings: Settings, name: str = "receipts") -> None:
-    with start(settings, name, "--burst") as worker:
-        assert worker.wait() == 0, worker.log
-
-
-def say(chat: Chat, count: int, *, gid: str = "team", sender: str = "ann") -> list[str]:
-    drafts = [Draft(sender, str(number)) for number in range(count)]
-    sent = chat.system.client.call(message_calls.send(chat.system.client.space, gid, drafts, 1000))
-    return [each.msgid for each in sent if isinstance(each, message_calls.SendResult)]
 
 
 def read(chat: Chat, *uids: str, gid: str = "team", msgid: str | None = None) -> None:
@@ -134,7 +111,7 @@ def test_one_message_read_by_forty_in_a_window_makes_one_digest(chat: Chat, work
         ann.until(lambda: ann.tallies == {message: (40, 0)})
         windows = (time.monotonic() - began) / (WINDOW_MS / 1000)
         ann.settled()
-    # Then it is one, unless this took so long that there were more windows
+    # Then it is one, unless this took several windows
     assert 1 <= len(ann.digests) <= windows
     assert [(each.msgid, each.read, each.unread) for each in ann.digests[-1]] == [(message, 40, 0)]
 
@@ -160,19 +137,19 @@ def test_a_hundred_messages_read_by_forty_do_not_storm(chat: Chat, settings: Set
     assert len(moves(chat)) <= 400
     assert 1 <= len(ann.digests) <= windows
     assert ann.tallies == live(chat)
-    burst(settings, "persist")
+    run_bursts(settings, "persist")
     assert rows(chat)["group_msgs"] == 100
     assert rows(chat)["group_spans"] == 200
     assert sum(rows(chat).values()) < 1000  # a row for each receipt would make 19,900
 
 
 def moves(chat: Chat) -> list[bytes]:
-    """The acks that moved an offset, as the journal tells them."""
-    found: list[bytes] = []
+    """The acks that moved an offset, as the journal has them."""
+    acks: list[bytes] = []
     for key in chat.system.client.space.journals():
         for _, fields in chat.system.client.query("XRANGE", key, "-", "+"):
-            found += fields[b"moves"].split(b"\x1e") if fields[b"kind"] == b"ack" else []
-    return [each for each in found if not each.startswith(b"ann\x1f")]
+            acks += fields[b"moves"].split(b"\x1e") if fields[b"kind"] == b"ack" else []
+    return [each for each in acks if not each.startswith(b"ann\x1f")]
 
 
 def rows(chat: Chat) -> dict[str, int]:
@@ -201,25 +178,25 @@ def test_offline_and_online_senders_see_the_same_receipts(
         chat.remove_members("team", [READERS[0]])
         ann.until(lambda: {msgid: live(chat)[msgid] for msgid in hers}.items() <= ann.tallies.items())
         ann.settled()
-    burst(settings)
+    run_bursts(settings, "receipts")
     # When bob comes, with an empty local database
     with LocalDatabase(path_of(settings.data_dir, "bob"), "bob") as local:
         local.keep(chat.receipts("bob"))
         # Then
-    found = {each.msgid: (each.read, each.unread) for each in chat.receipts("bob")}
+    tallies = {each.msgid: (each.read, each.unread) for each in chat.receipts("bob")}
     everything = {**live(chat), **live(chat, "home")}
-    assert found == {msgid: everything[msgid] for msgid in his + his_at_home if everything[msgid][0]}
-    assert len(found) == 630
+    assert tallies == {msgid: everything[msgid] for msgid in his + his_at_home if everything[msgid][0]}
+    assert len(tallies) == 630
 
 
 def test_receipts_of_messages_that_redis_no_longer_has(chat: Chat, settings: Settings) -> None:
     chat.create_group("team", ["ann", "bob", "cyd"])
     sent = say(chat, 1500)
-    burst(settings, "persist")
+    run_bursts(settings, "persist")
     chat.system.client.call(message_calls.trim(chat.system.client.space, "team", msgids.pack(sent[1200])))
     chat.ack("bob", "team", sent[1400])
     chat.ack("cyd", "team", sent[3])
-    burst(settings)
+    run_bursts(settings, "receipts")
     with chat.gateway() as gateway:
         ann = Sender(gateway)
         ann.until(lambda: len(ann.tallies) == 1401)
@@ -232,14 +209,14 @@ def test_a_worker_killed_again_and_again_leaves_no_tally_wrong(chat: Chat, setti
         ann = Sender(gateway)
         sent = []
         for number, uid in enumerate(READERS[:6]):
-            with start(settings, receipt_window_ms=20) as worker:
+            with start_worker(settings, "receipts", receipt_window_ms=20) as worker:
                 worker.wait_for("working as")
                 sent += say(chat, 3)
                 read(chat, uid)
-                told = len(ann.digests)
+                digests = len(ann.digests)
                 if number % 3:
-                    ann.until(lambda told=told: len(ann.digests) > told)
-        burst(settings)
+                    ann.until(lambda digests=digests: len(ann.digests) > digests)
+        run_bursts(settings, "receipts")
         ann.until(lambda: ann.tallies == live(chat))
 
 
@@ -247,24 +224,23 @@ def test_a_worker_killed_again_and_again_leaves_no_tally_wrong(chat: Chat, setti
 def test_two_workers_never_send_an_older_tally_last(
     chat: Chat, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a worker that has seen that bob has read, and is slow to tell it
+    # Given a worker that has seen the ack of bob, and is slow to publish it
     prompt = replace(settings, receipt_window_ms=0, block_ms=20)
     slow, quick = (ReceiptsWorker(chat.system.client, chat.system.database, prompt) for _ in range(2))
     chat.create_group("team", ["ann", "bob", "cyd", "dan"])
     with closing(slow), closing(quick), chat.gateway() as gateway:
         ann = Sender(gateway)
         say(chat, 1)
-        while not quick.drained():
-            quick.step()
+        drain(quick)
         read(chat, "bob")
         changes_of = slow._changes
 
         def slowly(*args: Any) -> Any:
-            found = changes_of(*args)
+            changes = changes_of(*args)
             monkeypatch.setattr(slow, "_changes", changes_of)
             read(chat, "cyd", "dan")
             wait_until(quick.step)  # which tells that all three have
-            return found
+            return changes
 
         # When
         monkeypatch.setattr(slow, "_changes", slowly)
@@ -276,11 +252,15 @@ def test_two_workers_never_send_an_older_tally_last(
 
 
 @on_both
-def test_two_workers_side_by_side_tell_all(chat: Chat, settings: Settings) -> None:
+def test_two_workers_side_by_side_publish_all_receipts(chat: Chat, settings: Settings) -> None:
     gids = [f"g{number}" for number in range(16)]
     for gid in gids:
         chat.create_group(gid, ["ann", *READERS])
-    with chat.gateway() as gateway, start(settings) as one, start(settings) as two:
+    with (
+        chat.gateway() as gateway,
+        start_worker(settings, "receipts") as one,
+        start_worker(settings, "receipts") as two,
+    ):
         ann = Sender(gateway)
         for worker in (one, two):
             worker.wait_for("working as")
@@ -329,11 +309,11 @@ def test_an_idle_worker_keeps_its_lease_while_it_waits_for_entries(chat: Chat, s
 
 def kept(sender: Sender) -> dict[str, tuple[int, int]]:
     """What a client keeps: of two tallies of a message the one with more readers, whichever came later."""
-    found: dict[str, tuple[int, int]] = {}
+    tallies: dict[str, tuple[int, int]] = {}
     for digest in sender.digests:
-        for each in digest:
-            found[each.msgid] = max(found.get(each.msgid, (0, 0)), (each.read, each.unread))
-    return found
+        for receipt in digest:
+            tallies[receipt.msgid] = max(tallies.get(receipt.msgid, (0, 0)), (receipt.read, receipt.unread))
+    return tallies
 
 
 def test_without_a_window_digests_are_sent_at_once(chat: Chat, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""A Redis that comes back older than SQL, and goes on before anybody notices.
+"""A Redis that comes back older than SQL, and continues before anybody notices.
 
 Two lines of history follow one snapshot of Redis: what was lost, of which a worker has stored a part, and what happened
 since. `IM_RECONCILE_SEEDS=500 pytest tests/integration/test_reconcile.py` plays that many more of them.
@@ -6,7 +6,6 @@ since. `IM_RECONCILE_SEEDS=500 pytest tests/integration/test_reconcile.py` plays
 
 import os
 import random
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +28,7 @@ from tests.helpers.deadline import wait_until
 from tests.helpers.dying import Dying, DyingDatabase, KilledError
 from tests.helpers.dying import KilledError as KilledWorkerError
 from tests.helpers.persist_runs import new_persist
+from tests.helpers.workers import persist
 
 SEEDS = range(int(os.environ.get("IM_RECONCILE_SEEDS", "12")))
 GIDS = ("#ubuntu", "群主")
@@ -53,11 +53,14 @@ class Snapshot:
 
 
 @pytest.fixture
-def chat(valkey: str, sqlite_url: str) -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=2, batch_size=5)
-    with Chat.connect(valkey, sqlite_url, settings=settings) as chat:
-        chat.system.database.upgrade()
-        yield chat
+def settings(settings: Settings) -> Settings:
+    return replace(settings, block_ms=0, retry_ms=0, partitions=2, batch_size=5)
+
+
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    chat.system.database.upgrade()
+    return chat
 
 
 class Story:
@@ -124,16 +127,8 @@ def rows(chat: Chat) -> Rows:
     )
 
 
-def persist(chat: Chat, steps: int = 10_000) -> None:
-    """Let a worker handle so many batches, or all there is."""
-    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
-    while steps and worker.step():
-        steps -= 1
-    worker.close()
-
-
 def take_and_die(chat: Chat) -> None:
-    """Let a worker take a batch and die: others go on behind it, and SQL has holes."""
+    """Let a worker take a batch and die: others handle later entries, and SQL has holes."""
     with suppress(KilledWorkerError):
         new_persist(
             chat.system.client, DyingDatabase(chat.system.database, committed=False), chat.system.settings
@@ -141,7 +136,7 @@ def take_and_die(chat: Chat) -> None:
 
 
 def shift_clock(chat: Chat, gid: str, ms: int) -> None:
-    """Let the stream of a group go on as if the clock had stood so much ahead."""
+    """Put the newest id of a group's stream ahead, as a clock that was ahead would have."""
     stream = chat.system.client.space.group(gid).stream
     last = chat.system.client.driver.xinfo_stream(stream)["last-generated-id"].decode()
     moment, _, _ = last.partition("-")
@@ -171,12 +166,12 @@ def lose(chat: Chat, story: Story, clock: str) -> Lost:
     persist(chat, story.random.randrange(8))
     before = rows(chat)
     snapshot.restore(chat.system.client.driver)
-    there = {(gid, tally.message.msgid) for gid in GIDS for tally in chat.status(gid, limit=0)}
-    return Lost(before, before.messages.keys() - there)
+    left = {(gid, tally.message.msgid) for gid in GIDS for tally in chat.status(gid, limit=0)}
+    return Lost(before, before.messages.keys() - left)
 
 
 def assert_reconciled(chat: Chat, lost: Lost, since: Story) -> None:
-    """Nothing that was stored is gone, nor what was said since; and members get what they have missed."""
+    """Check that all stored and all later messages are there, and that members get those they have missed."""
     before, after = lost.before, rows(chat)
     # What was stored is there, just so
     for place, (_, content) in before.messages.items():
@@ -207,20 +202,20 @@ def test_reconciliation_loses_no_stored_message(chat: Chat, seed: int, clock: st
     # Given
     story, since = Story(chat, seed), Story(chat, seed + 1000)
     lost = lose(chat, story, clock)
-    # When it goes on, and then a worker comes
+    # When people continue, and then a worker comes
     since.number = 1000
     since.play(story.random.randrange(25))
     persist(chat)
     # Then
     assert_reconciled(chat, lost, since)
-    # And all goes on
+    # And all continues
     story.play(20)
     persist(chat)
     assert list(check(chat.system)) == []
 
 
 def bury_the_dead(chat: Chat) -> None:
-    """Let all leases, holds and claims be over, as they are after some seconds."""
+    """Let all leases and locks be over, as they are after some seconds."""
     client, space = chat.system.client.driver, chat.system.client.space
     for name in client.scan_iter("im:lease:*"):
         client.delete(name)
@@ -231,13 +226,13 @@ def bury_the_dead(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_reconciliation_goes_on_after_its_worker_died(chat: Chat, seed: int) -> None:
+def test_reconciliation_continues_after_its_worker_died(chat: Chat, seed: int) -> None:
     # Given
     story, since = Story(chat, seed), Story(chat, seed + 1000)
     lost = lose(chat, story, "right")
     since.number = 1000
     since.play(story.random.randrange(25))
-    # When workers die over it, each one a little later, while people go on
+    # When workers die over it, each one a little later, while people continue
     redis_client = chat.system.client
     for calls_left in range(3, 60, story.random.randrange(4, 12)):
         dying = Dying(redis_client.driver, partitions=2)
@@ -252,7 +247,7 @@ def test_reconciliation_goes_on_after_its_worker_died(chat: Chat, seed: int) -> 
 
 
 def test_no_worker_stores_new_entries_before_the_reconciliation(chat: Chat) -> None:
-    # Given a worker that runs, while Redis comes back older and goes on
+    # Given a worker that runs, while Redis comes back older and continues
     chat.create_group("g", ["ann", "bob"])
     worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
     worker.step()
@@ -279,7 +274,7 @@ def test_no_worker_stores_new_entries_before_the_reconciliation(chat: Chat) -> N
 
 
 def test_reconciliation_ignores_an_impossible_offset_in_sql(chat: Chat) -> None:
-    # Given members of whom one stands where no message can be, in SQL, and a Redis that has lost that they came
+    # Given members, one with an offset in SQL that no message can have, and a Redis that has lost their joins
     chat.create_group("g", ["ann"])
     persist(chat)
     snapshot = Snapshot.of(chat.system.client.driver)
@@ -297,7 +292,7 @@ def test_reconciliation_ignores_an_impossible_offset_in_sql(chat: Chat) -> None:
 
 
 def test_worker_leaves_a_redis_with_other_data_alone(chat: Chat) -> None:
-    # Given data of which SQL knows, and then a server that somebody has emptied, or another one
+    # Given data that SQL has, and then a server that somebody has emptied, or another one
     chat.create_group("g", ["ann", "bob"])
     persist(chat)
     chat.system.client.driver.flushall()
@@ -328,18 +323,18 @@ def test_check_reports_an_older_redis_and_repairs_it(chat: Chat) -> None:
 
 @pytest.fixture
 def heir(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Once something is in the list: who reads the marks next does so just before a worker takes over some of them."""
-    marks = queries.watermarks
+    """Once a sender is in the list: the next read of the watermarks is just before a worker takes over some of them."""
+    read_watermarks = queries.watermarks
     senders: list[str] = []
 
-    def marks_and_then_an_heir(database: Database) -> dict[tuple[int, str], int]:
-        found = marks(database)
+    def read_before_an_heir(database: Database) -> dict[tuple[int, str], int]:
+        watermarks = read_watermarks(database)
         if senders:
             chat.send("g", "meanwhile", sender_uid=senders.pop())
             persist(chat)
-        return found
+        return watermarks
 
-    monkeypatch.setattr(queries, "watermarks", marks_and_then_an_heir)
+    monkeypatch.setattr(queries, "watermarks", read_before_an_heir)
     return senders
 
 
@@ -368,7 +363,7 @@ def test_inherited_watermarks_keep_no_other_worker_from_storing(chat: Chat, heir
 
 
 def hears(gateway: Gateway, contents: list[str]) -> None:
-    """Poll until so much has been handed over, in this order."""
+    """Poll until these texts have been handed over, in this order."""
     heard: list[str] = []
 
     def all_heard() -> bool:
@@ -380,7 +375,7 @@ def hears(gateway: Gateway, contents: list[str]) -> None:
 
 
 def lost_one(chat: Chat) -> None:
-    """A message is stored and then lost by Redis, and people go on."""
+    """A message is stored and then lost by Redis, and people continue."""
     chat.create_group("g", ["ann", "bob"])
     persist(chat)
     snapshot = Snapshot.of(chat.system.client.driver)
@@ -418,7 +413,7 @@ def test_client_that_was_away_gets_lost_messages_before_its_position(chat: Chat)
 
 
 def test_sender_gets_tallies_of_offsets_that_redis_lost(chat: Chat) -> None:
-    # Given an ack that is stored and lost, with what its sender was to be told; the sender is online
+    # Given an ack that is stored and lost, with the receipt of its sender; the sender is online
     chat.create_group("g", ["ann", "bob"])
     message = chat.send("g", "hi", sender_uid="ann")
     persist(chat)
@@ -432,13 +427,13 @@ def test_sender_gets_tallies_of_offsets_that_redis_lost(chat: Chat) -> None:
         # When
         persist(chat)
         # Then
-        told = wait_until(lambda: [event for event in gateway.poll(0.02) if isinstance(event, ReceiptsChanged)])
-        assert [(r.msgid, r.read, r.unread) for r in told[0].receipts] == [(message.msgid, 1, 0)]
+        events = wait_until(lambda: [event for event in gateway.poll(0.02) if isinstance(event, ReceiptsChanged)])
+        assert [(r.msgid, r.read, r.unread) for r in events[0].receipts] == [(message.msgid, 1, 0)]
         assert [(r.msgid, r.read) for r in chat.receipts("ann")] == [(message.msgid, 1)]
 
 
 def test_watermark_of_another_worker_stops_storing(chat: Chat) -> None:
-    # Given two workers, of which the first one stores what Redis then loses
+    # Given two workers: the first one stores messages that Redis then loses
     chat.create_group("g", ["ann", "bob"])
     first, second = (new_persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
     assert (first.step(), second.step()) == (1, 0)
@@ -451,7 +446,7 @@ def test_watermark_of_another_worker_stops_storing(chat: Chat) -> None:
     chat.ack("bob", "g")
     with pytest.raises(RedisUnavailable, match="older than SQL"):
         second.step()
-    # Then it reconciles the two before it stores anything, and the first one goes on, too
+    # Then it reconciles the two before it stores anything, and the first one continues, too
     assert second.step() == 1  # the ack is taken back: it would pass over what was lost
     assert first.step() == 0
     assert list(check(chat.system)) == []
@@ -479,7 +474,7 @@ def test_entries_that_redis_loses_meanwhile_are_not_stored(chat: Chat, monkeypat
 def test_entries_read_before_a_reconciliation_are_not_stored_after_it(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a worker that has something in hand while another one reconciles
+    # Given a worker with entries in hand while another one reconciles
     chat.create_group("g", ["ann", "bob"])
     slow, fast = (new_persist(chat.system.client, chat.system.database, chat.system.settings) for _ in range(2))
     slow.step()

@@ -48,9 +48,11 @@ def test_calls_to_a_silent_server_are_not_repeated_for_long(
     RedisClient(open_client(valkey), url=valkey).upgrade()
     redis_client = RedisClient(open_client(valkey, timeout_s=0.2), url=valkey)
     monkeypatch.setattr(redis_client, "_has_functions", True)
-    asked = []
+    commands = []
     execute = redis_client._execute_command
-    monkeypatch.setattr(redis_client, "_execute_command", lambda *command: asked.append(command) or execute(*command))
+    monkeypatch.setattr(
+        redis_client, "_execute_command", lambda *command: commands.append(command) or execute(*command)
+    )
     monkeypatch.setattr(client, "PATIENCE_S", 0.3)
     os.kill(valkey_server.pid, signal.SIGSTOP)
     # When
@@ -60,5 +62,5 @@ def test_calls_to_a_silent_server_are_not_repeated_for_long(
     finally:
         os.kill(valkey_server.pid, signal.SIGCONT)
     # Then
-    assert 1 <= len(asked) <= 2
+    assert 1 <= len(commands) <= 2
     redis_client.close()

@@ -1,6 +1,5 @@
-"""The Redis client on a cluster: each command is sent once, wherever the keys are, and whoever has them by now."""
+"""The Redis client on a cluster: each command is sent once, to whichever node has the keys by now."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,10 +26,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning
 
 
 @pytest.fixture
-def chat(cluster: str) -> Iterator[Chat]:
-    with Chat.connect(cluster) as chat:
-        chat.create_group("team", ["ann", "bob"])
-        yield chat
+def redis_url(cluster: str) -> str:
+    return cluster
+
+
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    chat.create_group("team", ["ann", "bob"])
+    return chat
 
 
 def contents(chat: Chat, gid: str = "team") -> list[str]:
@@ -67,7 +70,7 @@ class TestALostAnswer:
         assert {type(answer) for answer in answers} == {RedisUnavailable}
         assert contents(chat) == ["once", "too"]
 
-    def test_of_what_may_be_repeated(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_of_sends_that_may_be_repeated(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         for client_msgid in ("1", "2"):
             with monkeypatch.context() as patch:
                 lose_next_answer(patch)
@@ -79,7 +82,7 @@ class TestALostAnswer:
 
 
 def test_a_node_without_functions_lets_nothing_happen_twice_at_the_others(chat: Chat) -> None:
-    # Given groups at several nodes, of which one has lost the functions
+    # Given groups at several nodes, and one node that has lost the functions
     gids = [f"g{number}" for number in range(12)]
     space, client = chat.system.client.space, chat.system.client.driver
     nodes = {gid: client.get_node_from_key(space.group(gid).stream).name for gid in gids}
@@ -94,7 +97,7 @@ def test_a_node_without_functions_lets_nothing_happen_twice_at_the_others(chat: 
     assert [contents(chat, gid) for gid in gids] == [["once"]] * len(gids)
 
 
-def test_what_is_elsewhere_by_now_is_found(chat: Chat, cluster_servers: RunningCluster) -> None:
+def test_moved_slots_are_found(chat: Chat, cluster_servers: RunningCluster) -> None:
     # Given a client that knows where everything is, and a slot that moves
     chat.send("team", "1", sender_uid="ann")
     stream = chat.system.client.space.group("team").stream
@@ -114,7 +117,7 @@ def test_what_is_elsewhere_by_now_is_found(chat: Chat, cluster_servers: RunningC
         move_slot(cluster_servers, slot, former)
 
 
-def test_what_the_nodes_need_time_for_is_not_waited_for_by_each_of_many(
+def test_many_calls_share_one_wait_for_a_slot_under_way(
     chat: Chat, cluster_servers: RunningCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given calls for a slot that is under way: of their keys, some are to be made where the others are not
@@ -141,7 +144,7 @@ def test_what_the_nodes_need_time_for_is_not_waited_for_by_each_of_many(
     assert 0 < sum(waits) < 5
 
 
-def test_what_no_node_says_to_have_is_to_be_tried_again(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slot_that_no_node_has_may_be_tried_again(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given nodes that do not agree yet who has a slot
     slot = chat.system.client.driver.keyslot(chat.system.client.space.group("team").stream)
     read = transport._answer
@@ -187,7 +190,7 @@ def test_a_replica_that_takes_over_is_gone_on_with(tmp_path: Path) -> None:
         servers.stop()
 
 
-def test_what_is_wrong_with_a_cluster_is_said(tmp_path: Path) -> None:
+def test_an_unusable_cluster_is_an_error_with_its_reason(tmp_path: Path) -> None:
     # Given a single server
     [port] = free_ports(1)
     server = start_valkey(tmp_path, "--port", str(port), "--bind", "127.0.0.1", appendonly=False)

@@ -64,7 +64,7 @@ def settings(settings: Settings) -> Settings:
 
 @pytest.fixture
 def chat(admin: "redis.Redis", chat: Chat) -> Chat:
-    """A group in the middle of its talk, none of which SQL has; then no memory is left."""
+    """A group whose messages are not in SQL; then no memory is left."""
     chat.create_group(GID, ["ann", "bob", "cy", "dan"])
     chat.send_direct("bob", "hello", sender_uid="ann")
     for number in range(20):
@@ -78,7 +78,7 @@ def dump(admin: "redis.Redis") -> dict[Any, Any]:
 
 
 class TestRefused:
-    def test_what_needs_room_is_refused_and_changes_nothing(self, chat: Chat, admin: "redis.Redis") -> None:
+    def test_calls_that_need_room_are_refused_and_change_nothing(self, chat: Chat, admin: "redis.Redis") -> None:
         before = dump(admin)
 
         for attempt in (
@@ -96,7 +96,7 @@ class TestRefused:
 
         assert dump(admin) == before
 
-    def test_of_many_at_once_none_is_half_done(self, chat: Chat, admin: "redis.Redis") -> None:
+    def test_no_call_of_a_batch_is_half_done(self, chat: Chat, admin: "redis.Redis") -> None:
         before = dump(admin)
         space = chat.system.client.space
         batch = [send(space, GID, [Draft("ann", f"{number}")] * 10, 1000) for number in range(10)]
@@ -106,7 +106,7 @@ class TestRefused:
         assert [type(answer) for answer in answers] == [RedisFull] * 10
         assert dump(admin) == before
 
-    def test_the_command_line_says_it_in_one_line(self, chat: Chat, settings: Settings) -> None:
+    def test_a_refused_command_prints_one_line(self, chat: Chat, settings: Settings) -> None:
         where = ["--redis-url", settings.redis_url, "--data-dir", str(settings.data_dir)]
 
         result = CliRunner().invoke(app, ["send", GID, "hi", "--from", "ann", *where])
@@ -114,7 +114,7 @@ class TestRefused:
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr == f"im: {chat.system.client.address} has no memory left (maxmemory): nothing was stored\n"
 
-    def test_an_import_stops_and_goes_on_later(self, chat: Chat, admin: "redis.Redis") -> None:
+    def test_an_import_stops_and_continues_later(self, chat: Chat, admin: "redis.Redis") -> None:
         event = b'{"type": "message", "gid": "team", "uid": "cy", "content": "later", "client_msgid": "i1"}'
 
         def run() -> int:
@@ -168,13 +168,13 @@ class TestGoesOn:
             heard: list[object] = []
             live = Device(anns, "ann", local).live(lambda: any(isinstance(each, Receipt) for each in heard))
 
-            # When somebody reads what she sent, and the worker tells her
+            # When somebody reads her messages, and the worker publishes the receipts
             chat.ack("cy", GID)
             with start_worker(settings, "receipts") as receipts:
                 heard.extend(live)
                 assert receipts.end() == 0
 
-        # Then she has heard all that came after her own first message, and confirmed it
+        # Then she has received and confirmed all after her own first message
         assert sum(isinstance(each, Message) for each in heard) == 19
         assert chat.receipts("ann") == []
         session = chat.begin_session("ann")
@@ -191,7 +191,7 @@ class TestGoesOn:
         # When the workers run
         run_bursts(settings, "persist", "receipts")
 
-        # Then all is stored and told, and the dead letters can be put away
+        # Then all is stored and published, and the dead letters can be dropped
         assert len(chat.system.database.messages_after(GID, 0)) == 20
         assert chat.receipts("ann")
         assert {each.backlog for each in stats(chat.system).workers} == {0}
@@ -230,7 +230,7 @@ class TestRoom:
         # When it is made
         assert chat.add_members(GID, uids[creation.STEP :]).members == 4 + len(uids)
 
-        # Then the server went over its limit in the middle of it, and it is all there, and told to the workers
+        # Then the server went over its limit in the middle, and all is there, and in the journal
         assert used_memory(admin) > limit
         assert {member.uid for member in chat.members(GID)} >= set(uids)
         entries: Any = admin.xrange(chat.system.client.space.group(GID).journal)
@@ -254,7 +254,7 @@ class TestRoom:
         assert chat.create_group("crowd", uids).members == 10_000
         assert len(list(chat.members("crowd"))) == 10_000
 
-    def test_of_very_many_new_members_it_is_said_how_many_are_in(self, chat: Chat, admin: "redis.Redis") -> None:
+    def test_the_error_says_how_many_of_many_new_members_are_in(self, chat: Chat, admin: "redis.Redis") -> None:
         # Given room for some steps
         uids = [f"user{number}" for number in range(10_000)]
         admin.config_set("maxmemory", used_memory(admin) + 500_000)
@@ -264,10 +264,10 @@ class TestRoom:
             chat.add_members(GID, uids)
 
         # Then those who are in are whole members, and it may be repeated
-        found = re.search(r"nothing was stored of (\d+) members; (\d+) are in", str(refused.value))
-        assert found
-        assert chat.group(GID).members == 4 + int(found[2]) < 3004
-        assert int(found[1]) + int(found[2]) == 10_000
+        counts = re.search(r"nothing was stored of (\d+) members; (\d+) are in", str(refused.value))
+        assert counts
+        assert chat.group(GID).members == 4 + int(counts[2]) < 3004
+        assert int(counts[1]) + int(counts[2]) == 10_000
         admin.config_set("maxmemory", NO_LIMIT)
         assert chat.add_members(GID, uids).members == 10_004
 

@@ -1,4 +1,4 @@
-"""What is said when a real server refuses something: its own word, in ours; and whether to try again is of help."""
+"""Errors for the refusals of a real server: its own word, in ours; and whether trying again can help."""
 
 import resource
 import threading
@@ -41,8 +41,8 @@ def test_as_many_clients_as_the_server_takes(server: RunningServer, admin: "redi
     admin.config_set("maxclients", 3)
     with ExitStack() as stack:
         held = [stack.enter_context(redis.Redis.from_url(server.url)) for _ in range(2)]
-        for each in held:
-            each.ping()
+        for connection in held:
+            connection.ping()
         # When, then: often, as it is a race who speaks first
         with Chat.connect(f"{server.url}?protocol={protocol}") as chat:
             for _ in range(20):
@@ -76,13 +76,13 @@ def test_a_function_that_somebody_ends(server: RunningServer, admin: "redis.Redi
         chat.create_group("team", ["ann"])
         admin.function_load("#!lua name=slow\nredis.register_function('slow', function() while true do end end)")
         slow = Call("slow", (), (), int, writes=True)
-        found: list[ImError] = []
+        errors: list[ImError] = []
 
         def run() -> None:
             try:
                 chat.system.client.call(slow, repeatable=False)
             except ImError as error:
-                found.append(error)
+                errors.append(error)
 
         running = threading.Thread(target=run)
         running.start()
@@ -94,8 +94,8 @@ def test_a_function_that_somebody_ends(server: RunningServer, admin: "redis.Redi
         with redis.Redis.from_url(server.url) as killer:
             killer.execute_command("FUNCTION KILL")
         running.join()
-        assert [type(error) for error in found] == [RedisRefuses]
-        assert "FUNCTION KILL" in str(found[0])
+        assert [type(error) for error in errors] == [RedisRefuses]
+        assert "FUNCTION KILL" in str(errors[0])
 
 
 def refusal_of(chat: Chat) -> ImError | None:
@@ -114,13 +114,13 @@ def test_a_wait_that_the_server_ends(server: RunningServer, admin: "redis.Redis"
         chat.create_group("team", ["ann"])
         journal = Journal(chat.system.client, "persist", settings)
         journal.read(block_ms=0)
-        found: list[ImError] = []
+        errors: list[ImError] = []
 
         def wait() -> None:
             try:
                 journal.read()
             except ImError as error:
-                found.append(error)
+                errors.append(error)
 
         waiting = threading.Thread(target=wait)
         waiting.start()
@@ -133,8 +133,8 @@ def test_a_wait_that_the_server_ends(server: RunningServer, admin: "redis.Redis"
             admin.replicaof("127.0.0.1", 1)
         waiting.join()
         # Then it is to be tried again
-        assert [type(error) for error in found] == [RedisRefuses]
-        assert "has ended a wait" in str(found[0])
+        assert [type(error) for error in errors] == [RedisRefuses]
+        assert "has ended a wait" in str(errors[0])
 
 
 def test_no_descriptor_is_left(server: RunningServer) -> None:
@@ -151,7 +151,7 @@ def test_no_descriptor_is_left(server: RunningServer) -> None:
             chat.unread("ann")
 
 
-def test_who_may_not_ask_for_the_nodes_of_a_cluster_is_not_told_of_a_single_server(tmp_path: Path) -> None:
+def test_a_user_without_the_right_to_ask_for_cluster_nodes_is_not_told_it_is_a_single_server(tmp_path: Path) -> None:
     require_server()
     [port] = free_ports(1)
     server = start_valkey(tmp_path, "--port", str(port), "--bind", "127.0.0.1", appendonly=False)

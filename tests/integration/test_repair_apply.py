@@ -1,4 +1,4 @@
-"""Mending beside all else that goes on: trims, other menders, lost answers, people who come and go, power cuts."""
+"""Repair beside everything else: trims, other repairs, lost answers, people who come and go, power cuts."""
 
 import threading
 import time
@@ -28,6 +28,7 @@ from imcore.streams.client import RedisClient
 from imcore.streams.keys import SEPARATOR, GroupKeys
 from imcore.streams.transport import Command, InFlight
 from tests.helpers.persist_runs import new_persist
+from tests.helpers.workers import persist
 from tests.integration.test_reconcile import Snapshot, bury_the_dead
 
 GID = "team"
@@ -70,13 +71,6 @@ def nth(chat: Chat, number: int) -> str:
 
 def keys_of(chat: Chat) -> GroupKeys:
     return chat.system.client.space.group(GID)
-
-
-def persist(chat: Chat) -> None:
-    worker = new_persist(chat.system.client, chat.system.database, chat.system.settings)
-    while worker.step():
-        pass
-    worker.close()
 
 
 def lose(chat: Chat, number: int) -> str:
@@ -148,7 +142,7 @@ def test_repair_survives_lost_answers(chat: Chat, monkeypatch: pytest.MonkeyPatc
 def test_repair_stops_once_its_group_lock_is_lost(
     chat: Chat, open_chat: Callable[[], Chat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a mender that stalls over the new stream until its claim and its hold are over, and another one goes on
+    # Given a repair that stalls over the new stream until its locks are over, and another one that continues
     since = msgids.pack(lose(chat, 30))
     stored, other, restored = apply._Attempt._stored, open_chat(), []
 
@@ -174,11 +168,11 @@ def test_repair_stops_once_its_group_lock_is_lost(
 def test_two_repairs_at_once_run_one_after_the_other(chat: Chat, open_chat: Callable[[], Chat]) -> None:
     # Given
     lose(chat, 10)
-    found: list[list[bool]] = []
+    outcomes: list[list[bool]] = []
     others = [open_chat() for _ in range(3)]
 
     def repair(other: Chat) -> None:
-        found.append([difference.repaired for difference in check(other.system, repair=True)])
+        outcomes.append([difference.repaired for difference in check(other.system, repair=True)])
 
     threads = [threading.Thread(target=repair, args=(other,)) for other in others]
     # When
@@ -187,8 +181,8 @@ def test_two_repairs_at_once_run_one_after_the_other(chat: Chat, open_chat: Call
     for thread in threads:
         thread.join()
     # Then
-    assert len(found) == len(threads)
-    assert all(all(each) for each in found)
+    assert len(outcomes) == len(threads)
+    assert all(all(each) for each in outcomes)
     assert_whole(chat, 60)
 
 
@@ -241,7 +235,7 @@ def test_repair_mends_a_large_group_while_members_join_and_leave(chat: Chat, ope
 
 @pytest.mark.parametrize("moment", [1, 2, 3])
 @pytest.mark.parametrize("change", ["add_members", "remove_members"])
-def test_repair_keeps_who_joins_or_leaves_between_two_reads(
+def test_repair_keeps_joins_and_leaves_between_two_reads(
     chat: Chat, open_chat: Callable[[], Chat], monkeypatch: pytest.MonkeyPatch, change: str, moment: int
 ) -> None:
     # Given members who come or go while the indexes of the spans are read, one after the other
@@ -285,7 +279,7 @@ def test_watermarks_show_a_loss_of_mended_messages(chat: Chat) -> None:
 def test_watermarks_show_a_late_commit(
     chat: Chat, open_chat: Callable[[], Chat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a worker that stalls in its commit, for so long that its name has gone to another one
+    # Given a worker that stalls in its commit until another one has its name
     slow, other = new_persist(chat.system.client, chat.system.database, chat.system.settings), open_chat()
     slow.step()
     snapshot = Snapshot.of(chat.system.client.driver)

@@ -1,4 +1,4 @@
-"""On a replica: what is to write fails, whether there is something to write or not; what only shows goes on."""
+"""On a replica: commands that write fail, also with nothing to write; commands that only read work."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import redis
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
-from imcore.cli.app import app
 from imcore.errors import RedisRefuses
 from imcore.settings import Settings
+from tests.helpers.cli import im as run_im
 from tests.helpers.deadline import wait_until
 from tests.helpers.processes import WorkerProcess
 from tests.helpers.servers import RunningCluster, RunningServer, require_server, start_valkey
@@ -78,7 +78,7 @@ def words(servers: tuple[RunningServer, RunningServer], tmp_path: Path) -> dict[
 def im(servers: tuple[RunningServer, RunningServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Im:
     monkeypatch.setenv("IM_REDIS_URL", servers[1].url)
     monkeypatch.setenv("IM_DATA_DIR", str(tmp_path))
-    return lambda *args: CliRunner().invoke(app, args, catch_exceptions=False)
+    return run_im
 
 
 def dump(server: RunningServer) -> dict[bytes, bytes]:
@@ -86,7 +86,7 @@ def dump(server: RunningServer) -> dict[bytes, bytes]:
         return {key: client.dump(key) for key in client.scan_iter()}
 
 
-def test_what_is_to_write_fails_in_one_line(
+def test_commands_that_write_fail_in_one_line(
     servers: tuple[RunningServer, RunningServer], words: dict[str, str], im: Im
 ) -> None:
     before = dump(servers[1])
@@ -109,14 +109,14 @@ def test_a_burst_fails_where_nothing_is_to_be_done(
     assert words
 
 
-def test_what_only_shows_goes_on(words: dict[str, str], im: Im) -> None:
+def test_commands_that_only_read_work(words: dict[str, str], im: Im) -> None:
     for line in SHOWS:
         result = im(*line.format_map(words).split())
         assert (line, result.exit_code) == (line, 0)
         assert result.stdout
 
 
-def test_who_asks_for_writes_learns_what_keeps_a_server_from_taking_them(
+def test_require_writes_raises_the_reason_why_a_server_takes_none(
     servers: tuple[RunningServer, RunningServer],
 ) -> None:
     with Chat.connect(servers[0].url) as chat, redis.Redis.from_url(servers[0].url) as client:

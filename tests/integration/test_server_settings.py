@@ -40,7 +40,7 @@ SOUND = {"maxmemory-policy": "allkeys-lru", "maxmemory": 0, "appendonly": "yes",
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RunningServer]:
-    """A server of the test's own, with nothing to be said of it."""
+    """A server of the test's own, without a setting to warn of."""
     require_server()
     server = start_valkey(tmp_path / "server", "--appendfsync", "everysec")
     configure(server, SOUND)
@@ -87,10 +87,10 @@ def warnings_of(settings: Settings) -> list[str]:
 
 def test_a_sound_server_has_no_warnings(settings: Settings, im: "Any") -> None:
     with closing(RedisClient.connect(settings)) as redis_client:
-        [found] = servers = all_servers(redis_client, settings, pytest.fail)
-    assert (found.warnings, warning_of(servers)) == ((), None)
-    assert (found.holds, found.role, found.maxmemory) == ("chat", "primary", 0)
-    assert (found.maxmemory_policy, found.appendonly, found.appendfsync) == ("allkeys-lru", True, "everysec")
+        [node] = servers = all_servers(redis_client, settings, pytest.fail)
+    assert (node.warnings, warning_of(servers)) == ((), None)
+    assert (node.holds, node.role, node.maxmemory) == ("chat", "primary", 0)
+    assert (node.maxmemory_policy, node.appendonly, node.appendfsync) == ("allkeys-lru", True, "everysec")
     refuse_eviction(servers, settings)
     assert im("stats", "--json").stderr == ""
     assert im("check", "--json").stderr == "im: differences between Redis and SQL: 1\n"  # no worker has run
@@ -103,19 +103,19 @@ def test_each_bad_setting_has_a_warning_with_its_effect(
 ) -> None:
     values, said = PROMISES[kind]
     configure(server, values)
-    [found] = warnings_of(replace(settings, redis_url=f"{settings.redis_url}?protocol={protocol}"))
-    assert said in found
-    assert found.startswith(next(iter(values)))
+    [warning] = warnings_of(replace(settings, redis_url=f"{settings.redis_url}?protocol={protocol}"))
+    assert said in warning
+    assert warning.startswith(next(iter(values)))
 
 
 def test_a_replica_has_a_warning(server: RunningServer, settings: Settings) -> None:
     with redis.Redis.from_url(server.url) as client:
         client.replicaof("127.0.0.1", 1)
-        [found] = warnings_of(settings)
-        assert found.startswith("it is a replica: it takes no writes")
+        [warning] = warnings_of(settings)
+        assert warning.startswith("it is a replica: it takes no writes")
         client.config_set("replica-read-only", "no")
-        [found] = warnings_of(settings)
-        assert found.startswith("replica-read-only is no: ")
+        [warning] = warnings_of(settings)
+        assert warning.startswith("replica-read-only is no: ")
 
 
 def test_all_warnings_are_one_line(server: RunningServer, settings: Settings, im: "Any") -> None:
@@ -161,9 +161,9 @@ def test_a_role_without_rights_gets_no_warning(server: RunningServer, settings: 
     with closing(
         RedisClient.connect(replace(settings, redis_url=settings.redis_url.replace("://", "://bob:x@")))
     ) as redis_client:
-        [found] = chat_servers(redis_client)
-    assert (found.version, found.role, found.maxmemory_policy, found.appendfsync) == (None, None, None, None)
-    assert found.warnings == ()
+        [node] = chat_servers(redis_client)
+    assert (node.version, node.role, node.maxmemory_policy, node.appendfsync) == (None, None, None, None)
+    assert node.warnings == ()
 
 
 ALLKEYS = PROMISES["allkeys-lru"][0]
@@ -216,9 +216,9 @@ def test_another_server_for_jobs_is_examined(
     away = replace(settings, jobs_redis_url="redis://127.0.0.1:1")
     with Chat.connect(settings=settings) as chat, redis.Redis.from_url(valkey) as client:
         assert [each.holds for each in all_servers(chat.system.client, same, pytest.fail)] == ["chat"]
-        told: list[str] = []
-        assert [each.holds for each in all_servers(chat.system.client, away, told.append)] == ["chat"]
-        assert told == [
+        warnings: list[str] = []
+        assert [each.holds for each in all_servers(chat.system.client, away, warnings.append)] == ["chat"]
+        assert warnings == [
             "the settings of a server are not known: no answer from Redis at redis://127.0.0.1:1: start it, or set "
             "IM_JOBS_REDIS_URL"
         ]
@@ -297,7 +297,7 @@ def test_a_server_lost_after_the_check_does_not_change_its_result(
 
 
 def test_each_primary_of_a_cluster_is_examined(cluster: str, cluster_servers: RunningCluster) -> None:
-    # Given a cluster of which one node drops keys
+    # Given a cluster with one node that drops keys
     settings = Settings.from_env({}, redis_url=cluster)
     node = cluster_servers.nodes[1]
     configure(node, ALLKEYS)
@@ -331,5 +331,5 @@ def test_the_roles_may_read_the_settings(server: RunningServer, settings: Settin
             client.execute_command(*role.set_user().replace("#SHA256_OF_THE_PASSWORD", ">pw").split())
             url = settings.redis_url.replace("unix://", f"unix://{role.user}:pw@")
             with closing(RedisClient.connect(replace(settings, redis_url=url))) as redis_client:
-                [found] = chat_servers(redis_client)
-            assert (found.maxmemory_policy, found.appendonly, found.appendfsync) == ("allkeys-lru", True, None)
+                [node] = chat_servers(redis_client)
+            assert (node.maxmemory_policy, node.appendonly, node.appendfsync) == ("allkeys-lru", True, None)

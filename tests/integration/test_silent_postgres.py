@@ -1,4 +1,4 @@
-"""A PostgreSQL that says nothing: no error, no answer. Whoever waits for it says so."""
+"""A PostgreSQL that sends neither an answer nor an error: a process that waits for it logs so."""
 
 import logging
 import os
@@ -28,8 +28,8 @@ WORDS = "has not answered for"
 def sessions(server: PostgresServer, url: str) -> list[int]:
     """The processes that serve those who use a database."""
     with psycopg.connect(server.url) as connection:
-        found = connection.execute("SELECT pid FROM pg_stat_activity WHERE datname = %s", [name_of(url)])
-        return [pid for (pid,) in found]
+        rows = connection.execute("SELECT pid FROM pg_stat_activity WHERE datname = %s", [name_of(url)])
+        return [pid for (pid,) in rows]
 
 
 @contextmanager
@@ -74,10 +74,10 @@ def test_a_wait_for_a_silent_server_is_logged(
         waiting.join(30)
 
     # It is said once, with the address, and that it is over
-    told = [message for message in caplog.messages if "database" in message]
-    assert [WORDS in message for message in told] == [True, False]
-    assert told[0].startswith(f"the database {database.address} {WORDS}")
-    assert "answers again after" in told[1]
+    logged = [message for message in caplog.messages if "database" in message]
+    assert [WORDS in message for message in logged] == [True, False]
+    assert logged[0].startswith(f"the database {database.address} {WORDS}")
+    assert "answers again after" in logged[1]
 
 
 def test_a_worker_logs_the_wait_and_ends_on_a_signal(

@@ -24,7 +24,7 @@ from tests.helpers.cli import im
 from tests.helpers.deadline import wait_until
 from tests.helpers.persist_runs import new_persist
 from tests.helpers.postgres import PostgresServer, require_postgres, running_postgres
-from tests.helpers.workers import start_worker
+from tests.helpers.workers import drain, start_worker
 
 GID = "team"
 
@@ -47,8 +47,8 @@ def backlog(settings: Settings) -> int:
     where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
     result = im("stats", "--json", *where)
     assert (result.exit_code, result.stderr) == (0, "")
-    [found] = [each for each in json.loads(result.stdout)["workers"] if each["worker"] == "persist"]
-    return int(found["backlog"])
+    [persist_stats] = [each for each in json.loads(result.stdout)["workers"] if each["worker"] == "persist"]
+    return int(persist_stats["backlog"])
 
 
 def stored(database: Database) -> int:
@@ -158,8 +158,7 @@ def test_a_long_lock_moves_no_entry_to_the_dead_letters(
                     persist.step()
 
         # Then it is stored, and nothing is a dead letter
-        while not persist.drained():
-            persist.step()
+        drain(persist)
         persist.close()
         assert stored(chat.system.database) == 1
         assert list(dead_letters.list_dead(chat.system.client)) == []
@@ -201,7 +200,7 @@ def test_waits_grow_up_to_a_limit_and_are_short_again_after_a_time_without_troub
 
 
 def test_a_group_that_waits_for_sql_delays_no_other_group(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given two groups, of which one is in SQL only
+    # Given two groups, one of them in SQL only
     settings = replace(settings, receipt_window_ms=0, max_deliveries=2)
     with Chat.connect(settings=settings) as chat:
         chat.system.database.upgrade()
@@ -211,9 +210,8 @@ def test_a_group_that_waits_for_sql_delays_no_other_group(settings: Settings, mo
         for gid in ("old", "new"):
             chat.create_group(gid, ["ann", "bob"])
             sent[gid] = chat.send(gid, "hi", sender_uid="ann").msgid
-            for each in (persist, receipts):
-                while not each.drained():
-                    each.step()
+            for worker in (persist, receipts):
+                drain(worker)
             retention.trim(chat.system, gid="old", keep_messages=0)
 
         # When somebody reads both while the database is away
@@ -225,15 +223,15 @@ def test_a_group_that_waits_for_sql_delays_no_other_group(settings: Settings, mo
                 with pytest.raises(DatabaseUnavailable):
                     receipts.step()
 
-            # Then the sender hears of the one that Redis has
+            # Then the sender gets the receipt of the message that Redis has
             assert [each.msgid for each in chat.receipts("ann")] == [sent["new"]]
 
         # And of the other one once the database is back
         receipts.step()
         assert {each.msgid for each in chat.receipts("ann")} == set(sent.values())
         assert list(dead_letters.list_dead(chat.system.client)) == []
-        for each in (persist, receipts):
-            each.close()
+        for worker in (persist, receipts):
+            worker.close()
 
 
 def refuse(*_: object, **__: object) -> None:

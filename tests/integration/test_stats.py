@@ -21,8 +21,8 @@ from tests.helpers.workers import run_bursts, start_worker
 
 @pytest.fixture(params=["valkey", "cluster"])
 def redis_url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(request.param)
-    return found
+    url: str = request.getfixturevalue(request.param)
+    return url
 
 
 def test_stats_count_streams_and_coalesced_receipts(chat: Chat) -> None:
@@ -38,12 +38,12 @@ def test_stats_count_streams_and_coalesced_receipts(chat: Chat) -> None:
         assert stats(chat.system).storm.acks == 10 * (half + 1)
 
     # Then
-    found = stats(chat.system)
-    assert (found.storm.receipts, found.storm.digests, found.storm.receipts_per_digest) == (200, 20, 10.0)
-    groups, journals = found.streams
+    counts = stats(chat.system)
+    assert (counts.storm.receipts, counts.storm.digests, counts.storm.receipts_per_digest) == (200, 20, 10.0)
+    groups, journals = counts.streams
     assert (groups.kind, groups.streams, groups.entries) == ("groups", 1, 20)
     assert 20_000 < (groups.bytes or 0) < 60_000
-    assert (journals.kind, journals.streams, journals.entries) == ("journals", 8, found.journal)
+    assert (journals.kind, journals.streams, journals.entries) == ("journals", 8, counts.journal)
     assert (journals.bytes or 0) > 20 * 50
 
 
@@ -55,9 +55,9 @@ def test_stats_estimate_the_bytes_of_many_streams_from_a_sample(valkey: str, mon
                 chat.send(f"g{number}", "x" * 500, sender_uid="ann")
         all_of_them = stats(chat.system).streams[0].bytes
         monkeypatch.setattr("imcore.admin.stats._WEIGHED", 5)
-        some = stats(chat.system).streams[0].bytes
+        estimate = stats(chat.system).streams[0].bytes
         assert all_of_them
-        assert some == pytest.approx(all_of_them, rel=0.1)
+        assert estimate == pytest.approx(all_of_them, rel=0.1)
 
 
 def test_stats_count_jobs(valkey: str, tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def dump(client: Any) -> dict[bytes, bytes]:
 def test_stats_of_an_empty_system_are_zeros(valkey: str, tmp_path: Path) -> None:
     with Chat.connect(settings=Settings.from_env({}, redis_url=valkey, data_dir=str(tmp_path))) as chat:
         chat.system.client.upgrade()
-        found = stats(chat.system)
-    assert (found.groups, [each.bytes for each in found.streams]) == (0, [0, 0])
+        counts = stats(chat.system)
+    assert (counts.groups, [each.bytes for each in counts.streams]) == (0, [0, 0])
 
 
 # The backlog of workers.

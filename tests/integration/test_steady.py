@@ -70,7 +70,7 @@ class Day:
         return counts.bytes - self.empty_bytes
 
     def growing_kinds(self) -> list[str]:
-        """Return the kinds of keys of which there are more and more."""
+        """Return the kinds of keys whose number grows all the time."""
         kinds = {kind for counts in self.counts[-1] for kind in counts.keys}
         return sorted(kind for kind in kinds if self._keys(kind, MORNING) > MORE * self._keys(kind, SETTLED) + A_FEW)
 

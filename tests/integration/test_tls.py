@@ -1,4 +1,4 @@
-"""Redis over TLS: all works, and who is not trusted is refused. The wheel's server has no TLS: see `TlsProxy`."""
+"""Redis over TLS: all works, and an untrusted side is refused. The wheel's server has no TLS: see `TlsProxy`."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -59,7 +59,7 @@ def test_chat_and_workers_use_an_encrypted_connection(settings: Settings, proxy:
                     for text in texts[1:]:
                         chat.send("team", text, sender_uid="ann")
 
-        # Then he has heard all of it, and the workers do their work
+        # Then he has received all of it, and the workers do their work
         assert heard == texts
         with chat.listen("ann") as anns:
             assert next(iter(anns))

@@ -68,7 +68,7 @@ ROW = {
 CASES = [
     *(("sqlite", "group_msgs", name, value) for name, values in SQLITE.items() for value in values),
     *(("postgresql", "group_msgs", name, value) for name, values in POSTGRES.items() for value in values),
-    *((kind, *each) for kind, some in OF_OTHER_TABLES.items() for each in some),
+    *((kind, *each) for kind, cases in OF_OTHER_TABLES.items() for each in cases),
 ]
 BLANK = {("postgresql", "content", "''")}
 """Readable values that differ from the old ones."""
@@ -76,7 +76,7 @@ BLANK = {("postgresql", "content", "''")}
 
 @dataclass
 class System:
-    """Both sides, of which SQL has all that was said."""
+    """Redis and SQL; SQL has all messages."""
 
     settings: Settings
     chat: Chat
@@ -100,8 +100,8 @@ class System:
     def look(self) -> None:
         """Do what users and operators do: nothing of it may fail, and of the good group all is as it was."""
         for gid in (GOOD, BAD):
-            for each in self.chat.status(gid, limit=0):
-                self.chat.message_status(gid, each.message.msgid)
+            for tally in self.chat.status(gid, limit=0):
+                self.chat.message_status(gid, tally.message.msgid)
         assert [each.message for each in self.chat.status(GOOD, limit=0)] == self.sent
         assert self.chat.pull("bob", GOOD) == self.sent
         self.chat.pull("bob", BAD)
@@ -160,7 +160,7 @@ def test_an_unreadable_row_blocks_nothing(
         assert [line for line in before if "cannot be read" in line]
         assert [line for line in after if "cannot be read" in line]
 
-    # And mending it, or losing Redis, changes nothing of that
+    # And neither a repair nor a loss of Redis changes that
     list(check.check(system.chat.system, repair=True))
     system.look()
     system.chat.system.client.driver.flushall()

@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -31,18 +30,13 @@ from tests.helpers.deadline import wait_until
 from tests.helpers.persist_runs import new_persist
 from tests.helpers.processes import PythonProcess
 from tests.helpers.servers import RunningCluster, require_server, start_valkey
-from tests.helpers.worker_runs import UIDS, count, talk, worker
+from tests.helpers.worker_runs import UIDS, count, talk
+from tests.helpers.workers import start_worker
 
 
 @pytest.fixture
-def settings(valkey: str, tmp_path: Path) -> Settings:
-    return replace(Settings.from_env({}, data_dir=str(tmp_path), redis_url=valkey), block_ms=50, partitions=4)
-
-
-@pytest.fixture
-def chat(settings: Settings) -> Iterator[Chat]:
-    with Chat.connect(settings=settings) as chat:
-        yield chat
+def settings(settings: Settings) -> Settings:
+    return replace(settings, block_ms=50, partitions=4)
 
 
 def has(database: Database, messages: int) -> bool:
@@ -57,7 +51,7 @@ def open_entries(chat: Chat) -> int:
 class TestBurst:
     def test_a_burst_stores_all_and_ends(self, chat: Chat, settings: Settings) -> None:
         talk(chat, count=1000)
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
         assert count(chat.system.database) == 1000
         assert open_entries(chat) == 0
@@ -66,7 +60,7 @@ class TestBurst:
     def test_an_empty_redis_gets_the_partitions_of_the_data_in_sql(
         self, chat: Chat, settings: Settings, name: str
     ) -> None:
-        # Given data of 4 partitions, which only SQL has by now, and one whom nobody has told of it
+        # Given data of 4 partitions, by now only in SQL, and a worker without that setting
         chat.system.database.upgrade()
         chat.system.database.set_meta("partitions", "4")
         if name == "trim":
@@ -74,7 +68,7 @@ class TestBurst:
                 other.system.client.upgrade()
                 retention.trim(other.system)
         else:
-            with worker(settings, name, "--burst", partitions="") as burst:
+            with start_worker(settings, name, "--burst", partitions="") as burst:
                 assert burst.wait() == 0
         # Then a rebuild will not change it under those who are there already
         assert chat.system.client.driver.hget(CONFIG, "partitions") == b"4"
@@ -87,19 +81,19 @@ class TestBurst:
         chat.system.client.driver.delete(lease(KIND, 1))
 
         # Then a burst stores them too
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
         assert count(chat.system.database) == 100
 
     def test_a_burst_waits_for_entries_in_other_workers_hands(self, chat: Chat, settings: Settings) -> None:
-        # Given a living worker with entries in hand, which is not heard of while the burst starts
+        # Given a living worker with entries in hand that is silent while the burst starts
         chat.system.database.upgrade()
         talk(chat)
         other = new_persist(chat.system.client, chat.system.database, replace(settings, lease_ms=600_000))
         other._in_hand = other._journal.read()
 
         # When a burst has nothing left to do itself
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             burst.wait_for("working as persist-2")
             wait_until(lambda: consumers(chat) == {"persist-1", "persist-2"})
             assert burst.runs
@@ -118,7 +112,7 @@ class TestBurst:
 
         # When a burst tries it, after waits of 50, 100 and 200 ms: longer than it waits for new entries
         began = time.monotonic()
-        with worker(settings, "persist", "--burst", retry_ms=50, max_deliveries=4) as burst:
+        with start_worker(settings, "persist", "--burst", retry_ms=50, max_deliveries=4) as burst:
             assert burst.wait() == 0
 
         # Then all is out of the way
@@ -129,16 +123,16 @@ class TestBurst:
 
     def test_a_burst_notices_a_redis_that_has_lost_all(self, chat: Chat, settings: Settings) -> None:
         talk(chat)
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
         chat.system.client.driver.flushall()
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 1
         assert "run im rebuild" in burst.log.splitlines()[-1]
 
-    def test_without_a_server_it_says_so_in_one_line(self, settings: Settings) -> None:
+    def test_a_burst_without_a_server_prints_one_line(self, settings: Settings) -> None:
         nowhere = f"unix://{settings.data_dir}/nowhere.sock"
-        with worker(settings, "persist", "--burst", redis_url=nowhere) as burst:
+        with start_worker(settings, "persist", "--burst", redis_url=nowhere) as burst:
             assert burst.wait() == 1
         [line] = [line for line in burst.log.splitlines() if not line.startswith("20")]
         assert line.startswith("im worker persist: ")
@@ -157,7 +151,7 @@ class TestLoop:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_ends_a_worker_cleanly(self, chat: Chat, settings: Settings, number: signal.Signals) -> None:
         # Given a worker with nothing to do
-        with worker(settings, block_ms=1000) as idle:
+        with start_worker(settings, block_ms=1000) as idle:
             idle.wait_for("working as persist-1")
 
             # When it is asked to end, twice, as Ctrl-C does
@@ -174,7 +168,7 @@ class TestLoop:
         chat.system.database.upgrade()
         for number in range(20):
             talk(chat, f"g{number}", count=1000)
-        with worker(settings, batch_size=5) as busy:
+        with start_worker(settings, batch_size=5) as busy:
             wait_until(lambda: count(chat.system.database))
 
             # When it is asked to end
@@ -182,7 +176,7 @@ class TestLoop:
 
         # Then it has done a part, and another one does the rest
         done = count(chat.system.database)
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
         assert 0 < done <= count(chat.system.database) == 20_000
         assert open_entries(chat) == 0
@@ -193,13 +187,13 @@ class TestLoop:
     ) -> None:
         # Given a worker that waits for somebody's lock
         settings = replace(settings, database_url=postgres_url)
-        with worker(settings, "persist", "--burst") as burst:
+        with start_worker(settings, "persist", "--burst") as burst:
             assert burst.wait() == 0
         talk(chat, count=10)
         with (
             closing(psycopg.connect(postgres_url)) as holder,
             Database.connect(postgres_url) as database,
-            worker(settings, "persist", *arguments) as stuck,
+            start_worker(settings, "persist", *arguments) as stuck,
         ):
             holder.execute("LOCK TABLE group_msgs, group_spans, chat_groups IN ACCESS EXCLUSIVE MODE")
             wait_until(lambda: wait_for_locks(postgres_url))
@@ -219,7 +213,7 @@ class TestLoop:
 
             # And the next one stores them
             holder.rollback()
-            with worker(settings, "persist", "--burst") as burst:
+            with start_worker(settings, "persist", "--burst") as burst:
                 assert burst.wait() == 0
             assert count(database) == 10
         assert open_entries(chat) == 0
@@ -243,18 +237,18 @@ class TestLoop:
 
     def test_messages_are_stored_as_they_come(self, chat: Chat, settings: Settings) -> None:
         chat.system.database.upgrade()
-        with worker(settings):
+        with start_worker(settings):
             for number in range(1, 6):
                 talk(chat, f"g{number}", count=1)
                 wait_until(partial(has, chat.system.database, number))
 
     def test_an_idle_loop_does_not_spin(self, chat: Chat, settings: Settings) -> None:
         # Given a worker with nothing to do
-        with worker(settings, block_ms=200) as idle:
+        with start_worker(settings, block_ms=200) as idle:
             idle.wait_for("working as")
             server = chat.system.client.driver
 
-            # Then five looks for new entries take about five waits
+            # Then five reads of new entries take about five waits
             start, looks = time.monotonic(), reads(server)
             wait_until(lambda: reads(server) >= looks + 5)
             assert time.monotonic() - start > 4 * 0.2
@@ -273,7 +267,7 @@ class TestServersAway:
         server = start_valkey(tmp_path / "valkey")
         settings = Settings.from_env({}, data_dir=str(tmp_path), redis_url=server.url)
         try:
-            with Chat.connect(settings=settings) as chat, worker(settings) as steady:
+            with Chat.connect(settings=settings) as chat, start_worker(settings) as steady:
                 talk(chat, "g", count=10)
                 steady.wait_for("working as")
                 wait_until(lambda: count(chat.system.database) == 10)
@@ -285,7 +279,7 @@ class TestServersAway:
                 wait_until(chat.system.client.driver.ping)
                 talk(chat, "h", count=10)
 
-                # Then the worker goes on by itself, and has said each thing once
+                # Then the worker continues by itself, and has logged each thing once
                 wait_until(lambda: count(chat.system.database) == 20)
                 assert steady.end() == 0
             assert steady.log.count("waiting:") == steady.log.count("going on") == 1
@@ -293,10 +287,10 @@ class TestServersAway:
             server.stop()
 
     def test_sql_away_and_back(self, chat: Chat, settings: Settings, postgres_url: str) -> None:
-        # Given a database that lets nobody in, and a worker that looks into it only when there is something to store
+        # Given a database that lets nobody in, and a worker that uses it only when there is something to store
         settings = replace(settings, database_url=postgres_url)
         talk(chat, "g", count=10)
-        with Database.connect(postgres_url) as database, worker(settings, lease_ms=600_000) as steady:
+        with Database.connect(postgres_url) as database, start_worker(settings, lease_ms=600_000) as steady:
             steady.wait_for("working as")
             wait_until(lambda: count(database) == 10)
             database.close()
@@ -318,7 +312,7 @@ class TestServersAway:
         require_server()
         folder = tmp_path / "valkey"
         settings = Settings.from_env({}, data_dir=str(tmp_path), redis_url=f"unix://{folder}/redis.sock")
-        with worker(settings) as early:
+        with start_worker(settings) as early:
             early.wait_for("waiting: no answer from Redis")
             server = start_valkey(folder)
             try:
@@ -328,13 +322,13 @@ class TestServersAway:
                 server.stop()
 
     def test_a_signal_ends_a_worker_that_waits(self, settings: Settings) -> None:
-        with worker(settings, redis_url=f"unix://{settings.data_dir}/nowhere.sock") as waiting:
+        with start_worker(settings, redis_url=f"unix://{settings.data_dir}/nowhere.sock") as waiting:
             waiting.wait_for("waiting: no answer from Redis")
             assert waiting.end() == 0
 
     def test_a_configuration_error_ends_a_worker(self, chat: Chat, settings: Settings) -> None:
         chat.create_group("g")
-        with worker(settings, partitions=99) as wrong:
+        with start_worker(settings, partitions=99) as wrong:
             assert wrong.wait() == 1
         assert "IM_PARTITIONS=4" in wrong.log.splitlines()[-1]
         assert "Traceback" not in wrong.log
@@ -349,12 +343,12 @@ def allow_connections(url: str, *, allowed: bool) -> None:
 
 
 class TestOnRealServers:
-    """What fakeredis does otherwise."""
+    """Behaviour in which fakeredis differs."""
 
     def test_more_joins_than_a_millisecond_has_ids_have_ids_that_can_be_packed(
         self, chat: Chat, settings: Settings
     ) -> None:
-        # Given a clock that has been put back: the journal goes on in the millisecond that it had come to
+        # Given a clock that has been put back: the journal continues in the millisecond that it had come to
         chat.create_group("g")
         ahead = time.time_ns() // 1_000_000 + 60_000
         chat.system.client.driver.xadd(
@@ -372,13 +366,13 @@ class TestOnRealServers:
         self, chat: Chat, settings: Settings
     ) -> None:
         chat.system.database.upgrade()
-        with worker(settings) as steady:
+        with start_worker(settings) as steady:
             talk(chat, "g", count=1)
             wait_until(lambda: count(chat.system.database) == 1)
             # When all is lost, and people begin anew
             chat.system.client.driver.flushall()
             talk(chat, "h", count=1)
-            # Then the worker says what to do, and goes on once that is done
+            # Then the worker says what to do, and continues once that is done
             steady.wait_for("run im rebuild")
             assert count(chat.system.database) == 1
             rebuild(chat.system, yes=True)
@@ -391,7 +385,7 @@ class TestOnRealServers:
         chat.create_group("g", UIDS)
         for _ in range(3):
             chat.system.client.driver.xadd(chat.system.client.space.group("g").journal, {"kind": "feast"})
-        with worker(settings, max_deliveries=2) as steady:
+        with start_worker(settings, max_deliveries=2) as steady:
             talk(chat, "g", count=10)
             wait_until(lambda: count(chat.system.database) == 10)
             wait_until(lambda: len(list(dead_letters.list_dead(chat.system.client))) == 3)
@@ -408,18 +402,18 @@ class TestOnRealServers:
                 talk(chat, f"g{number}", count=10)
 
             # Then a worker stores what was there and what comes
-            with worker(settings, block_ms=1000) as steady:
+            with start_worker(settings, block_ms=1000) as steady:
                 steady.wait_for("working as")
                 wait_until(lambda: count(chat.system.database) == 120)
                 talk(chat, "late", count=10)
                 wait_until(lambda: count(chat.system.database) == 130)
 
-                # And is in no hurry when nothing comes: a round is one look at each of 6 partitions, and a wait at one
+                # And is in no hurry when nothing comes: a round is one read of each of 6 partitions, and a wait at one
                 start, looks = time.monotonic(), all_reads(cluster_servers)
                 wait_until(lambda: all_reads(cluster_servers) >= looks + 10 * 7)
                 assert time.monotonic() - start > 8 * CLUSTER_BLOCK_MS / 1000
                 assert steady.end() == 0
-            with worker(settings, "persist", "--burst") as burst:
+            with start_worker(settings, "persist", "--burst") as burst:
                 assert burst.wait() == 0
 
 
@@ -433,19 +427,19 @@ def all_reads(cluster: RunningCluster) -> int:
 
 def wait_for_locks(url: str) -> int:
     """How many wait for a lock in a database."""
-    asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with psycopg.connect(url) as connection:
-        [found] = connection.execute(asked).fetchone() or (0,)
-    return int(found)
+        [waiting] = connection.execute(query).fetchone() or (0,)
+    return int(waiting)
 
 
 def test_an_unknown_worker_is_wrong_usage(settings: Settings) -> None:
-    with worker(settings, "sleeper") as wrong:
+    with start_worker(settings, "sleeper") as wrong:
         assert wrong.wait() == 2
 
 
 def test_entries_that_come_while_the_clock_is_put_back_can_be_told_apart(chat: Chat) -> None:
-    # Given a clock that stands an hour behind the newest entry, so that all are of one millisecond for an hour
+    # Given a clock that is an hour behind the newest entry, so that all are of one millisecond for an hour
     chat.create_group("g", ["ann", "bob"])
     journal = chat.system.client.space.group("g").journal
     newest = chat.system.client.driver.xinfo_stream(journal)["last-generated-id"].decode().partition("-")[0]

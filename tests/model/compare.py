@@ -1,4 +1,4 @@
-"""Holds what the system says against what the model says: live from Redis, and again from SQL."""
+"""Compares the system with the model: live from Redis, and again from SQL."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,7 +13,7 @@ from tests.model.reference import Model, ModelMessage
 
 
 def compare_all(chat: Chat, model: Model, *, every: int = 1) -> None:
-    """Everything that can be asked of the live system; of every so manieth message and user, if not of all."""
+    """Everything that can be asked of the live system; of all messages and users, or of each `every`-th one."""
     assert [group.gid for group in chat.groups()] == sorted(model.groups)
     for gid, group in model.groups.items():
         compare_group(chat, model, gid)
@@ -40,8 +40,8 @@ def compare_group(chat: Chat, model: Model, gid: str) -> None:
 def compare_offsets(chat: Chat, model: Model, gid: str) -> None:
     """What any Redis tool sees: a consumer group for each member and no other, at the member's offset."""
     group, stream = model.groups[gid], chat.system.client.space.group(gid).stream
-    found = chat.system.client.driver.xinfo_groups(stream) if chat.system.client.driver.exists(stream) else []
-    assert {info["name"].decode(): info["last-delivered-id"].decode() for info in found} == {
+    infos = chat.system.client.driver.xinfo_groups(stream) if chat.system.client.driver.exists(stream) else []
+    assert {info["name"].decode(): info["last-delivered-id"].decode() for info in infos} == {
         uid: group.msgid(group.current(uid).acked) or "0-0" for uid in group.members()
     }
 
@@ -114,12 +114,12 @@ def same_form(message: Message) -> ModelMessage:
 
 
 def _members(model: Model) -> list[tuple[str, str, int | None]]:
-    found = []
+    rows = []
     for gid, group in model.groups.items():
         for uid in group.members():
             offset = group.msgid(group.current(uid).acked)
-            found.append((gid, uid, msgids.pack(offset) if offset else None))
-    return found
+            rows.append((gid, uid, msgids.pack(offset) if offset else None))
+    return rows
 
 
 def _receipts(model: Model) -> list[tuple[str, int, str, str, bool]]:

@@ -1,4 +1,4 @@
-"""Every public function that takes what users type, found by looking: a new one cannot be forgotten."""
+"""Every public function that takes user input, found by inspection: a new one cannot be forgotten."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -45,8 +45,8 @@ class Entry(NamedTuple):
         return self.title
 
     def strategy(self, parameter: str) -> st.SearchStrategy[Any]:
-        """What is given for a parameter. Raise KeyError where nobody has thought of it."""
-        special = {name: found for name, found in OF_ONE_ENTRY.items() if name.endswith(f".{parameter}")}
+        """The strategy for a parameter. Raise KeyError if it has none."""
+        special = {name: generator for name, generator in OF_ONE_ENTRY.items() if name.endswith(f".{parameter}")}
         for name in (f"{self.title}.{parameter}", f"{self.owner}.{parameter}"):
             if name in special:
                 return special[name]

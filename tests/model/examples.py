@@ -17,22 +17,22 @@ PARTITIONS = 2
 
 
 def played(examples: int) -> hypothesis_settings:
-    """The settings of a run of so many histories, unless another number is wanted."""
+    """The settings of a run of this many histories, unless the environment names another number."""
     return _settings(examples, HISTORIES_WANTED)
 
 
 def fuzzed(examples: int) -> hypothesis_settings:
-    """The settings of a run of so many random calls, unless another number is wanted."""
+    """The settings of a run of this many random calls, unless the environment names another number."""
     return _settings(examples, CALLS_WANTED)
 
 
-def _settings(examples: int, wanted: str | None) -> hypothesis_settings:
+def _settings(examples: int, long_form: str | None) -> hypothesis_settings:
     # At home an example that fails is made as short as can be, which may take five minutes
     return hypothesis_settings(
         phases=[Phase.generate] if os.environ.get("CI") else [Phase.generate, Phase.shrink],
-        max_examples=int(wanted or examples),
+        max_examples=int(long_form or examples),
         stateful_step_count=40,
-        derandomize=wanted is None,
+        derandomize=long_form is None,
         database=None,
         deadline=None,
         print_blob=True,

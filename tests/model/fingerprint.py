@@ -24,8 +24,8 @@ def fingerprint(chat: Chat, *files: Path) -> Fingerprint:
         for key in keys:
             pipe.dump(key)
             pipe.pexpiretime(key)
-        found = pipe.execute()
-    redis = {key.decode(): each for key, each in zip(keys, zip(found[::2], found[1::2], strict=True), strict=True)}
+        answers = pipe.execute()
+    redis = {key.decode(): each for key, each in zip(keys, zip(answers[::2], answers[1::2], strict=True), strict=True)}
     return redis | {f"{file.name} {name}": rows for file in files for name, rows in _tables(file)}
 
 

@@ -1,4 +1,4 @@
-"""Random calls of everything public, right and wrong ones, in any order: what is refused has changed nothing."""
+"""Random calls of everything public, right and wrong ones, in any order: a refused call has changed nothing."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -51,7 +51,7 @@ def step() -> st.SearchStrategy[tuple[Entry | str, dict[str, Any]]]:
 
 
 class Fuzzing(RuleBasedStateMachine):
-    """One history on a Chat, with the client of one user, a gateway, and workers that store and tell."""
+    """One history on a Chat, with the client of one user, a gateway, and the workers."""
 
     def __init__(self, open_chat: Callable[[], Chat], folder: Path) -> None:
         super().__init__()
@@ -142,8 +142,8 @@ class Fuzzing(RuleBasedStateMachine):
     def remember(self, answer: Any) -> None:
         """Keep what was given out, to give it back in another call."""
         if isinstance(answer, list):
-            for each in answer[:3]:
-                self.remember(each)
+            for item in answer[:3]:
+                self.remember(item)
         kinds = {Message: "message", Receipt: "receipt", Session: "session", Outgoing: "outgoing", DeadLetter: "dead"}
         if kind := kinds.get(type(answer)):
             self.given_out.setdefault(kind, []).append(answer.id if isinstance(answer, DeadLetter) else answer)

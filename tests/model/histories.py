@@ -142,7 +142,7 @@ class Histories(RuleBasedStateMachine):
         self.said(message, gid, uid, content, client_msgid)
 
     def said(self, message: Message, gid: str, uid: str, content: str, client_msgid: str | None) -> None:
-        """Hold what a send answered against the model, which learns the msgid of a new message by it."""
+        """Compare the answer of a send with the model, which takes the msgid of a new message from it."""
         self.touched.add(gid)
         assert message.gid == gid
         newest = self.message(gid, 0)
@@ -158,19 +158,19 @@ class Histories(RuleBasedStateMachine):
             self.confirm(gid, uid, None)
 
     def talk(self, gid: str, times: int) -> None:
-        """The members say something in turn, all of which nobody else has pulled yet."""
+        """The members send messages in turn; nobody else has pulled any of them yet."""
         group = self.model.groups.get(gid, ModelGroup())
         members = group.members()
         for number in range(times if members else 0):
             self.send(gid, members[number % len(members)], "spoken", f"after {group.newest}")
 
     def ack(self, gid: str, uid: str, back: int) -> None:
-        """Confirm the message that lies so many behind the newest; the newest, whichever it is, where there is none."""
+        """Ack the message that is this many before the newest; where there is none, ack the newest."""
         message = self.message(gid, back)
         self.confirm(gid, uid, message.msgid if message else None)
 
     def recall(self, gid: str, uid: str, back: int, admin: bool) -> None:
-        """Withdraw the message that lies so many behind the newest: by its sender, a stranger or an administrator."""
+        """Recall the message that is this many before the newest: by its sender, a stranger or an administrator."""
         message = self.message(gid, back)
         if message is None:
             return
@@ -234,7 +234,7 @@ class Histories(RuleBasedStateMachine):
         self.both(gid, system, lambda: self.model.ack(gid, uid, msgid))
 
     def message(self, gid: str, back: int) -> ModelMessage | None:
-        """The message that lies so many behind the newest, if there is one."""
+        """The message that is this many before the newest, if there is one."""
         messages = self.model.groups.get(gid, ModelGroup()).messages
         return messages[-1 - back] if back < len(messages) else None
 

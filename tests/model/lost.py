@@ -44,7 +44,7 @@ class LosingHistories(StoredHistories):
         return new_persist(self.chat.system.client, self.chat.system.database, self.settings)
 
     def lose_all(self, keep: int) -> None:
-        """Of each group so many messages come back into Redis; the others are trimmed."""
+        """Of each group this many messages come back into Redis; the others are trimmed."""
         self.lose()
         self.chat.system.settings = replace(self.chat.system.settings, keep_messages=keep)
         rebuild(self.chat.system)
@@ -61,7 +61,7 @@ class LosingHistories(StoredHistories):
         self.rebuilt()
 
     def lose_and_leave_it_to_a_worker(self, calls_left: int, keep: int) -> None:
-        """Nobody repeats a rebuild that was killed. Of each group so many messages come back into Redis."""
+        """Nobody repeats a rebuild that was killed. Of each group this many messages come back into Redis."""
         self.lose()
         self.chat.system.settings = replace(self.chat.system.settings, keep_messages=keep)
         with self.killed_after(calls_left):
@@ -79,7 +79,7 @@ class LosingHistories(StoredHistories):
 
     @contextmanager
     def killed_after(self, calls: int) -> Iterator[list[KilledError]]:
-        """Kill what is done in the `with` after so many calls, if it takes so many; its lease ends then."""
+        """Kill the body of the `with` after this many calls, if it makes that many; its lease ends then."""
         redis_client = self.chat.system.client
         dying = Dying(redis_client.driver, partitions=PARTITIONS)
         dying.left = calls
@@ -94,7 +94,7 @@ class LosingHistories(StoredHistories):
         self.chat.system.client = redis_client
 
     def lose(self) -> None:
-        """Senders are told who has read, and confirm a part of it; then Redis is emptied."""
+        """Senders get receipts, and confirm a part of them; then Redis is emptied."""
         receipts = ReceiptsWorker(
             self.chat.system.client, self.chat.system.database, replace(self.settings, receipt_window_ms=0)
         )

@@ -35,7 +35,7 @@ MSGIDS = (
 
 @dataclass(frozen=True)
 class Known:
-    """What the system has given out, for the world to look up: of this kind, the newest or so many before."""
+    """An answer that the system gave, for the world to look up: of this kind, the newest or this many before."""
 
     kind: str
     back: int

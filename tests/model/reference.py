@@ -28,7 +28,7 @@ class ModelMessage:
 class ModelSpan:
     """A membership: the messages after `joined`, up to and with `left` (None: it goes on). `acked` is the offset.
 
-    `acked_by` tells for each seq which ack confirmed it, by the number of that ack.
+    `acked_by` gives for each seq the number of the ack that confirmed it.
     """
 
     uid: str
@@ -127,14 +127,14 @@ class Model:
         self.add_members(gid, uids)
 
     def add_members(self, gid: str, uids: Iterable[str]) -> None:
-        """Whoever is not a member joins: nothing said before concerns this new span."""
+        """Add those who are no members: no earlier message is in the new span."""
         group = self.group(gid)
         for uid in uids:
             if uid not in group.members():
                 group.spans.append(ModelSpan(uid, joined=group.newest, left=None, acked=group.newest))
 
     def remove_members(self, gid: str, uids: Iterable[str]) -> None:
-        """Whoever is a member leaves, and keeps what they had read."""
+        """Remove those who are members; they keep what they had read."""
         group = self.group(gid)
         for uid in uids:
             if uid in group.members():
@@ -183,7 +183,7 @@ class Model:
         return message
 
     def ack(self, gid: str, uid: str, msgid: str | None = None) -> tuple[str | None, bool]:
-        """Move the offset forward to a message of the group, or to the newest; say where it stands and if it moved."""
+        """Move the offset forward to a message of the group, or to the newest; return it and whether it moved."""
         group = self.group(gid)
         span = group.current(uid)
         target = group.newest if msgid is None else group.with_msgid(msgid).seq

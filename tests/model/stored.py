@@ -1,4 +1,4 @@
-"""Random histories that workers store in SQL as they happen, some of which die over it."""
+"""Random histories, stored in SQL meanwhile by workers; some workers die over it."""
 
 from collections.abc import Callable
 from dataclasses import replace

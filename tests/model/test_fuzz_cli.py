@@ -51,7 +51,7 @@ contents = st.sampled_from(["hi", SHOWN, "\x1b[2J", "{0} %s"]) | words
 def mostly(*good: str) -> st.SearchStrategy[str]:
     """One of these, and now and then anything."""
     return st.sampled_from([*good * (6 // len(good) + 1), None]).flatmap(
-        lambda it: words if it is None else st.just(it)
+        lambda word: words if word is None else st.just(word)
     )
 
 
@@ -97,7 +97,11 @@ def option(parameter: click.Option) -> st.SearchStrategy[list[str]]:
 def arguments(name: str) -> st.SearchStrategy[list[str]]:
     """What is typed after a command's name: its arguments, some options, and now and then anything else."""
     parameters = COMMANDS[name].params
-    given = [ARGUMENTS[str(each.name)].map(lambda it: [it]) for each in parameters if isinstance(each, click.Argument)]
+    given = [
+        ARGUMENTS[str(each.name)].map(lambda argument: [argument])
+        for each in parameters
+        if isinstance(each, click.Argument)
+    ]
     options = [each for each in parameters if isinstance(each, click.Option) and "URL" not in str(each.metavar)]
     options = [each for each in options if each.name not in {"data_dir", "help"}]
     must = [option(each) for each in options if each.required or each.name == "sender_uid"]
@@ -187,13 +191,13 @@ def test_random_arguments(name: str, new_folder: Callable[[], Path]) -> None:
     @fuzzed(12)
     @given(st.data())
     def fuzz(data: st.DataObject) -> None:
-        here = world(new_folder())
-        words = [here.msgid if word == "KNOWN" else word for word in data.draw(arguments(name))]
+        sandbox = world(new_folder())
+        words = [sandbox.msgid if word == "KNOWN" else word for word in data.draw(arguments(name))]
         words += ["one too many", "and another"] if name in STARTS_PROCESSES else []
-        with here.open_chat() as chat, terminal(data.draw(st.booleans(), "terminal")):
-            before = here.look(chat)
+        with sandbox.open_chat() as chat, terminal(data.draw(st.booleans(), "terminal")):
+            before = sandbox.look(chat)
             as_json = ["--json"] * data.draw(st.booleans(), "JSON")
-            result = here.im(
+            result = sandbox.im(
                 *as_json, *name.split(), *words, stdin=data.draw(st.sampled_from([b"y\n", b"", b"\xff", b"{}\n"]))
             )
             check_clean(result)
@@ -201,17 +205,17 @@ def test_random_arguments(name: str, new_folder: Callable[[], Path]) -> None:
             if as_json and not result.exit_code and not result.stdout.startswith("Usage: "):
                 assert all(isinstance(json.loads(line), dict) for line in result.stdout.splitlines())
             if result.exit_code and name not in GOES_ON and not NEEDS_MORE.intersection([name, *words]):
-                assert here.look(chat) == before
+                assert sandbox.look(chat) == before
 
     fuzz()
 
 
 @pytest.mark.parametrize("words", [["send", GIDS[0], SHOWN, "--from", UIDS[0]], ["pull", UIDS[1]], ["status", GIDS[0]]])
 def test_markup_is_shown_as_it_is(words: list[str], new_folder: Callable[[], Path]) -> None:
-    here = world(new_folder())
+    sandbox = world(new_folder())
 
     with terminal(True):
-        result = here.im(*words)
+        result = sandbox.im(*words)
 
     assert result.exit_code == 0
     assert SHOWN.replace(" ", "") in "".join(result.stdout.split())

@@ -117,8 +117,8 @@ class Stores:
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def case(request: pytest.FixtureRequest) -> tuple[str, int]:
-    found: tuple[str, int] = request.param
-    return found
+    parameters: tuple[str, int] = request.param
+    return parameters
 
 
 @pytest.fixture
@@ -198,13 +198,13 @@ def split(events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
 
 def steps(events: Sequence[Event]) -> list[Event]:
     """Write each rename as the leave and the join that it is."""
-    found: list[Event] = []
+    plain: list[Event] = []
     for event in events:
         if event["type"] == "rename":
-            found += [event | {"type": "leave"}, event | {"type": "join", "uid": event["new_uid"]}]
+            plain += [event | {"type": "leave"}, event | {"type": "join", "uid": event["new_uid"]}]
         else:
-            found.append(event)
-    return found
+            plain.append(event)
+    return plain
 
 
 def final_memberships(events: Sequence[Event]) -> list[Event]:
@@ -339,14 +339,14 @@ def test_same_file_again_moves_nobody_who_is_a_member_before_and_after(stores: S
 
 def changed(events: Sequence[Event], chance: random.Random) -> list[Event]:
     """A file that was corrected, cut, or in which something was left out or put in."""
-    found = list(events)
+    edited = list(events)
     for _ in range(chance.randint(1, 4)):
-        at = chance.randrange(len(found) + 1)
+        at = chance.randrange(len(edited) + 1)
         if chance.random() < 0.5:
-            found[at : at + chance.randint(1, 3)] = []
+            edited[at : at + chance.randint(1, 3)] = []
         else:
-            found[at:at] = random_events(chance, f"c{chance.random()}", most=4)
-    return found
+            edited[at:at] = random_events(chance, f"c{chance.random()}", most=4)
+    return edited
 
 
 def meddle(chat: Chat, chance: random.Random) -> None:
@@ -369,14 +369,14 @@ def new_messages(events: Sequence[Event], before: dict[str, Any]) -> list[Event]
         for gid, (statuses, _) in before.items()
         for status in statuses
     }
-    found = []
+    new = []
     for event in events:
         if event["type"] == "message":
             key = event["gid"], event["uid"], event["client_msgid"]
             if key not in stored:
-                found.append(event)
+                new.append(event)
             stored.add(key)
-    return found
+    return new
 
 
 def said(events: Sequence[Event], new: Sequence[Event]) -> dict[str, dict[str, bool]]:
@@ -407,5 +407,5 @@ def said(events: Sequence[Event], new: Sequence[Event]) -> dict[str, dict[str, b
     return {gid: users for gid, users in memberships.items() if users}
 
 
-def texts(found: dict[str, Any], gid: str) -> list[str]:
-    return [status.message.content for status in found.get(gid, ([], []))[0]]
+def texts(groups: dict[str, Any], gid: str) -> list[str]:
+    return [status.message.content for status in groups.get(gid, ([], []))[0]]

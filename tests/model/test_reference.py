@@ -111,7 +111,7 @@ def test_a_leaver_keeps_what_they_had_read_and_stays_unread_for_the_rest(model: 
     assert receipts(model, "m3") == {"ann": False}
 
 
-def test_who_comes_back_has_not_read_what_they_missed_nor_what_they_left_unread(model: Model) -> None:
+def test_members_who_come_back_have_not_read_messages_they_missed_or_left_unread(model: Model) -> None:
     model.remove_members("g", ["bob"])
     said(model, "ann", "m3")
     model.add_members("g", ["bob"])

@@ -58,9 +58,9 @@ def test_the_opening_of_a_database_is_not_logged(caplog: pytest.LogCaptureFixtur
 
 
 def test_pauses_double_up_to_seconds() -> None:
-    found = list(islice(backoff.pauses(), 9))
-    assert found[:3] == pytest.approx([0.05, 0.1, 0.2])
-    assert found[-2:] == [backoff.LONGEST_WAIT_S] * 2
+    pauses = list(islice(backoff.pauses(), 9))
+    assert pauses[:3] == pytest.approx([0.05, 0.1, 0.2])
+    assert pauses[-2:] == [backoff.LONGEST_WAIT_S] * 2
 
 
 @pytest.mark.parametrize("who", ["creation", "claims"])

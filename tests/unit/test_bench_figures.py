@@ -39,13 +39,13 @@ def test_every_contestant_takes_its_turn_in_every_round_in_alternating_order() -
         turns.append(name)
         return {"us": float(len(turns)), "bytes": 1.0}
 
-    found = interleave(
+    measured = interleave(
         {"a": lambda: contestant("a"), "b": lambda: contestant("b")}, RoundPlan(rounds=2, quick=False), said.append
     )
 
     assert turns == ["a", "b", "b", "a", "a", "b"]
-    assert found["a"] == {"us": Rounds((4.0, 5.0)), "bytes": Rounds((1.0, 1.0))}  # the warming up does not count
-    assert found["b"]["us"] == Rounds((3.0, 6.0))
+    assert measured["a"] == {"us": Rounds((4.0, 5.0)), "bytes": Rounds((1.0, 1.0))}  # the warming up does not count
+    assert measured["b"]["us"] == Rounds((3.0, 6.0))
     assert said[0] == "a, warming up"
     assert said[-1] == "b, round 2 of 2"
 
@@ -53,7 +53,7 @@ def test_every_contestant_takes_its_turn_in_every_round_in_alternating_order() -
 def test_a_quick_run_does_not_warm_up_and_measures_less() -> None:
     plan, turns = RoundPlan(rounds=5, quick=True), []
 
-    found = interleave({"a": lambda: turns.append("a") or {"us": 1.0}}, plan, lambda _: None)
+    measured = interleave({"a": lambda: turns.append("a") or {"us": 1.0}}, plan, lambda _: None)
 
-    assert len(turns) == len(found["a"]["us"].values) == 5
+    assert len(turns) == len(measured["a"]["us"].values) == 5
     assert (plan.size(1000, 10), RoundPlan().size(1000, 10)) == (10, 1000)

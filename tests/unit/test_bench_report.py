@@ -1,4 +1,4 @@
-"""What is shown, drawn and saved of figures."""
+"""How figures are shown, drawn and saved."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the storm counts, the naive design that it is held against, and the databases of a benchmark."""
+"""The counts of the storm, the naive design that it is compared with, and the databases of a benchmark."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def test_a_message_has_arrived_when_the_last_of_the_40_has_it() -> None:
     assert seen.pushes == ONLINE  # the sender's own copy is not one of them
 
 
-def test_the_sender_knows_when_a_digest_says_40_of_a_message_of_this_run() -> None:
+def test_the_sender_knows_once_a_digest_counts_40_readers_of_a_message_of_this_run() -> None:
     seen = SessionCounts()
     seen.note_sent("5-0", 7, 1.0)
 

@@ -1,4 +1,4 @@
-"""Text that nobody has to read: writing it raises nothing and waits for nobody, and what can be read is in order."""
+"""Best-effort text: writing it never raises and never waits, and the part that arrives is in order."""
 
 import fcntl
 import io
@@ -28,7 +28,7 @@ MANY = 3000
 
 @pytest.fixture
 def to() -> Iterator[Callable[[int], BestEffort]]:
-    """Makes writers to descriptors; none of them writes after the test."""
+    """Makes writers to descriptors, and closes them after the test."""
     made: list[BestEffort] = []
 
     def make(descriptor: int) -> BestEffort:
@@ -36,8 +36,8 @@ def to() -> Iterator[Callable[[int], BestEffort]]:
         return made[-1]
 
     yield make
-    for each in made:
-        each.close()
+    for writer in made:
+        writer.close()
 
 
 def ends(action: Callable[[], object]) -> None:
@@ -62,15 +62,15 @@ def write_all(writer: BestEffort, lines: list[bytes]) -> Callable[[], None]:
 def read_until(reader: int, end: bytes) -> bytes:
     """Return what comes, up to an end that must come."""
     os.set_blocking(reader, False)
-    found = bytearray()
+    received = bytearray()
 
     def has_ended() -> bool:
         with suppress(BlockingIOError):
-            found.extend(os.read(reader, 65_536))
-        return found.endswith(end)
+            received.extend(os.read(reader, 65_536))
+        return received.endswith(end)
 
     wait_until(has_ended)
-    return bytes(found).lstrip(b"x")
+    return bytes(received).lstrip(b"x")
 
 
 @pytest.mark.parametrize("output", [*STANDING, *FAILING], ids=lambda output: output.__name__)
@@ -102,7 +102,7 @@ def test_queued_text_comes_first_then_the_number_of_lost_lines_then_new_text(
 
 
 def accounted_for(text: bytes) -> int:
-    """Return up to which line it is known what became of each, and check that none is out of order."""
+    """Return the number of lines that arrived or were reported missing; check that they are in order."""
     at = 0
     for line in text.lstrip(b"x").splitlines():
         if missing := re.match(rb"im: lines missing here: (\d+) ", line):
@@ -119,8 +119,8 @@ def test_each_gap_is_reported_in_place_with_its_length(to: Callable[[int], BestE
     with stuck_pipe() as (descriptor, reader):
         writer = to(descriptor)
         text = b""
-        for some in range(0, len(lines), MANY):
-            ends(write_all(writer, lines[some : some + MANY]))
+        for start in range(0, len(lines), MANY):
+            ends(write_all(writer, lines[start : start + MANY]))
             text += b"".join(os.read(reader, PIPE_BYTES) for _ in range(5))
         # When it reads all
         while not text.endswith(b"\n") or accounted_for(text) < len(lines):

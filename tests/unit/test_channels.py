@@ -14,7 +14,7 @@ SPACE = Keyspace(3)
 
 
 class Server:
-    """Has a subscription, carries out what it is sent in order, and confirms it when it is channel_set to."""
+    """Has a subscription: it carries out commands in order, and confirms each when the test lets it."""
 
     def __init__(self, channels: Channels) -> None:
         self.channels = channels
@@ -46,7 +46,7 @@ class Server:
         self.answers.clear()
         self.channels.restart()
 
-    def wanted(self) -> set[str]:
+    def wanted_channels(self) -> set[str]:
         groups = {SPACE.group(subscribers.gid).channel for subscribers in self.channels.groups.values()}
         return groups | {each for uid in self.channels._inboxes for each in SPACE.inboxes(uid)}
 
@@ -104,7 +104,7 @@ def test_every_wanted_channel_is_subscribed_whatever_comes_and_goes(seed: int, m
         story.carry_out()
         story.answer()
     # Then
-    assert server.subscribed == server.wanted()
+    assert server.subscribed == server.wanted_channels()
     assert all(subscribers.is_subscribed for subscribers in channel_set.groups.values())
     assert all(inbox.is_subscribed for inbox in channel_set._inboxes.values())
     assert server.most <= 5

@@ -11,16 +11,12 @@ from collections.abc import Iterator
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
 from imcore.cli.app import app
 from imcore.cli.catalogue import COMMANDS, SHARED_OPTIONS, command_in, help_text
 from imcore.cli.options import Invocation, confirm
 from imcore.errors import ImError, RedisUnavailable
-
-
-def im(*args: str, stdin: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(app, args, input=stdin, catch_exceptions=False)
+from tests.helpers.cli import im
 
 
 def all_commands() -> Iterator[tuple[str, click.Command]]:
@@ -285,7 +281,7 @@ def test_a_signal_ends_the_wait_for_the_reader_of_a_help(args: list[str], monkey
         im(*args)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    # Then none is while the help is printed
+    # Then no signal is held back while the help is printed
     assert held == [before]
 
 

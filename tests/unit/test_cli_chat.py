@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.cli import output
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.model.values import Receipt
-from imcore.streams.calls import receipt_calls
-from imcore.streams.calls.receipt_calls import TallyChange
 from tests.helpers.cli import connected_chat, im, lines, refused
+from tests.helpers.talk import publish_receipts
 
 MESSAGE_KEYS = ["gid", "msgid", "seq", "sender_uid", "time", "content", "client_msgid"]
 HOSTILE = "\x1b[2J[red]eve[/red]\n{0} 'x' \u202e群 👩\u200d💻 " + "x" * 3000
@@ -114,7 +112,7 @@ def test_a_live_session_names_the_peer_of_a_one_to_one_chat(
     ]
 
 
-def test_one_to_one_where_the_gid_does_not_say_with_whom() -> None:
+def test_one_to_one_where_the_gid_does_not_name_the_peer() -> None:
     bob = "b" * 100
     [sent] = lines("dm", bob, "Hello", "--from", "a" * 100)
 
@@ -140,7 +138,7 @@ def test_content_from_stdin_is_taken_as_it_is() -> None:
     assert "content is empty" in refused("send", "team", "-", "--from", "ann", stdin="")
 
 
-def test_pull_with_ack_confirms_what_it_printed_and_no_more() -> None:
+def test_pull_with_ack_confirms_the_printed_messages_only() -> None:
     for gid in ("one", "two"):
         lines("group", "create", gid, "ann", "bob")
         for text in "abc":
@@ -186,17 +184,13 @@ def test_confirmed_receipts_are_in_the_local_database(chat: Chat) -> None:
     # Given
     im("group", "create", "team", "ann", "bob", "cy")
     msgid = str(lines("send", "team", "hi", "--from", "ann")[0]["msgid"])
-    chat.system.client.call(
-        receipt_calls.publish_receipts(
-            chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(msgid), 0)]
-        )
-    )
+    publish_receipts(chat, [msgid])
     im("receipts", "ann")
     assert [line["state"] for line in lines("log", "ann")] == ["stored"]
     im("ack", "bob", "team")
     # When
-    told = {"gid": "team", "msgid": msgid, "read": 1, "unread": 1}
-    assert lines("receipts", "ann", "--ack") == [told]
+    receipt = {"gid": "team", "msgid": msgid, "read": 1, "unread": 1}
+    assert lines("receipts", "ann", "--ack") == [receipt]
     # Then
     assert [line["state"] for line in lines("log", "ann")] == ["read 1/2"]
     assert lines("receipts", "ann") == []
@@ -290,16 +284,12 @@ def test_a_user_who_left_all_groups_still_gets_receipts(chat: Chat) -> None:
     lines("group", "create", "team", "ann", "bob")
     msgid = str(lines("send", "team", "hi", "--from", "ann", "--no-local")[0]["msgid"])
     lines("ack", "bob", "team")
-    chat.system.client.call(
-        receipt_calls.publish_receipts(
-            chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(msgid), 0)]
-        )
-    )
+    publish_receipts(chat, [msgid])
     lines("group", "remove", "team", "ann", "--yes")
     # When
-    told = lines("receipts", "ann", "--ack", "--no-local")
+    receipts = lines("receipts", "ann", "--ack", "--no-local")
     # Then
-    assert told == [{"gid": "team", "msgid": msgid, "read": 1, "unread": 0}]
+    assert receipts == [{"gid": "team", "msgid": msgid, "read": 1, "unread": 0}]
     assert refused("receipts", "ann") == "'ann' is in no group: add them to one first"
 
 

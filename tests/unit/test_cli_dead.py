@@ -90,10 +90,10 @@ def test_a_foreign_dead_letter_hides_no_other(chat: Chat, dead_id: str) -> None:
     chat.system.client.driver.xadd(letters, {"dead_deliveries": "many", b"\xff": b"\xff"}, id="5-1")
     chat.system.client.driver.xadd(letters, {"kind": "msg"}, id="99999999999999999-0")
     # When, then
-    found = {line["id"]: line for line in lines("dead", "list")}
-    assert {"0:5-1", "0:99999999999999999-0", dead_id} == set(found)
-    assert found["0:5-1"]["deliveries"] == 0
-    assert found["0:99999999999999999-0"]["time"] == "9999-12-31T23:59:59.999Z"
+    listed = {line["id"]: line for line in lines("dead", "list")}
+    assert {"0:5-1", "0:99999999999999999-0", dead_id} == set(listed)
+    assert listed["0:5-1"]["deliveries"] == 0
+    assert listed["0:99999999999999999-0"]["time"] == "9999-12-31T23:59:59.999Z"
     assert lines("dead", "drop", "0:05-01", "--yes") == [{"id": "0:05-01", "dropped": True}]
     assert "0:5-1" not in im("dead", "list").stdout
 

@@ -8,16 +8,14 @@ from typing import Any, NoReturn
 
 import pytest
 
-from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import LocalDatabaseError, RedisFull, RedisUnavailable
 from imcore.model.values import Message
-from imcore.streams.calls import receipt_calls
-from imcore.streams.calls.receipt_calls import TallyChange
 from imcore.streams.keys import CONFIG
 from tests.helpers.cli import connected_chat, im, lines, refused
+from tests.helpers.talk import publish_receipts
 
 
 @pytest.fixture(autouse=True)
@@ -134,8 +132,7 @@ def test_a_local_database_of_other_data_is_refused_before_anything_is_done(
     [sent] = lines("send", "team", "mine", "--from", "ann")
     chat.system.client.driver.hset(CONFIG, "dataset", "another")
     lines("send", "team", "theirs", "--from", "bob")
-    change = [TallyChange("ann", msgids.pack(str(sent["msgid"])), 0)]
-    chat.system.client.call(receipt_calls.publish_receipts(chat.system.client.space, "team", "ann", change))
+    publish_receipts(chat, [str(sent["msgid"])])
     before = (lines("log", "ann"), chat.unread("ann"), chat.receipts("ann"), chat.status("team"))
     # When
     assert "was made with other data than Redis has: set IM_REDIS_URL" in refused(*words)

@@ -15,11 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner, Result
 
 from imcore.admin.retention import TrimSummary
 from imcore.cli import output
-from imcore.cli.app import app
 from imcore.cli.options import Invocation
 from imcore.cli.progress import progress
 from imcore.errors import ConfigurationError
@@ -29,6 +27,7 @@ from imcore.importer.importer import ImportSummary
 from imcore.repair.check import Checked, ReportedDifference
 from imcore.repair.rebuild import Before, RebuildSummary
 from imcore.settings import Settings
+from tests.helpers.cli import im
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +36,6 @@ def _no_chat(monkeypatch: pytest.MonkeyPatch) -> None:
         Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=SimpleNamespace(client=None, settings=None)))
     )
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
-
-
-def im(*args: str, stdin: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(app, args, input=stdin, catch_exceptions=False)
 
 
 @pytest.fixture
@@ -98,7 +93,7 @@ def test_import_reads_stdin(seen: list[bytes]) -> None:
     assert seen == [b"{}\n", b"\xff\n"]
 
 
-def test_import_reports_bad_lines_goes_on_and_ends_with_1(seen: list[bytes]) -> None:
+def test_import_reports_bad_lines_continues_and_ends_with_1(seen: list[bytes]) -> None:
     result = im("import", "-", "--json", stdin="{}\nbad\nthree\n")
 
     assert result.exit_code == 1
@@ -266,10 +261,10 @@ def test_db_upgrade_makes_the_database(tmp_path: Path) -> None:
 
 
 def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, int | None]] = []
+    calls: list[dict[str, int | None]] = []
 
     def trimmed(_: object, **limits: int | None) -> TrimSummary:
-        asked.append(limits)
+        calls.append(limits)
         return TrimSummary(groups=1, entries=20, journal_entries=3)
 
     monkeypatch.setattr("imcore.admin.retention.trim", trimmed)
@@ -279,7 +274,7 @@ def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     dropped = {"groups": 1, "entries": 20, "journal_entries": 3, "read_times": 0, "rewritten": 1}
     assert json.loads(im("trim", "--json").stdout) == dropped
     assert im("trim", "--keep-messages", "0", "--keep-days", "0.5").exit_code == 0
-    assert asked == [{"keep_messages": None, "keep_ms": None}, {"keep_messages": 0, "keep_ms": 43_200_000}]
+    assert calls == [{"keep_messages": None, "keep_ms": None}, {"keep_messages": 0, "keep_ms": 43_200_000}]
 
 
 @pytest.mark.parametrize(
@@ -289,10 +284,10 @@ def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_options_of_trim_have_the_limits_of_the_settings(
     monkeypatch: pytest.MonkeyPatch, option: str, setting: str, per_unit: int
 ) -> None:
-    asked: list[int | None] = []
+    limit_values: list[int | None] = []
 
     def trimmed(_: object, **limits: int | None) -> TrimSummary:
-        asked.append(limits[setting])
+        limit_values.append(limits[setting])
         return TrimSummary(journal_entries=1)
 
     monkeypatch.setattr("imcore.admin.retention.trim", trimmed)
@@ -304,7 +299,7 @@ def test_the_options_of_trim_have_the_limits_of_the_settings(
 
     assert im("trim", option, str(most)).exit_code == 0
 
-    assert asked == [most * per_unit]
+    assert limit_values == [most * per_unit]
     assert getattr(Settings.from_env({}, **{setting: str(most * per_unit)}), setting) == most * per_unit
     with pytest.raises(ConfigurationError):
         Settings.from_env({}, **{setting: str(most * per_unit + 1)})

@@ -1,4 +1,4 @@
-"""What reaches the terminal: nothing that people typed may act on it, and nothing of it may get lost."""
+"""Output on a terminal: no text of a user may control it, and no text may get lost."""
 
 import io
 import json

@@ -16,7 +16,7 @@ PLAIN = "redis://host"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "rest", "moved"),
+    ("arguments", "remaining", "moved"),
     [
         (["up"], ["up"], {}),
         (["up", "--redis-url", PLAIN], ["up", "--redis-url", PLAIN], {}),
@@ -40,9 +40,9 @@ PLAIN = "redis://host"
     ],
 )  # fmt: skip
 def test_urls_with_passwords_go_into_the_environment(
-    arguments: list[str], rest: list[str], moved: dict[str, str]
+    arguments: list[str], remaining: list[str], moved: dict[str, str]
 ) -> None:
-    assert without_passwords(arguments) == (rest, moved)
+    assert without_passwords(arguments) == (remaining, moved)
 
 
 @pytest.mark.parametrize(

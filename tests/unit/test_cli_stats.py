@@ -24,12 +24,12 @@ def test_stats_count_everything_and_how_far_the_workers_are_behind(chat: Chat) -
     chat.system.client.driver.xreadgroup("persist", "persist-1", {journal: ">"}, count=1)
     chat.begin_session("ann")
 
-    [found] = lines("stats")
+    [counts] = lines("stats")
 
-    [worker] = found.pop("workers")  # type: ignore[misc]
+    [worker] = counts.pop("workers")  # type: ignore[misc]
     assert worker.pop("lag_ms") >= 0
     assert worker == {"worker": "persist", "backlog": written, "pending": 1}
-    assert found.pop("storm") == {
+    assert counts.pop("storm") == {
         "acks": 0,
         "receipts": 0,
         "digests": 0,
@@ -37,14 +37,14 @@ def test_stats_count_everything_and_how_far_the_workers_are_behind(chat: Chat) -
         "messages_per_s": 0.0,
         "acks_per_s": 0.0,
     }
-    assert found.pop("streams") == [
+    assert counts.pop("streams") == [
         {"kind": "groups", "streams": 1, "entries": 1, "bytes": None},
         {"kind": "journals", "streams": 8, "entries": written, "bytes": None},
     ]
-    [server] = found.pop("servers")  # type: ignore[misc]
+    [server] = counts.pop("servers")  # type: ignore[misc]
     assert (server["holds"], server["maxmemory_policy"], server["warnings"]) == ("chat", None, [])
-    assert (found.pop("silent"), found.pop("rebuild"), found.pop("unseen")) == ([], None, [])
-    assert found == {
+    assert (counts.pop("silent"), counts.pop("rebuild"), counts.pop("unseen")) == ([], None, [])
+    assert counts == {
         "groups": 1,
         "members": 2,
         "messages": 1,
@@ -64,9 +64,9 @@ def test_stats_name_online_users_with_the_option(chat: Chat, monkeypatch: pytest
     for uid in uids[:20]:
         chat.begin_session(uid)
 
-    [found] = lines("stats", "--online")
+    [counts] = lines("stats", "--online")
 
-    assert sorted(found["online_uids"]) == sorted(uids[:20])  # type: ignore[arg-type, type-var]
+    assert sorted(counts["online_uids"]) == sorted(uids[:20])  # type: ignore[arg-type, type-var]
     assert set(uids) & set(im("stats", "--online").stdout.splitlines()) == set(uids[:20])
 
 

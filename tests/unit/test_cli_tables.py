@@ -14,7 +14,6 @@ import fakeredis
 import pytest
 from click.testing import CliRunner
 
-from imcore import msgid as msgids
 from imcore.admin.retention import TrimSummary
 from imcore.chat import Chat
 from imcore.cli.app import app
@@ -25,10 +24,9 @@ from imcore.model.values import Receipt
 from imcore.repair.check import Checked, ReportedDifference
 from imcore.repair.rebuild import Before, RebuildSummary
 from imcore.settings import Settings
-from imcore.streams.calls import receipt_calls
-from imcore.streams.calls.receipt_calls import TallyChange
 from imcore.streams.client import RedisClient
 from imcore.system import System
+from tests.helpers.talk import push_receipts
 
 _KOLKATA = timezone(timedelta(hours=5, minutes=30))
 WIDTHS = [1, 2, 7, 16, 30, 40, 50, 60, 79, 80, 81, 100, 120, 200]
@@ -64,11 +62,7 @@ def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
         chat.send_direct("bob", "Are you coming?", sender_uid="ann")
         chat.recall("team", chat.send("team", "oops", sender_uid="bob").msgid, by="bob")
         chat.ack("cy", "team", sent[2].msgid)
-        chat.system.client.call(
-            receipt_calls.publish_receipts(
-                chat.system.client.space, "team", "ann", [TallyChange("ann", msgids.pack(sent[0].msgid), 0)]
-            )
-        )
+        push_receipts(chat, sent[0])
         chat.begin_session("ann ")
         _put_aside(chat)
         yield chat
@@ -88,7 +82,7 @@ def piped(*words: str) -> str:
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, *words: str) -> str:
-    """Return what a command writes to a terminal of so many columns."""
+    """Return what a command writes to a terminal of this many columns."""
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     with monkeypatch.context() as patch:
@@ -105,17 +99,17 @@ def without_blanks(text: str) -> str:
 
 
 def assert_all_is_shown(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    """Hold what a terminal shows against the cells that a pipe gets: there nothing is broken."""
+    """Compare the text on a terminal with the cells in a pipe, where no line is broken."""
     piped(*words)  # what changes something has done so now
     table = piped(*words)
-    wanted = [without_blanks(_shorter(cell)) for line in table.splitlines() for cell in line.split("\t")]
-    assert len(wanted) > 1
+    piped_cells = [without_blanks(_shorter(cell)) for line in table.splitlines() for cell in line.split("\t")]
+    assert len(piped_cells) > 1
     for columns in WIDTHS:
-        found = on_terminal(monkeypatch, columns, *words)
-        assert [cell for cell in wanted if cell not in without_blanks(found)] == []
-        assert "…" not in found
+        screen = on_terminal(monkeypatch, columns, *words)
+        assert [cell for cell in piped_cells if cell not in without_blanks(screen)] == []
+        assert "…" not in screen
         if columns > 4:  # below, a wide letter may not fit beside its indent
-            assert max(map(cells, found.splitlines())) <= columns
+            assert max(map(cells, screen.splitlines())) <= columns
 
 
 def _shorter(cell: str) -> str:
@@ -168,9 +162,9 @@ def test_a_local_database_is_shown(chat: Chat, monkeypatch: pytest.MonkeyPatch) 
 def test_a_pull_confirms_only_shown_messages(chat: Chat, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     texts = [without_blanks(text) for text in (TEXTS[0], TEXTS[1], TEXTS[2], "Are you coming?")]
 
-    found = without_blanks(on_terminal(monkeypatch, columns, "pull", "bob", "--ack", "--no-local"))
+    screen = without_blanks(on_terminal(monkeypatch, columns, "pull", "bob", "--ack", "--no-local"))
 
-    assert [text for text in texts if text not in found] == []
+    assert [text for text in texts if text not in screen] == []
     assert chat.pull("bob") == []
 
 
@@ -178,9 +172,9 @@ def test_a_pull_confirms_only_shown_messages(chat: Chat, monkeypatch: pytest.Mon
 def test_receipts_confirms_only_shown_receipts(chat: Chat, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     [receipt] = chat.receipts("ann")
 
-    found = without_blanks(on_terminal(monkeypatch, columns, "receipts", "ann", "--ack", "--no-local"))
+    screen = without_blanks(on_terminal(monkeypatch, columns, "receipts", "ann", "--ack", "--no-local"))
 
-    assert receipt.msgid in found
+    assert receipt.msgid in screen
     assert chat.receipts("ann") == []
 
 
@@ -188,13 +182,13 @@ def test_receipts_confirms_only_shown_receipts(chat: Chat, monkeypatch: pytest.M
 def test_a_terminal_shows_all_events_of_a_session(chat: Chat, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     events = [*chat.pull("bob"), Receipt("team", "1767225600000-0", 10, 20, 1)]
     monkeypatch.setattr("imcore.device.device.watch", lambda *_, **__: iter(events))
-    wanted = [without_blanks(line) for line in piped("listen", "bob", "--no-local").splitlines()]
-    wanted = [re.sub(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)\.\d{3}Z", r"\1\2Z", line) for line in wanted]
+    piped_lines = [without_blanks(line) for line in piped("listen", "bob", "--no-local").splitlines()]
+    piped_lines = [re.sub(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)\.\d{3}Z", r"\1\2Z", line) for line in piped_lines]
 
-    found = without_blanks(on_terminal(monkeypatch, columns, "listen", "bob", "--no-local"))
+    screen = without_blanks(on_terminal(monkeypatch, columns, "listen", "bob", "--no-local"))
 
-    assert "".join(wanted) == found
-    assert len(wanted) == len(events)
+    assert "".join(piped_lines) == screen
+    assert len(piped_lines) == len(events)
 
 
 def test_a_terminal_shows_all_of_operators_commands(monkeypatch: pytest.MonkeyPatch) -> None:

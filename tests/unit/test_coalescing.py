@@ -1,14 +1,11 @@
-"""Coalescing: what many moves have changed; and every ack and receipt counted once, whatever happens to the worker."""
+"""Coalescing: what many moves have changed; and every ack and receipt is counted once, also if the worker dies."""
 
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import fakeredis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,16 +13,14 @@ from hypothesis import strategies as st
 from imcore import Chat
 from imcore.admin import stats
 from imcore.settings import Settings
-from imcore.sql.database import Database
 from imcore.streams.calls import journal_calls, receipt_calls
 from imcore.streams.calls.journal_calls import CoalescingCounts, CoalescingTotals
-from imcore.streams.client import RedisClient
 from imcore.streams.events import Move
 from imcore.streams.journal import Journal
 from imcore.streams.keys import lease
-from imcore.system import System
 from imcore.workers.coalescing import segments
 from imcore.workers.receipts import ReceiptsWorker
+from tests.helpers.workers import drain
 
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, receipt_window_ms=0)
 UIDS = [f"user{number}" for number in range(8)]
@@ -38,16 +33,8 @@ MOVES = st.lists(
 
 
 @pytest.fixture
-def chat(tmp_path: Path) -> Iterator[Chat]:
-    client = RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(System(client, Database.connect(f"sqlite:///{tmp_path / 'imcore.db'}"), SETTINGS)) as chat:
-        chat.system.client.upgrade()
-        yield chat
-
-
-@pytest.fixture
 def digests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """To whom digests went."""
+    """The senders who got digests."""
     sent: list[str] = []
     tell = receipt_calls.publish_receipts
 
@@ -61,12 +48,6 @@ def digests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def worker(chat: Chat) -> ReceiptsWorker:
     return ReceiptsWorker(chat.system.client, chat.system.database, SETTINGS)
-
-
-def drain(working: ReceiptsWorker, chat: Chat) -> None:
-    now = Journal(chat.system.client, "receipts", SETTINGS)
-    while not now.drained():
-        working.step()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -91,14 +72,14 @@ def test_the_counts_of_acks_receipts_and_digests_are_exact(chat: Chat, digests: 
             acks += bool(waiting) and chat.ack(uid, gid, waiting[-1].msgid).advanced
         if chance.random() < 0.1:
             working.step()
-    drain(working, chat)
+    drain(working)
 
     # Then every ack is counted, and every read message of every recipient
-    found = stats.stats(chat.system).storm
-    assert found.acks == acks
-    assert found.receipts == sum(tally.read for gid in gids for tally in chat.status(gid, limit=0))
-    assert found.digests == len(digests)
-    assert found.receipts_per_digest == round(found.receipts / len(digests), 1)
+    storm = stats.stats(chat.system).storm
+    assert storm.acks == acks
+    assert storm.receipts == sum(tally.read for gid in gids for tally in chat.status(gid, limit=0))
+    assert storm.digests == len(digests)
+    assert storm.receipts_per_digest == round(storm.receipts / len(digests), 1)
 
 
 def test_unconfirmed_digests_of_a_killed_worker_count_once(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,14 +99,14 @@ def test_unconfirmed_digests_of_a_killed_worker_count_once(chat: Chat, monkeypat
         with pytest.raises(Killed):
             worker(chat).step()
     chat.system.client.driver.delete(lease("receipts", 1))  # as it does by itself in time
-    drain(worker(chat), chat)
+    drain(worker(chat))
 
-    found = stats.stats(chat.system).storm
-    assert (found.acks, found.receipts, found.digests) == (7, 7, 1)
+    storm = stats.stats(chat.system).storm
+    assert (storm.acks, storm.receipts, storm.digests) == (7, 7, 1)
 
 
 def count(chat: Chat, seconds: dict[int, tuple[int, int]], *, acks: int = 0) -> None:
-    """Confirm an entry, and say that it came to this."""
+    """Confirm an entry with these counts."""
     chat.create_group("team")
     space = chat.system.client.space
     journal = Journal(chat.system.client, "receipts", SETTINGS)
@@ -148,7 +129,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_rates_are_of_the_last_whole_seconds(chat: Chat, now: int) -> None:
-    # Given what happened in some seconds, told in pieces
+    # Given the counts of some seconds, reported in pieces
     count(chat, {now - 5: (20, 40), now - 4: (1, 1), now - 40: (1000, 1000)}, acks=3)
     count(chat, {now - 5: (5, 0), now: (1000, 1000), now + 5: (1000, 1000)}, acks=4)
 
@@ -167,22 +148,22 @@ def test_a_second_long_ago_does_not_take_the_place_of_a_later_one(chat: Chat, no
 
 def test_entries_done_by_another_worker_are_counted_once(chat: Chat) -> None:
     chat.create_group("team", UIDS)
-    mine = Journal(chat.system.client, "receipts", SETTINGS)
-    entries = mine.read()
+    journal = Journal(chat.system.client, "receipts", SETTINGS)
+    entries = journal.read()
     storm = {entry.partition: CoalescingCounts(1, 1, 1, {}) for entry in entries}
-    mine.done(entries, storm)
-    mine.done(entries, storm)
+    journal.done(entries, storm)
+    journal.done(entries, storm)
     assert stats.stats(chat.system).storm.acks == 1
 
 
 @given(MOVES)
 def test_a_message_is_covered_when_anyone_but_its_sender_moved_over_it(moves: list[Move]) -> None:
     # When
-    found = segments(moves)
+    cut = segments(moves)
     # Then
     for message in range(1, 13):
         over = {uid for move in moves if move.start < message <= move.to for uid in move.uids}
-        covering = [segment for segment in found if segment.after < message <= segment.until]
+        covering = [segment for segment in cut if segment.after < message <= segment.until]
         assert len(covering) == bool(over)
         for sender in "abc":
             changed = any(segment.only != sender for segment in covering)
@@ -191,8 +172,8 @@ def test_a_message_is_covered_when_anyone_but_its_sender_moved_over_it(moves: li
 
 @given(MOVES)
 def test_segments_are_in_order_and_as_few_as_can_be(moves: list[Move]) -> None:
-    found = segments(moves)
-    assert all(segment.after < segment.until for segment in found)
-    for one, two in pairwise(found):
+    cut = segments(moves)
+    assert all(segment.after < segment.until for segment in cut)
+    for one, two in pairwise(cut):
         assert one.until <= two.after
         assert one.until < two.after or one.only != two.only

@@ -29,7 +29,7 @@ def pull(cursor: Cursor, stored: list[Message], offset: int, count: int) -> list
 
 @pytest.mark.parametrize("seed", range(200))
 def test_a_cursor_hands_over_every_message_once_and_in_order_whatever_is_lost(seed: int) -> None:
-    # Given a group that goes on while a session comes, loses pushes and pulls in pages
+    # Given a group that talks while a session comes, loses pushes and pulls in pages
     chance = random.Random(seed)
     stored = [message(seq) for seq in range(1, chance.randrange(6))]
     acked = chance.randrange(len(stored) + 1)
@@ -63,7 +63,7 @@ def test_a_pushed_message_waits_for_the_first_pull() -> None:
 
 
 def test_a_cursor_returns_to_the_offset_when_lost_messages_come_back_before_it() -> None:
-    # Given a session that has heard two messages, between which Redis had lost one
+    # Given a session that has two messages; Redis had lost one between them
     cursor = Cursor("g")
     first, lost, second = message(1), message(2), message(3)
     before = [first, replace(second, seq=2)]

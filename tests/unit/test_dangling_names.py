@@ -1,4 +1,4 @@
-"""A name or mark of what is not there, left behind by whatever damage, hides nothing of the rest."""
+"""A name or mark that damage left behind without its data hides nothing else."""
 
 import pytest
 

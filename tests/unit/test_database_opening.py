@@ -1,4 +1,4 @@
-"""A gateway opens its database in the background: no question of SQL stalls the others, and no thread is left."""
+"""A gateway opens its database in the background: no SQL query stalls other sessions, and no thread is left."""
 
 import threading
 import time
@@ -27,7 +27,7 @@ from imcore.system import System
 from imcore.util.backoff import ThrottledLog
 from tests.helpers.deadline import wait_until
 from tests.helpers.gateways import Audience
-from tests.helpers.persist_runs import new_persist
+from tests.helpers.workers import store
 
 SLOW_S = 0.5
 QUESTION = MessagesAfter("team", 0, msgids.HIGHEST, 100)
@@ -65,11 +65,11 @@ class Opener:
 
     def __init__(self, database: Database) -> None:
         self.may = Event()
-        self.asked = 0
+        self.calls = 0
         self.database = database
 
     def __call__(self) -> Database:
-        self.asked += 1
+        self.calls += 1
         assert self.may.wait(10)
         return self.database
 
@@ -83,10 +83,7 @@ def test_the_first_question_of_sql_does_not_stall_live_traffic(
         chat.create_group("home", ["ann", "bob"])
         for number in range(3):
             chat.send("team", str(number), sender_uid="ann")
-        persist = new_persist(client, database, settings)
-        while not persist.drained():
-            persist.step()
-        persist.close()
+        store(chat)
         retention.trim(chat.system, gid="team", keep_messages=0)
 
     def slow() -> Database:
@@ -124,7 +121,7 @@ def test_a_query_that_may_not_wait_says_that_the_database_is_being_opened(
     wait_until(lambda: not opening())
 
     assert performer.perform_one(QUESTION) == []
-    assert opener.asked == 1
+    assert opener.calls == 1
     performer.close()
 
 
@@ -134,11 +131,11 @@ def test_a_query_that_may_wait_does(bound: RedisClient, database: Database) -> N
     performer.open_early()
     threading.Timer(0.1, opener.may.set).start()
     assert performer.perform(_query()) == []
-    assert opener.asked == 1
+    assert opener.calls == 1
     performer.close()
 
 
-def test_only_a_gateway_opens_it_early(client: RedisClient, database: Database, settings: Settings) -> None:
+def test_only_a_gateway_opens_the_database_early(client: RedisClient, database: Database, settings: Settings) -> None:
     opener = Opener(database)
     opener.may.set()
     with Chat(System(client, opener, settings)) as chat:
@@ -147,12 +144,12 @@ def test_only_a_gateway_opens_it_early(client: RedisClient, database: Database, 
         chat.pull("bob")
         chat.ack("bob", "team")
         gateway = chat.gateway()
-        assert opener.asked == 0
+        assert opener.calls == 0
         with gateway:
             gateway.open("bob")
             gateway.open("ann")
             wait_until(lambda: not opening())
-            assert opener.asked == 1
+            assert opener.calls == 1
 
 
 def test_without_a_database_nothing_is_opened(client: RedisClient) -> None:
@@ -163,7 +160,7 @@ def test_without_a_database_nothing_is_opened(client: RedisClient) -> None:
         performer.perform_one(QUESTION)
 
 
-def test_without_a_thread_it_is_opened_when_it_is_asked(
+def test_without_a_thread_the_first_query_opens_the_database(
     bound: RedisClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(_: threading.Thread) -> None:
@@ -235,7 +232,7 @@ def test_a_database_is_closed_once_it_is_open(
     assert not opening()
 
 
-def test_that_it_is_being_opened_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_warning_while_the_database_is_being_opened(caplog: pytest.LogCaptureFixture) -> None:
     trouble = ThrottledLog(time.monotonic)
     trouble.note(DatabaseOpening(), "it has to wait: %s")
     trouble.note(DatabaseUnavailable("away"), "it has to wait: %s")

@@ -139,7 +139,7 @@ def test_a_contradiction_is_refused(name: str) -> None:
 
 @given(st.dictionaries(st.sampled_from(list(PARTS)), st.booleans()))
 def test_the_shown_url_is_that_of_the_connection(said: dict[str, bool]) -> None:
-    """Wherever a thing is said: before the options, or by one. Before them, a password needs a user, a port a host."""
+    """Values before the options of a URL, or in one. Before them, a password needs a user, a port a host."""
     in_the_url = {name: PARTS[name][0] for name, is_in_url in said.items() if is_in_url}
     if "user" not in in_the_url:
         in_the_url.pop("password", None)

@@ -1,47 +1,17 @@
 """Dead letters: listed, shown, requeued, dropped."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
-import fakeredis
 import pytest
 
 from imcore import Chat
 from imcore.errors import InvalidInput, UnknownDeadLetter
-from imcore.settings import Settings
 from imcore.streams import dead_letters
-from imcore.streams.client import RedisClient
 from imcore.streams.events import Created, Entry
 from imcore.streams.journal import Journal
-from imcore.system import System
-
-KIND = "persist"
-SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)
-
-
-@pytest.fixture
-def chat() -> Iterator[Chat]:
-    redis_client = RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(System(redis_client, None, SETTINGS)) as chat:
-        chat.system.client.upgrade()
-        yield chat
-
-
-@pytest.fixture
-def redis_client(chat: Chat) -> RedisClient:
-    return chat.system.client
-
-
-def journal(redis_client: RedisClient, **settings: Any) -> Journal:
-    return Journal(redis_client, KIND, replace(SETTINGS, **settings))
-
-
-def write(redis_client: RedisClient, partition: int = 0, **fields: str | bytes) -> str:
-    """Put an entry into a journal that no function of ours has written."""
-    client: Any = redis_client.driver
-    entry_id: bytes = client.xadd(redis_client.space.journal(partition), fields)
-    return entry_id.decode()
+from imcore.workers.persist import KIND
+from tests.helpers.journals import journal, write
+from tests.helpers.persist_runs import SETTINGS
 
 
 class TestDeadLetters:

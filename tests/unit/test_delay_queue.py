@@ -56,8 +56,8 @@ def test_random_histories(seed: int) -> None:
             case _:
                 over = sorted((end, each) for each, end in later.items() if end[0] <= now)
                 ready += [each for _, each in over]
-                for _, each in over:
-                    del later[each]
+                for _, task in over:
+                    del later[task]
                 most = chance.randrange(4)
                 assert queue.take(most, now) == ready[:most]
                 del ready[:most]

@@ -14,12 +14,12 @@ def arrived(number: int, gid: str = "g", recipients: Recipients = ALL) -> NewMes
 
 
 def seen(events: list[Event]) -> list[tuple[str, str]]:
-    """What each is handed: a message's seq, or that receipts came."""
-    found = []
+    """The events that each session is handed: a message's seq, or `receipts`."""
+    pairs = []
     for event in events:
         what = str(event.message.seq) if isinstance(event, NewMessage) else "receipts"
-        found += [(session.uid, what) for session in event.sessions]
-    return found
+        pairs += [(session.uid, what) for session in event.sessions]
+    return pairs
 
 
 def test_an_ended_session_is_handed_nothing_more_and_others_are() -> None:

@@ -100,8 +100,8 @@ def test_the_table_has_every_command_with_its_parts() -> None:
 def test_every_option_is_one_of_a_command() -> None:
     options = {"--help", "--version"} | {flag for flag, *_ in SHARED_OPTIONS}
     for command in all_commands().values():
-        each = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
-        options |= {option for one in each for parameter in one.params for option in parameter.opts}
+        described = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+        options |= {option for one in described for parameter in one.params for option in parameter.opts}
     named = {word for document in documents() for code in document.code for word in code.split() if word[:2] == "--"}
     assert named - options == set()
 
@@ -139,7 +139,7 @@ def test_lint_runs_what_contributing_says() -> None:
     assert "`.ci/lint` runs ruff (format and lint), mypy strict, and import-linter's contracts" in contributing
     lines = (ROOT / ".ci/lint").read_text(encoding="utf-8").splitlines()
     run = [line.split()[:2] for line in lines if line.startswith(".venv/bin/")]
-    assert [[program.removeprefix(".venv/bin/"), *rest] for program, *rest in run] == [
+    assert [[program.removeprefix(".venv/bin/"), *arguments] for program, *arguments in run] == [
         ["ruff", "format"],
         ["ruff", "check"],
         ["mypy"],
@@ -174,13 +174,13 @@ def pytest_commands() -> list[str]:
 
 
 def files_run_by(line: str) -> list[Path]:
-    """Return the test files that a pytest command names, those of which `-k` wants something."""
+    """Return the test files that a pytest command names, without those in which `-k` selects nothing."""
     words = shlex.split(line)[1:]
     [place] = [ROOT / word for word in words if "/" in word]
     paths = [place] if place.is_file() else sorted(place.rglob("test_*.py"))
-    wanted = words[words.index("-k") + 1] if "-k" in words else ""
+    filter_text = words[words.index("-k") + 1] if "-k" in words else ""
     tests = {path: [path.name, *re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8"))] for path in paths}
-    return [path for path, names in tests.items() if any(wanted in name for name in names)]
+    return [path for path, names in tests.items() if any(filter_text in name for name in names)]
 
 
 @pytest.mark.parametrize("line", pytest_commands())

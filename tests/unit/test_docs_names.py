@@ -84,9 +84,9 @@ def test_every_heading_that_is_linked_exists(document: Document) -> None:
 
 
 def test_every_readme_is_a_document_here() -> None:
-    found = [path for top in ("imcore", "cli", "workers", "tests", ".github") for path in files(top, ".md")]
+    readmes = [path for top in ("imcore", "cli", "workers", "tests", ".github") for path in files(top, ".md")]
     known = {document.path.resolve() for document in documents()}
-    assert {path.resolve() for path in found} | {ROOT / "README.md", ROOT / "CHANGELOG.md"} == known
+    assert {path.resolve() for path in readmes} | {ROOT / "README.md", ROOT / "CHANGELOG.md"} == known
 
 
 def missing_modules(document: Document) -> list[str]:
@@ -122,7 +122,7 @@ def test_every_module_that_python_runs_can_be_found(document: Document) -> None:
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda document: document.name)
-def test_every_call_takes_what_it_is_given(document: Document) -> None:
+def test_every_call_takes_the_arguments_in_the_documents(document: Document) -> None:
     wrong = []
     for code, owner, name, arguments in calls(document):
         attribute = getattr(owner, name, None)

@@ -1,11 +1,10 @@
-"""Ends that a server's clock has set while it stood ahead: whoever looks cuts them back to their length from now."""
+"""Ends that were set while the server's clock was ahead: the next look cuts them back to their length from now."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import fakeredis
 import pytest
 
 from imcore import Chat
@@ -20,7 +19,6 @@ from imcore.streams.calls.journal_calls import CoalescingCounts
 from imcore.streams.calls.repair_calls import GroupLock
 from imcore.streams.client import RedisClient
 from imcore.streams.keys import SEPARATOR
-from imcore.system import System
 from imcore.util.backoff import ThrottledLog
 from tests.helpers.idempotency import put_back
 
@@ -31,13 +29,19 @@ SLACK_MS = 5_000
 
 
 @pytest.fixture
-def chat() -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}), partitions=1, online_ms=LENGTH_MS)
-    with Chat(
-        System(RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=1), None, settings)
-    ) as chat:
-        chat.create_group("team", ["ann", "bob"])
-        yield chat
+def partitions() -> int:
+    return 1
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return replace(settings, online_ms=LENGTH_MS)
+
+
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    chat.create_group("team", ["ann", "bob"])
+    return chat
 
 
 def now_ms() -> int:
@@ -50,7 +54,7 @@ def raw(chat: Chat) -> Any:
 
 @dataclass(frozen=True)
 class End:
-    """One kind of end: how it comes to be, how it looks a day later than it should, who looks, and where it is then."""
+    """One kind of end: how it begins, how it is put off by a day, who looks at it, and how to read it."""
 
     begin: Callable[[Chat], object]
     put_off: Callable[[Chat], object]
@@ -59,7 +63,7 @@ class End:
     length_ms: int = LENGTH_MS
 
 
-def _claim(chat: Chat, token: str) -> GroupLock:
+def _lock(chat: Chat, token: str) -> GroupLock:
     return GroupLock(chat.system.client.space.group("team"), token)
 
 
@@ -79,7 +83,7 @@ def _read_field(key: str, field: str, at: int) -> Callable[[Chat], float]:
 
 
 def end_of(chat: Chat, session: str) -> float:
-    """When a session of ann's ends, of whichever class it is."""
+    """The end of a session of ann, of either class."""
     return float(raw(chat).zscore(SPACE.sessions("ann"), session)) % 2**42
 
 
@@ -106,10 +110,10 @@ ENDS = {
         lambda chat: chat.system.client.call(repair_calls.lock_partition(SPACE, 0, "other", LENGTH_MS)),
         _read_field(SPACE.watermarks(0), SEPARATOR, 1),
     ),
-    "claim of a group": End(
-        lambda chat: chat.system.client.call(repair_calls.lock(_claim(chat, "dead"))),
+    "lock of a group": End(
+        lambda chat: chat.system.client.call(repair_calls.lock(_lock(chat, "dead"))),
         _put_off_field(SPACE.group_locks(0), "team", 1),
-        lambda chat: chat.system.client.call(repair_calls.lock(_claim(chat, "other"))),
+        lambda chat: chat.system.client.call(repair_calls.lock(_lock(chat, "other"))),
         _read_field(SPACE.group_locks(0), "team", 1),
         5_000,
     ),
@@ -143,7 +147,7 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
 def test_an_end_is_cut_back_to_its_length_and_not_dropped(chat: Chat, end: End) -> None:
-    # Given an end that was set while the clock stood a day ahead
+    # Given an end that was set while the clock was a day ahead
     end.begin(chat)
     end.put_off(chat)
     # When somebody looks at it
@@ -198,7 +202,7 @@ def test_a_client_msgid_lives_for_as_long_as_is_promised_however_the_clock_goes(
     assert int(said.split()[0]) <= now_ms()
 
 
-def test_a_longer_promise_holds_for_what_a_table_of_a_shorter_one_gets(chat: Chat) -> None:
+def test_a_longer_setting_extends_a_table_begun_with_a_shorter_one(chat: Chat) -> None:
     # Given a table that a process with a shorter setting has begun
     space = chat.system.client.space
     short = message_calls.send(space, "team", [Draft("ann", "short", "1")], 1_000)
@@ -210,7 +214,7 @@ def test_a_longer_promise_holds_for_what_a_table_of_a_shorter_one_gets(chat: Cha
 
 
 def test_acks_a_second_are_counted_again_after_the_clock_was_put_back(chat: Chat) -> None:
-    # Given a second that was counted by a clock which stood ahead, in the place of the second that is now
+    # Given a second that was counted while the clock was ahead, in the place of the present second
     space, now_s = chat.system.client.space, int(time.time())
     for second in range(now_s - 5, now_s + 60):
         raw(chat).hset(space.coalescing(0), str(second % 64), f"{second + 64 * 1350} 7 7")
@@ -233,11 +237,11 @@ class TestSilentHolders:
         chat.system.client.call(journal_calls.read(SPACE, 0, "persist", "persist-1", start=">", count=10))
 
     def find(self, chat: Chat, lease_ms: int) -> list[tuple[str, int]]:
-        found = consumers.silent_holders(chat.system.client, replace(chat.system.settings, lease_ms=lease_ms))
-        return [(holder.process, holder.entries) for holder in found]
+        holders = consumers.silent_holders(chat.system.client, replace(chat.system.settings, lease_ms=lease_ms))
+        return [(holder.process, holder.entries) for holder in holders]
 
     @pytest.mark.usefixtures("in_hand")
-    def test_one_whose_lease_ends_later_than_any_that_it_can_have_taken(self, chat: Chat) -> None:
+    def test_finds_a_process_whose_lease_is_longer_than_any_it_can_have_taken(self, chat: Chat) -> None:
         chat.system.client.call(journal_calls.lease("persist", 1, "dead", LENGTH_MS))
         assert self.find(chat, LENGTH_MS) == []
         raw(chat).pexpire(LEASE, DAY_MS)
@@ -245,13 +249,15 @@ class TestSilentHolders:
         assert not consumers.lives(chat.system.client, "persist", [1])
 
     @pytest.mark.usefixtures("in_hand")
-    def test_one_that_was_not_heard_of_for_two_leases(self, chat: Chat) -> None:
+    def test_finds_a_process_that_was_silent_for_two_leases(self, chat: Chat) -> None:
         assert self.find(chat, DAY_MS) == []
         raw(chat).xgroup_createconsumer(SPACE.journal(0), "persist", "persist-2")  # it holds nothing
         assert self.find(chat, 0) in ([("persist-1", 1)], [])  # the server counts whole milliseconds
 
     @pytest.mark.usefixtures("in_hand")
-    def test_not_one_whose_lease_ends_while_it_is_looked_at(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_leaves_out_a_process_whose_lease_ends_during_the_look(
+        self, chat: Chat, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         chat.system.client.call(journal_calls.lease("persist", 1, "dies now", LENGTH_MS))
         whole = RedisClient._execute
 
@@ -274,7 +280,7 @@ UIDS = [f"u{number}" for number in range(2 * creation.STEP + 7)]
 
 class TestCreations:
     def half(self, chat: Chat, *, token: str | None = None) -> None:
-        """Create a group by half."""
+        """Create a half of a group."""
         token = token or creation._token(UIDS)
         chat.system.client.call(creation_calls.begin(SPACE, "crowd", token))
         chat.system.client.call(creation_calls.add(SPACE, "crowd", token, UIDS[: creation.STEP]))
@@ -299,7 +305,7 @@ class TestCreations:
         left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))
         assert set(raw(chat).keys("*")) - before == {SPACE.group("crowd").stream.encode()}
 
-    def test_the_same_creation_again_completes_it(self, chat: Chat) -> None:
+    def test_a_repeated_creation_is_completed(self, chat: Chat) -> None:
         self.half(chat)
         group = chat.create_group("crowd", UIDS)
         assert (group.members, chat.group("crowd").members) == (len(UIDS), len(UIDS))
@@ -315,7 +321,7 @@ class TestCreations:
         assert [member.uid for member in chat.members("crowd")] == sorted(uids)
         assert chat.groups_of("u0") == []
 
-    def test_members_of_one_that_died_before_it_told_them_are_told(self, chat: Chat) -> None:
+    def test_members_of_a_creation_that_died_before_notifying_them_are_notified(self, chat: Chat) -> None:
         # Given a creation whose process dies once the group is there
         token = creation._token(UIDS)
         chat.system.client.call(creation_calls.begin(SPACE, "crowd", token))
@@ -330,7 +336,7 @@ class TestCreations:
         # Then nobody has to be told any more
         assert not raw(chat).exists(SPACE.unnotified(0))
 
-    def test_a_process_that_stalled_does_not_go_on_where_it_was(self, chat: Chat) -> None:
+    def test_a_process_that_stalled_does_not_continue_its_creation(self, chat: Chat) -> None:
         self.half(chat)
         self.let_die(chat)
         left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))

@@ -10,9 +10,9 @@ import imcore
 
 @pytest.mark.parametrize("name", imcore.__all__)
 def test_every_exported_name_can_be_imported(name: str) -> None:
-    found = getattr(imcore, name)
+    exported = getattr(imcore, name)
 
-    assert found is imcore.errors if name == "errors" else name in (getattr(found, "__name__", ""), "Event")
+    assert exported is imcore.errors if name == "errors" else name in (getattr(exported, "__name__", ""), "Event")
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -31,5 +31,5 @@ def test_the_core_of_a_gateway_loads_no_module_that_does_io() -> None:
 def loaded_by(module: str) -> set[str]:
     """What is loaded once a module is."""
     code = f"import sys, {module}; print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(found.stdout.split())
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(finished.stdout.split())

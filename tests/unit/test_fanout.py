@@ -29,14 +29,14 @@ def point(seq: int) -> ResumePoint:
 
 
 class Story:
-    """A group that goes on while sessions come and go, lose pushes, and pull, each cursor by itself."""
+    """A group that talks while sessions come and go, lose pushes, and pull, each cursor by itself."""
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
         self.group = GroupSubscribers("g")
         self.stored: list[Message] = []
         self.in_flight: list[Message] = []
-        self.here: list[Session] = []
+        self.sessions: list[Session] = []
         self.got: dict[Session, list[int]] = defaultdict(list)
 
     def send(self) -> None:
@@ -60,24 +60,24 @@ class Story:
             self.in_flight.pop(0)
 
     def pull(self) -> None:
-        if self.here:
-            self.catch_up(self.dice.choice(self.here), self.dice.choice([1, 2, 100]))
+        if self.sessions:
+            self.catch_up(self.dice.choice(self.sessions), self.dice.choice([1, 2, 100]))
 
     def come(self) -> None:
-        if len(self.here) < 8:
-            self.here.append(Session("u"))
-            self.group.add(self.here[-1], ResumePoint(0))
+        if len(self.sessions) < 8:
+            self.sessions.append(Session("u"))
+            self.group.add(self.sessions[-1], ResumePoint(0))
 
     def go(self) -> None:
-        if len(self.here) > 3:
-            gone = self.here.pop(self.dice.randrange(len(self.here)))
+        if len(self.sessions) > 3:
+            gone = self.sessions.pop(self.dice.randrange(len(self.sessions)))
             left = self.group.remove(gone)
             assert left
             assert left.seq in {None, 0, *self.got[gone][-1:]}
 
     def fall_behind(self) -> None:
-        if self.here and self.dice.random() < 0.3:
-            self.group.fall_behind(self.dice.choice(self.here).cursors["g"])
+        if self.sessions and self.dice.random() < 0.3:
+            self.group.fall_behind(self.dice.choice(self.sessions).cursors["g"])
 
     def catch_up(self, session: Session, count: int) -> None:
         """Answer a pull as the server does: from the place on, or from the first message."""
@@ -92,9 +92,9 @@ class Story:
 
     def check(self) -> None:
         """Every session is in one cursor of the group, and no two that have caught up are at the same place."""
-        found = [(session, cursor) for cursor in self.group for session in self.group.sessions(cursor)]
-        assert sorted(id(session) for session, _ in found) == sorted(map(id, self.here))
-        assert all(session.cursors["g"] is cursor for session, cursor in found)
+        placed = [(session, cursor) for cursor in self.group for session in self.group.sessions(cursor)]
+        assert sorted(id(session) for session, _ in placed) == sorted(map(id, self.sessions))
+        assert all(session.cursors["g"] is cursor for session, cursor in placed)
         points = [(cursor.msgid, cursor.seq) for cursor in self.group if not cursor.behind]
         assert len(points) == len(set(points))
 
@@ -117,13 +117,13 @@ def test_sessions_that_share_a_cursor_are_handed_every_message_once_and_in_order
     for cursor in story.group:
         story.group.fall_behind(cursor)
     assert all(len(story.group.sessions(cursor)) <= most for cursor in story.group)
-    for session in story.here:
+    for session in story.sessions:
         while session.cursors["g"].behind:
             story.catch_up(session, 3)
     # Then
-    assert all(story.got[session] == [m.seq for m in story.stored] for session in story.here)
-    assert len({id(session.cursors["g"]) for session in story.here}) <= 1
-    for session in list(story.here):
+    assert all(story.got[session] == [m.seq for m in story.stored] for session in story.sessions)
+    assert len({id(session.cursors["g"]) for session in story.sessions}) <= 1
+    for session in list(story.sessions):
         story.group.remove(session)
     assert story.group.is_empty
 
@@ -187,7 +187,7 @@ def test_acks_are_due_by_count_or_by_time_and_name_the_newest_of_each_group() ->
 
 
 def test_acks_of_one_message_are_one_target() -> None:
-    # Given clients that say one by one what they have received, of which one names its seq
+    # Given clients that report one by one what they have received; one of them names its seq
     buffer = AckBuffer(10, 1.0)
     for number, uid in enumerate(("ann", "bob", "bob", "cy")):
         buffer.received("g", Session(uid).as_recipients, point(4) if number == 2 else ResumePoint(packed(4)), 0.0)
@@ -252,10 +252,10 @@ def test_a_session_that_ends_takes_its_acks_with_it() -> None:
     owe(buffer, ann, bob)
 
     # When one ends
-    mine = targets(buffer.take_of([ann]))
+    ann_targets = targets(buffer.take_of([ann]))
 
     # Then the other one's acks are still due, also with what comes next
-    assert mine == {"g": [AckTarget(packed(1), ("ann",), 1)], "h": [AckTarget(packed(2), ("ann",), 2)]}
+    assert ann_targets == {"g": [AckTarget(packed(1), ("ann",), 1)], "h": [AckTarget(packed(2), ("ann",), 2)]}
     buffer.received("g", Recipients([bob]), point(2), 0.5)
     assert targets(buffer.take_due(1.5)) == {
         "g": [AckTarget(packed(1), ("bob",), 1), AckTarget(packed(2), ("bob",), 2)],

@@ -1,6 +1,6 @@
 """Fetching the messages and members of journal entries, on fakeredis and SQLite."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,20 +13,12 @@ from imcore.model.values import Draft
 from imcore.sql.database import Database
 from imcore.streams import dead_letters
 from imcore.streams.calls import message_calls
-from imcore.streams.client import RedisClient
 from imcore.streams.keys import lease
-from imcore.system import System
 from imcore.workers import fetch, persist
 from imcore.workers.persist import KIND, Persist
-from tests.helpers.persist_runs import SETTINGS, drain, new_persist, raw, tell_again
+from tests.helpers.persist_runs import SETTINGS, new_persist, raw, tell_again
 from tests.helpers.rows import stored
-
-
-@pytest.fixture
-def chat(client: RedisClient, database: Database) -> Iterator[Chat]:
-    with Chat(System(client, database, SETTINGS)) as chat:
-        chat.system.client.upgrade()
-        yield chat
+from tests.helpers.workers import drain
 
 
 @pytest.fixture
@@ -35,7 +27,7 @@ def worker(chat: Chat) -> Persist:
 
 
 def test_a_spoiled_group_delays_no_other_group(chat: Chat, worker: Persist) -> None:
-    # Given messages, and a tombstone, of two groups, of which one has a stream by another hand
+    # Given messages, and a tombstone, of two groups, one with a stream that another program wrote
     for gid in ("spoiled", "sound"):
         chat.create_group(gid, ["ann"])
         sent = chat.send(gid, "hi", sender_uid="ann")
@@ -75,12 +67,12 @@ class TestFetching:
         # Given two workers who share the entries of a group: every other one
         chat.create_group("g", ["ann"])
         drain(worker)
-        other = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
-        mine = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
+        worker_a = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
+        worker_b = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, batch_size=1))
         steps = []
         for number in range(6):
             chat.send("g", f"{number}", sender_uid="ann")
-            steps.append((mine if number % 2 else other).step())
+            steps.append((worker_b if number % 2 else worker_a).step())
         assert steps == [1] * 6
         assert [row.seq for row in stored(chat.system.database).messages] == [1, 2, 3, 4, 5, 6]
 
@@ -96,7 +88,7 @@ class TestFetching:
         assert [worker.step() for _ in range(4)] == [1, 1, 1, 0]
         assert len(stored(chat.system.database).messages) == 12
 
-    def test_acks_of_many_make_a_big_batch_and_those_of_the_same_again_do_not(
+    def test_acks_of_many_make_a_big_batch_and_repeated_acks_do_not(
         self, chat: Chat, worker: Persist, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given acks of three at once, in two groups, where a transaction takes five rows
@@ -148,7 +140,7 @@ class TestFetching:
         chat.create_group("g", [f"u{member}" for member in range(50)])
         with pytest.raises(DatabaseUnavailable):
             dying.step()
-        # When another one goes on
+        # When another one continues
         raw(chat).delete(lease(KIND, 1))
         assert drain(new_persist(chat.system.client, chat.system.database, SETTINGS)) == 1
         # Then all are there
@@ -177,7 +169,7 @@ class TestFetching:
         assert [lived for _, lived in database.wrote] == [True] * 5
 
     def test_trimmed_messages_are_not_missed_if_they_are_stored(self, chat: Chat, worker: Persist) -> None:
-        # Given a message that was stored and trimmed, and an entry that tells of it again
+        # Given a message that was stored and trimmed, and a second entry for it
         chat.create_group("g", ["ann"])
         message = chat.send("g", "one", sender_uid="ann")
         drain(worker)

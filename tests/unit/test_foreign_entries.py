@@ -1,11 +1,8 @@
-"""What somebody has added to Redis by hand, or by a program of their own, stops nobody."""
+"""Entries that somebody has added to Redis by hand, or with another program, stop nobody."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fakeredis
 import pytest
 
 from imcore import Chat, Gateway, Message, NewMessage, Receipt
@@ -17,22 +14,22 @@ from imcore.device.local_database import LocalDatabase
 from imcore.errors import UnknownMessage
 from imcore.model.values import Draft
 from imcore.operations.messages import message as message_of
-from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls import creation_calls, group_calls, message_calls
-from imcore.streams.client import RedisClient
-from imcore.system import System
-from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
 from tests.helpers.persist_runs import new_persist
+from tests.helpers.workers import deliver_receipts, run_workers
 
 
 @pytest.fixture
-def chat() -> Iterator[Chat]:
-    settings = replace(Settings.from_env({}), block_ms=0, retry_ms=0, partitions=1, receipt_window_ms=0)
-    with Chat(System(RedisClient(fakeredis.FakeRedis(), partitions=1), None, settings)) as chat:
-        chat.create_group("g", ["ann", "bob"])
-        yield chat
+def partitions() -> int:
+    return 1
+
+
+@pytest.fixture
+def chat(chat: Chat) -> Chat:
+    chat.create_group("g", ["ann", "bob"])
+    return chat
 
 
 def add_garbage(chat: Chat) -> str:
@@ -40,7 +37,7 @@ def add_garbage(chat: Chat) -> str:
     return entry_id.decode()
 
 
-def test_it_is_passed_over_by_who_reads(chat: Chat) -> None:
+def test_readers_skip_foreign_entries(chat: Chat) -> None:
     # Given
     sent = []
     for number in range(4):
@@ -57,7 +54,7 @@ def test_it_is_passed_over_by_who_reads(chat: Chat) -> None:
     assert chat.tally("g", sent[1]).read == 1
 
 
-def test_it_is_no_message_to_ask_for(chat: Chat) -> None:
+def test_a_foreign_entry_is_an_unknown_message(chat: Chat) -> None:
     # Given
     chat.send("g", "hi", sender_uid="ann")
     garbage = add_garbage(chat)
@@ -72,16 +69,14 @@ def test_it_is_no_message_to_ask_for(chat: Chat) -> None:
         chat.recall("g", garbage, by="ann")
 
 
-def test_senders_are_told_of_what_stands_around_it(chat: Chat) -> None:
+def test_senders_get_receipts_of_the_messages_around_it(chat: Chat) -> None:
     # Given
     first = chat.send("g", "hi", sender_uid="ann")
     add_garbage(chat)
     second = chat.send("g", "there", sender_uid="ann")
     chat.ack("bob", "g")
     # When
-    worker = ReceiptsWorker(chat.system.client, None, chat.system.settings)  # type: ignore[arg-type]
-    while worker.step():
-        pass
+    deliver_receipts(chat)
     # Then
     assert [(receipt.msgid, receipt.read) for receipt in chat.receipts("ann")] == [(first.msgid, 1), (second.msgid, 1)]
 
@@ -119,13 +114,13 @@ def around(request: pytest.FixtureRequest, chat: Chat) -> tuple[str, str]:
     return before, chat.send("g", "after", sender_uid="ann").msgid
 
 
-def test_an_odd_message_hides_no_other_from_who_reads(chat: Chat, around: tuple[str, str]) -> None:
-    for found in (
+def test_an_odd_message_hides_no_other_from_readers(chat: Chat, around: tuple[str, str]) -> None:
+    for listed in (
         [message.msgid for message in chat.pull("bob")],
         [message.msgid for message in chat.pull("bob", "g", limit=3)],
         [tally.message.msgid for tally in chat.status("g")],
     ):
-        assert [found[0], found[2]] == list(around)
+        assert [listed[0], listed[2]] == list(around)
     assert [chat.performer.perform(message_of("g", msgids.pack(msgid))).content for msgid in around] == [
         "before",
         "after",
@@ -156,17 +151,14 @@ def test_an_odd_message_stops_no_worker(chat: Chat, database: Database, around: 
     # Given
     chat.ack("bob", "g")
     # When
-    for make in (new_persist, ReceiptsWorker):
-        worker = make(chat.system.client, database, chat.system.settings)
-        wait_until(lambda worker=worker: not worker.step() and worker.drained())
-        worker.close()
+    run_workers(chat)
     # Then
     assert set(around) <= {msgids.unpack(row.msgid) for row in database.messages_after("g", 0, limit=10)}
     assert set(around) <= {receipt.msgid for receipt in chat.receipts("ann")}
 
 
 @pytest.mark.parametrize("sent", ["yesterday", msgids.LATEST_MS + 1, "9" * 5000])
-def test_a_time_that_is_none_is_left_out_by_members_and_by_sql_alike(chat: Chat, database: Database, sent: Any) -> None:
+def test_an_impossible_time_is_left_out_for_members_and_in_sql_alike(chat: Chat, database: Database, sent: Any) -> None:
     # Given
     odd = chat.system.client.driver.xadd(
         chat.system.client.space.group("g").stream, SOUND | {"seq": 1, "sent": sent}
@@ -174,8 +166,7 @@ def test_a_time_that_is_none_is_left_out_by_members_and_by_sql_alike(chat: Chat,
     journal = chat.system.client.space.group("g").journal
     chat.system.client.driver.xadd(journal, {"kind": "msg", "gid": "g", "first": odd})
     # When
-    worker = new_persist(chat.system.client, database, chat.system.settings)
-    wait_until(lambda: not worker.step() and worker.drained())
+    run_workers(chat, [new_persist])
     # Then
     assert [message.sent_at for message in chat.pull("bob")] == [None]
     assert [(row.content, row.sent_at_ms) for row in database.messages_after("g", 0, limit=10)] == [("odd", None)]
@@ -230,8 +221,7 @@ def test_a_mark_that_somebody_has_added_hides_no_receipt(chat: Chat, tmp_path: P
     # Given
     sent = chat.send("g", "hi", sender_uid="ann").msgid
     chat.ack("bob", "g")
-    worker = ReceiptsWorker(chat.system.client, None, chat.system.settings)  # type: ignore[arg-type]
-    wait_until(lambda: not worker.step())
+    deliver_receipts(chat)
     marks = chat.system.client.space.group("g").dirty("ann")
     chat.system.client.driver.zadd(
         marks, {b"\xff": 0.5, "g": 1.5, "g\x1fabc": 1e17, f"g\x1f{10**30}": 2, "\x1f5": float("inf")}
@@ -280,8 +270,7 @@ def test_a_member_with_a_name_that_no_command_takes_hides_no_other(chat: Chat, u
     assert set(chat.message_status("g", sent.msgid).unread_by) == {"bob", uid}
     assert [message.sender_uid for message in chat.pull("bob")] == ["ann", uid]
     assert chat.ack("bob", "g").advanced
-    worker = ReceiptsWorker(redis_client, None, chat.system.settings)  # type: ignore[arg-type]
-    wait_until(lambda: not worker.step())
+    deliver_receipts(chat)
     assert [receipt.read for receipt in chat.receipts("ann")] == [1]
 
 

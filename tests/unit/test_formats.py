@@ -34,7 +34,7 @@ TEXT = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in EVENTS)
 
 
 class Dribble(io.BytesIO):
-    """A pipe that brings so many bytes at a time."""
+    """A pipe that brings this many bytes at a time."""
 
     def __init__(self, data: bytes, count: int) -> None:
         super().__init__(data)
@@ -109,11 +109,11 @@ def test_every_encoding_and_compression_is_read(
 )
 def test_random_text_is_read_line_by_line(texts: list[str], encoding: str, count: int) -> None:
     lines = ["{}", *texts]
-    found = read(Dribble(ENCODINGS[encoding]("\n".join(lines)), count))
+    lines_read = read(Dribble(ENCODINGS[encoding]("\n".join(lines)), count))
     expected = [line + "\n" for line in lines[:-1]] + [lines[-1]] * bool(lines[-1])
-    said = b"".join(line for line in found if isinstance(line, bytes)).decode()
+    said = b"".join(line for line in lines_read if isinstance(line, bytes)).decode()
     assert said.lstrip("\ufeff") == "".join(expected)
-    assert len(found) == len(expected)
+    assert len(lines_read) == len(expected)
 
 
 def test_mark_in_the_middle_stays_in_its_line() -> None:
@@ -124,10 +124,10 @@ def test_mark_in_the_middle_stays_in_its_line() -> None:
 def test_half_a_surrogate_pair_spoils_its_line_alone() -> None:
     odd = '{"a": "\ud83d"}\n'
     data = b"\xff\xfe" + (TEXT + odd + TEXT).encode("utf-16-le", "surrogatepass")
-    found = read(data)
+    lines_read = read(data)
     with pytest.raises(UnicodeDecodeError):
-        found.pop(len(EVENTS)).decode()  # type: ignore[union-attr]
-    assert events(found) == EVENTS * 2
+        lines_read.pop(len(EVENTS)).decode()  # type: ignore[union-attr]
+    assert events(lines_read) == EVENTS * 2
 
 
 def test_bytes_read_are_those_of_the_source() -> None:
@@ -147,12 +147,12 @@ DAMAGED = Unreadable("the rest cannot be read: the gzip data is damaged, which m
 def test_truncated_gzip_is_read_up_to_its_last_whole_line(compress: Callable[[bytes], bytes]) -> None:
     data = compress(TEXT.encode())
     for length in range(12, len(data.rstrip(b"\0"))):
-        found = events(read(data[:length]))
-        if found[-1] == "the rest cannot be read: the gzip data is cut off":
-            found.pop()
+        events_read = events(read(data[:length]))
+        if events_read[-1] == "the rest cannot be read: the gzip data is cut off":
+            events_read.pop()
         else:
             assert data[length:].startswith(b"\x1f\x8b"), "only where a member ends, nobody can know"
-        assert found == EVENTS[: len(found)]
+        assert events_read == EVENTS[: len(events_read)]
 
 
 def test_damaged_gzip_is_read_up_to_the_damage() -> None:
@@ -162,10 +162,10 @@ def test_damaged_gzip_is_read_up_to_the_damage() -> None:
     middle = len(data) // 2
     data[middle : middle + 1000] = b"\xff" * 1000
     # When
-    *found, last = read(bytes(data))
+    *lines_read, last = read(bytes(data))
     # Then
     assert last == DAMAGED
-    assert b"".join(found[:9000]) == b"".join(io.BytesIO(lines).readlines()[:9000])  # type: ignore[arg-type]
+    assert b"".join(lines_read[:9000]) == b"".join(io.BytesIO(lines).readlines()[:9000])  # type: ignore[arg-type]
 
 
 def test_truncated_line_that_is_an_object_is_read() -> None:
@@ -186,39 +186,39 @@ def test_damaged_gzip_ends_with_one_unreadable_line_wherever_the_damage_is(count
         damaged = bytearray(data)
         damaged[place] ^= 1 << chance.randrange(8)
         try:
-            *found, last = read(Dribble(bytes(damaged), count))
+            *lines_read, last = read(Dribble(bytes(damaged), count))
         except InvalidInput as error:
-            found, last = [], Unreadable(str(error).replace("FILE", "the rest"))
-        if [*found, last] == lines.splitlines(keepends=True):
+            lines_read, last = [], Unreadable(str(error).replace("FILE", "the rest"))
+        if [*lines_read, last] == lines.splitlines(keepends=True):
             continue  # a bit that nobody uses
         assert last == DAMAGED
-        assert all(isinstance(event, dict) for event in events(found))
+        assert all(isinstance(event, dict) for event in events(lines_read))
         whole = zlib.decompressobj(31).decompress(data[:place]).rpartition(b"\n")
-        assert b"".join(found).startswith(whole[0] + whole[1])  # type: ignore[arg-type]
+        assert b"".join(lines_read).startswith(whole[0] + whole[1])  # type: ignore[arg-type]
 
 
 def test_line_that_is_not_valid_in_sound_gzip_does_not_end_it() -> None:
     for compress in (compressed_by_gzip, members):
         data = compress(TEXT.encode() + b"oh\n" + TEXT.encode() + b"no\n" + numbered(20_000))
         for source in (io.BytesIO(data), Dribble(data, 1000)):
-            found = read(source)
-            assert found[3] == b"oh\n"
-            assert found[7] == b"no\n"
-            assert len(found) == 20_008
+            lines_read = read(source)
+            assert lines_read[3] == b"oh\n"
+            assert lines_read[7] == b"no\n"
+            assert len(lines_read) == 20_008
 
 
 def test_damage_of_a_second_gzip_member_does_not_spoil_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a line that is not valid in each, of which the second is damaged behind it
+    # Given a line in each that is not valid, and damage behind the second one
     first, second = (
         compressed_by_gzip(TEXT.encode() + b"oh\n"),
         bytearray(compressed_by_gzip(TEXT.encode() + b"no\n" + numbered(500))),
     )
     second[-100] ^= 1
     # When
-    found = read(bytes(first + second))
+    lines_read = read(bytes(first + second))
     # Then
-    assert found[3] == b"oh\n"
-    assert found[7:] == [DAMAGED]
+    assert lines_read[3] == b"oh\n"
+    assert lines_read[7:] == [DAMAGED]
 
 
 def test_gzip_checksum_that_is_far_away_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,15 +252,15 @@ def test_foreign_data_after_gzip_does_not_spoil_the_lines_before_it(
     compress: Callable[[bytes], bytes], tail: bytes, count: int
 ) -> None:
     for text, last in ((TEXT, []), (TEXT[:-1], []), (TEXT + "oh", [b"oh"]), (TEXT + "oh\n" + TEXT, [b"oh\n"])):
-        *found, reason = read(Dribble(compress(text.encode()) + tail, count))
+        *lines_read, reason = read(Dribble(compress(text.encode()) + tail, count))
         assert reason == Unreadable(FOREIGN)
-        assert found[len(EVENTS) : len(EVENTS) + 1] == last
-        assert b"".join(line for line in found if isinstance(line, bytes)) == text.encode()
+        assert lines_read[len(EVENTS) : len(EVENTS) + 1] == last
+        assert b"".join(line for line in lines_read if isinstance(line, bytes)) == text.encode()
 
 
 def test_half_a_magic_number_after_gzip_is_truncated_gzip() -> None:
-    found = events(read(compressed_by_gzip(TEXT.encode()) + b"\x1f"))
-    assert found == [*EVENTS, "the rest cannot be read: the gzip data is cut off"]
+    events_read = events(read(compressed_by_gzip(TEXT.encode()) + b"\x1f"))
+    assert events_read == [*EVENTS, "the rest cannot be read: the gzip data is cut off"]
 
 
 @pytest.mark.parametrize("data", [b"\x1f\x8b", b"\x1f\x8b\x07\x00", compressed_by_gzip(TEXT.encode())[:11]])
@@ -339,7 +339,7 @@ def test_line_as_long_as_the_longest_event_is_read() -> None:
     line = json.dumps({"content": content}).encode() + b" " * (LONGEST - 6 * 1000 - 15)
     assert len(line) == LONGEST
     assert events(read(line)) == [{"content": content}]
-    assert [type(found) for found in read(line + b" ")] == [Unreadable]
+    assert [type(line_read) for line_read in read(line + b" ")] == [Unreadable]
 
 
 # Wrong forms.

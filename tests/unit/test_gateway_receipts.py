@@ -8,21 +8,18 @@ from typing import Any
 import pytest
 
 from imcore import Chat, Receipt, Session
-from imcore import msgid as msgids
 from imcore.errors import RedisRefuses, RedisUnavailable
 from imcore.gateway import receipts as gateway_receipts
 from imcore.gateway.channels import Inbox
 from imcore.gateway.fanout import DeliveryQueue, ReceiptsChanged
 from imcore.gateway.receipts import RECEIPTS_PER_EVENT, ReceiptConfirmation, ReceiptDelivery
-from imcore.model.values import Draft
 from imcore.operations.effects import Effect, RedisCalls
-from imcore.streams.calls import message_calls, receipt_calls
-from imcore.streams.calls.receipt_calls import TallyChange
 from imcore.util.backoff import ThrottledLog
+from tests.helpers.talk import publish_receipts, say_many
 
 
 class Sender:
-    """The sessions of ann, who has said something in a group of three."""
+    """The sessions of ann, who sends messages to a group of three."""
 
     def __init__(self, chat: Chat, sessions: int = 1) -> None:
         self.chat = chat
@@ -32,14 +29,10 @@ class Sender:
         self.inbox = Inbox("ann", 0, dict.fromkeys(self.sessions))
 
     def say(self, count: int, gid: str = "team") -> list[str]:
-        drafts = [Draft("ann", "hi")] * count
-        sent = self.chat.system.client.call(message_calls.send(self.chat.system.client.space, gid, drafts, 1000))
-        return [each.msgid for each in sent if isinstance(each, message_calls.SendResult)]
+        return say_many(self.chat, count, gid=gid)
 
     def mark(self, sent: Sequence[str], gid: str = "team") -> None:
-        """Let the worker mark these as changed."""
-        changed = [TallyChange("ann", msgids.pack(msgid), 0) for msgid in sent]
-        self.chat.system.client.call(receipt_calls.publish_receipts(self.chat.system.client.space, gid, "ann", changed))
+        publish_receipts(self.chat, sent, gid=gid)
 
     def ask(self, *sessions: Session) -> list[ReceiptsChanged]:
         """Let sessions ask for all that waits."""
@@ -143,7 +136,7 @@ def test_fetching_again_and_again_brings_changed_receipts_only(ann: Sender, chat
 
 
 def test_every_session_gets_every_receipt(chat: Chat) -> None:
-    # Given two sessions, one of which has been told
+    # Given two sessions, one of which has the receipts
     ann = Sender(chat, sessions=2)
     one, other = ann.sessions
     sent = ann.say(2)
@@ -154,8 +147,8 @@ def test_every_session_gets_every_receipt(chat: Chat) -> None:
     # And a push goes to both
     chat.ack("bob", "team")
     ann.mark(sent)
-    told = ann.push(*chat.receipts("ann"))
-    assert {session for event in told for session in event.sessions} == {one, other}
+    events = ann.push(*chat.receipts("ann"))
+    assert {session for event in events for session in event.sessions} == {one, other}
 
 
 def test_another_server_counts_versions_anew(ann: Sender, chat: Chat) -> None:
@@ -193,30 +186,30 @@ def test_after_an_error_all_waiting_receipts_still_come(ann: Sender, chat: Chat)
 
 
 def test_receipts_are_confirmed_in_bounded_calls(ann: Sender, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a sender who was told very much
+    # Given a sender with very many receipts
     sent = ann.say(1300)
     ann.mark(sent)
     confirmation = ReceiptConfirmation(chat.system.client.space, 1.0, ThrottledLog(lambda: 0.0), lambda: 0.0)
     monkeypatch.setattr(gateway_receipts, "CONFIRMATIONS_PER_STEP", 1200)
     for event in ann.ask():
         confirmation.received("ann", event.receipts)
-    asked: list[int] = []
+    sizes: list[int] = []
     perform_one = chat.performer.perform_one
 
     def counting(effect: Effect) -> Any:
         if isinstance(effect, RedisCalls):
-            asked.extend(len(call.args) // 3 for call in effect.calls if call.function == "im_confirm")
+            sizes.extend(len(call.args) // 3 for call in effect.calls if call.function == "im_confirm")
         return perform_one(effect)
 
     monkeypatch.setattr(chat.performer, "perform_one", counting)
     # When
     assert confirmation.due() == 1.0
     chat.performer.perform(confirmation.step())
-    assert sum(asked) == 1200
+    assert sum(sizes) == 1200
     chat.performer.perform(confirmation.step())
     # Then
-    assert max(asked) <= 500
-    assert sum(asked) == 1300
+    assert max(sizes) <= 500
+    assert sum(sizes) == 1300
     assert chat.receipts("ann") == []
     assert confirmation.due() > 1e9
 

@@ -125,14 +125,14 @@ def test_same_file_again_does_not_move_members_who_left_and_came_back(chat: Chat
     # When, then
     assert run(chat, *events) == {}
     assert [unread.unread for unread in chat.unread("bob")] == [1]
-    # And what comes back in the end, with nothing behind it that tells whether that was done, does so once
+    # And a join at the end, with nothing behind it that shows whether it was done, is done once
     run(chat, *coming_back)
     run(chat, HELLO | {"client_msgid": "4"})
     assert run(chat, *events, *coming_back) == {}
     assert [unread.unread for unread in chat.unread("bob")] == [1]
 
 
-def test_same_file_again_undoes_what_others_did_to_its_members(chat: Chat) -> None:
+def test_same_file_again_undoes_changes_of_others_to_its_members(chat: Chat) -> None:
     # Given
     acks = [event("ack", uid, client_msgid="1") for uid in ("cy", "dan")]
     comings = [event("join", "bob"), HELLO, *acks, event("leave", "dan"), event("join", "eve"), event("leave", "eve")]
@@ -144,7 +144,7 @@ def test_same_file_again_undoes_what_others_did_to_its_members(chat: Chat) -> No
     # Then, but for whom the file does not speak of, or only by what is stored
     assert run(chat, *events) == {"joins": 2, "leaves": 2}
     assert members(chat) == ["ann", "bob", "cyd", "fay"]
-    # And where it goes on
+    # And where it continues
     chat.remove_members("#g", ["bob"])
     assert run(chat, *events, HELLO | {"client_msgid": "4"}) == {"messages": 1, "joins": 1}
     assert members(chat) == ["ann", "bob", "cyd", "fay"]
@@ -240,14 +240,14 @@ def test_random_file_has_the_same_result_wherever_it_was_interrupted(
     chance = random.Random(seed)
     events = random_events(chance)
     run_with_errors(chat, lines(events))
-    found = seen(chat)
+    imported = seen(chat)
     # When, then
     run_with_errors(chat, lines(events))
-    assert seen(chat) == found
+    assert seen(chat) == imported
     broken_off = new_chat()
     run_with_errors(broken_off, lines(events[: chance.randint(0, len(events))]))
     run_with_errors(broken_off, lines(events))
-    assert seen(broken_off) == found
+    assert seen(broken_off) == imported
 
 
 def random_events(chance: random.Random) -> list[dict[str, Any]]:
@@ -272,7 +272,7 @@ def random_events(chance: random.Random) -> list[dict[str, Any]]:
 
 
 def seen(chat: Chat) -> object:
-    """What can be told of the group, but for msgids, which no two imports share."""
+    """What the group shows, without msgids, which no two imports share."""
     if not list(chat.groups()):
         return None
     said = [tally.message for tally in chat.status("#g", limit=0)]
@@ -290,7 +290,7 @@ def test_one_client_msgid_of_two_senders_is_two_messages(chat: Chat) -> None:
 
 
 def test_message_that_only_sql_has_is_not_stored_again(chat: Chat) -> None:
-    # Given two messages, of which Redis has forgotten the client_msgid: they are more than a day old
+    # Given two messages whose client_msgid Redis has forgotten: they are more than a day old
     run(chat, HELLO, HELLO | {"uid": "bob"}, event("leave", "ann"))
     in_sql(chat)
     forget_client_msgids(chat)

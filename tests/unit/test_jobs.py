@@ -58,7 +58,7 @@ def test_a_signal_while_rq_waits_ends_the_wait() -> None:
 
 
 class Killing(logging.Handler):
-    """Sends this process a signal in the midst of a line, and passes over what comes of it, as logging does."""
+    """Sends this process a signal in the middle of a line, and ignores the error, as logging does."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -83,7 +83,7 @@ def test_a_signal_in_the_midst_of_a_line_ends_the_worker_before_it_waits(
     retrier = Retrier(signals)
     worker = JobsWorker(fakeredis.FakeRedis(), signals, 0, retrier=retrier)
     worker._install_signal_handlers()
-    monkeypatch.setattr(retrier, "_has_warned", True)  # so that it says that it goes on
+    monkeypatch.setattr(retrier, "_has_warned", True)  # so that it logs that it continues
     log, killing = logging.getLogger("imcore.workers.runner"), Killing()
     log.addHandler(killing)
     try:
@@ -133,7 +133,7 @@ def test_while_redis_is_away_one_line_says_so(
     with WorkerSignals() as signals:
         jobs.run(settings, signals, burst=False, checks_server=False)
 
-    # Then it was told once, and that it is over; rq's waits grow to seconds
+    # Then it was logged once, and its end; rq's waits grow to seconds
     ours = [record for record in caplog.records if record.levelno > logging.INFO or record.name.startswith("imcore.")]
     beginnings = [record.getMessage().partition(":")[0] for record in ours]
     assert beginnings == ["started", "waiting", "going on", "SIGTERM", "ended"]

@@ -1,43 +1,26 @@
 """The journals and their leases, on fakeredis: read, confirm, fail, claim, bury."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
-import fakeredis
 import pytest
 
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import ImError
-from imcore.settings import Settings
 from imcore.streams import dead_letters
 from imcore.streams.calls import journal_calls
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Acked, Created, Event, Joined, Left, Malformed, Move, Sent, read
 from imcore.streams.journal import LONGEST_REASON, Journal, Lease, one_line
 from imcore.streams.keys import lease
-from imcore.system import System
-
-KIND = "persist"
-SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3)
-
-
-@pytest.fixture
-def chat() -> Iterator[Chat]:
-    redis_client = RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(System(redis_client, None, SETTINGS)) as chat:
-        chat.system.client.upgrade()
-        yield chat
+from imcore.workers.persist import KIND
+from tests.helpers.journals import journal, write
+from tests.helpers.persist_runs import SETTINGS
 
 
 @pytest.fixture
 def redis_client(chat: Chat) -> RedisClient:
     return chat.system.client
-
-
-def journal(redis_client: RedisClient, **settings: Any) -> Journal:
-    return Journal(redis_client, KIND, replace(SETTINGS, **settings))
 
 
 def events_of(worker: Journal) -> list[Event]:
@@ -47,13 +30,6 @@ def events_of(worker: Journal) -> list[Event]:
 def expire_lease(redis_client: RedisClient, worker: Journal) -> None:
     """What becomes of a killed process: its lease runs out."""
     redis_client.driver.delete(lease(KIND, int(worker.lease.name.rpartition("-")[2])))
-
-
-def write(redis_client: RedisClient, partition: int = 0, **fields: str | bytes) -> str:
-    """Put an entry into a journal that no function of ours has written."""
-    client: Any = redis_client.driver
-    entry_id: bytes = client.xadd(redis_client.space.journal(partition), fields)
-    return entry_id.decode()
 
 
 class TestEntries:
@@ -273,7 +249,7 @@ class TestRead:
         chat.system.client.driver.flushall()
         chat.create_group("h")
 
-        # When it goes on, after one error
+        # When it continues, after one error
         with pytest.raises(ImError):
             worker.read()
 
@@ -285,17 +261,17 @@ class TestDrained:
     def test_drained_waits_for_entries_of_other_processes(self, chat: Chat) -> None:
         # Given another process with an entry in hand
         chat.create_group("g")
-        other, mine = journal(chat.system.client), journal(chat.system.client)
+        other, own = journal(chat.system.client), journal(chat.system.client)
         entries = other.read()
-        assert not mine.drained()
-        assert mine.read() == []
-        assert not mine.drained()
+        assert not own.drained()
+        assert own.read() == []
+        assert not own.drained()
 
         # When that is done
         other.done(entries)
 
         # Then so is everything
-        assert mine.drained()
+        assert own.drained()
 
     def test_drained_ignores_later_entries(self, chat: Chat) -> None:
         chat.create_group("g")
@@ -346,7 +322,7 @@ class TestFail:
         assert seen == {Malformed, Created}
 
     def test_failed_entry_that_redis_lost_is_not_read_again(self, chat: Chat) -> None:
-        # Given two entries that failed, of which a crash of the server takes one back
+        # Given two entries that failed, and a crash of the server that takes one of them back
         for _ in range(2):
             write(chat.system.client, 0, kind="feast")
         worker = journal(chat.system.client)

@@ -1,4 +1,4 @@
-"""What may come in: every boundary, in bytes of UTF-8, and what is said about the rest."""
+"""Limits of inputs: every boundary, in bytes of UTF-8, and the errors beyond."""
 
 import unicodedata
 from datetime import UTC, datetime, timedelta, timezone
@@ -120,7 +120,7 @@ class TestContent:
             ("\ud83d", "content is not valid UTF-8"),
         ],
     )
-    def test_what_no_database_can_keep_is_refused(self, content: str, said: str) -> None:
+    def test_content_that_no_database_can_keep_is_refused(self, content: str, said: str) -> None:
         with pytest.raises(InvalidInput) as refusal:
             check_content(content, 65_536)
         assert str(refusal.value) == said
@@ -152,21 +152,21 @@ class TestMsgids:
             ("1767225600000-00", "its numbers have no leading zeros"),
         ],
     )
-    def test_what_looks_like_a_msgid_and_is_none_is_told_why(self, text: str, fault: str) -> None:
+    def test_a_text_that_only_looks_like_a_msgid_is_refused_with_the_reason(self, text: str, fault: str) -> None:
         with pytest.raises(InvalidInput) as refusal:
             check_msgid(text)
         assert str(refusal.value).endswith(f" is not a msgid: {fault}")
         assert len(str(refusal.value)) < 150
 
     @given(st.from_regex(r"[0-9]{1,20}-[0-9]{1,6}", fullmatch=True))
-    def test_of_an_entry_id_it_is_never_said_that_it_looks_like_one(self, text: str) -> None:
+    def test_an_entry_id_is_never_said_to_look_like_a_msgid(self, text: str) -> None:
         try:
             check_msgid(text)
         except InvalidInput as refusal:
             assert "looks like" not in str(refusal)  # noqa: PT017 (some are msgids)
 
     @pytest.mark.parametrize("value", [None, 7, b"1767225600000-0", ["1767225600000-0"]])
-    def test_what_is_no_text_is_told_so(self, value: Any) -> None:
+    def test_a_value_that_is_no_text_is_refused_as_such(self, value: Any) -> None:
         with pytest.raises(InvalidInput, match="is not a msgid: it must be a text"):
             check_msgid(value)
 
@@ -233,6 +233,6 @@ class TestTimesAndLimits:
     @pytest.mark.parametrize(
         "receipts", [5, None, "abc", [5], [Receipt("g", "1767225600000-0", "many", 1, 1)], [Receipt(1, 2, 3, 4, 5)]]
     )
-    def test_what_is_no_receipt_is_refused(self, receipts: Any) -> None:
+    def test_a_value_that_is_no_receipt_is_refused(self, receipts: Any) -> None:
         with pytest.raises(InvalidInput):
             check_receipts(receipts)

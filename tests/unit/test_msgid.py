@@ -19,7 +19,7 @@ halves = st.tuples(st.integers(msgid.EPOCH_MS, msgid.EPOCH_MS + 2**40 - 1), st.i
 @given(packed_ids)
 @example(1)
 @example(HIGHEST)
-def test_what_is_unpacked_packs_to_the_same(packed: int) -> None:
+def test_pack_reverses_unpack(packed: int) -> None:
     assert msgid.pack(msgid.unpack(packed)) == packed
     assert msgid.pack_id(msgid.unpack(packed).encode()) == packed
 
@@ -41,7 +41,7 @@ def test_a_packed_id_is_exact_as_a_double_and_as_a_bigint(half: tuple[int, int])
 
 
 @given(st.one_of(st.text(), st.from_regex(r"[0-9]{0,16}-?[0-9]{0,5}", fullmatch=True)))
-def test_a_text_is_refused_unless_it_is_how_an_id_is_written(text: str) -> None:
+def test_only_the_text_of_an_id_is_accepted(text: str) -> None:
     try:
         packed = msgid.pack(text)
     except ValueError as error:
@@ -84,7 +84,7 @@ def test_a_text_is_refused_unless_it_is_how_an_id_is_written(text: str) -> None:
         "9" * 5000 + "-0",
     ],
 )
-def test_such_a_text_is_refused(text: str) -> None:
+def test_a_text_that_is_no_msgid_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"not a msgid: {text!r}")):
         msgid.pack(text)
 

@@ -12,7 +12,7 @@ from imcore.cli.names import direct, in_one_line, in_sentence, name
 from imcore.cli.output import safe
 from imcore.model.direct import gid_of
 
-# What looks alike, written down here anew: the classes of the product are not what it is held against.
+# Letters that look alike, written down here anew: this is not compared with the classes of the product.
 LOOK_ALIKE = [
     "aаα", "cс", "eе", "iі", "jј", "oоοօ", "pрρ", "sѕ", "xх", "yу", "BВΒ", "HНΗ", "KКΚ\u212a", "MМΜ", "TТΤ", "ГΓ",
     "ПΠ", "力カ", "口ロ", "夕タ", "二ニ", "へヘ", "అಅ", "దದ", "จຈ", "टਟ", "å\u212b", "µμ", "-\u2010\u2013\u2212",

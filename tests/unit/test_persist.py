@@ -1,7 +1,7 @@
 """The worker `persist`, step by step, on fakeredis and SQLite: what becomes of entries, and of those that fail."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,19 +19,12 @@ from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import AckTarget
 from imcore.streams.client import RedisClient
 from imcore.streams.keys import lease
-from imcore.system import System
 from imcore.workers import persist
 from imcore.workers.persist import KIND, Persist
 from tests.helpers.deadline import wait_until
-from tests.helpers.persist_runs import SETTINGS, UIDS, drain, new_persist, packed, raw
+from tests.helpers.persist_runs import SETTINGS, UIDS, new_persist, packed, raw
 from tests.helpers.rows import stored
-
-
-@pytest.fixture
-def chat(client: RedisClient, database: Database) -> Iterator[Chat]:
-    with Chat(System(client, database, SETTINGS)) as chat:
-        chat.system.client.upgrade()
-        yield chat
+from tests.helpers.workers import drain
 
 
 @pytest.fixture
@@ -252,12 +245,12 @@ class TestServersAway:
         # When it comes back
         database.is_away = False
 
-        # Then the worker goes on by itself, and that did not count as failures
+        # Then the worker continues by itself, and that did not count as failures
         assert deliveries(chat) == {1}
         assert drain(worker) == 2
         assert [row.content for row in stored(chat.system.database).messages] == ["one"]
 
-    def test_sql_away_halfway_through_what_was_taken(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_sql_away_halfway_through_a_batch(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given batches of one, and a database that goes away after the first
         monkeypatch.setattr(persist, "MOST_ROWS", 1)
         database = Flaky(chat.system.database)
@@ -283,7 +276,7 @@ class TestServersAway:
         raw(chat).delete(lease(KIND, 1))
         wait_until(lambda: time.monotonic() > worker._journal.lease._renew_at)
         worker._journal.lease._lease_ms = 60_000
-        # When it looks into a database that is away
+        # When it reads a database that is away
         worker._watch.doubt()
         with monkeypatch.context() as patch:
             patch.setattr(Database, "connection", Mock(side_effect=DatabaseUnavailable))
@@ -304,7 +297,7 @@ class TestServersAway:
             with pytest.raises(RedisUnavailable):
                 worker.step()
 
-        # Then the worker finds what it had taken, and goes on
+        # Then the worker finds its entries, and continues
         drain(worker)
         assert [row.content for row in stored(chat.system.database).messages] == ["one"]
         assert list(dead_letters.list_dead(chat.system.client)) == []
@@ -324,7 +317,7 @@ class TestServersAway:
         assert drain(new_persist(chat.system.client, chat.system.database, SETTINGS)) == 1
 
     def test_a_worker_that_lost_its_lease_does_no_harm(self, chat: Chat) -> None:
-        # Given a worker that stands still with entries in hand, until another one has its name and has done its work
+        # Given a worker that stalls with entries in hand, until another one has its name and has done its work
         chat.create_group("g", UIDS)
         chat.send("g", "one", sender_uid="ann")
         slow = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, lease_ms=1))
@@ -334,7 +327,7 @@ class TestServersAway:
         drain(other)
         before = stored(chat.system.database)
 
-        # When it goes on
+        # When it continues
         while slow.step():
             pass
 

@@ -19,7 +19,7 @@ READY_THEN_WAIT = f"echo ready; {WAIT}"
 
 @pytest.fixture
 def said() -> list[tuple[str, str]]:
-    """What the programs of the test have said."""
+    """The lines of the test's programs."""
     return []
 
 

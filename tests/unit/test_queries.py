@@ -1,6 +1,5 @@
 """Pulls and tallies on fakeredis and SQLite: bounded, and as few questions to SQL as can be."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,10 +10,9 @@ from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable, NotMember, UnknownGroup
 from imcore.operations.effects import Effect, SqlQuery
 from imcore.operations.queries import PAGE, SQL_PAGE
-from imcore.streams.calls import message_calls, receipt_calls
+from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import PullResult
-from imcore.streams.calls.receipt_calls import TallyChange
-from tests.helpers.talk import leave_to_sql, say, say_many
+from tests.helpers.talk import leave_to_sql, publish_receipts, say, say_many
 
 
 @pytest.fixture
@@ -32,15 +30,15 @@ def pull(chat: Chat, *uids: str, after: int | None = 0, count: int = PAGE, most_
 @pytest.fixture
 def statements(chat: Chat) -> list[str]:
     """The SELECTs that go to SQL, but for the first question of all: whose data it has."""
-    found: list[str] = []
+    selects: list[str] = []
     engine = chat.system.database._backend.engine
 
     @event.listens_for(engine, "before_cursor_execute")
     def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
         if "FROM imcore_meta" not in statement:
-            found.append(statement)
+            selects.append(statement)
 
-    return found
+    return selects
 
 
 # Pulls.
@@ -69,15 +67,15 @@ def test_a_pull_says_whether_there_is_more(chat: Chat, count: int) -> None:
 def test_a_pull_brings_texts_of_many_sizes_in_order(chat: Chat) -> None:
     sizes = [5, 1, 3000, 2, 1, 1, 9000, 4, 60_000, 1, 1] * 5
     sent = say(chat, *("x" * size for size in sizes))
-    after, found = 0, []
+    after, messages = 0, []
     while True:
         pulled = pull(chat, "bob", after=after, most_bytes=10_000)
         assert sum(len(message.content) for message in pulled.messages) <= 10_000 or len(pulled.messages) == 1
-        found += pulled.messages
+        messages += pulled.messages
         if not pulled.more:
             break
-        after = msgids.pack(found[-1].msgid)
-    assert found == sent
+        after = msgids.pack(messages[-1].msgid)
+    assert messages == sent
 
 
 def test_members_at_one_offset_share_a_pull_and_strangers_are_left_out(chat: Chat) -> None:
@@ -132,9 +130,9 @@ def test_tallies_of_many_messages_take_few_queries(chat: Chat, statements: list[
     leave_to_sql(chat, sent[PAGE])
     statements.clear()
     # When
-    found = chat.tallies("team", sent)
+    tallies = chat.tallies("team", sent)
     # Then
-    assert [(each.msgid, each.read, each.unread) for each in found] == [
+    assert [(each.msgid, each.read, each.unread) for each in tallies] == [
         (msgid, int(at <= 300), 2 - int(at <= 300)) for at, msgid in enumerate(sent)
     ]
     assert len(statements) == 1
@@ -157,17 +155,12 @@ def test_tallies_leave_out_unknown_msgids(chat: Chat) -> None:
 # What waits for senders.
 
 
-def mark(chat: Chat, gid: str, sent: Sequence[str]) -> None:
-    changed = [TallyChange("ann", msgids.pack(msgid), 0) for msgid in sent]
-    chat.system.client.call(receipt_calls.publish_receipts(chat.system.client.space, gid, "ann", changed))
-
-
 def test_receipts_of_trimmed_messages_take_one_query_a_group(chat: Chat, statements: list[str]) -> None:
     gids = ["a", "b", "c"]
     for gid in gids:
         chat.create_group(gid, ["ann", "bob"])
         sent = say_many(chat, 200, gid=gid)
-        mark(chat, gid, sent)
+        publish_receipts(chat, sent, gid=gid)
         leave_to_sql(chat, sent[-1], gid)
     statements.clear()
 
@@ -179,8 +172,8 @@ def test_a_dirty_receipt_of_a_missing_message_holds_back_no_other(chat: Chat) ->
     # Given marks of a message that nobody has, and of a group that is gone
     [message] = say(chat, "1")
     chat.create_group("gone", ["ann", "bob"])
-    mark(chat, "gone", say_many(chat, 1, gid="gone"))
-    mark(chat, "team", ["1577836900000-0", message.msgid])
+    publish_receipts(chat, say_many(chat, 1, gid="gone"), gid="gone")
+    publish_receipts(chat, ["1577836900000-0", message.msgid])
     gone = chat.system.client.space.group("gone")
     chat.system.client.driver.delete(gone.meta, gone.stream)
 
@@ -190,7 +183,7 @@ def test_a_dirty_receipt_of_a_missing_message_holds_back_no_other(chat: Chat) ->
 def test_sql_is_asked_only_where_it_is_needed(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given SQL that is away
     sent = say(chat, "1", "2")
-    mark(chat, "team", [each.msgid for each in sent])
+    publish_receipts(chat, [each.msgid for each in sent])
     answer = chat.performer.perform_one
 
     def away(question: Effect[Any]) -> Any:

@@ -138,7 +138,7 @@ def test_receipts_name_the_message_and_never_the_tombstone(chat: Chat, settle: C
     chat.ack("bob", GID)
     run_workers(chat)
 
-    # Then the sender hears of the message alone
+    # Then the sender gets the receipt of the message alone
     assert [(each.msgid, each.read, each.unread) for each in chat.receipts("ann")] == [(message.msgid, 1, 1)]
     assert chat.receipts("cy") == []
 
@@ -257,7 +257,7 @@ def test_a_tombstone_that_is_stored_before_its_message(chat: Chat) -> None:
     works = [WorkItem(entry) for entry in entries]
     fetch(chat.system.client, chat.system.database, works)
 
-    # When another one stores the recall of that message, and then the first one goes on
+    # When another one stores the recall of that message, and then the first one continues
     before = chat.pull("bob", GID)[0]
     chat.recall(GID, before.msgid, by="ann")
     assert fast.step() == 1
@@ -322,7 +322,7 @@ class TestLocalDatabase:
         assert [(line.recalled, line.state) for line in local.log()] == [(True, "read 1/2")]
 
     def test_an_own_message_kept_after_its_tombstone_is_blank(self, chat: Chat, local: LocalDatabase) -> None:
-        # Given a client that hears of the recall before it has kept what it sent
+        # Given a client that receives the recall before it has kept what it sent
         message = chat.send(GID, "regrettable", sender_uid="bob")
         tombstone = chat.recall(GID, message.msgid, by="bob")
         local.keep([tombstone])

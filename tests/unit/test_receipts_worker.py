@@ -1,7 +1,7 @@
-"""The worker `receipts`, step by step, on fakeredis and SQLite: who is told what, and what becomes of what fails."""
+"""The worker `receipts`, step by step, on fakeredis and SQLite: who gets which receipts, and how entries fail."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,32 +10,24 @@ import pytest
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import DatabaseNotReady, DatabaseUnavailable, ImError, RedisUnavailable
-from imcore.model.values import Draft, Receipt
+from imcore.model.values import Receipt
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import dead_letters
 from imcore.streams.calls import message_calls, receipt_calls
 from imcore.streams.calls.call import Call
-from imcore.streams.client import RedisClient
 from imcore.streams.journal import Journal
 from imcore.streams.keys import lease
-from imcore.system import System
-from imcore.workers import persist, receipts
-from imcore.workers.persist import Persist
+from imcore.workers import receipts
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.persist_runs import new_persist
+from tests.helpers.talk import say_many
+from tests.helpers.workers import drain
 
 KIND = ReceiptsWorker.kind
 SETTINGS = replace(
     Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, max_deliveries=3, receipt_window_ms=0
 )
-
-
-@pytest.fixture
-def chat(client: RedisClient, database: Database) -> Iterator[Chat]:
-    with Chat(System(client, database, SETTINGS)) as chat:
-        chat.system.client.upgrade()
-        yield chat
 
 
 @pytest.fixture
@@ -46,45 +38,28 @@ def worker(chat: Chat) -> ReceiptsWorker:
 @pytest.fixture
 def digests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
     """The digests that go out: group, sender, and how many messages each names."""
-    found: list[tuple[str, str, int]] = []
+    published: list[tuple[str, str, int]] = []
     tell = receipt_calls.publish_receipts
 
     def counted(space: Any, gid: str, sender_uid: str, changed: Sequence[receipt_calls.TallyChange]) -> Call[int]:
-        found.append((gid, sender_uid, len(changed)))
+        published.append((gid, sender_uid, len(changed)))
         return tell(space, gid, sender_uid, changed)
 
     monkeypatch.setattr(receipt_calls, "publish_receipts", counted)
-    return found
+    return published
 
 
 def new_worker(chat: Chat) -> ReceiptsWorker:
     return ReceiptsWorker(chat.system.client, chat.system.database, SETTINGS)
 
 
-def drain(worker: ReceiptsWorker | Persist) -> None:
-    """Step until all is done that is there now."""
-    kind = KIND if isinstance(worker, ReceiptsWorker) else persist.KIND
-    now = Journal(worker._client, kind, SETTINGS)
-    for _ in range(1000):
-        if now.drained():
-            return
-        worker.step()
-    raise AssertionError("it does not come to an end")
-
-
-def say(chat: Chat, count: int, *, gid: str = "team", sender: str = "ann") -> list[str]:
-    drafts = [Draft(sender, str(number)) for number in range(count)]
-    sent = chat.system.client.call(message_calls.send(chat.system.client.space, gid, drafts, 1000))
-    return [each.msgid for each in sent if isinstance(each, message_calls.SendResult)]
-
-
-def told(found: Sequence[Receipt]) -> list[tuple[str, int, int]]:
-    return [(each.msgid, each.read, each.unread) for each in found]
+def counts_of(all_receipts: Sequence[Receipt]) -> list[tuple[str, int, int]]:
+    return [(each.msgid, each.read, each.unread) for each in all_receipts]
 
 
 def test_there_is_no_digest_before_a_message_is_read(chat: Chat, worker: ReceiptsWorker) -> None:
     chat.create_group("team", ["ann", "bob"])
-    say(chat, 3)
+    say_many(chat, 3)
     chat.add_members("team", ["cyd"])
     chat.remove_members("team", ["cyd"])
     drain(worker)
@@ -97,14 +72,14 @@ def test_one_message_read_by_forty_makes_one_digest(
     # Given
     uids = [f"u{number}" for number in range(40)]
     chat.create_group("team", ["ann", *uids])
-    [message] = say(chat, 1)
+    [message] = say_many(chat, 1)
     # When
     for uid in uids:
         chat.ack(uid, "team")
     worker.step()
     # Then
     assert digests == [("team", "ann", 1)]
-    assert told(chat.receipts("ann")) == [(message, 40, 0)]
+    assert counts_of(chat.receipts("ann")) == [(message, 40, 0)]
 
 
 def test_a_digest_names_only_messages_of_its_sender(
@@ -112,22 +87,22 @@ def test_a_digest_names_only_messages_of_its_sender(
 ) -> None:
     chat.create_group("team", ["ann", "bob", "cyd"])
     chat.create_group("home", ["ann", "cyd"])
-    hers, his, home = say(chat, 2), say(chat, 1, sender="bob"), say(chat, 1, gid="home")
+    hers, his, home = say_many(chat, 2), say_many(chat, 1, sender="bob"), say_many(chat, 1, gid="home")
     chat.ack("cyd", "team")
     chat.ack("cyd", "home")
     worker.step()
     assert sorted(digests) == [("home", "ann", 1), ("team", "ann", 2), ("team", "bob", 1)]
-    assert told(chat.receipts("ann")) == [(home[0], 1, 0), (hers[0], 1, 1), (hers[1], 1, 1)]
-    assert told(chat.receipts("bob")) == [(his[0], 1, 1)]
+    assert counts_of(chat.receipts("ann")) == [(home[0], 1, 0), (hers[0], 1, 1), (hers[1], 1, 1)]
+    assert counts_of(chat.receipts("bob")) == [(his[0], 1, 1)]
 
 
-def test_an_ack_of_ones_own_messages_is_no_news(
+def test_an_ack_of_own_messages_changes_no_receipt(
     chat: Chat, worker: ReceiptsWorker, digests: list[tuple[str, str, int]]
 ) -> None:
     # Given ann, who is not caught up, so that her own messages wait for her ack
     chat.create_group("team", ["ann", "bob"])
-    say(chat, 1, sender="bob")
-    say(chat, 2)
+    say_many(chat, 1, sender="bob")
+    say_many(chat, 2)
     # When
     chat.ack("ann", "team")
     drain(worker)
@@ -138,12 +113,12 @@ def test_an_ack_of_ones_own_messages_is_no_news(
 
 def test_digests_name_all_messages_of_several_pages(chat: Chat, worker: ReceiptsWorker) -> None:
     chat.create_group("team", ["ann", "bob", "cyd"])
-    sent = say(chat, 1300)
+    sent = say_many(chat, 1300)
     chat.ack("bob", "team", sent[1249])
     chat.ack("cyd", "team", sent[5])
     drain(worker)
-    assert told(chat.receipts("ann")) == [
-        (each, 2 if at <= 5 else 1, 0 if at <= 5 else 1) for at, each in enumerate(sent[:1250])
+    assert counts_of(chat.receipts("ann")) == [
+        (msgid, 2 if at <= 5 else 1, 0 if at <= 5 else 1) for at, msgid in enumerate(sent[:1250])
     ]
 
 
@@ -153,11 +128,11 @@ def test_a_very_long_digest_is_several(
     monkeypatch.setattr(receipts, "LONGEST_DIGEST", 40)
     monkeypatch.setattr(receipts, "PAGE", 7)
     chat.create_group("team", ["ann", "bob"])
-    sent = say(chat, 100)
+    sent = say_many(chat, 100)
     chat.ack("bob", "team")
     worker.step()
     assert [count for _, _, count in digests] == [40, 40, 20]
-    assert told(chat.receipts("ann")) == [(each, 1, 0) for each in sent]
+    assert counts_of(chat.receipts("ann")) == [(each, 1, 0) for each in sent]
 
 
 def test_a_page_ends_anywhere(chat: Chat, worker: ReceiptsWorker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +140,7 @@ def test_a_page_ends_anywhere(chat: Chat, worker: ReceiptsWorker, monkeypatch: p
         monkeypatch.setattr(receipts, "PAGE", page)
         gid = f"g{page}"
         chat.create_group(gid, ["ann", "bob", "cyd"])
-        first, second = say(chat, 5, gid=gid), say(chat, 5, gid=gid, sender="bob")
+        first, second = say_many(chat, 5, gid=gid), say_many(chat, 5, gid=gid, sender="bob")
         chat.ack("bob", gid, first[2])
         chat.ack("cyd", gid, second[1])
         worker.step()
@@ -177,25 +152,25 @@ def test_a_page_ends_anywhere(chat: Chat, worker: ReceiptsWorker, monkeypatch: p
 
 def test_a_sender_who_left_still_gets_digests(chat: Chat, worker: ReceiptsWorker) -> None:
     chat.create_group("team", ["ann", "bob", "cyd"])
-    sent = say(chat, 2)
+    sent = say_many(chat, 2)
     chat.remove_members("team", ["ann"])
     chat.ack("bob", "team", sent[0])
     drain(worker)
-    assert told(chat.receipts("ann")) == [(sent[0], 1, 1)]
+    assert counts_of(chat.receipts("ann")) == [(sent[0], 1, 1)]
     assert chat.confirm_receipts("ann", chat.receipts("ann") * 2) == 1
     assert chat.receipts("ann") == []
 
 
 def test_digests_count_reads_of_members_who_left(chat: Chat, worker: ReceiptsWorker) -> None:
     chat.create_group("team", ["ann", "bob"])
-    sent = say(chat, 2)
+    sent = say_many(chat, 2)
     chat.ack("bob", "team", sent[0])
     chat.remove_members("team", ["bob"])
     chat.add_members("team", ["bob"])
-    sent += say(chat, 1)
+    sent += say_many(chat, 1)
     chat.ack("bob", "team")
     drain(worker)
-    assert told(chat.receipts("ann")) == [(sent[0], 1, 0), (sent[2], 1, 0)]
+    assert counts_of(chat.receipts("ann")) == [(sent[0], 1, 0), (sent[2], 1, 0)]
 
 
 # What is trimmed.
@@ -213,13 +188,13 @@ def test_digests_name_trimmed_messages_from_sql(
         monkeypatch.setattr(receipts, "PAGE", page)
         gid = f"g{page}"
         chat.create_group(gid, ["ann", "bob", "cyd"])
-        sent = say(chat, 10, gid=gid)
+        sent = say_many(chat, 10, gid=gid)
         chat.ack("cyd", gid, sent[1])
         chat.ack("bob", gid, sent[8])
         trim(chat, gid, sent[5])
         worker.step()
-        assert told(each for each in chat.receipts("ann") if each.gid == gid) == [
-            (each, 2 if at <= 1 else 1, 0 if at <= 1 else 1) for at, each in enumerate(sent[:9])
+        assert counts_of(each for each in chat.receipts("ann") if each.gid == gid) == [
+            (msgid, 2 if at <= 1 else 1, 0 if at <= 1 else 1) for at, msgid in enumerate(sent[:9])
         ]
 
 
@@ -229,7 +204,7 @@ def test_digests_name_messages_trimmed_between_two_pages(
     # Given a worker that has seen the first page
     monkeypatch.setattr(receipts, "PAGE", 3)
     chat.create_group("team", ["ann", "bob"])
-    sent = say(chat, 10)
+    sent = say_many(chat, 10)
     chat.ack("bob", "team")
     pages: list[Any] = []
     changes = receipts.receipt_calls.changes
@@ -244,7 +219,7 @@ def test_digests_name_messages_trimmed_between_two_pages(
     # When
     drain(worker)
     # Then
-    assert told(chat.receipts("ann")) == [(each, 1, 0) for each in sent]
+    assert counts_of(chat.receipts("ann")) == [(each, 1, 0) for each in sent]
 
 
 # What fails.
@@ -256,7 +231,7 @@ def test_an_answer_that_never_came_is_asked_for_again(
 ) -> None:
     # Given
     chat.create_group("team", ["ann", "bob"])
-    [message] = say(chat, 1)
+    [message] = say_many(chat, 1)
     chat.ack("bob", "team")
     build = getattr(receipt_calls, at)
 
@@ -271,7 +246,7 @@ def test_an_answer_that_never_came_is_asked_for_again(
     assert chat.receipts("ann") == []
     drain(worker)
     # Then
-    assert told(chat.receipts("ann")) == [(message, 1, 0)]
+    assert counts_of(chat.receipts("ann")) == [(message, 1, 0)]
 
 
 @pytest.mark.parametrize("why", [DatabaseUnavailable, DatabaseNotReady])
@@ -279,7 +254,7 @@ def test_a_database_that_is_away_is_waited_for(
     chat: Chat, worker: ReceiptsWorker, monkeypatch: pytest.MonkeyPatch, why: type[ImError]
 ) -> None:
     chat.create_group("team", ["ann", "bob"])
-    sent = say(chat, 2)
+    sent = say_many(chat, 2)
     chat.ack("bob", "team")
     trim(chat, "team", sent[0])
     messages_after = Database.messages_after
@@ -293,18 +268,18 @@ def test_a_database_that_is_away_is_waited_for(
             worker.step()
     monkeypatch.setattr(Database, "messages_after", messages_after)
     drain(worker)
-    assert told(chat.receipts("ann")) == [(each, 1, 0) for each in sent]
+    assert counts_of(chat.receipts("ann")) == [(each, 1, 0) for each in sent]
     assert list(dead_letters.list_dead(chat.system.client)) == []
 
 
-def test_entries_without_any_possible_digest_are_put_aside_and_the_rest_goes_on(
+def test_entries_without_any_possible_digest_become_dead_letters_and_others_are_handled(
     chat: Chat, worker: ReceiptsWorker
 ) -> None:
     # Given an entry that says nothing, and one of a group that is gone
     chat.create_group("gone", ["ann", "bob"])
     chat.create_group("team", ["ann", "bob"])
-    say(chat, 1, gid="gone")
-    [message] = say(chat, 1)
+    say_many(chat, 1, gid="gone")
+    [message] = say_many(chat, 1)
     chat.ack("bob", "gone")
     chat.ack("bob", "team")
     gone = chat.system.client.space.group("gone")
@@ -313,7 +288,7 @@ def test_entries_without_any_possible_digest_are_put_aside_and_the_rest_goes_on(
     # When
     drain(worker)
     # Then
-    assert told(chat.receipts("ann"))[-1] == (message, 1, 0)
+    assert counts_of(chat.receipts("ann"))[-1] == (message, 1, 0)
     assert len(list(dead_letters.list_dead(chat.system.client))) == 2
 
 
@@ -321,9 +296,9 @@ def test_entries_without_any_possible_digest_are_put_aside_and_the_rest_goes_on(
 def test_the_next_worker_sends_the_digests_of_a_killed_one(
     chat: Chat, worker: ReceiptsWorker, told_already: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given one that is killed before it told, or between that and confirming its entries
+    # Given a worker that is killed before it published receipts, or before it confirmed their entries
     chat.create_group("team", ["ann", "bob", "cyd"])
-    [message] = say(chat, 1)
+    [message] = say_many(chat, 1)
     chat.ack("bob", "team")
 
     class Killed(BaseException):
@@ -342,7 +317,7 @@ def test_the_next_worker_sends_the_digests_of_a_killed_one(
     chat.ack("cyd", "team")
     drain(new_worker(chat))
     # Then
-    assert told(chat.receipts("ann")) == [(message, 2, 0)]
+    assert counts_of(chat.receipts("ann")) == [(message, 2, 0)]
 
 
 # Pulling and confirming.
@@ -351,7 +326,7 @@ def test_the_next_worker_sends_the_digests_of_a_killed_one(
 def test_a_receipt_that_changed_meanwhile_stays(chat: Chat, worker: ReceiptsWorker) -> None:
     # Given
     chat.create_group("team", ["ann", "bob", "cyd"])
-    sent = say(chat, 2)
+    sent = say_many(chat, 2)
     chat.ack("bob", "team")
     drain(worker)
     seen = chat.receipts("ann")
@@ -360,7 +335,7 @@ def test_a_receipt_that_changed_meanwhile_stays(chat: Chat, worker: ReceiptsWork
     drain(new_worker(chat))
     # Then
     assert chat.confirm_receipts("ann", seen) == 1
-    assert told(chat.receipts("ann")) == [(sent[0], 2, 0)]
+    assert counts_of(chat.receipts("ann")) == [(sent[0], 2, 0)]
     assert chat.confirm_receipts("ann", seen) == 0
     assert chat.confirm_receipts("ann", chat.receipts("ann")) == 1
     assert chat.receipts("ann") == []
@@ -368,20 +343,20 @@ def test_a_receipt_that_changed_meanwhile_stays(chat: Chat, worker: ReceiptsWork
 
 def test_a_reader_without_a_digest_yet_is_in_the_tally_and_comes_again(chat: Chat, worker: ReceiptsWorker) -> None:
     chat.create_group("team", ["ann", "bob", "cyd"])
-    [message] = say(chat, 1)
+    [message] = say_many(chat, 1)
     chat.ack("bob", "team")
     worker.step()
     chat.ack("cyd", "team")
     seen = chat.receipts("ann")
-    assert told(seen) == [(message, 2, 0)]
+    assert counts_of(seen) == [(message, 2, 0)]
     chat.confirm_receipts("ann", seen)
     drain(worker)
-    assert told(chat.receipts("ann")) == [(message, 2, 0)]
+    assert counts_of(chat.receipts("ann")) == [(message, 2, 0)]
 
 
 def test_receipts_of_others_cannot_be_confirmed(chat: Chat, worker: ReceiptsWorker) -> None:
     chat.create_group("team", ["ann", "bob"])
-    say(chat, 1)
+    say_many(chat, 1)
     chat.ack("bob", "team")
     drain(worker)
     assert chat.confirm_receipts("bob", chat.receipts("ann")) == 0
@@ -395,7 +370,7 @@ def test_however_many_wait_all_are_answered_once(chat: Chat, worker: ReceiptsWor
     sent = []
     for gid in gids:
         chat.create_group(gid, ["ann", "bob"])
-        sent += [(gid, each) for each in say(chat, 1100, gid=gid)]
+        sent += [(gid, each) for each in say_many(chat, 1100, gid=gid)]
         chat.ack("bob", gid)
     drain(worker)
     # Then
@@ -411,7 +386,7 @@ def test_however_many_wait_all_are_answered_once(chat: Chat, worker: ReceiptsWor
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_histories_against_counting_by_hand(chat: Chat, worker: ReceiptsWorker, seed: int) -> None:
-    """After any acks, exactly the messages that somebody else has newly read are told, with the tallies of `status`."""
+    """After any acks, the receipts are exactly those of messages newly read by others, with the tallies of `status`."""
     chance = random.Random(seed)
     uids, gids = ["ann", "bob", "cyd", "dan"], ["team", "home"]
     for gid in gids:
@@ -430,7 +405,9 @@ def test_random_histories_against_counting_by_hand(chat: Chat, worker: ReceiptsW
         change(gid, [uid])
 
     events: list[Callable[[str, str], object]] = [
-        lambda gid, _: say(chat, chance.randrange(1, 4), gid=gid, sender=chance.choice(present(chat, gid) or ["ann"])),
+        lambda gid, _: say_many(
+            chat, chance.randrange(1, 4), gid=gid, sender=chance.choice(present(chat, gid) or ["ann"])
+        ),
         lambda gid, uid: ack(gid, uid) if uid in present(chat, gid) else None,
         come_and_go,
     ]
@@ -443,11 +420,13 @@ def test_random_histories_against_counting_by_hand(chat: Chat, worker: ReceiptsW
             for gid in gids
             for each in chat.status(gid, limit=0)
         }
-        found = {uid: chat.receipts(uid) for uid in uids}
-        assert {(uid, each.gid, each.msgid) for uid in uids for each in found[uid]} == changed
-        assert all((each.read, each.unread) == statuses[each.gid, each.msgid] for uid in uids for each in found[uid])
+        receipts_of = {uid: chat.receipts(uid) for uid in uids}
+        assert {(uid, each.gid, each.msgid) for uid in uids for each in receipts_of[uid]} == changed
+        assert all(
+            (each.read, each.unread) == statuses[each.gid, each.msgid] for uid in uids for each in receipts_of[uid]
+        )
         for uid in chance.sample(uids, 2):
-            chat.confirm_receipts(uid, found[uid])
+            chat.confirm_receipts(uid, receipts_of[uid])
             changed = {each for each in changed if each[0] != uid}
 
 

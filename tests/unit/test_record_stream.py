@@ -52,7 +52,7 @@ def test_a_record_waits_for_a_pipe_that_others_made_non_blocking() -> None:
 
 
 @pytest.mark.parametrize("output", FAILING, ids=lambda output: output.__name__)
-def test_what_fails_is_raised(output: Output) -> None:
+def test_a_write_that_fails_raises(output: Output) -> None:
     with (
         output() as descriptor,
         BlockingFile(descriptor, "w", closefd=False) as raw,

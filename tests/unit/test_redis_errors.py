@@ -82,7 +82,7 @@ def test_full_memory_and_no_answer_are_told_apart_from_refusals() -> None:
         ("EXECABORT Transaction discarded because of: NOPERM User ann has no permissions", "im acl"),
     ],
 )
-def test_what_waiting_does_not_mend_says_what_to_do(line: str, hint: str) -> None:
+def test_an_error_that_waiting_does_not_mend_says_what_to_do(line: str, hint: str) -> None:
     error = answered(line)
 
     assert isinstance(error, ConfigurationError)
@@ -90,12 +90,12 @@ def test_what_waiting_does_not_mend_says_what_to_do(line: str, hint: str) -> Non
     assert hint in str(error)
 
 
-def test_full_memory_is_told_in_a_transaction_too() -> None:
+def test_full_memory_is_recognized_in_a_transaction_too() -> None:
     line = "EXECABORT Transaction discarded because of: OOM command not allowed when used memory > 'maxmemory'."
     assert isinstance(answered(line), RedisFull)
 
 
-def test_what_does_not_pass_is_no_refusal() -> None:
+def test_an_error_that_does_not_pass_is_no_refusal() -> None:
     for line in ("BUSYGROUP Consumer Group name already exists", "ERR Function 'im_send' failed", "WRONGTYPE of a key"):
         assert not isinstance(answered(line), TryAgain)
 

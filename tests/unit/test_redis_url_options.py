@@ -54,8 +54,8 @@ def refused(url: str, block_ms: int = 1000) -> str:
 def test_each_option_reaches_the_driver_as_its_type(scheme: str) -> None:
     place = "unix:///run/redis.sock" if scheme == "unix" else f"{scheme}://host"
     given = {name: text for name, text in GIVEN.items() if scheme in OPTIONS[name].schemes}
-    found = kwargs_of(f"{place}?{'&'.join(f'{name}={text}' for name, text in given.items())}")
-    assert {name: found[name] for name in given} == {name: OPTIONS[name].read(text) for name, text in given.items()}
+    kwargs = kwargs_of(f"{place}?{'&'.join(f'{name}={text}' for name, text in given.items())}")
+    assert {name: kwargs[name] for name in given} == {name: OPTIONS[name].read(text) for name, text in given.items()}
 
 
 def test_every_option_is_tried_here() -> None:
@@ -128,13 +128,13 @@ def test_a_value_of_another_type_is_refused_in_one_line(option: str, must_be: st
         ("rediss://host?ssl_ca_path=/nowhere", "the file /nowhere .option ssl_ca_path of rediss://host."),
     ],
 )
-def test_what_contradicts_itself_is_refused(url: str, said: str) -> None:
+def test_contradicting_options_are_refused(url: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         open_client(url)
     refused(url)
 
 
-def test_what_is_said_twice_alike_is_taken() -> None:
+def test_an_option_given_twice_with_one_value_is_taken() -> None:
     assert kwargs_of("redis://host/2?db=2")["db"] == 2
 
 
@@ -154,7 +154,7 @@ def test_what_is_said_twice_alike_is_taken() -> None:
         *("redis://ann:12?s3cret=1@host", "rediss://ann:12?db=s3cret@host&x", "redis://ann:1?s3cret&db=1@host"),
     ],
 )
-def test_what_is_no_list_of_options_may_be_a_password_and_is_not_shown(url: str) -> None:
+def test_a_text_that_is_no_list_of_options_may_be_a_password_and_is_not_shown(url: str) -> None:
     assert "is not valid: it looks like" in refused(url)
 
 

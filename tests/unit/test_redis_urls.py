@@ -1,4 +1,4 @@
-"""What is shown of a Redis URL, and what is said of one that is wrong: no password, and no part of one."""
+"""Redis URLs in outputs and errors: they show no password, and no part of one."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ PASSWORD = "s3cret"
         ("ann s3cret://host", "the given text"),
     ],
 )
-def test_what_is_shown(url: str, shown: str) -> None:
+def test_an_address_shows_no_password(url: str, shown: str) -> None:
     assert address(url) == shown
 
 
@@ -57,7 +57,7 @@ def test_what_is_shown(url: str, shown: str) -> None:
         *("redis://ann:s3cret@host?db=one", "redis://host?password=s3cret&colour=red"),
     ],
 )
-def test_what_is_no_url_for_us_is_said_without_the_password(url: str) -> None:
+def test_an_unusable_url_is_refused_without_showing_the_password(url: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         open_client(url)
     assert PASSWORD not in f"{refused.value} {refused.value!r}"
@@ -106,7 +106,7 @@ def test_a_server_that_is_too_old(tmp_path: Path, answer: Answer) -> None:
 
 
 def without_fcall(info: bytes) -> Answer:
-    """A server that says of itself that it is new enough, and knows no functions all the same."""
+    """A server that reports a version that is new enough, and has no functions all the same."""
 
     def answer(command: list[bytes]) -> bytes:
         return b"$%d\r\n%s\r\n" % (len(info), info) if command[0].upper() == b"INFO" else redis_6(command)
@@ -139,7 +139,7 @@ def test_a_server_without_functions_that_is_not_too_old(tmp_path: Path, info: by
         assert said in str(refused.value)
 
 
-def test_a_sentinel_knows_not_even_what_is_asked_first(tmp_path: Path) -> None:
+def test_a_sentinel_is_refused_at_the_first_command(tmp_path: Path) -> None:
     def answer(command: list[bytes]) -> bytes:
         info = b"redis_mode:sentinel\r\nredis_version:7.0.15\r\n"
         return {

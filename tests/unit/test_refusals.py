@@ -1,10 +1,9 @@
-"""What must be refused with one line and without a change: each found by random calls (tests/model/test_fuzz.py)."""
+"""Calls that must be refused in one line and without a change: each was found by tests/model/test_fuzz.py."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fakeredis
 import pytest
 from click.testing import CliRunner
 
@@ -17,22 +16,16 @@ from imcore.errors import ImError, InvalidInput, LocalDatabaseError
 from imcore.gateway.fanout import Session
 from imcore.model.direct import gid_of, peer_of
 from imcore.model.values import Draft, Message, Receipt
-from imcore.settings import Settings
 from imcore.streams import dead_letters
 from imcore.streams.calls import group_calls
-from imcore.streams.client import RedisClient
-from imcore.system import System
 
 MSGID = "1767225600000-0"
 
 
 @pytest.fixture
-def chat() -> Iterator[Chat]:
-    """A Chat with one group; without a database."""
-    client = RedisClient(fakeredis.FakeRedis(server=fakeredis.FakeServer()), partitions=2)
-    with Chat(System(client, None, Settings.from_env({}))) as chat:
-        chat.create_group("team", ["ann", "bob"])
-        yield chat
+def chat(chat: Chat) -> Chat:
+    chat.create_group("team", ["ann", "bob"])
+    return chat
 
 
 @pytest.fixture
@@ -81,7 +74,7 @@ WRONG: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG.keys())
-def test_it_is_refused(chat: Chat, call: Callable[[Chat], object]) -> None:
+def test_wrong_input_is_refused(chat: Chat, call: Callable[[Chat], object]) -> None:
     with pytest.raises(InvalidInput):
         call(chat)
 
@@ -127,7 +120,7 @@ def test_no_gid_without_uids() -> None:
         lambda local: list(local.log(gid="\ud800")),
     ],
 )
-def test_what_a_local_database_cannot_keep_does_not_damage_it(
+def test_data_that_a_local_database_cannot_keep_does_not_damage_it(
     local: LocalDatabase, keep: Callable[[LocalDatabase], object]
 ) -> None:
     with pytest.raises(ImError) as caught:

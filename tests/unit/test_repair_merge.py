@@ -72,8 +72,8 @@ def test_equal_messages_keep_their_place() -> None:
 
 
 def test_new_messages_follow_lost_ones() -> None:
-    found = placed([message(7, 3), message(8, 4)], [message(5, 3), message(6, 4)], base=2, new_from=7)
-    assert [(each.row.msgid, each.row.seq, each.live is None) for each in found] == [
+    merged = placed([message(7, 3), message(8, 4)], [message(5, 3), message(6, 4)], base=2, new_from=7)
+    assert [(each.row.msgid, each.row.seq, each.live is None) for each in merged] == [
         (5, 3, True),
         (6, 4, True),
         (7, 5, False),
@@ -82,18 +82,18 @@ def test_new_messages_follow_lost_ones() -> None:
 
 
 def test_messages_are_in_order_of_msgid_also_if_a_clock_was_behind() -> None:
-    found = placed([message(4, 3)], [message(5, 3)], base=2, new_from=4)
-    assert [(each.row.msgid, each.row.seq) for each in found] == [(4, 3), (5, 4)]
+    merged = placed([message(4, 3)], [message(5, 3)], base=2, new_from=4)
+    assert [(each.row.msgid, each.row.seq) for each in merged] == [(4, 3), (5, 4)]
 
 
 def test_two_messages_of_one_msgid_are_both_kept() -> None:
-    found = placed([message(5, 3, content="since"), message(6, 4)], [message(5, 3, content="before")], new_from=5)
-    assert [(each.row.msgid, each.row.seq, each.row.content) for each in found] == [
+    merged = placed([message(5, 3, content="since"), message(6, 4)], [message(5, 3, content="before")], new_from=5)
+    assert [(each.row.msgid, each.row.seq, each.row.content) for each in merged] == [
         (5, 1, "before"),
         (6, 2, "hi"),
         (7, 3, "since"),
     ]
-    assert found[0].live is None
+    assert merged[0].live is None
 
 
 def test_message_that_one_side_changed_is_not_doubled() -> None:
@@ -106,10 +106,10 @@ _rows = st.lists(st.integers(1, 30), unique=True).map(lambda ids: [message(msgid
 
 @given(_rows, _rows)
 def test_place_drops_no_message_and_leaves_no_hole(live: list[MessageRow], stored: list[MessageRow]) -> None:
-    found = placed(live, stored, base=10)
-    assert {each.row.msgid for each in found} == {row.msgid for row in live + stored}
-    assert [each.row.seq for each in found] == list(range(11, 11 + len(found)))
-    assert [each.row.msgid for each in found] == sorted(each.row.msgid for each in found)
+    merged = placed(live, stored, base=10)
+    assert {each.row.msgid for each in merged} == {row.msgid for row in live + stored}
+    assert [each.row.seq for each in merged] == list(range(11, 11 + len(merged)))
+    assert [each.row.msgid for each in merged] == sorted(each.row.msgid for each in merged)
 
 
 # Spans.
@@ -142,7 +142,7 @@ def test_second_join_is_void() -> None:
     stored, live = [span("bob", 3)], [span("bob", 6, acked=9)]
     # When
     rows = settled(stored, live)
-    # Then the first goes on, and what was said before the second is not read by that
+    # Then the first span stays open, and messages before the second are not read by it
     assert rows[0] == span("bob", 3, None, 3, VERSION)
     assert is_void(rows[1])
     # And so it stays, whatever Redis still says, and when it is found again
@@ -201,7 +201,7 @@ def test_message_belongs_to_the_span_whose_end_was_lost() -> None:
 
 
 def test_offset_goes_back_only_if_it_passed_a_lost_message() -> None:
-    # Given that only Redis knows how far bob has read, in a span that goes on since another one never was
+    # Given an offset of bob that only Redis has, in a second span that goes: the first one stays open
     stood = [span("bob", 0, 7, 5), span("bob", 7, acked=9)]
     plan = plan_of({"bob": [span("bob", 0, None, 5)]}, live={"bob": stood})
     plan.lost, plan.before = [8], {8: 7}

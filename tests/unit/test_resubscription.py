@@ -1,4 +1,4 @@
-"""A subscription is opened when it is needed, and given up when it is silent."""
+"""A subscription is opened when it is needed, and closed when it is silent."""
 
 from typing import Any
 

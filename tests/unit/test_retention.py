@@ -179,9 +179,9 @@ class TestStreams:
     def test_trim_reports_progress(self, chat: Chat, persist: Callable[[], None]) -> None:
         talk(chat)
         persist()
-        told: list[TrimSummary] = []
-        summary = trim(chat.system, keep_messages=0, on_progress=told.append)
-        assert told == [replace(summary, journal_entries=0)]
+        reports: list[TrimSummary] = []
+        summary = trim(chat.system, keep_messages=0, on_progress=reports.append)
+        assert reports == [replace(summary, journal_entries=0)]
 
     def test_trimmed_messages_can_be_acked(self, chat: Chat, persist: Callable[[], None]) -> None:
         messages = talk(chat)
@@ -190,8 +190,8 @@ class TestStreams:
         assert chat.ack("bob", "g", messages[4].msgid).advanced
         persist()
         with chat.system.database.connection() as connection:
-            found = connection.execute(text("SELECT last_ack_msgid FROM group_users WHERE uid = 'bob'")).scalar_one()
-        assert found == msgids.pack(messages[4].msgid)
+            offset = connection.execute(text("SELECT last_ack_msgid FROM group_users WHERE uid = 'bob'")).scalar_one()
+        assert offset == msgids.pack(messages[4].msgid)
 
 
 def read_receipts(chat: Chat) -> None:

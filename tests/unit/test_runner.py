@@ -1,4 +1,4 @@
-"""A worker's retries: it tries less and less often what fails, and says so once a minute, whatever succeeds beside."""
+"""A worker's retries: failing steps are repeated less and less often, logged once a minute, while others succeed."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ STEP_S = 0.01
 
 
 class Run:
-    """A worker's steps for so many seconds of a clock of its own."""
+    """A worker's steps for some seconds of a clock of its own."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -35,10 +35,10 @@ class Run:
             raise outcome
 
     def steps(self, outcomes: Iterable[ImError | None], seconds: float) -> None:
-        """Take steps that end so, and then steps that succeed, for so long."""
-        each, end = chain(outcomes, repeat(None)), self.now + seconds
+        """Take steps with these outcomes, and then steps that succeed, for these seconds."""
+        outcome, end = chain(outcomes, repeat(None)), self.now + seconds
         while self.now < end:
-            self.retrier.call(lambda: self.step(next(each) if self.now < end else None))
+            self.retrier.call(lambda: self.step(next(outcome) if self.now < end else None))
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_without_an_answer_from_redis_all_tasks_wait_longer_and_longer(
     assert waits == sorted(waits)
     assert waits[-1] == pytest.approx(LONGEST_WAIT_S)
     assert len(caplog.records) <= 2
-    # And once somebody does, all go on
+    # And once the errors end, all continue
     first.error = second.error = None
     perform(scheduler.step(), print)
     assert first.done == 1

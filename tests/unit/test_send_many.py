@@ -1,4 +1,4 @@
-"""Sends and acks of many: what the single ones do, in the same order."""
+"""Batches of sends and acks do the same as single calls in the same order."""
 
 import random
 
@@ -74,7 +74,7 @@ def test_a_client_msgid_is_known_for_as_long_as_is_promised_and_not_for_ever(cha
     assert chat.send("g", "third", sender_uid="ann", client_msgid="3") == third
     chat.send("g", "fourth", sender_uid="ann", client_msgid="4")
     assert chat.send("g", "first anew", sender_uid="ann", client_msgid="1") != first
-    # And a server that evicts what has a time to live takes none of it
+    # And a server that evicts keys with a time to live takes none of these keys
     assert [chat.system.client.driver.pttl(key) for key in (keys.idempotency_newer, keys.idempotency_older)] == [-1, -1]
     # And where nobody says anything any more, nothing is left of it
     for left in (1, 0, 0):
@@ -131,26 +131,26 @@ def test_tallies_of_many_messages_are_those_of_each_alone(chat: Chat, seed: int)
     chat.create_group("g", uids)
     for _ in range(200):
         uid = chance.choice(uids)
-        here = [member.uid for member in chat.members("g")]
+        members = [member.uid for member in chat.members("g")]
         match chance.randrange(8):
-            case 0 if len(here) > 2 and uid in here:
+            case 0 if len(members) > 2 and uid in members:
                 chat.remove_members("g", [uid])
             case 1:
                 chat.add_members("g", [uid])
-            case 2 | 3 if uid in here and (unread := chat.pull(uid)):
+            case 2 | 3 if uid in members and (unread := chat.pull(uid)):
                 chat.ack(uid, "g", chance.choice(unread).msgid)
             case _:
-                chat.send("g", "hi", sender_uid=chance.choice(here))
+                chat.send("g", "hi", sender_uid=chance.choice(members))
     msgids = [message.msgid for message in messages_of(chat)]
     alone = [chat.tally("g", msgid) for msgid in msgids]
     assert len({tally.read for tally in alone}) > 2
     # When
     shuffled = chance.sample(msgids, len(msgids))
-    some = sorted(chance.sample(msgids, 7), key=msgids.index)
+    sample = sorted(chance.sample(msgids, 7), key=msgids.index)
     # Then
     assert chat.tallies("g", msgids) == alone
     assert chat.tallies("g", shuffled) == [alone[msgids.index(msgid)] for msgid in shuffled]
-    assert chat.tallies("g", some) == [alone[msgids.index(msgid)] for msgid in some]
+    assert chat.tallies("g", sample) == [alone[msgids.index(msgid)] for msgid in sample]
     assert [(each.read, each.unread) for each in chat.status("g", limit=0)] == [
         (tally.read, tally.unread) for tally in alone
     ]

@@ -1,4 +1,4 @@
-"""Live sessions in Redis: what a beat and a goodbye cost, and what they answer, however many sessions a user has."""
+"""Live sessions in Redis: the cost and the answers of heartbeats and ends, however many sessions a user has."""
 
 import time
 from dataclasses import replace
@@ -63,7 +63,7 @@ class TestSessionsOfSeveralLengths:
         assert raw(chat).keys("*sessions*") == []
 
     def test_each_session_is_cut_back_to_its_own_length(self, chat: Chat) -> None:
-        # Given sessions whose ends were set by a clock that stood a day ahead
+        # Given sessions whose ends were set while the clock was a day ahead
         before = now_ms()
         for number, length in enumerate(self.LENGTHS):
             beat(chat, str(number), length)

@@ -1,4 +1,4 @@
-"""Settings: defaults, the environment, options above it, and what is said about a value that cannot be."""
+"""Settings: defaults, the environment, options above it, and the errors for impossible values."""
 
 import dataclasses
 import os
@@ -54,19 +54,19 @@ class TestSources:
             "a setting of a kind this test does not know"
         )
 
-    def test_an_override_wins_and_none_is_no_override(self) -> None:
+    def test_an_override_wins_unless_it_is_none(self) -> None:
         environ = {"IM_REDIS_URL": "redis://a", "IM_PARTITIONS": "3", "IM_BATCH_SIZE": "9"}
         settings = Settings.from_env(environ, redis_url="redis://b", partitions="4", batch_size=None)
         assert (settings.redis_url, settings.partitions, settings.batch_size) == ("redis://b", 4, 9)
 
-    def test_an_empty_text_stands_for_the_default(self) -> None:
+    def test_an_empty_text_means_the_default(self) -> None:
         settings = Settings.from_env(
             {"IM_BATCH_SIZE": "", "IM_REDIS_URL": "redis://a", "IM_DATA_DIR": "/d"}, redis_url=""
         )
         assert settings.batch_size == 500
         assert settings.embedded
 
-    def test_jobs_go_where_redis_is_unless_told(self) -> None:
+    def test_jobs_use_the_same_redis_by_default(self) -> None:
         assert Settings.from_env({"IM_REDIS_URL": "redis://a"}).jobs_redis_url == "redis://a"
         assert Settings.from_env({"IM_JOBS_REDIS_URL": "redis://b"}).redis_url.startswith("unix://")
 
@@ -96,7 +96,7 @@ class TestNumbers:
             Settings.from_env({f"IM_{name.upper()}": text})
 
     @pytest.mark.parametrize("name", NUMBERS)
-    def test_zero_is_taken_only_where_it_means_something(self, name: str) -> None:
+    def test_zero_is_accepted_only_where_it_has_a_meaning(self, name: str) -> None:
         if name in {
             *("receipt_window_ms", "retry_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms")
         }:
@@ -131,7 +131,9 @@ class TestDataDirectory:
         (tmp_path / "link").symlink_to(tmp_path / "data")
         assert Settings.from_env({"IM_DATA_DIR": spelling.format(tmp_path)}).data_dir == tmp_path / "data"
 
-    def test_it_may_be_relative_or_begin_at_home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_data_directory_may_be_relative_or_begin_at_home(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("HOME", str(tmp_path))
         assert Settings.from_env({"IM_DATA_DIR": "x"}).data_dir == tmp_path / "x"
@@ -141,7 +143,7 @@ class TestDataDirectory:
         assert not Settings.from_env({"IM_DATA_DIR": str(tmp_path / "x")}).data_dir.exists()
 
     @pytest.mark.parametrize("path", ["~no-such-user-here/x", "a\0b", "/tmp/\udcff"])
-    def test_what_cannot_be_a_path_is_refused(self, path: str) -> None:
+    def test_a_text_that_cannot_be_a_path_is_refused(self, path: str) -> None:
         with pytest.raises(ConfigurationError, match="is not a usable path") as refusal:
             Settings.from_env({"IM_DATA_DIR": path})
         assert str(refusal.value).isprintable()
@@ -155,7 +157,7 @@ class TestDataDirectory:
 
 
 class TestSocket:
-    def test_it_lies_in_the_data_directory(self) -> None:
+    def test_the_socket_is_in_the_data_directory(self) -> None:
         assert socket_path(Path("/data/im")) == Path("/data/im/redis.sock")
 
     @pytest.mark.parametrize("letter", ["x", "é", "群"])

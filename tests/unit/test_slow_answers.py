@@ -9,18 +9,9 @@ import pytest
 from imcore.sql import postgres
 from imcore.sql.postgres import SLOW_AFTER_S, SlowAnswerLog
 from imcore.util.backoff import REPEAT_AFTER_S
+from tests.helpers.clock import Clock
 
 READY = 1
-
-
-class Clock:
-    """A clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -44,21 +44,21 @@ def any_table(draw: st.DrawFn) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]
 def test_every_value_is_shown_whole_and_fits(table: tuple[tuple[str, ...], list[tuple[Cell, ...]]], width: int) -> None:
     columns, rows = table
 
-    found = shown(columns, rows, width)
+    table_text = shown(columns, rows, width)
 
     for row in rows:
         for value in row:
-            assert without_blanks(str(value)) in without_blanks(found)
-    assert max(map(cells, found.splitlines())) <= max(width, 2)  # a wide letter needs as much
+            assert without_blanks(str(value)) in without_blanks(table_text)
+    assert max(map(cells, table_text.splitlines())) <= max(width, 2)  # a wide letter needs as much
 
 
 def test_a_cell_longer_than_its_column_fits_below_a_text_too() -> None:
     figures: list[tuple[Cell, ...]] = [("one text that says what is measured, as in a benchmark", "1 us", "ok")] * 30
     figures[3] = (figures[0][0], "x" * 70, "ok")
 
-    found = shown(("figure", "value is", "verdict"), figures, 40)
+    table_text = shown(("figure", "value is", "verdict"), figures, 40)
 
-    assert max(map(cells, found.splitlines())) <= 40
+    assert max(map(cells, table_text.splitlines())) <= 40
 
 
 @given(ROWS)
@@ -136,10 +136,10 @@ def test_the_layout_follows_from_the_width(width: int, expected: str) -> None:
 def test_one_long_name_among_many_does_not_change_the_layout_of_all() -> None:
     rows: list[tuple[Cell, ...]] = [*[(f"user-{n}", n, "no") for n in range(9)], ("u" * 50, 9, "no")]
 
-    found = shown(("uid", "unread", "online"), rows, 30).splitlines()
+    table_lines = shown(("uid", "unread", "online"), rows, 30).splitlines()
 
-    assert found[:2] == ["uid     unread  online", "user-0       0  no"]
-    assert found[-3:] == ["u" * 30, "u" * 20, "             9  no"]
+    assert table_lines[:2] == ["uid     unread  online", "user-0       0  no"]
+    assert table_lines[-3:] == ["u" * 30, "u" * 20, "             9  no"]
 
 
 def test_texts_stay_in_their_order_with_names_where_there_are_several() -> None:

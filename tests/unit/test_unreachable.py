@@ -1,4 +1,4 @@
-"""What is said of a server that is none, or refuses a connection before it has begun: its own word, and what to do."""
+"""The error for a server that is no Redis, or refuses a connection at once: its own words, and what to do."""
 
 import errno
 import os
@@ -61,10 +61,10 @@ def test_the_word_with_which_a_server_hangs_up(kind: str, hears: bool, scheme: s
     with hanging_up(word, hears=hears) as port:
         for options in ("", "?protocol=2"):
             url = f"{scheme}://ann:{PASSWORD}@127.0.0.1:{port}{options}"
-            found = refusal(url)
-            assert type(found) is error
-            assert said in str(found)
-            assert f"{scheme}://127.0.0.1:{port}" in str(found)
+            raised = refusal(url)
+            assert type(raised) is error
+            assert said in str(raised)
+            assert f"{scheme}://127.0.0.1:{port}" in str(raised)
 
 
 def test_the_word_of_a_server_that_hangs_up_before_our_first_write(tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ def test_broken_bytes_on_a_connection_that_has_begun_may_be_tried_again(tmp_path
         return b"+OK\r\n" if command[0] == b"CLIENT" else next(answers, b"-ERR enough\r\n")
 
     with answering(path, answer):
-        found = refusal(f"unix://{path}")
-    assert isinstance(found, RedisUnavailable)
-    assert "broken on its way" in str(found)
+        error = refusal(f"unix://{path}")
+    assert isinstance(error, RedisUnavailable)
+    assert "broken on its way" in str(error)
 
 
 def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,9 +108,9 @@ def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     for scheme in ("redis", "rediss", "redis+cluster"):
-        found = refusal(f"{scheme}://ann:{PASSWORD}@nowhere.example")
-        assert isinstance(found, RedisUnavailable)  # names come back, too
-        assert str(found) == (
+        error = refusal(f"{scheme}://ann:{PASSWORD}@nowhere.example")
+        assert isinstance(error, RedisUnavailable)  # names come back, too
+        assert str(error) == (
             f"the name of the host in {scheme}://nowhere.example cannot be resolved (Name or service not known)"
         )
 
@@ -128,16 +128,16 @@ def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
         (errno.ENOENT, RedisUnavailable, "/s.sock: start it with `im up`, or set IM_REDIS_URL"),
     ],
 )
-def test_what_the_system_says(
+def test_errors_of_the_system_are_translated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, error: type[ImError], said: str
 ) -> None:
     def fails(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(socket.socket, "connect", fails)
-    found = refusal(f"unix://{tmp_path}/s.sock")
-    assert type(found) is error
-    assert said in str(found)
+    raised = refusal(f"unix://{tmp_path}/s.sock")
+    assert type(raised) is error
+    assert said in str(raised)
 
 
 def test_a_socket_whose_path_is_too_long() -> None:
@@ -151,8 +151,8 @@ def test_as_many_connections_as_the_url_allows(tmp_path: Path) -> None:
         held = [pool.get_connection() for _ in range(3)]
         with pytest.raises(RedisRefuses, match="raise max_connections in the URL"):
             chat.unread("ann")
-        for each in held:
-            pool.release(each)
+        for connection in held:
+            pool.release(connection)
 
 
 def test_an_error_that_says_nothing_is_no_answer() -> None:

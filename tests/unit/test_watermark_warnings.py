@@ -1,4 +1,4 @@
-"""What `persist` says of a partition that it cannot mend now: once a minute, however often it tries."""
+"""`persist` logs a partition that it cannot repair now once a minute, however often it tries."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""A forgotten IM_DATABASE_URL: a database that is not the one of the data in Redis is neither believed nor written."""
+"""A forgotten IM_DATABASE_URL: a database that belongs to other data than Redis is neither read nor written."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace

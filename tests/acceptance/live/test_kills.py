@@ -44,7 +44,7 @@ class Talk:
             return False
 
     def go_on(self) -> None:
-        """Say something while something is killed."""
+        """Send messages while something is killed."""
         heard = self.heard
         self.say()
         dangers = {self.kill_a_session: 4, self.kill_the_worker: 2, self.kill_connections: 3, self.kill_the_server: 1}
@@ -119,16 +119,16 @@ def test_whatever_is_killed_everybody_has_everything_once_and_every_tally_is_rig
         # And so was it shown: by each session once and in order, and nothing is missing
         shown = set()
         for path in (stack.folder / "sessions" / uid).glob("*.out"):
-            told = [(event["gid"], event["msgid"]) for event in events_in(path) if event["event"] == "message"]
+            printed = [(event["gid"], event["msgid"]) for event in events_in(path) if event["event"] == "message"]
             for gid in GIDS:
-                msgids = [(len(msgid), msgid) for where, msgid in told if where == gid]
+                msgids = [(len(msgid), msgid) for where, msgid in printed if where == gid]
                 assert msgids == sorted(set(msgids))
-            shown.update(told)
+            shown.update(printed)
         assert shown == {(line["gid"], line["msgid"]) for line in statuses}
 
 
 def due(chat: Chat, uid: str) -> list[tuple[str, str | None, str, str | None]]:
-    """What a user has to have in the end, by the server."""
+    """The messages that a user must have in the end, by the server."""
     tallies = [(gid, each) for gid in GIDS for each in chat.status(gid, limit=0)]
     return [
         (

@@ -36,7 +36,7 @@ def test_a_listener_is_online_and_not_for_long_after_it_was_killed(tmp_path: Pat
         wait_until(lambda: not is_online(stack, "bob"), timeout_s=END_S)
 
 
-def test_a_session_that_slept_until_it_expired_goes_on(tmp_path: Path) -> None:
+def test_a_session_that_slept_until_it_expired_continues(tmp_path: Path) -> None:
     with closing(Stack(tmp_path, heartbeat_ms=200, online_ms=600)) as stack:
         stack.chat.create_group("team", ["ann", "bob"])
         bob = stack.listen("bob")

@@ -1,4 +1,4 @@
-"""What a talker has done, on disk before and after each step: so it goes on after a kill, and can be held to its word.
+"""What a talker has done, on disk before and after each step: for the next start after a kill, and for the verdict.
 
 A step is two lines: what is about to be done, and what was answered. A step without an answer may have happened or not.
 """
@@ -11,15 +11,15 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 
-class Told(NamedTuple):
-    """What a sender was told: the message is stored."""
+class SendAnswer(NamedTuple):
+    """The answer of a send: the message is stored."""
 
     msgid: str
     seq: int
 
 
 class Said(NamedTuple):
-    """A line of the script that somebody began to say: the number-th of the talker in that group."""
+    """A line of the script that a talker began to send: its `number`-th in that group."""
 
     gid: str
     uid: str
@@ -30,7 +30,7 @@ class Said(NamedTuple):
 class Turn(NamedTuple):
     """A guest came or went, after some message from `earliest` to `latest` (None: no answer yet).
 
-    `position` is where their offset stood: before they went, or after they came.
+    `position` is their offset: before they went, or after they came.
     """
 
     gid: str
@@ -47,7 +47,7 @@ class Diary:
 
     said: list[Said] = field(default_factory=list)
     lines: Counter[str] = field(default_factory=Counter)
-    told: dict[tuple[str, str], Told] = field(default_factory=dict)
+    answers: dict[tuple[str, str], SendAnswer] = field(default_factory=dict)
     acking: list[tuple[str, str, str]] = field(default_factory=list)
     acked: list[tuple[str, str, str | None]] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
@@ -59,9 +59,9 @@ class Diary:
             case "say":
                 self.said.append(Said(*values))
                 self.lines[self.said[-1].gid] += 1
-            case "told":
-                gid, client_msgid, *told = values
-                self.told[gid, client_msgid] = Told(*told)
+            case "sent":
+                gid, client_msgid, *answer = values
+                self.answers[gid, client_msgid] = SendAnswer(*answer)
             case "acking":
                 self.acking.append(values)  # type: ignore[arg-type]
             case "acked":
@@ -79,7 +79,7 @@ class Diary:
     def open_line(self) -> Said | None:
         """The line that has no answer yet."""
         last = self.said[-1] if self.said else None
-        return last if last and (last.gid, last.client_msgid) not in self.told else None
+        return last if last and (last.gid, last.client_msgid) not in self.answers else None
 
     def is_in(self, gid: str, uid: str) -> bool:
         """Whether a guest is a member: all are in the beginning."""

@@ -105,11 +105,11 @@ class Observer:
         return int(meta[1]), spans
 
     def _watch_tallies(self, chat: Chat, gid: str, last: int) -> None:
-        """How many have read a message never goes down, and who is to read it never changes."""
-        mine = [packed for each, packed in self._watched if each == gid]
-        if len(mine) < _WATCHED and self._chance.random() < 0.1 and last not in mine:
-            mine.append(last)
-        for packed, tally in zip(mine, chat.tallies(gid, list(map(msgids.unpack, mine))), strict=True):
+        """The number of readers of a message never goes down, and its recipients never change."""
+        watched = [packed for watched_gid, packed in self._watched if watched_gid == gid]
+        if len(watched) < _WATCHED and self._chance.random() < 0.1 and last not in watched:
+            watched.append(last)
+        for packed, tally in zip(watched, chat.tallies(gid, list(map(msgids.unpack, watched))), strict=True):
             read, unread = tally.read, tally.unread
             self._never_back(("read", gid, packed), read)
             recipients = self._watched.setdefault((gid, packed), read + unread)

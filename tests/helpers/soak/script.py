@@ -9,7 +9,7 @@ from tests.helpers.chat_data import ChatFile, Event
 
 @dataclass(frozen=True)
 class Line:
-    """Something to be said, for the first time or in a later round."""
+    """A message to send, for the first time or in a later round."""
 
     uid: str
     content: str
@@ -38,12 +38,12 @@ class Share:
 
 def scenes_of(files: Iterable[ChatFile]) -> list[Scene]:
     """The groups of the files. Those of two files are two groups, even where they have one name."""
-    found = []
+    scenes = []
     for file in files:
         events = file.events()
         for gid in dict.fromkeys(event["gid"] for event in events):
-            found.append(_scene(f"{file} {gid}", [event for event in events if event["gid"] == gid]))
-    return found
+            scenes.append(_scene(f"{file} {gid}", [event for event in events if event["gid"] == gid]))
+    return scenes
 
 
 def most_talkative(scenes: Sequence[Scene], count: int) -> list[str]:
@@ -53,7 +53,7 @@ def most_talkative(scenes: Sequence[Scene], count: int) -> list[str]:
 
 
 def shares(scenes: Sequence[Scene], talkers: int, listeners: Sequence[str]) -> list[list[Share]]:
-    """Deal the speakers and guests to so many talkers. Listeners ack by live sessions of their own."""
+    """Deal the speakers and guests to this many talkers. Listeners ack by live sessions of their own."""
     return [[_share(scene, number, talkers, listeners) for scene in scenes] for number in range(talkers)]
 
 

@@ -110,7 +110,7 @@ class Soak:
             self._add("talker", plan.stem, lambda plan=plan: self._speak(plan))
 
     def kill(self, part: Part, down_s: float) -> None:
-        """Kill a process, which comes back after so long."""
+        """Kill a process, which comes back after these seconds."""
         part.process.kill()
         part.back_at = time.monotonic() + down_s
         self.killed[part.kind] += 1
@@ -156,7 +156,7 @@ class Soak:
 
     def _write_plans(self, talkers: int, seed: int) -> list[Path]:
         plans = []
-        for number, each in enumerate(shares(self.scenes, talkers, self.listeners)):
+        for number, share in enumerate(shares(self.scenes, talkers, self.listeners)):
             plans.append(self.folder / f"talker{number}.json")
-            write_plan(plans[-1], each, seed + number)
+            write_plan(plans[-1], share, seed + number)
         return plans

@@ -2,7 +2,7 @@
 
     python -m tests.helpers.soak.talker PLAN
 
-PLAN is a file that `write_plan` wrote; beside it is the diary. What fails is tried again. Started again after a kill,
+PLAN is a file that `write_plan` wrote; beside it is the diary. Failed steps are repeated. Started again after a kill,
 it goes on where its diary ends.
 """
 
@@ -51,7 +51,7 @@ def _read_plan(path: Path) -> tuple[int, list[Share]]:
 
 
 def patiently(step: Callable[[], T]) -> T:
-    """Return what a step returns, in the end: while something is away, it is tried again."""
+    """Return the result of a step; repeat it while a server is away."""
     while True:
         try:
             return step()
@@ -70,7 +70,7 @@ class Talker:
         self._chance = chance
 
     def go_on(self) -> None:
-        """Finish what a kill has left open: a line is said again, or given up by chance."""
+        """Finish the step that a kill has left open: a line is sent again, or by chance given up."""
         if turn := self._diary.open_turn():
             self._finish(turn)
         line = self._diary.open_line()
@@ -92,8 +92,10 @@ class Talker:
         self._book.note("say", *said)
         self._send(said)
         if self._chance.random() < 0.1:  # as if the answer had been lost, of this line or of one before
-            told = [each for each in self._diary.said[-20:] if (each.gid, each.client_msgid) in self._diary.told]
-            self._send(self._chance.choice(told))
+            confirmed = [
+                each for each in self._diary.said[-20:] if (each.gid, each.client_msgid) in self._diary.answers
+            ]
+            self._send(self._chance.choice(confirmed))
 
     def _send(self, said: Said) -> None:
         lines = self._shares[said.gid].lines
@@ -102,9 +104,9 @@ class Talker:
             lambda: self._chat.send(said.gid, content, sender_uid=said.uid, client_msgid=said.client_msgid)
         )
         assert (sent.content, sent.sender_uid, sent.client_msgid) == (content, said.uid, said.client_msgid), sent
-        known = self._diary.told.get((said.gid, said.client_msgid))
+        known = self._diary.answers.get((said.gid, said.client_msgid))
         assert known in {None, (sent.msgid, sent.seq)}, f"{known} was stored again, as {sent}"
-        self._book.note("told", said.gid, said.client_msgid, sent.msgid, sent.seq)
+        self._book.note("sent", said.gid, said.client_msgid, sent.msgid, sent.seq)
 
     def _read(self, share: Share) -> None:
         present = [uid for uid in share.guests if self._diary.is_in(share.gid, uid)]
@@ -122,10 +124,10 @@ class Talker:
 
     def _to_ack(self, gid: str, pulled: list[Message]) -> str | None:
         """Some message of those pulled; now and then one of long ago, which changes nothing."""
-        told = [told.msgid for (each, _), told in self._diary.told.items() if each == gid]
+        confirmed = [answer.msgid for (answer_gid, _), answer in self._diary.answers.items() if answer_gid == gid]
         if pulled and self._chance.random() < 0.9:
             return self._chance.choice(pulled).msgid
-        return self._chance.choice(told[: len(told) // 2]) if len(told) > 1 else None
+        return self._chance.choice(confirmed[: len(confirmed) // 2]) if len(confirmed) > 1 else None
 
     def _come_or_go(self, share: Share) -> None:
         uid = self._chance.choice(share.guests)

@@ -1,6 +1,6 @@
-"""What has to have become of it all: built from what was told to the talkers, in the form of the brute-force model.
+"""The state that must be there in the end, built from the answers to the talkers, in the form of the brute-force model.
 
-Messages are what SQL holds, once that has been held to what the talkers were told. A guest's spans are those of SQL,
+Messages are what SQL holds, once that was compared with the answers to the talkers. A guest's spans are those of SQL,
 once each has been found to begin and end where the guest came and went. Offsets are those of the last acks.
 """
 
@@ -46,7 +46,7 @@ class Stay(NamedTuple):
 
     @property
     def may_be_empty(self) -> bool:
-        """Whether nothing may have been said while it lasted: then nobody keeps it."""
+        """Whether perhaps no message was sent during it: then no system keeps it."""
         return self.went is not None and self.went.earliest <= _bounds(self.came, 0)[1]
 
 
@@ -63,7 +63,7 @@ def group_as_told(
 
 
 def ack_once_more(chat: Chat, gid: str, group: ModelGroup, listeners: Collection[str], chance: random.Random) -> None:
-    """Have every member ack some message for the last time; only listeners have acked all by themselves."""
+    """Let every member ack some message for the last time; only listeners have acked all by themselves."""
     for span in group.spans:
         if span.left is None:
             span.acked = group.newest if span.uid in listeners else chance.randint(span.acked, group.newest)
@@ -83,20 +83,20 @@ def local_as_due(groups: dict[str, ModelGroup], uid: str) -> Local:
 
 
 def compare_view(chat: Chat, gid: str, group: ModelGroup) -> None:
-    """The tallies that `msg_acks` gives. Its rows are too many to be held against the model one by one."""
+    """The tallies that `msg_acks` gives. Its rows are too many to compare each with the model."""
     query = text(
         "SELECT msgid, count(*), sum(CASE WHEN if_ack THEN 1 ELSE 0 END) FROM msg_acks WHERE gid = :gid GROUP BY msgid"
     )
     with chat.system.database.connection() as connection:
-        found = {
+        view_counts = {
             msgids.unpack(msgid): (read, total - read) for msgid, total, read in connection.execute(query, {"gid": gid})
         }
     tallies = {message.msgid: tally(group, message) for message in group.messages}
-    assert found == {msgid: counts for msgid, counts in tallies.items() if sum(counts)}
+    assert view_counts == {msgid: counts for msgid, counts in tallies.items() if sum(counts)}
 
 
 def tally(group: ModelGroup, message: ModelMessage) -> tuple[int, int]:
-    """How many have read a message, and how many have not."""
+    """The numbers of those who have read a message, and of those who have not."""
     receipts = list(group.receipts(message).values())
     return sum(receipts), len(receipts) - sum(receipts)
 
@@ -110,7 +110,7 @@ def _state(group: ModelGroup, message: ModelMessage) -> str:
 
 def _messages(chat: Chat, gid: str) -> list[ModelMessage]:
     query = "SELECT msgid, seq, sender_uid, content, client_msgid FROM group_msgs WHERE gid = :gid ORDER BY msgid"
-    return [ModelMessage(msgids.unpack(msgid), *rest) for msgid, *rest in _rows(chat, query, gid)]
+    return [ModelMessage(msgids.unpack(msgid), *values) for msgid, *values in _rows(chat, query, gid)]
 
 
 def _spans(chat: Chat, gid: str, seqs: dict[str, int]) -> list[ModelSpan]:
@@ -136,7 +136,7 @@ def _rows(chat: Chat, query: str, gid: str) -> Sequence[Any]:
 def _hold_to_what_was_told(
     scene: Scene, messages: Sequence[ModelMessage], diaries: Sequence[Diary], written: Sequence[Written]
 ) -> None:
-    """Dense, nothing twice, nothing that nobody said; what was told to be stored is there, in that order."""
+    """Check that seqs are dense, no message is there twice or unsent, and all confirmed ones are in order."""
     assert [message.seq for message in messages] == list(range(1, len(messages) + 1))
     stored = {(message.sender_uid, message.client_msgid): message for message in messages}
     assert len(stored) == len(messages), "a message is there twice"
@@ -147,15 +147,15 @@ def _hold_to_what_was_told(
     assert {key: message.content for key, message in stored.items() if key not in queued}.items() <= expected.items()
     assert {key: stored[key].content for key in queued if key in stored} == queued, "the outbox lost a message"
     for diary in diaries:
-        told = [
-            (diary.told[each.gid, each.client_msgid], stored.get((each.uid, each.client_msgid)))
+        confirmed = [
+            (diary.answers[each.gid, each.client_msgid], stored.get((each.uid, each.client_msgid)))
             for each in diary.said
-            if each.gid == scene.gid and (each.gid, each.client_msgid) in diary.told
+            if each.gid == scene.gid and (each.gid, each.client_msgid) in diary.answers
         ]
-        for answer, message in told:
+        for answer, message in confirmed:
             assert message is not None, f"lost: {answer}"
             assert (message.msgid, message.seq) == answer
-        assert sorted(told, key=lambda each: each[0].seq) == told
+        assert sorted(confirmed, key=lambda each: each[0].seq) == confirmed
 
 
 def _hold_to_stays(group: ModelGroup, scene: Scene, diaries: Sequence[Diary], listeners: Collection[str]) -> None:
@@ -166,9 +166,9 @@ def _hold_to_stays(group: ModelGroup, scene: Scene, diaries: Sequence[Diary], li
     attempts, answers = _acks(scene.gid, diaries, seqs)
     for message in group.messages:
         attempts.setdefault(message.sender_uid, []).append(message.seq)  # who is caught up stays caught up
-    for uid, mine in stays.items():
+    for uid, uid_stays in stays.items():
         spans = [span for span in group.spans if span.uid == uid]
-        for stay in mine:
+        for stay in uid_stays:
             if spans and stay.fits(spans[0]):
                 span = spans.pop(0)
                 if uid not in listeners:  # who ack by sessions
@@ -206,10 +206,10 @@ def _acks(
     attempts: dict[str, list[int]] = {}
     answers: dict[str, list[int]] = {}
     for diary in diaries:
-        for found, noted in ((attempts, diary.acking), (answers, diary.acked)):
+        for by_uid, noted in ((attempts, diary.acking), (answers, diary.acked)):
             for where, uid, msgid in noted:
                 if where == gid:
-                    found.setdefault(uid, []).append(_seq_of(msgid, seqs))
+                    by_uid.setdefault(uid, []).append(_seq_of(msgid, seqs))
     return attempts, answers
 
 

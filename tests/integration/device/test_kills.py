@@ -98,8 +98,8 @@ def test_sessions_killed_at_random_moments(
         for one in messages:
             assert [each.seq for each in one] == sorted({each.seq for each in one})
         assert {each.msgid for one in messages for each in one} == {msgid for msgid, *_ in lines_at(other, gid)}
-    mine = [text for gid in gids for _, text, state in lines_at(other, gid) if state]
-    assert sorted(mine) == sorted(f"bob {number}" for number in range(rounds))
+    bob_texts = [text for gid in gids for _, text, state in lines_at(other, gid) if state]
+    assert sorted(bob_texts) == sorted(f"bob {number}" for number in range(rounds))
     assert 5 < killed < rounds
 
 
@@ -108,14 +108,14 @@ def lines_of(local: LocalDatabase, gid: str) -> list[tuple[str | None, str, str 
 
 
 def lines_at(chat: Chat, gid: str) -> list[tuple[str | None, str, str | None]]:
-    """What bob has to have of a group in the end, by the server."""
+    """The messages of a group that bob must have in the end, by the server."""
     return [
         (each.message.msgid, each.message.content, state_of(each) if each.message.sender_uid == "bob" else None)
         for each in chat.status(gid, limit=0)
     ]
 
 
-def state_of(each: MessageTally) -> str:
-    if not each.read:
+def state_of(status: MessageTally) -> str:
+    if not status.read:
         return "stored"
-    return f"read {each.read}/{each.read + each.unread}" if each.unread else "read by all"
+    return f"read {status.read}/{status.read + status.unread}" if status.unread else "read by all"

@@ -1,4 +1,4 @@
-"""A login brings a local database up to date, whose data is that of one server."""
+"""A login brings a local database up to date; its data belong to one server."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -61,9 +61,9 @@ def test_a_login_brings_everything_by_the_page(
     keep = local.keep
 
     def count(items: Iterable[Message | Receipt], *places: Any) -> None:
-        found = list(items)
-        pages.append(len(found))
-        keep(found, *places)
+        page = list(items)
+        pages.append(len(page))
+        keep(page, *places)
 
     monkeypatch.setattr(local, "keep", count)
     # When
@@ -85,9 +85,9 @@ def test_a_login_passes_over_a_group_that_is_left_meanwhile(
     groups_of = chat.groups_of
 
     def then_leaves(uid: str) -> list[str]:
-        found = groups_of(uid)
+        gids = groups_of(uid)
         other.remove_members("a", ["bob"])
-        return found
+        return gids
 
     monkeypatch.setattr(chat, "groups_of", then_leaves)
     bob.sync()

@@ -81,8 +81,8 @@ def test_messages_sent_while_the_server_is_away_go_out_once_and_in_order(tmp_pat
             assert states(local) == ["waiting"] * 5
             server = start_valkey(folder)
             # Then
-            found = listen(bob, 6)
-            assert [text for text in said(found) if text != "psst"] == list(map(str, range(5)))
+            events = listen(bob, 6)
+            assert [text for text in said(events) if text != "psst"] == list(map(str, range(5)))
             assert [message.content for message in chat.pull("ann", "team")] == [str(number) for number in range(5)]
             assert [message.content for message in chat.pull("ann", gid_of("ann", "bob"))] == ["psst"]
             assert states(local) == ["stored"] * 5

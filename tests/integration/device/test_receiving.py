@@ -19,8 +19,8 @@ from tests.helpers.workers import deliver_receipts
 def test_a_session_keeps_what_it_yields(bob: Device, local: LocalDatabase, chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     say(chat, "1", "2")
-    found = listen(bob, lambda: len(texts(local)) == 2)
-    assert [each.content for each in found if isinstance(each, Message)] == texts(local) == ["1", "2"]
+    events = listen(bob, lambda: len(texts(local)) == 2)
+    assert [each.content for each in events if isinstance(each, Message)] == texts(local) == ["1", "2"]
     assert chat.pull("bob") == []
 
 
@@ -35,14 +35,14 @@ def test_a_session_killed_before_it_acked_yields_and_acks_when_it_comes_back(
     assert texts(local) == ["1", "2", "3"]
     assert len(chat.pull("bob")) == 3
     # When
-    found = listen(bob, lambda: chat.pull("bob") == [], ack_interval_s=0.05)
+    yielded = listen(bob, lambda: chat.pull("bob") == [], ack_interval_s=0.05)
     # Then
-    assert said(found) == texts(local) == ["1", "2", "3"]
+    assert said(yielded) == texts(local) == ["1", "2", "3"]
     deliver_receipts(chat)
     assert [(each.msgid, each.read) for each in chat.receipts("ann")] == [(each.msgid, 1) for each in sent]
 
 
-def test_acked_messages_were_yielded_whatever_the_local_database_has(
+def test_messages_in_the_local_database_are_yielded_before_they_are_acked(
     bob: Device, local: LocalDatabase, chat: Chat
 ) -> None:
     # Given a login, and a session that only looked
@@ -53,9 +53,9 @@ def test_acked_messages_were_yielded_whatever_the_local_database_has(
     assert said(listen(bob, 4, acks="off")) == ["1", "2"] * 2
     assert {each.unread for each in chat.unread("bob")} == {2}
     # When
-    found = listen(bob, lambda: {each.unread for each in chat.unread("bob")} == {0}, ack_every=1)
+    events = listen(bob, lambda: {each.unread for each in chat.unread("bob")} == {0}, ack_every=1)
     # Then
-    assert said(found) == ["1", "2"] * 2
+    assert said(events) == ["1", "2"] * 2
     assert texts(local) == texts(local, "home") == ["1", "2"]
 
 
@@ -69,9 +69,7 @@ def test_messages_that_could_not_be_shown_are_not_acked(bob: Device, chat: Chat)
     assert [each.content for each in chat.pull("bob")] == ["1", "2", "3"]
 
 
-def test_own_messages_are_yielded_whoever_has_sent_them(
-    bob: Device, local: LocalDatabase, chat: Chat, other: Chat
-) -> None:
+def test_own_messages_are_yielded_from_every_device(bob: Device, local: LocalDatabase, chat: Chat, other: Chat) -> None:
     # Given bob, who is live, and something of his that waits
     chat.create_group("team", ["ann", "bob"])
     bob.queue("waited", gid="team")
@@ -82,15 +80,15 @@ def test_own_messages_are_yielded_whoever_has_sent_them(
             sent.append(chat.send("team", "of this device", sender_uid="bob"))
             bob.keep([sent[0]])
             sent.append(other.send("team", "of another one", sender_uid="bob"))
-        return len(said(found)) == 4
+        return len(said(events)) == 4
 
     # When
     sent: list[Message] = []
-    found: list[Message | Receipt] = []
-    listen(bob, meanwhile, found)
+    events: list[Message | Receipt] = []
+    listen(bob, meanwhile, events)
     # Then
-    assert sorted(said(found)) == sorted(["waited", "psst", "of this device", "of another one"])
-    assert [text for text in said(found) if text != "psst"] == texts(local)
+    assert sorted(said(events)) == sorted(["waited", "psst", "of this device", "of another one"])
+    assert [text for text in said(events) if text != "psst"] == texts(local)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +106,8 @@ def test_one_to_one_with_anybody(
     assert {member.uid for member in chat.members(gid)} == {uid, "bob"}
     # When the other one listens, answers, and reads
     with LocalDatabase(path_of(settings.data_dir, "there"), uid) as theirs:
-        found = listen(Device(other, uid, theirs), lambda: texts(theirs, gid) or uid == "bob", ack_interval_s=0.01)
-        assert [each.content for each in found if isinstance(each, Message)] == ["hello"] * (uid != "bob")
+        events = listen(Device(other, uid, theirs), lambda: texts(theirs, gid) or uid == "bob", ack_interval_s=0.01)
+        assert [each.content for each in events if isinstance(each, Message)] == ["hello"] * (uid != "bob")
     other.send_direct("bob", "hello yourself", sender_uid=uid)
     deliver_receipts(other)
     # Then

@@ -43,8 +43,8 @@ def test_another_device_takes_nothing_from_one_that_was_used_before(
     if by == "sync":
         bob.sync()
     else:
-        found = listen(bob, 5)
-        assert sorted(said(found)) == ["1", "1", "2", "2", "hi"]
+        events = listen(bob, 5)
+        assert sorted(said(events)) == ["1", "1", "2", "2", "hi"]
     assert [texts(local, gid) for gid in ("team", "new", "home", first.gid)] == [["1", "2"], ["1", "2"], [], ["hi"]]
 
 
@@ -75,14 +75,14 @@ def test_every_device_has_the_tallies_of_the_server(
 ) -> None:
     # Given two devices with the same messages
     chat.create_group("team", ["ann", "bob", "cyd"])
-    mine = [chat.send("team", str(number), sender_uid="bob") for number in range(3)]
+    messages = [chat.send("team", str(number), sender_uid="bob") for number in range(3)]
     for device in (local, elsewhere):
-        device.keep(mine)
-    # When one of them is told of what was read, and confirms it
-    chat.ack("ann", "team", mine[1].msgid)
+        device.keep(messages)
+    # When one of them gets the receipts, and confirms them
+    chat.ack("ann", "team", messages[1].msgid)
     deliver_receipts(chat)
     listen(bob, lambda: states(local) == ["read 1/2", "read 1/2", "stored"] and not other.receipts("bob"))
-    chat.ack("cyd", "team", mine[0].msgid)
+    chat.ack("cyd", "team", messages[0].msgid)
     deliver_receipts(chat)
     chat.confirm_receipts("bob", chat.receipts("bob"))
     # Then the other one knows it too, at its login, and so does the first in its next session
@@ -94,7 +94,7 @@ def test_every_device_has_the_tallies_of_the_server(
 def test_own_messages_that_come_with_their_receipts_long_confirmed_are_asked_for(
     bob: Device, local: LocalDatabase, chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given what another device has sent, and been told of, since this one was used
+    # Given messages and receipts of another device since this one was used
     chat.create_group("team", ["ann", "bob"])
     bob.sync()
     say(other, *map(str, range(3)), sender="bob")
@@ -117,11 +117,11 @@ def test_tallies_are_asked_for_by_the_page(
     sent = say_many(chat, 2 * PAGE, sender="bob")
     bob.sync()
     local.keep([Tally("team", sent[-1], 1, 0)])
-    asked: list[int] = []
+    page_sizes: list[int] = []
     tallies = chat.tallies
 
     def ask(gid: str, msgids: list[str]) -> list[Tally]:
-        asked.append(len(msgids))
+        page_sizes.append(len(msgids))
         return tallies(gid, msgids)
 
     monkeypatch.setattr(chat, "tallies", ask)
@@ -130,7 +130,7 @@ def test_tallies_are_asked_for_by_the_page(
     for _ in range(2):
         bob.sync()
     # Then
-    assert asked == [PAGE, PAGE - 1]
+    assert page_sizes == [PAGE, PAGE - 1]
     assert set(states(local)) == {"read by all"}
 
 
@@ -157,15 +157,15 @@ def test_a_reconnect_brings_the_tallies_of_the_meantime(
     # Given bob, who is live
     chat.create_group("team", ["ann", "bob"])
     bob.keep([chat.send("team", "hi", sender_uid="bob")])
-    told: list[int] = []
+    lost_connections: list[int] = []
 
     def meanwhile() -> bool:
-        if not told and other.system.client.driver.client_list(_type="pubsub"):
-            # When it was read, told and confirmed while his connection was lost
+        if not lost_connections and other.system.client.driver.client_list(_type="pubsub"):
+            # When it was read, and the receipt published and confirmed, while his connection was lost
             other.ack("ann", "team")
             deliver_receipts(other)
             other.confirm_receipts("bob", other.receipts("bob"))
-            told.append(other.system.client.driver.client_kill_filter(_type="pubsub"))
+            lost_connections.append(other.system.client.driver.client_kill_filter(_type="pubsub"))
         return states(local) == ["read by all"]
 
     # Then
@@ -176,12 +176,12 @@ def test_a_reconnect_brings_the_tallies_of_the_meantime(
 def test_a_session_that_is_to_end_is_over_and_has_acked_what_it_yielded(
     bob: Device, chat: Chat, other: Chat, looks: int
 ) -> None:
-    # Given one that is asked to end the so many-th time that it looks whether it is
+    # Given a session that finds at its `looks`-th check that it is to end
     chat.create_group("team", ["ann", "bob"])
     say(other, "hi")
     answers = iter([False] * looks)
     # When
-    found = list(bob.live(lambda: next(answers, True)))
+    events = list(bob.live(lambda: next(answers, True)))
     # Then
     assert [member.online for member in other.members("team")] == [False, False]
-    assert [position.unread for position in other.unread("bob")] == [1 - len(found)]
+    assert [position.unread for position in other.unread("bob")] == [1 - len(events)]

@@ -11,8 +11,8 @@ from tests.helpers.gateways import Clock
 
 @pytest.fixture(params=["valkey", "cluster"])
 def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    found: str = request.getfixturevalue(request.param)
-    yield found
+    url: str = request.getfixturevalue(request.param)
+    yield url
     if request.param == "cluster":
         gc.collect()  # while the filter below holds
 

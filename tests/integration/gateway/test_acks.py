@@ -24,7 +24,7 @@ def test_acks_go_out_by_count_and_by_time(chat: Chat) -> None:
         audience.until(lambda: offset(chat, "bob") == sent[3].msgid)
 
 
-def test_a_clean_end_acks_what_was_handed_over_and_a_kill_does_not(chat: Chat) -> None:
+def test_a_clean_end_acks_delivered_messages_and_a_kill_does_not(chat: Chat) -> None:
     # Given
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1", "2")
@@ -83,14 +83,14 @@ def test_a_hundred_messages_to_forty_cost_four_hundred_acks(chat: Chat) -> None:
             say(chat, str(number))
             audience.until(lambda n=number: all(len(audience.heard(s)) == n + 1 for s in sessions))
         audience.settled()
-        # Moves, as the journal tells them: each is one ack of one member that reached Redis.
+        # Moves, as the journal has them: each is one ack of one member that reached Redis.
         acks = sum(len(move.split(SEPARATOR.encode())) - 3 for move in journalled_moves(chat))
     assert 40 * 10 >= acks >= 40 * 9
 
 
 def journalled_moves(chat: Chat) -> list[bytes]:
-    found: list[bytes] = []
+    moves: list[bytes] = []
     for key in chat.system.client.space.journals():
         for _, fields in chat.system.client.query("XRANGE", key, "-", "+"):
-            found += fields[b"moves"].split(b"\x1e") if fields[b"kind"] == b"ack" else []
-    return found
+            moves += fields[b"moves"].split(b"\x1e") if fields[b"kind"] == b"ack" else []
+    return moves

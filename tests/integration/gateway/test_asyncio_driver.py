@@ -1,4 +1,4 @@
-"""The same core under asyncio, with a driver of its own: nothing of what decides is there twice."""
+"""The same core under asyncio, with another driver: no decision is written twice."""
 
 import asyncio
 import random
@@ -73,7 +73,7 @@ class Wire:
 
 
 class AsyncGateway:
-    """Drives a core: its questions are awaited, its waits too. One task at a time is in the core."""
+    """Drives a core: it awaits the core's effects and waits. One task at a time is in the core."""
 
     def __init__(self, chat: Chat, path: str, options: GatewayOptions) -> None:
         self._chat, self._path = chat, path
@@ -186,7 +186,7 @@ def _decoded(call: Call[Any], answer: Any) -> Any:
 
 
 class Audience:
-    """A gateway, and what each of its sessions was handed over."""
+    """A gateway, and the events that each of its sessions was handed."""
 
     def __init__(self, gateway: AsyncGateway) -> None:
         self.gateway = gateway
@@ -231,7 +231,7 @@ def path_of(chat: Chat) -> str:
 
 def test_an_asyncio_driver_delivers_messages_acks_and_receipts(chat: Chat) -> None:
     async def story() -> None:
-        # Given what was not acked, some of which SQL alone has
+        # Given unacked messages, some of them only in SQL
         chat.create_group("team", ["ann", "bob", "cy"])
         sent = say(chat, "1", "2")
         store(chat)
@@ -239,7 +239,7 @@ def test_an_asyncio_driver_delivers_messages_acks_and_receipts(chat: Chat) -> No
         gateway = AsyncGateway(chat, path_of(chat), GatewayOptions(ack_every=2, ack_interval_s=0.05))
         audience = Audience(gateway)
         ann, bob = await gateway.open("ann"), await gateway.open("bob")
-        # When it goes on live, over a lost subscription
+        # When it continues live, over a lost subscription
         await audience.until(lambda: audience.heard(bob) == ["1", "2"])
         sent += say(chat, "3")
         await audience.until(lambda: audience.heard(bob) == ["1", "2", "3"])
@@ -248,7 +248,7 @@ def test_an_asyncio_driver_delivers_messages_acks_and_receipts(chat: Chat) -> No
         chat.create_group("home", ["ann", "bob"])
         say(chat, "at home", gid="home")
         await audience.until(lambda: audience.heard(bob) == ["1", "2", "3", "4"] and audience.heard(bob, "home"))
-        # Then it is acked, and its sender is told
+        # Then it is acked, and its sender gets the receipt
         await audience.until(lambda: {each.unread for each in chat.unread("bob")} == {0})
         deliver_receipts(chat)
         await audience.until(lambda: [audience.read[ann].get(each.msgid) for each in sent] == [1] * 4)
@@ -264,7 +264,7 @@ def test_an_asyncio_driver_delivers_messages_acks_and_receipts(chat: Chat) -> No
 @pytest.mark.parametrize("seed", range(3))
 def test_many_asyncio_sessions_miss_no_message_whatever_is_lost(chat: Chat, seed: int) -> None:
     async def story() -> None:
-        # Given thirty sessions in two groups, some of which come while people talk
+        # Given thirty sessions in two groups; some begin while people talk
         chance = random.Random(seed)
         uids = [f"u{number}" for number in range(30)]
         for gid in ("team", "home"):

@@ -1,4 +1,4 @@
-"""The truth about delivery: what counts as received, when a session's end is clean, and what each device is told."""
+"""Delivery: what counts as received, when a session's end is clean, and which receipts each device gets."""
 
 from contextlib import closing
 from dataclasses import replace
@@ -13,6 +13,7 @@ from imcore.streams.keys import SEPARATOR
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.gateways import Audience, Clock, kill_connections, nodes_of
 from tests.helpers.talk import leave_to_sql, offset, push_receipts, say
+from tests.helpers.workers import drain
 
 UIDS = ["ann", "bob", "cyd"]
 
@@ -46,7 +47,7 @@ def read_by(chat: Chat, message: Message) -> list[str]:
 
 
 def acks(chat: Chat) -> list[bytes]:
-    """The calls that moved offsets, as the journal tells them."""
+    """The acks that moved offsets, as the journal has them."""
     key = chat.system.client.space.group("team").journal
     return [
         fields[b"moves"] for _, fields in chat.system.client.query("XRANGE", key, "-", "+") if fields[b"kind"] == b"ack"
@@ -93,17 +94,17 @@ def test_sessions_may_begin_and_end_between_the_events_of_a_poll(chat: Chat, oth
         audience = Audience(gateway)
         bob, cyd = entered(audience, "bob", "cyd")
         sent = say(other, "1", "2", "3")
-        found: list[tuple[str, str]] = []
+        texts: list[tuple[str, str]] = []
         late: Session | None = None
-        while len([each for each in found if each[0] == "cyd"]) < 3:
+        while len([each for each in texts if each[0] == "cyd"]) < 3:
             for event in gateway.poll(0.05):
                 for session in event.sessions:
                     if session is bob:
                         gateway.end(bob, clean=False)
                         late = late or gateway.open("ann")
-                    found.append((session.uid, getattr(event, "message", sent[0]).content))
+                    texts.append((session.uid, getattr(event, "message", sent[0]).content))
         # Then the others have all, and nothing of it is acked by the dead one
-        assert [text for uid, text in found if uid == "cyd"] == ["1", "2", "3"]
+        assert [text for uid, text in texts if uid == "cyd"] == ["1", "2", "3"]
         audience.until(lambda: offset(chat, "cyd") == sent[-1].msgid)
         assert late
         audience.until(lambda: late.is_synced)
@@ -126,7 +127,7 @@ def test_an_end_that_is_not_clean_needs_no_server(chat: Chat, other: Chat) -> No
             audience.settled()
         finally:
             other.system.client.driver.config_set("min-replicas-to-write", 0)
-        # Then one goes on, and the other one is gone
+        # Then one continues, and the other one is gone
         [later] = say(other, "2")
         audience.until(lambda: audience.heard(cyd) == ["1", "2"])
         assert audience.heard(bob) == ["1"]
@@ -153,7 +154,7 @@ def test_many_sessions_end_at_once_with_few_calls(chat: Chat, other: Chat) -> No
 # Acks by the client's word.
 
 
-def test_only_what_the_client_has_received_is_acked(chat: Chat, other: Chat) -> None:
+def test_only_messages_that_the_client_has_received_are_acked(chat: Chat, other: Chat) -> None:
     with chat.gateway(acks="client", ack_interval_s=0.02) as gateway:
         audience = Audience(gateway)
         bob, cyd = entered(audience, "bob", "cyd")
@@ -218,7 +219,7 @@ def test_acks_of_a_client_hold_when_its_socket_dies(chat: Chat, other: Chat) -> 
         audience.until(lambda: offset(chat, "bob") == sent[0].msgid)
 
 
-def test_a_slow_client_may_receive_what_redis_no_longer_has(chat: Chat, other: Chat) -> None:
+def test_a_slow_client_may_receive_messages_that_redis_no_longer_has(chat: Chat, other: Chat) -> None:
     with chat.gateway(acks="client", ack_interval_s=0.02) as gateway:
         audience = Audience(gateway)
         [bob] = entered(audience, "bob")
@@ -229,7 +230,7 @@ def test_a_slow_client_may_receive_what_redis_no_longer_has(chat: Chat, other: C
         audience.until(lambda: offset(chat, "bob") == sent[0].msgid)
 
 
-def test_receipts_are_confirmed_when_the_client_says_so(chat: Chat, other: Chat) -> None:
+def test_receipts_are_confirmed_when_the_client_confirms_them(chat: Chat, other: Chat) -> None:
     [message] = say(other, "1")
     other.ack("bob", "team")
     push_receipts(other, message)
@@ -247,30 +248,29 @@ def test_receipts_are_confirmed_when_the_client_says_so(chat: Chat, other: Chat)
 
 
 def test_a_device_whose_subscription_was_lost_can_be_exact(chat: Chat, other: Chat, settings: Settings) -> None:
-    # Given a device that has lost its subscription, and another one that confirms what is told meanwhile
+    # Given a device that has lost its subscription, and another one that confirms the receipts meanwhile
     [message] = say(other, "1")
     with (
         closing(ReceiptsWorker(other.system.client, other.system.database, settings)) as worker,
-        chat.listen("ann") as here,
-        other.listen("ann", ack_interval_s=0.0) as there,
+        chat.listen("ann") as ann,
+        other.listen("ann", ack_interval_s=0.0) as elsewhere,
     ):
-        for live in (here, there):
+        for live in (ann, elsewhere):
             while live.poll(0.05) or not live.session.is_synced:
                 pass
-        mine = next(iter(nodes_of(other.system.client.driver))).client_list(_type="pubsub")[0]
-        other.system.client.driver.client_kill_filter(_id=int(mine["id"]))
+        subscription = next(iter(nodes_of(other.system.client.driver))).client_list(_type="pubsub")[0]
+        other.system.client.driver.client_kill_filter(_id=int(subscription["id"]))
         other.ack("bob", "team")
-        while not worker.drained():
-            worker.step()
-        found: list[Message | Receipt] = []
+        drain(worker)
+        events: list[Message | Receipt] = []
         while other.receipts("ann"):  # until they are confirmed
-            found += there.poll(0.05)
-        assert [(item.msgid, item.read) for item in found if not isinstance(item, Message)] == [(message.msgid, 1)]
-        assert (here.reconnects, there.reconnects) == (0, 0)
+            events += elsewhere.poll(0.05)
+        assert [(item.msgid, item.read) for item in events if not isinstance(item, Message)] == [(message.msgid, 1)]
+        assert (ann.reconnects, elsewhere.reconnects) == (0, 0)
         # When it comes back, it sees that it has been away, and asks
-        while not here.reconnects:
-            here.poll(0.05)
-        assert here.reconnects == 1
+        while not ann.reconnects:
+            ann.poll(0.05)
+        assert ann.reconnects == 1
         assert [tally.read for tally in chat.tallies("team", [message.msgid])] == [1]
 
 

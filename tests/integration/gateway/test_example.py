@@ -46,10 +46,10 @@ def test_people_come_talk_and_go(chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob", "cy"])
     ann, bob, cy = Socket(), Socket(), Socket()
     news: queue.Queue[tuple[Socket, str | None]] = queue.Queue()
-    told: list[str] = []
+    readers: list[str] = []
 
     def story() -> Iterator[Callable[[], object]]:
-        """What is waited for, each before the next thing happens."""
+        """The conditions to wait for, each before the next event."""
         for socket, uid in ((ann, "ann"), (bob, "bob"), (cy, "cy")):
             news.put((socket, uid))
         yield lambda: chat.online(["ann", "bob", "cy"]) == {"ann", "bob", "cy"}
@@ -62,7 +62,7 @@ def test_people_come_talk_and_go(chat: Chat) -> None:
         news.put((bob, None))
         news.put((bob, None))
         yield lambda: chat.online(["bob"]) == set()
-        told.extend(reader.uid for reader in chat.message_status("team", second.msgid).read_by)
+        readers.extend(reader.uid for reader in chat.message_status("team", second.msgid).read_by)
         assert [message.content for message in chat.pull("cy")] == ["still there?"]
         comes_back = Socket()
         news.put((comes_back, "cy"))
@@ -80,7 +80,7 @@ def test_people_come_talk_and_go(chat: Chat) -> None:
     example()["serve"](chat, news, stopping)
 
     # Then who was there until the end has read it, and all have gone
-    assert told == ["bob"]
+    assert readers == ["bob"]
     assert chat.online(["ann", "bob", "cy"]) == set()
     assert chat.pull("cy") == []
 

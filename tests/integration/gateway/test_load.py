@@ -1,4 +1,4 @@
-"""Gateways under load, and on connections that die without a word: bounded, and as few questions as can be."""
+"""Gateways under load, and on connections that die silently: bounded, and with few requests."""
 
 import socket
 from collections import Counter
@@ -26,8 +26,8 @@ def redis_url(valkey: str) -> str:
     return valkey
 
 
-class Asked:
-    """What a gateway asks: round trips of Redis, calls by function, and questions to SQL."""
+class Requests:
+    """What a gateway asks for: round trips to Redis, calls by function, and SQL queries."""
 
     def __init__(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: Counter[str] = Counter()
@@ -49,8 +49,8 @@ class Asked:
 
 
 @pytest.fixture
-def asked(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Asked:
-    return Asked(chat, monkeypatch)
+def requests(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Requests:
+    return Requests(chat, monkeypatch)
 
 
 HEARTBEAT_S = 20
@@ -120,10 +120,10 @@ def test_one_silent_node_of_a_cluster_is_noticed(cluster: str, tmp_path: Path, c
             connections = gateway._subscription._connections
             node = chat.system.client.driver.get_node_from_key(chat.system.client.space.group("team").channel)  # type: ignore[union-attr]
             connection = connections[node.name]
-            here, there = socket.socketpair()
-            with here, there:
+            client_end, server_end = socket.socketpair()
+            with client_end, server_end:
                 connection._sock.close()
-                connection._sock = connection._parser._sock = here
+                connection._sock = connection._parser._sock = client_end
                 # When
                 say(chat, "1")
                 for _ in range(2):
@@ -159,7 +159,7 @@ def test_very_many_channels_are_subscribed_to_over_a_small_buffer(tmp_path: Path
         server.stop()
 
 
-def test_catching_up_takes_only_so_many_bytes_at_once(chat: Chat, other: Chat, asked: Asked) -> None:
+def test_catching_up_takes_bounded_bytes_at_once(chat: Chat, other: Chat, requests: Requests) -> None:
     # Given sessions at places of their own, and long texts
     uids = [f"u{number}" for number in range(40)]
     chat.create_group("team", ["ann", *uids])
@@ -185,7 +185,7 @@ def test_catching_up_takes_only_so_many_bytes_at_once(chat: Chat, other: Chat, a
 # Costs.
 
 
-def test_sessions_at_one_point_pull_together(chat: Chat, other: Chat, asked: Asked) -> None:
+def test_sessions_at_one_point_pull_together(chat: Chat, other: Chat, requests: Requests) -> None:
     # Given many sessions of a group, at its end
     uids = [f"u{number}" for number in range(200)]
     chat.create_group("team", ["ann", *uids])
@@ -193,23 +193,23 @@ def test_sessions_at_one_point_pull_together(chat: Chat, other: Chat, asked: Ask
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         sessions = [gateway.open(uid) for uid in uids]
-        asked.clear()
+        requests.clear()
         audience.settled()
-        assert asked.calls["im_pull"] <= 3
+        assert requests.calls["im_pull"] <= 3
         # When all lose their subscription
-        asked.clear()
+        requests.clear()
         assert kill_connections(other.system.client.driver, "pubsub")
         say(other, *(str(number) for number in range(700)))
         audience.until(lambda: all(len(audience.heard(session)) == 701 for session in sessions))
         # Then they are few who ask, and not one by one
         audience.settled()
-        assert asked.calls["im_pull"] <= 5
-        assert asked.calls["SMEMBERS"] == 200 * chat.system.client.space.partitions
-        assert asked.trips < 60
+        assert requests.calls["im_pull"] <= 5
+        assert requests.calls["SMEMBERS"] == 200 * chat.system.client.space.partitions
+        assert requests.trips < 60
 
 
 def test_a_shared_pull_finds_members_who_left_or_joined_again(chat: Chat, other: Chat) -> None:
-    # Given sessions at one place, some of whose users leave unseen, and one of whom comes back
+    # Given sessions at one point; some of their users leave unseen, and one comes back
     uids = [f"u{number}" for number in range(6)]
     chat.create_group("team", ["ann", *uids])
     chat.create_group("home", uids)
@@ -235,7 +235,7 @@ def test_a_shared_pull_finds_members_who_left_or_joined_again(chat: Chat, other:
     assert {other.unread(uid)[-1].unread for uid in uids[1:]} == {0}
 
 
-def test_acks_and_beats_of_many_sessions_travel_in_one_trip(chat: Chat, other: Chat, asked: Asked) -> None:
+def test_acks_and_beats_of_many_sessions_travel_in_one_trip(chat: Chat, other: Chat, requests: Requests) -> None:
     # Given many senders with receipts that wait, some of them of trimmed messages
     uids = [f"u{number}" for number in range(100)]
     chat.create_group("team", ["rd", *uids])
@@ -246,17 +246,17 @@ def test_acks_and_beats_of_many_sessions_travel_in_one_trip(chat: Chat, other: C
     with chat.gateway(ack_interval_s=0.05) as gateway:
         audience = Audience(gateway)
         sessions = [gateway.open(uid) for uid in uids]
-        asked.clear()
+        requests.clear()
         audience.until(lambda: all(audience.receipts[session] for session in sessions))
-        audience.until(lambda: asked.calls["im_confirm"] >= 100)
+        audience.until(lambda: requests.calls["im_confirm"] >= 100)
         # Then they are asked for together, and confirmed together
-        assert asked.sql <= 8
+        assert requests.sql <= 8
         assert not any(other.receipts(uid) for uid in uids)
-        assert asked.calls["im_confirm"] == 100
-        assert asked.trips < 40
+        assert requests.calls["im_confirm"] == 100
+        assert requests.trips < 40
 
 
-def test_sessions_that_expired_are_opened_again_together(chat: Chat, asked: Asked) -> None:
+def test_sessions_that_expired_are_opened_again_together(chat: Chat, requests: Requests) -> None:
     uids = [f"u{number}" for number in range(100)]
     chat.create_group("team", uids)
     with chat.gateway() as gateway:
@@ -265,11 +265,11 @@ def test_sessions_that_expired_are_opened_again_together(chat: Chat, asked: Aske
         audience.settled()
         for session in sessions:
             chat.system.client.execute_once("DEL", chat.system.client.space.sessions(session.uid))
-        asked.clear()
+        requests.clear()
         gateway._core._heartbeat.beat_now()
         audience.settled()
-        assert asked.calls["im_heartbeat"] == 200
-        assert asked.trips <= 3
+        assert requests.calls["im_heartbeat"] == 200
+        assert requests.trips <= 3
         assert chat.online(uids) == set(uids)
 
 

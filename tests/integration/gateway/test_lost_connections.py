@@ -102,7 +102,7 @@ def test_acks_that_are_due_while_answers_of_others_get_lost_are_sent_too(chat: C
 @pytest.mark.parametrize(
     ("setting", "value"), [("min-replicas-to-write", 9), ("maxmemory", 1)], ids=["too few replicas", "full"]
 )
-def test_refused_acks_and_beats_are_repeated_later_and_all_else_goes_on(
+def test_refused_acks_and_heartbeats_are_repeated_later_and_all_else_continues(
     chat: Chat, other: Chat, setting: str, value: int
 ) -> None:
     # Given acks that are due, in an event and on the way
@@ -191,7 +191,7 @@ def test_the_end_of_one_session_confirms_no_receipts_of_others(chat: Chat, other
 
 
 class History:
-    """Random events in some groups, and what each member has to hear of them."""
+    """Random events in some groups, and the messages that each member must get."""
 
     def __init__(self, chat: Chat, audience: Audience, chance: random.Random) -> None:
         self.chat, self.audience, self.chance = chat, audience, chance
@@ -221,7 +221,7 @@ class History:
         self.model.add_members(gid, [uid])
 
     def leave(self, gid: str, uid: str) -> None:
-        # What a member has not heard when they leave is not theirs any more.
+        # Messages that a member has not received when they leave are not theirs any more.
         self.audience.until(lambda: self.heard(gid, uid) == self.due(gid, uid))
         self.chat.remove_members(gid, [uid])
         self.model.remove_members(gid, [uid])
@@ -324,7 +324,7 @@ def test_a_node_that_gives_many_channels_away_is_not_waited_for_longer(
 
 
 def refusing(chat: Chat, gid: str, function: str) -> Callable[..., list[Any]]:
-    """What takes the place of `call_each` while the partition of a group moves to another node."""
+    """Replaces `call_each` while the partition of a group moves to another node."""
     call_each = chat.system.client.call_each
 
     def refuse(batch: Sequence[Call[Any]], **options: bool) -> list[Any]:
@@ -341,7 +341,7 @@ def refusing(chat: Chat, gid: str, function: str) -> Callable[..., list[Any]]:
 def test_a_group_that_is_refused_does_not_hold_up_the_others(
     chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given two groups, of which one is in a partition that moves, and is not asked for again for an hour
+    # Given two groups, one in a partition that moves; its next request is in an hour
     clock = Clock(monkeypatch)
     monkeypatch.setattr("imcore.util.backoff.FIRST_WAIT_S", 3600)
     for gid in ("a", "b"):
@@ -363,7 +363,7 @@ def test_a_group_that_is_refused_does_not_hold_up_the_others(
 def test_tallies_that_are_refused_do_not_hold_up_the_receipts_of_others(
     chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given two with receipts that wait, of whom one is asked for again in an hour only
+    # Given two users with receipts that wait; for one of them the next request is in an hour
     clock = Clock(monkeypatch)
     monkeypatch.setattr("imcore.util.backoff.FIRST_WAIT_S", 3600)
     for gid, sender in (("a", "ann"), ("b", "bob")):

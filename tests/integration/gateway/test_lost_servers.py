@@ -1,4 +1,4 @@
-"""A server or database that is away stops only those who need it, and nothing is lost."""
+"""A server or database that is away stops only the sessions that need it, and nothing is lost."""
 
 import shutil
 import time
@@ -59,7 +59,7 @@ def test_a_gateway_uses_a_killed_server_again_after_its_restart(folder: Path, tm
 
 
 def test_a_server_that_lost_its_last_second_gives_the_same_seqs_again(folder: Path, tmp_path: Path) -> None:
-    # Given a session that has heard what the disk had not yet, as after a power cut
+    # Given a session that has messages that were not on the disk yet, as after a power cut
     server = start_valkey(folder)
     settings = Settings.from_env({}, redis_url=server.url, data_dir=str(tmp_path))
     with Chat.connect(settings=settings) as chat, Chat.connect(settings=settings) as other:
@@ -196,11 +196,11 @@ def test_a_database_that_is_silent_is_not_waited_for_all_the_time(
         leave_to_sql(chat, say(chat, "1", "2", gid=gid)[0].msgid, gid)
     chat.create_group("home", ["ann", "cyd"])
     answer = chat.performer.perform_one
-    asked = []
+    sql_queries = []
 
     def silent(question: Effect[Any]) -> Any:
         if isinstance(question, SqlQuery):
-            asked.append(question)
+            sql_queries.append(question)
             time.sleep(0.5)
             raise DatabaseUnavailable
         return answer(question)
@@ -213,13 +213,13 @@ def test_a_database_that_is_silent_is_not_waited_for_all_the_time(
             patch.setattr(chat.performer, "perform_one", silent)
             # When
             begun = time.monotonic()
-            audience.until(lambda: asked)
+            audience.until(lambda: sql_queries)
             for number in range(1, 6):
                 say(other, str(number), gid="home")
                 audience.until(lambda n=number: len(audience.heard(cyd, "home")) == n)
                 audience.poll(0.1)
-        # Then it was asked again after five times as long only, if so much time has passed
-        assert len(asked) <= 1 + (time.monotonic() - begun) / 2.5
+        # Then each next query came after five times as long as the last one took
+        assert len(sql_queries) <= 1 + (time.monotonic() - begun) / 2.5
         audience.until(lambda: all(audience.heard(bob, gid) == ["1", "2"] for gid in ("a", "b", "c")))
 
 

@@ -10,16 +10,16 @@ from tests.helpers.talk import say
 def test_every_session_of_a_user_gets_everything(chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as gateway, chat.gateway() as elsewhere:
-        here, there = Audience(gateway), Audience(elsewhere)
+        audience, elsewhere_audience = Audience(gateway), Audience(elsewhere)
         say(chat, "1")
         one, two = gateway.open("bob"), gateway.open("bob")
         three = elsewhere.open("bob")
-        here.until(lambda: here.heard(one) == here.heard(two) == ["1"])
-        there.until(lambda: there.heard(three) == ["1"])
+        audience.until(lambda: audience.heard(one) == audience.heard(two) == ["1"])
+        elsewhere_audience.until(lambda: elsewhere_audience.heard(three) == ["1"])
         late = gateway.open("bob")
         say(chat, "2")
-        here.until(lambda: here.heard(one) == here.heard(two) == here.heard(late) == ["1", "2"])
-        there.until(lambda: there.heard(three) == ["1", "2"])
+        audience.until(lambda: audience.heard(one) == audience.heard(two) == audience.heard(late) == ["1", "2"])
+        elsewhere_audience.until(lambda: elsewhere_audience.heard(three) == ["1", "2"])
 
 
 def test_forty_of_two_hundred_hear_a_hundred_messages(chat: Chat) -> None:

@@ -38,7 +38,7 @@ def test_a_member_who_leaves_and_comes_back_unseen_gets_no_message_twice(chat: C
         say(other, "without bob")
         other.add_members("team", ["bob"])
         say(other, "2")
-        # When it pulls first, and hears afterwards
+        # When it pulls first, and gets the push afterwards
         core = gateway._core
         core._catch_up.fall_behind(core._channels.open_group("team"))
         gateway._perform(core.step())
@@ -52,14 +52,14 @@ def test_every_session_hears_a_group_from_the_join_on(chat: Chat, other: Chat) -
     # Given two sessions, and one of them acks what came before the other looks
     chat.create_group("home", ["bob"])
     with chat.gateway(ack_every=1) as quick, other.gateway() as slow:
-        here, there = Audience(quick), Audience(slow)
+        quick_audience, slow_audience = Audience(quick), Audience(slow)
         one, two = quick.open("bob"), slow.open("bob")
-        here.settled()
-        there.settled()
+        quick_audience.settled()
+        slow_audience.settled()
         chat.create_group("team", ["ann", "bob"])
         sent = say(chat, "1", "2")
-        here.until(lambda: here.heard(one) == ["1", "2"])
-        here.until(lambda: offset(chat, "bob") == sent[1].msgid)
+        quick_audience.until(lambda: quick_audience.heard(one) == ["1", "2"])
+        quick_audience.until(lambda: offset(chat, "bob") == sent[1].msgid)
         say(chat, "3", sender="bob")
         # Then
-        there.until(lambda: there.heard(two) == ["1", "2", "3"])
+        slow_audience.until(lambda: slow_audience.heard(two) == ["1", "2", "3"])

@@ -18,7 +18,7 @@ from tests.helpers.gateways import Audience
 from tests.helpers.talk import offset, push_receipts, say
 
 
-def test_a_session_begins_with_what_was_not_acked_and_goes_on_live(chat: Chat) -> None:
+def test_a_session_begins_with_unacked_messages_and_continues_live(chat: Chat) -> None:
     # Given
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1", "2", "3", "4")
@@ -39,13 +39,13 @@ def test_a_group_joined_in_the_moment_a_session_begins_is_not_missed(
 ) -> None:
     # Given a user who joins right after the session has asked for their groups, at its beginning and again
     chat.create_group("old", ["ann", "bob"])
-    asked = queries.groups_or_errors
+    groups_or_errors = queries.groups_or_errors
 
     def then_joins(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, list[str] | ImError]]:
-        found = yield from asked(space, uids)
+        groups = yield from groups_or_errors(space, uids)
         if joins:
             other.create_group(joins.pop(), ["bob", "ann"])
-        return found
+        return groups
 
     with chat.gateway() as gateway:
         audience = Audience(gateway)
@@ -68,20 +68,20 @@ def test_a_digest_in_the_moment_a_session_begins_is_not_missed(
     # Given a digest right after the session has asked what waits
     chat.create_group("team", ["ann", "bob"])
     [message] = say(chat, "hi")
-    asked = sessions.dirty_receipts
-    told = False
+    dirty_receipts = sessions.dirty_receipts
+    is_pushed = False
 
-    def then_told(*args: Any) -> Effects[Any]:
-        nonlocal told
-        found = yield from asked(*args)
-        if not told:
-            told = True
+    def then_pushes(*args: Any) -> Effects[Any]:
+        nonlocal is_pushed
+        dirty = yield from dirty_receipts(*args)
+        if not is_pushed:
+            is_pushed = True
             push_receipts(other, message)
-        return found
+        return dirty
 
     with chat.gateway() as gateway:
         audience = Audience(gateway)
-        monkeypatch.setattr(sessions, "dirty_receipts", then_told)
+        monkeypatch.setattr(sessions, "dirty_receipts", then_pushes)
         # When
         ann = gateway.open("ann")
         # Then
@@ -97,7 +97,7 @@ def test_a_user_in_no_group_cannot_listen(chat: Chat) -> None:
 
 
 def test_unacked_messages_come_again_whatever_the_client_has(chat: Chat) -> None:
-    # Given a client that was killed after it had kept three messages, one of which it had acked
+    # Given a client that was killed after it had kept three messages and acked one of them
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1", "2", "3")
     chat.ack("bob", "team", sent[0].msgid)
@@ -110,7 +110,7 @@ def test_unacked_messages_come_again_whatever_the_client_has(chat: Chat) -> None
         audience.until(lambda: offset(chat, "bob") == sent[2].msgid)
 
 
-def test_a_client_that_is_behind_what_another_device_has_acked_gets_what_it_lacks(chat: Chat) -> None:
+def test_a_client_behind_another_devices_acks_gets_the_missing_messages(chat: Chat) -> None:
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1", "2", "3")
     chat.ack("bob", "team")
@@ -122,7 +122,7 @@ def test_a_client_that_is_behind_what_another_device_has_acked_gets_what_it_lack
 
 
 def test_a_resume_point_beyond_all_messages_acks_nothing(chat: Chat) -> None:
-    # Given a client whose place is of another server, or of one that has lost its last second since
+    # Given a client whose resume point is of another server, or of one that has lost its last second since
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1")
     beyond = msgids.unpack(msgids.pack(sent[0].msgid) + (5000 << msgids.COUNTER_BITS))
@@ -138,7 +138,7 @@ def test_a_resume_point_beyond_all_messages_acks_nothing(chat: Chat) -> None:
 
 
 def test_a_device_that_had_a_database_begins_new_groups_where_the_user_joined(chat: Chat) -> None:
-    # Given groups that another device has read to the end, of which this one has a place in one
+    # Given groups that another device has read to the end; this device has a resume point in one of them
     chat.create_group("team", ["ann", "bob"])
     chat.create_group("news", ["ann"])
     kept = say(chat, "1", "2")
@@ -162,14 +162,14 @@ def test_the_offset_counts_as_of_the_opening(chat: Chat, other: Chat) -> None:
     # Given a session that is opened, and another one of the same user that acks before it polls
     chat.create_group("team", ["ann", "bob"])
     with chat.gateway() as slow, other.gateway(ack_every=1) as quick:
-        there = Audience(quick)
+        quick_audience = Audience(quick)
         bobs = quick.open("bob")
-        there.settled()
+        quick_audience.settled()
         bob = slow.open("bob")
         # When
         say(other, "in between")
-        there.until(lambda: there.heard(bobs) == ["in between"])
-        there.until(lambda: [each.unread for each in other.unread("bob")] == [0])
+        quick_audience.until(lambda: quick_audience.heard(bobs) == ["in between"])
+        quick_audience.until(lambda: [each.unread for each in other.unread("bob")] == [0])
         # Then
-        here = Audience(slow)
-        here.until(lambda: here.heard(bob) == ["in between"])
+        slow_audience = Audience(slow)
+        slow_audience.until(lambda: slow_audience.heard(bob) == ["in between"])

@@ -61,7 +61,7 @@ def test_a_short_lived_session_does_not_end_a_long_lived_one(chat: Chat) -> None
 
 
 def test_a_clock_that_is_put_right_leaves_nobody_online_who_was_killed(chat: Chat) -> None:
-    # Given a session whose beats were of a clock that stood an hour ahead
+    # Given a session whose heartbeats were sent while the clock was an hour ahead
     chat.create_group("team", ["ann", "bob"])
     with short_lived(chat, heartbeat_ms=20, online_ms=200) as gateway:
         bob = gateway.open("bob")

@@ -19,7 +19,7 @@ def test_receipts_come_pushed_or_with_the_heartbeat(chat: Chat) -> None:
     )
     with chat.gateway(acks="off") as pushing, polling:
         one, two = Audience(pushing), Audience(polling)
-        here, there = pushing.open("ann"), polling.open("ann")
+        pushed, polled = pushing.open("ann"), polling.open("ann")
         one.settled()
         two.settled()
         # When
@@ -27,9 +27,9 @@ def test_receipts_come_pushed_or_with_the_heartbeat(chat: Chat) -> None:
         chat.ack("bob", "team")
         push_receipts(chat, message)
         # Then
-        one.until(lambda: one.receipts[here])
-        two.until(lambda: two.receipts[there])
-        assert {(each.msgid, each.read, each.unread) for each in one.receipts[here] + two.receipts[there]} == {
+        one.until(lambda: one.receipts[pushed])
+        two.until(lambda: two.receipts[polled])
+        assert {(each.msgid, each.read, each.unread) for each in one.receipts[pushed] + two.receipts[polled]} == {
             (message.msgid, 1, 0)
         }
         two.until(lambda: chat.receipts("ann") == [])

@@ -1,4 +1,4 @@
-"""What is refused for long is tried less and less often, whatever succeeds beside it, and is told once a minute."""
+"""Calls that are refused for long are repeated less and less often, and logged once a minute, while others succeed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -47,7 +47,7 @@ def other(other: Chat) -> Chat:
 
 
 class Refusing:
-    """Answers calls of a function with an error, as long as there is one; counts how often that was."""
+    """Answers calls of a function with `error`, unless that is None, and counts these answers."""
 
     def __init__(self, chat: Chat, function: str, gids: frozenset[str] = ALL) -> None:
         self.error: ImError | None = None
@@ -80,14 +80,14 @@ class Refusing:
 
 
 def refusing(chat: Chat, function: str, gids: frozenset[str] = ALL) -> Refusing:
-    found = Refusing(chat, function, gids)
-    chat.system.client.call_each = found.call_each  # type: ignore[assignment, method-assign]
-    chat.system.client.start = found.start  # type: ignore[method-assign]
-    return found
+    refuser = Refusing(chat, function, gids)
+    chat.system.client.call_each = refuser.call_each  # type: ignore[assignment, method-assign]
+    chat.system.client.start = refuser.start  # type: ignore[method-assign]
+    return refuser
 
 
 def pass_time(audience: Audience, clock: Clock, other: Chat, *, seconds: float = LONG_S) -> list[tuple[str, int]]:
-    """Let time pass in which ann talks to bob all the time. Return gids and seqs of what she says."""
+    """Let time pass while ann sends messages to bob. Return their gids and seqs."""
     sent: list[Message] = []
     for tick in range(round(seconds / TICK_S)):
         clock.jump(TICK_S)
@@ -101,7 +101,7 @@ def pass_time(audience: Audience, clock: Clock, other: Chat, *, seconds: float =
 
 
 def assert_heard(audience: Audience, session: Session, sent: Sequence[tuple[str, int]]) -> None:
-    """Say that each message was heard once, and those of each group in order."""
+    """Assert that each message came once, and those of each group in order."""
     heard = [(message.gid, message.seq) for message in audience.messages[session]]
     assert len(heard) == len(set(heard))
     assert set(sent) <= set(heard)
@@ -111,7 +111,7 @@ def assert_heard(audience: Audience, session: Session, sent: Sequence[tuple[str,
 
 
 def ask_again(gateway: Gateway) -> None:
-    """Let all pull what was not pushed, and be told what waits for them."""
+    """Let all pull the messages that were not pushed, and get the receipts that wait for them."""
     core = gateway._core
     for gid in ("team", "home"):
         core._fetch_missed(core._channels.open_group(gid))
@@ -186,12 +186,12 @@ def test_a_database_that_is_away_is_asked_less_and_less_often(
 ) -> None:
     # Given bob, whose missed messages of one group are in SQL only
     leave_to_sql(chat, say(chat, "1", "2")[0].msgid)
-    answer, asked = chat.performer.perform_one, []
+    answer, sql_queries = chat.performer.perform_one, []
     away = True
 
     def answer_if_there(question: Effect[Any]) -> Any:
         if isinstance(question, SqlQuery) and away:
-            asked.append(question)
+            sql_queries.append(question)
             raise DatabaseUnavailable("PostgreSQL is away")
         return answer(question)
 
@@ -202,7 +202,7 @@ def test_a_database_that_is_away_is_asked_less_and_less_often(
         # When
         pass_time(audience, clock, other)
         # Then
-        assert 5 <= len(asked) <= MOST_TRIES
+        assert 5 <= len(sql_queries) <= MOST_TRIES
         assert len(caplog.records) <= 2
         assert audience.heard(bob, "home")
         away = False
@@ -210,12 +210,12 @@ def test_a_database_that_is_away_is_asked_less_and_less_often(
         assert audience.heard(bob)[:2] == ["1", "2"]
 
 
-@pytest.mark.parametrize("asked", ["Listen", "change"])
+@pytest.mark.parametrize("step", ["Listen", "change"])
 def test_a_subscription_that_does_not_come_about_is_tried_less_and_less_often(
     chat: Chat,
     other: Chat,
     clock: Clock,
-    asked: str,
+    step: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -230,7 +230,7 @@ def test_a_subscription_that_does_not_come_about_is_tried_less_and_less_often(
         bob = gateway.open("bob")
         audience.settled()
         with monkeypatch.context() as patch:
-            patch.setattr(Subscription, "__init__" if asked == "Listen" else "change", refuse)
+            patch.setattr(Subscription, "__init__" if step == "Listen" else "change", refuse)
             gateway._core.subscription_lost(RedisUnavailable("lost"))
             sent = pass_time(audience, clock, other)
         assert 5 <= len(tries) <= MOST_TRIES
@@ -298,7 +298,7 @@ def test_an_absent_node_stops_no_session_on_the_others(
         audience.until(lambda: len(audience.heard(bob, "home")) == 1200, timeout_s=5)
 
 
-def test_an_error_that_waiting_does_not_mend_is_raised_while_others_go_on(
+def test_an_error_that_waiting_does_not_mend_is_raised_while_others_continue(
     chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = refusing(chat, "im_ack", TEAM)

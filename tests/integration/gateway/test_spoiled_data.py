@@ -1,4 +1,4 @@
-"""What somebody has spoiled by hand, of one group or one user, waits alone: the others' live sessions go on."""
+"""Data of one group or user that was spoiled by hand waits alone: the live sessions of others continue."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -81,7 +81,7 @@ SPOILED: dict[str, tuple[Callable[[GroupKeys], str], Spoil]] = {
 def test_a_group_that_is_spoiled_waits_alone(
     chat: Chat, other: Chat, server: "redis.Redis", clock: Clock, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Given bob and cy, who are live and owe acks, and receipts that ann is to be told
+    # Given bob and cy, who are live and owe acks, and receipts that wait for ann
     key_of, spoil = SPOILED[kind]
     key = key_of(other.system.client.space.group("team"))
     with chat.gateway(ack_interval_s=5) as gateway:
@@ -92,14 +92,14 @@ def test_a_group_that_is_spoiled_waits_alone(
         audience.until(
             lambda: audience.heard(bob) == audience.heard(bob, "home") == audience.heard(cy, "home") == ["1"]
         )
-        # When one of the groups is spoiled, and the subscription is lost: all are to catch up, ack and be told
+        # When one of the groups is spoiled, and the subscription is lost: all have to catch up, ack and get receipts
         kept = server.dump(key)
         spoil(server, key)
         gateway._core.subscription_lost(TryAgain("lost"))  # type: ignore[arg-type]
         say(other, "2", gid="home")
         clock.jump(5)
         late = gateway.open("bob")
-        # Then the others go on
+        # Then the others continue
         audience.until(lambda: audience.heard(bob, "home") == audience.heard(cy, "home") == ["1", "2"])
         audience.until(lambda: audience.heard(late, "home")[-1:] == ["2"])
         clock.jump(5)
@@ -108,7 +108,7 @@ def test_a_group_that_is_spoiled_waits_alone(
         for _ in range(5):
             audience.poll()
         assert len([record for record in caplog.records if "team" in record.getMessage()]) < 10
-        # And once the group is whole again, it goes on, too
+        # And once the group is whole again, it continues, too
         server.delete(key)
         if kept is not None:
             server.restore(key, 0, kept)
@@ -144,7 +144,7 @@ def test_a_user_who_is_spoiled_waits_alone(
         if kind != "dirty":
             push_receipts(other, by_ann)
         push_receipts(other, by_bob)
-        # Then bob hears, is told, and stays online
+        # Then bob gets messages and receipts, and stays online
         audience.until(lambda: [receipt.msgid for receipt in audience.receipts[bob]] == [by_bob.msgid])
         clock.jump(HEARTBEAT_S)
         audience.poll()
@@ -203,7 +203,7 @@ def test_sessions_outlive_functions_that_are_flushed_again_and_again(
         finally:
             stop.set()
             flushing.join()
-        # Then all goes on once they stay
+        # Then all continues once they stay
         sent = say(other, "last")
         audience.until(lambda: audience.heard(bob)[-1:] == ["last"])
         audience.until(lambda: offset(other, "bob") == sent[-1].msgid)

@@ -1,4 +1,4 @@
-"""A live device while the server refuses something: it tries less and less often, and says so once a minute."""
+"""A live device while the server refuses something: it tries less and less often, and logs it once a minute."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,27 +14,20 @@ from imcore.settings import Settings
 from imcore.streams.client import RedisClient
 from imcore.system import System
 from imcore.util.backoff import LONGEST_WAIT_S
+from tests.helpers.clock import Clock
 
 POLL_S = 0.25
 
 
-class Clock:
-    """Time that goes on when somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
+class ShortSleeps(Clock):
     def sleep(self, seconds: float) -> None:
-        assert seconds <= POLL_S, "whoever is to stop looks so often"
-        self.now += seconds
+        assert seconds <= POLL_S, "a longer sleep would delay a stop"
+        super().sleep(seconds)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+    clock = ShortSleeps()
     monkeypatch.setattr(device_module, "time", clock)
     return clock
 

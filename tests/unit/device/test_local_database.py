@@ -50,7 +50,7 @@ def test_own_messages_show_their_state(local: LocalDatabase) -> None:
     assert [line.state for line in local.log("g")] == ["read 3/7", "read by all", "stored", "waiting"]
 
 
-def test_the_log_is_by_time_across_groups_and_then_what_waits(local: LocalDatabase) -> None:
+def test_the_log_is_by_time_across_groups_followed_by_waiting_messages(local: LocalDatabase) -> None:
     # Given
     local.queue("a", "first to wait")
     local.keep([message(4, gid="a"), message(2, gid="z"), message(3, gid="m", sender="bob")])
@@ -74,18 +74,20 @@ def test_the_log_is_by_time_across_groups_and_then_what_waits(local: LocalDataba
 @pytest.mark.parametrize("gid", [None, "g"])
 def test_sqlite_sorts_nothing_for_a_log(local: LocalDatabase, monkeypatch: pytest.MonkeyPatch, gid: str | None) -> None:
     """However many messages there are, the first lines are there at once, and few are in memory."""
-    asked: list[tuple[str, object]] = []
+    statements: list[tuple[str, object]] = []
     rows = LocalFile.rows
     monkeypatch.setattr(
         LocalFile,
         "rows",
-        lambda self, sql, types, values=(): asked.append((sql, values)) or rows(self, sql, types, values),
+        lambda self, sql, types, values=(): statements.append((sql, values)) or rows(self, sql, types, values),
     )
 
     assert list(local.log(gid)) == []
 
     with closing(sqlite3.connect(local.path)) as connection:
-        plans = [row[3] for sql, values in asked for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+        plans = [
+            row[3] for sql, values in statements for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)
+        ]
     assert not any("TEMP B-TREE" in step for step in plans)
     assert any("INDEX chat" in step if gid is None else "PRIMARY KEY (gid=?)" in step for step in plans)
 
@@ -125,7 +127,7 @@ def test_a_tried_message_may_have_been_sent_from_then_on(local: LocalDatabase) -
 
 
 def test_an_own_message_that_comes_back_leaves_the_outbox(local: LocalDatabase) -> None:
-    # Given two in the outbox, of which one was refused: an earlier attempt was stored, and its answer got lost
+    # Given two in the outbox, one of them refused: an earlier attempt was stored, and its answer got lost
     sent, refused = local.queue("g", "sent"), local.queue("g", "refused")
     local.refuse(refused, "not a member")
     others = local.queue("h", "another group")
@@ -170,18 +172,18 @@ def test_a_database_is_for_the_data_of_one_server(local: LocalDatabase) -> None:
         assert "IM_DATA_DIR" in str(error.value)
 
 
-def test_the_peer_is_kept_where_the_gid_does_not_say_it(local: LocalDatabase) -> None:
+def test_the_peer_is_kept_where_the_gid_does_not_name_it(local: LocalDatabase) -> None:
     # Given
     ann, cy, eve = "a" * 128, "c" * 128, "e" * 128
-    silent, asked, written = (gid_of("bob", uid) for uid in (ann, cy, eve))
+    silent, addressed, written = (gid_of("bob", uid) for uid in (ann, cy, eve))
     # When
     local.note_peer(silent, ann)
-    local.queue(asked, "hi", to_uid=cy)
+    local.queue(addressed, "hi", to_uid=cy)
     local.keep([message(1, gid=written, sender=eve), message(2, gid=written, sender="an administrator")])
     local.note_peer(gid_of("bob", "dan"), "dan")
     local.note_peer("g", "dan")
     # Then
-    assert local.peers() == {silent: ann, asked: cy, written: eve}
+    assert local.peers() == {silent: ann, addressed: cy, written: eve}
 
 
 # What the server hands over.

@@ -172,7 +172,7 @@ def test_a_write_trial_leaves_existing_files_alone(local: LocalDatabase) -> None
 def test_a_write_trial_finds_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int, size: int
 ) -> None:
-    # Given a disk with room for so many pages
+    # Given a disk with room for this many pages
     connect = sqlite3.connect
 
     def full(*args: Any, **options: Any) -> sqlite3.Connection:
