@@ -10,7 +10,7 @@ import re
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedWriter, FileIO, TextIOWrapper
 from itertools import chain, islice
@@ -20,8 +20,8 @@ from imcore.cli import tables
 from imcore.cli.characters import ACTING, EMOJI
 from imcore.cli.names import in_one_line, in_sentence
 from imcore.cli.passwords import redact
+from imcore.cli.records import Record, iso
 from imcore.cli.terminal import fit, width_of
-from imcore.cli.times import iso
 from imcore.errors import ImError
 from imcore.util import best_effort
 from imcore.util.batches import batches
@@ -36,9 +36,6 @@ ROWS_OF_TABLE = 1000
 
 _MOMENTARY: list[Callable[[], None]] = []
 """Functions that hide what the terminal shows only for a moment."""
-
-Record = Mapping[str, object]
-"""A line of `--json`, which is also a row of a table."""
 
 # Acting characters that are visible: inside an emoji, in a keycap, in a flag, and between letters of the scripts
 # (Arabic to Sinhala) whose spelling needs joiners.

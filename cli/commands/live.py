@@ -16,6 +16,7 @@ from imcore.cli.records import (
     LOG_COLUMNS,
     MESSAGE_COLUMNS,
     RECEIPT_COLUMNS,
+    Record,
     peers_at,
     record_of,
     records_for,
@@ -74,7 +75,7 @@ def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options
         output.drop()  # its reader does not read
 
 
-def _show(run: Invocation, event: Message | Receipt, record: output.Record) -> None:
+def _show(run: Invocation, event: Message | Receipt, record: Record) -> None:
     if run.json:
         run.show([record], ())
     else:

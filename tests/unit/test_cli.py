@@ -178,13 +178,13 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     """Let `im ack` call each thing in the list."""
     todo: list[object] = []
 
-    def chat(self: Invocation) -> object:
+    def connect(self: Invocation) -> object:
         for each in todo:
             assert callable(each)
             each(self)
         raise ImError("end of the test")
 
-    monkeypatch.setattr(Invocation, "chat", chat)
+    monkeypatch.setattr(Invocation, "connect", connect)
     return todo  # type: ignore[return-value]
 
 

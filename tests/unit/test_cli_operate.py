@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner, Result
@@ -32,10 +32,8 @@ from imcore.settings import Settings
 
 
 @pytest.fixture(autouse=True)
-def _no_chat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=SimpleNamespace(client=None, settings=None)))
-    )
+def _no_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Invocation, "connect", lambda _: Mock())
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
 
 
@@ -145,7 +143,7 @@ def test_import_reads_the_forms_that_people_have(
 def test_import_reports_a_wrong_form_once_before_it_asks_any_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes, form: str
 ) -> None:
-    monkeypatch.setattr(Invocation, "chat", lambda _: pytest.fail("it asks a server"))
+    monkeypatch.setattr(Invocation, "connect", lambda _: pytest.fail("it asks a server"))
     file = tmp_path / "chat.jsonl"
     file.write_bytes(data)
 
@@ -256,7 +254,8 @@ def test_check_with_repair_is_0_if_all_was_mended(differences: list[ReportedDiff
     assert result.stderr == f"im: differences between Redis and SQL: {2 + left}, 2 mended\n"
 
 
-def test_db_upgrade_makes_the_database(tmp_path: Path) -> None:
+def test_db_upgrade_makes_the_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()  # it connects to real stores
     result = im("db", "upgrade", "--data-dir", str(tmp_path), "--json")
 
     done = {"database": f"sqlite:///{tmp_path}/imcore.db", "redis": None, "status": "up to date"}
@@ -332,10 +331,8 @@ def test_rebuild_is_done_only_if_it_is_meant(monkeypatch: pytest.MonkeyPatch) ->
         on_progress(RebuildSummary(groups=1))
         return RebuildSummary(groups=2, messages=3)
 
-    system = SimpleNamespace(
-        client=SimpleNamespace(address="redis://here"), database=SimpleNamespace(address="sqlite:///db")
-    )
-    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=system)))
+    system = Mock(**{"client.address": "redis://here", "database.address": "sqlite:///db"})
+    monkeypatch.setattr(Invocation, "connect", lambda _: system)
     monkeypatch.setattr("imcore.repair.rebuild.look_before", lambda _: Before(7, 9, 8, "a", "a", False))
     monkeypatch.setattr("imcore.repair.rebuild.rebuild", rebuilt)
 
