@@ -1,15 +1,38 @@
-"""The story of the demo: a throw-away stack, its two acts, and their order."""
+"""The story of the demo: a throw-away stack, a group that talks, and what is claimed of it."""
 
+from itertools import cycle
+from statistics import median
+
+from sqlalchemy import text
+
+from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.cli import worker_command
-from imcore.cli.demo import large_group, live_group
 from imcore.cli.demo.claims import Claims
-from imcore.cli.demo.stage import ListenProcesses
-from imcore.cli.sandbox import Processes, open_sandbox
+from imcore.cli.demo.oracle import Oracle
+from imcore.cli.demo.stage import ABSENT, GID, MEMBERS, ONLINE, PROCESSES, ListenProcesses, Stage
+from imcore.cli.sandbox import open_sandbox
 from imcore.errors import ImError
+from imcore.model.direct import gid_of
 from imcore.process import StopSignals
 from imcore.repair.check import check
 from imcore.streams.consumers import worker_stats
+
+MESSAGES = 100
+SENDER, KILLED, FRIEND = PROCESSES
+SENDERS = (MEMBERS[-1], *ONLINE[:2], SENDER, ABSENT)
+LEAVER, NEWCOMER, LATE_READER = ONLINE[-1], "newcomer", MEMBERS[100]
+KILLED_AFTER, BACK_AFTER, TURNING_POINT = 15, 30, 50
+LATE_READ = 60
+ACK_EVERY = 10
+
+_QUESTION, _ANSWER = "Are you coming?", "On my way"
+_TABLES = ("group_msgs", "group_spans", "offset_moves", "msg_acks")
+_ACKS = text("SELECT SUM(json_array_length(uids)) FROM offset_moves WHERE gid = :gid")
+_STORED_TALLIES = text(
+    """SELECT msgid, SUM(CASE WHEN if_ack THEN 1 ELSE 0 END), SUM(CASE WHEN if_ack THEN 0 ELSE 1 END)
+    FROM msg_acks WHERE gid = :gid GROUP BY msgid"""
+)
 
 
 def play(claims: Claims, log: list[str]) -> None:
@@ -27,28 +50,197 @@ def play(claims: Claims, log: list[str]) -> None:
                 f"database {chat.system.database.address}",
                 f"workers {', '.join(names)}, each a process",
             )
-            _play_acts(claims, chat, workers, ListenProcesses(sandbox, log))
+            with ListenProcesses(sandbox, log) as sessions:
+                oracle = _live(claims, chat, sessions)
+            workers.wait(lambda: _is_stored(chat), "the worker persist has stored everything")
+            claims.chapter("The same from SQL, where the worker `persist` has stored it")
+            _claim_storage(claims, chat, oracle)
+            _claim_sql(claims, chat, oracle)
+            claims.chapter("im check: Redis against SQL, every count anew")
+            differences = list(check(chat.system))
+            claims.hold(not differences, f"no difference {differences[:3] or ''}".rstrip())
             codes = workers.stop()
         claims.hold(not any(codes.values()), f"the workers ended in order: {codes}")
     if claims.broken:
         raise ImError(f"{claims.broken} of {claims.made} claims did not hold")
 
 
-def _play_acts(claims: Claims, chat: Chat, workers: Processes, sessions: ListenProcesses) -> None:
-    with sessions:
-        live_group.begin(chat, sessions)  # they start meanwhile
-        oracle = large_group.play(claims, chat, sessions)
+def _live(claims: Claims, chat: Chat, sessions: ListenProcesses) -> Oracle:
+    """Play and claim all that needs sessions. Return the oracle's account."""
+    claims.chapter(
+        f"A group of {len(MEMBERS)}, {len(ONLINE)} of them online on a gateway; {MESSAGES} messages",
+        f"{', '.join(PROCESSES)} have a process each (`im listen`); {ABSENT}, who writes too, is never online",
+        f"{KILLED}'s process is killed (SIGKILL) after message {KILLED_AFTER}, and started again after {BACK_AFTER}",
+        f"after message {TURNING_POINT} {LEAVER} leaves and {NEWCOMER!r} joins",
+        f"{LATE_READER} comes by later, and reads {LATE_READ}",
+    )
+    with chat.gateway(ack_every=ACK_EVERY) as gateway:
+        stage = Stage(chat, gateway, sessions)
+        unacked = _converse(stage)
+        _claim_messages(claims, stage, unacked)
         claims.chapter("Who has read what, live from Redis, before any worker has to have run")
-        large_group.claim_tallies(claims, chat, oracle)
-        live_group.play(claims, chat, sessions)
-    workers.wait(lambda: _is_stored(chat), "the worker persist has stored everything")
-    claims.chapter("The group of 200 from SQL, where the worker `persist` has stored it")
-    large_group.claim_storage(claims, chat, oracle)
-    large_group.claim_sql(claims, chat, oracle)
-    claims.chapter("im check: Redis against SQL, every count anew")
-    differences = list(check(chat.system))
-    claims.hold(not differences, f"no difference {differences[:3] or ''}".rstrip())
+        _claim_tallies(claims, stage)
+        claims.chapter("Receipts, as the worker `receipts` delivers them")
+        _claim_receipts(claims, stage)
+        _claim_one_to_one(claims, stage)
+        _claim_absent(claims, stage)
+    codes = sessions.stop()
+    claims.hold(not any(codes.values()), f"the sessions ended in order: {codes}")
+    return stage.oracle
+
+
+def _converse(stage: Stage) -> int:
+    """Send all messages; return how many the killed session had received, but not acked."""
+    unacked, oracle = 0, stage.oracle
+    for seq, sender in zip(range(1, MESSAGES + 1), cycle(SENDERS), strict=False):
+        stage.send(f"message {seq}", sender)
+        if seq == 1:
+            stage.wait(lambda: all(stage.printed(uid)[0] for uid in PROCESSES))
+        elif seq == KILLED_AFTER:
+            stage.wait(lambda: stage.printed(KILLED) == [oracle.msgids])
+            stage.sessions.kill(KILLED)
+            unacked = len(stage.chat.pull(KILLED, GID))
+        elif seq == BACK_AFTER:
+            stage.sessions.listen(KILLED)
+        elif seq == TURNING_POINT:
+            stage.leave(LEAVER)
+            stage.join(NEWCOMER)
+    stage.chat.ack(LATE_READER, GID, stage.chat.pull(LATE_READER, GID)[LATE_READ - 1].msgid)
+    oracle.acked([*ONLINE, *PROCESSES])
+    oracle.acked([LATE_READER], LATE_READ)
+    return unacked
+
+
+def _claim_messages(claims: Claims, stage: Stage, unacked: int) -> None:
+    """Claim that every session received every message."""
+    msgids, received = stage.oracle.msgids, stage.received
+    claims.hold(
+        received == dict.fromkeys(ONLINE, msgids) | {LEAVER: msgids[:TURNING_POINT]},
+        "every online member had every message pushed to them, once and in order",
+        f"{len(stage.arrival_ms)} arrivals, the median {median(stage.arrival_ms):.1f} ms after the call of send",
+    )
+    stage.wait(lambda: all(stage.printed(uid)[-1][-1:] == msgids[-1:] for uid in PROCESSES))
+    first, second = stage.printed(KILLED)
+    claims.hold(
+        all(stage.printed(uid) == [msgids] for uid in (SENDER, FRIEND)),
+        f"{SENDER}'s and {FRIEND}'s processes have printed every message, once and in order",
+    )
+    again = msgids[KILLED_AFTER - unacked :]
+    claims.hold(
+        first == msgids[:KILLED_AFTER] and second[-len(again) :] == again,
+        f"{KILLED}, killed with {unacked} messages not acked, was shown these again, and then what came meanwhile",
+    )
+    claims.hold(list(stage.logged(KILLED)) == msgids, f"{KILLED} has all {MESSAGES} in the local database, each once")
+
+
+def _claim_tallies(claims: Claims, stage: Stage) -> None:
+    """Claim that tallies, names and unread counts are those of the oracle."""
+    chat, oracle = stage.chat, stage.oracle
+    is_right = stage.wait(lambda: oracle.has_tallies(chat.status(GID, limit=0)))
+    tallies = chat.status(GID, limit=0)
+    shown = (tallies[0], tallies[TURNING_POINT - 1], tallies[-1])
+    claims.hold(
+        is_right,
+        f"the tallies of all {len(tallies)} messages are those of a brute-force account; three of them:",
+        *(f"message {t.message.seq} by {t.message.sender_uid}: {t.read} read it, {t.unread} did not" for t in shown),
+    )
+    status = chat.message_status(GID, oracle.msgids[-1])
+    claims.hold(
+        oracle.has_names(status),
+        f"the {len(status.unread_by)} who have not read the last message are known by name:",
+        f"{', '.join(status.unread_by[:4])}, ... {status.unread_by[-1]}",
+    )
+    unread = {member.uid: member.unread for member in chat.members(GID)}
+    claims.hold(
+        all(count == oracle.unread_of(uid) for uid, count in unread.items()),
+        f"the unread counts of all {len(unread)} members are right; three of them:",
+        ", ".join(f"{uid} {unread[uid]}" for uid in (LATE_READER, NEWCOMER, MEMBERS[-2])),
+    )
+
+
+def _claim_receipts(claims: Claims, stage: Stage) -> None:
+    tallies = stage.tallies(SENDER)
+    has_receipts = stage.wait(lambda: dict(stage.sessions.receipts(SENDER, GID)) == tallies)
+    lines = stage.sessions.receipts(SENDER, GID)
+    claims.hold(
+        has_receipts,
+        f"{SENDER}'s session was told who has read, without asking: in the end the tallies of `im status`",
+        f"{sum(read for read, _ in tallies.values())} receipts made {len(lines)} lines in its digests; "
+        f"the last: read {lines[-1][1][0] if lines else 0}",
+    )
+    claims.hold(stage.log_holds(SENDER), f"{SENDER}'s local database (`im log`) says the same")
+
+
+def _claim_one_to_one(claims: Claims, stage: Stage) -> None:
+    gid = gid_of(SENDER, FRIEND)
+    question = stage.chat.send_direct(FRIEND, _QUESTION, sender_uid=SENDER)
+    asked = stage.wait(lambda: _printed_texts(stage, FRIEND, gid) == [(_QUESTION, SENDER)])
+    stage.chat.send_direct(SENDER, _ANSWER, sender_uid=FRIEND)
+    answered = stage.wait(lambda: _printed_texts(stage, SENDER, gid) == [(_QUESTION, FRIEND), (_ANSWER, FRIEND)])
+    confirmed = stage.wait(lambda: dict(stage.sessions.receipts(SENDER, gid)) == {question.msgid: (1, 0)})
+    claims.hold(
+        asked and answered and confirmed,
+        f"one-to-one: {FRIEND} hears from {SENDER}, answers, and {SENDER} is told that {FRIEND} has read it",
+    )
+
+
+def _printed_texts(stage: Stage, uid: str, gid: str) -> list[tuple[str, str]]:
+    return [(message["content"], message["peer"]) for message in stage.sessions.messages(uid, gid)[-1]]
+
+
+def _claim_absent(claims: Claims, stage: Stage) -> None:
+    tallies = stage.tallies(ABSENT)
+    stage.wait(lambda: {r.msgid: (r.read, r.unread) for r in stage.chat.receipts(ABSENT)} == tallies)
+    was_empty = not stage.logged(ABSENT)
+    stage.sessions.run("pull", ABSENT)
+    claims.hold(
+        was_empty and list(stage.logged(ABSENT)) == stage.oracle.msgids and stage.log_holds(ABSENT),
+        f"{ABSENT}, offline all along, has after one `im pull` all messages and the tallies of her own {len(tallies)}",
+    )
 
 
 def _is_stored(chat: Chat) -> bool:
     return any(worker.worker == "persist" and not worker.backlog for worker in worker_stats(chat.system.client))
+
+
+def _claim_storage(claims: Claims, chat: Chat, oracle: Oracle) -> None:
+    """Claim what Redis and SQL store."""
+    client = chat.system.client
+    stream = client.space.group(GID).stream
+    entries, offsets = client.query("XLEN", stream), len(client.query("XINFO GROUPS", stream))
+    claims.hold(
+        (entries, offsets) == (MESSAGES, len(MEMBERS)),
+        f"Redis: one stream of {entries} entries, one a message,",
+        f"with {offsets} consumer groups, one a member, whose position is last_ack_msgid",
+    )
+    counts = {name: text(f"SELECT COUNT(*) FROM {name} WHERE gid = :gid") for name in _TABLES}  # noqa: S608 (our names)
+    with chat.system.database.connection() as connection:
+        rows = {name: connection.scalar(query, {"gid": GID}) for name, query in counts.items()}
+        acks = connection.scalar(_ACKS, {"gid": GID}) or 0
+    receipts = rows.pop("msg_acks")
+    claims.hold(
+        (rows["group_msgs"], rows["group_spans"]) == (MESSAGES, oracle.memberships),
+        f"SQL: {', '.join(f'{count} rows in {name}' for name, count in rows.items())}",
+    )
+    claims.hold(
+        receipts == MESSAGES * (len(MEMBERS) - 1),
+        f"SQL: {receipts} receipts in msg_acks, which is a view and stores none of them",
+    )
+    claims.hold(
+        0 < acks < MESSAGES * len(ONLINE) / 2,
+        f"SQL: {acks} acks, one for about {ACK_EVERY} messages of a member, in {rows['offset_moves']} rows",
+    )
+
+
+def _claim_sql(claims: Claims, chat: Chat, oracle: Oracle) -> None:
+    """Claim that the tallies of SQL are those of Redis, and that SQL knows the time of each reading."""
+    with chat.system.database.connection() as connection:
+        stored = {row[0]: (row[1], row[2]) for row in connection.execute(_STORED_TALLIES, {"gid": GID})}
+    live = {msgids.pack(t.message.msgid): (t.read, t.unread) for t in chat.status(GID, limit=0)}
+    claims.hold(stored == live, f"the tallies of msg_acks are the same for all {len(stored)} messages")
+    status = chat.message_status(GID, oracle.msgids[TURNING_POINT])
+    times = [reader.read_at for reader in status.read_by if reader.read_at]
+    claims.hold(
+        len(times) == len(status.read_by) > 0,
+        f"it is known when each of {len(times)} read message {TURNING_POINT + 1}, though few acked it by itself",
+    )
