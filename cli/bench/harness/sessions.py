@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 from imcore.chat import Chat
 from imcore.cli.bench.harness.servers import BenchServers
@@ -18,9 +17,6 @@ from imcore.operations.effects import raised
 MEMBERS = 200
 ONLINE = 40
 
-HEARTBEAT_MS = 1000
-"""For polled receipts. The default, 20 s, would measure waiting alone."""
-
 IN_FLIGHT = 20
 """The limit of messages in flight at once."""
 
@@ -30,10 +26,9 @@ _WAIT_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """The number of messages that one ack confirms, receipts pushed or polled, and one connection or 41."""
+    """The number of messages that one ack confirms, and whether the sessions have one connection or 41."""
 
     ack_every: int = 1
-    receipts: Literal["push", "poll"] = "push"
     separate: bool = False
 
 
@@ -143,12 +138,10 @@ def open_sessions(servers: BenchServers, gid: str, mode: Mode) -> Iterator[Sessi
     with ExitStack() as things:
         chat = things.enter_context(servers.chat())
         chat.create_group(gid, uids)
-        if mode.receipts == "poll":
-            servers = servers.using(servers.settings.database_url, heartbeat_ms=HEARTBEAT_MS)
         gateways: list[Gateway] = []
         for _ in range(ONLINE + 1 if mode.separate else 1):
             own_chat = things.enter_context(servers.chat())
-            gateways.append(own_chat.gateway(ack_every=mode.ack_every, receipts=mode.receipts))
+            gateways.append(own_chat.gateway(ack_every=mode.ack_every))
             # Not ended in order: that would take longer than the measurement, and the group is not used again.
             things.callback(gateways[-1].close, clean=False)
         sessions = [gateways[number % len(gateways)].open(uids[number]) for number in range(ONLINE + 1)]
