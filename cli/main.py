@@ -18,16 +18,13 @@ def main() -> None:
 
 
 def _run() -> None:
-    from imcore.cli.catalogue import ENDED_BY_SIGNALS, command_in  # noqa: PLC0415 (as the docstring says)
-
-    if command_in(sys.argv[1:]) in ENDED_BY_SIGNALS:
-        import signal  # noqa: PLC0415 (most commands do not need it)
-
-        # Importing the command takes a while: signals are held back until it handles them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     if sys.argv[1:] in (["-h"], ["--help"]) and _printed_help():
         return
-    from imcore.cli import output  # noqa: PLC0415 (the help need not wait for these)
+    import signal  # noqa: PLC0415 (the help need not wait for these)
+
+    # Until the command is imported: one that ends in order upon a signal has to handle it itself.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    from imcore.cli import output  # noqa: PLC0415
     from imcore.util import best_effort  # noqa: PLC0415
 
     best_effort.install()

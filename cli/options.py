@@ -138,11 +138,7 @@ class Command(click.Command):
 
 
 class CommandGroup(Command, click.Group):
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the whole short help of each command: click cuts it."""
-        commands = [self.get_command(ctx, name) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl([(str(each.name), each.get_short_help_str(limit=1000)) for each in commands if each])
+    """A group of commands with the shared options."""
 
 
 def command(
@@ -159,7 +155,8 @@ def command(
         text = cleandoc(function.__doc__ or "")
         if of is None:
             text = f"{COMMANDS[name][1]}\n\n{text}"
-        made = click.command(name, cls=Command, example=example, help=text)(passing)
+        short = f"{text.partition('.')[0]}."  # whole: click cuts what it shortens itself
+        made = click.command(name, cls=Command, example=example, help=text, short_help=short)(passing)
         if of is not None:
             of.add_command(made)
         return made
@@ -179,9 +176,14 @@ def confirm(question: str, *, yes: bool) -> None:
     click.confirm(output.safe(question), abort=True, err=True)
 
 
-def print_and_exit(ctx: click.Context, *lines: str) -> NoReturn:
-    """Print help or the like, and run no command; the signals that `imcore.cli.main` holds back end it."""
+def let_signals_end() -> None:
+    """Let those signals end the process that `imcore.cli.main` holds back."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+
+
+def print_and_exit(ctx: click.Context, *lines: str) -> NoReturn:
+    """Print help or the like, and run no command."""
+    let_signals_end()
     output.say(*lines)
     ctx.exit()
 

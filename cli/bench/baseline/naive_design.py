@@ -65,23 +65,22 @@ def play(naive: NaiveDesign, connections: int, messages: int) -> SessionCounts:
     """Send messages, have each acked by all online members, and wait until the sender has every receipt."""
     with ExitStack() as things:
         listener = things.enter_context(closing(_Listener(naive)))
-        threads = [
-            things.enter_context(_Connection(naive, listener.seen, naive.online[number::connections]))
-            for number in range(connections)
-        ]
-        sent, known = 0, listener.seen.known
-        while len(known) < messages:
-            while sent < messages and sent - len(known) < IN_FLIGHT:
-                threads[sent % connections].send()
+        seen = listener.seen
+        threads = [things.enter_context(_Connection(naive.store)) for _ in range(connections)]
+        shares = [naive.online[number::connections] for number in range(connections)]
+        sent = 0
+        while len(seen.known) < messages:
+            while sent < messages and sent - len(seen.known) < IN_FLIGHT:
+                threads[sent % connections].tasks.put(partial(_send, naive, seen))
                 sent += 1
             msgid = listener.next_arrived()
-            for thread in threads:
+            for thread, uids in zip(threads, shares, strict=True):
                 thread.check()
                 if msgid is not None:
-                    thread.ack(msgid)
-            if time.perf_counter() - listener.seen.began > 4 * DEADLINE_S:
-                raise ImError(f"the literal design did not get there: {len(known)} messages are known to their sender")
-        return listener.seen
+                    thread.tasks.put(partial(_ack, naive, uids, msgid))
+            if time.perf_counter() - seen.began > 4 * DEADLINE_S:
+                raise ImError(f"the literal design did not get there: its sender knows of {len(seen.known)} messages")
+        return seen
 
 
 class _Listener:
@@ -115,14 +114,12 @@ class _Listener:
 
 
 class _Connection(threading.Thread):
-    """A thread with a connection, which sends messages and acks them for its members."""
+    """A thread with a connection to the tables, which does its tasks in their order."""
 
-    def __init__(self, naive: NaiveDesign, seen: SessionCounts, uids: list[str]) -> None:
+    def __init__(self, open_store: Callable[[], NaiveStore]) -> None:
         super().__init__(daemon=True)
-        self._naive = naive
-        self._seen = seen
-        self._uids = uids
-        self._tasks: SimpleQueue[Callable[[NaiveStore], None] | None] = SimpleQueue()
+        self.tasks: SimpleQueue[Callable[[NaiveStore], None] | None] = SimpleQueue()
+        self._open_store = open_store
         self._error: Exception | None = None
 
     def __enter__(self) -> Self:
@@ -130,14 +127,8 @@ class _Connection(threading.Thread):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tasks.put(None)
+        self.tasks.put(None)
         self.join(DEADLINE_S)
-
-    def send(self) -> None:
-        self._tasks.put(self._send)
-
-    def ack(self, msgid: int) -> None:
-        self._tasks.put(partial(self._ack, msgid))
 
     def check(self) -> None:
         """Raise ImError if the thread has failed."""
@@ -146,19 +137,21 @@ class _Connection(threading.Thread):
 
     def run(self) -> None:
         try:
-            with self._naive.store() as store:
-                while task := self._tasks.get():
+            with self._open_store() as store:
+                while task := self.tasks.get():
                     task(store)
         except Exception as error:
             self._error = error
 
-    def _send(self, store: NaiveStore) -> None:
-        began = time.perf_counter()
-        msgid = store.send(self._naive.sender, TEXT)
-        self._seen.sent[msgid] = began
-        self._naive.publish(self._naive.online, f"{msgid} {self._naive.gid} {self._naive.sender} {TEXT}")
 
-    def _ack(self, msgid: int, store: NaiveStore) -> None:
-        for uid in self._uids:
-            store.ack(uid, msgid)
-        self._naive.publish([self._naive.sender] * len(self._uids), f"{msgid} {self._naive.gid}")
+def _send(naive: NaiveDesign, seen: SessionCounts, store: NaiveStore) -> None:
+    began = time.perf_counter()
+    msgid = store.send(naive.sender, TEXT)
+    seen.sent[msgid] = began
+    naive.publish(naive.online, f"{msgid} {naive.gid} {naive.sender} {TEXT}")
+
+
+def _ack(naive: NaiveDesign, uids: list[str], msgid: int, store: NaiveStore) -> None:
+    for uid in uids:
+        store.ack(uid, msgid)
+    naive.publish([naive.sender] * len(uids), f"{msgid} {naive.gid}")

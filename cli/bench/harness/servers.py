@@ -1,7 +1,7 @@
 """The servers of a benchmark: throw-away ones, or an empty Redis and an empty database that were named."""
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from imcore.cli.sandbox import Processes, Sandbox, open_sandbox
 from imcore.errors import ImError, RefusedError
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import keys, library
+from imcore.streams import keys
 from imcore.streams.calls import group_calls
 from imcore.streams.client import open_client
 from imcore.streams.redis_errors import address, driver_errors
@@ -86,7 +86,7 @@ class RunningServers:
 def open_servers(settings: Settings) -> Iterator[BenchServers]:
     """Start throw-away servers; a Redis and a database that the settings name are used instead, if they are empty.
 
-    Raise RefusedError where one holds data, for a cluster, and where it has functions of another imcore.
+    Raise RefusedError where one holds data, and for a cluster. Functions of another imcore are not replaced, either.
     """
     name = f"bench-{uuid.uuid4().hex[:8]}"
     with ExitStack() as things:
@@ -109,7 +109,7 @@ def _named_redis(url: str) -> Iterator[None]:
             raise RefusedError(f"{where} is a cluster: benchmarks are for a single server")
         if client.info("keyspace"):
             raise _not_empty(where, "--redis-url")
-        had_library = _has_library(client, where)
+        had_library = bool(client.function_list(library=_LIBRARY))
     try:
         yield
     finally:
@@ -124,19 +124,6 @@ def _not_empty(where: str, option: str) -> RefusedError:
         f"{where} holds data, and a benchmark slows down whoever uses it: name an empty one with {option}, "
         "or none for a throw-away one"
     )
-
-
-def _has_library(client: redis.Redis, where: str) -> bool:
-    if not client.function_list(library=_LIBRARY):
-        return False
-    call: Callable[..., Any] = client.execute_command
-    version = call("FCALL_RO", "im_version", 0)
-    if version != library.VERSION:
-        raise RefusedError(
-            f"{where} holds the functions of another imcore (version {version}, this is {library.VERSION}), "
-            "and somebody may use them: a benchmark does not replace them"
-        )
-    return True
 
 
 def _unlink_all(client: redis.Redis | RedisCluster) -> None:
