@@ -5,7 +5,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ class Sandbox:
         """Start workers, which may not be ready yet in the `with`, and end them after it."""
         with Processes(self.environment(), "the worker", on_line) as workers:
             for name in names:
-                workers.launch(name, worker_command.command_of(name))
+                workers.start(name, worker_command.command_of(name), workers.environment)
             yield workers
 
 
@@ -60,9 +60,6 @@ class Processes(Programs):
         self.environment = environment
         self._what = what
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
-
-    def launch(self, name: str, command: Sequence[str]) -> None:
-        self.start(name, command, self.environment)
 
     def watch(self) -> None:
         """Read what the processes wrote. Raise ImError if one has ended by itself."""

@@ -20,7 +20,6 @@ from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT
 
 if TYPE_CHECKING:
     from imcore.repair.check import ReportedDifference
-    from imcore.streams.dead_letters import DeadLetter
 
 _STATS_COLUMNS = ("groups", "members", "messages", "online", "journal", "dead_letters")
 _WORKER_COLUMNS = ("worker", "backlog", "pending", "lag_ms")
@@ -250,7 +249,7 @@ def list_(run: Invocation) -> None:
     from imcore.streams import dead_letters  # noqa: PLC0415 (the help need not wait for the drivers)
 
     with closing(run.connect()) as system:
-        run.show(map(_dead_record, dead_letters.list_dead(system.client)), _DEAD_COLUMNS)
+        run.show(map(asdict, dead_letters.list_dead(system.client)), _DEAD_COLUMNS)
 
 
 @command("show", of=dead, example="im dead show 3:1767225600000-0")
@@ -261,7 +260,7 @@ def show(run: Invocation, dead_id: str) -> None:
 
     with closing(run.connect()) as system:
         letter = dead_letters.show(system.client, dead_id)
-    run.show([_dead_record(letter)], _DEAD_COLUMNS)
+    run.show([asdict(letter)], _DEAD_COLUMNS)
     if not run.json:
         output.say("")
         run.show(
@@ -322,8 +321,3 @@ def _readable(field: str, value: str) -> str:
     if field in NAMES:
         return names.name(value)
     return value if field == "content" else names.marked(value)
-
-
-def _dead_record(letter: "DeadLetter") -> Record:
-    keys = ("id", "worker", "reason", "entry", "deliveries", "time")
-    return {key: getattr(letter, key) for key in keys} | {"fields": dict(letter.fields)}

@@ -1,4 +1,4 @@
-"""The group of the demo: online members on one gateway, sessions that are processes, and the oracle."""
+"""The group of the demo: online members on one gateway, and sessions that are processes."""
 
 import json
 import subprocess
@@ -8,7 +8,6 @@ from itertools import chain
 from typing import Any
 
 from imcore.chat import Chat
-from imcore.cli.demo.oracle import Oracle
 from imcore.cli.sandbox import READY_S, Processes, Sandbox, im_command
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import ImError
@@ -21,7 +20,6 @@ ABSENT = "dora"
 MEMBERS = (*PROCESSES, ABSENT, *(f"user-{number:03}" for number in range(1, 197)))
 ONLINE = MEMBERS[4:44]
 _ACK_INTERVAL_S = 0.2
-_LONGEST_COMMAND_S = 20
 
 Record = dict[str, Any]
 
@@ -38,7 +36,8 @@ class ListenProcesses(Processes):
     def listen(self, uid: str) -> None:
         """Begin a user's session."""
         self._events.setdefault(uid, []).append([])
-        self.launch(uid, im_command("listen", uid, "--json", "--ack-interval", str(_ACK_INTERVAL_S)))
+        command = im_command("listen", uid, "--json", "--ack-interval", str(_ACK_INTERVAL_S))
+        self.start(uid, command, self.environment)
 
     def messages(self, uid: str, gid: str) -> list[list[Record]]:
         """Return the printed messages of a group: a list for each session of the user, in their order."""
@@ -51,18 +50,9 @@ class ListenProcesses(Processes):
 
     def run(self, *arguments: str) -> None:
         """Run one short command of `im`. Raise ImError if it fails."""
-        done = subprocess.run(
-            im_command(*arguments),
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_LONGEST_COMMAND_S,
-            check=False,
-        )
+        done = subprocess.run(im_command(*arguments), env=self.environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            why = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise ImError(f"`im {' '.join(arguments)}` failed: {why}")
+            raise ImError(f"`im {' '.join(arguments)}` failed ({done.returncode}): {done.stderr.strip()}")
 
     def _of(self, uid: str, gid: str) -> list[list[Record]]:
         return [[event for event in events if event["gid"] == gid] for events in self._events[uid]]
@@ -75,7 +65,7 @@ class ListenProcesses(Processes):
 
 
 class Stage:
-    """The group, its oracle, and the messages that its sessions received.
+    """The group, what was sent to it, and the messages that its sessions received.
 
     The first message must be sent by somebody offline, and all members must receive it: a session does not receive its
     user's own messages from before its subscription, and they count as read.
@@ -85,7 +75,7 @@ class Stage:
         """Make the group, with sessions on the gateway for all of ONLINE, and a process for each of PROCESSES."""
         self.chat = chat
         self.sessions = sessions
-        self.oracle = Oracle(MEMBERS)
+        self.msgids: list[str] = []
         self.received: dict[str, list[str]] = {uid: [] for uid in ONLINE}
         self.arrival_ms: list[float] = []
         self._gateway = gateway
@@ -98,8 +88,8 @@ class Stage:
     def send(self, content: str, sender: str) -> None:
         """Send, and wait until the gateway's sessions have the message. Raise ImError if one does not receive it."""
         self._sent_at = time.perf_counter()
-        self.oracle.sent(self.chat.send(GID, content, sender_uid=sender))
-        newest = self.oracle.msgids[-1:]
+        self.msgids.append(self.chat.send(GID, content, sender_uid=sender).msgid)
+        newest = self.msgids[-1:]
 
         def missing() -> list[str]:
             return [uid for uid in self._sessions if self.received[uid][-1:] != newest]
@@ -111,11 +101,6 @@ class Stage:
         """End a member's session, and then the membership."""
         self._gateway.end(self._sessions.pop(uid))
         self.chat.remove_members(GID, [uid])
-        self.oracle.left(uid)
-
-    def join(self, uid: str) -> None:
-        self.chat.add_members(GID, [uid])
-        self.oracle.joined(uid)
 
     def wait(self, condition: Callable[[], bool]) -> bool:
         """Poll until the condition holds; return whether it did within READY_S."""

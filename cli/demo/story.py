@@ -1,6 +1,8 @@
 """The story of the demo: a throw-away stack, a group that talks, and what is claimed of it."""
 
-from itertools import cycle
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain, cycle
 from statistics import median
 
 from sqlalchemy import text
@@ -9,11 +11,11 @@ from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.cli import worker_command
 from imcore.cli.demo.claims import Claims
-from imcore.cli.demo.oracle import Oracle
 from imcore.cli.demo.stage import ABSENT, GID, MEMBERS, ONLINE, PROCESSES, ListenProcesses, Stage
 from imcore.cli.sandbox import open_sandbox
 from imcore.errors import ImError
 from imcore.model.direct import gid_of
+from imcore.model.values import Message, MessageTally
 from imcore.process import StopSignals
 from imcore.repair.check import check
 from imcore.streams.consumers import worker_stats
@@ -51,11 +53,11 @@ def play(claims: Claims, log: list[str]) -> None:
                 f"workers {', '.join(names)}, each a process",
             )
             with ListenProcesses(sandbox, log) as sessions:
-                oracle = _live(claims, chat, sessions)
+                _play_live(claims, chat, sessions)
             workers.wait(lambda: _is_stored(chat), "the worker persist has stored everything")
             claims.chapter("The same from SQL, where the worker `persist` has stored it")
-            _claim_storage(claims, chat, oracle)
-            _claim_sql(claims, chat, oracle)
+            _claim_storage(claims, chat)
+            _claim_sql(claims, chat)
             claims.chapter("im check: Redis against SQL, every count anew")
             differences = list(check(chat.system))
             claims.hold(not differences, f"no difference {differences[:3] or ''}".rstrip())
@@ -65,8 +67,22 @@ def play(claims: Claims, log: list[str]) -> None:
         raise ImError(f"{claims.broken} of {claims.made} claims did not hold")
 
 
-def _live(claims: Claims, chat: Chat, sessions: ListenProcesses) -> Oracle:
-    """Play and claim all that needs sessions. Return the oracle's account."""
+def readers(message: Message) -> tuple[set[str], set[str]]:
+    """Return who must have read a message in the end, and who must not have: a brute-force account of the story."""
+    has_turned = message.seq > TURNING_POINT
+    recipients = {*MEMBERS, NEWCOMER} - {LEAVER if has_turned else NEWCOMER, message.sender_uid}
+    read = recipients.intersection([*ONLINE, *PROCESSES, *[LATE_READER] * (message.seq <= LATE_READ)])
+    return read, recipients - read
+
+
+def tallies_hold(tallies: Sequence[MessageTally]) -> bool:
+    """Whether these are the right tallies of all messages."""
+    expected = [tuple(map(len, readers(tally.message))) for tally in tallies]
+    return len(tallies) == MESSAGES and [(tally.read, tally.unread) for tally in tallies] == expected
+
+
+def _play_live(claims: Claims, chat: Chat, sessions: ListenProcesses) -> None:
+    """Play and claim all that needs sessions."""
     claims.chapter(
         f"A group of {len(MEMBERS)}, {len(ONLINE)} of them online on a gateway; {MESSAGES} messages",
         f"{', '.join(PROCESSES)} have a process each (`im listen`); {ABSENT}, who writes too, is never online",
@@ -86,34 +102,31 @@ def _live(claims: Claims, chat: Chat, sessions: ListenProcesses) -> Oracle:
         _claim_absent(claims, stage)
     codes = sessions.stop()
     claims.hold(not any(codes.values()), f"the sessions ended in order: {codes}")
-    return stage.oracle
 
 
 def _converse(stage: Stage) -> int:
     """Send all messages; return how many the killed session had received, but not acked."""
-    unacked, oracle = 0, stage.oracle
+    unacked = 0
     for seq, sender in zip(range(1, MESSAGES + 1), cycle(SENDERS), strict=False):
         stage.send(f"message {seq}", sender)
         if seq == 1:
             stage.wait(lambda: all(stage.printed(uid)[0] for uid in PROCESSES))
         elif seq == KILLED_AFTER:
-            stage.wait(lambda: stage.printed(KILLED) == [oracle.msgids])
+            stage.wait(lambda: stage.printed(KILLED) == [stage.msgids])
             stage.sessions.kill(KILLED)
             unacked = len(stage.chat.pull(KILLED, GID))
         elif seq == BACK_AFTER:
             stage.sessions.listen(KILLED)
         elif seq == TURNING_POINT:
             stage.leave(LEAVER)
-            stage.join(NEWCOMER)
+            stage.chat.add_members(GID, [NEWCOMER])
     stage.chat.ack(LATE_READER, GID, stage.chat.pull(LATE_READER, GID)[LATE_READ - 1].msgid)
-    oracle.acked([*ONLINE, *PROCESSES])
-    oracle.acked([LATE_READER], LATE_READ)
     return unacked
 
 
 def _claim_messages(claims: Claims, stage: Stage, unacked: int) -> None:
     """Claim that every session received every message."""
-    msgids, received = stage.oracle.msgids, stage.received
+    msgids, received = stage.msgids, stage.received
     claims.hold(
         received == dict.fromkeys(ONLINE, msgids) | {LEAVER: msgids[:TURNING_POINT]},
         "every online member had every message pushed to them, once and in order",
@@ -134,9 +147,9 @@ def _claim_messages(claims: Claims, stage: Stage, unacked: int) -> None:
 
 
 def _claim_tallies(claims: Claims, stage: Stage) -> None:
-    """Claim that tallies, names and unread counts are those of the oracle."""
-    chat, oracle = stage.chat, stage.oracle
-    is_right = stage.wait(lambda: oracle.has_tallies(chat.status(GID, limit=0)))
+    """Claim that tallies, names and unread counts are right."""
+    chat = stage.chat
+    is_right = stage.wait(lambda: tallies_hold(chat.status(GID, limit=0)))
     tallies = chat.status(GID, limit=0)
     shown = (tallies[0], tallies[TURNING_POINT - 1], tallies[-1])
     claims.hold(
@@ -144,15 +157,16 @@ def _claim_tallies(claims: Claims, stage: Stage) -> None:
         f"the tallies of all {len(tallies)} messages are those of a brute-force account; three of them:",
         *(f"message {t.message.seq} by {t.message.sender_uid}: {t.read} read it, {t.unread} did not" for t in shown),
     )
-    status = chat.message_status(GID, oracle.msgids[-1])
+    status = chat.message_status(GID, stage.msgids[-1])
     claims.hold(
-        oracle.has_names(status),
+        ({reader.uid for reader in status.read_by}, set(status.unread_by)) == readers(status.message),
         f"the {len(status.unread_by)} who have not read the last message are known by name:",
         f"{', '.join(status.unread_by[:4])}, ... {status.unread_by[-1]}",
     )
     unread = {member.uid: member.unread for member in chat.members(GID)}
+    expected = Counter(chain.from_iterable(readers(tally.message)[1] for tally in tallies))
     claims.hold(
-        all(count == oracle.unread_of(uid) for uid, count in unread.items()),
+        all(count == expected[uid] for uid, count in unread.items()),
         f"the unread counts of all {len(unread)} members are right; three of them:",
         ", ".join(f"{uid} {unread[uid]}" for uid in (LATE_READER, NEWCOMER, MEMBERS[-2])),
     )
@@ -194,7 +208,7 @@ def _claim_absent(claims: Claims, stage: Stage) -> None:
     was_empty = not stage.logged(ABSENT)
     stage.sessions.run("pull", ABSENT)
     claims.hold(
-        was_empty and list(stage.logged(ABSENT)) == stage.oracle.msgids and stage.log_holds(ABSENT),
+        was_empty and list(stage.logged(ABSENT)) == stage.msgids and stage.log_holds(ABSENT),
         f"{ABSENT}, offline all along, has after one `im pull` all messages and the tallies of her own {len(tallies)}",
     )
 
@@ -203,7 +217,7 @@ def _is_stored(chat: Chat) -> bool:
     return any(worker.worker == "persist" and not worker.backlog for worker in worker_stats(chat.system.client))
 
 
-def _claim_storage(claims: Claims, chat: Chat, oracle: Oracle) -> None:
+def _claim_storage(claims: Claims, chat: Chat) -> None:
     """Claim what Redis and SQL store."""
     client = chat.system.client
     stream = client.space.group(GID).stream
@@ -219,7 +233,7 @@ def _claim_storage(claims: Claims, chat: Chat, oracle: Oracle) -> None:
         acks = connection.scalar(_ACKS, {"gid": GID}) or 0
     receipts = rows.pop("msg_acks")
     claims.hold(
-        (rows["group_msgs"], rows["group_spans"]) == (MESSAGES, oracle.memberships),
+        (rows["group_msgs"], rows["group_spans"]) == (MESSAGES, len({*MEMBERS, NEWCOMER})),
         f"SQL: {', '.join(f'{count} rows in {name}' for name, count in rows.items())}",
     )
     claims.hold(
@@ -232,13 +246,14 @@ def _claim_storage(claims: Claims, chat: Chat, oracle: Oracle) -> None:
     )
 
 
-def _claim_sql(claims: Claims, chat: Chat, oracle: Oracle) -> None:
+def _claim_sql(claims: Claims, chat: Chat) -> None:
     """Claim that the tallies of SQL are those of Redis, and that SQL knows the time of each reading."""
     with chat.system.database.connection() as connection:
         stored = {row[0]: (row[1], row[2]) for row in connection.execute(_STORED_TALLIES, {"gid": GID})}
-    live = {msgids.pack(t.message.msgid): (t.read, t.unread) for t in chat.status(GID, limit=0)}
+    tallies = chat.status(GID, limit=0)
+    live = {msgids.pack(t.message.msgid): (t.read, t.unread) for t in tallies}
     claims.hold(stored == live, f"the tallies of msg_acks are the same for all {len(stored)} messages")
-    status = chat.message_status(GID, oracle.msgids[TURNING_POINT])
+    status = chat.message_status(GID, tallies[TURNING_POINT].message.msgid)
     times = [reader.read_at for reader in status.read_by if reader.read_at]
     claims.hold(
         len(times) == len(status.read_by) > 0,

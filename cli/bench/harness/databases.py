@@ -158,7 +158,7 @@ def running_postgres(folder: Path) -> Iterator[str | None]:
     command = [*as_user, str(programs / "bin/postgres"), "-D", str(data), "-k", str(folder), *quiet]
     url = f"postgresql://postgres@/postgres?host={quote(str(folder), safe='')}"
     with Processes(dict(os.environ), "the database server") as processes:
-        processes.launch("postgres", command)
+        processes.start("postgres", command, os.environ)
         processes.wait(lambda: _answers(url), "PostgreSQL answers", timeout_s=_START_S)
         yield url
 

@@ -14,7 +14,6 @@ from statistics import median
 from typing import Any
 
 from imcore.cli.bench.baseline.naive_design import NaiveDesign, open_naive, play
-from imcore.cli.bench.harness import counters
 from imcore.cli.bench.harness.figures import (
     Aim,
     Figure,
@@ -28,7 +27,7 @@ from imcore.cli.bench.harness.figures import (
 )
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
 from imcore.cli.bench.harness.sessions import DEADLINE_S, ONLINE, Mode, SessionCounts, SessionPool, open_sessions
-from imcore.cli.bench.harness.traffic import TEXT
+from imcore.cli.bench.harness.traffic import TEXT, count_acks, count_rows
 from imcore.errors import ImError
 from imcore.streams.client import open_client
 
@@ -91,7 +90,7 @@ def _turn(running: RunningServers, variant: Variant, gids: Iterator[str]) -> Mea
     with open_sessions(running.servers, gid, variant.mode) as pool:
         seen = pool.start_over()
         running.wait_until_stored()
-        before = counters.counts_of(running.servers, running.chat, gid)
+        before = _counts(running, gid)
         seen.began = time.perf_counter()
         _storm(pool, messages)
         running.workers.watch()
@@ -100,7 +99,12 @@ def _turn(running: RunningServers, variant: Variant, gids: Iterator[str]) -> Mea
         measured["stored"] = messages / (time.perf_counter() - seen.began)
         windows = (max(seen.known.values()) - min(seen.sent.values())) * 1000 / WINDOW_MS
         measured["digests_per_window"] = seen.digests / max(1.0, windows)
-        return measured | _growth(before, counters.counts_of(running.servers, running.chat, gid), messages)
+        return measured | _growth(before, _counts(running, gid), messages)
+
+
+def _counts(running: RunningServers, gid: str) -> dict[str, float]:
+    bytes_sql = running.servers.maker.bytes_of(running.servers.settings.database_url)
+    return {"acks": count_acks(running.chat, gid), **count_rows(running.chat, gid), "bytes_sql": bytes_sql}
 
 
 def _naive_turn(servers: BenchServers, naive: NaiveDesign, connections: int, messages: int) -> Measured:
