@@ -77,9 +77,7 @@ class Stage:
         self.sessions = sessions
         self.msgids: list[str] = []
         self.received: dict[str, list[str]] = {uid: [] for uid in ONLINE}
-        self.arrival_ms: list[float] = []
         self._gateway = gateway
-        self._sent_at = 0.0
         chat.create_group(GID, MEMBERS)
         for uid in PROCESSES:
             sessions.listen(uid)
@@ -87,15 +85,10 @@ class Stage:
 
     def send(self, content: str, sender: str) -> None:
         """Send, and wait until the gateway's sessions have the message. Raise ImError if one does not receive it."""
-        self._sent_at = time.perf_counter()
         self.msgids.append(self.chat.send(GID, content, sender_uid=sender).msgid)
         newest = self.msgids[-1:]
-
-        def missing() -> list[str]:
-            return [uid for uid in self._sessions if self.received[uid][-1:] != newest]
-
-        if not self.wait(lambda: not missing()):
-            raise ImError(f"{content} has not reached {len(missing())} online members within {READY_S} s")
+        if not self.wait(lambda: all(self.received[uid][-1:] == newest for uid in self._sessions)):
+            raise ImError(f"{content} has not reached all online members within {READY_S} s")
 
     def leave(self, uid: str) -> None:
         """End a member's session, and then the membership."""
@@ -116,7 +109,6 @@ class Stage:
         self.sessions.watch()
         for event in self._gateway.poll(timeout_s):
             if isinstance(event, NewMessage) and event.message.gid == GID:
-                self.arrival_ms.append((time.perf_counter() - self._sent_at) * 1000)
                 for session in event.sessions:
                     self.received[session.uid].append(event.message.msgid)
 

@@ -4,6 +4,7 @@ A cycle: a message is sent, received by all 40, acked by all 40, and the sender 
 the default window.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,19 +15,9 @@ from statistics import median
 from typing import Any
 
 from imcore.cli.bench.baseline.naive_design import NaiveDesign, open_naive, play
-from imcore.cli.bench.harness.figures import (
-    Aim,
-    Figure,
-    Measured,
-    Progress,
-    RoundPlan,
-    Rounds,
-    Yardstick,
-    interleave,
-    percentile,
-)
+from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Rounds, Yardstick, interleave
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
-from imcore.cli.bench.harness.sessions import DEADLINE_S, ONLINE, Mode, SessionCounts, SessionPool, open_sessions
+from imcore.cli.bench.harness.sessions import DEADLINE_S, ONLINE, SessionCounts, SessionPool, open_sessions
 from imcore.cli.bench.harness.traffic import TEXT, count_acks, count_rows
 from imcore.errors import ImError
 from imcore.streams.client import open_client
@@ -36,7 +27,7 @@ CONNECTIONS = (1, 8)
 _NAIVE = "the literal design"
 
 _BARE = f"bare PUBLISH to {ONLINE} connections"
-_TOPOLOGIES = {"one gateway": Mode(), "40 connections": Mode(separate=True)}
+_IS_SEPARATE = {"one gateway": False, "40 connections": True}
 _PARTS = {"sent": "from send to the last of 40", "receipt": "from the last ack to the sender's full tally"}
 _SHARES = ("p50", "p99")
 _LATENCY_AIM = Aim("<=", 3)
@@ -47,8 +38,10 @@ class Variant:
     """One way to live through the storm, with the number of messages that measure it."""
 
     name: str
-    mode: Mode
     messages: int
+    ack_every: int = 1
+    separate: bool = False
+    """Whether the sessions have 40 connections, not one."""
     aim: Aim | None = None
 
 
@@ -77,17 +70,17 @@ def _variants(plan: RoundPlan) -> list[Variant]:
     one, many = plan.size(20_000, 4000), plan.size(60_000, 12_000)
     few = plan.size(400, 100)
     variants = [
-        Variant("one gateway, acks per message, receipts folded", Mode(), one, Aim(">=", 20)),
-        Variant("one gateway, acks of 10, receipts folded", Mode(10), many, Aim(">=", 100)),
-        Variant("40 connections, acks per message, receipts folded", Mode(separate=True), few),
-        Variant("40 connections, acks of 10, receipts folded", Mode(10, separate=True), few),
+        Variant("one gateway, acks per message, receipts folded", one, aim=Aim(">=", 20)),
+        Variant("one gateway, acks of 10, receipts folded", many, 10, aim=Aim(">=", 100)),
+        Variant("40 connections, acks per message, receipts folded", few, separate=True),
+        Variant("40 connections, acks of 10, receipts folded", few, 10, separate=True),
     ]
     return variants[:3] if plan.quick else variants
 
 
 def _turn(running: RunningServers, variant: Variant, gids: Iterator[str]) -> Measured:
     gid, messages = next(gids), variant.messages
-    with open_sessions(running.servers, gid, variant.mode) as pool:
+    with open_sessions(running.servers, gid, ack_every=variant.ack_every, separate=variant.separate) as pool:
         seen = pool.start_over()
         running.wait_until_stored()
         before = _counts(running, gid)
@@ -198,8 +191,8 @@ def run_latency(servers: BenchServers, plan: RoundPlan, progress: Progress) -> l
     contestants: dict[str, Callable[[], Measured]] = {}
     with ExitStack() as things:
         things.enter_context(servers.running("receipts"))
-        for name, mode in _TOPOLOGIES.items():
-            pool = things.enter_context(open_sessions(servers, f"{servers.name}-{name[:2]}", mode))
+        for name, separate in _IS_SEPARATE.items():
+            pool = things.enter_context(open_sessions(servers, f"{servers.name}-{name[:2]}", separate=separate))
             contestants[name] = partial(_latency_turn, pool, messages)
         publish = things.enter_context(_subscribers(servers))
         contestants[_BARE] = lambda: _shares([publish() for _ in range(messages)])
@@ -209,7 +202,7 @@ def run_latency(servers: BenchServers, plan: RoundPlan, progress: Progress) -> l
 
 def _latency_figures(rounds: dict[str, dict[str, Rounds]]) -> Iterator[Figure]:
     figure = partial(Figure, bench="storm", unit="us")
-    for name, (part, what), share in product(_TOPOLOGIES, _PARTS.items(), _SHARES):
+    for name, (part, what), share in product(_IS_SEPARATE, _PARTS.items(), _SHARES):
         yield figure(
             subject=name,
             what=f"{what}, {share}",
@@ -237,6 +230,12 @@ def _latency_turn(pool: SessionPool, messages: int) -> Measured:
 
 def _shares(samples: Sequence[float], prefix: str = "") -> Measured:
     return {f"{prefix}p50": median(samples), f"{prefix}p99": percentile(samples, 0.99)}
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """Return the sample that `share` (0 to 1) of all do not exceed: nearest rank, so it is one that occurred."""
+    ordered = sorted(samples)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 @contextmanager
