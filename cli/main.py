@@ -24,15 +24,12 @@ def _run() -> None:
 
     # Until the command is imported: one that ends in order upon a signal has to handle it itself.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    from imcore.cli import output  # noqa: PLC0415
+    from imcore.cli import output, passwords  # noqa: PLC0415
     from imcore.util import best_effort  # noqa: PLC0415
 
     best_effort.install()
     output.install()
-    if any(argument.startswith(("--redis-url", "--database-url")) for argument in sys.argv):
-        from imcore.cli import passwords  # noqa: PLC0415 (it is needed where such an option is given)
-
-        passwords.hide(sys.argv[1:])
+    passwords.hide(sys.argv[1:])
     from imcore.cli.app import app  # noqa: PLC0415 (importing click takes twice as long as printing the help)
 
     app.main()
