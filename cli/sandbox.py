@@ -3,7 +3,6 @@
 import os
 import sys
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from imcore.embedded.server import EmbeddedServer
 from imcore.errors import ImError
 from imcore.process import Programs
 from imcore.settings import Settings
+from imcore.util.deadlines import attempts
 
 READY_S = 30
 _POLL_S = 0.002
@@ -69,12 +69,11 @@ class Processes(Programs):
 
     def wait(self, condition: Callable[[], bool], what: str, *, timeout_s: float = READY_S) -> None:
         """Wait until a condition holds. Raise ImError after `timeout_s`, or if a process ends meanwhile."""
-        give_up = time.monotonic() + timeout_s
-        while not condition():
+        for _ in attempts(timeout_s, longest_pause_s=_POLL_S):
+            if condition():
+                return
             self.watch()
-            if time.monotonic() > give_up:
-                raise ImError(f"after {timeout_s:g} s still not so: {what}{self._quoted('. The last lines: ')}")
-            time.sleep(_POLL_S)
+        raise ImError(f"after {timeout_s:g} s still not so: {what}{self._quoted('. The last lines: ')}")
 
     def _keep(self, name: str, line: str) -> None:
         self._last_lines.append(f"{name}: {line}")

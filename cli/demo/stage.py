@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
@@ -13,6 +12,7 @@ from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import ImError
 from imcore.gateway.fanout import NewMessage
 from imcore.gateway.gateway import Gateway
+from imcore.util.deadlines import attempts
 
 GID = "demo"
 PROCESSES = ("ann", "bob", "cy")
@@ -97,12 +97,11 @@ class Stage:
 
     def wait(self, condition: Callable[[], bool]) -> bool:
         """Poll until the condition holds; return whether it did within READY_S."""
-        give_up = time.monotonic() + READY_S
-        while not condition():
-            if time.monotonic() > give_up:
-                return False
+        for _ in attempts(READY_S, longest_pause_s=0):
+            if condition():
+                return True
             self.poll(0.01)
-        return True
+        return False
 
     def poll(self, timeout_s: float) -> None:
         """Read the lines of the processes, ask the gateway for events, and note the received messages."""
