@@ -13,7 +13,6 @@ from imcore.cli import output
 from imcore.cli.bench.harness.figures import LEAST_ROUNDS, Figure, Progress, RoundPlan, to_record
 from imcore.cli.bench.harness.report import Medians, bars, picture, tables
 from imcore.cli.options import Invocation, command
-from imcore.cli.progress import working
 from imcore.process import Stopped, StopSignals
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def bench(run: Invocation, /, name: str, latency: bool, quick: bool, rounds: int
     plan = RoundPlan(rounds, quick)
     gc.freeze()  # as a gateway should: or each collection looks through all that the program has imported
     try:
-        with StopSignals(), open_servers(run.settings()) as servers, working() as progress:
+        with StopSignals(), open_servers(run.settings()) as servers, output.working() as progress:
             about = saved.machine(servers)
             figures: list[Figure] = []
             for scenario in scenarios:

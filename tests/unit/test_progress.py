@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from imcore.cli import output
-from imcore.cli.progress import progress, working
+from imcore.cli.output import progress, working
 from tests.helpers.terminals import screen
 
 
