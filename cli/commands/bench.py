@@ -62,12 +62,12 @@ def bench(run: Invocation, /, name: str, latency: bool, quick: bool, rounds: int
     plan = RoundPlan(rounds, quick)
     gc.freeze()  # as a gateway should: or each collection looks through all that the program has imported
     try:
-        with StopSignals(), open_servers(run.settings()) as servers, output.working() as progress:
-            about = saved.machine(servers)
+        with StopSignals(), output.working() as progress:
             figures: list[Figure] = []
             for scenario in scenarios:
-                servers.clear()
-                figures += scenario(servers, plan, progress)
+                with open_servers(run.settings()) as servers:
+                    about = saved.machine(servers)
+                    figures += scenario(servers, plan, progress)
                 if out:
                     saved.save(out, about, plan, figures)  # each time: an error later on cannot spoil it
     except Stopped:

@@ -11,8 +11,8 @@ from imcore.process import Stopped
 
 @command("demo", example="im demo")
 def demo(run: Invocation) -> None:
-    """A group of 200, 40 of them online; 100 messages, acked in batches; one who leaves and one who comes. Then live
-    sessions, one of them killed, receipts, a one-to-one chat, and a sender who was offline. The server, the database,
+    """A group of 200, 40 of them online; 100 messages, acked in batches; one who leaves and one who comes; live
+    sessions, one of them killed; receipts, a one-to-one chat, and a sender who was offline. The server, the database,
     the workers and the sessions are real, in a temporary directory; your own data is not touched. Every claim that is
     printed is checked; the exit code is 0 only if all of them hold. With --json each is an object.
     """

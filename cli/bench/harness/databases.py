@@ -164,11 +164,9 @@ def running_postgres(folder: Path) -> Iterator[str | None]:
 
 
 def _answers(url: str) -> bool:
-    try:
-        psycopg.connect(url).close()
-    except psycopg.OperationalError:
-        return False
-    return True
+    with suppress(psycopg.OperationalError), psycopg.connect(url):
+        return True
+    return False
 
 
 def _copy(installed: Path, to: Path) -> Path:

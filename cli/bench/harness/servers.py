@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import redis
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisError
 
@@ -51,11 +50,6 @@ class BenchServers(Sandbox):
             client = chat.system.client
             database.bind(*client.call(group_calls.init(client.space.partitions, uuid.uuid4().hex)))
         return url
-
-    def clear(self) -> None:
-        """Remove the keys of a benchmark from Redis, so that the next one begins with an empty server."""
-        with driver_errors(address(self.settings.redis_url)), open_client(self.settings.redis_url) as client:
-            _unlink_all(client)
 
     @contextmanager
     def running(self, *names: str) -> "Iterator[RunningServers]":
@@ -114,7 +108,8 @@ def _named_redis(url: str) -> Iterator[None]:
         yield
     finally:
         with suppress(ImError, RedisError), open_client(url) as client:
-            _unlink_all(client)
+            for key in client.scan_iter(match="im:*", count=1000):
+                client.unlink(key)
             if not had_library:
                 client.function_delete(_LIBRARY)
 
@@ -124,13 +119,6 @@ def _not_empty(where: str, option: str) -> RefusedError:
         f"{where} holds data, and a benchmark slows down whoever uses it: name an empty one with {option}, "
         "or none for a throw-away one"
     )
-
-
-def _unlink_all(client: redis.Redis | RedisCluster) -> None:
-    with client.pipeline(transaction=False) as pipe:
-        for key in client.scan_iter(match="im:*", count=1000):
-            pipe.unlink(key)
-        pipe.execute()
 
 
 def _databases(things: ExitStack, settings: Settings, folder: Path, name: str) -> list[DatabaseMaker]:
