@@ -3,7 +3,6 @@
 import time
 
 from imcore.cli import output
-from imcore.cli.demo.claims import Claims
 from imcore.cli.options import Invocation, command
 from imcore.errors import ImError
 from imcore.process import Stopped
@@ -19,7 +18,7 @@ def demo(run: Invocation) -> None:
     from imcore.cli.demo import story  # noqa: PLC0415 (the help need not wait for the drivers)
 
     began = time.monotonic()
-    claims = Claims(as_json=run.json)
+    claims = story.Claims(as_json=run.json)
     log: list[str] = []
     try:
         story.play(claims, log)

@@ -1,5 +1,6 @@
 """The story of the demo: a throw-away stack, a group that talks, and what is claimed of it."""
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain, cycle
@@ -8,8 +9,7 @@ from sqlalchemy import text
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
-from imcore.cli import worker_command
-from imcore.cli.demo.claims import Claims
+from imcore.cli import output, worker_command
 from imcore.cli.demo.stage import ABSENT, GID, MEMBERS, ONLINE, PROCESSES, ListenProcesses, Stage
 from imcore.cli.sandbox import open_sandbox
 from imcore.errors import ImError
@@ -34,6 +34,44 @@ _STORED_TALLIES = text(
     """SELECT msgid, SUM(CASE WHEN if_ack THEN 1 ELSE 0 END), SUM(CASE WHEN if_ack THEN 0 ELSE 1 END)
     FROM msg_acks WHERE gid = :gid GROUP BY msgid"""
 )
+
+
+class Claims:
+    """Prints the story and its claims; counts claims, and those that did not hold.
+
+    As JSON a claim is an object of `what`, `held` and `details` on stdout; all else goes to stderr.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.made = 0
+        self.broken = 0
+        self._as_json = as_json
+
+    def hold(self, holds: bool, claim: str, *details: str) -> None:
+        """Print a claim, and whether it holds."""
+        self.made += 1
+        self.broken += not holds
+        if self._as_json:
+            output.show([{"what": claim, "held": holds, "details": details}], (), as_json=True)
+            output.flush()
+        else:
+            self.say(f"  {'ok    ' if holds else 'BROKEN'} {claim}", *map(_indented, details))
+
+    def chapter(self, title: str, *lines: str) -> None:
+        """Print what comes next."""
+        self.say("", title, *map(_indented, lines))
+
+    def say(self, *lines: str) -> None:
+        """Print lines that are no claim."""
+        if self._as_json:
+            output.remark(*lines)
+        else:
+            output.say(*output.fitted(sys.stdout, *lines))
+            output.flush()
+
+
+def _indented(line: str) -> str:
+    return f"         {line}"
 
 
 def play(claims: Claims, log: list[str]) -> None:
