@@ -27,10 +27,9 @@ OnLine = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """Servers that nobody else uses. `server` is the embedded one; None where a Redis URL was given."""
+    """Servers that nobody else uses."""
 
     settings: Settings
-    server: EmbeddedServer | None = None
 
     def chat(self) -> Chat:
         """Return a Chat with connections of its own."""
@@ -95,5 +94,6 @@ def open_sandbox(prefix: str, redis_url: str | None = None) -> Iterator[Sandbox]
     """
     with tempfile.TemporaryDirectory(prefix=prefix) as folder, ExitStack() as things:
         settings = Settings.from_env({}, redis_url=redis_url, data_dir=str(Path(folder, "data")))
-        server = None if redis_url else things.enter_context(EmbeddedServer(settings.data_dir))
-        yield Sandbox(settings, server)
+        if not redis_url:
+            things.enter_context(EmbeddedServer(settings.data_dir))
+        yield Sandbox(settings)

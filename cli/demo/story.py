@@ -85,7 +85,7 @@ def play(claims: Claims, log: list[str]) -> None:
         with sandbox.workers(*names, on_line=lambda name, line: log.append(f"{name} | {line}")) as workers:
             claims.chapter(
                 f"A throw-away stack in {sandbox.settings.data_dir}",
-                f"server {chat.system.client.address} (process {sandbox.server and sandbox.server.pid})",
+                f"server {chat.system.client.address}",
                 f"database {chat.system.database.address}",
                 f"workers {', '.join(names)}, each a process",
             )

@@ -30,8 +30,8 @@ _LONGEST_S = 300
 class BenchServers(Sandbox):
     """A sandbox to measure. `name` begins every gid and uid; `databases` make empty databases, the main kind first."""
 
-    name: str = ""
-    databases: Sequence[DatabaseMaker] = ()
+    name: str
+    databases: Sequence[DatabaseMaker]
 
     @property
     def maker(self) -> DatabaseMaker:
@@ -88,7 +88,7 @@ def open_servers(settings: Settings) -> Iterator[BenchServers]:
             things.enter_context(_named_redis(settings.redis_url))
         sandbox = things.enter_context(open_sandbox("im-bench-", None if settings.embedded else settings.redis_url))
         databases = _databases(things, settings, sandbox.settings.data_dir.parent, name)
-        servers = BenchServers(sandbox.settings, sandbox.server, name, databases)
+        servers = BenchServers(sandbox.settings, name, databases)
         with servers.chat() as chat:
             chat.system.client.require_functions(writes=True)  # some benchmarks begin with a query
         yield servers
