@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import click
 
 from imcore.cli import output
-from imcore.cli.catalogue import COMMANDS, EXAMPLE, PURPOSE, help_text
-from imcore.cli.options import CommandGroup, print_and_exit
+from imcore.cli.catalogue import COMMANDS, ENDED_BY_SIGNALS, EXAMPLE, PURPOSE, help_text
+from imcore.cli.options import CommandGroup, let_signals_end, print_and_exit
 from imcore.errors import ImError, InvalidInput
 
 
@@ -26,6 +26,8 @@ class Im(CommandGroup):
             return None
         module_name, _ = COMMANDS[cmd_name]
         module = importlib.import_module(f"imcore.cli.commands.{module_name}")
+        if cmd_name not in ENDED_BY_SIGNALS:
+            let_signals_end()
         command: click.Command = getattr(module, f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name)
         return command
 

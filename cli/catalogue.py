@@ -70,18 +70,6 @@ def help_text() -> str:
     )
 
 
-def command_in(arguments: list[str]) -> str | None:
-    """Return the command in these arguments of `im`: the first that is no option and no option's value."""
-    with_value = {flag for flag, metavar, _ in SHARED_OPTIONS if metavar}
-    words = iter(arguments)
-    for word in words:
-        if word in with_value:
-            next(words, None)
-        elif not word.startswith("-"):
-            return word
-    return None
-
-
 def _section(title: str, rows: list[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in rows)
     return "\n".join([f"{title}:", *(f"  {name.ljust(width)}  {text}" for name, text in rows)])

@@ -18,24 +18,18 @@ def main() -> None:
 
 
 def _run() -> None:
-    from imcore.cli.catalogue import ENDED_BY_SIGNALS, command_in  # noqa: PLC0415 (as the docstring says)
-
-    if command_in(sys.argv[1:]) in ENDED_BY_SIGNALS:
-        import signal  # noqa: PLC0415 (most commands do not need it)
-
-        # Importing the command takes a while: signals are held back until it handles them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     if sys.argv[1:] in (["-h"], ["--help"]) and _printed_help():
         return
-    from imcore.cli import output  # noqa: PLC0415 (the help need not wait for these)
+    import signal  # noqa: PLC0415 (the help need not wait for these)
+
+    # Until the command is imported: one that ends in order upon a signal has to handle it itself.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    from imcore.cli import output, passwords  # noqa: PLC0415
     from imcore.util import best_effort  # noqa: PLC0415
 
     best_effort.install()
     output.install()
-    if any(argument.startswith(("--redis-url", "--database-url")) for argument in sys.argv):
-        from imcore.cli import passwords  # noqa: PLC0415 (it is needed where such an option is given)
-
-        passwords.hide(sys.argv[1:])
+    passwords.hide(sys.argv[1:])
     from imcore.cli.app import app  # noqa: PLC0415 (importing click takes twice as long as printing the help)
 
     app.main()

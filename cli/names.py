@@ -8,8 +8,7 @@ other, as l and I, stay.
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from functools import cache, lru_cache
 
 from imcore.cli import characters
@@ -17,12 +16,6 @@ from imcore.model.direct import gid_of, pair_of
 
 DIRECT = "dm:"
 """The prefix of the peer's name, which replaces the gid of a one-to-one chat."""
-
-NAMES = {"gid", "uid", "sender_uid", "client_msgid", "online"}
-"""The keys of records whose texts are names."""
-
-SENTENCES = {"state", "what", "redis", "sql", "reason"}
-"""The keys of records whose texts may quote names."""
 
 _OWN_MARKS = {"-", "yes", "no"}
 _NUMBER = "<U+"
@@ -94,26 +87,6 @@ def in_sentence(text: str) -> str:
 def in_one_line(text: str) -> str:
     """Return a sentence on one line with its quoted names marked. Blanks are single, except within quotes."""
     return _QUOTED_OR_BLANKS.sub(lambda match: _marked_quote(match) if match[1] else " ", text).strip()
-
-
-def readable(record: Mapping[str, object], write_time: Callable[[datetime], str]) -> Mapping[str, object]:
-    """Return a record as a table shows it: unmistakable names, written times, and why a text is missing."""
-    cells = {key: _cell(key, value, write_time) for key, value in record.items()}
-    if record.get("peer") is not None:
-        cells["gid"] = direct(str(record["peer"]))
-    if record.get("recalls"):
-        cells["content"] = f"(recalls {record['recalls']})"
-    elif record.get("recalled"):
-        cells["content"] = "(recalled)"
-    return cells
-
-
-def _cell(key: str, value: object, write_time: Callable[[datetime], str]) -> object:
-    if isinstance(value, datetime):
-        return write_time(value)
-    if key in NAMES and isinstance(value, str):
-        return name(value) or None  # a difference may be about no group
-    return in_sentence(value) if key in SENTENCES and isinstance(value, str) else value
 
 
 @lru_cache(maxsize=10_000)

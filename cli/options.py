@@ -6,21 +6,21 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from inspect import cleandoc
 from io import BufferedIOBase
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, cast
 
 import click
 
-from imcore.cli import output, times
+from imcore.cli import output
 from imcore.cli.catalogue import COMMANDS, SHARED_OPTIONS
-from imcore.cli.names import readable
+from imcore.cli.records import Record, readable, zone_trouble
 from imcore.errors import InvalidInput, RefusedError
 from imcore.settings import Settings
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
+    from imcore.system import System
 
 P = ParamSpec("P")
 
@@ -42,21 +42,26 @@ class Invocation:
         """Return the settings of the environment and the options. Raise ConfigurationError for one that is invalid."""
         return Settings.from_env(None, **self.overrides)
 
-    def chat(self) -> "Chat":
-        """Return a Chat with these settings, to be used in a `with`; the library's warnings go to stderr."""
-        from imcore.chat import Chat  # noqa: PLC0415 (the help of a command need not wait for it)
+    def connect(self) -> "System":
+        """Return the system with these settings, to be closed; the library's warnings go to stderr."""
+        from imcore.system import System  # noqa: PLC0415 (the help of a command need not wait for it)
 
         _show_warnings()
-        settings = self.settings()
-        return Chat.connect(settings.redis_url, settings.database_url, settings=settings)
+        return System.connect(settings=self.settings())
 
-    def show(self, records: Iterable[output.Record], columns: Sequence[str]) -> None:
+    def chat(self) -> "Chat":
+        """Return a Chat with these settings, to be used in a `with`."""
+        from imcore.chat import Chat  # noqa: PLC0415 (as above)
+
+        return Chat(self.connect())
+
+    def show(self, records: Iterable[Record], columns: Sequence[str]) -> None:
         """Write the records as JSON Lines, or these columns of them as a table."""
         output.show(records if self.json else map(self.readable, records), columns, as_json=self.json)
 
-    def readable(self, record: output.Record) -> output.Record:
+    def readable(self, record: Record) -> Record:
         """Return an object as people read it, with times as the options say."""
-        return readable(record, partial(times.shown, local=self.local_time, short=output.is_terminal(sys.stdout)))
+        return readable(record, local=self.local_time, short=output.is_terminal(sys.stdout))
 
 
 def standard_input() -> BufferedIOBase:
@@ -133,11 +138,7 @@ class Command(click.Command):
 
 
 class CommandGroup(Command, click.Group):
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the whole short help of each command: click cuts it."""
-        commands = [self.get_command(ctx, name) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl([(str(each.name), each.get_short_help_str(limit=1000)) for each in commands if each])
+    """A group of commands with the shared options."""
 
 
 def command(
@@ -154,7 +155,8 @@ def command(
         text = cleandoc(function.__doc__ or "")
         if of is None:
             text = f"{COMMANDS[name][1]}\n\n{text}"
-        made = click.command(name, cls=Command, example=example, help=text)(passing)
+        short = f"{text.partition('.')[0]}."  # whole: click cuts what it shortens itself
+        made = click.command(name, cls=Command, example=example, help=text, short_help=short)(passing)
         if of is not None:
             of.add_command(made)
         return made
@@ -174,9 +176,14 @@ def confirm(question: str, *, yes: bool) -> None:
     click.confirm(output.safe(question), abort=True, err=True)
 
 
-def print_and_exit(ctx: click.Context, *lines: str) -> NoReturn:
-    """Print help or the like, and run no command; the signals that `imcore.cli.main` holds back end it."""
+def let_signals_end() -> None:
+    """Let those signals end the process that `imcore.cli.main` holds back."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+
+
+def print_and_exit(ctx: click.Context, *lines: str) -> NoReturn:
+    """Print help or the like, and run no command."""
+    let_signals_end()
     output.say(*lines)
     ctx.exit()
 
@@ -207,7 +214,7 @@ def _note(ctx: click.Context, param: click.Parameter, value: str | bool | None) 
         invocation.json = True
     elif value:
         invocation.local_time = True
-        if trouble := times.zone_trouble():
+        if trouble := zone_trouble():
             output.complain(trouble)
 
 

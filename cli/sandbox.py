@@ -3,9 +3,8 @@
 import os
 import sys
 import tempfile
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from imcore.embedded.server import EmbeddedServer
 from imcore.errors import ImError
 from imcore.process import Programs
 from imcore.settings import Settings
+from imcore.util.deadlines import attempts
 
 READY_S = 30
 _POLL_S = 0.002
@@ -27,10 +27,9 @@ OnLine = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """Servers that nobody else uses. `server` is the embedded one; None where a Redis URL was given."""
+    """Servers that nobody else uses."""
 
     settings: Settings
-    server: EmbeddedServer | None = None
 
     def chat(self) -> Chat:
         """Return a Chat with connections of its own."""
@@ -47,7 +46,7 @@ class Sandbox:
         """Start workers, which may not be ready yet in the `with`, and end them after it."""
         with Processes(self.environment(), "the worker", on_line) as workers:
             for name in names:
-                workers.launch(name, worker_command.command_of(name))
+                workers.start(name, worker_command.command_of(name), workers.environment)
             yield workers
 
 
@@ -61,9 +60,6 @@ class Processes(Programs):
         self._what = what
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
 
-    def launch(self, name: str, command: Sequence[str]) -> None:
-        self.start(name, command, self.environment)
-
     def watch(self) -> None:
         """Read what the processes wrote. Raise ImError if one has ended by itself."""
         self.relay(0)
@@ -72,12 +68,11 @@ class Processes(Programs):
 
     def wait(self, condition: Callable[[], bool], what: str, *, timeout_s: float = READY_S) -> None:
         """Wait until a condition holds. Raise ImError after `timeout_s`, or if a process ends meanwhile."""
-        give_up = time.monotonic() + timeout_s
-        while not condition():
+        for _ in attempts(timeout_s, longest_pause_s=_POLL_S):
+            if condition():
+                return
             self.watch()
-            if time.monotonic() > give_up:
-                raise ImError(f"after {timeout_s:g} s still not so: {what}{self._quoted('. The last lines: ')}")
-            time.sleep(_POLL_S)
+        raise ImError(f"after {timeout_s:g} s still not so: {what}{self._quoted('. The last lines: ')}")
 
     def _keep(self, name: str, line: str) -> None:
         self._last_lines.append(f"{name}: {line}")
@@ -99,5 +94,6 @@ def open_sandbox(prefix: str, redis_url: str | None = None) -> Iterator[Sandbox]
     """
     with tempfile.TemporaryDirectory(prefix=prefix) as folder, ExitStack() as things:
         settings = Settings.from_env({}, redis_url=redis_url, data_dir=str(Path(folder, "data")))
-        server = None if redis_url else things.enter_context(EmbeddedServer(settings.data_dir))
-        yield Sandbox(settings, server)
+        if not redis_url:
+            things.enter_context(EmbeddedServer(settings.data_dir))
+        yield Sandbox(settings)

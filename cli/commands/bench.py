@@ -13,7 +13,6 @@ from imcore.cli import output
 from imcore.cli.bench.harness.figures import LEAST_ROUNDS, Figure, Progress, RoundPlan, to_record
 from imcore.cli.bench.harness.report import Medians, bars, picture, tables
 from imcore.cli.options import Invocation, command
-from imcore.cli.progress import working
 from imcore.process import Stopped, StopSignals
 
 if TYPE_CHECKING:
@@ -21,17 +20,19 @@ if TYPE_CHECKING:
 
     Scenario = Callable[[BenchServers, RoundPlan, Progress], list[Figure]]
 
-# The module of `imcore.cli.bench.scenarios` for each benchmark, where its function is named `run_` and its name.
-BENCHES = {"storm": "storm", "send": "operations", "ack": "operations", "tally": "operations"}
-BENCHES |= {"persist": "persist", "memory": "memory", "blocking": "blocking"}
+# The module of `imcore.cli.bench.scenarios` for each scenario, where its function is named `run_` and its name.
+SCENARIOS = {"storm": "storm", "latency": "storm", "send": "operations", "ack": "operations", "tally": "operations"}
+SCENARIOS |= {"persist": "persist", "memory": "memory", "blocking": "blocking"}
 LATENCY = "latency"
+"""A part of the storm: `im bench storm --latency`."""
 ALL = "all"
+NAMES = [*(name for name in SCENARIOS if name != LATENCY), ALL]
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @command("bench", example="im bench storm --quick\nim bench all --out today.json\nim bench send --compare today.json")
-@click.argument("name", type=click.Choice([*BENCHES, ALL]), metavar="NAME")
+@click.argument("name", type=click.Choice(NAMES), metavar="NAME")
 @click.option("--latency", is_flag=True, help="storm: one message at a time, beside a bare PUBLISH.")
 @click.option("--quick", is_flag=True, help="Measure less of everything, in half a minute: rough figures.")
 @click.option("--rounds", type=click.IntRange(min=LEAST_ROUNDS), default=LEAST_ROUNDS, help="How many rounds.")
@@ -61,12 +62,12 @@ def bench(run: Invocation, /, name: str, latency: bool, quick: bool, rounds: int
     plan = RoundPlan(rounds, quick)
     gc.freeze()  # as a gateway should: or each collection looks through all that the program has imported
     try:
-        with StopSignals(), open_servers(run.settings()) as servers, working() as progress:
-            about = saved.machine(servers)
+        with StopSignals(), output.working() as progress:
             figures: list[Figure] = []
             for scenario in scenarios:
-                servers.clear()
-                figures += scenario(servers, plan, progress)
+                with open_servers(run.settings()) as servers:
+                    about = saved.machine(servers)
+                    figures += scenario(servers, plan, progress)
                 if out:
                     saved.save(out, about, plan, figures)  # each time: an error later on cannot spoil it
     except Stopped:
@@ -84,11 +85,9 @@ def _scenarios(name: str, *, latency: bool) -> list["Scenario"]:
     """Return the functions to run. Raise click.UsageError for a latency of anything but the storm."""
     if latency and name not in {"storm", ALL}:
         raise click.UsageError("--latency is for storm only")
-    names = [LATENCY if latency else name]
-    if name == ALL:
-        names = ["storm", LATENCY, *(each for each in BENCHES if each != "storm")]
-    modules = [importlib.import_module(f"imcore.cli.bench.scenarios.{BENCHES.get(name, 'storm')}") for name in names]
-    return [getattr(module, f"run_{name}") for module, name in zip(modules, names, strict=True)]
+    names = list(SCENARIOS) if name == ALL else [LATENCY if latency else name]
+    package = "imcore.cli.bench.scenarios"
+    return [getattr(importlib.import_module(f"{package}.{SCENARIOS[each]}"), f"run_{each}") for each in names]
 
 
 def _show(run: Invocation, figures: Sequence[Figure], before: Medians | None, caption: str) -> None:

@@ -5,36 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imcore.cli import output
+from imcore.cli import local, output, records
 from imcore.cli.catalogue import COMMANDS
-from imcore.cli.local import (
-    complain_of_refused,
-    device_if_any,
-    device_of,
-    keep_sent,
-    local_database,
-    no_local_option,
-    sending_device,
-    show_stored,
-)
 from imcore.cli.names import name, peer_in, to_gid
 from imcore.cli.options import CommandGroup, Invocation, command, confirm, standard_input, yes_option
-from imcore.cli.records import (
-    ACK_COLUMNS,
-    GROUP_COLUMNS,
-    LOG_COLUMNS,
-    MEMBER_COLUMNS,
-    MESSAGE_COLUMNS,
-    READER_COLUMNS,
-    TALLY_COLUMNS,
-    UNREAD_COLUMNS,
-    reader_records,
-    record_of,
-    records_for,
-    status_record,
-    tally_record,
-    with_peers,
-)
 from imcore.errors import InvalidInput, TryAgain
 from imcore.model.values import Group, Message
 
@@ -56,7 +30,7 @@ def _sending_options(function: "Callable[..., None]") -> "Callable[..., None]":
             is_flag=True,
             help="If the server is away, let it wait in the outbox: the next session, pull or send sends it.",
         ),
-        no_local_option,
+        local.no_local_option,
     )
     for option in reversed(options):  # as decorators are applied
         function = option(function)
@@ -89,7 +63,7 @@ def dm(run: Invocation, /, uid: str, text: str, **options: Any) -> None:
 @click.argument("gid", required=False)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N messages of each group.")
 @click.option("--ack", "with_ack", is_flag=True, help="Confirm what was printed, once it was.")
-@no_local_option
+@local.no_local_option
 def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack: bool, no_local: bool) -> None:
     """The member's own messages are included, so that there are no holes. Without GID: of all their groups, by gid.
     As at a login, the user's local database is brought up to date: messages, receipts, and its outbox is sent. A user
@@ -100,15 +74,15 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
         if with_ack:
             chat.system.client.require_writes()
         is_member = bool(chat.groups_of(uid))
-        open_device = device_of if is_member else device_if_any  # the name of a stranger may be mistyped
+        open_device = local.device_of if is_member else local.device_if_any  # the name of a stranger may be mistyped
         device = None if no_local else stack.enter_context(open_device(run, chat, uid))
         messages = chat.pull(uid, gid, limit=limit)
         if device:
             device.keep(messages)
-            complain_of_refused(device.sync())
+            local.complain_of_refused(device.sync())
         if gid is None and not is_member:
             chat.known_user(uid)  # their first message may have waited until now
-        run.show(records_for(chat, uid, messages), MESSAGE_COLUMNS)
+        run.show(records.records_for(chat, uid, messages), records.MESSAGE_COLUMNS)
         output.flush()
         if with_ack:
             _ack_newest(chat, uid, messages)
@@ -121,7 +95,7 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
 def ack(run: Invocation, uid: str, gid: str, msgid: str | None) -> None:
     """Without MSGID: up to the newest. An older message than confirmed before changes nothing."""
     with run.chat() as chat:
-        run.show(records_for(chat, uid, [chat.ack(uid, to_gid(gid, uid), msgid)]), ACK_COLUMNS)
+        run.show(records.records_for(chat, uid, [chat.ack(uid, to_gid(gid, uid), msgid)]), records.ACK_COLUMNS)
 
 
 @command("unread", example="im unread bob")
@@ -130,7 +104,7 @@ def unread(run: Invocation, uid: str) -> None:
     """Groups where all is read are shown too, with 0. Own messages do not count."""
     with run.chat() as chat:
         counts = chat.unread(chat.known_user(uid))
-        run.show(records_for(chat, uid, counts), UNREAD_COLUMNS)
+        run.show(records.records_for(chat, uid, counts), records.UNREAD_COLUMNS)
 
 
 @command("status", example="im status team --limit 5\nim status team 1767225600000-0")
@@ -148,13 +122,13 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
     with run.chat() as chat:
         if msgid is None:
             tallies = chat.status(gid, limit=20 if limit is None else limit)
-            run.show(map(tally_record, tallies), TALLY_COLUMNS)
+            run.show(map(records.tally_record, tallies), records.TALLY_COLUMNS)
             return
         message_status = chat.message_status(gid, msgid)
-    run.show([status_record(message_status)], TALLY_COLUMNS)
+    run.show([records.status_record(message_status)], records.TALLY_COLUMNS)
     if not run.json:
         output.say("")
-        run.show(reader_records(message_status), READER_COLUMNS)
+        run.show(records.reader_records(message_status), records.READER_COLUMNS)
 
 
 @command("recall", example="im recall team 1767225600000-0 --by ann --yes")
@@ -162,7 +136,7 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
 @click.argument("msgid")
 @click.option("--by", "by_uid", metavar="UID", required=True, help="Who withdraws it: its sender.")
 @click.option("--admin", is_flag=True, help="UID may withdraw what others have sent, and need not be a member.")
-@no_local_option
+@local.no_local_option
 @yes_option
 def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, no_local: bool, yes: bool) -> None:
     """Its place stays, with who has read it, and no `im unread` counts it. A tombstone goes to every member, and is
@@ -171,11 +145,11 @@ def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, n
     confirm(f"Recall message {msgid} of {name(gid)}? What it says is gone for good.", yes=yes)
     with run.chat() as chat:
         keeps = not (no_local or admin)
-        with sending_device(run, chat, by_uid) if keeps else nullcontext() as device:
+        with local.sending_device(run, chat, by_uid) if keeps else nullcontext() as device:
             message = chat.recall(to_gid(gid, by_uid), msgid, by=by_uid, admin=admin)
             if keeps:
-                keep_sent(run, chat, device, message)
-        show_stored(run, chat, by_uid, message)
+                local.keep_sent(run, chat, device, message)
+        local.show_stored(run, chat, by_uid, message)
 
 
 def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid: str | None) -> None:
@@ -188,7 +162,7 @@ def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid:
                 raise click.UsageError("--queue chooses the client_msgid itself and needs the local database")
             _queue(run, chat, uid, content, gid, to_uid)
             return
-        with sending_device(run, chat, uid, content) if keeps else nullcontext() as device:
+        with local.sending_device(run, chat, uid, content) if keeps else nullcontext() as device:
             if device:
                 _send_waiting(device)
             if to_uid is None:
@@ -196,8 +170,8 @@ def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid:
             else:
                 message = chat.send_direct(to_uid, content, sender_uid=uid, client_msgid=client_msgid)
             if keeps:
-                keep_sent(run, chat, device, message)
-        show_stored(run, chat, uid, message)
+                local.keep_sent(run, chat, device, message)
+        local.show_stored(run, chat, uid, message)
 
 
 def _ack_newest(chat: "Chat", uid: str, messages: "Sequence[Message]") -> None:
@@ -208,7 +182,7 @@ def _ack_newest(chat: "Chat", uid: str, messages: "Sequence[Message]") -> None:
 def _send_waiting(device: "Device") -> None:
     """Send the outbox. Raise TryAgain if a message there has to wait: no later one may overtake it."""
     flushed = device.flush()
-    complain_of_refused(flushed)
+    local.complain_of_refused(flushed)
     if flushed.stopped_by:
         raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
 
@@ -216,19 +190,19 @@ def _send_waiting(device: "Device") -> None:
 def _queue(run: Invocation, chat: "Chat", uid: str, content: str, gid: str, to_uid: str | None) -> None:
     from imcore.device.device import Device  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
-    with local_database(run, uid) as local:
-        device = Device(chat, uid, local)
+    with local.local_database(run, uid) as database:
+        device = Device(chat, uid, database)
         with suppress(TryAgain):
             device.check_dataset()
         outgoing = device.queue(content, gid=gid, to_uid=to_uid)
         flushed = device.flush()
-        complain_of_refused(flushed, besides=outgoing)
+        local.complain_of_refused(flushed, besides=outgoing)
         sent = {message.client_msgid: message for message in flushed.sent}
         if outgoing.client_msgid in sent:
-            show_stored(run, chat, uid, sent[outgoing.client_msgid])
+            local.show_stored(run, chat, uid, sent[outgoing.client_msgid])
         else:
-            with_peer = with_peers(uid, lambda _: filter(None, [to_uid]))
-            run.show([with_peer(record_of(device.unsent_line(outgoing)))], LOG_COLUMNS)
+            with_peer = records.with_peers(uid, lambda _: filter(None, [to_uid]))
+            run.show([with_peer(records.record_of(device.unsent_line(outgoing)))], records.LOG_COLUMNS)
 
 
 def _content(text: str, max_bytes: int) -> str:
@@ -279,7 +253,7 @@ def remove(run: Invocation, gid: str, uids: tuple[str, ...], yes: bool) -> None:
 def list_(run: Invocation) -> None:
     """List all groups, by gid."""
     with run.chat() as chat:
-        run.show(map(record_of, chat.groups()), GROUP_COLUMNS)
+        run.show(map(records.record_of, chat.groups()), records.GROUP_COLUMNS)
 
 
 @command("show", of=group, example="im group show team")
@@ -287,7 +261,7 @@ def list_(run: Invocation) -> None:
 def show(run: Invocation, gid: str) -> None:
     """Show the members of a group, by uid: their offset, what they have not read, and who is online."""
     with run.chat() as chat:
-        run.show(map(record_of, chat.members(gid)), MEMBER_COLUMNS)
+        run.show(map(records.record_of, chat.members(gid)), records.MEMBER_COLUMNS)
 
 
 def _show_count(run: Invocation, changed: Group) -> None:

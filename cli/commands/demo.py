@@ -3,7 +3,6 @@
 import time
 
 from imcore.cli import output
-from imcore.cli.demo.claims import Claims
 from imcore.cli.options import Invocation, command
 from imcore.errors import ImError
 from imcore.process import Stopped
@@ -11,15 +10,15 @@ from imcore.process import Stopped
 
 @command("demo", example="im demo")
 def demo(run: Invocation) -> None:
-    """A group of 200, 40 of them online; 100 messages, acked in batches; one who leaves and one who comes. Then live
-    sessions, one of them killed, receipts, a one-to-one chat, and a sender who was offline. The server, the database,
+    """A group of 200, 40 of them online; 100 messages, acked in batches; one who leaves and one who comes; live
+    sessions, one of them killed; receipts, a one-to-one chat, and a sender who was offline. The server, the database,
     the workers and the sessions are real, in a temporary directory; your own data is not touched. Every claim that is
     printed is checked; the exit code is 0 only if all of them hold. With --json each is an object.
     """
     from imcore.cli.demo import story  # noqa: PLC0415 (the help need not wait for the drivers)
 
     began = time.monotonic()
-    claims = Claims(as_json=run.json)
+    claims = story.Claims(as_json=run.json)
     log: list[str] = []
     try:
         story.play(claims, log)

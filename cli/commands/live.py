@@ -8,19 +8,9 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from imcore.cli import output
-from imcore.cli.local import complain_of_refused, device_if_any, device_of, local_database, no_local_option
+from imcore.cli import local, output, records
 from imcore.cli.names import to_gid
 from imcore.cli.options import Invocation, NumberRange, command
-from imcore.cli.records import (
-    LOG_COLUMNS,
-    MESSAGE_COLUMNS,
-    RECEIPT_COLUMNS,
-    peers_at,
-    record_of,
-    records_for,
-    with_peers,
-)
 from imcore.model.limits import check_name
 from imcore.model.values import Message, Receipt
 from imcore.process import Stopped, StopSignals
@@ -48,7 +38,7 @@ if TYPE_CHECKING:
     default="push",
     help="Learn who has read as it happens, or with each heartbeat. [push]",
 )
-@no_local_option
+@local.no_local_option
 def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options: "Unpack[SessionOptions]") -> None:
     """It is online, shows what was not acked and then what comes, own messages included, and the receipts of own
     messages. What is acked has been shown. Everything is kept in the user's local database (see `im log`), and what
@@ -64,22 +54,22 @@ def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options
             closing(_events(run, chat, uid, lambda: signals.stopping, no_local, options)) as events,
         ):
             signals.defer()
-            with_peer = peers_at(chat, uid)
+            with_peer = records.peers_at(chat, uid)
             for event in events:
                 kind = "message" if isinstance(event, Message) else "receipt"
-                record = {"event": kind, **with_peer(record_of(event))}
+                record = {"event": kind, **with_peer(records.record_of(event))}
                 with signals.waiting():
                     _show(run, event, record)
     except Stopped:
         output.drop()  # its reader does not read
 
 
-def _show(run: Invocation, event: Message | Receipt, record: output.Record) -> None:
+def _show(run: Invocation, event: Message | Receipt, record: records.Record) -> None:
     if run.json:
         run.show([record], ())
     else:
         shown = run.readable(record)
-        line = "  ".join(str(shown[column]) for column in MESSAGE_COLUMNS if column in shown)
+        line = "  ".join(str(shown[column]) for column in records.MESSAGE_COLUMNS if column in shown)
         if isinstance(event, Receipt):
             line = f"{shown['gid']}  {event.msgid}  read {event.read}/{event.read + event.unread}"
         output.say(*output.fitted(sys.stdout, line))
@@ -90,10 +80,10 @@ def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":
     chat = run.chat()
     try:
         if not no_local and not chat.groups_of(uid):
-            with device_if_any(run, chat, uid) as device:  # their first message may wait in the outbox
+            with local.device_if_any(run, chat, uid) as device:  # their first message may wait in the outbox
                 flushed = device.sync() if device else None
             if flushed:
-                complain_of_refused(flushed)
+                local.complain_of_refused(flushed)
             if flushed and flushed.stopped_by:
                 raise flushed.stopped_by
         chat.known_user(uid)
@@ -111,14 +101,14 @@ def _events(
     if no_local:
         yield from watch(chat, uid, stopping, **options)
         return
-    with local_database(run, uid, exclusive=True) as local:
-        yield from Device(chat, uid, local).live(stopping, **options)
+    with local.local_database(run, uid, exclusive=True) as database:
+        yield from Device(chat, uid, database).live(stopping, **options)
 
 
 @command("receipts", example="im receipts ann\nim receipts ann --ack")
 @click.argument("uid")
 @click.option("--ack", "with_ack", is_flag=True, help="Confirm what was printed, once it was.")
-@no_local_option
+@local.no_local_option
 def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
     """A confirmed one (--ack) comes again when more people have read it; the user's local database keeps it. The
     worker `receipts` must have run. A user who has left all groups still gets the receipts of their messages.
@@ -130,8 +120,8 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
         if not pending:
             chat.known_user(uid)  # a user who has left all groups may still have receipts
         keeps = with_ack and not no_local and pending
-        device = stack.enter_context(device_of(run, chat, uid)) if keeps else None
-        run.show(records_for(chat, uid, pending), RECEIPT_COLUMNS)
+        device = stack.enter_context(local.device_of(run, chat, uid)) if keeps else None
+        run.show(records.records_for(chat, uid, pending), records.RECEIPT_COLUMNS)
         output.flush()
         if device:
             device.keep(pending)
@@ -147,11 +137,11 @@ def log(run: Invocation, uid: str, gid: str | None) -> None:
     `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
     """
     gid = gid if gid is None else check_name(to_gid(gid, uid), "gid")
-    with local_database(run, uid, read_only=True) as local:
-        known = local.peers()
-        with_peer = with_peers(uid, lambda gid: filter(None, [known.get(gid)]))
-        lines = local.log(gid)
+    with local.local_database(run, uid, read_only=True) as database:
+        known = database.peers()
+        with_peer = records.with_peers(uid, lambda gid: filter(None, [known.get(gid)]))
+        lines = database.log(gid)
         first = list(islice(lines, 1))
         if gid and not first:
             output.remark(f"nothing of {gid!r} is here")
-        run.show(map(with_peer, map(record_of, chain(first, lines))), LOG_COLUMNS)
+        run.show(map(with_peer, map(records.record_of, chain(first, lines))), records.LOG_COLUMNS)

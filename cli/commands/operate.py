@@ -13,14 +13,12 @@ from imcore.admin.acl import ROLES
 from imcore.cli import names, output
 from imcore.cli.catalogue import COMMANDS
 from imcore.cli.options import CommandGroup, Invocation, NumberRange, command, confirm, yes_option
-from imcore.cli.progress import progress
+from imcore.cli.records import NAMES, Record
 from imcore.errors import ImError, RedisUnavailable
-from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT, Settings
+from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT
 
 if TYPE_CHECKING:
     from imcore.repair.check import ReportedDifference
-    from imcore.streams.client import RedisClient
-    from imcore.streams.dead_letters import DeadLetter
 
 _STATS_COLUMNS = ("groups", "members", "messages", "online", "journal", "dead_letters")
 _WORKER_COLUMNS = ("worker", "backlog", "pending", "lag_ms")
@@ -47,10 +45,10 @@ def stats(run: Invocation, online: bool) -> None:
     """
     from imcore.admin import stats as admin  # noqa: PLC0415 (the help need not wait for the drivers)
 
-    with run.chat() as chat:
-        record = asdict(admin.stats(chat.system))
+    with closing(run.connect()) as system:
+        record = asdict(admin.stats(system))
         if online:
-            record["online_uids"] = list(admin.online_uids(chat.system))
+            record["online_uids"] = list(admin.online_uids(system))
     run.show([record], _STATS_COLUMNS)
     if not run.json:
         _show_rest(run, record)
@@ -95,13 +93,13 @@ def check(run: Invocation, repair: bool) -> None:
     from imcore.repair.check import check as differences_of  # noqa: PLC0415
 
     counts: Counter[str] = Counter()
-    with run.chat() as chat, progress("groups") as shown:
-        differences = differences_of(chat.system, repair=repair, on_progress=lambda seen: shown(seen.groups, seen.of))
+    with closing(run.connect()) as system, output.progress("groups") as shown:
+        differences = differences_of(system, repair=repair, on_progress=lambda seen: shown(seen.groups, seen.of))
         columns = (*_DIFFERENCE_COLUMNS, *["repaired"] * repair)
         records = ({key: getattr(each, key) for key in columns} for each in _counted(differences, counts))
         run.show(output.handed_over(records) if repair else records, columns)
         if warning := server_settings.warning_of(
-            server_settings.all_servers(chat.system.client, chat.system.settings, output.remark)
+            server_settings.all_servers(system.client, system.settings, output.remark)
         ):
             output.complain(warning)
     if counts.total():
@@ -151,12 +149,12 @@ def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) ->
     from imcore.admin import append_only, retention  # noqa: PLC0415 (the help need not wait for the drivers)
 
     keep_ms = None if keep_days is None else round(keep_days * 24 * 60 * 60 * 1000)
-    with run.chat() as chat:
-        summary = retention.trim(chat.system, keep_messages=keep_messages, keep_ms=keep_ms)
-        why_not = None if summary.journal_entries else retention.held_up(chat.system)
-        with progress("servers") as shown:
-            rewritten = append_only.forget_withdrawn(chat.system, always=True, on_progress=shown)
-        recalled = append_only.count_kept(chat.system)
+    with closing(run.connect()) as system:
+        summary = retention.trim(system, keep_messages=keep_messages, keep_ms=keep_ms)
+        why_not = None if summary.journal_entries else retention.held_up(system)
+        with output.progress("servers") as shown:
+            rewritten = append_only.forget_withdrawn(system, always=True, on_progress=shown)
+        recalled = append_only.count_kept(system)
     run.show([asdict(summary) | {"rewritten": rewritten}], _TRIM_COLUMNS)
     if why_not:
         output.complain(why_not)
@@ -176,17 +174,17 @@ def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
     """
     from imcore.repair import rebuild as admin  # noqa: PLC0415 (the help need not wait for the drivers)
 
-    with run.chat() as chat:
-        before = admin.look_before(chat.system)
+    with closing(run.connect()) as system:
+        before = admin.look_before(system)
         confirm(
-            f"Rebuild Redis at {chat.system.client.address}, which holds {before.redis_groups} groups, from the "
-            f"{before.sql_groups} groups of {chat.system.database.address}?",
+            f"Rebuild Redis at {system.client.address}, which holds {before.redis_groups} groups, from the "
+            f"{before.sql_groups} groups of {system.database.address}?",
             yes=yes,
         )
-        with progress("groups") as shown:
+        with output.progress("groups") as shown:
             shown(0, before.sql_groups)
             summary = admin.rebuild(
-                chat.system,
+                system,
                 yes=True,
                 adopt=adopt,
                 on_progress=lambda done: shown(done.groups + done.merged + done.done_before, before.sql_groups),
@@ -219,32 +217,26 @@ def upgrade(run: Invocation) -> None:
     The functions in Redis are loaded, or replaced by those of this version. Where Redis cannot be reached that is left
     to the workers, who do it when they start.
     """
-    from imcore.sql.database import Database  # noqa: PLC0415 (the help need not wait for the drivers)
-    from imcore.streams.client import RedisClient  # noqa: PLC0415
-
-    settings = run.settings()
-    redis = _at_redis(settings, RedisClient.require_writes)  # first: without the right to write there, change nothing
-    with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
-        database.upgrade()
-    upgraded = {
-        "database": database.address,
-        "redis": redis and _at_redis(settings, RedisClient.upgrade),
-        "status": "up to date",
-    }
+    with closing(run.connect()) as system:
+        # First: without the right to write there, change nothing.
+        is_there = _done_at_redis(system.client.require_writes)
+        system.database.upgrade()
+        upgraded = {
+            "database": system.database.address,
+            "redis": system.client.address if is_there and _done_at_redis(system.client.upgrade) else None,
+            "status": "up to date",
+        }
     run.show([upgraded], tuple(upgraded))
 
 
-def _at_redis(settings: Settings, action: "Callable[[RedisClient], None]") -> str | None:
-    """Do an action at Redis; return its address. None, with a line on stderr, if it cannot be reached."""
-    from imcore.streams.client import RedisClient  # noqa: PLC0415
-
+def _done_at_redis(action: Callable[[], None]) -> bool:
+    """Do an action at Redis. Return False, with a line on stderr, if it cannot be reached."""
     try:
-        with closing(RedisClient.connect(settings)) as client:
-            action(client)
-            return client.address
+        action()
     except RedisUnavailable as error:
         output.complain(f"the functions in Redis are as they were: {error}")
-        return None
+        return False
+    return True
 
 
 dead = CommandGroup("dead", help=COMMANDS["dead"][1], example="im dead list\nim dead requeue 3:1767225600000-0")
@@ -255,8 +247,8 @@ def list_(run: Invocation) -> None:
     """List all dead letters."""
     from imcore.streams import dead_letters  # noqa: PLC0415 (the help need not wait for the drivers)
 
-    with run.chat() as chat:
-        run.show(map(_dead_record, dead_letters.list_dead(chat.system.client)), _DEAD_COLUMNS)
+    with closing(run.connect()) as system:
+        run.show(map(asdict, dead_letters.list_dead(system.client)), _DEAD_COLUMNS)
 
 
 @command("show", of=dead, example="im dead show 3:1767225600000-0")
@@ -265,9 +257,9 @@ def show(run: Invocation, dead_id: str) -> None:
     """Show one dead letter, with what the entry said."""
     from imcore.streams import dead_letters  # noqa: PLC0415
 
-    with run.chat() as chat:
-        letter = dead_letters.show(chat.system.client, dead_id)
-    run.show([_dead_record(letter)], _DEAD_COLUMNS)
+    with closing(run.connect()) as system:
+        letter = dead_letters.show(system.client, dead_id)
+    run.show([asdict(letter)], _DEAD_COLUMNS)
     if not run.json:
         output.say("")
         run.show(
@@ -282,8 +274,8 @@ def requeue(run: Invocation, dead_ids: tuple[str, ...]) -> None:
     """Put dead letters back into the journal, each for the kind of worker that failed."""
     from imcore.streams import dead_letters  # noqa: PLC0415
 
-    with run.chat() as chat:
-        _each(run, dead_ids, lambda dead_id: dead_letters.requeue(chat.system.client, dead_id), "requeued")
+    with closing(run.connect()) as system:
+        _each(run, dead_ids, lambda dead_id: dead_letters.requeue(system.client, dead_id), "requeued")
 
 
 @command("drop", of=dead, example="im dead drop 3:1767225600000-0 --yes")
@@ -294,8 +286,8 @@ def drop(run: Invocation, dead_ids: tuple[str, ...], yes: bool) -> None:
     from imcore.streams import dead_letters  # noqa: PLC0415
 
     confirm(f"Drop {', '.join(dead_ids)}? What they tell of is never handled.", yes=yes)
-    with run.chat() as chat:
-        _each(run, dead_ids, lambda dead_id: dead_letters.drop(chat.system.client, dead_id), "dropped")
+    with closing(run.connect()) as system:
+        _each(run, dead_ids, lambda dead_id: dead_letters.drop(system.client, dead_id), "dropped")
 
 
 def _each(run: Invocation, dead_ids: Sequence[str], action: Callable[[str], None], name: str) -> None:
@@ -303,7 +295,7 @@ def _each(run: Invocation, dead_ids: Sequence[str], action: Callable[[str], None
     done: list[str] = []
     failures: list[BaseException] = []
 
-    def records() -> Iterator[output.Record]:
+    def records() -> Iterator[Record]:
         for dead_id in dead_ids:
             try:
                 action(dead_id)
@@ -325,11 +317,6 @@ def _each(run: Invocation, dead_ids: Sequence[str], action: Callable[[str], None
 
 def _readable(field: str, value: str) -> str:
     """Return the value of a field as people read it: a name, a text, or several names in one value."""
-    if field in names.NAMES:
+    if field in NAMES:
         return names.name(value)
     return value if field == "content" else names.marked(value)
-
-
-def _dead_record(letter: "DeadLetter") -> output.Record:
-    keys = ("id", "worker", "reason", "entry", "deliveries", "time")
-    return {key: getattr(letter, key) for key in keys} | {"fields": dict(letter.fields)}

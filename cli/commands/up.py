@@ -8,6 +8,7 @@ from functools import partial
 from imcore.cli import output, worker_command
 from imcore.cli.names import in_sentence
 from imcore.cli.options import Invocation, command
+from imcore.cli.records import Record
 from imcore.embedded.health import HealthCheck
 from imcore.embedded.server import EmbeddedServer
 from imcore.errors import EmbeddedServerError, ImError
@@ -52,18 +53,16 @@ def up(run: Invocation) -> None:
 
 def _prepare(run: Invocation, settings: Settings) -> None:
     from imcore.admin import server_settings  # noqa: PLC0415 (the help need not wait for the drivers)
-    from imcore.sql.database import Database  # noqa: PLC0415
 
-    with run.chat() as chat:
-        redis = chat.system.client.address
-        servers = server_settings.chat_servers(chat.system.client)
+    with closing(run.connect()) as system:
+        redis = system.client.address
+        servers = server_settings.chat_servers(system.client)
         server_settings.refuse_eviction(servers, settings)
         if warning := server_settings.warning_of(servers):
             output.complain(warning)
-        chat.system.client.upgrade()
-    with Database.connect(settings.database_url, data_dir=settings.data_dir) as database:
-        database.upgrade()
-        sql = database.address
+        system.client.upgrade()
+        system.database.upgrade()
+        sql = system.database.address
     _say(
         run,
         {"event": "started", "redis": redis, "database": sql, "workers": worker_command.NAMES},
@@ -98,7 +97,7 @@ def _pass_on(run: Invocation, name: str, line: str) -> None:
     _say(run, None, *output.fitted(sys.stdout, shown, hang=width + len(" | ")))
 
 
-def _say(run: Invocation, record: output.Record | None, *lines: str) -> None:
+def _say(run: Invocation, record: Record | None, *lines: str) -> None:
     """Write lines for a person, best-effort; with --json the record to stdout, and the lines to stderr."""
     if not run.json:
         output.report(*output.fitted(sys.stdout, *lines))

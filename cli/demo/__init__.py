@@ -1,1 +1,1 @@
-"""The parts of `im demo`: a story, the account that an oracle keeps of it, and the claims that are checked."""
+"""The parts of `im demo`: a group and its sessions, a story of them, and the claims that are checked."""

@@ -1,24 +1,25 @@
-"""A group of the demo: online members on one gateway, sessions that are processes, and the oracle."""
+"""The group of the demo: online members on one gateway, and sessions that are processes."""
 
 import json
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
 from imcore.chat import Chat
-from imcore.cli.demo.oracle import Oracle
-from imcore.cli.sandbox import Processes, Sandbox, im_command
+from imcore.cli.sandbox import READY_S, Processes, Sandbox, im_command
+from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import ImError
 from imcore.gateway.fanout import NewMessage
 from imcore.gateway.gateway import Gateway
+from imcore.util.deadlines import attempts
 
-MEMBERS = tuple(f"user-{number:03}" for number in range(1, 201))
-ONLINE = MEMBERS[:40]
-PATIENCE_S = 10
+GID = "demo"
+PROCESSES = ("ann", "bob", "cy")
+ABSENT = "dora"
+MEMBERS = (*PROCESSES, ABSENT, *(f"user-{number:03}" for number in range(1, 197)))
+ONLINE = MEMBERS[4:44]
 _ACK_INTERVAL_S = 0.2
-_LONGEST_COMMAND_S = 20
 
 Record = dict[str, Any]
 
@@ -35,7 +36,8 @@ class ListenProcesses(Processes):
     def listen(self, uid: str) -> None:
         """Begin a user's session."""
         self._events.setdefault(uid, []).append([])
-        self.launch(uid, im_command("listen", uid, "--json", "--ack-interval", str(_ACK_INTERVAL_S)))
+        command = im_command("listen", uid, "--json", "--ack-interval", str(_ACK_INTERVAL_S))
+        self.start(uid, command, self.environment)
 
     def messages(self, uid: str, gid: str) -> list[list[Record]]:
         """Return the printed messages of a group: a list for each session of the user, in their order."""
@@ -48,18 +50,9 @@ class ListenProcesses(Processes):
 
     def run(self, *arguments: str) -> None:
         """Run one short command of `im`. Raise ImError if it fails."""
-        done = subprocess.run(
-            im_command(*arguments),
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_LONGEST_COMMAND_S,
-            check=False,
-        )
+        done = subprocess.run(im_command(*arguments), env=self.environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            why = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise ImError(f"`im {' '.join(arguments)}` failed: {why}")
+            raise ImError(f"`im {' '.join(arguments)}` failed ({done.returncode}): {done.stderr.strip()}")
 
     def _of(self, uid: str, gid: str) -> list[list[Record]]:
         return [[event for event in events if event["gid"] == gid] for events in self._events[uid]]
@@ -72,63 +65,73 @@ class ListenProcesses(Processes):
 
 
 class Stage:
-    """One group, its oracle, and the messages that its sessions received.
+    """The group, what was sent to it, and the messages that its sessions received.
 
     The first message must be sent by somebody offline, and all members must receive it: a session does not receive its
     user's own messages from before its subscription, and they count as read.
     """
 
-    def __init__(
-        self, chat: Chat, gateway: Gateway, sessions: ListenProcesses, gid: str, members: Sequence[str]
-    ) -> None:
-        """Make the group, with sessions on the gateway for all of ONLINE."""
+    def __init__(self, chat: Chat, gateway: Gateway, sessions: ListenProcesses) -> None:
+        """Make the group, with sessions on the gateway for all of ONLINE, and a process for each of PROCESSES."""
         self.chat = chat
         self.sessions = sessions
-        self.gid = gid
-        self.oracle = Oracle(members)
+        self.msgids: list[str] = []
         self.received: dict[str, list[str]] = {uid: [] for uid in ONLINE}
-        self.arrival_ms: list[float] = []
         self._gateway = gateway
-        self._sent_at = 0.0
-        chat.create_group(gid, members)
+        chat.create_group(GID, MEMBERS)
+        for uid in PROCESSES:
+            sessions.listen(uid)
         self._sessions = {uid: gateway.open(uid) for uid in ONLINE}
 
-    def send(self, content: str, sender: str, client_msgid: str | None = None) -> None:
-        self._sent_at = time.perf_counter()
-        self.oracle.sent(self.chat.send(self.gid, content, sender_uid=sender, client_msgid=client_msgid))
-
-    def send_and_wait(self, content: str, sender: str, client_msgid: str) -> None:
-        """Send, and wait until all online members have the message. Raise ImError if one does not receive it."""
-        self.send(content, sender, client_msgid)
-        newest = self.oracle.msgids[-1:]
-
-        def missing() -> list[str]:
-            return [uid for uid in self._sessions if self.received[uid][-1:] != newest]
-
-        if not self.wait(lambda: not missing()):
-            raise ImError(f"{content} has not reached {len(missing())} online members within {PATIENCE_S} s")
+    def send(self, content: str, sender: str) -> None:
+        """Send, and wait until the gateway's sessions have the message. Raise ImError if one does not receive it."""
+        self.msgids.append(self.chat.send(GID, content, sender_uid=sender).msgid)
+        newest = self.msgids[-1:]
+        if not self.wait(lambda: all(self.received[uid][-1:] == newest for uid in self._sessions)):
+            raise ImError(f"{content} has not reached all online members within {READY_S} s")
 
     def leave(self, uid: str) -> None:
-        """End a member's session, if there is one, and then the membership."""
-        if uid in self._sessions:
-            self._gateway.end(self._sessions.pop(uid))
-        self.chat.remove_members(self.gid, [uid])
-        self.oracle.left(uid)
+        """End a member's session, and then the membership."""
+        self._gateway.end(self._sessions.pop(uid))
+        self.chat.remove_members(GID, [uid])
 
     def wait(self, condition: Callable[[], bool]) -> bool:
-        """Poll until the condition holds; return whether it did within PATIENCE_S."""
-        give_up = time.monotonic() + PATIENCE_S
-        while not condition():
-            if time.monotonic() > give_up:
-                return False
+        """Poll until the condition holds; return whether it did within READY_S."""
+        for _ in attempts(READY_S, longest_pause_s=0):
+            if condition():
+                return True
             self.poll(0.01)
-        return True
+        return False
 
     def poll(self, timeout_s: float) -> None:
         """Read the lines of the processes, ask the gateway for events, and note the received messages."""
         self.sessions.watch()
         for event in self._gateway.poll(timeout_s):
-            if isinstance(event, NewMessage) and event.message.gid == self.gid:
-                self.arrival_ms.append((time.perf_counter() - self._sent_at) * 1000)
+            if isinstance(event, NewMessage) and event.message.gid == GID:
                 for session in event.sessions:
                     self.received[session.uid].append(event.message.msgid)
+
+    def printed(self, uid: str) -> list[list[str]]:
+        """Return the msgids that a user's processes have printed: a list for each process, in their order."""
+        return [[message["msgid"] for message in messages] for messages in self.sessions.messages(uid, GID)]
+
+    def logged(self, uid: str) -> Mapping[str | None, str | None]:
+        """Return the state of each message in a user's local database (`im log`); None for others' messages."""
+        path = path_of(self.chat.system.settings.data_dir, uid)
+        if not path.exists():
+            return {}
+        with LocalDatabase(path, uid, read_only=True) as local:
+            return {line.msgid: line.state for line in local.log(GID)}
+
+    def tallies(self, uid: str) -> dict[str, tuple[int, int]]:
+        """Return the live tallies of a user's messages: `im status`."""
+        tallies = self.chat.status(GID, limit=0)
+        return {t.message.msgid: (t.read, t.unread) for t in tallies if t.message.sender_uid == uid}
+
+    def log_holds(self, uid: str) -> bool:
+        """Wait until a local database has the tallies of `im status` for all own messages, and no others."""
+        states = {
+            msgid: "read by all" if not unread else f"read {read}/{read + unread}"
+            for msgid, (read, unread) in self.tallies(uid).items()
+        }
+        return self.wait(lambda: {msgid: state for msgid, state in self.logged(uid).items() if state} == states)

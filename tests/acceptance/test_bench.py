@@ -12,7 +12,7 @@ import psycopg
 import pytest
 import redis
 
-from imcore.cli.bench.baseline.naive_store import NaiveStore
+from imcore.cli.bench.baseline.naive_design import NaiveStore
 from imcore.cli.bench.harness.databases import PostgresSchemas
 from imcore.sql.database import Database
 from tests.helpers.deadline import wait_until

@@ -22,18 +22,18 @@ def connected_chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
     settings = Settings.from_env({}, data_dir=str(tmp_path))
     server = fakeredis.FakeServer()
 
-    def connect(_: Invocation | None = None) -> Chat:
-        return Chat(System(RedisClient(fakeredis.FakeRedis(server=server)), None, settings))
+    def connect(_: Invocation | None = None) -> System:
+        return System(RedisClient(fakeredis.FakeRedis(server=server)), None, settings)
 
-    monkeypatch.setattr(Invocation, "chat", connect)
-    with connect() as chat:
+    monkeypatch.setattr(Invocation, "connect", connect)
+    with Chat(connect()) as chat:
         chat.system.client.upgrade()
         yield chat
 
 
 def let_commands_use(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every command a Chat of its own on this system."""
-    monkeypatch.setattr(Invocation, "chat", lambda *_: Chat(system))
+    """Let every command use this system."""
+    monkeypatch.setattr(Invocation, "connect", lambda *_: system)
 
 
 def im(*args: str, stdin: str | bytes | None = None) -> Result:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imcore.chat import Chat
-from imcore.cli.bench.harness.counters import data_memory
+from imcore.cli.bench.harness.traffic import data_memory
 from imcore.streams.keys import SEPARATOR
 
 KINDS = frozenset(

@@ -17,7 +17,7 @@ import pytest
 
 from imcore import Chat
 from imcore.admin.retention import trim
-from imcore.cli.bench.harness.counters import data_memory
+from imcore.cli.bench.harness.traffic import data_memory
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.settings import Settings

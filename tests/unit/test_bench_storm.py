@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from imcore.cli.bench.baseline.naive_store import NaiveStore
+from imcore.cli.bench.baseline.naive_design import NaiveStore
 from imcore.cli.bench.harness.databases import SqliteFiles
 from imcore.cli.bench.harness.sessions import ONLINE, SessionCounts
 from imcore.gateway.fanout import NewMessage, ReceiptsChanged, Recipients, Session

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from imcore.cli.app import app
-from imcore.cli.catalogue import COMMANDS, SHARED_OPTIONS, command_in, help_text
+from imcore.cli.catalogue import COMMANDS, SHARED_OPTIONS, help_text
 from imcore.cli.options import Invocation, confirm
 from imcore.errors import ImError, RedisUnavailable
 from tests.helpers.cli import im
@@ -31,22 +31,6 @@ def all_commands() -> Iterator[tuple[str, click.Command]]:
 
 def names() -> list[str]:
     return [name for name, _ in all_commands()]
-
-
-@pytest.mark.parametrize(
-    ("words", "command"),
-    [
-        ("listen bob --json", "listen"),
-        ("--json --data-dir up worker receipts", "worker"),
-        ("--data-dir=up --redis-url send listen bob", "listen"),
-        ("send team listen --from ann", "send"),
-        ("--help", None),
-        ("--data-dir", None),
-        ("", None),
-    ],
-)
-def test_which_command_is_meant_is_known_before_anything_is_imported(words: str, command: str | None) -> None:
-    assert command_in(words.split()) == command
 
 
 def test_the_catalogue_has_the_short_help_of_the_commands() -> None:
@@ -174,13 +158,13 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     """Let `im ack` call each thing in the list."""
     todo: list[object] = []
 
-    def chat(self: Invocation) -> object:
+    def connect(self: Invocation) -> object:
         for each in todo:
             assert callable(each)
             each(self)
         raise ImError("end of the test")
 
-    monkeypatch.setattr(Invocation, "chat", chat)
+    monkeypatch.setattr(Invocation, "connect", connect)
     return todo  # type: ignore[return-value]
 
 

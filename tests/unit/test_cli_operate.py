@@ -12,14 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
 from imcore.admin.retention import TrimSummary
 from imcore.cli import output
 from imcore.cli.options import Invocation
-from imcore.cli.progress import progress
+from imcore.cli.output import progress
 from imcore.errors import ConfigurationError
 from imcore.importer.event import parse
 from imcore.importer.formats import Line, Unreadable
@@ -31,10 +31,8 @@ from tests.helpers.cli import im
 
 
 @pytest.fixture(autouse=True)
-def _no_chat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=SimpleNamespace(client=None, settings=None)))
-    )
+def _no_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Invocation, "connect", lambda _: Mock())
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
 
 
@@ -140,7 +138,7 @@ def test_import_reads_the_forms_that_people_have(
 def test_import_reports_a_wrong_form_once_before_it_asks_any_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes, form: str
 ) -> None:
-    monkeypatch.setattr(Invocation, "chat", lambda _: pytest.fail("it asks a server"))
+    monkeypatch.setattr(Invocation, "connect", lambda _: pytest.fail("it asks a server"))
     file = tmp_path / "chat.jsonl"
     file.write_bytes(data)
 
@@ -166,7 +164,7 @@ def test_import_shows_progress_in_bytes_of_the_file(
     seen: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[tuple[int, int | None]] = []
-    monkeypatch.setattr("imcore.cli.commands.import_.progress", lambda _: nullcontext(lambda *seen: shown.append(seen)))
+    monkeypatch.setattr("imcore.cli.output.progress", lambda _: nullcontext(lambda *seen: shown.append(seen)))
     monkeypatch.setattr(output, "complain", pytest.fail)
     file = tmp_path / "chat.jsonl.gz"
     chance = random.Random(1)
@@ -251,7 +249,8 @@ def test_check_with_repair_is_0_if_all_was_mended(differences: list[ReportedDiff
     assert result.stderr == f"im: differences between Redis and SQL: {2 + left}, 2 mended\n"
 
 
-def test_db_upgrade_makes_the_database(tmp_path: Path) -> None:
+def test_db_upgrade_makes_the_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()  # it connects to real stores
     result = im("db", "upgrade", "--data-dir", str(tmp_path), "--json")
 
     done = {"database": f"sqlite:///{tmp_path}/imcore.db", "redis": None, "status": "up to date"}
@@ -327,10 +326,8 @@ def test_rebuild_is_done_only_if_it_is_meant(monkeypatch: pytest.MonkeyPatch) ->
         on_progress(RebuildSummary(groups=1))
         return RebuildSummary(groups=2, messages=3)
 
-    system = SimpleNamespace(
-        client=SimpleNamespace(address="redis://here"), database=SimpleNamespace(address="sqlite:///db")
-    )
-    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=system)))
+    system = Mock(**{"client.address": "redis://here", "database.address": "sqlite:///db"})
+    monkeypatch.setattr(Invocation, "connect", lambda _: system)
     monkeypatch.setattr("imcore.repair.rebuild.look_before", lambda _: Before(7, 9, 8, "a", "a", False))
     monkeypatch.setattr("imcore.repair.rebuild.rebuild", rebuilt)
 

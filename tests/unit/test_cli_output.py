@@ -7,9 +7,9 @@ import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
-from types import SimpleNamespace
+from contextlib import ExitStack
 from typing import TextIO
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import example, given
@@ -19,6 +19,7 @@ from imcore.cli import output
 from imcore.cli.app import app
 from imcore.cli.options import Invocation
 from imcore.cli.output import safe, show, to_json
+from imcore.cli.records import Record
 from tests.helpers.outputs import FAILING, STANDING, Output, disk_full, nobody_reads
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
@@ -230,7 +231,7 @@ def test_no_record_is_fetched_after_one_that_could_not_be_written(
 ) -> None:
     done: list[int] = []
 
-    def records() -> Iterator[output.Record]:
+    def records() -> Iterator[Record]:
         for number in range(3):
             done.append(number)
             yield {"number": number}
@@ -266,9 +267,7 @@ def test_records_are_out_before_anything_more_is_said(
 def test_a_check_has_no_verdict_where_its_table_is_not_out(
     monkeypatch: pytest.MonkeyPatch, stdout_to: Callable[[int], TextIO], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=SimpleNamespace(client=None, settings=None)))
-    )
+    monkeypatch.setattr(Invocation, "connect", lambda _: Mock())
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
     monkeypatch.setattr("imcore.repair.check.check", lambda *_, **__: [])
     with disk_full() as descriptor:

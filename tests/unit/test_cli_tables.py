@@ -5,10 +5,9 @@ import io
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from datetime import timedelta, timezone
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import fakeredis
 import pytest
@@ -49,11 +48,11 @@ def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
     settings = Settings.from_env({}, data_dir=str(tmp_path))
     server = fakeredis.FakeServer()
 
-    def connect(_: Invocation | None = None) -> Chat:
-        return Chat(System(RedisClient(fakeredis.FakeRedis(server=server)), None, settings))
+    def connect(_: Invocation | None = None) -> System:
+        return System(RedisClient(fakeredis.FakeRedis(server=server)), None, settings)
 
-    monkeypatch.setattr(Invocation, "chat", connect)
-    with connect() as chat:
+    monkeypatch.setattr(Invocation, "connect", connect)
+    with Chat(connect()) as chat:
         chat.system.client.upgrade()
         chat.create_group("team", UIDS)
         chat.create_group("團體", ["ann", "bob"])
@@ -196,9 +195,8 @@ def test_a_terminal_shows_all_of_operators_commands(monkeypatch: pytest.MonkeyPa
         ReportedDifference("team", f"text of message {n} of {'u' * n!r}", "a " * n, "b" * n) for n in range(1, 60, 7)
     ]
     found.append(ReportedDifference("", "journal: no worker persist runs", "3 entries", "not stored"))
-    stores = {name: SimpleNamespace(address=name) for name in ("client", "database")}
-    chat = SimpleNamespace(system=SimpleNamespace(settings=None, **stores))
-    monkeypatch.setattr(Invocation, "chat", lambda _: nullcontext(chat))
+    system = Mock(**{"client.address": "client", "database.address": "database"})
+    monkeypatch.setattr(Invocation, "connect", lambda _: system)
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
     monkeypatch.setattr("imcore.repair.check.check", lambda *_, on_progress, **__: on_progress(Checked(0, 1)) or found)
     monkeypatch.setattr("imcore.admin.retention.trim", lambda *_, **__: TrimSummary(1, 20, 3))
@@ -214,9 +212,7 @@ def test_a_terminal_shows_all_of_operators_commands(monkeypatch: pytest.MonkeyPa
 
 def test_differences_about_no_group_have_a_line_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [ReportedDifference("", "journal: no worker persist runs", "3 entries " * 5, "not stored")]
-    monkeypatch.setattr(
-        Invocation, "chat", lambda _: nullcontext(SimpleNamespace(system=SimpleNamespace(client=None, settings=None)))
-    )
+    monkeypatch.setattr(Invocation, "connect", lambda _: Mock())
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
     monkeypatch.setattr("imcore.repair.check.check", lambda *_, **__: found)
 
@@ -264,7 +260,7 @@ def test_json_is_exact(chat: Chat) -> None:
 
 @pytest.mark.parametrize("where", ["--local-time status team", "status team --local-time"])
 def test_local_time_is_for_people_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    monkeypatch.setattr("imcore.cli.times._in_zone", lambda moment: moment.astimezone(_KOLKATA))
+    monkeypatch.setattr("imcore.cli.records._in_zone", lambda moment: moment.astimezone(_KOLKATA))
     words = where.split()
 
     assert "+05:30\t" in piped(*words)

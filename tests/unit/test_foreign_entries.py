@@ -8,7 +8,7 @@ import pytest
 from imcore import Chat, Gateway, Message, NewMessage, Receipt
 from imcore import msgid as msgids
 from imcore.admin.stats import online_uids
-from imcore.cli.times import iso
+from imcore.cli.records import iso
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase
 from imcore.errors import UnknownMessage

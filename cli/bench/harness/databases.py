@@ -158,17 +158,15 @@ def running_postgres(folder: Path) -> Iterator[str | None]:
     command = [*as_user, str(programs / "bin/postgres"), "-D", str(data), "-k", str(folder), *quiet]
     url = f"postgresql://postgres@/postgres?host={quote(str(folder), safe='')}"
     with Processes(dict(os.environ), "the database server") as processes:
-        processes.launch("postgres", command)
+        processes.start("postgres", command, os.environ)
         processes.wait(lambda: _answers(url), "PostgreSQL answers", timeout_s=_START_S)
         yield url
 
 
 def _answers(url: str) -> bool:
-    try:
-        psycopg.connect(url).close()
-    except psycopg.OperationalError:
-        return False
-    return True
+    with suppress(psycopg.OperationalError), psycopg.connect(url):
+        return True
+    return False
 
 
 def _copy(installed: Path, to: Path) -> Path:

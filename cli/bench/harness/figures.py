@@ -4,13 +4,12 @@ A shared machine is faster at one moment than at another. So a figure and its ya
 round in the opposite order. A ratio is taken within each round, and then the median.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
-from imcore.cli.output import Record
+from imcore.cli.records import Record
 
 COLUMNS = ("figure", "median", "spread", "unit", "yardstick", "ratio", "aim")
 LEAST_ROUNDS = 5
@@ -76,12 +75,6 @@ def interleave(
 
 def _by_figure(turns: Sequence[Measured]) -> dict[str, Rounds]:
     return {figure: Rounds(tuple(turn[figure] for turn in turns)) for figure in turns[0]}
-
-
-def percentile(samples: Sequence[float], share: float) -> float:
-    """Return the sample that `share` (0 to 1) of all do not exceed: nearest rank, so it is one that occurred."""
-    ordered = sorted(samples)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ from typing import Any
 
 from imcore.cli.bench.harness.figures import Figure, RoundPlan, to_record
 from imcore.cli.bench.harness.servers import BenchServers
-from imcore.cli.output import Record
-from imcore.cli.times import iso
+from imcore.cli.records import Record, iso
 from imcore.errors import ImError, InvalidInput
 
 FORMAT = 1

@@ -1,13 +1,12 @@
 """The servers of a benchmark: throw-away ones, or an empty Redis and an empty database that were named."""
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import redis
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisError
 
@@ -18,7 +17,7 @@ from imcore.cli.sandbox import Processes, Sandbox, open_sandbox
 from imcore.errors import ImError, RefusedError
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import keys, library
+from imcore.streams import keys
 from imcore.streams.calls import group_calls
 from imcore.streams.client import open_client
 from imcore.streams.redis_errors import address, driver_errors
@@ -31,8 +30,8 @@ _LONGEST_S = 300
 class BenchServers(Sandbox):
     """A sandbox to measure. `name` begins every gid and uid; `databases` make empty databases, the main kind first."""
 
-    name: str = ""
-    databases: Sequence[DatabaseMaker] = ()
+    name: str
+    databases: Sequence[DatabaseMaker]
 
     @property
     def maker(self) -> DatabaseMaker:
@@ -51,11 +50,6 @@ class BenchServers(Sandbox):
             client = chat.system.client
             database.bind(*client.call(group_calls.init(client.space.partitions, uuid.uuid4().hex)))
         return url
-
-    def clear(self) -> None:
-        """Remove the keys of a benchmark from Redis, so that the next one begins with an empty server."""
-        with driver_errors(address(self.settings.redis_url)), open_client(self.settings.redis_url) as client:
-            _unlink_all(client)
 
     @contextmanager
     def running(self, *names: str) -> "Iterator[RunningServers]":
@@ -86,7 +80,7 @@ class RunningServers:
 def open_servers(settings: Settings) -> Iterator[BenchServers]:
     """Start throw-away servers; a Redis and a database that the settings name are used instead, if they are empty.
 
-    Raise RefusedError where one holds data, for a cluster, and where it has functions of another imcore.
+    Raise RefusedError where one holds data, and for a cluster. Functions of another imcore are not replaced, either.
     """
     name = f"bench-{uuid.uuid4().hex[:8]}"
     with ExitStack() as things:
@@ -94,7 +88,7 @@ def open_servers(settings: Settings) -> Iterator[BenchServers]:
             things.enter_context(_named_redis(settings.redis_url))
         sandbox = things.enter_context(open_sandbox("im-bench-", None if settings.embedded else settings.redis_url))
         databases = _databases(things, settings, sandbox.settings.data_dir.parent, name)
-        servers = BenchServers(sandbox.settings, sandbox.server, name, databases)
+        servers = BenchServers(sandbox.settings, name, databases)
         with servers.chat() as chat:
             chat.system.client.require_functions(writes=True)  # some benchmarks begin with a query
         yield servers
@@ -109,12 +103,13 @@ def _named_redis(url: str) -> Iterator[None]:
             raise RefusedError(f"{where} is a cluster: benchmarks are for a single server")
         if client.info("keyspace"):
             raise _not_empty(where, "--redis-url")
-        had_library = _has_library(client, where)
+        had_library = bool(client.function_list(library=_LIBRARY))
     try:
         yield
     finally:
         with suppress(ImError, RedisError), open_client(url) as client:
-            _unlink_all(client)
+            for key in client.scan_iter(match="im:*", count=1000):
+                client.unlink(key)
             if not had_library:
                 client.function_delete(_LIBRARY)
 
@@ -124,26 +119,6 @@ def _not_empty(where: str, option: str) -> RefusedError:
         f"{where} holds data, and a benchmark slows down whoever uses it: name an empty one with {option}, "
         "or none for a throw-away one"
     )
-
-
-def _has_library(client: redis.Redis, where: str) -> bool:
-    if not client.function_list(library=_LIBRARY):
-        return False
-    call: Callable[..., Any] = client.execute_command
-    version = call("FCALL_RO", "im_version", 0)
-    if version != library.VERSION:
-        raise RefusedError(
-            f"{where} holds the functions of another imcore (version {version}, this is {library.VERSION}), "
-            "and somebody may use them: a benchmark does not replace them"
-        )
-    return True
-
-
-def _unlink_all(client: redis.Redis | RedisCluster) -> None:
-    with client.pipeline(transaction=False) as pipe:
-        for key in client.scan_iter(match="im:*", count=1000):
-            pipe.unlink(key)
-        pipe.execute()
 
 
 def _databases(things: ExitStack, settings: Settings, folder: Path, name: str) -> list[DatabaseMaker]:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 from imcore.chat import Chat
 from imcore.cli.bench.harness.servers import BenchServers
@@ -18,23 +17,11 @@ from imcore.operations.effects import raised
 MEMBERS = 200
 ONLINE = 40
 
-HEARTBEAT_MS = 1000
-"""For polled receipts. The default, 20 s, would measure waiting alone."""
-
 IN_FLIGHT = 20
 """The limit of messages in flight at once."""
 
 DEADLINE_S = 30
 _WAIT_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Mode:
-    """The number of messages that one ack confirms, receipts pushed or polled, and one connection or 41."""
-
-    ack_every: int = 1
-    receipts: Literal["push", "poll"] = "push"
-    separate: bool = False
 
 
 @dataclass(slots=True)
@@ -137,21 +124,24 @@ class SessionPool:
 
 
 @contextmanager
-def open_sessions(servers: BenchServers, gid: str, mode: Mode) -> Iterator[SessionPool]:
-    """Make the group and open the sessions. Send as many messages as one ack confirms: then all have subscribed."""
+def open_sessions(
+    servers: BenchServers, gid: str, *, ack_every: int = 1, separate: bool = False
+) -> Iterator[SessionPool]:
+    """Make the group and open the sessions, on one connection or on 41.
+
+    Send as many messages as one ack confirms: then all have subscribed.
+    """
     uids = [f"{gid}-{number}" for number in range(MEMBERS)]
     with ExitStack() as things:
         chat = things.enter_context(servers.chat())
         chat.create_group(gid, uids)
-        if mode.receipts == "poll":
-            servers = servers.using(servers.settings.database_url, heartbeat_ms=HEARTBEAT_MS)
         gateways: list[Gateway] = []
-        for _ in range(ONLINE + 1 if mode.separate else 1):
+        for _ in range(ONLINE + 1 if separate else 1):
             own_chat = things.enter_context(servers.chat())
-            gateways.append(own_chat.gateway(ack_every=mode.ack_every, receipts=mode.receipts))
+            gateways.append(own_chat.gateway(ack_every=ack_every))
             # Not ended in order: that would take longer than the measurement, and the group is not used again.
             things.callback(gateways[-1].close, clean=False)
         sessions = [gateways[number % len(gateways)].open(uids[number]) for number in range(ONLINE + 1)]
         pool = SessionPool(chat, gid, gateways, sessions[0])
-        pool.poll_until_in(pool.send(mode.ack_every), pool.seen.arrived)
+        pool.poll_until_in(pool.send(ack_every), pool.seen.arrived)
         yield pool

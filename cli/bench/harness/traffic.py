@@ -1,7 +1,9 @@
-"""Messages and acks as a benchmark sends them, and what the workers have not stored of them yet."""
+"""Messages and acks as a benchmark sends them, and what the servers count and hold of them."""
 
 from collections.abc import Sequence
 from typing import Any
+
+from sqlalchemy import inspect, text
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
@@ -9,11 +11,15 @@ from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import AckTarget, SendResult
+from imcore.streams.events import Acked, read
+from imcore.streams.paging import entries
 
 TEXT = "x" * 100
 """The text of every message: as long as a usual chat message."""
 
-_PAGE = 100_000
+_PAGE = 5000
+_BUFFERS = ("mem_clients_normal", "mem_clients_slaves", "mem_aof_buffer")
+_STORED = {"group_msgs": "rows_messages", "offset_moves": "rows_moves", "msg_acks": "rows_receipts"}
 
 
 def send_each(chat: Chat, gid: str, sender: str, count: int) -> list[SendResult]:
@@ -51,5 +57,33 @@ def _not_done(chat: Chat, journal: str, group: dict[str, Any]) -> int:
     undelivered = group["lag"]
     if undelivered is None:  # the server does not know it once an entry was deleted: a new large group deletes some
         after = group["last-delivered-id"].decode()
-        undelivered = len(chat.system.client.query("XRANGE", journal, f"({after}", "+", "COUNT", _PAGE))
+        undelivered = len(chat.system.client.query("XRANGE", journal, f"({after}", "+"))
     return int(undelivered + group["pending"])
+
+
+def data_memory(chat: Chat) -> int:
+    """Return the bytes that the server has allocated, without buffers of clients and of the append-only file."""
+    info: dict[str, Any] = chat.system.client.query("INFO", "memory")
+    return int(info["used_memory"] - sum(info.get(buffer, 0) for buffer in _BUFFERS))
+
+
+def count_acks(chat: Chat, gid: str) -> int:
+    """Return the number of moved offsets of a group that the journal has."""
+    journal = chat.system.client.space.group(gid).journal
+
+    def page_from(first: str) -> tuple[list[Any], bool]:
+        page = chat.system.client.query("XRANGE", journal, first, "+", "COUNT", _PAGE)
+        return page, len(page) == _PAGE
+
+    events = (read(0, *entry).event for entry in entries(page_from))
+    acks = (event for event in events if isinstance(event, Acked) and event.gid == gid)
+    return sum(len(move.uids) for ack in acks for move in ack.moves)
+
+
+def count_rows(chat: Chat, gid: str) -> dict[str, int]:
+    """Return how many rows SQL stores for a group, by measure; a view stores none."""
+    with chat.system.database.connection() as connection:
+        tables = set(_STORED).intersection(inspect(connection).get_table_names())
+        queries = {name: text(f"SELECT count(*) FROM {name} WHERE gid = :gid") for name in tables}  # noqa: S608 (our names)
+        counts = {_STORED[name]: connection.scalars(queries[name], {"gid": gid}).one() for name in tables}
+        return dict.fromkeys(_STORED.values(), 0) | counts

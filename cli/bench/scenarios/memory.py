@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count, islice, product
 
-from imcore.cli.bench.baseline.naive_store import NaiveStore
-from imcore.cli.bench.harness import counters
+from imcore.cli.bench.baseline.naive_design import NaiveStore
 from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Yardstick, interleave
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
-from imcore.cli.bench.harness.traffic import TEXT, ack_each, send_each
+from imcore.cli.bench.harness.traffic import TEXT, ack_each, data_memory, send_each
 from imcore.streams.calls import creation_calls
 from imcore.streams.calls.message_calls import SendResult
 
@@ -109,7 +108,7 @@ def _settled_bytes(running: RunningServers) -> int:
     client = running.chat.system.client
     for journal in client.space.journals():
         client.execute_once("XTRIM", journal, "MAXLEN", 0)
-    return counters.data_memory(running.chat)
+    return data_memory(running.chat)
 
 
 def _uids(count: int) -> list[str]:

@@ -20,7 +20,6 @@ from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, Ro
 from imcore.cli.bench.harness.servers import BenchServers
 from imcore.cli.bench.harness.sessions import MEMBERS, ONLINE
 from imcore.cli.bench.harness.traffic import ack_each, backlog, send_each
-from imcore.errors import ImError
 from imcore.util.batches import batches
 
 ROWS_PER_TRANSACTION = 5000
@@ -28,8 +27,6 @@ ROWS_PER_TRANSACTION = 5000
 
 _BURST = 10
 _TABLES = ("chat_groups", "group_msgs", "group_spans", "offset_moves")
-_WAIT_S = 0.002
-_LONGEST_S = 120
 _AIM = Aim(">=", 0.7)
 
 Rows = dict[str, tuple[list[str], list[tuple[Any, ...]]]]
@@ -89,18 +86,18 @@ def _fill(chat: Chat, gid: str, bursts: int) -> int:
 
 def _watch(servers: BenchServers, chat: Chat, entries: int) -> float:
     """Run the worker until nothing is left; return its entries per second, from the end of its first batch on."""
-    started = time.monotonic()
+    left = entries
+
+    def has_begun() -> bool:
+        nonlocal left
+        left = backlog(chat, "persist")
+        return left < entries
+
     with servers.running("persist") as running:
-        began, rest = started, entries
-        while left := backlog(chat, "persist"):
-            now = time.monotonic()
-            if began == started and left < entries:
-                began, rest = now, left
-            running.workers.watch()
-            if now - started > _LONGEST_S:
-                raise ImError(f"the worker persist has {left} entries left after {_LONGEST_S} s")
-            time.sleep(_WAIT_S)
-        return rest / (time.monotonic() - began)
+        running.workers.wait(has_begun, "the worker persist has stored a batch")
+        began = time.monotonic()
+        running.wait_until_stored()
+        return left / (time.monotonic() - began)
 
 
 def _read(chat: Chat, gid: str) -> Rows:

@@ -1,34 +1,24 @@
 """The storm: in a group of 200, 40 members are online and ack each message. The yardstick is the literal design.
 
-A cycle: a message is sent, received by all 40, acked by all 40, and the sender knows 40/199. Receipts are pushed at
-once (window 0), folded over the default window and pushed, or polled with heartbeats.
+A cycle: a message is sent, received by all 40, acked by all 40, and the sender knows 40/199. Receipts are folded over
+the default window.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count, product
 from statistics import median
 from typing import Any
 
 from imcore.cli.bench.baseline.naive_design import NaiveDesign, open_naive, play
-from imcore.cli.bench.harness import counters
-from imcore.cli.bench.harness.figures import (
-    Aim,
-    Figure,
-    Measured,
-    Progress,
-    RoundPlan,
-    Rounds,
-    Yardstick,
-    interleave,
-    percentile,
-)
+from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Rounds, Yardstick, interleave
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
-from imcore.cli.bench.harness.sessions import DEADLINE_S, ONLINE, Mode, SessionCounts, SessionPool, open_sessions
-from imcore.cli.bench.harness.traffic import TEXT
+from imcore.cli.bench.harness.sessions import DEADLINE_S, ONLINE, SessionCounts, SessionPool, open_sessions
+from imcore.cli.bench.harness.traffic import TEXT, count_acks, count_rows
 from imcore.errors import ImError
 from imcore.streams.client import open_client
 
@@ -36,8 +26,8 @@ WINDOW_MS = 200
 CONNECTIONS = (1, 8)
 _NAIVE = "the literal design"
 
-_SUBSCRIBERS = {f"bare PUBLISH to {ONLINE} connections": ONLINE, "bare PUBLISH to 1 connection": 1}
-_TOPOLOGIES = {"one gateway": Mode(), "40 connections": Mode(separate=True)}
+_BARE = f"bare PUBLISH to {ONLINE} connections"
+_IS_SEPARATE = {"one gateway": False, "40 connections": True}
 _PARTS = {"sent": "from send to the last of 40", "receipt": "from the last ack to the sender's full tally"}
 _SHARES = ("p50", "p99")
 _LATENCY_AIM = Aim("<=", 3)
@@ -48,69 +38,52 @@ class Variant:
     """One way to live through the storm, with the number of messages that measure it."""
 
     name: str
-    mode: Mode
     messages: int
+    ack_every: int = 1
+    separate: bool = False
+    """Whether the sessions have 40 connections, not one."""
     aim: Aim | None = None
-    folds: bool = False
-    """Whether its receipts are folded over a window, and then pushed."""
 
 
 def run_storm(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Measure every variant, and the literal design in the same rounds."""
+    servers = servers.using(servers.tables(), receipt_window_ms=WINDOW_MS)
+    gids = (f"{servers.name}-storm-{number}" for number in count())
+    with open_naive(servers) as naive, servers.running("persist", "receipts") as running:
+        variants = _variants(plan)
+        contestants: dict[str, Callable[[], Measured]] = {v.name: partial(_turn, running, v, gids) for v in variants}
+        naive_names = {n: f"{_NAIVE}, {n} connection{'s' * (n > 1)}" for n in CONNECTIONS}
+        for connections, name in naive_names.items():
+            contestants[name] = partial(_naive_turn, servers, naive, connections, plan.size(60, 10))
+        rounds = interleave(contestants, plan, progress)
+    best = max((rounds[name] for name in naive_names.values()), key=lambda measured: measured["cycles"].median)
     figures: list[Figure] = []
-    url = servers.tables()
-    with open_naive(servers) as naive:
-        for window_ms, variants in _variants(plan).items():
-            windowed = servers.using(url, receipt_window_ms=window_ms)
-            with windowed.running("persist", "receipts") as running:
-                figures += _measure(running, naive, variants, plan, progress)
+    for variant in variants:
+        figures += _figures(variant.name, rounds[variant.name], best, {"cycles": variant.aim, **_AIMS})
+    for name in naive_names.values():
+        figures += _figures(f"{name} (beside a window of {WINDOW_MS} ms)", rounds[name], {}, {})
     return figures
 
 
-def _variants(plan: RoundPlan) -> Mapping[int, list[Variant]]:
-    """Return the variants by the window that the worker `receipts` has for them."""
+def _variants(plan: RoundPlan) -> list[Variant]:
     # A storm must last far longer than the window, since it ends with one more window.
     one, many = plan.size(20_000, 4000), plan.size(60_000, 12_000)
     few = plan.size(400, 100)
-    folded = [
-        Variant("one gateway, acks per message, receipts folded", Mode(), one, Aim(">=", 20), folds=True),
-        Variant("one gateway, acks of 10, receipts folded", Mode(10), many, Aim(">=", 100), folds=True),
-        Variant("40 connections, acks per message, receipts folded", Mode(separate=True), few, folds=True),
-        Variant("40 connections, acks of 10, receipts folded", Mode(10, separate=True), few, folds=True),
+    variants = [
+        Variant("one gateway, acks per message, receipts folded", one, aim=Aim(">=", 20)),
+        Variant("one gateway, acks of 10, receipts folded", many, 10, aim=Aim(">=", 100)),
+        Variant("40 connections, acks per message, receipts folded", few, separate=True),
+        Variant("40 connections, acks of 10, receipts folded", few, 10, separate=True),
     ]
-    pushed = [replace(v, name=v.name.replace("folded", "pushed"), aim=None, folds=False) for v in folded]
-    polled = [
-        replace(v, name=v.name.replace("pushed", "polled"), mode=replace(v.mode, receipts="poll")) for v in pushed
-    ]
-    if plan.quick:
-        return {WINDOW_MS: folded[:3], 0: pushed[:1]}
-    return {WINDOW_MS: [*folded, *polled], 0: pushed}
-
-
-def _measure(
-    running: RunningServers, naive: NaiveDesign, variants: list[Variant], plan: RoundPlan, progress: Progress
-) -> list[Figure]:
-    servers, window_ms = running.servers, running.servers.settings.receipt_window_ms
-    gids = (f"{servers.name}-storm-{window_ms}-{number}" for number in count())
-    contestants: dict[str, Callable[[], Measured]] = {v.name: partial(_turn, running, v, gids) for v in variants}
-    naive_names = {n: f"{_NAIVE}, {n} connection{'s' * (n > 1)}" for n in CONNECTIONS}
-    for connections, name in naive_names.items():
-        contestants[name] = partial(_naive_turn, servers, naive, connections, plan.size(60, 10))
-    rounds = interleave(contestants, plan, progress)
-    best = max((rounds[name] for name in naive_names.values()), key=lambda measured: measured["cycles"].median)
-    figures = [figure for variant in variants for figure in _figures(variant, rounds[variant.name], best)]
-    for name in naive_names.values():
-        subject = f"{name} (beside a window of {window_ms} ms)"
-        figures += _figures(Variant(subject, Mode(), 0), rounds[name], {})
-    return figures
+    return variants[:3] if plan.quick else variants
 
 
 def _turn(running: RunningServers, variant: Variant, gids: Iterator[str]) -> Measured:
     gid, messages = next(gids), variant.messages
-    with open_sessions(running.servers, gid, variant.mode) as pool:
+    with open_sessions(running.servers, gid, ack_every=variant.ack_every, separate=variant.separate) as pool:
         seen = pool.start_over()
         running.wait_until_stored()
-        before = counters.counts_of(running.servers, running.chat, gid)
+        before = _counts(running, gid)
         seen.began = time.perf_counter()
         _storm(pool, messages)
         running.workers.watch()
@@ -119,7 +92,12 @@ def _turn(running: RunningServers, variant: Variant, gids: Iterator[str]) -> Mea
         measured["stored"] = messages / (time.perf_counter() - seen.began)
         windows = (max(seen.known.values()) - min(seen.sent.values())) * 1000 / WINDOW_MS
         measured["digests_per_window"] = seen.digests / max(1.0, windows)
-        return measured | _growth(before, counters.counts_of(running.servers, running.chat, gid), messages)
+        return measured | _growth(before, _counts(running, gid), messages)
+
+
+def _counts(running: RunningServers, gid: str) -> dict[str, float]:
+    bytes_sql = running.servers.maker.bytes_of(running.servers.settings.database_url)
+    return {"acks": count_acks(running.chat, gid), **count_rows(running.chat, gid), "bytes_sql": bytes_sql}
 
 
 def _naive_turn(servers: BenchServers, naive: NaiveDesign, connections: int, messages: int) -> Measured:
@@ -130,16 +108,10 @@ def _naive_turn(servers: BenchServers, naive: NaiveDesign, connections: int, mes
 
 
 def _naive_counts(servers: BenchServers, naive: NaiveDesign) -> dict[str, float]:
-    commands = counters.commands(naive.chat)
     with naive.store() as store:
         messages, receipts = store.count_rows()
-    return {
-        "rows_messages": messages,
-        "rows_receipts": receipts,
-        "bytes_sql": servers.maker.bytes_of(naive.url),
-        "commands": sum(commands.values()),
-        "publishes": commands.get("publish", 0),
-    }
+    bytes_sql = servers.maker.bytes_of(naive.url)
+    return {"rows_messages": messages, "rows_receipts": receipts, "bytes_sql": bytes_sql}
 
 
 def _growth(before: Measured, after: Measured, messages: int) -> dict[str, float]:
@@ -177,32 +149,27 @@ _MEASURES = {
     "receipt p50": (_SPEED, "from there to 40/199, p50", "ms"),
     "receipt p99": (_SPEED, "from there to 40/199, p99", "ms"),
     "pushes": (_COUNTED, "received", ""),
-    "publishes": (_COUNTED, "publishes", ""),
     "acks": (_COUNTED, "acks", ""),
-    "ack_calls": (_COUNTED, "calls for them", ""),
     "digests": (_COUNTED, "receipt frames", ""),
     "digests_per_window": (_COUNTED, f"receipt frames in {WINDOW_MS} ms", ""),
-    "commands": (_COUNTED, "Redis commands", ""),
-    "calls": (_COUNTED, "function calls", ""),
     "rows_messages": (_COUNTED, "SQL rows: message", ""),
     "rows_receipts": (_COUNTED, "SQL rows: receipts", ""),
     "rows_moves": (_COUNTED, "SQL rows: offset moves", ""),
     "bytes_sql": (_COUNTED, "SQL bytes", "B"),
-    "bytes_group": (_COUNTED, "Redis bytes", "B"),
-    "bytes_journal": (_COUNTED, "journal bytes until trimmed", "B"),
 }
 """The table, the name and the unit of each measure."""
 
-_FOLDED_AIMS = {"digests_per_window": Aim("<=", 1, of_ratio=False), "rows_messages": Aim("<=", 1, of_ratio=False)}
+_AIMS = {"digests_per_window": Aim("<=", 1, of_ratio=False), "rows_messages": Aim("<=", 1, of_ratio=False)}
 
 
-def _figures(variant: Variant, rounds: Mapping[str, Rounds], naive: Mapping[str, Rounds]) -> Iterator[Figure]:
-    aims = {**(_FOLDED_AIMS if variant.folds else {}), "cycles": variant.aim}
+def _figures(
+    subject: str, rounds: Mapping[str, Rounds], naive: Mapping[str, Rounds], aims: Mapping[str, Aim | None]
+) -> Iterator[Figure]:
     for key, (table, what, unit) in _MEASURES.items():
         if key in rounds:
             yield Figure(
                 bench="storm",
-                subject=variant.name,
+                subject=subject,
                 what=what,
                 unit=unit,
                 table=table,
@@ -216,37 +183,36 @@ def _figures(variant: Variant, rounds: Mapping[str, Rounds], naive: Mapping[str,
 def run_latency(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
     """Measure the way of one message at a time, on one gateway and on 40 connections, with a window of 0.
 
-    The yardsticks are a bare PUBLISH to 40 subscribers on connections of their own, which one thread reads in turn
-    through the same client as it reads the sessions, and, for a gateway's one connection, to a single subscriber.
+    The yardstick is a bare PUBLISH to 40 subscribers on connections of their own, which one thread reads in turn
+    through the same client as it reads the sessions.
     """
     messages = plan.size(200, 40)
     servers = servers.using(servers.tables(), receipt_window_ms=0)
     contestants: dict[str, Callable[[], Measured]] = {}
     with ExitStack() as things:
         things.enter_context(servers.running("receipts"))
-        for name, mode in _TOPOLOGIES.items():
-            pool = things.enter_context(open_sessions(servers, f"{servers.name}-{name[:2]}", mode))
+        for name, separate in _IS_SEPARATE.items():
+            pool = things.enter_context(open_sessions(servers, f"{servers.name}-{name[:2]}", separate=separate))
             contestants[name] = partial(_latency_turn, pool, messages)
-        for name, subscribers in _SUBSCRIBERS.items():
-            publish = things.enter_context(_subscribers(servers, subscribers))
-            contestants[name] = partial(_bare_turn, publish, messages)
+        publish = things.enter_context(_subscribers(servers))
+        contestants[_BARE] = lambda: _shares([publish() for _ in range(messages)])
         rounds = interleave(contestants, plan, progress)
     return list(_latency_figures(rounds))
 
 
 def _latency_figures(rounds: dict[str, dict[str, Rounds]]) -> Iterator[Figure]:
-    figure, yardstick = partial(Figure, bench="storm", unit="us"), next(iter(_SUBSCRIBERS))
-    for name, (part, what), share in product(_TOPOLOGIES, _PARTS.items(), _SHARES):
+    figure = partial(Figure, bench="storm", unit="us")
+    for name, (part, what), share in product(_IS_SEPARATE, _PARTS.items(), _SHARES):
         yield figure(
             subject=name,
             what=f"{what}, {share}",
             charted=share == "p50",
             rounds=rounds[name][f"{part} {share}"],
-            yardstick=Yardstick(yardstick, rounds[yardstick][share]),
+            yardstick=Yardstick(_BARE, rounds[_BARE][share]),
             aim=_LATENCY_AIM,
         )
-    for name, share in product(_SUBSCRIBERS, _SHARES):
-        yield figure(subject=name, what=share, charted=share == "p50", rounds=rounds[name][share])
+    for share in _SHARES:
+        yield figure(subject=_BARE, what=share, charted=share == "p50", rounds=rounds[_BARE][share])
 
 
 def _latency_turn(pool: SessionPool, messages: int) -> Measured:
@@ -266,17 +232,19 @@ def _shares(samples: Sequence[float], prefix: str = "") -> Measured:
     return {f"{prefix}p50": median(samples), f"{prefix}p99": percentile(samples, 0.99)}
 
 
-def _bare_turn(publish: Callable[[], float], messages: int) -> Measured:
-    return _shares([publish() for _ in range(messages)])
+def percentile(samples: Sequence[float], share: float) -> float:
+    """Return the sample that `share` (0 to 1) of all do not exceed: nearest rank, so it is one that occurred."""
+    ordered = sorted(samples)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 @contextmanager
-def _subscribers(servers: BenchServers, count: int) -> Iterator[Callable[[], float]]:
-    """Subscribe on connections of their own. Yield a function that publishes, and returns the us to the last one."""
-    channel = f"im:{{0}}:{servers.name}-bare-{count}"
+def _subscribers(servers: BenchServers) -> Iterator[Callable[[], float]]:
+    """Subscribe on 40 connections. Yield a function that publishes, and returns the us to the last one."""
+    channel = f"im:{{0}}:{servers.name}-bare"
     with open_client(servers.settings.redis_url) as client, ExitStack() as things:
         subscribers: list[Any] = []
-        for _ in range(count):
+        for _ in range(ONLINE):
             subscriber: Any = client.pubsub()
             things.callback(subscriber.close)
             subscriber.ssubscribe(channel)
@@ -286,12 +254,11 @@ def _subscribers(servers: BenchServers, count: int) -> Iterator[Callable[[], flo
 
 
 def _publish(client: Any, channel: str, subscribers: list[Any]) -> float:
-    timeout_s = DEADLINE_S if len(subscribers) == 1 else 0.0
     began = time.perf_counter()
     client.execute_command("SPUBLISH", channel, TEXT)
     waiting = list(subscribers)
     while waiting:
-        waiting = [subscriber for subscriber in waiting if subscriber.get_message(timeout=timeout_s) is None]
+        waiting = [subscriber for subscriber in waiting if subscriber.get_message(timeout=0.0) is None]
         if time.perf_counter() - began > DEADLINE_S:
             raise ImError(f"a bare PUBLISH has not reached {len(waiting)} of its subscribers")
     return (time.perf_counter() - began) * 1e6
