@@ -1,7 +1,7 @@
 """Writes to the terminal or the pipe: no text that people typed can colour, clear or move a terminal.
 
 Records (`show`, `say`) are the answer of a command: a failed write raises OutputError. All other text (`remark`,
-`complain`, `report`, `progress`) is best-effort: it may get lost, which changes nothing (`imcore.util.best_effort`).
+`complain`, `report`) is best-effort: it may get lost, which changes nothing (see `imcore.util.best_effort`).
 """
 
 import json
@@ -10,10 +10,8 @@ import re
 import select
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from io import BufferedWriter, FileIO, TextIOWrapper
 from itertools import chain, islice
 from typing import TYPE_CHECKING, NoReturn, TextIO
@@ -35,9 +33,6 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 """Exit codes; click itself uses 2 for wrong usage."""
 
 ROWS_OF_TABLE = 1000
-
-_AGAIN_S = 0.1
-_BAR_CELLS = 20
 
 _MOMENTARY: list[Callable[[], None]] = []
 """Functions that hide what the terminal shows only for a moment."""
@@ -117,19 +112,13 @@ def complain(text: str) -> None:
 
 
 @contextmanager
-def progress(unit: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show progress in a unit as a bar, by the work done and the total (None: unknown), if stderr is a terminal."""
-    began = time.monotonic()
-    with _momentary_line(_AGAIN_S) as show_line:
-        yield lambda done, total: show_line(_bar(done, total, unit, time.monotonic() - began))
-
-
-@contextmanager
-def working() -> Iterator[Callable[[str], None]]:
-    """Show the current activity and the time since the beginning, if stderr is a terminal."""
-    began = time.monotonic()
-    with _momentary_line(0) as show_line:
-        yield lambda what: show_line(f"{_whole(time.monotonic() - began)} {what}")
+def making_way(hide: Callable[[], None]) -> Iterator[None]:
+    """In the `with`, call `hide` before each write: what a terminal shows only for a moment makes way."""
+    _MOMENTARY.append(hide)
+    try:
+        yield
+    finally:
+        _MOMENTARY.remove(hide)
 
 
 def handed_over(records: Iterable[Record]) -> Iterator[Record]:
@@ -234,45 +223,6 @@ def use_utf8() -> None:
 def _make_way() -> None:
     for hide in _MOMENTARY:
         hide()
-
-
-@contextmanager
-def _momentary_line(again_s: float) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows a text in place of its last one, at most every `again_s`. Other text hides it."""
-    shown, next_at = "", 0.0
-
-    def write(text: str = "") -> None:
-        nonlocal shown, next_at
-        if text or shown:
-            shown, next_at = text, time.monotonic() + again_s
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-    def show_line(text: str) -> None:
-        if time.monotonic() >= next_at:
-            write(text[: width(sys.stderr) - 1])
-
-    if not is_terminal(sys.stderr) or is_dumb():
-        yield lambda _: None
-        return
-    _MOMENTARY.append(write)
-    try:
-        yield show_line
-    finally:
-        write()
-        _MOMENTARY.remove(write)
-
-
-def _bar(done: int, total: int | None, unit: str, seconds: float) -> str:
-    if total is None:
-        return f"{done:,} {unit}"
-    share = min(1.0, done / total) if total else 1.0
-    full = round(share * _BAR_CELLS)
-    left = f", {_whole(seconds / share - seconds)} left" if done else ""
-    return f"{'━' * full}{'╺' * (_BAR_CELLS - full)} {done:,}/{total:,} {unit}{left}"
-
-
-def _whole(seconds: float) -> timedelta:
-    return timedelta(seconds=round(seconds))
 
 
 def _one_line_errors(action: Callable[[], int | None]) -> int:

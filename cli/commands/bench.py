@@ -13,6 +13,7 @@ from imcore.cli import output
 from imcore.cli.bench.harness.figures import LEAST_ROUNDS, Figure, Progress, RoundPlan, to_record
 from imcore.cli.bench.harness.report import Medians, bars, picture, tables
 from imcore.cli.options import Invocation, command
+from imcore.cli.progress import working
 from imcore.process import Stopped, StopSignals
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def bench(run: Invocation, /, name: str, latency: bool, quick: bool, rounds: int
     plan = RoundPlan(rounds, quick)
     gc.freeze()  # as a gateway should: or each collection looks through all that the program has imported
     try:
-        with StopSignals(), output.working() as progress:
+        with StopSignals(), working() as progress:
             figures: list[Figure] = []
             for scenario in scenarios:
                 with open_servers(run.settings()) as servers:

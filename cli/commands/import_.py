@@ -9,6 +9,7 @@ import click
 
 from imcore.cli import output
 from imcore.cli.options import Invocation, command, standard_input
+from imcore.cli.progress import progress
 from imcore.errors import InvalidInput
 
 _COLUMNS = ("messages", "joins", "leaves", "acks", "errors")
@@ -40,7 +41,7 @@ def import_(run: Invocation, file: str) -> None:
         name = "stdin" if file == "-" else file
         lines = EventLines(source, name, max_content_bytes=run.settings().max_content_bytes)
         size = _size(source)
-        with run.chat() as chat, output.progress("bytes") as shown:
+        with run.chat() as chat, progress("bytes") as shown:
             shown(0, size)
             summary = import_events(
                 chat,

@@ -13,6 +13,7 @@ from imcore.admin.acl import ROLES
 from imcore.cli import names, output
 from imcore.cli.catalogue import COMMANDS
 from imcore.cli.options import CommandGroup, Invocation, NumberRange, command, confirm, yes_option
+from imcore.cli.progress import progress
 from imcore.cli.records import NAMES, Record
 from imcore.errors import ImError, RedisUnavailable
 from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT
@@ -93,7 +94,7 @@ def check(run: Invocation, repair: bool) -> None:
     from imcore.repair.check import check as differences_of  # noqa: PLC0415
 
     counts: Counter[str] = Counter()
-    with closing(run.connect()) as system, output.progress("groups") as shown:
+    with closing(run.connect()) as system, progress("groups") as shown:
         differences = differences_of(system, repair=repair, on_progress=lambda seen: shown(seen.groups, seen.of))
         columns = (*_DIFFERENCE_COLUMNS, *["repaired"] * repair)
         records = ({key: getattr(each, key) for key in columns} for each in _counted(differences, counts))
@@ -152,7 +153,7 @@ def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) ->
     with closing(run.connect()) as system:
         summary = retention.trim(system, keep_messages=keep_messages, keep_ms=keep_ms)
         why_not = None if summary.journal_entries else retention.held_up(system)
-        with output.progress("servers") as shown:
+        with progress("servers") as shown:
             rewritten = append_only.forget_withdrawn(system, always=True, on_progress=shown)
         recalled = append_only.count_kept(system)
     run.show([asdict(summary) | {"rewritten": rewritten}], _TRIM_COLUMNS)
@@ -181,7 +182,7 @@ def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
             f"{before.sql_groups} groups of {system.database.address}?",
             yes=yes,
         )
-        with output.progress("groups") as shown:
+        with progress("groups") as shown:
             shown(0, before.sql_groups)
             summary = admin.rebuild(
                 system,

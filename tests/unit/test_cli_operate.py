@@ -19,7 +19,7 @@ import pytest
 from imcore.admin.retention import TrimSummary
 from imcore.cli import output
 from imcore.cli.options import Invocation
-from imcore.cli.output import progress
+from imcore.cli.progress import progress
 from imcore.errors import ConfigurationError
 from imcore.importer.event import parse
 from imcore.importer.formats import Line, Unreadable
@@ -164,7 +164,7 @@ def test_import_shows_progress_in_bytes_of_the_file(
     seen: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[tuple[int, int | None]] = []
-    monkeypatch.setattr("imcore.cli.output.progress", lambda _: nullcontext(lambda *seen: shown.append(seen)))
+    monkeypatch.setattr("imcore.cli.commands.operate.progress", lambda _: nullcontext(lambda *seen: shown.append(seen)))
     monkeypatch.setattr(output, "complain", pytest.fail)
     file = tmp_path / "chat.jsonl.gz"
     chance = random.Random(1)

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from imcore.cli import output
-from imcore.cli.output import progress, working
+from imcore.cli.progress import progress, working
 from tests.helpers.terminals import screen
 
 
@@ -99,6 +99,27 @@ def test_no_size_that_somebody_has_set_can_stop_a_command(
             say(what)
             assert what in standing(terminal)[0]
     assert standing(terminal) == []
+
+
+@pytest.mark.parametrize("method", ["__init__", "start", "update", "stop"])
+def test_a_bar_that_cannot_be_drawn_is_left_out(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    terminal = open_terminal(monkeypatch)
+    calls: list[str] = []
+
+    def fail(*_: object, **__: object) -> None:
+        calls.append(method)
+        raise ValueError("fails")
+
+    monkeypatch.setattr(f"rich.progress.Progress.{method}", fail)
+    monkeypatch.setattr("imcore.cli.progress._AGAIN_S", 0.0)
+    with progress("groups") as shown:
+        for done in range(3):
+            shown(done, 7)
+            output.complain("one line")
+        output.say("done")
+
+    assert calls == [method]
+    assert "im: one line\n" * 2 + "done\n" in terminal.getvalue()
 
 
 @pytest.mark.parametrize("term", ["dumb", "unknown", "", None, "DUMB"])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from imcore.streams.paging import entries
 from sqlalchemy import inspect, text
 
 from imcore import msgid as msgids
@@ -12,7 +13,6 @@ from imcore.operations.effects import raised
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import AckTarget, SendResult
 from imcore.streams.events import Acked, read
-from imcore.streams.paging import entries
 
 TEXT = "x" * 100
 """The text of every message: as long as a usual chat message."""
