@@ -164,7 +164,7 @@ def test_import_shows_progress_in_bytes_of_the_file(
     seen: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[tuple[int, int | None]] = []
-    monkeypatch.setattr("imcore.cli.commands.operate.progress", lambda _: nullcontext(lambda *seen: shown.append(seen)))
+    monkeypatch.setattr("imcore.cli.commands.import_.progress", lambda _: nullcontext(lambda *seen: shown.append(seen)))
     monkeypatch.setattr(output, "complain", pytest.fail)
     file = tmp_path / "chat.jsonl.gz"
     chance = random.Random(1)

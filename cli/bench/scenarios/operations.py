@@ -111,6 +111,7 @@ def run_send(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list
     ways = [
         Way("send", _send, raw),
         _many_way("send, pipelined", partial(_send_many, 1), raw, 2.2),
+        Way("send with client_msgid, pipelined", _send_with_client_msgid, f"{raw}, pipelined"),
         _many_way(f"send_many, {PER_CALL} in a call", partial(_send_many, PER_CALL), raw, 1.4),
         *_raw_ways(raw, _xadd_message, lambda fixture: fixture.send_call([Draft(fixture.uids[0], TEXT)])),
     ]
@@ -254,10 +255,18 @@ def _send(fixture: Fixture) -> float:
 
 
 def _send_many(per_call: int, fixture: Fixture) -> float:
-    drafts, count = [Draft(fixture.uids[0], TEXT)] * per_call, fixture.many // per_call
+    return _timed_sends(fixture, [[Draft(fixture.uids[0], TEXT)] * per_call] * (fixture.many // per_call))
+
+
+def _send_with_client_msgid(fixture: Fixture) -> float:
+    first = fixture.send(1)[0].seq  # makes the ids new in each round
+    return _timed_sends(fixture, [[Draft(fixture.uids[0], TEXT, f"{first}-{n}")] for n in range(fixture.many)])
+
+
+def _timed_sends(fixture: Fixture, drafts: list[list[Draft]]) -> float:
     return _timed(
         fixture.many,
-        lambda: fixture.client.call_many([fixture.send_call(drafts) for _ in range(count)], repeatable=False),
+        lambda: fixture.client.call_many([fixture.send_call(part) for part in drafts], repeatable=False),
     )
 
 
