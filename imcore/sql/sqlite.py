@@ -5,6 +5,7 @@ synchronous=FULL, which in WAL mode means one sync per batch.
 """
 
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -35,6 +36,23 @@ BUSY_TIMEOUT_MS = 10_000
 _REJECTED = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_RANGE}
 _NOT_USABLE = {sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOTADB}
 _NOT_WRITABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
+
+
+SCHEME = "sqlite:///"
+_OPTION = re.compile(r"\?([A-Za-z_]+)=[^/]*$")
+"""Looks like an option at the end of a URL. A path may contain `?`, but hardly this at its end."""
+
+
+def path_of(url: str) -> Path:
+    """Return the path in a URL, which is not decoded: it may contain any character. Raise ConfigurationError."""
+    path = url.removeprefix(SCHEME)
+    if path in {"", ":memory:"}:
+        raise ConfigurationError(f"a database must be a file: set IM_DATABASE_URL to {SCHEME}PATH")
+    if option := _OPTION.search(path):
+        raise ConfigurationError(
+            f"a SQLite database takes no options: leave ?{option[1]}=... out of IM_DATABASE_URL, which is {SCHEME}PATH"
+        )
+    return Path(path)
 
 
 class SqliteBackend(Backend):

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from imcore.embedded.program import find_server
-from imcore.embedded.server import EmbeddedServer
+from imcore.embedded.server import EmbeddedServer, find_server
 from imcore.errors import EmbeddedServerError
 from tests.helpers.deadline import wait_until
 

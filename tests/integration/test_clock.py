@@ -17,7 +17,7 @@ import redis
 
 from imcore import Chat
 from imcore.admin.stats import stats
-from imcore.embedded.program import find_server
+from imcore.embedded.server import find_server
 from imcore.errors import TryAgain
 from imcore.model.values import Message
 from imcore.repair import check, left_behind, locks

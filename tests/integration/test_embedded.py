@@ -20,10 +20,8 @@ from types import SimpleNamespace
 import pytest
 import redis
 
-from imcore.embedded import program as server_program
 from imcore.embedded import server as embedded
-from imcore.embedded.program import find_server
-from imcore.embedded.server import EmbeddedServer
+from imcore.embedded.server import EmbeddedServer, find_server
 from imcore.errors import ConfigurationError, EmbeddedServerError
 from imcore.settings import Settings, socket_path
 from tests.helpers.deadline import wait_until
@@ -384,7 +382,7 @@ class TestFindServer:
         def not_installed(name: str) -> None:
             raise PackageNotFoundError(name)
 
-        monkeypatch.setattr(server_program, "files", not_installed)
+        monkeypatch.setattr(embedded, "files", not_installed)
         monkeypatch.setenv("PATH", str(tmp_path))
 
     def test_no_program_at_all(self) -> None:

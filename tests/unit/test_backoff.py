@@ -76,7 +76,7 @@ def test_waits_for_the_work_of_others_grow(who: str, client: RedisClient, monkey
             raise GroupUnderWay
         return [GroupLock(client.space.group("team"), "token")]
 
-    monkeypatch.setattr(creation, "_create_at_once", under_way)
+    monkeypatch.setattr(creation, "_attempt", under_way)
     monkeypatch.setattr(locks, "_missing", under_way)
     chat = Chat(System(client, None))
     with pytest.raises(TryAgain):
