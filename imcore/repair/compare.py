@@ -47,7 +47,7 @@ def differences(system: System, gids: Sequence[str], *, after: int | None = None
     partitions = {system.client.space.partition_of(gid) for gid in gids}
     begun = {gid for partition in partitions for gid in unfinished(system, partition)}
     compared = _compared(system, gids, after)
-    return {gid: [*([BEGUN] if gid in begun else ()), *each] for gid, each in compared.items()}
+    return {gid: [replace(one, gid=gid) for one in ([BEGUN] * (gid in begun) + each)] for gid, each in compared.items()}
 
 
 def _compared(system: System, gids: Sequence[str], after: int | None) -> dict[str, list[Difference]]:
@@ -57,7 +57,7 @@ def _compared(system: System, gids: Sequence[str], after: int | None) -> dict[st
         raise
     except HAND_WRITTEN as error:
         if len(gids) == 1:
-            return {gids[0]: [Difference("data", f"cannot be read: {one_line(str(error))}", "not compared", "stored")]}
+            return {gids[0]: [Difference("data", f"cannot be read: {one_line(str(error))}", "not compared")]}
     return {gid: each for one in gids for gid, each in _compared(system, [one], after).items()}
 
 

@@ -30,39 +30,39 @@ class Difference:
     """Both sides of a difference, and what it depends on, at times of a `uid` or packed `msgid`.
 
     "stored" depends on nothing that happens meanwhile. `unsure`: it was there at every look, but what it depends on
-    changed each time.
+    changed each time. Without a gid it is about the data as a whole. `repaired`: it was there, and is no more.
     """
 
     what: str
     redis: str
     sql: str
-    depends: Depends
+    depends: Depends = "stored"
     uid: str = ""
     msgid: int = 0
     unsure: bool = False
+    gid: str = ""
+    repaired: bool = False
 
     def explained_by(self, changes: Changes) -> bool:
         """Return whether it may come of what happened while the two sides were read."""
-        if self.depends == "stored":
-            return False
-        return changes.anything or changes.created or self._is_touched(changes)
-
-    def _is_touched(self, changes: Changes) -> bool:
+        is_touched = changes.anything or changes.created
         match self.depends:
+            case "stored":
+                return False
             case "span":
-                return self.uid in changes.uids
+                is_touched |= self.uid in changes.uids
             case "own":
-                return changes.own(self.uid, self.msgid)
+                is_touched |= changes.own(self.uid, self.msgid)
             case "message":
-                return changes.message(self.msgid)
+                is_touched |= changes.message(self.msgid)
             case "tally":
-                return changes.tally(self.msgid)
+                is_touched |= changes.tally(self.msgid)
             case "head":
-                return changes.first_sent is not None
-        return False
+                is_touched |= changes.first_sent is not None
+        return is_touched
 
 
-BEGUN = Difference("mending", "begun and not ended", "nothing of it", "stored")
+BEGUN = Difference("mending", "begun and not ended", "nothing of it")
 
 
 def oldest_of(differences: Sequence[Difference]) -> int | None:
@@ -70,7 +70,7 @@ def oldest_of(differences: Sequence[Difference]) -> int | None:
 
     If only tallies differ, return the oldest of these: its neighbours show which span has the wrong end on both sides.
     """
-    differences = [difference for difference in differences if difference != BEGUN]
+    differences = [difference for difference in differences if difference.what != BEGUN.what]
     about = {"message"} if any(difference.depends != "tally" for difference in differences) else {"tally"}
     return min((each.msgid for each in differences if each.depends in about and each.msgid), default=None)
 
@@ -198,7 +198,7 @@ def of_recalls(scores: Mapping[str, int], wanted: Collection[int]) -> Iterator[D
         packed = int(name) if name.isdecimal() else msgids.IMPOSSIBLE
         what = f"score of a recalled message {described_offset(packed) if packed <= msgids.HIGHEST else _short(name)}"
         expected = described_offset(packed if packed in wanted else None)
-        yield Difference(what, described_offset(scores[name]), expected, "stored")
+        yield Difference(what, described_offset(scores[name]), expected)
 
 
 # Spans.

@@ -9,7 +9,6 @@ and tallies that senders have not confirmed come back. Sessions begin again by t
 that no worker had stored, are lost.
 """
 
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -34,8 +33,8 @@ from imcore.streams.calls import journal_calls, repair_calls
 from imcore.streams.calls.repair_calls import Trim
 from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, Keyspace
 from imcore.system import System
-from imcore.util.backoff import pauses
 from imcore.util.batches import batches
+from imcore.util.deadlines import attempts
 
 GROUPS = 200
 MESSAGES = 10_000
@@ -202,11 +201,8 @@ class _Lease:
 
     def __enter__(self) -> Self:
         """Raise TryAgain if another process has it, or was killed less than LEASE_MS ago."""
-        give_up, pause = time.monotonic() + LEASE_MS / 1000 + 1, pauses()
-        while not self._hold(LEASE_MS):
-            if time.monotonic() > give_up:
-                raise TryAgain("another process rebuilds Redis")
-            time.sleep(next(pause))
+        if not any(self._hold(LEASE_MS) for _ in attempts(LEASE_MS / 1000 + 1)):
+            raise TryAgain("another process rebuilds Redis")
         self._renewing.start()
         return self
 

@@ -1,6 +1,6 @@
 """Reads what the journals and Redis have of some groups. See `imcore.repair.state` for the window of a comparison."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from imcore.operations.creation import first_members
 from imcore.operations.performer import stream_from_redis
 from imcore.repair.state import ActualGroup, Backlog, Changes, GroupMeta
 from imcore.sql import queries
-from imcore.streams import events, wire
+from imcore.streams import events, paging, wire
 from imcore.streams.calls import journal_calls, message_calls
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Entry
@@ -112,11 +112,9 @@ def undone(client: RedisClient, partition: int) -> Iterator[Entry]:
 
 def entries(client: RedisClient, partition: int, first: str) -> Iterator[Entry]:
     """Yield the entries of a journal from an id on (as XRANGE takes it)."""
-
-    def page_from(start: str) -> Any:
-        return client.call(journal_calls.entries(client.space, partition, start, PAGE))
-
-    return (events.read(partition, entry_id, fields) for entry_id, fields in _paged(page_from, first))
+    page = partial(journal_calls.entries, client.space, partition, count=PAGE)
+    for entry_id, fields in paging.entries(lambda start: client.call(page(start)), first):
+        yield events.read(partition, entry_id, fields)
 
 
 # Streams.
@@ -131,11 +129,9 @@ def live(client: RedisClient, gid: str, *, first: str = "-", last: str = "+") ->
 
 def live_entries(client: RedisClient, gid: str, *, first: str = "-", last: str = "+") -> Iterator[StreamEntry]:
     """Yield the entries of a stream as members see them, oldest first."""
-
-    def page_from(start: str) -> Any:
-        return client.call(message_calls.entries(client.space, gid, start, last, PAGE))
-
-    return ((entry_id, readable(gid, entry_id, values), values) for entry_id, values in _paged(page_from, first))
+    page = partial(message_calls.entries, client.space, gid, last=last, count=PAGE)
+    for entry_id, values in paging.entries(lambda start: client.call(page(start)), first):
+        yield entry_id, readable(gid, entry_id, values), values
 
 
 def raw_entries(client: RedisClient, gid: str, *, first: str = "-", last: str = "+") -> Iterator[StreamEntry]:
@@ -145,7 +141,7 @@ def raw_entries(client: RedisClient, gid: str, *, first: str = "-", last: str = 
         page = client.query("XRANGE", client.space.group(gid).stream, start, last, "COUNT", PAGE)
         return page, len(page) == PAGE
 
-    for entry_id, fields in _paged(page_from, first):
+    for entry_id, fields in paging.entries(page_from, first):
         values = wire.values_of(fields)
         yield entry_id, readable(gid, entry_id, values), values
 
@@ -156,16 +152,6 @@ def readable(gid: str, entry_id: bytes, values: list[bytes]) -> MessageRow | Non
         return wire.message_row(gid, msgids.pack_id(entry_id), values)
     except (IndexError, ValueError):
         return None
-
-
-def _paged(page_from: Callable[[str], Any], first: str) -> Iterator[tuple[bytes, Any]]:
-    """Yield entries, which come in pages: each page is asked for with its first id, and says whether more follow."""
-    while True:
-        page, more = page_from(first)
-        yield from page
-        if not more:
-            return
-        first = f"({page[-1][0].decode()}"
 
 
 # What Redis has of a group beside these.

@@ -23,7 +23,7 @@ from imcore import msgid as msgids
 from imcore.admin.stats import stats
 from imcore.errors import ConfigurationError, DatabaseUnavailable, RedisUnavailable, RefusedError, TryAgain
 from imcore.model.values import Message
-from imcore.repair.check import Checked, check
+from imcore.repair.check import check
 from imcore.repair.rebuild import RebuildSummary, rebuild
 from imcore.repair.watch import Watch
 from imcore.repair.watermarks import watermarks_of
@@ -140,7 +140,7 @@ def test_sends_after_a_rebuild_have_higher_ids_and_seqs_if_the_clock_is_behind(c
 def test_rebuild_restores_client_msgids(chat: Chat, monkeypatch: pytest.MonkeyPatch, ahead_ms: int) -> None:
     before = chat.status(GIDS[0], limit=0)[3].message
     chat.system.client.driver.flushall()
-    monkeypatch.setattr("imcore.repair.rebuild.time.time_ns", partial(_later, time.time_ns, ahead_ms))
+    monkeypatch.setattr("imcore.repair.desired.time.time_ns", partial(_later, time.time_ns, ahead_ms))
     rebuild(chat.system)
     assert chat.send(GIDS[0], "again", sender_uid=before.sender_uid, client_msgid=before.client_msgid) == before
 
@@ -370,7 +370,7 @@ def test_check_that_ends_a_rebuild_leaves_the_next_one_alone(chat: Chat) -> None
     # Given a rebuild that was broken off, and another one that begins, and is broken off, while a check mends
     killed_rebuild(chat, 2)
 
-    def begin(_: Checked) -> None:
+    def begin(*_: int) -> None:
         begin_another(chat)
         chat.system.client.driver.delete(lease(REBUILD, 1))
 
