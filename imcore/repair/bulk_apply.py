@@ -9,9 +9,8 @@ from typing import Any
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.repair import locks
 from imcore.repair.apply import PAGE, client_msgids, lower, paged, shadow_of, trimmed_own
-from imcore.repair.desired import now_ms
 from imcore.repair.state import furthest, highest_offset, is_empty, offset_of, possible
-from imcore.repair.window import START
+from imcore.repair.window import START, now_ms
 from imcore.sql import queries
 from imcore.streams.calls import repair_calls
 from imcore.streams.calls.call import Call
@@ -43,8 +42,6 @@ class BulkApply:
         """Groups whose members joined or left meanwhile."""
         self._contradicting: set[str] = set()
         """Groups with two open spans of a user, or with a message in a span after its end."""
-        self._seqs: dict[tuple[str, int], int | None] = {}
-        """The seqs of messages at which offsets are, by gid and msgid."""
         self.spans: dict[str, list[SpanRow]] = {gid: [] for gid in gids}
         self.messages = 0
         self.members = 0
@@ -83,24 +80,16 @@ class BulkApply:
 
     def _add_messages(self) -> None:
         spans = [span for of_group in self.spans.values() for span in of_group]
-        self._seqs = dict.fromkeys((span.gid, span.acked_msgid) for span in spans)
         ends = {(s.gid, s.uid, s.joined_msgid): NEVER if s.left_msgid is None else s.left_msgid for s in spans}
         rows = queries.messages(self._database, self._gids, after=self._trim.msgid)
         for gid, of_group in groupby(rows, key=attrgetter("gid")):
             for batch in batches(of_group, PAGE):
                 self._add_page(gid, batch, ends)
         self._flush()
-        if self._trim.msgid:
-            self._add_trimmed_seqs(self._gids[0])
-
-    def _add_trimmed_seqs(self, gid: str) -> None:
-        below = [acked for _, acked in self._seqs if acked <= self._trim.msgid]
-        self._seqs.update(((gid, msgid), seq) for msgid, seq in queries.seqs(self._database, gid, below).items())
 
     def _add_page(self, gid: str, rows: Sequence[MessageRow], ends: dict[tuple[str, str, int], int]) -> None:
         if any(row.span is not None and row.msgid > ends.get((gid, row.sender_uid, row.span), NEVER) for row in rows):
             self._contradicting.add(gid)
-        self._seqs.update(((gid, row.msgid), row.seq) for row in rows if (gid, row.msgid) in self._seqs)
         self._newest[gid] = Trim(rows[-1].msgid, rows[-1].seq)
         self._entries[gid] += len(rows)
         self._later(repair_calls.add(self._locks[gid], map(ShadowEntry, rows)))
@@ -124,12 +113,7 @@ class BulkApply:
         self.messages += self._entries[gid]
         for batch in batches((span for span in self.spans[gid] if not is_empty(span)), PAGE):
             self.members += sum(1 for span in batch if span.left_msgid is None)
-            self._later(repair_calls.spans(self._locks[gid], [self._order(span) for span in batch], self._trim))
-
-    def _order(self, span: SpanRow) -> SpanOrder:
-        what = "open" if span.left_msgid is None else "close"
-        seq = self._seqs.get((span.gid, span.acked_msgid)) if span.acked_msgid else 0
-        return SpanOrder(what, span.uid, span.joined_msgid, span.left_msgid, offset_of(span), seq)
+            self._later(repair_calls.spans(self._locks[gid], list(map(_order, batch)), self._trim))
 
     def _add_rest(self, gids: Sequence[str]) -> None:
         """Restore client_msgids, recalls, and own messages past the offset."""
@@ -154,3 +138,8 @@ class BulkApply:
             if call.function == repair_calls.SPANS and missed:
                 self._missed.add(call.gid)
         self._waiting = []
+
+
+def _order(span: SpanRow) -> SpanOrder:
+    what = "open" if span.left_msgid is None else "close"
+    return SpanOrder(what, span.uid, span.joined_msgid, span.left_msgid, offset_of(span))

@@ -13,8 +13,8 @@ from imcore.errors import ConfigurationError, TryAgain
 from imcore.repair.apply import mend
 from imcore.repair.compare import HAND_WRITTEN, differences
 from imcore.repair.diff import MISSING, NOTHING, THERE, Difference, oldest_of
-from imcore.repair.watermarks import end_rebuild, rebuild_token, reconcile, watermarks_of
-from imcore.repair.window import KIND, undone
+from imcore.repair.watermarks import end_rebuild, reconcile
+from imcore.repair.window import KIND, gids_of, lost_watermarks, rebuild_token, undone
 from imcore.sql import corrections, queries
 from imcore.streams import keys, wire
 from imcore.streams.calls import group_calls, repair_calls
@@ -62,7 +62,7 @@ def check(system: System, *, repair: bool = False, on_progress: Progress | None 
 
 
 def _groups(system: System, repair: bool, on_progress: Progress) -> Iterator[Difference]:
-    gids = _gids(system)
+    gids = sorted({*gids_of(system, range(system.client.space.partitions)), *queries.unlisted(system.database)})
     done = 0
     on_progress(0, len(gids))
     for batch in batches(gids, AT_ONCE):
@@ -70,13 +70,6 @@ def _groups(system: System, repair: bool, on_progress: Progress) -> Iterator[Dif
             yield from _of_group(system, gid, of_group, repair)
         done += len(batch)
         on_progress(done, len(gids))
-
-
-def _gids(system: System) -> list[str]:
-    client, space = system.client, system.client.space
-    answers = client.query_many([("SMEMBERS", space.groups(p)) for p in range(space.partitions)])
-    in_redis = {wire.text(gid) for names in answers for gid in names}
-    return sorted({*in_redis, *queries.gids(system.database), *queries.unlisted(system.database)})
 
 
 def _of_group(system: System, gid: str, before: list[Difference], repair: bool) -> Iterator[Difference]:
@@ -159,7 +152,7 @@ def _rebuild_broken_off(system: System, begun: str | None, repair: bool) -> Iter
 
 def _older(system: System, repair: bool) -> Iterator[Difference]:
     """Redis has the watermarks of all that was stored."""
-    behind = watermarks_of(system).behind
+    behind = lost_watermarks(system)
     for (partition, consumer), (in_redis, in_sql) in behind.items():
         what = f"partition {partition}: stored by {consumer} up to"
         redis = msgids.unpack(in_redis) if in_redis else NOTHING

@@ -1,6 +1,5 @@
 """Reads what both sides have of a group where they differ, and merges the two into a plan."""
 
-import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from operator import attrgetter
@@ -8,20 +7,9 @@ from operator import attrgetter
 from imcore import msgid as msgids
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.repair import window
-from imcore.repair.merge import (
-    Placed,
-    Plan,
-    Span,
-    bounded,
-    ended,
-    identity_of,
-    paired,
-    place,
-    settled_spans,
-    version_after,
-)
-from imcore.repair.state import GroupMeta, highest_offset, possible
-from imcore.repair.window import START, JournalWindow
+from imcore.repair.merge import Placed, Plan, Span, bounded, ended, identity_of, place, settled_spans, version_after
+from imcore.repair.state import GroupMeta, highest_offset, paired, possible
+from imcore.repair.window import JournalWindow, now_ms, packed
 from imcore.sql import queries
 from imcore.streams import wire
 from imcore.streams.calls import repair_calls
@@ -54,7 +42,8 @@ class Planner:
         meta = window.metas_of(self._client, [self._gid])[self._gid]
         rows = list(queries.spans(self._database, [self._gid]))
         is_listed = self._client.query("SISMEMBER", self._k.groups, self._gid)
-        if not any((meta.exists, newest_live, newest_stored, rows, live.keys, self._is_known())):
+        is_known = self.backlog.created_ms is not None or queries.listed(self._database, [self._gid])
+        if not any((meta.exists, newest_live, newest_stored, rows, live.keys, is_known)):
             self._client.call(repair_calls.unlist_group(self._k))
             return None
         newest = max(newest_live, newest_stored)
@@ -64,7 +53,7 @@ class Planner:
         live = bounded(live, desired, newest, bound=bound)
         base = self._base(meta)
         journal_end = self._window.opened_at(self._client.space.partition_of(self._gid))
-        version = version_after(desired, packed(journal_end))
+        version = version_after(desired, packed(journal_end.encode()))
         plan = Plan(
             base=base,
             trim=self._trim(meta, base),
@@ -97,9 +86,6 @@ class Planner:
         spans = ended(plan, desired)
         uids, after = sorted({uid for uid, _ in spans}), min(spans.values(), default=NEVER)
         return queries.newest_own(self._database, self._gid, uids, after=after, until=plan.base.msgid)
-
-    def _is_known(self) -> bool:
-        return self.backlog.created_ms is not None or bool(queries.listed(self._database, [self._gid]))
 
     def _newest(self) -> int:
         newest = self._client.query("XREVRANGE", self._k.stream, "+", "-", "COUNT", 1)
@@ -164,13 +150,3 @@ def trim_point(system: System, gid: str) -> Trim:
     by_count = queries.older_than(database, gid, settings.keep_messages)
     by_age = database.messages_before(gid, msgids.first_at(now_ms() - settings.keep_ms), limit=1)
     return Trim(*max(by_count or (0, 0), by_age[0][1:3] if by_age else (0, 0)))
-
-
-def now_ms() -> int:
-    """Return our clock's time."""
-    return time.time_ns() // 1_000_000
-
-
-def packed(entry_id: str) -> int:
-    """Return the id (text) of a journal's entry as a packed one, 0 for START."""
-    return 0 if entry_id == START else msgids.pack_id(entry_id.encode())

@@ -184,7 +184,6 @@ def of_message(what: str, msgid: int, redis: str, sql: str, depends: Depends = "
 
 
 def of_tally(msgid: int, redis: Counts | ImError, sql: Counts) -> Difference:
-    """Return the difference of a tally."""
     return of_message("tally of", msgid, _tally(redis), _tally(sql), "tally")
 
 
@@ -288,19 +287,16 @@ def _of_span(uid: str, what: str, redis: str, sql: str) -> Difference:
 
 
 def described_offset(msgid: int | None) -> str:
-    """Describe an offset."""
     if msgid is None:
         return MISSING
     return msgids.unpack(msgid) if msgid <= msgids.HIGHEST else "no msgid"
 
 
 def described_span(row: SpanRow) -> str:
-    """Describe a span."""
     return f"{_described_end(row.left_msgid)}, offset {described_offset(row.acked_msgid)}"
 
 
 def described_time(ms: int) -> str:
-    """Describe a time."""
     try:
         return msgids.from_ms(ms).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
     except ValueError:

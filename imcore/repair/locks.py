@@ -14,7 +14,6 @@ from typing import Self
 from imcore.errors import ImError, TryAgain
 from imcore.operations import creation
 from imcore.operations.performer import perform_in_redis
-from imcore.streams import wire
 from imcore.streams.calls import group_calls, repair_calls
 from imcore.streams.calls.repair_calls import GroupLock
 from imcore.system import System
@@ -87,8 +86,3 @@ def give_back(system: System, locks: Sequence[GroupLock], *, done: bool) -> None
 def _missing(system: System, locks: Sequence[GroupLock]) -> list[GroupLock]:
     answers = system.client.call_many([repair_calls.lock(lock) for lock in locks])
     return [lock for lock, is_mine in zip(locks, answers, strict=True) if not is_mine]
-
-
-def unfinished(system: System, partition: int) -> set[str]:
-    """Return the groups of a partition whose repair has begun and not ended. They may not be as desired."""
-    return {wire.text(gid) for gid in system.client.query("HKEYS", system.client.space.group_locks(partition))}

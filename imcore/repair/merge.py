@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.repair.state import ActualGroup, covers, furthest, is_void, key_of
 from imcore.streams.calls.repair_calls import StreamState, Trim
-
-One = TypeVar("One")
-Other = TypeVar("Other")
+from imcore.util.batches import grouped
 
 Span = tuple[str, int | None]
 """The uid and the beginning of a span. None: the beginning is not known."""
@@ -33,26 +31,6 @@ class Placed(NamedTuple):
     row: MessageRow
     stored: MessageRow | None
     live: MessageRow | None
-
-
-def paired(
-    ones: Iterable[One], others: Iterable[Other], one_key: Callable[[One], int], other_key: Callable[[Other], int]
-) -> Iterator[tuple[One | None, Other | None]]:
-    """Yield items of the same key together, in order of key. Both sides are in that order."""
-    rest = iter(others)
-    other = next(rest, None)
-    for one in ones:
-        while other is not None and other_key(other) < one_key(one):
-            yield None, other
-            other = next(rest, None)
-        if other is not None and other_key(other) == one_key(one):
-            yield one, other
-            other = next(rest, None)
-        else:
-            yield one, None
-    while other is not None:
-        yield None, other
-        other = next(rest, None)
 
 
 def place(
@@ -113,7 +91,6 @@ class Spans:
 
     @property
     def real(self) -> list[SpanRow]:
-        """The spans alone."""
         return [row for row in self.rows if row.joined_msgid not in self.void]
 
 
@@ -210,9 +187,7 @@ def bounded(live: ActualGroup, desired: Sequence[SpanRow], newest: int, *, bound
 
 def settled_spans(rows: Iterable[SpanRow], live: ActualGroup, *, version: int) -> dict[str, list[SpanRow]]:
     """Return the spans that SQL (with the journal) and Redis have together, by uid."""
-    desired: dict[str, list[SpanRow]] = {}
-    for row in rows:
-        desired.setdefault(row.uid, []).append(row)
+    desired = grouped((row.uid, row) for row in rows)
     settled = {}
     for uid in sorted({*desired, *live.rows}):
         of_uid = desired.get(uid, [])
@@ -263,7 +238,6 @@ class Plan:
     foreign: dict[bytes, list[bytes]] = field(default_factory=dict)
     """Entries that are no messages, by id."""
     senders: set[str] = field(default_factory=set)
-    added: int = 0
     moved: int = 0
 
     @property
@@ -313,9 +287,7 @@ class Plan:
             self.before[row.msgid] = self.newest
         self.senders.add(row.sender_uid)
         self.is_sound &= live is not None and identity_of(live) == identity_of(row)
-        if stored is None:
-            self.added += 1
-        elif (stored.seq, stored.span, stored.recalls) != (row.seq, row.span, row.recalls):
+        if stored and (stored.seq, stored.span, stored.recalls) != (row.seq, row.span, row.recalls):
             self.rewritten.append(row._replace(content=""))
         if (live or stored or row).seq != row.seq:
             self.moved += 1

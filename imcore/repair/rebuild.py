@@ -24,8 +24,9 @@ from imcore.errors import ConfigurationError, ImError, RefusedError, TryAgain
 from imcore.model.rows import Batch, GroupRow, SpanRow
 from imcore.repair.apply import mend, oldest_client_msgid
 from imcore.repair.bulk_apply import BulkApply
-from imcore.repair.desired import now_ms, trim_point
-from imcore.repair.watermarks import end_rebuild, mark_unconfirmed, raise_journals, rebuild_token
+from imcore.repair.desired import trim_point
+from imcore.repair.watermarks import end_rebuild, mark_unconfirmed, raise_journals
+from imcore.repair.window import now_ms, rebuild_token
 from imcore.sql import corrections, queries
 from imcore.sql.queries import Head, Light
 from imcore.streams import keys
@@ -33,7 +34,7 @@ from imcore.streams.calls import journal_calls, repair_calls
 from imcore.streams.calls.repair_calls import Trim
 from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, Keyspace
 from imcore.system import System
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 from imcore.util.deadlines import attempts
 
 GROUPS = 200
@@ -169,8 +170,8 @@ def _begin(system: System, before: Before) -> None:
 
 
 def _count_groups(system: System, partitions: int) -> int:
-    space = Keyspace(partitions)
-    return sum(system.client.query_many([("SCARD", space.groups(p)) for p in range(partitions)], any_library=True))
+    lists = map(Keyspace(partitions).groups, range(partitions))
+    return sum(system.client.query_many([("SCARD", key) for key in lists], any_library=True))
 
 
 def _end(system: System, lease: "_Lease") -> None:
@@ -232,8 +233,6 @@ class _Lease:
 
 
 class _Rebuild:
-    """A rebuild under way."""
-
     def __init__(self, system: System, lease: _Lease) -> None:
         self._system = system
         self._lease = lease
@@ -310,10 +309,7 @@ class _Rebuild:
 
     def _note_done(self, gids: Sequence[str]) -> None:
         self._lease.confirm()
-        by_partition: dict[int, list[str]] = {}
-        for gid in gids:
-            by_partition.setdefault(self._space.partition_of(gid), []).append(gid)
-        for partition, names in by_partition.items():
+        for partition, names in grouped((self._space.partition_of(gid), gid) for gid in gids).items():
             self._client.execute_once("SADD", self._space.rebuilt(partition), *names)
 
     def _count(self, **more: int) -> None:

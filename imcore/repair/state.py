@@ -9,16 +9,19 @@ and more than once. What no newer entry has changed (`Changes`) has to be alike,
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from imcore import msgid as msgids
 from imcore.model.rows import MessageRow, SpanRow, merged
 from imcore.streams.calls.receipt_calls import Counts
 from imcore.streams.events import Acked, Created, Entry, Joined, Left, Move, Sent
 from imcore.streams.keys import span_key
+
+One = TypeVar("One")
+Other = TypeVar("Other")
 
 MAX_AHEAD_MS = 24 * 60 * 60 * 1000
 """No server's clock is further ahead of ours."""
@@ -64,7 +67,6 @@ class Backlog:
     spans: dict[tuple[str, int], SpanRow] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
-        """Add an unstored entry."""
         self.entries += 1
         event = entry.event
         if isinstance(event, Created):
@@ -123,7 +125,6 @@ class Changes:
     moves: list[Move] = field(default_factory=list)
 
     def add(self, entry: Entry) -> None:
-        """Add an entry of the window."""
         event = entry.event
         if isinstance(event, Created):
             self.created = True
@@ -180,7 +181,6 @@ def covers(row: SpanRow, msgid: int) -> bool:
 
 
 def key_of(row: SpanRow) -> str:
-    """Return the key of a span in Redis."""
     return row.uid if row.left_msgid is None else span_key(row.uid, row.joined_msgid)
 
 
@@ -269,3 +269,26 @@ def _raise(steps: list[int], first: int, end: int) -> None:
     if first < end:
         steps[first] += 1
         steps[end] -= 1
+
+
+# Both sides together.
+
+
+def paired(
+    ones: Iterable[One], others: Iterable[Other], one_key: Callable[[One], int], other_key: Callable[[Other], int]
+) -> Iterator[tuple[One | None, Other | None]]:
+    """Yield items of the same key together, in order of key. Both sides are in that order."""
+    rest = iter(others)
+    other = next(rest, None)
+    for one in ones:
+        while other is not None and other_key(other) < one_key(one):
+            yield None, other
+            other = next(rest, None)
+        if other is not None and other_key(other) == one_key(one):
+            yield one, other
+            other = next(rest, None)
+        else:
+            yield one, None
+    while other is not None:
+        yield None, other
+        other = next(rest, None)

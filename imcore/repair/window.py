@@ -1,6 +1,7 @@
 """Reads what the journals and Redis have of some groups. See `imcore.repair.state` for the window of a comparison."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from imcore.streams import events, paging, wire
 from imcore.streams.calls import journal_calls, message_calls
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Entry
-from imcore.streams.keys import SEPARATOR, GroupKeys
+from imcore.streams.keys import CONFIG, REBUILDING, SEPARATOR, GroupKeys
 from imcore.system import System
 
 PAGE = 500
@@ -24,6 +25,9 @@ KIND = "persist"
 """The worker that stores the journals' entries."""
 
 START = "0-0"
+
+Place = tuple[int, str]
+"""A partition, and the name of a consumer of its journal."""
 
 StreamEntry = tuple[bytes, MessageRow | None, list[bytes]]
 """An entry's id, its message (None if it is no message), and its values."""
@@ -154,7 +158,23 @@ def readable(gid: str, entry_id: bytes, values: list[bytes]) -> MessageRow | Non
         return None
 
 
-# What Redis has of a group beside these.
+# What there is of groups beside these.
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def gids_of(system: System, partitions: Collection[int]) -> Iterator[str]:
+    """Yield the groups of some partitions, those that only Redis has last."""
+    client, space = system.client, system.client.space
+    answers = client.query_many([("SMEMBERS", space.groups(partition)) for partition in partitions])
+    only_in_redis = {wire.text(gid) for names in answers for gid in names}
+    for gid in queries.gids(system.database):
+        if space.partition_of(gid) in partitions:
+            only_in_redis.discard(gid)
+            yield gid
+    yield from sorted(only_in_redis)
 
 
 def metas_of(client: RedisClient, gids: Sequence[str]) -> dict[str, GroupMeta]:
@@ -190,7 +210,7 @@ def followers(client: RedisClient, stream: str) -> dict[str, int]:
         if "no such key" in str(error):  # a group without members and messages has no stream
             return {}
         raise
-    return {wire.text(info["name"]): _packed(info["last-delivered-id"]) for info in infos}
+    return {wire.text(info["name"]): packed(info["last-delivered-id"]) for info in infos}
 
 
 def scan(client: RedisClient, key: str) -> Iterator[tuple[str, int]]:
@@ -210,5 +230,36 @@ def packed_score(score: float) -> int:
     return int(score) if score <= msgids.HIGHEST and score.is_integer() else msgids.IMPOSSIBLE
 
 
-def _packed(entry_id: bytes) -> int:
-    return 0 if entry_id == b"0-0" else msgids.pack_id(entry_id)
+def packed(entry_id: bytes) -> int:
+    """Return the id of an entry, or of none before the first one, as a packed one."""
+    return 0 if entry_id == START.encode() else msgids.pack_id(entry_id)
+
+
+# What was lost, and what is not ended.
+
+
+def lost_watermarks(system: System) -> dict[Place, tuple[int, int]]:
+    """Return the watermarks (packed ids) that Redis has lost: what it has, and what SQL has.
+
+    Those of SQL are read first, since those of Redis only go forward.
+    """
+    client, space = system.client, system.client.space
+    stored = queries.watermarks(system.database)
+    fields = client.query_many([("HGET", space.watermarks(p), consumer) for p, consumer in stored])
+    actual = [int(mark) if mark and mark.isdigit() else 0 for mark in fields]
+    behind = {place: (mark, stored[place]) for place, mark in zip(stored, actual, strict=True) if mark < stored[place]}
+    if behind:  # a process that has inherited some meanwhile has let SQL forget them, and then Redis
+        now = queries.watermarks(system.database)
+        behind = {place: sides for place, sides in behind.items() if place in now}
+    return behind
+
+
+def unfinished(system: System, partition: int) -> set[str]:
+    """Return the groups of a partition whose repair has begun and not ended. They may not be as desired."""
+    return {wire.text(gid) for gid in system.client.query("HKEYS", system.client.space.group_locks(partition))}
+
+
+def rebuild_token(system: System) -> str | None:
+    """Return the token of the rebuild that was begun and not ended, whether its process lives or not."""
+    token = system.client.query("HGET", CONFIG, REBUILDING)
+    return token.decode() if token else None

@@ -178,14 +178,6 @@ def with_gaps(database: Database, gids: Sequence[str]) -> list[str]:
     return sorted(gid for (gid,) in database.fetch(query))
 
 
-def seqs(database: Database, gid: str, msgids: Iterable[int]) -> dict[int, int]:
-    """Return the seqs of the stored ones of these messages of a group."""
-    c = GROUP_MSGS.c
-    query = select(c.msgid, c.seq).where(c.gid == gid)
-    queries = (query.where(c.msgid.in_(batch)) for batch in batches(sorted(set(msgids)), PAGE))
-    return {msgid: int_of(seq) for query in queries for msgid, seq in database.fetch(query)}
-
-
 def with_client_msgid(database: Database, gids: Sequence[str], *, after: int) -> Iterator[MessageRow]:
     """Yield the messages of some groups after a msgid that have a client_msgid, without their texts."""
     c = GROUP_MSGS.c

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.repair.diff import Depends, Difference
-from imcore.repair.merge import Placed, Plan, as_known, in_sequence, paired, place, settle
+from imcore.repair.merge import Placed, Plan, as_known, in_sequence, place, settle
 from imcore.repair.orders import orders
-from imcore.repair.state import ActualGroup, Backlog, Changes, CountedMessage, Counter, is_void, offset_of
+from imcore.repair.state import ActualGroup, Backlog, Changes, CountedMessage, Counter, is_void, offset_of, paired
 from imcore.streams.calls.repair_calls import StreamState, Trim
 from imcore.streams.events import Acked, Created, Entry, Event, Joined, Left, Move, Sent
 
