@@ -9,10 +9,10 @@ from typing import Any
 
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, TryAgain
-from imcore.model.rows import MessageRow, SpanRow
+from imcore.model.rows import Head, MessageRow, SpanRow
 from imcore.repair import diff, state, window
 from imcore.repair.diff import BEGUN, MISSING, THERE, UNREADABLE, Difference, MessageDiff, SpanDiff, SpanState
-from imcore.repair.state import Backlog, Changes, CountedMessage, GroupMeta, is_empty, key_of, paired
+from imcore.repair.state import Backlog, Changes, GroupMeta, is_empty, key_of, paired
 from imcore.repair.window import PAGE, JournalWindow, StreamEntry, now_ms
 from imcore.sql import corrections, queries
 from imcore.sql.database import Database
@@ -145,19 +145,18 @@ class GroupComparison:
             newest = self._database.messages_before(self._gid, NEVER, limit=PAGE)
             self._after = min(self._after, newest[0].msgid - 1 if newest else 0)
         unreadable = set(queries.unreadable(self._database, self._gid)) if is_whole else set()
-        head = queries.head(self._database, self._gid, until=trimmed) if trimmed else None
-        below = diff.TrimmedHead(head.messages, head.last_seq, head.newest) if head else diff.TrimmedHead()
+        below = queries.head(self._database, self._gid, until=trimmed) if trimmed else Head(self._gid)
         return MessageDiff(self._meta, below, self._backlog, is_whole, unreadable)
 
     def _messages(self, messages: MessageDiff) -> Iterator[Difference]:
-        counted: list[CountedMessage] = []
+        counted: list[tuple[int, str]] = []
         for entry, stored_row in self._pairs():
             entry_id, row, values = entry or (b"", None, [])
             if entry and row is None:
                 yield diff.of_entry(entry_id, values)
                 continue
             yield from messages.compare(row, stored_row, values)
-            counted += [CountedMessage(row.msgid, row.sender_uid)] if row else []
+            counted += [(row.msgid, row.sender_uid)] if row else []
             if len(counted) == COUNTED_AT_ONCE:
                 yield from self._tallies(counted)
                 counted = []
@@ -187,7 +186,7 @@ class GroupComparison:
             is_trimmed = row is not None and row.msgid <= after
             yield entry, self._database.message(self._gid, row.msgid) if row and is_trimmed else stored_row
 
-    def _tallies(self, messages: list[CountedMessage]) -> Iterator[Difference]:
+    def _tallies(self, messages: list[tuple[int, str]]) -> Iterator[Difference]:
         """Count from SQL who has read each message, and compare that with what Redis answers."""
         if not messages:
             return
@@ -196,11 +195,11 @@ class GroupComparison:
             counter.add(span)
         counts = iter(counter.counts())
         for batch in batches(messages, CHUNK):
-            asked = [(message.msgid, "", "") for message in batch]
+            asked = [(msgid, "", "") for msgid, _ in batch]
             answers = self._client.call(receipt_calls.tallies(self._client.space, self._gid, asked))
-            for message, answer, count in zip(batch, answers, counts, strict=False):
+            for (msgid, _), answer, count in zip(batch, answers, counts, strict=False):
                 if answer != count and not isinstance(answer, Trimmed):
-                    yield diff.of_tally(message.msgid, answer, count)
+                    yield diff.of_tally(msgid, answer, count)
 
     # Spans, and what is indexed by them.
 
@@ -232,7 +231,7 @@ class GroupComparison:
                     if own is not None:
                         yield from diff.of_own(row.uid, span.acked, list(map(int, listed_own)), own.get(row.uid, []))
         for uid, offset in offsets.items():
-            yield diff.of_follower(uid, offset)
+            yield diff.of_span(uid, f"consumer group of {uid!r}", diff.described_offset(offset), MISSING)
         yield from self._strangers(spans)
 
     def _scores(self, rows: Sequence[SpanRow]) -> Iterator[SpanState]:

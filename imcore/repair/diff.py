@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from imcore import msgid as msgids
 from imcore.errors import ImError
-from imcore.model.rows import MessageRow, SpanRow
+from imcore.model.rows import Head, MessageRow, SpanRow
 from imcore.repair.state import Backlog, Changes, GroupMeta, key_of, offset_of
 from imcore.streams.calls.receipt_calls import Counts
 from imcore.streams.keys import SEPARATOR
@@ -84,20 +84,15 @@ def concerns_trim(difference: Difference, before: GroupMeta, after: GroupMeta) -
 # Messages.
 
 
-class TrimmedHead(NamedTuple):
-    """The messages up to the trim point, as SQL has them: how many, and the highest seq and msgid."""
-
-    messages: int = 0
-    last_seq: int = 0
-    newest: int = 0
-
-
 @dataclass(slots=True)
 class MessageDiff:
-    """Compares the messages of one group, in order. `is_whole`: from the trim point on, else only the newest ones."""
+    """Compares the messages of one group, in order. `is_whole`: from the trim point on, else only the newest ones.
+
+    `below` are the messages up to the trim point, as SQL has them.
+    """
 
     meta: GroupMeta
-    below: TrimmedHead
+    below: Head
     backlog: Backlog
     is_whole: bool
     unreadable: set[tuple[int, str]]
@@ -227,25 +222,25 @@ class SpanDiff:
         self.closed += row.left_msgid is not None
         name, uid = _span_name(row.uid, row.joined_msgid), row.uid
         if state.acked is None and state.joined is None:
-            yield _of_span(uid, name, MISSING, described_span(row))
+            yield of_span(uid, name, MISSING, described_span(row))
             return
         within = offset_of(row)
         offset = row.acked_msgid if self.is_impossible(row.acked_msgid) else within
         if state.acked != offset or offset != within or self.is_impossible(offset):
-            yield _of_span(uid, f"offset in the {name}", self._offset(state.acked), self._offset(offset))
+            yield of_span(uid, f"offset in the {name}", self._offset(state.acked), self._offset(offset))
         if state.joined != row.joined_msgid:
             sides = described_offset(state.joined), described_offset(row.joined_msgid)
-            yield _of_span(uid, f"beginning of the {name}", *sides)
+            yield of_span(uid, f"beginning of the {name}", *sides)
         if state.left != row.left_msgid or self.is_impossible(state.left):
-            yield _of_span(uid, f"end of the {name}", self._end(state.left), self._end(row.left_msgid))
+            yield of_span(uid, f"end of the {name}", self._end(state.left), self._end(row.left_msgid))
 
     def member(self, row: SpanRow, acked: int, follows: int | None, *, is_listed: bool) -> Iterator[Difference]:
         """Yield how a member's consumer group, and their list of groups, differ."""
         if follows != acked:
             sides = f"index at {described_offset(acked)}, SQL at {described_offset(row.acked_msgid)}"
-            yield _of_span(row.uid, f"consumer group of {row.uid!r}", self._offset(follows), sides)
+            yield of_span(row.uid, f"consumer group of {row.uid!r}", self._offset(follows), sides)
         if not is_listed:
-            yield _of_span(row.uid, f"group among those of {row.uid!r}", MISSING, described_span(row))
+            yield of_span(row.uid, f"group among those of {row.uid!r}", MISSING, described_span(row))
 
     def _offset(self, offset: int | None) -> str:
         return described_offset(offset) + f": {NO_MESSAGE}" * self.is_impossible(offset)
@@ -271,15 +266,10 @@ def of_stranger(span: str, score: int, set_name: str) -> Difference:
     """Return the difference of a key in one of the sorted sets that is no span."""
     uid, _, joined = span.partition(SEPARATOR)
     name = _span_name(uid, int(joined)) if joined else f"open span of {uid!r}"
-    return _of_span(uid, f"{name} in {set_name}", described_offset(score), MISSING)
+    return of_span(uid, f"{name} in {set_name}", described_offset(score), MISSING)
 
 
-def of_follower(uid: str, offset: int) -> Difference:
-    """Return the difference of a consumer group of nobody's."""
-    return _of_span(uid, f"consumer group of {uid!r}", described_offset(offset), MISSING)
-
-
-def _of_span(uid: str, what: str, redis: str, sql: str) -> Difference:
+def of_span(uid: str, what: str, redis: str, sql: str) -> Difference:
     return Difference(what, redis, sql, "span", uid=uid)
 
 

@@ -5,9 +5,8 @@ has keeps its msgid, and gets the seq of that place. A span that either side has
 wins.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -132,18 +131,18 @@ def _settled(stored: SpanRow, live: SpanRow, version: int) -> SpanRow:
     return stored._replace(left_msgid=left, changed=changed, acked_msgid=max(stored.acked_msgid, live.acked_msgid))
 
 
-def in_sequence(rows: Sequence[SpanRow], last_own: Callable[[int], int], *, version: int) -> Spans:
+def in_sequence(rows: Sequence[SpanRow], last_own: Mapping[Span, int], *, version: int) -> Spans:
     """Return the spans of one uid so that none begins before another one ends, and each covers what was sent in it.
 
     One side may not know of a leave or join that the other knows. Then the later span is void, and the earlier one ends
     where it would have ended. The earlier offset stays, since messages between the two have not been read. `last_own`
-    gives the newest message that was sent in the span of a beginning.
+    has the newest message that was sent in each span.
     """
     spans = Spans()
     void: list[SpanRow] = []
     for next_row in rows:
         was_void = is_void(next_row)
-        row = next_row if was_void else _covering(next_row, last_own(next_row.joined_msgid), version)
+        row = next_row if was_void else _covering(next_row, last_own.get(next_row[1:3], 0), version)
         before = spans.rows[-1] if spans.rows else None
         if before is None or (before.left_msgid is not None and before.left_msgid <= row.joined_msgid):
             spans.rows.append(row)
@@ -154,7 +153,7 @@ def in_sequence(rows: Sequence[SpanRow], last_own: Callable[[int], int], *, vers
             continue
         void.append(row._replace(left_msgid=row.joined_msgid - 1, changed=version))
         joint = before._replace(left_msgid=row.left_msgid, changed=version)
-        sent = max(before.left_msgid or 0, last_own(before.joined_msgid))
+        sent = max(before.left_msgid or 0, last_own.get(before[1:3], 0))
         spans.rows[-1] = _covering(joint, sent, version)
     spans.rows += void
     return spans
@@ -276,7 +275,7 @@ class Plan:
         """
         last = {**last_own, **{(row.sender_uid, row.span): row.msgid for row, _, _ in messages}}
         for uid, rows in self.settled.items():
-            self.spans[uid] = in_sequence(rows, partial(_last_of, last, uid), version=self.version)
+            self.spans[uid] = in_sequence(rows, last, version=self.version)
         self.has_spans = True
 
     def note(self, placed: Placed) -> None:
@@ -294,10 +293,6 @@ class Plan:
             if row.client_msgid:
                 self.reidentified.append(row._replace(content=""))
         self.newest, self.seq = row.msgid, row.seq
-
-
-def _last_of(last_own: dict[Span, int], uid: str, joined: int) -> int:
-    return last_own.get((uid, joined), 0)
 
 
 def ended(plan: Plan, desired: Iterable[SpanRow]) -> dict[Span, int]:

@@ -21,14 +21,14 @@ from typing import Self
 
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, RefusedError, TryAgain
-from imcore.model.rows import Batch, GroupRow, SpanRow
+from imcore.model.rows import Batch, GroupRow, Head, SpanRow
 from imcore.repair.apply import mend, oldest_client_msgid
 from imcore.repair.bulk_apply import BulkApply
 from imcore.repair.desired import trim_point
 from imcore.repair.watermarks import end_rebuild, mark_unconfirmed, raise_journals
 from imcore.repair.window import now_ms, rebuild_token
 from imcore.sql import corrections, queries
-from imcore.sql.queries import Head, Light
+from imcore.sql.queries import Light
 from imcore.streams import keys
 from imcore.streams.calls import journal_calls, repair_calls
 from imcore.streams.calls.repair_calls import Trim
@@ -66,7 +66,7 @@ Progress = Callable[[RebuildSummary], None]
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """The groups before a rebuild, and their data. `goes_on`: an earlier rebuild has not ended.
+    """The groups before a rebuild, and the ids of their data. `goes_on`: an earlier rebuild has not ended.
 
     `partitions`: how many the data has, or will have.
     """
@@ -77,15 +77,6 @@ class Before:
     redis_dataset: str | None
     sql_dataset: str | None
     goes_on: bool
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether Redis has groups of other data than SQL: of another system, or begun anew after all was lost."""
-        return (
-            bool(self.redis_groups)
-            and None not in {self.redis_dataset, self.sql_dataset}
-            and (self.redis_dataset != self.sql_dataset)
-        )
 
 
 def look_before(system: System) -> Before:
@@ -143,7 +134,8 @@ def _refuse(system: System, before: Before, yes: bool, adopt: bool) -> None:
             f"{database.address} is empty, though {client.address} holds {before.redis_groups} groups: set "
             "IM_DATABASE_URL; or, if that database is lost, run im check --repair"
         )
-    if before.is_foreign and not adopt:
+    is_foreign = len({before.redis_dataset, before.sql_dataset} - {None}) == 2
+    if before.redis_groups and is_foreign and not adopt:  # of another system, or begun anew after all was lost
         raise RefusedError(
             f"{client.address} holds {before.redis_groups} groups of other data than {database.address}: set "
             "IM_DATABASE_URL or IM_REDIS_URL if one is wrong; if these groups were made after this system had lost its "

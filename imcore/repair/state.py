@@ -57,7 +57,6 @@ class ActualGroup:
 class Backlog:
     """The journal's additions to SQL for one group: entries that may not be stored yet. Msgids are packed."""
 
-    entries: int = 0
     created_ms: int | None = None
     created: int | None = None
     """The version of the entry of its creation."""
@@ -67,7 +66,6 @@ class Backlog:
     spans: dict[tuple[str, int], SpanRow] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
-        self.entries += 1
         event = entry.event
         if isinstance(event, Created):
             self.created_ms, self.created = entry.time_ms, entry.version
@@ -223,25 +221,18 @@ def _lowered(row: SpanRow, actual: SpanRow | None, newest: int, bound: int) -> S
 # Tallies by their definition. Redis counts in another way, by the ranks of scores, so the two can be compared.
 
 
-class CountedMessage(NamedTuple):
-    """A message (packed msgid) and its sender."""
-
-    msgid: int
-    sender_uid: str
-
-
 class Counter:
-    """Counts readers of messages, which are in order of msgid. Give it every span of their group with `add`.
+    """Counts readers of messages: packed msgids, in order, with their senders. Give every span of their group to `add`.
 
     A span costs O(log n). In memory are the messages and the spans of their senders.
     """
 
-    def __init__(self, messages: Sequence[CountedMessage]) -> None:
+    def __init__(self, messages: Sequence[tuple[int, str]]) -> None:
         self._messages = messages
-        self._msgids = [message.msgid for message in messages]
+        self._msgids = [msgid for msgid, _ in messages]
         self._present = [0] * (len(messages) + 1)
         self._read = [0] * (len(messages) + 1)
-        self._of_senders: dict[str, list[SpanRow]] = {message.sender_uid: [] for message in messages}
+        self._of_senders: dict[str, list[SpanRow]] = {uid: [] for _, uid in messages}
 
     def add(self, span: SpanRow) -> None:
         """Count a span for each message that it covers."""
@@ -255,13 +246,13 @@ class Counter:
     def counts(self) -> list[Counts]:
         """Return read and unread of each message."""
         sums = zip(self._messages, accumulate(self._present), accumulate(self._read), strict=False)
-        return [self._without_sender(message, present, read) for message, present, read in sums]
+        return [self._without_sender(msgid, uid, present, read) for (msgid, uid), present, read in sums]
 
-    def _without_sender(self, message: CountedMessage, present: int, read: int) -> Counts:
-        for span in self._of_senders[message.sender_uid]:
-            if covers(span, message.msgid):
+    def _without_sender(self, msgid: int, uid: str, present: int, read: int) -> Counts:
+        for span in self._of_senders[uid]:
+            if covers(span, msgid):
                 present -= 1
-                read -= span.acked_msgid >= message.msgid
+                read -= span.acked_msgid >= msgid
         return Counts(read, present - read)
 
 

@@ -18,7 +18,7 @@ from imcore.repair.apply import Mended, id_above, mend
 from imcore.repair.compare import differences
 from imcore.repair.diff import oldest_of
 from imcore.repair.locks import PartitionLock
-from imcore.repair.state import CountedMessage, Counter
+from imcore.repair.state import Counter
 from imcore.repair.window import gids_of, lost_watermarks, rebuild_token
 from imcore.sql import queries
 from imcore.sql.queries import Light
@@ -88,7 +88,7 @@ def mark_unconfirmed(system: System, gid: str, messages: Iterable[Light], spans:
     k = system.client.space.group(gid)
     marked: dict[str, int] = {}
     for batch in batches((light for light in messages if light.recalls is None), COUNTED_AT_ONCE):
-        counter = Counter([CountedMessage(light.msgid, light.sender_uid) for light in batch])
+        counter = Counter([(light.msgid, light.sender_uid) for light in batch])
         for span in spans:
             counter.add(span)
         counts = zip(batch, counter.counts(), strict=True)

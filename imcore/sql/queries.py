@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Subquery, and_, delete, exists, func, literal, select, tuple_, union
 
-from imcore.model.rows import MessageRow, SpanRow, WatermarkRow
+from imcore.model.rows import Head, MessageRow, SpanRow, WatermarkRow
 from imcore.sql.bulk import WATERMARK, watermark_name
 from imcore.sql.cells import faults, has_msgid, int_of, is_msgid, is_recalled, msgid_of, suspect, text_of
 from imcore.sql.database import PAGE, PUT_META, Database
@@ -17,16 +17,6 @@ from imcore.sql.tables import CHAT_GROUPS, GROUP_MSGS, GROUP_SPANS, META, OFFSET
 from imcore.util.batches import batches
 
 _WATERMARK_NAME = re.compile(f"{WATERMARK}:[0-9]{{1,9}}:.+", re.ASCII | re.DOTALL)
-
-
-class Head(NamedTuple):
-    """The number of messages of a group, its highest seq, and its oldest and newest msgid; zeros without messages."""
-
-    gid: str
-    messages: int = 0
-    last_seq: int = 0
-    oldest: int = 0
-    newest: int = 0
 
 
 class Light(NamedTuple):
