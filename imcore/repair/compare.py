@@ -12,7 +12,7 @@ from imcore.errors import ConfigurationError, ImError, TryAgain
 from imcore.model.rows import Head, MessageRow, SpanRow
 from imcore.repair import diff, state, window
 from imcore.repair.diff import BEGUN, MISSING, THERE, UNREADABLE, Difference, MessageDiff, SpanDiff, SpanState
-from imcore.repair.state import Backlog, Changes, GroupMeta, is_empty, key_of, paired
+from imcore.repair.state import Changes, GroupMeta, is_empty, key_of, paired
 from imcore.repair.window import PAGE, JournalWindow, StreamEntry, now_ms
 from imcore.sql import corrections, queries
 from imcore.sql.database import Database
@@ -103,7 +103,7 @@ def _look(system: System, opened: JournalWindow, gids: Sequence[str], after: int
 
 
 class GroupComparison:
-    def __init__(self, system: System, gid: str, meta: GroupMeta, backlog: Backlog, *, after: int | None) -> None:
+    def __init__(self, system: System, gid: str, meta: GroupMeta, backlog: Changes, *, after: int | None) -> None:
         self._client = system.client
         self._database: Database = system.database
         self._gid = gid

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from imcore import msgid as msgids
 from imcore.errors import ImError
 from imcore.model.rows import Head, MessageRow, SpanRow
-from imcore.repair.state import Backlog, Changes, GroupMeta, key_of, offset_of
+from imcore.repair.state import Changes, GroupMeta, key_of, offset_of
 from imcore.streams.calls.receipt_calls import Counts
 from imcore.streams.keys import SEPARATOR
 
@@ -45,7 +45,7 @@ class Difference:
 
     def explained_by(self, changes: Changes) -> bool:
         """Return whether it may come of what happened while the two sides were read."""
-        is_touched = changes.anything or changes.created
+        is_touched = changes.anything or changes.created is not None
         match self.depends:
             case "stored":
                 return False
@@ -93,7 +93,7 @@ class MessageDiff:
 
     meta: GroupMeta
     below: Head
-    backlog: Backlog
+    backlog: Changes
     is_whole: bool
     unreadable: set[tuple[int, str]]
     """The msgid and field of each value that SQL cannot read. `compare` takes away those that it has reported."""

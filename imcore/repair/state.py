@@ -4,8 +4,8 @@ The two are compared within a window, since they never rest together:
 
     the ends of the journals are noted -> unstored entries are read -> both sides are read -> newer entries are read
 
-SQL with the unstored entries (`Backlog`) is where Redis was when the window opened. Entries merge in any order,
-and more than once. What no newer entry has changed (`Changes`) has to be alike, whether the worker runs or lags.
+SQL with the unstored entries (the backlog) is where Redis was when the window opened. Entries merge in any order,
+and more than once. What no newer entry has changed has to be alike, whether the worker runs or lags.
 """
 
 from bisect import bisect_right
@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
 from imcore import msgid as msgids
-from imcore.model.rows import MessageRow, SpanRow, merged
+from imcore.model.rows import SpanRow, merged
 from imcore.streams.calls.receipt_calls import Counts
 from imcore.streams.events import Acked, Created, Entry, Joined, Left, Move, Sent
 from imcore.streams.keys import span_key
@@ -54,15 +54,22 @@ class ActualGroup:
 
 
 @dataclass(slots=True)
-class Backlog:
-    """The journal's additions to SQL for one group: entries that may not be stored yet. Msgids are packed."""
+class Changes:
+    """What some entries of the journal change in one group. Msgids are packed."""
 
+    anything: bool = False
+    """Whether other entries were trimmed before they were read: then anything may have changed."""
     created_ms: int | None = None
     created: int | None = None
     """The version of the entry of its creation."""
-    sent_from: int | None = None
-    """Messages from here on may not be stored."""
+    first_sent: int | None = None
+    """Messages from here on are new."""
     recalled: set[int] = field(default_factory=set)
+    uids: set[str] = field(default_factory=set)
+    """The uids that joined, left, acked or sent."""
+    members: set[str] = field(default_factory=set)
+    """The uids that joined or left."""
+    moves: list[Move] = field(default_factory=list)
     spans: dict[tuple[str, int], SpanRow] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
@@ -70,80 +77,45 @@ class Backlog:
         if isinstance(event, Created):
             self.created_ms, self.created = entry.time_ms, entry.version
         elif isinstance(event, Sent):
-            self.sent_from = min(event.first, self.sent_from or event.first)
-        elif isinstance(event, Joined):
-            self._merge(SpanRow(*event, left_msgid=None, changed=entry.version, acked_msgid=event.joined))
-        elif isinstance(event, Left):
-            self._merge(SpanRow(*event, changed=entry.version, acked_msgid=event.joined))
+            self.first_sent = min(event.first, self.first_sent or event.first)
+        elif isinstance(event, Joined | Left):
+            self.members.add(event.uid)
+            left = event.left if isinstance(event, Left) else None
+            self.add_span(SpanRow(event.gid, event.uid, event.joined, left, entry.version, event.joined))
         elif isinstance(event, Acked):
+            self.moves += event.moves
             for move in event.moves:
                 for uid in move.uids:
-                    self._merge(SpanRow(event.gid, uid, move.joined, None, 0, move.to))
+                    self.add_span(SpanRow(event.gid, uid, move.joined, None, 0, move.to))
 
-    def add_first_member(self, gid: str, uid: str) -> None:
-        """Add a member of the group's unstored creation."""
-        self._merge(SpanRow(gid, uid, msgids.NONE, None, self.created or 0, msgids.NONE))
+    def add_span(self, row: SpanRow) -> None:
+        """Add what is new of a span."""
+        key = row.uid, row.joined_msgid
+        known = self.spans.get(key)
+        self.spans[key] = merged(known, row) if known else row
+        self.uids.add(row.uid)
 
-    def add_message(self, row: MessageRow, *, moved_sender: bool) -> None:
-        """Add a message from `sent_from` on."""
-        if moved_sender and row.span is not None:
-            self._merge(SpanRow(row.gid, row.sender_uid, row.span, None, 0, row.msgid))
-        if row.recalls is not None:
-            self.recalled.add(row.recalls)
-
-    def covers(self, msgid: int) -> bool:
-        """Return whether SQL may not have this message yet."""
-        return self.sent_from is not None and msgid >= self.sent_from
+    def add_message(self, sender_uid: str, recalls: int | None) -> None:
+        """Add a message from `first_sent` on."""
+        self.uids.add(sender_uid)
+        if recalls is not None:
+            self.recalled.add(recalls)
 
     def applied(self, stored: Iterable[SpanRow]) -> Iterator[SpanRow]:
-        """Yield the desired spans: those that SQL has, with what the journal adds."""
+        """Yield spans: those that SQL has, with what is new."""
         rest = dict(self.spans)
         for row in stored:
             newer = rest.pop((row.uid, row.joined_msgid), None)
             yield merged(row, newer) if newer else row
         yield from rest.values()
 
-    def _merge(self, row: SpanRow) -> None:
-        key = row.uid, row.joined_msgid
-        known = self.spans.get(key)
-        self.spans[key] = merged(known, row) if known else row
-
-
-@dataclass(slots=True)
-class Changes:
-    """The changes of one group within a window. `anything`: the journal was trimmed, so anything may have changed."""
-
-    anything: bool = False
-    created: bool = False
-    first_sent: int | None = None
-    uids: set[str] = field(default_factory=set)
-    members: set[str] = field(default_factory=set)
-    """The uids that joined or left."""
-    recalled: set[int] = field(default_factory=set)
-    moves: list[Move] = field(default_factory=list)
-
-    def add(self, entry: Entry) -> None:
-        event = entry.event
-        if isinstance(event, Created):
-            self.created = True
-        elif isinstance(event, Sent):
-            self.first_sent = min(event.first, self.first_sent or event.first)
-        elif isinstance(event, Joined | Left):
-            self.uids.add(event.uid)
-            self.members.add(event.uid)
-        elif isinstance(event, Acked):
-            self.uids.update(uid for move in event.moves for uid in move.uids)
-            self.moves += event.moves
-
-    def add_message(self, sender_uid: str, recalls: int | None) -> None:
-        """Add a message of the window."""
-        self.uids.add(sender_uid)
-        if recalls is not None:
-            self.recalled.add(recalls)
+    def covers(self, msgid: int) -> bool:
+        """Return whether a message is new: SQL may not have it yet."""
+        return self.first_sent is not None and msgid >= self.first_sent
 
     def message(self, msgid: int) -> bool:
         """Return whether a message was sent or recalled."""
-        return msgid in self.recalled or (self.first_sent is not None and msgid >= self.first_sent)
+        return msgid in self.recalled or self.covers(msgid)
 
     def tally(self, msgid: int) -> bool:
         """Return whether somebody may have read a message."""

@@ -1,8 +1,9 @@
 """Reads what the journals and Redis have of some groups. See `imcore.repair.state` for the window of a comparison."""
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from imcore import msgid as msgids
@@ -10,7 +11,7 @@ from imcore.errors import ImError
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.operations.creation import first_members
 from imcore.operations.performer import stream_from_redis
-from imcore.repair.state import ActualGroup, Backlog, Changes, GroupMeta
+from imcore.repair.state import ActualGroup, Changes, GroupMeta
 from imcore.sql import queries
 from imcore.streams import events, paging, wire
 from imcore.streams.calls import journal_calls, message_calls
@@ -39,16 +40,14 @@ class JournalWindow:
     def __init__(self, system: System, gids: Sequence[str]) -> None:
         self._client = client = system.client
         self._database = system.database
-        self._gids = frozenset(gids)
+        self._gids = gids
         partitions = sorted({client.space.partition_of(gid) for gid in gids})
         self._ends = {partition: end_of(client, partition) for partition in partitions}
         self._undone = {partition: undone_from(client, partition) for partition in partitions}
-        self.backlogs = {gid: Backlog() for gid in gids}
-        for entry in (entry for partition in partitions for entry in undone(client, partition)):
-            if gid := self._gid_of(entry):
-                self.backlogs[gid].add(entry)
+        self.backlogs = _read(gids, chain.from_iterable(undone(client, partition) for partition in partitions))
         for gid, backlog in self.backlogs.items():
-            self._complete(gid, backlog)
+            self._add_first_members(gid, backlog)
+            self._add_messages(gid, backlog)
 
     def opened_at(self, partition: int) -> str:
         """Return the id of the newest entry of a journal when the window opened."""
@@ -56,26 +55,16 @@ class JournalWindow:
 
     def changes(self) -> dict[str, Changes]:
         """Return what has changed since the window opened, by group."""
-        changes = {gid: Changes() for gid in self._gids}
-        for partition, end in self._ends.items():
-            for entry in entries(self._client, partition, f"({end}"):
-                if gid := self._gid_of(entry):
-                    changes[gid].add(entry)
+        newer = (entries(self._client, partition, f"({end}") for partition, end in self._ends.items())
+        changes = _read(self._gids, chain.from_iterable(newer))
         trimmed = {partition for partition in self._ends if self._is_trimmed(partition)}
         for gid, changed in changes.items():
             changed.anything = self._client.space.partition_of(gid) in trimmed
-            if changed.first_sent is not None:
-                self._add_messages(gid, changed, changed.first_sent)
+            self._add_messages(gid, changed)
+            if changed.first_sent is not None:  # some may have been trimmed already
+                for light in queries.light(self._database, [gid], after=changed.first_sent - 1):
+                    changed.add_message(light.sender_uid, light.recalls)
         return changes
-
-    def _complete(self, gid: str, backlog: Backlog) -> None:
-        """Add what the entries do not say: who was in a new group, and what was sent."""
-        if backlog.created is not None:
-            for uid in stream_from_redis(self._client, first_members(gid)):
-                backlog.add_first_member(gid, uid)
-        if backlog.sent_from is not None:
-            for row, moved_sender in live(self._client, gid, first=msgids.unpack(backlog.sent_from)):
-                backlog.add_message(row, moved_sender=moved_sender)
 
     def _is_trimmed(self, partition: int) -> bool:
         """Return whether entries of the window may be gone: a trim drops the oldest entries first."""
@@ -84,15 +73,26 @@ class JournalWindow:
             return undone_from(self._client, partition) != self._undone[partition]
         return not self._client.query("XRANGE", self._client.space.journal(partition), end, end)
 
-    def _add_messages(self, gid: str, changes: Changes, first: int) -> None:
-        for row, _ in live(self._client, gid, first=msgids.unpack(first)):
-            changes.add_message(row.sender_uid, row.recalls)
-        for light in queries.light(self._database, [gid], after=first - 1):  # some may have been trimmed already
-            changes.add_message(light.sender_uid, light.recalls)
+    def _add_first_members(self, gid: str, changes: Changes) -> None:
+        if changes.created is not None:  # the entry does not say who was in the new group
+            for uid in stream_from_redis(self._client, first_members(gid)):
+                changes.add_span(SpanRow(gid, uid, msgids.NONE, None, changes.created, msgids.NONE))
 
-    def _gid_of(self, entry: Entry) -> str | None:
-        gid: str | None = getattr(entry.event, "gid", None)
-        return gid if gid in self._gids else None
+    def _add_messages(self, gid: str, changes: Changes) -> None:
+        if changes.first_sent is not None:  # the entries do not say who has sent what
+            for row, moved_sender in live(self._client, gid, first=msgids.unpack(changes.first_sent)):
+                changes.add_message(row.sender_uid, row.recalls)
+                if moved_sender and row.span is not None:
+                    changes.add_span(SpanRow(gid, row.sender_uid, row.span, None, 0, row.msgid))
+
+
+def _read(gids: Sequence[str], entries: Iterable[Entry]) -> dict[str, Changes]:
+    """Return what entries of the journal change in these groups."""
+    changes = {gid: Changes() for gid in gids}
+    for entry in entries:
+        if (gid := getattr(entry.event, "gid", "")) in changes:
+            changes[gid].add(entry)
+    return changes
 
 
 # Journals.

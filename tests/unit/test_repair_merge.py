@@ -7,7 +7,7 @@ from imcore.model.rows import MessageRow, SpanRow
 from imcore.repair.diff import Depends, Difference
 from imcore.repair.merge import Placed, Plan, as_known, in_sequence, place, settle
 from imcore.repair.orders import orders
-from imcore.repair.state import ActualGroup, Backlog, Changes, Counter, is_void, offset_of, paired
+from imcore.repair.state import ActualGroup, Changes, Counter, is_void, offset_of, paired
 from imcore.streams.calls.repair_calls import StreamState, Trim
 from imcore.streams.events import Acked, Created, Entry, Event, Joined, Left, Move, Sent
 
@@ -213,7 +213,7 @@ def test_offset_goes_back_only_if_it_passed_a_lost_message() -> None:
 
 def test_backlog_is_applied_to_stored_spans() -> None:
     # Given
-    pending = Backlog()
+    pending = Changes()
     for event in (
         Created("g"),
         Joined("g", "bob", 4),
@@ -222,7 +222,7 @@ def test_backlog_is_applied_to_stored_spans() -> None:
         Acked("g", (Move(0, 2, 5, ("cy",)),)),
     ):
         pending.add(entry(event))
-    pending.add_message(message(8, sender="cy"), moved_sender=True)
+    pending.add_span(span("cy", 0, acked=8, changed=0))
     # When
     rows = {row.uid: row for row in pending.applied([span("ann", 0), span("cy", 0, acked=2), span("dee", 0)])}
     # Then
