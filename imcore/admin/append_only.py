@@ -134,18 +134,14 @@ class _Rewrite:
         if info.get("aof_rewrite_in_progress") or is_waiting:
             return False  # if it began before this call, another one has to follow
         if not self._has_begun:
-            self._has_begun = self._begin()
+            try:
+                self._server.bgrewriteaof()
+                self._has_begun = True
+            except ResponseError as error:
+                if _UNDER_WAY not in str(error):
+                    raise
             return False
         if info.get("aof_last_bgrewrite_status") != "ok":
             return self.fail("the rewrite failed (see the server's log)")
         self.is_done = True
-        return True
-
-    def _begin(self) -> bool:
-        try:
-            self._server.bgrewriteaof()
-        except ResponseError as error:
-            if _UNDER_WAY not in str(error):
-                raise
-            return False
         return True

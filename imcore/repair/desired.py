@@ -52,7 +52,7 @@ class Planner:
         desired = possible(self.backlog.applied(sound), newest, sound, bound=bound)
         live = bounded(live, desired, newest, bound=bound)
         base = self._base(meta)
-        journal_end = self._window.opened_at(self._client.space.partition_of(self._gid))
+        journal_end = self._window.ends[self._client.space.partition_of(self._gid)]
         version = version_after(desired, packed(journal_end.encode()))
         plan = Plan(
             base=base,

@@ -42,22 +42,19 @@ class JournalWindow:
         self._database = system.database
         self._gids = gids
         partitions = sorted({client.space.partition_of(gid) for gid in gids})
-        self._ends = {partition: end_of(client, partition) for partition in partitions}
+        self.ends = {partition: end_of(client, partition) for partition in partitions}
+        """The ids of the newest entries when the window opened."""
         self._undone = {partition: undone_from(client, partition) for partition in partitions}
         self.backlogs = _read(gids, chain.from_iterable(undone(client, partition) for partition in partitions))
         for gid, backlog in self.backlogs.items():
             self._add_first_members(gid, backlog)
             self._add_messages(gid, backlog)
 
-    def opened_at(self, partition: int) -> str:
-        """Return the id of the newest entry of a journal when the window opened."""
-        return self._ends[partition]
-
     def changes(self) -> dict[str, Changes]:
         """Return what has changed since the window opened, by group."""
-        newer = (entries(self._client, partition, f"({end}") for partition, end in self._ends.items())
+        newer = (entries(self._client, partition, f"({end}") for partition, end in self.ends.items())
         changes = _read(self._gids, chain.from_iterable(newer))
-        trimmed = {partition for partition in self._ends if self._is_trimmed(partition)}
+        trimmed = {partition for partition in self.ends if self._is_trimmed(partition)}
         for gid, changed in changes.items():
             changed.anything = self._client.space.partition_of(gid) in trimmed
             self._add_messages(gid, changed)
@@ -68,7 +65,7 @@ class JournalWindow:
 
     def _is_trimmed(self, partition: int) -> bool:
         """Return whether entries of the window may be gone: a trim drops the oldest entries first."""
-        end = self._ends[partition]
+        end = self.ends[partition]
         if end == START:
             return undone_from(self._client, partition) != self._undone[partition]
         return not self._client.query("XRANGE", self._client.space.journal(partition), end, end)
