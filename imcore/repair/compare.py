@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import filterfalse
 from operator import attrgetter
-from typing import Any
 
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, TryAgain
@@ -181,7 +180,8 @@ class GroupComparison:
         first = "-" if self._after is None else f"({msgids.unpack(self._after)}"
         entries = window.live_entries(self._client, self._gid, first=first)
         rows = stored_after(self._database, self._gid, after)
-        for entry, stored_row in paired(entries, rows, _msgid_of, attrgetter("msgid")):
+        pairs = paired(entries, rows, lambda each: each[1].msgid if each[1] else 0, attrgetter("msgid"))
+        for entry, stored_row in pairs:
             row = entry[1] if entry else None
             is_trimmed = row is not None and row.msgid <= after
             yield entry, self._database.message(self._gid, row.msgid) if row and is_trimmed else stored_row
@@ -199,7 +199,8 @@ class GroupComparison:
             answers = self._client.call(receipt_calls.tallies(self._client.space, self._gid, asked))
             for (msgid, _), answer, count in zip(batch, answers, counts, strict=False):
                 if answer != count and not isinstance(answer, Trimmed):
-                    yield diff.of_tally(msgid, answer, count)
+                    sides = diff.described_tally(answer), diff.described_tally(count)
+                    yield diff.of_message("tally of", msgid, *sides, "tally")
 
     # Spans, and what is indexed by them.
 
@@ -239,7 +240,8 @@ class GroupComparison:
         columns = self._client.query_many(
             [("ZMSCORE", z, *keys) for z in (self._k.acked, self._k.joined, self._k.left)]
         )
-        return (SpanState(*map(_score, scores)) for scores in zip(*columns, strict=True))
+        for scores in zip(*columns, strict=True):
+            yield SpanState(*(None if score is None else window.packed_score(float(score)) for score in scores))
 
     def _members(self, uids: Sequence[str]) -> dict[str, tuple[bool, list[bytes]]]:
         """Return of each member whether they list the group, and their own messages past the offset."""
@@ -280,11 +282,3 @@ def stored_after(database: Database, gid: str, after: int) -> Iterator[MessageRo
         if len(page) < PAGE:
             return
         after = page[-1].msgid
-
-
-def _msgid_of(entry: StreamEntry) -> int:
-    return entry[1].msgid if entry[1] else 0
-
-
-def _score(score: Any) -> int | None:
-    return None if score is None else window.packed_score(float(score))

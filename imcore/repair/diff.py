@@ -178,10 +178,6 @@ def of_message(what: str, msgid: int, redis: str, sql: str, depends: Depends = "
     return Difference(f"{what} {msgids.unpack(msgid)}", redis, sql, depends, msgid=about)
 
 
-def of_tally(msgid: int, redis: Counts | ImError, sql: Counts) -> Difference:
-    return of_message("tally of", msgid, _tally(redis), _tally(sql), "tally")
-
-
 def of_recalls(scores: Mapping[str, int], wanted: Collection[int]) -> Iterator[Difference]:
     """Recalled messages and tombstones are known as what they are, and no others."""
     known = {int(name) for name, score in scores.items() if name == str(score)}
@@ -293,6 +289,10 @@ def described_time(ms: int) -> str:
         return UNREADABLE
 
 
+def described_tally(tally: Counts | ImError) -> str:
+    return str(tally) if isinstance(tally, ImError) else f"{tally.read} read, {tally.unread} unread"
+
+
 def _described_end(left: int | None) -> str:
     return "open" if left is None else f"left at {described_offset(left)}"
 
@@ -317,10 +317,6 @@ def _value(name: str, value: Any) -> str:
     if name == "sent_at_ms" and isinstance(value, int):
         return described_time(value)
     return _short(value)
-
-
-def _tally(tally: Counts | ImError) -> str:
-    return str(tally) if isinstance(tally, ImError) else f"{tally.read} read, {tally.unread} unread"
 
 
 def _span_name(uid: str, joined: int) -> str:

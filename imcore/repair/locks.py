@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 from imcore.errors import ImError, TryAgain
@@ -42,7 +41,7 @@ class PartitionLock:
             raise TryAgain(f"another process mends partition {self._partition}")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         with suppress(ImError):  # then it ends by itself
             self._extend(0)
 

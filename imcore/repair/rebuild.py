@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from threading import Event, Thread
-from types import TracebackType
 from typing import Self
 
 from imcore import msgid as msgids
@@ -199,7 +198,7 @@ class _Lease:
         self._renewing.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._renewing.join()
         with suppress(ImError):  # then it ends by itself
