@@ -92,24 +92,18 @@ def mend(system: System, gid: str, *, since: int | None = None, lock: PartitionL
     raise TryAgain(f"{gid!r} changes too fast to mend it now")
 
 
-class _Attempt:
+class _Attempt(Planner):
     def __init__(self, system: System, group_lock: GroupLock, since: int | None, lock: PartitionLock) -> None:
-        self._system = system
-        self._client = system.client
-        self._database = system.database
+        super().__init__(system, group_lock.k, since)
         self._group_lock = group_lock
-        self._k = group_lock.k
-        self._gid = gid = group_lock.k.gid
-        self._partition = system.client.space.partition_of(gid)
         self._lock = lock
-        self._planner = Planner(system, group_lock.k, since)
 
     def run(self, uids: set[str] | None) -> tuple[Mended, set[str] | None]:
         """Put the spans of these uids right, and all else; return what was done, and the uids that are left.
 
         None: everybody.
         """
-        plan = self._planner.plan()
+        plan = self.plan()
         if plan is None:
             return Mended(), set()
         self._set_watermark(plan)
@@ -144,13 +138,13 @@ class _Attempt:
             rows = [row._replace(acked_msgid=row.joined_msgid) for row in rows]
         batch = Batch(spans=rows)
         if not queries.listed(self._database, [self._gid]):
-            batch.groups.append(GroupRow(self._gid, self._planner.backlog.created_ms or now_ms()))
+            batch.groups.append(GroupRow(self._gid, self.backlog.created_ms or now_ms()))
         self._database.write(batch)
 
     def _stored(self, plan: Plan) -> Iterator[list[Placed]]:
         """Yield the messages after the base, a page at a time, once SQL has them; recalled ones without their text."""
         recalled = {msgid for _, msgid in queries.recalls(self._database, self._gid)}
-        for batch in batches(self._planner.placed(plan), PAGE):
+        for batch in batches(self.placed(plan), PAGE):
             new = [placed.row for placed in batch if placed.stored is None]
             rows = [row._replace(content="") if row.msgid in recalled else row for row in new]
             self._database.write(Batch(messages=rows))

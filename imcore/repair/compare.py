@@ -4,7 +4,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import filterfalse
-from operator import attrgetter
 
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, TryAgain
@@ -180,8 +179,7 @@ class GroupComparison:
         first = "-" if self._after is None else f"({msgids.unpack(self._after)}"
         entries = window.live_entries(self._client, self._gid, first=first)
         rows = stored_after(self._database, self._gid, after)
-        pairs = paired(entries, rows, lambda each: each[1].msgid if each[1] else 0, attrgetter("msgid"))
-        for entry, stored_row in pairs:
+        for entry, stored_row in paired(entries, rows, lambda each: each[1].msgid if each[1] else 0):
             row = entry[1] if entry else None
             is_trimmed = row is not None and row.msgid <= after
             yield entry, self._database.message(self._gid, row.msgid) if row and is_trimmed else stored_row

@@ -29,6 +29,7 @@ class Planner:
         self._database = system.database
         self._k = k
         self._gid = k.gid
+        self._partition = system.client.space.partition_of(k.gid)
         self._since = since
         self._window = JournalWindow(system, [k.gid])
         self.backlog = self._window.backlogs[k.gid]
@@ -52,7 +53,7 @@ class Planner:
         desired = possible(self.backlog.applied(sound), newest, sound, bound=bound)
         live = bounded(live, desired, newest, bound=bound)
         base = self._base(meta)
-        journal_end = self._window.ends[self._client.space.partition_of(self._gid)]
+        journal_end = self._window.ends[self._partition]
         version = version_after(desired, packed(journal_end.encode()))
         plan = Plan(
             base=base,
@@ -129,7 +130,7 @@ class Planner:
     def placed(self, plan: Plan) -> Iterator[Placed]:
         """Yield the messages after the base, as desired, up to the newest ones when this attempt began."""
         stored = queries.messages(self._database, [self._gid], after=plan.base.msgid, until=plan.newest_stored)
-        pairs = paired(self._live(plan), stored, attrgetter("msgid"), attrgetter("msgid"))
+        pairs = paired(self._live(plan), stored, attrgetter("msgid"))
         return place(pairs, base=plan.base.seq, is_new=self.backlog.covers, span_of=plan.span_of)
 
     def _live(self, plan: Plan) -> Iterator[MessageRow]:

@@ -15,13 +15,12 @@ from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
 from imcore import msgid as msgids
-from imcore.model.rows import SpanRow, merged
+from imcore.model.rows import MessageRow, SpanRow, merged
 from imcore.streams.calls.receipt_calls import Counts
 from imcore.streams.events import Acked, Created, Entry, Joined, Left, Move, Sent
 from imcore.streams.keys import span_key
 
 One = TypeVar("One")
-Other = TypeVar("Other")
 
 MAX_AHEAD_MS = 24 * 60 * 60 * 1000
 """No server's clock is further ahead of ours."""
@@ -238,20 +237,20 @@ def _raise(steps: list[int], first: int, end: int) -> None:
 
 
 def paired(
-    ones: Iterable[One], others: Iterable[Other], one_key: Callable[[One], int], other_key: Callable[[Other], int]
-) -> Iterator[tuple[One | None, Other | None]]:
-    """Yield items of the same key together, in order of key. Both sides are in that order."""
-    rest = iter(others)
-    other = next(rest, None)
+    ones: Iterable[One], rows: Iterable[MessageRow], msgid_of: Callable[[One], int]
+) -> Iterator[tuple[One | None, MessageRow | None]]:
+    """Yield what has the same msgid together, in order. Both sides are in that order."""
+    rest = iter(rows)
+    row = next(rest, None)
     for one in ones:
-        while other is not None and other_key(other) < one_key(one):
-            yield None, other
-            other = next(rest, None)
-        if other is not None and other_key(other) == one_key(one):
-            yield one, other
-            other = next(rest, None)
+        while row is not None and row.msgid < msgid_of(one):
+            yield None, row
+            row = next(rest, None)
+        if row is not None and row.msgid == msgid_of(one):
+            yield one, row
+            row = next(rest, None)
         else:
             yield one, None
-    while other is not None:
-        yield None, other
-        other = next(rest, None)
+    while row is not None:
+        yield None, row
+        row = next(rest, None)

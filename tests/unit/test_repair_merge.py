@@ -58,7 +58,7 @@ def test_counter_counts_by_the_definition(messages: list[tuple[int, str]], spans
 
 
 def placed(live: list[MessageRow], stored: list[MessageRow], *, base: int = 0, new_from: int = 99) -> list[Placed]:
-    pairs = paired(live, stored, lambda row: row.msgid, lambda row: row.msgid)
+    pairs = paired(live, stored, lambda row: row.msgid)
     return list(place(pairs, base=base, is_new=lambda msgid: msgid >= new_from, span_of=lambda row: row.span))
 
 
