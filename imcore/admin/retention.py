@@ -20,17 +20,16 @@ from imcore.operations import groups as operations
 from imcore.operations.performer import perform_in_redis, stream_from_redis
 from imcore.repair import window
 from imcore.sql import queries
-from imcore.streams import wire
 from imcore.streams.calls import journal_calls, message_calls
 from imcore.streams.calls.call import Trimmed
-from imcore.streams.client import CHUNK
+from imcore.streams.client import CHUNK, RedisClient
 from imcore.streams.consumers import worker_stats
 from imcore.streams.events import Sent
 from imcore.streams.keys import CONFIG
 from imcore.system import System
 from imcore.util.batches import batches
 
-PAGE = 500
+PAGE = 200
 _MOVES_AT_ONCE = 5000
 _TRIM_AT_ONCE = 2000
 _TRIM_CHARACTERS = 1 << 20
@@ -143,7 +142,8 @@ def _trimmable(system: System, limits: Sequence[_Limit]) -> list[_Limit]:
     return [
         limit
         for limit, page in zip(limits, firsts, strict=True)
-        if any(limit.may_drop(row) for row in _rows(limit.gid, page.entries))
+        for entry in page.entries
+        if (row := window.readable(limit.gid, *entry)) and limit.may_drop(row)
     ]
 
 
@@ -168,29 +168,20 @@ def _trim_up_to(system: System, gid: str, bound: int) -> int:
 
 def _stored(system: System, gid: str) -> Iterator[MessageRow]:
     """Yield the messages of a stream, oldest first, and stop before the first one that SQL does not have."""
-    after = 0
-    while True:
-        entries, more = system.client.call(
-            message_calls.entries(system.client.space, gid, msgids.unpack(after + 1), "+", PAGE)
-        )
-        in_redis = list(_rows(gid, entries))
-        if not in_redis:
-            return
-        first, last = in_redis[0].msgid, in_redis[-1].msgid
-        in_sql = system.database.messages_after(gid, first - 1, until=last, limit=len(in_redis))
-        for redis_row, sql_row in zip(in_redis, in_sql, strict=False):
+    for batch in batches(_readable(system.client, gid), PAGE):
+        in_sql = system.database.messages_after(gid, batch[0].msgid - 1, until=batch[-1].msgid, limit=len(batch))
+        for redis_row, sql_row in zip(batch, in_sql, strict=False):
             if redis_row[:_SAME] != sql_row[:_SAME]:
                 return
             yield redis_row
-        if not more or not len(in_sql) == len(in_redis) == len(entries):
+        if len(in_sql) < len(batch):
             return
-        after = last
 
 
-def _rows(gid: str, entries: Sequence[wire.Entry]) -> Iterator[MessageRow]:
-    """Yield the messages of entries, and stop before the first one that cannot be read."""
-    for entry_id, values in entries:
-        if (row := window.readable(gid, entry_id, values)) is None:
+def _readable(client: RedisClient, gid: str) -> Iterator[MessageRow]:
+    """Yield the messages of a stream, oldest first, and stop before the first entry that cannot be read."""
+    for _, row, _ in window.live_entries(client, gid):
+        if row is None:
             return
         yield row
 
