@@ -117,7 +117,6 @@ def rebuild(
     system.client.upgrade()  # can it work at all?
     _begin(system, before)
     with _Lease(system) as lease:
-        lease.begin()
         rebuilding = _Rebuild(system, lease)
         for _ in rebuilding.steps():
             if on_progress:
@@ -192,9 +191,10 @@ class _Lease:
         self._renewing = Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> Self:
-        """Raise TryAgain if another process has it, or was killed less than LEASE_MS ago."""
+        """Begin the rebuild. Raise TryAgain if another process has one, or was killed less than LEASE_MS ago."""
         if not any(self._hold(LEASE_MS) for _ in attempts(LEASE_MS / 1000 + 1)):
             raise TryAgain("another process rebuilds Redis")
+        self._system.client.execute_once("HSET", CONFIG, REBUILDING, self.token)  # everybody sees it
         self._renewing.start()
         return self
 
@@ -203,10 +203,6 @@ class _Lease:
         self._renewing.join()
         with suppress(ImError):  # then it ends by itself
             self._hold(0)
-
-    def begin(self) -> None:
-        """Show everybody that this rebuild is under way."""
-        self._system.client.execute_once("HSET", CONFIG, REBUILDING, self.token)
 
     def confirm(self) -> None:
         """Raise TryAgain if another rebuild has begun since, or somebody has ended this one."""
