@@ -124,7 +124,7 @@ class _Attempt(Planner):
         """Set a watermark in both before anything is stored: a Redis that loses it afterwards shows that."""
         if plan.journal_end == START:
             return
-        entry = packed(plan.journal_end.encode())
+        entry = packed(plan.journal_end)
         self._client.call(repair_calls.set_watermarks(self._client.space, self._partition, {MENDER: entry}))
         self._database.write(Batch(marks=[WatermarkRow(self._partition, MENDER, entry)]))
 

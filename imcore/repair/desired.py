@@ -7,7 +7,7 @@ from operator import attrgetter
 from imcore import msgid as msgids
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.repair import window
-from imcore.repair.merge import Placed, Plan, Span, bounded, ended, identity_of, place, settled_spans, version_after
+from imcore.repair.merge import Placed, Plan, Span, bounded, ended, identity_of, place, settled_spans
 from imcore.repair.state import GroupMeta, highest_offset, paired, possible
 from imcore.repair.window import JournalWindow, now_ms, packed
 from imcore.sql import queries
@@ -39,7 +39,7 @@ class Planner:
         # In this order: what SQL has by now and Redis does not have then, is lost.
         newest_stored = queries.head(self._database, self._gid, until=NEVER).newest
         live = window.actual_group(self._client, self._k)
-        newest_live = self._newest()
+        newest_live = packed(window.end_of(self._client, self._k.stream))
         meta = window.metas_of(self._client, [self._gid])[self._gid]
         rows = list(queries.spans(self._database, [self._gid]))
         is_listed = self._client.query("SISMEMBER", self._k.groups, self._gid)
@@ -54,7 +54,8 @@ class Planner:
         live = bounded(live, desired, newest, bound=bound)
         base = self._base(meta)
         journal_end = self._window.ends[self._partition]
-        version = version_after(desired, packed(journal_end.encode()))
+        # Above that of each row, and not above those of later journal entries.
+        version = max(packed(journal_end), max((row.changed for row in desired), default=0) + 1)
         plan = Plan(
             base=base,
             trim=self._trim(meta, base),
@@ -87,10 +88,6 @@ class Planner:
         spans = ended(plan, desired)
         uids, after = sorted({uid for uid, _ in spans}), min(spans.values(), default=NEVER)
         return queries.newest_own(self._database, self._gid, uids, after=after, until=plan.base.msgid)
-
-    def _newest(self) -> int:
-        newest = self._client.query("XREVRANGE", self._k.stream, "+", "-", "COUNT", 1)
-        return msgids.pack_id(newest[0][0]) if newest else 0
 
     def _base(self, meta: GroupMeta) -> Trim:
         """Return the newest message that is the same on both sides: all after it is looked at.

@@ -194,11 +194,6 @@ def settled_spans(rows: Iterable[SpanRow], live: ActualGroup, *, version: int) -
     return settled
 
 
-def version_after(rows: Sequence[SpanRow], journal_end: int) -> int:
-    """Return a version above that of each row, and not above those of later journal entries."""
-    return max(journal_end, max((row.changed for row in rows), default=0) + 1)
-
-
 # Both.
 
 

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TypeVar
 
-from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable, ImError, RedisUnavailable, TryAgain
 from imcore.model.rows import WatermarkRow
 from imcore.operations import creation
 from imcore.operations.performer import perform_in_redis, stream_from_redis
 from imcore.repair.watermarks import end_rebuild, reconcile
-from imcore.repair.window import Place, lost_watermarks, rebuild_token, unfinished
+from imcore.repair.window import Place, lost_watermarks, packed, rebuild_token, unfinished
 from imcore.settings import Settings
 from imcore.sql import queries
 from imcore.sql.database import Database
@@ -96,8 +95,8 @@ class Watch:
         """
         if self._dataset is None:
             self._adopt()  # the data has begun since the last look
-        newest = {entry.partition: entry for entry in sorted(entries, key=_packed)}
-        rows = [WatermarkRow(partition, process, _packed(entry)) for partition, entry in newest.items()]
+        newest = {entry.partition: entry for entry in sorted(entries, key=lambda entry: packed(entry.id))}
+        rows = [WatermarkRow(partition, process, packed(entry.id)) for partition, entry in newest.items()]
         stored = queries.watermarks(self._system.database)
         if self._heir != process:
             self._inherit(process, stored)
@@ -202,20 +201,16 @@ def _has_stored(client: RedisClient) -> bool:
     return any(not name.startswith(keys.SEPARATOR.encode()) for names in marks for name in names)
 
 
-def _packed(entry: Entry) -> int:
-    return msgids.pack_id(entry.id.encode())
-
-
 # What processes that died had begun.
 
 
 def end_abandoned(client: RedisClient, trouble: ThrottledLog) -> None:
     """Undo abandoned creations of groups, tell members that were not told, and cut sessions to their length.
 
-    Sessions last too long if the server's clock was put back. Raise nothing: warn by way of `trouble`.
+    Sessions last too long if the server's clock was put back. Warn by way of `trouble`. Raise RedisUnavailable.
     """
     space, partitions = client.space, range(client.space.partitions)
-    _answers(client, [session_calls.expire_online(space, p) for p in partitions], trouble)
+    list(_answers(client, [session_calls.expire_online(space, p) for p in partitions], trouble))
     for gids_of, end_one in ((creation_calls.abandoned, _undo), (creation_calls.unnotified, _tell)):
         for gid in chain.from_iterable(_answers(client, [gids_of(space, p) for p in partitions], trouble)):
             try:
@@ -235,13 +230,9 @@ def _tell(client: RedisClient, gid: str) -> None:
 
 
 def _answers(client: RedisClient, calls: Sequence[Call[T]], trouble: ThrottledLog) -> Iterator[T]:
-    """Make calls; warn of errors, and return the other answers."""
-    answers: Sequence[T | ImError]
-    try:
-        answers = client.call_each(calls)
-    except ImError as error:
-        answers = [error]
-    for answer in answers:
+    """Make calls; warn of errors, and yield the other answers."""
+    for answer in client.call_each(calls):
         if isinstance(answer, ImError):
             trouble.note(answer, _NOT_ENDED)
-    return (answer for answer in answers if not isinstance(answer, ImError))
+        else:
+            yield answer

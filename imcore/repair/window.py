@@ -42,7 +42,7 @@ class JournalWindow:
         self._database = system.database
         self._gids = gids
         partitions = sorted({client.space.partition_of(gid) for gid in gids})
-        self.ends = {partition: end_of(client, partition) for partition in partitions}
+        self.ends = {partition: end_of(client, client.space.journal(partition)) for partition in partitions}
         """The ids of the newest entries when the window opened."""
         self._undone = {partition: undone_from(client, partition) for partition in partitions}
         self.backlogs = _read(gids, chain.from_iterable(undone(client, partition) for partition in partitions))
@@ -95,9 +95,9 @@ def _read(gids: Sequence[str], entries: Iterable[Entry]) -> dict[str, Changes]:
 # Journals.
 
 
-def end_of(client: RedisClient, partition: int) -> str:
-    """Return the id of the newest entry of a journal, as text; START for an empty journal."""
-    newest = client.query("XREVRANGE", client.space.journal(partition), "+", "-", "COUNT", 1)
+def end_of(client: RedisClient, stream: str) -> str:
+    """Return the id of the newest entry of a stream or journal, as text; START for an empty one."""
+    newest = client.query("XREVRANGE", stream, "+", "-", "COUNT", 1)
     return newest[0][0].decode() if newest else START
 
 
@@ -207,7 +207,7 @@ def followers(client: RedisClient, stream: str) -> dict[str, int]:
         if "no such key" in str(error):  # a group without members and messages has no stream
             return {}
         raise
-    return {wire.text(info["name"]): packed(info["last-delivered-id"]) for info in infos}
+    return {wire.text(info["name"]): packed(info["last-delivered-id"].decode()) for info in infos}
 
 
 def scan(client: RedisClient, key: str) -> Iterator[tuple[str, int]]:
@@ -227,9 +227,9 @@ def packed_score(score: float) -> int:
     return int(score) if score <= msgids.HIGHEST and score.is_integer() else msgids.IMPOSSIBLE
 
 
-def packed(entry_id: bytes) -> int:
-    """Return the id of an entry, or of none before the first one, as a packed one."""
-    return 0 if entry_id == START.encode() else msgids.pack_id(entry_id)
+def packed(entry_id: str) -> int:
+    """Return the id of an entry as a packed one, 0 for START."""
+    return 0 if entry_id == START else msgids.pack_id(entry_id.encode())
 
 
 # What was lost, and what is not ended.
