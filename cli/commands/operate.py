@@ -19,7 +19,7 @@ from imcore.errors import ImError, RedisUnavailable
 from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT
 
 if TYPE_CHECKING:
-    from imcore.repair.check import ReportedDifference
+    from imcore.repair.diff import Difference
 
 _STATS_COLUMNS = ("groups", "members", "messages", "online", "journal", "dead_letters")
 _WORKER_COLUMNS = ("worker", "backlog", "pending", "lag_ms")
@@ -95,7 +95,7 @@ def check(run: Invocation, repair: bool) -> None:
 
     counts: Counter[str] = Counter()
     with closing(run.connect()) as system, progress("groups") as shown:
-        differences = differences_of(system, repair=repair, on_progress=lambda seen: shown(seen.groups, seen.of))
+        differences = differences_of(system, repair=repair, on_progress=shown)
         columns = (*_DIFFERENCE_COLUMNS, *["repaired"] * repair)
         records = ({key: getattr(each, key) for key in columns} for each in _counted(differences, counts))
         run.show(output.handed_over(records) if repair else records, columns)
@@ -113,7 +113,7 @@ def check(run: Invocation, repair: bool) -> None:
         click.get_current_context().exit(output.FAILED)
 
 
-def _counted(differences: Iterable["ReportedDifference"], counts: Counter[str]) -> Iterator["ReportedDifference"]:
+def _counted(differences: Iterable["Difference"], counts: Counter[str]) -> Iterator["Difference"]:
     """Count and yield the differences; one that may be none is only reported."""
     for each in differences:
         if each.unsure:

@@ -162,3 +162,4 @@ WORKER = Role(
 """All workers, and an operator's repairs: `im check --repair`, `rebuild`, `trim`, `dead requeue`."""
 
 ROLES = {role.name: role for role in (WORKER, GATEWAY, READER)}
+USERS = {role.user for role in ROLES.values()}

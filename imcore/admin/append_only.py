@@ -5,18 +5,18 @@ worker `persist` notes every recalled message. The note is deleted after a rewri
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from redis.cluster import RedisCluster
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from imcore.errors import DatabaseNotReady, DatabaseUnavailable
 from imcore.streams import wire
 from imcore.streams.client import CHUNK, RedisClient
 from imcore.streams.keys import SEPARATOR, WITHDRAWN
 from imcore.streams.redis_errors import driver_errors
+from imcore.streams.server_info import primaries_of
 from imcore.system import System
 from imcore.util.batches import batches
 from imcore.util.deadlines import attempts
@@ -78,21 +78,19 @@ def _notes(system: System) -> Iterator[tuple[bytes, bool]]:
 
 def _rewrite_all(client: RedisClient, notes: Sequence[bytes], on_progress: Progress | None) -> int:
     """Rewrite the file of each primary; then delete the notes, if no rewrite failed. Return the number of rewrites."""
-    driver: Any = client.driver
-    is_cluster = isinstance(driver, RedisCluster)
-    nodes = [{"target_nodes": node} for node in driver.get_primaries()] if is_cluster else [{}]
-    rewrites = [_Rewrite(client, node) for node in nodes]
-    _run(rewrites, on_progress)
+    rewrites = [_Rewrite(server, name or client.address) for name, server in primaries_of(client.driver)]
+    _run(client, rewrites, on_progress)
     if not any(rewrite.has_failed for rewrite in rewrites):
         for batch in batches(notes, CHUNK):
             client.execute_once("ZREM", WITHDRAWN, *batch)
     return sum(rewrite.is_done for rewrite in rewrites)
 
 
-def _run(rewrites: Sequence["_Rewrite"], on_progress: Progress | None) -> None:
+def _run(client: RedisClient, rewrites: Sequence["_Rewrite"], on_progress: Progress | None) -> None:
     left = list(rewrites)
     for _ in attempts(LONGEST_S, longest_pause_s=_PAUSE_S):
-        left = [rewrite for rewrite in left if not rewrite.step()]
+        with driver_errors(client.address):
+            left = [rewrite for rewrite in left if not rewrite.step()]
         if on_progress:
             on_progress(len(rewrites) - len(left), len(rewrites))
         if not left:
@@ -104,9 +102,9 @@ def _run(rewrites: Sequence["_Rewrite"], on_progress: Progress | None) -> None:
 class _Rewrite:
     """The rewrite of one server's append-only file. Call `step` until it returns True."""
 
-    def __init__(self, client: RedisClient, node: Mapping[str, Any]) -> None:
-        self._client = client
-        self._node = node
+    def __init__(self, server: Any, name: str) -> None:
+        self._server = server
+        self._name = name
         self._has_begun = False
         self.state = ""
         self.is_done = False
@@ -124,12 +122,11 @@ class _Rewrite:
 
     def fail(self, reason: str) -> bool:
         self.has_failed = True
-        node = self._node.get("target_nodes")
-        log.warning(_BY_HAND, f"{node.host}:{node.port}" if node else self._client.address, reason)
+        log.warning(_BY_HAND, self._name, reason)
         return True
 
     def _step(self) -> bool:
-        info = self._call("INFO", "persistence")
+        info = self._server.info("persistence")
         if not info.get("aof_enabled"):
             return True
         is_waiting = bool(info.get("aof_rewrite_scheduled"))
@@ -137,28 +134,14 @@ class _Rewrite:
         if info.get("aof_rewrite_in_progress") or is_waiting:
             return False  # if it began before this call, another one has to follow
         if not self._has_begun:
-            self._has_begun = self._begin()
+            try:
+                self._server.bgrewriteaof()
+                self._has_begun = True
+            except ResponseError as error:
+                if _UNDER_WAY not in str(error):
+                    raise
             return False
         if info.get("aof_last_bgrewrite_status") != "ok":
             return self.fail("the rewrite failed (see the server's log)")
         self.is_done = True
         return True
-
-    def _begin(self) -> bool:
-        try:
-            self._call("BGREWRITEAOF")
-        except ResponseError as error:
-            if _UNDER_WAY not in str(error):
-                raise
-            return False
-        return True
-
-    def _call(self, *command: str) -> Any:
-        driver: Any = self._client.driver
-        try:
-            return driver.execute_command(*command, **self._node)
-        except ResponseError:
-            raise
-        except (RedisError, OSError):
-            with driver_errors(self._client.address):
-                raise

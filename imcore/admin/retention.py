@@ -6,12 +6,10 @@ of worker has handled it and all earlier ones. Read times are deleted after `kee
 message and their number follow from the offsets, and stay exact.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 
 from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable
@@ -20,18 +18,18 @@ from imcore.model.rows import MessageRow
 from imcore.model.values import Group
 from imcore.operations import groups as operations
 from imcore.operations.performer import perform_in_redis, stream_from_redis
+from imcore.repair import window
 from imcore.sql import queries
-from imcore.streams import events, wire
 from imcore.streams.calls import journal_calls, message_calls
-from imcore.streams.calls.call import Trimmed, all_entries
-from imcore.streams.client import CHUNK
+from imcore.streams.calls.call import Trimmed
+from imcore.streams.client import CHUNK, RedisClient
 from imcore.streams.consumers import worker_stats
 from imcore.streams.events import Sent
 from imcore.streams.keys import CONFIG
 from imcore.system import System
 from imcore.util.batches import batches
 
-PAGE = 500
+PAGE = 200
 _MOVES_AT_ONCE = 5000
 _TRIM_AT_ONCE = 2000
 _TRIM_CHARACTERS = 1 << 20
@@ -79,7 +77,7 @@ def trim(
     check_limit(keep_messages, lowest=0)
     check_limit(keep_ms, lowest=0)
     keep_messages = settings.keep_messages if keep_messages is None else keep_messages
-    cutoff_ms = time.time_ns() // 1_000_000 - (settings.keep_ms if keep_ms is None else keep_ms)
+    cutoff_ms = window.now_ms() - (settings.keep_ms if keep_ms is None else keep_ms)
     # In this order: the entries of all messages that these groups have by now are in the journals.
     groups = _groups(system, gid)
     needed = _needed(system)
@@ -144,7 +142,8 @@ def _trimmable(system: System, limits: Sequence[_Limit]) -> list[_Limit]:
     return [
         limit
         for limit, page in zip(limits, firsts, strict=True)
-        if any(limit.may_drop(row) for row in _rows(limit.gid, page.entries))
+        for entry in page.entries
+        if (row := window.readable(limit.gid, *entry)) and limit.may_drop(row)
     ]
 
 
@@ -169,50 +168,34 @@ def _trim_up_to(system: System, gid: str, bound: int) -> int:
 
 def _stored(system: System, gid: str) -> Iterator[MessageRow]:
     """Yield the messages of a stream, oldest first, and stop before the first one that SQL does not have."""
-    after = 0
-    while True:
-        entries, more = system.client.call(
-            message_calls.entries(system.client.space, gid, msgids.unpack(after + 1), "+", PAGE)
-        )
-        in_redis = list(_rows(gid, entries))
-        if not in_redis:
-            return
-        first, last = in_redis[0].msgid, in_redis[-1].msgid
-        in_sql = system.database.messages_after(gid, first - 1, until=last, limit=len(in_redis))
-        for redis_row, sql_row in zip(in_redis, in_sql, strict=False):
+    for batch in batches(_readable(system.client, gid), PAGE):
+        in_sql = system.database.messages_after(gid, batch[0].msgid - 1, until=batch[-1].msgid, limit=len(batch))
+        for redis_row, sql_row in zip(batch, in_sql, strict=False):
             if redis_row[:_SAME] != sql_row[:_SAME]:
                 return
             yield redis_row
-        if not more or not len(in_sql) == len(in_redis) == len(entries):
+        if len(in_sql) < len(batch):
             return
-        after = last
 
 
-def _rows(gid: str, entries: Sequence[wire.Entry]) -> Iterator[MessageRow]:
-    """Yield the messages of entries, and stop before the first one that cannot be read."""
-    for entry_id, values in entries:
-        try:
-            yield wire.message_row(gid, msgids.pack_id(entry_id), values)
-        except (IndexError, ValueError):
+def _readable(client: RedisClient, gid: str) -> Iterator[MessageRow]:
+    """Yield the messages of a stream, oldest first, and stop before the first entry that cannot be read."""
+    for _, row, _ in window.live_entries(client, gid):
+        if row is None:
             return
+        yield row
 
 
 def _needed(system: System) -> dict[str, int]:
     """Return by gid the first message with a journal entry that some worker has not handled."""
+    client = system.client
     needed: dict[str, int] = {}
-    for event in chain.from_iterable(_undone(system, p) for p in range(system.client.space.partitions)):
-        needed[event.gid] = min(event.first, needed.get(event.gid, event.first))
+    for partition in range(client.space.partitions):
+        start = client.call(journal_calls.undone(client.space, partition, STORES, only=False)) or "-"
+        for entry in window.entries(client, partition, start):
+            if isinstance(event := entry.event, Sent):
+                needed[event.gid] = min(event.first, needed.get(event.gid, event.first))
     return needed
-
-
-def _undone(system: System, partition: int) -> Iterator[Sent]:
-    client, space = system.client, system.client.space
-    start = client.call(journal_calls.undone(space, partition, STORES, only=False)) or "-"
-    entries = all_entries(lambda first: client.call(journal_calls.entries(space, partition, first, PAGE)), start)
-    for entry_id, fields in entries:
-        event = events.read(partition, entry_id, fields).event
-        if isinstance(event, Sent):
-            yield event
 
 
 def _delete_read_times(system: System) -> int:
@@ -220,15 +203,11 @@ def _delete_read_times(system: System) -> int:
     keep_ms = system.settings.keep_read_times_ms
     if not keep_ms:
         return 0
-    before = msgids.first_at(min(time.time_ns() // 1_000_000, system.client.time_ms(CONFIG)) - keep_ms)
-    return _repeat(lambda: queries.forget_moves(system.database, before, _MOVES_AT_ONCE))
+    before = msgids.first_at(min(window.now_ms(), system.client.time_ms(CONFIG)) - keep_ms)
+    return sum(iter(lambda: queries.forget_moves(system.database, before, _MOVES_AT_ONCE), 0))
 
 
 def _trim_journals(system: System) -> int:
     client = system.client
     calls = [journal_calls.trim_journal(client.space, partition, READS) for partition in range(client.space.partitions)]
-    return sum(_repeat(partial(client.call, call)) for call in calls)
-
-
-def _repeat(drop: Callable[[], int]) -> int:
-    return sum(iter(drop, 0))
+    return sum(sum(iter(partial(client.call, call), 0)) for call in calls)

@@ -5,12 +5,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
-from imcore.admin.acl import ROLES
+from imcore.admin.acl import USERS
 from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
 from imcore.streams.client import Client, RedisClient, open_client
 from imcore.streams.redis_errors import address, driver_errors
 from imcore.streams.server_info import OLDEST, ServerInfo, servers_of, user_of
+from imcore.util.batches import grouped
 
 _TIMEOUT_S = 2.0
 _COUNTED_BYTES = 1_048_576
@@ -47,8 +48,7 @@ class ServerSettings:
 def chat_servers(client: RedisClient) -> list[ServerSettings]:
     """Return the settings of the client's server, or of each primary of its cluster. Raise RedisUnavailable."""
     with driver_errors(client.address):
-        infos = list(servers_of(client.driver, asks_config=_may_ask(client.driver)))
-    return [_settings_of("chat", info.node or client.address, info, _chat_warnings(info)) for info in infos]
+        return _servers("chat", client.driver, client.address, _chat_warnings)
 
 
 def jobs_servers(settings: Settings) -> list[ServerSettings]:
@@ -56,8 +56,7 @@ def jobs_servers(settings: Settings) -> list[ServerSettings]:
     url = settings.jobs_redis_url
     client = open_client(url, timeout_s=_TIMEOUT_S, block_ms=settings.block_ms)
     with closing(client), driver_errors(url, variable=settings.jobs_variable):
-        infos = list(servers_of(client, asks_config=_may_ask(client)))
-    return [_settings_of("jobs", address(url), info, _jobs_warnings(info)) for info in infos]
+        return _servers("jobs", client, address(url), _jobs_warnings)
 
 
 def all_servers(client: RedisClient, settings: Settings, tell: Callable[[str], object]) -> tuple[ServerSettings, ...]:
@@ -79,13 +78,8 @@ def _reported(query: Callable[[], list[ServerSettings]], tell: Callable[[str], o
 
 def warning_of(servers: Iterable[ServerSettings]) -> str | None:
     """Return the warnings of all servers in one line, None without a warning."""
-    by_text: dict[str, list[str]] = {}
-    for server in servers:
-        for text in server.warnings:
-            by_text.setdefault(text, []).append(server.server)
-    by_servers: dict[str, list[str]] = {}
-    for text, names in by_text.items():
-        by_servers.setdefault(", ".join(names), []).append(text)
+    by_text = grouped((text, server.server) for server in servers for text in server.warnings)
+    by_servers = grouped((", ".join(names), text) for text, names in by_text.items())
     return ". ".join(f"{names}: {'; '.join(texts)}" for names, texts in by_servers.items()) or None
 
 
@@ -100,26 +94,25 @@ def refuse_eviction(servers: Sequence[ServerSettings], settings: Settings) -> No
             )
 
 
-def _may_ask(client: Client) -> bool:
-    """Return whether a client may have the right to CONFIG GET, which the roles of `im acl` lack."""
-    return user_of(client) not in {role.user for role in ROLES.values()}
-
-
-def _settings_of(
-    holds: Literal["chat", "jobs"], server: str, info: ServerInfo, warnings: Iterable[str]
-) -> ServerSettings:
-    return ServerSettings(
-        holds=holds,
-        server=server,
-        version=f"{info.server} {info.version}" if info.version else None,
-        role=None if info.is_replica is None else "replica" if info.is_replica else "primary",
-        maxmemory=info.maxmemory,
-        maxmemory_policy=info.maxmemory_policy,
-        appendonly=info.appendonly,
-        appendfsync=info.appendfsync,
-        run_id=info.run_id,
-        warnings=tuple(warnings),
-    )
+def _servers(
+    holds: Literal["chat", "jobs"], client: Client, at: str, warnings_of: Callable[[ServerInfo], Iterable[str]]
+) -> list[ServerSettings]:
+    may_ask_config = user_of(client) not in USERS  # the roles of `im acl` may not
+    return [
+        ServerSettings(
+            holds=holds,
+            server=info.node or at,
+            version=f"{info.server} {info.version}" if info.version else None,
+            role=None if info.is_replica is None else "replica" if info.is_replica else "primary",
+            maxmemory=info.maxmemory,
+            maxmemory_policy=info.maxmemory_policy,
+            appendonly=info.appendonly,
+            appendfsync=info.appendfsync,
+            run_id=info.run_id,
+            warnings=tuple(warnings_of(info)),
+        )
+        for info in servers_of(client, asks_config=may_ask_config)
+    ]
 
 
 def _chat_warnings(info: ServerInfo) -> Iterator[str]:

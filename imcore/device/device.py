@@ -31,7 +31,7 @@ from imcore.operations.messages import after
 from imcore.streams.calls import group_calls
 from imcore.streams.keys import CONFIG
 from imcore.util.backoff import Backoff, ThrottledLog
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 
 T = TypeVar("T")
 
@@ -277,10 +277,7 @@ class Device:
 
     def _fetch_tallies(self, known: Mapping[tuple[str, str], tuple[int, int | None]]) -> None:
         """Ask for the tallies of own messages; keep those that differ from the known ones."""
-        by_gid: dict[str, list[str]] = {}
-        for gid, msgid in known:
-            by_gid.setdefault(gid, []).append(msgid)
-        tallies = [tally for gid, msgids_of_gid in by_gid.items() for tally in self._tallies_of(gid, msgids_of_gid)]
+        tallies = [tally for gid, own in grouped(known).items() for tally in self._tallies_of(gid, own)]
         # A message that nobody has read yet is no news.
         news = (tally for tally in tallies if tally.read or not tally.unread)
         self._local.keep(tally for tally in news if known[tally.gid, tally.msgid] != (tally.read, tally.unread))

@@ -104,7 +104,7 @@ def try_out(path: Path, uid: str, content_bytes: int) -> None:
                 scratch.with_name(scratch.name + ending).unlink(missing_ok=True)
 
 
-class LocalDatabase:
+class LocalDatabase(LocalFile):
     """One user's messages on one device.
 
     One session holds it (`exclusive`). Short commands may read it meanwhile, and add what they have sent. Every method
@@ -113,9 +113,7 @@ class LocalDatabase:
     """
 
     def __init__(self, path: Path, uid: str, *, exclusive: bool = False, read_only: bool = False) -> None:
-        self.path = path
-        self.uid = uid
-        self._file = LocalFile(path, uid, exclusive=exclusive, read_only=read_only)
+        super().__init__(path, uid, exclusive=exclusive, read_only=read_only)
         self._warnings = ThrottledLog(time.monotonic)
 
     def __enter__(self) -> Self:
@@ -124,15 +122,12 @@ class LocalDatabase:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        self._file.close()
-
     def bind(self, dataset: str | None, server: str) -> None:
         """Bind this database to a server's data, once. Raise LocalDatabaseError if it is bound to other data."""
         sql = "SELECT dataset FROM owner"
         [bound] = self._column(sql, _TEXT_OR_NONE)
         if bound is None and dataset is not None:
-            with self._file.transaction() as connection:
+            with self.transaction() as connection:
                 connection.execute("UPDATE owner SET dataset = ? WHERE dataset IS NULL", (dataset,))
             [bound] = self._column(sql, _TEXT_OR_NONE)
         if bound != dataset:
@@ -149,13 +144,13 @@ class LocalDatabase:
     def begin(self, resume_points: Mapping[str, str]) -> None:
         """Set where each of the user's groups begins here. After the first time this does nothing."""
         rows = self._packed(resume_points)
-        with self._file.transaction() as connection:
+        with self.transaction() as connection:
             if connection.execute("UPDATE owner SET begun = 1 WHERE begun = 0").rowcount:
                 connection.executemany(_ADVANCE, rows)
 
     def resume_points(self) -> dict[str, str]:
         """Return by gid the msgid up to which each group is here without holes."""
-        rows = list(self._file.rows("SELECT gid, msgid FROM resume_points", (str, int)))
+        rows = list(self.rows("SELECT gid, msgid FROM resume_points", (str, int)))
         return {gid: self._unpacked(msgid, lowest=msgids.NONE) for gid, msgid in rows}
 
     def keep(
@@ -185,12 +180,12 @@ class LocalDatabase:
             if not isinstance(item, Message)
         ]
         if messages or tallies or resume_points:
-            with self._file.transaction() as connection:
+            with self.transaction() as connection:
                 for message in messages:
                     self._insert(connection, message)
                 connection.executemany(_SET_TALLY, tallies)
                 connection.executemany(_ADVANCE, resume_points)
-        self._file.empty_log()
+        self.empty_log()
 
     def _packed(self, resume_points: Mapping[str, str]) -> list[tuple[str, int]]:
         rows: list[tuple[str, int]] = []
@@ -209,12 +204,12 @@ class LocalDatabase:
         They are the newest ones before one of them, newest first. `unread` is None before this device has asked.
         """
         start = (msgids.HIGHEST + 1, "") if before is None else (check_msgid(before[1]), before[0])
-        rows = self._file.rows(_UNREAD_OWN, (str, int, int, _NUMBER_OR_NONE), start)
+        rows = self.rows(_UNREAD_OWN, (str, int, int, _NUMBER_OR_NONE), start)
         return {(gid, self._unpacked(msgid)): (read, unread) for gid, msgid, read, unread in rows}
 
     def queue(self, gid: str, content: str, *, to_uid: str | None = None) -> Outgoing:
         client_msgid = uuid.uuid4().hex
-        with self._file.transaction() as connection:
+        with self.transaction() as connection:
             if to_uid is not None:
                 self._note_peer(connection, gid, to_uid)
             cursor = connection.execute(
@@ -225,38 +220,38 @@ class LocalDatabase:
 
     def waiting(self) -> list[Outgoing]:
         sql = "SELECT id, gid, to_uid, content, client_msgid FROM outbox WHERE refused IS NULL ORDER BY id"
-        return [Outgoing(*row) for row in self._file.rows(sql, (int, str, _TEXT_OR_NONE, str, str))]
+        return [Outgoing(*row) for row in self.rows(sql, (int, str, _TEXT_OR_NONE, str, str))]
 
     def mark_tried(self) -> set[str]:
         """Note that the waiting messages are about to be sent; return the groups of those that may have been before."""
-        rows = list(self._file.rows("SELECT DISTINCT gid, tried FROM outbox WHERE refused IS NULL", (str, int)))
+        rows = list(self.rows("SELECT DISTINCT gid, tried FROM outbox WHERE refused IS NULL", (str, int)))
         if not all(tried for _, tried in rows):
-            with self._file.transaction() as connection:
+            with self.transaction() as connection:
                 connection.execute("UPDATE outbox SET tried = 1 WHERE refused IS NULL")
         return {gid for gid, tried in rows if tried}
 
     def refuse(self, outgoing: Outgoing, reason: str) -> None:
-        with self._file.transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("UPDATE outbox SET refused = ? WHERE id = ?", (reason, outgoing.number))
 
     def peers(self) -> dict[str, str]:
         """Return the other user of each one-to-one chat whose gid does not say it, as far as they are known here."""
-        return dict(self._file.rows("SELECT gid, uid FROM peers", (str, str)))
+        return dict(self.rows("SELECT gid, uid FROM peers", (str, str)))
 
     def note_peer(self, gid: str, uid: str) -> None:
         """Note the other user of a one-to-one chat, unless the gid says it."""
-        with self._file.transaction() as connection:
+        with self.transaction() as connection:
             self._note_peer(connection, gid, uid)
 
     def log(self, gid: str | None = None) -> Iterator[LogLine]:
         """Yield the messages of all groups or of one, oldest first, then `unsent`."""
-        rows = self._file.rows(_LOG if gid is None else _LOG_OF_GROUP, _LINE, {"gid": gid})
+        rows = self.rows(_LOG if gid is None else _LOG_OF_GROUP, _LINE, {"gid": gid})
         yield from (self._line(*row) for row in rows)
         yield from self.unsent(gid)
 
     def unsent(self, gid: str | None = None) -> Iterator[LogLine]:
         """Yield the outbox in order: messages that wait, and those that the server will never take."""
-        yield from (self._unsent(*row) for row in self._file.rows(_OUTBOX, _UNSENT, {"gid": gid}))
+        yield from (self._unsent(*row) for row in self.rows(_OUTBOX, _UNSENT, {"gid": gid}))
 
     def _line(
         self, gid: str, msgid: int, sender_uid: str, content: str, client_msgid: str | None, *tally: int
@@ -271,16 +266,16 @@ class LocalDatabase:
         try:
             written = msgids.from_ms(written_ms)
         except (OverflowError, ValueError) as error:
-            raise self._file.damaged() from error
+            raise self.damaged() from error
         return LogLine(gid, None, written, self.uid, content, client_msgid, state)
 
     def _unpacked(self, msgid: int, lowest: int = 1) -> str:
         if not lowest <= msgid <= msgids.HIGHEST:
-            raise self._file.damaged()
+            raise self.damaged()
         return msgids.unpack(msgid)
 
     def _column(self, sql: str, kind: type | tuple[type, ...]) -> list[str | int | None]:
-        return [value for (value,) in self._file.rows(sql, (kind,))]
+        return [value for (value,) in self.rows(sql, (kind,))]
 
     def _insert(self, connection: sqlite3.Connection, message: Message) -> None:
         msgid = check_msgid(message.msgid)
@@ -291,7 +286,7 @@ class LocalDatabase:
         if recalls is not None or message.recalled:
             recalled = (message.gid, msgid if recalls is None else recalls)
             connection.execute("UPDATE messages SET content = '' WHERE gid = ? AND msgid = ?", recalled)
-            self._file.recalled_texts.note()
+            self.recalled_texts.note()
         if message.sender_uid != self.uid:
             self._note_peer(connection, message.gid, message.sender_uid)
         elif recalls is None:

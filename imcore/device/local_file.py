@@ -92,7 +92,7 @@ class LocalFile:
         """
         self.path = path
         self._called = called or path
-        self._uid = uid
+        self.uid = uid
         self._lock: int | None = None
         self.recalled_texts = sqlite_file.RecalledTexts()
         self._is_read_only = read_only
@@ -175,7 +175,7 @@ class LocalFile:
         )
 
     def _missing(self) -> LocalDatabaseError:
-        return LocalDatabaseError(f"{self._uid!r} has no local database here: `im listen` or `im pull` makes it")
+        return LocalDatabaseError(f"{self.uid!r} has no local database here: `im listen` or `im pull` makes it")
 
     def _sound(self, row: Sequence[object], types: Types) -> Sequence[object]:
         if not all(map(isinstance, row, types)):
@@ -229,9 +229,9 @@ class LocalFile:
     def _check_owner(self, owners: Sequence[tuple[object]]) -> None:
         if len(owners) != 1 or not isinstance(owners[0][0], str):
             raise self.damaged()
-        if owners[0][0] != self._uid:
+        if owners[0][0] != self.uid:
             raise LocalDatabaseError(
-                f"the local database {self._called} belongs to {owners[0][0]!r}, not to {self._uid!r}"
+                f"the local database {self._called} belongs to {owners[0][0]!r}, not to {self.uid!r}"
             )
 
     def _create(self, connection: sqlite3.Connection) -> None:
@@ -239,7 +239,7 @@ class LocalFile:
             raise self._foreign()
         for statement in _SCHEMA.split(";"):
             connection.execute(statement)
-        connection.execute("INSERT INTO owner (uid) VALUES (?)", (self._uid,))
+        connection.execute("INSERT INTO owner (uid) VALUES (?)", (self.uid,))
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -263,7 +263,7 @@ class LocalFile:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LocalDatabaseError(
-                f"another session of {self._uid!r} holds the local database {self._called}: end it, or leave it out "
+                f"another session of {self.uid!r} holds the local database {self._called}: end it, or leave it out "
                 "(--no-local); another device has another IM_DATA_DIR, with IM_REDIS_URL and IM_DATABASE_URL set"
             ) from None
 

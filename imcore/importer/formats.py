@@ -152,11 +152,9 @@ def _peeked(chunks: Chunks) -> tuple[bytes, Chunks]:
 
 def _recoded(chunks: Chunks, encoding: str) -> Chunks:
     # With half a surrogate pair one line is not valid, as its UTF-8 shows, and not the rest of the source.
-    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
     try:
-        for chunk in chunks:
-            yield decoder.decode(chunk).encode(errors="surrogatepass")
-        decoder.decode(b"", final=True)
+        for text in codecs.iterdecode(chunks, encoding, "surrogatepass"):
+            yield text.encode(errors="surrogatepass")
     except UnicodeDecodeError as error:
         yield error.object[: error.start].decode(encoding, "surrogatepass").encode(errors="surrogatepass")
         raise

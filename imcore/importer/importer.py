@@ -9,6 +9,7 @@ line was corrected, nor another file with the same messages, nor what others hav
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from imcore import msgid as msgids
@@ -29,7 +30,7 @@ from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.streams import wire
 from imcore.streams.calls import message_calls
-from imcore.streams.calls.call import EntryPage, all_entries
+from imcore.streams.calls.call import all_entries
 from imcore.streams.calls.message_calls import SendResult
 from imcore.system import System
 
@@ -289,11 +290,10 @@ class _StoredMessages:
 
     def _read_redis(self) -> None:
         """Add the messages that came to Redis since the last call: SQL may not have them yet."""
-        for entry in all_entries(self._page_from, f"({self._newest}" if self._newest else "-"):
+        page = partial(message_calls.entries, self._client.space, self._gid, last="+", count=_ENTRIES_PER_PAGE)
+        start = f"({self._newest}" if self._newest else "-"
+        for entry in all_entries(lambda first: self._client.call(page(first)), start):
             message = wire.message(self._gid, entry)
             self._newest = message.msgid
             if message.client_msgid:
                 self.add(message.sender_uid, message.client_msgid, message.msgid)
-
-    def _page_from(self, first: str) -> EntryPage[wire.Entry]:
-        return self._client.call(message_calls.entries(self._client.space, self._gid, first, "+", _ENTRIES_PER_PAGE))

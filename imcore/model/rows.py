@@ -32,6 +32,16 @@ class MessageRow(NamedTuple):
     recalled: bool = False
 
 
+class Head(NamedTuple):
+    """The number of messages of a group, its highest seq, and its oldest and newest msgid; zeros without messages."""
+
+    gid: str
+    messages: int = 0
+    last_seq: int = 0
+    oldest: int = 0
+    newest: int = 0
+
+
 class SpanRow(NamedTuple):
     """A membership (joined_msgid, left_msgid]. Key: gid, uid and joined_msgid.
 

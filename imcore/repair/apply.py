@@ -8,7 +8,7 @@ meanwhile are done again.
 """
 
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
@@ -19,13 +19,13 @@ from imcore import msgid as msgids
 from imcore.errors import TryAgain
 from imcore.model.rows import Batch, GroupRow, SpanRow, WatermarkRow
 from imcore.repair import locks, window
-from imcore.repair.desired import Planner, now_ms, packed
+from imcore.repair.desired import Planner
 from imcore.repair.diff import described_span
 from imcore.repair.locks import PartitionLock
 from imcore.repair.merge import Placed, Plan
 from imcore.repair.orders import lowest_behind, orders, passed
 from imcore.repair.state import highest_offset
-from imcore.repair.window import START
+from imcore.repair.window import START, now_ms, packed
 from imcore.sql import corrections, queries
 from imcore.streams.calls import repair_calls
 from imcore.streams.calls.call import Call
@@ -49,35 +49,22 @@ MOST_NAMES = 3
 MENDER = "mend"
 """The consumer name of the watermark that repairs set."""
 
-Uids = Container[str]
-
-
-class _Everybody:
-    """All uids."""
-
-    def __contains__(self, uid: object) -> bool:
-        return True
-
-
-EVERYBODY: Uids = _Everybody()
-
 
 @dataclass(frozen=True, slots=True)
 class Mended:
-    """The result of a repair: messages that Redis got again, that SQL got, and that have another seq now.
+    """The result of repairs: groups, messages that Redis got again, and messages that have another seq now.
 
     `behind` is the lowest offset (packed) that Redis had behind SQL, None if it had none.
     """
 
+    groups: int = 0
     restored: int = 0
-    stored: int = 0
     renumbered: int = 0
     behind: int | None = None
 
     def plus(self, other: "Mended") -> "Mended":
-        """Return both together."""
         behind = min((each.behind for each in (self, other) if each.behind is not None), default=None)
-        sums = self.restored + other.restored, self.stored + other.stored, self.renumbered + other.renumbered
+        sums = self.groups + other.groups, self.restored + other.restored, self.renumbered + other.renumbered
         return Mended(*sums, behind)
 
 
@@ -90,40 +77,35 @@ def mend(system: System, gid: str, *, since: int | None = None, lock: PartitionL
     if lock is None:
         with PartitionLock(system, system.client.space.partition_of(gid), wait_s=locks.LOCK_MS / 1000 + 1) as own:
             return mend(system, gid, since=since, lock=own)
-    total, left = Mended(), EVERYBODY
+    total = Mended(groups=1)
+    left: set[str] | None = None
     for _ in range(TRIES):
         lock.renew()
         [group_lock] = locks.take(system, [gid])
-        remaining: Uids = left
         try:
-            done, remaining = _Attempt(system, group_lock, since, lock).run(left)
+            done, left = _Attempt(system, group_lock, since, lock).run(left)
         finally:
-            locks.give_back(system, [group_lock], done=not remaining)
-        total, left = total.plus(done), remaining
-        if not left:
+            locks.give_back(system, [group_lock], done=left == set())
+        total = total.plus(done)
+        if left == set():
             return total
     raise TryAgain(f"{gid!r} changes too fast to mend it now")
 
 
-class _Attempt:
-    """One attempt."""
-
+class _Attempt(Planner):
     def __init__(self, system: System, group_lock: GroupLock, since: int | None, lock: PartitionLock) -> None:
-        self._system = system
-        self._client = system.client
-        self._database = system.database
+        super().__init__(system, group_lock.k, since)
         self._group_lock = group_lock
-        self._k = group_lock.k
-        self._gid = gid = group_lock.k.gid
-        self._partition = system.client.space.partition_of(gid)
         self._lock = lock
-        self._planner = Planner(system, group_lock.k, since)
 
-    def run(self, uids: Uids) -> tuple[Mended, Uids]:
-        """Put the spans of these uids right, and all else; return what was done, and the uids that are left."""
-        plan = self._planner.plan()
+    def run(self, uids: set[str] | None) -> tuple[Mended, set[str] | None]:
+        """Put the spans of these uids right, and all else; return what was done, and the uids that are left.
+
+        None: everybody.
+        """
+        plan = self.plan()
         if plan is None:
-            return Mended(), ()
+            return Mended(), set()
         self._set_watermark(plan)
         self._write_spans(plan)
         if plan.is_sound and not plan.resets:
@@ -134,7 +116,7 @@ class _Attempt:
         left = self._restore_spans(plan, uids)
         if not left:
             self._restore_rest(plan)
-        return Mended(len(plan.lost), plan.added, plan.moved, lowest_behind(plan)), left
+        return Mended(0, len(plan.lost), plan.moved, lowest_behind(plan)), left
 
     # SQL first.
 
@@ -156,13 +138,13 @@ class _Attempt:
             rows = [row._replace(acked_msgid=row.joined_msgid) for row in rows]
         batch = Batch(spans=rows)
         if not queries.listed(self._database, [self._gid]):
-            batch.groups.append(GroupRow(self._gid, self._planner.backlog.created_ms or now_ms()))
+            batch.groups.append(GroupRow(self._gid, self.backlog.created_ms or now_ms()))
         self._database.write(batch)
 
     def _stored(self, plan: Plan) -> Iterator[list[Placed]]:
         """Yield the messages after the base, a page at a time, once SQL has them; recalled ones without their text."""
         recalled = {msgid for _, msgid in queries.recalls(self._database, self._gid)}
-        for batch in batches(self._planner.placed(plan), PAGE):
+        for batch in batches(self.placed(plan), PAGE):
             new = [placed.row for placed in batch if placed.stored is None]
             rows = [row._replace(content="") if row.msgid in recalled else row for row in new]
             self._database.write(Batch(messages=rows))
@@ -173,9 +155,13 @@ class _Attempt:
 
     def _make_shadow(self, plan: Plan) -> int:
         """Make the shadow; return how many entries it has."""
+        moved_senders = set() if plan.resets else plan.moved_senders
         entries = 0 if plan.trim == plan.base else self._copy(msgids.unpack(plan.base.msgid))
         for batch in self._stored(plan):
-            texts = [ShadowEntry(placed.row, caught_up=self._moves_sender(plan, placed)) for placed in batch]
+            texts = [
+                ShadowEntry(placed.row, caught_up=placed.stored is None and placed.row.msgid in moved_senders)
+                for placed in batch
+            ]
             self._client.call(repair_calls.add(self._group_lock, texts))
             entries += len(batch)
         return entries
@@ -186,9 +172,6 @@ class _Attempt:
             before, entries = entries, self._client.call(repair_calls.copy(self._group_lock, last=last, count=PAGE))
             self._lock.renew()
         return entries
-
-    def _moves_sender(self, plan: Plan, placed: Placed) -> bool:
-        return placed.stored is None and not plan.resets and placed.row.msgid in plan.moved_senders
 
     def _swap(self, plan: Plan, entries: int) -> bool:
         undone = window.undone_from(self._client, self._partition) if plan.journal_end != START else None
@@ -202,20 +185,17 @@ class _Attempt:
 
     def _put_aside(self, plan: Plan) -> None:
         """Keep entries that are no messages as dead letters."""
-        why: tuple[str, ...] = (
-            "dead_worker",
-            CHECK,
-            "dead_reason",
-            f"no message, and stood in the stream of {self._gid!r}",
-        )
+        add = "XADD", self._client.space.dead_letters(self._partition), "*"
+        reason = f"no message, and stood in the stream of {self._gid!r}"
+        why = "dead_worker", CHECK, "dead_reason", reason, "dead_deliveries", "0"
         for entry_id, values in plan.foreign.items():
-            about = (*why, "dead_entry", entry_id.decode(), "dead_deliveries", "0")
-            self._client.execute_once("XADD", self._client.space.dead_letters(self._partition), "*", *about, *values)
+            self._client.execute_once(*add, *why, "dead_entry", entry_id, *values)
 
-    def _restore_spans(self, plan: Plan, uids: Uids) -> set[str]:
+    def _restore_spans(self, plan: Plan, uids: set[str] | None) -> set[str]:
         """Put spans right; return the uids who joined or left meanwhile."""
         missed: set[str] = set()
-        for batch in batches((order for order in orders(plan) if uid_of(order.uid) in uids), PAGE):
+        wanted = (order for order in orders(plan) if uids is None or uid_of(order.uid) in uids)
+        for batch in batches(wanted, PAGE):
             numbers = self._client.call(repair_calls.spans(self._group_lock, batch, plan.trim))
             missed.update(uid_of(batch[number].uid) for number in numbers)
             self._lock.renew()
@@ -263,7 +243,6 @@ class _Attempt:
 
 
 def paged(values: Iterable[T], call: Callable[[list[T]], Call[int]]) -> Iterator[Call[int]]:
-    """Yield a call for each page of values."""
     return map(call, batches(values, PAGE))
 
 

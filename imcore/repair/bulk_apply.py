@@ -1,17 +1,16 @@
 """Brings back groups that Redis does not have, many in few round trips. See `imcore.repair.rebuild`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
 from typing import Any
 
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.repair import locks
 from imcore.repair.apply import PAGE, client_msgids, lower, paged, shadow_of, trimmed_own
-from imcore.repair.desired import now_ms
 from imcore.repair.state import furthest, highest_offset, is_empty, offset_of, possible
-from imcore.repair.window import START
+from imcore.repair.window import START, now_ms
 from imcore.sql import queries
 from imcore.streams.calls import repair_calls
 from imcore.streams.calls.call import Call
@@ -35,7 +34,6 @@ class BulkApply:
         self._known_after = known_after
         self._gids = gids
         self._trim = trim
-        self._waiting: list[Call[Any]] = []
         self._locks: dict[str, GroupLock] = {}
         self._newest = dict.fromkeys(gids, trim)
         self._entries = dict.fromkeys(gids, 0)
@@ -43,8 +41,6 @@ class BulkApply:
         """Groups whose members joined or left meanwhile."""
         self._contradicting: set[str] = set()
         """Groups with two open spans of a user, or with a message in a span after its end."""
-        self._seqs: dict[tuple[str, int], int | None] = {}
-        """The seqs of messages at which offsets are, by gid and msgid."""
         self.spans: dict[str, list[SpanRow]] = {gid: [] for gid in gids}
         self.messages = 0
         self.members = 0
@@ -68,42 +64,37 @@ class BulkApply:
     def _run(self) -> set[str]:
         for span in queries.spans(self._database, self._gids):
             self.spans[span.gid].append(span)
-        self._add_messages()
+        self._perform(self._add_messages())
         for gid in self._gids:
             self._check_spans(gid)
         sound = [gid for gid in self._gids if gid not in self._contradicting]
         answers = self._client.call_many([self._swap(gid) for gid in sound])
         done = [gid for gid, answer in zip(sound, answers, strict=True) if answer is not repair_calls.CHANGED]
-        for gid in done:
-            self._add_spans(gid)
+        self._perform(chain.from_iterable(map(self._add_spans, done)))
         if done:
-            self._add_rest(done)
-        self._flush()
+            self._perform(self._add_rest(done))
         return set(done)
 
-    def _add_messages(self) -> None:
+    def _perform(self, calls: Iterable[Call[Any]]) -> None:
+        for batch in batches(calls, MOST_CALLS):
+            for call, missed in zip(batch, self._client.call_many(batch), strict=True):
+                if call.function == repair_calls.SPANS and missed:
+                    self._missed.add(call.gid)
+
+    def _add_messages(self) -> Iterator[Call[int]]:
         spans = [span for of_group in self.spans.values() for span in of_group]
-        self._seqs = dict.fromkeys((span.gid, span.acked_msgid) for span in spans)
         ends = {(s.gid, s.uid, s.joined_msgid): NEVER if s.left_msgid is None else s.left_msgid for s in spans}
         rows = queries.messages(self._database, self._gids, after=self._trim.msgid)
         for gid, of_group in groupby(rows, key=attrgetter("gid")):
             for batch in batches(of_group, PAGE):
-                self._add_page(gid, batch, ends)
-        self._flush()
-        if self._trim.msgid:
-            self._add_trimmed_seqs(self._gids[0])
+                yield self._add_page(gid, batch, ends)
 
-    def _add_trimmed_seqs(self, gid: str) -> None:
-        below = [acked for _, acked in self._seqs if acked <= self._trim.msgid]
-        self._seqs.update(((gid, msgid), seq) for msgid, seq in queries.seqs(self._database, gid, below).items())
-
-    def _add_page(self, gid: str, rows: Sequence[MessageRow], ends: dict[tuple[str, str, int], int]) -> None:
+    def _add_page(self, gid: str, rows: Sequence[MessageRow], ends: dict[tuple[str, str, int], int]) -> Call[int]:
         if any(row.span is not None and row.msgid > ends.get((gid, row.sender_uid, row.span), NEVER) for row in rows):
             self._contradicting.add(gid)
-        self._seqs.update(((gid, row.msgid), row.seq) for row in rows if (gid, row.msgid) in self._seqs)
         self._newest[gid] = Trim(rows[-1].msgid, rows[-1].seq)
         self._entries[gid] += len(rows)
-        self._later(repair_calls.add(self._locks[gid], map(ShadowEntry, rows)))
+        return repair_calls.add(self._locks[gid], map(ShadowEntry, rows))
 
     def _check_spans(self, gid: str) -> None:
         stored, newest = self.spans[gid], self._newest[gid].msgid
@@ -120,37 +111,23 @@ class BulkApply:
         shadow = shadow_of(self._entries[gid], newest, seq, furthest(self.spans[gid]))
         return repair_calls.swap(self._locks[gid], StreamState(START, None), shadow, self._trim)
 
-    def _add_spans(self, gid: str) -> None:
+    def _add_spans(self, gid: str) -> Iterator[Call[list[int]]]:
         self.messages += self._entries[gid]
         for batch in batches((span for span in self.spans[gid] if not is_empty(span)), PAGE):
             self.members += sum(1 for span in batch if span.left_msgid is None)
-            self._later(repair_calls.spans(self._locks[gid], [self._order(span) for span in batch], self._trim))
+            yield repair_calls.spans(self._locks[gid], list(map(_order, batch)), self._trim)
 
-    def _order(self, span: SpanRow) -> SpanOrder:
-        what = "open" if span.left_msgid is None else "close"
-        seq = self._seqs.get((span.gid, span.acked_msgid)) if span.acked_msgid else 0
-        return SpanOrder(what, span.uid, span.joined_msgid, span.left_msgid, offset_of(span), seq)
-
-    def _add_rest(self, gids: Sequence[str]) -> None:
+    def _add_rest(self, gids: Sequence[str]) -> Iterator[Call[int]]:
         """Restore client_msgids, recalls, and own messages past the offset."""
-        for call in client_msgids(self._system, gids, after=self._known_after):
-            self._later(call)
+        yield from client_msgids(self._system, gids, after=self._known_after)
         if self._trim.msgid:  # a shadow notes the recalls of its messages
             recalled = sorted({msgid for pair in queries.recalls(self._database, gids[0]) for msgid in pair})
-            self._later(*paged(recalled, partial(repair_calls.set_recalled, self._space.group(gids[0]))))
+            yield from paged(recalled, partial(repair_calls.set_recalled, self._space.group(gids[0])))
         for gid, trimmed in trimmed_own(self._system, gids, self._trim.msgid).items():
             k = self._space.group(gid)
-            self._later(*paged(trimmed, partial(repair_calls.restore_own_unacked, k, trimmed=trimmed)))
+            yield from paged(trimmed, partial(repair_calls.restore_own_unacked, k, trimmed=trimmed))
 
-    def _later(self, *calls: Call[Any]) -> None:
-        for call in calls:
-            self._waiting.append(call)
-            if len(self._waiting) == MOST_CALLS:
-                self._flush()
 
-    def _flush(self) -> None:
-        answers = self._client.call_many(self._waiting)
-        for call, missed in zip(self._waiting, answers, strict=True):
-            if call.function == repair_calls.SPANS and missed:
-                self._missed.add(call.gid)
-        self._waiting = []
+def _order(span: SpanRow) -> SpanOrder:
+    what = "open" if span.left_msgid is None else "close"
+    return SpanOrder(what, span.uid, span.joined_msgid, span.left_msgid, offset_of(span))

@@ -5,16 +5,16 @@ What the journals are about to bring to SQL is no difference. In memory are the 
 msgids of one group, and a page of all else.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, TryAgain
 from imcore.repair.apply import mend
 from imcore.repair.compare import HAND_WRITTEN, differences
 from imcore.repair.diff import MISSING, NOTHING, THERE, Difference, oldest_of
-from imcore.repair.watermarks import end_rebuild, rebuild_token, reconcile, watermarks_of
-from imcore.repair.window import KIND, undone
+from imcore.repair.watermarks import end_rebuild, reconcile
+from imcore.repair.window import KIND, gids_of, lost_watermarks, rebuild_token, undone
 from imcore.sql import corrections, queries
 from imcore.streams import keys, wire
 from imcore.streams.calls import group_calls, repair_calls
@@ -28,34 +28,11 @@ AT_ONCE = 200
 _MOST_WORKERS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class ReportedDifference:
-    """A difference between Redis and SQL, with both sides. Without a gid it is about the data as a whole.
-
-    `repaired`: it was there, and is no more. `unsure`: it may be none, since its data
-    changes all the time.
-    """
-
-    gid: str
-    what: str
-    redis: str
-    sql: str
-    repaired: bool = False
-    unsure: bool = False
+Progress = Callable[[int, int], None]
+"""Gets the number of groups that have been compared, and of all groups."""
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """The groups that have been compared, of all."""
-
-    groups: int
-    of: int
-
-
-Progress = Callable[[Checked], None]
-
-
-def check(system: System, *, repair: bool = False, on_progress: Progress | None = None) -> Iterator[ReportedDifference]:
+def check(system: System, *, repair: bool = False, on_progress: Progress | None = None) -> Iterator[Difference]:
     """Yield every difference; with `repair`, those that could be mended are marked so.
 
     SQL gets what no journal brings any more, Redis gets what only SQL has, the further offset wins (but none that no
@@ -75,37 +52,30 @@ def check(system: System, *, repair: bool = False, on_progress: Progress | None 
         _bind(system)
     rebuild = rebuild_token(system)
     if rebuild and lives(system.client, keys.REBUILD, [1]):
-        yield ReportedDifference("", "rebuild", "under way: wait for its end", THERE)
+        yield Difference("rebuild", "under way: wait for its end", THERE)
     yield from _older(system, repair)
     yield from _backlog(system)
     yield from _silent(system)
-    yield from _groups(system, repair, on_progress or (lambda _: None))
+    yield from _groups(system, repair, on_progress or (lambda *_: None))
     yield from _strange_listings(system, repair)
     yield from _rebuild_broken_off(system, rebuild, repair)
 
 
-def _groups(system: System, repair: bool, on_progress: Progress) -> Iterator[ReportedDifference]:
-    gids = _gids(system)
+def _groups(system: System, repair: bool, on_progress: Progress) -> Iterator[Difference]:
+    gids = sorted({*gids_of(system, range(system.client.space.partitions)), *queries.unlisted(system.database)})
     done = 0
-    on_progress(Checked(0, len(gids)))
+    on_progress(0, len(gids))
     for batch in batches(gids, AT_ONCE):
         for gid, of_group in differences(system, batch).items():
             yield from _of_group(system, gid, of_group, repair)
         done += len(batch)
-        on_progress(Checked(done, len(gids)))
+        on_progress(done, len(gids))
 
 
-def _gids(system: System) -> list[str]:
-    client, space = system.client, system.client.space
-    answers = client.query_many([("SMEMBERS", space.groups(p)) for p in range(space.partitions)])
-    in_redis = {wire.text(gid) for names in answers for gid in names}
-    return sorted({*in_redis, *queries.gids(system.database), *queries.unlisted(system.database)})
-
-
-def _of_group(system: System, gid: str, before: list[Difference], repair: bool) -> Iterator[ReportedDifference]:
+def _of_group(system: System, gid: str, before: list[Difference], repair: bool) -> Iterator[Difference]:
     """Report a group, and with `repair` mend it until nothing differs."""
     if not repair or all(difference.unsure for difference in before):
-        yield from _reported(gid, before)
+        yield from before
         return
     try:
         corrections.correct_times(system.database, gid)
@@ -114,19 +84,14 @@ def _of_group(system: System, gid: str, before: list[Difference], repair: bool) 
     except (TryAgain, ConfigurationError):
         raise
     except HAND_WRITTEN:
-        yield from _reported(gid, before)
+        yield from before
         return
-    for report in _reported(gid, before):
-        yield replace(report, repaired=left.pop(report.what, None) is None)
-    yield from _reported(gid, left.values())
+    for difference in before:
+        yield replace(difference, repaired=left.pop(difference.what, None) is None)
+    yield from left.values()
 
 
-def _reported(gid: str, differences: Iterable[Difference]) -> Iterator[ReportedDifference]:
-    for each in differences:
-        yield ReportedDifference(gid, each.what, each.redis, each.sql, unsure=each.unsure)
-
-
-def _strange_listings(system: System, repair: bool) -> Iterator[ReportedDifference]:
+def _strange_listings(system: System, repair: bool) -> Iterator[Difference]:
     """Yield the groups that users list and are no members of; with `repair` these go.
 
     The comparison of a group's members finds users who do not list it.
@@ -140,7 +105,7 @@ def _strange_listings(system: System, repair: bool) -> Iterator[ReportedDifferen
             if is_member is False and _is_strange(system, gid, uid, key):
                 removed = repair and client.call(repair_calls.unlist(space.group(gid), uid))
                 what = f"group among those of {uid!r}"
-                yield ReportedDifference(gid, what, THERE, "not a member", repaired=removed)
+                yield Difference(what, THERE, "not a member", gid=gid, repaired=removed)
 
 
 def _listed(system: System, uids: Sequence[str]) -> Iterator[tuple[str, str, str]]:
@@ -162,12 +127,12 @@ def _is_strange(system: System, gid: str, uid: str, key: str) -> bool:
 # The data as a whole.
 
 
-def _dataset(system: System) -> Iterator[ReportedDifference]:
+def _dataset(system: System) -> Iterator[Difference]:
     """Redis and SQL hold the same data, in as many partitions."""
     for name in ("dataset", "partitions"):
         in_redis, in_sql = system.client.query("HGET", keys.CONFIG, name), system.database.meta(name)
         if in_sql is not None and (in_redis or b"").decode() != in_sql:
-            yield ReportedDifference("", name, in_redis.decode() if in_redis else MISSING, in_sql)
+            yield Difference(name, in_redis.decode() if in_redis else MISSING, in_sql)
 
 
 def _bind(system: System) -> None:
@@ -177,41 +142,41 @@ def _bind(system: System) -> None:
         system.database.bind(int(partitions), dataset.decode())
 
 
-def _rebuild_broken_off(system: System, begun: str | None, repair: bool) -> Iterator[ReportedDifference]:
+def _rebuild_broken_off(system: System, begun: str | None, repair: bool) -> Iterator[Difference]:
     """If a rebuild was broken off before this check, the check has mended what it left."""
     now = rebuild_token(system)
     if now and not lives(system.client, keys.REBUILD, [1]):
         is_ended = repair and now == begun and end_rebuild(system, now)
-        yield ReportedDifference("", "rebuild", "broken off: the next worker persist ends it", THERE, repaired=is_ended)
+        yield Difference("rebuild", "broken off: the next worker persist ends it", THERE, repaired=is_ended)
 
 
-def _older(system: System, repair: bool) -> Iterator[ReportedDifference]:
+def _older(system: System, repair: bool) -> Iterator[Difference]:
     """Redis has the watermarks of all that was stored."""
-    behind = watermarks_of(system).behind
+    behind = lost_watermarks(system)
     for (partition, consumer), (in_redis, in_sql) in behind.items():
         what = f"partition {partition}: stored by {consumer} up to"
         redis = msgids.unpack(in_redis) if in_redis else NOTHING
-        yield ReportedDifference("", what, redis, msgids.unpack(in_sql), repaired=repair)
+        yield Difference(what, redis, msgids.unpack(in_sql), repaired=repair)
     for partition in sorted({partition for partition, _ in behind}) if repair else ():
         reconcile(system, partition)
 
 
-def _backlog(system: System) -> Iterator[ReportedDifference]:
+def _backlog(system: System) -> Iterator[Difference]:
     """Entries that are not stored are a difference if no worker runs that would store them."""
     if lives(system.client, KIND, range(1, _MOST_WORKERS + 1)):
         return
     waiting = sum(1 for partition in range(system.client.space.partitions) for _ in undone(system.client, partition))
     if waiting:
-        yield ReportedDifference("", f"journal: no worker {KIND} runs", _entries(waiting), "not stored")
+        yield Difference(f"journal: no worker {KIND} runs", _entries(waiting), "not stored")
 
 
-def _silent(system: System) -> Iterator[ReportedDifference]:
+def _silent(system: System) -> Iterator[Difference]:
     """Yield the processes that are silent while they hold entries which nobody has taken over."""
     for holder in silent_holders(system.client, system.settings):
         since = "" if holder.silent_ms is None else f" for {holder.silent_ms // 1000} s"
         what = f"journal: {holder.process} is silent{since}"
         sql = "not stored" if holder.worker == KIND else "not told"
-        yield ReportedDifference("", what, f"{_entries(holder.entries)} in its hand", sql)
+        yield Difference(what, f"{_entries(holder.entries)} in its hand", sql)
 
 
 def _entries(count: int) -> str:

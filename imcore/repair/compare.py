@@ -1,22 +1,17 @@
 """Compares whole groups while the system runs: reads both sides within a window, and holds them against each other."""
 
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import filterfalse
-from operator import attrgetter
-from typing import Any
 
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, TryAgain
-from imcore.model.rows import MessageRow, SpanRow
-from imcore.repair import diff, state
+from imcore.model.rows import Head, MessageRow, SpanRow
+from imcore.repair import diff, state, window
 from imcore.repair.diff import BEGUN, MISSING, THERE, UNREADABLE, Difference, MessageDiff, SpanDiff, SpanState
-from imcore.repair.locks import unfinished
-from imcore.repair.merge import paired
-from imcore.repair.state import Backlog, Changes, CountedMessage, GroupMeta, is_empty, key_of
-from imcore.repair.window import PAGE, JournalWindow, StreamEntry, followers, live_entries, metas_of, packed_score, scan
+from imcore.repair.state import Changes, GroupMeta, is_empty, key_of, paired
+from imcore.repair.window import PAGE, JournalWindow, StreamEntry, now_ms
 from imcore.sql import corrections, queries
 from imcore.sql.database import Database
 from imcore.streams.calls import receipt_calls
@@ -45,9 +40,9 @@ def differences(system: System, gids: Sequence[str], *, after: int | None = None
     and not ended, or if a group cannot be read. Raise RedisUnavailable, DatabaseUnavailable, ConfigurationError.
     """
     partitions = {system.client.space.partition_of(gid) for gid in gids}
-    begun = {gid for partition in partitions for gid in unfinished(system, partition)}
+    begun = {gid for partition in partitions for gid in window.unfinished(system, partition)}
     compared = _compared(system, gids, after)
-    return {gid: [*([BEGUN] if gid in begun else ()), *each] for gid, each in compared.items()}
+    return {gid: [replace(one, gid=gid) for one in ([BEGUN] * (gid in begun) + each)] for gid, each in compared.items()}
 
 
 def _compared(system: System, gids: Sequence[str], after: int | None) -> dict[str, list[Difference]]:
@@ -57,7 +52,7 @@ def _compared(system: System, gids: Sequence[str], after: int | None) -> dict[st
         raise
     except HAND_WRITTEN as error:
         if len(gids) == 1:
-            return {gids[0]: [Difference("data", f"cannot be read: {one_line(str(error))}", "not compared", "stored")]}
+            return {gids[0]: [Difference("data", f"cannot be read: {one_line(str(error))}", "not compared")]}
     return {gid: each for one in gids for gid, each in _compared(system, [one], after).items()}
 
 
@@ -66,9 +61,9 @@ def _looked_again(system: System, gids: Sequence[str], after: int | None) -> dic
     doubtful: defaultdict[str, Counter[Difference]] = defaultdict(Counter)
     changing: Sequence[str] = gids
     for _ in range(ROUNDS):
-        window = JournalWindow(system, changing)
-        seen = _look(system, window, changing, after)
-        changes = window.changes()
+        opened = JournalWindow(system, changing)
+        seen = _look(system, opened, changing, after)
+        changes = opened.changes()
         changing = [gid for gid in seen if _has_doubts(seen[gid], changes[gid], sure[gid], doubtful[gid])]
         if not changing:
             break
@@ -89,26 +84,24 @@ def _has_doubts(
     return bool(doubts)
 
 
-def _look(system: System, window: JournalWindow, gids: Sequence[str], after: int | None) -> dict[str, list[Difference]]:
+def _look(system: System, opened: JournalWindow, gids: Sequence[str], after: int | None) -> dict[str, list[Difference]]:
     """Return how each group differs, except for what a trim explains."""
     in_sql = queries.listed(system.database, gids)
     keys = [system.client.space.group(gid) for gid in gids]
     listed = system.client.query_many([("SISMEMBER", k.groups, k.gid) for k in keys])
-    metas = metas_of(system.client, gids)
+    metas = window.metas_of(system.client, gids)
     seen: dict[str, list[Difference]] = {}
     for gid, is_listed in zip(gids, listed, strict=True):
-        group = GroupComparison(system, gid, metas[gid], window.backlogs[gid], after=after)
+        group = GroupComparison(system, gid, metas[gid], opened.backlogs[gid], after=after)
         seen[gid] = list(group.differences(is_listed=bool(is_listed), is_stored=gid in in_sql))
-    now = metas_of(system.client, gids)
+    now = window.metas_of(system.client, gids)
     return {
         gid: [one for one in each if not diff.concerns_trim(one, metas[gid], now[gid])] for gid, each in seen.items()
     }
 
 
 class GroupComparison:
-    """One comparison of one group."""
-
-    def __init__(self, system: System, gid: str, meta: GroupMeta, backlog: Backlog, *, after: int | None) -> None:
+    def __init__(self, system: System, gid: str, meta: GroupMeta, backlog: Changes, *, after: int | None) -> None:
         self._client = system.client
         self._database: Database = system.database
         self._gid = gid
@@ -116,7 +109,7 @@ class GroupComparison:
         self._meta = meta
         self._backlog = backlog
         self._after = after
-        self._soon = _highest_offset(0)
+        self._soon = state.highest_offset(0, now_ms())
 
     def differences(self, *, is_listed: bool, is_stored: bool) -> Iterator[Difference]:
         """Yield what differs. `is_listed`: Redis lists the group. `is_stored`: SQL does."""
@@ -150,19 +143,18 @@ class GroupComparison:
             newest = self._database.messages_before(self._gid, NEVER, limit=PAGE)
             self._after = min(self._after, newest[0].msgid - 1 if newest else 0)
         unreadable = set(queries.unreadable(self._database, self._gid)) if is_whole else set()
-        head = queries.head(self._database, self._gid, until=trimmed) if trimmed else None
-        below = diff.TrimmedHead(head.messages, head.last_seq, head.newest) if head else diff.TrimmedHead()
+        below = queries.head(self._database, self._gid, until=trimmed) if trimmed else Head(self._gid)
         return MessageDiff(self._meta, below, self._backlog, is_whole, unreadable)
 
     def _messages(self, messages: MessageDiff) -> Iterator[Difference]:
-        counted: list[CountedMessage] = []
+        counted: list[tuple[int, str]] = []
         for entry, stored_row in self._pairs():
             entry_id, row, values = entry or (b"", None, [])
             if entry and row is None:
                 yield diff.of_entry(entry_id, values)
                 continue
             yield from messages.compare(row, stored_row, values)
-            counted += [CountedMessage(row.msgid, row.sender_uid)] if row else []
+            counted += [(row.msgid, row.sender_uid)] if row else []
             if len(counted) == COUNTED_AT_ONCE:
                 yield from self._tallies(counted)
                 counted = []
@@ -185,14 +177,14 @@ class GroupComparison:
         """Yield each message with its other side, in order. What SQL has up to the trim point is no pair."""
         after = max(self._after or 0, self._meta.trimmed)
         first = "-" if self._after is None else f"({msgids.unpack(self._after)}"
-        entries = live_entries(self._client, self._gid, first=first)
+        entries = window.live_entries(self._client, self._gid, first=first)
         rows = stored_after(self._database, self._gid, after)
-        for entry, stored_row in paired(entries, rows, _msgid_of, attrgetter("msgid")):
+        for entry, stored_row in paired(entries, rows, lambda each: each[1].msgid if each[1] else 0):
             row = entry[1] if entry else None
             is_trimmed = row is not None and row.msgid <= after
             yield entry, self._database.message(self._gid, row.msgid) if row and is_trimmed else stored_row
 
-    def _tallies(self, messages: list[CountedMessage]) -> Iterator[Difference]:
+    def _tallies(self, messages: list[tuple[int, str]]) -> Iterator[Difference]:
         """Count from SQL who has read each message, and compare that with what Redis answers."""
         if not messages:
             return
@@ -201,11 +193,12 @@ class GroupComparison:
             counter.add(span)
         counts = iter(counter.counts())
         for batch in batches(messages, CHUNK):
-            asked = [(message.msgid, "", "") for message in batch]
+            asked = [(msgid, "", "") for msgid, _ in batch]
             answers = self._client.call(receipt_calls.tallies(self._client.space, self._gid, asked))
-            for message, answer, count in zip(batch, answers, counts, strict=False):
+            for (msgid, _), answer, count in zip(batch, answers, counts, strict=False):
                 if answer != count and not isinstance(answer, Trimmed):
-                    yield diff.of_tally(message.msgid, answer, count)
+                    sides = diff.described_tally(answer), diff.described_tally(count)
+                    yield diff.of_message("tally of", msgid, *sides, "tally")
 
     # Spans, and what is indexed by them.
 
@@ -226,7 +219,7 @@ class GroupComparison:
 
     def _spans(self, own: dict[str, list[int]] | None) -> Iterator[Difference]:
         spans = SpanDiff(self._is_impossible)
-        offsets = followers(self._client, self._k.stream)
+        offsets = window.followers(self._client, self._k.stream)
         for batch in batches(filterfalse(is_empty, self._desired_spans()), CHUNK):
             members = self._members([row.uid for row in batch if row.left_msgid is None])
             for row, span in zip(batch, self._scores(batch), strict=True):
@@ -237,7 +230,7 @@ class GroupComparison:
                     if own is not None:
                         yield from diff.of_own(row.uid, span.acked, list(map(int, listed_own)), own.get(row.uid, []))
         for uid, offset in offsets.items():
-            yield diff.of_follower(uid, offset)
+            yield diff.of_span(uid, f"consumer group of {uid!r}", diff.described_offset(offset), MISSING)
         yield from self._strangers(spans)
 
     def _scores(self, rows: Sequence[SpanRow]) -> Iterator[SpanState]:
@@ -245,7 +238,8 @@ class GroupComparison:
         columns = self._client.query_many(
             [("ZMSCORE", z, *keys) for z in (self._k.acked, self._k.joined, self._k.left)]
         )
-        return (SpanState(*map(_score, scores)) for scores in zip(*columns, strict=True))
+        for scores in zip(*columns, strict=True):
+            yield SpanState(*(None if score is None else window.packed_score(float(score)) for score in scores))
 
     def _members(self, uids: Sequence[str]) -> dict[str, tuple[bool, list[bytes]]]:
         """Return of each member whether they list the group, and their own messages past the offset."""
@@ -260,13 +254,13 @@ class GroupComparison:
         sets = {"acked": (k.acked, everyone), "joined": (k.joined, everyone), "left": (k.left, spans.closed)}
         counts = self._client.query_many([("ZCARD", key) for key, _ in sets.values()])
         for (name, (key, expected)), count in zip(sets.items(), counts, strict=True):
-            for span, score in scan(self._client, key) if count != expected else ():
+            for span, score in window.scan(self._client, key) if count != expected else ():
                 if span not in spans.known:
                     yield diff.of_stranger(span, score, name)
 
     def _recalls(self, messages: MessageDiff) -> Iterator[Difference]:
         recalls = {**dict(queries.recalls(self._database, self._gid)), **messages.tombstones}
-        yield from diff.of_recalls(dict(scan(self._client, self._k.recalled)), {*recalls, *recalls.values()})
+        yield from diff.of_recalls(dict(window.scan(self._client, self._k.recalled)), {*recalls, *recalls.values()})
         for msgid in queries.recalled_with_text(self._database, self._gid):
             yield diff.of_message("text of recalled message", msgid, MISSING, THERE, "stored")
 
@@ -275,7 +269,7 @@ class GroupComparison:
         if offset is None or offset <= self._soon:
             return False
         newest = self._database.messages_before(self._gid, NEVER, limit=1)
-        return offset > _highest_offset(max(self._meta.last or 0, 0, *(row.msgid for row in newest)))
+        return offset > state.highest_offset(max(self._meta.last or 0, 0, *(row.msgid for row in newest)), now_ms())
 
 
 def stored_after(database: Database, gid: str, after: int) -> Iterator[MessageRow]:
@@ -286,15 +280,3 @@ def stored_after(database: Database, gid: str, after: int) -> Iterator[MessageRo
         if len(page) < PAGE:
             return
         after = page[-1].msgid
-
-
-def _msgid_of(entry: StreamEntry) -> int:
-    return entry[1].msgid if entry[1] else 0
-
-
-def _highest_offset(newest: int) -> int:
-    return state.highest_offset(newest, time.time_ns() // 1_000_000)
-
-
-def _score(score: Any) -> int | None:
-    return None if score is None else packed_score(float(score))

@@ -1,6 +1,5 @@
 """Reads what both sides have of a group where they differ, and merges the two into a plan."""
 
-import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from operator import attrgetter
@@ -8,20 +7,9 @@ from operator import attrgetter
 from imcore import msgid as msgids
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.repair import window
-from imcore.repair.merge import (
-    Placed,
-    Plan,
-    Span,
-    bounded,
-    ended,
-    identity_of,
-    paired,
-    place,
-    settled_spans,
-    version_after,
-)
-from imcore.repair.state import GroupMeta, highest_offset, possible
-from imcore.repair.window import START, JournalWindow
+from imcore.repair.merge import Placed, Plan, Span, bounded, ended, identity_of, place, settled_spans
+from imcore.repair.state import GroupMeta, highest_offset, paired, possible
+from imcore.repair.window import JournalWindow, now_ms, packed
 from imcore.sql import queries
 from imcore.streams import wire
 from imcore.streams.calls import repair_calls
@@ -41,6 +29,7 @@ class Planner:
         self._database = system.database
         self._k = k
         self._gid = k.gid
+        self._partition = system.client.space.partition_of(k.gid)
         self._since = since
         self._window = JournalWindow(system, [k.gid])
         self.backlog = self._window.backlogs[k.gid]
@@ -50,11 +39,12 @@ class Planner:
         # In this order: what SQL has by now and Redis does not have then, is lost.
         newest_stored = queries.head(self._database, self._gid, until=NEVER).newest
         live = window.actual_group(self._client, self._k)
-        newest_live = self._newest()
+        newest_live = packed(window.end_of(self._client, self._k.stream))
         meta = window.metas_of(self._client, [self._gid])[self._gid]
         rows = list(queries.spans(self._database, [self._gid]))
         is_listed = self._client.query("SISMEMBER", self._k.groups, self._gid)
-        if not any((meta.exists, newest_live, newest_stored, rows, live.keys, self._is_known())):
+        is_known = self.backlog.created_ms is not None or queries.listed(self._database, [self._gid])
+        if not any((meta.exists, newest_live, newest_stored, rows, live.keys, is_known)):
             self._client.call(repair_calls.unlist_group(self._k))
             return None
         newest = max(newest_live, newest_stored)
@@ -63,8 +53,9 @@ class Planner:
         desired = possible(self.backlog.applied(sound), newest, sound, bound=bound)
         live = bounded(live, desired, newest, bound=bound)
         base = self._base(meta)
-        journal_end = self._window.opened_at(self._client.space.partition_of(self._gid))
-        version = version_after(desired, packed(journal_end))
+        journal_end = self._window.ends[self._partition]
+        # Above that of each row, and not above those of later journal entries.
+        version = max(packed(journal_end), max((row.changed for row in desired), default=0) + 1)
         plan = Plan(
             base=base,
             trim=self._trim(meta, base),
@@ -97,13 +88,6 @@ class Planner:
         spans = ended(plan, desired)
         uids, after = sorted({uid for uid, _ in spans}), min(spans.values(), default=NEVER)
         return queries.newest_own(self._database, self._gid, uids, after=after, until=plan.base.msgid)
-
-    def _is_known(self) -> bool:
-        return self.backlog.created_ms is not None or bool(queries.listed(self._database, [self._gid]))
-
-    def _newest(self) -> int:
-        newest = self._client.query("XREVRANGE", self._k.stream, "+", "-", "COUNT", 1)
-        return msgids.pack_id(newest[0][0]) if newest else 0
 
     def _base(self, meta: GroupMeta) -> Trim:
         """Return the newest message that is the same on both sides: all after it is looked at.
@@ -143,7 +127,7 @@ class Planner:
     def placed(self, plan: Plan) -> Iterator[Placed]:
         """Yield the messages after the base, as desired, up to the newest ones when this attempt began."""
         stored = queries.messages(self._database, [self._gid], after=plan.base.msgid, until=plan.newest_stored)
-        pairs = paired(self._live(plan), stored, attrgetter("msgid"), attrgetter("msgid"))
+        pairs = paired(self._live(plan), stored, attrgetter("msgid"))
         return place(pairs, base=plan.base.seq, is_new=self.backlog.covers, span_of=plan.span_of)
 
     def _live(self, plan: Plan) -> Iterator[MessageRow]:
@@ -164,13 +148,3 @@ def trim_point(system: System, gid: str) -> Trim:
     by_count = queries.older_than(database, gid, settings.keep_messages)
     by_age = database.messages_before(gid, msgids.first_at(now_ms() - settings.keep_ms), limit=1)
     return Trim(*max(by_count or (0, 0), by_age[0][1:3] if by_age else (0, 0)))
-
-
-def now_ms() -> int:
-    """Return our clock's time."""
-    return time.time_ns() // 1_000_000
-
-
-def packed(entry_id: str) -> int:
-    """Return the id (text) of a journal's entry as a packed one, 0 for START."""
-    return 0 if entry_id == START else msgids.pack_id(entry_id.encode())

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from imcore import msgid as msgids
 from imcore.errors import ImError
-from imcore.model.rows import MessageRow, SpanRow
-from imcore.repair.state import Backlog, Changes, GroupMeta, key_of, offset_of
+from imcore.model.rows import Head, MessageRow, SpanRow
+from imcore.repair.state import Changes, GroupMeta, key_of, offset_of
 from imcore.streams.calls.receipt_calls import Counts
 from imcore.streams.keys import SEPARATOR
 
@@ -30,39 +30,39 @@ class Difference:
     """Both sides of a difference, and what it depends on, at times of a `uid` or packed `msgid`.
 
     "stored" depends on nothing that happens meanwhile. `unsure`: it was there at every look, but what it depends on
-    changed each time.
+    changed each time. Without a gid it is about the data as a whole. `repaired`: it was there, and is no more.
     """
 
     what: str
     redis: str
     sql: str
-    depends: Depends
+    depends: Depends = "stored"
     uid: str = ""
     msgid: int = 0
     unsure: bool = False
+    gid: str = ""
+    repaired: bool = False
 
     def explained_by(self, changes: Changes) -> bool:
         """Return whether it may come of what happened while the two sides were read."""
-        if self.depends == "stored":
-            return False
-        return changes.anything or changes.created or self._is_touched(changes)
-
-    def _is_touched(self, changes: Changes) -> bool:
+        is_touched = changes.anything or changes.created is not None
         match self.depends:
+            case "stored":
+                return False
             case "span":
-                return self.uid in changes.uids
+                is_touched |= self.uid in changes.uids
             case "own":
-                return changes.own(self.uid, self.msgid)
+                is_touched |= changes.own(self.uid, self.msgid)
             case "message":
-                return changes.message(self.msgid)
+                is_touched |= changes.message(self.msgid)
             case "tally":
-                return changes.tally(self.msgid)
+                is_touched |= changes.tally(self.msgid)
             case "head":
-                return changes.first_sent is not None
-        return False
+                is_touched |= changes.first_sent is not None
+        return is_touched
 
 
-BEGUN = Difference("mending", "begun and not ended", "nothing of it", "stored")
+BEGUN = Difference("mending", "begun and not ended", "nothing of it")
 
 
 def oldest_of(differences: Sequence[Difference]) -> int | None:
@@ -70,7 +70,7 @@ def oldest_of(differences: Sequence[Difference]) -> int | None:
 
     If only tallies differ, return the oldest of these: its neighbours show which span has the wrong end on both sides.
     """
-    differences = [difference for difference in differences if difference != BEGUN]
+    differences = [difference for difference in differences if difference.what != BEGUN.what]
     about = {"message"} if any(difference.depends != "tally" for difference in differences) else {"tally"}
     return min((each.msgid for each in differences if each.depends in about and each.msgid), default=None)
 
@@ -84,21 +84,16 @@ def concerns_trim(difference: Difference, before: GroupMeta, after: GroupMeta) -
 # Messages.
 
 
-class TrimmedHead(NamedTuple):
-    """The messages up to the trim point, as SQL has them: how many, and the highest seq and msgid."""
-
-    messages: int = 0
-    last_seq: int = 0
-    newest: int = 0
-
-
 @dataclass(slots=True)
 class MessageDiff:
-    """Compares the messages of one group, in order. `is_whole`: from the trim point on, else only the newest ones."""
+    """Compares the messages of one group, in order. `is_whole`: from the trim point on, else only the newest ones.
+
+    `below` are the messages up to the trim point, as SQL has them.
+    """
 
     meta: GroupMeta
-    below: TrimmedHead
-    backlog: Backlog
+    below: Head
+    backlog: Changes
     is_whole: bool
     unreadable: set[tuple[int, str]]
     """The msgid and field of each value that SQL cannot read. `compare` takes away those that it has reported."""
@@ -183,11 +178,6 @@ def of_message(what: str, msgid: int, redis: str, sql: str, depends: Depends = "
     return Difference(f"{what} {msgids.unpack(msgid)}", redis, sql, depends, msgid=about)
 
 
-def of_tally(msgid: int, redis: Counts | ImError, sql: Counts) -> Difference:
-    """Return the difference of a tally."""
-    return of_message("tally of", msgid, _tally(redis), _tally(sql), "tally")
-
-
 def of_recalls(scores: Mapping[str, int], wanted: Collection[int]) -> Iterator[Difference]:
     """Recalled messages and tombstones are known as what they are, and no others."""
     known = {int(name) for name, score in scores.items() if name == str(score)}
@@ -198,7 +188,7 @@ def of_recalls(scores: Mapping[str, int], wanted: Collection[int]) -> Iterator[D
         packed = int(name) if name.isdecimal() else msgids.IMPOSSIBLE
         what = f"score of a recalled message {described_offset(packed) if packed <= msgids.HIGHEST else _short(name)}"
         expected = described_offset(packed if packed in wanted else None)
-        yield Difference(what, described_offset(scores[name]), expected, "stored")
+        yield Difference(what, described_offset(scores[name]), expected)
 
 
 # Spans.
@@ -228,25 +218,25 @@ class SpanDiff:
         self.closed += row.left_msgid is not None
         name, uid = _span_name(row.uid, row.joined_msgid), row.uid
         if state.acked is None and state.joined is None:
-            yield _of_span(uid, name, MISSING, described_span(row))
+            yield of_span(uid, name, MISSING, described_span(row))
             return
         within = offset_of(row)
         offset = row.acked_msgid if self.is_impossible(row.acked_msgid) else within
         if state.acked != offset or offset != within or self.is_impossible(offset):
-            yield _of_span(uid, f"offset in the {name}", self._offset(state.acked), self._offset(offset))
+            yield of_span(uid, f"offset in the {name}", self._offset(state.acked), self._offset(offset))
         if state.joined != row.joined_msgid:
             sides = described_offset(state.joined), described_offset(row.joined_msgid)
-            yield _of_span(uid, f"beginning of the {name}", *sides)
+            yield of_span(uid, f"beginning of the {name}", *sides)
         if state.left != row.left_msgid or self.is_impossible(state.left):
-            yield _of_span(uid, f"end of the {name}", self._end(state.left), self._end(row.left_msgid))
+            yield of_span(uid, f"end of the {name}", self._end(state.left), self._end(row.left_msgid))
 
     def member(self, row: SpanRow, acked: int, follows: int | None, *, is_listed: bool) -> Iterator[Difference]:
         """Yield how a member's consumer group, and their list of groups, differ."""
         if follows != acked:
             sides = f"index at {described_offset(acked)}, SQL at {described_offset(row.acked_msgid)}"
-            yield _of_span(row.uid, f"consumer group of {row.uid!r}", self._offset(follows), sides)
+            yield of_span(row.uid, f"consumer group of {row.uid!r}", self._offset(follows), sides)
         if not is_listed:
-            yield _of_span(row.uid, f"group among those of {row.uid!r}", MISSING, described_span(row))
+            yield of_span(row.uid, f"group among those of {row.uid!r}", MISSING, described_span(row))
 
     def _offset(self, offset: int | None) -> str:
         return described_offset(offset) + f": {NO_MESSAGE}" * self.is_impossible(offset)
@@ -272,15 +262,10 @@ def of_stranger(span: str, score: int, set_name: str) -> Difference:
     """Return the difference of a key in one of the sorted sets that is no span."""
     uid, _, joined = span.partition(SEPARATOR)
     name = _span_name(uid, int(joined)) if joined else f"open span of {uid!r}"
-    return _of_span(uid, f"{name} in {set_name}", described_offset(score), MISSING)
+    return of_span(uid, f"{name} in {set_name}", described_offset(score), MISSING)
 
 
-def of_follower(uid: str, offset: int) -> Difference:
-    """Return the difference of a consumer group of nobody's."""
-    return _of_span(uid, f"consumer group of {uid!r}", described_offset(offset), MISSING)
-
-
-def _of_span(uid: str, what: str, redis: str, sql: str) -> Difference:
+def of_span(uid: str, what: str, redis: str, sql: str) -> Difference:
     return Difference(what, redis, sql, "span", uid=uid)
 
 
@@ -288,23 +273,24 @@ def _of_span(uid: str, what: str, redis: str, sql: str) -> Difference:
 
 
 def described_offset(msgid: int | None) -> str:
-    """Describe an offset."""
     if msgid is None:
         return MISSING
     return msgids.unpack(msgid) if msgid <= msgids.HIGHEST else "no msgid"
 
 
 def described_span(row: SpanRow) -> str:
-    """Describe a span."""
     return f"{_described_end(row.left_msgid)}, offset {described_offset(row.acked_msgid)}"
 
 
 def described_time(ms: int) -> str:
-    """Describe a time."""
     try:
         return msgids.from_ms(ms).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
     except ValueError:
         return UNREADABLE
+
+
+def described_tally(tally: Counts | ImError) -> str:
+    return str(tally) if isinstance(tally, ImError) else f"{tally.read} read, {tally.unread} unread"
 
 
 def _described_end(left: int | None) -> str:
@@ -331,10 +317,6 @@ def _value(name: str, value: Any) -> str:
     if name == "sent_at_ms" and isinstance(value, int):
         return described_time(value)
     return _short(value)
-
-
-def _tally(tally: Counts | ImError) -> str:
-    return str(tally) if isinstance(tally, ImError) else f"{tally.read} read, {tally.unread} unread"
 
 
 def _span_name(uid: str, joined: int) -> str:

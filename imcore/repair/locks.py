@@ -8,22 +8,20 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 from imcore.errors import ImError, TryAgain
 from imcore.operations import creation
 from imcore.operations.performer import perform_in_redis
-from imcore.streams import wire
 from imcore.streams.calls import group_calls, repair_calls
 from imcore.streams.calls.repair_calls import GroupLock
 from imcore.system import System
-from imcore.util.backoff import pauses
+from imcore.util.deadlines import attempts
 
 LOCK_MS = 15_000
 """For how long at most nobody stores anything after a process has died over a repair."""
 
-PATIENCE_S = 6.0
+PATIENCE_S = 6.5
 """For how long to wait for a group's lock: it ends 5 s after its owner has died (`lua/restore_streams.lua`)."""
 
 
@@ -39,14 +37,11 @@ class PartitionLock:
 
     def __enter__(self) -> Self:
         """Wait up to `wait_s` while another process has it, then raise TryAgain."""
-        give_up, pause = time.monotonic() + self._wait_s, pauses()
-        while not self._extend(LOCK_MS):
-            if time.monotonic() > give_up:
-                raise TryAgain(f"another process mends partition {self._partition}")
-            time.sleep(next(pause))
+        if not any(self._extend(LOCK_MS) for _ in attempts(self._wait_s)):
+            raise TryAgain(f"another process mends partition {self._partition}")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         with suppress(ImError):  # then it ends by itself
             self._extend(0)
 
@@ -69,12 +64,12 @@ def take(system: System, gids: Sequence[str]) -> list[GroupLock]:
     token = uuid.uuid4().hex
     wanted = [GroupLock(system.client.space.group(gid), token) for gid in gids]
     missing = wanted
-    give_up, pause = time.monotonic() + PATIENCE_S, pauses()
-    while missing := _missing(system, missing):
-        if time.monotonic() > give_up:
-            give_back(system, wanted, done=False)
-            raise TryAgain(f"another process mends {missing[0].k.gid!r}")
-        time.sleep(next(pause))
+    for _ in attempts(PATIENCE_S):
+        if not (missing := _missing(system, missing)):
+            break
+    else:
+        give_back(system, wanted, done=False)
+        raise TryAgain(f"another process mends {missing[0].k.gid!r}")
     for under_way in system.client.call_many(group_calls.being_created(system.client.space)):
         for gid in set(under_way).intersection(gids):
             perform_in_redis(system.client, creation.undo(gid, mends=True))
@@ -90,8 +85,3 @@ def give_back(system: System, locks: Sequence[GroupLock], *, done: bool) -> None
 def _missing(system: System, locks: Sequence[GroupLock]) -> list[GroupLock]:
     answers = system.client.call_many([repair_calls.lock(lock) for lock in locks])
     return [lock for lock, is_mine in zip(locks, answers, strict=True) if not is_mine]
-
-
-def unfinished(system: System, partition: int) -> set[str]:
-    """Return the groups of a partition whose repair has begun and not ended. They may not be as desired."""
-    return {wire.text(gid) for gid in system.client.query("HKEYS", system.client.space.group_locks(partition))}

@@ -5,18 +5,15 @@ has keeps its msgid, and gets the seq of that place. A span that either side has
 wins.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from operator import attrgetter
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.repair.state import ActualGroup, covers, furthest, is_void, key_of
 from imcore.streams.calls.repair_calls import StreamState, Trim
-
-One = TypeVar("One")
-Other = TypeVar("Other")
+from imcore.util.batches import grouped
 
 Span = tuple[str, int | None]
 """The uid and the beginning of a span. None: the beginning is not known."""
@@ -33,26 +30,6 @@ class Placed(NamedTuple):
     row: MessageRow
     stored: MessageRow | None
     live: MessageRow | None
-
-
-def paired(
-    ones: Iterable[One], others: Iterable[Other], one_key: Callable[[One], int], other_key: Callable[[Other], int]
-) -> Iterator[tuple[One | None, Other | None]]:
-    """Yield items of the same key together, in order of key. Both sides are in that order."""
-    rest = iter(others)
-    other = next(rest, None)
-    for one in ones:
-        while other is not None and other_key(other) < one_key(one):
-            yield None, other
-            other = next(rest, None)
-        if other is not None and other_key(other) == one_key(one):
-            yield one, other
-            other = next(rest, None)
-        else:
-            yield one, None
-    while other is not None:
-        yield None, other
-        other = next(rest, None)
 
 
 def place(
@@ -113,7 +90,6 @@ class Spans:
 
     @property
     def real(self) -> list[SpanRow]:
-        """The spans alone."""
         return [row for row in self.rows if row.joined_msgid not in self.void]
 
 
@@ -155,18 +131,18 @@ def _settled(stored: SpanRow, live: SpanRow, version: int) -> SpanRow:
     return stored._replace(left_msgid=left, changed=changed, acked_msgid=max(stored.acked_msgid, live.acked_msgid))
 
 
-def in_sequence(rows: Sequence[SpanRow], last_own: Callable[[int], int], *, version: int) -> Spans:
+def in_sequence(rows: Sequence[SpanRow], last_own: Mapping[Span, int], *, version: int) -> Spans:
     """Return the spans of one uid so that none begins before another one ends, and each covers what was sent in it.
 
     One side may not know of a leave or join that the other knows. Then the later span is void, and the earlier one ends
     where it would have ended. The earlier offset stays, since messages between the two have not been read. `last_own`
-    gives the newest message that was sent in the span of a beginning.
+    has the newest message that was sent in each span.
     """
     spans = Spans()
     void: list[SpanRow] = []
     for next_row in rows:
         was_void = is_void(next_row)
-        row = next_row if was_void else _covering(next_row, last_own(next_row.joined_msgid), version)
+        row = next_row if was_void else _covering(next_row, last_own.get(next_row[1:3], 0), version)
         before = spans.rows[-1] if spans.rows else None
         if before is None or (before.left_msgid is not None and before.left_msgid <= row.joined_msgid):
             spans.rows.append(row)
@@ -177,7 +153,7 @@ def in_sequence(rows: Sequence[SpanRow], last_own: Callable[[int], int], *, vers
             continue
         void.append(row._replace(left_msgid=row.joined_msgid - 1, changed=version))
         joint = before._replace(left_msgid=row.left_msgid, changed=version)
-        sent = max(before.left_msgid or 0, last_own(before.joined_msgid))
+        sent = max(before.left_msgid or 0, last_own.get(before[1:3], 0))
         spans.rows[-1] = _covering(joint, sent, version)
     spans.rows += void
     return spans
@@ -210,19 +186,12 @@ def bounded(live: ActualGroup, desired: Sequence[SpanRow], newest: int, *, bound
 
 def settled_spans(rows: Iterable[SpanRow], live: ActualGroup, *, version: int) -> dict[str, list[SpanRow]]:
     """Return the spans that SQL (with the journal) and Redis have together, by uid."""
-    desired: dict[str, list[SpanRow]] = {}
-    for row in rows:
-        desired.setdefault(row.uid, []).append(row)
+    desired = grouped((row.uid, row) for row in rows)
     settled = {}
     for uid in sorted({*desired, *live.rows}):
         of_uid = desired.get(uid, [])
         settled[uid] = settle(of_uid, as_known(of_uid, live.rows.get(uid, [])), version=version)
     return settled
-
-
-def version_after(rows: Sequence[SpanRow], journal_end: int) -> int:
-    """Return a version above that of each row, and not above those of later journal entries."""
-    return max(journal_end, max((row.changed for row in rows), default=0) + 1)
 
 
 # Both.
@@ -263,7 +232,6 @@ class Plan:
     foreign: dict[bytes, list[bytes]] = field(default_factory=dict)
     """Entries that are no messages, by id."""
     senders: set[str] = field(default_factory=set)
-    added: int = 0
     moved: int = 0
 
     @property
@@ -302,7 +270,7 @@ class Plan:
         """
         last = {**last_own, **{(row.sender_uid, row.span): row.msgid for row, _, _ in messages}}
         for uid, rows in self.settled.items():
-            self.spans[uid] = in_sequence(rows, partial(_last_of, last, uid), version=self.version)
+            self.spans[uid] = in_sequence(rows, last, version=self.version)
         self.has_spans = True
 
     def note(self, placed: Placed) -> None:
@@ -313,19 +281,13 @@ class Plan:
             self.before[row.msgid] = self.newest
         self.senders.add(row.sender_uid)
         self.is_sound &= live is not None and identity_of(live) == identity_of(row)
-        if stored is None:
-            self.added += 1
-        elif (stored.seq, stored.span, stored.recalls) != (row.seq, row.span, row.recalls):
+        if stored and (stored.seq, stored.span, stored.recalls) != (row.seq, row.span, row.recalls):
             self.rewritten.append(row._replace(content=""))
         if (live or stored or row).seq != row.seq:
             self.moved += 1
             if row.client_msgid:
                 self.reidentified.append(row._replace(content=""))
         self.newest, self.seq = row.msgid, row.seq
-
-
-def _last_of(last_own: dict[Span, int], uid: str, joined: int) -> int:
-    return last_own.get((uid, joined), 0)
 
 
 def ended(plan: Plan, desired: Iterable[SpanRow]) -> dict[Span, int]:

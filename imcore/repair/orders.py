@@ -66,14 +66,14 @@ def orders(plan: Plan) -> Iterator[SpanOrder]:
     """Yield what to do about spans: each desired one is asserted, and each other key is dropped."""
     opened = dict(plan.live.opened)
     for key, (actual, instead) in plan.live.beyond.items():
-        yield SpanOrder("back", key, 0, actual, instead, None, opened.get(key))
+        yield SpanOrder("back", key, 0, actual, instead, opened.get(key))
     wanted = set()
     for row in plan.rows:
         seen = opened.get(row.uid)
         acked = _offset(plan, row) if plan.resets else row.acked_msgid
         if row.left_msgid is None:
             wanted.add(row.uid)
-            yield SpanOrder("open", row.uid, row.joined_msgid, None, acked, None, seen)
+            yield SpanOrder("open", row.uid, row.joined_msgid, None, acked, seen)
             continue
         if not is_empty(row):
             wanted.add(key_of(row))
@@ -83,5 +83,5 @@ def orders(plan: Plan) -> Iterator[SpanOrder]:
         elif is_empty(row):
             continue
         offset = offset_of(row._replace(acked_msgid=acked))
-        yield SpanOrder("close", row.uid, row.joined_msgid, row.left_msgid, offset, None, seen)
+        yield SpanOrder("close", row.uid, row.joined_msgid, row.left_msgid, offset, seen)
     yield from _drops(plan, plan.live.keys - wanted)

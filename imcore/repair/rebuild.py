@@ -9,7 +9,6 @@ and tallies that senders have not confirmed come back. Sessions begin again by t
 that no worker had stored, are lost.
 """
 
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -17,25 +16,25 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from threading import Event, Thread
-from types import TracebackType
 from typing import Self
 
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, RefusedError, TryAgain
-from imcore.model.rows import Batch, GroupRow, SpanRow
+from imcore.model.rows import Batch, GroupRow, Head, SpanRow
 from imcore.repair.apply import mend, oldest_client_msgid
 from imcore.repair.bulk_apply import BulkApply
-from imcore.repair.desired import now_ms, trim_point
-from imcore.repair.watermarks import end_rebuild, mark_unconfirmed, raise_journals, rebuild_token
+from imcore.repair.desired import trim_point
+from imcore.repair.watermarks import end_rebuild, mark_unconfirmed, raise_journals
+from imcore.repair.window import now_ms, rebuild_token
 from imcore.sql import corrections, queries
-from imcore.sql.queries import Head, Light
+from imcore.sql.queries import Light
 from imcore.streams import keys
 from imcore.streams.calls import journal_calls, repair_calls
 from imcore.streams.calls.repair_calls import Trim
 from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, Keyspace
 from imcore.system import System
-from imcore.util.backoff import pauses
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
+from imcore.util.deadlines import attempts
 
 GROUPS = 200
 MESSAGES = 10_000
@@ -66,7 +65,7 @@ Progress = Callable[[RebuildSummary], None]
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """The groups before a rebuild, and their data. `goes_on`: an earlier rebuild has not ended.
+    """The groups before a rebuild, and the ids of their data. `goes_on`: an earlier rebuild has not ended.
 
     `partitions`: how many the data has, or will have.
     """
@@ -77,15 +76,6 @@ class Before:
     redis_dataset: str | None
     sql_dataset: str | None
     goes_on: bool
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether Redis has groups of other data than SQL: of another system, or begun anew after all was lost."""
-        return (
-            bool(self.redis_groups)
-            and None not in {self.redis_dataset, self.sql_dataset}
-            and (self.redis_dataset != self.sql_dataset)
-        )
 
 
 def look_before(system: System) -> Before:
@@ -127,7 +117,6 @@ def rebuild(
     system.client.upgrade()  # can it work at all?
     _begin(system, before)
     with _Lease(system) as lease:
-        lease.begin()
         rebuilding = _Rebuild(system, lease)
         for _ in rebuilding.steps():
             if on_progress:
@@ -143,7 +132,8 @@ def _refuse(system: System, before: Before, yes: bool, adopt: bool) -> None:
             f"{database.address} is empty, though {client.address} holds {before.redis_groups} groups: set "
             "IM_DATABASE_URL; or, if that database is lost, run im check --repair"
         )
-    if before.is_foreign and not adopt:
+    is_foreign = len({before.redis_dataset, before.sql_dataset} - {None}) == 2
+    if before.redis_groups and is_foreign and not adopt:  # of another system, or begun anew after all was lost
         raise RefusedError(
             f"{client.address} holds {before.redis_groups} groups of other data than {database.address}: set "
             "IM_DATABASE_URL or IM_REDIS_URL if one is wrong; if these groups were made after this system had lost its "
@@ -170,8 +160,8 @@ def _begin(system: System, before: Before) -> None:
 
 
 def _count_groups(system: System, partitions: int) -> int:
-    space = Keyspace(partitions)
-    return sum(system.client.query_many([("SCARD", space.groups(p)) for p in range(partitions)], any_library=True))
+    lists = map(Keyspace(partitions).groups, range(partitions))
+    return sum(system.client.query_many([("SCARD", key) for key in lists], any_library=True))
 
 
 def _end(system: System, lease: "_Lease") -> None:
@@ -201,24 +191,18 @@ class _Lease:
         self._renewing = Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> Self:
-        """Raise TryAgain if another process has it, or was killed less than LEASE_MS ago."""
-        give_up, pause = time.monotonic() + LEASE_MS / 1000 + 1, pauses()
-        while not self._hold(LEASE_MS):
-            if time.monotonic() > give_up:
-                raise TryAgain("another process rebuilds Redis")
-            time.sleep(next(pause))
+        """Begin the rebuild. Raise TryAgain if another process has one, or was killed less than LEASE_MS ago."""
+        if not any(self._hold(LEASE_MS) for _ in attempts(LEASE_MS / 1000 + 1)):
+            raise TryAgain("another process rebuilds Redis")
+        self._system.client.execute_once("HSET", CONFIG, REBUILDING, self.token)  # everybody sees it
         self._renewing.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._renewing.join()
         with suppress(ImError):  # then it ends by itself
             self._hold(0)
-
-    def begin(self) -> None:
-        """Show everybody that this rebuild is under way."""
-        self._system.client.execute_once("HSET", CONFIG, REBUILDING, self.token)
 
     def confirm(self) -> None:
         """Raise TryAgain if another rebuild has begun since, or somebody has ended this one."""
@@ -236,8 +220,6 @@ class _Lease:
 
 
 class _Rebuild:
-    """A rebuild under way."""
-
     def __init__(self, system: System, lease: _Lease) -> None:
         self._system = system
         self._lease = lease
@@ -314,10 +296,7 @@ class _Rebuild:
 
     def _note_done(self, gids: Sequence[str]) -> None:
         self._lease.confirm()
-        by_partition: dict[int, list[str]] = {}
-        for gid in gids:
-            by_partition.setdefault(self._space.partition_of(gid), []).append(gid)
-        for partition, names in by_partition.items():
+        for partition, names in grouped((self._space.partition_of(gid), gid) for gid in gids).items():
             self._client.execute_once("SADD", self._space.rebuilt(partition), *names)
 
     def _count(self, **more: int) -> None:

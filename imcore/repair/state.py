@@ -4,21 +4,23 @@ The two are compared within a window, since they never rest together:
 
     the ends of the journals are noted -> unstored entries are read -> both sides are read -> newer entries are read
 
-SQL with the unstored entries (`Backlog`) is where Redis was when the window opened. Entries merge in any order,
-and more than once. What no newer entry has changed (`Changes`) has to be alike, whether the worker runs or lags.
+SQL with the unstored entries (the backlog) is where Redis was when the window opened. Entries merge in any order,
+and more than once. What no newer entry has changed has to be alike, whether the worker runs or lags.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from imcore import msgid as msgids
 from imcore.model.rows import MessageRow, SpanRow, merged_span
 from imcore.streams.calls.receipt_calls import Counts
 from imcore.streams.events import Acked, Created, Entry, Joined, Left, Move, Sent
 from imcore.streams.keys import span_key
+
+One = TypeVar("One")
 
 MAX_AHEAD_MS = 24 * 60 * 60 * 1000
 """No server's clock is further ahead of ours."""
@@ -51,100 +53,68 @@ class ActualGroup:
 
 
 @dataclass(slots=True)
-class Backlog:
-    """The journal's additions to SQL for one group: entries that may not be stored yet. Msgids are packed."""
+class Changes:
+    """What some entries of the journal change in one group. Msgids are packed."""
 
-    entries: int = 0
+    anything: bool = False
+    """Whether other entries were trimmed before they were read: then anything may have changed."""
     created_ms: int | None = None
     created: int | None = None
     """The version of the entry of its creation."""
-    sent_from: int | None = None
-    """Messages from here on may not be stored."""
+    first_sent: int | None = None
+    """Messages from here on are new."""
     recalled: set[int] = field(default_factory=set)
+    uids: set[str] = field(default_factory=set)
+    """The uids that joined, left, acked or sent."""
+    members: set[str] = field(default_factory=set)
+    """The uids that joined or left."""
+    moves: list[Move] = field(default_factory=list)
     spans: dict[tuple[str, int], SpanRow] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
-        """Add an unstored entry."""
-        self.entries += 1
         event = entry.event
         if isinstance(event, Created):
             self.created_ms, self.created = entry.time_ms, entry.version
         elif isinstance(event, Sent):
-            self.sent_from = min(event.first, self.sent_from or event.first)
-        elif isinstance(event, Joined):
-            self._merge(SpanRow(*event, left_msgid=None, changed=entry.version, acked_msgid=event.joined))
-        elif isinstance(event, Left):
-            self._merge(SpanRow(*event, changed=entry.version, acked_msgid=event.joined))
+            self.first_sent = min(event.first, self.first_sent or event.first)
+        elif isinstance(event, Joined | Left):
+            self.members.add(event.uid)
+            left = event.left if isinstance(event, Left) else None
+            self.add_span(SpanRow(event.gid, event.uid, event.joined, left, entry.version, event.joined))
         elif isinstance(event, Acked):
+            self.moves += event.moves
             for move in event.moves:
                 for uid in move.uids:
-                    self._merge(SpanRow(event.gid, uid, move.joined, None, 0, move.to))
+                    self.add_span(SpanRow(event.gid, uid, move.joined, None, 0, move.to))
 
-    def add_first_member(self, gid: str, uid: str) -> None:
-        """Add a member of the group's unstored creation."""
-        self._merge(SpanRow(gid, uid, msgids.NONE, None, self.created or 0, msgids.NONE))
+    def add_span(self, row: SpanRow) -> None:
+        """Add what is new of a span."""
+        key = row.uid, row.joined_msgid
+        known = self.spans.get(key)
+        self.spans[key] = merged_span(known, row) if known else row
+        self.uids.add(row.uid)
 
-    def add_message(self, row: MessageRow, *, moved_sender: bool) -> None:
-        """Add a message from `sent_from` on."""
-        if moved_sender and row.span is not None:
-            self._merge(SpanRow(row.gid, row.sender_uid, row.span, None, 0, row.msgid))
-        if row.recalls is not None:
-            self.recalled.add(row.recalls)
-
-    def covers(self, msgid: int) -> bool:
-        """Return whether SQL may not have this message yet."""
-        return self.sent_from is not None and msgid >= self.sent_from
+    def add_message(self, sender_uid: str, recalls: int | None) -> None:
+        """Add a message from `first_sent` on."""
+        self.uids.add(sender_uid)
+        if recalls is not None:
+            self.recalled.add(recalls)
 
     def applied(self, stored: Iterable[SpanRow]) -> Iterator[SpanRow]:
-        """Yield the desired spans: those that SQL has, with what the journal adds."""
+        """Yield spans: those that SQL has, with what is new."""
         rest = dict(self.spans)
         for row in stored:
             newer = rest.pop((row.uid, row.joined_msgid), None)
             yield merged_span(row, newer) if newer else row
         yield from rest.values()
 
-    def _merge(self, row: SpanRow) -> None:
-        key = row.uid, row.joined_msgid
-        known = self.spans.get(key)
-        self.spans[key] = merged_span(known, row) if known else row
-
-
-@dataclass(slots=True)
-class Changes:
-    """The changes of one group within a window. `anything`: the journal was trimmed, so anything may have changed."""
-
-    anything: bool = False
-    created: bool = False
-    first_sent: int | None = None
-    uids: set[str] = field(default_factory=set)
-    members: set[str] = field(default_factory=set)
-    """The uids that joined or left."""
-    recalled: set[int] = field(default_factory=set)
-    moves: list[Move] = field(default_factory=list)
-
-    def add(self, entry: Entry) -> None:
-        """Add an entry of the window."""
-        event = entry.event
-        if isinstance(event, Created):
-            self.created = True
-        elif isinstance(event, Sent):
-            self.first_sent = min(event.first, self.first_sent or event.first)
-        elif isinstance(event, Joined | Left):
-            self.uids.add(event.uid)
-            self.members.add(event.uid)
-        elif isinstance(event, Acked):
-            self.uids.update(uid for move in event.moves for uid in move.uids)
-            self.moves += event.moves
-
-    def add_message(self, sender_uid: str, recalls: int | None) -> None:
-        """Add a message of the window."""
-        self.uids.add(sender_uid)
-        if recalls is not None:
-            self.recalled.add(recalls)
+    def covers(self, msgid: int) -> bool:
+        """Return whether a message is new: SQL may not have it yet."""
+        return self.first_sent is not None and msgid >= self.first_sent
 
     def message(self, msgid: int) -> bool:
         """Return whether a message was sent or recalled."""
-        return msgid in self.recalled or (self.first_sent is not None and msgid >= self.first_sent)
+        return msgid in self.recalled or self.covers(msgid)
 
     def tally(self, msgid: int) -> bool:
         """Return whether somebody may have read a message."""
@@ -180,7 +150,6 @@ def covers(row: SpanRow, msgid: int) -> bool:
 
 
 def key_of(row: SpanRow) -> str:
-    """Return the key of a span in Redis."""
     return row.uid if row.left_msgid is None else span_key(row.uid, row.joined_msgid)
 
 
@@ -223,25 +192,18 @@ def _lowered(row: SpanRow, actual: SpanRow | None, newest: int, bound: int) -> S
 # Tallies by their definition. Redis counts in another way, by the ranks of scores, so the two can be compared.
 
 
-class CountedMessage(NamedTuple):
-    """A message (packed msgid) and its sender."""
-
-    msgid: int
-    sender_uid: str
-
-
 class Counter:
-    """Counts readers of messages, which are in order of msgid. Give it every span of their group with `add`.
+    """Counts readers of messages: packed msgids, in order, with their senders. Give every span of their group to `add`.
 
     A span costs O(log n). In memory are the messages and the spans of their senders.
     """
 
-    def __init__(self, messages: Sequence[CountedMessage]) -> None:
+    def __init__(self, messages: Sequence[tuple[int, str]]) -> None:
         self._messages = messages
-        self._msgids = [message.msgid for message in messages]
+        self._msgids = [msgid for msgid, _ in messages]
         self._present = [0] * (len(messages) + 1)
         self._read = [0] * (len(messages) + 1)
-        self._of_senders: dict[str, list[SpanRow]] = {message.sender_uid: [] for message in messages}
+        self._of_senders: dict[str, list[SpanRow]] = {uid: [] for _, uid in messages}
 
     def add(self, span: SpanRow) -> None:
         """Count a span for each message that it covers."""
@@ -255,13 +217,13 @@ class Counter:
     def counts(self) -> list[Counts]:
         """Return read and unread of each message."""
         sums = zip(self._messages, accumulate(self._present), accumulate(self._read), strict=False)
-        return [self._without_sender(message, present, read) for message, present, read in sums]
+        return [self._without_sender(msgid, uid, present, read) for (msgid, uid), present, read in sums]
 
-    def _without_sender(self, message: CountedMessage, present: int, read: int) -> Counts:
-        for span in self._of_senders[message.sender_uid]:
-            if covers(span, message.msgid):
+    def _without_sender(self, msgid: int, uid: str, present: int, read: int) -> Counts:
+        for span in self._of_senders[uid]:
+            if covers(span, msgid):
                 present -= 1
-                read -= span.acked_msgid >= message.msgid
+                read -= span.acked_msgid >= msgid
         return Counts(read, present - read)
 
 
@@ -269,3 +231,26 @@ def _raise(steps: list[int], first: int, end: int) -> None:
     if first < end:
         steps[first] += 1
         steps[end] -= 1
+
+
+# Both sides together.
+
+
+def paired(
+    ones: Iterable[One], rows: Iterable[MessageRow], msgid_of: Callable[[One], int]
+) -> Iterator[tuple[One | None, MessageRow | None]]:
+    """Yield what has the same msgid together, in order. Both sides are in that order."""
+    rest = iter(rows)
+    row = next(rest, None)
+    for one in ones:
+        while row is not None and row.msgid < msgid_of(one):
+            yield None, row
+            row = next(rest, None)
+        if row is not None and row.msgid == msgid_of(one):
+            yield one, row
+            row = next(rest, None)
+        else:
+            yield one, None
+    while row is not None:
+        yield None, row
+        row = next(rest, None)

@@ -1,25 +1,32 @@
-"""The watch of the worker `persist`: before it stores anything, it checks whether Redis still has what SQL has."""
+"""The watch of the worker `persist`: before it stores anything, it checks whether Redis still has what SQL has.
+
+At times it also ends in Redis what processes that died had begun.
+"""
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TypeVar
 
-from imcore import msgid as msgids
-from imcore.errors import DatabaseUnavailable, RedisUnavailable, TryAgain
+from imcore.errors import DatabaseUnavailable, ImError, RedisUnavailable, TryAgain
 from imcore.model.rows import WatermarkRow
-from imcore.repair import left_behind
-from imcore.repair.locks import unfinished
-from imcore.repair.watermarks import Place, end_rebuild, is_rebuilding, rebuild_token, reconcile, watermarks_of
+from imcore.operations import creation
+from imcore.operations.performer import perform_in_redis, stream_from_redis
+from imcore.repair.watermarks import end_rebuild, reconcile
+from imcore.repair.window import Place, lost_watermarks, packed, rebuild_token, unfinished
 from imcore.settings import Settings
 from imcore.sql import queries
 from imcore.sql.database import Database
 from imcore.streams import keys
-from imcore.streams.calls import repair_calls
+from imcore.streams.calls import creation_calls, journal_calls, repair_calls, session_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Entry
 from imcore.system import System
 from imcore.util.backoff import ThrottledLog
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +39,7 @@ _REASONS = {
 }
 """Why nothing may be stored, by Redis' answer to a watermark."""
 
+_NOT_ENDED = "what processes that died left behind is not settled: %s"
 _IS_REBUILT = "Redis is being rebuilt from SQL: nothing is stored until that is done"
 
 
@@ -61,7 +69,7 @@ class Watch:
         self._mend_all()
         if self._broken_off:
             self._end_rebuild()
-        left_behind.settle(self._system.client, self._trouble)
+        end_abandoned(self._system.client, self._trouble)
         before, self._mended = self._mended, self._states()
         if self._dataset is not None:
             self._look_at = time.monotonic() + self._every_s
@@ -87,14 +95,14 @@ class Watch:
         """
         if self._dataset is None:
             self._adopt()  # the data has begun since the last look
-        newest = {entry.partition: entry for entry in sorted(entries, key=_packed)}
-        rows = [WatermarkRow(partition, process, _packed(entry)) for partition, entry in newest.items()]
+        newest = {entry.partition: entry for entry in sorted(entries, key=lambda entry: packed(entry.id))}
+        rows = [WatermarkRow(partition, process, packed(entry.id)) for partition, entry in newest.items()]
         stored = queries.watermarks(self._system.database)
         if self._heir != process:
             self._inherit(process, stored)
             stored = queries.watermarks(self._system.database)
         answers = self._system.client.call_many([self._call(row, newest[row.partition].id, stored) for row in rows])
-        if _OLDER in answers and not watermarks_of(self._system).behind:
+        if _OLDER in answers and not lost_watermarks(self._system):
             return self.mark(process, entries)  # a new process has inherited some of these meanwhile
         for answer in answers:
             if answer != repair_calls.OK:
@@ -140,7 +148,7 @@ class Watch:
 
     def _mend_all(self) -> None:
         """Reconcile each partition that needs it. Raise only afterwards, if one that is behind could not be."""
-        behind = {partition for partition, _ in watermarks_of(self._system).behind}
+        behind = {partition for partition, _ in lost_watermarks(self._system)}
         half_done = {p for p in range(self._system.client.space.partitions) if unfinished(self._system, p)}
         problem = None
         for partition in sorted(behind | half_done):
@@ -184,7 +192,7 @@ class Watch:
 
     def _notice_rebuild(self, token: str) -> None:
         self._broken_off = token
-        if token and is_rebuilding(self._system):
+        if token and self._system.client.call(journal_calls.is_held(keys.REBUILD, 1)):
             raise RedisUnavailable(_IS_REBUILT)
         if token and self._trouble.is_due("broken off"):
             log.warning("a rebuild of Redis was broken off: what it left is reconciled now, group by group")
@@ -196,5 +204,38 @@ def _has_stored(client: RedisClient) -> bool:
     return any(not name.startswith(keys.SEPARATOR.encode()) for names in marks for name in names)
 
 
-def _packed(entry: Entry) -> int:
-    return msgids.pack_id(entry.id.encode())
+# What processes that died had begun.
+
+
+def end_abandoned(client: RedisClient, trouble: ThrottledLog) -> None:
+    """Undo abandoned creations of groups, tell members that were not told, and cut sessions to their length.
+
+    Sessions last too long if the server's clock was put back. Warn by way of `trouble`. Raise RedisUnavailable.
+    """
+    space, partitions = client.space, range(client.space.partitions)
+    list(_answers(client, [session_calls.expire_online(space, p) for p in partitions], trouble))
+    for gids_of, end_one in ((creation_calls.abandoned, _undo), (creation_calls.unnotified, _tell)):
+        for gid in chain.from_iterable(_answers(client, [gids_of(space, p) for p in partitions], trouble)):
+            try:
+                end_one(client, gid)
+            except ImError as error:
+                trouble.note(error, _NOT_ENDED)
+
+
+def _undo(client: RedisClient, gid: str) -> None:
+    if perform_in_redis(client, creation.undo(gid)):
+        log.warning("group %r: its creation was given up, and is undone", gid)
+
+
+def _tell(client: RedisClient, gid: str) -> None:
+    uids = list(stream_from_redis(client, creation.first_members(gid)))
+    perform_in_redis(client, creation.tell(gid, uids))
+
+
+def _answers(client: RedisClient, calls: Sequence[Call[T]], trouble: ThrottledLog) -> Iterator[T]:
+    """Make calls; warn of errors, and yield the other answers."""
+    for answer in client.call_each(calls):
+        if isinstance(answer, ImError):
+            trouble.note(answer, _NOT_ENDED)
+        else:
+            yield answer

@@ -10,8 +10,7 @@ of the partition, so SQL stays as it was when Redis fell behind.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
 from imcore import msgid as msgids
 from imcore.model.rows import SpanRow
@@ -19,14 +18,14 @@ from imcore.repair.apply import Mended, id_above, mend
 from imcore.repair.compare import differences
 from imcore.repair.diff import oldest_of
 from imcore.repair.locks import PartitionLock
-from imcore.repair.state import CountedMessage, Counter
+from imcore.repair.state import Counter
+from imcore.repair.window import gids_of, lost_watermarks, rebuild_token
 from imcore.sql import queries
 from imcore.sql.queries import Light
-from imcore.streams import keys, wire
-from imcore.streams.calls import journal_calls, repair_calls
+from imcore.streams.calls import repair_calls
 from imcore.streams.calls.repair_calls import NEVER
 from imcore.system import System
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 
 log = logging.getLogger(__name__)
 
@@ -40,57 +39,24 @@ MARKED_AT_ONCE = 200
 COUNTED_AT_ONCE = 10_000
 """For how many messages the spans are gone through once."""
 
-Place = tuple[int, str]
-"""A partition, and the name of a consumer of its journal."""
 
-
-@dataclass(frozen=True, slots=True)
-class Watermarks:
-    """The watermarks of consumers (packed ids) in SQL; and where Redis has less, with both sides."""
-
-    stored: dict[Place, int] = field(default_factory=dict)
-    behind: dict[Place, tuple[int, int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Reconciled:
-    """The result of a reconciliation: repaired groups, messages that Redis got again, messages with another seq."""
-
-    groups: int = 0
-    restored: int = 0
-    renumbered: int = 0
-
-
-def watermarks_of(system: System) -> Watermarks:
-    """Compare the watermarks. Those of SQL are read first, since those of Redis only go forward."""
-    client, space = system.client, system.client.space
-    stored = queries.watermarks(system.database)
-    fields = client.query_many([("HGET", space.watermarks(p), consumer) for p, consumer in stored])
-    actual = [int(mark) if mark and mark.isdigit() else 0 for mark in fields]
-    behind = {place: (mark, stored[place]) for place, mark in zip(stored, actual, strict=True) if mark < stored[place]}
-    if behind:  # a process that has inherited some meanwhile has let SQL forget them, and then Redis
-        now = queries.watermarks(system.database)
-        behind = {place: sides for place, sides in behind.items() if place in now}
-    return Watermarks(stored, behind)
-
-
-def reconcile(system: System, partition: int) -> Reconciled:
+def reconcile(system: System, partition: int) -> Mended:
     """Mend the groups of a partition in which Redis is older than SQL; return what was done. Repeat it at will.
 
     Raise TryAgain if another process does so.
     """
     with PartitionLock(system, partition) as lock:
-        found = watermarks_of(system)
-        marks = {consumer: mark for (p, consumer), mark in found.stored.items() if p == partition}
-        lost = [stored for (p, _), (_, stored) in found.behind.items() if p == partition]
+        stored = queries.watermarks(system.database)
+        marks = {consumer: mark for (p, consumer), mark in stored.items() if p == partition}
+        lost = [in_sql for (p, _), (_, in_sql) in lost_watermarks(system).items() if p == partition]
         after = msgids.first_at(msgids.time_ms(min(lost)) - RECENT_MS) if lost else NEVER
         raise_journals(system, [partition], marks.values())
         system.client.call(repair_calls.raise_versions(system.client.space, partition))
-        done = Reconciled()
-        for gids in batches(_gids(system, partition), GROUPS_AT_ONCE):
+        done = Mended()
+        for gids in batches(gids_of(system, [partition]), GROUPS_AT_ONCE):
             for gid, each in differences(system, gids, after=after).items():
                 if not all(difference.unsure for difference in each):
-                    done = _added(system, gid, done, mend(system, gid, since=oldest_of(each), lock=lock))
+                    done = done.plus(_mend(system, gid, oldest_of(each), lock))
             lock.renew()
         system.client.call(repair_calls.set_watermarks(system.client.space, partition, marks))
         return done
@@ -103,24 +69,15 @@ def raise_journals(system: System, partitions: Iterable[int], watermarks: Iterab
     system.client.call_many([repair_calls.journal(space, p, id_above(latest)) for p in partitions])
 
 
-def _added(system: System, gid: str, done: Reconciled, mended: Mended) -> Reconciled:
+def _mend(system: System, gid: str, since: int | None, lock: PartitionLock) -> Mended:
+    mended = mend(system, gid, since=since, lock=lock)
     if mended.behind is not None:  # nobody knows whether senders got the tallies that Redis had lost with the offsets
         spans = list(queries.spans(system.database, [gid]))
         marked = mark_unconfirmed(system, gid, queries.light(system.database, [gid], after=mended.behind), spans)
         k = system.client.space.group(gid)
         system.client.call_many([repair_calls.resync(k, uids) for uids in batches(sorted(marked), MARKED_AT_ONCE)])
     log.warning("group %r: %d lost messages are back, %d have another seq", gid, mended.restored, mended.renumbered)
-    return Reconciled(done.groups + 1, done.restored + mended.restored, done.renumbered + mended.renumbered)
-
-
-def _gids(system: System, partition: int) -> Iterator[str]:
-    space = system.client.space
-    only_in_redis = {wire.text(gid) for gid in system.client.query("SMEMBERS", space.groups(partition))}
-    for gid in queries.gids(system.database):
-        if space.partition_of(gid) == partition:
-            only_in_redis.discard(gid)
-            yield gid
-    yield from sorted(only_in_redis)
+    return mended
 
 
 def mark_unconfirmed(system: System, gid: str, messages: Iterable[Light], spans: Sequence[SpanRow]) -> dict[str, int]:
@@ -131,31 +88,17 @@ def mark_unconfirmed(system: System, gid: str, messages: Iterable[Light], spans:
     k = system.client.space.group(gid)
     marked: dict[str, int] = {}
     for batch in batches((light for light in messages if light.recalls is None), COUNTED_AT_ONCE):
-        counter = Counter([CountedMessage(light.msgid, light.sender_uid) for light in batch])
+        counter = Counter([(light.msgid, light.sender_uid) for light in batch])
         for span in spans:
             counter.add(span)
-        dirty: dict[str, list[int]] = {}
-        for light, count in zip(batch, counter.counts(), strict=True):
-            if count.read != light.confirmed_read:
-                dirty.setdefault(light.sender_uid, []).append(light.msgid)
+        counts = zip(batch, counter.counts(), strict=True)
+        dirty = grouped(
+            (light.sender_uid, light.msgid) for light, count in counts if count.read != light.confirmed_read
+        )
         for uid, msgs in dirty.items():
             calls = [repair_calls.dirty(k, uid, page) for page in batches(msgs, MARKED_AT_ONCE)]
             marked[uid] = marked.get(uid, 0) + sum(system.client.call_many(calls))
     return marked
-
-
-# Rebuilds under way.
-
-
-def is_rebuilding(system: System) -> bool:
-    """Return whether a process is rebuilding Redis: no worker stores anything meanwhile."""
-    return system.client.call(journal_calls.is_held(keys.REBUILD, 1))
-
-
-def rebuild_token(system: System) -> str | None:
-    """Return the token of the rebuild that was begun and not ended, whether its process lives or not."""
-    token = system.client.query("HGET", keys.CONFIG, keys.REBUILDING)
-    return token.decode() if token else None
 
 
 def end_rebuild(system: System, token: str) -> bool:

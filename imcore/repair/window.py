@@ -1,7 +1,9 @@
 """Reads what the journals and Redis have of some groups. See `imcore.repair.state` for the window of a comparison."""
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from imcore import msgid as msgids
@@ -9,13 +11,14 @@ from imcore.errors import ImError
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.operations.creation import first_members
 from imcore.operations.performer import stream_from_redis
-from imcore.repair.state import ActualGroup, Backlog, Changes, GroupMeta
+from imcore.repair.state import ActualGroup, Changes, GroupMeta
 from imcore.sql import queries
 from imcore.streams import events, wire
 from imcore.streams.calls import journal_calls, message_calls
+from imcore.streams.calls.call import all_entries
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Entry
-from imcore.streams.keys import SEPARATOR, GroupKeys
+from imcore.streams.keys import CONFIG, REBUILDING, SEPARATOR, GroupKeys
 from imcore.system import System
 
 PAGE = 500
@@ -24,6 +27,9 @@ KIND = "persist"
 """The worker that stores the journals' entries."""
 
 START = "0-0"
+
+Place = tuple[int, str]
+"""A partition, and the name of a consumer of its journal."""
 
 StreamEntry = tuple[bytes, MessageRow | None, list[bytes]]
 """An entry's id, its message (None if it is no message), and its values."""
@@ -35,68 +41,64 @@ class JournalWindow:
     def __init__(self, system: System, gids: Sequence[str]) -> None:
         self._client = client = system.client
         self._database = system.database
-        self._gids = frozenset(gids)
+        self._gids = gids
         partitions = sorted({client.space.partition_of(gid) for gid in gids})
-        self._ends = {partition: end_of(client, partition) for partition in partitions}
+        self.ends = {partition: end_of(client, client.space.journal(partition)) for partition in partitions}
+        """The ids of the newest entries when the window opened."""
         self._undone = {partition: undone_from(client, partition) for partition in partitions}
-        self.backlogs = {gid: Backlog() for gid in gids}
-        for entry in (entry for partition in partitions for entry in undone(client, partition)):
-            if gid := self._gid_of(entry):
-                self.backlogs[gid].add(entry)
+        self.backlogs = _read(gids, chain.from_iterable(undone(client, partition) for partition in partitions))
         for gid, backlog in self.backlogs.items():
-            self._complete(gid, backlog)
-
-    def opened_at(self, partition: int) -> str:
-        """Return the id of the newest entry of a journal when the window opened."""
-        return self._ends[partition]
+            self._add_first_members(gid, backlog)
+            self._add_messages(gid, backlog)
 
     def changes(self) -> dict[str, Changes]:
         """Return what has changed since the window opened, by group."""
-        changes = {gid: Changes() for gid in self._gids}
-        for partition, end in self._ends.items():
-            for entry in entries(self._client, partition, f"({end}"):
-                if gid := self._gid_of(entry):
-                    changes[gid].add(entry)
-        trimmed = {partition for partition in self._ends if self._is_trimmed(partition)}
+        newer = (entries(self._client, partition, f"({end}") for partition, end in self.ends.items())
+        changes = _read(self._gids, chain.from_iterable(newer))
+        trimmed = {partition for partition in self.ends if self._is_trimmed(partition)}
         for gid, changed in changes.items():
             changed.anything = self._client.space.partition_of(gid) in trimmed
-            if changed.first_sent is not None:
-                self._add_messages(gid, changed, changed.first_sent)
+            self._add_messages(gid, changed)
+            if changed.first_sent is not None:  # some may have been trimmed already
+                for light in queries.light(self._database, [gid], after=changed.first_sent - 1):
+                    changed.add_message(light.sender_uid, light.recalls)
         return changes
-
-    def _complete(self, gid: str, backlog: Backlog) -> None:
-        """Add what the entries do not say: who was in a new group, and what was sent."""
-        if backlog.created is not None:
-            for uid in stream_from_redis(self._client, first_members(gid)):
-                backlog.add_first_member(gid, uid)
-        if backlog.sent_from is not None:
-            for row, moved_sender in live(self._client, gid, first=msgids.unpack(backlog.sent_from)):
-                backlog.add_message(row, moved_sender=moved_sender)
 
     def _is_trimmed(self, partition: int) -> bool:
         """Return whether entries of the window may be gone: a trim drops the oldest entries first."""
-        end = self._ends[partition]
+        end = self.ends[partition]
         if end == START:
             return undone_from(self._client, partition) != self._undone[partition]
         return not self._client.query("XRANGE", self._client.space.journal(partition), end, end)
 
-    def _add_messages(self, gid: str, changes: Changes, first: int) -> None:
-        for row, _ in live(self._client, gid, first=msgids.unpack(first)):
-            changes.add_message(row.sender_uid, row.recalls)
-        for light in queries.light(self._database, [gid], after=first - 1):  # some may have been trimmed already
-            changes.add_message(light.sender_uid, light.recalls)
+    def _add_first_members(self, gid: str, changes: Changes) -> None:
+        if changes.created is not None:  # the entry does not say who was in the new group
+            for uid in stream_from_redis(self._client, first_members(gid)):
+                changes.add_span(SpanRow(gid, uid, msgids.NONE, None, changes.created, msgids.NONE))
 
-    def _gid_of(self, entry: Entry) -> str | None:
-        gid: str | None = getattr(entry.event, "gid", None)
-        return gid if gid in self._gids else None
+    def _add_messages(self, gid: str, changes: Changes) -> None:
+        if changes.first_sent is not None:  # the entries do not say who has sent what
+            for row, moved_sender in live(self._client, gid, first=msgids.unpack(changes.first_sent)):
+                changes.add_message(row.sender_uid, row.recalls)
+                if moved_sender and row.span is not None:
+                    changes.add_span(SpanRow(gid, row.sender_uid, row.span, None, 0, row.msgid))
+
+
+def _read(gids: Sequence[str], entries: Iterable[Entry]) -> dict[str, Changes]:
+    """Return what entries of the journal change in these groups."""
+    changes = {gid: Changes() for gid in gids}
+    for entry in entries:
+        if (gid := getattr(entry.event, "gid", "")) in changes:
+            changes[gid].add(entry)
+    return changes
 
 
 # Journals.
 
 
-def end_of(client: RedisClient, partition: int) -> str:
-    """Return the id of the newest entry of a journal, as text; START for an empty journal."""
-    newest = client.query("XREVRANGE", client.space.journal(partition), "+", "-", "COUNT", 1)
+def end_of(client: RedisClient, stream: str) -> str:
+    """Return the id of the newest entry of a stream or journal, as text; START for an empty one."""
+    newest = client.query("XREVRANGE", stream, "+", "-", "COUNT", 1)
     return newest[0][0].decode() if newest else START
 
 
@@ -112,11 +114,9 @@ def undone(client: RedisClient, partition: int) -> Iterator[Entry]:
 
 def entries(client: RedisClient, partition: int, first: str) -> Iterator[Entry]:
     """Yield the entries of a journal from an id on (as XRANGE takes it)."""
-
-    def page_from(start: str) -> Any:
-        return client.call(journal_calls.entries(client.space, partition, start, PAGE))
-
-    return (events.read(partition, entry_id, fields) for entry_id, fields in _paged(page_from, first))
+    page = partial(journal_calls.entries, client.space, partition, count=PAGE)
+    for entry_id, fields in all_entries(lambda start: client.call(page(start)), first):
+        yield events.read(partition, entry_id, fields)
 
 
 # Streams.
@@ -131,11 +131,9 @@ def live(client: RedisClient, gid: str, *, first: str = "-", last: str = "+") ->
 
 def live_entries(client: RedisClient, gid: str, *, first: str = "-", last: str = "+") -> Iterator[StreamEntry]:
     """Yield the entries of a stream as members see them, oldest first."""
-
-    def page_from(start: str) -> Any:
-        return client.call(message_calls.entries(client.space, gid, start, last, PAGE))
-
-    return ((entry_id, readable(gid, entry_id, values), values) for entry_id, values in _paged(page_from, first))
+    page = partial(message_calls.entries, client.space, gid, last=last, count=PAGE)
+    for entry_id, values in all_entries(lambda start: client.call(page(start)), first):
+        yield entry_id, readable(gid, entry_id, values), values
 
 
 def raw_entries(client: RedisClient, gid: str, *, first: str = "-", last: str = "+") -> Iterator[StreamEntry]:
@@ -145,7 +143,7 @@ def raw_entries(client: RedisClient, gid: str, *, first: str = "-", last: str = 
         page = client.query("XRANGE", client.space.group(gid).stream, start, last, "COUNT", PAGE)
         return page, len(page) == PAGE
 
-    for entry_id, fields in _paged(page_from, first):
+    for entry_id, fields in all_entries(page_from, first):
         values = wire.values_of(fields)
         yield entry_id, readable(gid, entry_id, values), values
 
@@ -158,17 +156,23 @@ def readable(gid: str, entry_id: bytes, values: list[bytes]) -> MessageRow | Non
         return None
 
 
-def _paged(page_from: Callable[[str], Any], first: str) -> Iterator[tuple[bytes, Any]]:
-    """Yield entries, which come in pages: each page is asked for with its first id, and says whether more follow."""
-    while True:
-        page, more = page_from(first)
-        yield from page
-        if not more:
-            return
-        first = f"({page[-1][0].decode()}"
+# What there is of groups beside these.
 
 
-# What Redis has of a group beside these.
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def gids_of(system: System, partitions: Collection[int]) -> Iterator[str]:
+    """Yield the groups of some partitions, those that only Redis has last."""
+    client, space = system.client, system.client.space
+    answers = client.query_many([("SMEMBERS", space.groups(partition)) for partition in partitions])
+    only_in_redis = {wire.text(gid) for names in answers for gid in names}
+    for gid in queries.gids(system.database):
+        if space.partition_of(gid) in partitions:
+            only_in_redis.discard(gid)
+            yield gid
+    yield from sorted(only_in_redis)
 
 
 def metas_of(client: RedisClient, gids: Sequence[str]) -> dict[str, GroupMeta]:
@@ -204,7 +208,7 @@ def followers(client: RedisClient, stream: str) -> dict[str, int]:
         if "no such key" in str(error):  # a group without members and messages has no stream
             return {}
         raise
-    return {wire.text(info["name"]): _packed(info["last-delivered-id"]) for info in infos}
+    return {wire.text(info["name"]): packed(info["last-delivered-id"].decode()) for info in infos}
 
 
 def scan(client: RedisClient, key: str) -> Iterator[tuple[str, int]]:
@@ -224,5 +228,36 @@ def packed_score(score: float) -> int:
     return int(score) if score <= msgids.HIGHEST and score.is_integer() else msgids.IMPOSSIBLE
 
 
-def _packed(entry_id: bytes) -> int:
-    return 0 if entry_id == b"0-0" else msgids.pack_id(entry_id)
+def packed(entry_id: str) -> int:
+    """Return the id of an entry as a packed one, 0 for START."""
+    return 0 if entry_id == START else msgids.pack_id(entry_id.encode())
+
+
+# What was lost, and what is not ended.
+
+
+def lost_watermarks(system: System) -> dict[Place, tuple[int, int]]:
+    """Return the watermarks (packed ids) that Redis has lost: what it has, and what SQL has.
+
+    Those of SQL are read first, since those of Redis only go forward.
+    """
+    client, space = system.client, system.client.space
+    stored = queries.watermarks(system.database)
+    fields = client.query_many([("HGET", space.watermarks(p), consumer) for p, consumer in stored])
+    actual = [int(mark) if mark and mark.isdigit() else 0 for mark in fields]
+    behind = {place: (mark, stored[place]) for place, mark in zip(stored, actual, strict=True) if mark < stored[place]}
+    if behind:  # a process that has inherited some meanwhile has let SQL forget them, and then Redis
+        now = queries.watermarks(system.database)
+        behind = {place: sides for place, sides in behind.items() if place in now}
+    return behind
+
+
+def unfinished(system: System, partition: int) -> set[str]:
+    """Return the groups of a partition whose repair has begun and not ended. They may not be as desired."""
+    return {wire.text(gid) for gid in system.client.query("HKEYS", system.client.space.group_locks(partition))}
+
+
+def rebuild_token(system: System) -> str | None:
+    """Return the token of the rebuild that was begun and not ended, whether its process lives or not."""
+    token = system.client.query("HGET", CONFIG, REBUILDING)
+    return token.decode() if token else None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Subquery, and_, delete, exists, func, literal, select, tuple_, union
 
-from imcore.model.rows import MessageRow, SpanRow, WatermarkRow
+from imcore.model.rows import Head, MessageRow, SpanRow, WatermarkRow
 from imcore.msgid import HIGHEST
 from imcore.sql.bulk import WATERMARK, watermark_name
 from imcore.sql.cells import faults, has_msgid, int_of, is_msgid, is_recalled, msgid_of, suspect, text_of
@@ -18,16 +18,6 @@ from imcore.sql.tables import CHAT_GROUPS, GROUP_MSGS, GROUP_SPANS, META, OFFSET
 from imcore.util.batches import batches
 
 _WATERMARK_NAME = re.compile(f"{WATERMARK}:[0-9]{{1,9}}:.+", re.ASCII | re.DOTALL)
-
-
-class Head(NamedTuple):
-    """The number of messages of a group, its highest seq, and its oldest and newest msgid; zeros without messages."""
-
-    gid: str
-    messages: int = 0
-    last_seq: int = 0
-    oldest: int = 0
-    newest: int = 0
 
 
 class Light(NamedTuple):
@@ -174,14 +164,6 @@ def with_gaps(database: Database, gids: Sequence[str]) -> list[str]:
     numbered = _numbered(GROUP_MSGS.c.gid.in_(gids), has_msgid())
     query = select(numbered.c.gid).where(numbered.c.seq != numbered.c.place).distinct()
     return sorted(gid for (gid,) in database.fetch(query))
-
-
-def seqs(database: Database, gid: str, msgids: Iterable[int]) -> dict[int, int]:
-    """Return the seqs of the stored ones of these messages of a group."""
-    c = GROUP_MSGS.c
-    query = select(c.msgid, c.seq).where(c.gid == gid)
-    queries = (query.where(c.msgid.in_(batch)) for batch in batches(sorted(set(msgids)), PAGE))
-    return {msgid: int_of(seq) for query in queries for msgid, seq in database.fetch(query)}
 
 
 def with_client_msgid(database: Database, gids: Sequence[str], *, after: int) -> Iterator[MessageRow]:

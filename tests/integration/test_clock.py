@@ -20,7 +20,7 @@ from imcore.admin.stats import stats
 from imcore.embedded.server import find_server
 from imcore.errors import TryAgain
 from imcore.model.values import Message
-from imcore.repair import check, left_behind, locks
+from imcore.repair import check, locks, watch
 from imcore.settings import Settings
 from imcore.streams.calls import creation_calls, journal_calls
 from imcore.streams.journal import Journal
@@ -158,7 +158,7 @@ def test_locks_and_sessions_begun_with_a_clock_ahead_end_as_if_begun_now(chat: C
 
     # When the clock is put right, and workers look at it
     clock.put_ahead(0)
-    left_behind.settle(redis_client, ThrottledLog(time.monotonic))
+    watch.end_abandoned(redis_client, ThrottledLog(time.monotonic))
     # Then nothing of it has ended at once
     assert not redis_client.call(journal_calls.lease("persist", 1, "other", SHORT_MS))
     assert chat.online(["ann"]) == {"ann"}

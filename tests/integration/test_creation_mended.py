@@ -12,7 +12,7 @@ import redis
 from imcore.chat import Chat
 from imcore.errors import GroupExists, ImError
 from imcore.operations import creation
-from imcore.repair import left_behind
+from imcore.repair import watch
 from imcore.repair.check import check
 from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
@@ -207,7 +207,7 @@ def test_abandoned_creation_is_undone_without_its_stream(
     server.hset(k.creating, "team", f"{creation._token(MEMBERS)} {int(time.time() * 1000) - 1} 10000")
     server.zadd(k.acked, {b"\xff": 0})
 
-    left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))
+    watch.end_abandoned(chat.system.client, ThrottledLog(time.monotonic))
 
     assert (chat.groups_of("u001"), server.hlen(k.creating)) == ([], 0)
     assert server.zcard(k.acked) == server.zcard(k.joined) == 0

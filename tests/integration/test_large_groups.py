@@ -15,7 +15,7 @@ from imcore import Chat, Draft
 from imcore.admin import retention
 from imcore.errors import GroupExists
 from imcore.operations import creation, queries, tallies
-from imcore.repair import check, left_behind
+from imcore.repair import check, watch
 from imcore.settings import Settings
 from imcore.streams.calls import creation_calls
 from imcore.streams.calls.call import Call
@@ -202,7 +202,7 @@ class TestCreation:
             with pytest.raises(GroupExists):
                 chat.create_group(GID, others)
         assert chat.create_group(GID, UIDS[::-1]).members == len(UIDS)
-        left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))
+        watch.end_abandoned(chat.system.client, ThrottledLog(time.monotonic))
         assert chat.group(GID).members == len(UIDS)
 
 

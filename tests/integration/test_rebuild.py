@@ -23,10 +23,10 @@ from imcore import msgid as msgids
 from imcore.admin.stats import stats
 from imcore.errors import ConfigurationError, DatabaseUnavailable, RedisUnavailable, RefusedError, TryAgain
 from imcore.model.values import Message
-from imcore.repair.check import Checked, check
+from imcore.repair.check import check
 from imcore.repair.rebuild import RebuildSummary, rebuild
 from imcore.repair.watch import Watch
-from imcore.repair.watermarks import watermarks_of
+from imcore.repair.window import lost_watermarks
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient, open_client
@@ -134,7 +134,7 @@ def test_sends_after_a_rebuild_have_higher_ids_and_seqs_if_the_clock_is_behind(c
 def test_rebuild_restores_client_msgids(chat: Chat, monkeypatch: pytest.MonkeyPatch, ahead_ms: int) -> None:
     before = chat.status(GIDS[0], limit=0)[3].message
     chat.system.client.driver.flushall()
-    monkeypatch.setattr("imcore.repair.rebuild.time.time_ns", partial(_later, time.time_ns, ahead_ms))
+    monkeypatch.setattr("imcore.repair.window.time.time_ns", partial(_later, time.time_ns, ahead_ms))
     rebuild(chat.system)
     assert chat.send(GIDS[0], "again", sender_uid=before.sender_uid, client_msgid=before.client_msgid) == before
 
@@ -326,7 +326,7 @@ def test_stalled_rebuild_leaves_the_next_one_alone(chat: Chat, monkeypatch: pyte
     assert client.hget(CONFIG, REBUILDING) == b"other"
     assert client.get(lease(REBUILD, 1)) == b"other 5000"
     assert client.sismember(rebuilt, "done by the other one")
-    assert watermarks_of(chat.system).behind
+    assert lost_watermarks(chat.system)
 
 
 def test_stalled_rebuild_stops_if_a_worker_has_ended_it(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +364,7 @@ def test_check_that_ends_a_rebuild_leaves_the_next_one_alone(chat: Chat) -> None
     # Given a rebuild that was broken off, and another one that begins, and is broken off, while a check repairs
     killed_rebuild(chat, 2)
 
-    def begin(_: Checked) -> None:
+    def begin(*_: int) -> None:
         begin_another(chat)
         chat.system.client.driver.delete(lease(REBUILD, 1))
 

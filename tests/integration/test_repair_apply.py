@@ -21,7 +21,7 @@ from imcore.repair.apply import mend
 from imcore.repair.check import check
 from imcore.repair.locks import PartitionLock
 from imcore.repair.rebuild import rebuild
-from imcore.repair.watermarks import watermarks_of
+from imcore.repair.window import lost_watermarks
 from imcore.settings import Settings
 from imcore.streams import client, dead_letters
 from imcore.streams.client import RedisClient
@@ -271,7 +271,7 @@ def test_watermarks_show_a_loss_of_mended_messages(chat: Chat) -> None:
     # When
     persist(chat)
     # Then
-    assert watermarks_of(chat.system).behind == {}
+    assert lost_watermarks(chat.system) == {}
     assert [tally.message.msgid for tally in chat.status(GID, limit=2)] == [last.msgid, since.msgid]
     assert_whole(chat, 62)
 
@@ -321,7 +321,7 @@ def test_watermarks_do_not_pile_up(chat: Chat) -> None:
     partition = chat.system.client.space.partition_of(GID)
     names = {name.decode() for name in chat.system.client.driver.hkeys(chat.system.client.space.watermarks(partition))}
     assert len([name for name in names if name.startswith("persist-1.")]) == 1
-    assert watermarks_of(chat.system).behind == {}
+    assert lost_watermarks(chat.system) == {}
     with chat.system.database.connection() as connection:
         stored = connection.scalars(text("SELECT name FROM imcore_meta WHERE name LIKE 'stored:%'")).all()
     assert len(stored) == 1
@@ -335,9 +335,9 @@ def test_rebuild_keeps_members_that_join_meanwhile(
     chat.system.client.driver.flushall()
     other, add_spans = open_chat(), bulk_apply.BulkApply._add_spans
 
-    def meanwhile(self: Any, gid: str) -> None:
+    def meanwhile(self: Any, gid: str) -> Any:
         other.add_members(GID, ["bob", "eve"])
-        add_spans(self, gid)
+        return add_spans(self, gid)
 
     monkeypatch.setattr(bulk_apply.BulkApply, "_add_spans", meanwhile)
     # When

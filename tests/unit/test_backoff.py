@@ -14,7 +14,7 @@ from imcore.repair import locks
 from imcore.streams.calls.repair_calls import GroupLock
 from imcore.streams.client import RedisClient
 from imcore.system import System
-from imcore.util import backoff
+from imcore.util import backoff, deadlines
 from imcore.util.backoff import Backoff, Backoffs, ThrottledLog
 
 
@@ -66,7 +66,7 @@ def test_pauses_double_up_to_seconds() -> None:
 @pytest.mark.parametrize("who", ["creation", "claims"])
 def test_waits_for_the_work_of_others_grow(who: str, client: RedisClient, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, sleep=sleep_with(lambda: clock))
-    module = {"creation": performer, "claims": locks}[who]
+    module = {"creation": performer, "claims": deadlines}[who]
     monkeypatch.setattr(module, "time", clock)
     tried: list[float] = []
 

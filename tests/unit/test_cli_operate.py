@@ -24,7 +24,7 @@ from imcore.errors import ConfigurationError
 from imcore.importer.event import parse
 from imcore.importer.formats import Line, Unreadable
 from imcore.importer.importer import ImportSummary
-from imcore.repair.check import Checked, ReportedDifference
+from imcore.repair.diff import Difference
 from imcore.repair.rebuild import Before, RebuildSummary
 from imcore.settings import Settings
 from tests.helpers.cli import im
@@ -209,26 +209,26 @@ def test_progress_is_a_bar_where_a_person_looks(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def differences(monkeypatch: pytest.MonkeyPatch) -> list[ReportedDifference]:
+def differences(monkeypatch: pytest.MonkeyPatch) -> list[Difference]:
     """What a check finds."""
-    found: list[ReportedDifference] = []
+    found: list[Difference] = []
 
-    def check(_: object, *, repair: bool, on_progress: Callable[[Checked], None]) -> Iterator[ReportedDifference]:
-        on_progress(Checked(1, 2))
+    def check(_: object, *, repair: bool, on_progress: Callable[[int, int], None]) -> Iterator[Difference]:
+        on_progress(1, 2)
         yield from (each if repair else replace(each, repaired=False) for each in found)
 
     monkeypatch.setattr("imcore.repair.check.check", check)
     return found
 
 
-def test_check_without_a_difference_is_0(differences: list[ReportedDifference]) -> None:
+def test_check_without_a_difference_is_0(differences: list[Difference]) -> None:
     result = im("check", "--json")
 
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_check_prints_each_difference_and_ends_with_1(differences: list[ReportedDifference]) -> None:
-    differences.append(ReportedDifference("team", "messages", "3", "2", repaired=True))
+def test_check_prints_each_difference_and_ends_with_1(differences: list[Difference]) -> None:
+    differences.append(Difference("messages", "3", "2", gid="team", repaired=True))
 
     result = im("check", "--json")
 
@@ -238,9 +238,9 @@ def test_check_prints_each_difference_and_ends_with_1(differences: list[Reported
 
 
 @pytest.mark.parametrize(("left", "code"), [(0, 0), (1, 1)])
-def test_check_with_repair_is_0_if_all_was_mended(differences: list[ReportedDifference], left: int, code: int) -> None:
-    differences += [ReportedDifference("team", "messages", "3", "2", repaired=True)] * 2
-    differences += [ReportedDifference("team", "content", "a", "b")] * left
+def test_check_with_repair_is_0_if_all_was_mended(differences: list[Difference], left: int, code: int) -> None:
+    differences += [Difference("messages", "3", "2", gid="team", repaired=True)] * 2
+    differences += [Difference("content", "a", "b", gid="team")] * left
 
     result = im("check", "--repair", "--json")
 

@@ -20,7 +20,7 @@ from imcore.cli.options import Invocation
 from imcore.cli.terminal import cells
 from imcore.importer.importer import ImportSummary
 from imcore.model.values import Receipt
-from imcore.repair.check import Checked, ReportedDifference
+from imcore.repair.diff import Difference
 from imcore.repair.rebuild import Before, RebuildSummary
 from imcore.settings import Settings
 from imcore.streams.client import RedisClient
@@ -191,14 +191,12 @@ def test_a_terminal_shows_all_events_of_a_session(chat: Chat, monkeypatch: pytes
 
 
 def test_a_terminal_shows_all_of_operators_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [
-        ReportedDifference("team", f"text of message {n} of {'u' * n!r}", "a " * n, "b" * n) for n in range(1, 60, 7)
-    ]
-    found.append(ReportedDifference("", "journal: no worker persist runs", "3 entries", "not stored"))
+    found = [Difference(f"text of message {n} of {'u' * n!r}", "a " * n, "b" * n, gid="team") for n in range(1, 60, 7)]
+    found.append(Difference("journal: no worker persist runs", "3 entries", "not stored"))
     system = Mock(**{"client.address": "client", "database.address": "database"})
     monkeypatch.setattr(Invocation, "connect", lambda _: system)
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
-    monkeypatch.setattr("imcore.repair.check.check", lambda *_, on_progress, **__: on_progress(Checked(0, 1)) or found)
+    monkeypatch.setattr("imcore.repair.check.check", lambda *_, on_progress, **__: on_progress(0, 1) or found)
     monkeypatch.setattr("imcore.admin.retention.trim", lambda *_, **__: TrimSummary(1, 20, 3))
     monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 1)
     monkeypatch.setattr("imcore.admin.append_only.count_kept", lambda _: 0)
@@ -211,7 +209,7 @@ def test_a_terminal_shows_all_of_operators_commands(monkeypatch: pytest.MonkeyPa
 
 
 def test_differences_about_no_group_have_a_line_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [ReportedDifference("", "journal: no worker persist runs", "3 entries " * 5, "not stored")]
+    found = [Difference("journal: no worker persist runs", "3 entries " * 5, "not stored")]
     monkeypatch.setattr(Invocation, "connect", lambda _: Mock())
     monkeypatch.setattr("imcore.admin.server_settings.all_servers", lambda *_: ())
     monkeypatch.setattr("imcore.repair.check.check", lambda *_, **__: found)

@@ -11,7 +11,7 @@ from imcore import Chat
 from imcore.errors import UnknownGroup
 from imcore.model.values import Draft
 from imcore.operations import creation
-from imcore.repair import left_behind
+from imcore.repair import watch
 from imcore.settings import Settings
 from imcore.streams import consumers, keys
 from imcore.streams.calls import creation_calls, journal_calls, message_calls, repair_calls, session_calls
@@ -139,7 +139,7 @@ ENDS = {
     "who is online, as nobody's does": End(
         lambda chat: chat.begin_session("ann"),
         lambda chat: raw(chat).zadd(SPACE.online(0), {"ann": now_ms() + DAY_MS}),
-        lambda chat: left_behind.settle(chat.system.client, ThrottledLog(time.monotonic)),
+        lambda chat: watch.end_abandoned(chat.system.client, ThrottledLog(time.monotonic)),
         lambda chat: float(raw(chat).zscore(SPACE.online(0), "ann")),
     ),
 }
@@ -302,7 +302,7 @@ class TestCreations:
                 ask("crowd")
         # And nothing is left of one that is given up, but for an empty stream
         self.let_die(chat)
-        left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))
+        watch.end_abandoned(chat.system.client, ThrottledLog(time.monotonic))
         assert set(raw(chat).keys("*")) - before == {SPACE.group("crowd").stream.encode()}
 
     def test_a_repeated_creation_is_completed(self, chat: Chat) -> None:
@@ -332,14 +332,14 @@ class TestCreations:
         self.let_die(chat)
         # When a worker sees to it, or somebody repeats it
         assert chat.system.client.call(creation_calls.unnotified(SPACE, 0)) == ["crowd"]
-        left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))
+        watch.end_abandoned(chat.system.client, ThrottledLog(time.monotonic))
         # Then nobody has to be told any more
         assert not raw(chat).exists(SPACE.unnotified(0))
 
     def test_a_process_that_stalled_does_not_continue_its_creation(self, chat: Chat) -> None:
         self.half(chat)
         self.let_die(chat)
-        left_behind.settle(chat.system.client, ThrottledLog(time.monotonic))
+        watch.end_abandoned(chat.system.client, ThrottledLog(time.monotonic))
         token = creation._token(UIDS)
         assert chat.system.client.call(creation_calls.add(SPACE, "crowd", token, UIDS[-1:])) is creation_calls.LOST
         assert chat.system.client.call(creation_calls.end(SPACE, "crowd", token, 1)) is creation_calls.LOST

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.repair.diff import Depends, Difference
-from imcore.repair.merge import Placed, Plan, as_known, in_sequence, paired, place, settle
+from imcore.repair.merge import Placed, Plan, as_known, in_sequence, place, settle
 from imcore.repair.orders import orders
-from imcore.repair.state import ActualGroup, Backlog, Changes, CountedMessage, Counter, is_void, offset_of
+from imcore.repair.state import ActualGroup, Changes, Counter, is_void, offset_of, paired
 from imcore.streams.calls.repair_calls import StreamState, Trim
 from imcore.streams.events import Acked, Created, Entry, Event, Joined, Left, Move, Sent
 
@@ -37,24 +37,20 @@ _span = st.builds(
     st.none() | _position,
     _position,
 )
-_told = st.lists(
-    st.builds(CountedMessage, st.integers(1, 12), st.sampled_from(UIDS)), unique_by=lambda told: told.msgid
-)
+_told = st.lists(st.tuples(st.integers(1, 12), st.sampled_from(UIDS)), unique_by=lambda told: told[0])
 
 
 @given(_told.map(sorted), st.lists(_span, unique_by=lambda row: (row.uid, row.joined_msgid)))
-def test_counter_counts_by_the_definition(messages: list[CountedMessage], spans: list[SpanRow]) -> None:
+def test_counter_counts_by_the_definition(messages: list[tuple[int, str]], spans: list[SpanRow]) -> None:
     counter = Counter(messages)
     for row in spans:
         counter.add(row)
-    for told, count in zip(messages, counter.counts(), strict=True):
+    for (msgid, sender_uid), count in zip(messages, counter.counts(), strict=True):
         covering = [
-            row
-            for row in spans
-            if row.joined_msgid < told.msgid and (row.left_msgid is None or told.msgid <= row.left_msgid)
+            row for row in spans if row.joined_msgid < msgid and (row.left_msgid is None or msgid <= row.left_msgid)
         ]
-        recipients = [row for row in covering if row.uid != told.sender_uid]
-        read = sum(row.acked_msgid >= told.msgid for row in recipients)
+        recipients = [row for row in covering if row.uid != sender_uid]
+        read = sum(row.acked_msgid >= msgid for row in recipients)
         assert (count.read, count.unread) == (read, len(recipients) - read)
 
 
@@ -62,7 +58,7 @@ def test_counter_counts_by_the_definition(messages: list[CountedMessage], spans:
 
 
 def placed(live: list[MessageRow], stored: list[MessageRow], *, base: int = 0, new_from: int = 99) -> list[Placed]:
-    pairs = paired(live, stored, lambda row: row.msgid, lambda row: row.msgid)
+    pairs = paired(live, stored, lambda row: row.msgid)
     return list(place(pairs, base=base, is_new=lambda msgid: msgid >= new_from, span_of=lambda row: row.span))
 
 
@@ -117,8 +113,8 @@ def test_place_drops_no_message_and_leaves_no_hole(live: list[MessageRow], store
 
 def settled(stored: list[SpanRow], live: list[SpanRow], said: dict[int, int] | None = None) -> list[SpanRow]:
     rows = settle(stored, as_known(stored, live), version=VERSION)
-    spans = in_sequence(rows, lambda joined: (said or {}).get(joined, 0), version=VERSION)
-    return spans.rows
+    last_own = {(row.uid, row.joined_msgid): (said or {}).get(row.joined_msgid, 0) for row in rows}
+    return in_sequence(rows, last_own, version=VERSION).rows
 
 
 def test_further_offset_wins() -> None:
@@ -217,7 +213,7 @@ def test_offset_goes_back_only_if_it_passed_a_lost_message() -> None:
 
 def test_backlog_is_applied_to_stored_spans() -> None:
     # Given
-    pending = Backlog()
+    pending = Changes()
     for event in (
         Created("g"),
         Joined("g", "bob", 4),
@@ -226,7 +222,7 @@ def test_backlog_is_applied_to_stored_spans() -> None:
         Acked("g", (Move(0, 2, 5, ("cy",)),)),
     ):
         pending.add(entry(event))
-    pending.add_message(message(8, sender="cy"), moved_sender=True)
+    pending.add_span(span("cy", 0, acked=8, changed=0))
     # When
     rows = {row.uid: row for row in pending.applied([span("ann", 0), span("cy", 0, acked=2), span("dee", 0)])}
     # Then

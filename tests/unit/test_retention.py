@@ -17,6 +17,7 @@ from imcore.admin.retention import TrimSummary, trim
 from imcore.errors import UnknownGroup
 from imcore.model.rows import Batch
 from imcore.model.values import Draft, Message, Reader, Tally
+from imcore.repair import window
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import dead_letters
@@ -232,7 +233,7 @@ def test_a_fast_clock_deletes_no_read_times(
     chat.ack("bob", "g")
     persist()
     ahead = time.time_ns() + 30 * DAY_MS * 1_000_000
-    monkeypatch.setattr(retention, "time", Mock(time_ns=lambda: ahead))
+    monkeypatch.setattr(window, "time", Mock(time_ns=lambda: ahead))
     chat.system.settings = replace(SETTINGS, keep_read_times_ms=DAY_MS)
     # When it trims
     assert trim(chat.system).read_times == 0

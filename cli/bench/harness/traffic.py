@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from imcore.streams.paging import entries
 from sqlalchemy import inspect, text
 
 from imcore import msgid as msgids
@@ -11,6 +10,7 @@ from imcore.chat import Chat
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.streams.calls import message_calls
+from imcore.streams.calls.call import all_entries
 from imcore.streams.calls.message_calls import AckTarget, SendResult
 from imcore.streams.events import Acked, read
 
@@ -75,7 +75,7 @@ def count_acks(chat: Chat, gid: str) -> int:
         page = chat.system.client.query("XRANGE", journal, first, "+", "COUNT", _PAGE)
         return page, len(page) == _PAGE
 
-    events = (read(0, *entry).event for entry in entries(page_from))
+    events = (read(0, *entry).event for entry in all_entries(page_from))
     acks = (event for event in events if isinstance(event, Acked) and event.gid == gid)
     return sum(len(move.uids) for ack in acks for move in ack.moves)
 

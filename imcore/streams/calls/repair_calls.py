@@ -84,7 +84,7 @@ class SpanOrder(NamedTuple):
 
     `sweep` drops the key too, unless it is a whole span by then: the indexes are not read at one moment.
 
-    `seq` belongs to its offset, if known. `seen` is where the uid's open span began when the caller looked.
+    `seen` is where the uid's open span began when the caller looked.
     """
 
     what: str
@@ -92,7 +92,6 @@ class SpanOrder(NamedTuple):
     joined: int = 0
     left: int | None = None
     acked: int = 0
-    seq: int | None = None
     seen: int | None = None
 
 

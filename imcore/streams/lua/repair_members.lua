@@ -1,15 +1,15 @@
 -- Repair of data that belongs to messages and members: spans, offsets, own_unacked lists, client_msgids, receipts.
 
--- Set a member's consumer group, which may be missing, to an offset. Its seq is looked up if '' is given.
-local function set_offset(stream, uid, offset, seq, trimmed)
-  local id = unpack_id(offset)
-  if seq == '' and offset >= trimmed then
+-- Set a member's consumer group, which may be missing, to an offset. The seq of a trimmed one is not known here.
+local function set_offset(stream, uid, offset, trimmed)
+  local id, seq = unpack_id(offset), nil
+  if offset >= trimmed then
     local after = first_message('XRANGE', stream, '(' .. id, '+')
     local newest = first_message('XREVRANGE', stream, '+', '-')
-    seq = after and tonumber(after[2][2]) - 1 or newest and newest[2][2] or ''
+    seq = after and tonumber(after[2][2]) - 1 or newest and newest[2][2]
   end
   redis.pcall('XGROUP', 'CREATE', stream, uid, id)
-  call_xgroup('SETID', stream, uid, id, seq ~= '' and seq)
+  call_xgroup('SETID', stream, uid, id, seq)
 end
 
 -- A score as Python reads it: one that is no packed msgid was written by hand, and counts as IMPOSSIBLE.
@@ -29,23 +29,24 @@ end
 
 -- im_repair_spans: correct spans. Offsets move forward only, and not beyond the end of their span.
 -- Keys: group_locks, stream, acked, joined, left, then groups_of and own_unacked of each span's uid.
--- Arguments: gid, token, prefix of the inbox channels, trim point, then for each span: order, uid, joined, left, its offset and
--- the seq of that (or ''), and where the uid's open span began when the caller looked ('' without one). Orders: `open` it,
--- `close` it, `drop` the key that is given as the uid, `sweep` that key if it is still no whole span, or move its offset `back` if
--- it is still at or past `left`, which is no message.
+-- Arguments: gid, token, prefix of the inbox channels, trim point, then for each span: order, uid, joined, left, its offset,
+-- and where the uid's open span began when the caller looked ('' without one). Orders: `open` it, `close` it, `drop` the key that
+-- is given as the uid, `sweep` that key if it is still no whole span, or move its offset `back` if it is still at or past `left`,
+-- which is no message.
 -- Answer: the numbers (from 0 on) of spans that were left alone, since members came or went. Errors: LOST.
 define_locked('im_repair_spans', function(keys, args)
   local stream, acked, joined, left = keys[2], keys[3], keys[4], keys[5]
   local skipped = {}
-  for i = 5, #args, 7 do
-    local order, uid, from, to, offset, seq = args[i], args[i + 1], args[i + 2], args[i + 3], args[i + 4], args[i + 5]
-    local k = 6 + 2 * (i - 5) / 7
+  for i = 5, #args, 6 do
+    local order, uid, from, to, offset = args[i], args[i + 1], args[i + 2], args[i + 3], args[i + 4]
+    local number = (i - 5) / 6
+    local k = 6 + 2 * number
     local began = clean_score(redis.call('ZSCORE', joined, uid))
     local is_closed = string.find(uid, SEP, 1, true)
-    if not is_closed and (began or '') ~= args[i + 6] then
-      skipped[#skipped + 1] = (i - 5) / 7
+    if not is_closed and (began or '') ~= args[i + 5] then
+      skipped[#skipped + 1] = number
     elseif order == 'sweep' and is_whole(acked, joined, left, uid, is_closed) then
-      skipped[#skipped + 1] = (i - 5) / 7
+      skipped[#skipped + 1] = number
     elseif order == 'drop' or order == 'sweep' then
       for z = 3, 5 do
         redis.call('ZREM', keys[z], uid)
@@ -62,8 +63,7 @@ define_locked('im_repair_spans', function(keys, args)
       redis.call('ZADD', acked, 'GT', offset, uid)
       redis.call('ZADD', joined, from, uid)
       redis.call('ZREM', left, uid)
-      local current = redis.call('ZSCORE', acked, uid)
-      set_offset(stream, uid, tonumber(current), current == offset and seq or '', tonumber(args[4]))
+      set_offset(stream, uid, tonumber(redis.call('ZSCORE', acked, uid)), tonumber(args[4]))
       redis.call('SADD', keys[k], args[1])
       if is_new then
         notify(args[3], uid, {'j', args[1]})

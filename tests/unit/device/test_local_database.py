@@ -233,7 +233,7 @@ def test_an_item_that_cannot_be_stored_stops_no_other(
 def test_a_text_that_is_too_long_for_sqlite_is_passed_over(
     local: LocalDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
-    local._file._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 50_000)
+    local._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 50_000)
     local.keep([replace(message(1), content="x" * 60_000), message(2)])
     assert [line.content for line in local.log()] == ["words 2"]
     assert len(caplog.messages) == 1

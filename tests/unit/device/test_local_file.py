@@ -291,7 +291,7 @@ def test_a_damaged_local_database_is_reported_in_one_line(sound: bytes, tmp_path
 def test_a_commit_that_fails_is_rolled_back_and_the_next_one_works(local: LocalDatabase) -> None:
     # Given a disk with room for a little more
     local.keep([message(1)])
-    connection = local._file._connection
+    connection = local._connection
     [pages] = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages + 1}")
     # When
@@ -305,7 +305,7 @@ def test_a_commit_that_fails_is_rolled_back_and_the_next_one_works(local: LocalD
 
 def test_the_failing_commit_itself_is_rolled_back(local: LocalDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given
-    connection = local._file._connection
+    connection = local._connection
 
     class Full:
         """A connection whose next COMMIT finds the disk full."""
@@ -321,7 +321,7 @@ def test_the_failing_commit_itself_is_rolled_back(local: LocalDatabase, monkeypa
                 raise sqlite3.OperationalError("database or disk is full")
             return connection.execute(sql, *values)
 
-    monkeypatch.setattr(local._file, "_connection", Full())
+    monkeypatch.setattr(local, "_connection", Full())
     # When
     with pytest.raises(LocalDatabaseError):
         local.keep([message(1)])
