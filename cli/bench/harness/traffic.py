@@ -57,7 +57,7 @@ def _not_done(chat: Chat, journal: str, group: dict[str, Any]) -> int:
     undelivered = group["lag"]
     if undelivered is None:  # the server does not know it once an entry was deleted: a new large group deletes some
         after = group["last-delivered-id"].decode()
-        undelivered = len(chat.system.client.query("XRANGE", journal, f"({after}", "+"))
+        undelivered = len(chat.system.client.query("XRANGE", journal, f"({after}", "+", "COUNT", _PAGE))
     return int(undelivered + group["pending"])
 
 
