@@ -155,7 +155,7 @@ def test_random_moments(chat: Chat, other: Chat, server: "redis.Redis", seed: in
     chat.system.client.call_many = call_many  # type: ignore[method-assign]
     done += [step() for step in left]
     # A creation that ended before the group came back was one: the two are merged.
-    members = {*MEMBERS, *(STRANGERS if len(STRANGERS) in done else ())}
+    members = {*MEMBERS, *(uids if len(uids) in done else ())}
     assert [each.msgid for each in chat.pull("u001", "team")] == [sent.msgid]
     assert {member.uid for member in chat.members("team")} == members
     assert chat.groups_of("u001") == ["team"]
