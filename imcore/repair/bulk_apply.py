@@ -1,8 +1,8 @@
 """Brings back groups that Redis does not have, many in few round trips. See `imcore.repair.rebuild`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import chain, groupby
+from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
@@ -34,6 +34,7 @@ class BulkApply:
         self._known_after = known_after
         self._gids = gids
         self._trim = trim
+        self._waiting: list[Call[Any]] = []
         self._locks: dict[str, GroupLock] = {}
         self._newest = dict.fromkeys(gids, trim)
         self._entries = dict.fromkeys(gids, 0)
@@ -64,37 +65,34 @@ class BulkApply:
     def _run(self) -> set[str]:
         for span in queries.spans(self._database, self._gids):
             self.spans[span.gid].append(span)
-        self._perform(self._add_messages())
+        self._add_messages()
         for gid in self._gids:
             self._check_spans(gid)
         sound = [gid for gid in self._gids if gid not in self._contradicting]
         answers = self._client.call_many([self._swap(gid) for gid in sound])
         done = [gid for gid, answer in zip(sound, answers, strict=True) if answer is not repair_calls.CHANGED]
-        self._perform(chain.from_iterable(map(self._add_spans, done)))
+        for gid in done:
+            self._add_spans(gid)
         if done:
-            self._perform(self._add_rest(done))
+            self._add_rest(done)
+        self._flush()
         return set(done)
 
-    def _perform(self, calls: Iterable[Call[Any]]) -> None:
-        for batch in batches(calls, MOST_CALLS):
-            for call, missed in zip(batch, self._client.call_many(batch), strict=True):
-                if call.function == repair_calls.SPANS and missed:
-                    self._missed.add(call.gid)
-
-    def _add_messages(self) -> Iterator[Call[int]]:
+    def _add_messages(self) -> None:
         spans = [span for of_group in self.spans.values() for span in of_group]
         ends = {(s.gid, s.uid, s.joined_msgid): NEVER if s.left_msgid is None else s.left_msgid for s in spans}
         rows = queries.messages(self._database, self._gids, after=self._trim.msgid)
         for gid, of_group in groupby(rows, key=attrgetter("gid")):
             for batch in batches(of_group, PAGE):
-                yield self._add_page(gid, batch, ends)
+                self._add_page(gid, batch, ends)
+        self._flush()
 
-    def _add_page(self, gid: str, rows: Sequence[MessageRow], ends: dict[tuple[str, str, int], int]) -> Call[int]:
+    def _add_page(self, gid: str, rows: Sequence[MessageRow], ends: dict[tuple[str, str, int], int]) -> None:
         if any(row.span is not None and row.msgid > ends.get((gid, row.sender_uid, row.span), NEVER) for row in rows):
             self._contradicting.add(gid)
         self._newest[gid] = Trim(rows[-1].msgid, rows[-1].seq)
         self._entries[gid] += len(rows)
-        return repair_calls.add(self._locks[gid], map(ShadowEntry, rows))
+        self._later(repair_calls.add(self._locks[gid], map(ShadowEntry, rows)))
 
     def _check_spans(self, gid: str) -> None:
         stored, newest = self.spans[gid], self._newest[gid].msgid
@@ -111,21 +109,35 @@ class BulkApply:
         shadow = shadow_of(self._entries[gid], newest, seq, furthest(self.spans[gid]))
         return repair_calls.swap(self._locks[gid], StreamState(START, None), shadow, self._trim)
 
-    def _add_spans(self, gid: str) -> Iterator[Call[list[int]]]:
+    def _add_spans(self, gid: str) -> None:
         self.messages += self._entries[gid]
         for batch in batches((span for span in self.spans[gid] if not is_empty(span)), PAGE):
             self.members += sum(1 for span in batch if span.left_msgid is None)
-            yield repair_calls.spans(self._locks[gid], list(map(_order, batch)), self._trim)
+            self._later(repair_calls.spans(self._locks[gid], list(map(_order, batch)), self._trim))
 
-    def _add_rest(self, gids: Sequence[str]) -> Iterator[Call[int]]:
+    def _add_rest(self, gids: Sequence[str]) -> None:
         """Restore client_msgids, recalls, and own messages past the offset."""
-        yield from client_msgids(self._system, gids, after=self._known_after)
+        for call in client_msgids(self._system, gids, after=self._known_after):
+            self._later(call)
         if self._trim.msgid:  # a shadow notes the recalls of its messages
             recalled = sorted({msgid for pair in queries.recalls(self._database, gids[0]) for msgid in pair})
-            yield from paged(recalled, partial(repair_calls.set_recalled, self._space.group(gids[0])))
+            self._later(*paged(recalled, partial(repair_calls.set_recalled, self._space.group(gids[0]))))
         for gid, trimmed in trimmed_own(self._system, gids, self._trim.msgid).items():
             k = self._space.group(gid)
-            yield from paged(trimmed, partial(repair_calls.restore_own_unacked, k, trimmed=trimmed))
+            self._later(*paged(trimmed, partial(repair_calls.restore_own_unacked, k, trimmed=trimmed)))
+
+    def _later(self, *calls: Call[Any]) -> None:
+        for call in calls:
+            self._waiting.append(call)
+            if len(self._waiting) == MOST_CALLS:
+                self._flush()
+
+    def _flush(self) -> None:
+        answers = self._client.call_many(self._waiting)
+        for call, missed in zip(self._waiting, answers, strict=True):
+            if call.function == repair_calls.SPANS and missed:
+                self._missed.add(call.gid)
+        self._waiting = []
 
 
 def _order(span: SpanRow) -> SpanOrder:
