@@ -233,7 +233,7 @@ def _ack(gid: str, targets: Sequence[AckTarget]) -> Effects[list[AckResult | ImE
                 row = yield from queries.stored_message(gid, target.msgid or 0)
                 [results[number]] = yield from _ack_in_redis(gid, [target._replace(seq=row.seq)])
             except ImError as error:
-                results[number] = error
+                results[number] = result._replace(target=error)  # it still says who is no member
     return results
 
 

@@ -249,10 +249,11 @@ class Histories(RuleBasedStateMachine):
 
         refused = refusal(remembered)
         if refused:
-            assert refusal(system) == refused
+            refused_too = refusal(system)
+            assert refused_too == refused, f"the model: {refused}, the system: {refused_too}"
             return
         answer = system()
-        assert expected is None or answer == expected
+        assert expected is None or answer == expected, f"the model: {expected}, the system: {answer}"
 
 
 def refusal(step: Callable[[], object]) -> type[ImError] | None:

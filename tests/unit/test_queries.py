@@ -201,3 +201,27 @@ def test_sql_is_asked_only_where_it_is_needed(chat: Chat, monkeypatch: pytest.Mo
         chat.receipts("ann")
     with pytest.raises(DatabaseUnavailable):
         chat.tallies("team", [sent[0].msgid])
+
+
+# Acks.
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_stranger_is_refused_as_one_whatever_they_ack(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, is_away: bool
+) -> None:
+    sent = say(chat, "one", "two", "three")
+    leave_to_sql(chat, sent[1].msgid)
+    if is_away:
+        monkeypatch.setattr(chat.system.database, "messages", _raise_away)
+
+    trimmed, unknown = sent[0].msgid, msgids.unpack(msgids.pack(sent[0].msgid) - 1)
+    for msgid in (trimmed, unknown, sent[2].msgid, None):
+        with pytest.raises(NotMember):
+            chat.ack("eve", "team", msgid)
+        [answer] = chat.ack_many("team", [("eve", msgid)])
+        assert isinstance(answer, NotMember)
+
+
+def _raise_away(*_: object) -> None:
+    raise DatabaseUnavailable("away")
