@@ -24,9 +24,10 @@ from imcore.repair.diff import described_span
 from imcore.repair.locks import PartitionLock
 from imcore.repair.merge import Placed, Plan
 from imcore.repair.orders import lowest_behind, orders, passed
-from imcore.repair.state import highest_offset
+from imcore.repair.state import Counter, highest_offset
 from imcore.repair.window import START, now_ms, packed
 from imcore.sql import corrections, queries
+from imcore.sql.queries import Light
 from imcore.streams.calls import repair_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.calls.repair_calls import GroupLock, Shadow, ShadowEntry
@@ -34,7 +35,7 @@ from imcore.streams.client import CHUNK
 from imcore.streams.dead_letters import CHECK
 from imcore.streams.keys import uid_of
 from imcore.system import System
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 
 T = TypeVar("T")
 
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 
 PAGE = 200
 """The messages that one call adds to a shadow, and the spans that one asserts: the server does nothing else."""
+
+COUNTED_AT_ONCE = 10_000
+"""For how many messages the spans are gone through once."""
 
 TRIES = 20
 MOST_NAMES = 3
@@ -52,7 +56,8 @@ MENDER = "mend"
 
 @dataclass(frozen=True, slots=True)
 class Mended:
-    """The result of repairs: groups, messages that Redis got again, and messages that have another seq now.
+    """The result of repairs: groups, messages that Redis got again, messages that have another seq now, and receipts
+    that are due again.
 
     `behind` is the lowest offset (packed) that Redis had behind SQL, None if it had none.
     """
@@ -60,36 +65,57 @@ class Mended:
     groups: int = 0
     restored: int = 0
     renumbered: int = 0
+    receipts: int = 0
     behind: int | None = None
 
     def plus(self, other: "Mended") -> "Mended":
         behind = min((each.behind for each in (self, other) if each.behind is not None), default=None)
         sums = self.groups + other.groups, self.restored + other.restored, self.renumbered + other.renumbered
-        return Mended(*sums, behind)
+        return Mended(*sums, self.receipts + other.receipts, behind)
 
 
-def mend(system: System, gid: str, *, since: int | None = None, lock: PartitionLock | None = None) -> Mended:
+def mend(
+    system: System, gid: str, *, since: int | None = None, lock: PartitionLock | None = None, lost_all: bool = False
+) -> Mended:
     """Make one group alike on both sides; return what was done. Messages before `since` (packed) are looked at too.
 
+    Nobody knows whether senders got the tallies that Redis had lost: those that they have not confirmed are due again,
+    from the lowest lost offset on; all of them if Redis has `lost_all`, or if a process has died over this group.
     `lock` is the caller's on the partition, if it has one. Raise TryAgain if somebody else mends it all the time, or if
     members join and leave too fast.
     """
+    partition = system.client.space.partition_of(gid)
     if lock is None:
-        with PartitionLock(system, system.client.space.partition_of(gid), wait_s=locks.LOCK_MS / 1000 + 1) as own:
-            return mend(system, gid, since=since, lock=own)
-    total = Mended(groups=1)
+        with PartitionLock(system, partition, wait_s=locks.LOCK_MS / 1000 + 1) as own:
+            return mend(system, gid, since=since, lock=own, lost_all=lost_all)
+    total = Mended(groups=1, behind=0 if lost_all or gid in window.unfinished(system, partition) else None)
     left: set[str] | None = None
     for _ in range(TRIES):
         lock.renew()
         [group_lock] = locks.take(system, [gid])
+        is_done = False
         try:
             done, left = _Attempt(system, group_lock, since, lock).run(left)
+            total = total.plus(done)
+            if not left and left is not None:
+                total = total.plus(Mended(receipts=_make_due(system, gid, total.behind)))
+                is_done = True
         finally:
-            locks.give_back(system, [group_lock], done=left == set())
-        total = total.plus(done)
-        if left == set():
+            locks.give_back(system, [group_lock], done=is_done)
+        if is_done:
             return total
     raise TryAgain(f"{gid!r} changes too fast to mend it now")
+
+
+def _make_due(system: System, gid: str, behind: int | None) -> int:
+    """Make receipts of later messages due, and let live sessions of their senders ask; return how many are new."""
+    if behind is None:
+        return 0
+    spans = list(queries.spans(system.database, [gid]))
+    marked = mark_unconfirmed(system, gid, queries.light(system.database, [gid], after=behind), spans)
+    calls = paged(sorted(marked), partial(repair_calls.resync, system.client.space.group(gid)))
+    system.client.call_many(list(calls))
+    return sum(marked.values())
 
 
 class _Attempt(Planner):
@@ -116,7 +142,7 @@ class _Attempt(Planner):
         left = self._restore_spans(plan, uids)
         if not left:
             self._restore_rest(plan)
-        return Mended(0, len(plan.lost), plan.moved, lowest_behind(plan)), left
+        return Mended(0, len(plan.lost), plan.moved, behind=lowest_behind(plan)), left
 
     # SQL first.
 
@@ -240,6 +266,27 @@ class _Attempt(Planner):
 
 
 # Parts that a rebuild shares.
+
+
+def mark_unconfirmed(system: System, gid: str, messages: Iterable[Light], spans: Sequence[SpanRow]) -> dict[str, int]:
+    """Mark the messages of a group that more have read than their senders have confirmed.
+
+    Return how many were not marked before, by sender.
+    """
+    k = system.client.space.group(gid)
+    marked: dict[str, int] = {}
+    for batch in batches((light for light in messages if light.recalls is None), COUNTED_AT_ONCE):
+        counter = Counter([(light.msgid, light.sender_uid) for light in batch])
+        for span in spans:
+            counter.add(span)
+        counts = zip(batch, counter.counts(), strict=True)
+        dirty = grouped(
+            (light.sender_uid, light.msgid) for light, count in counts if count.read != light.confirmed_read
+        )
+        for uid, msgs in dirty.items():
+            calls = [repair_calls.dirty(k, uid, page) for page in batches(msgs, PAGE)]
+            marked[uid] = marked.get(uid, 0) + sum(system.client.call_many(calls))
+    return marked
 
 
 def paged(values: Iterable[T], call: Callable[[list[T]], Call[int]]) -> Iterator[Call[int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.repair import locks
-from imcore.repair.apply import PAGE, client_msgids, lower, paged, shadow_of, trimmed_own
+from imcore.repair.apply import PAGE, client_msgids, lower, mark_unconfirmed, paged, shadow_of, trimmed_own
 from imcore.repair.state import furthest, highest_offset, is_empty, offset_of, possible
 from imcore.repair.window import START, now_ms
 from imcore.sql import queries
@@ -42,9 +42,10 @@ class BulkApply:
         """Groups whose members joined or left meanwhile."""
         self._contradicting: set[str] = set()
         """Groups with two open spans of a user, or with a message in a span after its end."""
-        self.spans: dict[str, list[SpanRow]] = {gid: [] for gid in gids}
+        self._spans: dict[str, list[SpanRow]] = {gid: [] for gid in gids}
         self.messages = 0
         self.members = 0
+        self.receipts = 0
 
     def run(self) -> list[str]:
         """Bring the groups back; return those that are not as desired yet, to be mended one by one.
@@ -56,7 +57,9 @@ class BulkApply:
         self._locks = {lock.k.gid: lock for lock in taken}
         done: set[str] = set()
         try:
-            done = self._run() - self._missed
+            whole = self._run() - self._missed
+            self._make_receipts_due(whole)
+            done = whole
         finally:
             locks.give_back(self._system, [lock for lock in taken if lock.k.gid in done], done=True)
             locks.give_back(self._system, [lock for lock in taken if lock.k.gid not in done], done=False)
@@ -64,7 +67,7 @@ class BulkApply:
 
     def _run(self) -> set[str]:
         for span in queries.spans(self._database, self._gids):
-            self.spans[span.gid].append(span)
+            self._spans[span.gid].append(span)
         self._add_messages()
         for gid in self._gids:
             self._check_spans(gid)
@@ -78,8 +81,12 @@ class BulkApply:
         self._flush()
         return set(done)
 
+    def _make_receipts_due(self, gids: set[str]) -> None:
+        for gid, messages in groupby(queries.light(self._database, sorted(gids)), key=attrgetter("gid")):
+            self.receipts += sum(mark_unconfirmed(self._system, gid, messages, self._spans[gid]).values())
+
     def _add_messages(self) -> None:
-        spans = [span for of_group in self.spans.values() for span in of_group]
+        spans = [span for of_group in self._spans.values() for span in of_group]
         ends = {(s.gid, s.uid, s.joined_msgid): NEVER if s.left_msgid is None else s.left_msgid for s in spans}
         rows = queries.messages(self._database, self._gids, after=self._trim.msgid)
         for gid, of_group in groupby(rows, key=attrgetter("gid")):
@@ -95,23 +102,23 @@ class BulkApply:
         self._later(repair_calls.add(self._locks[gid], map(ShadowEntry, rows)))
 
     def _check_spans(self, gid: str) -> None:
-        stored, newest = self.spans[gid], self._newest[gid].msgid
+        stored, newest = self._spans[gid], self._newest[gid].msgid
         members = [span.uid for span in stored if span.left_msgid is None]
         if len(members) != len(set(members)):
             self._contradicting.add(gid)
-        self.spans[gid] = possible(stored, newest, bound=highest_offset(newest, now_ms()))
-        lowered = [span for span, row in zip(self.spans[gid], stored, strict=True) if span != row]
+        self._spans[gid] = possible(stored, newest, bound=highest_offset(newest, now_ms()))
+        lowered = [span for span, row in zip(self._spans[gid], stored, strict=True) if span != row]
         if lowered:
             lower(self._system, gid, lowered, newest)
 
     def _swap(self, gid: str) -> Call[tuple[int, int] | None]:
         newest, seq = self._newest[gid]
-        shadow = shadow_of(self._entries[gid], newest, seq, furthest(self.spans[gid]))
+        shadow = shadow_of(self._entries[gid], newest, seq, furthest(self._spans[gid]))
         return repair_calls.swap(self._locks[gid], StreamState(START, None), shadow, self._trim)
 
     def _add_spans(self, gid: str) -> None:
         self.messages += self._entries[gid]
-        for batch in batches((span for span in self.spans[gid] if not is_empty(span)), PAGE):
+        for batch in batches((span for span in self._spans[gid] if not is_empty(span)), PAGE):
             self.members += sum(1 for span in batch if span.left_msgid is None)
             self._later(repair_calls.spans(self._locks[gid], list(map(_order, batch)), self._trim))
 

@@ -10,24 +10,21 @@ that no worker had stored, are lost.
 """
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import attrgetter
 from threading import Event, Thread
 from typing import Self
 
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, RefusedError, TryAgain
-from imcore.model.rows import Batch, GroupRow, Head, SpanRow
+from imcore.model.rows import Batch, GroupRow, Head
 from imcore.repair.apply import mend, oldest_client_msgid
 from imcore.repair.bulk_apply import BulkApply
 from imcore.repair.desired import trim_point
-from imcore.repair.watermarks import end_rebuild, mark_unconfirmed, raise_journals
+from imcore.repair.watermarks import end_rebuild, raise_journals
 from imcore.repair.window import now_ms, rebuild_token
 from imcore.sql import corrections, queries
-from imcore.sql.queries import Light
 from imcore.streams import keys
 from imcore.streams.calls import journal_calls, repair_calls
 from imcore.streams.calls.repair_calls import Trim
@@ -271,10 +268,8 @@ class _Rebuild:
         return head.messages > most or 0 < head.oldest < self._cutoff
 
     def _merge(self, gid: str) -> None:
-        mended = mend(self._system, gid)
-        self._count(merged=1, messages=mended.restored, renumbered=mended.renumbered)
-        spans = list(queries.spans(self._database, [gid]))
-        self._mark_dirty(gid, queries.light(self._database, [gid]), spans)
+        mended = mend(self._system, gid, lost_all=True)
+        self._count(merged=1, messages=mended.restored, renumbered=mended.renumbered, receipts=mended.receipts)
         self._note_done([gid])
 
     def _bring_back(self, heads: Sequence[Head]) -> None:
@@ -286,13 +281,9 @@ class _Rebuild:
         changed = bulk.run()
         for gid in changed:
             self._merge(gid)
-        self._count(groups=len(gids) - len(changed), messages=bulk.messages, members=bulk.members)
-        for gid, messages in groupby(queries.light(self._database, gids), key=attrgetter("gid")):
-            self._mark_dirty(gid, messages, bulk.spans.get(gid, []))
+        counts = {"messages": bulk.messages, "members": bulk.members, "receipts": bulk.receipts}
+        self._count(groups=len(gids) - len(changed), **counts)
         self._note_done(gids)
-
-    def _mark_dirty(self, gid: str, messages: Iterable[Light], spans: Sequence[SpanRow]) -> None:
-        self._count(receipts=sum(mark_unconfirmed(self._system, gid, messages, spans).values()))
 
     def _note_done(self, gids: Sequence[str]) -> None:
         self._lease.confirm()

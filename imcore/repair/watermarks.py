@@ -10,22 +10,19 @@ of the partition, so SQL stays as it was when Redis fell behind.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from imcore import msgid as msgids
-from imcore.model.rows import SpanRow
 from imcore.repair.apply import Mended, id_above, mend
 from imcore.repair.compare import differences
 from imcore.repair.diff import oldest_of
 from imcore.repair.locks import PartitionLock
-from imcore.repair.state import Counter
 from imcore.repair.window import gids_of, lost_watermarks, rebuild_token
 from imcore.sql import queries
-from imcore.sql.queries import Light
 from imcore.streams.calls import repair_calls
 from imcore.streams.calls.repair_calls import NEVER
 from imcore.system import System
-from imcore.util.batches import batches, grouped
+from imcore.util.batches import batches
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +31,6 @@ GROUPS_AT_ONCE = 100
 
 RECENT_MS = 600_000
 """A lost batch may hold data up to 10 minutes older than its last entry."""
-
-MARKED_AT_ONCE = 200
-COUNTED_AT_ONCE = 10_000
-"""For how many messages the spans are gone through once."""
 
 
 def reconcile(system: System, partition: int) -> Mended:
@@ -56,7 +49,10 @@ def reconcile(system: System, partition: int) -> Mended:
         for gids in batches(gids_of(system, [partition]), GROUPS_AT_ONCE):
             for gid, each in differences(system, gids, after=after).items():
                 if not all(difference.unsure for difference in each):
-                    done = done.plus(_mend(system, gid, oldest_of(each), lock))
+                    mended = mend(system, gid, since=oldest_of(each), lock=lock)
+                    done = done.plus(mended)
+                    back = f"{mended.restored} lost messages are back, {mended.renumbered} have another seq"
+                    log.warning("group %r: %s", gid, back)
             lock.renew()
         system.client.call(repair_calls.set_watermarks(system.client.space, partition, marks))
         return done
@@ -67,38 +63,6 @@ def raise_journals(system: System, partitions: Iterable[int], watermarks: Iterab
     latest = max(queries.newest_change(system.database), *watermarks, 0)
     space = system.client.space
     system.client.call_many([repair_calls.journal(space, p, id_above(latest)) for p in partitions])
-
-
-def _mend(system: System, gid: str, since: int | None, lock: PartitionLock) -> Mended:
-    mended = mend(system, gid, since=since, lock=lock)
-    if mended.behind is not None:  # nobody knows whether senders got the tallies that Redis had lost with the offsets
-        spans = list(queries.spans(system.database, [gid]))
-        marked = mark_unconfirmed(system, gid, queries.light(system.database, [gid], after=mended.behind), spans)
-        k = system.client.space.group(gid)
-        system.client.call_many([repair_calls.resync(k, uids) for uids in batches(sorted(marked), MARKED_AT_ONCE)])
-    log.warning("group %r: %d lost messages are back, %d have another seq", gid, mended.restored, mended.renumbered)
-    return mended
-
-
-def mark_unconfirmed(system: System, gid: str, messages: Iterable[Light], spans: Sequence[SpanRow]) -> dict[str, int]:
-    """Mark the messages of a group that more have read than their senders have confirmed.
-
-    Return how many were not marked before, by sender.
-    """
-    k = system.client.space.group(gid)
-    marked: dict[str, int] = {}
-    for batch in batches((light for light in messages if light.recalls is None), COUNTED_AT_ONCE):
-        counter = Counter([(light.msgid, light.sender_uid) for light in batch])
-        for span in spans:
-            counter.add(span)
-        counts = zip(batch, counter.counts(), strict=True)
-        dirty = grouped(
-            (light.sender_uid, light.msgid) for light, count in counts if count.read != light.confirmed_read
-        )
-        for uid, msgs in dirty.items():
-            calls = [repair_calls.dirty(k, uid, page) for page in batches(msgs, MARKED_AT_ONCE)]
-            marked[uid] = marked.get(uid, 0) + sum(system.client.call_many(calls))
-    return marked
 
 
 def end_rebuild(system: System, token: str) -> bool:
