@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Self
+from typing import Self, Unpack
 
 from imcore.errors import ImError
-from imcore.gateway.core import AckMode, ReceiptMode
+from imcore.gateway.core import SessionOptions
 from imcore.gateway.gateway import Gateway, Listener
 from imcore.model.values import Ack, Draft, Group, Member, Message, MessageStatus, MessageTally, Receipt, Tally, Unread
 from imcore.operations import groups, messages, sessions, tallies
@@ -137,7 +137,7 @@ class Chat:
 
         Without a gid: of all their groups, by gid; then `limit` is per group. Raise NotMember if a gid is given.
         """
-        return self.performer.perform(messages.pull(uid, gid, limit=limit))
+        return list(self.performer.stream(messages.pull(uid, gid, limit=limit)))
 
     def groups_of(self, uid: str) -> list[str]:
         """Return the gids of a user's groups, in order."""
@@ -188,23 +188,9 @@ class Chat:
         """Confirm receipts. A receipt that changed again meanwhile stays. Return how many are confirmed."""
         return self.performer.perform(sessions.confirm_receipts(uid, receipts))
 
-    def gateway(
-        self,
-        *,
-        ack_every: int = 10,
-        ack_interval_s: float = 1.0,
-        acks: AckMode = "auto",
-        receipts: ReceiptMode = "push",
-    ) -> Gateway:
-        """Return a gateway: the live sessions of many users over one connection. See `GatewayOptions`."""
-        return Gateway(
-            self.performer,
-            self.system.settings,
-            ack_every=ack_every,
-            ack_interval_s=ack_interval_s,
-            acks=acks,
-            receipts=receipts,
-        )
+    def gateway(self, **options: Unpack[SessionOptions]) -> Gateway:
+        """Return a gateway: the live sessions of many users over one connection. Options: see `GatewayOptions`."""
+        return Gateway(self.performer, self.system.settings, **options)
 
     def listen(
         self,
@@ -212,10 +198,7 @@ class Chat:
         *,
         after: Mapping[str, str] | None = None,
         since_join: bool = False,
-        ack_every: int = 10,
-        ack_interval_s: float = 1.0,
-        acks: AckMode = "auto",
-        receipts: ReceiptMode = "push",
+        **options: Unpack[SessionOptions],
     ) -> Listener:
         """Begin a live session, to be used in a `with`: an iterator of Message and Receipt.
 
@@ -223,8 +206,7 @@ class Chat:
         `Gateway.open`); then it is live. Options: see `GatewayOptions`. Raise UnknownUser for one who is in no group.
         """
         self.known_user(uid)
-        gateway = self.gateway(ack_every=ack_every, ack_interval_s=ack_interval_s, acks=acks, receipts=receipts)
-        return Listener(gateway, uid, after=after, since_join=since_join)
+        return Listener(self.gateway(**options), uid, after=after, since_join=since_join)
 
     def begin_session(self, uid: str) -> str:
         """Begin a session without pushes, kept alive by heartbeats; return its id. The user is online from now on."""

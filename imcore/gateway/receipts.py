@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from imcore.errors import ImError, TryAgain
 from imcore.gateway.channels import Inbox
@@ -26,36 +26,35 @@ RECEIPTS_PER_EVENT = 10_000
 
 CONFIRMATIONS_PER_STEP = 5000
 
+_WAIT = "receipts of some have to wait: %s"
 
 _Versions = dict[Session, dict[tuple[str, str], int]]
 """By session; then by gid and msgid, the version of the receipt that the session has got by asking."""
 
 
-@dataclass(eq=False)
-class ReceiptDelivery:
+class ReceiptDelivery(DelayQueue[Session]):
     """A task: fetches the receipts that wait for sessions.
 
     A push that was on its way meanwhile is older than the answer: its version says so, and it is dropped.
     """
 
-    _space: Keyspace
-    _deliveries: DeliveryQueue
-    _log: ThrottledLog
-    _clock: Clock
-    _queue: DelayQueue[Session] = field(default_factory=DelayQueue)
-    _cursors: dict[Session, DirtyCursor] = field(default_factory=dict)
-    _newer: _Versions = field(default_factory=dict)
-    _older: _Versions = field(default_factory=dict)
-    """From before the last heartbeat."""
+    def __init__(self, space: Keyspace, deliveries: DeliveryQueue, log: ThrottledLog, clock: Clock) -> None:
+        super().__init__(self._fetch_pages, _WAIT, log, clock, limit=SESSIONS_PER_STEP)
+        self._space = space
+        self._deliveries = deliveries
+        self._cursors: dict[Session, DirtyCursor] = {}
+        self._newer: _Versions = {}
+        self._older: _Versions = {}
+        """From before the last heartbeat."""
 
     def fetch(self, sessions: Iterable[Session]) -> None:
         """Fetch, in the next steps, all receipts that wait for sessions."""
         for session in sessions:
-            self._cursors[session] = DirtyCursor.of(self._space, session.uid)
-            self._queue.add([session])
+            self._cursors[session] = operations.first_dirty(self._space)
+            self.add([session])
 
     def forget(self, session: Session) -> None:
-        self._queue.discard(session)
+        self.discard(session)
         self._cursors.pop(session, None)
         self._newer.pop(session, None)
         self._older.pop(session, None)
@@ -74,39 +73,35 @@ class ReceiptDelivery:
             self._deliver([session], self._news(session, receipts))
         self._deliver([session for session in inbox.sessions if session not in asked], receipts)
 
-    def due(self) -> float:
-        return self._queue.due()
+    def _fetch_pages(self, sessions: Sequence[Session]) -> Effects[dict[Session, ImError]]:
+        """Deliver the next receipts of each session; return the errors of some.
 
-    def step(self) -> Effects[None]:
-        sessions = self._queue.take(SESSIONS_PER_STEP, self._clock())
-        cursors = [replace(self._cursors[session]) for session in sessions]
-        try:
-            dirty = yield from operations.dirty_receipts(self._space, cursors, RECEIPTS_PER_PAGE)
-            pages = yield from operations.to_deliver(
-                self._space, [[] if isinstance(page, ImError) else page for page in dirty]
-            )
-        except BaseException:
-            self._queue.add(sessions)
-            raise
-        for session, cursor, marks, page in zip(sessions, cursors, dirty, pages, strict=True):
-            # The database may be away, a partition may move, or Redis may hold rubbish of this user: others continue.
-            problem = marks if isinstance(marks, ImError) else page.waits
-            if problem:
-                self._note(problem)
-                self._queue.postpone(session, self._clock())
-                continue
-            self._queue.succeeded([session])
-            if page.left_out:
-                self._note(page.left_out)
-            self._deliver_page(session, cursor, page.receipts)
+        The database may be away, a partition may move, or Redis may hold rubbish of a user: others continue.
+        """
+        cursors = [(session.uid, self._cursors[session]) for session in sessions]
+        pages = yield from operations.dirty_receipts(self._space, cursors, RECEIPTS_PER_PAGE)
+        deliveries = yield from operations.to_deliver(
+            self._space, [[] if isinstance(page, ImError) else page[0] for page in pages]
+        )
+        refused: dict[Session, ImError] = {}
+        for session, page, delivery in zip(sessions, pages, deliveries, strict=True):
+            if isinstance(page, ImError):
+                refused[session] = page
+            elif delivery.waits:
+                refused[session] = delivery.waits
+            else:
+                if delivery.left_out:
+                    self._log.note(delivery.left_out, _WAIT)
+                self._deliver_page(session, page[1], delivery.receipts)
+        return refused
 
     def _deliver_page(self, session: Session, cursor: DirtyCursor, receipts: list[Receipt]) -> None:
         if receipts:
             self._deliver([session], self._news(session, receipts))
             self._newer.setdefault(session, {}).update({(each.gid, each.msgid): each.version for each in receipts})
-        if cursor.after:
+        if cursor:
             self._cursors[session] = cursor
-            self._queue.add([session])
+            self.add([session])
         else:
             del self._cursors[session]
 
@@ -115,9 +110,6 @@ class ReceiptDelivery:
         newer, older = self._newer.get(session, {}), self._older.get(session, {})
         keys = ((receipt, (receipt.gid, receipt.msgid)) for receipt in receipts)
         return [receipt for receipt, key in keys if receipt.version > max(newer.get(key, 0), older.get(key, 0))]
-
-    def _note(self, error: ImError) -> None:
-        self._log.note(error, "receipts of some have to wait: %s")
 
     def _deliver(self, sessions: Sequence[Session], receipts: Sequence[Receipt]) -> None:
         if sessions:

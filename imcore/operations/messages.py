@@ -150,36 +150,25 @@ def message(gid: str, packed: int) -> Effects[Message | None]:
     return (yield from queries.messages(space, gid, [rows[packed]]))[0] if rows else None
 
 
-def pull(uid: str, gid: str | None, *, limit: int | None) -> Effects[list[Message]]:
+def pull(uid: str, gid: str | None, *, limit: int | None) -> Pages[Message]:
     check_name(uid, "uid")
     check_limit(limit)
     if gid is not None:
-        return (yield from _pull(check_name(gid, "gid"), uid, limit))
-    messages: list[Message] = []
+        yield from after(check_name(gid, "gid"), uid, None, limit)
+        return
     for each in (yield from groups_of(uid)):
         with suppress(NotMember, UnknownGroup):  # the user has left it meanwhile
-            messages += yield from _pull(each, uid, limit)
-    return messages
+            yield from after(each, uid, None, limit)
 
 
-def _pull(gid: str, uid: str, limit: int | None) -> Effects[list[Message]]:
-    messages: list[Message] = []
-    start, more = None, True
-    while more and (limit is None or len(messages) < limit):
-        count = queries.PAGE if limit is None else min(limit - len(messages), queries.PAGE)
-        page = yield from _page_after(gid, uid, start, count)
-        messages += page.messages
-        more = page.more
-        start = msgids.position_of(messages[-1].msgid) if more else None
-    return messages
-
-
-def after(gid: str, uid: str, start: int) -> Pages[Message]:
-    """Yield what came after a message (packed) in a member's present membership. Raise UnknownGroup, NotMember."""
+def after(gid: str, uid: str, start: int | None, limit: int | None = None) -> Pages[Message]:
+    """Yield what came after a message (packed), or after the member's offset. Raise UnknownGroup, NotMember."""
+    left = msgids.HIGHEST if limit is None else limit
     more = True
-    while more:
-        page = yield from _page_after(gid, uid, start, queries.PAGE)
+    while more and left:
+        page = yield from _page_after(gid, uid, start, min(left, queries.PAGE))
         yield page.messages
+        left -= len(page.messages)
         more = page.more
         start = msgids.position_of(page.messages[-1].msgid) if more else start
 

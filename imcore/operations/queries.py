@@ -117,16 +117,14 @@ def groups_or_errors(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, 
 
 
 def _without(answers: Sequence[list[str] | ImError], hidden: Sequence[list[str] | ImError]) -> list[str] | ImError:
-    error = first_error([*answers, *hidden])
-    return error or sorted(_gids(answers) - _gids(hidden))
+    for answer in (*answers, *hidden):
+        if isinstance(answer, ImError):
+            return answer
+    return sorted(_gids(answers) - _gids(hidden))
 
 
 def _gids(answers: Sequence[list[str] | ImError]) -> set[str]:
     return {gid for gids in answers if not isinstance(gids, ImError) for gid in gids}
-
-
-def first_error(answers: Iterable[object]) -> ImError | None:
-    return next((answer for answer in answers if isinstance(answer, ImError)), None)
 
 
 def page(space: Keyspace, gid: str, pulled: PullResult, most: int) -> Effects[MessagePage | ImError]:
