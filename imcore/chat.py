@@ -189,7 +189,10 @@ class Chat:
         return self.performer.perform(sessions.confirm_receipts(uid, receipts))
 
     def gateway(self, **options: Unpack[SessionOptions]) -> Gateway:
-        """Return a gateway: the live sessions of many users over one connection. Options: see `GatewayOptions`."""
+        """Return a gateway: the live sessions of many users over one connection.
+
+        Options: `ack_every`, `ack_interval_s`, `acks`, `receipts`; see `GatewayOptions`.
+        """
         return Gateway(self.performer, self.system.settings, **options)
 
     def listen(
@@ -203,7 +206,7 @@ class Chat:
         """Begin a live session, to be used in a `with`: an iterator of Message and Receipt.
 
         It begins with what was not acked, and with what came after the client's own resume points `after` (see
-        `Gateway.open`); then it is live. Options: see `GatewayOptions`. Raise UnknownUser for one who is in no group.
+        `Gateway.open`); then it is live. Options: those of `gateway`. Raise UnknownUser for one who is in no group.
         """
         self.known_user(uid)
         return Listener(self.gateway(**options), uid, after=after, since_join=since_join)

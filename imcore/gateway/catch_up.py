@@ -7,8 +7,8 @@ from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all, raise_
 from imcore.gateway.acks import AckBuffer
 from imcore.gateway.channels import Channels
 from imcore.gateway.fanout import Cursor, DeliveryQueue, GroupSubscribers, ResumePoint, Session
-from imcore.gateway.receipts import ReceiptDelivery
 from imcore.gateway.scheduler import DelayQueue
+from imcore.gateway.sessions import ReceiptDelivery
 from imcore.model.values import Message
 from imcore.operations import queries
 from imcore.operations.effects import Effects, call_each

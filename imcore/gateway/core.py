@@ -23,9 +23,8 @@ from imcore.gateway.acks import AckBuffer, AckSender
 from imcore.gateway.catch_up import CatchUp
 from imcore.gateway.channels import ChannelOwner, Channels, Inbox, Resubscription
 from imcore.gateway.fanout import DeliveryQueue, Event, GroupSubscribers, NewMessage, ResumePoint, Session
-from imcore.gateway.heartbeat import Heartbeat
-from imcore.gateway.receipts import ReceiptConfirmation, ReceiptDelivery
 from imcore.gateway.scheduler import Scheduler
+from imcore.gateway.sessions import Heartbeat, ReceiptConfirmation, ReceiptDelivery
 from imcore.model.limits import check_count, check_seconds
 from imcore.model.values import Receipt
 from imcore.operations import queries

@@ -1,17 +1,20 @@
-"""Receipts: delivers those that were pushed or wait for senders, and confirms those that senders have got. No I/O."""
+"""Sessions at the server: their heartbeats, and the receipts that wait for them or that they have got. No I/O."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from imcore.errors import ImError, TryAgain
+from imcore.errors import ImError, SessionExpired, TryAgain, raise_what_stops_all
 from imcore.gateway.channels import Inbox
 from imcore.gateway.fanout import DeliveryQueue, ReceiptsChanged, Recipients, Session
 from imcore.gateway.scheduler import DelayQueue
 from imcore.model.values import Receipt
 from imcore.operations import sessions as operations
-from imcore.operations.effects import Effects
+from imcore.operations.effects import Effects, call_each
 from imcore.operations.sessions import DirtyCursor
+from imcore.settings import Settings
+from imcore.streams.calls import session_calls
+from imcore.streams.calls.call import Call
 from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Backoffs, Clock, ThrottledLog
 from imcore.util.batches import batches
@@ -26,7 +29,8 @@ RECEIPTS_PER_EVENT = 10_000
 
 CONFIRMATIONS_PER_STEP = 5000
 
-_WAIT = "receipts of some have to wait: %s"
+_RECEIPTS_WAIT = "receipts of some have to wait: %s"
+_PRESENCE_WAITS = "that some users are online has to wait: %s"
 
 _Versions = dict[Session, dict[tuple[str, str], int]]
 """By session; then by gid and msgid, the version of the receipt that the session has got by asking."""
@@ -39,7 +43,7 @@ class ReceiptDelivery(DelayQueue[Session]):
     """
 
     def __init__(self, space: Keyspace, deliveries: DeliveryQueue, log: ThrottledLog, clock: Clock) -> None:
-        super().__init__(self._fetch_pages, _WAIT, log, clock, limit=SESSIONS_PER_STEP)
+        super().__init__(self._fetch_pages, _RECEIPTS_WAIT, log, clock, limit=SESSIONS_PER_STEP)
         self._space = space
         self._deliveries = deliveries
         self._cursors: dict[Session, DirtyCursor] = {}
@@ -91,7 +95,7 @@ class ReceiptDelivery(DelayQueue[Session]):
                 refused[session] = delivery.waits
             else:
                 if delivery.left_out:
-                    self._log.note(delivery.left_out, _WAIT)
+                    self._log.note(delivery.left_out, _RECEIPTS_WAIT)
                 self._deliver_page(session, page[1], delivery.receipts)
         return refused
 
@@ -190,3 +194,88 @@ class ReceiptConfirmation:
             newest.pop((receipt.gid, receipt.msgid), None)
         if not newest:
             del self._received[uid]
+
+
+@dataclass(eq=False)
+class Heartbeat:
+    """A task: beats for all sessions, opens expired ones again, and polls receipts. A refused session waits alone."""
+
+    _space: Keyspace
+    _settings: Settings
+    _sessions: Mapping[str, Session]
+    _receipt_delivery: ReceiptDelivery
+    _polls_receipts: bool
+    _log: ThrottledLog
+    _clock: Clock
+
+    def __post_init__(self) -> None:
+        self._next = self._clock() + self.every_s
+        self._to_beat = DelayQueue(self._beat, _PRESENCE_WAITS, self._log, self._clock)
+        self._to_end = DelayQueue(self._end, _PRESENCE_WAITS, self._log, self._clock)
+
+    @property
+    def every_s(self) -> float:
+        return self._settings.heartbeat_ms / 1000
+
+    def call(self, session: Session, *, opens: bool) -> Call[int]:
+        return session_calls.heartbeat(self._space, session.uid, session.sid, self._settings.online_ms, opens=opens)
+
+    def end(self, sessions: Sequence[Session]) -> Effects[None]:
+        """End sessions at the server, and those of `end_soon`. Raise TryAgain where that cannot be done now."""
+        yield from self._to_end.run(math.inf)
+        for error in (yield from self._end(sessions)).values():
+            raise error
+
+    def end_soon(self, sessions: Sequence[Session]) -> None:
+        """End sessions at the server as soon as it answers. Without an answer they expire."""
+        self._to_end.add(sessions)
+
+    def beat_now(self) -> None:
+        self._next = 0.0
+
+    def forget(self, session: Session) -> None:
+        self._to_beat.discard(session)
+
+    def due(self) -> float:
+        return min(self._to_end.due(), self._to_beat.due(), self._next if self._sessions else math.inf)
+
+    def step(self) -> Effects[None]:
+        """End the sessions whose clients are gone, and keep the others alive."""
+        yield from self._to_end.step()
+        now = self._clock()
+        if self._sessions and self._next <= now:
+            self._next = now + self.every_s
+            self._to_beat.add(self._sessions.values())
+            self._receipt_delivery.rotate_versions()
+            if self._polls_receipts:
+                self._receipt_delivery.fetch(self._sessions.values())
+        yield from self._to_beat.step()
+
+    def _end(self, sessions: Sequence[Session]) -> Effects[dict[Session, ImError]]:
+        """End sessions at the server; return the errors of some that may pass. Raise the error that stops all."""
+        calls = [session_calls.end_session(self._space, session.uid, session.sid) for session in sessions]
+        return self._may_pass((yield from self._refused(sessions, calls)))
+
+    def _beat(self, sessions: Sequence[Session]) -> Effects[dict[Session, ImError]]:
+        """Keep sessions alive; return the errors of some that may pass. Raise the error that stops all."""
+        refused = yield from self._refused(sessions, [self.call(session, opens=False) for session in sessions])
+        expired = [session for session, error in refused.items() if isinstance(error, SessionExpired)]
+        opened = yield from call_each([self.call(session, opens=True) for session in expired])
+        for session, answer in zip(expired, opened, strict=True):
+            if isinstance(answer, ImError):
+                refused[session] = answer
+            else:
+                del refused[session]
+        return self._may_pass(refused)
+
+    def _refused(self, sessions: Sequence[Session], calls: Sequence[Call[int]]) -> Effects[dict[Session, ImError]]:
+        answers = yield from call_each(calls)
+        raise_what_stops_all(answers)
+        return {each: answer for each, answer in zip(sessions, answers, strict=True) if isinstance(answer, ImError)}
+
+    def _may_pass(self, refused: dict[Session, ImError]) -> dict[Session, ImError]:
+        """Log the errors that do not pass: rubbish that Redis holds of a user waits for the next heartbeat."""
+        for error in refused.values():
+            if not isinstance(error, TryAgain):
+                self._log.note(error, _PRESENCE_WAITS)
+        return {session: error for session, error in refused.items() if isinstance(error, TryAgain)}
