@@ -91,14 +91,7 @@ class Chat:
         that group is answered with the message it made the first time. Raise NotMember, RedisFull.
         """
         return self.performer.perform(
-            messages.send(
-                gid,
-                content,
-                sender_uid=sender_uid,
-                client_msgid=client_msgid,
-                sent_at=sent_at,
-                settings=self.system.settings,
-            )
+            messages.send(self.system.settings, gid, content, sender_uid, client_msgid, sent_at)
         )
 
     def send_many(self, gid: str, drafts: Iterable[Draft]) -> list[Message | ImError]:
@@ -107,7 +100,7 @@ class Chat:
         Return for each the message, or why it was not stored: NotMember, RedisFull, or RedisUnavailable, after which
         that is unknown. Raise InvalidInput before any is stored if one cannot be.
         """
-        return self.performer.perform(messages.send_many(gid, drafts, settings=self.system.settings))
+        return self.performer.perform(messages.send_many(self.system.settings, gid, drafts))
 
     def ack_many(self, gid: str, acks: Iterable[tuple[str, str | None]]) -> list[Ack | ImError]:
         """Do many acks, each a uid and a msgid (None: the newest), in a call for each msgid.
@@ -127,9 +120,7 @@ class Chat:
     def send_direct(self, uid: str, content: str, *, sender_uid: str, client_msgid: str | None = None) -> Message:
         """Send one-to-one. The first send creates the chat of the two (or with oneself); its gid is `direct.gid_of`."""
         return self.performer.perform(
-            messages.send_direct(
-                uid, content, sender_uid=sender_uid, client_msgid=client_msgid, settings=self.system.settings
-            )
+            messages.send_direct(self.system.settings, uid, content, sender_uid, client_msgid)
         )
 
     def pull(self, uid: str, gid: str | None = None, *, limit: int | None = None) -> list[Message]:

@@ -47,18 +47,14 @@ class System:
         return self._database is not None
 
     @property
-    def database_if_any(self) -> "Database | None":
+    def database(self) -> "Database":
+        """The database, opened when it is first needed. Raise DatabaseUnavailable without a URL."""
         with self._lock:
             if callable(self._database):
                 self._database = self._database()
+            if self._database is None:
+                raise DatabaseUnavailable("this needs the database: give its URL")
             return self._database
-
-    @property
-    def database(self) -> "Database":
-        """The database, opened when it is first needed. Raise DatabaseUnavailable without a URL."""
-        if self.database_if_any is None:
-            raise DatabaseUnavailable("this needs the database: give its URL")
-        return self.database_if_any
 
     def close(self) -> None:
         self.client.close()

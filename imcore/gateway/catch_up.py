@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all, raise_what_stops_all
+from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all
 from imcore.gateway.acks import AckBuffer
 from imcore.gateway.channels import Channels
 from imcore.gateway.fanout import Cursor, DeliveryQueue, GroupSubscribers, ResumePoint, Session
@@ -11,7 +11,7 @@ from imcore.gateway.scheduler import DelayQueue
 from imcore.gateway.sessions import ReceiptDelivery
 from imcore.model.values import Message
 from imcore.operations import queries
-from imcore.operations.effects import Effects, call_each
+from imcore.operations.effects import Effects, call_apart
 from imcore.operations.queries import PAGE, MessagePage
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call
@@ -102,10 +102,9 @@ class CatchUp:
             for cursor in cursors
             if cursor.behind and (subscribers := groups.get(cursor.gid)) and subscribers.sessions(cursor)
         ]
-        answers = yield from call_each(
+        answers = yield from call_apart(
             [self._pull(subscribers, cursor, BYTES_PER_STEP // len(batch)) for subscribers, cursor in batch]
         )
-        raise_what_stops_all(answers)
         refused: dict[Cursor, ImError] = {}
         size = 0
         for (subscribers, cursor), answer in zip(batch, answers, strict=True):

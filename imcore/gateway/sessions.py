@@ -4,13 +4,13 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from imcore.errors import ImError, SessionExpired, TryAgain, raise_what_stops_all
+from imcore.errors import ImError, SessionExpired, TryAgain
 from imcore.gateway.channels import Inbox
 from imcore.gateway.fanout import DeliveryQueue, ReceiptsChanged, Recipients, Session
 from imcore.gateway.scheduler import DelayQueue
 from imcore.model.values import Receipt
 from imcore.operations import sessions as operations
-from imcore.operations.effects import Effects, call_each
+from imcore.operations.effects import Effects, call_apart, call_each
 from imcore.operations.sessions import DirtyCursor
 from imcore.settings import Settings
 from imcore.streams.calls import session_calls
@@ -269,8 +269,7 @@ class Heartbeat:
         return self._may_pass(refused)
 
     def _refused(self, sessions: Sequence[Session], calls: Sequence[Call[int]]) -> Effects[dict[Session, ImError]]:
-        answers = yield from call_each(calls)
-        raise_what_stops_all(answers)
+        answers = yield from call_apart(calls)
         return {each: answer for each, answer in zip(sessions, answers, strict=True) if isinstance(answer, ImError)}
 
     def _may_pass(self, refused: dict[Session, ImError]) -> dict[Session, ImError]:

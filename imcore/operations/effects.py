@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from imcore.errors import ImError
+from imcore.errors import ImError, raise_what_stops_all
 from imcore.streams.calls.call import Call
 from imcore.streams.keys import Keyspace
 
@@ -124,6 +124,13 @@ def call_each(calls: Sequence[Call[T]], *, repeatable: bool = True) -> Effects[l
     if not calls:
         return []
     return (yield from RedisCalls(calls, repeatable))
+
+
+def call_apart(calls: Sequence[Call[T]]) -> Effects[list[T | ImError]]:
+    """Call Redis; a call that failed has its error in its place. Raise an error that concerns all calls."""
+    answers = yield from call_each(calls)
+    raise_what_stops_all(answers)
+    return answers
 
 
 def call_many(calls: Sequence[Call[T]], *, repeatable: bool = True) -> Effects[list[T]]:

@@ -14,7 +14,7 @@ from imcore.operations.queries import MessagesBefore
 from imcore.streams.calls import group_calls, session_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.keys import SEPARATOR
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 
 BATCH = 500
 
@@ -108,9 +108,7 @@ def online(uids: Iterable[str]) -> Effects[set[str]]:
 
 def _online(uids: Sequence[str]) -> Effects[set[str]]:
     space = yield from GetKeyspace()
-    by_partition: dict[int, list[str]] = {}
-    for uid in uids:
-        by_partition.setdefault(space.partition_of(uid), []).append(uid)
+    by_partition = grouped((space.partition_of(uid), uid) for uid in uids)
     asked = [(partition, batch) for partition, of in by_partition.items() for batch in batches(of, BATCH)]
     answers = yield from call_many([session_calls.online(space, partition, batch) for partition, batch in asked])
     flags = (

@@ -37,7 +37,7 @@ CONTENT_PER_CALL = 1 << 20
 
 
 def send(
-    gid: str, content: str, *, sender_uid: str, client_msgid: str | None, sent_at: datetime | None, settings: Settings
+    settings: Settings, gid: str, content: str, sender_uid: str, client_msgid: str | None, sent_at: datetime | None
 ) -> Effects[Message]:
     check_name(gid, "gid")
     _check(sender_uid, content, client_msgid, settings)
@@ -48,18 +48,16 @@ def send(
 
 
 def send_direct(
-    uid: str, content: str, *, sender_uid: str, client_msgid: str | None, settings: Settings
+    settings: Settings, uid: str, content: str, sender_uid: str, client_msgid: str | None
 ) -> Effects[Message]:
     gid = gid_of(uid, sender_uid)
     # What the send refuses is refused here already: else the chat would be created and nothing said in it.
     _check(sender_uid, content, client_msgid, settings)
     yield from creation.create(gid, members_of(uid, sender_uid))
-    return (
-        yield from send(gid, content, sender_uid=sender_uid, client_msgid=client_msgid, sent_at=None, settings=settings)
-    )
+    return (yield from send(settings, gid, content, sender_uid, client_msgid, None))
 
 
-def send_many(gid: str, drafts: Iterable[Draft], *, settings: Settings) -> Effects[list[Message | ImError]]:
+def send_many(settings: Settings, gid: str, drafts: Iterable[Draft]) -> Effects[list[Message | ImError]]:
     check_name(gid, "gid")
     checked = [_checked(draft, settings) for draft in check_list(drafts, "drafts")]
     return (yield from _send(gid, checked, settings))

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from imcore import msgid as msgids
-from imcore.errors import ImError, UnknownMessage, raise_what_stops_all
+from imcore.errors import ImError, UnknownMessage
 from imcore.model.rows import MessageRow
 from imcore.model.values import Message
-from imcore.operations.effects import Effects, SqlQuery, call_each, call_many, raised
+from imcore.operations.effects import Effects, SqlQuery, call_apart, call_many, raised
 from imcore.streams import wire
 from imcore.streams.calls import group_calls, message_calls, receipt_calls
 from imcore.streams.calls.call import Trimmed
@@ -108,8 +108,7 @@ def groups_or_errors(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, 
     """Return the gids of each user's groups, in order, or the error that keeps that user's from being read."""
     # The unfinished creations come last: a group that was finished meanwhile counts.
     batch = [*(call for uid in uids for call in group_calls.groups_of(space, uid)), *group_calls.being_created(space)]
-    answers = yield from call_each(batch)
-    raise_what_stops_all(answers)
+    answers = yield from call_apart(batch)
     rest = iter(answers)
     listed = {uid: [next(rest) for _ in range(space.partitions)] for uid in uids}
     being_created = list(rest)
@@ -191,8 +190,7 @@ def _named(row: MessageRow) -> tuple[int, str, int | str]:
 
 def _counts(space: Keyspace, wanted: Mapping[str, Sequence[tuple[int, str, int | str]]]) -> Effects[Tallies]:
     parts = [(gid, part) for gid, of_group in wanted.items() for part in batches(of_group, PAGE)]
-    answers = yield from call_each([receipt_calls.tallies(space, gid, part) for gid, part in parts])
-    raise_what_stops_all(answers)
+    answers = yield from call_apart([receipt_calls.tallies(space, gid, part) for gid, part in parts])
     tallies: Tallies = {}
     for (gid, part), answer in zip(parts, answers, strict=True):
         counts = [answer] * len(part) if isinstance(answer, ImError) else answer

@@ -15,16 +15,15 @@ from imcore.errors import (
     TryAgain,
     UnknownGroup,
     UnknownMessage,
-    raise_what_stops_all,
 )
 from imcore.model.limits import check_limit, check_name, check_receipts
 from imcore.model.values import Receipt
-from imcore.operations.effects import Effects, GetKeyspace, call, call_each, raised
+from imcore.operations.effects import Effects, GetKeyspace, call, call_apart, raised
 from imcore.operations.queries import PAGE, Tallies, tallies
 from imcore.streams.calls import receipt_calls, session_calls
 from imcore.streams.calls.receipt_calls import Counts, DirtyReceipt
 from imcore.streams.keys import Keyspace
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 
 DirtyCursor = dict[int, int]
 """The version up to which a user's dirty receipts are read, by partition. Partitions that are done are left out."""
@@ -41,14 +40,13 @@ def dirty_receipts(
     space: Keyspace, cursors: Sequence[tuple[str, DirtyCursor]], count: int
 ) -> Effects[list[DirtyPage | ImError]]:
     """Return the next dirty receipts after each cursor of a user (uid), or the error of that user."""
-    answers = yield from call_each(
+    answers = yield from call_apart(
         [
             receipt_calls.dirty(space, partition, uid, after=after, count=count)
             for uid, cursor in cursors
             for partition, after in cursor.items()
         ]
     )
-    raise_what_stops_all(answers)
     rest = iter(answers)
     return [_dirty_page(cursor, [next(rest) for _ in cursor], count) for _, cursor in cursors]
 
@@ -80,10 +78,7 @@ class ReceiptsToDeliver(NamedTuple):
 
 def to_deliver(space: Keyspace, dirty: Sequence[Sequence[DirtyReceipt]]) -> Effects[list[ReceiptsToDeliver]]:
     """Return the receipts of dirty ones, user by user. An unknown group or message has no receipt."""
-    wanted: dict[str, list[int]] = {}
-    for each in (each for of_user in dirty for each in of_user):
-        wanted.setdefault(each.gid, []).append(each.msgid)
-    counts = yield from tallies(space, wanted)
+    counts = yield from tallies(space, grouped((each.gid, each.msgid) for of_user in dirty for each in of_user))
     return [_to_deliver(counts, of_user) for of_user in dirty]
 
 
@@ -122,8 +117,7 @@ def confirm_many(space: Keyspace, receipts: Mapping[str, Sequence[Receipt]]) -> 
         for page in batches(of_user, PAGE)
         for call in receipt_calls.confirm(space, uid, page)
     ]
-    answers = yield from call_each([call for _, call in batch])
-    raise_what_stops_all(answers)
+    answers = yield from call_apart([call for _, call in batch])
     by_uid: dict[str, list[int | ImError]] = {uid: [] for uid in receipts}
     for (uid, _), answer in zip(batch, answers, strict=True):
         by_uid[uid].append(answer)
