@@ -3,6 +3,7 @@
 import reprlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Self
 
@@ -40,11 +41,7 @@ class System:
         settings = replace(
             settings, redis_url=redis_url or settings.redis_url, database_url=database_url or settings.database_url
         )
-        return cls(RedisClient.connect(settings), _opener(settings), settings)
-
-    @property
-    def has_database(self) -> bool:
-        return self._database is not None
+        return cls(RedisClient.connect(settings), partial(_open_database, settings), settings)
 
     @property
     def database(self) -> "Database":
@@ -65,10 +62,7 @@ class System:
             self._database.close()
 
 
-def _opener(settings: Settings) -> OpenDatabase:
-    def open_database() -> "Database":
-        from imcore.sql.database import Database  # noqa: PLC0415 (it takes longer to load than most calls take)
+def _open_database(settings: Settings) -> "Database":
+    from imcore.sql.database import Database  # noqa: PLC0415 (it takes longer to load than most calls take)
 
-        return Database.connect(settings.database_url, data_dir=settings.data_dir)
-
-    return open_database
+    return Database.connect(settings.database_url, data_dir=settings.data_dir)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from imcore.errors import ImError, SessionExpired, TryAgain
 from imcore.gateway.channels import Inbox
@@ -17,7 +18,7 @@ from imcore.streams.calls import session_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Backoffs, Clock, ThrottledLog
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 
 SESSIONS_PER_STEP = 32
 
@@ -91,12 +92,13 @@ class ReceiptDelivery(DelayQueue[Session]):
         for session, page, delivery in zip(sessions, pages, deliveries, strict=True):
             if isinstance(page, ImError):
                 refused[session] = page
-            elif delivery.waits:
-                refused[session] = delivery.waits
+            elif isinstance(delivery, ImError):
+                refused[session] = delivery
             else:
-                if delivery.left_out:
-                    self._log.note(delivery.left_out, _RECEIPTS_WAIT)
-                self._deliver_page(session, page[1], delivery.receipts)
+                receipts, left_out = delivery
+                if left_out:
+                    self._log.note(left_out, _RECEIPTS_WAIT)
+                self._deliver_page(session, page[1], receipts)
         return refused
 
     def _deliver_page(self, session: Session, cursor: DirtyCursor, receipts: list[Receipt]) -> None:
@@ -161,16 +163,13 @@ class ReceiptConfirmation:
             raise refused[0]
 
     def _next(self, now: float) -> dict[str, list[Receipt]]:
-        receipts: dict[str, list[Receipt]] = {}
-        left = CONFIRMATIONS_PER_STEP
-        for uid, newest in self._received.items():
-            if self._backoffs.until(uid) > now:
-                continue
-            receipts[uid] = list(newest.values())[:left]
-            left -= len(receipts[uid])
-            if not left:
-                break
-        return receipts
+        ready = (
+            (uid, receipt)
+            for uid, newest in self._received.items()
+            if self._backoffs.until(uid) <= now
+            for receipt in newest.values()
+        )
+        return grouped(islice(ready, CONFIRMATIONS_PER_STEP))
 
     def _confirm(self, receipts: dict[str, list[Receipt]]) -> Effects[list[TryAgain]]:
         """Confirm receipts by sender; return the refusals that may pass. Raise the error that all have to wait for."""

@@ -69,11 +69,6 @@ class FinishCalls(Effect[list[T | ImError]]):
 
 
 @dataclass(frozen=True, slots=True)
-class HasDatabase(Effect[bool]):
-    """Whether the system has a database, open or not."""
-
-
-@dataclass(frozen=True, slots=True)
 class Warn(Effect[None]):
     """Log a warning about an error, unless one of its kind was logged within the last minute."""
 
@@ -167,25 +162,21 @@ def perform(effects: Effects[T], perform_one: Callable[[Effect[Any]], Any]) -> T
 
 def stream(effects: Pages[T], perform_one: Callable[[Effect[Any]], Any]) -> Iterator[T]:
     """Perform one effect after the other; yield the results, page by page, as they are asked for."""
-    effect: Effect[Any] | list[T] | None = next(effects, None)
-    while effect is not None:
+    resume: Callable[[Any], Effect[Any] | list[T]] = effects.send
+    answer: Any = None
+    while True:
+        try:
+            effect = resume(answer)
+        except StopIteration:
+            return
+        resume, answer = effects.send, None
         try:
             if isinstance(effect, list):
                 yield from effect
-                answer = None
             else:
                 answer = perform_one(effect)
         except GeneratorExit:
             effects.close()
             raise
         except BaseException as error:
-            effect = _resumed(effects.throw, error)
-        else:
-            effect = _resumed(effects.send, answer)
-
-
-def _resumed(resume: Callable[[Any], T], value: Any) -> T | None:
-    try:
-        return resume(value)
-    except StopIteration:
-        return None
+            resume, answer = effects.throw, error

@@ -49,7 +49,6 @@ def _change_members(build: group_calls.MembersCall, gid: str, uids: Iterable[str
 
 
 def group(gid: str) -> Effects[Group]:
-    """Return what a group is now. Raise UnknownGroup."""
     check_name(gid, "gid")
     space = yield from GetKeyspace()
     return (yield from call(group_calls.group(space, gid)))
@@ -66,7 +65,6 @@ def groups() -> Pages[Group]:
 
 
 def members(gid: str) -> Pages[Member]:
-    """Yield the current members of a group, by uid. Raise UnknownGroup."""
     yield from group(gid)
     space = yield from GetKeyspace()
     spans = yield from _scan(partial(group_calls.scan_spans, space, gid))
@@ -96,7 +94,6 @@ def groups_of(uid: str) -> Effects[list[str]]:
 
 
 def known_user(uid: str) -> Effects[str]:
-    """Return a uid unchanged. Raise UnknownUser for one who is in no group."""
     if not (yield from groups_of(uid)):
         raise UnknownUser(f"{uid!r} is in no group: add them to one first")
     return uid
@@ -120,7 +117,6 @@ def _online(uids: Sequence[str]) -> Effects[set[str]]:
 
 
 def unread(uid: str) -> Effects[list[Unread]]:
-    """Return what a user has not read in each of their groups, by gid; own messages do not count."""
     gids = yield from groups_of(uid)
     positions = yield from _positions([(gid, uid) for gid in gids], NotMember, UnknownGroup)
     return [position for position in positions if position]

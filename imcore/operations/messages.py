@@ -21,7 +21,7 @@ from imcore.model.limits import (
 )
 from imcore.model.values import Ack, Draft, Message
 from imcore.operations import creation, queries
-from imcore.operations.effects import Effects, GetKeyspace, HasDatabase, Pages, call, call_each, raised
+from imcore.operations.effects import Effects, GetKeyspace, Pages, call, call_each, raised
 from imcore.operations.groups import group, groups_of
 from imcore.settings import Settings
 from imcore.streams import wire
@@ -142,7 +142,7 @@ def message(gid: str, packed: int) -> Effects[Message | None]:
     for entry in (yield from call(message_calls.entries(space, gid, msgid, msgid, 1))).entries:
         with suppress(IndexError, ValueError):  # somebody has added an entry by hand that is no message
             return wire.message(gid, entry)
-    if packed > (yield from call(group_calls.trimmed(space, gid))) or not (yield from HasDatabase()):
+    if packed > (yield from call(group_calls.trimmed(space, gid))):
         return None
     rows = yield from queries.MessagesByMsgid(gid, [packed])
     return (yield from queries.messages(space, gid, [rows[packed]]))[0] if rows else None

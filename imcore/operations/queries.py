@@ -181,11 +181,8 @@ def _trimmed_tallies(space: Keyspace, gid: str, trimmed: Sequence[int]) -> Effec
 
 def counts_of_rows(space: Keyspace, gid: str, rows: Iterable[MessageRow]) -> Effects[Tallies]:
     """Return the tallies of messages that came from SQL, whether Redis still has them or not."""
-    return (yield from _counts(space, {gid: [_named(row) for row in rows]}))
-
-
-def _named(row: MessageRow) -> tuple[int, str, int | str]:
-    return row.msgid, row.sender_uid, "" if row.span is None else row.span
+    named = [(row.msgid, row.sender_uid, "" if row.span is None else row.span) for row in rows]
+    return (yield from _counts(space, {gid: named}))
 
 
 def _counts(space: Keyspace, wanted: Mapping[str, Sequence[tuple[int, str, int | str]]]) -> Effects[Tallies]:

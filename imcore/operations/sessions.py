@@ -5,7 +5,6 @@ A receipt is dirty if the tally of its message changed since the sender confirme
 
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from imcore import msgid as msgids
 from imcore.errors import (
@@ -65,24 +64,20 @@ def _dirty_page(
     return receipts, after
 
 
-class ReceiptsToDeliver(NamedTuple):
-    """The receipts to deliver to one user, by gid and age.
+Delivery = tuple[list[Receipt], ImError | None]
+"""Receipts of one user, by gid and age; and the error of a group whose receipts are left out."""
 
-    `waits`: the error of SQL or a partition for which all of them wait. `left_out`: the error of a group.
+
+def to_deliver(space: Keyspace, dirty: Sequence[Sequence[DirtyReceipt]]) -> Effects[list[Delivery | ImError]]:
+    """Return the receipts of dirty ones, user by user; or the error of SQL or a partition for which all of them wait.
+
+    An unknown group or message has no receipt.
     """
-
-    receipts: list[Receipt]
-    waits: ImError | None = None
-    left_out: ImError | None = None
-
-
-def to_deliver(space: Keyspace, dirty: Sequence[Sequence[DirtyReceipt]]) -> Effects[list[ReceiptsToDeliver]]:
-    """Return the receipts of dirty ones, user by user. An unknown group or message has no receipt."""
     counts = yield from tallies(space, grouped((each.gid, each.msgid) for of_user in dirty for each in of_user))
     return [_to_deliver(counts, of_user) for of_user in dirty]
 
 
-def _to_deliver(tallies: Tallies, dirty: Sequence[DirtyReceipt]) -> ReceiptsToDeliver:
+def _to_deliver(tallies: Tallies, dirty: Sequence[DirtyReceipt]) -> Delivery | ImError:
     ready: list[Receipt] = []
     left_out: ImError | None = None
     for each in sorted(dirty, key=lambda each: (each.gid, each.msgid)):
@@ -90,10 +85,10 @@ def _to_deliver(tallies: Tallies, dirty: Sequence[DirtyReceipt]) -> ReceiptsToDe
         if isinstance(counts, Counts):
             ready.append(Receipt(each.gid, msgids.unpack(each.msgid), *counts, each.version))
         elif isinstance(counts, TryAgain | ConfigurationError | DatabaseRejected):
-            return ReceiptsToDeliver([], waits=counts)
+            return counts
         elif not isinstance(counts, UnknownGroup | UnknownMessage):
             left_out = counts
-    return ReceiptsToDeliver(ready, left_out=left_out)
+    return ready, left_out
 
 
 def _pending(space: Keyspace, uid: str, limit: int | None) -> Effects[list[Receipt]]:
@@ -104,9 +99,10 @@ def _pending(space: Keyspace, uid: str, limit: int | None) -> Effects[list[Recei
         page, cursor = raised((yield from dirty_receipts(space, [(uid, cursor)], PAGE))[0])
         dirty += page
     [delivery] = yield from to_deliver(space, [dirty[:limit]])
-    if error := delivery.waits or delivery.left_out:
-        raise error
-    return delivery.receipts
+    receipts, left_out = raised(delivery)
+    if left_out:
+        raise left_out
+    return receipts
 
 
 def confirm_many(space: Keyspace, receipts: Mapping[str, Sequence[Receipt]]) -> Effects[dict[str, list[int | ImError]]]:

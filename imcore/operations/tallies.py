@@ -8,7 +8,7 @@ from imcore.model.limits import check_handed_over, check_limit, check_list, chec
 from imcore.model.rows import MessageRow
 from imcore.model.values import MessageStatus, MessageTally, Reader, Tally
 from imcore.operations import queries
-from imcore.operations.effects import Effects, GetKeyspace, HasDatabase, Warn, call, raised
+from imcore.operations.effects import Effects, GetKeyspace, Warn, call, raised
 from imcore.operations.queries import MessagesBefore, ReadTimes, stored_message
 from imcore.streams.calls import receipt_calls
 from imcore.streams.calls.receipt_calls import Names
@@ -113,8 +113,6 @@ def _names(space: Keyspace, gid: str, packed: int) -> Effects[Names]:
 
 def _read_times(gid: str, packed: int) -> Effects[dict[str, int]]:
     """Return when each reader read it, as far as a worker has stored it; nothing while the database is away."""
-    if not (yield from HasDatabase()):
-        return {}
     try:
         return (yield from ReadTimes(gid, packed))
     except DatabaseNotReady:
