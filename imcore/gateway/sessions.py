@@ -85,20 +85,16 @@ class ReceiptDelivery(DelayQueue[Session]):
         """
         cursors = [(session.uid, self._cursors[session]) for session in sessions]
         pages = yield from operations.dirty_receipts(self._space, cursors, RECEIPTS_PER_PAGE)
-        deliveries = yield from operations.to_deliver(
-            self._space, [[] if isinstance(page, ImError) else page[0] for page in pages]
-        )
+        deliveries = yield from operations.to_deliver(self._space, pages)
         refused: dict[Session, ImError] = {}
-        for session, page, delivery in zip(sessions, pages, deliveries, strict=True):
-            if isinstance(page, ImError):
-                refused[session] = page
-            elif isinstance(delivery, ImError):
+        for session, delivery in zip(sessions, deliveries, strict=True):
+            if isinstance(delivery, ImError):
                 refused[session] = delivery
             else:
-                receipts, left_out = delivery
+                receipts, cursor, left_out = delivery
                 if left_out:
                     self._log.note(left_out, _RECEIPTS_WAIT)
-                self._deliver_page(session, page[1], receipts)
+                self._deliver_page(session, cursor, receipts)
         return refused
 
     def _deliver_page(self, session: Session, cursor: DirtyCursor, receipts: list[Receipt]) -> None:

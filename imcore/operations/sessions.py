@@ -64,20 +64,21 @@ def _dirty_page(
     return receipts, after
 
 
-Delivery = tuple[list[Receipt], ImError | None]
-"""Receipts of one user, by gid and age; and the error of a group whose receipts are left out."""
+Delivery = tuple[list[Receipt], DirtyCursor, ImError | None]
+"""Receipts of one user, by gid and age; the cursor after them; and the error of a group whose receipts are left out."""
 
 
-def to_deliver(space: Keyspace, dirty: Sequence[Sequence[DirtyReceipt]]) -> Effects[list[Delivery | ImError]]:
-    """Return the receipts of dirty ones, user by user; or the error of SQL or a partition for which all of them wait.
+def to_deliver(space: Keyspace, pages: Sequence[DirtyPage | ImError]) -> Effects[list[Delivery | ImError]]:
+    """Return the receipts of each page; or its error, or that of SQL or a partition for which all of them wait.
 
     An unknown group or message has no receipt.
     """
-    counts = yield from tallies(space, grouped((each.gid, each.msgid) for of_user in dirty for each in of_user))
-    return [_to_deliver(counts, of_user) for of_user in dirty]
+    dirty = (each for page in pages if not isinstance(page, ImError) for each in page[0])
+    counts = yield from tallies(space, grouped((each.gid, each.msgid) for each in dirty))
+    return [page if isinstance(page, ImError) else _to_deliver(counts, *page) for page in pages]
 
 
-def _to_deliver(tallies: Tallies, dirty: Sequence[DirtyReceipt]) -> Delivery | ImError:
+def _to_deliver(tallies: Tallies, dirty: Sequence[DirtyReceipt], cursor: DirtyCursor) -> Delivery | ImError:
     ready: list[Receipt] = []
     left_out: ImError | None = None
     for each in sorted(dirty, key=lambda each: (each.gid, each.msgid)):
@@ -88,7 +89,7 @@ def _to_deliver(tallies: Tallies, dirty: Sequence[DirtyReceipt]) -> Delivery | I
             return counts
         elif not isinstance(counts, UnknownGroup | UnknownMessage):
             left_out = counts
-    return ready, left_out
+    return ready, cursor, left_out
 
 
 def _pending(space: Keyspace, uid: str, limit: int | None) -> Effects[list[Receipt]]:
@@ -98,8 +99,8 @@ def _pending(space: Keyspace, uid: str, limit: int | None) -> Effects[list[Recei
     while cursor and (limit is None or len(dirty) < limit):
         page, cursor = raised((yield from dirty_receipts(space, [(uid, cursor)], PAGE))[0])
         dirty += page
-    [delivery] = yield from to_deliver(space, [dirty[:limit]])
-    receipts, left_out = raised(delivery)
+    [delivery] = yield from to_deliver(space, [(dirty[:limit], cursor)])
+    receipts, _, left_out = raised(delivery)
     if left_out:
         raise left_out
     return receipts
