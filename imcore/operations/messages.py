@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from imcore import msgid as msgids
 from imcore.errors import ImError, InvalidInput, NotMember, UnknownGroup
-from imcore.model.direct import gid_of, members_of
+from imcore.model.direct import gid_of
 from imcore.model.limits import (
     check_content,
     check_handed_over,
@@ -53,7 +53,7 @@ def send_direct(
     gid = gid_of(uid, sender_uid)
     # What the send refuses is refused here already: else the chat would be created and nothing said in it.
     _check(sender_uid, content, client_msgid, settings)
-    yield from creation.create(gid, members_of(uid, sender_uid))
+    yield from creation.create(gid, sorted({uid, sender_uid}))
     return (yield from send(settings, gid, content, sender_uid, client_msgid, None))
 
 
