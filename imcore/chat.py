@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Self
+from typing import Self, Unpack
 
 from imcore.errors import ImError
-from imcore.gateway.core import AckMode, ReceiptMode
+from imcore.gateway.core import SessionOptions
 from imcore.gateway.gateway import Gateway, Listener
 from imcore.model.values import Ack, Draft, Group, Member, Message, MessageStatus, MessageTally, Receipt, Tally, Unread
 from imcore.operations import groups, messages, sessions, tallies
@@ -91,14 +91,7 @@ class Chat:
         that group is answered with the message it made the first time. Raise NotMember, RedisFull.
         """
         return self.performer.perform(
-            messages.send(
-                gid,
-                content,
-                sender_uid=sender_uid,
-                client_msgid=client_msgid,
-                sent_at=sent_at,
-                settings=self.system.settings,
-            )
+            messages.send(self.system.settings, gid, content, sender_uid, client_msgid, sent_at)
         )
 
     def send_many(self, gid: str, drafts: Iterable[Draft]) -> list[Message | ImError]:
@@ -107,7 +100,7 @@ class Chat:
         Return for each the message, or why it was not stored: NotMember, RedisFull, or RedisUnavailable, after which
         that is unknown. Raise InvalidInput before any is stored if one cannot be.
         """
-        return self.performer.perform(messages.send_many(gid, drafts, settings=self.system.settings))
+        return self.performer.perform(messages.send_many(self.system.settings, gid, drafts))
 
     def ack_many(self, gid: str, acks: Iterable[tuple[str, str | None]]) -> list[Ack | ImError]:
         """Do many acks, each a uid and a msgid (None: the newest), in a call for each msgid.
@@ -127,9 +120,7 @@ class Chat:
     def send_direct(self, uid: str, content: str, *, sender_uid: str, client_msgid: str | None = None) -> Message:
         """Send one-to-one. The first send creates the chat of the two (or with oneself); its gid is `direct.gid_of`."""
         return self.performer.perform(
-            messages.send_direct(
-                uid, content, sender_uid=sender_uid, client_msgid=client_msgid, settings=self.system.settings
-            )
+            messages.send_direct(self.system.settings, uid, content, sender_uid, client_msgid)
         )
 
     def pull(self, uid: str, gid: str | None = None, *, limit: int | None = None) -> list[Message]:
@@ -137,7 +128,7 @@ class Chat:
 
         Without a gid: of all their groups, by gid; then `limit` is per group. Raise NotMember if a gid is given.
         """
-        return self.performer.perform(messages.pull(uid, gid, limit=limit))
+        return list(self.performer.stream(messages.pull(uid, gid, limit=limit)))
 
     def groups_of(self, uid: str) -> list[str]:
         """Return the gids of a user's groups, in order."""
@@ -188,23 +179,12 @@ class Chat:
         """Confirm receipts. A receipt that changed again meanwhile stays. Return how many are confirmed."""
         return self.performer.perform(sessions.confirm_receipts(uid, receipts))
 
-    def gateway(
-        self,
-        *,
-        ack_every: int = 10,
-        ack_interval_s: float = 1.0,
-        acks: AckMode = "auto",
-        receipts: ReceiptMode = "push",
-    ) -> Gateway:
-        """Return a gateway: the live sessions of many users over one connection. See `GatewayOptions`."""
-        return Gateway(
-            self.performer,
-            self.system.settings,
-            ack_every=ack_every,
-            ack_interval_s=ack_interval_s,
-            acks=acks,
-            receipts=receipts,
-        )
+    def gateway(self, **options: Unpack[SessionOptions]) -> Gateway:
+        """Return a gateway: the live sessions of many users over one connection.
+
+        Options: `ack_every`, `ack_interval_s`, `acks`, `receipts`; see `GatewayOptions`.
+        """
+        return Gateway(self.performer, self.system.settings, **options)
 
     def listen(
         self,
@@ -212,19 +192,15 @@ class Chat:
         *,
         after: Mapping[str, str] | None = None,
         since_join: bool = False,
-        ack_every: int = 10,
-        ack_interval_s: float = 1.0,
-        acks: AckMode = "auto",
-        receipts: ReceiptMode = "push",
+        **options: Unpack[SessionOptions],
     ) -> Listener:
         """Begin a live session, to be used in a `with`: an iterator of Message and Receipt.
 
         It begins with what was not acked, and with what came after the client's own resume points `after` (see
-        `Gateway.open`); then it is live. Options: see `GatewayOptions`. Raise UnknownUser for one who is in no group.
+        `Gateway.open`); then it is live. Options: those of `gateway`. Raise UnknownUser for one who is in no group.
         """
         self.known_user(uid)
-        gateway = self.gateway(ack_every=ack_every, ack_interval_s=ack_interval_s, acks=acks, receipts=receipts)
-        return Listener(gateway, uid, after=after, since_join=since_join)
+        return Listener(self.gateway(**options), uid, after=after, since_join=since_join)
 
     def begin_session(self, uid: str) -> str:
         """Begin a session without pushes, kept alive by heartbeats; return its id. The user is online from now on."""

@@ -3,6 +3,7 @@
 import reprlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Self
 
@@ -40,25 +41,17 @@ class System:
         settings = replace(
             settings, redis_url=redis_url or settings.redis_url, database_url=database_url or settings.database_url
         )
-        return cls(RedisClient.connect(settings), _opener(settings), settings)
-
-    @property
-    def has_database(self) -> bool:
-        return self._database is not None
-
-    @property
-    def database_if_any(self) -> "Database | None":
-        with self._lock:
-            if callable(self._database):
-                self._database = self._database()
-            return self._database
+        return cls(RedisClient.connect(settings), partial(_open_database, settings), settings)
 
     @property
     def database(self) -> "Database":
         """The database, opened when it is first needed. Raise DatabaseUnavailable without a URL."""
-        if self.database_if_any is None:
-            raise DatabaseUnavailable("this needs the database: give its URL")
-        return self.database_if_any
+        with self._lock:
+            if callable(self._database):
+                self._database = self._database()
+            if self._database is None:
+                raise DatabaseUnavailable("this needs the database: give its URL")
+            return self._database
 
     def close(self) -> None:
         self.client.close()
@@ -69,10 +62,7 @@ class System:
             self._database.close()
 
 
-def _opener(settings: Settings) -> OpenDatabase:
-    def open_database() -> "Database":
-        from imcore.sql.database import Database  # noqa: PLC0415 (it takes longer to load than most calls take)
+def _open_database(settings: Settings) -> "Database":
+    from imcore.sql.database import Database  # noqa: PLC0415 (it takes longer to load than most calls take)
 
-        return Database.connect(settings.database_url, data_dir=settings.data_dir)
-
-    return open_database
+    return Database.connect(settings.database_url, data_dir=settings.data_dir)

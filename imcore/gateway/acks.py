@@ -14,6 +14,7 @@ from imcore.streams.calls.call import Trimmed
 from imcore.streams.calls.message_calls import AckResult, AckTarget, split_targets
 from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Backoffs, Clock, ThrottledLog
+from imcore.util.batches import grouped
 
 _NONE: dict[Recipients, "UnackedMessages"] = {}
 
@@ -89,12 +90,12 @@ class AckBuffer:
         """Take out the acks of these sessions; those of other sessions stay."""
         return [
             UnackedMessages(unacked.gid, Recipients(own), unacked.newest, unacked.due, is_taken=True)
-            for unacked, own in self._remove(sessions, {gid for session in sessions for gid in session.gids})
+            for unacked, own in self._remove(sessions)
         ]
 
     def forget(self, sessions: Collection[Session], gid: str | None = None) -> None:
         """Drop the acks of sessions, in one group or in all: they have not received the messages, or will again."""
-        self._remove(sessions, {gid} if gid else {gid for session in sessions for gid in session.gids})
+        self._remove(sessions, gid)
 
     def requeue(self, acks: Iterable[UnackedMessages], not_before: float = 0.0) -> None:
         """Put back acks that failed: they are due at once, or at a time. The ack of the later message stays."""
@@ -115,9 +116,10 @@ class AckBuffer:
         return taken
 
     def _remove(
-        self, sessions: Collection[Session], gids: Collection[str]
+        self, sessions: Collection[Session], gid: str | None = None
     ) -> list[tuple[UnackedMessages, frozenset[Session]]]:
-        """Take sessions out of all acks in these groups; return the acks, each with its sessions among these."""
+        """Take sessions out of the acks of one group or of all; return the acks, each with its sessions among these."""
+        gids = {gid} if gid else {gid for session in sessions for gid in session.gids}
         parts = [
             (unacked, own)
             for unacked in self._in_groups(gids)
@@ -149,13 +151,8 @@ class AckBuffer:
 
 def targets(acks: Iterable[UnackedMessages]) -> dict[str, list[AckTarget]]:
     """Return acks by group, so that those of a group travel in one call, and those of a message are one target."""
-    by_msgid: dict[str, dict[int, list[UnackedMessages]]] = {}
-    for unacked in acks:
-        by_msgid.setdefault(unacked.gid, {}).setdefault(unacked.newest.msgid, []).append(unacked)
-    return {
-        gid: [target for same in of_group.values() if (target := _target(same)).uids]
-        for gid, of_group in by_msgid.items()
-    }
+    by_message = grouped(((unacked.gid, unacked.newest.msgid), unacked) for unacked in acks)
+    return grouped((gid, target) for (gid, _), same in by_message.items() if (target := _target(same)).uids)
 
 
 def _target(same: Sequence[UnackedMessages]) -> AckTarget:

@@ -1,16 +1,17 @@
 """Catching up: which sessions follow which groups, and pulls for those that are behind. No I/O."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all, raise_what_stops_all
+from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all
 from imcore.gateway.acks import AckBuffer
 from imcore.gateway.channels import Channels
 from imcore.gateway.fanout import Cursor, DeliveryQueue, GroupSubscribers, ResumePoint, Session
 from imcore.gateway.scheduler import DelayQueue
+from imcore.gateway.sessions import ReceiptDelivery
 from imcore.model.values import Message
 from imcore.operations import queries
-from imcore.operations.effects import Effects, call_each
+from imcore.operations.effects import Effects, call_apart
 from imcore.operations.queries import PAGE, MessagePage
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call
@@ -30,16 +31,24 @@ JOINED = ResumePoint(0)
 
 @dataclass(eq=False)
 class CatchUp:
-    """A task: pulls for cursors that are behind. Sessions that restart in a group are queued in `to_resync`, too."""
+    """Two tasks. `behind` pulls for cursors that are behind.
+
+    `to_resync` fetches the groups of sessions whose inbox has just been subscribed: they may have missed news before.
+    """
 
     _space: Keyspace
     _channels: Channels
     _deliveries: DeliveryQueue
     _ack_buffer: AckBuffer
-    _to_resync: DelayQueue[Session]
+    _receipt_delivery: ReceiptDelivery
     _log: ThrottledLog
     _clock: Clock
-    _behind: DelayQueue[Cursor] = field(default_factory=DelayQueue)
+
+    def __post_init__(self) -> None:
+        waits = "what some have missed has to wait: %s", self._log, self._clock
+        self.behind = DelayQueue(self._pull_for, *waits, limit=CURSORS_PER_STEP)
+        waits = "what groups some are in has to wait: %s", self._log, self._clock
+        self.to_resync = DelayQueue(self._resync, *waits, limit=SESSIONS_PER_STEP)
 
     def follow(self, session: Session, gid: str) -> None:
         """Let a session follow a group from its resume point. A session that follows it already catches up."""
@@ -47,9 +56,9 @@ class CatchUp:
         if gid not in session.cursors:
             cursor = subscribers.add(session, session.resume_points.pop(gid, JOINED))
             if subscribers.is_subscribed:  # or all cursors are put behind once it is
-                self._behind.add([cursor])
+                self.behind.add([cursor])
         elif subscribers.is_subscribed:
-            self._behind.add(subscribers.fall_behind(session.cursors[gid]))
+            self.behind.add(subscribers.fall_behind(session.cursors[gid]))
 
     def unfollow(self, session: Session, gid: str) -> None:
         """Let a session follow a group no more. If it comes back, it does not get the same messages again."""
@@ -66,81 +75,75 @@ class CatchUp:
         subscribers = self._channels.groups.get(gid)
         if subscribers and gid in session.cursors:
             subscribers.remove(session)
-            self._behind.add([subscribers.add(session, None)])
+            self.behind.add([subscribers.add(session, None)])
             self._ack_buffer.forget([session], gid)
             self._deliveries.retract(session, gid)
-            self._to_resync.add([session])  # receipts have changed, too
+            self.to_resync.add([session])  # receipts have changed, too
 
     def pushed(self, subscribers: GroupSubscribers, msgid: int, message: Message) -> None:
         events, behind = subscribers.pushed(message, msgid)
         self._deliveries.ready += events
         if behind:
-            self._behind.add(behind)
+            self.behind.add(behind)
 
     def fall_behind(self, subscribers: GroupSubscribers) -> None:
         """Let all subscribers of a group pull: pushes may have been missed."""
         for cursor in subscribers:
-            self._behind.add(subscribers.fall_behind(cursor))
+            self.behind.add(subscribers.fall_behind(cursor))
 
-    def due(self) -> float:
-        return self._behind.due()
+    def _pull_for(self, cursors: Sequence[Cursor]) -> Effects[dict[Cursor, ImError]]:
+        """Pull a page for each cursor; return the errors of some.
 
-    def step(self) -> Effects[None]:
-        taken = self._behind.take(CURSORS_PER_STEP, self._clock())
-        self._behind.succeeded(cursor for cursor in taken if not self._subscribers(cursor))
-        try:
-            yield from self._catch_up(
-                [(subscribers, cursor) for cursor in taken if (subscribers := self._subscribers(cursor))]
-            )
-        except BaseException:
-            self._behind.add(cursor for cursor in taken if self._subscribers(cursor) and cursor.behind)
-            raise
-
-    def _subscribers(self, cursor: Cursor) -> GroupSubscribers | None:
-        subscribers = self._channels.groups.get(cursor.gid)
-        return subscribers if subscribers and subscribers.sessions(cursor) else None
-
-    def _catch_up(self, cursors: list[tuple[GroupSubscribers, Cursor]]) -> Effects[None]:
-        answers = yield from call_each(
-            [self._pull(subscribers, cursor, BYTES_PER_STEP // len(cursors)) for subscribers, cursor in cursors]
+        These wait alone: others may not need the database, and other groups may be on other nodes.
+        """
+        groups = self._channels.groups
+        batch = [
+            (subscribers, cursor)
+            for cursor in cursors
+            if cursor.behind and (subscribers := groups.get(cursor.gid)) and subscribers.sessions(cursor)
+        ]
+        answers = yield from call_apart(
+            [self._pull(subscribers, cursor, BYTES_PER_STEP // len(batch)) for subscribers, cursor in batch]
         )
-        raise_what_stops_all(answers)
+        refused: dict[Cursor, ImError] = {}
         size = 0
-        for (subscribers, cursor), answer in zip(cursors, answers, strict=True):
+        for (subscribers, cursor), answer in zip(batch, answers, strict=True):
             if size > BYTES_PER_STEP:
-                self._behind.add([cursor])  # the pulls did not count the messages that SQL adds
+                self.behind.add([cursor])  # the pulls did not count the messages that SQL adds
             elif subscribers.sessions(cursor):
-                size += yield from self._take(subscribers, cursor, answer)
+                taken = yield from self._take(subscribers, cursor, answer)
+                if isinstance(taken, ImError):
+                    refused[cursor] = taken
+                else:
+                    size += taken
+        return refused
 
     def _pull(self, subscribers: GroupSubscribers, cursor: Cursor, most_bytes: int) -> Call[PullResult]:
         uids = subscribers.recipients(cursor).uids
         return message_calls.pull(self._space, cursor.gid, uids, after=cursor.msgid, count=PAGE, most_bytes=most_bytes)
 
-    def _take(self, subscribers: GroupSubscribers, cursor: Cursor, answer: PullResult | ImError) -> Effects[int]:
-        """Take the answer to a pull; return the bytes of text of its messages."""
+    def _take(
+        self, subscribers: GroupSubscribers, cursor: Cursor, answer: PullResult | ImError
+    ) -> Effects[int | ImError]:
+        """Take the answer to a pull; return the bytes of its texts, or the error that the cursor waits for."""
         if isinstance(answer, NotMember | UnknownGroup):
-            self._behind.succeeded([cursor])
             self._separate(subscribers, cursor, dict.fromkeys(subscribers.recipients(cursor).uids, answer))
             return 0
         if isinstance(answer, ImError):  # about this group, or about one partition while it moves to another node
-            self._postpone(cursor, answer)
-            return 0
+            return answer
         self._separate(subscribers, cursor, answer.apart)
         if not subscribers.sessions(cursor):
-            self._behind.succeeded([cursor])
             return 0
         page = yield from self._page(cursor, answer)
         if isinstance(page, ImError):
-            self._postpone(cursor, page)
-            return 0
-        self._behind.succeeded([cursor])
+            return page
         events, merged = subscribers.pulled(cursor, answer, page)
         self._deliveries.ready += events
         if merged.msgid is None:
             for session in subscribers.sessions(merged):
                 self.restart(session, cursor.gid)
         elif merged.behind:
-            self._behind.add([merged])
+            self.behind.add([merged])
         return sum(len(event.message.content) for event in events)
 
     def _page(self, cursor: Cursor, pulled: PullResult) -> Effects[MessagePage | ImError]:
@@ -159,51 +162,26 @@ class CatchUp:
                 self.unfollow(session, cursor.gid)
             elif reason is not None:
                 subscribers.remove(session)
-                self._behind.add([subscribers.add(session, ResumePoint(reason))])
+                self.behind.add([subscribers.add(session, ResumePoint(reason))])
 
-    def _postpone(self, cursor: Cursor, error: ImError) -> None:
-        """Let this cursor wait alone: others may not need the database, and other groups may be on other nodes."""
-        self._log.note(error, "what some have missed has to wait: %s")
-        self._behind.postpone(cursor, self._clock())
-
-
-@dataclass(eq=False)
-class Resync:
-    """A task: fetches the groups of sessions whose inbox has just been subscribed, and may have missed news before."""
-
-    _space: Keyspace
-    _queue: DelayQueue[Session]
-    _catch_up: CatchUp
-    _fetch_receipts: Callable[[Iterable[Session]], None]
-    _log: ThrottledLog
-    _clock: Clock
-
-    def due(self) -> float:
-        return self._queue.due()
-
-    def step(self) -> Effects[None]:
-        sessions = self._queue.take(SESSIONS_PER_STEP, self._clock())
-        try:
-            groups = yield from queries.groups_or_errors(self._space, list({session.uid for session in sessions}))
-        except BaseException:
-            self._queue.add(sessions)
-            raise
+    def _resync(self, sessions: Sequence[Session]) -> Effects[dict[Session, ImError]]:
+        groups = yield from queries.groups_or_errors(self._space, list({session.uid for session in sessions}))
+        refused: dict[Session, ImError] = {}
         for session in sessions:
             gids = groups[session.uid]
             if isinstance(gids, ImError):
-                self._log.note(gids, "what groups some are in has to wait: %s")
-                self._queue.postpone(session, self._clock())
+                refused[session] = gids
             else:
-                self._queue.succeeded([session])
                 self._sync(session, gids)
+        return refused
 
     def _sync(self, session: Session, gids: list[str]) -> None:
         for gid in session.cursors.keys() - set(gids):
-            self._catch_up.unfollow(session, gid)
+            self.unfollow(session, gid)
         for gid in gids:
             if gid not in session.cursors:
-                self._catch_up.follow(session, gid)
-        self._fetch_receipts([session])
+                self.follow(session, gid)
+        self._receipt_delivery.fetch([session])
         if session.is_synced:
             session.reconnects += 1
         session.is_synced = True

@@ -20,12 +20,11 @@ from typing import Literal, TypedDict, get_args
 
 from imcore.errors import ConfigurationError, ImError, InvalidInput, RedisUnavailable, TryAgain
 from imcore.gateway.acks import AckBuffer, AckSender
-from imcore.gateway.catch_up import CatchUp, Resync
+from imcore.gateway.catch_up import CatchUp
 from imcore.gateway.channels import ChannelOwner, Channels, Inbox, Resubscription
 from imcore.gateway.fanout import DeliveryQueue, Event, GroupSubscribers, NewMessage, ResumePoint, Session
-from imcore.gateway.heartbeat import Heartbeat
-from imcore.gateway.receipts import ReceiptConfirmation, ReceiptDelivery
-from imcore.gateway.scheduler import DelayQueue, Scheduler
+from imcore.gateway.scheduler import Scheduler
+from imcore.gateway.sessions import Heartbeat, ReceiptConfirmation, ReceiptDelivery
 from imcore.model.limits import check_count, check_seconds
 from imcore.model.values import Receipt
 from imcore.operations import queries
@@ -84,24 +83,21 @@ class Core:
         self._clock = clock
         self._sessions: dict[str, Session] = {}
         self.deliveries = DeliveryQueue()
-        self._to_resync: DelayQueue[Session] = DelayQueue()
         self._channels = Channels(space)
         self._log = log = ThrottledLog(clock)
         self._acks = AckSender(space, AckBuffer(options.ack_every, options.ack_interval_s), log, clock)
         self._confirmation = ReceiptConfirmation(space, options.ack_interval_s, log, clock)
         self._receipts = ReceiptDelivery(space, self.deliveries, log, clock)
-        self._catch_up = CatchUp(space, self._channels, self.deliveries, self._acks.buffer, self._to_resync, log, clock)
-        every_s, polls = settings.heartbeat_ms / 1000, options.receipts == "poll"
-        self._heartbeat = Heartbeat(
-            space, settings.online_ms, every_s, self._sessions, self._receipts, polls, log, clock
-        )
-        self._resubscription = Resubscription(self._channels, every_s, self._receipts.forget_versions, clock)
-        resync = Resync(space, self._to_resync, self._catch_up, self._receipts.fetch, log, clock)
+        self._catch_up = CatchUp(space, self._channels, self.deliveries, self._acks.buffer, self._receipts, log, clock)
+        polls = options.receipts == "poll"
+        self._heartbeat = Heartbeat(space, settings, self._sessions, self._receipts, polls, log, clock)
+        every_s, on_open = self._heartbeat.every_s, self._receipts.forget_versions
+        self._resubscription = Resubscription(self._channels, every_s, on_open, clock)
         # Resubscription is last: channels that the others open are then subscribed in the same step.
         self._scheduler = Scheduler(
             [
                 *(self._heartbeat, self._acks, self._confirmation),
-                *(resync, self._catch_up, self._receipts, self._resubscription),
+                *(self._catch_up.to_resync, self._catch_up.behind, self._receipts, self._resubscription),
             ],
             log,
             clock,
@@ -126,7 +122,7 @@ class Core:
                 session.resume_points[gid] = ResumePoint(_begin(after.get(gid), offset, begin))
         self._sessions[session.sid] = session
         if self._channels.open_inbox(session).is_subscribed:
-            self._to_resync.add([session])
+            self._catch_up.to_resync.add([session])
         for gid in list(session.resume_points):
             self._catch_up.follow(session, gid)
         return session
@@ -164,7 +160,7 @@ class Core:
         for session in ending:
             del self._sessions[session.sid]
             self._channels.close_inbox(session)
-            self._to_resync.discard(session)
+            self._catch_up.to_resync.discard(session)
             self._receipts.forget(session)
             self._heartbeat.forget(session)
             for gid in list(session.cursors):
@@ -239,7 +235,7 @@ class Core:
         if isinstance(owner, GroupSubscribers):
             self._catch_up.fall_behind(owner)
         else:
-            self._to_resync.add(owner.sessions)
+            self._catch_up.to_resync.add(owner.sessions)
 
     def _pushed(self, channel: str, data: bytes) -> None:
         owner = self._channels.owners.get(channel)

@@ -1,12 +1,13 @@
 """Runs the tasks of a gateway, each with a back-off of its own, and queues things that may have to wait. No I/O."""
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count, islice
 from typing import Generic, Protocol, TypeVar
 
-from imcore.errors import RedisUnavailable, TryAgain
+from imcore.errors import ImError, RedisUnavailable, TryAgain
 from imcore.operations.effects import Effects
 from imcore.util.backoff import Backoff, Backoffs, Clock, ThrottledLog
 
@@ -57,16 +58,25 @@ class Scheduler:
             now = self._clock()
 
 
+@dataclass(eq=False)
 class DelayQueue(Generic[T]):
-    """A queue that has each thing once. A thing that was refused waits, longer each time (seconds, monotonic clock)."""
+    """A task: runs one operation for the things of a queue, which has each once; for `limit` of them in one step.
 
-    def __init__(self) -> None:
-        self._now: dict[T, None] = {}
-        self._later: dict[T, float] = {}
-        self._ends: list[tuple[float, int, T]] = []
-        """A heap of the ends of waits; an end that `_later` does not have is void."""
-        self._numbers = count()
-        self._backoffs: Backoffs[T] = Backoffs()
+    The operation returns the errors of the things that were refused. Each is logged with `text`, and its thing waits
+    alone, longer each time (seconds, monotonic clock). If the operation raises, all things stay.
+    """
+
+    _operation: Callable[[Sequence[T]], Effects[dict[T, ImError]]]
+    _text: str
+    _log: ThrottledLog
+    _clock: Clock
+    limit: int | None = None
+    _now: dict[T, None] = field(default_factory=dict)
+    _later: dict[T, float] = field(default_factory=dict)
+    _ends: list[tuple[float, int, T]] = field(default_factory=list)
+    """A heap of the ends of waits; an end that `_later` does not have is void."""
+    _numbers: Iterator[int] = field(default_factory=count)
+    _backoffs: Backoffs[T] = field(default_factory=Backoffs)
 
     def __len__(self) -> int:
         return len(self._now) + len(self._later)
@@ -74,6 +84,30 @@ class DelayQueue(Generic[T]):
     def add(self, things: Iterable[T]) -> None:
         """Put things at the end. A thing that waits goes on waiting."""
         self._now.update((thing, None) for thing in things if thing not in self._later)
+
+    def discard(self, thing: T) -> None:
+        self._now.pop(thing, None)
+        self._later.pop(thing, None)
+        self._backoffs.succeeded([thing])
+
+    def due(self) -> float:
+        return 0.0 if self._now else self._next_end()
+
+    def step(self) -> Effects[None]:
+        yield from self.run(self._clock())
+
+    def run(self, now: float) -> Effects[None]:
+        """Run the operation for the next things; `inf` for those that wait, too."""
+        things = self.take(self.limit, now)
+        try:
+            refused = yield from self._operation(things)
+        except BaseException:
+            self.add(things)
+            raise
+        self.succeeded(thing for thing in things if thing not in refused)
+        for thing, error in refused.items():
+            self._log.note(error, self._text)
+            self.postpone(thing, self._clock())
 
     def postpone(self, thing: T, now: float) -> None:
         """Let a thing wait that was refused: longer than the last time, unless it has `succeeded` since."""
@@ -86,12 +120,7 @@ class DelayQueue(Generic[T]):
         """Note that things were not refused: their next wait is the shortest one."""
         self._backoffs.succeeded(things)
 
-    def discard(self, thing: T) -> None:
-        self._now.pop(thing, None)
-        self._later.pop(thing, None)
-        self._backoffs.succeeded([thing])
-
-    def take(self, limit: int, now: float) -> list[T]:
+    def take(self, limit: int | None, now: float) -> list[T]:
         """Take out the next things whose waits are over, at most `limit`."""
         while self._next_end() <= now and self._ends:
             _, _, thing = heappop(self._ends)
@@ -101,9 +130,6 @@ class DelayQueue(Generic[T]):
         for thing in taken:
             del self._now[thing]
         return taken
-
-    def due(self) -> float:
-        return 0.0 if self._now else self._next_end()
 
     def _next_end(self) -> float:
         while self._ends and self._later.get(self._ends[0][2]) != self._ends[0][0]:

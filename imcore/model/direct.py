@@ -58,7 +58,3 @@ def refuse_direct(gid: str) -> None:
     """Raise InvalidInput if a gid is reserved for one-to-one chats, whose members are fixed."""
     if is_direct(gid):
         raise InvalidInput(f"{gid!r} is kept for one-to-one chats ({_PLAIN} and {_HASHED}): use `im dm`")
-
-
-def members_of(one: str, other: str) -> list[str]:
-    return sorted({one, other})

@@ -6,7 +6,6 @@ and no writer needs to know what has been written before.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
-from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 NO_TIME = 1 << 62
@@ -110,7 +109,7 @@ class Batch:
     def merged(self) -> "Batch":
         """Return the same with every key once, in order of key: so writers never deadlock."""
         return Batch(
-            groups=_merge(self.groups, 1, _earliest),
+            groups=_merge(self.groups, 1, min),
             messages=_merge(self.messages, 2, max),
             spans=_merge(self.spans, 3, merged_span),
             moves=_merge(self.moves, 4, max),
@@ -130,10 +129,6 @@ def _version(span: SpanRow) -> tuple[int, int]:
 
 
 _Row = TypeVar("_Row", bound=tuple[Any, ...])
-
-
-def _earliest(one: _Row, other: _Row) -> _Row:
-    return min(one, other, key=itemgetter(-1))
 
 
 def _merge(rows: Iterable[_Row], key_width: int, merge: Callable[[_Row, _Row], _Row]) -> list[_Row]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from imcore.errors import ImError
+from imcore.errors import ImError, raise_what_stops_all
 from imcore.streams.calls.call import Call
 from imcore.streams.keys import Keyspace
 
@@ -66,11 +66,6 @@ class FinishCalls(Effect[list[T | ImError]]):
     """Wait for the answers of calls that were started."""
 
     started: Answers[T]
-
-
-@dataclass(frozen=True, slots=True)
-class HasDatabase(Effect[bool]):
-    """Whether the system has a database, open or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +121,13 @@ def call_each(calls: Sequence[Call[T]], *, repeatable: bool = True) -> Effects[l
     return (yield from RedisCalls(calls, repeatable))
 
 
+def call_apart(calls: Sequence[Call[T]]) -> Effects[list[T | ImError]]:
+    """Call Redis; a call that failed has its error in its place. Raise an error that concerns all calls."""
+    answers = yield from call_each(calls)
+    raise_what_stops_all(answers)
+    return answers
+
+
 def call_many(calls: Sequence[Call[T]], *, repeatable: bool = True) -> Effects[list[T]]:
     answers = yield from call_each(calls, repeatable=repeatable)
     return [raised(answer) for answer in answers]
@@ -160,25 +162,21 @@ def perform(effects: Effects[T], perform_one: Callable[[Effect[Any]], Any]) -> T
 
 def stream(effects: Pages[T], perform_one: Callable[[Effect[Any]], Any]) -> Iterator[T]:
     """Perform one effect after the other; yield the results, page by page, as they are asked for."""
-    effect: Effect[Any] | list[T] | None = next(effects, None)
-    while effect is not None:
+    resume: Callable[[Any], Effect[Any] | list[T]] = effects.send
+    answer: Any = None
+    while True:
+        try:
+            effect = resume(answer)
+        except StopIteration:
+            return
+        resume, answer = effects.send, None
         try:
             if isinstance(effect, list):
                 yield from effect
-                answer = None
             else:
                 answer = perform_one(effect)
         except GeneratorExit:
             effects.close()
             raise
         except BaseException as error:
-            effect = _resumed(effects.throw, error)
-        else:
-            effect = _resumed(effects.send, answer)
-
-
-def _resumed(resume: Callable[[Any], T], value: Any) -> T | None:
-    try:
-        return resume(value)
-    except StopIteration:
-        return None
+            resume, answer = effects.throw, error

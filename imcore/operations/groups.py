@@ -14,7 +14,7 @@ from imcore.operations.queries import MessagesBefore
 from imcore.streams.calls import group_calls, session_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.keys import SEPARATOR
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 
 BATCH = 500
 
@@ -49,7 +49,6 @@ def _change_members(build: group_calls.MembersCall, gid: str, uids: Iterable[str
 
 
 def group(gid: str) -> Effects[Group]:
-    """Return what a group is now. Raise UnknownGroup."""
     check_name(gid, "gid")
     space = yield from GetKeyspace()
     return (yield from call(group_calls.group(space, gid)))
@@ -66,7 +65,6 @@ def groups() -> Pages[Group]:
 
 
 def members(gid: str) -> Pages[Member]:
-    """Yield the current members of a group, by uid. Raise UnknownGroup."""
     yield from group(gid)
     space = yield from GetKeyspace()
     spans = yield from _scan(partial(group_calls.scan_spans, space, gid))
@@ -96,7 +94,6 @@ def groups_of(uid: str) -> Effects[list[str]]:
 
 
 def known_user(uid: str) -> Effects[str]:
-    """Return a uid unchanged. Raise UnknownUser for one who is in no group."""
     if not (yield from groups_of(uid)):
         raise UnknownUser(f"{uid!r} is in no group: add them to one first")
     return uid
@@ -108,9 +105,7 @@ def online(uids: Iterable[str]) -> Effects[set[str]]:
 
 def _online(uids: Sequence[str]) -> Effects[set[str]]:
     space = yield from GetKeyspace()
-    by_partition: dict[int, list[str]] = {}
-    for uid in uids:
-        by_partition.setdefault(space.partition_of(uid), []).append(uid)
+    by_partition = grouped((space.partition_of(uid), uid) for uid in uids)
     asked = [(partition, batch) for partition, of in by_partition.items() for batch in batches(of, BATCH)]
     answers = yield from call_many([session_calls.online(space, partition, batch) for partition, batch in asked])
     flags = (
@@ -122,7 +117,6 @@ def _online(uids: Sequence[str]) -> Effects[set[str]]:
 
 
 def unread(uid: str) -> Effects[list[Unread]]:
-    """Return what a user has not read in each of their groups, by gid; own messages do not count."""
     gids = yield from groups_of(uid)
     positions = yield from _positions([(gid, uid) for gid in gids], NotMember, UnknownGroup)
     return [position for position in positions if position]

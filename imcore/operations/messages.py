@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from imcore import msgid as msgids
 from imcore.errors import ImError, InvalidInput, NotMember, UnknownGroup
-from imcore.model.direct import gid_of, members_of
+from imcore.model.direct import gid_of
 from imcore.model.limits import (
     check_content,
     check_handed_over,
@@ -21,7 +21,7 @@ from imcore.model.limits import (
 )
 from imcore.model.values import Ack, Draft, Message
 from imcore.operations import creation, queries
-from imcore.operations.effects import Effects, GetKeyspace, HasDatabase, Pages, call, call_each, raised
+from imcore.operations.effects import Effects, GetKeyspace, Pages, call, call_each, raised
 from imcore.operations.groups import group, groups_of
 from imcore.settings import Settings
 from imcore.streams import wire
@@ -37,7 +37,7 @@ CONTENT_PER_CALL = 1 << 20
 
 
 def send(
-    gid: str, content: str, *, sender_uid: str, client_msgid: str | None, sent_at: datetime | None, settings: Settings
+    settings: Settings, gid: str, content: str, sender_uid: str, client_msgid: str | None, sent_at: datetime | None
 ) -> Effects[Message]:
     check_name(gid, "gid")
     _check(sender_uid, content, client_msgid, settings)
@@ -48,18 +48,16 @@ def send(
 
 
 def send_direct(
-    uid: str, content: str, *, sender_uid: str, client_msgid: str | None, settings: Settings
+    settings: Settings, uid: str, content: str, sender_uid: str, client_msgid: str | None
 ) -> Effects[Message]:
     gid = gid_of(uid, sender_uid)
     # What the send refuses is refused here already: else the chat would be created and nothing said in it.
     _check(sender_uid, content, client_msgid, settings)
-    yield from creation.create(gid, members_of(uid, sender_uid))
-    return (
-        yield from send(gid, content, sender_uid=sender_uid, client_msgid=client_msgid, sent_at=None, settings=settings)
-    )
+    yield from creation.create(gid, sorted({uid, sender_uid}))
+    return (yield from send(settings, gid, content, sender_uid, client_msgid, None))
 
 
-def send_many(gid: str, drafts: Iterable[Draft], *, settings: Settings) -> Effects[list[Message | ImError]]:
+def send_many(settings: Settings, gid: str, drafts: Iterable[Draft]) -> Effects[list[Message | ImError]]:
     check_name(gid, "gid")
     checked = [_checked(draft, settings) for draft in check_list(drafts, "drafts")]
     return (yield from _send(gid, checked, settings))
@@ -144,42 +142,31 @@ def message(gid: str, packed: int) -> Effects[Message | None]:
     for entry in (yield from call(message_calls.entries(space, gid, msgid, msgid, 1))).entries:
         with suppress(IndexError, ValueError):  # somebody has added an entry by hand that is no message
             return wire.message(gid, entry)
-    if packed > (yield from call(group_calls.trimmed(space, gid))) or not (yield from HasDatabase()):
+    if packed > (yield from call(group_calls.trimmed(space, gid))):
         return None
     rows = yield from queries.MessagesByMsgid(gid, [packed])
     return (yield from queries.messages(space, gid, [rows[packed]]))[0] if rows else None
 
 
-def pull(uid: str, gid: str | None, *, limit: int | None) -> Effects[list[Message]]:
+def pull(uid: str, gid: str | None, *, limit: int | None) -> Pages[Message]:
     check_name(uid, "uid")
     check_limit(limit)
     if gid is not None:
-        return (yield from _pull(check_name(gid, "gid"), uid, limit))
-    messages: list[Message] = []
+        yield from after(check_name(gid, "gid"), uid, None, limit)
+        return
     for each in (yield from groups_of(uid)):
         with suppress(NotMember, UnknownGroup):  # the user has left it meanwhile
-            messages += yield from _pull(each, uid, limit)
-    return messages
+            yield from after(each, uid, None, limit)
 
 
-def _pull(gid: str, uid: str, limit: int | None) -> Effects[list[Message]]:
-    messages: list[Message] = []
-    start, more = None, True
-    while more and (limit is None or len(messages) < limit):
-        count = queries.PAGE if limit is None else min(limit - len(messages), queries.PAGE)
-        page = yield from _page_after(gid, uid, start, count)
-        messages += page.messages
-        more = page.more
-        start = msgids.position_of(messages[-1].msgid) if more else None
-    return messages
-
-
-def after(gid: str, uid: str, start: int) -> Pages[Message]:
-    """Yield what came after a message (packed) in a member's present membership. Raise UnknownGroup, NotMember."""
+def after(gid: str, uid: str, start: int | None, limit: int | None = None) -> Pages[Message]:
+    """Yield what came after a message (packed), or after the member's offset. Raise UnknownGroup, NotMember."""
+    left = msgids.HIGHEST if limit is None else limit
     more = True
-    while more:
-        page = yield from _page_after(gid, uid, start, queries.PAGE)
+    while more and left:
+        page = yield from _page_after(gid, uid, start, min(left, queries.PAGE))
         yield page.messages
+        left -= len(page.messages)
         more = page.more
         start = msgids.position_of(page.messages[-1].msgid) if more else start
 

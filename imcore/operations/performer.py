@@ -13,7 +13,6 @@ from imcore.operations.effects import (
     Effects,
     FinishCalls,
     GetKeyspace,
-    HasDatabase,
     Pages,
     RedisCalls,
     Sleep,
@@ -53,7 +52,7 @@ class Performer:
         Loading SQL's libraries and connecting take half a second: too long for live traffic. Meanwhile `perform_one`
         raises DatabaseOpening. The next query raises the error of an opening that failed.
         """
-        if self.system.has_database and self._opening is None:
+        if self._opening is None:
             self._is_abandoned = Event()
             # A daemon: an ending process does not wait for a silent database.
             opening = Thread(
@@ -119,8 +118,6 @@ class Performer:
                 if self._opening and self._opening.is_alive():
                     raise DatabaseOpening
                 return effect.run(self.history_database)
-            case HasDatabase():
-                return self.system.has_database
             case Warn(error, text):
                 return self._log.note(error, text)
         return _perform_in_redis(self.system.client, effect)

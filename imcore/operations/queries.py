@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from imcore import msgid as msgids
-from imcore.errors import ImError, UnknownMessage, raise_what_stops_all
+from imcore.errors import ImError, UnknownMessage
 from imcore.model.rows import MessageRow
 from imcore.model.values import Message
-from imcore.operations.effects import Effects, SqlQuery, call_each, call_many, raised
+from imcore.operations.effects import Effects, SqlQuery, call_apart, call_many, raised
 from imcore.streams import wire
 from imcore.streams.calls import group_calls, message_calls, receipt_calls
 from imcore.streams.calls.call import Trimmed
@@ -108,8 +108,7 @@ def groups_or_errors(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, 
     """Return the gids of each user's groups, in order, or the error that keeps that user's from being read."""
     # The unfinished creations come last: a group that was finished meanwhile counts.
     batch = [*(call for uid in uids for call in group_calls.groups_of(space, uid)), *group_calls.being_created(space)]
-    answers = yield from call_each(batch)
-    raise_what_stops_all(answers)
+    answers = yield from call_apart(batch)
     rest = iter(answers)
     listed = {uid: [next(rest) for _ in range(space.partitions)] for uid in uids}
     being_created = list(rest)
@@ -117,16 +116,14 @@ def groups_or_errors(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, 
 
 
 def _without(answers: Sequence[list[str] | ImError], hidden: Sequence[list[str] | ImError]) -> list[str] | ImError:
-    error = first_error([*answers, *hidden])
-    return error or sorted(_gids(answers) - _gids(hidden))
+    for answer in (*answers, *hidden):
+        if isinstance(answer, ImError):
+            return answer
+    return sorted(_gids(answers) - _gids(hidden))
 
 
 def _gids(answers: Sequence[list[str] | ImError]) -> set[str]:
     return {gid for gids in answers if not isinstance(gids, ImError) for gid in gids}
-
-
-def first_error(answers: Iterable[object]) -> ImError | None:
-    return next((answer for answer in answers if isinstance(answer, ImError)), None)
 
 
 def page(space: Keyspace, gid: str, pulled: PullResult, most: int) -> Effects[MessagePage | ImError]:
@@ -184,17 +181,13 @@ def _trimmed_tallies(space: Keyspace, gid: str, trimmed: Sequence[int]) -> Effec
 
 def counts_of_rows(space: Keyspace, gid: str, rows: Iterable[MessageRow]) -> Effects[Tallies]:
     """Return the tallies of messages that came from SQL, whether Redis still has them or not."""
-    return (yield from _counts(space, {gid: [_named(row) for row in rows]}))
-
-
-def _named(row: MessageRow) -> tuple[int, str, int | str]:
-    return row.msgid, row.sender_uid, "" if row.span is None else row.span
+    named = [(row.msgid, row.sender_uid, "" if row.span is None else row.span) for row in rows]
+    return (yield from _counts(space, {gid: named}))
 
 
 def _counts(space: Keyspace, wanted: Mapping[str, Sequence[tuple[int, str, int | str]]]) -> Effects[Tallies]:
     parts = [(gid, part) for gid, of_group in wanted.items() for part in batches(of_group, PAGE)]
-    answers = yield from call_each([receipt_calls.tallies(space, gid, part) for gid, part in parts])
-    raise_what_stops_all(answers)
+    answers = yield from call_apart([receipt_calls.tallies(space, gid, part) for gid, part in parts])
     tallies: Tallies = {}
     for (gid, part), answer in zip(parts, answers, strict=True):
         counts = [answer] * len(part) if isinstance(answer, ImError) else answer

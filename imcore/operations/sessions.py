@@ -5,8 +5,6 @@ A receipt is dirty if the tally of its message changed since the sender confirme
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from imcore import msgid as msgids
 from imcore.errors import (
@@ -16,85 +14,71 @@ from imcore.errors import (
     TryAgain,
     UnknownGroup,
     UnknownMessage,
-    raise_what_stops_all,
 )
 from imcore.model.limits import check_limit, check_name, check_receipts
 from imcore.model.values import Receipt
-from imcore.operations.effects import Effects, GetKeyspace, call, call_each, raised
-from imcore.operations.queries import PAGE, Tallies, first_error, tallies
+from imcore.operations.effects import Effects, GetKeyspace, call, call_apart, raised
+from imcore.operations.queries import PAGE, Tallies, tallies
 from imcore.streams.calls import receipt_calls, session_calls
-from imcore.streams.calls.call import Call
 from imcore.streams.calls.receipt_calls import Counts, DirtyReceipt
 from imcore.streams.keys import Keyspace
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
+
+DirtyCursor = dict[int, int]
+"""The version up to which a user's dirty receipts are read, by partition. Partitions that are done are left out."""
+
+DirtyPage = tuple[list[DirtyReceipt], DirtyCursor]
+"""Dirty receipts of a user, and the cursor after them."""
 
 
-@dataclass(slots=True)
-class DirtyCursor:
-    """The version up to which a user's dirty receipts are read, by partition. Partitions that are done are left out."""
-
-    uid: str
-    after: dict[int, int]
-
-    @classmethod
-    def of(cls, space: Keyspace, uid: str) -> "DirtyCursor":
-        return cls(uid, dict.fromkeys(range(space.partitions), 0))
-
-    def calls(self, space: Keyspace, count: int) -> list[Call[list[DirtyReceipt]]]:
-        return [
-            receipt_calls.dirty(space, partition, self.uid, after=after, count=count)
-            for partition, after in self.after.items()
-        ]
-
-    def advance(self, pages: Sequence[list[DirtyReceipt]], count: int) -> list[DirtyReceipt]:
-        """Move over the answers of these calls; return them as one list."""
-        by_partition = list(zip(self.after, pages, strict=True))
-        self.after = {partition: page[-1].version for partition, page in by_partition if len(page) == count}
-        return [dirty for _, page in by_partition for dirty in page]
+def first_dirty(space: Keyspace) -> DirtyCursor:
+    return dict.fromkeys(range(space.partitions), 0)
 
 
 def dirty_receipts(
-    space: Keyspace, cursors: Sequence[DirtyCursor], count: int
-) -> Effects[list[list[DirtyReceipt] | ImError]]:
-    """Return the next dirty receipts of each user, or the error of that user. The cursors move over them."""
-    calls = [cursor.calls(space, count) for cursor in cursors]
-    answers = yield from call_each([call for of_cursor in calls for call in of_cursor])
-    raise_what_stops_all(answers)
+    space: Keyspace, cursors: Sequence[tuple[str, DirtyCursor]], count: int
+) -> Effects[list[DirtyPage | ImError]]:
+    """Return the next dirty receipts after each cursor of a user (uid), or the error of that user."""
+    answers = yield from call_apart(
+        [
+            receipt_calls.dirty(space, partition, uid, after=after, count=count)
+            for uid, cursor in cursors
+            for partition, after in cursor.items()
+        ]
+    )
     rest = iter(answers)
-    return [
-        _advanced(cursor, [next(rest) for _ in of_cursor], count)
-        for cursor, of_cursor in zip(cursors, calls, strict=True)
-    ]
+    return [_dirty_page(cursor, [next(rest) for _ in cursor], count) for _, cursor in cursors]
 
 
-def _advanced(
-    cursor: DirtyCursor, pages: Sequence[list[DirtyReceipt] | ImError], count: int
-) -> list[DirtyReceipt] | ImError:
-    error = first_error(pages)
-    return error or cursor.advance([page for page in pages if not isinstance(page, ImError)], count)
+def _dirty_page(
+    cursor: DirtyCursor, answers: Sequence[list[DirtyReceipt] | ImError], count: int
+) -> DirtyPage | ImError:
+    receipts: list[DirtyReceipt] = []
+    after: DirtyCursor = {}
+    for partition, answer in zip(cursor, answers, strict=True):
+        if isinstance(answer, ImError):
+            return answer
+        receipts += answer
+        if len(answer) == count:
+            after[partition] = answer[-1].version
+    return receipts, after
 
 
-class ReceiptsToDeliver(NamedTuple):
-    """The receipts to deliver to one user, by gid and age.
+Delivery = tuple[list[Receipt], DirtyCursor, ImError | None]
+"""Receipts of one user, by gid and age; the cursor after them; and the error of a group whose receipts are left out."""
 
-    `waits`: the error of SQL or a partition for which all of them wait. `left_out`: the error of a group.
+
+def to_deliver(space: Keyspace, pages: Sequence[DirtyPage | ImError]) -> Effects[list[Delivery | ImError]]:
+    """Return the receipts of each page; or its error, or that of SQL or a partition for which all of them wait.
+
+    An unknown group or message has no receipt.
     """
-
-    receipts: list[Receipt]
-    waits: ImError | None = None
-    left_out: ImError | None = None
-
-
-def to_deliver(space: Keyspace, dirty: Sequence[Sequence[DirtyReceipt]]) -> Effects[list[ReceiptsToDeliver]]:
-    """Return the receipts of dirty ones, user by user. An unknown group or message has no receipt."""
-    wanted: dict[str, list[int]] = {}
-    for each in (each for of_user in dirty for each in of_user):
-        wanted.setdefault(each.gid, []).append(each.msgid)
-    counts = yield from tallies(space, wanted)
-    return [_to_deliver(counts, of_user) for of_user in dirty]
+    dirty = (each for page in pages if not isinstance(page, ImError) for each in page[0])
+    counts = yield from tallies(space, grouped((each.gid, each.msgid) for each in dirty))
+    return [page if isinstance(page, ImError) else _to_deliver(counts, *page) for page in pages]
 
 
-def _to_deliver(tallies: Tallies, dirty: Sequence[DirtyReceipt]) -> ReceiptsToDeliver:
+def _to_deliver(tallies: Tallies, dirty: Sequence[DirtyReceipt], cursor: DirtyCursor) -> Delivery | ImError:
     ready: list[Receipt] = []
     left_out: ImError | None = None
     for each in sorted(dirty, key=lambda each: (each.gid, each.msgid)):
@@ -102,22 +86,24 @@ def _to_deliver(tallies: Tallies, dirty: Sequence[DirtyReceipt]) -> ReceiptsToDe
         if isinstance(counts, Counts):
             ready.append(Receipt(each.gid, msgids.unpack(each.msgid), *counts, each.version))
         elif isinstance(counts, TryAgain | ConfigurationError | DatabaseRejected):
-            return ReceiptsToDeliver([], waits=counts)
+            return counts
         elif not isinstance(counts, UnknownGroup | UnknownMessage):
             left_out = counts
-    return ReceiptsToDeliver(ready, left_out=left_out)
+    return ready, cursor, left_out
 
 
 def _pending(space: Keyspace, uid: str, limit: int | None) -> Effects[list[Receipt]]:
     """Return the receipts that wait for a sender, by gid and age. Raise what SQL raises."""
-    cursor = DirtyCursor.of(space, uid)
+    cursor = first_dirty(space)
     dirty: list[DirtyReceipt] = []
-    while cursor.after and (limit is None or len(dirty) < limit):
-        dirty += raised((yield from dirty_receipts(space, [cursor], PAGE))[0])
-    [delivery] = yield from to_deliver(space, [dirty[:limit]])
-    if error := delivery.waits or delivery.left_out:
-        raise error
-    return delivery.receipts
+    while cursor and (limit is None or len(dirty) < limit):
+        page, cursor = raised((yield from dirty_receipts(space, [(uid, cursor)], PAGE))[0])
+        dirty += page
+    [delivery] = yield from to_deliver(space, [(dirty[:limit], cursor)])
+    receipts, _, left_out = raised(delivery)
+    if left_out:
+        raise left_out
+    return receipts
 
 
 def confirm_many(space: Keyspace, receipts: Mapping[str, Sequence[Receipt]]) -> Effects[dict[str, list[int | ImError]]]:
@@ -128,8 +114,7 @@ def confirm_many(space: Keyspace, receipts: Mapping[str, Sequence[Receipt]]) -> 
         for page in batches(of_user, PAGE)
         for call in receipt_calls.confirm(space, uid, page)
     ]
-    answers = yield from call_each([call for _, call in batch])
-    raise_what_stops_all(answers)
+    answers = yield from call_apart([call for _, call in batch])
     by_uid: dict[str, list[int | ImError]] = {uid: [] for uid in receipts}
     for (uid, _), answer in zip(batch, answers, strict=True):
         by_uid[uid].append(answer)

@@ -8,7 +8,7 @@ from imcore.model.limits import check_handed_over, check_limit, check_list, chec
 from imcore.model.rows import MessageRow
 from imcore.model.values import MessageStatus, MessageTally, Reader, Tally
 from imcore.operations import queries
-from imcore.operations.effects import Effects, GetKeyspace, HasDatabase, Warn, call, raised
+from imcore.operations.effects import Effects, GetKeyspace, Warn, call, raised
 from imcore.operations.queries import MessagesBefore, ReadTimes, stored_message
 from imcore.streams.calls import receipt_calls
 from imcore.streams.calls.receipt_calls import Names
@@ -41,10 +41,11 @@ def status(gid: str, *, limit: int) -> Effects[list[MessageTally]]:
     check_limit(limit, lowest=0)
     check_name(gid, "gid")
     space = yield from GetKeyspace()
+    most = limit or msgids.HIGHEST
     newest_first: list[MessageTally] = []
     before, more = "+", True
-    while more and (not limit or len(newest_first) < limit):
-        count = min(_TALLIES, limit - len(newest_first)) if limit else _TALLIES
+    while more and len(newest_first) < most:
+        count = min(_TALLIES, most - len(newest_first))
         page = yield from call(
             receipt_calls.status(space, gid, before=before, count=count, most_bytes=queries.PAGE_BYTES)
         )
@@ -54,17 +55,16 @@ def status(gid: str, *, limit: int) -> Effects[list[MessageTally]]:
             before = f"({page.tallies[-1].message.msgid}"
         elif page.trimmed:
             oldest = msgids.position_of(newest_first[-1].message.msgid) if newest_first else page.trimmed + 1
-            left = limit - len(newest_first) if limit else None
+            left = most - len(newest_first)
             newest_first += yield from _trimmed_status(space, gid, min(oldest, page.trimmed + 1), left)
     return newest_first[::-1]
 
 
-def _trimmed_status(space: Keyspace, gid: str, before: int, limit: int | None) -> Effects[list[MessageTally]]:
+def _trimmed_status(space: Keyspace, gid: str, before: int, limit: int) -> Effects[list[MessageTally]]:
     """Return the newest messages before one (packed) that only SQL has, newest first."""
     newest_first: list[MessageTally] = []
-    while limit is None or len(newest_first) < limit:
-        count = queries.PAGE if limit is None else min(queries.PAGE, limit - len(newest_first))
-        rows = yield from MessagesBefore(gid, before, count)
+    while len(newest_first) < limit:
+        rows = yield from MessagesBefore(gid, before, min(queries.PAGE, limit - len(newest_first)))
         if not rows:
             break
         newest_first += reversed((yield from _with_tallies(space, gid, rows)))
@@ -113,8 +113,6 @@ def _names(space: Keyspace, gid: str, packed: int) -> Effects[Names]:
 
 def _read_times(gid: str, packed: int) -> Effects[dict[str, int]]:
     """Return when each reader read it, as far as a worker has stored it; nothing while the database is away."""
-    if not (yield from HasDatabase()):
-        return {}
     try:
         return (yield from ReadTimes(gid, packed))
     except DatabaseNotReady:

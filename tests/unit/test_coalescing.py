@@ -18,8 +18,7 @@ from imcore.streams.calls.journal_calls import CoalescingCounts, CoalescingTotal
 from imcore.streams.events import Move
 from imcore.streams.journal import Journal
 from imcore.streams.keys import lease
-from imcore.workers.coalescing import segments
-from imcore.workers.receipts import ReceiptsWorker
+from imcore.workers.receipts import ReceiptsWorker, segments
 from tests.helpers.workers import drain
 
 SETTINGS = replace(Settings.from_env({}, data_dir="/nowhere"), block_ms=0, retry_ms=0, receipt_window_ms=0)

@@ -2,14 +2,48 @@
 
 import math
 import random
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
+from imcore.errors import ImError, RedisRefuses, RedisUnavailable
 from imcore.gateway.scheduler import DelayQueue
+from imcore.operations.effects import Effects, perform
+from imcore.util.backoff import ThrottledLog
+
+
+def refused_by(errors: dict[Any, ImError]) -> Callable[[Sequence[Any]], Effects[dict[Any, ImError]]]:
+    """Return an operation that refuses some things; all, with RedisUnavailable, once it is to refuse `None`."""
+
+    def operation(things: Sequence[Any]) -> Effects[dict[Any, ImError]]:
+        if None in errors:
+            raise errors[None]
+        yield from ()
+        return {thing: errors[thing] for thing in things if thing in errors}
+
+    return operation
+
+
+def test_a_refused_thing_waits_alone_and_an_error_of_the_operation_loses_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    errors: dict[Any, ImError] = {"a": RedisRefuses("not now")}
+    queue: DelayQueue[str] = DelayQueue(refused_by(errors), "it waits: %s", ThrottledLog(float), lambda: 5.0, limit=2)
+    queue.add(["a", "b", "c"])
+    perform(queue.step(), print)
+    assert (len(queue), queue.due()) == (2, 0.0)
+    perform(queue.step(), print)
+    assert (len(queue), queue.due()) == (1, pytest.approx(5.05))
+    assert [record.getMessage() for record in caplog.records] == ["it waits: not now"]
+    errors[None] = RedisUnavailable("nobody there")
+    with pytest.raises(RedisUnavailable):
+        perform(queue.run(math.inf), print)
+    assert (len(queue), queue.due()) == (1, 0.0)
 
 
 def test_a_refused_thing_waits_longer_and_longer_until_it_succeeds() -> None:
-    queue: DelayQueue[str] = DelayQueue()
+    queue: DelayQueue[str] = DelayQueue(refused_by({}), "%s", ThrottledLog(float), float)
     queue.add(["a", "b"])
     assert queue.take(5, 0.0) == ["a", "b"]
     for wait in (0.05, 0.1, 0.2):
@@ -28,7 +62,7 @@ def test_a_refused_thing_waits_longer_and_longer_until_it_succeeds() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_random_histories(seed: int) -> None:
     chance = random.Random(seed)
-    queue: DelayQueue[int] = DelayQueue()
+    queue: DelayQueue[int] = DelayQueue(refused_by({}), "%s", ThrottledLog(float), float)
     ready: list[int] = []
     later: dict[int, tuple[float, int]] = {}
     failures: dict[int, int] = {}

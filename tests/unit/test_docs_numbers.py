@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from imcore import Chat, msgid, process
+from imcore import msgid, process
 from imcore.admin import acl
 from imcore.cli.catalogue import SHARED_OPTIONS
+from imcore.gateway.core import GatewayOptions
 from imcore.model import limits
 from imcore.operations import creation
 from imcore.settings import Settings
@@ -125,7 +126,7 @@ def test_a_number_is_the_one_of_the_product(name: str, fact: str) -> None:
 
 def test_the_pictures_have_the_numbers_of_the_product() -> None:
     [picture, *_] = README.blocks_in("")
-    gateway = {name: parameter.default for name, parameter in signature(Chat.gateway).parameters.items()}
+    gateway = {name: parameter.default for name, parameter in signature(GatewayOptions).parameters.items()}
     assert f"folded over a window ({DEFAULTS.receipt_window_ms} ms)" in picture.text
     assert re.search(rf"every {gateway['ack_every']}\b", picture.text)
     assert re.search(rf"messages or {gateway['ack_interval_s']:g} s\b", picture.text)

@@ -9,10 +9,10 @@ import pytest
 
 from imcore import Chat, Receipt, Session
 from imcore.errors import RedisRefuses, RedisUnavailable
-from imcore.gateway import receipts as gateway_receipts
+from imcore.gateway import sessions as gateway_sessions
 from imcore.gateway.channels import Inbox
 from imcore.gateway.fanout import DeliveryQueue, ReceiptsChanged
-from imcore.gateway.receipts import RECEIPTS_PER_EVENT, ReceiptConfirmation, ReceiptDelivery
+from imcore.gateway.sessions import RECEIPTS_PER_EVENT, ReceiptConfirmation, ReceiptDelivery
 from imcore.operations.effects import Effect, RedisCalls
 from imcore.util.backoff import ThrottledLog
 from tests.helpers.talk import publish_receipts, say_many
@@ -190,7 +190,7 @@ def test_receipts_are_confirmed_in_bounded_calls(ann: Sender, chat: Chat, monkey
     sent = ann.say(1300)
     ann.mark(sent)
     confirmation = ReceiptConfirmation(chat.system.client.space, 1.0, ThrottledLog(lambda: 0.0), lambda: 0.0)
-    monkeypatch.setattr(gateway_receipts, "CONFIRMATIONS_PER_STEP", 1200)
+    monkeypatch.setattr(gateway_sessions, "CONFIRMATIONS_PER_STEP", 1200)
     for event in ann.ask():
         confirmation.received("ann", event.receipts)
     sizes: list[int] = []
@@ -253,4 +253,4 @@ def test_receipts_that_could_not_be_confirmed_are_confirmed_later(
 
 def test_pages_are_small_enough_that_no_step_takes_long() -> None:
     partitions = 8
-    assert gateway_receipts.SESSIONS_PER_STEP * gateway_receipts.RECEIPTS_PER_PAGE * partitions <= 30_000
+    assert gateway_sessions.SESSIONS_PER_STEP * gateway_sessions.RECEIPTS_PER_PAGE * partitions <= 30_000

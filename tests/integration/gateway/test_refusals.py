@@ -115,7 +115,7 @@ def ask_again(gateway: Gateway) -> None:
     core = gateway._core
     for gid in ("team", "home"):
         core._fetch_missed(core._channels.open_group(gid))
-    core._to_resync.add(core.sessions)
+    core._catch_up.to_resync.add(core.sessions)
 
 
 REFUSALS = [RedisRefuses("too few replicas"), RedisFull("no room"), RedisUnavailable("no node"), ImError("by hand")]
