@@ -4,6 +4,7 @@ import math
 import re
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from inspect import cleandoc
@@ -27,7 +28,7 @@ P = ParamSpec("P")
 _WIDEST = 100
 _CLICKS_WIDTH = 78
 _GOES_ON = " " * 4
-_WORD = re.compile(r"'[^']*'|\S+")
+_QUOTED = re.compile(r"'[^']*'")
 
 
 @dataclass(slots=True)
@@ -94,9 +95,12 @@ class HelpFormatter(click.HelpFormatter):
 
     def write_example(self, line: str) -> None:
         """Write a command so that it can be copied: each break has a backslash for the shell."""
-        indent = " " * self.current_indent
-        parts = _broken(line, self.width - len(indent + _GOES_ON)) if self._is_for_terminal else [line]
-        self.write(indent + f" \\\n{indent}{_GOES_ON}".join(parts) + "\n")
+        indent, parts = " " * self.current_indent, [line]
+        if self._is_for_terminal:
+            whole = _QUOTED.sub(lambda match: match[0].replace(" ", "\0"), line)  # no break within quotes
+            width = self.width - len(f"{indent}{_GOES_ON} \\")
+            parts = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
+        self.write(indent + f" \\\n{indent}{_GOES_ON}".join(parts).replace("\0", " ") + "\n")
 
 
 class Command(click.Command):
@@ -216,15 +220,3 @@ def _note(ctx: click.Context, param: click.Parameter, value: str | bool | None) 
         invocation.local_time = True
         if trouble := zone_trouble():
             output.complain(trouble)
-
-
-def _broken(line: str, width: int) -> list[str]:
-    """Return a command broken between words, with room for a blank and a backslash after each part but the last."""
-    parts: list[str] = []
-    start = 0
-    for word in _WORD.finditer(line):
-        needed = word.end() - start + (0 if word.end() == len(line) else len(" \\"))
-        if needed > width and word.start() > start:
-            parts.append(line[start : word.start()].rstrip())
-            start = word.start()
-    return [*parts, line[start:]]

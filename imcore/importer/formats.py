@@ -165,47 +165,37 @@ def _recoded(chunks: Chunks, encoding: str) -> Chunks:
 
 def _split(chunks: Chunks, longest: int) -> Iterator[Line]:
     """Yield the lines. A line that is too long is not kept in memory."""
-    splitter = _LineSplitter(longest)
+    rest = bytearray()
     try:
-        for chunk in chunks:
-            yield from splitter.add(chunk)
+        yield from _ended(chunks, longest, rest)
     except _DAMAGE as error:
         with suppress(InvalidInput):
-            if isinstance(error, ForeignTail) or json_object(bytes(splitter.rest)):
-                yield from splitter.end()
+            if rest and (isinstance(error, ForeignTail) or json_object(bytes(rest))):
+                yield bytes(rest)
         yield Unreadable(f"the rest cannot be read: {_reason(error)}")
     else:
-        yield from splitter.end()
+        if rest:
+            yield bytes(rest)
 
 
-class _LineSplitter:
-    """Splits chunks into lines. `rest` is the line whose end has not come yet."""
-
-    def __init__(self, longest: int) -> None:
-        self.rest = bytearray()
-        self._longest = longest
-        self._is_too_long = False
-
-    def add(self, chunk: bytes) -> Iterator[Line]:
-        for piece in BytesIO(chunk):  # in C, and by LF alone
-            is_end = piece.endswith(b"\n")
-            if self._is_too_long:
-                self._is_too_long = not is_end
-            elif is_end and not self.rest:
-                yield piece
-            else:
-                self.rest += piece
-                if len(self.rest) > self._longest:
-                    self.rest.clear()
-                    self._is_too_long = not is_end
-                    yield Unreadable(f"the line has more than {self._longest} bytes: no event is so long")
-                elif is_end:
-                    yield from self.end()
-
-    def end(self) -> Iterator[Line]:
-        if self.rest:
-            yield bytes(self.rest)
-            self.rest.clear()
+def _ended(chunks: Chunks, longest: int, rest: bytearray) -> Iterator[Line]:
+    """Yield the lines whose end has come. `rest` is the line whose end has not come yet."""
+    is_too_long = False
+    for piece in chain.from_iterable(map(BytesIO, chunks)):  # in C, and by LF alone
+        is_end = piece.endswith(b"\n")
+        if is_too_long:
+            is_too_long = not is_end
+        elif is_end and not rest:
+            yield piece
+        else:
+            rest += piece
+            if len(rest) > longest:
+                rest.clear()
+                is_too_long = not is_end
+                yield Unreadable(f"the line has more than {longest} bytes: no event is so long")
+            elif is_end:
+                yield bytes(rest)
+                rest.clear()
 
 
 def _until_damage(lines: Iterator[Line], gzip: GzipStream) -> Iterator[Line]:
