@@ -1,6 +1,6 @@
 """Groups and their members; sending, pulling, confirming, recalling, and asking who has read what."""
 
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -144,12 +144,8 @@ def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, n
     """
     confirm(f"Recall message {msgid} of {name(gid)}? What it says is gone for good.", yes=yes)
     with run.chat() as chat:
-        keeps = not (no_local or admin)
-        with local.sending_device(run, chat, by_uid) if keeps else nullcontext() as device:
-            message = chat.recall(to_gid(gid, by_uid), msgid, by=by_uid, admin=admin)
-            if keeps:
-                local.keep_sent(run, chat, device, message)
-        local.show_stored(run, chat, by_uid, message)
+        gid, keeps = to_gid(gid, by_uid), not (no_local or admin)
+        local.store(run, chat, by_uid, lambda _: chat.recall(gid, msgid, by=by_uid, admin=admin), keeps=keeps)
 
 
 def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid: str | None) -> None:
@@ -162,16 +158,15 @@ def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid:
                 raise click.UsageError("--queue chooses the client_msgid itself and needs the local database")
             _queue(run, chat, uid, content, gid, to_uid)
             return
-        with local.sending_device(run, chat, uid, content) if keeps else nullcontext() as device:
+
+        def send_after_waiting(device: "Device | None") -> Message:
             if device:
                 _send_waiting(device)
             if to_uid is None:
-                message = chat.send(gid, content, sender_uid=uid, client_msgid=client_msgid)
-            else:
-                message = chat.send_direct(to_uid, content, sender_uid=uid, client_msgid=client_msgid)
-            if keeps:
-                local.keep_sent(run, chat, device, message)
-        local.show_stored(run, chat, uid, message)
+                return chat.send(gid, content, sender_uid=uid, client_msgid=client_msgid)
+            return chat.send_direct(to_uid, content, sender_uid=uid, client_msgid=client_msgid)
+
+        local.store(run, chat, uid, send_after_waiting, content=content, keeps=keeps)
 
 
 def _ack_newest(chat: "Chat", uid: str, messages: "Sequence[Message]") -> None:
