@@ -138,8 +138,7 @@ def running_postgres(folder: Path) -> Iterator[str | None]:
         yield None
         return
     folder.mkdir(mode=0o700)
-    options: dict[str, Any] = {"cwd": folder}
-    programs = installed
+    programs, options = installed, dict[str, Any](cwd=folder)
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         user = pwd.getpwnam("nobody")
         options |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
@@ -147,20 +146,8 @@ def running_postgres(folder: Path) -> Iterator[str | None]:
         os.chown(folder, user.pw_uid, user.pw_gid)
         folder.parent.chmod(0o711)
     data = folder / "data"
-    initdb = (
-        programs / "bin/initdb",
-        "-D",
-        data,
-        "-U",
-        "postgres",
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--locale=C",
-        "--no-sync",
-    )
-    made = subprocess.run(initdb, capture_output=True, check=False, **options)
+    choices = ("-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+    made = subprocess.run([programs / "bin/initdb", *choices], capture_output=True, check=False, **options)
     if made.returncode:
         raise ImError(f"initdb failed: {made.stderr.decode(errors='replace').strip()}")
     # Nobody reads its log while a benchmark runs: a full pipe would stop it.
