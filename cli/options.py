@@ -83,24 +83,10 @@ class NumberRange(click.FloatRange):
 
 
 class HelpFormatter(click.HelpFormatter):
-    """Writes for a terminal of this many columns; without a number, as click does for a pipe."""
-
-    def __init__(self, columns: int | None) -> None:
-        super().__init__(width=None if columns is None else min(columns, _WIDEST))
-        self._is_for_terminal = columns is not None
+    """On a narrow terminal long options get a line of their own."""
 
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
-        """Write a list of options; on a narrow terminal long options get a line of their own."""
         super().write_dl(rows, col_max if self.width >= _CLICKS_WIDTH else self.width // 3, col_spacing)
-
-    def write_example(self, line: str) -> None:
-        """Write a command so that it can be copied: each break has a backslash for the shell."""
-        indent, parts = " " * self.current_indent, [line]
-        if self._is_for_terminal:
-            whole = _QUOTED.sub(lambda match: match[0].replace(" ", "\0"), line)  # no break within quotes
-            width = self.width - len(f"{indent}{_GOES_ON} \\")
-            parts = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
-        self.write(indent + f" \\\n{indent}{_GOES_ON}".join(parts).replace("\0", " ") + "\n")
 
 
 class Command(click.Command):
@@ -130,15 +116,22 @@ class Command(click.Command):
         return option
 
     def get_help(self, ctx: click.Context) -> str:
-        formatter = HelpFormatter(output.width(sys.stdout) if output.is_terminal(sys.stdout) else None)
+        is_terminal = output.is_terminal(sys.stdout)
+        formatter = HelpFormatter(width=min(output.width(sys.stdout), _WIDEST) if is_terminal else None)
         self.format_help(ctx, formatter)
         return formatter.getvalue().rstrip("\n")
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the example, with lines that can be copied also where they are broken."""
+        """Write the example so that it can be copied: on a terminal each break has a backslash for the shell."""
         with formatter.section("Example"):
+            indent = " " * formatter.current_indent
             for line in self.example.splitlines():
-                cast(HelpFormatter, formatter).write_example(line)
+                parts = [line]
+                if output.is_terminal(sys.stdout):
+                    whole = _QUOTED.sub(lambda match: match[0].replace(" ", "\0"), line)  # no break within quotes
+                    width = formatter.width - len(f"{indent}{_GOES_ON} \\")
+                    parts = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
+                formatter.write(indent + f" \\\n{indent}{_GOES_ON}".join(parts).replace("\0", " ") + "\n")
 
 
 class CommandGroup(Command, click.Group):
