@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from imcore.cli import output
-from imcore.cli.options import Invocation
+from imcore.cli.app import Invocation
 from imcore.cli.records import MESSAGE_COLUMNS, records_for
 from imcore.device.local_database import LocalDatabase, Outgoing, path_of, try_out
 from imcore.errors import LocalDatabaseError

@@ -17,8 +17,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from imcore.cli import tables
-from imcore.cli.characters import ACTING, EMOJI
-from imcore.cli.names import in_one_line, in_sentence
+from imcore.cli.names import ACTING, EMOJI, in_one_line, in_sentence
 from imcore.cli.passwords import redact
 from imcore.cli.records import Record, iso
 from imcore.cli.terminal import fit, width_of

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imcore.cli import local, output, records
+from imcore.cli.app import CommandGroup, Invocation, command, confirm, standard_input, yes_option
 from imcore.cli.catalogue import COMMANDS
 from imcore.cli.names import name, peer_in, to_gid
-from imcore.cli.options import CommandGroup, Invocation, command, confirm, standard_input, yes_option
 from imcore.errors import InvalidInput, TryAgain
 from imcore.model.values import Group, Message
 

@@ -9,7 +9,7 @@ from io import BufferedIOBase
 import click
 
 from imcore.cli import output
-from imcore.cli.options import Invocation, command, standard_input
+from imcore.cli.app import Invocation, command, standard_input
 from imcore.cli.progress import progress
 from imcore.errors import InvalidInput
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from imcore.cli import local, output, records
+from imcore.cli.app import Invocation, NumberRange, command
 from imcore.cli.names import to_gid
-from imcore.cli.options import Invocation, NumberRange, command
 from imcore.model.limits import check_name
 from imcore.model.values import Message, Receipt
 from imcore.process import Stopped, StopSignals

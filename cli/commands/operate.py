@@ -11,8 +11,8 @@ import click
 
 from imcore.admin.acl import ROLES
 from imcore.cli import names, output
+from imcore.cli.app import CommandGroup, Invocation, NumberRange, command, confirm, yes_option
 from imcore.cli.catalogue import COMMANDS
-from imcore.cli.options import CommandGroup, Invocation, NumberRange, command, confirm, yes_option
 from imcore.cli.progress import progress
 from imcore.cli.records import NAMES, Record
 from imcore.errors import ImError, RedisUnavailable

@@ -6,9 +6,9 @@ from contextlib import ExitStack, closing, suppress
 from functools import partial
 
 from imcore.cli import output
+from imcore.cli.app import Invocation, command
 from imcore.cli.commands.worker import NAMES, command_of, environment_of
 from imcore.cli.names import in_sentence
-from imcore.cli.options import Invocation, command
 from imcore.cli.records import Record
 from imcore.embedded.health import HealthCheck
 from imcore.embedded.server import EmbeddedServer

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import click
 
 from imcore.cli import output
-from imcore.cli.options import Invocation, command
+from imcore.cli.app import Invocation, command
 from imcore.settings import Settings
 
 NAMES = ("persist", "receipts", "jobs")

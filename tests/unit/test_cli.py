@@ -12,9 +12,8 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from imcore.cli.app import app
+from imcore.cli.app import Invocation, app, confirm
 from imcore.cli.catalogue import COMMANDS, SHARED_OPTIONS, help_text
-from imcore.cli.options import Invocation, confirm
 from imcore.errors import ImError, RedisUnavailable
 from tests.helpers.cli import im
 
