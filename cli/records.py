@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -93,10 +94,8 @@ def peers_at(chat: "Chat", uid: str) -> Callable[[Record], Record]:
     """Return `with_peers` for the peers that the server knows. While it is away a gid stays as it is."""
 
     def members(gid: str) -> Iterator[str]:
-        try:
+        with suppress(ImError):
             yield from (member.uid for member in chat.members(gid))
-        except ImError:
-            return
 
     return with_peers(uid, members)
 
