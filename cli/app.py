@@ -133,7 +133,7 @@ class Command(click.Command):
             indent = " " * formatter.current_indent
             for line in self.example.splitlines():
                 parts = [line]
-                if output.is_terminal(sys.stdout):
+                if output.is_terminal(sys.stdout) and len(indent + line) > formatter.width:
                     whole = _QUOTED.sub(lambda match: match[0].replace(" ", "\0"), line)  # no break within quotes
                     width = formatter.width - len(f"{indent}{_GOES_ON} \\")
                     parts = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
