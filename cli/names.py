@@ -32,33 +32,33 @@ the annotation and hieroglyph controls."""
 EMOJI = "\xa9\xae\u203c\u2049\u2100-\u27bf\u2900-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
 """The ranges of emoji, with other signs among them."""
 
-SIGNS = (
-    "\xa1-\xa3\xa5-\xa7\xa9\xab\xae\xb0\xb1\xb6\xb7\xbb\xbf\xf7\u060c\u061b\u061f\u0964\u0965\u20ac\u3001\u3002"
+_SIGN = re.compile(
+    "[\xa1-\xa3\xa5-\xa7\xa9\xab\xae\xb0\xb1\xb6\xb7\xbb\xbf\xf7\u060c\u061b\u061f\u0964\u0965\u20ac\u3001\u3002"
     "\u3008-\u3011\u30fb\u2190-\u21ff\u231a\u231b\u23e9-\u23f3\u25a0-\u25ca\u25cf\u25fb-\u2767\u2794-\u27bf\u2934\u2935"
     "\u2b05-\u2b07\u2b1b\u2b1c\u2b50\u2b55\U0001f004\U0001f0cf\U0001f18e\U0001f191-\U0001f19a\U0001f1e6-\U0001f1ff"
-    "\U0001f300-\U0001f64f\U0001f680-\U0001f6ff\U0001f7e0-\U0001f7f0\U0001f90c-\U0001faff"
+    "\U0001f300-\U0001f64f\U0001f680-\U0001f6ff\U0001f7e0-\U0001f7f0\U0001f90c-\U0001faff]"
 )
 """The signs beyond ASCII that look like no other: punctuation of many scripts, arrows, stars, emoji."""
 
 LATIN = "ÆæŒœØøẞßÞþðĐđĦħıŁłŊŋŦŧƁɓƊɗɖƎǝƏəƐɛƆɔƑƒƓɠƔɣƘƙƝɲƱʊƲʋƳƴɨƗʉɄ"
 """The Latin letters that are neither ASCII nor ASCII with marks, and are in use: phonetic ones look like them."""
 
-MARKS = "\u0300-\u0304\u0306-\u030c\u031b\u0323-\u0328\u032d\u032e\u0330\u0331"
+_MARK = re.compile("[\u0300-\u0304\u0306-\u030c\u031b\u0323-\u0328\u032d\u032e\u0330\u0331]")
 """The combining characters of Latin, Greek and Cyrillic that are in use."""
 
-KEPT = "\u0587\u0e33\u0eb3\u0edc\u0edd\u3131-\u3163"
+_KEPT = re.compile("[\u0587\u0e33\u0eb3\u0edc\u0edd\u3131-\u3163]")
 """Letters in use that Unicode calls compatible with a sequence of others: of Armenian, Thai, Lao and Korean."""
 
-SPELT_OTHERWISE = (
+_SPELT_OTHERWISE = re.compile(
     "(?<=\u0565)\u0582|\u0e4d(?=[\u0e48-\u0e4b]*\u0e32)|\u0ecd(?=[\u0ec8-\u0ecb]*\u0eb2)|(?<=\u0eab)[\u0e99\u0ea1]"
     "|(?<=\u0e40)\u0e40|(?<=\u0ec0)\u0ec0|(?<=\u0964)\u0964|(?<=[\u0d07\u0d12])\u0d57"
     "|[\u1100-\u11ff\ua960-\ua97f\ud7b0-\ud7ff]"
 )
-"""A regular expression of what makes the same picture as one letter, one of KEPT or another."""
+"""What makes the same picture as one letter, one of _KEPT or another."""
 
-RARE = (
-    "\u04c0\u04cf\u05f0-\u05f2\u066e\u066f\u06a1\u08bb-\u08bd\u2de0-\u2dff"
-    "\u4e36\u4e3f\u4ebb\u56d7\ua4f8-\ua4fd\ua640-\ua69f"
+_RARE = re.compile(
+    "[\u04c0\u04cf\u05f0-\u05f2\u066e\u066f\u06a1\u08bb-\u08bd\u2de0-\u2dff"
+    "\u4e36\u4e3f\u4ebb\u56d7\ua4f8-\ua4fd\ua640-\ua69f]"
 )
 """Letters, seldom used, that look like others of their own script, or like punctuation."""
 
@@ -92,11 +92,6 @@ _QUOTED = r"""(?<!\w)(['"])((?:\\.|(?!\1)[^\\\n])*)\1(?!\w)"""
 _QUOTED_PATTERN, _QUOTED_OR_BLANKS = re.compile(_QUOTED), re.compile(rf"{_QUOTED}|\s+")
 
 _ACTING = re.compile(f"[{ACTING}]")
-_SIGN = re.compile(f"[{SIGNS}]")
-_MARK = re.compile(f"[{MARKS}]")
-_KEPT = re.compile(f"[{KEPT}]")
-_RARE = re.compile(f"[{RARE}]")
-_SPELT_OTHERWISE = re.compile(SPELT_OTHERWISE)
 # Characters that are visible only with others: parts of an emoji, a keycap, a flag; a joiner that changes letters.
 _SEEN = re.compile(
     f"(?<=[{EMOJI}])(?:(?P<style>[\ufe0e\ufe0f])|\u200d(?=[{EMOJI}]))"
