@@ -77,8 +77,8 @@ def _show(run: Invocation, event: Message | Receipt, record: records.Record) -> 
 
 
 def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":
-    chat = run.chat()
-    try:
+    with ExitStack() as stack:
+        chat = stack.enter_context(run.chat())
         if not no_local and not chat.groups_of(uid):
             with local.device_if_any(run, chat, uid) as device:  # their first message may wait in the outbox
                 flushed = device.sync() if device else None
@@ -87,9 +87,7 @@ def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":
             if flushed and flushed.stopped_by:
                 raise flushed.stopped_by
         chat.known_user(uid)
-    except BaseException:
-        chat.close()
-        raise
+        stack.pop_all()
     return chat
 
 

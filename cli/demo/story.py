@@ -235,7 +235,7 @@ def _claim_one_to_one(claims: Claims, stage: Stage) -> None:
 
 
 def _printed_texts(stage: Stage, uid: str, gid: str) -> list[tuple[str, str]]:
-    return [(message["content"], message["peer"]) for message in stage.sessions.messages(uid, gid)[-1]]
+    return [(message["content"], message["peer"]) for message in stage.sessions.printed("message", uid, gid)[-1]]
 
 
 def _claim_absent(claims: Claims, stage: Stage) -> None:
