@@ -38,7 +38,6 @@ class Sandbox:
     def environment(self) -> dict[str, str]:
         """Return the environment of processes on these servers, without the user's own settings."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("IM_")}
-        environment["IM_RECEIPT_WINDOW_MS"] = str(self.settings.receipt_window_ms)
         return environment_of(self.settings, environment)
 
     @contextmanager

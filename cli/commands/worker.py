@@ -26,6 +26,7 @@ def environment_of(settings: Settings, environment: Mapping[str, str] = os.envir
         "IM_REDIS_URL": settings.redis_url,
         "IM_DATABASE_URL": settings.database_url,
         "IM_JOBS_REDIS_URL": settings.jobs_redis_url,
+        "IM_RECEIPT_WINDOW_MS": str(settings.receipt_window_ms),
         "PYTHONUNBUFFERED": "1",
     }
 
