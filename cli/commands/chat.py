@@ -161,7 +161,10 @@ def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid:
 
         def send_after_waiting(device: "Device | None") -> Message:
             if device:
-                _send_waiting(device)
+                flushed = device.flush()
+                local.complain_of_refused(flushed)
+                if flushed.stopped_by:  # no later message may overtake it
+                    raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
             if to_uid is None:
                 return chat.send(gid, content, sender_uid=uid, client_msgid=client_msgid)
             return chat.send_direct(to_uid, content, sender_uid=uid, client_msgid=client_msgid)
@@ -172,14 +175,6 @@ def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid:
 def _ack_newest(chat: "Chat", uid: str, messages: "Sequence[Message]") -> None:
     for gid, msgid in {message.gid: message.msgid for message in messages}.items():  # those of a group are in order
         chat.ack(uid, gid, msgid)
-
-
-def _send_waiting(device: "Device") -> None:
-    """Send the outbox. Raise TryAgain if a message there has to wait: no later one may overtake it."""
-    flushed = device.flush()
-    local.complain_of_refused(flushed)
-    if flushed.stopped_by:
-        raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
 
 
 def _queue(run: Invocation, chat: "Chat", uid: str, content: str, gid: str, to_uid: str | None) -> None:
