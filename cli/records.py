@@ -3,6 +3,8 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -36,12 +38,10 @@ LOG_COLUMNS = ("gid", "time", "sender_uid", "content", "state")
 _KEYS: dict[type, tuple[str, ...]] = {
     Message: ("gid", "msgid", "seq", "sender_uid", "time", "content", "client_msgid"),
     LogLine: ("gid", "msgid", "time", "sender_uid", "content", "client_msgid", "state"),
-    Group: GROUP_COLUMNS,
-    Member: ("gid", *MEMBER_COLUMNS),
-    Ack: ACK_COLUMNS,
     Receipt: RECEIPT_COLUMNS,
     Unread: UNREAD_COLUMNS,
 }
+"""The keys of the types that have more fields than are printed."""
 _KEYS_IF_SET = ("recalled", "recalls")
 
 _RULE = re.compile(r"(?:[A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)[+-]?\d")
@@ -52,7 +52,8 @@ Value = Message | LogLine | Group | Member | Ack | Receipt | Unread
 
 def record_of(value: Value) -> Record:
     """Return the object of a value. `recalled` and `recalls` are there only where they apply."""
-    record = {key: getattr(value, key) for key in _KEYS[type(value)]}
+    keys = _KEYS.get(type(value)) or [field.name for field in fields(value)]
+    record = {key: getattr(value, key) for key in keys}
     return record | {key: flag for key in _KEYS_IF_SET if (flag := getattr(value, key, None))}
 
 
@@ -93,10 +94,8 @@ def peers_at(chat: "Chat", uid: str) -> Callable[[Record], Record]:
     """Return `with_peers` for the peers that the server knows. While it is away a gid stays as it is."""
 
     def members(gid: str) -> Iterator[str]:
-        try:
+        with suppress(ImError):
             yield from (member.uid for member in chat.members(gid))
-        except ImError:
-            return
 
     return with_peers(uid, members)
 

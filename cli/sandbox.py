@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imcore.chat import Chat
-from imcore.cli import worker_command
+from imcore.cli.commands.worker import command_of, environment_of
 from imcore.embedded.server import EmbeddedServer
 from imcore.errors import ImError
 from imcore.process import Programs
@@ -38,15 +38,14 @@ class Sandbox:
     def environment(self) -> dict[str, str]:
         """Return the environment of processes on these servers, without the user's own settings."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("IM_")}
-        environment["IM_RECEIPT_WINDOW_MS"] = str(self.settings.receipt_window_ms)
-        return worker_command.environment_of(self.settings, environment)
+        return environment_of(self.settings, environment)
 
     @contextmanager
     def workers(self, *names: str, on_line: OnLine | None = None) -> "Iterator[Processes]":
         """Start workers, which may not be ready yet in the `with`, and end them after it."""
         with Processes(self.environment(), "the worker", on_line) as workers:
             for name in names:
-                workers.start(name, worker_command.command_of(name), workers.environment)
+                workers.start(name, command_of(name), workers.environment)
             yield workers
 
 

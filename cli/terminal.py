@@ -87,15 +87,12 @@ def _end_by_width(text: str, start: int, width: int) -> int:
     if text.isascii():
         return min(start + max(width, 1), len(text))
     end = start
-    while end < len(text) and (width := width - _cells_of(text[end])) >= 0:
-        end += 1
-    while end > start and end < len(text) and _clings(text, end):
-        end -= 1
-    if end > start:
-        return end
-    end += 1
-    while end < len(text) and _clings(text, end):
-        end += 1
+    while end < len(text):
+        after = next((at for at in range(end + 1, len(text)) if not _clings(text, at)), len(text))
+        width -= cells(text[end:after])
+        if width < 0 and end > start:
+            break
+        end = after
     return end
 
 

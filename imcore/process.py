@@ -225,8 +225,9 @@ class Programs:
         finally:
             self._selector.close()
 
-    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        process = start_child(name, command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str], **options: Any) -> None:
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        process = start_child(name, command, env=environment, **output, **options)
         program = _Program(name, process, cast(IO[bytes], process.stdout))
         self._running.append(program)
         self._selector.register(program.stdout, selectors.EVENT_READ, program)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from imcore.cli import output
+from imcore.cli.app import Invocation, command
 from imcore.cli.bench.harness.figures import LEAST_ROUNDS, Figure, Progress, RoundPlan, to_record
 from imcore.cli.bench.harness.report import Medians, bars, picture, tables
-from imcore.cli.options import Invocation, command
 from imcore.cli.progress import working
 from imcore.process import Stopped, StopSignals
 

@@ -1,25 +1,32 @@
-"""Groups and their members; sending, pulling, confirming, recalling, and asking who has read what."""
+"""Groups and their members; sending, pulling, confirming, recalling, and asking who has read what.
 
-from contextlib import ExitStack, nullcontext, suppress
+They act for a user, whose local database they keep up to date.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from imcore.cli import local, output, records
+from imcore.cli import output, records
+from imcore.cli.app import CommandGroup, Invocation, command, confirm, standard_input, yes_option
 from imcore.cli.catalogue import COMMANDS
 from imcore.cli.names import name, peer_in, to_gid
-from imcore.cli.options import CommandGroup, Invocation, command, confirm, standard_input, yes_option
-from imcore.errors import InvalidInput, TryAgain
+from imcore.device.local_database import LocalDatabase, Outgoing, path_of, try_out
+from imcore.errors import InvalidInput, LocalDatabaseError, TryAgain
 from imcore.model.values import Group, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from imcore.chat import Chat
-    from imcore.device.device import Device
+    from imcore.device.device import Device, Flushed
+
+no_local_option = click.option(
+    "--no-local", is_flag=True, help="Leave the user's local database on this machine alone (see `im log`)."
+)
 
 
-def _sending_options(function: "Callable[..., None]") -> "Callable[..., None]":
+def _sending_options(function: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option("--from", "sender_uid", metavar="UID", required=True, help="Who sends it."),
         click.option(
@@ -30,7 +37,7 @@ def _sending_options(function: "Callable[..., None]") -> "Callable[..., None]":
             is_flag=True,
             help="If the server is away, let it wait in the outbox: the next session, pull or send sends it.",
         ),
-        local.no_local_option,
+        no_local_option,
     )
     for option in reversed(options):  # as decorators are applied
         function = option(function)
@@ -63,7 +70,7 @@ def dm(run: Invocation, /, uid: str, text: str, **options: Any) -> None:
 @click.argument("gid", required=False)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N messages of each group.")
 @click.option("--ack", "with_ack", is_flag=True, help="Confirm what was printed, once it was.")
-@local.no_local_option
+@no_local_option
 def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack: bool, no_local: bool) -> None:
     """The member's own messages are included, so that there are no holes. Without GID: of all their groups, by gid.
     As at a login, the user's local database is brought up to date: messages, receipts, and its outbox is sent. A user
@@ -74,12 +81,12 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
         if with_ack:
             chat.system.client.require_writes()
         is_member = bool(chat.groups_of(uid))
-        open_device = local.device_of if is_member else local.device_if_any  # the name of a stranger may be mistyped
+        open_device = device_of if is_member else device_if_any  # the name of a stranger may be mistyped
         device = None if no_local else stack.enter_context(open_device(run, chat, uid))
         messages = chat.pull(uid, gid, limit=limit)
         if device:
             device.keep(messages)
-            local.complain_of_refused(device.sync())
+            complain_of_refused(device.sync())
         if gid is None and not is_member:
             chat.known_user(uid)  # their first message may have waited until now
         run.show(records.records_for(chat, uid, messages), records.MESSAGE_COLUMNS)
@@ -136,7 +143,7 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
 @click.argument("msgid")
 @click.option("--by", "by_uid", metavar="UID", required=True, help="Who withdraws it: its sender.")
 @click.option("--admin", is_flag=True, help="UID may withdraw what others have sent, and need not be a member.")
-@local.no_local_option
+@no_local_option
 @yes_option
 def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, no_local: bool, yes: bool) -> None:
     """Its place stays, with who has read it, and no `im unread` counts it. A tombstone goes to every member, and is
@@ -144,12 +151,8 @@ def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, n
     """
     confirm(f"Recall message {msgid} of {name(gid)}? What it says is gone for good.", yes=yes)
     with run.chat() as chat:
-        keeps = not (no_local or admin)
-        with local.sending_device(run, chat, by_uid) if keeps else nullcontext() as device:
-            message = chat.recall(to_gid(gid, by_uid), msgid, by=by_uid, admin=admin)
-            if keeps:
-                local.keep_sent(run, chat, device, message)
-        local.show_stored(run, chat, by_uid, message)
+        gid, keeps = to_gid(gid, by_uid), not (no_local or admin)
+        _store(run, chat, by_uid, lambda _: chat.recall(gid, msgid, by=by_uid, admin=admin), keeps=keeps)
 
 
 def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid: str | None) -> None:
@@ -162,16 +165,18 @@ def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid:
                 raise click.UsageError("--queue chooses the client_msgid itself and needs the local database")
             _queue(run, chat, uid, content, gid, to_uid)
             return
-        with local.sending_device(run, chat, uid, content) if keeps else nullcontext() as device:
+
+        def send_after_waiting(device: "Device | None") -> Message:
             if device:
-                _send_waiting(device)
+                flushed = device.flush()
+                complain_of_refused(flushed)
+                if flushed.stopped_by:  # no later message may overtake it
+                    raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
             if to_uid is None:
-                message = chat.send(gid, content, sender_uid=uid, client_msgid=client_msgid)
-            else:
-                message = chat.send_direct(to_uid, content, sender_uid=uid, client_msgid=client_msgid)
-            if keeps:
-                local.keep_sent(run, chat, device, message)
-        local.show_stored(run, chat, uid, message)
+                return chat.send(gid, content, sender_uid=uid, client_msgid=client_msgid)
+            return chat.send_direct(to_uid, content, sender_uid=uid, client_msgid=client_msgid)
+
+        _store(run, chat, uid, send_after_waiting, content=content, keeps=keeps)
 
 
 def _ack_newest(chat: "Chat", uid: str, messages: "Sequence[Message]") -> None:
@@ -179,27 +184,19 @@ def _ack_newest(chat: "Chat", uid: str, messages: "Sequence[Message]") -> None:
         chat.ack(uid, gid, msgid)
 
 
-def _send_waiting(device: "Device") -> None:
-    """Send the outbox. Raise TryAgain if a message there has to wait: no later one may overtake it."""
-    flushed = device.flush()
-    local.complain_of_refused(flushed)
-    if flushed.stopped_by:
-        raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
-
-
 def _queue(run: Invocation, chat: "Chat", uid: str, content: str, gid: str, to_uid: str | None) -> None:
     from imcore.device.device import Device  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
-    with local.local_database(run, uid) as database:
+    with local_database(run, uid) as database:
         device = Device(chat, uid, database)
         with suppress(TryAgain):
             device.check_dataset()
         outgoing = device.queue(content, gid=gid, to_uid=to_uid)
         flushed = device.flush()
-        local.complain_of_refused(flushed, besides=outgoing)
+        complain_of_refused(flushed, besides=outgoing)
         sent = {message.client_msgid: message for message in flushed.sent}
         if outgoing.client_msgid in sent:
-            local.show_stored(run, chat, uid, sent[outgoing.client_msgid])
+            _show_stored(run, chat, uid, sent[outgoing.client_msgid])
         else:
             with_peer = records.with_peers(uid, lambda _: filter(None, [to_uid]))
             run.show([with_peer(records.record_of(device.unsent_line(outgoing)))], records.LOG_COLUMNS)
@@ -215,6 +212,79 @@ def _content(text: str, max_bytes: int) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise InvalidInput(f"content on stdin is not valid UTF-8: byte {error.start + 1} cannot be read") from None
+
+
+# The local database of the user for whom a command acts.
+
+
+def local_database(run: Invocation, uid: str, *, exclusive: bool = False, read_only: bool = False) -> LocalDatabase:
+    """Open a user's local database. Raise LocalDatabaseError."""
+    return LocalDatabase(path_of(run.settings().data_dir, uid), uid, exclusive=exclusive, read_only=read_only)
+
+
+@contextmanager
+def device_of(run: Invocation, chat: "Chat", uid: str) -> Iterator["Device"]:
+    """Open a user's local database. Raise LocalDatabaseError, also if it has the data of another server."""
+    from imcore.device.device import Device  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
+
+    with local_database(run, uid) as local:
+        device = Device(chat, uid, local)
+        device.check_dataset()
+        yield device
+
+
+def device_if_any(run: Invocation, chat: "Chat", uid: str) -> "AbstractContextManager[Device | None]":
+    """Open a user's local database as `device_of` does, if there is one: the name of a new user may be mistyped."""
+    return device_of(run, chat, uid) if path_of(run.settings().data_dir, uid).exists() else nullcontext()
+
+
+def complain_of_refused(flushed: "Flushed", besides: Outgoing | None = None) -> None:
+    """Report the messages of the outbox that will never be sent."""
+    for outgoing, reason in flushed.refused:
+        if outgoing != besides:
+            output.complain(f"a message that waited in the outbox was refused (see `im log`): {reason}")
+
+
+def _store(
+    run: Invocation,
+    chat: "Chat",
+    uid: str,
+    send: "Callable[[Device | None], Message]",
+    *,
+    content: str = "",
+    keeps: bool,
+) -> None:
+    """Send a message of a user, and show it. If it `keeps` them, keep it in the local database.
+
+    A user who has no local database and is in no group gets it with the first message: the name may be mistyped. Raise
+    LocalDatabaseError before anything is sent, if a message with this content cannot be kept there.
+    """
+    with _sending_device(run, chat, uid, content) if keeps else nullcontext() as device:
+        message = send(device)
+        if keeps:
+            try:
+                with nullcontext(device) if device else device_of(run, chat, message.sender_uid) as sender:
+                    sender.keep([message])
+            except LocalDatabaseError as error:
+                output.complain(f"{message.msgid} is stored, but {error}")
+    _show_stored(run, chat, uid, message)
+
+
+def _sending_device(run: Invocation, chat: "Chat", uid: str, content: str) -> "AbstractContextManager[Device | None]":
+    path = path_of(run.settings().data_dir, uid)
+    chat.system.client.require_functions(writes=True)  # as a send does: what comes before it only reads
+    is_known = path.exists() or bool(chat.groups_of(uid))
+    try_out(path, uid, len(content.encode(errors="replace")))
+    return device_of(run, chat, uid) if is_known else nullcontext()
+
+
+def _show_stored(run: Invocation, chat: "Chat", uid: str, message: "Message") -> None:
+    """Show a message that the server has stored. If that fails, say that it is stored all the same."""
+    try:
+        run.show(records.records_for(chat, uid, [message]), records.MESSAGE_COLUMNS)
+        output.flush()
+    except output.OutputError as error:
+        raise output.OutputError(f"{message.msgid} is stored, but {error}") from error
 
 
 group = CommandGroup("group", help=COMMANDS["group"][1], example="im group create team ann bob\nim group show team")

@@ -3,7 +3,7 @@
 import time
 
 from imcore.cli import output
-from imcore.cli.options import Invocation, command
+from imcore.cli.app import Invocation, command
 from imcore.errors import ImError
 from imcore.process import Stopped
 

@@ -3,16 +3,15 @@
 import os
 import stat
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from io import BufferedIOBase
 
 import click
 
 from imcore.cli import output
-from imcore.cli.options import Invocation, command, standard_input
+from imcore.cli.app import Invocation, command, standard_input
 from imcore.cli.progress import progress
 from imcore.errors import InvalidInput
-
-_COLUMNS = ("messages", "joins", "leaves", "acks", "errors")
 
 
 @command("import", example="im import chat.jsonl\nxzcat chat.jsonl.xz | im import -")
@@ -49,7 +48,7 @@ def import_(run: Invocation, file: str) -> None:
                 on_error=lambda number, reason: output.complain(f"line {number}: {reason}"),
                 on_progress=lambda _: shown(lines.bytes_read, size),
             )
-    run.show([{name: getattr(summary, name) for name in _COLUMNS}], _COLUMNS)
+    run.show([asdict(summary)], tuple(asdict(summary)))
     if summary.errors:
         click.get_current_context().exit(output.FAILED)
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from imcore.cli import local, output, records
+from imcore.cli import output, records
+from imcore.cli.app import Invocation, NumberRange, command
+from imcore.cli.commands.chat import complain_of_refused, device_if_any, device_of, local_database, no_local_option
 from imcore.cli.names import to_gid
-from imcore.cli.options import Invocation, NumberRange, command
 from imcore.model.limits import check_name
 from imcore.model.values import Message, Receipt
 from imcore.process import Stopped, StopSignals
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     default="push",
     help="Learn who has read as it happens, or with each heartbeat. [push]",
 )
-@local.no_local_option
+@no_local_option
 def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options: "Unpack[SessionOptions]") -> None:
     """It is online, shows what was not acked and then what comes, own messages included, and the receipts of own
     messages. What is acked has been shown. Everything is kept in the user's local database (see `im log`), and what
@@ -77,19 +78,17 @@ def _show(run: Invocation, event: Message | Receipt, record: records.Record) -> 
 
 
 def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":
-    chat = run.chat()
-    try:
+    with ExitStack() as stack:
+        chat = stack.enter_context(run.chat())
         if not no_local and not chat.groups_of(uid):
-            with local.device_if_any(run, chat, uid) as device:  # their first message may wait in the outbox
+            with device_if_any(run, chat, uid) as device:  # their first message may wait in the outbox
                 flushed = device.sync() if device else None
             if flushed:
-                local.complain_of_refused(flushed)
+                complain_of_refused(flushed)
             if flushed and flushed.stopped_by:
                 raise flushed.stopped_by
         chat.known_user(uid)
-    except BaseException:
-        chat.close()
-        raise
+        stack.pop_all()
     return chat
 
 
@@ -101,14 +100,14 @@ def _events(
     if no_local:
         yield from watch(chat, uid, stopping, **options)
         return
-    with local.local_database(run, uid, exclusive=True) as database:
+    with local_database(run, uid, exclusive=True) as database:
         yield from Device(chat, uid, database).live(stopping, **options)
 
 
 @command("receipts", example="im receipts ann\nim receipts ann --ack")
 @click.argument("uid")
 @click.option("--ack", "with_ack", is_flag=True, help="Confirm what was printed, once it was.")
-@local.no_local_option
+@no_local_option
 def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
     """A confirmed one (--ack) comes again when more people have read it; the user's local database keeps it. The
     worker `receipts` must have run. A user who has left all groups still gets the receipts of their messages.
@@ -120,7 +119,7 @@ def receipts(run: Invocation, uid: str, with_ack: bool, no_local: bool) -> None:
         if not pending:
             chat.known_user(uid)  # a user who has left all groups may still have receipts
         keeps = with_ack and not no_local and pending
-        device = stack.enter_context(local.device_of(run, chat, uid)) if keeps else None
+        device = stack.enter_context(device_of(run, chat, uid)) if keeps else None
         run.show(records.records_for(chat, uid, pending), records.RECEIPT_COLUMNS)
         output.flush()
         if device:
@@ -137,7 +136,7 @@ def log(run: Invocation, uid: str, gid: str | None) -> None:
     `stored`, `read 3/7` or `read by all`. Nothing is asked of the server.
     """
     gid = gid if gid is None else check_name(to_gid(gid, uid), "gid")
-    with local.local_database(run, uid, read_only=True) as database:
+    with local_database(run, uid, read_only=True) as database:
         known = database.peers()
         with_peer = records.with_peers(uid, lambda gid: filter(None, [known.get(gid)]))
         lines = database.log(gid)

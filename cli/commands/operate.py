@@ -11,8 +11,8 @@ import click
 
 from imcore.admin.acl import ROLES
 from imcore.cli import names, output
+from imcore.cli.app import CommandGroup, Invocation, NumberRange, command, confirm, yes_option
 from imcore.cli.catalogue import COMMANDS
-from imcore.cli.options import CommandGroup, Invocation, NumberRange, command, confirm, yes_option
 from imcore.cli.progress import progress
 from imcore.cli.records import NAMES, Record
 from imcore.errors import ImError, RedisUnavailable
@@ -28,7 +28,6 @@ _SERVER_COLUMNS = (
     *("holds", "server", "version", "role"),
     *("maxmemory", "maxmemory_policy", "appendonly", "appendfsync"),
 )
-_COALESCING_COLUMNS = ("acks", "receipts", "digests", "receipts_per_digest", "messages_per_s", "acks_per_s")
 _DEAD_COLUMNS = ("id", "time", "worker", "deliveries", "reason")
 _DIFFERENCE_COLUMNS = ("gid", "what", "redis", "sql")
 _TRIM_COLUMNS = ("groups", "entries", "journal_entries", "read_times", "rewritten")
@@ -67,7 +66,7 @@ def _show_rest(run: Invocation, record: dict[str, Any]) -> None:
         (record["silent"], ("worker", "process", "entries", "silent_ms")),
         ([record["jobs"]] if record["jobs"] else [], ("queued", "running", "failed")),
         (record["streams"], ("kind", "streams", "entries", "bytes")),
-        ([record["storm"]], _COALESCING_COLUMNS),
+        ([record["storm"]], tuple(record["storm"])),
         (list(map(_with_unknown, servers)), _SERVER_COLUMNS),
         (warnings, ("server", "warning")),
         ([{"online": uid} for uid in record.get("online_uids", ())], _ONLINE_COLUMNS),

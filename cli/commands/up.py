@@ -5,9 +5,10 @@ import sys
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 
-from imcore.cli import output, worker_command
+from imcore.cli import output
+from imcore.cli.app import Invocation, command
+from imcore.cli.commands.worker import NAMES, command_of, environment_of
 from imcore.cli.names import in_sentence
-from imcore.cli.options import Invocation, command
 from imcore.cli.records import Record
 from imcore.embedded.health import HealthCheck
 from imcore.embedded.server import EmbeddedServer
@@ -34,11 +35,11 @@ def up(run: Invocation) -> None:
             _prepare(run, settings)
             signals.defer()
             programs = stack.enter_context(Programs(partial(_pass_on, run)))
-            environment = worker_command.environment_of(settings)
-            for name in worker_command.NAMES:
+            environment = environment_of(settings)
+            for name in NAMES:
                 # One warning about the server is enough; but the jobs may have a server of their own.
                 is_known = name != "jobs" or settings.jobs_redis_url == settings.redis_url
-                programs.start(name, worker_command.command_of(name, *["--known-server"] * is_known), environment)
+                programs.start(name, command_of(name, *["--known-server"] * is_known), environment)
             _serve(run, programs, signals, health)
             for name, code in programs.stop().items():
                 if code == -signal.SIGKILL:
@@ -65,10 +66,10 @@ def _prepare(run: Invocation, settings: Settings) -> None:
         sql = system.database.address
     _say(
         run,
-        {"event": "started", "redis": redis, "database": sql, "workers": worker_command.NAMES},
+        {"event": "started", "redis": redis, "database": sql, "workers": NAMES},
         f"im: Redis at {redis}" + " (embedded)" * settings.embedded,
         f"im: SQL at {sql}",
-        f"im: starting the workers {', '.join(worker_command.NAMES)}; Ctrl-C ends all",
+        f"im: starting the workers {', '.join(NAMES)}; Ctrl-C ends all",
     )
 
 
@@ -92,7 +93,7 @@ def _serve(run: Invocation, programs: Programs, signals: StopSignals, health: He
 
 
 def _pass_on(run: Invocation, name: str, line: str) -> None:
-    width = max(map(len, worker_command.NAMES))
+    width = max(map(len, NAMES))
     shown = f"{name:{width}} | {in_sentence(line)}"
     _say(run, None, *output.fitted(sys.stdout, shown, hang=width + len(" | ")))
 

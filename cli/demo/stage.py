@@ -39,23 +39,20 @@ class ListenProcesses(Processes):
         command = im_command("listen", uid, "--json", "--ack-interval", str(_ACK_INTERVAL_S))
         self.start(uid, command, self.environment)
 
-    def messages(self, uid: str, gid: str) -> list[list[Record]]:
-        """Return the printed messages of a group: a list for each session of the user, in their order."""
-        return [[event for event in events if event["event"] == "message"] for events in self._of(uid, gid)]
+    def printed(self, kind: str, uid: str, gid: str) -> list[list[Record]]:
+        """Return the printed messages or receipts of a group: a list for each session of the user, in their order."""
+        return [[e for e in events if (e["event"], e["gid"]) == (kind, gid)] for events in self._events[uid]]
 
     def receipts(self, uid: str, gid: str) -> list[tuple[str, tuple[int, int]]]:
         """Return the printed receipts of a user, in their order: the msgid, and how many read it and did not."""
-        events = chain.from_iterable(self._of(uid, gid))
-        return [(e["msgid"], (e["read"], e["unread"])) for e in events if e["event"] == "receipt"]
+        events = chain.from_iterable(self.printed("receipt", uid, gid))
+        return [(event["msgid"], (event["read"], event["unread"])) for event in events]
 
     def run(self, *arguments: str) -> None:
         """Run one short command of `im`. Raise ImError if it fails."""
         done = subprocess.run(im_command(*arguments), env=self.environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ImError(f"`im {' '.join(arguments)}` failed ({done.returncode}): {done.stderr.strip()}")
-
-    def _of(self, uid: str, gid: str) -> list[list[Record]]:
-        return [[event for event in events if event["gid"] == gid] for events in self._events[uid]]
 
     def _note(self, uid: str, line: str) -> None:
         if line.startswith("{"):
@@ -113,7 +110,7 @@ class Stage:
 
     def printed(self, uid: str) -> list[list[str]]:
         """Return the msgids that a user's processes have printed: a list for each process, in their order."""
-        return [[message["msgid"] for message in messages] for messages in self.sessions.messages(uid, GID)]
+        return [[message["msgid"] for message in messages] for messages in self.sessions.printed("message", uid, GID)]
 
     def logged(self, uid: str) -> Mapping[str | None, str | None]:
         """Return the state of each message in a user's local database (`im log`); None for others' messages."""

@@ -9,7 +9,8 @@ from sqlalchemy import text
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
-from imcore.cli import output, worker_command
+from imcore.cli import output
+from imcore.cli.commands.worker import NAMES
 from imcore.cli.demo.stage import ABSENT, GID, MEMBERS, ONLINE, PROCESSES, ListenProcesses, Stage
 from imcore.cli.sandbox import open_sandbox
 from imcore.errors import ImError
@@ -81,13 +82,12 @@ def play(claims: Claims, log: list[str]) -> None:
     """
     with StopSignals(), open_sandbox("im-demo-") as sandbox, sandbox.chat() as chat:
         chat.system.database.upgrade()
-        names = worker_command.NAMES
-        with sandbox.workers(*names, on_line=lambda name, line: log.append(f"{name} | {line}")) as workers:
+        with sandbox.workers(*NAMES, on_line=lambda name, line: log.append(f"{name} | {line}")) as workers:
             claims.chapter(
                 f"A throw-away stack in {sandbox.settings.data_dir}",
                 f"server {chat.system.client.address}",
                 f"database {chat.system.database.address}",
-                f"workers {', '.join(names)}, each a process",
+                f"workers {', '.join(NAMES)}, each a process",
             )
             with ListenProcesses(sandbox, log) as sessions:
                 _play_live(claims, chat, sessions)
@@ -235,7 +235,7 @@ def _claim_one_to_one(claims: Claims, stage: Stage) -> None:
 
 
 def _printed_texts(stage: Stage, uid: str, gid: str) -> list[tuple[str, str]]:
-    return [(message["content"], message["peer"]) for message in stage.sessions.messages(uid, gid)[-1]]
+    return [(message["content"], message["peer"]) for message in stage.sessions.printed("message", uid, gid)[-1]]
 
 
 def _claim_absent(claims: Claims, stage: Stage) -> None:

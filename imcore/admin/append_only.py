@@ -118,7 +118,7 @@ class _Rewrite:
         except NoPermissionError:
             return self.fail("this role may not have it rewritten (`im acl` prints the rights that are needed)")
         except ResponseError as error:
-            return self.fail(f"it cannot be rewritten ({error})")
+            return _UNDER_WAY not in str(error) and self.fail(f"it cannot be rewritten ({error})")
 
     def fail(self, reason: str) -> bool:
         self.has_failed = True
@@ -134,12 +134,8 @@ class _Rewrite:
         if info.get("aof_rewrite_in_progress") or is_waiting:
             return False  # if it began before this call, another one has to follow
         if not self._has_begun:
-            try:
-                self._server.bgrewriteaof()
-                self._has_begun = True
-            except ResponseError as error:
-                if _UNDER_WAY not in str(error):
-                    raise
+            self._server.bgrewriteaof()
+            self._has_begun = True
             return False
         if info.get("aof_last_bgrewrite_status") != "ok":
             return self.fail("the rewrite failed (see the server's log)")

@@ -6,7 +6,7 @@ of worker has handled it and all earlier ones. Read times are deleted after `kee
 message and their number follow from the offsets, and stay exact.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,21 +54,17 @@ class TrimSummary:
     read_times: int = 0
 
 
-Progress = Callable[[TrimSummary], None]
-
-
 def trim(
     system: System,
     *,
     keep_messages: int | None = None,
     keep_ms: int | None = None,
     gid: str | None = None,
-    on_progress: Progress | None = None,
 ) -> TrimSummary:
     """Trim all streams and journals, or the stream of one group; return what was dropped.
 
-    The settings give the limits that are None. `on_progress` gets the summary so far. Several processes may trim at the
-    same time. Raise UnknownGroup, DatabaseUnavailable.
+    The settings give the limits that are None. Several processes may trim at the same time. Raise UnknownGroup,
+    DatabaseUnavailable.
     """
     with suppress(DatabaseUnavailable):  # journals can be trimmed without it
         system.database.refuse_newer()
@@ -82,7 +78,7 @@ def trim(
     groups = _groups(system, gid)
     needed = _needed(system)
     limits = (_Limit(group, keep_messages, cutoff_ms, needed.get(group.gid)) for group in groups)
-    summary = _trim_streams(system, limits, on_progress)
+    summary = _trim_streams(system, limits)
     if gid:
         return summary
     return replace(summary, journal_entries=_trim_journals(system), read_times=_delete_read_times(system))
@@ -122,17 +118,12 @@ class _Limit:
         return is_old and row.msgid <= self._last
 
 
-def _trim_streams(system: System, limits: Iterable[_Limit], on_progress: Progress | None) -> TrimSummary:
-    client = system.client
-    summary = TrimSummary()
+def _trim_streams(system: System, limits: Iterable[_Limit]) -> TrimSummary:
+    client, dropped = system.client, list[int]()
     for batch in batches(limits, CHUNK):
-        for limit in _trimmable(system, batch):
-            dropped = _trim_stream(system, limit)
-            summary = replace(summary, groups=summary.groups + bool(dropped), entries=summary.entries + dropped)
+        dropped += [_trim_stream(system, limit) for limit in _trimmable(system, batch)]
         client.call_many([message_calls.rotate_idempotency(client.space, limit.gid) for limit in batch])
-        if on_progress:
-            on_progress(summary)
-    return summary
+    return TrimSummary(groups=sum(map(bool, dropped)), entries=sum(dropped))
 
 
 def _trimmable(system: System, limits: Sequence[_Limit]) -> list[_Limit]:

@@ -10,10 +10,10 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType, NoneType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from imcore import msgid as msgids
 from imcore.device.local_file import LocalFile, check_room
@@ -28,7 +28,6 @@ from imcore.model.limits import (
     check_time,
 )
 from imcore.model.values import LogLine, Message, Receipt, Tally
-from imcore.util.backoff import ThrottledLog
 
 PAGE = 500
 """The most messages, or tallies of own ones, that one step reads."""
@@ -96,7 +95,7 @@ def try_out(path: Path, uid: str, content_bytes: int) -> None:
         return
     scratch = folder / f"{path.stem}.{uuid.uuid4().hex}.try"
     try:
-        with closing(LocalFile(scratch, uid, called=path)) as file, file.transaction() as connection:
+        with LocalFile(scratch, uid, called=path) as file, file.transaction() as connection:
             connection.execute(_INSERT, ("", 0, 0, uid, "x" * content_bytes, None, None, None))
     finally:
         with suppress(OSError):
@@ -111,16 +110,6 @@ class LocalDatabase(LocalFile):
     raises LocalDatabaseError if the database cannot be used, InvalidInput for values that it cannot keep; then nothing
     has changed. `keep` and `begin` get values from the server: they leave out those that cannot be kept, and warn.
     """
-
-    def __init__(self, path: Path, uid: str, *, exclusive: bool = False, read_only: bool = False) -> None:
-        super().__init__(path, uid, exclusive=exclusive, read_only=read_only)
-        self._warnings = ThrottledLog(time.monotonic)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def bind(self, dataset: str | None, server: str) -> None:
         """Bind this database to a server's data, once. Raise LocalDatabaseError if it is bound to other data."""
@@ -169,7 +158,7 @@ class LocalDatabase(LocalFile):
                 try:
                     self._keep([item], ())
                 except InvalidInput as error:
-                    self._warnings.warn(f"{item.msgid} of {item.gid!r} is not kept in the local database: {error}")
+                    self.warnings.warn(f"{item.msgid} of {item.gid!r} is not kept in the local database: {error}")
             self._keep((), rows)
 
     def _keep(self, items: Sequence[Message | Receipt | Tally], resume_points: Sequence[tuple[str, int]]) -> None:
@@ -193,7 +182,7 @@ class LocalDatabase(LocalFile):
             try:
                 rows.append(check_resume_point(gid, msgid))
             except InvalidInput as error:
-                self._warnings.warn(f"the resume point of {gid!r} is not kept in the local database: {error}")
+                self.warnings.warn(f"the resume point of {gid!r} is not kept in the local database: {error}")
         return rows
 
     def unread_own_messages(

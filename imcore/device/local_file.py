@@ -6,17 +6,19 @@ A disk, an editor or another program may break the file. So every row is checked
 import fcntl
 import os
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.files.folders import make_private
 from imcore.sql import sqlite_file
 from imcore.sql.sqlite_file import FileConnection
+from imcore.util.backoff import ThrottledLog
 
 SCHEMA_VERSION = 4
 
@@ -95,6 +97,7 @@ class LocalFile:
         self.uid = uid
         self._lock: int | None = None
         self.recalled_texts = sqlite_file.RecalledTexts()
+        self.warnings = ThrottledLog(time.monotonic)
         self._is_read_only = read_only
         if problem := sqlite_file.library_problem():
             raise LocalDatabaseError(problem)
@@ -109,6 +112,12 @@ class LocalFile:
             if isinstance(error, OSError):
                 raise _unusable(self._called, error.strerror or str(error)) from error
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         with suppress(LocalDatabaseError):

@@ -7,7 +7,7 @@ import codecs
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BufferedIOBase, BytesIO
 from itertools import chain, islice
 from typing import Any
@@ -165,47 +165,37 @@ def _recoded(chunks: Chunks, encoding: str) -> Chunks:
 
 def _split(chunks: Chunks, longest: int) -> Iterator[Line]:
     """Yield the lines. A line that is too long is not kept in memory."""
-    splitter = _LineSplitter(longest)
+    rest = bytearray()
     try:
-        for chunk in chunks:
-            yield from splitter.add(chunk)
+        yield from _ended(chunks, longest, rest)
     except _DAMAGE as error:
         with suppress(InvalidInput):
-            if isinstance(error, ForeignTail) or json_object(bytes(splitter.rest)):
-                yield from splitter.end()
+            if rest and (isinstance(error, ForeignTail) or json_object(bytes(rest))):
+                yield bytes(rest)
         yield Unreadable(f"the rest cannot be read: {_reason(error)}")
     else:
-        yield from splitter.end()
+        if rest:
+            yield bytes(rest)
 
 
-class _LineSplitter:
-    """Splits chunks into lines. `rest` is the line whose end has not come yet."""
-
-    def __init__(self, longest: int) -> None:
-        self.rest = bytearray()
-        self._longest = longest
-        self._is_too_long = False
-
-    def add(self, chunk: bytes) -> Iterator[Line]:
-        for piece in BytesIO(chunk):  # in C, and by LF alone
-            is_end = piece.endswith(b"\n")
-            if self._is_too_long:
-                self._is_too_long = not is_end
-            elif is_end and not self.rest:
-                yield piece
-            else:
-                self.rest += piece
-                if len(self.rest) > self._longest:
-                    self.rest.clear()
-                    self._is_too_long = not is_end
-                    yield Unreadable(f"the line has more than {self._longest} bytes: no event is so long")
-                elif is_end:
-                    yield from self.end()
-
-    def end(self) -> Iterator[Line]:
-        if self.rest:
-            yield bytes(self.rest)
-            self.rest.clear()
+def _ended(chunks: Chunks, longest: int, rest: bytearray) -> Iterator[Line]:
+    """Yield the lines whose end has come. `rest` is the line whose end has not come yet."""
+    is_too_long = False
+    for piece in chain.from_iterable(map(BytesIO, chunks)):  # in C, and by LF alone
+        is_end = piece.endswith(b"\n")
+        if is_too_long:
+            is_too_long = not is_end
+        elif is_end and not rest:
+            yield piece
+        else:
+            rest += piece
+            if len(rest) > longest:
+                rest.clear()
+                is_too_long = not is_end
+                yield Unreadable(f"the line has more than {longest} bytes: no event is so long")
+            elif is_end:
+                yield bytes(rest)
+                rest.clear()
 
 
 def _until_damage(lines: Iterator[Line], gzip: GzipStream) -> Iterator[Line]:
@@ -221,53 +211,45 @@ def _until_damage(lines: Iterator[Line], gzip: GzipStream) -> Iterator[Line]:
 # From lines to the format.
 
 
-@dataclass(slots=True)
-class _FirstLines:
-    """The lines up to the first JSON object, or enough lines to identify the format."""
-
-    lines: list[Line] = field(default_factory=list)
-    object: bytes | None = None
-    wrong: list[bytes] = field(default_factory=list)
-    wrong_bytes: int = 0
-    first_wrong: str = ""
-    """The number of the first line that is not a JSON object, and why."""
-    blank_bytes: int = 0
-
-    def add(self, line: Line) -> bool:
-        """Add a line. Return whether the beginning ends with it."""
-        self.lines.append(line)
-        if isinstance(line, Unreadable):
-            return True
-        if is_blank(line):
-            self.blank_bytes += len(line)
-            return self.blank_bytes > _MOST_BLANK_BYTES
-        if not (why := _why_no_object(line)):
-            self.object = line
-            return True
-        self.first_wrong = self.first_wrong or f"line {len(self.lines)}: {why}"
-        self.wrong.append(line)
-        self.wrong_bytes += len(line)
-        return len(self.wrong) == _MOST_WRONG_LINES or self.wrong_bytes > _MOST_WRONG_BYTES
-
-
 def _examined(lines: Iterator[Line], head: bytes, name: str) -> list[Line]:
-    """Return the lines that had to be read to identify the format. Raise InvalidInput for a wrong one."""
-    beginning = _FirstLines()
-    any(map(beginning.add, lines))  # up to the line that ends it
-    wrong = b"".join(beginning.wrong)
-    if beginning.object is not None:
-        return beginning.lines + _examined_after(lines, wrong, beginning.object, name)
-    if beginning.lines and isinstance(beginning.lines[-1], Unreadable):
-        _refuse(wrong_formats.by_look(wrong or head), name)
-    elif wrong:
-        _refuse(wrong_formats.by_look(wrong), name)
-        raise InvalidInput(
-            f"{name} is not JSON Lines: none of its first {len(beginning.wrong)} lines is a JSON object "
-            f"({beginning.first_wrong})"
-        )
-    elif beginning.blank_bytes > _MOST_BLANK_BYTES:
-        raise InvalidInput(f"{name} is not JSON Lines: its first {len(beginning.lines)} lines are blank")
-    return beginning.lines
+    """Return the lines that had to be read to identify the format. Raise InvalidInput for a wrong one.
+
+    They are the lines up to the first JSON object, or enough lines.
+    """
+    examined: list[Line] = []
+    wrong: list[bytes] = []
+    blank_bytes = 0
+    for line in lines:
+        examined.append(line)
+        if isinstance(line, Unreadable):
+            _refuse(wrong_formats.by_look(b"".join(wrong) or head), name)
+            return examined
+        if is_blank(line):
+            blank_bytes += len(line)
+        elif _why_no_object(line):
+            wrong.append(line)
+        else:
+            return examined + _examined_after(lines, b"".join(wrong), line, name)
+        if _are_enough(wrong, blank_bytes):
+            break
+    if wrong:
+        raise _not_json_lines(examined, wrong, name)
+    if blank_bytes > _MOST_BLANK_BYTES:
+        raise InvalidInput(f"{name} is not JSON Lines: its first {len(examined)} lines are blank")
+    return examined
+
+
+def _are_enough(wrong: list[bytes], blank_bytes: int) -> bool:
+    are_many = len(wrong) == _MOST_WRONG_LINES or sum(map(len, wrong)) > _MOST_WRONG_BYTES
+    return are_many or blank_bytes > _MOST_BLANK_BYTES
+
+
+def _not_json_lines(examined: list[Line], wrong: list[bytes], name: str) -> InvalidInput:
+    _refuse(wrong_formats.by_look(b"".join(wrong)), name)
+    return InvalidInput(
+        f"{name} is not JSON Lines: none of its first {len(wrong)} lines is a JSON object "
+        f"(line {examined.index(wrong[0]) + 1}: {_why_no_object(wrong[0])})"
+    )
 
 
 def _examined_after(lines: Iterator[Line], wrong: bytes, line: bytes, name: str) -> list[Line]:

@@ -9,7 +9,6 @@ line was corrected, nor another file with the same messages, nor what others hav
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TypeVar
 
 from imcore import msgid as msgids
@@ -28,16 +27,14 @@ from imcore.importer.formats import Line, Unreadable, is_blank
 from imcore.model.limits import check_content
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
-from imcore.streams import wire
+from imcore.repair import window
 from imcore.streams.calls import message_calls
-from imcore.streams.calls.call import all_entries
 from imcore.streams.calls.message_calls import SendResult
 from imcore.system import System
 
 T = TypeVar("T")
 
 _MOST_WAITING = 10_000
-_ENTRIES_PER_PAGE = 1000
 
 _NumberedEvent = tuple[int, Event]
 
@@ -290,10 +287,8 @@ class _StoredMessages:
 
     def _read_redis(self) -> None:
         """Add the messages that came to Redis since the last call: SQL may not have them yet."""
-        page = partial(message_calls.entries, self._client.space, self._gid, last="+", count=_ENTRIES_PER_PAGE)
         start = f"({self._newest}" if self._newest else "-"
-        for entry in all_entries(lambda first: self._client.call(page(first)), start):
-            message = wire.message(self._gid, entry)
-            self._newest = message.msgid
-            if message.client_msgid:
-                self.add(message.sender_uid, message.client_msgid, message.msgid)
+        for row, _ in window.live(self._client, self._gid, first=start):
+            self._newest = msgids.unpack(row.msgid)
+            if row.client_msgid:
+                self.add(row.sender_uid, row.client_msgid, self._newest)

@@ -15,39 +15,43 @@ class WrongFormat(NamedTuple):
 
 _EXPORT = "export it as JSON Lines, one object a line: `im import --help` shows them"
 
-_MAGIC = {
-    b"PK\x03\x04": WrongFormat("a zip archive", "`unzip -p FILE | im import -`"),
-    b"PK\x05\x06": WrongFormat("an empty zip archive", _EXPORT),
-    b"\x1f\x8b": WrongFormat("compressed twice by gzip", "`zcat FILE | zcat | im import -`"),
-    b"\x1f\x9d": WrongFormat("compressed by compress", "`zcat FILE | im import -`"),
-    b"\x28\xb5\x2f\xfd": WrongFormat("compressed by zstd", "`zstdcat FILE | im import -`"),
-    b"\xfd7zXZ\x00": WrongFormat("compressed by xz", "`xzcat FILE | im import -`"),
-    b"\x04\x22\x4d\x18": WrongFormat("compressed by lz4", "`lz4cat FILE | im import -`"),
-    b"7z\xbc\xaf\x27\x1c": WrongFormat("a 7z archive", "`7z x -so FILE | im import -`"),
-    b"Rar!\x1a\x07": WrongFormat("a RAR archive", "unpack it first"),
-    b"SQLite format 3\x00": WrongFormat("a SQLite database", _EXPORT),
-    b"%PDF-": WrongFormat("a PDF document", _EXPORT),
+_XML = WrongFormat("HTML or XML", _EXPORT)
+
+
+def _unmarked(encoding: str) -> WrongFormat:
+    return WrongFormat(f"{encoding} without a byte order mark", f"`iconv -f {encoding} -t UTF-8 FILE | im import -`")
+
+
+_BEGINNINGS = {
+    rb"PK\x03\x04": WrongFormat("a zip archive", "`unzip -p FILE | im import -`"),
+    rb"PK\x05\x06": WrongFormat("an empty zip archive", _EXPORT),
+    rb"\x1f\x8b": WrongFormat("compressed twice by gzip", "`zcat FILE | zcat | im import -`"),
+    rb"\x1f\x9d": WrongFormat("compressed by compress", "`zcat FILE | im import -`"),
+    rb"\x28\xb5\x2f\xfd": WrongFormat("compressed by zstd", "`zstdcat FILE | im import -`"),
+    rb"\xfd7zXZ\x00": WrongFormat("compressed by xz", "`xzcat FILE | im import -`"),
+    rb"\x04\x22\x4d\x18": WrongFormat("compressed by lz4", "`lz4cat FILE | im import -`"),
+    rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)": WrongFormat("compressed by bzip2", "`bzcat FILE | im import -`"),
+    rb"7z\xbc\xaf\x27\x1c": WrongFormat("a 7z archive", "`7z x -so FILE | im import -`"),
+    rb"Rar!\x1a\x07": WrongFormat("a RAR archive", "unpack it first"),
+    rb".{257}ustar": WrongFormat("a tar archive", "`tar xOf FILE | im import -`"),
+    rb"SQLite format 3\x00": WrongFormat("a SQLite database", _EXPORT),
+    rb"%PDF-": WrongFormat("a PDF document", _EXPORT),
+    # JSON begins with an ASCII character: the bytes beside it are zeros (RFC 4627, section 3).
+    rb"[^\x00]\x00\x00\x00": _unmarked("UTF-32LE"),
+    rb"\x00\x00\x00[^\x00]": _unmarked("UTF-32BE"),
+    rb"[^\x00]\x00[^\x00]": _unmarked("UTF-16LE"),
+    rb"\x00[^\x00]\x00": _unmarked("UTF-16BE"),
+    rb"\s*<(?i:!doctype|html|\?xml)": _XML,
 }
-_BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
-_MARKUP = re.compile(rb"\s*<(?:!doctype|html|\?xml)", re.IGNORECASE)
-_TAR_AT = 257
+"""The wrong formats by how they begin, as regular expressions: most by a magic number."""
 
-BYTES_OF_MAGIC = _TAR_AT + 5
+BYTES_OF_MAGIC = 257 + len("ustar")
 """The length of the beginning that may hold a magic number."""
-
-# JSON begins with an ASCII character: the bytes beside it are zeros (RFC 4627, section 3).
-_UNMARKED = (
-    (re.compile(rb"[^\x00]\x00\x00\x00", re.DOTALL), "UTF-32LE"),
-    (re.compile(rb"\x00\x00\x00[^\x00]", re.DOTALL), "UTF-32BE"),
-    (re.compile(rb"[^\x00]\x00[^\x00]", re.DOTALL), "UTF-16LE"),
-    (re.compile(rb"\x00[^\x00]\x00", re.DOTALL), "UTF-16BE"),
-)
 
 _ARRAY = WrongFormat("a JSON array, not one object a line", "`jq -c '.[]' FILE | im import -`")
 _SPREAD = WrongFormat("JSON with objects of several lines, not one object a line", "`jq -c . FILE | im import -`")
 _CR_ONLY = WrongFormat("a text whose lines end with CR only", "`tr '\\r' '\\n' <FILE | im import -`")
 _SEQUENCE = WrongFormat("a JSON text sequence (RFC 7464), not JSON Lines", "`tr -d '\\036' <FILE | im import -`")
-_XML = WrongFormat("HTML or XML", _EXPORT)
 _BINARY = WrongFormat("binary data, not JSON Lines", _EXPORT)
 # All but white space, ESC, which begins a colour, and RS, which begins a record of a JSON text sequence.
 _CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c\x1d\x1f]")
@@ -55,19 +59,7 @@ _CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c\x1d\x1f]")
 
 def by_magic(head: bytes) -> WrongFormat | None:
     """Return the wrong format of a file by its magic number. No JSON object begins with one."""
-    for magic, form in _MAGIC.items():
-        if head.startswith(magic):
-            return form
-    if _BZIP2.match(head):
-        return WrongFormat("compressed by bzip2", "`bzcat FILE | im import -`")
-    if head[_TAR_AT:].startswith(b"ustar"):
-        return WrongFormat("a tar archive", "`tar xOf FILE | im import -`")
-    for pattern, encoding in _UNMARKED:
-        if pattern.match(head):
-            return WrongFormat(
-                f"{encoding} without a byte order mark", f"`iconv -f {encoding} -t UTF-8 FILE | im import -`"
-            )
-    return _XML if _MARKUP.match(head) else None
+    return next((form for start, form in _BEGINNINGS.items() if re.match(start, head, re.DOTALL)), None)
 
 
 def by_look(beginning: bytes) -> WrongFormat | None:

@@ -9,8 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from imcore.chat import Chat
-from imcore.cli.app import app
-from imcore.cli.options import Invocation
+from imcore.cli.app import Invocation, app
 from imcore.settings import Settings
 from imcore.streams.client import RedisClient
 from imcore.system import System

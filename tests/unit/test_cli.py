@@ -12,9 +12,8 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from imcore.cli.app import app
+from imcore.cli.app import Invocation, app, confirm
 from imcore.cli.catalogue import COMMANDS, SHARED_OPTIONS, help_text
-from imcore.cli.options import Invocation, confirm
 from imcore.errors import ImError, RedisUnavailable
 from tests.helpers.cli import im
 
@@ -327,7 +326,7 @@ def test_nothing_is_imported_before_an_interrupt_can_be_told() -> None:
     "arguments", [["--help"], ["check"], ["check", "--redis-url", "redis://h"], ["up"]], ids=" ".join
 )
 @pytest.mark.parametrize(
-    "module", ["imcore.cli.catalogue", "imcore.cli.passwords", "imcore.cli.app", "click", "imcore.util.best_effort"]
+    "module", ["imcore.cli.catalogue", "imcore.cli.output", "imcore.cli.app", "click", "imcore.util.best_effort"]
 )
 def test_an_interrupt_of_any_import_is_one_line(module: str, arguments: list[str]) -> None:
     script = f"""

@@ -18,7 +18,7 @@ import pytest
 
 from imcore.admin.retention import TrimSummary
 from imcore.cli import output
-from imcore.cli.options import Invocation
+from imcore.cli.app import Invocation
 from imcore.cli.progress import progress
 from imcore.errors import ConfigurationError
 from imcore.importer.event import parse

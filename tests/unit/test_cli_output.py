@@ -16,8 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from imcore.cli import output
-from imcore.cli.app import app
-from imcore.cli.options import Invocation
+from imcore.cli.app import Invocation, app
 from imcore.cli.output import safe, show, to_json
 from imcore.cli.records import Record
 from tests.helpers.outputs import FAILING, STANDING, Output, disk_full, nobody_reads

@@ -15,8 +15,7 @@ from click.testing import CliRunner
 
 from imcore.admin.retention import TrimSummary
 from imcore.chat import Chat
-from imcore.cli.app import app
-from imcore.cli.options import Invocation
+from imcore.cli.app import Invocation, app
 from imcore.cli.terminal import cells
 from imcore.importer.importer import ImportSummary
 from imcore.model.values import Receipt

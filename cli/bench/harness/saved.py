@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -12,15 +11,17 @@ from typing import Any
 
 from imcore.cli.bench.harness.figures import Figure, RoundPlan, to_record
 from imcore.cli.bench.harness.servers import BenchServers
-from imcore.cli.records import Record, iso
+from imcore.cli.records import iso
 from imcore.errors import ImError, InvalidInput
 
 FORMAT = 1
 _PACKAGES = ("imcore", "redis", "hiredis", "psycopg", "sqlalchemy")
 _CPU = Path("/proc/cpuinfo")
 
+Machine = dict[str, Any]
 
-def machine(servers: BenchServers) -> Record:
+
+def machine(servers: BenchServers) -> Machine:
     """Return the versions, the processor and the date of a run."""
     with servers.chat() as chat:
         info: dict[str, Any] = chat.system.client.query("INFO", "server")
@@ -37,12 +38,11 @@ def machine(servers: BenchServers) -> Record:
     }
 
 
-def caption(about: Record, plan: RoundPlan) -> str:
+def caption(about: Machine, plan: RoundPlan) -> str:
     """Return the machine in one line."""
-    databases = about["databases"]
-    where = ", ".join(map(str, databases)) if isinstance(databases, list) else ""
+    where = ", ".join(about["databases"])
     quick = ", --quick" if plan.quick else ""
-    return f"{about['cpu']}, {about['cores']} cores, {about['redis']}, {where}, {str(about['date'])[:10]}{quick}"
+    return f"{about['cpu']}, {about['cores']} cores, {about['redis']}, {where}, {about['date'][:10]}{quick}"
 
 
 def check_writable(path: Path) -> None:
@@ -51,7 +51,7 @@ def check_writable(path: Path) -> None:
         raise InvalidInput(f"{path} cannot be written: give a file in a folder that is there, and yours")
 
 
-def save(path: Path, about: Record, plan: RoundPlan, figures: Sequence[Figure]) -> None:
+def save(path: Path, about: Machine, plan: RoundPlan, figures: Sequence[Figure]) -> None:
     """Write a run. Raise ImError if that fails."""
     record = {
         "format": FORMAT,
@@ -85,8 +85,6 @@ def load(path: Path) -> dict[tuple[str, str], float]:
 
 
 def _cpu() -> str:
-    if sys.platform == "linux" and _CPU.exists():
-        for line in _CPU.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = _CPU.read_text(encoding="utf-8", errors="replace").splitlines() if _CPU.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())

@@ -9,10 +9,10 @@ from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
+from imcore.repair import window
 from imcore.streams.calls import message_calls
-from imcore.streams.calls.call import all_entries
 from imcore.streams.calls.message_calls import AckTarget, SendResult
-from imcore.streams.events import Acked, read
+from imcore.streams.events import Acked
 
 TEXT = "x" * 100
 """The text of every message: as long as a usual chat message."""
@@ -69,13 +69,8 @@ def data_memory(chat: Chat) -> int:
 
 def count_acks(chat: Chat, gid: str) -> int:
     """Return the number of moved offsets of a group that the journal has."""
-    journal = chat.system.client.space.group(gid).journal
-
-    def page_from(first: str) -> tuple[list[Any], bool]:
-        page = chat.system.client.query("XRANGE", journal, first, "+", "COUNT", _PAGE)
-        return page, len(page) == _PAGE
-
-    events = (read(0, *entry).event for entry in all_entries(page_from))
+    client = chat.system.client
+    events = (entry.event for entry in window.entries(client, client.space.partition_of(gid), "-"))
     acks = (event for event in events if isinstance(event, Acked) and event.gid == gid)
     return sum(len(move.uids) for ack in acks for move in ack.moves)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from sqlalchemy import text
 
 from imcore.chat import Chat
 from imcore.cli.bench.harness.databases import SQLITE
@@ -103,11 +104,11 @@ def _watch(servers: BenchServers, chat: Chat, entries: int) -> float:
 def _read(chat: Chat, gid: str) -> Rows:
     """Return all rows of a group, in the order of their keys."""
     with chat.system.database.connection() as connection:
-        driver: Any = connection.connection.driver_connection
         rows: Rows = {}
         for table in _TABLES:
-            cursor = driver.execute(f"SELECT * FROM {table} WHERE gid = '{gid}' ORDER BY 1, 2")  # noqa: S608 (our own names)
-            rows[table] = ([column[0] for column in cursor.description], cursor.fetchall())
+            query = text(f"SELECT * FROM {table} WHERE gid = :gid ORDER BY 1, 2")  # noqa: S608 (our own names)
+            result = connection.execute(query, {"gid": gid})
+            rows[table] = (list(result.keys()), list(map(tuple, result)))
     return rows
 
 

@@ -250,7 +250,7 @@ def test_a_warning_of_very_many_unstorable_items_names_a_few(
 ) -> None:
     # Given
     now = 1000.0
-    monkeypatch.setattr(local, "_warnings", ThrottledLog(lambda: now))
+    monkeypatch.setattr(local, "warnings", ThrottledLog(lambda: now))
     many = [replace(message(seq), msgid=f"{seq}-1") for seq in range(100)]
     # When, then
     local.keep([*many, message(1)])
