@@ -284,6 +284,7 @@ class LocalDatabase(LocalFile):
             connection.execute("DELETE FROM outbox WHERE gid = ? AND client_msgid = ?", sent)
 
     def _note_peer(self, connection: sqlite3.Connection, gid: str, uid: str) -> None:
+        check_handed_over(uid, "uid")
         hidden = is_direct(check_handed_over(gid, "gid")) and peer_of(gid, self.uid) is None
         if hidden and peer_of(gid, self.uid, [uid]) is not None:
             connection.execute("INSERT INTO peers VALUES (?, ?) ON CONFLICT DO NOTHING", (gid, uid))
