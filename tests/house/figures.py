@@ -30,10 +30,9 @@ AIMS = {
 """What each figure is to be at most."""
 
 REACHED = {
-    "product lines, Python and Lua": 27_850,
-    "classes between `im send` and the sender's receipt": 102,
-    "files between `im send` and the sender's receipt": 38,
-    "files that `im check` walks through": 25,
+    "product lines, Python and Lua": 26_600,
+    "classes between `im send` and the sender's receipt": 98,
+    "files that `im check` walks through": 16,
 }
 """What is reached where an aim is missed: the tests let no figure grow again."""
 
