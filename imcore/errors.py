@@ -1,7 +1,7 @@
 """Everything that can go wrong, in one tree.
 
-An error's docstring is its default message. Errors of drivers are translated at two seams only
-(`imcore.streams.redis_errors` for Redis, `imcore.sql.database` for SQL) and kept as `__cause__`.
+An error's docstring is its default message. Errors of drivers are translated where they leave the driver
+(`imcore.streams.redis_errors`, the back ends of `imcore.sql`, `imcore.device.local_file`) and kept as `__cause__`.
 """
 
 from collections.abc import Collection

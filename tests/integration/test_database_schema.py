@@ -150,9 +150,12 @@ class TestVersions:
             database.check_version()
 
     def test_a_newer_version(self, database: Database) -> None:
-        self.set_version(database, "0002")
+        newer = f"{int(HEAD) + 1:04}"
+        self.set_version(database, newer)
         for refused in (database.check_version, database.upgrade):
-            with pytest.raises(ConfigurationError, match=r"is at version 0002, newer than this program .*") as caught:
+            with pytest.raises(
+                ConfigurationError, match=rf"is at version {newer}, newer than this program .*"
+            ) as caught:
                 refused()
             assert "\n" not in str(caught.value)
 
