@@ -91,7 +91,9 @@ class Chat:
         that group is answered with the message it made the first time. Raise NotMember, RedisFull.
         """
         return self.performer.perform(
-            messages.send(self.system.settings, gid, content, sender_uid, client_msgid, sent_at)
+            messages.send(
+                self.system.settings, gid, content, sender_uid=sender_uid, client_msgid=client_msgid, sent_at=sent_at
+            )
         )
 
     def send_many(self, gid: str, drafts: Iterable[Draft]) -> list[Message | ImError]:
@@ -120,7 +122,7 @@ class Chat:
     def send_direct(self, uid: str, content: str, *, sender_uid: str, client_msgid: str | None = None) -> Message:
         """Send one-to-one. The first send creates the chat of the two (or with oneself); its gid is `direct.gid_of`."""
         return self.performer.perform(
-            messages.send_direct(self.system.settings, uid, content, sender_uid, client_msgid)
+            messages.send_direct(self.system.settings, uid, content, sender_uid=sender_uid, client_msgid=client_msgid)
         )
 
     def pull(self, uid: str, gid: str | None = None, *, limit: int | None = None) -> list[Message]:
@@ -182,7 +184,7 @@ class Chat:
     def gateway(self, **options: Unpack[SessionOptions]) -> Gateway:
         """Return a gateway: the live sessions of many users over one connection.
 
-        Options: `ack_every`, `ack_interval_s`, `acks`, `receipts`; see `GatewayOptions`.
+        Options: `ack_every` (10), `ack_interval_s` (1.0), `acks` ("auto"), `receipts` ("push"); see `GatewayOptions`.
         """
         return Gateway(self.performer, self.system.settings, **options)
 

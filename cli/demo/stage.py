@@ -50,7 +50,8 @@ class ListenProcesses(Processes):
 
     def run(self, *arguments: str) -> None:
         """Run one short command of `im`. Raise ImError if it fails."""
-        done = subprocess.run(im_command(*arguments), env=self.environment, capture_output=True, text=True, check=False)
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 20}
+        done = subprocess.run(im_command(*arguments), env=self.environment, check=False, **options)
         if done.returncode:
             raise ImError(f"`im {' '.join(arguments)}` failed ({done.returncode}): {done.stderr.strip()}")
 

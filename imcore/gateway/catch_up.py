@@ -45,10 +45,9 @@ class CatchUp:
     _clock: Clock
 
     def __post_init__(self) -> None:
-        waits = "what some have missed has to wait: %s", self._log, self._clock
-        self.behind = DelayQueue(self._pull_for, *waits, limit=CURSORS_PER_STEP)
-        waits = "what groups some are in has to wait: %s", self._log, self._clock
-        self.to_resync = DelayQueue(self._resync, *waits, limit=SESSIONS_PER_STEP)
+        missed, unknown = "what some have missed has to wait: %s", "what groups some are in has to wait: %s"
+        self.behind = DelayQueue(self._pull_for, missed, self._log, self._clock, limit=CURSORS_PER_STEP)
+        self.to_resync = DelayQueue(self._resync, unknown, self._log, self._clock, limit=SESSIONS_PER_STEP)
 
     def follow(self, session: Session, gid: str) -> None:
         """Let a session follow a group from its resume point. A session that follows it already catches up."""

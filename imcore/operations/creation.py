@@ -46,8 +46,9 @@ def _attempt(space: Keyspace, gid: str, uids: Sequence[str]) -> Effects[Group]:
     first = creation_calls.create(space, gid, uids) if at_once else creation_calls.begin(space, gid, token)
     begun = yield from call(first)
     if begun:
-        existing, is_unnotified = begun
-        if existing.members != len(uids) or not (yield from _are_members(space, gid, uids)):
+        existing, is_unnotified, has_all = begun
+        has_all = has_all and (at_once or (yield from _are_members(space, gid, uids)))
+        if existing.members != len(uids) or not has_all:
             raise GroupExists(f"group {gid!r} exists already, with other members: use `im group add` or `remove`")
         if is_unnotified:
             yield from tell(gid, uids)

@@ -37,24 +37,27 @@ CONTENT_PER_CALL = 1 << 20
 
 
 def send(
-    settings: Settings, gid: str, content: str, sender_uid: str, client_msgid: str | None, sent_at: datetime | None
+    settings: Settings, gid: str, content: str, *, sender_uid: str, client_msgid: str | None, sent_at: datetime | None
 ) -> Effects[Message]:
     check_name(gid, "gid")
     _check(sender_uid, content, client_msgid, settings)
     sent_at_ms = None if sent_at is None else check_time(sent_at)
-    draft = Draft(sender_uid, content, client_msgid or "", sent_at_ms)
+    return (yield from _send_one(settings, gid, Draft(sender_uid, content, client_msgid or "", sent_at_ms)))
+
+
+def _send_one(settings: Settings, gid: str, draft: Draft) -> Effects[Message]:
     [sent] = yield from _send(gid, [draft], settings)
     return raised(sent)
 
 
 def send_direct(
-    settings: Settings, uid: str, content: str, sender_uid: str, client_msgid: str | None
+    settings: Settings, uid: str, content: str, *, sender_uid: str, client_msgid: str | None
 ) -> Effects[Message]:
     gid = gid_of(uid, sender_uid)
     # What the send refuses is refused here already: else the chat would be created and nothing said in it.
     _check(sender_uid, content, client_msgid, settings)
     yield from creation.create(gid, sorted({uid, sender_uid}))
-    return (yield from send(settings, gid, content, sender_uid, client_msgid, None))
+    return (yield from _send_one(settings, gid, Draft(sender_uid, content, client_msgid or "")))
 
 
 def send_many(settings: Settings, gid: str, drafts: Iterable[Draft]) -> Effects[list[Message | ImError]]:

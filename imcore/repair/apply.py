@@ -212,10 +212,9 @@ class _Attempt(Planner):
     def _put_aside(self, plan: Plan) -> None:
         """Keep entries that are no messages as dead letters."""
         add = "XADD", self._client.space.dead_letters(self._partition), "*"
-        reason = f"no message, and stood in the stream of {self._gid!r}"
-        why = "dead_worker", CHECK, "dead_reason", reason, "dead_deliveries", "0"
+        why = "dead_worker", CHECK, "dead_reason", f"no message, and stood in the stream of {self._gid!r}"
         for entry_id, values in plan.foreign.items():
-            self._client.execute_once(*add, *why, "dead_entry", entry_id, *values)
+            self._client.execute_once(*add, *why, "dead_entry", entry_id, "dead_deliveries", "0", *values)
 
     def _restore_spans(self, plan: Plan, uids: set[str] | None) -> set[str]:
         """Put spans right; return the uids who joined or left meanwhile."""
@@ -271,7 +270,7 @@ class _Attempt(Planner):
 def mark_unconfirmed(system: System, gid: str, messages: Iterable[Light], spans: Sequence[SpanRow]) -> dict[str, int]:
     """Mark the messages of a group that more have read than their senders have confirmed.
 
-    Return how many were not marked before, by sender.
+    Two may do so at once: it may take longer than a group's lock. Return how many were not marked before, by sender.
     """
     k = system.client.space.group(gid)
     marked: dict[str, int] = {}

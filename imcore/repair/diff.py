@@ -30,7 +30,8 @@ class Difference:
     """Both sides of a difference, and what it depends on, at times of a `uid` or packed `msgid`.
 
     "stored" depends on nothing that happens meanwhile. `unsure`: it was there at every look, but what it depends on
-    changed each time. Without a gid it is about the data as a whole. `repaired`: it was there, and is no more.
+    changed each time. `gid` comes with the comparison of a group; without one it is about the data as a whole.
+    `repaired`: it was there, and is no more.
     """
 
     what: str

@@ -22,7 +22,7 @@ LOCK_MS = 15_000
 """For how long at most nobody stores anything after a process has died over a repair."""
 
 PATIENCE_S = 6.5
-"""For how long to wait for a group's lock: it ends 5 s after its owner has died (`lua/restore_streams.lua`)."""
+"""For how long to wait for a group's lock: it ends 5 s after its owner has died (`lua/repair_streams.lua`)."""
 
 
 class PartitionLock:

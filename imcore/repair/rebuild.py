@@ -191,8 +191,12 @@ class _Lease:
         """Begin the rebuild. Raise TryAgain if another process has one, or was killed less than LEASE_MS ago."""
         if not any(self._hold(LEASE_MS) for _ in attempts(LEASE_MS / 1000 + 1)):
             raise TryAgain("another process rebuilds Redis")
-        self._system.client.execute_once("HSET", CONFIG, REBUILDING, self.token)  # everybody sees it
         self._renewing.start()
+        try:
+            self._system.client.execute_once("HSET", CONFIG, REBUILDING, self.token)  # everybody sees it
+        except ImError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -210,7 +210,7 @@ def _has_stored(client: RedisClient) -> bool:
 def end_abandoned(client: RedisClient, trouble: ThrottledLog) -> None:
     """Undo abandoned creations of groups, tell members that were not told, and cut sessions to their length.
 
-    Sessions last too long if the server's clock was put back. Warn by way of `trouble`. Raise RedisUnavailable.
+    Sessions last too long if the server's clock was put back. Raise nothing: warn by way of `trouble`.
     """
     space, partitions = client.space, range(client.space.partitions)
     list(_answers(client, [session_calls.expire_online(space, p) for p in partitions], trouble))
@@ -234,7 +234,11 @@ def _tell(client: RedisClient, gid: str) -> None:
 
 def _answers(client: RedisClient, calls: Sequence[Call[T]], trouble: ThrottledLog) -> Iterator[T]:
     """Make calls; warn of errors, and yield the other answers."""
-    for answer in client.call_each(calls):
+    try:
+        answers = client.call_each(calls)
+    except ImError as error:
+        answers = [error]
+    for answer in answers:
         if isinstance(answer, ImError):
             trouble.note(answer, _NOT_ENDED)
         else:

@@ -283,7 +283,8 @@ class RedisClient:
     def _error(self, answer: Exception, gid: str = "") -> ImError:
         if isinstance(answer, ReadOnlyError):
             self._drop_connections()
-        error = self._library.stranger(answer) or translated(answer, self.address, gid)
+        with driver_errors(self.address):
+            error = self._library.stranger(answer) or translated(answer, self.address, gid)
         error.__cause__ = answer
         return error
 

@@ -94,11 +94,12 @@ def _watch(servers: BenchServers, chat: Chat, entries: int) -> float:
         left = backlog(chat, "persist")
         return left < entries
 
+    started = time.monotonic()
     with servers.running("persist") as running:
         running.workers.wait(has_begun, "the worker persist has stored a batch")
-        began = time.monotonic()
+        began = time.monotonic() if left else started
         running.wait_until_stored()
-        return left / (time.monotonic() - began)
+        return (left or entries) / (time.monotonic() - began)
 
 
 def _read(chat: Chat, gid: str) -> Rows:

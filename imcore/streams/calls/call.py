@@ -19,9 +19,10 @@ Value = str | bytes | int
 
 
 class Call(NamedTuple, Generic[T_co]):
-    """One call of a Redis function; if `function` is empty, `args` are a plain command. `writes` is about functions.
+    """One call of a Redis function; if `function` is empty, `args` are a plain command.
 
-    `gid` is the group that an error of the whole call is about.
+    A call that `writes` loads our functions first where a server has none. `gid` is the group that an error of the
+    whole call is about.
     """
 
     function: str

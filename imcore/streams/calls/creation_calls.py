@@ -12,8 +12,8 @@ from imcore.streams.keys import Keyspace
 LOST = None
 """The answer of a step if another process has taken the creation over."""
 
-Existing = tuple[Group, bool]
-"""A group that exists already, and whether its members may not have been notified."""
+Existing = tuple[Group, bool, bool]
+"""A group that exists already, whether its members may not have been notified, and whether all the uids are members."""
 
 
 def create(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Existing | None]:
@@ -45,7 +45,7 @@ def _step(space: Keyspace, gid: str, args: tuple[Value, ...], decode: Callable[[
 
 
 def _existing(gid: str) -> Callable[[list[Any]], Existing | None]:
-    return lambda answer: (group_of(gid)(answer[:3]), answer[3] == 1) if answer else None
+    return lambda answer: (group_of(gid)(answer[:3]), answer[3] == 1, answer[4] == 1) if answer else None
 
 
 def _unless_lost(members: int) -> Callable[[list[Any]], int | None]:

@@ -115,7 +115,7 @@ def requeue(space: Keyspace, partition: int, dead_id: str) -> Call[str]:
 
 
 def drop(space: Keyspace, partition: int, dead_id: str) -> Call[bool]:
-    return Call("", (), ("XDEL", space.dead_letters(partition), dead_id), bool)
+    return Call("", (), ("XDEL", space.dead_letters(partition), dead_id), bool, writes=True)
 
 
 def lease(kind: str, slot: int, token: str, lease_ms: int) -> Call[bool]:

@@ -127,7 +127,7 @@ def _values(entry: ShadowEntry) -> tuple[Value, ...]:
 def set_recalled(k: GroupKeys, messages: Sequence[int], *, drop: bool = False) -> Call[int]:
     """Mark messages (packed) as recalled or tombstones, or (`drop`) as neither; answers how many changed."""
     values = messages if drop else flat((msgid, msgid) for msgid in messages)
-    return Call("", (), ("ZREM" if drop else "ZADD", k.recalled, *values), int, k.gid)
+    return Call("", (), ("ZREM" if drop else "ZADD", k.recalled, *values), int, k.gid, writes=True)
 
 
 def swap(
@@ -246,7 +246,7 @@ def lock_partition(space: Keyspace, partition: int, token: str, for_ms: int) -> 
 
 def forget(space: Keyspace, partition: int, consumers: Sequence[str]) -> Call[int]:
     """Drop the watermarks of ended consumers; answers how many."""
-    return Call("", (), ("HDEL", space.watermarks(partition), *consumers), int)
+    return Call("", (), ("HDEL", space.watermarks(partition), *consumers), int, writes=True)
 
 
 def end_rebuild(token: str) -> Call[bool]:

@@ -58,13 +58,18 @@ end
 -- Keys: meta, stream, acked, joined, left, journal, groups, creating, unnotified, then groups_of of each member.
 -- Arguments: gid, prefix of the inbox channels, token, 1 if this is the first step, how many members the group is to have ('' if
 -- another step follows), then the uid of each new member.
--- Answer: {}; in the first step {members, seq, last, 1 if they may not have been notified} if the group exists; in a later one
+-- Answer: {}; in the first step {members, seq, last, 1 if they may not have been notified, 1 if all new members are members} if
+-- the group exists; in a later one
 -- LOST if the creation is not the caller's any more, or the group exists or has other members. Errors: CREATING, ABANDONED, CLOCK.
 define('im_create', DENY_OOM, function(keys, args)
   local gid, token, is_first, total = args[1], args[3], args[4] == '1', tonumber(args[5])
   if group_exists(keys[1], keys[8], gid) then
     local seq, last = head_of(keys[1])
-    return is_first and {member_count(keys[3], keys[5]), seq, decimal(last), redis.call('HGET', keys[9], gid) and 1 or 0} or 'LOST'
+    local unnotified, same = redis.call('HGET', keys[9], gid), true
+    for i = 6, #args do
+      same = same and redis.call('ZSCORE', keys[3], args[i])
+    end
+    return is_first and {member_count(keys[3], keys[5]), seq, decimal(last), unnotified and 1 or 0, same and 1 or 0} or 'LOST'
   elseif not is_first and holder_of(keys[8], gid) ~= token then
     return 'LOST'
   end
