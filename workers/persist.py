@@ -163,19 +163,21 @@ def batch_of(items: Sequence[WorkItem]) -> Batch:
 
 
 def _add_rows(item: WorkItem, batch: Batch, offsets: Offsets) -> None:
-    event, version = item.entry.event, item.entry.version
+    event = item.entry.event
     if isinstance(event, Sent):
         _add_messages(item.messages, batch, offsets)
     elif isinstance(event, Acked):
-        _add_moves(event, version, batch, offsets)
+        _add_moves(event, item.entry.version, batch, offsets)
     elif isinstance(event, Joined):
+        version = item.entry.version
         batch.spans.append(SpanRow(*event, left_msgid=None, changed=version, acked_msgid=event.joined))
     elif isinstance(event, Left):
-        batch.spans.append(SpanRow(*event, changed=version, acked_msgid=event.joined))
+        batch.spans.append(SpanRow(*event, changed=item.entry.version, acked_msgid=event.joined))
     elif isinstance(event, Confirmed):
         batch.confirms += (ConfirmRow(*tally) for tally in event.tallies)
     elif isinstance(event, Created):
         batch.groups.append(GroupRow(event.gid, item.entry.time_ms))
+        version = item.entry.version
         batch.spans += (SpanRow(event.gid, uid, NONE, None, version, NONE) for uid in item.members)
 
 

@@ -124,7 +124,7 @@ def _membership(fields: Fields) -> tuple[str, str, int]:
     return _gid(fields), fields[b"uid"].decode(), _position(fields[b"joined"])
 
 
-def _position(text: bytes | str) -> int:
+def _position(text: bytes) -> int:
     packed = int(text)
     if packed > HIGHEST:
         raise ValueError("no message can have such an id")
@@ -146,8 +146,10 @@ def _records(text: bytes) -> list[str]:
 
 
 def _move(record: str) -> Move:
-    *positions, uids = record.split(SEPARATOR, 3)
-    joined, start, to = map(_position, positions)
+    joined_text, start_text, to_text, uids = record.split(SEPARATOR, 3)
+    joined, start, to = int(joined_text), int(start_text), int(to_text)
+    if max(joined, start, to) > HIGHEST:
+        raise ValueError("no message can have such an id")
     return Move(joined, start, to, _names(uids))
 
 

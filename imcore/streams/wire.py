@@ -126,8 +126,11 @@ def message_row(gid: str, msgid: int, values: list[bytes]) -> MessageRow:
 
 
 def _whole(raw: bytes) -> int:
-    value = number(raw)
-    if value is None:
+    try:
+        value = int(raw)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= msgids.HIGHEST:
         raise ValueError(f"{raw[:30]!r} is no number from 0 to {msgids.HIGHEST}")
     return value
 
