@@ -34,7 +34,6 @@ class ListenProcesses(Processes):
         self._events: dict[str, list[list[Record]]] = {}
 
     def listen(self, uid: str) -> None:
-        """Begin a user's session."""
         self._events.setdefault(uid, []).append([])
         command = im_command("listen", uid, "--json", "--ack-interval", str(_ACK_INTERVAL_S))
         self.start(uid, command, self.environment)

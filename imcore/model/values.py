@@ -114,8 +114,6 @@ class LogLine:
 
 @dataclass(frozen=True, slots=True)
 class MessageTally:
-    """A message and its tally."""
-
     message: Message
     read: int
     unread: int
@@ -139,8 +137,6 @@ class MessageStatus:
 
 
 class Draft(NamedTuple):
-    """A message to be sent."""
-
     sender_uid: str
     content: str
     client_msgid: str = ""

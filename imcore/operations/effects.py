@@ -87,8 +87,6 @@ class SqlQuery(Effect[T], ABC):
 
 @dataclass(frozen=True, slots=True)
 class Sleep(Effect[None]):
-    """Wait."""
-
     seconds: float
 
 

@@ -51,8 +51,6 @@ class Backoff:
 
 
 class Backoffs(Generic[T]):
-    """One Backoff for each key."""
-
     def __init__(self) -> None:
         self._waiting: dict[T, Backoff] = {}
 

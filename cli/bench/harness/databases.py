@@ -54,7 +54,6 @@ class SqliteFiles:
         return f"SQLite {sqlite3.sqlite_version}"
 
     def drop_all(self) -> None:
-        """Remove every database that was made here."""
         for path in self._made:
             for ending in ("", "-wal", "-shm"):
                 path.with_name(path.name + ending).unlink(missing_ok=True)
