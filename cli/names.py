@@ -54,7 +54,7 @@ _SPELT_OTHERWISE = re.compile(
     "|(?<=\u0e40)\u0e40|(?<=\u0ec0)\u0ec0|(?<=\u0964)\u0964|(?<=[\u0d07\u0d12])\u0d57"
     "|[\u1100-\u11ff\ua960-\ua97f\ud7b0-\ud7ff]"
 )
-"""What makes the same picture as one letter, one of _KEPT or another."""
+"""Sequences that make the same picture as one letter, one of _KEPT or another."""
 
 _RARE = re.compile(
     "[\u04c0\u04cf\u05f0-\u05f2\u066e\u066f\u06a1\u08bb-\u08bd\u2de0-\u2dff"

@@ -54,7 +54,7 @@ class ActualGroup:
 
 @dataclass(slots=True)
 class Changes:
-    """What some entries of the journal change in one group. Msgids are packed."""
+    """The changes that entries of the journal make in one group. Msgids are packed."""
 
     anything: bool = False
     """Whether other entries were trimmed before they were read: then anything may have changed."""

@@ -115,7 +115,7 @@ class RedisClient:
 
     @cached_property
     def space(self) -> Keyspace:
-        """The names of the data in Redis or, while there is none, of the data that the first write will begin.
+        """The names of the data in Redis. Before the first write: those that it will use.
 
         Raise ConfigurationError if the partition count asked for is not the one that the data was created with.
         """

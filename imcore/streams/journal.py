@@ -109,7 +109,7 @@ class Journal:
         self.lease = Lease(client, kind, settings.lease_ms)
         self._has_groups = False  # whether the journals have the kind's consumer group
         self._open: dict[int, str] | None = None
-        """Up to where this process's open entries have been read, by partition; None: all of them."""
+        """The last open entry of this process that was read, by partition. None: all were read."""
         self._in_hand = 0  # how many entries the caller has read and not confirmed
         self._failed: dict[tuple[int, str], _Failed] = {}
         """Open entries of this process that have failed and will be retried, by partition and id."""
