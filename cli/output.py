@@ -19,9 +19,9 @@ from urllib.parse import unquote_plus
 
 from imcore.cli import tables
 from imcore.cli.names import ACTING, EMOJI, in_one_line, in_sentence
-from imcore.cli.records import Record, iso
 from imcore.cli.terminal import fit, width_of
 from imcore.errors import ImError
+from imcore.model.records import Record, iso
 from imcore.sql.postgres_options import OPTIONS as POSTGRES_OPTIONS
 from imcore.streams.url_options import OPTIONS as REDIS_OPTIONS
 from imcore.util import best_effort

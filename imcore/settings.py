@@ -83,7 +83,7 @@ class Settings:
             database_url=given.pop("database_url", "") or _sqlite_url(data_dir / "imcore.db"),
             jobs_redis_url=given.pop("jobs_redis_url", redis_url),
             allow_eviction=_yes_or_no("allow_eviction", given.pop("allow_eviction", "0")),
-            **{name: _whole_number(name, value) for name, value in given.items()},
+            **{name: _number(name, value) for name, value in given.items()},
         )
         if settings.heartbeat_ms >= settings.online_ms:
             raise ConfigurationError(
@@ -152,11 +152,13 @@ def _yes_or_no(name: str, value: str) -> bool:
     return value == "1"
 
 
-def _whole_number(name: str, value: str) -> int:
+def _number(name: str, value: str) -> int:
     lowest = 0 if name in _MAY_BE_ZERO else 1
-    highest = _HIGHEST.get(name, _HIGHEST_OF_ALL)
+    return whole_number(f"IM_{name.upper()}", value, lowest=lowest, highest=_HIGHEST.get(name, _HIGHEST_OF_ALL))
+
+
+def whole_number(variable: str, value: str, *, lowest: int = 1, highest: int = _HIGHEST_OF_ALL) -> int:
+    """Return the number that a variable holds. Raise ConfigurationError for anything else."""
     if not value.isascii() or not value.isdigit() or len(value) > _MOST_DIGITS or not lowest <= int(value) <= highest:
-        raise ConfigurationError(
-            f"IM_{name.upper()} must be a whole number from {lowest} to {highest}; it is {value!r}"
-        )
+        raise ConfigurationError(f"{variable} must be a whole number from {lowest} to {highest}; it is {value!r}")
     return int(value)

@@ -9,10 +9,10 @@ from imcore.cli import output
 from imcore.cli.app import Invocation, command
 from imcore.cli.commands.worker import NAMES, command_of, environment_of
 from imcore.cli.names import in_sentence
-from imcore.cli.records import Record
 from imcore.embedded.health import HealthCheck
 from imcore.embedded.server import EmbeddedServer
 from imcore.errors import EmbeddedServerError, ImError
+from imcore.model.records import Record
 from imcore.process import STOP_S, Programs, Stopped, StopSignals
 from imcore.settings import Settings
 
