@@ -83,7 +83,7 @@ class Tokens:
         return Identity(uid, role if isinstance(role, str) else None, float(expires_at), claims)
 
     def issue(self, uid: str, ttl_s: float, *, is_server: bool = False, **claims: object) -> str:
-        """Return a token for a user. Raise InvalidInput for an impossible uid, ConfigurationError without IM_WEB_KEY."""
+        """Return a token. Raise InvalidInput for an impossible uid, ConfigurationError without IM_WEB_KEY."""
         if self._algorithm != _HMAC:
             raise ConfigurationError("a public key (IM_WEB_PUBLIC_KEY) cannot sign a token: that needs IM_WEB_KEY")
         now = int(time.time())
