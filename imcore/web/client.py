@@ -5,7 +5,6 @@ A kind of socket makes a `Client` once the handshake is done, and tells it what 
 """
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,13 +13,11 @@ from imcore.errors import ImError, InvalidInput, NotAllowed, NotAuthenticated, T
 from imcore.web import jsonrpc
 from imcore.web.auth import Identity, bearer_of
 from imcore.web.flow import Expiry, Frame, Lane, RateLimit, SendQueue, Socket
-from imcore.web.jsonrpc import INTERNAL_ERROR, Request, RpcError
+from imcore.web.jsonrpc import Request, RpcError
 
 if TYPE_CHECKING:
     from imcore.gateway.fanout import Session
     from imcore.web.hub import Hub
-
-log = logging.getLogger(__name__)
 
 UNAUTHORIZED, TOO_SLOW, TOO_MANY = 4401, 4408, 4429
 GOING_AWAY, TOO_LARGE, BINARY, NOT_UTF8, BROKEN = 1001, 1009, 1003, 1007, 1011
@@ -94,7 +91,7 @@ class Client:
 
     def lost(self) -> None:
         """Note that the socket is gone. Calls that change something go on; a session acks what it was told."""
-        self._end()
+        self._end("client")
         self._side_by_side.stop()
 
     # What the hub tells.
@@ -111,7 +108,7 @@ class Client:
     def close(self, code: int, reason: str) -> None:
         """Close the socket after what was sent."""
         if not self._is_closed:
-            self._end()
+            self._end(str(code))
             self._side_by_side.stop()
             self.socket.close(code, reason.encode()[:MOST_REASON_BYTES].decode(errors="ignore"))
 
@@ -191,9 +188,8 @@ class Client:
         except (RpcError, ImError) as error:
             answer = jsonrpc.failure(error, request.id)
             self._close_after(error)
-        except Exception:
-            log.exception("the method %s has failed", request.method)
-            answer = jsonrpc.failure(RpcError(INTERNAL_ERROR, "the server has failed: its log says why"), request.id)
+        except Exception as error:
+            answer = jsonrpc.failure(self.hub.fault(request.method, error), request.id)
         if not request.is_notification and not self._is_closed:
             self._out.send(Frame(answer))
         if self.session and self._held is not None:
@@ -245,9 +241,10 @@ class Client:
             self._deadline.cancel()
             self._deadline = None
 
-    def _end(self) -> None:
+    def _end(self, code: str) -> None:
         if self._is_closed:
             return
+        self.hub.metrics.closes.add(1, code)
         self._is_closed = True
         self._stop_deadline()
         self._expiry.stop()

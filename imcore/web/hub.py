@@ -3,18 +3,21 @@
 import asyncio
 import inspect
 import logging
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
+from imcore import msgid as msgids
 from imcore.errors import ImError, NotAllowed, NotAuthenticated, RedisUnavailable, TooManyCalls, TooManySockets
 from imcore.gateway.fanout import Gap, Joined, Left, NewMessage, ReceiptsChanged
+from imcore.metrics import WebMetrics
 from imcore.model.records import record_of
 from imcore.web import jsonrpc
 from imcore.web.auth import Identity, Tokens, bearer_of
 from imcore.web.client import GOING_AWAY, Client
 from imcore.web.flow import Frame, RateLimit
-from imcore.web.jsonrpc import METHOD_NOT_FOUND, Request, RpcError
+from imcore.web.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND, Request, RpcError
 from imcore.web.methods import METHODS, Caller, Method, receipt_record
 from imcore.web.parameters import arguments
 from imcore.web.settings import WebSettings
@@ -66,6 +69,7 @@ class Hub:
         self.methods: Mapping[str, Method] = {
             name: method for name, method in METHODS.items() if demo or not method.is_demo_only
         }
+        self.metrics = WebMetrics()
         self.is_stopping = False
         self._given_chat = chat
         self._tokens = None if authenticate else Tokens(self.settings)
@@ -145,9 +149,11 @@ class Hub:
 
     def add(self, client: Client) -> None:
         self._clients[client] = None
+        self.metrics.sockets.set(len(self._clients))
 
     def forget(self, client: Client) -> None:
         self._clients.pop(client, None)
+        self.metrics.sockets.set(len(self._clients))
 
     def reads_headers(self, headers: Mapping[str, str]) -> bool:
         """Return whether the headers of a handshake may say who that is."""
@@ -241,6 +247,15 @@ class Hub:
 
     async def _perform(self, request: Request, identity: Identity, client: Client | None) -> Any:
         method = self._method(request)
+        self.metrics.calls.add(1, method.name)
+        try:
+            return await self._permitted(method, request, identity, client)
+        except (RpcError, ImError) as error:
+            name = str(error.code) if isinstance(error, RpcError) else jsonrpc.public_name(error)
+            self.metrics.errors.add(1, method.name, name)
+            raise
+
+    async def _permitted(self, method: Method, request: Request, identity: Identity, client: Client | None) -> Any:
         await self.permit(identity, request.method, request.params)
         uid = request.params.get("uid")
         if uid is None and not identity.is_server:
@@ -250,6 +265,8 @@ class Hub:
     def _method(self, request: Request) -> Method:
         method = self.methods.get(request.method)
         if method is None:
+            self.metrics.calls.add(1, "unknown")
+            self.metrics.errors.add(1, "unknown", str(METHOD_NOT_FOUND))
             raise RpcError(METHOD_NOT_FOUND, f"there is no method {request.method[:100]!r}")
         return method
 
@@ -260,11 +277,22 @@ class Hub:
             return False
         if client.session is None or client.identity is None:
             return False
+        self.metrics.calls.add(1, "ack")
+        self.received(client.session, params["gid"], params["msgid"])
+        return True
+
+    def received(self, session: "Session", gid: str, msgid: str) -> None:
+        """Take an ack that has no answer, wrong ones too."""
+        self.metrics.acks_received.add(1)
         try:
-            self.gateway.received(client.session, params["gid"], params["msgid"])
+            self.gateway.received(session, gid, msgid)
         except ImError as error:
             log.debug("an ack was not taken: %s", error)
-        return True
+
+    def fault(self, method: str, error: Exception) -> RpcError:
+        """Log a fault of the program, and return what its caller gets instead."""
+        log.error("the method %s has failed", method, exc_info=error)
+        return RpcError(INTERNAL_ERROR, "the server has failed: its log says why")
 
     def _rate_of(self, uid: str) -> RateLimit:
         rate = self._rates.pop(uid, None) or RateLimit(self.settings.calls_per_s, self.settings.calls_burst)
@@ -287,6 +315,15 @@ class Hub:
                 frame = Frame(frame_text(event))
                 for session in event.sessions:
                     session.tag.push(frame)
+                self._count(event)
+
+    def _count(self, event: "Event") -> None:
+        copies = len(event.sessions)
+        if isinstance(event, NewMessage):
+            self.metrics.messages.add(copies)
+            self.metrics.pushed_s.observe(time.time() - msgids.time_ms(event.msgid) / 1000, copies)
+        elif isinstance(event, ReceiptsChanged):
+            self.metrics.receipts.add(copies * len(event.receipts))
 
     # Health.
 
