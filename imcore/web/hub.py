@@ -42,6 +42,9 @@ HTTP_CALLS = 1000
 """Calls by HTTP that are in hand at once."""
 RATES_KEPT = 10_000
 HEALTH_S = 2.0
+SOCKETS_S = 2.0
+"""The time in which sockets may take what was sent, and answer the close frame, when the server ends."""
+TICK_S = 0.05
 
 
 def default_may(identity: Identity, method: str, params: Mapping[str, Any]) -> bool:
@@ -113,7 +116,7 @@ class Hub:
                 self._pump = asyncio.create_task(self._pump_events())
                 self._run(self._chat.open_database())
 
-    async def close(self, patience_s: float = 5.0) -> None:
+    async def close(self, patience_s: float = 3.0) -> None:
         """End: no calls are taken any more, those in hand are answered, acks go out, sockets close with 1001.
 
         A server that is away delays the end by `patience_s` at most, twice.
@@ -127,6 +130,10 @@ class Hub:
                 task.cancel()
         for client in clients:
             client.close(GOING_AWAY, "the server ends")
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + SOCKETS_S
+        while self._clients and loop.time() < give_up:
+            await asyncio.sleep(TICK_S)
         async with self._starting:
             pump, self._pump = self._pump, None
             if pump:
@@ -148,10 +155,12 @@ class Hub:
     # Clients.
 
     def add(self, client: Client) -> None:
+        """Note a client whose socket has come."""
         self._clients[client] = None
         self.metrics.sockets.set(len(self._clients))
 
-    def forget(self, client: Client) -> None:
+    def gone(self, client: Client) -> None:
+        """Note that the socket of a client is gone."""
         self._clients.pop(client, None)
         self.metrics.sockets.set(len(self._clients))
 
