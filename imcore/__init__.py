@@ -4,7 +4,7 @@ TYPE_CHECKING = False  # nothing is imported here: the command line can be inter
 if TYPE_CHECKING:
     from typing import Any
 
-    from imcore import errors
+    from imcore import errors, msgid
     from imcore.chat import Chat
     from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Session
     from imcore.gateway.gateway import Gateway, Listener
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         Ack,
         Draft,
         Group,
+        HistoryPage,
         Member,
         Message,
         MessageStatus,
@@ -30,6 +31,7 @@ __all__ = [
     "Event",
     "Gateway",
     "Group",
+    "HistoryPage",
     "Listener",
     "Member",
     "Message",
@@ -44,6 +46,7 @@ __all__ = [
     "Tally",
     "Unread",
     "errors",
+    "msgid",
 ]
 
 _PLACES = {
@@ -51,9 +54,11 @@ _PLACES = {
     "Gateway": "gateway.gateway",
     "Listener": "gateway.gateway",
     "Settings": "settings",
+    "errors": "errors",
+    "msgid": "msgid",
     **dict.fromkeys(("NewMessage", "Event", "Session", "ReceiptsChanged"), "gateway.fanout"),
 }
-"""The modules of what is not in `model.values`."""
+"""The modules of what is not in `model.values`; `errors` and `msgid` are modules themselves."""
 
 
 def __getattr__(name: str) -> "Any":
@@ -62,5 +67,6 @@ def __getattr__(name: str) -> "Any":
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"imcore.{'errors' if name == 'errors' else _PLACES.get(name, 'model.values')}")
-    return module if name == "errors" else getattr(module, name)
+    place = _PLACES.get(name, "model.values")
+    module = import_module(f"imcore.{place}")
+    return module if place == name else getattr(module, name)
