@@ -25,7 +25,7 @@ _ANSWER_S = 0.3
 
 
 class WebProcess:
-    """What the process needs, and the link to it. Without a key in the environment it is a demo with a key of its own."""
+    """What the process needs, and its link. Without a key in the environment it is a demo with a key of its own."""
 
     def __init__(self, port: int, environ: Mapping[str, str] = os.environ) -> None:
         self._port = port
