@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from imcore.errors import ImError, TryAgain, UnknownGroup, raise_what_stops_all
-from imcore.gateway.fanout import Recipients, ResumePoint, Session
+from imcore.gateway.cursor import ResumePoint
+from imcore.gateway.fanout import Recipients, Session
 from imcore.operations.effects import Answers, Effects, FinishCalls, StartCalls, call_many
 from imcore.operations.queries import MessagesByMsgid
 from imcore.streams.calls import message_calls

@@ -7,7 +7,8 @@ from itertools import islice
 
 from imcore.errors import ImError, SessionExpired, TryAgain
 from imcore.gateway.channels import Inbox
-from imcore.gateway.fanout import DeliveryQueue, ReceiptsChanged, Recipients, Session
+from imcore.gateway.delivery_queue import DeliveryQueue
+from imcore.gateway.fanout import ReceiptsChanged, Recipients, Session
 from imcore.gateway.scheduler import DelayQueue
 from imcore.model.values import Receipt
 from imcore.operations import sessions as operations
