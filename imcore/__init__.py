@@ -6,7 +6,7 @@ if TYPE_CHECKING:
 
     from imcore import errors
     from imcore.chat import Chat
-    from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Session
+    from imcore.gateway.fanout import Event, Gap, Joined, Left, NewMessage, ReceiptsChanged, Session, SessionStart
     from imcore.gateway.gateway import Gateway, Listener
     from imcore.model.values import (
         Ack,
@@ -28,8 +28,11 @@ __all__ = [
     "Chat",
     "Draft",
     "Event",
+    "Gap",
     "Gateway",
     "Group",
+    "Joined",
+    "Left",
     "Listener",
     "Member",
     "Message",
@@ -40,6 +43,7 @@ __all__ = [
     "Receipt",
     "ReceiptsChanged",
     "Session",
+    "SessionStart",
     "Settings",
     "Tally",
     "Unread",
@@ -51,7 +55,8 @@ _PLACES = {
     "Gateway": "gateway.gateway",
     "Listener": "gateway.gateway",
     "Settings": "settings",
-    **dict.fromkeys(("NewMessage", "Event", "Session", "ReceiptsChanged"), "gateway.fanout"),
+    **dict.fromkeys(("NewMessage", "Event", "ReceiptsChanged", "Gap", "Joined", "Left"), "gateway.fanout"),
+    **dict.fromkeys(("Session", "SessionStart"), "gateway.fanout"),
 }
 """The modules of what is not in `model.values`."""
 

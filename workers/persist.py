@@ -18,7 +18,7 @@ from imcore.msgid import NONE
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
-from imcore.streams.events import Acked, Confirmed, Created, Entry, SpanBegun, SpanEnded, Malformed, Sent
+from imcore.streams.events import Acked, Confirmed, Created, Entry, Malformed, Sent, SpanBegun, SpanEnded
 from imcore.streams.journal import Journal
 from imcore.workers.fetch import StoredMessage, WorkItem, fetch, member_counts, member_pages
 

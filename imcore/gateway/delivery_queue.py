@@ -95,16 +95,14 @@ def _less(events: Iterable[Event], session: Session, gid: str) -> Iterator[Event
 
 def _put_back(session: Session, event: Event) -> None:
     """Let a paused session resume before an event. Receipts need nothing: they are fetched once it is resumed."""
+    gids = session.paused_gids if session.paused_gids is not None else set()
     if isinstance(event, NewMessage):
-        _resume_at(session, event.message.gid, ResumePoint(event.msgid - 1, event.message.seq - 1))
+        gids.add(event.message.gid)
+        session.resume_points[event.message.gid] = ResumePoint(event.msgid - 1, event.message.seq - 1)
     elif isinstance(event, Gap):
-        _resume_at(session, event.gid, ResumePoint(msgids.pack(event.from_msgid) - 1))
+        gids.add(event.gid)
+        session.resume_points[event.gid] = ResumePoint(msgids.pack(event.from_msgid) - 1)
     elif isinstance(event, Left):
-        session.paused_gids.add(event.gid)
+        gids.add(event.gid)
     elif isinstance(event, Joined):
-        session.paused_gids.discard(event.gid)
-
-
-def _resume_at(session: Session, gid: str, resume_point: ResumePoint) -> None:
-    session.paused_gids.add(gid)
-    session.resume_points[gid] = resume_point
+        gids.discard(event.gid)

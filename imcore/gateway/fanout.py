@@ -5,7 +5,7 @@ for one session and for a thousand, and so does a pull.
 """
 
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -63,12 +63,17 @@ class Session:
     """By gid, of the groups that it follows. Other sessions at the same point have the same cursor."""
     resume_points: dict[str, ResumePoint | None] = field(default_factory=dict)
     """By gid, of the groups that it does not follow now. None: at the user's ack offset."""
-    paused_gids: set[str] = field(default_factory=set)
-    """The groups that it follows again once it is resumed."""
+    paused_gids: set[str] | None = None
+    """While it follows nothing, since it is paused: the groups that it follows again once it is resumed."""
     as_recipients: "Recipients" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.as_recipients = Recipients([self])
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it follows nothing, since it is paused."""
+        return self.paused_gids is not None
 
     @property
     def gids(self) -> set[str]:
@@ -191,7 +196,8 @@ class GroupSubscribers:
 
     def add(self, session: Session, resume_point: ResumePoint | None) -> Cursor:
         """Add a session at a resume point, None for the user's ack offset. Its cursor is behind."""
-        cursor = Cursor(self.gid, *(resume_point or (None, None)), session.most)
+        msgid, seq = resume_point or (None, None)
+        cursor = Cursor(self.gid, msgid, seq, session.most)
         session.cursors[self.gid] = cursor
         self._sessions[cursor] = {session: None}
         return self._index(cursor)
@@ -227,7 +233,7 @@ class GroupSubscribers:
         return events, behind
 
     def pulled(self, cursor: Cursor, pulled: PullResult, page: MessagePage) -> tuple[list[NewMessage], Cursor]:
-        """Handle a page that was pulled for a cursor; return its messages, and the cursor that the sessions have now."""
+        """Handle a page that was pulled for a cursor; return its messages, and the cursor of the sessions now."""
         recipients = self.recipients(cursor)
         self._unindex(cursor)
         events = [

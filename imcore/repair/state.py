@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 from imcore import msgid as msgids
 from imcore.model.rows import MessageRow, SpanRow, merged_span
 from imcore.streams.calls.receipt_calls import Counts
-from imcore.streams.events import Acked, Created, Entry, SpanBegun, SpanEnded, Move, Sent
+from imcore.streams.events import Acked, Created, Entry, Move, Sent, SpanBegun, SpanEnded
 from imcore.streams.keys import span_key
 
 One = TypeVar("One")

@@ -10,7 +10,7 @@ from imcore.errors import ImError
 from imcore.streams import dead_letters
 from imcore.streams.calls import journal_calls
 from imcore.streams.client import RedisClient
-from imcore.streams.events import Acked, Created, Event, SpanBegun, SpanEnded, Malformed, Move, Sent, read
+from imcore.streams.events import Acked, Created, Event, Malformed, Move, Sent, SpanBegun, SpanEnded, read
 from imcore.streams.journal import LONGEST_REASON, Journal, Lease, one_line
 from imcore.streams.keys import lease
 from imcore.workers.persist import KIND

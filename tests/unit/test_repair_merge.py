@@ -9,7 +9,7 @@ from imcore.repair.merge import Placed, Plan, as_known, in_sequence, place, sett
 from imcore.repair.orders import orders
 from imcore.repair.state import ActualGroup, Changes, Counter, is_void, offset_of, paired
 from imcore.streams.calls.repair_calls import StreamState, Trim
-from imcore.streams.events import Acked, Created, Entry, Event, SpanBegun, SpanEnded, Move, Sent
+from imcore.streams.events import Acked, Created, Entry, Event, Move, Sent, SpanBegun, SpanEnded
 
 UIDS = ("ann", "bob", "cy")
 VERSION = 1000

@@ -53,14 +53,13 @@ class AckResult(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """Messages after `after` that a pull leaves out; `first` is the first of them. Msgids are packed; None is SQL's.
+    """Messages after `after` that a pull leaves out. `first` is the first of them that Redis has; msgids are packed.
 
-    The last one is the pull's new start, unless only SQL knows it: then all but the newest `keep` of SQL's are left
-    out.
+    The last one is the pull's new start. If only SQL has them, `keep` says how many of SQL's newest are not left out.
     """
 
     after: int
-    first: int | None
+    first: int
     keep: int | None = None
 
 
@@ -177,7 +176,7 @@ def pull(
 
 
 def _left_out(after: bytes, first: bytes, keep: bytes | None = None) -> LeftOut:
-    return LeftOut(int(after), int(first) if first else None, None if keep is None else int(keep))
+    return LeftOut(int(after), int(first or 0), None if keep is None else int(keep))
 
 
 def recalled(space: Keyspace, gid: str, messages: Sequence[int]) -> Call[list[bool]]:

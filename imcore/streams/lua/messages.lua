@@ -206,7 +206,7 @@ local function leave_out(stream, start, seq, last, trimmed, most)
   local before_first = first and tonumber(first[2][2]) - 1 or seq  -- the seq of the last message before it
   if before_first < seq - most then
     local begin = position_of_seq(stream, seq - most, pack(first[1]), last)
-    return decimal(begin), {decimal(start), start < trimmed and '' or decimal(pack(first[1]))}
+    return decimal(begin), {decimal(start), decimal(pack(first[1]))}
   elseif start < trimmed then
     return decimal(start), {decimal(start), '', decimal(most - seq + before_first)}
   end
@@ -221,8 +221,8 @@ end
 -- Answer: {start, trimmed, seq of the newest, 1 if Redis has more after these else 0, entries, {number of a uid from 0 on, then
 -- NOTMEMBER or the packed msgid after which they joined, for each uid who may not get all of that}, {what is left out}};
 -- messages up to `trimmed` are in SQL only. For a single uid that is no member: NOTMEMBER. Errors: NOGROUP.
--- What is left out: nothing, or the start before, and the first message left out, '' if only SQL knows it; the new start is the
--- last one. If only SQL knows that, the start stays, and how many of SQL's newest messages are not left out follows.
+-- What is left out: nothing, or the start before, and the first message left out that Redis has; the new start is the last one.
+-- If only SQL knows that, the start stays, and the answer has '' and how many of SQL's newest messages are not left out.
 define_for_group('im_pull', READ_ONLY, function(keys, args, seq, last, trimmed)
   local start, apart, left_out = args[1], {}, nil
   if #args == 5 then
