@@ -6,7 +6,7 @@ if TYPE_CHECKING:
 
     from imcore import errors, msgid
     from imcore.chat import Chat
-    from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Session
+    from imcore.gateway.fanout import Event, Gap, Joined, Left, NewMessage, ReceiptsChanged, Session, SessionStart
     from imcore.gateway.gateway import Gateway, Listener
     from imcore.model.values import (
         Ack,
@@ -29,9 +29,12 @@ __all__ = [
     "Chat",
     "Draft",
     "Event",
+    "Gap",
     "Gateway",
     "Group",
     "HistoryPage",
+    "Joined",
+    "Left",
     "Listener",
     "Member",
     "Message",
@@ -42,6 +45,7 @@ __all__ = [
     "Receipt",
     "ReceiptsChanged",
     "Session",
+    "SessionStart",
     "Settings",
     "Tally",
     "Unread",
@@ -56,7 +60,8 @@ _PLACES = {
     "Settings": "settings",
     "errors": "errors",
     "msgid": "msgid",
-    **dict.fromkeys(("NewMessage", "Event", "Session", "ReceiptsChanged"), "gateway.fanout"),
+    **dict.fromkeys(("NewMessage", "Event", "ReceiptsChanged", "Gap", "Joined", "Left"), "gateway.fanout"),
+    **dict.fromkeys(("Session", "SessionStart"), "gateway.fanout"),
 }
 """The modules of what is not in `model.values`; `errors` and `msgid` are modules themselves."""
 

@@ -139,12 +139,12 @@ class Client:
             self.session = await self.hub.open(self, uid, **given)
             if self._is_closed:  # meanwhile
                 self.hub.end(self.session)
-        elif uid != self.session.uid:
+            return {"uid": uid, "groups": await self.hub.starts(self.session)}
+        if uid != self.session.uid:
             raise NotAllowed(f"this session is {self.session.uid!r}'s: connect anew for another user")
-        elif given:
+        if given:
             raise InvalidInput("the session has begun: `connect` takes only a new token now")
-        else:
-            self._accept(identity)
+        self._accept(identity)
         return {"uid": uid, "groups": await self.hub.positions(self.session)}
 
     def _accept(self, identity: Identity) -> None:

@@ -206,15 +206,31 @@ class Hub:
         if self._sockets[uid] <= 0:
             del self._sockets[uid]
 
+    async def starts(self, session: "Session") -> list[dict[str, object]]:
+        """Return for each group of a session that has just begun what is acked and unread, and where it begins."""
+        counts: Mapping[str, int] = {}
+        if any(start.unread is None for start in session.starts.values()):
+            counts = {each.gid: each.unread for each in await self.chat.unread(session.uid)}
+        return [
+            {
+                "gid": gid,
+                "last_ack_msgid": start.last_ack_msgid,
+                "unread": counts.get(gid, 0) if start.unread is None else start.unread,
+                "after": start.after,
+            }
+            for gid, start in session.starts.items()
+        ]
+
     async def positions(self, session: "Session") -> list[dict[str, object]]:
-        """Return for each group of a session what is acked and unread, and after which msgid it goes on."""
-        begins = session.resume_points_by_gid()
+        """Return the same of a session that has begun before: where it is now."""
+        points = {**session.resume_points, **session.cursors}
+        after = {gid: point.msgid for gid, point in points.items() if point is not None and point.msgid is not None}
         return [
             {
                 "gid": each.gid,
                 "last_ack_msgid": each.last_ack_msgid,
                 "unread": each.unread,
-                "after": begins.get(each.gid, each.last_ack_msgid),
+                "after": msgids.unpack_offset(after[each.gid]) if each.gid in after else each.last_ack_msgid,
             }
             for each in await self.chat.unread(session.uid)
         ]

@@ -190,7 +190,9 @@ async def unread(caller: Caller) -> Any:
 @method(list_of(ref("Receipt")))
 async def receipts(caller: Caller, *, limit: int | None = None) -> Any:
     """Return the receipts of the user's messages that are not confirmed. They come again until they are."""
-    return [receipt_record(each) for each in await caller.chat.receipts(caller.user, limit=_at_most(MOST_LISTED, limit))]
+    return [
+        receipt_record(each) for each in await caller.chat.receipts(caller.user, limit=_at_most(MOST_LISTED, limit))
+    ]
 
 
 @method(ref("Confirmed"), folded=True)
