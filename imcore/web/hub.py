@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imcore import msgid as msgids
+from imcore.aio import AsyncChat
 from imcore.errors import ImError, NotAllowed, NotAuthenticated, RedisUnavailable, TooManyCalls, TooManySockets
 from imcore.gateway.fanout import Gap, Joined, Left, NewMessage, ReceiptsChanged
 from imcore.metrics import WebMetrics
@@ -23,7 +24,7 @@ from imcore.web.parameters import arguments
 from imcore.web.settings import WebSettings
 
 if TYPE_CHECKING:
-    from imcore.aio import AsyncChat, AsyncGateway
+    from imcore.aio import AsyncGateway
     from imcore.gateway.fanout import Event, Session
 
 log = logging.getLogger(__name__)
@@ -109,8 +110,6 @@ class Hub:
         """Begin, in the running loop. Again: nothing."""
         async with self._starting:
             if self._pump is None and not self.is_stopping:
-                from imcore.aio import AsyncChat  # noqa: PLC0415 (a unit test of the hub brings a chat of its own)
-
                 self._chat = self._given_chat or AsyncChat.connect()
                 self._gateway = self._chat.gateway(acks="client")
                 self._pump = asyncio.create_task(self._pump_events())
