@@ -31,11 +31,11 @@ from imcore.operations.effects import (
     OpenSubscription,
     PingSubscription,
     SqlQuery,
-    perform,
 )
 from imcore.operations.performer import Performer
 from imcore.settings import Settings
 from imcore.streams.pubsub import Subscription
+from imcore.util.steps import perform
 
 log = logging.getLogger(__name__)
 
