@@ -5,7 +5,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from imcore import errors
+    from imcore.aio import AsyncChat
     from imcore.chat import Chat
+    from imcore.gateway.async_gateway import AsyncGateway, AsyncListener
     from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Session
     from imcore.gateway.gateway import Gateway, Listener
     from imcore.model.values import (
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Ack",
+    "AsyncChat",
+    "AsyncGateway",
+    "AsyncListener",
     "Chat",
     "Draft",
     "Event",
@@ -47,6 +52,9 @@ __all__ = [
 ]
 
 _PLACES = {
+    "AsyncChat": "aio",
+    "AsyncGateway": "gateway.async_gateway",
+    "AsyncListener": "gateway.async_gateway",
     "Chat": "chat",
     "Gateway": "gateway.gateway",
     "Listener": "gateway.gateway",

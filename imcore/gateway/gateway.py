@@ -9,6 +9,7 @@ import logging
 import reprlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar, Unpack
 
 from imcore import msgid as msgids
@@ -41,11 +42,31 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LONGEST_WAIT_S = 3600.0
+LONGEST_WAIT_S = 3600.0
 """Operating systems limit one wait."""
 
 _SQL_PAUSE_FACTOR = 5
 """After a database has failed, it is left alone for this many times as long as its answer took."""
+
+
+class DatabaseRest:
+    """Leaves a database alone after it has failed: while it is silent each attempt stops all sessions for seconds."""
+
+    def __init__(self) -> None:
+        self._problem, self._until = "", 0.0
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Query the database in a `with`. Raise DatabaseUnavailable if that failed a moment ago."""
+        begun = time.monotonic()
+        if begun < self._until:
+            raise DatabaseUnavailable(self._problem)
+        try:
+            yield
+        except DatabaseUnavailable as error:
+            now = time.monotonic()
+            self._problem, self._until = str(error), now + _SQL_PAUSE_FACTOR * (now - begun)
+            raise
 
 
 class Gateway:
@@ -59,7 +80,7 @@ class Gateway:
         self._core: Core | None = None
         """Made for the first session: the server may be unreachable before."""
         self._subscription: Subscription | None = None
-        self._sql_problem, self._no_sql_until = "", 0.0
+        self._rest = DatabaseRest()
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +139,7 @@ class Gateway:
         It is acked with others. Ignored are messages that were not handed over to this session or will be again, and
         ended sessions. Raise InvalidInput unless `acks="client"`, and for a msgid that cannot be one.
         """
-        self._check_client()
+        check_client_acks(self._options)
         check_handed_over(gid, "gid")
         packed = check_msgid(msgid)
         if self._core:
@@ -129,14 +150,10 @@ class Gateway:
 
         Raise InvalidInput unless `acks="client"`, and for receipts that were never given out.
         """
-        self._check_client()
+        check_client_acks(self._options)
         checked = check_receipts(receipts)
         if self._core:
             self._core.confirm_receipts(session, checked)
-
-    def _check_client(self) -> None:
-        if self._options.acks != "client":
-            raise InvalidInput(f'this gateway acks by itself (acks="{self._options.acks}"): open it with acks="client"')
 
     def poll(self, timeout_s: float = 1.0) -> list[Event]:
         """Return new events, after waiting at most so long for the first. The events of the last call are received now.
@@ -185,26 +202,14 @@ class Gateway:
             case PingSubscription() if self._subscription:
                 self._subscription.ping()
             case SqlQuery():
-                return self._query_sql(effect)
+                with self._rest.attempt():
+                    return self._performer.perform_one(effect)
             case _:
                 return self._performer.perform_one(effect)
         return None
 
-    def _query_sql(self, query: SqlQuery[T]) -> T:
-        """Query the database. While it is silent each attempt stops all sessions for seconds: so there are few."""
-        begun = time.monotonic()
-        if begun < self._no_sql_until:
-            raise DatabaseUnavailable(self._sql_problem)
-        try:
-            answer: T = self._performer.perform_one(query)
-        except DatabaseUnavailable as error:
-            now = time.monotonic()
-            self._sql_problem, self._no_sql_until = str(error), now + _SQL_PAUSE_FACTOR * (now - begun)
-            raise
-        return answer
-
     def _read(self, timeout_s: float) -> None:
-        timeout_s = min(max(0.0, timeout_s), _LONGEST_WAIT_S)
+        timeout_s = min(max(0.0, timeout_s), LONGEST_WAIT_S)
         if self._core is None or self._subscription is None:
             time.sleep(timeout_s)
             return
@@ -218,6 +223,11 @@ class Gateway:
         subscription, self._subscription = self._subscription, None
         if subscription:
             subscription.close()
+
+
+def check_client_acks(options: GatewayOptions) -> None:
+    if options.acks != "client":
+        raise InvalidInput(f'this gateway acks by itself (acks="{options.acks}"): open it with acks="client"')
 
 
 class Listener:
@@ -247,7 +257,7 @@ class Listener:
             events = self._poll(1.0)
             self._not_yielded = len(events)
             for event in events:
-                *items, last = _items(event)
+                *items, last = items_of(event)
                 yield from items
                 self._not_yielded -= 1
                 yield last
@@ -256,7 +266,7 @@ class Listener:
         """Return new items, after waiting at most so long for the first. They count as received with the next call."""
         events = self._poll(timeout_s)
         self._polled = len(events)
-        return [item for event in events for item in _items(event)]
+        return [item for event in events for item in items_of(event)]
 
     def requeue(self) -> None:
         """Make what the last `poll` returned not received: it was not shown."""
@@ -270,11 +280,7 @@ class Listener:
 
     def resume_points(self) -> dict[str, str]:
         """Return for `after` of the next session how far each group has been returned; 0-0 at its beginning."""
-        return {
-            gid: msgids.unpack(cursor.msgid)
-            for gid, cursor in self.session.cursors.items()
-            if not cursor.behind and cursor.msgid is not None
-        }
+        return resume_points_of(self.session)
 
     def _poll(self, timeout_s: float) -> list[Event]:
         self._requeue_not_yielded()
@@ -286,5 +292,13 @@ class Listener:
         self._not_yielded = 0
 
 
-def _items(event: Event) -> tuple[Message | Receipt, ...]:
+def resume_points_of(session: Session) -> dict[str, str]:
+    return {
+        gid: msgids.unpack(cursor.msgid)
+        for gid, cursor in session.cursors.items()
+        if not cursor.behind and cursor.msgid is not None
+    }
+
+
+def items_of(event: Event) -> tuple[Message | Receipt, ...]:
     return (event.message,) if isinstance(event, NewMessage) else event.receipts
