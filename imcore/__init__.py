@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from imcore.aio import AsyncChat
     from imcore.chat import Chat
     from imcore.gateway.async_gateway import AsyncGateway, AsyncListener
-    from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Session
+    from imcore.gateway.fanout import Event, Gap, Joined, Left, NewMessage, ReceiptsChanged, Session, SessionStart
     from imcore.gateway.gateway import Gateway, Listener
     from imcore.model.values import (
         Ack,
@@ -33,8 +33,11 @@ __all__ = [
     "Chat",
     "Draft",
     "Event",
+    "Gap",
     "Gateway",
     "Group",
+    "Joined",
+    "Left",
     "Listener",
     "Member",
     "Message",
@@ -45,6 +48,7 @@ __all__ = [
     "Receipt",
     "ReceiptsChanged",
     "Session",
+    "SessionStart",
     "Settings",
     "Tally",
     "Unread",
@@ -59,7 +63,8 @@ _PLACES = {
     "Gateway": "gateway.gateway",
     "Listener": "gateway.gateway",
     "Settings": "settings",
-    **dict.fromkeys(("NewMessage", "Event", "Session", "ReceiptsChanged"), "gateway.fanout"),
+    **dict.fromkeys(("NewMessage", "Event", "ReceiptsChanged", "Gap", "Joined", "Left"), "gateway.fanout"),
+    **dict.fromkeys(("Session", "SessionStart"), "gateway.fanout"),
 }
 """The modules of what is not in `model.values`."""
 

@@ -6,7 +6,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, cast
 
 from imcore.chat import Chat
 from imcore.gateway.async_gateway import AsyncGateway, AsyncListener
-from imcore.gateway.core import SessionOptions
+from imcore.gateway.core import SessionOptions, StartMode
 from imcore.model.values import Message
 from imcore.operations import messages
 from imcore.operations.async_performer import AsyncPerformer
@@ -105,8 +105,8 @@ class AsyncChat:
         self,
         uid: str,
         *,
+        start: StartMode = "unread",
         after: Mapping[str, str] | None = None,
-        since_join: bool = False,
         **options: Unpack[SessionOptions],
     ) -> AsyncListener:
-        return AsyncListener(self.gateway(**options), uid, after=after, since_join=since_join)
+        return AsyncListener(self.gateway(**options), uid, start=start, after=after)

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Self, Unpack
 
 from imcore.errors import ImError
-from imcore.gateway.core import SessionOptions
+from imcore.gateway.core import SessionOptions, StartMode
 from imcore.gateway.gateway import Gateway, Listener
 from imcore.model.values import Ack, Draft, Group, Member, Message, MessageStatus, MessageTally, Receipt, Tally, Unread
 from imcore.operations import groups, messages, sessions, tallies
@@ -192,17 +192,17 @@ class Chat:
         self,
         uid: str,
         *,
+        start: StartMode = "unread",
         after: Mapping[str, str] | None = None,
-        since_join: bool = False,
         **options: Unpack[SessionOptions],
     ) -> Listener:
         """Begin a live session, to be used in a `with`: an iterator of Message and Receipt.
 
-        It begins with what was not acked, and with what came after the client's own resume points `after` (see
-        `Gateway.open`); then it is live. Options: those of `gateway`. Raise UnknownUser for one who is in no group.
+        It begins with what was not acked, or where `start` and `after` say (see `Gateway.open`); then it is live.
+        Options: those of `gateway`. Raise UnknownUser for one who is in no group.
         """
         self.known_user(uid)
-        return Listener(self.gateway(**options), uid, after=after, since_join=since_join)
+        return Listener(self.gateway(**options), uid, start=start, after=after)
 
     def begin_session(self, uid: str) -> str:
         """Begin a session without pushes, kept alive by heartbeats; return its id. The user is online from now on."""

@@ -11,10 +11,11 @@ import reprlib
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Self, TypeVar, Unpack
 
 from imcore.errors import InvalidInput, RedisUnavailable, TryAgain
-from imcore.gateway.core import Core, GatewayOptions, SessionOptions
+from imcore.gateway.core import Core, GatewayOptions, SessionOptions, SessionRequest, StartMode
 from imcore.gateway.fanout import Event, Session
 from imcore.gateway.gateway import (
     LONGEST_WAIT_S,
@@ -25,14 +26,7 @@ from imcore.gateway.gateway import (
     items_of,
     resume_points_of,
 )
-from imcore.model.limits import (
-    check_handed_over,
-    check_msgid,
-    check_name,
-    check_receipts,
-    check_resume_points,
-    is_number,
-)
+from imcore.model.limits import check_handed_over, check_msgid, check_receipts, is_number
 from imcore.model.values import Message, Receipt
 from imcore.operations import groups
 from imcore.operations.async_performer import AsyncPerformer
@@ -68,9 +62,10 @@ class AsyncGateway:
         self._turn = asyncio.Lock()
         """Held by the operation of the core in progress."""
         self._polling = asyncio.Lock()
-        self._opening: set[asyncio.Task[Session]] = set()
-        self._postponed: list[Callable[[Core], None]] = []
-        self._has_news = False
+        self._opening: set[asyncio.Task[Any]] = set()
+        self._has_news = self._is_awake = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Known once somebody has polled: until then there is no wait that `wake` could end."""
         self._waiter: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -79,10 +74,17 @@ class AsyncGateway:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         await self.close(clean=kind is None)
 
-    async def open(self, uid: str, *, after: Mapping[str, str] | None = None, since_join: bool = False) -> Session:
-        check_name(uid, "uid")
-        known = check_resume_points(after)
-        opening = asyncio.ensure_future(self._open(uid, known, since_join))
+    async def open(
+        self,
+        uid: str,
+        *,
+        start: StartMode = "unread",
+        after: Mapping[str, str] | None = None,
+        most: int | None = None,
+        tag: Any = None,
+    ) -> Session:
+        request = SessionRequest.checked(uid, start, after, most, tag)
+        opening = asyncio.ensure_future(self._open(request))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
         try:
@@ -91,11 +93,10 @@ class AsyncGateway:
             opening.add_done_callback(self._drop_abandoned)
             raise
 
-    async def _open(self, uid: str, known: Mapping[str, int], since_join: bool) -> Session:
-        """Open a session. Several open at once, beside an operation of the core: their calls travel together."""
+    async def _open(self, request: SessionRequest) -> Session:
         space = await self._performer.client.space()
         core = self._core = self._core or Core(space, self._settings, self._options, time.monotonic)
-        session = await perform_async(core.open(uid, known, since_join=since_join), self._perform_one)
+        session = await self._perform_beside(core.open(request))
         self._performer.open_early()
         self._notify()
         return session
@@ -103,53 +104,79 @@ class AsyncGateway:
     def _drop_abandoned(self, opening: "asyncio.Task[Session]") -> None:
         """End a session whose opener was cancelled, and does not know it."""
         if not opening.cancelled() and not opening.exception():
-            self._call(lambda core: core.drop([opening.result()]))
+            dropping = asyncio.ensure_future(self._end(opening.result(), clean=False))
+            self._opening.add(dropping)
+            dropping.add_done_callback(self._opening.discard)
 
     async def end(self, session: Session, *, clean: bool = True) -> None:
-        if self._core and clean:
-            await self._operate(lambda core: core.end([session]))
-        else:
-            self._call(lambda core: core.drop([session]))
+        await _to_its_end(self._end(session, clean))
+
+    async def _end(self, session: Session, clean: bool) -> None:
+        await self._run(lambda core: core.end([session]) if clean else core.drop([session]))
+        self._notify()  # channels are to be dropped
 
     async def close(self, *, clean: bool = True) -> None:
         await _to_its_end(self._close(clean))
 
     async def _close(self, clean: bool) -> None:
-        if self._opening:
+        while self._opening:
             await asyncio.wait(set(self._opening))
         async with self._turn:
+            core, self._core = self._core, None  # so that no session is ended once more
             try:
-                if clean and self._core:
-                    self._pass_on(self._core)
-                    await self._perform(self._core.end(list(self._core.sessions)))
+                if clean and core:
+                    self._pass_on(core)
+                    refusal = await self._perform(core.close())
+                    if refusal:
+                        log.warning("%s; what was not acked comes again", refusal)
             except TryAgain as error:
                 log.warning("%s; what was not acked comes again", error)
             finally:
-                core, self._core = self._core, None  # so that no session is ended once more
                 if core:
                     await self._perform(core.abandon())
                 self._unsubscribe()
                 self._notify()
 
+    def pause(self, session: Session) -> None:
+        if self._core:
+            self._core.pause(session)
+            self._notify()
+
+    def resume(self, session: Session) -> None:
+        if self._core:
+            self._core.resume(session)
+            self._notify()
+
+    def wake(self) -> None:
+        self._is_awake = True
+        if loop := self._loop:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._notify)
+
     def received(self, session: Session, gid: str, msgid: str) -> None:
         check_client_acks(self._options)
         check_handed_over(gid, "gid")
         packed = check_msgid(msgid)
-        self._call(lambda core: core.received(session, gid, packed))
+        if self._core:
+            self._core.received(session, gid, packed)
+            self._notify()
 
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
         check_client_acks(self._options)
         checked = check_receipts(receipts)
-        self._call(lambda core: core.confirm_receipts(session, checked))
+        if self._core:
+            self._core.confirm_receipts(session, checked)
+            self._notify()
 
     async def poll(self, timeout_s: float = 1.0) -> list[Event]:
         if not is_number(timeout_s):
             raise InvalidInput(f"timeout_s must be seconds; it is {reprlib.repr(timeout_s)}")
         deadline = time.monotonic() + timeout_s
         async with self._polling:
-            if core := self._core:
+            self._loop = asyncio.get_running_loop()
+            if self._core:
                 async with self._turn:
-                    core.confirm()
+                    self._core.confirm()
             return await self._poll(deadline)
 
     async def _poll(self, deadline: float) -> list[Event]:
@@ -158,28 +185,18 @@ class AsyncGateway:
             if core:
                 await self._advance(core)
             now = time.monotonic()
-            if (core and core.deliveries.ready) or now >= deadline:
-                return core.deliveries.take() if core else []
+            if self._is_awake or (core and core.has_events()) or now >= deadline:
+                self._is_awake = False
+                return core.take() if core else []
             await self._wait((min(deadline, core.due()) if core else deadline) - now)
 
     def requeue(self, count: int) -> None:
-        returned = self._core.deliveries.in_flight if self._core else 0
-        if not 0 <= count <= returned:
-            raise InvalidInput(f"{count} events cannot be taken back: {returned} were returned")
-        if self._core and count:
-            self._core.deliveries.requeue(count)
+        if self._core:
+            self._core.requeue(count)
+        elif count:
+            raise InvalidInput(f"{count} events cannot be taken back: 0 were returned")
 
     # The driver of the core.
-
-    def _call(self, change: Callable[[Core], None]) -> None:
-        """Change the core, at once or after the operation in progress."""
-        if self._core is None:
-            return
-        if self._postponed or self._turn.locked():
-            self._postponed.append(change)
-        else:
-            change(self._core)
-        self._notify()
 
     async def _advance(self, core: Core) -> None:
         """Pass on what has come, and do what is due."""
@@ -187,26 +204,19 @@ class AsyncGateway:
             self._pass_on(core)
             if core.due() > time.monotonic():
                 return
-        await self._operate(lambda core: core.step())
+        await _to_its_end(self._run(lambda core: core.step()))
 
-    async def _operate(self, operation: Callable[[Core], Effects[T]]) -> T:
-        """Run an operation of the core when none is in progress. It goes on if the caller is cancelled."""
-
-        async def run() -> Any:
-            async with self._turn:
-                if self._core is None:  # closed meanwhile
-                    return None
+    async def _run(self, operation: Callable[[Core], Effects[Any] | None]) -> None:
+        """Run an operation of the core when none is in progress."""
+        async with self._turn:
+            if self._core:  # else the gateway was closed meanwhile
                 self._pass_on(self._core)
-                return await self._perform(operation(self._core))
-
-        return await _to_its_end(run())
+                if effects := operation(self._core):
+                    await self._perform(effects)
 
     def _pass_on(self, core: Core) -> None:
         """Pass on what has come: else an ack could pass over an earlier message."""
         self._has_news = False
-        postponed, self._postponed = self._postponed, []
-        for change in postponed:
-            change(core)
         subscription = self._subscription
         if subscription is None:
             return
@@ -219,6 +229,25 @@ class AsyncGateway:
 
     async def _perform(self, effects: Effects[T]) -> T:
         return await perform_async(effects, self._perform_one)
+
+    async def _perform_beside(self, effects: Effects[T]) -> T:
+        """Perform an operation beside others: it has its turn only while it is in the core, not while it waits.
+
+        So many sessions open at once, and their calls travel together.
+        """
+        resume: Callable[[Any], Effect[Any]] = effects.send
+        answer: Any = None
+        while True:
+            async with self._turn:
+                try:
+                    effect = resume(answer)
+                except StopIteration as end:
+                    result: T = end.value
+                    return result
+            try:
+                resume, answer = effects.send, await self._perform_one(effect)
+            except BaseException as error:
+                resume, answer = effects.throw, error
 
     async def _perform_one(self, effect: Effect[Any]) -> Any:
         match effect:
@@ -291,19 +320,19 @@ class AsyncListener:
     """
 
     def __init__(
-        self, gateway: AsyncGateway, uid: str, *, after: Mapping[str, str] | None = None, since_join: bool = False
+        self, gateway: AsyncGateway, uid: str, *, start: StartMode = "unread", after: Mapping[str, str] | None = None
     ) -> None:
         self._gateway = gateway
         self._uid = uid
-        self._after, self._since_join = after, since_join
-        self._items: deque[tuple[Message | Receipt, bool]] = deque()
+        self._start, self._after = start, after
+        self._items: deque[tuple[Message | Receipt | None, bool]] = deque()
         """What was polled and not yielded; whether it is the last item of an event."""
         self._not_yielded = 0
         self._polled = 0
 
     async def __aenter__(self) -> Self:
         await self._gateway._performer.perform(groups.known_user(self._uid))
-        self.session = await self._gateway.open(self._uid, after=self._after, since_join=self._since_join)
+        self.session = await self._gateway.open(self._uid, start=self._start, after=self._after)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -315,15 +344,18 @@ class AsyncListener:
         return self
 
     async def __anext__(self) -> Message | Receipt:
-        while not self._items:
+        while True:
+            if self._items:
+                item, is_last = self._items.popleft()
+                self._not_yielded -= is_last
+                if item:
+                    return item
+                continue
             events = await self._poll(1.0)
             self._not_yielded = len(events)
             for event in events:
-                *items, last = items_of(event)
+                *items, last = items_of(event) or (None,)
                 self._items += [*((item, False) for item in items), (last, True)]
-        item, is_last = self._items.popleft()
-        self._not_yielded -= is_last
-        return item
 
     async def poll(self, timeout_s: float) -> list[Message | Receipt]:
         events = await self._poll(timeout_s)

@@ -126,6 +126,30 @@ def _gids(answers: Sequence[list[str] | ImError]) -> set[str]:
     return {gid for gids in answers if not isinstance(gids, ImError) for gid in gids}
 
 
+class MessageRange(NamedTuple):
+    """The messages between two of a group, these included (packed msgids)."""
+
+    first: int
+    last: int
+
+
+def without_left_out(gid: str, pulled: PullResult) -> Effects[tuple[PullResult, MessageRange | None]]:
+    """Return a pull that begins after all that it leaves out, and what that is; None for nothing. Raise SQL's error."""
+    left_out = pulled.left_out
+    if left_out is None:
+        return pulled, None
+    if left_out.keep is not None:
+        rows = yield from MessagesBefore(gid, pulled.trimmed + 1, left_out.keep + 1)
+        if len(rows) <= left_out.keep or rows[0].msgid <= left_out.after:
+            return pulled, None
+        pulled = pulled._replace(start=rows[0].msgid)
+    first = left_out.first
+    if left_out.after < pulled.trimmed:
+        rows = yield from MessagesAfter(gid, left_out.after, pulled.trimmed, 1)
+        first = rows[0].msgid if rows else first
+    return pulled, MessageRange(first, pulled.start)
+
+
 def page(space: Keyspace, gid: str, pulled: PullResult, most: int) -> Effects[MessagePage | ImError]:
     """Return the pulled messages with those before them that only SQL still has, at most `most`; or SQL's error."""
     if pulled.start >= pulled.trimmed:

@@ -113,7 +113,6 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "receipts": receipts,
     "after": resume_points,
     "resume_points": resume_points,
-    "since_join": st.booleans(),
     "ack_every": odd(st.integers(1, 3), st.sampled_from([0, -1, 2**70, None, "1", 1.5])),
     "ack_interval_s": intervals,
     "clean": st.booleans(),
