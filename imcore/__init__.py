@@ -4,7 +4,7 @@ TYPE_CHECKING = False  # nothing is imported here: the command line can be inter
 if TYPE_CHECKING:
     from typing import Any
 
-    from imcore import errors
+    from imcore import errors, msgid
     from imcore.aio import AsyncChat
     from imcore.chat import Chat
     from imcore.gateway.async_gateway import AsyncGateway, AsyncListener
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         Ack,
         Draft,
         Group,
+        HistoryPage,
         Member,
         Message,
         MessageStatus,
@@ -36,6 +37,7 @@ __all__ = [
     "Gap",
     "Gateway",
     "Group",
+    "HistoryPage",
     "Joined",
     "Left",
     "Listener",
@@ -53,6 +55,7 @@ __all__ = [
     "Tally",
     "Unread",
     "errors",
+    "msgid",
 ]
 
 _PLACES = {
@@ -63,10 +66,12 @@ _PLACES = {
     "Gateway": "gateway.gateway",
     "Listener": "gateway.gateway",
     "Settings": "settings",
+    "errors": "errors",
+    "msgid": "msgid",
     **dict.fromkeys(("NewMessage", "Event", "ReceiptsChanged", "Gap", "Joined", "Left"), "gateway.fanout"),
     **dict.fromkeys(("Session", "SessionStart"), "gateway.fanout"),
 }
-"""The modules of what is not in `model.values`."""
+"""The modules of what is not in `model.values`; `errors` and `msgid` are modules themselves."""
 
 
 def __getattr__(name: str) -> "Any":
@@ -75,5 +80,6 @@ def __getattr__(name: str) -> "Any":
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"imcore.{'errors' if name == 'errors' else _PLACES.get(name, 'model.values')}")
-    return module if name == "errors" else getattr(module, name)
+    place = _PLACES.get(name, "model.values")
+    module = import_module(f"imcore.{place}")
+    return module if place == name else getattr(module, name)

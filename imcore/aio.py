@@ -65,12 +65,15 @@ class AsyncChat:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    open_database = _awaited(Chat.open_database)
+
     create_group = _awaited(Chat.create_group)
     add_members = _awaited(Chat.add_members)
     remove_members = _awaited(Chat.remove_members)
     group = _awaited(Chat.group)
     groups = _iterated(Chat.groups)
     members = _iterated(Chat.members)
+    member = _awaited(Chat.member)
     online = _awaited(Chat.online)
     groups_of = _awaited(Chat.groups_of)
     known_user = _awaited(Chat.known_user)
@@ -83,6 +86,7 @@ class AsyncChat:
     async def pull(self, uid: str, gid: str | None = None, *, limit: int | None = None) -> list[Message]:
         return [message async for message in self.performer.stream(messages.pull(uid, gid, limit=limit))]
 
+    history = _awaited(Chat.history)
     ack = _awaited(Chat.ack)
     ack_many = _awaited(Chat.ack_many)
     unread = _awaited(Chat.unread)

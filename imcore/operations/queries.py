@@ -69,6 +69,52 @@ class MessagesBefore(SqlQuery[list[MessageRow]]):
         return database.messages_before(self.gid, self.before, limit=self.limit)
 
 
+Sides = tuple[list[MessageRow], list[MessageRow]]
+"""Messages before a place, and after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesAround(SqlQuery[Sides]):
+    """The last `older` messages before `low` and the first `newer` ones from `high` on, with after < msgid <= until."""
+
+    gid: str
+    after: int
+    until: int
+    low: int
+    older: int
+    high: int
+    newer: int
+
+    def run(self, database: "Database") -> Sides:
+        between = self.after, self.until
+        return database.history.around(self.gid, between, self.low, self.older, self.high, self.newer)
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesAroundUnread(SqlQuery[Sides]):
+    """The messages around the first unread one of a user past an offset, with after < msgid <= until; or none."""
+
+    gid: str
+    after: int
+    until: int
+    uid: str
+    offset: int
+    older: int
+    newer: int
+
+    def run(self, database: "Database") -> Sides:
+        between = self.after, self.until
+        return database.history.around_unread(self.gid, self.uid, between, self.offset, self.older, self.newer)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDatabase(SqlQuery[None]):
+    """Connect, and see whether the database has the data that Redis has."""
+
+    def run(self, database: "Database") -> None:
+        database.check_version()
+
+
 @dataclass(frozen=True, slots=True)
 class ReadTimes(SqlQuery[dict[str, int]]):
     """When each reader read a message, in ms since 1970 by uid."""
@@ -78,6 +124,10 @@ class ReadTimes(SqlQuery[dict[str, int]]):
 
     def run(self, database: "Database") -> dict[str, int]:
         return database.read_times(self.gid, self.msgid)
+
+
+def open_database() -> Effects[None]:
+    yield from OpenDatabase()
 
 
 def stored_message(gid: str, msgid: int) -> Effects[MessageRow]:
