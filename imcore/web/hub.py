@@ -24,7 +24,7 @@ from imcore.web.parameters import arguments
 from imcore.web.settings import WebSettings
 
 if TYPE_CHECKING:
-    from imcore.aio import AsyncGateway
+    from imcore.gateway.async_gateway import AsyncGateway
     from imcore.gateway.fanout import Event, Session
 
 log = logging.getLogger(__name__)
