@@ -653,14 +653,20 @@ export class ImClient extends EventTarget {
     clearTimeout(this.#unreadTimer);
     this.#unreadTimer = null;
     const counts = await this.call('unread').catch(() => []);
-    for (const { gid, unread, last_ack_msgid } of counts) {
+    for (const { gid, unread } of counts) {
       const group = this.#groups.get(gid);
       if (!group || group.left) continue;
-      if (last_ack_msgid) this.#acked(gid, pack(last_ack_msgid));
       const here = await this.#local.unread(gid, group.acked, this.#connection?.live.get(gid) ?? 0, this.uid);
       group.unread = here ?? unread;
+      if (here > unread) await this.#askPosition(gid);
     }
     this.#tell('groups');
+  }
+
+  /** Another device of this user has read some: ask how far. */
+  async #askPosition(gid) {
+    const [own] = await this.call('members', { gid, uids: [this.uid] }).catch(() => []);
+    if (own) this.#acked(gid, pack(own.last_ack_msgid));
   }
 
   // A group that was read elsewhere has no message here. One page shows what it is about.
