@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from imcore import msgid as msgids
 from imcore.aio import AsyncChat
-from imcore.errors import DatabaseNotReady, ImError, NotAllowed, NotAuthenticated, RedisUnavailable, TooManyCalls, TooManySockets
+from imcore.errors import (
+    DatabaseNotReady,
+    ImError,
+    NotAllowed,
+    NotAuthenticated,
+    RedisUnavailable,
+    TooManyCalls,
+    TooManySockets,
+)
 from imcore.gateway.fanout import Gap, Joined, Left, NewMessage, ReceiptsChanged
 from imcore.metrics import WebMetrics
 from imcore.model.records import record_of
