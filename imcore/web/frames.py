@@ -167,7 +167,7 @@ class FrameReader:
         if end - at < 2:
             return 2
         is_control, length = bool(data[at] & 0x08), data[at + 1] & ~_MASKED
-        if fault := _fault(is_control, data[at + 1]):
+        if fault := _fault(data[at], data[at + 1]):
             return self._fail(fault)
         wide = _LENGTH_BYTES.get(length, 0)
         head = 2 + wide + _MASK_BYTES
@@ -214,10 +214,15 @@ class FrameReader:
             self._handler.ended()
 
 
-def _fault(is_control: bool, second: int) -> str | None:
+def _fault(first: int, second: int) -> str | None:
+    """Return what is wrong with a frame that begins like this. The library would wait for all of it before."""
+    if first & 0x70:
+        return "no extension was agreed on: the reserved bits are 0"
+    if first & 0x07 > Opcode.BINARY:
+        return "frames of this kind do not exist"
     if not second & _MASKED:
         return "a client's frames are masked"
-    if is_control and second & ~_MASKED > _SHORT:
+    if first & 0x08 and second & ~_MASKED > _SHORT:
         return "a control frame is too long"
     return None
 
