@@ -5,9 +5,9 @@ channel away. Here all of these are one thing: RedisUnavailable, and pushes may 
 """
 
 import select
-import time
+import socket
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis.cluster import RedisCluster
@@ -20,6 +20,53 @@ from imcore.util.batches import batches, grouped
 
 _CHUNK = 500
 _MOST_AT_ONCE = 1000
+
+
+class Waker:
+    """Ends the wait of one thread from any other. It has no sockets before somebody waits."""
+
+    def __init__(self) -> None:
+        self._ends: tuple[socket.socket, socket.socket] | None = None
+        self.is_awake = False
+
+    def wake(self) -> None:
+        self.is_awake = True  # first: a thread that begins to wait makes its sockets, then looks at this
+        if ends := self._ends:
+            with suppress(OSError):  # enough was written already, or it was closed meanwhile
+                ends[1].send(b"\0")
+
+    def fileno(self) -> int:
+        """Return what to poll for reading, together with other sockets."""
+        if self._ends is None:
+            self._ends = socket.socketpair()
+            for end in self._ends:
+                end.setblocking(False)
+        return self._ends[0].fileno()
+
+    def wait(self, timeout_s: float) -> None:
+        self.poll([], timeout_s)
+
+    def poll(self, others: Iterable[Any], timeout_s: float) -> None:
+        """Wait until one of some sockets can be read, or somebody wakes this one."""
+        waiting = select.poll()  # select() takes no descriptor from 1024 on: a gateway has many sockets
+        for each in (self, *others):
+            waiting.register(each, select.POLLIN)
+        readable = waiting.poll(0 if self.is_awake else timeout_s * 1000)
+        if any(descriptor == self.fileno() for descriptor, _ in readable):
+            self.is_awake = True
+
+    def reset(self) -> None:
+        """Sleep again: what woke this one was seen."""
+        self.is_awake = False  # first: what is written from now on wakes it again
+        if self._ends:
+            with suppress(BlockingIOError):
+                while self._ends[0].recv(4096):
+                    pass
+
+    def close(self) -> None:
+        ends, self._ends = self._ends, None
+        for end in ends or ():
+            end.close()
 
 
 class Subscription:
@@ -47,10 +94,14 @@ class Subscription:
                 connection.send_command("PING", check_health=False)
         self._silent = set(self._connections)
 
-    def read(self, timeout_s: float) -> list[PubSubEvent]:
-        """Return the events that have arrived, after waiting for the first one at most this long."""
+    def read(self, timeout_s: float, waker: Waker) -> list[PubSubEvent]:
+        """Return the events that have arrived, after waiting at most so long for the first, or to be woken."""
         with self._errors():
-            events = [event for name in self._readable(timeout_s) for event in self._drain(name)]
+            names = self._readable()
+            if not names and timeout_s > 0:
+                waker.poll([connection._sock for connection in self._connections.values()], timeout_s)
+                names = self._readable()
+            events = [event for name in names for event in self._drain(name)]
         if self._silent is not None and not self._silent:
             self._silent = None
             events.append(PubSubEvent(PONG))
@@ -83,18 +134,7 @@ class Subscription:
             self._connections[name] = _opened(pool.connection_class(**pool.connection_kwargs))
         return self._connections[name]
 
-    def _readable(self, timeout_s: float) -> list[str]:
-        timeout_s = max(0.0, timeout_s)
-        connections = list(self._connections.values())
-        if not connections:
-            time.sleep(timeout_s)
-        elif len(connections) == 1:
-            return list(self._connections) if connections[0].can_read(timeout_s) else []
-        elif not any(connection.can_read(0) for connection in connections):
-            waiting = select.poll()  # select() takes no descriptor from 1024 on: a gateway has many sockets
-            for connection in connections:
-                waiting.register(connection._sock, select.POLLIN)
-            waiting.poll(timeout_s * 1000)
+    def _readable(self) -> list[str]:
         return [name for name, connection in self._connections.items() if connection.can_read(0)]
 
     def _drain(self, name: str) -> Iterator[PubSubEvent]:

@@ -3,6 +3,7 @@
 The algorithm follows from the key that is set, and never from a token.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from imcore.errors import ConfigurationError, InvalidInput, NotAuthenticated
-from imcore.model.limits import check_name
+from imcore.model.limits import check_name, is_number
 from imcore.web.settings import WebSettings
 
 SERVER = "server"
@@ -71,7 +72,7 @@ class Tokens:
         """Return who a token names. Raise NotAuthenticated, which says what is wrong with it and not what it says."""
         claims = self._claims(token)
         expires_at = claims["exp"]
-        if isinstance(expires_at, bool) or not isinstance(expires_at, int | float):
+        if not is_number(expires_at) or not math.isfinite(expires_at):
             raise NotAuthenticated("the token's exp is no number")
         if expires_at <= (time.time() if now is None else now):
             raise NotAuthenticated("the token has expired: get a new one")

@@ -77,7 +77,8 @@ class Client:
                 return
         elif not self._within_limit(1.0, None if request.is_notification else request.id, request.is_notification):
             return
-        self._enqueue(request, in_order=method is None or method.is_ordered)
+        if not self.hub.is_stopping:
+            self._enqueue(request, in_order=method is None or method.is_ordered)
 
     def refused_frame(self, code: int, reason: str) -> None:
         """Handle a frame that cannot be taken, as a binary one or one that is too large: one error, then the end."""
@@ -93,6 +94,7 @@ class Client:
         """Note that the socket is gone. Calls that change something go on; a session acks what it was told."""
         self._end("client")
         self._side_by_side.stop()
+        self.hub.gone(self)
 
     # What the hub tells.
 
@@ -137,12 +139,12 @@ class Client:
             self.session = await self.hub.open(self, uid, **given)
             if self._is_closed:  # meanwhile
                 self.hub.end(self.session)
-        elif uid != self.session.uid:
+            return {"uid": uid, "groups": await self.hub.starts(self.session)}
+        if uid != self.session.uid:
             raise NotAllowed(f"this session is {self.session.uid!r}'s: connect anew for another user")
-        elif given:
+        if given:
             raise InvalidInput("the session has begun: `connect` takes only a new token now")
-        else:
-            self._accept(identity)
+        self._accept(identity)
         return {"uid": uid, "groups": await self.hub.positions(self.session)}
 
     def _accept(self, identity: Identity) -> None:
@@ -250,6 +252,5 @@ class Client:
         self._expiry.stop()
         self._out.stop()
         self._held = None
-        self.hub.forget(self)
         if self.session:
             self.hub.end(self.session)

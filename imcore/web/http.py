@@ -1,53 +1,56 @@
-"""HTTP by uvicorn, with bounds that it does not set: the head of a request comes soon, and it is small."""
+"""HTTP connections that do not wait for ever for a request."""
 
 import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MAX_HEAD_BYTES = 65_536
 
+class PatientHttp(HttpToolsProtocol):
+    """uvicorn's protocol, which waits without end for the head of a request: here it comes in time.
 
-class HttpProtocol(HttpToolsProtocol):
-    """One connection. It is closed if a head takes longer than `head_s`, or is too large."""
+    `patience_s` of the config's `http` class says how long. A connection that is idle between two requests is closed by
+    uvicorn itself.
+    """
 
-    head_s = 10.0
+    patience_s = 10.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._deadline: asyncio.TimerHandle | None = None
-        """Set while a head is awaited or on its way."""
-        self._head_bytes = 0
+        self._patience: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)  # type: ignore[arg-type]
-        self._await_head()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._deadline:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response("The head of the request is too large.")
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._deadline is None:
-            self._await_head()
+        if self._patience is None:
+            self._wait()
 
     def on_headers_complete(self) -> None:
-        self._stop()
+        self._stop_waiting()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop()
+        self._stop_waiting()
         super().connection_lost(exc)
 
-    def _await_head(self) -> None:
-        self._head_bytes = 0
-        self._deadline = self.loop.call_later(self.head_s, self.transport.abort)
+    def _wait(self) -> None:
+        self._patience = self.loop.call_later(self.patience_s, self._give_up)
 
-    def _stop(self) -> None:
-        if self._deadline:
-            self._deadline.cancel()
-            self._deadline = None
+    def _stop_waiting(self) -> None:
+        if self._patience:
+            self._patience.cancel()
+            self._patience = None
+
+    def _give_up(self) -> None:
+        self._patience = None
+        if not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            self.transport.close()
+
+
+def patient(patience_s: float) -> type[PatientHttp]:
+    """Return the class with this patience."""
+    return type("PatientHttp", (PatientHttp,), {"patience_s": patience_s})

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imcore import msgid as msgids
+from imcore.aio import AsyncChat
 from imcore.errors import ImError, NotAllowed, NotAuthenticated, RedisUnavailable, TooManyCalls, TooManySockets
 from imcore.gateway.fanout import Gap, Joined, Left, NewMessage, ReceiptsChanged
 from imcore.metrics import WebMetrics
@@ -23,7 +24,7 @@ from imcore.web.parameters import arguments
 from imcore.web.settings import WebSettings
 
 if TYPE_CHECKING:
-    from imcore.aio import AsyncChat, AsyncGateway
+    from imcore.aio import AsyncGateway
     from imcore.gateway.fanout import Event, Session
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ HTTP_CALLS = 1000
 """Calls by HTTP that are in hand at once."""
 RATES_KEPT = 10_000
 HEALTH_S = 2.0
+SOCKETS_S = 2.0
+"""The time in which sockets may take what was sent, and answer the close frame, when the server ends."""
+TICK_S = 0.05
 
 
 def default_may(identity: Identity, method: str, params: Mapping[str, Any]) -> bool:
@@ -106,14 +110,12 @@ class Hub:
         """Begin, in the running loop. Again: nothing."""
         async with self._starting:
             if self._pump is None and not self.is_stopping:
-                from imcore.aio import AsyncChat  # noqa: PLC0415 (a unit test of the hub brings a chat of its own)
-
                 self._chat = self._given_chat or AsyncChat.connect()
                 self._gateway = self._chat.gateway(acks="client")
                 self._pump = asyncio.create_task(self._pump_events())
                 self._run(self._chat.open_database())
 
-    async def close(self, patience_s: float = 5.0) -> None:
+    async def close(self, patience_s: float = 3.0) -> None:
         """End: no calls are taken any more, those in hand are answered, acks go out, sockets close with 1001.
 
         A server that is away delays the end by `patience_s` at most, twice.
@@ -127,6 +129,10 @@ class Hub:
                 task.cancel()
         for client in clients:
             client.close(GOING_AWAY, "the server ends")
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + SOCKETS_S
+        while self._clients and loop.time() < give_up:
+            await asyncio.sleep(TICK_S)
         async with self._starting:
             pump, self._pump = self._pump, None
             if pump:
@@ -148,10 +154,12 @@ class Hub:
     # Clients.
 
     def add(self, client: Client) -> None:
+        """Note a client whose socket has come."""
         self._clients[client] = None
         self.metrics.sockets.set(len(self._clients))
 
-    def forget(self, client: Client) -> None:
+    def gone(self, client: Client) -> None:
+        """Note that the socket of a client is gone."""
         self._clients.pop(client, None)
         self.metrics.sockets.set(len(self._clients))
 
@@ -197,15 +205,31 @@ class Hub:
         if self._sockets[uid] <= 0:
             del self._sockets[uid]
 
+    async def starts(self, session: "Session") -> list[dict[str, object]]:
+        """Return for each group of a session that has just begun what is acked and unread, and where it begins."""
+        counts: Mapping[str, int] = {}
+        if any(start.unread is None for start in session.starts.values()):
+            counts = {each.gid: each.unread for each in await self.chat.unread(session.uid)}
+        return [
+            {
+                "gid": gid,
+                "last_ack_msgid": start.last_ack_msgid,
+                "unread": counts.get(gid, 0) if start.unread is None else start.unread,
+                "after": start.after,
+            }
+            for gid, start in session.starts.items()
+        ]
+
     async def positions(self, session: "Session") -> list[dict[str, object]]:
-        """Return for each group of a session what is acked and unread, and after which msgid it goes on."""
-        begins = session.resume_points_by_gid()
+        """Return the same of a session that has begun before: where it is now."""
+        points = {**session.resume_points, **session.cursors}
+        after = {gid: point.msgid for gid, point in points.items() if point is not None and point.msgid is not None}
         return [
             {
                 "gid": each.gid,
                 "last_ack_msgid": each.last_ack_msgid,
                 "unread": each.unread,
-                "after": begins.get(each.gid, each.last_ack_msgid),
+                "after": msgids.unpack_offset(after[each.gid]) if each.gid in after else each.last_ack_msgid,
             }
             for each in await self.chat.unread(session.uid)
         ]

@@ -190,7 +190,9 @@ async def unread(caller: Caller) -> Any:
 @method(list_of(ref("Receipt")))
 async def receipts(caller: Caller, *, limit: int | None = None) -> Any:
     """Return the receipts of the user's messages that are not confirmed. They come again until they are."""
-    return [receipt_record(each) for each in await caller.chat.receipts(caller.user, limit=limit or MOST_LISTED)]
+    return [
+        receipt_record(each) for each in await caller.chat.receipts(caller.user, limit=_at_most(MOST_LISTED, limit))
+    ]
 
 
 @method(ref("Confirmed"), folded=True)
@@ -221,7 +223,7 @@ async def group(caller: Caller, *, gid: str) -> Any:
 @method(list_of(MESSAGE))
 async def pull(caller: Caller, *, gid: str | None = None, limit: int | None = None) -> Any:
     """Return what the user has not acked, oldest first, without gaps; of all groups without a gid."""
-    pulled = await caller.chat.pull(caller.user, gid, limit=min(limit or MOST_MESSAGES, MOST_MESSAGES))
+    pulled = await caller.chat.pull(caller.user, gid, limit=_at_most(MOST_MESSAGES, limit))
     return [record_of(message) for message in pulled]
 
 
@@ -341,6 +343,10 @@ async def demo_token(caller: Caller, *, uid: str) -> Any:
     if not isinstance(users, list) or uid not in users:
         raise NotAllowed(f"{uid!r} is no user of a demo that this token is for")
     return {"token": caller.hub.demo_token(uid, users)}
+
+
+def _at_most(most: int, limit: int | None) -> int:
+    return most if limit is None else min(limit, most)
 
 
 def receipt_record(receipt: Receipt) -> Record:

@@ -21,7 +21,7 @@ from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import dead_letters
 from imcore.streams.client import Client, RedisClient, open_client
-from imcore.streams.events import Joined
+from imcore.streams.events import SpanBegun
 from imcore.streams.journal import CLUSTER_BLOCK_MS, Journal
 from imcore.streams.keys import CONFIG, lease
 from imcore.system import System
@@ -358,7 +358,7 @@ class TestOnRealServers:
         journal = Journal(chat.system.client, KIND, replace(settings, batch_size=20_000))
 
         # Then each has its own version, in their order
-        versions = [entry.version for entry in journal.read() if isinstance(entry.event, Joined)]
+        versions = [entry.version for entry in journal.read() if isinstance(entry.event, SpanBegun)]
         assert len(versions) == len(set(versions)) == 10_000
         assert versions == sorted(versions)
 

@@ -16,7 +16,7 @@ from redis._parsers.base import BaseParser
 from imcore import Chat, Message, NewMessage, ReceiptsChanged, Session
 from imcore import msgid as msgids
 from imcore.errors import ImError, RedisUnavailable
-from imcore.gateway.core import Core, GatewayOptions
+from imcore.gateway.core import Core, GatewayOptions, SessionRequest
 from imcore.operations.effects import (
     ChangeChannels,
     Effect,
@@ -85,7 +85,7 @@ class AsyncGateway:
         self._reading: asyncio.Task[None] | None = None
 
     async def open(self, uid: str) -> Session:
-        return await self._perform(self._core.open(uid, {}, since_join=False))
+        return await self._perform(self._core.open(SessionRequest.checked(uid, "unread", None)))
 
     async def poll(self, timeout_s: float) -> list[Any]:
         deadline = time.monotonic() + timeout_s
@@ -93,13 +93,13 @@ class AsyncGateway:
             self._core.confirm()
         while True:
             await self._perform(self._core.step())
-            if not self._core.deliveries.ready:
+            if not self._core.has_events():
                 await self._wait(min(deadline, self._core.due()) - time.monotonic())
-            if self._core.deliveries.ready or time.monotonic() >= deadline:
-                return self._core.deliveries.take()
+            if self._core.has_events() or time.monotonic() >= deadline:
+                return self._core.take()
 
     async def close(self) -> None:
-        await self._perform(self._core.end(list(self._core.sessions)))
+        await self._perform(self._core.close())
         await self._unsubscribe()
 
     async def _perform(self, effects: Effects[Any]) -> Any:
