@@ -5,7 +5,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from imcore import errors, msgid
+    from imcore.aio import AsyncChat
     from imcore.chat import Chat
+    from imcore.gateway.async_gateway import AsyncGateway, AsyncListener
     from imcore.gateway.fanout import Event, Gap, Joined, Left, NewMessage, ReceiptsChanged, Session, SessionStart
     from imcore.gateway.gateway import Gateway, Listener
     from imcore.model.values import (
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Ack",
+    "AsyncChat",
+    "AsyncGateway",
+    "AsyncListener",
     "Chat",
     "Draft",
     "Event",
@@ -54,6 +59,9 @@ __all__ = [
 ]
 
 _PLACES = {
+    "AsyncChat": "aio",
+    "AsyncGateway": "gateway.async_gateway",
+    "AsyncListener": "gateway.async_gateway",
     "Chat": "chat",
     "Gateway": "gateway.gateway",
     "Listener": "gateway.gateway",

@@ -9,6 +9,7 @@ import logging
 import reprlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar, Unpack
 
 from imcore import msgid as msgids
@@ -24,21 +25,41 @@ from imcore.operations.effects import (
     OpenSubscription,
     PingSubscription,
     SqlQuery,
-    perform,
 )
 from imcore.operations.performer import Performer
 from imcore.settings import Settings
 from imcore.streams.pubsub import Subscription, Waker
+from imcore.util.steps import perform
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LONGEST_WAIT_S = 3600.0
+LONGEST_WAIT_S = 3600.0
 """Operating systems limit one wait."""
 
 _SQL_PAUSE_FACTOR = 5
 """After a database has failed, it is left alone for this many times as long as its answer took."""
+
+
+class DatabaseRest:
+    """Leaves a database alone after it has failed: while it is silent each attempt stops all sessions for seconds."""
+
+    def __init__(self) -> None:
+        self._problem, self._until = "", 0.0
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Query the database in a `with`. Raise DatabaseUnavailable if that failed a moment ago."""
+        begun = time.monotonic()
+        if begun < self._until:
+            raise DatabaseUnavailable(self._problem)
+        try:
+            yield
+        except DatabaseUnavailable as error:
+            now = time.monotonic()
+            self._problem, self._until = str(error), now + _SQL_PAUSE_FACTOR * (now - begun)
+            raise
 
 
 class Gateway:
@@ -52,7 +73,7 @@ class Gateway:
         self._core: Core | None = None
         """Made for the first session: the server may be unreachable before."""
         self._subscription: Subscription | None = None
-        self._sql_problem, self._no_sql_until = "", 0.0
+        self._rest = DatabaseRest()
         self._waker = Waker()
 
     def __enter__(self) -> Self:
@@ -153,7 +174,7 @@ class Gateway:
         it does not know; that is logged. A session that has ended is ignored. Raise InvalidInput unless
         `acks="client"`, and for a msgid that cannot be one. For the thread of the gateway.
         """
-        self._check_client()
+        check_client_acks(self._options)
         check_handed_over(gid, "gid")
         packed = check_msgid(msgid)
         if self._core:
@@ -165,14 +186,10 @@ class Gateway:
         Raise InvalidInput unless `acks="client"`, and for receipts that were never given out. For the thread of the
         gateway.
         """
-        self._check_client()
+        check_client_acks(self._options)
         checked = check_receipts(receipts)
         if self._core:
             self._core.confirm_receipts(session, checked)
-
-    def _check_client(self) -> None:
-        if self._options.acks != "client":
-            raise InvalidInput(f'this gateway acks by itself (acks="{self._options.acks}"): open it with acks="client"')
 
     def poll(self, timeout_s: float = 1.0) -> list[Event]:
         """Return new events, after waiting at most so long for the first. The events of the last call are received now.
@@ -222,26 +239,14 @@ class Gateway:
             case PingSubscription() if self._subscription:
                 self._subscription.ping()
             case SqlQuery():
-                return self._query_sql(effect)
+                with self._rest.attempt():
+                    return self._performer.perform_one(effect)
             case _:
                 return self._performer.perform_one(effect)
         return None
 
-    def _query_sql(self, query: SqlQuery[T]) -> T:
-        """Query the database. While it is silent each attempt stops all sessions for seconds: so there are few."""
-        begun = time.monotonic()
-        if begun < self._no_sql_until:
-            raise DatabaseUnavailable(self._sql_problem)
-        try:
-            answer: T = self._performer.perform_one(query)
-        except DatabaseUnavailable as error:
-            now = time.monotonic()
-            self._sql_problem, self._no_sql_until = str(error), now + _SQL_PAUSE_FACTOR * (now - begun)
-            raise
-        return answer
-
     def _read(self, timeout_s: float) -> None:
-        timeout_s = min(max(0.0, timeout_s), _LONGEST_WAIT_S)
+        timeout_s = min(max(0.0, timeout_s), LONGEST_WAIT_S)
         if self._core is None or self._subscription is None:
             self._waker.wait(timeout_s)
             return
@@ -255,6 +260,11 @@ class Gateway:
         subscription, self._subscription = self._subscription, None
         if subscription:
             subscription.close()
+
+
+def check_client_acks(options: GatewayOptions) -> None:
+    if options.acks != "client":
+        raise InvalidInput(f'this gateway acks by itself (acks="{options.acks}"): open it with acks="client"')
 
 
 class Listener:
@@ -285,7 +295,7 @@ class Listener:
             events = self._poll(1.0)
             self._not_yielded = len(events)
             for event in events:
-                *items, last = _items(event) or (None,)
+                *items, last = items_of(event) or (None,)
                 yield from filter(None, items)
                 self._not_yielded -= 1
                 if last:
@@ -295,7 +305,7 @@ class Listener:
         """Return new items, after waiting at most so long for the first. They count as received with the next call."""
         events = self._poll(timeout_s)
         self._polled = len(events)
-        return [item for event in events for item in _items(event)]
+        return [item for event in events for item in items_of(event)]
 
     def requeue(self) -> None:
         """Make what the last `poll` returned not received: it was not shown."""
@@ -309,11 +319,7 @@ class Listener:
 
     def resume_points(self) -> dict[str, str]:
         """Return for `after` of the next session how far each group has been returned; 0-0 at its beginning."""
-        return {
-            gid: msgids.unpack(cursor.msgid)
-            for gid, cursor in self.session.cursors.items()
-            if not cursor.behind and cursor.msgid is not None
-        }
+        return resume_points_of(self.session)
 
     def _poll(self, timeout_s: float) -> list[Event]:
         self._requeue_not_yielded()
@@ -325,7 +331,15 @@ class Listener:
         self._not_yielded = 0
 
 
-def _items(event: Event) -> tuple[Message | Receipt, ...]:
+def resume_points_of(session: Session) -> dict[str, str]:
+    return {
+        gid: msgids.unpack(cursor.msgid)
+        for gid, cursor in session.cursors.items()
+        if not cursor.behind and cursor.msgid is not None
+    }
+
+
+def items_of(event: Event) -> tuple[Message | Receipt, ...]:
     if isinstance(event, NewMessage):
         return (event.message,)
     return event.receipts if isinstance(event, ReceiptsChanged) else ()

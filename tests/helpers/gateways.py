@@ -10,7 +10,7 @@ import pytest
 from redis.cluster import RedisCluster
 
 from imcore import Event, Gap, Gateway, Joined, Left, Message, NewMessage, Receipt, ReceiptsChanged, Session
-from imcore.streams.client import Client
+from imcore.streams.rounds import Client
 
 MOST_S = 20.0
 

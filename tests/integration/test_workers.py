@@ -20,10 +20,11 @@ from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import dead_letters
-from imcore.streams.client import Client, RedisClient, open_client
+from imcore.streams.client import RedisClient, open_client
 from imcore.streams.events import SpanBegun
 from imcore.streams.journal import CLUSTER_BLOCK_MS, Journal
 from imcore.streams.keys import CONFIG, lease
+from imcore.streams.rounds import Client
 from imcore.system import System
 from imcore.workers.persist import KIND
 from tests.helpers.deadline import wait_until
