@@ -5,7 +5,6 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-
 MAX_HEAD_BYTES = 65_536
 
 
