@@ -6,11 +6,20 @@ import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from imcore import msgid as msgids
 from imcore.aio import AsyncChat
-from imcore.errors import ImError, NotAllowed, NotAuthenticated, RedisUnavailable, TooManyCalls, TooManySockets
+from imcore.errors import (
+    DatabaseNotReady,
+    ImError,
+    NotAllowed,
+    NotAuthenticated,
+    RedisUnavailable,
+    TooManyCalls,
+    TooManySockets,
+)
 from imcore.gateway.fanout import Gap, Joined, Left, NewMessage, ReceiptsChanged
 from imcore.metrics import WebMetrics
 from imcore.model.records import record_of
@@ -24,7 +33,7 @@ from imcore.web.parameters import arguments
 from imcore.web.settings import WebSettings
 
 if TYPE_CHECKING:
-    from imcore.aio import AsyncGateway
+    from imcore.gateway.async_gateway import AsyncGateway
     from imcore.gateway.fanout import Event, Session
 
 log = logging.getLogger(__name__)
@@ -113,7 +122,12 @@ class Hub:
                 self._chat = self._given_chat or AsyncChat.connect()
                 self._gateway = self._chat.gateway(acks="client")
                 self._pump = asyncio.create_task(self._pump_events())
-                self._run(self._chat.open_database())
+                self._run(self._open_database(self._chat))
+
+    async def _open_database(self, chat: AsyncChat) -> None:
+        """Open the database, which the first page of history would wait for."""
+        with suppress(DatabaseNotReady):  # no worker has stored anything yet
+            await chat.open_database()
 
     async def close(self, patience_s: float = 3.0) -> None:
         """End: no calls are taken any more, those in hand are answered, acks go out, sockets close with 1001.

@@ -64,6 +64,7 @@ def run(options: ServeOptions, signals: StopSignals) -> None:
         else:
             config = _config(application, options, settings)
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+                log.info("listening on %s", url_of(options, listener))
                 runner.run(_serve(application, config, listener))
 
 
@@ -112,6 +113,10 @@ def url_of(options: ServeOptions, listener: socket.socket) -> str:
 
 class WebServer(uvicorn.Server):
     """uvicorn, which leaves signals to the process."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        log.info("serving")
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

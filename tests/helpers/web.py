@@ -62,7 +62,9 @@ class FakeSocket:
 
     def close(self, code: int, reason: str) -> None:
         assert len(reason.encode()) <= 123
-        self.closed = self.closed or (code, reason)
+        if self.closed is None:
+            self.closed = (code, reason)
+            asyncio.get_running_loop().call_soon(lambda: self.client and self.client.lost())
 
     def drain(self) -> None:
         """Take all that was sent."""
