@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 
@@ -25,6 +25,7 @@ from imcore.process import Programs, StopSignals
 from imcore.web.asgi import app
 from imcore.web.http import patient
 from imcore.web.settings import WebSettings
+from imcore.web.sockets import SocketServer
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -37,8 +38,6 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
 _FIRST_FREE_FD = 10
 """The shell that starts a child uses those below itself."""
 _CLOSE_S = 1
-_LARGER = 65_536
-"""A frame that is too large by less than this gets an error before its socket closes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +129,7 @@ def _config(application: "Starlette", options: ServeOptions, settings: WebSettin
     return uvicorn.Config(
         application,
         http=patient(settings.handshake_ms / 1000),
-        ws="websockets-sansio",
-        ws_max_size=settings.max_frame_bytes + _LARGER,
-        ws_per_message_deflate=False,  # chat is short: it costs more CPU than it saves bytes
+        ws=cast("type[asyncio.Protocol]", SocketServer(application.state.hub)),  # uvicorn only calls it
         lifespan="on",
         log_config=None,
         access_log=False,
