@@ -336,7 +336,7 @@ async def remove_members(caller: Caller, *, gid: str, uids: list[str]) -> Any:
     return _size(await caller.chat.remove_members(gid, uids))
 
 
-@method(ref("Token"), demo_only=True)
+@method({"type": "object", "properties": {"token": {"type": "string"}}, "required": ["token"]}, demo_only=True)
 async def demo_token(caller: Caller, *, uid: str) -> Any:
     """Return a token for a user of the demo (`im up --web`)."""
     users = caller.identity.claims.get(DEMO)

@@ -71,7 +71,6 @@ SCHEMAS: dict[str, Schema] = {
         {"uid": _TEXT, "groups": list_of(_object({**_POSITION, "after": _or_null(_TEXT)}))},
     ),
     "Confirmed": _object({"confirmed": _COUNT}),
-    "Token": _object({"token": _TEXT}),
 }
 
 NOTIFICATIONS: dict[str, tuple[str, Schema]] = {
