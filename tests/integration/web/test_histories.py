@@ -138,10 +138,8 @@ class Play:
             await client.until(lambda p=person: p.has_as_many(messages))
             for gid in self.gids:
                 assert [each["msgid"] for each in person.has[gid]] == [each.msgid for each in messages[gid]]
-            said = [
-                (each.gid, each.content) for of in messages.values() for each in of if each.sender_uid == person.uid
-            ]
-            assert sorted(said) == sorted(person.sent)
+            said = [each for of in messages.values() for each in of if each.sender_uid == person.uid]
+            assert sorted((each.gid, each.content) for each in said) == sorted(person.sent)
         for message in [each for of in messages.values() for each in of]:
             readers = sum(person.has_shown(message) for person in self.people if person.uid != message.sender_uid)
             tally = partial(self.chat.tally, message.gid, message.msgid)
