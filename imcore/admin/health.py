@@ -95,7 +95,7 @@ def _of_redis(settings: Settings, max_age_s: float) -> Iterator[Health]:
         yield _redis(client)
         backlogs = {stats.worker: stats for stats in worker_stats(client)}
         for kind in KINDS:
-            yield _worker(kind, count_alive(client, kind), backlogs.get(kind), max_age_s)
+            yield _worker(kind, count_alive(client.query_many, kind), backlogs.get(kind), max_age_s)
         yield _dead_letters(client)
 
 

@@ -17,6 +17,9 @@ from imcore.streams import keys
 from imcore.streams.client import RedisClient
 from imcore.util.batches import grouped
 
+Query = Callable[[Sequence[tuple[str | int, ...]]], list[Any]]
+"""Returns the raw answers of plain commands that only read."""
+
 KINDS = ("persist", "receipts")
 """The kinds of worker that read the journals."""
 
@@ -166,7 +169,7 @@ class SilentHolder:
 def silent_holders(client: RedisClient, settings: Settings) -> tuple[SilentHolder, ...]:
     """Return the processes with pending entries that have been silent for more than two leases (IM_LEASE_MS)."""
     pending = _pending(client)
-    leases = dict(zip(pending, _leases(client, map(_lease_of, pending)), strict=True))
+    leases = dict(zip(pending, _leases(client.query_many, map(_lease_of, pending)), strict=True))
     holders = []
     for name, (entries, idle_ms) in sorted(pending.items()):
         lives, is_too_long = leases[name]
@@ -178,14 +181,14 @@ def silent_holders(client: RedisClient, settings: Settings) -> tuple[SilentHolde
 
 def lives(client: RedisClient, kind: str, slots: Iterable[int]) -> bool:
     """Return whether a process of a kind holds one of these leases, and may have renewed it."""
-    return any(alive for alive, _ in _leases(client, [keys.lease(kind, slot) for slot in slots]))
+    return any(alive for alive, _ in _leases(client.query_many, [keys.lease(kind, slot) for slot in slots]))
 
 
-def count_alive(client: RedisClient, kind: str) -> int:
+def count_alive(query: Query, kind: str) -> int:
     """Return how many processes of a kind hold a lease and may have renewed it. The server needs no functions."""
     alive = 0
     for first in count(1, SLOTS):
-        living = sum(lives for lives, _ in _leases(client, [keys.lease(kind, first + n) for n in range(SLOTS)]))
+        living = sum(lives for lives, _ in _leases(query, [keys.lease(kind, first + n) for n in range(SLOTS)]))
         alive += living
         if not living:  # a process takes the lowest free slot
             break
@@ -194,7 +197,7 @@ def count_alive(client: RedisClient, kind: str) -> int:
 
 def missing_kinds(client: RedisClient) -> list[str]:
     """Return the kinds of worker of which no process lives."""
-    return [kind for kind in KINDS if not count_alive(client, kind)]
+    return [kind for kind in KINDS if not count_alive(client.query_many, kind)]
 
 
 def _pending(client: RedisClient) -> dict[str, tuple[int, int]]:
@@ -215,10 +218,9 @@ def _lease_of(consumer: str) -> str:
     return keys.lease(kind, int(slot) if slot.isdecimal() else 0)
 
 
-def _leases(client: RedisClient, leases: Iterable[str]) -> list[tuple[bool, bool]]:
+def _leases(query: Query, leases: Iterable[str]) -> list[tuple[bool, bool]]:
     """Return for each lease whether its holder may live, and whether it ends later than a new lease would."""
-    commands = [(command, lease) for lease in leases for command in ("GET", "PTTL")]
-    answers = client.query_many(commands, any_library=True)
+    answers = query([(command, lease) for lease in leases for command in ("GET", "PTTL")])
     return [_lease(value, left_ms) for value, left_ms in zip(answers[::2], answers[1::2], strict=True)]
 
 

@@ -5,9 +5,11 @@ by hours. The jobs' Redis may be another server, without the functions of imcore
 """
 
 import uuid
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -15,8 +17,8 @@ from redis import Redis
 
 from imcore.settings import Settings
 from imcore.streams import keys
-from imcore.streams.client import RedisClient, open_client
-from imcore.streams.consumers import count_alive
+from imcore.streams.client import Client, open_client
+from imcore.streams.consumers import Query, count_alive
 from imcore.streams.redis_errors import driver_errors
 
 KIND = "jobs"
@@ -41,30 +43,40 @@ def job_queue(settings: Settings) -> JobQueue:
     rq's own functions would delete old jobs.
     """
     url = settings.jobs_redis_url
-    driver = open_client(url, timeout_s=TIMEOUT_S, block_ms=settings.block_ms)
-    with closing(RedisClient(driver, url=url)) as client, driver_errors(url, variable=settings.jobs_variable):
-        queued, running, failed, oldest = client.query_many(
+    with (
+        closing(open_client(url, timeout_s=TIMEOUT_S, block_ms=settings.block_ms)) as driver,
+        driver_errors(url, variable=settings.jobs_variable),
+    ):
+        query = partial(_query, driver)
+        queued, running, failed, oldest = query(
             [
                 ("LLEN", keys.RQ_QUEUED),
                 ("ZCARD", keys.RQ_RUNNING),
                 ("ZCARD", keys.RQ_FAILED),
                 ("LINDEX", keys.RQ_QUEUED, 0),
-            ],
-            any_library=True,
+            ]
         )
-        return JobQueue(count_alive(client, KIND), queued, running, failed, _waiting_ms(client, oldest))
+        return JobQueue(count_alive(query, KIND), queued, running, failed, _waiting_ms(query, oldest))
 
 
-def _waiting_ms(client: RedisClient, job_id: bytes | None) -> int:
+def _query(driver: Client, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+    pipeline: Any = driver.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    answers: list[Any] = pipeline.execute()
+    return answers
+
+
+def _waiting_ms(query: Query, job_id: bytes | None) -> int:
     """Return the age of a queued job; 0 without one, or if it says no time."""
     if not job_id:
         return 0
-    [enqueued_at] = client.query_many([("HGET", keys.rq_job(job_id.decode()), "enqueued_at")], any_library=True)
+    enqueued_at, (seconds, micros) = query([("HGET", keys.rq_job(job_id.decode()), "enqueued_at"), ("TIME",)])
     try:
         enqueued_ms = int(datetime.fromisoformat((enqueued_at or b"").decode()).timestamp() * 1000)
     except ValueError:
         return 0
-    return max(0, client.time_ms(keys.RQ_QUEUED) - enqueued_ms)
+    return max(0, int(seconds) * 1000 + int(micros) // 1000 - enqueued_ms)
 
 
 class JobsLease:
