@@ -20,6 +20,7 @@ SHARED_OPTIONS = (
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Run": {
         "up": ("up", "Run the embedded server and all workers, until Ctrl-C."),
+        "serve": ("serve", "Run the WebSocket and HTTP gateway, until Ctrl-C."),
         "worker": ("worker", "Run one worker in the foreground."),
         "demo": ("demo", "Play the whole story on a throw-away stack, and check it."),
     },
@@ -29,6 +30,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "dm": ("chat", "Send a message to one person."),
         "pull": ("chat", "Show what a member has not acked, oldest first."),
         "ack": ("chat", "Confirm everything up to a message."),
+        "history": ("history", "Page through what a member may see, read or not."),
         "unread": ("chat", "Count what a member has not read, per group."),
         "status": ("chat", "Show how many have read each message, or who has read one."),
         "recall": ("chat", "Withdraw a message: what it said is gone for good."),
@@ -45,12 +47,13 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "trim": ("operate", "Drop stream entries that are stored in SQL and old enough."),
         "rebuild": ("operate", "Rebuild Redis from the SQL database."),
         "acl": ("operate", "Print Redis ACL rules for gateways, workers and readers."),
+        "token": ("serve", "Print a token for `im serve`."),
         "db": ("operate", "Bring the SQL database and the functions in Redis up to date."),
         "bench": ("bench", "Measure, each figure beside a yardstick from the same rounds."),
     },
 }
 
-ENDED_BY_SIGNALS = {"up", "worker", "listen"}
+ENDED_BY_SIGNALS = {"up", "serve", "worker", "listen"}
 """The commands that run until SIGINT or SIGTERM ends them in order."""
 
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from imcore.cli import output
 from imcore.cli.app import Invocation
 from imcore.cli.names import in_sentence
-from imcore.cli.records import Record
 from imcore.logs import setup
+from imcore.model.records import Record
 from imcore.settings import Settings
 from imcore.util import best_effort
 

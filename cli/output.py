@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from imcore.cli import tables
 from imcore.cli.names import ACTING, EMOJI, in_one_line, in_sentence
-from imcore.cli.records import Record, iso
 from imcore.cli.terminal import fit, width_of
 from imcore.errors import ImError
 from imcore.logs.redaction import redact
+from imcore.model.records import Record, iso
 from imcore.util import best_effort
 from imcore.util.batches import batches
 

@@ -25,6 +25,7 @@ MOST_DAYS_KEPT = 100_000
 _HIGHEST = {
     "partitions": 16_384,  # the slots of a cluster
     "max_content_bytes": 256 * 1024 * 1024,  # half of what Redis takes in one piece
+    "max_meta_bytes": 1024 * 1024,
     "keep_ms": MOST_DAYS_KEPT * _DAY_MS,
     "keep_read_times_ms": MOST_DAYS_KEPT * _DAY_MS,
     "metrics_port": 65_535,
@@ -47,6 +48,8 @@ class Settings:
     partitions: int | None = None
     """The partition count of new data; None: that of the data in Redis, or 8."""
     max_content_bytes: int = 65_536
+    max_meta_bytes: int = 4096
+    """The longest meta of a message, as compact JSON."""
     idempotency_ms: int = _DAY_MS
     """The least time in which a repeated client_msgid is recognised."""
     batch_size: int = 500
@@ -90,7 +93,7 @@ class Settings:
             redis_url=redis_url,
             database_url=given.pop("database_url", "") or _sqlite_url(data_dir / "imcore.db"),
             jobs_redis_url=given.pop("jobs_redis_url", redis_url),
-            **{name: _PARSERS.get(name, _whole_number)(name, value) for name, value in given.items()},
+            **{name: _PARSERS.get(name, _number)(name, value) for name, value in given.items()},
         )
         if settings.heartbeat_ms >= settings.online_ms:
             raise ConfigurationError(
@@ -159,13 +162,15 @@ def _yes_or_no(name: str, value: str) -> bool:
     return value == "1"
 
 
-def _whole_number(name: str, value: str) -> int:
+def _number(name: str, value: str) -> int:
     lowest = 0 if name in _MAY_BE_ZERO else 1
-    highest = _HIGHEST.get(name, _HIGHEST_OF_ALL)
+    return whole_number(f"IM_{name.upper()}", value, lowest=lowest, highest=_HIGHEST.get(name, _HIGHEST_OF_ALL))
+
+
+def whole_number(variable: str, value: str, *, lowest: int = 1, highest: int = _HIGHEST_OF_ALL) -> int:
+    """Return the number that a variable holds. Raise ConfigurationError for anything else."""
     if not value.isascii() or not value.isdigit() or len(value) > _MOST_DIGITS or not lowest <= int(value) <= highest:
-        raise ConfigurationError(
-            f"IM_{name.upper()} must be a whole number from {lowest} to {highest}; it is {value!r}"
-        )
+        raise ConfigurationError(f"{variable} must be a whole number from {lowest} to {highest}; it is {value!r}")
     return int(value)
 
 

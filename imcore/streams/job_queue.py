@@ -17,9 +17,10 @@ from redis import Redis
 
 from imcore.settings import Settings
 from imcore.streams import keys
-from imcore.streams.client import Client, open_client
+from imcore.streams.client import open_client
 from imcore.streams.consumers import Query, count_alive
 from imcore.streams.redis_errors import driver_errors
+from imcore.streams.rounds import Client
 
 KIND = "jobs"
 

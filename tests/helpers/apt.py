@@ -11,18 +11,18 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Program:
-    """A program or library of a Debian package, and the file of tests/integration that needs it."""
+    """A program or library of a Debian package, and the tests that need it: a pattern of names of files."""
 
     package: str
     tests: str
     name: str
     """Its name on PATH, or a pattern of its path below the root folder."""
+    other_names: tuple[str, ...] = ()
 
     @cached_property
     def path(self) -> Path | None:
         """Where it is; None if it is not here."""
-        program = shutil.which(self.name) or shutil.which(self.name, path="/usr/sbin:/usr/local/sbin")
-        return Path(program) if program else next(Path("/").glob(self.name), None)
+        return next(filter(None, map(_path_of, (self.name, *self.other_names))), None)
 
     @property
     def needed(self) -> Path:
@@ -31,9 +31,15 @@ class Program:
         return self.path
 
 
+def _path_of(name: str) -> Path | None:
+    program = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    return Path(program) if program else next(Path("/").glob(name), None)
+
+
 PGBOUNCER = Program("pgbouncer", "test_pgbouncer.py", "pgbouncer")
 FAKETIME = Program("faketime", "test_clock.py", "usr/lib/*/faketime/libfaketimeMT.so.1")
-PROGRAMS = (PGBOUNCER, FAKETIME)
+CHROMIUM = Program("chromium", "test_page_*.py", "chromium", ("google-chrome", "chromium-browser"))
+PROGRAMS = (PGBOUNCER, FAKETIME, CHROMIUM)
 
 
 def missing() -> list[Program]:

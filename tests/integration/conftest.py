@@ -15,7 +15,7 @@ from imcore.sql.database import Database
 from tests.helpers import apt
 from tests.helpers.postgres import PostgresServer, require_postgres, running_postgres
 
-collect_ignore = [program.tests for program in apt.missing()]
+collect_ignore_glob = [program.tests for program in apt.missing()]
 
 
 @pytest.fixture(scope="session")

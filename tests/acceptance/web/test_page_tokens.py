@@ -1,0 +1,142 @@
+"""Who is who in the page: the token of a link, a token that ends, and the users of a demo."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.acceptance.web.conftest import People
+from tests.helpers.commands import Im
+from tests.helpers.deadline import wait_until
+from tests.helpers.page_stack import PageStack
+from tests.helpers.servers import free_ports, require_server
+from tests.helpers.tabs import Tab
+
+
+def test_the_token_of_a_link_stays_in_its_tab(people: People, stack: PageStack) -> None:
+    # Given a tab that was opened with a link
+    ann = people.online(people.ann)
+
+    # Then the token is nowhere in the address, and the tab keeps it over a reload
+    assert ann.page.url == stack.url
+    assert ann.page.evaluate("history.length") <= 2
+    ann.page.reload()
+    ann.wait_for_state()
+
+    # And another tab has none
+    other = people.tab(people.ann)
+    other.page.goto(stack.url)
+    expect(other.page.get_by_role("dialog", name="Sign in")).to_be_visible()
+    other.page.keyboard.press("Escape")
+    expect(other.page.get_by_role("dialog", name="Sign in")).to_be_visible()
+
+
+def test_one_signs_in_with_a_token(people: People, stack: PageStack) -> None:
+    ann = people.tab(people.ann)
+    ann.page.goto(stack.url)
+
+    # When one gives something that is no token
+    ann.page.get_by_label("Token").fill("nonsense")
+    ann.page.get_by_role("button", name="Go on").click()
+    expect(ann.page.get_by_text("This is not a token")).to_be_visible()
+
+    # And then a token
+    ann.page.get_by_label("Token").fill(stack.token(people.ann))
+    ann.page.get_by_role("button", name="Go on").click()
+    ann.wait_for_state()
+    expect(ann.page.locator("#me")).to_have_text(people.ann)
+
+
+def test_a_token_of_somebody_else_in_the_same_tab_is_another_user(people: People, stack: PageStack) -> None:
+    ann = people.online(people.ann).open(people.gid)
+    ann.page.goto(stack.link(people.bob))
+    expect(ann.page.locator("#me")).to_have_text(people.bob)
+    ann.wait_for_state()
+    assert ann.page.url == stack.url
+
+
+@pytest.mark.parametrize("how", ["before it ends", "afterwards"])
+def test_one_goes_on_with_a_new_token(people: People, stack: PageStack, how: str) -> None:
+    # Given a session that ends soon; the server says so before
+    ann = people.tab(people.ann).load(stack.link(people.ann, ttl_s=20 if how == "before it ends" else 3))
+    ann.open(people.gid)
+    if how == "afterwards":
+        ann.wait_for_state("unauthorized")
+        expect(ann.page.get_by_role("dialog", name="Sign in")).to_contain_text("Your session has ended")
+    else:
+        ann.page.locator("#banner").get_by_role("button", name="Sign in").click()
+
+    # When one gives a new token
+    ann.page.get_by_label("Token").fill(stack.token(people.ann))
+    ann.page.get_by_role("button", name="Go on").click()
+
+    # Then the page goes on where it was
+    ann.wait_for_state("online")
+    expect(ann.page.locator("#banner")).to_be_hidden()
+    ann.write("still here")
+    ann.wait_for_tick("still here", "sent 0/1")
+
+
+def test_a_message_that_was_written_after_the_end_goes_out_with_a_new_token(people: People, stack: PageStack) -> None:
+    ann = people.tab(people.ann).load(stack.link(people.ann, ttl_s=3)).open(people.gid)
+    ann.wait_for_state("unauthorized")
+    ann.page.keyboard.press("Escape")
+    ann.write("while signed out")
+    wait_until(lambda: ann.rows() == [["while signed out", "waiting"]])
+
+    ann.page.locator("#banner").get_by_role("button", name="Sign in").click()
+    ann.page.get_by_label("Token").fill(stack.token(people.ann))
+    ann.page.get_by_role("button", name="Go on").click()
+
+    wait_until(lambda: ann.rows() == [["while signed out", "sent 0/1"]])
+
+
+def test_a_token_that_the_server_does_not_take_is_no_loop(people: People, stack: PageStack) -> None:
+    ann = people.tab(people.ann)
+    sockets: list[object] = []
+    ann.page.on("websocket", sockets.append)
+    ann.page.goto(f"{stack.url}#token={stack.token(people.ann)[:-6]}AAAAAA")
+    ann.wait_for_state("unauthorized")
+    expect(ann.page.get_by_role("dialog", name="Sign in")).to_be_visible()
+    for _ in range(3):
+        ann.set_hidden(True)
+        ann.set_hidden(False)
+        ann.page.evaluate("dispatchEvent(new Event('online'))")
+    assert len(sockets) == 1
+
+
+def test_a_demo_has_two_users_and_one_link(tmp_path: Path, browser: Browser) -> None:
+    # Given what the README says, from one command to one link
+    require_server()
+    [port] = free_ports(1)
+    command = [sys.executable, "-m", "imcore.cli.main", "--json", "up", "--web", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=Im(data_dir=tmp_path).environment) as up:
+        try:
+            assert up.stdout is not None
+            url = next(line["url"] for line in map(json.loads, up.stdout) if "url" in line)
+
+            # When one opens it, and then the other user in a tab of its own
+            context = browser.new_context(locale="en-GB")
+            ann = Tab(context.new_page()).load(url)
+            ann.open("demo")
+            ann.write("hello Bob")
+            with context.expect_page() as opened:
+                ann.page.get_by_role("link", name="Open as bob").click()
+            bob = Tab(opened.value).wait_for_state()
+
+            # Then they see each other's ticks, each in a tab with a token of its own
+            assert bob.page.url == ann.page.url.partition("#")[0]
+            ann.wait_for_tick("hello Bob", "sent 0/1")
+            bob.open("demo")
+            ann.wait_for_tick("hello Bob", "all 1/1")
+            ann.page.reload()
+            ann.wait_for_state()
+            assert [ann.page.locator("#me").text_content(), bob.page.locator("#me").text_content()] == ["ann", "bob"]
+            context.close()
+            assert [*ann.faults, *bob.faults] == []
+        finally:
+            up.terminate()
+            up.communicate()

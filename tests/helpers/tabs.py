@@ -1,0 +1,132 @@
+"""Tabs of a real browser, each with the page of one user, and what a person sees and does in it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, sync_playwright
+
+from tests.helpers import apt
+from tests.helpers.deadline import wait_until
+
+_ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+_TIMEOUT_MS = 30_000
+
+_SET_VISIBILITY = """state => {
+    Object.defineProperty(document, 'visibilityState', {value: state, configurable: true});
+    document.dispatchEvent(new Event('visibilitychange'));
+}"""
+_ROWS = """rows => rows.map(row => [row.querySelector('.text').textContent, row.querySelector('.tick').hidden ? '' :
+    `${row.querySelector('.tick').dataset.tick} ${row.querySelector('.count').textContent}`.trim()])"""
+
+
+@contextmanager
+def running_browser() -> Iterator[Browser]:
+    """A headless Chromium."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=apt.CHROMIUM.needed, args=_ARGUMENTS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Tab:
+    """One tab. `faults` are what a person never sees: errors of scripts, violations of the security policy."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.faults: list[str] = []
+        page.set_default_timeout(_TIMEOUT_MS)
+        page.on("console", self._noted)
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+
+    def _noted(self, message: ConsoleMessage) -> None:
+        # The browser reports a server that is away by itself.
+        is_offline = "WebSocket connection to" in message.text or "net::ERR_" in message.text
+        if message.type in {"error", "warning"} and not is_offline:
+            self.faults.append(message.text)
+
+    @property
+    def context(self) -> BrowserContext:
+        return self.page.context
+
+    def load(self, url: str, state: str = "online") -> "Tab":
+        self.page.goto(url)
+        return self.wait_for_state(state)
+
+    def wait_for_state(self, state: str = "online") -> "Tab":
+        self.page.wait_for_selector(f"#state[data-state={state}]")
+        return self
+
+    def group(self, gid: str) -> Locator:
+        return self.page.locator(f"#groups button[data-gid={gid!r}]")
+
+    def open(self, gid: str) -> "Tab":
+        self.group(gid).click()
+        self.page.wait_for_function("title => document.getElementById('title').textContent === title", arg=gid)
+        return self
+
+    def write(self, *texts: str) -> None:
+        for text in texts:
+            self.page.locator("#composer textarea").fill(text)
+            self.page.locator("#composer textarea").press("Enter")
+
+    def rows(self) -> list[list[str]]:
+        """What is shown of the conversation: each text with its tick, `some 1/3`; none for those of others."""
+        rows: list[list[str]] = self.page.locator("#rows .row, #waiting .row").evaluate_all(_ROWS)
+        return rows
+
+    def texts(self) -> list[str]:
+        return [text for text, _ in self.rows()]
+
+    def tick(self, text: str) -> str | None:
+        return next((tick for each, tick in self.rows() if each == text), None)
+
+    def wait_for_texts(self, *texts: str) -> None:
+        """Wait until exactly these are shown."""
+        wait_until(lambda: self.texts() == list(texts) or self._late(texts))
+
+    def _late(self, texts: tuple[str, ...]) -> bool:
+        assert len(self.texts()) <= len(texts), (self.texts(), texts)
+        return False
+
+    def wait_for_tick(self, text: str, tick: str) -> None:
+        wait_until(lambda: self.tick(text) == tick)
+
+    def unread(self, gid: str) -> int:
+        badge = self.group(gid).locator(".badge")
+        return int(badge.text_content() or 0) if badge.is_visible() else 0
+
+    def wait_for_unread(self, gid: str, count: int) -> None:
+        wait_until(lambda: self.unread(gid) == count)
+
+    def set_hidden(self, is_hidden: bool) -> None:
+        """Let the tab take itself for one behind another, or no more: a browser without screen never hides one."""
+        self.page.evaluate(_SET_VISIBILITY, "hidden" if is_hidden else "visible")
+
+    def set_offline(self, is_offline: bool) -> None:
+        """Cut all tabs of this browser profile off from the network, or connect them again."""
+        self.context.set_offline(is_offline)
+        self.wait_for_state("offline" if is_offline else "online")
+
+    def scroll(self, where: str) -> None:
+        self.log("log => log.scrollTop = 0" if where == "top" else "log => log.scrollTop = log.scrollHeight")
+
+    def log(self, script: str) -> Any:
+        return self.page.locator("#log").evaluate(script)
+
+    def is_at_end(self) -> bool:
+        return bool(self.log("log => log.scrollHeight - log.scrollTop - log.clientHeight < 5"))
+
+    def scroll_to_beginning(self) -> None:
+        """Scroll up until there is nothing above."""
+
+        def is_there() -> bool:
+            self.scroll("top")
+            return (self.page.locator("#older").text_content() or "").startswith("This is the beginning")
+
+        wait_until(is_there)
