@@ -261,7 +261,7 @@ class WebMetrics:
         self.messages = Counter("imcore_messages_pushed", "Messages pushed, one for each socket.")
         self.receipts = Counter("imcore_receipts_pushed", "Changed tallies pushed, one for each socket.")
         self.acks_received = Counter("imcore_acks_received", "Acks that clients sent.")
-        self.acks_sent = Counter("imcore_acks_sent", "Acks sent to Redis, once those of clients were folded.")
+        self.acks_sent = Counter("imcore_acks_sent", "Calls that ack at Redis: those of many clients are folded.")
         self.pushed_s = Histogram("imcore_send_to_push_seconds", "From a message's send to its push.", QUICK_S)
         self.registry = Registry()
         self.registry.add(

@@ -345,6 +345,7 @@ class Hub:
         while True:
             try:
                 events = await self.gateway.poll(POLL_S)
+                self.metrics.acks_sent.add(self.gateway.ack_calls - self.metrics.acks_sent.value())
             except ImError as error:
                 log.error("live delivery waits: %s", error)
                 await asyncio.sleep(PAUSE_S)
