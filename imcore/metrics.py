@@ -33,23 +33,26 @@ HUMAN_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14_4
 class Counter:
     """A number that only grows, for each value of its labels."""
 
-    def __init__(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
-        """The exposition adds `_total` to the name."""
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str] = (), *, read: Callable[[], float] | None = None
+    ) -> None:
+        """The exposition adds `_total` to the name. With `read`, that gives the number, as that of a Gauge does."""
         self._name, self._text, self._labels = name, text, labels
         self._values: dict[Labels, float] = {} if labels else {(): 0}
+        self._read = read
 
     def add(self, amount: float = 1, *labels: str) -> None:
         """Add to the number with these values of the labels."""
         self._values[labels] = self._values.get(labels, 0) + amount
 
-    def value(self, *labels: str) -> float:
-        return self._values.get(labels, 0)
+    def values(self) -> Mapping[Labels, float]:
+        return {(): self._read()} if self._read else self._values.copy()
 
     def metric(self) -> "Metric":
         from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415 (only where somebody asks)
 
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
-        for labels, value in self._values.copy().items():
+        for labels, value in self.values().items():
             family.add_metric(labels, value)
         return family
 
@@ -68,7 +71,7 @@ class Gauge:
         """With `read`, that gives the numbers whenever somebody asks: in any thread, and without I/O."""
         self._name, self._text, self._labels = name, text, labels
         self._values: dict[Labels, float] = {} if labels else {(): 0}
-        self._read = read or self._values.copy
+        self._read = read
 
     def set(self, value: float, *labels: str) -> None:
         self._values[labels] = value
@@ -78,13 +81,13 @@ class Gauge:
         self._values[labels] = self._values.get(labels, 0) + amount
 
     def values(self) -> Mapping[Labels, float]:
-        return self._read()
+        return self._read() if self._read else self._values.copy()
 
     def metric(self) -> "Metric":
         from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 (as above)
 
         family = GaugeMetricFamily(self._name, self._text, labels=self._labels)
-        for labels, value in self._read().items():
+        for labels, value in self.values().items():
             family.add_metric(labels, value)
         return family
 
@@ -253,7 +256,8 @@ class WorkerMetrics:
 class WebMetrics:
     """What a process of `im serve` counts, from its loop's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, ack_calls: Callable[[], float] = lambda: 0) -> None:
+        """`ack_calls` returns how many calls of the gateway have sent acks."""
         self.sockets = Gauge("imcore_sockets", "WebSockets that are open.")
         self.closes = Counter("imcore_sockets_closed", "WebSockets that have ended, by close code.", ("code",))
         self.calls = Counter("imcore_calls", "Calls and notifications of clients, by method.", ("method",))
@@ -261,10 +265,12 @@ class WebMetrics:
         self.messages = Counter("imcore_messages_pushed", "Messages pushed, one for each socket.")
         self.receipts = Counter("imcore_receipts_pushed", "Changed tallies pushed, one for each socket.")
         self.acks_received = Counter("imcore_acks_received", "Acks that clients sent.")
-        self.acks_sent = Counter("imcore_acks_sent", "Calls that ack at Redis: those of many clients are folded.")
+        acks_sent = Counter(
+            "imcore_acks_sent", "Calls that ack at Redis: those of many clients are folded.", read=ack_calls
+        )
         self.pushed_s = Histogram("imcore_send_to_push_seconds", "From a message's send to its push.", QUICK_S)
         self.registry = Registry()
         self.registry.add(
             *(self.sockets, self.closes, self.calls, self.errors, self.messages, self.receipts),
-            *(self.acks_received, self.acks_sent, self.pushed_s),
+            *(self.acks_received, acks_sent, self.pushed_s),
         )

@@ -148,7 +148,7 @@ class Journal:
         """Confirm entries: no worker of this kind will read them again. `counts`: their receipts, by partition."""
         with self._recovery():
             self._confirm(entries, counts or {})
-            self._metrics.handled(type(entry.event).__name__.lower() for entry in entries)
+            self._metrics.handled(events.KIND_NAMES[type(entry.event)] for entry in entries)
             self._in_hand -= len(entries)
             self._renew()
 

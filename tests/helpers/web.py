@@ -90,7 +90,6 @@ class FakeGateway:
     acked: list[tuple[str, str, str]] = field(default_factory=list)
     calls: list[tuple[str, str]] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
-    ack_calls: int = 0
 
     async def open(self, uid: str, *, tag: object = None, **options: object) -> Session:
         await asyncio.sleep(0)

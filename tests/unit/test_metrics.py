@@ -66,7 +66,7 @@ class TestNumbers:
         assert found['imcore_test_total{error="NotMember",method="send"}'] == 3
         assert found['imcore_test_total{error="-32601",method="ack"}'] == 1
         assert (found["imcore_level"], found["imcore_given"]) == (2, 7)
-        assert counter.value("send", "NotMember") == 3
+        assert counter.values()["send", "NotMember"] == 3
 
     def test_what_was_never_counted_is_0(self) -> None:
         found = samples(WebMetrics())
