@@ -176,6 +176,8 @@ class AckSender:
     buffer: AckBuffer
     _log: ThrottledLog
     _clock: Clock
+    calls: int = 0
+    """The calls that were sent so far. Each acks one group, for any number of users."""
     _backoffs: Backoffs[str] = field(default_factory=Backoffs)
     _sent: tuple[list[UnackedMessages], _Batch, Answers[list[AckResult]]] | None = None
     """Acks whose answers have not been read yet."""
@@ -256,6 +258,7 @@ class AckSender:
             if batch:
                 started = yield from StartCalls([message_calls.ack(self._space, gid, part) for gid, part in batch])
                 self._sent = acks, batch, started
+                self.calls += len(batch)
         except BaseException:
             self.buffer.requeue(acks)
             raise

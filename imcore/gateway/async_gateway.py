@@ -147,6 +147,10 @@ class AsyncGateway:
             self._core.resume(session)
             self._notify()
 
+    @property
+    def ack_calls(self) -> int:
+        return self._core.ack_calls if self._core else 0
+
     def wake(self) -> None:
         self._is_awake = True
         if loop := self._loop:

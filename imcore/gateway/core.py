@@ -153,6 +153,10 @@ class Core:
     # Sessions.
 
     @property
+    def ack_calls(self) -> int:
+        return self._acks.calls
+
+    @property
     def sessions(self) -> Collection[Session]:
         return self._sessions.values()
 

@@ -163,6 +163,11 @@ class Gateway:
         if self._core:
             self._core.resume(session)
 
+    @property
+    def ack_calls(self) -> int:
+        """The calls that have sent acks since the first session. Each acks one group, for any number of users."""
+        return self._core.ack_calls if self._core else 0
+
     def wake(self) -> None:
         """End the `poll` in progress, or else the next one, with the events that are there. From any thread."""
         self._waker.wake()

@@ -82,7 +82,7 @@ class Hub:
         self.methods: Mapping[str, Method] = {
             name: method for name, method in METHODS.items() if demo or not method.is_demo_only
         }
-        self.metrics = WebMetrics()
+        self.metrics = WebMetrics(lambda: self._gateway.ack_calls if self._gateway else 0)
         self.is_stopping = False
         self._given_chat = chat
         self._tokens = None if authenticate else Tokens(self.settings)
