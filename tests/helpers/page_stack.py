@@ -23,16 +23,18 @@ class PageStack:
         require_server()
         self.folder = folder
         [self._port] = free_ports(1)
-        self._running = ExitStack()
-        server = start_valkey(folder / "server")
-        self._running.callback(server.stop)
-        self._settings = {"redis_url": server.url, "data_dir": str(folder)}
-        settings = Settings.from_env({}, **self._settings)
-        self.chat = self._running.enter_context(Chat.connect(settings=settings))
-        self.chat.open_database()
-        for name, options in (("persist", {}), ("receipts", {"receipt_window_ms": 50})):
-            self._running.enter_context(WorkerProcess(folder / "workers", name, **self._settings, **options))
-        self.start_gateway()
+        with ExitStack() as starting:
+            self._running = starting
+            server = start_valkey(folder / "server")
+            starting.callback(server.stop)
+            self._settings = {"redis_url": server.url, "data_dir": str(folder)}
+            settings = Settings.from_env({}, **self._settings)
+            self.chat = starting.enter_context(Chat.connect(settings=settings))
+            for name, options in (("persist", {}), ("receipts", {"receipt_window_ms": 50})):
+                worker = WorkerProcess(folder / "workers", name, **self._settings, **options)
+                starting.enter_context(worker).wait_for("working as")
+            self.start_gateway()
+            self._running = starting.pop_all()
 
     @property
     def url(self) -> str:

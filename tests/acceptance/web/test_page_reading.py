@@ -62,7 +62,7 @@ def test_only_what_was_in_view_counts(people: People, stack: PageStack, numbered
     wait_until(lambda: 30 < bob.unread(people.gid) < 60)
     assert ann.tick("message 60") == "sent 0/1"
     assert bob.page.locator(".divider:visible").count() == 1
-    assert bob.page.get_by_role("button", name=f"{bob.unread(people.gid)} new messages").is_visible()
+    assert bob.page.get_by_role("button", name=f"{bob.unread(people.gid)} new messages", exact=True).is_visible()
 
     # And the others only when he scrolls
     bob.scroll("bottom")
@@ -106,7 +106,7 @@ def test_a_message_does_not_move_what_one_reads(people: People, numbered: Number
     wait_until(lambda: bob.texts()[-1:] == ["news"])
 
     # Then nothing moves, a button tells of it, and it is unread until the button was used
-    button = bob.page.get_by_role("button", name="1 new message")
+    button = bob.page.get_by_role("button", name="1 new message", exact=True)
     button.wait_for()
     assert bob.log("log => log.scrollTop") == before
     assert bob.unread(people.gid) == 1
