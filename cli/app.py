@@ -21,8 +21,9 @@ import click
 
 from imcore.cli import output
 from imcore.cli.catalogue import COMMANDS, ENDED_BY_SIGNALS, EXAMPLE, PURPOSE, SHARED_OPTIONS, help_text
-from imcore.cli.records import Record, readable, zone_trouble
+from imcore.cli.records import readable, zone_trouble
 from imcore.errors import ImError, InvalidInput, RefusedError
+from imcore.model.records import Record
 from imcore.settings import Settings
 
 if TYPE_CHECKING:

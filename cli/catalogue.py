@@ -20,6 +20,7 @@ SHARED_OPTIONS = (
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Run": {
         "up": ("up", "Run the embedded server and all workers, until Ctrl-C."),
+        "serve": ("serve", "Run the WebSocket and HTTP gateway, until Ctrl-C."),
         "worker": ("worker", "Run one worker in the foreground."),
         "demo": ("demo", "Play the whole story on a throw-away stack, and check it."),
     },
@@ -44,12 +45,13 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "trim": ("operate", "Drop stream entries that are stored in SQL and old enough."),
         "rebuild": ("operate", "Rebuild Redis from the SQL database."),
         "acl": ("operate", "Print Redis ACL rules for gateways, workers and readers."),
+        "token": ("serve", "Print a token for `im serve`."),
         "db": ("operate", "Bring the SQL database and the functions in Redis up to date."),
         "bench": ("bench", "Measure, each figure beside a yardstick from the same rounds."),
     },
 }
 
-ENDED_BY_SIGNALS = {"up", "worker", "listen"}
+ENDED_BY_SIGNALS = {"up", "serve", "worker", "listen"}
 """The commands that run until SIGINT or SIGTERM ends them in order."""
 
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}

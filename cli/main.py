@@ -70,7 +70,7 @@ def _hide_passwords() -> None:
 
 def without_passwords(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """Return the arguments without the options that hold a password, and the environment that replaces these."""
-    from imcore.cli.output import has_password  # noqa: PLC0415
+    from imcore.logs.redaction import has_password  # noqa: PLC0415
 
     options = _url_options(arguments)
     secret = {name for name, value, _ in options if has_password(value)}

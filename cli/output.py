@@ -15,15 +15,13 @@ from contextlib import contextmanager
 from io import BufferedWriter, FileIO, TextIOWrapper
 from itertools import chain, islice
 from typing import TYPE_CHECKING, NoReturn, TextIO
-from urllib.parse import unquote_plus
 
 from imcore.cli import tables
 from imcore.cli.names import ACTING, EMOJI, in_one_line, in_sentence
-from imcore.cli.records import Record, iso
 from imcore.cli.terminal import fit, width_of
 from imcore.errors import ImError
-from imcore.sql.postgres_options import OPTIONS as POSTGRES_OPTIONS
-from imcore.streams.url_options import OPTIONS as REDIS_OPTIONS
+from imcore.logs.redaction import redact
+from imcore.model.records import Record, iso
 from imcore.util import best_effort
 from imcore.util.batches import batches
 
@@ -49,15 +47,6 @@ _SEEN = (
 _ACTING_PATTERN = re.compile(f"(?P<seen>{_SEEN})|[{ACTING}]")
 
 
-_IS_SECRET: dict[str, bool] = {
-    **{name: option.is_secret for name, option in POSTGRES_OPTIONS.items()},
-    **{name: option.is_secret for name, option in REDIS_OPTIONS.items()},
-}
-_BEHIND_USER = re.compile(r"(?<=://)([^\s/:@]*):(\S*)@(\S*)")
-_OPTION = re.compile(r"(?:[?&;]|%3F|%26|%3B)([^\s?&;=]+)=(?=([^&\s]*))", re.IGNORECASE)
-_HIDDEN = "***"
-
-
 class OutputError(ImError):
     """The output could not be written: its reader has gone or does not read, or the disk is full."""
 
@@ -81,17 +70,6 @@ def safe(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return _ACTING_PATTERN.sub(_picture, text)
-
-
-def redact(text: str) -> str:
-    """Return `text` with `***` for the password of each URL in it, and for each secret option."""
-    return _without_secret_options(_BEHIND_USER.sub(_without_password, text))
-
-
-def has_password(url: str) -> bool:
-    """Return whether a URL may have a password in it, which may contain blanks and @."""
-    user_and_password = (url.partition("://")[2] or url).rpartition("@")[0]
-    return ":" in user_and_password or any(_is_secret(option[1]) for option in _OPTION.finditer(url))
 
 
 def to_json(record: Record) -> str:
@@ -315,25 +293,3 @@ def _stdout() -> TextIO:
 def _give_up(reason: str | None) -> NoReturn:
     drop()
     raise OutputError(f"the output could not be written: {reason}")
-
-
-def _without_password(match: re.Match[str]) -> str:
-    user, password, rest = match.groups()
-    if any(_is_secret(option[1]) for option in _OPTION.finditer(password)):
-        return f"{user}:{_HIDDEN}"  # the @ may be a part of the option: the rest is secret, too
-    return f"{user}:{_HIDDEN}@{rest}"
-
-
-def _without_secret_options(text: str) -> str:
-    shown, at = "", 0
-    for option in _OPTION.finditer(text):
-        if option.start() >= at and _is_secret(option[1]):
-            shown += text[at : option.end()] + _HIDDEN
-            at = option.end(2)
-    return shown + text[at:]
-
-
-def _is_secret(name: str) -> bool:
-    """Return whether an option is secret, in any spelling of its name. An unknown one may be."""
-    known = re.split("[?&;]", unquote_plus(name))[-1].strip().lower()
-    return _IS_SECRET.get(known, "pass" in known)

@@ -1,23 +1,19 @@
-"""The JSON objects that `im` prints, the columns that a table shows of them, and how people read their values."""
+"""The columns that a table shows of the objects of `imcore.model.records`, and how people read their values."""
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from imcore.cli import names
 from imcore.errors import ImError
-from imcore.model.direct import is_direct, peer_of
-from imcore.model.values import Ack, Group, LogLine, Member, Message, MessageStatus, MessageTally, Receipt, Unread
+from imcore.model.records import Record, Value, iso_as_given, record_of, with_peers
+from imcore.model.values import MessageStatus
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
-
-Record = Mapping[str, object]
-"""A line of `--json`, which is also a row of a table."""
 
 NAMES = {"gid", "uid", "sender_uid", "client_msgid", "online"}
 """The keys of records whose texts are names."""
@@ -35,59 +31,13 @@ RECEIPT_COLUMNS = ("gid", "msgid", "read", "unread")
 UNREAD_COLUMNS = ("gid", "unread")
 LOG_COLUMNS = ("gid", "time", "sender_uid", "content", "state")
 
-_KEYS: dict[type, tuple[str, ...]] = {
-    Message: ("gid", "msgid", "seq", "sender_uid", "time", "content", "client_msgid"),
-    LogLine: ("gid", "msgid", "time", "sender_uid", "content", "client_msgid", "state"),
-    Receipt: RECEIPT_COLUMNS,
-    Unread: UNREAD_COLUMNS,
-}
-"""The keys of the types that have more fields than are printed."""
-_KEYS_IF_SET = ("recalled", "recalls")
-
 _RULE = re.compile(r"(?:[A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)[+-]?\d")
 """The beginning of a value of TZ that gives the distance from UTC itself, as in POSIX, instead of naming a zone."""
-
-Value = Message | LogLine | Group | Member | Ack | Receipt | Unread
-
-
-def record_of(value: Value) -> Record:
-    """Return the object of a value. `recalled` and `recalls` are there only where they apply."""
-    keys = _KEYS.get(type(value)) or [field.name for field in fields(value)]
-    record = {key: getattr(value, key) for key in keys}
-    return record | {key: flag for key in _KEYS_IF_SET if (flag := getattr(value, key, None))}
-
-
-def tally_record(tally: MessageTally) -> Record:
-    return {**record_of(tally.message), "read": tally.read, "unread": tally.unread}
-
-
-def status_record(status: MessageStatus) -> Record:
-    return {
-        **record_of(status.message),
-        "read": len(status.read_by),
-        "unread": len(status.unread_by),
-        "read_by": [{"uid": reader.uid, "read_at": reader.read_at} for reader in status.read_by],
-        "unread_by": list(status.unread_by),
-    }
 
 
 def reader_records(status: MessageStatus) -> list[Record]:
     read: list[Record] = [{"uid": reader.uid, "read": True, "read_at": reader.read_at} for reader in status.read_by]
     return read + [{"uid": uid, "read": False, "read_at": None} for uid in status.unread_by]
-
-
-def with_peers(uid: str, members_of: Callable[[str], Iterable[str]]) -> Callable[[Record], Record]:
-    """Return a function that adds the other user, as `peer`, to an object about a one-to-one chat."""
-    peers: dict[str, str | None] = {}
-
-    def with_peer(record: Record) -> Record:
-        gid = str(record["gid"])
-        if is_direct(gid) and peers.get(gid) is None:  # an unknown peer may be known later
-            peers[gid] = peer_of(gid, uid, members_of(gid))
-        peer = peers.get(gid)
-        return record if peer is None else {**record, "peer": peer}
-
-    return with_peer
 
 
 def peers_at(chat: "Chat", uid: str) -> Callable[[Record], Record]:
@@ -126,17 +76,12 @@ def _cell(key: str, value: object) -> object:
     return names.in_sentence(value) if key in SENTENCES and isinstance(value, str) else value
 
 
-def iso(moment: datetime) -> str:
-    """Return the time in ISO 8601, UTC, with milliseconds."""
-    return _iso(moment.astimezone(UTC), "milliseconds")
-
-
 def shown(moment: datetime, *, local: bool, short: bool) -> str:
     """Return the time as people read it, in UTC or in this machine's zone with its offset.
 
     A short one has a blank and no milliseconds: `2026-11-30 10:19:10Z`, `2026-11-30 11:19:10+01`.
     """
-    text = _iso(_in_zone(moment) if local else moment.astimezone(UTC), "seconds" if short else "milliseconds")
+    text = iso_as_given(_in_zone(moment) if local else moment.astimezone(UTC), "seconds" if short else "milliseconds")
     return text.replace("T", " ").removesuffix(":00") if short else text
 
 
@@ -159,8 +104,3 @@ def _in_zone(moment: datetime) -> datetime:
         return moment.astimezone()
     except (OverflowError, ValueError):  # in this zone it is before the year 1, or after 9999
         return moment.astimezone(UTC)
-
-
-def _iso(moment: datetime, timespec: str) -> str:
-    text = moment.isoformat(timespec=timespec)
-    return text.replace("+00:00", "Z") if moment.tzinfo is UTC else text

@@ -4,14 +4,17 @@ TYPE_CHECKING = False  # nothing is imported here: the command line can be inter
 if TYPE_CHECKING:
     from typing import Any
 
-    from imcore import errors
+    from imcore import errors, msgid
+    from imcore.aio import AsyncChat
     from imcore.chat import Chat
-    from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Session
+    from imcore.gateway.async_gateway import AsyncGateway, AsyncListener
+    from imcore.gateway.fanout import Event, Gap, Joined, Left, NewMessage, ReceiptsChanged, Session, SessionStart
     from imcore.gateway.gateway import Gateway, Listener
     from imcore.model.values import (
         Ack,
         Draft,
         Group,
+        HistoryPage,
         Member,
         Message,
         MessageStatus,
@@ -25,11 +28,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Ack",
+    "AsyncChat",
+    "AsyncGateway",
+    "AsyncListener",
     "Chat",
     "Draft",
     "Event",
+    "Gap",
     "Gateway",
     "Group",
+    "HistoryPage",
+    "Joined",
+    "Left",
     "Listener",
     "Member",
     "Message",
@@ -40,20 +50,28 @@ __all__ = [
     "Receipt",
     "ReceiptsChanged",
     "Session",
+    "SessionStart",
     "Settings",
     "Tally",
     "Unread",
     "errors",
+    "msgid",
 ]
 
 _PLACES = {
+    "AsyncChat": "aio",
+    "AsyncGateway": "gateway.async_gateway",
+    "AsyncListener": "gateway.async_gateway",
     "Chat": "chat",
     "Gateway": "gateway.gateway",
     "Listener": "gateway.gateway",
     "Settings": "settings",
-    **dict.fromkeys(("NewMessage", "Event", "Session", "ReceiptsChanged"), "gateway.fanout"),
+    "errors": "errors",
+    "msgid": "msgid",
+    **dict.fromkeys(("NewMessage", "Event", "ReceiptsChanged", "Gap", "Joined", "Left"), "gateway.fanout"),
+    **dict.fromkeys(("Session", "SessionStart"), "gateway.fanout"),
 }
-"""The modules of what is not in `model.values`."""
+"""The modules of what is not in `model.values`; `errors` and `msgid` are modules themselves."""
 
 
 def __getattr__(name: str) -> "Any":
@@ -62,5 +80,6 @@ def __getattr__(name: str) -> "Any":
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"imcore.{'errors' if name == 'errors' else _PLACES.get(name, 'model.values')}")
-    return module if name == "errors" else getattr(module, name)
+    place = _PLACES.get(name, "model.values")
+    module = import_module(f"imcore.{place}")
+    return module if place == name else getattr(module, name)

@@ -5,10 +5,22 @@ from datetime import datetime
 from typing import Self, Unpack
 
 from imcore.errors import ImError
-from imcore.gateway.core import SessionOptions
+from imcore.gateway.core import SessionOptions, StartMode
 from imcore.gateway.gateway import Gateway, Listener
-from imcore.model.values import Ack, Draft, Group, Member, Message, MessageStatus, MessageTally, Receipt, Tally, Unread
-from imcore.operations import groups, messages, sessions, tallies
+from imcore.model.values import (
+    Ack,
+    Draft,
+    Group,
+    HistoryPage,
+    Member,
+    Message,
+    MessageStatus,
+    MessageTally,
+    Receipt,
+    Tally,
+    Unread,
+)
+from imcore.operations import groups, history, messages, queries, sessions, tallies
 from imcore.operations.performer import Performer
 from imcore.settings import Settings
 from imcore.system import System
@@ -32,6 +44,13 @@ class Chat:
     ) -> Self:
         """Return a Chat for these URLs, or those of the settings, without any I/O. Raise ConfigurationError."""
         return cls(System.connect(redis_url, database_url, settings=settings))
+
+    def open_database(self) -> None:
+        """Open the database now: its first use loads SQL's libraries and connects, which takes half a second.
+
+        Raise DatabaseUnavailable, ConfigurationError; DatabaseNotReady while no worker has stored anything.
+        """
+        return self.performer.perform(queries.open_database())
 
     def close(self) -> None:
         self.system.client.close()
@@ -71,6 +90,10 @@ class Chat:
     def members(self, gid: str) -> Iterator[Member]:
         """Yield the current members of a group, by uid."""
         return self.performer.stream(groups.members(gid))
+
+    def member(self, gid: str, uid: str) -> Member:
+        """Return one current member of a group. Raise NotMember."""
+        return self.performer.perform(groups.member(gid, uid))
 
     def online(self, uids: Iterable[str]) -> set[str]:
         """Return those of the users who have a live session."""
@@ -132,6 +155,29 @@ class Chat:
         """
         return list(self.performer.stream(messages.pull(uid, gid, limit=limit)))
 
+    def history(
+        self,
+        uid: str,
+        gid: str,
+        *,
+        before: str | None = None,
+        after: str | None = None,
+        around: str | None = None,
+        first_unread: bool = False,
+        limit: int = 50,
+    ) -> HistoryPage:
+        """Return a page of what a member may see, oldest first: at most `limit` (1 to 500) messages since they joined.
+
+        Without a cursor: the newest. `before` and `after`: those next to that msgid, without itself. `around`: that
+        message in the middle, with one older message more than newer ones if there is an odd rest. `first_unread`:
+        around the first unread message, or the newest if all is read. A msgid need not be of this group: it is a place
+        in its order. Recalled messages have no content, and their tombstones are messages of the page, as in `pull`.
+        Raise NotMember; InvalidInput for two cursors.
+        """
+        return self.performer.perform(
+            history.history(uid, gid, before=before, after=after, around=around, first_unread=first_unread, limit=limit)
+        )
+
     def groups_of(self, uid: str) -> list[str]:
         """Return the gids of a user's groups, in order."""
         return self.performer.perform(groups.groups_of(uid))
@@ -192,17 +238,17 @@ class Chat:
         self,
         uid: str,
         *,
+        start: StartMode = "unread",
         after: Mapping[str, str] | None = None,
-        since_join: bool = False,
         **options: Unpack[SessionOptions],
     ) -> Listener:
         """Begin a live session, to be used in a `with`: an iterator of Message and Receipt.
 
-        It begins with what was not acked, and with what came after the client's own resume points `after` (see
-        `Gateway.open`); then it is live. Options: those of `gateway`. Raise UnknownUser for one who is in no group.
+        It begins with what was not acked, or where `start` and `after` say (see `Gateway.open`); then it is live.
+        Options: those of `gateway`. Raise UnknownUser for one who is in no group.
         """
         self.known_user(uid)
-        return Listener(self.gateway(**options), uid, after=after, since_join=since_join)
+        return Listener(self.gateway(**options), uid, start=start, after=after)
 
     def begin_session(self, uid: str) -> str:
         """Begin a session without pushes, kept alive by heartbeats; return its id. The user is online from now on."""

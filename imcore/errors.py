@@ -46,6 +46,14 @@ class UnknownDeadLetter(ImError):
     """There is no such dead letter."""
 
 
+class NotAuthenticated(ImError):
+    """No token came, or one that is not valid."""
+
+
+class NotAllowed(ImError):
+    """Who calls may not do that."""
+
+
 class SessionExpired(ImError):
     """The session has expired: open a new one."""
 
@@ -76,6 +84,14 @@ class GroupUnderWay(TryAgain):
 
 class GroupAbandoned(GroupUnderWay):
     """A process has died over the creation of the group."""
+
+
+class TooManyCalls(TryAgain):
+    """A client calls more often than it may."""
+
+
+class TooManySockets(TryAgain):
+    """A user or the server has as many sockets as it may have."""
 
 
 class RedisUnavailable(TryAgain):

@@ -7,7 +7,10 @@ before the first message. `im_send` keeps n within 13 bits, by going on to the n
 """
 
 import re
+import reprlib
 from datetime import UTC, datetime, timedelta
+
+from imcore.errors import InvalidInput
 
 EPOCH_MS = 1_577_836_800_000
 """2020-01-01T00:00:00Z. The Lua library holds the same number."""
@@ -33,18 +36,22 @@ LATEST_MS = (datetime.max.replace(tzinfo=UTC) - _UNIX_EPOCH) // _MS
 
 
 def pack(text: str) -> int:
-    """Return the packed form of `<ms>-<n>`. Raise ValueError for a text that `unpack` never gives."""
-    match = _TEXT.fullmatch(text)
-    if match is None:
-        raise ValueError(f"not a msgid: {text!r}")
-    packed = (int(match[1]) - EPOCH_MS) << COUNTER_BITS | int(match[2])
-    if not 0 < packed <= HIGHEST or unpack(packed) != text:
-        raise ValueError(f"not a msgid: {text!r}")
-    return packed
+    """Return the packed form of a msgid. Packed msgids compare as their messages do.
+
+    Raise InvalidInput for a value that is no msgid: one that `unpack` never returns. Any thread may call it.
+    """
+    match = _TEXT.fullmatch(text) if isinstance(text, str) else None
+    if match:
+        packed = (int(match[1]) - EPOCH_MS) << COUNTER_BITS | int(match[2])
+        if 0 < packed <= HIGHEST and unpack(packed) == text:
+            return packed
+    raise InvalidInput(f"{reprlib.repr(text)} is not a msgid: {_fault_of(text)}")
 
 
-def fault_of(text: str) -> str:
-    """Return why `pack` refuses a text."""
+def _fault_of(text: object) -> str:
+    """Return why `pack` refuses a value."""
+    if not isinstance(text, str):
+        return "it must be a text"
     match = _ENTRY_ID.fullmatch(text)
     if match is None:
         return "it looks like 1767225600000-0"

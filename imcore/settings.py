@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from imcore.errors import ConfigurationError
@@ -17,6 +18,7 @@ _LONGEST_SOCKET_PATH = 100
 CHAT_URL, JOBS_URL = "IM_REDIS_URL", "IM_JOBS_REDIS_URL"
 """The variables that name the server of the chat, and that of the jobs if it is another one."""
 
+_CHOICES = {"log_format": ("text", "json"), "log_level": ("debug", "info", "warning", "error")}
 _MAY_BE_ZERO = {"receipt_window_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms", "retry_ms"}
 MOST_DAYS_KEPT = 100_000
 """273 years. `im trim --keep-days` takes as many."""
@@ -25,6 +27,7 @@ _HIGHEST = {
     "max_content_bytes": 256 * 1024 * 1024,  # half of what Redis takes in one piece
     "keep_ms": MOST_DAYS_KEPT * _DAY_MS,
     "keep_read_times_ms": MOST_DAYS_KEPT * _DAY_MS,
+    "metrics_port": 65_535,
 }
 _HIGHEST_OF_ALL = 10**12
 """31 years in milliseconds: a time added to now still is one."""
@@ -67,6 +70,11 @@ class Settings:
     """The pause between two trims of the worker `jobs`; 0: never by itself."""
     allow_eviction: bool = False
     """Whether to work on a Redis that drops groups and messages when its memory is full."""
+    metrics_port: int | None = None
+    """The first port that a worker tries for `GET /metrics`; None: it serves none."""
+    metrics_host: str = "127.0.0.1"
+    log_format: str = "text"
+    log_level: str = "info"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: str | None) -> "Settings":
@@ -82,8 +90,7 @@ class Settings:
             redis_url=redis_url,
             database_url=given.pop("database_url", "") or _sqlite_url(data_dir / "imcore.db"),
             jobs_redis_url=given.pop("jobs_redis_url", redis_url),
-            allow_eviction=_yes_or_no("allow_eviction", given.pop("allow_eviction", "0")),
-            **{name: _whole_number(name, value) for name, value in given.items()},
+            **{name: _PARSERS.get(name, _number)(name, value) for name, value in given.items()},
         )
         if settings.heartbeat_ms >= settings.online_ms:
             raise ConfigurationError(
@@ -152,11 +159,33 @@ def _yes_or_no(name: str, value: str) -> bool:
     return value == "1"
 
 
-def _whole_number(name: str, value: str) -> int:
+def _number(name: str, value: str) -> int:
     lowest = 0 if name in _MAY_BE_ZERO else 1
-    highest = _HIGHEST.get(name, _HIGHEST_OF_ALL)
+    return whole_number(f"IM_{name.upper()}", value, lowest=lowest, highest=_HIGHEST.get(name, _HIGHEST_OF_ALL))
+
+
+def whole_number(variable: str, value: str, *, lowest: int = 1, highest: int = _HIGHEST_OF_ALL) -> int:
+    """Return the number that a variable holds. Raise ConfigurationError for anything else."""
     if not value.isascii() or not value.isdigit() or len(value) > _MOST_DIGITS or not lowest <= int(value) <= highest:
-        raise ConfigurationError(
-            f"IM_{name.upper()} must be a whole number from {lowest} to {highest}; it is {value!r}"
-        )
+        raise ConfigurationError(f"{variable} must be a whole number from {lowest} to {highest}; it is {value!r}")
     return int(value)
+
+
+def _choice(name: str, value: str) -> str:
+    if value not in _CHOICES[name]:
+        *others, last = _CHOICES[name]
+        raise ConfigurationError(f"IM_{name.upper()} must be {', '.join(others)} or {last}; it is {value!r}")
+    return value
+
+
+def _text(_name: str, value: str) -> str:
+    return value
+
+
+_PARSERS: Mapping[str, Callable[[str, str], Any]] = {
+    "allow_eviction": _yes_or_no,
+    "metrics_host": _text,
+    "log_format": _choice,
+    "log_level": _choice,
+}
+"""How the text of a setting is read; the others are whole numbers."""

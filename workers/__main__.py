@@ -7,13 +7,15 @@ import argparse
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 
 from imcore.errors import ImError
+from imcore.logs import setup
 from imcore.process import Stopped, WorkerSignals
 from imcore.settings import Settings
 from imcore.util import best_effort
+
+log = logging.getLogger(__name__)
 
 WORKERS = ("jobs", "persist", "receipts")
 
@@ -28,13 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--known-server", action="store_true", help="do not look at the server's settings: whoever starts this has"
     )
     given = parser.parse_args(arguments)
-    _log_to_stderr(given.name)
+    settings = None
     try:
         with WorkerSignals() as signals:  # a signal that arrives while the rest is loaded is not lost
             settings = Settings.from_env()
+            setup.install(settings.log_format, settings.log_level, given.name)
             _run(given.name, settings, signals, burst=given.burst, checks_server=not given.known_server)
     except ImError as error:
-        print(f"im worker {given.name}: {error}", file=sys.stderr)
+        if settings and settings.log_format == "json":
+            log.error("%s", error)
+        else:
+            print(f"im worker {given.name}: {error}", file=sys.stderr)
         return 1
     except Stopped:  # raised late, in the worker's last step
         pass
@@ -71,16 +77,6 @@ class _Parser(argparse.ArgumentParser):
                 rest = rest[os.write(1, rest) :]
         except OSError as error:
             self.exit(1, f"im worker: the output could not be written: {error.strerror}\n")
-
-
-def _log_to_stderr(name: str) -> None:
-    formatter = logging.Formatter(f"%(asctime)s.%(msecs)03dZ %(levelname)s {name}: %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for chatty in ("alembic", "rq.worker", "rq.queue", "rq.job"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

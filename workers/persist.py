@@ -18,7 +18,7 @@ from imcore.msgid import NONE
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
-from imcore.streams.events import Acked, Confirmed, Created, Entry, Joined, Left, Malformed, Sent
+from imcore.streams.events import Acked, Confirmed, Created, Entry, Malformed, Sent, SpanBegun, SpanEnded
 from imcore.streams.journal import Journal
 from imcore.workers.fetch import StoredMessage, WorkItem, fetch, member_counts, member_pages
 
@@ -168,10 +168,10 @@ def _add_rows(item: WorkItem, batch: Batch, offsets: Offsets) -> None:
         _add_messages(item.messages, batch, offsets)
     elif isinstance(event, Acked):
         _add_moves(event, item.entry.version, batch, offsets)
-    elif isinstance(event, Joined):
+    elif isinstance(event, SpanBegun):
         version = item.entry.version
         batch.spans.append(SpanRow(*event, left_msgid=None, changed=version, acked_msgid=event.joined))
-    elif isinstance(event, Left):
+    elif isinstance(event, SpanEnded):
         batch.spans.append(SpanRow(*event, changed=item.entry.version, acked_msgid=event.joined))
     elif isinstance(event, Confirmed):
         batch.confirms += (ConfirmRow(*tally) for tally in event.tallies)

@@ -15,6 +15,7 @@ from imcore.cli.catalogue import COMMANDS
 from imcore.cli.names import name, peer_in, to_gid
 from imcore.device.local_database import LocalDatabase, Outgoing, path_of, try_out
 from imcore.errors import InvalidInput, LocalDatabaseError, TryAgain
+from imcore.model.records import record_of, status_record, tally_record, with_peers
 from imcore.model.values import Group, Message
 
 if TYPE_CHECKING:
@@ -129,10 +130,10 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
     with run.chat() as chat:
         if msgid is None:
             tallies = chat.status(gid, limit=20 if limit is None else limit)
-            run.show(map(records.tally_record, tallies), records.TALLY_COLUMNS)
+            run.show(map(tally_record, tallies), records.TALLY_COLUMNS)
             return
         message_status = chat.message_status(gid, msgid)
-    run.show([records.status_record(message_status)], records.TALLY_COLUMNS)
+    run.show([status_record(message_status)], records.TALLY_COLUMNS)
     if not run.json:
         output.say("")
         run.show(records.reader_records(message_status), records.READER_COLUMNS)
@@ -198,8 +199,8 @@ def _queue(run: Invocation, chat: "Chat", uid: str, content: str, gid: str, to_u
         if outgoing.client_msgid in sent:
             _show_stored(run, chat, uid, sent[outgoing.client_msgid])
         else:
-            with_peer = records.with_peers(uid, lambda _: filter(None, [to_uid]))
-            run.show([with_peer(records.record_of(device.unsent_line(outgoing)))], records.LOG_COLUMNS)
+            with_peer = with_peers(uid, lambda _: filter(None, [to_uid]))
+            run.show([with_peer(record_of(device.unsent_line(outgoing)))], records.LOG_COLUMNS)
 
 
 def _content(text: str, max_bytes: int) -> str:
@@ -323,7 +324,7 @@ def remove(run: Invocation, gid: str, uids: tuple[str, ...], yes: bool) -> None:
 def list_(run: Invocation) -> None:
     """List all groups, by gid."""
     with run.chat() as chat:
-        run.show(map(records.record_of, chat.groups()), records.GROUP_COLUMNS)
+        run.show(map(record_of, chat.groups()), records.GROUP_COLUMNS)
 
 
 @command("show", of=group, example="im group show team")
@@ -331,7 +332,7 @@ def list_(run: Invocation) -> None:
 def show(run: Invocation, gid: str) -> None:
     """Show the members of a group, by uid: their offset, what they have not read, and who is online."""
     with run.chat() as chat:
-        run.show(map(records.record_of, chat.members(gid)), records.MEMBER_COLUMNS)
+        run.show(map(record_of, chat.members(gid)), records.MEMBER_COLUMNS)
 
 
 def _show_count(run: Invocation, changed: Group) -> None:

@@ -13,6 +13,7 @@ from imcore.cli.app import Invocation, NumberRange, command
 from imcore.cli.commands.chat import complain_of_refused, device_if_any, device_of, local_database, no_local_option
 from imcore.cli.names import to_gid
 from imcore.model.limits import check_name
+from imcore.model.records import Record, record_of, with_peers
 from imcore.model.values import Message, Receipt
 from imcore.process import Stopped, StopSignals
 
@@ -58,14 +59,14 @@ def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options
             with_peer = records.peers_at(chat, uid)
             for event in events:
                 kind = "message" if isinstance(event, Message) else "receipt"
-                record = {"event": kind, **with_peer(records.record_of(event))}
+                record = {"event": kind, **with_peer(record_of(event))}
                 with signals.waiting():
                     _show(run, event, record)
     except Stopped:
         output.drop()  # its reader does not read
 
 
-def _show(run: Invocation, event: Message | Receipt, record: records.Record) -> None:
+def _show(run: Invocation, event: Message | Receipt, record: Record) -> None:
     if run.json:
         run.show([record], ())
     else:
@@ -138,9 +139,9 @@ def log(run: Invocation, uid: str, gid: str | None) -> None:
     gid = gid if gid is None else check_name(to_gid(gid, uid), "gid")
     with local_database(run, uid, read_only=True) as database:
         known = database.peers()
-        with_peer = records.with_peers(uid, lambda gid: filter(None, [known.get(gid)]))
+        with_peer = with_peers(uid, lambda gid: filter(None, [known.get(gid)]))
         lines = database.log(gid)
         first = list(islice(lines, 1))
         if gid and not first:
             output.remark(f"nothing of {gid!r} is here")
-        run.show(map(with_peer, map(records.record_of, chain(first, lines))), records.LOG_COLUMNS)
+        run.show(map(with_peer, map(record_of, chain(first, lines))), records.LOG_COLUMNS)

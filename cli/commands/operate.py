@@ -14,8 +14,9 @@ from imcore.cli import names, output
 from imcore.cli.app import CommandGroup, Invocation, NumberRange, command, confirm, yes_option
 from imcore.cli.catalogue import COMMANDS
 from imcore.cli.progress import progress
-from imcore.cli.records import NAMES, Record
+from imcore.cli.records import NAMES
 from imcore.errors import ImError, RedisUnavailable
+from imcore.model.records import Record
 from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT
 
 if TYPE_CHECKING:

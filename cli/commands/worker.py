@@ -27,6 +27,10 @@ def environment_of(settings: Settings, environment: Mapping[str, str] = os.envir
         "IM_DATABASE_URL": settings.database_url,
         "IM_JOBS_REDIS_URL": settings.jobs_redis_url,
         "IM_RECEIPT_WINDOW_MS": str(settings.receipt_window_ms),
+        "IM_METRICS_PORT": str(settings.metrics_port or ""),
+        "IM_METRICS_HOST": settings.metrics_host,
+        "IM_LOG_FORMAT": settings.log_format,
+        "IM_LOG_LEVEL": settings.log_level,
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -8,8 +8,9 @@ from typing import Literal
 from imcore.admin.acl import USERS
 from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
-from imcore.streams.client import Client, RedisClient, open_client
+from imcore.streams.client import RedisClient, open_client
 from imcore.streams.redis_errors import address, driver_errors
+from imcore.streams.rounds import Client
 from imcore.streams.server_info import OLDEST, ServerInfo, servers_of, user_of
 from imcore.util.batches import grouped
 

@@ -196,10 +196,24 @@ class Device:
         def begin() -> Listener:
             self.check_dataset()
             self._begin()
-            return self._chat.listen(self._uid, after=self._local.resume_points(), since_join=True, **options)
+            return self._chat.listen(self._uid, start="join", after=self._unacked_from(), **options)
 
         with suppress(_Stopped), when_there(begin, stopping, self._log) as listener:
             yield from self._items(listener, stopping)
+
+    def _unacked_from(self) -> dict[str, str]:
+        """Return after which message each group goes on: what is here and was never acked comes once more.
+
+        It may never have been shown; and a message that Redis had lost may be back before those that are here.
+        """
+        known = self._local.resume_points()
+        offsets = self._client.call_each([group_calls.offset(self._client.space, gid, self._uid) for gid in known])
+        for gid, offset in zip(list(known), offsets, strict=True):
+            if isinstance(offset, TryAgain | ConfigurationError):
+                raise offset
+            if isinstance(offset, int):  # else the user has left meanwhile, or something is wrong in that group alone
+                known[gid] = min(known[gid], msgids.unpack(offset), key=msgids.position_of)
+        return known
 
     def _items(self, listener: Listener, stopping: Callable[[], bool]) -> Iterator[Message | Receipt]:
         yielded: dict[str, str] = {}

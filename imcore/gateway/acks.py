@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from imcore.errors import ImError, TryAgain, UnknownGroup, raise_what_stops_all
-from imcore.gateway.fanout import Recipients, ResumePoint, Session
+from imcore.gateway.cursor import ResumePoint
+from imcore.gateway.fanout import Recipients, Session
 from imcore.operations.effects import Answers, Effects, FinishCalls, StartCalls, call_many
 from imcore.operations.queries import MessagesByMsgid
 from imcore.streams.calls import message_calls
@@ -201,10 +202,10 @@ class AckSender:
                 ready.append(unacked)
         return ready
 
-    def flush(self, sessions: Collection[Session]) -> Effects[None]:
-        """Send all acks of these sessions, and wait for the answers. Raise TryAgain where that cannot be done now."""
+    def flush(self, sessions: Collection[Session] | None) -> Effects[None]:
+        """Send all acks of these sessions or of all, and wait for the answers. Raise TryAgain if some have to wait."""
         yield from self._read_answers()
-        yield from self._send(self.buffer.take_of(sessions))
+        yield from self._send(self.buffer.take_due(math.inf) if sessions is None else self.buffer.take_of(sessions))
         for error in (yield from self._read_answers()):
             if isinstance(error, TryAgain):
                 raise error

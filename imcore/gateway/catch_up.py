@@ -3,16 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from imcore import msgid as msgids
 from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all
 from imcore.gateway.acks import AckBuffer
 from imcore.gateway.channels import Channels
-from imcore.gateway.fanout import Cursor, DeliveryQueue, GroupSubscribers, ResumePoint, Session
+from imcore.gateway.cursor import Cursor, ResumePoint
+from imcore.gateway.delivery_queue import DeliveryQueue
+from imcore.gateway.fanout import Gap, GroupSubscribers, Joined, Left, Session
 from imcore.gateway.scheduler import DelayQueue
 from imcore.gateway.sessions import ReceiptDelivery
 from imcore.model.values import Message
 from imcore.operations import queries
 from imcore.operations.effects import Effects, call_apart
-from imcore.operations.queries import PAGE, MessagePage
+from imcore.operations.queries import PAGE, MessagePage, MessageRange
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.calls.message_calls import PullResult
@@ -61,13 +64,47 @@ class CatchUp:
 
     def unfollow(self, session: Session, gid: str) -> None:
         """Let a session follow a group no more. If it comes back, it does not get the same messages again."""
-        subscribers = self._channels.groups.get(gid)
-        if subscribers and gid in session.cursors:
-            resume_point = subscribers.remove(session)
-            if resume_point:
-                session.resume_points[gid] = resume_point
-            if subscribers.is_empty:
-                self._channels.close_group(gid)
+        subscribers = self._channels.groups[gid]
+        session.resume_points[gid] = subscribers.remove(session)
+        if subscribers.is_empty:
+            self._channels.close_group(gid)
+
+    def joined(self, session: Session, gid: str) -> None:
+        """Tell a session that its user has joined a group, unless it follows it. A paused one learns it later."""
+        if session.is_held:
+            return
+        if gid not in session.cursors:
+            self._deliveries.ready.append(Joined(session.as_recipients, gid))
+        self.follow(session, gid)
+
+    def left(self, session: Session, gid: str) -> None:
+        """Tell a session that its user has left a group, if it follows it."""
+        if gid in session.cursors:
+            self.unfollow(session, gid)
+            if session.resume_points[gid] is None:
+                del session.resume_points[gid]  # a later join begins with itself
+            self._deliveries.ready.append(Left(session.as_recipients, gid))
+
+    def pause(self, session: Session) -> None:
+        """Let a session follow nothing for now. It keeps a resume point for each group, and nothing else."""
+        session.paused_gids = set(session.cursors)
+        for gid in session.paused_gids:
+            self.unfollow(session, gid)
+        self.to_resync.discard(session)
+        self._receipt_delivery.forget(session)
+        self._deliveries.pause(session)
+
+    def resume(self, session: Session) -> None:
+        """Let a paused session catch up. What its user joined and left meanwhile is found by a resync."""
+        gids, session.paused_gids = session.paused_gids or (), None
+        for gid in gids:
+            self.follow(session, gid)
+        self.resync(session)
+
+    def resync(self, session: Session) -> None:
+        """Fetch the groups of a session; if its inbox is not subscribed yet, once it is."""
+        if self._channels.open_inbox(session).is_subscribed:
+            self.to_resync.add([session])
 
     def restart(self, session: Session, gid: str) -> None:
         """Let a session begin again at the offset: messages that Redis had lost are back, before its cursor."""
@@ -75,9 +112,13 @@ class CatchUp:
         if subscribers and gid in session.cursors:
             subscribers.remove(session)
             self.behind.add([subscribers.add(session, None)])
-            self._ack_buffer.forget([session], gid)
-            self._deliveries.retract(session, gid)
             self.to_resync.add([session])  # receipts have changed, too
+        elif gid in (session.paused_gids or ()):
+            session.resume_points[gid] = None
+        else:
+            return
+        self._ack_buffer.forget([session], gid)
+        self._deliveries.retract(session, gid)
 
     def pushed(self, subscribers: GroupSubscribers, msgid: int, message: Message) -> None:
         events, behind = subscribers.pushed(message, msgid)
@@ -119,7 +160,13 @@ class CatchUp:
 
     def _pull(self, subscribers: GroupSubscribers, cursor: Cursor, most_bytes: int) -> Call[PullResult]:
         uids = subscribers.recipients(cursor).uids
-        return message_calls.pull(self._space, cursor.gid, uids, after=cursor.msgid, count=PAGE, most_bytes=most_bytes)
+        return message_calls.pull(
+            *(self._space, cursor.gid, uids),
+            after=cursor.msgid,
+            count=PAGE,
+            most_bytes=most_bytes,
+            newest=cursor.most,
+        )
 
     def _take(
         self, subscribers: GroupSubscribers, cursor: Cursor, answer: PullResult | ImError
@@ -130,12 +177,16 @@ class CatchUp:
             return 0
         if isinstance(answer, ImError):  # about this group, or about one partition while it moves to another node
             return answer
-        self._separate(subscribers, cursor, answer.apart)
+        self._separate(subscribers, cursor, self._begin_later(subscribers, cursor, answer.start) or answer.apart)
         if not subscribers.sessions(cursor):
             return 0
-        page = yield from self._page(cursor, answer)
-        if isinstance(page, ImError):
-            return page
+        begun = yield from self._page(cursor, answer)
+        if isinstance(begun, ImError):
+            return begun
+        answer, left_out, page = begun
+        if left_out:
+            first, last = map(msgids.unpack, left_out)
+            self._deliveries.ready.append(Gap(subscribers.recipients(cursor), cursor.gid, first, last))
         events, merged = subscribers.pulled(cursor, answer, page)
         self._deliveries.ready += events
         if merged.msgid is None:
@@ -145,20 +196,32 @@ class CatchUp:
             self.behind.add([merged])
         return sum(len(event.message.content) for event in events)
 
-    def _page(self, cursor: Cursor, pulled: PullResult) -> Effects[MessagePage | ImError]:
+    def _page(
+        self, cursor: Cursor, pulled: PullResult
+    ) -> Effects[tuple[PullResult, MessageRange | None, MessagePage] | ImError]:
+        """Return a pull with the messages that only SQL has, and what it leaves out; or the error to wait for."""
         try:
-            return (yield from queries.page(self._space, cursor.gid, pulled, PAGE))
+            pulled, left_out = yield from queries.without_left_out(cursor.gid, pulled)
+            page = yield from queries.page(self._space, cursor.gid, pulled, PAGE)
         except ImError as error:
             if concerns_all(error):
                 raise
             return error
+        return page if isinstance(page, ImError) else (pulled, left_out, page)
+
+    def _begin_later(self, subscribers: GroupSubscribers, cursor: Cursor, offset: int) -> dict[str, int]:
+        """Return where the user of a cursor at the offset began the session, if that is later."""
+        if cursor.msgid is not None:
+            return {}
+        starts = {session.uid: session.starts.get(cursor.gid) for session in subscribers.sessions(cursor)}
+        return {uid: start.begin for uid, start in starts.items() if start and start.begin > offset}
 
     def _separate(self, subscribers: GroupSubscribers, cursor: Cursor, reasons: Mapping[str, int | ImError]) -> None:
         """Take users out of a cursor: those who are no members unfollow, and later joiners get another cursor."""
         for session in subscribers.sessions(cursor) if reasons else ():
             reason = reasons.get(session.uid)
             if isinstance(reason, ImError):
-                self.unfollow(session, cursor.gid)
+                self.left(session, cursor.gid)
             elif reason is not None:
                 subscribers.remove(session)
                 self.behind.add([subscribers.add(session, ResumePoint(reason))])
@@ -168,6 +231,8 @@ class CatchUp:
         refused: dict[Session, ImError] = {}
         for session in sessions:
             gids = groups[session.uid]
+            if session.is_held:
+                continue
             if isinstance(gids, ImError):
                 refused[session] = gids
             else:
@@ -176,10 +241,10 @@ class CatchUp:
 
     def _sync(self, session: Session, gids: list[str]) -> None:
         for gid in session.cursors.keys() - set(gids):
-            self.unfollow(session, gid)
+            self.left(session, gid)
         for gid in gids:
             if gid not in session.cursors:
-                self.follow(session, gid)
+                self.joined(session, gid)
         self._receipt_delivery.fetch([session])
         if session.is_synced:
             session.reconnects += 1

@@ -8,7 +8,10 @@ message:
     core.confirm()                  # the caller has received the events that were taken last
     core.handle(pubsub_events)
     perform(core.step(), ...)       # then wait for pubsub events, until core.due() at most
-    events = core.deliveries.take()
+    events = core.take()            # core.has_events() says whether there are any
+
+`received`, `confirm_receipts`, `pause`, `resume` and `requeue` may come at any time, also while effects of a step are
+being performed, if only one thread is in the core at a time.
 
 Each session gets every message of its user's groups once and in order: first what it has missed, then what is pushed.
 After a gap in the seqs or a lost subscription it pulls, and a session that has expired is opened again.
@@ -16,16 +19,26 @@ After a gap in the seqs or a lost subscription it pulls, and a session that has 
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, get_args
+from typing import Any, Literal, Self, TypedDict, get_args
 
-from imcore.errors import ConfigurationError, ImError, InvalidInput, RedisUnavailable, TryAgain
+from imcore.errors import (
+    ConfigurationError,
+    ImError,
+    InvalidInput,
+    NotMember,
+    RedisUnavailable,
+    TryAgain,
+    UnknownGroup,
+)
 from imcore.gateway.acks import AckBuffer, AckSender
 from imcore.gateway.catch_up import CatchUp
 from imcore.gateway.channels import ChannelOwner, Channels, Inbox, Resubscription
-from imcore.gateway.fanout import DeliveryQueue, Event, GroupSubscribers, NewMessage, ResumePoint, Session
+from imcore.gateway.cursor import ResumePoint
+from imcore.gateway.delivery_queue import DeliveryQueue
+from imcore.gateway.fanout import Event, GroupSubscribers, NewMessage, ReceiptsChanged, Session, SessionStart
 from imcore.gateway.scheduler import Scheduler
 from imcore.gateway.sessions import Heartbeat, ReceiptConfirmation, ReceiptDelivery
-from imcore.model.limits import check_count, check_seconds
+from imcore.model.limits import check_count, check_name, check_resume_points, check_seconds
 from imcore.model.values import Receipt
 from imcore.operations import queries
 from imcore.operations.effects import Effects, call_each, raised
@@ -33,12 +46,14 @@ from imcore.settings import Settings
 from imcore.streams import wire
 from imcore.streams.calls import group_calls
 from imcore.streams.calls.call import Call
+from imcore.streams.calls.group_calls import Position
 from imcore.streams.keys import Keyspace
 from imcore.streams.wire import PONG, PUSHED, SUBSCRIBED, UNSUBSCRIBED, PubSubEvent
 from imcore.util.backoff import Clock, ThrottledLog
 
 AckMode = Literal["auto", "client", "off"]
 ReceiptMode = Literal["push", "poll"]
+StartMode = Literal["unread", "live", "join"]
 
 
 class SessionOptions(TypedDict, total=False):
@@ -74,6 +89,36 @@ class GatewayOptions:
         check_seconds(self.ack_interval_s, "ack_interval_s")
 
 
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """What `Gateway.open` is asked for, checked; msgids are packed."""
+
+    uid: str
+    start: StartMode
+    after: Mapping[str, int]
+    most: int | None
+    tag: Any
+
+    @classmethod
+    def checked(
+        cls, uid: str, start: StartMode, after: Mapping[str, str] | None, most: int | None = None, tag: Any = None
+    ) -> Self:
+        """Raise InvalidInput for values that `Gateway.open` refuses."""
+        check_name(uid, "uid")
+        if start not in get_args(StartMode):
+            raise InvalidInput(f"start must be one of {', '.join(get_args(StartMode))}; it is {start!r}")
+        if most is not None:
+            check_count(most, "most", lowest=0)
+        return cls(uid, start, check_resume_points(after), most, tag)
+
+    def start_in(self, gid: str, position: Position) -> SessionStart:
+        begins = {"unread": position.acked, "live": position.last, "join": position.joined}
+        begin = begins[self.start]
+        if gid in self.after:  # no message comes from before the join, and none is passed over that is to come
+            begin = min(max(self.after[gid], position.joined), position.last)
+        return SessionStart(begin, position.acked, position.unread)
+
+
 class Core:
     """Sessions that share a subscription. `Gateway` documents the operations; msgids are packed here."""
 
@@ -82,6 +127,8 @@ class Core:
         self._options = options
         self._clock = clock
         self._sessions: dict[str, Session] = {}
+        self._to_switch: dict[Session, None] = {}
+        """Sessions that were paused or resumed since the last step."""
         self.deliveries = DeliveryQueue()
         self._channels = Channels(space)
         self._log = log = ThrottledLog(clock)
@@ -109,44 +156,83 @@ class Core:
     def sessions(self) -> Collection[Session]:
         return self._sessions.values()
 
-    def open(self, uid: str, after: Mapping[str, int], *, since_join: bool) -> Effects[Session]:
-        """Begin a session. See `Gateway.open`; msgids are packed."""
-        session = Session(uid)
-        gids = (yield from queries.groups_of(self._space, [uid]))[uid]
+    def open(self, request: SessionRequest) -> Effects[Session]:
+        """Begin a session. See `Gateway.open`."""
+        session = Session(request.uid, request.most, request.tag)
+        gids = (yield from queries.groups_of(self._space, [session.uid]))[session.uid]
         positions = yield from self._open_at_server(session, gids)
-        for gid, offset, joined in zip(gids, positions[::2], positions[1::2], strict=True):
-            if isinstance(offset, ImError) or isinstance(joined, ImError):  # something is wrong in that group alone
-                session.resume_points[gid] = ResumePoint(after[gid]) if gid in after else None
-            elif offset is not None and joined is not None:  # else the user has left meanwhile
-                begin = joined if since_join else offset
-                session.resume_points[gid] = ResumePoint(_begin(after.get(gid), offset, begin))
+        for gid, position in zip(gids, positions, strict=True):
+            if isinstance(position, Position):
+                session.starts[gid] = start = request.start_in(gid, position)
+                session.resume_points[gid] = ResumePoint(start.begin)
+            elif not isinstance(position, NotMember | UnknownGroup):  # something is wrong in that group alone
+                known = request.after.get(gid)
+                session.resume_points[gid] = None if known is None else ResumePoint(known)
         self._sessions[session.sid] = session
-        if self._channels.open_inbox(session).is_subscribed:
-            self._catch_up.to_resync.add([session])
+        self._catch_up.resync(session)
         for gid in list(session.resume_points):
             self._catch_up.follow(session, gid)
         return session
 
-    def _open_at_server(self, session: Session, gids: Sequence[str]) -> Effects[list[int | ImError | None]]:
-        """Open a session; return of each group the user's offset, and after which message they joined."""
-        asked = [call for gid in gids for call in group_calls.offset_and_join(self._space, gid, session.uid)]
-        calls: list[Call[int | None]] = [*asked, self._heartbeat.call(session, opens=True)]
-        *positions, opened = yield from call_each(calls)
+    def _open_at_server(self, session: Session, gids: Sequence[str]) -> Effects[list[Position | ImError]]:
+        """Open a session; return the user's position in each group."""
+        calls: list[Call[Any]] = [group_calls.position(self._space, gid, session.uid) for gid in gids]
+        *positions, opened = yield from call_each([*calls, self._heartbeat.call(session, opens=True)])
         raised(opened)
         for position in positions:
             if isinstance(position, TryAgain | ConfigurationError):
                 raise position
         return positions
 
-    def end(self, sessions: Sequence[Session]) -> Effects[None]:
+    def pause(self, session: Session) -> None:
+        self._set_paused(session, True)
+
+    def resume(self, session: Session) -> None:
+        self._set_paused(session, False)
+
+    def _set_paused(self, session: Session, is_paused: bool) -> None:
+        if session.sid in self._sessions and session.is_paused != is_paused:
+            session.is_paused = is_paused
+            self._to_switch[session] = None
+
+    def _switch(self) -> None:
+        """Let sessions follow nothing, or again, that were paused or resumed since."""
+        while self._to_switch:
+            session, _ = self._to_switch.popitem()
+            if session.is_paused != session.is_held:
+                (self._catch_up.pause if session.is_paused else self._catch_up.resume)(session)
+
+    def end(self, sessions: Sequence[Session]) -> Effects[TryAgain | None]:
+        """End sessions here in any case. Return why their acks or ends have to wait: the tasks deliver them later."""
         ending = [session for session in sessions if session.sid in self._sessions]
         if self._options.acks == "auto":
             self._receive(self.deliveries.in_flight_of(ending))
-        yield from self._acks.flush(ending)
-        yield from self._confirmation.flush({session.uid for session in ending})
-        yield from self._heartbeat.end(ending)
-        self._acks.buffer.forget(ending)  # messages whose acks were refused in a group come again
-        self._forget(ending)
+        self._heartbeat.end_soon(ending)
+        try:
+            if not self._scheduler.is_waiting:
+                return (yield from self._flush(ending))
+        finally:
+            self._forget(ending)
+        return RedisUnavailable("Redis did not answer a moment ago")
+
+    def close(self) -> Effects[TryAgain | None]:
+        """End all sessions, and those whose end had to wait. Return why that could not be done."""
+        yield from self.end(list(self._sessions.values()))
+        return (yield from self._flush(None))
+
+    def _flush(self, sessions: Collection[Session] | None) -> Effects[TryAgain | None]:
+        """Send the acks and confirmations of these sessions or of all, and all ends. Return the first refusal."""
+        uids = None if sessions is None else {session.uid for session in sessions}
+        parts = (self._acks.flush(sessions), self._confirmation.flush(uids), self._heartbeat.flush())
+        refusal: TryAgain | None = None
+        for part in parts:
+            try:
+                yield from part
+            except TryAgain as error:
+                refusal = refusal or error
+                if isinstance(error, RedisUnavailable):
+                    break
+        return refusal
 
     def drop(self, sessions: Sequence[Session]) -> None:
         ending = [session for session in sessions if session.sid in self._sessions]
@@ -159,6 +245,7 @@ class Core:
         self.deliveries.end(ending)
         for session in ending:
             del self._sessions[session.sid]
+            self._to_switch.pop(session, None)
             self._channels.close_inbox(session)
             self._catch_up.to_resync.discard(session)
             self._receipts.forget(session)
@@ -173,11 +260,10 @@ class Core:
     # What clients have received.
 
     def received(self, session: Session, gid: str, msgid: int) -> None:
-        cursor = session.cursors.get(gid)
-        newest = ResumePoint(cursor.msgid or 0, cursor.seq) if cursor else session.resume_points.get(gid)
-        if session.sid in self._sessions and newest and msgid <= newest.msgid:
-            message = newest if msgid == newest.msgid else ResumePoint(msgid)
-            self._acks.buffer.received(gid, session.as_recipients, message, self._clock())
+        if session.sid in self._sessions:
+            cursor = session.cursors.get(gid)
+            seq = cursor.seq if cursor and cursor.msgid == msgid else None  # else the server looks it up
+            self._acks.buffer.received(gid, session.as_recipients, ResumePoint(msgid, seq), self._clock())
 
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
         if session.sid in self._sessions:
@@ -196,16 +282,32 @@ class Core:
                 message = event.message
                 newest = ResumePoint(event.msgid, message.seq)
                 self._acks.buffer.received(message.gid, event.recipients, newest, now)
-            else:
+            elif isinstance(event, ReceiptsChanged):
                 self._confirmation.received(event.sessions[0].uid, event.receipts)
 
     # Tasks, and what comes on the subscription.
 
     def due(self) -> float:
-        return self._scheduler.due()
+        return 0.0 if self._to_switch else self._scheduler.due()
 
     def step(self) -> Effects[None]:
+        self._switch()
         yield from self._scheduler.step()
+
+    def has_events(self) -> bool:
+        return bool(self.deliveries.ready)
+
+    def take(self) -> list[Event]:
+        """Return the events that are ready, in order: they are in flight now."""
+        self._switch()
+        return self.deliveries.take()
+
+    def requeue(self, count: int) -> None:
+        """Make the last `count` events in flight not received: they come again. Raise InvalidInput."""
+        if not 0 <= count <= self.deliveries.in_flight:
+            raise InvalidInput(f"{count} events cannot be taken back: {self.deliveries.in_flight} were returned")
+        if count:
+            self.deliveries.requeue(count)
 
     def subscription_lost(self, error: RedisUnavailable) -> None:
         """Open another subscription in time, and pull what was missed."""
@@ -263,12 +365,7 @@ class Core:
         for session in list(inbox.sessions):
             if fields[1:]:
                 self._catch_up.restart(session, gid)
-            (self._catch_up.follow if kind == b"j" else self._catch_up.unfollow)(session, gid)
-
-
-def _begin(known: int | None, offset: int, otherwise: int) -> int:
-    """Return after which msgid a group begins: the one that the client knows, unless less is acked."""
-    return otherwise if known is None else min(known, offset)
+            (self._catch_up.joined if kind == b"j" else self._catch_up.left)(session, gid)
 
 
 _MEMBERSHIPS = {b"j", b"l"}

@@ -8,97 +8,72 @@ import uuid
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import dropwhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from imcore import msgid as msgids
+from imcore.gateway.cursor import Cursor, ResumePoint
 from imcore.model.values import Message, Receipt
 from imcore.operations.queries import MessagePage
 from imcore.streams.calls.message_calls import PullResult
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 
 SESSIONS_PER_PULL = 1000
 """The server checks the membership of each."""
 
 
-class ResumePoint(NamedTuple):
-    """A session resumes a group after this message (packed msgid). The seq is None if it is unknown."""
+class SessionStart(NamedTuple):
+    """Where a session began in one group, as of its `open`.
 
-    msgid: int
-    seq: int | None = None
-
-
-@dataclass(eq=False, slots=True)
-class Cursor:
-    """The position of sessions in one group.
-
-    `msgid` (packed) and `seq` are those of the newest message handed over. Without a msgid the cursor begins at the
-    user's ack offset, and the first pull finds the seq. While it is `behind`, it gets messages from pulls and ignores
-    pushes: the next pull returns these messages too.
+    `begin` and `offset` are packed msgids. `unread` is the user's count; None if only SQL knows it: ask `Chat.unread`.
     """
 
-    gid: str
-    msgid: int | None = None
-    seq: int | None = None
-    behind: bool = True
+    begin: int
+    offset: int
+    unread: int | None
 
-    def pushed(self, msgid: int, seq: int) -> bool:
-        """Take a pushed message; return whether it is the next one. After a gap in the seqs the cursor is behind."""
-        if self.behind or self.seq is None:
-            return False
-        if seq == self.seq + 1:
-            self.msgid, self.seq = msgid, seq
-            return True
-        self.behind = not self._has(msgid)
-        return False
+    @property
+    def after(self) -> str | None:
+        """The msgid after which the session goes on; None at the beginning of the group."""
+        return msgids.unpack_offset(self.begin)
 
-    def pulled(self, pulled: PullResult, page: MessagePage) -> list[Message]:
-        """Handle a page of a pull; return its new messages. After the last page the cursor is not behind any more.
-
-        If messages that Redis had lost came back before this point, the cursor returns to the offset: `msgid` is None.
-        """
-        if self._has_missed(pulled, page):
-            self.msgid = self.seq = None
-            return []
-        new = list(dropwhile(lambda message: self._has(msgids.position_of(message.msgid)), page.messages))
-        if new:
-            self.msgid, self.seq = msgids.position_of(new[-1].msgid), new[-1].seq
-        elif not page.more:
-            self.seq, self.msgid = pulled.head_seq, max(pulled.start, self.msgid or 0)
-        self.behind = page.more
-        return new
-
-    def _has_missed(self, pulled: PullResult, page: MessagePage) -> bool:
-        """Return whether seqs have grown: then the group has more messages before this point than were handed over."""
-        if self.seq is None or pulled.start != self.msgid:
-            return False
-        return (page.messages[0].seq - 1 if page.messages else pulled.head_seq) > self.seq
-
-    def _has(self, msgid: int) -> bool:
-        # A msgid is never given twice, but a server that lost its last second gives the same seqs again.
-        return self.msgid is not None and msgid <= self.msgid
+    @property
+    def last_ack_msgid(self) -> str | None:
+        return msgids.unpack_offset(self.offset)
 
 
 @dataclass(eq=False, slots=True)
 class Session:
-    """One live client of a user, `uid`; `sid` names it to the server.
+    """One live client of a user, `uid`; `sid` names it to the server. `tag` is the caller's.
 
-    `is_synced`: it is subscribed, and its user's groups were fetched. `reconnects` counts the syncs after lost
-    subscriptions.
+    `starts` says for each of the user's groups where the session began. `is_synced`: it is subscribed, and its user's
+    groups were fetched. `reconnects` counts the syncs after lost subscriptions and pauses: receipts may have been
+    missed. Read it in the thread of its gateway; only `tag` may be changed.
     """
 
     uid: str
+    most: int | None = None
+    tag: Any = None
     sid: str = field(default_factory=lambda: uuid.uuid4().hex)
     is_synced: bool = False
+    is_paused: bool = False
     reconnects: int = 0
+    starts: dict[str, SessionStart] = field(default_factory=dict)
+    """By gid, of the groups of its user at `open`."""
     cursors: dict[str, Cursor] = field(default_factory=dict)
     """By gid, of the groups that it follows. Other sessions at the same point have the same cursor."""
     resume_points: dict[str, ResumePoint | None] = field(default_factory=dict)
     """By gid, of the groups that it does not follow now. None: at the user's ack offset."""
+    paused_gids: set[str] | None = None
+    """While it follows nothing, since it is paused: the groups that it follows again once it is resumed."""
     as_recipients: "Recipients" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.as_recipients = Recipients([self])
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it follows nothing, since it is paused."""
+        return self.paused_gids is not None
 
     @property
     def gids(self) -> set[str]:
@@ -150,68 +125,42 @@ class ReceiptsChanged(NamedTuple):
         return self.recipients.sessions
 
 
-Event = NewMessage | ReceiptsChanged
+class Gap(NamedTuple):
+    """Messages of a group that sessions with `most` are not handed: the first and the last that are left out."""
 
-
-@dataclass(slots=True)
-class DeliveryQueue:
-    """Events go from `ready` to in flight, and are confirmed or requeued. Sessions that have ended get no more."""
-
-    ready: list[Event] = field(default_factory=list)
-    _in_flight: list[Event] = field(default_factory=list)
-    _ended: set[Session] = field(default_factory=set)
+    recipients: Recipients
+    gid: str
+    from_msgid: str
+    to_msgid: str
 
     @property
-    def in_flight(self) -> int:
-        return len(self._in_flight)
-
-    def take(self) -> list[Event]:
-        """Return the events that are ready, in order: they are in flight now."""
-        taken = list(_without(self.ready, self._ended)) if self._ended else self.ready
-        self._ended.clear()
-        self._in_flight, self.ready = taken, []
-        return taken
-
-    def confirm(self) -> list[Event]:
-        """End the flight of all events; return them, for the sessions that have not ended."""
-        confirmed = list(_without(self._in_flight, self._ended)) if self._ended else self._in_flight
-        self._in_flight = []
-        return confirmed
-
-    def in_flight_of(self, sessions: Collection[Session]) -> list[Event]:
-        parts = ((event, event.recipients.session_set.intersection(sessions)) for event in self._in_flight)
-        return [event._replace(recipients=Recipients(own)) for event, own in parts if own]
-
-    def requeue(self, count: int) -> None:
-        """Make the last `count` events in flight ready again, before all others."""
-        at = len(self._in_flight) - count
-        self.ready = self._in_flight[at:] + self.ready
-        self._in_flight = self._in_flight[:at]
-
-    def end(self, sessions: Iterable[Session]) -> None:
-        self._ended.update(sessions)
-
-    def retract(self, session: Session, gid: str) -> None:
-        """Take a session out of the events of a group, whose messages it will get again."""
-        self.ready = [event for event in _less(self.ready, session, gid) if event.sessions]
-        self._in_flight = list(_less(self._in_flight, session, gid))
+    def sessions(self) -> tuple[Session, ...]:
+        return self.recipients.sessions
 
 
-def _without(events: Iterable[Event], ended: set[Session]) -> Iterator[Event]:
-    """Yield events for the other sessions. Events that shared their recipients still do."""
-    left: dict[Recipients, Recipients] = {}
-    for event in events:
-        if event.recipients not in left:
-            left[event.recipients] = event.recipients.without(ended)
-        if left[event.recipients].sessions:
-            yield event._replace(recipients=left[event.recipients])
+class Joined(NamedTuple):
+    """The user of a session has joined a group since it was opened. Messages of the group come after this."""
+
+    recipients: Recipients
+    gid: str
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        return self.recipients.sessions
 
 
-def _less(events: Iterable[Event], session: Session, gid: str) -> Iterator[Event]:
-    """Yield events; those of a group without one session, and perhaps without any."""
-    for event in events:
-        is_of_group = isinstance(event, NewMessage) and event.message.gid == gid
-        yield event._replace(recipients=event.recipients.without([session])) if is_of_group else event
+class Left(NamedTuple):
+    """The user of a session has left a group. No message of the group comes after this, unless they join again."""
+
+    recipients: Recipients
+    gid: str
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        return self.recipients.sessions
+
+
+Event = NewMessage | ReceiptsChanged | Gap | Joined | Left
 
 
 class GroupSubscribers:
@@ -225,7 +174,7 @@ class GroupSubscribers:
         self.is_subscribed = False
         self._sessions: dict[Cursor, dict[Session, None]] = {}
         self._live: dict[Cursor, None] = {}
-        self._behind_at: dict[tuple[int | None, int | None], Cursor] = {}
+        self._behind_at: dict[tuple[int | None, int | None, int | None], Cursor] = {}
         self._recipients: dict[Cursor, Recipients] = {}
 
     @property
@@ -247,7 +196,8 @@ class GroupSubscribers:
 
     def add(self, session: Session, resume_point: ResumePoint | None) -> Cursor:
         """Add a session at a resume point, None for the user's ack offset. Its cursor is behind."""
-        cursor = Cursor(self.gid, *(resume_point or ()))
+        msgid, seq = resume_point or (None, None)
+        cursor = Cursor(self.gid, msgid, seq, session.most)
         session.cursors[self.gid] = cursor
         self._sessions[cursor] = {session: None}
         return self._index(cursor)
@@ -263,10 +213,10 @@ class GroupSubscribers:
         return None if cursor.msgid is None else ResumePoint(cursor.msgid, cursor.seq)
 
     def fall_behind(self, cursor: Cursor) -> list[Cursor]:
-        """Let the sessions at a cursor pull. Return their cursors: several if they are too many for one pull."""
+        """Let the sessions at a cursor pull. Return their cursors: several if one pull cannot be for all of them."""
         self._unindex(cursor)
         cursor.behind = True
-        return list(dict.fromkeys(self._index(part) for part in [cursor, *self._split(cursor)]))
+        return list(dict.fromkeys(self._index(part) for part in self._split(cursor)))
 
     def pushed(self, message: Message, msgid: int) -> tuple[list[NewMessage], list[Cursor]]:
         """Take a pushed message; return its events, and the cursors that have fallen behind."""
@@ -283,7 +233,7 @@ class GroupSubscribers:
         return events, behind
 
     def pulled(self, cursor: Cursor, pulled: PullResult, page: MessagePage) -> tuple[list[NewMessage], Cursor]:
-        """Handle a page that was pulled for a cursor; return its events, and the cursor that the sessions have now."""
+        """Handle a page that was pulled for a cursor; return its messages, and the cursor of the sessions now."""
         recipients = self.recipients(cursor)
         self._unindex(cursor)
         events = [
@@ -300,11 +250,11 @@ class GroupSubscribers:
         elif cursor.msgid is None:
             return cursor  # every user has an offset of their own
         else:
-            present = self._behind_at.setdefault((cursor.msgid, cursor.seq), cursor)
+            present = self._behind_at.setdefault(cursor.point, cursor)
         if present is cursor:
             return cursor
         if cursor.behind and len(self._sessions[cursor]) + len(self._sessions[present]) > SESSIONS_PER_PULL:
-            self._behind_at[cursor.msgid, cursor.seq] = cursor
+            self._behind_at[cursor.point] = cursor
             return cursor
         smaller, larger = sorted((cursor, present), key=lambda each: len(self._sessions[each]))
         self._unindex(smaller)
@@ -313,15 +263,20 @@ class GroupSubscribers:
 
     def _unindex(self, cursor: Cursor) -> None:
         self._live.pop(cursor, None)
-        if self._behind_at.get((cursor.msgid, cursor.seq)) is cursor:
-            del self._behind_at[cursor.msgid, cursor.seq]
+        if self._behind_at.get(cursor.point) is cursor:
+            del self._behind_at[cursor.point]
 
     def _split(self, cursor: Cursor) -> Iterator[Cursor]:
-        """Yield new cursors at the same point for the sessions that are too many for one pull."""
-        for sessions in batches(self.sessions(cursor)[SESSIONS_PER_PULL:], SESSIONS_PER_PULL):
-            part = Cursor(self.gid, cursor.msgid, cursor.seq)
-            self._sessions[part] = {}
-            self._move(sessions, cursor, part)
+        """Yield cursors at the same point, beginning with this one: each for sessions that one pull can be for."""
+        by_most = grouped((session.most, session) for session in self.sessions(cursor))
+        parts = [(most, part) for most, same in by_most.items() for part in batches(same, SESSIONS_PER_PULL)]
+        for number, (most, sessions) in enumerate(parts):
+            part = cursor
+            if number:
+                part = Cursor(self.gid, cursor.msgid, cursor.seq)
+                self._sessions[part] = {}
+                self._move(sessions, cursor, part)
+            part.most = most
             yield part
 
     def _move(self, sessions: Iterable[Session], cursor: Cursor, to: Cursor) -> None:

@@ -8,21 +8,15 @@ again.
 import logging
 import reprlib
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar, Unpack
 
 from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable, InvalidInput, RedisUnavailable, TryAgain
-from imcore.gateway.core import Core, GatewayOptions, SessionOptions
-from imcore.gateway.fanout import Event, NewMessage, Session
-from imcore.model.limits import (
-    check_handed_over,
-    check_msgid,
-    check_name,
-    check_receipts,
-    check_resume_points,
-    is_number,
-)
+from imcore.gateway.core import Core, GatewayOptions, SessionOptions, SessionRequest, StartMode
+from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Session
+from imcore.model.limits import check_handed_over, check_msgid, check_receipts, is_number
 from imcore.model.values import Message, Receipt
 from imcore.operations.effects import (
     ChangeChannels,
@@ -31,25 +25,45 @@ from imcore.operations.effects import (
     OpenSubscription,
     PingSubscription,
     SqlQuery,
-    perform,
 )
 from imcore.operations.performer import Performer
 from imcore.settings import Settings
-from imcore.streams.pubsub import Subscription
+from imcore.streams.pubsub import Subscription, Waker
+from imcore.util.steps import perform
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LONGEST_WAIT_S = 3600.0
+LONGEST_WAIT_S = 3600.0
 """Operating systems limit one wait."""
 
 _SQL_PAUSE_FACTOR = 5
 """After a database has failed, it is left alone for this many times as long as its answer took."""
 
 
+class DatabaseRest:
+    """Leaves a database alone after it has failed: while it is silent each attempt stops all sessions for seconds."""
+
+    def __init__(self) -> None:
+        self._problem, self._until = "", 0.0
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Query the database in a `with`. Raise DatabaseUnavailable if that failed a moment ago."""
+        begun = time.monotonic()
+        if begun < self._until:
+            raise DatabaseUnavailable(self._problem)
+        try:
+            yield
+        except DatabaseUnavailable as error:
+            now = time.monotonic()
+            self._problem, self._until = str(error), now + _SQL_PAUSE_FACTOR * (now - begun)
+            raise
+
+
 class Gateway:
-    """Sessions that share a connection. For one thread."""
+    """Sessions that share a connection. One thread uses it; only `wake` may be called from any thread."""
 
     def __init__(self, performer: Performer, settings: Settings, **options: Unpack[SessionOptions]) -> None:
         self._client = performer.system.client
@@ -59,7 +73,8 @@ class Gateway:
         self._core: Core | None = None
         """Made for the first session: the server may be unreachable before."""
         self._subscription: Subscription | None = None
-        self._sql_problem, self._no_sql_until = "", 0.0
+        self._rest = DatabaseRest()
+        self._waker = Waker()
 
     def __enter__(self) -> Self:
         return self
@@ -67,43 +82,61 @@ class Gateway:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(clean=kind is None)
 
-    def open(self, uid: str, *, after: Mapping[str, str] | None = None, since_join: bool = False) -> Session:
-        """Begin a session.
+    def open(
+        self,
+        uid: str,
+        *,
+        start: StartMode = "unread",
+        after: Mapping[str, str] | None = None,
+        most: int | None = None,
+        tag: Any = None,
+    ) -> Session:
+        """Begin a session. Its `starts` say where each group begins, what is acked, and how many are unread.
 
-        `after` comes from the client's own database: by gid, the msgid up to which it has the group. Each group begins
-        after that or after the user's offset, whichever comes first. A group that is not in `after` begins after the
-        offset; with `since_join`, for a device that had a database before, where the user joined it. Raise InvalidInput
-        for a uid, gid or msgid that cannot be one, TryAgain if the session could not begin.
+        `start` says where: "unread" after the user's offset, "live" after the newest message, "join" where the user
+        joined. `after` says it for some groups, by gid, as the msgid up to which the client has the group, "0-0" for
+        nothing: a group begins exactly there, but never before the join, nor after the newest message. It is ignored
+        for groups that the user is not in; a group that is joined later begins with the join. What is before the start
+        of a session is not acked by it, unless something later is.
+
+        With `most`, whenever more messages than that are missed in a group, only so many of the newest are handed over,
+        after one `Gap` that names the first and the last of the others: at the beginning, after a lost subscription,
+        after a pause. `tag` is kept in the session for the caller.
+
+        Raise InvalidInput for a value that cannot be, TryAgain if the session could not begin. For the thread of the
+        gateway.
         """
-        check_name(uid, "uid")
-        known = check_resume_points(after)
+        request = SessionRequest.checked(uid, start, after, most, tag)
         core = self._core = self._core or Core(self._client.space, self._settings, self._options, time.monotonic)
-        session = self._perform(core.open(uid, known, since_join=since_join))
+        session = self._perform(core.open(request))
         self._performer.open_early()
         return session
 
     def end(self, session: Session, *, clean: bool = True) -> None:
         """End one session; the user is offline if it was the last one. A session that has ended is ignored.
 
-        A clean end acks what was handed over (with `acks="client"` what was received). Raise TryAgain if that is
-        impossible now: then the session continues. Any other end, as where a socket is found dead, acks only what the
-        client has confirmed: the rest comes again to the user's next session. It raises nothing; the server learns of
-        it with the next `poll`.
+        A clean end acks what was handed over (with `acks="client"` what was received). If Redis does not take that now,
+        the session ends here all the same, and its acks and its end are delivered by later polls. Any other end, as
+        where a socket is found dead, acks only what the client has confirmed: the rest comes again to the user's next
+        session; the server learns of it with the next `poll`. Raise no TryAgain. For the thread of the gateway.
         """
         if self._core and clean:
-            self._end(self._core, [session])
+            self._read(0.0)
+            self._perform(self._core.end([session]))
         elif self._core:
             self._core.drop([session])
 
-    def _end(self, core: Core, sessions: Collection[Session]) -> None:
-        self._read(0.0)
-        self._perform(core.end(list(sessions)))
-
     def close(self, *, clean: bool = True) -> None:
-        """End all sessions. Not clean: as if the process had been killed, so nothing more is acked."""
+        """End all sessions. Not clean: as if the process had been killed, so nothing more is acked.
+
+        For the thread of the gateway.
+        """
         try:
             if clean and self._core:
-                self._end(self._core, self._core.sessions)
+                self._read(0.0)
+                refusal = self._perform(self._core.close())
+                if refusal:
+                    log.warning("%s; what was not acked comes again", refusal)
         except TryAgain as error:
             log.warning("%s; what was not acked comes again", error)
         finally:
@@ -111,14 +144,37 @@ class Gateway:
             if core:
                 self._perform(core.abandon())
             self._unsubscribe()
+            self._waker.close()
+
+    def pause(self, session: Session) -> None:
+        """Hand nothing over to a session until `resume`: its client is slow. Ignored for one that has ended.
+
+        Its user stays online. What was ready for it and what comes costs nothing until then. What the last `poll`
+        returned is not taken back. For the thread of the gateway.
+        """
+        if self._core:
+            self._core.pause(session)
+
+    def resume(self, session: Session) -> None:
+        """Let a paused session catch up, without a hole or a double, then be live again. Ignored if it is not paused.
+
+        For the thread of the gateway.
+        """
+        if self._core:
+            self._core.resume(session)
+
+    def wake(self) -> None:
+        """End the `poll` in progress, or else the next one, with the events that are there. From any thread."""
+        self._waker.wake()
 
     def received(self, session: Session, gid: str, msgid: str) -> None:
         """Note that the client of a session has received a message, and so all before it in this group.
 
-        It is acked with others. Ignored are messages that were not handed over to this session or will be again, and
-        ended sessions. Raise InvalidInput unless `acks="client"`, and for a msgid that cannot be one.
+        It is acked with others, whether this session was handed the message or not. The server refuses a message that
+        it does not know; that is logged. A session that has ended is ignored. Raise InvalidInput unless
+        `acks="client"`, and for a msgid that cannot be one. For the thread of the gateway.
         """
-        self._check_client()
+        check_client_acks(self._options)
         check_handed_over(gid, "gid")
         packed = check_msgid(msgid)
         if self._core:
@@ -127,48 +183,46 @@ class Gateway:
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
         """Note that the client of a session has got these receipts. They are confirmed for all the user's sessions.
 
-        Raise InvalidInput unless `acks="client"`, and for receipts that were never given out.
+        Raise InvalidInput unless `acks="client"`, and for receipts that were never given out. For the thread of the
+        gateway.
         """
-        self._check_client()
+        check_client_acks(self._options)
         checked = check_receipts(receipts)
         if self._core:
             self._core.confirm_receipts(session, checked)
-
-    def _check_client(self) -> None:
-        if self._options.acks != "client":
-            raise InvalidInput(f'this gateway acks by itself (acks="{self._options.acks}"): open it with acks="client"')
 
     def poll(self, timeout_s: float = 1.0) -> list[Event]:
         """Return new events, after waiting at most so long for the first. The events of the last call are received now.
 
         While Redis is away, full, or refuses something (any TryAgain), the gateway tries that again after longer and
         longer waits, and nothing is lost. A user whose missed messages or receipts need the database waits alone for
-        it. Raise InvalidInput for a timeout that is no number, ConfigurationError for a problem that waiting does not
-        mend.
+        it. `wake` ends the wait. Raise InvalidInput for a timeout that is no number, ConfigurationError for a problem
+        that waiting does not mend. For the thread of the gateway.
         """
         if not is_number(timeout_s):
             raise InvalidInput(f"timeout_s must be seconds; it is {reprlib.repr(timeout_s)}")
         core = self._core
-        if core is None:
-            self._read(timeout_s)
-            return []
         deadline = time.monotonic() + timeout_s
-        core.confirm()
-        self._read(0.0)
-        self._perform(core.step())
-        while not core.deliveries.ready and (now := time.monotonic()) < deadline:
-            self._read(min(deadline, core.due()) - now)
-            if not core.deliveries.ready:
+        if core:
+            core.confirm()
+            self._read(0.0)
+            self._perform(core.step())
+        while not self._waker.is_awake and not (core and core.has_events()) and (now := time.monotonic()) < deadline:
+            self._read(min(deadline, core.due() if core else deadline) - now)
+            if core and not core.has_events():
                 self._perform(core.step())
-        return core.deliveries.take()
+        self._waker.reset()
+        return core.take() if core else []
 
     def requeue(self, count: int) -> None:
-        """Make the last `count` events of the last `poll` not received: they come again. Raise InvalidInput."""
-        returned = self._core.deliveries.in_flight if self._core else 0
-        if not 0 <= count <= returned:
-            raise InvalidInput(f"{count} events cannot be taken back: {returned} were returned")
-        if self._core and count:
-            self._core.deliveries.requeue(count)
+        """Make the last `count` events of the last `poll` not received: they come again. Raise InvalidInput.
+
+        For the thread of the gateway.
+        """
+        if self._core:
+            self._core.requeue(count)
+        elif count:
+            raise InvalidInput(f"{count} events cannot be taken back: 0 were returned")
 
     # The driver of the core.
 
@@ -185,31 +239,19 @@ class Gateway:
             case PingSubscription() if self._subscription:
                 self._subscription.ping()
             case SqlQuery():
-                return self._query_sql(effect)
+                with self._rest.attempt():
+                    return self._performer.perform_one(effect)
             case _:
                 return self._performer.perform_one(effect)
         return None
 
-    def _query_sql(self, query: SqlQuery[T]) -> T:
-        """Query the database. While it is silent each attempt stops all sessions for seconds: so there are few."""
-        begun = time.monotonic()
-        if begun < self._no_sql_until:
-            raise DatabaseUnavailable(self._sql_problem)
-        try:
-            answer: T = self._performer.perform_one(query)
-        except DatabaseUnavailable as error:
-            now = time.monotonic()
-            self._sql_problem, self._no_sql_until = str(error), now + _SQL_PAUSE_FACTOR * (now - begun)
-            raise
-        return answer
-
     def _read(self, timeout_s: float) -> None:
-        timeout_s = min(max(0.0, timeout_s), _LONGEST_WAIT_S)
+        timeout_s = min(max(0.0, timeout_s), LONGEST_WAIT_S)
         if self._core is None or self._subscription is None:
-            time.sleep(timeout_s)
+            self._waker.wait(timeout_s)
             return
         try:
-            self._core.handle(self._subscription.read(timeout_s))
+            self._core.handle(self._subscription.read(timeout_s, self._waker))
         except RedisUnavailable as error:
             self._unsubscribe()
             self._core.subscription_lost(error)
@@ -220,17 +262,23 @@ class Gateway:
             subscription.close()
 
 
+def check_client_acks(options: GatewayOptions) -> None:
+    if options.acks != "client":
+        raise InvalidInput(f'this gateway acks by itself (acks="{options.acks}"): open it with acks="client"')
+
+
 class Listener:
     """One live session, as an iterator of messages, and receipts of the user's own. Use it as a context manager.
 
-    Leaving it normally acks what was handed over; after an error the messages come again.
+    Leaving it normally acks what was handed over; after an error the messages come again. Groups that the user joins or
+    leaves are only seen by their messages. For one thread.
     """
 
     def __init__(
-        self, gateway: Gateway, uid: str, *, after: Mapping[str, str] | None = None, since_join: bool = False
+        self, gateway: Gateway, uid: str, *, start: StartMode = "unread", after: Mapping[str, str] | None = None
     ) -> None:
         self._gateway = gateway
-        self.session = gateway.open(uid, after=after, since_join=since_join)
+        self.session = gateway.open(uid, start=start, after=after)
         self._not_yielded = 0
         self._polled = 0
 
@@ -247,16 +295,17 @@ class Listener:
             events = self._poll(1.0)
             self._not_yielded = len(events)
             for event in events:
-                *items, last = _items(event)
-                yield from items
+                *items, last = items_of(event) or (None,)
+                yield from filter(None, items)
                 self._not_yielded -= 1
-                yield last
+                if last:
+                    yield last
 
     def poll(self, timeout_s: float) -> list[Message | Receipt]:
         """Return new items, after waiting at most so long for the first. They count as received with the next call."""
         events = self._poll(timeout_s)
         self._polled = len(events)
-        return [item for event in events for item in _items(event)]
+        return [item for event in events for item in items_of(event)]
 
     def requeue(self) -> None:
         """Make what the last `poll` returned not received: it was not shown."""
@@ -270,11 +319,7 @@ class Listener:
 
     def resume_points(self) -> dict[str, str]:
         """Return for `after` of the next session how far each group has been returned; 0-0 at its beginning."""
-        return {
-            gid: msgids.unpack(cursor.msgid)
-            for gid, cursor in self.session.cursors.items()
-            if not cursor.behind and cursor.msgid is not None
-        }
+        return resume_points_of(self.session)
 
     def _poll(self, timeout_s: float) -> list[Event]:
         self._requeue_not_yielded()
@@ -286,5 +331,15 @@ class Listener:
         self._not_yielded = 0
 
 
-def _items(event: Event) -> tuple[Message | Receipt, ...]:
-    return (event.message,) if isinstance(event, NewMessage) else event.receipts
+def resume_points_of(session: Session) -> dict[str, str]:
+    return {
+        gid: msgids.unpack(cursor.msgid)
+        for gid, cursor in session.cursors.items()
+        if not cursor.behind and cursor.msgid is not None
+    }
+
+
+def items_of(event: Event) -> tuple[Message | Receipt, ...]:
+    if isinstance(event, NewMessage):
+        return (event.message,)
+    return event.receipts if isinstance(event, ReceiptsChanged) else ()

@@ -33,6 +33,11 @@ class Scheduler:
         self._log = throttled_log
         self._clock = clock
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether Redis did not answer, and is left alone for a while."""
+        return self._all.until > self._clock()
+
     def due(self) -> float:
         return max(self._all.until, min(max(task.due(), wait.until) for task, wait in self._backoffs.items()))
 

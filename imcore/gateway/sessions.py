@@ -7,7 +7,8 @@ from itertools import islice
 
 from imcore.errors import ImError, SessionExpired, TryAgain
 from imcore.gateway.channels import Inbox
-from imcore.gateway.fanout import DeliveryQueue, ReceiptsChanged, Recipients, Session
+from imcore.gateway.delivery_queue import DeliveryQueue
+from imcore.gateway.fanout import ReceiptsChanged, Recipients, Session
 from imcore.gateway.scheduler import DelayQueue
 from imcore.model.values import Receipt
 from imcore.operations import sessions as operations
@@ -55,8 +56,9 @@ class ReceiptDelivery(DelayQueue[Session]):
     def fetch(self, sessions: Iterable[Session]) -> None:
         """Fetch, in the next steps, all receipts that wait for sessions."""
         for session in sessions:
-            self._cursors[session] = operations.first_dirty(self._space)
-            self.add([session])
+            if not session.is_held:  # else once it is resumed
+                self._cursors[session] = operations.first_dirty(self._space)
+                self.add([session])
 
     def forget(self, session: Session) -> None:
         self.discard(session)
@@ -73,10 +75,11 @@ class ReceiptDelivery(DelayQueue[Session]):
         self._newer, self._older = {}, self._newer
 
     def pushed(self, inbox: Inbox, receipts: Sequence[Receipt]) -> None:
-        asked = {session for session in inbox.sessions if session in self._newer or session in self._older}
+        listening = [session for session in inbox.sessions if not session.is_held]
+        asked = {session for session in listening if session in self._newer or session in self._older}
         for session in asked:
             self._deliver([session], self._news(session, receipts))
-        self._deliver([session for session in inbox.sessions if session not in asked], receipts)
+        self._deliver([session for session in listening if session not in asked], receipts)
 
     def _fetch_pages(self, sessions: Sequence[Session]) -> Effects[dict[Session, ImError]]:
         """Deliver the next receipts of each session; return the errors of some.
@@ -150,11 +153,10 @@ class ReceiptConfirmation:
         yield from self._confirm(self._next(self._clock()))
         self._due = min((max(self._due, self._backoffs.until(uid)) for uid in self._received), default=math.inf)
 
-    def flush(self, uids: Collection[str]) -> Effects[None]:
-        """Confirm all that these senders have got. Raise TryAgain where that cannot be done now."""
-        refused = yield from self._confirm(
-            {uid: list(self._received[uid].values()) for uid in self._received.keys() & uids}
-        )
+    def flush(self, uids: Collection[str] | None) -> Effects[None]:
+        """Confirm all that these senders have got, or all senders. Raise TryAgain where that cannot be done now."""
+        known = self._received.keys() if uids is None else self._received.keys() & uids
+        refused = yield from self._confirm({uid: list(self._received[uid].values()) for uid in known})
         if refused:
             raise refused[0]
 
@@ -186,7 +188,8 @@ class ReceiptConfirmation:
     def _forget(self, uid: str, receipts: Iterable[Receipt]) -> None:
         newest = self._received[uid]
         for receipt in receipts:
-            newest.pop((receipt.gid, receipt.msgid), None)
+            if newest.get((receipt.gid, receipt.msgid)) is receipt:  # else a newer one has come meanwhile
+                del newest[receipt.gid, receipt.msgid]
         if not newest:
             del self._received[uid]
 
@@ -215,11 +218,9 @@ class Heartbeat:
     def call(self, session: Session, *, opens: bool) -> Call[int]:
         return session_calls.heartbeat(self._space, session.uid, session.sid, self._settings.online_ms, opens=opens)
 
-    def end(self, sessions: Sequence[Session]) -> Effects[None]:
-        """End sessions at the server, and those of `end_soon`. Raise TryAgain where that cannot be done now."""
+    def flush(self) -> Effects[None]:
+        """End the sessions of `end_soon` now. Raise TryAgain if Redis does not answer."""
         yield from self._to_end.run(math.inf)
-        for error in (yield from self._end(sessions)).values():
-            raise error
 
     def end_soon(self, sessions: Sequence[Session]) -> None:
         """End sessions at the server as soon as it answers. Without an answer they expire."""

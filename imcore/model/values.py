@@ -32,6 +32,18 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """Messages, oldest first. `older` and `newer`: whether visible messages come before the first, and after the last.
+
+    For an empty page: before and after the msgid that was asked for.
+    """
+
+    messages: tuple[Message, ...]
+    older: bool
+    newer: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """A chat group: how many members and messages it has. `last_msgid` is None while it has no message."""
 

@@ -1,7 +1,7 @@
 """Effects: requests that code without I/O yields, and a driver performs. No I/O.
 
 An operation is a generator: it yields effects, is sent their answers, and returns its result. A driver performs them as
-it likes: `perform` one after the other, an asyncio driver by awaiting. An effect that fails raises its ImError at the
+it likes: one after the other, or awaiting (`imcore.util.steps`). An effect that fails raises its ImError at the
 `yield`. The model is psycopg's `generators.py`.
 
 An effect in a `yield from` has the type of its answer:
@@ -10,7 +10,7 @@ An effect in a `yield from` has the type of its answer:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -140,41 +140,3 @@ def raised(answer: T | ImError) -> T:
     if isinstance(answer, ImError):
         raise answer
     return answer
-
-
-def perform(effects: Effects[T], perform_one: Callable[[Effect[Any]], Any]) -> T:
-    """Perform one effect after the other; return the result of the operation."""
-    try:
-        effect = next(effects)
-        while True:
-            try:
-                answer = perform_one(effect)
-            except BaseException as error:  # the operation puts itself in order, also after Ctrl-C
-                effect = effects.throw(error)
-            else:
-                effect = effects.send(answer)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-
-
-def stream(effects: Pages[T], perform_one: Callable[[Effect[Any]], Any]) -> Iterator[T]:
-    """Perform one effect after the other; yield the results, page by page, as they are asked for."""
-    resume: Callable[[Any], Effect[Any] | list[T]] = effects.send
-    answer: Any = None
-    while True:
-        try:
-            effect = resume(answer)
-        except StopIteration:
-            return
-        resume, answer = effects.send, None
-        try:
-            if isinstance(effect, list):
-                yield from effect
-            else:
-                answer = perform_one(effect)
-        except GeneratorExit:
-            effects.close()
-            raise
-        except BaseException as error:
-            resume, answer = effects.throw, error

@@ -71,11 +71,20 @@ def members(gid: str) -> Pages[Member]:
     for uids in batches(sorted(span for span in spans if SEPARATOR not in span), BATCH):
         online_uids = yield from _online(uids)
         positions = yield from _positions([(gid, uid) for uid in uids], NotMember)
-        yield [
-            Member(gid, uid, position.last_ack_msgid, position.unread, online=uid in online_uids)
-            for uid, position in zip(uids, positions, strict=True)
-            if position
-        ]
+        yield [_member(uid, position, online_uids) for uid, position in zip(uids, positions, strict=True) if position]
+
+
+def member(gid: str, uid: str) -> Effects[Member]:
+    check_name(gid, "gid")
+    check_name(uid, "uid")
+    space = yield from GetKeyspace()
+    position = yield from _unread(gid, (yield from call(group_calls.position(space, gid, uid))))
+    online_uids = yield from _online([uid])
+    return _member(uid, position, online_uids)
+
+
+def _member(uid: str, position: Unread, online_uids: set[str]) -> Member:
+    return Member(position.gid, uid, position.last_ack_msgid, position.unread, online=uid in online_uids)
 
 
 def _scan(page_after: Callable[[str], Call[group_calls.NamesPage]]) -> Effects[set[str]]:

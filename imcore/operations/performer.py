@@ -19,13 +19,12 @@ from imcore.operations.effects import (
     SqlQuery,
     StartCalls,
     Warn,
-    perform,
-    stream,
 )
 from imcore.streams.client import RedisClient
 from imcore.streams.keys import CONFIG
 from imcore.system import System
 from imcore.util.backoff import ThrottledLog
+from imcore.util.steps import perform, stream
 
 if TYPE_CHECKING:
     from imcore.sql.database import Database
@@ -98,15 +97,22 @@ class Performer:
 
     def perform(self, effects: Effects[T]) -> T:
         """Perform an operation. Raise what the client and the database raise, unless the operation handles it."""
-        return perform(effects, self._perform_in_turn)
+        return perform(effects, self.perform_in_turn)
 
     def stream(self, effects: Pages[T]) -> Iterator[T]:
         """Perform an operation that yields its results in pages; yield the results one by one."""
-        return stream(effects, self._perform_in_turn)
+        return stream(effects, self.perform_in_turn)
 
-    def _perform_in_turn(self, effect: Effect[Any]) -> Any:
-        if self._opening and isinstance(effect, SqlQuery):
-            self._opening.join()  # nobody else waits for this one
+    @property
+    def is_opening(self) -> bool:
+        """Whether the database is being opened in the background."""
+        return self._opening is not None and self._opening.is_alive()
+
+    def perform_in_turn(self, effect: Effect[Any]) -> Any:
+        """Return the answer to an effect; a query waits while the database is being opened."""
+        opening = self._opening
+        if opening and isinstance(effect, SqlQuery):
+            opening.join()  # nobody else waits for this one
         return self.perform_one(effect)
 
     def perform_one(self, effect: Effect[Any]) -> Any:
@@ -115,7 +121,7 @@ class Performer:
             case RedisCalls() | GetKeyspace():  # by far the most frequent ones
                 return _perform_in_redis(self.system.client, effect)
             case SqlQuery():
-                if self._opening and self._opening.is_alive():
+                if self.is_opening:
                     raise DatabaseOpening
                 return effect.run(self.history_database)
             case Warn(error, text):

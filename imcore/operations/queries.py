@@ -69,6 +69,52 @@ class MessagesBefore(SqlQuery[list[MessageRow]]):
         return database.messages_before(self.gid, self.before, limit=self.limit)
 
 
+Sides = tuple[list[MessageRow], list[MessageRow]]
+"""Messages before a place, and after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesAround(SqlQuery[Sides]):
+    """The last `older` messages before `low` and the first `newer` ones from `high` on, with after < msgid <= until."""
+
+    gid: str
+    after: int
+    until: int
+    low: int
+    older: int
+    high: int
+    newer: int
+
+    def run(self, database: "Database") -> Sides:
+        between = self.after, self.until
+        return database.history.around(self.gid, between, self.low, self.older, self.high, self.newer)
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesAroundUnread(SqlQuery[Sides]):
+    """The messages around the first unread one of a user past an offset, with after < msgid <= until; or none."""
+
+    gid: str
+    after: int
+    until: int
+    uid: str
+    offset: int
+    older: int
+    newer: int
+
+    def run(self, database: "Database") -> Sides:
+        between = self.after, self.until
+        return database.history.around_unread(self.gid, self.uid, between, self.offset, self.older, self.newer)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDatabase(SqlQuery[None]):
+    """Connect, and see whether the database has the data that Redis has."""
+
+    def run(self, database: "Database") -> None:
+        database.check_version()
+
+
 @dataclass(frozen=True, slots=True)
 class ReadTimes(SqlQuery[dict[str, int]]):
     """When each reader read a message, in ms since 1970 by uid."""
@@ -78,6 +124,10 @@ class ReadTimes(SqlQuery[dict[str, int]]):
 
     def run(self, database: "Database") -> dict[str, int]:
         return database.read_times(self.gid, self.msgid)
+
+
+def open_database() -> Effects[None]:
+    yield from OpenDatabase()
 
 
 def stored_message(gid: str, msgid: int) -> Effects[MessageRow]:
@@ -124,6 +174,30 @@ def _without(answers: Sequence[list[str] | ImError], hidden: Sequence[list[str] 
 
 def _gids(answers: Sequence[list[str] | ImError]) -> set[str]:
     return {gid for gids in answers if not isinstance(gids, ImError) for gid in gids}
+
+
+class MessageRange(NamedTuple):
+    """The messages between two of a group, these included (packed msgids)."""
+
+    first: int
+    last: int
+
+
+def without_left_out(gid: str, pulled: PullResult) -> Effects[tuple[PullResult, MessageRange | None]]:
+    """Return a pull that begins after all that it leaves out, and what that is; None for nothing. Raise SQL's error."""
+    left_out = pulled.left_out
+    if left_out is None:
+        return pulled, None
+    if left_out.keep is not None:
+        rows = yield from MessagesBefore(gid, pulled.trimmed + 1, left_out.keep + 1)
+        if len(rows) <= left_out.keep or rows[0].msgid <= left_out.after:
+            return pulled, None
+        pulled = pulled._replace(start=rows[0].msgid)
+    first = left_out.first
+    if left_out.after < pulled.trimmed:
+        rows = yield from MessagesAfter(gid, left_out.after, pulled.trimmed, 1)
+        first = rows[0].msgid if rows else first
+    return pulled, MessageRange(first, pulled.start)
 
 
 def page(space: Keyspace, gid: str, pulled: PullResult, most: int) -> Effects[MessagePage | ImError]:

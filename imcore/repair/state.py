@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 from imcore import msgid as msgids
 from imcore.model.rows import MessageRow, SpanRow, merged_span
 from imcore.streams.calls.receipt_calls import Counts
-from imcore.streams.events import Acked, Created, Entry, Joined, Left, Move, Sent
+from imcore.streams.events import Acked, Created, Entry, Move, Sent, SpanBegun, SpanEnded
 from imcore.streams.keys import span_key
 
 One = TypeVar("One")
@@ -77,9 +77,9 @@ class Changes:
             self.created_ms, self.created = entry.time_ms, entry.version
         elif isinstance(event, Sent):
             self.first_sent = min(event.first, self.first_sent or event.first)
-        elif isinstance(event, Joined | Left):
+        elif isinstance(event, SpanBegun | SpanEnded):
             self.members.add(event.uid)
-            left = event.left if isinstance(event, Left) else None
+            left = event.left if isinstance(event, SpanEnded) else None
             self.add_span(SpanRow(event.gid, event.uid, event.joined, left, entry.version, event.joined))
         elif isinstance(event, Acked):
             self.moves += event.moves

@@ -30,6 +30,7 @@ from imcore.errors import (
 from imcore.model.rows import Batch, MessageRow
 from imcore.sql.backend import Backend
 from imcore.sql.cells import MessageReader, has_msgid, is_recalled, text_of
+from imcore.sql.history import HistoryQueries
 from imcore.sql.migrations import HEAD, VERSION_TABLE
 from imcore.sql.sqlite import SCHEME, SqliteBackend, path_of
 from imcore.sql.tables import GROUP_MSGS, META, OFFSET_MOVES, REACHES, longest
@@ -61,6 +62,7 @@ class Database:
         self._is_writable = False
         self.changes = 0
         """Grows whenever the address may lead to another database."""
+        self.history = HistoryQueries(self)
         self.reader = MessageReader(backend.address, self.dialect)
 
     @classmethod

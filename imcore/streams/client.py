@@ -1,17 +1,12 @@
 """The client of Redis: makes calls, repeats those that may be repeated, and loads the functions."""
 
-import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self, TypeVar
 
-import redis
-from redis.backoff import ExponentialBackoff
 from redis.cluster import RedisCluster
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
-from redis.retry import Retry
 
 from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
@@ -21,20 +16,18 @@ from imcore.streams.calls.call import Call, command_of
 from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
 from imcore.streams.library import Library, is_missing
 from imcore.streams.redis_errors import LOST, address, driver_errors, translated
+from imcore.streams.rounds import Client, Run, Steps, exchange, refresh_slots, repeated, run
 from imcore.streams.server_info import primaries_of
-from imcore.streams.transport import Command, InFlight, call_cluster, refresh_slots
+from imcore.streams.transport import InFlight, perform_step
 from imcore.util.batches import batches
+from imcore.util.steps import perform
 
 T = TypeVar("T")
-Client = redis.Redis | RedisCluster
 Answers = Callable[[], list[T | ImError]]
 """Waits for the answers of calls in flight; a call that failed has its error in its place."""
 
 CHUNK = 500
 """The most calls of one round trip."""
-
-PATIENCE_S = 15.0
-"""A call is not repeated later: a silent server would cost the full timeout each time."""
 
 _UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """The errors of decoding an answer of the wrong form."""
@@ -60,7 +53,6 @@ class RedisClient:
         self.new_partitions = DEFAULT_PARTITIONS
         """The partition count of new data, unless `partitions` is given."""
         self._fixed = False
-        self._retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), 3, supported_errors=LOST)
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
@@ -147,18 +139,32 @@ class RedisClient:
 
     def call_each(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T | ImError]:
         """Make calls in as few round trips as possible; a call that fails has its error in its place."""
-        self._prepare(batch)
+        return perform(self.each(batch, repeatable=repeatable), perform_step)
+
+    def each(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> Steps[list[T | ImError]]:
+        """Return the steps of `call_each`."""
+        if not self.is_prepared:
+            yield Run(partial(self.prepare, batch))
         results: list[T | ImError] = []
         for part in batches(batch, CHUNK):
-            answers = self._pipeline(part, repeatable)
-            missing = [number for number, answer in enumerate(answers) if is_missing(answer)]
-            if missing:  # on one node of a cluster, or until another process loaded them: the other calls are done
-                self._load_again(part)
-                again = self._pipeline([part[number] for number in missing], repeatable)
-                for number, answer in zip(missing, again, strict=True):
-                    answers[number] = answer
+            answers = yield from self._pipeline(part, repeatable)
+            failed = [number for number, answer in enumerate(answers) if isinstance(answer, Exception)]
+            if failed:
+                yield from self._handle(failed, part, answers, repeatable)
             results += map(self._result, part, answers)
         return results
+
+    def _handle(
+        self, failed: Sequence[int], part: Sequence[Call[Any]], answers: list[Any], repeatable: bool
+    ) -> Steps[None]:
+        """Make calls again where functions are missing; put an ImError in the place of each error that is left."""
+        missing = [number for number in failed if is_missing(answers[number])]
+        if missing:  # on one node of a cluster, or until another process loaded them: the other calls are done
+            yield Run(partial(self._load_again, part))
+            again = yield from self._pipeline([part[number] for number in missing], repeatable)
+            for number, answer in zip(missing, again, strict=True):
+                answers[number] = answer
+        yield Run(partial(self._translate, answers, [call.gid for call in part]))
 
     def start(self, batch: Sequence[Call[T]]) -> Answers[T]:
         """Send repeatable calls and return a function that waits for the answers that `call_each` returns.
@@ -166,7 +172,8 @@ class RedisClient:
         Call that function exactly once, for it holds a connection. On a cluster the calls are made at once. Raise
         RedisUnavailable if they could not be sent; errors in answers are not raised.
         """
-        self._prepare(batch)
+        if not self.is_prepared:
+            self.prepare(batch)
         if self.is_cluster or not 0 < len(batch) <= CHUNK:
             answers = self.call_each(batch)
             return lambda: answers
@@ -180,8 +187,13 @@ class RedisClient:
             answers = in_flight.answers()
         except (RedisError, OSError) as error:
             answers = [error] * len(batch)
-        if any(map(is_missing, answers)):
-            return self.call_each(batch)
+        return perform(self.finish(batch, answers), perform_step)
+
+    def finish(self, batch: Sequence[Call[T]], answers: list[Any]) -> Steps[list[T | ImError]]:
+        """Return the steps from the answers of calls that were started to their results."""
+        failed = [number for number, answer in enumerate(answers) if isinstance(answer, Exception)]
+        if failed:
+            yield from self._handle(failed, batch, answers, repeatable=True)
         return list(map(self._result, batch, answers))
 
     def query(self, *command: str | int) -> Any:
@@ -199,13 +211,19 @@ class RedisClient:
 
     def query_each(self, commands: Sequence[tuple[str | int, ...]], *, any_library: bool = False) -> list[Any]:
         """Do as `query_many` does; a command that fails has its ImError in its place."""
+        return perform(self.queries(commands, any_library=any_library), perform_step)
+
+    def queries(self, commands: Sequence[tuple[str | int, ...]], *, any_library: bool = False) -> Steps[list[Any]]:
+        """Return the steps of `query_each`."""
         if not commands:
             return []
-        if not any_library:
-            self.require_functions(writes=False)
+        if not any_library and not self._has_functions:
+            yield Run(partial(self.require_functions, writes=False))
         with driver_errors(self.address):
-            answers = self._execute(commands, repeatable=True)
-        return [self._error(answer) if isinstance(answer, Exception) else answer for answer in answers]
+            answers = yield from exchange(self.driver, commands, repeatable=True)
+        if any(isinstance(answer, Exception) for answer in answers):
+            yield Run(partial(self._translate, answers, [""] * len(answers)))
+        return answers
 
     def execute_once(self, *command: str | bytes | int) -> Any:
         """Run a plain command that must not run twice unseen: after RedisUnavailable it is unknown whether it ran."""
@@ -230,46 +248,15 @@ class RedisClient:
         return seconds * 1000 + micros // 1000
 
     def _attempt(self, attempt: Callable[[], T], repeatable: bool) -> T:
-        if not repeatable:
-            return attempt()
-        give_up = time.monotonic() + PATIENCE_S
+        return perform(repeated(self.driver, partial(run, attempt), repeatable=repeatable), perform_step)
 
-        def failed(lost: Exception) -> None:
-            refresh_slots(self.driver)
-            if time.monotonic() > give_up:
-                raise lost
-
-        return self._retry.call_with_retry(attempt, failed)
-
-    def _pipeline(self, part: Sequence[Call[Any]], repeatable: bool) -> list[Any]:
+    def _pipeline(self, part: Sequence[Call[Any]], repeatable: bool) -> Steps[list[Any]]:
         with driver_errors(self.address):
-            return self._execute(list(map(command_of, part)), repeatable=repeatable)
-
-    def _execute(self, commands: Sequence[Command], *, repeatable: bool) -> list[Any]:
-        """Return the answers, each error of a server in its place. Raise what the driver raises for a lost connection.
-
-        On a cluster, where some nodes may have answered, that error is in its place, too.
-        """
-        client = self.driver
-        if not isinstance(client, RedisCluster):
-            return self._attempt(lambda: InFlight(client, commands).answers(), repeatable)
-        answers: list[Any] = [None] * len(commands)
-        left = list(range(len(commands)))
-
-        def attempt() -> None:
-            for number, answer in zip(left, call_cluster(client, [commands[n] for n in left]), strict=True):
-                answers[number] = answer
-            left[:] = [number for number in left if isinstance(answers[number], LOST)]
-            if left:
-                raise answers[left[0]]
-
-        with suppress(*LOST):
-            self._attempt(attempt, repeatable)
-        return answers
+            return (yield from exchange(self.driver, list(map(command_of, part)), repeatable=repeatable))
 
     def _result(self, call: Call[T], answer: Any) -> T | ImError:
-        if isinstance(answer, Exception):
-            return self._error(answer, call.gid)
+        if isinstance(answer, ImError):
+            return answer
         try:
             return call.decode(answer)
         except ImError as error:
@@ -280,7 +267,13 @@ class RedisClient:
             unreadable.__cause__ = cause
             return unreadable
 
-    def _error(self, answer: Exception, gid: str = "") -> ImError:
+    def _translate(self, answers: list[Any], gids: Sequence[str]) -> None:
+        """Put ImErrors in the places of the driver's errors. This may ask the server what it is."""
+        for number, (answer, gid) in enumerate(zip(answers, gids, strict=True)):
+            if isinstance(answer, Exception) and not isinstance(answer, ImError):
+                answers[number] = self._error(answer, gid)
+
+    def _error(self, answer: Exception, gid: str) -> ImError:
         if isinstance(answer, ReadOnlyError):
             self._drop_connections()
         with driver_errors(self.address):
@@ -293,10 +286,12 @@ class RedisClient:
         if not isinstance(self.driver, RedisCluster):
             self.driver.connection_pool.disconnect(inuse_connections=False)
 
-    def _prepare(self, batch: Sequence[Call[Any]]) -> None:
+    @property
+    def is_prepared(self) -> bool:
+        return self._fixed and self._has_functions
+
+    def prepare(self, batch: Sequence[Call[Any]]) -> None:
         """Require the functions and, before the first write, fix the partition count: two writers might differ."""
-        if self._fixed and self._has_functions:
-            return
         writes = any(call.writes for call in batch)
         self.require_functions(writes=writes)
         if self._fixed or not writes:

@@ -18,7 +18,7 @@ class Created(NamedTuple):
     gid: str
 
 
-class Joined(NamedTuple):
+class SpanBegun(NamedTuple):
     """A membership began after `joined`."""
 
     gid: str
@@ -26,7 +26,7 @@ class Joined(NamedTuple):
     joined: int
 
 
-class Left(NamedTuple):
+class SpanEnded(NamedTuple):
     """The membership that had begun after `joined` ended with `left`."""
 
     gid: str
@@ -76,7 +76,7 @@ class Malformed(NamedTuple):
     reason: str
 
 
-Event = Created | Joined | Left | Sent | Acked | Confirmed | Malformed
+Event = Created | SpanBegun | SpanEnded | Sent | Acked | Confirmed | Malformed
 
 
 class Entry(NamedTuple):
@@ -166,8 +166,8 @@ def _confirmation(record: str) -> Confirmation:
 
 _KINDS: dict[bytes, Callable[[Fields], Event]] = {
     b"group": lambda fields: Created(_gid(fields)),
-    b"join": lambda fields: Joined(*_membership(fields)),
-    b"leave": lambda fields: Left(*_membership(fields), _position(fields[b"left"])),
+    b"join": lambda fields: SpanBegun(*_membership(fields)),
+    b"leave": lambda fields: SpanEnded(*_membership(fields), _position(fields[b"left"])),
     b"msg": _sent,
     b"ack": lambda fields: Acked(_gid(fields), tuple(map(_move, _records(fields[b"moves"])))),
     b"confirm": lambda fields: Confirmed(tuple(map(_confirmation, _records(fields[b"tallies"])))),

@@ -5,21 +5,72 @@ channel away. Here all of these are one thing: RedisUnavailable, and pushes may 
 """
 
 import select
-import time
+import socket
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import redis
 from redis.cluster import RedisCluster
 
 from imcore.errors import ConfigurationError, ImError, RedisUnavailable
 from imcore.streams.client import RedisClient
+from imcore.streams.keys import Keyspace
 from imcore.streams.redis_errors import driver_errors
+from imcore.streams.rounds import Client
 from imcore.streams.wire import PONG, PUSHED, PubSubEvent
 from imcore.util.batches import batches, grouped
 
-_CHUNK = 500
+CHUNK = 500
+"""The most channels that one command names."""
 _MOST_AT_ONCE = 1000
+
+
+class Waker:
+    """Ends the wait of one thread from any other. It has no sockets before somebody waits."""
+
+    def __init__(self) -> None:
+        self._ends: tuple[socket.socket, socket.socket] | None = None
+        self.is_awake = False
+
+    def wake(self) -> None:
+        self.is_awake = True  # first: a thread that begins to wait makes its sockets, then looks at this
+        if ends := self._ends:
+            with suppress(OSError):  # enough was written already, or it was closed meanwhile
+                ends[1].send(b"\0")
+
+    def fileno(self) -> int:
+        """Return what to poll for reading, together with other sockets."""
+        if self._ends is None:
+            self._ends = socket.socketpair()
+            for end in self._ends:
+                end.setblocking(False)
+        return self._ends[0].fileno()
+
+    def wait(self, timeout_s: float) -> None:
+        self.poll([], timeout_s)
+
+    def poll(self, others: Iterable[Any], timeout_s: float) -> None:
+        """Wait until one of some sockets can be read, or somebody wakes this one."""
+        waiting = select.poll()  # select() takes no descriptor from 1024 on: a gateway has many sockets
+        for each in (self, *others):
+            waiting.register(each, select.POLLIN)
+        readable = waiting.poll(0 if self.is_awake else timeout_s * 1000)
+        if any(descriptor == self.fileno() for descriptor, _ in readable):
+            self.is_awake = True
+
+    def reset(self) -> None:
+        """Sleep again: what woke this one was seen."""
+        self.is_awake = False  # first: what is written from now on wakes it again
+        if self._ends:
+            with suppress(BlockingIOError):
+                while self._ends[0].recv(4096):
+                    pass
+
+    def close(self) -> None:
+        ends, self._ends = self._ends, None
+        for end in ends or ():
+            end.close()
 
 
 class Subscription:
@@ -33,7 +84,7 @@ class Subscription:
         self._silent: set[str] | None = None  # connections that have not answered a ping
         if client.is_cluster:
             # Queries for a key of each slot let the client learn which node has it now.
-            client.query_many([("EXISTS", key) for key in client.space.journals()])
+            client.query_many(key_of_each_slot(client.space))
 
     def change(self, drop: Sequence[str], add: Sequence[str]) -> None:
         """Unsubscribe and subscribe channels; pushes come after their SUBSCRIBED event."""
@@ -42,15 +93,19 @@ class Subscription:
 
     def ping(self) -> None:
         """Ping each connection: whatever it brings next is an answer."""
-        with self._errors():
+        with subscription_errors(self._where):
             for connection in self._connections.values():
                 connection.send_command("PING", check_health=False)
         self._silent = set(self._connections)
 
-    def read(self, timeout_s: float) -> list[PubSubEvent]:
-        """Return the events that have arrived, after waiting for the first one at most this long."""
-        with self._errors():
-            events = [event for name in self._readable(timeout_s) for event in self._drain(name)]
+    def read(self, timeout_s: float, waker: Waker) -> list[PubSubEvent]:
+        """Return the events that have arrived, after waiting at most so long for the first, or to be woken."""
+        with subscription_errors(self._where):
+            names = self._readable()
+            if not names and timeout_s > 0:
+                waker.poll([connection._sock for connection in self._connections.values()], timeout_s)
+                names = self._readable()
+            events = [event for name in names for event in self._drain(name)]
         if self._silent is not None and not self._silent:
             self._silent = None
             events.append(PubSubEvent(PONG))
@@ -61,40 +116,20 @@ class Subscription:
             connection.disconnect()
 
     def _send(self, command: str, channels: Iterable[str]) -> None:
-        with self._errors():
-            for names in self._by_slot(channels):
+        with subscription_errors(self._where):
+            for names in by_slot(self._client, channels):
                 connection = self._connection_of(names[0])
-                for chunk in batches(names, _CHUNK):
-                    connection.send_command(command, *chunk, check_health=False)
-
-    def _by_slot(self, channels: Iterable[str]) -> Iterable[Sequence[str]]:
-        client = self._client
-        slot_of = client.keyslot if isinstance(client, RedisCluster) else lambda _: 0
-        return grouped((slot_of(channel), channel) for channel in channels).values()
+                connection.send_command(command, *names, check_health=False)
 
     def _connection_of(self, channel: str) -> Any:
-        name, client = "", self._client
-        if isinstance(client, RedisCluster):
-            node = client.get_node_from_key(channel)
-            name, client = node.name, client.get_redis_connection(node)
+        name, client = node_of(self._client, channel)
         if name not in self._connections:
             # Not of the pool: another user might close it and reconnect it without our channels.
             pool = client.connection_pool
             self._connections[name] = _opened(pool.connection_class(**pool.connection_kwargs))
         return self._connections[name]
 
-    def _readable(self, timeout_s: float) -> list[str]:
-        timeout_s = max(0.0, timeout_s)
-        connections = list(self._connections.values())
-        if not connections:
-            time.sleep(timeout_s)
-        elif len(connections) == 1:
-            return list(self._connections) if connections[0].can_read(timeout_s) else []
-        elif not any(connection.can_read(0) for connection in connections):
-            waiting = select.poll()  # select() takes no descriptor from 1024 on: a gateway has many sockets
-            for connection in connections:
-                waiting.register(connection._sock, select.POLLIN)
-            waiting.poll(timeout_s * 1000)
+    def _readable(self) -> list[str]:
         return [name for name, connection in self._connections.items() if connection.can_read(0)]
 
     def _drain(self, name: str) -> Iterator[PubSubEvent]:
@@ -103,21 +138,50 @@ class Subscription:
             answer = connection.read_response(push_request=True)
             if self._silent:
                 self._silent.discard(name)
-            if isinstance(answer, list) and answer[0] != PONG:  # a PING is answered by a text, or by a list
-                kind, channel, data = answer
-                yield PubSubEvent(kind, channel.decode(), data if kind == PUSHED else b"")
+            if event := event_of(answer):
+                yield event
             if not connection.can_read(0):
                 return
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            with driver_errors(self._where):
-                yield
-        except (ConfigurationError, RedisUnavailable):
-            raise
-        except ImError as error:  # MOVED, for one
-            raise RedisUnavailable(str(error)) from error
+
+def key_of_each_slot(space: Keyspace) -> list[tuple[str, str]]:
+    """Return queries that go to each slot with our data."""
+    return [("EXISTS", key) for key in space.journals()]
+
+
+@contextmanager
+def subscription_errors(where: str) -> Iterator[None]:
+    """Translate what the driver raises: but for a ConfigurationError the subscription is lost."""
+    try:
+        with driver_errors(where):
+            yield
+    except (ConfigurationError, RedisUnavailable):
+        raise
+    except ImError as error:  # MOVED, for one
+        raise RedisUnavailable(str(error)) from error
+
+
+def by_slot(client: Client, channels: Iterable[str]) -> Iterator[list[str]]:
+    """Yield channels that one command may name: those of one slot of a cluster, not too many."""
+    slot_of = client.keyslot if isinstance(client, RedisCluster) else lambda _: 0
+    for names in grouped((slot_of(channel), channel) for channel in channels).values():
+        yield from batches(names, CHUNK)
+
+
+def node_of(client: Client, channel: str) -> tuple[str, redis.Redis]:
+    """Return the node that has a channel, with its name. A single server has the name ""."""
+    if not isinstance(client, RedisCluster):
+        return "", client
+    node = client.get_node_from_key(channel)
+    return node.name, client.get_redis_connection(node)
+
+
+def event_of(answer: Any) -> PubSubEvent | None:
+    """Return the event of an answer; None for that of a PING: a text, or a list."""
+    if not isinstance(answer, list) or answer[0] == PONG:
+        return None
+    kind, channel, data = answer
+    return PubSubEvent(kind, channel.decode(), data if kind == PUSHED else b"")
 
 
 def _opened(connection: Any) -> Any:

@@ -1,34 +1,22 @@
-"""Sends commands to a server, or to the nodes of a cluster: many of them at once, each exactly once.
+"""Sends commands to a server: many of them at once, each exactly once. Performs the steps of `rounds` in turn.
 
 The driver's own pipelines take three times as long per command. On a cluster they also repeat by themselves commands
 without an answer, which may have run.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
 from typing import Any
 
 from hiredis import pack_command
-from redis import Redis
 from redis import exceptions as driver
-from redis.cluster import RedisCluster
 
 from imcore.streams.redis_errors import LOST
+from imcore.streams.rounds import Answered, Command, Pause, Run, Send
 from imcore.util.batches import batches
-
-Command = tuple[Any, ...]
 
 PIECE = 50
 """The commands that are sent at once: the server runs them while the next ones are packed."""
-
-_REDIRECTED = (driver.AskError, driver.TryAgainError)
-"""Answers of a node that does not have the keys of a command (a MovedError is an AskError), and did nothing."""
-_KEY_AT = {"FCALL": 3, "FCALL_RO": 3, "MEMORY": 2}
-"""The index of the first key of a command, if it does not follow the name."""
-_FEW_HOPS = 4
-_MOST_WAITS = 16
-_WAIT_S = 0.05
 
 
 class InFlight:
@@ -70,108 +58,42 @@ class InFlight:
         self._connection = None
 
 
-def call_cluster(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
-    """Send commands to the nodes that have their keys; return the answers, each error in its place.
-
-    A command whose keys have moved is sent to their new node. While nodes are moving keys, all commands together wait a
-    limited time; those that are still redirected then have a TryAgainError. A command without an answer is not
-    repeated; the client then refreshes its slots.
-    """
-    answers = _at_their_nodes(client, commands)
-    waits = _MOST_WAITS
-    for number, command in enumerate(commands):
-        hops = 0
-        while isinstance(answers[number], _REDIRECTED):
-            if isinstance(answers[number], driver.TryAgainError) or hops >= _FEW_HOPS:  # two nodes may name each other
-                if not waits:
-                    break
-                waits -= 1
-                time.sleep(_WAIT_S)
-            answers[number] = _redirect(client, command, answers[number])
-            hops += 1
-        if isinstance(answers[number], driver.AskError):
-            answers[number] = driver.TryAgainError(str(answers[number]))
-    if any(isinstance(answer, LOST) for answer in answers):
-        refresh_slots(client)
-    return answers
+def perform_step(step: Send | Pause | Run) -> Any:
+    match step:
+        case Send(flights):
+            return _send(flights)
+        case Pause(seconds):
+            return time.sleep(seconds)
+        case Run(function):
+            return function()
 
 
-def refresh_slots(client: Redis | RedisCluster) -> None:
-    """Ask a cluster which node has which slots, if any node answers. Else the driver may go on asking a dead one."""
-    if isinstance(client, RedisCluster):
-        with suppress(*LOST, driver.RedisError, driver.RedisClusterException):
-            client.nodes_manager.initialize()
-
-
-def _at_their_nodes(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
-    """Send to all nodes first, then read the answers."""
-    answers: list[Any] = [None] * len(commands)
-    with ExitStack() as stack:
-        flights = []
-        for node, numbers in _by_node(client, commands, answers):
-            with _errors_put(answers, numbers):
-                flight = InFlight(client.get_redis_connection(node), [commands[number] for number in numbers])
-                stack.callback(flight.drop)
-                flights.append((flight, numbers))
-        for flight, numbers in flights:
-            with _errors_put(answers, numbers):
-                for number, answer in zip(numbers, flight.answers(), strict=True):
-                    answers[number] = answer
-    return answers
-
-
-@contextmanager
-def _errors_put(answers: list[Any], numbers: Sequence[int]) -> Iterator[None]:
-    """Put the error of a lost connection in the place of all its answers."""
+def _send(flights: Sequence[tuple[Any, Sequence[Command]]]) -> list[Answered]:
+    """Send to all servers first, then read the answers."""
+    begun: list[InFlight | Exception] = []
     try:
-        yield
+        for server, commands in flights:
+            begun.append(_begun(server, commands))
+        return [each if isinstance(each, Exception) else _answered(each) for each in begun]
+    except BaseException:
+        for each in begun:
+            if isinstance(each, InFlight):
+                each.drop()
+        raise
+
+
+def _begun(server: Any, commands: Sequence[Command]) -> InFlight | Exception:
+    try:
+        return InFlight(server, commands)
     except LOST as error:
-        for number in numbers:
-            answers[number] = error
-
-
-def _by_node(client: RedisCluster, commands: Sequence[Command], answers: list[Any]) -> Iterable[tuple[Any, list[int]]]:
-    """Return each node with the numbers of its commands; without a node the answer is the error."""
-    nodes: dict[str, tuple[Any, list[int]]] = {}
-    for number, command in enumerate(commands):
-        try:
-            node = client.get_node_from_key(_key_of(command))
-        except driver.SlotNotCoveredError as error:
-            answers[number] = error
-        else:
-            nodes.setdefault(node.name, (node, []))[1].append(number)
-    return nodes.values()
-
-
-def _key_of(command: Command) -> Any:
-    """Return a key of a command. All of its keys are in one slot."""
-    return command[_KEY_AT.get(command[0], 1)]
-
-
-def _redirect(client: RedisCluster, command: Command, redirection: driver.ResponseError) -> Any:
-    """Send a command to the node that a redirection names; return the answer, or the error."""
-    commands, node = [command], None
-    try:
-        if isinstance(redirection, driver.MovedError):
-            node = _node_of_moved(client, redirection)
-        elif isinstance(redirection, driver.AskError):
-            commands, node = [("ASKING",), command], client.get_node(redirection.host, redirection.port)
-        node = node or client.get_node_from_key(_key_of(command))
-        return InFlight(client.get_redis_connection(node), commands).answers()[-1]
-    except (*LOST, driver.RedisClusterException) as error:
         return error
 
 
-def _node_of_moved(client: RedisCluster, moved: driver.MovedError) -> Any:
-    """Update the slots after a slot has moved; return its node, None if it is unknown."""
-    slots = client.nodes_manager.slots_cache
-    node = client.get_node(moved.host, moved.port)
-    if node is None or node not in slots.get(moved.slot_id, ()):
-        refresh_slots(client)
-        node = client.get_node(moved.host, moved.port)
-        if node is not None:
-            slots[moved.slot_id] = [node]  # the node that was asked for the slots may not know it yet
-    return node
+def _answered(flight: InFlight) -> Answered:
+    try:
+        return flight.answers()
+    except LOST as error:
+        return error
 
 
 def _answer(connection: Any) -> Any:

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Lock, RLock, Thread
@@ -46,6 +47,12 @@ def install() -> None:
     encoding, errors = ("utf-8", None) if given is None else (given.encoding, given.errors)
     # The ending interpreter returns to __stderr__.
     sys.stderr = sys.__stderr__ = _stream(_STDERR, encoding, errors or "backslashreplace")  # type: ignore[misc]
+
+
+def say_lost_lines(line: Callable[[int], str]) -> None:
+    """Let `line` word the notice of lost lines, which has their number: a log may have a form that its readers need."""
+    global _lost_lines  # noqa: PLW0603 (one for the process, as its stderr is)
+    _lost_lines = line
 
 
 def over(stream: TextIO | None) -> TextIO | None:
@@ -184,10 +191,8 @@ class _Pump:
 
     def _write(self, data: bytes) -> None:
         """Write the number of lines lost before, if any, then the text. If that fails, count its lines as lost, too."""
-        if self._lost:
-            line = f"im: lines missing here: {self._lost} (nobody read them, or there was no room for them)\n"
-            if not self._write_out(b"\n" * self._is_mid_line + line.encode()):
-                self._lost = 0
+        if self._lost and not self._write_out(b"\n" * self._is_mid_line + f"{_lost_lines(self._lost)}\n".encode()):
+            self._lost = 0
         rest = data if self._lost else self._write_out(data)
         self._lost += rest.count(b"\n")
 
@@ -207,6 +212,11 @@ class _Pump:
         return data
 
 
+def _in_words(count: int) -> str:
+    return f"im: lines missing here: {count} (nobody read them, or there was no room for them)"
+
+
+_lost_lines = _in_words
 _made: WeakKeyDictionary[TextIO, TextIO] = WeakKeyDictionary()
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from redis.cluster import RedisCluster
 
-from imcore import Event, Gateway, Message, NewMessage, Receipt, Session
-from imcore.streams.client import Client
+from imcore import Event, Gap, Gateway, Joined, Left, Message, NewMessage, Receipt, ReceiptsChanged, Session
+from imcore.streams.rounds import Client
 
 MOST_S = 20.0
 
@@ -23,6 +23,7 @@ class Audience:
         self.messages: dict[Session, list[Message]] = defaultdict(list)
         self.receipts: dict[Session, list[Receipt]] = defaultdict(list)
         self.digests: dict[Session, int] = defaultdict(int)
+        self.changes: dict[Session, list[Gap | Joined | Left]] = defaultdict(list)
 
     def poll(self, timeout_s: float = 0.02) -> list[Event]:
         events = self.gateway.poll(timeout_s)
@@ -30,9 +31,11 @@ class Audience:
             for session in event.sessions:
                 if isinstance(event, NewMessage):
                     self.messages[session].append(event.message)
-                else:
+                elif isinstance(event, ReceiptsChanged):
                     self.digests[session] += 1
                     self.receipts[session] += event.receipts
+                else:
+                    self.changes[session].append(event)
         return events
 
     def heard(self, session: Session, gid: str = "team") -> list[str]:

@@ -11,7 +11,8 @@ from imcore import Chat
 from imcore.errors import RedisRefuses
 from imcore.model.values import Draft
 from imcore.streams.calls import message_calls
-from imcore.streams.client import Client, open_client
+from imcore.streams.client import open_client
+from imcore.streams.rounds import Client
 from tests.helpers.servers import require_server, start_valkey
 
 

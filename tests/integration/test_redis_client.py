@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from imcore.errors import RedisUnavailable
-from imcore.streams import client, transport
+from imcore.streams import rounds, transport
 from imcore.streams.calls import group_calls
 from imcore.streams.client import RedisClient, open_client
 from tests.helpers.servers import RunningServer
@@ -53,7 +53,7 @@ def test_calls_to_a_silent_server_are_not_repeated_for_long(
     monkeypatch.setattr(
         redis_client, "_execute_command", lambda *command: commands.append(command) or execute(*command)
     )
-    monkeypatch.setattr(client, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(rounds, "PATIENCE_S", 0.3)
     os.kill(valkey_server.pid, signal.SIGSTOP)
     # When
     try:

@@ -23,10 +23,11 @@ from imcore.repair.locks import PartitionLock
 from imcore.repair.rebuild import rebuild
 from imcore.repair.window import lost_watermarks
 from imcore.settings import Settings
-from imcore.streams import client, dead_letters
+from imcore.streams import dead_letters, transport
 from imcore.streams.client import RedisClient
 from imcore.streams.keys import SEPARATOR, GroupKeys
-from imcore.streams.transport import Command, InFlight
+from imcore.streams.rounds import Command
+from imcore.streams.transport import InFlight
 from tests.helpers.persist_runs import new_persist
 from tests.helpers.workers import persist
 from tests.integration.test_reconcile import Snapshot, bury_the_dead
@@ -95,7 +96,7 @@ def lose_answer(monkeypatch: pytest.MonkeyPatch, function: str) -> list[str]:
                 raise RedisTimeoutError
             return answers
 
-    monkeypatch.setattr(client, "InFlight", Losing)
+    monkeypatch.setattr(transport, "InFlight", Losing)
     return lost
 
 

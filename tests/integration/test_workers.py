@@ -20,10 +20,11 @@ from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import dead_letters
-from imcore.streams.client import Client, RedisClient, open_client
-from imcore.streams.events import Joined
+from imcore.streams.client import RedisClient, open_client
+from imcore.streams.events import SpanBegun
 from imcore.streams.journal import CLUSTER_BLOCK_MS, Journal
 from imcore.streams.keys import CONFIG, lease
+from imcore.streams.rounds import Client
 from imcore.system import System
 from imcore.workers.persist import KIND
 from tests.helpers.deadline import wait_until
@@ -358,7 +359,7 @@ class TestOnRealServers:
         journal = Journal(chat.system.client, KIND, replace(settings, batch_size=20_000))
 
         # Then each has its own version, in their order
-        versions = [entry.version for entry in journal.read() if isinstance(entry.event, Joined)]
+        versions = [entry.version for entry in journal.read() if isinstance(entry.event, SpanBegun)]
         assert len(versions) == len(set(versions)) == 10_000
         assert versions == sorted(versions)
 

@@ -109,11 +109,12 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "msgid": msgids,
     "msgids": odd(st.lists(msgids, max_size=4), texts, wrong_types),
     "limit": limits,
+    "around": odd(st.none() | msgids, wrong_types),
+    "first_unread": st.booleans(),
     "session": sessions,
     "receipts": receipts,
     "after": resume_points,
     "resume_points": resume_points,
-    "since_join": st.booleans(),
     "ack_every": odd(st.integers(1, 3), st.sampled_from([0, -1, 2**70, None, "1", 1.5])),
     "ack_interval_s": intervals,
     "clean": st.booleans(),
@@ -147,6 +148,8 @@ OF_ONE_ENTRY: dict[str, st.SearchStrategy[Any]] = {
     "Chat.ack_many.acks": odd(
         st.lists(st.tuples(uids, st.none() | msgids).map(list), max_size=4), st.lists(wrong_types, max_size=2)
     ),
+    "Chat.history.before": st.none() | msgids,
+    "Chat.history.after": st.none() | msgids,
     "Chat.gateway.acks": _how_acked,
     "Chat.listen.acks": _how_acked,
     "Device.live.acks": _how_acked,

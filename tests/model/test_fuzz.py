@@ -14,7 +14,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from imcore import Chat
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams.client import Client, RedisClient, open_client
+from imcore.streams.client import RedisClient, open_client
+from imcore.streams.rounds import Client
 from imcore.system import System
 from tests.model.entries import ELSEWHERE, entries
 from tests.model.examples import fuzzed

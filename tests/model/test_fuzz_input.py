@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from imcore import Chat
 from imcore import msgid as msgids
-from imcore.errors import ImError
+from imcore.errors import ImError, InvalidInput
 from imcore.importer.importer import import_events
 from imcore.settings import Settings
 from imcore.sql.database import Database
@@ -81,7 +81,7 @@ def test_random_msgids() -> None:
     def fuzz(text: str) -> None:
         try:
             packed = msgids.pack(text)
-        except ValueError:
+        except InvalidInput:
             return
         assert msgids.unpack(packed) == text
 

@@ -19,7 +19,8 @@ from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.calls.call import Call
-from imcore.streams.client import Client, RedisClient, open_client
+from imcore.streams.client import RedisClient, open_client
+from imcore.streams.rounds import Client
 from imcore.system import System
 from tests.helpers.import_events import lines
 from tests.helpers.workers import store

@@ -7,7 +7,8 @@ import pytest
 
 from imcore.gateway import channels
 from imcore.gateway.channels import ChannelOwner, Channels
-from imcore.gateway.fanout import GroupSubscribers, ResumePoint, Session
+from imcore.gateway.cursor import ResumePoint
+from imcore.gateway.fanout import GroupSubscribers, Session
 from imcore.streams.keys import Keyspace
 
 SPACE = Keyspace(3)

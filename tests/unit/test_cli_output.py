@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from imcore.cli import output
 from imcore.cli.app import Invocation, app
 from imcore.cli.output import safe, show, to_json
-from imcore.cli.records import Record
+from imcore.model.records import Record
 from tests.helpers.outputs import FAILING, STANDING, Output, disk_full, nobody_reads
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imcore.cli.main import without_passwords
-from imcore.cli.output import redact
+from imcore.logs.redaction import redact
 from imcore.sql import postgres_options
 from imcore.streams import url_options
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from imcore import msgid as msgids
-from imcore.gateway.fanout import Cursor
+from imcore.gateway.cursor import Cursor
 from imcore.model.values import Message
 from imcore.operations.queries import MessagePage
 from imcore.streams.calls.message_calls import PullResult

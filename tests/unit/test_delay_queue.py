@@ -9,8 +9,9 @@ import pytest
 
 from imcore.errors import ImError, RedisRefuses, RedisUnavailable
 from imcore.gateway.scheduler import DelayQueue
-from imcore.operations.effects import Effects, perform
+from imcore.operations.effects import Effects
 from imcore.util.backoff import ThrottledLog
+from imcore.util.steps import perform
 
 
 def refused_by(errors: dict[Any, ImError]) -> Callable[[Sequence[Any]], Effects[dict[Any, ImError]]]:

@@ -1,7 +1,8 @@
 """Events in flight count as received once they are confirmed, and only for sessions that have not ended."""
 
 from imcore import msgid as msgids
-from imcore.gateway.fanout import DeliveryQueue, Event, NewMessage, ReceiptsChanged, Recipients, Session
+from imcore.gateway.delivery_queue import DeliveryQueue
+from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Recipients, Session
 from imcore.model.values import Message, Receipt
 
 ANN, BOB, CY = (Session(uid) for uid in ("ann", "bob", "cy"))

@@ -8,7 +8,8 @@ import pytest
 from imcore import msgid as msgids
 from imcore.gateway import fanout
 from imcore.gateway.acks import AckBuffer, UnackedMessages, targets
-from imcore.gateway.fanout import GroupSubscribers, NewMessage, Recipients, ResumePoint, Session
+from imcore.gateway.cursor import ResumePoint
+from imcore.gateway.fanout import GroupSubscribers, NewMessage, Recipients, Session
 from imcore.model.values import Message
 from imcore.operations.queries import MessagePage
 from imcore.streams.calls.message_calls import UIDS_PER_CALL, AckTarget, PullResult, split_targets

@@ -8,10 +8,10 @@ import pytest
 from imcore import Chat, Gateway, Message, NewMessage, Receipt
 from imcore import msgid as msgids
 from imcore.admin.stats import online_uids
-from imcore.cli.records import iso
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase
 from imcore.errors import UnknownMessage
+from imcore.model.records import iso
 from imcore.model.values import Draft
 from imcore.operations.messages import message as message_of
 from imcore.sql.database import Database

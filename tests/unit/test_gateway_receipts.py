@@ -11,7 +11,8 @@ from imcore import Chat, Receipt, Session
 from imcore.errors import RedisRefuses, RedisUnavailable
 from imcore.gateway import sessions as gateway_sessions
 from imcore.gateway.channels import Inbox
-from imcore.gateway.fanout import DeliveryQueue, ReceiptsChanged
+from imcore.gateway.delivery_queue import DeliveryQueue
+from imcore.gateway.fanout import ReceiptsChanged
 from imcore.gateway.sessions import RECEIPTS_PER_EVENT, ReceiptConfirmation, ReceiptDelivery
 from imcore.operations.effects import Effect, RedisCalls
 from imcore.util.backoff import ThrottledLog

@@ -10,7 +10,7 @@ from imcore.errors import ImError
 from imcore.streams import dead_letters
 from imcore.streams.calls import journal_calls
 from imcore.streams.client import RedisClient
-from imcore.streams.events import Acked, Created, Event, Joined, Left, Malformed, Move, Sent, read
+from imcore.streams.events import Acked, Created, Event, Malformed, Move, Sent, SpanBegun, SpanEnded, read
 from imcore.streams.journal import LONGEST_REASON, Journal, Lease, one_line
 from imcore.streams.keys import lease
 from imcore.workers.persist import KIND
@@ -48,10 +48,10 @@ class TestEntries:
         msgid = msgids.pack(first.msgid)
         assert [entry.event for entry in entries] == [
             Created("g"),
-            Joined("g", "bob", 0),
+            SpanBegun("g", "bob", 0),
             Sent("g", msgid, msgid, 1),
             Acked("g", (Move(0, 0, msgid, ("bob",)),)),
-            Left("g", "bob", 0, msgid),
+            SpanEnded("g", "bob", 0, msgid),
         ]
         assert all(entry.partition == chat.system.client.space.partition_of("g") for entry in entries)
         assert [entry.version for entry in entries] == sorted({entry.version for entry in entries})

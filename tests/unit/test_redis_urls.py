@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from imcore.chat import Chat
-from imcore.cli.output import redact
 from imcore.errors import ConfigurationError, RedisUnavailable
+from imcore.logs.redaction import redact
 from imcore.settings import Settings, socket_path, socket_url
 from imcore.streams.client import RedisClient, open_client
 from imcore.streams.redis_errors import address

@@ -9,7 +9,7 @@ from imcore.repair.merge import Placed, Plan, as_known, in_sequence, place, sett
 from imcore.repair.orders import orders
 from imcore.repair.state import ActualGroup, Changes, Counter, is_void, offset_of, paired
 from imcore.streams.calls.repair_calls import StreamState, Trim
-from imcore.streams.events import Acked, Created, Entry, Event, Joined, Left, Move, Sent
+from imcore.streams.events import Acked, Created, Entry, Event, Move, Sent, SpanBegun, SpanEnded
 
 UIDS = ("ann", "bob", "cy")
 VERSION = 1000
@@ -216,8 +216,8 @@ def test_backlog_is_applied_to_stored_spans() -> None:
     pending = Changes()
     for event in (
         Created("g"),
-        Joined("g", "bob", 4),
-        Left("g", "ann", 0, 6),
+        SpanBegun("g", "bob", 4),
+        SpanEnded("g", "ann", 0, 6),
         Sent("g", 7, 8, 2),
         Acked("g", (Move(0, 2, 5, ("cy",)),)),
     ):
@@ -234,7 +234,7 @@ def test_backlog_is_applied_to_stored_spans() -> None:
 def test_changes_explain_only_differences_that_depend_on_them() -> None:
     # Given
     touched = Changes()
-    for event in (Sent("g", 7, 8, 2), Acked("g", (Move(0, 2, 5, ("cy",)),)), Joined("g", "eve", 4)):
+    for event in (Sent("g", 7, 8, 2), Acked("g", (Move(0, 2, 5, ("cy",)),)), SpanBegun("g", "eve", 4)):
         touched.add(entry(event))
     touched.add_message("bob", 3)
 

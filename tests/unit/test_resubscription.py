@@ -7,8 +7,9 @@ import pytest
 from imcore.errors import RedisUnavailable
 from imcore.gateway.channels import Channels, Resubscription
 from imcore.gateway.fanout import Session
-from imcore.operations.effects import ChangeChannels, Effect, OpenSubscription, PingSubscription, perform
+from imcore.operations.effects import ChangeChannels, Effect, OpenSubscription, PingSubscription
 from imcore.streams.keys import Keyspace
+from imcore.util.steps import perform
 
 EVERY_S = 20.0
 

@@ -6,8 +6,9 @@ import pytest
 
 from imcore.errors import ConfigurationError, ImError, RedisFull, RedisRefuses, RedisUnavailable
 from imcore.gateway.scheduler import Scheduler
-from imcore.operations.effects import Effects, perform
+from imcore.operations.effects import Effects
 from imcore.util.backoff import LONGEST_WAIT_S, ThrottledLog
+from imcore.util.steps import perform
 
 
 class Clock:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imcore.cli.records import iso, shown, zone_trouble
+from imcore.cli.records import shown, zone_trouble
+from imcore.model.records import iso
 
 MOMENT = datetime(2026, 11, 30, 10, 19, 10, 259_999, UTC)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
-from imcore.cli.records import Record
+from imcore.model.records import Record
 
 COLUMNS = ("figure", "median", "spread", "unit", "yardstick", "ratio", "aim")
 LEAST_ROUNDS = 5

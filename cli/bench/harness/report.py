@@ -5,7 +5,7 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from imcore.cli.bench.harness.figures import COLUMNS, Figure, number, to_row
-from imcore.cli.records import Record
+from imcore.model.records import Record
 
 _BAR_WIDTH, _LEAST_BAR_WIDTH = 40, 10
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from imcore.cli.bench.harness.figures import Figure, RoundPlan, to_record
 from imcore.cli.bench.harness.servers import BenchServers
-from imcore.cli.records import iso
 from imcore.errors import ImError, InvalidInput
+from imcore.model.records import iso
 
 FORMAT = 1
 _PACKAGES = ("imcore", "redis", "hiredis", "psycopg", "sqlalchemy")

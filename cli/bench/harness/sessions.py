@@ -9,7 +9,7 @@ from imcore.chat import Chat
 from imcore.cli.bench.harness.servers import BenchServers
 from imcore.cli.bench.harness.traffic import TEXT
 from imcore.errors import ImError
-from imcore.gateway.fanout import Event, NewMessage, Session
+from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Session
 from imcore.gateway.gateway import Gateway
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
@@ -50,11 +50,11 @@ class SessionCounts:
         if isinstance(event, NewMessage):
             others = len(event.sessions) - (sender in event.recipients.session_set)
             self.note_arrival(event.message.seq, others, now)
-            return
-        self.digests += 1
-        for receipt in event.receipts:
-            if receipt.read == ONLINE and receipt.msgid in self._seqs:
-                self.known.setdefault(self._seqs[receipt.msgid], now)
+        elif isinstance(event, ReceiptsChanged):
+            self.digests += 1
+            for receipt in event.receipts:
+                if receipt.read == ONLINE and receipt.msgid in self._seqs:
+                    self.known.setdefault(self._seqs[receipt.msgid], now)
 
     def note_arrival(self, seq: int, sessions: int, now: float) -> bool:
         """Note more sessions of the 40 that received a message; return whether these were the last."""

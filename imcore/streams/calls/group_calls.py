@@ -25,13 +25,22 @@ NamesPage = tuple[str, list[str]]
 
 
 class Position(NamedTuple):
-    """A member's position (msgids packed); `not_unread` counts own and recalled messages past the offset."""
+    """A member's position (msgids packed): `joined` is the newest message at the join of the present span.
+
+    `not_unread` counts own and recalled messages past the offset.
+    """
 
     head_seq: int
     last: int
     acked: int
     acked_seq: int | None
     not_unread: int
+    joined: int
+
+    @property
+    def unread(self) -> int | None:
+        """How many messages are unread; None if only SQL knows the seq at the offset."""
+        return None if self.acked_seq is None else self.head_seq - self.acked_seq - self.not_unread
 
 
 def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
@@ -58,10 +67,9 @@ def group(space: Keyspace, gid: str) -> Call[Group]:
     return Call("im_group", (k.meta, k.acked, k.left), (), group_of(gid), gid)
 
 
-def offset_and_join(space: Keyspace, gid: str, uid: str) -> list[Call[int | None]]:
-    """Ask for the offset of a member, and after which message they joined; None for no member."""
-    k = space.group(gid)
-    return [Call("", (), ("ZSCORE", key, uid), _score, gid) for key in (k.acked, k.joined)]
+def offset(space: Keyspace, gid: str, uid: str) -> Call[int | None]:
+    """Ask for the offset of a member (packed); None for no member."""
+    return Call("", (), ("ZSCORE", space.group(gid).acked, uid), _score, gid)
 
 
 def groups_of(space: Keyspace, uid: str) -> list[Call[list[str]]]:
@@ -78,10 +86,12 @@ def position(space: Keyspace, gid: str, uid: str) -> Call[Position]:
     k = space.group(gid)
 
     def decode(answer: Any) -> Position:
-        head_seq, last, acked, acked_seq, not_unread = checked(answer, gid, uid=uid)
-        return Position(int(head_seq), int(last), int(acked), None if acked_seq == b"" else int(acked_seq), not_unread)
+        head_seq, last, acked, acked_seq, not_unread, joined = checked(answer, gid, uid=uid)
+        seq = None if acked_seq == b"" else int(acked_seq)
+        return Position(int(head_seq), int(last), int(acked), seq, not_unread, int(joined))
 
-    return Call("im_unread", (k.meta, k.stream, k.acked, k.own_unacked(uid), k.recalled), (uid,), decode, gid)
+    keys = (k.meta, k.stream, k.acked, k.own_unacked(uid), k.recalled, k.joined)
+    return Call("im_unread", keys, (uid,), decode, gid)
 
 
 def scan_groups(space: Keyspace, partition: int, cursor: str) -> Call[NamesPage]:

@@ -52,6 +52,17 @@ class AckResult(NamedTuple):
         return Ack(self.gid, uid, msgids.unpack_offset(offset), uid not in self.unmoved)
 
 
+class LeftOut(NamedTuple):
+    """Messages after `after` that a pull leaves out. `first` is the first of them that Redis has; msgids are packed.
+
+    The last one is the pull's new start. If only SQL has them, `keep` says how many of SQL's newest are not left out.
+    """
+
+    after: int
+    first: int
+    keep: int | None = None
+
+
 class PullResult(NamedTuple):
     """Messages after `start` (packed) of a group whose newest seq is `head_seq`. Up to `trimmed` they are in SQL only.
 
@@ -65,6 +76,7 @@ class PullResult(NamedTuple):
     messages: list[Message]
     more: bool = False
     apart: Mapping[str, int | NotMember] = {}
+    left_out: LeftOut | None = None
 
 
 def send(space: Keyspace, gid: str, drafts: Sequence[Draft], idempotency_ms: int) -> Call[list[SendResult | ImError]]:
@@ -137,21 +149,34 @@ def entries(space: Keyspace, gid: str, first: str, last: str, count: int) -> Cal
 
 
 def pull(
-    space: Keyspace, gid: str, uids: Sequence[str], *, after: int | None, count: int, most_bytes: int
+    space: Keyspace,
+    gid: str,
+    uids: Sequence[str],
+    *,
+    after: int | None,
+    count: int,
+    most_bytes: int,
+    newest: int | None = None,
 ) -> Call[PullResult]:
     """Ask for unacked messages of members: after a shared position or, for a single member, after their offset.
 
-    At most `count` messages, and `most_bytes` of text, exceeded by the first message only.
+    At most `count` messages, and `most_bytes` of text, exceeded by the first message only. With `newest`, all messages
+    but so many of the newest are left out.
     """
     k = space.group(gid)
 
     def decode(answer: Any) -> PullResult:
-        start, trimmed, head_seq, more, entries, apart = checked(answer, gid, uid=uids[0])
+        start, trimmed, head_seq, more, entries, numbers, skipped = checked(answer, gid, uid=uids[0])
         messages = [wire.message(gid, entry) for entry in entries]
-        return PullResult(int(start), int(trimmed), head_seq, messages, more == 1, _apart(gid, uids, apart))
+        apart, left_out = _apart(gid, uids, numbers), _left_out(*skipped) if skipped else None
+        return PullResult(int(start), int(trimmed), head_seq, messages, more == 1, apart, left_out)
 
-    args: list[Value] = [or_empty(after), count, most_bytes, *uids]
+    args: list[Value] = [or_empty(after), count, most_bytes, or_empty(newest), *uids]
     return Call("im_pull", (k.meta, k.stream, k.acked, k.joined, k.recalled), tuple(args), decode, gid)
+
+
+def _left_out(after: bytes, first: bytes, keep: bytes | None = None) -> LeftOut:
+    return LeftOut(int(after), int(first or 0), None if keep is None else int(keep))
 
 
 def recalled(space: Keyspace, gid: str, messages: Sequence[int]) -> Call[list[bool]]:

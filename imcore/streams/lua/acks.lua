@@ -79,9 +79,9 @@ define_for_group('im_ack', ALLOW_OOM, function(keys, args, head, newest, trimmed
 end)
 
 -- im_unread: the position of a member, all of one moment.
--- Keys: meta, stream, acked, own_unacked, recalled. Arguments: uid.
+-- Keys: meta, stream, acked, own_unacked, recalled, joined. Arguments: uid.
 -- Answer: {seq of the newest, last, offset, seq at the offset or '' if that entry is trimmed, how many messages past the offset
--- are not unread: own and recalled ones and tombstones}, or NOTMEMBER. Errors: NOGROUP.
+-- are not unread: own and recalled ones and tombstones, after which message the member joined}, or NOTMEMBER. Errors: NOGROUP.
 define_for_group('im_unread', READ_ONLY, function(keys, args, head, last, trimmed)
   local offset = redis.call('ZSCORE', keys[3], args[1])
   if not offset then
@@ -99,5 +99,5 @@ define_for_group('im_unread', READ_ONLY, function(keys, args, head, last, trimme
   end
   local passed, all = count_acked_own(keys[4], packed)
   local not_counted = all - passed + redis.call('ZCOUNT', keys[5], '(' .. offset, '+inf')
-  return {head, decimal(last), offset, seq, not_counted}
+  return {head, decimal(last), offset, seq, not_counted, redis.call('ZSCORE', keys[6], args[1]) or offset}
 end)

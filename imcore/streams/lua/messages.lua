@@ -185,37 +185,71 @@ local function apart_of(joined, args, first, start)
   return apart
 end
 
+-- The packed msgid of the last message whose seq is at most a number: one between two messages, the first of which is one.
+local function position_of_seq(stream, seq, low, high)
+  while low < high do
+    local middle = low + math.floor((high - low + 1) / 2)
+    local entry = first_message('XRANGE', stream, unpack_id(middle), '+')
+    if entry and tonumber(entry[2][2]) <= seq then
+      low = pack(entry[1])
+    else
+      high = middle - 1
+    end
+  end
+  return low
+end
+
+-- Leave out all messages after a start but the newest `most`. Returns the new start, and what was left out (see im_pull), nil
+-- for nothing. Its cost does not depend on how many they are.
+local function leave_out(stream, start, seq, last, trimmed, most)
+  local first = first_message('XRANGE', stream, '(' .. unpack_id(math.max(start, trimmed)), '+')
+  local before_first = first and tonumber(first[2][2]) - 1 or seq  -- the seq of the last message before it
+  if before_first < seq - most then
+    local begin = position_of_seq(stream, seq - most, pack(first[1]), last)
+    return decimal(begin), {decimal(start), decimal(pack(first[1]))}
+  elseif start < trimmed then
+    return decimal(start), {decimal(start), '', decimal(most - seq + before_first)}
+  end
+  return decimal(start)
+end
+
 -- im_pull: the messages that members have not acked, oldest first.
 -- Keys: meta, stream, acked, joined, recalled. Arguments: packed msgid to start after, or '' for the first uid's offset; limit;
--- limit of bytes of text, exceeded by the first message only; then the uids that all start there.
+-- limit of bytes of text, exceeded by the first message only; how many of the newest messages to begin with at most, '' for
+-- all; then the uids that all start there.
 -- For a single uid, a start before they joined is moved up to there.
 -- Answer: {start, trimmed, seq of the newest, 1 if Redis has more after these else 0, entries, {number of a uid from 0 on, then
--- NOTMEMBER or the packed msgid after which they joined, for each uid who may not get all of that}}; messages up to `trimmed`
--- are in SQL only. For a single uid that is no member: NOTMEMBER. Errors: NOGROUP.
+-- NOTMEMBER or the packed msgid after which they joined, for each uid who may not get all of that}, {what is left out}};
+-- messages up to `trimmed` are in SQL only. For a single uid that is no member: NOTMEMBER. Errors: NOGROUP.
+-- What is left out: nothing, or the start before, and the first message left out that Redis has; the new start is the last one.
+-- If only SQL knows that, the start stays, and the answer has '' and how many of SQL's newest messages are not left out.
 define_for_group('im_pull', READ_ONLY, function(keys, args, seq, last, trimmed)
-  local start, apart = args[1], {}
-  if #args == 4 then
-    local joined = redis.call('ZSCORE', keys[4], args[4])
+  local start, apart, left_out = args[1], {}, nil
+  if #args == 5 then
+    local joined = redis.call('ZSCORE', keys[4], args[5])
     if not joined then
       return 'NOTMEMBER'
     elseif start == '' then
-      start = redis.call('ZSCORE', keys[3], args[4])
+      start = redis.call('ZSCORE', keys[3], args[5])
     elseif tonumber(joined) > tonumber(start) then
       start = joined
     end
   else
-    apart = apart_of(keys[4], args, 4, tonumber(start))
+    apart = apart_of(keys[4], args, 5, tonumber(start))
+  end
+  if args[4] ~= '' then
+    start, left_out = leave_out(keys[2], tonumber(start), seq, last, tonumber(trimmed), tonumber(args[4]))
   end
   local entries, count = {}, tonumber(args[2])
   if tonumber(start) < tonumber(trimmed) then
     count = math.min(count, FIRST_PAGE_SIZE)  -- SQL may have as many, and then these are asked for again
   end
-  if #apart < 2 * (#args - 3) then
+  if #apart < 2 * (#args - 4) then
     local after = '(' .. unpack_id(tonumber(start))
     entries = read_page('XRANGE', keys[2], after, '+', count, tonumber(args[3]))
   end
   local more = entries[1] and pack(entries[#entries][1]) < last and 1 or 0
-  return {start, trimmed, seq, more, hide_recalled(entries, keys[5]), apart}
+  return {start, trimmed, seq, more, hide_recalled(entries, keys[5]), apart, left_out or {}}
 end)
 
 -- im_trim: drop the entries of a stream up to a message, which is remembered as the trim point.

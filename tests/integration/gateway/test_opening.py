@@ -150,7 +150,7 @@ def test_a_device_that_had_a_database_begins_new_groups_where_the_user_joined(ch
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         # When
-        known = gateway.open("bob", after={"team": kept[0].msgid}, since_join=True)
+        known = gateway.open("bob", after={"team": kept[0].msgid}, start="join")
         fresh = gateway.open("bob")
         # Then
         audience.until(lambda: audience.heard(known) == ["2"] and audience.heard(known, "news") == ["a", "b"])

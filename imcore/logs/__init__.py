@@ -1,0 +1,1 @@
+"""Logs of the processes: their form, and what never gets into them."""

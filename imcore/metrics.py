@@ -1,0 +1,279 @@
+"""What a process counts for Prometheus: plain numbers that cost nothing to speak of, whether anybody asks or not.
+
+    code --add, set, observe--> numbers in memory <--GET /metrics-- Prometheus
+
+Only `Registry.exposition` loads prometheus-client, which is an extra. It reads numbers and does no I/O on Redis or SQL.
+The numbers begin at 0 with the process. Each has one writer, a thread or a loop; any thread may read them.
+"""
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imcore.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
+
+Labels = tuple[str, ...]
+"""The values of a metric's labels, in their order. The program makes them, never a user: each makes a series."""
+
+STALE_S = 30.0
+"""A backlog that was read longer ago is left out: no figure is better than an old one."""
+
+QUICK_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Buckets for what the program does, in seconds. A msgid counts milliseconds."""
+HUMAN_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0, 604_800.0)
+"""Buckets for what people do, in seconds."""
+
+
+class Counter:
+    """A number that only grows, for each value of its labels."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
+        """The exposition adds `_total` to the name."""
+        self._name, self._text, self._labels = name, text, labels
+        self._values: dict[Labels, float] = {} if labels else {(): 0}
+
+    def add(self, amount: float = 1, *labels: str) -> None:
+        """Add to the number with these values of the labels."""
+        self._values[labels] = self._values.get(labels, 0) + amount
+
+    def value(self, *labels: str) -> float:
+        return self._values.get(labels, 0)
+
+    def metric(self) -> "Metric":
+        from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415 (only where somebody asks)
+
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for labels, value in self._values.copy().items():
+            family.add_metric(labels, value)
+        return family
+
+
+class Gauge:
+    """A number that rises and falls, for each value of its labels."""
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str] = (),
+        *,
+        read: Callable[[], Mapping[Labels, float]] | None = None,
+    ) -> None:
+        """With `read`, that gives the numbers whenever somebody asks: in any thread, and without I/O."""
+        self._name, self._text, self._labels = name, text, labels
+        self._values: dict[Labels, float] = {} if labels else {(): 0}
+        self._read = read or self._values.copy
+
+    def set(self, value: float, *labels: str) -> None:
+        self._values[labels] = value
+
+    def add(self, amount: float, *labels: str) -> None:
+        """Add to the number with these values of the labels, or take from it."""
+        self._values[labels] = self._values.get(labels, 0) + amount
+
+    def values(self) -> Mapping[Labels, float]:
+        return self._read()
+
+    def metric(self) -> "Metric":
+        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 (as above)
+
+        family = GaugeMetricFamily(self._name, self._text, labels=self._labels)
+        for labels, value in self._read().items():
+            family.add_metric(labels, value)
+        return family
+
+
+class Histogram:
+    """How often a value was within each bucket, and the sum of all values."""
+
+    def __init__(self, name: str, text: str, buckets: Sequence[float]) -> None:
+        """The buckets are upper bounds, in ascending order."""
+        self._name, self._text, self._bounds = name, text, buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Note a value that came `count` times. One below 0 counts as 0: two clocks may differ."""
+        value = max(value, 0.0)
+        self._counts[bisect_left(self._bounds, value)] += count
+        self._sum += value * count
+
+    def cumulative(self) -> list[tuple[float, int]]:
+        """Return how many values were at most as high as each bucket's bound; the last bound is infinite."""
+        total = 0
+        pairs = []
+        for bound, count in zip((*self._bounds, float("inf")), self._counts.copy(), strict=True):
+            total += count
+            pairs.append((bound, total))
+        return pairs
+
+    def metric(self) -> "Metric":
+        from prometheus_client.core import HistogramMetricFamily  # noqa: PLC0415 (as above)
+
+        buckets: list[tuple[str, float]] = [(_bound(bound), count) for bound, count in self.cumulative()]
+        return HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
+
+
+def _bound(bound: float) -> str:
+    return "+Inf" if bound == float("inf") else str(bound)
+
+
+class Registry:
+    """The metrics of one process, and their exposition."""
+
+    def __init__(self) -> None:
+        self._metrics: list[Counter | Gauge | Histogram] = []
+        self._collectors: CollectorRegistry | None = None
+
+    def add(self, *metrics: Counter | Gauge | Histogram) -> None:
+        self._metrics += metrics
+
+    def collect(self) -> Iterator["Metric"]:
+        """Yield the metrics in the form of prometheus-client, which calls this for each exposition."""
+        return (metric.metric() for metric in self._metrics)
+
+    def collectors(self) -> "CollectorRegistry":
+        """Return a registry of prometheus-client with these metrics and those of the process: CPU, memory, descriptors.
+
+        Raise ConfigurationError if prometheus-client is not installed.
+        """
+        if self._collectors is None:
+            try:
+                from prometheus_client import CollectorRegistry, ProcessCollector  # noqa: PLC0415 (as above)
+            except ImportError as error:
+                raise ConfigurationError(
+                    "metrics need prometheus-client: pip install 'imcore[metrics]', or unset IM_METRICS_PORT"
+                ) from error
+            self._collectors = CollectorRegistry(auto_describe=False)
+            self._collectors.register(self)
+            ProcessCollector(registry=self._collectors)
+        return self._collectors
+
+    def exposition(self, accept: str = "") -> tuple[str, bytes]:
+        """Return the content type and the body of an answer to `GET /metrics` with this `Accept` header.
+
+        From any thread. It takes about a millisecond. Raise ConfigurationError as `collectors` does.
+        """
+        collectors = self.collectors()
+        from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 (as above)
+
+        encode, content_type = choose_encoder(accept)
+        return content_type, encode(collectors)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionBacklog:
+    """What one kind of worker has not done of one partition's journal; the age is that of the oldest entry."""
+
+    worker: str
+    partition: int
+    entries: int
+    age_s: float
+
+
+class WorkerMetrics:
+    """What a worker of a kind counts. The worker's thread writes it; `note_backlog` may come from another one."""
+
+    def __init__(self, worker: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._worker = worker
+        self._clock = clock
+        self._backlog: tuple[float, Sequence[PartitionBacklog], int] | None = None
+        """When it was read, the backlogs, and the number of dead letters. Replaced as a whole."""
+        one, each = ("worker",), ("worker", "partition")
+        self.entries = Counter("imcore_entries_handled", "Journal entries handled, by kind.", ("worker", "kind"))
+        self.batches = Counter("imcore_batches", "Steps that handled any entry.", one)
+        self.failures = Counter("imcore_entry_failures", "Failures of single entries, which are retried.", one)
+        self.buried = Counter("imcore_entries_buried", "Entries that became dead letters.", one)
+        self.errors = Counter("imcore_worker_errors", "Steps that failed and are repeated.", ("worker", "error"))
+        self.messages = Counter("imcore_messages_stored", "Messages written to SQL; after a crash some twice.")
+        self.acks = Counter("imcore_acks_folded", "Moves of offsets that were folded into receipts.")
+        self.receipts = Counter("imcore_receipts", "Receipts (one recipient, one message) in digests.")
+        self.digests = Counter("imcore_digests", "Digests sent to senders.")
+        self.jobs = Counter("imcore_jobs", "Jobs that have ended.", ("job", "outcome"))
+        self.stored_s = Histogram(
+            "imcore_send_to_store_seconds", "From a message's send to its commit in SQL.", QUICK_S
+        )
+        self.read_s = Histogram(
+            "imcore_send_to_read_seconds", "From a message's send to an ack that names it.", HUMAN_S
+        )
+        backlog = Gauge("imcore_backlog_entries", "Journal entries that are not done.", each, read=self._entries)
+        age = Gauge("imcore_backlog_age_seconds", "Age of the oldest entry that is not done.", each, read=self._ages)
+        dead = Gauge("imcore_dead_letters", "Dead letters that wait for an operator.", read=self._dead_letters)
+        own = {
+            "persist": (self.messages, self.stored_s),
+            "receipts": (self.acks, self.receipts, self.digests, self.read_s),
+            "jobs": (self.jobs,),
+        }
+        self.registry = Registry()
+        self.registry.add(self.entries, self.batches, self.failures, self.buried, self.errors)
+        self.registry.add(backlog, age, dead, *own[worker])
+
+    def handled(self, kinds: Iterable[tuple[str, int]]) -> None:
+        """Count entries that were handled: how many of each kind."""
+        for kind, count in kinds:
+            self.entries.add(count, self._worker, kind)
+
+    def failed(self, *, buried: bool) -> None:
+        """Count a failure of one entry, which may have made it a dead letter."""
+        self.failures.add(1, self._worker)
+        if buried:
+            self.buried.add(1, self._worker)
+
+    def stepped(self, handled: int) -> None:
+        """Count a step, if it handled any entry."""
+        if handled:
+            self.batches.add(1, self._worker)
+
+    def step_failed(self, error: Exception) -> None:
+        self.errors.add(1, self._worker, type(error).__name__)
+
+    def note_backlog(self, backlogs: Sequence[PartitionBacklog], dead_letters: int) -> None:
+        """Replace what is known of the backlogs. Until the next call their ages grow by themselves."""
+        self._backlog = self._clock(), backlogs, dead_letters
+
+    def _known(self) -> tuple[float, Sequence[PartitionBacklog], int]:
+        """Return how long ago the backlogs were read, what they were, and the dead letters; infinitely long: never."""
+        if self._backlog is None:
+            return float("inf"), (), 0
+        read_at, backlogs, dead_letters = self._backlog
+        elapsed_s = self._clock() - read_at
+        return elapsed_s, backlogs if elapsed_s <= STALE_S else (), dead_letters
+
+    def _entries(self) -> Mapping[Labels, float]:
+        return {(each.worker, str(each.partition)): each.entries for each in self._known()[1]}
+
+    def _ages(self) -> Mapping[Labels, float]:
+        elapsed_s, backlogs, _ = self._known()
+        return {
+            (each.worker, str(each.partition)): each.age_s + elapsed_s if each.entries else 0.0 for each in backlogs
+        }
+
+    def _dead_letters(self) -> Mapping[Labels, float]:
+        elapsed_s, _, dead_letters = self._known()
+        return {(): dead_letters} if elapsed_s <= STALE_S else {}
+
+
+class WebMetrics:
+    """What a process of `im serve` counts, from its loop's thread."""
+
+    def __init__(self) -> None:
+        self.sockets = Gauge("imcore_sockets", "WebSockets that are open.")
+        self.closes = Counter("imcore_sockets_closed", "WebSockets that have ended, by close code.", ("code",))
+        self.calls = Counter("imcore_calls", "Calls and notifications of clients, by method.", ("method",))
+        self.errors = Counter("imcore_call_errors", "Calls that were answered with an error.", ("method", "error"))
+        self.messages = Counter("imcore_messages_pushed", "Messages pushed, one for each socket.")
+        self.receipts = Counter("imcore_receipts_pushed", "Changed tallies pushed, one for each socket.")
+        self.acks_received = Counter("imcore_acks_received", "Acks that clients sent.")
+        self.acks_sent = Counter("imcore_acks_sent", "Acks sent to Redis, once those of clients were folded.")
+        self.pushed_s = Histogram("imcore_send_to_push_seconds", "From a message's send to its push.", QUICK_S)
+        self.registry = Registry()
+        self.registry.add(
+            *(self.sockets, self.closes, self.calls, self.errors, self.messages, self.receipts),
+            *(self.acks_received, self.acks_sent, self.pushed_s),
+        )

@@ -1,0 +1,79 @@
+"""The JSON objects of the values: what `im --json` prints and what the network's clients get."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from datetime import UTC, datetime
+
+from imcore.model.direct import is_direct, peer_of
+from imcore.model.values import (
+    Ack,
+    Group,
+    LogLine,
+    Member,
+    Message,
+    MessageStatus,
+    MessageTally,
+    Receipt,
+    Tally,
+    Unread,
+)
+
+Record = Mapping[str, object]
+"""One JSON object; for the command line also a row of a table."""
+
+_KEYS: dict[type, tuple[str, ...]] = {
+    Message: ("gid", "msgid", "seq", "sender_uid", "time", "content", "client_msgid"),
+    LogLine: ("gid", "msgid", "time", "sender_uid", "content", "client_msgid", "state"),
+    Receipt: ("gid", "msgid", "read", "unread"),
+    Unread: ("gid", "unread"),
+}
+"""The keys of the types that have more fields than are shown."""
+_KEYS_IF_SET = ("recalled", "recalls")
+
+Value = Message | LogLine | Group | Member | Ack | Receipt | Unread | Tally
+
+
+def record_of(value: Value) -> Record:
+    """Return the object of a value. `recalled` and `recalls` are there only where they apply."""
+    keys = _KEYS.get(type(value)) or [field.name for field in fields(value)]
+    record = {key: getattr(value, key) for key in keys}
+    return record | {key: flag for key in _KEYS_IF_SET if (flag := getattr(value, key, None))}
+
+
+def tally_record(tally: MessageTally) -> Record:
+    return {**record_of(tally.message), "read": tally.read, "unread": tally.unread}
+
+
+def status_record(status: MessageStatus) -> Record:
+    return {
+        **record_of(status.message),
+        "read": len(status.read_by),
+        "unread": len(status.unread_by),
+        "read_by": [{"uid": reader.uid, "read_at": reader.read_at} for reader in status.read_by],
+        "unread_by": list(status.unread_by),
+    }
+
+
+def with_peers(uid: str, members_of: Callable[[str], Iterable[str]]) -> Callable[[Record], Record]:
+    """Return a function that adds the other user, as `peer`, to an object about a one-to-one chat."""
+    peers: dict[str, str | None] = {}
+
+    def with_peer(record: Record) -> Record:
+        gid = str(record["gid"])
+        if is_direct(gid) and peers.get(gid) is None:  # an unknown peer may be known later
+            peers[gid] = peer_of(gid, uid, members_of(gid))
+        peer = peers.get(gid)
+        return record if peer is None else {**record, "peer": peer}
+
+    return with_peer
+
+
+def iso(moment: datetime) -> str:
+    """Return the time in ISO 8601, UTC, with milliseconds."""
+    return iso_as_given(moment.astimezone(UTC), "milliseconds")
+
+
+def iso_as_given(moment: datetime, timespec: str) -> str:
+    """Return the time in ISO 8601, in the zone that it has."""
+    text = moment.isoformat(timespec=timespec)
+    return text.replace("+00:00", "Z") if moment.tzinfo is UTC else text

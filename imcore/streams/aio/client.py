@@ -1,0 +1,155 @@
+"""The client of Redis under asyncio: performs the steps of `RedisClient` without blocking the loop."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from threading import Lock
+from typing import Any, TypeVar
+
+import redis
+from redis.cluster import RedisCluster
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from imcore.errors import ImError
+from imcore.streams.aio.connection import Pipeline, opened
+from imcore.streams.calls.call import Call, command_of
+from imcore.streams.client import CHUNK, RedisClient
+from imcore.streams.keys import Keyspace
+from imcore.streams.redis_errors import LOST
+from imcore.streams.rounds import Answered, Command, Pause, Run, Send
+from imcore.util.steps import perform_async
+from imcore.util.threads import in_thread
+
+T = TypeVar("T")
+AsyncAnswers = Callable[[], Awaitable[list[T | ImError]]]
+"""Awaits the answers of calls in flight; a call that failed has its error in its place."""
+
+
+class AsyncRedisClient:
+    """Calls Redis functions over one connection to each server, which all tasks of one event loop share.
+
+    A `RedisClient` decides. What is rare (functions to load, a partition count to fix, slots to refresh, errors to
+    translate) it does itself, in a thread. Cancelling a call leaves its connection as usable as before.
+    """
+
+    def __init__(self, client: RedisClient) -> None:
+        self.client = client
+        self._pipelines: dict[str, Pipeline] = {}
+        self._openings: dict[str, asyncio.Task[Pipeline]] = {}
+        self._lock = Lock()
+        """The synchronous client is for one thread until it has its functions."""
+
+    @property
+    def address(self) -> str:
+        return self.client.address
+
+    async def space(self) -> Keyspace:
+        """Do as `RedisClient.space` does."""
+        if "space" in vars(self.client):
+            return self.client.space
+        return await self.in_turn(lambda: self.client.space)
+
+    async def call_each(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T | ImError]:
+        """Do as `RedisClient.call_each` does."""
+        return await perform_async(self.client.each(batch, repeatable=repeatable), self._perform_step)
+
+    async def start(self, batch: Sequence[Call[T]]) -> AsyncAnswers[T]:
+        """Do as `RedisClient.start` does. The answers may be dropped."""
+        if not self.client.is_prepared:
+            await self.in_turn(partial(self.client.prepare, batch))
+        driver = self.client.driver
+        if isinstance(driver, RedisCluster) or not 0 < len(batch) <= CHUNK:
+            calls = asyncio.ensure_future(self.call_each(batch))
+            calls.add_done_callback(_retrieve)
+            return lambda: calls
+        begun = await self._begun(driver, list(map(command_of, batch)))
+        return partial(self._finish, batch, begun)
+
+    async def _finish(
+        self, batch: Sequence[Call[T]], begun: "asyncio.Future[Answered] | Exception"
+    ) -> list[T | ImError]:
+        answered = begun if isinstance(begun, Exception) else await begun
+        answers = [answered] * len(batch) if isinstance(answered, Exception) else answered
+        return await perform_async(self.client.finish(batch, answers), self._perform_step)
+
+    async def query_many(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+        """Do as `RedisClient.query_many` does."""
+        answers = await perform_async(self.client.queries(commands), self._perform_step)
+        for answer in answers:
+            if isinstance(answer, ImError):
+                raise answer
+        return answers
+
+    async def in_turn(self, function: Callable[[], T]) -> T:
+        """Run a function of the synchronous client in a thread, when no other one runs."""
+
+        def run() -> T:
+            with self._lock:
+                return function()
+
+        return await in_thread(run)
+
+    def drop_connections(self) -> None:
+        """Open new connections for what is called from now on."""
+        for pipeline in self._pipelines.values():
+            pipeline.retire()
+        self._pipelines.clear()
+
+    async def close(self) -> None:
+        """Close all connections; calls that wait for answers raise RedisUnavailable."""
+        for opening in self._openings.values():
+            opening.cancel()
+        for pipeline in self._pipelines.values():
+            pipeline.close(RedisConnectionError("the connection is closed"))
+        self._pipelines.clear()
+        await self.in_turn(self.client.close)
+
+    async def _perform_step(self, step: Send | Pause | Run) -> Any:
+        match step:
+            case Send(flights):
+                return await self._send(flights)
+            case Pause(seconds):
+                return await asyncio.sleep(seconds)
+            case Run(function):
+                return await self.in_turn(function)
+
+    async def _send(self, flights: Sequence[tuple[redis.Redis, Sequence[Command]]]) -> list[Answered]:
+        begun = [await self._begun(server, commands) for server, commands in flights]
+        return [each if isinstance(each, Exception) else await each for each in begun]
+
+    async def _begun(self, server: redis.Redis, commands: Sequence[Command]) -> "asyncio.Future[Answered] | Exception":
+        try:
+            return (await self._pipeline(server)).send(commands)
+        except LOST as error:
+            return error
+
+    async def _pipeline(self, server: redis.Redis) -> Pipeline:
+        name = self._name_of(server)
+        pipeline = self._pipelines.get(name)
+        if pipeline is not None and pipeline.is_usable:
+            return pipeline
+        opening = self._openings.get(name)
+        if opening is None:
+            opening = self._openings[name] = asyncio.ensure_future(self._open(name, server))
+            opening.add_done_callback(_retrieve)
+        return await asyncio.shield(opening)
+
+    async def _open(self, name: str, server: redis.Redis) -> Pipeline:
+        try:
+            pipeline = self._pipelines[name] = Pipeline(await opened(server))
+        finally:
+            del self._openings[name]
+        return pipeline
+
+    def _name_of(self, server: redis.Redis) -> str:
+        """Return the host and port of a cluster's node."""
+        if not self.client.is_cluster:
+            return ""
+        place = server.connection_pool.connection_kwargs
+        return f"{place.get('host')}:{place.get('port')}"
+
+
+def _retrieve(task: "asyncio.Future[Any]") -> None:
+    """Look at the error of a task for which perhaps nobody waits any more: else asyncio reports it."""
+    if not task.cancelled():
+        task.exception()

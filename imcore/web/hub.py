@@ -1,0 +1,421 @@
+"""All clients of one process: the chat, one gateway for their sessions, and the pump that turns events into frames."""
+
+import asyncio
+import inspect
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from imcore import msgid as msgids
+from imcore.aio import AsyncChat
+from imcore.errors import (
+    DatabaseNotReady,
+    ImError,
+    NotAllowed,
+    NotAuthenticated,
+    RedisUnavailable,
+    TooManyCalls,
+    TooManySockets,
+)
+from imcore.gateway.fanout import Gap, Joined, Left, NewMessage, ReceiptsChanged
+from imcore.metrics import WebMetrics
+from imcore.model.records import record_of
+from imcore.web import jsonrpc
+from imcore.web.auth import Identity, Tokens, bearer_of
+from imcore.web.client import GOING_AWAY, Client
+from imcore.web.flow import Frame, RateLimit
+from imcore.web.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND, Request, RpcError
+from imcore.web.methods import METHODS, Caller, Method, receipt_record
+from imcore.web.parameters import arguments
+from imcore.web.settings import WebSettings
+
+if TYPE_CHECKING:
+    from imcore.gateway.async_gateway import AsyncGateway
+    from imcore.gateway.fanout import Event, Session
+
+log = logging.getLogger(__name__)
+
+Authenticate = Callable[[str | None, Mapping[str, str]], "Identity | Awaitable[Identity | None] | None"]
+"""Takes a token, if one came, and the headers, with names in lower case; returns who that is, None for nobody."""
+
+May = Callable[[Identity, str, Mapping[str, Any]], "bool | Awaitable[bool]"]
+"""Takes who calls, the method and its parameters; returns whether this is allowed."""
+
+POLL_S = 60.0
+PAUSE_S = 1.0
+"""After an error that waiting does not mend."""
+DEMO_TTL_S = 3600
+HTTP_CALLS = 1000
+"""Calls by HTTP that are in hand at once."""
+RATES_KEPT = 10_000
+HEALTH_S = 2.0
+SOCKETS_S = 2.0
+"""The time in which sockets may take what was sent, and answer the close frame, when the server ends."""
+TICK_S = 0.05
+
+
+def default_may(identity: Identity, method: str, params: Mapping[str, Any]) -> bool:
+    """A server may all. A user may not change groups, nor speak for others."""
+    if identity.is_server:
+        return True
+    is_for_servers = method in METHODS and METHODS[method].is_server_only
+    return not is_for_servers and params.get("uid") in {None, identity.uid}
+
+
+class Hub:
+    """The clients of one process. `start` it before use; all in the thread of its event loop."""
+
+    def __init__(
+        self,
+        chat: "AsyncChat | None" = None,
+        *,
+        settings: WebSettings | None = None,
+        authenticate: Authenticate | None = None,
+        may: May | None = None,
+        demo: bool = False,
+    ) -> None:
+        """Raise ConfigurationError without `authenticate` and without a key in the settings."""
+        self.settings = settings or WebSettings.from_env()
+        self.methods: Mapping[str, Method] = {
+            name: method for name, method in METHODS.items() if demo or not method.is_demo_only
+        }
+        self.metrics = WebMetrics()
+        self.is_stopping = False
+        self._given_chat = chat
+        self._tokens = None if authenticate else Tokens(self.settings)
+        self._authenticate = authenticate
+        self._may = may or default_may
+        self._chat: AsyncChat | None = None
+        self._gateway: AsyncGateway | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._clients: dict[Client, None] = {}
+        self._sockets: Counter[str] = Counter()
+        """By uid, those with a session."""
+        self._http_calls = 0
+        self._rates: OrderedDict[str, RateLimit] = OrderedDict()
+
+    @property
+    def chat(self) -> "AsyncChat":
+        if self._chat is None:
+            raise RuntimeError("the hub was not started")
+        return self._chat
+
+    @property
+    def gateway(self) -> "AsyncGateway":
+        if self._gateway is None:
+            raise RuntimeError("the hub was not started")
+        return self._gateway
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._clients) > self.settings.max_sockets
+
+    async def start(self) -> None:
+        """Begin, in the running loop. Again: nothing."""
+        async with self._starting:
+            if self._pump is None and not self.is_stopping:
+                self._chat = self._given_chat or AsyncChat.connect()
+                self._gateway = self._chat.gateway(acks="client")
+                self._pump = asyncio.create_task(self._pump_events())
+                self._run(self._open_database(self._chat))
+
+    async def _open_database(self, chat: AsyncChat) -> None:
+        """Open the database, which the first page of history would wait for."""
+        with suppress(DatabaseNotReady):  # no worker has stored anything yet
+            await chat.open_database()
+
+    async def close(self, patience_s: float = 3.0) -> None:
+        """End: no calls are taken any more, those in hand are answered, acks go out, sockets close with 1001.
+
+        A server that is away delays the end by `patience_s` at most, twice.
+        """
+        self.is_stopping = True
+        clients = list(self._clients)
+        if clients:
+            finishing = [asyncio.ensure_future(client.finish()) for client in clients]
+            _, late = await asyncio.wait(finishing, timeout=patience_s)
+            for task in late:
+                task.cancel()
+        for client in clients:
+            client.close(GOING_AWAY, "the server ends")
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + SOCKETS_S
+        while self._clients and loop.time() < give_up:
+            await asyncio.sleep(TICK_S)
+        async with self._starting:
+            pump, self._pump = self._pump, None
+            if pump:
+                pump.cancel()
+                await asyncio.wait([pump])
+                await self._close_gateway(patience_s)
+
+    async def _close_gateway(self, patience_s: float) -> None:
+        try:
+            async with asyncio.timeout(patience_s):
+                await self.gateway.close()
+        except TimeoutError:
+            log.warning("acks could not be sent within %g s: what was not acked comes again", patience_s)
+        for task in list(self._tasks):
+            task.cancel()
+        if self._given_chat is None:
+            await self.chat.close()
+
+    # Clients.
+
+    def add(self, client: Client) -> None:
+        """Note a client whose socket has come."""
+        self._clients[client] = None
+        self.metrics.sockets.set(len(self._clients))
+
+    def gone(self, client: Client) -> None:
+        """Note that the socket of a client is gone."""
+        self._clients.pop(client, None)
+        self.metrics.sockets.set(len(self._clients))
+
+    def reads_headers(self, headers: Mapping[str, str]) -> bool:
+        """Return whether the headers of a handshake may say who that is."""
+        return self._authenticate is not None or bearer_of(headers) is not None
+
+    async def authenticate(self, token: str | None, headers: Mapping[str, str]) -> Identity | None:
+        """Return who a token names. Raise NotAuthenticated for a bad one."""
+        token = token or bearer_of(headers)
+        if self._tokens:
+            return None if token is None else self._tokens.identity(token)
+        answer = self._authenticate(token, headers) if self._authenticate else None
+        return await answer if inspect.isawaitable(answer) else answer
+
+    async def permit(self, identity: Identity, method: str, params: Mapping[str, Any]) -> None:
+        """Raise NotAllowed unless this is allowed."""
+        answer = self._may(identity, method, params)
+        if not (await answer if inspect.isawaitable(answer) else answer):
+            whom = f" for {params['uid']!r}" if isinstance(params.get("uid"), str) else ""
+            raise NotAllowed(f"the token of {identity.uid!r} does not allow `{method}`{whom}")
+
+    async def open(self, client: Client, uid: str, **options: Any) -> "Session":
+        """Begin the session of a client. Raise TooManySockets, InvalidInput, TryAgain."""
+        most = self.settings.user_sockets
+        if self._sockets[uid] >= most:
+            raise TooManySockets(f"{uid!r} has {most} sockets, as many as a user may have (IM_WEB_USER_SOCKETS)")
+        self._sockets[uid] += 1  # before the wait: others may come meanwhile
+        try:
+            return await self.gateway.open(uid, tag=client, **options)
+        except BaseException:
+            self._left(uid)
+            raise
+
+    def end(self, session: "Session") -> None:
+        """End a session: what its client has acked is acked."""
+        self._left(session.uid)
+        if not self.is_stopping:  # or `close` ends all of them at once
+            self._run(self.gateway.end(session))
+
+    def _left(self, uid: str) -> None:
+        self._sockets[uid] -= 1
+        if self._sockets[uid] <= 0:
+            del self._sockets[uid]
+
+    async def starts(self, session: "Session") -> list[dict[str, object]]:
+        """Return for each group of a session that has just begun what is acked and unread, and where it begins."""
+        counts: Mapping[str, int] = {}
+        if any(start.unread is None for start in session.starts.values()):
+            counts = {each.gid: each.unread for each in await self.chat.unread(session.uid)}
+        return [
+            {
+                "gid": gid,
+                "last_ack_msgid": start.last_ack_msgid,
+                "unread": counts.get(gid, 0) if start.unread is None else start.unread,
+                "after": start.after,
+            }
+            for gid, start in session.starts.items()
+        ]
+
+    async def positions(self, session: "Session") -> list[dict[str, object]]:
+        """Return the same of a session that has begun before: where it is now."""
+        points = {**session.resume_points, **session.cursors}
+        after = {gid: point.msgid for gid, point in points.items() if point is not None and point.msgid is not None}
+        return [
+            {
+                "gid": each.gid,
+                "last_ack_msgid": each.last_ack_msgid,
+                "unread": each.unread,
+                "after": msgids.unpack_offset(after[each.gid]) if each.gid in after else each.last_ack_msgid,
+            }
+            for each in await self.chat.unread(session.uid)
+        ]
+
+    def pause(self, session: "Session") -> None:
+        self.gateway.pause(session)
+
+    def resume(self, session: "Session") -> None:
+        self.gateway.resume(session)
+
+    def demo_token(self, uid: str, users: list[str]) -> str:
+        """Return a token for a user of the demo."""
+        if self._tokens is None:
+            raise NotAllowed("tokens are made elsewhere")
+        return self._tokens.issue(uid, DEMO_TTL_S, demo=users)
+
+    # Calls.
+
+    async def perform(self, request: Request, client: Client) -> Any:
+        """Perform a call that came on a socket. Raise RpcError or ImError."""
+        if request.method == "connect":
+            given = arguments(METHODS["connect"].parameters, request.params)
+            return await self._perform(request, await client.identify(given.get("token")), client)
+        if client.identity is None:
+            raise NotAuthenticated("the first call is `connect`, with a token")
+        return await self._perform(request, client.identity, client)
+
+    async def perform_http(self, request: Request, identity: Identity) -> Any:
+        """Perform a call that came by HTTP. Raise RpcError or ImError."""
+        if not identity.is_server and not self._rate_of(identity.uid).take():
+            raise TooManyCalls("too many calls a second (IM_WEB_CALLS_PER_S): wait before the next")
+        if self._http_calls >= HTTP_CALLS:
+            raise TooManyCalls(f"{HTTP_CALLS} calls are in hand: send this one again")
+        self._http_calls += 1
+        try:
+            return await self._perform(request, identity, None)
+        finally:
+            self._http_calls -= 1
+
+    async def _perform(self, request: Request, identity: Identity, client: Client | None) -> Any:
+        method = self._method(request)
+        self.metrics.calls.add(1, method.name)
+        try:
+            return await self._permitted(method, request, identity, client)
+        except (RpcError, ImError) as error:
+            name = str(error.code) if isinstance(error, RpcError) else jsonrpc.public_name(error)
+            self.metrics.errors.add(1, method.name, name)
+            raise
+
+    async def _permitted(self, method: Method, request: Request, identity: Identity, client: Client | None) -> Any:
+        await self.permit(identity, request.method, request.params)
+        uid = request.params.get("uid")
+        if uid is None and not identity.is_server:
+            uid = identity.uid
+        return await method.perform(Caller(self, identity, uid, client, request.is_notification), request.params)
+
+    def _method(self, request: Request) -> Method:
+        method = self.methods.get(request.method)
+        if method is None:
+            self.metrics.calls.add(1, "unknown")
+            self.metrics.errors.add(1, "unknown", str(METHOD_NOT_FOUND))
+            raise RpcError(METHOD_NOT_FOUND, f"there is no method {request.method[:100]!r}")
+        return method
+
+    def folds(self, request: Request, client: Client) -> bool:
+        """Take an ack that has no answer at once, if nothing has to be asked before: there are very many of them."""
+        params = request.params
+        if request.method != "ack" or self._may is not default_may or params.keys() != _ACK_KEYS:
+            return False
+        if client.session is None or client.identity is None:
+            return False
+        self.metrics.calls.add(1, "ack")
+        self.received(client.session, params["gid"], params["msgid"])
+        return True
+
+    def received(self, session: "Session", gid: str, msgid: str) -> None:
+        """Take an ack that has no answer, wrong ones too."""
+        self.metrics.acks_received.add(1)
+        try:
+            self.gateway.received(session, gid, msgid)
+        except ImError as error:
+            log.debug("an ack was not taken: %s", error)
+
+    def fault(self, method: str, error: Exception) -> RpcError:
+        """Log a fault of the program, and return what its caller gets instead."""
+        log.error("the method %s has failed", method, exc_info=error)
+        return RpcError(INTERNAL_ERROR, "the server has failed: its log says why")
+
+    def _rate_of(self, uid: str) -> RateLimit:
+        rate = self._rates.pop(uid, None) or RateLimit(self.settings.calls_per_s, self.settings.calls_burst)
+        self._rates[uid] = rate
+        if len(self._rates) > RATES_KEPT:
+            self._rates.popitem(last=False)
+        return rate
+
+    # Events.
+
+    async def _pump_events(self) -> None:
+        while True:
+            try:
+                events = await self.gateway.poll(POLL_S)
+            except ImError as error:
+                log.error("live delivery waits: %s", error)
+                await asyncio.sleep(PAUSE_S)
+                continue
+            for event in events:
+                frame = Frame(frame_text(event))
+                for session in event.sessions:
+                    session.tag.push(frame)
+                self._count(event)
+
+    def _count(self, event: "Event") -> None:
+        copies = len(event.sessions)
+        if isinstance(event, NewMessage):
+            self.metrics.messages.add(copies)
+            self.metrics.pushed_s.observe(time.time() - msgids.time_ms(event.msgid) / 1000, copies)
+        elif isinstance(event, ReceiptsChanged):
+            self.metrics.receipts.add(copies * len(event.receipts))
+
+    # Health.
+
+    async def redis_trouble(self) -> str | None:
+        """Return why Redis does not answer, None if it does."""
+        try:
+            async with asyncio.timeout(HEALTH_S):
+                await self.chat.online(["-"])
+        except TimeoutError:
+            return str(RedisUnavailable(f"Redis has not answered within {HEALTH_S:g} s"))
+        except ImError as error:
+            return str(error)
+        return None
+
+    async def sql_trouble(self) -> str | None:
+        """Return why the SQL database cannot be used, None if it can."""
+        try:
+            async with asyncio.timeout(HEALTH_S):
+                await self.chat.open_database()
+        except TimeoutError:
+            return f"the database has not answered within {HEALTH_S:g} s"
+        except ImError as error:
+            return str(error)
+        return None
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something that nobody waits for."""
+
+        async def logged() -> None:
+            try:
+                await work
+            except ImError as error:
+                log.warning("%s", error)
+
+        task = asyncio.create_task(logged())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+_ACK_KEYS = {"gid", "msgid"}
+
+
+def frame_text(event: "Event") -> bytes:
+    """Return the notification of an event."""
+    match event:
+        case NewMessage():
+            return jsonrpc.notification("message", record_of(event.message))
+        case ReceiptsChanged():
+            return jsonrpc.notification("receipts", {"receipts": [receipt_record(each) for each in event.receipts]})
+        case Gap():
+            return jsonrpc.notification(
+                "gap", {"gid": event.gid, "from_msgid": event.from_msgid, "to_msgid": event.to_msgid}
+            )
+        case Joined():
+            return jsonrpc.notification("joined", {"gid": event.gid})
+        case Left():
+            return jsonrpc.notification("left", {"gid": event.gid})

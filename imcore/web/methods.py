@@ -1,0 +1,386 @@
+"""The methods of the protocol: one function for each. Their parameters, and the OpenRPC document, come from these.
+
+A user's token speaks for its user only, and asks about this user's groups only. A server's token names a user by `uid`
+for whom it speaks; it may ask about any group without one.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from inspect import cleandoc
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from imcore.errors import ImError, InvalidInput, NotAllowed, NotMember, UnknownGroup, UnknownMessage
+from imcore.model.records import Record, record_of, status_record, tally_record
+from imcore.model.values import Group, MessageTally, Receipt
+from imcore.web.auth import DEMO, Identity
+from imcore.web.parameters import Parameter, ReceiptObject, Schema, arguments, parameters_of
+
+if TYPE_CHECKING:
+    from imcore.aio import AsyncChat
+    from imcore.gateway.fanout import Session
+    from imcore.web.client import Client
+    from imcore.web.hub import Hub
+
+T = TypeVar("T")
+
+MOST_LISTED = 1000
+"""Members, tallies or messages in one answer."""
+MOST_MESSAGES = 200
+"""Messages of a page of history."""
+
+FOR_WHOM = Parameter("uid", {"type": "string"}, is_required=False, default=None)
+"""A parameter of every method, for a server's token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, for whom, and on what socket. `uid` is None for a server that names nobody."""
+
+    hub: "Hub"
+    identity: Identity
+    uid: str | None
+    client: "Client | None" = None
+    is_notification: bool = False
+
+    @property
+    def chat(self) -> "AsyncChat":
+        return self.hub.chat
+
+    @property
+    def user(self) -> str:
+        """The user for whom it is done."""
+        return self.identity.uid if self.uid is None else self.uid
+
+    @property
+    def session(self) -> "Session | None":
+        """The session of this socket, if it is this user's."""
+        session = self.client.session if self.client else None
+        return session if session and session.uid == self.user else None
+
+    async def check_member(self, gid: str) -> None:
+        """Raise NotMember unless the group is the user's own, or a server asks for nobody."""
+        if self.uid is not None:
+            await self.chat.member(gid, self.uid)
+
+
+Function = Callable[..., Coroutine[Any, Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method. `is_ordered`: calls of one socket are performed in their order."""
+
+    name: str
+    function: Function
+    summary: str
+    parameters: tuple[Parameter, ...]
+    result: Schema
+    is_ordered: bool
+    is_folded: bool
+    """As a notification it is folded with others and sent later."""
+    is_server_only: bool
+    is_demo_only: bool
+
+    async def perform(self, caller: Caller, params: Mapping[str, Any]) -> Any:
+        """Perform it. Raise RpcError for wrong parameters, ImError for a refusal."""
+        given = arguments(self.parameters, params)
+        given.pop(FOR_WHOM.name, None)
+        return await self.function(caller, **given)
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(
+    result: Schema, *, ordered: bool = False, folded: bool = False, server_only: bool = False, demo_only: bool = False
+) -> Callable[[Function], Function]:
+    """Make a function a method: its keyword-only parameters are the method's, its docstring the description."""
+
+    def decorate(function: Function) -> Function:
+        name = function.__name__
+        known = (*parameters_of(function), FOR_WHOM)
+        if demo_only:
+            known = parameters_of(function)
+        METHODS[name] = Method(
+            name, function, cleandoc(function.__doc__ or ""), known, result, ordered, folded, server_only, demo_only
+        )
+        return function
+
+    return decorate
+
+
+def ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def list_of(schema: Schema) -> Schema:
+    return {"type": "array", "items": schema}
+
+
+MESSAGE, SENT, TALLY = ref("Message"), ref("SentMessage"), ref("Tally")
+
+
+@method(ref("Connected"), ordered=True)
+async def connect(
+    caller: Caller,
+    *,
+    token: str | None = None,  # noqa: ARG001 (it was looked at before)
+    start: Literal["unread", "live"] | None = None,
+    after: dict[str, str] | None = None,
+    most: int | None = None,
+) -> Any:
+    """Begin the session of this socket, or go on with a new token.
+
+    `start` says where a group begins: at what was not acked (`unread`) or with what comes from now on (`live`). A group
+    in `after` begins exactly after that msgid. Of what was missed, the newest `most` messages of a group come, after a
+    `gap`. The answer comes before any notification, and says for each group after which msgid the server goes on.
+    """
+    if caller.client is None:
+        raise InvalidInput("`connect` is for a socket: here the token comes with each request")
+    return await caller.client.connect(caller.identity, caller.user, start=start, after=after, most=most)
+
+
+@method(SENT, ordered=True)
+async def send(
+    caller: Caller,
+    *,
+    gid: str,
+    content: str,
+    client_msgid: str | None = None,
+    meta: dict[str, Any] | None = None,
+) -> Any:
+    """Send a message to a group. With a client_msgid it is safe to repeat."""
+    sent = await caller.chat.send(gid, content, sender_uid=caller.user, client_msgid=client_msgid, meta=meta)
+    return {**record_of(sent), "recipients": sent.recipients}
+
+
+@method(SENT, ordered=True)
+async def send_direct(
+    caller: Caller,
+    *,
+    to: str,
+    content: str,
+    client_msgid: str | None = None,
+    meta: dict[str, Any] | None = None,
+) -> Any:
+    """Send a message to one user. The first one creates the chat of the two."""
+    sent = await caller.chat.send_direct(to, content, sender_uid=caller.user, client_msgid=client_msgid, meta=meta)
+    return {**record_of(sent), "recipients": sent.recipients}
+
+
+@method(ref("Ack"), ordered=True, folded=True)
+async def ack(caller: Caller, *, gid: str, msgid: str | None = None) -> Any:
+    """Confirm that everything up to a message was shown, the newest if none is given. Older acks change nothing.
+
+    As a notification it is folded with others and sent some time later; a mistake in it has no answer.
+    """
+    if caller.is_notification and caller.session and msgid is not None:
+        caller.hub.received(caller.session, gid, msgid)
+        return None
+    return record_of(await caller.chat.ack(caller.user, gid, msgid))
+
+
+@method(list_of(ref("Unread")))
+async def unread(caller: Caller) -> Any:
+    """Return how many messages the user has not read, for each group."""
+    return [record_of(each) for each in await caller.chat.unread(caller.user)]
+
+
+@method(list_of(ref("Receipt")))
+async def receipts(caller: Caller, *, limit: int | None = None) -> Any:
+    """Return the receipts of the user's messages that are not confirmed. They come again until they are."""
+    return [
+        receipt_record(each) for each in await caller.chat.receipts(caller.user, limit=_at_most(MOST_LISTED, limit))
+    ]
+
+
+@method(ref("Confirmed"), folded=True)
+async def confirm_receipts(caller: Caller, *, receipts: list[ReceiptObject]) -> Any:
+    """Confirm receipts that were kept. What is not confirmed comes again with the next session."""
+    values = [Receipt(**receipt) for receipt in receipts]
+    if caller.is_notification and caller.session:
+        caller.hub.gateway.confirm_receipts(caller.session, values)
+        return None
+    return {"confirmed": await caller.chat.confirm_receipts(caller.user, values)}
+
+
+@method(list_of(ref("Group")))
+async def groups(caller: Caller) -> Any:
+    """Return the user's groups."""
+    gids = await caller.chat.groups_of(caller.user)
+    answers = await asyncio.gather(*map(caller.chat.group, gids), return_exceptions=True)
+    return [record_of(answer) for answer in _without(UnknownGroup, answers)]
+
+
+@method(ref("Group"))
+async def group(caller: Caller, *, gid: str) -> Any:
+    """Return a group."""
+    await caller.check_member(gid)
+    return record_of(await caller.chat.group(gid))
+
+
+@method(list_of(MESSAGE))
+async def pull(caller: Caller, *, gid: str | None = None, limit: int | None = None) -> Any:
+    """Return what the user has not acked, oldest first, without gaps; of all groups without a gid."""
+    pulled = await caller.chat.pull(caller.user, gid, limit=_at_most(MOST_MESSAGES, limit))
+    return [record_of(message) for message in pulled]
+
+
+@method(ref("HistoryPage"))
+async def history(
+    caller: Caller,
+    *,
+    gid: str,
+    before: str | None = None,
+    after: str | None = None,
+    around: str | None = None,
+    first_unread: bool = False,
+    limit: int = 50,
+) -> Any:
+    """Return a page of what the user may see of a group, oldest first, and whether there are older and newer ones."""
+    page = await caller.chat.history(
+        caller.user,
+        gid,
+        before=before,
+        after=after,
+        around=around,
+        first_unread=first_unread,
+        limit=min(limit, MOST_MESSAGES),
+    )
+    return {"messages": [record_of(each) for each in page.messages], "older": page.older, "newer": page.newer}
+
+
+@method({"oneOf": [ref("MessageStatus"), list_of(ref("MessageTally"))]})
+async def status(caller: Caller, *, gid: str, msgid: str | None = None, limit: int = 20) -> Any:
+    """Return who has read a message, and when, and who has not. Without a msgid: tallies of the newest messages."""
+    if msgid is not None:
+        await _check_visible(caller, gid, msgid)
+        return status_record(await caller.chat.message_status(gid, msgid))
+    limit = min(limit, MOST_MESSAGES)
+    if caller.uid is None:
+        return [tally_record(tally) for tally in await caller.chat.status(gid, limit=limit)]
+    page = await caller.chat.history(caller.uid, gid, limit=limit)
+    counts = {each.msgid: each for each in await caller.chat.tallies(gid, [each.msgid for each in page.messages])}
+    return [
+        tally_record(MessageTally(each, counts[each.msgid].read, counts[each.msgid].unread))
+        for each in page.messages
+        if each.msgid in counts
+    ]
+
+
+@method(list_of(TALLY))
+async def tallies(caller: Caller, *, gid: str, msgids: list[str]) -> Any:
+    """Return how many have read each of these messages and how many have not. Unknown msgids are left out."""
+    _check_count(msgids, "msgids")
+    await caller.check_member(gid)
+    return [record_of(tally) for tally in await caller.chat.tallies(gid, msgids)]
+
+
+@method(list_of(ref("Member")))
+async def members(caller: Caller, *, gid: str, uids: list[str] | None = None, after: str | None = None) -> Any:
+    """Return members of a group by uid: these ones, or the first 1000, or the next after a uid."""
+    await caller.check_member(gid)
+    if uids is not None:
+        _check_count(uids, "uids")
+        return [record_of(member) for member in await _members(caller, gid, uids)]
+    found: list[Record] = []
+    async for member in caller.chat.members(gid):
+        if after is None or member.uid > after:
+            found.append(record_of(member))
+        if len(found) == MOST_LISTED:
+            break
+    return found
+
+
+@method(list_of({"type": "string"}))
+async def online(caller: Caller, *, gid: str | None = None, uids: list[str] | None = None) -> Any:
+    """Return the uids of those who have a live session: of these members of a group, or of all its members."""
+    if gid is None:
+        if caller.uid is not None or uids is None:
+            raise InvalidInput("give the gid of a group that they are in")
+        _check_count(uids, "uids")
+        return sorted(await caller.chat.online(uids))
+    await caller.check_member(gid)
+    if uids is None:
+        if (await caller.chat.group(gid)).members > MOST_LISTED:
+            raise InvalidInput(f"the group has more than {MOST_LISTED} members: give uids")
+        return [member.uid async for member in caller.chat.members(gid) if member.online]
+    _check_count(uids, "uids")
+    return [member.uid for member in await _members(caller, gid, uids) if member.online]
+
+
+@method(MESSAGE, ordered=True)
+async def recall(caller: Caller, *, gid: str, msgid: str, admin: bool = False) -> Any:
+    """Recall a message: its content is gone for good. Return the tombstone. With `admin` a server recalls any."""
+    if admin and not caller.identity.is_server:
+        raise NotAllowed("only a server's token may recall what others have sent")
+    return record_of(await caller.chat.recall(gid, msgid, by=caller.user, admin=admin))
+
+
+@method(ref("GroupSize"), ordered=True, server_only=True)
+async def create_group(caller: Caller, *, gid: str, uids: list[str] | None = None) -> Any:
+    """Create a group. The same group with the same members again changes nothing."""
+    return _size(await caller.chat.create_group(gid, uids or ()))
+
+
+@method(ref("GroupSize"), ordered=True, server_only=True)
+async def add_members(caller: Caller, *, gid: str, uids: list[str]) -> Any:
+    """Let users join a group. Members stay as they are."""
+    return _size(await caller.chat.add_members(gid, uids))
+
+
+@method(ref("GroupSize"), ordered=True, server_only=True)
+async def remove_members(caller: Caller, *, gid: str, uids: list[str]) -> Any:
+    """Let members leave a group. What they had read stays read."""
+    return _size(await caller.chat.remove_members(gid, uids))
+
+
+@method(ref("Token"), demo_only=True)
+async def demo_token(caller: Caller, *, uid: str) -> Any:
+    """Return a token for a user of the demo (`im up --web`)."""
+    users = caller.identity.claims.get(DEMO)
+    if not isinstance(users, list) or uid not in users:
+        raise NotAllowed(f"{uid!r} is no user of a demo that this token is for")
+    return {"token": caller.hub.demo_token(uid, users)}
+
+
+def _at_most(most: int, limit: int | None) -> int:
+    return most if limit is None else min(limit, most)
+
+
+def receipt_record(receipt: Receipt) -> Record:
+    """Return the object of a receipt, with the version that confirms it."""
+    return {**record_of(receipt), "version": receipt.version}
+
+
+def _without(error: type[ImError], answers: Iterable[T | BaseException]) -> Iterator[T]:
+    """Yield the answers, and leave this error out. Raise any other one."""
+    for answer in answers:
+        if not isinstance(answer, BaseException):
+            yield answer
+        elif not isinstance(answer, error):
+            raise answer
+
+
+def _size(changed: Group) -> Record:
+    return {"gid": changed.gid, "members": changed.members}
+
+
+def _check_count(items: list[str], what: str) -> None:
+    if len(items) > MOST_LISTED:
+        raise InvalidInput(f"{what} are {len(items)}: give at most {MOST_LISTED} at a time")
+
+
+async def _check_visible(caller: Caller, gid: str, msgid: str) -> None:
+    """Raise UnknownMessage for a message from before the user's join."""
+    if caller.uid is not None:
+        page = await caller.chat.history(caller.uid, gid, around=msgid, limit=1)
+        if all(each.msgid != msgid for each in page.messages):
+            raise UnknownMessage(f"{msgid} is no message of {gid!r} that {caller.uid!r} may see")
+
+
+async def _members(caller: Caller, gid: str, uids: list[str]) -> list[Any]:
+    """Return those of the users who are members."""
+    answers = await asyncio.gather(*(caller.chat.member(gid, uid) for uid in uids), return_exceptions=True)
+    return list(_without(NotMember, answers))
