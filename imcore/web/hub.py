@@ -23,6 +23,7 @@ from imcore.errors import (
 from imcore.gateway.fanout import Gap, Joined, Left, NewMessage, ReceiptsChanged
 from imcore.metrics import WebMetrics
 from imcore.model.records import record_of
+from imcore.operations import queries
 from imcore.web import jsonrpc
 from imcore.web.auth import Identity, Tokens, bearer_of
 from imcore.web.client import GOING_AWAY, Client
@@ -228,6 +229,7 @@ class Hub:
             {
                 "gid": gid,
                 "last_ack_msgid": start.last_ack_msgid,
+                "last_msgid": start.last_msgid,
                 "unread": counts.get(gid, 0) if start.unread is None else start.unread,
                 "after": start.after,
             }
@@ -242,11 +244,16 @@ class Hub:
             {
                 "gid": each.gid,
                 "last_ack_msgid": each.last_ack_msgid,
+                "last_msgid": each.last_msgid,
                 "unread": each.unread,
                 "after": msgids.unpack_offset(after[each.gid]) if each.gid in after else each.last_ack_msgid,
             }
             for each in await self.chat.unread(session.uid)
         ]
+
+    async def dataset(self) -> str | None:
+        """Return the name of the data: a client's database is for one. None while there is no data."""
+        return await self.chat.performer.perform(queries.dataset())
 
     def pause(self, session: "Session") -> None:
         self.gateway.pause(session)

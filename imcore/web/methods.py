@@ -134,7 +134,8 @@ async def connect(
 
     `start` says where a group begins: at what was not acked (`unread`) or with what comes from now on (`live`). A group
     in `after` begins exactly after that msgid. Of what was missed, the newest `most` messages of a group come, after a
-    `gap`. The answer comes before any notification, and says for each group after which msgid the server goes on.
+    `gap`. The answer comes before any notification, and says for each group after which msgid the server goes on, and
+    which is the newest. `dataset` names the data: what a client has kept of another one is of no use.
     """
     if caller.client is None:
         raise InvalidInput("`connect` is for a socket: here the token comes with each request")

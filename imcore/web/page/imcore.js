@@ -549,7 +549,7 @@ export class ImClient extends EventTarget {
   }
 
   async #connected(connection, { groups, dataset }) {
-    if (dataset !== undefined && (await this.#local.bind(dataset))) await this.#loadGroups();
+    if (dataset && (await this.#local.bind(dataset))) await this.#loadGroups();
     const gids = new Set(groups.map(({ gid }) => gid));
     for (const gid of this.#groups.keys()) if (!gids.has(gid)) await this.#left(gid);
     for (const { gid, last_ack_msgid, last_msgid, unread, after } of groups) {
