@@ -85,7 +85,8 @@ class Method:
     async def perform(self, caller: Caller, params: Mapping[str, Any]) -> Any:
         """Perform it. Raise RpcError for wrong parameters, ImError for a refusal."""
         given = arguments(self.parameters, params)
-        given.pop(FOR_WHOM.name, None)
+        if FOR_WHOM in self.parameters:  # the caller knows it; `demo_token` has a parameter of that name
+            given.pop(FOR_WHOM.name, None)
         return await self.function(caller, **given)
 
 

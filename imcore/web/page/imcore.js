@@ -1570,6 +1570,7 @@ class Page {
   async #messagesCame(gid) {
     const { last, unread } = this.#client.group(gid);
     if (this.#isOpen(gid)) await this.#timeline.update();
+    if (this.#isOpen(gid) && !$('presence').textContent) this.#askPresence(); // the first message has made the chat
     if (unread && last) $('heard').textContent = T.heard(this.#isOpen(gid) ? last.sender_uid : this.#titleOf(gid), last.content || T.recalled);
   }
 
@@ -1756,8 +1757,10 @@ class Page {
 
   #keyInLog(event) {
     const row = event.target.closest('.row');
-    if (event.key === 'Enter' && row === event.target) row.querySelector('.tick:not([hidden]), .refusal:not([hidden]) button')?.click();
-    else if (event.key === 'Escape') $('composer').querySelector('textarea').focus();
+    if (event.key === 'Enter' && row === event.target) {
+      event.preventDefault(); // or the same key would press the first button of the dialog
+      row.querySelector('.tick:not([hidden]), .refusal:not([hidden]) button')?.click();
+    } else if (event.key === 'Escape') $('composer').querySelector('textarea').focus();
     else moveFocus(event, this.#timeline.rows(), row);
   }
 
