@@ -116,7 +116,7 @@ def test_a_frame_that_is_too_large_is_an_error_and_the_end(web: WebServer, chat:
             assert "IM_WEB_MAX_FRAME_BYTES" in client.others[0]["error"]["message"]
         async with WebClient(web.url) as client:
             await client.connect(start="live")
-            await client.send("x" * 20_000_000)
+            await client.send("x" * 1_000_000)
             assert await client.until_closed() == 1009
         await goes_on(web, chat, gid)
 
