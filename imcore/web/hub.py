@@ -62,7 +62,10 @@ def default_may(identity: Identity, method: str, params: Mapping[str, Any]) -> b
     """A server may all. A user may not change groups, nor speak for others."""
     if identity.is_server:
         return True
-    is_for_servers = method in METHODS and METHODS[method].is_server_only
+    known = METHODS.get(method)
+    if known and known.is_demo_only:  # it looks itself for whom the token is
+        return True
+    is_for_servers = known is not None and known.is_server_only
     return not is_for_servers and params.get("uid") in {None, identity.uid}
 
 
