@@ -24,11 +24,13 @@ SESSIONS_PER_PULL = 1000
 class SessionStart(NamedTuple):
     """Where a session began in one group, as of its `open`.
 
-    `begin` and `offset` are packed msgids. `unread` is the user's count; None if only SQL knows it: ask `Chat.unread`.
+    `begin`, `offset` and `last`, the newest message, are packed msgids. `unread` is the user's count; None if only SQL
+    knows it: ask `Chat.unread`.
     """
 
     begin: int
     offset: int
+    last: int
     unread: int | None
 
     @property
@@ -39,6 +41,11 @@ class SessionStart(NamedTuple):
     @property
     def last_ack_msgid(self) -> str | None:
         return msgids.unpack_offset(self.offset)
+
+    @property
+    def last_msgid(self) -> str | None:
+        """The newest message; None while there is none."""
+        return msgids.unpack_offset(self.last)
 
 
 @dataclass(eq=False, slots=True)

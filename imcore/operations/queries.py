@@ -8,7 +8,7 @@ from imcore import msgid as msgids
 from imcore.errors import ImError, UnknownMessage
 from imcore.model.rows import MessageRow
 from imcore.model.values import Message
-from imcore.operations.effects import Effects, SqlQuery, call_apart, call_many, raised
+from imcore.operations.effects import Effects, SqlQuery, call, call_apart, call_many, raised
 from imcore.streams import wire
 from imcore.streams.calls import group_calls, message_calls, receipt_calls
 from imcore.streams.calls.call import Trimmed
@@ -267,3 +267,8 @@ def _counts(space: Keyspace, wanted: Mapping[str, Sequence[tuple[int, str, int |
         counts = [answer] * len(part) if isinstance(answer, ImError) else answer
         tallies.update(((gid, message[0]), count) for message, count in zip(part, counts, strict=True))
     return tallies
+
+
+def dataset() -> Effects[str | None]:
+    """Return the name of the data in Redis; None while there is none."""
+    return (yield from call(group_calls.dataset()))

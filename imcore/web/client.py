@@ -139,13 +139,16 @@ class Client:
             self.session = await self.hub.open(self, uid, **given)
             if self._is_closed:  # meanwhile
                 self.hub.end(self.session)
-            return {"uid": uid, "groups": await self.hub.starts(self.session)}
+            return await self._connected(uid, await self.hub.starts(self.session))
         if uid != self.session.uid:
             raise NotAllowed(f"this session is {self.session.uid!r}'s: connect anew for another user")
         if given:
             raise InvalidInput("the session has begun: `connect` takes only a new token now")
         self._accept(identity)
-        return {"uid": uid, "groups": await self.hub.positions(self.session)}
+        return await self._connected(uid, await self.hub.positions(self.session))
+
+    async def _connected(self, uid: str, groups: list[dict[str, object]]) -> dict[str, object]:
+        return {"uid": uid, "dataset": await self.hub.dataset(), "groups": groups}
 
     def _accept(self, identity: Identity) -> None:
         self.identity = identity

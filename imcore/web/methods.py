@@ -85,7 +85,8 @@ class Method:
     async def perform(self, caller: Caller, params: Mapping[str, Any]) -> Any:
         """Perform it. Raise RpcError for wrong parameters, ImError for a refusal."""
         given = arguments(self.parameters, params)
-        given.pop(FOR_WHOM.name, None)
+        if FOR_WHOM in self.parameters:  # the caller knows it; `demo_token` has a parameter of that name
+            given.pop(FOR_WHOM.name, None)
         return await self.function(caller, **given)
 
 
@@ -134,7 +135,8 @@ async def connect(
 
     `start` says where a group begins: at what was not acked (`unread`) or with what comes from now on (`live`). A group
     in `after` begins exactly after that msgid. Of what was missed, the newest `most` messages of a group come, after a
-    `gap`. The answer comes before any notification, and says for each group after which msgid the server goes on.
+    `gap`. The answer comes before any notification, and says for each group after which msgid the server goes on, and
+    which is the newest. `dataset` names the data: what a client has kept of another one is of no use.
     """
     if caller.client is None:
         raise InvalidInput("`connect` is for a socket: here the token comes with each request")

@@ -68,7 +68,11 @@ SCHEMAS: dict[str, Schema] = {
     "Member": _object({**_POSITION, "uid": _TEXT, "online": _FLAG}),
     "HistoryPage": _object({"messages": list_of(MESSAGE), "older": _FLAG, "newer": _FLAG}),
     "Connected": _object(
-        {"uid": _TEXT, "groups": list_of(_object({**_POSITION, "after": _or_null(_TEXT)}))},
+        {
+            "uid": _TEXT,
+            "dataset": _or_null(_TEXT),
+            "groups": list_of(_object({**_POSITION, "last_msgid": _or_null(_TEXT), "after": _or_null(_TEXT)})),
+        },
     ),
     "Confirmed": _object({"confirmed": _COUNT}),
 }
